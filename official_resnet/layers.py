@@ -1,5 +1,8 @@
-"""Keras layers that Keras lacks or runs slowly."""
+"""Keras layers that Keras lacks or runs slowly, and what turns them into stock ones."""
+import collections
+
 import keras
+import numpy as np
 import tensorflow as tf
 
 
@@ -68,3 +71,55 @@ def to_stock(model):
     stock = keras.models.clone_model(model, clone_function=clone)
     stock.set_weights(model.get_weights())
     return stock
+
+
+def fold_batch_norm(model, dtype=None):
+    """Return a functional model that computes the same in inference, with BN inside the convolutions before it.
+
+    A convolution followed by BN alone becomes one with scaled kernel and a bias, in stock Keras layers; of v1
+    and v1.5 nothing is left of BN, of v2 the BNs that follow a sum or another BN's ReLU stay. Not for training.
+
+    Args:
+        model: a functional keras.Model; left as it is.
+        dtype: 'bfloat16' or 'float16' stores and computes in 16 bits (BN that stays and logits apart);
+            None keeps each layer's own policy.
+    """
+    producers = {id(layer.output): layer for layer in model.layers}
+    num_readers = collections.Counter(id(tensor) for layer in model.layers if not isinstance(
+        layer, keras.layers.InputLayer) for tensor in keras.tree.flatten(layer.input))
+    num_readers.update(id(tensor) for tensor in model.outputs)
+    norms = {}  # name of a convolution -> the BN that it swallows
+    for norm in model.layers:
+        if isinstance(norm, keras.layers.BatchNormalization):
+            conv = producers.get(id(norm.input))
+            if isinstance(conv, keras.layers.Conv2D) and conv.activation is keras.activations.linear and (
+                    num_readers[id(conv.output)] == 1):
+                norms[conv.name] = norm
+    swallowed = {norm.name for norm in norms.values()}
+
+    def clone(layer):
+        config = layer.get_config()
+        if layer.name in norms:
+            config['use_bias'] = True
+        if dtype and layer.output is not model.output:
+            config['dtype'] = f'mixed_{dtype}' if isinstance(layer, keras.layers.BatchNormalization) else dtype
+        return layer.__class__.from_config(config)
+
+    def call(layer, *args, **kwargs):
+        return args[0] if layer.name in swallowed else layer(*args, **kwargs)
+
+    folded = keras.models.clone_model(model, clone_function=clone, call_function=call)
+    for layer in folded.layers:
+        if layer.weights:
+            old = model.get_layer(layer.name)
+            layer.set_weights(_folded_weights(old, norms[layer.name]) if layer.name in norms else old.get_weights())
+    return folded
+
+
+def _folded_weights(conv, norm):
+    """Return [kernel, bias] of a convolution and the BN behind it, computed in float64."""
+    mean, variance = (np.asarray(value, 'float64') for value in (norm.moving_mean, norm.moving_variance))
+    scale = (np.asarray(norm.gamma, 'float64') if norm.scale else 1.0) / np.sqrt(variance + norm.epsilon)
+    bias = (np.asarray(conv.bias, 'float64') if conv.use_bias else 0.0) - mean
+    offset = np.asarray(norm.beta, 'float64') if norm.center else 0.0
+    return [np.asarray(conv.kernel, 'float64') * scale, bias * scale + offset]  # kernel [h, w, in, out]

@@ -108,3 +108,58 @@ def test_saved_model_loads_and_to_stock_needs_nothing_of_ours(tmp_path):
     assert all(type(layer).__module__.startswith('keras.') for layer in stock.layers)
     assert not stock.get_layer('group1_block1_bn1').trainable
     np.testing.assert_allclose(stock(images), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+def randomize(model):
+    """Statistics, scales and offsets at which folding has something to do."""
+    random = np.random.default_rng(0)
+    for variable in model.variables:
+        if variable.name in ('gamma', 'moving_variance'):
+            variable.assign(random.uniform(0.5, 1.5, variable.shape))
+        elif variable.name in ('beta', 'moving_mean', 'bias'):
+            variable.assign(random.normal(0, 0.1, variable.shape))
+
+
+@pytest.mark.parametrize('variant,num_left', [
+    ('resnet20_v1', 0), ('resnet50_v1.5', 0), ('resnet20_v2', 10), ('seresnet50_v1', 0), ('resnet50_d', 0),
+    ('resnext29_32x4d', 0), ('mnist_resnet14', 0)])
+def test_folded_model_is_equal(variant, num_left):
+    """Of v2, the BN before each block's first convolution follows a sum, and the last one too: 9 + 1 in ResNet-20."""
+    spec = resnet_model.VARIANTS[variant]
+    shape = resnet_model.IMAGE_SHAPES[spec.stem]
+    model = resnet_model.build_model(variant, 10)
+    randomize(model)
+    before = model.get_weights()
+    folded = layers.fold_batch_norm(model)
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+    images = np.random.default_rng(1).normal(size=(2, 33, 33, shape[-1]) if shape[0] is None else (2, *shape))
+    expected = model(images.astype('float32')).numpy()
+    np.testing.assert_allclose(folded(images.astype('float32')), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    norms = [layer for layer in folded.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    assert len(norms) == num_left
+    if not num_left:
+        assert {type(layer).__module__.split('.')[0] for layer in folded.layers} == {'keras'}
+    features = resnet_model.features(folded)(images.astype('float32'))
+    np.testing.assert_allclose(features['logits'], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_folded_in_bfloat16_stores_half_and_answers_in_float32():
+    model = resnet_model.cifar_resnet(20, version='2')
+    randomize(model)
+    folded = layers.fold_batch_norm(model, 'bfloat16')
+    images = np.random.default_rng(1).normal(size=(4, 32, 32, 3)).astype('float32')
+    expected, got = model(images).numpy(), folded(images)
+    assert got.dtype == 'float32' and folded.get_layer('stem_conv').kernel.dtype == 'bfloat16'
+    np.testing.assert_allclose(got, expected, rtol=0, atol=0.05 * np.abs(expected).max())
+
+
+def test_a_convolution_with_two_readers_keeps_its_bn():
+    inputs = keras.Input((4, 4, 2))
+    x = keras.layers.Conv2D(2, 1, use_bias=False, name='conv')(inputs)
+    outputs = keras.layers.Add()([x, layers.BatchNormalization(name='bn')(x)])
+    model = keras.Model(inputs, outputs)
+    randomize(model)
+    images = np.random.default_rng(2).normal(size=(2, 4, 4, 2)).astype('float32')
+    folded = layers.fold_batch_norm(model)
+    assert not folded.get_layer('conv').use_bias
+    np.testing.assert_allclose(folded(images), model(images), atol=1e-6)

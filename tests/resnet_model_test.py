@@ -1,9 +1,14 @@
 """Parameter counts, names, shapes and the shortcuts' arithmetic."""
+import dataclasses
+import json
+import resource
+import time
+
 import keras
 import numpy as np
 import pytest
 
-from official_resnet import resnet_model
+from official_resnet import resnet_model, resnet_table
 from official_resnet.errors import UserError
 
 AXES = {'A': {}, 'plain': {'shortcut': None}, 'B': {'shortcut': 'B'}, 'C': {'shortcut': 'C'},
@@ -27,20 +32,52 @@ def test_cifar_parameters(size, axes, parameters):
     assert trainable(resnet_model.cifar_resnet(size, **AXES[axes])) == parameters
 
 
-@pytest.mark.slow  # 15 s
-def test_parameters_of_1202_layers():
-    assert trainable(resnet_model.cifar_resnet(1202)) == 19_421_274
+def weightless(variant):
+    """The model of a variant for its smallest use, built without values in its weights: counts need none."""
+    with keras.StatelessScope(initialize_variables=False):
+        return resnet_model.build_model(variant, 10 if resnet_model.VARIANTS[variant].stem in ('cifar', 'mnist') else 1000)
 
 
-@pytest.mark.parametrize('size,parameters', [(18, 11_689_512), (34, 21_797_672), (50, 25_557_032)])
-def test_imagenet_parameters(size, parameters):
-    assert trainable(resnet_model.imagenet_resnet(size)) == parameters
+@pytest.mark.slow  # 15 s; the time and the memory that README states
+def test_1202_and_1001_layers_build():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for variant, parameters in (('resnet1202_v1', 19_421_274), ('resnet1001_v2', 10_327_706)):
+        start = time.monotonic()
+        assert trainable(resnet_model.build_model(variant, 10)) == parameters
+        assert time.monotonic() - start < 120
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 ** 20  # KiB: 1 GiB for both
 
 
-@pytest.mark.parametrize('axes,parameters', [
-    ({'cardinality': 32, 'base_width': 4}, 25_028_904), ({'base_width': 128}, 68_883_240)])
-def test_resnext_and_wide_are_rows(axes, parameters):
-    assert trainable(resnet_model.imagenet_resnet(50, **axes)) == parameters
+@pytest.mark.parametrize('variant,parameters', [
+    ('resnet18_v1', 11_689_512), ('resnet34_v1', 21_797_672), ('resnet50_v1', 25_557_032),
+    ('resnet50_v1.5', 25_557_032), ('resnet101_v1.5', 44_549_160), ('resnet152_v1', 60_192_808),
+    ('resnet200_v1', 64_673_832), ('resnext50_32x4d', 25_028_904), ('resnext101_32x4d', 44_177_704),
+    ('resnext101_32x8d', 88_791_336), ('resnext101_64x4d', 83_455_272), ('wide_resnet50_2', 68_883_240),
+    ('seresnet50_v1', 28_088_024), ('resnext29_32x4d', 4_775_754), ('wrn28_10', 36_479_194),
+    ('resnet164_v2', 1_703_258), ('plain20', 269_722), ('mnist_resnet14', 195_450)])
+def test_parameters_of_variants(variant, parameters):
+    assert trainable(weightless(variant)) == parameters
+
+
+@pytest.mark.parametrize('variant,projections', [
+    ('resnet18_v1', 3), ('resnet34_v1', 3), ('resnet50_v1', 4), ('resnet101_v1.5', 4), ('resnet20_v1', 0),
+    ('mnist_resnet14', 2), ('wrn28_10', 3), ('resnext29_32x4d', 3), ('plain34', 0)])
+def test_projections_of_variants(variant, projections):
+    names = [layer.name for layer in weightless(variant).layers]
+    assert sum(name.endswith('shortcut_conv') for name in names) == projections
+
+
+def test_he_2015_counts_layers_and_multiply_adds():
+    """1512.03385 Table 1: 1.8, 3.6, 3.8, 7.6 and 11.3 times 10^9; the depth counts convolutions and the last layer."""
+    for size, billions in ((18, 1.8), (34, 3.7), (50, 3.9), (101, 7.6), (152, 11.3)):
+        spec = resnet_model.imagenet_spec(size, version='1')
+        with keras.StatelessScope(initialize_variables=False):
+            model = resnet_model.resnet(spec, 1000, (224, 224, 3))
+        layers = [layer.name for layer in model.layers if layer.weights and 'bn' not in layer.name]
+        assert sum('shortcut' not in name for name in layers) == size
+        assert resnet_table.count_multiply_adds(model) / 1e9 == pytest.approx(billions, abs=0.05)
+        sizes = [model.get_layer(f'group{g}_block1_out').output.shape[1] for g in (1, 2, 3, 4)]
+        assert sizes == [56, 28, 14, 7]
 
 
 def test_layer_names_are_pinned():
@@ -84,7 +121,7 @@ def test_option_a_takes_every_second_pixel_and_adds_zero_channels(side, before, 
     values = np.arange(2 * 4 * 4 * 2, dtype='float32').reshape(2, 4, 4, 2)
     images = values if data_format == 'channels_last' else values.transpose(0, 3, 1, 2)
     inputs = keras.Input(images.shape[1:])
-    outputs = resnet_model._shortcut(inputs, spec, 4, 2, 'x', is_first=True)
+    outputs = resnet_model._shortcut(inputs, inputs, spec, 4, 2, 'x', is_first=True)
     result = keras.Model(inputs, outputs)(images).numpy()
     if data_format == 'channels_first':
         result = result.transpose(0, 2, 3, 1)
@@ -174,6 +211,14 @@ def test_zero_residual_blocks_change_nothing():
     (lambda: resnet_model.ResNetSpec((3,), bn_momentum=1.0), 'bn_momentum'),
     (lambda: resnet_model.ResNetSpec((3,), cardinality=32), 'bottleneck'),
     (lambda: resnet_model.build_model('resnet51_v1', 10), 'none of'),
+    (lambda: resnet_model.cifar_spec(30, block='bottleneck'), '9n+2; the nearest are 29 and 38'),
+    (lambda: resnet_model.ResNetSpec((3,), stochastic_depth=1.0), 'stochastic_depth=1.0'),
+    (lambda: resnet_model.ResNetSpec((3,), shortcut=None, stochastic_depth=0.5), 'needs a shortcut'),
+    (lambda: resnet_model.ResNetSpec((3,), version='2', zero_gamma=True), 'zero_gamma'),
+    (lambda: resnet_model.ResNetSpec((3,), output_stride=4), 'output_stride=4'),
+    (lambda: resnet_model.ResNetSpec((3,), output_stride=8, stride_block='last'), 'stride_block'),
+    (lambda: resnet_model.Experiment(order='x'), "order='x'"),
+    (lambda: resnet_model.Experiment(shortcut_dropout=-0.1), 'shortcut_dropout=-0.1'),
 ])
 def test_wrong_specs(make, message):
     with pytest.raises(UserError, match='.*') as error:
@@ -184,3 +229,119 @@ def test_wrong_specs(make, message):
 def test_variants_build_by_name():
     assert trainable(resnet_model.build_model('resnet20_v1', 10)) == 269_722
     assert resnet_model.VARIANTS['resnet50_v1.5'].version == '1.5'
+
+
+def test_a_spec_survives_json():
+    spec = resnet_model.cifar_spec(8, experiment=resnet_model.Experiment(gate='exclusive', gate_bias=-6.0))
+    assert resnet_model.ResNetSpec(**json.loads(json.dumps(dataclasses.asdict(spec)))) == spec
+
+
+def test_stochastic_depth_drops_whole_pictures_in_training_only():
+    spec = resnet_model.ResNetSpec((4,), filters=2, stochastic_depth=0.8)
+    inputs = keras.Input((4, 4, 2))
+    model = keras.Model(inputs, resnet_model.residual_group(inputs, spec, 2, 4, 1, 'g'))
+    rates = [model.get_layer(f'g_block{i}_drop').rate for i in (1, 2, 3, 4)]
+    np.testing.assert_allclose(rates, [0.2, 0.4, 0.6, 0.8])
+    last = model.get_layer('g_block4_drop')
+    ones = np.ones((1000, 4, 4, 2), 'float32')
+    kept = np.asarray(last(ones, training=True))
+    assert np.all(kept == kept[:, :1, :1, :1])  # all of a picture or nothing
+    assert kept[:, 0, 0, 0].mean() == pytest.approx(1, abs=0.2)  # what is kept is scaled up
+    assert (kept[:, 0, 0, 0] == 0).mean() == pytest.approx(0.8, abs=0.05)
+    np.testing.assert_array_equal(last(ones, training=False), ones)
+
+
+def test_zero_gamma_makes_every_block_its_shortcut():
+    spec = resnet_model.ResNetSpec((2,), filters=4, zero_gamma=True)
+    inputs = keras.Input((6, 6, 4))
+    model = keras.Model(inputs, resnet_model.residual_group(inputs, spec, 4, 2, 1, 'g'))
+    images = np.random.default_rng(5).uniform(0, 1, (2, 6, 6, 4)).astype('float32')
+    np.testing.assert_array_equal(model(images), images)
+
+
+@pytest.mark.parametrize('size', [10, 11])
+def test_stem_pools(size):
+    """'ceil' is Caffe's: equal to TensorFlow's 'same' where the map is even, one smaller where it is odd."""
+    inputs = keras.Input((size, size, 1))
+    maps = np.random.default_rng(6).uniform(0, 1, (1, size, size, 1)).astype('float32')
+    results = {}
+    for pool in ('pad1', 'same', 'ceil'):
+        spec = resnet_model.imagenet_spec(18, stem_pool=pool)
+        images = keras.Input((2 * size, 2 * size, 3))
+        layers = keras.Model(images, resnet_model._stem(images, spec)).layers
+        x = inputs
+        for layer in layers[-2:] if pool != 'same' else layers[-1:]:
+            x = layer.__class__.from_config(layer.get_config())(x)
+        results[pool] = keras.Model(inputs, x)(maps).numpy()[0, ..., 0]
+    padded = np.pad(maps[0, ..., 0], 3)  # zeros do not show: the maps are positive
+    windows = {'pad1': (size - 1) // 2 + 1, 'same': (size + 1) // 2, 'ceil': -(-(size - 3) // 2) + 1}
+    starts = {'pad1': -1, 'same': 0 if size % 2 == 0 else -1, 'ceil': 0}
+    for pool, count in windows.items():
+        expected = [[padded[r:r + 3, c:c + 3].max() for c in range(starts[pool] + 3, starts[pool] + 3 + 2 * count, 2)]
+                    for r in range(starts[pool] + 3, starts[pool] + 3 + 2 * count, 2)]
+        np.testing.assert_array_equal(results[pool], expected)
+
+
+def test_output_stride_dilates_instead():
+    model = resnet_model.resnet(resnet_model.imagenet_spec(18, output_stride=8, filters=4), 10, (64, 64, 3))
+    assert [model.get_layer(f'group{g}_block1_out').output.shape[1] for g in (1, 2, 3, 4)] == [16, 8, 8, 8]
+    dilations = [model.get_layer(f'group{g}_block{b}_conv2').dilation_rate[0] for g in (1, 2, 3, 4) for b in (1, 2)]
+    assert dilations == [1, 1, 1, 1, 1, 2, 2, 4]
+
+
+@pytest.mark.parametrize('trial,names', [
+    ({}, 'conv1 bn1 relu1 conv2 bn2 add out'),
+    ({'order': 'bn_after_addition'}, 'conv1 bn1 relu1 conv2 add bn3 out'),
+    ({'order': 'relu_before_addition'}, 'conv1 bn1 relu1 conv2 bn2 relu2 out'),
+    ({'order': 'relu_only_preactivation'}, 'relu1 conv1 bn2 relu2 conv2 bn3 out'),
+    ({'order': 'full_preactivation'}, 'bn1 relu1 conv1 bn2 relu2 conv2 out'),
+    ({'shortcut_scale': 0.5, 'residual_scale': 0.5}, 'conv1 bn1 relu1 conv2 bn2 scale shortcut_scale add out'),
+    ({'gate': 'shortcut_only'}, 'gate conv1 gate_rest bn1 relu1 conv2 bn2 gated_shortcut add out'),
+    ({'gate': 'exclusive'}, 'gate conv1 bn1 relu1 conv2 bn2 gate_rest gated gated_shortcut add out'),
+    ({'shortcut_dropout': 0.5}, 'conv1 bn1 relu1 conv2 bn2 shortcut_dropout add out'),
+    ({'batch_norm': False, 'activation': 'sigmoid'}, 'conv1 relu1 conv2 add out')])
+def test_experiments_are_what_figures_2_and_4_draw(trial, names):
+    """1603.05027: which operations a block has; their order where one follows the other."""
+    spec = resnet_model.ResNetSpec((1,), filters=2, experiment=resnet_model.Experiment(**trial))
+    inputs = keras.Input((4, 4, 2))
+    model = keras.Model(inputs, resnet_model.residual_block(inputs, spec, 2, 1, 'b'))
+    found = [layer.name.removeprefix('b_') for layer in model.layers[1:]]
+    assert sorted(found) == sorted(names.split())
+    chain = [name for name in names.split() if name.startswith(('conv', 'bn', 'relu', 'add', 'out'))]
+    assert [name for name in found if name in chain] == chain
+
+
+@pytest.mark.parametrize('gate', ['exclusive', 'shortcut_only'])
+def test_gates_compute_what_they_say(gate):
+    trial = resnet_model.Experiment(gate=gate, gate_bias=-1.0)
+    spec = resnet_model.ResNetSpec((1,), filters=2, experiment=trial)
+    inputs = keras.Input((4, 4, 2))
+    model = keras.Model(inputs, resnet_model.residual_block(inputs, spec, 2, 1, 'b'))
+    images = np.random.default_rng(7).uniform(0, 1, (2, 4, 4, 2)).astype('float32')
+    layer = model.get_layer('b_gate')
+    g = 1 / (1 + np.exp(-(images @ layer.kernel.numpy()[0, 0] - 1.0)))
+    residual = keras.Model(inputs, model.get_layer('b_bn2').output)(images).numpy()
+    expected = (1 - g) * images + (g * residual if gate == 'exclusive' else residual)
+    np.testing.assert_allclose(model(images), np.maximum(expected, 0), atol=1e-5)
+
+
+def test_squeeze_and_excitation_by_hand():
+    spec = resnet_model.ResNetSpec((1,), filters=4, se_reduction=2)
+    inputs = keras.Input((4, 4, 4))
+    model = keras.Model(inputs, resnet_model._squeeze_and_excite(inputs, spec, 'b'))
+    images = np.random.default_rng(8).normal(size=(2, 4, 4, 4)).astype('float32')
+    first, second = (model.get_layer(f'b_se_conv{i}').kernel.numpy()[0, 0] for i in (1, 2))
+    scale = 1 / (1 + np.exp(-np.maximum(images.mean((1, 2)) @ first, 0) @ second))
+    np.testing.assert_allclose(model(images), images * scale[:, None, None, :], atol=1e-5)
+
+
+def test_table_has_the_layout_of_table_1():
+    (columns,) = resnet_table.in_tables(['resnet50_v1', 'resnet50_v1.5'])
+    lines = resnet_table.format_table(columns).splitlines()
+    assert lines[0].split() == ['resnet50_v1', 'resnet50_v1.5']
+    assert 'group1 56x56     [1x1, 64]              [1x1, 64]' in lines
+    assert any(line.split() == ['[3x3,', '64]', 'x3'] * 2 for line in lines)
+    assert lines[-1].split() == ['multiply-adds', '3,858', 'M', '4,089', 'M']
+    assert any(line.split() == ['parameters', '25,557,032', '25,557,032'] for line in lines)
+    with pytest.raises(UserError, match='resnet51'):
+        resnet_table.main(['resnet51'])
