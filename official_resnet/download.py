@@ -1,8 +1,9 @@
-"""Fetch and unpack CIFAR-10 and CIFAR-100: resumable, checked, and put in place by a rename.
+"""Fetch CIFAR-10, CIFAR-100, MNIST and Fashion-MNIST: resumable, checked, and put in place by a rename.
 
-An archive grows as `<name>.part`, gets its name once size and MD5 agree, and is unpacked into a temporary
-folder beside its destination: what stands under a final name is whole. Whatever the user can mend (network,
-disk, a damaged archive) is raised as UserError with the remedy.
+A file grows as `<name>.part` and gets its name once size and MD5 agree. An archive (CIFAR) is unpacked into a
+temporary folder beside its destination, a set of files (MNIST) is collected in `<folder>.part`: what stands
+under a final name is whole. Whatever the user can mend (network, disk, a damaged archive) is raised as
+UserError with the remedy.
 """
 import contextlib
 import dataclasses
@@ -32,7 +33,7 @@ ATTEMPTS = 3  # connections per call of fetch
 RETRY_SECONDS = 1  # before the second attempt; twice that before the third
 DROPPED = (urllib.error.URLError, ConnectionError, http.client.HTTPException)
 DAMAGED = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
-LOCAL_COPY = 'pass a local copy to cifar10_download_and_extract.py --archive'
+LOCAL_COPY = 'pass cifar10_download_and_extract.py another --url or a local --archive'
 MAKE_ROOM = 'free some space, or pass a --data_dir on another disk'
 
 
@@ -46,8 +47,20 @@ class Archive:
     files: dict[str, int]  # name in the folder -> bytes
 
     @property
+    def folders(self):
+        return (self.folder,)
+
+    @property
     def unpacked_size(self):
         return sum(self.files.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class FileSet:
+    """Files that are used as they come: where they are, how they are recognised, in which folder they go."""
+    url: str  # of the folder
+    folders: tuple  # below data_dir: the first is where they go, in each of the others they may stand
+    files: dict[str, tuple]  # name -> (bytes, MD5)
 
 
 # 10,000 records of 1 + 3072 bytes in each file of CIFAR-10; 50,000 and 10,000 of 2 + 3072 in CIFAR-100's.
@@ -61,6 +74,21 @@ ARCHIVES = {
         md5='03b5dce01913d631647c71ecec9e9cb8', folder='cifar-100-binary',
         files={'train.bin': 153_700_000, 'test.bin': 30_740_000}),
 }
+# Each also in the second folder, where torchvision puts it; the MD5 are those of torchvision, too.
+FILE_SETS = {
+    'mnist': FileSet(
+        'https://ossci-datasets.s3.amazonaws.com/mnist/', ('mnist', 'MNIST/raw'), {
+            'train-images-idx3-ubyte.gz': (9_912_422, 'f68b3c2dcbeaaa9fbdd348bbdeb94873'),
+            'train-labels-idx1-ubyte.gz': (28_881, 'd53e105ee54ea40749a09fcbcd1e9432'),
+            't10k-images-idx3-ubyte.gz': (1_648_877, '9fb629c4189551a2d022fa330f9573f3'),
+            't10k-labels-idx1-ubyte.gz': (4_542, 'ec29112dd5afa0611ce80d1b7f02629c')}),
+    'fashion_mnist': FileSet(
+        'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/', ('fashion-mnist', 'FashionMNIST/raw'), {
+            'train-images-idx3-ubyte.gz': (26_421_880, '8d4fb7e6c68d591d4c3dfef9ec88bf0d'),
+            'train-labels-idx1-ubyte.gz': (29_515, '25c81989df183df01b3e8a0aad5dffbe'),
+            't10k-images-idx3-ubyte.gz': (4_422_102, 'bef4ecab320f06d8554ea6380940ec79'),
+            't10k-labels-idx1-ubyte.gz': (5_148, 'bb300cfdad3c16e7a12a480ee83cd310')}),
+}
 
 
 def is_complete(dataset, data_dir):
@@ -69,9 +97,18 @@ def is_complete(dataset, data_dir):
 
 
 def is_present(dataset, data_dir):
-    """Tell whether data_dir, the extracted folder or its parent, has any file of the data set, of any size."""
-    row, data_dir = ARCHIVES[dataset], Path(os.path.expanduser(data_dir))
-    return any((folder / name).exists() for folder in (data_dir, data_dir / row.folder) for name in row.files)
+    """Tell whether data_dir, the data set's folder or its parent, has any file of it: of any size, packed or not."""
+    row, data_dir = ARCHIVES.get(dataset) or FILE_SETS[dataset], Path(os.path.expanduser(data_dir))
+    names = {name for packed in row.files for name in (packed, packed.removesuffix('.gz'))}
+    return any((data_dir / folder / name).exists() for folder in ('', *row.folders) for name in names)
+
+
+def fetch_missing(dataset, data_dir):
+    """Download a data set of the tables of which data_dir has no file at all; leave the rest to its reader."""
+    if dataset in ARCHIVES and not is_present(dataset, data_dir):
+        download_and_extract(dataset, data_dir)
+    elif dataset in FILE_SETS and not is_present(dataset, data_dir):
+        _download_files(dataset, Path(os.path.expanduser(data_dir)))
 
 
 def download_and_extract(dataset, data_dir, archive=None, md5=None, url=None):
@@ -109,7 +146,7 @@ def download_and_extract(dataset, data_dir, archive=None, md5=None, url=None):
     return folder
 
 
-def fetch(url, path, size=None, md5=None):
+def fetch(url, path, size=None, md5=None, remedy=LOCAL_COPY):
     """Download `url` to `path`, continuing the `<path>.part` that an interrupted run left.
 
     A connection that drops is resumed at once, ATTEMPTS in all; then the .part waits for the next run.
@@ -119,6 +156,7 @@ def fetch(url, path, size=None, md5=None):
         path: the final name; it appears in one rename, after the checks.
         size: expected bytes, or None.
         md5: expected checksum, or None.
+        remedy: what to do where the network fails, as an error ends with it.
 
     Raises:
         UserError: no network, an HTTP error, another size or checksum than expected, no room on the disk.
@@ -126,25 +164,25 @@ def fetch(url, path, size=None, md5=None):
     path = Path(path)
     part = path.with_name(path.name + '.part')
     if urllib.parse.urlsplit(url).scheme not in ('http', 'https'):
-        raise UserError(f"url '{url}' is not an http or https address: correct it, or {LOCAL_COPY}")
+        raise UserError(f"url '{url}' is not an http or https address: correct it, or {remedy}")
     missing = (size or 0) - max(_size(part), 0)
     with _disk_errors(path.parent, missing):
         _require_space(path.parent, missing)
         for attempt in range(ATTEMPTS):
             time.sleep(attempt * RETRY_SECONDS)
             try:
-                _download_rest(url, part, size)
+                _download_rest(url, part, size, remedy)
                 break
             except DROPPED as error:
                 if isinstance(error, urllib.error.URLError) or attempt == ATTEMPTS - 1:
                     reason = f'{getattr(error, "reason", error)}; {max(_size(part), 0)} bytes are kept'
                     raise UserError(f'cannot download {url} ({reason}): check the network and run the same '
-                                    f'command again, or {LOCAL_COPY}') from error
+                                    f'command again, or {remedy}') from error
         mismatch = _mismatch(part, size, md5)
         if mismatch:
             part.unlink()
             raise UserError(f'the file from {url} {mismatch} and was removed: run the same command again, '
-                            f'or {LOCAL_COPY}')
+                            f'or {remedy}')
         os.replace(part, path)
 
 
@@ -239,12 +277,34 @@ def _downloaded(row, data_dir, md5, url):
     return path
 
 
-def _download_rest(url, part, size):
+def _download_files(dataset, data_dir):
+    """Download a set of files into its folder below data_dir, or that folder itself: all of them or none."""
+    row = FILE_SETS[dataset]
+    if data_dir.exists() and not data_dir.is_dir():
+        raise UserError(f"data_dir '{data_dir}' is a file: pass a folder")
+    if data_dir.name == row.folders[0]:
+        data_dir = data_dir.parent
+    folder, part = data_dir / row.folders[0], data_dir / f'{row.folders[0]}.part'
+    total = sum(size for size, _ in row.files.values())
+    with _disk_errors(data_dir, total):
+        part.mkdir(parents=True, exist_ok=True)
+        print(f'downloading {row.url} ({total / 1e6:.0f} MB) to {folder}', flush=True)
+        for name, (size, md5) in row.files.items():
+            if _size(part / name) != size:  # else of an interrupted run, which had checked it
+                fetch(row.url + name, part / name, size, md5,
+                      remedy=f"put {', '.join(row.files)} into '{folder}' yourself")
+        with tempfile.TemporaryDirectory(
+                prefix=f'.{folder.name}-', dir=data_dir, ignore_cleanup_errors=True) as temp_dir:
+            _put_in_place(part, folder, aside=Path(temp_dir, 'old'))
+    print(f'{dataset} is in {folder}')
+
+
+def _download_rest(url, part, size, remedy):
     """Add to `part` what it lacks; raise one of DROPPED if the server stops early."""
     offset = max(_size(part), 0)
     if offset == size:
         return
-    with _open(url, offset) as response:
+    with _open(url, offset, remedy) as response:
         resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
         if offset and response.status != http.HTTPStatus.OK:
             content_range = response.headers.get('Content-Range', '')
@@ -258,7 +318,7 @@ def _download_rest(url, part, size):
         total = start + int(length) if length else size
         if size is not None and total != size:
             raise UserError(f'{url} has {total} bytes instead of {size} (a login page, or another file): '
-                            f'correct the address, or {LOCAL_COPY}')
+                            f'correct the address, or {remedy}')
         with open(part, 'ab' if resumed else 'wb') as file, _progress(part.stem, total, start) as bar:
             for chunk in _chunks(response):
                 file.write(chunk)
@@ -267,7 +327,7 @@ def _download_rest(url, part, size):
         raise ConnectionError(f'the connection ended after {_size(part)} of {total} bytes')
 
 
-def _open(url, offset):
+def _open(url, offset, remedy):
     """Return the response to a GET of `url` from byte `offset` on, also if that is status 416."""
     request = urllib.request.Request(url, headers={'Range': f'bytes={offset}-'} if offset else {})
     try:
@@ -275,8 +335,7 @@ def _open(url, offset):
     except urllib.error.HTTPError as error:
         if offset and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return error
-        raise UserError(f'{url} answers {error.code} {error.reason}: try again later or another --url, '
-                        f'or {LOCAL_COPY}') from error
+        raise UserError(f'{url} answers {error.code} {error.reason}: try again later, or {remedy}') from error
     except urllib.error.URLError:
         raise
     except OSError as error:

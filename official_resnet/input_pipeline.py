@@ -23,10 +23,29 @@ class DatasetInfo:
     class_names: tuple
     normalization: str = 'per_image_standardization'  # a name in preprocessing.NORMALIZATIONS
     folder: str | None = None  # None: drawn, not read
+    other_folders: tuple = ()  # where others put it, below data_dir
     files: dict | None = None  # 'train' and 'test' -> names in the folder, in reading order
-    label_bytes: int = 1
-    download_flags: str = ''  # what cifar10_download_and_extract.py wants for it, besides --data_dir
+    format: str = 'cifar'  # or 'idx', whose files may also be packed: NAME.gz
+    label_bytes: int = 1  # of a CIFAR record
+    fetcher: str = ''  # the command that fetches it, less --data_dir
+    input_size: int | None = None  # height and width that the net sees; None: those of the pictures
 
+
+# What MNIST and its double have in common. The pictures are cropped or padded from 28 x 28 to 32 x 32: the
+# PyTorch program of which recipes.MNIST tells pads training pictures by 4 and crops 32 out of the 36, feeds
+# those of the test as they are, and dies of it, since its last feature map of 7 x 7 has no 8 x 8 to average.
+_MNIST = {
+    'num_classes': 10,
+    'image_shape': (28, 28, 1),
+    'split_sizes': {'train': 60000, 'test': 10000},
+    'normalization': 'unit_range',
+    'files': {
+        'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
+        'test': ('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'),
+    },
+    'format': 'idx',
+    'input_size': 32,
+}
 
 DATASETS = {
     'cifar10': DatasetInfo(
@@ -36,6 +55,7 @@ DATASETS = {
         class_names=records.CIFAR10_CLASSES,
         folder='cifar-10-batches-bin',
         files={'train': tuple(f'data_batch_{i}.bin' for i in range(1, 6)), 'test': ('test_batch.bin',)},
+        fetcher='cifar10_download_and_extract.py',
     ),
     'cifar100': DatasetInfo(
         num_classes=100,
@@ -45,7 +65,21 @@ DATASETS = {
         folder='cifar-100-binary',
         files={'train': ('train.bin',), 'test': ('test.bin',)},
         label_bytes=2,
-        download_flags='--dataset=cifar100 ',
+        fetcher='cifar10_download_and_extract.py --dataset=cifar100',
+    ),
+    'mnist': DatasetInfo(
+        class_names=records.MNIST_CLASSES,
+        folder='mnist',
+        other_folders=('MNIST/raw',),  # torchvision's
+        fetcher='mnist_main.py',
+        **_MNIST,
+    ),
+    'fashion_mnist': DatasetInfo(
+        class_names=records.FASHION_MNIST_CLASSES,
+        folder='fashion-mnist',
+        other_folders=('FashionMNIST/raw',),
+        fetcher='mnist_main.py --dataset=fashion_mnist',
+        **_MNIST,
     ),
     'synthetic': DatasetInfo(
         num_classes=10,
@@ -66,6 +100,13 @@ class Examples:
     name: str  # a key of DATASETS, or 'tfds:NAME'
     class_names: tuple  # one string a class
     normalization: str  # a name in preprocessing.NORMALIZATIONS
+    input_size: int | None = None  # height and width that `batches` makes of them; None: h and w
+
+    @property
+    def input_shape(self):
+        """(height, width, channels) of what `batches` makes."""
+        height, width, channels = self.images.shape[1:]
+        return self.input_size or height, self.input_size or width, channels
 
 
 def load(dataset, split, *, data_dir=None, download=False, **options):
@@ -100,33 +141,73 @@ def read(dataset, split, *, data_dir=None, download=False):
         images, labels = synthetic.draw(info.split_sizes[split], seed=('train', 'test').index(split))
     else:
         folder = find_folder(dataset, data_dir)
-        paths = [folder / name for name in info.files[split]]
-        images, labels = records.read_cifar(paths, info.label_bytes, info.num_classes)
-    return Examples(images, labels, info.num_classes, dataset, info.class_names, info.normalization)
+        if info.format == 'idx':
+            paths = [_packed_or_not(folder / name) for name in info.files[split]]
+            images, labels = records.read_idx(*paths, info.num_classes, info.image_shape[:2])
+        else:
+            paths = [folder / name for name in info.files[split]]
+            images, labels = records.read_cifar(paths, info.label_bytes, info.num_classes)
+    return Examples(
+        images, labels, info.num_classes, dataset, info.class_names, info.normalization, info.input_size
+    )  # fmt: skip
+
+
+def first(examples, num_images):
+    """Return the first `num_images` of Examples; None takes them all.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if num_images is None:
+        return examples
+    count = len(examples.labels)
+    if not 1 <= num_images <= count:
+        raise errors.UserError(
+            f'num_train_images {num_images} of the {count} training pictures of {examples.name}; pass 1..{count}'
+        )
+    return dataclasses.replace(examples, images=examples.images[:num_images], labels=examples.labels[:num_images])
 
 
 def find_folder(dataset, data_dir):
-    """Return cifar-10-batches-bin (cifar-100-binary) in `data_dir`, or `data_dir` itself.
+    """Return the data set's folder in `data_dir`, as cifar-10-batches-bin, or `data_dir` itself.
 
     Both, because official/resnet took the parent in 2018 and the folder from 2019.
 
     Raises:
-        UserError: neither is such a folder.
+        UserError: neither is such a folder, or `data_dir` is that of another data set with the same file names.
     """
     info = DATASETS[dataset]
     if data_dir is None:
         raise errors.UserError(f'{dataset} needs a data_dir; pass --data_dir, the folder of {info.folder}')
     path = Path(data_dir)
-    if (path / info.folder).is_dir():
-        return path / info.folder
     names = info.files['train'] + info.files['test']
-    if path.is_dir() and (path.name == info.folder or any((path / name).exists() for name in names)):
-        return path
+    folders = [path / name for name in (info.folder, *info.other_folders)]
+    for folder in (*folders, path):
+        if any(_packed_or_not(folder / name).exists() for name in names):
+            _require_own_folder(dataset, folder)
+            return folder
+    for folder in (*folders, path):
+        if folder.is_dir() and folder.match(info.folder):  # where something is missing
+            return folder
     if path.exists() and not path.is_dir():
         raise errors.UserError(f"data_dir '{data_dir}' is not a folder; pass the folder of {info.folder}")
     fault = f'has no {info.folder}' if path.exists() else 'does not exist'
-    remedy = f'run cifar10_download_and_extract.py {info.download_flags}--data_dir {data_dir}'
-    raise errors.UserError(f"data_dir '{data_dir}' {fault}; {remedy} or pass another --data_dir")
+    remedy = f'run {info.fetcher} --data_dir {data_dir} or pass another --data_dir'
+    raise errors.UserError(f"data_dir '{data_dir}' {fault}; {remedy}")
+
+
+def _require_own_folder(dataset, folder):
+    """Refuse the folder of a data set whose files have the same names, as MNIST and Fashion-MNIST have."""
+    for other, info in DATASETS.items():
+        names = (info.folder, *info.other_folders) if info.folder else ()
+        if other != dataset and any(map(folder.absolute().match, names)):
+            raise errors.UserError(f"data_dir '{folder}' is the folder of {other}, not of {dataset}; pass another")
+
+
+def _packed_or_not(path):
+    """Return the path, or that of its packed twin `path`.gz if only this exists."""
+    packed = path.with_name(f'{path.name}.gz')
+    return packed if packed.exists() and not path.exists() else path
 
 
 def steps_per_epoch(num_images, batch_size):
@@ -143,12 +224,14 @@ def steps_per_epoch(num_images, batch_size):
     return num_images // batch_size
 
 
-def batches(examples, batch_size, *, training, seed=0, first_step=0, num_epochs=1, augment=True):
-    """Make batches of (images float32 [b, h, w, c], labels int32 [b]).
+def batches(examples, batch_size, *, training, seed=0, first_step=0, num_epochs=1, augment=True, flip=True):
+    """Make batches of (images float32 [b, *examples.input_shape], labels int32 [b]).
 
     Training: step s of the run (counted from 0 over all epochs) is a pure function of (seed, s); the epochs
     follow each other without a break, each a fresh permutation in which no picture comes twice.
     Evaluation: every picture once, in order, the last batch smaller if need be.
+    Where examples.input_size is larger than the pictures, training crops it out of the padded ones; what is
+    not augmented is centred in zeros.
 
     Args:
         examples: Examples.
@@ -158,6 +241,7 @@ def batches(examples, batch_size, *, training, seed=0, first_step=0, num_epochs=
         first_step: the step to begin with, at no cost however late.
         num_epochs: where to end: after step num_epochs * steps_per_epoch - 1, wherever it began.
         augment: whether training pads, crops and flips (preprocessing.pad_crop_flip).
+        flip: whether it flips; digits are others in the mirror.
 
     Returns:
         tf.data.Dataset with a known cardinality.
@@ -168,17 +252,22 @@ def batches(examples, batch_size, *, training, seed=0, first_step=0, num_epochs=
     if batch_size < 1:
         raise errors.UserError(f'batch_size {batch_size} is too small; pass 1 or more')
     normalize = preprocessing.NORMALIZATIONS[examples.normalization]
+    input_size = examples.input_shape[:2]
     with tf.device('CPU:0'):  # held once, captured by reference; a GPU has no use for it
         images, labels = tf.constant(examples.images), tf.constant(examples.labels)
 
     def train_batch(step, rows):
         pictures = tf.gather(images, rows)
         if augment:
-            pictures = preprocessing.pad_crop_flip(pictures, tf.stack([seed, step]))
+            seeds = tf.stack([seed, step])
+            pictures = preprocessing.pad_crop_flip(pictures, seeds, flip=flip, size=examples.input_size)
+        else:
+            pictures = preprocessing.pad_to(pictures, *input_size)
         return normalize(pictures), tf.gather(labels, rows)
 
     def test_batch(start):
-        return normalize(images[start : start + batch_size]), labels[start : start + batch_size]
+        pictures = preprocessing.pad_to(images[start : start + batch_size], *input_size)
+        return normalize(pictures), labels[start : start + batch_size]
 
     if training:
         steps = _steps_and_rows(len(examples.labels), batch_size, seed, first_step, num_epochs)

@@ -12,18 +12,22 @@ TOLERANCE = 1e-4  # of probabilities, between the model and its export
 
 
 class Serving(tf.Module):
-    """Pictures [n, h, w, c], 0..255 -> classes int64 [n] and probabilities float32 [n, num_classes]."""
+    """Pictures [n, h, w, c], 0..255 -> classes int64 [n] and probabilities float32 [n, num_classes].
+
+    Pictures smaller than the net's input, as MNIST's, are centred in zeros, as the evaluation does it.
+    """
 
     def __init__(self, model, normalization, image_shape):
         super().__init__(name='serving')
         self.model = model
         self.normalize = preprocessing.NORMALIZATIONS[normalization]
         self.is_channels_first = model.get_layer('head_pool').data_format == 'channels_first'
+        self.input_size = model.input_shape[2:] if self.is_channels_first else model.input_shape[1:3]
         self.serve = tf.function(self._serve, input_signature=[
             tf.TensorSpec((None, *image_shape), tf.float32, name='input')])
 
     def _serve(self, images):
-        images = self.normalize(images)
+        images = self.normalize(preprocessing.pad_to(images, *self.input_size))
         if self.is_channels_first:
             images = tf.transpose(images, [0, 3, 1, 2])
         probabilities = tf.nn.softmax(self.model(images, training=False))

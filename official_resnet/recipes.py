@@ -1,7 +1,8 @@
 """Named sets of hyperparameters: what a recipe changes of the flags' defaults, each number with its source.
 
-Pure data, so that the programs can print it without TensorFlow. Learning rates are per 128 images of
-batch; boundaries are epochs.
+Pure data, so that the programs can print it without TensorFlow. The first of a table is its default, complete;
+the others are changes of it. Learning rates are per 128 images of batch, Adam's as they are; boundaries are
+epochs.
 """
 
 CIFAR = {
@@ -9,11 +10,11 @@ CIFAR = {
     'official': {
         'resnet_size': 56, 'resnet_version': '1', 'shortcut': 'group', 'bn_momentum': 0.997,
         'train_epochs': 182, 'batch_size': 128, 'epochs_between_evals': 10,
-        'base_learning_rate': 0.1, 'lr_schedule': 'piecewise',
+        'optimizer': 'momentum', 'base_learning_rate': 0.1, 'lr_schedule': 'piecewise',
         'lr_boundaries': (91, 136, 182), 'lr_factors': (1, 0.1, 0.01, 0.001), 'warmup_epochs': 0.0,
         'momentum': 0.9, 'nesterov': False,
         'weight_decay': 2e-4, 'decay': 'all',  # BN and bias included: "it helped", its comment says
-        'label_smoothing': 0.0, 'dtype': 'fp32',
+        'flip': True, 'label_smoothing': 0.0, 'dtype': 'fp32',
     },
     # 1512.03385 Sec. 4.2: option A, 64k iterations of 128, drops at 32k and 48k. Its ResNet-110 needs
     # --warmup_epochs=1 ("0.01 to warm up until the training error is below 80 %, about 400 iterations").
@@ -40,3 +41,31 @@ CIFAR = {
         'weight_decay': 5e-4, 'decay': 'kernels',
     },
 }
+
+MNIST = {
+    # The PyTorch program of which the net comes: "epochs 100, batch 32, lr 0.001", Pad(4), RandomHorizontalFlip,
+    # RandomCrop(32), no weight decay. It names no optimizer; Adam is that of its template (yunjey/pytorch-tutorial,
+    # deep_residual_network), whose decay of the rate it leaves out. BN as torch has it: 0.9 is its "0.1".
+    'documents': {
+        'resnet_version': '1', 'shortcut': 'B', 'bn_momentum': 0.9,
+        'train_epochs': 100, 'batch_size': 32, 'epochs_between_evals': 1,
+        'optimizer': 'adam', 'base_learning_rate': 1e-3, 'lr_schedule': 'constant',
+        'lr_boundaries': (), 'lr_factors': (1.0,), 'warmup_epochs': 0.0, 'momentum': 0.9, 'nesterov': False,
+        'weight_decay': 0.0, 'decay': 'all',
+        'flip': True,  # although a mirrored digit is another, or none
+        'label_smoothing': 0.0, 'dtype': 'fp32',
+    },
+    # This project's: CIFAR's fast, half as long since these pictures are easier, and no mirrored digits.
+    'fast': {
+        'train_epochs': 10, 'batch_size': 128,
+        'optimizer': 'momentum', 'base_learning_rate': 0.4, 'lr_schedule': 'one_cycle', 'nesterov': True,
+        'weight_decay': 5e-4, 'decay': 'kernels', 'flip': False, 'label_smoothing': 0.1, 'dtype': 'auto',
+    },
+    # No download: drawn pictures, whose class a mirror keeps.
+    'demo': {
+        'use_synthetic_data': True, 'train_epochs': 4, 'batch_size': 128,
+        'optimizer': 'momentum', 'base_learning_rate': 0.2, 'lr_schedule': 'one_cycle', 'nesterov': True,
+        'weight_decay': 5e-4, 'decay': 'kernels', 'dtype': 'auto',
+    },
+}
+FASHION_MNIST = MNIST | {'fast': MNIST['fast'] | {'flip': True}}  # a mirrored shirt is a shirt

@@ -43,6 +43,7 @@ def define_run_flags(values, data_dir, model_dir):
     define.integer('epochs_between_evals', None, 'Evaluate after so many epochs, and after the last.', 'ebe', 1)
     define.integer('max_train_steps', None, 'Stop at this global step, if it comes first.', 'mts', 1)
     define.number('stop_threshold', None, 'Stop when the test accuracy (0..1) reaches it.', 'st', 0, 1)
+    define.integer('num_train_images', None, 'Train on the first so many images only.', None, 1)
     define.integer('batch_size', None, 'Images a step, over all devices.', 'bs', 1)
     define.integer('seed', 0, 'Of initial weights, order and augmentation.', None, 0, 2 ** 63 - 1)
     define.number('save_checkpoint_minutes', 10.0, 'Between checkpoints inside an epoch; may be a fraction.', None, 0)
@@ -55,10 +56,12 @@ def define_run_flags(values, data_dir, model_dir):
     define.boolean('augment', True, 'Pad, crop and flip the training images.')
 
 
-def define_model_flags(values, sizes, is_size):
-    """Define what network to train. `sizes` says what `is_size` accepts."""
+def define_model_flags(values, sizes=None, is_size=None):
+    """Define what network to train. `sizes` says what `is_size` accepts; without, the net has one size."""
     define = _Definer(values)
-    define.integer('resnet_size', None, f'Layers: {sizes}.', 'rs', 1)
+    if sizes:
+        define.integer('resnet_size', None, f'Layers: {sizes}.', 'rs', 1)
+        flags.register_validator('resnet_size', lambda size: size is None or is_size(size), f'must be {sizes}', values)
     define.enum('resnet_version', None, ['1', '2'], '1 is the ReLU after the sum, 2 is pre-activation.', 'rv')
     define.enum('shortcut', None, ['A', 'B', 'C', 'group', 'none'],
                 'A zero-padded, B projections where the shape changes, C everywhere, group in the first block of '
@@ -67,14 +70,19 @@ def define_model_flags(values, sizes, is_size):
     define.string('pretrained_model_checkpoint_path', None,
                   'Start from the weights of this model_dir or .keras file, all but the last layer.', 'pmcp')
     define.boolean('fine_tune', False, 'Train the last layer only.', 'ft')
-    flags.register_validator('resnet_size', lambda size: size is None or is_size(size), f'must be {sizes}', values)
 
 
 def define_optimizer_flags(values, recipes):
-    """Define the recipe and what it consists of: all of these have the recipe's value until given."""
+    """Define the recipe and what it consists of: all of these have the recipe's value until given.
+
+    The first recipe is the default, and has a value for everything that any of them has.
+    """
     define = _Definer(values)
-    define.enum('recipe', 'official', list(recipes), 'Named set of hyperparameters; a flag that is given overrides it.')
-    define.number('base_learning_rate', None, 'Per 128 images of batch; the peak of cosine and one_cycle.', None, 0)
+    define.enum('recipe', next(iter(recipes)), list(recipes),
+                'Named set of hyperparameters; a flag that is given overrides it.')
+    define.enum('optimizer', None, ['momentum', 'adam'], 'SGD with momentum, or Adam.')
+    define.number('base_learning_rate', None, 'Per 128 images of batch, but with Adam the rate itself; the peak of '
+                  'cosine and one_cycle.', None, 0)
     define.enum('lr_schedule', None, ['piecewise', 'cosine', 'one_cycle', 'constant'], 'Course of the learning rate.')
     define.numbers('lr_boundaries', None, 'Epochs at which a piecewise rate changes.')
     define.numbers('lr_factors', None, 'What the rate is multiplied with in each piece: one more than lr_boundaries.')
@@ -83,6 +91,7 @@ def define_optimizer_flags(values, recipes):
     define.boolean('nesterov', None, "Nesterov's momentum.")
     define.number('weight_decay', None, 'L2 as part of the gradient: l2 * w.', None, 0)
     define.enum('decay', None, ['all', 'kernels', 'no_batch_norm'], 'Which variables decay.')
+    define.boolean('flip', None, 'Whether augmentation flips; digits are others in the mirror.')
     define.number('label_smoothing', None, 'Probability taken from the label and spread.', None, 0, 0.999)
 
 
@@ -142,7 +151,7 @@ def register_rules(values):
     rule(['tfds', 'use_synthetic_data'], lambda v: not (v['tfds'] and v['use_synthetic_data']),
          '--tfds and --use_synthetic_data exclude each other')
     rule(['image_bytes_as_serving_input'], lambda v: not v['image_bytes_as_serving_input'],
-         'is for ImageNet; CIFAR pictures are exported as arrays')
+         'is for ImageNet; small pictures are exported as arrays')
     rule(['profile_steps'], lambda v: v['profile_steps'] is None or _is_range(v['profile_steps']),
          "pass 'first,last', as 10,20")
     rule(['lr_boundaries', 'lr_factors'], lambda v: v['lr_boundaries'] is None or v['lr_factors'] is None
@@ -150,9 +159,9 @@ def register_rules(values):
 
 
 def resolve(values, recipes):
-    """Return {flag: value}: the official recipe, changed by --recipe, changed by the flags that were given."""
+    """Return {flag: value}: the first recipe, changed by --recipe, changed by the flags that were given."""
     resolved = values.flag_values_dict()
-    for recipe in (recipes['official'], recipes[values.recipe]):
+    for recipe in (next(iter(recipes.values())), recipes[values.recipe]):
         resolved |= {name: value for name, value in recipe.items() if not values[name].present}
     for name in ('data_dir', 'model_dir', 'export_dir', 'benchmark_log_dir', 'pretrained_model_checkpoint_path'):
         if resolved[name] is not None:
@@ -166,11 +175,11 @@ def train_config(resolved, dataset, make_spec):
     Args:
         resolved: from `resolve`.
         dataset: name for input_pipeline.read.
-        make_spec: (resnet_size, **axes) -> ResNetSpec.
+        make_spec: (resnet_size, **axes) -> ResNetSpec, without resnet_size where there is no such flag.
     """
     from official_resnet import devices, optimizers, resnet_run_loop
     spec = make_spec(
-        resolved['resnet_size'], version=resolved['resnet_version'],
+        *(resolved[name] for name in ('resnet_size',) if name in resolved), version=resolved['resnet_version'],
         shortcut=None if resolved['shortcut'] == 'none' else resolved['shortcut'],
         bn_momentum=resolved['bn_momentum'], data_format=resolved['data_format'] or devices.best_data_format())
     scale = resolved['loss_scale']
@@ -178,10 +187,10 @@ def train_config(resolved, dataset, make_spec):
     schedule = optimizers.Schedule(
         resolved['lr_schedule'], resolved['lr_boundaries'] if is_piecewise else (),
         resolved['lr_factors'] if is_piecewise else (1.0,), warmup_epochs=resolved['warmup_epochs'])
-    same = ('data_dir', 'model_dir', 'train_epochs', 'max_train_steps', 'batch_size', 'epochs_between_evals',
-            'stop_threshold', 'base_learning_rate', 'momentum', 'nesterov', 'weight_decay', 'decay',
-            'label_smoothing', 'augment', 'seed', 'save_checkpoint_minutes', 'num_gpus', 'distribution_strategy',
-            'enable_xla', 'fine_tune')
+    same = ('data_dir', 'num_train_images', 'model_dir', 'train_epochs', 'max_train_steps', 'batch_size',
+            'epochs_between_evals', 'stop_threshold', 'optimizer', 'base_learning_rate', 'momentum', 'nesterov',
+            'weight_decay', 'decay', 'label_smoothing', 'augment', 'flip', 'seed', 'save_checkpoint_minutes',
+            'num_gpus', 'distribution_strategy', 'enable_xla', 'fine_tune')
     return resnet_run_loop.TrainConfig(
         spec=spec, dataset=dataset, schedule=schedule,
         dtype=devices.best_dtype() if resolved['dtype'] == 'auto' else resolved['dtype'],

@@ -23,7 +23,7 @@ from official_resnet.errors import UserError
 
 POLICIES = {'fp32': 'float32', 'bf16': 'mixed_bfloat16', 'fp16': 'mixed_float16'}
 # What makes two runs different runs: a checkpoint continues only where these agree.
-IDENTITY = ('spec', 'dataset', 'batch_size', 'seed', 'augment', 'fine_tune')
+IDENTITY = ('spec', 'dataset', 'num_train_images', 'batch_size', 'seed', 'optimizer', 'augment', 'flip', 'fine_tune')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +34,20 @@ class TrainConfig:
         spec: the network.
         dataset: a name in input_pipeline.DATASETS, or 'tfds:NAME'.
         data_dir: where the data set is; None for 'synthetic'.
+        num_train_images: use the first so many training images; None uses all.
         model_dir: checkpoints, metrics, final model; a run found there is continued. None: nothing is kept.
         train_epochs: in total, over all restarts.
         max_train_steps: stop at this global step, if that comes first.
         batch_size: images a step, over all devices.
         epochs_between_evals: evaluate after so many epochs, and after the last.
         stop_threshold: stop when the test accuracy, 0..1, reaches it.
-        base_learning_rate: per 128 images of batch, as official/resnet counts on CIFAR.
+        optimizer: 'momentum', optimizers.CoupledSGD; or 'adam' (arXiv:1412.6980), without weight decay.
+        base_learning_rate: per 128 images of batch, as official/resnet counts on CIFAR; Adam's is the rate itself.
         schedule: its course, in epochs.
         momentum, nesterov, weight_decay, decay: see optimizers.CoupledSGD.
         label_smoothing: 0 for none (arXiv:1512.00567 Sec. 7).
         augment: pad, crop and flip the training images.
+        flip: whether augmentation flips.
         dtype: 'fp32', or 'bf16' or 'fp16' for mixed precision (variables and logits stay float32).
         loss_scale: a number, 'dynamic', or None for 128 with fp16 and 1 otherwise.
         seed: of initial weights, order and augmentation.
@@ -60,12 +63,14 @@ class TrainConfig:
     spec: resnet_model.ResNetSpec
     dataset: str = 'cifar10'
     data_dir: str | None = None
+    num_train_images: int | None = None
     model_dir: str | None = None
     train_epochs: int = 182
     max_train_steps: int | None = None
     batch_size: int = 128
     epochs_between_evals: int = 1
     stop_threshold: float | None = None
+    optimizer: str = 'momentum'
     base_learning_rate: float = 0.1
     schedule: optimizers.Schedule = optimizers.Schedule()
     momentum: float = 0.9
@@ -74,6 +79,7 @@ class TrainConfig:
     decay: str = 'all'
     label_smoothing: float = 0.0
     augment: bool = True
+    flip: bool = True
     dtype: str = 'fp32'
     loss_scale: float | str | None = None
     seed: int = 0
@@ -88,8 +94,8 @@ class TrainConfig:
 
     @property
     def learning_rate(self):
-        """The base rate for this batch size."""
-        return self.base_learning_rate * self.batch_size / 128
+        """The base rate for this batch size; Adam's steps do not grow with it."""
+        return self.base_learning_rate * (1 if self.optimizer == 'adam' else self.batch_size / 128)
 
     def to_json(self):
         """Return a dict of plain values that `from_json` reads."""
@@ -97,7 +103,7 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, values):
-        """Return the TrainConfig that `to_json` wrote."""
+        """Return the TrainConfig that `to_json` wrote; a field that was added since has its default."""
         return cls(**values | {'spec': resnet_model.ResNetSpec(**values['spec']),
                                'schedule': optimizers.Schedule(**values['schedule'])})
 
@@ -150,7 +156,8 @@ class Trainer:
         self.config = config
         self.strategy = devices.make_strategy(config.num_gpus, config.distribution_strategy, config.batch_size)
         keras.utils.set_random_seed(config.seed % 2 ** 32)
-        self.data = input_pipeline.read(config.dataset, 'train', data_dir=config.data_dir)
+        self.data = input_pipeline.first(
+            input_pipeline.read(config.dataset, 'train', data_dir=config.data_dir), config.num_train_images)
         self.test = input_pipeline.read(config.dataset, 'test', data_dir=config.data_dir)
         self.steps_per_epoch = input_pipeline.steps_per_epoch(len(self.data.labels), config.batch_size)
         total_steps = config.train_epochs * self.steps_per_epoch  # the schedule's end, whatever max_train_steps cuts
@@ -258,7 +265,7 @@ class Trainer:
         config = self.config
         return self._distribute(input_pipeline.batches(
             self.data, config.batch_size, training=True, seed=config.seed, first_step=self.step,
-            num_epochs=config.train_epochs, augment=config.augment))
+            num_epochs=config.train_epochs, augment=config.augment, flip=config.flip))
 
     def _distribute(self, batches):
         """Return the batches, split over the replicas where there are several."""
@@ -290,7 +297,7 @@ class Trainer:
                 transfer.load_backbone(self.model, self.config.pretrained)
             return
         arrays, state, path = found
-        ours, theirs = self.config.to_json(), state['config']
+        ours, theirs = self.config.to_json(), TrainConfig.from_json(state['config']).to_json()
         for values in (ours, theirs):
             values['spec'].pop('data_format')  # weights do not depend on it
         for field in IDENTITY:
@@ -301,8 +308,8 @@ class Trainer:
         checkpoints.assign(self._variables(), arrays, path)
         self.step, self.sums = state['step'], state['sums']
         self.best, self.evaluation = state['best'], state['evaluation']
-        changed = [_difference(name, ours[name], theirs.get(name)) for name in ours
-                   if ours[name] != theirs.get(name) and name not in ('data_dir', 'model_dir')]
+        changed = [_difference(name, ours[name], theirs[name]) for name in ours
+                   if ours[name] != theirs[name] and name not in ('data_dir', 'model_dir')]
         print(f'continuing from {path}: epoch {self.epoch}, step {self.step}'
               + (f'; changed: {", ".join(changed)}' if changed else ''), flush=True)
 
@@ -352,21 +359,34 @@ def build(config, strategy, data, steps_per_epoch, total_steps):
         raise UserError("data_format='channels_first' needs a GPU, TensorFlow's CPU convolutions are NHWC; "
                         'pass --data_format=channels_last (the weights are the same)')
     with strategy.scope(), _dtype_policy(POLICIES[config.dtype]):
-        shape = resnet_model.image_shape(config.spec, data.images.shape[1:])
+        shape = resnet_model.image_shape(config.spec, data.input_shape)
         model = resnet_model.resnet(config.spec, data.num_classes, shape)
         if config.fine_tune:
             transfer.freeze_backbone(model)
-        scale = config.loss_scale or (128.0 if config.dtype == 'fp16' else 1.0)
-        optimizer = optimizers.CoupledSGD(
-            config.schedule.build(config.learning_rate, steps_per_epoch, total_steps), config.momentum,
-            config.nesterov, l2=config.weight_decay, decay=config.decay,
-            loss_scale_factor=None if scale in (1, 'dynamic') else float(scale))
-        if scale == 'dynamic':
-            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        optimizer = _make_optimizer(
+            config, config.schedule.build(config.learning_rate, steps_per_epoch, total_steps))
         optimizer.build(model.trainable_variables)
         # For callbacks that look at model.optimizer, and for model.evaluate of who loads the model.
         model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=['accuracy'])
     return model, optimizer
+
+
+def _make_optimizer(config, schedule):
+    """Return the optimizer of a config, which scales the loss where that is asked for."""
+    scale = config.loss_scale or (128.0 if config.dtype == 'fp16' else 1.0)
+    factor = None if scale in (1, 'dynamic') else float(scale)
+    if config.optimizer == 'momentum':
+        optimizer = optimizers.CoupledSGD(schedule, config.momentum, config.nesterov, l2=config.weight_decay,
+                                          decay=config.decay, loss_scale_factor=factor)
+    elif config.optimizer != 'adam':
+        raise UserError(f"optimizer {config.optimizer!r} is none of 'momentum', 'adam'")
+    elif config.weight_decay:
+        raise UserError(f'weight_decay {config.weight_decay} with optimizer adam, which has none here; '
+                        'pass --weight_decay=0, or --optimizer=momentum')
+    else:  # 1412.6980 Alg. 1, with its numbers, which are torch.optim.Adam's; Keras' epsilon is 1e-7
+        optimizer = keras.optimizers.Adam(
+            schedule, beta_1=0.9, beta_2=0.999, epsilon=1e-8, loss_scale_factor=factor)
+    return keras.optimizers.LossScaleOptimizer(optimizer) if scale == 'dynamic' else optimizer
 
 
 def make_train_function(strategy, model, optimizer, config):

@@ -8,18 +8,41 @@ from absl import flags
 from official_resnet import devices, download, recipes, resnet_flags
 from official_resnet.errors import UserError
 
+MNIST_RECIPES = {'mnist': recipes.MNIST, 'fashion_mnist': recipes.FASHION_MNIST}  # --dataset -> its table
+
 
 def cifar_program(argv, doc, dataset):
     """Be cifar10_main or cifar100_main: parse argv (program name first), train, return the exit code."""
-    return resnet_flags.run_program(argv, doc, cifar_flags(dataset), lambda values: _run_cifar(values, dataset))
+    return resnet_flags.run_program(argv, doc, cifar_flags(dataset),
+                                    lambda values: _run(values, dataset, recipes.CIFAR, 'cifar_spec'))
+
+
+def mnist_program(argv, doc):
+    """Be mnist_main: as `cifar_program`, with the data set chosen by --dataset."""
+    return resnet_flags.run_program(argv, doc, mnist_flags(), lambda values: _run(
+        values, values.dataset, MNIST_RECIPES[values.dataset], 'mnist_spec'))
 
 
 def cifar_flags(dataset):
     """Return the FlagValues of the program of a CIFAR data set."""
+    values = _common_flags(dataset, recipes.CIFAR)
+    resnet_flags.define_model_flags(values, '6n+2: 8, 14, 20, ...', lambda size: size >= 8 and size % 6 == 2)
+    return values
+
+
+def mnist_flags():
+    """Return the FlagValues of the program of MNIST and Fashion-MNIST."""
+    values = _common_flags('mnist', recipes.MNIST)
+    flags.DEFINE_enum('dataset', 'mnist', list(MNIST_RECIPES), 'Which data set.', flag_values=values)
+    resnet_flags.define_model_flags(values)
+    return values
+
+
+def _common_flags(dataset, table):
+    """Return the FlagValues that all training programs have; `dataset` names the default folders."""
     values = flags.FlagValues()
     resnet_flags.define_run_flags(values, f'/tmp/{dataset}_data', f'/tmp/{dataset}_model')
-    resnet_flags.define_model_flags(values, '6n+2: 8, 14, 20, ...', lambda size: size >= 8 and size % 6 == 2)
-    resnet_flags.define_optimizer_flags(values, recipes.CIFAR)
+    resnet_flags.define_optimizer_flags(values, table)
     resnet_flags.define_performance_flags(values)
     resnet_flags.define_log_flags(values)
     resnet_flags.define_obsolete_flags(values)
@@ -27,9 +50,16 @@ def cifar_flags(dataset):
     return values
 
 
-def _run_cifar(values, dataset):
-    """Train (or with --eval_only evaluate) as the flags say; return the exit code."""
-    resolved = resnet_flags.resolve(values, recipes.CIFAR)
+def _run(values, dataset, table, make_spec):
+    """Train (or with --eval_only evaluate) as the flags say; return the exit code.
+
+    Args:
+        values: parsed FlagValues.
+        dataset: a key of input_pipeline.DATASETS.
+        table: of recipes.
+        make_spec: name of the function of resnet_model, which is not imported before the flags are read.
+    """
+    resolved = resnet_flags.resolve(values, table)
     for name, _, text in resnet_flags.OBSOLETE:
         if resolved[name] is not None:
             print(f'--{name} is obsolete and ignored: {text}')
@@ -45,7 +75,7 @@ def _run_cifar(values, dataset):
     if resolved['clean']:
         checkpoints.clean(resolved['model_dir'])
     _make_folder(resolved['model_dir'])
-    config = resnet_flags.train_config(resolved, dataset, resnet_model.cifar_spec)
+    config = resnet_flags.train_config(resolved, dataset, getattr(resnet_model, make_spec))
     _show(config, resolved['recipe'])
     callbacks = _callbacks(config, resolved)
     try:
@@ -71,8 +101,8 @@ def _find_data(values, dataset):
         if not values['data_dir'].present:
             data_dir = None  # where tensorflow_datasets keeps its data itself
         input_pipeline.read(dataset, 'test', data_dir=data_dir, download=values.download)
-    elif dataset in download.ARCHIVES and values.download and not download.is_present(dataset, data_dir):
-        download.download_and_extract(dataset, data_dir)
+    elif values.download:
+        download.fetch_missing(dataset, data_dir)
     return data_dir
 
 

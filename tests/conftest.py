@@ -10,6 +10,9 @@ import tensorflow as tf
 
 from official_resnet import records
 
+MNIST_FILES = {'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
+               'test': ('t10k-images-idx3-ubyte.gz', 't10k-labels-idx1-ubyte.gz')}
+
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices('CPU')[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 
@@ -25,4 +28,18 @@ def cifar_dir(tmp_path_factory):
         images = random.integers(0, 60, (count, 32, 32, 3)) + 19 * labels[:, None, None, None]
         images[:, 8:16, 8:16] //= 3  # so that standardisation leaves something to see
         records.write_cifar(folder / name, images.astype(np.uint8), labels)
+    return folder.parent
+
+
+@pytest.fixture(scope='session')
+def mnist_dir(tmp_path_factory):
+    """A data_dir with a folder mnist: 120 training pictures in plain files, 30 of the test in packed ones."""
+    folder = tmp_path_factory.mktemp('data') / 'mnist'
+    folder.mkdir()
+    random = np.random.default_rng(1)
+    for split, count in (('train', 120), ('test', 30)):
+        labels = random.integers(0, 10, count)
+        images = random.integers(0, 60, (count, 28, 28)) + 19 * labels[:, None, None]
+        for name, values in zip(MNIST_FILES[split], (images, labels), strict=True):
+            records.write_idx(folder / name, values.astype(np.uint8))
     return folder.parent

@@ -55,25 +55,28 @@ def link(kind, target):
 
 GOOD = tar_gz({**official(), f'{FOLDER}/batches.meta.txt': b'airplane\n'})
 MD5 = hashlib.md5(GOOD).hexdigest()
+IDX = {name: random.Random(name).randbytes(2000 + 100 * len(name)) for name in (  # what they hold is not looked at
+    'train-images-idx3-ubyte.gz', 'train-labels-idx1-ubyte.gz', 't10k-images-idx3-ubyte.gz',
+    't10k-labels-idx1-ubyte.gz')}
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves GOOD at any path; the server's attributes say how badly."""
+    """Serves IDX by name and GOOD at any other path; the server's attributes say how badly."""
 
     def do_GET(self):
-        server = self.server
+        server, good = self.server, IDX.get(self.path.rpartition('/')[2], GOOD)
         server.ranges.append(self.headers.get('Range'))
         start = int(server.ranges[-1][len('bytes='):-1]) if server.ranges[-1] and server.knows_range else 0
         status = server.status or (206 if start else 200)
-        if status == 206 and start >= len(GOOD):
+        if status == 206 and start >= len(good):
             status = 416
-        body = {200: GOOD, 206: GOOD[start:]}.get(status, b'')
+        body = {200: good, 206: good[start:]}.get(status, b'')
         self.send_response(status)
         self.send_header('Content-Length', str(len(body)))
         if status == 206:
-            self.send_header('Content-Range', f'bytes {start}-{len(GOOD) - 1}/{len(GOOD)}')
+            self.send_header('Content-Range', f'bytes {start}-{len(good) - 1}/{len(good)}')
         if status == 416:
-            self.send_header('Content-Range', f'bytes */{len(GOOD)}')
+            self.send_header('Content-Range', f'bytes */{len(good)}')
         self.end_headers()
         self.wfile.write(body[:server.cuts.pop(0)] if server.cuts else body)
         self.wfile.flush()
@@ -113,8 +116,14 @@ def tiny_archives(monkeypatch, refused_url):
     for dataset in download.ARCHIVES:
         monkeypatch.setitem(download.ARCHIVES, dataset, download.Archive(
             refused_url, len(GOOD), MD5, FOLDER, {name: len(data) for name, data in FILES.items()}))
+    monkeypatch.setitem(download.FILE_SETS, 'mnist', file_set(f'{refused_url}/'))
     monkeypatch.setattr(download, 'RETRY_SECONDS', 0)
     monkeypatch.setenv('no_proxy', '127.0.0.1')
+
+
+def file_set(url):
+    return download.FileSet(url, ('mnist', 'MNIST/raw'), {
+        name: (len(data), hashlib.md5(data).hexdigest()) for name, data in IDX.items()})
 
 
 @pytest.fixture
@@ -144,6 +153,7 @@ def names(folder):
 # The table.
 
 REAL_ARCHIVES = dict(download.ARCHIVES)
+REAL_FILE_SETS = dict(download.FILE_SETS)
 
 
 def test_table_states_the_published_archives():
@@ -505,6 +515,92 @@ def test_home_is_expanded(archive, tmp_path, monkeypatch):
     download.download_and_extract('cifar10', '~/new', archive='~/mine.tar.gz')
     assert_extracted(tmp_path / 'new')
     assert download.is_complete('cifar10', '~/new')
+
+
+# fetch_missing: sets of files.
+
+@pytest.fixture
+def mnist_server(server, monkeypatch):
+    monkeypatch.setitem(download.FILE_SETS, 'mnist', file_set(f'{server.url.rpartition("/")[0]}/mirror/'))
+    return server
+
+
+def test_table_states_the_published_files_of_mnist():
+    sizes = {name: [size for size, _ in row.files.values()] for name, row in REAL_FILE_SETS.items()}
+    assert sizes == {'mnist': [9912422, 28881, 1648877, 4542], 'fashion_mnist': [26421880, 29515, 4422102, 5148]}
+    sums = [md5 for row in REAL_FILE_SETS.values() for _, md5 in row.files.values()]
+    assert len(set(sums)) == 8 and all(len(md5) == 32 and int(md5, 16) for md5 in sums)
+    assert (sums[0], sums[4]) == ('f68b3c2dcbeaaa9fbdd348bbdeb94873', '8d4fb7e6c68d591d4c3dfef9ec88bf0d')
+
+
+def assert_files(folder):
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == IDX
+
+
+@pytest.mark.parametrize('below', ['', 'mnist'])
+def test_a_missing_set_of_files_is_fetched_once(below, mnist_server, tmp_path, capsys):
+    data_dir = tmp_path / 'new'
+    download.fetch_missing('mnist', data_dir / below)
+    assert_files(data_dir / 'mnist')
+    assert names(data_dir) == ['mnist']
+    assert capsys.readouterr().out.endswith(f'mnist is in {data_dir / "mnist"}\n')
+    for again in (data_dir, data_dir / 'mnist'):
+        download.fetch_missing('mnist', again)
+    assert len(mnist_server.ranges) == 4 and capsys.readouterr().out == ''
+
+
+@pytest.mark.parametrize('name', [
+    'train-labels-idx1-ubyte.gz', 'mnist/t10k-images-idx3-ubyte', 'MNIST/raw/t10k-labels-idx1-ubyte.gz'])
+def test_files_that_are_there_are_used_as_they_are(name, mnist_server, data_dir):
+    (data_dir / name).parent.mkdir(parents=True, exist_ok=True)
+    (data_dir / name).write_bytes(b'mine')
+    download.fetch_missing('mnist', data_dir)
+    assert mnist_server.ranges == [] and (data_dir / name).read_bytes() == b'mine'
+    assert len([path for path in data_dir.rglob('*') if path.is_file()]) == 1
+
+
+def test_an_interrupted_set_goes_on_where_it_stopped(mnist_server, data_dir):
+    first, second = list(IDX)[:2]
+    mnist_server.cuts = [len(IDX[first]), 100, 0, 0]  # three attempts at the second
+    with pytest.raises(UserError, match=f'cannot download .*/{second} .*100 bytes are kept.*or put {first}, .* into '
+                                        f"'{data_dir}/mnist' yourself"):
+        download.fetch_missing('mnist', data_dir)
+    assert names(data_dir) == ['mnist.part'] and not download.is_present('mnist', data_dir)
+    mnist_server.cuts, mnist_server.ranges[:] = [], []
+    (data_dir / 'mnist').mkdir()
+    (data_dir / 'mnist' / 'notes.txt').write_text('kept')
+    download.fetch_missing('mnist', data_dir)
+    assert mnist_server.ranges == ['bytes=100-', None, None]
+    (data_dir / 'mnist' / 'notes.txt').unlink()
+    assert_files(data_dir / 'mnist')
+    assert names(data_dir) == ['mnist']
+
+
+def test_a_wrong_file_of_a_set_is_not_kept(mnist_server, data_dir, monkeypatch):
+    row = file_set(download.FILE_SETS['mnist'].url)
+    row.files['train-labels-idx1-ubyte.gz'] = (len(IDX['train-labels-idx1-ubyte.gz']), '0' * 32)
+    monkeypatch.setitem(download.FILE_SETS, 'mnist', row)
+    with pytest.raises(UserError, match=f'has MD5 .* instead of {"0" * 32} and was removed: run .* or put train-im'):
+        download.fetch_missing('mnist', data_dir)
+    assert names(data_dir) == ['mnist.part'] and names(data_dir / 'mnist.part') == ['train-images-idx3-ubyte.gz']
+
+
+def test_set_of_files_without_a_network_or_a_place(data_dir, archive, mnist_server, monkeypatch):
+    with pytest.raises(UserError, match="data_dir '.*mine.tar.gz' is a file: pass a folder"):
+        download.fetch_missing('mnist', archive)
+    mnist_server.status = 404
+    with pytest.raises(UserError, match='answers 404 Not Found: try again later, or put train-images-idx3-ubyte.gz, '):
+        download.fetch_missing('mnist', data_dir)
+    monkeypatch.setattr(download.shutil, 'disk_usage', lambda folder: type('Usage', (), {'free': 10}))
+    with pytest.raises(UserError, match='has 10 bytes free'):
+        download.fetch_missing('mnist', data_dir)
+
+
+def test_fetch_missing_leaves_what_needs_no_download(mnist_server, data_dir, archive):
+    download.fetch_missing('synthetic', data_dir)
+    download.download_and_extract('cifar10', data_dir, archive=archive)
+    download.fetch_missing('cifar10', data_dir)
+    assert mnist_server.ranges == []
 
 
 # The program, in a process of its own: here the sizes are the official ones.

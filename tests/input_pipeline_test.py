@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from official_resnet import errors, input_pipeline, preprocessing, records
+from official_resnet import download, errors, input_pipeline, preprocessing, records
 
 
 def numbered(num_images, shape=(4, 4, 1), normalization='none'):
@@ -221,7 +221,8 @@ def test_wrong_data_dir_is_one_line_with_the_remedy(tmp_path, make, data_dir, me
 
 def test_wrong_names():
     for arguments, message in [
-        (('cifar11', 'train'), "dataset 'cifar11' is unknown; choose cifar10, cifar100, synthetic or tfds:NAME"),
+        (('cifar11', 'train'), "dataset 'cifar11' is unknown; choose cifar10, cifar100, mnist, fashion_mnist, "
+                                "synthetic or tfds:NAME"),
         (('cifar10', 'validation'), "split 'validation' is unknown; choose 'train' or 'test'"),
         (('cifar10', 'train'), 'cifar10 needs a data_dir; pass --data_dir'),
         (('tfds:no_such_pictures', 'train'), "tfds data set 'no_such_pictures': .*not found. See"),
@@ -245,6 +246,86 @@ def test_table_is_consistent(name):
     assert len(info.class_names) == len(set(info.class_names)) == info.num_classes
     assert info.normalization in preprocessing.NORMALIZATIONS
     assert set(info.split_sizes) == {'train', 'test'} and (info.folder is None) == (info.files is None)
+
+
+# --- MNIST ---------------------------------------------------------------------------------------------------
+
+
+def write_mnist(folder, names=('train-images-idx3-ubyte', 'train-labels-idx1-ubyte',
+                               't10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'), suffix='', num_images=6):
+    """Write tiny IDX files, every pixel of picture i 40 * i, its label i; return the folder."""
+    folder.mkdir(parents=True)
+    labels = np.arange(num_images, dtype=np.uint8)
+    for name in names:
+        images = np.tile(40 * labels[:, None, None], (1, 28, 28))
+        records.write_idx(folder / (name + suffix), images if 'images' in name else labels)
+    return folder
+
+
+@pytest.mark.parametrize('suffix', ['', '.gz'])
+@pytest.mark.parametrize('below, dataset', [
+    ('mnist', 'mnist'), ('MNIST/raw', 'mnist'), ('fashion-mnist', 'fashion_mnist'),
+    ('FashionMNIST/raw', 'fashion_mnist')])
+def test_mnist_in_every_place(tmp_path, below, dataset, suffix):
+    folder = write_mnist(tmp_path / below, suffix=suffix)
+    (tmp_path / 'mnist').mkdir(exist_ok=True)  # an empty one is not taken for it
+    for data_dir in (tmp_path, folder):
+        test = input_pipeline.read(dataset, 'test', data_dir=data_dir)
+        assert test.images.shape == (6, 28, 28, 1) and test.labels.tolist() == list(range(6))
+        assert (test.input_size, test.input_shape, test.num_classes) == (32, (32, 32, 1), 10)
+    assert test.class_names[9] == {'mnist': '9', 'fashion_mnist': 'Ankle boot'}[dataset]
+    renamed = folder.rename(tmp_path / 'anything')
+    assert input_pipeline.find_folder(dataset, renamed) == renamed
+
+
+def test_the_folder_of_the_other_is_refused(tmp_path, monkeypatch):
+    folder = write_mnist(tmp_path / 'fashion-mnist')
+    monkeypatch.chdir(folder)
+    with pytest.raises(errors.UserError, match=r"'\.' is the folder of fashion_mnist"):
+        input_pipeline.read('mnist', 'test', data_dir='.')
+    with pytest.raises(errors.UserError, match="fashion-mnist' is the folder of fashion_mnist, not of mnist; pass"):
+        input_pipeline.read('mnist', 'test', data_dir=folder)
+    with pytest.raises(errors.UserError, match="has no mnist; run mnist_main.py --data_dir .* or pass another"):
+        input_pipeline.read('mnist', 'test', data_dir=tmp_path)
+
+
+def test_a_plain_file_comes_before_a_packed_one_and_both_may_be_mixed(tmp_path):
+    folder = write_mnist(tmp_path / 'mnist', ['t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'], '.gz', 3)
+    records.write_idx(folder / 't10k-labels-idx1-ubyte', np.uint8([3, 2, 1]))
+    assert input_pipeline.read('mnist', 'test', data_dir=tmp_path).labels.tolist() == [3, 2, 1]
+    with pytest.raises(errors.UserError, match="train-images-idx3-ubyte' does not exist; pass another --data_dir"):
+        input_pipeline.read('mnist', 'train', data_dir=tmp_path)
+
+
+def test_both_tables_have_the_same_names():
+    for name, row in download.FILE_SETS.items():
+        info = input_pipeline.DATASETS[name]
+        assert row.folders == (info.folder, *info.other_folders)
+        assert list(row.files) == [f'{file}.gz' for split in ('train', 'test') for file in info.files[split]]
+
+
+def test_mnist_batches_are_32_x_32_in_0_to_1(tmp_path):
+    write_mnist(tmp_path / 'mnist')
+    train = input_pipeline.read('mnist', 'train', data_dir=tmp_path)
+    middle = np.pad(np.ones((28, 28)), 2)[..., None]
+    plain = [input_pipeline.batches(train, 6, training=False),
+             input_pipeline.batches(train, 6, training=True, augment=False)]
+    for dataset in plain:
+        images, labels = next(dataset.as_numpy_iterator())
+        np.testing.assert_allclose(images, labels[:, None, None, None] * 40 / 255 * middle, rtol=1e-6)
+    for flip in (True, False):
+        dataset = input_pipeline.batches(train, 6, training=True, seed=6, num_epochs=3, flip=flip)
+        for step, (images, labels) in enumerate(dataset.as_numpy_iterator()):
+            crops = preprocessing.pad_crop_flip(train.images[labels], np.array([6, step]), flip=flip, size=32)
+            np.testing.assert_allclose(images, crops / np.float32(255), rtol=1e-6)
+
+
+def test_first_pictures():
+    examples = input_pipeline.first(numbered(9), 4)
+    assert examples.labels.tolist() == [0, 1, 2, 3] and len(examples.images) == 4
+    assert input_pipeline.first(examples, None) is examples
+    with pytest.raises(errors.UserError, match='num_train_images 10 of the 9 training pictures of numbered; pass 1..9'):
+        input_pipeline.first(numbered(9), 10)
 
 
 # --- tensorflow_datasets -------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import official_resnet
 from official_resnet import devices, download, layers, train_program
 
 PACKAGE = pathlib.Path(official_resnet.__file__).parent
-PROGRAMS = ['cifar10_main', 'cifar100_main', 'cifar10_download_and_extract', 'benchmark_main']
+PROGRAMS = ['cifar10_main', 'cifar100_main', 'mnist_main', 'cifar10_download_and_extract', 'benchmark_main']
 TINY = ['-rs', '8', '-bs', '16', '--train_epochs', '2', '--base_learning_rate', '0.2', '--lr_schedule', 'constant',
         '--epochs_between_evals', '1', '--shortcut', 'A', '--bn_momentum', '0.9']
 

@@ -38,3 +38,15 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / 'file').write_text('x')
     with pytest.raises(UserError, match='pass another --export_dir'):
         prediction.export(resnet_model.cifar_resnet(8), 'none', (32, 32, 3), tmp_path / 'file', IMAGES)
+
+
+@pytest.mark.parametrize('shape', [(28, 28, 1), (6, 5, 1)])
+def test_small_pictures_are_centred_in_what_the_net_takes(tmp_path, shape):
+    net_shape = (32, 32, 1) if shape[0] == 28 else shape
+    model = resnet_model.resnet(resnet_model.ResNetSpec((1, 1), filters=4), 10, net_shape)
+    images = IMAGES[:, :shape[0], :shape[1], :1]
+    path = prediction.export(model, 'unit_range', shape, tmp_path, images)
+    got = tf.saved_model.load(str(path)).signatures['serving_default'](input=tf.constant(images, tf.float32))
+    rows, columns = ((net_shape[axis] - shape[axis]) // 2 for axis in (0, 1))
+    centred = np.pad(images, ((0, 0), (rows, rows), (columns, columns), (0, 0))) / np.float32(255)
+    np.testing.assert_allclose(got['probabilities'], tf.nn.softmax(model(centred)), atol=1e-5)

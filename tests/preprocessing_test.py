@@ -134,3 +134,65 @@ def test_pad_and_flip_can_be_switched_off(run):
     assert {CROPS[crop.tobytes()] for crop in crops} == {(4, 4, False), (4, 4, True)}
     same = run(lambda x: preprocessing.pad_crop_flip(x, [1, 2], pad=0, flip=False), images)
     np.testing.assert_array_equal(same, images)
+
+
+def test_crop_of_another_size_of_1_2_3_4(run):
+    # 3 x 3 out of  0 0 0 0   at (top, left)
+    #               0 1 2 0
+    #               0 3 4 0
+    #               0 0 0 0
+    cases = [
+        (0, 0, False, [[0, 0, 0], [0, 1, 2], [0, 3, 4]]),
+        (1, 1, False, [[1, 2, 0], [3, 4, 0], [0, 0, 0]]),
+        (1, 0, True, [[2, 1, 0], [4, 3, 0], [0, 0, 0]]),
+    ]
+    tops, lefts, flips, expected = zip(*cases, strict=True)
+    images = np.tile(np.array([[1], [2], [3], [4]], np.uint8).reshape(1, 2, 2, 1), (len(cases), 1, 1, 1))
+    seen = run(
+        lambda *arguments: preprocessing.crop_flip(*arguments, pad=1, size=3),
+        images, np.array(tops, np.int32), np.array(lefts, np.int32), np.array(flips),
+    )  # fmt: skip
+    np.testing.assert_array_equal(seen[..., 0], expected)
+
+
+def test_32_out_of_28_padded_by_4_lies_at_one_of_5_x_5_places(run):
+    images = np.zeros((2500, 28, 28, 1), np.uint8)
+    images[:, 0, 0], images[:, 27, 27] = 1, 2  # corners: tell place and flip, and that nothing is cut off
+    crops = run(lambda x: preprocessing.pad_crop_flip(x, [3, 1], size=32), images)
+    assert crops.shape == (2500, 32, 32, 1) and crops.dtype == np.uint8
+    counts = collections.Counter()
+    for crop in crops[..., 0]:
+        (top, left), = np.argwhere(crop == 1)
+        np.testing.assert_array_equal(np.argwhere(crop == 2), [(top + 27, left + 27 if left < 5 else left - 27)])
+        counts[top, left] += 1
+    # Unmirrored the first corner is in column 0..4, mirrored in 27..31: 50 places, 50 +- 7 times each.
+    assert counts.keys() == {(top, left) for top in range(5) for left in (*range(5), *range(27, 32))}
+    assert min(counts.values()) > 18 and max(counts.values()) < 85
+    with pytest.raises(ValueError, match='28 x 28 padded by 4 hold no crop of 37 x 37'):
+        preprocessing.pad_crop_flip(images, [3, 1], size=37)
+
+
+def test_pad_crop_flip_has_not_changed():
+    """The numbers that runs of earlier versions were augmented with: a resumed run must go on with them."""
+    tops, lefts, flips = zip(*(CROPS[crop.tobytes()] for crop in preprocessing.pad_crop_flip(
+        np.tile(PICTURE, (6, 1, 1, 1)), [7, 11]).numpy()), strict=True)
+    assert (tops, lefts) == ((5, 0, 4, 4, 6, 4), (0, 3, 2, 5, 7, 3))
+    assert flips == (True, True, True, True, False, False)
+
+
+def test_pad_to_centres_in_zeros(run):
+    images = np.array([[1, 2], [3, 4], [5, 6]], np.uint8).reshape(1, 3, 2, 1)
+    seen = run(lambda x: preprocessing.pad_to(x, 4, 4), images)
+    assert seen.dtype == np.uint8
+    np.testing.assert_array_equal(seen[0, ..., 0], [[0, 1, 2, 0], [0, 3, 4, 0], [0, 5, 6, 0], [0, 0, 0, 0]])
+    digits = run(lambda x: preprocessing.pad_to(x, 32, 32), random_pictures(2, 28, 28, 1))
+    np.testing.assert_array_equal(digits, np.pad(random_pictures(2, 28, 28, 1), ((0, 0), (2, 2), (2, 2), (0, 0))))
+    for size in ((3, 2), (None, None)):
+        np.testing.assert_array_equal(run(lambda x, size=size: preprocessing.pad_to(x, *size), images), images)
+
+
+def test_unit_range(run):
+    images = np.array([0, 51, 255], np.uint8).reshape(1, 1, 3, 1)
+    scaled = run(preprocessing.NORMALIZATIONS['unit_range'], images)
+    assert scaled.dtype == np.float32
+    np.testing.assert_array_equal(scaled.ravel(), np.float32([0, 0.2, 1]))

@@ -82,7 +82,8 @@ def test_home_folder_is_expanded_once(monkeypatch):
     (['--lr_boundaries', '1,x'], 'comma list'), (['--lr_boundaries', '1', '--lr_factors', '1'], 'one more'),
     (['--tfds', 'mnist', '-synth'], 'exclude'), (['--image_bytes_as_serving_input'], 'ImageNet'),
     (['--profile_steps', '9,3'], "first,last"), (['--no_such_flag'], 'no_such_flag'), (['stray'], "'stray'"),
-    (['--seed', '-1'], 'seed'), (['--data_format', 'NHWC'], 'data_format'), (['--momentum', '1.5'], 'momentum')])
+    (['--seed', '-1'], 'seed'), (['--optimizer', 'sgd'], 'optimizer'), (['--num_train_images', '0'], 'num_train'),
+    (['--data_format', 'NHWC'], 'data_format'), (['--momentum', '1.5'], 'momentum')])
 def test_wrong_flags_answer_in_one_line(args, message, capsys):
     values = train_program.cifar_flags('cifar10')
     code = resnet_flags.run_program(['cifar10_main.py', *args], 'doc', values, lambda values: pytest.fail('ran'))
@@ -93,6 +94,55 @@ def test_wrong_flags_answer_in_one_line(args, message, capsys):
 def test_obsolete_flags_are_accepted():
     resolved = resolve('--gcp_project=x', '--use_train_and_evaluate', '--multi_gpu', '-brt', 'y', '--version', '2')
     assert resolved['gcp_project'] == 'x' and resolved['multi_gpu'] is True
+
+
+def mnist_config(*args):
+    values = train_program.mnist_flags()
+    values(['mnist_main.py', *args])
+    resolved = resnet_flags.resolve(values, train_program.MNIST_RECIPES[values.dataset])
+    return resnet_flags.train_config(resolved, values.dataset, resnet_model.mnist_spec)
+
+
+def test_documents_is_the_default_of_mnist_and_what_the_pytorch_program_does():
+    """100 epochs of batches of 32, Adam at 0.001, constant; pad 4, flip, crop; BN of torch; no decay, no smoothing."""
+    made = mnist_config()
+    assert (made.dataset, made.train_epochs, made.batch_size, made.num_train_images) == ('mnist', 100, 32, None)
+    assert (made.optimizer, made.learning_rate, made.schedule.kind, made.schedule.warmup_epochs) == (
+        'adam', 0.001, 'constant', 0)
+    assert float(made.schedule.build(made.learning_rate, 1875, 187500)(187499)) == pytest.approx(0.001)
+    assert (made.augment, made.flip, made.weight_decay, made.label_smoothing) == (True, True, 0, 0)
+    assert made.dtype == 'fp32'
+    assert (made.spec.group_blocks, made.spec.filters, made.spec.block, made.spec.version) == (
+        (2, 2, 2), 16, 'basic', '1')
+    assert (made.spec.shortcut, made.spec.projection_kernel) == ('B', 3)
+    assert (made.spec.bn_momentum, made.spec.bn_epsilon) == (0.9, 1e-5)
+    model = resnet_model.resnet(made.spec, 10, (32, 32, 1))
+    assert sum(variable.numpy().size for variable in model.trainable_variables) == 195_450
+
+
+def test_every_mnist_recipe_makes_a_config():
+    for dataset, flips in (('mnist', False), ('fashion_mnist', True)):
+        made = {name: mnist_config(f'--dataset={dataset}', f'--recipe={name}') for name in recipes.MNIST}
+        assert {config.dataset for config in made.values()} == {dataset}
+        assert made['fast'].flip is flips and made['documents'].flip is True
+        assert (made['fast'].optimizer, made['fast'].learning_rate) == ('momentum', 0.4)
+    assert mnist_config('--recipe=fast', '--flip').flip is True
+    assert mnist_config('--noflip', '--shortcut=A', '--resnet_version=2').spec.version == '2'
+    assert 'resnet_size' not in train_program.mnist_flags()
+
+
+@pytest.mark.parametrize('table', [recipes.CIFAR, recipes.MNIST, recipes.FASHION_MNIST])
+def test_the_first_recipe_has_a_value_for_all_that_others_change(table):
+    first, *others = table.values()
+    for recipe in others:
+        assert recipe.keys() - first.keys() <= {'use_synthetic_data', 'max_train_steps'}  # flags with a default
+
+
+def test_the_new_flags_of_all_programs():
+    made = config('--optimizer=adam', '--base_learning_rate=1e-3', '--num_train_images=1000', '--noflip')
+    assert (made.optimizer, made.learning_rate, made.num_train_images, made.flip) == ('adam', 1e-3, 1000, False)
+    made = config()
+    assert (made.optimizer, made.num_train_images, made.flip) == ('momentum', None, True)
 
 
 @pytest.mark.parametrize('names', ['ProfilerHook', 'loggingtensorhook,EXAMPLESPERSECONDHOOK', 'LoggingMetricHook'])

@@ -51,6 +51,9 @@ class SendAt(StopAt):
             os.kill(os.getpid(), self.number)
 
 
+ADAM = {'optimizer': 'adam', 'base_learning_rate': 0.01, 'weight_decay': 0.0}
+
+
 def final_arrays(model_dir):
     arrays, state, _ = checkpoints.restore_latest(pathlib.Path(model_dir) / 'checkpoints')
     for name in ('config', 'evaluation', 'sums'):  # hold seconds and paths
@@ -102,6 +105,25 @@ def test_killed_and_resumed_is_bit_identical(cifar_dir, tmp_path, uninterrupted,
             resnet_run_loop.train(config, [callbacks.MetricsJSON(tmp_path), StopAt(step)])
     resnet_run_loop.train(make_config(cifar_dir, tmp_path), [callbacks.MetricsJSON(tmp_path)])
     assert_equal_runs(uninterrupted[0], tmp_path)
+
+
+def test_adam_killed_and_resumed_is_bit_identical(mnist_dir, tmp_path):
+    """Also on pictures that are cropped to another size, without flips, and with the first 100 only."""
+    fields = ADAM | {'dataset': 'mnist', 'num_train_images': 100, 'flip': False}
+    steps = 100 // BATCH
+    for name, deaths in (('whole', ()), ('killed', (1, steps + 2, 2 * steps))):
+        (tmp_path / name).mkdir()
+        for step in deaths:
+            config = make_config(mnist_dir, tmp_path / name, save_checkpoint_minutes=0, **fields)
+            with pytest.raises(RuntimeError, match='killed'):
+                resnet_run_loop.train(config, [callbacks.MetricsJSON(tmp_path / name), StopAt(step)])
+        history = resnet_run_loop.train(
+            make_config(mnist_dir, tmp_path / name, **fields), [callbacks.MetricsJSON(tmp_path / name)])
+    assert history.step == 3 * steps and history.model.input_shape == (None, 32, 32, 1)
+    arrays, _ = final_arrays(tmp_path / 'whole')
+    moments = [name for name in arrays if name.startswith('optimizer/') and 'stem_conv_kernel' in name]
+    assert len(moments) == 2 and all(arrays[name].any() for name in moments)
+    assert_equal_runs(tmp_path / 'whole', tmp_path / 'killed')
 
 
 def test_sigkill_at_several_steps_is_bit_identical(cifar_dir, tmp_path):
@@ -211,6 +233,27 @@ def test_a_step_is_the_stock_step(cifar_dir):
         np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-3, atol=1e-5)
 
 
+def test_a_step_of_adam_is_that_of_the_paper(cifar_dir):
+    """The first step is lr * g / (|g| + epsilon), whatever the batch size; the loss is not scaled to it either."""
+    config = make_config(cifar_dir, None, train_epochs=1, max_train_steps=1, **ADAM)
+    assert config.learning_rate == 0.01
+    trainer = resnet_run_loop.Trainer(config)
+    assert type(trainer.optimizer) is keras.optimizers.Adam
+    assert (trainer.optimizer.beta_1, trainer.optimizer.beta_2, trainer.optimizer.epsilon) == (0.9, 0.999, 1e-8)
+    before = [variable.numpy() for variable in trainer.model.trainable_variables]
+    trainer.run([], [])
+    steps = [np.abs(variable.numpy() - old) for variable, old in zip(
+        trainer.model.trainable_variables, before, strict=True)]
+    assert max(step.max() for step in steps) == pytest.approx(0.01, rel=1e-3)
+    assert np.median(steps[0]) == pytest.approx(0.01, rel=1e-2)
+
+
+@pytest.mark.parametrize('fields', [{'dtype': 'fp16'}, {'dtype': 'fp16', 'loss_scale': 'dynamic'}])
+def test_adam_in_mixed_precision(cifar_dir, fields):
+    history = resnet_run_loop.train(make_config(cifar_dir, None, **ADAM | fields))
+    assert history.history['loss'][-1] < history.history['loss'][0]
+
+
 @pytest.mark.parametrize('dtype,scale', [('bf16', None), ('fp16', None), ('fp16', 'dynamic'), ('fp16', 1024.0)])
 def test_mixed_precision_learns_and_resumes(cifar_dir, tmp_path, dtype, scale):
     config = make_config(cifar_dir, tmp_path, dtype=dtype, loss_scale=scale, train_epochs=3)
@@ -229,9 +272,10 @@ def test_fp16_gradients_equal_float32_ones(cifar_dir):
         np.testing.assert_allclose(one.numpy(), other.numpy(), atol=0.03, err_msg=one.path)
 
 
-def test_two_replicas_equal_one(cifar_dir):
+@pytest.mark.parametrize('fields', [{}, ADAM])
+def test_two_replicas_equal_one(cifar_dir, fields):
     """The global batch is what counts: gradients, evaluation; BN statistics are per replica and so differ."""
-    frozen_bn = dict(train_epochs=1, fine_tune=True)
+    frozen_bn = dict(train_epochs=1, fine_tune=True) | fields
     one = resnet_run_loop.train(make_config(cifar_dir, None, **frozen_bn))
     two = resnet_run_loop.train(make_config(cifar_dir, None, distribution_strategy='mirrored', **frozen_bn))
     for variable, other in zip(one.model.variables, two.model.variables, strict=True):
@@ -265,11 +309,44 @@ def test_an_epoch_without_a_batch_is_an_error(cifar_dir):
 
 @pytest.mark.parametrize('change,message', [
     ({'seed': 8}, 'seed 7, not 8'), ({'batch_size': 8}, 'batch_size 16, not 8'),
-    ({'spec': dataclasses.replace(SPEC, filters=8)}, 'spec.filters 4, not 8')])
+    ({'spec': dataclasses.replace(SPEC, filters=8)}, 'spec.filters 4, not 8'),
+    ({'flip': False}, 'flip True, not False'), ({'num_train_images': 100}, 'num_train_images None, not 100'),
+    (ADAM, "optimizer 'momentum', not 'adam'")])
 def test_a_model_dir_of_another_run_is_refused(cifar_dir, uninterrupted, change, message):
     config = dataclasses.replace(make_config(cifar_dir, uninterrupted[0]), **change)
     with pytest.raises(UserError, match=message):
         resnet_run_loop.train(config)
+
+
+def test_a_checkpoint_from_before_a_field_was_added_goes_on(cifar_dir, tmp_path, uninterrupted, capsys):
+    config = make_config(cifar_dir, tmp_path)
+    resnet_run_loop.train(dataclasses.replace(config, train_epochs=1), [callbacks.MetricsJSON(tmp_path)])
+    arrays, state, path = checkpoints.restore_latest(tmp_path / 'checkpoints')
+    for name in ('optimizer', 'flip', 'num_train_images'):
+        state['config'].pop(name)
+    state['config']['spec'].pop('bn_epsilon')  # the same of the network's fields
+    checkpoints.save(path.parent, state['step'], arrays, state)
+    with pytest.raises(UserError, match='flip True, not False'):
+        resnet_run_loop.train(dataclasses.replace(config, flip=False))
+    resnet_run_loop.train(config, [callbacks.MetricsJSON(tmp_path)])
+    assert 'changed: train_epochs 1, not 3\n' in capsys.readouterr().out
+    assert_equal_runs(uninterrupted[0], tmp_path)
+
+
+def test_num_train_images_takes_the_first(cifar_dir):
+    trainer = resnet_run_loop.Trainer(make_config(cifar_dir, None, num_train_images=40))
+    assert (len(trainer.data.labels), len(trainer.test.labels), trainer.steps_per_epoch) == (40, 30, 2)
+    with pytest.raises(UserError, match='num_train_images 121 of the 120 training pictures of cifar10; pass 1..120'):
+        resnet_run_loop.train(make_config(cifar_dir, None, num_train_images=121))
+    with pytest.raises(UserError, match='batch_size 16 with 15 training pictures .* pass a batch_size in 1..15'):
+        resnet_run_loop.train(make_config(cifar_dir, None, num_train_images=15))
+
+
+def test_wrong_optimizers(cifar_dir):
+    with pytest.raises(UserError, match='weight_decay 0.0005 with optimizer adam, .*; pass --weight_decay=0, or --opt'):
+        resnet_run_loop.train(make_config(cifar_dir, None, optimizer='adam'))
+    with pytest.raises(UserError, match="optimizer 'sgd' is none of 'momentum', 'adam'"):
+        resnet_run_loop.train(make_config(cifar_dir, None, optimizer='sgd'))
 
 
 def test_other_wrong_input(cifar_dir, tmp_path):
