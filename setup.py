@@ -10,7 +10,7 @@ setup(
     license='Apache-2.0',
     license_files=['LICENSE'],
     python_requires='>=3.11,<3.14',  # TensorFlow 2.21 has wheels for 3.11 to 3.13 only
-    packages=['official_resnet'],
+    packages=['official_resnet', 'official_resnet.experiments'],
     install_requires=[
         'tensorflow~=2.21.0',
         'keras~=3.15.0',
@@ -22,6 +22,8 @@ setup(
     ],
     extras_require={
         'plots': ['matplotlib>=3.9', 'tensorboard~=2.20'],
+        # Whom the parity tests and the benchmark compare with; pytorchcv wants torchvision.
+        'parity': ['torch==2.13.0', 'torchvision==0.28.0', 'pytorchcv>=0.0.74', 'onnxruntime>=1.20', 'tf2onnx>=1.17'],
         'test': ['pytest>=8', 'pytest-xdist>=3.6', 'hypothesis>=6.100', 'matplotlib>=3.9', 'tensorboard~=2.20'],
     },
 )

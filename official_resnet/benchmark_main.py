@@ -2,9 +2,10 @@
 
     python benchmark_main.py                      # ResNet-32, batch 128, fp32 and bf16: about 7 minutes on two cores
     python benchmark_main.py --measure=input      # the input pipeline alone, on one core
+    python benchmark_main.py --measure=inference  # ResNet-50, batch 8, 224x224, also keras.applications, ONNX Runtime
 
 Each system lives in a process of its own and all take turns, one at a time, so that a machine that is faster or
-slower for a while is so for all: read the ratios. PyTorch is left out where torch is not installed.
+slower for a while is so for all: read the ratios. What is not installed is left out: pip install -e '.[parity]'.
 """
 import importlib.metadata
 import importlib.util
@@ -17,11 +18,12 @@ import tempfile
 
 from absl import flags
 
-from official_resnet import devices, resnet_flags
+from official_resnet import benchmark_inference, devices, resnet_flags
 from official_resnet.errors import UserError
 
 SYSTEMS = ('ours', 'keras', 'torch')
-MEASURES = ('input', 'forward', 'train')
+MEASURES = ('input', 'forward', 'train', 'inference')
+INFERENCE_SIZE, INFERENCE_BATCH = 50, 8
 
 
 def define_flags():
@@ -33,7 +35,7 @@ def define_flags():
     flags.DEFINE_integer('steps', 10, 'Steps of a turn (input: 20 times as many).', 1, flag_values=values)
     flags.DEFINE_multi_enum('dtype', ['fp32', 'bf16'], ['fp32', 'bf16'], 'Precision; may be given twice.',
                             flag_values=values)
-    for name, choices in (('measure', MEASURES), ('system', SYSTEMS)):
+    for name, choices in (('measure', MEASURES), ('system', (*SYSTEMS, 'onnx'))):
         flags.DEFINE_multi_enum(name, list(choices), choices, 'What to compare; may be repeated.', flag_values=values)
     flags.DEFINE_string('output_json', None, 'Also write every single figure there.', flag_values=values)
     flags.register_validator('resnet_size', lambda size: size % 6 == 2, 'must be 6n+2', values)
@@ -43,10 +45,10 @@ def define_flags():
 class Worker:
     """A process of benchmark_worker."""
 
-    def __init__(self, system, dtype, values, cores=None):
+    def __init__(self, system, dtype, resnet_size, batch_size, cores=None):
         command = [sys.executable, '-m', 'official_resnet.benchmark_worker', system, dtype,
-                   str(values.resnet_size), str(values.batch_size)]
-        self.name = system
+                   str(resnet_size), str(batch_size)]
+        self.name = system.rpartition(':')[2]
         self.errors = tempfile.TemporaryFile('w+')  # not a pipe, which blocks when nobody reads it
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
@@ -76,26 +78,28 @@ class Worker:
         return line
 
 
-def measure_in_turns(systems, dtype, measures, values, cores=None):
+def measure_in_turns(systems, dtype, measures, values, cores=None, size=None, batch_size=None):
     """Return [(measure, dtype, {system: [images/s of each run]})]; the first turn of each is not counted.
 
     Args:
-        systems: of SYSTEMS, a process each.
+        systems: of SYSTEMS, or of benchmark_inference.SYSTEMS; a process each.
         dtype: 'fp32' or 'bf16'.
         measures: of MEASURES.
         values: the flags.
         cores: what the processes may use; None for all.
+        size, batch_size: other than the flags say.
     """
+    size, batch_size = size or values.resnet_size, batch_size or values.batch_size
     workers, results = [], []
     try:
         for system in systems:
-            workers.append(Worker(system, dtype, values, cores))
+            workers.append(Worker(system, dtype, size, batch_size, cores))
         for measure in measures:
             steps = values.steps * (20 if measure == 'input' else 1)  # a batch of input takes milliseconds
             rates = {worker.name: [] for worker in workers}
             for run in range(-1, values.runs):
                 for worker in workers:
-                    rate = steps * values.batch_size / worker.seconds(measure, steps)
+                    rate = steps * batch_size / worker.seconds(measure, steps)
                     if run >= 0:
                         rates[worker.name].append(rate)
             results.append((measure, dtype, rates))
@@ -107,10 +111,7 @@ def measure_in_turns(systems, dtype, measures, values, cores=None):
 
 def run_benchmark(values):
     """Measure what the flags ask for, print the table."""
-    systems = [system for system in SYSTEMS if system in values.system]
-    if 'torch' in systems and importlib.util.find_spec('torch') is None:
-        print('PyTorch is not installed and left out: pip install torch')
-        systems.remove('torch')
+    systems = [system for system in SYSTEMS if system in values.system and _is_installed(system, ('torch',))]
     results = []
     if 'input' in values.measure:
         one_core = {min(os.sched_getaffinity(0))}
@@ -118,10 +119,15 @@ def run_benchmark(values):
     measures = [measure for measure in ('forward', 'train') if measure in values.measure]
     for dtype in values.dtype if measures else ():
         results += measure_in_turns(systems, dtype, measures, values)
+    if 'inference' in values.measure:
+        for dtype in values.dtype:
+            results += measure_in_turns(_inference_systems(values.system, dtype), dtype, ['inference'], values,
+                                        size=INFERENCE_SIZE, batch_size=INFERENCE_BATCH)
     print(format_table(results))
     machine = describe_machine()
     print(f'\nResNet-{values.resnet_size}, batch {values.batch_size}, {values.runs} runs of {values.steps} steps, '
-          f'input on one core; {machine}')
+          f'input on one core; '
+          f'inference ResNet-{INFERENCE_SIZE}, batch {INFERENCE_BATCH}, 224x224; {machine}')
     if values.output_json:
         with open(os.path.expanduser(values.output_json), 'w', encoding='utf-8') as file:
             rows = [{'measure': measure, 'dtype': dtype, 'images_per_second': rates}
@@ -129,15 +135,32 @@ def run_benchmark(values):
             json.dump({'flags': values.flag_values_dict(), 'machine': machine, 'results': rows}, file, indent=1)
 
 
+def _inference_systems(systems, dtype):
+    """Return the names in benchmark_inference.SYSTEMS that the --system flags ask for; 'keras' means two."""
+    chosen = [name for system in systems for name in (('applications', 'predict') if system == 'keras' else (system,))]
+    return [f'inference:{name}' for name in chosen if (name, dtype) != ('onnx', 'bf16') and _is_installed(
+        name, benchmark_inference.NEEDS.get(name, ()))]
+
+
+def _is_installed(system, packages):
+    """Tell whether what a system needs is installed; say so if not."""
+    if system in ('torch', 'onnx'):
+        for package in packages:
+            if importlib.util.find_spec(package) is None:
+                print(f"{package} is not installed, {system} is left out: pip install -e '.[parity]'")
+                return False
+    return True
+
+
 def format_table(results):
     """Return lines of measure, precision, system, n, min, median, max images/s and the ratio of ours to it."""
-    lines = [f'{"":8} {"":5} {"system":6} {"n":>3} {"min":>9} {"median":>9} {"max":>9}  ours/it']
+    lines = [f'{"":9} {"":5} {"system":12} {"n":>3} {"min":>9} {"median":>9} {"max":>9}  ours/it']
     for measure, dtype, rates in results:
         for system, values in rates.items():
             ratio = ''
             if system != 'ours' and 'ours' in rates:  # turn by turn, so that the machine's moods cancel
                 ratio = f'{statistics.median(a / b for a, b in zip(rates["ours"], values, strict=True)):.2f}'
-            lines.append(f'{measure:8} {dtype:5} {system:6} {len(values):3} {min(values):9.1f} '
+            lines.append(f'{measure:9} {dtype:5} {system:12} {len(values):3} {min(values):9.1f} '
                          f'{statistics.median(values):9.1f} {max(values):9.1f}  {ratio}')
     return '\n'.join(lines)
 

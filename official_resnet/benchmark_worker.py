@@ -9,7 +9,7 @@ Between two lines it sleeps in a read, so that the system under measurement has 
 import sys
 import time
 
-from official_resnet import devices
+from official_resnet import benchmark_inference, devices
 
 NUM_EPOCHS = 10 ** 6  # of input: more than any benchmark takes
 
@@ -82,7 +82,8 @@ def _forward(model, images):
 def main():
     """Build, say 'ready', then serve lines of 'MEASURE STEPS' until the input ends."""
     system, dtype, resnet_size, batch_size = sys.argv[1:]
-    measures = {'ours': ours, 'keras': keras, 'torch': torch}[system](dtype, int(resnet_size), int(batch_size))
+    systems = {'ours': ours, 'keras': keras, 'torch': torch} | benchmark_inference.SYSTEMS
+    measures = systems[system](dtype, int(resnet_size), int(batch_size))
     print('ready', flush=True)
     for line in sys.stdin:
         measure, steps = line.split()

@@ -73,3 +73,24 @@ def export(model, normalization, image_shape, export_dir, examples):
         raise UserError(f'the SavedModel {path} differs from the model by {difference:.2g} in probability, '
                         f'more than {TOLERANCE:g}; do not use it')
     return path
+
+
+def compile_model(model):
+    """Return the compiled function images -> outputs of a model whose weights will not change any more.
+
+    The weights are constants of its graph: TensorFlow fuses bias, addition and ReLU into the convolutions
+    (layers.fold_batch_norm gives the biases) and brings the kernels into their best layout once.
+
+    Args:
+        model: a keras.Model of one input, images float32 as model.input.
+    """
+    trainable, others = ([variable.numpy() for variable in variables]
+                         for variables in (model.trainable_variables, model.non_trainable_variables))
+
+    @tf.function(input_signature=[tf.TensorSpec(model.input.shape, tf.float32)])
+    def call(images):
+        outputs, _ = model.stateless_call([tf.constant(value) for value in trainable],
+                                          [tf.constant(value) for value in others], images, training=False)
+        return outputs
+
+    return call

@@ -450,7 +450,8 @@ def cifar_spec(resnet_size, **axes):
 
 def mnist_spec(**axes):
     """Return the spec of a [2, 2, 2] net for MNIST: 16, 32, 64 filters, 3x3 projections; axes as in cifar_spec."""
-    return ResNetSpec((2, 2, 2), **{'stem': 'mnist', 'shortcut': 'B', 'projection_kernel': 3, 'bn_momentum': 0.9} | axes)
+    fields = {'stem': 'mnist', 'shortcut': 'B', 'projection_kernel': 3, 'bn_momentum': 0.9} | axes
+    return ResNetSpec((2, 2, 2), **fields)
 
 
 def imagenet_spec(resnet_size, **axes):

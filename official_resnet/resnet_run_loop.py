@@ -108,6 +108,10 @@ class TrainConfig:
                                'schedule': optimizers.Schedule(**values['schedule'])})
 
 
+class Diverged(UserError):
+    """The loss or a variable is not finite any more."""
+
+
 class Interrupted(Exception):
     """SIGTERM or Ctrl-C: the state is saved, the message says where."""
 
@@ -130,7 +134,7 @@ def train(config, callbacks=()):
         (global) and `best` ({'accuracy', 'epoch'} on the test split, over all restarts).
 
     Raises:
-        UserError: wrong input, a checkpoint of another run, a loss that is not finite, a full disk.
+        UserError: wrong input, a checkpoint of another run, a full disk; Diverged: a loss that is not finite.
         Interrupted: after SIGTERM or Ctrl-C, the state being saved.
     """
     with catch_signals() as received:
@@ -252,8 +256,8 @@ class Trainer:
         arrays = {name: variable.numpy() for name, variable in self._variables().items()}
         for name, array in arrays.items():
             if not np.all(np.isfinite(array)):
-                raise UserError(f'{name} is not finite after step {self.step}, {self._rate_text(self.step - 1)}; '
-                                'lower --base_learning_rate or raise --warmup_epochs; the last good checkpoint is kept')
+                raise Diverged(f'{name} is not finite after step {self.step}, {self._rate_text(self.step - 1)}; '
+                               'lower --base_learning_rate or raise --warmup_epochs; the last good checkpoint is kept')
         state = {'step': self.step, 'sums': self.sums, 'best': self.best, 'evaluation': self.evaluation,
                  'config': self.config.to_json()}
         path = checkpoints.save(self._folder, self.step, arrays, state)
@@ -320,9 +324,9 @@ class Trainer:
     def _check_finite(self, losses):
         if not np.all(np.isfinite(losses)):
             bad = int(np.argmin(np.isfinite(losses)))
-            raise UserError(f'the loss is {losses[bad]} at step {self.step + bad + 1}, '
-                            f'{self._rate_text(self.step + bad)}; lower --base_learning_rate or raise '
-                            '--warmup_epochs; the last good checkpoint is kept')
+            raise Diverged(f'the loss is {losses[bad]} at step {self.step + bad + 1}, '
+                           f'{self._rate_text(self.step + bad)}; lower --base_learning_rate or raise '
+                           '--warmup_epochs; the last good checkpoint is kept')
 
     def _rate_text(self, step):
         return f'learning rate {self._learning_rate(step):.6g}'

@@ -17,7 +17,8 @@ def test_table_and_ratios():
 
 def test_a_tiny_run(tmp_path, capsys):
     argv = ['benchmark_main.py', '-rs', '8', '-bs', '16', '--runs', '2', '--steps', '1', '--dtype', 'fp32',
-            '--system', 'ours', '--system', 'keras', '--output_json', str(tmp_path / 'b.json')]
+            '--system', 'ours', '--system', 'keras', '--measure', 'input', '--measure', 'forward', '--measure', 'train',
+            '--output_json', str(tmp_path / 'b.json')]
     code = resnet_flags.run_program(argv, '', benchmark_main.define_flags(), benchmark_main.run_benchmark)
     out, err = capsys.readouterr()
     assert (code, err) == (0, '')
@@ -29,7 +30,19 @@ def test_a_tiny_run(tmp_path, capsys):
 
 
 def test_a_process_that_ends_is_one_line():
-    values = benchmark_main.define_flags()
-    values(['benchmark_main.py'])
     with pytest.raises(UserError, match='the process of nothing ended: KeyError'):
-        benchmark_main.Worker('nothing', 'fp32', values)
+        benchmark_main.Worker('nothing', 'fp32', 8, 1)
+
+
+@pytest.mark.parity
+def test_inference_against_every_peer(monkeypatch, capsys):
+    """All five systems run and answer; their speeds are for quieter machines."""
+    monkeypatch.setattr(benchmark_main, 'INFERENCE_BATCH', 1)
+    argv = ['benchmark_main.py', '--measure=inference', '--runs', '1', '--steps', '1']
+    code = resnet_flags.run_program(argv, '', benchmark_main.define_flags(), benchmark_main.run_benchmark)
+    out, err = capsys.readouterr()
+    assert (code, err) == (0, '')
+    rows = [line.split()[:3] for line in out.splitlines() if line.startswith('inference')]
+    systems = ['ours', 'applications', 'predict', 'torch', 'onnx']
+    assert rows == [['inference', 'fp32', name] for name in systems] + [
+        ['inference', 'bf16', name] for name in systems[:-1]]

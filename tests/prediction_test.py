@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from official_resnet import prediction, resnet_model
+from official_resnet import layers, prediction, resnet_model
 from official_resnet.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
@@ -50,3 +50,13 @@ def test_small_pictures_are_centred_in_what_the_net_takes(tmp_path, shape):
     rows, columns = ((net_shape[axis] - shape[axis]) // 2 for axis in (0, 1))
     centred = np.pad(images, ((0, 0), (rows, rows), (columns, columns), (0, 0))) / np.float32(255)
     np.testing.assert_allclose(got['probabilities'], tf.nn.softmax(model(centred)), atol=1e-5)
+
+
+def test_compiled_model_is_equal_and_keeps_its_weights():
+    model = resnet_model.cifar_resnet(8)
+    call = prediction.compile_model(layers.fold_batch_norm(model))
+    images = np.random.default_rng(1).normal(size=(3, 32, 32, 3)).astype('float32')
+    expected = model(images).numpy()
+    np.testing.assert_allclose(call(images), expected, atol=1e-5)
+    model.get_layer('logits').bias.assign_add(np.ones(10))
+    np.testing.assert_allclose(call(images[:2]), expected[:2], atol=1e-5)

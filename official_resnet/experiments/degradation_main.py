@@ -1,0 +1,87 @@
+"""Show the degradation problem: plain nets against residual nets on CIFAR-10, 1512.03385 Fig. 1 and 6.
+
+    python degradation_main.py --data_dir ~ --quick     # plain and residual, 20 and 56 layers: minutes on two cores
+    python degradation_main.py --data_dir ~             # the paper's 64,000 steps each
+
+Not yet measured.
+
+A plain net of 56 layers has a higher *training* error than one of 20: it is not overfitting but harder to optimise.
+With shortcuts (option A, which adds no parameter) the order is reversed. --quick: the first 10,000 training pictures,
+6 epochs, the rate dropped after 3 and 4.5. Nets of 110 layers or more begin with an epoch at a tenth of the rate, as
+in the paper. The same command continues what was stopped; finished nets are kept.
+Results in --output_dir: degradation.png, degradation.json (curves, final errors, and what became of the claim).
+"""
+import sys
+
+from absl import flags
+
+from official_resnet.experiments import experiment_program
+
+QUICK_EPOCHS = 6
+
+
+def define_flags():
+    """Return the flags, in a set of their own."""
+    values = flags.FlagValues()
+    experiment_program.define_flags(values, '/tmp/resnet_degradation')
+    experiment_program.define_training_flags(values)
+    experiment_program.define_depths(values, '20,56')
+    return values
+
+
+def run_degradation(values, dataset, data_dir):
+    """Train the nets the flags ask for, judge the claim, write the results."""
+    from official_resnet import devices, resnet_model
+    from official_resnet.experiments import runs
+    config = runs.train_config(values, dataset, data_dir, QUICK_EPOCHS)
+    depths = experiment_program.depths(values)
+    axes = {'bn_momentum': config.spec.bn_momentum, 'data_format': devices.best_data_format()}
+    specs = {f'{kind}-{depth}': resnet_model.cifar_spec(depth, shortcut=shortcut, **axes)
+             for kind, shortcut in (('plain', None), ('residual', 'A')) for depth in depths}
+    runs.claim_folder(values.output_dir, runs.settings_of(config))
+    nets = runs.train_nets(specs, config, values.output_dir)
+    claim = judge(nets, depths[0], depths[-1]) if len(depths) > 1 else None
+    if claim:
+        print(claim['text'])
+    title = f'Plain against residual nets: {runs.images_text(config)}'
+    panels = {f'{kind} nets': {f'{depth} layers': nets[f'{kind}-{depth}']['curves'] for depth in depths}
+              for kind in ('plain', 'residual')}
+    runs.finish(values.output_dir, 'degradation', {'settings': runs.settings_of(config), 'nets': nets, 'claim': claim},
+                lambda plots: [plots.error_curves(panels, f'{values.output_dir}/degradation.png', title)])
+
+
+def judge(nets, shallow, deep):
+    """Return what the final training errors of two depths say: {'text', 'plain', 'residual'}.
+
+    Compared are the errors of the final weights on the training pictures as they are (train_error_inference): the
+    same for every net, while the running error of the curves is that of weights that still change.
+
+    Args:
+        nets: {'plain-20': result of runs.train_net, ...}.
+        shallow, deep: the depths to compare.
+    """
+    claim = {}
+    for kind in ('plain', 'residual'):
+        errors = [nets[f'{kind}-{depth}']['final']['train_error_inference'] for depth in (shallow, deep)]
+        claim[kind] = {'depths': [shallow, deep], 'train_error_inference': errors,
+                       'is_deep_worse': None if None in errors else errors[1] > errors[0]}
+    claim['text'] = '; '.join(_sentence(kind, claim[kind]) for kind in ('plain', 'residual'))
+    return claim
+
+
+def _sentence(kind, compared):
+    verdict = {('plain', True): 'degradation', ('plain', False): 'no degradation',
+               ('residual', True): 'the deeper one is not better',
+               ('residual', False): 'no degradation'}.get((kind, compared['is_deep_worse']), 'not compared')
+    errors = ', '.join(f'{depth} layers {"failed" if error is None else f"{error:.2f} %"}'
+                       for depth, error in zip(compared['depths'], compared['train_error_inference'], strict=True))
+    return f'training error of {kind} nets: {errors}: {verdict}'
+
+
+def run():
+    """Run with the arguments of the command line and exit."""
+    sys.exit(experiment_program.run_experiment(sys.argv, __doc__, define_flags(), run_degradation))
+
+
+if __name__ == '__main__':
+    run()

@@ -1,0 +1,108 @@
+"""The gradients of a net's convolutions, before and during a short training."""
+import dataclasses
+import math
+import signal
+import time
+
+import keras
+import tensorflow as tf
+
+from official_resnet import input_pipeline, optimizers, resnet_model, resnet_run_loop
+
+NUM_CLASSES = 10
+AUXILIARY_WEIGHT = 0.3  # of each auxiliary loss, arXiv:1409.4842 Sec. 5
+NUM_SAMPLES = 5  # times at which gradients are stored: before training, after each quarter of it
+LOSS_STEPS = 10  # the final loss is a mean of so many
+
+
+def read_examples(dataset, data_dir, standardize):
+    """Return the training split; not standardised, its pictures stay in 0..255."""
+    examples = input_pipeline.read(dataset, 'train', data_dir=data_dir)
+    return examples if standardize else dataclasses.replace(examples, normalization='none')
+
+
+def measure_net(case, examples, settings, received):
+    """Train a net for a few steps, noting the gradients of its convolutions.
+
+    Args:
+        case: activation, has_bn, is_residual, depth.
+        examples: input_pipeline.Examples to train on.
+        settings: 'steps', 'batch_size', 'learning_rate', 'init', 'auxiliary_loss', 'seed'.
+        received: list to which a signal's number is appended, see resnet_run_loop.catch_signals.
+
+    Returns:
+        {'layers': names, input side first, 'samples': [{'step': steps done, 'gradients': root mean square of each
+        kernel's gradient, None where not finite}], 'losses': of each step, 'final_loss': mean of the last ones,
+        'diverged_at': step of the first loss that is not finite or None, 'seconds'}.
+
+    Raises:
+        resnet_run_loop.Interrupted: after a signal.
+    """
+    begin = time.monotonic()
+    layers, step = make_step(case, settings)
+    steps = settings['steps']
+    wanted = {round(i * steps / (NUM_SAMPLES - 1)) for i in range(NUM_SAMPLES)}
+    per_epoch = input_pipeline.steps_per_epoch(len(examples.labels), settings['batch_size'])
+    batches = input_pipeline.batches(examples, settings['batch_size'], training=True, seed=settings['seed'],
+                                     num_epochs=steps // per_epoch + 1)
+    samples, losses, diverged_at = [], [], None
+    for done, (images, labels) in zip(range(steps + 1), batches, strict=False):
+        loss, gradients = (tensor.numpy().tolist() for tensor in step(images, labels))
+        if done in wanted:
+            samples.append({'step': done, 'gradients': [g if math.isfinite(g) else None for g in gradients]})
+        if received:
+            text = f'{signal.Signals(received[0]).name}: finished nets are stored; the same command continues'
+            raise resnet_run_loop.Interrupted(received[0], text)
+        if not math.isfinite(loss):
+            diverged_at = done
+            break
+        losses.append(loss)
+    last = losses[-LOSS_STEPS:]
+    return {'layers': layers, 'samples': samples, 'losses': losses, 'diverged_at': diverged_at,
+            'final_loss': sum(last) / len(last) if last and diverged_at is None else None,
+            'seconds': round(time.monotonic() - begin, 1)}
+
+
+def make_step(case, settings):
+    """Return the convolutions' names and the compiled step, (images, labels) -> loss, gradients [layers].
+
+    The gradients are those of the weights before the step's update; the loss is the last classifier's alone.
+    """
+    activation, has_bn, is_residual, depth = case
+    keras.utils.set_random_seed(settings['seed'] % 2 ** 32)
+    net = resnet_model.cifar_resnet(
+        depth, NUM_CLASSES, shortcut='A' if is_residual else None, bn_momentum=0.9,
+        experiment=resnet_model.Experiment(activation=activation, batch_norm=has_bn, init=settings['init']))
+    convolutions = [layer for layer in net.layers if isinstance(layer, keras.layers.Conv2D)]
+    model = with_auxiliary_heads(net) if settings['auxiliary_loss'] else net
+    variables = model.trainable_variables
+    optimizer = optimizers.CoupledSGD(settings['learning_rate'], 0.9)
+    optimizer.build(variables)
+
+    @tf.function
+    def step(images, labels):
+        with tf.GradientTape() as tape:
+            losses = [tf.reduce_mean(resnet_run_loop.cross_entropy(labels, logits))
+                      for logits in tf.nest.flatten(model(images, training=True))]
+            loss = losses[0] + AUXILIARY_WEIGHT * sum(losses[1:])
+        gradients = tape.gradient(loss, variables)
+        optimizer.apply(gradients, variables)
+        of_variable = {id(variable): gradient for variable, gradient in zip(variables, gradients, strict=True)}
+        return losses[0], tf.stack([root_mean_square(of_variable[id(layer.kernel)]) for layer in convolutions])
+
+    return [layer.name for layer in convolutions], step
+
+
+def with_auxiliary_heads(net):
+    """Return a model of the net's logits and those of a new classifier (mean, dense) behind each other group."""
+    maps = resnet_model.features(net)(net.input)
+    groups = sorted(name for name in maps if name.startswith('group'))[:-1]
+    heads = [keras.layers.Dense(NUM_CLASSES, name=f'{name}_logits')(keras.layers.GlobalAveragePooling2D()(maps[name]))
+             for name in groups]
+    return keras.Model(net.input, [maps['logits'], *heads])
+
+
+def root_mean_square(tensor):
+    """Return the root of the mean square; scaled, because squares of 1e-20 are 0 in float32."""
+    largest = tf.reduce_max(tf.abs(tensor))
+    return largest * tf.sqrt(tf.reduce_mean(tf.square(tf.math.divide_no_nan(tensor, largest))))

@@ -1,0 +1,214 @@
+"""The nets of an experiment, trained one after the other, and its results.
+
+An output_dir belongs to one setting: settings.json names it, and a command of another setting is refused. Below it
+runs/NET is the model_dir of a net, whose result.json says that the net is finished: the same command trains only
+what is missing, also when it asks for more nets than before.
+"""
+import dataclasses
+import json
+import math
+import pathlib
+
+from official_resnet import (
+    callbacks,
+    checkpoints,
+    devices,
+    input_pipeline,
+    optimizers,
+    recipes,
+    resnet_model,
+    resnet_run_loop,
+)
+from official_resnet.errors import UserError
+
+PAPER = recipes.CIFAR['official'] | recipes.CIFAR['paper']
+# Minutes on two cores: the first fifth of the pictures, and the paper's shape (drops at 1/2 and 3/4) in few epochs.
+QUICK_IMAGES = 10_000
+# "0.01 to warm up ... about 400 iterations": 1512.03385 Sec. 4.2 of its ResNet-110, 1603.05027 of all its nets.
+WARM_UP_LAYERS = 110
+WARM_UP_EPOCHS = 400 / 390
+WARM_UP_FACTOR = 0.1
+FINAL_ERRORS = ('train_error', 'train_error_inference', 'test_error')
+DATASET_NAMES = {'cifar10': 'CIFAR-10', 'synthetic': 'drawn pictures'}
+
+
+def train_config(values, dataset, data_dir, quick_epochs):
+    """Return the TrainConfig of the flags, in which each net only replaces `spec` and `model_dir`.
+
+    Args:
+        values: flags of experiment_program.
+        dataset, data_dir: as in TrainConfig.
+        quick_epochs: train_epochs of --quick.
+    """
+    epochs = values.train_epochs or (quick_epochs if values.quick else None)
+    boundaries = PAPER['lr_boundaries'] if epochs is None else (epochs / 2, epochs * 3 / 4)
+    return resnet_run_loop.TrainConfig(
+        resnet_model.cifar_spec(20, bn_momentum=PAPER['bn_momentum']), dataset, data_dir,
+        train_epochs=epochs or PAPER['train_epochs'], max_train_steps=None if epochs else PAPER['max_train_steps'],
+        num_train_images=values.num_train_images or (QUICK_IMAGES if values.quick else None),
+        batch_size=values.batch_size, base_learning_rate=PAPER['base_learning_rate'],
+        schedule=optimizers.Schedule('piecewise', boundaries, PAPER['lr_factors']),
+        weight_decay=PAPER['weight_decay'], decay=PAPER['decay'], seed=values.seed,
+        dtype=devices.best_dtype() if values.dtype == 'auto' else values.dtype)
+
+
+def warmed_up(schedule):
+    """Return a piecewise schedule with the papers' warm-up before it: constant at a tenth, not a rise."""
+    boundaries = (WARM_UP_EPOCHS, *(max(epoch, WARM_UP_EPOCHS) for epoch in schedule.boundaries))
+    return dataclasses.replace(schedule, boundaries=boundaries, factors=(WARM_UP_FACTOR, *schedule.factors))
+
+
+def claim_folder(output_dir, settings):
+    """Write output_dir/settings.json, or refuse a folder that holds nets of other settings.
+
+    Args:
+        output_dir: exists.
+        settings: {name: plain value} that all nets of the experiment share.
+
+    Raises:
+        UserError: the folder is of another setting.
+    """
+    path = pathlib.Path(output_dir) / 'settings.json'
+    settings = json.loads(json.dumps(settings))
+    if path.is_file() and any((path.parent / 'runs').glob('*')):
+        stored = json.loads(path.read_text(encoding='utf-8'))
+        differences = [f'{name} {stored.get(name)!r}, not {settings.get(name)!r}'
+                       for name in settings | stored if stored.get(name) != settings.get(name)]
+        if differences:
+            raise UserError(f'output_dir {str(output_dir)!r} holds an experiment with {", ".join(differences)}; '
+                            'pass the same flags or another --output_dir')
+    checkpoints.write_text(path, json.dumps(settings, indent=1) + '\n')
+
+
+def settings_of(config):
+    """Return what the nets of an experiment share of a TrainConfig."""
+    return {name: value for name, value in config.to_json().items()
+            if name not in ('spec', 'data_dir', 'model_dir', 'schedule')} | {
+                f'schedule.{name}': value for name, value in config.to_json()['schedule'].items()}
+
+
+def train_nets(specs, config, output_dir):
+    """Train nets one after the other, each once; return {name: result of `train_net`}.
+
+    Args:
+        specs: {name: ResNetSpec}; the name is that of the folder below output_dir/runs.
+        config: TrainConfig whose spec and model_dir are replaced.
+        output_dir: exists.
+    """
+    results = {}
+    for name, spec in specs.items():
+        print(f'{name}, {len(results) + 1} of {len(specs)}:', flush=True)
+        schedule = config.schedule
+        if 2 * sum(spec.group_blocks) + 2 >= WARM_UP_LAYERS:
+            schedule = warmed_up(schedule)
+        results[name] = train_net(dataclasses.replace(
+            config, spec=spec, schedule=schedule, model_dir=str(pathlib.Path(output_dir) / 'runs' / name)))
+    return results
+
+
+def train_net(config):
+    """Train a net, or take up its stored result; a loss that is not finite is a result too.
+
+    Returns:
+        {'failed': None or the message, 'final': {'train_error', 'train_error_inference', 'test_error'}, None in a
+        failed net, 'parameters': trainable, 'seconds': of training and test, over all restarts,
+        'curves': {'epoch', 'step', 'learning_rate', 'train_loss', 'train_error', 'test_error'}: a list each}.
+        Errors are in %. train_error is the running one of an epoch: augmented pictures, weights that still change;
+        train_error_inference is that of the final weights on the training pictures as they are.
+    """
+    folder = pathlib.Path(config.model_dir)
+    path = folder / 'result.json'
+    if path.is_file():
+        result = json.loads(path.read_text(encoding='utf-8'))
+        print(f'  finished before, kept: {describe(result)}', flush=True)
+        return result
+    progress = callbacks.Progress()
+    failed, train_error = None, None
+    try:
+        history = resnet_run_loop.train(config, [progress, callbacks.MetricsJSON(folder)])
+        train_error = inference_error(history.model, config)
+    except resnet_run_loop.Diverged as error:
+        failed = str(error).partition(';')[0]  # without the loop's advice on flags
+    finally:
+        progress.close()
+    lines = callbacks.read_metrics(folder / callbacks.METRICS_FILE)
+    curves = curves_of(lines)
+    final = dict.fromkeys(FINAL_ERRORS)
+    if not failed:
+        final = dict(zip(FINAL_ERRORS, (curves['train_error'][-1], train_error, curves['test_error'][-1]), strict=True))
+    result = {
+        'failed': failed, 'final': final,
+        'parameters': sum(math.prod(variable.shape) for variable in progress.model.trainable_variables),
+        'seconds': round(sum(line['seconds'] for line in lines), 1), 'curves': curves,
+    }
+    checkpoints.write_text(path, json.dumps(result, indent=1) + '\n')
+    print(f'  {describe(result)}', flush=True)
+    return result
+
+
+def curves_of(lines):
+    """Return the curves of metrics.jsonl's lines, a list a quantity, an entry an epoch; errors in %."""
+    train = [line for line in lines if line['split'] == 'train']
+    test = [line for line in lines if line['split'] == 'test']
+    curves = {name: [line[name] for line in train] for name in ('epoch', 'step', 'learning_rate')}
+    return curves | {'train_loss': [line['loss'] for line in train],
+                     'train_error': [_error(line['accuracy']) for line in train],
+                     'test_error': [_error(line['accuracy']) for line in test]}
+
+
+def inference_error(model, config):
+    """Return the error, in %, of a model in inference mode on its training pictures, not augmented."""
+    examples = input_pipeline.first(
+        input_pipeline.read(config.dataset, 'train', data_dir=config.data_dir), config.num_train_images)
+    strategy = devices.make_strategy(config.num_gpus, config.distribution_strategy, config.batch_size)
+    evaluate_batch = resnet_run_loop.make_evaluate_function(strategy, model)
+    batches = input_pipeline.batches(examples, config.batch_size, training=False)
+    correct = sum(float(evaluate_batch(images, labels)[1]) for images, labels in batches)
+    return _error(correct / len(examples.labels))
+
+
+def describe(result):
+    """Return one line of a result of `train_net`."""
+    if result['failed']:
+        return f'failed: {result["failed"]}'
+    final = result['final']
+    return (f'training error {final["train_error"]:.2f} % ({final["train_error_inference"]:.2f} % in inference), '
+            f'test error {final["test_error"]:.2f} %, {result["parameters"]:,} parameters, '
+            f'{callbacks.format_seconds(result["seconds"])}')
+
+
+def finish(output_dir, name, result, draw):
+    """Write output_dir/NAME.json, draw the figures, and say where they are.
+
+    Args:
+        output_dir: exists.
+        name: of the JSON file, without its ending.
+        result: anything JSON can hold; the machine is added.
+        draw: (plots) -> list of the paths of the figures it drew with that module.
+    """
+    path = pathlib.Path(output_dir) / f'{name}.json'
+    content = json.dumps(result | {'machine': devices.machine_info()}, indent=1, allow_nan=False)
+    checkpoints.write_text(path, content + '\n')
+    paths = [path]
+    try:
+        from official_resnet.experiments import plots
+    except ImportError:
+        print("the figure needs matplotlib: pip install 'official-resnet[plots]', then run the same command again")
+    else:
+        paths += draw(plots)
+    for path in paths:
+        print(f'  {path}')
+
+
+def images_text(config):
+    """Return 'CIFAR-10, 6 epochs on 10,000 images, bf16, seed 0' for titles."""
+    count = config.num_train_images or input_pipeline.DATASETS[config.dataset].split_sizes['train']
+    length = f'{config.train_epochs} epochs'
+    if config.max_train_steps:
+        length = f'{config.max_train_steps:,} steps'
+    return f'{DATASET_NAMES[config.dataset]}, {length} on {count:,} images, {config.dtype}, seed {config.seed}'
+
+
+def _error(accuracy):
+    """Return the error in % of an accuracy 0..1."""
+    return round(100 * (1 - accuracy), 4)

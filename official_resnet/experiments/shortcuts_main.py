@@ -1,0 +1,125 @@
+"""Compare shortcuts and orders of BN, ReLU and addition: 1603.05027 Table 1 / Fig. 2 and Table 2 / Fig. 4.
+
+    python shortcuts_main.py --data_dir ~ --quick                          # ResNet-20: minutes on two cores
+    python shortcuts_main.py --data_dir ~ --quick --rows=original,conv_shortcut
+    python shortcuts_main.py --data_dir ~                                  # ResNet-110, 64,000 steps each
+
+Not yet measured.
+
+--quick: the first 10,000 training pictures, 4 epochs; a net of 20 layers suffers less from a bad shortcut than the
+paper's of 110. Nets of 110 layers or more begin with an epoch at a tenth of the rate, as in the paper. A net whose
+loss is no longer finite is recorded as failed. The same command continues what was stopped; finished nets are kept.
+Results in --output_dir: shortcuts.png, shortcuts.json.
+"""
+import dataclasses
+import sys
+
+from absl import flags
+
+from official_resnet.experiments import experiment_program
+
+QUICK_EPOCHS = 4
+QUICK_SIZE, PAPER_SIZE = 20, 110
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One net of the comparison.
+
+    Attributes:
+        label: in the figure, as in the paper's tables.
+        paper_error: test error of ResNet-110 on CIFAR-10, %, median of 5 runs; None "fail", above 20 %.
+        axes: what differs of cifar_spec.
+        experiment: what differs of resnet_model.Experiment.
+    """
+    label: str
+    paper_error: float | None
+    axes: dict = dataclasses.field(default_factory=dict)
+    experiment: dict = dataclasses.field(default_factory=dict)
+
+
+ROWS = {
+    'original': Row('original: x + F, ReLU after the sum', 6.61),
+    # 1603.05027 Table 1
+    'scaled_shortcut': Row('0.5 x + F', None, experiment={'shortcut_scale': 0.5}),
+    'scaled_both': Row('0.5 x + 0.5 F', 12.35, experiment={'shortcut_scale': 0.5, 'residual_scale': 0.5}),
+    'exclusive_gate': Row('(1 - g) x + g F, bias -6', 8.70, experiment={'gate': 'exclusive', 'gate_bias': -6.0}),
+    'shortcut_gate_0': Row('(1 - g) x + F, bias 0', 12.86, experiment={'gate': 'shortcut_only'}),
+    'shortcut_gate': Row('(1 - g) x + F, bias -6', 6.91, experiment={'gate': 'shortcut_only', 'gate_bias': -6.0}),
+    'conv_shortcut': Row('1x1 conv x + F', 12.22, {'shortcut': 'C'}),
+    'dropout_shortcut': Row('dropout 0.5 x + F', None, experiment={'shortcut_dropout': 0.5}),
+    # 1603.05027 Table 2
+    'bn_after_addition': Row('BN after addition', 8.17, experiment={'order': 'bn_after_addition'}),
+    'relu_before_addition': Row('ReLU before addition', 7.84, experiment={'order': 'relu_before_addition'}),
+    'relu_only_preactivation': Row('ReLU-only pre-activation', 6.71, experiment={'order': 'relu_only_preactivation'}),
+    'full_preactivation': Row('full pre-activation', 6.37, {'version': '2'}),
+}
+ORDERS = ('bn_after_addition', 'relu_before_addition', 'relu_only_preactivation', 'full_preactivation')
+
+
+def define_flags():
+    """Return the flags, in a set of their own."""
+    values = flags.FlagValues()
+    experiment_program.define_flags(values, '/tmp/resnet_shortcuts')
+    experiment_program.define_training_flags(values)
+    flags.DEFINE_integer('resnet_size', None, f'Layers: 6n+2; {PAPER_SIZE}, with --quick {QUICK_SIZE}.',
+                         short_name='rs', flag_values=values)
+    flags.DEFINE_list('rows', ','.join(ROWS), f'Nets to train, of {", ".join(ROWS)}.', flag_values=values)
+    flags.register_validator('resnet_size', lambda size: size is None or experiment_program.is_depth(size),
+                             'must be 6n+2: 8, 14, 20, ...', values)
+    flags.register_validator('rows', lambda names: names and set(names) <= ROWS.keys(),
+                             f'must be a comma list of {", ".join(ROWS)}', values)
+    return values
+
+
+def run_shortcuts(values, dataset, data_dir):
+    """Train the rows the flags ask for, write the results."""
+    from official_resnet.experiments import runs
+    size = values.resnet_size or (QUICK_SIZE if values.quick else PAPER_SIZE)
+    config = runs.train_config(values, dataset, data_dir, QUICK_EPOCHS)
+    settings = {'resnet_size': size} | runs.settings_of(config)
+    runs.claim_folder(values.output_dir, settings)
+    rows = {name: row for name, row in ROWS.items() if name in values.rows}
+    nets = runs.train_nets({name: row_spec(row, size, config.spec.bn_momentum) for name, row in rows.items()},
+                           config, values.output_dir)
+    bars = [(row.label, nets[name]['final'], row.paper_error) for name, row in rows.items()]
+    titles = (f'ResNet-{size}, {runs.images_text(config)}', 'ResNet-110, 1603.05027, 64,000 steps, median of 5')
+    claim = judge(nets)
+    for name, is_true in claim.items():
+        print(f'{name.replace("_", " ")}: {"not compared" if is_true is None else is_true}')
+    for name, row in rows.items():
+        nets[name]['paper_error'] = row.paper_error
+    runs.finish(values.output_dir, 'shortcuts', {'settings': settings, 'nets': nets, 'claim': claim},
+                lambda plots: [plots.error_bars(bars, f'{values.output_dir}/shortcuts.png', titles)])
+
+
+def row_spec(row, resnet_size, bn_momentum=0.9):
+    """Return the ResNetSpec of a Row."""
+    from official_resnet import devices, resnet_model
+    experiment = resnet_model.Experiment(**row.experiment) if row.experiment else None
+    return resnet_model.cifar_spec(resnet_size, experiment=experiment, bn_momentum=bn_momentum,
+                                   data_format=devices.best_data_format(), **row.axes)
+
+
+def judge(nets):
+    """Return whether the paper's two conclusions show in the test errors; None where a net is missing or failed."""
+    def error(name):
+        return nets[name]['final']['test_error'] if name in nets else None
+
+    original, preactivated = error('original'), error('full_preactivation')
+    others = [error(name) for name in nets if name not in ('original', *ORDERS)]
+    return {
+        'identity_is_the_best_shortcut': None if original is None or not others
+        else all(other is None or original < other for other in others),
+        'full_preactivation_is_better_than_the_original': None if None in (original, preactivated)
+        else preactivated < original,
+    }
+
+
+def run():
+    """Run with the arguments of the command line and exit."""
+    sys.exit(experiment_program.run_experiment(sys.argv, __doc__, define_flags(), run_shortcuts))
+
+
+if __name__ == '__main__':
+    run()
