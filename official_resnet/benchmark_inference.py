@@ -1,7 +1,7 @@
-"""Inference of ResNet-50 (version 1) at 224x224, one function a system, for benchmark_worker.
+"""Inference and building of ResNet-50 (version 1), one function a system, for benchmark_worker.
 
-Each takes (dtype, resnet_size, batch_size), 'fp32' or 'bf16', and returns {'inference': function of a number of
-steps}; a step takes float32 images from memory, and its logits arrive in memory.
+Each takes (dtype, resnet_size, batch_size), 'fp32' or 'bf16', and returns {measure: function of a number of
+steps}. A step of inference takes float32 images of 224x224 from memory, and its logits arrive in memory.
 """
 import os
 import tempfile
@@ -22,7 +22,8 @@ def ours(dtype, resnet_size, batch_size):
     from official_resnet import layers, prediction
     folded = layers.fold_batch_norm(_trained_model(resnet_size), 'bfloat16' if dtype == 'bf16' else None)
     call, images = prediction.compile_model(folded), tf.constant(_images(batch_size))
-    return {'inference': lambda steps: [call(images).numpy() for _ in range(steps)]}
+    return {'inference': lambda steps: [call(images).numpy() for _ in range(steps)],
+            'build': lambda steps: [_new_model(resnet_size) for _ in range(steps)]}
 
 
 def applications(dtype, resnet_size, batch_size):
@@ -30,7 +31,8 @@ def applications(dtype, resnet_size, batch_size):
     import tensorflow as tf
     model, images = _application(dtype, resnet_size), tf.constant(_images(batch_size))
     call = tf.function(lambda: model(images, training=False))
-    return {'inference': lambda steps: [call().numpy() for _ in range(steps)]}
+    return {'inference': lambda steps: [call().numpy() for _ in range(steps)],
+            'build': lambda steps: [_application(dtype, resnet_size) for _ in range(steps)]}
 
 
 def predict(dtype, resnet_size, batch_size):
@@ -86,10 +88,14 @@ def _application(dtype, resnet_size):
     return getattr(keras.applications, f'ResNet{resnet_size}')(weights=None)
 
 
+def _new_model(resnet_size):
+    from official_resnet import resnet_model
+    return resnet_model.imagenet_resnet(resnet_size, version='1')
+
+
 def _trained_model(resnet_size):
     """A network whose BN is no identity: what is added as a bias of 0 would be optimised away."""
-    from official_resnet import resnet_model
-    model = resnet_model.imagenet_resnet(resnet_size, version='1')
+    model = _new_model(resnet_size)
     random = np.random.default_rng(0)
     for variable in model.variables:
         if variable.name in ('beta', 'moving_mean'):

@@ -3,6 +3,7 @@
     python benchmark_main.py                      # ResNet-32, batch 128, fp32 and bf16: about 7 minutes on two cores
     python benchmark_main.py --measure=input      # the input pipeline alone, on one core
     python benchmark_main.py --measure=inference  # ResNet-50, batch 8, 224x224, also keras.applications, ONNX Runtime
+    python benchmark_main.py --measure=build      # ResNet-50s built a second, beside keras.applications
 
 Each system lives in a process of its own and all take turns, one at a time, so that a machine that is faster or
 slower for a while is so for all: read the ratios. What is not installed is left out: pip install -e '.[parity]'.
@@ -22,7 +23,7 @@ from official_resnet import benchmark_inference, devices, resnet_flags
 from official_resnet.errors import UserError
 
 SYSTEMS = ('ours', 'keras', 'torch')
-MEASURES = ('input', 'forward', 'train', 'inference')
+MEASURES = ('input', 'forward', 'train', 'inference', 'build')
 INFERENCE_SIZE, INFERENCE_BATCH = 50, 8
 
 
@@ -79,7 +80,7 @@ class Worker:
 
 
 def measure_in_turns(systems, dtype, measures, values, cores=None, size=None, batch_size=None):
-    """Return [(measure, dtype, {system: [images/s of each run]})]; the first turn of each is not counted.
+    """Return [(measure, dtype, {system: [images/s of each run, or builds/s]})]; the first turn of each is not counted.
 
     Args:
         systems: of SYSTEMS, or of benchmark_inference.SYSTEMS; a process each.
@@ -96,10 +97,11 @@ def measure_in_turns(systems, dtype, measures, values, cores=None, size=None, ba
             workers.append(Worker(system, dtype, size, batch_size, cores))
         for measure in measures:
             steps = values.steps * (20 if measure == 'input' else 1)  # a batch of input takes milliseconds
+            items = 1 if measure == 'build' else batch_size
             rates = {worker.name: [] for worker in workers}
             for run in range(-1, values.runs):
                 for worker in workers:
-                    rate = steps * batch_size / worker.seconds(measure, steps)
+                    rate = steps * items / worker.seconds(measure, steps)
                     if run >= 0:
                         rates[worker.name].append(rate)
             results.append((measure, dtype, rates))
@@ -123,6 +125,9 @@ def run_benchmark(values):
         for dtype in values.dtype:
             results += measure_in_turns(_inference_systems(values.system, dtype), dtype, ['inference'], values,
                                         size=INFERENCE_SIZE, batch_size=INFERENCE_BATCH)
+    if 'build' in values.measure:
+        results += measure_in_turns(['inference:ours', 'inference:applications'], 'fp32', ['build'], values,
+                                    size=INFERENCE_SIZE, batch_size=INFERENCE_BATCH)
     print(format_table(results))
     machine = describe_machine()
     print(f'\nResNet-{values.resnet_size}, batch {values.batch_size}, {values.runs} runs of {values.steps} steps, '
@@ -153,7 +158,7 @@ def _is_installed(system, packages):
 
 
 def format_table(results):
-    """Return lines of measure, precision, system, n, min, median, max images/s and the ratio of ours to it."""
+    """Return lines: measure, precision, system, n, min, median, max images/s (builds/s), the ratio of ours to it."""
     lines = [f'{"":9} {"":5} {"system":12} {"n":>3} {"min":>9} {"median":>9} {"max":>9}  ours/it']
     for measure, dtype, rates in results:
         for system, values in rates.items():

@@ -7,6 +7,7 @@ import time
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from official_resnet import resnet_model, resnet_table
 from official_resnet.errors import UserError
@@ -168,6 +169,23 @@ def test_weights_do_not_depend_on_the_layout():
     models = [resnet_model.cifar_resnet(8, data_format=layout) for layout in ('channels_last', 'channels_first')]
     assert models[1].input_shape == (None, 3, 32, 32)
     assert [w.shape for w in models[0].weights] == [w.shape for w in models[1].weights]
+
+
+@pytest.mark.parametrize('variant', ['resnet20_v1', 'resnet18_v2', 'resnet50_d', 'resnext29_32x4d', 'seresnet50_v1'])
+def test_both_layouts_compute_the_same(variant):
+    """XLA has the convolutions in NCHW that TensorFlow's own CPU kernels lack."""
+    spec = resnet_model.VARIANTS[variant]
+    last = resnet_model.resnet(spec, 10, (33, 33, 3))
+    random = np.random.default_rng(9)
+    for variable in last.variables:
+        if variable.name in ('beta', 'moving_mean'):
+            variable.assign(random.normal(0, 0.1, variable.shape))
+    first = resnet_model.resnet(dataclasses.replace(spec, data_format='channels_first'), 10, (3, 33, 33))
+    first.set_weights(last.get_weights())
+    images = random.normal(size=(2, 33, 33, 3)).astype('float32')
+    got = tf.function(lambda x: first(x, training=False), jit_compile=True)(images.transpose(0, 3, 1, 2)).numpy()
+    expected = last(images).numpy()
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_logits_are_float32_under_mixed_precision():
