@@ -3,7 +3,9 @@
 Where to find things:
 
     resnet_model      the networks: ResNetSpec, residual_block, residual_group
-    layers            the fused BatchNormalization
+    resnet_table      the named networks, what they consist of and cost
+    tutorial_resnet   a tutorial's block and net; basic against bottleneck blocks
+    layers            the fused BatchNormalization, folding it into convolutions
     records           bytes <-> (image, label)
     synthetic         drawn pictures, a data set that needs no download
     preprocessing     image -> image
@@ -13,13 +15,14 @@ Where to find things:
     checkpoints       the atomic training checkpoint
     resnet_run_loop   TrainConfig, train(), evaluate(), exact resume
     transfer          weights of another net, what is trainable
-    prediction        SavedModel export
+    prediction        SavedModel export, the compiled call for inference
     download          verified, resumable downloads
     devices           quiet start, threads, precision, strategies
     recipes           named sets of hyperparameters
     resnet_flags      command line -> TrainConfig
     train_program     what the training programs share
     *_main            the programs
+    experiments       degradation, gradient flow, kinds of shortcut
 """
 
 __version__ = '0.1.0'
