@@ -10,7 +10,8 @@ setup(
     license='Apache-2.0',
     license_files=['LICENSE'],
     python_requires='>=3.11,<3.14',  # TensorFlow 2.21 has wheels for 3.11 to 3.13 only
-    packages=['official_resnet', 'official_resnet.experiments'],
+    packages=['official_resnet', 'official_resnet.experiments', 'checkpoints_tools'],
+    package_data={'official_resnet': ['imagenet_labels.tsv']},
     install_requires=[
         'tensorflow~=2.21.0',
         'keras~=3.15.0',
@@ -18,12 +19,16 @@ setup(
         'importlib_resources',  # tensorflow-datasets 4.9.10 imports it without saying so
         'absl-py>=2.1',
         'numpy>=2.0',
+        'pillow>=11',  # own pictures: --image_folder, predict_main
         'tqdm>=4.66',  # progress bars; tensorflow-datasets needs it anyway
     ],
     extras_require={
         'plots': ['matplotlib>=3.9', 'tensorboard~=2.20'],
-        # Whom the parity tests and the benchmark compare with; pytorchcv wants torchvision.
-        'parity': ['torch==2.13.0', 'torchvision==0.28.0', 'pytorchcv>=0.0.74', 'onnxruntime>=1.20', 'tf2onnx>=1.17'],
-        'test': ['pytest>=8', 'pytest-xdist>=3.6', 'hypothesis>=6.100', 'matplotlib>=3.9', 'tensorboard~=2.20'],
+        'convert': ['safetensors>=0.8'],  # checkpoints_tools; the other formats need nothing more
+        # Whom the parity tests and the benchmark compare with; pytorchcv wants torchvision, tf-slim's layers tf_keras.
+        'parity': ['torch==2.13.0', 'torchvision==0.28.0', 'pytorchcv>=0.0.74', 'onnxruntime>=1.20', 'tf2onnx>=1.17',
+                   'tf-slim==1.1.0', 'tf_keras~=2.21.0', 'opencv-python-headless<5', 'safetensors>=0.8'],
+        'test': ['pytest>=8', 'pytest-xdist>=3.6', 'hypothesis>=6.100', 'matplotlib>=3.9', 'tensorboard~=2.20',
+                 'safetensors>=0.8'],
     },
 )

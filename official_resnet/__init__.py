@@ -8,21 +8,26 @@ Where to find things:
     layers            the fused BatchNormalization, folding it into convolutions
     records           bytes <-> (image, label)
     synthetic         drawn pictures, a data set that needs no download
+    image_folder      own pictures, a folder a class
     preprocessing     image -> image
     input_pipeline    data set -> batched tf.data
     optimizers        SGD with coupled L2, schedules in epochs
     callbacks         progress, metrics as JSON lines, benchmark log
     checkpoints       the atomic training checkpoint
-    resnet_run_loop   TrainConfig, train(), evaluate(), exact resume
-    transfer          weights of another net, what is trainable
-    prediction        SavedModel export, the compiled call for inference
+    train_config      TrainConfig: everything that decides the course of a training
+    resnet_run_loop   train(), evaluate(), exact resume
+    transfer          weights of another net, what is trainable, heads
+    feature_cache     a frozen backbone's features, computed once
+    cards             what a net's input and outputs mean, beside its .keras file
+    prediction        pictures -> names; SavedModel export, the compiled call for inference
+    grad_cam          where a net looked
     download          verified, resumable downloads
     devices           quiet start, threads, precision, strategies
     recipes           named sets of hyperparameters
     resnet_flags      command line -> TrainConfig
     train_program     what the training programs share
     *_main            the programs
-    experiments       degradation, gradient flow, kinds of shortcut
+    experiments       degradation, gradient flow, kinds of shortcut, transfer
 """
 
 __version__ = '0.1.0'

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from official_resnet import errors, preprocessing, records, synthetic
+from official_resnet import errors, image_folder, preprocessing, records, synthetic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Examples:
     images: np.ndarray  # uint8 [n, h, w, c], 0..255
     labels: np.ndarray  # int32 [n], 0..num_classes-1
     num_classes: int
-    name: str  # a key of DATASETS, or 'tfds:NAME'
+    name: str  # a key of DATASETS, 'tfds:NAME' or 'folder:PATH'
     class_names: tuple  # one string a class
     normalization: str  # a name in preprocessing.NORMALIZATIONS
     input_size: int | None = None  # height and width that `batches` makes of them; None: h and w
@@ -114,14 +114,16 @@ def load(dataset, split, *, data_dir=None, download=False, **options):
     return batches(read(dataset, split, data_dir=data_dir, download=download), **options)
 
 
-def read(dataset, split, *, data_dir=None, download=False):
+def read(dataset, split, *, data_dir=None, download=False, folder_options=None):
     """Read one split into memory.
 
     Args:
-        dataset: a key of DATASETS, or 'tfds:NAME' for a data set of tensorflow_datasets.
+        dataset: a key of DATASETS, 'tfds:NAME' for a data set of tensorflow_datasets, or 'folder:PATH' for own
+            pictures, a subfolder of PATH for each class (image_folder).
         split: 'train' or 'test'. A TFDS data set without 'test' gives its 'validation'.
-        data_dir: where the data is; see `find_folder`; for TFDS its data_dir. Not used by 'synthetic'.
+        data_dir: where the data is; see `find_folder`; for TFDS its data_dir. Not used by 'synthetic' and folders.
         download: for TFDS only, whether to fetch and prepare a data set that is not in data_dir.
+        folder_options: for folders only, keyword arguments of image_folder.read; image_size is 32 without.
 
     Returns:
         Examples.
@@ -133,8 +135,13 @@ def read(dataset, split, *, data_dir=None, download=False):
         raise errors.UserError(f"split '{split}' is unknown; choose 'train' or 'test'")
     if dataset.startswith('tfds:'):
         return _read_tfds(dataset, split, data_dir, download)
+    if dataset.startswith('folder:'):
+        path = dataset.removeprefix('folder:')
+        images, labels, names = image_folder.read(path, split, **{'image_size': 32} | (folder_options or {}))
+        return Examples(images, labels, len(names), dataset, names, 'per_image_standardization')
     if dataset not in DATASETS:
-        raise errors.UserError(f"dataset '{dataset}' is unknown; choose {', '.join(DATASETS)} or tfds:NAME")
+        known = ', '.join(DATASETS)
+        raise errors.UserError(f"dataset '{dataset}' is unknown; choose {known}, tfds:NAME or folder:PATH")
     info = DATASETS[dataset]
     if info.folder is None:
         # Always the same pictures, like a file; those of the splits differ by the seed.

@@ -27,10 +27,12 @@ class CoupledSGD(keras.optimizers.SGD):
             `l2 * tf.nn.l2_loss(w)` is the same l2; keras.regularizers.l2(c) is l2 = 2c.
         decay: which variables decay: 'all' (official/resnet on CIFAR), 'kernels' (convolutions and
             dense) or 'no_batch_norm' (kernels and the dense bias; official/resnet on ImageNet).
+        backbone_factor: multiplies the learning rate of all variables but those of `head_layers`.
+        head_layers: names of layers, the first part of a variable's path.
     """
 
-    def __init__(self, learning_rate=0.1, momentum=0.9, nesterov=False, l2=0.0, decay='all',
-                 name='coupled_sgd', **kwargs):
+    def __init__(self, learning_rate=0.1, momentum=0.9, nesterov=False, l2=0.0, decay='all', backbone_factor=1.0,
+                 head_layers=(), name='coupled_sgd', **kwargs):
         super().__init__(learning_rate, momentum=momentum, nesterov=nesterov, name=name, **kwargs)
         if decay not in ('all', 'kernels', 'no_batch_norm'):
             raise UserError(f"decay={decay!r} is none of 'all', 'kernels', 'no_batch_norm'")
@@ -38,11 +40,14 @@ class CoupledSGD(keras.optimizers.SGD):
             raise UserError(f'weight decay {l2} is negative')
         self.l2 = float(l2)
         self.decay = decay
+        self.backbone_factor = float(backbone_factor)
+        self.head_layers = tuple(head_layers)
 
     def build(self, variables):
         variables = list(variables)
         excluded = {'all': (), 'no_batch_norm': ('gamma', 'beta'), 'kernels': ('gamma', 'beta', 'bias')}
         self._l2_of = {self._var_key(v): 0.0 if v.name in excluded[self.decay] else self.l2 for v in variables}
+        self._rate_factor_of = _rate_factors(self, variables)
         momentum, self.momentum = self.momentum, self.momentum or 1.0  # Keras has no velocity at momentum 0
         super().build(variables)
         self.momentum = momentum
@@ -51,6 +56,7 @@ class CoupledSGD(keras.optimizers.SGD):
         l2 = self._l2_of[self._var_key(variable)]
         if l2:
             gradient = gradient + l2 * tf.convert_to_tensor(variable)
+        learning_rate = learning_rate * self._rate_factor_of[self._var_key(variable)]
         velocity = self.momentums[self._get_variable_index(variable)].value
         tf.raw_ops.ResourceApplyMomentum(
             var=variable.handle, accum=velocity.handle, lr=tf.cast(learning_rate, variable.dtype),
@@ -59,7 +65,36 @@ class CoupledSGD(keras.optimizers.SGD):
     def get_config(self):
         config = super().get_config()
         config.pop('weight_decay', None)
-        return config | {'l2': self.l2, 'decay': self.decay}
+        return config | {'l2': self.l2, 'decay': self.decay, 'backbone_factor': self.backbone_factor,
+                         'head_layers': list(self.head_layers)}
+
+
+@keras.saving.register_keras_serializable(package='official_resnet')
+class Adam(keras.optimizers.Adam):
+    """keras.optimizers.Adam (arXiv:1412.6980) with `backbone_factor` and `head_layers`, as in CoupledSGD."""
+
+    def __init__(self, *args, backbone_factor=1.0, head_layers=(), **kwargs):
+        super().__init__(*args, **kwargs)
+        self.backbone_factor = float(backbone_factor)
+        self.head_layers = tuple(head_layers)
+
+    def build(self, variables):
+        variables = list(variables)
+        self._rate_factor_of = _rate_factors(self, variables)
+        super().build(variables)
+
+    def update_step(self, gradient, variable, learning_rate):
+        learning_rate = learning_rate * self._rate_factor_of[self._var_key(variable)]
+        super().update_step(gradient, variable, learning_rate)
+
+    def get_config(self):
+        return super().get_config() | {'backbone_factor': self.backbone_factor, 'head_layers': list(self.head_layers)}
+
+
+def _rate_factors(optimizer, variables):
+    """Return {key: what multiplies the learning rate} of Keras variables."""
+    return {optimizer._var_key(v): 1.0 if v.path.split('/')[0] in optimizer.head_layers else optimizer.backbone_factor
+            for v in variables}
 
 
 @keras.saving.register_keras_serializable(package='official_resnet')

@@ -107,9 +107,46 @@ def unit_range(images):
     return tf.cast(images, tf.float32) / 255
 
 
+def affine_name(order='RGB', scale=1.0, mean=(0.0,), std=(1.0,)):
+    """Return the name in NORMALIZATIONS of (picture * scale - mean) / std.
+
+    Args:
+        order: of the channels that the net is fed, 'RGB' or 'BGR'; mean and std are in this order.
+        scale: of pixel values 0..255.
+        mean, std: a number a channel, or one for all.
+    """
+    return ':'.join(['affine', order, repr(float(scale)), *(','.join(map(repr, map(float, v))) for v in (mean, std))])
+
+
+def _affine(name):
+    """Return the function of a name that `affine_name` made; KeyError where it did not."""
+    try:
+        kind, order, scale, *offsets = name.split(':')
+        scale = float(scale)
+        mean, std = ([float(number) for number in numbers.split(',')] for numbers in offsets)
+    except ValueError:
+        raise KeyError(name) from None
+    if kind != 'affine' or order not in ('RGB', 'BGR'):
+        raise KeyError(name)
+
+    def normalize(images):
+        images = tf.cast(images, tf.float32)
+        images = images[..., ::-1] if order == 'BGR' else images
+        return (images * scale - tf.constant(mean)) / tf.constant(std)
+
+    return normalize
+
+
+class _Normalizations(dict):
+    """The table below, in which every name that `affine_name` makes can be looked up, too."""
+
+    def __missing__(self, name):
+        return _affine(name)
+
+
 # name -> function of a batch [b, h, w, c], uint8 or float in 0..255, that returns float32
-NORMALIZATIONS = {
+NORMALIZATIONS = _Normalizations({
     'per_image_standardization': per_image_standardization,
     'unit_range': unit_range,
     'none': no_normalization,
-}
+})

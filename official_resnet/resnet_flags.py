@@ -30,7 +30,8 @@ OBSOLETE = (
     ('tf_data_experimental_slack', None, 'the input prefetches as needed'),
 )
 _OBSOLETE_SWITCHES = ('multi_gpu', 'use_train_and_evaluate', 'tf_data_experimental_slack')
-_GROUP = 'official_resnet'
+SPEC_FLAGS = {'resnet_size': 'group_blocks', 'resnet_version': 'version', 'shortcut': 'shortcut',
+              'bn_momentum': 'bn_momentum'}  # flag -> the field of ResNetSpec that it decides
 
 
 def define_run_flags(values, data_dir, model_dir):
@@ -52,6 +53,12 @@ def define_run_flags(values, data_dir, model_dir):
     define.boolean('image_bytes_as_serving_input', False, 'Export for JPEG bytes; ImageNet only.')
     define.boolean('use_synthetic_data', False, 'Train on drawn pictures: no download.', 'synth')
     define.string('tfds', None, 'Train on a data set of tensorflow_datasets, by its name.')
+    define.string('image_folder', None, 'Train on own pictures: a folder with a subfolder for each class, or with '
+                  'such folders train and test (or val, validation).')
+    define.integer('image_size', None, 'Height and width that the pictures of image_folder are resized and cropped to; '
+                   'as the net has it, 32 or 224.', None, 8)
+    define.number('validation_fraction', None, 'Of each class of image_folder, set aside for testing, by --seed; '
+                  '0.1. A folder that has a test folder uses that.', None, 0, 1)
     define.boolean('download', True, 'Fetch a data set that is missing; --nodownload forbids it.')
     define.boolean('augment', True, 'Pad, crop and flip the training images.')
 
@@ -67,9 +74,22 @@ def define_model_flags(values, sizes=None, is_size=None):
                 'A zero-padded, B projections where the shape changes, C everywhere, group in the first block of '
                 'every group (official/resnet), none a plain network.')
     define.number('bn_momentum', None, 'Of the moving statistics.', None, 0, 1)
+
+
+def define_transfer_flags(values):
+    """Define what is taken from another net, and what of it is trained."""
+    define = _Definer(values)
     define.string('pretrained_model_checkpoint_path', None,
-                  'Start from the weights of this model_dir or .keras file, all but the last layer.', 'pmcp')
-    define.boolean('fine_tune', False, 'Train the last layer only.', 'ft')
+                  'Start from the weights of this model_dir or .keras file; the network is its network.', 'pmcp')
+    define.enum('transfer', None, ['all', 'last', 'head'],
+                'What is trained of the pretrained net: all of it (default), the last groups and the head, or the last '
+                'layer alone, on features that are computed once; head turns --augment off until it is given.')
+    define.boolean('fine_tune', False, 'The same as --transfer=head.', 'ft')
+    define.integer('train_last_groups', None, 'Groups that --transfer=last trains; 1.', None, 1)
+    define.enum('head', 'replace', ['replace', 'append', 'keep'],
+                'A new last layer in place of the pretrained one or after it, or the pretrained one itself.')
+    define.number('backbone_learning_rate_factor', 1.0, 'Multiplies the rate of all layers but the last.', None, 0)
+    define.integer('num_classes', None, 'Logits; as many as the data has classes, if not more.', None, 2)
 
 
 def define_optimizer_flags(values, recipes):
@@ -148,8 +168,13 @@ def register_rules(values):
     rule(['benchmark_logger_type', 'benchmark_log_dir'],
          lambda v: v['benchmark_logger_type'] != 'BenchmarkFileLogger' or v['benchmark_log_dir'],
          'BenchmarkFileLogger needs --benchmark_log_dir')
-    rule(['tfds', 'use_synthetic_data'], lambda v: not (v['tfds'] and v['use_synthetic_data']),
-         '--tfds and --use_synthetic_data exclude each other')
+    rule(['tfds', 'use_synthetic_data', 'image_folder'], lambda v: sum(map(bool, v.values())) < 2,
+         '--tfds, --use_synthetic_data and --image_folder exclude each other')
+    for name in ('image_size', 'validation_fraction'):
+        rule([name, 'image_folder'], lambda v, name=name: v[name] is None or v['image_folder'],
+             f'--{name} is of the pictures of --image_folder; pass that, too')
+    rule(['validation_fraction'], lambda v: v['validation_fraction'] not in (0, 1), 'pass a number between 0 and 1')
+    _register_transfer_rules(rule)
     rule(['image_bytes_as_serving_input'], lambda v: not v['image_bytes_as_serving_input'],
          'is for ImageNet; small pictures are exported as arrays')
     rule(['profile_steps'], lambda v: v['profile_steps'] is None or _is_range(v['profile_steps']),
@@ -158,26 +183,53 @@ def register_rules(values):
          or len(v['lr_factors']) == len(v['lr_boundaries']) + 1, 'lr_factors must be one more than lr_boundaries')
 
 
+def _register_transfer_rules(rule):
+    path = 'pretrained_model_checkpoint_path'
+    rule(['transfer', 'fine_tune'], lambda v: not v['fine_tune'] or v['transfer'] in (None, 'head'),
+         '--fine_tune is --transfer=head; pass one of them')
+    for name, default in (('transfer', None), ('fine_tune', False), ('head', 'replace'),
+                          ('backbone_learning_rate_factor', 1)):
+        rule([name, path], lambda v, name=name, default=default: v[name] == default or v[path],
+             f'--{name} is for a pretrained net; pass --{path}')
+    rule(['train_last_groups', 'transfer'], lambda v: v['train_last_groups'] is None or v['transfer'] == 'last',
+         '--train_last_groups belongs to --transfer=last; pass that, too')
+    rule(['backbone_learning_rate_factor', 'transfer', 'fine_tune'],
+         lambda v: v['backbone_learning_rate_factor'] == 1 or not (v['transfer'] == 'head' or v['fine_tune']),
+         '--transfer=head freezes the backbone, which then has no learning rate; leave the factor out')
+    rule(['backbone_learning_rate_factor'], lambda v: v['backbone_learning_rate_factor'] > 0,
+         'pass a number above 0; --transfer freezes')
+
+
 def resolve(values, recipes):
     """Return {flag: value}: the first recipe, changed by --recipe, changed by the flags that were given."""
     resolved = values.flag_values_dict()
     for recipe in (next(iter(recipes.values())), recipes[values.recipe]):
         resolved |= {name: value for name, value in recipe.items() if not values[name].present}
-    for name in ('data_dir', 'model_dir', 'export_dir', 'benchmark_log_dir', 'pretrained_model_checkpoint_path'):
+    for name in ('data_dir', 'model_dir', 'export_dir', 'benchmark_log_dir', 'pretrained_model_checkpoint_path',
+                 'image_folder'):
         if resolved[name] is not None:
             resolved[name] = os.path.expanduser(resolved[name])
+    resolved['transfer'] = 'head' if resolved['fine_tune'] else resolved['transfer'] or 'all'
+    if resolved['transfer'] == 'head' and not values['augment'].present:
+        resolved['augment'] = False
+    resolved['given'] = {name for name in resolved if values[name].present}
     return resolved
 
 
 def train_config(resolved, dataset, make_spec):
     """Return the TrainConfig of resolved flags. Imports TensorFlow.
 
+    The network is that of the pretrained net, if there is one and it is known.
+
     Args:
         resolved: from `resolve`.
         dataset: name for input_pipeline.read.
         make_spec: (resnet_size, **axes) -> ResNetSpec, without resnet_size where there is no such flag.
+
+    Raises:
+        UserError: a flag contradicts the pretrained net, or that cannot be read.
     """
-    from official_resnet import devices, optimizers, resnet_run_loop
+    from official_resnet import devices, optimizers, resnet_run_loop, transfer
     spec = make_spec(
         *(resolved[name] for name in ('resnet_size',) if name in resolved), version=resolved['resnet_version'],
         shortcut=None if resolved['shortcut'] == 'none' else resolved['shortcut'],
@@ -190,14 +242,20 @@ def train_config(resolved, dataset, make_spec):
     same = ('data_dir', 'num_train_images', 'model_dir', 'train_epochs', 'max_train_steps', 'batch_size',
             'epochs_between_evals', 'stop_threshold', 'optimizer', 'base_learning_rate', 'momentum', 'nesterov',
             'weight_decay', 'decay', 'label_smoothing', 'augment', 'flip', 'seed', 'save_checkpoint_minutes',
-            'num_gpus', 'distribution_strategy', 'enable_xla', 'fine_tune')
-    return resnet_run_loop.TrainConfig(
+            'num_gpus', 'distribution_strategy', 'enable_xla', 'transfer', 'head', 'backbone_learning_rate_factor',
+            'image_size', 'num_classes')
+    config = resnet_run_loop.TrainConfig(
         spec=spec, dataset=dataset, schedule=schedule,
         dtype=devices.best_dtype() if resolved['dtype'] == 'auto' else resolved['dtype'],
         loss_scale=scale if scale in (None, 'dynamic') else float(scale),
         steps_per_call=resolved['steps_per_loop'], input_threads=resolved['datasets_num_private_threads'],
         pretrained=resolved['pretrained_model_checkpoint_path'],
-        **{name: resolved[name] for name in same})
+        train_last_groups=resolved['train_last_groups'] or 1,
+        validation_fraction=resolved['validation_fraction'] or 0.1, **{name: resolved[name] for name in same})
+    if not config.pretrained:
+        return config
+    given = {flag: field for flag, field in SPEC_FLAGS.items() if flag in resolved['given']}
+    return transfer.adopt(config, transfer.describe(config.pretrained), given)
 
 
 def run_program(argv, doc, values, body):

@@ -8,7 +8,6 @@ callbacks. Keras' own `fit` can neither resume inside an epoch nor run several w
 """
 import contextlib
 import dataclasses
-import json
 import pathlib
 import signal
 import threading
@@ -18,94 +17,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from official_resnet import checkpoints, devices, input_pipeline, optimizers, resnet_model, transfer
+from official_resnet import checkpoints, devices, feature_cache, input_pipeline, optimizers, transfer
 from official_resnet.errors import UserError
+from official_resnet.train_config import IDENTITY, TrainConfig, difference
 
 POLICIES = {'fp32': 'float32', 'bf16': 'mixed_bfloat16', 'fp16': 'mixed_float16'}
-# What makes two runs different runs: a checkpoint continues only where these agree.
-IDENTITY = ('spec', 'dataset', 'num_train_images', 'batch_size', 'seed', 'optimizer', 'augment', 'flip', 'fine_tune')
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides the course of a training; JSON in `config.json` and in each checkpoint.
-
-    Attributes:
-        spec: the network.
-        dataset: a name in input_pipeline.DATASETS, or 'tfds:NAME'.
-        data_dir: where the data set is; None for 'synthetic'.
-        num_train_images: use the first so many training images; None uses all.
-        model_dir: checkpoints, metrics, final model; a run found there is continued. None: nothing is kept.
-        train_epochs: in total, over all restarts.
-        max_train_steps: stop at this global step, if that comes first.
-        batch_size: images a step, over all devices.
-        epochs_between_evals: evaluate after so many epochs, and after the last.
-        stop_threshold: stop when the test accuracy, 0..1, reaches it.
-        optimizer: 'momentum', optimizers.CoupledSGD; or 'adam' (arXiv:1412.6980), without weight decay.
-        base_learning_rate: per 128 images of batch, as official/resnet counts on CIFAR; Adam's is the rate itself.
-        schedule: its course, in epochs.
-        momentum, nesterov, weight_decay, decay: see optimizers.CoupledSGD.
-        label_smoothing: 0 for none (arXiv:1512.00567 Sec. 7).
-        augment: pad, crop and flip the training images.
-        flip: whether augmentation flips.
-        dtype: 'fp32', or 'bf16' or 'fp16' for mixed precision (variables and logits stay float32).
-        loss_scale: a number, 'dynamic', or None for 128 with fp16 and 1 otherwise.
-        seed: of initial weights, order and augmentation.
-        save_checkpoint_minutes: between checkpoints inside an epoch; there is one after each epoch anyway.
-        steps_per_call: steps the compiled loop runs before Python sees its results; 0 aims at a second.
-        num_gpus: None takes one if there is one, -1 all.
-        distribution_strategy: 'off', 'default' (by num_gpus), 'one_device' or 'mirrored'.
-        enable_xla: compile the step with XLA (on a CPU it is slower).
-        input_threads: of tf.data, 0 for one.
-        pretrained: model_dir or .keras file whose weights, all but the last layer's, a new run starts from.
-        fine_tune: train the last layer only, the rest frozen with its BN in inference mode.
-    """
-    spec: resnet_model.ResNetSpec
-    dataset: str = 'cifar10'
-    data_dir: str | None = None
-    num_train_images: int | None = None
-    model_dir: str | None = None
-    train_epochs: int = 182
-    max_train_steps: int | None = None
-    batch_size: int = 128
-    epochs_between_evals: int = 1
-    stop_threshold: float | None = None
-    optimizer: str = 'momentum'
-    base_learning_rate: float = 0.1
-    schedule: optimizers.Schedule = optimizers.Schedule()
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 2e-4
-    decay: str = 'all'
-    label_smoothing: float = 0.0
-    augment: bool = True
-    flip: bool = True
-    dtype: str = 'fp32'
-    loss_scale: float | str | None = None
-    seed: int = 0
-    save_checkpoint_minutes: float = 10.0
-    steps_per_call: int = 0
-    num_gpus: int | None = None
-    distribution_strategy: str = 'default'
-    enable_xla: bool = False
-    input_threads: int = 0
-    pretrained: str | None = None
-    fine_tune: bool = False
-
-    @property
-    def learning_rate(self):
-        """The base rate for this batch size; Adam's steps do not grow with it."""
-        return self.base_learning_rate * (1 if self.optimizer == 'adam' else self.batch_size / 128)
-
-    def to_json(self):
-        """Return a dict of plain values that `from_json` reads."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
-
-    @classmethod
-    def from_json(cls, values):
-        """Return the TrainConfig that `to_json` wrote; a field that was added since has its default."""
-        return cls(**values | {'spec': resnet_model.ResNetSpec(**values['spec']),
-                               'schedule': optimizers.Schedule(**values['schedule'])})
 
 
 class Diverged(UserError):
@@ -131,7 +47,8 @@ def train(config, callbacks=()):
 
     Returns:
         keras.callbacks.History of the epochs that this call trained, with attributes `model`, `step`
-        (global) and `best` ({'accuracy', 'epoch'} on the test split, over all restarts).
+        (global), `best` ({'accuracy', 'epoch'} on the test split, over all restarts) and `card`, what
+        cards.write_card is to say of the model.
 
     Raises:
         UserError: wrong input, a checkpoint of another run, a full disk; Diverged: a loss that is not finite.
@@ -153,6 +70,15 @@ def evaluate(config):
                                  'epoch': trainer.epoch, 'model': trainer.model}
 
 
+def read(config, split):
+    """Return the Examples of a config's 'train' or 'test'; see input_pipeline.read for errors."""
+    examples = input_pipeline.read(
+        config.dataset, split, data_dir=config.data_dir, folder_options=config.folder_options())
+    if split == 'train':
+        examples = input_pipeline.first(examples, config.num_train_images)
+    return dataclasses.replace(examples, normalization=config.normalization or examples.normalization)
+
+
 class Trainer:
     """One training: the model, its optimizer, the data and the place reached in it."""
 
@@ -160,15 +86,15 @@ class Trainer:
         self.config = config
         self.strategy = devices.make_strategy(config.num_gpus, config.distribution_strategy, config.batch_size)
         keras.utils.set_random_seed(config.seed % 2 ** 32)
-        self.data = input_pipeline.first(
-            input_pipeline.read(config.dataset, 'train', data_dir=config.data_dir), config.num_train_images)
-        self.test = input_pipeline.read(config.dataset, 'test', data_dir=config.data_dir)
+        self.data, self.test = read(config, 'train'), read(config, 'test')
         self.steps_per_epoch = input_pipeline.steps_per_epoch(len(self.data.labels), config.batch_size)
         total_steps = config.train_epochs * self.steps_per_epoch  # the schedule's end, whatever max_train_steps cuts
         self.last_step = min(total_steps, config.max_train_steps or total_steps)
         self.model, self.optimizer = build(config, self.strategy, self.data, self.steps_per_epoch, total_steps)
         self.train_steps = make_train_function(self.strategy, self.model, self.optimizer, config)
         self._evaluate_batch = make_evaluate_function(self.strategy, self.model)
+        self._data_info = {'class_names': list(self.test.class_names), 'num_pictures': len(self.data.labels)}
+        self.card = transfer.card(config, self.test)
         self.step = 0  # global steps done
         self.sums = dict.fromkeys(('loss', 'correct', 'steps', 'seconds'), 0)  # of the epoch under way
         self.evaluation = {}  # the last
@@ -184,6 +110,8 @@ class Trainer:
     def run(self, callbacks, received):
         """Train; see `train`. `received` is a list that a signal's number is appended to."""
         config = self.config
+        if config.trains_on_features:
+            self._use_features(received)
         callback_list = keras.callbacks.CallbackList(
             list(callbacks), add_history=True, model=self.model, epochs=config.train_epochs,
             steps=self.steps_per_epoch, batch_size=config.batch_size, first_step=self.step, last_step=self.last_step)
@@ -209,8 +137,25 @@ class Trainer:
                 self.sums = dict.fromkeys(self.sums, 0)
             self.save()
         callback_list.on_train_end(logs=None)
-        history.step, history.best = self.step, self.best
+        history.step, history.best, history.card = self.step, self.best, self.card
         return history
+
+    def _use_features(self, received):
+        """Train and evaluate the last layer on what the frozen ones make of the pictures, computed once."""
+        def features(examples, split):
+            folder = self.config.model_dir
+            return feature_cache.features(
+                self.model, examples, folder and pathlib.Path(folder) / feature_cache.FILES[split],
+                check=lambda: received and self._interrupt(received[0]))
+
+        self.test = features(self.test, 'test')
+        start = time.monotonic()
+        self.data = features(self.data, 'train')
+        head = feature_cache.Head(self.model)
+        self.train_steps = make_train_function(self.strategy, head, self.optimizer, self.config)
+        self._evaluate_batch = make_evaluate_function(self.strategy, head)
+        if self.step == 0:
+            self.sums['seconds'] += time.monotonic() - start  # the price of training's features is the first epoch's
 
     def _train_epoch(self, iterator, callback_list, received):
         """Take steps to the end of the epoch, or of the training."""
@@ -259,7 +204,7 @@ class Trainer:
                 raise Diverged(f'{name} is not finite after step {self.step}, {self._rate_text(self.step - 1)}; '
                                'lower --base_learning_rate or raise --warmup_epochs; the last good checkpoint is kept')
         state = {'step': self.step, 'sums': self.sums, 'best': self.best, 'evaluation': self.evaluation,
-                 'config': self.config.to_json()}
+                 'config': self.config.to_json(), 'data': self._data_info}
         path = checkpoints.save(self._folder, self.step, arrays, state)
         self._saved_at = time.monotonic()
         return path
@@ -298,24 +243,37 @@ class Trainer:
                 raise UserError(f'model_dir {model_dir!r} has no checkpoint; train there first, '
                                 'or pass another --model_dir')
             if self.config.pretrained:
-                transfer.load_backbone(self.model, self.config.pretrained)
+                transfer.load_backbone(self.model, self.config.pretrained, self.config.head)
             return
         arrays, state, path = found
         ours, theirs = self.config.to_json(), TrainConfig.from_json(state['config']).to_json()
         for values in (ours, theirs):
             values['spec'].pop('data_format')  # weights do not depend on it
-        for field in IDENTITY:
-            if not needs_checkpoint and ours[field] != theirs[field]:
-                difference = _difference(field, ours[field], theirs[field])
-                raise UserError(f'model_dir {model_dir!r} holds a run with {difference}; '
-                                'pass its value, another --model_dir, or --clean to delete it')
+        self._require_same_run(ours, theirs, state.get('data', {}), needs_checkpoint)
         checkpoints.assign(self._variables(), arrays, path)
         self.step, self.sums = state['step'], state['sums']
         self.best, self.evaluation = state['best'], state['evaluation']
-        changed = [_difference(name, ours[name], theirs[name]) for name in ours
+        changed = [difference(name, ours[name], theirs[name]) for name in ours
                    if ours[name] != theirs[name] and name not in ('data_dir', 'model_dir')]
         print(f'continuing from {path}: epoch {self.epoch}, step {self.step}'
               + (f'; changed: {", ".join(changed)}' if changed else ''), flush=True)
+
+    def _require_same_run(self, ours, theirs, data, is_evaluation):
+        """Refuse the checkpoint of another run, or of other classes or pictures than are there now."""
+        wrong = [difference(field, ours[field], theirs[field]) for field in IDENTITY if ours[field] != theirs[field]]
+        if transfer.is_another(ours['pretrained'], theirs['pretrained']):
+            wrong.append(difference('pretrained', ours['pretrained'], theirs['pretrained']))
+        changed = [difference(name, self._data_info[name], stored) for name, stored in data.items()
+                   if self._data_info[name] != stored]
+        if is_evaluation:
+            wrong, changed = [], [text for text in changed if text.startswith('class_names')]
+        model_dir = self.config.model_dir
+        if wrong:
+            raise UserError(f'model_dir {model_dir!r} holds a run with {wrong[0]}; '
+                            'pass its value, another --model_dir, or --clean to delete it')
+        if changed:
+            raise UserError(f'model_dir {model_dir!r} holds a run on data with {changed[0]}; '
+                            'pass that data, or another --model_dir')
 
     def _has_reached_threshold(self):
         threshold = self.config.stop_threshold
@@ -363,10 +321,7 @@ def build(config, strategy, data, steps_per_epoch, total_steps):
         raise UserError("data_format='channels_first' needs a GPU, TensorFlow's CPU convolutions are NHWC; "
                         'pass --data_format=channels_last (the weights are the same)')
     with strategy.scope(), _dtype_policy(POLICIES[config.dtype]):
-        shape = resnet_model.image_shape(config.spec, data.input_shape)
-        model = resnet_model.resnet(config.spec, data.num_classes, shape)
-        if config.fine_tune:
-            transfer.freeze_backbone(model)
+        model = transfer.build(config, data)
         optimizer = _make_optimizer(
             config, config.schedule.build(config.learning_rate, steps_per_epoch, total_steps))
         optimizer.build(model.trainable_variables)
@@ -381,28 +336,31 @@ def _make_optimizer(config, schedule):
     factor = None if scale in (1, 'dynamic') else float(scale)
     if config.optimizer == 'momentum':
         optimizer = optimizers.CoupledSGD(schedule, config.momentum, config.nesterov, l2=config.weight_decay,
-                                          decay=config.decay, loss_scale_factor=factor)
+                                          decay=config.decay, backbone_factor=config.backbone_learning_rate_factor,
+                                          head_layers=transfer.new_layers(config), loss_scale_factor=factor)
     elif config.optimizer != 'adam':
         raise UserError(f"optimizer {config.optimizer!r} is none of 'momentum', 'adam'")
     elif config.weight_decay:
         raise UserError(f'weight_decay {config.weight_decay} with optimizer adam, which has none here; '
                         'pass --weight_decay=0, or --optimizer=momentum')
     else:  # 1412.6980 Alg. 1, with its numbers, which are torch.optim.Adam's; Keras' epsilon is 1e-7
-        optimizer = keras.optimizers.Adam(
-            schedule, beta_1=0.9, beta_2=0.999, epsilon=1e-8, loss_scale_factor=factor)
+        optimizer = optimizers.Adam(schedule, beta_1=0.9, beta_2=0.999, epsilon=1e-8, loss_scale_factor=factor,
+                                    backbone_factor=config.backbone_learning_rate_factor,
+                                    head_layers=transfer.new_layers(config))
     return keras.optimizers.LossScaleOptimizer(optimizer) if scale == 'dynamic' else optimizer
 
 
 def make_train_function(strategy, model, optimizer, config):
     """Return the compiled (iterator, num_steps) -> float32 [num_steps, 2]: summed loss and correct of each step."""
     variables = model.trainable_variables
-    transposes = config.spec.data_format == 'channels_first'
+    transposes = _is_channels_first(model)
+    is_training = config.transfer != 'head'  # a frozen backbone drops no block either (stochastic depth)
 
     def replica_step(images, labels):
         if transposes:
             images = tf.transpose(images, [0, 3, 1, 2])
         with tf.GradientTape() as tape:
-            logits = model(images, training=True)
+            logits = model(images, training=is_training)
             losses = cross_entropy(labels, logits, config.label_smoothing)
             # Divided by the global batch: the optimizer adds the replicas' gradients up.
             loss = optimizer.scale_loss(tf.reduce_sum(losses) / config.batch_size)
@@ -425,7 +383,7 @@ def make_train_function(strategy, model, optimizer, config):
 
 def make_evaluate_function(strategy, model):
     """Return the compiled (images, labels) -> float32 [2]: summed cross-entropy and correct of the batch."""
-    transposes = model.get_layer('head_pool').data_format == 'channels_first'
+    transposes = _is_channels_first(model)
 
     def replica_step(images, labels):
         if transposes:
@@ -439,6 +397,11 @@ def make_evaluate_function(strategy, model):
         return strategy.reduce(tf.distribute.ReduceOp.SUM, per_replica, axis=None)
 
     return evaluate_batch
+
+
+def _is_channels_first(model):
+    """Whether a model wants its images transposed; features have no layout."""
+    return isinstance(model, keras.Model) and model.get_layer('head_pool').data_format == 'channels_first'
 
 
 def cross_entropy(labels, logits, smoothing=0.0):
@@ -485,11 +448,3 @@ def _dtype_policy(name):
         yield
     finally:
         keras.config.set_dtype_policy(before)
-
-
-def _difference(name, ours, theirs):
-    """Return 'name old, not new', going into the field of a spec or schedule that differs."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        return ', '.join(_difference(f'{name}.{key}', ours.get(key), theirs.get(key))
-                         for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key))
-    return f'{name} {theirs!r}, not {ours!r}'

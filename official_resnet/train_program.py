@@ -42,6 +42,7 @@ def _common_flags(dataset, table):
     """Return the FlagValues that all training programs have; `dataset` names the default folders."""
     values = flags.FlagValues()
     resnet_flags.define_run_flags(values, f'/tmp/{dataset}_data', f'/tmp/{dataset}_model')
+    resnet_flags.define_transfer_flags(values)
     resnet_flags.define_optimizer_flags(values, table)
     resnet_flags.define_performance_flags(values)
     resnet_flags.define_log_flags(values)
@@ -65,6 +66,8 @@ def _run(values, dataset, table, make_spec):
             print(f'--{name} is obsolete and ignored: {text}')
     if resolved['tfds']:
         dataset = f'tfds:{resolved["tfds"]}'
+    elif resolved['image_folder']:
+        dataset = f'folder:{os.path.abspath(resolved["image_folder"])}'
     elif resolved['use_synthetic_data']:
         dataset = 'synthetic'
     devices.start_tensorflow(resolved['inter_op_parallelism_threads'], resolved['intra_op_parallelism_threads'])
@@ -72,10 +75,11 @@ def _run(values, dataset, table, make_spec):
     if resolved['eval_only']:
         return _evaluate(values, resolved)
     resolved['data_dir'] = _find_data(values, dataset)
+    _require_other_model_dir(resolved['model_dir'], resolved['pretrained_model_checkpoint_path'])
+    config = resnet_flags.train_config(resolved, dataset, getattr(resnet_model, make_spec))
     if resolved['clean']:
         checkpoints.clean(resolved['model_dir'])
     _make_folder(resolved['model_dir'])
-    config = resnet_flags.train_config(resolved, dataset, getattr(resnet_model, make_spec))
     _show(config, resolved['recipe'])
     callbacks = _callbacks(config, resolved)
     try:
@@ -97,6 +101,8 @@ def _find_data(values, dataset):
     """
     from official_resnet import input_pipeline
     data_dir = os.path.expanduser(values.data_dir)
+    if dataset.startswith('folder:'):
+        return None
     if dataset.startswith('tfds:'):
         if not values['data_dir'].present:
             data_dir = None  # where tensorflow_datasets keeps its data itself
@@ -104,6 +110,12 @@ def _find_data(values, dataset):
     elif values.download:
         download.fetch_missing(dataset, data_dir)
     return data_dir
+
+
+def _require_other_model_dir(model_dir, pretrained):
+    """Refuse to begin a run on top of the net it starts from, which --clean would delete."""
+    if pretrained and pathlib.Path(pretrained).resolve().is_relative_to(pathlib.Path(model_dir).resolve()):
+        raise UserError(f"the pretrained net {pretrained} is in model_dir '{model_dir}'; pass another --model_dir")
 
 
 def _make_folder(model_dir):
@@ -181,6 +193,8 @@ def _evaluate(values, resolved):
     if not found:
         raise UserError(f"model_dir '{model_dir}' has no checkpoint; train there first, or pass another --model_dir")
     config = resnet_run_loop.TrainConfig.from_json(found[1]['config'])
+    if resolved['image_folder']:  # the same classes, other pictures or another place
+        config = dataclasses.replace(config, dataset=f'folder:{os.path.abspath(resolved["image_folder"])}')
     layout = resolved['data_format'] or devices.best_data_format()
     config = dataclasses.replace(
         config, spec=dataclasses.replace(config.spec, data_format=layout), model_dir=model_dir,
@@ -194,21 +208,23 @@ def _evaluate(values, resolved):
 
 
 def _finish(config, history, export_dir):
-    """Save the final model and the curves, export, and say where everything is."""
-    from official_resnet import callbacks, checkpoints
+    """Save the final model, its card and the curves, export, and say where everything is."""
+    from official_resnet import callbacks, cards, checkpoints
     model_dir = pathlib.Path(config.model_dir)
     final = model_dir / 'model.keras'
     part = model_dir / 'part.model.keras'
     history.model.compiled = False  # for inference: whoever loads it needs our layers, not our optimizer
     history.model.save(part)
     os.replace(part, final)
+    card = final.with_suffix('.card.json')
+    cards.write_card(card, **history.card)
     metrics = callbacks.read_metrics(model_dir / callbacks.METRICS_FILE)
     tests = [line for line in metrics if line['split'] == 'test']
     if tests:
         best = max(tests, key=lambda line: line['accuracy'])
         print(f'test accuracy {tests[-1]["accuracy"]:.4f} after epoch {tests[-1]["epoch"]} (step {history.step}); '
               f'best {best["accuracy"]:.4f} after epoch {best["epoch"]}')
-    paths = [final, model_dir / callbacks.METRICS_FILE, model_dir / 'config.json', *checkpoints.files(
+    paths = [final, card, model_dir / callbacks.METRICS_FILE, model_dir / 'config.json', *checkpoints.files(
         model_dir / 'checkpoints')[-1:]]
     try:
         from official_resnet.experiments import plots
@@ -223,7 +239,7 @@ def _finish(config, history, export_dir):
 
 
 def _export(model, config, export_dir):
-    from official_resnet import input_pipeline, prediction
-    test = input_pipeline.read(config.dataset, 'test', data_dir=config.data_dir)
+    from official_resnet import prediction, resnet_run_loop
+    test = resnet_run_loop.read(config, 'test')
     path = prediction.export(model, test.normalization, test.images.shape[1:], export_dir, test.images[:16])
     print(f'  {path} (SavedModel, reloaded and compared)')

@@ -12,20 +12,22 @@ PACKAGE = pathlib.Path(official_resnet.__file__).parent
 # A module may import those of the rows above it, and of its own row where it says so.
 LAYERS = [
     ['errors'],
-    ['records', 'synthetic', 'layers', 'optimizers', 'callbacks', 'download', 'recipes', 'devices', 'checkpoints',
-     'benchmark_torch'],
+    ['records', 'synthetic', 'image_folder', 'layers', 'optimizers', 'callbacks', 'download', 'recipes', 'devices',
+     'checkpoints', 'benchmark_torch'],
     ['preprocessing', 'resnet_model'],
-    ['input_pipeline', 'transfer', 'prediction', 'resnet_table', 'tutorial_resnet'],
+    ['input_pipeline', 'train_config', 'cards', 'grad_cam', 'resnet_table', 'tutorial_resnet'],
+    ['prediction', 'transfer', 'feature_cache'],
     ['resnet_run_loop'],
     ['resnet_flags', 'plots', 'gradient_chain', 'net_gradients'],
     ['train_program', 'benchmark_inference', 'experiment_program', 'runs'],
     ['benchmark_worker'],
     ['MAIN'],
 ]
-ALONE = {'records', 'preprocessing', 'input_pipeline', 'synthetic', 'download', 'recipes', 'errors'}  # without keras
-# What the tests of others run: benchmark_test, mains_test, resnet_model_test.
+# without keras
+ALONE = {'records', 'image_folder', 'preprocessing', 'input_pipeline', 'synthetic', 'download', 'recipes', 'errors'}
+# What the tests of others run: benchmark_test, mains_test, prediction_test, resnet_model_test.
 UNTESTED = {'__init__', 'errors', 'recipes', 'devices', 'train_program', 'benchmark_worker', 'benchmark_inference',
-            'benchmark_torch', 'resnet_table'}
+            'benchmark_torch', 'cards', 'resnet_table'}
 RANK = {name: i for i, names in enumerate(LAYERS) for name in names}
 
 

@@ -43,3 +43,16 @@ def mnist_dir(tmp_path_factory):
         for name, values in zip(MNIST_FILES[split], (images, labels), strict=True):
             records.write_idx(folder / name, values.astype(np.uint8))
     return folder.parent
+
+
+@pytest.fixture(scope='session')
+def source(cifar_dir, tmp_path_factory):
+    """The model_dir of a tiny net trained on CIFAR's ten classes."""
+    from tiny_training import make_config
+
+    from official_resnet import resnet_run_loop
+    model_dir = tmp_path_factory.mktemp('source')
+    model = resnet_run_loop.train(make_config(cifar_dir, model_dir, train_epochs=1)).model
+    model.compiled = False
+    model.save(model_dir / 'model.keras')
+    return model_dir

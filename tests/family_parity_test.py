@@ -5,6 +5,7 @@ import re
 import keras
 import numpy as np
 import pytest
+from random_weights import randomize
 
 from official_resnet import resnet_model
 
@@ -32,15 +33,6 @@ PEERS = [
 ]
 
 
-def randomize(variables, random):
-    """Give all weights of ours values at which no layer is an identity and signals neither die nor grow."""
-    for variable in variables:
-        if variable.name in ('gamma', 'moving_variance'):
-            variable.assign(random.uniform(0.5, 1.5, variable.shape))
-        elif variable.name in ('beta', 'moving_mean', 'bias'):
-            variable.assign(random.normal(0, 0.1, variable.shape))
-
-
 def in_block_order(model):
     """(convolutions, BNs) of ours as the papers write a net down: blocks in order, the shortcut's last."""
     def place(layer):
@@ -63,7 +55,7 @@ def test_same_logits_as_pytorchcv(module, function, spec):
     is_cifar = spec.stem == 'cifar'
     keras.utils.set_random_seed(0)
     model = resnet_model.resnet(spec, 10 if is_cifar else 1000, (None, None, 3))
-    randomize(model.variables, np.random.default_rng(0))
+    randomize(model)
 
     def give(values, parameter):
         assert values.shape == tuple(parameter.shape)
@@ -102,7 +94,7 @@ def test_same_logits_as_keras_applications(name):
     for pixels in IMAGENET_SIZES:  # theirs are for one size each, with a classifier
         peer = getattr(keras.applications, name)(weights=None, classifier_activation=None,
                                                  input_shape=(pixels, pixels, 3))
-        randomize(peer.variables, np.random.default_rng(0))
+        randomize(peer)
         (copy_v2 if is_v2 else copy_v1)(model, peer, resnet_model.IMAGENET_BLOCKS[size][1])
         images = np.random.default_rng(pixels).normal(size=(2, pixels, pixels, 3)).astype('float32')
         assert_equal(model(images).numpy(), peer(images).numpy())

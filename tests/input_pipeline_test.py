@@ -222,7 +222,7 @@ def test_wrong_data_dir_is_one_line_with_the_remedy(tmp_path, make, data_dir, me
 def test_wrong_names():
     for arguments, message in [
         (('cifar11', 'train'), "dataset 'cifar11' is unknown; choose cifar10, cifar100, mnist, fashion_mnist, "
-                                "synthetic or tfds:NAME"),
+                                "synthetic, tfds:NAME or folder:PATH"),
         (('cifar10', 'validation'), "split 'validation' is unknown; choose 'train' or 'test'"),
         (('cifar10', 'train'), 'cifar10 needs a data_dir; pass --data_dir'),
         (('tfds:no_such_pictures', 'train'), "tfds data set 'no_such_pictures': .*not found. See"),

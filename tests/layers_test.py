@@ -3,6 +3,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from random_weights import randomize
 
 from official_resnet import layers, resnet_model
 
@@ -108,16 +109,6 @@ def test_saved_model_loads_and_to_stock_needs_nothing_of_ours(tmp_path):
     assert all(type(layer).__module__.startswith('keras.') for layer in stock.layers)
     assert not stock.get_layer('group1_block1_bn1').trainable
     np.testing.assert_allclose(stock(images), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
-
-
-def randomize(model):
-    """Statistics, scales and offsets at which folding has something to do."""
-    random = np.random.default_rng(0)
-    for variable in model.variables:
-        if variable.name in ('gamma', 'moving_variance'):
-            variable.assign(random.uniform(0.5, 1.5, variable.shape))
-        elif variable.name in ('beta', 'moving_mean', 'bias'):
-            variable.assign(random.normal(0, 0.1, variable.shape))
 
 
 @pytest.mark.parametrize('variant,num_left', [

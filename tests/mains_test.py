@@ -1,4 +1,6 @@
 """The programs as a user runs them: processes, exit codes, one line for a mistake, help at once."""
+import contextlib
+import io
 import json
 import os
 import pathlib
@@ -12,9 +14,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 import official_resnet
-from official_resnet import devices, download, layers, train_program
+from official_resnet import devices, download, layers, prediction, train_program
 
 PACKAGE = pathlib.Path(official_resnet.__file__).parent
 PROGRAMS = ['cifar10_main', 'cifar100_main', 'mnist_main', 'cifar10_download_and_extract', 'benchmark_main']
@@ -222,3 +225,88 @@ def test_a_missing_data_set_is_fetched_but_not_into_what_is_there(call, cifar_di
     assert asked == []
     code, _, err = call('--data_dir', tmp_path / 'new', '--model_dir', tmp_path / 'm', *TINY)
     assert asked == [('cifar10', str(tmp_path / 'new'))] and code == 1
+
+
+# --- own pictures and transfer -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    """Folders of a few pictures: 'old' with three classes, 'new' with two others, split into train and test."""
+    folder = tmp_path_factory.mktemp('pictures')
+    random = np.random.default_rng(0)
+    for name, count in (('old/red', 24), ('old/green', 24), ('old/blue', 24), ('new/train/dark', 16),
+                        ('new/train/bright', 16), ('new/test/dark', 5), ('new/test/bright', 5)):
+        (folder / name).mkdir(parents=True)
+        for k in range(count):
+            pixels = random.integers(0, 80, (36, 40, 3))
+            pixels[8:20, 8:20] += 170 * (np.array(['red', 'green', 'blue']) == name[4:]) + 100 * ('bright' in name)
+            mode = ('RGB', 'CMYK')[k % 2]
+            Image.fromarray(pixels.astype(np.uint8)).convert(mode).save(folder / name / f'{k}.jpg', quality=95)
+    (folder / 'old' / 'red' / 'broken.jpg').write_text('x')
+    (folder / 'old' / 'red' / 'readme.txt').write_text('x')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def old_net(pictures, tmp_path_factory):
+    """The model_dir of a net of 8 layers trained on 'old'."""
+    folder, out = tmp_path_factory.mktemp('old_net') / 'model', io.StringIO()
+    args = ['--image_folder', pictures / 'old', '--model_dir', folder, *TINY[:4], '--train_epochs', '1', '--recipe',
+            'fast', '--validation_fraction', '0.25']
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.setattr(devices, 'start_tensorflow', lambda *threads: None)
+        assert train_program.cifar_program(['cifar10_main.py', *map(str, args)], '', 'cifar10') == 0
+    text = out.getvalue()
+    assert text.count('unreadable, left out: ') == 1 and 'red/broken.jpg' in text and ' are unreadable' in text
+    assert f'dataset=folder:{pictures / "old"}' in text
+    return folder
+
+
+def test_own_pictures_and_a_new_head_end_to_end(call, pictures, old_net, tmp_path):
+    card = json.loads((old_net / 'model.card.json').read_text())
+    assert card['labels'] == ['blue', 'green', 'red'] and card['num_classes'] == 3
+    code, out, err = call('--eval_only', '--model_dir', old_net, '--export_dir', tmp_path / 'export')
+    assert code == 0 and '(18 images)' in out, (out, err)
+    code, _, err = call('--eval_only', '--model_dir', old_net, '--image_folder', pictures / 'new')
+    assert code == 1 and err.count('\n') == 1 and 'class_names' in err
+
+    head = ['--image_folder', pictures / 'new', '--model_dir', tmp_path / 'new_net', '-pmcp', old_net / 'model.keras',
+            '--transfer', 'head', '--recipe', 'fast', '-bs', '8']
+    code, out, err = call(*head, '--train_epochs', '1')
+    assert code == 0 and 'computing the features of 32 pictures' in out and 'augment=False' in out, err
+    code, out, err = call(*head, '--train_epochs', '3', '--export_dir', tmp_path / 'export')
+    assert code == 0 and 'features of 10 pictures taken from' in out and 'SavedModel, reloaded' in out, err
+    accuracy = re.search(r'test accuracy (\S+) after epoch 3 \(step 12\)', out)[1]
+    old, new = (keras.models.load_model(folder / 'model.keras') for folder in (old_net, tmp_path / 'new_net'))
+    for one, other in zip(old.variables[:-2], new.variables[:-2], strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy(), err_msg=one.path)
+    assert new.output_shape == (None, 2)
+    code, out, err = call('--eval_only', '--model_dir', tmp_path / 'new_net')
+    assert code == 0 and f'test accuracy {accuracy} (10 images)' in out, err
+
+
+def test_an_appended_head_by_flags(call, pictures, old_net, tmp_path):
+    args = ['--image_folder', pictures / 'new', '-pmcp', old_net, '--recipe', 'fast', '-bs', '8', '-te', '1']
+    code, out, err = call(*args, '--model_dir', tmp_path / 'appended', '--fine_tune', '--head', 'append')
+    assert code == 0 and 'pretrained_classes=3' in out, err
+    model = keras.models.load_model(tmp_path / 'appended' / 'model.keras')
+    assert [layer.name for layer in model.layers[-2:]] == ['logits', 'appended_logits']
+    model, card = prediction.load(tmp_path / 'appended')  # with what it needs to name a picture
+    assert prediction.predict(model, card, [pictures / 'new/test/dark/0.jpg'])[0][0].name in ('bright', 'dark')
+    code, out, err = call('--eval_only', '--model_dir', tmp_path / 'appended')
+    assert code == 0 and '(10 images)' in out, err
+
+
+def test_mistakes_of_transfer_and_folders_are_one_line(call, pictures, old_net, tmp_path):
+    (tmp_path / 'one' / 'class').mkdir(parents=True)
+    new = ['--image_folder', pictures / 'new', '-pmcp', old_net]
+    for args, message in (
+            ([*new, '-rs', '20'], '--resnet_size asks for'), ([*new[:2], '-pmcp', tmp_path / 'no'], 'cannot load'),
+            ([*new, '--train_last_groups', '4', '--transfer', 'last'], 'pass 1..3'),
+            ([*new, '--num_classes', '1'], 'num_classes'), ([*new, '--head', 'keep'], '--head=replace'),
+            ([*new, '--model_dir', old_net, '--clean'], 'pass another --model_dir'),
+            (['--image_folder', tmp_path / 'no'], 'is no folder'), (['--image_folder', tmp_path / 'one'], 'one class')):
+        code, _, err = call('--model_dir', tmp_path / 'm', '--recipe', 'fast', '-bs', '8', '-te', '1', *args)
+        assert code == 1 and err.count('\n') == 1 and message in err, (args, err)
+    assert (old_net / 'model.keras').exists()

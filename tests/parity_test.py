@@ -3,6 +3,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from random_weights import randomize
 
 from official_resnet import optimizers, resnet_model
 
@@ -19,12 +20,7 @@ def torch():
 
 def copy_weights(torch, model, peer):
     """Copy ours into the peer; random statistics and scales, so that no layer is an identity."""
-    random = np.random.default_rng(0)
-    for variable in model.variables:
-        if variable.name in ('gamma', 'moving_variance'):
-            variable.assign(random.uniform(0.5, 1.5, variable.shape))
-        elif variable.name in ('beta', 'moving_mean'):
-            variable.assign(random.normal(0, 0.1, variable.shape))
+    randomize(model)
     for ours, theirs in pairs(model, peer):
         theirs.data = torch.tensor(ours).contiguous()
 

@@ -196,3 +196,20 @@ def test_unit_range(run):
     scaled = run(preprocessing.NORMALIZATIONS['unit_range'], images)
     assert scaled.dtype == np.float32
     np.testing.assert_array_equal(scaled.ravel(), np.float32([0, 0.2, 1]))
+
+
+@pytest.mark.parametrize('order,expected', [('RGB', [0.2 - 0.1, (0.4 - 0.2) / 2, (1 - 0.3) / 4]),
+                                            ('BGR', [1 - 0.1, (0.4 - 0.2) / 2, (0.2 - 0.3) / 4])])
+def test_affine_by_name(run, order, expected):
+    name = preprocessing.affine_name(order, 1 / 255, [0.1, 0.2, 0.3], [1, 2, 4])
+    images = np.array([51, 102, 255], np.uint8).reshape(1, 1, 1, 3)
+    scaled = run(preprocessing.NORMALIZATIONS[name], images)
+    assert scaled.dtype == np.float32
+    np.testing.assert_allclose(scaled.ravel(), expected, atol=1e-6)
+    assert preprocessing.affine_name() == 'affine:RGB:1.0:0.0:1.0'
+
+
+@pytest.mark.parametrize('name', ['', 'affine', 'affine:GBR:1:0:1', 'affine:RGB:x:0:1', 'affine:RGB:1:0'])
+def test_unknown_normalizations(name):
+    with pytest.raises(KeyError):
+        preprocessing.NORMALIZATIONS[name]

@@ -1,7 +1,8 @@
 """Names, short names, defaults and validators of official/resnet; recipes; what a wrong flag answers."""
 import pytest
 
-from official_resnet import devices, recipes, resnet_flags, resnet_model, resnet_run_loop, train_program
+from official_resnet import devices, recipes, resnet_flags, resnet_model, resnet_run_loop, train_program, transfer
+from official_resnet.errors import UserError
 
 # official-resnet flags: (name, short name).
 OFFICIAL = [
@@ -83,6 +84,16 @@ def test_home_folder_is_expanded_once(monkeypatch):
     (['--tfds', 'mnist', '-synth'], 'exclude'), (['--image_bytes_as_serving_input'], 'ImageNet'),
     (['--profile_steps', '9,3'], "first,last"), (['--no_such_flag'], 'no_such_flag'), (['stray'], "'stray'"),
     (['--seed', '-1'], 'seed'), (['--optimizer', 'sgd'], 'optimizer'), (['--num_train_images', '0'], 'num_train'),
+    (['--transfer', 'some', '-pmcp', 'x'], 'transfer'), (['--transfer', 'last'], 'pretrained_model_checkpoint_path'),
+    (['-ft'], '--fine_tune is for a pretrained net'), (['--head', 'append'], '--head is for a pretrained net'),
+    (['-ft', '--transfer', 'last', '-pmcp', 'x'], '--fine_tune is --transfer=head'),
+    (['--train_last_groups', '2', '-pmcp', 'x'], 'belongs to --transfer=last'),
+    (['--backbone_learning_rate_factor', '0.1'], 'is for a pretrained net'),
+    (['--backbone_learning_rate_factor', '0', '-pmcp', 'x'], 'above 0'),
+    (['--backbone_learning_rate_factor', '0.1', '-pmcp', 'x', '-ft'], 'freezes the backbone'),
+    (['--image_folder', 'x', '-synth'], 'exclude'), (['--image_size', '64'], 'pass that, too'),
+    (['--validation_fraction', '0.2'], 'pass that, too'), (['--num_classes', '1'], 'num_classes'),
+    (['--image_folder', 'x', '--validation_fraction', '1'], 'between 0 and 1'),
     (['--data_format', 'NHWC'], 'data_format'), (['--momentum', '1.5'], 'momentum')])
 def test_wrong_flags_answer_in_one_line(args, message, capsys):
     values = train_program.cifar_flags('cifar10')
@@ -143,6 +154,32 @@ def test_the_new_flags_of_all_programs():
     assert (made.optimizer, made.learning_rate, made.num_train_images, made.flip) == ('adam', 1e-3, 1000, False)
     made = config()
     assert (made.optimizer, made.num_train_images, made.flip) == ('momentum', None, True)
+
+
+def test_transfer_flags(monkeypatch):
+    resolved = resolve()
+    assert (resolved['transfer'], resolved['augment'], resolved['head']) == ('all', True, 'replace')
+    for args in (['--transfer=head'], ['--fine_tune'], ['-ft', '--transfer', 'head']):
+        resolved = resolve('-pmcp', 'x', *args)
+        assert (resolved['transfer'], resolved['augment']) == ('head', False)
+    assert resolve('-pmcp', 'x', '-ft', '--augment')['augment'] is True
+    assert resolve('-pmcp', 'x', '--transfer=last')['augment'] is True
+    monkeypatch.setattr(transfer, 'describe', lambda path: transfer.Pretrained(resnet_model.cifar_spec(8), 7))
+    made = config('-pmcp', 'x', '--transfer=last', '--train_last_groups=2', '--backbone_learning_rate_factor=0.1')
+    assert (made.spec.group_blocks, made.transfer, made.train_last_groups) == ((1, 1, 1), 'last', 2)
+    assert (made.backbone_learning_rate_factor, made.head, made.pretrained_classes) == (0.1, 'replace', None)
+    assert config('-pmcp', 'x', '--head=append', '--recipe=fast').pretrained_classes == 7
+    with pytest.raises(UserError, match=r'--resnet_size asks for group_blocks \(3, 3, 3\), but x has \(1, 1, 1\)'):
+        config('-pmcp', 'x', '-rs', '20')
+    with pytest.raises(UserError, match="--shortcut asks for shortcut 'B', but x has 'A'"):
+        config('-pmcp', 'x', '--shortcut', 'B')
+    assert config('-pmcp', 'x', '-rs', '8', '--shortcut', 'A', '--bn_momentum=0.5').spec.bn_momentum == 0.5
+
+
+def test_image_folder_flags():
+    made = config('--image_folder=x', '--image_size=48', '--validation_fraction=0.25', '--num_classes=4')
+    assert (made.image_size, made.validation_fraction, made.num_classes) == (48, 0.25, 4)
+    assert (config().image_size, config().validation_fraction, config().num_classes) == (None, 0.1, None)
 
 
 @pytest.mark.parametrize('names', ['ProfilerHook', 'loggingtensorhook,EXAMPLESPERSECONDHOOK', 'LoggingMetricHook'])

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tiny_training import StopAt
 
 from official_resnet import callbacks, checkpoints, layers, optimizers, resnet_model, resnet_run_loop
 from official_resnet.errors import UserError
@@ -25,18 +26,6 @@ def make_config(cifar_dir, model_dir, **fields):
               'weight_decay': 5e-4, 'seed': 7} | fields
     return resnet_run_loop.TrainConfig(
         SPEC, data_dir=str(cifar_dir), model_dir=None if model_dir is None else str(model_dir), **fields)
-
-
-class StopAt(keras.callbacks.Callback):
-    """Drop dead at a step: nothing after it is saved, as after SIGKILL."""
-
-    def __init__(self, step):
-        super().__init__()
-        self.step = step
-
-    def on_train_batch_end(self, batch, logs=None):
-        if logs['step'] >= self.step:
-            raise RuntimeError('killed')
 
 
 class SendAt(StopAt):
@@ -238,7 +227,7 @@ def test_a_step_of_adam_is_that_of_the_paper(cifar_dir):
     config = make_config(cifar_dir, None, train_epochs=1, max_train_steps=1, **ADAM)
     assert config.learning_rate == 0.01
     trainer = resnet_run_loop.Trainer(config)
-    assert type(trainer.optimizer) is keras.optimizers.Adam
+    assert isinstance(trainer.optimizer, keras.optimizers.Adam)
     assert (trainer.optimizer.beta_1, trainer.optimizer.beta_2, trainer.optimizer.epsilon) == (0.9, 0.999, 1e-8)
     before = [variable.numpy() for variable in trainer.model.trainable_variables]
     trainer.run([], [])
@@ -275,7 +264,7 @@ def test_fp16_gradients_equal_float32_ones(cifar_dir):
 @pytest.mark.parametrize('fields', [{}, ADAM])
 def test_two_replicas_equal_one(cifar_dir, fields):
     """The global batch is what counts: gradients, evaluation; BN statistics are per replica and so differ."""
-    frozen_bn = dict(train_epochs=1, fine_tune=True) | fields
+    frozen_bn = dict(train_epochs=1, transfer='head') | fields
     one = resnet_run_loop.train(make_config(cifar_dir, None, **frozen_bn))
     two = resnet_run_loop.train(make_config(cifar_dir, None, distribution_strategy='mirrored', **frozen_bn))
     for variable, other in zip(one.model.variables, two.model.variables, strict=True):
@@ -287,7 +276,7 @@ def test_two_replicas_equal_one(cifar_dir, fields):
 def test_fine_tune_trains_the_head_only_from_pretrained_weights(cifar_dir, tmp_path, uninterrupted):
     source = final_arrays(uninterrupted[0])[0]
     history = resnet_run_loop.train(make_config(
-        cifar_dir, tmp_path, pretrained=str(uninterrupted[0]), fine_tune=True, train_epochs=1))
+        cifar_dir, tmp_path, pretrained=str(uninterrupted[0]), transfer='head', train_epochs=1))
     for variable in history.model.variables:
         is_same = np.array_equal(variable.numpy(), source[variable.path])
         assert is_same == (not variable.path.startswith('logits/')), variable.path

@@ -158,8 +158,7 @@ def curves_of(lines):
 
 def inference_error(model, config):
     """Return the error, in %, of a model in inference mode on its training pictures, not augmented."""
-    examples = input_pipeline.first(
-        input_pipeline.read(config.dataset, 'train', data_dir=config.data_dir), config.num_train_images)
+    examples = resnet_run_loop.read(config, 'train')
     strategy = devices.make_strategy(config.num_gpus, config.distribution_strategy, config.batch_size)
     evaluate_batch = resnet_run_loop.make_evaluate_function(strategy, model)
     batches = input_pipeline.batches(examples, config.batch_size, training=False)

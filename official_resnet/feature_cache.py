@@ -1,0 +1,113 @@
+"""What a frozen backbone makes of each picture, computed once and kept: training the head then costs next to nothing.
+
+The features are Examples like any other, float32 [n, 1, 1, d], so that the loop's order, resume and evaluation are
+the same on them. In model_dir they are a file a split, with a key of all they depend on: a run that is resumed takes
+them from there.
+"""
+import contextlib
+import dataclasses
+import hashlib
+import os
+import pathlib
+import zipfile
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from official_resnet import input_pipeline
+
+FILES = {'train': 'features-train.npz', 'test': 'features-test.npz'}
+BATCH_SIZE = 128
+
+
+class Head:
+    """The last layer of a model as a model of its own: features [n, 1, 1, d] -> logits, the same variables."""
+
+    def __init__(self, model):
+        self._layer = model.layers[-1]
+
+    @property
+    def trainable_variables(self):
+        """Those of the layer."""
+        return self._layer.trainable_variables
+
+    def __call__(self, features, training=False):
+        return self._layer(tf.squeeze(features, [1, 2]))
+
+
+def features(model, examples, path=None, check=lambda: None):
+    """Return Examples whose pictures are replaced by what the last layer of a model is fed.
+
+    Args:
+        model: in which nothing but the last layer will change.
+        examples: Examples of pictures.
+        path: the .npz file to take them from, or to write; None keeps nothing.
+        check: called after each batch; may raise to stop.
+    """
+    key = _key(model, examples)
+    array = _load(path, key) if path else None
+    if array is None:
+        print(f'computing the features of {len(examples.labels):,} pictures', flush=True)
+        array = compute(model, examples, check)
+        if path:
+            _save(pathlib.Path(path), key, array)
+    else:
+        print(f'features of {len(examples.labels):,} pictures taken from {path}', flush=True)
+    return dataclasses.replace(examples, images=array[:, None, None, :], normalization='none', input_size=None)
+
+
+def compute(model, examples, check=lambda: None):
+    """Return float32 [n, d], the input of a model's last layer in inference mode, for pictures in their order."""
+    backbone = keras.Model(model.input, model.layers[-1].input)
+    transposes = model.get_layer('head_pool').data_format == 'channels_first'
+
+    @tf.function(reduce_retracing=True)
+    def call(images):
+        images = tf.transpose(images, [0, 3, 1, 2]) if transposes else images
+        return tf.cast(backbone(images, training=False), tf.float32)
+
+    parts = []
+    for images, _ in input_pipeline.batches(examples, BATCH_SIZE, training=False):
+        parts.append(call(images).numpy())
+        check()
+    return np.concatenate(parts)
+
+
+def _key(model, examples):
+    """Return a hash of the weights and the precision of the backbone, and of the pictures as it is fed them."""
+    digest = hashlib.sha256()
+    head = {variable.path for variable in model.layers[-1].variables}
+    for variable in model.variables:
+        if variable.path not in head:
+            digest.update(variable.path.encode())
+            digest.update(np.ascontiguousarray(variable.numpy()))
+    digest.update(repr(sorted({str(getattr(layer, 'compute_dtype', '')) for layer in model.layers})).encode())
+    digest.update(repr((examples.images.shape, examples.input_size, examples.normalization)).encode())
+    digest.update(np.ascontiguousarray(examples.images))
+    return digest.hexdigest()
+
+
+def _load(path, key):
+    """Return the features in a file, or None where it is missing, damaged or of something else."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if str(archive['key']) == key:
+                return archive['features']
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass
+    return None
+
+
+def _save(path, key, array):
+    """Write the file whole or not at all; without it a resumed run computes them again."""
+    part = path.with_suffix('.part')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, 'wb') as file:
+            np.savez(file, key=np.array(key), features=array)
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        print(f'cannot keep the features in {path}: {error.strerror}; going on without', flush=True)

@@ -1,0 +1,180 @@
+"""Own pictures: a folder with a subfolder for each class, read into memory at one size.
+
+    DIR/cats/1.jpg, DIR/dogs/a/b.png ...                   split by a seed, class by class
+    DIR/train/cats/1.jpg ..., DIR/test/cats/7.jpg ...      split as it is; test may be called val or validation
+
+Pillow reads the files: TensorFlow's own decoders know neither CMYK nor WebP. Files are never decoded twice, and what
+cannot be decoded is named and left out.
+"""
+import concurrent.futures
+import os
+import pathlib
+import warnings
+
+import numpy as np
+
+from official_resnet.errors import UserError
+
+FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'WEBP')  # Pillow's names; others could start programs (EPS)
+SUFFIXES = ('.bmp', '.gif', '.jpe', '.jpeg', '.jpg', '.png', '.webp')
+TEST_NAMES = ('test', 'val', 'validation')
+MEMORY_SHARE = 1 / 4  # of the machine's memory that the pictures may take
+
+
+def read(folder, split, *, image_size, channels=3, validation_fraction=0.1, seed=0, log=print):
+    """Read one split: (images uint8 [n, image_size, image_size, channels], labels int32 [n], class names).
+
+    Classes are numbered by name. The pictures have a random order that depends on `seed` alone, so that the first
+    n of them are a fair sample.
+
+    Args:
+        folder: see above.
+        split: 'train' or 'test'.
+        image_size: height and width. The shorter side is resized to it, bilinearly and antialiased, and the middle
+            cut out; a picture of that size is left as it is.
+        channels: 3 for RGB, 1 for grey.
+        validation_fraction: of each class, for 'test', at least one picture; unless the folder says what is test.
+        seed: of the split and the order.
+        log: called with a line for each file that cannot be read, and their number.
+
+    Raises:
+        UserError: no class folders, only one, one without pictures, too many pictures for the memory, or none that
+            can be read.
+    """
+    classes, splits = list_files(folder, validation_fraction, seed)
+    _require_memory(folder, sum(map(len, splits.values())), image_size, channels)
+    files = splits[split]
+    order = np.random.default_rng([seed, 2]).permutation(len(files))
+    paths, labels = [files[i][0] for i in order], np.array([files[i][1] for i in order], np.int32)
+    images, failures = _decode_all(paths, image_size, channels)
+    for i in sorted(failures, key=lambda i: paths[i]):
+        log(f'unreadable, left out: {paths[i]} ({failures[i]})')
+    if failures:
+        log(f'{len(failures)} of {len(paths)} pictures for {split} in {folder} are unreadable')
+        images, labels = np.delete(images, list(failures), axis=0), np.delete(labels, list(failures))
+    for label, name in enumerate(classes):
+        if label not in labels and (split == 'train' or not len(labels)):
+            raise UserError(f"no picture of class '{name}' for {split} in '{folder}' can be read; mend or remove it")
+    return images, labels, classes
+
+
+def list_files(folder, validation_fraction=0.1, seed=0):
+    """Return (class names, {'train': [(path, label)], 'test': ...}), without opening a file."""
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"image_folder '{folder}' is no folder; pass one that has a subfolder for each class")
+    test = next((folder / name for name in TEST_NAMES if (folder / name).is_dir()), None)
+    if test and (folder / 'train').is_dir():
+        classes = _classes(folder / 'train')
+        unknown = [name for name in _subfolders(test) if name not in classes]
+        if unknown:
+            raise UserError(f"'{test / unknown[0]}' is of no class of '{folder / 'train'}'; remove or rename it")
+        train = _files(folder / 'train', classes)
+        return classes, {'train': _flat(train), 'test': _flat(_files(test, classes, is_complete=False))}
+    classes = _classes(folder)
+    parts = {'train': [], 'test': []}
+    for label, paths in enumerate(_files(folder, classes)):
+        if len(paths) < 2:
+            raise UserError(f"class '{classes[label]}' in '{folder}' has one picture, which cannot be split into "
+                            'training and test; add more')
+        order = np.random.default_rng([seed, 1, label]).permutation(len(paths))
+        num_test = min(max(1, round(validation_fraction * len(paths))), len(paths) - 1)
+        for i, k in enumerate(order):
+            parts['test' if i < num_test else 'train'].append((paths[k], label))
+    return classes, parts
+
+
+def decode(path, image_size, channels=3):
+    """Return a picture as uint8 [image_size, image_size, channels].
+
+    The first frame of an animation; turned as its EXIF says; 16-bit grey by its upper byte; transparency ignored.
+    """
+    from PIL import Image, ImageOps
+    Image.init()  # knows only some formats before; costs nothing from the second time on
+    with Image.open(path, formats=FORMATS) as image:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith('I'):  # 16 bits
+            pixels = np.asarray(image).astype(np.int64)
+            image = Image.fromarray(np.clip(pixels >> 8, 0, 255).astype(np.uint8))
+        if image.mode in ('P', 'PA'):  # a palette may hold transparent colours
+            image = image.convert('RGBA')
+        image = image.convert('RGB' if channels == 3 else 'L')
+        width, height = image.size
+        if (width, height) != (image_size, image_size):
+            side = min(width, height)  # the middle of the longer side, as resizing first would leave it
+            left, top = (width - side) / 2, (height - side) / 2
+            image = image.resize((image_size, image_size), Image.Resampling.BILINEAR,
+                                 box=(left, top, left + side, top + side))
+        return np.asarray(image).reshape(image_size, image_size, channels)
+
+
+def memory_bytes():
+    """Return the machine's memory."""
+    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+
+
+def _decode_all(paths, image_size, channels):
+    """Return the pictures, and {index: reason} of those that cannot be read."""
+    from PIL import Image
+    Image.init()  # before the threads
+    images, failures = np.empty([len(paths), image_size, image_size, channels], np.uint8), {}
+
+    def decode_one(i):
+        try:
+            images[i] = decode(paths[i], image_size, channels)
+        except Exception as error:  # Pillow raises whatever a broken file provokes
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            failures[i] = reason.replace(f' {str(paths[i])!r}', '')  # the caller names it
+
+    with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor() as pool:
+        warnings.simplefilter('ignore')  # Pillow's, of odd but readable files
+        for _ in pool.map(decode_one, range(len(paths))):
+            pass
+    return images, failures
+
+
+def _require_memory(folder, count, image_size, channels):
+    needed, limit = count * image_size ** 2 * channels, MEMORY_SHARE * memory_bytes()
+    if needed > limit:
+        raise UserError(f"the {count:,} pictures of '{folder}' take {needed / 1e9:.1f} GB at {image_size} x "
+                        f'{image_size}, more than {limit / 1e9:.1f} GB, a quarter of the memory; lower --image_size, '
+                        'or pass a folder with fewer')
+
+
+def _classes(folder):
+    """Return the class names of a folder, sorted."""
+    names = _subfolders(folder)
+    if not names:
+        raise UserError(f"'{folder}' has no subfolders; put the pictures of each class into one of its own")
+    if len(names) == 1:
+        raise UserError(f"'{folder}' has one class only, '{names[0]}'; add a subfolder for another")
+    return tuple(names)
+
+
+def _subfolders(folder):
+    return sorted(path.name for path in folder.iterdir()
+                  if path.is_dir() and not path.name.startswith(('.', '__MACOSX')))
+
+
+def _files(folder, classes, is_complete=True):
+    """Return the sorted picture files of each class."""
+    result = [_pictures(folder / name) for name in classes]
+    for name, paths in zip(classes, result, strict=True):
+        if not paths and is_complete:
+            raise UserError(f"class folder '{folder / name}' has no picture ({' '.join(SUFFIXES)}); "
+                            'add some, or remove it')
+    if not any(result):
+        raise UserError(f"'{folder}' has no picture ({' '.join(SUFFIXES)}); add some")
+    return result
+
+
+def _pictures(folder):
+    """Return the picture files below a folder, sorted; hidden ones are not pictures ('._1.jpg' of macOS)."""
+    found = [pathlib.Path(parent) / name for parent, _, names in os.walk(folder) for name in names
+             if name.lower().endswith(SUFFIXES) and not name.startswith('.')]
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _flat(paths_of_classes):
+    return [(path, label) for label, paths in enumerate(paths_of_classes) for path in paths]

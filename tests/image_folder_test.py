@@ -1,0 +1,231 @@
+"""Own pictures: every format and mode a folder may hold, the split, what is left out, and what is a mistake."""
+import numpy as np
+import pytest
+from PIL import Image
+
+from official_resnet import errors, image_folder, input_pipeline
+
+RED = (200, 30, 60)
+
+
+def save(path, mode='RGB', size=(8, 8), colour=RED, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', size, colour).convert(mode).save(path, **options)
+    return path
+
+
+def fill(folder, counts, **options):
+    """Write counts {class: number} pictures, the k-th of a class with k as its blue."""
+    for label, (name, count) in enumerate(counts.items()):
+        for k in range(count):
+            save(folder / name / f'{k:03}.png', colour=(10 * label, 0, k), **options)
+    return folder
+
+
+@pytest.mark.parametrize('name,mode,options', [
+    ('a.png', 'RGB', {}), ('a.PNG', 'RGBA', {}), ('a.png', 'P', {}), ('a.jpg', 'RGB', {'quality': 100}),
+    ('a.jpeg', 'CMYK', {'quality': 100}), ('a.gif', 'P', {}), ('a.bmp', 'RGB', {}), ('a.webp', 'RGB', {'quality': 100}),
+    ('a.webp', 'RGBA', {'lossless': True})])
+def test_formats_and_modes(tmp_path, name, mode, options):
+    got = image_folder.decode(save(tmp_path / name, mode, **options), 8)
+    assert got.shape == (8, 8, 3) and got.dtype == np.uint8
+    # A palette of GIF or PNG has 216 colours, at distances of 51; JPEG and WebP round.
+    np.testing.assert_allclose(got[4, 4], RED, atol=26 if mode == 'P' else 4)
+
+
+@pytest.mark.parametrize('name,mode', [('a.png', 'L'), ('a.jpg', 'L'), ('a.png', 'LA'), ('a.png', '1')])
+def test_grey(tmp_path, name, mode):
+    path = save(tmp_path / name, mode, colour=(255, 255, 255))
+    np.testing.assert_array_equal(image_folder.decode(path, 8), np.full((8, 8, 3), 255))
+    np.testing.assert_array_equal(image_folder.decode(path, 8, channels=1), np.full((8, 8, 1), 255))
+
+
+def test_grey_of_16_bits_keeps_its_upper_byte(tmp_path):
+    pixels = np.array([[0, 0x1234], [0x80ff, 0xffff]], np.uint16)
+    Image.fromarray(pixels).save(tmp_path / 'a.png')
+    got = image_folder.decode(tmp_path / 'a.png', 2)
+    np.testing.assert_array_equal(got[..., 0], [[0, 0x12], [0x80, 0xff]])
+    np.testing.assert_array_equal(got[..., 2], got[..., 0])
+
+
+def test_palette_with_transparency(tmp_path):
+    image = Image.new('RGB', (4, 4), RED).convert('P')
+    image.save(tmp_path / 'a.png', transparency=bytes([0] * 256))
+    np.testing.assert_allclose(image_folder.decode(tmp_path / 'a.png', 4)[0, 0], RED, atol=26)
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    frames = [Image.new('RGB', (4, 4), (level, level, level)) for level in (0, 255)]
+    frames[0].save(tmp_path / 'a.gif', save_all=True, append_images=frames[1:])
+    assert image_folder.decode(tmp_path / 'a.gif', 4).max() == 0
+
+
+def test_exif_orientation(tmp_path):
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:, :4] = 255  # the left half
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    Image.fromarray(pixels).save(tmp_path / 'a.png', exif=exif)
+    got = image_folder.decode(tmp_path / 'a.png', 8)
+    assert got[:4].min() == 255 and got[4:].max() == 0
+
+
+@pytest.mark.parametrize('width,height', [(12, 4), (4, 12), (5, 4)])
+def test_the_middle_is_cut_out(tmp_path, width, height):
+    pixels = np.zeros((height, width, 3), np.uint8)
+    left, top = (width - 4) // 2, (height - 4) // 2
+    pixels[top:top + 4, left:left + 4] = 200
+    Image.fromarray(pixels).save(tmp_path / 'a.png')
+    got = image_folder.decode(tmp_path / 'a.png', 4)
+    assert got.min() == 200 if width + height == 16 else got.mean() > 150
+
+
+def test_resizing_is_antialiased(tmp_path):
+    """A checkerboard of single pixels becomes grey; a bilinear reader without antialiasing keeps black and white."""
+    Image.fromarray((np.indices((32, 48)).sum(0) % 2 * 255).astype(np.uint8)).save(tmp_path / 'a.png')
+    got = image_folder.decode(tmp_path / 'a.png', 4)[1:-1, 1:-1]
+    np.testing.assert_allclose(got, 127, atol=8)
+
+
+def test_a_picture_of_the_right_size_is_left_as_it_is(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / 'a.png')
+    np.testing.assert_array_equal(image_folder.decode(tmp_path / 'a.png', 6), pixels)
+
+
+# --- the split -----------------------------------------------------------------------------------------------
+
+
+def test_split_of_each_class_by_seed(tmp_path):
+    folder = fill(tmp_path, {'cat': 20, 'ant': 30, 'bee': 5})
+    (folder / 'notes.txt').write_text('x')
+    (folder / 'cat' / 'notes.txt').write_text('x')
+    (folder / 'cat' / '._000.png').write_text('of macOS')
+    (folder / '.git' / 'x').mkdir(parents=True)
+
+    def read(split, **options):
+        images, labels, names = image_folder.read(folder, split, image_size=8, **options)
+        assert names == ('ant', 'bee', 'cat') and images.shape[1:] == (8, 8, 3) and labels.dtype == np.int32
+        assert len(images) == len(labels)
+        return [(label, *pixel) for label, pixel in zip(labels.tolist(), images[:, 0, 0].tolist(), strict=True)]
+
+    train, test = read('train'), read('test')
+    assert [sum(row[0] == label for row in test) for label in range(3)] == [3, 1, 2]  # round(0.5) is 0: at least one
+    assert len(set(train + test)) == 55 and not set(train) & set(test)
+    assert read('train') == train and read('test') == test  # the same order each time
+    assert [row[0] for row in train] != sorted(row[0] for row in train)  # the first n are a sample
+    other = read('test', seed=1)
+    assert set(other) != set(test) and len(other) == 6
+    assert [sum(row[0] == label for row in read('test', validation_fraction=0.5)) for label in range(3)] == [15, 2, 10]
+
+
+@pytest.mark.parametrize('name', ['test', 'val', 'validation'])
+def test_a_split_that_is_there_is_used(tmp_path, name):
+    fill(tmp_path / 'train', {'ant': 4, 'bee': 2})
+    fill(tmp_path / name, {'ant': 1, 'bee': 3})
+    (tmp_path / 'train' / 'bee' / 'more').mkdir()
+    save(tmp_path / 'train' / 'bee' / 'more' / 'x.png')  # of any depth
+    labels = {split: image_folder.read(tmp_path, split, image_size=8)[1] for split in ('train', 'test')}
+    assert sorted(labels['train']) == [0] * 4 + [1] * 3 and sorted(labels['test']) == [0] + [1] * 3
+
+
+def test_links_to_folders_and_pictures(tmp_path):
+    fill(tmp_path / 'all', {'ant': 3, 'bee': 3})
+    (tmp_path / 'some' / 'bee').mkdir(parents=True)
+    (tmp_path / 'some' / 'ant').symlink_to(tmp_path / 'all' / 'ant')
+    for k in range(2):
+        (tmp_path / 'some' / 'bee' / f'{k}.png').symlink_to(tmp_path / 'all' / 'bee' / f'{k:03}.png')
+    assert len(image_folder.read(tmp_path / 'some', 'train', image_size=8)[1]) == 3
+
+
+def test_input_pipeline_reads_folders(tmp_path):
+    fill(tmp_path, {'ant': 4, 'bee': 4}, size=(40, 36))
+    examples = input_pipeline.read(f'folder:{tmp_path}', 'test')
+    assert examples.class_names == ('ant', 'bee') and examples.num_classes == 2
+    assert examples.images.shape == (2, 32, 32, 3) and examples.normalization == 'per_image_standardization'
+    options = {'image_size': 16, 'channels': 1, 'validation_fraction': 0.5}
+    assert input_pipeline.read(f'folder:{tmp_path}', 'test', folder_options=options).images.shape == (4, 16, 16, 1)
+    images, labels = next(iter(input_pipeline.load(f'folder:{tmp_path}', 'train', batch_size=4, training=True)))
+    assert images.shape == (4, 32, 32, 3) and labels.shape == (4,)
+
+
+# --- what is left out, what is a mistake ---------------------------------------------------------------------
+
+
+def test_unreadable_files_are_named_counted_and_left_out(tmp_path):
+    fill(tmp_path / 'train', {'ant': 4, 'bee': 4})
+    fill(tmp_path / 'test', {'ant': 1, 'bee': 1})
+    whole = save(tmp_path / 'train' / 'ant' / 'cut.jpg', size=(64, 64)).read_bytes()
+    (tmp_path / 'train' / 'ant' / 'cut.jpg').write_bytes(whole[:len(whole) // 2])
+    (tmp_path / 'train' / 'ant' / 'empty.png').write_bytes(b'')
+    (tmp_path / 'train' / 'bee' / 'text.webp').write_text('no picture')
+    png = bytearray((tmp_path / 'train' / 'bee' / '000.png').read_bytes())
+    png[20] ^= 255  # of its header, whose CRC is then wrong
+    (tmp_path / 'train' / 'bee' / 'flipped.png').write_bytes(png)
+    save(tmp_path / 'train' / 'bee' / 'other.png', format='EPS')  # which Pillow reads with another program
+    lines = []
+    images, labels, _ = image_folder.read(tmp_path, 'train', image_size=8, log=lines.append)
+    assert sorted(labels) == [0] * 4 + [1] * 4 and len(images) == 8
+    for image, label in zip(images, labels, strict=True):
+        assert image[0, 0, 0] == 10 * label  # still together
+    assert len(lines) == 6 and '5 of 13 pictures for train' in lines[-1]
+    names = ('ant/cut.jpg', 'ant/empty.png', 'bee/flipped.png', 'bee/other.png', 'bee/text.webp')
+    for line, name in zip(lines, names, strict=False):
+        assert line.startswith('unreadable, left out: ') and line.count(name) == 1, line
+
+
+def test_a_picture_too_large_to_be_one_is_unreadable(tmp_path, monkeypatch):
+    fill(tmp_path, {'ant': 3, 'bee': 3})
+    save(tmp_path / 'ant' / 'bomb.png', size=(300, 300))
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+    lines = []
+    for split in ('train', 'test'):
+        image_folder.read(tmp_path, split, image_size=8, log=lines.append)
+    assert 'bomb.png' in lines[0] and 'decompression bomb' in lines[0]
+
+
+def _broken(folder, case):
+    if case == 'missing':
+        return folder / 'absent'
+    if case == 'file':
+        return save(folder / 'a.png')
+    if case == 'flat':
+        save(folder / 'a.png')
+        return folder
+    fill(folder, {'ant': 3} if case == 'one class' else {'ant': 3, 'bee': 3})
+    if case == 'empty class':
+        (folder / 'cow').mkdir()
+    elif case == 'single picture':
+        save(folder / 'cow' / 'a.png')
+    elif case == 'unreadable class':
+        for path in (folder / 'bee').iterdir():
+            path.write_text('x')
+    elif case == 'unreadable':
+        for path in folder.glob('*/*'):
+            path.write_text('x')
+    elif case in ('unknown class', 'no test picture'):
+        fill(folder / 'set' / 'train', {'ant': 2, 'bee': 2})
+        name = {'unknown class': 'cow', 'no test picture': 'ant'}[case]
+        (folder / 'set' / 'val' / name).mkdir(parents=True)
+        return folder / 'set'
+    return folder
+
+
+@pytest.mark.parametrize('case,message', [
+    ('missing', "absent' is no folder; pass one"), ('file', 'is no folder'), ('flat', 'has no subfolders; put the'),
+    ('one class', "has one class only, 'ant'; add"), ('empty class', "cow' has no picture (.bmp"),
+    ('single picture', "class 'cow' .* has one picture"), ('unreadable class', "class 'bee' for train .* can be read"),
+    ('unreadable', 'can be read; mend'), ('unknown class', "val/cow' is of no class of .*train'; remove"),
+    ('no test picture', "val' has no picture")])
+def test_mistakes_of_structure(tmp_path, case, message):
+    with pytest.raises(errors.UserError, match=message.replace('(', r'\(')) as error:
+        image_folder.read(_broken(tmp_path, case), 'train', image_size=8, log=lambda line: None)
+    assert '\n' not in str(error.value)
+
+
+def test_too_many_pictures_for_the_memory(tmp_path, monkeypatch):
+    fill(tmp_path, {'ant': 3, 'bee': 3})
+    monkeypatch.setattr(image_folder, 'memory_bytes', lambda: 4 * 6 * 8 * 8 * 3)
+    image_folder.read(tmp_path, 'train', image_size=8)
+    with pytest.raises(errors.UserError, match='the 6 pictures of .* at 9 x 9, more than .* lower --image_size'):
+        image_folder.read(tmp_path, 'train', image_size=9)

@@ -1,0 +1,26 @@
+"""A training of seconds, and a sudden end to it."""
+import keras
+
+from official_resnet import resnet_model, resnet_run_loop
+
+SPEC = resnet_model.ResNetSpec((1, 1, 1), filters=4, bn_momentum=0.9)
+BATCH = 16
+
+
+def make_config(cifar_dir, model_dir, **fields):
+    """Return a TrainConfig of two epochs, but for the fields given."""
+    fields = {'train_epochs': 2, 'batch_size': BATCH, 'steps_per_call': 3, 'base_learning_rate': 0.4} | fields
+    return resnet_run_loop.TrainConfig(
+        SPEC, data_dir=str(cifar_dir), model_dir=None if model_dir is None else str(model_dir), **fields)
+
+
+class StopAt(keras.callbacks.Callback):
+    """Drop dead at a step: nothing after it is saved, as after SIGKILL."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def on_train_batch_end(self, batch, logs=None):
+        if logs['step'] >= self.step:
+            raise RuntimeError('killed')
