@@ -1,0 +1,372 @@
+"""A foreign checkpoint into a .keras model, strictly and verified; and ours out again in PyTorch's names.
+
+What makes a conversion exact is in from_FAMILY.py; here each weight is used exactly once, the result is
+compared with the source's own definition, and only then written, with a card beside it.
+"""
+import collections
+import dataclasses
+import hashlib
+import importlib
+import json
+import os
+import pathlib
+import tempfile
+import zipfile
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import official_resnet
+from checkpoints_tools import verify
+from official_resnet import layers, resnet_model
+from official_resnet.errors import UserError
+
+# Family -> endings of its files, by which `auto` begins; the module is from_FAMILY.
+FAMILIES = {
+    'torch': ('.pt', '.pth', '.th', '.tar', '.bin', '.safetensors'),
+    'caffe': ('.caffemodel',),
+    'tensorpack': ('.npz',),
+    'keras_applications': ('.h5', '.hdf5', '.keras'),
+    'slim': ('.ckpt', '.index'),
+    'official_tf': ('.index',),
+}
+FLOATS = ('float16', 'bfloat16', 'float32', 'float64')
+MAX_NAMES = 8  # in one line of an error
+WHOLE = 'get the whole checkpoint, or pass another --source or --variant'
+PYTORCH = 'only nets that torchvision, timm or akamaster have can be written'
+# Of a layer's config, what does not change what it computes in inference.
+_IRRELEVANT = ('initializer', 'regularizer', 'constraint', 'dtype', 'trainable', 'momentum', 'synchronized')
+
+
+def convert(path, output, family='auto', variant=None, num_classes=None, tolerance=verify.TOLERANCE):
+    """Convert a checkpoint to OUTPUT (.keras) and OUTPUT's card (.card.json); both are there, or neither.
+
+    Args:
+        path: of the checkpoint; for TensorFlow's, without .index.
+        output: ends in .keras; its folder is made if need be.
+        family: 'auto' or a key of FAMILIES.
+        variant: name that decides what the variables cannot tell, or None.
+        num_classes: 1000 drops the background of an 'imagenet1001' source; None keeps all.
+        tolerance: of `verify`.
+
+    Returns:
+        The card, a dict.
+
+    Raises:
+        UserError: nothing was written.
+    """
+    path, output = pathlib.Path(path).expanduser(), _output(path, output, '.keras')
+    module, shapes = identify(path, family)
+    if module is None:
+        raise UserError(unknown_family(path, shapes))
+    source, mean_files = _with_mean(module, module.describe(shapes, variant), path)
+    entries = _with_classes(module.name_map(source, shapes), source, num_classes)
+    check_sources(entries, module.ignored(shapes), shapes, path)
+    _check_extent(source.spec, shapes, path)
+    model = _build(source.spec, num_classes or source.num_classes)
+    variables = module.read(path)
+    assign(model, entries, variables, path)
+    verified = verify.verify(model, module, variables, source, tolerance)
+    del variables
+    card = _card(source, num_classes, verified, [*_files(path, module), *mean_files])
+    _write(model, card, output)
+    return card
+
+
+def identify(path, family='auto'):
+    """Return (module, {name: (shape, dtype)}) of a checkpoint; the module is None if no family knows its names.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    path = pathlib.Path(path).expanduser()
+    if not path.exists() and not _siblings(path):
+        raise UserError(f'there is no {path}; pass a checkpoint, of TensorFlow its name without .index')
+    if family != 'auto':
+        module = _module(family)
+        return module, module.shapes(path)
+    unknown, problems = None, {}
+    for name in sorted(FAMILIES, key=lambda name: not path.name.endswith(FAMILIES[name])):  # likely ones first
+        module = _module(name)
+        try:
+            shapes = module.shapes(path)
+        except UserError as error:
+            problems[name] = error
+            continue
+        if module.recognises(shapes):
+            return module, shapes
+        unknown = unknown or shapes
+    if unknown:
+        return None, unknown
+    likely = [name for name in problems if path.name.endswith(FAMILIES[name])]
+    if likely:
+        raise problems[likely[0]]
+    raise UserError(f'{path} is no checkpoint of {", ".join(FAMILIES)}; if it is, say which by --source')
+
+
+def unknown_family(path, shapes):
+    """Return the line for variables that no family knows."""
+    return (f'{path} holds {len(shapes)} variables of no known family: {_some(shapes)}; '
+            'pass --source, or convert another checkpoint')
+
+
+def check_sources(entries, ignored, shapes, path, remedy=WHOLE):
+    """Raise UserError unless each variable of the checkpoint is used once or ignored, and none is missing.
+
+    A vector may be folded into several variables of ours, as a bias into the means of all BNs that follow.
+    """
+    uses = collections.Counter(name for entry in entries for name in entry.sources)
+    problems = [('missing', [name for name in uses if name not in shapes]),
+                ('unexpected', [name for name in shapes if name not in uses and name not in ignored]),
+                ('of no number type', [f'{name} {shapes[name][1]}' for name in uses
+                                       if name in shapes and np.dtype(shapes[name][1]).name not in FLOATS])]
+    alone = collections.Counter(entry.sources for entry in entries if len(entry.sources) == 1)
+    problems.append(('used twice', [name for name, count in uses.items() if count > 1 and (
+        alone[name,] > 1 or len(shapes.get(name, ((),))[0]) > 1)]))
+    _raise_listed(problems, path, remedy)
+
+
+def assign(model, entries, variables, path, remedy=WHOLE):
+    """Set every variable of `model`, each once.
+
+    Args:
+        model: keras.Model of freshly named layers.
+        entries: [Entry].
+        variables: {name: ndarray}.
+        path, remedy: for errors.
+
+    Raises:
+        UserError: lists targets that are missing, twice or not the model's; values that are misshapen or not finite.
+    """
+    ours = {variable.path: variable for variable in model.variables}
+    targets = collections.Counter(entry.target for entry in entries)
+    _raise_listed([('no source of ours', [name for name in ours if name not in targets]),
+                   ('not in our net', [name for name in targets if name not in ours]),
+                   ('set twice', [name for name, count in targets.items() if count > 1])], path, remedy)
+    misshapen, infinite = [], []
+    for entry in entries:
+        array = np.asarray(entry.convert(*(_float32(variables[name]) for name in entry.sources)), np.float32)
+        if not np.isfinite(array).all():
+            infinite.append(' + '.join(entry.sources))
+        elif array.shape != tuple(ours[entry.target].shape):
+            misshapen.append(f'{" + ".join(entry.sources)} {array.shape}, not {tuple(ours[entry.target].shape)}')
+        else:
+            ours[entry.target].assign(array)
+    _raise_listed([('misshapen', misshapen), ('with NaN or infinite values', infinite)], path, remedy)
+
+
+def to_torch(path, output):
+    """Write one of our .keras models as .safetensors in torchvision's names, CIFAR nets in akamaster's.
+
+    Args:
+        path: of the .keras model.
+        output: ends in .safetensors.
+
+    Returns:
+        The Source that the file will be recognised as.
+
+    Raises:
+        UserError: PyTorch's nets cannot express it; nothing was written.
+    """
+    from checkpoints_tools import from_torch
+    path, output = pathlib.Path(path).expanduser(), _output(path, output, '.safetensors')
+    model = load(path)
+    variables = _torch_variables(from_torch, model, path)
+    shapes = {name: (array.shape, array.dtype.name) for name, array in variables.items()}
+    source = from_torch.describe(shapes)
+    entries = from_torch.name_map(source, shapes)
+    check_sources(entries, {}, shapes, f"{path} in PyTorch's names", PYTORCH)
+    twin = _build(source.spec, source.num_classes)
+    assign(twin, entries, variables, f"{path} in PyTorch's names", PYTORCH)
+    different = _first_difference(model, twin)
+    if different:
+        raise UserError(f'{path} is no {source.variant} of PyTorch, {different}: {PYTORCH}')
+    verify.verify(model, from_torch, variables, source)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    from_torch.write(output, variables, {'variant': source.variant})
+    return source
+
+
+def load(path):
+    """Return one of our .keras models, nothing but data read.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    if not path.is_file():
+        raise UserError(f'there is no file {path}; pass a .keras model')
+    try:
+        return keras.models.load_model(path, compile=False)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f'cannot load {path}: {reason[:200]}; pass a .keras model of ours') from error
+
+
+def _torch_variables(from_torch, model, path):
+    """Return {PyTorch's name: float32 array in its layout} of one of our models."""
+    if model.get_config()['layers'][0]['class_name'] != 'InputLayer' or len(model.input_shape) != 4:
+        raise UserError(f'{path} is no model of pictures [n, h, w, c]; pass one of ours')
+    is_cifar = model.get_layer(index=-1).name == 'logits' and not any(
+        layer.name == 'stem_pool' for layer in model.layers)
+    head, projection = ('linear', 'shortcut') if is_cifar else ('fc', 'downsample')
+    names = {variable.path: from_torch.foreign_name(variable.path, head, projection) for variable in model.variables}
+    strange = [name for name, foreign in names.items() if foreign is None]
+    if strange:
+        raise UserError(f'{path} has {_some(strange)}, for which PyTorch has no name: {PYTORCH}')
+    arrays = {}
+    for variable in model.variables:
+        array = np.asarray(variable, np.float32)  # convolutions HWIO -> OIHW, the last layer [in, out] -> [out, in]
+        axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim, (0,))
+        arrays[names[variable.path]] = array.transpose(axes)
+    return arrays
+
+
+def _first_difference(model, twin):
+    """Return where two models' layers differ in what they compute, in words, or None."""
+    ours, theirs = ({layer.name: layer for layer in m.layers if not isinstance(layer, keras.layers.InputLayer)}
+                    for m in (model, twin))
+    for name in [*theirs, *ours]:
+        if name not in ours or name not in theirs:
+            return f'layer {name} is in one of the two only'
+        configs = [{key: value for key, value in layer.get_config().items() if not key.endswith(_IRRELEVANT)}
+                   for layer in (ours[name], theirs[name])]
+        for key in configs[0].keys() & configs[1].keys():
+            if configs[0][key] != configs[1][key]:
+                return f'{key} of {name} is {configs[0][key]}, there {configs[1][key]}'
+    return None
+
+
+def _module(family):
+    if family not in FAMILIES:
+        raise UserError(f'source {family!r} is none of auto, {", ".join(FAMILIES)}')
+    return importlib.import_module(f'checkpoints_tools.from_{family}')
+
+
+def _with_mean(module, source, path):
+    """Return the Source with the mean image that lies beside the checkpoint, if there is one, and [its file] or []."""
+    file = module.find_mean(path) if hasattr(module, 'find_mean') else None
+    return (module.with_mean(source, module.read_mean(file)), [file]) if file else (source, [])
+
+
+def _with_classes(entries, source, num_classes):
+    """Return the entries for a net of num_classes: without the background, where there is one."""
+    if num_classes in (None, source.num_classes):
+        return entries
+    if source.labels != 'imagenet1001' or num_classes != source.num_classes - 1:
+        raise UserError(f'num_classes={num_classes}: the checkpoint has {source.num_classes} classes (labels '
+                        f'{source.labels}), and only the background of imagenet1001 can be dropped; leave it out')
+    return [entry._replace(convert=lambda *arrays, convert=entry.convert: convert(*arrays)[..., 1:])
+            if entry.target.startswith('logits/') else entry for entry in entries]
+
+
+def _check_extent(spec, shapes, path):
+    """Refuse shapes of which a few are so large that the net they speak of is far beyond the checkpoint."""
+    held = sum(int(np.prod(shape, dtype=object)) for shape, _ in shapes.values())
+    needed = 0
+    for group, num_blocks in enumerate(spec.group_blocks):
+        filters = spec.filters * spec.width * 2 ** group
+        inner = filters * spec.base_width // 64 * spec.cardinality
+        needed += num_blocks * {'single': 9 * filters ** 2, 'basic': 18 * filters ** 2, 'bottleneck': (
+            2 * filters * inner + 9 * inner ** 2 // spec.cardinality)}[spec.block]
+    if needed > 2 * held:  # less than the net has: first blocks may be narrower, by half at the most
+        raise UserError(f'{path} holds {held} numbers, but a net of {spec.group_blocks} blocks that begins with '
+                        f'{spec.filters} filters has {needed} and more; get the checkpoint again')
+
+
+def _build(spec, num_classes):
+    """Return the net in stock Keras layers alone: the file then loads without this package."""
+    model = resnet_model.resnet(spec, num_classes, resnet_model.image_shape(
+        spec, resnet_model.IMAGE_SHAPES[spec.stem]))
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):  # as layers.to_stock, without a second set of weights
+            layer.__class__ = keras.layers.BatchNormalization
+    return model
+
+
+def _float32(array):
+    """Return a float array as float32; what is too large for it becomes infinite."""
+    with np.errstate(over='ignore'):
+        return np.asarray(array).astype(np.float32, copy=False)
+
+
+def _card(source, num_classes, verified, files):
+    """Return what a user of the model has to know, as JSON can hold it."""
+    is_cut = num_classes not in (None, source.num_classes)
+    return {
+        'family': source.family, 'variant': source.variant, 'spec': dataclasses.asdict(source.spec),
+        'input': dataclasses.asdict(source.input), 'labels': 'imagenet1000' if is_cut else source.labels,
+        'num_classes': num_classes or source.num_classes,
+        'source_sha256': {file.name: _sha256(file) for file in files}, 'verified': verified, 'note': source.note,
+        'versions': {'official_resnet': official_resnet.__version__, 'tensorflow': tf.__version__,
+                     'keras': keras.__version__, 'numpy': np.__version__}}
+
+
+def _files(path, module):
+    if hasattr(module, 'files'):
+        return [pathlib.Path(file) for file in module.files(path)]
+    if path.is_dir():
+        return sorted(file for file in path.rglob('*') if file.is_file())
+    return [path] if path.is_file() else _siblings(path)
+
+
+def _siblings(path):
+    """Return the files of a TensorFlow checkpoint PATH: PATH.index, PATH.data-00000-of-00001 ..."""
+    try:
+        return sorted(file for file in path.parent.iterdir() if file.name.startswith((
+            f'{path.name}.index', f'{path.name}.data-')))
+    except OSError:
+        return []
+
+
+def _sha256(path):
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _output(path, output, suffix):
+    """Return the output's path, which can be written and is not the input."""
+    output = pathlib.Path(output).expanduser()
+    if output.suffix != suffix:
+        raise UserError(f'output {output} does not end in {suffix}; name it so')
+    if output.is_dir() or output.resolve() == pathlib.Path(path).expanduser().resolve():
+        raise UserError(f'output {output} is a folder or the input; pass another name')
+    return output
+
+
+def _write(model, card, output):
+    """Put model and card in place by renames, the model last: where it is, its card is, too."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f'.{output.stem}-', dir=output.parent) as folder:
+            part = pathlib.Path(folder, 'part.card.json')
+            part.write_text(json.dumps(card, indent=2) + '\n', encoding='utf-8')
+            model_part = _save(model, folder)
+            os.replace(part, output.with_suffix('.card.json'))
+            os.replace(model_part, output)
+    except OSError as error:
+        raise UserError(f'cannot write {output}: {error.strerror or error}; free some space, or pass another '
+                        '--output') from error
+
+
+def _save(model, folder):
+    """Write the model into `folder` and return the .keras file's path, without Keras' second copy in memory."""
+    files, part = pathlib.Path(folder, 'files'), pathlib.Path(folder, 'part.keras')
+    model.save(files, zipped=False)
+    with zipfile.ZipFile(part, 'w') as archive:  # which is what a .keras file is
+        for name in ('metadata.json', 'config.json', 'model.weights.h5'):
+            archive.write(files / name, name)
+    return part
+
+
+def _raise_listed(problems, path, remedy):
+    """Raise one UserError of all problems, [(what, names)], if any."""
+    listed = [f'{what}: {_some(names)}' for what, names in problems if names]
+    if listed:
+        raise UserError(f'{path} does not fit, {"; ".join(listed)}: {remedy}')
+
+
+def _some(names):
+    names = list(names)
+    rest = f' and {len(names) - MAX_NAMES} more' if len(names) > MAX_NAMES else ''
+    return ', '.join(str(name)[:120] for name in names[:MAX_NAMES]) + rest

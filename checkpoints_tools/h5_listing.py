@@ -1,0 +1,66 @@
+"""List the arrays of an HDF5 file as JSON: `python h5_listing.py FILE`, a process that its caller can end.
+
+A few damaged bytes send HDF5's library (1.14) into an endless loop; in a process of its own, with limits, that
+is an error like others. No link is followed, and only arrays that lie in the file as they are get listed.
+"""
+import json
+import resource
+import sys
+
+import h5py
+
+MAX_OBJECTS = 20_000  # groups and arrays in a file; ResNet152V2 with Adam's slots has about 6,000
+MAX_DEPTH = 12
+MAX_NAME = 200  # characters
+MAX_SECONDS, MAX_MEMORY = 30, 4 << 30  # of the process; the bytes are addresses, of which libraries take much
+
+
+def listing(path):
+    """Return {'arrays': [[names of groups and array, shape, dtype, offset in the file]], 'layers': {group: name}}.
+
+    Layers are the groups 'vars' of Keras 3, which have their layer's name as an attribute.
+    """
+    arrays, layers = [], {}
+    with h5py.File(path, 'r') as file:
+        for place, item in _datasets(file):
+            offset = item.id.get_offset()
+            if offset is None and item.size:
+                raise ValueError(f'{"/".join(place)!r} is compressed or chunked, or its values are not in the file; '
+                                 'h5repack -l CONTI writes what is read here')
+            arrays.append([place, item.shape, item.dtype.str, offset or 0])
+            parent = '/'.join(place[:-1])
+            if place[-2:-1] == ('vars',) and parent not in layers and 'name' in file[parent].attrs:
+                layers[parent] = file[parent].attrs['name']
+                if not isinstance(layers[parent], str) or len(layers[parent]) > MAX_NAME:
+                    raise ValueError(f'{parent!r}: its name is no short string')
+    return {'arrays': arrays, 'layers': layers}
+
+
+def _datasets(group, place=(), left=None):
+    """Yield (names, dataset) of all arrays of a group."""
+    left = left or [MAX_OBJECTS]
+    for name in group:
+        here, left[0] = (*place, name), left[0] - 1
+        where = '/'.join(here)[:MAX_NAME]
+        if left[0] < 0 or len(here) > MAX_DEPTH or len(name) > MAX_NAME:
+            raise ValueError(f'{where!r}: more than {MAX_OBJECTS} objects, {MAX_DEPTH} groups in one another, '
+                             f'or {MAX_NAME} characters')
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise ValueError(f'{where!r} is a link to elsewhere, which is not followed')
+        item = group[name]
+        if isinstance(item, h5py.Group):
+            yield from _datasets(item, here, left)
+        elif isinstance(item, h5py.Dataset) and item.dtype.kind in 'fiu' and item.shape is not None:
+            yield here, item
+        else:
+            raise ValueError(f'{where!r} is no array of numbers')
+
+
+if __name__ == '__main__':
+    for kind, limit in ((resource.RLIMIT_CPU, MAX_SECONDS), (resource.RLIMIT_AS, MAX_MEMORY)):
+        hard = resource.getrlimit(kind)[1]  # the caller's, which may be less
+        resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    try:
+        print(json.dumps(listing(sys.argv[1])))
+    except Exception as error:  # h5py raises most of Python's built-in exceptions for a damaged file
+        print(json.dumps({'error': ' '.join(str(error).split())[:300]}))

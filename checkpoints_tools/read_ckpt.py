@@ -1,0 +1,107 @@
+"""List the variables of a foreign checkpoint, or convert it to a verified Keras model.
+
+    python checkpoints_tools/read_ckpt.py --list resnet50.pth
+    python checkpoints_tools/read_ckpt.py --input resnet50.pth --output resnet50.keras
+    python checkpoints_tools/read_ckpt.py --input resnet50.keras --output resnet50.safetensors --to torch
+
+The model takes pictures as its source did, float32 [n, h, w, 3] in the source's order and scale of channels
+(OUT.card.json says which), and gives float32 logits. It is written only if it computes the same as the source.
+TensorFlow's checkpoints are named without .index. Families, names and measured differences: README.md.
+"""
+import os
+import signal
+import sys
+
+if __name__ == '__main__':  # run by path: the packages are in the folder above, and this one hides none of theirs
+    sys.path[:] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))] + [
+        folder for folder in sys.path if os.path.abspath(folder) != os.path.dirname(os.path.abspath(__file__))]
+
+from absl import flags
+
+from official_resnet import resnet_flags
+
+SOURCES = ('auto', 'slim', 'official_tf', 'caffe', 'torch', 'keras_applications', 'tensorpack')
+
+
+def define_flags():
+    """Return the flags, in a set of their own."""
+    values = flags.FlagValues()
+    flags.DEFINE_string('list', None, 'Print the variables of this checkpoint: name, shape, dtype, target.',
+                        flag_values=values)
+    flags.DEFINE_string('input', None, 'The checkpoint to convert; for --to torch a .keras model.', flag_values=values)
+    flags.DEFINE_string('output', None, 'The .keras file to write; for --to torch a .safetensors file.',
+                        flag_values=values)
+    flags.DEFINE_enum('source', 'auto', SOURCES, 'Family of the checkpoint.', flag_values=values)
+    flags.DEFINE_string('variant', None, 'Name of the net, where the variables do not tell, as resnet50_v1.',
+                        flag_values=values)
+    flags.DEFINE_integer('num_classes', None, '1000 drops the background class of a checkpoint with 1001.', 1,
+                         flag_values=values)
+    flags.DEFINE_enum('to', 'keras', ('keras', 'torch'), 'What to write.', flag_values=values)
+    flags.register_multi_flags_validator(
+        ['list', 'input', 'output'], lambda v: bool(v['list']) != bool(v['input'] and v['output']) and (
+            not v['list'] or not (v['input'] or v['output'])), 'pass --list PATH, or --input PATH and --output PATH',
+        values)
+    return values
+
+
+def main(argv):
+    """Run with the arguments `argv` (program name first); return the exit code."""
+    return resnet_flags.run_program(argv, __doc__, define_flags(), _run)
+
+
+def _run(values):
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    from official_resnet import devices
+    with devices.hidden_stderr():  # TensorFlow's start-up lines
+        import tensorflow as tf
+        tf.config.list_physical_devices()
+    from checkpoints_tools import convert
+    if values.list:
+        for line in list_lines(convert, values.list, values.source, values.variant):
+            print(line)
+    elif values.to == 'torch':
+        source = convert.to_torch(values.input, values.output)
+        print(f'{values.output}: {source.variant}, {source.num_classes} classes')
+    else:
+        card = convert.convert(values.input, values.output, values.source, values.variant, values.num_classes)
+        verified = card['verified']
+        print(f"{values.output}: {card['family']} {card['variant']}, {card['num_classes']} classes ({card['labels']}); "
+              f"largest difference {verified['max_relative_difference']:.1e} of the largest logit "
+              f"{verified['max_logit']:.3g}")
+
+
+def list_lines(convert, path, family, variant):
+    """Yield a line for each variable of a checkpoint, and one for the whole."""
+    module, shapes = convert.identify(path, family)
+    targets, ignored, summary = {}, {}, f'{len(shapes)} variables of no known family'
+    if module:
+        ignored = module.ignored(shapes)
+        try:
+            source = module.describe(shapes, variant)
+            for entry in module.name_map(source, shapes):
+                for name in entry.sources:
+                    targets.setdefault(name, []).append(entry.target)
+            missing = [name for name in targets if name not in shapes]
+            summary = (f'{len(shapes)} variables: {source.family} {source.variant}, {source.num_classes} classes'
+                       + (f'; missing: {", ".join(missing)}' if missing else ''))
+        except convert.UserError as error:
+            summary = f'{len(shapes)} variables: {error}'
+    for name, (shape, dtype) in shapes.items():
+        goal = ', '.join(targets.get(name, [])) or (f'ignored: {ignored[name]}' if name in ignored else 'unknown')
+        yield f'{_printable(name)}  {tuple(shape)} {dtype}  {goal}'
+    yield _printable(summary)
+
+
+def _printable(text):
+    """Return one line without control characters: names are the file's, and a terminal obeys some."""
+    return ''.join(c if c.isprintable() else '?' for c in text)
+
+
+def run():
+    """Run with the arguments of the command line and exit."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that part files go
+    sys.exit(main(sys.argv))
+
+
+if __name__ == '__main__':
+    run()

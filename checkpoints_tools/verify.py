@@ -1,0 +1,73 @@
+"""Proof that a converted net computes what its source does: the same pictures through both."""
+import numpy as np
+
+from checkpoints_tools import source as sources
+from official_resnet.errors import UserError
+
+TOLERANCE = 1e-4  # of the largest logit; float32 sums in another order differ by 1e-6 to 1e-5
+SIZES = (96, 75)  # pixels, where any will do; paddings that agree at even sizes differ at odd ones
+SEED = 0
+
+
+def verify(model, source_module, variables, source, tolerance=TOLERANCE):
+    """Compare the logits of our model with those of the source's own definition.
+
+    Args:
+        model: keras.Model, [n, h, w, 3] -> logits [n, classes].
+        source_module: a from_FAMILY with `run`.
+        variables: {name: ndarray} of the source.
+        source: Source; where the model has one output less than the source's 'imagenet1001', the source's
+            background, number 0, is left out.
+        tolerance: the largest difference allowed, as a part of the largest logit.
+
+    Returns:
+        {'max_difference', 'max_relative_difference', 'max_logit', 'tolerance', 'images': [n, h, w, c] each}.
+
+    Raises:
+        UserError: over the tolerance, or not finite.
+    """
+    worst = {'max_difference': 0.0, 'max_relative_difference': 0.0, 'max_logit': 0.0}
+    shapes = []
+    for size in _sizes(model):
+        images = pictures(source.input, 2, size)
+        shapes.append(list(images.shape))
+        expected = np.asarray(source_module.run(variables, images, source), np.float32)
+        got = np.asarray(model(images, training=False))
+        if got.shape[-1] == expected.shape[-1] - 1 and source.labels == 'imagenet1001':
+            expected = expected[:, 1:]
+        _compare(got, expected, size, tolerance, worst)
+    return worst | {'tolerance': tolerance, 'images': shapes}
+
+
+def pictures(convention, count, size):
+    """Return seeded random pictures as a source's network is fed them: float32 [count, size, size, 3].
+
+    Coarse and fine noise together, so that all layers see something of their scale.
+    """
+    random = np.random.default_rng(SEED + size)
+    coarse = random.uniform(0, 255, (count, -(-size // 8), -(-size // 8), 3)).repeat(8, 1).repeat(8, 2)
+    fine = random.uniform(0, 255, (count, size, size, 3))
+    return np.ascontiguousarray(sources.normalized((coarse[:, :size, :size] + fine) / 2, convention))
+
+
+def _sizes(model):
+    fixed = model.input_shape[1]
+    return (fixed,) if fixed else SIZES
+
+
+def _compare(got, expected, size, tolerance, worst):
+    """Raise where the two differ, else note the differences in `worst`."""
+    if got.shape != expected.shape:
+        raise UserError(f'the converted net gives {got.shape[-1]} logits and the source {expected.shape[-1]}: '
+                        'nothing was written; pass another --variant')
+    if not (np.isfinite(got).all() and np.isfinite(expected).all()):
+        raise UserError('the logits of random pictures are not finite numbers: nothing was written; the weights are '
+                        'damaged, or belong to another network')
+    difference, largest = float(np.abs(got - expected).max()), float(np.abs(expected).max())
+    relative = difference / max(largest, np.finfo(np.float32).tiny)
+    if relative > tolerance:
+        raise UserError(f'the converted net differs from its source by {relative:.2g} of the largest logit at '
+                        f'{size} x {size} pixels, more than {tolerance:g}: nothing was written; pass another '
+                        '--variant, or none')
+    for name, value in zip(worst, (difference, relative, largest), strict=True):
+        worst[name] = max(worst[name], value)
