@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from checkpoints_tools import tf_checkpoint
-from checkpoints_tools.source import Entry, Input, Source, from_oihw, identity, transposed
+from checkpoints_tools.source import Entry, Input, Lazy, Source, from_oihw, identity, transposed
 from official_resnet import resnet_model
 from official_resnet.errors import UserError
 
@@ -175,12 +175,16 @@ def shapes(path):
 
 
 def read(path):
-    """Return {'LAYER/i': float32 array} of a .caffemodel."""
-    wire, arrays = _Wire(path), {}
-    for name, (shape, pieces) in wire.blobs().items():
-        arrays[name] = _array(shape, pieces)
+    """Return {'LAYER/i': float32 array} of a .caffemodel, each copied out of the file when it is asked for."""
+    wire = _Wire(path)
+    blobs = wire.blobs()
+
+    def value(name):
+        array = _array(*blobs[name])
         wire.map.madvise(mmap.MADV_DONTNEED)  # or the file would count as memory beside its copy
-    return arrays
+        return array
+
+    return Lazy(blobs, value)
 
 
 def _array(shape, pieces):

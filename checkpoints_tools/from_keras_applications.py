@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from checkpoints_tools import tf_checkpoint
-from checkpoints_tools.source import Entry, Input, Source, identity
+from checkpoints_tools.source import Entry, Input, Lazy, Source, identity
 from official_resnet import resnet_model
 from official_resnet.errors import UserError
 
@@ -169,15 +169,18 @@ def shapes(path):
 
 
 def read(path):
-    """Return {'LAYER/ROLE': float32 array}, without an optimizer's."""
-    values = {}
-    with _plain(path) as plain, open(plain, 'rb') as file:
-        for name, array in _variables(plain, path).items():
-            if not _is_optimizer(name):
-                file.seek(array.offset)
-                flat = np.fromfile(file, array.dtype, math.prod(array.shape))
-                values[name] = np.asarray(flat.reshape(array.shape), 'float32')
-    return values
+    """Return {'LAYER/ROLE': float32 array}, without an optimizer's, each read when it is asked for."""
+    opened = contextlib.ExitStack()  # lives as long as `value`: what was unzipped goes when nobody can ask any more
+    plain = opened.enter_context(_plain(path))
+    file = opened.enter_context(open(plain, 'rb'))
+    variables = {name: array for name, array in _variables(plain, path).items() if not _is_optimizer(name)}
+
+    def value(name, keep=opened):
+        array = variables[name]
+        file.seek(array.offset)
+        return np.asarray(np.fromfile(file, array.dtype, math.prod(array.shape)).reshape(array.shape), 'float32')
+
+    return Lazy(variables, value)
 
 
 def _is_optimizer(name):

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from checkpoints_tools import tf_checkpoint
-from checkpoints_tools.source import Entry, Input, Source, identity
+from checkpoints_tools.source import Entry, Input, Lazy, Source, identity
 from official_resnet import resnet_model
 from official_resnet.errors import UserError
 
@@ -32,8 +32,8 @@ _IGNORED = r'global_step|learning_rate|beta[12]_power|EMA/.*|tower.*|.*/(Momentu
 _Conv = collections.namedtuple('_Conv', 'ours theirs shape')  # ours as group1_block1_conv1; shape [h, w, in, out]
 
 
-def _members(path):
-    """Yield (name, shape, dtype, function that returns the array) of the arrays of an .npz."""
+def _members(path, wanted=None):
+    """Yield (name, shape, dtype, function that returns the array) of the arrays of an .npz, or of those wanted."""
     with _opened(path) as archive:
         infos = archive.infolist()
         limit = MAX_INFLATION * os.path.getsize(path) + (1 << 20)
@@ -47,6 +47,8 @@ def _members(path):
             if name in names or name == info.filename:
                 raise UserError(f'{str(path)!r}: {info.filename!r} occurs twice, or is no array')
             names.add(name)
+            if wanted and name not in wanted:
+                continue
             with archive.open(info) as file:
                 shape, is_fortran, dtype = _header(file, info)
                 yield name, shape, dtype, lambda file=file, header=(shape, is_fortran, dtype): _values(file, *header)
@@ -97,8 +99,12 @@ def shapes(path):
 
 
 def read(path):
-    """Return {name: float32 array}, without what `ignored` names."""
-    return {name: values() for name, _, _, values in _members(path) if not re.fullmatch(_IGNORED, name)}
+    """Return {name: float32 array}, without what `ignored` names, each read when it is asked for."""
+    def value(name):
+        (array,) = (values() for *_, values in _members(path, {name}))
+        return array
+
+    return Lazy([name for name, *_ in _members(path) if not re.fullmatch(_IGNORED, name)], value)
 
 
 def _is_caffe(names):

@@ -10,6 +10,7 @@ import re
 import numpy as np
 import tensorflow as tf
 
+from checkpoints_tools.source import Lazy
 from official_resnet.errors import UserError
 
 _V2_SUFFIX = re.compile(r'\.(index|meta|data-\d{5}-of-\d{5})$')
@@ -88,25 +89,26 @@ def files(path):
 
 
 def read(path, names=None):
-    """Return {name: ndarray}, sorted by name.
+    """Return {name: ndarray}, sorted by name, each value read when it is asked for.
 
     Args:
         path: as locate takes it.
         names: variables to read; None reads all.
 
     Raises:
-        UserError: as in shapes, or a value is missing or does not agree with its checksum.
+        UserError: as in shapes; when asked for, a value is missing or does not agree with its checksum.
     """
     prefix = locate(path)
     reader, found = _open(prefix)
     _check_size(prefix, found)
-    values = {}
-    for name in found if names is None else names:
+
+    def value(name):
         try:
-            values[name] = np.asarray(reader.get_tensor(name))
+            return np.asarray(reader.get_tensor(name))
         except _READ_ERRORS as error:
             raise UserError(f'{prefix}: {name} cannot be read: {_one_line(error)}') from None
-    return values
+
+    return Lazy(found if names is None else names, value)
 
 
 def _open(prefix):

@@ -101,7 +101,7 @@ def he_net(group_blocks, filters, num_classes, has_bias=False, is_numbered=False
 
 def converted(module, path):
     """(source, variables, our model with the file's weights); each variable is used, and each of ours is set."""
-    shapes, variables = module.shapes(path), module.read(path)
+    shapes, variables = module.shapes(path), dict(module.read(path))
     assert module.recognises(shapes)
     source, ignored = module.describe(shapes), module.ignored(shapes)
     assert {name: (value.shape, value.dtype.name) for name, value in variables.items()} == {
@@ -157,7 +157,7 @@ def open_all(module, path):
     module.name_map(source, shapes)
     # No net is larger than its file.
     assert source.spec.filters * source.num_classes <= sum(math.prod(shape) for shape, _ in shapes.values())
-    return module.read(path)
+    return dict(module.read(path))
 
 
 def fuzz(module, data, path, count=90):

@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 
 
 def assert_read(path):
-    values = tf_checkpoint.read(path)
+    values = dict(tf_checkpoint.read(path))
     assert values.keys() == VARIABLES.keys()
     for name, value in VARIABLES.items():
         assert values[name].dtype == value.dtype
@@ -167,5 +167,5 @@ def masked_crc(data):
 
 def assert_refused(path, message):
     with pytest.raises(UserError, match=message) as error:
-        tf_checkpoint.read(path)
+        dict(tf_checkpoint.read(path))
     assert '\n' not in str(error.value)
