@@ -4,7 +4,8 @@
     python shortcuts_main.py --data_dir ~ --quick --rows=original,conv_shortcut
     python shortcuts_main.py --data_dir ~                                  # ResNet-110, 64,000 steps each
 
-Not yet measured.
+On two cores, quick took 13 minutes beside other jobs (n = 1): original 55.3 % test error, 1x1 convolutions 56.0,
+dropout 88.8, ReLU-only pre-activation 52.2; README shows the figure. ResNet-110 has not been run.
 
 --quick: the first 10,000 training pictures, 4 epochs; a net of 20 layers suffers less from a bad shortcut than the
 paper's of 110. Nets of 110 layers or more begin with an epoch at a tenth of the rate, as in the paper. A net whose
