@@ -39,8 +39,8 @@ _CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False, 'EMPTY_TUPLE': (
 _VALUES = {'BININT', 'BININT1', 'BININT2', 'INT', 'LONG', 'LONG1', 'LONG4', 'FLOAT', 'BINFLOAT', 'UNICODE',
            'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8', 'BINSTRING', 'SHORT_BINSTRING', 'BINBYTES',
            'SHORT_BINBYTES'}
-_DAMAGE = (ValueError, IndexError, KeyError, TypeError, EOFError, OverflowError, MemoryError, NotImplementedError,
-           RuntimeError, struct.error, zipfile.BadZipFile)
+_DAMAGE = (ValueError, IndexError, KeyError, TypeError, EOFError, OverflowError, MemoryError, RuntimeError,
+           struct.error, zipfile.BadZipFile)
 
 Storage = collections.namedtuple('Storage', 'dtype key num_values')
 Tensor = collections.namedtuple('Tensor', 'storage offset shape strides')

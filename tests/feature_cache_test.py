@@ -5,13 +5,12 @@ import signal
 import keras
 import numpy as np
 import pytest
-from tiny_training import StopAt, make_config
+from tiny_training import StopAt, drawn_examples, make_config
 
 from official_resnet import (
     callbacks,
     checkpoints,
     feature_cache,
-    input_pipeline,
     preprocessing,
     resnet_model,
     resnet_run_loop,
@@ -69,7 +68,7 @@ def test_features_are_computed_anew_where_they_are_of_something_else(source, tmp
         feature_cache.features(model, examples, path)
         return capsys.readouterr().out.partition(' ')[0]
 
-    examples = _examples(5)
+    examples = drawn_examples(5)
     assert lines(examples) == 'computing' and lines(examples) == 'features'
     assert lines(dataclasses.replace(examples, images=examples.images + 1)) == 'computing'
     assert lines(dataclasses.replace(examples, normalization='unit_range')) == 'computing'
@@ -86,7 +85,7 @@ def test_features_are_computed_anew_where_they_are_of_something_else(source, tmp
 
 def test_features_are_what_the_last_layer_is_fed(source):
     model = keras.models.load_model(source / 'model.keras')
-    examples = _examples(feature_cache.BATCH_SIZE + 3)
+    examples = drawn_examples(feature_cache.BATCH_SIZE + 3)
     made = feature_cache.features(model, examples)
     assert made.images.shape == (len(examples.labels), 1, 1, 16) and made.images.dtype == np.float32
     images = preprocessing.per_image_standardization(examples.images)
@@ -102,9 +101,3 @@ def test_a_signal_while_features_are_computed_saves(cifar_dir, source, tmp_path)
     assert resnet_run_loop.train(config).step == 14
 
 
-def _examples(count, num_classes=10):
-    random = np.random.default_rng(count)
-    names = tuple(map(str, range(num_classes)))
-    return input_pipeline.Examples(random.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8),
-                                   random.integers(0, num_classes, count).astype(np.int32), num_classes, 'drawn', names,
-                                   'per_image_standardization')

@@ -1,7 +1,8 @@
 """A training of seconds, and a sudden end to it."""
 import keras
+import numpy as np
 
-from official_resnet import resnet_model, resnet_run_loop
+from official_resnet import input_pipeline, resnet_model, resnet_run_loop
 
 SPEC = resnet_model.ResNetSpec((1, 1, 1), filters=4, bn_momentum=0.9)
 BATCH = 16
@@ -12,6 +13,15 @@ def make_config(cifar_dir, model_dir, **fields):
     fields = {'train_epochs': 2, 'batch_size': BATCH, 'steps_per_call': 3, 'base_learning_rate': 0.4} | fields
     return resnet_run_loop.TrainConfig(
         SPEC, data_dir=str(cifar_dir), model_dir=None if model_dir is None else str(model_dir), **fields)
+
+
+def drawn_examples(count, num_classes=10):
+    """Return Examples of noise."""
+    random = np.random.default_rng(count)
+    names = tuple(map(str, range(num_classes)))
+    return input_pipeline.Examples(random.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8),
+                                   random.integers(0, num_classes, count).astype(np.int32), num_classes, 'drawn', names,
+                                   'per_image_standardization')
 
 
 class StopAt(keras.callbacks.Callback):

@@ -5,12 +5,11 @@ import json
 import keras
 import numpy as np
 import pytest
-from tiny_training import SPEC, make_config
+from tiny_training import SPEC, drawn_examples, make_config
 
 from official_resnet import (
     cards,
     checkpoints,
-    input_pipeline,
     preprocessing,
     resnet_model,
     resnet_run_loop,
@@ -39,7 +38,7 @@ def changed(model, before):
 @pytest.mark.parametrize('head', ['replace', 'append', 'keep'])
 def test_what_is_loaded(source, weights, name, head):
     config = dataclasses.replace(make_config('', None, head=head, pretrained_classes=10), num_classes=10)
-    examples = _examples(4, num_classes=10)
+    examples = drawn_examples(4, num_classes=10)
     model = transfer.build(config, examples)
     before = {variable.path: variable.numpy() for variable in model.variables}
     transfer.load_backbone(model, source / name, head)
@@ -91,7 +90,7 @@ def test_train_last_groups_out_of_range():
 
 def test_appended_head_is_a_dense_layer_of_the_original_logits(source, weights):
     config = make_config('', None, head='append', pretrained_classes=10, transfer='head')
-    model = transfer.build(config, _examples(4, num_classes=3))
+    model = transfer.build(config, drawn_examples(4, num_classes=3))
     transfer.load_backbone(model, source, 'append')
     assert [v.path for v in model.trainable_variables] == ['appended_logits/kernel', 'appended_logits/bias']
     images = np.random.default_rng(0).normal(size=(5, 32, 32, 3)).astype('float32')
@@ -103,10 +102,10 @@ def test_appended_head_is_a_dense_layer_of_the_original_logits(source, weights):
 
 def test_num_classes():
     config = make_config('', None, num_classes=7)
-    assert transfer.build(config, _examples(4, num_classes=3)).output_shape == (None, 7)
-    assert transfer.build(make_config('', None), _examples(4, num_classes=3)).output_shape == (None, 3)
+    assert transfer.build(config, drawn_examples(4, num_classes=3)).output_shape == (None, 7)
+    assert transfer.build(make_config('', None), drawn_examples(4, num_classes=3)).output_shape == (None, 3)
     with pytest.raises(UserError, match='num_classes 2 with 3 classes in drawn; pass 3 or more'):
-        transfer.build(dataclasses.replace(config, num_classes=2), _examples(4, num_classes=3))
+        transfer.build(dataclasses.replace(config, num_classes=2), drawn_examples(4, num_classes=3))
 
 
 # --- the pretrained net decides the network ------------------------------------------------------------------
@@ -175,7 +174,7 @@ def test_wrong_sources(tmp_path, source):
     with pytest.raises(UserError, match='logits/.* pass --head=replace'):
         transfer.load_backbone(three, source, 'keep')
     config = make_config('', None, head='append', pretrained_classes=10)
-    appended = transfer.build(config, _examples(4, num_classes=3))
+    appended = transfer.build(config, drawn_examples(4, num_classes=3))
     appended.save(tmp_path / 'appended.keras')
     with pytest.raises(UserError, match='has an appended head already; pass --head=replace'):
         transfer.load_backbone(appended, tmp_path / 'appended.keras', 'append')
@@ -225,9 +224,3 @@ def test_a_checkpoint_from_before_there_were_ways_of_transfer(cifar_dir, source,
         resnet_run_loop.train(dataclasses.replace(config, transfer='all'))
 
 
-def _examples(count, num_classes=10):
-    random = np.random.default_rng(count)
-    names = tuple(map(str, range(num_classes)))
-    return input_pipeline.Examples(random.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8),
-                                   random.integers(0, num_classes, count).astype(np.int32), num_classes, 'drawn', names,
-                                   'per_image_standardization')
