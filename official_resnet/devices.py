@@ -13,7 +13,7 @@ def start_tensorflow(inter_op_threads=0, intra_op_threads=0):
     """Import TensorFlow without its start-up lines, check it, and set its threads.
 
     Args:
-        inter_op_threads: ops side by side; 0 is TensorFlow's choice, which was the fastest of those tried.
+        inter_op_threads: ops side by side; 0 is TensorFlow's choice, the fastest in training; 1 is in inference.
         intra_op_threads: threads of one op; 0 is all cores. Sums depend on it in their last bits.
     """
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
