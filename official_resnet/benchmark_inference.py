@@ -16,7 +16,7 @@ POLICIES = {'fp32': 'float32', 'bf16': 'mixed_bfloat16'}
 
 def ours(dtype, resnet_size, batch_size):
     """BN folded, 16-bit weights in bf16, weights as constants of the compiled call; one op at a time, on all cores."""
-    devices.start_tensorflow(inter_op_threads=1)
+    devices.start_tensorflow(1)
     import tensorflow as tf
 
     from official_resnet import layers, prediction
