@@ -1,7 +1,9 @@
-"""Converted nets against PyTorch: torchvision with random weights, and akamaster's trained ResNet-20."""
+"""Converted nets against PyTorch: torchvision and pytorchcv with random weights, akamaster's trained ResNet-20."""
 import contextlib
+import importlib
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import types
@@ -37,28 +39,65 @@ def models():
 def test_same_logits_as_torchvision(name, is_zip, models, tmp_path):
     import torch
     torch.manual_seed(0)
-    peer = getattr(models, name)(num_classes=20).eval()
-    for buffer_name, buffer in peer.named_buffers():
-        if buffer_name.endswith('running_mean'):
-            buffer.normal_(0, 0.1)
-        elif buffer_name.endswith('running_var'):
-            buffer.uniform_(0.5, 1.5)
+    peer = with_statistics(getattr(models, name)(num_classes=20).eval())
     path = tmp_path / 'net.pth'
     torch.save({'state_dict': peer.state_dict()}, path, _use_new_zipfile_serialization=is_zip)
     card = convert.convert(path, tmp_path / 'net.keras')
     assert card['variant'] == name
-    model = keras.models.load_model(tmp_path / 'net.keras')
-    for size in (64, 75):
-        images = np.random.default_rng(size).normal(size=(2, size, size, 3)).astype('float32')
-        with torch.inference_mode():
-            expected = peer(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
-        np.testing.assert_allclose(model(images).numpy(), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    assert_same_logits(keras.models.load_model(tmp_path / 'net.keras'), peer)
     convert.to_torch(tmp_path / 'net.keras', tmp_path / 'net.safetensors')
     back = from_torch.read(tmp_path / 'net.safetensors')
     state = peer.state_dict()
     assert back.keys() == {key for key in state if not key.endswith('num_batches_tracked')}
     assert all(np.array_equal(back[key], state[key].numpy()) for key in back)
     peer.load_state_dict({key: torch.tensor(value) for key, value in back.items()}, strict=True)
+
+
+def with_statistics(peer):
+    """Return the net with BN statistics that are no identity."""
+    for name, buffer in peer.named_buffers():
+        if name.endswith('running_mean'):
+            buffer.normal_(0, 0.1)
+        elif name.endswith('running_var'):
+            buffer.uniform_(0.5, 1.5)
+    return peer
+
+
+def assert_same_logits(model, peer):
+    import torch
+    for size in (64, 75):
+        images = np.random.default_rng(size).normal(size=(2, size, size, 3)).astype('float32')
+        with torch.inference_mode():
+            expected = peer(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
+        np.testing.assert_allclose(model(images).numpy(), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+# pytorchcv's names -> torchvision's
+RENAMES = ((r'features\.init_block\.conv\.conv\.', 'conv1.'), (r'features\.init_block\.conv\.bn\.', 'bn1.'),
+           (r'features\.stage(\d)\.unit(\d+)\.', lambda found: f'layer{found[1]}.{int(found[2]) - 1}.'),
+           (r'body\.conv(\d)\.conv\.', r'conv\1.'), (r'body\.conv(\d)\.bn\.', r'bn\1.'),
+           (r'identity_conv\.conv\.', 'downsample.0.'), (r'identity_conv\.bn\.', 'downsample.1.'),
+           (r'output\.', 'fc.'))
+
+
+@pytest.mark.parametrize('module,function,variant', [
+    ('resnet', 'resnet34', 'resnet34'), ('resnet', 'resnet50', 'resnet50_v1'), ('resnet', 'resnet50b', 'resnet50'),
+    ('resnext', 'resnext50_32x4d', 'resnext50_32x4d')])
+def test_same_logits_as_pytorchcv(module, function, variant, tmp_path):
+    """Other nets than torchvision's own under its names; version 1 has to be told."""
+    import torch
+    torch.manual_seed(0)
+    peer = with_statistics(getattr(importlib.import_module(f'pytorchcv.models.{module}'), function)().eval())
+    peer.features.final_pool = torch.nn.AdaptiveAvgPool2d(1)
+    state = {}
+    for name, tensor in peer.state_dict().items():
+        for pattern, replacement in RENAMES:
+            name = re.sub(pattern, replacement, name)
+        state[name] = tensor
+    torch.save(state, tmp_path / 'net.pth')
+    card = convert.convert(tmp_path / 'net.pth', tmp_path / 'net.keras', variant=variant)
+    assert card['variant'] == variant
+    assert_same_logits(keras.models.load_model(tmp_path / 'net.keras'), peer)
 
 
 @pytest.fixture(scope='module')
