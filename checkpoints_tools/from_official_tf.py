@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from checkpoints_tools import tf_checkpoint
-from checkpoints_tools.source import Entry, Input, Source, identity
+from checkpoints_tools.source import Entry, Input, Lazy, Source, identity
 from official_resnet import resnet_model
 from official_resnet.errors import UserError
 
@@ -86,8 +86,7 @@ def run(variables, images, source):
         source: Source; its spec says how many blocks of what kind.
     """
     spec, scope = source.spec, _SCOPE if f'{_SCOPE}dense/kernel' in variables else ''
-    values = {name: np.asarray(value, 'float32') for name, value in variables.items()
-              if np.ndim(value) and np.asarray(value).dtype.kind not in 'OSU'}
+    values = Lazy(variables, lambda name: np.asarray(variables[name], 'float32'))  # read as they are needed
     made = collections.Counter()
 
     def next_name(kind):

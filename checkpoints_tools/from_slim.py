@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from checkpoints_tools import tf_checkpoint
-from checkpoints_tools.source import Entry, Input, Source, identity
+from checkpoints_tools.source import Entry, Input, Lazy, Source, identity
 from official_resnet import resnet_model
 from official_resnet.errors import UserError
 
@@ -162,8 +162,9 @@ def run(variables, images, source):
     """
     first = next(_FIRST.fullmatch(name) for name in variables if _FIRST.fullmatch(name))
     is_v2 = first[2] == '2'
-    values = {name.removeprefix(first[1]): np.asarray(value, 'float32') for name, value in variables.items()
-              if name.startswith(first[1]) and np.ndim(value) and np.asarray(value).dtype.kind not in 'OSU'}
+    scope_name = first[1]  # values are read as they are needed: all of them would be the checkpoint once more
+    values = Lazy([name.removeprefix(scope_name) for name in variables if name.startswith(scope_name)],
+                  lambda name: np.asarray(variables[scope_name + name], 'float32'))
     x = tf_checkpoint.conv2d(tf.constant(images, tf.float32), values['conv1/weights'], 2)
     x = x + values['conv1/biases'] if is_v2 else tf.nn.relu(tf_checkpoint.batch_norm(x, values, 'conv1/BatchNorm'))
     x = tf.nn.max_pool2d(x, 3, 2, 'SAME')

@@ -36,7 +36,7 @@ class Pretrained:
 def describe(path):
     """Return the Pretrained of a model_dir or a .keras file.
 
-    A .keras file is described by the card beside it, NAME.card.json, see prediction; without, only its weights are
+    A .keras file is described by the card beside it, NAME.card.json, see cards; without, only its weights are
     known.
 
     Raises:

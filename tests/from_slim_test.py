@@ -177,8 +177,8 @@ def fit_statistics(monkeypatch, variables, images):
     """Set the moving statistics to those of the images, layer by layer, as training does."""
     def batch_norm(x, values, scope, epsilon=1e-5):
         mean, variance = tf.nn.moments(x, [0, 1, 2])
-        variables[f'resnet_v1_50/{scope}/moving_mean'] = values[f'{scope}/moving_mean'] = mean.numpy()
-        variables[f'resnet_v1_50/{scope}/moving_variance'] = values[f'{scope}/moving_variance'] = variance.numpy()
+        variables[f'resnet_v1_50/{scope}/moving_mean'] = mean.numpy()
+        variables[f'resnet_v1_50/{scope}/moving_variance'] = variance.numpy()
         return original(x, values, scope, epsilon)
 
     original = tf_checkpoint.batch_norm

@@ -3,8 +3,8 @@
     python degradation_main.py --data_dir ~ --quick     # plain and residual, 20 and 56 layers: minutes on two cores
     python degradation_main.py --data_dir ~             # the paper's 64,000 steps each
 
-On two cores, 10 epochs of quick took 27 minutes beside other jobs (n = 1): training error of plain-20 49.6 %, plain-56
-88.3 %, residual-20 37.5 %, residual-56 64.1 %. The paper's steps have not been run.
+On two cores, 10 epochs of quick took 27 minutes, beside other jobs and with pauses (n = 1): training error of plain-20
+49.6 %, plain-56 88.3 %, residual-20 37.5 %, residual-56 64.1 %. The paper's steps have not been run.
 
 A plain net of 56 layers has a higher *training* error than one of 20: it is not overfitting but harder to optimise.
 With shortcuts (option A, which adds no parameter) the order is reversed. --quick: the first 10,000 training pictures,

@@ -3,8 +3,8 @@
     python transfer_main.py --image_folder ~/pictures --quick     # minutes on two cores
     python transfer_main.py --image_folder ~/pictures
 
-On two cores: 17 minutes beside other jobs for the first net, one and a half for the others; from scratch 70.46 %, all
-layers 83.28 %, last group 83.22 %, frozen backbone 73.92 % (n = 1; the table is in the README).
+On two cores: 17 minutes for the first net, paused for some of them, one and a half for the others; from scratch
+70.46 %, all layers 83.28 %, last group 83.22 %, frozen backbone 73.92 % (n = 1; the table is in the README).
 
 The folder has a subfolder for each class, or train/CLASS and test/CLASS, as CIFAR-10's pictures in JPEG. A ResNet-20
 learns the first half of the classes, in alphabetical order; from its weights, and from scratch, nets then learn the
