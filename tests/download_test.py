@@ -672,7 +672,9 @@ def test_script_keeps_the_part_when_stopped(number, code, server, data_dir):
     server.cuts = [2000]
     part = data_dir / f'{NAME}.part'
     command = [sys.executable, SCRIPT, f'--data_dir={data_dir}', f'--url={server.url}', f'--md5={MD5}']
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # As at a terminal: tests that run in the background of a shell have Ctrl-C ignored, and so would the program.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
         deadline = time.monotonic() + 10
         while not part.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
