@@ -21,7 +21,7 @@ def ours(dtype, resnet_size, batch_size):
 
     from official_resnet import layers, prediction
     folded = layers.fold_batch_norm(_trained_model(resnet_size), 'bfloat16' if dtype == 'bf16' else None)
-    call, images = prediction.compile_model(folded), tf.constant(_images(batch_size))
+    call, images = prediction.compile_model(folded, IMAGE_SHAPE), tf.constant(_images(batch_size))
     return {'inference': lambda steps: [call(images).numpy() for _ in range(steps)],
             'build': lambda steps: [_new_model(resnet_size) for _ in range(steps)]}
 

@@ -97,7 +97,8 @@ def _name_pictures(values, arguments):
         card = cards.with_names(card, values.labels)
     explain = Explainer(values, model, card, files) if values.explain else None
     is_compiled = len(files) >= max(NUM_TO_COMPILE, 2 * values.batch_size)
-    call = prediction.compile_model(layers.fold_batch_norm(model)) if is_compiled else model
+    shape = (*card.net_size, card.num_channels)
+    call = prediction.compile_model(layers.fold_batch_norm(model), shape) if is_compiled else model
     show = _show_json if values.json else Table(files, card.names).show
     num_read = 0
     for start in range(0, len(files), values.batch_size):

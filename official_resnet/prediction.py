@@ -187,7 +187,7 @@ def export(model, normalization, image_shape, export_dir, examples):
     return path
 
 
-def compile_model(model):
+def compile_model(model, image_shape=None):
     """Return the compiled function images -> outputs of a model whose weights will not change any more.
 
     The weights are constants of its graph: TensorFlow fuses bias, addition and ReLU into the convolutions
@@ -195,11 +195,15 @@ def compile_model(model):
 
     Args:
         model: a keras.Model of one input, images float32 as model.input.
+        image_shape: of an image, where the model leaves it open. Without it, TensorFlow does not see that the two
+            branches of a strided block have one shape, and adds them outside the convolutions.
     """
     trainable, others = ([variable.numpy() for variable in variables]
                          for variables in (model.trainable_variables, model.non_trainable_variables))
 
-    @tf.function(input_signature=[tf.TensorSpec(model.input.shape, tf.float32)])
+    shape = (None, *image_shape) if image_shape else model.input.shape
+
+    @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32)])
     def call(images):
         outputs, _ = model.stateless_call([tf.constant(value) for value in trainable],
                                           [tf.constant(value) for value in others], images, training=False)

@@ -58,9 +58,10 @@ def test_small_pictures_are_centred_in_what_the_net_takes(tmp_path, shape):
     np.testing.assert_allclose(got['probabilities'], tf.nn.softmax(model(centred)), atol=1e-5)
 
 
-def test_compiled_model_is_equal_and_keeps_its_weights():
-    model = resnet_model.cifar_resnet(8)
-    call = prediction.compile_model(layers.fold_batch_norm(model))
+@pytest.mark.parametrize('image_shape', [None, (32, 32, 3)])
+def test_compiled_model_is_equal_and_keeps_its_weights(image_shape):
+    model = resnet_model.resnet(resnet_model.cifar_spec(8), 10, (None, None, 3))
+    call = prediction.compile_model(layers.fold_batch_norm(model), image_shape)
     images = np.random.default_rng(1).normal(size=(3, 32, 32, 3)).astype('float32')
     expected = model(images).numpy()
     np.testing.assert_allclose(call(images), expected, atol=1e-5)
