@@ -19,16 +19,19 @@ setup(
         'importlib_resources',  # tensorflow-datasets 4.9.10 imports it without saying so
         'absl-py>=2.1',
         'numpy>=2.0',
+        'google-crc32c>=1.5',  # the checksums of TFRecord files, without TensorFlow
         'pillow>=11',  # own pictures: --image_folder, predict_main
         'tqdm>=4.66',  # progress bars; tensorflow-datasets needs it anyway
     ],
     extras_require={
         'plots': ['matplotlib>=3.9', 'tensorboard~=2.20'],
+        'beam': ['apache-beam>=2.77'],  # ImageNet's shards built on a cluster
+        'imagenet': ['scipy>=1.14'],  # ImageNet's development kit has its labels in a .mat file
         'convert': ['safetensors>=0.8'],  # checkpoints_tools; the other formats need nothing more
         # Whom the parity tests and the benchmark compare with; pytorchcv wants torchvision, tf-slim's layers tf_keras.
         'parity': ['torch==2.13.0', 'torchvision==0.28.0', 'pytorchcv>=0.0.74', 'onnxruntime>=1.20', 'tf2onnx>=1.17',
                    'tf-slim==1.1.0', 'tf_keras~=2.21.0', 'opencv-python-headless<5', 'safetensors>=0.8'],
         'test': ['pytest>=8', 'pytest-xdist>=3.6', 'hypothesis>=6.100', 'matplotlib>=3.9', 'tensorboard~=2.20',
-                 'safetensors>=0.8'],
+                 'safetensors>=0.8', 'scipy>=1.14'],
     },
 )

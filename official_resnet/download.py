@@ -146,7 +146,7 @@ def download_and_extract(dataset, data_dir, archive=None, md5=None, url=None):
     return folder
 
 
-def fetch(url, path, size=None, md5=None, remedy=LOCAL_COPY):
+def fetch(url, path, size=None, md5=None, remedy=LOCAL_COPY, authorization=None):
     """Download `url` to `path`, continuing the `<path>.part` that an interrupted run left.
 
     A connection that drops is resumed at once, ATTEMPTS in all; then the .part waits for the next run.
@@ -157,6 +157,7 @@ def fetch(url, path, size=None, md5=None, remedy=LOCAL_COPY):
         size: expected bytes, or None.
         md5: expected checksum, or None.
         remedy: what to do where the network fails, as an error ends with it.
+        authorization: value of the HTTP header of that name; a redirect does not take it along.
 
     Raises:
         UserError: no network, an HTTP error, another size or checksum than expected, no room on the disk.
@@ -171,7 +172,7 @@ def fetch(url, path, size=None, md5=None, remedy=LOCAL_COPY):
         for attempt in range(ATTEMPTS):
             time.sleep(attempt * RETRY_SECONDS)
             try:
-                _download_rest(url, part, size, remedy)
+                _download_rest(url, part, size, remedy, authorization)
                 break
             except DROPPED as error:
                 if isinstance(error, urllib.error.URLError) or attempt == ATTEMPTS - 1:
@@ -299,12 +300,12 @@ def _download_files(dataset, data_dir):
     print(f'{dataset} is in {folder}')
 
 
-def _download_rest(url, part, size, remedy):
+def _download_rest(url, part, size, remedy, authorization):
     """Add to `part` what it lacks; raise one of DROPPED if the server stops early."""
     offset = max(_size(part), 0)
     if offset == size:
         return
-    with _open(url, offset, remedy) as response:
+    with _open(url, offset, remedy, authorization) as response:
         resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
         if offset and response.status != http.HTTPStatus.OK:
             content_range = response.headers.get('Content-Range', '')
@@ -327,9 +328,11 @@ def _download_rest(url, part, size, remedy):
         raise ConnectionError(f'the connection ended after {_size(part)} of {total} bytes')
 
 
-def _open(url, offset, remedy):
+def _open(url, offset, remedy, authorization):
     """Return the response to a GET of `url` from byte `offset` on, also if that is status 416."""
     request = urllib.request.Request(url, headers={'Range': f'bytes={offset}-'} if offset else {})
+    if authorization:
+        request.add_unredirected_header('Authorization', authorization)
     try:
         return urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:

@@ -12,22 +12,25 @@ PACKAGE = pathlib.Path(official_resnet.__file__).parent
 # A module may import those of the rows above it, and of its own row where it says so.
 LAYERS = [
     ['errors'],
+    ['tfrecords', 'jpeg', 'tfds_builders'],
     ['records', 'synthetic', 'image_folder', 'layers', 'optimizers', 'callbacks', 'download', 'recipes', 'devices',
      'checkpoints', 'benchmark_torch'],
     ['preprocessing', 'resnet_model'],
-    ['input_pipeline', 'train_config', 'cards', 'grad_cam', 'resnet_table', 'tutorial_resnet'],
-    ['prediction', 'transfer', 'feature_cache'],
+    ['encoded', 'train_config', 'cards', 'grad_cam', 'resnet_table', 'tutorial_resnet', 'steps'],
+    ['input_pipeline'],
+    ['evaluation', 'prediction', 'transfer', 'feature_cache'],
     ['resnet_run_loop'],
     ['resnet_flags', 'plots', 'gradient_chain', 'net_gradients'],
-    ['train_program', 'benchmark_inference', 'experiment_program', 'runs'],
+    ['train_program', 'benchmark_inference', 'benchmark_input', 'experiment_program', 'runs'],
     ['benchmark_worker'],
     ['MAIN'],
 ]
 # without keras
-ALONE = {'records', 'image_folder', 'preprocessing', 'input_pipeline', 'synthetic', 'download', 'recipes', 'errors'}
-# What the tests of others run: benchmark_test, mains_test, prediction_test, resnet_model_test.
-UNTESTED = {'__init__', 'errors', 'recipes', 'devices', 'train_program', 'benchmark_worker', 'benchmark_inference',
-            'benchmark_torch', 'cards', 'resnet_table'}
+ALONE = {'tfrecords', 'jpeg', 'encoded', 'records', 'image_folder', 'preprocessing', 'input_pipeline', 'synthetic',
+         'download', 'recipes', 'errors'}
+# What the tests of others run: benchmark_test, input_pipeline_test, mains_test, prediction_test, resnet_model_test.
+UNTESTED = {'__init__', 'steps', 'errors', 'recipes', 'devices', 'train_program', 'benchmark_worker',
+            'benchmark_inference', 'benchmark_input', 'benchmark_torch', 'cards', 'resnet_table', 'tfds_builders'}
 RANK = {name: i for i, names in enumerate(LAYERS) for name in names}
 
 

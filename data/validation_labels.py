@@ -1,0 +1,126 @@
+"""The synsets of ILSVRC2012's validation pictures, in the order of the pictures, from any file that tells them.
+
+Three do: imagenet_2012_validation_synset_labels.txt of the Inception pipeline, a synset a line; the development kit
+ILSVRC2012_devkit_t12.tar.gz, a number a picture and a MATLAB table of what the numbers mean; and
+ILSVRC2012_bbox_val_v3.tgz, an XML file a picture with the synset of its objects.
+"""
+import io
+import os
+import pathlib
+import re
+import tarfile
+
+import bounding_boxes
+
+from official_resnet.errors import UserError
+
+FILES = ('imagenet_2012_validation_synset_labels.txt', 'ILSVRC2012_devkit_t12.tar.gz', 'ILSVRC2012_bbox_val_v3.tgz')
+_SYNSET = re.compile(r'n\d{8}')
+_XML = re.compile(r'ILSVRC2012_val_(\d{8})\.xml')
+
+
+def find(folders):
+    """Return the path of the first of FILES that stands in one of the folders, or None."""
+    for name in FILES:
+        for folder in folders:
+            path = pathlib.Path(folder, name)
+            if path.is_file():
+                return path
+    return None
+
+
+def read(path):
+    """Return the synset of picture 1, 2, ... as a list, from a list, the development kit or the validation boxes.
+
+    Raises:
+        UserError: it cannot be read, is damaged, lacks a part, or names something else than synsets.
+    """
+    path = pathlib.Path(path)
+    try:
+        with open(path, 'rb') as file:
+            is_packed = file.read(2) == b'\x1f\x8b'
+        if is_packed or tarfile.is_tarfile(path):
+            return _from_tar(path)
+        return _from_list(path)
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read ({error.strerror or error}); {remedy()}") from None
+
+
+def remedy():
+    """Return what to get, as it ends a message."""
+    return f'put {FILES[0]}, {FILES[1]} or {FILES[2]} beside ILSVRC2012_img_val.tar'
+
+
+def _from_list(path):
+    lines = path.read_bytes().split()
+    synsets = [line.decode('latin-1') for line in lines]
+    for number, synset in enumerate(synsets, 1):
+        if not _SYNSET.fullmatch(synset):
+            raise UserError(f"'{path}' has {synset[:20]!r} in line {number}, no synset as n01440764; {remedy()}")
+    if not synsets:
+        raise UserError(f"'{path}' is empty; {remedy()}")
+    return synsets
+
+
+def _from_tar(path):
+    """Read the development kit or the XML files, whichever the tar file holds."""
+    parts, synsets = {}, {}
+    for path_inside, data in bounding_boxes.tar_files(path):
+        name = os.path.basename(path_inside)
+        match = _XML.fullmatch(name)
+        if match:
+            synsets[int(match[1])] = _synset_of_xml(path, name, data)
+        elif name in ('ILSVRC2012_validation_ground_truth.txt', 'meta.mat'):
+            try:
+                parts[name] = data()
+            except ValueError as error:
+                raise UserError(f"{name} in '{path}' is not that of ILSVRC2012: {error}; {remedy()}") from None
+    if synsets:
+        missing = set(range(1, max(synsets) + 1)) - set(synsets)
+        if missing:
+            raise UserError(f"'{path}' lacks {len(missing)} XML files, as ILSVRC2012_val_{min(missing):08d}.xml; "
+                            'get it again')
+        return [synsets[number] for number in range(1, len(synsets) + 1)]
+    for name in ('ILSVRC2012_validation_ground_truth.txt', 'meta.mat'):
+        if name not in parts:
+            raise UserError(f"'{path}' has no {name}, nor ILSVRC2012_val_00000001.xml; {remedy()}")
+    return _from_devkit(path, parts['ILSVRC2012_validation_ground_truth.txt'], _meta(path, parts['meta.mat']))
+
+
+def _from_devkit(path, ground_truth, meta):
+    result = []
+    for number, line in enumerate(ground_truth.split(), 1):
+        synset = meta.get(int(line)) if line.isdigit() else None
+        if synset is None:
+            raise UserError(f"'{path}' has {line.decode('latin-1')[:20]!r} as the class of picture {number}, which its "
+                            'meta.mat does not list; get it again')
+        result.append(synset)
+    if not result:
+        raise UserError(f"'{path}' has an empty list of classes; get it again")
+    return result
+
+
+def _meta(path, data):
+    """Return {ILSVRC2012_ID: synset} of a meta.mat."""
+    try:
+        import scipy.io
+    except ImportError:
+        raise UserError(f"meta.mat in '{path}' is a MATLAB file; run `pip install scipy` to read it, or put "
+                        f'{FILES[0]} or {FILES[2]} beside it') from None
+    try:
+        table = scipy.io.loadmat(io.BytesIO(data), squeeze_me=True, variable_names=['synsets'])['synsets']
+        ids, names = table['ILSVRC2012_ID'].ravel(), table['WNID'].ravel()
+        return {int(number): str(name) for number, name in zip(ids, names, strict=True)}
+    except Exception as error:  # scipy raises whatever a damaged file provokes
+        raise UserError(f"meta.mat in '{path}' is damaged ({type(error).__name__}: {error}); get it again"
+                        .replace('\n', ' ')) from None
+
+
+def _synset_of_xml(path, name, data):
+    try:
+        found = bounding_boxes.xml(data()).findtext('object/name')
+    except ValueError as error:
+        raise UserError(f"'{name}' in '{path}' is broken ({error}); get it again") from None
+    if not found or not _SYNSET.fullmatch(found.strip()):
+        raise UserError(f"'{name}' in '{path}' names no synset but {found!r}; {remedy()}")
+    return found.strip()

@@ -1,0 +1,177 @@
+"""bounding_boxes: every oddity of the official XML files, from a folder and from a tar stream."""
+import gzip
+import io
+import pathlib
+import random
+import subprocess
+import sys
+import tarfile
+import tracemalloc
+
+import bounding_boxes
+import ilsvrc
+import pytest
+
+from official_resnet.errors import UserError
+
+SYNSETS = ('n01440764', 'n02092002', 'n02105855')
+SCRIPT = pathlib.Path(bounding_boxes.__file__)
+
+
+@pytest.fixture(scope='module')
+def layout(tmp_path_factory):
+    return ilsvrc.make(tmp_path_factory.mktemp('ilsvrc'))
+
+
+def parse(*objects, size=(500, 400), synset=SYNSETS[0], synsets=SYNSETS, counts=None):
+    return bounding_boxes.parse(ilsvrc.xml(size, objects), synset, synsets, counts)
+
+
+def test_a_plain_box():
+    assert parse((SYNSETS[0], 50, 40, 250, 200)) == [(0.1, 0.1, 0.5, 0.5)]
+    assert parse((SYNSETS[0], 50, 40, 250, 200), (SYNSETS[0], 0, 0, 500, 400)) == [
+        (0.1, 0.1, 0.5, 0.5), (0, 0, 1, 1)]
+    assert parse() == []
+
+
+@pytest.mark.parametrize('corners', [(250, 200, 50, 40), (250, 40, 50, 200), (50, 200, 250, 40)])
+def test_exchanged_corners_are_put_right(corners):
+    assert parse((SYNSETS[0], *corners)) == [(0.1, 0.1, 0.5, 0.5)]
+
+
+def test_corners_outside_are_moved_to_the_edge():
+    assert parse((SYNSETS[0], -7, -1, 501, 1000)) == [(0, 0, 1, 1)]
+    counts = bounding_boxes.Counts()
+    assert parse((SYNSETS[0], 600, 10, 700, 20), counts=counts) == []  # wholly outside: nothing is left
+    assert counts.empty_boxes == 1
+
+
+@pytest.mark.parametrize('corners', [(10, 10, 10, 50), (10, 50, 90, 50), (0, 0, 0, 0)])
+def test_empty_boxes_are_left_out(corners):
+    counts = bounding_boxes.Counts()
+    assert parse((SYNSETS[0], *corners), counts=counts) == [] and counts.empty_boxes == 1
+
+
+def test_boxes_of_other_classes():
+    counts = bounding_boxes.Counts()
+    assert len(parse(('Scottish_deerhound', 1, 1, 9, 9), synset=SYNSETS[1], counts=counts)) == 1
+    assert len(parse(('n00000001', 1, 1, 9, 9), counts=counts)) == 1  # of no listed synset
+    assert parse((SYNSETS[1], 1, 1, 9, 9), counts=counts) == [] and counts.other_boxes == 1
+    assert len(parse((SYNSETS[1], 1, 1, 9, 9), synsets=None, counts=counts)) == 1
+
+
+@pytest.mark.parametrize('data,message', [
+    (b'', 'no XML'), (b'<annotation><size>', 'no XML'), (b'\xff\xfe\x00garbage', 'no XML'),
+    (b'<a/>', 'size/width is None'),
+    (ilsvrc.xml((0, 400)), 'size 0 x 400'), (ilsvrc.xml(('nan', 400)), "width is 'nan'"),
+    (ilsvrc.xml(objects=[('n1', 'x', 1, 2, 3)]), "bndbox/xmin is 'x'"),
+    (b'<!DOCTYPE a [<!ENTITY x "y">]><a>&x;</a>', 'document type'),
+    ('<?xml version="1.0" encoding="utf-16"?><!DOCTYPE a SYSTEM "file:///etc/passwd"><a/>'.encode('utf-16'),
+     'document type'),
+    (b'<?xml version="1.0" encoding="klingon"?><a/>', 'no XML')])
+def test_broken_xml_is_a_value_error(data, message):
+    with pytest.raises(ValueError, match=message):
+        bounding_boxes.parse(data, SYNSETS[0])
+
+
+def test_random_bytes_are_a_value_error_or_boxes():
+    whole, generator = ilsvrc.xml(objects=[(SYNSETS[0], 50, 40, 250, 200)]), random.Random(0)
+    for _ in range(500):
+        data = bytearray(whole)
+        for _ in range(generator.randint(1, 4)):
+            data[generator.randrange(len(data))] = generator.randrange(256)
+        try:
+            boxes = bounding_boxes.parse(bytes(data), SYNSETS[0], SYNSETS)
+        except ValueError:
+            continue
+        assert all(0 <= low < high <= 1 for box in boxes for low, high in (box[::2], box[1::2]))
+
+
+def test_tar_stream_and_folder_give_the_same(layout, tmp_path):
+    path = layout.folder / ilsvrc.BOXES
+    lines, counts = bounding_boxes.read(path, layout.synsets)
+    assert b''.join(line + b'\n' for line in lines) == layout.csv and lines == sorted(lines) and len(lines) >= 16
+    assert (counts.boxes, counts.unlisted_files, counts.broken_files) == (len(lines), 1, 1)
+    assert counts.other_boxes == counts.empty_boxes == 4
+    assert counts.pictures == len({line.split(b',')[0] for line in lines})
+    assert counts.first_broken[0][0] == f'{layout.synsets[0]}/{layout.synsets[0]}_900.xml'
+    with tarfile.open(path) as tar:
+        tar.extractall(tmp_path, filter='data')
+    assert bounding_boxes.read(tmp_path, layout.synsets) == (lines, counts)
+    plain = tmp_path / 'plain.tar'
+    with tarfile.open(path) as tar, tarfile.open(plain, 'w') as copy:
+        for member in tar:
+            member.name, data = f'./annotations/{member.name}', tar.extractfile(member)
+            copy.addfile(member, data)
+    assert bounding_boxes.read(plain, layout.synsets)[0] == lines
+
+
+def test_write_is_atomic_and_says_what_it_did(layout, tmp_path):
+    lines = []
+    bounding_boxes.write(layout.folder / ilsvrc.BOXES, tmp_path / 'boxes.csv', layout.synsets, lines.append)
+    assert (tmp_path / 'boxes.csv').read_bytes() == layout.csv
+    assert [path.name for path in tmp_path.iterdir()] == ['boxes.csv']
+    assert 'left out: 1 files of unlisted synsets, 4 boxes of another synset, 4 empty' in lines[0]
+    assert '_900.xml' in lines[1]
+
+
+@pytest.mark.parametrize('case,message', [
+    ('missing', 'cannot be read .No such file'), ('cut off', 'cut off or damaged gzip file'), ('crc', 'CRC'),
+    ('garbage', 'no tar file'), ('empty', 'no tar file'), ('half', "cut off at member 'n.*xml', byte"),
+    ('no xml', 'has no <synset>'), ('folder', 'has no <synset>')])
+def test_broken_inputs(layout, tmp_path, case, message):
+    path, whole = tmp_path / 'boxes.tar.gz', (layout.folder / ilsvrc.BOXES).read_bytes()
+    if case == 'folder':
+        path.mkdir()
+    elif case != 'missing':
+        path.write_bytes({'cut off': whole[:-100], 'crc': whole[:-8] + b'\0' * 8, 'garbage': b'<html>' * 300,
+                          'empty': b'', 'half': gzip.decompress(whole)[:5000],
+                          'no xml': ilsvrc.tar_bytes({'a/readme.txt': b'x'}, mode='w:gz')}[case])
+    with pytest.raises(UserError, match=message) as error:
+        bounding_boxes.write(path, tmp_path / 'boxes.csv', layout.synsets)
+    assert '\n' not in str(error.value) and not (tmp_path / 'boxes.csv').exists()
+
+
+def test_a_huge_xml_is_broken_not_read(tmp_path):
+    path = tmp_path / 'boxes.tar'
+    ilsvrc.write_tar(path, {'n01440764/a.xml': b' ' * (2 << 20), 'n01440764/b.xml': ilsvrc.xml()})
+    counts = bounding_boxes.read(path)[1]
+    assert counts.broken_files == 1 and 'more than' in counts.first_broken[0][1]
+
+
+def run(*arguments, **options):
+    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, **options)
+
+
+def test_command(layout, tmp_path):
+    done = run(layout.folder / ilsvrc.BOXES, layout.folder / 'imagenet_lsvrc_2015_synsets.txt')
+    assert done.returncode == 0 and done.stdout == layout.csv
+    assert b'1 files of unlisted' in done.stderr and b'Traceback' not in done.stderr
+    for arguments in ([], ['a', 'b', 'c']):
+        done = run(*arguments)
+        assert done.returncode == 1 and b'SYNSETS' in done.stderr
+    assert run('--help').returncode == 0
+    for arguments in ([tmp_path / 'absent'], [layout.folder / ilsvrc.BOXES, tmp_path / 'absent']):
+        done = run(*arguments)
+        assert done.returncode == 1 and done.stdout == b'' and len(done.stderr.splitlines()) == 1
+
+
+def test_without_synsets_all_are_taken(layout):
+    lines = bounding_boxes.read(layout.folder / ilsvrc.BOXES)[0]
+    assert any(line.startswith(ilsvrc.OTHER_SYNSET.encode()) for line in lines)
+    assert len(lines) == layout.csv.count(b'\n') + 1 + 4
+
+
+def test_memory_does_not_keep_tar_members(tmp_path):
+    """tarfile keeps the header of each member it has passed, half a kB, unless told otherwise."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode='w') as tar:
+        for k in range(2000):
+            tar.addfile(tarfile.TarInfo(f'n01440764/{k}.xml'))
+    (tmp_path / 'a.tar').write_bytes(buffer.getvalue())
+    tracemalloc.start()
+    try:
+        sizes = [tracemalloc.get_traced_memory()[0] for _ in bounding_boxes.tar_files(tmp_path / 'a.tar')]
+    finally:
+        tracemalloc.stop()
+    assert len(sizes) == 2000 and sizes[-1] - sizes[100] < 100_000
