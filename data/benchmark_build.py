@@ -12,9 +12,9 @@ Starting TensorFlow or a process of the builder (2 s, 0.2 s) does not count. --s
 ILSVRC2012's shape, about 0.1 MB a picture, and as much again of shards, has the system forget what it wrote, builds,
 and removes everything.
 
-On two cores (AMD EPYC), beside other work: 4054 pictures/s of a core's time against 708, 5.7 times as many (medians, n = 3,
---count=3000); peak memory 40.8 MB, a process 40.9 MB, for 300 and for 3000 pictures (n = 1); --synthetic=20000: 1154
-pictures/s, 121 MB/s, by two processes, where the disk wrote 210 MB/s (n = 1).
+On two cores of an AMD EPYC: 4717 pictures/s of a core's time against 800, 5.9 times as many, and 5.0 times by the clock
+(medians, n = 5, nothing beside it); peak memory 40.8 MB, a process 40.9 MB, for 300 and for 3000 pictures (n = 1);
+--synthetic=100000: 2012 pictures/s, 211 MB/s, by two processes, where the disk wrote 317 MB/s (n = 1).
 """
 import functools
 import itertools

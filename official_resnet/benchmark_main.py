@@ -4,6 +4,8 @@
     python benchmark_main.py --measure=input      # the input pipeline alone, on one core
     python benchmark_main.py --measure=inference  # ResNet-50, batch 8, 224x224, also keras.applications, ONNX Runtime
     python benchmark_main.py --measure=build      # ResNet-50s built a second, beside keras.applications
+    python benchmark_main.py --measure=jpeg --image_folder=DIR  # training input of 224x224 from JPEGs, beside PyTorch's
+                                                  # DataLoader and decoding alone, on one core and on all
 
 Each system lives in a process of its own and all take turns, one at a time, so that a machine that is faster or
 slower for a while is so for all: read the ratios. What is not installed is left out: pip install -e '.[parity]'.
@@ -19,11 +21,12 @@ import tempfile
 
 from absl import flags
 
-from official_resnet import benchmark_inference, devices, resnet_flags
+from official_resnet import benchmark_inference, benchmark_input, devices, resnet_flags
 from official_resnet.errors import UserError
 
 SYSTEMS = ('ours', 'keras', 'torch')
 MEASURES = ('input', 'forward', 'train', 'inference', 'build')
+OTHER_MEASURES = ('jpeg',)  # not without being asked for: it needs pictures
 INFERENCE_SIZE, INFERENCE_BATCH = 50, 8
 
 
@@ -36,8 +39,10 @@ def define_flags():
     flags.DEFINE_integer('steps', 10, 'Steps of a turn (input: 20 times as many).', 1, flag_values=values)
     flags.DEFINE_multi_enum('dtype', ['fp32', 'bf16'], ['fp32', 'bf16'], 'Precision; may be given twice.',
                             flag_values=values)
-    for name, choices in (('measure', MEASURES), ('system', (*SYSTEMS, 'onnx'))):
-        flags.DEFINE_multi_enum(name, list(choices), choices, 'What to compare; may be repeated.', flag_values=values)
+    for name, default, others in (('measure', MEASURES, OTHER_MEASURES), ('system', (*SYSTEMS, 'onnx'), ())):
+        flags.DEFINE_multi_enum(name, list(default), (*default, *others), 'What to compare; may be repeated.',
+                                flag_values=values)
+    flags.DEFINE_string('image_folder', None, 'JPEG files for --measure=jpeg, in any subfolders.', flag_values=values)
     flags.DEFINE_string('output_json', None, 'Also write every single figure there.', flag_values=values)
     flags.register_validator('resnet_size', lambda size: size % 6 == 2, 'must be 6n+2', values)
     return values
@@ -46,9 +51,9 @@ def define_flags():
 class Worker:
     """A process of benchmark_worker."""
 
-    def __init__(self, system, dtype, resnet_size, batch_size, cores=None):
+    def __init__(self, system, dtype, resnet_size, batch_size, cores=None, folder=None):
         command = [sys.executable, '-m', 'official_resnet.benchmark_worker', system, dtype,
-                   str(resnet_size), str(batch_size)]
+                   str(resnet_size), str(batch_size), *([folder] if folder else [])]
         self.name = system.rpartition(':')[2]
         self.errors = tempfile.TemporaryFile('w+')  # not a pipe, which blocks when nobody reads it
         self.process = subprocess.Popen(
@@ -83,9 +88,9 @@ def measure_in_turns(systems, dtype, measures, values, cores=None, size=None, ba
     """Return [(measure, dtype, {system: [images/s of each run, or builds/s]})]; the first turn of each is not counted.
 
     Args:
-        systems: of SYSTEMS, or of benchmark_inference.SYSTEMS; a process each.
+        systems: of SYSTEMS, benchmark_inference.SYSTEMS or benchmark_input.SYSTEMS; a process each.
         dtype: 'fp32' or 'bf16'.
-        measures: of MEASURES.
+        measures: of MEASURES and OTHER_MEASURES.
         values: the flags.
         cores: what the processes may use; None for all.
         size, batch_size: other than the flags say.
@@ -94,7 +99,8 @@ def measure_in_turns(systems, dtype, measures, values, cores=None, size=None, ba
     workers, results = [], []
     try:
         for system in systems:
-            workers.append(Worker(system, dtype, size, batch_size, cores))
+            folder = values.image_folder if system in benchmark_input.SYSTEMS else None
+            workers.append(Worker(system, dtype, size, batch_size, cores, folder))
         for measure in measures:
             steps = values.steps * (20 if measure == 'input' else 1)  # a batch of input takes milliseconds
             items = 1 if measure == 'build' else batch_size
@@ -113,6 +119,8 @@ def measure_in_turns(systems, dtype, measures, values, cores=None, size=None, ba
 
 def run_benchmark(values):
     """Measure what the flags ask for, print the table."""
+    if 'jpeg' in values.measure:
+        benchmark_input.list_files(values.image_folder)  # before the others take their time
     systems = [system for system in SYSTEMS if system in values.system and _is_installed(system, ('torch',))]
     results = []
     if 'input' in values.measure:
@@ -128,6 +136,8 @@ def run_benchmark(values):
     if 'build' in values.measure:
         results += measure_in_turns(['inference:ours', 'inference:applications'], 'fp32', ['build'], values,
                                     size=INFERENCE_SIZE, batch_size=INFERENCE_BATCH)
+    if 'jpeg' in values.measure:
+        results += _measure_jpeg(values)
     print(format_table(results))
     machine = describe_machine()
     print(f'\nResNet-{values.resnet_size}, batch {values.batch_size}, {values.runs} runs of {values.steps} steps, '
@@ -138,6 +148,18 @@ def run_benchmark(values):
             rows = [{'measure': measure, 'dtype': dtype, 'images_per_second': rates}
                     for measure, dtype, rates in results]
             json.dump({'flags': values.flag_values_dict(), 'machine': machine, 'results': rows}, file, indent=1)
+
+
+def _measure_jpeg(values):
+    """Return the results of 'jpeg' on one core, and of 'jpeg all' on all where there are more."""
+    systems = [f'jpeg:{part}' for system in values.system if _is_installed(
+        system, benchmark_input.NEEDS.get(system, ())) for part in benchmark_input.PARTS.get(system, ())]
+    cores = os.sched_getaffinity(0)
+    results = []
+    for name, chosen in (('jpeg', {min(cores)}), ('jpeg all', cores))[:len(cores)]:
+        results += [(name, dtype, rates) for _, dtype, rates in measure_in_turns(
+            systems, 'fp32', ['jpeg'], values, chosen)]
+    return results
 
 
 def _inference_systems(systems, dtype):

@@ -1,4 +1,9 @@
 """The CIFAR residual network in PyTorch: the peer of benchmarks and parity tests. Needs torch."""
+import contextlib
+import importlib
+import sys
+import types
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -78,3 +83,14 @@ class TrainStep:
 def to_torch(images):
     """float32 NHWC ndarray -> tensor [n, c, h, w] in channels_last memory."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def import_torchvision():
+    """Return torchvision; its compiled operators, of which nets and transforms need none, may be of another torch."""
+    with contextlib.suppress(ImportError, RuntimeError):
+        return importlib.import_module('torchvision')
+    for module in [module for module in sys.modules if module.startswith('torchvision')]:
+        del sys.modules[module]
+    name = 'torchvision._meta_registrations'  # what fails without the operators
+    sys.modules[name] = types.ModuleType(name)
+    return importlib.import_module('torchvision')

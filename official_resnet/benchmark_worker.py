@@ -1,6 +1,6 @@
 """One system of benchmark_main in a process of its own: waits for 'MEASURE STEPS' lines, answers seconds.
 
-    python -m official_resnet.benchmark_worker SYSTEM DTYPE RESNET_SIZE BATCH_SIZE
+    python -m official_resnet.benchmark_worker SYSTEM DTYPE RESNET_SIZE BATCH_SIZE [IMAGE_FOLDER]
 
 Steps are fed with one batch that is ready in memory; the input is a measure of its own.
 
@@ -9,7 +9,7 @@ Between two lines it sleeps in a read, so that the system under measurement has 
 import sys
 import time
 
-from official_resnet import benchmark_inference, devices
+from official_resnet import benchmark_inference, benchmark_input, devices
 
 NUM_EPOCHS = 10 ** 6  # of input: more than any benchmark takes
 
@@ -81,9 +81,9 @@ def _forward(model, images):
 
 def main():
     """Build, say 'ready', then serve lines of 'MEASURE STEPS' until the input ends."""
-    system, dtype, resnet_size, batch_size = sys.argv[1:]
-    systems = {'ours': ours, 'keras': keras, 'torch': torch} | benchmark_inference.SYSTEMS
-    measures = systems[system](dtype, int(resnet_size), int(batch_size))
+    system, dtype, resnet_size, batch_size, *folder = sys.argv[1:]
+    systems = {'ours': ours, 'keras': keras, 'torch': torch} | benchmark_inference.SYSTEMS | benchmark_input.SYSTEMS
+    measures = systems[system](dtype, int(resnet_size), int(batch_size), *folder)
     print('ready', flush=True)
     for line in sys.stdin:
         measure, steps = line.split()

@@ -83,7 +83,8 @@ class MetricsJSON(keras.callbacks.Callback):
     """Append a line a split and epoch to model_dir/metrics.jsonl.
 
     Keys: split ('train' or 'test'), epoch (from 1), step (global), loss, accuracy (0..1), learning_rate,
-    images_per_second, seconds. A resumed run first removes the lines that lie beyond its checkpoint.
+    images_per_second, seconds; of 'test' also accuracy_top_5. A resumed run first removes the lines that lie beyond
+    its checkpoint.
     """
 
     def __init__(self, model_dir):
@@ -106,6 +107,8 @@ class MetricsJSON(keras.callbacks.Callback):
                             'learning_rate': logs['learning_rate'],
                             'images_per_second': logs[f'{prefix}images_per_second'],
                             'seconds': logs[f'{prefix}seconds']}
+                    if f'{prefix}accuracy_top_5' in logs:
+                        line['accuracy_top_5'] = logs[f'{prefix}accuracy_top_5']
                     file.write(json.dumps(line) + '\n')
 
 
@@ -162,8 +165,10 @@ class BenchmarkLog(keras.callbacks.Callback):
         self._write(metrics, step)
 
     def on_epoch_end(self, epoch, logs=None):
-        if 'val_accuracy' in logs:
-            self._write([('accuracy', logs['val_accuracy']), ('loss', logs['val_loss'])], int(logs['step']))
+        metrics = [(name, logs[f'val_{name}']) for name in ('accuracy', 'accuracy_top_5', 'loss')
+                   if f'val_{name}' in logs]
+        if metrics:
+            self._write(metrics, int(logs['step']))
 
     def _write(self, metrics, step):
         lines = [json.dumps({'name': name, 'value': value, 'unit': None, 'global_step': step,

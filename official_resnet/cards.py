@@ -13,7 +13,6 @@
 What else their writers know is not read here.
 """
 import dataclasses
-import functools
 import json
 import pathlib
 
@@ -54,7 +53,8 @@ class Card:
     interpolation: str = 'bilinear'
 
 
-def write_card(path, spec, normalization, image_shape, input_shape, class_names, num_classes=None, **others):
+def write_card(path, spec, normalization, image_shape, input_shape, class_names, num_classes=None, resize=None,
+               **others):
     """Write the card of a net of our own, whole or not at all.
 
     Args:
@@ -65,6 +65,7 @@ def write_card(path, spec, normalization, image_shape, input_shape, class_names,
         input_shape: (h, w, c) of its input; where larger, pictures are padded.
         class_names: a name a class.
         num_classes: where the net has more outputs than there are names.
+        resize: what the shorter side of a picture is resized to before image_shape is cut out; None for the whole.
         **others: further fields, for other readers.
 
     Returns:
@@ -79,6 +80,8 @@ def write_card(path, spec, normalization, image_shape, input_shape, class_names,
                   'channels': 'grey' if input_shape[2] == 1 else 'RGB'}, **others}
     if tuple(image_shape[:2]) != tuple(input_shape[:2]):
         content['input']['pad_from'] = list(image_shape[:2])
+    if resize:
+        content['input']['resize'] = resize
     text = json.dumps(content, indent=1) + '\n'
     card = _Fields(path, json.loads(text)).card()
     checkpoints.write_text(path, text)
@@ -167,8 +170,11 @@ class _Fields:
         size = self.size(fed, 'pad_from') if fed.get('pad_from') is not None else net_size
         self.require(all(a <= b for a, b in zip(size, net_size, strict=True)), 'input.pad_from', size,
                      f'at most {net_size}')
+        resize = fed.get('resize')
+        self.require(resize is None or _is_whole(resize, MAX_SIZE) and resize >= max(size), 'input.resize', resize,
+                     f'null or {max(size)}..{MAX_SIZE}')
         return {'normalization': normalization, 'num_channels': 3 if channels == 'RGB' else 1, 'size': size,
-                'net_size': net_size}
+                'net_size': net_size, 'resize': resize or 'cover'}
 
     def converted(self, fed):
         channels, scale, size, resize, interpolation = (
@@ -227,14 +233,9 @@ def _is_number(value):
     return type(value) in (int, float) and abs(value) < 1e30  # finite, also as float32
 
 
-@functools.lru_cache
-def _imagenet():
-    text = pathlib.Path(__file__).with_name('imagenet_labels.tsv').read_text(encoding='utf-8')
-    return [tuple(line.split('\t')) for line in text.splitlines()]
-
-
 def _label_rows(table):
     """Return [(id, name), ...] of a named table, [] of 'unknown'."""
     if table == 'cifar10':
         return [(None, name) for name in records.CIFAR10_CLASSES]
-    return {'imagenet1000': _imagenet(), 'imagenet1001': [(None, 'background'), *_imagenet()], 'unknown': []}[table][:]
+    rows = list(records.imagenet_classes())
+    return {'imagenet1000': rows, 'imagenet1001': [(None, 'background'), *rows], 'unknown': []}[table]

@@ -5,7 +5,6 @@ the same on them. In model_dir they are a file a split, with a key of all they d
 them from there.
 """
 import contextlib
-import dataclasses
 import hashlib
 import os
 import pathlib
@@ -41,24 +40,26 @@ def features(model, examples, path=None, check=lambda: None):
 
     Args:
         model: in which nothing but the last layer will change.
-        examples: Examples of pictures.
+        examples: Examples or EncodedExamples of pictures.
         path: the .npz file to take them from, or to write; None keeps nothing.
         check: called after each batch; may raise to stop.
     """
     key = _key(model, examples)
-    array = _load(path, key) if path else None
-    if array is None:
-        print(f'computing the features of {len(examples.labels):,} pictures', flush=True)
-        array = compute(model, examples, check)
+    arrays = _load(path, key) if path else None
+    if arrays is None:
+        print(f'computing the features of {examples.num_images:,} pictures', flush=True)
+        arrays = compute(model, examples, check)
         if path:
-            _save(pathlib.Path(path), key, array)
+            _save(pathlib.Path(path), key, *arrays)
     else:
-        print(f'features of {len(examples.labels):,} pictures taken from {path}', flush=True)
-    return dataclasses.replace(examples, images=array[:, None, None, :], normalization='none', input_size=None)
+        print(f'features of {examples.num_images:,} pictures taken from {path}', flush=True)
+    array, labels = arrays
+    return input_pipeline.Examples(array[:, None, None, :], labels, examples.num_classes, examples.name,
+                                   examples.class_names, normalization='none')
 
 
 def compute(model, examples, check=lambda: None):
-    """Return float32 [n, d], the input of a model's last layer in inference mode, for pictures in their order."""
+    """Return (float32 [n, d], labels int32 [n]): what a model's last layer is fed in inference mode, in order."""
     backbone = keras.Model(model.input, model.layers[-1].input)
     transposes = model.get_layer('head_pool').data_format == 'channels_first'
 
@@ -68,10 +69,10 @@ def compute(model, examples, check=lambda: None):
         return tf.cast(backbone(images, training=False), tf.float32)
 
     parts = []
-    for images, _ in input_pipeline.batches(examples, BATCH_SIZE, training=False):
-        parts.append(call(images).numpy())
+    for images, labels in input_pipeline.batches(examples, BATCH_SIZE, training=False):
+        parts.append((call(images).numpy(), labels.numpy()))
         check()
-    return np.concatenate(parts)
+    return tuple(map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _key(model, examples):
@@ -83,29 +84,28 @@ def _key(model, examples):
             digest.update(variable.path.encode())
             digest.update(np.ascontiguousarray(variable.numpy()))
     digest.update(repr(sorted({str(getattr(layer, 'compute_dtype', '')) for layer in model.layers})).encode())
-    digest.update(repr((examples.images.shape, examples.input_size, examples.normalization)).encode())
-    digest.update(np.ascontiguousarray(examples.images))
+    digest.update(examples.fingerprint().encode())
     return digest.hexdigest()
 
 
 def _load(path, key):
-    """Return the features in a file, or None where it is missing, damaged or of something else."""
+    """Return the features and labels in a file, or None where it is missing, damaged or of something else."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             if str(archive['key']) == key:
-                return archive['features']
+                return archive['features'], archive['labels']
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass
     return None
 
 
-def _save(path, key, array):
+def _save(path, key, array, labels):
     """Write the file whole or not at all; without it a resumed run computes them again."""
     part = path.with_suffix('.part')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, 'wb') as file:
-            np.savez(file, key=np.array(key), features=array)
+            np.savez(file, key=np.array(key), features=array, labels=labels)
         os.replace(part, path)
     except OSError as error:
         with contextlib.suppress(OSError):

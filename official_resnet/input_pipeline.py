@@ -1,16 +1,17 @@
-"""Data set -> batches: `read` brings a split into memory, `batches` makes a tf.data.Dataset of it.
+"""Data set -> batches: `read` brings a split into memory, or finds it, `batches` makes a tf.data.Dataset of it.
 
 The order and the augmentation of every training batch are a pure function of (seed, epoch, step), so a run
 resumes at any step by asking for `first_step`.
 """
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from official_resnet import errors, image_folder, preprocessing, records, synthetic
+from official_resnet import encoded, errors, image_folder, preprocessing, records, synthetic, tfds_builders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +26,13 @@ class DatasetInfo:
     folder: str | None = None  # None: drawn, not read
     other_folders: tuple = ()  # where others put it, below data_dir
     files: dict | None = None  # 'train' and 'test' -> names in the folder, in reading order
-    format: str = 'cifar'  # or 'idx', whose files may also be packed: NAME.gz
+    format: str = 'cifar'  # 'idx', whose files may also be packed: NAME.gz; 'shards' of TFRecord, which are streamed
     label_bytes: int = 1  # of a CIFAR record
     fetcher: str = ''  # the command that fetches it, less --data_dir
     input_size: int | None = None  # height and width that the net sees; None: those of the pictures
 
+
+GROUPS_AT_A_TIME = 16  # shards that training mixes: 20,000 pictures, 2 GB, of ImageNet's 1024
 
 # What MNIST and its double have in common. The pictures are cropped or padded from 28 x 28 to 32 x 32: the
 # PyTorch program of which recipes.MNIST tells pads training pictures by 4 and crops 32 out of the 36, feeds
@@ -81,10 +84,25 @@ DATASETS = {
         fetcher='mnist_main.py --dataset=fashion_mnist',
         **_MNIST,
     ),
+    'imagenet': DatasetInfo(
+        num_classes=1000,
+        image_shape=(224, 224, 3),
+        split_sizes={'train': 1281167, 'test': 50000},
+        class_names=tuple(name for _, name in records.imagenet_classes()),
+        normalization=encoded.OFFICIAL,
+        format='shards',
+        fetcher='data/download_and_preprocess_imagenet.py',
+    ),
     'synthetic': DatasetInfo(
         num_classes=10,
         image_shape=(32, 32, 3),
         split_sizes={'train': 10000, 'test': 2000},
+        class_names=synthetic.CLASS_NAMES,
+    ),
+    'synthetic224': DatasetInfo(  # the same, each pixel 7 x 7 times: for the speed of ImageNet nets
+        num_classes=10,
+        image_shape=(224, 224, 3),
+        split_sizes={'train': 1280, 'test': 256},
         class_names=synthetic.CLASS_NAMES,
     ),
 }
@@ -103,10 +121,26 @@ class Examples:
     input_size: int | None = None  # height and width that `batches` makes of them; None: h and w
 
     @property
+    def num_images(self):
+        """Pictures."""
+        return len(self.labels)
+
+    @property
+    def image_shape(self):
+        """(height, width, channels) of a picture."""
+        return self.images.shape[1:]
+
+    @property
     def input_shape(self):
         """(height, width, channels) of what `batches` makes."""
         height, width, channels = self.images.shape[1:]
         return self.input_size or height, self.input_size or width, channels
+
+    def fingerprint(self):
+        """Return a hash of the pictures as a net is fed them."""
+        digest = hashlib.sha256(repr((self.images.shape, self.input_size, self.normalization)).encode())
+        digest.update(np.ascontiguousarray(self.images))
+        return digest.hexdigest()
 
 
 def load(dataset, split, *, data_dir=None, download=False, **options):
@@ -114,8 +148,8 @@ def load(dataset, split, *, data_dir=None, download=False, **options):
     return batches(read(dataset, split, data_dir=data_dir, download=download), **options)
 
 
-def read(dataset, split, *, data_dir=None, download=False, folder_options=None):
-    """Read one split into memory.
+def read(dataset, split, *, data_dir=None, download=False, folder_options=None, views=None):
+    """Read one split into memory, or find it where it is to be streamed.
 
     Args:
         dataset: a key of DATASETS, 'tfds:NAME' for a data set of tensorflow_datasets, or 'folder:PATH' for own
@@ -124,9 +158,11 @@ def read(dataset, split, *, data_dir=None, download=False, folder_options=None):
         data_dir: where the data is; see `find_folder`; for TFDS its data_dir. Not used by 'synthetic' and folders.
         download: for TFDS only, whether to fetch and prepare a data set that is not in data_dir.
         folder_options: for folders only, keyword arguments of image_folder.read; image_size is 32 without.
+        views: preprocessing.Views, how encoded pictures become the net's input: 'imagenet', and those of a folder or
+            of TFDS, are then streamed as encoded.EncodedExamples. None: Views() for 'imagenet', else into memory.
 
     Returns:
-        Examples.
+        Examples, or EncodedExamples.
 
     Raises:
         UserError: an unknown name, or data that is missing, damaged or of no fixed picture size.
@@ -134,18 +170,24 @@ def read(dataset, split, *, data_dir=None, download=False, folder_options=None):
     if split not in ('train', 'test'):
         raise errors.UserError(f"split '{split}' is unknown; choose 'train' or 'test'")
     if dataset.startswith('tfds:'):
-        return _read_tfds(dataset, split, data_dir, download)
+        return _read_tfds(dataset, split, data_dir, download, views)
     if dataset.startswith('folder:'):
         path = dataset.removeprefix('folder:')
+        if views:
+            return _stream_folder(dataset, split, folder_options or {}, views)
         images, labels, names = image_folder.read(path, split, **{'image_size': 32} | (folder_options or {}))
         return Examples(images, labels, len(names), dataset, names, 'per_image_standardization')
     if dataset not in DATASETS:
         known = ', '.join(DATASETS)
         raise errors.UserError(f"dataset '{dataset}' is unknown; choose {known}, tfds:NAME or folder:PATH")
     info = DATASETS[dataset]
+    if info.format == 'shards':
+        return _stream_shards(dataset, split, data_dir, views or preprocessing.Views())
     if info.folder is None:
         # Always the same pictures, like a file; those of the splits differ by the seed.
         images, labels = synthetic.draw(info.split_sizes[split], seed=('train', 'test').index(split))
+        scale = info.image_shape[0] // synthetic.SIZE
+        images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     else:
         folder = find_folder(dataset, data_dir)
         if info.format == 'idx':
@@ -167,11 +209,13 @@ def first(examples, num_images):
     """
     if num_images is None:
         return examples
-    count = len(examples.labels)
+    count = examples.num_images
     if not 1 <= num_images <= count:
         raise errors.UserError(
             f'num_train_images {num_images} of the {count} training pictures of {examples.name}; pass 1..{count}'
         )
+    if isinstance(examples, encoded.EncodedExamples):
+        return dataclasses.replace(examples, count=num_images)
     return dataclasses.replace(examples, images=examples.images[:num_images], labels=examples.labels[:num_images])
 
 
@@ -231,7 +275,8 @@ def steps_per_epoch(num_images, batch_size):
     return num_images // batch_size
 
 
-def batches(examples, batch_size, *, training, seed=0, first_step=0, num_epochs=1, augment=True, flip=True):
+def batches(examples, batch_size, *, training, seed=0, first_step=0, num_epochs=1, augment=True, flip=True,
+            view=None):
     """Make batches of (images float32 [b, *examples.input_shape], labels int32 [b]).
 
     Training: step s of the run (counted from 0 over all epochs) is a pure function of (seed, s); the epochs
@@ -240,8 +285,10 @@ def batches(examples, batch_size, *, training, seed=0, first_step=0, num_epochs=
     Where examples.input_size is larger than the pictures, training crops it out of the padded ones; what is
     not augmented is centred in zeros.
 
+    Encoded pictures: training takes preprocessing.train_view of each, evaluation test_view.
+
     Args:
-        examples: Examples.
+        examples: Examples or EncodedExamples.
         batch_size: pictures in a batch, over all replicas.
         training: shuffle, augment and drop the remainder, or do none of it.
         seed: 0..2**63-1; training only, like what follows.
@@ -249,6 +296,8 @@ def batches(examples, batch_size, *, training, seed=0, first_step=0, num_epochs=
         num_epochs: where to end: after step num_epochs * steps_per_epoch - 1, wherever it began.
         augment: whether training pads, crops and flips (preprocessing.pad_crop_flip).
         flip: whether it flips; digits are others in the mirror.
+        view: for evaluation of encoded pictures, in place of preprocessing.test_view: string [] -> [h, w, c] or, for
+            several images with one label, [k, h, w, c].
 
     Returns:
         tf.data.Dataset with a known cardinality.
@@ -258,6 +307,8 @@ def batches(examples, batch_size, *, training, seed=0, first_step=0, num_epochs=
     """
     if batch_size < 1:
         raise errors.UserError(f'batch_size {batch_size} is too small; pass 1 or more')
+    if isinstance(examples, encoded.EncodedExamples):
+        return _encoded_batches(examples, batch_size, training, seed, first_step, num_epochs, augment, flip, view)
     normalize = preprocessing.NORMALIZATIONS[examples.normalization]
     input_size = examples.input_shape[:2]
     with tf.device('CPU:0'):  # held once, captured by reference; a GPU has no use for it
@@ -277,25 +328,69 @@ def batches(examples, batch_size, *, training, seed=0, first_step=0, num_epochs=
         return normalize(pictures), labels[start : start + batch_size]
 
     if training:
-        steps = _steps_and_rows(len(examples.labels), batch_size, seed, first_step, num_epochs)
+        steps = _steps_and_rows(examples.num_images, batch_size, seed, first_step, num_epochs)
         dataset = steps.map(train_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     else:
-        starts = tf.data.Dataset.range(0, len(examples.labels), batch_size)
+        starts = tf.data.Dataset.range(0, examples.num_images, batch_size)
         dataset = starts.map(test_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
-def _steps_and_rows(num_images, batch_size, seed, first_step, num_epochs):
-    """Which pictures make a step: a dataset of (step int64 [], rows int32 [batch_size])."""
+def _encoded_batches(examples, batch_size, training, seed, first_step, num_epochs, augment, flip, view):
+    """Return `batches` of EncodedExamples."""
+    normalize = preprocessing.NORMALIZATIONS[examples.normalization]
+    views, source, parallel = examples.views, examples.source, tf.data.AUTOTUNE
+
+    def load(step, rows):
+        jpegs, labels, boxes = source.load(rows)
+        numbers = step * batch_size + tf.range(tf.shape(rows, tf.int64)[0])  # of a picture in the whole training
+        return jpegs, labels + examples.label_shift, boxes, numbers
+
+    def see(picture, label, boxes, number):
+        if training and augment:
+            return preprocessing.train_view(picture, boxes, tf.stack([seed, number]), views, flip), label
+        return view(picture) if view else preprocessing.test_view(picture, views), label
+
+    if training:
+        steps = _steps_and_rows(examples.num_images, batch_size, seed, first_step, num_epochs, examples.groups)
+    else:
+        starts = tf.data.Dataset.range(0, examples.num_images, batch_size)
+        steps = starts.map(lambda start: (start, tf.range(start, tf.minimum(start + batch_size, examples.num_images))))
+    pictures = steps.map(load, parallel, deterministic=True).unbatch().map(see, parallel, deterministic=True)
+    batched = pictures.batch(batch_size, drop_remainder=training, num_parallel_calls=parallel, deterministic=True)
+    count = steps.cardinality()
+    shape = (-1, *pictures.element_spec[0].shape[-3:])  # several views of a picture become images of their own
+    normalized = batched.map(lambda images, labels: (normalize(tf.reshape(images, shape)), labels), parallel,
+                             deterministic=True)
+    return normalized.apply(tf.data.experimental.assert_cardinality(count)).prefetch(parallel)
+
+
+def encoded_pictures(examples, batch_size):
+    """Return the encoded pictures themselves in their order, string [b]."""
+    rows = tf.data.Dataset.range(examples.num_images).batch(batch_size)
+    return rows.map(lambda numbers: examples.source.load(numbers)[0])
+
+
+def _steps_and_rows(num_images, batch_size, seed, first_step, num_epochs, groups=None):
+    """Which pictures make a step: a dataset of (step int64 [], rows int32 [batch_size]).
+
+    With groups, int [num_images], each epoch takes GROUPS_AT_A_TIME random ones after another, so that the disk is read
+    in neighbouring places.
+    """
     if not 0 <= seed < 2**63:
         raise errors.UserError(f'seed {seed} is out of range; pass one in 0..{2**63 - 1}')
     num_steps = steps_per_epoch(num_images, batch_size)
+    num_groups = 1 if groups is None else int(groups[-1]) + 1
 
     def epoch_rows(epoch):
         # Steps >= 0 seed the augmentation, so -1 - epoch gives numbers of their own. Not index_shuffle, which
         # spares the permutation in memory but gives the same order for seeds that are equal modulo 256.
         seeds = tf.stack([seed, -1 - epoch])
         order = tf.random.experimental.stateless_shuffle(tf.range(num_images), seeds, alg='philox')
+        if groups is not None and num_groups > GROUPS_AT_A_TIME:
+            ranks = tf.random.experimental.stateless_shuffle(tf.range(num_groups), seeds, alg='philox')
+            windows = tf.gather(ranks, groups) // GROUPS_AT_A_TIME  # of each picture
+            order = tf.gather(order, tf.argsort(tf.gather(windows, order), stable=True))
         rows = tf.reshape(order[: num_steps * batch_size], [num_steps, batch_size])
         return tf.data.Dataset.from_tensor_slices(rows)
 
@@ -306,41 +401,37 @@ def _steps_and_rows(num_images, batch_size, seed, first_step, num_epochs):
     return steps.apply(tf.data.experimental.assert_cardinality(max(0, end - first_step)))
 
 
-def _read_tfds(dataset, split, data_dir, download):
-    """Read a split of a tensorflow_datasets data set: Examples."""
-    import tensorflow_datasets as tfds  # here, because it takes a while and few need it
+def _stream_shards(dataset, split, data_dir, views):
+    """Find a split of TFRecord shards: EncodedExamples."""
+    info = DATASETS[dataset]
+    if data_dir is None:
+        raise errors.UserError(f'{dataset} needs a data_dir; pass --data_dir, the folder of its TFRecord shards')
+    paths = encoded.find_shards(data_dir, split)
+    ids, names = zip(*encoded.manifest_classes(data_dir, split), strict=True)
+    index_file = Path(data_dir) / f'.{paths[0].name.partition("-")[0]}.index.npz'
+    source = encoded.Shards(paths, num_classes=len(names), index_file=index_file)
+    return encoded.EncodedExamples(source, len(names), dataset, names, info.normalization, views, class_ids=ids)
 
-    name = dataset.removeprefix('tfds:')
-    subject = f"tfds data set '{name}'"
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except (ValueError, AssertionError) as error:  # unknown name, config or version
-        reason = str(error).splitlines()[0]
-        raise errors.UserError(f'{subject}: {reason} See tensorflow.org/datasets/catalog') from None
-    features = dict(builder.info.features.items())
-    image, label = features.get('image'), features.get('label')
-    is_class = isinstance(label, tfds.features.ClassLabel)
-    if image is None or image.np_dtype != np.uint8 or None in image.shape or not is_class:
-        found = ', '.join(f'{key} {feature.shape}' for key, feature in features.items())
-        raise errors.UserError(f'{subject} has {found}; choose one with an image (h, w, c), uint8, and a label')
-    if not builder.is_prepared() and not download:
-        raise errors.UserError(
-            f"{subject} is not prepared in '{builder.data_path}'; allow the download, or pass its data_dir"
-        )
-    try:
-        builder.download_and_prepare()  # does nothing when prepared
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise errors.UserError(f'{subject} cannot be fetched ({reason}); try again') from None
 
-    splits = list(builder.info.splits)
-    chosen = 'validation' if split == 'test' and 'test' not in splits else split
-    if chosen not in splits:
-        raise errors.UserError(f"{subject} has no split '{chosen}', only {', '.join(splits)}; choose another")
-    wanted = tfds.decode.PartialDecoding({'image': True, 'label': True})
-    arrays = tfds.as_numpy(builder.as_dataset(split=chosen, batch_size=-1, decoders=wanted))
-    images, labels = arrays['image'], arrays['label'].astype(np.int32)
-    if labels.min() < 0:
-        raise errors.UserError(f"{subject} has no labels in its split '{chosen}'; choose another")
-    normalization = 'per_image_standardization'
-    return Examples(images, labels, label.num_classes, dataset, tuple(label.names), normalization)
+def _stream_folder(dataset, split, options, views):
+    """Find a split of a folder of pictures: EncodedExamples."""
+    keys = {'validation_fraction', 'seed'} & options.keys()
+    classes, splits = image_folder.list_files(dataset.removeprefix('folder:'), **{key: options[key] for key in keys})
+    files = splits[split]
+    # In a random order, so that the first n of them are a fair sample.
+    order = np.random.default_rng([options.get('seed', 0), 2]).permutation(len(files))
+    source = encoded.Files([files[i][0] for i in order], [files[i][1] for i in order])
+    return encoded.EncodedExamples(source, len(classes), dataset, classes, encoded.OFFICIAL, views)
+
+
+def _read_tfds(dataset, split, data_dir, download, views):
+    """Read a split of a tensorflow_datasets data set: Examples, or with views EncodedExamples."""
+    builder, label = tfds_builders.prepare(dataset.removeprefix('tfds:'), data_dir, download,
+                                           has_one_size=views is None)
+    split, names = tfds_builders.find_split(builder, split), tuple(label.names)
+    if views:
+        source = encoded.Shards(tfds_builders.tfrecord_paths(builder, split), 'image', 'label', first_label=0,
+                                num_classes=label.num_classes, is_rgb_jpeg=False)
+        return encoded.EncodedExamples(source, label.num_classes, dataset, names, encoded.OFFICIAL, views)
+    images, labels = tfds_builders.read(builder, split)
+    return Examples(images, labels, label.num_classes, dataset, names, 'per_image_standardization')

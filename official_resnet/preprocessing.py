@@ -1,9 +1,13 @@
-"""Image -> image: pure functions of whole batches [b, h, w, c], the same eagerly and inside tf.data.
+"""Image -> image: pure functions, the same eagerly and inside tf.data.
 
-Batches and not single pictures, because a map over single pictures costs many times the arithmetic.
+Small pictures of one size go as whole batches [b, h, w, c], because a map over single pictures costs many times the
+arithmetic; encoded pictures, of whatever size, one by one.
 """
+import dataclasses
 
 import tensorflow as tf
+
+from official_resnet import errors
 
 
 def pad_crop_flip(images, seed, pad=4, flip=True, size=None):
@@ -76,6 +80,146 @@ def pad_to(images, height, width):
     return tf.pad(images, [[0, 0], [top, rows - top], [left, columns - left], [0, 0]])
 
 
+RESIZES = ('tf1', 'antialias')
+LONGEST = 32  # times its width that a picture's length is looked at in evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """How an encoded picture of any size becomes the net's input; the defaults are official/resnet's.
+
+    Attributes:
+        size: height and width in training, pixels.
+        test_size: in evaluation, cut out of the middle.
+        test_resize: what evaluation resizes the shorter side to before; None cuts the same share, 224 of 256.
+        min_area: of a training crop, share of the picture (arXiv:1409.4842 Sec. 6: 0.08).
+        use_boxes: whether a crop must contain a tenth of one of the picture's boxes; of the picture, if it has none.
+        resize: 'tf1', the bilinear of TensorFlow 1, on the grid of the upper left corners and not antialiased; or
+            'antialias', as Pillow and so torchvision have it, but for their rounding to whole numbers. The former
+            decodes JPEG by the fast transform, which is TensorFlow's default, the latter by the accurate one.
+    """
+    size: int = 224
+    test_size: int = 224
+    test_resize: int | None = None
+    min_area: float = 0.05
+    use_boxes: bool = True
+    resize: str = 'tf1'
+
+    def __post_init__(self):
+        if self.resize not in RESIZES:
+            raise errors.UserError(f"resize '{self.resize}' is unknown; choose one of {', '.join(RESIZES)}")
+        for name in ('size', 'test_size'):
+            if getattr(self, name) < 1:
+                raise errors.UserError(f'{name} {getattr(self, name)} is no size of a picture; pass 1 or more')
+        if not 0 < self.min_area <= 1:
+            raise errors.UserError(f'min_area {self.min_area} is no share; pass a number above 0, up to 1')
+        if self.test_resize is not None and self.test_resize < self.test_size:
+            raise errors.UserError(f'test_resize {self.test_resize} leaves no {self.test_size} pixels to cut out; '
+                                   f'pass {self.test_size} or more')
+
+    @property
+    def dct_method(self):
+        """The argument of that name of tf.io.decode_jpeg."""
+        return 'INTEGER_ACCURATE' if self.resize == 'antialias' else 'INTEGER_FAST'
+
+    @property
+    def shorter_side(self):
+        """What evaluation resizes the shorter side to."""
+        return self.test_resize or round(self.test_size * 256 / 224)
+
+
+def train_view(jpeg, boxes, seed, views, flip=True):
+    """Cut a random part out of a JPEG picture, mirror it half of the time, resize it to a square.
+
+    The part contains, with views.use_boxes, a tenth of one of the boxes (of the picture, if there is none), has an
+    aspect of 3/4 to 4/3 and views.min_area to all of the picture; after 100 vain attempts it is the whole picture.
+    Only what is cut out is decoded. arXiv:1409.4842 Sec. 6, with the numbers of official/resnet.
+
+    Args:
+        jpeg: string [].
+        boxes: float32 [n, 4], ymin, xmin, ymax, xmax in 0..1; n may be 0.
+        seed: two integers, tensor or not; the only source of randomness.
+        views: Views.
+        flip: whether to mirror at all.
+
+    Returns:
+        float32 [size, size, 3], RGB, 0..255.
+    """
+    shape = tf.io.extract_jpeg_shape(jpeg)
+    if not views.use_boxes:
+        boxes = tf.zeros([0, 4])
+    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+        shape, tf.expand_dims(boxes, 0), seed, min_object_covered=0.1 if views.use_boxes else 0.0,
+        aspect_ratio_range=(0.75, 4 / 3), area_range=(views.min_area, 1.0), max_attempts=100,
+        use_image_if_no_bounding_boxes=True)
+    window = tf.concat([begin[:2], size[:2]], 0)  # top, left, height, width
+    image = tf.io.decode_and_crop_jpeg(jpeg, window, channels=3, dct_method=views.dct_method)
+    coin = tf.random.stateless_uniform([], tf.random.experimental.stateless_fold_in(seed, 1))
+    # before the resizing, as official/resnet: mirroring and the bilinear of TensorFlow 1 do not commute
+    image = tf.cond(tf.logical_and(coin < 0.5, flip), lambda: tf.reverse(image, [1]), lambda: image)
+    return _resize(image, [views.size, views.size], views)
+
+
+def test_view(picture, views):
+    """Resize the shorter side of an encoded picture to views.shorter_side, cut test_size x test_size out of the middle.
+
+    Args:
+        picture: string [], JPEG or PNG.
+        views: Views.
+
+    Returns:
+        float32 [test_size, test_size, 3], RGB, 0..255.
+    """
+    size = views.test_size
+    return tf.ensure_shape(_middle(_shorter_side(picture, views), views), [size, size, 3])
+
+
+def ten_views(picture, views):
+    """Return the corners and the middle of an encoded picture, and their mirror images, as `test_view` resizes it.
+
+    arXiv:1512.03385 Sec. 3.4, after Krizhevsky 2012.
+
+    Returns:
+        float32 [10, test_size, test_size, 3].
+    """
+    image, size = _shorter_side(picture, views), views.test_size
+    corners = [image[:size, :size], image[:size, -size:], image[-size:, :size], image[-size:, -size:]]
+    crops = tf.stack([*corners, _middle(image, views)])
+    return tf.ensure_shape(tf.concat([crops, tf.reverse(crops, [2])], 0), [10, size, size, 3])
+
+
+def _shorter_side(picture, views):
+    """Return an encoded picture, its shorter side resized: float32 [h, w, 3], each at least views.test_size.
+
+    Of what is more than LONGEST times as long as wide, only the middle: a picture of 1 x 60000 would take 47 GB.
+    """
+    image = tf.io.decode_jpeg(picture, channels=3, dct_method=views.dct_method)  # decodes PNG, too
+    shorter = tf.reduce_min(tf.shape(image)[:2])
+    cut = tf.maximum(tf.shape(image)[:2] - LONGEST * shorter, 0) // 2
+    image = image[cut[0]:tf.shape(image)[0] - cut[0], cut[1]:tf.shape(image)[1] - cut[1]]
+    shape = tf.shape(image)[:2]
+    if views.resize == 'antialias':
+        size = shape * views.shorter_side // shorter  # in whole numbers, as torchvision
+    else:  # in float32, as official/resnet: 255.99998 becomes 255
+        size = tf.cast(tf.cast(shape, tf.float32) * (views.shorter_side / tf.cast(shorter, tf.float32)), tf.int32)
+    return _resize(image, tf.maximum(size, views.test_size), views)
+
+
+def _resize(image, size, views):
+    """Return a picture [h, w, 3] bilinearly resized to size, int32 [2]: float32."""
+    if views.resize == 'antialias':
+        return tf.image.resize(image, size, antialias=True)
+    resized = tf.raw_ops.ResizeBilinear(images=image[None], size=size, align_corners=False, half_pixel_centers=False)
+    return resized[0]
+
+
+def _middle(image, views):
+    """Cut test_size x test_size out of the middle; what is half a pixel goes as the two models of `resize` have it."""
+    spare = tf.shape(image)[:2] - views.test_size
+    top, left = tf.unstack(tf.cast(tf.round(spare / 2), tf.int32) if views.resize == 'antialias' else spare // 2)
+    return image[top:top + views.test_size, left:left + views.test_size]
+
+
 def per_image_standardization(images):
     """Give each picture mean 0 and standard deviation 1.
 
@@ -123,7 +267,7 @@ def _affine(name):
     try:
         kind, order, scale, *offsets = name.split(':')
         scale = float(scale)
-        mean, std = ([float(number) for number in numbers.split(',')] for numbers in offsets)
+        mean, std = ([float(number) for number in numbers.split(',')] for numbers in offsets)  # lists, repeated below
     except ValueError:
         raise KeyError(name) from None
     if kind != 'affine' or order not in ('RGB', 'BGR'):
@@ -132,7 +276,13 @@ def _affine(name):
     def normalize(images):
         images = tf.cast(images, tf.float32)
         images = images[..., ::-1] if order == 'BGR' else images
-        return (images * scale - tf.constant(mean)) / tf.constant(std)
+        width, channels = images.shape[-2:]
+        if None in (width, channels):
+            return (images * scale - tf.constant(mean)) / tf.constant(std)
+        # The same numbers along a whole row of pixels: several times as fast as numbers for three channels.
+        means, stds = (tf.constant(values * (width * channels // len(values))) for values in (mean, std))
+        rows = tf.reshape(images, [-1, width * channels])
+        return tf.reshape((rows * scale - means) / stds, tf.shape(images))
 
     return normalize
 

@@ -10,6 +10,7 @@ dimension as 4 bytes, high byte first, and the values in C order; often packed b
 """
 
 import contextlib
+import functools
 import gzip
 import math
 import struct
@@ -44,6 +45,13 @@ _IDX_LIMIT = 1 << 30  # bytes of values in a file; the largest of its kind, EMNI
 _CHUNK = 1 << 20  # bytes
 _IDX_REMEDY = 'replace it, or pass another --data_dir'
 _REMEDY = 'delete it and run cifar10_download_and_extract.py again'
+
+
+@functools.lru_cache
+def imagenet_classes():
+    """Return ((id, name), ...) of ILSVRC2012's 1000 classes in the order of their labels; ids are WordNet's."""
+    text = Path(__file__).with_name('imagenet_labels.tsv').read_text(encoding='utf-8')
+    return tuple(tuple(line.split('\t')) for line in text.splitlines())
 
 
 def read_cifar(paths, label_bytes=1, num_classes=10):

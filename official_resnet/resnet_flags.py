@@ -55,25 +55,43 @@ def define_run_flags(values, data_dir, model_dir):
     define.string('tfds', None, 'Train on a data set of tensorflow_datasets, by its name.')
     define.string('image_folder', None, 'Train on own pictures: a folder with a subfolder for each class, or with '
                   'such folders train and test (or val, validation).')
-    define.integer('image_size', None, 'Height and width that the pictures of image_folder are resized and cropped to; '
-                   'as the net has it, 32 or 224.', None, 8)
+    define.integer('image_size', None, 'Height and width that pictures of any size are cut and resized to; '
+                   'for ImageNet in training.', None, 8)
     define.number('validation_fraction', None, 'Of each class of image_folder, set aside for testing, by --seed; '
                   '0.1. A folder that has a test folder uses that.', None, 0, 1)
     define.boolean('download', True, 'Fetch a data set that is missing; --nodownload forbids it.')
-    define.boolean('augment', True, 'Pad, crop and flip the training images.')
+    define.boolean('augment', True, 'Crop and flip the training images at random.')
 
 
-def define_model_flags(values, sizes=None, is_size=None):
+def define_model_flags(values, sizes=None, is_size=None, versions=('1', '2')):
     """Define what network to train. `sizes` says what `is_size` accepts; without, the net has one size."""
     define = _Definer(values)
     if sizes:
         define.integer('resnet_size', None, f'Layers: {sizes}.', 'rs', 1)
         flags.register_validator('resnet_size', lambda size: size is None or is_size(size), f'must be {sizes}', values)
-    define.enum('resnet_version', None, ['1', '2'], '1 is the ReLU after the sum, 2 is pre-activation.', 'rv')
+    middle = '1.5 the same with the stride in the 3x3 convolution, ' if '1.5' in versions else ''
+    define.enum('resnet_version', None, versions,
+                f'1 is the ReLU after the sum, {middle}2 is pre-activation.', 'rv')
     define.enum('shortcut', None, ['A', 'B', 'C', 'group', 'none'],
                 'A zero-padded, B projections where the shape changes, C everywhere, group in the first block of '
                 'every group (official/resnet), none a plain network.')
     define.number('bn_momentum', None, 'Of the moving statistics.', None, 0, 1)
+
+
+def define_imagenet_flags(values):
+    """Define how pictures of any size become the net's input, what its outputs are, and how it is judged."""
+    define = _Definer(values)
+    define.integer('eval_image_size', None, 'Height and width cut out of the middle for evaluation.', None, 8)
+    define.number('min_crop_area', None, 'Of a training crop, share of the picture.', None, 0, 1)
+    define.boolean('use_boxes', None, 'Whether training crops contain a tenth of a bounding box.')
+    define.enum('resize', None, ['tf1', 'antialias'], "TensorFlow 1's bilinear, or Pillow's (torchvision).")
+    define.enum('input_normalization', None, ['official', 'torch', 'inception'],
+                'official subtracts the RGB means, torch also divides by deviations, inception scales to -1..1.')
+    define.boolean('background_class', None, 'Logit 0 is of no class (1001 logits), as in official/resnet.')
+    define.boolean('zero_gamma', None, 'The last BN of each block starts at 0.')
+    define.enum('stem_pool', None, ['pad1', 'same'], "Padding of the stem's pool: a row on each side, or TensorFlow's.")
+    define.string('eval_report', None, 'With --eval_only: write report.json, per_class.csv and confusion.csv there.')
+    define.boolean('ten_crop', False, 'With --eval_only: also the mean over corners and middle and their mirrors.')
 
 
 def define_transfer_flags(values):
@@ -158,7 +176,7 @@ def define_obsolete_flags(values):
         define(name, None, f'Obsolete: {text}.', short_name=short, flag_values=values)
 
 
-def register_rules(values):
+def register_rules(values, is_imagenet=False):
     """Check flags against each other and those that a type cannot check."""
     def rule(names, check, message):
         flags.register_multi_flags_validator(names, check, message, values)
@@ -170,13 +188,19 @@ def register_rules(values):
          'BenchmarkFileLogger needs --benchmark_log_dir')
     rule(['tfds', 'use_synthetic_data', 'image_folder'], lambda v: sum(map(bool, v.values())) < 2,
          '--tfds, --use_synthetic_data and --image_folder exclude each other')
-    for name in ('image_size', 'validation_fraction'):
+    for name in ('validation_fraction',) if is_imagenet else ('image_size', 'validation_fraction'):
         rule([name, 'image_folder'], lambda v, name=name: v[name] is None or v['image_folder'],
              f'--{name} is of the pictures of --image_folder; pass that, too')
     rule(['validation_fraction'], lambda v: v['validation_fraction'] not in (0, 1), 'pass a number between 0 and 1')
     _register_transfer_rules(rule)
-    rule(['image_bytes_as_serving_input'], lambda v: not v['image_bytes_as_serving_input'],
-         'is for ImageNet; small pictures are exported as arrays')
+    if is_imagenet:
+        for name in ('eval_report', 'ten_crop'):
+            rule([name, 'eval_only'], lambda v, name=name: not v[name] or v['eval_only'],
+                 f'--{name} belongs to --eval_only; pass that, too')
+        rule(['min_crop_area'], lambda v: v['min_crop_area'] != 0, 'pass a number above 0')
+    else:
+        rule(['image_bytes_as_serving_input'], lambda v: not v['image_bytes_as_serving_input'],
+             'is for ImageNet; small pictures are exported as arrays')
     rule(['profile_steps'], lambda v: v['profile_steps'] is None or _is_range(v['profile_steps']),
          "pass 'first,last', as 10,20")
     rule(['lr_boundaries', 'lr_factors'], lambda v: v['lr_boundaries'] is None or v['lr_factors'] is None
@@ -206,8 +230,8 @@ def resolve(values, recipes):
     for recipe in (next(iter(recipes.values())), recipes[values.recipe]):
         resolved |= {name: value for name, value in recipe.items() if not values[name].present}
     for name in ('data_dir', 'model_dir', 'export_dir', 'benchmark_log_dir', 'pretrained_model_checkpoint_path',
-                 'image_folder'):
-        if resolved[name] is not None:
+                 'image_folder', 'eval_report'):
+        if resolved.get(name) is not None:
             resolved[name] = os.path.expanduser(resolved[name])
     resolved['transfer'] = 'head' if resolved['fine_tune'] else resolved['transfer'] or 'all'
     if resolved['transfer'] == 'head' and not values['augment'].present:
@@ -233,7 +257,8 @@ def train_config(resolved, dataset, make_spec):
     spec = make_spec(
         *(resolved[name] for name in ('resnet_size',) if name in resolved), version=resolved['resnet_version'],
         shortcut=None if resolved['shortcut'] == 'none' else resolved['shortcut'],
-        bn_momentum=resolved['bn_momentum'], data_format=resolved['data_format'] or devices.best_data_format())
+        bn_momentum=resolved['bn_momentum'], data_format=resolved['data_format'] or devices.best_data_format(),
+        **{name: resolved[name] for name in ('zero_gamma', 'stem_pool') if name in resolved})
     scale = resolved['loss_scale']
     is_piecewise = resolved['lr_schedule'] == 'piecewise'
     schedule = optimizers.Schedule(
@@ -251,11 +276,28 @@ def train_config(resolved, dataset, make_spec):
         steps_per_call=resolved['steps_per_loop'], input_threads=resolved['datasets_num_private_threads'],
         pretrained=resolved['pretrained_model_checkpoint_path'],
         train_last_groups=resolved['train_last_groups'] or 1,
-        validation_fraction=resolved['validation_fraction'] or 0.1, **{name: resolved[name] for name in same})
+        validation_fraction=resolved['validation_fraction'] or 0.1, **{name: resolved[name] for name in same}
+        | (_encoded_fields(resolved, dataset) if 'background_class' in resolved else {}))
     if not config.pretrained:
         return config
     given = {flag: field for flag, field in SPEC_FLAGS.items() if flag in resolved['given']}
     return transfer.adopt(config, transfer.describe(config.pretrained), given)
+
+
+def _encoded_fields(resolved, dataset):
+    """Return the fields of TrainConfig that the flags of ImageNet decide."""
+    from official_resnet import encoded, preprocessing
+    if dataset.startswith('synthetic'):
+        return {'image_size': None, 'num_classes': None}
+    views = preprocessing.Views(
+        resolved['image_size'], resolved['eval_image_size'] or resolved['image_size'],
+        min_area=resolved['min_crop_area'], use_boxes=resolved['use_boxes'], resize=resolved['resize'])
+    fields = {'views': views, 'background': resolved['background_class'], 'image_size': None}
+    if resolved['num_classes'] in (1000, 1001):  # with or without the background, as official/resnet counts
+        fields |= {'background': resolved['num_classes'] == 1001, 'num_classes': None}
+    if not resolved['pretrained_model_checkpoint_path'] or 'input_normalization' in resolved['given']:
+        fields['normalization'] = encoded.NORMALIZATIONS[resolved['input_normalization']]
+    return fields
 
 
 def run_program(argv, doc, values, body):

@@ -8,6 +8,7 @@ callbacks. Keras' own `fit` can neither resume inside an epoch nor run several w
 """
 import contextlib
 import dataclasses
+import os
 import pathlib
 import signal
 import threading
@@ -17,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from official_resnet import checkpoints, devices, feature_cache, input_pipeline, optimizers, transfer
+from official_resnet import checkpoints, devices, feature_cache, input_pipeline, optimizers, steps, transfer
 from official_resnet.errors import UserError
 from official_resnet.train_config import IDENTITY, TrainConfig, difference
 
@@ -42,8 +43,8 @@ def train(config, callbacks=()):
     Args:
         config: TrainConfig.
         callbacks: keras.callbacks.Callback objects. Logs of an epoch: loss, accuracy (training),
-            learning_rate, images_per_second, seconds, step; after an evaluation also val_loss,
-            val_accuracy, val_seconds, val_images_per_second (of the test split: Keras' prefix).
+            learning_rate, images_per_second, seconds, step; after an evaluation also val_loss, val_accuracy,
+            val_accuracy_top_5, val_seconds, val_images_per_second (of the test split: Keras' prefix).
 
     Returns:
         keras.callbacks.History of the epochs that this call trained, with attributes `model`, `step`
@@ -62,20 +63,22 @@ def evaluate(config):
     """Evaluate the newest checkpoint in config.model_dir on the whole test split.
 
     Returns:
-        {'loss': mean cross-entropy, 'accuracy': 0..1, 'num_images', 'step', 'epoch', 'images_per_second',
-        'seconds', 'model'}.
+        {'loss': mean cross-entropy, 'accuracy': 0..1, 'accuracy_top_5', 'num_images', 'step', 'epoch',
+        'images_per_second', 'seconds', 'model', 'test': the Examples}.
     """
     trainer = Trainer(config, needs_checkpoint=True)
-    return trainer.evaluate() | {'num_images': len(trainer.test.labels), 'step': trainer.step,
-                                 'epoch': trainer.epoch, 'model': trainer.model}
+    return trainer.evaluate() | {'num_images': trainer.test.num_images, 'step': trainer.step,
+                                 'epoch': trainer.epoch, 'model': trainer.model, 'test': trainer.test}
 
 
 def read(config, split):
     """Return the Examples of a config's 'train' or 'test'; see input_pipeline.read for errors."""
-    examples = input_pipeline.read(
-        config.dataset, split, data_dir=config.data_dir, folder_options=config.folder_options())
+    examples = input_pipeline.read(config.dataset, split, data_dir=config.data_dir, views=config.views,
+                                   folder_options=config.folder_options())
     if split == 'train':
         examples = input_pipeline.first(examples, config.num_train_images)
+    if config.background:
+        examples = examples.with_background()
     return dataclasses.replace(examples, normalization=config.normalization or examples.normalization)
 
 
@@ -87,13 +90,13 @@ class Trainer:
         self.strategy = devices.make_strategy(config.num_gpus, config.distribution_strategy, config.batch_size)
         keras.utils.set_random_seed(config.seed % 2 ** 32)
         self.data, self.test = read(config, 'train'), read(config, 'test')
-        self.steps_per_epoch = input_pipeline.steps_per_epoch(len(self.data.labels), config.batch_size)
+        self.steps_per_epoch = input_pipeline.steps_per_epoch(self.data.num_images, config.batch_size)
         total_steps = config.train_epochs * self.steps_per_epoch  # the schedule's end, whatever max_train_steps cuts
         self.last_step = min(total_steps, config.max_train_steps or total_steps)
         self.model, self.optimizer = build(config, self.strategy, self.data, self.steps_per_epoch, total_steps)
-        self.train_steps = make_train_function(self.strategy, self.model, self.optimizer, config)
-        self._evaluate_batch = make_evaluate_function(self.strategy, self.model)
-        self._data_info = {'class_names': list(self.test.class_names), 'num_pictures': len(self.data.labels)}
+        self.train_steps = steps.make_train_function(self.strategy, self.model, self.optimizer, config)
+        self._evaluate_batch = steps.make_evaluate_function(self.strategy, self.model)
+        self._data_info = {'class_names': list(self.test.class_names), 'num_pictures': self.data.num_images}
         self.card = transfer.card(config, self.test)
         self.step = 0  # global steps done
         self.sums = dict.fromkeys(('loss', 'correct', 'steps', 'seconds'), 0)  # of the epoch under way
@@ -152,8 +155,8 @@ class Trainer:
         start = time.monotonic()
         self.data = features(self.data, 'train')
         head = feature_cache.Head(self.model)
-        self.train_steps = make_train_function(self.strategy, head, self.optimizer, self.config)
-        self._evaluate_batch = make_evaluate_function(self.strategy, head)
+        self.train_steps = steps.make_train_function(self.strategy, head, self.optimizer, self.config)
+        self._evaluate_batch = steps.make_evaluate_function(self.strategy, head)
         if self.step == 0:
             self.sums['seconds'] += time.monotonic() - start  # the price of training's features is the first epoch's
 
@@ -165,7 +168,8 @@ class Trainer:
             count = min(per_call, end - self.step)
             callback_list.on_train_batch_begin(self.step % self.steps_per_epoch)
             start = time.monotonic()
-            results = self.train_steps(iterator, tf.constant(count)).numpy()  # [count, 2]: sums of loss, correct
+            with self._input_errors(self.data):
+                results = self.train_steps(iterator, tf.constant(count)).numpy()  # [count, 2]: sums of loss, correct
             seconds = time.monotonic() - start
             self._check_finite(results[:, 0])
             for loss, correct in results.tolist():  # one by one, so that no sum depends on `count`
@@ -183,15 +187,17 @@ class Trainer:
                 self.save()
 
     def evaluate(self):
-        """Return loss, accuracy, seconds and images_per_second over the test split, each image once."""
+        """Return loss, accuracy, accuracy_top_5, seconds, images_per_second over the test split, each image once."""
         start = time.monotonic()
         batches = input_pipeline.batches(self.test, self.config.batch_size, training=False)
-        totals = np.zeros(2)
-        for images, labels in self._distribute(batches):
-            totals += self._evaluate_batch(images, labels).numpy()
+        totals = np.zeros(3)
+        with self._input_errors(self.test):
+            for images, labels in self._distribute(batches):
+                totals += self._evaluate_batch(images, labels).numpy()
         seconds = time.monotonic() - start
-        count = len(self.test.labels)
-        return {'loss': float(totals[0] / count), 'accuracy': float(totals[1] / count), 'seconds': seconds,
+        count = self.test.num_images
+        loss, accuracy, top_5 = (totals / count).tolist()
+        return {'loss': loss, 'accuracy': accuracy, 'accuracy_top_5': top_5, 'seconds': seconds,
                 'images_per_second': count / seconds}
 
     def save(self):
@@ -219,11 +225,26 @@ class Trainer:
     def _distribute(self, batches):
         """Return the batches, split over the replicas where there are several."""
         options = tf.data.Options()
-        options.threading.private_threadpool_size = self.config.input_threads or 1
+        default = os.cpu_count() if self.config.views else 1  # decoding is work; slices of memory are not
+        options.threading.private_threadpool_size = self.config.input_threads or default
         batches = batches.with_options(options)
         if self.strategy.num_replicas_in_sync == 1:
             return batches
         return self.strategy.experimental_distribute_dataset(batches)
+
+    @contextlib.contextmanager
+    def _input_errors(self, examples):
+        """Turn what TensorFlow says of pictures that cannot be read into one line."""
+        try:
+            yield
+        except tf.errors.OpError as error:
+            fault = getattr(getattr(examples, 'source', None), 'fault', None)
+            if fault:
+                raise fault from None
+            if 'jpeg' not in error.message.lower() and 'image' not in error.message.lower():
+                raise
+            raise UserError(f'a picture of {examples.name} cannot be decoded after step {self.step}; find it with '
+                            'data/build_imagenet_data.py --verify') from error
 
     @property
     def _folder(self):
@@ -348,75 +369,6 @@ def _make_optimizer(config, schedule):
                                     backbone_factor=config.backbone_learning_rate_factor,
                                     head_layers=transfer.new_layers(config))
     return keras.optimizers.LossScaleOptimizer(optimizer) if scale == 'dynamic' else optimizer
-
-
-def make_train_function(strategy, model, optimizer, config):
-    """Return the compiled (iterator, num_steps) -> float32 [num_steps, 2]: summed loss and correct of each step."""
-    variables = model.trainable_variables
-    transposes = _is_channels_first(model)
-    is_training = config.transfer != 'head'  # a frozen backbone drops no block either (stochastic depth)
-
-    def replica_step(images, labels):
-        if transposes:
-            images = tf.transpose(images, [0, 3, 1, 2])
-        with tf.GradientTape() as tape:
-            logits = model(images, training=is_training)
-            losses = cross_entropy(labels, logits, config.label_smoothing)
-            # Divided by the global batch: the optimizer adds the replicas' gradients up.
-            loss = optimizer.scale_loss(tf.reduce_sum(losses) / config.batch_size)
-        optimizer.apply(tape.gradient(loss, variables), variables)
-        return tf.stack([tf.reduce_sum(losses), count_correct(labels, logits)])
-
-    if config.enable_xla:
-        replica_step = tf.function(replica_step, jit_compile=True)
-
-    @tf.function
-    def train_steps(iterator, num_steps):
-        results = tf.TensorArray(tf.float32, num_steps, element_shape=[2])
-        for i in tf.range(num_steps):
-            per_replica = strategy.run(replica_step, args=next(iterator))
-            results = results.write(i, strategy.reduce(tf.distribute.ReduceOp.SUM, per_replica, axis=None))
-        return results.stack()
-
-    return train_steps
-
-
-def make_evaluate_function(strategy, model):
-    """Return the compiled (images, labels) -> float32 [2]: summed cross-entropy and correct of the batch."""
-    transposes = _is_channels_first(model)
-
-    def replica_step(images, labels):
-        if transposes:
-            images = tf.transpose(images, [0, 3, 1, 2])
-        logits = model(images, training=False)
-        return tf.stack([tf.reduce_sum(cross_entropy(labels, logits)), count_correct(labels, logits)])
-
-    @tf.function(reduce_retracing=True)
-    def evaluate_batch(images, labels):
-        per_replica = strategy.run(replica_step, args=(images, labels))
-        return strategy.reduce(tf.distribute.ReduceOp.SUM, per_replica, axis=None)
-
-    return evaluate_batch
-
-
-def _is_channels_first(model):
-    """Whether a model wants its images transposed; features have no layout."""
-    return isinstance(model, keras.Model) and model.get_layer('head_pool').data_format == 'channels_first'
-
-
-def cross_entropy(labels, logits, smoothing=0.0):
-    """Return float32 [n] softmax cross-entropy of int [n] labels and float32 [n, classes] logits."""
-    if not smoothing:
-        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-    num_classes = logits.shape[-1]
-    targets = tf.one_hot(labels, num_classes, 1 - smoothing + smoothing / num_classes, smoothing / num_classes)
-    return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
-
-
-def count_correct(labels, logits):
-    """Return the float32 number of images whose largest logit is their label's."""
-    is_correct = tf.equal(tf.argmax(logits, -1, tf.int32), tf.cast(labels, tf.int32))
-    return tf.reduce_sum(tf.cast(is_correct, tf.float32))
 
 
 @contextlib.contextmanager

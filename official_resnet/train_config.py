@@ -2,13 +2,13 @@
 import dataclasses
 import json
 
-from official_resnet import optimizers, resnet_model
+from official_resnet import optimizers, preprocessing, resnet_model
 from official_resnet.errors import UserError
 
 # What makes two runs different runs: a checkpoint continues only where these agree.
 IDENTITY = ('spec', 'dataset', 'num_train_images', 'image_size', 'validation_fraction', 'normalization', 'num_classes',
             'batch_size', 'seed', 'optimizer', 'augment', 'flip', 'transfer', 'train_last_groups', 'head',
-            'pretrained_classes')
+            'pretrained_classes', 'views', 'background')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +22,8 @@ class TrainConfig:
         image_size: of the pictures of a folder; None: 224 for ImageNet's stems, 32 for the others.
         validation_fraction: of each class of a folder, the test split, unless the folder has its own.
         normalization: a name in preprocessing.NORMALIZATIONS; None takes the data set's.
+        views: how encoded pictures become the net's input, which are then streamed; None reads them into memory.
+        background: logit 0 is of no class, as in TensorFlow's own ImageNet nets; encoded pictures only.
         num_classes: logits, if more than the data set has classes; None takes as many.
         num_train_images: use the first so many training images; None uses all.
         model_dir: checkpoints, metrics, final model; a run found there is continued. None: nothing is kept.
@@ -93,11 +95,15 @@ class TrainConfig:
     validation_fraction: float = 0.1
     normalization: str | None = None
     num_classes: int | None = None
+    views: preprocessing.Views | None = None
+    background: bool = False
 
     def __post_init__(self):
         for field, choices in (('transfer', ('all', 'last', 'head')), ('head', ('replace', 'append', 'keep'))):
             if getattr(self, field) not in choices:
                 raise UserError(f'{field} {getattr(self, field)!r} is none of {", ".join(choices)}')
+        if self.background and not self.views:
+            raise UserError(f'background with {self.dataset}, whose pictures are not encoded; leave it out')
         if not self.backbone_learning_rate_factor > 0:
             raise UserError(f'backbone_learning_rate_factor {self.backbone_learning_rate_factor} must be above 0; '
                             "transfer 'last' or 'head' freezes layers")
@@ -128,6 +134,8 @@ class TrainConfig:
         values = dict(values)
         if values.pop('fine_tune', False):  # the name of transfer='head' before there was more to choose from
             values['transfer'] = 'head'
+        if values.get('views'):
+            values['views'] = preprocessing.Views(**values['views'])
         return cls(**values | {'spec': resnet_model.ResNetSpec(**values['spec']),
                                'schedule': optimizers.Schedule(**values['schedule'])})
 

@@ -1,4 +1,5 @@
 """What a training program does around resnet_run_loop: data set, callbacks, results. No TensorFlow at import."""
+import dataclasses
 import json
 import os
 import pathlib
@@ -38,7 +39,23 @@ def mnist_flags():
     return values
 
 
-def _common_flags(dataset, table):
+def imagenet_program(argv, doc):
+    """Be imagenet_main: as `cifar_program`, with pictures that are streamed."""
+    return resnet_flags.run_program(argv, doc, imagenet_flags(),
+                                    lambda values: _run(values, 'imagenet', recipes.IMAGENET, 'imagenet_spec'))
+
+
+def imagenet_flags():
+    """Return the FlagValues of the program of ImageNet."""
+    values = _common_flags('imagenet', recipes.IMAGENET, is_imagenet=True)
+    sizes = (18, 34, 50, 101, 152, 200)  # of resnet_model.IMAGENET_BLOCKS, which would import TensorFlow
+    resnet_flags.define_model_flags(values, ', '.join(map(str, sizes)), sizes.__contains__, ('1', '1.5', '2'))
+    resnet_flags.define_imagenet_flags(values)
+    resnet_flags.register_rules(values, is_imagenet=True)
+    return values
+
+
+def _common_flags(dataset, table, is_imagenet=False):
     """Return the FlagValues that all training programs have; `dataset` names the default folders."""
     values = flags.FlagValues()
     resnet_flags.define_run_flags(values, f'/tmp/{dataset}_data', f'/tmp/{dataset}_model')
@@ -47,7 +64,8 @@ def _common_flags(dataset, table):
     resnet_flags.define_performance_flags(values)
     resnet_flags.define_log_flags(values)
     resnet_flags.define_obsolete_flags(values)
-    resnet_flags.register_rules(values)
+    if not is_imagenet:
+        resnet_flags.register_rules(values)
     return values
 
 
@@ -69,7 +87,7 @@ def _run(values, dataset, table, make_spec):
     elif resolved['image_folder']:
         dataset = f'folder:{os.path.abspath(resolved["image_folder"])}'
     elif resolved['use_synthetic_data']:
-        dataset = 'synthetic'
+        dataset = 'synthetic224' if dataset == 'imagenet' else 'synthetic'
     devices.start_tensorflow(resolved['inter_op_parallelism_threads'], resolved['intra_op_parallelism_threads'])
     from official_resnet import checkpoints, resnet_model, resnet_run_loop
     if resolved['eval_only']:
@@ -90,7 +108,7 @@ def _run(values, dataset, table, make_spec):
         return 128 + interruption.signal_number
     finally:
         callbacks[0].close()
-    _finish(config, history, resolved['export_dir'])
+    _finish(config, history, resolved)
     return 0
 
 
@@ -99,14 +117,15 @@ def _find_data(values, dataset):
 
     One that is damaged or cut down is left for its reader to judge.
     """
-    from official_resnet import input_pipeline
+    from official_resnet import tfds_builders
     data_dir = os.path.expanduser(values.data_dir)
     if dataset.startswith('folder:'):
         return None
     if dataset.startswith('tfds:'):
         if not values['data_dir'].present:
             data_dir = None  # where tensorflow_datasets keeps its data itself
-        input_pipeline.read(dataset, 'test', data_dir=data_dir, download=values.download)
+        tfds_builders.prepare(dataset.removeprefix('tfds:'), data_dir, values.download,
+                              has_one_size='eval_image_size' not in values)  # ImageNet's program streams them
     elif values.download:
         download.fetch_missing(dataset, data_dir)
     return data_dir
@@ -185,11 +204,11 @@ def _tensorboard(model_dir, profile_steps, is_profiling):
 
 def _evaluate(values, resolved):
     """Evaluate the newest checkpoint of model_dir, with the network and data set stored in it."""
-    import dataclasses
-
     from official_resnet import checkpoints, resnet_run_loop
     model_dir = resolved['model_dir']
     found = checkpoints.restore_latest(pathlib.Path(model_dir) / 'checkpoints')
+    if not found and resolved['pretrained_model_checkpoint_path'] and 'ten_crop' in resolved:
+        return _evaluate_converted(values, resolved)
     if not found:
         raise UserError(f"model_dir '{model_dir}' has no checkpoint; train there first, or pass another --model_dir")
     config = resnet_run_loop.TrainConfig.from_json(found[1]['config'])
@@ -199,15 +218,21 @@ def _evaluate(values, resolved):
     config = dataclasses.replace(
         config, spec=dataclasses.replace(config.spec, data_format=layout), model_dir=model_dir,
         data_dir=_find_data(values, config.dataset), num_gpus=resolved['num_gpus'])
+    if config.views and resolved['eval_image_size']:
+        config = dataclasses.replace(config, views=dataclasses.replace(
+            config.views, test_size=resolved['eval_image_size']))
     results = resnet_run_loop.evaluate(config)
+    top_5 = f', in the top 5 {results["accuracy_top_5"]:.4f}' if config.views else ''
     print(f'epoch {results["epoch"]}, step {results["step"]}: test loss {results["loss"]:.4f}, '
-          f'test accuracy {results["accuracy"]:.4f} ({results["num_images"]} images)')
+          f'test accuracy {results["accuracy"]:.4f}{top_5} ({results["num_images"]} images)')
+    if config.views and (resolved['eval_report'] or resolved['ten_crop']):
+        _report(results['model'], results['test'], config.batch_size, resolved)
     if resolved['export_dir']:
-        _export(results['model'], config, resolved['export_dir'])
+        _export(results['model'], config, resolved)
     return 0
 
 
-def _finish(config, history, export_dir):
+def _finish(config, history, resolved):
     """Save the final model, its card and the curves, export, and say where everything is."""
     from official_resnet import callbacks, cards, checkpoints
     model_dir = pathlib.Path(config.model_dir)
@@ -234,12 +259,63 @@ def _finish(config, history, export_dir):
         paths.append(plots.training_curves(metrics, model_dir / 'curves.png', title=model_dir.name))
     for path in paths:
         print(f'  {path}')
-    if export_dir:
-        _export(history.model, config, export_dir)
+    if resolved['export_dir']:
+        _export(history.model, config, resolved)
 
 
-def _export(model, config, export_dir):
-    from official_resnet import prediction, resnet_run_loop
-    test = resnet_run_loop.read(config, 'test')
-    path = prediction.export(model, test.normalization, test.images.shape[1:], export_dir, test.images[:16])
+def _export(model, config, resolved):
+    from official_resnet import input_pipeline, prediction, resnet_run_loop
+    test, folder = resnet_run_loop.read(config, 'test'), resolved['export_dir']
+    count = min(test.num_images, 16)
+    if config.views and resolved['image_bytes_as_serving_input']:
+        pictures = next(iter(input_pipeline.encoded_pictures(test, count))).numpy()
+        path = prediction.export_bytes(model, test.normalization, config.views, folder, list(pictures))
+    elif config.views:
+        plain = dataclasses.replace(test, normalization='none')
+        images, _ = next(iter(input_pipeline.batches(plain, count, training=False)))
+        path = prediction.export(model, test.normalization, test.image_shape, folder, images.numpy())
+    else:
+        path = prediction.export(model, test.normalization, test.image_shape, folder, test.images[:count])
     print(f'  {path} (SavedModel, reloaded and compared)')
+
+
+def _evaluate_converted(values, resolved):
+    """Evaluate a .keras file that is no training's, its pictures prepared as its card says."""
+    from official_resnet import input_pipeline, prediction, preprocessing
+    path = resolved['pretrained_model_checkpoint_path']
+    model, card = prediction.load(path)
+    dataset = 'imagenet'
+    if resolved['tfds']:
+        dataset = f'tfds:{resolved["tfds"]}'
+    elif resolved['image_folder']:
+        dataset = f'folder:{os.path.abspath(resolved["image_folder"])}'
+    test = input_pipeline.read(dataset, 'test', data_dir=_find_data(values, dataset),
+                               views=preprocessing.Views(test_size=card.net_size[0]))
+    if card.num_classes == test.num_classes + 1:
+        test = test.with_background()
+    if card.num_classes < test.num_classes:
+        raise UserError(f'{path} has {card.num_classes} classes, the pictures of {test.name} have {test.num_classes}; '
+                        'pass the pictures of its classes')
+    test = dataclasses.replace(test, normalization=card.normalization)
+    _report(model, test, resolved['batch_size'], resolved, prediction.encoded_view(card))
+    return 0
+
+
+def _report(model, test, batch_size, resolved, view=None):
+    """Print top-1 and top-5, class by class where a report is asked for; also of ten crops, if they are."""
+    from official_resnet import evaluation, input_pipeline, preprocessing, steps
+    unnamed = model.output_shape[-1] - test.num_classes  # logits for which there are no pictures
+    names = [*test.class_names, *(f'class {test.num_classes + i}' for i in range(unnamed))]
+    ids = [*test.class_ids, *[None] * unnamed] if test.class_ids else None
+    views = {'one crop': view}
+    if resolved['ten_crop']:
+        views['ten crops'] = lambda picture: preprocessing.ten_views(picture, test.views)
+    for name, function in views.items():
+        labels, guesses = steps.guess(model, input_pipeline.batches(test, batch_size, training=False, view=function))
+        report = evaluation.report(labels, guesses, names, ids)
+        top_5 = '' if report['top5'] is None else f', top-5 {report["top5"]:.4f}'
+        print(f'{name}: top-1 {report["top1"]:.4f}{top_5} ({report["n"]} images)')
+        if resolved['eval_report'] and name == 'one crop':
+            print('\n'.join(evaluation.format_report(report)))
+            evaluation.write(report, resolved['eval_report'])
+            print(f'report.json, per_class.csv and confusion.csv are in {resolved["eval_report"]}')

@@ -8,7 +8,7 @@ import pathlib
 
 import keras
 
-from official_resnet import cards, checkpoints, input_pipeline, resnet_model
+from official_resnet import cards, checkpoints, encoded, input_pipeline, resnet_model
 from official_resnet.errors import UserError
 from official_resnet.train_config import TrainConfig
 
@@ -57,7 +57,8 @@ def describe(path):
 
 def card(config, data):
     """Return what cards.write_card is to say of the net of a config, trained on Examples."""
-    return {'spec': config.spec, 'normalization': data.normalization, 'image_shape': data.images.shape[1:],
+    resize = {'resize': config.views.shorter_side} if config.views else {}
+    return resize | {'spec': config.spec, 'normalization': data.normalization, 'image_shape': data.image_shape,
             'input_shape': data.input_shape, 'class_names': data.class_names, 'num_classes': config.num_classes,
             'head': config.head, 'pretrained_classes': config.pretrained_classes}
 
@@ -102,7 +103,10 @@ def build(config, data):
     if num_classes < data.num_classes:
         raise UserError(f'num_classes {num_classes} with {data.num_classes} classes in {data.name}; '
                         f'pass {data.num_classes} or more, or leave the flag out')
-    shape = resnet_model.image_shape(config.spec, data.input_shape)
+    shape = data.input_shape
+    if config.views and config.views.size != config.views.test_size:
+        shape = (None, None, 3)
+    shape = resnet_model.image_shape(config.spec, shape)
     if config.head == 'append':
         if not config.pretrained_classes:
             raise UserError(f"head 'append' needs the classes of {config.pretrained or 'a pretrained net'}, "
@@ -182,6 +186,8 @@ def is_another(path, other):
 def _normalization(config):
     """Return the normalisation of a training's pictures; input_pipeline.read gives this one by default."""
     info = input_pipeline.DATASETS.get(config.dataset)
+    if config.views:
+        return config.normalization or encoded.OFFICIAL
     return config.normalization or (info.normalization if info else 'per_image_standardization')
 
 

@@ -1,9 +1,11 @@
 """The benchmark measures and prints what it says, and ends its processes."""
 import json
+import os
 
 import pytest
+from PIL import Image
 
-from official_resnet import benchmark_main, resnet_flags
+from official_resnet import benchmark_input, benchmark_main, resnet_flags
 from official_resnet.errors import UserError
 
 
@@ -27,6 +29,67 @@ def test_a_tiny_run(tmp_path, capsys):
         ('input', ['ours']), ('forward', ['keras', 'ours']), ('train', ['keras', 'ours'])]
     assert all(rate > 0 for row in stored for rates in row['images_per_second'].values() for rate in rates)
     assert 'tensorflow 2.21' in out and 'cores' in out
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of five JPEGs of different sizes, one of them grey, and of other things."""
+    folder = tmp_path / 'pictures'
+    (folder / 'more').mkdir(parents=True)
+    for i, name in enumerate(('a.JPEG', 'b.jpg', 'c.jpeg', 'more/d.jpg', 'more/e.JPG')):
+        image = Image.effect_noise((40 + 10 * i, 50), 60).convert('L' if i == 2 else 'RGB')
+        image.save(folder / name, 'JPEG')
+    (folder / 'more' / 'notes.txt').write_text('x')
+    return folder
+
+
+def run_jpeg(*arguments):
+    argv = ['benchmark_main.py', '--measure=jpeg', '-bs', '4', '--runs', '2', '--steps', '2', *arguments]
+    return resnet_flags.run_program(argv, '', benchmark_main.define_flags(), benchmark_main.run_benchmark)
+
+
+def test_input_from_jpegs(pictures, tmp_path, monkeypatch, capsys):
+    one_core = {min(os.sched_getaffinity(0))}
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: one_core)
+    code = run_jpeg('--system=ours', f'--image_folder={pictures}', f'--output_json={tmp_path / "b.json"}')
+    out, err = capsys.readouterr()
+    assert (code, err) == (0, '')
+    (stored,) = json.loads((tmp_path / 'b.json').read_text())['results']
+    assert stored['measure'] == 'jpeg' and list(stored['images_per_second']) == ['ours', 'antialias', 'decode']
+    assert all(len(rates) == 2 and min(rates) > 0 for rates in stored['images_per_second'].values())
+
+
+def test_each_step_is_a_batch_of_training_pictures(pictures):
+    """Also where there are more than pictures."""
+    batches = list(benchmark_input.training_batches('tf1', 3, 4, pictures))
+    assert [images.shape for images, _ in batches] == [(3, 224, 224, 3)] * 4
+    assert max(float(abs(images.numpy()).max()) for images, _ in batches) < 2.7  # normalised as torchvision's
+
+
+def test_list_files(pictures):
+    assert [path.name for path in benchmark_input.list_files(pictures)] == [
+        'a.JPEG', 'b.jpg', 'c.jpeg', 'd.jpg', 'e.JPG']
+
+
+@pytest.mark.parametrize('arguments,message', [
+    ([], 'measure=jpeg needs pictures; pass --image_folder'),
+    (['--image_folder=/nowhere'], "image_folder '/nowhere' is no folder; pass one of JPEG files"),
+    (['--image_folder={tmp_path}'], 'has no JPEG file (.jpeg .jpg); pass another')])
+def test_pictures_that_are_not_there(arguments, message, tmp_path, capsys):
+    assert run_jpeg(*(argument.format(tmp_path=tmp_path) for argument in arguments)) == 1
+    out, err = capsys.readouterr()
+    assert message in err and err.count('\n') == 1 and out == ''
+
+
+@pytest.mark.parity
+def test_input_from_jpegs_beside_pytorch(pictures, capsys):
+    code = run_jpeg(f'--image_folder={pictures}')
+    out, err = capsys.readouterr()
+    assert (code, err) == (0, '')
+    rows = [line.split('fp32') for line in out.splitlines() if line.startswith('jpeg')]
+    names = ['jpeg', 'jpeg all'][:len(os.sched_getaffinity(0))]
+    assert [(name.strip(), rest.split()[0]) for name, rest in rows] == [
+        (name, system) for name in names for system in ('ours', 'antialias', 'decode', 'torch', 'pillow')]
 
 
 def test_a_process_that_ends_is_one_line():

@@ -1,15 +1,22 @@
 """Finding and reading data sets; order, resume, augmentation and speed of the batches."""
 
 import collections
+import dataclasses
+import io
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_datasets as tfds
+from imagenet_shards import CLASSES, draw, write_folder, write_shards
+from imagenet_shards import encoded as encode
+from PIL import Image
 
-from official_resnet import download, errors, input_pipeline, preprocessing, records
+from official_resnet import download, encoded, errors, input_pipeline, preprocessing, records, tfds_builders
 
 
 def numbered(num_images, shape=(4, 4, 1), normalization='none'):
@@ -222,7 +229,7 @@ def test_wrong_data_dir_is_one_line_with_the_remedy(tmp_path, make, data_dir, me
 def test_wrong_names():
     for arguments, message in [
         (('cifar11', 'train'), "dataset 'cifar11' is unknown; choose cifar10, cifar100, mnist, fashion_mnist, "
-                                "synthetic, tfds:NAME or folder:PATH"),
+                                "imagenet, synthetic, synthetic224, tfds:NAME or folder:PATH"),
         (('cifar10', 'validation'), "split 'validation' is unknown; choose 'train' or 'test'"),
         (('cifar10', 'train'), 'cifar10 needs a data_dir; pass --data_dir'),
         (('tfds:no_such_pictures', 'train'), "tfds data set 'no_such_pictures': .*not found. See"),
@@ -243,8 +250,9 @@ def test_cifar100_is_told_its_own_download_command(tmp_path):
 @pytest.mark.parametrize('name', input_pipeline.DATASETS)
 def test_table_is_consistent(name):
     info = input_pipeline.DATASETS[name]
-    assert len(info.class_names) == len(set(info.class_names)) == info.num_classes
-    assert info.normalization in preprocessing.NORMALIZATIONS
+    assert len(info.class_names) == info.num_classes
+    assert len(set(info.class_names)) == info.num_classes - 2 * (name == 'imagenet')  # two cranes, two maillots
+    assert callable(preprocessing.NORMALIZATIONS[info.normalization])
     assert set(info.split_sizes) == {'train', 'test'} and (info.folder is None) == (info.files is None)
 
 
@@ -397,6 +405,206 @@ def test_tfds_that_cannot_be_fetched(tmp_path, monkeypatch):
     with pytest.raises(errors.UserError, match=r'cannot be fetched \(no route to host\); try again') as caught:
         input_pipeline.read('tfds:cifar10', 'train', data_dir=tmp_path, download=True)
     assert '\n' not in str(caught.value)
+
+
+# --- encoded pictures ----------------------------------------------------------------------------------------
+
+DRAWN = draw(26)
+VIEWS = preprocessing.Views(12, 16)
+
+with tfds.core.registered.skip_registration():
+
+    class EncodedPictures(TinyPictures):
+        """The drawn pictures as they are, of any size."""
+
+        SPLITS = {'train': 26, 'test': 7}
+        FORMAT = 'jpeg'
+
+        def _info(self):
+            features = {'image': tfds.features.Image(shape=(None, None, 3), encoding_format=self.FORMAT),
+                        'label': tfds.features.ClassLabel(names=[name for _, name in CLASSES])}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _generate_examples(self, size):
+            for i, (jpeg, label, _) in enumerate(DRAWN[:size]):
+                if self.FORMAT == 'png':
+                    jpeg = encode(Image.open(io.BytesIO(jpeg)), 'PNG')
+                yield i, {'image': io.BytesIO(jpeg), 'label': label}
+
+
+@pytest.fixture(scope='module')
+def shard_dir(tmp_path_factory):
+    """Thirteen training shards of two pictures, and two of validation with seven of them."""
+    folder = tmp_path_factory.mktemp('shards')
+    write_shards(folder, DRAWN, 'train', 13)
+    write_shards(folder, DRAWN[:7], 'test', 2)
+    return folder
+
+
+def stream(folder, split='train', views=VIEWS):
+    return input_pipeline.read('imagenet', split, data_dir=folder, views=views)
+
+
+class Numbered:
+    """Encoded pictures whose labels are their numbers."""
+
+    def __init__(self, source):
+        self.source, self.groups, self.num_images = source, source.groups, source.num_images
+
+    def load(self, rows):
+        jpegs, _, boxes = self.source.load(rows)
+        return jpegs, tf.cast(rows, tf.int32), boxes
+
+
+@pytest.fixture
+def encoded_train(shard_dir):
+    """The training pictures, whose labels are their numbers."""
+    train = stream(shard_dir)
+    return dataclasses.replace(train, source=Numbered(train.source), normalization='none')
+
+
+def numbers_of(dataset):
+    return np.concatenate(labels_of(dataset))
+
+
+@pytest.mark.parametrize('at_a_time', [2, 16])
+def test_every_encoded_picture_once_in_an_epoch_each_in_another_order(encoded_train, monkeypatch, at_a_time):
+    monkeypatch.setattr(input_pipeline, 'GROUPS_AT_A_TIME', at_a_time)
+    tiny = dataclasses.replace(encoded_train, views=preprocessing.Views(2, 2))
+    dataset = input_pipeline.batches(tiny, 13, training=True, num_epochs=20, seed=4)
+    assert len(dataset) == 40
+    epochs = numbers_of(dataset).reshape(20, 26)
+    assert all(sorted(epoch) == list(range(26)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 20
+    windows = epochs[:, :24].reshape(20, 6, 4) // 2  # the shards of each four pictures, and two of one are left
+    is_of_two = [len(set(window)) == 2 for window in windows.reshape(-1, 4)]
+    if at_a_time == 2:
+        assert all(is_of_two) and (epochs[:, 24] // 2 == epochs[:, 25] // 2).all()
+        assert len({frozenset(window) for window in windows.reshape(-1, 4)}) > 40  # of 78 pairs
+        assert any(window[0] == window[2] for window in windows.reshape(-1, 4))  # and mixed
+    else:
+        assert sum(is_of_two) < 20
+
+
+def test_an_encoded_training_batch_is_its_views_normalized(shard_dir):
+    train = stream(shard_dir)
+    numbers = numbers_of(input_pipeline.batches(
+        dataclasses.replace(train, source=Numbered(train.source)), 8, training=True, seed=6))
+    for flip in (True, False):
+        dataset = input_pipeline.batches(train, 8, training=True, seed=6, flip=flip)
+        for step, (images, labels) in enumerate(dataset.as_numpy_iterator()):
+            rows = numbers[8 * step:8 * step + 8]
+            assert labels.tolist() == [DRAWN[row][1] for row in rows]
+            views = [preprocessing.train_view(DRAWN[row][0], np.float32(DRAWN[row][2]).reshape(-1, 4),
+                                              [6, 8 * step + i], VIEWS, flip) for i, row in enumerate(rows)]
+            np.testing.assert_allclose(images, preprocessing.NORMALIZATIONS[encoded.OFFICIAL](tf.stack(views)),
+                                       atol=1e-3)
+
+
+ENCODED_EPOCHS = {'batch_size': 6, 'training': True, 'seed': 3, 'num_epochs': 3}  # of 4 steps
+
+
+@pytest.fixture(scope='module')
+def encoded_uninterrupted(shard_dir):
+    return list(input_pipeline.batches(stream(shard_dir), **ENCODED_EPOCHS).as_numpy_iterator())
+
+
+@pytest.mark.parametrize('first_step', [1, 3, 4, 11, 12])
+def test_encoded_batches_resume_bit_for_bit(shard_dir, encoded_uninterrupted, first_step):
+    assert len(encoded_uninterrupted) == 12
+    tail = input_pipeline.batches(stream(shard_dir), first_step=first_step, **ENCODED_EPOCHS)
+    assert len(tail) == 12 - first_step
+    assert_same_batches(tail, encoded_uninterrupted[first_step:])
+
+
+@pytest.mark.parametrize('num_threads', [1, 8])
+def test_encoded_batches_do_not_depend_on_the_threads(shard_dir, encoded_uninterrupted, num_threads):
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = num_threads
+    batches = input_pipeline.batches(stream(shard_dir), **ENCODED_EPOCHS).with_options(options)
+    assert_same_batches(batches, encoded_uninterrupted)
+
+
+def test_a_seed_and_an_epoch_change_encoded_batches(shard_dir, encoded_uninterrupted):
+    other = next(input_pipeline.batches(stream(shard_dir), **ENCODED_EPOCHS | {'seed': 4}).as_numpy_iterator())
+    assert not np.array_equal(other[1], encoded_uninterrupted[0][1])
+    images = np.concatenate([images for images, _ in encoded_uninterrupted])
+    assert len({image.tobytes() for image in images}) == len(images) == 72  # no view comes back
+
+
+def test_evaluation_of_encoded_pictures(shard_dir):
+    test = stream(shard_dir, 'test')
+    dataset = input_pipeline.batches(test, 3, training=False)
+    assert dataset.element_spec[0].shape.as_list() == [None, 16, 16, 3]
+    batches = list(dataset.as_numpy_iterator())
+    assert len(dataset) == 3 and [labels.tolist() for _, labels in batches] == [[0, 1, 2], [3, 4, 5], [0]]
+    expected = tf.stack([preprocessing.test_view(jpeg, VIEWS) for jpeg, _, _ in DRAWN[:7]])
+    np.testing.assert_allclose(np.concatenate([images for images, _ in batches]),
+                               expected - np.float32([123.68, 116.78, 103.94]), atol=1e-3)
+    shifted = dataclasses.replace(test, label_shift=2)
+    assert labels_of(input_pipeline.batches(shifted, 7, training=False)) == [[2, 3, 4, 5, 6, 7, 2]]
+    pictures = list(input_pipeline.encoded_pictures(test, 4).as_numpy_iterator())
+    assert [picture for part in pictures for picture in part] == [jpeg for jpeg, _, _ in DRAWN[:7]]
+
+
+def test_several_views_of_a_picture_are_several_images_with_one_label(shard_dir):
+    test = dataclasses.replace(stream(shard_dir, 'test'), normalization='none')
+    dataset = input_pipeline.batches(test, 3, training=False, view=lambda jpeg: preprocessing.ten_views(jpeg, VIEWS))
+    batches = list(dataset.as_numpy_iterator())
+    assert [(images.shape, len(labels)) for images, labels in batches] == [
+        ((30, 16, 16, 3), 3), ((30, 16, 16, 3), 3), ((10, 16, 16, 3), 1)]
+    for (images, _), first in zip(batches, (0, 3, 6), strict=True):
+        expected = [preprocessing.ten_views(jpeg, VIEWS) for jpeg, _, _ in DRAWN[first:min(first + 3, 7)]]
+        np.testing.assert_allclose(images, np.concatenate(expected), atol=1e-3)
+
+
+def test_training_without_augmentation_sees_the_middle(encoded_train):
+    dataset = input_pipeline.batches(encoded_train, 6, training=True, augment=False)
+    assert dataset.element_spec[0].shape.as_list() == [6, 16, 16, 3]
+    for images, numbers in dataset.take(2).as_numpy_iterator():
+        expected = [preprocessing.test_view(DRAWN[number][0], VIEWS) for number in numbers]
+        np.testing.assert_allclose(images, expected, atol=1e-3)
+
+
+def test_training_on_the_first_encoded_pictures(encoded_train):
+    dataset = input_pipeline.batches(input_pipeline.first(encoded_train, 7), 3, training=True, num_epochs=9)
+    epochs = numbers_of(dataset).reshape(9, 6)
+    assert set(epochs.ravel()) == set(range(7)) and all(len(set(epoch)) == 6 for epoch in epochs)
+
+
+def test_shards_folders_and_tfds_give_the_same_pictures(shard_dir, tmp_path, monkeypatch):
+    EncodedPictures(data_dir=tmp_path / 'jpeg').download_and_prepare()
+    write_folder(tmp_path / 'folder' / 'train', DRAWN)
+    write_folder(tmp_path / 'folder' / 'val', DRAWN[:7])
+
+    def pictures(dataset, split, data_dir=None):
+        read = input_pipeline.read(dataset, split, data_dir=data_dir, views=VIEWS)
+        batches = input_pipeline.batches(read, 30, training=False).as_numpy_iterator()
+        return {image.tobytes(): read.class_names[label]
+                for images, labels in batches for image, label in zip(images, labels, strict=True)}
+
+    for split, count in (('train', 26), ('test', 7)):
+        expected = pictures('imagenet', split, shard_dir)
+        assert len(expected) == count
+        assert pictures(f'folder:{tmp_path / "folder"}', split) == expected
+        assert pictures('tfds:encoded_pictures', split, tmp_path / 'jpeg') == expected
+
+    monkeypatch.setattr(EncodedPictures, 'FORMAT', 'png')  # made JPEGs as they are read: training can crop no others
+    EncodedPictures(data_dir=tmp_path / 'png').download_and_prepare()
+    read = input_pipeline.read('tfds:encoded_pictures', 'train', data_dir=tmp_path / 'png', views=VIEWS)
+    assert sorted(numbers_of(input_pipeline.batches(read, 26, training=True))) == sorted(row[1] for row in DRAWN)
+    (images, labels), = input_pipeline.batches(read, 26, training=False).as_numpy_iterator()
+    closest = [min(((np.abs(np.frombuffer(other, np.float32) - image.ravel()).mean(), name)
+                    for other, name in pictures('imagenet', 'train', shard_dir).items())) for image in images]
+    assert [name for _, name in closest] == [read.class_names[label] for label in labels]
+    assert max(distance for distance, _ in closest) < 3
+
+
+def test_tfds_in_another_file_format_cannot_be_streamed():
+    info = types.SimpleNamespace(file_format=types.SimpleNamespace(value='array_record'))
+    builder = types.SimpleNamespace(name='x', builder_config=None, data_path='/x', info=info)
+    with pytest.raises(errors.UserError, match="'x' in '/x' is kept as array_record, which cannot be streamed; prep"):
+        tfds_builders.tfrecord_paths(builder, 'train')
 
 
 # --- speed ---------------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def test_stored_configuration_and_benchmark_log(trained):
     assert info['model_name'] == 'resnet' and info['machine_config']['tensorflow'] == tf.__version__
     lines = [json.loads(line) for line in (folder / 'log' / 'metric.log').read_text().splitlines()]
     assert {line['name'] for line in lines} == {
-        'current_examples_per_sec', 'average_examples_per_sec', 'accuracy', 'loss'}
+        'current_examples_per_sec', 'average_examples_per_sec', 'accuracy', 'accuracy_top_5', 'loss'}
     assert {'name', 'value', 'unit', 'global_step', 'timestamp', 'extras'} == set(lines[0])
 
 

@@ -1,6 +1,7 @@
 """Pictures in, names out, as the card says; the export computes what the model computes."""
 import copy
 import dataclasses
+import io
 import json
 
 import keras
@@ -23,7 +24,7 @@ def test_export(tmp_path):
     loaded = tf.saved_model.load(str(path))
     assert set(loaded.signatures) == {'serving_default', 'predict'}
     expected = tf.nn.softmax(model(tf.image.per_image_standardization(tf.cast(IMAGES, tf.float32))))
-    for count in (1, 5):
+    for count in (0, 1, 5):
         got = loaded.signatures['predict'](input=tf.constant(IMAGES[:count], tf.float32))
         assert got['classes'].dtype == tf.int64 and got['probabilities'].shape == (count, 7)
         np.testing.assert_allclose(got['probabilities'], expected[:count], atol=1e-5)
@@ -56,6 +57,66 @@ def test_small_pictures_are_centred_in_what_the_net_takes(tmp_path, shape):
     rows, columns = ((net_shape[axis] - shape[axis]) // 2 for axis in (0, 1))
     centred = np.pad(images, ((0, 0), (rows, rows), (columns, columns), (0, 0))) / np.float32(255)
     np.testing.assert_allclose(got['probabilities'], tf.nn.softmax(model(centred)), atol=1e-5)
+
+
+def encoded(image, kind='JPEG'):
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 14, 3), np.uint8)).resize((70, 50))
+PICTURES = [encoded(NOISE), encoded(NOISE.convert('L')), encoded(NOISE, 'PNG'), encoded(NOISE.resize((9, 40))),
+            encoded(NOISE.convert('RGBA'), 'PNG')]
+TORCH_INPUT = preprocessing.affine_name('RGB', 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.mark.parametrize('resize', preprocessing.RESIZES)
+@pytest.mark.parametrize('input_size', [16, None])
+def test_export_of_bytes(tmp_path, input_size, resize):
+    """As the net in this process sees the test views: grey ones, PNG, 0, 1 and several at once."""
+    spec = resnet_model.ResNetSpec((1, 1), filters=4)
+    model = resnet_model.resnet(spec, 7, (input_size, input_size, 3))
+    for variable in model.variables:
+        if variable.name in ('beta', 'moving_mean'):
+            variable.assign(np.random.default_rng(0).normal(0, 0.5, variable.shape))
+    views = preprocessing.Views(test_size=16, resize=resize)
+    path = prediction.export_bytes(model, TORCH_INPUT, views, tmp_path / 'new', PICTURES)
+    loaded = tf.saved_model.load(str(path))
+    assert set(loaded.signatures) == {'serving_default', 'predict'} and path.name.isdigit()
+    images = tf.stack([preprocessing.test_view(picture, views) for picture in PICTURES])
+    expected = tf.nn.softmax(model((images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225])).numpy()
+    assert np.ptp(expected, axis=0).max() > 0.01  # the pictures are told from each other
+    for name in loaded.signatures:
+        for count in (0, 1, len(PICTURES)):
+            got = loaded.signatures[name](image_bytes=tf.constant(PICTURES[:count], tf.string, [count]))
+            assert got.keys() == {'classes', 'probabilities'}
+            assert got['classes'].dtype == tf.int64 and got['probabilities'].shape == (count, 7)
+            np.testing.assert_allclose(got['probabilities'], expected[:count], atol=1e-5)
+            np.testing.assert_array_equal(got['classes'], expected[:count].argmax(-1))
+    for garbage in (b'', b'no picture', PICTURES[0][:200]):
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            loaded.signatures['predict'](image_bytes=tf.constant([PICTURES[0], garbage]))
+
+
+@pytest.mark.parametrize('views', [None, preprocessing.Views(test_size=8, test_resize=8)])
+def test_a_net_in_channels_first_gets_its_own_layout(views):
+    """Traced, not run: the convolutions of a CPU have no such layout."""
+    model = resnet_model.resnet(dataclasses.replace(SPEC, data_format='channels_first'), 3, (3, 8, 8))
+    serving = prediction.Serving(model, 'none', (8, 8, 3), views)
+    graph = serving.serve.get_concrete_function().graph
+    transposed = next(op for op in graph.get_operations() if op.type == 'Transpose').outputs[0]
+    assert transposed.shape.as_list() == [None, 3, 8, 8]
+    assert [(spec.dtype, spec.shape.rank) for spec in serving.serve.input_signature] == [
+        (tf.float32, 4) if views is None else (tf.string, 1)]
+
+
+@pytest.mark.parametrize('shape', [(8, 8, 1), (9, 9, 3)])
+def test_bytes_for_a_net_of_other_pictures(tmp_path, shape):
+    model = resnet_model.resnet(SPEC, 3, shape)
+    with pytest.raises(UserError, match=r'^the net takes pictures \(.*\), not \(8, 8, 3\), [^\n]*; export it without'):
+        prediction.export_bytes(model, 'none', preprocessing.Views(test_size=8), tmp_path, PICTURES)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('image_shape', [None, (32, 32, 3)])

@@ -1,12 +1,10 @@
 """Converted nets against PyTorch: torchvision and pytorchcv with random weights, akamaster's trained ResNet-20."""
-import contextlib
 import importlib
 import os
 import pathlib
 import re
 import subprocess
 import sys
-import types
 
 import keras
 import numpy as np
@@ -22,16 +20,9 @@ CIFAR_TEST_IMAGES = 10_000
 
 @pytest.fixture(scope='module')
 def models():
-    """torchvision.models; its compiled operators, of which classification needs none, may be of another torch."""
-    name = 'torchvision._meta_registrations'
-    with contextlib.suppress(ImportError, RuntimeError):
-        import torchvision
-        return torchvision.models
-    for module in [module for module in sys.modules if module.startswith('torchvision')]:
-        del sys.modules[module]
-    sys.modules[name] = types.ModuleType(name)
-    import torchvision
-    return torchvision.models
+    """torchvision.models."""
+    from official_resnet import benchmark_torch
+    return benchmark_torch.import_torchvision().models
 
 
 @pytest.mark.parametrize('name,is_zip', [('resnet18', False), ('resnet50', True), ('resnext50_32x4d', True),

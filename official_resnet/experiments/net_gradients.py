@@ -7,7 +7,7 @@ import time
 import keras
 import tensorflow as tf
 
-from official_resnet import input_pipeline, optimizers, resnet_model, resnet_run_loop
+from official_resnet import input_pipeline, optimizers, resnet_model, resnet_run_loop, steps
 
 NUM_CLASSES = 10
 AUXILIARY_WEIGHT = 0.3  # of each auxiliary loss, arXiv:1409.4842 Sec. 5
@@ -42,7 +42,7 @@ def measure_net(case, examples, settings, received):
     layers, step = make_step(case, settings)
     steps = settings['steps']
     wanted = {round(i * steps / (NUM_SAMPLES - 1)) for i in range(NUM_SAMPLES)}
-    per_epoch = input_pipeline.steps_per_epoch(len(examples.labels), settings['batch_size'])
+    per_epoch = input_pipeline.steps_per_epoch(examples.num_images, settings['batch_size'])
     batches = input_pipeline.batches(examples, settings['batch_size'], training=True, seed=settings['seed'],
                                      num_epochs=steps // per_epoch + 1)
     samples, losses, diverged_at = [], [], None
@@ -82,7 +82,7 @@ def make_step(case, settings):
     @tf.function
     def step(images, labels):
         with tf.GradientTape() as tape:
-            losses = [tf.reduce_mean(resnet_run_loop.cross_entropy(labels, logits))
+            losses = [tf.reduce_mean(steps.cross_entropy(labels, logits))
                       for logits in tf.nest.flatten(model(images, training=True))]
             loss = losses[0] + AUXILIARY_WEIGHT * sum(losses[1:])
         gradients = tape.gradient(loss, variables)

@@ -18,6 +18,7 @@ from official_resnet import (
     recipes,
     resnet_model,
     resnet_run_loop,
+    steps,
 )
 from official_resnet.errors import UserError
 
@@ -160,10 +161,10 @@ def inference_error(model, config):
     """Return the error, in %, of a model in inference mode on its training pictures, not augmented."""
     examples = resnet_run_loop.read(config, 'train')
     strategy = devices.make_strategy(config.num_gpus, config.distribution_strategy, config.batch_size)
-    evaluate_batch = resnet_run_loop.make_evaluate_function(strategy, model)
+    evaluate_batch = steps.make_evaluate_function(strategy, model)
     batches = input_pipeline.batches(examples, config.batch_size, training=False)
     correct = sum(float(evaluate_batch(images, labels)[1]) for images, labels in batches)
-    return _error(correct / len(examples.labels))
+    return _error(correct / examples.num_images)
 
 
 def describe(result):

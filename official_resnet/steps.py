@@ -1,0 +1,100 @@
+"""The compiled functions of the loop: steps of training, batches of evaluation, what the net takes the pictures for."""
+import keras
+import numpy as np
+import tensorflow as tf
+
+NUM_GUESSES = 5  # of top-5 accuracy
+
+
+def make_train_function(strategy, model, optimizer, config):
+    """Return the compiled (iterator, num_steps) -> float32 [num_steps, 2]: summed loss and correct of each step."""
+    variables = model.trainable_variables
+    transposes = _is_channels_first(model)
+    is_training = config.transfer != 'head'  # a frozen backbone drops no block either (stochastic depth)
+
+    def replica_step(images, labels):
+        if transposes:
+            images = tf.transpose(images, [0, 3, 1, 2])
+        with tf.GradientTape() as tape:
+            logits = model(images, training=is_training)
+            losses = cross_entropy(labels, logits, config.label_smoothing)
+            # Divided by the global batch: the optimizer adds the replicas' gradients up.
+            loss = optimizer.scale_loss(tf.reduce_sum(losses) / config.batch_size)
+        optimizer.apply(tape.gradient(loss, variables), variables)
+        return tf.stack([tf.reduce_sum(losses), count_correct(labels, logits)])
+
+    if config.enable_xla:
+        replica_step = tf.function(replica_step, jit_compile=True)
+
+    @tf.function
+    def train_steps(iterator, num_steps):
+        results = tf.TensorArray(tf.float32, num_steps, element_shape=[2])
+        for i in tf.range(num_steps):
+            per_replica = strategy.run(replica_step, args=next(iterator))
+            results = results.write(i, strategy.reduce(tf.distribute.ReduceOp.SUM, per_replica, axis=None))
+        return results.stack()
+
+    return train_steps
+
+
+def make_evaluate_function(strategy, model):
+    """Return the compiled (images, labels) -> float32 [3]: sums of cross-entropy, of correct, of in the top 5."""
+    transposes = _is_channels_first(model)
+
+    def replica_step(images, labels):
+        if transposes:
+            images = tf.transpose(images, [0, 3, 1, 2])
+        logits = model(images, training=False)
+        is_near = tf.math.in_top_k(labels, logits, NUM_GUESSES)
+        return tf.stack([tf.reduce_sum(cross_entropy(labels, logits)), count_correct(labels, logits),
+                         tf.reduce_sum(tf.cast(is_near, tf.float32))])
+
+    @tf.function(reduce_retracing=True)
+    def evaluate_batch(images, labels):
+        per_replica = strategy.run(replica_step, args=(images, labels))
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, per_replica, axis=None)
+
+    return evaluate_batch
+
+
+def guess(model, batches):
+    """Return what a model takes pictures for: (labels int32 [n], guesses int32 [n, 5], the likeliest first).
+
+    Args:
+        model: a keras.Model of resnet_model.
+        batches: of (images, labels), with a multiple of images for each label, over whose probabilities the mean is
+            taken (ten-crop).
+    """
+    transposes = _is_channels_first(model)
+    num_guesses = min(NUM_GUESSES, model.output_shape[-1])
+
+    @tf.function(reduce_retracing=True)
+    def guess_batch(images, labels):
+        if transposes:
+            images = tf.transpose(images, [0, 3, 1, 2])
+        probabilities = tf.nn.softmax(model(images, training=False))
+        of_pictures = tf.reshape(probabilities, [tf.shape(labels)[0], -1, probabilities.shape[-1]])
+        return tf.math.top_k(tf.reduce_mean(of_pictures, 1), num_guesses).indices
+
+    parts = [(labels.numpy(), guess_batch(images, labels).numpy()) for images, labels in batches]
+    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+
+
+def _is_channels_first(model):
+    """Whether a model wants its images transposed; features have no layout."""
+    return isinstance(model, keras.Model) and model.get_layer('head_pool').data_format == 'channels_first'
+
+
+def cross_entropy(labels, logits, smoothing=0.0):
+    """Return float32 [n] softmax cross-entropy of int [n] labels and float32 [n, classes] logits."""
+    if not smoothing:
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    num_classes = logits.shape[-1]
+    targets = tf.one_hot(labels, num_classes, 1 - smoothing + smoothing / num_classes, smoothing / num_classes)
+    return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+
+
+def count_correct(labels, logits):
+    """Return the float32 number of images whose largest logit is their label's."""
+    is_correct = tf.equal(tf.argmax(logits, -1, tf.int32), tf.cast(labels, tf.int32))
+    return tf.reduce_sum(tf.cast(is_correct, tf.float32))

@@ -1,0 +1,389 @@
+"""Shards and folders of encoded pictures: finding, reading by number, and every kind of damage."""
+import io
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from imagenet_shards import CLASSES, draw, write_shards
+from imagenet_shards import encoded as encode
+from PIL import Image
+
+from official_resnet import encoded, errors, input_pipeline, preprocessing, resnet_model, resnet_run_loop, tfrecords
+
+NUM_IMAGES = 22
+PICTURES = draw(NUM_IMAGES)
+VIEWS = preprocessing.Views(16, 16)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four training shards, two of validation, and the manifests."""
+    write_shards(tmp_path / 'data', PICTURES)
+    write_shards(tmp_path / 'data', PICTURES[:7], 'test', 2)
+    return tmp_path / 'data'
+
+
+def shards(folder, **options):
+    return encoded.Shards(encoded.find_shards(folder, 'train'), **options)
+
+
+def message_of(function, *args):
+    """Return the one line of the UserError that a call ends with."""
+    with pytest.raises(errors.UserError) as caught:
+        function(*args)
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+# --- finding shards ------------------------------------------------------------------------------------------
+
+
+def test_shards_are_found_in_their_order_whatever_else_is_there(folder):
+    for name in ('train-00001-of-00004.part', 'train.manifest.json.part', '.train-00000-of-00009', 'train-1-of-4',
+                 'train-00000-of-00004.index', 'xtrain-00000-of-00007', 'training-00000-of-00003'):
+        (folder / name).touch()
+    expected = [str(folder / f'train-0000{i}-of-00004') for i in range(4)]
+    assert list(map(str, encoded.find_shards(str(folder), 'train'))) == expected
+    assert [path.name for path in encoded.find_shards(folder, 'test')] == [
+        'validation-00000-of-00002', 'validation-00001-of-00002']
+
+
+def test_what_is_wrong_with_the_folder_is_said_in_one_line(folder, tmp_path):
+    def find():
+        return message_of(encoded.find_shards, folder, 'train')
+
+    (folder / 'train-00001-of-00004').rename(folder / 'train-00001-of-00004.part')
+    (folder / 'train-00003-of-00004').unlink()
+    assert f"'{folder}' lacks 2 of 4 train shards, the first is 00001; build them" in find()
+    (folder / 'train-00000-of-00008').touch()
+    assert 'has train shards of a set of 4 and of one of 8; remove one of them' in find()
+    for path in folder.glob('train-*'):
+        path.unlink()
+    assert 'has no train-00000-of-...; build them with data/build_imagenet_data.py, or pass another' in find()
+    assert "has no validation-00000-of-..." in message_of(encoded.find_shards, tmp_path, 'test')
+    (tmp_path / 'file').touch()
+    assert 'is not a folder; pass the folder of train-' in message_of(encoded.find_shards, tmp_path / 'file', 'train')
+    assert 'does not exist; pass the folder' in message_of(encoded.find_shards, tmp_path / 'absent', 'train')
+    assert 'needs a data_dir' in message_of(input_pipeline.read, 'imagenet', 'train')
+
+
+def test_the_manifest_names_the_classes(folder):
+    assert encoded.manifest_classes(folder, 'train') == list(CLASSES)
+    read = input_pipeline.read('imagenet', 'test', data_dir=folder, views=VIEWS)
+    assert (read.num_classes, read.class_names) == (6, tuple(name for _, name in CLASSES))
+    assert read.class_ids == tuple(synset for synset, _ in CLASSES)
+    path = folder / 'validation.manifest.json'
+    path.write_text('{"synsets": ["", "n01443537", "cats of mine"], "more": 1}')
+    assert encoded.manifest_classes(folder, 'test') == [('n01443537', 'goldfish'), ('cats of mine', 'cats of mine')]
+    for text in ('{', '[]', '{"synsets": 3}', '{}', '\xff'):
+        path.write_text(text, encoding='latin-1')
+        assert f"the manifest of validation in '{folder}' is damaged (" in message_of(
+            encoded.manifest_classes, folder, 'test')
+    path.unlink()
+    read = input_pipeline.read('imagenet', 'test', data_dir=folder)  # ImageNet's own thousand
+    assert (read.num_classes, read.class_ids[0], read.class_names[0]) == (1000, 'n01440764', 'tench')
+
+
+# --- reading -------------------------------------------------------------------------------------------------
+
+
+def test_any_picture_can_be_read_by_its_number(folder):
+    source = shards(folder)
+    assert source.num_images == NUM_IMAGES and source.groups.tolist() == [0] * 6 + [1] * 6 + [2] * 5 + [3] * 5
+    rows = np.random.default_rng(0).permutation(NUM_IMAGES)
+    jpegs, labels, boxes = source.load(tf.constant(rows))
+    assert jpegs.numpy().tolist() == [PICTURES[row][0] for row in rows]
+    assert labels.dtype == tf.int32 and labels.numpy().tolist() == [PICTURES[row][1] for row in rows]
+    assert boxes.dtype == tf.float32 and boxes.shape.as_list() == [NUM_IMAGES, None, 4]
+    for row, found in zip(rows, boxes, strict=True):
+        np.testing.assert_array_equal(found, np.float32(PICTURES[row][2]).reshape(-1, 4))
+    first = tfrecords.decode_example(source.read(np.array([0]))[0])
+    assert first['image/encoded'] == [PICTURES[0][0]] and first['image/class/label'] == [1]
+    assert list(source.labels()) == [label for _, label, _ in PICTURES]
+    assert len(source.read(np.array([], np.int64))) == 0
+
+
+def test_other_keys_and_labels_from_0(tmp_path):
+    """As tensorflow_datasets writes them."""
+    path = tmp_path / 'x.tfrecord-00000-of-00001'
+    path.write_bytes(b''.join(tfrecords.frame(tfrecords.encode_example({'image': jpeg, 'label': label}))
+                              for jpeg, label, _ in PICTURES))
+    source = encoded.Shards([path], 'image', 'label', first_label=0)
+    jpegs, labels, boxes = source.load(tf.constant([5, 3]))
+    assert jpegs.numpy().tolist() == [PICTURES[5][0], PICTURES[3][0]] and labels.numpy().tolist() == [5, 3]
+    assert boxes.to_list() == [[], []]
+
+
+def test_more_shards_than_may_be_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(encoded, 'OPEN_FILES', 2)
+    write_shards(tmp_path, PICTURES, num_shards=11)
+    source = shards(tmp_path)
+    descriptors = pathlib.Path('/proc/self/fd')
+    before = len(list(descriptors.iterdir()))
+    rows = np.tile(np.random.default_rng(0).permutation(NUM_IMAGES), 20)
+    dataset = tf.data.Dataset.from_tensor_slices(rows).batch(4, drop_remainder=True)
+    read = dataset.map(lambda some: source.load(some)[1], num_parallel_calls=8)
+    labels = np.concatenate(list(read.as_numpy_iterator()))
+    assert labels.tolist() == [PICTURES[row][1] for row in rows]
+    assert len(list(descriptors.iterdir())) <= before + 2
+    del read, dataset
+
+
+def test_empty_shards_are_allowed(tmp_path):
+    write_shards(tmp_path, PICTURES[:3], num_shards=5)
+    source = shards(tmp_path)
+    assert source.num_images == 3 and source.load(tf.constant([2]))[1].numpy().tolist() == [2]
+    write_shards(tmp_path / 'none', [], num_shards=2)
+    empty = input_pipeline.read('imagenet', 'train', data_dir=tmp_path / 'none')
+    assert 'batch_size 4 with 0 training pictures' in message_of(
+        lambda: input_pipeline.batches(empty, 4, training=True))
+
+
+# --- the index -----------------------------------------------------------------------------------------------
+
+
+def counted(monkeypatch):
+    """Return the list to which the path of each file is appended whose records are searched."""
+    searched, index = [], tfrecords.index
+    monkeypatch.setattr(tfrecords, 'index', lambda path: searched.append(path) or index(path))
+    return searched
+
+
+def test_the_places_are_kept_and_found_anew_when_a_file_changes(folder, tmp_path, monkeypatch):
+    searched = counted(monkeypatch)
+    kept = tmp_path / 'index.npz'
+    expected = shards(folder, index_file=kept).load(tf.range(NUM_IMAGES))
+    assert len(searched) == 4 and kept.is_file() and not list(tmp_path.glob('*.part'))
+    again = shards(folder, index_file=kept).load(tf.range(NUM_IMAGES))
+    assert len(searched) == 4
+    assert again[0].numpy().tolist() == expected[0].numpy().tolist()
+    write_shards(folder, PICTURES[:9] + PICTURES[10:], num_shards=4)
+    changed = shards(folder, index_file=kept)
+    assert len(searched) == 8 and changed.num_images == NUM_IMAGES - 1
+    assert changed.load(tf.constant([9]))[0].numpy().tolist() == [PICTURES[10][0]]
+
+
+def test_read_keeps_an_index_for_each_split(folder, monkeypatch):
+    searched = counted(monkeypatch)
+    for _ in range(2):
+        for split, count in (('train', NUM_IMAGES), ('test', 7)):
+            assert input_pipeline.read('imagenet', split, data_dir=folder).num_images == count
+    assert len(searched) == 6
+    assert {path.name for path in folder.glob('.*.npz')} == {'.train.index.npz', '.validation.index.npz'}
+
+
+@pytest.mark.parametrize('content', [b'', b'garbage', b'PK\x03\x04 and no more', None])
+def test_a_damaged_index_is_made_again(folder, tmp_path, monkeypatch, content):
+    kept = tmp_path / 'index.npz'
+    shards(folder, index_file=kept)
+    kept.write_bytes(kept.read_bytes()[:-30] if content is None else content)
+    searched = counted(monkeypatch)
+    assert shards(folder, index_file=kept).num_images == NUM_IMAGES and len(searched) == 4
+    shards(folder, index_file=kept)
+    assert len(searched) == 4
+
+
+def test_a_folder_that_may_not_be_written(folder, monkeypatch):
+    def refuse(path, mode='r', **options):
+        if 'w' in mode:
+            raise PermissionError(13, 'Permission denied', str(path))
+        return open(path, mode, **options)
+
+    monkeypatch.setattr(encoded, 'open', refuse, raising=False)
+    assert input_pipeline.read('imagenet', 'train', data_dir=folder).num_images == NUM_IMAGES
+    assert not list(folder.glob('.*'))
+
+
+# --- what changes the pictures -------------------------------------------------------------------------------
+
+
+def test_the_fingerprint_tells_what_evaluation_depends_on(folder):
+    import dataclasses
+    read = input_pipeline.read('imagenet', 'train', data_dir=folder, views=VIEWS)
+    same = input_pipeline.read('imagenet', 'train', data_dir=folder, views=VIEWS)
+    assert read.fingerprint() == same.fingerprint()
+    others = [dataclasses.replace(read, normalization='none'), input_pipeline.first(read, 5),
+              dataclasses.replace(read, views=preprocessing.Views(16, 24))]
+    with open(folder / 'train-00002-of-00004', 'ab') as file:
+        file.write(tfrecords.frame(b''))
+    others.append(input_pipeline.read('imagenet', 'train', data_dir=folder, views=VIEWS))
+    assert len({read.fingerprint(), *(other.fingerprint() for other in others)}) == 5
+
+
+def test_the_background_comes_before_all_classes(folder):
+    read = input_pipeline.read('imagenet', 'train', data_dir=folder, views=VIEWS)
+    background = read.with_background()
+    assert (background.num_classes, background.class_names[:2]) == (7, ('background', CLASSES[0][1]))
+    assert (background.class_ids[:2], background.label_shift) == ((None, CLASSES[0][0]), 1)
+    labels = [batch for _, batch in input_pipeline.batches(background, 30, training=False).as_numpy_iterator()]
+    assert labels[0].tolist() == [label + 1 for _, label, _ in PICTURES]
+    assert read.image_shape == read.input_shape == (16, 16, 3)
+
+
+def test_the_first_pictures(folder):
+    read = input_pipeline.read('imagenet', 'train', data_dir=folder, views=VIEWS)
+    first = input_pipeline.first(read, 8)
+    assert (first.num_images, first.groups.tolist()) == (8, [0] * 6 + [1] * 2)
+    assert input_pipeline.first(read, None) is read
+    assert 'num_train_images 23 of the 22 training pictures of imagenet; pass 1..22' in message_of(
+        input_pipeline.first, read, 23)
+
+
+# --- damage --------------------------------------------------------------------------------------------------
+
+
+def place_of(folder, row):
+    """Return (path, first byte, end) of a picture's record."""
+    source = shards(folder)
+    return pathlib.Path(source.paths[source.groups[row]]), int(source._begins[row]), int(source._ends[row])
+
+
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize('row', [0, 9, 21])
+def test_a_damaged_record_is_named_with_its_place(folder, row):
+    path, begin, end = place_of(folder, row)
+    source = shards(folder)
+    flip(path, (begin + end) // 2)
+    message = message_of(source.read, np.arange(NUM_IMAGES))
+    assert f"'{path}' is damaged: wrong checksum of the record at byte {begin}; build" in message
+    assert str(source.fault) == message
+    flip(path, (begin + end) // 2)
+    flip(path, begin + 3)
+    assert f'checksum of the length at byte {begin}' in message_of(source.read, np.array([row]))
+    if begin:  # found at once where there is no index
+        assert f'checksum of the length at byte {begin}' in message_of(shards, folder)
+
+
+def test_a_file_that_is_cut_off_or_gone(folder, tmp_path):
+    kept = tmp_path / 'index.npz'
+    path, begin, _ = place_of(folder, 3)
+    source = shards(folder, index_file=kept)
+    with open(path, 'r+b') as file:
+        file.truncate(begin + 40)
+    assert f"'{path}' is cut off inside the record at byte {begin}; build" in message_of(source.read, np.array([3]))
+    assert f"'{path}' is cut off inside the record at byte {begin}" in message_of(lambda: shards(
+        folder, index_file=kept))
+    path.unlink()
+    fresh = shards  # its paths are looked for again
+    assert 'lacks 1 of 4 train shards' in message_of(fresh, folder)
+
+
+def test_a_file_that_goes_away_while_it_is_read(folder):
+    source = shards(folder)
+    path = pathlib.Path(source.paths[2])
+    path.unlink()
+    assert message_of(source.read, np.array([13])) == (
+        f"'{path}' cannot be read any more (No such file or directory); put it back")
+    assert 'cannot be read' in message_of(source.fingerprint)
+
+
+def config(folder, model_dir=None, **fields):
+    return resnet_run_loop.TrainConfig(
+        resnet_model.ResNetSpec((1, 1), filters=4), **{
+            'dataset': 'imagenet', 'data_dir': str(folder), 'views': VIEWS, 'batch_size': 8, 'train_epochs': 1,
+            'model_dir': model_dir and str(model_dir)} | fields)
+
+
+@pytest.mark.parametrize('split,row', [('train', 9), ('test', 5)])
+def test_a_training_ends_with_the_line_of_the_damaged_record(folder, split, row):
+    source = encoded.Shards(encoded.find_shards(folder, split))
+    path, begin = pathlib.Path(source.paths[source.groups[row]]), int(source._begins[row])
+    trainer = resnet_run_loop.Trainer(config(folder, batch_size=22))
+    flip(path, begin + 60)
+    with pytest.raises(errors.UserError) as caught:
+        trainer.run([], [])
+    assert str(caught.value) == (
+        f"'{path}' is damaged: wrong checksum of the record at byte {begin}; build the file again")
+
+
+def test_a_training_ends_with_a_line_where_a_picture_cannot_be_decoded(folder):
+    pictures = [(b'\xff\xd8 no picture', label, boxes) for _, label, boxes in PICTURES]
+    write_shards(folder, pictures)
+    with pytest.raises(errors.UserError, match='a picture of imagenet cannot be decoded after step 0; find it with'):
+        resnet_run_loop.train(config(folder))
+
+
+@pytest.mark.parametrize('label', [-1, 6, 2 ** 40])
+def test_a_label_of_no_class_is_refused(folder, label):
+    write_shards(folder, [(jpeg, label, boxes) for jpeg, _, boxes in PICTURES])
+    read = input_pipeline.read('imagenet', 'train', data_dir=folder, views=VIEWS)
+    message = message_of(read_all, read)
+    assert f"' has a record with the label {label + 1}, not 1..6; put the manifest" in message
+
+
+def read_all(examples):
+    """Read all batches as the programs do."""
+    with encoded.input_errors(examples):
+        for _ in input_pipeline.batches(examples, 8, training=False):
+            pass
+
+
+def test_a_record_without_a_picture_is_refused(folder):
+    path = folder / 'train-00000-of-00004'
+    path.write_bytes(tfrecords.frame(tfrecords.encode_example({'something': 1})))
+    read = input_pipeline.read('imagenet', 'train', data_dir=folder, views=VIEWS)
+    assert "train-00000-of-00004' has a record without a picture image/encoded; pass" in message_of(read_all, read)
+
+
+def test_pictures_in_memory_have_no_such_errors():
+    for examples in (input_pipeline.Examples(None, None, 0, '', (), 'none'), object()):
+        with pytest.raises(tf.errors.InternalError), encoded.input_errors(examples):
+            raise tf.errors.InternalError(None, None, 'of the machine')
+
+
+# --- folders -------------------------------------------------------------------------------------------------
+
+
+def test_files_of_every_kind_become_rgb_jpegs(tmp_path):
+    picture = Image.open(io.BytesIO(PICTURES[0][0]))
+    kinds = {'a.jpg': ('JPEG', 'RGB'), 'b.png': ('PNG', 'RGB'), 'c.png': ('PNG', 'RGBA'), 'd.png': ('PNG', 'P'),
+             'e.jpg': ('JPEG', 'CMYK'), 'f.jpg': ('JPEG', 'L'), 'g.webp': ('WEBP', 'RGB'), 'h.bmp': ('BMP', 'RGB'),
+             'i.gif': ('GIF', 'P')}
+    for name, (kind, mode) in kinds.items():
+        (tmp_path / name).write_bytes(encode(picture.convert(mode), kind))
+    paths = sorted(tmp_path.iterdir())
+    source = encoded.Files(paths, range(len(paths)))
+    jpegs, labels, boxes = source.load(tf.constant([8, 7, 6, 5, 4, 3, 2, 1, 0]))
+    assert labels.numpy().tolist() == [8, 7, 6, 5, 4, 3, 2, 1, 0] and boxes.to_list() == [[]] * 9
+    assert jpegs.numpy()[-1] == (tmp_path / 'a.jpg').read_bytes()
+    for path, jpeg in zip(paths[::-1], jpegs.numpy(), strict=True):
+        channels = 1 if path.name == 'f.jpg' else 3  # a grey JPEG stays as it is
+        shape = [picture.height, picture.width, channels]
+        assert tf.io.extract_jpeg_shape(jpeg).numpy().tolist() == shape, path
+        view = preprocessing.train_view(jpeg, tf.zeros([0, 4]), [1, 2], VIEWS)  # which takes nothing but JPEGs
+        assert view.shape == (16, 16, 3)
+        if path.name != 'f.jpg':
+            decoded = tf.io.decode_jpeg(jpeg).numpy().astype(int)
+            assert np.abs(decoded - np.asarray(picture)).mean() < 25, path
+    assert list(source.labels()) == list(range(9)) and source.groups.tolist() == [0] * 9
+
+
+def test_a_broken_file_is_named(tmp_path):
+    good, cut, text = (tmp_path / name for name in ('good.jpg', 'cut.jpg', 'text.png'))
+    good.write_bytes(PICTURES[0][0])
+    cut.write_bytes(PICTURES[0][0][:500])
+    text.write_text('no picture')
+    source = encoded.Files([good, cut, text], [0, 1, 2])
+    assert f"'{cut}' is no whole picture (cut off" in message_of(source.read, np.array([0, 1]))
+    assert f"'{text}' is no whole picture (no JPEG, PNG" in message_of(source.read, np.array([2]))
+    good.unlink()
+    assert f"'{good}' cannot be read (No such file or directory); put it back" in message_of(
+        source.read, np.array([0]))
+    assert str(source.fault).startswith(f"'{good}'")
+
+
+def test_a_log_line_before_what_takes_long(folder, monkeypatch):
+    lines = []
+    shards(folder, log=lines.append)
+    assert lines == []
+    write_shards(folder, PICTURES, 'test', 101)
+    for path in folder.glob('validation-*-of-00002'):
+        path.unlink()
+    encoded.Shards(encoded.find_shards(folder, 'test'), log=lines.append)
+    assert lines == [f'finding the records of 101 shards in {folder}']
