@@ -51,9 +51,10 @@ def define_flags():
     values = flags.FlagValues()
     for name, default, text in (
             ('pictures', None, 'Tar file or folder of JPEGs.'),
-            ('folder', None, 'Where to write, and afterwards remove; the temporary folder without it.'),
-            ('child', None, "Internal: 'ours', 'upstream' or 'build', to measure the folder in --pictures.")):
+            ('folder', None, 'Where to write, and afterwards remove; the temporary folder without it.')):
         flags.DEFINE_string(name, default, text, flag_values=values)
+    flags.DEFINE_enum('child', None, ['ours', 'upstream', 'build'], 'Internal: measure the folder in --pictures.',
+                      flag_values=values)
     for name, default, text in (
             ('count', 5000, 'Pictures.'), ('runs', 5, 'Of each way.'), ('num_threads', os.cpu_count(), 'Processes; one '
              'where rates are compared.'), ('synthetic', None, 'Measure with a tar of tars of so many pictures.'),
@@ -95,11 +96,19 @@ def _read_sample(path):
                 found = [tar.extractfile(member).read() for member in tar
                          if member.isreg() and member.name.lower().endswith(_SUFFIXES)]
     except (OSError, tarfile.TarError) as error:
-        raise UserError(f"--pictures '{path}' cannot be read ({error}); pass a tar file or folder of JPEGs") from None
-    sample = [data for data in found if data[:2] == b'\xff\xd8' and jpeg.inspect(data).is_rgb_jpeg]
+        reason = str(error).splitlines()[0].rstrip(':')
+        raise UserError(f"--pictures '{path}' cannot be read ({reason}); pass a tar file or folder of JPEGs") from None
+    sample = [data for data in found if _is_colour_jpeg(data)]
     if not sample:
         raise UserError(f"--pictures '{path}' has no colour JPEG; pass another")
     return sample
+
+
+def _is_colour_jpeg(data):
+    try:
+        return jpeg.inspect(data).is_rgb_jpeg
+    except ValueError:
+        return False
 
 
 def _copies(sample, count):

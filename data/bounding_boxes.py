@@ -24,6 +24,7 @@ import zlib
 import imagenet_tars
 
 from official_resnet.errors import UserError
+from official_resnet.resnet_flags import one_line
 
 _LARGEST = 1 << 20  # bytes of an XML file or another member; an official XML has about 1000
 _NO_END = 1 << 62
@@ -214,21 +215,26 @@ def _open(path):
 
 def main(argv):
     """Print the CSV of argv[1]; return the exit code."""
+    if {'-h', '--help'}.intersection(argv):
+        print(__doc__)
+        return 0
     if len(argv) not in (2, 3) or argv[1].startswith('-'):
-        print(__doc__, file=sys.stdout if {'-h', '--help'}.intersection(argv) else sys.stderr)
-        return 0 if {'-h', '--help'}.intersection(argv) else 1
+        given = ' '.join(argv[1:]) or 'nothing'
+        print(f'bounding_boxes: {one_line(given)} is not the tar file or folder of boxes, and perhaps SYNSETS, a list '
+              'of classes; pass these (--help tells more)', file=sys.stderr)
+        return 1
     try:
         lines, counts = read(argv[1], _synsets(argv[2]) if len(argv) == 3 else None)
         sys.stdout.buffer.writelines(line + b'\n' for line in lines)
         sys.stdout.flush()
     except UserError as error:
-        print(f'bounding_boxes: {error}', file=sys.stderr)
+        print(f'bounding_boxes: {one_line(error)}', file=sys.stderr)
         return 1
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        print(f'bounding_boxes: {error}', file=sys.stderr)
+        print(f'bounding_boxes: {one_line(error)}; mend that and run the same command again', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

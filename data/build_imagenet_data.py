@@ -37,6 +37,9 @@ def read_labels(path=None):
         return list(read_texts())
     labels = [line.strip() for line in _lines(path, 'labels_file')]
     labels = [label for label in labels if label]
+    nul = next((label for label in labels if '\0' in label), None)  # which no folder's name can have
+    if nul:
+        raise UserError(f"labels_file '{path}' has a NUL byte in {nul[:40]!r}; write a class a line")
     if not labels:
         raise UserError(f"labels_file '{path}' is empty; write a class a line")
     label, count = collections.Counter(labels).most_common(1)[0]

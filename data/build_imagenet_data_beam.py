@@ -112,7 +112,7 @@ def _build(job, pictures, options, arguments, temp_dir):
     fingerprint = shards.fingerprint(pictures, options, job.num_shards)  # either builder knows what the other built
     manifest = job.read_json(job.manifest_path)
     for kept, where in ((manifest, job.manifest_path), (job.read_json(f'{job.folder}/job.json'), job.folder)):
-        if kept and kept['fingerprint'] != fingerprint:
+        if kept and kept.get('fingerprint') != fingerprint:
             raise UserError(f"'{where}' is of a build of other pictures or options; give those again, or delete it and "
                             f"'{job.output_dir}/{job.name}-*' to start over, or pass another --output_directory")
     if manifest and all(job.size(entry['name']) == entry['bytes'] for entry in manifest['shards']):

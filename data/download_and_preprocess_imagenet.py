@@ -96,9 +96,6 @@ def define_flags():
 
 def main(argv):
     """Run with the arguments `argv` (program name first); return the exit code."""
-    if len(argv) < 2:
-        print(__doc__, file=sys.stderr)
-        return 1
     return resnet_flags.run_program(argv, __doc__, define_flags(), _run)
 
 

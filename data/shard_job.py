@@ -129,7 +129,7 @@ class Job:
         return False
 
     def _refuse(self, fingerprint, kept, where):
-        if kept and kept['fingerprint'] != fingerprint:
+        if kept and kept.get('fingerprint') != fingerprint:
             raise UserError(f"'{where}' is of a build of other pictures or options; give those again, or delete it and "
                             f"'{self.output_dir / self.name}-*' to start over, or pass another --output_directory")
 

@@ -7,15 +7,22 @@ Where to find things:
     tutorial_resnet   a tutorial's block and net; basic against bottleneck blocks
     layers            the fused BatchNormalization, folding it into convolutions
     records           bytes <-> (image, label)
+    tfrecords         TFRecord files, written, indexed and read at any place without TensorFlow
+    jpeg              what the bytes of a picture are; odd pictures -> RGB JPEG
+    encoded           pictures that stay on the disk until a batch needs them: shards, folders
+    tfds_builders     data sets of tensorflow_datasets
     synthetic         drawn pictures, a data set that needs no download
     image_folder      own pictures, a folder a class
-    preprocessing     image -> image
+    preprocessing     image -> image; crops of encoded pictures
     input_pipeline    data set -> batched tf.data
     optimizers        SGD with coupled L2, schedules in epochs
     callbacks         progress, metrics as JSON lines, benchmark log
     checkpoints       the atomic training checkpoint
     train_config      TrainConfig: everything that decides the course of a training
-    resnet_run_loop   train(), evaluate(), exact resume
+    resnet_run_loop   train(), evaluate(), exact resume, several workers
+    steps             the compiled functions of the loop
+    workers           who trains together; a launcher of several on one machine
+    evaluation        accuracy class by class, what is taken for what
     transfer          weights of another net, what is trainable, heads
     feature_cache     a frozen backbone's features, computed once
     cards             what a net's input and outputs mean, beside its .keras file

@@ -58,7 +58,7 @@ def decode(dtype, resnet_size, batch_size, folder):
         pictures = rows.map(lambda i: tf.io.decode_jpeg(contents[i % len(contents)], channels=3), tf.data.AUTOTUNE)
         return pictures.map(tf.size)  # so that Python is not handed the pictures
 
-    return {'jpeg': lambda steps: [None for _ in pipeline(steps).batch(batch_size)]}
+    return {'jpeg': _running(lambda steps: pipeline(steps).batch(batch_size))}
 
 
 def pillow(dtype, resnet_size, batch_size, folder):
@@ -131,4 +131,16 @@ def training_batches(resize, batch_size, steps, folder):
 def _batches(resize, batch_size, folder):
     devices.start_tensorflow()
     pipeline = functools.cache(lambda steps: training_batches(resize, batch_size, steps, folder))
-    return {'jpeg': lambda steps: [None for _ in pipeline(steps)]}
+    return {'jpeg': _running(pipeline)}
+
+
+def _running(pipeline):
+    """Return the function (steps) that draws all batches of pipeline(steps), a tf.data.Dataset."""
+    iterators = []  # kept: the end of one waits for tf.data's tuning thread, which sleeps for seconds
+
+    def run(steps):
+        iterators.append(iter(pipeline(steps)))
+        for _ in iterators[-1]:
+            pass
+
+    return run

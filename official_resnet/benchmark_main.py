@@ -6,6 +6,8 @@
     python benchmark_main.py --measure=build      # ResNet-50s built a second, beside keras.applications
     python benchmark_main.py --measure=jpeg --image_folder=DIR  # training input of 224x224 from JPEGs, beside PyTorch's
                                                   # DataLoader and decoding alone, on one core and on all
+    python benchmark_main.py --measure=workers    # two workers that share the cores, beside one process with all
+    python benchmark_main.py --measure=save       # what checkpoints cost of the training time
 
 Each system lives in a process of its own and all take turns, one at a time, so that a machine that is faster or
 slower for a while is so for all: read the ratios. What is not installed is left out: pip install -e '.[parity]'.
@@ -21,19 +23,21 @@ import tempfile
 
 from absl import flags
 
-from official_resnet import benchmark_inference, benchmark_input, devices, resnet_flags
+from official_resnet import benchmark_inference, benchmark_input, benchmark_workers, devices, resnet_flags
 from official_resnet.errors import UserError
 
 SYSTEMS = ('ours', 'keras', 'torch')
 MEASURES = ('input', 'forward', 'train', 'inference', 'build')
-OTHER_MEASURES = ('jpeg',)  # not without being asked for: it needs pictures
+OTHER_MEASURES = ('jpeg', 'workers', 'save')  # not without being asked for
+SAVE_MINUTES, EPOCH_IMAGES = 10, 50_000  # checkpoints of a training at its defaults: between two, and of CIFAR's epoch
 INFERENCE_SIZE, INFERENCE_BATCH = 50, 8
 
 
 def define_flags():
     """Return the flags, in a set of their own."""
     values = flags.FlagValues()
-    flags.DEFINE_integer('resnet_size', 32, 'Layers: 6n+2.', 8, short_name='rs', flag_values=values)
+    flags.DEFINE_integer('resnet_size', 32, 'Layers: 6n+2.', 8, resnet_flags.MAX_LAYERS, short_name='rs',
+                         flag_values=values)
     flags.DEFINE_integer('batch_size', 128, 'Images a step.', 1, short_name='bs', flag_values=values)
     flags.DEFINE_integer('runs', 7, 'Counted turns of each system.', 1, flag_values=values)
     flags.DEFINE_integer('steps', 10, 'Steps of a turn (input: 20 times as many).', 1, flag_values=values)
@@ -103,7 +107,7 @@ def measure_in_turns(systems, dtype, measures, values, cores=None, size=None, ba
             workers.append(Worker(system, dtype, size, batch_size, cores, folder))
         for measure in measures:
             steps = values.steps * (20 if measure == 'input' else 1)  # a batch of input takes milliseconds
-            items = 1 if measure == 'build' else batch_size
+            items = 1 if measure in ('build', 'save') else batch_size
             rates = {worker.name: [] for worker in workers}
             for run in range(-1, values.runs):
                 for worker in workers:
@@ -119,6 +123,9 @@ def measure_in_turns(systems, dtype, measures, values, cores=None, size=None, ba
 
 def run_benchmark(values):
     """Measure what the flags ask for, print the table."""
+    output = os.path.expanduser(values.output_json or '')
+    if output and (os.path.isdir(output) or not os.path.isdir(os.path.dirname(output) or '.')):
+        raise UserError(f"output_json '{output}' is no file in a folder that is there; pass another")
     if 'jpeg' in values.measure:
         benchmark_input.list_files(values.image_folder)  # before the others take their time
     systems = [system for system in SYSTEMS if system in values.system and _is_installed(system, ('torch',))]
@@ -138,13 +145,18 @@ def run_benchmark(values):
                                     size=INFERENCE_SIZE, batch_size=INFERENCE_BATCH)
     if 'jpeg' in values.measure:
         results += _measure_jpeg(values)
-    print(format_table(results))
+    sentences = []
+    if 'workers' in values.measure:
+        results += _measure_workers(values, sentences)
+    if 'save' in values.measure:
+        results += _measure_saves(values, sentences)
+    print('\n'.join([format_table(results), *sentences]))
     machine = describe_machine()
     print(f'\nResNet-{values.resnet_size}, batch {values.batch_size}, {values.runs} runs of {values.steps} steps, '
           f'input on one core; '
           f'inference ResNet-{INFERENCE_SIZE}, batch {INFERENCE_BATCH}, 224x224; {machine}')
     if values.output_json:
-        with open(os.path.expanduser(values.output_json), 'w', encoding='utf-8') as file:
+        with open(output, 'w', encoding='utf-8') as file:
             rows = [{'measure': measure, 'dtype': dtype, 'images_per_second': rates}
                     for measure, dtype, rates in results]
             json.dump({'flags': values.flag_values_dict(), 'machine': machine, 'results': rows}, file, indent=1)
@@ -159,6 +171,35 @@ def _measure_jpeg(values):
     for name, chosen in (('jpeg', {min(cores)}), ('jpeg all', cores))[:len(cores)]:
         results += [(name, dtype, rates) for _, dtype, rates in measure_in_turns(
             systems, 'fp32', ['jpeg'], values, chosen)]
+    return results
+
+
+def _measure_workers(values, sentences):
+    """Return the results of 'workers'; add to the sentences how they compare."""
+    results = []
+    for dtype in values.dtype:
+        results += measure_in_turns(['workers:several', 'workers:one'], dtype, ['workers'], values)
+        rates = results[-1][2]
+        share = statistics.median(a / b for a, b in zip(rates['several'], rates['one'], strict=True))
+        sentences.append(f'{dtype}: {benchmark_workers.COUNT} workers reach {share:.0%} of the images/s of one process')
+    return results
+
+
+def _measure_saves(values, sentences):
+    """Return the results of 'save'; add to the sentences what share of a training at its defaults they take."""
+    results = []
+    for size, batch_size in ((values.resnet_size, values.batch_size), (INFERENCE_SIZE, INFERENCE_BATCH)):
+        (_, _, saves), = measure_in_turns(['save:seconds'], 'fp32', ['save'], values, size=size, batch_size=batch_size)
+        results.append(('save', 'fp32', {f'resnet{size}': saves['seconds']}))
+        seconds = statistics.median(1 / rate for rate in saves['seconds'])
+        text = (f'ResNet-{size}: {seconds:.3f} s a checkpoint; every {SAVE_MINUTES} minutes that is '
+                f'{seconds / (60 * SAVE_MINUTES):.3%} of the time')
+        if size == values.resnet_size:
+            (_, _, rates), = measure_in_turns(['workers:one'], 'fp32', ['workers'], values)
+            results.append(('workers', 'fp32', rates))
+            epoch = EPOCH_IMAGES / statistics.median(rates['one'])
+            text += f', after each epoch of {EPOCH_IMAGES} images ({epoch:.0f} s here) {seconds / epoch:.3%}'
+        sentences.append(text)
     return results
 
 

@@ -9,7 +9,7 @@ Between two lines it sleeps in a read, so that the system under measurement has 
 import sys
 import time
 
-from official_resnet import benchmark_inference, benchmark_input, devices
+from official_resnet import benchmark_inference, benchmark_input, benchmark_workers, devices
 
 NUM_EPOCHS = 10 ** 6  # of input: more than any benchmark takes
 
@@ -82,7 +82,8 @@ def _forward(model, images):
 def main():
     """Build, say 'ready', then serve lines of 'MEASURE STEPS' until the input ends."""
     system, dtype, resnet_size, batch_size, *folder = sys.argv[1:]
-    systems = {'ours': ours, 'keras': keras, 'torch': torch} | benchmark_inference.SYSTEMS | benchmark_input.SYSTEMS
+    systems = {'ours': ours, 'keras': keras, 'torch': torch}
+    systems |= benchmark_inference.SYSTEMS | benchmark_input.SYSTEMS | benchmark_workers.SYSTEMS
     measures = systems[system](dtype, int(resnet_size), int(batch_size), *folder)
     print('ready', flush=True)
     for line in sys.stdin:

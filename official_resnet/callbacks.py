@@ -116,7 +116,7 @@ def read_metrics(path):
     """Return the lines of a metrics.jsonl as dicts; a last line that a kill cut short is left out."""
     lines = []
     if pathlib.Path(path).is_file():
-        for text in pathlib.Path(path).read_text(encoding='utf-8').splitlines():
+        for text in pathlib.Path(path).read_text(encoding='utf-8', errors='replace').splitlines():
             try:
                 lines.append(json.loads(text))
             except json.JSONDecodeError:

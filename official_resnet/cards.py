@@ -116,7 +116,8 @@ def with_names(card, path):
     try:
         names = tuple(pathlib.Path(path).expanduser().read_text(encoding='utf-8-sig').splitlines())
     except OSError as error:
-        raise UserError(f"cannot read the names of the classes in '{path}': {error.strerror}") from error
+        raise UserError(f"cannot read the names of the classes in '{path}': {error.strerror}; "
+                        'pass a file with the name of a class on each line') from error
     except UnicodeDecodeError as error:
         raise UserError(f"'{path}' is no text in UTF-8; pass a file with the name of a class on each line") from error
     if len(names) != card.num_classes:

@@ -5,10 +5,12 @@ optimizer's variables by name, and the loop's state as JSON. It is written besid
 flushed to the disk and renamed, so that a kill, a crash or a full disk leaves the last one intact.
 """
 import errno
+import fcntl
 import json
 import os
 import pathlib
 import shutil
+import socket
 import zipfile
 
 import numpy as np
@@ -16,6 +18,7 @@ import numpy as np
 from official_resnet.errors import UserError
 
 _STATE = 'state.json'
+_LOCK = '.lock'
 
 
 def save(folder, step, arrays, state, max_to_keep=5):
@@ -46,7 +49,8 @@ def save(folder, step, arrays, state, max_to_keep=5):
         _sync_folder(folder)
     except OSError as error:
         part.unlink(missing_ok=True)
-        remedy = 'free some space' if error.errno == errno.ENOSPC else 'make it writable'
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = 'free some space' if is_full else 'make it writable'
         raise UserError(f'cannot write checkpoint {path}: {error.strerror}; {remedy} and run the same '
                         'command again, it continues from the last checkpoint') from error
     for old in files(folder)[:-max_to_keep]:
@@ -101,14 +105,45 @@ def clean(model_dir):
     """Delete what earlier runs left in model_dir; refuse a folder that is no model_dir.
 
     Raises:
-        UserError: the folder holds something, but no checkpoints and no config.json.
+        UserError: the folder holds something, but no checkpoints and no config.json; or another job is there.
     """
     folder = pathlib.Path(model_dir)
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or not any(path.name != _LOCK for path in folder.iterdir()):
         return
     if not (folder / 'checkpoints').is_dir() and not (folder / 'config.json').is_file():
         raise UserError(f'--clean: {folder} holds no checkpoints and no config.json; delete it by hand if you mean it')
-    shutil.rmtree(folder)
+    with lock(folder):
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != _LOCK:
+                path.unlink()
+
+
+def lock(model_dir):
+    """Keep other jobs out of model_dir until the returned file is closed, at the latest when this process ends.
+
+    Raises:
+        UserError: another job is there, or nothing can be written.
+    """
+    path = pathlib.Path(model_dir) / _LOCK
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, 'a+', encoding='utf-8')
+    except OSError as error:
+        raise UserError(f"cannot write into model_dir '{model_dir}': {error.strerror}; make it writable, or pass "
+                        'another --model_dir') from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        owner = file.read().strip() or 'another process'
+        file.close()
+        raise UserError(f"model_dir '{model_dir}' is in use by {owner}; wait for it, or pass another "
+                        '--model_dir') from None
+    file.truncate(0)
+    print(f'process {os.getpid()} on {socket.gethostname()}', file=file, flush=True)
+    return file
 
 
 def write_text(path, text):

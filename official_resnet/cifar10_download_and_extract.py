@@ -7,6 +7,7 @@
 About 170 MB to download, as much again on disk. Size and MD5 are checked, an interrupted download continues
 where it stopped, and a data set that is complete is left alone.
 """
+import re
 import signal
 import sys
 
@@ -29,6 +30,10 @@ def define_flags():
                         flag_values=values)
     flags.register_multi_flags_validator(['archive', 'url'], lambda v: v['archive'] is None or v['url'] is None,
                                          '--archive and --url exclude each other', values)
+    flags.register_multi_flags_validator(  # before a download; a local archive is compared at once
+        ['md5', 'archive'],
+        lambda v: v['md5'] is None or v['archive'] or re.fullmatch('[0-9a-fA-F]{32}', v['md5'].strip()),
+        '--md5 must be 32 hexadecimal digits', values)
     return values
 
 

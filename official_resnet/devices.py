@@ -6,6 +6,7 @@ import platform
 import sys
 import tempfile
 
+from official_resnet import workers
 from official_resnet.errors import UserError
 
 
@@ -45,18 +46,24 @@ def best_data_format():
     return 'channels_first' if has_gpu() else 'channels_last'
 
 
-def make_strategy(num_gpus, distribution_strategy, batch_size):
+def make_strategy(num_gpus, distribution_strategy, batch_size, all_reduce_alg=None):
     """Return the tf.distribute.Strategy of these flags.
 
     Args:
         num_gpus: None takes one if there is one, -1 all.
-        distribution_strategy: 'off', 'default' (by num_gpus), 'one_device' or 'mirrored'.
+        distribution_strategy: 'off', 'default' (by num_gpus), 'one_device', 'mirrored', or 'multi_worker_mirrored', for
+            which this must be the first thing that is asked of TensorFlow (workers.configure comes before).
         batch_size: images a step, over all devices.
+        all_reduce_alg: 'ring' or 'nccl'; None is TensorFlow's choice.
 
     Raises:
         UserError: more GPUs asked for than are there, or a batch that does not divide by them.
     """
     import tensorflow as tf
+    if distribution_strategy == 'multi_worker_mirrored':
+        strategy = _multi_worker(all_reduce_alg)
+        _require_even(batch_size, strategy.num_replicas_in_sync)
+        return strategy
     gpus = tf.config.list_logical_devices('GPU')
     count = min(len(gpus), 1) if num_gpus is None else len(gpus) if num_gpus == -1 else num_gpus
     if count > len(gpus):
@@ -66,24 +73,45 @@ def make_strategy(num_gpus, distribution_strategy, batch_size):
         raise UserError(f"num_gpus={count} needs --distribution_strategy=mirrored, not 'off'")
     if distribution_strategy == 'mirrored' or (distribution_strategy == 'default' and count > 1):
         devices = gpus[:count] or tf.config.list_logical_devices('CPU')
-        strategy = _mirrored(tuple(device.name for device in devices))
+        strategy = _mirrored(tuple(device.name for device in devices), all_reduce_alg)
     elif distribution_strategy == 'off':
         strategy = tf.distribute.get_strategy()
     else:
         strategy = tf.distribute.OneDeviceStrategy('GPU:0' if count else 'CPU:0')
-    replicas = strategy.num_replicas_in_sync
+    _require_even(batch_size, strategy.num_replicas_in_sync)
+    return strategy
+
+
+def _require_even(batch_size, replicas):
     if batch_size % replicas:
         nearest = max(batch_size // replicas, 1) * replicas
         raise UserError(f'batch_size={batch_size} does not divide by {replicas} devices; '
                         f'try --batch_size={nearest}')
-    return strategy
 
 
 @functools.lru_cache
-def _mirrored(devices):
+def _mirrored(devices, all_reduce_alg):
     """Return the one MirroredStrategy of these devices: a second would number its collective ops from the start."""
     import tensorflow as tf
-    return tf.distribute.MirroredStrategy(devices)
+    ops = {'nccl': tf.distribute.NcclAllReduce, 'ring': tf.distribute.HierarchicalCopyAllReduce}
+    return tf.distribute.MirroredStrategy(devices, ops[all_reduce_alg]() if all_reduce_alg else None)
+
+
+@functools.lru_cache
+def _multi_worker(all_reduce_alg):
+    """Return the one strategy of the workers of TF_CONFIG."""
+    import tensorflow as tf
+    implementation = tf.distribute.experimental.CommunicationImplementation
+    options = tf.distribute.experimental.CommunicationOptions(
+        implementation={'ring': implementation.RING, 'nccl': implementation.NCCL, None: implementation.AUTO}[
+            all_reduce_alg])
+    workers.meet()
+    with workers.watched(), hidden_stderr():
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+        except (tf.errors.OpError, RuntimeError) as error:  # one came, and ended before it began
+            fault = str(error).splitlines()[0][:200]
+    raise UserError(f'the workers cannot join: {fault}; start all workers again')
 
 
 def machine_info():

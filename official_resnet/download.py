@@ -164,8 +164,8 @@ def fetch(url, path, size=None, md5=None, remedy=LOCAL_COPY, authorization=None)
     """
     path = Path(path)
     part = path.with_name(path.name + '.part')
-    if urllib.parse.urlsplit(url).scheme not in ('http', 'https'):
-        raise UserError(f"url '{url}' is not an http or https address: correct it, or {remedy}")
+    if _split(url).scheme not in ('http', 'https') or not url.isascii():
+        raise UserError(f"url '{url}' is not an http or https address in ASCII: correct it, or {remedy}")
     missing = (size or 0) - max(_size(part), 0)
     with _disk_errors(path.parent, missing):
         _require_space(path.parent, missing)
@@ -219,6 +219,14 @@ def extract(archive, data_dir, dataset):
     return folder
 
 
+def _split(url):
+    """Return the parts of an address, all empty if it cannot be split."""
+    try:
+        return urllib.parse.urlsplit(url)
+    except ValueError:
+        return urllib.parse.urlsplit('')
+
+
 def _complete_folder(row, data_dir):
     for folder in (data_dir / row.folder, data_dir):
         if all(_size(folder / name) == size for name, size in row.files.items()):
@@ -251,7 +259,7 @@ def _local_archive(archive, md5):
     """Return the path of a user's archive, given as a path or a file:// URL."""
     archive = str(archive)
     if archive.startswith('file:'):
-        archive = urllib.request.url2pathname(urllib.parse.urlsplit(archive).path)
+        archive = urllib.request.url2pathname(_split(archive).path)
     path = Path(os.path.expanduser(archive))
     if _size(path) < 0:
         raise UserError(f"archive '{archive}' {'is no file' if path.exists() else 'does not exist'}: "
@@ -303,7 +311,7 @@ def _download_files(dataset, data_dir):
 def _download_rest(url, part, size, remedy, authorization):
     """Add to `part` what it lacks; raise one of DROPPED if the server stops early."""
     offset = max(_size(part), 0)
-    if offset == size:
+    if _size(part) == size:
         return
     with _open(url, offset, remedy, authorization) as response:
         resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT

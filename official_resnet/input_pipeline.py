@@ -276,7 +276,7 @@ def steps_per_epoch(num_images, batch_size):
 
 
 def batches(examples, batch_size, *, training, seed=0, first_step=0, num_epochs=1, augment=True, flip=True,
-            view=None):
+            view=None, share=(0, 1)):
     """Make batches of (images float32 [b, *examples.input_shape], labels int32 [b]).
 
     Training: step s of the run (counted from 0 over all epochs) is a pure function of (seed, s); the epochs
@@ -298,6 +298,8 @@ def batches(examples, batch_size, *, training, seed=0, first_step=0, num_epochs=
         flip: whether it flips; digits are others in the mirror.
         view: for evaluation of encoded pictures, in place of preprocessing.test_view: string [] -> [h, w, c] or, for
             several images with one label, [k, h, w, c].
+        share: (i, n), the i-th of n equal parts of every batch, for worker i of n; where evaluation's last batch has
+            too few pictures for that, the rest is filled with some of label -1.
 
     Returns:
         tf.data.Dataset with a known cardinality.
@@ -308,24 +310,27 @@ def batches(examples, batch_size, *, training, seed=0, first_step=0, num_epochs=
     if batch_size < 1:
         raise errors.UserError(f'batch_size {batch_size} is too small; pass 1 or more')
     if isinstance(examples, encoded.EncodedExamples):
-        return _encoded_batches(examples, batch_size, training, seed, first_step, num_epochs, augment, flip, view)
+        return _encoded_batches(examples, batch_size, training, seed, first_step, num_epochs, augment, flip, view,
+                                share)
     normalize = preprocessing.NORMALIZATIONS[examples.normalization]
     input_size = examples.input_shape[:2]
     with tf.device('CPU:0'):  # held once, captured by reference; a GPU has no use for it
         images, labels = tf.constant(examples.images), tf.constant(examples.labels)
 
     def train_batch(step, rows):
+        rows, first = _part(rows, share)
         pictures = tf.gather(images, rows)
         if augment:
-            seeds = tf.stack([seed, step])
-            pictures = preprocessing.pad_crop_flip(pictures, seeds, flip=flip, size=examples.input_size)
+            seeds, part = tf.stack([seed, step]), (first, batch_size)
+            pictures = preprocessing.pad_crop_flip(pictures, seeds, flip=flip, size=examples.input_size, part=part)
         else:
             pictures = preprocessing.pad_to(pictures, *input_size)
         return normalize(pictures), tf.gather(labels, rows)
 
     def test_batch(start):
-        pictures = preprocessing.pad_to(images[start : start + batch_size], *input_size)
-        return normalize(pictures), labels[start : start + batch_size]
+        rows, is_filling = _test_rows(start, batch_size, examples.num_images, share)
+        pictures = preprocessing.pad_to(tf.gather(images, rows), *input_size)
+        return normalize(pictures), tf.where(is_filling, -1, tf.gather(labels, rows))
 
     if training:
         steps = _steps_and_rows(examples.num_images, batch_size, seed, first_step, num_epochs)
@@ -336,15 +341,22 @@ def batches(examples, batch_size, *, training, seed=0, first_step=0, num_epochs=
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
-def _encoded_batches(examples, batch_size, training, seed, first_step, num_epochs, augment, flip, view):
+def _encoded_batches(examples, batch_size, training, seed, first_step, num_epochs, augment, flip, view,
+                     share):
     """Return `batches` of EncodedExamples."""
     normalize = preprocessing.NORMALIZATIONS[examples.normalization]
     views, source, parallel = examples.views, examples.source, tf.data.AUTOTUNE
 
     def load(step, rows):
+        rows, first = _part(rows, share)
         jpegs, labels, boxes = source.load(rows)
-        numbers = step * batch_size + tf.range(tf.shape(rows, tf.int64)[0])  # of a picture in the whole training
+        numbers = step * batch_size + first + tf.range(tf.shape(rows, tf.int64)[0])  # of a picture in the training
         return jpegs, labels + examples.label_shift, boxes, numbers
+
+    def load_test(start):
+        rows, is_filling = _test_rows(start, batch_size, examples.num_images, share)
+        jpegs, labels, boxes = source.load(rows)
+        return jpegs, tf.where(is_filling, -1, labels + examples.label_shift), boxes, rows
 
     def see(picture, label, boxes, number):
         if training and augment:
@@ -354,15 +366,32 @@ def _encoded_batches(examples, batch_size, training, seed, first_step, num_epoch
     if training:
         steps = _steps_and_rows(examples.num_images, batch_size, seed, first_step, num_epochs, examples.groups)
     else:
-        starts = tf.data.Dataset.range(0, examples.num_images, batch_size)
-        steps = starts.map(lambda start: (start, tf.range(start, tf.minimum(start + batch_size, examples.num_images))))
-    pictures = steps.map(load, parallel, deterministic=True).unbatch().map(see, parallel, deterministic=True)
-    batched = pictures.batch(batch_size, drop_remainder=training, num_parallel_calls=parallel, deterministic=True)
+        steps = tf.data.Dataset.range(0, examples.num_images, batch_size)
+    loaded = steps.map(load if training else load_test, parallel, deterministic=True)
+    pictures = loaded.unbatch().map(see, parallel, deterministic=True)
+    batched = pictures.batch(batch_size // share[1], drop_remainder=training, num_parallel_calls=parallel,
+                             deterministic=True)
     count = steps.cardinality()
     shape = (-1, *pictures.element_spec[0].shape[-3:])  # several views of a picture become images of their own
     normalized = batched.map(lambda images, labels: (normalize(tf.reshape(images, shape)), labels), parallel,
                              deterministic=True)
     return normalized.apply(tf.data.experimental.assert_cardinality(count)).prefetch(parallel)
+
+
+def _part(rows, share):
+    """Return (the part of a batch's rows that is a worker's share, the place of its first in the batch)."""
+    size = rows.shape[0] // share[1]
+    return rows[share[0] * size:(share[0] + 1) * size], share[0] * size
+
+
+def _test_rows(start, batch_size, num_images, share):
+    """Return (rows int64 [b] of a share of the evaluation batch from `start`, bool [b]: which only fill it)."""
+    if share[1] == 1:
+        rows = tf.range(start, tf.minimum(start + batch_size, num_images))
+        return rows, tf.zeros_like(rows, tf.bool)
+    size = batch_size // share[1]
+    rows = start + share[0] * size + tf.range(size, dtype=tf.int64)
+    return tf.minimum(rows, num_images - 1), rows >= num_images
 
 
 def encoded_pictures(examples, batch_size):

@@ -1,9 +1,30 @@
 """Keras layers that Keras lacks or runs slowly, and what turns them into stock ones."""
 import collections
+import contextlib
+import threading
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+_replica = threading.local()  # of a replica: MirroredStrategy has a thread for each
+
+
+@contextlib.contextmanager
+def across_replicas(synchronized):
+    """Make BN in training know of the other replicas.
+
+    Inside, moving statistics are left alone; those of the batch are collected in the list that this yields, as
+    (variable, value, momentum), for whoever makes the same of them on every replica.
+
+    Args:
+        synchronized: also normalise by the statistics of the batches of all replicas, which are of one size.
+    """
+    _replica.updates, _replica.is_synchronized = [], synchronized
+    try:
+        yield _replica.updates
+    finally:
+        _replica.updates, _replica.is_synchronized = None, False
 
 
 @keras.saving.register_keras_serializable(package='official_resnet')
@@ -26,6 +47,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if needs_transpose:  # the CPU kernel knows NHWC only
             inputs = tf.transpose(inputs, [0, 2, 3, 1])  # [n, c, h, w] -> [n, h, w, c]
         is_training = bool(training and self.trainable)
+        if is_training and getattr(_replica, 'is_synchronized', False):
+            outputs = self._call_synchronized(inputs, 1 if is_channels_first and not needs_transpose else 3)
+            return tf.transpose(outputs, [0, 3, 1, 2]) if needs_transpose else outputs
         moving_mean = tf.convert_to_tensor(self.moving_mean)
         moving_variance = tf.convert_to_tensor(self.moving_variance)
         empty = tf.zeros([0], tf.float32)
@@ -39,7 +63,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
             data_format='NCHW' if is_channels_first and not needs_transpose else 'NHWC',
             is_training=is_training)
         if is_training:
-            self._update_moving_statistics(mean, variance, tf.size(inputs) // tf.size(mean))
+            # The kernel returns the unbiased variance, sum / (count - 1); Keras averages the biased one.
+            count = tf.cast(tf.size(inputs) // tf.size(mean), tf.float32)
+            self._update_moving_statistics(mean, variance * (tf.maximum(count - 1, 1) / count))
         return tf.transpose(outputs, [0, 3, 1, 2]) if needs_transpose else outputs
 
     def _is_fusable(self, inputs, mask):
@@ -48,12 +74,31 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 and self.moving_mean.dtype == 'float32'
                 and not self.synchronized and not self.renorm)
 
-    def _update_moving_statistics(self, mean, variance, count):
-        # The kernel returns the unbiased variance, sum / (count - 1); Keras averages the biased one.
-        count = tf.cast(count, tf.float32)
-        variance = variance * (tf.maximum(count - 1, 1) / count)
+    def _call_synchronized(self, inputs, channel_axis):
+        """Normalise 4-D inputs by the statistics of the batches of all replicas."""
+        values = tf.cast(inputs, tf.float32)
+        mean, variance = tf.nn.moments(values, [axis for axis in range(4) if axis != channel_axis], keepdims=True)
+        # The variance of equal parts is the mean of theirs and the variance of their means: no small difference of
+        # large numbers but between the parts.
+        mean, variance, square = tf.distribute.get_replica_context().all_reduce(
+            tf.distribute.ReduceOp.MEAN, [mean, variance, tf.square(mean)])
+        variance += tf.maximum(square - tf.square(mean), 0)
+        scale = tf.math.rsqrt(variance + self.epsilon)
+        if self.scale:
+            scale *= tf.reshape(self.gamma, mean.shape)
+        outputs = (values - mean) * scale
+        if self.center:
+            outputs += tf.reshape(self.beta, mean.shape)
+        self._update_moving_statistics(tf.reshape(mean, [-1]), tf.reshape(variance, [-1]))
+        return tf.cast(outputs, inputs.dtype)
+
+    def _update_moving_statistics(self, mean, variance):
+        updates = getattr(_replica, 'updates', None)
         for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            moving.assign(tf.convert_to_tensor(moving) * self.momentum + batch * (1 - self.momentum))
+            if updates is None:
+                moving.assign(tf.convert_to_tensor(moving) * self.momentum + batch * (1 - self.momentum))
+            else:
+                updates.append((moving, batch, self.momentum))
 
 
 def to_stock(model):

@@ -10,7 +10,7 @@ import tensorflow as tf
 from official_resnet import errors
 
 
-def pad_crop_flip(images, seed, pad=4, flip=True, size=None):
+def pad_crop_flip(images, seed, pad=4, flip=True, size=None, part=None):
     """Pad each picture with zeros, crop it back to its size anywhere, mirror it half of the time.
 
     Each picture has its own offsets and its own coin. He et al. 2015, arXiv:1512.03385, Sec. 4.2.
@@ -21,6 +21,8 @@ def pad_crop_flip(images, seed, pad=4, flip=True, size=None):
         pad: zeros on every side, pixels.
         flip: whether to mirror at all.
         size: height and width of the crop; None crops to h x w.
+        part: (first, total) where `images` are a part of a batch: the first's place in it, and its pictures. They
+            get what they would get in the whole.
 
     Returns:
         Pictures of the type of `images`, [b, size, size, c] or [b, h, w, c].
@@ -30,8 +32,10 @@ def pad_crop_flip(images, seed, pad=4, flip=True, size=None):
     if min(last_top, last_left) < 0:
         raise ValueError(f'pictures of {height} x {width} padded by {pad} hold no crop of {size} x {size}')
     bits = tf.random.stateless_uniform(
-        [3, tf.shape(images)[0]], seed, minval=None, maxval=None, dtype=tf.int32, alg='philox'
+        [3, part[1] if part else tf.shape(images)[0]], seed, minval=None, maxval=None, dtype=tf.int32, alg='philox'
     )
+    if part:
+        bits = bits[:, part[0]:part[0] + tf.shape(images)[0]]
     # 2**32 is no multiple of the number of offsets: of 9 (pad 4), some are more frequent by 1 in 500 million.
     tops, lefts, coins = tf.unstack(tf.math.floormod(bits, [[last_top + 1], [last_left + 1], [2]]))
     flips = tf.logical_and(tf.equal(coins, 1), flip)

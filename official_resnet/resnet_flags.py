@@ -3,6 +3,8 @@
 Nothing here imports TensorFlow until the flags have been read, so that --help and a wrong flag answer
 at once. Flags live in a FlagValues of their own: importing a program defines none.
 """
+import contextlib
+import math
 import os
 import sys
 
@@ -30,6 +32,11 @@ OBSOLETE = (
     ('tf_data_experimental_slack', None, 'the input prefetches as needed'),
 )
 _OBSOLETE_SWITCHES = ('multi_gpu', 'use_train_and_evaluate', 'tf_data_experimental_slack')
+MAX_INTEGER = 2 ** 31 - 1  # of counts: TensorFlow keeps some in 32 bits
+MAX_THREADS = 4096
+MAX_LAYERS = 10_000
+MAX_CLASSES = 1_000_000
+MAX_IMAGE_SIZE = 4096  # pixels a side
 SPEC_FLAGS = {'resnet_size': 'group_blocks', 'resnet_version': 'version', 'shortcut': 'shortcut',
               'bn_momentum': 'bn_momentum'}  # flag -> the field of ResNetSpec that it decides
 
@@ -56,7 +63,7 @@ def define_run_flags(values, data_dir, model_dir):
     define.string('image_folder', None, 'Train on own pictures: a folder with a subfolder for each class, or with '
                   'such folders train and test (or val, validation).')
     define.integer('image_size', None, 'Height and width that pictures of any size are cut and resized to; '
-                   'for ImageNet in training.', None, 8)
+                   'for ImageNet in training.', None, 8, MAX_IMAGE_SIZE)
     define.number('validation_fraction', None, 'Of each class of image_folder, set aside for testing, by --seed; '
                   '0.1. A folder that has a test folder uses that.', None, 0, 1)
     define.boolean('download', True, 'Fetch a data set that is missing; --nodownload forbids it.')
@@ -67,7 +74,7 @@ def define_model_flags(values, sizes=None, is_size=None, versions=('1', '2')):
     """Define what network to train. `sizes` says what `is_size` accepts; without, the net has one size."""
     define = _Definer(values)
     if sizes:
-        define.integer('resnet_size', None, f'Layers: {sizes}.', 'rs', 1)
+        define.integer('resnet_size', None, f'Layers: {sizes}.', 'rs', 1, MAX_LAYERS)
         flags.register_validator('resnet_size', lambda size: size is None or is_size(size), f'must be {sizes}', values)
     middle = '1.5 the same with the stride in the 3x3 convolution, ' if '1.5' in versions else ''
     define.enum('resnet_version', None, versions,
@@ -81,7 +88,8 @@ def define_model_flags(values, sizes=None, is_size=None, versions=('1', '2')):
 def define_imagenet_flags(values):
     """Define how pictures of any size become the net's input, what its outputs are, and how it is judged."""
     define = _Definer(values)
-    define.integer('eval_image_size', None, 'Height and width cut out of the middle for evaluation.', None, 8)
+    define.integer('eval_image_size', None, 'Height and width cut out of the middle for evaluation.', None, 8,
+                   MAX_IMAGE_SIZE)
     define.number('min_crop_area', None, 'Of a training crop, share of the picture.', None, 0, 1)
     define.boolean('use_boxes', None, 'Whether training crops contain a tenth of a bounding box.')
     define.enum('resize', None, ['tf1', 'antialias'], "TensorFlow 1's bilinear, or Pillow's (torchvision).")
@@ -107,7 +115,8 @@ def define_transfer_flags(values):
     define.enum('head', 'replace', ['replace', 'append', 'keep'],
                 'A new last layer in place of the pretrained one or after it, or the pretrained one itself.')
     define.number('backbone_learning_rate_factor', 1.0, 'Multiplies the rate of all layers but the last.', None, 0)
-    define.integer('num_classes', None, 'Logits; as many as the data has classes, if not more.', None, 2)
+    define.integer('num_classes', None, 'Logits; as many as the data has classes, if not more.', None, 2,
+                   MAX_CLASSES)
 
 
 def define_optimizer_flags(values, recipes):
@@ -142,11 +151,20 @@ def define_performance_flags(values):
     define.enum('data_format', None, ['channels_first', 'channels_last'],
                 'Layout of the images; channels_first where a GPU is visible.', 'df')
     define.integer('num_gpus', None, 'GPUs to use; one if there is one, -1 for all.', 'ng', -1)
-    define.enum('distribution_strategy', 'default', ['off', 'default', 'one_device', 'mirrored'],
-                'default goes by num_gpus.', 'ds')
-    define.integer('inter_op_parallelism_threads', 0, 'Ops run side by side; 0 is as many as cores.', 'inter', 0)
-    define.integer('intra_op_parallelism_threads', 0, 'Threads of one op; 0 is all cores.', 'intra', 0)
-    define.integer('datasets_num_private_threads', 0, 'Threads of the input pipeline; 0 is one.', None, 0)
+    define.enum('distribution_strategy', 'default',
+                ['off', 'default', 'one_device', 'mirrored', 'multi_worker_mirrored'],
+                'default goes by num_gpus and worker_hosts; multi_worker_mirrored takes these, or TF_CONFIG.', 'ds')
+    flags.DEFINE_list('worker_hosts', None, 'All workers, as host1:2222,host2:2222, the same list for each; the first '
+                      'is the chief, which alone writes.', flag_values=values)
+    define.integer('task_index', None, 'Which of worker_hosts this process is, from 0.', None, 0)
+    define.integer('local_workers', 1, 'Start so many workers on this machine, each with its share of the cores.',
+                   None, 1)
+    define.enum('all_reduce_alg', None, ['ring', 'nccl'], "How replicas add up gradients; TensorFlow's choice.", 'ara')
+    define.boolean('sync_batch_norm', False, 'BN normalises by the images of all devices, not of its own.')
+    define.integer('inter_op_parallelism_threads', 0, 'Ops run side by side; 0 is as many as cores.', 'inter', 0,
+                   MAX_THREADS)
+    define.integer('intra_op_parallelism_threads', 0, 'Threads of one op; 0 is all cores.', 'intra', 0, MAX_THREADS)
+    define.integer('datasets_num_private_threads', 0, 'Threads of the input pipeline; 0 is one.', None, 0, MAX_THREADS)
     define.integer('steps_per_loop', 0, 'Steps between two looks of Python at the results; 0: a second.', None, 0)
     define.boolean('enable_xla', False, 'Compile the step with XLA; slower on a CPU.')
 
@@ -193,6 +211,7 @@ def register_rules(values, is_imagenet=False):
              f'--{name} is of the pictures of --image_folder; pass that, too')
     rule(['validation_fraction'], lambda v: v['validation_fraction'] not in (0, 1), 'pass a number between 0 and 1')
     _register_transfer_rules(rule)
+    _register_worker_rules(rule)
     if is_imagenet:
         for name in ('eval_report', 'ten_crop'):
             rule([name, 'eval_only'], lambda v, name=name: not v[name] or v['eval_only'],
@@ -205,6 +224,23 @@ def register_rules(values, is_imagenet=False):
          "pass 'first,last', as 10,20")
     rule(['lr_boundaries', 'lr_factors'], lambda v: v['lr_boundaries'] is None or v['lr_factors'] is None
          or len(v['lr_factors']) == len(v['lr_boundaries']) + 1, 'lr_factors must be one more than lr_boundaries')
+
+
+def _register_worker_rules(rule):
+    rule(['worker_hosts', 'task_index'], lambda v: bool(v['worker_hosts']) == (v['task_index'] is not None),
+         '--worker_hosts and --task_index belong together; pass both')
+    rule(['local_workers', 'worker_hosts'], lambda v: v['local_workers'] == 1 or not v['worker_hosts'],
+         '--local_workers and --worker_hosts exclude each other')
+    several = ('default', 'multi_worker_mirrored')
+    for name, single in (('worker_hosts', (None, [])), ('local_workers', (1,))):
+        rule([name, 'distribution_strategy'],
+             lambda v, name=name, single=single: v[name] in single or v['distribution_strategy'] in several,
+             f'--{name} needs --distribution_strategy=multi_worker_mirrored')
+    for name, single in (('worker_hosts', (None, [])), ('local_workers', (1,))):
+        rule([name, 'eval_only'], lambda v, name=name, single=single: v[name] in single or not v['eval_only'],
+             f'--{name} is for training, evaluation is one process; leave it out')
+    rule(['clean', 'worker_hosts'], lambda v: not (v['clean'] and v['worker_hosts']),
+         'several workers cannot clean; delete model_dir before you start them')
 
 
 def _register_transfer_rules(rule):
@@ -236,6 +272,8 @@ def resolve(values, recipes):
     resolved['transfer'] = 'head' if resolved['fine_tune'] else resolved['transfer'] or 'all'
     if resolved['transfer'] == 'head' and not values['augment'].present:
         resolved['augment'] = False
+    if resolved['worker_hosts'] or resolved['local_workers'] > 1:
+        resolved['distribution_strategy'] = 'multi_worker_mirrored'
     resolved['given'] = {name for name in resolved if values[name].present}
     return resolved
 
@@ -267,8 +305,8 @@ def train_config(resolved, dataset, make_spec):
     same = ('data_dir', 'num_train_images', 'model_dir', 'train_epochs', 'max_train_steps', 'batch_size',
             'epochs_between_evals', 'stop_threshold', 'optimizer', 'base_learning_rate', 'momentum', 'nesterov',
             'weight_decay', 'decay', 'label_smoothing', 'augment', 'flip', 'seed', 'save_checkpoint_minutes',
-            'num_gpus', 'distribution_strategy', 'enable_xla', 'transfer', 'head', 'backbone_learning_rate_factor',
-            'image_size', 'num_classes')
+            'num_gpus', 'distribution_strategy', 'all_reduce_alg', 'sync_batch_norm', 'enable_xla', 'transfer', 'head',
+            'backbone_learning_rate_factor', 'image_size', 'num_classes')
     config = resnet_run_loop.TrainConfig(
         spec=spec, dataset=dataset, schedule=schedule,
         dtype=devices.best_dtype() if resolved['dtype'] == 'auto' else resolved['dtype'],
@@ -293,7 +331,8 @@ def _encoded_fields(resolved, dataset):
         resolved['image_size'], resolved['eval_image_size'] or resolved['image_size'],
         min_area=resolved['min_crop_area'], use_boxes=resolved['use_boxes'], resize=resolved['resize'])
     fields = {'views': views, 'background': resolved['background_class'], 'image_size': None}
-    if resolved['num_classes'] in (1000, 1001):  # with or without the background, as official/resnet counts
+    is_imagenet = dataset.removeprefix('tfds:').startswith('imagenet')
+    if is_imagenet and resolved['num_classes'] in (1000, 1001):  # with or without the background, as official/resnet
         fields |= {'background': resolved['num_classes'] == 1001, 'num_classes': None}
     if not resolved['pretrained_model_checkpoint_path'] or 'input_normalization' in resolved['given']:
         fields['normalization'] = encoded.NORMALIZATIONS[resolved['input_normalization']]
@@ -303,9 +342,12 @@ def _encoded_fields(resolved, dataset):
 def run_program(argv, doc, values, body):
     """Parse argv into `values` and call body(values); return the exit code.
 
-    --help, a wrong flag, a UserError and an OSError end without a traceback: 0, 1, 1 and 1. Ctrl-C gives 130.
+    --help, a wrong flag, a UserError, an OSError and memory that is too small end without a traceback, with one line:
+    0, 1, 1, 1 and 1. Ctrl-C gives 130.
     """
     name = os.path.basename(argv[0]).removesuffix('.py')
+    with contextlib.suppress(AttributeError):  # of a stream that is no file: a path may have bytes that are no text
+        sys.stdout.reconfigure(errors='backslashreplace')
     if {'-h', '--help', '--helpshort', '--helpfull'}.intersection(argv[1:]):
         print(f'{doc}\nflags:\n{values.get_help()}')
         return 0
@@ -313,20 +355,50 @@ def run_program(argv, doc, values, body):
         extra = values(argv)[1:]
         if extra:
             raise flags.Error(f'unexpected argument {extra[0]!r}')
-    except flags.Error as error:
-        print(f'{name}: {" ".join(str(error).split())} (--help lists the flags)', file=sys.stderr)
+    except (flags.Error, ValueError) as error:  # the latter of --noflag=value, or a --flagfile that is no text
+        print(f'{name}: {one_line(error)} (--help lists the flags)', file=sys.stderr)
+        return 1
+    except RecursionError:  # of absl, which looks for a name that is like it
+        print(f'{name}: a flag is unknown, with a name of a thousand characters (--help lists the flags)',
+              file=sys.stderr)
         return 1
     try:
         return body(values) or 0
     except UserError as error:
-        print(f'{name}: {error}', file=sys.stderr)
+        print(f'{name}: {one_line(error)}', file=sys.stderr)
         return 1
     except OSError as error:  # a disk that is full or goes away while a log is written
-        print(f'{name}: {error}; mend that and run the same command again', file=sys.stderr)
+        print(f'{name}: {one_line(error)}; mend that and run the same command again', file=sys.stderr)
+        return 1
+    except _out_of_memory() as error:
+        reason = (str(error).splitlines() or ['no more is free'])[0]
+        print(f'{name}: the memory is too small ({one_line(reason)}); lower what takes it, as --batch_size',
+              file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f'{name}: stopped; the same command continues', file=sys.stderr)
         return 130
+
+
+def one_line(text):
+    """Return one line without control characters: names are a user's or a file's, and a terminal obeys some."""
+    return ''.join(c if c.isprintable() else '?' for c in ' '.join(str(text).splitlines()))
+
+
+def _out_of_memory():
+    """Return the exceptions that say so; TensorFlow's if it is there."""
+    tensorflow = sys.modules.get('tensorflow')
+    return (MemoryError, *([tensorflow.errors.ResourceExhaustedError] if tensorflow else []))
+
+
+class Number(flags.FloatParser):
+    """A finite number within bounds: absl's own takes nan for one."""
+
+    def convert(self, argument):
+        number = super().convert(argument)
+        if not math.isfinite(number):
+            raise ValueError(f'{argument} is no finite number; pass one')
+        return number
 
 
 class _Definer:
@@ -344,11 +416,11 @@ class _Definer:
     def enum(self, name, default, choices, text, short=None):
         flags.DEFINE_enum(name, default, choices, text, short_name=short, flag_values=self.values)
 
-    def integer(self, name, default, text, short=None, lower=None, upper=None):
+    def integer(self, name, default, text, short=None, lower=None, upper=MAX_INTEGER):
         flags.DEFINE_integer(name, default, text, lower, upper, short_name=short, flag_values=self.values)
 
     def number(self, name, default, text, short=None, lower=None, upper=None):
-        flags.DEFINE_float(name, default, text, lower, upper, short_name=short, flag_values=self.values)
+        flags.DEFINE(Number(lower, upper), name, default, text, short_name=short, flag_values=self.values)
 
     def numbers(self, name, default, text):
         flags.DEFINE(_NumberList(), name, default, text, flag_values=self.values)
@@ -361,9 +433,12 @@ class _NumberList(flags.ArgumentParser):
         if isinstance(argument, tuple):
             return argument
         try:
-            return tuple(float(part) for part in argument.split(',') if part)
+            numbers = tuple(float(part) for part in argument.split(',') if part)
         except ValueError:
-            raise ValueError(f'{argument!r} is no comma list of numbers') from None
+            numbers = (math.nan,)
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f'{argument!r} is no comma list of numbers')
+        return numbers
 
     def flag_type(self):
         return 'comma list of numbers'
@@ -378,4 +453,5 @@ def _is_positive(text):
 
 def _is_range(text):
     parts = text.split(',')
-    return len(parts) == 2 and all(part.isdigit() for part in parts) and int(parts[0]) <= int(parts[1])
+    return len(parts) == 2 and all(part.isdecimal() and len(part) < 10 for part in parts) and (
+        int(parts[0]) <= int(parts[1]))

@@ -18,15 +18,30 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from official_resnet import checkpoints, devices, feature_cache, input_pipeline, optimizers, steps, transfer
+from official_resnet import (
+    checkpoints,
+    devices,
+    encoded,
+    feature_cache,
+    input_pipeline,
+    optimizers,
+    steps,
+    transfer,
+    workers,
+)
 from official_resnet.errors import UserError
 from official_resnet.train_config import IDENTITY, TrainConfig, difference
 
+_VERIFY = 'find it with data/build_imagenet_data.py --verify'
 POLICIES = {'fp32': 'float32', 'bf16': 'mixed_bfloat16', 'fp16': 'mixed_float16'}
 
 
 class Diverged(UserError):
     """The loss or a variable is not finite any more."""
+
+
+class WorkerLost(UserError):
+    """Another worker ended without a word."""
 
 
 class Interrupted(Exception):
@@ -48,15 +63,20 @@ def train(config, callbacks=()):
 
     Returns:
         keras.callbacks.History of the epochs that this call trained, with attributes `model`, `step`
-        (global), `best` ({'accuracy', 'epoch'} on the test split, over all restarts) and `card`, what
-        cards.write_card is to say of the model.
+        (global), `best` ({'accuracy', 'epoch'} on the test split, over all restarts), `card`, what
+        cards.write_card is to say of the model, and `team`, a Team.
 
     Raises:
         UserError: wrong input, a checkpoint of another run, a full disk; Diverged: a loss that is not finite.
         Interrupted: after SIGTERM or Ctrl-C, the state being saved.
     """
-    with catch_signals() as received:
-        return Trainer(config).run(callbacks, received)
+    team = Team(config)
+    with contextlib.ExitStack() as stack:
+        if config.model_dir and team.is_chief:
+            stack.enter_context(checkpoints.lock(config.model_dir))
+        received = stack.enter_context(catch_signals())
+        with team.losses():
+            return Trainer(config, team).run(callbacks if team.is_chief else (), received)
 
 
 def evaluate(config):
@@ -82,15 +102,61 @@ def read(config, split):
     return dataclasses.replace(examples, normalization=config.normalization or examples.normalization)
 
 
+class Team:
+    """The workers that train together: mostly one, this process.
+
+    Attributes:
+        strategy: tf.distribute.Strategy.
+        index, size: of this worker, from 0, and of the team.
+    """
+
+    def __init__(self, config):
+        self.index, self.size = 0, 1
+        if config.distribution_strategy == 'multi_worker_mirrored':
+            self.index, self.size = workers.configure()
+        self.strategy = devices.make_strategy(config.num_gpus, config.distribution_strategy, config.batch_size,
+                                              config.all_reduce_alg)
+        self._sum = steps.make_sum_function(self.strategy, self.size) if self.size > 1 else np.asarray
+
+    @property
+    def is_chief(self):
+        """Whether this worker writes and speaks."""
+        return self.index == 0
+
+    def total(self, *values):
+        """Return the sums of numbers over the workers, the same on each; all must ask at the same place."""
+        return self._sum([float(value) for value in values]).tolist()
+
+    @contextlib.contextmanager
+    def losses(self):
+        """Turn what TensorFlow says when another worker is gone into WorkerLost."""
+        try:
+            yield
+        except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError,
+                tf.errors.DeadlineExceededError, tf.errors.FailedPreconditionError) as error:
+            if self.size == 1:
+                raise
+            raise WorkerLost(f'worker {self.index} of {self.size} (from 0) has lost another; start all workers again, '
+                             'they continue from the last checkpoint') from error
+
+    def part(self):
+        """Wait until all are here, before this process ends; who is the first to leave may be missed by the others."""
+        with contextlib.suppress(tf.errors.OpError):
+            self.total(0)
+
+
 class Trainer:
     """One training: the model, its optimizer, the data and the place reached in it."""
 
-    def __init__(self, config, needs_checkpoint=False):
-        self.config = config
-        self.strategy = devices.make_strategy(config.num_gpus, config.distribution_strategy, config.batch_size)
+    def __init__(self, config, team=None, needs_checkpoint=False):
+        self.config, self.team = config, team or Team(config)
+        self.strategy = self.team.strategy
         keras.utils.set_random_seed(config.seed % 2 ** 32)
-        self.data, self.test = read(config, 'train'), read(config, 'test')
-        self.steps_per_epoch = input_pipeline.steps_per_epoch(self.data.num_images, config.batch_size)
+        data = None if needs_checkpoint else read(config, 'train')  # evaluation needs no training pictures
+        self.test = read(config, 'test')
+        self.data = data or self.test
+        self.steps_per_epoch = 1 if needs_checkpoint else input_pipeline.steps_per_epoch(
+            self.data.num_images, config.batch_size)
         total_steps = config.train_epochs * self.steps_per_epoch  # the schedule's end, whatever max_train_steps cuts
         self.last_step = min(total_steps, config.max_train_steps or total_steps)
         self.model, self.optimizer = build(config, self.strategy, self.data, self.steps_per_epoch, total_steps)
@@ -104,6 +170,7 @@ class Trainer:
         self.best = {'accuracy': None, 'epoch': None}
         self._saved_at = time.monotonic()
         self._restore(needs_checkpoint)
+        self._require_one_place()
 
     @property
     def epoch(self):
@@ -136,20 +203,22 @@ class Trainer:
                 callback_list.on_test_end({'loss': logs['val_loss'], 'accuracy': logs['val_accuracy']})
                 self.model.stop_training |= self._has_reached_threshold()
             callback_list.on_epoch_end(epoch, logs)
+            self.model.stop_training = any(self.team.total(self.model.stop_training))  # also the chief's callbacks
             if self.step % self.steps_per_epoch == 0:
                 self.sums = dict.fromkeys(self.sums, 0)
             self.save()
         callback_list.on_train_end(logs=None)
-        history.step, history.best, history.card = self.step, self.best, self.card
+        history.step, history.best, history.card, history.team = self.step, self.best, self.card, self.team
         return history
 
     def _use_features(self, received):
         """Train and evaluate the last layer on what the frozen ones make of the pictures, computed once."""
         def features(examples, split):
-            folder = self.config.model_dir
-            return feature_cache.features(
-                self.model, examples, folder and pathlib.Path(folder) / feature_cache.FILES[split],
-                check=lambda: received and self._interrupt(received[0]))
+            folder = self.config.model_dir if self.team.is_chief else None
+            with encoded.input_errors(examples, _VERIFY):
+                return feature_cache.features(
+                    self.model, examples, folder and pathlib.Path(folder) / feature_cache.FILES[split],
+                    check=lambda: received and self.team.size == 1 and self._interrupt(received[0]))
 
         self.test = features(self.test, 'test')
         start = time.monotonic()
@@ -168,7 +237,7 @@ class Trainer:
             count = min(per_call, end - self.step)
             callback_list.on_train_batch_begin(self.step % self.steps_per_epoch)
             start = time.monotonic()
-            with self._input_errors(self.data):
+            with encoded.input_errors(self.data, _VERIFY):
                 results = self.train_steps(iterator, tf.constant(count)).numpy()  # [count, 2]: sums of loss, correct
             seconds = time.monotonic() - start
             self._check_finite(results[:, 0])
@@ -178,20 +247,24 @@ class Trainer:
             self.sums['steps'] += count
             self.sums['seconds'] += seconds
             self.step += count
+            callback_list.on_train_batch_end((self.step - 1) % self.steps_per_epoch, self._call_logs(count, seconds))
+            is_due = self.team.is_chief and time.monotonic() - self._saved_at > 60 * self.config.save_checkpoint_minutes
+            signal_number, is_due, is_stopped, seconds = self.team.total(
+                received[0] if received else 0, is_due, self.model.stop_training, seconds / self.team.size)
             if not self.config.steps_per_call:  # at most double, since a first call compiles as well
                 per_call = max(1, min(2 * count, int(count / seconds), 1000))
-            callback_list.on_train_batch_end((self.step - 1) % self.steps_per_epoch, self._call_logs(count, seconds))
-            if received:
-                self._interrupt(received[0])
-            if self.step < end and time.monotonic() - self._saved_at > 60 * self.config.save_checkpoint_minutes:
+            self.model.stop_training = bool(is_stopped)
+            if signal_number:
+                self._interrupt(received[0] if received else signal.SIGTERM)
+            if self.step < end and is_due:
                 self.save()
 
     def evaluate(self):
         """Return loss, accuracy, accuracy_top_5, seconds, images_per_second over the test split, each image once."""
         start = time.monotonic()
-        batches = input_pipeline.batches(self.test, self.config.batch_size, training=False)
+        batches = input_pipeline.batches(self.test, self.config.batch_size, training=False, share=self._share)
         totals = np.zeros(3)
-        with self._input_errors(self.test):
+        with encoded.input_errors(self.test, _VERIFY):
             for images, labels in self._distribute(batches):
                 totals += self._evaluate_batch(images, labels).numpy()
         seconds = time.monotonic() - start
@@ -202,7 +275,7 @@ class Trainer:
 
     def save(self):
         """Write a checkpoint, unless a variable is not finite: then the last good one stays the last."""
-        if self.config.model_dir is None:
+        if self.config.model_dir is None or not self.team.is_chief:
             return None
         arrays = {name: variable.numpy() for name, variable in self._variables().items()}
         for name, array in arrays.items():
@@ -220,7 +293,11 @@ class Trainer:
         config = self.config
         return self._distribute(input_pipeline.batches(
             self.data, config.batch_size, training=True, seed=config.seed, first_step=self.step,
-            num_epochs=config.train_epochs, augment=config.augment, flip=config.flip))
+            num_epochs=config.train_epochs, augment=config.augment, flip=config.flip, share=self._share))
+
+    @property
+    def _share(self):
+        return self.team.index, self.team.size
 
     def _distribute(self, batches):
         """Return the batches, split over the replicas where there are several."""
@@ -228,23 +305,13 @@ class Trainer:
         default = os.cpu_count() if self.config.views else 1  # decoding is work; slices of memory are not
         options.threading.private_threadpool_size = self.config.input_threads or default
         batches = batches.with_options(options)
-        if self.strategy.num_replicas_in_sync == 1:
+        replicas = self.strategy.num_replicas_in_sync
+        if replicas == self.team.size:  # a device for each worker, which has its share already
             return batches
-        return self.strategy.experimental_distribute_dataset(batches)
-
-    @contextlib.contextmanager
-    def _input_errors(self, examples):
-        """Turn what TensorFlow says of pictures that cannot be read into one line."""
-        try:
-            yield
-        except tf.errors.OpError as error:
-            fault = getattr(getattr(examples, 'source', None), 'fault', None)
-            if fault:
-                raise fault from None
-            if 'jpeg' not in error.message.lower() and 'image' not in error.message.lower():
-                raise
-            raise UserError(f'a picture of {examples.name} cannot be decoded after step {self.step}; find it with '
-                            'data/build_imagenet_data.py --verify') from error
+        if self.team.size == 1:
+            return self.strategy.experimental_distribute_dataset(batches)
+        return self.strategy.distribute_datasets_from_function(
+            lambda _: batches.rebatch(self.config.batch_size // replicas))
 
     @property
     def _folder(self):
@@ -274,10 +341,18 @@ class Trainer:
         checkpoints.assign(self._variables(), arrays, path)
         self.step, self.sums = state['step'], state['sums']
         self.best, self.evaluation = state['best'], state['evaluation']
+        if needs_checkpoint:
+            self.steps_per_epoch = input_pipeline.steps_per_epoch(state['data']['num_pictures'], self.config.batch_size)
         changed = [difference(name, ours[name], theirs[name]) for name in ours
                    if ours[name] != theirs[name] and name not in ('data_dir', 'model_dir')]
-        print(f'continuing from {path}: epoch {self.epoch}, step {self.step}'
-              + (f'; changed: {", ".join(changed)}' if changed else ''), flush=True)
+        if self.team.is_chief:
+            print(f'continuing from {path}: epoch {self.epoch}, step {self.step}'
+                  + (f'; changed: {", ".join(changed)}' if changed else ''), flush=True)
+
+    def _require_one_place(self):
+        if self.team.total(self.step) != [self.step * self.team.size]:
+            raise UserError(f'worker {self.team.index} is at step {self.step}, another is not; model_dir '
+                            f'{self.config.model_dir!r} must be one folder that all workers see')
 
     def _require_same_run(self, ours, theirs, data, is_evaluation):
         """Refuse the checkpoint of another run, or of other classes or pictures than are there now."""
@@ -328,7 +403,10 @@ class Trainer:
 
     def _interrupt(self, signal_number):
         path = self.save()
-        where = f'state saved in {path}; the same command continues' if path else 'nothing saved without a model_dir'
+        where = 'nothing saved without a model_dir'
+        if self.config.model_dir:
+            where = f'state saved in {path or self._folder}; the same command continues'
+        self.team.part()  # none ends before the state is saved
         raise Interrupted(signal_number, f'{signal.Signals(signal_number).name} at step {self.step}: {where}')
 
 

@@ -1,7 +1,11 @@
 """The compiled functions of the loop: steps of training, batches of evaluation, what the net takes the pictures for."""
+import contextlib
+
 import keras
 import numpy as np
 import tensorflow as tf
+
+from official_resnet import layers
 
 NUM_GUESSES = 5  # of top-5 accuracy
 
@@ -10,17 +14,21 @@ def make_train_function(strategy, model, optimizer, config):
     """Return the compiled (iterator, num_steps) -> float32 [num_steps, 2]: summed loss and correct of each step."""
     variables = model.trainable_variables
     transposes = _is_channels_first(model)
+    is_alone = strategy.num_replicas_in_sync == 1
     is_training = config.transfer != 'head'  # a frozen backbone drops no block either (stochastic depth)
 
     def replica_step(images, labels):
         if transposes:
             images = tf.transpose(images, [0, 3, 1, 2])
-        with tf.GradientTape() as tape:
+        with contextlib.nullcontext([]) if is_alone else layers.across_replicas(config.sync_batch_norm) as updates, (
+                tf.GradientTape()) as tape:
             logits = model(images, training=is_training)
             losses = cross_entropy(labels, logits, config.label_smoothing)
             # Divided by the global batch: the optimizer adds the replicas' gradients up.
             loss = optimizer.scale_loss(tf.reduce_sum(losses) / config.batch_size)
         optimizer.apply(tape.gradient(loss, variables), variables)
+        if updates:
+            _update_moving_statistics(updates)
         return tf.stack([tf.reduce_sum(losses), count_correct(labels, logits)])
 
     if config.enable_xla:
@@ -37,16 +45,45 @@ def make_train_function(strategy, model, optimizer, config):
     return train_steps
 
 
+def _update_moving_statistics(updates):
+    """Give BN on every replica the mean of what the replicas found, in one exchange; see layers.across_replicas."""
+    batches = [batch for _, batch, _ in updates]
+    mean = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, tf.concat(batches, 0))
+    parts = tf.split(mean, [batch.shape[0] for batch in batches])
+    for (moving, _, momentum), batch in zip(updates, parts, strict=True):
+        moving.assign(tf.convert_to_tensor(moving) * momentum + batch * (1 - momentum))
+
+
+def make_sum_function(strategy, num_workers):
+    """Return the compiled (float64 vector) -> its sum over the workers, on every one of them."""
+    per_worker = strategy.num_replicas_in_sync // num_workers
+
+    def first_replica_only(values):
+        number = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return values * tf.cast(number % per_worker == 0, values.dtype)
+
+    @tf.function
+    def total(values):
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(first_replica_only, args=(values,)), axis=None)
+
+    return lambda values: total(tf.constant(values, tf.float64)).numpy()
+
+
 def make_evaluate_function(strategy, model):
-    """Return the compiled (images, labels) -> float32 [3]: sums of cross-entropy, of correct, of in the top 5."""
+    """Return the compiled (images, labels) -> float32 [3]: sums of cross-entropy, of correct, of in the top 5.
+
+    An image with label -1 does not count.
+    """
     transposes = _is_channels_first(model)
 
     def replica_step(images, labels):
         if transposes:
             images = tf.transpose(images, [0, 3, 1, 2])
         logits = model(images, training=False)
-        is_near = tf.math.in_top_k(labels, logits, NUM_GUESSES)
-        return tf.stack([tf.reduce_sum(cross_entropy(labels, logits)), count_correct(labels, logits),
+        counts = labels >= 0
+        losses = tf.where(counts, cross_entropy(tf.maximum(labels, 0), logits), 0.0)
+        is_near = tf.logical_and(tf.math.in_top_k(tf.maximum(labels, 0), logits, NUM_GUESSES), counts)
+        return tf.stack([tf.reduce_sum(losses), count_correct(labels, logits),
                          tf.reduce_sum(tf.cast(is_near, tf.float32))])
 
     @tf.function(reduce_retracing=True)

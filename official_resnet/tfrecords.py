@@ -39,10 +39,10 @@ def read(path):
         UserError: it cannot be read, is cut off, or a checksum is wrong; names the place.
     """
     with _open(path) as file:
-        offset = 0
+        offset, end = 0, os.fstat(file.fileno()).st_size  # a length may promise anything
         while header := file.read(HEADER_BYTES):
             size = _data_bytes(path, offset, header)
-            yield _data(path, offset, file.read(size + FOOTER_BYTES), size)
+            yield _data(path, offset, file.read(min(size + FOOTER_BYTES, end)), size)
             offset += HEADER_BYTES + size + FOOTER_BYTES
 
 

@@ -8,7 +8,7 @@ from official_resnet.errors import UserError
 # What makes two runs different runs: a checkpoint continues only where these agree.
 IDENTITY = ('spec', 'dataset', 'num_train_images', 'image_size', 'validation_fraction', 'normalization', 'num_classes',
             'batch_size', 'seed', 'optimizer', 'augment', 'flip', 'transfer', 'train_last_groups', 'head',
-            'pretrained_classes', 'views', 'background')
+            'pretrained_classes', 'views', 'background', 'sync_batch_norm')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,9 @@ class TrainConfig:
         save_checkpoint_minutes: between checkpoints inside an epoch; there is one after each epoch anyway.
         steps_per_call: steps the compiled loop runs before Python sees its results; 0 aims at a second.
         num_gpus: None takes one if there is one, -1 all.
-        distribution_strategy: 'off', 'default' (by num_gpus), 'one_device' or 'mirrored'.
+        distribution_strategy: 'off', 'default' (by num_gpus), 'one_device', 'mirrored' or 'multi_worker_mirrored'.
+        all_reduce_alg: how replicas add up gradients, 'ring' or 'nccl'; None is TensorFlow's choice.
+        sync_batch_norm: BN in training normalises by the batches of all replicas, not of its own.
         enable_xla: compile the step with XLA (on a CPU it is slower).
         input_threads: of tf.data, 0 for one.
         pretrained: model_dir or .keras file whose weights a new run starts from.
@@ -83,6 +85,8 @@ class TrainConfig:
     steps_per_call: int = 0
     num_gpus: int | None = None
     distribution_strategy: str = 'default'
+    all_reduce_alg: str | None = None
+    sync_batch_norm: bool = False
     enable_xla: bool = False
     input_threads: int = 0
     pretrained: str | None = None

@@ -3,10 +3,11 @@ import dataclasses
 import json
 import os
 import pathlib
+import sys
 
 from absl import flags
 
-from official_resnet import devices, download, recipes, resnet_flags
+from official_resnet import devices, download, recipes, resnet_flags, workers
 from official_resnet.errors import UserError
 
 MNIST_RECIPES = {'mnist': recipes.MNIST, 'fashion_mnist': recipes.FASHION_MNIST}  # --dataset -> its table
@@ -14,14 +15,13 @@ MNIST_RECIPES = {'mnist': recipes.MNIST, 'fashion_mnist': recipes.FASHION_MNIST}
 
 def cifar_program(argv, doc, dataset):
     """Be cifar10_main or cifar100_main: parse argv (program name first), train, return the exit code."""
-    return resnet_flags.run_program(argv, doc, cifar_flags(dataset),
-                                    lambda values: _run(values, dataset, recipes.CIFAR, 'cifar_spec'))
+    return _program(argv, doc, cifar_flags(dataset), lambda _: (dataset, recipes.CIFAR), 'cifar_spec')
 
 
 def mnist_program(argv, doc):
     """Be mnist_main: as `cifar_program`, with the data set chosen by --dataset."""
-    return resnet_flags.run_program(argv, doc, mnist_flags(), lambda values: _run(
-        values, values.dataset, MNIST_RECIPES[values.dataset], 'mnist_spec'))
+    return _program(argv, doc, mnist_flags(), lambda values: (values.dataset, MNIST_RECIPES[values.dataset]),
+                    'mnist_spec')
 
 
 def cifar_flags(dataset):
@@ -41,8 +41,25 @@ def mnist_flags():
 
 def imagenet_program(argv, doc):
     """Be imagenet_main: as `cifar_program`, with pictures that are streamed."""
-    return resnet_flags.run_program(argv, doc, imagenet_flags(),
-                                    lambda values: _run(values, 'imagenet', recipes.IMAGENET, 'imagenet_spec'))
+    return _program(argv, doc, imagenet_flags(), lambda _: ('imagenet', recipes.IMAGENET), 'imagenet_spec')
+
+
+def _program(argv, doc, values, choose, make_spec):
+    """Be a program whose data set and table of recipes `choose` takes from the flags; see `_run`."""
+    has_team = False
+
+    def body(values):
+        nonlocal has_team
+        resolved = resnet_flags.resolve(values, choose(values)[1])
+        has_team = resolved['distribution_strategy'] == 'multi_worker_mirrored' and resolved['local_workers'] == 1
+        return _run(values, resolved, argv, choose(values)[0], make_spec)
+
+    code = resnet_flags.run_program(argv, doc, values, body)
+    if has_team:  # what TensorFlow does for the end of a worker takes it many seconds
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def imagenet_flags():
@@ -69,16 +86,16 @@ def _common_flags(dataset, table, is_imagenet=False):
     return values
 
 
-def _run(values, dataset, table, make_spec):
+def _run(values, resolved, argv, dataset, make_spec):
     """Train (or with --eval_only evaluate) as the flags say; return the exit code.
 
     Args:
         values: parsed FlagValues.
+        resolved: from resnet_flags.resolve.
+        argv: of which they were parsed.
         dataset: a key of input_pipeline.DATASETS.
-        table: of recipes.
         make_spec: name of the function of resnet_model, which is not imported before the flags are read.
     """
-    resolved = resnet_flags.resolve(values, table)
     for name, _, text in resnet_flags.OBSOLETE:
         if resolved[name] is not None:
             print(f'--{name} is obsolete and ignored: {text}')
@@ -88,13 +105,25 @@ def _run(values, dataset, table, make_spec):
         dataset = f'folder:{os.path.abspath(resolved["image_folder"])}'
     elif resolved['use_synthetic_data']:
         dataset = 'synthetic224' if dataset == 'imagenet' else 'synthetic'
+    if resolved['export_dir']:
+        _require_export_dir(resolved['export_dir'])
+    if resolved['local_workers'] > 1:
+        return _launch(values, argv, dataset, resolved)
+    is_chief, has_team = True, resolved['distribution_strategy'] == 'multi_worker_mirrored'
+    if has_team:
+        index, _ = workers.configure(resolved['worker_hosts'], resolved['task_index'])
+        is_chief = index == 0
     devices.start_tensorflow(resolved['inter_op_parallelism_threads'], resolved['intra_op_parallelism_threads'])
     from official_resnet import checkpoints, resnet_model, resnet_run_loop
     if resolved['eval_only']:
         return _evaluate(values, resolved)
-    resolved['data_dir'] = _find_data(values, dataset)
+    if has_team:  # before all else that TensorFlow does
+        devices.make_strategy(None, 'multi_worker_mirrored', resolved['batch_size'], resolved['all_reduce_alg'])
+    resolved['data_dir'] = _find_data(values, dataset, is_chief)
     _require_other_model_dir(resolved['model_dir'], resolved['pretrained_model_checkpoint_path'])
     config = resnet_flags.train_config(resolved, dataset, getattr(resnet_model, make_spec))
+    if not is_chief:
+        return _follow(config)
     if resolved['clean']:
         checkpoints.clean(resolved['model_dir'])
     _make_folder(resolved['model_dir'])
@@ -109,24 +138,46 @@ def _run(values, dataset, table, make_spec):
     finally:
         callbacks[0].close()
     _finish(config, history, resolved)
+    history.team.part()  # the others wait for it, since TensorFlow takes one that is gone for lost
     return 0
 
 
-def _find_data(values, dataset):
+def _follow(config):
+    """Be a worker other than the chief."""
+    from official_resnet import resnet_run_loop
+    try:
+        resnet_run_loop.train(config).team.part()
+    except resnet_run_loop.Interrupted as interruption:
+        return 128 + interruption.signal_number
+    return 0
+
+
+def _launch(values, argv, dataset, resolved):
+    """Start the workers of --local_workers, after what one alone should do."""
+    _find_data(values, dataset)
+    if resolved['clean']:
+        from official_resnet import checkpoints
+        checkpoints.clean(resolved['model_dir'])
+    return workers.launch(resolved['local_workers'], [
+        sys.executable, *argv, '--local_workers=1', '--distribution_strategy=multi_worker_mirrored', '--noclean'])
+
+
+def _find_data(values, dataset, may_fetch=True):
     """Return the data_dir of a data set, fetched if it is missing and may be.
 
     One that is damaged or cut down is left for its reader to judge.
     """
-    from official_resnet import tfds_builders
+    may_fetch = may_fetch and values.download
     data_dir = os.path.expanduser(values.data_dir)
     if dataset.startswith('folder:'):
         return None
     if dataset.startswith('tfds:'):
         if not values['data_dir'].present:
             data_dir = None  # where tensorflow_datasets keeps its data itself
-        tfds_builders.prepare(dataset.removeprefix('tfds:'), data_dir, values.download,
+        from official_resnet import tfds_builders
+        tfds_builders.prepare(dataset.removeprefix('tfds:'), data_dir, may_fetch,
                               has_one_size='eval_image_size' not in values)  # ImageNet's program streams them
-    elif values.download:
+    elif may_fetch:
         download.fetch_missing(dataset, data_dir)
     return data_dir
 
@@ -135,6 +186,14 @@ def _require_other_model_dir(model_dir, pretrained):
     """Refuse to begin a run on top of the net it starts from, which --clean would delete."""
     if pretrained and pathlib.Path(pretrained).resolve().is_relative_to(pathlib.Path(model_dir).resolve()):
         raise UserError(f"the pretrained net {pretrained} is in model_dir '{model_dir}'; pass another --model_dir")
+
+
+def _require_export_dir(export_dir):
+    """Refuse a folder below a file, before the training that it is for."""
+    path = pathlib.Path(export_dir).absolute()
+    there = next(path for path in (path, *path.parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"cannot make export_dir '{export_dir}': '{there}' is a file; pass another --export_dir")
 
 
 def _make_folder(model_dir):
@@ -217,15 +276,16 @@ def _evaluate(values, resolved):
     layout = resolved['data_format'] or devices.best_data_format()
     config = dataclasses.replace(
         config, spec=dataclasses.replace(config.spec, data_format=layout), model_dir=model_dir,
-        data_dir=_find_data(values, config.dataset), num_gpus=resolved['num_gpus'])
-    if config.views and resolved['eval_image_size']:
+        data_dir=_find_data(values, config.dataset), num_gpus=resolved['num_gpus'],
+        distribution_strategy=resolved['distribution_strategy'])
+    if config.views and resolved.get('eval_image_size'):
         config = dataclasses.replace(config, views=dataclasses.replace(
             config.views, test_size=resolved['eval_image_size']))
     results = resnet_run_loop.evaluate(config)
     top_5 = f', in the top 5 {results["accuracy_top_5"]:.4f}' if config.views else ''
     print(f'epoch {results["epoch"]}, step {results["step"]}: test loss {results["loss"]:.4f}, '
           f'test accuracy {results["accuracy"]:.4f}{top_5} ({results["num_images"]} images)')
-    if config.views and (resolved['eval_report'] or resolved['ten_crop']):
+    if config.views and (resolved.get('eval_report') or resolved.get('ten_crop')):
         _report(results['model'], results['test'], config.batch_size, resolved)
     if resolved['export_dir']:
         _export(results['model'], config, resolved)
@@ -256,7 +316,8 @@ def _finish(config, history, resolved):
     except ImportError:
         print("curves.png needs matplotlib: pip install 'official-resnet[plots]'")
     else:
-        paths.append(plots.training_curves(metrics, model_dir / 'curves.png', title=model_dir.name))
+        title = resnet_flags.one_line(model_dir.name)
+        paths.append(plots.training_curves(metrics, model_dir / 'curves.png', title=title))
     for path in paths:
         print(f'  {path}')
     if resolved['export_dir']:
@@ -303,7 +364,7 @@ def _evaluate_converted(values, resolved):
 
 def _report(model, test, batch_size, resolved, view=None):
     """Print top-1 and top-5, class by class where a report is asked for; also of ten crops, if they are."""
-    from official_resnet import evaluation, input_pipeline, preprocessing, steps
+    from official_resnet import encoded, evaluation, input_pipeline, preprocessing, steps
     unnamed = model.output_shape[-1] - test.num_classes  # logits for which there are no pictures
     names = [*test.class_names, *(f'class {test.num_classes + i}' for i in range(unnamed))]
     ids = [*test.class_ids, *[None] * unnamed] if test.class_ids else None
@@ -311,7 +372,9 @@ def _report(model, test, batch_size, resolved, view=None):
     if resolved['ten_crop']:
         views['ten crops'] = lambda picture: preprocessing.ten_views(picture, test.views)
     for name, function in views.items():
-        labels, guesses = steps.guess(model, input_pipeline.batches(test, batch_size, training=False, view=function))
+        batches = input_pipeline.batches(test, batch_size, training=False, view=function)
+        with encoded.input_errors(test):
+            labels, guesses = steps.guess(model, batches)
         report = evaluation.report(labels, guesses, names, ids)
         top_5 = '' if report['top5'] is None else f', top-5 {report["top5"]:.4f}'
         print(f'{name}: top-1 {report["top1"]:.4f}{top_5} ({report["n"]} images)')

@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(official_resnet.__file__).parent
 # A module may import those of the rows above it, and of its own row where it says so.
 LAYERS = [
     ['errors'],
-    ['tfrecords', 'jpeg', 'tfds_builders'],
+    ['workers', 'tfrecords', 'jpeg', 'tfds_builders'],
     ['records', 'synthetic', 'image_folder', 'layers', 'optimizers', 'callbacks', 'download', 'recipes', 'devices',
      'checkpoints', 'benchmark_torch'],
     ['preprocessing', 'resnet_model'],
@@ -21,7 +21,7 @@ LAYERS = [
     ['evaluation', 'prediction', 'transfer', 'feature_cache'],
     ['resnet_run_loop'],
     ['resnet_flags', 'plots', 'gradient_chain', 'net_gradients'],
-    ['train_program', 'benchmark_inference', 'benchmark_input', 'experiment_program', 'runs'],
+    ['train_program', 'benchmark_inference', 'benchmark_input', 'benchmark_workers', 'experiment_program', 'runs'],
     ['benchmark_worker'],
     ['MAIN'],
 ]

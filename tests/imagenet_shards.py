@@ -21,7 +21,7 @@ def encoded(pixels, kind='JPEG', **options):
     return file.getvalue()
 
 
-def draw(num_images, seed=0, num_classes=len(CLASSES)):
+def draw(num_images, seed=0, num_classes=None):
     """Return [(JPEG, label 0.., boxes [[ymin, xmin, ymax, xmax], ...])], no two alike.
 
     Picture i is of class i % num_classes, which its colour tells, of 40..63 pixels a side, and has i % 3 boxes.
@@ -29,7 +29,7 @@ def draw(num_images, seed=0, num_classes=len(CLASSES)):
     random = np.random.default_rng(seed)
     result = []
     for i in range(num_images):
-        label = i % num_classes
+        label = i % (num_classes or len(CLASSES))
         pixels = random.integers(0, 90, (*random.integers(40, 64, 2), 3))
         pixels[..., label % 3] += 60 + 105 * (label < 3)
         result.append((encoded(pixels, quality=90), label, [[0.1, 0.2, 0.6 + 0.1 * k, 0.9] for k in range(i % 3)]))

@@ -1,7 +1,17 @@
 """Names, short names, defaults and validators of official/resnet; recipes; what a wrong flag answers."""
 import pytest
 
-from official_resnet import devices, recipes, resnet_flags, resnet_model, resnet_run_loop, train_program, transfer
+from official_resnet import (
+    devices,
+    encoded,
+    preprocessing,
+    recipes,
+    resnet_flags,
+    resnet_model,
+    resnet_run_loop,
+    train_program,
+    transfer,
+)
 from official_resnet.errors import UserError
 
 # official-resnet flags: (name, short name).
@@ -142,7 +152,7 @@ def test_every_mnist_recipe_makes_a_config():
     assert 'resnet_size' not in train_program.mnist_flags()
 
 
-@pytest.mark.parametrize('table', [recipes.CIFAR, recipes.MNIST, recipes.FASHION_MNIST])
+@pytest.mark.parametrize('table', [recipes.CIFAR, recipes.MNIST, recipes.FASHION_MNIST, recipes.IMAGENET])
 def test_the_first_recipe_has_a_value_for_all_that_others_change(table):
     first, *others = table.values()
     for recipe in others:
@@ -185,3 +195,120 @@ def test_image_folder_flags():
 @pytest.mark.parametrize('names', ['ProfilerHook', 'loggingtensorhook,EXAMPLESPERSECONDHOOK', 'LoggingMetricHook'])
 def test_hook_names_in_any_case(names):
     assert parse('--hooks', names).hooks == names.split(',')
+
+
+# --- ImageNet ------------------------------------------------------------------------------------------------
+
+OFFICIAL_VIEWS = {'size': 224, 'test_size': 224, 'min_area': 0.05, 'use_boxes': True, 'resize': 'tf1'}
+
+
+def imagenet_config(*args, dataset='imagenet'):
+    values = train_program.imagenet_flags()
+    values(['imagenet_main.py', *args])
+    return resnet_flags.train_config(resnet_flags.resolve(values, recipes.IMAGENET), dataset,
+                                     resnet_model.imagenet_spec)
+
+
+def test_official_is_the_default_of_imagenet():
+    """ResNet-50 v1.5, 90 epochs, 0.128 per 256 images, batches of 32 by the flag's default, 1001 logits."""
+    made = imagenet_config()
+    assert (made.dataset, made.data_dir, made.model_dir) == ('imagenet', '/tmp/imagenet_data', '/tmp/imagenet_model')
+    assert (made.train_epochs, made.batch_size, made.learning_rate) == (90, 32, pytest.approx(0.128 / 8))
+    assert (made.spec.group_blocks, made.spec.version, made.spec.shortcut, made.spec.stem_pool) == (
+        (3, 4, 6, 3), '1.5', 'group', 'same')
+    assert (made.spec.bn_momentum, made.spec.bn_epsilon, made.spec.zero_gamma) == (0.997, 1e-5, False)
+    assert (made.optimizer, made.momentum, made.nesterov, made.weight_decay, made.decay) == (
+        'momentum', 0.9, False, 1e-4, 'no_batch_norm')
+    assert (made.dtype, made.label_smoothing, made.background, made.num_classes) == ('fp32', 0, True, None)
+    assert made.views == preprocessing.Views(**OFFICIAL_VIEWS) and made.views.shorter_side == 256
+    assert made.normalization == encoded.OFFICIAL == preprocessing.affine_name(mean=(123.68, 116.78, 103.94))
+    assert resnet_run_loop.TrainConfig.from_json(made.to_json()) == made
+
+
+def test_the_schedule_of_imagenet_has_the_steps_of_official_resnet():
+    made = imagenet_config('-bs', '256')
+    assert made.learning_rate == pytest.approx(0.128)
+    per_epoch = 1_281_167 / 256
+    rate = made.schedule.build(made.learning_rate, per_epoch, int(90 * per_epoch))
+    assert [int(epoch * per_epoch) for epoch in (5, *made.schedule.boundaries)] == [
+        25_022, 150_136, 300_273, 400_364, 450_410]
+    assert float(rate(25_023)) == float(rate(150_136)) == pytest.approx(0.128)
+    for step, expected in ((0, 0), (12_511, 0.064), (25_022, 0.128), (150_137, 0.0128), (300_273, 0.0128),
+                           (300_274, 1.28e-3), (400_364, 1.28e-3), (400_365, 1.28e-4), (450_410, 1.28e-4),
+                           (450_411, 1.28e-5)):
+        assert float(rate(step)) == pytest.approx(expected, rel=1e-4), step
+
+
+def test_every_recipe_of_imagenet_makes_a_config():
+    assert list(recipes.IMAGENET) == ['official', 'fb', 'fast']
+    made = {name: imagenet_config(f'--recipe={name}') for name in recipes.IMAGENET}
+    fb, fast = made['fb'], made['fast']
+    assert (fb.batch_size, fb.learning_rate, fb.nesterov, fb.background) == (256, pytest.approx(0.1), True, False)
+    assert (fb.spec.shortcut, fb.spec.zero_gamma, fb.spec.bn_momentum, fb.spec.stem_pool) == ('B', True, 0.9, 'pad1')
+    assert fb.views == preprocessing.Views(min_area=0.08, use_boxes=False, resize='antialias')
+    assert fb.schedule.boundaries == (30, 60, 80) and fb.schedule.warmup_epochs == 5
+    assert (fast.views.size, fast.views.test_size, fast.schedule.kind, fast.label_smoothing) == (
+        160, 224, 'one_cycle', 0.1)
+    assert (fast.train_epochs, fast.dtype) == (16, devices.best_dtype())
+    assert fb.normalization == fast.normalization == encoded.NORMALIZATIONS['torch'] != encoded.OFFICIAL
+
+
+def test_how_many_classes_imagenet_has():
+    """1001 with the background and 1000 without, as official/resnet counts; more are only more logits."""
+    for args, expected in (([], (True, None)), (['--num_classes=1000'], (False, None)),
+                           (['--num_classes=1001'], (True, None)), (['--recipe=fb'], (False, None)),
+                           (['--recipe=fb', '--num_classes=1001'], (True, None)),
+                           (['--nobackground_class'], (False, None)), (['--num_classes=1200'], (True, 1200)),
+                           (['--recipe=fb', '--background_class'], (True, None))):
+        made = imagenet_config(*args)
+        assert (made.background, made.num_classes) == expected, args
+
+
+def test_flags_of_imagenet():
+    made = imagenet_config('--image_size=64', '--min_crop_area=0.25', '--nouse_boxes', '--resize=antialias',
+                           '--input_normalization=inception', '--zero_gamma', '--stem_pool=pad1', '-rs', '18')
+    assert made.views == preprocessing.Views(64, 64, min_area=0.25, use_boxes=False, resize='antialias')
+    assert made.normalization == encoded.NORMALIZATIONS['inception'] and made.image_size is None
+    assert (made.spec.zero_gamma, made.spec.stem_pool, made.spec.block) == (True, 'pad1', 'basic')
+    assert imagenet_config('--eval_image_size=288').views.test_size == 288
+    for size, version in ((18, '1'), (34, '2'), (101, '1.5'), (152, '2'), (200, '2')):
+        made = imagenet_config('-rs', str(size), '-rv', version)
+        assert (made.spec.version, made.spec.group_blocks) == (version, resnet_model.IMAGENET_BLOCKS[size][1])
+    drawn = imagenet_config(dataset='synthetic224')
+    assert (drawn.views, drawn.background, drawn.normalization) == (None, False, None)
+    own = imagenet_config('--image_folder=x', '--validation_fraction=0.3', dataset='folder:x')
+    assert (own.views, own.validation_fraction) == (preprocessing.Views(**OFFICIAL_VIEWS), 0.3)
+
+
+def test_a_pretrained_net_brings_its_normalization_to_imagenet(monkeypatch):
+    theirs = encoded.NORMALIZATIONS['torch']
+    monkeypatch.setattr(transfer, 'describe', lambda path: transfer.Pretrained(
+        resnet_model.imagenet_spec(18), 1000, theirs, 224))
+    made = imagenet_config('-pmcp', 'x', '--transfer=head')
+    assert (made.normalization, made.spec.group_blocks, made.augment) == (theirs, (2, 2, 2, 2), False)
+    given = imagenet_config('-pmcp', 'x', '--input_normalization=inception')
+    assert given.normalization == encoded.NORMALIZATIONS['inception']
+
+
+@pytest.mark.parametrize('args,message', [
+    (['-rs', '20'], 'resnet_size=20: must be 18, 34'), (['-rv', '3'], 'resnet_version'),
+    (['--ten_crop'], '--ten_crop belongs to --eval_only; pass that, too'),
+    (['--eval_report=x'], '--eval_report belongs to --eval_only; pass that, too'),
+    (['--min_crop_area=0'], 'pass a number above 0'), (['--min_crop_area=1.5'], 'min_crop_area'),
+    (['--eval_image_size=4'], 'eval_image_size'), (['--image_size=x'], 'image_size'),
+    (['--resize=bicubic'], 'resize'), (['--input_normalization=caffe'], 'input_normalization'),
+    (['--stem_pool=ceil'], 'stem_pool'), (['--recipe=paper'], 'recipe'), (['--tfds=x', '-synth'], 'exclude'),
+    (['--validation_fraction=0.2'], 'pass that, too'), (['--num_classes=1'], 'num_classes'),
+    (['--dataset=imagenet'], 'dataset')])
+def test_wrong_flags_of_imagenet_answer_in_one_line(args, message, capsys):
+    values = train_program.imagenet_flags()
+    code = resnet_flags.run_program(['imagenet_main.py', *args], 'doc', values, lambda values: pytest.fail('ran'))
+    error = capsys.readouterr().err
+    assert code == 1 and error.count('\n') == 1 and message in error and error.startswith('imagenet_main: ')
+
+
+def test_imagenet_accepts_what_official_resnet_did():
+    values = train_program.imagenet_flags()
+    values(['imagenet_main.py', '-rs', '50', '--image_bytes_as_serving_input', '--num_parallel_calls=5', '-ls', '128'])
+    for name, short in OFFICIAL:
+        assert name in values and (not short or values[short] is values[name])

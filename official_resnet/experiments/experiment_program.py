@@ -25,11 +25,11 @@ def define_flags(values, output_dir):
 def define_training_flags(values):
     """Define what changes the course of a training; each unset flag is the paper's, or quick's."""
     flags.DEFINE_integer('train_epochs', None, 'Epochs of each net; the rate drops after 1/2 and 3/4 of them.', 1,
-                         short_name='te', flag_values=values)
+                         resnet_flags.MAX_INTEGER, short_name='te', flag_values=values)
     flags.DEFINE_integer('num_train_images', None, 'Train on so many pictures, the first ones.', 1,
-                         flag_values=values)
-    flags.DEFINE_integer('batch_size', recipes.CIFAR['official']['batch_size'], 'Images a step.', 1, short_name='bs',
-                         flag_values=values)
+                         resnet_flags.MAX_INTEGER, flag_values=values)
+    flags.DEFINE_integer('batch_size', recipes.CIFAR['official']['batch_size'], 'Images a step.', 1,
+                         resnet_flags.MAX_INTEGER, short_name='bs', flag_values=values)
     flags.DEFINE_enum('dtype', 'auto', ['auto', 'fp32', 'bf16'], 'Precision; auto is bf16 where the device has it.',
                       short_name='dt', flag_values=values)
 
@@ -43,7 +43,8 @@ def define_depths(values, default, text=''):
 
 def is_depth(depth):
     """Return whether 20 or '20' is the number of layers of a CIFAR net, 6n+2."""
-    return str(depth).strip().isdigit() and int(depth) >= 8 and int(depth) % 6 == 2
+    text = str(depth).strip()
+    return text.isdecimal() and len(text) < 6 and 8 <= int(text) <= resnet_flags.MAX_LAYERS and int(text) % 6 == 2
 
 
 def depths(values, default=()):

@@ -21,6 +21,7 @@ import sys
 
 from absl import flags
 
+from official_resnet import resnet_flags
 from official_resnet.experiments import experiment_program
 
 ACTIVATIONS = ('sigmoid', 'relu')
@@ -31,10 +32,11 @@ def define_flags():
     values = flags.FlagValues()
     experiment_program.define_flags(values, '/tmp/resnet_gradient_flow')
     experiment_program.define_depths(values, None, '; 20,56,110, with --quick 20,56')
-    flags.DEFINE_integer('steps', None, 'Of training a net; 300, with --quick 60.', 1, flag_values=values)
-    flags.DEFINE_integer('batch_size', None, 'Pictures a step; 128, with --quick 64.', 1, short_name='bs',
+    flags.DEFINE_integer('steps', None, 'Of training a net; 300, with --quick 60.', 1, resnet_flags.MAX_INTEGER,
                          flag_values=values)
-    flags.DEFINE_float('learning_rate', 0.01, 'Of SGD with momentum 0.9.', 0, flag_values=values)
+    flags.DEFINE_integer('batch_size', None, 'Pictures a step; 128, with --quick 64.', 1, resnet_flags.MAX_INTEGER,
+                         short_name='bs', flag_values=values)
+    flags.DEFINE(resnet_flags.Number(0), 'learning_rate', 0.01, 'Of SGD with momentum 0.9.', flag_values=values)
     flags.DEFINE_list('activations', ','.join(ACTIVATIONS), 'sigmoid, relu or both.', flag_values=values)
     flags.DEFINE_enum('batch_norm', 'both', ['both', 'on', 'off'], 'Nets with BN, without, or both.',
                       flag_values=values)
@@ -94,9 +96,9 @@ def net_name(activation, has_bn, is_residual, depth):
 def _measured_once(path, case, settings, examples, received):
     """Return the measurement stored at `path`, or take and store it. `examples` is a function."""
     from official_resnet import checkpoints
-    from official_resnet.experiments import net_gradients
+    from official_resnet.experiments import net_gradients, runs
     if path.is_file():
-        return json.loads(path.read_text(encoding='utf-8'))
+        return runs.read_json(path)
     result = net_gradients.measure_net(case, examples(), settings, received)
     checkpoints.write_text(path, json.dumps(result) + '\n')
     return result

@@ -72,13 +72,28 @@ def claim_folder(output_dir, settings):
     path = pathlib.Path(output_dir) / 'settings.json'
     settings = json.loads(json.dumps(settings))
     if path.is_file() and any((path.parent / 'runs').glob('*')):
-        stored = json.loads(path.read_text(encoding='utf-8'))
+        stored = read_json(path)
         differences = [f'{name} {stored.get(name)!r}, not {settings.get(name)!r}'
                        for name in settings | stored if stored.get(name) != settings.get(name)]
         if differences:
             raise UserError(f'output_dir {str(output_dir)!r} holds an experiment with {", ".join(differences)}; '
                             'pass the same flags or another --output_dir')
     checkpoints.write_text(path, json.dumps(settings, indent=1) + '\n')
+
+
+def read_json(path):
+    """Return the object in a JSON file that an experiment wrote.
+
+    Raises:
+        UserError: it is damaged, which a stopped run does not cause.
+    """
+    try:
+        content = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+    except ValueError as error:  # also of bytes that are no text
+        raise UserError(f"'{path}' is damaged ({error}); delete it and run the same command again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"'{path}' is damaged (no object); delete it and run the same command again")
+    return content
 
 
 def settings_of(config):
@@ -120,7 +135,7 @@ def train_net(config):
     folder = pathlib.Path(config.model_dir)
     path = folder / 'result.json'
     if path.is_file():
-        result = json.loads(path.read_text(encoding='utf-8'))
+        result = read_json(path)
         print(f'  finished before, kept: {describe(result)}', flush=True)
         return result
     progress = callbacks.Progress()

@@ -17,6 +17,7 @@ import sys
 
 from absl import flags
 
+from official_resnet import resnet_flags
 from official_resnet.experiments import experiment_program
 
 QUICK_EPOCHS = 4
@@ -63,8 +64,8 @@ def define_flags():
     values = flags.FlagValues()
     experiment_program.define_flags(values, '/tmp/resnet_shortcuts')
     experiment_program.define_training_flags(values)
-    flags.DEFINE_integer('resnet_size', None, f'Layers: 6n+2; {PAPER_SIZE}, with --quick {QUICK_SIZE}.',
-                         short_name='rs', flag_values=values)
+    flags.DEFINE_integer('resnet_size', None, f'Layers: 6n+2; {PAPER_SIZE}, with --quick {QUICK_SIZE}.', 8,
+                         resnet_flags.MAX_LAYERS, short_name='rs', flag_values=values)
     flags.DEFINE_list('rows', ','.join(ROWS), f'Nets to train, of {", ".join(ROWS)}.', flag_values=values)
     flags.register_validator('resnet_size', lambda size: size is None or experiment_program.is_depth(size),
                              'must be 6n+2: 8, 14, 20, ...', values)

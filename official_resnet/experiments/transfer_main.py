@@ -62,7 +62,7 @@ def define_flags():
     values = flags.FlagValues()
 
     def number(name, text, lower=1, **options):
-        flags.DEFINE_integer(name, None, text, lower, flag_values=values, **options)
+        flags.DEFINE_integer(name, None, text, lower, resnet_flags.MAX_INTEGER, flag_values=values, **options)
 
     flags.DEFINE_string('image_folder', None, 'Folder with a subfolder for each class, or with such folders train '
                         'and test.', flag_values=values)
@@ -71,14 +71,15 @@ def define_flags():
     flags.DEFINE_boolean('quick', False, 'Minutes on two cores.', flag_values=values)
     flags.DEFINE_integer('seed', 0, 'Of pictures, initial weights, order and augmentation.', 0, 2 ** 63 - 1,
                          flag_values=values)
-    flags.DEFINE_integer('resnet_size', 20, 'Layers: 6n+2.', 8, short_name='rs', flag_values=values)
+    flags.DEFINE_integer('resnet_size', 20, 'Layers: 6n+2.', 8, resnet_flags.MAX_LAYERS, short_name='rs',
+                         flag_values=values)
     number('source_epochs', f'Epochs of the first net; {_default_text("source_epochs")}.')
     number('source_images', f'Training pictures a class for the first net; {_default_text("source_images")}.')
     number('train_epochs', f'Epochs of the others, {WAYS["head"].epochs} times as many of those whose backbone is '
            f'frozen; {_default_text("train_epochs")}.', short_name='te')
     number('images_per_class', f'Training pictures a class for the others; {_default_text("images_per_class")}.')
-    flags.DEFINE_integer('batch_size', 32, 'Pictures a step; the first net has 128.', 1, short_name='bs',
-                         flag_values=values)
+    flags.DEFINE_integer('batch_size', 32, 'Pictures a step; the first net has 128.', 1,
+                         resnet_flags.MAX_INTEGER, short_name='bs', flag_values=values)
     flags.DEFINE_enum('dtype', 'auto', ['auto', 'fp32', 'bf16'], 'Precision; auto is bf16 where the device has it.',
                       short_name='dt', flag_values=values)
     flags.DEFINE_list('ways', ','.join(WAYS), f'Ways to learn, of {", ".join(WAYS)}.', flag_values=values)

@@ -1,0 +1,292 @@
+"""Several processes that train one net: who they are, how they agree, and a launcher of them for one machine.
+
+A worker is a process, on this or another machine, that has all GPUs of its machine, or its CPU. All run the same
+command; TF_CONFIG, or --worker_hosts and --task_index, say which worker a process is. The first is the chief, which
+alone writes. No TensorFlow at import.
+"""
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+from official_resnet.errors import UserError
+
+GRACE_SECONDS = 30  # between the end of a worker that failed and that of the others by force
+WAIT_SECONDS = 600  # for the last worker to come, after which the others give up
+JOIN_SECONDS = 30  # for TensorFlow to connect workers that have met
+_EXAMPLE = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
+
+
+def configure(worker_hosts=None, task_index=None):
+    """Return (this worker's index, number of workers), from TF_CONFIG or the flags, which become TF_CONFIG.
+
+    To be called before TensorFlow is imported, which it tells to be silent.
+
+    Args:
+        worker_hosts: ['host:port', ...]; None takes TF_CONFIG.
+        task_index: which of them is this process.
+
+    Raises:
+        UserError: they say nothing, contradict each other, or name no worker.
+    """
+    if worker_hosts:
+        for host in worker_hosts:
+            try:
+                _split(host)
+            except ValueError:
+                raise UserError(f"worker_hosts has '{host}', which is no host:port; pass as host1:2222,host2:2222"
+                                ) from None
+        if len(set(worker_hosts)) < len(worker_hosts):
+            raise UserError(f'worker_hosts {",".join(worker_hosts)} names a worker twice; pass each once')
+        if task_index is None or not 0 <= task_index < len(worker_hosts):
+            raise UserError(f'task_index {task_index} is none of the {len(worker_hosts)} worker_hosts; '
+                            f'pass 0..{len(worker_hosts) - 1}')
+        os.environ['TF_CONFIG'] = tf_config(worker_hosts, task_index)
+    addresses, index = _cluster()
+    if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '2') == '2':
+        os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'  # where another one ends, TensorFlow's C++ writes pages
+    return index, len(addresses)
+
+
+def _cluster():
+    """Return (addresses of all workers, the chief's first; this one's index) of TF_CONFIG."""
+    text = os.environ.get('TF_CONFIG', '')
+    if not text:
+        raise UserError('distribution_strategy multi_worker_mirrored does not know the workers; pass --worker_hosts '
+                        'and --task_index, or set TF_CONFIG, or try --local_workers=2')
+    try:
+        config = json.loads(text)
+        cluster, task = config['cluster'], config['task']
+        chiefs, others = cluster.get('chief', []), cluster.get('worker', [])
+        kind, index = task['type'], int(task['index'])
+        if index < 0 or not all(isinstance(hosts, list) for hosts in (chiefs, others)):
+            raise ValueError(index)
+        {'chief': chiefs, 'worker': others}[kind][index]  # KeyError, IndexError
+        for host in chiefs + others:
+            _split(host)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        raise UserError(f'TF_CONFIG {" ".join(text.split())[:200]} describes no worker; set it as {_EXAMPLE}') from None
+    return chiefs + others, index + (len(chiefs) if kind == 'worker' else 0)
+
+
+def _split(address):
+    """Return (host, port) of 'host:port'; ValueError where it is none."""
+    host, _, port = address.rpartition(':')
+    if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
+        raise ValueError(address)
+    return host.removeprefix('[').removesuffix(']'), int(port)
+
+
+def meet(seconds=WAIT_SECONDS):
+    """Wait at the chief's address until all workers of TF_CONFIG are there, as TensorFlow does without an end.
+
+    Raises:
+        UserError: some do not come in time, two are the same, they know other workers, or a port is in use.
+    """
+    addresses, index = _cluster()
+    if len(addresses) == 1:
+        return
+    deadline = time.monotonic() + seconds
+    with _listen(addresses[index]) as listener:  # also where nobody calls: TensorFlow needs it next
+        if index == 0:
+            _await_all(listener, addresses, deadline)
+        else:
+            _call_chief(addresses, index, deadline)
+
+
+@contextlib.contextmanager
+def watched(seconds=JOIN_SECONDS):
+    """Kill this process where the block takes longer, with a line that says why.
+
+    For a block in which TensorFlow waits for another worker without an end, and lets no signal or thread through.
+    """
+    program = os.path.basename(sys.argv[0]).removesuffix('.py')
+    line = (f'{program}: another worker ended while this one connected to it; start all workers again, they continue '
+            'from the last checkpoint')
+    code = ('import os, select, sys\n'
+            'if not select.select([0], [], [], float(sys.argv[1]))[0]:\n'  # closed in time, or with the process
+            '    print(sys.argv[2], file=sys.stderr, flush=True)\n'
+            '    os.kill(os.getppid(), 9)\n')
+    watcher = subprocess.Popen([sys.executable, '-ISc', code, str(seconds), line], stdin=subprocess.PIPE)
+    try:
+        yield
+    finally:
+        watcher.stdin.close()
+        watcher.wait()
+
+
+def _listen(address):
+    _, port = _split(address)
+    try:
+        family = {'family': socket.AF_INET6, 'dualstack_ipv6': True} if socket.has_dualstack_ipv6() else {}
+        return socket.create_server(('', port), **family)
+    except OSError as error:
+        raise UserError(f"cannot listen at port {port} of '{address}': {os.strerror(error.errno)}; end what is "
+                        'there, or pass another port to all workers') from error
+
+
+def _await_all(listener, addresses, deadline):
+    """Let every worker but the chief come, then send all on; tell all what is wrong if something is."""
+    here, fault = {}, None  # index -> connection
+    while not fault and len(here) < len(addresses) - 1:
+        listener.settimeout(0.2)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # whoever else calls there
+            connection, _ = listener.accept()
+            connection.settimeout(2)
+            said = json.loads(connection.makefile().readline(100_000))
+            number, theirs = said['worker'], said['of']
+            connection.setblocking(False)
+            _forget_who_left(here)  # and may be the one who calls again
+            if theirs != addresses:
+                fault = (f'worker {number} was started with the workers {",".join(map(str, theirs))[:200]}, the chief '
+                         f'with {",".join(addresses)[:200]}; give all the same list')
+            elif number in here or number == 0:
+                fault = f'two processes are worker {number}; give each another task index'
+            here[number if number not in here else -1] = connection
+        _forget_who_left(here)
+        if not fault and time.monotonic() > deadline:
+            missing = [f'{i} ({addresses[i]})' for i in range(1, len(addresses)) if i not in here]
+            fault = f'worker {", ".join(missing)} did not come; start all workers again, within minutes'
+    for connection in here.values():
+        with contextlib.suppress(OSError), connection:
+            connection.settimeout(2)
+            connection.sendall(f'{json.dumps({"fault": fault})}\n'.encode())
+            connection.recv(1)  # the other side ends first, which leaves the port free
+    if fault:
+        raise UserError(fault)
+
+
+def _forget_who_left(here):
+    """Remove the connections, which do not block, whose other side has ended."""
+    for number, connection in list(here.items()):
+        try:
+            has_left = connection.recv(1, socket.MSG_PEEK) == b''
+        except BlockingIOError:
+            has_left = False
+        except OSError:
+            has_left = True
+        if has_left:
+            here.pop(number).close()
+
+
+def _call_chief(addresses, index, deadline):
+    """Tell the chief that this worker is here, and wait until all are."""
+    reason = 'no answer'
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            with socket.create_connection(_split(addresses[0]), timeout=min(left, 10)) as connection:
+                connection.settimeout(left + 5)  # the chief, which began earlier or later, says who is missing
+                connection.sendall(f'{json.dumps({"worker": index, "of": addresses})}\n'.encode())
+                answer = json.loads(connection.makefile().readline() or '{"gone": true}')
+        except (OSError, ValueError) as error:
+            reason = getattr(error, 'strerror', None) or str(error) or reason
+            time.sleep(0.2)
+            continue
+        if answer.get('fault'):
+            raise UserError(answer['fault'])
+        if not answer.get('gone'):
+            return
+        reason = 'it ended'
+        time.sleep(0.2)
+    raise UserError(f"worker {index} did not reach the chief at '{addresses[0]}' ({reason}); check the address and "
+                    'start all workers again, within minutes')
+
+
+def tf_config(hosts, index):
+    """Return the value of TF_CONFIG of one of the workers."""
+    return json.dumps({'cluster': {'worker': list(hosts)}, 'task': {'type': 'worker', 'index': index}})
+
+
+def launch(count, command):
+    """Run `count` workers on this machine, each with its share of the cores, and return the exit code of all.
+
+    The first that fails decides the code; the others, which notice it by themselves, have GRACE_SECONDS. SIGTERM and
+    Ctrl-C are passed on, and a launcher that is killed takes its workers along.
+
+    Args:
+        count: how many.
+        command: list of strings; TF_CONFIG is set for it.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if count > len(cores):
+        raise UserError(f'local_workers={count}, but there are {len(cores)} cores; pass {len(cores)} or fewer')
+    hosts = [f'localhost:{port}' for port in free_ports(count)]
+    shares = [set(cores[i::count]) for i in range(count)]
+    workers = [_start(command, tf_config(hosts, i), shares[i], is_chief=i == 0) for i in range(count)]
+    relays = [threading.Thread(target=_relay, args=(worker.stdout, i), daemon=True)
+              for i, worker in enumerate(workers) if i]
+    for relay in relays:
+        relay.start()
+    with _passing_on(workers):
+        code = _wait(workers)
+    for relay in relays:
+        relay.join(5)
+    return code
+
+
+def free_ports(count):
+    """Return TCP ports of localhost that nothing listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(('localhost', 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _start(command, config, cores, is_chief):
+    """Start a worker: its own session, so that Ctrl-C reaches it once; TERM when the launcher dies."""
+    parent = os.getpid()
+
+    def prepare():
+        os.sched_setaffinity(0, cores)
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if os.getppid() != parent:  # it died before the line above
+            os._exit(1)
+
+    output = {} if is_chief else {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
+    return subprocess.Popen(command, env=os.environ | {'TF_CONFIG': config}, preexec_fn=prepare,
+                            start_new_session=True, **output)
+
+
+def _relay(stream, index):
+    """Print what a worker other than the chief says."""
+    for line in stream:
+        print(f'worker {index}: {line}', end='', file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _passing_on(workers):
+    """Pass SIGTERM and SIGINT on to the workers."""
+    def pass_on(number, frame):
+        for worker in workers:
+            worker.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(workers):
+    """Return the exit code of the first worker that fails, 0 without one, when all have ended."""
+    code, deadline = 0, None
+    while None in [worker.poll() for worker in workers]:  # each is asked, which sets its returncode
+        failed = next((worker.returncode for worker in workers if worker.returncode), 0)
+        if failed and deadline is None:
+            code, deadline = failed, time.monotonic() + GRACE_SECONDS
+        if deadline and time.monotonic() > deadline:
+            for worker in workers:
+                if worker.poll() is None:
+                    worker.kill()
+        time.sleep(0.1)
+    code = code or next((worker.returncode for worker in workers if worker.returncode), 0)
+    return 128 - code if code < 0 else code

@@ -1,0 +1,274 @@
+"""The arithmetic of scaling: by hand, against simulations, against published figures; and the program."""
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from official_resnet import resnet_flags, scaling_main, scaling_measure_main
+from official_resnet.errors import UserError
+
+RESNET50 = scaling_main.Net(25557032, 53120, 4089184256, 20923392)
+FREE = {'decode': 1e9, 'read': 1e12, 'save': 0, 'save_byte': 0, 'evaluate': 0, 'order': 0, 'kept': 1.25}
+
+
+def constants(**changes):
+    """The assumptions, with an input, checkpoints and evaluations that cost nothing."""
+    return {name: value for name, (value, *_) in scaling_main.ASSUMED.items()} | FREE | changes
+
+
+# --- the arithmetic ------------------------------------------------------------------------------------------
+
+
+def test_ring_by_hand():
+    assert scaling_main.ring_seconds(1, 100, 10, 1) == 0
+    assert scaling_main.ring_seconds(2, 100, 10, 1) == 2 * (50 / 10 + 1)  # two rounds of half the bytes
+    assert scaling_main.ring_seconds(4, 100, 10, 0) == pytest.approx(2 * 3 / 4 * 100 / 10)
+    assert scaling_main.ring_seconds(10 ** 6, 100, 10, 0) == pytest.approx(20, rel=1e-5)  # never more than twice
+
+
+@pytest.mark.parametrize('exchange,packs,expected', [
+    (0, 1, 3), (5, 1, 8),  # one pack: nothing overlaps
+    (1, 4, 3.25),  # the last quarter comes after the backward pass
+    (8, 4, 1 + 0.5 + 8)])  # the network is busy from the first quarter on
+def test_overlap_by_hand(exchange, packs, expected):
+    assert scaling_main.step_seconds(1, 2, exchange, packs) == expected
+
+
+@pytest.mark.parametrize('n', [2, 8, 64, 1024])
+def test_expected_maximum(n):
+    drawn = np.random.default_rng(0).standard_normal((4000, n)).max(1).mean()
+    assert scaling_main.expected_maximum(n) == pytest.approx(drawn, abs=0.03)
+
+
+def test_one_accelerator_is_what_was_published():
+    """NVIDIA's README of ResNet-50 v1.5 for TensorFlow: 2375 images/s on one A100, from which the efficiency comes."""
+    one = scaling_main.predict(RESNET50, constants(), 1)
+    assert one['images_per_second'] == pytest.approx(2375, rel=0.01)
+    assert one['all_reduce'] == 0 and one['batch'] == 256 and one['memory'] < 40e9
+
+
+@pytest.mark.parametrize('packs', [1, 4])
+def test_eight_accelerators_beside_what_was_published(packs):
+    """The same: 17400 images/s on eight, which nothing here was fitted to."""
+    eight = scaling_main.predict(RESNET50, constants(packs=packs), 8)
+    assert eight['images_per_second'] == pytest.approx(17400, rel=0.05)
+
+
+def test_the_parts_are_an_epoch():
+    c = constants(decode=100.0, save=1.0, save_byte=1e-9, evaluate=2.0, order=1e-6)
+    for n in (1, 8, 12, 1024, 10 ** 6):
+        row = scaling_main.predict(RESNET50, c, n)
+        assert sum(row['parts'].values()) == pytest.approx(1) and min(row['parts'].values()) >= 0
+        steps = c['images'] // row['global_batch'] or 1
+        assert row['step'] * steps <= row['epoch']
+        assert row['global_batch'] <= max(c['max_batch'], n)
+
+
+@pytest.mark.parametrize('changes,bottleneck', [
+    ({'link': 1e15, 'latency': 0, 'jitter': 0}, 'arithmetic'), ({'link': 1e9}, 'all-reduce'),
+    ({'latency': 1e-3}, 'all-reduce'), ({'jitter': 0.5}, 'stragglers'), ({'decode': 50.0}, 'input cores'),
+    ({'read': 5000.0}, 'reading thread'), ({'disk': 1e8}, 'disk'), ({'memory': 8e9}, 'memory'),
+    ({'save': 60.0}, 'checkpoints'), ({'evaluate': 60.0}, 'evaluation'), ({'order': 1e-4}, 'epoch order'),
+    ({'overhead': 0.1}, 'overhead')])
+def test_each_bottleneck_is_named(changes, bottleneck):
+    row = scaling_main.predict(RESNET50, constants(**changes), 8)
+    assert row['bottleneck'] == bottleneck and bottleneck in scaling_main.ADVICE
+
+
+def test_a_slow_input_sets_the_step():
+    row = scaling_main.predict(RESNET50, constants(decode=10.0), 16)
+    assert row['images_per_second'] == pytest.approx(2 * 128 * 10)  # two hosts of 128 cores
+    assert row['cores'] > 128  # what it would take
+
+
+def test_checkpoints_of_an_epoch():
+    """One at its end, and one after every ten minutes of it."""
+    c = constants(save=1.0, flops=1e12, efficiency=1.0)
+    row = scaling_main.predict(RESNET50, c, 8)
+    inside = row['epoch'] * (1 - row['parts']['checkpoints']) // 600
+    assert inside > 1 and row['parts']['checkpoints'] * row['epoch'] == pytest.approx(1 + inside)
+
+
+# --- the same, simulated -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('n', [2, 3, 8, 64])
+def test_simulated_ring(n):
+    """Every chunk for itself gives the closed form exactly."""
+    ends = scaling_main.simulate_ring([0.0] * n, 1e8, 2e10, 5e-6)
+    np.testing.assert_allclose(ends, scaling_main.ring_seconds(n, 1e8, 2e10, 5e-6), rtol=1e-9)
+
+
+def test_a_ring_waits_for_the_last_to_come():
+    starts = np.zeros(16)
+    starts[5] = 1.0
+    ends = scaling_main.simulate_ring(starts, 1e8, 2e10, 5e-6)
+    assert ends.max() == pytest.approx(1 + scaling_main.ring_seconds(16, 1e8, 2e10, 5e-6), rel=1e-9)
+    assert ends.min() > 1
+
+
+@pytest.mark.parametrize('n', [8, 64, 256])
+@pytest.mark.parametrize('packs', [1, 4])
+@pytest.mark.parametrize('link', [2e10, 2e9])
+def test_simulated_steps_without_stragglers(n, packs, link):
+    size, latency = 4 * RESNET50.parameters, 5e-6
+    exchange = scaling_main.ring_seconds(n, size, link, packs * latency)
+    simulated = scaling_main.simulate_step(n, 0.03, 0.06, size, link, latency, packs, steps=3)
+    assert simulated == pytest.approx(scaling_main.step_seconds(0.03, 0.06, exchange, packs), rel=1e-6)
+
+
+@pytest.mark.parametrize('n', [8, 64, 256])
+@pytest.mark.parametrize('packs', [1, 4])
+def test_simulated_stragglers(n, packs):
+    """Within 3 %: the slowest of n sets the pace of all."""
+    size, link, latency, jitter = 4 * RESNET50.parameters, 2e10, 5e-6, 0.05
+    exchange = scaling_main.ring_seconds(n, size, link, packs * latency)
+    expected = (scaling_main.step_seconds(0.03, 0.06, exchange, packs)
+                + 0.09 * jitter * scaling_main.expected_maximum(n))
+    simulated = scaling_main.simulate_step(n, 0.03, 0.06, size, link, latency, packs, jitter, steps=40)
+    assert simulated == pytest.approx(expected, rel=0.03)
+
+
+# --- what is measured ----------------------------------------------------------------------------------------
+
+
+def test_the_line_through_measurements():
+    assert scaling_main.line([{'x': x, 'y': 3 + 2 * x} for x in (1, 2, 4)], 'x', 'y') == pytest.approx((3, 2))
+    assert scaling_main.line([{'x': x, 'y': 5 - x} for x in (1, 2, 4)], 'x', 'y') == pytest.approx((5, 0))  # no gain
+
+
+def test_images_grow_and_a_late_step_does_not():
+    found = scaling_measure_main.measure_images(0.02)
+    assert [row['records'] for row in found['index']] == [400, 800, 1600]
+    slope = scaling_main.line(found['index'], 'records', 'bytes')[1]
+    assert slope == pytest.approx(20, rel=0.15)  # two int64, an int32
+    assert [row['images'] for row in found['order']] == [6405, 12811, 25623]
+    assert all(0 < row['late_seconds'] < 5 for row in found['order'])
+
+
+def test_checkpoints_and_evaluations_grow():
+    found = scaling_measure_main.measure_model(0.01)
+    sizes = [row['bytes'] for row in found['checkpoint']]
+    assert sizes[2] - sizes[0] == 3 * 100 * 1280 * 4  # of float32
+    assert [row['images'] for row in found['evaluation']] == [5, 10, 20]
+
+
+def test_input_is_measured():
+    found = scaling_measure_main.measure_input(0.1)
+    assert found['pictures'] == 8 and 50e3 < found['image_bytes'] < 200e3
+    assert len(found['images_per_core_second']) == 5 and found['records_per_second'] > 100
+
+
+def test_a_net_is_described():
+    net = scaling_measure_main.measure_net('resnet50_v1.5')
+    assert scaling_main.Net(**net) == RESNET50
+    arrays = 2 * RESNET50.parameters + RESNET50.state  # weights, momentum, BN
+    assert scaling_main.checkpoint_bytes(RESNET50) == 4 * arrays == 204668736
+
+
+def test_two_workers_are_predicted_from_their_constants():
+    def worker(slowness):
+        turns = {'alone': [1.0 * slowness, 1.2], 'together': [1.5, 1.6], '256': [0.01, 0.01], '1000256': [0.11, 0.11]}
+        return {'turns': [{'turn': name, 'seconds': values} for name, values in turns.items()],
+                'gradient_bytes': 2_900_000, 'state_bytes': 100_000}
+
+    found = scaling_main.predict_pair([worker(1), worker(1.1)])
+    assert found['alone'] == pytest.approx(1.15)  # of the slower one in each turn
+    assert found['predicted'] == pytest.approx(1.15 + 3 * 0.01 + 0.3) and found['measured'] == 1.55
+
+
+# --- the program ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """What --output_json writes, of invented measurements."""
+    def rows(x, y, slope):
+        return [{x: count, y: slope * count, 'bytes' if x != 'bytes' else 'restore_seconds': 20 * count}
+                for count in (1, 2, 4)]
+
+    found = {'index': rows('records', 'seconds', 1e-6), 'order': rows('images', 'seconds', 1e-7),
+             'checkpoint': rows('bytes', 'save_seconds', 1e-9), 'evaluation': rows('images', 'seconds', 1e-3),
+             'memory': [row | {'activations': 2e7} for row in rows('batch', 'peak_bytes', 1e8)],
+             'input': {'images_per_core_second': [390.0, 400.0, 410.0], 'records_per_second': 5e4}}
+    path = tmp_path / 'stored.json'
+    path.write_text(json.dumps({'found': found, 'machine': 'of a test'}))
+    return path
+
+
+def run(*arguments):
+    values = scaling_main.define_flags()
+    return resnet_flags.run_program(['scaling_main.py', *arguments], scaling_main.__doc__, values,
+                                    scaling_main.run_scaling)
+
+
+def answer_at_once(monkeypatch):
+    """Describe nets in this process."""
+    class Task:
+        def __init__(self, task, name):
+            self.result = lambda: scaling_measure_main.measure_net(name)
+
+    monkeypatch.setattr(scaling_main, 'Task', Task)
+
+
+def test_reckoning_only(stored, tmp_path, monkeypatch, capsys):
+    answer_at_once(monkeypatch)
+    output = tmp_path / 'out.json'
+    code = run(f'--input_json={stored}', f'--output_json={output}', '--set=link=1e9', '--accelerators=8,64')
+    out, err = capsys.readouterr()
+    assert (code, err) == (0, '')
+    assert 'link 1,000,000,000 bytes/s from an accelerator to the next in the ring (--set)' in out
+    assert 'decode 400 ' in out and out.endswith('of a test\n') and 'all-reduce: a faster network' in out
+    written = json.loads(output.read_text())
+    assert [(row['accelerators'], row['bottleneck']) for row in written['rows']] == [(8, 'all-reduce'),
+                                                                                     (64, 'all-reduce')]
+    assert all(math.isfinite(value) for value in written['constants'].values())
+    assert run(f'--input_json={output}') == 0  # what it writes it reads
+
+
+@pytest.mark.parametrize('arguments,message', [
+    (['--set=speed=3'], "set 'speed=3' is no assumption and a number above 0; pass name=number with a name of flops"),
+    (['--set=link=0'], "set 'link=0' is no assumption"), (['--set=link=nan'], "set 'link=nan'"),
+    (['--set=link'], "set 'link' is no"), (['--accelerators=8,x'], 'pass numbers in 1..1000000, as 8,64'),
+    (['--accelerators='], 'pass numbers in'), (['--accelerators=9999999'], 'pass numbers in'), (['--size=2'], 'size'),
+    (['--size=nan'], '--size=nan: nan is no finite number'), (['--output_json={tmp_path}'], 'is no file in a folder that is there'),
+    (['--measure=all'], 'measure'),
+    (['--image_folder=/nowhere'], "image_folder '/nowhere' is no folder"),
+    (['--variant=resnet51'], "variant 'resnet51' is unknown"),
+    (['--input_json=/nowhere/a.json'], "input_json '/nowhere/a.json' cannot be read (No such file"),
+    (['--input_json={tmp_path}/list.json'], 'is none; pass what --output_json wrote'),
+    (['--input_json={tmp_path}/half.json'], 'is none; pass what --output_json wrote')])
+def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    answer_at_once(monkeypatch)
+    (tmp_path / 'list.json').write_text('[1]')
+    half = {'found': {'order': [], 'input': {}, 'checkpoint': []}, 'machine': ''}
+    (tmp_path / 'half.json').write_text(json.dumps(half))
+    assert run(*(argument.format(tmp_path=tmp_path) for argument in arguments)) == 1
+    out, err = capsys.readouterr()
+    assert message in err and err.count('\n') == 1 and 'Traceback' not in err
+
+
+def test_a_process_that_fails_is_one_line():
+    task = scaling_main.Task('nothing', 1)
+    with pytest.raises(UserError, match='measuring nothing failed: nothing is no task; pass one of images,') as error:
+        task.result()
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.slow
+def test_the_whole_measurement_at_a_tenth(tmp_path):
+    """Two real workers and all: what they send is what the arithmetic says."""
+    output = tmp_path / 'out.json'
+    subprocess.run([sys.executable, scaling_main.__file__, '--size=0.1', f'--output_json={output}'], check=True,
+                   env=os.environ | {'CUDA_VISIBLE_DEVICES': '-1'}, timeout=600)
+    found = json.loads(output.read_text())['found']
+    turns = {row['turn']: row for row in found['workers'][0]['turns']}
+    largest = max((name for name in turns if name.isdigit()), key=int)
+    assert turns[largest]['loopback_bytes'] == pytest.approx(2 * int(largest), rel=0.05)  # 2 workers send all of it
+    assert 0.5 < scaling_main.predict_pair(found['workers'], 'cpu_seconds')['ratio'] < 2
+    assert statistics.median(turns['together']['seconds']) > 0

@@ -1,0 +1,35 @@
+"""Be one of several workers, for trainings one after another: python worker_program.py JOBS OUT < /dev/null.
+
+TF_CONFIG says which. JOBS is a JSON list of TrainConfigs (to_json), each with a field '_worker_1' more, the fields that
+worker 1 has of its own. OUT-<worker>-<job>.npz is what it came to: the variables, the losses and evaluations of the
+epochs, or the message of the UserError.
+"""
+import json
+import os
+import sys
+
+os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+
+from official_resnet import devices, workers  # noqa: E402
+
+index, _ = workers.configure()
+devices.start_tensorflow()
+devices.make_strategy(None, 'multi_worker_mirrored', 2)
+
+import numpy as np  # noqa: E402
+
+from official_resnet import callbacks, errors, resnet_run_loop  # noqa: E402
+
+for number, fields in enumerate(json.load(open(sys.argv[1], encoding='utf-8'))):
+    own = fields.pop('_worker_1')
+    config = resnet_run_loop.TrainConfig.from_json(fields | (own if index == 1 else {}))
+    metrics = [callbacks.MetricsJSON(config.model_dir)] if config.model_dir else []
+    try:
+        history = resnet_run_loop.train(config, metrics)
+        result = {variable.path: variable.numpy() for variable in history.model.variables}
+        result |= {f'history/{name}': values for name, values in history.history.items() if 'second' not in name}
+        history.team.part()
+    except errors.UserError as error:
+        result = {'error': str(error)}
+    np.savez(f'{sys.argv[2]}-{index}-{number}.npz', **result)
+os._exit(0)  # as train_program: TensorFlow takes its time
