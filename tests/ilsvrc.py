@@ -13,6 +13,11 @@ import itertools
 import pathlib
 import tarfile
 
+import numpy as np
+from PIL import Image
+
+from official_resnet import records
+
 SAMPLE = pathlib.Path(__file__).parents[1].parent / 'shared' / 'data' / 'imagenet-sample.tar'
 OTHER_SYNSET = 'n00000001'  # in no list
 TRAIN, VALIDATION = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
@@ -43,7 +48,7 @@ def make(folder, pictures=None, *, num_synsets=4, train_pictures=6, validation_p
 
     Args:
         folder: created if need be.
-        pictures: tar of JPEGs <synset>_<name>.JPEG, by default the sample in the shared data.
+        pictures: tar of JPEGs <synset>_<name>.JPEG; None for `sample`.
         num_synsets: of the smallest pictures; None takes all.
         train_pictures, validation_pictures: of each class.
         boxes: whether to write the tar file of boxes.
@@ -52,8 +57,8 @@ def make(folder, pictures=None, *, num_synsets=4, train_pictures=6, validation_p
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    sample = read_sample(pictures or SAMPLE)
-    chosen = dict(sorted(sorted(sample.items(), key=lambda item: len(item[1][1]))[:num_synsets]))
+    found = read_sample(pictures) if pictures else sample()
+    chosen = dict(sorted(sorted(found.items(), key=lambda item: len(item[1][1]))[:num_synsets]))
     synsets = tuple(chosen)
     train = {f'{synset}_{7 * k + 2}.JPEG': with_comment(chosen[synset][1], f'train {k}')
              for synset in synsets for k in range(train_pictures)}
@@ -71,6 +76,23 @@ def make(folder, pictures=None, *, num_synsets=4, train_pictures=6, validation_p
         (folder / BOXES).write_bytes(tar_bytes(files, tar_format, 'w:gz'))
     _write_labels(folder, labels, synsets, validation_synsets)
     return Layout(folder, synsets, train, validation, validation_synsets, csv)
+
+
+@functools.cache
+def sample():
+    """Return {synset: (name, JPEG)}: pictures of ImageNet, or, where SAMPLE is not there, drawn ones like them."""
+    if SAMPLE.is_file():
+        return read_sample(SAMPLE)
+    random, result = np.random.default_rng(0), {}
+    for i, (synset, name) in enumerate(records.imagenet_classes()[::10]):
+        is_grey = i % 16 == 5  # as six of the sample are
+        width, height = (600, 500) if is_grey else random.integers(200, 500, 2)  # none of the smallest, see make
+        coarse = Image.fromarray(random.integers(0, 256, (6, 8, 3), np.uint8)).resize((width, height), Image.BICUBIC)
+        image = Image.fromarray((np.asarray(coarse) // 2 + random.integers(0, 60, (height, width, 3))).astype(np.uint8))
+        buffer = io.BytesIO()
+        image.convert('L' if is_grey else 'RGB').save(buffer, 'JPEG', quality=90)
+        result[synset] = name, buffer.getvalue()
+    return result
 
 
 @functools.cache
@@ -172,7 +194,7 @@ def devkit(synsets, validation_synsets):
 def _main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folder')
-    parser.add_argument('--pictures', default=SAMPLE)
+    parser.add_argument('--pictures', help='tar of JPEGs; the sample of ImageNet without it')
     parser.add_argument('--num_synsets', type=int, default=None, help='all of the sample without it')
     parser.add_argument('--train_pictures', type=int, default=6, help='of each class')
     parser.add_argument('--validation_pictures', type=int, default=2, help='of each class')

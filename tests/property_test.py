@@ -135,7 +135,7 @@ def test_a_changed_tfrecord_file_gives_its_records_up_to_the_damage(contents, ed
             assert offsets[-1] == len(data) and (np.diff(offsets) >= 16).all()
 
 
-PICTURES = list(ilsvrc.read_sample(ilsvrc.SAMPLE).values())[:20]
+PICTURES = list(ilsvrc.sample().values())[:20]
 
 
 @quick

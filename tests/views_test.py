@@ -1,10 +1,10 @@
 """Encoded pictures -> the net's input: by hand, against TensorFlow 1's resize and Pillow, and over many seeds."""
 import io
 
+import ilsvrc
 import numpy as np
 import pytest
 import tensorflow as tf
-from ilsvrc import SAMPLE, read_sample
 from PIL import Image
 
 from official_resnet import errors, preprocessing
@@ -36,7 +36,7 @@ def blocks(values):
 
 def sample():
     """Return [JPEG] of ImageNet's pictures, in the order of their synsets."""
-    return [jpeg for _, (_, jpeg) in sorted(read_sample(SAMPLE).items())]
+    return [jpeg for _, (_, jpeg) in sorted(ilsvrc.sample().items())]
 
 
 def train_views(jpeg, seeds, views, boxes=NO_BOXES):
