@@ -166,7 +166,7 @@ def test_ctrl_c(raw):
     slow.unlink()
     os.mkfifo(slow)  # opening it takes until somebody writes
     with subprocess.Popen([sys.executable, PROGRAM, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True) as process:
+                          text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
         descriptor = os.open(slow, os.O_WRONLY)  # as long as nobody reads
         process.send_signal(signal.SIGINT)
         _, problems = process.communicate(timeout=20)

@@ -387,7 +387,8 @@ def start(job, processes=2):
     """Start a build of 10 shards as a program."""
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(DATA), os.environ.get('PYTHONPATH', '')])}
     return subprocess.Popen([sys.executable, '-c', BUILD, str(job), 'train', '10', str(processes)], env=environment,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def wait_for(condition, seconds=20):
