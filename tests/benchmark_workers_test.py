@@ -3,7 +3,11 @@ import json
 import pathlib
 import re
 
+import pytest
+
 from official_resnet import benchmark_main, benchmark_workers, resnet_flags
+
+pytestmark = pytest.mark.workers
 
 
 def test_a_tiny_run(tmp_path, monkeypatch, capsys):

@@ -32,6 +32,8 @@ from official_resnet import (
 )
 from official_resnet.errors import UserError
 
+pytestmark = pytest.mark.workers
+
 STEPS = 20  # of 7 an epoch: the last is cut
 NOTICED = 30  # seconds, in which the end of a worker ends the others
 
