@@ -101,16 +101,37 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 updates.append((moving, batch, self.momentum))
 
 
+@keras.saving.register_keras_serializable(package='official_resnet')
+class Conv2D(keras.layers.Conv2D):
+    """keras.layers.Conv2D, whose bias belongs to the filters in channels_first too.
+
+    Keras 3.15 adds it along the width of an image that is as wide as there are filters.
+    """
+
+    def call(self, inputs):
+        if not self.use_bias or self.data_format == 'channels_last':
+            return super().call(inputs)
+        outputs = tf.nn.bias_add(self.convolution_op(inputs, self.kernel), self.bias, 'NCHW')
+        return outputs if self.activation is None else self.activation(outputs)
+
+
+def conv_class(data_format, use_bias):
+    """Return the layer of a convolution: Keras' own, but where that adds the bias to the wrong axis."""
+    return Conv2D if use_bias and data_format == 'channels_first' else keras.layers.Conv2D
+
+
 def to_stock(model):
     """Return the same functional model in stock Keras layers only: equal weights and outputs.
 
-    The result needs nothing of this package to be loaded. `model` is left as it is.
+    The result needs nothing of this package to be loaded. `model` is left as it is. (Where Keras errs, so does
+    the result: see Conv2D.)
     """
     def clone(layer):
-        if isinstance(layer, BatchNormalization):
-            stock = keras.layers.BatchNormalization.from_config(layer.get_config())
-            stock.trainable = layer.trainable
-            return stock
+        for ours in (BatchNormalization, Conv2D):
+            if isinstance(layer, ours):
+                stock = ours.__base__.from_config(layer.get_config())
+                stock.trainable = layer.trainable
+                return stock
         return layer.__class__.from_config(layer.get_config())
 
     stock = keras.models.clone_model(model, clone_function=clone)
@@ -121,8 +142,9 @@ def to_stock(model):
 def fold_batch_norm(model, dtype=None):
     """Return a functional model that computes the same in inference, with BN inside the convolutions before it.
 
-    A convolution followed by BN alone becomes one with scaled kernel and a bias, in stock Keras layers; of v1
-    and v1.5 nothing is left of BN, of v2 the BNs that follow a sum or another BN's ReLU stay. Not for training.
+    A convolution followed by BN alone becomes one with scaled kernel and a bias, in stock Keras layers (in
+    channels_last: see Conv2D); of v1 and v1.5 nothing is left of BN, of v2 the BNs that follow a sum or another
+    BN's ReLU stay. Not for training.
 
     Args:
         model: a functional keras.Model; left as it is.
@@ -148,7 +170,9 @@ def fold_batch_norm(model, dtype=None):
             config['use_bias'] = True
         if dtype and layer.output is not model.output:
             config['dtype'] = f'mixed_{dtype}' if isinstance(layer, keras.layers.BatchNormalization) else dtype
-        return layer.__class__.from_config(config)
+        cls = layer.__class__
+        return (conv_class(layer.data_format, config['use_bias']) if cls is keras.layers.Conv2D else cls).from_config(
+            config)
 
     def call(layer, *args, **kwargs):
         return args[0] if layer.name in swallowed else layer(*args, **kwargs)

@@ -15,7 +15,7 @@ import sys
 import keras
 
 from official_resnet.errors import UserError
-from official_resnet.layers import BatchNormalization
+from official_resnet.layers import BatchNormalization, conv_class
 
 BOTTLENECK_EXPANSION = 4  # output filters of a bottleneck / filters of its group, 1512.03385 Sec. 4.1
 
@@ -328,9 +328,10 @@ def _impede(x, shortcut, spec, name):
     """Return F and the shortcut as they are, or as one of the experiments of 1603.05027 Sec. 3 has them."""
     trial = spec.trial
     if trial.gate:
-        gate = keras.layers.Conv2D(x.shape[spec.channel_axis], 1, data_format=spec.data_format, activation='sigmoid',
-                                   kernel_initializer=_INITIALIZERS[trial.init](), name=f'{name}_gate',
-                                   bias_initializer=keras.initializers.Constant(trial.gate_bias))(shortcut)
+        gate = conv_class(spec.data_format, True)(
+            x.shape[spec.channel_axis], 1, data_format=spec.data_format, activation='sigmoid', name=f'{name}_gate',
+            kernel_initializer=_INITIALIZERS[trial.init](),
+            bias_initializer=keras.initializers.Constant(trial.gate_bias))(shortcut)
         rest = keras.layers.Rescaling(-1.0, 1.0, name=f'{name}_gate_rest')(gate)  # 1 - g
         shortcut = keras.layers.Multiply(name=f'{name}_gated_shortcut')([shortcut, rest])
         if trial.gate == 'exclusive':
@@ -395,10 +396,10 @@ def _conv(x, spec, filters, kernel, name, stride=1, groups=1, dilation=1, has_bi
         pads = (before, kernel - 1 - before)
         x = keras.layers.ZeroPadding2D((pads, pads), data_format=spec.data_format, name=f'{name}_pad')(x)
         padding = 'valid'
-    return keras.layers.Conv2D(
-        filters, kernel, stride, padding, groups=groups, data_format=spec.data_format,
+    has_bias = has_bias or not spec.trial.batch_norm  # elsewhere the following BN's offset takes its place
+    return conv_class(spec.data_format, has_bias)(
+        filters, kernel, stride, padding, groups=groups, data_format=spec.data_format, use_bias=has_bias,
         dilation_rate=dilation if kernel > 1 else 1,
-        use_bias=has_bias or not spec.trial.batch_norm,  # elsewhere the following BN's offset takes its place
         kernel_initializer=_INITIALIZERS[spec.trial.init](), name=name)(x)
 
 

@@ -1,4 +1,6 @@
 """The fused BatchNormalization against Keras' own."""
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -154,3 +156,18 @@ def test_a_convolution_with_two_readers_keeps_its_bn():
     folded = layers.fold_batch_norm(model)
     assert not folded.get_layer('conv').use_bias
     np.testing.assert_allclose(folded(images), model(images), atol=1e-6)
+
+
+def test_a_bias_belongs_to_the_filters_also_where_the_image_is_as_wide():
+    """Keras 3.15 takes the width for the filters; 4 wide, 4 filters. A stem with a bias, a gate, and one folded."""
+    trial = resnet_model.Experiment(gate='exclusive')
+    spec = resnet_model.ResNetSpec((1,), 4, stem_bias=True, experiment=trial)
+    last = randomize(resnet_model.resnet(spec, 3, (4, 4, 3)))
+    first = resnet_model.resnet(dataclasses.replace(spec, data_format='channels_first'), 3, (3, 4, 4))
+    first.set_weights(last.get_weights())
+    images = np.random.default_rng(1).normal(size=(2, 4, 4, 3)).astype('float32')
+    for net in (first, layers.fold_batch_norm(first)):
+        got = tf.function(lambda x, net=net: net(x, training=False), jit_compile=True)(images.transpose(0, 3, 1, 2))
+        np.testing.assert_allclose(got, last(images), rtol=0, atol=1e-5)
+    stock = layers.to_stock(first)
+    assert {type(layer).__module__.split('.')[0] for layer in stock.layers} == {'keras'}
