@@ -5,7 +5,7 @@ Where to find things:
     resnet_model      the networks: ResNetSpec, residual_block, residual_group
     resnet_table      the named networks, what they consist of and cost
     tutorial_resnet   a tutorial's block and net; basic against bottleneck blocks
-    layers            the fused BatchNormalization, folding it into convolutions
+    layers            the fused BatchNormalization; equal networks: of stock layers, BN folded, strides moved up
     records           bytes <-> (image, label)
     tfrecords         TFRecord files, written, indexed and read at any place without TensorFlow
     jpeg              what the bytes of a picture are; odd pictures -> RGB JPEG

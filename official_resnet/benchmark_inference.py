@@ -15,13 +15,13 @@ POLICIES = {'fp32': 'float32', 'bf16': 'mixed_bfloat16'}
 
 
 def ours(dtype, resnet_size, batch_size):
-    """BN folded, 16-bit weights in bf16, weights as constants of the compiled call; one op at a time, on all cores."""
+    """compile_model, 16-bit weights in bf16; one op at a time, on all cores."""
     devices.start_tensorflow(1)
     import tensorflow as tf
 
-    from official_resnet import layers, prediction
-    folded = layers.fold_batch_norm(_trained_model(resnet_size), 'bfloat16' if dtype == 'bf16' else None)
-    call, images = prediction.compile_model(folded, IMAGE_SHAPE), tf.constant(_images(batch_size))
+    from official_resnet import prediction
+    call = prediction.compile_model(_trained_model(resnet_size), IMAGE_SHAPE, 'bfloat16' if dtype == 'bf16' else None)
+    images = tf.constant(_images(batch_size))
     return {'inference': lambda steps: [call(images).numpy() for _ in range(steps)],
             'build': lambda steps: [_new_model(resnet_size) for _ in range(steps)]}
 
@@ -60,15 +60,15 @@ def torch(dtype, resnet_size, batch_size):
 
 
 def onnx(dtype, resnet_size, batch_size):
-    """Our folded network in ONNX Runtime, float32: its CPU kernels know no bfloat16."""
+    """The network of `ours` in ONNX Runtime, float32: its CPU kernels know no bfloat16."""
     import onnxruntime
 
     from official_resnet import layers
     with tempfile.TemporaryDirectory() as folder, devices.hidden_stderr():
         path = os.path.join(folder, 'model.onnx')
-        folded = layers.fold_batch_norm(_trained_model(resnet_size))
-        folded(_images(1))  # Keras exports only what has been called
-        folded.export(path, format='onnx', verbose=False)
+        model = layers.propagate_strides(layers.fold_batch_norm(_trained_model(resnet_size)))
+        model(_images(1))  # Keras exports only what has been called
+        model.export(path, format='onnx', verbose=False)
         session = onnxruntime.InferenceSession(path)
     images = {session.get_inputs()[0].name: _images(batch_size)}
     return {'inference': lambda steps: [session.run(None, images) for _ in range(steps)]}

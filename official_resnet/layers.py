@@ -1,4 +1,4 @@
-"""Keras layers that Keras lacks or runs slowly, and what turns them into stock ones."""
+"""Keras layers that Keras lacks or runs slowly, and what rewrites a network as an equal one."""
 import collections
 import contextlib
 import threading
@@ -151,7 +151,7 @@ def fold_batch_norm(model, dtype=None):
         dtype: 'bfloat16' or 'float16' stores and computes in 16 bits (BN that stays and logits apart);
             None keeps each layer's own policy.
     """
-    producers = {id(layer.output): layer for layer in model.layers}
+    producers = _producers(model)
     num_readers = collections.Counter(id(tensor) for layer in model.layers if not isinstance(
         layer, keras.layers.InputLayer) for tensor in keras.tree.flatten(layer.input))
     num_readers.update(id(tensor) for tensor in model.outputs)
@@ -192,3 +192,85 @@ def _folded_weights(conv, norm):
     bias = (np.asarray(conv.bias, 'float64') if conv.use_bias else 0.0) - mean
     offset = np.asarray(norm.beta, 'float64') if norm.center else 0.0
     return [np.asarray(conv.kernel, 'float64') * scale, bias * scale + offset]  # kernel [h, w, in, out]
+
+
+def propagate_strides(model):
+    """Return a functional model that computes the same in inference, without the pixels that nobody reads.
+
+    Where all readers of a map are 1x1 convolutions of stride 2, three of four of its pixels are made in vain: in
+    version 1, those of each group's last block. Here the stride moves up through ReLU, BN, sums and 1x1
+    convolutions, into the convolution that reads neighbours; an identity shortcut is sub-sampled. He's ResNet-50
+    (arXiv:1512.03385) so becomes slim's, whose stride is in a group's last unit. Not for training, where BN
+    normalises by all pixels.
+
+    Args:
+        model: a functional keras.Model; left as it is.
+    """
+    producers = _producers(model)
+    read = collections.defaultdict(set)  # id of a tensor -> the strides at which it is read
+    for output in model.outputs:
+        read[id(output)].add(1)
+    strides = {}  # name of a layer -> of its pixels, those at this stride are computed
+    for layer in reversed(model.layers):
+        wanted, step = read[id(layer.output)], _pixel_stride(layer)
+        strides[layer.name] = max(wanted) if len(wanted) == 1 and _can_stride(layer) else 1
+        for tensor in keras.tree.flatten(layer.input):
+            read[id(tensor)].add(strides[layer.name] * step if step else 1)
+    data_format = next((layer.data_format for layer in model.layers if isinstance(layer, keras.layers.Conv2D)), None)
+
+    def remaining(layer, tensor):
+        """Return the stride at which `layer` has to read what becomes of `tensor`."""
+        return strides[layer.name] * _pixel_stride(layer) // strides[producers[id(tensor)].name]
+
+    def clone(layer):
+        config = layer.get_config()
+        if isinstance(layer, keras.layers.Conv2D):
+            if _pixel_stride(layer):
+                config['strides'] = remaining(layer, layer.input)
+            elif strides[layer.name] > 1:
+                config['strides'] = [stride * strides[layer.name] for stride in layer.strides]
+                config['padding'] = 'valid'  # padded by `call`, at any stride as at stride 1
+        return layer.__class__.from_config(config)
+
+    def call(layer, inputs, **kwargs):
+        old, options = model.get_layer(layer.name), {'data_format': data_format, 'dtype': layer.dtype_policy}
+
+        def sample(old_tensor, tensor):
+            stride = remaining(old, old_tensor)
+            return keras.layers.MaxPooling2D(1, stride, **options)(tensor) if stride > 1 else tensor
+
+        if not isinstance(old, keras.layers.Conv2D):
+            if _pixel_stride(old):
+                inputs = keras.tree.map_structure(sample, old.input, inputs)
+        elif layer.padding != old.padding:
+            pads = [((size - 1) // 2, size // 2) for size in old.kernel_size]
+            inputs = keras.layers.ZeroPadding2D(pads, **options)(inputs)
+        return layer(inputs, **kwargs)
+
+    rewritten = keras.models.clone_model(model, clone_function=clone, call_function=call)
+    for layer in model.layers:
+        if layer.weights:
+            rewritten.get_layer(layer.name).set_weights(layer.get_weights())
+    return rewritten
+
+
+def _producers(model):
+    """Return {id of a tensor: the layer that makes it}."""
+    return {id(layer.output): layer for layer in model.layers}
+
+
+def _pixel_stride(layer):
+    """Return the stride at which a layer reads the pixels of which it makes one each; None if it is no such layer."""
+    if isinstance(layer, keras.layers.Conv2D):
+        is_1x1 = layer.kernel_size == layer.dilation_rate == (1, 1) and len(set(layer.strides)) == 1
+        return layer.strides[0] if is_1x1 else None
+    is_relu = isinstance(layer, keras.layers.ReLU) or (
+        isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.relu)
+    is_sum = isinstance(layer, keras.layers.Add) and len({tensor.shape for tensor in layer.input}) == 1
+    return 1 if is_relu or is_sum or isinstance(layer, keras.layers.BatchNormalization) else None
+
+
+def _can_stride(layer):
+    """Return whether a layer can leave out pixels: not where it pads by the image size, nor in other layers."""
+    return _pixel_stride(layer) is not None or isinstance(layer, keras.layers.Conv2D) and (
+        layer.dilation_rate == (1, 1) and (layer.padding == 'valid' or layer.strides == (1, 1)))

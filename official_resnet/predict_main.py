@@ -91,14 +91,14 @@ def _name_pictures(values, arguments):
         return 1
     from official_resnet import devices
     devices.start_tensorflow(1)  # one op at a time: the fastest in inference
-    from official_resnet import cards, layers, prediction
+    from official_resnet import cards, prediction
     model, card = prediction.load(values.model)
     if values.labels:
         card = cards.with_names(card, values.labels)
     explain = Explainer(values, model, card, files) if values.explain else None
     is_compiled = len(files) >= max(NUM_TO_COMPILE, 2 * values.batch_size)
     shape = (*card.net_size, card.num_channels)
-    call = prediction.compile_model(layers.fold_batch_norm(model), shape) if is_compiled else model
+    call = prediction.compile_model(model, shape) if is_compiled else model
     show = _show_json if values.json else Table(files, card.names).show
     num_read = 0
     for start in range(0, len(files), values.batch_size):

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from official_resnet import cards, checkpoints, preprocessing, resnet_model
+from official_resnet import cards, checkpoints, layers, preprocessing, resnet_model
 from official_resnet.errors import UserError
 
 TOLERANCE = 1e-4  # of probabilities, between the model and its export
@@ -243,17 +243,20 @@ def _export(serving, export_dir, examples):
     return path
 
 
-def compile_model(model, image_shape=None):
+def compile_model(model, image_shape=None, dtype=None):
     """Return the compiled function images -> outputs of a model whose weights will not change any more.
 
-    The weights are constants of its graph: TensorFlow fuses bias, addition and ReLU into the convolutions
-    (layers.fold_batch_norm gives the biases) and brings the kernels into their best layout once.
+    It computes layers.propagate_strides(layers.fold_batch_norm(model, dtype)). The weights are constants of its
+    graph: TensorFlow fuses bias, addition and ReLU into the convolutions, and brings the kernels into their best
+    layout once.
 
     Args:
-        model: a keras.Model of one input, images float32 as model.input.
+        model: a functional keras.Model of one input, images float32 as model.input; left as it is.
         image_shape: of an image, where the model leaves it open. Without it, TensorFlow does not see that the two
             branches of a strided block have one shape, and adds them outside the convolutions.
+        dtype: as fold_batch_norm has it.
     """
+    model = layers.propagate_strides(layers.fold_batch_norm(model, dtype))
     trainable, others = ([variable.numpy() for variable in variables]
                          for variables in (model.trainable_variables, model.non_trainable_variables))
 

@@ -1,10 +1,12 @@
-"""The fused BatchNormalization against Keras' own."""
+"""The fused BatchNormalization against Keras' own, and rewritten networks against what they were."""
 import dataclasses
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from random_weights import randomize
 
 from official_resnet import layers, resnet_model
@@ -171,3 +173,117 @@ def test_a_bias_belongs_to_the_filters_also_where_the_image_is_as_wide():
         np.testing.assert_allclose(got, last(images), rtol=0, atol=1e-5)
     stock = layers.to_stock(first)
     assert {type(layer).__module__.split('.')[0] for layer in stock.layers} == {'keras'}
+
+
+BOTTLENECKS = resnet_model.ResNetSpec((2, 2, 1), 8, 'imagenet', 'bottleneck', '1', 'B')
+
+
+def conv_strides(model):
+    return {layer.name: layer.strides[0] for layer in model.layers if isinstance(layer, keras.layers.Conv2D)}
+
+
+def assert_same_outputs(model, rewritten, *sizes):
+    for size in sizes:
+        images = np.random.default_rng(size).normal(size=(2, size, size, 3)).astype('float32')
+        expected = model(images).numpy()
+        np.testing.assert_allclose(rewritten(images), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize('is_folded', [False, True])
+def test_version_1_without_unread_pixels_is_slims_resnet(is_folded):
+    """slim has the stride of a group in its last unit's 3x3 convolution: the same function, if BN does not train."""
+    model = randomize(resnet_model.resnet(BOTTLENECKS, 10, (None, None, 3)))
+    spec = dataclasses.replace(BOTTLENECKS, version='1.5', stride_block='last')
+    slim = resnet_model.resnet(spec, 10, (None, None, 3))
+    slim.set_weights(model.get_weights())
+    rewritten = layers.propagate_strides(layers.fold_batch_norm(model) if is_folded else model)
+    assert conv_strides(rewritten) == conv_strides(slim) != conv_strides(model)
+    assert_same_outputs(model, rewritten, 64, 75)
+    assert_same_outputs(model, slim, 64, 75)
+
+
+def test_unread_pixels_of_keras_applications():
+    model = randomize(keras.applications.ResNet50(weights=None, input_shape=(75, 75, 3), classifier_activation=None))
+    rewritten = layers.propagate_strides(layers.fold_batch_norm(model))
+    before, after = conv_strides(model), conv_strides(rewritten)
+    assert {name for name in before if after[name] > before[name]} == {
+        'conv2_block3_2_conv', 'conv3_block4_2_conv', 'conv4_block6_2_conv'}
+    assert [name for name in after if after[name] == 2] == [
+        'conv1_conv', 'conv2_block3_2_conv', 'conv3_block4_2_conv', 'conv4_block6_2_conv']
+    assert_same_outputs(model, rewritten, 75)
+
+
+@pytest.mark.parametrize('changes', [{'version': '1.5'}, {'version': '2'}, {'block': 'basic'}])
+def test_where_every_pixel_is_read_strides_stay(changes):
+    model = resnet_model.resnet(dataclasses.replace(BOTTLENECKS, **changes), 10, (None, None, 3))
+    assert conv_strides(layers.propagate_strides(model)) == conv_strides(model)
+
+
+def test_pixels_that_an_output_shows_are_kept():
+    model = resnet_model.resnet(BOTTLENECKS, 10, (None, None, 3))
+    maps = resnet_model.features(randomize(model))
+    rewritten = layers.propagate_strides(maps)
+    images = np.random.default_rng(1).normal(size=(1, 64, 64, 3)).astype('float32')
+    for name, expected in maps(images).items():
+        np.testing.assert_allclose(rewritten(images)[name], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_unread_pixels_in_channels_first_and_bfloat16():
+    spec = dataclasses.replace(BOTTLENECKS, data_format='channels_first')
+    model = randomize(resnet_model.resnet(spec, 10, (3, 64, 64)))
+    rewritten = layers.propagate_strides(layers.fold_batch_norm(model))
+    assert rewritten.get_layer('group1_block2_out').output.shape == (None, 32, 8, 8)
+    images = np.random.default_rng(1).normal(size=(2, 3, 64, 64)).astype('float32')
+    expected, got = (tf.function(lambda x, net=net: net(x, training=False), jit_compile=True)(images).numpy()
+                     for net in (model, rewritten))
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    half = layers.propagate_strides(layers.fold_batch_norm(model, 'bfloat16'))
+    assert {layer.output.dtype for layer in half.layers} == {'bfloat16', 'float32'}
+    assert all(layer.output.dtype == 'bfloat16' for layer in half.layers[1:-1])
+
+
+def test_a_sum_with_one_pixel_is_no_sum_of_pixels():
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(3, 3, padding='same')(inputs)
+    x = keras.layers.Add()([x, keras.layers.GlobalAveragePooling2D(keepdims=True)(x)])
+    model = randomize(keras.Model(inputs, keras.layers.Conv2D(4, 1, 2)(x)))
+    assert_same_outputs(model, layers.propagate_strides(model), 8)
+
+
+LAYERS = st.tuples(
+    st.sampled_from(['conv', 'conv', 'add', 'relu', 'bn', 'pool']),
+    st.sampled_from([1, 1, 1, 2]), st.integers(0, 2),  # how far back its input is; and what to add to it
+    st.sampled_from([(1, 1), (1, 2), (2, 1), (3, 1), (3, 2)]), st.sampled_from(['same', 'valid']),  # kernel, stride
+    st.sampled_from([None, 'relu']), st.sampled_from([1, 1, 2]))  # activation, dilation
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=st.lists(LAYERS, min_size=3, max_size=10), size=st.integers(11, 16), is_shown=st.booleans())
+def test_any_net_rewritten_is_equal(steps, size, is_shown):
+    tensors = [keras.Input((None, None, 3))]
+    sizes = [size]  # of the pictures on the way: those of one size can be added
+    for kind, place, other, (kernel, stride), padding, activation, dilation in steps:
+        place = max(len(tensors) - place, 0)
+        x, pixels = tensors[place], sizes[place]
+        if kind == 'conv' and (padding == 'same' or pixels > dilation * (kernel - 1)):
+            dilation = dilation if stride == 1 and kernel > 1 else 1
+            x = keras.layers.Conv2D(3, kernel, stride, padding, dilation_rate=dilation, activation=activation)(x)
+            covered = 0 if padding == 'same' else dilation * (kernel - 1)
+            pixels = (pixels - covered - 1) // stride + 1
+        elif kind == 'add':
+            fitting = [tensor for tensor, its in zip(tensors, sizes, strict=True) if its == pixels]
+            x = keras.layers.Add()([x, fitting[-1 - other % len(fitting)]])
+        elif kind == 'relu':
+            x = keras.layers.ReLU()(x)
+        elif kind == 'bn':
+            x = layers.BatchNormalization()(x)
+        elif kind == 'pool' and pixels > 1:
+            x = keras.layers.MaxPooling2D(2, 1, 'same')(x)
+        tensors.append(x)
+        sizes.append(pixels)
+    outputs = [keras.layers.Conv2D(2, 1, 2)(tensors[-1]), *([tensors[-1]] if is_shown else [])]
+    model = randomize(keras.Model(tensors[0], outputs))
+    images = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype('float32')
+    for rewritten in (layers.propagate_strides(model), layers.propagate_strides(layers.fold_batch_norm(model))):
+        for expected, got in zip(model(images), rewritten(images), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * max(np.abs(expected).max(), 1))

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from official_resnet import cards, image_folder, layers, prediction, preprocessing, resnet_model
+from official_resnet import cards, image_folder, prediction, preprocessing, resnet_model
 from official_resnet.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
@@ -122,7 +122,7 @@ def test_bytes_for_a_net_of_other_pictures(tmp_path, shape):
 @pytest.mark.parametrize('image_shape', [None, (32, 32, 3)])
 def test_compiled_model_is_equal_and_keeps_its_weights(image_shape):
     model = resnet_model.resnet(resnet_model.cifar_spec(8), 10, (None, None, 3))
-    call = prediction.compile_model(layers.fold_batch_norm(model), image_shape)
+    call = prediction.compile_model(model, image_shape)
     images = np.random.default_rng(1).normal(size=(3, 32, 32, 3)).astype('float32')
     expected = model(images).numpy()
     np.testing.assert_allclose(call(images), expected, atol=1e-5)
