@@ -5,6 +5,8 @@ import sys
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')  # the numbers in the tests are a CPU's
+if 'PYTEST_XDIST_WORKER' in os.environ:  # as many of them as there are cores
+    os.environ.setdefault('TF_NUM_INTRAOP_THREADS', '1')
 
 import numpy as np
 import pytest
