@@ -171,8 +171,9 @@ def fold_batch_norm(model, dtype=None):
         if dtype and layer.output is not model.output:
             config['dtype'] = f'mixed_{dtype}' if isinstance(layer, keras.layers.BatchNormalization) else dtype
         cls = layer.__class__
-        return (conv_class(layer.data_format, config['use_bias']) if cls is keras.layers.Conv2D else cls).from_config(
-            config)
+        if cls is keras.layers.Conv2D:
+            cls = conv_class(layer.data_format, config['use_bias'])
+        return cls.from_config(config)
 
     def call(layer, *args, **kwargs):
         return args[0] if layer.name in swallowed else layer(*args, **kwargs)
