@@ -1,4 +1,5 @@
 """Install with `pip install .`; the extras are described in README.md."""
+
 from setuptools import setup
 
 setup(
@@ -29,9 +30,26 @@ setup(
         'imagenet': ['scipy>=1.14'],  # ImageNet's development kit has its labels in a .mat file
         'convert': ['safetensors>=0.8'],  # checkpoints_tools; the other formats need nothing more
         # Whom the parity tests and the benchmark compare with; pytorchcv wants torchvision, tf-slim's layers tf_keras.
-        'parity': ['torch==2.13.0', 'torchvision==0.28.0', 'pytorchcv>=0.0.74', 'onnxruntime>=1.20', 'tf2onnx>=1.17',
-                   'tf-slim==1.1.0', 'tf_keras~=2.21.0', 'opencv-python-headless<5', 'safetensors>=0.8'],
-        'test': ['pytest>=8', 'pytest-xdist>=3.6', 'hypothesis>=6.100', 'matplotlib>=3.9', 'tensorboard~=2.20',
-                 'safetensors>=0.8', 'scipy>=1.14'],
+        'parity': [
+            'torch==2.13.0',
+            'torchvision==0.28.0',
+            'pytorchcv>=0.0.74',
+            'onnxruntime>=1.20',
+            'tf2onnx>=1.17',
+            'tf-slim==1.1.0',
+            'tf_keras~=2.21.0',
+            'opencv-python-headless<5',
+            'safetensors>=0.8',
+        ],
+        'lint': ['ruff==0.17.6'],  # one version, one style
+        'test': [
+            'pytest>=8',
+            'pytest-xdist>=3.6',
+            'hypothesis>=6.100',
+            'matplotlib>=3.9',
+            'tensorboard~=2.20',
+            'safetensors>=0.8',
+            'scipy>=1.14',
+        ],
     },
 )

@@ -3,6 +3,7 @@
 What makes a conversion exact is in from_FAMILY.py; here each weight is used exactly once, the result is
 compared with the source's own definition, and only then written, with a card beside it.
 """
+
 import collections
 import dataclasses
 import hashlib
@@ -107,8 +108,10 @@ def identify(path, family='auto'):
 
 def unknown_family(path, shapes):
     """Return the line for variables that no family knows."""
-    return (f'{path} holds {len(shapes)} variables of no known family: {_some(shapes)}; '
-            'pass --source, or convert another checkpoint')
+    return (
+        f'{path} holds {len(shapes)} variables of no known family: {_some(shapes)}; '
+        'pass --source, or convert another checkpoint'
+    )
 
 
 def check_sources(entries, ignored, shapes, path, remedy=WHOLE):
@@ -117,13 +120,29 @@ def check_sources(entries, ignored, shapes, path, remedy=WHOLE):
     A vector may be folded into several variables of ours, as a bias into the means of all BNs that follow.
     """
     uses = collections.Counter(name for entry in entries for name in entry.sources)
-    problems = [('missing', [name for name in uses if name not in shapes]),
-                ('unexpected', [name for name in shapes if name not in uses and name not in ignored]),
-                ('of no number type', [f'{name} {shapes[name][1]}' for name in uses
-                                       if name in shapes and np.dtype(shapes[name][1]).name not in FLOATS])]
+    problems = [
+        ('missing', [name for name in uses if name not in shapes]),
+        ('unexpected', [name for name in shapes if name not in uses and name not in ignored]),
+        (
+            'of no number type',
+            [
+                f'{name} {shapes[name][1]}'
+                for name in uses
+                if name in shapes and np.dtype(shapes[name][1]).name not in FLOATS
+            ],
+        ),
+    ]
     alone = collections.Counter(entry.sources for entry in entries if len(entry.sources) == 1)
-    problems.append(('used twice', [name for name, count in uses.items() if count > 1 and (
-        alone[name,] > 1 or len(shapes.get(name, ((),))[0]) > 1)]))
+    problems.append(
+        (
+            'used twice',
+            [
+                name
+                for name, count in uses.items()
+                if count > 1 and (alone[name,] > 1 or len(shapes.get(name, ((),))[0]) > 1)
+            ],
+        )
+    )
     _raise_listed(problems, path, remedy)
 
 
@@ -141,9 +160,15 @@ def assign(model, entries, variables, path, remedy=WHOLE):
     """
     ours = {variable.path: variable for variable in model.variables}
     targets = collections.Counter(entry.target for entry in entries)
-    _raise_listed([('no source of ours', [name for name in ours if name not in targets]),
-                   ('not in our net', [name for name in targets if name not in ours]),
-                   ('set twice', [name for name, count in targets.items() if count > 1])], path, remedy)
+    _raise_listed(
+        [
+            ('no source of ours', [name for name in ours if name not in targets]),
+            ('not in our net', [name for name in targets if name not in ours]),
+            ('set twice', [name for name, count in targets.items() if count > 1]),
+        ],
+        path,
+        remedy,
+    )
     misshapen, infinite = [], []
     for entry in entries:
         array = np.asarray(entry.convert(*(_float32(variables[name]) for name in entry.sources)), np.float32)
@@ -170,6 +195,7 @@ def to_torch(path, output):
         UserError: PyTorch's nets cannot express it; nothing was written.
     """
     from checkpoints_tools import from_torch
+
     path, output = pathlib.Path(path).expanduser(), _output(path, output, '.safetensors')
     model = load(path)
     variables = _torch_variables(from_torch, model, path)
@@ -208,7 +234,8 @@ def _torch_variables(from_torch, model, path):
     if model.get_config()['layers'][0]['class_name'] != 'InputLayer' or len(model.input_shape) != 4:
         raise UserError(f'{path} is no model of pictures [n, h, w, c]; pass one of ours')
     is_cifar = model.get_layer(index=-1).name == 'logits' and not any(
-        layer.name == 'stem_pool' for layer in model.layers)
+        layer.name == 'stem_pool' for layer in model.layers
+    )
     head, projection = ('linear', 'shortcut') if is_cifar else ('fc', 'downsample')
     names = {variable.path: from_torch.foreign_name(variable.path, head, projection) for variable in model.variables}
     strange = [name for name, foreign in names.items() if foreign is None]
@@ -224,13 +251,17 @@ def _torch_variables(from_torch, model, path):
 
 def _first_difference(model, twin):
     """Return where two models' layers differ in what they compute, in words, or None."""
-    ours, theirs = ({layer.name: layer for layer in m.layers if not isinstance(layer, keras.layers.InputLayer)}
-                    for m in (model, twin))
+    ours, theirs = (
+        {layer.name: layer for layer in m.layers if not isinstance(layer, keras.layers.InputLayer)}
+        for m in (model, twin)
+    )
     for name in [*theirs, *ours]:
         if name not in ours or name not in theirs:
             return f'layer {name} is in one of the two only'
-        configs = [{key: value for key, value in layer.get_config().items() if not key.endswith(_IRRELEVANT)}
-                   for layer in (ours[name], theirs[name])]
+        configs = [
+            {key: value for key, value in layer.get_config().items() if not key.endswith(_IRRELEVANT)}
+            for layer in (ours[name], theirs[name])
+        ]
         for key in configs[0].keys() & configs[1].keys():
             if configs[0][key] != configs[1][key]:
                 return f'{key} of {name} is {configs[0][key]}, there {configs[1][key]}'
@@ -254,10 +285,16 @@ def _with_classes(entries, source, num_classes):
     if num_classes in (None, source.num_classes):
         return entries
     if source.labels != 'imagenet1001' or num_classes != source.num_classes - 1:
-        raise UserError(f'num_classes={num_classes}: the checkpoint has {source.num_classes} classes (labels '
-                        f'{source.labels}), and only the background of imagenet1001 can be dropped; leave it out')
-    return [entry._replace(convert=lambda *arrays, convert=entry.convert: convert(*arrays)[..., 1:])
-            if entry.target.startswith('logits/') else entry for entry in entries]
+        raise UserError(
+            f'num_classes={num_classes}: the checkpoint has {source.num_classes} classes (labels '
+            f'{source.labels}), and only the background of imagenet1001 can be dropped; leave it out'
+        )
+    return [
+        entry._replace(convert=lambda *arrays, convert=entry.convert: convert(*arrays)[..., 1:])
+        if entry.target.startswith('logits/')
+        else entry
+        for entry in entries
+    ]
 
 
 def _check_extent(spec, shapes, path):
@@ -265,19 +302,26 @@ def _check_extent(spec, shapes, path):
     held = sum(int(np.prod(shape, dtype=object)) for shape, _ in shapes.values())
     needed = 0
     for group, num_blocks in enumerate(spec.group_blocks):
-        filters = spec.filters * spec.width * 2 ** group
+        filters = spec.filters * spec.width * 2**group
         inner = filters * spec.base_width // 64 * spec.cardinality
-        needed += num_blocks * {'single': 9 * filters ** 2, 'basic': 18 * filters ** 2, 'bottleneck': (
-            2 * filters * inner + 9 * inner ** 2 // spec.cardinality)}[spec.block]
+        needed += (
+            num_blocks
+            * {
+                'single': 9 * filters**2,
+                'basic': 18 * filters**2,
+                'bottleneck': (2 * filters * inner + 9 * inner**2 // spec.cardinality),
+            }[spec.block]
+        )
     if needed > 2 * held:  # less than the net has: first blocks may be narrower, by half at the most
-        raise UserError(f'{path} holds {held} numbers, but a net of {spec.group_blocks} blocks that begins with '
-                        f'{spec.filters} filters has {needed} and more; get the checkpoint again')
+        raise UserError(
+            f'{path} holds {held} numbers, but a net of {spec.group_blocks} blocks that begins with '
+            f'{spec.filters} filters has {needed} and more; get the checkpoint again'
+        )
 
 
 def _build(spec, num_classes):
     """Return the net in stock Keras layers alone: the file then loads without this package."""
-    model = resnet_model.resnet(spec, num_classes, resnet_model.image_shape(
-        spec, resnet_model.IMAGE_SHAPES[spec.stem]))
+    model = resnet_model.resnet(spec, num_classes, resnet_model.image_shape(spec, resnet_model.IMAGE_SHAPES[spec.stem]))
     for layer in model.layers:
         if isinstance(layer, layers.BatchNormalization):  # as layers.to_stock, without a second set of weights
             layer.__class__ = keras.layers.BatchNormalization
@@ -294,12 +338,22 @@ def _card(source, num_classes, verified, files):
     """Return what a user of the model has to know, as JSON can hold it."""
     is_cut = num_classes not in (None, source.num_classes)
     return {
-        'family': source.family, 'variant': source.variant, 'spec': dataclasses.asdict(source.spec),
-        'input': dataclasses.asdict(source.input), 'labels': 'imagenet1000' if is_cut else source.labels,
+        'family': source.family,
+        'variant': source.variant,
+        'spec': dataclasses.asdict(source.spec),
+        'input': dataclasses.asdict(source.input),
+        'labels': 'imagenet1000' if is_cut else source.labels,
         'num_classes': num_classes or source.num_classes,
-        'source_sha256': {file.name: _sha256(file) for file in files}, 'verified': verified, 'note': source.note,
-        'versions': {'official_resnet': official_resnet.__version__, 'tensorflow': tf.__version__,
-                     'keras': keras.__version__, 'numpy': np.__version__}}
+        'source_sha256': {file.name: _sha256(file) for file in files},
+        'verified': verified,
+        'note': source.note,
+        'versions': {
+            'official_resnet': official_resnet.__version__,
+            'tensorflow': tf.__version__,
+            'keras': keras.__version__,
+            'numpy': np.__version__,
+        },
+    }
 
 
 def _files(path, module):
@@ -313,8 +367,9 @@ def _files(path, module):
 def _siblings(path):
     """Return the files of a TensorFlow checkpoint PATH: PATH.index, PATH.data-00000-of-00001 ..."""
     try:
-        return sorted(file for file in path.parent.iterdir() if file.name.startswith((
-            f'{path.name}.index', f'{path.name}.data-')))
+        return sorted(
+            file for file in path.parent.iterdir() if file.name.startswith((f'{path.name}.index', f'{path.name}.data-'))
+        )
     except OSError:
         return []
 
@@ -345,8 +400,9 @@ def _write(model, card, output):
             os.replace(part, output.with_suffix('.card.json'))
             os.replace(model_part, output)
     except OSError as error:
-        raise UserError(f'cannot write {output}: {error.strerror or error}; free some space, or pass another '
-                        '--output') from error
+        raise UserError(
+            f'cannot write {output}: {error.strerror or error}; free some space, or pass another --output'
+        ) from error
 
 
 def _save(model, folder):

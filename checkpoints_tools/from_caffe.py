@@ -4,6 +4,7 @@ Read without Caffe, from protobuf's wire format (protobuf.dev/programming-guides
 BVLC/caffe's caffe.proto. Variables are blobs, named 'LAYER/i': conv1/0 the kernel, conv1/1 a bias; of BatchNorm 0 and 1
 are sums of means and variances and 2 what to divide them by; of Scale 0 is gamma and 1 beta.
 """
+
 import collections
 import dataclasses
 import functools
@@ -95,7 +96,7 @@ class _Wire:
         """Return the end of the records of so many bytes that begin with the same byte as the first."""
         count = 1
         while True:  # twice as many at a time: a run of n costs n, one of 1 costs 1
-            tags = self.data[start + count * record:min(end, start + 2 * count * record):record]
+            tags = self.data[start + count * record : min(end, start + 2 * count * record) : record]
             same = tags == self.data[start]
             if len(same) == count and same.all():
                 count *= 2
@@ -170,8 +171,10 @@ class _Wire:
 
 def shapes(path):
     """Return {'LAYER/i': (shape, dtype)} of a .caffemodel; the values stay on the disk."""
-    return {name: (shape, 'float64' if any(piece.dtype == 'f8' for piece in pieces) else 'float32')
-            for name, (shape, pieces) in _Wire(path).blobs().items()}
+    return {
+        name: (shape, 'float64' if any(piece.dtype == 'f8' for piece in pieces) else 'float32')
+        for name, (shape, pieces) in _Wire(path).blobs().items()
+    }
 
 
 def read(path):
@@ -228,8 +231,11 @@ def _groups(names):
             place = int(digits) + 1 if digits else ord(letter) - ord('a') + 1
             found[int(group)][place] = f'{group}{letter}{digits}'
     groups = [[found[group][place] for place in sorted(found[group])] for group in sorted(found)]
-    if not groups or sorted(found) != list(range(2, 2 + len(groups))) or any(
-            sorted(found[group]) != list(range(1, 1 + len(found[group]))) for group in found):
+    if (
+        not groups
+        or sorted(found) != list(range(2, 2 + len(groups)))
+        or any(sorted(found[group]) != list(range(1, 1 + len(found[group]))) for group in found)
+    ):
         raise UserError(f'no net of He: blocks {groups}, where 2a, 2b.. and so on are wanted')
     return groups
 
@@ -244,10 +250,10 @@ def _convs(groups, filters):
         for block, theirs in enumerate(blocks, start=1):
             ours = f'group{group}_block{block}'
             if block == 1:
-                yield _Conv(f'{ours}_shortcut_conv', f'{ours}_shortcut_bn', f'res{theirs}_branch1',
-                            (outer, in_filters, 1, 1))
-            for i, shape in enumerate(
-                    ((inner, in_filters, 1, 1), (inner, inner, 3, 3), (outer, inner, 1, 1)), start=1):
+                yield _Conv(
+                    f'{ours}_shortcut_conv', f'{ours}_shortcut_bn', f'res{theirs}_branch1', (outer, in_filters, 1, 1)
+                )
+            for i, shape in enumerate(((inner, in_filters, 1, 1), (inner, inner, 3, 3), (outer, inner, 1, 1)), start=1):
                 yield _Conv(f'{ours}_conv{i}', f'{ours}_bn{i}', f'res{theirs}_branch2{"abc"[i - 1]}', shape)
             in_filters = outer
 
@@ -259,13 +265,21 @@ def _norm_names(conv):
 
 def _check(shapes, groups, filters, num_classes, variant):
     """Refuse a file without all of the net; what a net of its names would need is then no more than it holds."""
-    expected = {'fc1000/0': (num_classes, filters * 2 ** (len(groups) - 1) * resnet_model.BOTTLENECK_EXPANSION),
-                'fc1000/1': (num_classes,)}
+    expected = {
+        'fc1000/0': (num_classes, filters * 2 ** (len(groups) - 1) * resnet_model.BOTTLENECK_EXPANSION),
+        'fc1000/1': (num_classes,),
+    }
     for conv in _convs(groups, filters):
         norm, scale = _norm_names(conv.theirs)
         vector = conv.shape[:1]
-        expected |= {f'{conv.theirs}/0': conv.shape, f'{norm}/0': vector, f'{norm}/1': vector, f'{norm}/2': (1,),
-                     f'{scale}/0': vector, f'{scale}/1': vector}
+        expected |= {
+            f'{conv.theirs}/0': conv.shape,
+            f'{norm}/0': vector,
+            f'{norm}/1': vector,
+            f'{norm}/2': (1,),
+            f'{scale}/0': vector,
+            f'{scale}/1': vector,
+        }
         if f'{conv.theirs}/1' in shapes:
             expected[f'{conv.theirs}/1'] = vector
     tf_checkpoint.check(expected, shapes, variant)
@@ -282,10 +296,26 @@ def describe(shapes, variant=None):
     _check(shapes, groups, filters, num_classes, name)
     if variant not in (None, name, f'resnet{size}_v1'):
         raise UserError(f'variant={variant!r}: the blobs are of {name}')
-    spec = resnet_model.ResNetSpec(tuple(map(len, groups)), filters, stem='imagenet', block='bottleneck', version='1',
-                                   shortcut='B', stem_pool='ceil', bn_momentum=0.999, bn_epsilon=EPSILON)
-    return Source('caffe', name, spec, num_classes, Input('BGR', mean=CHANNEL_MEANS),
-                  'imagenet1000' if num_classes == 1000 else 'unknown', NOTE)
+    spec = resnet_model.ResNetSpec(
+        tuple(map(len, groups)),
+        filters,
+        stem='imagenet',
+        block='bottleneck',
+        version='1',
+        shortcut='B',
+        stem_pool='ceil',
+        bn_momentum=0.999,
+        bn_epsilon=EPSILON,
+    )
+    return Source(
+        'caffe',
+        name,
+        spec,
+        num_classes,
+        Input('BGR', mean=CHANNEL_MEANS),
+        'imagenet1000' if num_classes == 1000 else 'unknown',
+        NOTE,
+    )
 
 
 def ignored(shapes):
@@ -310,9 +340,9 @@ def name_map(source, shapes):
             Entry(f'{conv.our_bn}/gamma', (f'{scale}/0',), identity),
             Entry(f'{conv.our_bn}/beta', (f'{scale}/1',), identity),
             Entry(f'{conv.our_bn}/moving_mean', (f'{norm}/0', f'{norm}/2', *biases), _statistic),
-            Entry(f'{conv.our_bn}/moving_variance', (f'{norm}/1', f'{norm}/2'), _statistic)]
-    return entries + [Entry('logits/kernel', ('fc1000/0',), transposed),
-                      Entry('logits/bias', ('fc1000/1',), identity)]
+            Entry(f'{conv.our_bn}/moving_variance', (f'{norm}/1', f'{norm}/2'), _statistic),
+        ]
+    return entries + [Entry('logits/kernel', ('fc1000/0',), transposed), Entry('logits/bias', ('fc1000/1',), identity)]
 
 
 def run(variables, images, source):

@@ -7,6 +7,7 @@ conv2_block1_1_conv, or res2a_branch2a in files before keras-applications 1.0.7.
 keras.applications for both; code of the older names had BN with epsilon 1e-3 and a pool of 112 to 55 without padding.
 Source: keras/src/applications/resnet.py, keras/src/saving/saving_lib.py.
 """
+
 import collections
 import contextlib
 import json
@@ -29,17 +30,31 @@ from official_resnet import resnet_model
 from official_resnet.errors import UserError
 
 EPSILON = 1.001e-5
-NOTE = ('keras.applications; weights of v1 are those of KaimingHe/deep-residual-networks, MIT license; '
-        'arXiv:1512.03385, 1603.05027')
+NOTE = (
+    'keras.applications; weights of v1 are those of KaimingHe/deep-residual-networks, MIT license; '
+    'arXiv:1512.03385, 1603.05027'
+)
 MAX_SECONDS = 60  # for the list of an HDF5 file's arrays
 MAX_INFLATION = 16  # of model.weights.h5 in a .keras file, which Keras does not compress
 _BN_ROLES = ('gamma', 'beta', 'moving_mean', 'moving_variance')
 # How a variable's name ends, without a number as of conv1_W_1:0 -> its role. running_std is a variance.
-_ROLES = {'kernel': 'kernel', '_W': 'kernel', 'bias': 'bias', '_b': 'bias', 'gamma': 'gamma', 'beta': 'beta',
-          'moving_mean': 'moving_mean', 'running_mean': 'moving_mean',
-          'moving_variance': 'moving_variance', 'running_std': 'moving_variance'}
-_DEPTHS = {sum(blocks) * 3 + len(blocks) + 1: blocks for kind, blocks in resnet_model.IMAGENET_BLOCKS.values()
-           if kind == 'bottleneck'}  # convolutions, projections among them -> blocks
+_ROLES = {
+    'kernel': 'kernel',
+    '_W': 'kernel',
+    'bias': 'bias',
+    '_b': 'bias',
+    'gamma': 'gamma',
+    'beta': 'beta',
+    'moving_mean': 'moving_mean',
+    'running_mean': 'moving_mean',
+    'moving_variance': 'moving_variance',
+    'running_std': 'moving_variance',
+}
+_DEPTHS = {
+    sum(blocks) * 3 + len(blocks) + 1: blocks
+    for kind, blocks in resnet_model.IMAGENET_BLOCKS.values()
+    if kind == 'bottleneck'
+}  # convolutions, projections among them -> blocks
 
 _Array = collections.namedtuple('_Array', 'shape dtype offset')  # offset in the file, bytes
 _Conv = collections.namedtuple('_Conv', 'ours theirs shape')  # theirs as conv2_block1_1; shape [h, w, in, out]
@@ -101,11 +116,13 @@ def _listing(path, name):
 def _variables(path, name):
     """Return {'LAYER/ROLE': _Array} of an HDF5 file; `name` is for errors."""
     listing, size = _listing(path, name), os.path.getsize(path)
-    arrays = {tuple(place): _Array(tuple(shape), np.dtype(dtype), offset)
-              for place, shape, dtype, offset in listing['arrays']}
+    arrays = {
+        tuple(place): _Array(tuple(shape), np.dtype(dtype), offset) for place, shape, dtype, offset in listing['arrays']
+    }
     lengths = [array.dtype.itemsize * math.prod(array.shape) for array in arrays.values()]
-    if sum(lengths) > size or any(array.offset + length > size
-                                  for array, length in zip(arrays.values(), lengths, strict=True)):
+    if sum(lengths) > size or any(
+        array.offset + length > size for array, length in zip(arrays.values(), lengths, strict=True)
+    ):
         raise UserError(f'{str(name)!r} has {size} bytes and declares {sum(lengths)} of arrays, or some beyond its end')
     siblings = collections.Counter(place[:-1] for place in arrays)
     named = {place: _name(place, listing['layers'], siblings[place[:-1]]) for place in arrays}
@@ -223,8 +240,11 @@ def _group_blocks(names):
         if match:
             old_group, letter, group, block = match.groups()
             found[int(old_group or group)].add(ord(letter) - ord('a') + 1 if letter else int(block))
-    if not found or sorted(found) != list(range(2, 2 + len(found))) or any(
-            blocks != set(range(1, 1 + len(blocks))) for blocks in found.values()):
+    if (
+        not found
+        or sorted(found) != list(range(2, 2 + len(found)))
+        or any(blocks != set(range(1, 1 + len(blocks))) for blocks in found.values())
+    ):
         raise UserError(f'no ResNet of keras.applications: groups of blocks {dict(sorted(found.items()))}')
     return tuple(len(found[group]) for group in sorted(found))
 
@@ -253,8 +273,11 @@ def _norms(spec):
         inner = spec.filters * 2 ** (group - 1)
         for block in range(1, num_blocks + 1):
             ours, theirs = f'group{group}_block{block}', f'conv{group + 1}_block{block}'
-            norms += [(f'{ours}_bn1', f'{theirs}_preact', channels), (f'{ours}_bn2', f'{theirs}_1', inner),
-                      (f'{ours}_bn3', f'{theirs}_2', inner)]
+            norms += [
+                (f'{ours}_bn1', f'{theirs}_preact', channels),
+                (f'{ours}_bn2', f'{theirs}_1', inner),
+                (f'{ours}_bn3', f'{theirs}_2', inner),
+            ]
             channels = inner * resnet_model.BOTTLENECK_EXPANSION
     return [*norms, ('head_bn', 'post', channels)]
 
@@ -280,29 +303,51 @@ def _check(shapes, spec, num_classes, variant):
 def describe(shapes, variant=None):
     """Return the Source of these variables; a variant, 'ResNet50V2' or 'resnet50_v2', must be what they are."""
     blocks, is_old, is_v2 = _group_blocks(shapes), _is_old(shapes), _is_v2(shapes)
-    head, stem, first = (f'{name}/kernel' for name in (
-        _head(shapes), _layer('conv1', 'conv', is_old), _layer('conv2_block1_1', 'conv', is_old)))
+    head, stem, first = (
+        f'{name}/kernel'
+        for name in (_head(shapes), _layer('conv1', 'conv', is_old), _layer('conv2_block1_1', 'conv', is_old))
+    )
     if head not in shapes:
         raise UserError(f'no classifier {head}: a file of a net without its top, or of another one')
     if any(len(shapes.get(name, ((),))[0]) != rank for name, rank in ((head, 2), (stem, 4), (first, 4))):
         raise UserError(f'no ResNet of keras.applications: {stem}, {first} or {head} is missing or misshapen')
     num_classes, stem_filters, filters = (shapes[name][0][-1] for name in (head, stem, first))
-    version = {'version': '2', 'stride_block': 'last', 'stem_bias': 'conv1_conv/bias' in shapes} if is_v2 else {
-        'version': '1'}
+    version = (
+        {'version': '2', 'stride_block': 'last', 'stem_bias': 'conv1_conv/bias' in shapes}
+        if is_v2
+        else {'version': '1'}
+    )
     if not all((num_classes, stem_filters, filters)):
         raise UserError('a layer without outputs')
     spec = resnet_model.ResNetSpec(
-        blocks, filters, stem='imagenet', block='bottleneck', shortcut='B', stem_pool='pad1', bn_momentum=0.99,
-        bn_epsilon=EPSILON, stem_filters=None if stem_filters == filters else stem_filters, **version)
+        blocks,
+        filters,
+        stem='imagenet',
+        block='bottleneck',
+        shortcut='B',
+        stem_pool='pad1',
+        bn_momentum=0.99,
+        bn_epsilon=EPSILON,
+        stem_filters=None if stem_filters == filters else stem_filters,
+        **version,
+    )
     size = 2 + 3 * sum(blocks)
     name = f'ResNet{size}{"V2" if is_v2 else ""}'
     _check(shapes, spec, num_classes, name)
     if variant not in (None, name, f'resnet{size}_v{spec.version}'):
         raise UserError(f'variant={variant!r}: the variables are of {name}')
-    convention = (Input('RGB', 1 / 127.5, mean=(1.0, 1.0, 1.0)) if is_v2 else
-                  Input('BGR', mean=(103.939, 116.779, 123.68)))
-    return Source('keras_applications', name, spec, num_classes, convention,
-                  'imagenet1000' if num_classes == 1000 else 'unknown', NOTE)
+    convention = (
+        Input('RGB', 1 / 127.5, mean=(1.0, 1.0, 1.0)) if is_v2 else Input('BGR', mean=(103.939, 116.779, 123.68))
+    )
+    return Source(
+        'keras_applications',
+        name,
+        spec,
+        num_classes,
+        convention,
+        'imagenet1000' if num_classes == 1000 else 'unknown',
+        NOTE,
+    )
 
 
 def ignored(shapes):
@@ -333,8 +378,9 @@ def name_map(source, shapes):
         entries += [Entry('stem_conv/bias', (name,), identity) for name in biases['conv1']]
     for ours, theirs, folded in norms:
         name = _layer(theirs, 'bn', is_old)
-        entries += [Entry(f'{ours}/{role}', (f'{name}/{role}',), identity)
-                    for role in _BN_ROLES if role != 'moving_mean']
+        entries += [
+            Entry(f'{ours}/{role}', (f'{name}/{role}',), identity) for role in _BN_ROLES if role != 'moving_mean'
+        ]
         entries.append(Entry(f'{ours}/moving_mean', (f'{name}/moving_mean', *folded), _less if folded else identity))
     return entries
 
@@ -387,8 +433,7 @@ def run(variables, images, source):
     for group, num_blocks in enumerate(group_blocks, start=2):
         for block in range(1, num_blocks + 1):
             strided = group <= len(group_blocks) and block == num_blocks if is_v2 else group > 2 and block == 1
-            x = (block_v2 if is_v2 else block_v1)(
-                x, f'conv{group}_block{block}', 2 if strided else 1, block == 1)
+            x = (block_v2 if is_v2 else block_v1)(x, f'conv{group}_block{block}', 2 if strided else 1, block == 1)
     x = tf.reduce_mean(tf.nn.relu(norm(x, 'post')) if is_v2 else x, (1, 2))
     head = _head(variables)
     return (tf.matmul(x, variables[f'{head}/kernel']) + variables[f'{head}/bias']).numpy()

@@ -6,6 +6,7 @@ its own. Until April 2018 there was no `resnet_model/`. From stem kernel, shapes
 
 Source: official/resnet/resnet_model.py and imagenet_main.py, May 2018 to 2019.
 """
+
 import collections
 import re
 
@@ -34,8 +35,16 @@ _Layer = collections.namedtuple('_Layer', 'is_conv name shape')
 
 def recognises(shapes):
     """Return whether these are variables of official/resnet."""
-    return any({f'{scope}conv2d/kernel', f'{scope}conv2d_1/kernel', f'{scope}batch_normalization/gamma',
-                f'{scope}dense/kernel'} <= shapes.keys() for scope in (_SCOPE, ''))
+    return any(
+        {
+            f'{scope}conv2d/kernel',
+            f'{scope}conv2d_1/kernel',
+            f'{scope}batch_normalization/gamma',
+            f'{scope}dense/kernel',
+        }
+        <= shapes.keys()
+        for scope in (_SCOPE, '')
+    )
 
 
 def describe(shapes, variant=None):
@@ -57,9 +66,17 @@ def describe(shapes, variant=None):
         raise UserError(f'variant {variant}: by its variables the checkpoint is of {found}')
     tf_checkpoint.check(_expected(net), shapes, found)
     spec = resnet_model.ResNetSpec(
-        net.group_blocks, filters=net.filters, stem=net.stem, block=net.block,
-        version=net.version if is_imagenet else net.version[0], shortcut='group', padding='symmetric',
-        stem_pool='same' if is_imagenet else 'pad1', bn_momentum=0.997, bn_epsilon=1e-5)
+        net.group_blocks,
+        filters=net.filters,
+        stem=net.stem,
+        block=net.block,
+        version=net.version if is_imagenet else net.version[0],
+        shortcut='group',
+        padding='symmetric',
+        stem_pool='same' if is_imagenet else 'pad1',
+        bn_momentum=0.997,
+        bn_epsilon=1e-5,
+    )
     labels = (LABELS if is_imagenet else CIFAR_LABELS).get(net.num_classes, 'unknown')
     convention = IMAGENET_INPUT if is_imagenet else CIFAR_INPUT
     return Source('official_tf', found, spec, net.num_classes, convention, labels, NOTE)
@@ -142,15 +159,26 @@ def _net(shapes):
     num_groups = len(group_blocks)
     versions = {len(convs): '1.5', len(convs) - num_groups: '2'}
     if num_norms == len(convs) + 1:
-        raise UserError(f'{num_norms} BNs for {len(convs)} convolutions: a v1 from before May 2018, with a BN and a '
-                        'ReLU after its last block, which no ResNetSpec has')
+        raise UserError(
+            f'{num_norms} BNs for {len(convs)} convolutions: a v1 from before May 2018, with a BN and a '
+            'ReLU after its last block, which no ResNetSpec has'
+        )
     if num_norms not in versions:
-        raise UserError(f'{num_norms} BNs for {len(convs)} convolutions in {num_groups} groups: v1 has '
-                        f'{len(convs)}, v2 {len(convs) - num_groups}')
+        raise UserError(
+            f'{num_norms} BNs for {len(convs)} convolutions in {num_groups} groups: v1 has '
+            f'{len(convs)}, v2 {len(convs) - num_groups}'
+        )
     if convs[0][0] not in (3, 7):
         raise UserError(f'{scope}conv2d/kernel has the shape {convs[0]}; expected 3x3 (CIFAR) or 7x7 (ImageNet)')
-    return _Net(scope, 'imagenet' if convs[0][0] == 7 else 'cifar', block, versions[num_norms], group_blocks,
-                convs[0][3], tf_checkpoint.shape_of(shapes, f'{scope}dense/kernel', 2)[1])
+    return _Net(
+        scope,
+        'imagenet' if convs[0][0] == 7 else 'cifar',
+        block,
+        versions[num_norms],
+        group_blocks,
+        convs[0][3],
+        tf_checkpoint.shape_of(shapes, f'{scope}dense/kernel', 2)[1],
+    )
 
 
 def _blocks(convs):
@@ -172,8 +200,9 @@ def _count(shapes, scope, kind, part):
     numbers = {int(match[1] or 0) for match in map(pattern.fullmatch, shapes) if match}
     for i in range(len(numbers)):
         if i not in numbers:
-            raise UserError(f'the checkpoint has {len(numbers)} of {scope}{kind}*/{part}, '
-                            f'but no {_name(scope, kind, i)}/{part}')
+            raise UserError(
+                f'the checkpoint has {len(numbers)} of {scope}{kind}*/{part}, but no {_name(scope, kind, i)}/{part}'
+            )
     return len(numbers)
 
 
@@ -190,9 +219,10 @@ def _layers(net):
         layers.append(_Layer(False, 'stem_bn', (channels,)))
     for i, num_blocks in enumerate(net.group_blocks):
         for block in range(1, num_blocks + 1):
-            name, filters = f'group{i + 1}_block{block}', net.filters * 2 ** i
+            name, filters = f'group{i + 1}_block{block}', net.filters * 2**i
             layers += (_block_layers_v2 if is_v2 else _block_layers_v1)(
-                name, _block_shapes(net.block, channels, filters), channels, block == 1)
+                name, _block_shapes(net.block, channels, filters), channels, block == 1
+            )
             channels = layers[-1].shape[-1]
     return layers + ([_Layer(False, 'head_bn', (channels,))] if is_v2 else [])
 
@@ -207,8 +237,10 @@ def _block_layers_v1(name, kernels, channels, has_projection):
     layers = []
     if has_projection:
         out = kernels[-1][3]
-        layers += [_Layer(True, f'{name}_shortcut_conv', (1, 1, channels, out)),
-                   _Layer(False, f'{name}_shortcut_bn', (out,))]
+        layers += [
+            _Layer(True, f'{name}_shortcut_conv', (1, 1, channels, out)),
+            _Layer(False, f'{name}_shortcut_bn', (out,)),
+        ]
     for i, shape in enumerate(kernels, start=1):
         layers += [_Layer(True, f'{name}_conv{i}', shape), _Layer(False, f'{name}_bn{i}', shape[3:])]
     return layers
@@ -240,5 +272,7 @@ def _expected(net):
     for layer, name in _numbered(net):
         expected |= {f'{name}/{part}': layer.shape for part in (('kernel',) if layer.is_conv else _BN)}
         channels = layer.shape[-1]
-    return expected | {f'{net.scope}dense/kernel': (channels, net.num_classes),
-                       f'{net.scope}dense/bias': (net.num_classes,)}
+    return expected | {
+        f'{net.scope}dense/kernel': (channels, net.num_classes),
+        f'{net.scope}dense/bias': (net.num_classes,),
+    }

@@ -10,6 +10,7 @@ Source: tf_slim/nets/resnet_v1.py, resnet_v2.py, resnet_utils.py of tf-slim 1.1.
 
     rename(name)     the names that a tutorial gives the variables of resnet_v1_50
 """
+
 import collections
 import dataclasses
 import re
@@ -46,8 +47,10 @@ DOCUMENT_RENAMES = (
     ('biases', 'bias'),
 )
 
-NOTE = ('slim of tensorflow/models, Apache-2.0; its released v1 weights are those of KaimingHe/deep-residual-networks, '
-        'MIT, arXiv:1512.03385')
+NOTE = (
+    'slim of tensorflow/models, Apache-2.0; its released v1 weights are those of KaimingHe/deep-residual-networks, '
+    'MIT, arXiv:1512.03385'
+)
 
 # What a checkpoint says of its network; scope with its slash, 'resnet_v1_50/'.
 _Net = collections.namedtuple('_Net', 'scope version units filters stem_filters num_classes')
@@ -57,6 +60,7 @@ _Row = collections.namedtuple('_Row', 'kind scope layer shape')
 
 class Shapes(dict):
     """{name: (shape, dtype)}; mean_rgb is what the file's variable of this name holds, or None."""
+
     mean_rgb = None
 
 
@@ -114,9 +118,20 @@ def describe(shapes, variant=None):
         raise UserError(f'variant {variant}: by its variables the checkpoint is of {found}')
     tf_checkpoint.check(_expected(net), shapes, found)
     spec = resnet_model.ResNetSpec(
-        net.units, filters=net.filters, stem='imagenet', block='bottleneck', version=net.version, shortcut='B',
-        stride_block='last', stride_conv='3x3', padding='symmetric', stem_pool='same', bn_momentum=0.997,
-        bn_epsilon=1e-5, stem_filters=None if net.stem_filters == net.filters else net.stem_filters)
+        net.units,
+        filters=net.filters,
+        stem='imagenet',
+        block='bottleneck',
+        version=net.version,
+        shortcut='B',
+        stride_block='last',
+        stride_conv='3x3',
+        padding='symmetric',
+        stem_pool='same',
+        bn_momentum=0.997,
+        bn_epsilon=1e-5,
+        stem_filters=None if net.stem_filters == net.filters else net.stem_filters,
+    )
     convention, mean_rgb = INPUTS[net.version], getattr(shapes, 'mean_rgb', None)
     if net.version == '1' and mean_rgb and np.isfinite(mean_rgb).all():
         convention = dataclasses.replace(convention, mean=mean_rgb)
@@ -125,8 +140,11 @@ def describe(shapes, variant=None):
 
 def ignored(shapes):
     """Return {name: why} of variables that carry no weight of the network."""
-    means = {name: 'the mean of the pictures, which the input lacks already'
-             for name in shapes if name.rpartition('/')[2] == 'mean_rgb'}
+    means = {
+        name: 'the mean of the pictures, which the input lacks already'
+        for name in shapes
+        if name.rpartition('/')[2] == 'mean_rgb'
+    }
     return tf_checkpoint.ignored(shapes) | means
 
 
@@ -163,8 +181,10 @@ def run(variables, images, source):
     first = next(_FIRST.fullmatch(name) for name in variables if _FIRST.fullmatch(name))
     is_v2 = first[2] == '2'
     scope_name = first[1]  # values are read as they are needed: all of them would be the checkpoint once more
-    values = Lazy([name.removeprefix(scope_name) for name in variables if name.startswith(scope_name)],
-                  lambda name: np.asarray(variables[scope_name + name], 'float32'))
+    values = Lazy(
+        [name.removeprefix(scope_name) for name in variables if name.startswith(scope_name)],
+        lambda name: np.asarray(variables[scope_name + name], 'float32'),
+    )
     x = tf_checkpoint.conv2d(tf.constant(images, tf.float32), values['conv1/weights'], 2)
     x = x + values['conv1/biases'] if is_v2 else tf.nn.relu(tf_checkpoint.batch_norm(x, values, 'conv1/BatchNorm'))
     x = tf.nn.max_pool2d(x, 3, 2, 'SAME')
@@ -226,21 +246,29 @@ def _net(shapes):
             units[int(unit[1])].append(int(unit[2]))
     num_blocks = tf_checkpoint.count_from_one(units, f'{scope}block')
     return _Net(
-        scope, version, tuple(tf_checkpoint.count_from_one(units[block], f'{scope}block{block}/unit_')
-                              for block in range(1, num_blocks + 1)),
+        scope,
+        version,
+        tuple(
+            tf_checkpoint.count_from_one(units[block], f'{scope}block{block}/unit_')
+            for block in range(1, num_blocks + 1)
+        ),
         filters=tf_checkpoint.shape_of(shapes, first[0][0], 4)[3],
         stem_filters=tf_checkpoint.shape_of(shapes, f'{scope}conv1/weights', 4)[3],
-        num_classes=tf_checkpoint.shape_of(shapes, f'{scope}logits/weights', 4)[3])
+        num_classes=tf_checkpoint.shape_of(shapes, f'{scope}logits/weights', 4)[3],
+    )
 
 
 def _rows(net):
     """Return [_Row] of all variables but the logits', in the order of computation."""
     is_v2, channels = net.version == '2', net.stem_filters
-    rows = [_Row('weights', 'conv1', 'stem_conv', (7, 7, 3, channels)),
-            _Row('biases', 'conv1', None, (channels,)) if is_v2 else
-            _Row('BatchNorm', 'conv1/BatchNorm', 'stem_bn', (channels,))]
+    rows = [
+        _Row('weights', 'conv1', 'stem_conv', (7, 7, 3, channels)),
+        _Row('biases', 'conv1', None, (channels,))
+        if is_v2
+        else _Row('BatchNorm', 'conv1/BatchNorm', 'stem_bn', (channels,)),
+    ]
     for i, num_units in enumerate(net.units):
-        filters = net.filters * 2 ** i
+        filters = net.filters * 2**i
         for unit in range(1, num_units + 1):
             scope, layer = f'block{i + 1}/unit_{unit}/bottleneck_v{net.version}', f'group{i + 1}_block{unit}'
             rows += (_unit_rows_v2 if is_v2 else _unit_rows_v1)(scope, layer, channels, filters)
@@ -252,16 +280,21 @@ def _unit_convs(channels, filters):
     """Return {name: shape} of a unit's kernels; a unit projects where it changes the number of channels."""
     out = filters * _EXPANSION
     projection = {'shortcut': (1, 1, channels, out)} if channels != out else {}
-    return projection | {'conv1': (1, 1, channels, filters), 'conv2': (3, 3, filters, filters),
-                         'conv3': (1, 1, filters, out)}
+    return projection | {
+        'conv1': (1, 1, channels, filters),
+        'conv2': (3, 3, filters, filters),
+        'conv3': (1, 1, filters, out),
+    }
 
 
 def _unit_rows_v1(scope, layer, channels, filters):
     rows = []
     for name, shape in _unit_convs(channels, filters).items():
         ours = ('shortcut_conv', 'shortcut_bn') if name == 'shortcut' else (name, name.replace('conv', 'bn'))
-        rows += [_Row('weights', f'{scope}/{name}', f'{layer}_{ours[0]}', shape),
-                 _Row('BatchNorm', f'{scope}/{name}/BatchNorm', f'{layer}_{ours[1]}', shape[3:])]
+        rows += [
+            _Row('weights', f'{scope}/{name}', f'{layer}_{ours[0]}', shape),
+            _Row('BatchNorm', f'{scope}/{name}/BatchNorm', f'{layer}_{ours[1]}', shape[3:]),
+        ]
     return rows
 
 
@@ -271,8 +304,11 @@ def _unit_rows_v2(scope, layer, channels, filters):
         ours = 'shortcut_conv' if name == 'shortcut' else name
         rows.append(_Row('weights', f'{scope}/{name}', f'{layer}_{ours}', shape))
         norm = {'conv1': 'bn2', 'conv2': 'bn3'}.get(name)
-        rows.append(_Row('BatchNorm', f'{scope}/{name}/BatchNorm', f'{layer}_{norm}', shape[3:]) if norm else
-                    _Row('biases', f'{scope}/{name}', None, shape[3:]))
+        rows.append(
+            _Row('BatchNorm', f'{scope}/{name}/BatchNorm', f'{layer}_{norm}', shape[3:])
+            if norm
+            else _Row('biases', f'{scope}/{name}', None, shape[3:])
+        )
     return rows
 
 
@@ -280,11 +316,13 @@ def _expected(net):
     """Return {name: shape} of all variables of the network."""
     expected = {}
     for row in _rows(net):
-        for name in (_BN if row.kind == 'BatchNorm' else (row.kind,)):
+        for name in _BN if row.kind == 'BatchNorm' else (row.kind,):
             expected[f'{net.scope}{row.scope}/{name}'] = row.shape
     channels = net.filters * 2 ** (len(net.units) - 1) * _EXPANSION
-    return expected | {f'{net.scope}logits/weights': (1, 1, channels, net.num_classes),
-                       f'{net.scope}logits/biases': (net.num_classes,)}
+    return expected | {
+        f'{net.scope}logits/weights': (1, 1, channels, net.num_classes),
+        f'{net.scope}logits/biases': (net.num_classes,),
+    }
 
 
 def _bn_entries(layer, scope, biases):

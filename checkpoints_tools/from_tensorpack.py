@@ -5,6 +5,7 @@ in it, conv0/W, group0/block0/conv1/bn/mean/EMA, linear/b, without the ':0' that
 Source: tensorpack/examples/ResNet/resnet_model.py. Two files of other origin share the suffix and are told by their
 names: what tensorpack.utils.loadcaffe makes of a .caffemodel, and what load-resnet.py --convert makes of that.
 """
+
 import collections
 import contextlib
 import os
@@ -20,8 +21,10 @@ from official_resnet import resnet_model
 from official_resnet.errors import UserError
 
 EPSILON = 1e-5
-NOTE = ('tensorpack/examples/ResNet, weights without a stated license; arXiv:1512.03385, 1709.01507 (SE), '
-        '1611.05431 (ResNeXt)')
+NOTE = (
+    'tensorpack/examples/ResNet, weights without a stated license; arXiv:1512.03385, 1709.01507 (SE), '
+    '1611.05431 (ResNeXt)'
+)
 MAX_MEMBERS = 20_000
 MAX_INFLATION = 8  # bytes of arrays to one of the file; trained weights compress to nine tenths
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -39,8 +42,10 @@ def _members(path, wanted=None):
         limit = MAX_INFLATION * os.path.getsize(path) + (1 << 20)
         total = sum(info.file_size for info in infos)
         if len(infos) > MAX_MEMBERS or total > limit:
-            raise UserError(f'{str(path)!r} declares {len(infos)} arrays, {total} bytes; '
-                            f'no more than {MAX_MEMBERS} and {limit} are read')
+            raise UserError(
+                f'{str(path)!r} declares {len(infos)} arrays, {total} bytes; '
+                f'no more than {MAX_MEMBERS} and {limit} are read'
+            )
         names = set()
         for info in infos:
             name = info.filename.removesuffix('.npy').removesuffix(':0')
@@ -100,6 +105,7 @@ def shapes(path):
 
 def read(path):
     """Return {name: float32 array}, without what `ignored` names, each read when it is asked for."""
+
     def value(name):
         (array,) = (values() for *_, values in _members(path, {name}))
         return array
@@ -123,8 +129,11 @@ def _group_blocks(names):
         match = re.fullmatch(r'group(\d)/block(\d{1,3})/conv1/W', name)
         if match:
             found[int(match[1])].add(int(match[2]))
-    if not found or sorted(found) != list(range(len(found))) or any(
-            blocks != set(range(len(blocks))) for blocks in found.values()):
+    if (
+        not found
+        or sorted(found) != list(range(len(found)))
+        or any(blocks != set(range(len(blocks))) for blocks in found.values())
+    ):
         raise UserError(f"no ResNet of tensorpack's: groups of blocks {dict(sorted(found.items()))}")
     return tuple(len(found[group]) for group in sorted(found))
 
@@ -141,11 +150,14 @@ def _convs(spec):
     in_filters = spec.filters
     yield _Conv('stem_conv', 'conv0', (7, 7, 3, in_filters))
     for group, _, ours, theirs in _blocks(spec.group_blocks):
-        filters = spec.filters * 2 ** group
+        filters = spec.filters * 2**group
         outer = filters * spec.expansion
         inner = filters * spec.base_width // 64 * spec.cardinality
-        sides = ((1, in_filters, inner), (3, inner // spec.cardinality, inner), (1, inner, outer)) if (
-            spec.block == 'bottleneck') else ((3, in_filters, filters), (3, filters, filters))
+        sides = (
+            ((1, in_filters, inner), (3, inner // spec.cardinality, inner), (1, inner, outer))
+            if (spec.block == 'bottleneck')
+            else ((3, in_filters, filters), (3, filters, filters))
+        )
         for i, (side, taken, given) in enumerate(sides, start=1):
             yield _Conv(f'{ours}_conv{i}', f'{theirs}/conv{i}', (side, side, taken, given))
         if in_filters != outer:
@@ -160,8 +172,7 @@ def _convs(spec):
 def _norms(spec):
     """Return [(our BN, the file's)]; None for the one BN of ours, of V2, that the file lacks."""
     if spec.version != '2':
-        return [(conv.ours.replace('conv', 'bn'), f'{conv.theirs}/bn') for conv in _convs(spec)
-                if len(conv.shape) == 4]
+        return [(conv.ours.replace('conv', 'bn'), f'{conv.theirs}/bn') for conv in _convs(spec) if len(conv.shape) == 4]
     norms, previous, num_convs = [('stem_bn', 'conv0/bn')], None, 3 if spec.block == 'bottleneck' else 2
     for group, block, ours, theirs in _blocks(spec.group_blocks):
         norms.append((f'{ours}_bn1', f'{theirs}/preact/bn' if block else previous))
@@ -195,28 +206,36 @@ def _channels(expected, spec, norm):
 def describe(shapes, variant=None):
     """Return the Source of these variables; a variant, as 'ImageNet-ResNet50-SE', must be what they are."""
     if _is_caffe(shapes):
-        raise UserError("names of Caffe's layers: an .npz of tensorpack.utils.loadcaffe; convert its .caffemodel "
-                        'with --source caffe')
+        raise UserError(
+            "names of Caffe's layers: an .npz of tensorpack.utils.loadcaffe; convert its .caffemodel "
+            'with --source caffe'
+        )
     if 'conv0/b' in shapes:
-        raise UserError("conv0/b: an .npz that load-resnet.py made of He's ResNet-50; convert its .caffemodel "
-                        'with --source caffe')
+        raise UserError(
+            "conv0/b: an .npz that load-resnet.py made of He's ResNet-50; convert its .caffemodel with --source caffe"
+        )
     blocks = _group_blocks(shapes)
     spec, family = _spec(shapes, blocks)
     num_classes = shapes.get('linear/b', ((0,),))[0][0] if len(shapes.get('linear/b', ((),))[0]) == 1 else 0
     size = 2 + (3 if spec.block == 'bottleneck' else 2) * sum(blocks)
     name = f'ImageNet-{family.format(size)}'
     _check(shapes, spec, num_classes, name)
-    ours = f'{"se" if spec.se_reduction else ""}resnet{size}_v{spec.version}' if spec.cardinality == 1 else (
-        f'resnext{size}_{spec.cardinality}x{spec.base_width}d')
+    ours = (
+        f'{"se" if spec.se_reduction else ""}resnet{size}_v{spec.version}'
+        if spec.cardinality == 1
+        else (f'resnext{size}_{spec.cardinality}x{spec.base_width}d')
+    )
     if variant not in (None, name, ours):
         raise UserError(f'variant={variant!r}: the variables are of {name}')
     convention = Input('BGR', 1 / 255, mean=(0.406, 0.456, 0.485), std=(0.225, 0.224, 0.229), interpolation='bicubic')
-    return Source('tensorpack', name, spec, num_classes, convention,
-                  'imagenet1000' if num_classes == 1000 else 'unknown', NOTE)
+    return Source(
+        'tensorpack', name, spec, num_classes, convention, 'imagenet1000' if num_classes == 1000 else 'unknown', NOTE
+    )
 
 
 def _spec(shapes, blocks):
     """Return the ResNetSpec and a pattern of tensorpack's name."""
+
     def shape(name, rank):
         found = shapes.get(f'{name}/W', ((),))[0]
         if len(found) != rank or not all(found):
@@ -224,8 +243,16 @@ def _spec(shapes, blocks):
         return found
 
     filters, first = shape('conv0', 4)[-1], 'group0/block0'
-    fields = {'filters': filters, 'stem': 'imagenet', 'shortcut': 'B', 'version': '1.5', 'padding': 'same',
-              'stem_pool': 'same', 'bn_momentum': 0.9, 'bn_epsilon': EPSILON}
+    fields = {
+        'filters': filters,
+        'stem': 'imagenet',
+        'shortcut': 'B',
+        'version': '1.5',
+        'padding': 'same',
+        'stem_pool': 'same',
+        'bn_momentum': 0.9,
+        'bn_epsilon': EPSILON,
+    }
     family = 'ResNet{}'
     if f'{first}/conv3/W' in shapes:
         fields['block'] = 'bottleneck'
@@ -269,8 +296,7 @@ def name_map(source, shapes):
     each value has a source.
     """
     spec = source.spec
-    entries = [Entry('logits/kernel', ('linear/W',), identity),
-               Entry('logits/bias', ('linear/b',), identity)]
+    entries = [Entry('logits/kernel', ('linear/W',), identity), Entry('logits/bias', ('linear/b',), identity)]
     for conv in _convs(spec):
         is_matrix = len(conv.shape) == 2
         entries.append(Entry(f'{conv.ours}/kernel', (f'{conv.theirs}/W',), _as_1x1 if is_matrix else identity))
@@ -280,9 +306,14 @@ def name_map(source, shapes):
     for ours, theirs in _norms(spec):
         if theirs is None:  # gamma 1, beta 0, mean 0, variance + epsilon 1
             values = (1.0, 0.0, 0.0, 1 - EPSILON)
-            entries += [Entry(f'{ours}/{part}', statistics,
-                              lambda mean, variance, value=value: np.full(mean.shape, value, 'float32'))
-                        for part, value in zip(_BN.values(), values, strict=True)]
+            entries += [
+                Entry(
+                    f'{ours}/{part}',
+                    statistics,
+                    lambda mean, variance, value=value: np.full(mean.shape, value, 'float32'),
+                )
+                for part, value in zip(_BN.values(), values, strict=True)
+            ]
             continue
         for part, our_part in _BN.items():
             name = f'{theirs}/{part}'

@@ -7,6 +7,7 @@ akamaster (github.com/akamaster/pytorch_resnet_cifar10) says linear for fc and h
 with zero channels on both sides; its option B says shortcut.{0,1} for downsample.{0,1}. Convolutions are
 [out, in / groups, h, w], all bottlenecks halve on their 3x3 (version 1.5), and padding is symmetric.
 """
+
 import contextlib
 import dataclasses
 import os
@@ -22,22 +23,41 @@ from official_resnet.errors import UserError
 
 WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'net')  # keys under which trainings save the weights
 PREFIXES = ('module.', '_orig_mod.', 'model.')  # of DataParallel, of torch.compile, of Lightning
-IGNORED = {'num_batches_tracked': 'count of training steps', 'total_ops': 'of a profiler',
-           'total_params': 'of a profiler'}
+IGNORED = {
+    'num_batches_tracked': 'count of training steps',
+    'total_ops': 'of a profiler',
+    'total_params': 'of a profiler',
+}
 EPSILON = 1e-5  # torch.nn.BatchNorm2d; its momentum of 0.1 is what Keras calls 0.9
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet in 0..1; akamaster's on CIFAR-10, too
 IMAGENET_INPUT = Input(scale=1 / 255, mean=MEAN, std=STD)
 CIFAR_INPUT = Input(scale=1 / 255, mean=MEAN, std=STD, size=32, resize=None)
-IMAGENET_NOTE = ("torchvision is BSD-3-Clause, timm Apache-2.0; both trained on ImageNet, for research only; "
-                 'arXiv:1512.03385, 1611.05431 (ResNeXt), 1605.07146 (wide)')
+IMAGENET_NOTE = (
+    'torchvision is BSD-3-Clause, timm Apache-2.0; both trained on ImageNet, for research only; '
+    'arXiv:1512.03385, 1611.05431 (ResNeXt), 1605.07146 (wide)'
+)
 CIFAR_NOTE = 'akamaster/pytorch_resnet_cifar10, BSD-2-Clause; arXiv:1512.03385'
 # torchvision's or timm's name -> ours
 NAMES = {f'resnet{size}': f'resnet{size}_v1.5' for size in (18, 34, 50, 101, 152, 200)} | {
-    name: name for name in ('resnext50_32x4d', 'resnext101_32x4d', 'resnext101_32x8d', 'resnext101_64x4d',
-                            'wide_resnet50_2', 'wide_resnet101_2')}
+    name: name
+    for name in (
+        'resnext50_32x4d',
+        'resnext101_32x4d',
+        'resnext101_32x8d',
+        'resnext101_64x4d',
+        'wide_resnet50_2',
+        'wide_resnet101_2',
+    )
+}
 _SHAPE_FIELDS = ('group_blocks', 'filters', 'stem', 'block', 'base_width', 'cardinality')
-_VARIABLES = {'kernel': 'weight', 'bias': 'bias', 'gamma': 'weight', 'beta': 'bias', 'moving_mean': 'running_mean',
-              'moving_variance': 'running_var'}
+_VARIABLES = {
+    'kernel': 'weight',
+    'bias': 'bias',
+    'gamma': 'weight',
+    'beta': 'bias',
+    'moving_mean': 'running_mean',
+    'moving_variance': 'running_var',
+}
 _SAFETENSORS_DTYPES = {'F16': 'float16', 'BF16': 'bfloat16', 'F32': 'float32', 'F64': 'float64', 'I64': 'int64'}
 
 
@@ -51,12 +71,15 @@ def shapes(path):
     if _is_safetensors(path):
         with _safetensors(path) as file:
             slices = {name: file.get_slice(name) for name in file.keys()}
-            found = {name: (tuple(part.get_shape()), _SAFETENSORS_DTYPES.get(part.get_dtype(), part.get_dtype()))
-                     for name, part in slices.items()}
+            found = {
+                name: (tuple(part.get_shape()), _SAFETENSORS_DTYPES.get(part.get_dtype(), part.get_dtype()))
+                for name, part in slices.items()
+            }
             return dict(zip(_stripped(found), found.values(), strict=True))
     saved, _ = torch_pickle.load(path)
-    return {name: (tensor.shape, np.dtype(tensor.storage.dtype).name)
-            for name, tensor in _state_dict(saved, path).items()}
+    return {
+        name: (tensor.shape, np.dtype(tensor.storage.dtype).name) for name, tensor in _state_dict(saved, path).items()
+    }
 
 
 def read(path):
@@ -87,8 +110,14 @@ def describe(shapes, variant=None):
     stem, num_classes = _shape(shapes, 'conv1.weight', 4), _shape(shapes, f'{_head(shapes)}.weight', 2)[0]
     group_blocks = _group_blocks(shapes)
     is_bottleneck = 'layer1.0.conv3.weight' in shapes
-    axes = {'filters': stem[0], 'block': 'bottleneck' if is_bottleneck else 'basic', 'bn_momentum': 0.9,
-            'bn_epsilon': EPSILON, 'shortcut': 'B' if _projections(shapes) else 'A', 'shortcut_padding': 'both'}
+    axes = {
+        'filters': stem[0],
+        'block': 'bottleneck' if is_bottleneck else 'basic',
+        'bn_momentum': 0.9,
+        'bn_epsilon': EPSILON,
+        'shortcut': 'B' if _projections(shapes) else 'A',
+        'shortcut_padding': 'both',
+    }
     if is_bottleneck:
         axes |= _widths(stem[0], _shape(shapes, 'layer1.0.conv2.weight', 4))
     if stem[2:] == (7, 7) and len(group_blocks) == 4:
@@ -98,8 +127,10 @@ def describe(shapes, variant=None):
         axes |= {'stem': 'cifar', 'version': '1.5' if is_bottleneck else '1'}
         labels, convention, note = 'cifar10' if num_classes == 10 else 'unknown', CIFAR_INPUT, CIFAR_NOTE
     else:
-        raise UserError(f"conv1.weight of shape {stem} and {len(group_blocks)} layers are neither torchvision's (7x7, "
-                        "4) nor akamaster's (3x3, 3); convert another checkpoint")
+        raise UserError(
+            f"conv1.weight of shape {stem} and {len(group_blocks)} layers are neither torchvision's (7x7, "
+            "4) nor akamaster's (3x3, 3); convert another checkpoint"
+        )
     spec = resnet_model.ResNetSpec(group_blocks, **axes)
     spec = _with_version_of(spec, variant) if variant else spec
     return Source('torch', variant or _name(spec), spec, num_classes, convention, labels, note)
@@ -108,9 +139,14 @@ def describe(shapes, variant=None):
 def name_map(source, shapes):
     """Return the Entry of each variable that the source's spec has."""
     head, projection = _head(shapes), 'shortcut' if any('.shortcut.' in name for name in shapes) else 'downsample'
-    return [Entry(target, (foreign_name(target, head, projection),),
-                  transposed if target == 'logits/kernel' else from_oihw if target.endswith('/kernel') else identity)
-            for target in _targets(source.spec)]
+    return [
+        Entry(
+            target,
+            (foreign_name(target, head, projection),),
+            transposed if target == 'logits/kernel' else from_oihw if target.endswith('/kernel') else identity,
+        )
+        for target in _targets(source.spec)
+    ]
 
 
 def ignored(shapes):
@@ -155,8 +191,10 @@ class _Net:
         kernel = tf.transpose(self.get(f'{name}.weight'), [2, 3, 1, 0])  # [h, w, in / groups, out]
         size, groups = kernel.shape[0], x.shape[-1] // kernel.shape[2]
         pads = [(size - 1) // 2] * 2
-        outputs = [tf.nn.conv2d(inputs, part, stride, [[0, 0], pads, pads, [0, 0]])
-                   for inputs, part in zip(tf.split(x, groups, -1), tf.split(kernel, groups, -1), strict=True)]
+        outputs = [
+            tf.nn.conv2d(inputs, part, stride, [[0, 0], pads, pads, [0, 0]])
+            for inputs, part in zip(tf.split(x, groups, -1), tf.split(kernel, groups, -1), strict=True)
+        ]
         return tf.concat(outputs, -1)
 
     def norm(self, x, name):
@@ -214,8 +252,11 @@ def write(path, variables, metadata):
     """
     part = path.with_name(path.name + '.part')
     try:
-        part.write_bytes(_library().numpy.save({name: np.ascontiguousarray(array) for name, array in variables.items()},
-                                               {'format': 'pt'} | metadata))
+        part.write_bytes(
+            _library().numpy.save(
+                {name: np.ascontiguousarray(array) for name, array in variables.items()}, {'format': 'pt'} | metadata
+            )
+        )
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -234,8 +275,7 @@ def _targets(spec):
             layers += [f'{name}_{kind}{i}' for i in numbers for kind in ('conv', 'bn')]
         in_filters = filters
     norm = ('gamma', 'beta', 'moving_mean', 'moving_variance')
-    targets = [f'{layer}/{variable}' for layer in layers
-               for variable in (norm if 'bn' in layer else ('kernel',))]
+    targets = [f'{layer}/{variable}' for layer in layers for variable in (norm if 'bn' in layer else ('kernel',))]
     return [*targets, 'logits/kernel', 'logits/bias']
 
 
@@ -259,8 +299,11 @@ def _shape(shapes, name, rank):
 
 def _group_blocks(names):
     """Count layer1.0, layer1.1, ... and so on for each layer, as far as there is no gap."""
-    found = {tuple(map(int, match.groups())) for match in (re.match(r'layer(\d{1,4})\.(\d{1,6})\.', n) for n in names)
-             if match}
+    found = {
+        tuple(map(int, match.groups()))
+        for match in (re.match(r'layer(\d{1,4})\.(\d{1,6})\.', n) for n in names)
+        if match
+    }
     counts = []
     while (len(counts) + 1, 0) in found:
         block = 1
@@ -275,8 +318,10 @@ def _widths(filters, shape):
     inner, per_group = shape[:2]
     cardinality, base_width = inner // per_group, 64 * per_group // filters
     if per_group * cardinality != inner or filters * base_width // 64 * cardinality != inner:
-        raise UserError(f'layer1.0.conv2.weight of shape {shape} is of no ResNet, ResNeXt or wide ResNet '
-                        f'that begins with {filters} filters')
+        raise UserError(
+            f'layer1.0.conv2.weight of shape {shape} is of no ResNet, ResNeXt or wide ResNet '
+            f'that begins with {filters} filters'
+        )
     return {'cardinality': cardinality, 'base_width': base_width}
 
 
@@ -287,8 +332,10 @@ def _with_version_of(spec, variant):
     elif variant == _name(spec):
         named = spec
     else:
-        raise UserError(f'variant {variant!r} is none of {", ".join(NAMES)}, or of those of resnet_model.VARIANTS; '
-                        f'leave it out for {_name(spec)}')
+        raise UserError(
+            f'variant {variant!r} is none of {", ".join(NAMES)}, or of those of resnet_model.VARIANTS; '
+            f'leave it out for {_name(spec)}'
+        )
     if named.version == '2' or any(getattr(named, field) != getattr(spec, field) for field in _SHAPE_FIELDS):
         raise UserError(f'variant {variant!r} does not fit: the variables are those of {_name(spec)}; leave it out')
     return dataclasses.replace(spec, version=named.version)
@@ -311,8 +358,15 @@ def _state_dict(saved, path):
         if isinstance(saved, dict) and isinstance(saved.get(wrapper), dict):
             saved = saved[wrapper]
             break
-    tensors = {name: value for name, value in saved.items() if isinstance(name, str)
-               and isinstance(value, torch_pickle.Tensor)} if isinstance(saved, dict) else {}
+    tensors = (
+        {
+            name: value
+            for name, value in saved.items()
+            if isinstance(name, str) and isinstance(value, torch_pickle.Tensor)
+        }
+        if isinstance(saved, dict)
+        else {}
+    )
     if not tensors:
         raise UserError(f'{path} holds no weights by name; save them with torch.save(model.state_dict(), PATH)')
     return dict(zip(_stripped(tensors), tensors.values(), strict=True))
@@ -341,8 +395,10 @@ def _library():
     try:
         import safetensors.numpy
     except ImportError:
-        raise UserError("a .safetensors file needs the package of that name: pip install 'official-resnet[convert]' "
-                        'or pip install safetensors') from None
+        raise UserError(
+            "a .safetensors file needs the package of that name: pip install 'official-resnet[convert]' "
+            'or pip install safetensors'
+        ) from None
     return safetensors
 
 

@@ -3,6 +3,7 @@
 A few damaged bytes send HDF5's library (1.14) into an endless loop; in a process of its own, with limits, that
 is an error like others. No link is followed, and only arrays that lie in the file as they are get listed.
 """
+
 import json
 import resource
 import sys
@@ -25,8 +26,10 @@ def listing(path):
         for place, item in _datasets(file):
             offset = item.id.get_offset()
             if offset is None and item.size:
-                raise ValueError(f'{"/".join(place)!r} is compressed or chunked, or its values are not in the file; '
-                                 'h5repack -l CONTI writes what is read here')
+                raise ValueError(
+                    f'{"/".join(place)!r} is compressed or chunked, or its values are not in the file; '
+                    'h5repack -l CONTI writes what is read here'
+                )
             arrays.append([place, item.shape, item.dtype.str, offset or 0])
             parent = '/'.join(place[:-1])
             if place[-2:-1] == ('vars',) and parent not in layers and 'name' in file[parent].attrs:
@@ -43,8 +46,10 @@ def _datasets(group, place=(), left=None):
         here, left[0] = (*place, name), left[0] - 1
         where = '/'.join(here)[:MAX_NAME]
         if left[0] < 0 or len(here) > MAX_DEPTH or len(name) > MAX_NAME:
-            raise ValueError(f'{where!r}: more than {MAX_OBJECTS} objects, {MAX_DEPTH} groups in one another, '
-                             f'or {MAX_NAME} characters')
+            raise ValueError(
+                f'{where!r}: more than {MAX_OBJECTS} objects, {MAX_DEPTH} groups in one another, '
+                f'or {MAX_NAME} characters'
+            )
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
             raise ValueError(f'{where!r} is a link to elsewhere, which is not followed')
         item = group[name]

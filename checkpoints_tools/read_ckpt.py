@@ -8,13 +8,15 @@ The model takes pictures as its source did, float32 [n, h, w, 3] in the source's
 (OUT.card.json says which), and gives float32 logits. It is written only if it computes the same as the source.
 TensorFlow's checkpoints are named without .index. Families, names and measured differences: README.md.
 """
+
 import os
 import signal
 import sys
 
 if __name__ == '__main__':  # run by path: the packages are in the folder above, and this one hides none of theirs
     sys.path[:] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))] + [
-        folder for folder in sys.path if os.path.abspath(folder) != os.path.dirname(os.path.abspath(__file__))]
+        folder for folder in sys.path if os.path.abspath(folder) != os.path.dirname(os.path.abspath(__file__))
+    ]
 
 from absl import flags
 
@@ -26,21 +28,29 @@ SOURCES = ('auto', 'slim', 'official_tf', 'caffe', 'torch', 'keras_applications'
 def define_flags():
     """Return the flags, in a set of their own."""
     values = flags.FlagValues()
-    flags.DEFINE_string('list', None, 'Print the variables of this checkpoint: name, shape, dtype, target.',
-                        flag_values=values)
+    flags.DEFINE_string(
+        'list', None, 'Print the variables of this checkpoint: name, shape, dtype, target.', flag_values=values
+    )
     flags.DEFINE_string('input', None, 'The checkpoint to convert; for --to torch a .keras model.', flag_values=values)
-    flags.DEFINE_string('output', None, 'The .keras file to write; for --to torch a .safetensors file.',
-                        flag_values=values)
+    flags.DEFINE_string(
+        'output', None, 'The .keras file to write; for --to torch a .safetensors file.', flag_values=values
+    )
     flags.DEFINE_enum('source', 'auto', SOURCES, 'Family of the checkpoint.', flag_values=values)
-    flags.DEFINE_string('variant', None, 'Name of the net, where the variables do not tell, as resnet50_v1.',
-                        flag_values=values)
-    flags.DEFINE_integer('num_classes', None, '1000 drops the background class of a checkpoint with 1001.', 1,
-                         flag_values=values)
+    flags.DEFINE_string(
+        'variant', None, 'Name of the net, where the variables do not tell, as resnet50_v1.', flag_values=values
+    )
+    flags.DEFINE_integer(
+        'num_classes', None, '1000 drops the background class of a checkpoint with 1001.', 1, flag_values=values
+    )
     flags.DEFINE_enum('to', 'keras', ('keras', 'torch'), 'What to write.', flag_values=values)
     flags.register_multi_flags_validator(
-        ['list', 'input', 'output'], lambda v: bool(v['list']) != bool(v['input'] and v['output']) and (
-            not v['list'] or not (v['input'] or v['output'])), 'pass --list PATH, or --input PATH and --output PATH',
-        values)
+        ['list', 'input', 'output'],
+        lambda v: (
+            bool(v['list']) != bool(v['input'] and v['output']) and (not v['list'] or not (v['input'] or v['output']))
+        ),
+        'pass --list PATH, or --input PATH and --output PATH',
+        values,
+    )
     return values
 
 
@@ -52,10 +62,13 @@ def main(argv):
 def _run(values):
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     from official_resnet import devices
+
     with devices.hidden_stderr():  # TensorFlow's start-up lines
         import tensorflow as tf
+
         tf.config.list_physical_devices()
     from checkpoints_tools import convert
+
     if values.list:
         for line in list_lines(convert, values.list, values.source, values.variant):
             print(line)
@@ -65,9 +78,11 @@ def _run(values):
     else:
         card = convert.convert(values.input, values.output, values.source, values.variant, values.num_classes)
         verified = card['verified']
-        print(f"{values.output}: {card['family']} {card['variant']}, {card['num_classes']} classes ({card['labels']}); "
-              f"largest difference {verified['max_relative_difference']:.1e} of the largest logit "
-              f"{verified['max_logit']:.3g}")
+        print(
+            f'{values.output}: {card["family"]} {card["variant"]}, {card["num_classes"]} classes ({card["labels"]}); '
+            f'largest difference {verified["max_relative_difference"]:.1e} of the largest logit '
+            f'{verified["max_logit"]:.3g}'
+        )
 
 
 def list_lines(convert, path, family, variant):
@@ -82,8 +97,9 @@ def list_lines(convert, path, family, variant):
                 for name in entry.sources:
                     targets.setdefault(name, []).append(entry.target)
             missing = [name for name in targets if name not in shapes]
-            summary = (f'{len(shapes)} variables: {source.family} {source.variant}, {source.num_classes} classes'
-                       + (f'; missing: {", ".join(missing)}' if missing else ''))
+            summary = f'{len(shapes)} variables: {source.family} {source.variant}, {source.num_classes} classes' + (
+                f'; missing: {", ".join(missing)}' if missing else ''
+            )
         except convert.UserError as error:
             summary = f'{len(shapes)} variables: {error}'
     for name, (shape, dtype) in shapes.items():

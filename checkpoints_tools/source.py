@@ -18,6 +18,7 @@ and may have
 
 Whatever is wrong with a file is a UserError.
 """
+
 import collections
 import collections.abc
 import dataclasses
@@ -45,6 +46,7 @@ class Input:
         interpolation: 'bilinear' or 'bicubic'.
         normalization: a name in preprocessing.NORMALIZATIONS, in place of scale, mean and std.
     """
+
     channels: str = 'RGB'
     scale: float = 1.0
     mean: tuple = (0.0, 0.0, 0.0)
@@ -68,6 +70,7 @@ class Source:
         labels: 'imagenet1000', 'imagenet1001' (0 is background), 'cifar10', or 'unknown'.
         note: license and citation, as far as known.
     """
+
     family: str
     variant: str
     spec: resnet_model.ResNetSpec

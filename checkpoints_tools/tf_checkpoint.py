@@ -3,6 +3,7 @@
 A checkpoint is one file (V1, as slim's of 2016) or PREFIX.index and PREFIX.data-00000-of-00001 (V2). TensorFlow's
 own reader checks the checksum of every block and tensor, and executes nothing.
 """
+
 import glob
 import os
 import re
@@ -17,12 +18,25 @@ _V2_SUFFIX = re.compile(r'\.(index|meta|data-\d{5}-of-\d{5})$')
 # What TensorFlow's reader is seen to raise on damaged files; TypeError is of a type that does not exist.
 _READ_ERRORS = (tf.errors.OpError, IndexError, TypeError, ValueError, RuntimeError)
 # tf.train optimizers' and averages' variables of a variable, as 'conv2d/kernel/Momentum'.
-SLOTS = ('Momentum', 'Adam', 'Adam_1', 'RMSProp', 'RMSProp_1', 'Adagrad', 'Adadelta', 'Adadelta_1', 'Ftrl', 'Ftrl_1',
-         'ExponentialMovingAverage')
+SLOTS = (
+    'Momentum',
+    'Adam',
+    'Adam_1',
+    'RMSProp',
+    'RMSProp_1',
+    'Adagrad',
+    'Adadelta',
+    'Adadelta_1',
+    'Ftrl',
+    'Ftrl_1',
+    'ExponentialMovingAverage',
+)
 COUNTERS = {
     'global_step': 'counts steps',
-    'beta1_power': "Adam's state", 'beta2_power': "Adam's state",
-    'current_loss_scale': "the loss scale's state", 'loss_scale': "the loss scale's state",
+    'beta1_power': "Adam's state",
+    'beta2_power': "Adam's state",
+    'current_loss_scale': "the loss scale's state",
+    'loss_scale': "the loss scale's state",
     'good_steps': "the loss scale's state",
     '_CHECKPOINTABLE_OBJECT_GRAPH': 'says how objects were nested',
 }
@@ -118,8 +132,9 @@ def _open(prefix):
     try:
         reader = tf.train.load_checkpoint(prefix)
         types = reader.get_variable_to_dtype_map()
-        return reader, {name: (tuple(shape), types[name].name)
-                        for name, shape in sorted(reader.get_variable_to_shape_map().items())}
+        return reader, {
+            name: (tuple(shape), types[name].name) for name, shape in sorted(reader.get_variable_to_shape_map().items())
+        }
     except _READ_ERRORS as error:
         raise UserError(f'{prefix} is no TensorFlow checkpoint, or a damaged one: {_one_line(error)}') from None
 
@@ -137,8 +152,10 @@ def _check_size(prefix, found):
     sizes = {'float32': 4, 'float64': 8}
     declared = sum(int(np.prod(shape, dtype=object)) * sizes.get(dtype, 1) for shape, dtype in found.values())
     if declared > held:
-        raise UserError(f'{prefix} declares variables of {declared:,} bytes, but its data are {held:,}: '
-                        'part of it is missing, or it is damaged')
+        raise UserError(
+            f'{prefix} declares variables of {declared:,} bytes, but its data are {held:,}: '
+            'part of it is missing, or it is damaged'
+        )
 
 
 def _data_files(prefix):
@@ -195,8 +212,11 @@ def check(expected, found, variant):
         variant: the network's name.
     """
     missing = [name for name in expected if name not in found]
-    misshapen = [f'{name} {found[name][0]} instead of {tuple(shape)}' for name, shape in expected.items()
-                 if name in found and found[name][0] != tuple(shape)]
+    misshapen = [
+        f'{name} {found[name][0]} instead of {tuple(shape)}'
+        for name, shape in expected.items()
+        if name in found and found[name][0] != tuple(shape)
+    ]
     for fault, names in (('lacks', missing), ('has misshapen', misshapen)):
         if names:
             some = ', '.join(names[:NAMES_IN_A_MESSAGE])
@@ -219,6 +239,7 @@ def conv2d(x, kernel, stride=1):
 
 def batch_norm(x, values, scope, epsilon=1e-5):
     """Normalise by the moving statistics under a scope of `values`, as the formula has it, unfused."""
-    mean, variance, gamma, beta = (values[f'{scope}/{name}'] for name in (
-        'moving_mean', 'moving_variance', 'gamma', 'beta'))
+    mean, variance, gamma, beta = (
+        values[f'{scope}/{name}'] for name in ('moving_mean', 'moving_variance', 'gamma', 'beta')
+    )
     return (x - mean) / np.sqrt(variance + epsilon) * gamma + beta

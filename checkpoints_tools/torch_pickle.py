@@ -7,6 +7,7 @@ function, class or instruction is refused by its name. What a file declares is c
 Formats, of torch/serialization.py: a zip of data.pkl and data/KEY since PyTorch 1.6; before, five pickles in
 a row (magic number, protocol, byte order, the object, the storages' keys) and then the storages.
 """
+
 import collections
 import contextlib
 import functools
@@ -22,25 +23,60 @@ import numpy as np
 
 from official_resnet.errors import UserError
 
-LEGACY_MAGIC = 0x1950a86a20f9469cfc6c  # torch/serialization.py MAGIC_NUMBER
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py MAGIC_NUMBER
 LEGACY_PROTOCOL = 1001
 MAX_PICKLE = 8 << 20  # bytes; ResNet-152 has 150 KB of pickle
 MAX_INSTRUCTIONS = 1_000_000  # ResNet-152 has 30,000
 DTYPES = {
-    'FloatStorage': '<f4', 'DoubleStorage': '<f8', 'HalfStorage': '<f2', 'BFloat16Storage': ml_dtypes.bfloat16,
-    'LongStorage': '<i8', 'IntStorage': '<i4', 'ShortStorage': '<i2', 'CharStorage': 'i1', 'ByteStorage': 'u1',
+    'FloatStorage': '<f4',
+    'DoubleStorage': '<f8',
+    'HalfStorage': '<f2',
+    'BFloat16Storage': ml_dtypes.bfloat16,
+    'LongStorage': '<i8',
+    'IntStorage': '<i4',
+    'ShortStorage': '<i2',
+    'CharStorage': 'i1',
+    'ByteStorage': 'u1',
     'BoolStorage': '?',
 }
 _FUNCTIONS = {
-    ('collections', 'OrderedDict'), ('torch._utils', '_rebuild_tensor'), ('torch._utils', '_rebuild_tensor_v2'),
+    ('collections', 'OrderedDict'),
+    ('torch._utils', '_rebuild_tensor'),
+    ('torch._utils', '_rebuild_tensor_v2'),
     ('torch._utils', '_rebuild_parameter'),
 } | {('torch', name) for name in DTYPES}
 _CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False, 'EMPTY_TUPLE': ()}
-_VALUES = {'BININT', 'BININT1', 'BININT2', 'INT', 'LONG', 'LONG1', 'LONG4', 'FLOAT', 'BINFLOAT', 'UNICODE',
-           'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8', 'BINSTRING', 'SHORT_BINSTRING', 'BINBYTES',
-           'SHORT_BINBYTES'}
-_DAMAGE = (ValueError, IndexError, KeyError, TypeError, EOFError, OverflowError, MemoryError, RuntimeError,
-           struct.error, zipfile.BadZipFile)
+_VALUES = {
+    'BININT',
+    'BININT1',
+    'BININT2',
+    'INT',
+    'LONG',
+    'LONG1',
+    'LONG4',
+    'FLOAT',
+    'BINFLOAT',
+    'UNICODE',
+    'BINUNICODE',
+    'SHORT_BINUNICODE',
+    'BINUNICODE8',
+    'BINSTRING',
+    'SHORT_BINSTRING',
+    'BINBYTES',
+    'SHORT_BINBYTES',
+}
+_DAMAGE = (
+    ValueError,
+    IndexError,
+    KeyError,
+    TypeError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 
 Storage = collections.namedtuple('Storage', 'dtype key num_values')
 Tensor = collections.namedtuple('Tensor', 'storage offset shape strides')
@@ -73,11 +109,14 @@ def _explained(path):
     try:
         yield
     except OSError as error:
-        raise UserError(f'cannot read {path}: {error.strerror or error}; pass a .pt, .pth, .th or '
-                        '.safetensors file') from error
+        raise UserError(
+            f'cannot read {path}: {error.strerror or error}; pass a .pt, .pth, .th or .safetensors file'
+        ) from error
     except _Refused as error:
-        raise UserError(f"{path} {error}; nothing was run: save the weights alone, torch.save(model.state_dict(), "
-                        "PATH), or as .safetensors") from error
+        raise UserError(
+            f'{path} {error}; nothing was run: save the weights alone, torch.save(model.state_dict(), '
+            'PATH), or as .safetensors'
+        ) from error
     except _DAMAGE as error:
         reason = ' '.join(str(error).split())[:120] or type(error).__name__
         raise UserError(f'{path} is damaged or no file of PyTorch ({reason}); get it again') from error
@@ -147,7 +186,7 @@ def _value(path, spans, tensor):
         data = file.read(span.num_bytes)
         if span.crc is not None and zlib.crc32(data) != span.crc:
             raise ValueError(f'storage {storage.key} has another checksum than the zip says')
-        array = np.frombuffer(data, storage.dtype, storage.num_values)[tensor.offset:]
+        array = np.frombuffer(data, storage.dtype, storage.num_values)[tensor.offset :]
         strides = [stride * array.itemsize for stride in tensor.strides]
         return np.lib.stride_tricks.as_strided(array, tensor.shape, strides, writeable=False)
 

@@ -1,4 +1,5 @@
 """Proof that a converted net computes what its source does: the same pictures through both."""
+
 import numpy as np
 
 from checkpoints_tools import source as sources
@@ -58,16 +59,22 @@ def _sizes(model):
 def _compare(got, expected, size, tolerance, worst):
     """Raise where the two differ, else note the differences in `worst`."""
     if got.shape != expected.shape:
-        raise UserError(f'the converted net gives {got.shape[-1]} logits and the source {expected.shape[-1]}: '
-                        'nothing was written; pass another --variant')
+        raise UserError(
+            f'the converted net gives {got.shape[-1]} logits and the source {expected.shape[-1]}: '
+            'nothing was written; pass another --variant'
+        )
     if not (np.isfinite(got).all() and np.isfinite(expected).all()):
-        raise UserError('the logits of random pictures are not finite numbers: nothing was written; the weights are '
-                        'damaged, or belong to another network')
+        raise UserError(
+            'the logits of random pictures are not finite numbers: nothing was written; the weights are '
+            'damaged, or belong to another network'
+        )
     difference, largest = float(np.abs(got - expected).max()), float(np.abs(expected).max())
     relative = difference / max(largest, np.finfo(np.float32).tiny)
     if relative > tolerance:
-        raise UserError(f'the converted net differs from its source by {relative:.2g} of the largest logit at '
-                        f'{size} x {size} pixels, more than {tolerance:g}: nothing was written; pass another '
-                        '--variant, or none')
+        raise UserError(
+            f'the converted net differs from its source by {relative:.2g} of the largest logit at '
+            f'{size} x {size} pixels, more than {tolerance:g}: nothing was written; pass another '
+            '--variant, or none'
+        )
     for name, value in zip(worst, (difference, relative, largest), strict=True):
         worst[name] = max(worst[name], value)

@@ -16,6 +16,7 @@ On two cores of an AMD EPYC: 4717 pictures/s of a core's time against 800, 5.9 t
 (medians, n = 5, nothing beside it); peak memory 40.8 MB, a process 40.9 MB, for 300 and for 3000 pictures (n = 1);
 --synthetic=100000: 2012 pictures/s, 211 MB/s, by two processes, where the disk wrote 317 MB/s (n = 1).
 """
+
 import functools
 import itertools
 import json
@@ -50,15 +51,20 @@ def define_flags():
     """Return the flags, in a set of their own."""
     values = flags.FlagValues()
     for name, default, text in (
-            ('pictures', None, 'Tar file or folder of JPEGs.'),
-            ('folder', None, 'Where to write, and afterwards remove; the temporary folder without it.')):
+        ('pictures', None, 'Tar file or folder of JPEGs.'),
+        ('folder', None, 'Where to write, and afterwards remove; the temporary folder without it.'),
+    ):
         flags.DEFINE_string(name, default, text, flag_values=values)
-    flags.DEFINE_enum('child', None, ['ours', 'upstream', 'build'], 'Internal: measure the folder in --pictures.',
-                      flag_values=values)
+    flags.DEFINE_enum(
+        'child', None, ['ours', 'upstream', 'build'], 'Internal: measure the folder in --pictures.', flag_values=values
+    )
     for name, default, text in (
-            ('count', 5000, 'Pictures.'), ('runs', 5, 'Of each way.'), ('num_threads', os.cpu_count(), 'Processes; one '
-             'where rates are compared.'), ('synthetic', None, 'Measure with a tar of tars of so many pictures.'),
-            ('shards', 16, 'Files.')):
+        ('count', 5000, 'Pictures.'),
+        ('runs', 5, 'Of each way.'),
+        ('num_threads', os.cpu_count(), 'Processes; one where rates are compared.'),
+        ('synthetic', None, 'Measure with a tar of tars of so many pictures.'),
+        ('shards', 16, 'Files.'),
+    ):
         flags.DEFINE_integer(name, default, text, 1, flag_values=values)
     flags.DEFINE_boolean('memory', False, 'Measure memory.', flag_values=values)
     return values
@@ -89,12 +95,16 @@ def _read_sample(path):
     """Return the whole RGB JPEGs of a tar file or folder."""
     try:
         if os.path.isdir(path):
-            found = [file.read_bytes() for file in sorted(pathlib.Path(path).rglob('*'))
-                     if file.suffix.lower() in _SUFFIXES]
+            found = [
+                file.read_bytes() for file in sorted(pathlib.Path(path).rglob('*')) if file.suffix.lower() in _SUFFIXES
+            ]
         else:
             with tarfile.open(path) as tar:
-                found = [tar.extractfile(member).read() for member in tar
-                         if member.isreg() and member.name.lower().endswith(_SUFFIXES)]
+                found = [
+                    tar.extractfile(member).read()
+                    for member in tar
+                    if member.isreg() and member.name.lower().endswith(_SUFFIXES)
+                ]
     except (OSError, tarfile.TarError) as error:
         reason = str(error).splitlines()[0].rstrip(':')
         raise UserError(f"--pictures '{path}' cannot be read ({reason}); pass a tar file or folder of JPEGs") from None
@@ -141,16 +151,25 @@ def _measure_rate(values, sample, folder):
         for way, runs in found.items():
             rates = [values.count / run[clock] for run in runs]
             middles[way] = statistics.median(rates)
-            _log(f'{text}, {way}: {middles[way]:.0f} pictures/s, {middles[way] * total / values.count / 1e6:.0f} MB/s '
-                 f'({min(rates):.0f} to {max(rates):.0f}, n = {len(rates)}, {values.count} pictures of '
-                 f'{total / values.count / 1e3:.0f} kB)')
-        _log(f"{text}: {middles['ours'] / middles['upstream']:.1f} times as many")
+            _log(
+                f'{text}, {way}: {middles[way]:.0f} pictures/s, {middles[way] * total / values.count / 1e6:.0f} MB/s '
+                f'({min(rates):.0f} to {max(rates):.0f}, n = {len(rates)}, {values.count} pictures of '
+                f'{total / values.count / 1e3:.0f} kB)'
+            )
+        _log(f'{text}: {middles["ours"] / middles["upstream"]:.1f} times as many')
 
 
 def _child(values, way, folder):
     """Return what a process of its own measures."""
-    command = [sys.executable, __file__, f'--child={way}', f'--pictures={folder}/raw', f'--folder={folder}/out-{way}',
-               f'--num_threads={values.num_threads}', f'--shards={values.shards}']
+    command = [
+        sys.executable,
+        __file__,
+        f'--child={way}',
+        f'--pictures={folder}/raw',
+        f'--folder={folder}/out-{way}',
+        f'--num_threads={values.num_threads}',
+        f'--shards={values.shards}',
+    ]
     result = subprocess.run(command, capture_output=True, text=True)
     subprocess.run(['rm', '-rf', f'{folder}/out-{way}'], check=True)
     if result.returncode:
@@ -183,6 +202,7 @@ def _upstream(values):
     _pin()
     os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
     import tensorflow as tf
+
     raw = pictures.from_folders(values.pictures, sorted(os.listdir(values.pictures)), _SUFFIXES)
     os.makedirs(values.folder)
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
@@ -234,8 +254,10 @@ def _measure_memory(values, sample, folder):
     for count in (values.count, 10 * values.count):
         _lay_out(sample, f'{folder}/raw', count)
         found = _child(values, 'build', folder)
-        _log(f"{count} pictures: peak memory {found['parent']:.1f} MB, the largest of {values.num_threads} processes "
-             f"{found['child']:.1f} MB")
+        _log(
+            f'{count} pictures: peak memory {found["parent"]:.1f} MB, the largest of {values.num_threads} processes '
+            f'{found["child"]:.1f} MB'
+        )
 
 
 class _Peak:
@@ -275,19 +297,22 @@ def _peak_memory(process):
 def _measure_synthetic(values, sample, folder):
     write, read = _measure_disk(f'{folder}/disk')
     _log(f'the disk: {write / 1e6:.0f} MB/s written, {read / 1e6:.0f} MB/s read, one after the other in big pieces')
-    path, synsets = f'{folder}/ILSVRC2012_img_train.tar', build_imagenet_data.read_labels()[:values.synthetic]
+    path, synsets = f'{folder}/ILSVRC2012_img_train.tar', build_imagenet_data.read_labels()[: values.synthetic]
     total, seconds = _timed(lambda: _write_tar(path, sample, synsets, values.synthetic))
     _log(f'{path}: {values.synthetic} pictures, {total / 1e9:.2f} GB, written in {seconds:.1f} s')
     raw, seconds = _timed(lambda: imagenet_tars.train_pictures(path, synsets, log=_log))
     _log(f'indexed: {len(raw)} pictures in {seconds:.1f} s')
     _forget(path)
     with _Peak() as peak:
-        manifest, seconds = _timed(lambda: shards.build(
-            raw, 'train', f'{folder}/out', values.shards, values.num_threads, log=_log))
+        manifest, seconds = _timed(
+            lambda: shards.build(raw, 'train', f'{folder}/out', values.shards, values.num_threads, log=_log)
+        )
     size = manifest['bytes']
-    _log(f'built: {len(raw) / seconds:.0f} pictures/s, {size / seconds / 1e6:.0f} MB/s by {values.num_threads} '
-         f'processes in {seconds:.1f} s; at the rates of the disk: {size / read + size / write:.1f} s')
-    _log(f"peak memory {_peak_memory('self'):.1f} MB, the largest of the processes {peak.largest:.1f} MB")
+    _log(
+        f'built: {len(raw) / seconds:.0f} pictures/s, {size / seconds / 1e6:.0f} MB/s by {values.num_threads} '
+        f'processes in {seconds:.1f} s; at the rates of the disk: {size / read + size / write:.1f} s'
+    )
+    _log(f'peak memory {_peak_memory("self"):.1f} MB, the largest of the processes {peak.largest:.1f} MB')
     code, seconds = _timed(lambda: shards.verify(f'{folder}/out', 'train', _log))
     _log(f'verified: {len(raw) / seconds:.0f} pictures/s, {size / seconds / 1e6:.0f} MB/s by one process')
     if code:

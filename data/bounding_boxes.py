@@ -11,6 +11,7 @@ carries the text Scottish_deerhound (kept); corners may be exchanged (put right)
 its edge), or enclose nothing (left out); the name inside may be '%s' (the file's own name counts). Upstream's totals
 are 544,546 XML files and 615,299 boxes.
 """
+
 import contextlib
 import dataclasses
 import functools
@@ -34,6 +35,7 @@ _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 @dataclasses.dataclass
 class Counts:
     """What became of the XML files and of their boxes."""
+
     files: int = 0  # of listed synsets, read
     unlisted_files: int = 0
     broken_files: int = 0
@@ -45,9 +47,11 @@ class Counts:
 
     def lines(self):
         """Return what to tell the user."""
-        lines = [f'{self.boxes} boxes of {self.pictures} pictures from {self.files} XML files; left out: '
-                 f'{self.unlisted_files} files of unlisted synsets, {self.other_boxes} boxes of another synset, '
-                 f'{self.empty_boxes} empty boxes, {self.broken_files} broken files']
+        lines = [
+            f'{self.boxes} boxes of {self.pictures} pictures from {self.files} XML files; left out: '
+            f'{self.unlisted_files} files of unlisted synsets, {self.other_boxes} boxes of another synset, '
+            f'{self.empty_boxes} empty boxes, {self.broken_files} broken files'
+        ]
         return lines + [f"broken XML, left out: '{name}' ({reason})" for name, reason in self.first_broken]
 
 
@@ -82,8 +86,9 @@ def read(path, synsets=None):
         picture = name.removesuffix('.xml')
         lines += [f'{picture}.JPEG,{box[0]:.4f},{box[1]:.4f},{box[2]:.4f},{box[3]:.4f}'.encode() for box in boxes]
     if not counts.files + counts.unlisted_files + counts.broken_files:
-        raise UserError(f"'{path}' has no <synset>/<picture>.xml; pass ILSVRC2012_bbox_train_v2.tar.gz, or the folder "
-                        'it unpacks to')
+        raise UserError(
+            f"'{path}' has no <synset>/<picture>.xml; pass ILSVRC2012_bbox_train_v2.tar.gz, or the folder it unpacks to"
+        )
     return sorted(lines), counts
 
 
@@ -118,8 +123,10 @@ def parse(data, synset, synsets=None, counts=None):
         if synsets is not None and name != synset and name in synsets:
             counts.other_boxes += 1
             continue
-        x, y = ([min(max(_number(element, f'bndbox/{axis}{end}') / size, 0), 1) for end in ('min', 'max')]
-                for axis, size in (('x', width), ('y', height)))
+        x, y = (
+            [min(max(_number(element, f'bndbox/{axis}{end}') / size, 0), 1) for end in ('min', 'max')]
+            for axis, size in (('x', width), ('y', height))
+        )
         if x[0] == x[1] or y[0] == y[1]:
             counts.empty_boxes += 1
         else:
@@ -209,8 +216,10 @@ def _open(path):
     try:
         return open(path, 'rb')
     except OSError as error:
-        raise UserError(f"'{path}' cannot be read ({error.strerror}); pass ILSVRC2012_bbox_train_v2.tar.gz, or the "
-                        'folder it unpacks to') from None
+        raise UserError(
+            f"'{path}' cannot be read ({error.strerror}); pass ILSVRC2012_bbox_train_v2.tar.gz, or the "
+            'folder it unpacks to'
+        ) from None
 
 
 def main(argv):
@@ -220,8 +229,11 @@ def main(argv):
         return 0
     if len(argv) not in (2, 3) or argv[1].startswith('-'):
         given = ' '.join(argv[1:]) or 'nothing'
-        print(f'bounding_boxes: {one_line(given)} is not the tar file or folder of boxes, and perhaps SYNSETS, a list '
-              'of classes; pass these (--help tells more)', file=sys.stderr)
+        print(
+            f'bounding_boxes: {one_line(given)} is not the tar file or folder of boxes, and perhaps SYNSETS, a list '
+            'of classes; pass these (--help tells more)',
+            file=sys.stderr,
+        )
         return 1
     try:
         lines, counts = read(argv[1], _synsets(argv[2]) if len(argv) == 3 else None)

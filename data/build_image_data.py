@@ -8,6 +8,7 @@ frame), WebP and BMP, by their bytes, whatever they are called. labels_file has 
 place, from 1; label 0 is kept for the background. Writes train-00000-of-00002 ..., validation-00000-of-00002 ... and a
 manifest of each, which also names what was left out. A build that was stopped continues with the same command.
 """
+
 import os
 import sys
 
@@ -24,8 +25,14 @@ SUFFIXES = ('.bmp', '.gif', '.jpe', '.jpeg', '.jpg', '.png', '.webp')
 def define_flags():
     """Return the flags, in a set of their own."""
     values = flags.FlagValues()
-    build_imagenet_data.define_build_flags(values, 2, 2, 2, '', 'Classes, one a line. Without it the folders in '
-                                           'train_directory, or else validation_directory, by name.')
+    build_imagenet_data.define_build_flags(
+        values,
+        2,
+        2,
+        2,
+        '',
+        'Classes, one a line. Without it the folders in train_directory, or else validation_directory, by name.',
+    )
     return values
 
 
@@ -40,8 +47,11 @@ def _run(values):
     def list_pictures(name, folder):
         nonlocal classes
         if classes is None:
-            classes = (build_imagenet_data.read_labels(os.path.expanduser(values.labels_file)) if values.labels_file
-                       else _folders(values.train_directory or values.validation_directory))
+            classes = (
+                build_imagenet_data.read_labels(os.path.expanduser(values.labels_file))
+                if values.labels_file
+                else _folders(values.train_directory or values.validation_directory)
+            )
         return pictures.from_folders(folder, classes, SUFFIXES, is_complete=name == 'train')
 
     return build_imagenet_data.build_splits(values, list_pictures, lambda name: {'layout': 'folder'})
@@ -52,11 +62,13 @@ def _folders(root):
     root = os.path.expanduser(root)
     try:
         with os.scandir(root) as entries:
-            names = sorted(entry.name for entry in entries
-                           if entry.is_dir() and not entry.name.startswith(('.', '__MACOSX')))
+            names = sorted(
+                entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(('.', '__MACOSX'))
+            )
     except OSError as error:
-        raise UserError(f"'{root}' cannot be read ({error.strerror}); pass a folder that has one for each "
-                        'class') from None
+        raise UserError(
+            f"'{root}' cannot be read ({error.strerror}); pass a folder that has one for each class"
+        ) from None
     if not names:
         raise UserError(f"'{root}' has no folders; put the pictures of each class into one of its own")
     return names

@@ -7,6 +7,7 @@ Reads <train_directory>/<synset>/*.JPEG, and validation pictures in folders of t
 train-00000-of-01024 ..., validation-00000-of-00128 ... and a manifest of each, validation first. A build that was
 stopped continues with the same command. data/download_and_preprocess_imagenet.py does it all, without unpacking.
 """
+
 import collections
 import functools
 import os
@@ -58,8 +59,9 @@ def read_texts(path=None):
     for number, line in enumerate(_lines(path or _TABLE, 'imagenet_metadata_file'), 1):
         synset, tab, text = line.rstrip('\r\n').partition('\t')
         if not tab and line.strip():
-            raise UserError(f"imagenet_metadata_file '{path}' has no tabulator in line {number}; write 'class TAB "
-                            "text'")
+            raise UserError(
+                f"imagenet_metadata_file '{path}' has no tabulator in line {number}; write 'class TAB text'"
+            )
         if tab:
             texts[synset] = text
     return texts
@@ -68,22 +70,33 @@ def read_texts(path=None):
 def define_build_flags(values, train_shards, validation_shards, num_threads, labels_file, labels_text):
     """Define the flags of both programs that build shards from folders."""
     for name, default, text in (
-            ('train_directory', '/tmp/', 'Training pictures, <class>/<file>; empty for none.'),
-            ('validation_directory', '/tmp/', 'Validation pictures, <class>/<file>; empty for none.'),
-            ('output_directory', '/tmp/', 'Where the shards go.'),
-            ('labels_file', labels_file, labels_text)):
+        ('train_directory', '/tmp/', 'Training pictures, <class>/<file>; empty for none.'),
+        ('validation_directory', '/tmp/', 'Validation pictures, <class>/<file>; empty for none.'),
+        ('output_directory', '/tmp/', 'Where the shards go.'),
+        ('labels_file', labels_file, labels_text),
+    ):
         flags.DEFINE_string(name, default, text, flag_values=values)
     for name, default, lower, upper, text in (
-            ('train_shards', train_shards, 1, 99999, 'Files of training pictures.'),
-            ('validation_shards', validation_shards, 1, 99999, 'Files of validation pictures.'),
-            ('num_threads', num_threads, 1, 1000, 'Processes.'),
-            ('seed', 12345, 0, None, 'Of the order of the pictures.')):
+        ('train_shards', train_shards, 1, 99999, 'Files of training pictures.'),
+        ('validation_shards', validation_shards, 1, 99999, 'Files of validation pictures.'),
+        ('num_threads', num_threads, 1, 1000, 'Processes.'),
+        ('seed', 12345, 0, None, 'Of the order of the pictures.'),
+    ):
         flags.DEFINE_integer(name, default, text, lower, upper, flag_values=values)
-    flags.DEFINE_enum('check', 'structure', ['structure', 'decode'], 'How pictures are looked at: whole by their '
-                      'markers, or decoded.', flag_values=values)
+    flags.DEFINE_enum(
+        'check',
+        'structure',
+        ['structure', 'decode'],
+        'How pictures are looked at: whole by their markers, or decoded.',
+        flag_values=values,
+    )
     flags.DEFINE_enum('on_broken', 'skip', ['skip', 'fail'], 'What to do about a broken picture.', flag_values=values)
-    flags.DEFINE_boolean('verify', False, 'Read all shards back and compare; what has a manifest is not built, and '
-                         'needs no pictures.', flag_values=values)
+    flags.DEFINE_boolean(
+        'verify',
+        False,
+        'Read all shards back and compare; what has a manifest is not built, and needs no pictures.',
+        flag_values=values,
+    )
 
 
 def build_splits(values, list_pictures, options):
@@ -101,9 +114,18 @@ def build_splits(values, list_pictures, options):
         if values.verify and os.path.exists(f'{output_dir}/{name}.manifest.json'):
             code |= shards.verify(output_dir, name, _log)
         elif folder:
-            shards.build(list_pictures(name, folder), name, output_dir, values[f'{name}_shards'].value,
-                         values.num_threads, seed=values.seed, check=values.check, on_broken=values.on_broken,
-                         log=_log, **options(name))
+            shards.build(
+                list_pictures(name, folder),
+                name,
+                output_dir,
+                values[f'{name}_shards'].value,
+                values.num_threads,
+                seed=values.seed,
+                check=values.check,
+                on_broken=values.on_broken,
+                log=_log,
+                **options(name),
+            )
             code |= shards.verify(output_dir, name, _log) if values.verify else 0
     return code
 
@@ -111,12 +133,27 @@ def build_splits(values, list_pictures, options):
 def define_flags():
     """Return the flags, in a set of their own."""
     values = flags.FlagValues()
-    define_build_flags(values, 1024, 128, 8, LABELS_FILE, 'Synsets, one a line; the label of each is its place, from '
-                       "1. If there is no file of the default's name, the 1000 of ILSVRC2012.")
-    flags.DEFINE_string('imagenet_metadata_file', METADATA_FILE, "Lines 'synset TAB text'. If there is no file of the "
-                        "default's name, the texts of ILSVRC2012's synsets.", flag_values=values)
-    flags.DEFINE_string('bounding_box_file', BOUNDING_BOX_FILE, 'Lines name.JPEG,xmin,ymin,xmax,ymax. If there is no '
-                        "file of the default's name, records have no boxes.", flag_values=values)
+    define_build_flags(
+        values,
+        1024,
+        128,
+        8,
+        LABELS_FILE,
+        'Synsets, one a line; the label of each is its place, from '
+        "1. If there is no file of the default's name, the 1000 of ILSVRC2012.",
+    )
+    flags.DEFINE_string(
+        'imagenet_metadata_file',
+        METADATA_FILE,
+        "Lines 'synset TAB text'. If there is no file of the default's name, the texts of ILSVRC2012's synsets.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        'bounding_box_file',
+        BOUNDING_BOX_FILE,
+        "Lines name.JPEG,xmin,ymin,xmax,ymax. If there is no file of the default's name, records have no boxes.",
+        flag_values=values,
+    )
     return values
 
 
@@ -132,8 +169,11 @@ def _run(values):
     if box_file is None:
         _log(f"'{values.bounding_box_file}' is not there: records have no boxes")
     boxes = shards.read_boxes(box_file) if box_file else None
-    return build_splits(values, lambda name, folder: pictures.from_folders(folder, synsets, SUFFIXES),
-                        lambda name: {'texts': texts, 'boxes': boxes})
+    return build_splits(
+        values,
+        lambda name, folder: pictures.from_folders(folder, synsets, SUFFIXES),
+        lambda name: {'texts': texts, 'boxes': boxes},
+    )
 
 
 def _given(values, name):

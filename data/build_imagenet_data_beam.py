@@ -10,6 +10,7 @@ s3://, hdfs://, a folder); pictures are read inside the tar files, by each worke
 continues what was stopped: shards that are finished stay. Needs `pip install '.[beam]'`; see data/README.md for
 clusters.
 """
+
 import contextlib
 import functools
 import hashlib
@@ -51,31 +52,50 @@ def define_flags():
     values = _Flags()
     values.set_gnu_getopt(True)  # Beam's flags stand anywhere
     for name, text in (
-            ('train_tar', 'ILSVRC2012_img_train.tar.'), ('validation_tar', 'ILSVRC2012_img_val.tar.'),
-            ('validation_labels_file', 'imagenet_2012_validation_synset_labels.txt, ILSVRC2012_devkit_t12.tar.gz or '
-             'ILSVRC2012_bbox_val_v3.tgz.'),
-            ('bounding_box_file', 'ILSVRC2012_bbox_train_v2.tar.gz, or the CSV that bounding_boxes.py makes of it. '
-             'Without it records have no boxes.'),
-            ('output_directory', 'Where shards go.'),
-            ('labels_file', 'Classes, one a line; the label of each is its place, from 1. Without it the 1000 of '
-             'ILSVRC2012.'),
-            ('metadata_file', "Lines 'class TAB name'. Without it the names of ILSVRC2012's classes.")):
+        ('train_tar', 'ILSVRC2012_img_train.tar.'),
+        ('validation_tar', 'ILSVRC2012_img_val.tar.'),
+        (
+            'validation_labels_file',
+            'imagenet_2012_validation_synset_labels.txt, ILSVRC2012_devkit_t12.tar.gz or ILSVRC2012_bbox_val_v3.tgz.',
+        ),
+        (
+            'bounding_box_file',
+            'ILSVRC2012_bbox_train_v2.tar.gz, or the CSV that bounding_boxes.py makes of it. '
+            'Without it records have no boxes.',
+        ),
+        ('output_directory', 'Where shards go.'),
+        (
+            'labels_file',
+            'Classes, one a line; the label of each is its place, from 1. Without it the 1000 of ILSVRC2012.',
+        ),
+        ('metadata_file', "Lines 'class TAB name'. Without it the names of ILSVRC2012's classes."),
+    ):
         flags.DEFINE_string(name, None, text, flag_values=values)
     for name, default, lower, upper, text in (
-            ('train_shards', 1024, 1, 99999, 'Files of training pictures.'),
-            ('validation_shards', 128, 1, 99999, 'Files of validation pictures.'),
-            ('seed', 12345, 0, None, 'Of the order of the pictures.')):
+        ('train_shards', 1024, 1, 99999, 'Files of training pictures.'),
+        ('validation_shards', 128, 1, 99999, 'Files of validation pictures.'),
+        ('seed', 12345, 0, None, 'Of the order of the pictures.'),
+    ):
         flags.DEFINE_integer(name, default, text, lower, upper, flag_values=values)
-    flags.DEFINE_enum('check', 'structure', ['structure', 'decode'], 'How pictures are looked at: whole by their '
-                      'markers, or decoded.', flag_values=values)
+    flags.DEFINE_enum(
+        'check',
+        'structure',
+        ['structure', 'decode'],
+        'How pictures are looked at: whole by their markers, or decoded.',
+        flag_values=values,
+    )
     flags.DEFINE_enum('on_broken', 'skip', ['skip', 'fail'], 'What to do about a broken picture.', flag_values=values)
     flags.DEFINE_boolean('allow_partial', False, 'Take tar files that lack classes or pictures.', flag_values=values)
     flags.register_validator('output_directory', bool, 'pass where the shards go', values)
-    flags.register_multi_flags_validator(['train_tar', 'validation_tar'], lambda v: any(v.values()),
-                                         'pass --train_tar, --validation_tar or both', values)
     flags.register_multi_flags_validator(
-        ['validation_tar', 'validation_labels_file'], lambda v: bool(v['validation_tar']) == bool(
-            v['validation_labels_file']), '--validation_tar and --validation_labels_file go together', values)
+        ['train_tar', 'validation_tar'], lambda v: any(v.values()), 'pass --train_tar, --validation_tar or both', values
+    )
+    flags.register_multi_flags_validator(
+        ['validation_tar', 'validation_labels_file'],
+        lambda v: bool(v['validation_tar']) == bool(v['validation_labels_file']),
+        '--validation_tar and --validation_labels_file go together',
+        values,
+    )
     return values
 
 
@@ -88,8 +108,10 @@ def _run(values):
     try:
         import apache_beam  # noqa: F401
     except ImportError:
-        raise UserError("apache_beam is not installed; run `pip install '.[beam]'` in the folder of the repository, or "
-                        'use build_imagenet_data.py, which does without') from None
+        raise UserError(
+            "apache_beam is not installed; run `pip install '.[beam]'` in the folder of the repository, or "
+            'use build_imagenet_data.py, which does without'
+        ) from None
     strangers = [argument for argument in values.beam_arguments if not argument.startswith('-')]
     if strangers and values.beam_arguments[0] == strangers[0]:
         raise UserError(f"unexpected argument '{strangers[0]}'; --help lists the flags")
@@ -100,8 +122,9 @@ def _run(values):
             if tar:
                 boxes = _boxes(values.bounding_box_file, temp_dir, synsets) if name == 'train' else None
                 options = shards.Options(texts, boxes, values.seed, values.check, values.on_broken)
-                job = BeamJob(_absolute(values.output_directory), name, getattr(values, f'{name}_shards'),
-                              values.on_broken)
+                job = BeamJob(
+                    _absolute(values.output_directory), name, getattr(values, f'{name}_shards'), values.on_broken
+                )
                 pictures = _index(values, job, _absolute(tar), synsets, temp_dir)
                 _build(job, pictures, options, values.beam_arguments, temp_dir)
     return 0
@@ -113,11 +136,15 @@ def _build(job, pictures, options, arguments, temp_dir):
     manifest = job.read_json(job.manifest_path)
     for kept, where in ((manifest, job.manifest_path), (job.read_json(f'{job.folder}/job.json'), job.folder)):
         if kept and kept.get('fingerprint') != fingerprint:
-            raise UserError(f"'{where}' is of a build of other pictures or options; give those again, or delete it and "
-                            f"'{job.output_dir}/{job.name}-*' to start over, or pass another --output_directory")
+            raise UserError(
+                f"'{where}' is of a build of other pictures or options; give those again, or delete it and "
+                f"'{job.output_dir}/{job.name}-*' to start over, or pass another --output_directory"
+            )
     if manifest and all(job.size(entry['name']) == entry['bytes'] for entry in manifest['shards']):
-        _log(f"{job.name} is complete, {manifest['records']} images in {job.num_shards} shards in '{job.output_dir}': "
-             'nothing to do')
+        _log(
+            f"{job.name} is complete, {manifest['records']} images in {job.num_shards} shards in '{job.output_dir}': "
+            'nothing to do'
+        )
         return
     local = pathlib.Path(temp_dir, job.name)  # has the pictures
     options.save(local)
@@ -128,11 +155,16 @@ def _build(job, pictures, options, arguments, temp_dir):
     _run_pipeline(job, fingerprint, arguments)
     errors, manifest = job.read_json(f'{job.folder}/errors.json'), job.read_json(job.manifest_path)
     if errors or not manifest:
-        raise UserError(errors['errors'][0] if errors else
-                        f"'{job.manifest_path}' was not written; see what the runner says, and run the same command "
-                        'again, which continues')
-    _log(f"{job.name}: {manifest['bytes'] / 1e9:.3f} GB in {job.num_shards} shards; {len(manifest['reencoded'])} "
-         f"pictures encoded anew, {len(manifest['broken'])} broken ones left out: '{job.manifest_path}' names them")
+        raise UserError(
+            errors['errors'][0]
+            if errors
+            else f"'{job.manifest_path}' was not written; see what the runner says, and run the same command "
+            'again, which continues'
+        )
+    _log(
+        f'{job.name}: {manifest["bytes"] / 1e9:.3f} GB in {job.num_shards} shards; {len(manifest["reencoded"])} '
+        f"pictures encoded anew, {len(manifest['broken'])} broken ones left out: '{job.manifest_path}' names them"
+    )
     _log(f'Finished writing all {manifest["records"]} images in data set.')
     job.delete_folder()
 
@@ -141,6 +173,7 @@ def _run_pipeline(job, fingerprint, arguments):
     import apache_beam as beam
     import build_imagenet_data_beam as program  # what belongs to __main__ cannot be found by workers of their own
     from apache_beam.options.pipeline_options import PipelineOptions
+
     path = os.environ.get('PYTHONPATH')
     os.environ['PYTHONPATH'] = os.path.dirname(os.path.abspath(__file__)) + (f'{os.pathsep}{path}' if path else '')
     try:
@@ -148,22 +181,28 @@ def _run_pipeline(job, fingerprint, arguments):
     except ValueError as error:
         raise UserError(f'Beam refuses its flags {" ".join(arguments)}: {" ".join(str(error).split())}') from None
     with pipeline:
-        _ = (pipeline
-             | 'Shards' >> beam.Create(range(job.num_shards))
-             | 'Spread' >> beam.Reshuffle()
-             | 'Build' >> beam.Map(program.build_one, job, fingerprint)
-             | 'Gather' >> beam.combiners.ToList()
-             | 'Manifest' >> beam.Map(program.write_manifest, job, fingerprint))
+        _ = (
+            pipeline
+            | 'Shards' >> beam.Create(range(job.num_shards))
+            | 'Spread' >> beam.Reshuffle()
+            | 'Build' >> beam.Map(program.build_one, job, fingerprint)
+            | 'Gather' >> beam.combiners.ToList()
+            | 'Manifest' >> beam.Map(program.write_manifest, job, fingerprint)
+        )
 
 
 def build_one(shard, job, fingerprint):
     """Write a shard, unless that was done; return its summary, or {'error': message} of what a user can mend."""
     summary = job.read_json(f'{job.folder}/{job.shard_name(shard)}.json')
-    if summary and job.size(job.shard_name(shard)) == summary['bytes'] and not (
-            summary['broken'] and job.on_broken == 'fail'):
+    if (
+        summary
+        and job.size(job.shard_name(shard)) == summary['bytes']
+        and not (summary['broken'] and job.on_broken == 'fail')
+    ):
         return summary
     pictures, options = _load(job, fingerprint)
     with contextlib.ExitStack() as stack:
+
         @functools.cache  # one handle a tar file, of this shard: other threads have theirs
         def open_once(path):
             return contextlib.nullcontext(stack.enter_context(_open(path)))
@@ -271,16 +310,19 @@ class BeamJob:
 
 def _filesystems():
     from apache_beam.io.filesystems import FileSystems
+
     return FileSystems
 
 
 def _open(path):
     from apache_beam.io.filesystem import CompressionTypes
+
     return _filesystems().open(path, compression_type=CompressionTypes.UNCOMPRESSED)
 
 
 def _create(path):
     from apache_beam.io.filesystem import CompressionTypes
+
     return _filesystems().create(path, compression_type=CompressionTypes.UNCOMPRESSED)
 
 

@@ -10,6 +10,7 @@ there need no account. Without the tar file of boxes, records have none.
 DATA_DIR gets train-00000-of-01024 ... and validation-00000-of-00128 ..., 155 GB, beside as much of tar files; pictures
 are read in the tar files, which are not unpacked (--keep_extracted does that, too). data/README.md tells more.
 """
+
 import base64
 import dataclasses
 import getpass
@@ -43,13 +44,16 @@ _SECONDS = 30  # between two lines of progress
 @dataclasses.dataclass(frozen=True)
 class Tar:
     """One of the big tar files; size and MD5 are the official one's (image-net.org, torchvision's imagenet.py)."""
+
     name: str
     size: int  # bytes
     md5: str
 
 
-TARS = {'validation': Tar('ILSVRC2012_img_val.tar', 6_744_924_160, '29b22e2961454d5413ddabcf34fc5622'),
-        'train': Tar('ILSVRC2012_img_train.tar', 147_897_477_120, '1d675b47d978889d74fa0da5fadfb00e')}
+TARS = {
+    'validation': Tar('ILSVRC2012_img_val.tar', 6_744_924_160, '29b22e2961454d5413ddabcf34fc5622'),
+    'train': Tar('ILSVRC2012_img_train.tar', 147_897_477_120, '1d675b47d978889d74fa0da5fadfb00e'),
+}
 
 
 class _Flags(flags.FlagValues):
@@ -69,27 +73,42 @@ def define_flags():
     values = _Flags()
     values.set_gnu_getopt(True)  # flags may follow DATA_DIR
     for name, default, text in (
-            ('data_dir', None, 'DATA_DIR by name.'),
-            ('url', URL, 'Where missing files are downloaded from, a folder: a mirror needs no user name.'),
-            ('labels_file', None, 'Classes, one a line; the label of each is its place, from 1. Without it the 1000 of '
-             'ILSVRC2012.'),
-            ('metadata_file', None, "Lines 'class TAB name'. Without it the names of ILSVRC2012's classes."),
-            ('validation_labels_file', None, 'The classes of the validation pictures: any of the three files named '
-             'above, or a list like the first.')):
+        ('data_dir', None, 'DATA_DIR by name.'),
+        ('url', URL, 'Where missing files are downloaded from, a folder: a mirror needs no user name.'),
+        (
+            'labels_file',
+            None,
+            'Classes, one a line; the label of each is its place, from 1. Without it the 1000 of ILSVRC2012.',
+        ),
+        ('metadata_file', None, "Lines 'class TAB name'. Without it the names of ILSVRC2012's classes."),
+        (
+            'validation_labels_file',
+            None,
+            'The classes of the validation pictures: any of the three files named above, or a list like the first.',
+        ),
+    ):
         flags.DEFINE_string(name, default, text, flag_values=values)
     for name, default, lower, upper, text in (
-            ('train_shards', 1024, 1, 99999, 'Files of training pictures.'),
-            ('validation_shards', 128, 1, 99999, 'Files of validation pictures.'),
-            ('num_threads', 8, 1, 1000, 'Processes.'), ('seed', 12345, 0, None, 'Of the order of the pictures.')):
+        ('train_shards', 1024, 1, 99999, 'Files of training pictures.'),
+        ('validation_shards', 128, 1, 99999, 'Files of validation pictures.'),
+        ('num_threads', 8, 1, 1000, 'Processes.'),
+        ('seed', 12345, 0, None, 'Of the order of the pictures.'),
+    ):
         flags.DEFINE_integer(name, default, text, lower, upper, flag_values=values)
-    flags.DEFINE_enum('check', 'structure', ['structure', 'decode'], 'How pictures are looked at: whole by their '
-                      'markers, or decoded.', flag_values=values)
+    flags.DEFINE_enum(
+        'check',
+        'structure',
+        ['structure', 'decode'],
+        'How pictures are looked at: whole by their markers, or decoded.',
+        flag_values=values,
+    )
     flags.DEFINE_enum('on_broken', 'skip', ['skip', 'fail'], 'What to do about a broken picture.', flag_values=values)
     for name, default, text in (
-            ('verify', False, 'Read all shards back and compare.'),
-            ('verify_checksums', True, 'Compare the MD5 of the big tar files, once, if they have the official size.'),
-            ('allow_partial', False, 'Take tar files that lack classes or pictures, or one of the two.'),
-            ('keep_extracted', False, 'Also unpack pictures to DATA_DIR/raw-data/train/<class> and .../validation.')):
+        ('verify', False, 'Read all shards back and compare.'),
+        ('verify_checksums', True, 'Compare the MD5 of the big tar files, once, if they have the official size.'),
+        ('allow_partial', False, 'Take tar files that lack classes or pictures, or one of the two.'),
+        ('keep_extracted', False, 'Also unpack pictures to DATA_DIR/raw-data/train/<class> and .../validation.'),
+    ):
         flags.DEFINE_boolean(name, default, text, flag_values=values)
     return values
 
@@ -115,15 +134,28 @@ def _run(values):
     csv = _boxes(boxes, data_dir / 'raw-data', synsets)
     found = {name: _index(values, data_dir, name, path, synsets, labels) for name, path in tars.items()}
     for name, pictures in found.items():
-        shards.build(pictures, name, data_dir, counts[name], values.num_threads, texts=texts,
-                     boxes=shards.read_boxes(csv) if csv and name == 'train' else None, seed=values.seed,
-                     check=values.check, on_broken=values.on_broken, log=_log)
+        shards.build(
+            pictures,
+            name,
+            data_dir,
+            counts[name],
+            values.num_threads,
+            texts=texts,
+            boxes=shards.read_boxes(csv) if csv and name == 'train' else None,
+            seed=values.seed,
+            check=values.check,
+            on_broken=values.on_broken,
+            log=_log,
+        )
     if values.keep_extracted:
         for name, pictures in found.items():
             _extract(pictures, data_dir / 'raw-data' / name)
     if values.verify:
-        return max(shards.verify(data_dir, name, log=_log) for name in counts if name in found or _is_built(
-            data_dir, name, counts[name]))
+        return max(
+            shards.verify(data_dir, name, log=_log)
+            for name in counts
+            if name in found or _is_built(data_dir, name, counts[name])
+        )
     return 0
 
 
@@ -172,7 +204,8 @@ def _is_built(data_dir, name, num_shards):
     try:
         listed = json.loads((data_dir / f'{name}.manifest.json').read_text())['shards']
         return len(listed) == num_shards and all(
-            os.path.getsize(data_dir / shard['name']) == shard['bytes'] for shard in listed)
+            os.path.getsize(data_dir / shard['name']) == shard['bytes'] for shard in listed
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -195,17 +228,22 @@ def _require_local(data_dir, wanted, allow_partial):
     names = {'train': TARS['train'].name, 'validation': TARS['validation'].name}
     missing = [name for name in wanted if name != BOXES]
     if missing == [DEVKIT] and not allow_partial:
-        raise UserError(f"nothing in '{data_dir}' tells the labels of the validation pictures; "
-                        f'{validation_labels.remedy()}, or set {" and ".join(CREDENTIALS)} to download it')
+        raise UserError(
+            f"nothing in '{data_dir}' tells the labels of the validation pictures; "
+            f'{validation_labels.remedy()}, or set {" and ".join(CREDENTIALS)} to download it'
+        )
     is_useless = names['train'] in missing and (names['validation'] in missing or DEVKIT in missing)
     if missing and (not allow_partial or is_useless):
-        raise UserError(f"'{data_dir}' lacks {', '.join(missing)}; put it there, or set {' and '.join(CREDENTIALS)} "
-                        'to those of your account at image-net.org to download it')
+        raise UserError(
+            f"'{data_dir}' lacks {', '.join(missing)}; put it there, or set {' and '.join(CREDENTIALS)} "
+            'to those of your account at image-net.org to download it'
+        )
     if missing:
         _log(f'{", ".join(missing)} not there; going on with what is')
     if BOXES in wanted:
-        _log(f'{BOXES} is not there: records have no boxes (put it into {data_dir}, or set '
-             f'{" and ".join(CREDENTIALS)})')
+        _log(
+            f'{BOXES} is not there: records have no boxes (put it into {data_dir}, or set {" and ".join(CREDENTIALS)})'
+        )
 
 
 def _download(url, data_dir, wanted, authorization):
@@ -229,17 +267,25 @@ def _require_space(values, data_dir, tars, wanted=()):
     counts = {'train': values.train_shards, 'validation': values.validation_shards}
     sizes = {name: _size(path) for name, path in tars.items()}
     sizes |= {name: official.get(tar.name, 0) for name, tar in TARS.items() if tar.name in wanted}
-    needed = {'shards': sum(max(0, size - _written(data_dir, name)) for name, size in sizes.items()
-                            if not _is_built(data_dir, name, counts[name])),
-              'tar files to download': downloads}
+    needed = {
+        'shards': sum(
+            max(0, size - _written(data_dir, name))
+            for name, size in sizes.items()
+            if not _is_built(data_dir, name, counts[name])
+        ),
+        'tar files to download': downloads,
+    }
     if values.keep_extracted:
-        needed['extracted pictures'] = sum(size for name, size in sizes.items()
-                                           if not (data_dir / 'raw-data' / name).exists())
+        needed['extracted pictures'] = sum(
+            size for name, size in sizes.items() if not (data_dir / 'raw-data' / name).exists()
+        )
     free, total = shutil.disk_usage(data_dir).free, sum(needed.values())
     if free < total:
         parts = ', '.join(f'{what} {size / 1e9:.1f}' for what, size in needed.items() if size)
-        raise UserError(f"the disk of '{data_dir}' has {free / 1e9:.1f} GB free, {total / 1e9:.1f} are needed "
-                        f'({parts}); free some, or pass a DATA_DIR on another disk')
+        raise UserError(
+            f"the disk of '{data_dir}' has {free / 1e9:.1f} GB free, {total / 1e9:.1f} are needed "
+            f'({parts}); free some, or pass a DATA_DIR on another disk'
+        )
 
 
 def _written(data_dir, name):
@@ -273,8 +319,9 @@ def _check_md5(path, tar, stamps_path):
     _log(f'comparing the MD5 of {path} (once; --noverify_checksums leaves it out)')
     found = _md5(path, tar.size)
     if found != tar.md5:
-        raise UserError(f"'{path}' has MD5 {found} instead of {tar.md5}; remove it and get it again, or pass "
-                        '--noverify_checksums')
+        raise UserError(
+            f"'{path}' has MD5 {found} instead of {tar.md5}; remove it and get it again, or pass --noverify_checksums"
+        )
     part = stamps_path.with_name(f'{stamps_path.name}.part')
     part.write_text(json.dumps({**stamps, tar.name: stamp}))
     os.replace(part, stamps_path)
@@ -315,11 +362,23 @@ def _index(values, data_dir, name, path, synsets, labels):
     """Return the Pictures of a split's tar file."""
     options = {'allow_partial': values.allow_partial, 'log': _log}
     if name == 'train':
-        return imagenet_tars.indexed(data_dir, name, path, [synsets, values.allow_partial],
-                                     lambda: imagenet_tars.train_pictures(path, synsets, **options), _log)
+        return imagenet_tars.indexed(
+            data_dir,
+            name,
+            path,
+            [synsets, values.allow_partial],
+            lambda: imagenet_tars.train_pictures(path, synsets, **options),
+            _log,
+        )
     order = validation_labels.read(labels)
-    return imagenet_tars.indexed(data_dir, name, path, [synsets, values.allow_partial, order],
-                                 lambda: imagenet_tars.validation_pictures(path, order, synsets, **options), _log)
+    return imagenet_tars.indexed(
+        data_dir,
+        name,
+        path,
+        [synsets, values.allow_partial, order],
+        lambda: imagenet_tars.validation_pictures(path, order, synsets, **options),
+        _log,
+    )
 
 
 def _extract(pictures, folder):

@@ -5,6 +5,7 @@ ILSVRC2012_img_train.tar holds a tar file `<synset>.tar` for each class, and eac
 Only headers are read. The pictures come out by label, then name, however the tar files are ordered: as
 pictures.from_folders gives them for the unpacked folders.
 """
+
 import hashlib
 import json
 import os
@@ -64,8 +65,10 @@ def train_pictures(path, synsets, *, allow_partial=False, log=print, opener=None
             progress.show(path, len(rows), begin + member.size, size)
     skipped.log(f"'{path}'", 'no tar file of a listed synset, or no .JPEG', log)
     if not found:
-        raise UserError(f"'{path}' has no <synset>.tar of a listed synset, as '{synsets[0]}.tar'; pass "
-                        'ILSVRC2012_img_train.tar as it was downloaded')
+        raise UserError(
+            f"'{path}' has no <synset>.tar of a listed synset, as '{synsets[0]}.tar'; pass "
+            'ILSVRC2012_img_train.tar as it was downloaded'
+        )
     _report_missing(path, 'synsets', [synset for synset in synsets if synset not in found], allow_partial, log)
     return rows.pictures(path, synsets, log)
 
@@ -96,8 +99,10 @@ def validation_pictures(path, image_synsets, synsets, *, allow_partial=False, lo
                 continue
             number = int(match[1])
             if not 1 <= number <= len(image_synsets):
-                raise UserError(f"'{name}' in '{path}' has no label, there are {len(image_synsets)}; pass the labels "
-                                'that belong to this tar file')
+                raise UserError(
+                    f"'{name}' in '{path}' has no label, there are {len(image_synsets)}; pass the labels "
+                    'that belong to this tar file'
+                )
             is_missing[number - 1] = False
             synset = image_synsets[number - 1]
             if synset in labels:
@@ -107,8 +112,10 @@ def validation_pictures(path, image_synsets, synsets, *, allow_partial=False, lo
             progress.show(path, len(rows), member.offset_data + member.size, size)
     skipped.log(f"'{path}'", 'not named as a validation picture, or of no listed synset', log)
     if not len(rows):
-        raise UserError(f"'{path}' has no ILSVRC2012_val_<number>.JPEG of a listed synset; pass ILSVRC2012_img_val.tar "
-                        'as it was downloaded')
+        raise UserError(
+            f"'{path}' has no ILSVRC2012_val_<number>.JPEG of a listed synset; pass ILSVRC2012_img_val.tar "
+            'as it was downloaded'
+        )
     missing = [f'ILSVRC2012_val_{index + 1:08d}.JPEG' for index in np.flatnonzero(is_missing)]
     _report_missing(path, 'pictures', missing, allow_partial, log)
     return rows.pictures(path, synsets, log)
@@ -125,8 +132,12 @@ def indexed(folder, name, path, synsets, make, log=print):
         make: () -> Pictures.
     """
     status = os.stat(path)
-    key = {'path': os.path.abspath(path), 'size': status.st_size, 'mtime_ns': status.st_mtime_ns,
-           'synsets': hashlib.sha256(json.dumps(synsets).encode()).hexdigest()}
+    key = {
+        'path': os.path.abspath(path),
+        'size': status.st_size,
+        'mtime_ns': status.st_mtime_ns,
+        'synsets': hashlib.sha256(json.dumps(synsets).encode()).hexdigest(),
+    }
     index = pathlib.Path(folder, f'.{name}.index')
     try:
         if json.loads((index / 'key.json').read_text()) == key:
@@ -156,8 +167,9 @@ def members(file, begin, end, where):
     magic = file.read(min(6, end - begin))
     for packer, start in (('gzip', b'\x1f\x8b'), ('bzip2', b'BZh'), ('xz', b'\xfd7zXZ'), ('zstd', b'\x28\xb5\x2f\xfd')):
         if magic.startswith(start):
-            raise UserError(f'{where} is packed by {packer}; pictures are read in their place, so unpack it to a '
-                            'plain tar first')
+            raise UserError(
+                f'{where} is packed by {packer}; pictures are read in their place, so unpack it to a plain tar first'
+            )
     window, name, offset = _Window(file, begin, end), '', 0
     try:
         tar = tarfile.TarFile(fileobj=window, mode='r')
@@ -165,8 +177,9 @@ def members(file, begin, end, where):
             tar.members = []  # else it keeps all
             name, offset = member.name, member.offset
             if member.size < 0 or member.issparse():
-                raise UserError(f"{where} is damaged: '{name}' at byte {begin + offset} has no plain size; get it "
-                                'again')
+                raise UserError(
+                    f"{where} is damaged: '{name}' at byte {begin + offset} has no plain size; get it again"
+                )
             if member.isreg() and member.offset_data + member.size > end - begin:
                 raise _cut_off(where, name, begin + offset)
             yield member
@@ -248,8 +261,10 @@ class _Rows:
         is_last = np.ones(len(names), bool)
         is_last[:-1] = (names[1:] != names[:-1]) | (numbers[1:, 2] != numbers[:-1, 2])
         if not is_last.all():
-            log(f"'{path}' has {np.sum(~is_last)} pictures twice, as '{os.fsdecode(names[~is_last][0])}'; the later of "
-                'two is used, as tar would leave it')
+            log(
+                f"'{path}' has {np.sum(~is_last)} pictures twice, as '{os.fsdecode(names[~is_last][0])}'; the later of "
+                'two is used, as tar would leave it'
+            )
         rows = np.zeros(np.sum(is_last), [*ROW_DTYPE_FIELDS, ('name', names.dtype)])
         rows['name'] = names[is_last]
         for column, field in enumerate(('offset', 'size', 'label')):
@@ -290,16 +305,18 @@ class _Progress:
         if now - self.last >= _SECONDS:
             self.last = now
             left = (now - self.start) * (total - done) / max(done, 1)
-            self.log(f"indexing '{path}': {count} pictures in {done / 1e9:.1f} of {total / 1e9:.1f} GB, "
-                     f'{left:.0f} s left')
+            self.log(
+                f"indexing '{path}': {count} pictures in {done / 1e9:.1f} of {total / 1e9:.1f} GB, {left:.0f} s left"
+            )
 
 
 def _open(path, opener):
     try:
         return opener(path) if opener else open(path, 'rb', buffering=0)  # headers lie far apart: no reading ahead
     except OSError as error:
-        raise UserError(f"'{path}' cannot be read ({error.strerror or error}); pass a tar file that you may "
-                        'read') from None
+        raise UserError(
+            f"'{path}' cannot be read ({error.strerror or error}); pass a tar file that you may read"
+        ) from None
 
 
 def _is_picture(member):
@@ -309,8 +326,9 @@ def _is_picture(member):
 
 def _refuse_packed(name, path):
     if re.fullmatch(r'n\d{8}\.(tar\.\w+|t[gbx]z2?|zip)', name):
-        raise UserError(f"'{name}' in '{path}' is packed; pictures are read in their place, so unpack it to a plain "
-                        'tar first')
+        raise UserError(
+            f"'{name}' in '{path}' is packed; pictures are read in their place, so unpack it to a plain tar first"
+        )
 
 
 def _report_missing(path, what, missing, allow_partial, log):

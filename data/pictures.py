@@ -3,6 +3,7 @@
 A row takes about 60 bytes, so that all of ImageNet fits into 80 MB; saved, it is mapped into memory, which processes
 share. A picture is a file of its own or lies in a tar file, where it is read without unpacking.
 """
+
 import dataclasses
 import hashlib
 import json
@@ -26,6 +27,7 @@ class Pictures:
         rows: ROW_DTYPE_FIELDS and 'name', bytes: the path of a plain file below its folder, the basename in a tar file.
         synsets: the class by label; the first is '', since labels begin with 1.
     """
+
     files: tuple
     rows: np.ndarray
     synsets: tuple
@@ -82,8 +84,9 @@ class Pictures:
                     file.seek(max(offset, 0))
                     data = file.read(size)
         except OSError as error:
-            raise UserError(f"'{path}' cannot be read ({error.strerror or error}); mend that and run the same command "
-                            'again') from None
+            raise UserError(
+                f"'{path}' cannot be read ({error.strerror or error}); mend that and run the same command again"
+            ) from None
         if 0 <= size != len(data):
             raise UserError(f"'{path}' ends inside '{self.name(i)}' at byte {offset}; get it again")
         return data
@@ -109,13 +112,12 @@ def from_folders(root, synsets, suffixes, *, is_complete=True):
         UserError: the folder, one of a class, or pictures are missing.
     """
     root = os.path.abspath(os.path.expanduser(root))
-    chunks = [_class_rows(root, synset, label, tuple(suffixes), is_complete)
-              for label, synset in enumerate(synsets, 1)]
+    chunks = [_class_rows(root, synset, label, tuple(suffixes), is_complete) for label, synset in enumerate(synsets, 1)]
     width = max((chunk['name'].dtype.itemsize for chunk in chunks), default=1)
     rows = np.empty(sum(map(len, chunks)), [*ROW_DTYPE_FIELDS, ('name', f'S{width}')])
     place = 0
     for chunk in chunks:
-        rows[place:place + len(chunk)] = chunk
+        rows[place : place + len(chunk)] = chunk
         place += len(chunk)
     if not len(rows):
         raise UserError(f"'{root}' has no picture ({' '.join(suffixes)}) in the folders of its classes; add some")
@@ -125,14 +127,21 @@ def from_folders(root, synsets, suffixes, *, is_complete=True):
 def _class_rows(root, synset, label, suffixes, is_complete):
     try:
         with os.scandir(f'{root}/{synset}') as entries:
-            names = sorted(os.fsencode(f'{synset}/{entry.name}') for entry in entries
-                           if entry.name.lower().endswith(suffixes) and not entry.name.startswith('.'))
+            names = sorted(
+                os.fsencode(f'{synset}/{entry.name}')
+                for entry in entries
+                if entry.name.lower().endswith(suffixes) and not entry.name.startswith('.')
+            )
     except OSError as error:
-        raise UserError(f"class folder '{root}/{synset}' cannot be read ({error.strerror}); make it, pass another "
-                        'folder, or another --labels_file') from None
+        raise UserError(
+            f"class folder '{root}/{synset}' cannot be read ({error.strerror}); make it, pass another "
+            'folder, or another --labels_file'
+        ) from None
     if not names and is_complete:
-        raise UserError(f"class folder '{root}/{synset}' has no picture ({' '.join(suffixes)}); add some, or pass "
-                        'another --labels_file')
+        raise UserError(
+            f"class folder '{root}/{synset}' has no picture ({' '.join(suffixes)}); add some, or pass "
+            'another --labels_file'
+        )
     rows = np.empty(len(names), [*ROW_DTYPE_FIELDS, ('name', f'S{max(map(len, names), default=1)}')])
     rows['file'], rows['offset'], rows['size'], rows['label'], rows['name'] = 0, -1, -1, label, names
     return rows

@@ -1,12 +1,13 @@
 """A build that survives being killed: its folder, its processes and what it tells meanwhile.
 
-    .<name>.progress/lock                            held by the build and its processes as long as one of them lives
-                     job.json                        fingerprint of pictures and options
-                     pictures.npy ...                the job, as the processes read it
-                     <name>-00003-of-01024.part      a shard being written
-                     <name>-00003-of-01024.json      summary of a finished one, which stands in the folder above
-    <name>.manifest.json                             written last
+.<name>.progress/lock                            held by the build and its processes as long as one of them lives
+                 job.json                        fingerprint of pictures and options
+                 pictures.npy ...                the job, as the processes read it
+                 <name>-00003-of-01024.part      a shard being written
+                 <name>-00003-of-01024.json      summary of a finished one, which stands in the folder above
+<name>.manifest.json                             written last
 """
+
 import contextlib
 import fcntl
 import json
@@ -55,8 +56,10 @@ class Job:
         if is_new and not manifest and self.output_dir.is_dir():
             stranger = next(self.output_dir.glob(f'{self.name}-[0-9]*-of-[0-9]*'), None)
             if stranger:
-                raise UserError(f"'{stranger}' is there already, without '{self.manifest_path.name}' that would tell "
-                                'how it was built; move it, or pass another --output_directory')
+                raise UserError(
+                    f"'{stranger}' is there already, without '{self.manifest_path.name}' that would tell "
+                    'how it was built; move it, or pass another --output_directory'
+                )
         self._take_lock()
         try:
             self._refuse(fingerprint, manifest, self.manifest_path)
@@ -108,8 +111,10 @@ class Job:
         end = time.monotonic() + LOCK_SECONDS
         while not self._try_lock():
             if time.monotonic() > end:
-                raise UserError(f"another build is writing '{self.output_dir / self.name}-*'; wait for it, or pass "
-                                'another --output_directory')
+                raise UserError(
+                    f"another build is writing '{self.output_dir / self.name}-*'; wait for it, or pass "
+                    'another --output_directory'
+                )
             time.sleep(_POLL_SECONDS)
 
     def _try_lock(self):
@@ -130,8 +135,10 @@ class Job:
 
     def _refuse(self, fingerprint, kept, where):
         if kept and kept.get('fingerprint') != fingerprint:
-            raise UserError(f"'{where}' is of a build of other pictures or options; give those again, or delete it and "
-                            f"'{self.output_dir / self.name}-*' to start over, or pass another --output_directory")
+            raise UserError(
+                f"'{where}' is of a build of other pictures or options; give those again, or delete it and "
+                f"'{self.output_dir / self.name}-*' to start over, or pass another --output_directory"
+            )
 
 
 def shard_name(name, shard, num_shards):
@@ -186,8 +193,10 @@ def run_processes(command, inherited, todo, count, on_message):
             if message is None:
                 running -= 1
                 if worker.is_busy:
-                    raise UserError(f'a process of the build {worker.ending()}; run the same command again, which '
-                                    'continues, with a lower --num_threads if memory was short')
+                    raise UserError(
+                        f'a process of the build {worker.ending()}; run the same command again, which '
+                        'continues, with a lower --num_threads if memory was short'
+                    )
             elif 'error' in message:
                 raise UserError(message['error'])
             else:
@@ -205,8 +214,14 @@ class _Worker:
     def __init__(self, command, inherited, messages):
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         # A session of its own: Ctrl-C on the terminal reaches the build alone, which ends its processes.
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=inherited,
-                                        start_new_session=True, env={**os.environ, 'PYTHONPATH': path})
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=inherited,
+            start_new_session=True,
+            env={**os.environ, 'PYTHONPATH': path},
+        )
         self.is_busy = False
         self.thread = threading.Thread(target=self._read, args=(messages,), daemon=True)
         self.thread.start()
@@ -290,6 +305,7 @@ class Progress:
         self.bar = None
         if sys.stderr.isatty():
             from tqdm import tqdm  # not of use to the processes
+
             self.bar = tqdm(total=total, initial=done, desc=name, unit=' pictures', dynamic_ncols=True)
 
     def add(self, count, size):
@@ -306,8 +322,10 @@ class Progress:
         """Return how far it is, how fast, and how long it takes yet."""
         rate = self._rate(self.done - self.first, now)
         left = (self.total - self.done) / rate if rate else 0
-        return (f'{self.name}: {self.done} of {self.total} pictures, {rate:.0f} pictures/s, '
-                f'{self._rate(self.bytes, now) / 1e6:.1f} MB/s, {left / 60:.0f} min left')
+        return (
+            f'{self.name}: {self.done} of {self.total} pictures, {rate:.0f} pictures/s, '
+            f'{self._rate(self.bytes, now) / 1e6:.1f} MB/s, {left / 60:.0f} min left'
+        )
 
     def log(self, line):
         """Write a line beside the bar."""

@@ -7,6 +7,7 @@ the same bytes. `<name>.manifest.json` comes last and says what was written, enc
 Processes are programs of their own, which stop when the pipe to them closes; they map pictures and boxes from the job's
 folder into memory and hold one picture at a time.
 """
+
 import collections
 import dataclasses
 import functools
@@ -25,10 +26,12 @@ from pictures import Pictures
 from official_resnet import jpeg, tfrecords
 from official_resnet.errors import UserError
 
-IMAGENET_KEYS = frozenset("""
+IMAGENET_KEYS = frozenset(
+    """
     image/encoded image/format image/colorspace image/channels image/height image/width image/filename
     image/class/label image/class/text image/class/synset image/object/bbox/xmin image/object/bbox/ymin
-    image/object/bbox/xmax image/object/bbox/ymax image/object/bbox/label""".split())
+    image/object/bbox/xmax image/object/bbox/ymax image/object/bbox/label""".split()
+)
 FOLDER_KEYS = frozenset(key for key in IMAGENET_KEYS if 'bbox' not in key and 'synset' not in key)
 KEYS = {'imagenet': IMAGENET_KEYS, 'folder': FOLDER_KEYS}  # by layout
 
@@ -62,8 +65,11 @@ def read_boxes(path):
     try:
         with open(path, 'rb') as file:
             is_empty = not file.read(1)
-        table = np.loadtxt(path, [('name', 'S64'), ('box', '<f4', 4)], delimiter=',', comments=None,
-                           ndmin=1) if not is_empty else np.empty(0, [('name', 'S64'), ('box', '<f4', 4)])
+        table = (
+            np.loadtxt(path, [('name', 'S64'), ('box', '<f4', 4)], delimiter=',', comments=None, ndmin=1)
+            if not is_empty
+            else np.empty(0, [('name', 'S64'), ('box', '<f4', 4)])
+        )
     except OSError as error:
         raise UserError(f"bounding_box_file '{path}' cannot be read ({error.strerror}); {remedy}") from None
     except ValueError as error:
@@ -72,8 +78,10 @@ def read_boxes(path):
     is_right = (xmin >= 0) & (ymin >= 0) & (xmax >= xmin) & (ymax >= ymin) & (xmax <= 1) & (ymax <= 1)
     if not is_right.all():
         wrong = int(np.argmin(is_right))
-        raise UserError(f"bounding_box_file '{path}' has the box {table['box'][wrong].tolist()} in line {wrong + 1}, "
-                        f'not xmin, ymin, xmax, ymax in 0..1; {remedy}')
+        raise UserError(
+            f"bounding_box_file '{path}' has the box {table['box'][wrong].tolist()} in line {wrong + 1}, "
+            f'not xmin, ymin, xmax, ymax in 0..1; {remedy}'
+        )
     order = np.argsort(table['name'], kind='stable')
     width = max(1, int(np.char.str_len(table['name']).max(initial=1)))
     return Boxes(table['name'][order].astype(f'S{width}'), table['box'][order])
@@ -82,6 +90,7 @@ def read_boxes(path):
 @dataclasses.dataclass(frozen=True, eq=False)
 class Options:
     """What goes into the records besides the pictures."""
+
     texts: dict = dataclasses.field(default_factory=dict)  # class -> what people call it
     boxes: Boxes | None = None
     seed: int = 12345  # of the order; upstream's
@@ -121,22 +130,36 @@ def image_example(data, width, height, label, text, filename):
         label: from 1; 0 is kept for the background.
         text, filename: str; the filename without folders.
     """
-    return {'image/encoded': data, 'image/format': b'JPEG', 'image/colorspace': b'RGB', 'image/channels': 3,
-            'image/height': height, 'image/width': width, 'image/filename': os.fsencode(filename),
-            'image/class/label': label, 'image/class/text': text.encode(errors='surrogateescape')}
+    return {
+        'image/encoded': data,
+        'image/format': b'JPEG',
+        'image/colorspace': b'RGB',
+        'image/channels': 3,
+        'image/height': height,
+        'image/width': width,
+        'image/filename': os.fsencode(filename),
+        'image/class/label': label,
+        'image/class/text': text.encode(errors='surrogateescape'),
+    }
 
 
 def imagenet_example(data, width, height, label, synset, text, filename, boxes):
     """Return the features of a picture of ImageNet: image_example's, the synset, and [(xmin, ymin, xmax, ymax)]."""
     xmin, ymin, xmax, ymax = np.array(boxes, np.float32).reshape(-1, 4).T
-    return {**image_example(data, width, height, label, text, filename), 'image/class/synset': synset.encode(),
-            'image/object/bbox/xmin': xmin, 'image/object/bbox/ymin': ymin, 'image/object/bbox/xmax': xmax,
-            'image/object/bbox/ymax': ymax, 'image/object/bbox/label': np.full(len(boxes), label, np.int64)}
+    return {
+        **image_example(data, width, height, label, text, filename),
+        'image/class/synset': synset.encode(),
+        'image/object/bbox/xmin': xmin,
+        'image/object/bbox/ymin': ymin,
+        'image/object/bbox/xmax': xmax,
+        'image/object/bbox/ymax': ymax,
+        'image/object/bbox/label': np.full(len(boxes), label, np.int64),
+    }
 
 
 def shard_rows(count, shard, num_shards, seed):
     """Return which of `count` pictures a shard has, in its order."""
-    return _order(count, seed)[count * shard // num_shards:count * (shard + 1) // num_shards]
+    return _order(count, seed)[count * shard // num_shards : count * (shard + 1) // num_shards]
 
 
 @functools.lru_cache(maxsize=1)
@@ -171,8 +194,9 @@ def build_shard(pictures, shard, num_shards, options, output, *, opener=None, on
             encoded, width, height = jpeg.to_rgb_jpeg(data, options.check)
         except ValueError as error:
             if options.on_broken == 'fail':
-                raise UserError(f"picture '{name}' is broken ({error}); mend or remove it, or pass "
-                                '--on_broken=skip') from None
+                raise UserError(
+                    f"picture '{name}' is broken ({error}); mend or remove it, or pass --on_broken=skip"
+                ) from None
             summary['broken'][name] = str(error)
         else:
             if encoded is not data:
@@ -196,8 +220,21 @@ def _features(pictures, i, options, encoded, width, height):
     return imagenet_example(encoded, width, height, label, synset, options.texts.get(synset, ''), basename, boxes)
 
 
-def build(pictures, name, output_dir, num_shards, num_threads=8, *, texts=None, boxes=None, seed=12345,
-          check='structure', on_broken='skip', layout='imagenet', log=print):
+def build(
+    pictures,
+    name,
+    output_dir,
+    num_shards,
+    num_threads=8,
+    *,
+    texts=None,
+    boxes=None,
+    seed=12345,
+    check='structure',
+    on_broken='skip',
+    layout='imagenet',
+    log=print,
+):
     """Write all shards that are not there yet, then the manifest; return it.
 
     Args:
@@ -238,8 +275,10 @@ def _build(job, pictures, options, num_threads, log):
     else:
         todo = [i for i in range(job.num_shards) if not _is_finished(job, i, options)]
     if kept and not todo:
-        log(f"{job.name} is complete, {kept['records']} images in {job.num_shards} shards in '{job.output_dir}': "
-            'nothing to do')
+        log(
+            f"{job.name} is complete, {kept['records']} images in {job.num_shards} shards in '{job.output_dir}': "
+            'nothing to do'
+        )
     else:
         _require_space(job, pictures, len(todo))
         pictures.save(job.folder / 'pictures')  # also when going on: the pictures may have moved
@@ -250,10 +289,15 @@ def _build(job, pictures, options, num_threads, log):
         else:
             kept = manifest(job.name, job.num_shards, pictures, options, _summaries(job))
             shard_job.write_json(job.manifest_path, kept)
-        odd = [f'{len(kept[key])} {what}' for key, what in
-               (('reencoded', 'pictures encoded anew'), ('broken', 'broken ones left out')) if kept[key]]
-        log(f"{job.name}: {kept['bytes'] / 1e9:.3f} GB in {job.num_shards} shards"
-            + (f"; {', '.join(odd)}, named in '{job.manifest_path}'" if odd else ''))
+        odd = [
+            f'{len(kept[key])} {what}'
+            for key, what in (('reencoded', 'pictures encoded anew'), ('broken', 'broken ones left out'))
+            if kept[key]
+        ]
+        log(
+            f'{job.name}: {kept["bytes"] / 1e9:.3f} GB in {job.num_shards} shards'
+            + (f"; {', '.join(odd)}, named in '{job.manifest_path}'" if odd else '')
+        )
         log(f'Finished writing all {kept["records"]} images in data set.')
     job.remove()
     return kept
@@ -270,8 +314,10 @@ def _require_space(job, pictures, num_shards):
     needed = int(sizes[sizes > 0].sum()) * num_shards // job.num_shards
     free = shutil.disk_usage(job.output_dir).free
     if needed > free:
-        raise UserError(f"'{job.output_dir}' has {free / 1e9:.1f} GB free, {job.name} takes {needed / 1e9:.1f} GB; "
-                        'free some space, or pass another --output_directory')
+        raise UserError(
+            f"'{job.output_dir}' has {free / 1e9:.1f} GB free, {job.name} takes {needed / 1e9:.1f} GB; "
+            'free some space, or pass another --output_directory'
+        )
 
 
 def _build_shards(job, pictures, todo, num_threads, log):
@@ -298,26 +344,41 @@ def _compare(job, manifest, shards):
     for shard in shards:
         summary, entry = job.summary(shard), manifest['shards'][shard]
         if summary['sha256'] != entry['sha256']:
-            raise UserError(f"'{entry['name']}' was missing, and the pictures now give another one than "
-                            f"'{job.manifest_path}' tells of; delete that and '{job.output_dir / job.name}-*' to start "
-                            'over')
+            raise UserError(
+                f"'{entry['name']}' was missing, and the pictures now give another one than "
+                f"'{job.manifest_path}' tells of; delete that and '{job.output_dir / job.name}-*' to start "
+                'over'
+            )
 
 
 def fingerprint(pictures, options, num_shards):
     """Return a hash of all that the shards of a build depend on."""
-    return hashlib.sha256(json.dumps(
-        [_VERSION, num_shards, pictures.digest(), options.digest()]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([_VERSION, num_shards, pictures.digest(), options.digest()]).encode()).hexdigest()
 
 
 def manifest(name, num_shards, pictures, options, summaries):
     """Return the manifest, see `build`, of the summaries of all shards, which build_shard gave, in any order."""
-    result = {'name': name, 'layout': options.layout, 'seed': options.seed, 'check': options.check,
-              'fingerprint': fingerprint(pictures, options, num_shards), 'records': 0, 'bytes': 0,
-              'synsets': list(pictures.synsets), 'classes': dict.fromkeys(pictures.synsets[1:], 0), 'shards': [],
-              'reencoded': {}, 'broken': {}}
+    result = {
+        'name': name,
+        'layout': options.layout,
+        'seed': options.seed,
+        'check': options.check,
+        'fingerprint': fingerprint(pictures, options, num_shards),
+        'records': 0,
+        'bytes': 0,
+        'synsets': list(pictures.synsets),
+        'classes': dict.fromkeys(pictures.synsets[1:], 0),
+        'shards': [],
+        'reencoded': {},
+        'broken': {},
+    }
     for summary in sorted(summaries, key=lambda summary: summary['shard']):
-        result['shards'].append({'name': shard_job.shard_name(name, summary['shard'], num_shards),
-                                 **{key: summary[key] for key in ('records', 'bytes', 'sha256')}})
+        result['shards'].append(
+            {
+                'name': shard_job.shard_name(name, summary['shard'], num_shards),
+                **{key: summary[key] for key in ('records', 'bytes', 'sha256')},
+            }
+        )
         for key in ('records', 'bytes'):
             result[key] += summary[key]
         for synset, count in summary['classes'].items():
@@ -337,8 +398,10 @@ def _summaries(job):
 
 
 def _write_error(job, error):
-    return UserError(f"'{job.output_dir}' cannot be written ({error.strerror or error}); mend that and run the same "
-                     'command again, which continues, or pass another --output_directory')
+    return UserError(
+        f"'{job.output_dir}' cannot be written ({error.strerror or error}); mend that and run the same "
+        'command again, which continues, or pass another --output_directory'
+    )
 
 
 def verify(output_dir, name, log=print):
@@ -360,15 +423,17 @@ def verify(output_dir, name, log=print):
     progress = shard_job.Progress(f'verify {name}', manifest['records'], 0, log)
     for entry in manifest['shards']:
         for fault in itertools.islice(_faults(path.parent, entry, manifest, classes, progress.add), _MAX_FAULTS):
-            progress.log(f"{entry['name']}: {fault}")
+            progress.log(f'{entry["name"]}: {fault}')
             num_faults += 1
     for synset in manifest['synsets'][1:] if not num_faults else ():
         if classes[synset] != manifest['classes'][synset]:
             progress.log(f"class '{synset}' has {classes[synset]} records instead of {manifest['classes'][synset]}")
             num_faults += 1
     progress.close()
-    log(f"{name}: {num_faults or 'no'} fault{'s' * (num_faults != 1)} in {len(manifest['shards'])} shards of "
-        f"{manifest['records']} images")
+    log(
+        f'{name}: {num_faults or "no"} fault{"s" * (num_faults != 1)} in {len(manifest["shards"])} shards of '
+        f'{manifest["records"]} images'
+    )
     return int(num_faults > 0)
 
 
@@ -383,9 +448,9 @@ def _faults(folder, entry, manifest, classes, on_picture):
         return
     size = os.path.getsize(path)
     if size != entry['bytes']:
-        yield f"has {size} bytes instead of {entry['bytes']}"
+        yield f'has {size} bytes instead of {entry["bytes"]}'
     elif digest != entry['sha256']:
-        yield f"has the SHA-256 {digest} instead of {entry['sha256']}"
+        yield f'has the SHA-256 {digest} instead of {entry["sha256"]}'
     count = 0
     try:
         for data in tfrecords.read(path):
@@ -398,7 +463,7 @@ def _faults(folder, entry, manifest, classes, on_picture):
         yield str(error)
     else:
         if count != entry['records']:
-            yield f"has {count} records instead of {entry['records']}"
+            yield f'has {count} records instead of {entry["records"]}'
 
 
 def _fault(data, manifest, classes):
@@ -436,8 +501,9 @@ def _serve(output_dir, name, num_shards):
 
     def build_one(shard, tick):
         try:
-            summary = job.write_shard(shard, lambda file: build_shard(
-                pictures, shard, job.num_shards, options, file, on_picture=tick))
+            summary = job.write_shard(
+                shard, lambda file: build_shard(pictures, shard, job.num_shards, options, file, on_picture=tick)
+            )
         except OSError as error:
             raise _write_error(job, error) from None
         return {'shard': shard, 'broken': summary['broken']}

@@ -4,6 +4,7 @@ Three do: imagenet_2012_validation_synset_labels.txt of the Inception pipeline, 
 ILSVRC2012_devkit_t12.tar.gz, a number a picture and a MATLAB table of what the numbers mean; and
 ILSVRC2012_bbox_val_v3.tgz, an XML file a picture with the synset of its objects.
 """
+
 import io
 import os
 import pathlib
@@ -78,8 +79,9 @@ def _from_tar(path):
     if synsets:
         missing = set(range(1, max(synsets) + 1)) - set(synsets)
         if missing:
-            raise UserError(f"'{path}' lacks {len(missing)} XML files, as ILSVRC2012_val_{min(missing):08d}.xml; "
-                            'get it again')
+            raise UserError(
+                f"'{path}' lacks {len(missing)} XML files, as ILSVRC2012_val_{min(missing):08d}.xml; get it again"
+            )
         return [synsets[number] for number in range(1, len(synsets) + 1)]
     for name in ('ILSVRC2012_validation_ground_truth.txt', 'meta.mat'):
         if name not in parts:
@@ -92,8 +94,10 @@ def _from_devkit(path, ground_truth, meta):
     for number, line in enumerate(ground_truth.split(), 1):
         synset = meta.get(int(line)) if line.isdigit() else None
         if synset is None:
-            raise UserError(f"'{path}' has {line.decode('latin-1')[:20]!r} as the class of picture {number}, which its "
-                            'meta.mat does not list; get it again')
+            raise UserError(
+                f"'{path}' has {line.decode('latin-1')[:20]!r} as the class of picture {number}, which its "
+                'meta.mat does not list; get it again'
+            )
         result.append(synset)
     if not result:
         raise UserError(f"'{path}' has an empty list of classes; get it again")
@@ -105,15 +109,18 @@ def _meta(path, data):
     try:
         import scipy.io
     except ImportError:
-        raise UserError(f"meta.mat in '{path}' is a MATLAB file; run `pip install scipy` to read it, or put "
-                        f'{FILES[0]} or {FILES[2]} beside it') from None
+        raise UserError(
+            f"meta.mat in '{path}' is a MATLAB file; run `pip install scipy` to read it, or put "
+            f'{FILES[0]} or {FILES[2]} beside it'
+        ) from None
     try:
         table = scipy.io.loadmat(io.BytesIO(data), squeeze_me=True, variable_names=['synsets'])['synsets']
         ids, names = table['ILSVRC2012_ID'].ravel(), table['WNID'].ravel()
         return {int(number): str(name) for number, name in zip(ids, names, strict=True)}
     except Exception as error:  # scipy raises whatever a damaged file provokes
-        raise UserError(f"meta.mat in '{path}' is damaged ({type(error).__name__}: {error}); get it again"
-                        .replace('\n', ' ')) from None
+        raise UserError(
+            f"meta.mat in '{path}' is damaged ({type(error).__name__}: {error}); get it again".replace('\n', ' ')
+        ) from None
 
 
 def _synset_of_xml(path, name, data):

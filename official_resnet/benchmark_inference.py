@@ -3,6 +3,7 @@
 Each takes (dtype, resnet_size, batch_size), 'fp32' or 'bf16', and returns {measure: function of a number of
 steps}. A step of inference takes float32 images of 224x224 from memory, and its logits arrive in memory.
 """
+
 import os
 import tempfile
 
@@ -20,19 +21,25 @@ def ours(dtype, resnet_size, batch_size):
     import tensorflow as tf
 
     from official_resnet import prediction
+
     call = prediction.compile_model(_trained_model(resnet_size), IMAGE_SHAPE, 'bfloat16' if dtype == 'bf16' else None)
     images = tf.constant(_images(batch_size))
-    return {'inference': lambda steps: [call(images).numpy() for _ in range(steps)],
-            'build': lambda steps: [_new_model(resnet_size) for _ in range(steps)]}
+    return {
+        'inference': lambda steps: [call(images).numpy() for _ in range(steps)],
+        'build': lambda steps: [_new_model(resnet_size) for _ in range(steps)],
+    }
 
 
 def applications(dtype, resnet_size, batch_size):
     """The compiled call of keras.applications."""
     import tensorflow as tf
+
     model, images = _application(dtype, resnet_size), tf.constant(_images(batch_size))
     call = tf.function(lambda: model(images, training=False))
-    return {'inference': lambda steps: [call().numpy() for _ in range(steps)],
-            'build': lambda steps: [_application(dtype, resnet_size) for _ in range(steps)]}
+    return {
+        'inference': lambda steps: [call().numpy() for _ in range(steps)],
+        'build': lambda steps: [_application(dtype, resnet_size) for _ in range(steps)],
+    }
 
 
 def predict(dtype, resnet_size, batch_size):
@@ -46,6 +53,7 @@ def torch(dtype, resnet_size, batch_size):
     import importlib
 
     import torch
+
     peer = getattr(importlib.import_module('pytorchcv.models.resnet'), f'resnet{resnet_size}')()
     peer = peer.eval().to(memory_format=torch.channels_last)
     images = torch.from_numpy(_images(batch_size).transpose(0, 3, 1, 2)).contiguous(memory_format=torch.channels_last)
@@ -64,6 +72,7 @@ def onnx(dtype, resnet_size, batch_size):
     import onnxruntime
 
     from official_resnet import layers
+
     with tempfile.TemporaryDirectory() as folder, devices.hidden_stderr():
         path = os.path.join(folder, 'model.onnx')
         model = layers.propagate_strides(layers.fold_batch_norm(_trained_model(resnet_size)))
@@ -84,12 +93,14 @@ def _images(batch_size):
 
 def _application(dtype, resnet_size):
     import keras
+
     keras.config.set_dtype_policy(POLICIES[dtype])
     return getattr(keras.applications, f'ResNet{resnet_size}')(weights=None)
 
 
 def _new_model(resnet_size):
     from official_resnet import resnet_model
+
     return resnet_model.imagenet_resnet(resnet_size, version='1')
 
 

@@ -4,6 +4,7 @@ Each takes (dtype, resnet_size, batch_size, folder), of which the first two do n
 function of a number of steps}. A turn begins with nothing prepared and makes steps * batch_size pictures, each file
 as often as any other. It works on the cores that its process may use.
 """
+
 import concurrent.futures
 import functools
 import itertools
@@ -50,6 +51,7 @@ def decode(dtype, resnet_size, batch_size, folder):
     """TensorFlow's decoding of the whole picture and nothing else, from memory."""
     devices.start_tensorflow()
     import tensorflow as tf
+
     contents = tf.constant([path.read_bytes() for path in list_files(folder)])
 
     @functools.cache
@@ -64,6 +66,7 @@ def decode(dtype, resnet_size, batch_size, folder):
 def pillow(dtype, resnet_size, batch_size, folder):
     """Pillow's decoding of the whole picture and nothing else, in a thread a core."""
     from PIL import Image
+
     paths = list_files(folder)
 
     def load(path):
@@ -83,10 +86,16 @@ def torch(dtype, resnet_size, batch_size, folder):
     from PIL import Image
 
     from official_resnet import benchmark_torch
+
     transforms = benchmark_torch.import_torchvision().transforms
-    transform = transforms.Compose([
-        transforms.RandomResizedCrop(SIZE, scale=(MIN_AREA, 1.0)), transforms.RandomHorizontalFlip(),
-        transforms.ToTensor(), transforms.Normalize(MEANS, DEVIATIONS)])
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(SIZE, scale=(MIN_AREA, 1.0)),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(MEANS, DEVIATIONS),
+        ]
+    )
     paths = list_files(folder)
 
     class Pictures(torch.utils.data.Dataset):
@@ -102,8 +111,12 @@ def torch(dtype, resnet_size, batch_size, folder):
 
     def run(steps):
         workers = num_cores() if num_cores() > 1 else 0
-        return [None for _ in torch.utils.data.DataLoader(Pictures(steps * batch_size), batch_size, shuffle=True,
-                                                          num_workers=workers)]
+        return [
+            None
+            for _ in torch.utils.data.DataLoader(
+                Pictures(steps * batch_size), batch_size, shuffle=True, num_workers=workers
+            )
+        ]
 
     return {'jpeg': run}
 
@@ -121,10 +134,12 @@ def num_cores():
 def training_batches(resize, batch_size, steps, folder):
     """Return so many batches of training, tf.data.Dataset, normalised as torchvision's; files are repeated in turn."""
     from official_resnet import encoded, input_pipeline, preprocessing
+
     files = list(itertools.islice(itertools.cycle(list_files(folder)), steps * batch_size))
     views = preprocessing.Views(SIZE, min_area=MIN_AREA, use_boxes=False, resize=resize)
-    examples = encoded.EncodedExamples(encoded.Files(files, [0] * len(files)), 1, 'folder', ('picture',),
-                                       encoded.NORMALIZATIONS['torch'], views)
+    examples = encoded.EncodedExamples(
+        encoded.Files(files, [0] * len(files)), 1, 'folder', ('picture',), encoded.NORMALIZATIONS['torch'], views
+    )
     return input_pipeline.batches(examples, batch_size, training=True)
 
 

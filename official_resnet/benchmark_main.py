@@ -12,6 +12,7 @@
 Each system lives in a process of its own and all take turns, one at a time, so that a machine that is faster or
 slower for a while is so for all: read the ratios. What is not installed is left out: pip install -e '.[parity]'.
 """
+
 import importlib.metadata
 import importlib.util
 import json
@@ -36,16 +37,19 @@ INFERENCE_SIZE, INFERENCE_BATCH = 50, 8
 def define_flags():
     """Return the flags, in a set of their own."""
     values = flags.FlagValues()
-    flags.DEFINE_integer('resnet_size', 32, 'Layers: 6n+2.', 8, resnet_flags.MAX_LAYERS, short_name='rs',
-                         flag_values=values)
+    flags.DEFINE_integer(
+        'resnet_size', 32, 'Layers: 6n+2.', 8, resnet_flags.MAX_LAYERS, short_name='rs', flag_values=values
+    )
     flags.DEFINE_integer('batch_size', 128, 'Images a step.', 1, short_name='bs', flag_values=values)
     flags.DEFINE_integer('runs', 7, 'Counted turns of each system.', 1, flag_values=values)
     flags.DEFINE_integer('steps', 10, 'Steps of a turn (input: 20 times as many).', 1, flag_values=values)
-    flags.DEFINE_multi_enum('dtype', ['fp32', 'bf16'], ['fp32', 'bf16'], 'Precision; may be given twice.',
-                            flag_values=values)
+    flags.DEFINE_multi_enum(
+        'dtype', ['fp32', 'bf16'], ['fp32', 'bf16'], 'Precision; may be given twice.', flag_values=values
+    )
     for name, default, others in (('measure', MEASURES, OTHER_MEASURES), ('system', (*SYSTEMS, 'onnx'), ())):
-        flags.DEFINE_multi_enum(name, list(default), (*default, *others), 'What to compare; may be repeated.',
-                                flag_values=values)
+        flags.DEFINE_multi_enum(
+            name, list(default), (*default, *others), 'What to compare; may be repeated.', flag_values=values
+        )
     flags.DEFINE_string('image_folder', None, 'JPEG files for --measure=jpeg, in any subfolders.', flag_values=values)
     flags.DEFINE_string('output_json', None, 'Also write every single figure there.', flag_values=values)
     flags.register_validator('resnet_size', lambda size: size % 6 == 2, 'must be 6n+2', values)
@@ -56,14 +60,27 @@ class Worker:
     """A process of benchmark_worker."""
 
     def __init__(self, system, dtype, resnet_size, batch_size, cores=None, folder=None):
-        command = [sys.executable, '-m', 'official_resnet.benchmark_worker', system, dtype,
-                   str(resnet_size), str(batch_size), *([folder] if folder else [])]
+        command = [
+            sys.executable,
+            '-m',
+            'official_resnet.benchmark_worker',
+            system,
+            dtype,
+            str(resnet_size),
+            str(batch_size),
+            *([folder] if folder else []),
+        ]
         self.name = system.rpartition(':')[2]
         self.errors = tempfile.TemporaryFile('w+')  # not a pipe, which blocks when nobody reads it
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
             env=os.environ | {'TF_CPP_MIN_LOG_LEVEL': '2'},
-            preexec_fn=None if cores is None else lambda: os.sched_setaffinity(0, cores))
+            preexec_fn=None if cores is None else lambda: os.sched_setaffinity(0, cores),
+        )
         self._expect('ready')
 
     def seconds(self, measure, steps):
@@ -138,11 +155,23 @@ def run_benchmark(values):
         results += measure_in_turns(systems, dtype, measures, values)
     if 'inference' in values.measure:
         for dtype in values.dtype:
-            results += measure_in_turns(_inference_systems(values.system, dtype), dtype, ['inference'], values,
-                                        size=INFERENCE_SIZE, batch_size=INFERENCE_BATCH)
+            results += measure_in_turns(
+                _inference_systems(values.system, dtype),
+                dtype,
+                ['inference'],
+                values,
+                size=INFERENCE_SIZE,
+                batch_size=INFERENCE_BATCH,
+            )
     if 'build' in values.measure:
-        results += measure_in_turns(['inference:ours', 'inference:applications'], 'fp32', ['build'], values,
-                                    size=INFERENCE_SIZE, batch_size=INFERENCE_BATCH)
+        results += measure_in_turns(
+            ['inference:ours', 'inference:applications'],
+            'fp32',
+            ['build'],
+            values,
+            size=INFERENCE_SIZE,
+            batch_size=INFERENCE_BATCH,
+        )
     if 'jpeg' in values.measure:
         results += _measure_jpeg(values)
     sentences = []
@@ -152,25 +181,33 @@ def run_benchmark(values):
         results += _measure_saves(values, sentences)
     print('\n'.join([format_table(results), *sentences]))
     machine = describe_machine()
-    print(f'\nResNet-{values.resnet_size}, batch {values.batch_size}, {values.runs} runs of {values.steps} steps, '
-          f'input on one core; '
-          f'inference ResNet-{INFERENCE_SIZE}, batch {INFERENCE_BATCH}, 224x224; {machine}')
+    print(
+        f'\nResNet-{values.resnet_size}, batch {values.batch_size}, {values.runs} runs of {values.steps} steps, '
+        f'input on one core; '
+        f'inference ResNet-{INFERENCE_SIZE}, batch {INFERENCE_BATCH}, 224x224; {machine}'
+    )
     if values.output_json:
         with open(output, 'w', encoding='utf-8') as file:
-            rows = [{'measure': measure, 'dtype': dtype, 'images_per_second': rates}
-                    for measure, dtype, rates in results]
+            rows = [
+                {'measure': measure, 'dtype': dtype, 'images_per_second': rates} for measure, dtype, rates in results
+            ]
             json.dump({'flags': values.flag_values_dict(), 'machine': machine, 'results': rows}, file, indent=1)
 
 
 def _measure_jpeg(values):
     """Return the results of 'jpeg' on one core, and of 'jpeg all' on all where there are more."""
-    systems = [f'jpeg:{part}' for system in values.system if _is_installed(
-        system, benchmark_input.NEEDS.get(system, ())) for part in benchmark_input.PARTS.get(system, ())]
+    systems = [
+        f'jpeg:{part}'
+        for system in values.system
+        if _is_installed(system, benchmark_input.NEEDS.get(system, ()))
+        for part in benchmark_input.PARTS.get(system, ())
+    ]
     cores = os.sched_getaffinity(0)
     results = []
-    for name, chosen in (('jpeg', {min(cores)}), ('jpeg all', cores))[:len(cores)]:
-        results += [(name, dtype, rates) for _, dtype, rates in measure_in_turns(
-            systems, 'fp32', ['jpeg'], values, chosen)]
+    for name, chosen in (('jpeg', {min(cores)}), ('jpeg all', cores))[: len(cores)]:
+        results += [
+            (name, dtype, rates) for _, dtype, rates in measure_in_turns(systems, 'fp32', ['jpeg'], values, chosen)
+        ]
     return results
 
 
@@ -189,13 +226,17 @@ def _measure_saves(values, sentences):
     """Return the results of 'save'; add to the sentences what share of a training at its defaults they take."""
     results = []
     for size, batch_size in ((values.resnet_size, values.batch_size), (INFERENCE_SIZE, INFERENCE_BATCH)):
-        (_, _, saves), = measure_in_turns(['save:seconds'], 'fp32', ['save'], values, size=size, batch_size=batch_size)
+        ((_, _, saves),) = measure_in_turns(
+            ['save:seconds'], 'fp32', ['save'], values, size=size, batch_size=batch_size
+        )
         results.append(('save', 'fp32', {f'resnet{size}': saves['seconds']}))
         seconds = statistics.median(1 / rate for rate in saves['seconds'])
-        text = (f'ResNet-{size}: {seconds:.3f} s a checkpoint; every {SAVE_MINUTES} minutes that is '
-                f'{seconds / (60 * SAVE_MINUTES):.3%} of the time')
+        text = (
+            f'ResNet-{size}: {seconds:.3f} s a checkpoint; every {SAVE_MINUTES} minutes that is '
+            f'{seconds / (60 * SAVE_MINUTES):.3%} of the time'
+        )
         if size == values.resnet_size:
-            (_, _, rates), = measure_in_turns(['workers:one'], 'fp32', ['workers'], values)
+            ((_, _, rates),) = measure_in_turns(['workers:one'], 'fp32', ['workers'], values)
             results.append(('workers', 'fp32', rates))
             epoch = EPOCH_IMAGES / statistics.median(rates['one'])
             text += f', after each epoch of {EPOCH_IMAGES} images ({epoch:.0f} s here) {seconds / epoch:.3%}'
@@ -206,8 +247,11 @@ def _measure_saves(values, sentences):
 def _inference_systems(systems, dtype):
     """Return the names in benchmark_inference.SYSTEMS that the --system flags ask for; 'keras' means two."""
     chosen = [name for system in systems for name in (('applications', 'predict') if system == 'keras' else (system,))]
-    return [f'inference:{name}' for name in chosen if (name, dtype) != ('onnx', 'bf16') and _is_installed(
-        name, benchmark_inference.NEEDS.get(name, ()))]
+    return [
+        f'inference:{name}'
+        for name in chosen
+        if (name, dtype) != ('onnx', 'bf16') and _is_installed(name, benchmark_inference.NEEDS.get(name, ()))
+    ]
 
 
 def _is_installed(system, packages):
@@ -228,18 +272,25 @@ def format_table(results):
             ratio = ''
             if system != 'ours' and 'ours' in rates:  # turn by turn, so that the machine's moods cancel
                 ratio = f'{statistics.median(a / b for a, b in zip(rates["ours"], values, strict=True)):.2f}'
-            lines.append(f'{measure:9} {dtype:5} {system:12} {len(values):3} {min(values):9.1f} '
-                         f'{statistics.median(values):9.1f} {max(values):9.1f}  {ratio}')
+            lines.append(
+                f'{measure:9} {dtype:5} {system:12} {len(values):3} {min(values):9.1f} '
+                f'{statistics.median(values):9.1f} {max(values):9.1f}  {ratio}'
+            )
     return '\n'.join(lines)
 
 
 def describe_machine():
     """Return one line: CPU, cores, memory, versions."""
-    versions = [f'{name} {importlib.metadata.version(name)}' for name in ('tensorflow', 'keras', 'numpy', 'torch')
-                if importlib.util.find_spec(name)]
-    gibibytes = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2 ** 30
-    return (f'{devices.cpu_model()}, {os.cpu_count()} cores, {gibibytes:.0f} GiB, load {os.getloadavg()[0]:.1f}; '
-            f'Python {sys.version.split()[0]}, {", ".join(versions)}')
+    versions = [
+        f'{name} {importlib.metadata.version(name)}'
+        for name in ('tensorflow', 'keras', 'numpy', 'torch')
+        if importlib.util.find_spec(name)
+    ]
+    gibibytes = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
+    return (
+        f'{devices.cpu_model()}, {os.cpu_count()} cores, {gibibytes:.0f} GiB, load {os.getloadavg()[0]:.1f}; '
+        f'Python {sys.version.split()[0]}, {", ".join(versions)}'
+    )
 
 
 def run():

@@ -1,4 +1,5 @@
 """The CIFAR residual network in PyTorch: the peer of benchmarks and parity tests. Needs torch."""
+
 import contextlib
 import importlib
 import sys
@@ -24,7 +25,7 @@ class Block(nn.Module):
     def forward(self, x):
         residual = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
         if self.stride > 1:
-            x = functional.pad(x[:, :, ::self.stride, ::self.stride], (0, 0, 0, 0, 0, self.new_filters))
+            x = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_filters))
         return functional.relu(residual + x)
 
 

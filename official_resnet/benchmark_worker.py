@@ -6,18 +6,20 @@ Steps are fed with one batch that is ready in memory; the input is a measure of 
 
 Between two lines it sleeps in a read, so that the system under measurement has the machine for itself.
 """
+
 import sys
 import time
 
 from official_resnet import benchmark_inference, benchmark_input, benchmark_workers, devices
 
-NUM_EPOCHS = 10 ** 6  # of input: more than any benchmark takes
+NUM_EPOCHS = 10**6  # of input: more than any benchmark takes
 
 
 def ours(dtype, resnet_size, batch_size):
     """Return {measure: function of a number of steps} of resnet_run_loop's own compiled loop."""
     devices.start_tensorflow()
     import tensorflow as tf
+
     trainer = _trainer(dtype, resnet_size, batch_size)
     pipeline = iter(trainer.train_batches())
     ready = iter(_ready(next(pipeline)))
@@ -31,9 +33,11 @@ def ours(dtype, resnet_size, batch_size):
 def keras(dtype, resnet_size, batch_size):
     """Return the same of the same net in stock Keras layers, with compile and fit, TensorFlow's own threads."""
     import keras
+
     with devices.hidden_stderr():
         trainer = _trainer(dtype, resnet_size, batch_size)
     from official_resnet import layers
+
     model = layers.to_stock(trainer.model)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss, metrics=['accuracy'])
@@ -50,6 +54,7 @@ def torch(dtype, resnet_size, batch_size):
     from torch import int64
 
     from official_resnet import benchmark_torch, input_pipeline
+
     examples = input_pipeline.read('synthetic', 'train')
     images, labels = next(iter(input_pipeline.batches(examples, batch_size, training=True)))
     images, labels = benchmark_torch.to_torch(images.numpy()), benchmark_torch.torch.tensor(labels.numpy(), dtype=int64)
@@ -63,18 +68,27 @@ def torch(dtype, resnet_size, batch_size):
 def _ready(batch):
     """Return a tf.data.Dataset of one batch over and over: no system's step waits for its input."""
     import tensorflow as tf
+
     return tf.data.Dataset.from_tensors(batch).repeat()
 
 
 def _trainer(dtype, resnet_size, batch_size):
     from official_resnet import resnet_model, resnet_run_loop
-    return resnet_run_loop.Trainer(resnet_run_loop.TrainConfig(
-        resnet_model.cifar_spec(resnet_size), dataset='synthetic', batch_size=batch_size, dtype=dtype,
-        train_epochs=NUM_EPOCHS))
+
+    return resnet_run_loop.Trainer(
+        resnet_run_loop.TrainConfig(
+            resnet_model.cifar_spec(resnet_size),
+            dataset='synthetic',
+            batch_size=batch_size,
+            dtype=dtype,
+            train_epochs=NUM_EPOCHS,
+        )
+    )
 
 
 def _forward(model, images):
     import tensorflow as tf
+
     call = tf.function(lambda: model(images, training=False))
     return lambda steps: [call().numpy() for _ in range(steps)]
 

@@ -3,6 +3,7 @@
 Each takes (dtype, resnet_size, batch_size) and returns {measure: function of a number of steps}, as the others do.
 Here steps read their input from the pipeline and agree with the other workers after each call, as in training.
 """
+
 import ctypes
 import os
 import signal
@@ -13,7 +14,7 @@ import tempfile
 from official_resnet import devices, workers
 
 COUNT = 2  # workers, of a share of the cores each
-NUM_EPOCHS = 10 ** 6  # more than any benchmark takes
+NUM_EPOCHS = 10**6  # more than any benchmark takes
 
 
 def one(dtype, resnet_size, batch_size):
@@ -26,14 +27,28 @@ def several(dtype, resnet_size, batch_size):
     """COUNT workers, this process and what it starts, which do as many steps as this one tells them."""
     cores = sorted(os.sched_getaffinity(0))
     hosts = [f'localhost:{port}' for port in workers.free_ports(COUNT)]
-    command = [sys.executable, '-m', 'official_resnet.benchmark_worker', 'workers:peer', dtype, str(resnet_size),
-               str(batch_size)]
+    command = [
+        sys.executable,
+        '-m',
+        'official_resnet.benchmark_worker',
+        'workers:peer',
+        dtype,
+        str(resnet_size),
+        str(batch_size),
+    ]
     peers = []
     for i in range(1, COUNT):
         os.sched_setaffinity(0, cores[i::COUNT])  # what is started inherits it
-        peers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-                                      preexec_fn=lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL),  # PDEATHSIG
-                                      env=os.environ | {'TF_CONFIG': workers.tf_config(hosts, i)}))
+        peers.append(
+            subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                text=True,
+                preexec_fn=lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL),  # PDEATHSIG
+                env=os.environ | {'TF_CONFIG': workers.tf_config(hosts, i)},
+            )
+        )
     os.sched_setaffinity(0, cores[::COUNT])
     os.environ['TF_CONFIG'] = workers.tf_config(hosts, 0)
     run = _join(dtype, resnet_size, batch_size)
@@ -75,6 +90,7 @@ def _join(dtype, resnet_size, batch_size):
 
 def _steps(trainer):
     import tensorflow as tf
+
     batches = iter(trainer.train_batches())
 
     def run(count):
@@ -86,11 +102,19 @@ def _steps(trainer):
 
 def _trainer(dtype, resnet_size, batch_size, **fields):
     from official_resnet import resnet_model, resnet_run_loop
+
     is_small = resnet_size % 6 == 2 and resnet_size not in resnet_model.IMAGENET_BLOCKS
     spec = resnet_model.cifar_spec(resnet_size) if is_small else resnet_model.imagenet_spec(resnet_size)
-    return resnet_run_loop.Trainer(resnet_run_loop.TrainConfig(
-        spec, dataset='synthetic' if is_small else 'synthetic224', batch_size=batch_size, dtype=dtype,
-        train_epochs=NUM_EPOCHS, **fields))
+    return resnet_run_loop.Trainer(
+        resnet_run_loop.TrainConfig(
+            spec,
+            dataset='synthetic' if is_small else 'synthetic224',
+            batch_size=batch_size,
+            dtype=dtype,
+            train_epochs=NUM_EPOCHS,
+            **fields,
+        )
+    )
 
 
 SYSTEMS = {'workers:one': one, 'workers:several': several, 'workers:peer': peer, 'save:seconds': save}

@@ -2,6 +2,7 @@
 
 All of them are driven by resnet_run_loop.train and read the logs it documents.
 """
+
 import datetime
 import json
 import os
@@ -25,6 +26,7 @@ class Progress(keras.callbacks.Callback):
         quicker: what to name when the training will take long, as '--recipe=fast'; None for nothing.
         stream: where the bar goes.
     """
+
     LONG = 1800  # seconds; above it the quicker recipe is named
 
     def __init__(self, log_steps=100, quicker=None, stream=None):
@@ -40,9 +42,16 @@ class Progress(keras.callbacks.Callback):
         images = self.params['steps'] * self.params['batch_size']
         done = self.params['first_step'] % self.params['steps'] if not self._calls else 0
         self._bar = tqdm.tqdm(
-            total=images, initial=done * self.params['batch_size'], unit=' images', unit_scale=True, leave=False,
-            desc=f'epoch {epoch + 1}/{self.params["epochs"]}', file=self.stream, dynamic_ncols=True,
-            disable=not self.stream.isatty())
+            total=images,
+            initial=done * self.params['batch_size'],
+            unit=' images',
+            unit_scale=True,
+            leave=False,
+            desc=f'epoch {epoch + 1}/{self.params["epochs"]}',
+            file=self.stream,
+            dynamic_ncols=True,
+            disable=not self.stream.isatty(),
+        )
 
     def on_train_batch_end(self, batch, logs=None):
         self._calls += 1
@@ -52,14 +61,19 @@ class Progress(keras.callbacks.Callback):
         self._bar.update((batch + 1) * self.params['batch_size'] - self._bar.n)
         step = int(logs['step'])  # Keras turns the numbers in logs into floats
         if self._bar.disable and self.log_steps and step // self.log_steps > self._logged // self.log_steps:
-            print(f'step {step}: loss {logs["loss"]:.4f}, accuracy {logs["accuracy"]:.4f}, '
-                  f'learning rate {logs["learning_rate"]:.5g}, {logs["images_per_second"]:.0f} images/s', flush=True)
+            print(
+                f'step {step}: loss {logs["loss"]:.4f}, accuracy {logs["accuracy"]:.4f}, '
+                f'learning rate {logs["learning_rate"]:.5g}, {logs["images_per_second"]:.0f} images/s',
+                flush=True,
+            )
         self._logged = step
 
     def on_epoch_end(self, epoch, logs=None):
         self._bar.close()
-        text = (f'epoch {epoch + 1}/{self.params["epochs"]}: loss {logs["loss"]:.4f}, accuracy {logs["accuracy"]:.4f}, '
-                f'{logs["images_per_second"]:.0f} images/s')
+        text = (
+            f'epoch {epoch + 1}/{self.params["epochs"]}: loss {logs["loss"]:.4f}, accuracy {logs["accuracy"]:.4f}, '
+            f'{logs["images_per_second"]:.0f} images/s'
+        )
         if 'val_accuracy' in logs:
             text += f'; test loss {logs["val_loss"]:.4f}, test accuracy {logs["val_accuracy"]:.4f}'
         print(text, flush=True)
@@ -71,8 +85,10 @@ class Progress(keras.callbacks.Callback):
 
     def _say_expected_time(self, logs):
         seconds = (self.params['last_step'] - logs['step']) * self.params['batch_size'] / logs['images_per_second']
-        text = (f'expected time: {format_seconds(seconds)} at {logs["images_per_second"]:.0f} images/s, '
-                'evaluation not counted')
+        text = (
+            f'expected time: {format_seconds(seconds)} at {logs["images_per_second"]:.0f} images/s, '
+            'evaluation not counted'
+        )
         if self.quicker and seconds > self.LONG:
             text += f'; no GPU was found: {self.quicker}'
         tqdm.tqdm.write(text, file=sys.stdout)
@@ -102,11 +118,16 @@ class MetricsJSON(keras.callbacks.Callback):
         with open(self.path, 'a', encoding='utf-8') as file:
             for split, prefix in (('train', ''), ('test', 'val_')):
                 if f'{prefix}loss' in logs:
-                    line = {'split': split, 'epoch': epoch + 1, 'step': int(logs['step']),
-                            'loss': logs[f'{prefix}loss'], 'accuracy': logs[f'{prefix}accuracy'],
-                            'learning_rate': logs['learning_rate'],
-                            'images_per_second': logs[f'{prefix}images_per_second'],
-                            'seconds': logs[f'{prefix}seconds']}
+                    line = {
+                        'split': split,
+                        'epoch': epoch + 1,
+                        'step': int(logs['step']),
+                        'loss': logs[f'{prefix}loss'],
+                        'accuracy': logs[f'{prefix}accuracy'],
+                        'learning_rate': logs['learning_rate'],
+                        'images_per_second': logs[f'{prefix}images_per_second'],
+                        'seconds': logs[f'{prefix}seconds'],
+                    }
                     if f'{prefix}accuracy_top_5' in logs:
                         line['accuracy_top_5'] = logs[f'{prefix}accuracy_top_5']
                     file.write(json.dumps(line) + '\n')
@@ -158,21 +179,28 @@ class BenchmarkLog(keras.callbacks.Callback):
         self._logged = step
         metrics = []
         if 'examplespersecondhook' in self.hooks:
-            metrics += [('current_examples_per_sec', logs['images_per_second']),
-                        ('average_examples_per_sec', logs['epoch_images_per_second'])]
+            metrics += [
+                ('current_examples_per_sec', logs['images_per_second']),
+                ('average_examples_per_sec', logs['epoch_images_per_second']),
+            ]
         if 'loggingmetrichook' in self.hooks:
             metrics += [(name, logs[key]) for name, key in _STEP_TENSORS]
         self._write(metrics, step)
 
     def on_epoch_end(self, epoch, logs=None):
-        metrics = [(name, logs[f'val_{name}']) for name in ('accuracy', 'accuracy_top_5', 'loss')
-                   if f'val_{name}' in logs]
+        metrics = [
+            (name, logs[f'val_{name}']) for name in ('accuracy', 'accuracy_top_5', 'loss') if f'val_{name}' in logs
+        ]
         if metrics:
             self._write(metrics, int(logs['step']))
 
     def _write(self, metrics, step):
-        lines = [json.dumps({'name': name, 'value': value, 'unit': None, 'global_step': step,
-                             'timestamp': _now(), 'extras': []}) for name, value in metrics]
+        lines = [
+            json.dumps(
+                {'name': name, 'value': value, 'unit': None, 'global_step': step, 'timestamp': _now(), 'extras': []}
+            )
+            for name, value in metrics
+        ]
         if self.folder is None:
             print(*lines, sep='\n', flush=True)
             return

@@ -12,6 +12,7 @@
 
 What else their writers know is not read here.
 """
+
 import dataclasses
 import json
 import pathlib
@@ -41,6 +42,7 @@ class Card:
             a number resizes the shorter side to it, then cuts `size` out of the middle.
         interpolation: 'bilinear' or 'bicubic', antialiased.
     """
+
     spec: resnet_model.ResNetSpec
     num_classes: int
     names: tuple
@@ -53,8 +55,9 @@ class Card:
     interpolation: str = 'bilinear'
 
 
-def write_card(path, spec, normalization, image_shape, input_shape, class_names, num_classes=None, resize=None,
-               **others):
+def write_card(
+    path, spec, normalization, image_shape, input_shape, class_names, num_classes=None, resize=None, **others
+):
     """Write the card of a net of our own, whole or not at all.
 
     Args:
@@ -75,9 +78,16 @@ def write_card(path, spec, normalization, image_shape, input_shape, class_names,
         UserError: no card could say this; nothing was written.
     """
     content = {
-        'spec': dataclasses.asdict(spec), 'num_classes': num_classes or len(class_names), 'labels': list(class_names),
-        'input': {'normalization': normalization, 'size': list(input_shape[:2]),
-                  'channels': 'grey' if input_shape[2] == 1 else 'RGB'}, **others}
+        'spec': dataclasses.asdict(spec),
+        'num_classes': num_classes or len(class_names),
+        'labels': list(class_names),
+        'input': {
+            'normalization': normalization,
+            'size': list(input_shape[:2]),
+            'channels': 'grey' if input_shape[2] == 1 else 'RGB',
+        },
+        **others,
+    }
     if tuple(image_shape[:2]) != tuple(input_shape[:2]):
         content['input']['pad_from'] = list(image_shape[:2])
     if resize:
@@ -98,8 +108,9 @@ def read_card(path):
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
-        raise UserError(f'there is no card {path}, and without it nobody knows what pictures the net wants; '
-                        f'{REMEDY}') from None
+        raise UserError(
+            f'there is no card {path}, and without it nobody knows what pictures the net wants; {REMEDY}'
+        ) from None
     except OSError as error:
         raise UserError(f'cannot read the card {path}: {error.strerror}; {REMEDY}') from error
     except (ValueError, RecursionError) as error:
@@ -116,13 +127,17 @@ def with_names(card, path):
     try:
         names = tuple(pathlib.Path(path).expanduser().read_text(encoding='utf-8-sig').splitlines())
     except OSError as error:
-        raise UserError(f"cannot read the names of the classes in '{path}': {error.strerror}; "
-                        'pass a file with the name of a class on each line') from error
+        raise UserError(
+            f"cannot read the names of the classes in '{path}': {error.strerror}; "
+            'pass a file with the name of a class on each line'
+        ) from error
     except UnicodeDecodeError as error:
         raise UserError(f"'{path}' is no text in UTF-8; pass a file with the name of a class on each line") from error
     if len(names) != card.num_classes:
-        raise UserError(f"'{path}' has {len(names)} lines, the net {card.num_classes} classes; "
-                        'pass a file with the name of a class on each line')
+        raise UserError(
+            f"'{path}' has {len(names)} lines, the net {card.num_classes} classes; "
+            'pass a file with the name of a class on each line'
+        )
     return dataclasses.replace(card, names=names, ids=(None,) * len(names))
 
 
@@ -154,8 +169,12 @@ class _Fields:
         """Return (ids, names) of the classes; those beyond a list of names are called by their numbers."""
         labels = self.get(self.content, 'labels')
         if isinstance(labels, list):
-            self.require(all(isinstance(name, str) for name in labels) and len(labels) <= num_classes, 'labels',
-                         labels, f'at most {num_classes} names')
+            self.require(
+                all(isinstance(name, str) for name in labels) and len(labels) <= num_classes,
+                'labels',
+                labels,
+                f'at most {num_classes} names',
+            )
             rows = [(None, name) for name in labels]
         else:
             self.require(labels in _TABLES, 'labels', labels, f'a list of names, or one of {", ".join(_TABLES)}')
@@ -169,30 +188,55 @@ class _Fields:
         self.require(channels in ('RGB', 'grey'), 'input.channels', channels, "'RGB' or 'grey'")
         net_size = self.size(fed, 'size')
         size = self.size(fed, 'pad_from') if fed.get('pad_from') is not None else net_size
-        self.require(all(a <= b for a, b in zip(size, net_size, strict=True)), 'input.pad_from', size,
-                     f'at most {net_size}')
+        self.require(
+            all(a <= b for a, b in zip(size, net_size, strict=True)), 'input.pad_from', size, f'at most {net_size}'
+        )
         resize = fed.get('resize')
-        self.require(resize is None or _is_whole(resize, MAX_SIZE) and resize >= max(size), 'input.resize', resize,
-                     f'null or {max(size)}..{MAX_SIZE}')
-        return {'normalization': normalization, 'num_channels': 3 if channels == 'RGB' else 1, 'size': size,
-                'net_size': net_size, 'resize': resize or 'cover'}
+        self.require(
+            resize is None or _is_whole(resize, MAX_SIZE) and resize >= max(size),
+            'input.resize',
+            resize,
+            f'null or {max(size)}..{MAX_SIZE}',
+        )
+        return {
+            'normalization': normalization,
+            'num_channels': 3 if channels == 'RGB' else 1,
+            'size': size,
+            'net_size': net_size,
+            'resize': resize or 'cover',
+        }
 
     def converted(self, fed):
         channels, scale, size, resize, interpolation = (
-            self.get(fed, name, 'input.') for name in ('channels', 'scale', 'size', 'resize', 'interpolation'))
+            self.get(fed, name, 'input.') for name in ('channels', 'scale', 'size', 'resize', 'interpolation')
+        )
         mean, std = (self.numbers(fed, name) for name in ('mean', 'std'))
         self.require(channels in ('RGB', 'BGR'), 'input.channels', channels, "'RGB' or 'BGR'")
         self.require(_is_number(scale) and scale > 0, 'input.scale', scale, 'a number above 0')
         self.require(min(std) > 0, 'input.std', std, 'above 0')
         self.require(_is_whole(size, MAX_SIZE), 'input.size', size, f'1..{MAX_SIZE}')
-        self.require(resize is None or _is_whole(resize, MAX_SIZE) and resize >= size, 'input.resize', resize,
-                     f'null or {size}..{MAX_SIZE}')
-        self.require(interpolation in ('bilinear', 'bicubic'), 'input.interpolation', interpolation,
-                     "'bilinear' or 'bicubic'")
-        normalization = (preprocessing.affine_name(channels, scale, mean, std)
-                         if fed.get('normalization') is None else self.normalization(fed))
-        return {'normalization': normalization, 'num_channels': 3, 'size': (size, size), 'net_size': (size, size),
-                'resize': resize or 'squash', 'interpolation': interpolation}
+        self.require(
+            resize is None or _is_whole(resize, MAX_SIZE) and resize >= size,
+            'input.resize',
+            resize,
+            f'null or {size}..{MAX_SIZE}',
+        )
+        self.require(
+            interpolation in ('bilinear', 'bicubic'), 'input.interpolation', interpolation, "'bilinear' or 'bicubic'"
+        )
+        normalization = (
+            preprocessing.affine_name(channels, scale, mean, std)
+            if fed.get('normalization') is None
+            else self.normalization(fed)
+        )
+        return {
+            'normalization': normalization,
+            'num_channels': 3,
+            'size': (size, size),
+            'net_size': (size, size),
+            'resize': resize or 'squash',
+            'interpolation': interpolation,
+        }
 
     def normalization(self, fed):
         name = self.get(fed, 'normalization', 'input.')
@@ -204,14 +248,22 @@ class _Fields:
 
     def size(self, fed, name):
         size = self.get(fed, name, 'input.')
-        self.require(isinstance(size, list) and len(size) == 2 and all(_is_whole(side, MAX_SIZE) for side in size),
-                     f'input.{name}', size, f'[height, width], each 1..{MAX_SIZE}')
+        self.require(
+            isinstance(size, list) and len(size) == 2 and all(_is_whole(side, MAX_SIZE) for side in size),
+            f'input.{name}',
+            size,
+            f'[height, width], each 1..{MAX_SIZE}',
+        )
         return tuple(size)
 
     def numbers(self, fed, name):
         numbers = self.get(fed, name, 'input.')
-        self.require(isinstance(numbers, list) and len(numbers) == 3 and all(map(_is_number, numbers)),
-                     f'input.{name}', numbers, 'three numbers')
+        self.require(
+            isinstance(numbers, list) and len(numbers) == 3 and all(map(_is_number, numbers)),
+            f'input.{name}',
+            numbers,
+            'three numbers',
+        )
         return tuple(numbers)
 
     def get(self, fields, name, prefix=''):

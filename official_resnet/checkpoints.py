@@ -4,6 +4,7 @@ A file `step-000012345.npz` is a NumPy archive (a zip, each array with its CRC-3
 optimizer's variables by name, and the loop's state as JSON. It is written beside its final name,
 flushed to the disk and renamed, so that a kill, a crash or a full disk leaves the last one intact.
 """
+
 import errno
 import fcntl
 import json
@@ -51,8 +52,10 @@ def save(folder, step, arrays, state, max_to_keep=5):
         part.unlink(missing_ok=True)
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = 'free some space' if is_full else 'make it writable'
-        raise UserError(f'cannot write checkpoint {path}: {error.strerror}; {remedy} and run the same '
-                        'command again, it continues from the last checkpoint') from error
+        raise UserError(
+            f'cannot write checkpoint {path}: {error.strerror}; {remedy} and run the same '
+            'command again, it continues from the last checkpoint'
+        ) from error
     for old in files(folder)[:-max_to_keep]:
         old.unlink(missing_ok=True)
     return path
@@ -95,8 +98,10 @@ def assign(variables, arrays, path):
         raise UserError(f'checkpoint {path} {what} {name}: it belongs to another model; pass another --model_dir')
     for name, variable in variables.items():
         if tuple(variable.shape) != arrays[name].shape:
-            raise UserError(f'checkpoint {path} holds {name} of shape {arrays[name].shape}, '
-                            f'the model {tuple(variable.shape)}; pass another --model_dir')
+            raise UserError(
+                f'checkpoint {path} holds {name} of shape {arrays[name].shape}, '
+                f'the model {tuple(variable.shape)}; pass another --model_dir'
+            )
     for name, variable in variables.items():
         variable.assign(arrays[name])
 
@@ -131,16 +136,19 @@ def lock(model_dir):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, 'a+', encoding='utf-8')
     except OSError as error:
-        raise UserError(f"cannot write into model_dir '{model_dir}': {error.strerror}; make it writable, or pass "
-                        'another --model_dir') from error
+        raise UserError(
+            f"cannot write into model_dir '{model_dir}': {error.strerror}; make it writable, or pass "
+            'another --model_dir'
+        ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.seek(0)
         owner = file.read().strip() or 'another process'
         file.close()
-        raise UserError(f"model_dir '{model_dir}' is in use by {owner}; wait for it, or pass another "
-                        '--model_dir') from None
+        raise UserError(
+            f"model_dir '{model_dir}' is in use by {owner}; wait for it, or pass another --model_dir"
+        ) from None
     file.truncate(0)
     print(f'process {os.getpid()} on {socket.gethostname()}', file=file, flush=True)
     return file

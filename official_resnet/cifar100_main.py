@@ -8,6 +8,7 @@ Not yet measured. A missing data set is fetched into data_dir. The same command 
 stopped or killed.
 Recipes: official (default), paper, fast, demo; a flag that is given overrides its recipe.
 """
+
 import sys
 
 from official_resnet import train_program

@@ -7,6 +7,7 @@
 About 170 MB to download, as much again on disk. Size and MD5 are checked, an interrupted download continues
 where it stopped, and a data set that is complete is left alone.
 """
+
 import re
 import signal
 import sys
@@ -19,21 +20,36 @@ from official_resnet import download, resnet_flags
 def define_flags():
     """Return the flags, in a set of their own: importing or calling this leaves absl's FLAGS alone."""
     values = flags.FlagValues()
-    flags.DEFINE_string('data_dir', '/tmp/cifar10_data', 'The folder to fill; created if need be.',
-                        short_name='dd', flag_values=values)
+    flags.DEFINE_string(
+        'data_dir', '/tmp/cifar10_data', 'The folder to fill; created if need be.', short_name='dd', flag_values=values
+    )
     flags.DEFINE_enum('dataset', 'cifar10', list(download.ARCHIVES), 'Which data set.', flag_values=values)
-    flags.DEFINE_string('archive', None, 'Path or file:// URL of a local cifar-10-binary.tar.gz (or '
-                        'cifar-100-binary.tar.gz) to use instead of a download.', flag_values=values)
-    flags.DEFINE_string('md5', None, 'The checksum to insist on. Without it a download must have the '
-                        'official one, and --archive may have any.', flag_values=values)
-    flags.DEFINE_string('url', None, 'Advanced: another address of the archive, such as a mirror.',
-                        flag_values=values)
-    flags.register_multi_flags_validator(['archive', 'url'], lambda v: v['archive'] is None or v['url'] is None,
-                                         '--archive and --url exclude each other', values)
+    flags.DEFINE_string(
+        'archive',
+        None,
+        'Path or file:// URL of a local cifar-10-binary.tar.gz (or '
+        'cifar-100-binary.tar.gz) to use instead of a download.',
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        'md5',
+        None,
+        'The checksum to insist on. Without it a download must have the official one, and --archive may have any.',
+        flag_values=values,
+    )
+    flags.DEFINE_string('url', None, 'Advanced: another address of the archive, such as a mirror.', flag_values=values)
+    flags.register_multi_flags_validator(
+        ['archive', 'url'],
+        lambda v: v['archive'] is None or v['url'] is None,
+        '--archive and --url exclude each other',
+        values,
+    )
     flags.register_multi_flags_validator(  # before a download; a local archive is compared at once
         ['md5', 'archive'],
         lambda v: v['md5'] is None or v['archive'] or re.fullmatch('[0-9a-fA-F]{32}', v['md5'].strip()),
-        '--md5 must be 32 hexadecimal digits', values)
+        '--md5 must be 32 hexadecimal digits',
+        values,
+    )
     return values
 
 

@@ -10,6 +10,7 @@ been through JPEG (README, Results). official and paper have not yet been measur
 A missing data set is fetched into data_dir. The same command continues a run that was stopped or killed.
 Recipes: official (default), paper, fast, demo; a flag that is given overrides its recipe.
 """
+
 import sys
 
 from official_resnet import train_program

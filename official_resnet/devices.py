@@ -1,4 +1,5 @@
 """What this machine can do: TensorFlow started quietly, threads, precision, tf.distribute strategies."""
+
 import contextlib
 import functools
 import os
@@ -20,6 +21,7 @@ def start_tensorflow(inter_op_threads=0, intra_op_threads=0):
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     with hidden_stderr():
         import tensorflow as tf
+
         tf.config.list_physical_devices()  # looks for GPUs, and says what it misses
     tf.config.threading.set_inter_op_parallelism_threads(inter_op_threads)
     tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads)
@@ -28,12 +30,14 @@ def start_tensorflow(inter_op_threads=0, intra_op_threads=0):
 def has_gpu():
     """Return whether TensorFlow sees a GPU."""
     import tensorflow as tf
+
     return bool(tf.config.list_physical_devices('GPU'))
 
 
 def best_dtype():
     """Return 'bf16' where the GPU or CPU computes in bfloat16 itself, else 'fp32'."""
     import tensorflow as tf
+
     gpus = tf.config.list_physical_devices('GPU')
     if gpus:
         capability = tf.config.experimental.get_device_details(gpus[0]).get('compute_capability', (0, 0))
@@ -60,6 +64,7 @@ def make_strategy(num_gpus, distribution_strategy, batch_size, all_reduce_alg=No
         UserError: more GPUs asked for than are there, or a batch that does not divide by them.
     """
     import tensorflow as tf
+
     if distribution_strategy == 'multi_worker_mirrored':
         strategy = _multi_worker(all_reduce_alg)
         _require_even(batch_size, strategy.num_replicas_in_sync)
@@ -67,8 +72,10 @@ def make_strategy(num_gpus, distribution_strategy, batch_size, all_reduce_alg=No
     gpus = tf.config.list_logical_devices('GPU')
     count = min(len(gpus), 1) if num_gpus is None else len(gpus) if num_gpus == -1 else num_gpus
     if count > len(gpus):
-        raise UserError(f'num_gpus={count}, but TensorFlow sees {len(gpus)}; lower --num_gpus, or pip install '
-                        "'tensorflow[and-cuda]' and check the driver with nvidia-smi")
+        raise UserError(
+            f'num_gpus={count}, but TensorFlow sees {len(gpus)}; lower --num_gpus, or pip install '
+            "'tensorflow[and-cuda]' and check the driver with nvidia-smi"
+        )
     if distribution_strategy == 'off' and count > 1:
         raise UserError(f"num_gpus={count} needs --distribution_strategy=mirrored, not 'off'")
     if distribution_strategy == 'mirrored' or (distribution_strategy == 'default' and count > 1):
@@ -85,14 +92,14 @@ def make_strategy(num_gpus, distribution_strategy, batch_size, all_reduce_alg=No
 def _require_even(batch_size, replicas):
     if batch_size % replicas:
         nearest = max(batch_size // replicas, 1) * replicas
-        raise UserError(f'batch_size={batch_size} does not divide by {replicas} devices; '
-                        f'try --batch_size={nearest}')
+        raise UserError(f'batch_size={batch_size} does not divide by {replicas} devices; try --batch_size={nearest}')
 
 
 @functools.lru_cache
 def _mirrored(devices, all_reduce_alg):
     """Return the one MirroredStrategy of these devices: a second would number its collective ops from the start."""
     import tensorflow as tf
+
     ops = {'nccl': tf.distribute.NcclAllReduce, 'ring': tf.distribute.HierarchicalCopyAllReduce}
     return tf.distribute.MirroredStrategy(devices, ops[all_reduce_alg]() if all_reduce_alg else None)
 
@@ -101,10 +108,13 @@ def _mirrored(devices, all_reduce_alg):
 def _multi_worker(all_reduce_alg):
     """Return the one strategy of the workers of TF_CONFIG."""
     import tensorflow as tf
+
     implementation = tf.distribute.experimental.CommunicationImplementation
     options = tf.distribute.experimental.CommunicationOptions(
         implementation={'ring': implementation.RING, 'nccl': implementation.NCCL, None: implementation.AUTO}[
-            all_reduce_alg])
+            all_reduce_alg
+        ]
+    )
     workers.meet()
     with workers.watched(), hidden_stderr():
         try:
@@ -118,13 +128,18 @@ def machine_info():
     """Return a dict of the CPU, memory, GPUs and versions, for logs."""
     import keras
     import tensorflow as tf
-    gpus = [tf.config.experimental.get_device_details(gpu).get('device_name', gpu.name)
-            for gpu in tf.config.list_physical_devices('GPU')]
+
+    gpus = [
+        tf.config.experimental.get_device_details(gpu).get('device_name', gpu.name)
+        for gpu in tf.config.list_physical_devices('GPU')
+    ]
     return {
         'cpu': {'model': cpu_model(), 'num_cores': os.cpu_count()},
         'gpu': {'count': len(gpus), 'models': gpus},
         'memory_bytes': os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'),
-        'python': platform.python_version(), 'tensorflow': tf.__version__, 'keras': keras.__version__,
+        'python': platform.python_version(),
+        'tensorflow': tf.__version__,
+        'keras': keras.__version__,
     }
 
 

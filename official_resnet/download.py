@@ -5,6 +5,7 @@ temporary folder beside its destination, a set of files (MNIST) is collected in 
 under a final name is whole. Whatever the user can mend (network, disk, a damaged archive) is raised as
 UserError with the remedy.
 """
+
 import contextlib
 import dataclasses
 import errno
@@ -40,6 +41,7 @@ MAKE_ROOM = 'free some space, or pass a --data_dir on another disk'
 @dataclasses.dataclass(frozen=True)
 class Archive:
     """Where an archive is, how it is recognised, and what it unpacks to."""
+
     url: str
     size: int  # bytes
     md5: str
@@ -58,6 +60,7 @@ class Archive:
 @dataclasses.dataclass(frozen=True)
 class FileSet:
     """Files that are used as they come: where they are, how they are recognised, in which folder they go."""
+
     url: str  # of the folder
     folders: tuple  # below data_dir: the first is where they go, in each of the others they may stand
     files: dict[str, tuple]  # name -> (bytes, MD5)
@@ -66,28 +69,42 @@ class FileSet:
 # 10,000 records of 1 + 3072 bytes in each file of CIFAR-10; 50,000 and 10,000 of 2 + 3072 in CIFAR-100's.
 ARCHIVES = {
     'cifar10': Archive(
-        url='https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz', size=170_052_171,
-        md5='c32a1d4ab5d03f1284b67883e8d87530', folder='cifar-10-batches-bin',
-        files={**{f'data_batch_{i}.bin': 30_730_000 for i in range(1, 6)}, 'test_batch.bin': 30_730_000}),
+        url='https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz',
+        size=170_052_171,
+        md5='c32a1d4ab5d03f1284b67883e8d87530',
+        folder='cifar-10-batches-bin',
+        files={**{f'data_batch_{i}.bin': 30_730_000 for i in range(1, 6)}, 'test_batch.bin': 30_730_000},
+    ),
     'cifar100': Archive(
-        url='https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz', size=168_513_733,
-        md5='03b5dce01913d631647c71ecec9e9cb8', folder='cifar-100-binary',
-        files={'train.bin': 153_700_000, 'test.bin': 30_740_000}),
+        url='https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz',
+        size=168_513_733,
+        md5='03b5dce01913d631647c71ecec9e9cb8',
+        folder='cifar-100-binary',
+        files={'train.bin': 153_700_000, 'test.bin': 30_740_000},
+    ),
 }
 # Each also in the second folder, where torchvision puts it; the MD5 are those of torchvision, too.
 FILE_SETS = {
     'mnist': FileSet(
-        'https://ossci-datasets.s3.amazonaws.com/mnist/', ('mnist', 'MNIST/raw'), {
+        'https://ossci-datasets.s3.amazonaws.com/mnist/',
+        ('mnist', 'MNIST/raw'),
+        {
             'train-images-idx3-ubyte.gz': (9_912_422, 'f68b3c2dcbeaaa9fbdd348bbdeb94873'),
             'train-labels-idx1-ubyte.gz': (28_881, 'd53e105ee54ea40749a09fcbcd1e9432'),
             't10k-images-idx3-ubyte.gz': (1_648_877, '9fb629c4189551a2d022fa330f9573f3'),
-            't10k-labels-idx1-ubyte.gz': (4_542, 'ec29112dd5afa0611ce80d1b7f02629c')}),
+            't10k-labels-idx1-ubyte.gz': (4_542, 'ec29112dd5afa0611ce80d1b7f02629c'),
+        },
+    ),
     'fashion_mnist': FileSet(
-        'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/', ('fashion-mnist', 'FashionMNIST/raw'), {
+        'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/',
+        ('fashion-mnist', 'FashionMNIST/raw'),
+        {
             'train-images-idx3-ubyte.gz': (26_421_880, '8d4fb7e6c68d591d4c3dfef9ec88bf0d'),
             'train-labels-idx1-ubyte.gz': (29_515, '25c81989df183df01b3e8a0aad5dffbe'),
             't10k-images-idx3-ubyte.gz': (4_422_102, 'bef4ecab320f06d8554ea6380940ec79'),
-            't10k-labels-idx1-ubyte.gz': (5_148, 'bb300cfdad3c16e7a12a480ee83cd310')}),
+            't10k-labels-idx1-ubyte.gz': (5_148, 'bb300cfdad3c16e7a12a480ee83cd310'),
+        },
+    ),
 }
 
 
@@ -177,13 +194,14 @@ def fetch(url, path, size=None, md5=None, remedy=LOCAL_COPY, authorization=None)
             except DROPPED as error:
                 if isinstance(error, urllib.error.URLError) or attempt == ATTEMPTS - 1:
                     reason = f'{getattr(error, "reason", error)}; {max(_size(part), 0)} bytes are kept'
-                    raise UserError(f'cannot download {url} ({reason}): check the network and run the same '
-                                    f'command again, or {remedy}') from error
+                    raise UserError(
+                        f'cannot download {url} ({reason}): check the network and run the same '
+                        f'command again, or {remedy}'
+                    ) from error
         mismatch = _mismatch(part, size, md5)
         if mismatch:
             part.unlink()
-            raise UserError(f'the file from {url} {mismatch} and was removed: run the same command again, '
-                            f'or {remedy}')
+            raise UserError(f'the file from {url} {mismatch} and was removed: run the same command again, or {remedy}')
         os.replace(part, path)
 
 
@@ -201,15 +219,19 @@ def extract(archive, data_dir, dataset):
     """
     row, folder = ARCHIVES[dataset], Path(data_dir, ARCHIVES[dataset].folder)
     remedy = 'get it again (without --archive the official one is downloaded)'
-    with _disk_errors(data_dir, row.unpacked_size), tempfile.TemporaryDirectory(
-            prefix=f'.{row.folder}-', dir=data_dir, ignore_cleanup_errors=True) as temp_dir:
+    with (
+        _disk_errors(data_dir, row.unpacked_size),
+        tempfile.TemporaryDirectory(prefix=f'.{row.folder}-', dir=data_dir, ignore_cleanup_errors=True) as temp_dir,
+    ):
         _require_space(data_dir, row.unpacked_size)
         unpacked = Path(temp_dir, row.folder)
         try:
             _unpack(archive, temp_dir, row)
         except DAMAGED as error:
-            raise UserError(f"archive '{archive}' is truncated, damaged or no tar.gz "
-                            f'({_size(archive)} bytes, the official one has {row.size}): {remedy}') from error
+            raise UserError(
+                f"archive '{archive}' is truncated, damaged or no tar.gz "
+                f'({_size(archive)} bytes, the official one has {row.size}): {remedy}'
+            ) from error
         for name, size in row.files.items():
             found = _size(unpacked / name)
             if found != size:
@@ -262,8 +284,10 @@ def _local_archive(archive, md5):
         archive = urllib.request.url2pathname(_split(archive).path)
     path = Path(os.path.expanduser(archive))
     if _size(path) < 0:
-        raise UserError(f"archive '{archive}' {'is no file' if path.exists() else 'does not exist'}: "
-                        'pass the path of a tar.gz, or leave --archive out to download it')
+        raise UserError(
+            f"archive '{archive}' {'is no file' if path.exists() else 'does not exist'}: "
+            'pass the path of a tar.gz, or leave --archive out to download it'
+        )
     mismatch = _mismatch(path, None, md5)
     if mismatch:
         raise UserError(f"archive '{archive}' {mismatch}: get it again, or correct --md5")
@@ -277,8 +301,9 @@ def _downloaded(row, data_dir, md5, url):
     if path.exists():
         mismatch = _mismatch(path, size, md5)
         if mismatch:
-            raise UserError(f"'{path}' {mismatch}: remove it to download it again, "
-                            'or pass it as --archive to use it as it is')
+            raise UserError(
+                f"'{path}' {mismatch}: remove it to download it again, or pass it as --archive to use it as it is"
+            )
         return path
     _require_space(data_dir, row.size + row.unpacked_size - max(_size(f'{path}.part'), 0))
     print(f'downloading {url} ({row.size / 1e6:.0f} MB) to {path}', flush=True)
@@ -300,10 +325,16 @@ def _download_files(dataset, data_dir):
         print(f'downloading {row.url} ({total / 1e6:.0f} MB) to {folder}', flush=True)
         for name, (size, md5) in row.files.items():
             if _size(part / name) != size:  # else of an interrupted run, which had checked it
-                fetch(row.url + name, part / name, size, md5,
-                      remedy=f"put {', '.join(row.files)} into '{folder}' yourself")
+                fetch(
+                    row.url + name,
+                    part / name,
+                    size,
+                    md5,
+                    remedy=f"put {', '.join(row.files)} into '{folder}' yourself",
+                )
         with tempfile.TemporaryDirectory(
-                prefix=f'.{folder.name}-', dir=data_dir, ignore_cleanup_errors=True) as temp_dir:
+            prefix=f'.{folder.name}-', dir=data_dir, ignore_cleanup_errors=True
+        ) as temp_dir:
             _put_in_place(part, folder, aside=Path(temp_dir, 'old'))
     print(f'{dataset} is in {folder}')
 
@@ -326,8 +357,10 @@ def _download_rest(url, part, size, remedy, authorization):
         length = response.headers.get('Content-Length')
         total = start + int(length) if length else size
         if size is not None and total != size:
-            raise UserError(f'{url} has {total} bytes instead of {size} (a login page, or another file): '
-                            f'correct the address, or {remedy}')
+            raise UserError(
+                f'{url} has {total} bytes instead of {size} (a login page, or another file): '
+                f'correct the address, or {remedy}'
+            )
         with open(part, 'ab' if resumed else 'wb') as file, _progress(part.stem, total, start) as bar:
             for chunk in _chunks(response):
                 file.write(chunk)
@@ -368,8 +401,10 @@ def _unpack(archive, temp_dir, row):
         for member in tar:
             name = PureWindowsPath(member.name)  # knows / and \ and drive letters: safe on every system
             if name.anchor or '..' in name.parts or not (member.isreg() or member.isdir()):
-                raise UserError(f"archive '{archive}' is refused, nothing was extracted: '{member.name}' is "
-                                'a link, a device or a path to outside; get it from a source you trust')
+                raise UserError(
+                    f"archive '{archive}' is refused, nothing was extracted: '{member.name}' is "
+                    'a link, a device or a path to outside; get it from a source you trust'
+                )
             if member.isdir() or name.parts[:1] != (row.folder,):
                 continue
             target = Path(temp_dir, *name.parts)
@@ -415,7 +450,8 @@ def _disk_errors(folder, num_bytes):
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"the disk of '{folder}' is full, {num_bytes} bytes are needed: "
-                            f'{MAKE_ROOM}') from error
-        raise UserError(f"'{error.filename or folder}': {error.strerror or error}; correct the path or its "
-                        'permissions, or pass another --data_dir') from error
+            raise UserError(f"the disk of '{folder}' is full, {num_bytes} bytes are needed: {MAKE_ROOM}") from error
+        raise UserError(
+            f"'{error.filename or folder}': {error.strerror or error}; correct the path or its "
+            'permissions, or pass another --data_dir'
+        ) from error

@@ -3,6 +3,7 @@
 Any picture can be read at any time, by its number. So the order of training is a pure function of seed and epoch, as
 with pictures in memory, and a run that is resumed has no shuffle buffer to fill again.
 """
+
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -45,6 +46,7 @@ class EncodedExamples:
         label_shift: outputs of the net before that of the first class: 1 where output 0 is the background.
         count: pictures to use, the first of the source; None for all.
     """
+
     source: object
     num_classes: int
     name: str
@@ -69,14 +71,18 @@ class EncodedExamples:
 
     def with_background(self):
         """Return the same with a class 0 of which there are no pictures, as TensorFlow's own nets have it."""
-        return dataclasses.replace(self, num_classes=self.num_classes + 1, label_shift=self.label_shift + 1,
-                                   class_names=('background', *self.class_names),
-                                   class_ids=self.class_ids and (None, *self.class_ids))
+        return dataclasses.replace(
+            self,
+            num_classes=self.num_classes + 1,
+            label_shift=self.label_shift + 1,
+            class_names=('background', *self.class_names),
+            class_ids=self.class_ids and (None, *self.class_ids),
+        )
 
     @property
     def groups(self):
         """The number of each picture's shard, int32 [num_images]; training mixes a few shards at a time."""
-        return self.source.groups[:self.num_images]
+        return self.source.groups[: self.num_images]
 
     def fingerprint(self):
         """Return a hash of what evaluation makes of them depends on."""
@@ -126,8 +132,17 @@ class Shards(Source):
         log: called with a line before something that takes a while.
     """
 
-    def __init__(self, paths, picture='image/encoded', label='image/class/label', first_label=1, num_classes=None,
-                 is_rgb_jpeg=True, index_file=None, log=print):
+    def __init__(
+        self,
+        paths,
+        picture='image/encoded',
+        label='image/class/label',
+        first_label=1,
+        num_classes=None,
+        is_rgb_jpeg=True,
+        index_file=None,
+        log=print,
+    ):
         self.paths = [str(path) for path in paths]
         self._keys = picture, label, first_label
         self._last_label = first_label + num_classes - 1 if num_classes else np.iinfo(np.int32).max
@@ -151,8 +166,10 @@ class Shards(Source):
         """Return (JPEG string [n], labels int32 [n], boxes float32 [n, (k), 4] ragged) of int rows [n], as tensors."""
         picture, label, first_label = self._keys
         sides = [f'image/object/bbox/{side}' for side in ('ymin', 'xmin', 'ymax', 'xmax')]
-        features = {picture: tf.io.FixedLenFeature([], tf.string, ''),  # what is missing is found by _check
-                    label: tf.io.FixedLenFeature([], tf.int64, first_label - 1)}
+        features = {
+            picture: tf.io.FixedLenFeature([], tf.string, ''),  # what is missing is found by _check
+            label: tf.io.FixedLenFeature([], tf.int64, first_label - 1),
+        }
         features |= {side: tf.io.RaggedFeature(tf.float32) for side in sides}
         parsed = tf.io.parse_example(self.read_tensor(rows), features)
         boxes = parsed[sides[0]].with_flat_values(tf.stack([parsed[side].flat_values for side in sides], -1))
@@ -167,8 +184,10 @@ class Shards(Source):
         for row, label, size in zip(rows, labels, sizes, strict=True):
             fault = None if size else f'without a picture {self._keys[0]}; pass the folder of the data set'
             if size and not self._keys[2] <= label <= self._last_label:
-                fault = (f'with the label {label}, not {self._keys[2]}..{self._last_label}; put the manifest.json '
-                         'that its builder wrote beside it, or build it again')
+                fault = (
+                    f'with the label {label}, not {self._keys[2]}..{self._last_label}; put the manifest.json '
+                    'that its builder wrote beside it, or build it again'
+                )
             if fault:
                 with self._noting_faults():
                     raise errors.UserError(f"'{self.paths[self.groups[row]]}' has a record {fault}")
@@ -182,8 +201,10 @@ class Shards(Source):
                 try:
                     result[i] = jpeg.to_rgb_jpeg(picture)[0]
                 except ValueError as error:
-                    raise errors.UserError(f"'{self.paths[self.groups[row]]}' has a broken picture in the record at "
-                                           f'byte {self._begins[row]} ({error}); fetch it again') from None
+                    raise errors.UserError(
+                        f"'{self.paths[self.groups[row]]}' has a broken picture in the record at "
+                        f'byte {self._begins[row]} ({error}); fetch it again'
+                    ) from None
         return result
 
     def labels(self):
@@ -269,12 +290,16 @@ def find_shards(data_dir, split):
         raise errors.UserError(f"data_dir '{folder}' has no {prefix}-00000-of-...; {_BUILD}, or pass another")
     totals = sorted({int(_SHARD.search(path.name)[2]) for path in found})
     if len(totals) > 1:
-        raise errors.UserError(f"data_dir '{folder}' has {prefix} shards of a set of {totals[0]} and of one of "
-                               f'{totals[1]}; remove one of them')
+        raise errors.UserError(
+            f"data_dir '{folder}' has {prefix} shards of a set of {totals[0]} and of one of "
+            f'{totals[1]}; remove one of them'
+        )
     missing = sorted(set(range(totals[0])) - {int(_SHARD.search(path.name)[1]) for path in found})
     if missing:
-        raise errors.UserError(f"data_dir '{folder}' lacks {len(missing)} of {totals[0]} {prefix} shards, the first is "
-                               f'{missing[0]:05d}; {_BUILD}, which goes on where it stopped')
+        raise errors.UserError(
+            f"data_dir '{folder}' lacks {len(missing)} of {totals[0]} {prefix} shards, the first is "
+            f'{missing[0]:05d}; {_BUILD}, which goes on where it stopped'
+        )
     return found
 
 

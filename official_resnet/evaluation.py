@@ -1,4 +1,5 @@
 """What an evaluation found, class by class: the accuracies, the worst and best classes, what is taken for what."""
+
 import csv
 import io
 import json
@@ -41,14 +42,29 @@ def report(labels, guesses, names, ids=None):
         if values.size and not (is_whole and 0 <= values.min() <= values.max() < classes):
             raise ValueError(f'classes must be integers in 0..{classes - 1}')
     hits = guesses == labels[:, None]
-    counts, top1, top5 = (np.bincount(labels[chosen].astype(np.int64), minlength=classes)
-                          for chosen in (slice(None), hits[:, 0], hits.any(1)))
+    counts, top1, top5 = (
+        np.bincount(labels[chosen].astype(np.int64), minlength=classes)
+        for chosen in (slice(None), hits[:, 0], hits.any(1))
+    )
     has_top5 = classes > TOP and guesses.shape[1] == TOP
-    rows = [{'class': i, 'name': names[i], 'id': ids[i], 'count': int(counts[i]), 'top1': _share(top1[i], counts[i]),
-             'top5': _share(top5[i], counts[i]) if has_top5 else None} for i in range(classes)]
-    return {'n': len(labels), 'top1': _share(top1.sum(), len(labels)),
-            'top5': _share(top5.sum(), len(labels)) if has_top5 else None, 'classes': rows,
-            'confusions': _confusions(labels, guesses[:, 0], counts)}
+    rows = [
+        {
+            'class': i,
+            'name': names[i],
+            'id': ids[i],
+            'count': int(counts[i]),
+            'top1': _share(top1[i], counts[i]),
+            'top5': _share(top5[i], counts[i]) if has_top5 else None,
+        }
+        for i in range(classes)
+    ]
+    return {
+        'n': len(labels),
+        'top1': _share(top1.sum(), len(labels)),
+        'top5': _share(top5.sum(), len(labels)) if has_top5 else None,
+        'classes': rows,
+        'confusions': _confusions(labels, guesses[:, 0], counts),
+    }
 
 
 def format_report(found, rows=10):
@@ -84,12 +100,22 @@ def write(found, folder):
     """
     folder = pathlib.Path(folder)
     classes = found['classes']
-    confusions = [{'true': classes[pair['true']]['name'], 'true_id': classes[pair['true']]['id'],
-                   'guessed': classes[pair['guessed']]['name'], 'guessed_id': classes[pair['guessed']]['id'],
-                   'count': pair['count'], 'share': pair['share']} for pair in found['confusions']]
-    files = {'report.json': json.dumps(found, indent=1, ensure_ascii=False) + '\n',
-             'per_class.csv': _csv(('class', 'name', 'id', 'count', 'top1', 'top5'), classes),
-             'confusion.csv': _csv(('true', 'true_id', 'guessed', 'guessed_id', 'count', 'share'), confusions)}
+    confusions = [
+        {
+            'true': classes[pair['true']]['name'],
+            'true_id': classes[pair['true']]['id'],
+            'guessed': classes[pair['guessed']]['name'],
+            'guessed_id': classes[pair['guessed']]['id'],
+            'count': pair['count'],
+            'share': pair['share'],
+        }
+        for pair in found['confusions']
+    ]
+    files = {
+        'report.json': json.dumps(found, indent=1, ensure_ascii=False) + '\n',
+        'per_class.csv': _csv(('class', 'name', 'id', 'count', 'top1', 'top5'), classes),
+        'confusion.csv': _csv(('true', 'true_id', 'guessed', 'guessed_id', 'count', 'share'), confusions),
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
@@ -107,8 +133,15 @@ def _confusions(labels, guessed, counts):
     classes = len(counts)
     wrong = labels != guessed
     pairs, numbers = np.unique(labels[wrong].astype(np.int64) * classes + guessed[wrong], return_counts=True)
-    return [{'true': int(pairs[i] // classes), 'guessed': int(pairs[i] % classes), 'count': int(numbers[i]),
-             'share': _share(numbers[i], counts[pairs[i] // classes])} for i in np.argsort(-numbers, kind='stable')]
+    return [
+        {
+            'true': int(pairs[i] // classes),
+            'guessed': int(pairs[i] % classes),
+            'count': int(numbers[i]),
+            'share': _share(numbers[i], counts[pairs[i] // classes]),
+        }
+        for i in np.argsort(-numbers, kind='stable')
+    ]
 
 
 def _accuracies(row, width=0):

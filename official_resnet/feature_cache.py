@@ -4,6 +4,7 @@ The features are Examples like any other, float32 [n, 1, 1, d], so that the loop
 the same on them. In model_dir they are a file a split, with a key of all they depend on: a run that is resumed takes
 them from there.
 """
+
 import contextlib
 import hashlib
 import os
@@ -54,8 +55,9 @@ def features(model, examples, path=None, check=lambda: None):
     else:
         print(f'features of {examples.num_images:,} pictures taken from {path}', flush=True)
     array, labels = arrays
-    return input_pipeline.Examples(array[:, None, None, :], labels, examples.num_classes, examples.name,
-                                   examples.class_names, normalization='none')
+    return input_pipeline.Examples(
+        array[:, None, None, :], labels, examples.num_classes, examples.name, examples.class_names, normalization='none'
+    )
 
 
 def compute(model, examples, check=lambda: None):

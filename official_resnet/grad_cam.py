@@ -1,4 +1,5 @@
 """Where a net looks: Grad-CAM, arXiv:1610.02391 Sec. 3, on what the last group of residual blocks gives."""
+
 import keras
 import numpy as np
 import tensorflow as tf

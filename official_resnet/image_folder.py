@@ -6,6 +6,7 @@
 Pillow reads the files: TensorFlow's own decoders know neither CMYK nor WebP. Files are never decoded twice, and what
 cannot be decoded is named and left out.
 """
+
 import concurrent.futures
 import os
 import pathlib
@@ -75,8 +76,10 @@ def list_files(folder, validation_fraction=0.1, seed=0):
     parts = {'train': [], 'test': []}
     for label, paths in enumerate(_files(folder, classes)):
         if len(paths) < 2:
-            raise UserError(f"class '{classes[label]}' in '{folder}' has one picture, which cannot be split into "
-                            'training and test; add more')
+            raise UserError(
+                f"class '{classes[label]}' in '{folder}' has one picture, which cannot be split into "
+                'training and test; add more'
+            )
         order = np.random.default_rng([seed, 1, label]).permutation(len(paths))
         num_test = min(max(1, round(validation_fraction * len(paths))), len(paths) - 1)
         for i, k in enumerate(order):
@@ -90,6 +93,7 @@ def decode(path, image_size, channels=3):
     The first frame of an animation; turned as its EXIF says; 16-bit grey by its upper byte; transparency ignored.
     """
     from PIL import Image, ImageOps
+
     Image.init()  # knows only some formats before; costs nothing from the second time on
     with Image.open(path, formats=FORMATS) as image:
         image.load()
@@ -104,8 +108,9 @@ def decode(path, image_size, channels=3):
         if (width, height) != (image_size, image_size):
             side = min(width, height)  # the middle of the longer side, as resizing first would leave it
             left, top = (width - side) / 2, (height - side) / 2
-            image = image.resize((image_size, image_size), Image.Resampling.BILINEAR,
-                                 box=(left, top, left + side, top + side))
+            image = image.resize(
+                (image_size, image_size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
+            )
         return np.asarray(image).reshape(image_size, image_size, channels)
 
 
@@ -117,6 +122,7 @@ def memory_bytes():
 def _decode_all(paths, image_size, channels):
     """Return the pictures, and {index: reason} of those that cannot be read."""
     from PIL import Image
+
     Image.init()  # before the threads
     images, failures = np.empty([len(paths), image_size, image_size, channels], np.uint8), {}
 
@@ -135,11 +141,13 @@ def _decode_all(paths, image_size, channels):
 
 
 def _require_memory(folder, count, image_size, channels):
-    needed, limit = count * image_size ** 2 * channels, MEMORY_SHARE * memory_bytes()
+    needed, limit = count * image_size**2 * channels, MEMORY_SHARE * memory_bytes()
     if needed > limit:
-        raise UserError(f"the {count:,} pictures of '{folder}' take {needed / 1e9:.1f} GB at {image_size} x "
-                        f'{image_size}, more than {limit / 1e9:.1f} GB, a quarter of the memory; lower --image_size, '
-                        'or pass a folder with fewer')
+        raise UserError(
+            f"the {count:,} pictures of '{folder}' take {needed / 1e9:.1f} GB at {image_size} x "
+            f'{image_size}, more than {limit / 1e9:.1f} GB, a quarter of the memory; lower --image_size, '
+            'or pass a folder with fewer'
+        )
 
 
 def _classes(folder):
@@ -153,8 +161,9 @@ def _classes(folder):
 
 
 def _subfolders(folder):
-    return sorted(path.name for path in folder.iterdir()
-                  if path.is_dir() and not path.name.startswith(('.', '__MACOSX')))
+    return sorted(
+        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(('.', '__MACOSX'))
+    )
 
 
 def _files(folder, classes, is_complete=True):
@@ -162,8 +171,9 @@ def _files(folder, classes, is_complete=True):
     result = [_pictures(folder / name) for name in classes]
     for name, paths in zip(classes, result, strict=True):
         if not paths and is_complete:
-            raise UserError(f"class folder '{folder / name}' has no picture ({' '.join(SUFFIXES)}); "
-                            'add some, or remove it')
+            raise UserError(
+                f"class folder '{folder / name}' has no picture ({' '.join(SUFFIXES)}); add some, or remove it"
+            )
     if not any(result):
         raise UserError(f"'{folder}' has no picture ({' '.join(SUFFIXES)}); add some")
     return result
@@ -171,8 +181,12 @@ def _files(folder, classes, is_complete=True):
 
 def _pictures(folder):
     """Return the picture files below a folder, sorted; hidden ones are not pictures ('._1.jpg' of macOS)."""
-    found = [pathlib.Path(parent) / name for parent, _, names in os.walk(folder) for name in names
-             if name.lower().endswith(SUFFIXES) and not name.startswith('.')]
+    found = [
+        pathlib.Path(parent) / name
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(SUFFIXES) and not name.startswith('.')
+    ]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 

@@ -13,6 +13,7 @@ data/download_and_preprocess_imagenet.py builds. Pictures are streamed from the 
 that was stopped or killed, at the same step and with the same pictures.
 Recipes: official (default), fb, fast; a flag that is given overrides its recipe.
 """
+
 import sys
 
 from official_resnet import train_program

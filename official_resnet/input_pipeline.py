@@ -275,8 +275,19 @@ def steps_per_epoch(num_images, batch_size):
     return num_images // batch_size
 
 
-def batches(examples, batch_size, *, training, seed=0, first_step=0, num_epochs=1, augment=True, flip=True,
-            view=None, share=(0, 1)):
+def batches(
+    examples,
+    batch_size,
+    *,
+    training,
+    seed=0,
+    first_step=0,
+    num_epochs=1,
+    augment=True,
+    flip=True,
+    view=None,
+    share=(0, 1),
+):
     """Make batches of (images float32 [b, *examples.input_shape], labels int32 [b]).
 
     Training: step s of the run (counted from 0 over all epochs) is a pure function of (seed, s); the epochs
@@ -310,8 +321,9 @@ def batches(examples, batch_size, *, training, seed=0, first_step=0, num_epochs=
     if batch_size < 1:
         raise errors.UserError(f'batch_size {batch_size} is too small; pass 1 or more')
     if isinstance(examples, encoded.EncodedExamples):
-        return _encoded_batches(examples, batch_size, training, seed, first_step, num_epochs, augment, flip, view,
-                                share)
+        return _encoded_batches(
+            examples, batch_size, training, seed, first_step, num_epochs, augment, flip, view, share
+        )
     normalize = preprocessing.NORMALIZATIONS[examples.normalization]
     input_size = examples.input_shape[:2]
     with tf.device('CPU:0'):  # held once, captured by reference; a GPU has no use for it
@@ -341,8 +353,7 @@ def batches(examples, batch_size, *, training, seed=0, first_step=0, num_epochs=
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
-def _encoded_batches(examples, batch_size, training, seed, first_step, num_epochs, augment, flip, view,
-                     share):
+def _encoded_batches(examples, batch_size, training, seed, first_step, num_epochs, augment, flip, view, share):
     """Return `batches` of EncodedExamples."""
     normalize = preprocessing.NORMALIZATIONS[examples.normalization]
     views, source, parallel = examples.views, examples.source, tf.data.AUTOTUNE
@@ -369,19 +380,21 @@ def _encoded_batches(examples, batch_size, training, seed, first_step, num_epoch
         steps = tf.data.Dataset.range(0, examples.num_images, batch_size)
     loaded = steps.map(load if training else load_test, parallel, deterministic=True)
     pictures = loaded.unbatch().map(see, parallel, deterministic=True)
-    batched = pictures.batch(batch_size // share[1], drop_remainder=training, num_parallel_calls=parallel,
-                             deterministic=True)
+    batched = pictures.batch(
+        batch_size // share[1], drop_remainder=training, num_parallel_calls=parallel, deterministic=True
+    )
     count = steps.cardinality()
     shape = (-1, *pictures.element_spec[0].shape[-3:])  # several views of a picture become images of their own
-    normalized = batched.map(lambda images, labels: (normalize(tf.reshape(images, shape)), labels), parallel,
-                             deterministic=True)
+    normalized = batched.map(
+        lambda images, labels: (normalize(tf.reshape(images, shape)), labels), parallel, deterministic=True
+    )
     return normalized.apply(tf.data.experimental.assert_cardinality(count)).prefetch(parallel)
 
 
 def _part(rows, share):
     """Return (the part of a batch's rows that is a worker's share, the place of its first in the batch)."""
     size = rows.shape[0] // share[1]
-    return rows[share[0] * size:(share[0] + 1) * size], share[0] * size
+    return rows[share[0] * size : (share[0] + 1) * size], share[0] * size
 
 
 def _test_rows(start, batch_size, num_images, share):
@@ -455,12 +468,19 @@ def _stream_folder(dataset, split, options, views):
 
 def _read_tfds(dataset, split, data_dir, download, views):
     """Read a split of a tensorflow_datasets data set: Examples, or with views EncodedExamples."""
-    builder, label = tfds_builders.prepare(dataset.removeprefix('tfds:'), data_dir, download,
-                                           has_one_size=views is None)
+    builder, label = tfds_builders.prepare(
+        dataset.removeprefix('tfds:'), data_dir, download, has_one_size=views is None
+    )
     split, names = tfds_builders.find_split(builder, split), tuple(label.names)
     if views:
-        source = encoded.Shards(tfds_builders.tfrecord_paths(builder, split), 'image', 'label', first_label=0,
-                                num_classes=label.num_classes, is_rgb_jpeg=False)
+        source = encoded.Shards(
+            tfds_builders.tfrecord_paths(builder, split),
+            'image',
+            'label',
+            first_label=0,
+            num_classes=label.num_classes,
+            is_rgb_jpeg=False,
+        )
         return encoded.EncodedExamples(source, label.num_classes, dataset, names, encoded.OFFICIAL, views)
     images, labels = tfds_builders.read(builder, split)
     return Examples(images, labels, label.num_classes, dataset, names, 'per_image_standardization')

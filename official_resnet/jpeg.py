@@ -4,6 +4,7 @@ A JPEG is a chain of segments: 0xFF, a marker, two bytes of length, content; aft
 data, in which 0xFF stands only before 0x00, a restart marker or the next segment. Source: ITU-T T.81, annex B. Walking
 over it tells size, components and whether the end is there in 0.1 ms; decoding takes some milliseconds.
 """
+
 import dataclasses
 import io
 import struct
@@ -27,6 +28,7 @@ _CMYK_COMPONENTS = 4
 @dataclasses.dataclass(frozen=True)
 class Info:
     """What a picture is; all but the format only of a JPEG."""
+
     format: str  # 'JPEG', 'PNG', 'GIF', 'WEBP' or 'BMP'
     width: int = 0  # pixels
     height: int = 0
@@ -121,12 +123,12 @@ def _inspect_jpeg(data):
             continue
         if marker == _START:
             raise ValueError(f'a second picture begins inside, at byte {place - 2}')
-        size = int.from_bytes(data[place:place + 2], 'big')
+        size = int.from_bytes(data[place : place + 2], 'big')
         if place + max(size, 2) > end:
             return _info(frame, adobe, has_jfif, f'cut off in the segment at byte {place - 2}')
         if size < 2:
             raise ValueError(f'the segment at byte {place - 2} has the length {size}')
-        content, place = data[place + 2:min(place + size, place + 64)], place + size
+        content, place = data[place + 2 : min(place + size, place + 64)], place + size
         if marker in _FRAMES:
             frame = _frame(marker, content, frame)
         elif marker == _ADOBE and content[:5] == b'Adobe' and len(content) >= 12:
@@ -136,7 +138,7 @@ def _inspect_jpeg(data):
         elif marker == _SCAN:
             _require_scan(frame, content)
             has_scan, markers = True, _markers(data) if markers is None else markers
-            following = markers[markers.searchsorted(place):][:1]
+            following = markers[markers.searchsorted(place) :][:1]
             place = int(following[0]) if len(following) else end
 
 
@@ -149,7 +151,7 @@ def _frame(marker, content, earlier):
     precision, height, width, components = struct.unpack('>BHHB', content[:6])
     if not height or not width or components not in (1, 3, 4):
         raise ValueError(f'its frame header says {width} x {height} pixels of {components} components')
-    return marker, precision, height, width, content[6:6 + 3 * components:3]
+    return marker, precision, height, width, content[6 : 6 + 3 * components : 3]
 
 
 def _require_scan(frame, content):
@@ -157,7 +159,7 @@ def _require_scan(frame, content):
         raise ValueError('it has a scan before the frame header')
     if not content or not 1 <= content[0] <= len(frame[4]) or len(content) != 4 + 2 * content[0]:
         raise ValueError('its scan header makes no sense')
-    if not set(content[1:1 + 2 * content[0]:2]) <= set(frame[4]):
+    if not set(content[1 : 1 + 2 * content[0] : 2]) <= set(frame[4]):
         raise ValueError('it has a scan of an unknown component')
 
 
@@ -189,6 +191,7 @@ def _info(frame, adobe, has_jfif, problem):
 def _decode(data, info):
     """Return a picture as Pillow's RGB image."""
     from PIL import Image, ImageChops, UnidentifiedImageError
+
     Image.init()  # knows only some formats before; costs nothing from the second time on
     try:
         with warnings.catch_warnings():

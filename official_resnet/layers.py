@@ -1,4 +1,5 @@
 """Keras layers that Keras lacks or runs slowly, and what rewrites a network as an equal one."""
+
 import collections
 import contextlib
 import threading
@@ -61,7 +62,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
             variance=empty if is_training else moving_variance,
             epsilon=self.epsilon,
             data_format='NCHW' if is_channels_first and not needs_transpose else 'NHWC',
-            is_training=is_training)
+            is_training=is_training,
+        )
         if is_training:
             # The kernel returns the unbiased variance, sum / (count - 1); Keras averages the biased one.
             count = tf.cast(tf.size(inputs) // tf.size(mean), tf.float32)
@@ -69,10 +71,15 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return tf.transpose(outputs, [0, 3, 1, 2]) if needs_transpose else outputs
 
     def _is_fusable(self, inputs, mask):
-        return (mask is None and len(inputs.shape) == 4 and self.axis in (1, -3, 3, -1)
-                and inputs.dtype in ('float32', 'bfloat16', 'float16')
-                and self.moving_mean.dtype == 'float32'
-                and not self.synchronized and not self.renorm)
+        return (
+            mask is None
+            and len(inputs.shape) == 4
+            and self.axis in (1, -3, 3, -1)
+            and inputs.dtype in ('float32', 'bfloat16', 'float16')
+            and self.moving_mean.dtype == 'float32'
+            and not self.synchronized
+            and not self.renorm
+        )
 
     def _call_synchronized(self, inputs, channel_axis):
         """Normalise 4-D inputs by the statistics of the batches of all replicas."""
@@ -81,7 +88,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         # The variance of equal parts is the mean of theirs and the variance of their means: no small difference of
         # large numbers but between the parts.
         mean, variance, square = tf.distribute.get_replica_context().all_reduce(
-            tf.distribute.ReduceOp.MEAN, [mean, variance, tf.square(mean)])
+            tf.distribute.ReduceOp.MEAN, [mean, variance, tf.square(mean)]
+        )
         variance += tf.maximum(square - tf.square(mean), 0)
         scale = tf.math.rsqrt(variance + self.epsilon)
         if self.scale:
@@ -126,6 +134,7 @@ def to_stock(model):
     The result needs nothing of this package to be loaded. `model` is left as it is. (Where Keras errs, so does
     the result: see Conv2D.)
     """
+
     def clone(layer):
         for ours in (BatchNormalization, Conv2D):
             if isinstance(layer, ours):
@@ -152,15 +161,22 @@ def fold_batch_norm(model, dtype=None):
             None keeps each layer's own policy.
     """
     producers = _producers(model)
-    num_readers = collections.Counter(id(tensor) for layer in model.layers if not isinstance(
-        layer, keras.layers.InputLayer) for tensor in keras.tree.flatten(layer.input))
+    num_readers = collections.Counter(
+        id(tensor)
+        for layer in model.layers
+        if not isinstance(layer, keras.layers.InputLayer)
+        for tensor in keras.tree.flatten(layer.input)
+    )
     num_readers.update(id(tensor) for tensor in model.outputs)
     norms = {}  # name of a convolution -> the BN that it swallows
     for norm in model.layers:
         if isinstance(norm, keras.layers.BatchNormalization):
             conv = producers.get(id(norm.input))
-            if isinstance(conv, keras.layers.Conv2D) and conv.activation is keras.activations.linear and (
-                    num_readers[id(conv.output)] == 1):
+            if (
+                isinstance(conv, keras.layers.Conv2D)
+                and conv.activation is keras.activations.linear
+                and (num_readers[id(conv.output)] == 1)
+            ):
                 norms[conv.name] = norm
     swallowed = {norm.name for norm in norms.values()}
 
@@ -266,12 +282,16 @@ def _pixel_stride(layer):
         is_1x1 = layer.kernel_size == layer.dilation_rate == (1, 1) and len(set(layer.strides)) == 1
         return layer.strides[0] if is_1x1 else None
     is_relu = isinstance(layer, keras.layers.ReLU) or (
-        isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.relu)
+        isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.relu
+    )
     is_sum = isinstance(layer, keras.layers.Add) and len({tensor.shape for tensor in layer.input}) == 1
     return 1 if is_relu or is_sum or isinstance(layer, keras.layers.BatchNormalization) else None
 
 
 def _can_stride(layer):
     """Return whether a layer can leave out pixels: not where it pads by the image size, nor in other layers."""
-    return _pixel_stride(layer) is not None or isinstance(layer, keras.layers.Conv2D) and (
-        layer.dilation_rate == (1, 1) and (layer.padding == 'valid' or layer.strides == (1, 1)))
+    return (
+        _pixel_stride(layer) is not None
+        or isinstance(layer, keras.layers.Conv2D)
+        and (layer.dilation_rate == (1, 1) and (layer.padding == 'valid' or layer.strides == (1, 1)))
+    )

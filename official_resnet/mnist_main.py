@@ -17,6 +17,7 @@ continues a run that was stopped or killed.
 Recipes: documents (default; the PyTorch program that the net comes from), fast, demo; a flag that is given
 overrides its recipe.
 """
+
 import sys
 
 from official_resnet import train_program

@@ -1,4 +1,5 @@
 """SGD with coupled L2, and learning rate schedules given in epochs."""
+
 import dataclasses
 
 import keras
@@ -31,8 +32,18 @@ class CoupledSGD(keras.optimizers.SGD):
         head_layers: names of layers, the first part of a variable's path.
     """
 
-    def __init__(self, learning_rate=0.1, momentum=0.9, nesterov=False, l2=0.0, decay='all', backbone_factor=1.0,
-                 head_layers=(), name='coupled_sgd', **kwargs):
+    def __init__(
+        self,
+        learning_rate=0.1,
+        momentum=0.9,
+        nesterov=False,
+        l2=0.0,
+        decay='all',
+        backbone_factor=1.0,
+        head_layers=(),
+        name='coupled_sgd',
+        **kwargs,
+    ):
         super().__init__(learning_rate, momentum=momentum, nesterov=nesterov, name=name, **kwargs)
         if decay not in ('all', 'kernels', 'no_batch_norm'):
             raise UserError(f"decay={decay!r} is none of 'all', 'kernels', 'no_batch_norm'")
@@ -59,14 +70,23 @@ class CoupledSGD(keras.optimizers.SGD):
         learning_rate = learning_rate * self._rate_factor_of[self._var_key(variable)]
         velocity = self.momentums[self._get_variable_index(variable)].value
         tf.raw_ops.ResourceApplyMomentum(
-            var=variable.handle, accum=velocity.handle, lr=tf.cast(learning_rate, variable.dtype),
-            grad=gradient, momentum=self.momentum, use_nesterov=self.nesterov)
+            var=variable.handle,
+            accum=velocity.handle,
+            lr=tf.cast(learning_rate, variable.dtype),
+            grad=gradient,
+            momentum=self.momentum,
+            use_nesterov=self.nesterov,
+        )
 
     def get_config(self):
         config = super().get_config()
         config.pop('weight_decay', None)
-        return config | {'l2': self.l2, 'decay': self.decay, 'backbone_factor': self.backbone_factor,
-                         'head_layers': list(self.head_layers)}
+        return config | {
+            'l2': self.l2,
+            'decay': self.decay,
+            'backbone_factor': self.backbone_factor,
+            'head_layers': list(self.head_layers),
+        }
 
 
 @keras.saving.register_keras_serializable(package='official_resnet')
@@ -93,8 +113,10 @@ class Adam(keras.optimizers.Adam):
 
 def _rate_factors(optimizer, variables):
     """Return {key: what multiplies the learning rate} of Keras variables."""
-    return {optimizer._var_key(v): 1.0 if v.path.split('/')[0] in optimizer.head_layers else optimizer.backbone_factor
-            for v in variables}
+    return {
+        optimizer._var_key(v): 1.0 if v.path.split('/')[0] in optimizer.head_layers else optimizer.backbone_factor
+        for v in variables
+    }
 
 
 @keras.saving.register_keras_serializable(package='official_resnet')
@@ -149,6 +171,7 @@ class Schedule:
         peak: share of the training at which one_cycle peaks, 0 to 1.
         warmup_epochs: linear rise from 0 before the schedule proper.
     """
+
     kind: str = 'piecewise'
     boundaries: tuple = ()
     factors: tuple = (1.0,)
@@ -160,12 +183,14 @@ class Schedule:
         object.__setattr__(self, 'factors', tuple(self.factors))
         if self.kind not in ('piecewise', 'cosine', 'one_cycle', 'constant'):
             raise UserError(f"lr_schedule {self.kind!r} is none of 'piecewise', 'cosine', 'one_cycle', 'constant'")
-        if self.kind == 'piecewise' and (len(self.factors) != len(self.boundaries) + 1
-                                         or list(self.boundaries) != sorted(self.boundaries)):
+        if self.kind == 'piecewise' and (
+            len(self.factors) != len(self.boundaries) + 1 or list(self.boundaries) != sorted(self.boundaries)
+        ):
             raise UserError(f'lr_boundaries {self.boundaries} must rise, and lr_factors {self.factors} be one more')
         if not 0 < self.peak < 1 or self.warmup_epochs < 0:
-            raise UserError(f'one_cycle peak {self.peak} must lie between 0 and 1, '
-                            f'warmup_epochs {self.warmup_epochs} not below 0')
+            raise UserError(
+                f'one_cycle peak {self.peak} must lie between 0 and 1, warmup_epochs {self.warmup_epochs} not below 0'
+            )
 
     def build(self, base_rate, steps_per_epoch, total_steps):
         """Return the Keras schedule in steps.
@@ -184,7 +209,8 @@ class Schedule:
             # The small addend undoes float rounding: 32000 / 390 * 390 must not become 31999.
             steps = [int(epoch * steps_per_epoch + 1e-6) for epoch in self.boundaries]
             schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
-                steps, [base_rate * factor for factor in self.factors])
+                steps, [base_rate * factor for factor in self.factors]
+            )
         else:
             schedule = PiecewiseLinear([0], [base_rate])
         if self.warmup_epochs:

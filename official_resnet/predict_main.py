@@ -13,6 +13,7 @@ refused. Pictures are files, or folders, which are searched through; those that 
 With --json, each picture is a line: file, classes: [{index, name, id, probability}], explanation: {index, name, file}
 or null.
 """
+
 import itertools
 import json
 import os
@@ -51,22 +52,36 @@ def define_flags():
     """Return the flags, in a set of their own."""
     values = flags.FlagValues()
     values.set_gnu_getopt(True)  # flags may follow pictures
-    flags.DEFINE_string('model', None, 'The net: a .keras file with its card beside it, or a model_dir.',
-                        short_name='m', flag_values=values)
+    flags.DEFINE_string(
+        'model',
+        None,
+        'The net: a .keras file with its card beside it, or a model_dir.',
+        short_name='m',
+        flag_values=values,
+    )
     flags.DEFINE_integer('top', 5, 'Classes to name for each picture.', 1, flag_values=values)
     flags.DEFINE_boolean('json', False, 'Print a line of JSON for each picture.', flag_values=values)
-    flags.DEFINE_string('labels', None, "Names of the classes in place of the card's: a text file, one a line.",
-                        flag_values=values)
-    flags.DEFINE_boolean('explain', False, 'Save where the net sees the class, NAME_grad_cam.png (arXiv:1610.02391).',
-                         flag_values=values)
-    flags.DEFINE_string('explain_class', None, 'Number, name or WordNet id of the class to explain; without, the '
-                        'likeliest.', flag_values=values)
+    flags.DEFINE_string(
+        'labels', None, "Names of the classes in place of the card's: a text file, one a line.", flag_values=values
+    )
+    flags.DEFINE_boolean(
+        'explain', False, 'Save where the net sees the class, NAME_grad_cam.png (arXiv:1610.02391).', flag_values=values
+    )
+    flags.DEFINE_string(
+        'explain_class',
+        None,
+        'Number, name or WordNet id of the class to explain; without, the likeliest.',
+        flag_values=values,
+    )
     flags.DEFINE_string('output_dir', '.', 'Folder of the explanations.', flag_values=values)
     flags.DEFINE_integer('batch_size', 8, 'Pictures computed at once.', 1, short_name='bs', flag_values=values)
     flags.register_validator('model', bool, 'pass a .keras file or a model_dir', values)
     flags.register_multi_flags_validator(
-        ['explain', 'explain_class'], lambda v: v['explain'] or v['explain_class'] is None,
-        '--explain_class belongs to --explain; pass that, too', values)
+        ['explain', 'explain_class'],
+        lambda v: v['explain'] or v['explain_class'] is None,
+        '--explain_class belongs to --explain; pass that, too',
+        values,
+    )
     return values
 
 
@@ -90,8 +105,10 @@ def _name_pictures(values, arguments):
     if not files:
         return 1
     from official_resnet import devices
+
     devices.start_tensorflow(1)  # one op at a time: the fastest in inference
     from official_resnet import cards, prediction
+
     model, card = prediction.load(values.model)
     if values.labels:
         card = cards.with_names(card, values.labels)
@@ -102,7 +119,7 @@ def _name_pictures(values, arguments):
     show = _show_json if values.json else Table(files, card.names).show
     num_read = 0
     for start in range(0, len(files), values.batch_size):
-        batch, images = _read(prediction, card, files[start:start + values.batch_size])
+        batch, images = _read(prediction, card, files[start : start + values.batch_size])
         num_read += len(batch)
         if batch:
             found = prediction.guesses(card, prediction.probabilities(call, card, images), values.top)
@@ -126,8 +143,12 @@ def find_pictures(arguments):
         if '://' in argument:
             raise UserError(f'{argument} is on the network, which is not used here; fetch it and pass the file')
         if path.is_dir():
-            found = sorted(pathlib.Path(parent, name) for parent, _, names in os.walk(path) for name in names
-                           if name.lower().endswith(SUFFIXES) and not name.startswith('.'))
+            found = sorted(
+                pathlib.Path(parent, name)
+                for parent, _, names in os.walk(path)
+                for name in names
+                if name.lower().endswith(SUFFIXES) and not name.startswith('.')
+            )
             if not found:
                 _say(f"left out: '{path}' has no picture ({' '.join(SUFFIXES)})")
             files += found
@@ -141,6 +162,7 @@ def find_pictures(arguments):
 def _read(prediction, card, files):
     """Return (those of the files that can be read, uint8 [n, h, w, c]); name the others on stderr."""
     import numpy as np
+
     read, images = [], []
     for file in files:
         try:
@@ -165,8 +187,10 @@ def class_index(card, text):
         return found[0]
     if found:
         raise UserError(f"--explain_class '{text}' are the classes {', '.join(map(str, found))}; pass one of these")
-    raise UserError(f"--explain_class '{text}' is no class of the net; pass its number, 0..{card.num_classes - 1}, "
-                    'or its name as the table has it')
+    raise UserError(
+        f"--explain_class '{text}' is no class of the net; pass its number, 0..{card.num_classes - 1}, "
+        'or its name as the table has it'
+    )
 
 
 class Explainer:
@@ -179,24 +203,28 @@ class Explainer:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot make output_dir '{self.folder}': {error.strerror}; pass another --output_dir"
-                            ) from error
+            raise UserError(
+                f"cannot make output_dir '{self.folder}': {error.strerror}; pass another --output_dir"
+            ) from error
         self.taken = {file.resolve() for file in files}  # and nothing that is written twice
 
     def __call__(self, files, images, found):
         """Return [{'index', 'name', 'file'}] of pictures, uint8 [n, h, w, c], and their guesses."""
         from official_resnet import grad_cam, prediction
+
         classes = [guesses[0].index if self.index is None else self.index for guesses in found]
         maps = grad_cam.grad_cam(self.model, prediction.network_input(self.card, images), classes)
         (rows, columns), (net_rows, net_columns) = self.card.size, self.card.net_size
         top, left = (net_rows - rows) // 2, (net_columns - columns) // 2  # of the picture inside its padding
-        maps = maps[:, top:top + rows, left:left + columns]
-        return [{'index': index, 'name': self.card.names[index],
-                 'file': self._save(file, grad_cam.overlay(image, cam))}
-                for file, image, cam, index in zip(files, images, maps, classes, strict=True)]
+        maps = maps[:, top : top + rows, left : left + columns]
+        return [
+            {'index': index, 'name': self.card.names[index], 'file': self._save(file, grad_cam.overlay(image, cam))}
+            for file, image, cam, index in zip(files, images, maps, classes, strict=True)
+        ]
 
     def _save(self, file, pixels):
         from PIL import Image
+
         suffixes = itertools.chain([''], (f'_{number}' for number in itertools.count(2)))
         names = (f'{file.stem}_grad_cam{suffix}.png' for suffix in suffixes)
         path = next(path for path in (self.folder / name for name in names) if path.resolve() not in self.taken)
@@ -211,8 +239,10 @@ class Explainer:
 
 
 def _show_json(file, guesses, explanation):
-    print(json.dumps({'file': str(file), 'classes': [guess._asdict() for guess in guesses],
-                      'explanation': explanation}), flush=True)
+    print(
+        json.dumps({'file': str(file), 'classes': [guess._asdict() for guess in guesses], 'explanation': explanation}),
+        flush=True,
+    )
 
 
 class Table:

@@ -1,4 +1,5 @@
 """Pictures -> names by a trained net and its card; SavedModel with the preprocessing inside; fast inference."""
+
 import collections
 import contextlib
 import dataclasses
@@ -33,16 +34,27 @@ def load(path):
     path = pathlib.Path(path).expanduser()
     if path.is_dir():
         if not (path / 'model.keras').is_file():
-            raise UserError(f"'{path}' has no model.keras, which the end of a training writes; let the training end, "
-                            'or pass a .keras file')
+            raise UserError(
+                f"'{path}' has no model.keras, which the end of a training writes; let the training end, "
+                'or pass a .keras file'
+            )
         path = path / 'model.keras'
     if path.suffix != '.keras' or not path.is_file():
         raise UserError(f"'{path}' is no .keras file and no model_dir; pass one of them")
     card = cards.read_card(path.with_suffix('.card.json'))
     try:
         model = keras.models.load_model(path, compile=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, zlib.error,
-            zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        EOFError,
+        zlib.error,
+        zipfile.BadZipFile,
+    ) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f'cannot load {path}: {reason[:200]}; pass a .keras model of ours') from error
     shapes = [tensor.shape for tensor in (*model.inputs, *model.outputs)]
@@ -50,11 +62,14 @@ def load(path):
         model = _channels_last(model, card)
         shapes[0] = model.input_shape
     expected = [(None, *card.net_size, card.num_channels), (None, card.num_classes)]
-    if len(shapes) != 2 or any(len(shape) != len(want) or any(
-            n not in (None, m) for n, m in zip(shape[1:], want[1:], strict=True))
-            for shape, want in zip(shapes, expected, strict=True)):
-        raise UserError(f'{path} has inputs and outputs {shapes}, its card says {expected}: they do not belong '
-                        f'together; {cards.REMEDY}')
+    if len(shapes) != 2 or any(
+        len(shape) != len(want) or any(n not in (None, m) for n, m in zip(shape[1:], want[1:], strict=True))
+        for shape, want in zip(shapes, expected, strict=True)
+    ):
+        raise UserError(
+            f'{path} has inputs and outputs {shapes}, its card says {expected}: they do not belong '
+            f'together; {cards.REMEDY}'
+        )
     return model, card
 
 
@@ -88,6 +103,7 @@ def prepare(picture, card):
         UserError: it cannot be read; names it, if it is a path.
     """
     from PIL import Image, ImageOps
+
     try:
         with warnings.catch_warnings(), _opened(picture) as image:
             warnings.simplefilter('ignore')  # of odd but readable files
@@ -103,13 +119,16 @@ def prepare(picture, card):
 
 def encoded_view(card):
     """Return the function (encoded picture, string []) -> uint8 [h, w, c], a tensor, that is `prepare`."""
+
     def prepare_bytes(picture):
         with Image.open(io.BytesIO(picture)) as image:
             return prepare(image, card)
 
     from PIL import Image
+
     return lambda picture: tf.ensure_shape(
-        tf.numpy_function(prepare_bytes, [picture], tf.uint8), [*card.size, card.num_channels])
+        tf.numpy_function(prepare_bytes, [picture], tf.uint8), [*card.size, card.num_channels]
+    )
 
 
 def network_input(card, images):
@@ -131,8 +150,10 @@ def probabilities(model, card, images):
 
 def guesses(card, rows, top=5):
     """Return [[Guess, ...], ...], the likeliest first, of probabilities [n, num_classes]."""
-    return [[Guess(int(i), card.names[i], card.ids[i], float(row[i])) for i in np.argsort(-row, kind='stable')[:top]]
-            for row in rows]
+    return [
+        [Guess(int(i), card.names[i], card.ids[i], float(row[i])) for i in np.argsort(-row, kind='stable')[:top]]
+        for row in rows
+    ]
 
 
 class Serving(tf.Module):
@@ -149,8 +170,11 @@ class Serving(tf.Module):
         self.is_channels_first = model.get_layer('head_pool').data_format == 'channels_first'
         self.input_size = model.input_shape[2:] if self.is_channels_first else model.input_shape[1:3]
         self.views = views
-        function, spec = ((self._serve, tf.TensorSpec((None, *image_shape), tf.float32, name='input')) if views is None
-                          else (self._serve_bytes, tf.TensorSpec((None,), tf.string, name='image_bytes')))
+        function, spec = (
+            (self._serve, tf.TensorSpec((None, *image_shape), tf.float32, name='input'))
+            if views is None
+            else (self._serve_bytes, tf.TensorSpec((None,), tf.string, name='image_bytes'))
+        )
         self.serve = tf.function(function, input_signature=[spec])
 
     def _serve(self, images):
@@ -165,8 +189,13 @@ class Serving(tf.Module):
 
     def _serve_bytes(self, image_bytes):
         shape = (self.views.test_size, self.views.test_size, 3)
-        return self._serve(tf.map_fn(lambda picture: preprocessing.test_view(picture, self.views), image_bytes,
-                                     fn_output_signature=tf.TensorSpec(shape, tf.float32)))
+        return self._serve(
+            tf.map_fn(
+                lambda picture: preprocessing.test_view(picture, self.views),
+                image_bytes,
+                fn_output_signature=tf.TensorSpec(shape, tf.float32),
+            )
+        )
 
 
 def export(model, normalization, image_shape, export_dir, examples):
@@ -215,8 +244,10 @@ def export_bytes(model, normalization, views, export_dir, examples):
     channels = model.input_shape[1 if serving.is_channels_first else -1]
     wanted = (*serving.input_size, channels)
     if any(n not in (None, m) for n, m in zip(wanted, shape, strict=True)):
-        raise UserError(f'the net takes pictures {wanted}, not {shape}, which encoded ones become; export it without '
-                        'their bytes, or with another size of the test picture')
+        raise UserError(
+            f'the net takes pictures {wanted}, not {shape}, which encoded ones become; export it without '
+            'their bytes, or with another size of the test picture'
+        )
     return _export(serving, export_dir, tf.constant(examples, tf.string))
 
 
@@ -229,8 +260,7 @@ def _export(serving, export_dir, examples):
     path = folder / str(stamp)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tf.saved_model.save(serving, str(path), signatures={
-            'serving_default': serving.serve, 'predict': serving.serve})
+        tf.saved_model.save(serving, str(path), signatures={'serving_default': serving.serve, 'predict': serving.serve})
     except OSError as error:
         raise UserError(f'cannot export to {path}: {error}; pass another --export_dir') from error
     expected = serving.serve(examples)['probabilities'].numpy()
@@ -238,8 +268,10 @@ def _export(serving, export_dir, examples):
     got = tf.saved_model.load(str(path)).signatures['serving_default'](**{name: examples})
     difference = float(np.max(np.abs(expected - got['probabilities'].numpy())))
     if not difference <= TOLERANCE:
-        raise UserError(f'the SavedModel {path} differs from the model by {difference:.2g} in probability, '
-                        f'more than {TOLERANCE:g}; do not use it')
+        raise UserError(
+            f'the SavedModel {path} differs from the model by {difference:.2g} in probability, '
+            f'more than {TOLERANCE:g}; do not use it'
+        )
     return path
 
 
@@ -257,15 +289,21 @@ def compile_model(model, image_shape=None, dtype=None):
         dtype: as fold_batch_norm has it.
     """
     model = layers.propagate_strides(layers.fold_batch_norm(model, dtype))
-    trainable, others = ([variable.numpy() for variable in variables]
-                         for variables in (model.trainable_variables, model.non_trainable_variables))
+    trainable, others = (
+        [variable.numpy() for variable in variables]
+        for variables in (model.trainable_variables, model.non_trainable_variables)
+    )
 
     shape = (None, *image_shape) if image_shape else model.input.shape
 
     @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32)])
     def call(images):
-        outputs, _ = model.stateless_call([tf.constant(value) for value in trainable],
-                                          [tf.constant(value) for value in others], images, training=False)
+        outputs, _ = model.stateless_call(
+            [tf.constant(value) for value in trainable],
+            [tf.constant(value) for value in others],
+            images,
+            training=False,
+        )
         return outputs
 
     return call
@@ -274,6 +312,7 @@ def compile_model(model, image_shape=None, dtype=None):
 def _opened(picture):
     """Return a context of the PIL image of a path, an array or a PIL image; it closes only what it opened."""
     from PIL import Image
+
     if isinstance(picture, Image.Image):
         return contextlib.nullcontext(picture)
     if isinstance(picture, np.ndarray):
@@ -284,6 +323,7 @@ def _opened(picture):
 
 def _with_mode(image, mode):
     from PIL import Image
+
     if image.mode.startswith('I'):  # 16 bits
         pixels = np.asarray(image).astype(np.int64)
         image = Image.fromarray(np.clip(pixels >> 8, 0, 255).astype(np.uint8))
@@ -307,8 +347,10 @@ def _box(width, height, card):
     else:  # rounded as torchvision's Resize and CenterCrop do it
         shorter = min(width, height)
         new_width, new_height = (card.resize * side // shorter for side in (width, height))
-        left, top = (round((new - cut) / 2) * old / new for new, cut, old in (
-            (new_width, columns, width), (new_height, rows, height)))
+        left, top = (
+            round((new - cut) / 2) * old / new
+            for new, cut, old in ((new_width, columns, width), (new_height, rows, height))
+        )
         box_width, box_height = columns * width / new_width, rows * height / new_height
     return max(left, 0), max(top, 0), min(left + box_width, width), min(top + box_height, height)
 
@@ -319,9 +361,12 @@ def _channels_last(model, card):
     twin = resnet_model.resnet(spec, model.get_layer('logits').units, (*card.net_size, card.num_channels))
     outputs = twin.output
     names = [layer.name for layer in model.layers]
-    for layer in model.layers[names.index('logits') + 1:]:
+    for layer in model.layers[names.index('logits') + 1 :]:
         outputs = type(layer).from_config(layer.get_config())(outputs)
     twin = keras.Model(twin.input, outputs, name=model.name)
-    checkpoints.assign({variable.path: variable for variable in twin.variables},
-                       {variable.path: variable.numpy() for variable in model.variables}, 'of the net')
+    checkpoints.assign(
+        {variable.path: variable for variable in twin.variables},
+        {variable.path: variable.numpy() for variable in model.variables},
+        'of the net',
+    )
     return twin

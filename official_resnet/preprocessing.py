@@ -3,6 +3,7 @@
 Small pictures of one size go as whole batches [b, h, w, c], because a map over single pictures costs many times the
 arithmetic; encoded pictures, of whatever size, one by one.
 """
+
 import dataclasses
 
 import tensorflow as tf
@@ -35,7 +36,7 @@ def pad_crop_flip(images, seed, pad=4, flip=True, size=None, part=None):
         [3, part[1] if part else tf.shape(images)[0]], seed, minval=None, maxval=None, dtype=tf.int32, alg='philox'
     )
     if part:
-        bits = bits[:, part[0]:part[0] + tf.shape(images)[0]]
+        bits = bits[:, part[0] : part[0] + tf.shape(images)[0]]
     # 2**32 is no multiple of the number of offsets: of 9 (pad 4), some are more frequent by 1 in 500 million.
     tops, lefts, coins = tf.unstack(tf.math.floormod(bits, [[last_top + 1], [last_left + 1], [2]]))
     flips = tf.logical_and(tf.equal(coins, 1), flip)
@@ -102,6 +103,7 @@ class Views:
             'antialias', as Pillow and so torchvision have it, but for their rounding to whole numbers. The former
             decodes JPEG by the fast transform, which is TensorFlow's default, the latter by the accurate one.
     """
+
     size: int = 224
     test_size: int = 224
     test_resize: int | None = None
@@ -118,8 +120,10 @@ class Views:
         if not 0 < self.min_area <= 1:
             raise errors.UserError(f'min_area {self.min_area} is no share; pass a number above 0, up to 1')
         if self.test_resize is not None and self.test_resize < self.test_size:
-            raise errors.UserError(f'test_resize {self.test_resize} leaves no {self.test_size} pixels to cut out; '
-                                   f'pass {self.test_size} or more')
+            raise errors.UserError(
+                f'test_resize {self.test_resize} leaves no {self.test_size} pixels to cut out; '
+                f'pass {self.test_size} or more'
+            )
 
     @property
     def dct_method(self):
@@ -153,9 +157,15 @@ def train_view(jpeg, boxes, seed, views, flip=True):
     if not views.use_boxes:
         boxes = tf.zeros([0, 4])
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-        shape, tf.expand_dims(boxes, 0), seed, min_object_covered=0.1 if views.use_boxes else 0.0,
-        aspect_ratio_range=(0.75, 4 / 3), area_range=(views.min_area, 1.0), max_attempts=100,
-        use_image_if_no_bounding_boxes=True)
+        shape,
+        tf.expand_dims(boxes, 0),
+        seed,
+        min_object_covered=0.1 if views.use_boxes else 0.0,
+        aspect_ratio_range=(0.75, 4 / 3),
+        area_range=(views.min_area, 1.0),
+        max_attempts=100,
+        use_image_if_no_bounding_boxes=True,
+    )
     window = tf.concat([begin[:2], size[:2]], 0)  # top, left, height, width
     image = tf.io.decode_and_crop_jpeg(jpeg, window, channels=3, dct_method=views.dct_method)
     coin = tf.random.stateless_uniform([], tf.random.experimental.stateless_fold_in(seed, 1))
@@ -200,7 +210,7 @@ def _shorter_side(picture, views):
     image = tf.io.decode_jpeg(picture, channels=3, dct_method=views.dct_method)  # decodes PNG, too
     shorter = tf.reduce_min(tf.shape(image)[:2])
     cut = tf.maximum(tf.shape(image)[:2] - LONGEST * shorter, 0) // 2
-    image = image[cut[0]:tf.shape(image)[0] - cut[0], cut[1]:tf.shape(image)[1] - cut[1]]
+    image = image[cut[0] : tf.shape(image)[0] - cut[0], cut[1] : tf.shape(image)[1] - cut[1]]
     shape = tf.shape(image)[:2]
     if views.resize == 'antialias':
         size = shape * views.shorter_side // shorter  # in whole numbers, as torchvision
@@ -221,7 +231,7 @@ def _middle(image, views):
     """Cut test_size x test_size out of the middle; what is half a pixel goes as the two models of `resize` have it."""
     spare = tf.shape(image)[:2] - views.test_size
     top, left = tf.unstack(tf.cast(tf.round(spare / 2), tf.int32) if views.resize == 'antialias' else spare // 2)
-    return image[top:top + views.test_size, left:left + views.test_size]
+    return image[top : top + views.test_size, left : left + views.test_size]
 
 
 def per_image_standardization(images):
@@ -299,8 +309,10 @@ class _Normalizations(dict):
 
 
 # name -> function of a batch [b, h, w, c], uint8 or float in 0..255, that returns float32
-NORMALIZATIONS = _Normalizations({
-    'per_image_standardization': per_image_standardization,
-    'unit_range': unit_range,
-    'none': no_normalization,
-})
+NORMALIZATIONS = _Normalizations(
+    {
+        'per_image_standardization': per_image_standardization,
+        'unit_range': unit_range,
+        'none': no_normalization,
+    }
+)

@@ -8,6 +8,7 @@
 Sources: v1 arXiv:1512.03385 Sec. 3, 4; v2 (pre-activation) arXiv:1603.05027 Sec. 4; 1.5 moves the
 stride of a bottleneck from its first 1x1 to its 3x3 (official/resnet calls that "v1").
 """
+
 import collections
 import dataclasses
 import sys
@@ -70,6 +71,7 @@ class Experiment:
         batch_norm: False leaves BN out and gives the convolutions biases.
         init: of the convolutions, 'he' or a normal distribution of the standard deviation in its name.
     """
+
     order: str | None = None
     shortcut_scale: float = 1.0
     residual_scale: float = 1.0
@@ -125,6 +127,7 @@ class ResNetSpec:
         data_format: layout of the images and all between; weights do not depend on it.
         experiment: Experiment, or None.
     """
+
     group_blocks: tuple
     filters: int = 16
     stem: str = 'cifar'
@@ -167,11 +170,15 @@ class ResNetSpec:
         if not self.group_blocks or any(not isinstance(n, int) or n < 1 for n in self.group_blocks):
             raise UserError(f'group_blocks={self.group_blocks!r}: pass the blocks of each group, each from 1')
         if not 0 < self.bn_momentum < 1 or not self.bn_epsilon > 0:
-            raise UserError(f'bn_momentum={self.bn_momentum}, bn_epsilon={self.bn_epsilon}: '
-                            'the momentum lies between 0 and 1, the epsilon above 0')
+            raise UserError(
+                f'bn_momentum={self.bn_momentum}, bn_epsilon={self.bn_epsilon}: '
+                'the momentum lies between 0 and 1, the epsilon above 0'
+            )
         if self.block != 'bottleneck' and (self.base_width, self.cardinality) != (64, 1):
-            raise UserError(f'base_width={self.base_width}, cardinality={self.cardinality} '
-                            "belong to bottlenecks; use width, or block='bottleneck'")
+            raise UserError(
+                f'base_width={self.base_width}, cardinality={self.cardinality} '
+                "belong to bottlenecks; use width, or block='bottleneck'"
+            )
         if self.shortcut is None and self.stochastic_depth:
             raise UserError(f'stochastic_depth={self.stochastic_depth} drops blocks, which needs a shortcut')
         if self.zero_gamma and 'bn' not in self.order.last:
@@ -219,8 +226,9 @@ def resnet(spec, num_classes, input_shape):
         if spec.output_stride and total_stride * stride > spec.output_stride:
             stride, dilation = 1, dilation * stride
         total_stride *= stride
-        x = residual_group(x, spec, spec.filters * 2 ** i, num_blocks, stride, f'group{i + 1}',
-                           dilation, sum(spec.group_blocks[:i]))
+        x = residual_group(
+            x, spec, spec.filters * 2**i, num_blocks, stride, f'group{i + 1}', dilation, sum(spec.group_blocks[:i])
+        )
     x = _activate(x, spec, spec.order.before, 'head')
     x = keras.layers.GlobalAveragePooling2D(data_format=spec.data_format, name='head_pool')(x)
     # float32 whatever the policy: a softmax in 16 bits loses small probabilities.
@@ -243,8 +251,16 @@ def residual_group(x, spec, filters, num_blocks, stride, name, dilation=1, first
     strided = 0 if spec.stride_block == 'first' else num_blocks - 1
     for i in range(num_blocks):
         drop_rate = spec.stochastic_depth * (first_block + i + 1) / sum(spec.group_blocks)
-        x = residual_block(x, spec, filters, stride if i == strided else 1, f'{name}_block{i + 1}', is_first=i == 0,
-                           dilation=dilation if i else (dilation + 1) // 2, drop_rate=drop_rate)
+        x = residual_block(
+            x,
+            spec,
+            filters,
+            stride if i == strided else 1,
+            f'{name}_block{i + 1}',
+            is_first=i == 0,
+            dilation=dilation if i else (dilation + 1) // 2,
+            drop_rate=drop_rate,
+        )
     return x
 
 
@@ -266,8 +282,14 @@ def residual_block(x, spec, filters, stride, name, is_first=False, dilation=1, d
     for i, (out_filters, kernel, conv_stride, groups) in enumerate(convs, start=1):
         x = _conv(x, spec, out_filters, kernel, f'{name}_conv{i}', conv_stride, groups, dilation)
         is_last = i == len(convs)
-        x = _activate(x, spec, order.last if is_last else order.between, name, i + bool(order.before),
-                      is_zero=is_last and spec.zero_gamma)
+        x = _activate(
+            x,
+            spec,
+            order.last if is_last else order.between,
+            name,
+            i + bool(order.before),
+            is_zero=is_last and spec.zero_gamma,
+        )
     if spec.se_reduction:
         x = _squeeze_and_excite(x, spec, name)
     if shortcut is not None:
@@ -282,12 +304,11 @@ def _block_convs(spec, filters, stride):
     """Return (filters, kernel, stride, groups) of each convolution of a block."""
     filters *= spec.width
     if spec.block != 'bottleneck':
-        return ((filters, 3, stride, 1), (filters, 3, 1, 1))[:1 if spec.block == 'single' else 2]
+        return ((filters, 3, stride, 1), (filters, 3, 1, 1))[: 1 if spec.block == 'single' else 2]
     inner = filters * spec.base_width // 64 * spec.cardinality
     is_first = (spec.stride_conv or ('first' if spec.version == '1' else '3x3')) == 'first'
     first, second = (stride, 1) if is_first else (1, stride)
-    return ((inner, 1, first, 1), (inner, 3, second, spec.cardinality),
-            (filters * BOTTLENECK_EXPANSION, 1, 1, 1))
+    return ((inner, 1, first, 1), (inner, 3, second, spec.cardinality), (filters * BOTTLENECK_EXPANSION, 1, 1, 1))
 
 
 def _shortcut(x, raw, spec, filters, stride, name, is_first):
@@ -308,8 +329,9 @@ def _shortcut(x, raw, spec, filters, stride, name, is_first):
         is_projection = spec.shortcut != 'A' and not is_same_shape
     if is_projection:
         if spec.projection_pool and stride > 1:  # 'same' cuts the windows at an odd edge and averages what is inside
-            x = keras.layers.AveragePooling2D(2, stride, 'same', data_format=spec.data_format,
-                                              name=f'{name}_shortcut_pool')(x)
+            x = keras.layers.AveragePooling2D(
+                2, stride, 'same', data_format=spec.data_format, name=f'{name}_shortcut_pool'
+            )(x)
             stride = 1
         x = _conv(x, spec, filters, spec.projection_kernel, f'{name}_shortcut_conv', stride)
         return x if 'bn' in spec.order.before else _activate(x, spec, ('bn',), f'{name}_shortcut')
@@ -329,9 +351,14 @@ def _impede(x, shortcut, spec, name):
     trial = spec.trial
     if trial.gate:
         gate = conv_class(spec.data_format, True)(
-            x.shape[spec.channel_axis], 1, data_format=spec.data_format, activation='sigmoid', name=f'{name}_gate',
+            x.shape[spec.channel_axis],
+            1,
+            data_format=spec.data_format,
+            activation='sigmoid',
+            name=f'{name}_gate',
             kernel_initializer=_INITIALIZERS[trial.init](),
-            bias_initializer=keras.initializers.Constant(trial.gate_bias))(shortcut)
+            bias_initializer=keras.initializers.Constant(trial.gate_bias),
+        )(shortcut)
         rest = keras.layers.Rescaling(-1.0, 1.0, name=f'{name}_gate_rest')(gate)  # 1 - g
         shortcut = keras.layers.Multiply(name=f'{name}_gated_shortcut')([shortcut, rest])
         if trial.gate == 'exclusive':
@@ -350,8 +377,14 @@ def _squeeze_and_excite(x, spec, name):
     filters = x.shape[spec.channel_axis]
     scale = keras.layers.GlobalAveragePooling2D(data_format=spec.data_format, keepdims=True, name=f'{name}_se_pool')(x)
     for i, (units, activation) in enumerate(((max(1, filters // spec.se_reduction), 'relu'), (filters, 'sigmoid')), 1):
-        scale = keras.layers.Conv2D(units, 1, data_format=spec.data_format, activation=activation,
-                                    kernel_initializer=_INITIALIZERS['he'](), name=f'{name}_se_conv{i}')(scale)
+        scale = keras.layers.Conv2D(
+            units,
+            1,
+            data_format=spec.data_format,
+            activation=activation,
+            kernel_initializer=_INITIALIZERS['he'](),
+            name=f'{name}_se_conv{i}',
+        )(scale)
     return keras.layers.Multiply(name=f'{name}_se_out')([x, scale])
 
 
@@ -398,9 +431,17 @@ def _conv(x, spec, filters, kernel, name, stride=1, groups=1, dilation=1, has_bi
         padding = 'valid'
     has_bias = has_bias or not spec.trial.batch_norm  # elsewhere the following BN's offset takes its place
     return conv_class(spec.data_format, has_bias)(
-        filters, kernel, stride, padding, groups=groups, data_format=spec.data_format, use_bias=has_bias,
+        filters,
+        kernel,
+        stride,
+        padding,
+        groups=groups,
+        data_format=spec.data_format,
+        use_bias=has_bias,
         dilation_rate=dilation if kernel > 1 else 1,
-        kernel_initializer=_INITIALIZERS[spec.trial.init](), name=name)(x)
+        kernel_initializer=_INITIALIZERS[spec.trial.init](),
+        name=name,
+    )(x)
 
 
 def _activate(x, spec, operations, name, number='', is_zero=False, last_name=None):
@@ -408,11 +449,19 @@ def _activate(x, spec, operations, name, number='', is_zero=False, last_name=Non
     for operation in operations:
         layer_name = last_name if last_name and operation == operations[-1] else f'{name}_{operation}{number}'
         if operation == 'relu':
-            x = (keras.layers.ReLU(name=layer_name) if spec.trial.activation == 'relu' else
-                 keras.layers.Activation(spec.trial.activation, name=layer_name))(x)
+            x = (
+                keras.layers.ReLU(name=layer_name)
+                if spec.trial.activation == 'relu'
+                else keras.layers.Activation(spec.trial.activation, name=layer_name)
+            )(x)
         elif spec.trial.batch_norm:
-            x = BatchNormalization(axis=spec.channel_axis, momentum=spec.bn_momentum, epsilon=spec.bn_epsilon,
-                                   gamma_initializer='zeros' if is_zero else 'ones', name=layer_name)(x)
+            x = BatchNormalization(
+                axis=spec.channel_axis,
+                momentum=spec.bn_momentum,
+                epsilon=spec.bn_epsilon,
+                gamma_initializer='zeros' if is_zero else 'ones',
+                name=layer_name,
+            )(x)
     return x
 
 
@@ -430,8 +479,12 @@ def _check_rates(instance, field):
 
 # The rows. An ImageNet net's published form: option B, one row of zeros around the stem's pool.
 IMAGENET_BLOCKS = {
-    18: ('basic', (2, 2, 2, 2)), 34: ('basic', (3, 4, 6, 3)), 50: ('bottleneck', (3, 4, 6, 3)),
-    101: ('bottleneck', (3, 4, 23, 3)), 152: ('bottleneck', (3, 8, 36, 3)), 200: ('bottleneck', (3, 24, 36, 3)),
+    18: ('basic', (2, 2, 2, 2)),
+    34: ('basic', (3, 4, 6, 3)),
+    50: ('bottleneck', (3, 4, 6, 3)),
+    101: ('bottleneck', (3, 4, 23, 3)),
+    152: ('bottleneck', (3, 8, 36, 3)),
+    200: ('bottleneck', (3, 24, 36, 3)),
 }  # 1512.03385 Table 1; 200: 1603.05027 Sec. 5
 
 
@@ -466,26 +519,42 @@ def imagenet_spec(resnet_size, **axes):
     return ResNetSpec(group_blocks, **fields)
 
 
-VARIANTS = {f'resnet{size}_v{version}': cifar_spec(size, version=version)
-            for version in '12' for size in (20, 32, 44, 56, 110, 1202)}
+VARIANTS = {
+    f'resnet{size}_v{version}': cifar_spec(size, version=version)
+    for version in '12'
+    for size in (20, 32, 44, 56, 110, 1202)
+}
 VARIANTS |= {f'plain{size}': cifar_spec(size, shortcut=None) for size in (20, 32, 44, 56, 110)}
-VARIANTS |= {f'resnet{size}_v2': cifar_spec(size, block='bottleneck', version='2', shortcut='B')
-             for size in (164, 1001)}  # 1603.05027 Sec. 5
-VARIANTS |= {f'resnext29_{cardinality}x{base_width}d': cifar_spec(
-    29, block='bottleneck', version='1.5', shortcut='B', filters=64, cardinality=cardinality, base_width=base_width)
-    for cardinality, base_width in ((32, 4), (8, 64), (16, 64))}  # 1611.05431 Sec. 5.3
-VARIANTS |= {f'wrn{size}_{width}': ResNetSpec(((size - 4) // 6,) * 3, version='2', shortcut='B', width=width)
-             for size, width in ((16, 4), (28, 10), (40, 4))}  # 1605.07146 Sec. 3
+VARIANTS |= {
+    f'resnet{size}_v2': cifar_spec(size, block='bottleneck', version='2', shortcut='B') for size in (164, 1001)
+}  # 1603.05027 Sec. 5
+VARIANTS |= {
+    f'resnext29_{cardinality}x{base_width}d': cifar_spec(
+        29, block='bottleneck', version='1.5', shortcut='B', filters=64, cardinality=cardinality, base_width=base_width
+    )
+    for cardinality, base_width in ((32, 4), (8, 64), (16, 64))
+}  # 1611.05431 Sec. 5.3
+VARIANTS |= {
+    f'wrn{size}_{width}': ResNetSpec(((size - 4) // 6,) * 3, version='2', shortcut='B', width=width)
+    for size, width in ((16, 4), (28, 10), (40, 4))
+}  # 1605.07146 Sec. 3
 VARIANTS |= {'mnist_resnet14': mnist_spec()}
-VARIANTS |= {f'resnet{size}_v{version}': imagenet_spec(size, version=version)
-             for version in ('1', '1.5', '2') for size in IMAGENET_BLOCKS}
+VARIANTS |= {
+    f'resnet{size}_v{version}': imagenet_spec(size, version=version)
+    for version in ('1', '1.5', '2')
+    for size in IMAGENET_BLOCKS
+}
 VARIANTS |= {f'plain{size}': imagenet_spec(size, shortcut=None, version='1') for size in (18, 34)}
-VARIANTS |= {f'resnext{size}_{cardinality}x{base_width}d': imagenet_spec(
-    size, cardinality=cardinality, base_width=base_width)
-    for size, cardinality, base_width in ((50, 32, 4), (101, 32, 4), (101, 32, 8), (101, 64, 4))}
+VARIANTS |= {
+    f'resnext{size}_{cardinality}x{base_width}d': imagenet_spec(size, cardinality=cardinality, base_width=base_width)
+    for size, cardinality, base_width in ((50, 32, 4), (101, 32, 4), (101, 32, 8), (101, 64, 4))
+}
 VARIANTS |= {f'wide_resnet{size}_2': imagenet_spec(size, base_width=128) for size in (50, 101)}
-VARIANTS |= {f'seresnet{size}_v{version}': imagenet_spec(size, version=version, se_reduction=16)
-             for version in ('1', '1.5') for size in (50, 101, 152)}
+VARIANTS |= {
+    f'seresnet{size}_v{version}': imagenet_spec(size, version=version, se_reduction=16)
+    for version in ('1', '1.5')
+    for size in (50, 101, 152)
+}
 VARIANTS |= {f'resnet{size}_d': imagenet_spec(size, stem='deep', projection_pool=True) for size in (50, 101, 152)}
 IMAGE_SHAPES = {'cifar': (32, 32, 3), 'mnist': (32, 32, 1), 'imagenet': (None, None, 3), 'deep': (None, None, 3)}
 
@@ -525,10 +594,14 @@ def features(model):
             outputs['stem'] = layer.output  # the last of them that the net has
         elif layer.name.startswith('group'):
             outputs[layer.name.partition('_')[0]] = layer.output  # of the group's last layer
-    return keras.Model(model.input, outputs | {
-        'pre_logits': model.get_layer('head_pool').output, 'logits': model.output}, name=f'{model.name}_features')
+    return keras.Model(
+        model.input,
+        outputs | {'pre_logits': model.get_layer('head_pool').output, 'logits': model.output},
+        name=f'{model.name}_features',
+    )
 
 
 if __name__ == '__main__':
     from official_resnet import resnet_table
+
     resnet_table.main()

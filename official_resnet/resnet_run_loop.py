@@ -6,6 +6,7 @@ callbacks. Keras' own `fit` can neither resume inside an epoch nor run several w
     train(config, callbacks)   -> keras.callbacks.History
     evaluate(config)           -> {'loss': ..., 'accuracy': ..., ...}
 """
+
 import contextlib
 import dataclasses
 import os
@@ -87,14 +88,20 @@ def evaluate(config):
         'images_per_second', 'seconds', 'model', 'test': the Examples}.
     """
     trainer = Trainer(config, needs_checkpoint=True)
-    return trainer.evaluate() | {'num_images': trainer.test.num_images, 'step': trainer.step,
-                                 'epoch': trainer.epoch, 'model': trainer.model, 'test': trainer.test}
+    return trainer.evaluate() | {
+        'num_images': trainer.test.num_images,
+        'step': trainer.step,
+        'epoch': trainer.epoch,
+        'model': trainer.model,
+        'test': trainer.test,
+    }
 
 
 def read(config, split):
     """Return the Examples of a config's 'train' or 'test'; see input_pipeline.read for errors."""
-    examples = input_pipeline.read(config.dataset, split, data_dir=config.data_dir, views=config.views,
-                                   folder_options=config.folder_options())
+    examples = input_pipeline.read(
+        config.dataset, split, data_dir=config.data_dir, views=config.views, folder_options=config.folder_options()
+    )
     if split == 'train':
         examples = input_pipeline.first(examples, config.num_train_images)
     if config.background:
@@ -114,8 +121,9 @@ class Team:
         self.index, self.size = 0, 1
         if config.distribution_strategy == 'multi_worker_mirrored':
             self.index, self.size = workers.configure()
-        self.strategy = devices.make_strategy(config.num_gpus, config.distribution_strategy, config.batch_size,
-                                              config.all_reduce_alg)
+        self.strategy = devices.make_strategy(
+            config.num_gpus, config.distribution_strategy, config.batch_size, config.all_reduce_alg
+        )
         self._sum = steps.make_sum_function(self.strategy, self.size) if self.size > 1 else np.asarray
 
     @property
@@ -132,12 +140,20 @@ class Team:
         """Turn what TensorFlow says when another worker is gone into WorkerLost."""
         try:
             yield
-        except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError,
-                tf.errors.DeadlineExceededError, tf.errors.FailedPreconditionError) as error:
+        except (
+            tf.errors.UnavailableError,
+            tf.errors.AbortedError,
+            tf.errors.CancelledError,
+            tf.errors.InternalError,
+            tf.errors.DeadlineExceededError,
+            tf.errors.FailedPreconditionError,
+        ) as error:
             if self.size == 1:
                 raise
-            raise WorkerLost(f'worker {self.index} of {self.size} (from 0) has lost another; start all workers again, '
-                             'they continue from the last checkpoint') from error
+            raise WorkerLost(
+                f'worker {self.index} of {self.size} (from 0) has lost another; start all workers again, '
+                'they continue from the last checkpoint'
+            ) from error
 
     def part(self):
         """Wait until all are here, before this process ends; who is the first to leave may be missed by the others."""
@@ -151,12 +167,13 @@ class Trainer:
     def __init__(self, config, team=None, needs_checkpoint=False):
         self.config, self.team = config, team or Team(config)
         self.strategy = self.team.strategy
-        keras.utils.set_random_seed(config.seed % 2 ** 32)
+        keras.utils.set_random_seed(config.seed % 2**32)
         data = None if needs_checkpoint else read(config, 'train')  # evaluation needs no training pictures
         self.test = read(config, 'test')
         self.data = data or self.test
-        self.steps_per_epoch = 1 if needs_checkpoint else input_pipeline.steps_per_epoch(
-            self.data.num_images, config.batch_size)
+        self.steps_per_epoch = (
+            1 if needs_checkpoint else input_pipeline.steps_per_epoch(self.data.num_images, config.batch_size)
+        )
         total_steps = config.train_epochs * self.steps_per_epoch  # the schedule's end, whatever max_train_steps cuts
         self.last_step = min(total_steps, config.max_train_steps or total_steps)
         self.model, self.optimizer = build(config, self.strategy, self.data, self.steps_per_epoch, total_steps)
@@ -183,8 +200,15 @@ class Trainer:
         if config.trains_on_features:
             self._use_features(received)
         callback_list = keras.callbacks.CallbackList(
-            list(callbacks), add_history=True, model=self.model, epochs=config.train_epochs,
-            steps=self.steps_per_epoch, batch_size=config.batch_size, first_step=self.step, last_step=self.last_step)
+            list(callbacks),
+            add_history=True,
+            model=self.model,
+            epochs=config.train_epochs,
+            steps=self.steps_per_epoch,
+            batch_size=config.batch_size,
+            first_step=self.step,
+            last_step=self.last_step,
+        )
         history = self.model.history
         self.model.stop_training = self._has_reached_threshold()
         iterator = iter(self.train_batches())
@@ -213,12 +237,16 @@ class Trainer:
 
     def _use_features(self, received):
         """Train and evaluate the last layer on what the frozen ones make of the pictures, computed once."""
+
         def features(examples, split):
             folder = self.config.model_dir if self.team.is_chief else None
             with encoded.input_errors(examples, _VERIFY):
                 return feature_cache.features(
-                    self.model, examples, folder and pathlib.Path(folder) / feature_cache.FILES[split],
-                    check=lambda: received and self.team.size == 1 and self._interrupt(received[0]))
+                    self.model,
+                    examples,
+                    folder and pathlib.Path(folder) / feature_cache.FILES[split],
+                    check=lambda: received and self.team.size == 1 and self._interrupt(received[0]),
+                )
 
         self.test = features(self.test, 'test')
         start = time.monotonic()
@@ -250,7 +278,8 @@ class Trainer:
             callback_list.on_train_batch_end((self.step - 1) % self.steps_per_epoch, self._call_logs(count, seconds))
             is_due = self.team.is_chief and time.monotonic() - self._saved_at > 60 * self.config.save_checkpoint_minutes
             signal_number, is_due, is_stopped, seconds = self.team.total(
-                received[0] if received else 0, is_due, self.model.stop_training, seconds / self.team.size)
+                received[0] if received else 0, is_due, self.model.stop_training, seconds / self.team.size
+            )
             if not self.config.steps_per_call:  # at most double, since a first call compiles as well
                 per_call = max(1, min(2 * count, int(count / seconds), 1000))
             self.model.stop_training = bool(is_stopped)
@@ -270,8 +299,13 @@ class Trainer:
         seconds = time.monotonic() - start
         count = self.test.num_images
         loss, accuracy, top_5 = (totals / count).tolist()
-        return {'loss': loss, 'accuracy': accuracy, 'accuracy_top_5': top_5, 'seconds': seconds,
-                'images_per_second': count / seconds}
+        return {
+            'loss': loss,
+            'accuracy': accuracy,
+            'accuracy_top_5': top_5,
+            'seconds': seconds,
+            'images_per_second': count / seconds,
+        }
 
     def save(self):
         """Write a checkpoint, unless a variable is not finite: then the last good one stays the last."""
@@ -280,10 +314,18 @@ class Trainer:
         arrays = {name: variable.numpy() for name, variable in self._variables().items()}
         for name, array in arrays.items():
             if not np.all(np.isfinite(array)):
-                raise Diverged(f'{name} is not finite after step {self.step}, {self._rate_text(self.step - 1)}; '
-                               'lower --base_learning_rate or raise --warmup_epochs; the last good checkpoint is kept')
-        state = {'step': self.step, 'sums': self.sums, 'best': self.best, 'evaluation': self.evaluation,
-                 'config': self.config.to_json(), 'data': self._data_info}
+                raise Diverged(
+                    f'{name} is not finite after step {self.step}, {self._rate_text(self.step - 1)}; '
+                    'lower --base_learning_rate or raise --warmup_epochs; the last good checkpoint is kept'
+                )
+        state = {
+            'step': self.step,
+            'sums': self.sums,
+            'best': self.best,
+            'evaluation': self.evaluation,
+            'config': self.config.to_json(),
+            'data': self._data_info,
+        }
         path = checkpoints.save(self._folder, self.step, arrays, state)
         self._saved_at = time.monotonic()
         return path
@@ -291,9 +333,19 @@ class Trainer:
     def train_batches(self):
         """Return the batches from here to the end of the training, as `train_steps` takes them."""
         config = self.config
-        return self._distribute(input_pipeline.batches(
-            self.data, config.batch_size, training=True, seed=config.seed, first_step=self.step,
-            num_epochs=config.train_epochs, augment=config.augment, flip=config.flip, share=self._share))
+        return self._distribute(
+            input_pipeline.batches(
+                self.data,
+                config.batch_size,
+                training=True,
+                seed=config.seed,
+                first_step=self.step,
+                num_epochs=config.train_epochs,
+                augment=config.augment,
+                flip=config.flip,
+                share=self._share,
+            )
+        )
 
     @property
     def _share(self):
@@ -311,7 +363,8 @@ class Trainer:
         if self.team.size == 1:
             return self.strategy.experimental_distribute_dataset(batches)
         return self.strategy.distribute_datasets_from_function(
-            lambda _: batches.rebatch(self.config.batch_size // replicas))
+            lambda _: batches.rebatch(self.config.batch_size // replicas)
+        )
 
     @property
     def _folder(self):
@@ -320,16 +373,18 @@ class Trainer:
     def _variables(self):
         named = {variable.path: variable for variable in self.model.variables}
         # Numbered: Keras counts optimizers up within a process, and wrapped ones share names.
-        return named | {f'optimizer/{i}/{variable.name}': variable
-                        for i, variable in enumerate(self.optimizer.variables)}
+        return named | {
+            f'optimizer/{i}/{variable.name}': variable for i, variable in enumerate(self.optimizer.variables)
+        }
 
     def _restore(self, needs_checkpoint):
         model_dir = self.config.model_dir
         found = model_dir and checkpoints.restore_latest(self._folder)
         if not found:
             if needs_checkpoint:
-                raise UserError(f'model_dir {model_dir!r} has no checkpoint; train there first, '
-                                'or pass another --model_dir')
+                raise UserError(
+                    f'model_dir {model_dir!r} has no checkpoint; train there first, or pass another --model_dir'
+                )
             if self.config.pretrained:
                 transfer.load_backbone(self.model, self.config.pretrained, self.config.head)
             return
@@ -343,33 +398,47 @@ class Trainer:
         self.best, self.evaluation = state['best'], state['evaluation']
         if needs_checkpoint:
             self.steps_per_epoch = input_pipeline.steps_per_epoch(state['data']['num_pictures'], self.config.batch_size)
-        changed = [difference(name, ours[name], theirs[name]) for name in ours
-                   if ours[name] != theirs[name] and name not in ('data_dir', 'model_dir')]
+        changed = [
+            difference(name, ours[name], theirs[name])
+            for name in ours
+            if ours[name] != theirs[name] and name not in ('data_dir', 'model_dir')
+        ]
         if self.team.is_chief:
-            print(f'continuing from {path}: epoch {self.epoch}, step {self.step}'
-                  + (f'; changed: {", ".join(changed)}' if changed else ''), flush=True)
+            print(
+                f'continuing from {path}: epoch {self.epoch}, step {self.step}'
+                + (f'; changed: {", ".join(changed)}' if changed else ''),
+                flush=True,
+            )
 
     def _require_one_place(self):
         if self.team.total(self.step) != [self.step * self.team.size]:
-            raise UserError(f'worker {self.team.index} is at step {self.step}, another is not; model_dir '
-                            f'{self.config.model_dir!r} must be one folder that all workers see')
+            raise UserError(
+                f'worker {self.team.index} is at step {self.step}, another is not; model_dir '
+                f'{self.config.model_dir!r} must be one folder that all workers see'
+            )
 
     def _require_same_run(self, ours, theirs, data, is_evaluation):
         """Refuse the checkpoint of another run, or of other classes or pictures than are there now."""
         wrong = [difference(field, ours[field], theirs[field]) for field in IDENTITY if ours[field] != theirs[field]]
         if transfer.is_another(ours['pretrained'], theirs['pretrained']):
             wrong.append(difference('pretrained', ours['pretrained'], theirs['pretrained']))
-        changed = [difference(name, self._data_info[name], stored) for name, stored in data.items()
-                   if self._data_info[name] != stored]
+        changed = [
+            difference(name, self._data_info[name], stored)
+            for name, stored in data.items()
+            if self._data_info[name] != stored
+        ]
         if is_evaluation:
             wrong, changed = [], [text for text in changed if text.startswith('class_names')]
         model_dir = self.config.model_dir
         if wrong:
-            raise UserError(f'model_dir {model_dir!r} holds a run with {wrong[0]}; '
-                            'pass its value, another --model_dir, or --clean to delete it')
+            raise UserError(
+                f'model_dir {model_dir!r} holds a run with {wrong[0]}; '
+                'pass its value, another --model_dir, or --clean to delete it'
+            )
         if changed:
-            raise UserError(f'model_dir {model_dir!r} holds a run on data with {changed[0]}; '
-                            'pass that data, or another --model_dir')
+            raise UserError(
+                f'model_dir {model_dir!r} holds a run on data with {changed[0]}; pass that data, or another --model_dir'
+            )
 
     def _has_reached_threshold(self):
         threshold = self.config.stop_threshold
@@ -378,9 +447,11 @@ class Trainer:
     def _check_finite(self, losses):
         if not np.all(np.isfinite(losses)):
             bad = int(np.argmin(np.isfinite(losses)))
-            raise Diverged(f'the loss is {losses[bad]} at step {self.step + bad + 1}, '
-                           f'{self._rate_text(self.step + bad)}; lower --base_learning_rate or raise '
-                           '--warmup_epochs; the last good checkpoint is kept')
+            raise Diverged(
+                f'the loss is {losses[bad]} at step {self.step + bad + 1}, '
+                f'{self._rate_text(self.step + bad)}; lower --base_learning_rate or raise '
+                '--warmup_epochs; the last good checkpoint is kept'
+            )
 
     def _rate_text(self, step):
         return f'learning rate {self._learning_rate(step):.6g}'
@@ -391,15 +462,21 @@ class Trainer:
 
     def _epoch_logs(self):
         images = max(self.sums['steps'], 1) * self.config.batch_size
-        return {'loss': self.sums['loss'] / images, 'accuracy': self.sums['correct'] / images,
-                'learning_rate': self._learning_rate(max(self.step - 1, 0)),
-                'images_per_second': images / max(self.sums['seconds'], 1e-9),
-                'seconds': self.sums['seconds'], 'step': self.step}
+        return {
+            'loss': self.sums['loss'] / images,
+            'accuracy': self.sums['correct'] / images,
+            'learning_rate': self._learning_rate(max(self.step - 1, 0)),
+            'images_per_second': images / max(self.sums['seconds'], 1e-9),
+            'seconds': self.sums['seconds'],
+            'step': self.step,
+        }
 
     def _call_logs(self, count, seconds):
         logs = self._epoch_logs()
-        return logs | {'epoch_images_per_second': logs['images_per_second'],
-                       'images_per_second': count * self.config.batch_size / seconds}
+        return logs | {
+            'epoch_images_per_second': logs['images_per_second'],
+            'images_per_second': count * self.config.batch_size / seconds,
+        }
 
     def _interrupt(self, signal_number):
         path = self.save()
@@ -417,12 +494,13 @@ def build(config, strategy, data, steps_per_epoch, total_steps):
         UserError: channels_first without a GPU.
     """
     if config.spec.data_format == 'channels_first' and not tf.config.list_logical_devices('GPU'):
-        raise UserError("data_format='channels_first' needs a GPU, TensorFlow's CPU convolutions are NHWC; "
-                        'pass --data_format=channels_last (the weights are the same)')
+        raise UserError(
+            "data_format='channels_first' needs a GPU, TensorFlow's CPU convolutions are NHWC; "
+            'pass --data_format=channels_last (the weights are the same)'
+        )
     with strategy.scope(), _dtype_policy(POLICIES[config.dtype]):
         model = transfer.build(config, data)
-        optimizer = _make_optimizer(
-            config, config.schedule.build(config.learning_rate, steps_per_epoch, total_steps))
+        optimizer = _make_optimizer(config, config.schedule.build(config.learning_rate, steps_per_epoch, total_steps))
         optimizer.build(model.trainable_variables)
         # For callbacks that look at model.optimizer, and for model.evaluate of who loads the model.
         model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=['accuracy'])
@@ -434,18 +512,33 @@ def _make_optimizer(config, schedule):
     scale = config.loss_scale or (128.0 if config.dtype == 'fp16' else 1.0)
     factor = None if scale in (1, 'dynamic') else float(scale)
     if config.optimizer == 'momentum':
-        optimizer = optimizers.CoupledSGD(schedule, config.momentum, config.nesterov, l2=config.weight_decay,
-                                          decay=config.decay, backbone_factor=config.backbone_learning_rate_factor,
-                                          head_layers=transfer.new_layers(config), loss_scale_factor=factor)
+        optimizer = optimizers.CoupledSGD(
+            schedule,
+            config.momentum,
+            config.nesterov,
+            l2=config.weight_decay,
+            decay=config.decay,
+            backbone_factor=config.backbone_learning_rate_factor,
+            head_layers=transfer.new_layers(config),
+            loss_scale_factor=factor,
+        )
     elif config.optimizer != 'adam':
         raise UserError(f"optimizer {config.optimizer!r} is none of 'momentum', 'adam'")
     elif config.weight_decay:
-        raise UserError(f'weight_decay {config.weight_decay} with optimizer adam, which has none here; '
-                        'pass --weight_decay=0, or --optimizer=momentum')
+        raise UserError(
+            f'weight_decay {config.weight_decay} with optimizer adam, which has none here; '
+            'pass --weight_decay=0, or --optimizer=momentum'
+        )
     else:  # 1412.6980 Alg. 1, with its numbers, which are torch.optim.Adam's; Keras' epsilon is 1e-7
-        optimizer = optimizers.Adam(schedule, beta_1=0.9, beta_2=0.999, epsilon=1e-8, loss_scale_factor=factor,
-                                    backbone_factor=config.backbone_learning_rate_factor,
-                                    head_layers=transfer.new_layers(config))
+        optimizer = optimizers.Adam(
+            schedule,
+            beta_1=0.9,
+            beta_2=0.999,
+            epsilon=1e-8,
+            loss_scale_factor=factor,
+            backbone_factor=config.backbone_learning_rate_factor,
+            head_layers=transfer.new_layers(config),
+        )
     return keras.optimizers.LossScaleOptimizer(optimizer) if scale == 'dynamic' else optimizer
 
 

@@ -1,8 +1,9 @@
 """What each network consists of and costs: 1512.03385 Table 1, for every row of VARIANTS.
 
-    python -m official_resnet.resnet_model                            # all, about a minute
-    python -m official_resnet.resnet_table resnet50_v1 resnet50_v1.5  # these
+python -m official_resnet.resnet_model                            # all, about a minute
+python -m official_resnet.resnet_table resnet50_v1 resnet50_v1.5  # these
 """
+
 import sys
 
 import keras
@@ -50,19 +51,27 @@ def describe(name):
         model = resnet_model.resnet(spec, NUM_CLASSES[spec.stem], shape)
     rows = {f'images {shape[0]}x{shape[1]}x{shape[2]}': ['']}
     stem = [layer for layer in model.layers if layer.name.startswith('stem')]
-    rows[_label('stem', stem)] = [f'{layer.kernel_size[0]}x{layer.kernel_size[0]}, {layer.filters}{_stride(layer)}'
-                                  for layer in stem if isinstance(layer, keras.layers.Conv2D)]
+    rows[_label('stem', stem)] = [
+        f'{layer.kernel_size[0]}x{layer.kernel_size[0]}, {layer.filters}{_stride(layer)}'
+        for layer in stem
+        if isinstance(layer, keras.layers.Conv2D)
+    ]
     rows[_label('stem', stem)] += ['3x3 max-pool, /2' for layer in stem if layer.name == 'stem_pool']
     for i, num_blocks in enumerate(spec.group_blocks):
-        convs = resnet_model._block_convs(spec, spec.filters * 2 ** i, 1)
-        lines = [f'[{kernel}x{kernel}, {filters}' + (f', C={groups}]' if groups > 1 else ']')
-                 for filters, kernel, _, groups in convs]
+        convs = resnet_model._block_convs(spec, spec.filters * 2**i, 1)
+        lines = [
+            f'[{kernel}x{kernel}, {filters}' + (f', C={groups}]' if groups > 1 else ']')
+            for filters, kernel, _, groups in convs
+        ]
         lines[len(lines) // 2] += f' x{num_blocks}'
         group = [layer for layer in model.layers if layer.name.startswith(f'group{i + 1}_')]
         rows[_label(f'group{i + 1}', group)] = lines
     rows['head'] = [f'mean, {NUM_CLASSES[spec.stem]} logits']
-    return rows | {'parameters': [f'{count_parameters(model):,}'], 'blocks': [str(sum(spec.group_blocks))],
-                   'multiply-adds': [f'{count_multiply_adds(model) / 1e6:,.0f} M']}
+    return rows | {
+        'parameters': [f'{count_parameters(model):,}'],
+        'blocks': [str(sum(spec.group_blocks))],
+        'multiply-adds': [f'{count_multiply_adds(model) / 1e6:,.0f} M'],
+    }
 
 
 def format_table(columns):

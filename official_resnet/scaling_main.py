@@ -8,6 +8,7 @@ Figures, machine and what follows from them: docs/scaling.md. What is measured (
 each measure) is of this machine. An accelerator and its network are not here, so their numbers are ASSUMED, each with
 its source, and --set replaces any of them.
 """
+
 import dataclasses
 import importlib.metadata
 import json
@@ -28,8 +29,12 @@ _DGX = 'NVIDIA DGX A100 data sheet'
 _NONE = 'no source: measure yours'
 ASSUMED = {  # name: (value, what it is, source)
     'flops': (312e12, 'FLOP/s of an accelerator', 'NVIDIA A100 data sheet, bfloat16, dense'),
-    'efficiency': (0.196, 'share of that which arithmetic reaches', 'with the overhead 2375 images/s of ResNet-50 v1.5 '
-                   'on an A100, batch 256, mixed precision, XLA: NVIDIA DeepLearningExamples, its TensorFlow README'),
+    'efficiency': (
+        0.196,
+        'share of that which arithmetic reaches',
+        'with the overhead 2375 images/s of ResNet-50 v1.5 '
+        'on an A100, batch 256, mixed precision, XLA: NVIDIA DeepLearningExamples, its TensorFlow README',
+    ),
     'overhead': (5e-3, 's a step that no batch shortens', f'a thousand kernels of 5 us; {_NONE}'),
     'jitter': (0.02, 'deviation of a step, relative, from one accelerator to another', _NONE),
     'per_host': (8, 'accelerators of a host, which are one worker', _DGX),
@@ -60,10 +65,16 @@ ADVICE = {  # part of the time -> what makes it smaller
     'memory': 'a smaller --batch_size, --dtype=bf16, a smaller --variant',
 }
 MEASURED = {  # name: what it is; see `constants`
-    'decode': 'training pictures a core makes in a second', 'read': 'records/s that a process reads',
-    'save': 's of a checkpoint of no size', 'save_byte': 's a byte', 'restore_byte': 's a byte',
-    'evaluate': 's of an evaluation of nothing', 'order': 's a picture, to shuffle an epoch',
-    'index': 's a record, to find it', 'index_bytes': 'bytes a record', 'kept': 'numbers in memory for each activation',
+    'decode': 'training pictures a core makes in a second',
+    'read': 'records/s that a process reads',
+    'save': 's of a checkpoint of no size',
+    'save_byte': 's a byte',
+    'restore_byte': 's a byte',
+    'evaluate': 's of an evaluation of nothing',
+    'order': 's a picture, to shuffle an epoch',
+    'index': 's a record, to find it',
+    'index_bytes': 'bytes a record',
+    'kept': 'numbers in memory for each activation',
 }
 _MAY_BE_0 = {'overhead', 'jitter', 'latency', 'save', 'save_byte', 'restore_byte', 'evaluate', 'order', 'index'}
 MEASURES = ('images', 'workers', 'model', 'input')
@@ -81,6 +92,7 @@ class Net:
         multiply_adds: of an image.
         activations: outputs of convolutions, ReLUs and pooling of an image, which the gradients need.
     """
+
     parameters: int
     state: int
     multiply_adds: int
@@ -151,8 +163,13 @@ def predict(net, c, n):
     slowest = min(rates, key=rates.get)
     seconds = compute + exposed + wait
     step = max(seconds, batch * n / hosts / rates[slowest])
-    parts = {'arithmetic': steps * arithmetic, 'overhead': steps * c['overhead'], 'all-reduce': steps * exposed,
-             'stragglers': steps * wait, slowest: steps * (step - seconds)}
+    parts = {
+        'arithmetic': steps * arithmetic,
+        'overhead': steps * c['overhead'],
+        'all-reduce': steps * exposed,
+        'stragglers': steps * wait,
+        slowest: steps * (step - seconds),
+    }
     per_image = 2 * net.multiply_adds / (c['flops'] * c['efficiency'])
     parts['evaluation'] = c['evaluate'] + c['test_images'] * max(per_image / n, 1 / rates[slowest] / hosts)
     parts['epoch order'] = c['order'] * c['images']
@@ -163,10 +180,20 @@ def predict(net, c, n):
     lost = max((part for part in parts if part != 'arithmetic'), key=parts.get)
     bottleneck = 'memory' if memory > c['memory'] else lost if parts[lost] >= 0.05 * epoch else 'arithmetic'
     per_second = batch * n / seconds / hosts
-    return {'accelerators': n, 'batch': batch, 'global_batch': batch * n, 'step': step,
-            'all_reduce': gradients + others, 'images_per_second': batch * n / step, 'cores': per_second / c['decode'],
-            'read_bytes': per_second * c['image_bytes'], 'memory': memory, 'epoch': epoch,
-            'parts': {part: value / epoch for part, value in parts.items()}, 'bottleneck': bottleneck}
+    return {
+        'accelerators': n,
+        'batch': batch,
+        'global_batch': batch * n,
+        'step': step,
+        'all_reduce': gradients + others,
+        'images_per_second': batch * n / step,
+        'cores': per_second / c['decode'],
+        'read_bytes': per_second * c['image_bytes'],
+        'memory': memory,
+        'epoch': epoch,
+        'parts': {part: value / epoch for part, value in parts.items()},
+        'bottleneck': bottleneck,
+    }
 
 
 # --- the same, simulated -------------------------------------------------------------------------------------
@@ -205,9 +232,14 @@ class Task:
         self.errors = tempfile.TemporaryFile('w+')  # not a pipe, which blocks when nobody reads it
         self.process = subprocess.Popen(
             [sys.executable, '-m', 'official_resnet.scaling_measure_main', name, *map(str, arguments)],
-            stdout=subprocess.PIPE, stderr=self.errors, text=True, env=os.environ | {
-                'TF_CPP_MIN_LOG_LEVEL': '3', 'CUDA_VISIBLE_DEVICES': '-1'} | ({'TF_CONFIG': config} if config else {}),
-            preexec_fn=None if cores is None else lambda: os.sched_setaffinity(0, cores))
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            env=os.environ
+            | {'TF_CPP_MIN_LOG_LEVEL': '3', 'CUDA_VISIBLE_DEVICES': '-1'}
+            | ({'TF_CONFIG': config} if config else {}),
+            preexec_fn=None if cores is None else lambda: os.sched_setaffinity(0, cores),
+        )
 
     def result(self):
         """Wait for it; return what it found.
@@ -243,8 +275,9 @@ def measure_all(names, size, folder):
         found['input'] = Task('input', size, *([folder] if folder else []), cores={cores[0]}).result()
     if 'workers' in names:
         hosts = [f'localhost:{port}' for port in workers.free_ports(2)]
-        pair = [Task('workers', size, cores={cores[i % len(cores)]}, config=workers.tf_config(hosts, i))
-                for i in range(2)]
+        pair = [
+            Task('workers', size, cores={cores[i % len(cores)]}, config=workers.tf_config(hosts, i)) for i in range(2)
+        ]
         try:
             found['workers'] = [task.result() for task in pair]
         finally:
@@ -266,14 +299,18 @@ def constants(found):
     """Return {name: value} for `predict` of what `measure_all` found."""
     save, save_byte = line(found['checkpoint'], 'bytes', 'save_seconds')
     memory = line(found['memory'], 'batch', 'peak_bytes')[1]
-    return {'decode': statistics.median(found['input']['images_per_core_second']),
-            'read': found['input']['records_per_second'], 'save': save, 'save_byte': save_byte,
-            'restore_byte': line(found['checkpoint'], 'bytes', 'restore_seconds')[1],
-            'evaluate': line(found['evaluation'], 'images', 'seconds')[0],
-            'order': line(found['order'], 'images', 'seconds')[1],
-            'index': line(found['index'], 'records', 'seconds')[1],
-            'index_bytes': line(found['index'], 'records', 'bytes')[1],
-            'kept': memory / BYTES / found['memory'][0]['activations']}
+    return {
+        'decode': statistics.median(found['input']['images_per_core_second']),
+        'read': found['input']['records_per_second'],
+        'save': save,
+        'save_byte': save_byte,
+        'restore_byte': line(found['checkpoint'], 'bytes', 'restore_seconds')[1],
+        'evaluate': line(found['evaluation'], 'images', 'seconds')[0],
+        'order': line(found['order'], 'images', 'seconds')[1],
+        'index': line(found['index'], 'records', 'seconds')[1],
+        'index_bytes': line(found['index'], 'records', 'bytes')[1],
+        'kept': memory / BYTES / found['memory'][0]['activations'],
+    }
 
 
 def predict_pair(pair, clock='seconds'):
@@ -291,9 +328,15 @@ def predict_pair(pair, clock='seconds'):
     per_byte = line(sizes, 'bytes', 'seconds')[1]
     sent = pair[0]['gradient_bytes'] + pair[0]['state_bytes']
     predicted = middle['alone'] + COLLECTIVES * sizes[0]['seconds'] + sent * per_byte
-    return {'alone': middle['alone'], 'exchange_of_nothing': sizes[0]['seconds'],
-            'exchanged_bytes_per_second': 1 / per_byte if per_byte else 0.0, 'exchanged_bytes': sent,
-            'predicted': predicted, 'measured': middle['together'], 'ratio': predicted / middle['together']}
+    return {
+        'alone': middle['alone'],
+        'exchange_of_nothing': sizes[0]['seconds'],
+        'exchanged_bytes_per_second': 1 / per_byte if per_byte else 0.0,
+        'exchanged_bytes': sent,
+        'predicted': predicted,
+        'measured': middle['together'],
+        'ratio': predicted / middle['together'],
+    }
 
 
 def format_found(found):
@@ -307,12 +350,16 @@ def format_found(found):
         lines.append(f'input       {name} {" ".join(map(_short, values))}')
     if 'workers' in found:
         for row in found['workers'][0]['turns']:
-            lines.append(f'two workers {row["turn"]:>9}  s {_short(statistics.median(row["seconds"]))}  processor s '
-                         f'{_short(statistics.median(row["cpu_seconds"]))}  bytes sent {_short(row["loopback_bytes"])}')
+            lines.append(
+                f'two workers {row["turn"]:>9}  s {_short(statistics.median(row["seconds"]))}  processor s '
+                f'{_short(statistics.median(row["cpu_seconds"]))}  bytes sent {_short(row["loopback_bytes"])}'
+            )
         for clock in ('seconds', 'cpu_seconds'):
             row = predict_pair(found['workers'], clock)
-            lines.append(f'two workers, {clock}: predicted {_short(row["predicted"])}, measured '
-                         f'{_short(row["measured"])}, ratio {row["ratio"]:.2f}')
+            lines.append(
+                f'two workers, {clock}: predicted {_short(row["predicted"])}, measured '
+                f'{_short(row["measured"])}, ratio {row["ratio"]:.2f}'
+            )
     return '\n'.join(lines)
 
 
@@ -324,12 +371,15 @@ def format_table(rows):
             f'{row["accelerators"]:4} {row["batch"]:3}x{row["accelerators"]:<4} {1e3 * row["step"]:7.1f} '
             f'{1e3 * row["all_reduce"]:13.1f} {row["images_per_second"]:10,.0f} {row["cores"]:10.0f} '
             f'{row["read_bytes"] / 1e6:10.0f} {row["memory"] / 1e9:10.1f} {row["epoch"]:8.1f} '
-            f' {row["bottleneck"]}')
+            f' {row["bottleneck"]}'
+        )
     names = [part for part in ADVICE if any(part in row['parts'] for row in rows)]
     lines += ['', 'shares of an epoch, %: ' + ', '.join(names)]
     for row in rows:
-        lines.append(f'{row["accelerators"]:4} ' + ' '.join(
-            f'{100 * row["parts"].get(name, 0):{len(name) + 1}.1f}' for name in names))
+        lines.append(
+            f'{row["accelerators"]:4} '
+            + ' '.join(f'{100 * row["parts"].get(name, 0):{len(name) + 1}.1f}' for name in names)
+        )
     return '\n'.join(lines)
 
 
@@ -340,18 +390,28 @@ def _short(value):
 def define_flags():
     """Return the flags, in a set of their own."""
     values = flags.FlagValues()
-    flags.DEFINE_multi_enum('measure', list(MEASURES), MEASURES, 'What to measure; may be repeated. Reckoning needs '
-                            'all but workers.', flag_values=values)
+    flags.DEFINE_multi_enum(
+        'measure',
+        list(MEASURES),
+        MEASURES,
+        'What to measure; may be repeated. Reckoning needs all but workers.',
+        flag_values=values,
+    )
     flags.DEFINE_string('variant', 'resnet50_v1.5', 'The network to reckon with.', flag_values=values)
     flags.DEFINE_list('accelerators', '8,16,64,256,1024', 'How many, a comma list.', flag_values=values)
-    flags.DEFINE_multi_string('set', [], 'name=value of an assumption, or of a measured constant, to replace.',
-                              flag_values=values)
+    flags.DEFINE_multi_string(
+        'set', [], 'name=value of an assumption, or of a measured constant, to replace.', flag_values=values
+    )
     flags.DEFINE(resnet_flags.Number(0.01, 1), 'size', 1.0, 'Share of the full measurements.', flag_values=values)
     flags.DEFINE_string('image_folder', None, 'JPEG files to decode; drawn ones without.', flag_values=values)
     flags.DEFINE_string('input_json', None, 'Take the measurements of an earlier --output_json.', flag_values=values)
     flags.DEFINE_string('output_json', None, 'Also write every single figure there.', flag_values=values)
-    flags.register_validator('accelerators', lambda names: names and all(
-        name.isdecimal() and 0 < int(name) <= 10 ** 6 for name in names), 'pass numbers in 1..1000000, as 8,64', values)
+    flags.register_validator(
+        'accelerators',
+        lambda names: names and all(name.isdecimal() and 0 < int(name) <= 10**6 for name in names),
+        'pass numbers in 1..1000000, as 8,64',
+        values,
+    )
     return values
 
 
@@ -365,8 +425,10 @@ def replaced(values, pairs):
         except ValueError:
             number = math.nan
         if name not in values or not 0 <= number < math.inf or (number == 0 and name not in _MAY_BE_0):
-            raise UserError(f"set '{pair}' is no assumption and a number above 0; pass name=number with a name of "
-                            f'{", ".join(values)}')
+            raise UserError(
+                f"set '{pair}' is no assumption and a number above 0; pass name=number with a name of "
+                f'{", ".join(values)}'
+            )
         values[name] = number
     return values
 
@@ -394,17 +456,35 @@ def run_scaling(values):
         c = replaced({name: value for name, (value, *_) in ASSUMED.items()} | measured, values.set)
         rows = [predict(net, c, int(n)) for n in values.accelerators]
         print('\nmeasured: ' + ', '.join(f'{name} {_short(c[name])} ({MEASURED[name]})' for name in measured))
-        print('assumed:\n' + '\n'.join(f'  {name} {_short(c[name])} {what} ({source if c[name] == value else "--set"})'
-                                       for name, (value, what, source) in ASSUMED.items()))
-        print(f'\n{values.variant}: {net.parameters:,} parameters, {net.multiply_adds / 1e6:,.0f} M multiply-adds, '
-              f'checkpoint {checkpoint_bytes(net) / 1e6:.0f} MB\n{format_table(rows)}')
+        print(
+            'assumed:\n'
+            + '\n'.join(
+                f'  {name} {_short(c[name])} {what} ({source if c[name] == value else "--set"})'
+                for name, (value, what, source) in ASSUMED.items()
+            )
+        )
+        print(
+            f'\n{values.variant}: {net.parameters:,} parameters, {net.multiply_adds / 1e6:,.0f} M multiply-adds, '
+            f'checkpoint {checkpoint_bytes(net) / 1e6:.0f} MB\n{format_table(rows)}'
+        )
         for part in dict.fromkeys(row['bottleneck'] for row in rows):
             print(f'{part}: {ADVICE[part]}')
     print(f'\n{machine}')
     if output:
         with open(output, 'w', encoding='utf-8') as file:
-            json.dump({'flags': values.flag_values_dict(), 'machine': machine, 'found': found, 'constants': measured,
-                       'assumed': ASSUMED, 'net': dataclasses.asdict(net), 'rows': rows}, file, indent=1)
+            json.dump(
+                {
+                    'flags': values.flag_values_dict(),
+                    'machine': machine,
+                    'found': found,
+                    'constants': measured,
+                    'assumed': ASSUMED,
+                    'net': dataclasses.asdict(net),
+                    'rows': rows,
+                },
+                file,
+                indent=1,
+            )
 
 
 def _read(path):
@@ -417,8 +497,9 @@ def _read(path):
             constants(stored['found'])
         return {'found': stored['found'], 'machine': str(stored['machine'])}
     except OSError as error:
-        raise UserError(f"input_json '{path}' cannot be read ({error.strerror}); pass what --output_json "
-                        'wrote') from None
+        raise UserError(
+            f"input_json '{path}' cannot be read ({error.strerror}); pass what --output_json wrote"
+        ) from None
     except (ValueError, LookupError, TypeError, AttributeError):
         raise UserError(f"input_json '{path}' is none; pass what --output_json wrote") from None
 
@@ -430,10 +511,12 @@ def _is_complete(found):
 
 def _machine():
     """Return one line: CPU, cores, memory, versions."""
-    gibibytes = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2 ** 30
+    gibibytes = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
     versions = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in ('tensorflow', 'keras', 'numpy'))
-    return (f'{devices.cpu_model()}, {os.cpu_count()} cores, {gibibytes:.0f} GiB; Python {sys.version.split()[0]}, '
-            f'{versions}')
+    return (
+        f'{devices.cpu_model()}, {os.cpu_count()} cores, {gibibytes:.0f} GiB; Python {sys.version.split()[0]}, '
+        f'{versions}'
+    )
 
 
 def run():

@@ -10,6 +10,7 @@
 On two cores 5 to 25 seconds each. Time of index, order, decoding and reading is the processor's, of checkpoints and
 evaluations the shortest of three: other jobs disturb it less. Two workers tell both, in turns.
 """
+
 import functools
 import io
 import json
@@ -36,6 +37,7 @@ IMAGENET = 1281167
 def measure_images(size):
     """Index and order of 1x, 2x and 4x pictures, and the first batch of a late step."""
     from official_resnet import encoded, input_pipeline, tfrecords
+
     rows = {'index': [], 'order': []}
     with tempfile.TemporaryDirectory() as temporary:
         record, paths = tfrecords.frame(bytes(500)), []
@@ -60,9 +62,15 @@ def measure_images(size):
         late = count // 256 - 1
         with _PeakMemory() as memory:
             seconds, _ = _shortest(functools.partial(first, 0), clock=time.process_time)
-        rows['order'].append({'images': count, 'seconds': seconds, 'peak_bytes': memory.grown, 'late_step': late,
-                              'late_seconds': _shortest(
-                                  functools.partial(first, late), clock=time.process_time)[0]})
+        rows['order'].append(
+            {
+                'images': count,
+                'seconds': seconds,
+                'peak_bytes': memory.grown,
+                'late_step': late,
+                'late_seconds': _shortest(functools.partial(first, late), clock=time.process_time)[0],
+            }
+        )
     return rows
 
 
@@ -71,12 +79,19 @@ def measure_workers(size):
     import tensorflow as tf
 
     from official_resnet import resnet_model, resnet_run_loop
+
     batch, runs = max(2, int(32 * size)), 7
 
     def trainer(strategy, images):
-        return resnet_run_loop.Trainer(resnet_run_loop.TrainConfig(
-            resnet_model.cifar_spec(20), dataset='synthetic', batch_size=images, train_epochs=10 ** 6,
-            distribution_strategy=strategy))
+        return resnet_run_loop.Trainer(
+            resnet_run_loop.TrainConfig(
+                resnet_model.cifar_spec(20),
+                dataset='synthetic',
+                batch_size=images,
+                train_epochs=10**6,
+                distribution_strategy=strategy,
+            )
+        )
 
     def steps(trainer):
         ready = iter(tf.data.Dataset.from_tensors(next(iter(trainer.train_batches()))).repeat())
@@ -86,7 +101,7 @@ def measure_workers(size):
     team = together.team
     turns = {'together': (steps(together), 10), 'alone': (steps(trainer('off', batch)), 10)}
     for scale in (0, 1, 2, 4):
-        count = max(PARTS, int(2 ** 20 * scale * size) // PARTS * PARTS)
+        count = max(PARTS, int(2**20 * scale * size) // PARTS * PARTS)
         turns[count * BYTES] = _exchange(team.strategy, count), 5
     seconds, busy, sent = {name: [] for name in turns}, {name: [] for name in turns}, {}
     for _ in range(runs + 1):
@@ -97,17 +112,24 @@ def measure_workers(size):
             seconds[name].append((time.perf_counter() - start) / count)
             busy[name].append((time.process_time() - clock) / count)
             sent[name] = min(sent.get(name, math.inf), (_loopback_bytes() - before) / count)
-    rows = [{'turn': str(name), 'seconds': seconds[name][1:], 'cpu_seconds': busy[name][1:],
-             'loopback_bytes': sent[name]} for name in turns]
+    rows = [
+        {'turn': str(name), 'seconds': seconds[name][1:], 'cpu_seconds': busy[name][1:], 'loopback_bytes': sent[name]}
+        for name in turns
+    ]
     net = describe(together.model)
     team.part()
-    return {'turns': rows, 'batch': batch, 'gradient_bytes': BYTES * net['parameters'],
-            'state_bytes': BYTES * net['state']}
+    return {
+        'turns': rows,
+        'batch': batch,
+        'gradient_bytes': BYTES * net['parameters'],
+        'state_bytes': BYTES * net['state'],
+    }
 
 
 def measure_model(size):
     """Checkpoints of 1x, 2x and 4x bytes, 4x being ResNet-50's, and evaluations of 1x, 2x and 4x pictures."""
     from official_resnet import checkpoints, input_pipeline, resnet_model, resnet_run_loop
+
     rows = {'checkpoint': [], 'evaluation': []}
     with tempfile.TemporaryDirectory() as temporary:
         for scale in (1, 2, 4):
@@ -120,10 +142,12 @@ def measure_model(size):
 
             seconds, path = _shortest(save)
             restoring, _ = _shortest(functools.partial(checkpoints.restore_latest, temporary))
-            rows['checkpoint'].append({'bytes': path.stat().st_size, 'save_seconds': seconds,
-                                       'restore_seconds': restoring})
-    trainer = resnet_run_loop.Trainer(resnet_run_loop.TrainConfig(
-        resnet_model.cifar_spec(8), dataset='synthetic', batch_size=max(2, int(100 * size))))
+            rows['checkpoint'].append(
+                {'bytes': path.stat().st_size, 'save_seconds': seconds, 'restore_seconds': restoring}
+            )
+    trainer = resnet_run_loop.Trainer(
+        resnet_run_loop.TrainConfig(resnet_model.cifar_spec(8), dataset='synthetic', batch_size=max(2, int(100 * size)))
+    )
     whole = trainer.test
     for scale in (1, 2, 4):
         count = int(500 * scale * size)
@@ -137,8 +161,10 @@ def measure_memory(size):
     import tensorflow as tf
 
     from official_resnet import resnet_model, resnet_run_loop
-    config = resnet_run_loop.TrainConfig(resnet_model.VARIANTS['resnet50_v1.5'], dataset='synthetic224',
-                                         batch_size=int(size), num_train_images=64)
+
+    config = resnet_run_loop.TrainConfig(
+        resnet_model.VARIANTS['resnet50_v1.5'], dataset='synthetic224', batch_size=int(size), num_train_images=64
+    )
     trainer = resnet_run_loop.Trainer(config)
     iterator = iter(trainer.train_batches())
     with _PeakMemory() as memory:
@@ -149,19 +175,24 @@ def measure_memory(size):
 def measure_input(size, folder=None):
     """Training pictures of 224x224 from shards, on one core, and records read by one thread."""
     from official_resnet import encoded, input_pipeline, preprocessing, tfrecords
+
     if folder:
         jpegs = [path.read_bytes() for path in benchmark_input.list_files(folder)]
     else:
         jpegs = _draw_jpegs(max(8, int(64 * size)))
     with tempfile.TemporaryDirectory() as temporary:
         path = pathlib.Path(temporary) / 'train-00000'
-        path.write_bytes(b''.join(tfrecords.frame(tfrecords.encode_example(
-            {'image/encoded': jpeg, 'image/class/label': 1})) for jpeg in jpegs))
+        path.write_bytes(
+            b''.join(
+                tfrecords.frame(tfrecords.encode_example({'image/encoded': jpeg, 'image/class/label': 1}))
+                for jpeg in jpegs
+            )
+        )
         source = encoded.Shards([path])
         views = preprocessing.Views(224)
         examples = encoded.EncodedExamples(source, 1, 'drawn', ('picture',), encoded.OFFICIAL, views)
         batch = min(32, len(jpegs))
-        iterator = iter(input_pipeline.batches(examples, batch, training=True, num_epochs=10 ** 6))
+        iterator = iter(input_pipeline.batches(examples, batch, training=True, num_epochs=10**6))
         steps, rates = max(1, int(8 * size)), []
         images = steps * batch
         for _ in range(steps):  # until the buffers are as full as they become
@@ -172,9 +203,13 @@ def measure_input(size, folder=None):
                 next(iterator)
             rates.append((images / (time.process_time() - start), images / (time.perf_counter() - clock)))
         reading = _shortest(lambda: source.read(np.arange(len(jpegs))), clock=time.thread_time)[0]
-    return {'images_per_core_second': sorted(rate for rate, _ in rates), 'images_per_second': sorted(
-        rate for _, rate in rates), 'records_per_second': len(jpegs) / reading,
-        'image_bytes': statistics.mean(map(len, jpegs)), 'pictures': len(jpegs)}
+    return {
+        'images_per_core_second': sorted(rate for rate, _ in rates),
+        'images_per_second': sorted(rate for _, rate in rates),
+        'records_per_second': len(jpegs) / reading,
+        'image_bytes': statistics.mean(map(len, jpegs)),
+        'pictures': len(jpegs),
+    }
 
 
 def describe(model):
@@ -186,11 +221,16 @@ def describe(model):
     import keras
 
     from official_resnet import resnet_table
+
     kept = (keras.layers.Conv2D, keras.layers.ReLU, keras.layers.Activation, keras.layers.MaxPooling2D)
     activations = sum(math.prod(layer.output.shape[1:]) for layer in model.layers if isinstance(layer, kept))
     state = sum(math.prod(variable.shape) for variable in model.non_trainable_variables)
-    return {'parameters': resnet_table.count_parameters(model), 'state': state,
-            'multiply_adds': resnet_table.count_multiply_adds(model), 'activations': activations}
+    return {
+        'parameters': resnet_table.count_parameters(model),
+        'state': state,
+        'multiply_adds': resnet_table.count_multiply_adds(model),
+        'activations': activations,
+    }
 
 
 def measure_net(variant):
@@ -198,6 +238,7 @@ def measure_net(variant):
     import keras
 
     from official_resnet import resnet_model, resnet_table
+
     if variant not in resnet_model.VARIANTS:
         raise UserError(f"variant '{variant}' is unknown; python -m official_resnet.resnet_model prints them all")
     spec = resnet_model.VARIANTS[variant]
@@ -266,17 +307,25 @@ def _loopback_bytes():
 def _draw_jpegs(count):
     """Return so many JPEGs of 500 x 375 pixels, of about the size of ImageNet's."""
     from PIL import Image
+
     result = []
     for _ in range(count):
         file = io.BytesIO()
         Image.effect_noise((250, 188), 90).resize((500, 375), Image.Resampling.BILINEAR).convert('RGB').save(
-            file, 'JPEG', quality=93)
+            file, 'JPEG', quality=93
+        )
         result.append(file.getvalue())
     return result
 
 
-TASKS = {'images': measure_images, 'input': measure_input, 'model': measure_model, 'memory': measure_memory,
-         'workers': measure_workers, 'net': measure_net}
+TASKS = {
+    'images': measure_images,
+    'input': measure_input,
+    'model': measure_model,
+    'memory': measure_memory,
+    'workers': measure_workers,
+    'net': measure_net,
+}
 
 
 def main():

@@ -1,4 +1,5 @@
 """The compiled functions of the loop: steps of training, batches of evaluation, what the net takes the pictures for."""
+
 import contextlib
 
 import keras
@@ -20,8 +21,10 @@ def make_train_function(strategy, model, optimizer, config):
     def replica_step(images, labels):
         if transposes:
             images = tf.transpose(images, [0, 3, 1, 2])
-        with contextlib.nullcontext([]) if is_alone else layers.across_replicas(config.sync_batch_norm) as updates, (
-                tf.GradientTape()) as tape:
+        with (
+            contextlib.nullcontext([]) if is_alone else layers.across_replicas(config.sync_batch_norm) as updates,
+            tf.GradientTape() as tape,
+        ):
             logits = model(images, training=is_training)
             losses = cross_entropy(labels, logits, config.label_smoothing)
             # Divided by the global batch: the optimizer adds the replicas' gradients up.
@@ -83,8 +86,9 @@ def make_evaluate_function(strategy, model):
         counts = labels >= 0
         losses = tf.where(counts, cross_entropy(tf.maximum(labels, 0), logits), 0.0)
         is_near = tf.logical_and(tf.math.in_top_k(tf.maximum(labels, 0), logits, NUM_GUESSES), counts)
-        return tf.stack([tf.reduce_sum(losses), count_correct(labels, logits),
-                         tf.reduce_sum(tf.cast(is_near, tf.float32))])
+        return tf.stack(
+            [tf.reduce_sum(losses), count_correct(labels, logits), tf.reduce_sum(tf.cast(is_near, tf.float32))]
+        )
 
     @tf.function(reduce_retracing=True)
     def evaluate_batch(images, labels):

@@ -1,4 +1,5 @@
 """Data sets of tensorflow_datasets: found, prepared, checked, and read into arrays."""
+
 import numpy as np
 
 from official_resnet import errors
@@ -27,7 +28,8 @@ def prepare(name, data_dir, download, has_one_size):
     label = _label_feature(builder, has_one_size)  # before anything is fetched
     if not builder.is_prepared() and not download:
         raise errors.UserError(
-            f"{subject} is not prepared in '{builder.data_path}'; allow the download, or pass its data_dir")
+            f"{subject} is not prepared in '{builder.data_path}'; allow the download, or pass its data_dir"
+        )
     try:
         builder.download_and_prepare()  # does nothing when prepared
     except OSError as error:
@@ -46,7 +48,8 @@ def _label_feature(builder, has_one_size):
     if image is None or image.np_dtype != np.uint8 or (has_one_size and None in image.shape) or not is_class:
         found = ', '.join(f'{key} {feature.shape}' for key, feature in features.items())
         raise errors.UserError(
-            f'{_subject(_name(builder))} has {found}; choose one with an image (h, w, c), uint8, and a label')
+            f'{_subject(_name(builder))} has {found}; choose one with an image (h, w, c), uint8, and a label'
+        )
     return label
 
 
@@ -61,7 +64,8 @@ def find_split(builder, split):
     chosen = 'validation' if split == 'test' and has_no_labels else split
     if chosen not in splits:
         raise errors.UserError(
-            f"{_subject(_name(builder))} has no split '{chosen}', only {', '.join(splits)}; choose another")
+            f"{_subject(_name(builder))} has no split '{chosen}', only {', '.join(splits)}; choose another"
+        )
     return chosen
 
 
@@ -73,8 +77,10 @@ def tfrecord_paths(builder, split):
     """
     file_format = builder.info.file_format.value
     if file_format != 'tfrecord':
-        raise errors.UserError(f"{_subject(_name(builder))} in '{builder.data_path}' is kept as {file_format}, which "
-                               'cannot be streamed; prepare it as tfrecord in another data_dir')
+        raise errors.UserError(
+            f"{_subject(_name(builder))} in '{builder.data_path}' is kept as {file_format}, which "
+            'cannot be streamed; prepare it as tfrecord in another data_dir'
+        )
     return builder.info.splits[split].filepaths
 
 

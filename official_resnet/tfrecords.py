@@ -9,6 +9,7 @@ Source: tensorflow/core/example/feature.proto and https://protobuf.dev/programmi
 
 Plain functions of bytes, because a program that only moves pictures should start at once and fit into small memory.
 """
+
 import os
 import struct
 
@@ -206,7 +207,7 @@ def _fields(data):
             size, place = (4 if wire == 5 else 8, place) if wire in (1, 5) else _read_varint(data, place)
             if wire not in (1, 2, 5) or place + size > len(data):
                 raise ValueError(f'no field at byte {place}')
-            content, place = bytes(data[place:place + size]), place + size
+            content, place = bytes(data[place : place + size]), place + size
         yield tag >> 3, wire, content
 
 
@@ -252,8 +253,9 @@ def _data_bytes(path, offset, header):
     if len(header) < HEADER_BYTES:
         raise _cut_off(path, offset)
     if header[8:] != _masked_crc(header[:8]):
-        raise UserError(f"'{path}' is damaged or no TFRecord file: wrong checksum of the length at byte {offset}; "
-                        f'{_REMEDY}')
+        raise UserError(
+            f"'{path}' is damaged or no TFRecord file: wrong checksum of the length at byte {offset}; {_REMEDY}"
+        )
     return struct.unpack('<Q', header[:8])[0]
 
 
@@ -261,7 +263,7 @@ def _data(path, offset, rest, size):
     if len(rest) < size + FOOTER_BYTES:
         raise _cut_off(path, offset)
     data = rest[:size]
-    if rest[size:size + FOOTER_BYTES] != _masked_crc(data):
+    if rest[size : size + FOOTER_BYTES] != _masked_crc(data):
         raise UserError(f"'{path}' is damaged: wrong checksum of the record at byte {offset}; {_REMEDY}")
     return data
 

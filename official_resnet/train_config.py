@@ -1,4 +1,5 @@
 """TrainConfig: everything that decides the course of a training, as plain values."""
+
 import dataclasses
 import json
 
@@ -6,9 +7,27 @@ from official_resnet import optimizers, preprocessing, resnet_model
 from official_resnet.errors import UserError
 
 # What makes two runs different runs: a checkpoint continues only where these agree.
-IDENTITY = ('spec', 'dataset', 'num_train_images', 'image_size', 'validation_fraction', 'normalization', 'num_classes',
-            'batch_size', 'seed', 'optimizer', 'augment', 'flip', 'transfer', 'train_last_groups', 'head',
-            'pretrained_classes', 'views', 'background', 'sync_batch_norm')
+IDENTITY = (
+    'spec',
+    'dataset',
+    'num_train_images',
+    'image_size',
+    'validation_fraction',
+    'normalization',
+    'num_classes',
+    'batch_size',
+    'seed',
+    'optimizer',
+    'augment',
+    'flip',
+    'transfer',
+    'train_last_groups',
+    'head',
+    'pretrained_classes',
+    'views',
+    'background',
+    'sync_batch_norm',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +77,7 @@ class TrainConfig:
         pretrained_classes: logits of the pretrained net, to which 'append' appends; transfer.adopt sets it.
         backbone_learning_rate_factor: multiplies the rate of all layers but the new one.
     """
+
     spec: resnet_model.ResNetSpec
     dataset: str = 'cifar10'
     data_dir: str | None = None
@@ -109,8 +129,10 @@ class TrainConfig:
         if self.background and not self.views:
             raise UserError(f'background with {self.dataset}, whose pictures are not encoded; leave it out')
         if not self.backbone_learning_rate_factor > 0:
-            raise UserError(f'backbone_learning_rate_factor {self.backbone_learning_rate_factor} must be above 0; '
-                            "transfer 'last' or 'head' freezes layers")
+            raise UserError(
+                f'backbone_learning_rate_factor {self.backbone_learning_rate_factor} must be above 0; '
+                "transfer 'last' or 'head' freezes layers"
+            )
 
     @property
     def learning_rate(self):
@@ -125,8 +147,12 @@ class TrainConfig:
     def folder_options(self):
         """Return how input_pipeline.read reads a folder of pictures."""
         is_large = self.spec.stem in ('imagenet', 'deep')
-        return {'image_size': self.image_size or (224 if is_large else 32), 'seed': self.seed,
-                'channels': 1 if self.spec.stem == 'mnist' else 3, 'validation_fraction': self.validation_fraction}
+        return {
+            'image_size': self.image_size or (224 if is_large else 32),
+            'seed': self.seed,
+            'channels': 1 if self.spec.stem == 'mnist' else 3,
+            'validation_fraction': self.validation_fraction,
+        }
 
     def to_json(self):
         """Return a dict of plain values that `from_json` reads."""
@@ -140,8 +166,10 @@ class TrainConfig:
             values['transfer'] = 'head'
         if values.get('views'):
             values['views'] = preprocessing.Views(**values['views'])
-        return cls(**values | {'spec': resnet_model.ResNetSpec(**values['spec']),
-                               'schedule': optimizers.Schedule(**values['schedule'])})
+        return cls(
+            **values
+            | {'spec': resnet_model.ResNetSpec(**values['spec']), 'schedule': optimizers.Schedule(**values['schedule'])}
+        )
 
 
 def difference(name, ours, theirs):
@@ -150,6 +178,9 @@ def difference(name, ours, theirs):
         i = next((i for i, (one, other) in enumerate(zip(ours, theirs, strict=False)) if one != other), None)
         return difference(name, len(ours), len(theirs)) if i is None else difference(f'{name}[{i}]', ours[i], theirs[i])
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        return ', '.join(difference(f'{name}.{key}', ours.get(key), theirs.get(key))
-                         for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key))
+        return ', '.join(
+            difference(f'{name}.{key}', ours.get(key), theirs.get(key))
+            for key in sorted(ours.keys() | theirs.keys())
+            if ours.get(key) != theirs.get(key)
+        )
     return f'{name} {theirs!r}, not {ours!r}'

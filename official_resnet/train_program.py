@@ -1,4 +1,5 @@
 """What a training program does around resnet_run_loop: data set, callbacks, results. No TensorFlow at import."""
+
 import dataclasses
 import json
 import os
@@ -20,8 +21,9 @@ def cifar_program(argv, doc, dataset):
 
 def mnist_program(argv, doc):
     """Be mnist_main: as `cifar_program`, with the data set chosen by --dataset."""
-    return _program(argv, doc, mnist_flags(), lambda values: (values.dataset, MNIST_RECIPES[values.dataset]),
-                    'mnist_spec')
+    return _program(
+        argv, doc, mnist_flags(), lambda values: (values.dataset, MNIST_RECIPES[values.dataset]), 'mnist_spec'
+    )
 
 
 def cifar_flags(dataset):
@@ -115,6 +117,7 @@ def _run(values, resolved, argv, dataset, make_spec):
         is_chief = index == 0
     devices.start_tensorflow(resolved['inter_op_parallelism_threads'], resolved['intra_op_parallelism_threads'])
     from official_resnet import checkpoints, resnet_model, resnet_run_loop
+
     if resolved['eval_only']:
         return _evaluate(values, resolved)
     if has_team:  # before all else that TensorFlow does
@@ -145,6 +148,7 @@ def _run(values, resolved, argv, dataset, make_spec):
 def _follow(config):
     """Be a worker other than the chief."""
     from official_resnet import resnet_run_loop
+
     try:
         resnet_run_loop.train(config).team.part()
     except resnet_run_loop.Interrupted as interruption:
@@ -157,9 +161,12 @@ def _launch(values, argv, dataset, resolved):
     _find_data(values, dataset)
     if resolved['clean']:
         from official_resnet import checkpoints
+
         checkpoints.clean(resolved['model_dir'])
-    return workers.launch(resolved['local_workers'], [
-        sys.executable, *argv, '--local_workers=1', '--distribution_strategy=multi_worker_mirrored', '--noclean'])
+    return workers.launch(
+        resolved['local_workers'],
+        [sys.executable, *argv, '--local_workers=1', '--distribution_strategy=multi_worker_mirrored', '--noclean'],
+    )
 
 
 def _find_data(values, dataset, may_fetch=True):
@@ -175,8 +182,10 @@ def _find_data(values, dataset, may_fetch=True):
         if not values['data_dir'].present:
             data_dir = None  # where tensorflow_datasets keeps its data itself
         from official_resnet import tfds_builders
-        tfds_builders.prepare(dataset.removeprefix('tfds:'), data_dir, may_fetch,
-                              has_one_size='eval_image_size' not in values)  # ImageNet's program streams them
+
+        tfds_builders.prepare(
+            dataset.removeprefix('tfds:'), data_dir, may_fetch, has_one_size='eval_image_size' not in values
+        )  # ImageNet's program streams them
     elif may_fetch:
         download.fetch_missing(dataset, data_dir)
     return data_dir
@@ -221,6 +230,7 @@ def _show(config, recipe):
 def _store(config, recipe):
     """Write model_dir/config.json; once training begins, so that a refused model_dir keeps its own."""
     from official_resnet import checkpoints
+
     content = {'recipe': recipe, 'config': config.to_json(), 'machine': devices.machine_info()}
     checkpoints.write_text(pathlib.Path(config.model_dir) / 'config.json', json.dumps(content, indent=1) + '\n')
 
@@ -230,18 +240,26 @@ def _callbacks(config, resolved):
     import keras
 
     from official_resnet import callbacks
+
     hooks = {name.lower() for name in resolved['hooks']}
     log_steps = resolved['log_steps']
     quicker = None
     if not devices.has_gpu() and resolved['recipe'] not in ('fast', 'demo'):
         quicker = '--recipe=fast gives most of the accuracy in a fraction of the time'
-    chosen = [callbacks.Progress(log_steps if 'loggingtensorhook' in hooks else 0, quicker),
-              callbacks.MetricsJSON(config.model_dir),
-              keras.callbacks.LambdaCallback(on_train_begin=lambda logs: _store(config, resolved['recipe']))]
+    chosen = [
+        callbacks.Progress(log_steps if 'loggingtensorhook' in hooks else 0, quicker),
+        callbacks.MetricsJSON(config.model_dir),
+        keras.callbacks.LambdaCallback(on_train_begin=lambda logs: _store(config, resolved['recipe'])),
+    ]
     if resolved['benchmark_log_dir'] or hooks & {'examplespersecondhook', 'loggingmetrichook', 'stepcounterhook'}:
-        info = {'model_name': 'resnet', 'dataset': {'name': config.dataset}, 'machine_config': devices.machine_info(),
-                'test_id': resolved['benchmark_test_id'], 'run_parameters': config.to_json(),
-                'tensorflow_environment_variables': {k: v for k, v in os.environ.items() if k.startswith('TF_')}}
+        info = {
+            'model_name': 'resnet',
+            'dataset': {'name': config.dataset},
+            'machine_config': devices.machine_info(),
+            'test_id': resolved['benchmark_test_id'],
+            'run_parameters': config.to_json(),
+            'tensorflow_environment_variables': {k: v for k, v in os.environ.items() if k.startswith('TF_')},
+        }
         chosen.append(callbacks.BenchmarkLog(resolved['benchmark_log_dir'], info, log_steps, hooks))
     if resolved['enable_tensorboard'] or resolved['profile_steps'] or 'profilerhook' in hooks:
         chosen.append(_tensorboard(config.model_dir, resolved['profile_steps'], 'profilerhook' in hooks))
@@ -255,6 +273,7 @@ def _tensorboard(model_dir, profile_steps, is_profiling):
     except ImportError:
         raise UserError("TensorBoard is not installed; pip install 'official-resnet[plots]'") from None
     import keras
+
     profile = (10, 20) if is_profiling else 0
     if profile_steps:
         profile = tuple(int(step) for step in profile_steps.split(','))
@@ -264,6 +283,7 @@ def _tensorboard(model_dir, profile_steps, is_profiling):
 def _evaluate(values, resolved):
     """Evaluate the newest checkpoint of model_dir, with the network and data set stored in it."""
     from official_resnet import checkpoints, resnet_run_loop
+
     model_dir = resolved['model_dir']
     found = checkpoints.restore_latest(pathlib.Path(model_dir) / 'checkpoints')
     if not found and resolved['pretrained_model_checkpoint_path'] and 'ten_crop' in resolved:
@@ -275,16 +295,23 @@ def _evaluate(values, resolved):
         config = dataclasses.replace(config, dataset=f'folder:{os.path.abspath(resolved["image_folder"])}')
     layout = resolved['data_format'] or devices.best_data_format()
     config = dataclasses.replace(
-        config, spec=dataclasses.replace(config.spec, data_format=layout), model_dir=model_dir,
-        data_dir=_find_data(values, config.dataset), num_gpus=resolved['num_gpus'],
-        distribution_strategy=resolved['distribution_strategy'])
+        config,
+        spec=dataclasses.replace(config.spec, data_format=layout),
+        model_dir=model_dir,
+        data_dir=_find_data(values, config.dataset),
+        num_gpus=resolved['num_gpus'],
+        distribution_strategy=resolved['distribution_strategy'],
+    )
     if config.views and resolved.get('eval_image_size'):
-        config = dataclasses.replace(config, views=dataclasses.replace(
-            config.views, test_size=resolved['eval_image_size']))
+        config = dataclasses.replace(
+            config, views=dataclasses.replace(config.views, test_size=resolved['eval_image_size'])
+        )
     results = resnet_run_loop.evaluate(config)
     top_5 = f', in the top 5 {results["accuracy_top_5"]:.4f}' if config.views else ''
-    print(f'epoch {results["epoch"]}, step {results["step"]}: test loss {results["loss"]:.4f}, '
-          f'test accuracy {results["accuracy"]:.4f}{top_5} ({results["num_images"]} images)')
+    print(
+        f'epoch {results["epoch"]}, step {results["step"]}: test loss {results["loss"]:.4f}, '
+        f'test accuracy {results["accuracy"]:.4f}{top_5} ({results["num_images"]} images)'
+    )
     if config.views and (resolved.get('eval_report') or resolved.get('ten_crop')):
         _report(results['model'], results['test'], config.batch_size, resolved)
     if resolved['export_dir']:
@@ -295,6 +322,7 @@ def _evaluate(values, resolved):
 def _finish(config, history, resolved):
     """Save the final model, its card and the curves, export, and say where everything is."""
     from official_resnet import callbacks, cards, checkpoints
+
     model_dir = pathlib.Path(config.model_dir)
     final = model_dir / 'model.keras'
     part = model_dir / 'part.model.keras'
@@ -307,10 +335,17 @@ def _finish(config, history, resolved):
     tests = [line for line in metrics if line['split'] == 'test']
     if tests:
         best = max(tests, key=lambda line: line['accuracy'])
-        print(f'test accuracy {tests[-1]["accuracy"]:.4f} after epoch {tests[-1]["epoch"]} (step {history.step}); '
-              f'best {best["accuracy"]:.4f} after epoch {best["epoch"]}')
-    paths = [final, card, model_dir / callbacks.METRICS_FILE, model_dir / 'config.json', *checkpoints.files(
-        model_dir / 'checkpoints')[-1:]]
+        print(
+            f'test accuracy {tests[-1]["accuracy"]:.4f} after epoch {tests[-1]["epoch"]} (step {history.step}); '
+            f'best {best["accuracy"]:.4f} after epoch {best["epoch"]}'
+        )
+    paths = [
+        final,
+        card,
+        model_dir / callbacks.METRICS_FILE,
+        model_dir / 'config.json',
+        *checkpoints.files(model_dir / 'checkpoints')[-1:],
+    ]
     try:
         from official_resnet.experiments import plots
     except ImportError:
@@ -326,6 +361,7 @@ def _finish(config, history, resolved):
 
 def _export(model, config, resolved):
     from official_resnet import input_pipeline, prediction, resnet_run_loop
+
     test, folder = resnet_run_loop.read(config, 'test'), resolved['export_dir']
     count = min(test.num_images, 16)
     if config.views and resolved['image_bytes_as_serving_input']:
@@ -343,6 +379,7 @@ def _export(model, config, resolved):
 def _evaluate_converted(values, resolved):
     """Evaluate a .keras file that is no training's, its pictures prepared as its card says."""
     from official_resnet import input_pipeline, prediction, preprocessing
+
     path = resolved['pretrained_model_checkpoint_path']
     model, card = prediction.load(path)
     dataset = 'imagenet'
@@ -350,13 +387,16 @@ def _evaluate_converted(values, resolved):
         dataset = f'tfds:{resolved["tfds"]}'
     elif resolved['image_folder']:
         dataset = f'folder:{os.path.abspath(resolved["image_folder"])}'
-    test = input_pipeline.read(dataset, 'test', data_dir=_find_data(values, dataset),
-                               views=preprocessing.Views(test_size=card.net_size[0]))
+    test = input_pipeline.read(
+        dataset, 'test', data_dir=_find_data(values, dataset), views=preprocessing.Views(test_size=card.net_size[0])
+    )
     if card.num_classes == test.num_classes + 1:
         test = test.with_background()
     if card.num_classes < test.num_classes:
-        raise UserError(f'{path} has {card.num_classes} classes, the pictures of {test.name} have {test.num_classes}; '
-                        'pass the pictures of its classes')
+        raise UserError(
+            f'{path} has {card.num_classes} classes, the pictures of {test.name} have {test.num_classes}; '
+            'pass the pictures of its classes'
+        )
     test = dataclasses.replace(test, normalization=card.normalization)
     _report(model, test, resolved['batch_size'], resolved, prediction.encoded_view(card))
     return 0
@@ -365,6 +405,7 @@ def _evaluate_converted(values, resolved):
 def _report(model, test, batch_size, resolved, view=None):
     """Print top-1 and top-5, class by class where a report is asked for; also of ten crops, if they are."""
     from official_resnet import encoded, evaluation, input_pipeline, preprocessing, steps
+
     unnamed = model.output_shape[-1] - test.num_classes  # logits for which there are no pictures
     names = [*test.class_names, *(f'class {test.num_classes + i}' for i in range(unnamed))]
     ids = [*test.class_ids, *[None] * unnamed] if test.class_ids else None

@@ -3,6 +3,7 @@
 Three ways: 'all' trains everything from the loaded weights, 'last' the last groups and the head, 'head' the last
 layer only. That layer replaces the pretrained net's, is appended to it, or is the pretrained one itself.
 """
+
 import dataclasses
 import pathlib
 
@@ -27,6 +28,7 @@ class Pretrained:
         normalization: of its input, a name in preprocessing.NORMALIZATIONS.
         image_size: height and width of its input.
     """
+
     spec: resnet_model.ResNetSpec | None = None
     num_classes: int | None = None
     normalization: str | None = None
@@ -58,9 +60,16 @@ def describe(path):
 def card(config, data):
     """Return what cards.write_card is to say of the net of a config, trained on Examples."""
     resize = {'resize': config.views.shorter_side} if config.views else {}
-    return resize | {'spec': config.spec, 'normalization': data.normalization, 'image_shape': data.image_shape,
-            'input_shape': data.input_shape, 'class_names': data.class_names, 'num_classes': config.num_classes,
-            'head': config.head, 'pretrained_classes': config.pretrained_classes}
+    return resize | {
+        'spec': config.spec,
+        'normalization': data.normalization,
+        'image_shape': data.image_shape,
+        'input_shape': data.input_shape,
+        'class_names': data.class_names,
+        'num_classes': config.num_classes,
+        'head': config.head,
+        'pretrained_classes': config.pretrained_classes,
+    }
 
 
 def adopt(config, pretrained, given=None):
@@ -82,15 +91,20 @@ def adopt(config, pretrained, given=None):
             if field == 'bn_momentum':  # no part of the network's function
                 spec = dataclasses.replace(spec, bn_momentum=ours)
             elif ours != theirs:
-                raise UserError(f'--{flag} asks for {field} {ours!r}, but {config.pretrained} has {theirs!r}; '
-                                'leave the flag out, or pass another --pretrained_model_checkpoint_path')
+                raise UserError(
+                    f'--{flag} asks for {field} {ours!r}, but {config.pretrained} has {theirs!r}; '
+                    'leave the flag out, or pass another --pretrained_model_checkpoint_path'
+                )
     normalization = config.normalization or pretrained.normalization
     if normalization == _normalization(dataclasses.replace(config, normalization=None)):
         normalization = None
     return dataclasses.replace(
-        config, spec=spec, normalization=normalization,
+        config,
+        spec=spec,
+        normalization=normalization,
         image_size=config.image_size or (pretrained.image_size if config.dataset.startswith('folder:') else None),
-        pretrained_classes=pretrained.num_classes if config.head == 'append' else None)
+        pretrained_classes=pretrained.num_classes if config.head == 'append' else None,
+    )
 
 
 def build(config, data):
@@ -101,16 +115,20 @@ def build(config, data):
     """
     num_classes = config.num_classes or data.num_classes
     if num_classes < data.num_classes:
-        raise UserError(f'num_classes {num_classes} with {data.num_classes} classes in {data.name}; '
-                        f'pass {data.num_classes} or more, or leave the flag out')
+        raise UserError(
+            f'num_classes {num_classes} with {data.num_classes} classes in {data.name}; '
+            f'pass {data.num_classes} or more, or leave the flag out'
+        )
     shape = data.input_shape
     if config.views and config.views.size != config.views.test_size:
         shape = (None, None, 3)
     shape = resnet_model.image_shape(config.spec, shape)
     if config.head == 'append':
         if not config.pretrained_classes:
-            raise UserError(f"head 'append' needs the classes of {config.pretrained or 'a pretrained net'}, "
-                            "which are unknown; pass head 'replace', or another net")
+            raise UserError(
+                f"head 'append' needs the classes of {config.pretrained or 'a pretrained net'}, "
+                "which are unknown; pass head 'replace', or another net"
+            )
         model = resnet_model.resnet(config.spec, config.pretrained_classes, shape)
         logits = keras.layers.Dense(num_classes, dtype='float32', name=APPENDED)(model.output)
         model = keras.Model(model.input, logits, name=model.name)
@@ -137,8 +155,9 @@ def freeze(model, transfer, train_last_groups=1):
         names = [layer.name for layer in model.layers]
         num_groups = len({name.partition('_')[0] for name in names if name.startswith('group')})
         if not 1 <= train_last_groups <= num_groups:
-            raise UserError(f'train_last_groups {train_last_groups}, but the net has {num_groups} groups; '
-                            f'pass 1..{num_groups}')
+            raise UserError(
+                f'train_last_groups {train_last_groups}, but the net has {num_groups} groups; pass 1..{num_groups}'
+            )
         prefix = f'group{num_groups + 1 - train_last_groups}_'
         first = next(i for i, name in enumerate(names) if name.startswith(prefix))
     for i, layer in enumerate(model.layers):
@@ -179,8 +198,12 @@ def load_backbone(model, path, head='replace'):
 
 def is_another(path, other):
     """Whether two sources of weights differ; one that is not there any more may have been moved."""
-    return bool(path and other and pathlib.Path(other).exists()
-                and pathlib.Path(path).resolve() != pathlib.Path(other).resolve())
+    return bool(
+        path
+        and other
+        and pathlib.Path(other).exists()
+        and pathlib.Path(path).resolve() != pathlib.Path(other).resolve()
+    )
 
 
 def _normalization(config):

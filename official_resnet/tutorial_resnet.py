@@ -11,6 +11,7 @@ addition, so F >= 0 and the output is never below the shortcut ('relu_before_add
 arXiv:1603.05027 Fig. 4c, which that paper found to be worse). The first block of every group halves, also the first
 group's. For nets of the papers use resnet_model.
 """
+
 import dataclasses
 
 import keras
@@ -21,8 +22,15 @@ from official_resnet.errors import UserError
 
 # Where BN and ReLU stand, where the zero channels go, and the tutorial's BN: decay 0.999, epsilon 0.001.
 SPEC = resnet_model.ResNetSpec(
-    group_blocks=(2, 2), filters=16, stem='mnist', shortcut='A', shortcut_padding='end', bn_momentum=0.999,
-    bn_epsilon=1e-3, experiment=resnet_model.Experiment(order='relu_before_addition'))
+    group_blocks=(2, 2),
+    filters=16,
+    stem='mnist',
+    shortcut='A',
+    shortcut_padding='end',
+    bn_momentum=0.999,
+    bn_epsilon=1e-3,
+    experiment=resnet_model.Experiment(order='relu_before_addition'),
+)
 IMAGE_SHAPE = (28, 28, 1)  # float32, 0..1
 INIT_STDDEV = 0.1  # of every kernel, a normal distribution cut off at two of these; biases start at 0
 PROJECTION_STRIDE = 1
@@ -30,7 +38,9 @@ PRINTED_PROJECTION_STRIDE = 2  # see block_as_printed
 
 # How its program trains the net; nothing here reads it. Not yet measured.
 TRAINING = {
-    'optimizer': 'adam', 'learning_rate': 1e-3, 'epsilon': 1e-8,  # TensorFlow 1's default; Keras' is 1e-7
+    'optimizer': 'adam',
+    'learning_rate': 1e-3,
+    'epsilon': 1e-8,  # TensorFlow 1's default; Keras' is 1e-7
     'loss': 'softmax cross entropy, mean of the batch',
     'batch_size': 120,
     'train_steps': 799,  # `step = 1; while step < 800`: 1.7 epochs of the 55,000 pictures that were its training set
@@ -99,7 +109,7 @@ def tutorial_net(num_classes=10):
     images = keras.Input(IMAGE_SHAPE, name='images')
     x = _conv(images, SPEC.filters, 3, 'conv1', has_bias=True)  # [28, 28, 1] -> [28, 28, 16]
     for i, num_block in enumerate(SPEC.group_blocks):  # -> [14, 14, 16] -> [7, 7, 32]
-        x = residual_group(f'conv{i + 2}', x, num_block, SPEC.filters * 2 ** i)
+        x = residual_group(f'conv{i + 2}', x, num_block, SPEC.filters * 2**i)
     x = _max_pool(x, 'pool')  # -> [4, 4, 32], the last row and column being pools of 2x1, 1x2 and 1x1
     x = keras.layers.Flatten(data_format=SPEC.data_format, name='flatten')(x)  # -> [512]
     logits = keras.layers.Dense(num_classes, kernel_initializer=_initializer(), dtype='float32', name='logits')(x)
@@ -109,6 +119,7 @@ def tutorial_net(num_classes=10):
 @dataclasses.dataclass(frozen=True)
 class BlockComparison:
     """Convolution weights, without biases and BN, of blocks between `channels` and `channels` channels."""
+
     channels: int
     basic: int  # two 3x3 convolutions
     bottleneck: int  # 1x1, 3x3, 1x1, the inner ones of a quarter of the channels
@@ -148,15 +159,19 @@ def compare_blocks(channels=256):
     if channels < expansion or channels % expansion:
         raise UserError(f'channels={channels}: pass a multiple of {expansion}, which a bottleneck can divide')
     inner = channels // expansion
-    return BlockComparison(channels, basic=_num_weights('basic', channels, channels),
-                           bottleneck=_num_weights('bottleneck', inner, channels),
-                           inner_basic=_num_weights('basic', inner, inner))
+    return BlockComparison(
+        channels,
+        basic=_num_weights('basic', channels, channels),
+        bottleneck=_num_weights('bottleneck', inner, channels),
+        inner_basic=_num_weights('basic', inner, inner),
+    )
 
 
 def _num_weights(block, filters, in_channels):
     weights = 0
     for out_channels, kernel, _, groups in resnet_model._block_convs(
-            resnet_model.ResNetSpec((1,), block=block), filters, stride=1):
+        resnet_model.ResNetSpec((1,), block=block), filters, stride=1
+    ):
         weights += kernel * kernel * in_channels // groups * out_channels
         in_channels = out_channels
     return weights
@@ -171,8 +186,10 @@ def _block(x, out_channels, down_sample, projection, name, projection_stride=PRO
     if in_channels != out_channels and projection:
         shortcut = _conv(x, out_channels, 1, f'{name}_shortcut_conv', projection_stride, has_bias=True)
     elif in_channels > out_channels:
-        raise UserError(f'{name}: zero padding cannot reduce {in_channels} channels to {out_channels}; '
-                        'residual_block(..., projection=True) can')
+        raise UserError(
+            f'{name}: zero padding cannot reduce {in_channels} channels to {out_channels}; '
+            'residual_block(..., projection=True) can'
+        )
     elif in_channels < out_channels:
         shortcut = resnet_model._pad_channels(x, SPEC, out_channels - in_channels, f'{name}_shortcut_pad')
     convs = resnet_model._block_convs(SPEC, out_channels, stride=1)
@@ -180,16 +197,26 @@ def _block(x, out_channels, down_sample, projection, name, projection_stride=PRO
         x = _conv(x, filters, kernel, f'{name}_conv{i}', stride)
         x = resnet_model._activate(x, SPEC, SPEC.order.last if i == len(convs) else SPEC.order.between, name, i)
     if x.shape[1:] != shortcut.shape[1:]:
-        raise UserError(f'{name}: F of shape {tuple(x.shape[1:])} and a shortcut of shape '
-                        f'{tuple(shortcut.shape[1:])} cannot be added')
+        raise UserError(
+            f'{name}: F of shape {tuple(x.shape[1:])} and a shortcut of shape '
+            f'{tuple(shortcut.shape[1:])} cannot be added'
+        )
     return keras.layers.Add(name=f'{name}_out')([x, shortcut])
 
 
 def _conv(x, filters, kernel, name, stride=1, has_bias=False):
     # Not resnet_model's: another initial distribution, and a ReLU wherever there is a bias in place of a BN.
     return keras.layers.Conv2D(
-        filters, kernel, stride, 'same', data_format=SPEC.data_format, use_bias=has_bias,
-        activation='relu' if has_bias else None, kernel_initializer=_initializer(), name=name)(x)
+        filters,
+        kernel,
+        stride,
+        'same',
+        data_format=SPEC.data_format,
+        use_bias=has_bias,
+        activation='relu' if has_bias else None,
+        kernel_initializer=_initializer(),
+        name=name,
+    )(x)
 
 
 def _max_pool(x, name):
@@ -214,7 +241,8 @@ def main():
     print(
         f'basic {blocks.basic:,} weights, bottleneck {blocks.bottleneck:,} at {blocks.channels} channels: '
         f'{blocks.ratio:.2f} to 1; basic at its inner {blocks.channels // resnet_model.BOTTLENECK_EXPANSION}: '
-        f'{blocks.inner_basic:,}, {blocks.inner_ratio:.2f} of it\n')
+        f'{blocks.inner_basic:,}, {blocks.inner_ratio:.2f} of it\n'
+    )
     model = tutorial_net()
     for layer in model.layers:
         shape = ' x '.join(str(size) for size in layer.output.shape[1:])

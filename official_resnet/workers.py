@@ -4,6 +4,7 @@ A worker is a process, on this or another machine, that has all GPUs of its mach
 command; TF_CONFIG, or --worker_hosts and --task_index, say which worker a process is. The first is the chief, which
 alone writes. No TensorFlow at import.
 """
+
 import contextlib
 import ctypes
 import json
@@ -40,13 +41,16 @@ def configure(worker_hosts=None, task_index=None):
             try:
                 _split(host)
             except ValueError:
-                raise UserError(f"worker_hosts has '{host}', which is no host:port; pass as host1:2222,host2:2222"
-                                ) from None
+                raise UserError(
+                    f"worker_hosts has '{host}', which is no host:port; pass as host1:2222,host2:2222"
+                ) from None
         if len(set(worker_hosts)) < len(worker_hosts):
             raise UserError(f'worker_hosts {",".join(worker_hosts)} names a worker twice; pass each once')
         if task_index is None or not 0 <= task_index < len(worker_hosts):
-            raise UserError(f'task_index {task_index} is none of the {len(worker_hosts)} worker_hosts; '
-                            f'pass 0..{len(worker_hosts) - 1}')
+            raise UserError(
+                f'task_index {task_index} is none of the {len(worker_hosts)} worker_hosts; '
+                f'pass 0..{len(worker_hosts) - 1}'
+            )
         os.environ['TF_CONFIG'] = tf_config(worker_hosts, task_index)
     addresses, index = _cluster()
     if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '2') == '2':
@@ -58,8 +62,10 @@ def _cluster():
     """Return (addresses of all workers, the chief's first; this one's index) of TF_CONFIG."""
     text = os.environ.get('TF_CONFIG', '')
     if not text:
-        raise UserError('distribution_strategy multi_worker_mirrored does not know the workers; pass --worker_hosts '
-                        'and --task_index, or set TF_CONFIG, or try --local_workers=2')
+        raise UserError(
+            'distribution_strategy multi_worker_mirrored does not know the workers; pass --worker_hosts '
+            'and --task_index, or set TF_CONFIG, or try --local_workers=2'
+        )
     try:
         config = json.loads(text)
         cluster, task = config['cluster'], config['task']
@@ -107,12 +113,16 @@ def watched(seconds=JOIN_SECONDS):
     For a block in which TensorFlow waits for another worker without an end, and lets no signal or thread through.
     """
     program = os.path.basename(sys.argv[0]).removesuffix('.py')
-    line = (f'{program}: another worker ended while this one connected to it; start all workers again, they continue '
-            'from the last checkpoint')
-    code = ('import os, select, sys\n'
-            'if not select.select([0], [], [], float(sys.argv[1]))[0]:\n'  # closed in time, or with the process
-            '    print(sys.argv[2], file=sys.stderr, flush=True)\n'
-            '    os.kill(os.getppid(), 9)\n')
+    line = (
+        f'{program}: another worker ended while this one connected to it; start all workers again, they continue '
+        'from the last checkpoint'
+    )
+    code = (
+        'import os, select, sys\n'
+        'if not select.select([0], [], [], float(sys.argv[1]))[0]:\n'  # closed in time, or with the process
+        '    print(sys.argv[2], file=sys.stderr, flush=True)\n'
+        '    os.kill(os.getppid(), 9)\n'
+    )
     watcher = subprocess.Popen([sys.executable, '-ISc', code, str(seconds), line], stdin=subprocess.PIPE)
     try:
         yield
@@ -127,8 +137,10 @@ def _listen(address):
         family = {'family': socket.AF_INET6, 'dualstack_ipv6': True} if socket.has_dualstack_ipv6() else {}
         return socket.create_server(('', port), **family)
     except OSError as error:
-        raise UserError(f"cannot listen at port {port} of '{address}': {os.strerror(error.errno)}; end what is "
-                        'there, or pass another port to all workers') from error
+        raise UserError(
+            f"cannot listen at port {port} of '{address}': {os.strerror(error.errno)}; end what is "
+            'there, or pass another port to all workers'
+        ) from error
 
 
 def _await_all(listener, addresses, deadline):
@@ -144,8 +156,10 @@ def _await_all(listener, addresses, deadline):
             connection.setblocking(False)
             _forget_who_left(here)  # and may be the one who calls again
             if theirs != addresses:
-                fault = (f'worker {number} was started with the workers {",".join(map(str, theirs))[:200]}, the chief '
-                         f'with {",".join(addresses)[:200]}; give all the same list')
+                fault = (
+                    f'worker {number} was started with the workers {",".join(map(str, theirs))[:200]}, the chief '
+                    f'with {",".join(addresses)[:200]}; give all the same list'
+                )
             elif number in here or number == 0:
                 fault = f'two processes are worker {number}; give each another task index'
             here[number if number not in here else -1] = connection
@@ -194,8 +208,10 @@ def _call_chief(addresses, index, deadline):
             return
         reason = 'it ended'
         time.sleep(0.2)
-    raise UserError(f"worker {index} did not reach the chief at '{addresses[0]}' ({reason}); check the address and "
-                    'start all workers again, within minutes')
+    raise UserError(
+        f"worker {index} did not reach the chief at '{addresses[0]}' ({reason}); check the address and "
+        'start all workers again, within minutes'
+    )
 
 
 def tf_config(hosts, index):
@@ -219,8 +235,9 @@ def launch(count, command):
     hosts = [f'localhost:{port}' for port in free_ports(count)]
     shares = [set(cores[i::count]) for i in range(count)]
     workers = [_start(command, tf_config(hosts, i), shares[i], is_chief=i == 0) for i in range(count)]
-    relays = [threading.Thread(target=_relay, args=(worker.stdout, i), daemon=True)
-              for i, worker in enumerate(workers) if i]
+    relays = [
+        threading.Thread(target=_relay, args=(worker.stdout, i), daemon=True) for i, worker in enumerate(workers) if i
+    ]
     for relay in relays:
         relay.start()
     with _passing_on(workers):
@@ -251,8 +268,9 @@ def _start(command, config, cores, is_chief):
             os._exit(1)
 
     output = {} if is_chief else {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
-    return subprocess.Popen(command, env=os.environ | {'TF_CONFIG': config}, preexec_fn=prepare,
-                            start_new_session=True, **output)
+    return subprocess.Popen(
+        command, env=os.environ | {'TF_CONFIG': config}, preexec_fn=prepare, start_new_session=True, **output
+    )
 
 
 def _relay(stream, index):
@@ -264,6 +282,7 @@ def _relay(stream, index):
 @contextlib.contextmanager
 def _passing_on(workers):
     """Pass SIGTERM and SIGINT on to the workers."""
+
     def pass_on(number, frame):
         for worker in workers:
             worker.send_signal(number)

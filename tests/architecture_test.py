@@ -1,4 +1,5 @@
 """Imports go one way, module names shadow nothing, and `import official_resnet` is free."""
+
 import ast
 import pathlib
 import subprocess
@@ -13,8 +14,19 @@ PACKAGE = pathlib.Path(official_resnet.__file__).parent
 LAYERS = [
     ['errors'],
     ['workers', 'tfrecords', 'jpeg', 'tfds_builders'],
-    ['records', 'synthetic', 'image_folder', 'layers', 'optimizers', 'callbacks', 'download', 'recipes', 'devices',
-     'checkpoints', 'benchmark_torch'],
+    [
+        'records',
+        'synthetic',
+        'image_folder',
+        'layers',
+        'optimizers',
+        'callbacks',
+        'download',
+        'recipes',
+        'devices',
+        'checkpoints',
+        'benchmark_torch',
+    ],
     ['preprocessing', 'resnet_model'],
     ['encoded', 'train_config', 'cards', 'grad_cam', 'resnet_table', 'tutorial_resnet', 'steps'],
     ['input_pipeline'],
@@ -26,11 +38,35 @@ LAYERS = [
     ['MAIN'],
 ]
 # without keras
-ALONE = {'tfrecords', 'jpeg', 'encoded', 'records', 'image_folder', 'preprocessing', 'input_pipeline', 'synthetic',
-         'download', 'recipes', 'errors'}
+ALONE = {
+    'tfrecords',
+    'jpeg',
+    'encoded',
+    'records',
+    'image_folder',
+    'preprocessing',
+    'input_pipeline',
+    'synthetic',
+    'download',
+    'recipes',
+    'errors',
+}
 # What the tests of others run: benchmark_test, input_pipeline_test, mains_test, prediction_test, resnet_model_test.
-UNTESTED = {'__init__', 'steps', 'errors', 'recipes', 'devices', 'train_program', 'benchmark_worker',
-            'benchmark_inference', 'benchmark_input', 'benchmark_torch', 'cards', 'resnet_table', 'tfds_builders'}
+UNTESTED = {
+    '__init__',
+    'steps',
+    'errors',
+    'recipes',
+    'devices',
+    'train_program',
+    'benchmark_worker',
+    'benchmark_inference',
+    'benchmark_input',
+    'benchmark_torch',
+    'cards',
+    'resnet_table',
+    'tfds_builders',
+}
 RANK = {name: i for i, names in enumerate(LAYERS) for name in names}
 
 
@@ -41,8 +77,11 @@ def is_main(name):
 def imports(path):
     """(package modules, top-level packages) imported anywhere in a file but where it runs as a program."""
     ours, others = set(), set()
-    body = [node for node in ast.parse(path.read_text()).body
-            if not (isinstance(node, ast.If) and '__main__' in ast.unparse(node.test))]
+    body = [
+        node
+        for node in ast.parse(path.read_text()).body
+        if not (isinstance(node, ast.If) and '__main__' in ast.unparse(node.test))
+    ]
     for node in ast.walk(ast.Module(body, [])):
         if isinstance(node, ast.ImportFrom):
             if node.module in ('official_resnet', 'official_resnet.experiments'):
@@ -89,8 +128,10 @@ def test_no_module_hides_another(tmp_path):
 
 
 def test_importing_the_package_imports_nothing(tmp_path):
-    code = ('import sys; import official_resnet, official_resnet.cifar10_main, official_resnet.resnet_flags; '
-            'print(sorted({"tensorflow", "keras", "numpy"} & sys.modules.keys())); '
-            'from absl import flags; print("data_dir" in flags.FLAGS)')
+    code = (
+        'import sys; import official_resnet, official_resnet.cifar10_main, official_resnet.resnet_flags; '
+        'print(sorted({"tensorflow", "keras", "numpy"} & sys.modules.keys())); '
+        'from absl import flags; print("data_dir" in flags.FLAGS)'
+    )
     result = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert result.stdout.split('\n')[:2] == ['[]', 'False']

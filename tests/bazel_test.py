@@ -1,4 +1,5 @@
 """Bazel: the documented command builds offline, and what it builds runs by the python3 of the environment."""
+
 import os
 import pathlib
 import shutil
@@ -26,8 +27,13 @@ def workspace(tmp_path_factory):
     start = [bazel, f'--output_user_root={tmp_path_factory.mktemp("bazel")}', '--max_idle_secs=60']
     environment = {**os.environ, 'HOME': str(folder)}
     try:
-        built = subprocess.run([*start, 'build', '--jobs=2', *(f'//data:{name}' for name in TARGETS)], cwd=folder,
-                               env=environment, capture_output=True, text=True)
+        built = subprocess.run(
+            [*start, 'build', '--jobs=2', *(f'//data:{name}' for name in TARGETS)],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         assert built.returncode == 0, built.stderr
         yield folder
     finally:
@@ -45,14 +51,23 @@ def environment(tmp_path):
 
 
 def run(workspace, name, *arguments, **options):
-    return subprocess.run([f'bazel-bin/data/{name}', *map(str, arguments)],
-                          **{'cwd': workspace, 'capture_output': True, 'text': True, **options})
+    return subprocess.run(
+        [f'bazel-bin/data/{name}', *map(str, arguments)],
+        **{'cwd': workspace, 'capture_output': True, 'text': True, **options},
+    )
 
 
 def test_the_command_of_the_readme(workspace, environment, tmp_path):
     layout = ilsvrc.make(tmp_path / 'data')
-    done = run(workspace, TARGETS[0], layout.folder, '--train_shards=2', '--validation_shards=1', *layout.flags,
-               env=environment)
+    done = run(
+        workspace,
+        TARGETS[0],
+        layout.folder,
+        '--train_shards=2',
+        '--validation_shards=1',
+        *layout.flags,
+        env=environment,
+    )
     assert done.returncode == 0, done.stderr
     assert 'Finished writing all 24 images in data set.' in done.stdout.splitlines()[-1]
     done = run(workspace, TARGETS[0], env=environment)

@@ -1,4 +1,5 @@
 """A file system that only Apache Beam can open; importing this registers it."""
+
 import glob
 import os
 
@@ -42,11 +43,13 @@ class Elsewhere(LocalFileSystem):
     def match_files(self, pattern):
         for path in glob.glob(self.place(pattern), include_hidden=True):
             found = super().metadata(path)
-            yield type(found)('elsewhere://' + path.removesuffix('.elsewhere'), found.size_in_bytes,
-                              found.last_updated_in_seconds)
+            yield type(found)(
+                'elsewhere://' + path.removesuffix('.elsewhere'), found.size_in_bytes, found.last_updated_in_seconds
+            )
 
     def match(self, patterns, limits=None):
         from apache_beam.io.filesystem import MatchResult
+
         return [MatchResult(pattern, list(self.match_files(pattern))) for pattern in patterns]
 
     def delete(self, paths):

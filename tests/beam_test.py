@@ -1,4 +1,5 @@
 """build_imagenet_data_beam: by Beam the same bytes as by the local builder, wherever the files lie."""
+
 import importlib
 import io
 import json
@@ -32,11 +33,20 @@ def built(tmp_path_factory):
 
 
 def arguments(layout, output, **changed):
-    values = {'train_tar': layout.folder / ilsvrc.TRAIN, 'validation_tar': layout.folder / ilsvrc.VALIDATION,
-              'validation_labels_file': layout.folder / ilsvrc.LABELS, 'output_directory': output,
-              'bounding_box_file': layout.folder / ilsvrc.BOXES, **changed}
-    return ['build_imagenet_data_beam.py', *(f'--{name}={value}' for name, value in values.items() if value),
-            *layout.flags, *SHARDS]
+    values = {
+        'train_tar': layout.folder / ilsvrc.TRAIN,
+        'validation_tar': layout.folder / ilsvrc.VALIDATION,
+        'validation_labels_file': layout.folder / ilsvrc.LABELS,
+        'output_directory': output,
+        'bounding_box_file': layout.folder / ilsvrc.BOXES,
+        **changed,
+    }
+    return [
+        'build_imagenet_data_beam.py',
+        *(f'--{name}={value}' for name, value in values.items() if value),
+        *layout.flags,
+        *SHARDS,
+    ]
 
 
 def run(layout, output, *more, **changed):
@@ -44,15 +54,20 @@ def run(layout, output, *more, **changed):
 
 
 def outputs(folder, suffix=''):
-    return {path.name.removesuffix(suffix): path.read_bytes() for path in pathlib.Path(folder).iterdir()
-            if path.name.startswith(('train', 'validation')) and path.name.endswith(suffix)}
+    return {
+        path.name.removesuffix(suffix): path.read_bytes()
+        for path in pathlib.Path(folder).iterdir()
+        if path.name.startswith(('train', 'validation')) and path.name.endswith(suffix)
+    }
 
 
 def test_the_bytes_of_the_local_builder(built, tmp_path, capsys):
     assert run(built, tmp_path) == 0
     assert outputs(tmp_path) == outputs(built.folder)  # shards and manifests
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith('.')) == [
-        '.train.index', '.validation.index']
+        '.train.index',
+        '.validation.index',
+    ]
     assert capsys.readouterr().out.count('Finished writing all') == 2
     assert run(built, tmp_path) == 0
     out = capsys.readouterr().out
@@ -62,12 +77,25 @@ def test_the_bytes_of_the_local_builder(built, tmp_path, capsys):
 def test_workers_of_their_own_by_command(built, tmp_path):
     """Two processes, to which functions and settings travel pickled, as on a cluster; without TensorFlow."""
     script = pathlib.Path(program.__file__)
-    code = ('import runpy, sys; sys.argv = sys.argv[1:]\ntry: runpy.run_path(sys.argv[0], run_name="__main__")\n'
-            'except SystemExit as end: assert not end.code\nprint("tensorflow" in sys.modules)')
+    code = (
+        'import runpy, sys; sys.argv = sys.argv[1:]\ntry: runpy.run_path(sys.argv[0], run_name="__main__")\n'
+        'except SystemExit as end: assert not end.code\nprint("tensorflow" in sys.modules)'
+    )
     done = subprocess.run(
-        [sys.executable, '-c', code, script, *arguments(built, tmp_path)[1:], *RUNNER,
-         '--direct_running_mode=multi_processing', '--direct_num_workers=2'], capture_output=True, text=True,
-        cwd=tmp_path)
+        [
+            sys.executable,
+            '-c',
+            code,
+            script,
+            *arguments(built, tmp_path)[1:],
+            *RUNNER,
+            '--direct_running_mode=multi_processing',
+            '--direct_num_workers=2',
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1] == 'False'
     assert outputs(tmp_path) == outputs(built.folder)
@@ -77,8 +105,17 @@ def test_another_file_system(built, tmp_path):
     for name in (ilsvrc.TRAIN, ilsvrc.VALIDATION, ilsvrc.LABELS, ilsvrc.BOXES):
         os.link(built.folder / name, tmp_path / f'{name}.elsewhere')
     url = f'elsewhere://{tmp_path}'
-    assert run(built, f'{url}/out', train_tar=f'{url}/{ilsvrc.TRAIN}', validation_tar=f'{url}/{ilsvrc.VALIDATION}',
-               validation_labels_file=f'{url}/{ilsvrc.LABELS}', bounding_box_file=f'{url}/{ilsvrc.BOXES}') == 0
+    assert (
+        run(
+            built,
+            f'{url}/out',
+            train_tar=f'{url}/{ilsvrc.TRAIN}',
+            validation_tar=f'{url}/{ilsvrc.VALIDATION}',
+            validation_labels_file=f'{url}/{ilsvrc.LABELS}',
+            bounding_box_file=f'{url}/{ilsvrc.BOXES}',
+        )
+        == 0
+    )
     assert outputs(tmp_path / 'out', '.elsewhere') == outputs(built.folder)
     assert not [path for path in (tmp_path / 'out').rglob('*') if path.is_file() and 'progress' in str(path.parent)]
 
@@ -91,14 +128,18 @@ def test_it_goes_on(built, tmp_path, monkeypatch, capfd):
         if shard == 4 and len(pictures) == len(built.train):
             raise OSError('the disk went away')
         return real(pictures, shard, *arguments, **options)
+
     monkeypatch.setattr(program.shards, 'build_shard', build_shard)
     assert run(built, tmp_path) == 1
     assert not (tmp_path / 'train.manifest.json').exists() and 'Traceback' not in capfd.readouterr().err[-300:]
     finished = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob('train-*-of-*')}
     assert finished and 'train-00004-of-00006' not in finished
     calls.clear()
-    monkeypatch.setattr(program.shards, 'build_shard', lambda *arguments, **options: (
-        calls.append(arguments[1]), real(*arguments, **options))[1])
+    monkeypatch.setattr(
+        program.shards,
+        'build_shard',
+        lambda *arguments, **options: (calls.append(arguments[1]), real(*arguments, **options))[1],
+    )
     assert run(built, tmp_path) == 0
     assert sorted(calls) == sorted(set(range(6)) - {int(name[6:11]) for name in finished})
     assert outputs(tmp_path) == outputs(built.folder)
@@ -118,9 +159,12 @@ def test_the_local_program_knows_what_beam_built(built, tmp_path, capsys):
 def test_broken_pictures(built, tmp_path, capfd):
     files = {name: data for name, data in built.train.items() if name.startswith(built.synsets[0])}
     name = next(iter(files))
-    tars = {f'{synset}.tar': ilsvrc.tar_bytes({
-        other: data[:50] if other == name else data for other, data in built.train.items() if synset in other})
-        for synset in built.synsets}
+    tars = {
+        f'{synset}.tar': ilsvrc.tar_bytes(
+            {other: data[:50] if other == name else data for other, data in built.train.items() if synset in other}
+        )
+        for synset in built.synsets
+    }
     ilsvrc.write_tar(tmp_path / 'train.tar', tars)
     changed = {'train_tar': tmp_path / 'train.tar', 'validation_tar': '', 'validation_labels_file': ''}
     assert run(built, tmp_path / 'out', '--on_broken=fail', **changed) == 1
@@ -138,12 +182,19 @@ def one_line(capfd, expected):
 
 def test_mistakes(built, tmp_path, capfd):
     for changed, more, expected in (
-            ({'output_directory': ''}, [], 'pass where the shards go'),
-            ({'train_tar': '', 'validation_tar': '', 'validation_labels_file': ''}, [], 'pass --train_tar, --valid'),
-            ({'validation_labels_file': ''}, [], 'go together'), ({'train_tar': '/nowhere'}, [], 'does not exist'),
-            ({'train_tar': built.folder / ilsvrc.LABELS, 'validation_tar': '', 'validation_labels_file': ''}, [],
-             'no tar file'), ({}, ['extra'], "unexpected argument 'extra'"), ({}, ['--seed=x'], 'seed'),
-            ({}, ['--runner=Nobody'], 'Beam refuses its flags --runner=Nobody')):
+        ({'output_directory': ''}, [], 'pass where the shards go'),
+        ({'train_tar': '', 'validation_tar': '', 'validation_labels_file': ''}, [], 'pass --train_tar, --valid'),
+        ({'validation_labels_file': ''}, [], 'go together'),
+        ({'train_tar': '/nowhere'}, [], 'does not exist'),
+        (
+            {'train_tar': built.folder / ilsvrc.LABELS, 'validation_tar': '', 'validation_labels_file': ''},
+            [],
+            'no tar file',
+        ),
+        ({}, ['extra'], "unexpected argument 'extra'"),
+        ({}, ['--seed=x'], 'seed'),
+        ({}, ['--runner=Nobody'], 'Beam refuses its flags --runner=Nobody'),
+    ):
         if 'train_tar' in changed and changed['train_tar'] == '/nowhere':
             changed |= {'validation_tar': '', 'validation_labels_file': ''}
         values = [argument for argument in arguments(built, tmp_path, **changed)]
@@ -167,6 +218,7 @@ def test_without_beam(built, tmp_path, capfd, monkeypatch):
 
 def test_the_file_system_of_the_test_is_used(tmp_path):
     import apache_beam
+
     assert apache_beam.io.filesystems.FileSystems.get_filesystem('elsewhere://x').scheme() == 'elsewhere'
     with program._create(f'elsewhere://{tmp_path}/a') as file:
         file.write(b'abc')

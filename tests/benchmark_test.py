@@ -1,4 +1,5 @@
 """The benchmark measures and prints what it says, and ends its processes."""
+
 import json
 import os
 
@@ -18,15 +19,40 @@ def test_table_and_ratios():
 
 
 def test_a_tiny_run(tmp_path, capsys):
-    argv = ['benchmark_main.py', '-rs', '8', '-bs', '16', '--runs', '2', '--steps', '1', '--dtype', 'fp32',
-            '--system', 'ours', '--system', 'keras', '--measure', 'input', '--measure', 'forward', '--measure', 'train',
-            '--output_json', str(tmp_path / 'b.json')]
+    argv = [
+        'benchmark_main.py',
+        '-rs',
+        '8',
+        '-bs',
+        '16',
+        '--runs',
+        '2',
+        '--steps',
+        '1',
+        '--dtype',
+        'fp32',
+        '--system',
+        'ours',
+        '--system',
+        'keras',
+        '--measure',
+        'input',
+        '--measure',
+        'forward',
+        '--measure',
+        'train',
+        '--output_json',
+        str(tmp_path / 'b.json'),
+    ]
     code = resnet_flags.run_program(argv, '', benchmark_main.define_flags(), benchmark_main.run_benchmark)
     out, err = capsys.readouterr()
     assert (code, err) == (0, '')
     stored = json.loads((tmp_path / 'b.json').read_text())['results']
     assert [(row['measure'], sorted(row['images_per_second'])) for row in stored] == [
-        ('input', ['ours']), ('forward', ['keras', 'ours']), ('train', ['keras', 'ours'])]
+        ('input', ['ours']),
+        ('forward', ['keras', 'ours']),
+        ('train', ['keras', 'ours']),
+    ]
     assert all(rate > 0 for row in stored for rates in row['images_per_second'].values() for rate in rates)
     assert 'tensorflow 2.21' in out and 'cores' in out
 
@@ -57,13 +83,22 @@ def test_each_step_is_a_batch_of_training_pictures(pictures):
 
 def test_list_files(pictures):
     assert [path.name for path in benchmark_input.list_files(pictures)] == [
-        'a.JPEG', 'b.jpg', 'c.jpeg', 'd.jpg', 'e.JPG']
+        'a.JPEG',
+        'b.jpg',
+        'c.jpeg',
+        'd.jpg',
+        'e.JPG',
+    ]
 
 
-@pytest.mark.parametrize('arguments,message', [
-    ([], 'measure=jpeg needs pictures; pass --image_folder'),
-    (['--image_folder=/nowhere'], "image_folder '/nowhere' is no folder; pass one of JPEG files"),
-    (['--image_folder={tmp_path}'], 'has no JPEG file (.jpeg .jpg); pass another')])
+@pytest.mark.parametrize(
+    'arguments,message',
+    [
+        ([], 'measure=jpeg needs pictures; pass --image_folder'),
+        (['--image_folder=/nowhere'], "image_folder '/nowhere' is no folder; pass one of JPEG files"),
+        (['--image_folder={tmp_path}'], 'has no JPEG file (.jpeg .jpg); pass another'),
+    ],
+)
 def test_pictures_that_are_not_there(arguments, message, tmp_path, capsys):
     assert run_jpeg(*(argument.format(tmp_path=tmp_path) for argument in arguments)) == 1
     out, err = capsys.readouterr()
@@ -76,9 +111,10 @@ def test_input_from_jpegs_beside_pytorch(pictures, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert (code, err) == (0, '')
     rows = [line.split('fp32') for line in out.splitlines() if line.startswith('jpeg')]
-    names = ['jpeg', 'jpeg all'][:len(os.sched_getaffinity(0))]
+    names = ['jpeg', 'jpeg all'][: len(os.sched_getaffinity(0))]
     assert [(name.strip(), rest.split()[0]) for name, rest in rows] == [
-        (name, system) for name in names for system in ('ours', 'antialias', 'decode', 'torch', 'pillow')]
+        (name, system) for name in names for system in ('ours', 'antialias', 'decode', 'torch', 'pillow')
+    ]
     stored = json.loads((tmp_path / 'b.json').read_text())['results']
     assert [row['measure'] for row in stored] == names
     assert all(min(rates) > 0 and len(rates) == 2 for row in stored for rates in row['images_per_second'].values())
@@ -100,4 +136,5 @@ def test_inference_against_every_peer(monkeypatch, capsys):
     rows = [line.split()[:3] for line in out.splitlines() if line.startswith('inference')]
     systems = ['ours', 'applications', 'predict', 'torch', 'onnx']
     assert rows == [['inference', 'fp32', name] for name in systems] + [
-        ['inference', 'bf16', name] for name in systems[:-1]]
+        ['inference', 'bf16', name] for name in systems[:-1]
+    ]

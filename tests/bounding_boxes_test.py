@@ -1,4 +1,5 @@
 """bounding_boxes: every oddity of the official XML files, from a folder and from a tar stream."""
+
 import gzip
 import io
 import pathlib
@@ -29,8 +30,7 @@ def parse(*objects, size=(500, 400), synset=SYNSETS[0], synsets=SYNSETS, counts=
 
 def test_a_plain_box():
     assert parse((SYNSETS[0], 50, 40, 250, 200)) == [(0.1, 0.1, 0.5, 0.5)]
-    assert parse((SYNSETS[0], 50, 40, 250, 200), (SYNSETS[0], 0, 0, 500, 400)) == [
-        (0.1, 0.1, 0.5, 0.5), (0, 0, 1, 1)]
+    assert parse((SYNSETS[0], 50, 40, 250, 200), (SYNSETS[0], 0, 0, 500, 400)) == [(0.1, 0.1, 0.5, 0.5), (0, 0, 1, 1)]
     assert parse() == []
 
 
@@ -60,15 +60,24 @@ def test_boxes_of_other_classes():
     assert len(parse((SYNSETS[1], 1, 1, 9, 9), synsets=None, counts=counts)) == 1
 
 
-@pytest.mark.parametrize('data,message', [
-    (b'', 'no XML'), (b'<annotation><size>', 'no XML'), (b'\xff\xfe\x00garbage', 'no XML'),
-    (b'<a/>', 'size/width is None'),
-    (ilsvrc.xml((0, 400)), 'size 0 x 400'), (ilsvrc.xml(('nan', 400)), "width is 'nan'"),
-    (ilsvrc.xml(objects=[('n1', 'x', 1, 2, 3)]), "bndbox/xmin is 'x'"),
-    (b'<!DOCTYPE a [<!ENTITY x "y">]><a>&x;</a>', 'document type'),
-    ('<?xml version="1.0" encoding="utf-16"?><!DOCTYPE a SYSTEM "file:///etc/passwd"><a/>'.encode('utf-16'),
-     'document type'),
-    (b'<?xml version="1.0" encoding="klingon"?><a/>', 'no XML')])
+@pytest.mark.parametrize(
+    'data,message',
+    [
+        (b'', 'no XML'),
+        (b'<annotation><size>', 'no XML'),
+        (b'\xff\xfe\x00garbage', 'no XML'),
+        (b'<a/>', 'size/width is None'),
+        (ilsvrc.xml((0, 400)), 'size 0 x 400'),
+        (ilsvrc.xml(('nan', 400)), "width is 'nan'"),
+        (ilsvrc.xml(objects=[('n1', 'x', 1, 2, 3)]), "bndbox/xmin is 'x'"),
+        (b'<!DOCTYPE a [<!ENTITY x "y">]><a>&x;</a>', 'document type'),
+        (
+            '<?xml version="1.0" encoding="utf-16"?><!DOCTYPE a SYSTEM "file:///etc/passwd"><a/>'.encode('utf-16'),
+            'document type',
+        ),
+        (b'<?xml version="1.0" encoding="klingon"?><a/>', 'no XML'),
+    ],
+)
 def test_broken_xml_is_a_value_error(data, message):
     with pytest.raises(ValueError, match=message):
         bounding_boxes.parse(data, SYNSETS[0])
@@ -115,18 +124,34 @@ def test_write_is_atomic_and_says_what_it_did(layout, tmp_path):
     assert '_900.xml' in lines[1]
 
 
-@pytest.mark.parametrize('case,message', [
-    ('missing', 'cannot be read .No such file'), ('cut off', 'cut off or damaged gzip file'), ('crc', 'CRC'),
-    ('garbage', 'no tar file'), ('empty', 'no tar file'), ('half', "cut off at member 'n.*xml', byte"),
-    ('no xml', 'has no <synset>'), ('folder', 'has no <synset>')])
+@pytest.mark.parametrize(
+    'case,message',
+    [
+        ('missing', 'cannot be read .No such file'),
+        ('cut off', 'cut off or damaged gzip file'),
+        ('crc', 'CRC'),
+        ('garbage', 'no tar file'),
+        ('empty', 'no tar file'),
+        ('half', "cut off at member 'n.*xml', byte"),
+        ('no xml', 'has no <synset>'),
+        ('folder', 'has no <synset>'),
+    ],
+)
 def test_broken_inputs(layout, tmp_path, case, message):
     path, whole = tmp_path / 'boxes.tar.gz', (layout.folder / ilsvrc.BOXES).read_bytes()
     if case == 'folder':
         path.mkdir()
     elif case != 'missing':
-        path.write_bytes({'cut off': whole[:-100], 'crc': whole[:-8] + b'\0' * 8, 'garbage': b'<html>' * 300,
-                          'empty': b'', 'half': gzip.decompress(whole)[:5000],
-                          'no xml': ilsvrc.tar_bytes({'a/readme.txt': b'x'}, mode='w:gz')}[case])
+        path.write_bytes(
+            {
+                'cut off': whole[:-100],
+                'crc': whole[:-8] + b'\0' * 8,
+                'garbage': b'<html>' * 300,
+                'empty': b'',
+                'half': gzip.decompress(whole)[:5000],
+                'no xml': ilsvrc.tar_bytes({'a/readme.txt': b'x'}, mode='w:gz'),
+            }[case]
+        )
     with pytest.raises(UserError, match=message) as error:
         bounding_boxes.write(path, tmp_path / 'boxes.csv', layout.synsets)
     assert '\n' not in str(error.value) and not (tmp_path / 'boxes.csv').exists()

@@ -1,4 +1,5 @@
 """The program that builds ImageNet's shards from folders: upstream's flags and names, and its mistakes."""
+
 import os
 import pathlib
 import signal
@@ -35,17 +36,27 @@ def _write(path, data):
 
 
 def arguments(folder, **changed):
-    values = {'train_directory': folder / 'train', 'validation_directory': folder / 'validation',
-              'output_directory': folder / 'out', 'train_shards': 3, 'validation_shards': 2, 'num_threads': 2,
-              'labels_file': folder / 'lists' / 'imagenet_lsvrc_2015_synsets.txt',
-              'imagenet_metadata_file': folder / 'lists' / 'imagenet_metadata.txt',
-              'bounding_box_file': folder / 'boxes.csv', **changed}
+    values = {
+        'train_directory': folder / 'train',
+        'validation_directory': folder / 'validation',
+        'output_directory': folder / 'out',
+        'train_shards': 3,
+        'validation_shards': 2,
+        'num_threads': 2,
+        'labels_file': folder / 'lists' / 'imagenet_lsvrc_2015_synsets.txt',
+        'imagenet_metadata_file': folder / 'lists' / 'imagenet_metadata.txt',
+        'bounding_box_file': folder / 'boxes.csv',
+        **changed,
+    }
     return ['build_imagenet_data.py', *(f'--{name}={value}' for name, value in values.items() if value is not None)]
 
 
 def read(folder, name):
-    return [tfrecords.decode_example(data) for path in sorted(folder.glob(f'{name}-*-of-*'))
-            for data in tfrecords.read(path)]
+    return [
+        tfrecords.decode_example(data)
+        for path in sorted(folder.glob(f'{name}-*-of-*'))
+        for data in tfrecords.read(path)
+    ]
 
 
 def test_the_program(raw, capfd):
@@ -56,10 +67,15 @@ def test_the_program(raw, capfd):
     assert finished == ['Finished writing all 6 images in data set.', 'Finished writing all 12 images in data set.']
     assert sum('no faults' in line for line in lines) == 2
     assert sorted(path.name for path in (folder / 'out').iterdir()) == [
-        'train-00000-of-00003', 'train-00001-of-00003', 'train-00002-of-00003', 'train.manifest.json',
-        'validation-00000-of-00002', 'validation-00001-of-00002', 'validation.manifest.json']
-    texts = dict(line.split('\t') for line in
-                 (folder / 'lists' / 'imagenet_metadata.txt').read_text().splitlines())
+        'train-00000-of-00003',
+        'train-00001-of-00003',
+        'train-00002-of-00003',
+        'train.manifest.json',
+        'validation-00000-of-00002',
+        'validation-00001-of-00002',
+        'validation.manifest.json',
+    ]
+    texts = dict(line.split('\t') for line in (folder / 'lists' / 'imagenet_metadata.txt').read_text().splitlines())
     train = read(folder / 'out', 'train')
     assert {example['image/filename'][0].decode(): example['image/encoded'][0] for example in train} == layout.train
     boxes = 0
@@ -72,8 +88,12 @@ def test_the_program(raw, capfd):
     names = [name.decode() for example in read(folder / 'out', 'validation') for name in example['image/filename']]
     assert sorted(names) == sorted(layout.validation)
     # What is built needs no pictures to be looked at again.
-    assert build_imagenet_data.main([*arguments(folder, train_directory='/absent', validation_directory='/absent'),
-                                     '--verify']) == 0
+    assert (
+        build_imagenet_data.main(
+            [*arguments(folder, train_directory='/absent', validation_directory='/absent'), '--verify']
+        )
+        == 0
+    )
     (folder / 'out' / 'train-00001-of-00003').unlink()
     assert build_imagenet_data.main([*arguments(folder), '--verify']) == 1
 
@@ -81,13 +101,30 @@ def test_the_program(raw, capfd):
 def test_defaults_are_upstreams():
     values = build_imagenet_data.define_flags()
     values(['x'])
-    names = ('train_directory', 'validation_directory', 'output_directory', 'train_shards', 'validation_shards',
-             'num_threads', 'labels_file', 'imagenet_metadata_file', 'bounding_box_file', 'seed')
+    names = (
+        'train_directory',
+        'validation_directory',
+        'output_directory',
+        'train_shards',
+        'validation_shards',
+        'num_threads',
+        'labels_file',
+        'imagenet_metadata_file',
+        'bounding_box_file',
+        'seed',
+    )
     assert {name: values[name].value for name in names} == {
-        'train_directory': '/tmp/', 'validation_directory': '/tmp/', 'output_directory': '/tmp/', 'train_shards': 1024,
-        'validation_shards': 128, 'num_threads': 8, 'labels_file': 'imagenet_lsvrc_2015_synsets.txt',
-        'imagenet_metadata_file': 'imagenet_metadata.txt', 'bounding_box_file': './imagenet_2012_bounding_boxes.csv',
-        'seed': 12345}
+        'train_directory': '/tmp/',
+        'validation_directory': '/tmp/',
+        'output_directory': '/tmp/',
+        'train_shards': 1024,
+        'validation_shards': 128,
+        'num_threads': 8,
+        'labels_file': 'imagenet_lsvrc_2015_synsets.txt',
+        'imagenet_metadata_file': 'imagenet_metadata.txt',
+        'bounding_box_file': './imagenet_2012_bounding_boxes.csv',
+        'seed': 12345,
+    }
 
 
 def test_lists_of_the_package():
@@ -108,13 +145,18 @@ def test_without_lists_and_boxes(raw, capfd):
     assert not list((folder / 'out').glob('validation*'))
 
 
-@pytest.mark.parametrize('changed,message', [
-    ({'labels_file': 'absent'}, "labels_file 'absent' cannot be read"),
-    ({'imagenet_metadata_file': 'absent'}, "imagenet_metadata_file 'absent' cannot be read"),
-    ({'bounding_box_file': 'absent'}, "bounding_box_file 'absent' cannot be read"),
-    ({'train_directory': '/absent', 'validation_directory': ''}, "'/absent/n"),
-    ({'train_shards': 0}, 'train_shards'), ({'on_broken': 'x'}, 'on_broken'), ({'output_directory': '/dev/null/x'},
-                                                                           'cannot be written')])
+@pytest.mark.parametrize(
+    'changed,message',
+    [
+        ({'labels_file': 'absent'}, "labels_file 'absent' cannot be read"),
+        ({'imagenet_metadata_file': 'absent'}, "imagenet_metadata_file 'absent' cannot be read"),
+        ({'bounding_box_file': 'absent'}, "bounding_box_file 'absent' cannot be read"),
+        ({'train_directory': '/absent', 'validation_directory': ''}, "'/absent/n"),
+        ({'train_shards': 0}, 'train_shards'),
+        ({'on_broken': 'x'}, 'on_broken'),
+        ({'output_directory': '/dev/null/x'}, 'cannot be written'),
+    ],
+)
 def test_mistakes(raw, capfd, changed, message):
     assert build_imagenet_data.main(arguments(raw[0], **changed)) == 1
     err = capfd.readouterr().err
@@ -124,10 +166,11 @@ def test_mistakes(raw, capfd, changed, message):
 def test_mistakes_in_lists(tmp_path):
     path = tmp_path / 'list'
     for text, read_file, message in (
-            (b'a\nb\na\n', build_imagenet_data.read_labels, "'a' 2 times"),
-            (b'\n', build_imagenet_data.read_labels, 'is empty'),
-            (b'\xff\n', build_imagenet_data.read_labels, 'not UTF-8'),
-            (b'a\tb\nc d\n', build_imagenet_data.read_texts, 'no tabulator in line 2')):
+        (b'a\nb\na\n', build_imagenet_data.read_labels, "'a' 2 times"),
+        (b'\n', build_imagenet_data.read_labels, 'is empty'),
+        (b'\xff\n', build_imagenet_data.read_labels, 'not UTF-8'),
+        (b'a\tb\nc d\n', build_imagenet_data.read_texts, 'no tabulator in line 2'),
+    ):
         path.write_bytes(text)
         with pytest.raises(errors.UserError, match=message):
             read_file(path)
@@ -150,9 +193,13 @@ def test_a_broken_picture(raw, capfd):
 def test_no_tensorflow_and_a_quick_start(raw):
     """As a program: by path, from another folder, importing nothing heavy."""
     folder, _ = raw
-    result = subprocess.run([sys.executable, '-X', 'importtime', PROGRAM, *arguments(folder)[1:]], capture_output=True,
-                            text=True, check=True, env={key: value for key, value in os.environ.items()
-                                                        if key != 'PYTHONPATH'})
+    result = subprocess.run(
+        [sys.executable, '-X', 'importtime', PROGRAM, *arguments(folder)[1:]],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={key: value for key, value in os.environ.items() if key != 'PYTHONPATH'},
+    )
     imported = {line.rpartition('|')[2].strip() for line in result.stderr.splitlines()}
     assert 'shards' in imported and not {'tensorflow', 'keras', 'PIL.Image'} & imported
     assert shards.verify(folder / 'out', 'train', print) == 0
@@ -165,8 +212,13 @@ def test_ctrl_c(raw):
     slow = folder / 'train' / layout.synsets[0] / next(iter(layout.train))
     slow.unlink()
     os.mkfifo(slow)  # opening it takes until somebody writes
-    with subprocess.Popen([sys.executable, PROGRAM, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
+    with subprocess.Popen(
+        [sys.executable, PROGRAM, *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         descriptor = os.open(slow, os.O_WRONLY)  # as long as nobody reads
         process.send_signal(signal.SIGINT)
         _, problems = process.communicate(timeout=20)

@@ -1,4 +1,5 @@
 """What is shown and logged."""
+
 import io
 import json
 
@@ -7,8 +8,15 @@ import pytest
 from official_resnet import callbacks
 
 PARAMS = {'epochs': 3, 'steps': 10, 'batch_size': 4, 'first_step': 0, 'last_step': 30}
-LOGS = {'loss': 1.5, 'accuracy': 0.5, 'learning_rate': 0.1, 'images_per_second': 40.0,
-        'epoch_images_per_second': 30.0, 'seconds': 1.0, 'step': 10.0}  # Keras hands floats over
+LOGS = {
+    'loss': 1.5,
+    'accuracy': 0.5,
+    'learning_rate': 0.1,
+    'images_per_second': 40.0,
+    'epoch_images_per_second': 30.0,
+    'seconds': 1.0,
+    'step': 10.0,
+}  # Keras hands floats over
 TEST = {'val_loss': 1.25, 'val_accuracy': 0.75, 'val_seconds': 0.5, 'val_images_per_second': 80.0}
 
 
@@ -24,9 +32,20 @@ def test_metrics_lines(tmp_path):
     callback.on_epoch_end(1, LOGS | TEST | {'step': 20})
     lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     assert [(line['split'], line['epoch'], line['step']) for line in lines] == [
-        ('train', 1, 10), ('train', 2, 20), ('test', 2, 20)]
-    assert lines[2] == {'split': 'test', 'epoch': 2, 'step': 20, 'loss': 1.25, 'accuracy': 0.75, 'learning_rate': 0.1,
-                        'images_per_second': 80.0, 'seconds': 0.5}
+        ('train', 1, 10),
+        ('train', 2, 20),
+        ('test', 2, 20),
+    ]
+    assert lines[2] == {
+        'split': 'test',
+        'epoch': 2,
+        'step': 20,
+        'loss': 1.25,
+        'accuracy': 0.75,
+        'learning_rate': 0.1,
+        'images_per_second': 80.0,
+        'seconds': 0.5,
+    }
 
 
 def test_a_resumed_run_removes_lines_beyond_its_checkpoint_and_a_cut_one(tmp_path):
@@ -40,7 +59,7 @@ def test_a_resumed_run_removes_lines_beyond_its_checkpoint_and_a_cut_one(tmp_pat
 def test_progress(capsys, is_terminal):
     stream = io.StringIO()
     stream.isatty = lambda: is_terminal
-    callback = make(callbacks.Progress(5, '--recipe=fast is quicker', stream), last_step=10 ** 6)
+    callback = make(callbacks.Progress(5, '--recipe=fast is quicker', stream), last_step=10**6)
     callback.on_epoch_begin(0)
     for step in (1, 4, 6, 10):
         callback.on_train_batch_end(step - 1, LOGS | {'step': step})
@@ -60,9 +79,13 @@ def test_a_short_training_names_no_quicker_recipe(capsys):
     assert '--recipe' not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('hooks,names', [
-    ({'examplespersecondhook'}, ['current_examples_per_sec', 'average_examples_per_sec']),
-    ({'loggingmetrichook'}, ['learning_rate', 'cross_entropy', 'train_accuracy'])])
+@pytest.mark.parametrize(
+    'hooks,names',
+    [
+        ({'examplespersecondhook'}, ['current_examples_per_sec', 'average_examples_per_sec']),
+        ({'loggingmetrichook'}, ['learning_rate', 'cross_entropy', 'train_accuracy']),
+    ],
+)
 def test_benchmark_log(tmp_path, capsys, hooks, names):
     for folder in (tmp_path, None):
         callback = make(callbacks.BenchmarkLog(folder, {'model_name': 'resnet'}, 10, hooks))

@@ -1,4 +1,5 @@
 """The checkpoint file: whole or absent, strict when assigned."""
+
 import errno
 import os
 
@@ -32,8 +33,8 @@ def test_a_damaged_file_is_named_and_passed_over(tmp_path, damage):
     path = checkpoints.save(tmp_path, 2, ARRAYS, {'step': 2})
     data = bytearray(path.read_bytes())
     if damage == 'flip':
-        data[data.index(b'kernel.npy') + 150] ^= 0xff
-    path.write_bytes(data[:len(data) // 2] if damage == 'truncate' else data if damage == 'flip' else b'')
+        data[data.index(b'kernel.npy') + 150] ^= 0xFF
+    path.write_bytes(data[: len(data) // 2] if damage == 'truncate' else data if damage == 'flip' else b'')
     said = []
     _, state, _ = checkpoints.restore_latest(tmp_path, said.append)
     assert state['step'] == 1 and len(said) == 1 and str(path) in said[0]
@@ -58,7 +59,10 @@ def test_assign_is_strict_both_ways(tmp_path):
     variable = keras.Variable(np.zeros((2, 3), 'float32'))
     checkpoints.assign({'a': variable}, {'a': np.ones((2, 3))}, 'x')
     assert variable.numpy().sum() == 6
-    for arrays, message in (({}, 'lacks a'), ({'a': np.ones((2, 3)), 'b': 1}, 'unexpected b'),
-                            ({'a': np.ones((3, 2))}, r'\(3, 2\), the model \(2, 3\)')):
+    for arrays, message in (
+        ({}, 'lacks a'),
+        ({'a': np.ones((2, 3)), 'b': 1}, 'unexpected b'),
+        ({'a': np.ones((3, 2))}, r'\(3, 2\), the model \(2, 3\)'),
+    ):
         with pytest.raises(UserError, match=message):
             checkpoints.assign({'a': variable}, arrays, 'x')

@@ -1,4 +1,5 @@
 """Shared fixtures. TensorFlow is started here once, quietly, with two logical CPUs for the tests of replicas."""
+
 import os
 import pathlib
 import sys
@@ -15,11 +16,14 @@ import tensorflow as tf
 from official_resnet import records
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'data'))  # offline tools, which are not installed
-MNIST_FILES = {'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
-               'test': ('t10k-images-idx3-ubyte.gz', 't10k-labels-idx1-ubyte.gz')}
+MNIST_FILES = {
+    'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
+    'test': ('t10k-images-idx3-ubyte.gz', 't10k-labels-idx1-ubyte.gz'),
+}
 
 tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices('CPU')[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+    tf.config.list_physical_devices('CPU')[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
 
 
 @pytest.fixture(scope='session')
@@ -56,6 +60,7 @@ def source(cifar_dir, tmp_path_factory):
     from tiny_training import make_config
 
     from official_resnet import resnet_run_loop
+
     model_dir = tmp_path_factory.mktemp('source')
     model = resnet_run_loop.train(make_config(cifar_dir, model_dir, train_epochs=1)).model
     model.compiled = False

@@ -1,4 +1,5 @@
 """Strict both ways, verified before anything is written, all or nothing; and out again to PyTorch's names."""
+
 import ast
 import dataclasses
 import hashlib
@@ -30,9 +31,11 @@ def variables():
 @pytest.fixture
 def write(tmp_path):
     """Write variables to a .pth and convert it; return the folder's files after, and the output."""
+
     def run(variables, output='out/net.keras', **options):
         torch_files.write_zip(tmp_path / 'net.pth', variables)
         return convert.convert(tmp_path / 'net.pth', tmp_path / output, **options)
+
     return run
 
 
@@ -46,10 +49,16 @@ def test_model_and_card(write, variables, tmp_path):
     assert files(tmp_path / 'out') == ['net.card.json', 'net.keras']
     assert json.loads((tmp_path / 'out/net.card.json').read_text()) == json.loads(json.dumps(card))
     assert card['family'] == 'torch' and card['num_classes'] == 7 and card['labels'] == 'unknown'
-    assert resnet_model.ResNetSpec(**card['spec']) == from_torch.describe(
-        {name: (shape, '') for name, shape in SHAPES.items()}).spec
-    assert source.Input(**{name: tuple(value) if isinstance(value, list) else value
-                           for name, value in card['input'].items()}) == from_torch.IMAGENET_INPUT
+    assert (
+        resnet_model.ResNetSpec(**card['spec'])
+        == from_torch.describe({name: (shape, '') for name, shape in SHAPES.items()}).spec
+    )
+    assert (
+        source.Input(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in card['input'].items()}
+        )
+        == from_torch.IMAGENET_INPUT
+    )
     assert card['source_sha256'] == {'net.pth': hashlib.sha256((tmp_path / 'net.pth').read_bytes()).hexdigest()}
     assert card['verified']['max_relative_difference'] < 1e-5 and card['verified']['tolerance'] == 1e-4
     assert card['verified']['images'] == [[2, 96, 96, 3], [2, 75, 75, 3]] and 'keras' in card['versions']
@@ -59,8 +68,10 @@ def test_file_loads_without_this_package_and_computes_the_same(write, variables,
     write(variables)
     images = np.random.default_rng(0).normal(size=(1, 70, 70, 3)).astype('float32')
     np.save(tmp_path / 'images.npy', images)
-    code = ('import keras, numpy as np, sys; m = keras.models.load_model("out/net.keras"); '
-            'np.save("logits.npy", m(np.load("images.npy"))); print("official_resnet" in sys.modules, m.output.dtype)')
+    code = (
+        'import keras, numpy as np, sys; m = keras.models.load_model("out/net.keras"); '
+        'np.save("logits.npy", m(np.load("images.npy"))); print("official_resnet" in sys.modules, m.output.dtype)'
+    )
     result = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert result.stdout.split() == ['False', 'float32']
     shapes = {name: (array.shape, 'float32') for name, array in variables.items()}
@@ -86,22 +97,33 @@ def with_value(variables, name, value):
     return variables | {name: array}
 
 
-@pytest.mark.parametrize('change,message', [
-    (lambda v: without(v, 'layer2.0.bn1.weight'), r'missing: layer2\.0\.bn1\.weight: '),
-    (lambda v: v | {'aux.weight': np.ones(3, 'float32')}, r'unexpected: aux\.weight: '),
-    (lambda v: without(v, 'layer2.0.bn1.bias') | {'layer2.0.bnX.bias': v['layer2.0.bn1.bias']},
-     r'missing: layer2\.0\.bn1\.bias; unexpected: layer2\.0\.bnX\.bias'),
-    (lambda v: {name: array for name, array in v.items() if '.bn2.' not in name},
-     r'missing: (layer\d\.\d\.bn2\.\w+, ){7}layer\d\.\d\.bn2\.\w+ and 12 more'),
-    (lambda v: v | {'bn1.bias': np.ones(5, 'float32'), 'fc.bias': np.ones((7, 1), 'float32')},
-     r'misshapen: bn1\.bias \(5,\), not \(4,\), fc\.bias \(7, 1\), not \(7,\)'),
-    (lambda v: with_value(v, 'layer1.0.conv1.weight', np.nan), r'NaN or infinite values: layer1\.0\.conv1\.weight'),
-    (lambda v: with_value(v, 'fc.weight', -np.inf), r'infinite values: fc\.weight'),
-    (lambda v: with_value(v | {'fc.weight': v['fc.weight'].astype('float64')}, 'fc.weight', 1e300),
-     r'infinite values: fc\.weight'),
-    (lambda v: v | {'bn1.bias': v['bn1.bias'].astype('int64')}, r'of no number type: bn1\.bias int64'),
-    (lambda v: with_value(v, 'bn1.running_var', -3), r'not finite numbers: nothing was written'),
-])
+@pytest.mark.parametrize(
+    'change,message',
+    [
+        (lambda v: without(v, 'layer2.0.bn1.weight'), r'missing: layer2\.0\.bn1\.weight: '),
+        (lambda v: v | {'aux.weight': np.ones(3, 'float32')}, r'unexpected: aux\.weight: '),
+        (
+            lambda v: without(v, 'layer2.0.bn1.bias') | {'layer2.0.bnX.bias': v['layer2.0.bn1.bias']},
+            r'missing: layer2\.0\.bn1\.bias; unexpected: layer2\.0\.bnX\.bias',
+        ),
+        (
+            lambda v: {name: array for name, array in v.items() if '.bn2.' not in name},
+            r'missing: (layer\d\.\d\.bn2\.\w+, ){7}layer\d\.\d\.bn2\.\w+ and 12 more',
+        ),
+        (
+            lambda v: v | {'bn1.bias': np.ones(5, 'float32'), 'fc.bias': np.ones((7, 1), 'float32')},
+            r'misshapen: bn1\.bias \(5,\), not \(4,\), fc\.bias \(7, 1\), not \(7,\)',
+        ),
+        (lambda v: with_value(v, 'layer1.0.conv1.weight', np.nan), r'NaN or infinite values: layer1\.0\.conv1\.weight'),
+        (lambda v: with_value(v, 'fc.weight', -np.inf), r'infinite values: fc\.weight'),
+        (
+            lambda v: with_value(v | {'fc.weight': v['fc.weight'].astype('float64')}, 'fc.weight', 1e300),
+            r'infinite values: fc\.weight',
+        ),
+        (lambda v: v | {'bn1.bias': v['bn1.bias'].astype('int64')}, r'of no number type: bn1\.bias int64'),
+        (lambda v: with_value(v, 'bn1.running_var', -3), r'not finite numbers: nothing was written'),
+    ],
+)
 def test_what_does_not_fit_is_listed_by_name_and_nothing_is_written(change, message, write, variables, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         write(change(variables))
@@ -113,8 +135,11 @@ def test_shapes_that_promise_a_net_far_beyond_the_file(write, tmp_path):
     """A hundred thousand filters in the first convolution alone: the model would have 10^12 weights."""
     variables = torch_files.random_weights(torch_files.TINY['basic'])
     variables['conv1.weight'] = np.zeros((100_000, 3, 7, 7), 'float32')
-    with pytest.raises(UserError, match=r'holds 1\d{7} numbers, but a net of \(1, 2, 1, 1\) blocks that begins with '
-                                        r'100000 filters has \d{14} and more'):
+    with pytest.raises(
+        UserError,
+        match=r'holds 1\d{7} numbers, but a net of \(1, 2, 1, 1\) blocks that begins with '
+        r'100000 filters has \d{14} and more',
+    ):
         write(variables)
     for arguments in (((2, 2, 2, 2),), ((1, 1, 1, 1), True), ((3, 4, 6, 3), True, 64, 32, 4)):  # real ones pass
         shapes = {name: (shape, 'float32') for name, shape in torch_files.net_shapes(*arguments).items()}
@@ -123,8 +148,13 @@ def test_shapes_that_promise_a_net_far_beyond_the_file(write, tmp_path):
 
 def test_a_net_that_computes_something_else_is_not_written(write, variables, tmp_path, monkeypatch):
     describe = from_torch.describe
-    monkeypatch.setattr(from_torch, 'describe', lambda shapes, variant: dataclasses.replace(
-        describe(shapes), spec=dataclasses.replace(describe(shapes).spec, padding='same')))
+    monkeypatch.setattr(
+        from_torch,
+        'describe',
+        lambda shapes, variant: dataclasses.replace(
+            describe(shapes), spec=dataclasses.replace(describe(shapes).spec, padding='same')
+        ),
+    )
     with pytest.raises(UserError, match=r'differs from its source by .* of the largest logit at 96 x 96 pixels'):
         write(variables)
     assert files(tmp_path) == ['net.pth']
@@ -134,14 +164,17 @@ def test_a_full_disk_leaves_nothing(write, variables, tmp_path, monkeypatch):
     def fail(model, path, **options):
         pathlib.Path(path).write_bytes(b'half')
         raise OSError(28, 'No space left on device')
+
     monkeypatch.setattr(keras.Model, 'save', fail)
     with pytest.raises(UserError, match='No space left on device; free some space'):
         write(variables, 'net.keras')
     assert files(tmp_path) == ['net.pth']
 
 
-@pytest.mark.parametrize('output,message', [('net.h5', r'does not end in \.keras'), ('.', 'does not end in'),
-                                            ('folder.keras', 'is a folder or the input')])
+@pytest.mark.parametrize(
+    'output,message',
+    [('net.h5', r'does not end in \.keras'), ('.', 'does not end in'), ('folder.keras', 'is a folder or the input')],
+)
 def test_outputs_that_cannot_be(output, message, write, variables, tmp_path):
     (tmp_path / 'folder.keras').mkdir()
     with pytest.raises(UserError, match=message):
@@ -153,8 +186,9 @@ def fake_family(labels='imagenet1001', num_classes=11, bias=True):
     spec = resnet_model.ResNetSpec((1,), filters=2)
     model = convert._build(spec, num_classes)
     random = np.random.default_rng(0)
-    variables = {variable.path: random.uniform(0.5, 1, variable.shape).astype('float32')
-                 for variable in model.variables}
+    variables = {
+        variable.path: random.uniform(0.5, 1, variable.shape).astype('float32') for variable in model.variables
+    }
     entries = [source.Entry(name, (name,), source.identity) for name in variables]
 
     def run(values, images, _):
@@ -164,9 +198,15 @@ def fake_family(labels='imagenet1001', num_classes=11, bias=True):
 
     return types.SimpleNamespace(
         shapes=lambda path: {name: (array.shape, 'float32') for name, array in variables.items()},
-        recognises=lambda shapes: True, read=lambda path: variables, ignored=lambda shapes: {}, run=run,
+        recognises=lambda shapes: True,
+        read=lambda path: variables,
+        ignored=lambda shapes: {},
+        run=run,
         describe=lambda shapes, variant: source.Source('slim', 'tiny', spec, num_classes, source.Input(), labels),
-        name_map=lambda source, shapes: list(entries), entries=entries, variables=variables)
+        name_map=lambda source, shapes: list(entries),
+        entries=entries,
+        variables=variables,
+    )
 
 
 @pytest.fixture
@@ -196,7 +236,8 @@ def test_mean_image_beside_the_checkpoint(family, tmp_path):
     file.write_bytes(b'mean')
     family.find_mean, family.read_mean = lambda path: file, lambda path: (1.0, 2.0, 3.0)
     family.with_mean = lambda source, mean: dataclasses.replace(
-        source, input=dataclasses.replace(source.input, mean=mean))
+        source, input=dataclasses.replace(source.input, mean=mean)
+    )
     card = convert.convert(tmp_path / 'x.ckpt', tmp_path / 'net.keras')
     assert card['input']['mean'] == (1.0, 2.0, 3.0) and 'mean.binaryproto' in card['source_sha256']
     family.find_mean = lambda path: None
@@ -209,16 +250,25 @@ def test_num_classes_only_where_there_is_a_background(family, tmp_path):
         convert.convert(tmp_path / 'x.ckpt', tmp_path / 'no.keras', num_classes=10)
 
 
-@pytest.mark.parametrize('change,message', [
-    (lambda entries: entries[:-1], 'unexpected: logits/bias'),
-    (lambda entries: [*entries, entries[0]], 'used twice: stem_conv/kernel'),
-    (lambda entries: [*entries[:-1], entries[-1]._replace(target='logits/offset')],
-     'no source of ours: logits/bias; not in our net: logits/offset'),
-    (lambda entries: [*entries[:-1], entries[-1]._replace(target='stem_bn/beta')],
-     'no source of ours: logits/bias; set twice: stem_bn/beta'),
-    (lambda entries: [entries[0]._replace(sources=('stem_conv/kernel', 'logits/kernel')), *entries[1:]],
-     'used twice: logits/kernel'),
-])
+@pytest.mark.parametrize(
+    'change,message',
+    [
+        (lambda entries: entries[:-1], 'unexpected: logits/bias'),
+        (lambda entries: [*entries, entries[0]], 'used twice: stem_conv/kernel'),
+        (
+            lambda entries: [*entries[:-1], entries[-1]._replace(target='logits/offset')],
+            'no source of ours: logits/bias; not in our net: logits/offset',
+        ),
+        (
+            lambda entries: [*entries[:-1], entries[-1]._replace(target='stem_bn/beta')],
+            'no source of ours: logits/bias; set twice: stem_bn/beta',
+        ),
+        (
+            lambda entries: [entries[0]._replace(sources=('stem_conv/kernel', 'logits/kernel')), *entries[1:]],
+            'used twice: logits/kernel',
+        ),
+    ],
+)
 def test_a_faulty_name_map_is_caught(family, tmp_path, change, message):
     entries = change(family.entries)
     family.name_map = lambda source, shapes: entries
@@ -266,25 +316,31 @@ def test_to_torch_and_back_bit_for_bit(name, write, tmp_path):
 
 
 def tiny(**axes):
-    return resnet_model.ResNetSpec((1, 1, 1, 1), **{
-        'filters': 4, 'stem': 'imagenet', 'block': 'bottleneck', 'shortcut': 'B', 'version': '1.5'} | axes)
+    return resnet_model.ResNetSpec(
+        (1, 1, 1, 1),
+        **{'filters': 4, 'stem': 'imagenet', 'block': 'bottleneck', 'shortcut': 'B', 'version': '1.5'} | axes,
+    )
 
 
-@pytest.mark.parametrize('spec,message', [
-    (tiny(version='1'), r'strides of group2_block1_conv1 is \(2, 2\), there \(1, 1\)'),
-    (tiny(version='2'), 'has head_bn/gamma, '),
-    (tiny(padding='same'), 'layer stem_conv_pad is in one'), (tiny(stem_pool='same'), 'layer stem_pad is in one'),
-    (tiny(bn_epsilon=1e-3), 'epsilon of stem_bn is 0.001, there 1e-05'),
-    (tiny(se_reduction=4), 'has group1_block1_se_conv1/kernel, .* and 8 more, for which PyTorch has no name'),
-    (tiny(stem='deep'), 'has stem_conv1/kernel'),
-    (tiny(stem_bias=True), 'unexpected: conv1.bias'),
-    (tiny(shortcut='C', block='basic'), 'unexpected: layer1.0.downsample.0.weight'),
-    (tiny(shortcut=None, version='1', block='basic'), 'missing: layer2.0.downsample'),
-    (tiny(output_stride=16), 'layer group4_block1_conv2_pad is in one'),
-    (tiny(data_format='channels_first'), 'is channels_first, there channels_last'),
-    (resnet_model.cifar_spec(8, filters=4), 'padding of group2_block1_shortcut_pad'),
-    (resnet_model.mnist_spec(), r'misshapen: conv1\.weight'),
-])
+@pytest.mark.parametrize(
+    'spec,message',
+    [
+        (tiny(version='1'), r'strides of group2_block1_conv1 is \(2, 2\), there \(1, 1\)'),
+        (tiny(version='2'), 'has head_bn/gamma, '),
+        (tiny(padding='same'), 'layer stem_conv_pad is in one'),
+        (tiny(stem_pool='same'), 'layer stem_pad is in one'),
+        (tiny(bn_epsilon=1e-3), 'epsilon of stem_bn is 0.001, there 1e-05'),
+        (tiny(se_reduction=4), 'has group1_block1_se_conv1/kernel, .* and 8 more, for which PyTorch has no name'),
+        (tiny(stem='deep'), 'has stem_conv1/kernel'),
+        (tiny(stem_bias=True), 'unexpected: conv1.bias'),
+        (tiny(shortcut='C', block='basic'), 'unexpected: layer1.0.downsample.0.weight'),
+        (tiny(shortcut=None, version='1', block='basic'), 'missing: layer2.0.downsample'),
+        (tiny(output_stride=16), 'layer group4_block1_conv2_pad is in one'),
+        (tiny(data_format='channels_first'), 'is channels_first, there channels_last'),
+        (resnet_model.cifar_spec(8, filters=4), 'padding of group2_block1_shortcut_pad'),
+        (resnet_model.mnist_spec(), r'misshapen: conv1\.weight'),
+    ],
+)
 def test_nets_that_pytorch_cannot_express_are_refused_in_one_line(spec, message, tmp_path):
     shape = resnet_model.image_shape(spec, resnet_model.IMAGE_SHAPES[spec.stem])
     resnet_model.resnet(spec, 5, shape).save(tmp_path / 'net.keras')
@@ -309,7 +365,9 @@ def test_to_torch_of_another_model(tmp_path):
 def test_pictures_are_as_the_source_wants_them():
     images = np.array([[[[255, 0, 51]]]], np.uint8)
     torch_input = source.normalized(images, from_torch.IMAGENET_INPUT)
-    np.testing.assert_allclose(torch_input[0, 0, 0], [(1 - .485) / .229, -.456 / .224, (.2 - .406) / .225], rtol=1e-5)
+    np.testing.assert_allclose(
+        torch_input[0, 0, 0], [(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225], rtol=1e-5
+    )
     caffe = source.Input('BGR', mean=(103.0, 115.0, 123.0))
     np.testing.assert_array_equal(source.normalized(images, caffe)[0, 0, 0], [51 - 103, -115, 255 - 123])
     pictures = verify.pictures(caffe, 2, 75)
@@ -337,5 +395,8 @@ def test_imports_go_one_way(path):
 def test_no_module_hides_another():
     names = {path.stem for path in PACKAGE.glob('*.py')} - {'__init__'}
     assert not names & set(sys.stdlib_module_names)
-    assert [name for name in names if name in ('keras', 'numpy', 'torch', 'safetensors', 'caffe')
-            or importlib.util.find_spec(name)] == []
+    assert [
+        name
+        for name in names
+        if name in ('keras', 'numpy', 'torch', 'safetensors', 'caffe') or importlib.util.find_spec(name)
+    ] == []

@@ -3,6 +3,7 @@
 The workers are processes of worker_program.py or of cifar10_main.py on this machine; each pair does several checks,
 since TensorFlow takes seconds to start.
 """
+
 import dataclasses
 import json
 import os
@@ -51,8 +52,13 @@ def configs(cifar_dir, tmp_path_factory):
     def config(name, **fields):
         return make_config(cifar_dir, name and folder / name, **{'max_train_steps': STEPS, 'train_epochs': 3} | fields)
 
-    streamed = {'dataset': 'imagenet', 'data_dir': str(folder / 'shards'), 'max_train_steps': 4, 'train_epochs': 2,
-                'views': preprocessing.Views(16, 16)}
+    streamed = {
+        'dataset': 'imagenet',
+        'data_dir': str(folder / 'shards'),
+        'max_train_steps': 4,
+        'train_epochs': 2,
+        'views': preprocessing.Views(16, 16),
+    }
     plain = config('plain')
     # One device sums up a batch in another order, which differs in the last bits; steps of this size leave it at that,
     # at the usual rate each makes it several times as much.
@@ -73,23 +79,34 @@ def configs(cifar_dir, tmp_path_factory):
 def by_workers(configs, tmp_path_factory):
     """Name -> what each of two workers made of the training."""
     folder = tmp_path_factory.mktemp('workers')
-    (folder / 'jobs.json').write_text(json.dumps(
-        [config.to_json() | {'distribution_strategy': 'multi_worker_mirrored', '_worker_1': own}
-         for config, own in configs.values()]))
+    (folder / 'jobs.json').write_text(
+        json.dumps(
+            [
+                config.to_json() | {'distribution_strategy': 'multi_worker_mirrored', '_worker_1': own}
+                for config, own in configs.values()
+            ]
+        )
+    )
     program = pathlib.Path(__file__).with_name('worker_program.py')
-    for code, _, err in finish(start_workers([sys.executable, str(program), str(folder / 'jobs.json'),
-                                                 str(folder / 'out')], has_chief=True)):
+    for code, _, err in finish(
+        start_workers([sys.executable, str(program), str(folder / 'jobs.json'), str(folder / 'out')], has_chief=True)
+    ):
         assert code == 0, err
-    return {name: [dict(np.load(folder / f'out-{worker}-{number}.npz')) for worker in (0, 1)]
-            for number, name in enumerate(configs)}
+    return {
+        name: [dict(np.load(folder / f'out-{worker}-{number}.npz')) for worker in (0, 1)]
+        for number, name in enumerate(configs)
+    }
 
 
 @pytest.fixture(scope='module')
 def by_replicas(configs):
     """Name -> the keras History of a training on two logical CPUs."""
-    return {name: resnet_run_loop.train(dataclasses.replace(
-        configs[name][0], distribution_strategy='mirrored', model_dir=None))
-        for name in ('plain', 'synchronized', 'streamed', 'large batch')}
+    return {
+        name: resnet_run_loop.train(
+            dataclasses.replace(configs[name][0], distribution_strategy='mirrored', model_dir=None)
+        )
+        for name in ('plain', 'synchronized', 'streamed', 'large batch')
+    }
 
 
 def assert_same(history, result, tolerance):
@@ -143,11 +160,20 @@ def test_only_the_chief_writes(by_workers, configs):
     assert not (model_dir.parent / 'nowhere').exists()  # worker 1's own, in which it never wrote
 
 
-@pytest.mark.parametrize('name,messages', [
-    ('another seed', ["model_dir .*/plain' holds a run with seed 0, not 5; pass its value"] * 2),
-    ('another model_dir', [f'worker {i} is at step {step}, another is not; .* one folder that all workers see'
-                           for i, step in ((0, STEPS), (1, 0))]),
-    ('another batch', ['batch_size=15 does not divide by 2 devices; try --batch_size=14'] * 2)])
+@pytest.mark.parametrize(
+    'name,messages',
+    [
+        ('another seed', ["model_dir .*/plain' holds a run with seed 0, not 5; pass its value"] * 2),
+        (
+            'another model_dir',
+            [
+                f'worker {i} is at step {step}, another is not; .* one folder that all workers see'
+                for i, step in ((0, STEPS), (1, 0))
+            ],
+        ),
+        ('another batch', ['batch_size=15 does not divide by 2 devices; try --batch_size=14'] * 2),
+    ],
+)
 def test_mistakes_are_said_by_all_workers(by_workers, name, messages):
     for result, message in zip(by_workers[name], messages, strict=True):
         assert re.search(message, str(result['error'])) and '\n' not in str(result['error'])
@@ -158,8 +184,10 @@ def test_mistakes_are_said_by_all_workers(by_workers, name, messages):
 
 def shared_batches(examples, count, **options):
     """Return [[(images, labels) of each worker's part] of each batch]."""
-    parts = [list(input_pipeline.batches(examples, 12, share=(i, count), **options).as_numpy_iterator())
-             for i in range(count)]
+    parts = [
+        list(input_pipeline.batches(examples, 12, share=(i, count), **options).as_numpy_iterator())
+        for i in range(count)
+    ]
     return list(zip(*parts, strict=True))
 
 
@@ -209,15 +237,18 @@ def undisturbed(cifar_dir, tmp_path_factory):
     wait_for(2, model_dir, [process])
     with pytest.raises(UserError) as caught:
         resnet_run_loop.train(make_config(cifar_dir, model_dir))
-    (code, out, err), = finish([process])
+    ((code, out, err),) = finish([process])
     assert code == 0 and 'after epoch 3 (step 21)' in out and err == '', err
     return model_dir, str(caught.value)
 
 
 def test_a_second_job_on_one_model_dir_is_refused(undisturbed):
     model_dir, message = undisturbed
-    assert re.fullmatch(rf"model_dir '{model_dir}' is in use by process \d+ on \S+; wait for it, or pass another "
-                        '--model_dir', message)
+    assert re.fullmatch(
+        rf"model_dir '{model_dir}' is in use by process \d+ on \S+; wait for it, or pass another "
+        '--model_dir',
+        message,
+    )
 
 
 def test_whoever_is_killed_loses_nothing(cifar_dir, tmp_path, undisturbed):
@@ -231,25 +262,35 @@ def test_whoever_is_killed_loses_nothing(cifar_dir, tmp_path, undisturbed):
         assert time.monotonic() - begin < NOTICED
         other = 1 - victim
         if number == signal.SIGKILL:
-            line = (f'cifar10_main: worker {other} of 2 (from 0) has lost another; start all workers again, they '
-                    'continue from the last checkpoint\n')
+            line = (
+                f'cifar10_main: worker {other} of 2 (from 0) has lost another; start all workers again, they '
+                'continue from the last checkpoint\n'
+            )
             assert (results[other][0], results[other][2]) == (1, line)
         else:
             assert [code for code, _, _ in results] == [128 + signal.SIGTERM] * 2
             assert [err for _, _, err in results] == ['', '']
-            saved = re.search(r'^SIGTERM at step (\d+): state saved in .*; the same command continues$', results[0][1],
-                              re.MULTILINE)
+            saved = re.search(
+                r'^SIGTERM at step (\d+): state saved in .*; the same command continues$', results[0][1], re.MULTILINE
+            )
             assert int(saved[1]) == last_step(tmp_path) and results[1][1] == ''
     results = finish(start_pair(flags_of(cifar_dir, tmp_path)))
     assert [code for code, _, _ in results] == [0, 0] and results[1][2] == '', results
     assert 'continuing from ' in results[0][1] and 'after epoch 3 (step 21)' in results[0][1]
-    (ours, _, _), (expected, _, _) = (checkpoints.restore_latest(folder / 'checkpoints')
-                                      for folder in (tmp_path, undisturbed[0]))
+    (ours, _, _), (expected, _, _) = (
+        checkpoints.restore_latest(folder / 'checkpoints') for folder in (tmp_path, undisturbed[0])
+    )
     assert ours.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
-    tests = [[(line['epoch'], line['accuracy']) for line in callbacks.read_metrics(folder / callbacks.METRICS_FILE)
-              if line['split'] == 'test'] for folder in (tmp_path, undisturbed[0])]
+    tests = [
+        [
+            (line['epoch'], line['accuracy'])
+            for line in callbacks.read_metrics(folder / callbacks.METRICS_FILE)
+            if line['split'] == 'test'
+        ]
+        for folder in (tmp_path, undisturbed[0])
+    ]
     assert tests[0] == tests[1] and len(tests[0]) == 3
 
 
@@ -290,8 +331,9 @@ def test_a_read_only_model_dir_is_left_as_it_is(trained):
             os.seteuid(user)
         os.chmod(model_dir, 0o755)
         after = contents(model_dir)
-    assert str(caught.value) == (f"cannot write into model_dir '{model_dir}': Permission denied; make it writable, or "
-                                 'pass another --model_dir')
+    assert str(caught.value) == (
+        f"cannot write into model_dir '{model_dir}': Permission denied; make it writable, or pass another --model_dir"
+    )
     assert sorted(map(len, after.values())) == sorted(map(len, before.values()))
 
 
@@ -300,8 +342,11 @@ def test_a_full_disk_keeps_the_last_good_state(trained, monkeypatch):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))  # no file may be longer: the write fails half-way
     try:
-        with pytest.raises(UserError, match='cannot write checkpoint .*/step-000000014.npz: File too large; free some '
-                                            'space and run the same command again, it continues from the last'):
+        with pytest.raises(
+            UserError,
+            match='cannot write checkpoint .*/step-000000014.npz: File too large; free some '
+            'space and run the same command again, it continues from the last',
+        ):
             resnet_run_loop.train(trained)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -319,28 +364,46 @@ def test_a_checkpoint_cut_short_is_passed_over(trained, capsys):
         np.testing.assert_array_equal(one.numpy(), other.numpy(), err_msg=one.path)
 
 
-@pytest.mark.parametrize('change,message', [
-    ({'spec': dataclasses.replace(SPEC, filters=8)}, 'a run with spec.filters 4, not 8; pass its value, another'),
-    ({'dataset': 'synthetic'}, "a run with dataset 'cifar10', not 'synthetic'; pass its value, another --model_dir"),
-    ({'sync_batch_norm': True}, 'a run with sync_batch_norm False, not True; pass its value')])
+@pytest.mark.parametrize(
+    'change,message',
+    [
+        ({'spec': dataclasses.replace(SPEC, filters=8)}, 'a run with spec.filters 4, not 8; pass its value, another'),
+        (
+            {'dataset': 'synthetic'},
+            "a run with dataset 'cifar10', not 'synthetic'; pass its value, another --model_dir",
+        ),
+        ({'sync_batch_norm': True}, 'a run with sync_batch_norm False, not True; pass its value'),
+    ],
+)
 def test_the_model_dir_of_another_run_is_left_as_it_is(trained, change, message):
     before = contents(trained.model_dir)
     with pytest.raises(UserError, match=message):
         resnet_run_loop.train(dataclasses.replace(trained, **change))
     after = contents(trained.model_dir)
     assert {path: data for path, data in after.items() if path.name != '.lock'} == {
-        path: data for path, data in before.items() if path.name != '.lock'}
+        path: data for path, data in before.items() if path.name != '.lock'
+    }
 
 
-@pytest.mark.parametrize('text,message', [
-    ('', 'does not know the workers; pass --worker_hosts and --task_index, or set TF_CONFIG, or try --local_workers=2'),
-    ('{', 'TF_CONFIG { describes no worker; set it as {"cluster"')])
+@pytest.mark.parametrize(
+    'text,message',
+    [
+        (
+            '',
+            'does not know the workers; pass --worker_hosts and --task_index, or set TF_CONFIG, '
+            'or try --local_workers=2',
+        ),
+        ('{', 'TF_CONFIG { describes no worker; set it as {"cluster"'),
+    ],
+)
 def test_mistakes_in_naming_workers_are_one_line(text, message, cifar_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(devices, 'start_tensorflow', lambda *threads: pytest.fail('before TensorFlow'))
     monkeypatch.setattr(train_program.os, '_exit', lambda code: None)
     monkeypatch.setenv('TF_CONFIG', text)
     code = train_program.cifar_program(
-        ['cifar10_main.py', *flags_of(cifar_dir, tmp_path), '--distribution_strategy=multi_worker_mirrored'], '',
-        'cifar10')
+        ['cifar10_main.py', *flags_of(cifar_dir, tmp_path), '--distribution_strategy=multi_worker_mirrored'],
+        '',
+        'cifar10',
+    )
     err = capsys.readouterr().err
     assert code == 1 and err.count('\n') == 1 and message in err

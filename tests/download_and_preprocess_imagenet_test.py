@@ -1,4 +1,5 @@
 """download_and_preprocess_imagenet: from tar files to shards by one command: stopped, repeated, by a network."""
+
 import base64
 import hashlib
 import http.server
@@ -61,8 +62,11 @@ def link(layout, folder, names=None):
 
 def outputs(folder):
     """Return {name: bytes} of shards and manifests."""
-    return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()
-            if path.name.startswith(('train', 'validation'))}
+    return {
+        path.name: path.read_bytes()
+        for path in pathlib.Path(folder).iterdir()
+        if path.name.startswith(('train', 'validation'))
+    }
 
 
 def records(folder, name):
@@ -121,9 +125,13 @@ def test_labels_from_the_boxes_of_validation(built, tmp_path):  # and from the d
 
 def test_keep_extracted(built, tmp_path, capsys):
     data_dir = copy(built, tmp_path / 'data')
-    files = {**{f'train/{name[:9]}/{name}': data for name, data in built.train.items()},
-             **{f'validation/{built.validation_synsets[int(name[-13:-5]) - 1]}/{name}': data
-                for name, data in built.validation.items()}}
+    files = {
+        **{f'train/{name[:9]}/{name}': data for name, data in built.train.items()},
+        **{
+            f'validation/{built.validation_synsets[int(name[-13:-5]) - 1]}/{name}': data
+            for name, data in built.validation.items()
+        },
+    }
     for _ in range(2):
         assert run(data_dir, built, '--keep_extracted') == 0
         raw = data_dir / 'raw-data'
@@ -131,11 +139,21 @@ def test_keep_extracted(built, tmp_path, capsys):
         (raw / next(iter(files))).write_bytes(b'cut off')  # as of a run that was killed
     (raw / next(iter(files))).write_bytes(next(iter(files.values())))
     assert '24 of them written now' in capsys.readouterr().out
-    folders = subprocess.run([sys.executable, pathlib.Path(SCRIPT).with_name('build_imagenet_data.py'),
-                              f'--train_directory={raw}/train', '--validation_directory=',
-                              f'--output_directory={tmp_path}/again', '--train_shards=6', '--num_threads=1',
-                              built.flags[0], f'--bounding_box_file={raw}/{program.CSV}',
-                              f'--imagenet_metadata_file={built.folder}/imagenet_metadata.txt'], check=True)
+    folders = subprocess.run(
+        [
+            sys.executable,
+            pathlib.Path(SCRIPT).with_name('build_imagenet_data.py'),
+            f'--train_directory={raw}/train',
+            '--validation_directory=',
+            f'--output_directory={tmp_path}/again',
+            '--train_shards=6',
+            '--num_threads=1',
+            built.flags[0],
+            f'--bounding_box_file={raw}/{program.CSV}',
+            f'--imagenet_metadata_file={built.folder}/imagenet_metadata.txt',
+        ],
+        check=True,
+    )
     assert folders.returncode == 0
     for path in (tmp_path / 'again').glob('train-*'):
         assert path.read_bytes() == (data_dir / path.name).read_bytes()
@@ -195,9 +213,13 @@ def test_killed_midway_finished_shards_stay(built, tmp_path):
 def test_signals(built, tmp_path, sent, code):
     link(built, tmp_path)
     os.mkfifo(tmp_path / 'labels')  # it waits for someone to write, as for a slow disk
-    process = subprocess.Popen([*command(tmp_path, built), f'--labels_file={tmp_path}/labels'], stderr=subprocess.PIPE,
-                               stdout=subprocess.DEVNULL, text=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    process = subprocess.Popen(
+        [*command(tmp_path, built), f'--labels_file={tmp_path}/labels'],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     end = time.monotonic() + 20
     while not (tmp_path / 'raw-data').exists() and time.monotonic() < end:
         time.sleep(0.01)
@@ -244,20 +266,33 @@ def test_usage(capsys):
     assert 'DATA_DIR' in capsys.readouterr().err
     assert program.main([SCRIPT, '--help']) == 0
     assert '--keep_extracted' in capsys.readouterr().out
-    for arguments, expected in ((['--train_shards=2'], 'DATA_DIR is missing'), (['a', 'b'], "unexpected argument 'b'"),
-                                (['a', '--train_shards=0'], 'train_shards'), (['a', '--shards=2'], 'shards'),
-                                (['a', '--check=all'], 'check')):
+    for arguments, expected in (
+        (['--train_shards=2'], 'DATA_DIR is missing'),
+        (['a', 'b'], "unexpected argument 'b'"),
+        (['a', '--train_shards=0'], 'train_shards'),
+        (['a', '--shards=2'], 'shards'),
+        (['a', '--check=all'], 'check'),
+    ):
         assert program.main([SCRIPT, *arguments]) == 1
         one_line(capsys, expected)
 
 
-@pytest.mark.parametrize('case,expected', [
-    ('file', 'is a file; pass a folder'), ('nothing', 'lacks ILSVRC2012_img_val.tar, ILSVRC2012_img_train.tar, ILS'),
-    ('no train', 'lacks ILSVRC2012_img_train.tar; put it there, or set IMAGENET_USERNAME'),
-    ('no labels', 'nothing in'), ('cut train', 'is cut off at member'), ('packed train', 'is packed by gzip'),
-    ('garbage validation', 'damaged or no tar file'), ('cut boxes', 'cut off or damaged gzip file'),
-    ('other labels', "val_00000008.JPEG' in"), ('missing class', 'lacks 996 synsets'),
-    ('labels file', 'cannot be read')])
+@pytest.mark.parametrize(
+    'case,expected',
+    [
+        ('file', 'is a file; pass a folder'),
+        ('nothing', 'lacks ILSVRC2012_img_val.tar, ILSVRC2012_img_train.tar, ILS'),
+        ('no train', 'lacks ILSVRC2012_img_train.tar; put it there, or set IMAGENET_USERNAME'),
+        ('no labels', 'nothing in'),
+        ('cut train', 'is cut off at member'),
+        ('packed train', 'is packed by gzip'),
+        ('garbage validation', 'damaged or no tar file'),
+        ('cut boxes', 'cut off or damaged gzip file'),
+        ('other labels', "val_00000008.JPEG' in"),
+        ('missing class', 'lacks 996 synsets'),
+        ('labels file', 'cannot be read'),
+    ],
+)
 def test_mistakes(built, tmp_path, capsys, case, expected):
     def change(name, edit):
         data = (tmp_path / name).read_bytes()
@@ -275,7 +310,7 @@ def test_mistakes(built, tmp_path, capsys, case, expected):
     elif case == 'no labels':
         (tmp_path / ilsvrc.LABELS).unlink()
     elif case == 'cut train':
-        change(ilsvrc.TRAIN, lambda data: data[:len(data) // 2])
+        change(ilsvrc.TRAIN, lambda data: data[: len(data) // 2])
     elif case == 'packed train':
         change(ilsvrc.TRAIN, lambda data: ilsvrc.tar_bytes({'a': data}, mode='w:gz'))
     elif case == 'garbage validation':
@@ -330,7 +365,7 @@ def test_md5_is_compared_once_where_the_size_is_official(built, tmp_path, capsys
     right = program.Tar(ilsvrc.TRAIN, len(data), hashlib.md5(data).hexdigest())
     monkeypatch.setitem(program.TARS, 'train', program.Tar(ilsvrc.TRAIN, len(data), '0' * 32))
     assert run(data_dir, built) == 1
-    one_line(capsys, f"has MD5 {right.md5} instead of {'0' * 32}; remove it")
+    one_line(capsys, f'has MD5 {right.md5} instead of {"0" * 32}; remove it')
     assert run(data_dir, built, '--noverify_checksums') == 0
     monkeypatch.setitem(program.TARS, 'train', right)
     assert run(data_dir, built) == 0
@@ -342,20 +377,27 @@ def test_md5_is_compared_once_where_the_size_is_official(built, tmp_path, capsys
 def test_official_files_are_stated():
     assert {name: (tar.size, tar.md5) for name, tar in program.TARS.items()} == {
         'train': (147897477120, '1d675b47d978889d74fa0da5fadfb00e'),
-        'validation': (6744924160, '29b22e2961454d5413ddabcf34fc5622')}
+        'validation': (6744924160, '29b22e2961454d5413ddabcf34fc5622'),
+    }
     assert program.URL == 'https://image-net.org/data/ILSVRC/2012/'
 
 
 def test_tensorflow_is_not_imported(built):
     """A worker of a cluster has none, and a program that moves pictures should start at once."""
-    code = ('import sys, runpy; sys.argv = [sys.argv[1], "--help"]\n'
-            'try: runpy.run_path(sys.argv[0], run_name="__main__")\n'
-            'except SystemExit: pass\n'
-            'print("tensorflow" in sys.modules, "keras" in sys.modules)')
+    code = (
+        'import sys, runpy; sys.argv = [sys.argv[1], "--help"]\n'
+        'try: runpy.run_path(sys.argv[0], run_name="__main__")\n'
+        'except SystemExit: pass\n'
+        'print("tensorflow" in sys.modules, "keras" in sys.modules)'
+    )
     for name in ('download_and_preprocess_imagenet', 'build_imagenet_data_beam', 'bounding_boxes'):
-        out = subprocess.run([sys.executable, '-c', code, pathlib.Path(SCRIPT).with_name(f'{name}.py')],
-                             capture_output=True, text=True, check=True,
-                             env=os.environ | {'PYTHONPATH': os.path.dirname(SCRIPT)}).stdout
+        out = subprocess.run(
+            [sys.executable, '-c', code, pathlib.Path(SCRIPT).with_name(f'{name}.py')],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {'PYTHONPATH': os.path.dirname(SCRIPT)},
+        ).stdout
         assert out.splitlines()[-1] == 'False False', name
 
 
@@ -406,6 +448,7 @@ def start_server(built):
         thread.start()
         servers.append((server, thread))
         return server
+
     yield start
     for server, thread in servers:
         server.shutdown()
@@ -426,7 +469,8 @@ def test_download(built, tmp_path, start_server, monkeypatch):
     assert run(data_dir, built, f'--url={server.url}/') == 0
     assert outputs(data_dir) == outputs(built.folder)
     assert [path for path, _, _ in server.requests] == [
-        f'/{name}' for name in (ilsvrc.VALIDATION, ilsvrc.TRAIN, ilsvrc.DEVKIT, ilsvrc.BOXES)]
+        f'/{name}' for name in (ilsvrc.VALIDATION, ilsvrc.TRAIN, ilsvrc.DEVKIT, ilsvrc.BOXES)
+    ]
     assert run(data_dir, built, f'--url={server.url}/') == 0
     assert len(server.requests) == 4  # what is there is not fetched again
 

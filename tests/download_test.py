@@ -1,4 +1,5 @@
 """download: resumed, checked and atomic; tried on archives of a few kB and a server on the loopback."""
+
 import errno
 import gzip
 import hashlib
@@ -24,8 +25,10 @@ SCRIPT = cifar10_download_and_extract.__file__
 FOLDER = 'cifar-10-batches-bin'
 NAME = 'cifar-10-binary.tar.gz'
 RECORD = 1 + 3072
-FILES = {'data_batch_1.bin': random.Random(1).randbytes(2 * RECORD),  # does not compress
-         'test_batch.bin': random.Random(2).randbytes(RECORD)}
+FILES = {
+    'data_batch_1.bin': random.Random(1).randbytes(2 * RECORD),  # does not compress
+    'test_batch.bin': random.Random(2).randbytes(RECORD),
+}
 
 
 def tar_gz(members):
@@ -55,9 +58,15 @@ def link(kind, target):
 
 GOOD = tar_gz({**official(), f'{FOLDER}/batches.meta.txt': b'airplane\n'})
 MD5 = hashlib.md5(GOOD).hexdigest()
-IDX = {name: random.Random(name).randbytes(2000 + 100 * len(name)) for name in (  # what they hold is not looked at
-    'train-images-idx3-ubyte.gz', 'train-labels-idx1-ubyte.gz', 't10k-images-idx3-ubyte.gz',
-    't10k-labels-idx1-ubyte.gz')}
+IDX = {
+    name: random.Random(name).randbytes(2000 + 100 * len(name))
+    for name in (  # what they hold is not looked at
+        'train-images-idx3-ubyte.gz',
+        'train-labels-idx1-ubyte.gz',
+        't10k-images-idx3-ubyte.gz',
+        't10k-labels-idx1-ubyte.gz',
+    )
+}
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -66,7 +75,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         server, good = self.server, IDX.get(self.path.rpartition('/')[2], GOOD)
         server.ranges.append(self.headers.get('Range'))
-        start = int(server.ranges[-1][len('bytes='):-1]) if server.ranges[-1] and server.knows_range else 0
+        start = int(server.ranges[-1][len('bytes=') : -1]) if server.ranges[-1] and server.knows_range else 0
         status = server.status or (206 if start else 200)
         if status == 206 and start >= len(good):
             status = 416
@@ -78,7 +87,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if status == 416:
             self.send_header('Content-Range', f'bytes */{len(good)}')
         self.end_headers()
-        self.wfile.write(body[:server.cuts.pop(0)] if server.cuts else body)
+        self.wfile.write(body[: server.cuts.pop(0)] if server.cuts else body)
         self.wfile.flush()
         server.may_close.wait(10)
 
@@ -114,16 +123,20 @@ def refused_url():
 def tiny_archives(monkeypatch, refused_url):
     """Make the data sets some kB, their addresses unreachable, and the waiting short."""
     for dataset in download.ARCHIVES:
-        monkeypatch.setitem(download.ARCHIVES, dataset, download.Archive(
-            refused_url, len(GOOD), MD5, FOLDER, {name: len(data) for name, data in FILES.items()}))
+        monkeypatch.setitem(
+            download.ARCHIVES,
+            dataset,
+            download.Archive(refused_url, len(GOOD), MD5, FOLDER, {name: len(data) for name, data in FILES.items()}),
+        )
     monkeypatch.setitem(download.FILE_SETS, 'mnist', file_set(f'{refused_url}/'))
     monkeypatch.setattr(download, 'RETRY_SECONDS', 0)
     monkeypatch.setenv('no_proxy', '127.0.0.1')
 
 
 def file_set(url):
-    return download.FileSet(url, ('mnist', 'MNIST/raw'), {
-        name: (len(data), hashlib.md5(data).hexdigest()) for name, data in IDX.items()})
+    return download.FileSet(
+        url, ('mnist', 'MNIST/raw'), {name: (len(data), hashlib.md5(data).hexdigest()) for name, data in IDX.items()}
+    )
 
 
 @pytest.fixture
@@ -142,7 +155,9 @@ def data_dir(tmp_path):
 
 def assert_extracted(data_dir):
     assert {path.name: path.read_bytes() for path in (data_dir / FOLDER).iterdir()} == {
-        **FILES, 'batches.meta.txt': b'airplane\n'}
+        **FILES,
+        'batches.meta.txt': b'airplane\n',
+    }
     assert not [path for path in data_dir.iterdir() if path.name.startswith('.') or path.suffix == '.part']
 
 
@@ -161,11 +176,11 @@ def test_table_states_the_published_archives():
     assert (cifar10.size, cifar10.md5) == (170052171, 'c32a1d4ab5d03f1284b67883e8d87530')
     assert (cifar100.size, cifar100.md5) == (168513733, '03b5dce01913d631647c71ecec9e9cb8')
     assert [size / (1 + 3072) for size in cifar10.files.values()] == [10000] * 6
-    assert {name: size / (2 + 3072) for name, size in cifar100.files.items()} == {
-        'train.bin': 50000, 'test.bin': 10000}
+    assert {name: size / (2 + 3072) for name, size in cifar100.files.items()} == {'train.bin': 50000, 'test.bin': 10000}
 
 
 # fetch: the network.
+
 
 def test_fetch_downloads_and_leaves_no_part(server, data_dir):
     download.fetch(server.url, data_dir / NAME, len(GOOD), MD5)
@@ -278,6 +293,7 @@ def test_ctrl_c_keeps_the_part(server, data_dir, monkeypatch):
     def interrupted(response):
         yield response.read(1000)
         raise KeyboardInterrupt
+
     monkeypatch.setattr(download, '_chunks', interrupted)
     with pytest.raises(KeyboardInterrupt):
         download.fetch(server.url, data_dir / NAME, len(GOOD), MD5)
@@ -311,7 +327,7 @@ def test_unsafe_member_is_refused_by_name(member, archive, data_dir):
 
 TEST_BATCH = FILES['test_batch.bin']
 DAMAGED = {
-    'truncated inside a member': GOOD[:len(GOOD) // 2],
+    'truncated inside a member': GOOD[: len(GOOD) // 2],
     'without its last byte': GOOD[:-1],
     'a flipped bit': GOOD[:5000] + bytes([GOOD[5000] ^ 1]) + GOOD[5001:],
     'empty': b'',
@@ -328,11 +344,14 @@ def test_damaged_archive_leaves_nothing(what, archive, data_dir):
     assert names(data_dir) == []
 
 
-@pytest.mark.parametrize('files, problem', [
-    ({'data_batch_1.bin': FILES['data_batch_1.bin']}, 'test_batch.bin is missing'),
-    ({**FILES, 'test_batch.bin': TEST_BATCH[:-1]}, 'test_batch.bin has 3072 bytes instead of 3073'),
-    ({**FILES, 'test_batch.bin': TEST_BATCH * 2}, 'test_batch.bin has 6146 bytes instead of 3073'),
-])
+@pytest.mark.parametrize(
+    'files, problem',
+    [
+        ({'data_batch_1.bin': FILES['data_batch_1.bin']}, 'test_batch.bin is missing'),
+        ({**FILES, 'test_batch.bin': TEST_BATCH[:-1]}, 'test_batch.bin has 3072 bytes instead of 3073'),
+        ({**FILES, 'test_batch.bin': TEST_BATCH * 2}, 'test_batch.bin has 6146 bytes instead of 3073'),
+    ],
+)
 def test_missing_or_missized_member_is_named(files, problem, archive, data_dir):
     archive.write_bytes(tar_gz(official(files)))
     with pytest.raises(UserError, match=f'{FOLDER}/{problem}.*get it again'):
@@ -341,10 +360,17 @@ def test_missing_or_missized_member_is_named(files, problem, archive, data_dir):
 
 
 def test_only_the_folder_is_extracted_and_dots_are_fine(archive, data_dir):
-    archive.write_bytes(tar_gz({
-        '.': link(tarfile.DIRTYPE, ''), './README': b'x', f'./{FOLDER}': link(tarfile.DIRTYPE, ''),
-        **{f'./{name}': data for name, data in official().items()},
-        f'./{FOLDER}/batches.meta.txt': b'airplane\n'}))
+    archive.write_bytes(
+        tar_gz(
+            {
+                '.': link(tarfile.DIRTYPE, ''),
+                './README': b'x',
+                f'./{FOLDER}': link(tarfile.DIRTYPE, ''),
+                **{f'./{name}': data for name, data in official().items()},
+                f'./{FOLDER}/batches.meta.txt': b'airplane\n',
+            }
+        )
+    )
     assert download.extract(archive, data_dir, 'cifar10') == data_dir / FOLDER
     assert_extracted(data_dir)
     assert names(data_dir) == [FOLDER]
@@ -369,6 +395,7 @@ def test_old_folder_comes_back_when_the_rename_fails(archive, data_dir, monkeypa
         if (Path(source) / 'data_batch_1.bin').exists():
             raise PermissionError(errno.EACCES, 'Permission denied', str(target))
         rename(source, target)
+
     monkeypatch.setattr(os, 'rename', failing)
     with pytest.raises(UserError, match='Permission denied'):
         download.extract(archive, data_dir, 'cifar10')
@@ -379,6 +406,7 @@ def test_old_folder_comes_back_when_the_rename_fails(archive, data_dir, monkeypa
 def test_ctrl_c_while_extracting_leaves_no_folder(archive, data_dir, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
+
     monkeypatch.setattr(download, '_put_in_place', interrupted)
     with pytest.raises(KeyboardInterrupt):
         download.extract(archive, data_dir, 'cifar10')
@@ -386,6 +414,7 @@ def test_ctrl_c_while_extracting_leaves_no_folder(archive, data_dir, monkeypatch
 
 
 # The disk.
+
 
 def test_full_disk_is_noticed_before_anything_is_written(server, archive, data_dir, monkeypatch):
     monkeypatch.setattr(download.shutil, 'disk_usage', lambda folder: type('Usage', (), {'free': 10}))
@@ -398,10 +427,13 @@ def test_full_disk_is_noticed_before_anything_is_written(server, archive, data_d
     assert names(data_dir) == [] and server.ranges == []
 
 
-@pytest.mark.parametrize('code, message', [
-    (errno.ENOSPC, f"the disk of '.*data' is full, {3 * RECORD} bytes are needed: free some space"),
-    (errno.EACCES, 'Permission denied.*pass another --data_dir'),
-])
+@pytest.mark.parametrize(
+    'code, message',
+    [
+        (errno.ENOSPC, f"the disk of '.*data' is full, {3 * RECORD} bytes are needed: free some space"),
+        (errno.EACCES, 'Permission denied.*pass another --data_dir'),
+    ],
+)
 def test_disk_that_fails_while_extracting(code, message, archive, data_dir, monkeypatch):
     def failing_open(path, mode):
         file = open(path, mode)
@@ -409,6 +441,7 @@ def test_disk_that_fails_while_extracting(code, message, archive, data_dir, monk
             file.close()
             raise OSError(code, os.strerror(code))
         return file
+
     monkeypatch.setattr(download, 'open', failing_open, raising=False)
     with pytest.raises(UserError, match=message):
         download.download_and_extract('cifar10', data_dir, archive=archive)
@@ -418,6 +451,7 @@ def test_disk_that_fails_while_extracting(code, message, archive, data_dir, monk
 def test_disk_that_fills_while_downloading_keeps_the_part(server, data_dir, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     (data_dir / f'{NAME}.part').write_bytes(GOOD[:1000])
     monkeypatch.setattr(download, 'open', full, raising=False)
     with pytest.raises(UserError, match=f"the disk of '{data_dir}' is full, {len(GOOD) - 1000} bytes"):
@@ -436,6 +470,7 @@ def test_data_dir_that_cannot_be_made(archive, tmp_path):
 
 
 # download_and_extract.
+
 
 def test_download_and_extract_then_nothing_to_do(server, data_dir, capsys, monkeypatch):
     assert download.download_and_extract('cifar10', data_dir, url=server.url) == data_dir / FOLDER
@@ -496,8 +531,11 @@ def test_local_archive_errors(archive, data_dir, tmp_path):
 
 
 def test_mirror_with_its_own_md5(server, data_dir, monkeypatch):
-    monkeypatch.setitem(download.ARCHIVES, 'cifar10', download.Archive(
-        server.url, 1, '0' * 32, FOLDER, {name: len(data) for name, data in FILES.items()}))
+    monkeypatch.setitem(
+        download.ARCHIVES,
+        'cifar10',
+        download.Archive(server.url, 1, '0' * 32, FOLDER, {name: len(data) for name, data in FILES.items()}),
+    )
     with pytest.raises(UserError, match=f'{len(GOOD)} bytes instead of 1'):
         download.download_and_extract('cifar10', data_dir, url=server.url)
     download.download_and_extract('cifar10', data_dir, url=server.url, md5=MD5)
@@ -518,6 +556,7 @@ def test_home_is_expanded(archive, tmp_path, monkeypatch):
 
 
 # fetch_missing: sets of files.
+
 
 @pytest.fixture
 def mnist_server(server, monkeypatch):
@@ -549,8 +588,9 @@ def test_a_missing_set_of_files_is_fetched_once(below, mnist_server, tmp_path, c
     assert len(mnist_server.ranges) == 4 and capsys.readouterr().out == ''
 
 
-@pytest.mark.parametrize('name', [
-    'train-labels-idx1-ubyte.gz', 'mnist/t10k-images-idx3-ubyte', 'MNIST/raw/t10k-labels-idx1-ubyte.gz'])
+@pytest.mark.parametrize(
+    'name', ['train-labels-idx1-ubyte.gz', 'mnist/t10k-images-idx3-ubyte', 'MNIST/raw/t10k-labels-idx1-ubyte.gz']
+)
 def test_files_that_are_there_are_used_as_they_are(name, mnist_server, data_dir):
     (data_dir / name).parent.mkdir(parents=True, exist_ok=True)
     (data_dir / name).write_bytes(b'mine')
@@ -562,8 +602,10 @@ def test_files_that_are_there_are_used_as_they_are(name, mnist_server, data_dir)
 def test_an_interrupted_set_goes_on_where_it_stopped(mnist_server, data_dir):
     first, second = list(IDX)[:2]
     mnist_server.cuts = [len(IDX[first]), 100, 0, 0]  # three attempts at the second
-    with pytest.raises(UserError, match=f'cannot download .*/{second} .*100 bytes are kept.*or put {first}, .* into '
-                                        f"'{data_dir}/mnist' yourself"):
+    with pytest.raises(
+        UserError,
+        match=f"cannot download .*/{second} .*100 bytes are kept.*or put {first}, .* into '{data_dir}/mnist' yourself",
+    ):
         download.fetch_missing('mnist', data_dir)
     assert names(data_dir) == ['mnist.part'] and not download.is_present('mnist', data_dir)
     mnist_server.cuts, mnist_server.ranges[:] = [], []
@@ -605,16 +647,19 @@ def test_fetch_missing_leaves_what_needs_no_download(mnist_server, data_dir, arc
 
 # The program, in a process of its own: here the sizes are the official ones.
 
+
 def run_script(cwd, *args):
     command = [sys.executable, SCRIPT, *map(str, args)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 
 def test_importing_defines_no_flag_and_needs_no_tensorflow(tmp_path):
-    code = ('import sys; from absl import flags; before = list(flags.FLAGS)\n'
-            'from official_resnet import cifar10_download_and_extract as program\n'
-            'program.define_flags(); program.define_flags(); assert list(flags.FLAGS) == before\n'
-            'assert not {"tensorflow", "numpy", "keras"} & set(sys.modules)')
+    code = (
+        'import sys; from absl import flags; before = list(flags.FLAGS)\n'
+        'from official_resnet import cifar10_download_and_extract as program\n'
+        'program.define_flags(); program.define_flags(); assert list(flags.FLAGS) == before\n'
+        'assert not {"tensorflow", "numpy", "keras"} & set(sys.modules)'
+    )
     subprocess.run([sys.executable, '-c', code], cwd=Path(SCRIPT).parents[1], check=True)
 
 
@@ -632,22 +677,23 @@ def test_help_and_flag_errors_answer_within_a_second(flag, code, tmp_path):
 
 def test_script_errors_are_one_line_and_exit_code_1(archive, data_dir, refused_url, tmp_path):
     truncated, evil, foreign = (tmp_path / f'{name}.tar.gz' for name in ('truncated', 'evil', 'foreign'))
-    truncated.write_bytes(GOOD[:len(GOOD) // 2])
+    truncated.write_bytes(GOOD[: len(GOOD) // 2])
     evil.write_bytes(tar_gz({'../evil.bin': b'x'}))
     foreign.write_bytes(GOOD)
     for args, message in [
-            (['--archive=absent.tar.gz'], "'absent.tar.gz' does not exist"),
-            ([f'--archive={truncated}'], 'truncated, damaged or no tar.gz'),
-            ([f'--archive={evil}'], "'../evil.bin'"),
-            ([f'--archive={foreign}'], f'{FOLDER}/data_batch_1.bin has 6146 bytes instead of 30730000'),
-            ([f'--archive={foreign}', '--md5=00'], f'has MD5 {MD5} instead of 00'),
-            ([f'--archive={foreign}', '--dataset=cifar100'], 'cifar-100-binary/train.bin is missing'),
-            ([f'--archive={foreign}', f'--url={refused_url}'], 'exclude each other'),
-            ([f'--url={refused_url}'], 'check the network'),
-            (['--url=file:///x.tar.gz'], 'is not an http or https address'),
-            ([f'--data_dir={foreign}'], 'is a file'),
-            (['--dataset=mnist'], 'cifar10|cifar100'),
-            (['extra'], "unexpected argument 'extra'")]:
+        (['--archive=absent.tar.gz'], "'absent.tar.gz' does not exist"),
+        ([f'--archive={truncated}'], 'truncated, damaged or no tar.gz'),
+        ([f'--archive={evil}'], "'../evil.bin'"),
+        ([f'--archive={foreign}'], f'{FOLDER}/data_batch_1.bin has 6146 bytes instead of 30730000'),
+        ([f'--archive={foreign}', '--md5=00'], f'has MD5 {MD5} instead of 00'),
+        ([f'--archive={foreign}', '--dataset=cifar100'], 'cifar-100-binary/train.bin is missing'),
+        ([f'--archive={foreign}', f'--url={refused_url}'], 'exclude each other'),
+        ([f'--url={refused_url}'], 'check the network'),
+        (['--url=file:///x.tar.gz'], 'is not an http or https address'),
+        ([f'--data_dir={foreign}'], 'is a file'),
+        (['--dataset=mnist'], 'cifar10|cifar100'),
+        (['extra'], "unexpected argument 'extra'"),
+    ]:
         result = run_script(tmp_path, '--data_dir', data_dir, *args)
         assert result.returncode == 1, args
         assert result.stderr.startswith('cifar10_download_and_extract: ') and message in result.stderr
@@ -663,7 +709,10 @@ def test_script_leaves_a_complete_data_set_alone(data_dir):
             file.truncate(size)  # sparse: no disk used
     result = run_script(data_dir, '--data_dir=.')
     assert (result.returncode, result.stdout, result.stderr) == (
-        0, f'cifar10 is already complete in {FOLDER}: nothing to do\n', '')
+        0,
+        f'cifar10 is already complete in {FOLDER}: nothing to do\n',
+        '',
+    )
 
 
 @pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -673,8 +722,13 @@ def test_script_keeps_the_part_when_stopped(number, code, server, data_dir):
     part = data_dir / f'{NAME}.part'
     command = [sys.executable, SCRIPT, f'--data_dir={data_dir}', f'--url={server.url}', f'--md5={MD5}']
     # As at a terminal: tests that run in the background of a shell have Ctrl-C ignored, and so would the program.
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         deadline = time.monotonic() + 10
         while not part.exists() and time.monotonic() < deadline:
             time.sleep(0.01)

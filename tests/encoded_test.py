@@ -1,4 +1,5 @@
 """Shards and folders of encoded pictures: finding, reading by number, and every kind of damage."""
+
 import io
 import pathlib
 
@@ -40,13 +41,22 @@ def message_of(function, *args):
 
 
 def test_shards_are_found_in_their_order_whatever_else_is_there(folder):
-    for name in ('train-00001-of-00004.part', 'train.manifest.json.part', '.train-00000-of-00009', 'train-1-of-4',
-                 'train-00000-of-00004.index', 'xtrain-00000-of-00007', 'training-00000-of-00003'):
+    for name in (
+        'train-00001-of-00004.part',
+        'train.manifest.json.part',
+        '.train-00000-of-00009',
+        'train-1-of-4',
+        'train-00000-of-00004.index',
+        'xtrain-00000-of-00007',
+        'training-00000-of-00003',
+    ):
         (folder / name).touch()
     expected = [str(folder / f'train-0000{i}-of-00004') for i in range(4)]
     assert list(map(str, encoded.find_shards(str(folder), 'train'))) == expected
     assert [path.name for path in encoded.find_shards(folder, 'test')] == [
-        'validation-00000-of-00002', 'validation-00001-of-00002']
+        'validation-00000-of-00002',
+        'validation-00001-of-00002',
+    ]
 
 
 def test_what_is_wrong_with_the_folder_is_said_in_one_line(folder, tmp_path):
@@ -61,7 +71,7 @@ def test_what_is_wrong_with_the_folder_is_said_in_one_line(folder, tmp_path):
     for path in folder.glob('train-*'):
         path.unlink()
     assert 'has no train-00000-of-...; build them with data/build_imagenet_data.py, or pass another' in find()
-    assert "has no validation-00000-of-..." in message_of(encoded.find_shards, tmp_path, 'test')
+    assert 'has no validation-00000-of-...' in message_of(encoded.find_shards, tmp_path, 'test')
     (tmp_path / 'file').touch()
     assert 'is not a folder; pass the folder of train-' in message_of(encoded.find_shards, tmp_path / 'file', 'train')
     assert 'does not exist; pass the folder' in message_of(encoded.find_shards, tmp_path / 'absent', 'train')
@@ -79,7 +89,8 @@ def test_the_manifest_names_the_classes(folder):
     for text in ('{', '[]', '{"synsets": 3}', '{}', '\xff'):
         path.write_text(text, encoding='latin-1')
         assert f"the manifest of validation in '{folder}' is damaged (" in message_of(
-            encoded.manifest_classes, folder, 'test')
+            encoded.manifest_classes, folder, 'test'
+        )
     path.unlink()
     read = input_pipeline.read('imagenet', 'test', data_dir=folder)  # ImageNet's own thousand
     assert (read.num_classes, read.class_ids[0], read.class_names[0]) == (1000, 'n01440764', 'tench')
@@ -107,8 +118,11 @@ def test_any_picture_can_be_read_by_its_number(folder):
 def test_other_keys_and_labels_from_0(tmp_path):
     """As tensorflow_datasets writes them."""
     path = tmp_path / 'x.tfrecord-00000-of-00001'
-    path.write_bytes(b''.join(tfrecords.frame(tfrecords.encode_example({'image': jpeg, 'label': label}))
-                              for jpeg, label, _ in PICTURES))
+    path.write_bytes(
+        b''.join(
+            tfrecords.frame(tfrecords.encode_example({'image': jpeg, 'label': label})) for jpeg, label, _ in PICTURES
+        )
+    )
     source = encoded.Shards([path], 'image', 'label', first_label=0)
     jpegs, labels, boxes = source.load(tf.constant([5, 3]))
     assert jpegs.numpy().tolist() == [PICTURES[5][0], PICTURES[3][0]] and labels.numpy().tolist() == [5, 3]
@@ -137,7 +151,8 @@ def test_empty_shards_are_allowed(tmp_path):
     write_shards(tmp_path / 'none', [], num_shards=2)
     empty = input_pipeline.read('imagenet', 'train', data_dir=tmp_path / 'none')
     assert 'batch_size 4 with 0 training pictures' in message_of(
-        lambda: input_pipeline.batches(empty, 4, training=True))
+        lambda: input_pipeline.batches(empty, 4, training=True)
+    )
 
 
 # --- the index -----------------------------------------------------------------------------------------------
@@ -200,11 +215,15 @@ def test_a_folder_that_may_not_be_written(folder, monkeypatch):
 
 def test_the_fingerprint_tells_what_evaluation_depends_on(folder):
     import dataclasses
+
     read = input_pipeline.read('imagenet', 'train', data_dir=folder, views=VIEWS)
     same = input_pipeline.read('imagenet', 'train', data_dir=folder, views=VIEWS)
     assert read.fingerprint() == same.fingerprint()
-    others = [dataclasses.replace(read, normalization='none'), input_pipeline.first(read, 5),
-              dataclasses.replace(read, views=preprocessing.Views(16, 24))]
+    others = [
+        dataclasses.replace(read, normalization='none'),
+        input_pipeline.first(read, 5),
+        dataclasses.replace(read, views=preprocessing.Views(16, 24)),
+    ]
     with open(folder / 'train-00002-of-00004', 'ab') as file:
         file.write(tfrecords.frame(b''))
     others.append(input_pipeline.read('imagenet', 'train', data_dir=folder, views=VIEWS))
@@ -227,7 +246,8 @@ def test_the_first_pictures(folder):
     assert (first.num_images, first.groups.tolist()) == (8, [0] * 6 + [1] * 2)
     assert input_pipeline.first(read, None) is read
     assert 'num_train_images 23 of the 22 training pictures of imagenet; pass 1..22' in message_of(
-        input_pipeline.first, read, 23)
+        input_pipeline.first, read, 23
+    )
 
 
 # --- damage --------------------------------------------------------------------------------------------------
@@ -267,8 +287,9 @@ def test_a_file_that_is_cut_off_or_gone(folder, tmp_path):
     with open(path, 'r+b') as file:
         file.truncate(begin + 40)
     assert f"'{path}' is cut off inside the record at byte {begin}; build" in message_of(source.read, np.array([3]))
-    assert f"'{path}' is cut off inside the record at byte {begin}" in message_of(lambda: shards(
-        folder, index_file=kept))
+    assert f"'{path}' is cut off inside the record at byte {begin}" in message_of(
+        lambda: shards(folder, index_file=kept)
+    )
     path.unlink()
     fresh = shards  # its paths are looked for again
     assert 'lacks 1 of 4 train shards' in message_of(fresh, folder)
@@ -279,15 +300,24 @@ def test_a_file_that_goes_away_while_it_is_read(folder):
     path = pathlib.Path(source.paths[2])
     path.unlink()
     assert message_of(source.read, np.array([13])) == (
-        f"'{path}' cannot be read any more (No such file or directory); put it back")
+        f"'{path}' cannot be read any more (No such file or directory); put it back"
+    )
     assert 'cannot be read' in message_of(source.fingerprint)
 
 
 def config(folder, model_dir=None, **fields):
     return resnet_run_loop.TrainConfig(
-        resnet_model.ResNetSpec((1, 1), filters=4), **{
-            'dataset': 'imagenet', 'data_dir': str(folder), 'views': VIEWS, 'batch_size': 8, 'train_epochs': 1,
-            'model_dir': model_dir and str(model_dir)} | fields)
+        resnet_model.ResNetSpec((1, 1), filters=4),
+        **{
+            'dataset': 'imagenet',
+            'data_dir': str(folder),
+            'views': VIEWS,
+            'batch_size': 8,
+            'train_epochs': 1,
+            'model_dir': model_dir and str(model_dir),
+        }
+        | fields,
+    )
 
 
 @pytest.mark.parametrize('split,row', [('train', 9), ('test', 5)])
@@ -299,7 +329,8 @@ def test_a_training_ends_with_the_line_of_the_damaged_record(folder, split, row)
     with pytest.raises(errors.UserError) as caught:
         trainer.run([], [])
     assert str(caught.value) == (
-        f"'{path}' is damaged: wrong checksum of the record at byte {begin}; build the file again")
+        f"'{path}' is damaged: wrong checksum of the record at byte {begin}; build the file again"
+    )
 
 
 def test_a_training_ends_with_a_line_where_a_picture_cannot_be_decoded(folder):
@@ -309,7 +340,7 @@ def test_a_training_ends_with_a_line_where_a_picture_cannot_be_decoded(folder):
         resnet_run_loop.train(config(folder))
 
 
-@pytest.mark.parametrize('label', [-1, 6, 2 ** 40])
+@pytest.mark.parametrize('label', [-1, 6, 2**40])
 def test_a_label_of_no_class_is_refused(folder, label):
     write_shards(folder, [(jpeg, label, boxes) for jpeg, _, boxes in PICTURES])
     read = input_pipeline.read('imagenet', 'train', data_dir=folder, views=VIEWS)
@@ -342,9 +373,17 @@ def test_pictures_in_memory_have_no_such_errors():
 
 def test_files_of_every_kind_become_rgb_jpegs(tmp_path):
     picture = Image.open(io.BytesIO(PICTURES[0][0]))
-    kinds = {'a.jpg': ('JPEG', 'RGB'), 'b.png': ('PNG', 'RGB'), 'c.png': ('PNG', 'RGBA'), 'd.png': ('PNG', 'P'),
-             'e.jpg': ('JPEG', 'CMYK'), 'f.jpg': ('JPEG', 'L'), 'g.webp': ('WEBP', 'RGB'), 'h.bmp': ('BMP', 'RGB'),
-             'i.gif': ('GIF', 'P')}
+    kinds = {
+        'a.jpg': ('JPEG', 'RGB'),
+        'b.png': ('PNG', 'RGB'),
+        'c.png': ('PNG', 'RGBA'),
+        'd.png': ('PNG', 'P'),
+        'e.jpg': ('JPEG', 'CMYK'),
+        'f.jpg': ('JPEG', 'L'),
+        'g.webp': ('WEBP', 'RGB'),
+        'h.bmp': ('BMP', 'RGB'),
+        'i.gif': ('GIF', 'P'),
+    }
     for name, (kind, mode) in kinds.items():
         (tmp_path / name).write_bytes(encode(picture.convert(mode), kind))
     paths = sorted(tmp_path.iterdir())
@@ -373,8 +412,7 @@ def test_a_broken_file_is_named(tmp_path):
     assert f"'{cut}' is no whole picture (cut off" in message_of(source.read, np.array([0, 1]))
     assert f"'{text}' is no whole picture (no JPEG, PNG" in message_of(source.read, np.array([2]))
     good.unlink()
-    assert f"'{good}' cannot be read (No such file or directory); put it back" in message_of(
-        source.read, np.array([0]))
+    assert f"'{good}' cannot be read (No such file or directory); put it back" in message_of(source.read, np.array([0]))
     assert str(source.fault).startswith(f"'{good}'")
 
 

@@ -1,4 +1,5 @@
 """The evaluation report on pictures that can be counted by hand."""
+
 import csv
 import json
 import subprocess
@@ -14,8 +15,18 @@ from official_resnet.errors import UserError
 NAMES = ['ant', 'bee', 'cow', 'dog, wild', 'Käfer', 'fly', 'gnu']
 IDS = [f'n{i:08}' for i in range(7)]
 LABELS = [0, 0, 0, 0, 1, 1, 2, 3, 4, 6]
-GUESSES = [[0, 1, 2, 3, 4], [1, 0, 2, 3, 4], [1, 2, 3, 4, 5], [2, 1, 3, 4, 0],  # of 4 ants 1 is right, 3 among five
-           [1, 0, 2, 3, 4], [1, 0, 2, 3, 4], [0, 1, 3, 4, 5], [3, 0, 1, 2, 4], [4, 0, 1, 2, 3], [4, 0, 1, 2, 6]]
+GUESSES = [
+    [0, 1, 2, 3, 4],
+    [1, 0, 2, 3, 4],
+    [1, 2, 3, 4, 5],
+    [2, 1, 3, 4, 0],  # of 4 ants 1 is right, 3 among five
+    [1, 0, 2, 3, 4],
+    [1, 0, 2, 3, 4],
+    [0, 1, 3, 4, 5],
+    [3, 0, 1, 2, 4],
+    [4, 0, 1, 2, 3],
+    [4, 0, 1, 2, 6],
+]
 
 
 def found(**changes):
@@ -25,13 +36,23 @@ def found(**changes):
 def test_counted_by_hand():
     result = found()
     assert (result['n'], result['top1'], result['top5']) == (10, 0.5, 0.8)
-    assert result['classes'][0] == {'class': 0, 'name': 'ant', 'id': 'n00000000', 'count': 4, 'top1': 0.25,
-                                    'top5': 0.75}
+    assert result['classes'][0] == {
+        'class': 0,
+        'name': 'ant',
+        'id': 'n00000000',
+        'count': 4,
+        'top1': 0.25,
+        'top5': 0.75,
+    }
     assert [row['count'] for row in result['classes']] == [4, 2, 1, 1, 1, 0, 1]
     assert [row['top1'] for row in result['classes']] == [0.25, 1, 0, 1, 1, None, 0]
     assert [row['top5'] for row in result['classes']] == [0.75, 1, 0, 1, 1, None, 1]
     assert [tuple(pair.values()) for pair in result['confusions']] == [
-        (0, 1, 2, 0.5), (0, 2, 1, 0.25), (2, 0, 1, 1.0), (6, 4, 1, 1.0)]  # equal ones by their classes
+        (0, 1, 2, 0.5),
+        (0, 2, 1, 0.25),
+        (2, 0, 1, 1.0),
+        (6, 4, 1, 1.0),
+    ]  # equal ones by their classes
     assert json.loads(json.dumps(result)) == result
 
 
@@ -63,7 +84,8 @@ def test_lines():
         '     2,  50.0% of  n00000000 ant  ->  n00000001 bee',
         '     1,  25.0% of  n00000000 ant  ->  n00000002 cow',
         '     1, 100.0% of  n00000002 cow  ->  n00000000 ant',
-        '     1, 100.0% of  n00000006 gnu  ->  n00000004 Käfer']
+        '     1, 100.0% of  n00000006 gnu  ->  n00000004 Käfer',
+    ]
     short = evaluation.format_report(found(ids=None), rows=2)
     assert [line.rpartition('of ')[2].split(None, 1)[-1] for line in short[2:4]] == ['cow', 'gnu']
     assert short[1] == 'the worst classes:' and short[4] == 'the best classes:' and len(short) == 10
@@ -83,8 +105,18 @@ def test_files(tmp_path):
     assert rows[5]['top1'] == '' and rows[4]['name'] == 'Käfer' and len(rows) == 7
     with open(folder / 'confusion.csv', encoding='utf-8', newline='') as file:
         rows = list(csv.DictReader(file))
-    assert rows[0] == {'true': 'ant', 'true_id': 'n00000000', 'guessed': 'bee', 'guessed_id': 'n00000001', 'count': '2',
-                       'share': '0.5'} and len(rows) == 4
+    assert (
+        rows[0]
+        == {
+            'true': 'ant',
+            'true_id': 'n00000000',
+            'guessed': 'bee',
+            'guessed_id': 'n00000001',
+            'count': '2',
+            'share': '0.5',
+        }
+        and len(rows) == 4
+    )
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
@@ -94,11 +126,19 @@ def test_a_folder_that_cannot_be_written(tmp_path):
             evaluation.write(found(), folder)
 
 
-@pytest.mark.parametrize('changes,message', [
-    ({'labels': LABELS[:-1]}, r'labels \(9,\) and guesses \(10, 5\)'), ({'guesses': LABELS}, 'guesses'),
-    ({'guesses': [row + [0] for row in GUESSES]}, r'\[n, 1\.\.5\]'), ({'labels': [7] * 10}, r'in 0\.\.6'),
-    ({'labels': [-1] * 10}, r'in 0\.\.6'), ({'guesses': np.full((10, 1), 9)}, r'in 0\.\.6'),
-    ({'labels': np.zeros(10)}, 'integers'), ({'ids': IDS[:-1]}, '6 ids')])
+@pytest.mark.parametrize(
+    'changes,message',
+    [
+        ({'labels': LABELS[:-1]}, r'labels \(9,\) and guesses \(10, 5\)'),
+        ({'guesses': LABELS}, 'guesses'),
+        ({'guesses': [row + [0] for row in GUESSES]}, r'\[n, 1\.\.5\]'),
+        ({'labels': [7] * 10}, r'in 0\.\.6'),
+        ({'labels': [-1] * 10}, r'in 0\.\.6'),
+        ({'guesses': np.full((10, 1), 9)}, r'in 0\.\.6'),
+        ({'labels': np.zeros(10)}, 'integers'),
+        ({'ids': IDS[:-1]}, '6 ids'),
+    ],
+)
 def test_wrong_arrays(changes, message):
     with pytest.raises(ValueError, match=message):
         found(**changes)

@@ -1,4 +1,5 @@
 """Plain against residual nets, and what the programs of the experiments share: settings, resume, mistakes."""
+
 import json
 import os
 import pathlib
@@ -21,9 +22,11 @@ from official_resnet.experiments import (
 )
 
 FOLDER = pathlib.Path(degradation_main.__file__).parent
-PROGRAMS = {'degradation_main': (degradation_main, degradation_main.run_degradation),
-            'gradient_flow_main': (gradient_flow_main, gradient_flow_main.run_gradient_flow),
-            'shortcuts_main': (shortcuts_main, shortcuts_main.run_shortcuts)}
+PROGRAMS = {
+    'degradation_main': (degradation_main, degradation_main.run_degradation),
+    'gradient_flow_main': (gradient_flow_main, gradient_flow_main.run_gradient_flow),
+    'shortcuts_main': (shortcuts_main, shortcuts_main.run_shortcuts),
+}
 TINY = ('--depths', '8', '-bs', '16', '--train_epochs', '2', '--dtype', 'fp32')
 
 
@@ -113,7 +116,12 @@ def test_the_papers_setting_and_quick():
 
     paper = config()
     assert (paper.batch_size, paper.max_train_steps, paper.weight_decay, paper.decay, paper.momentum) == (
-        128, 64000, 1e-4, 'all', 0.9)
+        128,
+        64000,
+        1e-4,
+        'all',
+        0.9,
+    )
     assert paper.train_epochs * 390 >= 64000 and paper.num_train_images is None and paper.augment
     assert rates(paper, [0, 32000, 32001, 48000, 48001]) == [0.1, 0.1, 0.01, 0.01, 0.001]
     assert rates(paper, [0, 400, 401, 32001, 48001], runs.warmed_up(paper.schedule)) == [0.01, 0.01, 0.1, 0.01, 0.001]
@@ -126,8 +134,11 @@ def test_the_papers_setting_and_quick():
 def test_the_claim():
     def claim(*errors):
         names = ('plain-20', 'plain-56', 'residual-20', 'residual-56')
-        return degradation_main.judge({name: {'final': {'train_error_inference': error}}
-                                       for name, error in zip(names, errors, strict=True)}, 20, 56)
+        return degradation_main.judge(
+            {name: {'final': {'train_error_inference': error}} for name, error in zip(names, errors, strict=True)},
+            20,
+            56,
+        )
 
     seen = claim(40.0, 55.5, 38.0, 35.0)
     assert seen['plain']['is_deep_worse'] is True and seen['residual']['is_deep_worse'] is False
@@ -138,14 +149,21 @@ def test_the_claim():
 
 @pytest.mark.parametrize('program', PROGRAMS)
 def test_mistakes_are_one_line_and_help_answers_at_once(call, program, tmp_path):
-    wrong = [(['--no_such_flag'], 'no_such_flag'), (['--data_dir', tmp_path, '--nodownload'], 'cifar-10-batches-bin'),
-             (['--use_synthetic_data', '--output_dir', tmp_path / 'file'], 'output_dir')]
-    wrong += {'degradation_main': [(['--depths', '20,57'], '6n+2'), (['--depths='], '6n+2'),
-                                   (['--train_epochs', '0'], 'train_epochs'),
-                                   (['--use_synthetic_data', '--num_train_images', '99999'], '99999')],
-              'shortcuts_main': [(['--rows', 'original,no_such'], 'conv_shortcut'), (['-rs', '9'], '6n+2')],
-              'gradient_flow_main': [(['--activations', 'tanh'], 'sigmoid'), (['--init', 'zeros'], 'normal_0.01')],
-              }[program]
+    wrong = [
+        (['--no_such_flag'], 'no_such_flag'),
+        (['--data_dir', tmp_path, '--nodownload'], 'cifar-10-batches-bin'),
+        (['--use_synthetic_data', '--output_dir', tmp_path / 'file'], 'output_dir'),
+    ]
+    wrong += {
+        'degradation_main': [
+            (['--depths', '20,57'], '6n+2'),
+            (['--depths='], '6n+2'),
+            (['--train_epochs', '0'], 'train_epochs'),
+            (['--use_synthetic_data', '--num_train_images', '99999'], '99999'),
+        ],
+        'shortcuts_main': [(['--rows', 'original,no_such'], 'conv_shortcut'), (['-rs', '9'], '6n+2')],
+        'gradient_flow_main': [(['--activations', 'tanh'], 'sigmoid'), (['--init', 'zeros'], 'normal_0.01')],
+    }[program]
     (tmp_path / 'file').write_text('x')
     for args, message in wrong:
         code, _, err = call(program, '--output_dir', tmp_path / 'out', *args)
@@ -161,10 +179,13 @@ def test_mistakes_are_one_line_and_help_answers_at_once(call, program, tmp_path)
 
 def test_every_way_to_start_a_program(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
-    for command, folder in (([sys.executable, 'degradation_main.py'], FOLDER),
-                            ([sys.executable, '-m', 'official_resnet.experiments.degradation_main'], tmp_path)):
-        result = subprocess.run([*command, '--depths', '9'], cwd=folder, env=environment, capture_output=True,
-                                text=True)
+    for command, folder in (
+        ([sys.executable, 'degradation_main.py'], FOLDER),
+        ([sys.executable, '-m', 'official_resnet.experiments.degradation_main'], tmp_path),
+    ):
+        result = subprocess.run(
+            [*command, '--depths', '9'], cwd=folder, env=environment, capture_output=True, text=True
+        )
         assert result.returncode == 1 and '6n+2' in result.stderr, result.stderr
 
 

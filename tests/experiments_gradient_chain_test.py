@@ -1,4 +1,5 @@
 """The chain of one neuron a layer: gradients against GradientTape and by hand."""
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -33,7 +34,7 @@ def test_gradients_are_those_of_the_tape_and_the_product(activation, shortcut):
 def test_the_documents_three_layers():
     chains = gradient_chain.document_chains()
     np.testing.assert_allclose(chains['largest']['slopes'], [0.25] * 3)  # the sigmoid's steepest, at 0
-    np.testing.assert_allclose(chains['largest']['inputs'], [0.25 ** 3, 0.25 ** 2, 0.25])
+    np.testing.assert_allclose(chains['largest']['inputs'], [0.25**3, 0.25**2, 0.25])
     assert max(chains['saturated']['slopes']) < 0.01 and chains['saturated']['inputs'][0] < 1e-6
     np.testing.assert_allclose(chains['growing']['factors'], [2.0] * 3)
     np.testing.assert_allclose(chains['growing']['inputs'], [8.0, 4.0, 2.0])
@@ -45,16 +46,18 @@ def test_one_chain_needs_no_second_axis():
     chain = gradient_chain.chain_gradients([2.0, 3.0], [0.0, 0.0], 1.0, 'relu')
     np.testing.assert_array_equal(chain.inputs, [6.0, 3.0])
     np.testing.assert_array_equal(chain.weights, [3.0, 2.0])
-    np.testing.assert_array_equal(gradient_chain.chain_gradients([2.0, 3.0], [0.0, 0.0], 1.0, 'relu', True).inputs,
-                                  [12.0, 4.0])
+    np.testing.assert_array_equal(
+        gradient_chain.chain_gradients([2.0, 3.0], [0.0, 0.0], 1.0, 'relu', True).inputs, [12.0, 4.0]
+    )
 
 
 def test_random_chains_shrink_by_a_sigmoid_and_not_with_shortcuts():
-    rows = {(row['activation'], row['shortcut'], row['layers']): row
-            for row in gradient_chain.chain_table(num_chains=2000)}
+    rows = {
+        (row['activation'], row['shortcut'], row['layers']): row for row in gradient_chain.chain_table(num_chains=2000)
+    }
     assert rows['sigmoid', False, 3]['median'] < 1e-2  # each factor about 0.1
     assert rows['sigmoid', False, 30]['median'] < 1e-25
     assert 0.5 < rows['sigmoid', True, 30]['median'] < 2
     assert rows['sigmoid', False, 3]['growing_share'] == 0
-    assert rows['relu', False, 3]['zero_share'] == pytest.approx(1 - 0.5 ** 3, abs=0.03)
+    assert rows['relu', False, 3]['zero_share'] == pytest.approx(1 - 0.5**3, abs=0.03)
     assert rows['relu', False, 30]['median'] is None and rows['relu', True, 30]['zero_share'] == 0

@@ -1,4 +1,5 @@
 """Gradients of nets: measured as GradientTape has them, before and during training; the program end to end."""
+
 import json
 import signal
 
@@ -28,8 +29,9 @@ def test_gradients_before_training_are_those_of_the_tape(cifar_dir):
     assert len(result['losses']) == 5 and result['diverged_at'] is None
 
     keras.utils.set_random_seed(0)
-    model = resnet_model.cifar_resnet(8, shortcut=None, experiment=resnet_model.Experiment(
-        activation='sigmoid', batch_norm=False))
+    model = resnet_model.cifar_resnet(
+        8, shortcut=None, experiment=resnet_model.Experiment(activation='sigmoid', batch_norm=False)
+    )
     images, labels = next(iter(input_pipeline.batches(examples, 8, training=True)))
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, model(images, training=True)))
@@ -67,10 +69,26 @@ def test_end_to_end_with_every_remedy_switched(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(devices, 'start_tensorflow', lambda *threads: None)
 
     def call(*args):
-        argv = ['gradient_flow_main.py', '--use_synthetic_data', '--output_dir', str(tmp_path), '--depths', '8',
-                '--steps', '2', '-bs', '8', '--init', 'normal_0.01', '--nostandardize', '--auxiliary_loss', *args]
-        code = experiment_program.run_experiment(argv, '', gradient_flow_main.define_flags(),
-                                                 gradient_flow_main.run_gradient_flow)
+        argv = [
+            'gradient_flow_main.py',
+            '--use_synthetic_data',
+            '--output_dir',
+            str(tmp_path),
+            '--depths',
+            '8',
+            '--steps',
+            '2',
+            '-bs',
+            '8',
+            '--init',
+            'normal_0.01',
+            '--nostandardize',
+            '--auxiliary_loss',
+            *args,
+        ]
+        code = experiment_program.run_experiment(
+            argv, '', gradient_flow_main.define_flags(), gradient_flow_main.run_gradient_flow
+        )
         return code, capsys.readouterr()
 
     code, output = call('--batch_norm', 'off', '--activations', 'relu')
@@ -91,9 +109,15 @@ def test_conclusions():
     def net(first, loss, diverged_at=None):
         return {'samples': [{'gradients': [first, 1.0]}], 'final_loss': loss, 'diverged_at': diverged_at}
 
-    nets = {'sigmoid-nobn-plain-20': net(1e-4, 2.3), 'sigmoid-nobn-plain-56': net(1e-20, 2.3),
-            'relu-nobn-plain-20': net(1.0, 2.0), 'relu-nobn-plain-56': net(0.5, 2.0),
-            'relu-bn-plain-20': net(1.0, 1.8), 'relu-bn-plain-56': net(1.0, 2.2), 'relu-bn-residual-56': net(1.0, 1.7)}
+    nets = {
+        'sigmoid-nobn-plain-20': net(1e-4, 2.3),
+        'sigmoid-nobn-plain-56': net(1e-20, 2.3),
+        'relu-nobn-plain-20': net(1.0, 2.0),
+        'relu-nobn-plain-56': net(0.5, 2.0),
+        'relu-bn-plain-20': net(1.0, 1.8),
+        'relu-bn-plain-56': net(1.0, 2.2),
+        'relu-bn-residual-56': net(1.0, 1.7),
+    }
     assert set(gradient_flow_main.judge(nets, 20, 56).values()) == {True}
     nets['relu-bn-residual-56'] = net(1.0, None, 7)
     assert gradient_flow_main.judge(nets, 20, 56)['deep_residual_relu_trains_better_than_deep_plain'] is False

@@ -1,4 +1,5 @@
 """The shortcuts and orders of 1603.05027: the rows, a net of each kind trained, a net that fails."""
+
 import json
 
 import pytest
@@ -8,9 +9,17 @@ from official_resnet.experiments import experiment_program, plots, runs, shortcu
 
 # 1603.05027, ResNet-110 on CIFAR-10, %: Table 1 and Table 2; None is "fail".
 PAPER = {
-    'original': 6.61, 'scaled_shortcut': None, 'scaled_both': 12.35, 'exclusive_gate': 8.70, 'shortcut_gate_0': 12.86,
-    'shortcut_gate': 6.91, 'conv_shortcut': 12.22, 'dropout_shortcut': None,
-    'bn_after_addition': 8.17, 'relu_before_addition': 7.84, 'relu_only_preactivation': 6.71,
+    'original': 6.61,
+    'scaled_shortcut': None,
+    'scaled_both': 12.35,
+    'exclusive_gate': 8.70,
+    'shortcut_gate_0': 12.86,
+    'shortcut_gate': 6.91,
+    'conv_shortcut': 12.22,
+    'dropout_shortcut': None,
+    'bn_after_addition': 8.17,
+    'relu_before_addition': 7.84,
+    'relu_only_preactivation': 6.71,
     'full_preactivation': 6.37,
 }
 
@@ -20,8 +29,22 @@ def call(monkeypatch, capsys, cifar_dir, tmp_path):
     monkeypatch.setattr(devices, 'start_tensorflow', lambda *threads: None)
 
     def run_here(*args):
-        argv = ['shortcuts_main.py', '--data_dir', str(cifar_dir), '--output_dir', str(tmp_path), '-rs', '8', '-bs',
-                '60', '--train_epochs', '1', '--dtype', 'fp32', *args]
+        argv = [
+            'shortcuts_main.py',
+            '--data_dir',
+            str(cifar_dir),
+            '--output_dir',
+            str(tmp_path),
+            '-rs',
+            '8',
+            '-bs',
+            '60',
+            '--train_epochs',
+            '1',
+            '--dtype',
+            'fp32',
+            *args,
+        ]
         code = experiment_program.run_experiment(argv, '', shortcuts_main.define_flags(), shortcuts_main.run_shortcuts)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
@@ -72,13 +95,17 @@ def test_conclusions():
         return shortcuts_main.judge({name: {'final': {'test_error': error}} for name, error in errors.items()})
 
     assert judge(original=6.6, conv_shortcut=12.2, dropout_shortcut=None, full_preactivation=6.4) == {
-        'identity_is_the_best_shortcut': True, 'full_preactivation_is_better_than_the_original': True}
+        'identity_is_the_best_shortcut': True,
+        'full_preactivation_is_better_than_the_original': True,
+    }
     assert judge(original=6.6, shortcut_gate=6.0)['identity_is_the_best_shortcut'] is False
     assert judge(original=None, full_preactivation=6.0)['full_preactivation_is_better_than_the_original'] is None
 
 
 def test_the_figure_of_the_papers_numbers(tmp_path):
-    rows = [(row.label, {'train_error': 0.0, 'test_error': row.paper_error}, row.paper_error)
-            for row in shortcuts_main.ROWS.values()]
+    rows = [
+        (row.label, {'train_error': 0.0, 'test_error': row.paper_error}, row.paper_error)
+        for row in shortcuts_main.ROWS.values()
+    ]
     path = plots.error_bars(rows, tmp_path / 'bars.png', ('ours', 'theirs'))
     assert path.read_bytes()[:4] == b'\x89PNG'

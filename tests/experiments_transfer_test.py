@@ -1,4 +1,5 @@
 """The comparison of the ways to transfer: which pictures, the nets end to end on a tiny folder, the table."""
+
 import json
 
 import numpy as np
@@ -22,7 +23,7 @@ def pictures(tmp_path_factory):
             (folder / split / name).mkdir(parents=True)
             for k in range(count):
                 pixels = random.integers(0, 50, (32, 32, 3))
-                pixels[4 * label:4 * label + 12] += 150
+                pixels[4 * label : 4 * label + 12] += 150
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / f'{k:04}.jpg')
     return folder
 
@@ -32,9 +33,28 @@ def call(monkeypatch, capsys, pictures, tmp_path):
     monkeypatch.setattr(devices, 'start_tensorflow', lambda *threads: None)
 
     def run_here(*args, folder=pictures):
-        argv = ['transfer_main.py', '--image_folder', str(folder), '--output_dir', str(tmp_path / 'out'), '-rs', '8',
-                '-bs', '8', '--source_epochs', '1', '--source_images', '10', '--train_epochs', '2',
-                '--images_per_class', '6', '--dtype', 'fp32', *args]
+        argv = [
+            'transfer_main.py',
+            '--image_folder',
+            str(folder),
+            '--output_dir',
+            str(tmp_path / 'out'),
+            '-rs',
+            '8',
+            '-bs',
+            '8',
+            '--source_epochs',
+            '1',
+            '--source_images',
+            '10',
+            '--train_epochs',
+            '2',
+            '--images_per_class',
+            '6',
+            '--dtype',
+            'fp32',
+            *args,
+        ]
         code = resnet_flags.run_program(argv, '', transfer_main.define_flags(), transfer_main.run_transfer)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
@@ -59,8 +79,9 @@ def test_three_ways_end_to_end(call, tmp_path):
     for name, array in arrays['source'].items():
         if not name.startswith('optimizer'):
             np.testing.assert_array_equal(array, arrays['append'][name], err_msg=name)
-    assert not np.array_equal(arrays['source']['group3_block1_conv1/kernel'],
-                              arrays['last']['group3_block1_conv1/kernel'])
+    assert not np.array_equal(
+        arrays['source']['group3_block1_conv1/kernel'], arrays['last']['group3_block1_conv1/kernel']
+    )
     code, out, _ = call('--ways', 'scratch')  # fewer ways of the same setting: nothing to train
     assert code == 0 and out.count('finished before') == 2
     code, _, err = call('--seed', '5')
@@ -89,9 +110,13 @@ def test_mistakes(call, pictures, tmp_path):
         (tmp_path / 'three' / name).mkdir(parents=True)
         for k in range(2):
             Image.new('RGB', (4, 4)).save(tmp_path / 'three' / name / f'{k}.png')
-    for args, folder, message in (([], tmp_path / 'three', 'has 3 classes'), ([], tmp_path / 'no', 'is no folder'),
-                                  (['--ways', 'none'], pictures, 'comma list'), (['-rs', '9'], pictures, '6n+2'),
-                                  (['--images_per_class', '0'], pictures, 'images_per_class')):
+    for args, folder, message in (
+        ([], tmp_path / 'three', 'has 3 classes'),
+        ([], tmp_path / 'no', 'is no folder'),
+        (['--ways', 'none'], pictures, 'comma list'),
+        (['-rs', '9'], pictures, '6n+2'),
+        (['--images_per_class', '0'], pictures, 'images_per_class'),
+    ):
         code, _, err = call(*args, folder=folder)
         assert code == 1 and err.count('\n') == 1 and message in err, (args, err)
 

@@ -1,4 +1,5 @@
 """Members of the family against nets we did not write, same random weights: PyTorch's pytorchcv, keras.applications."""
+
 import importlib
 import re
 
@@ -17,8 +18,11 @@ PEERS = [
     ('resnet', 'resnet34', resnet_model.imagenet_spec(34, version='1')),
     ('resnet', 'resnet50', resnet_model.VARIANTS['resnet50_v1']),
     ('resnet', 'resnet50b', resnet_model.VARIANTS['resnet50_v1.5']),
-    ('preresnet', 'preresnet50', resnet_model.imagenet_spec(
-        50, version='2', stem_bn=True, stem_pool='pad1', stride_conv='first')),
+    (
+        'preresnet',
+        'preresnet50',
+        resnet_model.imagenet_spec(50, version='2', stem_bn=True, stem_pool='pad1', stride_conv='first'),
+    ),
     ('preresnet', 'preresnet50b', resnet_model.imagenet_spec(50, version='2', stem_bn=True, stem_pool='pad1')),
     ('resnext', 'resnext50_32x4d', resnet_model.VARIANTS['resnext50_32x4d']),
     ('seresnet', 'seresnet50', resnet_model.VARIANTS['seresnet50_v1']),
@@ -35,12 +39,19 @@ PEERS = [
 
 def in_block_order(model):
     """(convolutions, BNs) of ours as the papers write a net down: blocks in order, the shortcut's last."""
+
     def place(layer):
         found = re.match(r'(stem|group|head)(\d*)_?(?:block(\d+)_)?(se_|shortcut_)?(?:conv|bn)(\d*)', layer.name)
         part, group, block, branch, number = found.groups()
         # Of a stem's convolutions the last is called just stem_conv.
-        return (('stem', 'group', 'head').index(part), int(group or 0), int(block or 0),
-                (None, 'se_', 'shortcut_').index(branch), int(number or 99))
+        return (
+            ('stem', 'group', 'head').index(part),
+            int(group or 0),
+            int(block or 0),
+            (None, 'se_', 'shortcut_').index(branch),
+            int(number or 99),
+        )
+
     convs = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     return sorted(convs, key=place), sorted(norms, key=place)
@@ -50,6 +61,7 @@ def in_block_order(model):
 def test_same_logits_as_pytorchcv(module, function, spec):
     import torch
     from torch import nn
+
     peer = getattr(importlib.import_module(f'pytorchcv.models.{module}'), function)().eval()
     peer.features.final_pool = nn.AdaptiveAvgPool2d(1)  # some have a 7x7 or 8x8 pool, for one image size only
     is_cifar = spec.stem == 'cifar'
@@ -70,8 +82,12 @@ def test_same_logits_as_pytorchcv(module, function, spec):
             give(layer.bias.numpy(), conv.bias)
     for layer, norm in zip(norms, (m for m in modules if isinstance(m, nn.BatchNorm2d)), strict=True):
         assert layer.epsilon == norm.eps
-        for ours, theirs in ((layer.gamma, norm.weight), (layer.beta, norm.bias),
-                             (layer.moving_mean, norm.running_mean), (layer.moving_variance, norm.running_var)):
+        for ours, theirs in (
+            (layer.gamma, norm.weight),
+            (layer.beta, norm.bias),
+            (layer.moving_mean, norm.running_mean),
+            (layer.moving_variance, norm.running_var),
+        ):
             give(ours.numpy(), theirs)
     give(model.get_layer('logits').kernel.numpy().T, peer.output.weight)
     give(model.get_layer('logits').bias.numpy(), peer.output.bias)
@@ -87,13 +103,15 @@ def test_same_logits_as_keras_applications(name):
     """Their convolutions have biases: ours are folded into the BN that comes next on each path."""
     is_v2 = name.endswith('V2')
     size = int(re.search(r'\d+', name)[0])
-    axes = {'version': '2', 'stride_block': 'last', 'stem_bias': True, 'stem_pool': 'pad1'} if is_v2 else {
-        'version': '1'}
+    axes = (
+        {'version': '2', 'stride_block': 'last', 'stem_bias': True, 'stem_pool': 'pad1'} if is_v2 else {'version': '1'}
+    )
     keras.utils.set_random_seed(0)
     model = resnet_model.imagenet_resnet(size, bn_epsilon=1.001e-5, **axes)
     for pixels in IMAGENET_SIZES:  # theirs are for one size each, with a classifier
-        peer = getattr(keras.applications, name)(weights=None, classifier_activation=None,
-                                                 input_shape=(pixels, pixels, 3))
+        peer = getattr(keras.applications, name)(
+            weights=None, classifier_activation=None, input_shape=(pixels, pixels, 3)
+        )
         randomize(peer)
         (copy_v2 if is_v2 else copy_v1)(model, peer, resnet_model.IMAGENET_BLOCKS[size][1])
         images = np.random.default_rng(pixels).normal(size=(2, pixels, pixels, 3)).astype('float32')

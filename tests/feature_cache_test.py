@@ -1,4 +1,5 @@
 """Features computed once: equal to those of the net, kept on the disk, and training on them is the same training."""
+
 import dataclasses
 import signal
 
@@ -24,8 +25,9 @@ def final(model_dir):
     return arrays, state
 
 
-@pytest.mark.parametrize('fields', [
-    {}, {'dtype': 'bf16', 'head': 'append', 'pretrained_classes': 10, 'train_epochs': 1}])
+@pytest.mark.parametrize(
+    'fields', [{}, {'dtype': 'bf16', 'head': 'append', 'pretrained_classes': 10, 'train_epochs': 1}]
+)
 def test_training_on_features_equals_training_on_pictures(cifar_dir, source, monkeypatch, fields):
     config = make_config(cifar_dir, None, pretrained=str(source), **HEAD_ONLY | fields)
     cached = resnet_run_loop.train(config)
@@ -99,5 +101,3 @@ def test_a_signal_while_features_are_computed_saves(cifar_dir, source, tmp_path)
     with pytest.raises(resnet_run_loop.Interrupted, match='SIGTERM at step 0: state saved'):
         resnet_run_loop.Trainer(config).run([], [signal.SIGTERM])
     assert resnet_run_loop.train(config).step == 14
-
-

@@ -1,4 +1,5 @@
 """Caffe files written here byte by byte: values, layouts of the wire format, the net they make, damaged ones."""
+
 import math
 import resource
 import struct
@@ -59,8 +60,11 @@ def net(variables, form='packed', is_v1=False):
 
 def he_blocks(group_blocks, is_numbered):
     """[(group from 2, '2a')]: letters, or from group 3 on a, b1, b2 as in ResNet-101."""
-    return [(group, f'{group}a' if not i else f'{group}b{i}' if is_numbered and group > 2 else f'{group}{"abcdef"[i]}')
-            for group, count in enumerate(group_blocks, start=2) for i in range(count)]
+    return [
+        (group, f'{group}a' if not i else f'{group}b{i}' if is_numbered and group > 2 else f'{group}{"abcdef"[i]}')
+        for group, count in enumerate(group_blocks, start=2)
+        for i in range(count)
+    ]
 
 
 def he_convs(group_blocks, filters, is_numbered):
@@ -70,8 +74,11 @@ def he_convs(group_blocks, filters, is_numbered):
         inner = filters * 2 ** (group - 2)
         if block.endswith('a'):
             convs.append((f'res{block}_branch1', (4 * inner, taken, 1, 1)))
-        convs += [(f'res{block}_branch2a', (inner, taken, 1, 1)), (f'res{block}_branch2b', (inner, inner, 3, 3)),
-                  (f'res{block}_branch2c', (4 * inner, inner, 1, 1))]
+        convs += [
+            (f'res{block}_branch2a', (inner, taken, 1, 1)),
+            (f'res{block}_branch2b', (inner, inner, 3, 3)),
+            (f'res{block}_branch2c', (4 * inner, inner, 1, 1)),
+        ]
         taken = 4 * inner
     return convs
 
@@ -86,10 +93,13 @@ def he_net(group_blocks, filters, num_classes, has_bias=False, is_numbered=False
         variables[f'{name}/0'] = random.standard_normal(shape, 'float32') * math.sqrt(2 / math.prod(shape[1:]))
         if has_bias and name == 'conv1':
             variables['conv1/1'] = random.normal(0, 0.5, channels)
-        variables |= {f'bn{suffix}/0': random.normal(0, 0.1, channels) * factor,
-                      f'bn{suffix}/1': random.uniform(0.5, 1.5, channels) * factor, f'bn{suffix}/2': factor,
-                      f'scale{suffix}/0': random.uniform(0.2, 0.9, channels),
-                      f'scale{suffix}/1': random.normal(0, 0.1, channels)}
+        variables |= {
+            f'bn{suffix}/0': random.normal(0, 0.1, channels) * factor,
+            f'bn{suffix}/1': random.uniform(0.5, 1.5, channels) * factor,
+            f'bn{suffix}/2': factor,
+            f'scale{suffix}/0': random.uniform(0.2, 0.9, channels),
+            f'scale{suffix}/1': random.normal(0, 0.1, channels),
+        }
     features = 4 * filters * 2 ** (len(group_blocks) - 1)
     variables['fc1000/0'] = random.normal(0, 0.05, (num_classes, features))
     variables['fc1000/1'] = random.normal(0, 0.05, num_classes)
@@ -105,13 +115,14 @@ def converted(module, path):
     assert module.recognises(shapes)
     source, ignored = module.describe(shapes), module.ignored(shapes)
     assert {name: (value.shape, value.dtype.name) for name, value in variables.items()} == {
-        name: (shape, 'float32') for name, (shape, _) in shapes.items() if name not in ignored}
+        name: (shape, 'float32') for name, (shape, _) in shapes.items() if name not in ignored
+    }
     entries = module.name_map(source, shapes)
     model = resnet_model.resnet(source.spec, source.num_classes, (None, None, 3))
     check_entries(entries, shapes, ignored, model)
     for entry in entries:
         layer, _, name = entry.target.partition('/')
-        variable, = (weight for weight in model.get_layer(layer).weights if weight.name == name)
+        (variable,) = (weight for weight in model.get_layer(layer).weights if weight.name == name)
         value = entry.convert(*(variables[source_name] for source_name in entry.sources))
         assert value.shape == tuple(variable.shape), entry
         variable.assign(value)
@@ -122,7 +133,8 @@ def check_entries(entries, shapes, ignored, model):
     """Each variable in one entry or ignored; a folded vector in several, none of which is of it alone."""
     targets = [entry.target for entry in entries]
     assert sorted(targets) == sorted(
-        f'{layer.name}/{weight.name}' for layer in model.layers for weight in layer.weights)
+        f'{layer.name}/{weight.name}' for layer in model.layers for weight in layer.weights
+    )
     users = {}
     for entry in entries:
         assert entry.sources and len(set(entry.sources)) == len(entry.sources)
@@ -167,7 +179,7 @@ def fuzz(module, data, path, count=90):
     for i in range(count):
         damaged = bytearray(data)
         if i % 3 == 0:
-            del damaged[random.integers(len(data)):]
+            del damaged[random.integers(len(data)) :]
         else:  # one bit anywhere, or one of the first kilobyte, where sizes are
             place = random.integers(min(1024, len(data)) if i % 3 == 1 else len(data))
             damaged[place] ^= 1 << random.integers(8)
@@ -211,7 +223,9 @@ def test_forms_of_the_wire_format(tmp_path, form, is_v1):
         np.testing.assert_array_equal(variables[name], value, name)
     assert source.spec.group_blocks == (2, 3, 1) and source.labels == 'unknown'
     assert source.variant == 'ResNet-20' and from_caffe.shapes(path)['conv1/0'] == (
-        (4, 3, 7, 7), 'float64' if form == 'double' else 'float32')
+        (4, 3, 7, 7),
+        'float64' if form == 'double' else 'float32',
+    )
     assert_runs_alike(from_caffe, source, variables, model, (64, 75, 77))  # the pool sees 32, 38 and 39 pixels
 
 
@@ -227,8 +241,9 @@ def test_statistics_are_divided_by_the_third_blob_and_nought_means_nought(tmp_pa
     (tmp_path / 'net.caffemodel').write_bytes(net(variables))
     _, _, model = converted(from_caffe, tmp_path / 'net.caffemodel')
     factor = variables['bn_conv1/2'][0]
-    np.testing.assert_allclose(model.get_layer('stem_bn').moving_mean,
-                               variables['bn_conv1/0'] / factor - variables['conv1/1'], atol=1e-6)
+    np.testing.assert_allclose(
+        model.get_layer('stem_bn').moving_mean, variables['bn_conv1/0'] / factor - variables['conv1/1'], atol=1e-6
+    )
     np.testing.assert_allclose(model.get_layer('stem_bn').moving_variance, variables['bn_conv1/1'] / factor, atol=1e-6)
     norm = model.get_layer('group1_block1_shortcut_bn')
     assert not norm.moving_mean.numpy().any() and not norm.moving_variance.numpy().any()
@@ -242,8 +257,9 @@ def test_the_mean_image(tmp_path):
     assert from_caffe.find_mean(tmp_path / 'net.caffemodel') == path
     np.testing.assert_array_equal(from_caffe.read_mean(path), mean.transpose(1, 2, 0))
     source = from_caffe.describe(from_caffe.shapes(tmp_path / 'net.caffemodel'))
-    np.testing.assert_allclose(from_caffe.with_mean(source, from_caffe.read_mean(path)).input.mean,
-                               mean.mean((1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(
+        from_caffe.with_mean(source, from_caffe.read_mean(path)).input.mean, mean.mean((1, 2)), rtol=1e-6
+    )
     path.write_bytes(blob(mean[:2]))
     with pytest.raises(UserError, match='3 channels'):
         from_caffe.read_mean(path)
@@ -257,17 +273,20 @@ def test_ceil_pool_is_caffes():
         pooled = from_caffe._ceil_pool(tf.constant(np.broadcast_to(x[:, None, None], (1, length, length, 1))))
         windows = -(-(length - 3) // 2) + 1  # pooling_layer.cpp
         assert pooled.shape[1:3] == (windows, windows)
-        np.testing.assert_array_equal(pooled[0, :, 0, 0], [x[2 * i:2 * i + 3].max() for i in range(windows)])
+        np.testing.assert_array_equal(pooled[0, :, 0, 0], [x[2 * i : 2 * i + 3].max() for i in range(windows)])
 
 
-@pytest.mark.parametrize('change,message', [
-    ({'res2b_branch2b/0': None}, 'lacks res2b_branch2b/0'),
-    ({'bn2a_branch1/2': None}, 'lacks bn2a_branch1/2'),
-    ({'scale3a_branch1/1': np.zeros(3, 'float32')}, 'scale3a_branch1/1'),
-    ({'fc1000/0': None, 'fc1000/1': None}, 'fc1000'),
-    ({'res3b_branch2a/0': None}, 'blocks'),
-    ({'conv1/0': np.zeros(4, 'float32')}, 'conv1'),
-])
+@pytest.mark.parametrize(
+    'change,message',
+    [
+        ({'res2b_branch2b/0': None}, 'lacks res2b_branch2b/0'),
+        ({'bn2a_branch1/2': None}, 'lacks bn2a_branch1/2'),
+        ({'scale3a_branch1/1': np.zeros(3, 'float32')}, 'scale3a_branch1/1'),
+        ({'fc1000/0': None, 'fc1000/1': None}, 'fc1000'),
+        ({'res3b_branch2a/0': None}, 'blocks'),
+        ({'conv1/0': np.zeros(4, 'float32')}, 'conv1'),
+    ],
+)
 def test_missing_and_misshapen(tmp_path, change, message):
     variables = {name: value for name, value in (tiny() | change).items() if value is not None}
     (tmp_path / 'net.caffemodel').write_bytes(net(variables))
@@ -283,27 +302,30 @@ def test_variant_must_be_right(tmp_path):
         from_caffe.describe(shapes, 'ResNet-50')
 
 
-HUGE = 2 ** 62
+HUGE = 2**62
 
 
-@pytest.mark.parametrize('data,message', [
-    (b'', 'is empty'),
-    (b'not a protobuf message', 'no Caffe file'),
-    (field(100, b'')[:1], 'does not end'),
-    (b'\xff' * 20, 'does not end'),
-    (varint(100 << 3 | 2) + varint(HUGE) + b'abc', 'missing'),
-    (field(100, field(1, b'x') + varint(7 << 3 | 2) + varint(HUGE)), 'missing'),
-    (field(100, field(1, b'x') + field(7, varint(5 << 3 | 2) + varint(HUGE))), 'missing'),
-    (field(100, field(1, b'x') + field(7, field(7, field(1, varint(HUGE) * 3)))), 'has 0 values'),
-    (field(100, field(1, b'x') + field(7, field(7, field(1, HUGE, 0)) + field(5, b'1234'))), 'has 1 values'),
-    (field(100, field(1, b'x') + field(7, field(5, b'123'))), '3 bytes'),
-    (field(100, field(1, b'x') + field(7, field(1, HUGE, 0) + field(2, HUGE, 0))), 'has 0 values'),
-    (field(100, field(1, b'x') + field(7, b'')) * 2, 'two layers'),
-    (field(100, field(1, b'x')), 'no layer has blobs'),
-    (field(1, 0, 0) * 300_000, 'fields'),
-    (field(100, field(1, b'x') + field(7, b'\x2d1234\x30\x00' * 300_000)), 'fields'),
-    (b'\x0b' * 9, 'wire type 3'),
-])
+@pytest.mark.parametrize(
+    'data,message',
+    [
+        (b'', 'is empty'),
+        (b'not a protobuf message', 'no Caffe file'),
+        (field(100, b'')[:1], 'does not end'),
+        (b'\xff' * 20, 'does not end'),
+        (varint(100 << 3 | 2) + varint(HUGE) + b'abc', 'missing'),
+        (field(100, field(1, b'x') + varint(7 << 3 | 2) + varint(HUGE)), 'missing'),
+        (field(100, field(1, b'x') + field(7, varint(5 << 3 | 2) + varint(HUGE))), 'missing'),
+        (field(100, field(1, b'x') + field(7, field(7, field(1, varint(HUGE) * 3)))), 'has 0 values'),
+        (field(100, field(1, b'x') + field(7, field(7, field(1, HUGE, 0)) + field(5, b'1234'))), 'has 1 values'),
+        (field(100, field(1, b'x') + field(7, field(5, b'123'))), '3 bytes'),
+        (field(100, field(1, b'x') + field(7, field(1, HUGE, 0) + field(2, HUGE, 0))), 'has 0 values'),
+        (field(100, field(1, b'x') + field(7, b'')) * 2, 'two layers'),
+        (field(100, field(1, b'x')), 'no layer has blobs'),
+        (field(1, 0, 0) * 300_000, 'fields'),
+        (field(100, field(1, b'x') + field(7, b'\x2d1234\x30\x00' * 300_000)), 'fields'),
+        (b'\x0b' * 9, 'wire type 3'),
+    ],
+)
 def test_damaged_files(tmp_path, data, message):
     (tmp_path / 'net.caffemodel').write_bytes(data)
     start = time.monotonic()

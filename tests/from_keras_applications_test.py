@@ -1,4 +1,5 @@
 """keras.applications' own nets with random weights, biases included, saved in each of Keras' formats; damaged files."""
+
 import functools
 import json
 import zipfile
@@ -15,8 +16,14 @@ from checkpoints_tools import convert, from_keras_applications
 from official_resnet.errors import UserError
 
 randomize = functools.partial(random_weights.randomize, scales=(0.5, 1.2), deviation=0.2)  # biases like a signal
-OLD_ROLES = {'kernel': 'W', 'bias': 'b', 'gamma': 'gamma', 'beta': 'beta', 'moving_mean': 'running_mean',
-             'moving_variance': 'running_std'}
+OLD_ROLES = {
+    'kernel': 'W',
+    'bias': 'b',
+    'gamma': 'gamma',
+    'beta': 'beta',
+    'moving_mean': 'running_mean',
+    'moving_variance': 'running_std',
+}
 
 
 def tiny(is_v2, group_blocks=(2, 3), filters=8, num_classes=7):
@@ -27,13 +34,16 @@ def tiny(is_v2, group_blocks=(2, 3), filters=8, num_classes=7):
         for i, blocks in enumerate(group_blocks):
             if is_v2:
                 stride = 2 if i < len(group_blocks) - 1 else 1
-                x = peers.stack_residual_blocks_v2(x, filters * 2 ** i, blocks, stride, f'conv{i + 2}')
+                x = peers.stack_residual_blocks_v2(x, filters * 2**i, blocks, stride, f'conv{i + 2}')
             else:
-                x = peers.stack_residual_blocks_v1(x, filters * 2 ** i, blocks, 2 if i else 1, f'conv{i + 2}')
+                x = peers.stack_residual_blocks_v1(x, filters * 2**i, blocks, 2 if i else 1, f'conv{i + 2}')
         return x
 
-    return randomize(peers.ResNet(stack, is_v2, True, weights=None, classes=num_classes, input_shape=(64, 64, 3),
-                                  classifier_activation=None))
+    return randomize(
+        peers.ResNet(
+            stack, is_v2, True, weights=None, classes=num_classes, input_shape=(64, 64, 3), classifier_activation=None
+        )
+    )
 
 
 def old_name(layer, role):
@@ -64,8 +74,9 @@ def write_old(path, model):
 @pytest.mark.parametrize('name,suffix', [('ResNet50', '.keras'), ('ResNet50V2', '.weights.h5')])
 def test_equals_keras_applications(tmp_path, name, suffix):
     keras.utils.set_random_seed(0)
-    peer = randomize(getattr(keras.applications, name)(weights=None, classifier_activation=None,
-                                                       input_shape=(64, 64, 3)))
+    peer = randomize(
+        getattr(keras.applications, name)(weights=None, classifier_activation=None, input_shape=(64, 64, 3))
+    )
     path = tmp_path / f'net{suffix}'
     peer.save(path) if suffix == '.keras' else peer.save_weights(path)
     assert convert.identify(path)[0] is from_keras_applications
@@ -77,9 +88,20 @@ def test_equals_keras_applications(tmp_path, name, suffix):
     assert_runs_alike(from_keras_applications, source, variables, model, (75,))
 
 
-@pytest.mark.parametrize('form,is_v2', [
-    ('.keras', True), ('.weights.h5', False), ('.h5', False), ('.h5', True), ('old', False),
-    ('unnamed', False), ('unnamed', True), ('without biases', False), ('without biases', True)])
+@pytest.mark.parametrize(
+    'form,is_v2',
+    [
+        ('.keras', True),
+        ('.weights.h5', False),
+        ('.h5', False),
+        ('.h5', True),
+        ('old', False),
+        ('unnamed', False),
+        ('unnamed', True),
+        ('without biases', False),
+        ('without biases', True),
+    ],
+)
 def test_formats(tmp_path, form, is_v2):
     blocks = (3, 4, 6, 3) if form == 'unnamed' else (2, 3)  # order tells the layers of published nets only
     peer = tiny(is_v2, blocks, 4 if form == 'unnamed' else 8)
@@ -118,24 +140,33 @@ def test_inputs():
     for source, module in ((v1, keras.applications.resnet), (v2, keras.applications.resnet_v2)):
         convention = source.input
         ordered = images[..., ::-1] if convention.channels == 'BGR' else images
-        np.testing.assert_allclose((ordered * convention.scale - convention.mean) / convention.std,
-                                   module.preprocess_input(images.copy()), atol=1e-4)
+        np.testing.assert_allclose(
+            (ordered * convention.scale - convention.mean) / convention.std,
+            module.preprocess_input(images.copy()),
+            atol=1e-4,
+        )
 
 
 def shapes_of(model):
-    return {f'{layer.name}/{weight.name}': (tuple(weight.shape), 'float32')
-            for layer in model.layers for weight in layer.weights}
+    return {
+        f'{layer.name}/{weight.name}': (tuple(weight.shape), 'float32')
+        for layer in model.layers
+        for weight in layer.weights
+    }
 
 
-@pytest.mark.parametrize('change,message', [
-    ({'conv2_block2_2_conv/kernel': None}, 'lacks conv2_block2_2_conv/kernel'),
-    ({'conv2_block2_2_conv/bias': ((3,), 'float32')}, 'misshapen conv2_block2_2_conv/bias'),
-    ({'predictions/kernel': None}, 'classifier'),
-    ({'conv3_block2_1_conv/kernel': None}, 'groups'),
-    ({'conv1_conv/kernel': ((64,), 'float32')}, 'conv1_conv'),
-    ({'conv1_conv/kernel': ((7, 7, 3, 0), 'float32')}, 'without outputs'),
-    ({'predictions/kernel': ((64, 7), 'int32')}, 'int32'),
-])
+@pytest.mark.parametrize(
+    'change,message',
+    [
+        ({'conv2_block2_2_conv/kernel': None}, 'lacks conv2_block2_2_conv/kernel'),
+        ({'conv2_block2_2_conv/bias': ((3,), 'float32')}, 'misshapen conv2_block2_2_conv/bias'),
+        ({'predictions/kernel': None}, 'classifier'),
+        ({'conv3_block2_1_conv/kernel': None}, 'groups'),
+        ({'conv1_conv/kernel': ((64,), 'float32')}, 'conv1_conv'),
+        ({'conv1_conv/kernel': ((7, 7, 3, 0), 'float32')}, 'without outputs'),
+        ({'predictions/kernel': ((64, 7), 'int32')}, 'int32'),
+    ],
+)
 def test_missing_and_misshapen(change, message):
     shapes = {name: value for name, value in (shapes_of(tiny(False)) | change).items() if value is not None}
     with pytest.raises(UserError, match=message):
@@ -145,7 +176,8 @@ def test_missing_and_misshapen(change, message):
 def test_variant_must_be_right():
     shapes = shapes_of(tiny(True))
     assert from_keras_applications.describe(shapes, 'resnet17_v2') == from_keras_applications.describe(
-        shapes, 'ResNet17V2')
+        shapes, 'ResNet17V2'
+    )
     with pytest.raises(UserError, match='ResNet17V2'):
         from_keras_applications.describe(shapes, 'ResNet50')
 
@@ -162,7 +194,7 @@ def chunked(file):
 
 
 def huge(file):
-    file.create_dataset('a/kernel', (2 ** 40,), 'float32')  # no byte of it is written
+    file.create_dataset('a/kernel', (2**40,), 'float32')  # no byte of it is written
 
 
 def virtual(file):
@@ -195,17 +227,25 @@ def long_name(file):
     file['layers/conv2d/vars'].attrs['name'] = 'x' * 5000
 
 
-@pytest.mark.parametrize('fill,message', [
-    (lambda file: file.__setitem__('a', h5py.ExternalLink('other.h5', '/a')), 'link'),
-    (lambda file: file.__setitem__('a', h5py.SoftLink('/b')), 'link'),
-    (lambda file: file.create_dataset('a', (1,), h5py.ref_dtype), 'no array of numbers'),
-    (lambda file: file.__setitem__('a', 'text'), 'no array of numbers'),
-    (lambda file: file.create_dataset('a', (4,), 'f4', external=[('/etc/passwd', 0, 16)]), 'not in the file'),
-    (chunked, 'compressed'), (huge, 'not in the file'), (virtual, 'compressed or chunked'),
-    (circle, 'objects'), (deep, 'objects'), (twice, 'declares'), (two_names, 'two variables'),
-    (long_name, 'short string'),
-    (lambda file: file.__setitem__('layers/conv2d/vars/0', np.zeros(2)), '1 convolutions without names'),
-])
+@pytest.mark.parametrize(
+    'fill,message',
+    [
+        (lambda file: file.__setitem__('a', h5py.ExternalLink('other.h5', '/a')), 'link'),
+        (lambda file: file.__setitem__('a', h5py.SoftLink('/b')), 'link'),
+        (lambda file: file.create_dataset('a', (1,), h5py.ref_dtype), 'no array of numbers'),
+        (lambda file: file.__setitem__('a', 'text'), 'no array of numbers'),
+        (lambda file: file.create_dataset('a', (4,), 'f4', external=[('/etc/passwd', 0, 16)]), 'not in the file'),
+        (chunked, 'compressed'),
+        (huge, 'not in the file'),
+        (virtual, 'compressed or chunked'),
+        (circle, 'objects'),
+        (deep, 'objects'),
+        (twice, 'declares'),
+        (two_names, 'two variables'),
+        (long_name, 'short string'),
+        (lambda file: file.__setitem__('layers/conv2d/vars/0', np.zeros(2)), '1 convolutions without names'),
+    ],
+)
 def test_hostile_hdf5(tmp_path, fill, message):
     with h5py.File(tmp_path / 'net.h5', 'w') as file:
         fill(file)
@@ -229,10 +269,10 @@ def test_hostile_zips(tmp_path):
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
         archive.writestr('model.weights.h5', bytes(50 << 20))
     refuse(path, 'declares 52428800 bytes')
-    for declared in (0, 100, 2 ** 31):  # the directory lies about the size
+    for declared in (0, 100, 2**31):  # the directory lies about the size
         lie = bytearray(path.read_bytes())
         start = lie.index(b'PK\1\2') + 24
-        lie[start:start + 4] = declared.to_bytes(4, 'little')
+        lie[start : start + 4] = declared.to_bytes(4, 'little')
         path.write_bytes(lie)
         refuse(path, 'net.keras')
     with zipfile.ZipFile(path, 'w') as archive:

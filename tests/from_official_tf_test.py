@@ -1,4 +1,5 @@
 """official/resnet's checkpoints, written in graph mode as it did: recognised, mapped one to one, computed alike."""
+
 import collections
 import contextlib
 
@@ -58,8 +59,11 @@ class OfficialNet:
 
     def block(self, x, filters, stride, projects, version, is_bottleneck):
         out = filters * 4 if is_bottleneck else filters
-        shapes = [(filters, 1, 1), (filters, 3, stride), (out, 1, 1)] if is_bottleneck else [
-            (filters, 3, stride), (filters, 3, 1)]
+        shapes = (
+            [(filters, 1, 1), (filters, 3, stride), (out, 1, 1)]
+            if is_bottleneck
+            else [(filters, 3, stride), (filters, 3, 1)]
+        )
         shortcut = x
         if version == 2:
             x = tf.nn.relu(self.bn(x))
@@ -81,8 +85,9 @@ class OfficialNet:
         x = tf.nn.max_pool2d(x, 3, 2, 'SAME') if kernel == 7 else x
         for group, num_blocks in enumerate(group_blocks):
             for block in range(num_blocks):
-                x = self.block(x, filters * 2 ** group, 2 if group and not block else 1, not block, version,
-                               is_bottleneck)
+                x = self.block(
+                    x, filters * 2**group, 2 if group and not block else 1, not block, version, is_bottleneck
+                )
         x = tf.nn.relu(self.bn(x)) if version == 2 else x
         x = tf.reduce_mean(x, [1, 2])
         kernel = self.variable('dense', 'kernel', (x.shape[1], CLASSES))
@@ -144,10 +149,13 @@ def official_shapes(kernel, is_bottleneck, group_blocks, version, filters=64, nu
         bn(filters)
     channels = filters
     for group, num_blocks in enumerate(group_blocks):
-        inner = filters * 2 ** group
+        inner = filters * 2**group
         for block in range(num_blocks):
-            convs = [(1, channels, inner), (3, inner, inner), (1, inner, 4 * inner)] if is_bottleneck else [
-                (3, channels, inner), (3, inner, inner)]
+            convs = (
+                [(1, channels, inner), (3, inner, inner), (1, inner, 4 * inner)]
+                if is_bottleneck
+                else [(3, channels, inner), (3, inner, inner)]
+            )
             if version == 2:
                 bn(channels)
             if not block:
@@ -182,8 +190,13 @@ def test_published_nets_of_imagenet_are_recognised(size, version):
     assert len({entry.target for entry in entries}) == len(entries)
     if size == 50:  # in v2 the last BN has the number 48; convolutions go from 0 to 52 in both
         last = [entry for entry in entries if entry.target.endswith('/gamma')][-1]
-        assert last == {1: ('group4_block3_bn3/gamma', ('resnet_model/batch_normalization_52/gamma',), last.convert),
-                        2: ('head_bn/gamma', ('resnet_model/batch_normalization_48/gamma',), last.convert)}[version]
+        assert (
+            last
+            == {
+                1: ('group4_block3_bn3/gamma', ('resnet_model/batch_normalization_52/gamma',), last.convert),
+                2: ('head_bn/gamma', ('resnet_model/batch_normalization_48/gamma',), last.convert),
+            }[version]
+        )
 
 
 @pytest.mark.parametrize('size', [8, 32, 56, 110])
@@ -210,6 +223,7 @@ def drop(name):
     def change(shapes):
         for found in [found for found in shapes if found.startswith(f'resnet_model/{name}/')]:
             del shapes[found]
+
     return change
 
 
@@ -219,24 +233,29 @@ def reshape(name, shape):
 
 def add_final_bn(shapes):
     """As in v1 until May 2018."""
-    shapes |= {f'resnet_model/batch_normalization_10/{name}': ((16,), 'float32')
-               for name in ('gamma', 'beta', 'moving_mean', 'moving_variance')}
+    shapes |= {
+        f'resnet_model/batch_normalization_10/{name}': ((16,), 'float32')
+        for name in ('gamma', 'beta', 'moving_mean', 'moving_variance')
+    }
 
 
-@pytest.mark.parametrize('change,message', [
-    (drop('conv2d_3'), 'but no resnet_model/conv2d_3/kernel'),
-    (drop('conv2d_9'), 'do not form groups of blocks'),
-    (drop('batch_normalization_9'), '9 BNs for 10 convolutions in 3 groups: v1 has 10, v2 7'),
-    (drop('dense'), 'no variable resnet_model/dense/kernel'),
-    (add_final_bn, 'a v1 from before May 2018, with a BN and a ReLU after its last block'),
-    (lambda shapes: shapes.pop('resnet_model/batch_normalization_3/beta'), 'lacks .*batch_normalization_3/beta'),
-    (reshape('conv2d/kernel', (3, 3, 3)), 'expected 4 numbers from 1'),
-    (reshape('conv2d/kernel', (5, 5, 3, 16)), r'expected 3x3 \(CIFAR\) or 7x7'),
-    (reshape('conv2d/kernel', (3, 3, 3, 2 ** 40)), 'do not form groups'),
-    (reshape('conv2d_2/kernel', (3, 3, 8, 16)), r'misshapen resnet_model/conv2d_2/kernel \(3, 3, 8, 16\)'),
-    (reshape('dense/kernel', (64, 0)), 'expected 2 numbers from 1'),
-    (lambda shapes: shapes.update({'resnet_model/dense/bias': ((10,), 'int64')}), 'of type int64'),
-])
+@pytest.mark.parametrize(
+    'change,message',
+    [
+        (drop('conv2d_3'), 'but no resnet_model/conv2d_3/kernel'),
+        (drop('conv2d_9'), 'do not form groups of blocks'),
+        (drop('batch_normalization_9'), '9 BNs for 10 convolutions in 3 groups: v1 has 10, v2 7'),
+        (drop('dense'), 'no variable resnet_model/dense/kernel'),
+        (add_final_bn, 'a v1 from before May 2018, with a BN and a ReLU after its last block'),
+        (lambda shapes: shapes.pop('resnet_model/batch_normalization_3/beta'), 'lacks .*batch_normalization_3/beta'),
+        (reshape('conv2d/kernel', (3, 3, 3)), 'expected 4 numbers from 1'),
+        (reshape('conv2d/kernel', (5, 5, 3, 16)), r'expected 3x3 \(CIFAR\) or 7x7'),
+        (reshape('conv2d/kernel', (3, 3, 3, 2**40)), 'do not form groups'),
+        (reshape('conv2d_2/kernel', (3, 3, 8, 16)), r'misshapen resnet_model/conv2d_2/kernel \(3, 3, 8, 16\)'),
+        (reshape('dense/kernel', (64, 0)), 'expected 2 numbers from 1'),
+        (lambda shapes: shapes.update({'resnet_model/dense/bias': ((10,), 'int64')}), 'of type int64'),
+    ],
+)
 def test_what_is_missing_or_misshapen_is_named(change, message):
     shapes = official_shapes(3, False, (1, 1, 1), 1, filters=16, num_classes=10)
     change(shapes)

@@ -1,4 +1,5 @@
 """slim's checkpoints: recognised, mapped one to one, and computed as slim does."""
+
 import dataclasses
 
 import numpy as np
@@ -51,28 +52,32 @@ def slim_shapes(version, units, filters=FILTERS, stem_filters=None, num_classes=
 
 def slim_variables(version, units=UNITS, seed=0, **kwargs):
     random = np.random.default_rng(seed)
-    return {name: writer.random_value(name, shape, random)
-            for name, shape in slim_shapes(version, units, **kwargs).items()}
+    return {
+        name: writer.random_value(name, shape, random) for name, shape in slim_shapes(version, units, **kwargs).items()
+    }
 
 
 def with_types(shapes):
     return {name: (tuple(shape), 'float32') for name, shape in shapes.items()}
 
 
-@pytest.mark.parametrize('units,size', [((3, 4, 6, 3), 50), ((3, 4, 23, 3), 101), ((3, 8, 36, 3), 152),
-                                        ((3, 24, 36, 3), 200)])
+@pytest.mark.parametrize(
+    'units,size', [((3, 4, 6, 3), 50), ((3, 4, 23, 3), 101), ((3, 8, 36, 3), 152), ((3, 24, 36, 3), 200)]
+)
 @pytest.mark.parametrize('version', [1, 2])
 def test_published_nets_are_recognised(version, units, size):
     classes = 1001 if version == 2 else 1000
     shapes = with_types(slim_shapes(version, units, 64, num_classes=classes, scope=f'resnet_v{version}_{size}'))
     assert len(shapes) == {(1, 50): 267, (1, 101): 522, (1, 152): 777, (2, 50): 272, (2, 101): 544, (2, 152): 816}.get(
-        (version, size), len(shapes))
+        (version, size), len(shapes)
+    )
     assert from_slim.recognises(shapes)
     source = from_slim.describe(shapes, f'resnet_v{version}_{size}')
     assert (source.family, source.num_classes) == ('slim', classes)
     assert source.labels == f'imagenet{classes}'
     assert source.spec == resnet_model.imagenet_spec(
-        size, version=str(version), stride_block='last', stride_conv='3x3', stem_pool='same')
+        size, version=str(version), stride_block='last', stride_conv='3x3', stem_pool='same'
+    )
     assert source.input.size == (224 if version == 1 else 299)
     used = {name for entry in from_slim.name_map(source, shapes) for name in entry.sources}
     assert used == shapes.keys() and not from_slim.ignored(shapes)
@@ -87,8 +92,10 @@ def test_our_net_computes_what_slim_does(version, units, stem_filters):
     """16 stem filters: the first unit's shortcut is an identity, since the number of channels stays."""
     variables = slim_variables(version, units, stem_filters=stem_filters, scope='some/where')
     model, source = writer.our_model(from_slim, variables)
-    targets = [entry.target for entry in from_slim.name_map(source, with_types(
-        {name: value.shape for name, value in variables.items()}))]
+    targets = [
+        entry.target
+        for entry in from_slim.name_map(source, with_types({name: value.shape for name, value in variables.items()}))
+    ]
     assert sorted(targets) == sorted(variable.path for variable in model.variables)
     for size in (64, 75):
         images = np.random.default_rng(size).normal(size=(2, size, size, 3)).astype('float32')
@@ -104,15 +111,22 @@ def test_biases_of_v2_are_not_zero_in_these_tests():
 @pytest.mark.parametrize('version', [1, 2])
 def test_read_from_both_formats(tmp_path, version):
     variables = slim_variables(1) | {
-        'resnet_v1_50/mean_rgb': np.float32([123.5, 117.25, 104.0]), 'global_step': np.int64(7),
-        'resnet_v1_50/conv1/weights/Momentum': np.zeros((7, 7, 3, FILTERS), 'float32'), 'beta1_power': np.float32(0.9)}
+        'resnet_v1_50/mean_rgb': np.float32([123.5, 117.25, 104.0]),
+        'global_step': np.int64(7),
+        'resnet_v1_50/conv1/weights/Momentum': np.zeros((7, 7, 3, FILTERS), 'float32'),
+        'beta1_power': np.float32(0.9),
+    }
     path = writer.write(tmp_path / 'model.ckpt', variables, version)
     shapes = from_slim.shapes(path)
     assert shapes == {name: (value.shape, value.dtype.name) for name, value in variables.items()}
     source = from_slim.describe(shapes)
     assert source.input.mean == (123.5, 117.25, 104.0)
     assert from_slim.ignored(shapes).keys() == {
-        'resnet_v1_50/mean_rgb', 'global_step', 'resnet_v1_50/conv1/weights/Momentum', 'beta1_power'}
+        'resnet_v1_50/mean_rgb',
+        'global_step',
+        'resnet_v1_50/conv1/weights/Momentum',
+        'beta1_power',
+    }
     model, _ = writer.our_model(from_slim, from_slim.read(path), shapes)
     images = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype('float32')
     writer.assert_equal(model(images).numpy(), from_slim.run(variables, images, source))
@@ -135,19 +149,26 @@ def reshape(name, shape):
     return lambda shapes: shapes.update({f'resnet_v1_50/{name}': (shape, 'float32')})
 
 
-@pytest.mark.parametrize('change,message', [
-    (drop('logits/weights'), 'no variable resnet_v1_50/logits/weights'),
-    (drop('conv1/BatchNorm/beta'), 'lacks resnet_v1_50/conv1/BatchNorm/beta'),
-    (drop('block3/unit_2/bottleneck_v1/conv1/weights'), 'has resnet_v1_50/block3/unit_3, but no .*unit_2'),
-    (reshape('conv1/weights', (7, 7, 3)), 'expected 4 numbers from 1'),
-    (reshape('conv1/weights', (7, 7, 3, 0)), 'expected 4 numbers from 1'),
-    (reshape('conv1/weights', (5, 5, 3, 4)), r'misshapen resnet_v1_50/conv1/weights \(5, 5, 3, 4\)'),
-    (reshape('block1/unit_1/bottleneck_v1/conv1/weights', (1, 1, 4, 2 ** 40)), 'misshapen .* and .* more'),
-    (reshape('block999/unit_999/bottleneck_v1/conv1/weights', (1, 1, 4, 4)), 'block999, but no .*block4'),
-    (lambda shapes: shapes.update({'logits/weights': ((), 'float32'),
-                                   'block1/unit_1/bottleneck_v1/conv1/weights': ((), 'float32')}), 'holds 2 ResNets'),
-    (lambda shapes: shapes.update({'resnet_v1_50/conv1/weights': ((7, 7, 3, 4), 'int32')}), 'of type int32'),
-])
+@pytest.mark.parametrize(
+    'change,message',
+    [
+        (drop('logits/weights'), 'no variable resnet_v1_50/logits/weights'),
+        (drop('conv1/BatchNorm/beta'), 'lacks resnet_v1_50/conv1/BatchNorm/beta'),
+        (drop('block3/unit_2/bottleneck_v1/conv1/weights'), 'has resnet_v1_50/block3/unit_3, but no .*unit_2'),
+        (reshape('conv1/weights', (7, 7, 3)), 'expected 4 numbers from 1'),
+        (reshape('conv1/weights', (7, 7, 3, 0)), 'expected 4 numbers from 1'),
+        (reshape('conv1/weights', (5, 5, 3, 4)), r'misshapen resnet_v1_50/conv1/weights \(5, 5, 3, 4\)'),
+        (reshape('block1/unit_1/bottleneck_v1/conv1/weights', (1, 1, 4, 2**40)), 'misshapen .* and .* more'),
+        (reshape('block999/unit_999/bottleneck_v1/conv1/weights', (1, 1, 4, 4)), 'block999, but no .*block4'),
+        (
+            lambda shapes: shapes.update(
+                {'logits/weights': ((), 'float32'), 'block1/unit_1/bottleneck_v1/conv1/weights': ((), 'float32')}
+            ),
+            'holds 2 ResNets',
+        ),
+        (lambda shapes: shapes.update({'resnet_v1_50/conv1/weights': ((7, 7, 3, 4), 'int32')}), 'of type int32'),
+    ],
+)
 def test_what_is_missing_or_misshapen_is_named(change, message):
     shapes = with_types(slim_shapes(1, UNITS))
     change(shapes)
@@ -163,18 +184,37 @@ def test_names_of_others_are_not_recognised():
 
 
 def test_document_names():
-    names = from_slim.document_names(['global_step', *(f'resnet_v1_50/{name}' for name in (
-        'mean_rgb', 'conv1/weights', 'conv1/BatchNorm/gamma', 'block1/unit_1/bottleneck_v1/shortcut/weights',
-        'block1/unit_1/bottleneck_v1/shortcut/BatchNorm/moving_mean', 'block1/unit_1/bottleneck_v1/conv2/weights',
-        'logits/weights', 'logits/biases'))])
+    names = from_slim.document_names(
+        [
+            'global_step',
+            *(
+                f'resnet_v1_50/{name}'
+                for name in (
+                    'mean_rgb',
+                    'conv1/weights',
+                    'conv1/BatchNorm/gamma',
+                    'block1/unit_1/bottleneck_v1/shortcut/weights',
+                    'block1/unit_1/bottleneck_v1/shortcut/BatchNorm/moving_mean',
+                    'block1/unit_1/bottleneck_v1/conv2/weights',
+                    'logits/weights',
+                    'logits/biases',
+                )
+            ),
+        ]
+    )
     assert list(names.values()) == [
-        'conv1/kernel', 'conv1/BatchNorm/gamma', 'block1/unit_1/shortcut/conv1/kernel',
-        'block1/unit_1/shortcut/BatchNorm/moving_mean', 'block1/unit_1/conv2/kernel']
+        'conv1/kernel',
+        'conv1/BatchNorm/gamma',
+        'block1/unit_1/shortcut/conv1/kernel',
+        'block1/unit_1/shortcut/BatchNorm/moving_mean',
+        'block1/unit_1/conv2/kernel',
+    ]
     assert from_slim.rename('resnet_v1_50/some/biases') == 'some/bias'
 
 
 def fit_statistics(monkeypatch, variables, images):
     """Set the moving statistics to those of the images, layer by layer, as training does."""
+
     def batch_norm(x, values, scope, epsilon=1e-5):
         mean, variance = tf.nn.moments(x, [0, 1, 2])
         variables[f'resnet_v1_50/{scope}/moving_mean'] = mean.numpy()
@@ -200,7 +240,8 @@ def test_how_wrong_it_is_to_load_them_as_v15(monkeypatch, filters, size, fits, p
     v15 = dataclasses.replace(source.spec, version='1.5', stride_block='first', stride_conv=None)
     wrong, _ = writer.our_model(from_slim, variables, source=dataclasses.replace(source, spec=v15))
     expected = from_slim.run(variables, images, source)
-    error, ours_error = (100 * np.linalg.norm(model(images).numpy() - expected) / np.linalg.norm(expected)
-                         for model in (wrong, ours))
+    error, ours_error = (
+        100 * np.linalg.norm(model(images).numpy() - expected) / np.linalg.norm(expected) for model in (wrong, ours)
+    )
     assert abs(error - percent) < 2 and f'{percent} %' in from_slim.rename.__doc__
     assert ours_error < 0.005

@@ -1,4 +1,5 @@
 """tensorpack's nets in .npz files written here: every family against their own definition; damaged files."""
+
 import io
 import math
 import os
@@ -20,11 +21,16 @@ def variables_of(mode='resnet', blocks=(2, 3), filters=16, num_classes=7, is_bas
 
     def conv(name, side, taken, given, split=1):
         variables[f'{name}/W'] = random.standard_normal((side, side, taken // split, given), 'float32') * math.sqrt(
-            2 * split / (side * side * taken))
+            2 * split / (side * side * taken)
+        )
 
     def norm(name, channels):
-        for part, low, high in (('gamma', 0.3, 0.9), ('beta', -0.2, 0.2), ('mean/EMA', -0.2, 0.2),
-                                ('variance/EMA', 0.5, 1.5)):
+        for part, low, high in (
+            ('gamma', 0.3, 0.9),
+            ('beta', -0.2, 0.2),
+            ('mean/EMA', -0.2, 0.2),
+            ('variance/EMA', 0.5, 1.5),
+        ):
             variables[f'{name}/bn/{part}'] = random.uniform(low, high, channels)
 
     def dense(name, taken, given):
@@ -39,7 +45,7 @@ def variables_of(mode='resnet', blocks=(2, 3), filters=16, num_classes=7, is_bas
     conv_norm('conv0', 7, 3, filters)
     taken = filters
     for group, count in enumerate(blocks):
-        ch = filters * 2 ** group
+        ch = filters * 2**group
         outer = ch if is_basic else 4 * ch
         for block in range(count):
             name = f'group{group}/block{block}'
@@ -76,14 +82,17 @@ def test_resnet50(tmp_path):
     assert_runs_alike(from_tensorpack, source, variables, model)
 
 
-@pytest.mark.parametrize('mode,is_basic,variant,ours', [
-    ('resnet', True, 'ImageNet-ResNet12', 'resnet12_v1.5'),
-    ('resnet', False, 'ImageNet-ResNet17', 'resnet17_v1.5'),
-    ('se', False, 'ImageNet-ResNet17-SE', 'seresnet17_v1.5'),
-    ('resnext32x4d', False, 'ImageNet-ResNeXt17-32x1d', 'resnext17_32x4d'),  # d is 4 with the published 64 filters
-    ('preact', True, 'ImageNet-PreActResNet12', 'resnet12_v2'),
-    ('preact', False, 'ImageNet-PreActResNet17', 'resnet17_v2'),
-])
+@pytest.mark.parametrize(
+    'mode,is_basic,variant,ours',
+    [
+        ('resnet', True, 'ImageNet-ResNet12', 'resnet12_v1.5'),
+        ('resnet', False, 'ImageNet-ResNet17', 'resnet17_v1.5'),
+        ('se', False, 'ImageNet-ResNet17-SE', 'seresnet17_v1.5'),
+        ('resnext32x4d', False, 'ImageNet-ResNeXt17-32x1d', 'resnext17_32x4d'),  # d is 4 with the published 64 filters
+        ('preact', True, 'ImageNet-PreActResNet12', 'resnet12_v2'),
+        ('preact', False, 'ImageNet-PreActResNet17', 'resnet17_v2'),
+    ],
+)
 @pytest.mark.parametrize('suffix', ['', ':0'])
 def test_families(tmp_path, mode, is_basic, variant, ours, suffix):
     expected = variables_of(mode, is_basic=is_basic)
@@ -102,13 +111,22 @@ def test_families(tmp_path, mode, is_basic, variant, ours, suffix):
         from_tensorpack.describe(shapes, 'ImageNet-ResNet50')
 
 
-@pytest.mark.parametrize('mode,size,variant', [
-    ('resnet', 18, 'resnet18_v1.5'), ('resnet', 34, 'resnet34_v1.5'), ('resnet', 101, 'resnet101_v1.5'),
-    ('resnet', 152, 'resnet152_v1.5'), ('se', 50, 'seresnet50_v1.5'), ('resnext32x4d', 101, 'resnext101_32x4d')])
+@pytest.mark.parametrize(
+    'mode,size,variant',
+    [
+        ('resnet', 18, 'resnet18_v1.5'),
+        ('resnet', 34, 'resnet34_v1.5'),
+        ('resnet', 101, 'resnet101_v1.5'),
+        ('resnet', 152, 'resnet152_v1.5'),
+        ('se', 50, 'seresnet50_v1.5'),
+        ('resnext32x4d', 101, 'resnext101_32x4d'),
+    ],
+)
 def test_published_nets(mode, size, variant):
     kind, blocks = resnet_model.IMAGENET_BLOCKS[size]
-    shapes = {name: (value.shape, 'float32') for name, value in variables_of(
-        mode, blocks, 64, 1000, kind == 'basic').items()}
+    shapes = {
+        name: (value.shape, 'float32') for name, value in variables_of(mode, blocks, 64, 1000, kind == 'basic').items()
+    }
     spec = from_tensorpack.describe(shapes, variant).spec
     ours = resnet_model.VARIANTS[variant]
     for field in ('group_blocks', 'filters', 'block', 'version', 'base_width', 'cardinality', 'se_reduction'):
@@ -122,7 +140,9 @@ def test_the_bn_that_preactivated_files_lack_changes_nothing(tmp_path):
     x = images_of(8)
     np.testing.assert_allclose(
         model.get_layer('group1_block1_bn1')(np.tile(x, (1, 1, 1, 6))[..., :16]),
-        np.tile(x, (1, 1, 1, 6))[..., :16], rtol=3e-7)
+        np.tile(x, (1, 1, 1, 6))[..., :16],
+        rtol=3e-7,
+    )
 
 
 def test_caffes_dialects_are_told():
@@ -134,15 +154,18 @@ def test_caffes_dialects_are_told():
         from_tensorpack.describe({'conv0/b': ((64,), 'float32'), 'conv0/W': ((7, 7, 3, 64), 'float32')})
 
 
-@pytest.mark.parametrize('change,message', [
-    ({'group0/block1/conv2/W': None}, 'lacks group0/block1/conv2/W'),
-    ({'group1/block0/convshortcut/bn/beta': None}, 'lacks group1/block0/convshortcut/bn/beta'),
-    ({'conv0/bn/gamma': np.zeros(3)}, 'misshapen conv0/bn/gamma'),
-    ({'linear/b': None}, 'linear/b'),
-    ({'conv0/W': np.zeros(3)}, 'conv0/W'),
-    ({'group1/block1/conv1/W': None}, 'groups'),
-    ({'group0/block0/conv2/W': np.zeros((3, 3, 0, 16))}, 'conv2/W'),
-])
+@pytest.mark.parametrize(
+    'change,message',
+    [
+        ({'group0/block1/conv2/W': None}, 'lacks group0/block1/conv2/W'),
+        ({'group1/block0/convshortcut/bn/beta': None}, 'lacks group1/block0/convshortcut/bn/beta'),
+        ({'conv0/bn/gamma': np.zeros(3)}, 'misshapen conv0/bn/gamma'),
+        ({'linear/b': None}, 'linear/b'),
+        ({'conv0/W': np.zeros(3)}, 'conv0/W'),
+        ({'group1/block1/conv1/W': None}, 'groups'),
+        ({'group0/block0/conv2/W': np.zeros((3, 3, 0, 16))}, 'conv2/W'),
+    ],
+)
 def test_missing_and_misshapen(change, message):
     shapes = {name: (value.shape, 'float32') for name, value in (variables_of() | change).items() if value is not None}
     with pytest.raises(UserError, match=message) as caught:
@@ -169,16 +192,20 @@ def npy(header, data=b''):
 HEADER = "{'descr': '%s', 'fortran_order': False, 'shape': %s}"
 
 
-@pytest.mark.parametrize('data,message', [
-    (npy(HEADER % ('<f4', f'({2 ** 60},)'), bytes(16)), 'has 16 bytes'),
-    (npy(HEADER % ('<f4', '(-4, -1)'), bytes(16)), 'has 16 bytes'),
-    (npy(HEADER % ('<f4', '(4,)'), bytes(20)), 'has 20 bytes'),
-    (npy(HEADER % ('|S4', '(4,)'), bytes(16)), 'not numbers'),
-    (npy(HEADER % ('<f4', '(open("x", "w"),)'), bytes(16)), 'damaged'),
-    (npy('(' * 9000), 'damaged'),
-    (b'\x93NUMPY\x09\0' + bytes(20), 'version'),
-    (b'no array', 'damaged'), (b'', 'damaged'),
-])
+@pytest.mark.parametrize(
+    'data,message',
+    [
+        (npy(HEADER % ('<f4', f'({2**60},)'), bytes(16)), 'has 16 bytes'),
+        (npy(HEADER % ('<f4', '(-4, -1)'), bytes(16)), 'has 16 bytes'),
+        (npy(HEADER % ('<f4', '(4,)'), bytes(20)), 'has 20 bytes'),
+        (npy(HEADER % ('|S4', '(4,)'), bytes(16)), 'not numbers'),
+        (npy(HEADER % ('<f4', '(open("x", "w"),)'), bytes(16)), 'damaged'),
+        (npy('(' * 9000), 'damaged'),
+        (b'\x93NUMPY\x09\0' + bytes(20), 'version'),
+        (b'no array', 'damaged'),
+        (b'', 'damaged'),
+    ],
+)
 def test_hostile_arrays(tmp_path, data, message):
     with zipfile.ZipFile(tmp_path / 'net.npz', 'w') as archive:
         archive.writestr('conv0/W.npy', data)
@@ -220,8 +247,9 @@ def test_hostile_zips(tmp_path):
 
 def test_fortran_order_and_half_precision(tmp_path):
     expected = variables_of()
-    np.savez(tmp_path / 'net.npz', **{name: np.asfortranarray(value.astype('float16'))
-                                      for name, value in expected.items()})
+    np.savez(
+        tmp_path / 'net.npz', **{name: np.asfortranarray(value.astype('float16')) for name, value in expected.items()}
+    )
     _, variables, _ = converted(from_tensorpack, tmp_path / 'net.npz')
     assert_equal(variables['linear/W'], expected['linear/W'].astype('float16').astype('float32'))
 

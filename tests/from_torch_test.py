@@ -1,4 +1,5 @@
 """PyTorch's files without PyTorch: formats, names, the functions computed, and what must be refused."""
+
 import dataclasses
 import struct
 import sys
@@ -18,8 +19,10 @@ from official_resnet.errors import UserError
 
 # torchvision's arguments of each net, and its parameters (sources: models/resnet.py; the issue's table).
 PUBLISHED = {
-    'resnet18': (((2, 2, 2, 2),), 11_689_512), 'resnet34': (((3, 4, 6, 3),), 21_797_672),
-    'resnet50': (((3, 4, 6, 3), True), 25_557_032), 'resnet101': (((3, 4, 23, 3), True), 44_549_160),
+    'resnet18': (((2, 2, 2, 2),), 11_689_512),
+    'resnet34': (((3, 4, 6, 3),), 21_797_672),
+    'resnet50': (((3, 4, 6, 3), True), 25_557_032),
+    'resnet101': (((3, 4, 23, 3), True), 44_549_160),
     'resnet152': (((3, 8, 36, 3), True), 60_192_808),
     'resnext50_32x4d': (((3, 4, 6, 3), True, 64, 32, 4), 25_028_904),
     'resnext101_32x4d': (((3, 4, 23, 3), True, 64, 32, 4), 44_177_704),
@@ -84,12 +87,20 @@ def test_variant_moves_the_stride_and_nothing_else():
 
 
 @pytest.mark.parametrize('write', [torch_files.write_zip, torch_files.write_legacy])
-@pytest.mark.parametrize('wrap,prefix', [
-    (lambda tensors: tensors, ''),
-    (lambda tensors: {'epoch': 3, 'state_dict': tensors, 'best_prec1': 91.78, 'optimizer': {}}, 'module.'),
-    (lambda tensors: {'model': Call(Global('collections', 'OrderedDict'), ([list(i) for i in tensors.items()],))},
-     'module._orig_mod.'),
-], ids=['plain', 'state_dict', 'model'])
+@pytest.mark.parametrize(
+    'wrap,prefix',
+    [
+        (lambda tensors: tensors, ''),
+        (lambda tensors: {'epoch': 3, 'state_dict': tensors, 'best_prec1': 91.78, 'optimizer': {}}, 'module.'),
+        (
+            lambda tensors: {
+                'model': Call(Global('collections', 'OrderedDict'), ([list(i) for i in tensors.items()],))
+            },
+            'module._orig_mod.',
+        ),
+    ],
+    ids=['plain', 'state_dict', 'model'],
+)
 def test_formats_and_wrappers(write, wrap, prefix, cifar_a, tmp_path):
     path = tmp_path / 'net.th'
     write(path, {prefix + name: array for name, array in cifar_a.items()}, wrap)
@@ -115,11 +126,17 @@ def test_types_views_and_strides(tmp_path):
     tensors = {
         'transposed': torch_files.tensor('a', 'float32', 12, (4, 3), (1, 4)),
         'tail': torch_files.tensor('a', 'float32', 12, (2, 2), None, 8),
-        'parameter': Call(Global('torch._utils', '_rebuild_parameter'), (
-            torch_files.tensor('a', 'float32', 12, (12,)), True, None)),
-        'brain': torch_files.tensor('b', 'bfloat16', 2, (2,)), 'count': torch_files.tensor('c', 'int64', 1, ())}
-    torch_files.write_zip_of(path, pickled(tensors), {
-        'a': data.tobytes(), 'b': np.array([1.5, -2], ml_dtypes.bfloat16).tobytes(), 'c': struct.pack('<q', 7)})
+        'parameter': Call(
+            Global('torch._utils', '_rebuild_parameter'), (torch_files.tensor('a', 'float32', 12, (12,)), True, None)
+        ),
+        'brain': torch_files.tensor('b', 'bfloat16', 2, (2,)),
+        'count': torch_files.tensor('c', 'int64', 1, ()),
+    }
+    torch_files.write_zip_of(
+        path,
+        pickled(tensors),
+        {'a': data.tobytes(), 'b': np.array([1.5, -2], ml_dtypes.bfloat16).tobytes(), 'c': struct.pack('<q', 7)},
+    )
     read = from_torch.read(path)
     np.testing.assert_array_equal(read['transposed'], data.reshape(3, 4).T)
     np.testing.assert_array_equal(read['tail'], [[8, 9], [10, 11]])
@@ -154,22 +171,25 @@ def test_what_would_run_code_is_refused_by_name(name, is_zip, tmp_path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == ['evil.pth']
 
 
-@pytest.mark.parametrize('pickle,reason', [
-    (b'\x80\x02(X\x01\x00\x00\x00acos\nsystem\no.', "asks for 'os.system'"),  # OBJ
-    (b'\x80\x02(X\x01\x00\x00\x00aios\nsystem\n.', 'instruction INST'),
-    (b'\x80\x02}\x81.', 'instruction NEWOBJ'),
-    (b'\x80\x02\x82\x01.', 'instruction EXT1'),
-    (b'\x80\x04\x8c\x02os\x8c\x06system\x93.', "asks for 'os.system'"),  # STACK_GLOBAL
-    (b'\x80\x02}(h\x07u.', 'damaged'),  # memo that was never set
-    (b'\x80\x02Q.', 'damaged'),
-    (b'\x80\x02N}s.', 'damaged'),
-    (b'\x80\x02}}Ns.', 'damaged'),  # a dict as key
-    (b'\x80\x02}r\xff\xff\xff\xff.', 'no weights by name'),  # a memo of 4 billion places, if it were an array
-    (b'\x80\x02B\xff\xff\xff\x7fabc.', 'damaged'),  # 2 GB of bytes declared
-    (b'\x80\x05\x8e\xff\xff\xff\xff\xff\xff\xff\x3fabc.', 'damaged'),
-    (b'\x80\x02' + b'\x8a\x01\x01' * 10 + b'.', 'no weights by name'),
-    (b'\x80\x02' + b'}' * 1_000_010 + b'.', 'more than 1000000 instructions'),
-])
+@pytest.mark.parametrize(
+    'pickle,reason',
+    [
+        (b'\x80\x02(X\x01\x00\x00\x00acos\nsystem\no.', "asks for 'os.system'"),  # OBJ
+        (b'\x80\x02(X\x01\x00\x00\x00aios\nsystem\n.', 'instruction INST'),
+        (b'\x80\x02}\x81.', 'instruction NEWOBJ'),
+        (b'\x80\x02\x82\x01.', 'instruction EXT1'),
+        (b'\x80\x04\x8c\x02os\x8c\x06system\x93.', "asks for 'os.system'"),  # STACK_GLOBAL
+        (b'\x80\x02}(h\x07u.', 'damaged'),  # memo that was never set
+        (b'\x80\x02Q.', 'damaged'),
+        (b'\x80\x02N}s.', 'damaged'),
+        (b'\x80\x02}}Ns.', 'damaged'),  # a dict as key
+        (b'\x80\x02}r\xff\xff\xff\xff.', 'no weights by name'),  # a memo of 4 billion places, if it were an array
+        (b'\x80\x02B\xff\xff\xff\x7fabc.', 'damaged'),  # 2 GB of bytes declared
+        (b'\x80\x05\x8e\xff\xff\xff\xff\xff\xff\xff\x3fabc.', 'damaged'),
+        (b'\x80\x02' + b'\x8a\x01\x01' * 10 + b'.', 'no weights by name'),
+        (b'\x80\x02' + b'}' * 1_000_010 + b'.', 'more than 1000000 instructions'),
+    ],
+)
 def test_pickles_by_hand(pickle, reason, tmp_path):
     path = tmp_path / 'net.pth'
     torch_files.write_zip_of(path, pickle, {})
@@ -186,11 +206,22 @@ def storage(num_values, kind='FloatStorage'):
     return Stored(('storage', Global('torch', kind), '0', 'cpu', num_values))
 
 
-@pytest.mark.parametrize('offset,shape,strides,num_values', [
-    (0, (1 << 40,), (1,), 1 << 40),  # more than the file has
-    (0, (1 << 20, 1 << 20), (0, 0), 4),  # more than the storage has, one value over and over
-    (2, (3,), (1,), 4), (0, (2, 2), (3, 1), 4), (-1, (2,), (1,), 4), (0, (-2,), (1,), 4), (0, (2,), (-1,), 4),
-    (0, (2, 2), (1,), 4), (0, ('x',), (1,), 4), (0, (1,) * 40, (1,) * 40, 4), (0, (4,), (1,), -4)])
+@pytest.mark.parametrize(
+    'offset,shape,strides,num_values',
+    [
+        (0, (1 << 40,), (1,), 1 << 40),  # more than the file has
+        (0, (1 << 20, 1 << 20), (0, 0), 4),  # more than the storage has, one value over and over
+        (2, (3,), (1,), 4),
+        (0, (2, 2), (3, 1), 4),
+        (-1, (2,), (1,), 4),
+        (0, (-2,), (1,), 4),
+        (0, (2,), (-1,), 4),
+        (0, (2, 2), (1,), 4),
+        (0, ('x',), (1,), 4),
+        (0, (1,) * 40, (1,) * 40, 4),
+        (0, (4,), (1,), -4),
+    ],
+)
 def test_tensors_outside_of_their_storage(offset, shape, strides, num_values, tmp_path):
     path = tmp_path / 'net.pth'
     call = Call(Global('torch._utils', '_rebuild_tensor'), (storage(num_values), offset, shape, strides))
@@ -219,8 +250,12 @@ def test_other_files(content, name, tmp_path):
 @pytest.mark.parametrize('kind', ['zip', 'legacy', 'safetensors'])
 def test_fuzz(kind, tmp_path):
     """Cut off anywhere and with bits flipped anywhere: read in full, or one UserError; never anything else."""
-    variables = {name: array for name, array in torch_files.random_weights(
-        torch_files.net_shapes((1, 1, 1), filters=2, classes=3, is_cifar=True, option='A')).items()}
+    variables = {
+        name: array
+        for name, array in torch_files.random_weights(
+            torch_files.net_shapes((1, 1, 1), filters=2, classes=3, is_cifar=True, option='A')
+        ).items()
+    }
     path, random = tmp_path / ('net.safetensors' if kind == 'safetensors' else 'net.pth'), np.random.default_rng(0)
     if kind == 'safetensors':
         safetensors.numpy.save_file(variables, path)
@@ -230,7 +265,7 @@ def test_fuzz(kind, tmp_path):
     assert from_torch.read(path).keys() == variables.keys()
     refused = 0
     for trial in range(150):
-        data = bytearray(whole[:random.integers(len(whole))] if trial % 3 == 0 else whole)
+        data = bytearray(whole[: random.integers(len(whole))] if trial % 3 == 0 else whole)
         for _ in range(0 if trial % 3 == 0 else random.integers(1, 4)):
             data[random.integers(len(data))] ^= 1 << random.integers(8)
         path.write_bytes(data)
@@ -254,13 +289,16 @@ def test_missing_package_is_named(tmp_path, monkeypatch):
         from_torch.shapes(tmp_path / 'net.safetensors')
 
 
-@pytest.mark.parametrize('change,message', [
-    ({'conv1.weight': (4, 3, 5, 5)}, 'neither torchvision'),
-    ({'conv1.weight': (4, 3)}, 'not 4 numbers above 0'),
-    ({'conv1.weight': (0, 3, 7, 7)}, 'not 4 numbers above 0'),
-    ({'layer1.0.conv2.weight': (5, 3, 3, 3)}, 'is of no ResNet, ResNeXt or wide ResNet'),
-    ({'fc.weight': None}, 'fc.weight is missing'),
-])
+@pytest.mark.parametrize(
+    'change,message',
+    [
+        ({'conv1.weight': (4, 3, 5, 5)}, 'neither torchvision'),
+        ({'conv1.weight': (4, 3)}, 'not 4 numbers above 0'),
+        ({'conv1.weight': (0, 3, 7, 7)}, 'not 4 numbers above 0'),
+        ({'layer1.0.conv2.weight': (5, 3, 3, 3)}, 'is of no ResNet, ResNeXt or wide ResNet'),
+        ({'fc.weight': None}, 'fc.weight is missing'),
+    ],
+)
 def test_strange_shapes(change, message):
     shapes = torch_files.TINY['bottleneck'] | change
     with pytest.raises(UserError, match=message):
@@ -270,4 +308,8 @@ def test_strange_shapes(change, message):
 def test_unpickling_builds_nothing_but_data():
     """What the machine lets through names no function that does anything."""
     assert {name for module, name in torch_pickle._FUNCTIONS if not name.endswith('Storage')} == {
-        'OrderedDict', '_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter'}
+        'OrderedDict',
+        '_rebuild_tensor',
+        '_rebuild_tensor_v2',
+        '_rebuild_parameter',
+    }

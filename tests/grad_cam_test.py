@@ -1,4 +1,5 @@
 """Grad-CAM on nets whose answer is known, and its colours."""
+
 import keras
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def pooled(kernel, size=2):
 
 def test_behind_a_mean_it_is_cam():
     """The weights are the class's column of the kernel / (h * w), whatever the picture."""
-    model = pooled([[1., -3.], [2., 5.]])
+    model = pooled([[1.0, -3.0], [2.0, 5.0]])
     image = np.array([[[1, 0], [0, 1]], [[1, 1], [-4, 1]]], np.float32)  # [2, 2, 2]
     # By hand, times 4: class 0 is maps 1, 2; class 1 is -3, 5.
     zero = np.array([[1, 2], [3, -2]])
@@ -37,7 +38,7 @@ def test_behind_a_mean_it_is_cam():
 
 
 def test_nothing_that_speaks_for_a_class_is_zeros():
-    got = grad_cam.grad_cam(pooled([[-1., 1.]]), np.ones((1, 2, 2, 1), np.float32), 0)
+    got = grad_cam.grad_cam(pooled([[-1.0, 1.0]]), np.ones((1, 2, 2, 1), np.float32), 0)
     np.testing.assert_array_equal(got, np.zeros((1, 2, 2)))
 
 
@@ -82,7 +83,7 @@ def test_folded_and_frozen_nets_give_the_same():
 def test_mistakes():
     images = np.zeros((1, 2, 2, 2), np.float32)
     with pytest.raises(UserError, match=r'class 2 is none of the 2 of the net; pass 0\.\.1'):
-        grad_cam.grad_cam(pooled([[1., 1.], [1., 1.]]), images, 2)
+        grad_cam.grad_cam(pooled([[1.0, 1.0], [1.0, 1.0]]), images, 2)
     inputs = keras.Input((2, 2, 2))
     pool = keras.layers.GlobalAveragePooling2D(name='head_pool')(inputs)
     for model in (keras.Sequential([inputs, keras.layers.Flatten()]), keras.Model(inputs, pool)):

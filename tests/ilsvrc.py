@@ -5,6 +5,7 @@
 Each class is a picture of the sample; its pictures are that one with another comment, so that their bytes differ. DIR
 also gets imagenet_lsvrc_2015_synsets.txt (the classes, sorted) and imagenet_metadata.txt (their names).
 """
+
 import argparse
 import dataclasses
 import functools
@@ -28,6 +29,7 @@ LABELS, VALIDATION_BOXES = 'imagenet_2012_validation_synset_labels.txt', 'ILSVRC
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """What make wrote."""
+
     folder: pathlib.Path
     synsets: tuple  # sorted
     train: dict  # name -> bytes
@@ -38,12 +40,23 @@ class Layout:
     @property
     def flags(self):
         """The options of the programs that name this layout's lists."""
-        return [f'--labels_file={self.folder / "imagenet_lsvrc_2015_synsets.txt"}',
-                f'--metadata_file={self.folder / "imagenet_metadata.txt"}']
+        return [
+            f'--labels_file={self.folder / "imagenet_lsvrc_2015_synsets.txt"}',
+            f'--metadata_file={self.folder / "imagenet_metadata.txt"}',
+        ]
 
 
-def make(folder, pictures=None, *, num_synsets=4, train_pictures=6, validation_pictures=2, boxes=True, labels='list',
-         tar_format=tarfile.GNU_FORMAT):
+def make(
+    folder,
+    pictures=None,
+    *,
+    num_synsets=4,
+    train_pictures=6,
+    validation_pictures=2,
+    boxes=True,
+    labels='list',
+    tar_format=tarfile.GNU_FORMAT,
+):
     """Write the files of a small ILSVRC2012 into a folder and return its Layout.
 
     Args:
@@ -60,13 +73,24 @@ def make(folder, pictures=None, *, num_synsets=4, train_pictures=6, validation_p
     found = read_sample(pictures) if pictures else sample()
     chosen = dict(sorted(sorted(found.items(), key=lambda item: len(item[1][1]))[:num_synsets]))
     synsets = tuple(chosen)
-    train = {f'{synset}_{7 * k + 2}.JPEG': with_comment(chosen[synset][1], f'train {k}')
-             for synset in synsets for k in range(train_pictures)}
+    train = {
+        f'{synset}_{7 * k + 2}.JPEG': with_comment(chosen[synset][1], f'train {k}')
+        for synset in synsets
+        for k in range(train_pictures)
+    }
     validation_synsets = tuple(itertools.islice(itertools.cycle(reversed(synsets)), validation_pictures * len(synsets)))
-    validation = {f'ILSVRC2012_val_{number:08d}.JPEG': with_comment(chosen[synset][1], f'validation {number}')
-                  for number, synset in enumerate(validation_synsets, 1)}
-    write_tar(folder / TRAIN, {f'{synset}.tar': tar_bytes({name: train[name] for name in train if synset in name},
-                                                          tar_format) for synset in reversed(synsets)}, tar_format)
+    validation = {
+        f'ILSVRC2012_val_{number:08d}.JPEG': with_comment(chosen[synset][1], f'validation {number}')
+        for number, synset in enumerate(validation_synsets, 1)
+    }
+    write_tar(
+        folder / TRAIN,
+        {
+            f'{synset}.tar': tar_bytes({name: train[name] for name in train if synset in name}, tar_format)
+            for synset in reversed(synsets)
+        },
+        tar_format,
+    )
     write_tar(folder / VALIDATION, dict(reversed(validation.items())), tar_format)
     (folder / 'imagenet_lsvrc_2015_synsets.txt').write_text(''.join(f'{synset}\n' for synset in synsets))
     (folder / 'imagenet_metadata.txt').write_text(''.join(f'{synset}\t{chosen[synset][0]}\n' for synset in synsets))
@@ -136,10 +160,14 @@ def xml(size=(500, 400), objects=(), filename='%s', synset=''):
     """Return an XML of ImageNet's: objects are (name, xmin, ymin, xmax, ymax), in pixels."""
     body = ''.join(
         f'<object><name>{name}</name><pose>Unspecified</pose><truncated>0</truncated><bndbox><xmin>{box[0]}</xmin>'
-        f'<ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>' for name, *box in objects)
-    return (f'<annotation><folder>{synset}</folder><filename>{filename}</filename><source><database>ImageNet database'
-            f'</database></source><size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>'
-            f'<segmented>0</segmented>{body}</annotation>').encode()
+        f'<ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>'
+        for name, *box in objects
+    )
+    return (
+        f'<annotation><folder>{synset}</folder><filename>{filename}</filename><source><database>ImageNet database'
+        f'</database></source><size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>'
+        f'<segmented>0</segmented>{body}</annotation>'
+    ).encode()
 
 
 def box_files(synsets, names):
@@ -170,15 +198,22 @@ def _write_labels(folder, kind, synsets, validation_synsets):
     elif kind == 'devkit':
         (folder / DEVKIT).write_bytes(devkit(synsets, validation_synsets))
     elif kind == 'boxes':
-        (folder / VALIDATION_BOXES).write_bytes(tar_bytes(
-            {f'val/ILSVRC2012_val_{number:08d}.xml': xml(objects=[(synset, 1, 1, 9, 9)])
-             for number, synset in enumerate(validation_synsets, 1)}, mode='w:gz'))
+        (folder / VALIDATION_BOXES).write_bytes(
+            tar_bytes(
+                {
+                    f'val/ILSVRC2012_val_{number:08d}.xml': xml(objects=[(synset, 1, 1, 9, 9)])
+                    for number, synset in enumerate(validation_synsets, 1)
+                },
+                mode='w:gz',
+            )
+        )
 
 
 def devkit(synsets, validation_synsets):
     """Return a development kit; its numbers are not in the order of the synsets, as the official ones are not."""
     import numpy as np
     import scipy.io
+
     rows = [(number, synset) for number, synset in enumerate(reversed(synsets), 1)]
     table = np.zeros((len(rows) + 1, 1), [('ILSVRC2012_ID', 'O'), ('WNID', 'O'), ('words', 'O')])
     for index, (number, synset) in enumerate([*rows, (1001, OTHER_SYNSET)]):  # numbers above 1000 are inner nodes
@@ -187,8 +222,13 @@ def devkit(synsets, validation_synsets):
     scipy.io.savemat(meta, {'synsets': table}, do_compression=True)
     numbers = {synset: number for number, synset in rows}
     truth = ''.join(f'{numbers[synset]}\n' for synset in validation_synsets).encode()
-    return tar_bytes({'ILSVRC2012_devkit_t12/data/meta.mat': meta.getvalue(), 'ILSVRC2012_devkit_t12/data/'
-                      'ILSVRC2012_validation_ground_truth.txt': truth}, mode='w:gz')
+    return tar_bytes(
+        {
+            'ILSVRC2012_devkit_t12/data/meta.mat': meta.getvalue(),
+            'ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt': truth,
+        },
+        mode='w:gz',
+    )
 
 
 def _main():
@@ -201,8 +241,10 @@ def _main():
     parser.add_argument('--labels', choices=['list', 'devkit', 'boxes'], default='list')
     options = vars(parser.parse_args())
     layout = make(options.pop('folder'), **options)
-    print(f'{len(layout.synsets)} classes, {len(layout.train)} and {len(layout.validation)} pictures are in '
-          f'{layout.folder}')
+    print(
+        f'{len(layout.synsets)} classes, {len(layout.train)} and {len(layout.validation)} pictures are in '
+        f'{layout.folder}'
+    )
 
 
 if __name__ == '__main__':

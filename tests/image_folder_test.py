@@ -1,4 +1,5 @@
 """Own pictures: every format and mode a folder may hold, the split, what is left out, and what is a mistake."""
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,10 +23,20 @@ def fill(folder, counts, **options):
     return folder
 
 
-@pytest.mark.parametrize('name,mode,options', [
-    ('a.png', 'RGB', {}), ('a.PNG', 'RGBA', {}), ('a.png', 'P', {}), ('a.jpg', 'RGB', {'quality': 100}),
-    ('a.jpeg', 'CMYK', {'quality': 100}), ('a.gif', 'P', {}), ('a.bmp', 'RGB', {}), ('a.webp', 'RGB', {'quality': 100}),
-    ('a.webp', 'RGBA', {'lossless': True})])
+@pytest.mark.parametrize(
+    'name,mode,options',
+    [
+        ('a.png', 'RGB', {}),
+        ('a.PNG', 'RGBA', {}),
+        ('a.png', 'P', {}),
+        ('a.jpg', 'RGB', {'quality': 100}),
+        ('a.jpeg', 'CMYK', {'quality': 100}),
+        ('a.gif', 'P', {}),
+        ('a.bmp', 'RGB', {}),
+        ('a.webp', 'RGB', {'quality': 100}),
+        ('a.webp', 'RGBA', {'lossless': True}),
+    ],
+)
 def test_formats_and_modes(tmp_path, name, mode, options):
     got = image_folder.decode(save(tmp_path / name, mode, **options), 8)
     assert got.shape == (8, 8, 3) and got.dtype == np.uint8
@@ -41,10 +52,10 @@ def test_grey(tmp_path, name, mode):
 
 
 def test_grey_of_16_bits_keeps_its_upper_byte(tmp_path):
-    pixels = np.array([[0, 0x1234], [0x80ff, 0xffff]], np.uint16)
+    pixels = np.array([[0, 0x1234], [0x80FF, 0xFFFF]], np.uint16)
     Image.fromarray(pixels).save(tmp_path / 'a.png')
     got = image_folder.decode(tmp_path / 'a.png', 2)
-    np.testing.assert_array_equal(got[..., 0], [[0, 0x12], [0x80, 0xff]])
+    np.testing.assert_array_equal(got[..., 0], [[0, 0x12], [0x80, 0xFF]])
     np.testing.assert_array_equal(got[..., 2], got[..., 0])
 
 
@@ -74,7 +85,7 @@ def test_exif_orientation(tmp_path):
 def test_the_middle_is_cut_out(tmp_path, width, height):
     pixels = np.zeros((height, width, 3), np.uint8)
     left, top = (width - 4) // 2, (height - 4) // 2
-    pixels[top:top + 4, left:left + 4] = 200
+    pixels[top : top + 4, left : left + 4] = 200
     Image.fromarray(pixels).save(tmp_path / 'a.png')
     got = image_folder.decode(tmp_path / 'a.png', 4)
     assert got.min() == 200 if width + height == 16 else got.mean() > 150
@@ -156,7 +167,7 @@ def test_unreadable_files_are_named_counted_and_left_out(tmp_path):
     fill(tmp_path / 'train', {'ant': 4, 'bee': 4})
     fill(tmp_path / 'test', {'ant': 1, 'bee': 1})
     whole = save(tmp_path / 'train' / 'ant' / 'cut.jpg', size=(64, 64)).read_bytes()
-    (tmp_path / 'train' / 'ant' / 'cut.jpg').write_bytes(whole[:len(whole) // 2])
+    (tmp_path / 'train' / 'ant' / 'cut.jpg').write_bytes(whole[: len(whole) // 2])
     (tmp_path / 'train' / 'ant' / 'empty.png').write_bytes(b'')
     (tmp_path / 'train' / 'bee' / 'text.webp').write_text('no picture')
     png = bytearray((tmp_path / 'train' / 'bee' / '000.png').read_bytes())
@@ -211,12 +222,21 @@ def _broken(folder, case):
     return folder
 
 
-@pytest.mark.parametrize('case,message', [
-    ('missing', "absent' is no folder; pass one"), ('file', 'is no folder'), ('flat', 'has no subfolders; put the'),
-    ('one class', "has one class only, 'ant'; add"), ('empty class', "cow' has no picture (.bmp"),
-    ('single picture', "class 'cow' .* has one picture"), ('unreadable class', "class 'bee' for train .* can be read"),
-    ('unreadable', 'can be read; mend'), ('unknown class', "val/cow' is of no class of .*train'; remove"),
-    ('no test picture', "val' has no picture")])
+@pytest.mark.parametrize(
+    'case,message',
+    [
+        ('missing', "absent' is no folder; pass one"),
+        ('file', 'is no folder'),
+        ('flat', 'has no subfolders; put the'),
+        ('one class', "has one class only, 'ant'; add"),
+        ('empty class', "cow' has no picture (.bmp"),
+        ('single picture', "class 'cow' .* has one picture"),
+        ('unreadable class', "class 'bee' for train .* can be read"),
+        ('unreadable', 'can be read; mend'),
+        ('unknown class', "val/cow' is of no class of .*train'; remove"),
+        ('no test picture', "val' has no picture"),
+    ],
+)
 def test_mistakes_of_structure(tmp_path, case, message):
     with pytest.raises(errors.UserError, match=message.replace('(', r'\(')) as error:
         image_folder.read(_broken(tmp_path, case), 'train', image_size=8, log=lambda line: None)

@@ -1,4 +1,5 @@
 """imagenet_main as a user runs it, on tiny shards; a net of two blocks stands for ResNet-18."""
+
 import contextlib
 import io
 import json
@@ -31,8 +32,17 @@ from official_resnet import (
 )
 
 PROGRAM = pathlib.Path(official_resnet.__file__).with_name('imagenet_main.py')
-SMALL = ['-rs', '18', '--recipe=fast', '--image_size=32', '--eval_image_size=40', '-bs', '8', '--dtype=fp32',
-         '--steps_per_loop=1']
+SMALL = [
+    '-rs',
+    '18',
+    '--recipe=fast',
+    '--image_size=32',
+    '--eval_image_size=40',
+    '-bs',
+    '8',
+    '--dtype=fp32',
+    '--steps_per_loop=1',
+]
 NUM_TRAIN, NUM_TEST = 24, 14
 # In place of ResNet-18 and -50, and 16 filters: with fewer, TensorFlow 2.21 ruins its memory at 224 pixels.
 BLOCKS = {18: ('basic', (1, 1)), 50: ('bottleneck', (1, 1))}
@@ -54,8 +64,11 @@ def small_spec(size, **axes):
 
 def main(*args, program=train_program.imagenet_program):
     """Run the program in this process, which has TensorFlow already, with smaller nets: (code, stdout, stderr)."""
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out, \
-            contextlib.redirect_stderr(io.StringIO()) as err:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
         patch.setattr(devices, 'start_tensorflow', lambda *threads: None)
         patch.setattr(resnet_model, 'IMAGENET_BLOCKS', resnet_model.IMAGENET_BLOCKS | BLOCKS)
         patch.setattr(resnet_model, 'imagenet_spec', small_spec)
@@ -102,7 +115,11 @@ def test_training_leaves_everything_behind(trained):
             assert line[name] * NUM_TEST == pytest.approx(round(line[name] * NUM_TEST))
     model, card = prediction.load(model_dir)
     assert (card.names, card.num_classes, card.size, card.resize) == (
-        tuple(name for _, name in CLASSES), 6, (40, 40), 46)  # 40 * 256 / 224
+        tuple(name for _, name in CLASSES),
+        6,
+        (40, 40),
+        46,
+    )  # 40 * 256 / 224
     assert len(prediction.predict(model, card, [np.zeros((50, 60, 3), np.uint8)])[0]) == 5
 
 
@@ -114,8 +131,20 @@ def test_the_program_continues_where_it_ended(data_dir, trained, tmp_path):
 
 @pytest.mark.parametrize('recipe,num_logits,size', [('official', 7, 18), ('fb', 6, 50)])
 def test_other_recipes_take_a_step(data_dir, tmp_path, recipe, num_logits, size):
-    code, out, err = main('--data_dir', data_dir, '--model_dir', tmp_path, f'--recipe={recipe}', '-rs', size, '-bs', 8,
-                          '--image_size=32', '-mts', '1')
+    code, out, err = main(
+        '--data_dir',
+        data_dir,
+        '--model_dir',
+        tmp_path,
+        f'--recipe={recipe}',
+        '-rs',
+        size,
+        '-bs',
+        8,
+        '--image_size=32',
+        '-mts',
+        '1',
+    )
     assert code == 0 and '(step 1)' in out, err
     model, card = prediction.load(tmp_path)
     assert model.output_shape == (None, num_logits) and card.size == (32, 32)
@@ -130,8 +159,16 @@ def test_drawn_pictures_need_no_data(tmp_path):
 def test_own_pictures_need_no_shards(tmp_path):
     names = ('ant', 'bee', 'cat')
     write_folder(tmp_path / 'pictures', draw(15, num_classes=3), names)
-    args = ['--image_folder', tmp_path / 'pictures', '--model_dir', tmp_path / 'model', *SMALL, '-te', '1',
-            '--validation_fraction=0.4']
+    args = [
+        '--image_folder',
+        tmp_path / 'pictures',
+        '--model_dir',
+        tmp_path / 'model',
+        *SMALL,
+        '-te',
+        '1',
+        '--validation_fraction=0.4',
+    ]
     code, out, err = main(*args)
     assert code == 0 and f'dataset=folder:{tmp_path / "pictures"}' in out, err
     assert prediction.load(tmp_path / 'model')[1].names == names
@@ -140,8 +177,16 @@ def test_own_pictures_need_no_shards(tmp_path):
 
 
 def test_a_new_head_on_features_that_are_computed_once(data_dir, trained, tmp_path):
-    args = ['--data_dir', data_dir, '--model_dir', tmp_path, *SMALL, '-pmcp', trained[0] / 'model.keras',
-            '--transfer=head']
+    args = [
+        '--data_dir',
+        data_dir,
+        '--model_dir',
+        tmp_path,
+        *SMALL,
+        '-pmcp',
+        trained[0] / 'model.keras',
+        '--transfer=head',
+    ]
     code, out, err = main(*args, '-te', '1')
     assert code == 0 and 'computing the features of 24 pictures' in out and 'augment=False' in out, err
     code, out, err = main(*args, '-te', '3')
@@ -168,6 +213,7 @@ print(*imagenet_main_test.main(*sys.argv[2:]))
 
 def end_at(step, number, patch=None):
     """Let the program get a signal after a step."""
+
     class EndAt(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             if logs['step'] == step:
@@ -180,8 +226,13 @@ def end_at(step, number, patch=None):
 def test_killed_and_resumed_is_bit_identical(data_dir, trained, tmp_path):
     """SIGKILL inside the first epoch, in a process of its own; SIGTERM inside the second; then to the end."""
     args = ['--data_dir', data_dir, '--model_dir', tmp_path, *SMALL, '-te', '2', '--save_checkpoint_minutes=0']
-    process = subprocess.run([sys.executable, '-c', KILLED, '2', *map(str, args)], capture_output=True, text=True,
-                             timeout=240, cwd=pathlib.Path(__file__).parent)
+    process = subprocess.run(
+        [sys.executable, '-c', KILLED, '2', *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=pathlib.Path(__file__).parent,
+    )
     assert process.returncode == -signal.SIGKILL, process.stderr
     with pytest.MonkeyPatch.context() as patch:
         end_at(5, signal.SIGTERM, patch)
@@ -191,7 +242,8 @@ def test_killed_and_resumed_is_bit_identical(data_dir, trained, tmp_path):
     code, out, err = main(*args)
     assert code == 0 and 'epoch 1, step 5' in out, (out, err)
     (arrays, state, _), (others, other_state, _) = (
-        checkpoints.restore_latest(folder / 'checkpoints') for folder in (trained[0], tmp_path))
+        checkpoints.restore_latest(folder / 'checkpoints') for folder in (trained[0], tmp_path)
+    )
     assert state['step'] == other_state['step'] == 6 and arrays.keys() == others.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(array, others[name], err_msg=name)
@@ -204,8 +256,18 @@ def test_killed_and_resumed_is_bit_identical(data_dir, trained, tmp_path):
 def test_evaluation_alone_gives_the_last_numbers_and_a_report(data_dir, trained, tmp_path):
     model_dir, out = trained
     last = metrics(model_dir)[-1]
-    code, out, err = main('--eval_only', '--data_dir', data_dir, '--model_dir', model_dir, '-bs', '5', '--ten_crop',
-                          '--eval_report', tmp_path / 'report')
+    code, out, err = main(
+        '--eval_only',
+        '--data_dir',
+        data_dir,
+        '--model_dir',
+        model_dir,
+        '-bs',
+        '5',
+        '--ten_crop',
+        '--eval_report',
+        tmp_path / 'report',
+    )
     assert code == 0, err
     numbers = f'{last["accuracy"]:.4f}, in the top 5 {last["accuracy_top_5"]:.4f} ({NUM_TEST} images)'
     assert f'epoch 2, step 6: test loss {last["loss"]:.4f}, test accuracy {numbers}' in out
@@ -226,14 +288,16 @@ def test_a_net_that_was_not_trained_here_is_judged_too(data_dir, trained, tmp_pa
     assert json.loads((tmp_path / 'report' / 'report.json').read_text())['n'] == NUM_TEST
     write_shards(tmp_path / 'thousand', draw(4), 'test', 1, classes=None)
     assert 'has 6 classes, the pictures of imagenet have 1000; pass the pictures of its classes' in one_line(
-        *net, '--data_dir', tmp_path / 'thousand')
+        *net, '--data_dir', tmp_path / 'thousand'
+    )
 
 
 @pytest.mark.parametrize('takes_bytes', [False, True])
 def test_the_export_takes_pictures_or_files(data_dir, trained, tmp_path, takes_bytes):
     flag = ['--image_bytes_as_serving_input'] if takes_bytes else []
-    code, out, err = main('--eval_only', '--data_dir', data_dir, '--model_dir', trained[0], '--export_dir', tmp_path,
-                          *flag)
+    code, out, err = main(
+        '--eval_only', '--data_dir', data_dir, '--model_dir', trained[0], '--export_dir', tmp_path, *flag
+    )
     assert code == 0 and 'SavedModel, reloaded and compared' in out, err
     views = preprocessing.Views(32, 40, min_area=0.08, use_boxes=False)
     test = input_pipeline.read('imagenet', 'test', data_dir=data_dir, views=views)
@@ -243,7 +307,7 @@ def test_the_export_takes_pictures_or_files(data_dir, trained, tmp_path, takes_b
     expected = tf.nn.softmax(model(preprocessing.NORMALIZATIONS[card.normalization](pictures))).numpy()
     served = tf.saved_model.load(str(next(tmp_path.iterdir()))).signatures['serving_default']
     for count in (1, NUM_TEST):
-        got = (served(image_bytes=tf.constant(jpegs[:count])) if takes_bytes else served(input=pictures[:count]))
+        got = served(image_bytes=tf.constant(jpegs[:count])) if takes_bytes else served(input=pictures[:count])
         np.testing.assert_allclose(got['probabilities'], expected[:count], atol=1e-5)
         np.testing.assert_array_equal(got['classes'], expected[:count].argmax(-1))
 
@@ -259,10 +323,13 @@ def test_a_wrong_data_dir_is_one_line(data_dir, tmp_path):
     shutil.copytree(data_dir, tmp_path / 'damaged', ignore=shutil.ignore_patterns('.*'))
     path = tmp_path / 'damaged' / 'train-00002-of-00004'
     path.write_bytes(path.read_bytes()[:-9])
-    for name, message in (('absent', 'does not exist; pass the folder of train-00000-of-'), ('file', 'not a folder'),
-                          ('empty', 'has no train-00000-of-...; build them with data/build_imagenet_data.py'),
-                          ('partial', 'lacks 1 of 2 validation shards, the first is 00001'),
-                          ('damaged', "train-00002-of-00004' is cut off inside the record")):
+    for name, message in (
+        ('absent', 'does not exist; pass the folder of train-00000-of-'),
+        ('file', 'not a folder'),
+        ('empty', 'has no train-00000-of-...; build them with data/build_imagenet_data.py'),
+        ('partial', 'lacks 1 of 2 validation shards, the first is 00001'),
+        ('damaged', "train-00002-of-00004' is cut off inside the record"),
+    ):
         assert message in one_line('--data_dir', tmp_path / name, '--model_dir', tmp_path / 'model', *SMALL)
     assert not list((tmp_path / 'model').glob('checkpoints/*'))
 
@@ -274,27 +341,36 @@ def test_damage_that_only_reading_finds_is_one_line(data_dir, trained, tmp_path)
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     data = ['--data_dir', tmp_path / 'data']
-    for args in (['--model_dir', tmp_path / 'model', *SMALL, '-te', '1'], ['--model_dir', trained[0], '--eval_only'],
-                 ['--model_dir', tmp_path / 'no', '--eval_only', '-pmcp', trained[0] / 'model.keras']):
+    for args in (
+        ['--model_dir', tmp_path / 'model', *SMALL, '-te', '1'],
+        ['--model_dir', trained[0], '--eval_only'],
+        ['--model_dir', tmp_path / 'no', '--eval_only', '-pmcp', trained[0] / 'model.keras'],
+    ):
         assert f"'{path}' is damaged: wrong checksum of the record at byte" in one_line(*data, *args)
 
 
 def test_another_run_in_model_dir_is_refused(data_dir, trained):
-    for args, message in ((['-rs', '50'], "spec.block 'basic', not 'bottleneck'"), (['--seed=4'], 'seed 0, not 4'),
-                          (['--image_size=48'], 'views.size 32, not 48'), (['--background_class'], 'background False'),
-                          (['--num_train_images=16'], 'num_train_images None, not 16')):
+    for args, message in (
+        (['-rs', '50'], "spec.block 'basic', not 'bottleneck'"),
+        (['--seed=4'], 'seed 0, not 4'),
+        (['--image_size=48'], 'views.size 32, not 48'),
+        (['--background_class'], 'background False'),
+        (['--num_train_images=16'], 'num_train_images None, not 16'),
+    ):
         assert message in one_line('--data_dir', data_dir, '--model_dir', trained[0], *SMALL, *args)
 
 
 def test_other_mistakes_are_one_line(data_dir, trained, tmp_path):
     there = ['--data_dir', data_dir, '--model_dir', tmp_path]
-    for args, message in ((['--eval_only', *there], 'has no checkpoint; train there first'),
-                          (['--eval_only', *there, '-pmcp', tmp_path / 'x.keras'], 'no .keras file and no model_dir'),
-                          ([*there, *SMALL, '-bs', '99'], 'batch_size 99 with 24 training pictures'),
-                          ([*there, *SMALL, '--num_classes=3'], 'num_classes 3 with 6 classes'),
-                          ([*there, *SMALL, '--tfds=no_such_pictures'], "'no_such_pictures': "),
-                          ([*there, *SMALL, '--image_folder', tmp_path / 'no'], 'is no folder'),
-                          ([*there, *SMALL, '-pmcp', trained[0], '--head=keep', '--background_class'], 'head=replace')):
+    for args, message in (
+        (['--eval_only', *there], 'has no checkpoint; train there first'),
+        (['--eval_only', *there, '-pmcp', tmp_path / 'x.keras'], 'no .keras file and no model_dir'),
+        ([*there, *SMALL, '-bs', '99'], 'batch_size 99 with 24 training pictures'),
+        ([*there, *SMALL, '--num_classes=3'], 'num_classes 3 with 6 classes'),
+        ([*there, *SMALL, '--tfds=no_such_pictures'], "'no_such_pictures': "),
+        ([*there, *SMALL, '--image_folder', tmp_path / 'no'], 'is no folder'),
+        ([*there, *SMALL, '-pmcp', trained[0], '--head=keep', '--background_class'], 'head=replace'),
+    ):
         assert message in one_line(*args), args
 
 

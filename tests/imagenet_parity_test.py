@@ -1,4 +1,5 @@
 """A converted net on ImageNet's pictures: the same answers as PyTorch gives. And the program can learn them."""
+
 import csv
 import io
 import json
@@ -19,8 +20,20 @@ from official_resnet import callbacks, devices, train_program
 pytestmark = pytest.mark.parity
 PROGRAM = pathlib.Path(official_resnet.__file__).with_name('imagenet_main.py')
 NUM_FIRST, NUM_SECOND = 60, 25  # of the sample's 105 pictures: fitted, and fitted to come second
-OVERFIT = ['--recipe=fast', '-rs', '18', '--image_size=64', '--eval_image_size=64', '-bs', '35', '-te', '25',
-           '--min_crop_area=0.8', '--nozero_gamma', '--epochs_between_evals=25']
+OVERFIT = [
+    '--recipe=fast',
+    '-rs',
+    '18',
+    '--image_size=64',
+    '--eval_image_size=64',
+    '-bs',
+    '35',
+    '-te',
+    '25',
+    '--min_crop_area=0.8',
+    '--nozero_gamma',
+    '--epochs_between_evals=25',
+]
 
 
 @pytest.fixture(scope='module')
@@ -36,10 +49,17 @@ def peer(sample):
     import torch
 
     from official_resnet import benchmark_torch
+
     torchvision = benchmark_torch.import_torchvision()
     transforms = torchvision.transforms
-    prepare = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(),
-                                  transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
+    prepare = transforms.Compose(
+        [
+            transforms.Resize(256),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
     torch.manual_seed(0)
     net = torchvision.models.resnet18().train()
     for module in net.modules():
@@ -60,6 +80,7 @@ def peer(sample):
 def fit(head, features, labels):
     """Set a linear layer so that it is right in the first pictures, second in the next, and anything in the rest."""
     import torch
+
     count = NUM_FIRST + NUM_SECOND
     targets = torch.zeros(count, 1000)
     targets[range(count), labels[:count]] = torch.tensor([10.0] * NUM_FIRST + [7.0] * NUM_SECOND)
@@ -74,6 +95,7 @@ def fit(head, features, labels):
 
 def test_evaluation_equals_pytorch_picture_by_picture(sample, peer, tmp_path, capsys, monkeypatch):
     import torch
+
     data_dir, pictures = sample
     net, logits = peer
     torch.save(net.state_dict(), tmp_path / 'net.pth')
@@ -81,9 +103,20 @@ def test_evaluation_equals_pytorch_picture_by_picture(sample, peer, tmp_path, ca
     assert read_ckpt.main(['read_ckpt.py', '--input', str(tmp_path / 'net.pth'), '--output', str(model)]) == 0
     capsys.readouterr()
     monkeypatch.setattr(devices, 'start_tensorflow', lambda *threads: None)
-    assert train_program.imagenet_program(
-        ['imagenet_main.py', '--eval_only', f'--pretrained_model_checkpoint_path={model}', f'--data_dir={data_dir}',
-         f'--model_dir={tmp_path / "none"}', f'--eval_report={tmp_path / "report"}'], '') == 0
+    assert (
+        train_program.imagenet_program(
+            [
+                'imagenet_main.py',
+                '--eval_only',
+                f'--pretrained_model_checkpoint_path={model}',
+                f'--data_dir={data_dir}',
+                f'--model_dir={tmp_path / "none"}',
+                f'--eval_report={tmp_path / "report"}',
+            ],
+            '',
+        )
+        == 0
+    )
     out = capsys.readouterr().out
 
     labels = np.array([label for _, label, _ in pictures])

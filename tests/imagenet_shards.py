@@ -1,4 +1,5 @@
 """Small TFRecord shards in ImageNet's format, of drawn pictures or of the sample."""
+
 import io
 import json
 
@@ -41,7 +42,8 @@ def example(jpeg, label, boxes=(), first_label=1):
     columns = np.float32(boxes).reshape(-1, 4).T
     return tfrecords.encode_example(
         {'image/encoded': jpeg, 'image/class/label': label + first_label}
-        | {f'image/object/bbox/{side}': column for side, column in zip(SIDES, columns, strict=True)})
+        | {f'image/object/bbox/{side}': column for side, column in zip(SIDES, columns, strict=True)}
+    )
 
 
 def write_shards(folder, pictures, split='train', num_shards=4, classes=CLASSES):

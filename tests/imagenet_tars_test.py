@@ -1,4 +1,5 @@
 """imagenet_tars: offsets of pictures in tars of tars, whatever wrote them; what is wrong with one, in one line."""
+
 import gzip
 import io
 import json
@@ -16,8 +17,11 @@ import pytest
 from official_resnet.errors import UserError
 
 SYNSETS = ('n01440764', 'n02092002', 'n02105855')
-FILES = {f'{synset}_{number}.JPEG': random.Random(number).randbytes(300 * number + index)
-         for index, synset in enumerate(SYNSETS) for number in (3, 1, 12)}
+FILES = {
+    f'{synset}_{number}.JPEG': random.Random(number).randbytes(300 * number + index)
+    for index, synset in enumerate(SYNSETS)
+    for number in (3, 1, 12)
+}
 
 
 @pytest.fixture(scope='module')
@@ -64,7 +68,8 @@ def test_pictures_are_read_where_they_lie(tmp_path, tar_format):
 def test_the_layout_of_the_sample(layout):
     assert contents(train(layout.folder / ilsvrc.TRAIN, synsets=layout.synsets)) == layout.train
     pictures = imagenet_tars.validation_pictures(
-        layout.folder / ilsvrc.VALIDATION, layout.validation_synsets, layout.synsets, log=print)
+        layout.folder / ilsvrc.VALIDATION, layout.validation_synsets, layout.synsets, log=print
+    )
     assert contents(pictures) == layout.validation
     for i in range(len(pictures)):
         number = int(pictures.basename(i)[-13:-5])
@@ -94,10 +99,19 @@ def test_tar_of_the_system_with_long_names(tmp_path):
 
 def test_members_that_are_no_pictures_are_left_out_and_said(tmp_path):
     lines = []
-    changed = {'n09999999.tar': inner(SYNSETS[0]), 'notes.txt': b'x' * 700, '._n01440764.tar': b'of macOS',
-               'n01440764.tar': ilsvrc.tar_bytes({
-                   **{name: data for name, data in FILES.items() if name.startswith('n01440764')},
-                   'README': b'x', '._n01440764_1.JPEG': b'x', 'thumbs.jpg': b'x'})}
+    changed = {
+        'n09999999.tar': inner(SYNSETS[0]),
+        'notes.txt': b'x' * 700,
+        '._n01440764.tar': b'of macOS',
+        'n01440764.tar': ilsvrc.tar_bytes(
+            {
+                **{name: data for name, data in FILES.items() if name.startswith('n01440764')},
+                'README': b'x',
+                '._n01440764_1.JPEG': b'x',
+                'thumbs.jpg': b'x',
+            }
+        ),
+    }
     assert contents(train(tmp_path / 'a.tar', outer(**changed), log=lines.append)) == FILES
     assert len(lines) == 1 and 'left out 6 members' in lines[0] and 'README' in lines[0]
 
@@ -105,8 +119,12 @@ def test_members_that_are_no_pictures_are_left_out_and_said(tmp_path):
 def test_links_and_folders_are_no_pictures(tmp_path):
     buffer = io.BytesIO(inner(SYNSETS[0]))
     with tarfile.open(fileobj=buffer, mode='a') as tar:
-        for kind, name in ((tarfile.SYMTYPE, 'n01440764_77.JPEG'), (tarfile.LNKTYPE, 'n01440764_78.JPEG'),
-                           (tarfile.DIRTYPE, 'n01440764_79.JPEG'), (tarfile.FIFOTYPE, 'n01440764_80.JPEG')):
+        for kind, name in (
+            (tarfile.SYMTYPE, 'n01440764_77.JPEG'),
+            (tarfile.LNKTYPE, 'n01440764_78.JPEG'),
+            (tarfile.DIRTYPE, 'n01440764_79.JPEG'),
+            (tarfile.FIFOTYPE, 'n01440764_80.JPEG'),
+        ):
             member = tarfile.TarInfo(name)
             member.type, member.linkname = kind, '/etc/passwd'
             tar.addfile(member)
@@ -133,7 +151,7 @@ def test_any_opener_serves(tmp_path):
     pictures = imagenet_tars.train_pictures('gs://bucket/train.tar', SYNSETS, opener=lambda path: io.BytesIO(data))
     assert pictures.files == ('gs://bucket/train.tar',)
     for row in pictures.rows:
-        assert data[row['offset']:row['offset'] + row['size']] == FILES[os.fsdecode(row['name'])]
+        assert data[row['offset'] : row['offset'] + row['size']] == FILES[os.fsdecode(row['name'])]
 
 
 # --- what is missing or wrong ---------------------------------------------------------------------------------
@@ -157,30 +175,39 @@ def _with_sparse():
 
 
 def _spoil(data, place, value):
-    return data[:place] + value + data[place + len(value):]
+    return data[:place] + value + data[place + len(value) :]
 
 
 TRAIN_CASES = {
-    'absent': (None, r'cannot be read \(No such file'), 'empty': (b'', 'damaged or no tar file'),
+    'absent': (None, r'cannot be read \(No such file'),
+    'empty': (b'', 'damaged or no tar file'),
     'garbage': (random.Random(0).randbytes(5000), 'damaged or no tar file: no header at byte 0'),
     'login page': (b'<html>' * 500, 'damaged or no tar file'),
     'zeros': (bytes(10240), 'has no <synset>.tar of a listed'),
     'packed': (lambda: gzip.compress(outer()), 'is packed by gzip; .* unpack it'),
-    'inner packed': (lambda: outer(**{'n01440764.tar': gzip.compress(inner(SYNSETS[0]))}),
-                     "'n01440764.tar' in .* is packed by gzip"),
+    'inner packed': (
+        lambda: outer(**{'n01440764.tar': gzip.compress(inner(SYNSETS[0]))}),
+        "'n01440764.tar' in .* is packed by gzip",
+    ),
     'inner tar.gz': (lambda: outer(**{'n01440764.tar.gz': b'x'}), "'n01440764.tar.gz' in .* is packed"),
-    'cut in the last': (lambda: outer()[:len(outer().rstrip(b'\0')) - 50], "cut off at member 'n02105855.tar', byte"),
+    'cut in the last': (lambda: outer()[: len(outer().rstrip(b'\0')) - 50], "cut off at member 'n02105855.tar', byte"),
     'cut in the first': (lambda: outer()[:700], "cut off at member 'n01440764.tar', byte 0"),
     'cut in a header': (lambda: outer()[:300], 'no tar file: no header at byte 0'),
-    'no end': (lambda: outer()[:len(outer().rstrip(b'\0')) // 512 * 512 + 512], 'is cut off at member'),
-    'header overwritten': (lambda: _spoil(outer(), 512 + len(inner(SYNSETS[0])), b'garbage' * 40),
-                           "no header at byte 10752 after member 'n01440764.tar'"),
+    'no end': (lambda: outer()[: len(outer().rstrip(b'\0')) // 512 * 512 + 512], 'is cut off at member'),
+    'header overwritten': (
+        lambda: _spoil(outer(), 512 + len(inner(SYNSETS[0])), b'garbage' * 40),
+        "no header at byte 10752 after member 'n01440764.tar'",
+    ),
     'inner garbage': (lambda: outer(**{'n01440764.tar': b'<html>' * 500}), "'n01440764.tar' in .* no tar file"),
     'inner empty': (lambda: outer(**{'n01440764.tar': b''}), "'n01440764.tar' in .* no tar file"),
-    'inner cut': (lambda: outer(**{'n01440764.tar': inner(SYNSETS[0])[:1500]}),
-                  "'n01440764.tar' in .* cut off at member 'n01440764_3.JPEG', byte 2048"),
-    'inner header': (lambda: outer(**{'n01440764.tar': _spoil(inner(SYNSETS[0]), 1536, b'garbage' * 20)}),
-                     "'n01440764.tar' in .* no header at byte 2048 after member 'n01440764_3.JPEG'"),
+    'inner cut': (
+        lambda: outer(**{'n01440764.tar': inner(SYNSETS[0])[:1500]}),
+        "'n01440764.tar' in .* cut off at member 'n01440764_3.JPEG', byte 2048",
+    ),
+    'inner header': (
+        lambda: outer(**{'n01440764.tar': _spoil(inner(SYNSETS[0]), 1536, b'garbage' * 20)}),
+        "'n01440764.tar' in .* no header at byte 2048 after member 'n01440764_3.JPEG'",
+    ),
     'negative size': (lambda: outer(**{'n01440764.tar': negative_size()}), 'no plain size|no header'),
     'sparse': (lambda: outer(**{'n01440764.tar': _with_sparse()}), "'n01440764_5.JPEG' .* no plain size"),
     'folders': (lambda: ilsvrc.tar_bytes(FILES), 'has no <synset>.tar of a listed'),
@@ -217,9 +244,9 @@ def test_any_damage_of_a_header_is_found_or_harmless(tmp_path):
         place = generator.choice([0, 512, 512 + len(inner(SYNSETS[0]))])  # the first, its first, the second header
         for _ in range(generator.randint(1, 8)):
             data[place + generator.randrange(512)] = generator.randrange(256)
-        header = data[place:place + 512]
+        header = data[place : place + 512]
         header[148:156] = b'%06o\0 ' % (sum(header[:148]) + 256 + sum(header[156:]))  # as if it were meant
-        data[place:place + 512] = header
+        data[place : place + 512] = header
         try:
             pictures = train(tmp_path / 'train.tar', bytes(data), allow_partial=True)
         except UserError:
@@ -239,19 +266,25 @@ def val(*numbers):
 
 def test_validation_by_number(tmp_path):
     labels, lines = [SYNSETS[1], SYNSETS[0], 'n00000001', SYNSETS[2]], []
-    pictures = validation(tmp_path / 'val.tar', {f'val/{name}': data for name, data in val(4, 3, 1, 2).items()}, labels,
-                          log=lines.append)
+    pictures = validation(
+        tmp_path / 'val.tar', {f'val/{name}': data for name, data in val(4, 3, 1, 2).items()}, labels, log=lines.append
+    )
     assert [(pictures.basename(i)[-6], pictures.synset(i), pictures.read_bytes(i)) for i in range(3)] == [
-        ('2', SYNSETS[0], b'2'), ('1', SYNSETS[1], b'1'), ('4', SYNSETS[2], b'4')]
+        ('2', SYNSETS[0], b'2'),
+        ('1', SYNSETS[1], b'1'),
+        ('4', SYNSETS[2], b'4'),
+    ]
     assert 'left out 1 members' in lines[0]
 
 
 def test_validation_mistakes(tmp_path):
     path, labels = tmp_path / 'val.tar', [SYNSETS[0]] * 3
     for files, message in (
-            (val(1, 2, 4), "00000004.JPEG' .* has no label, there are 3"), (val(0, 1, 2, 3), 'no label'),
-            ({'a.JPEG': b''}, 'has no ILSVRC2012_val_<number>'),
-            (val(2), 'lacks 2 pictures, as ILSVRC2012_val_00000001.JPEG, ILSVRC2012_val_00000003.JPEG;')):
+        (val(1, 2, 4), "00000004.JPEG' .* has no label, there are 3"),
+        (val(0, 1, 2, 3), 'no label'),
+        ({'a.JPEG': b''}, 'has no ILSVRC2012_val_<number>'),
+        (val(2), 'lacks 2 pictures, as ILSVRC2012_val_00000001.JPEG, ILSVRC2012_val_00000003.JPEG;'),
+    ):
         with pytest.raises(UserError, match=message):
             validation(path, files, labels)
     assert len(validation(path, val(2), labels, allow_partial=True)) == 1
@@ -269,6 +302,7 @@ def test_index_is_kept_until_the_file_changes(tmp_path):
 
     def index(synsets=SYNSETS):
         return imagenet_tars.indexed(tmp_path, 'train', path, synsets, make, log=lambda line: None)
+
     path.write_bytes(outer())
     for _ in range(2):
         assert contents(index()) == FILES

@@ -100,9 +100,7 @@ def test_num_epochs_only_says_where_to_end(uninterrupted):
 
 
 def test_a_late_first_step_costs_nothing():
-    dataset = input_pipeline.batches(
-        numbered(100), 10, training=True, first_step=10**10 + 3, num_epochs=10**9 + 1
-    )
+    dataset = input_pipeline.batches(numbered(100), 10, training=True, first_step=10**10 + 3, num_epochs=10**9 + 1)
     assert len(dataset) == 7 and len(labels_of(dataset)) == 7
 
 
@@ -228,8 +226,11 @@ def test_wrong_data_dir_is_one_line_with_the_remedy(tmp_path, make, data_dir, me
 
 def test_wrong_names():
     for arguments, message in [
-        (('cifar11', 'train'), "dataset 'cifar11' is unknown; choose cifar10, cifar100, mnist, fashion_mnist, "
-                                "imagenet, synthetic, synthetic224, tfds:NAME or folder:PATH"),
+        (
+            ('cifar11', 'train'),
+            "dataset 'cifar11' is unknown; choose cifar10, cifar100, mnist, fashion_mnist, "
+            'imagenet, synthetic, synthetic224, tfds:NAME or folder:PATH',
+        ),
         (('cifar10', 'validation'), "split 'validation' is unknown; choose 'train' or 'test'"),
         (('cifar10', 'train'), 'cifar10 needs a data_dir; pass --data_dir'),
         (('tfds:no_such_pictures', 'train'), "tfds data set 'no_such_pictures': .*not found. See"),
@@ -259,8 +260,12 @@ def test_table_is_consistent(name):
 # --- MNIST ---------------------------------------------------------------------------------------------------
 
 
-def write_mnist(folder, names=('train-images-idx3-ubyte', 'train-labels-idx1-ubyte',
-                               't10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'), suffix='', num_images=6):
+def write_mnist(
+    folder,
+    names=('train-images-idx3-ubyte', 'train-labels-idx1-ubyte', 't10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'),
+    suffix='',
+    num_images=6,
+):
     """Write tiny IDX files, every pixel of picture i 40 * i, its label i; return the folder."""
     folder.mkdir(parents=True)
     labels = np.arange(num_images, dtype=np.uint8)
@@ -271,9 +276,15 @@ def write_mnist(folder, names=('train-images-idx3-ubyte', 'train-labels-idx1-uby
 
 
 @pytest.mark.parametrize('suffix', ['', '.gz'])
-@pytest.mark.parametrize('below, dataset', [
-    ('mnist', 'mnist'), ('MNIST/raw', 'mnist'), ('fashion-mnist', 'fashion_mnist'),
-    ('FashionMNIST/raw', 'fashion_mnist')])
+@pytest.mark.parametrize(
+    'below, dataset',
+    [
+        ('mnist', 'mnist'),
+        ('MNIST/raw', 'mnist'),
+        ('fashion-mnist', 'fashion_mnist'),
+        ('FashionMNIST/raw', 'fashion_mnist'),
+    ],
+)
 def test_mnist_in_every_place(tmp_path, below, dataset, suffix):
     folder = write_mnist(tmp_path / below, suffix=suffix)
     (tmp_path / 'mnist').mkdir(exist_ok=True)  # an empty one is not taken for it
@@ -293,7 +304,7 @@ def test_the_folder_of_the_other_is_refused(tmp_path, monkeypatch):
         input_pipeline.read('mnist', 'test', data_dir='.')
     with pytest.raises(errors.UserError, match="fashion-mnist' is the folder of fashion_mnist, not of mnist; pass"):
         input_pipeline.read('mnist', 'test', data_dir=folder)
-    with pytest.raises(errors.UserError, match="has no mnist; run mnist_main.py --data_dir .* or pass another"):
+    with pytest.raises(errors.UserError, match='has no mnist; run mnist_main.py --data_dir .* or pass another'):
         input_pipeline.read('mnist', 'test', data_dir=tmp_path)
 
 
@@ -316,8 +327,10 @@ def test_mnist_batches_are_32_x_32_in_0_to_1(tmp_path):
     write_mnist(tmp_path / 'mnist')
     train = input_pipeline.read('mnist', 'train', data_dir=tmp_path)
     middle = np.pad(np.ones((28, 28)), 2)[..., None]
-    plain = [input_pipeline.batches(train, 6, training=False),
-             input_pipeline.batches(train, 6, training=True, augment=False)]
+    plain = [
+        input_pipeline.batches(train, 6, training=False),
+        input_pipeline.batches(train, 6, training=True, augment=False),
+    ]
     for dataset in plain:
         images, labels = next(dataset.as_numpy_iterator())
         np.testing.assert_allclose(images, labels[:, None, None, None] * 40 / 255 * middle, rtol=1e-6)
@@ -347,11 +360,13 @@ with tfds.core.registered.skip_registration():  # so that it is found by its fil
         SPLITS = {'train': 12, 'validation': 4}
 
         def _info(self):
-            features = tfds.features.FeaturesDict({
-                'image': tfds.features.Image(shape=(6, 5, 3)),
-                'label': tfds.features.ClassLabel(names=['ant', 'bee', 'cat']),
-                'note': tfds.features.Text(),
-            })
+            features = tfds.features.FeaturesDict(
+                {
+                    'image': tfds.features.Image(shape=(6, 5, 3)),
+                    'label': tfds.features.ClassLabel(names=['ant', 'bee', 'cat']),
+                    'note': tfds.features.Text(),
+                }
+            )
             return tfds.core.DatasetInfo(builder=self, features=features)
 
         def _split_generators(self, dl_manager):
@@ -421,8 +436,10 @@ with tfds.core.registered.skip_registration():
         FORMAT = 'jpeg'
 
         def _info(self):
-            features = {'image': tfds.features.Image(shape=(None, None, 3), encoding_format=self.FORMAT),
-                        'label': tfds.features.ClassLabel(names=[name for _, name in CLASSES])}
+            features = {
+                'image': tfds.features.Image(shape=(None, None, 3), encoding_format=self.FORMAT),
+                'label': tfds.features.ClassLabel(names=[name for _, name in CLASSES]),
+            }
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
         def _generate_examples(self, size):
@@ -488,17 +505,23 @@ def test_every_encoded_picture_once_in_an_epoch_each_in_another_order(encoded_tr
 
 def test_an_encoded_training_batch_is_its_views_normalized(shard_dir):
     train = stream(shard_dir)
-    numbers = numbers_of(input_pipeline.batches(
-        dataclasses.replace(train, source=Numbered(train.source)), 8, training=True, seed=6))
+    numbers = numbers_of(
+        input_pipeline.batches(dataclasses.replace(train, source=Numbered(train.source)), 8, training=True, seed=6)
+    )
     for flip in (True, False):
         dataset = input_pipeline.batches(train, 8, training=True, seed=6, flip=flip)
         for step, (images, labels) in enumerate(dataset.as_numpy_iterator()):
-            rows = numbers[8 * step:8 * step + 8]
+            rows = numbers[8 * step : 8 * step + 8]
             assert labels.tolist() == [DRAWN[row][1] for row in rows]
-            views = [preprocessing.train_view(DRAWN[row][0], np.float32(DRAWN[row][2]).reshape(-1, 4),
-                                              [6, 8 * step + i], VIEWS, flip) for i, row in enumerate(rows)]
-            np.testing.assert_allclose(images, preprocessing.NORMALIZATIONS[encoded.OFFICIAL](tf.stack(views)),
-                                       atol=1e-3)
+            views = [
+                preprocessing.train_view(
+                    DRAWN[row][0], np.float32(DRAWN[row][2]).reshape(-1, 4), [6, 8 * step + i], VIEWS, flip
+                )
+                for i, row in enumerate(rows)
+            ]
+            np.testing.assert_allclose(
+                images, preprocessing.NORMALIZATIONS[encoded.OFFICIAL](tf.stack(views)), atol=1e-3
+            )
 
 
 ENCODED_EPOCHS = {'batch_size': 6, 'training': True, 'seed': 3, 'num_epochs': 3}  # of 4 steps
@@ -539,8 +562,9 @@ def test_evaluation_of_encoded_pictures(shard_dir):
     batches = list(dataset.as_numpy_iterator())
     assert len(dataset) == 3 and [labels.tolist() for _, labels in batches] == [[0, 1, 2], [3, 4, 5], [0]]
     expected = tf.stack([preprocessing.test_view(jpeg, VIEWS) for jpeg, _, _ in DRAWN[:7]])
-    np.testing.assert_allclose(np.concatenate([images for images, _ in batches]),
-                               expected - np.float32([123.68, 116.78, 103.94]), atol=1e-3)
+    np.testing.assert_allclose(
+        np.concatenate([images for images, _ in batches]), expected - np.float32([123.68, 116.78, 103.94]), atol=1e-3
+    )
     shifted = dataclasses.replace(test, label_shift=2)
     assert labels_of(input_pipeline.batches(shifted, 7, training=False)) == [[2, 3, 4, 5, 6, 7, 2]]
     pictures = list(input_pipeline.encoded_pictures(test, 4).as_numpy_iterator())
@@ -552,9 +576,12 @@ def test_several_views_of_a_picture_are_several_images_with_one_label(shard_dir)
     dataset = input_pipeline.batches(test, 3, training=False, view=lambda jpeg: preprocessing.ten_views(jpeg, VIEWS))
     batches = list(dataset.as_numpy_iterator())
     assert [(images.shape, len(labels)) for images, labels in batches] == [
-        ((30, 16, 16, 3), 3), ((30, 16, 16, 3), 3), ((10, 16, 16, 3), 1)]
+        ((30, 16, 16, 3), 3),
+        ((30, 16, 16, 3), 3),
+        ((10, 16, 16, 3), 1),
+    ]
     for (images, _), first in zip(batches, (0, 3, 6), strict=True):
-        expected = [preprocessing.ten_views(jpeg, VIEWS) for jpeg, _, _ in DRAWN[first:min(first + 3, 7)]]
+        expected = [preprocessing.ten_views(jpeg, VIEWS) for jpeg, _, _ in DRAWN[first : min(first + 3, 7)]]
         np.testing.assert_allclose(images, np.concatenate(expected), atol=1e-3)
 
 
@@ -580,8 +607,11 @@ def test_shards_folders_and_tfds_give_the_same_pictures(shard_dir, tmp_path, mon
     def pictures(dataset, split, data_dir=None):
         read = input_pipeline.read(dataset, split, data_dir=data_dir, views=VIEWS)
         batches = input_pipeline.batches(read, 30, training=False).as_numpy_iterator()
-        return {image.tobytes(): read.class_names[label]
-                for images, labels in batches for image, label in zip(images, labels, strict=True)}
+        return {
+            image.tobytes(): read.class_names[label]
+            for images, labels in batches
+            for image, label in zip(images, labels, strict=True)
+        }
 
     for split, count in (('train', 26), ('test', 7)):
         expected = pictures('imagenet', split, shard_dir)
@@ -593,9 +623,16 @@ def test_shards_folders_and_tfds_give_the_same_pictures(shard_dir, tmp_path, mon
     EncodedPictures(data_dir=tmp_path / 'png').download_and_prepare()
     read = input_pipeline.read('tfds:encoded_pictures', 'train', data_dir=tmp_path / 'png', views=VIEWS)
     assert sorted(numbers_of(input_pipeline.batches(read, 26, training=True))) == sorted(row[1] for row in DRAWN)
-    (images, labels), = input_pipeline.batches(read, 26, training=False).as_numpy_iterator()
-    closest = [min(((np.abs(np.frombuffer(other, np.float32) - image.ravel()).mean(), name)
-                    for other, name in pictures('imagenet', 'train', shard_dir).items())) for image in images]
+    ((images, labels),) = input_pipeline.batches(read, 26, training=False).as_numpy_iterator()
+    closest = [
+        min(
+            (
+                (np.abs(np.frombuffer(other, np.float32) - image.ravel()).mean(), name)
+                for other, name in pictures('imagenet', 'train', shard_dir).items()
+            )
+        )
+        for image in images
+    ]
     assert [name for _, name in closest] == [read.class_names[label] for label in labels]
     assert max(distance for distance, _ in closest) < 3
 

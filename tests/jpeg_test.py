@@ -1,4 +1,5 @@
 """What bytes are, and odd pictures as RGB JPEGs: every format and mode, against tf.io.decode_jpeg; damage."""
+
 import io
 
 import numpy as np
@@ -29,7 +30,7 @@ def pixels(data):
 def without(data, marker):
     """Return a JPEG without its first segment of that marker."""
     place = data.index(bytes([0xFF, marker]))
-    return data[:place] + data[place + 2 + int.from_bytes(data[place + 2:place + 4], 'big'):]
+    return data[:place] + data[place + 2 + int.from_bytes(data[place + 2 : place + 4], 'big') :]
 
 
 def adobe(data, transform):
@@ -37,9 +38,19 @@ def adobe(data, transform):
     return b'\xff\xd8\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00' + bytes([transform]) + without(data, 0xE0)[2:]
 
 
-@pytest.mark.parametrize('options', [
-    {'quality': 90}, {'progressive': True}, {'restart_marker_blocks': 2}, {'optimize': True}, {'subsampling': 2},
-    {'comment': b'\xff\xd9 in a comment'}, {'exif': b'Exif\0\0\xff\xd8\xff\xd9'}, {'keep_rgb': True}])
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'quality': 90},
+        {'progressive': True},
+        {'restart_marker_blocks': 2},
+        {'optimize': True},
+        {'subsampling': 2},
+        {'comment': b'\xff\xd9 in a comment'},
+        {'exif': b'Exif\0\0\xff\xd8\xff\xd9'},
+        {'keep_rgb': True},
+    ],
+)
 def test_an_rgb_jpeg_stays_as_it_is(options):
     data = encode(size=(70, 40), **options)
     info = jpeg.inspect(data)
@@ -62,10 +73,21 @@ def test_bytes_after_the_end_are_left_alone():
     assert jpeg.inspect(data).is_whole and jpeg.to_rgb_jpeg(data)[0] is data
 
 
-@pytest.mark.parametrize('mode,kind,options', [
-    ('RGB', 'PNG', {}), ('RGBA', 'PNG', {}), ('P', 'PNG', {'transparency': bytes(256)}), ('P', 'GIF', {}),
-    ('RGB', 'BMP', {}), ('P', 'BMP', {}), ('RGB', 'WEBP', {'lossless': True}), ('RGBA', 'WEBP', {'lossless': True}),
-    ('CMYK', 'JPEG', {'quality': 100}), ('CMYK', 'JPEG', {'quality': 100, 'progressive': True})])
+@pytest.mark.parametrize(
+    'mode,kind,options',
+    [
+        ('RGB', 'PNG', {}),
+        ('RGBA', 'PNG', {}),
+        ('P', 'PNG', {'transparency': bytes(256)}),
+        ('P', 'GIF', {}),
+        ('RGB', 'BMP', {}),
+        ('P', 'BMP', {}),
+        ('RGB', 'WEBP', {'lossless': True}),
+        ('RGBA', 'WEBP', {'lossless': True}),
+        ('CMYK', 'JPEG', {'quality': 100}),
+        ('CMYK', 'JPEG', {'quality': 100, 'progressive': True}),
+    ],
+)
 def test_other_formats_become_rgb(mode, kind, options):
     data = encode(mode, kind, **options)
     assert jpeg.inspect(data).format == kind and not jpeg.inspect(data).is_rgb_jpeg
@@ -104,7 +126,7 @@ def test_cmyk_has_the_colours_that_tensorflow_reads(kind):
 
 
 def test_png_of_16_bits_keeps_its_upper_byte():
-    grey = np.array([[0, 0x1234], [0x80ff, 0xffff]], np.uint16).repeat(8, 0).repeat(8, 1)
+    grey = np.array([[0, 0x1234], [0x80FF, 0xFFFF]], np.uint16).repeat(8, 0).repeat(8, 1)
     buffer = io.BytesIO()
     Image.fromarray(grey).save(buffer, 'PNG')
     got = pixels(jpeg.to_rgb_jpeg(buffer.getvalue())[0])
@@ -131,16 +153,31 @@ def test_exif_does_not_turn():
     assert jpeg.to_rgb_jpeg(encode('L', exif=exif))[1:] == (24, 16)
 
 
-@pytest.mark.parametrize('change,message', [
-    (lambda data: data[:len(data) // 2], 'cut off'), (lambda data: data[:-2], 'no end of image'),
-    (lambda data: data[:-1], 'no end of image'), (lambda data: data[:30], 'cut off'), (lambda data: b'', 'empty'),
-    (lambda data: b'text', 'no JPEG, PNG'), (lambda data: data[:2], 'cut off'),
-    (lambda data: b'\xff\xd8\xff\xd9', 'without a scan'),
-    (lambda data: without(data, 0xC0), 'before the frame'), (lambda data: without(data, 0xDA), 'without a scan'),
-    (lambda data: data[:data.index(b'\xff\xc0') + 5] + bytes(4) + data[data.index(b'\xff\xc0') + 9:], '0 x 0 pixels'),
-    (lambda data: data[:2] + data, 'second picture'),
-    (lambda data: data[:data.index(b'\xff\xc0') + 4] + b'\x0c' + data[data.index(b'\xff\xc0') + 5:], '12 bits'),
-    (lambda data: data[:data.index(b'\xff\xc0') + 5] + b'\xff' * 4 + data[data.index(b'\xff\xc0') + 9:], 'too many')])
+@pytest.mark.parametrize(
+    'change,message',
+    [
+        (lambda data: data[: len(data) // 2], 'cut off'),
+        (lambda data: data[:-2], 'no end of image'),
+        (lambda data: data[:-1], 'no end of image'),
+        (lambda data: data[:30], 'cut off'),
+        (lambda data: b'', 'empty'),
+        (lambda data: b'text', 'no JPEG, PNG'),
+        (lambda data: data[:2], 'cut off'),
+        (lambda data: b'\xff\xd8\xff\xd9', 'without a scan'),
+        (lambda data: without(data, 0xC0), 'before the frame'),
+        (lambda data: without(data, 0xDA), 'without a scan'),
+        (
+            lambda data: data[: data.index(b'\xff\xc0') + 5] + bytes(4) + data[data.index(b'\xff\xc0') + 9 :],
+            '0 x 0 pixels',
+        ),
+        (lambda data: data[:2] + data, 'second picture'),
+        (lambda data: data[: data.index(b'\xff\xc0') + 4] + b'\x0c' + data[data.index(b'\xff\xc0') + 5 :], '12 bits'),
+        (
+            lambda data: data[: data.index(b'\xff\xc0') + 5] + b'\xff' * 4 + data[data.index(b'\xff\xc0') + 9 :],
+            'too many',
+        ),
+    ],
+)
 def test_broken_jpegs(change, message):
     with pytest.raises(ValueError, match=message) as error:
         jpeg.to_rgb_jpeg(change(encode()))
@@ -160,7 +197,7 @@ def test_decoding_finds_what_markers_do_not_tell():
 @pytest.mark.parametrize('kind', ['PNG', 'GIF', 'WEBP', 'BMP'])
 def test_broken_files_of_other_formats(kind):
     data = encode(kind=kind, size=(200, 200))
-    for broken in (data[:len(data) // 2], data[:12]):
+    for broken in (data[: len(data) // 2], data[:12]):
         with pytest.raises(ValueError) as error:
             jpeg.to_rgb_jpeg(broken)
         assert '\n' not in str(error.value)

@@ -1,4 +1,5 @@
 """Train two epochs and die of SIGKILL at a step: python killed_training.py DATA_DIR MODEL_DIR STEP|None."""
+
 import os
 import signal
 import sys
@@ -19,6 +20,13 @@ class KillAt(keras.callbacks.Callback):
 
 
 config = resnet_run_loop.TrainConfig(
-    resnet_model.cifar_spec(8), data_dir=sys.argv[1], model_dir=sys.argv[2], train_epochs=2, batch_size=16,
-    save_checkpoint_minutes=0, steps_per_call=2, seed=3)
+    resnet_model.cifar_spec(8),
+    data_dir=sys.argv[1],
+    model_dir=sys.argv[2],
+    train_epochs=2,
+    batch_size=16,
+    save_checkpoint_minutes=0,
+    steps_per_call=2,
+    seed=3,
+)
 resnet_run_loop.train(config, [callbacks.MetricsJSON(sys.argv[2]), KillAt()])

@@ -1,4 +1,5 @@
 """The fused BatchNormalization against Keras' own, and rewritten networks against what they were."""
+
 import dataclasses
 
 import keras
@@ -37,8 +38,10 @@ def _run(layer, inputs, training):
         loss = tf.reduce_sum(tf.cast(outputs, tf.float32) ** 3)  # cubed: a plain sum has gradient 0
     gradients = tape.gradient(loss, [inputs, *(v.value for v in layer.trainable_variables)])
     assert all(gradient is not None for gradient in gradients)
-    return [np.asarray(tf.cast(value, tf.float32)) for value in (
-        outputs, *gradients, layer.moving_mean.value, layer.moving_variance.value)]
+    return [
+        np.asarray(tf.cast(value, tf.float32))
+        for value in (outputs, *gradients, layer.moving_mean.value, layer.moving_variance.value)
+    ]
 
 
 @pytest.mark.parametrize('axis', [-1, 1])
@@ -83,12 +86,16 @@ def test_single_value_per_channel():
 def test_falls_back_to_stock_code():
     two_dimensional = layers.BatchNormalization()
     inputs = tf.random.stateless_normal([16, 3], [5, 6])
-    np.testing.assert_allclose(two_dimensional(inputs, training=True),
-                               keras.layers.BatchNormalization()(inputs, training=True), atol=1e-6)
+    np.testing.assert_allclose(
+        two_dimensional(inputs, training=True), keras.layers.BatchNormalization()(inputs, training=True), atol=1e-6
+    )
     images = tf.random.stateless_normal([2, 4, 4, 3], [7, 8])
     mask = tf.constant([[[True] * 4] * 2 + [[False] * 4] * 2] * 2)
-    np.testing.assert_allclose(layers.BatchNormalization()(images, training=True, mask=mask),
-                               keras.layers.BatchNormalization()(images, training=True, mask=mask), atol=1e-5)
+    np.testing.assert_allclose(
+        layers.BatchNormalization()(images, training=True, mask=mask),
+        keras.layers.BatchNormalization()(images, training=True, mask=mask),
+        atol=1e-5,
+    )
 
 
 def test_same_config():
@@ -115,9 +122,18 @@ def test_saved_model_loads_and_to_stock_needs_nothing_of_ours(tmp_path):
     np.testing.assert_allclose(stock(images), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize('variant,num_left', [
-    ('resnet20_v1', 0), ('resnet50_v1.5', 0), ('resnet20_v2', 10), ('seresnet50_v1', 0), ('resnet50_d', 0),
-    ('resnext29_32x4d', 0), ('mnist_resnet14', 0)])
+@pytest.mark.parametrize(
+    'variant,num_left',
+    [
+        ('resnet20_v1', 0),
+        ('resnet50_v1.5', 0),
+        ('resnet20_v2', 10),
+        ('seresnet50_v1', 0),
+        ('resnet50_d', 0),
+        ('resnext29_32x4d', 0),
+        ('mnist_resnet14', 0),
+    ],
+)
 def test_folded_model_is_equal(variant, num_left):
     """Of v2, the BN before each block's first convolution follows a sum, and the last one too: 9 + 1 in ResNet-20."""
     spec = resnet_model.VARIANTS[variant]
@@ -207,9 +223,16 @@ def test_unread_pixels_of_keras_applications():
     rewritten = layers.propagate_strides(layers.fold_batch_norm(model))
     before, after = conv_strides(model), conv_strides(rewritten)
     assert {name for name in before if after[name] > before[name]} == {
-        'conv2_block3_2_conv', 'conv3_block4_2_conv', 'conv4_block6_2_conv'}
+        'conv2_block3_2_conv',
+        'conv3_block4_2_conv',
+        'conv4_block6_2_conv',
+    }
     assert [name for name in after if after[name] == 2] == [
-        'conv1_conv', 'conv2_block3_2_conv', 'conv3_block4_2_conv', 'conv4_block6_2_conv']
+        'conv1_conv',
+        'conv2_block3_2_conv',
+        'conv3_block4_2_conv',
+        'conv4_block6_2_conv',
+    ]
     assert_same_outputs(model, rewritten, 75)
 
 
@@ -234,8 +257,10 @@ def test_unread_pixels_in_channels_first_and_bfloat16():
     rewritten = layers.propagate_strides(layers.fold_batch_norm(model))
     assert rewritten.get_layer('group1_block2_out').output.shape == (None, 32, 8, 8)
     images = np.random.default_rng(1).normal(size=(2, 3, 64, 64)).astype('float32')
-    expected, got = (tf.function(lambda x, net=net: net(x, training=False), jit_compile=True)(images).numpy()
-                     for net in (model, rewritten))
+    expected, got = (
+        tf.function(lambda x, net=net: net(x, training=False), jit_compile=True)(images).numpy()
+        for net in (model, rewritten)
+    )
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     half = layers.propagate_strides(layers.fold_batch_norm(model, 'bfloat16'))
     assert {layer.output.dtype for layer in half.layers} == {'bfloat16', 'float32'}
@@ -252,9 +277,13 @@ def test_a_sum_with_one_pixel_is_no_sum_of_pixels():
 
 LAYERS = st.tuples(
     st.sampled_from(['conv', 'conv', 'add', 'relu', 'bn', 'pool']),
-    st.sampled_from([1, 1, 1, 2]), st.integers(0, 2),  # how far back its input is; and what to add to it
-    st.sampled_from([(1, 1), (1, 2), (2, 1), (3, 1), (3, 2)]), st.sampled_from(['same', 'valid']),  # kernel, stride
-    st.sampled_from([None, 'relu']), st.sampled_from([1, 1, 2]))  # activation, dilation
+    st.sampled_from([1, 1, 1, 2]),
+    st.integers(0, 2),  # how far back its input is; and what to add to it
+    st.sampled_from([(1, 1), (1, 2), (2, 1), (3, 1), (3, 2)]),
+    st.sampled_from(['same', 'valid']),  # kernel, stride
+    st.sampled_from([None, 'relu']),
+    st.sampled_from([1, 1, 2]),
+)  # activation, dilation
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,4 +1,5 @@
 """The programs as a user runs them: processes, exit codes, one line for a mistake, help at once."""
+
 import contextlib
 import io
 import json
@@ -21,8 +22,24 @@ from official_resnet import devices, download, layers, prediction, train_program
 
 PACKAGE = pathlib.Path(official_resnet.__file__).parent
 PROGRAMS = ['cifar10_main', 'cifar100_main', 'mnist_main', 'cifar10_download_and_extract', 'benchmark_main']
-TINY = ['-rs', '8', '-bs', '16', '--train_epochs', '2', '--base_learning_rate', '0.2', '--lr_schedule', 'constant',
-        '--epochs_between_evals', '1', '--shortcut', 'A', '--bn_momentum', '0.9']
+TINY = [
+    '-rs',
+    '8',
+    '-bs',
+    '16',
+    '--train_epochs',
+    '2',
+    '--base_learning_rate',
+    '0.2',
+    '--lr_schedule',
+    'constant',
+    '--epochs_between_evals',
+    '1',
+    '--shortcut',
+    'A',
+    '--bn_momentum',
+    '0.9',
+]
 
 
 def start(program, *args, cwd='/', **options):
@@ -62,9 +79,11 @@ def test_help_and_flag_errors_answer_at_once(program):
 
 
 def test_every_way_to_start_a_program(tmp_path):
-    ways = [([sys.executable, 'cifar10_main.py'], PACKAGE),
-            ([sys.executable, str(PACKAGE / 'cifar10_main.py')], tmp_path),
-            ([sys.executable, '-m', 'official_resnet.cifar10_main'], tmp_path)]
+    ways = [
+        ([sys.executable, 'cifar10_main.py'], PACKAGE),
+        ([sys.executable, str(PACKAGE / 'cifar10_main.py')], tmp_path),
+        ([sys.executable, '-m', 'official_resnet.cifar10_main'], tmp_path),
+    ]
     environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
     for command, folder in ways:
         result = subprocess.run([*command, '-rs', '9'], cwd=folder, env=environment, capture_output=True, text=True)
@@ -75,9 +94,25 @@ def test_every_way_to_start_a_program(tmp_path):
 def trained(cifar_dir, tmp_path_factory):
     """A tiny run through the whole program, with every output asked for."""
     folder = tmp_path_factory.mktemp('trained')
-    result = run('cifar10_main', '--data_dir', cifar_dir, '--model_dir', folder / 'model', '--export_dir',
-                 folder / 'export', '--benchmark_log_dir', folder / 'log', '--log_steps', '5', '--enable_tensorboard',
-                 '--gcp_project', 'x', '--hooks', 'LoggingTensorHook,ExamplesPerSecondHook', *TINY)
+    result = run(
+        'cifar10_main',
+        '--data_dir',
+        cifar_dir,
+        '--model_dir',
+        folder / 'model',
+        '--export_dir',
+        folder / 'export',
+        '--benchmark_log_dir',
+        folder / 'log',
+        '--log_steps',
+        '5',
+        '--enable_tensorboard',
+        '--gcp_project',
+        'x',
+        '--hooks',
+        'LoggingTensorHook,ExamplesPerSecondHook',
+        *TINY,
+    )
     return folder, result
 
 
@@ -105,13 +140,19 @@ def test_stored_configuration_and_benchmark_log(trained):
     assert info['model_name'] == 'resnet' and info['machine_config']['tensorflow'] == tf.__version__
     lines = [json.loads(line) for line in (folder / 'log' / 'metric.log').read_text().splitlines()]
     assert {line['name'] for line in lines} == {
-        'current_examples_per_sec', 'average_examples_per_sec', 'accuracy', 'accuracy_top_5', 'loss'}
+        'current_examples_per_sec',
+        'average_examples_per_sec',
+        'accuracy',
+        'accuracy_top_5',
+        'loss',
+    }
     assert {'name', 'value', 'unit', 'global_step', 'timestamp', 'extras'} == set(lines[0])
 
 
 def test_savedmodel_takes_pictures_and_equals_the_model(trained, cifar_dir):
     folder, _ = trained
     from official_resnet import input_pipeline
+
     test = input_pipeline.read('cifar10', 'test', data_dir=str(cifar_dir))
     model = keras.models.load_model(folder / 'model' / 'model.keras')
     assert type(model.get_layer('stem_bn')) is layers.BatchNormalization
@@ -148,8 +189,19 @@ def test_eval_only_fetches_nothing_for_drawn_pictures(call, tmp_path, monkeypatc
 
 
 def test_sigterm_saves_and_the_same_command_continues(cifar_dir, tmp_path):
-    args = ['--data_dir', cifar_dir, '--model_dir', tmp_path, *TINY, '--train_epochs', '100000',
-            '--steps_per_loop', '1', '--epochs_between_evals', '1000']
+    args = [
+        '--data_dir',
+        cifar_dir,
+        '--model_dir',
+        tmp_path,
+        *TINY,
+        '--train_epochs',
+        '100000',
+        '--steps_per_loop',
+        '1',
+        '--epochs_between_evals',
+        '1000',
+    ]
     process = start('cifar10_main', *args)
     for line in process.stdout:
         if line.startswith('epoch 2/'):
@@ -192,10 +244,19 @@ def _folder(tmp_path, cifar_dir, case):
     return tmp_path
 
 
-@pytest.mark.parametrize('case,message', [
-    ('missing', 'does not exist'), ('file', 'is not a folder'), ('no such folder in it', 'has no cifar-10-batches-bin'),
-    ('truncated record', 'data_batch_3.bin'), ('empty file', 'data_batch_3.bin'), ('missing file', 'data_batch_3.bin'),
-    ('label 10', '10'), ('unreadable', 'data_batch_3.bin')])
+@pytest.mark.parametrize(
+    'case,message',
+    [
+        ('missing', 'does not exist'),
+        ('file', 'is not a folder'),
+        ('no such folder in it', 'has no cifar-10-batches-bin'),
+        ('truncated record', 'data_batch_3.bin'),
+        ('empty file', 'data_batch_3.bin'),
+        ('missing file', 'data_batch_3.bin'),
+        ('label 10', '10'),
+        ('unreadable', 'data_batch_3.bin'),
+    ],
+)
 def test_wrong_data_is_one_line_and_exit_code_1(call, cifar_dir, tmp_path, case, message):
     data_dir = _folder(tmp_path, cifar_dir, case)
     code, _, err = call('--data_dir', data_dir, '--nodownload', '--model_dir', tmp_path / 'model', *TINY)
@@ -205,13 +266,14 @@ def test_wrong_data_is_one_line_and_exit_code_1(call, cifar_dir, tmp_path, case,
 
 def test_other_mistakes_are_one_line_too(call, cifar_dir, tmp_path):
     (tmp_path / 'file').write_text('x')
-    wrong = [(['--model_dir', tmp_path / 'file'], 'model_dir'),
-             (['--eval_only', '--model_dir', tmp_path], 'no checkpoint'),
-             (['--data_format', 'channels_first', '--model_dir', tmp_path / 'm'], 'channels_last'),
-             (['--tfds', 'cifar10', '--nodownload', '--data_dir', tmp_path, '--model_dir', tmp_path / 'm'],
-              'not prepared'),
-             (['--num_gpus', '2', '--model_dir', tmp_path / 'm'], '--num_gpus'),
-             (['--batch_size', '999', '--model_dir', tmp_path / 'm'], '999')]
+    wrong = [
+        (['--model_dir', tmp_path / 'file'], 'model_dir'),
+        (['--eval_only', '--model_dir', tmp_path], 'no checkpoint'),
+        (['--data_format', 'channels_first', '--model_dir', tmp_path / 'm'], 'channels_last'),
+        (['--tfds', 'cifar10', '--nodownload', '--data_dir', tmp_path, '--model_dir', tmp_path / 'm'], 'not prepared'),
+        (['--num_gpus', '2', '--model_dir', tmp_path / 'm'], '--num_gpus'),
+        (['--batch_size', '999', '--model_dir', tmp_path / 'm'], '999'),
+    ]
     for args, message in wrong:
         code, _, err = call('--data_dir', cifar_dir, *TINY, *args)
         assert code == 1 and err.count('\n') == 1 and message in err, err
@@ -235,8 +297,15 @@ def pictures(tmp_path_factory):
     """Folders of a few pictures: 'old' with three classes, 'new' with two others, split into train and test."""
     folder = tmp_path_factory.mktemp('pictures')
     random = np.random.default_rng(0)
-    for name, count in (('old/red', 24), ('old/green', 24), ('old/blue', 24), ('new/train/dark', 16),
-                        ('new/train/bright', 16), ('new/test/dark', 5), ('new/test/bright', 5)):
+    for name, count in (
+        ('old/red', 24),
+        ('old/green', 24),
+        ('old/blue', 24),
+        ('new/train/dark', 16),
+        ('new/train/bright', 16),
+        ('new/test/dark', 5),
+        ('new/test/bright', 5),
+    ):
         (folder / name).mkdir(parents=True)
         for k in range(count):
             pixels = random.integers(0, 80, (36, 40, 3))
@@ -252,8 +321,19 @@ def pictures(tmp_path_factory):
 def old_net(pictures, tmp_path_factory):
     """The model_dir of a net of 8 layers trained on 'old'."""
     folder, out = tmp_path_factory.mktemp('old_net') / 'model', io.StringIO()
-    args = ['--image_folder', pictures / 'old', '--model_dir', folder, *TINY[:4], '--train_epochs', '1', '--recipe',
-            'fast', '--validation_fraction', '0.25']
+    args = [
+        '--image_folder',
+        pictures / 'old',
+        '--model_dir',
+        folder,
+        *TINY[:4],
+        '--train_epochs',
+        '1',
+        '--recipe',
+        'fast',
+        '--validation_fraction',
+        '0.25',
+    ]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         patch.setattr(devices, 'start_tensorflow', lambda *threads: None)
         assert train_program.cifar_program(['cifar10_main.py', *map(str, args)], '', 'cifar10') == 0
@@ -271,8 +351,20 @@ def test_own_pictures_and_a_new_head_end_to_end(call, pictures, old_net, tmp_pat
     code, _, err = call('--eval_only', '--model_dir', old_net, '--image_folder', pictures / 'new')
     assert code == 1 and err.count('\n') == 1 and 'class_names' in err
 
-    head = ['--image_folder', pictures / 'new', '--model_dir', tmp_path / 'new_net', '-pmcp', old_net / 'model.keras',
-            '--transfer', 'head', '--recipe', 'fast', '-bs', '8']
+    head = [
+        '--image_folder',
+        pictures / 'new',
+        '--model_dir',
+        tmp_path / 'new_net',
+        '-pmcp',
+        old_net / 'model.keras',
+        '--transfer',
+        'head',
+        '--recipe',
+        'fast',
+        '-bs',
+        '8',
+    ]
     code, out, err = call(*head, '--train_epochs', '1')
     assert code == 0 and 'computing the features of 32 pictures' in out and 'augment=False' in out, err
     code, out, err = call(*head, '--train_epochs', '3', '--export_dir', tmp_path / 'export')
@@ -302,11 +394,15 @@ def test_mistakes_of_transfer_and_folders_are_one_line(call, pictures, old_net, 
     (tmp_path / 'one' / 'class').mkdir(parents=True)
     new = ['--image_folder', pictures / 'new', '-pmcp', old_net]
     for args, message in (
-            ([*new, '-rs', '20'], '--resnet_size asks for'), ([*new[:2], '-pmcp', tmp_path / 'no'], 'cannot load'),
-            ([*new, '--train_last_groups', '4', '--transfer', 'last'], 'pass 1..3'),
-            ([*new, '--num_classes', '1'], 'num_classes'), ([*new, '--head', 'keep'], '--head=replace'),
-            ([*new, '--model_dir', old_net, '--clean'], 'pass another --model_dir'),
-            (['--image_folder', tmp_path / 'no'], 'is no folder'), (['--image_folder', tmp_path / 'one'], 'one class')):
+        ([*new, '-rs', '20'], '--resnet_size asks for'),
+        ([*new[:2], '-pmcp', tmp_path / 'no'], 'cannot load'),
+        ([*new, '--train_last_groups', '4', '--transfer', 'last'], 'pass 1..3'),
+        ([*new, '--num_classes', '1'], 'num_classes'),
+        ([*new, '--head', 'keep'], '--head=replace'),
+        ([*new, '--model_dir', old_net, '--clean'], 'pass another --model_dir'),
+        (['--image_folder', tmp_path / 'no'], 'is no folder'),
+        (['--image_folder', tmp_path / 'one'], 'one class'),
+    ):
         code, _, err = call('--model_dir', tmp_path / 'm', '--recipe', 'fast', '-bs', '8', '-te', '1', *args)
         assert code == 1 and err.count('\n') == 1 and message in err, (args, err)
     assert (old_net / 'model.keras').exists()

@@ -1,4 +1,5 @@
 """mnist_main as a user runs it, on tiny IDX files."""
+
 import json
 import re
 import shutil
@@ -54,8 +55,21 @@ def test_train_continue_evaluate_export(call, mnist_dir, tmp_path):
 
 def test_fast_on_fashion_mnist(call, mnist_dir, tmp_path):
     shutil.copytree(mnist_dir / 'mnist', tmp_path / 'data' / 'FashionMNIST' / 'raw')
-    code, out, err = call('--dataset', 'fashion_mnist', '--recipe', 'fast', '--data_dir', tmp_path / 'data',
-                          '--model_dir', tmp_path / 'model', '--num_train_images', '64', *TINY, '--batch_size', '32')
+    code, out, err = call(
+        '--dataset',
+        'fashion_mnist',
+        '--recipe',
+        'fast',
+        '--data_dir',
+        tmp_path / 'data',
+        '--model_dir',
+        tmp_path / 'model',
+        '--num_train_images',
+        '64',
+        *TINY,
+        '--batch_size',
+        '32',
+    )
     assert code == 0 and '(step 4)' in out, err
     stored = json.loads((tmp_path / 'model' / 'config.json').read_text())['config']
     assert (stored['dataset'], stored['num_train_images'], stored['flip']) == ('fashion_mnist', 64, True)
@@ -79,14 +93,20 @@ MISTAKES = {
     'a file is missing': (lambda folder: (folder / 'train-labels-idx1-ubyte').unlink(), [], 'does not exist; pass'),
     'cut off': (lambda folder: _truncate(folder / 'train-images-idx3-ubyte'), [], 'is cut off after 94079 of the'),
     'damaged gzip': (lambda folder: _truncate(folder / 't10k-images-idx3-ubyte.gz'), [], 'is a damaged gzip file'),
-    'too few labels': (lambda folder: records.write_idx(folder / 'train-labels-idx1-ubyte', np.zeros(9, np.uint8)), [],
-                       "' 9 labels; take both files"),
-    'label 10': (lambda folder: records.write_idx(folder / 't10k-labels-idx1-ubyte.gz', np.full(30, 10, np.uint8)), [],
-                 'has label 10 at 0'),
+    'too few labels': (
+        lambda folder: records.write_idx(folder / 'train-labels-idx1-ubyte', np.zeros(9, np.uint8)),
+        [],
+        "' 9 labels; take both files",
+    ),
+    'label 10': (
+        lambda folder: records.write_idx(folder / 't10k-labels-idx1-ubyte.gz', np.full(30, 10, np.uint8)),
+        [],
+        'has label 10 at 0',
+    ),
     'too many': (None, ['--num_train_images', '121'], 'num_train_images 121 of the 120 training pictures of mnist'),
     'too few': (None, ['--num_train_images', '15'], 'batch_size 16 with 15 training pictures'),
     'decay': (None, ['--weight_decay', '1e-4'], 'pass --weight_decay=0, or --optimizer=momentum'),
-    'the other': (None, ['--dataset', 'fashion_mnist'], "is the folder of mnist, not of fashion_mnist; pass another"),
+    'the other': (None, ['--dataset', 'fashion_mnist'], 'is the folder of mnist, not of fashion_mnist; pass another'),
     'no such data set': (None, ['--dataset', 'kmnist'], 'mnist|fashion_mnist'),
     'no such recipe': (None, ['--recipe', 'official'], 'documents|fast|demo'),
     'no size': (None, ['--resnet_size', '20'], "Unknown command line flag 'resnet_size'"),

@@ -1,4 +1,5 @@
 """The update by hand, and the schedules' numbers of official/resnet and the paper."""
+
 import keras
 import numpy as np
 import pytest
@@ -30,8 +31,10 @@ def test_update_with_a_drop_of_the_rate(momentum, nesterov):
     np.testing.assert_allclose(variable.numpy(), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize('decay,decaying', [
-    ('all', {'kernel', 'bias', 'gamma', 'beta'}), ('kernels', {'kernel'}), ('no_batch_norm', {'kernel', 'bias'})])
+@pytest.mark.parametrize(
+    'decay,decaying',
+    [('all', {'kernel', 'bias', 'gamma', 'beta'}), ('kernels', {'kernel'}), ('no_batch_norm', {'kernel', 'bias'})],
+)
 def test_which_variables_decay(decay, decaying):
     variables = [keras.Variable(np.ones(2, 'float32'), name=name) for name in ('kernel', 'bias', 'gamma', 'beta')]
     optimizer = optimizers.CoupledSGD(1.0, l2=0.5, decay=decay)
@@ -50,8 +53,9 @@ def test_config_round_trip():
 
 def _recipe_schedule(name, steps_per_epoch, total_steps):
     recipe = recipes.CIFAR['official'] | recipes.CIFAR[name]
-    schedule = optimizers.Schedule(recipe['lr_schedule'], recipe['lr_boundaries'], recipe['lr_factors'],
-                                   warmup_epochs=recipe['warmup_epochs'])
+    schedule = optimizers.Schedule(
+        recipe['lr_schedule'], recipe['lr_boundaries'], recipe['lr_factors'], warmup_epochs=recipe['warmup_epochs']
+    )
     return schedule.build(recipe['base_learning_rate'], steps_per_epoch, total_steps)
 
 
@@ -83,11 +87,18 @@ def test_cosine_and_warm_up():
     np.testing.assert_allclose(rates, [0, at_20 / 2, at_20, 0.1, 0], atol=1e-6)
 
 
-@pytest.mark.parametrize('make', [
-    lambda: optimizers.Schedule('steps'), lambda: optimizers.Schedule(boundaries=(2, 1), factors=(1, 1, 1)),
-    lambda: optimizers.Schedule(boundaries=(1,)), lambda: optimizers.Schedule(warmup_epochs=-1),
-    lambda: optimizers.CoupledSGD(decay='bn'), lambda: optimizers.CoupledSGD(l2=-1),
-    lambda: optimizers.PiecewiseLinear([2, 1], [0, 0])])
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda: optimizers.Schedule('steps'),
+        lambda: optimizers.Schedule(boundaries=(2, 1), factors=(1, 1, 1)),
+        lambda: optimizers.Schedule(boundaries=(1,)),
+        lambda: optimizers.Schedule(warmup_epochs=-1),
+        lambda: optimizers.CoupledSGD(decay='bn'),
+        lambda: optimizers.CoupledSGD(l2=-1),
+        lambda: optimizers.PiecewiseLinear([2, 1], [0, 0]),
+    ],
+)
 def test_wrong_values(make):
     with pytest.raises(UserError):
         make()
@@ -103,8 +114,9 @@ def test_rates_of_head_and_backbone_by_hand():
     for gradient in gradients:
         optimizer.apply([gradient.astype('float32')] * 3, variables)
     slow = _by_hand(start, gradients, [0.025] * 3, 0.9, False, 0.3)
-    for variable, expected in zip(variables, (slow, _by_hand(start, gradients, [0.1] * 3, 0.9, False, 0.3), slow),
-                                  strict=True):
+    for variable, expected in zip(
+        variables, (slow, _by_hand(start, gradients, [0.1] * 3, 0.9, False, 0.3), slow), strict=True
+    ):
         np.testing.assert_allclose(variable.numpy(), expected, rtol=1e-5)
     again = optimizers.CoupledSGD.from_config(optimizer.get_config())
     assert (again.backbone_factor, again.head_layers) == (0.25, ('logits',))

@@ -1,4 +1,5 @@
 """Our CIFAR net against PyTorch: the same function, and the same training step. CI installs the peer."""
+
 import keras
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ RATE, L2 = 0.01, 0.5  # small steps, since float32 noise grows at every ReLU's k
 @pytest.fixture(scope='module')
 def torch():
     import torch  # no importorskip: where these tests run, the peer has to be there
+
     return torch
 
 
@@ -28,6 +30,7 @@ def copy_weights(torch, model, peer):
 def pairs(model, peer):
     """[(our value in torch's layout, the peer's tensor)] of all convolutions, BN and the dense layer."""
     from torch import nn
+
     ours = [layer for layer in model.layers if layer.weights]
     theirs = [module for module in peer.modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear)]
     assert len(ours) == len(theirs)
@@ -39,14 +42,19 @@ def pairs(model, peer):
         elif isinstance(module, nn.Linear):
             result += [(weights['kernel'].T, module.weight), (weights['bias'], module.bias)]
         else:
-            result += [(weights['gamma'], module.weight), (weights['beta'], module.bias),
-                       (weights['moving_mean'], module.running_mean), (weights['moving_variance'], module.running_var)]
+            result += [
+                (weights['gamma'], module.weight),
+                (weights['beta'], module.bias),
+                (weights['moving_mean'], module.running_mean),
+                (weights['moving_variance'], module.running_var),
+            ]
     return result
 
 
 @pytest.mark.parametrize('size', [32, 27])
 def test_same_logits_at_an_even_and_an_odd_size(torch, size):
     from official_resnet import benchmark_torch
+
     keras.utils.set_random_seed(SEED)
     model = resnet_model.resnet(resnet_model.cifar_spec(20), 10, (size, size, 3))
     peer = benchmark_torch.CifarResNet(20).eval()
@@ -62,6 +70,7 @@ def test_same_logits_at_an_even_and_an_odd_size(torch, size):
 def test_same_weights_after_three_steps(torch, nesterov):
     """Loss, gradients, coupled L2, momentum and BN statistics: a whole training, three steps long."""
     from official_resnet import benchmark_torch
+
     keras.utils.set_random_seed(SEED)
     model = resnet_model.cifar_resnet(8, bn_momentum=0.9)
     peer = benchmark_torch.CifarResNet(8).train()

@@ -1,4 +1,5 @@
 """predict_main as a user runs it: tables, JSON, explanations, odd pictures, one line for each mistake."""
+
 import json
 import os
 import pathlib
@@ -69,9 +70,11 @@ def test_json(call, model_dir, pictures):
     for row, guesses in zip(rows, expected_guesses(model_dir, paths, 2), strict=True):
         assert set(row) == {'file', 'classes', 'explanation'} and row['explanation'] is None
         assert [(guess['index'], guess['name'], guess['id']) for guess in row['classes']] == [
-            guess[:3] for guess in guesses]
-        np.testing.assert_allclose([guess['probability'] for guess in row['classes']],
-                                   [guess.probability for guess in guesses], rtol=1e-5)
+            guess[:3] for guess in guesses
+        ]
+        np.testing.assert_allclose(
+            [guess['probability'] for guess in row['classes']], [guess.probability for guess in guesses], rtol=1e-5
+        )
         assert row['classes'][0]['probability'] >= row['classes'][1]['probability']
 
 
@@ -81,9 +84,8 @@ def test_the_table_is_aligned_and_obeys_no_name(call, model_dir, pictures):
     lines = out.splitlines()
     assert lines[0].split() == ['file', 'rank', 'name', 'probability'] and len(lines) == 1 + 2 * 3
     assert len(set(map(len, lines))) == 1
-    assert [line.split()[0] for line in lines[1::3]] == [
-        str(pictures / 'b.png'), str(pictures / 'deeper' / 'b.jpg')]
-    assert [line[lines[0].index('rank'):].split()[0] for line in lines[1:]] == ['1', '2', '3'] * 2
+    assert [line.split()[0] for line in lines[1::3]] == [str(pictures / 'b.png'), str(pictures / 'deeper' / 'b.jpg')]
+    assert [line[lines[0].index('rank') :].split()[0] for line in lines[1:]] == ['1', '2', '3'] * 2
     assert out.count('green?and? blue') == 2 and '\x1b' not in out
     first = expected_guesses(model_dir, [pictures / 'b.png'], 1)[0][0]
     assert lines[1].endswith(f'{first.probability:.4f}')
@@ -106,14 +108,16 @@ def test_explanations(call, model_dir, pictures, tmp_path):
     assert code == 0, err
     rows = [json.loads(line) for line in out.splitlines()]
     assert [row['explanation']['file'] for row in rows] == [
-        str(output_dir / name) for name in ('b_grad_cam.png', 'b_grad_cam_2.png')]  # two pictures are called b
+        str(output_dir / name) for name in ('b_grad_cam.png', 'b_grad_cam_2.png')
+    ]  # two pictures are called b
     for row in rows:
         assert row['explanation']['index'] == row['classes'][0]['index']
         with Image.open(row['explanation']['file']) as image:
             assert image.size == (224, 224) and image.mode == 'RGB'  # 16 x 16, enlarged
     for text in ('1', 'red'):
-        code, out, err = call('--model', model_dir, pictures / 'b.png', '--explain', '--explain_class', text,
-                              '--output_dir', output_dir)
+        code, out, err = call(
+            '--model', model_dir, pictures / 'b.png', '--explain', '--explain_class', text, '--output_dir', output_dir
+        )
         assert code == 0 and out.splitlines()[-1].split() == ['->', str(output_dir / 'b_grad_cam.png'), '(red)'], err
 
 
@@ -139,12 +143,21 @@ def test_grey_padded_pictures_are_explained_without_the_padding(call, tmp_path):
 
 def test_what_cannot_be_read_is_named_and_left_out(call, model_dir, pictures, tmp_path):
     whole = (pictures / 'deeper' / 'b.jpg').read_bytes()
-    bad = {'cut.jpg': whole[:len(whole) // 2], 'text.png': b'hello', 'empty.gif': b'', 'nul.bmp': bytes(100)}
+    bad = {'cut.jpg': whole[: len(whole) // 2], 'text.png': b'hello', 'empty.gif': b'', 'nul.bmp': bytes(100)}
     for name, content in bad.items():
         (pictures / name).write_bytes(content)
     (tmp_path / 'nothing').mkdir()
-    code, out, err = call('--model', model_dir, pictures, tmp_path / 'nothing', tmp_path / 'absent.png',
-                          pictures / 'notes.txt', '--json', '--batch_size', '2')
+    code, out, err = call(
+        '--model',
+        model_dir,
+        pictures,
+        tmp_path / 'nothing',
+        tmp_path / 'absent.png',
+        pictures / 'notes.txt',
+        '--json',
+        '--batch_size',
+        '2',
+    )
     assert code == 0 and len(out.splitlines()) == 2
     lines = err.splitlines()
     assert len(lines) == len(bad) + 3 and all(line.startswith('predict_main: left out: ') for line in lines), err
@@ -172,29 +185,41 @@ def test_mistakes_are_one_line(call, model_dir, pictures, tmp_path):
     (tmp_path / 'broken.keras').write_bytes(b'PK')
     (tmp_path / 'broken.card.json').write_bytes((model_dir / 'model.card.json').read_bytes())
     model = ['--model', model_dir]
-    wrong = [([picture], 'model_dir'), ([*model], 'no pictures'), ([*model, 'http://a.b/c.jpg'], 'network'),
-             (['--model', tmp_path, picture], 'has no model.keras'),
-             (['--model', tmp_path / 'bare.keras', picture], 'there is no card'),
-             (['--model', tmp_path / 'broken.keras', picture], 'cannot load'),
-             (['--model', picture, picture], 'no .keras file'),
-             ([*model, picture, '--labels', tmp_path / 'two.txt'], '2 lines, the net 3 classes'),
-             ([*model, picture, '--labels', tmp_path / 'bytes.txt'], 'UTF-8'),
-             ([*model, picture, '--labels', tmp_path / 'none.txt'], 'none.txt'),
-             ([*model, picture, '--labels', tmp_path / 'same.txt', '--explain', '--explain_class', 'crane'], '0, 1'),
-             ([*model, picture, '--explain', '--explain_class', '3'], 'pass its number, 0..2'),
-             ([*model, picture, '--explain', '--explain_class', 'blue'], "'blue' is no class"),
-             ([*model, picture, '--explain_class', '1'], '--explain_class belongs to --explain'),
-             ([*model, picture, '--explain', '--output_dir', picture / 'x'], 'output_dir'),
-             ([*model, picture, '--top', '0'], 'top'), ([*model, picture, '--batch_size', '0'], 'batch_size'),
-             ([*model, picture, '--nonsense'], 'nonsense')]
+    wrong = [
+        ([picture], 'model_dir'),
+        ([*model], 'no pictures'),
+        ([*model, 'http://a.b/c.jpg'], 'network'),
+        (['--model', tmp_path, picture], 'has no model.keras'),
+        (['--model', tmp_path / 'bare.keras', picture], 'there is no card'),
+        (['--model', tmp_path / 'broken.keras', picture], 'cannot load'),
+        (['--model', picture, picture], 'no .keras file'),
+        ([*model, picture, '--labels', tmp_path / 'two.txt'], '2 lines, the net 3 classes'),
+        ([*model, picture, '--labels', tmp_path / 'bytes.txt'], 'UTF-8'),
+        ([*model, picture, '--labels', tmp_path / 'none.txt'], 'none.txt'),
+        ([*model, picture, '--labels', tmp_path / 'same.txt', '--explain', '--explain_class', 'crane'], '0, 1'),
+        ([*model, picture, '--explain', '--explain_class', '3'], 'pass its number, 0..2'),
+        ([*model, picture, '--explain', '--explain_class', 'blue'], "'blue' is no class"),
+        ([*model, picture, '--explain_class', '1'], '--explain_class belongs to --explain'),
+        ([*model, picture, '--explain', '--output_dir', picture / 'x'], 'output_dir'),
+        ([*model, picture, '--top', '0'], 'top'),
+        ([*model, picture, '--batch_size', '0'], 'batch_size'),
+        ([*model, picture, '--nonsense'], 'nonsense'),
+    ]
     for args, message in wrong:
         code, out, err = call(*args)
         assert (code, out) == (1, '') and err.count('\n') == 1 and message in err, (args, out, err)
 
 
 def test_the_program_itself(model_dir, pictures, tmp_path):
-    command = [sys.executable, str(PROGRAM), '--model', str(model_dir), '--top=1', str(pictures / 'b.png'),
-               str(pictures / 'notes.txt')]
+    command = [
+        sys.executable,
+        str(PROGRAM),
+        '--model',
+        str(model_dir),
+        '--top=1',
+        str(pictures / 'b.png'),
+        str(pictures / 'notes.txt'),
+    ]
     environment = os.environ | {'CUDA_VISIBLE_DEVICES': '-1'}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0 and result.stderr.count('\n') == 1, result.stderr  # no start-up noise

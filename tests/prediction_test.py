@@ -1,4 +1,5 @@
 """Pictures in, names out, as the card says; the export computes what the model computes."""
+
 import copy
 import dataclasses
 import io
@@ -51,7 +52,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 def test_small_pictures_are_centred_in_what_the_net_takes(tmp_path, shape):
     net_shape = (32, 32, 1) if shape[0] == 28 else shape
     model = resnet_model.resnet(resnet_model.ResNetSpec((1, 1), filters=4), 10, net_shape)
-    images = IMAGES[:, :shape[0], :shape[1], :1]
+    images = IMAGES[:, : shape[0], : shape[1], :1]
     path = prediction.export(model, 'unit_range', shape, tmp_path, images)
     got = tf.saved_model.load(str(path)).signatures['serving_default'](input=tf.constant(images, tf.float32))
     rows, columns = ((net_shape[axis] - shape[axis]) // 2 for axis in (0, 1))
@@ -66,8 +67,13 @@ def encoded(image, kind='JPEG'):
 
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 14, 3), np.uint8)).resize((70, 50))
-PICTURES = [encoded(NOISE), encoded(NOISE.convert('L')), encoded(NOISE, 'PNG'), encoded(NOISE.resize((9, 40))),
-            encoded(NOISE.convert('RGBA'), 'PNG')]
+PICTURES = [
+    encoded(NOISE),
+    encoded(NOISE.convert('L')),
+    encoded(NOISE, 'PNG'),
+    encoded(NOISE.resize((9, 40))),
+    encoded(NOISE.convert('RGBA'), 'PNG'),
+]
 TORCH_INPUT = preprocessing.affine_name('RGB', 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -108,7 +114,8 @@ def test_a_net_in_channels_first_gets_its_own_layout(views):
     transposed = next(op for op in graph.get_operations() if op.type == 'Transpose').outputs[0]
     assert transposed.shape.as_list() == [None, 3, 8, 8]
     assert [(spec.dtype, spec.shape.rank) for spec in serving.serve.input_signature] == [
-        (tf.float32, 4) if views is None else (tf.string, 1)]
+        (tf.float32, 4) if views is None else (tf.string, 1)
+    ]
 
 
 @pytest.mark.parametrize('shape', [(8, 8, 1), (9, 9, 3)])
@@ -131,8 +138,15 @@ def test_compiled_model_is_equal_and_keeps_its_weights(image_shape):
 
 
 SPEC = resnet_model.ResNetSpec((1, 1), filters=4)
-CAFFE = {'channels': 'BGR', 'scale': 0.5, 'mean': [1.0, 2.0, 3.0], 'std': [1.0, 2.0, 4.0], 'size': 4, 'resize': 6,
-         'interpolation': 'bilinear'}  # as checkpoints_tools writes it
+CAFFE = {
+    'channels': 'BGR',
+    'scale': 0.5,
+    'mean': [1.0, 2.0, 3.0],
+    'std': [1.0, 2.0, 4.0],
+    'size': 4,
+    'resize': 6,
+    'interpolation': 'bilinear',
+}  # as checkpoints_tools writes it
 
 
 def card_of(tmp_path, fed, labels='unknown', num_classes=3, **changes):
@@ -144,8 +158,15 @@ def card_of(tmp_path, fed, labels='unknown', num_classes=3, **changes):
 
 
 def own_card(shape=(8, 8, 3), input_shape=None, normalization='unit_range', **options):
-    return cards.write_card(options.pop('path'), SPEC, normalization, shape, input_shape or shape,
-                                 options.pop('names', ('a', 'b', 'c')), **options)
+    return cards.write_card(
+        options.pop('path'),
+        SPEC,
+        normalization,
+        shape,
+        input_shape or shape,
+        options.pop('names', ('a', 'b', 'c')),
+        **options,
+    )
 
 
 def test_converted_input_by_hand(tmp_path):
@@ -220,10 +241,19 @@ def test_small_pictures_are_padded_as_in_training(tmp_path):
 RED = (200, 30, 60)
 
 
-@pytest.mark.parametrize('name,mode,options', [
-    ('a.jpg', 'CMYK', {'quality': 100}), ('a.png', 'RGBA', {}), ('a.png', 'P', {}), ('a.gif', 'P', {'transparency': 0}),
-    ('a.webp', 'RGB', {'quality': 100}), ('a.tif', 'CMYK', {}), ('a.bmp', 'RGB', {}),
-    ('a.ppm', 'RGB', {})])
+@pytest.mark.parametrize(
+    'name,mode,options',
+    [
+        ('a.jpg', 'CMYK', {'quality': 100}),
+        ('a.png', 'RGBA', {}),
+        ('a.png', 'P', {}),
+        ('a.gif', 'P', {'transparency': 0}),
+        ('a.webp', 'RGB', {'quality': 100}),
+        ('a.tif', 'CMYK', {}),
+        ('a.bmp', 'RGB', {}),
+        ('a.ppm', 'RGB', {}),
+    ],
+)
 def test_formats_and_modes(tmp_path, name, mode, options):
     Image.new('RGB', (8, 8), RED).convert(mode).save(tmp_path / name, **options)
     got = prediction.prepare(tmp_path / name, own_card(path=tmp_path / 'x.card.json'))
@@ -233,9 +263,9 @@ def test_formats_and_modes(tmp_path, name, mode, options):
 def test_16_bits_and_grey(tmp_path):
     card = own_card((2, 2, 3), path=tmp_path / 'x.card.json')
     for name, dtype in (('a.png', '<u2'), ('a.tif', '<u2'), ('b.tif', '>u2')):
-        Image.fromarray(np.array([[0, 0x1234], [0x80ff, 0xffff]], dtype)).save(tmp_path / name)
+        Image.fromarray(np.array([[0, 0x1234], [0x80FF, 0xFFFF]], dtype)).save(tmp_path / name)
         got = prediction.prepare(tmp_path / name, card)
-        np.testing.assert_array_equal(got[..., 0], [[0, 0x12], [0x80, 0xff]])
+        np.testing.assert_array_equal(got[..., 0], [[0, 0x12], [0x80, 0xFF]])
         np.testing.assert_array_equal(got[..., 2], got[..., 0])
     got = prediction.prepare(np.array([[1, 2], [3, 4]], np.uint8), card)
     np.testing.assert_array_equal(got[..., 1], [[1, 2], [3, 4]])
@@ -310,7 +340,7 @@ def test_a_net_in_channels_first_is_computed_on_every_device(tmp_path, append):
         np.testing.assert_array_equal(ours, theirs)
     images = np.random.default_rng(2).integers(0, 256, (2, 8, 8, 3), np.uint8)
     twin = resnet_model.resnet(SPEC, 3, (8, 8, 3))
-    twin.set_weights(model.get_weights()[:len(twin.weights)])
+    twin.set_weights(model.get_weights()[: len(twin.weights)])
     logits = twin(preprocessing.per_image_standardization(images))
     if append:
         logits = model.get_layer('appended')(logits)
@@ -328,8 +358,11 @@ def test_labels(tmp_path):
     card = own_card(path=tmp_path / 'x.card.json', num_classes=4)
     assert card.names == ('a', 'b', 'c', 'class 3')
     guesses = prediction.guesses(card, np.array([[0.1, 0.4, 0.1, 0.4]]), 3)  # of equal ones, the first first
-    assert [tuple(guess) for guess in guesses[0]] == [(1, 'b', None, 0.4), (3, 'class 3', None, 0.4),
-                                                      (0, 'a', None, 0.1)]
+    assert [tuple(guess) for guess in guesses[0]] == [
+        (1, 'b', None, 0.4),
+        (3, 'class 3', None, 0.4),
+        (0, 'a', None, 0.1),
+    ]
 
 
 def test_names_of_a_file(tmp_path):
@@ -349,7 +382,11 @@ def test_what_is_written_is_read(tmp_path):
     content = json.loads(path.read_text())
     assert set(content) == {'spec', 'num_classes', 'labels', 'input', 'head'} and content['head'] == 'append'
     assert content['input'] == {
-        'normalization': 'unit_range', 'size': [32, 32], 'channels': 'grey', 'pad_from': [28, 28]}
+        'normalization': 'unit_range',
+        'size': [32, 32],
+        'channels': 'grey',
+        'pad_from': [28, 28],
+    }
     affine = preprocessing.affine_name('BGR', 1.0, (1, 2, 3))  # of a net that was fine-tuned after a conversion
     assert own_card(normalization=affine, path=path).normalization == affine
     before = path.read_bytes()
@@ -369,18 +406,52 @@ def test_a_converted_net_may_name_its_normalization(tmp_path):
 OWN = {'normalization': 'none', 'size': [8, 8], 'channels': 'RGB'}
 
 
-@pytest.mark.parametrize('fed,field,value', [
-    *[(CAFFE, *case) for case in (
-        ('channels', 'GBR'), ('scale', 0), ('scale', float('nan')), ('scale', '1'), ('scale', True), ('mean', [1, 2]),
-        ('mean', [1, 2, 'x']), ('mean', 3), ('std', [1, 1, 0]), ('std', [1, 1, float('inf')]),
-        ('std', [1, 1, 10 ** 50]), ('size', 0), ('size', 4.0), ('size', 10 ** 9), ('size', [4, 4]), ('resize', 3),
-        ('resize', '256'), ('interpolation', 'nearest'), ('normalization', 'x'),
-        *((name, 'absent') for name in CAFFE if name != 'scale'))],
-    *[(OWN, *case) for case in (
-        ('normalization', 'x'), ('normalization', 3), ('normalization', []), ('size', 8), ('size', [8]),
-        ('size', [8, -1]), ('size', [8, True]), ('channels', 'BGR'), ('pad_from', [9, 8]), ('pad_from', 'x'),
-        *((name, 'absent') for name in OWN))],
-])
+@pytest.mark.parametrize(
+    'fed,field,value',
+    [
+        *[
+            (CAFFE, *case)
+            for case in (
+                ('channels', 'GBR'),
+                ('scale', 0),
+                ('scale', float('nan')),
+                ('scale', '1'),
+                ('scale', True),
+                ('mean', [1, 2]),
+                ('mean', [1, 2, 'x']),
+                ('mean', 3),
+                ('std', [1, 1, 0]),
+                ('std', [1, 1, float('inf')]),
+                ('std', [1, 1, 10**50]),
+                ('size', 0),
+                ('size', 4.0),
+                ('size', 10**9),
+                ('size', [4, 4]),
+                ('resize', 3),
+                ('resize', '256'),
+                ('interpolation', 'nearest'),
+                ('normalization', 'x'),
+                *((name, 'absent') for name in CAFFE if name != 'scale'),
+            )
+        ],
+        *[
+            (OWN, *case)
+            for case in (
+                ('normalization', 'x'),
+                ('normalization', 3),
+                ('normalization', []),
+                ('size', 8),
+                ('size', [8]),
+                ('size', [8, -1]),
+                ('size', [8, True]),
+                ('channels', 'BGR'),
+                ('pad_from', [9, 8]),
+                ('pad_from', 'x'),
+                *((name, 'absent') for name in OWN),
+            )
+        ],
+    ],
+)
 def test_each_field_of_the_input_is_checked(tmp_path, fed, field, value):
     fed = {name: old for name, old in (copy.deepcopy(fed) | {field: value}).items() if old != 'absent'}
     with pytest.raises(UserError, match=f'x.card.json has (no )?input.{field}[^\n]*; train or convert') as caught:
@@ -388,21 +459,45 @@ def test_each_field_of_the_input_is_checked(tmp_path, fed, field, value):
     assert '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize('field,value', [
-    ('num_classes', 0), ('num_classes', '3'), ('num_classes', 10 ** 12), ('labels', ['a', 3]), ('labels', ['a'] * 4),
-    ('labels', 'imagenet'), ('labels', 'cifar10'), ('labels', None), ('labels', {}), ('input', None), ('input', [1]),
-    ('spec', {}), ('spec', []), ('spec', {'group_blocks': [0]}), ('spec', {'group_blocks': [1], 'wings': 2}),
-    ('spec', {'group_blocks': 3}), ('spec', {'group_blocks': [1], 'experiment': 'x', 'zero_gamma': True}),
-    *((name, 'absent') for name in ('spec', 'num_classes', 'labels', 'input'))])
+@pytest.mark.parametrize(
+    'field,value',
+    [
+        ('num_classes', 0),
+        ('num_classes', '3'),
+        ('num_classes', 10**12),
+        ('labels', ['a', 3]),
+        ('labels', ['a'] * 4),
+        ('labels', 'imagenet'),
+        ('labels', 'cifar10'),
+        ('labels', None),
+        ('labels', {}),
+        ('input', None),
+        ('input', [1]),
+        ('spec', {}),
+        ('spec', []),
+        ('spec', {'group_blocks': [0]}),
+        ('spec', {'group_blocks': [1], 'wings': 2}),
+        ('spec', {'group_blocks': 3}),
+        ('spec', {'group_blocks': [1], 'experiment': 'x', 'zero_gamma': True}),
+        *((name, 'absent') for name in ('spec', 'num_classes', 'labels', 'input')),
+    ],
+)
 def test_each_other_field_is_checked(tmp_path, field, value):
     with pytest.raises(UserError, match=f'x.card.json has (no |a )?{field}') as caught:
         card_of(tmp_path, CAFFE, **{field: value})
     assert '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize('content,message', [
-    (b'{', 'is no JSON'), (b'\xff', 'is no JSON'), (b'[' * 100000, 'is no JSON'), (b'[]', 'an object'),
-    (None, 'no card')])
+@pytest.mark.parametrize(
+    'content,message',
+    [
+        (b'{', 'is no JSON'),
+        (b'\xff', 'is no JSON'),
+        (b'[' * 100000, 'is no JSON'),
+        (b'[]', 'an object'),
+        (None, 'no card'),
+    ],
+)
 def test_a_damaged_card(tmp_path, content, message):
     if content is not None:
         (tmp_path / 'x.card.json').write_bytes(content)

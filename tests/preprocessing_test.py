@@ -162,7 +162,7 @@ def test_32_out_of_28_padded_by_4_lies_at_one_of_5_x_5_places(run):
     assert crops.shape == (2500, 32, 32, 1) and crops.dtype == np.uint8
     counts = collections.Counter()
     for crop in crops[..., 0]:
-        (top, left), = np.argwhere(crop == 1)
+        ((top, left),) = np.argwhere(crop == 1)
         np.testing.assert_array_equal(np.argwhere(crop == 2), [(top + 27, left + 27 if left < 5 else left - 27)])
         counts[top, left] += 1
     # Unmirrored the first corner is in column 0..4, mirrored in 27..31: 50 places, 50 +- 7 times each.
@@ -174,8 +174,13 @@ def test_32_out_of_28_padded_by_4_lies_at_one_of_5_x_5_places(run):
 
 def test_pad_crop_flip_has_not_changed():
     """The numbers that runs of earlier versions were augmented with: a resumed run must go on with them."""
-    tops, lefts, flips = zip(*(CROPS[crop.tobytes()] for crop in preprocessing.pad_crop_flip(
-        np.tile(PICTURE, (6, 1, 1, 1)), [7, 11]).numpy()), strict=True)
+    tops, lefts, flips = zip(
+        *(
+            CROPS[crop.tobytes()]
+            for crop in preprocessing.pad_crop_flip(np.tile(PICTURE, (6, 1, 1, 1)), [7, 11]).numpy()
+        ),
+        strict=True,
+    )
     assert (tops, lefts) == ((5, 0, 4, 4, 6, 4), (0, 3, 2, 5, 7, 3))
     assert flips == (True, True, True, True, False, False)
 
@@ -198,8 +203,10 @@ def test_unit_range(run):
     np.testing.assert_array_equal(scaled.ravel(), np.float32([0, 0.2, 1]))
 
 
-@pytest.mark.parametrize('order,expected', [('RGB', [0.2 - 0.1, (0.4 - 0.2) / 2, (1 - 0.3) / 4]),
-                                            ('BGR', [1 - 0.1, (0.4 - 0.2) / 2, (0.2 - 0.3) / 4])])
+@pytest.mark.parametrize(
+    'order,expected',
+    [('RGB', [0.2 - 0.1, (0.4 - 0.2) / 2, (1 - 0.3) / 4]), ('BGR', [1 - 0.1, (0.4 - 0.2) / 2, (0.2 - 0.3) / 4])],
+)
 def test_affine_by_name(run, order, expected):
     name = preprocessing.affine_name(order, 1 / 255, [0.1, 0.2, 0.3], [1, 2, 4])
     images = np.array([51, 102, 255], np.uint8).reshape(1, 1, 1, 3)

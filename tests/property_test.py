@@ -1,4 +1,5 @@
 """What must hold for any bytes, any arguments and any server: read, refused in one line, or fetched whole."""
+
 import contextlib
 import gzip
 import io
@@ -21,8 +22,9 @@ from official_resnet import download, jpeg, recipes, records, resnet_flags, tfre
 from official_resnet.errors import UserError
 
 SEGMENTS = st.sampled_from([b'\xff\xfe\x00\x02', b'\xff\xfe\x00\x06\xff\xd9\xff\xd8', b'\xff\xe7\x00\x05abc', b'\xff'])
-EDITS = st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 700), st.binary(max_size=600)), min_size=1,
-                 max_size=3)  # (place, bytes to delete there, bytes to put there)
+EDITS = st.lists(
+    st.tuples(st.integers(0, 1 << 20), st.integers(0, 700), st.binary(max_size=600)), min_size=1, max_size=3
+)  # (place, bytes to delete there, bytes to put there)
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -30,7 +32,7 @@ def edited(data, edits):
     """Return bytes after EDITS."""
     for place, deleted, inserted in edits:
         place %= len(data) + 1
-        data = data[:place] + inserted + data[place + deleted:]
+        data = data[:place] + inserted + data[place + deleted :]
     return data
 
 
@@ -54,29 +56,43 @@ def refused(error, *paths):
 
 
 @quick
-@given(label_bytes=st.sampled_from([1, 2]), count=st.integers(0, 3), rest=st.binary(max_size=40),
-       labels=st.lists(st.integers(0, 255), min_size=6, max_size=6), edits=st.none() | EDITS)
+@given(
+    label_bytes=st.sampled_from([1, 2]),
+    count=st.integers(0, 3),
+    rest=st.binary(max_size=40),
+    labels=st.lists(st.integers(0, 255), min_size=6, max_size=6),
+    edits=st.none() | EDITS,
+)
 def test_any_bytes_are_cifar_records_or_refused(label_bytes, count, rest, labels, edits):
     size = label_bytes + records.IMAGE_BYTES
-    data = b''.join(bytes(labels[2 * i:2 * i + label_bytes]) + bytes(records.IMAGE_BYTES) for i in range(count)) + rest
+    data = (
+        b''.join(bytes(labels[2 * i : 2 * i + label_bytes]) + bytes(records.IMAGE_BYTES) for i in range(count)) + rest
+    )
     data = edited(data, edits) if edits else data
     with files(data) as [path]:
         try:
             images, found = records.read_cifar([path], label_bytes, num_classes=10)
         except UserError as error:
             assert refused(error, path)
-            assert not data or len(data) % size or max(data[label_bytes - 1::size]) > 9
+            assert not data or len(data) % size or max(data[label_bytes - 1 :: size]) > 9
         else:
             assert images.shape == (len(data) // size, *records.IMAGE_SHAPE) and len(data) % size == 0
-            assert found.tolist() == list(data[label_bytes - 1::size]) and found.max() <= 9
-            np.testing.assert_array_equal(images.transpose(0, 3, 1, 2).reshape(len(images), -1), np.frombuffer(
-                data, np.uint8).reshape(len(images), -1)[:, label_bytes:])
+            assert found.tolist() == list(data[label_bytes - 1 :: size]) and found.max() <= 9
+            np.testing.assert_array_equal(
+                images.transpose(0, 3, 1, 2).reshape(len(images), -1),
+                np.frombuffer(data, np.uint8).reshape(len(images), -1)[:, label_bytes:],
+            )
 
 
 @quick
-@given(kind=st.sampled_from([8, 8, 8, 9, 0xFF]), num_dimensions=st.sampled_from([0, 1, 3, 3, 4]), packed=st.booleans(),
-       shape=st.lists(st.sampled_from([0, 1, 2, 3, 28, 1 << 16, (1 << 32) - 1]), min_size=4, max_size=4),
-       surplus=st.integers(-3, 3), rest=st.binary(max_size=8))
+@given(
+    kind=st.sampled_from([8, 8, 8, 9, 0xFF]),
+    num_dimensions=st.sampled_from([0, 1, 3, 3, 4]),
+    packed=st.booleans(),
+    shape=st.lists(st.sampled_from([0, 1, 2, 3, 28, 1 << 16, (1 << 32) - 1]), min_size=4, max_size=4),
+    surplus=st.integers(-3, 3),
+    rest=st.binary(max_size=8),
+)
 @example(8, 3, True, [2, 28, 28, 0], 0, b'')
 @example(8, 3, True, [2, 28, 28, 0], 0, b'\0' * 8)
 def test_any_idx_header_is_read_as_declared_or_refused(kind, num_dimensions, packed, shape, surplus, rest):
@@ -105,8 +121,9 @@ def test_framed_records_come_back_in_either_way(contents):
         offsets = tfrecords.index(path).tolist()
         assert len(offsets) == len(contents) + 1 and offsets[-1] == path.stat().st_size
         with open(path, 'rb') as file:
-            assert [tfrecords.read_at(file.fileno(), *bounds, path) for bounds in zip(
-                offsets, offsets[1:], strict=False)] == contents
+            assert [
+                tfrecords.read_at(file.fileno(), *bounds, path) for bounds in zip(offsets, offsets[1:], strict=False)
+            ] == contents
 
 
 @quick
@@ -144,10 +161,10 @@ def test_a_cut_jpeg_is_known_without_decoding(picture, share):
     data = picture[1]
     assert jpeg.inspect(data).is_whole
     with contextlib.suppress(ValueError):  # inside of the header
-        info = jpeg.inspect(data[:int(share * (len(data) - 1))])
+        info = jpeg.inspect(data[: int(share * (len(data) - 1))])
         assert not info.is_whole and info.problem
         with pytest.raises(ValueError, match=re.escape(info.problem)):
-            jpeg.to_rgb_jpeg(data[:int(share * (len(data) - 1))])
+            jpeg.to_rgb_jpeg(data[: int(share * (len(data) - 1))])
 
 
 @quick
@@ -167,20 +184,29 @@ NAMES = st.from_regex(r'[a-zA-Z0-9_ é]{1,60}', fullmatch=True).map('{}.JPEG'.fo
 
 
 @quick
-@given(pictures=st.tuples(*[st.dictionaries(NAMES, st.binary(max_size=1200), min_size=1, max_size=4)] * 2),
-       tar_format=st.sampled_from([0, 1, 2]))
+@given(
+    pictures=st.tuples(*[st.dictionaries(NAMES, st.binary(max_size=1200), min_size=1, max_size=4)] * 2),
+    tar_format=st.sampled_from([0, 1, 2]),
+)
 def test_pictures_in_a_tar_of_tars_are_found_where_they_are(pictures, tar_format):
-    inner = {f'{synset}.tar': ilsvrc.tar_bytes(named, tar_format) for synset, named in zip(
-        SYNSETS, pictures, strict=True)}
+    inner = {
+        f'{synset}.tar': ilsvrc.tar_bytes(named, tar_format) for synset, named in zip(SYNSETS, pictures, strict=True)
+    }
     with files(ilsvrc.tar_bytes(inner, tar_format)) as [path]:
         found = imagenet_tars.train_pictures(path, SYNSETS, log=lambda line: None)
         assert {(found.synset(i), found.basename(i)): found.read_bytes(i) for i in range(len(found))} == {
-            (synset, name): data for synset, named in zip(SYNSETS, pictures, strict=True)
-            for name, data in named.items()}
+            (synset, name): data
+            for synset, named in zip(SYNSETS, pictures, strict=True)
+            for name, data in named.items()
+        }
 
 
-TAR = ilsvrc.tar_bytes({f'{synset}.tar': ilsvrc.tar_bytes({f'{synset}_{i}.JPEG': bytes([i]) * 700 for i in range(3)})
-                        for synset in SYNSETS})
+TAR = ilsvrc.tar_bytes(
+    {
+        f'{synset}.tar': ilsvrc.tar_bytes({f'{synset}_{i}.JPEG': bytes([i]) * 700 for i in range(3)})
+        for synset in SYNSETS
+    }
+)
 
 
 @settings(quick, max_examples=150)
@@ -204,8 +230,33 @@ def test_a_changed_tar_is_indexed_or_refused(edits, aligned):
 
 
 TEXT = st.text(st.characters(exclude_characters='\0', exclude_categories=()), max_size=12)  # no argument has a NUL
-VALUES = TEXT | st.sampled_from(['', '0', '-1', '1e400', 'nan', '²', '٣', '1_0', '9' * 5000, 'true', ',', 'a,b', '1,2',
-                                 '=', '-', '--', '"', '~', '~nobody', 'no', '\udcff', '\n', '\x1b[31m'])
+VALUES = TEXT | st.sampled_from(
+    [
+        '',
+        '0',
+        '-1',
+        '1e400',
+        'nan',
+        '²',
+        '٣',
+        '1_0',
+        '9' * 5000,
+        'true',
+        ',',
+        'a,b',
+        '1,2',
+        '=',
+        '-',
+        '--',
+        '"',
+        '~',
+        '~nobody',
+        'no',
+        '\udcff',
+        '\n',
+        '\x1b[31m',
+    ]
+)
 MAINS = [name for name in wrong_inputs_test.PROGRAMS if name != 'bounding_boxes']  # which has no flags
 
 
@@ -215,9 +266,22 @@ def arguments(draw, names):
     result = []
     for _ in range(draw(st.integers(0, 5))):
         name, value = draw(st.sampled_from(names)), draw(VALUES)
-        result += draw(st.sampled_from([[f'--{name}={value}'], [f'--{name}', value], [f'-{name}', value],
-                                        [f'--no{name}'], [f'--no{name}={value}'], [f'--{name}'], [value],
-                                        [f'--{value}'], [f'--{name[:-1]}={value}'], [f'--undefok={name}']]))
+        result += draw(
+            st.sampled_from(
+                [
+                    [f'--{name}={value}'],
+                    [f'--{name}', value],
+                    [f'-{name}', value],
+                    [f'--no{name}'],
+                    [f'--no{name}={value}'],
+                    [f'--{name}'],
+                    [value],
+                    [f'--{value}'],
+                    [f'--{name[:-1]}={value}'],
+                    [f'--undefok={name}'],
+                ]
+            )
+        )
     return result
 
 
@@ -241,9 +305,12 @@ def test_any_arguments_are_taken_or_refused_in_one_line(program, data):
         assert code == 1 and text.startswith(f'{program}: ') and text.splitlines() == [text[:-1]] and not ran
 
 
-TRAINING = {'cifar10_main': lambda values: recipes.CIFAR, 'cifar100_main': lambda values: recipes.CIFAR,
-            'mnist_main': lambda values: train_program.MNIST_RECIPES[values.dataset],
-            'imagenet_main': lambda values: recipes.IMAGENET}
+TRAINING = {
+    'cifar10_main': lambda values: recipes.CIFAR,
+    'cifar100_main': lambda values: recipes.CIFAR,
+    'mnist_main': lambda values: train_program.MNIST_RECIPES[values.dataset],
+    'imagenet_main': lambda values: recipes.IMAGENET,
+}
 
 
 @pytest.mark.parametrize('program', TRAINING)
@@ -255,18 +322,30 @@ def test_what_the_flags_take_can_be_resolved(program, data):
     args = []
     for name in data.draw(st.lists(st.sampled_from(sorted(wrong_inputs_test.canonical(values))), max_size=6)):
         parser = values[name].parser
-        right = (st.sampled_from(parser.enum_values) if hasattr(parser, 'enum_values') else st.integers(
-            parser.lower_bound or 0, 4000) if hasattr(parser, 'lower_bound') else TEXT)
+        right = (
+            st.sampled_from(parser.enum_values)
+            if hasattr(parser, 'enum_values')
+            else st.integers(parser.lower_bound or 0, 4000)
+            if hasattr(parser, 'lower_bound')
+            else TEXT
+        )
         args.append(f'--{name}={data.draw(right)}')
     with contextlib.redirect_stderr(io.StringIO()):
         resolved = []
-        code = resnet_flags.run_program([f'{program}.py', *args], 'doc', values, lambda values: resolved.append(
-            resnet_flags.resolve(values, TRAINING[program](values))))
+        code = resnet_flags.run_program(
+            [f'{program}.py', *args],
+            'doc',
+            values,
+            lambda values: resolved.append(resnet_flags.resolve(values, TRAINING[program](values))),
+        )
     if code == 0:
         [found] = resolved
         assert found['given'] == {name for name in values if values[name].present}
-        unchanged = found['given'] - {'data_dir', 'model_dir', 'distribution_strategy'} - {
-            name for name in found['given'] if '~' in str(values[name].value)}
+        unchanged = (
+            found['given']
+            - {'data_dir', 'model_dir', 'distribution_strategy'}
+            - {name for name in found['given'] if '~' in str(values[name].value)}
+        )
         assert all(found[name] == values[name].value for name in unchanged if name != 'transfer')
     else:
         assert resolved == []
@@ -298,12 +377,20 @@ PLACES = st.integers(0, SIZE) | st.sampled_from([0, 1, SIZE - 1, SIZE])
 
 
 @quick
-@given(offset=PLACES, is_right=st.booleans(), surplus=st.sampled_from([0, 0, 1, 5000]), knows_range=st.booleans(),
-       cuts=st.lists(PLACES, max_size=5), knows_size=st.booleans(), status=st.sampled_from([None, None, 404, 503]))
+@given(
+    offset=PLACES,
+    is_right=st.booleans(),
+    surplus=st.sampled_from([0, 0, 1, 5000]),
+    knows_range=st.booleans(),
+    cuts=st.lists(PLACES, max_size=5),
+    knows_size=st.booleans(),
+    status=st.sampled_from([None, None, 404, 503]),
+)
 @example(SIZE, True, 0, True, [], False, None)
 @example(SIZE, True, 1, True, [], True, None)
 def test_a_download_ends_whole_however_often_it_is_cut(
-        server, offset, is_right, surplus, knows_range, cuts, knows_size, status):
+    server, offset, is_right, surplus, knows_range, cuts, knows_size, status
+):
     """From any .part, right or wrong: what stands under the final name is whole, and failures keep or drop the part.
 
     As many calls as the server cuts responses, and two, are enough: one may end with a wrong part that is removed.
@@ -342,8 +429,9 @@ def test_a_file_of_another_size_or_sum_gets_no_name(server, size, md5, knows_siz
 @given(edits=EDITS)
 def test_a_changed_archive_is_unpacked_whole_or_not_at_all(edits):
     data = edited(GOOD, edits)
-    row = download.Archive('', SIZE, '', download_test.FOLDER, {
-        name: len(content) for name, content in download_test.FILES.items()})
+    row = download.Archive(
+        '', SIZE, '', download_test.FOLDER, {name: len(content) for name, content in download_test.FILES.items()}
+    )
     with files(data) as [path], pytest.MonkeyPatch.context() as patch:
         patch.setitem(download.ARCHIVES, 'cifar10', row)
         folder = path.parent / 'data'

@@ -1,4 +1,5 @@
 """Weights at which no layer is an identity, and signals neither die nor grow."""
+
 import numpy as np
 
 

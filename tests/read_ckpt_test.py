@@ -1,4 +1,5 @@
 """The command: what it lists, converts and refuses, and how fast it answers."""
+
 import json
 import os
 import pathlib
@@ -55,26 +56,35 @@ def test_by_path_from_anywhere(checkpoint, tmp_path):
     folder.mkdir()
     (folder / 'source.py').write_text('raise SystemExit("wrong module")')
     environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
-    for arguments in (['--input', '../net.pth', '--output', 'net.keras'],
-                      ['--input', 'net.keras', '--output', 'net.safetensors', '--to', 'torch']):
-        result = subprocess.run([sys.executable, PROGRAM, *arguments], cwd=folder, env=environment,
-                                capture_output=True, text=True)
+    for arguments in (
+        ['--input', '../net.pth', '--output', 'net.keras'],
+        ['--input', 'net.keras', '--output', 'net.safetensors', '--to', 'torch'],
+    ):
+        result = subprocess.run(
+            [sys.executable, PROGRAM, *arguments], cwd=folder, env=environment, capture_output=True, text=True
+        )
         assert (result.returncode, result.stderr) == (0, '')
         assert result.stdout.startswith(arguments[3]) and len(result.stdout.splitlines()) == 1
     assert {path.name for path in folder.iterdir()} == {'source.py', 'net.keras', 'net.card.json', 'net.safetensors'}
     assert json.loads((folder / 'net.card.json').read_text())['variant'] == 'resnet_basic_1_2_1_1_filters4'
 
 
-@pytest.mark.parametrize('arguments,code,words', [
-    (['--help'], 0, ['--list resnet50.pth', '--num_classes', '--variant']),
-    ([], 1, ['pass --list PATH, or --input PATH and --output PATH']),
-    (['--input', 'x'], 1, ['pass --list PATH']), (['--list', 'x', '--input', 'x', '--output', 'y'], 1, ['pass --list']),
-    (['--source', 'chainer', '--list', 'x'], 1, ['chainer', 'tensorpack']),
-    (['--list', 'y', 'x'], 1, ["unexpected argument 'x'"])])
+@pytest.mark.parametrize(
+    'arguments,code,words',
+    [
+        (['--help'], 0, ['--list resnet50.pth', '--num_classes', '--variant']),
+        ([], 1, ['pass --list PATH, or --input PATH and --output PATH']),
+        (['--input', 'x'], 1, ['pass --list PATH']),
+        (['--list', 'x', '--input', 'x', '--output', 'y'], 1, ['pass --list']),
+        (['--source', 'chainer', '--list', 'x'], 1, ['chainer', 'tensorpack']),
+        (['--list', 'y', 'x'], 1, ["unexpected argument 'x'"]),
+    ],
+)
 def test_help_and_flag_errors_answer_at_once(arguments, code, words, tmp_path):
     start = time.monotonic()
-    result = subprocess.run([sys.executable, '-X', 'importtime', PROGRAM, *arguments], cwd=tmp_path,
-                            capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, '-X', 'importtime', PROGRAM, *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
     seconds = time.monotonic() - start
     errors = [line for line in result.stderr.splitlines() if not line.startswith('import time:')]
     assert result.returncode == code and ' tensorflow' not in result.stderr
@@ -82,15 +92,18 @@ def test_help_and_flag_errors_answer_at_once(arguments, code, words, tmp_path):
     assert len(errors) == code and seconds < 5  # a tenth of a second, where nothing else runs
 
 
-@pytest.mark.parametrize('arguments,message', [
-    (['--input', 'missing.pth', '--output', 'x.keras'], 'there is no missing.pth'),
-    (['--input', 'net.pth', '--output', 'x.h5'], 'does not end in .keras'),
-    (['--input', 'net.pth', '--output', 'x.keras', '--variant', 'resnet50'], "variant 'resnet50' does not fit"),
-    (['--input', 'net.pth', '--output', 'x.keras', '--num_classes', '6'], 'num_classes=6: the checkpoint has 7'),
-    (['--input', 'net.pth', '--output', 'x.safetensors', '--to', 'torch'], 'cannot load net.pth'),
-    (['--input', 'net.pth', '--output', 'net.pth/x.keras'], 'cannot write'),
-    (['--list', '.', '--source', 'torch'], 'cannot read .'),
-])
+@pytest.mark.parametrize(
+    'arguments,message',
+    [
+        (['--input', 'missing.pth', '--output', 'x.keras'], 'there is no missing.pth'),
+        (['--input', 'net.pth', '--output', 'x.h5'], 'does not end in .keras'),
+        (['--input', 'net.pth', '--output', 'x.keras', '--variant', 'resnet50'], "variant 'resnet50' does not fit"),
+        (['--input', 'net.pth', '--output', 'x.keras', '--num_classes', '6'], 'num_classes=6: the checkpoint has 7'),
+        (['--input', 'net.pth', '--output', 'x.safetensors', '--to', 'torch'], 'cannot load net.pth'),
+        (['--input', 'net.pth', '--output', 'net.pth/x.keras'], 'cannot write'),
+        (['--list', '.', '--source', 'torch'], 'cannot read .'),
+    ],
+)
 def test_mistakes_are_one_line_and_exit_code_1(arguments, message, checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert call(*arguments) == 1
@@ -113,7 +126,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path, monkeypatch, capsys):
 def test_damaged_files_write_nothing(seed, checkpoint, tmp_path, capsys):
     data, random = bytearray(checkpoint.read_bytes()), np.random.default_rng(seed)
     if seed % 2:
-        del data[random.integers(len(data)):]
+        del data[random.integers(len(data)) :]
     else:
         for _ in range(20):
             data[random.integers(len(data))] ^= 1 << random.integers(8)
@@ -125,5 +138,6 @@ def test_damaged_files_write_nothing(seed, checkpoint, tmp_path, capsys):
 
 def test_sources_are_the_families():
     from checkpoints_tools import convert
+
     assert set(read_ckpt.SOURCES) == {'auto', *convert.FAMILIES}
     assert all((PROGRAM.parent / f'from_{family}.py').is_file() for family in convert.FAMILIES)

@@ -131,8 +131,9 @@ def write_pair(folder, images=PICTURES, labels=LABELS):
 
 def test_idx_is_a_big_endian_header_and_rows_of_bytes(tmp_path):
     values = bytes(range(6)) + bytes([250, 251, 252, 253, 254, 255])
-    images, labels = records.read_idx(*write_pair(
-        tmp_path, bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 3]) + values), image_size=(2, 3))
+    images, labels = records.read_idx(
+        *write_pair(tmp_path, bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 3]) + values), image_size=(2, 3)
+    )
     assert images.dtype == np.uint8 and images.shape == (2, 2, 3, 1)
     assert images[..., 0].tolist() == [[[0, 1, 2], [3, 4, 5]], [[250, 251, 252], [253, 254, 255]]]
     assert labels.dtype == np.int32 and labels.tolist() == [7, 9]
@@ -161,13 +162,18 @@ def test_reading_idx_gives_back_what_was_written(labels, size, suffixes, renamed
 
 
 @settings(max_examples=200, deadline=None)
-@given(packed=st.booleans(), is_labels=st.booleans(), place=st.integers(0, 2**16), cut=st.integers(0, 2**16),
-       junk=st.binary(max_size=4))
+@given(
+    packed=st.booleans(),
+    is_labels=st.booleans(),
+    place=st.integers(0, 2**16),
+    cut=st.integers(0, 2**16),
+    junk=st.binary(max_size=4),
+)
 def test_a_changed_idx_file_is_read_whole_or_refused_in_one_line(packed, is_labels, place, cut, junk):
     pair = [PICTURES, LABELS]
     data = gzip.compress(pair[is_labels], mtime=0) if packed else pair[is_labels]
     place %= len(data) + 1
-    pair[is_labels] = data[:place] + junk + data[place + cut % (len(data) + 1):]
+    pair[is_labels] = data[:place] + junk + data[place + cut % (len(data) + 1) :]
     with tempfile.TemporaryDirectory() as folder:
         paths = write_pair(folder, *pair)
         try:
@@ -211,11 +217,14 @@ def test_wrong_idx_file_is_one_line_with_its_name_and_the_remedy(tmp_path, conte
     assert str(caught.value).startswith(f"'{images}' ") and '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize('labels, message', [
-    (b'\0\0\x08\x01\0\0\0\x03\1\2\3', "images' has 2 pictures, '.*/labels' 3 labels; take both"),
-    (LABELS[:-1] + b'\x0a', r"labels' has label 10 at 1 \(counted from 0\), outside 0\.\.9; replace it"),
-    (PICTURES, 'has type 0x08 and 3 dimensions; labels have 0x08, bytes, and 1'),
-])
+@pytest.mark.parametrize(
+    'labels, message',
+    [
+        (b'\0\0\x08\x01\0\0\0\x03\1\2\3', "images' has 2 pictures, '.*/labels' 3 labels; take both"),
+        (LABELS[:-1] + b'\x0a', r"labels' has label 10 at 1 \(counted from 0\), outside 0\.\.9; replace it"),
+        (PICTURES, 'has type 0x08 and 3 dimensions; labels have 0x08, bytes, and 1'),
+    ],
+)
 def test_labels_must_fit_the_pictures(tmp_path, labels, message):
     with pytest.raises(errors.UserError, match=message):
         records.read_idx(*write_pair(tmp_path, labels=labels))

@@ -1,4 +1,5 @@
 """Names, short names, defaults and validators of official/resnet; recipes; what a wrong flag answers."""
+
 import pytest
 
 from official_resnet import (
@@ -16,16 +17,43 @@ from official_resnet.errors import UserError
 
 # official-resnet flags: (name, short name).
 OFFICIAL = [
-    ('data_dir', 'dd'), ('model_dir', 'md'), ('train_epochs', 'te'), ('epochs_between_evals', 'ebe'),
-    ('stop_threshold', 'st'), ('batch_size', 'bs'), ('num_gpus', 'ng'), ('hooks', 'hk'), ('export_dir', 'ed'),
-    ('inter_op_parallelism_threads', 'inter'), ('intra_op_parallelism_threads', 'intra'),
-    ('use_synthetic_data', 'synth'), ('max_train_steps', 'mts'), ('dtype', 'dt'), ('loss_scale', 'ls'),
-    ('data_format', 'df'), ('benchmark_log_dir', 'bld'), ('benchmark_logger_type', None), ('resnet_version', 'rv'),
-    ('resnet_size', 'rs'), ('fine_tune', 'ft'), ('pretrained_model_checkpoint_path', 'pmcp'), ('eval_only', None),
-    ('image_bytes_as_serving_input', None), ('clean', None), ('benchmark_test_id', 'bti'), ('log_steps', None),
-    ('distribution_strategy', 'ds'), ('label_smoothing', None), ('weight_decay', None),
-    ('datasets_num_private_threads', None), ('gcp_project', 'gp'), ('bigquery_data_set', 'bds'),
-    ('bigquery_run_table', 'brt'), ('bigquery_metric_table', 'bmt'), ('use_train_and_evaluate', None)]
+    ('data_dir', 'dd'),
+    ('model_dir', 'md'),
+    ('train_epochs', 'te'),
+    ('epochs_between_evals', 'ebe'),
+    ('stop_threshold', 'st'),
+    ('batch_size', 'bs'),
+    ('num_gpus', 'ng'),
+    ('hooks', 'hk'),
+    ('export_dir', 'ed'),
+    ('inter_op_parallelism_threads', 'inter'),
+    ('intra_op_parallelism_threads', 'intra'),
+    ('use_synthetic_data', 'synth'),
+    ('max_train_steps', 'mts'),
+    ('dtype', 'dt'),
+    ('loss_scale', 'ls'),
+    ('data_format', 'df'),
+    ('benchmark_log_dir', 'bld'),
+    ('benchmark_logger_type', None),
+    ('resnet_version', 'rv'),
+    ('resnet_size', 'rs'),
+    ('fine_tune', 'ft'),
+    ('pretrained_model_checkpoint_path', 'pmcp'),
+    ('eval_only', None),
+    ('image_bytes_as_serving_input', None),
+    ('clean', None),
+    ('benchmark_test_id', 'bti'),
+    ('log_steps', None),
+    ('distribution_strategy', 'ds'),
+    ('label_smoothing', None),
+    ('weight_decay', None),
+    ('datasets_num_private_threads', None),
+    ('gcp_project', 'gp'),
+    ('bigquery_data_set', 'bds'),
+    ('bigquery_run_table', 'brt'),
+    ('bigquery_metric_table', 'bmt'),
+    ('use_train_and_evaluate', None),
+]
 
 
 def parse(*args):
@@ -52,10 +80,22 @@ def test_official_names(name, short):
 
 def test_official_defaults():
     resolved = resolve()
-    expected = {'data_dir': '/tmp/cifar10_data', 'model_dir': '/tmp/cifar10_model', 'train_epochs': 182,
-                'epochs_between_evals': 10, 'batch_size': 128, 'resnet_size': 56, 'resnet_version': '1',
-                'weight_decay': 2e-4, 'hooks': ['LoggingTensorHook'], 'dtype': 'fp32', 'stop_threshold': None,
-                'shortcut': 'group', 'lr_boundaries': (91, 136, 182), 'benchmark_logger_type': 'BaseBenchmarkLogger'}
+    expected = {
+        'data_dir': '/tmp/cifar10_data',
+        'model_dir': '/tmp/cifar10_model',
+        'train_epochs': 182,
+        'epochs_between_evals': 10,
+        'batch_size': 128,
+        'resnet_size': 56,
+        'resnet_version': '1',
+        'weight_decay': 2e-4,
+        'hooks': ['LoggingTensorHook'],
+        'dtype': 'fp32',
+        'stop_threshold': None,
+        'shortcut': 'group',
+        'lr_boundaries': (91, 136, 182),
+        'benchmark_logger_type': 'BaseBenchmarkLogger',
+    }
     assert {name: resolved[name] for name in expected} == expected
     made = config()
     assert made.spec.group_blocks == (9, 9, 9) and made.learning_rate == 0.1 and made.decay == 'all'
@@ -84,27 +124,49 @@ def test_home_folder_is_expanded_once(monkeypatch):
     assert resolve('--data_dir', '~')['data_dir'] == '/home/someone'
 
 
-@pytest.mark.parametrize('args,message', [
-    (['-rs', '21'], 'resnet_size=21: must be 6n+2'), (['--resnet_size', 'big'], 'invalid'),
-    (['-bs', '0'], 'batch_size'), (['-te', '-1'], 'train_epochs'), (['--stop_threshold', '2'], 'stop_threshold'),
-    (['--dtype', 'fp8'], 'dtype'), (['-ls', '0'], 'loss_scale'), (['-ls', 'x'], 'loss_scale'),
-    (['--resnet_version', '3'], 'resnet_version'), (['--hooks', 'NoSuchHook'], 'LoggingTensorHook'),
-    (['--benchmark_logger_type', 'BenchmarkFileLogger'], 'benchmark_log_dir'), (['--recipe', 'slow'], 'recipe'),
-    (['--lr_boundaries', '1,x'], 'comma list'), (['--lr_boundaries', '1', '--lr_factors', '1'], 'one more'),
-    (['--tfds', 'mnist', '-synth'], 'exclude'), (['--image_bytes_as_serving_input'], 'ImageNet'),
-    (['--profile_steps', '9,3'], "first,last"), (['--no_such_flag'], 'no_such_flag'), (['stray'], "'stray'"),
-    (['--seed', '-1'], 'seed'), (['--optimizer', 'sgd'], 'optimizer'), (['--num_train_images', '0'], 'num_train'),
-    (['--transfer', 'some', '-pmcp', 'x'], 'transfer'), (['--transfer', 'last'], 'pretrained_model_checkpoint_path'),
-    (['-ft'], '--fine_tune is for a pretrained net'), (['--head', 'append'], '--head is for a pretrained net'),
-    (['-ft', '--transfer', 'last', '-pmcp', 'x'], '--fine_tune is --transfer=head'),
-    (['--train_last_groups', '2', '-pmcp', 'x'], 'belongs to --transfer=last'),
-    (['--backbone_learning_rate_factor', '0.1'], 'is for a pretrained net'),
-    (['--backbone_learning_rate_factor', '0', '-pmcp', 'x'], 'above 0'),
-    (['--backbone_learning_rate_factor', '0.1', '-pmcp', 'x', '-ft'], 'freezes the backbone'),
-    (['--image_folder', 'x', '-synth'], 'exclude'), (['--image_size', '64'], 'pass that, too'),
-    (['--validation_fraction', '0.2'], 'pass that, too'), (['--num_classes', '1'], 'num_classes'),
-    (['--image_folder', 'x', '--validation_fraction', '1'], 'between 0 and 1'),
-    (['--data_format', 'NHWC'], 'data_format'), (['--momentum', '1.5'], 'momentum')])
+@pytest.mark.parametrize(
+    'args,message',
+    [
+        (['-rs', '21'], 'resnet_size=21: must be 6n+2'),
+        (['--resnet_size', 'big'], 'invalid'),
+        (['-bs', '0'], 'batch_size'),
+        (['-te', '-1'], 'train_epochs'),
+        (['--stop_threshold', '2'], 'stop_threshold'),
+        (['--dtype', 'fp8'], 'dtype'),
+        (['-ls', '0'], 'loss_scale'),
+        (['-ls', 'x'], 'loss_scale'),
+        (['--resnet_version', '3'], 'resnet_version'),
+        (['--hooks', 'NoSuchHook'], 'LoggingTensorHook'),
+        (['--benchmark_logger_type', 'BenchmarkFileLogger'], 'benchmark_log_dir'),
+        (['--recipe', 'slow'], 'recipe'),
+        (['--lr_boundaries', '1,x'], 'comma list'),
+        (['--lr_boundaries', '1', '--lr_factors', '1'], 'one more'),
+        (['--tfds', 'mnist', '-synth'], 'exclude'),
+        (['--image_bytes_as_serving_input'], 'ImageNet'),
+        (['--profile_steps', '9,3'], 'first,last'),
+        (['--no_such_flag'], 'no_such_flag'),
+        (['stray'], "'stray'"),
+        (['--seed', '-1'], 'seed'),
+        (['--optimizer', 'sgd'], 'optimizer'),
+        (['--num_train_images', '0'], 'num_train'),
+        (['--transfer', 'some', '-pmcp', 'x'], 'transfer'),
+        (['--transfer', 'last'], 'pretrained_model_checkpoint_path'),
+        (['-ft'], '--fine_tune is for a pretrained net'),
+        (['--head', 'append'], '--head is for a pretrained net'),
+        (['-ft', '--transfer', 'last', '-pmcp', 'x'], '--fine_tune is --transfer=head'),
+        (['--train_last_groups', '2', '-pmcp', 'x'], 'belongs to --transfer=last'),
+        (['--backbone_learning_rate_factor', '0.1'], 'is for a pretrained net'),
+        (['--backbone_learning_rate_factor', '0', '-pmcp', 'x'], 'above 0'),
+        (['--backbone_learning_rate_factor', '0.1', '-pmcp', 'x', '-ft'], 'freezes the backbone'),
+        (['--image_folder', 'x', '-synth'], 'exclude'),
+        (['--image_size', '64'], 'pass that, too'),
+        (['--validation_fraction', '0.2'], 'pass that, too'),
+        (['--num_classes', '1'], 'num_classes'),
+        (['--image_folder', 'x', '--validation_fraction', '1'], 'between 0 and 1'),
+        (['--data_format', 'NHWC'], 'data_format'),
+        (['--momentum', '1.5'], 'momentum'),
+    ],
+)
 def test_wrong_flags_answer_in_one_line(args, message, capsys):
     values = train_program.cifar_flags('cifar10')
     code = resnet_flags.run_program(['cifar10_main.py', *args], 'doc', values, lambda values: pytest.fail('ran'))
@@ -129,12 +191,20 @@ def test_documents_is_the_default_of_mnist_and_what_the_pytorch_program_does():
     made = mnist_config()
     assert (made.dataset, made.train_epochs, made.batch_size, made.num_train_images) == ('mnist', 100, 32, None)
     assert (made.optimizer, made.learning_rate, made.schedule.kind, made.schedule.warmup_epochs) == (
-        'adam', 0.001, 'constant', 0)
+        'adam',
+        0.001,
+        'constant',
+        0,
+    )
     assert float(made.schedule.build(made.learning_rate, 1875, 187500)(187499)) == pytest.approx(0.001)
     assert (made.augment, made.flip, made.weight_decay, made.label_smoothing) == (True, True, 0, 0)
     assert made.dtype == 'fp32'
     assert (made.spec.group_blocks, made.spec.filters, made.spec.block, made.spec.version) == (
-        (2, 2, 2), 16, 'basic', '1')
+        (2, 2, 2),
+        16,
+        'basic',
+        '1',
+    )
     assert (made.spec.shortcut, made.spec.projection_kernel) == ('B', 3)
     assert (made.spec.bn_momentum, made.spec.bn_epsilon) == (0.9, 1e-5)
     model = resnet_model.resnet(made.spec, 10, (32, 32, 1))
@@ -205,8 +275,9 @@ OFFICIAL_VIEWS = {'size': 224, 'test_size': 224, 'min_area': 0.05, 'use_boxes': 
 def imagenet_config(*args, dataset='imagenet'):
     values = train_program.imagenet_flags()
     values(['imagenet_main.py', *args])
-    return resnet_flags.train_config(resnet_flags.resolve(values, recipes.IMAGENET), dataset,
-                                     resnet_model.imagenet_spec)
+    return resnet_flags.train_config(
+        resnet_flags.resolve(values, recipes.IMAGENET), dataset, resnet_model.imagenet_spec
+    )
 
 
 def test_official_is_the_default_of_imagenet():
@@ -215,10 +286,19 @@ def test_official_is_the_default_of_imagenet():
     assert (made.dataset, made.data_dir, made.model_dir) == ('imagenet', '/tmp/imagenet_data', '/tmp/imagenet_model')
     assert (made.train_epochs, made.batch_size, made.learning_rate) == (90, 32, pytest.approx(0.128 / 8))
     assert (made.spec.group_blocks, made.spec.version, made.spec.shortcut, made.spec.stem_pool) == (
-        (3, 4, 6, 3), '1.5', 'group', 'same')
+        (3, 4, 6, 3),
+        '1.5',
+        'group',
+        'same',
+    )
     assert (made.spec.bn_momentum, made.spec.bn_epsilon, made.spec.zero_gamma) == (0.997, 1e-5, False)
     assert (made.optimizer, made.momentum, made.nesterov, made.weight_decay, made.decay) == (
-        'momentum', 0.9, False, 1e-4, 'no_batch_norm')
+        'momentum',
+        0.9,
+        False,
+        1e-4,
+        'no_batch_norm',
+    )
     assert (made.dtype, made.label_smoothing, made.background, made.num_classes) == ('fp32', 0, True, None)
     assert made.views == preprocessing.Views(**OFFICIAL_VIEWS) and made.views.shorter_side == 256
     assert made.normalization == encoded.OFFICIAL == preprocessing.affine_name(mean=(123.68, 116.78, 103.94))
@@ -231,11 +311,25 @@ def test_the_schedule_of_imagenet_has_the_steps_of_official_resnet():
     per_epoch = 1_281_167 / 256
     rate = made.schedule.build(made.learning_rate, per_epoch, int(90 * per_epoch))
     assert [int(epoch * per_epoch) for epoch in (5, *made.schedule.boundaries)] == [
-        25_022, 150_136, 300_273, 400_364, 450_410]
+        25_022,
+        150_136,
+        300_273,
+        400_364,
+        450_410,
+    ]
     assert float(rate(25_023)) == float(rate(150_136)) == pytest.approx(0.128)
-    for step, expected in ((0, 0), (12_511, 0.064), (25_022, 0.128), (150_137, 0.0128), (300_273, 0.0128),
-                           (300_274, 1.28e-3), (400_364, 1.28e-3), (400_365, 1.28e-4), (450_410, 1.28e-4),
-                           (450_411, 1.28e-5)):
+    for step, expected in (
+        (0, 0),
+        (12_511, 0.064),
+        (25_022, 0.128),
+        (150_137, 0.0128),
+        (300_273, 0.0128),
+        (300_274, 1.28e-3),
+        (400_364, 1.28e-3),
+        (400_365, 1.28e-4),
+        (450_410, 1.28e-4),
+        (450_411, 1.28e-5),
+    ):
         assert float(rate(step)) == pytest.approx(expected, rel=1e-4), step
 
 
@@ -248,25 +342,43 @@ def test_every_recipe_of_imagenet_makes_a_config():
     assert fb.views == preprocessing.Views(min_area=0.08, use_boxes=False, resize='antialias')
     assert fb.schedule.boundaries == (30, 60, 80) and fb.schedule.warmup_epochs == 5
     assert (fast.views.size, fast.views.test_size, fast.schedule.kind, fast.label_smoothing) == (
-        160, 224, 'one_cycle', 0.1)
+        160,
+        224,
+        'one_cycle',
+        0.1,
+    )
     assert (fast.train_epochs, fast.dtype) == (16, devices.best_dtype())
     assert fb.normalization == fast.normalization == encoded.NORMALIZATIONS['torch'] != encoded.OFFICIAL
 
 
 def test_how_many_classes_imagenet_has():
     """1001 with the background and 1000 without, as official/resnet counts; more are only more logits."""
-    for args, expected in (([], (True, None)), (['--num_classes=1000'], (False, None)),
-                           (['--num_classes=1001'], (True, None)), (['--recipe=fb'], (False, None)),
-                           (['--recipe=fb', '--num_classes=1001'], (True, None)),
-                           (['--nobackground_class'], (False, None)), (['--num_classes=1200'], (True, 1200)),
-                           (['--recipe=fb', '--background_class'], (True, None))):
+    for args, expected in (
+        ([], (True, None)),
+        (['--num_classes=1000'], (False, None)),
+        (['--num_classes=1001'], (True, None)),
+        (['--recipe=fb'], (False, None)),
+        (['--recipe=fb', '--num_classes=1001'], (True, None)),
+        (['--nobackground_class'], (False, None)),
+        (['--num_classes=1200'], (True, 1200)),
+        (['--recipe=fb', '--background_class'], (True, None)),
+    ):
         made = imagenet_config(*args)
         assert (made.background, made.num_classes) == expected, args
 
 
 def test_flags_of_imagenet():
-    made = imagenet_config('--image_size=64', '--min_crop_area=0.25', '--nouse_boxes', '--resize=antialias',
-                           '--input_normalization=inception', '--zero_gamma', '--stem_pool=pad1', '-rs', '18')
+    made = imagenet_config(
+        '--image_size=64',
+        '--min_crop_area=0.25',
+        '--nouse_boxes',
+        '--resize=antialias',
+        '--input_normalization=inception',
+        '--zero_gamma',
+        '--stem_pool=pad1',
+        '-rs',
+        '18',
+    )
     assert made.views == preprocessing.Views(64, 64, min_area=0.25, use_boxes=False, resize='antialias')
     assert made.normalization == encoded.NORMALIZATIONS['inception'] and made.image_size is None
     assert (made.spec.zero_gamma, made.spec.stem_pool, made.spec.block) == (True, 'pad1', 'basic')
@@ -282,24 +394,36 @@ def test_flags_of_imagenet():
 
 def test_a_pretrained_net_brings_its_normalization_to_imagenet(monkeypatch):
     theirs = encoded.NORMALIZATIONS['torch']
-    monkeypatch.setattr(transfer, 'describe', lambda path: transfer.Pretrained(
-        resnet_model.imagenet_spec(18), 1000, theirs, 224))
+    monkeypatch.setattr(
+        transfer, 'describe', lambda path: transfer.Pretrained(resnet_model.imagenet_spec(18), 1000, theirs, 224)
+    )
     made = imagenet_config('-pmcp', 'x', '--transfer=head')
     assert (made.normalization, made.spec.group_blocks, made.augment) == (theirs, (2, 2, 2, 2), False)
     given = imagenet_config('-pmcp', 'x', '--input_normalization=inception')
     assert given.normalization == encoded.NORMALIZATIONS['inception']
 
 
-@pytest.mark.parametrize('args,message', [
-    (['-rs', '20'], 'resnet_size=20: must be 18, 34'), (['-rv', '3'], 'resnet_version'),
-    (['--ten_crop'], '--ten_crop belongs to --eval_only; pass that, too'),
-    (['--eval_report=x'], '--eval_report belongs to --eval_only; pass that, too'),
-    (['--min_crop_area=0'], 'pass a number above 0'), (['--min_crop_area=1.5'], 'min_crop_area'),
-    (['--eval_image_size=4'], 'eval_image_size'), (['--image_size=x'], 'image_size'),
-    (['--resize=bicubic'], 'resize'), (['--input_normalization=caffe'], 'input_normalization'),
-    (['--stem_pool=ceil'], 'stem_pool'), (['--recipe=paper'], 'recipe'), (['--tfds=x', '-synth'], 'exclude'),
-    (['--validation_fraction=0.2'], 'pass that, too'), (['--num_classes=1'], 'num_classes'),
-    (['--dataset=imagenet'], 'dataset')])
+@pytest.mark.parametrize(
+    'args,message',
+    [
+        (['-rs', '20'], 'resnet_size=20: must be 18, 34'),
+        (['-rv', '3'], 'resnet_version'),
+        (['--ten_crop'], '--ten_crop belongs to --eval_only; pass that, too'),
+        (['--eval_report=x'], '--eval_report belongs to --eval_only; pass that, too'),
+        (['--min_crop_area=0'], 'pass a number above 0'),
+        (['--min_crop_area=1.5'], 'min_crop_area'),
+        (['--eval_image_size=4'], 'eval_image_size'),
+        (['--image_size=x'], 'image_size'),
+        (['--resize=bicubic'], 'resize'),
+        (['--input_normalization=caffe'], 'input_normalization'),
+        (['--stem_pool=ceil'], 'stem_pool'),
+        (['--recipe=paper'], 'recipe'),
+        (['--tfds=x', '-synth'], 'exclude'),
+        (['--validation_fraction=0.2'], 'pass that, too'),
+        (['--num_classes=1'], 'num_classes'),
+        (['--dataset=imagenet'], 'dataset'),
+    ],
+)
 def test_wrong_flags_of_imagenet_answer_in_one_line(args, message, capsys):
     values = train_program.imagenet_flags()
     code = resnet_flags.run_program(['imagenet_main.py', *args], 'doc', values, lambda values: pytest.fail('ran'))

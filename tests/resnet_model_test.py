@@ -1,4 +1,5 @@
 """Parameter counts, names, shapes and the shortcuts' arithmetic."""
+
 import dataclasses
 import json
 import resource
@@ -12,14 +13,32 @@ import tensorflow as tf
 from official_resnet import resnet_model, resnet_table
 from official_resnet.errors import UserError
 
-AXES = {'A': {}, 'plain': {'shortcut': None}, 'B': {'shortcut': 'B'}, 'C': {'shortcut': 'C'},
-        'group': {'shortcut': 'group'}, 'group v2': {'shortcut': 'group', 'version': '2'}}
+AXES = {
+    'A': {},
+    'plain': {'shortcut': None},
+    'B': {'shortcut': 'B'},
+    'C': {'shortcut': 'C'},
+    'group': {'shortcut': 'group'},
+    'group v2': {'shortcut': 'group', 'version': '2'},
+}
 CIFAR_PARAMETERS = [
-    (20, 'A', 269_722), (32, 'A', 464_154), (44, 'A', 658_586), (56, 'A', 853_018), (110, 'A', 1_727_962),
-    (20, 'plain', 269_722), (56, 'plain', 853_018),
-    (20, 'B', 272_474), (20, 'C', 283_962), (56, 'B', 855_770), (56, 'C', 900_858),
-    (20, 'group', 272_762), (32, 'group', 467_194), (32, 'group v2', 466_970), (56, 'group', 856_058),
-    (56, 'group v2', 855_834), (110, 'group', 1_731_002),
+    (20, 'A', 269_722),
+    (32, 'A', 464_154),
+    (44, 'A', 658_586),
+    (56, 'A', 853_018),
+    (110, 'A', 1_727_962),
+    (20, 'plain', 269_722),
+    (56, 'plain', 853_018),
+    (20, 'B', 272_474),
+    (20, 'C', 283_962),
+    (56, 'B', 855_770),
+    (56, 'C', 900_858),
+    (20, 'group', 272_762),
+    (32, 'group', 467_194),
+    (32, 'group v2', 466_970),
+    (56, 'group', 856_058),
+    (56, 'group v2', 855_834),
+    (110, 'group', 1_731_002),
 ]
 
 
@@ -47,23 +66,50 @@ def test_1202_and_1001_layers_build():
         start = time.monotonic()
         assert trainable(resnet_model.build_model(variant, 10)) == parameters
         assert time.monotonic() - start < 120
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 ** 20  # KiB: 1 GiB for both
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB: 1 GiB for both
 
 
-@pytest.mark.parametrize('variant,parameters', [
-    ('resnet18_v1', 11_689_512), ('resnet34_v1', 21_797_672), ('resnet50_v1', 25_557_032),
-    ('resnet50_v1.5', 25_557_032), ('resnet101_v1.5', 44_549_160), ('resnet152_v1', 60_192_808),
-    ('resnet200_v1', 64_673_832), ('resnext50_32x4d', 25_028_904), ('resnext101_32x4d', 44_177_704),
-    ('resnext101_32x8d', 88_791_336), ('resnext101_64x4d', 83_455_272), ('wide_resnet50_2', 68_883_240),
-    ('seresnet50_v1', 28_088_024), ('resnext29_32x4d', 4_775_754), ('wrn28_10', 36_479_194),
-    ('resnet164_v2', 1_703_258), ('plain20', 269_722), ('mnist_resnet14', 195_450)])
+@pytest.mark.parametrize(
+    'variant,parameters',
+    [
+        ('resnet18_v1', 11_689_512),
+        ('resnet34_v1', 21_797_672),
+        ('resnet50_v1', 25_557_032),
+        ('resnet50_v1.5', 25_557_032),
+        ('resnet101_v1.5', 44_549_160),
+        ('resnet152_v1', 60_192_808),
+        ('resnet200_v1', 64_673_832),
+        ('resnext50_32x4d', 25_028_904),
+        ('resnext101_32x4d', 44_177_704),
+        ('resnext101_32x8d', 88_791_336),
+        ('resnext101_64x4d', 83_455_272),
+        ('wide_resnet50_2', 68_883_240),
+        ('seresnet50_v1', 28_088_024),
+        ('resnext29_32x4d', 4_775_754),
+        ('wrn28_10', 36_479_194),
+        ('resnet164_v2', 1_703_258),
+        ('plain20', 269_722),
+        ('mnist_resnet14', 195_450),
+    ],
+)
 def test_parameters_of_variants(variant, parameters):
     assert trainable(weightless(variant)) == parameters
 
 
-@pytest.mark.parametrize('variant,projections', [
-    ('resnet18_v1', 3), ('resnet34_v1', 3), ('resnet50_v1', 4), ('resnet101_v1.5', 4), ('resnet20_v1', 0),
-    ('mnist_resnet14', 2), ('wrn28_10', 3), ('resnext29_32x4d', 3), ('plain34', 0)])
+@pytest.mark.parametrize(
+    'variant,projections',
+    [
+        ('resnet18_v1', 3),
+        ('resnet34_v1', 3),
+        ('resnet50_v1', 4),
+        ('resnet101_v1.5', 4),
+        ('resnet20_v1', 0),
+        ('mnist_resnet14', 2),
+        ('wrn28_10', 3),
+        ('resnext29_32x4d', 3),
+        ('plain34', 0),
+    ],
+)
 def test_projections_of_variants(variant, projections):
     names = [layer.name for layer in weightless(variant).layers]
     assert sum(name.endswith('shortcut_conv') for name in names) == projections
@@ -84,7 +130,9 @@ def test_he_2015_counts_layers_and_multiply_adds():
 
 def test_layer_names_are_pinned():
     names = [layer.name for layer in resnet_model.cifar_resnet(8, shortcut='B').layers]
-    assert names == """images stem_conv stem_bn stem_relu
+    assert (
+        names
+        == """images stem_conv stem_bn stem_relu
         group1_block1_conv1 group1_block1_bn1 group1_block1_relu1 group1_block1_conv2 group1_block1_bn2
         group1_block1_add group1_block1_out
         group2_block1_conv1_pad group2_block1_conv1 group2_block1_bn1 group2_block1_relu1
@@ -94,6 +142,7 @@ def test_layer_names_are_pinned():
         group3_block1_conv2 group3_block1_shortcut_conv group3_block1_bn2 group3_block1_shortcut_bn
         group3_block1_add group3_block1_out
         head_pool logits""".split()
+    )
 
 
 def test_v2_has_no_bn_after_the_stem_and_projects_the_preactivated_input():
@@ -106,8 +155,10 @@ def test_v2_has_no_bn_after_the_stem_and_projects_the_preactivated_input():
     assert any(addend is model.get_layer('stem_conv').output for addend in addends)
 
 
-@pytest.mark.parametrize('shortcut,first,others', [
-    ('A', [0, 0, 0], 0), ('B', [0, 1, 1], 0), ('group', [1, 1, 1], 0), ('C', [1, 1, 1], 1), (None, [0, 0, 0], 0)])
+@pytest.mark.parametrize(
+    'shortcut,first,others',
+    [('A', [0, 0, 0], 0), ('B', [0, 1, 1], 0), ('group', [1, 1, 1], 0), ('C', [1, 1, 1], 1), (None, [0, 0, 0], 0)],
+)
 def test_where_projections_are(shortcut, first, others):
     model = resnet_model.cifar_resnet(14, shortcut=shortcut)
     names = {layer.name for layer in model.layers}
@@ -128,7 +179,7 @@ def test_option_a_takes_every_second_pixel_and_adds_zero_channels(side, before, 
     if data_format == 'channels_first':
         result = result.transpose(0, 2, 3, 1)
     expected = np.zeros((2, 2, 2, 4), 'float32')
-    expected[..., before:before + 2] = values[:, ::2, ::2]
+    expected[..., before : before + 2] = values[:, ::2, ::2]
     np.testing.assert_array_equal(result, expected)
 
 
@@ -142,7 +193,7 @@ def test_block_computes_what_the_paper_says():
         bn = model.get_layer(f'b_bn{i}')
         padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         kernel = model.get_layer(f'b_conv{i}').kernel.numpy()  # [3, 3, in, out]
-        y = sum(padded[:, r:r + 5, c:c + 5] @ kernel[r, c] for r in range(3) for c in range(3))
+        y = sum(padded[:, r : r + 5, c : c + 5] @ kernel[r, c] for r in range(3) for c in range(3))
         return y / np.sqrt(1 + bn.epsilon)  # fresh BN: mean 0, variance 1
 
     expected = np.maximum(conv_bn(np.maximum(conv_bn(images, 1), 0), 2) + images, 0)
@@ -204,8 +255,14 @@ def test_features():
     model = resnet_model.cifar_resnet(8)
     features = resnet_model.features(model)(np.zeros((1, 32, 32, 3), 'float32'))
     shapes = {name: tuple(value.shape[1:]) for name, value in features.items()}
-    assert shapes == {'stem': (32, 32, 16), 'group1': (32, 32, 16), 'group2': (16, 16, 32), 'group3': (8, 8, 64),
-                      'pre_logits': (64,), 'logits': (10,)}
+    assert shapes == {
+        'stem': (32, 32, 16),
+        'group1': (32, 32, 16),
+        'group2': (16, 16, 32),
+        'group3': (8, 8, 64),
+        'pre_logits': (64,),
+        'logits': (10,),
+    }
 
 
 def test_zero_residual_blocks_change_nothing():
@@ -219,26 +276,29 @@ def test_zero_residual_blocks_change_nothing():
     np.testing.assert_array_equal(model(images), images)
 
 
-@pytest.mark.parametrize('make,message', [
-    (lambda: resnet_model.cifar_spec(21), 'resnet_size=21 is not 6n+2; the nearest are 20 and 26'),
-    (lambda: resnet_model.cifar_spec(2), 'the nearest are 8 and 14'),
-    (lambda: resnet_model.imagenet_spec(51), 'none of'),
-    (lambda: resnet_model.ResNetSpec((3,), shortcut='D'), "shortcut='D' is none of"),
-    (lambda: resnet_model.ResNetSpec(()), 'group_blocks'),
-    (lambda: resnet_model.ResNetSpec((3, 0)), 'group_blocks'),
-    (lambda: resnet_model.ResNetSpec((3,), filters=0), 'filters=0'),
-    (lambda: resnet_model.ResNetSpec((3,), bn_momentum=1.0), 'bn_momentum'),
-    (lambda: resnet_model.ResNetSpec((3,), cardinality=32), 'bottleneck'),
-    (lambda: resnet_model.build_model('resnet51_v1', 10), 'none of'),
-    (lambda: resnet_model.cifar_spec(30, block='bottleneck'), '9n+2; the nearest are 29 and 38'),
-    (lambda: resnet_model.ResNetSpec((3,), stochastic_depth=1.0), 'stochastic_depth=1.0'),
-    (lambda: resnet_model.ResNetSpec((3,), shortcut=None, stochastic_depth=0.5), 'needs a shortcut'),
-    (lambda: resnet_model.ResNetSpec((3,), version='2', zero_gamma=True), 'zero_gamma'),
-    (lambda: resnet_model.ResNetSpec((3,), output_stride=4), 'output_stride=4'),
-    (lambda: resnet_model.ResNetSpec((3,), output_stride=8, stride_block='last'), 'stride_block'),
-    (lambda: resnet_model.Experiment(order='x'), "order='x'"),
-    (lambda: resnet_model.Experiment(shortcut_dropout=-0.1), 'shortcut_dropout=-0.1'),
-])
+@pytest.mark.parametrize(
+    'make,message',
+    [
+        (lambda: resnet_model.cifar_spec(21), 'resnet_size=21 is not 6n+2; the nearest are 20 and 26'),
+        (lambda: resnet_model.cifar_spec(2), 'the nearest are 8 and 14'),
+        (lambda: resnet_model.imagenet_spec(51), 'none of'),
+        (lambda: resnet_model.ResNetSpec((3,), shortcut='D'), "shortcut='D' is none of"),
+        (lambda: resnet_model.ResNetSpec(()), 'group_blocks'),
+        (lambda: resnet_model.ResNetSpec((3, 0)), 'group_blocks'),
+        (lambda: resnet_model.ResNetSpec((3,), filters=0), 'filters=0'),
+        (lambda: resnet_model.ResNetSpec((3,), bn_momentum=1.0), 'bn_momentum'),
+        (lambda: resnet_model.ResNetSpec((3,), cardinality=32), 'bottleneck'),
+        (lambda: resnet_model.build_model('resnet51_v1', 10), 'none of'),
+        (lambda: resnet_model.cifar_spec(30, block='bottleneck'), '9n+2; the nearest are 29 and 38'),
+        (lambda: resnet_model.ResNetSpec((3,), stochastic_depth=1.0), 'stochastic_depth=1.0'),
+        (lambda: resnet_model.ResNetSpec((3,), shortcut=None, stochastic_depth=0.5), 'needs a shortcut'),
+        (lambda: resnet_model.ResNetSpec((3,), version='2', zero_gamma=True), 'zero_gamma'),
+        (lambda: resnet_model.ResNetSpec((3,), output_stride=4), 'output_stride=4'),
+        (lambda: resnet_model.ResNetSpec((3,), output_stride=8, stride_block='last'), 'stride_block'),
+        (lambda: resnet_model.Experiment(order='x'), "order='x'"),
+        (lambda: resnet_model.Experiment(shortcut_dropout=-0.1), 'shortcut_dropout=-0.1'),
+    ],
+)
 def test_wrong_specs(make, message):
     with pytest.raises(UserError, match='.*') as error:
         make()
@@ -296,8 +356,10 @@ def test_stem_pools(size):
     windows = {'pad1': (size - 1) // 2 + 1, 'same': (size + 1) // 2, 'ceil': -(-(size - 3) // 2) + 1}
     starts = {'pad1': -1, 'same': 0 if size % 2 == 0 else -1, 'ceil': 0}
     for pool, count in windows.items():
-        expected = [[padded[r:r + 3, c:c + 3].max() for c in range(starts[pool] + 3, starts[pool] + 3 + 2 * count, 2)]
-                    for r in range(starts[pool] + 3, starts[pool] + 3 + 2 * count, 2)]
+        expected = [
+            [padded[r : r + 3, c : c + 3].max() for c in range(starts[pool] + 3, starts[pool] + 3 + 2 * count, 2)]
+            for r in range(starts[pool] + 3, starts[pool] + 3 + 2 * count, 2)
+        ]
         np.testing.assert_array_equal(results[pool], expected)
 
 
@@ -308,17 +370,21 @@ def test_output_stride_dilates_instead():
     assert dilations == [1, 1, 1, 1, 1, 2, 2, 4]
 
 
-@pytest.mark.parametrize('trial,names', [
-    ({}, 'conv1 bn1 relu1 conv2 bn2 add out'),
-    ({'order': 'bn_after_addition'}, 'conv1 bn1 relu1 conv2 add bn3 out'),
-    ({'order': 'relu_before_addition'}, 'conv1 bn1 relu1 conv2 bn2 relu2 out'),
-    ({'order': 'relu_only_preactivation'}, 'relu1 conv1 bn2 relu2 conv2 bn3 out'),
-    ({'order': 'full_preactivation'}, 'bn1 relu1 conv1 bn2 relu2 conv2 out'),
-    ({'shortcut_scale': 0.5, 'residual_scale': 0.5}, 'conv1 bn1 relu1 conv2 bn2 scale shortcut_scale add out'),
-    ({'gate': 'shortcut_only'}, 'gate conv1 gate_rest bn1 relu1 conv2 bn2 gated_shortcut add out'),
-    ({'gate': 'exclusive'}, 'gate conv1 bn1 relu1 conv2 bn2 gate_rest gated gated_shortcut add out'),
-    ({'shortcut_dropout': 0.5}, 'conv1 bn1 relu1 conv2 bn2 shortcut_dropout add out'),
-    ({'batch_norm': False, 'activation': 'sigmoid'}, 'conv1 relu1 conv2 add out')])
+@pytest.mark.parametrize(
+    'trial,names',
+    [
+        ({}, 'conv1 bn1 relu1 conv2 bn2 add out'),
+        ({'order': 'bn_after_addition'}, 'conv1 bn1 relu1 conv2 add bn3 out'),
+        ({'order': 'relu_before_addition'}, 'conv1 bn1 relu1 conv2 bn2 relu2 out'),
+        ({'order': 'relu_only_preactivation'}, 'relu1 conv1 bn2 relu2 conv2 bn3 out'),
+        ({'order': 'full_preactivation'}, 'bn1 relu1 conv1 bn2 relu2 conv2 out'),
+        ({'shortcut_scale': 0.5, 'residual_scale': 0.5}, 'conv1 bn1 relu1 conv2 bn2 scale shortcut_scale add out'),
+        ({'gate': 'shortcut_only'}, 'gate conv1 gate_rest bn1 relu1 conv2 bn2 gated_shortcut add out'),
+        ({'gate': 'exclusive'}, 'gate conv1 bn1 relu1 conv2 bn2 gate_rest gated gated_shortcut add out'),
+        ({'shortcut_dropout': 0.5}, 'conv1 bn1 relu1 conv2 bn2 shortcut_dropout add out'),
+        ({'batch_norm': False, 'activation': 'sigmoid'}, 'conv1 relu1 conv2 add out'),
+    ],
+)
 def test_experiments_are_what_figures_2_and_4_draw(trial, names):
     """1603.05027: which operations a block has; their order where one follows the other."""
     spec = resnet_model.ResNetSpec((1,), filters=2, experiment=resnet_model.Experiment(**trial))

@@ -1,4 +1,5 @@
 """The loop's promises: it learns, n epochs are n epochs, and interrupted + resumed equals uninterrupted."""
+
 import dataclasses
 import json
 import os
@@ -22,10 +23,17 @@ STEPS = 120 // BATCH  # an epoch of the fixture's 120 pictures: 7
 
 
 def make_config(cifar_dir, model_dir, **fields):
-    fields = {'train_epochs': 3, 'batch_size': BATCH, 'steps_per_call': 2, 'base_learning_rate': 0.4,
-              'weight_decay': 5e-4, 'seed': 7} | fields
+    fields = {
+        'train_epochs': 3,
+        'batch_size': BATCH,
+        'steps_per_call': 2,
+        'base_learning_rate': 0.4,
+        'weight_decay': 5e-4,
+        'seed': 7,
+    } | fields
     return resnet_run_loop.TrainConfig(
-        SPEC, data_dir=str(cifar_dir), model_dir=None if model_dir is None else str(model_dir), **fields)
+        SPEC, data_dir=str(cifar_dir), model_dir=None if model_dir is None else str(model_dir), **fields
+    )
 
 
 class SendAt(StopAt):
@@ -52,8 +60,10 @@ def final_arrays(model_dir):
 
 def metrics(model_dir):
     """The lines without what depends on the clock."""
-    return [{key: line[key] for key in line if key not in ('seconds', 'images_per_second')}
-            for line in callbacks.read_metrics(pathlib.Path(model_dir) / 'metrics.jsonl')]
+    return [
+        {key: line[key] for key in line if key not in ('seconds', 'images_per_second')}
+        for line in callbacks.read_metrics(pathlib.Path(model_dir) / 'metrics.jsonl')
+    ]
 
 
 def assert_equal_runs(one, other):
@@ -79,9 +89,18 @@ def test_history_and_metrics(uninterrupted):
     assert history.history['loss'][-1] < history.history['loss'][0]
     lines = callbacks.read_metrics(model_dir / 'metrics.jsonl')
     assert [(line['split'], line['epoch'], line['step']) for line in lines] == [
-        (split, epoch, epoch * STEPS) for epoch in (1, 2, 3) for split in ('train', 'test')]
-    assert set(lines[0]) == {'split', 'epoch', 'step', 'loss', 'accuracy', 'learning_rate', 'images_per_second',
-                             'seconds'}
+        (split, epoch, epoch * STEPS) for epoch in (1, 2, 3) for split in ('train', 'test')
+    ]
+    assert set(lines[0]) == {
+        'split',
+        'epoch',
+        'step',
+        'loss',
+        'accuracy',
+        'learning_rate',
+        'images_per_second',
+        'seconds',
+    }
     assert history.best['accuracy'] == max(line['accuracy'] for line in lines if line['split'] == 'test')
 
 
@@ -107,7 +126,8 @@ def test_adam_killed_and_resumed_is_bit_identical(mnist_dir, tmp_path):
             with pytest.raises(RuntimeError, match='killed'):
                 resnet_run_loop.train(config, [callbacks.MetricsJSON(tmp_path / name), StopAt(step)])
         history = resnet_run_loop.train(
-            make_config(mnist_dir, tmp_path / name, **fields), [callbacks.MetricsJSON(tmp_path / name)])
+            make_config(mnist_dir, tmp_path / name, **fields), [callbacks.MetricsJSON(tmp_path / name)]
+        )
     assert history.step == 3 * steps and history.model.input_shape == (None, 32, 32, 1)
     arrays, _ = final_arrays(tmp_path / 'whole')
     moments = [name for name in arrays if name.startswith('optimizer/') and 'stem_conv_kernel' in name]
@@ -117,13 +137,24 @@ def test_adam_killed_and_resumed_is_bit_identical(mnist_dir, tmp_path):
 
 def test_sigkill_at_several_steps_is_bit_identical(cifar_dir, tmp_path):
     """Real processes, SIGKILLed mid-epoch, at the end of an epoch and while nothing is saved yet."""
+
     def run(model_dir, kill_at=None):
         program = [sys.executable, str(pathlib.Path(__file__).with_name('killed_training.py'))]
-        return subprocess.run([*program, str(cifar_dir), str(model_dir), str(kill_at)],
-                              capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            [*program, str(cifar_dir), str(model_dir), str(kill_at)], capture_output=True, text=True, timeout=120
+        )
 
-    runs = [subprocess.Popen([sys.executable, str(pathlib.Path(__file__).with_name('killed_training.py')),
-                              str(cifar_dir), str(tmp_path / 'whole'), 'None'])]
+    runs = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                str(pathlib.Path(__file__).with_name('killed_training.py')),
+                str(cifar_dir),
+                str(tmp_path / 'whole'),
+                'None',
+            ]
+        )
+    ]
     for kill_at in (2, 5, STEPS + 1):
         result = run(tmp_path / 'killed', kill_at)
         assert result.returncode == -signal.SIGKILL, result.stderr
@@ -158,14 +189,19 @@ def test_max_train_steps_stops_inside_an_epoch_and_evaluates(cifar_dir, tmp_path
     history = resnet_run_loop.train(make_config(cifar_dir, tmp_path, max_train_steps=9))
     assert history.step == 9 and 'val_accuracy' in history.history
     resnet_run_loop.train(make_config(cifar_dir, tmp_path))
-    np.testing.assert_array_equal(final_arrays(tmp_path)[0]['logits/kernel'],
-                                  final_arrays(uninterrupted[0])[0]['logits/kernel'])
+    np.testing.assert_array_equal(
+        final_arrays(tmp_path)[0]['logits/kernel'], final_arrays(uninterrupted[0])[0]['logits/kernel']
+    )
 
 
 def test_max_train_steps_does_not_bend_the_schedule(cifar_dir):
     one_cycle = optimizers.Schedule('one_cycle')
-    rates = [resnet_run_loop.train(make_config(cifar_dir, None, schedule=one_cycle, max_train_steps=steps)
-                                   ).history['learning_rate'][0] for steps in (STEPS, None)]
+    rates = [
+        resnet_run_loop.train(make_config(cifar_dir, None, schedule=one_cycle, max_train_steps=steps)).history[
+            'learning_rate'
+        ][0]
+        for steps in (STEPS, None)
+    ]
     assert rates[0] == rates[1]
 
 
@@ -193,6 +229,7 @@ def test_evaluation_scores_every_image_once(cifar_dir, uninterrupted):
     assert results['accuracy'] == uninterrupted[1].history['val_accuracy'][-1]
     model = results['model']
     from official_resnet import input_pipeline
+
     test = input_pipeline.read('cifar10', 'test', data_dir=str(cifar_dir))
     images, labels = next(iter(input_pipeline.batches(test, 30, training=False)))
     expected = keras.losses.sparse_categorical_crossentropy(labels, model(images), from_logits=True)
@@ -206,10 +243,12 @@ def test_a_step_is_the_stock_step(cifar_dir):
     trainer = resnet_run_loop.Trainer(config)
     stock = layers.to_stock(trainer.model)
     from official_resnet import input_pipeline
+
     images, labels = next(iter(input_pipeline.batches(trainer.data, BATCH, training=True, seed=config.seed)))
     with tf.GradientTape() as tape:
         loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)(
-            tf.one_hot(labels, 10), stock(images, training=True))
+            tf.one_hot(labels, 10), stock(images, training=True)
+        )
         penalty = tf.add_n([tf.nn.l2_loss(v.value) for v in stock.trainable_variables])
         total = loss + config.weight_decay * penalty
     gradients = tape.gradient(total, [v.value for v in stock.trainable_variables])
@@ -231,8 +270,9 @@ def test_a_step_of_adam_is_that_of_the_paper(cifar_dir):
     assert (trainer.optimizer.beta_1, trainer.optimizer.beta_2, trainer.optimizer.epsilon) == (0.9, 0.999, 1e-8)
     before = [variable.numpy() for variable in trainer.model.trainable_variables]
     trainer.run([], [])
-    steps = [np.abs(variable.numpy() - old) for variable, old in zip(
-        trainer.model.trainable_variables, before, strict=True)]
+    steps = [
+        np.abs(variable.numpy() - old) for variable, old in zip(trainer.model.trainable_variables, before, strict=True)
+    ]
     assert max(step.max() for step in steps) == pytest.approx(0.01, rel=1e-3)
     assert np.median(steps[0]) == pytest.approx(0.01, rel=1e-2)
 
@@ -255,8 +295,10 @@ def test_mixed_precision_learns_and_resumes(cifar_dir, tmp_path, dtype, scale):
 
 
 def test_fp16_gradients_equal_float32_ones(cifar_dir):
-    models = [resnet_run_loop.train(make_config(cifar_dir, None, train_epochs=1, max_train_steps=2, dtype=dtype)).model
-              for dtype in ('fp32', 'fp16')]
+    models = [
+        resnet_run_loop.train(make_config(cifar_dir, None, train_epochs=1, max_train_steps=2, dtype=dtype)).model
+        for dtype in ('fp32', 'fp16')
+    ]
     for one, other in zip(*(model.trainable_variables for model in models), strict=True):
         np.testing.assert_allclose(one.numpy(), other.numpy(), atol=0.03, err_msg=one.path)
 
@@ -275,8 +317,9 @@ def test_two_replicas_equal_one(cifar_dir, fields):
 
 def test_fine_tune_trains_the_head_only_from_pretrained_weights(cifar_dir, tmp_path, uninterrupted):
     source = final_arrays(uninterrupted[0])[0]
-    history = resnet_run_loop.train(make_config(
-        cifar_dir, tmp_path, pretrained=str(uninterrupted[0]), transfer='head', train_epochs=1))
+    history = resnet_run_loop.train(
+        make_config(cifar_dir, tmp_path, pretrained=str(uninterrupted[0]), transfer='head', train_epochs=1)
+    )
     for variable in history.model.variables:
         is_same = np.array_equal(variable.numpy(), source[variable.path])
         assert is_same == (not variable.path.startswith('logits/')), variable.path
@@ -296,11 +339,17 @@ def test_an_epoch_without_a_batch_is_an_error(cifar_dir):
         resnet_run_loop.train(make_config(cifar_dir, None, batch_size=121))
 
 
-@pytest.mark.parametrize('change,message', [
-    ({'seed': 8}, 'seed 7, not 8'), ({'batch_size': 8}, 'batch_size 16, not 8'),
-    ({'spec': dataclasses.replace(SPEC, filters=8)}, 'spec.filters 4, not 8'),
-    ({'flip': False}, 'flip True, not False'), ({'num_train_images': 100}, 'num_train_images None, not 100'),
-    (ADAM, "optimizer 'momentum', not 'adam'")])
+@pytest.mark.parametrize(
+    'change,message',
+    [
+        ({'seed': 8}, 'seed 7, not 8'),
+        ({'batch_size': 8}, 'batch_size 16, not 8'),
+        ({'spec': dataclasses.replace(SPEC, filters=8)}, 'spec.filters 4, not 8'),
+        ({'flip': False}, 'flip True, not False'),
+        ({'num_train_images': 100}, 'num_train_images None, not 100'),
+        (ADAM, "optimizer 'momentum', not 'adam'"),
+    ],
+)
 def test_a_model_dir_of_another_run_is_refused(cifar_dir, uninterrupted, change, message):
     config = dataclasses.replace(make_config(cifar_dir, uninterrupted[0]), **change)
     with pytest.raises(UserError, match=message):
@@ -351,9 +400,12 @@ def test_other_wrong_input(cifar_dir, tmp_path):
 
 
 def test_standard_keras_callbacks_work(cifar_dir, tmp_path):
-    standard = [keras.callbacks.CSVLogger(tmp_path / 'log.csv'), keras.callbacks.TensorBoard(tmp_path / 'tb'),
-                keras.callbacks.EarlyStopping('val_loss', patience=0, min_delta=100),
-                keras.callbacks.ModelCheckpoint(tmp_path / '{epoch}.keras')]
+    standard = [
+        keras.callbacks.CSVLogger(tmp_path / 'log.csv'),
+        keras.callbacks.TensorBoard(tmp_path / 'tb'),
+        keras.callbacks.EarlyStopping('val_loss', patience=0, min_delta=100),
+        keras.callbacks.ModelCheckpoint(tmp_path / '{epoch}.keras'),
+    ]
     history = resnet_run_loop.train(make_config(cifar_dir, None, train_epochs=9), standard)
     assert history.epoch == [0, 1]  # EarlyStopping
     header = (tmp_path / 'log.csv').read_text().splitlines()[0].split(',')

@@ -1,4 +1,5 @@
 """The arithmetic of scaling: by hand, against simulations, against published figures; and the program."""
+
 import json
 import math
 import os
@@ -28,13 +29,18 @@ def test_ring_by_hand():
     assert scaling_main.ring_seconds(1, 100, 10, 1) == 0
     assert scaling_main.ring_seconds(2, 100, 10, 1) == 2 * (50 / 10 + 1)  # two rounds of half the bytes
     assert scaling_main.ring_seconds(4, 100, 10, 0) == pytest.approx(2 * 3 / 4 * 100 / 10)
-    assert scaling_main.ring_seconds(10 ** 6, 100, 10, 0) == pytest.approx(20, rel=1e-5)  # never more than twice
+    assert scaling_main.ring_seconds(10**6, 100, 10, 0) == pytest.approx(20, rel=1e-5)  # never more than twice
 
 
-@pytest.mark.parametrize('exchange,packs,expected', [
-    (0, 1, 3), (5, 1, 8),  # one pack: nothing overlaps
-    (1, 4, 3.25),  # the last quarter comes after the backward pass
-    (8, 4, 1 + 0.5 + 8)])  # the network is busy from the first quarter on
+@pytest.mark.parametrize(
+    'exchange,packs,expected',
+    [
+        (0, 1, 3),
+        (5, 1, 8),  # one pack: nothing overlaps
+        (1, 4, 3.25),  # the last quarter comes after the backward pass
+        (8, 4, 1 + 0.5 + 8),
+    ],
+)  # the network is busy from the first quarter on
 def test_overlap_by_hand(exchange, packs, expected):
     assert scaling_main.step_seconds(1, 2, exchange, packs) == expected
 
@@ -61,7 +67,7 @@ def test_eight_accelerators_beside_what_was_published(packs):
 
 def test_the_parts_are_an_epoch():
     c = constants(decode=100.0, save=1.0, save_byte=1e-9, evaluate=2.0, order=1e-6)
-    for n in (1, 8, 12, 1024, 10 ** 6):
+    for n in (1, 8, 12, 1024, 10**6):
         row = scaling_main.predict(RESNET50, c, n)
         assert sum(row['parts'].values()) == pytest.approx(1) and min(row['parts'].values()) >= 0
         steps = c['images'] // row['global_batch'] or 1
@@ -69,12 +75,23 @@ def test_the_parts_are_an_epoch():
         assert row['global_batch'] <= max(c['max_batch'], n)
 
 
-@pytest.mark.parametrize('changes,bottleneck', [
-    ({'link': 1e15, 'latency': 0, 'jitter': 0}, 'arithmetic'), ({'link': 1e9}, 'all-reduce'),
-    ({'latency': 1e-3}, 'all-reduce'), ({'jitter': 0.5}, 'stragglers'), ({'decode': 50.0}, 'input cores'),
-    ({'read': 5000.0}, 'reading thread'), ({'disk': 1e8}, 'disk'), ({'memory': 8e9}, 'memory'),
-    ({'save': 60.0}, 'checkpoints'), ({'evaluate': 60.0}, 'evaluation'), ({'order': 1e-4}, 'epoch order'),
-    ({'overhead': 0.1}, 'overhead')])
+@pytest.mark.parametrize(
+    'changes,bottleneck',
+    [
+        ({'link': 1e15, 'latency': 0, 'jitter': 0}, 'arithmetic'),
+        ({'link': 1e9}, 'all-reduce'),
+        ({'latency': 1e-3}, 'all-reduce'),
+        ({'jitter': 0.5}, 'stragglers'),
+        ({'decode': 50.0}, 'input cores'),
+        ({'read': 5000.0}, 'reading thread'),
+        ({'disk': 1e8}, 'disk'),
+        ({'memory': 8e9}, 'memory'),
+        ({'save': 60.0}, 'checkpoints'),
+        ({'evaluate': 60.0}, 'evaluation'),
+        ({'order': 1e-4}, 'epoch order'),
+        ({'overhead': 0.1}, 'overhead'),
+    ],
+)
 def test_each_bottleneck_is_named(changes, bottleneck):
     row = scaling_main.predict(RESNET50, constants(**changes), 8)
     assert row['bottleneck'] == bottleneck and bottleneck in scaling_main.ADVICE
@@ -128,8 +145,7 @@ def test_simulated_stragglers(n, packs):
     """Within 3 %: the slowest of n sets the pace of all."""
     size, link, latency, jitter = 4 * RESNET50.parameters, 2e10, 5e-6, 0.05
     exchange = scaling_main.ring_seconds(n, size, link, packs * latency)
-    expected = (scaling_main.step_seconds(0.03, 0.06, exchange, packs)
-                + 0.09 * jitter * scaling_main.expected_maximum(n))
+    expected = scaling_main.step_seconds(0.03, 0.06, exchange, packs) + 0.09 * jitter * scaling_main.expected_maximum(n)
     simulated = scaling_main.simulate_step(n, 0.03, 0.06, size, link, latency, packs, jitter, steps=40)
     assert simulated == pytest.approx(expected, rel=0.03)
 
@@ -174,8 +190,11 @@ def test_a_net_is_described():
 def test_two_workers_are_predicted_from_their_constants():
     def worker(slowness):
         turns = {'alone': [1.0 * slowness, 1.2], 'together': [1.5, 1.6], '256': [0.01, 0.01], '1000256': [0.11, 0.11]}
-        return {'turns': [{'turn': name, 'seconds': values} for name, values in turns.items()],
-                'gradient_bytes': 2_900_000, 'state_bytes': 100_000}
+        return {
+            'turns': [{'turn': name, 'seconds': values} for name, values in turns.items()],
+            'gradient_bytes': 2_900_000,
+            'state_bytes': 100_000,
+        }
 
     found = scaling_main.predict_pair([worker(1), worker(1.1)])
     assert found['alone'] == pytest.approx(1.15)  # of the slower one in each turn
@@ -188,14 +207,21 @@ def test_two_workers_are_predicted_from_their_constants():
 @pytest.fixture
 def stored(tmp_path):
     """What --output_json writes, of invented measurements."""
-    def rows(x, y, slope):
-        return [{x: count, y: slope * count, 'bytes' if x != 'bytes' else 'restore_seconds': 20 * count}
-                for count in (1, 2, 4)]
 
-    found = {'index': rows('records', 'seconds', 1e-6), 'order': rows('images', 'seconds', 1e-7),
-             'checkpoint': rows('bytes', 'save_seconds', 1e-9), 'evaluation': rows('images', 'seconds', 1e-3),
-             'memory': [row | {'activations': 2e7} for row in rows('batch', 'peak_bytes', 1e8)],
-             'input': {'images_per_core_second': [390.0, 400.0, 410.0], 'records_per_second': 5e4}}
+    def rows(x, y, slope):
+        return [
+            {x: count, y: slope * count, 'bytes' if x != 'bytes' else 'restore_seconds': 20 * count}
+            for count in (1, 2, 4)
+        ]
+
+    found = {
+        'index': rows('records', 'seconds', 1e-6),
+        'order': rows('images', 'seconds', 1e-7),
+        'checkpoint': rows('bytes', 'save_seconds', 1e-9),
+        'evaluation': rows('images', 'seconds', 1e-3),
+        'memory': [row | {'activations': 2e7} for row in rows('batch', 'peak_bytes', 1e8)],
+        'input': {'images_per_core_second': [390.0, 400.0, 410.0], 'records_per_second': 5e4},
+    }
     path = tmp_path / 'stored.json'
     path.write_text(json.dumps({'found': found, 'machine': 'of a test'}))
     return path
@@ -203,12 +229,14 @@ def stored(tmp_path):
 
 def run(*arguments):
     values = scaling_main.define_flags()
-    return resnet_flags.run_program(['scaling_main.py', *arguments], scaling_main.__doc__, values,
-                                    scaling_main.run_scaling)
+    return resnet_flags.run_program(
+        ['scaling_main.py', *arguments], scaling_main.__doc__, values, scaling_main.run_scaling
+    )
 
 
 def answer_at_once(monkeypatch):
     """Describe nets in this process."""
+
     class Task:
         def __init__(self, task, name):
             self.result = lambda: scaling_measure_main.measure_net(name)
@@ -225,25 +253,38 @@ def test_reckoning_only(stored, tmp_path, monkeypatch, capsys):
     assert 'link 1,000,000,000 bytes/s from an accelerator to the next in the ring (--set)' in out
     assert 'decode 400 ' in out and out.endswith('of a test\n') and 'all-reduce: a faster network' in out
     written = json.loads(output.read_text())
-    assert [(row['accelerators'], row['bottleneck']) for row in written['rows']] == [(8, 'all-reduce'),
-                                                                                     (64, 'all-reduce')]
+    assert [(row['accelerators'], row['bottleneck']) for row in written['rows']] == [
+        (8, 'all-reduce'),
+        (64, 'all-reduce'),
+    ]
     assert all(math.isfinite(value) for value in written['constants'].values())
     assert run(f'--input_json={output}') == 0  # what it writes it reads
 
 
-@pytest.mark.parametrize('arguments,message', [
-    (['--set=speed=3'], "set 'speed=3' is no assumption and a number above 0; pass name=number with a name of flops"),
-    (['--set=link=0'], "set 'link=0' is no assumption"), (['--set=link=nan'], "set 'link=nan'"),
-    (['--set=link'], "set 'link' is no"), (['--accelerators=8,x'], 'pass numbers in 1..1000000, as 8,64'),
-    (['--accelerators='], 'pass numbers in'), (['--accelerators=9999999'], 'pass numbers in'), (['--size=2'], 'size'),
-    (['--size=nan'], '--size=nan: nan is no finite number'),
-    (['--output_json={tmp_path}'], 'is no file in a folder that is there'),
-    (['--measure=all'], 'measure'),
-    (['--image_folder=/nowhere'], "image_folder '/nowhere' is no folder"),
-    (['--variant=resnet51'], "variant 'resnet51' is unknown"),
-    (['--input_json=/nowhere/a.json'], "input_json '/nowhere/a.json' cannot be read (No such file"),
-    (['--input_json={tmp_path}/list.json'], 'is none; pass what --output_json wrote'),
-    (['--input_json={tmp_path}/half.json'], 'is none; pass what --output_json wrote')])
+@pytest.mark.parametrize(
+    'arguments,message',
+    [
+        (
+            ['--set=speed=3'],
+            "set 'speed=3' is no assumption and a number above 0; pass name=number with a name of flops",
+        ),
+        (['--set=link=0'], "set 'link=0' is no assumption"),
+        (['--set=link=nan'], "set 'link=nan'"),
+        (['--set=link'], "set 'link' is no"),
+        (['--accelerators=8,x'], 'pass numbers in 1..1000000, as 8,64'),
+        (['--accelerators='], 'pass numbers in'),
+        (['--accelerators=9999999'], 'pass numbers in'),
+        (['--size=2'], 'size'),
+        (['--size=nan'], '--size=nan: nan is no finite number'),
+        (['--output_json={tmp_path}'], 'is no file in a folder that is there'),
+        (['--measure=all'], 'measure'),
+        (['--image_folder=/nowhere'], "image_folder '/nowhere' is no folder"),
+        (['--variant=resnet51'], "variant 'resnet51' is unknown"),
+        (['--input_json=/nowhere/a.json'], "input_json '/nowhere/a.json' cannot be read (No such file"),
+        (['--input_json={tmp_path}/list.json'], 'is none; pass what --output_json wrote'),
+        (['--input_json={tmp_path}/half.json'], 'is none; pass what --output_json wrote'),
+    ],
+)
 def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):
     answer_at_once(monkeypatch)
     (tmp_path / 'list.json').write_text('[1]')
@@ -265,8 +306,12 @@ def test_a_process_that_fails_is_one_line():
 def test_the_whole_measurement_at_a_tenth(tmp_path):
     """Two real workers and all: what they send is what the arithmetic says."""
     output = tmp_path / 'out.json'
-    subprocess.run([sys.executable, scaling_main.__file__, '--size=0.1', f'--output_json={output}'], check=True,
-                   env=os.environ | {'CUDA_VISIBLE_DEVICES': '-1'}, timeout=600)
+    subprocess.run(
+        [sys.executable, scaling_main.__file__, '--size=0.1', f'--output_json={output}'],
+        check=True,
+        env=os.environ | {'CUDA_VISIBLE_DEVICES': '-1'},
+        timeout=600,
+    )
     found = json.loads(output.read_text())['found']
     turns = {row['turn']: row for row in found['workers'][0]['turns']}
     largest = max((name for name in turns if name.isdigit()), key=int)

@@ -1,4 +1,5 @@
 """The builder of shards: what it writes, that it survives being killed, and that it finds damage."""
+
 import hashlib
 import io
 import json
@@ -79,8 +80,11 @@ def contents(folder, name='train'):
 
 def examples(folder, name='train'):
     """Return {filename: features} of all shards."""
-    found = [tfrecords.decode_example(data) for path in sorted(folder.glob(f'{name}-*-of-*'))
-             for data in tfrecords.read(path)]
+    found = [
+        tfrecords.decode_example(data)
+        for path in sorted(folder.glob(f'{name}-*-of-*'))
+        for data in tfrecords.read(path)
+    ]
     return {os.fsdecode(example['image/filename'][0]): example for example in found}
 
 
@@ -125,8 +129,11 @@ def test_missing_folders_and_pictures(tmp_path):
     (tmp_path / 'a').mkdir()
     (tmp_path / 'a' / '1.JPEG').write_bytes(b'x')
     (tmp_path / 'b').mkdir()
-    for classes, message in ((['a', 'absent'], "absent' cannot be read"), (['a', 'b'], "b' has no picture"),
-                             (['b'], 'has no picture')):
+    for classes, message in (
+        (['a', 'absent'], "absent' cannot be read"),
+        (['a', 'b'], "b' has no picture"),
+        (['b'], 'has no picture'),
+    ):
         with pytest.raises(errors.UserError, match=message):
             pictures.from_folders(tmp_path, classes, SUFFIXES, is_complete=classes != ['b'])
     assert len(pictures.from_folders(tmp_path, ['a', 'b'], SUFFIXES, is_complete=False)) == 1
@@ -136,8 +143,9 @@ def test_missing_folders_and_pictures(tmp_path):
 
 
 def test_boxes(tmp_path):
-    (tmp_path / 'b.csv').write_text('n2_1.JPEG,0.1,0.2,0.3,0.4\nn1_10.JPEG,0,0,1,1\nn1_1.JPEG,0.5,0.5,0.6,0.6\n'
-                                    'n2_1.JPEG,0.0,0.1,0.2,0.3\n')
+    (tmp_path / 'b.csv').write_text(
+        'n2_1.JPEG,0.1,0.2,0.3,0.4\nn1_10.JPEG,0,0,1,1\nn1_1.JPEG,0.5,0.5,0.6,0.6\nn2_1.JPEG,0.0,0.1,0.2,0.3\n'
+    )
     boxes = shards.read_boxes(tmp_path / 'b.csv')
     np.testing.assert_allclose(boxes.of('n2_1.JPEG'), [(0.1, 0.2, 0.3, 0.4), (0, 0.1, 0.2, 0.3)])
     assert boxes.of('n1_10.JPEG') == [(0, 0, 1, 1)] and len(boxes.of('n1_1.JPEG')) == 1
@@ -146,9 +154,17 @@ def test_boxes(tmp_path):
     assert shards.read_boxes(tmp_path / 'b.csv').of('n2_1.JPEG') == []
 
 
-@pytest.mark.parametrize('text,message', [
-    ('a,0,0,1\n', 'columns'), ('a,0,0,1,x\n', "'x'"), ('a,0,0,1,1\nb,0.5,0,0.4,1\n', 'in line 2'),
-    ('a,0,0,1,2\n', 'in line 1'), ('a,nan,0,1,1\n', 'in line 1'), (None, 'cannot be read')])
+@pytest.mark.parametrize(
+    'text,message',
+    [
+        ('a,0,0,1\n', 'columns'),
+        ('a,0,0,1,x\n', "'x'"),
+        ('a,0,0,1,1\nb,0.5,0,0.4,1\n', 'in line 2'),
+        ('a,0,0,1,2\n', 'in line 1'),
+        ('a,nan,0,1,1\n', 'in line 1'),
+        (None, 'cannot be read'),
+    ],
+)
 def test_mistakes_in_boxes(tmp_path, text, message):
     if text is not None:
         (tmp_path / 'b.csv').write_text(text)
@@ -161,11 +177,14 @@ def test_mistakes_in_boxes(tmp_path, text, message):
 
 # The table of the records that official/resnet reads; VarLen where there may be any number.
 FEATURES = {
-    **{f'image/{key}': tf.io.FixedLenFeature([], tf.string) for key in
-       ('encoded', 'format', 'colorspace', 'filename', 'class/text', 'class/synset')},
+    **{
+        f'image/{key}': tf.io.FixedLenFeature([], tf.string)
+        for key in ('encoded', 'format', 'colorspace', 'filename', 'class/text', 'class/synset')
+    },
     **{f'image/{key}': tf.io.FixedLenFeature([], tf.int64) for key in ('height', 'width', 'channels', 'class/label')},
     **{f'image/object/bbox/{key}': tf.io.VarLenFeature(tf.float32) for key in ('xmin', 'ymin', 'xmax', 'ymax')},
-    'image/object/bbox/label': tf.io.VarLenFeature(tf.int64)}
+    'image/object/bbox/label': tf.io.VarLenFeature(tf.int64),
+}
 
 
 def plain(record):
@@ -175,27 +194,48 @@ def plain(record):
 
 
 def test_records_as_tensorflow_reads_them(tmp_path):
-    raw = fill(tmp_path / 'raw', {'n1/n1_1.JPEG': small(1), 'n2/n2_1.JPEG': small(2),
-                                  'n2/n2_2.JPEG': small(3, size=(8, 9))})
+    raw = fill(
+        tmp_path / 'raw', {'n1/n1_1.JPEG': small(1), 'n2/n2_1.JPEG': small(2), 'n2/n2_2.JPEG': small(3, size=(8, 9))}
+    )
     (tmp_path / 'b.csv').write_text('n2_1.JPEG,0.1,0.2,0.3,0.4\nn2_1.JPEG,0,0,1,1\n')
-    shards.build(raw, 'train', tmp_path / 'out', 2, 1, texts={'n1': 'tench, fish', 'n2': 'Käfer'},
-                 boxes=shards.read_boxes(tmp_path / 'b.csv'), log=quiet)
+    shards.build(
+        raw,
+        'train',
+        tmp_path / 'out',
+        2,
+        1,
+        texts={'n1': 'tench, fish', 'n2': 'Käfer'},
+        boxes=shards.read_boxes(tmp_path / 'b.csv'),
+        log=quiet,
+    )
     assert FEATURES.keys() == shards.IMAGENET_KEYS
     found = {}
     for data in tf.data.TFRecordDataset(sorted(map(str, (tmp_path / 'out').glob('train-*-of-00002')))):
-        record = {key: tf.sparse.to_dense(value) if isinstance(value, tf.SparseTensor) else value
-                  for key, value in tf.io.parse_single_example(data, FEATURES).items()}
+        record = {
+            key: tf.sparse.to_dense(value) if isinstance(value, tf.SparseTensor) else value
+            for key, value in tf.io.parse_single_example(data, FEATURES).items()
+        }
         assert tf.train.Example.FromString(data.numpy()).SerializeToString(deterministic=True) == data.numpy()
         assert tf.train.Example.FromString(data.numpy()).features.feature.keys() == FEATURES.keys()
         found[record['image/filename'].numpy()] = plain(record)
     expected = {'format': b'JPEG', 'colorspace': b'RGB', 'channels': 3}
-    for name, label, text, size, encoded in ((b'n1_1.JPEG', 1, 'tench, fish', (16, 12), small(1)),
-                                             (b'n2_1.JPEG', 2, 'Käfer', (16, 12), small(2)),
-                                             (b'n2_2.JPEG', 2, 'Käfer', (8, 9), small(3, size=(8, 9)))):
+    for name, label, text, size, encoded in (
+        (b'n1_1.JPEG', 1, 'tench, fish', (16, 12), small(1)),
+        (b'n2_1.JPEG', 2, 'Käfer', (16, 12), small(2)),
+        (b'n2_2.JPEG', 2, 'Käfer', (8, 9), small(3, size=(8, 9))),
+    ):
         record = found.pop(name)
         boxes = {key: record.pop(f'object/bbox/{key}') for key in ('xmin', 'ymin', 'xmax', 'ymax', 'label')}
-        assert record == {**expected, 'filename': name, 'class/label': label, 'class/text': text.encode(),
-                          'class/synset': name[:2], 'width': size[0], 'height': size[1], 'encoded': encoded}
+        assert record == {
+            **expected,
+            'filename': name,
+            'class/label': label,
+            'class/text': text.encode(),
+            'class/synset': name[:2],
+            'width': size[0],
+            'height': size[1],
+            'encoded': encoded,
+        }
         if name == b'n2_1.JPEG':
             assert boxes['label'] == [2, 2] and boxes['xmin'] == [np.float32(0.1), 0]
             assert [boxes[key][0] for key in ('ymin', 'xmax', 'ymax')] == np.float32([0.2, 0.3, 0.4]).tolist()
@@ -224,8 +264,10 @@ def test_odd_pictures(tmp_path):
     manifest = shards.build(raw, 'train', tmp_path / 'out', 3, 2, log=lines.append)
     assert len(CMYK) == 22 and manifest['records'] == len(files) - 3
     assert manifest['reencoded'] == {
-        **{f'{name[:9]}/{name}.JPEG': 'JPEG, CMYK' for name in CMYK}, f'{PNG[:9]}/{PNG}.JPEG': 'PNG',
-        'n00000001/grey.JPEG': 'JPEG, grey'}
+        **{f'{name[:9]}/{name}.JPEG': 'JPEG, CMYK' for name in CMYK},
+        f'{PNG[:9]}/{PNG}.JPEG': 'PNG',
+        'n00000001/grey.JPEG': 'JPEG, grey',
+    }
     assert {name.rpartition('/')[2] for name in manifest['broken']} == {'cut.JPEG', 'empty.JPEG', 'text.JPEG'}
     assert 'no end of image' in manifest['broken']['n00000001/cut.JPEG']
     assert sum(line.startswith("broken, left out: 'n00000001/") for line in lines) == 3
@@ -277,8 +319,9 @@ def test_shards_depend_on_pictures_seed_and_number_alone(tmp_path, simple):
     assert [entry['records'] for entry in manifest['shards']] == [5, 6, 6, 5, 6, 6, 6]
     assert contents(tmp_path / 'a') == {entry['name']: entry['sha256'] for entry in manifest['shards']}
     assert json.loads((tmp_path / 'a' / 'train.manifest.json').read_text()) == manifest
-    assert sorted(path.name for path in (tmp_path / 'a').iterdir()) == sorted([*contents(tmp_path / 'a'),
-                                                                              'train.manifest.json'])
+    assert sorted(path.name for path in (tmp_path / 'a').iterdir()) == sorted(
+        [*contents(tmp_path / 'a'), 'train.manifest.json']
+    )
     assert len(examples(tmp_path / 'a')) == 40
     shards.build(simple, 'train', tmp_path / 'c', 7, 2, seed=1, log=quiet)
     assert not set(contents(tmp_path / 'a').values()) & set(contents(tmp_path / 'c').values())
@@ -386,9 +429,14 @@ def slow(tmp_path):
 def start(job, processes=2):
     """Start a build of 10 shards as a program."""
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(DATA), os.environ.get('PYTHONPATH', '')])}
-    return subprocess.Popen([sys.executable, '-c', BUILD, str(job), 'train', '10', str(processes)], env=environment,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    return subprocess.Popen(
+        [sys.executable, '-c', BUILD, str(job), 'train', '10', str(processes)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def wait_for(condition, seconds=20):
@@ -459,8 +507,9 @@ def test_progress_without_a_terminal(tmp_path, simple, monkeypatch):
     monkeypatch.setattr(shard_job, 'SECONDS', 0)
     lines = []
     shards.build(simple, 'train', tmp_path / 'out', 4, 1, log=lines.append)
-    told = [re.fullmatch(r'train: (\d+) of 40 pictures, \d+ pictures/s, [\d.]+ MB/s, \d+ min left', line)
-            for line in lines]
+    told = [
+        re.fullmatch(r'train: (\d+) of 40 pictures, \d+ pictures/s, [\d.]+ MB/s, \d+ min left', line) for line in lines
+    ]
     assert [int(match[1]) for match in told if match][-1] == 40
 
 
@@ -470,9 +519,14 @@ def test_progress_without_a_terminal(tmp_path, simple, monkeypatch):
 def change(out, name, edit):
     """Rewrite a shard and its entry in the manifest, so that only its contents can tell."""
     records = edit([tfrecords.decode_example(data) for data in tfrecords.read(out / name)])
-    data = b''.join(tfrecords.frame(tfrecords.encode_example({
-        key: value or np.zeros(0, np.int64 if 'label' in key else np.float32) for key, value in record.items()}))
-        for record in records)
+    data = b''.join(
+        tfrecords.frame(
+            tfrecords.encode_example(
+                {key: value or np.zeros(0, np.int64 if 'label' in key else np.float32) for key, value in record.items()}
+            )
+        )
+        for record in records
+    )
     (out / name).write_bytes(data)
     manifest = json.loads((out / 'train.manifest.json').read_text())
     entry = next(entry for entry in manifest['shards'] if entry['name'] == name)
@@ -498,15 +552,27 @@ def test_verify_finds_damage_to_files(built):
         shards.verify(out, 'validation', quiet)
 
 
-@pytest.mark.parametrize('key,value,message', [
-    ('image/class/label', [9], 'label'), ('image/class/label', [2, 2], 'label'), ('image/height', [13], 'has the size'),
-    ('image/class/synset', [b'c9'], 'has the class'), ('image/encoded', [small(1)[:-20]], 'cut off'),
-    ('image/encoded', [b'x'], 'broken picture'), ('image/encoded', [small(1, 'L')], 'no RGB JPEG'),
-    ('image/depth', [3], 'keys'), (None, None, '9 records instead of 10')])
+@pytest.mark.parametrize(
+    'key,value,message',
+    [
+        ('image/class/label', [9], 'label'),
+        ('image/class/label', [2, 2], 'label'),
+        ('image/height', [13], 'has the size'),
+        ('image/class/synset', [b'c9'], 'has the class'),
+        ('image/encoded', [small(1)[:-20]], 'cut off'),
+        ('image/encoded', [b'x'], 'broken picture'),
+        ('image/encoded', [small(1, 'L')], 'no RGB JPEG'),
+        ('image/depth', [3], 'keys'),
+        (None, None, '9 records instead of 10'),
+    ],
+)
 def test_verify_finds_wrong_contents(built, key, value, message):
     (_, out), lines = built, []
-    change(out, 'train-00002-of-00004', lambda records: [
-        {**record, key: value} for record in records] if key else records[1:])
+    change(
+        out,
+        'train-00002-of-00004',
+        lambda records: [{**record, key: value} for record in records] if key else records[1:],
+    )
     assert shards.verify(out, 'train', lines.append) == 1
     faults = [line for line in lines if line.startswith('train-00002-of-00004: ') and re.search(message, line)]
     assert len(faults) == (10 if key else 1), lines

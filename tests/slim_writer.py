@@ -5,6 +5,7 @@
 slim imports TensorFlow's old layers, which need the Keras of then; tf_keras still has them. They are put in place for
 this process, and all that it imports afterwards.
 """
+
 import importlib
 import pathlib
 import sys
@@ -31,8 +32,12 @@ with tf.Graph().as_default(), tf.compat.v1.Session() as session:
     logits = {}
     with slim.arg_scope(module.resnet_arg_scope()):
         for size in sizes:
-            logits[size] = tf.squeeze(getattr(module, net)(tf.constant(images[size]), int(num_classes),
-                                      is_training=False, reuse=bool(logits))[0], [1, 2])
+            logits[size] = tf.squeeze(
+                getattr(module, net)(
+                    tf.constant(images[size]), int(num_classes), is_training=False, reuse=bool(logits)
+                )[0],
+                [1, 2],
+            )
     session.run(tf.compat.v1.global_variables_initializer())
     for variable in tf.compat.v1.global_variables():
         name, shape = variable.op.name.rpartition('/')[2], variable.shape
@@ -41,5 +46,8 @@ with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         elif name in ('beta', 'moving_mean', 'biases'):
             variable.load(random.normal(0, 0.1, shape).astype('float32'), session)
     tf.compat.v1.train.Saver(write_version=int(version)).save(session, folder + '/model.ckpt', step)
-    np.savez(pathlib.Path(folder, 'expected.npz'), **{f'images{size}': images[size] for size in sizes},
-             **{f'logits{size}': session.run(logits[size]) for size in sizes})
+    np.savez(
+        pathlib.Path(folder, 'expected.npz'),
+        **{f'images{size}': images[size] for size in sizes},
+        **{f'logits{size}': session.run(logits[size]) for size in sizes},
+    )

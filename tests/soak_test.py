@@ -6,6 +6,7 @@ SIGKILL comes at random steps, a random time after the step is saved, so also in
 evaluation and of the start; ResNet-8, which saves after each step. Result (n = 1): 40 kills of one process in 179 s
 and 10 of one of two workers in 127 s, all variables, tests and the state equal to the last bit.
 """
+
 import random
 import time
 
@@ -22,14 +23,18 @@ NUM_STEPS = 7 * EPOCHS
 def outcome(model_dir):
     """What a training came to: variables, the loop's state, and its tests, without seconds and paths."""
     arrays, state, _ = checkpoints.restore_latest(model_dir / 'checkpoints')
-    tests = [(line['epoch'], line['loss'], line['accuracy'])
-             for line in callbacks.read_metrics(model_dir / callbacks.METRICS_FILE) if line['split'] == 'test']
+    tests = [
+        (line['epoch'], line['loss'], line['accuracy'])
+        for line in callbacks.read_metrics(model_dir / callbacks.METRICS_FILE)
+        if line['split'] == 'test'
+    ]
     return arrays, [state['step'], state['best'], *tests]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('start,num_kills', [(lambda flags: [start_program(flags)], 40), (start_pair, 10)],
-                         ids=['alone', 'two workers'])
+@pytest.mark.parametrize(
+    'start,num_kills', [(lambda flags: [start_program(flags)], 40), (start_pair, 10)], ids=['alone', 'two workers']
+)
 def test_killed_at_random_moments(cifar_dir, tmp_path, start, num_kills):
     begin = time.monotonic()
     for code, out, err in finish(start(flags_of(cifar_dir, tmp_path / 'whole', EPOCHS)), 600):

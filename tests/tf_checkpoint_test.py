@@ -1,4 +1,5 @@
 """Reading TF1 checkpoints: whatever a path may be, and damage of every kind, in bounded time."""
+
 import random
 import shutil
 import struct
@@ -11,8 +12,9 @@ import tf_checkpoint_writer as writer
 from checkpoints_tools import tf_checkpoint
 from official_resnet.errors import UserError
 
-VARIABLES = {f'scope/conv{i}/weights': np.random.default_rng(i).normal(size=(3, 3, 16, 8)).astype('float32')
-             for i in range(20)} | {'global_step': np.int64(1234), 'double': np.float64([1.5, 2])}
+VARIABLES = {
+    f'scope/conv{i}/weights': np.random.default_rng(i).normal(size=(3, 3, 16, 8)).astype('float32') for i in range(20)
+} | {'global_step': np.int64(1234), 'double': np.float64([1.5, 2])}
 NUM_DAMAGED = 60
 
 
@@ -33,8 +35,9 @@ def assert_read(path):
         np.testing.assert_array_equal(values[name], value)
 
 
-@pytest.mark.parametrize('name', ['v1.ckpt', 'v2.ckpt', 'v2.ckpt.index', 'v2.ckpt.data-00000-of-00001', 'checkpoint',
-                                  ''])
+@pytest.mark.parametrize(
+    'name', ['v1.ckpt', 'v2.ckpt', 'v2.ckpt.index', 'v2.ckpt.data-00000-of-00001', 'checkpoint', '']
+)
 def test_every_name_of_a_checkpoint(folder, name):
     assert_read(folder / name)
     shapes = tf_checkpoint.shapes(str(folder / name))
@@ -70,14 +73,17 @@ def test_folders(folder, tmp_path):
     assert_read(moved)
 
 
-@pytest.mark.parametrize('make,message', [
-    (lambda path: None, 'no checkpoint there'),
-    (lambda path: path.mkdir(), '0 checkpoints'),
-    (lambda path: path.write_bytes(b''), 'no TensorFlow checkpoint, or a damaged one'),
-    (lambda path: path.write_bytes(b'PK\x03\x04' * 500), 'no TensorFlow checkpoint, or a damaged one'),
-    (lambda path: path.with_name('x.ckpt.index').write_bytes(b'no index' * 50), 'no TensorFlow checkpoint, or'),
-    (lambda path: path.with_name('x.ckpt.data-00000-of-00001').write_bytes(b''), 'no checkpoint there'),
-])
+@pytest.mark.parametrize(
+    'make,message',
+    [
+        (lambda path: None, 'no checkpoint there'),
+        (lambda path: path.mkdir(), '0 checkpoints'),
+        (lambda path: path.write_bytes(b''), 'no TensorFlow checkpoint, or a damaged one'),
+        (lambda path: path.write_bytes(b'PK\x03\x04' * 500), 'no TensorFlow checkpoint, or a damaged one'),
+        (lambda path: path.with_name('x.ckpt.index').write_bytes(b'no index' * 50), 'no TensorFlow checkpoint, or'),
+        (lambda path: path.with_name('x.ckpt.data-00000-of-00001').write_bytes(b''), 'no checkpoint there'),
+    ],
+)
 def test_no_checkpoint_at_all(tmp_path, make, message):
     make(tmp_path / 'x.ckpt')
     assert_refused(tmp_path / 'x.ckpt', message)
@@ -106,7 +112,7 @@ def test_cut_off_data(folder, tmp_path):
     data = (folder / 'v2.ckpt.data-00000-of-00001').read_bytes()
     (tmp_path / 'v2.ckpt.data-00000-of-00001').write_bytes(data[:-1])
     assert_refused(tmp_path / 'v2.ckpt', 'Read less bytes|part of it is missing')
-    (tmp_path / 'v2.ckpt.data-00000-of-00001').write_bytes(data[:len(data) // 2])
+    (tmp_path / 'v2.ckpt.data-00000-of-00001').write_bytes(data[: len(data) // 2])
     assert_refused(tmp_path / 'v2.ckpt', 'declares variables of .* part of it is missing')
 
 
@@ -127,7 +133,7 @@ def test_damage(folder, tmp_path, damaged, damage):
         elif damage == 'flip':
             data[place] ^= 1 << dice.randrange(8)
         else:
-            data[place:place + 100] = dice.randbytes(len(data[place:place + 100]))
+            data[place : place + 100] = dice.randbytes(len(data[place : place + 100]))
         (tmp_path / damaged).write_bytes(data)
         try:
             assert_read(path)
@@ -140,14 +146,14 @@ def test_damage(folder, tmp_path, damaged, damage):
 
 def test_huge_declared_size(tmp_path):
     """An index with right checksums that declares 4 TiB: refused before memory is asked for."""
-    length = 2 ** 40
+    length = 2**40
     path = writer.write(tmp_path / 'x.ckpt', {'a': np.zeros((length, 0), 'float32')})
     index = tmp_path / 'x.ckpt.index'
     data = bytearray(index.read_bytes())
-    end = next(i for i in range(len(data)) if struct.pack('<I', masked_crc(data[:i + 1])) == data[i + 1:i + 5])
+    end = next(i for i in range(len(data)) if struct.pack('<I', masked_crc(data[: i + 1])) == data[i + 1 : i + 5])
     dimensions = data.index(b'\x12\x07\x08\x80\x80')  # of 7 bytes; the second, `12 00`, becomes an empty name of this
     data[dimensions + 1] = 9
-    data[end + 1:end + 5] = struct.pack('<I', masked_crc(data[:end + 1]))
+    data[end + 1 : end + 5] = struct.pack('<I', masked_crc(data[: end + 1]))
     index.write_bytes(data)
     for read in (tf_checkpoint.read, tf_checkpoint.shapes):
         with pytest.raises(UserError, match='declares variables of 4,398,046,511,104 bytes, but its data are 0'):
@@ -156,13 +162,13 @@ def test_huge_declared_size(tmp_path):
 
 def masked_crc(data):
     """Return the CRC-32C of a table's block as LevelDB's format masks it."""
-    crc = 0xffffffff
+    crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte
         for _ in range(8):
-            crc = crc >> 1 ^ (0x82f63b78 if crc & 1 else 0)
-    crc ^= 0xffffffff
-    return ((crc >> 15 | crc << 17) + 0xa282ead8) & 0xffffffff
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def assert_refused(path, message):

@@ -1,4 +1,5 @@
 """Writing TF1 checkpoints with tf.compat.v1, filling networks with random weights, building ours from a source."""
+
 import numpy as np
 import tensorflow as tf
 

@@ -1,4 +1,5 @@
 """TFRecord files and tf.train.Example without TensorFlow: the same bytes as TensorFlow's, and no surprise on damage."""
+
 import os
 import struct
 
@@ -14,7 +15,8 @@ RECORDS = [b'', b'a', bytes(range(256)) * 5]
 VALUES = st.one_of(
     st.lists(st.binary(max_size=300), min_size=1, max_size=3),
     st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=5),
-    st.lists(st.integers(-2 ** 63, 2 ** 63 - 1), min_size=1, max_size=5))
+    st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=5),
+)
 
 
 def write(path, records=RECORDS):
@@ -55,9 +57,15 @@ def test_index_and_reading_at_a_place(tmp_path):
     assert tfrecords.index(empty).tolist() == [0] and not list(tfrecords.read(empty))
 
 
-@pytest.mark.parametrize('place,message', [
-    (16, 'wrong checksum of the length at byte 16'), (26, 'wrong checksum of the length at byte 16'),
-    (28, 'wrong checksum of the record at byte 16'), (31, 'wrong checksum of the record at byte 16')])
+@pytest.mark.parametrize(
+    'place,message',
+    [
+        (16, 'wrong checksum of the length at byte 16'),
+        (26, 'wrong checksum of the length at byte 16'),
+        (28, 'wrong checksum of the record at byte 16'),
+        (31, 'wrong checksum of the record at byte 16'),
+    ],
+)
 def test_a_flipped_bit_is_found(tmp_path, place, message):
     path = write(tmp_path / 'a')
     data = bytearray(path.read_bytes())
@@ -93,10 +101,10 @@ def test_examples_are_those_of_tensorflow(features):
 
 
 def test_values_that_are_no_list_and_arrays():
-    features = {'b': b'x', 'i': -3, 'f': 0.5, 'a': np.float32([0.25, 1]), 'n': np.int64([-1, 2 ** 40])}
+    features = {'b': b'x', 'i': -3, 'f': 0.5, 'a': np.float32([0.25, 1]), 'n': np.int64([-1, 2**40])}
     data = tfrecords.encode_example(features)
     assert data == tensorflow_example(features)
-    assert tfrecords.decode_example(data) == {'b': [b'x'], 'i': [-3], 'f': [0.5], 'a': [0.25, 1], 'n': [-1, 2 ** 40]}
+    assert tfrecords.decode_example(data) == {'b': [b'x'], 'i': [-3], 'f': [0.5], 'a': [0.25, 1], 'n': [-1, 2**40]}
 
 
 def test_empty_arrays_keep_their_kind():
@@ -116,16 +124,19 @@ def test_numbers_that_are_not_packed_are_read():
     value = struct.pack('<f', 1.5)
     floats = b'\x12' + bytes([10]) + b'\x0d' + value + b'\x0d' + value
     ints = b'\x1a\x04\x08\x05\x08\x07'
-    entries = [b'\x0a\x01' + name + b'\x12' + bytes([len(feature)]) + feature
-               for name, feature in ((b'f', floats), (b'i', ints))]
+    entries = [
+        b'\x0a\x01' + name + b'\x12' + bytes([len(feature)]) + feature
+        for name, feature in ((b'f', floats), (b'i', ints))
+    ]
     features = b''.join(b'\x0a' + bytes([len(entry)]) + entry for entry in entries)
     data = b'\x0a' + bytes([len(features)]) + features
     assert tf.train.Example.FromString(data).features.feature['i'].int64_list.value == [5, 7]
     assert tfrecords.decode_example(data) == {'f': [1.5, 1.5], 'i': [5, 7]}
 
 
-@pytest.mark.parametrize('value', ['text', None, [1, 2.0], [b'x', 1], [], True, 1 << 63, -(1 << 63) - 1,
-                                   np.array(['x'])])
+@pytest.mark.parametrize(
+    'value', ['text', None, [1, 2.0], [b'x', 1], [], True, 1 << 63, -(1 << 63) - 1, np.array(['x'])]
+)
 def test_values_of_other_types(value):
     with pytest.raises(ValueError, match='^key has'):
         tfrecords.encode_example({'key': value})

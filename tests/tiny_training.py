@@ -1,4 +1,5 @@
 """A training of seconds, and a sudden end to it."""
+
 import keras
 import numpy as np
 
@@ -12,16 +13,22 @@ def make_config(cifar_dir, model_dir, **fields):
     """Return a TrainConfig of two epochs, but for the fields given."""
     fields = {'train_epochs': 2, 'batch_size': BATCH, 'steps_per_call': 3, 'base_learning_rate': 0.4} | fields
     return resnet_run_loop.TrainConfig(
-        SPEC, data_dir=str(cifar_dir), model_dir=None if model_dir is None else str(model_dir), **fields)
+        SPEC, data_dir=str(cifar_dir), model_dir=None if model_dir is None else str(model_dir), **fields
+    )
 
 
 def drawn_examples(count, num_classes=10):
     """Return Examples of noise."""
     random = np.random.default_rng(count)
     names = tuple(map(str, range(num_classes)))
-    return input_pipeline.Examples(random.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8),
-                                   random.integers(0, num_classes, count).astype(np.int32), num_classes, 'drawn', names,
-                                   'per_image_standardization')
+    return input_pipeline.Examples(
+        random.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8),
+        random.integers(0, num_classes, count).astype(np.int32),
+        num_classes,
+        'drawn',
+        names,
+        'per_image_standardization',
+    )
 
 
 class StopAt(keras.callbacks.Callback):

@@ -1,4 +1,5 @@
 """Converted nets against PyTorch: torchvision and pytorchcv with random weights, akamaster's trained ResNet-20."""
+
 import importlib
 import os
 import pathlib
@@ -22,13 +23,16 @@ CIFAR_TEST_IMAGES = 10_000
 def models():
     """torchvision.models."""
     from official_resnet import benchmark_torch
+
     return benchmark_torch.import_torchvision().models
 
 
-@pytest.mark.parametrize('name,is_zip', [('resnet18', False), ('resnet50', True), ('resnext50_32x4d', True),
-                                         ('wide_resnet50_2', True)])
+@pytest.mark.parametrize(
+    'name,is_zip', [('resnet18', False), ('resnet50', True), ('resnext50_32x4d', True), ('wide_resnet50_2', True)]
+)
 def test_same_logits_as_torchvision(name, is_zip, models, tmp_path):
     import torch
+
     torch.manual_seed(0)
     peer = with_statistics(getattr(models, name)(num_classes=20).eval())
     path = tmp_path / 'net.pth'
@@ -56,6 +60,7 @@ def with_statistics(peer):
 
 def assert_same_logits(model, peer):
     import torch
+
     for size in (64, 75):
         images = np.random.default_rng(size).normal(size=(2, size, size, 3)).astype('float32')
         with torch.inference_mode():
@@ -64,19 +69,31 @@ def assert_same_logits(model, peer):
 
 
 # pytorchcv's names -> torchvision's
-RENAMES = ((r'features\.init_block\.conv\.conv\.', 'conv1.'), (r'features\.init_block\.conv\.bn\.', 'bn1.'),
-           (r'features\.stage(\d)\.unit(\d+)\.', lambda found: f'layer{found[1]}.{int(found[2]) - 1}.'),
-           (r'body\.conv(\d)\.conv\.', r'conv\1.'), (r'body\.conv(\d)\.bn\.', r'bn\1.'),
-           (r'identity_conv\.conv\.', 'downsample.0.'), (r'identity_conv\.bn\.', 'downsample.1.'),
-           (r'output\.', 'fc.'))
+RENAMES = (
+    (r'features\.init_block\.conv\.conv\.', 'conv1.'),
+    (r'features\.init_block\.conv\.bn\.', 'bn1.'),
+    (r'features\.stage(\d)\.unit(\d+)\.', lambda found: f'layer{found[1]}.{int(found[2]) - 1}.'),
+    (r'body\.conv(\d)\.conv\.', r'conv\1.'),
+    (r'body\.conv(\d)\.bn\.', r'bn\1.'),
+    (r'identity_conv\.conv\.', 'downsample.0.'),
+    (r'identity_conv\.bn\.', 'downsample.1.'),
+    (r'output\.', 'fc.'),
+)
 
 
-@pytest.mark.parametrize('module,function,variant', [
-    ('resnet', 'resnet34', 'resnet34'), ('resnet', 'resnet50', 'resnet50_v1'), ('resnet', 'resnet50b', 'resnet50'),
-    ('resnext', 'resnext50_32x4d', 'resnext50_32x4d')])
+@pytest.mark.parametrize(
+    'module,function,variant',
+    [
+        ('resnet', 'resnet34', 'resnet34'),
+        ('resnet', 'resnet50', 'resnet50_v1'),
+        ('resnet', 'resnet50b', 'resnet50'),
+        ('resnext', 'resnext50_32x4d', 'resnext50_32x4d'),
+    ],
+)
 def test_same_logits_as_pytorchcv(module, function, variant, tmp_path):
     """Other nets than torchvision's own under its names; version 1 has to be told."""
     import torch
+
     torch.manual_seed(0)
     peer = with_statistics(getattr(importlib.import_module(f'pytorchcv.models.{module}'), function)().eval())
     peer.features.final_pool = torch.nn.AdaptiveAvgPool2d(1)
@@ -99,8 +116,10 @@ def cifar_test_pictures(tmp_path_factory):
         pytest.fail(f'{script} is missing: this test needs the data folder beside the repository')
     folder = tmp_path_factory.mktemp('cifar')
     subprocess.run([sys.executable, script, folder], check=True, capture_output=True)
-    subprocess.run(['tar', '-xzf', folder / 'cifar-10-binary.tar.gz', '-C', folder,
-                    'cifar-10-batches-bin/test_batch.bin'], check=True)
+    subprocess.run(
+        ['tar', '-xzf', folder / 'cifar-10-binary.tar.gz', '-C', folder, 'cifar-10-batches-bin/test_batch.bin'],
+        check=True,
+    )
     os.remove(folder / 'cifar-10-binary.tar.gz')
     images, labels = records.read_cifar([folder / 'cifar-10-batches-bin' / 'test_batch.bin'])
     assert len(images) == CIFAR_TEST_IMAGES

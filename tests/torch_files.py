@@ -1,4 +1,5 @@
 """PyTorch's file formats and nets written without PyTorch, after torch/serialization.py and torchvision."""
+
 import collections
 import struct
 import zipfile
@@ -8,9 +9,14 @@ import numpy as np
 Global = collections.namedtuple('Global', 'module name')
 Call = collections.namedtuple('Call', 'function arguments')
 Stored = collections.namedtuple('Stored', 'identifier')  # a persistent id
-STORAGES = {'float32': 'FloatStorage', 'float64': 'DoubleStorage', 'float16': 'HalfStorage',
-            'bfloat16': 'BFloat16Storage', 'int64': 'LongStorage'}
-MAGIC = 0x1950a86a20f9469cfc6c
+STORAGES = {
+    'float32': 'FloatStorage',
+    'float64': 'DoubleStorage',
+    'float16': 'HalfStorage',
+    'bfloat16': 'BFloat16Storage',
+    'int64': 'LongStorage',
+}
+MAGIC = 0x1950A86A20F9469CFC6C
 
 
 def pickled(value):
@@ -44,7 +50,7 @@ def _dump(value):
 def tensor(key, dtype, num_values, shape, strides=None, offset=0, function='_rebuild_tensor_v2', legacy=False):
     """Return the pickle's call that makes a tensor."""
     if strides is None:
-        strides = tuple(int(np.prod(shape[i + 1:])) for i in range(len(shape)))
+        strides = tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape)))
     stored = ('storage', Global('torch', STORAGES[dtype]), key, 'cpu', num_values) + ((None,) if legacy else ())
     extra = (False, Call(Global('collections', 'OrderedDict'), ())) if function.endswith('v2') else ()
     return Call(Global('torch._utils', function), (Stored(stored), offset, tuple(shape), strides, *extra))
@@ -52,8 +58,10 @@ def tensor(key, dtype, num_values, shape, strides=None, offset=0, function='_reb
 
 def write_zip(path, variables, wrap=lambda tensors: tensors):
     """Write {name: array} as torch.save does since 1.6."""
-    tensors = {name: tensor(str(i), array.dtype.name, array.size, array.shape)
-               for i, (name, array) in enumerate(variables.items())}
+    tensors = {
+        name: tensor(str(i), array.dtype.name, array.size, array.shape)
+        for i, (name, array) in enumerate(variables.items())
+    }
     write_zip_of(path, pickled(wrap(tensors)), {str(i): array.tobytes() for i, array in enumerate(variables.values())})
 
 
@@ -69,8 +77,10 @@ def write_zip_of(path, pickle, storages):
 
 def write_legacy(path, variables, wrap=lambda tensors: tensors):
     """Write {name: array} as torch.save did before 1.6."""
-    tensors = {name: tensor(f'9{i}', array.dtype.name, array.size, array.shape, function='_rebuild_tensor', legacy=True)
-               for i, (name, array) in enumerate(variables.items())}
+    tensors = {
+        name: tensor(f'9{i}', array.dtype.name, array.size, array.shape, function='_rebuild_tensor', legacy=True)
+        for i, (name, array) in enumerate(variables.items())
+    }
     system = {'protocol_version': 1001, 'little_endian': True, 'type_sizes': {'int': 4}}
     keys = [f'9{i}' for i in range(len(variables))]
     with open(path, 'wb') as file:
@@ -80,8 +90,9 @@ def write_legacy(path, variables, wrap=lambda tensors: tensors):
             file.write(struct.pack('<q', array.size) + array.tobytes())
 
 
-def net_shapes(layers, is_bottleneck=False, filters=64, groups=1, width_per_group=64, classes=1000, is_cifar=False,
-               option='B'):
+def net_shapes(
+    layers, is_bottleneck=False, filters=64, groups=1, width_per_group=64, classes=1000, is_cifar=False, option='B'
+):
     """Return {name: shape} of torchvision's ResNet (models/resnet.py), or of akamaster's for CIFAR."""
     expansion = 4 if is_bottleneck else 1
     head, projection = ('linear', 'shortcut') if is_cifar else ('fc', 'downsample')
@@ -92,8 +103,11 @@ def net_shapes(layers, is_bottleneck=False, filters=64, groups=1, width_per_grou
         width = planes * width_per_group // 64 * groups
         for block in range(blocks):
             name = f'layer{layer}.{block}'
-            convs = [(width, inplanes, 1, 1), (width, width // groups, 3, 3), (planes * 4, width, 1, 1)] if (
-                is_bottleneck) else [(planes, inplanes, 3, 3), (planes, planes, 3, 3)]
+            convs = (
+                [(width, inplanes, 1, 1), (width, width // groups, 3, 3), (planes * 4, width, 1, 1)]
+                if (is_bottleneck)
+                else [(planes, inplanes, 3, 3), (planes, planes, 3, 3)]
+            )
             for i, shape in enumerate(convs, start=1):
                 shapes |= {f'{name}.conv{i}.weight': shape} | _norm(f'{name}.bn{i}', shape[0])
             if block == 0 and (layer > 1 or inplanes != planes * expansion) and option == 'B':

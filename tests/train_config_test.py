@@ -1,4 +1,5 @@
 """TrainConfig as JSON, its checks, and how two of them are told apart."""
+
 import dataclasses
 import json
 
@@ -8,8 +9,16 @@ from official_resnet import optimizers, resnet_model, train_config
 from official_resnet.errors import UserError
 
 CONFIG = train_config.TrainConfig(
-    resnet_model.cifar_spec(8), dataset='folder:/pictures', schedule=optimizers.Schedule('one_cycle'), transfer='head',
-    head='append', pretrained_classes=10, image_size=40, normalization='unit_range', num_classes=12)
+    resnet_model.cifar_spec(8),
+    dataset='folder:/pictures',
+    schedule=optimizers.Schedule('one_cycle'),
+    transfer='head',
+    head='append',
+    pretrained_classes=10,
+    image_size=40,
+    normalization='unit_range',
+    num_classes=12,
+)
 
 
 def test_json_keeps_everything():
@@ -32,8 +41,10 @@ def test_learning_rate():
     assert dataclasses.replace(CONFIG, batch_size=64, optimizer='adam').learning_rate == 0.1
 
 
-@pytest.mark.parametrize('transfer,augment,expected', [
-    ('head', False, True), ('head', True, False), ('last', False, False), ('all', False, False)])
+@pytest.mark.parametrize(
+    'transfer,augment,expected',
+    [('head', False, True), ('head', True, False), ('last', False, False), ('all', False, False)],
+)
 def test_trains_on_features(transfer, augment, expected):
     assert dataclasses.replace(CONFIG, transfer=transfer, augment=augment).trains_on_features is expected
 
@@ -43,24 +54,42 @@ def test_how_a_folder_is_read():
         return dataclasses.replace(CONFIG, spec=spec, **fields).folder_options()
 
     assert options(resnet_model.cifar_spec(8)) == {
-        'image_size': 40, 'channels': 3, 'validation_fraction': 0.1, 'seed': 0}
+        'image_size': 40,
+        'channels': 3,
+        'validation_fraction': 0.1,
+        'seed': 0,
+    }
     assert options(resnet_model.cifar_spec(8), image_size=None)['image_size'] == 32
     assert options(resnet_model.imagenet_spec(18), image_size=None)['image_size'] == 224
     assert options(resnet_model.mnist_spec(), image_size=None, seed=3) == {
-        'image_size': 32, 'channels': 1, 'validation_fraction': 0.1, 'seed': 3}
+        'image_size': 32,
+        'channels': 1,
+        'validation_fraction': 0.1,
+        'seed': 3,
+    }
 
 
-@pytest.mark.parametrize('ours,theirs,text', [
-    (1, 2, 'x 2, not 1'), ({'a': 1, 'b': 2}, {'a': 1, 'b': 3}, 'x.b 3, not 2'),
-    (['a', 'b'], ['a', 'c'], "x[1] 'c', not 'b'"), (['a'], ['a', 'c'], 'x 2, not 1')])
+@pytest.mark.parametrize(
+    'ours,theirs,text',
+    [
+        (1, 2, 'x 2, not 1'),
+        ({'a': 1, 'b': 2}, {'a': 1, 'b': 3}, 'x.b 3, not 2'),
+        (['a', 'b'], ['a', 'c'], "x[1] 'c', not 'b'"),
+        (['a'], ['a', 'c'], 'x 2, not 1'),
+    ],
+)
 def test_difference(ours, theirs, text):
     assert train_config.difference('x', ours, theirs) == text
 
 
-@pytest.mark.parametrize('fields,message', [
-    ({'transfer': 'some'}, "transfer 'some' is none of all, last, head"),
-    ({'head': 'new'}, "head 'new' is none of replace, append, keep"),
-    ({'backbone_learning_rate_factor': 0}, 'factor 0 must be above 0')])
+@pytest.mark.parametrize(
+    'fields,message',
+    [
+        ({'transfer': 'some'}, "transfer 'some' is none of all, last, head"),
+        ({'head': 'new'}, "head 'new' is none of replace, append, keep"),
+        ({'backbone_learning_rate_factor': 0}, 'factor 0 must be above 0'),
+    ],
+)
 def test_wrong_values(fields, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(CONFIG, **fields)

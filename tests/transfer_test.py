@@ -1,4 +1,5 @@
 """Weights of another net: what is taken, what is frozen, bit for bit."""
+
 import dataclasses
 import json
 
@@ -21,14 +22,20 @@ from official_resnet.errors import UserError
 @pytest.fixture(scope='module')
 def weights(source):
     """{path: array} of that net."""
-    return {name: array for name, array in checkpoints.restore_latest(source / 'checkpoints')[0].items()
-            if not name.startswith('optimizer/')}
+    return {
+        name: array
+        for name, array in checkpoints.restore_latest(source / 'checkpoints')[0].items()
+        if not name.startswith('optimizer/')
+    }
 
 
 def changed(model, before):
     """Return the names of the layers of which a variable is not what it was, bit for bit; new ones are left out."""
-    return {variable.path.split('/')[0] for variable in model.variables
-            if variable.path in before and not np.array_equal(variable.numpy(), before[variable.path])}
+    return {
+        variable.path.split('/')[0]
+        for variable in model.variables
+        if variable.path in before and not np.array_equal(variable.numpy(), before[variable.path])
+    }
 
 
 # --- what is loaded, what is trained -------------------------------------------------------------------------
@@ -42,22 +49,30 @@ def test_what_is_loaded(source, weights, name, head):
     model = transfer.build(config, examples)
     before = {variable.path: variable.numpy() for variable in model.variables}
     transfer.load_backbone(model, source / name, head)
-    new = {'replace': {'logits/kernel', 'logits/bias'}, 'keep': set(),
-           'append': {'appended_logits/kernel', 'appended_logits/bias'}}[head]
+    new = {
+        'replace': {'logits/kernel', 'logits/bias'},
+        'keep': set(),
+        'append': {'appended_logits/kernel', 'appended_logits/bias'},
+    }[head]
     for variable in model.variables:
         expected = before if variable.path in new else weights
         np.testing.assert_array_equal(variable.numpy(), expected[variable.path], err_msg=variable.path)
 
 
-@pytest.mark.parametrize('fields,still', [
-    ({'transfer': 'all'}, set()),
-    ({'transfer': 'last', 'train_last_groups': 1}, {'stem', 'group1', 'group2'}),
-    ({'transfer': 'last', 'train_last_groups': 2, 'dtype': 'bf16'}, {'stem', 'group1'}),
-    ({'transfer': 'head'}, {'stem', 'group1', 'group2', 'group3'}),
-    ({'transfer': 'head', 'augment': False}, {'stem', 'group1', 'group2', 'group3'}),
-    ({'transfer': 'head', 'augment': False, 'head': 'append', 'pretrained_classes': 10},
-     {'stem', 'group1', 'group2', 'group3', 'logits'}),
-])
+@pytest.mark.parametrize(
+    'fields,still',
+    [
+        ({'transfer': 'all'}, set()),
+        ({'transfer': 'last', 'train_last_groups': 1}, {'stem', 'group1', 'group2'}),
+        ({'transfer': 'last', 'train_last_groups': 2, 'dtype': 'bf16'}, {'stem', 'group1'}),
+        ({'transfer': 'head'}, {'stem', 'group1', 'group2', 'group3'}),
+        ({'transfer': 'head', 'augment': False}, {'stem', 'group1', 'group2', 'group3'}),
+        (
+            {'transfer': 'head', 'augment': False, 'head': 'append', 'pretrained_classes': 10},
+            {'stem', 'group1', 'group2', 'group3', 'logits'},
+        ),
+    ],
+)
 def test_frozen_weights_and_statistics_are_bit_identical(cifar_dir, source, weights, fields, still):
     model = resnet_run_loop.train(make_config(cifar_dir, None, pretrained=str(source), train_epochs=1, **fields)).model
     layers = {path.split('/')[0] for path in weights}  # BN with its moving statistics
@@ -71,15 +86,23 @@ def test_last_of_version_2_trains_its_last_normalisation():
     assert names == {'group3', 'head', 'logits/kernel', 'logits/bias'}
 
 
-@pytest.mark.parametrize('spec', [
-    dataclasses.replace(SPEC, shortcut='C', projection_pool=True),
-    dataclasses.replace(SPEC, block='bottleneck', shortcut='B', se_reduction=4, stochastic_depth=0.2)])
+@pytest.mark.parametrize(
+    'spec',
+    [
+        dataclasses.replace(SPEC, shortcut='C', projection_pool=True),
+        dataclasses.replace(SPEC, block='bottleneck', shortcut='B', se_reduction=4, stochastic_depth=0.2),
+    ],
+)
 def test_freezing_goes_by_group(spec):
     model = resnet_model.resnet(spec, 10, (32, 32, 3))
     transfer.freeze(model, 'last', 2)
     groups = {variable.path.partition('_')[0] for variable in model.trainable_variables if '_' in variable.path}
-    frozen = {variable.path.partition('_')[0] for layer in model.layers for variable in layer.variables
-              if not layer.trainable and 'seed' not in variable.path}
+    frozen = {
+        variable.path.partition('_')[0]
+        for layer in model.layers
+        for variable in layer.variables
+        if not layer.trainable and 'seed' not in variable.path
+    }
     assert groups >= {'group2', 'group3'} and frozen == {'stem', 'group1'}
 
 
@@ -114,8 +137,9 @@ def test_num_classes():
 def test_the_network_is_that_of_the_pretrained_model_dir(cifar_dir, source):
     described = transfer.describe(source)
     assert (described.spec, described.num_classes) == (SPEC, 10)
-    other = dataclasses.replace(make_config(cifar_dir, None, pretrained=str(source), head='append'),
-                                spec=resnet_model.cifar_spec(20))
+    other = dataclasses.replace(
+        make_config(cifar_dir, None, pretrained=str(source), head='append'), spec=resnet_model.cifar_spec(20)
+    )
     adopted = transfer.adopt(other, described)
     assert adopted.spec == SPEC and adopted.pretrained_classes == 10
     assert adopted.normalization is None  # what CIFAR's is anyway
@@ -131,9 +155,21 @@ def test_a_converted_net_brings_its_card(source, tmp_path):
     """As checkpoints_tools writes it: the spec, and how the source fed its net."""
     (tmp_path / 'net.keras').write_bytes((source / 'model.keras').read_bytes())
     assert transfer.describe(tmp_path / 'net.keras') == transfer.Pretrained(num_classes=10)
-    card = {'variant': 'resnet20', 'spec': dataclasses.asdict(SPEC), 'num_classes': 10, 'labels': 'cifar10',
-            'input': {'channels': 'BGR', 'scale': 1 / 255, 'mean': [0.1, 0.2, 0.3], 'std': [1, 2, 4], 'size': 32,
-                      'resize': None, 'interpolation': 'bilinear'}}
+    card = {
+        'variant': 'resnet20',
+        'spec': dataclasses.asdict(SPEC),
+        'num_classes': 10,
+        'labels': 'cifar10',
+        'input': {
+            'channels': 'BGR',
+            'scale': 1 / 255,
+            'mean': [0.1, 0.2, 0.3],
+            'std': [1, 2, 4],
+            'size': 32,
+            'resize': None,
+            'interpolation': 'bilinear',
+        },
+    }
     (tmp_path / 'net.card.json').write_text(json.dumps(card))
     described = transfer.describe(tmp_path / 'net.keras')
     assert described.spec == SPEC and described.image_size == 32
@@ -152,8 +188,7 @@ def test_a_card_of_ours_is_read_again(source, tmp_path, cifar_dir):
     history = resnet_run_loop.train(make_config(cifar_dir, None, train_epochs=1, max_train_steps=1))
     (tmp_path / 'net.keras').write_bytes((source / 'model.keras').read_bytes())
     card = cards.write_card(tmp_path / 'net.card.json', **history.card)
-    assert transfer.describe(tmp_path / 'net.keras') == transfer.Pretrained(
-        SPEC, 10, 'per_image_standardization', 32)
+    assert transfer.describe(tmp_path / 'net.keras') == transfer.Pretrained(SPEC, 10, 'per_image_standardization', 32)
     assert card.names[3] == 'cat' and card.size == card.net_size == (32, 32)
 
 
@@ -194,11 +229,13 @@ def test_a_model_dir_of_another_transfer_is_refused(cifar_dir, source, tmp_path)
     config = make_config(cifar_dir, tmp_path / 'run', pretrained=str(source), train_epochs=1, transfer='last')
     resnet_run_loop.train(config)
     resnet_run_loop.train(dataclasses.replace(config, backbone_learning_rate_factor=0.1, train_epochs=1))
-    for change, message in (({'transfer': 'all'}, "transfer 'last', not 'all'"),
-                            ({'train_last_groups': 2}, 'train_last_groups 1, not 2'),
-                            ({'head': 'keep'}, "head 'replace', not 'keep'"),
-                            ({'normalization': 'unit_range'}, "normalization None, not 'unit_range'"),
-                            ({'pretrained': str(tmp_path)}, 'holds a run with pretrained')):
+    for change, message in (
+        ({'transfer': 'all'}, "transfer 'last', not 'all'"),
+        ({'train_last_groups': 2}, 'train_last_groups 1, not 2'),
+        ({'head': 'keep'}, "head 'replace', not 'keep'"),
+        ({'normalization': 'unit_range'}, "normalization None, not 'unit_range'"),
+        ({'pretrained': str(tmp_path)}, 'holds a run with pretrained'),
+    ):
         with pytest.raises(UserError, match=message):
             resnet_run_loop.train(dataclasses.replace(config, **change))
     arrays, state, path = checkpoints.restore_latest(tmp_path / 'run' / 'checkpoints')
@@ -213,8 +250,17 @@ def test_a_checkpoint_from_before_there_were_ways_of_transfer(cifar_dir, source,
     config = make_config(cifar_dir, tmp_path, pretrained=str(source), transfer='head', train_epochs=1)
     resnet_run_loop.train(config)
     arrays, state, path = checkpoints.restore_latest(tmp_path / 'checkpoints')
-    for name in ('transfer', 'train_last_groups', 'head', 'pretrained_classes', 'backbone_learning_rate_factor',
-                 'image_size', 'validation_fraction', 'normalization', 'num_classes'):
+    for name in (
+        'transfer',
+        'train_last_groups',
+        'head',
+        'pretrained_classes',
+        'backbone_learning_rate_factor',
+        'image_size',
+        'validation_fraction',
+        'normalization',
+        'num_classes',
+    ):
         state['config'].pop(name)
     state.pop('data')
     state['config']['fine_tune'] = True
@@ -222,5 +268,3 @@ def test_a_checkpoint_from_before_there_were_ways_of_transfer(cifar_dir, source,
     assert resnet_run_loop.train(dataclasses.replace(config, train_epochs=2)).step == 14
     with pytest.raises(UserError, match="transfer 'head', not 'all'"):
         resnet_run_loop.train(dataclasses.replace(config, transfer='all'))
-
-

@@ -1,4 +1,5 @@
 """The tutorial's block and net to the letter, the arithmetic of its text, and ResNeXt's three equal forms."""
+
 import doctest
 import inspect
 
@@ -32,7 +33,7 @@ def block_model(input_shape, *arguments, block=tutorial_resnet.residual_block):
 
 
 def layer(model, suffix):
-    found, = [layer for layer in model.layers if layer.name.endswith(suffix)]
+    (found,) = [layer for layer in model.layers if layer.name.endswith(suffix)]
     return found
 
 
@@ -43,8 +44,10 @@ def test_signatures_are_the_tutorials():
     assert signature(tutorial_resnet.block_as_printed) == signature(tutorial_resnet.residual_block)
 
 
-@pytest.mark.parametrize('size,down_sample,projection,expected', [
-    (28, True, False, 14), (14, True, False, 7), (7, True, False, 4), (7, False, False, 7), (14, True, True, 7)])
+@pytest.mark.parametrize(
+    'size,down_sample,projection,expected',
+    [(28, True, False, 14), (14, True, False, 7), (7, True, False, 4), (7, False, False, 7), (14, True, True, 7)],
+)
 def test_shapes(size, down_sample, projection, expected):
     outputs = tutorial_resnet.residual_block(keras.Input((size, size, 4)), 6, down_sample, projection)
     assert outputs.shape == (None, expected, expected, 6)
@@ -142,15 +145,18 @@ def test_block_as_printed_is_the_block_where_it_works():
     assert pixel.shape == (None, 1, 1, 5) and padded.shape == (None, 4, 4, 5)
 
 
-@pytest.mark.parametrize('make,message', [
-    (lambda x: tutorial_resnet.residual_group('g', x, 0, 16), 'num_block must greater than 1'),
-    (lambda x: tutorial_resnet.residual_group('g', x, -1, 16), 'was given -1'),
-    (lambda x: tutorial_resnet.residual_group('g', x, 1, 3), 'g_head: zero padding cannot reduce 4 channels to 3'),
-    (lambda x: tutorial_resnet.residual_block(keras.Input((8,)), 16, True), 'pass [n, h, w, channels]'),
-    (lambda x: tutorial_resnet.residual_block(keras.Input((8, 8, None)), 16, True), 'pass [n, h, w, channels]'),
-    (lambda x: tutorial_resnet.compare_blocks(254), 'channels=254: pass a multiple of 4'),
-    (lambda x: tutorial_resnet.compare_blocks(0), 'channels=0'),
-])
+@pytest.mark.parametrize(
+    'make,message',
+    [
+        (lambda x: tutorial_resnet.residual_group('g', x, 0, 16), 'num_block must greater than 1'),
+        (lambda x: tutorial_resnet.residual_group('g', x, -1, 16), 'was given -1'),
+        (lambda x: tutorial_resnet.residual_group('g', x, 1, 3), 'g_head: zero padding cannot reduce 4 channels to 3'),
+        (lambda x: tutorial_resnet.residual_block(keras.Input((8,)), 16, True), 'pass [n, h, w, channels]'),
+        (lambda x: tutorial_resnet.residual_block(keras.Input((8, 8, None)), 16, True), 'pass [n, h, w, channels]'),
+        (lambda x: tutorial_resnet.compare_blocks(254), 'channels=254: pass a multiple of 4'),
+        (lambda x: tutorial_resnet.compare_blocks(0), 'channels=0'),
+    ],
+)
 def test_errors_are_one_line(make, message):
     with pytest.raises(UserError) as error:
         make(keras.Input((8, 8, 4)))
@@ -165,9 +171,16 @@ def test_channels_shrink_with_a_projection():
 def test_net():
     model = tutorial_resnet.tutorial_net()
     shapes = {
-        'images': (28, 28, 1), 'conv1': (28, 28, 16), 'conv2_head_out': (14, 14, 16), 'conv2_1_out': (14, 14, 16),
-        'conv3_head_out': (7, 7, 32), 'conv3_1_out': (7, 7, 32), 'pool': (4, 4, 32), 'flatten': (4 * 4 * 32,),
-        'logits': (10,)}
+        'images': (28, 28, 1),
+        'conv1': (28, 28, 16),
+        'conv2_head_out': (14, 14, 16),
+        'conv2_1_out': (14, 14, 16),
+        'conv3_head_out': (7, 7, 32),
+        'conv3_1_out': (7, 7, 32),
+        'pool': (4, 4, 32),
+        'flatten': (4 * 4 * 32,),
+        'logits': (10,),
+    }
     assert {name: model.get_layer(name).output.shape[1:] for name in shapes} == shapes
     # conv1          9 * 1 * 16 + 16                            =    160
     # conv2          4 convolutions 9 * 16 * 16, 4 BN 2 * 16    =  9,344
@@ -203,8 +216,11 @@ def test_one_step_changes_every_weight_and_lowers_the_loss():
     keras.utils.set_random_seed(3)
     model = tutorial_resnet.tutorial_net()
     settings = tutorial_resnet.TRAINING
-    model.compile(keras.optimizers.Adam(settings['learning_rate'], epsilon=settings['epsilon']),
-                  keras.losses.SparseCategoricalCrossentropy(from_logits=True), run_eagerly=True)
+    model.compile(
+        keras.optimizers.Adam(settings['learning_rate'], epsilon=settings['epsilon']),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        run_eagerly=True,
+    )
     random = np.random.default_rng(3)
     images = random.uniform(0, 1, (12, 28, 28, 1)).astype('float32')
     labels = random.integers(0, 10, 12)
@@ -258,8 +274,15 @@ def test_program(capsys):
 def test_resnext_is_one_sum_in_three_forms():
     """1611.05431 Fig. 3: branches that are summed (a), joined before their last 1x1 (b), a grouped convolution (c)."""
     branches, depth = 4, 2
-    spec = resnet_model.ResNetSpec((1,), block='bottleneck', version='1.5', shortcut=None, base_width=depth,
-                                   cardinality=branches, experiment=resnet_model.Experiment(batch_norm=False))
+    spec = resnet_model.ResNetSpec(
+        (1,),
+        block='bottleneck',
+        version='1.5',
+        shortcut=None,
+        base_width=depth,
+        cardinality=branches,
+        experiment=resnet_model.Experiment(batch_norm=False),
+    )
     model = block_model((5, 5, 12), spec, 64, 1, 'b', block=resnet_model.residual_block)
     model.set_weights([normal(*w.shape, seed=i) for i, w in enumerate(model.weights)])
     (w1, b1), (w2, b2), (w3, b3) = (model.get_layer(f'b_conv{i}').get_weights() for i in (1, 2, 3))
@@ -272,7 +295,7 @@ def test_resnext_is_one_sum_in_three_forms():
         return tf.nn.relu(tf.nn.conv2d(x, w2[..., own], 1, 'SAME') + b2[own])
 
     insides = [branch(i) for i in range(branches)]
-    summed = sum(tf.nn.conv2d(x, w3[:, :, i * depth:(i + 1) * depth], 1, 'SAME') for i, x in enumerate(insides))
+    summed = sum(tf.nn.conv2d(x, w3[:, :, i * depth : (i + 1) * depth], 1, 'SAME') for i, x in enumerate(insides))
     joined = tf.nn.conv2d(tf.concat(insides, -1), w3, 1, 'SAME')
     grouped = keras.Model(model.input, layer(model, 'b_conv3').output)(images) - b3
     np.testing.assert_allclose(summed, joined, rtol=1e-4, atol=1e-3)
@@ -281,8 +304,10 @@ def test_resnext_is_one_sum_in_three_forms():
 
 
 def test_resnext_doubles_the_inner_filters_alone():
-    resnet, resnext = (resnet_model._block_convs(resnet_model.imagenet_spec(50, **axes), 64, 1)
-                       for axes in ({}, {'cardinality': 32, 'base_width': 4}))
+    resnet, resnext = (
+        resnet_model._block_convs(resnet_model.imagenet_spec(50, **axes), 64, 1)
+        for axes in ({}, {'cardinality': 32, 'base_width': 4})
+    )
     assert [filters for filters, *_ in resnet] == [64, 64, 256]
     assert [filters for filters, *_ in resnext] == [128, 128, 256]
     assert [groups for *_, groups in resnext] == [1, 32, 1]

@@ -1,4 +1,5 @@
 """validation_labels: the same synsets from a list, the development kit and the validation boxes."""
+
 import builtins
 import io
 import tarfile
@@ -16,8 +17,11 @@ LIST, DEVKIT, XMLS = validation_labels.FILES
 
 
 def xmls(numbers=(1, 2, 3, 4, 5, 6, 7), **changed):
-    return {f'val/ILSVRC2012_val_{number:08d}.xml': changed.get(f'n{number}') or ilsvrc.xml(
-        objects=[(ORDER[number - 1], 1, 1, 9, 9)]) for number in reversed(numbers)}
+    return {
+        f'val/ILSVRC2012_val_{number:08d}.xml': changed.get(f'n{number}')
+        or ilsvrc.xml(objects=[(ORDER[number - 1], 1, 1, 9, 9)])
+        for number in reversed(numbers)
+    }
 
 
 def test_all_sources_agree(tmp_path):
@@ -46,20 +50,31 @@ def devkit_without(name):
 
 
 CASES = {
-    'absent': (None, 'cannot be read'), 'empty': (b'', 'is empty'),
+    'absent': (None, 'cannot be read'),
+    'empty': (b'', 'is empty'),
     'words': (b'n01440764\ntench\n', "'tench' in line 2"),
     'bytes': (bytes(range(256)), 'in line 1, no synset'),
     'cut off': (lambda: ilsvrc.devkit(SYNSETS, ORDER)[:-60], 'cut'),
     'no meta': (lambda: ilsvrc.tar_bytes(devkit_without('meta.mat')), 'has no meta.mat'),
     'no truth': (lambda: ilsvrc.tar_bytes(devkit_without('truth.txt')), 'has no ILSVRC2012_validation_ground'),
-    'meta': (lambda: ilsvrc.tar_bytes({**devkit_without('meta.mat'), 'a/meta.mat': b'x' * 300}),
-             'meta.mat in .* damaged'),
-    'truth': (lambda: ilsvrc.tar_bytes({**devkit_without('truth.txt'), 'a/ILSVRC2012_validation_ground_truth.txt':
-                                        b'1\n9999\n'}), "'9999' as the class of picture 2"),
-    'truth of words': (lambda: ilsvrc.tar_bytes({
-        **devkit_without('truth.txt'), 'a/ILSVRC2012_validation_ground_truth.txt': b'one\n'}), "'one' as the class"),
-    'empty truth': (lambda: ilsvrc.tar_bytes({
-        **devkit_without('truth.txt'), 'a/ILSVRC2012_validation_ground_truth.txt': b''}), 'empty list'),
+    'meta': (
+        lambda: ilsvrc.tar_bytes({**devkit_without('meta.mat'), 'a/meta.mat': b'x' * 300}),
+        'meta.mat in .* damaged',
+    ),
+    'truth': (
+        lambda: ilsvrc.tar_bytes(
+            {**devkit_without('truth.txt'), 'a/ILSVRC2012_validation_ground_truth.txt': b'1\n9999\n'}
+        ),
+        "'9999' as the class of picture 2",
+    ),
+    'truth of words': (
+        lambda: ilsvrc.tar_bytes({**devkit_without('truth.txt'), 'a/ILSVRC2012_validation_ground_truth.txt': b'one\n'}),
+        "'one' as the class",
+    ),
+    'empty truth': (
+        lambda: ilsvrc.tar_bytes({**devkit_without('truth.txt'), 'a/ILSVRC2012_validation_ground_truth.txt': b''}),
+        'empty list',
+    ),
     'gap': (lambda: ilsvrc.tar_bytes(xmls([1, 2, 4, 6])), 'lacks 2 XML files, as ILSVRC2012_val_00000003.xml'),
     'broken xml': (lambda: ilsvrc.tar_bytes(xmls(n2=b'<a>')), "00000002.xml' .* is broken"),
     'no object': (lambda: ilsvrc.tar_bytes(xmls(n3=ilsvrc.xml())), 'names no synset but None'),
@@ -85,6 +100,7 @@ def test_without_scipy(tmp_path, monkeypatch):
         if name.startswith('scipy'):
             raise ImportError(name)
         return real(name, *arguments, **options)
+
     monkeypatch.setattr(builtins, '__import__', no_scipy)
     with pytest.raises(UserError, match='pip install scipy'):
         validation_labels.read(tmp_path / 'devkit.tar.gz')

@@ -1,4 +1,5 @@
 """Encoded pictures -> the net's input: by hand, against TensorFlow 1's resize and Pillow, and over many seeds."""
+
 import io
 
 import ilsvrc
@@ -42,8 +43,8 @@ def sample():
 def train_views(jpeg, seeds, views, boxes=NO_BOXES):
     """Return train_view of each seed, by tf.data."""
     dataset = tf.data.Dataset.range(seeds).map(
-        lambda i: preprocessing.train_view(jpeg, tf.constant(boxes), tf.stack([7, i]), views),
-        num_parallel_calls=2)
+        lambda i: preprocessing.train_view(jpeg, tf.constant(boxes), tf.stack([7, i]), views), num_parallel_calls=2
+    )
     return np.stack(list(dataset.as_numpy_iterator()))
 
 
@@ -67,11 +68,16 @@ def windows(pictures, side=256):
 RAMP = encoded([[0, 40, 80, 120], [100, 140, 180, 220]])
 
 
-@pytest.mark.parametrize('resize,expected', [
-    # 4 x 8 pixels are at rows 0, 0.5, 1 .. and columns 0, 0.5 .. 3.5 of 2 x 4; the middle is rows 1, 2, columns 3, 4
-    ('tf1', [[110, 130], [160, 180]]),
-    # with the centres upon each other, at rows -0.25, 0.25, 0.75 and columns .. 1.25, 1.75
-    ('antialias', [[75, 95], [125, 145]])])
+@pytest.mark.parametrize(
+    'resize,expected',
+    [
+        # 4 x 8 pixels are at rows 0, 0.5, 1 .. and columns 0, 0.5 .. 3.5 of 2 x 4;
+        # the middle is rows 1, 2, columns 3, 4
+        ('tf1', [[110, 130], [160, 180]]),
+        # with the centres upon each other, at rows -0.25, 0.25, 0.75 and columns .. 1.25, 1.75
+        ('antialias', [[75, 95], [125, 145]]),
+    ],
+)
 def test_the_middle_of_a_ramp(resize, expected):
     view = preprocessing.test_view(RAMP, SMALL[resize])
     assert view.dtype == tf.float32 and view.shape == (2, 2, 3)
@@ -96,10 +102,14 @@ def test_ten_views_of_sixteen_pixels(resize):
     np.testing.assert_array_equal(views[5:], views[:5, :, ::-1])
 
 
-@pytest.mark.parametrize('resize,expected', [
-    ('tf1', {False: [0, 100, 200, 40], True: [40, 200, 100, 0]}),  # the first of eight columns, each time
-    # a triangle over 16 columns: 3/4 of its own block, 1/8 of either neighbour; 6/7 and 1/7 at the border
-    ('antialias', {False: [100 / 7, 100, 167.5, 440 / 7], True: [440 / 7, 167.5, 100, 100 / 7]})])
+@pytest.mark.parametrize(
+    'resize,expected',
+    [
+        ('tf1', {False: [0, 100, 200, 40], True: [40, 200, 100, 0]}),  # the first of eight columns, each time
+        # a triangle over 16 columns: 3/4 of its own block, 1/8 of either neighbour; 6/7 and 1/7 at the border
+        ('antialias', {False: [100 / 7, 100, 167.5, 440 / 7], True: [440 / 7, 167.5, 100, 100 / 7]}),
+    ],
+)
 def test_the_whole_picture_and_its_mirror_image(resize, expected):
     """No part has all of the area and another aspect, so it is the picture."""
     seen = train_views(blocks([[0, 100, 200, 40]] * 4), 40, Views(size=4, min_area=1.0, resize=resize))[..., 0]
@@ -127,15 +137,18 @@ def shapes_of_official(height, width, side):
 
 def test_some_shorter_sides_become_255():
     assert shapes_of_official(375, 500, 256) == (256, 341) and 255 in {
-        shapes_of_official(side, side, 256)[0] for side in range(100, 600)}
+        shapes_of_official(side, side, 256)[0] for side in range(100, 600)
+    }
 
 
 def first_short_by_one(side):
     return next(n for n in range(100, 3000) if shapes_of_official(n, n, side)[0] == side - 1)
 
 
-@pytest.mark.parametrize('height,width', [
-    (375, 500), (500, 333), (100, 100), (224, 300), (256, 256), (300, 1000), (first_short_by_one(256), 400)])
+@pytest.mark.parametrize(
+    'height,width',
+    [(375, 500), (500, 333), (100, 100), (224, 300), (256, 256), (300, 1000), (first_short_by_one(256), 400)],
+)
 def test_official_evaluation(height, width):
     """tf.compat.v1.image.resize to official's size, the middle cut out in whole numbers."""
     pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
@@ -143,7 +156,7 @@ def test_official_evaluation(height, width):
     resized = tf.compat.v1.image.resize(pixels, [rows, columns]).numpy()
     top, left = (rows - 224) // 2, (columns - 224) // 2
     view = preprocessing.test_view(encoded(pixels), Views())
-    np.testing.assert_array_equal(view, resized[top:top + 224, left:left + 224])
+    np.testing.assert_array_equal(view, resized[top : top + 224, left : left + 224])
     corners = preprocessing.ten_views(encoded(pixels), Views()).numpy()
     np.testing.assert_array_equal(corners[0], resized[:224, :224])
     np.testing.assert_array_equal(corners[3], resized[-224:, -224:])
@@ -169,7 +182,7 @@ def test_antialiased_evaluation(height, width):
     resized = tf.image.resize(pixels, [rows, columns], antialias=True)
     top, left = round((rows - 224) / 2), round((columns - 224) / 2)
     view = preprocessing.test_view(encoded(pixels), Views(resize='antialias'))
-    np.testing.assert_array_equal(view, resized[top:top + 224, left:left + 224])
+    np.testing.assert_array_equal(view, resized[top : top + 224, left : left + 224])
 
 
 def test_antialiased_evaluation_of_imagenet_is_pillows():
@@ -190,12 +203,18 @@ def test_training_views_of_imagenet_are_of_the_decoded_picture(resize):
     views = Views(size=64, resize=resize, use_boxes=False)
     for i, jpeg in enumerate(sample()[::5]):
         begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-            tf.io.extract_jpeg_shape(jpeg), NO_BOXES[None], [7, i], min_object_covered=0.0,
-            aspect_ratio_range=(3 / 4, 4 / 3), area_range=(0.05, 1), max_attempts=100,
-            use_image_if_no_bounding_boxes=True)
+            tf.io.extract_jpeg_shape(jpeg),
+            NO_BOXES[None],
+            [7, i],
+            min_object_covered=0.0,
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            area_range=(0.05, 1),
+            max_attempts=100,
+            use_image_if_no_bounding_boxes=True,
+        )
         (top, left, _), (height, width, _) = begin.numpy(), size.numpy()
         part = tf.io.decode_and_crop_jpeg(jpeg, [top, left, height, width], 3, dct_method=views.dct_method).numpy()
-        whole = tf.io.decode_jpeg(jpeg, 3, dct_method=views.dct_method).numpy()[top:top + height, left:left + width]
+        whole = tf.io.decode_jpeg(jpeg, 3, dct_method=views.dct_method).numpy()[top : top + height, left : left + width]
         assert np.abs(part - whole.astype(int))[1:-1, 2:-2].max() == 0  # libjpeg has no colours of beyond the edge
         view = preprocessing.train_view(jpeg, NO_BOXES, [7, i], views).numpy()
         differences = []
@@ -214,7 +233,7 @@ def test_training_views_of_imagenet_are_of_the_decoded_picture(resize):
 def test_parts_have_the_area_and_the_aspect_that_were_asked_for():
     parts, mirrored = windows(train_views(coordinates(), 400, Views(size=32, use_boxes=False)))
     heights, widths = parts[:, 2] - parts[:, 0], parts[:, 3] - parts[:, 1]
-    areas, aspects = heights * widths / 256 ** 2, widths / heights
+    areas, aspects = heights * widths / 256**2, widths / heights
     assert parts.min() > -2 and parts.max() < 258  # JPEG has clipped the ends of the ramps
     assert areas.min() > 0.047 and aspects.min() > 0.73 and aspects.max() < 1.37  # they are whole pixels
     assert areas.min() < 0.1 and areas.max() > 0.8 and aspects.min() < 0.8 and aspects.max() > 1.25
@@ -223,12 +242,12 @@ def test_parts_have_the_area_and_the_aspect_that_were_asked_for():
         assert np.ptp(parts[areas < 0.3][:, edge]) > 120
 
 
-@pytest.mark.parametrize('options,least', [
-    ({'min_area': 0.5}, 0.5), ({'min_area': 0.3, 'use_boxes': False}, 0.3),
-    ({}, 0.1)])  # without a box, the picture is one, and a tenth of it must be in the part
+@pytest.mark.parametrize(
+    'options,least', [({'min_area': 0.5}, 0.5), ({'min_area': 0.3, 'use_boxes': False}, 0.3), ({}, 0.1)]
+)  # without a box, the picture is one, and a tenth of it must be in the part
 def test_another_least_area(options, least):
     parts, _ = windows(train_views(coordinates(), 200, Views(size=32, **options)))
-    smallest = ((parts[:, 2] - parts[:, 0]) * (parts[:, 3] - parts[:, 1]) / 256 ** 2).min()
+    smallest = ((parts[:, 2] - parts[:, 0]) * (parts[:, 3] - parts[:, 1]) / 256**2).min()
     assert least * 0.97 < smallest < least + 0.06
 
 
@@ -278,9 +297,14 @@ def test_the_same_eagerly_and_inside_tf_data(function, resize):
 
 # --- odd pictures, mistakes ------------------------------------------------------------------------------------
 
-ODD = {'grey': np.full((60, 90), 80), '1 x 500': np.full((1, 500, 3), 80), '500 x 1': np.full((500, 1, 3), 80),
-       '1 x 1': np.full((1, 1), 80), 'smaller than the crop': np.full((20, 30, 3), 80),
-       '1 x 60000': np.full((1, 60000), 80)}
+ODD = {
+    'grey': np.full((60, 90), 80),
+    '1 x 500': np.full((1, 500, 3), 80),
+    '500 x 1': np.full((500, 1, 3), 80),
+    '1 x 1': np.full((1, 1), 80),
+    'smaller than the crop': np.full((20, 30, 3), 80),
+    '1 x 60000': np.full((1, 60000), 80),
+}
 
 
 @pytest.mark.parametrize('resize', preprocessing.RESIZES)
@@ -288,8 +312,10 @@ ODD = {'grey': np.full((60, 90), 80), '1 x 500': np.full((1, 500, 3), 80), '500 
 def test_odd_pictures(name, resize):
     views = Views(size=32, test_size=28, resize=resize)
     jpeg = encoded(ODD[name], 'JPEG')
-    for view in (preprocessing.train_view(jpeg, NO_BOXES, [0, 0], views),
-                 *(preprocessing.test_view(picture, views) for picture in (jpeg, encoded(ODD[name])))):
+    for view in (
+        preprocessing.train_view(jpeg, NO_BOXES, [0, 0], views),
+        *(preprocessing.test_view(picture, views) for picture in (jpeg, encoded(ODD[name]))),
+    ):
         assert view.shape[1:] == (view.shape[0], 3) and view.shape[0] in (28, 32)
         np.testing.assert_allclose(view, np.full_like(view, 80), atol=1e-3)
     assert preprocessing.ten_views(jpeg, views).shape == (10, 28, 28, 3)
@@ -303,13 +329,18 @@ def test_of_a_very_long_picture_only_the_middle_is_resized(length, resize):
     pixels = np.random.default_rng(0).integers(0, 256, (1, length, 3), np.uint8)
     whole = preprocessing._resize(tf.constant(pixels), [32, 32 * length], views)
     left = (32 * length - 28) // 2
-    np.testing.assert_allclose(preprocessing.test_view(encoded(pixels), views), whole[2:30, left:left + 28], atol=1e-2)
+    np.testing.assert_allclose(
+        preprocessing.test_view(encoded(pixels), views), whole[2:30, left : left + 28], atol=1e-2
+    )
 
 
 def test_png_of_other_kinds():
     """A palette, transparency and 16 bits; a PNG is not for training."""
-    for image in (Image.new('RGB', (40, 30), (255, 0, 102)).convert('P'), Image.new('RGBA', (40, 30), (255, 0, 102, 9)),
-                  Image.fromarray(np.full((30, 40), 0x66ff, np.uint16))):
+    for image in (
+        Image.new('RGB', (40, 30), (255, 0, 102)).convert('P'),
+        Image.new('RGBA', (40, 30), (255, 0, 102, 9)),
+        Image.fromarray(np.full((30, 40), 0x66FF, np.uint16)),
+    ):
         file = io.BytesIO()
         image.save(file, 'PNG')
         view = preprocessing.test_view(file.getvalue(), Views(test_size=16))
@@ -333,13 +364,17 @@ def test_defaults():
     assert Views(test_resize=232).shorter_side == 232
 
 
-@pytest.mark.parametrize('options,message', [
-    ({'resize': 'area'}, "resize 'area' is unknown; choose one of tf1, antialias"),
-    ({'size': 0}, 'size 0 is no size of a picture; pass 1 or more'),
-    ({'test_size': -3}, 'test_size -3 is no size of a picture; pass 1 or more'),
-    ({'min_area': 0}, 'min_area 0 is no share; pass a number above 0, up to 1'),
-    ({'min_area': 1.5}, 'min_area 1.5 is no share; pass a number above 0, up to 1'),
-    ({'test_size': 224, 'test_resize': 223}, 'test_resize 223 leaves no 224 pixels to cut out; pass 224 or more')])
+@pytest.mark.parametrize(
+    'options,message',
+    [
+        ({'resize': 'area'}, "resize 'area' is unknown; choose one of tf1, antialias"),
+        ({'size': 0}, 'size 0 is no size of a picture; pass 1 or more'),
+        ({'test_size': -3}, 'test_size -3 is no size of a picture; pass 1 or more'),
+        ({'min_area': 0}, 'min_area 0 is no share; pass a number above 0, up to 1'),
+        ({'min_area': 1.5}, 'min_area 1.5 is no share; pass a number above 0, up to 1'),
+        ({'test_size': 224, 'test_resize': 223}, 'test_resize 223 leaves no 224 pixels to cut out; pass 224 or more'),
+    ],
+)
 def test_wrong_views(options, message):
     with pytest.raises(errors.UserError) as caught:
         Views(**options)

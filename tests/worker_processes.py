@@ -1,4 +1,5 @@
 """Programs started as workers of one training, and what the tests ask of them."""
+
 import json
 import os
 import pathlib
@@ -24,9 +25,18 @@ def start_workers(command, has_chief=False):
     if has_chief:
         cluster = {'chief': hosts[:1], 'worker': hosts[1:]}
         configs = [json.dumps({'cluster': cluster, 'task': {'type': kind, 'index': 0}}) for kind in cluster]
-    return [subprocess.Popen(command, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, start_new_session=True, env=os.environ | {'TF_CONFIG': config})
-            for config in configs]
+    return [
+        subprocess.Popen(
+            command,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            env=os.environ | {'TF_CONFIG': config},
+        )
+        for config in configs
+    ]
 
 
 def start_pair(flags):
@@ -36,8 +46,13 @@ def start_pair(flags):
 
 def start_program(flags):
     """Start cifar10_main alone."""
-    return subprocess.Popen([sys.executable, str(PROGRAM), *flags], text=True, stdin=subprocess.DEVNULL,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, str(PROGRAM), *flags],
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def finish(processes, timeout=120):
@@ -52,10 +67,31 @@ def finish(processes, timeout=120):
 
 def flags_of(cifar_dir, model_dir, train_epochs=3):
     """Return the flags of a training that saves after each step, of which the fixture's epoch has 7."""
-    return ['--data_dir', str(cifar_dir), '--model_dir', str(model_dir), '--nodownload', '-rs', '8', '-bs', '16',
-            '--train_epochs', str(train_epochs), '--epochs_between_evals', str(max(1, train_epochs // 6)),
-            '--base_learning_rate', '0.2', '--bn_momentum', '0.9', '--save_checkpoint_minutes', '0',
-            '--steps_per_loop', '1', '--intra_op_parallelism_threads', '1']
+    return [
+        '--data_dir',
+        str(cifar_dir),
+        '--model_dir',
+        str(model_dir),
+        '--nodownload',
+        '-rs',
+        '8',
+        '-bs',
+        '16',
+        '--train_epochs',
+        str(train_epochs),
+        '--epochs_between_evals',
+        str(max(1, train_epochs // 6)),
+        '--base_learning_rate',
+        '0.2',
+        '--bn_momentum',
+        '0.9',
+        '--save_checkpoint_minutes',
+        '0',
+        '--steps_per_loop',
+        '1',
+        '--intra_op_parallelism_threads',
+        '1',
+    ]
 
 
 def last_step(model_dir):

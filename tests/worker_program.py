@@ -4,6 +4,7 @@ TF_CONFIG says which. JOBS is a JSON list of TrainConfigs (to_json), each with a
 worker 1 has of its own. OUT-<worker>-<job>.npz is what it came to: the variables, the losses and evaluations of the
 epochs, or the message of the UserError.
 """
+
 import json
 import os
 import sys

@@ -1,4 +1,5 @@
 """Who the workers are, how they meet, and the launcher: exit codes, signals, grace. No TensorFlow but in the end."""
+
 import json
 import os
 import signal
@@ -38,39 +39,68 @@ def message_of(function, *args):
 
 def test_worker_hosts_become_tf_config():
     assert [workers.configure(HOSTS, i) for i in range(3)] == [(0, 3), (1, 3), (2, 3)]
-    assert json.loads(os.environ['TF_CONFIG']) == {
-        'cluster': {'worker': HOSTS}, 'task': {'type': 'worker', 'index': 2}}
+    assert json.loads(os.environ['TF_CONFIG']) == {'cluster': {'worker': HOSTS}, 'task': {'type': 'worker', 'index': 2}}
     assert workers.configure() == (2, 3)  # as the loop asks again
 
 
-@pytest.mark.parametrize('config,expected', [
-    (cluster(worker=HOSTS), (0, 3)), (cluster(index='2', worker=HOSTS), (2, 3)),
-    (cluster('chief', 0, chief=HOSTS[:1], worker=HOSTS[1:]), (0, 3)),
-    (cluster('worker', 0, chief=HOSTS[:1], worker=HOSTS[1:]), (1, 3)),
-    (cluster('worker', 1, chief=HOSTS[:1], worker=HOSTS[1:]), (2, 3)),
-    (cluster(worker=['[::1]:2222']), (0, 1))])
+@pytest.mark.parametrize(
+    'config,expected',
+    [
+        (cluster(worker=HOSTS), (0, 3)),
+        (cluster(index='2', worker=HOSTS), (2, 3)),
+        (cluster('chief', 0, chief=HOSTS[:1], worker=HOSTS[1:]), (0, 3)),
+        (cluster('worker', 0, chief=HOSTS[:1], worker=HOSTS[1:]), (1, 3)),
+        (cluster('worker', 1, chief=HOSTS[:1], worker=HOSTS[1:]), (2, 3)),
+        (cluster(worker=['[::1]:2222']), (0, 1)),
+    ],
+)
 def test_tf_config(monkeypatch, config, expected):
     monkeypatch.setenv('TF_CONFIG', config)
     assert workers.configure() == expected
 
 
-@pytest.mark.parametrize('hosts,index,message', [
-    (['host1'], 0, "worker_hosts has 'host1', which is no host:port; pass as host1:2222,host2:2222"),
-    (['host1:0'], 0, "'host1:0', which is no host:port"), (['host1:65536'], 0, "'host1:65536', which is no host:port"),
-    ([':2222'], 0, "':2222', which is no host:port"), (['host1:x'], 0, "'host1:x', which is no host:port"),
-    (['host1:²'], 0, 'which is no host:port'),
-    (['a:1', 'a:1'], 0, 'worker_hosts a:1,a:1 names a worker twice; pass each once'),
-    (HOSTS, 3, 'task_index 3 is none of the 3 worker_hosts; pass 0..2'), (HOSTS, None, 'task_index None is none of'),
-    (HOSTS, -1, 'task_index -1 is none of')])
+@pytest.mark.parametrize(
+    'hosts,index,message',
+    [
+        (['host1'], 0, "worker_hosts has 'host1', which is no host:port; pass as host1:2222,host2:2222"),
+        (['host1:0'], 0, "'host1:0', which is no host:port"),
+        (['host1:65536'], 0, "'host1:65536', which is no host:port"),
+        ([':2222'], 0, "':2222', which is no host:port"),
+        (['host1:x'], 0, "'host1:x', which is no host:port"),
+        (['host1:²'], 0, 'which is no host:port'),
+        (['a:1', 'a:1'], 0, 'worker_hosts a:1,a:1 names a worker twice; pass each once'),
+        (HOSTS, 3, 'task_index 3 is none of the 3 worker_hosts; pass 0..2'),
+        (HOSTS, None, 'task_index None is none of'),
+        (HOSTS, -1, 'task_index -1 is none of'),
+    ],
+)
 def test_wrong_hosts(hosts, index, message):
     assert message in message_of(workers.configure, hosts, index)
 
 
-@pytest.mark.parametrize('text', [
-    '{', '[]', '1', 'null', '{}', '{"cluster": {}}', '{"cluster": {"worker": ["a:1"]}}', cluster(), cluster('ps', 0),
-    cluster(index=3, worker=HOSTS), cluster(index=-1, worker=HOSTS), cluster(index='x', worker=HOSTS),
-    cluster(worker='host1:2222'), cluster(worker=['host1']), cluster(worker=[1]), cluster('chief', 0, worker=HOSTS),
-    cluster('evaluator', 0, worker=HOSTS), '{\n' * 9])
+@pytest.mark.parametrize(
+    'text',
+    [
+        '{',
+        '[]',
+        '1',
+        'null',
+        '{}',
+        '{"cluster": {}}',
+        '{"cluster": {"worker": ["a:1"]}}',
+        cluster(),
+        cluster('ps', 0),
+        cluster(index=3, worker=HOSTS),
+        cluster(index=-1, worker=HOSTS),
+        cluster(index='x', worker=HOSTS),
+        cluster(worker='host1:2222'),
+        cluster(worker=['host1']),
+        cluster(worker=[1]),
+        cluster('chief', 0, worker=HOSTS),
+        cluster('evaluator', 0, worker=HOSTS),
+        '{\n' * 9,
+    ],
+)
 def test_a_tf_config_that_describes_no_worker(monkeypatch, text):
     monkeypatch.setenv('TF_CONFIG', text)
     message = message_of(workers.configure)
@@ -79,7 +109,8 @@ def test_a_tf_config_that_describes_no_worker(monkeypatch, text):
 
 def test_nothing_said():
     assert message_of(workers.configure).endswith(
-        'pass --worker_hosts and --task_index, or set TF_CONFIG, or try --local_workers=2')
+        'pass --worker_hosts and --task_index, or set TF_CONFIG, or try --local_workers=2'
+    )
 
 
 # --- how they meet -------------------------------------------------------------------------------------------
@@ -87,11 +118,17 @@ def test_nothing_said():
 
 def start_meeting(hosts, index, seconds, address_list=None):
     """Start a process that comes to the meeting; it prints what became of it."""
-    code = ('import sys; from official_resnet import errors, workers\n'
-            'try: workers.meet(float(sys.argv[1])); print("met", end="")\n'
-            'except errors.UserError as error: print(error, end="")')
-    return subprocess.Popen([sys.executable, '-c', code, str(seconds)], stdout=subprocess.PIPE, text=True,
-                            env=os.environ | {'TF_CONFIG': workers.tf_config(hosts, index)})
+    code = (
+        'import sys; from official_resnet import errors, workers\n'
+        'try: workers.meet(float(sys.argv[1])); print("met", end="")\n'
+        'except errors.UserError as error: print(error, end="")'
+    )
+    return subprocess.Popen(
+        [sys.executable, '-c', code, str(seconds)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {'TF_CONFIG': workers.tf_config(hosts, index)},
+    )
 
 
 def ends(processes):
@@ -139,8 +176,14 @@ def test_a_chief_that_cannot_be_reached(chief, monkeypatch):
 def test_workers_that_contradict_each_other():
     hosts, other = local_hosts(2), local_hosts(1)
     chief, worker = ends([start_meeting(hosts, 0, 10), start_meeting([hosts[0], *other], 1, 10)])
-    assert chief == worker == (f'worker 1 was started with the workers {hosts[0]},{other[0]}, the chief with '
-                               f'{",".join(hosts)}; give all the same list')
+    assert (
+        chief
+        == worker
+        == (
+            f'worker 1 was started with the workers {hosts[0]},{other[0]}, the chief with '
+            f'{",".join(hosts)}; give all the same list'
+        )
+    )
 
 
 def test_a_port_in_use(monkeypatch):
@@ -151,7 +194,8 @@ def test_a_port_in_use(monkeypatch):
             monkeypatch.setenv('TF_CONFIG', workers.tf_config(hosts, index))
             assert message_of(workers.meet, 5) == (
                 f"cannot listen at port {host.split(':')[1]} of '{host}': Address already in use; end what is there, "
-                'or pass another port to all workers')
+                'or pass another port to all workers'
+            )
 
 
 def test_one_worker_needs_no_meeting(monkeypatch):
@@ -161,11 +205,16 @@ def test_one_worker_needs_no_meeting(monkeypatch):
 
 def test_who_waits_too_long_for_a_worker_that_has_gone_is_killed():
     code = 'import time; from official_resnet import workers\nwith workers.watched({}): time.sleep({})\nprint("on")'
-    ends = [subprocess.run([sys.executable, '-c', code.format(*seconds)], capture_output=True, text=True, timeout=30)
-            for seconds in ((20, 0), (0.5, 20))]
+    ends = [
+        subprocess.run([sys.executable, '-c', code.format(*seconds)], capture_output=True, text=True, timeout=30)
+        for seconds in ((20, 0), (0.5, 20))
+    ]
     assert [end.returncode for end in ends] == [0, -signal.SIGKILL] and [end.stdout for end in ends] == ['on\n', '']
-    assert [end.stderr for end in ends] == ['', '-c: another worker ended while this one connected to it; start all '
-                                            'workers again, they continue from the last checkpoint\n']
+    assert [end.stderr for end in ends] == [
+        '',
+        '-c: another worker ended while this one connected to it; start all '
+        'workers again, they continue from the last checkpoint\n',
+    ]
 
 
 # --- the launcher --------------------------------------------------------------------------------------------
@@ -176,10 +225,13 @@ HEAD = 'import json, os, signal, sys, time; index = json.loads(os.environ["TF_CO
 
 def start_launcher(code, grace=30, count=2):
     """Start a process that launches workers which run a piece of Python."""
-    code = (f'import sys; from official_resnet import workers\nworkers.GRACE_SECONDS = {grace}\n'
-            f'sys.exit(workers.launch({count}, [sys.executable, "-c", {HEAD + code!r}]))')
-    return subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            start_new_session=True)
+    code = (
+        f'import sys; from official_resnet import workers\nworkers.GRACE_SECONDS = {grace}\n'
+        f'sys.exit(workers.launch({count}, [sys.executable, "-c", {HEAD + code!r}]))'
+    )
+    return subprocess.Popen(
+        [sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 def launch(code, **options):
@@ -192,16 +244,23 @@ def test_each_worker_has_a_core_and_a_place():
     code, out, err = launch('print(index, sorted(os.sched_getaffinity(0)), os.environ["TF_CONFIG"])')
     lines = out.splitlines() + [line.removeprefix('worker 1: ') for line in err.splitlines()]
     assert code == 0 and [line[0] for line in lines] == ['0', '1']  # the chief's as it is, the other's with its name
-    cores = [json.loads(line[2:line.index(']') + 1]) for line in lines]
+    cores = [json.loads(line[2 : line.index(']') + 1]) for line in lines]
     assert not set(cores[0]) & set(cores[1]) and set(cores[0] + cores[1]) == os.sched_getaffinity(0)
-    configs = [json.loads(line[line.index('{'):]) for line in lines]
+    configs = [json.loads(line[line.index('{') :]) for line in lines]
     assert configs[0]['cluster'] == configs[1]['cluster'] and len(set(configs[0]['cluster']['worker'])) == 2
 
 
-@pytest.mark.parametrize('code,expected', [
-    ('pass', 0), ('sys.exit(3 if index == 0 else 0)', 3), ('sys.exit(4 if index == 1 else 0)', 4),
-    ('time.sleep(index); sys.exit(5 + index)', 5), ('time.sleep(1 - index); sys.exit(5 + index)', 6),
-    ('os.kill(os.getpid(), 9) if index else time.sleep(1)', 137)])
+@pytest.mark.parametrize(
+    'code,expected',
+    [
+        ('pass', 0),
+        ('sys.exit(3 if index == 0 else 0)', 3),
+        ('sys.exit(4 if index == 1 else 0)', 4),
+        ('time.sleep(index); sys.exit(5 + index)', 5),
+        ('time.sleep(1 - index); sys.exit(5 + index)', 6),
+        ('os.kill(os.getpid(), 9) if index else time.sleep(1)', 137),
+    ],
+)
 def test_the_first_failure_decides_the_exit_code(code, expected):
     assert launch(code)[0] == expected
 
@@ -216,12 +275,14 @@ def test_the_others_have_grace_and_then_none():
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_signals_reach_every_worker_once(number):
-    code = ('count = []\n'
-            f'signal.signal({int(number)}, lambda *args: count.append(1))\n'
-            'print("ready", flush=True)\n'
-            'while not count: time.sleep(0.05)\n'
-            'time.sleep(0.3)\n'
-            f'print(len(count), flush=True)\nsys.exit({128 + number})')
+    code = (
+        'count = []\n'
+        f'signal.signal({int(number)}, lambda *args: count.append(1))\n'
+        'print("ready", flush=True)\n'
+        'while not count: time.sleep(0.05)\n'
+        'time.sleep(0.3)\n'
+        f'print(len(count), flush=True)\nsys.exit({128 + number})'
+    )
     process = start_launcher(code)
     assert process.stdout.readline() == 'ready\n' and process.stderr.readline() == 'worker 1: ready\n'
     os.killpg(process.pid, number)  # as a terminal sends Ctrl-C: to all of the launcher's group

@@ -3,6 +3,7 @@
 ROWS is the table; tables of single programs (mains_test, mnist_main_test, read_ckpt_test, ...) have more. What a flag's
 type refuses is added to it for every flag of every program, so that a new flag is in the table at once.
 """
+
 import collections
 import itertools
 import json
@@ -57,14 +58,19 @@ HUGE = '999999999999999999999'
 
 
 def experiment(module, body, *base):
-    return Program(module.define_flags, lambda argv: experiment_program.run_experiment(
-        argv, module.__doc__, module.define_flags(), body),
-        ['--data_dir={cifar}', '--nodownload', '--output_dir={new}/out', '--num_train_images=60', '-bs=20', *base])
+    return Program(
+        module.define_flags,
+        lambda argv: experiment_program.run_experiment(argv, module.__doc__, module.define_flags(), body),
+        ['--data_dir={cifar}', '--nodownload', '--output_dir={new}/out', '--num_train_images=60', '-bs=20', *base],
+    )
 
 
 def plain(module, body, *base):
-    return Program(module.define_flags, lambda argv: resnet_flags.run_program(
-        argv, module.__doc__, module.define_flags(), body), list(base))
+    return Program(
+        module.define_flags,
+        lambda argv: resnet_flags.run_program(argv, module.__doc__, module.define_flags(), body),
+        list(base),
+    )
 
 
 RUN = ['--model_dir={new}/model', '--nodownload', '-bs=16', '-te=1']
@@ -73,39 +79,63 @@ LISTS = ['--labels_file={ilsvrc}/imagenet_lsvrc_2015_synsets.txt']
 DIRECTORIES = ['--train_directory={raw}/train', '--validation_directory={raw}/validation', '--output_directory={new}']
 PROGRAMS = {
     'cifar10_main': Program(
-        lambda: train_program.cifar_flags('cifar10'), lambda argv: train_program.cifar_program(argv, '', 'cifar10'),
-        ['--data_dir={cifar}', '-rs=8', '--shortcut=A', *RUN]),
+        lambda: train_program.cifar_flags('cifar10'),
+        lambda argv: train_program.cifar_program(argv, '', 'cifar10'),
+        ['--data_dir={cifar}', '-rs=8', '--shortcut=A', *RUN],
+    ),
     'cifar100_main': Program(
-        lambda: train_program.cifar_flags('cifar100'), lambda argv: train_program.cifar_program(argv, '', 'cifar100'),
-        ['--data_dir={cifar100}', '-rs=8', '--shortcut=A', *RUN]),
-    'mnist_main': Program(train_program.mnist_flags, lambda argv: train_program.mnist_program(argv, ''),
-                          ['--data_dir={mnist}', *RUN]),
-    'imagenet_main': Program(train_program.imagenet_flags, lambda argv: train_program.imagenet_program(argv, ''),
-                             ['--data_dir={shards}', '-rs=18', '--image_size=32', *RUN]),
+        lambda: train_program.cifar_flags('cifar100'),
+        lambda argv: train_program.cifar_program(argv, '', 'cifar100'),
+        ['--data_dir={cifar100}', '-rs=8', '--shortcut=A', *RUN],
+    ),
+    'mnist_main': Program(
+        train_program.mnist_flags, lambda argv: train_program.mnist_program(argv, ''), ['--data_dir={mnist}', *RUN]
+    ),
+    'imagenet_main': Program(
+        train_program.imagenet_flags,
+        lambda argv: train_program.imagenet_program(argv, ''),
+        ['--data_dir={shards}', '-rs=18', '--image_size=32', *RUN],
+    ),
     'cifar10_download_and_extract': Program(
-        cifar10_download_and_extract.define_flags, cifar10_download_and_extract.main,
-        ['--data_dir={new}', '--url={refused}']),
+        cifar10_download_and_extract.define_flags,
+        cifar10_download_and_extract.main,
+        ['--data_dir={new}', '--url={refused}'],
+    ),
     'predict_main': Program(predict_main.define_flags, predict_main.main, ['--model={net}', '{picture}']),
     'benchmark_main': plain(benchmark_main, benchmark_main.run_benchmark, '--measure=jpeg', '--image_folder={empty}'),
     'degradation_main': experiment(degradation_main, degradation_main.run_degradation, '--depths=8'),
     'shortcuts_main': experiment(shortcuts_main, shortcuts_main.run_shortcuts, '--rows=original', '-rs=8'),
     'gradient_flow_main': Program(
-        gradient_flow_main.define_flags, lambda argv: experiment_program.run_experiment(
-            argv, '', gradient_flow_main.define_flags(), gradient_flow_main.run_gradient_flow),
-        ['--data_dir={cifar}', '--nodownload', '--output_dir={new}/out', '--depths=8', '-bs=20']),
-    'transfer_main': plain(transfer_main, transfer_main.run_transfer, '--image_folder={raw}/train',
-                           '--output_dir={new}/out', '-rs=8', '--images_per_class=2'),
+        gradient_flow_main.define_flags,
+        lambda argv: experiment_program.run_experiment(
+            argv, '', gradient_flow_main.define_flags(), gradient_flow_main.run_gradient_flow
+        ),
+        ['--data_dir={cifar}', '--nodownload', '--output_dir={new}/out', '--depths=8', '-bs=20'],
+    ),
+    'transfer_main': plain(
+        transfer_main,
+        transfer_main.run_transfer,
+        '--image_folder={raw}/train',
+        '--output_dir={new}/out',
+        '-rs=8',
+        '--images_per_class=2',
+    ),
     'read_ckpt': Program(read_ckpt.define_flags, read_ckpt.main, ['--input={text}', '--output={new}/net.keras']),
     'download_and_preprocess_imagenet': Program(
-        download_and_preprocess_imagenet.define_flags, download_and_preprocess_imagenet.main,
-        ['--data_dir={ilsvrc}', *LISTS, *SHARDS]),
-    'build_imagenet_data': Program(build_imagenet_data.define_flags, build_imagenet_data.main,
-                                   [*DIRECTORIES, *LISTS, *SHARDS]),
+        download_and_preprocess_imagenet.define_flags,
+        download_and_preprocess_imagenet.main,
+        ['--data_dir={ilsvrc}', *LISTS, *SHARDS],
+    ),
+    'build_imagenet_data': Program(
+        build_imagenet_data.define_flags, build_imagenet_data.main, [*DIRECTORIES, *LISTS, *SHARDS]
+    ),
     'build_image_data': Program(build_image_data.define_flags, build_image_data.main, [*DIRECTORIES, *SHARDS]),
     'bounding_boxes': Program(flags.FlagValues, bounding_boxes.main, []),
     'build_imagenet_data_beam': Program(
-        build_imagenet_data_beam.define_flags, build_imagenet_data_beam.main,
-        ['--train_tar={ilsvrc}/ILSVRC2012_img_train.tar', '--output_directory={new}', *LISTS]),
+        build_imagenet_data_beam.define_flags,
+        build_imagenet_data_beam.main,
+        ['--train_tar={ilsvrc}/ILSVRC2012_img_train.tar', '--output_directory={new}', *LISTS],
+    ),
     'benchmark_build': Program(benchmark_build.define_flags, benchmark_build.main, ['--pictures={text}']),
 }
 CIFAR = ('cifar10_main', 'cifar100_main')
@@ -114,13 +144,17 @@ CURVES = ('degradation_main', 'shortcuts_main')
 EXPERIMENTS = (*CURVES, 'gradient_flow_main')
 BUILDERS = ('build_imagenet_data', 'build_image_data')
 FREE_TEXT = {'benchmark_test_id', *(name for name, _, _ in resnet_flags.OBSOLETE)}  # stored as it is, or ignored
-ELSEWHERE = {'scaling_main': 'scaling_main_test', 'scaling_measure_main': 'a process of scaling_main, without flags',
-             'shards': 'a process of the builders, without flags'}
+ELSEWHERE = {
+    'scaling_main': 'scaling_main_test',
+    'scaling_measure_main': 'a process of scaling_main, without flags',
+    'shards': 'a process of the builders, without flags',
+}
 NOT_THERE = {  # what a program says of a data set that is missing and may not be fetched
     'cifar10_main': r"'{absent}' does not exist; run cifar10_download_and_extract.py --data_dir {absent} or pass anot",
     'cifar100_main': r"{absent}' does not exist; run cifar10_download_and_extract.py --dataset=cifar100 --data_dir",
     'mnist_main': r"'{absent}' does not exist; run mnist_main.py --data_dir",
-    'imagenet_main': r"'{absent}' does not exist; pass the folder of .*-00000-of-..., or build them with data/"}
+    'imagenet_main': r"'{absent}' does not exist; pass the folder of .*-00000-of-..., or build them with data/",
+}
 
 
 def rows():
@@ -133,12 +167,12 @@ def rows():
 
 def _rows_of_training():
     path = '--pretrained_model_checkpoint_path'
-    yield TRAIN, ['--clean', '--model_dir={raw}'], "--clean: {raw} holds no checkpoints .*delete it by hand"
+    yield TRAIN, ['--clean', '--model_dir={raw}'], '--clean: {raw} holds no checkpoints .*delete it by hand'
     yield TRAIN, ['--model_dir={text}'], "model_dir '{text}'.*pass another --model_dir"
     yield TRAIN, ['--model_dir={text}/x'], "model_dir '{text}/x'.*pass another --model_dir"
     yield TRAIN, ['--model_dir='], "model_dir ''.*pass another --model_dir"
     yield TRAIN, ['--eval_only', '--model_dir={empty}'], "model_dir '{empty}' has no checkpoint; train there first, or"
-    yield TRAIN, ['--eval_only', '--model_dir={damaged}'], "no checkpoint in {damaged}/checkpoints can be read; delete"
+    yield TRAIN, ['--eval_only', '--model_dir={damaged}'], 'no checkpoint in {damaged}/checkpoints can be read; delete'
     yield TRAIN, ['--batch_size=999'], 'batch_size 999 with .* pass a batch_size in 1'
     yield TRAIN, ['--num_train_images=999999'], 'num_train_images 999999 of the .* pass 1..'
     yield TRAIN, ['--num_gpus=2'], r'num_gpus=2, but TensorFlow sees 0; lower --num_gpus, or pip install'
@@ -158,7 +192,7 @@ def _rows_of_training():
     yield TRAIN, ['--image_folder={one}'], "'{one}' has one class only, 'cat'; add a subfolder for another"
     yield TRAIN, ['--image_folder={hollow}'], "class folder '{hollow}/.*' has no picture .*add some, or remove it"
     yield TRAIN, ['--validation_fraction=0.2'], '--validation_fraction is of the pictures of --image_folder; pass that'
-    yield TRAIN, [f'{path}={{absent}}'], "{absent}.*pass"
+    yield TRAIN, [f'{path}={{absent}}'], '{absent}.*pass'
     yield TRAIN, [f'{path}={{text}}'], 'cannot load {text}.*pass a model_dir or a .keras file'
     yield TRAIN, [f'{path}={{new}}', '--model_dir={new}'], 'is in model_dir .*pass another --model_dir'
     yield TRAIN, ['--transfer=last'], f'--transfer is for a pretrained net; pass {path}'
@@ -234,18 +268,18 @@ def _rows_of_other_programs():
     yield 'benchmark_main', ['--resnet_size=33'], 'resnet_size=33: must be 6n.2'
     yield 'benchmark_main', ['--output_json={absent}/x'], '{absent}/x. is no file in a folder that is there; pass anoth'
     yield EXPERIMENTS, ['--output_dir={text}'], "cannot make output_dir '{text}': File exists; pass another --output_"
-    yield EXPERIMENTS, ['--output_dir={other_experiment}'], "runs|holds an experiment with .*; pass the same flags or"
+    yield EXPERIMENTS, ['--output_dir={other_experiment}'], 'runs|holds an experiment with .*; pass the same flags or'
     yield EXPERIMENTS, ['--output_dir={bad_experiment}'], "settings.json' is damaged .*; delete it and run the same c"
     yield ('degradation_main', 'gradient_flow_main'), ['--depths=20,²0'], r"'²0'\]: must be a comma list of numbers"
     yield ('degradation_main', 'gradient_flow_main'), [f'--depths={HUGE}'], 'must be a comma list of numbers 6n.2'
     yield CURVES, ['--num_train_images=999999'], 'num_train_images 999999 of the 120 training pictures .* pass 1..120'
-    yield 'shortcuts_main', ['--rows=original,none'], "must be a comma list of original, scaled_shortcut"
+    yield 'shortcuts_main', ['--rows=original,none'], 'must be a comma list of original, scaled_shortcut'
     yield 'shortcuts_main', ['-rs=9'], 'resnet_size=9: must be 6n.2: 8, 14'
     yield 'gradient_flow_main', ['--activations=tanh'], "'tanh'.*must be sigmoid, relu or sigmoid,relu"
     yield 'transfer_main', ['--image_folder={absent}'], "image_folder '{absent}' is no folder; pass one that has"
     yield 'transfer_main', ['--image_folder={one}'], "has one class only, 'cat'; add a subfolder for another"
-    yield 'transfer_main', ['--images_per_class=99'], "pictures, not 99; lower --images_per_class or --source_images"
-    yield 'transfer_main', ['--source_images=99'], "pictures, not 99; lower --images_per_class or --source_images"
+    yield 'transfer_main', ['--images_per_class=99'], 'pictures, not 99; lower --images_per_class or --source_images'
+    yield 'transfer_main', ['--source_images=99'], 'pictures, not 99; lower --images_per_class or --source_images'
     yield 'transfer_main', ['--output_dir={text}'], "cannot make output_dir '{text}': File exists; pass another"
     yield 'transfer_main', ['--ways=all,none'], 'must be a comma list of scratch, all, all_slow'
     yield 'transfer_main', ['-rs=21'], r'resnet_size=21 is not 6n\+2; the nearest are 20 and 26'
@@ -267,10 +301,10 @@ def _rows_of_tools():
     yield whole, ['--data_dir={text}'], "DATA_DIR '{text}' is a file; pass a folder"
     yield whole, ['--data_dir={new}'], "'{new}' lacks ILSVRC2012_img_val.tar.*; put it there, or set IMAGENET_USER"
     yield whole, ['--data_dir={new}', '--url=nonsense'], "'nonsense/.*' is not an http or https address.*: correct it"
-    yield whole, ['--data_dir={new}', '--url=http://[x'], "is not an http or https address in ASCII: correct it, or"
+    yield whole, ['--data_dir={new}', '--url=http://[x'], 'is not an http or https address in ASCII: correct it, or'
     yield whole, ['--labels_file={absent}'], "labels_file '{absent}' cannot be read .*; pass another"
     yield whole, ['--labels_file={bytes}'], "labels_file '{bytes}' cannot be read .not UTF-8.; pass another"
-    yield whole, ['--labels_file={text}'], "has no ILSVRC2012_val_<number>.JPEG of a listed synset; pass ILSVRC2012_i"
+    yield whole, ['--labels_file={text}'], 'has no ILSVRC2012_val_<number>.JPEG of a listed synset; pass ILSVRC2012_i'
     yield whole, ['--metadata_file={text}'], "'{text}' has no tabulator in line 1; write 'class TAB text'"
     yield whole, ['--validation_labels_file={text}'], "'{text}' has 'one' in line 1, no synset as n01440764; put"
     yield 'build_imagenet_data', ['--imagenet_metadata_file={text}'], "has no tabulator in line 1; write 'class TAB te"
@@ -389,10 +423,12 @@ def _make_shards(made):
     for split, number in (('train', 4), ('test', 2)):
         imagenet_shards.write_shards(whole, imagenet_shards.draw(20), split, number)
     broken = whole / 'train-00001-of-00004'
-    for name, change in (('shards_lost', lambda path: path.unlink()),
-                         ('shards_cut', lambda path: path.write_bytes(broken.read_bytes()[:-9])),
-                         ('shards_text', lambda path: path.write_bytes(b'no TFRecord file at all')),
-                         ('shards_list', lambda path: (path.parent / 'train.manifest.json').write_text('[1]'))):
+    for name, change in (
+        ('shards_lost', lambda path: path.unlink()),
+        ('shards_cut', lambda path: path.write_bytes(broken.read_bytes()[:-9])),
+        ('shards_text', lambda path: path.write_bytes(b'no TFRecord file at all')),
+        ('shards_list', lambda path: (path.parent / 'train.manifest.json').write_text('[1]')),
+    ):
         shutil.copytree(whole, made(name))
         change(made(name) / broken.name)
     made('strangers').mkdir()
@@ -416,8 +452,10 @@ def _make_nets(made):
 
 def _make_ilsvrc(made):
     layout, raw = ilsvrc.make(made('ilsvrc')), made('raw')
-    for split, pictures, synsets in (('train', layout.train, [name[:9] for name in layout.train]),
-                                     ('validation', layout.validation, layout.validation_synsets)):
+    for split, pictures, synsets in (
+        ('train', layout.train, [name[:9] for name in layout.train]),
+        ('validation', layout.validation, layout.validation_synsets),
+    ):
         for (name, data), synset in zip(pictures.items(), synsets, strict=True):
             (raw / split / synset).mkdir(parents=True, exist_ok=True)
             (raw / split / synset / name).write_bytes(data)
@@ -426,8 +464,10 @@ def _make_ilsvrc(made):
 @pytest.fixture
 def network(monkeypatch):
     """Refuse every connection but to this machine; return the list of the others that were tried."""
-    tried, real = [], {'connect': socket.socket.connect, 'connect_ex': socket.socket.connect_ex,
-                       'getaddrinfo': socket.getaddrinfo}
+    tried, real = (
+        [],
+        {'connect': socket.socket.connect, 'connect_ex': socket.socket.connect_ex, 'getaddrinfo': socket.getaddrinfo},
+    )
 
     def is_here(host):
         return host is None or str(host) in ('localhost', '::1') or str(host).startswith('127.')
@@ -438,6 +478,7 @@ def network(monkeypatch):
                 tried.append(address)
                 raise OSError('no network in this test')
             return real[name](self, address)
+
         return connect
 
     def getaddrinfo(host, *args, **options):
@@ -463,6 +504,7 @@ def test_the_guard_of_the_network_works(network):
 @pytest.fixture
 def call(monkeypatch, capfd, network):
     """Run a program in this process, which has TensorFlow already; return (code, standard output, standard error)."""
+
     def end(code):
         raise SystemExit(code)
 
@@ -503,8 +545,14 @@ def test_a_mistake_is_one_line_and_exit_code_1(row, places, call, tmp_path):
 @pytest.mark.parametrize('program', PROGRAMS)
 def test_every_flag_has_a_wrong_value_in_the_table_or_cannot_be_wrong(program):
     values = PROGRAMS[program].define_flags()
-    used = {values[name].name for row in ROWS if row.program == program for argument in row.args
-            for name in [argument.partition('=')[0].lstrip('-')] if argument.startswith('-') and name in values}
+    used = {
+        values[name].name
+        for row in ROWS
+        if row.program == program
+        for argument in row.args
+        for name in [argument.partition('=')[0].lstrip('-')]
+        if argument.startswith('-') and name in values
+    }
     assert canonical(values).keys() - used - FREE_TEXT == set()
     assert not used & FREE_TEXT - {'multi_gpu', 'use_train_and_evaluate', 'tf_data_experimental_slack'}  # switches
 
@@ -528,13 +576,22 @@ def test_every_number_is_finite_and_has_bounds(program):
 
 # What any program may meet.
 
-@pytest.mark.parametrize('error, line', [
-    (UserError('a\nb \x1b[31m\udcff'), 'x: a b ?[31m?\n'),
-    (FileNotFoundError(2, 'No such file', 'a\nb'), "x: [Errno 2] No such file: 'a\\nb'; mend that and run the same "
-     'command again\n'),
-    (MemoryError(), 'x: the memory is too small (no more is free); lower what takes it, as --batch_size\n'),
-    (tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating [9]\nmore'),
-     'x: the memory is too small (OOM when allocating [9]); lower what takes it, as --batch_size\n')])
+
+@pytest.mark.parametrize(
+    'error, line',
+    [
+        (UserError('a\nb \x1b[31m\udcff'), 'x: a b ?[31m?\n'),
+        (
+            FileNotFoundError(2, 'No such file', 'a\nb'),
+            "x: [Errno 2] No such file: 'a\\nb'; mend that and run the same command again\n",
+        ),
+        (MemoryError(), 'x: the memory is too small (no more is free); lower what takes it, as --batch_size\n'),
+        (
+            tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating [9]\nmore'),
+            'x: the memory is too small (OOM when allocating [9]); lower what takes it, as --batch_size\n',
+        ),
+    ],
+)
 def test_what_ends_a_program_is_one_line(error, line, capsys):
     def body(values):
         raise error
@@ -568,8 +625,16 @@ def test_a_damaged_result_of_an_experiment(file, content, places, call, tmp_path
     assert f"{file}' is damaged (" in err and 'delete it and run the same command again' in err
 
 
-@pytest.mark.parametrize('text', ['{', '[]', '{}', '{"cluster": 1, "task": 2}', json.dumps(
-    {'cluster': {'worker': ['a:1']}, 'task': {'type': 'worker', 'index': 1}})])
+@pytest.mark.parametrize(
+    'text',
+    [
+        '{',
+        '[]',
+        '{}',
+        '{"cluster": 1, "task": 2}',
+        json.dumps({'cluster': {'worker': ['a:1']}, 'task': {'type': 'worker', 'index': 1}}),
+    ],
+)
 def test_a_wrong_tf_config(text, places, call, tmp_path, monkeypatch):
     monkeypatch.setenv('TF_CONFIG', text)
     base = [argument.format_map({**places, 'new': tmp_path}) for argument in PROGRAMS['cifar10_main'].base]

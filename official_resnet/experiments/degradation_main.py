@@ -13,6 +13,7 @@ with an epoch at a tenth of the rate, as in the paper. The same command continue
 nets are kept.
 Results in --output_dir: degradation.png, degradation.json (curves, final errors, and what became of the claim).
 """
+
 import sys
 
 from absl import flags
@@ -35,21 +36,31 @@ def run_degradation(values, dataset, data_dir):
     """Train the nets the flags ask for, judge the claim, write the results."""
     from official_resnet import devices, resnet_model
     from official_resnet.experiments import runs
+
     config = runs.train_config(values, dataset, data_dir, QUICK_EPOCHS)
     depths = experiment_program.depths(values)
     axes = {'bn_momentum': config.spec.bn_momentum, 'data_format': devices.best_data_format()}
-    specs = {f'{kind}-{depth}': resnet_model.cifar_spec(depth, shortcut=shortcut, **axes)
-             for kind, shortcut in (('plain', None), ('residual', 'A')) for depth in depths}
+    specs = {
+        f'{kind}-{depth}': resnet_model.cifar_spec(depth, shortcut=shortcut, **axes)
+        for kind, shortcut in (('plain', None), ('residual', 'A'))
+        for depth in depths
+    }
     runs.claim_folder(values.output_dir, runs.settings_of(config))
     nets = runs.train_nets(specs, config, values.output_dir)
     claim = judge(nets, depths[0], depths[-1]) if len(depths) > 1 else None
     if claim:
         print(claim['text'])
     title = f'Plain against residual nets: {runs.images_text(config)}'
-    panels = {f'{kind} nets': {f'{depth} layers': nets[f'{kind}-{depth}']['curves'] for depth in depths}
-              for kind in ('plain', 'residual')}
-    runs.finish(values.output_dir, 'degradation', {'settings': runs.settings_of(config), 'nets': nets, 'claim': claim},
-                lambda plots: [plots.error_curves(panels, f'{values.output_dir}/degradation.png', title)])
+    panels = {
+        f'{kind} nets': {f'{depth} layers': nets[f'{kind}-{depth}']['curves'] for depth in depths}
+        for kind in ('plain', 'residual')
+    }
+    runs.finish(
+        values.output_dir,
+        'degradation',
+        {'settings': runs.settings_of(config), 'nets': nets, 'claim': claim},
+        lambda plots: [plots.error_curves(panels, f'{values.output_dir}/degradation.png', title)],
+    )
 
 
 def judge(nets, shallow, deep):
@@ -65,18 +76,26 @@ def judge(nets, shallow, deep):
     claim = {}
     for kind in ('plain', 'residual'):
         errors = [nets[f'{kind}-{depth}']['final']['train_error_inference'] for depth in (shallow, deep)]
-        claim[kind] = {'depths': [shallow, deep], 'train_error_inference': errors,
-                       'is_deep_worse': None if None in errors else errors[1] > errors[0]}
+        claim[kind] = {
+            'depths': [shallow, deep],
+            'train_error_inference': errors,
+            'is_deep_worse': None if None in errors else errors[1] > errors[0],
+        }
     claim['text'] = '; '.join(_sentence(kind, claim[kind]) for kind in ('plain', 'residual'))
     return claim
 
 
 def _sentence(kind, compared):
-    verdict = {('plain', True): 'degradation', ('plain', False): 'no degradation',
-               ('residual', True): 'the deeper one is not better',
-               ('residual', False): 'no degradation'}.get((kind, compared['is_deep_worse']), 'not compared')
-    errors = ', '.join(f'{depth} layers {"failed" if error is None else f"{error:.2f} %"}'
-                       for depth, error in zip(compared['depths'], compared['train_error_inference'], strict=True))
+    verdict = {
+        ('plain', True): 'degradation',
+        ('plain', False): 'no degradation',
+        ('residual', True): 'the deeper one is not better',
+        ('residual', False): 'no degradation',
+    }.get((kind, compared['is_deep_worse']), 'not compared')
+    errors = ', '.join(
+        f'{depth} layers {"failed" if error is None else f"{error:.2f} %"}'
+        for depth, error in zip(compared['depths'], compared['train_error_inference'], strict=True)
+    )
     return f'training error of {kind} nets: {errors}: {verdict}'
 
 

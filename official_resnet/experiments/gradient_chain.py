@@ -6,6 +6,7 @@ The chain rule gives d a_n / d a_(i-1) = product over j >= i of w_j f'(z_j), wit
 sigmoid's derivative is at most 0.25, at z = 0, so weights of N(0, 1) shrink the product layer by layer; it grows where
 |w f'(z)| > 1. A ReLU's is 1 or 0: no saturation, but half of the neurons of N(0, 1) pass nothing on.
 """
+
 import dataclasses
 
 import numpy as np
@@ -26,6 +27,7 @@ TABLE_LENGTHS = (1, 2, 3, 5, 10, 20, 30, 50)  # layers; the documents' chain has
 @dataclasses.dataclass(frozen=True)
 class ChainGradients:
     """Per layer, input side first, float64 [layers, ...]; gradients are of the chain's output."""
+
     slopes: np.ndarray  # f'(z_i)
     factors: np.ndarray  # d a_i / d a_(i-1): w_i f'(z_i), plus 1 with a shortcut
     inputs: np.ndarray  # of what enters layer i: the product of the factors from i to the last
@@ -74,9 +76,16 @@ def chain_table(seed=0, num_chains=10_000, lengths=TABLE_LENGTHS):
                 sizes = np.abs(chain_gradients(weights, biases, inputs, activation, shortcut).inputs[0])
                 alive = sizes[sizes > 0]
                 quartiles = np.quantile(alive, (0.25, 0.5, 0.75)).tolist() if alive.size >= 20 else (None,) * 3
-                rows.append({'activation': activation, 'shortcut': shortcut, 'layers': layers,
-                             **dict(zip(('low', 'median', 'high'), quartiles, strict=True)),
-                             'zero_share': float(np.mean(sizes == 0)), 'growing_share': float(np.mean(sizes > 1))})
+                rows.append(
+                    {
+                        'activation': activation,
+                        'shortcut': shortcut,
+                        'layers': layers,
+                        **dict(zip(('low', 'median', 'high'), quartiles, strict=True)),
+                        'zero_share': float(np.mean(sizes == 0)),
+                        'growing_share': float(np.mean(sizes > 1)),
+                    }
+                )
     return rows
 
 
@@ -87,8 +96,13 @@ def document_chains():
     5. 'growing': w = 8 and z = 0: 2 a layer.
     """
     # b = z - w a puts z where it is wanted; a sigmoid of 0 is 0.5.
-    cases = {'largest': ((1, 1, 1), (0, -0.5, -0.5)), 'saturated': ((1, 1, 1), (5, 4, 4)),
-             'growing': ((8, 8, 8), (0, -4, -4))}
+    cases = {
+        'largest': ((1, 1, 1), (0, -0.5, -0.5)),
+        'saturated': ((1, 1, 1), (5, 4, 4)),
+        'growing': ((8, 8, 8), (0, -4, -4)),
+    }
     chains = {name: chain_gradients(weights, biases, 0, 'sigmoid') for name, (weights, biases) in cases.items()}
-    return {name: {field: getattr(chain, field).tolist() for field in ('slopes', 'factors', 'inputs')}
-            for name, chain in chains.items()}
+    return {
+        name: {field: getattr(chain, field).tolist() for field in ('slopes', 'factors', 'inputs')}
+        for name, chain in chains.items()
+    }

@@ -14,6 +14,7 @@ saturation of the sigmoid, yet a deep plain chain of them still trains worse tha
 Without BN, each residual block of ReLUs doubles the variance of its input: a deep one may overflow, which is recorded.
 The same command continues what was stopped. Results in --output_dir: gradient_flow.png, chain.png, gradient_flow.json.
 """
+
 import functools
 import json
 import pathlib
@@ -32,23 +33,42 @@ def define_flags():
     values = flags.FlagValues()
     experiment_program.define_flags(values, '/tmp/resnet_gradient_flow')
     experiment_program.define_depths(values, None, '; 20,56,110, with --quick 20,56')
-    flags.DEFINE_integer('steps', None, 'Of training a net; 300, with --quick 60.', 1, resnet_flags.MAX_INTEGER,
-                         flag_values=values)
-    flags.DEFINE_integer('batch_size', None, 'Pictures a step; 128, with --quick 64.', 1, resnet_flags.MAX_INTEGER,
-                         short_name='bs', flag_values=values)
+    flags.DEFINE_integer(
+        'steps', None, 'Of training a net; 300, with --quick 60.', 1, resnet_flags.MAX_INTEGER, flag_values=values
+    )
+    flags.DEFINE_integer(
+        'batch_size',
+        None,
+        'Pictures a step; 128, with --quick 64.',
+        1,
+        resnet_flags.MAX_INTEGER,
+        short_name='bs',
+        flag_values=values,
+    )
     flags.DEFINE(resnet_flags.Number(0), 'learning_rate', 0.01, 'Of SGD with momentum 0.9.', flag_values=values)
     flags.DEFINE_list('activations', ','.join(ACTIVATIONS), 'sigmoid, relu or both.', flag_values=values)
-    flags.DEFINE_enum('batch_norm', 'both', ['both', 'on', 'off'], 'Nets with BN, without, or both.',
-                      flag_values=values)
-    flags.DEFINE_enum('init', 'he', ['he', 'normal_0.01', 'normal_1'],
-                      'Of the convolutions: He et al., or a normal distribution of this standard deviation.',
-                      flag_values=values)
-    flags.DEFINE_boolean('standardize', True, 'Give each picture mean 0 and deviation 1; else it stays in 0..255.',
-                         flag_values=values)
-    flags.DEFINE_boolean('auxiliary_loss', False, 'A classifier and its loss after each group, not only the last.',
-                         flag_values=values)
-    flags.register_validator('activations', lambda names: names and set(names) <= set(ACTIVATIONS),
-                             'must be sigmoid, relu or sigmoid,relu', values)
+    flags.DEFINE_enum(
+        'batch_norm', 'both', ['both', 'on', 'off'], 'Nets with BN, without, or both.', flag_values=values
+    )
+    flags.DEFINE_enum(
+        'init',
+        'he',
+        ['he', 'normal_0.01', 'normal_1'],
+        'Of the convolutions: He et al., or a normal distribution of this standard deviation.',
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        'standardize', True, 'Give each picture mean 0 and deviation 1; else it stays in 0..255.', flag_values=values
+    )
+    flags.DEFINE_boolean(
+        'auxiliary_loss', False, 'A classifier and its loss after each group, not only the last.', flag_values=values
+    )
+    flags.register_validator(
+        'activations',
+        lambda names: names and set(names) <= set(ACTIVATIONS),
+        'must be sigmoid, relu or sigmoid,relu',
+        values,
+    )
     return values
 
 
@@ -56,19 +76,26 @@ def run_gradient_flow(values, dataset, data_dir):
     """Measure the chain and the nets the flags ask for, judge, write the results."""
     from official_resnet import resnet_run_loop
     from official_resnet.experiments import gradient_chain, net_gradients, runs
+
     settings = {
-        'dataset': dataset, 'steps': values.steps or (60 if values.quick else 300),
+        'dataset': dataset,
+        'steps': values.steps or (60 if values.quick else 300),
         'batch_size': values.batch_size or (64 if values.quick else 128),
-        **{name: values[name].value for name in ('learning_rate', 'init', 'standardize', 'auxiliary_loss', 'seed')}}
+        **{name: values[name].value for name in ('learning_rate', 'init', 'standardize', 'auxiliary_loss', 'seed')},
+    }
     runs.claim_folder(values.output_dir, settings)
     chain = {'three_layers': gradient_chain.document_chains(), 'random': gradient_chain.chain_table(values.seed)}
     print(format_chain(chain['random']))
 
     depths = experiment_program.depths(values, (20, 56) if values.quick else (20, 56, 110))
-    cases = [(activation, has_bn, is_residual, depth)
-             for activation in ACTIVATIONS if activation in values.activations
-             for has_bn in {'both': (False, True), 'on': (True,), 'off': (False,)}[values.batch_norm]
-             for is_residual in (False, True) for depth in depths]
+    cases = [
+        (activation, has_bn, is_residual, depth)
+        for activation in ACTIVATIONS
+        if activation in values.activations
+        for has_bn in {'both': (False, True), 'on': (True,), 'off': (False,)}[values.batch_norm]
+        for is_residual in (False, True)
+        for depth in depths
+    ]
     folder = pathlib.Path(values.output_dir) / 'runs'
     folder.mkdir(exist_ok=True)
     examples = functools.cache(lambda: net_gradients.read_examples(dataset, data_dir, settings['standardize']))
@@ -78,14 +105,18 @@ def run_gradient_flow(values, dataset, data_dir):
         for case in cases:
             name = net_name(*case)
             nets[name] = _measured_once(folder / f'{name}.json', case, settings, examples, received)
-            print(f'{name:27} {_number(_first_over_last(nets[name], 0)):>20} '
-                  f'{_number(_first_over_last(nets[name], -1)):>9} {_number(nets[name]["final_loss"]):>11}', flush=True)
+            print(
+                f'{name:27} {_number(_first_over_last(nets[name], 0)):>20} '
+                f'{_number(_first_over_last(nets[name], -1)):>9} {_number(nets[name]["final_loss"]):>11}',
+                flush=True,
+            )
     claim = judge(nets, depths[0], depths[-1])
     for name, is_true in claim.items():
         print(f'{name.replace("_", " ")}: {"not compared" if is_true is None else is_true}')
     draw = functools.partial(_draw, values.output_dir, chain['random'], nets, settings, runs.DATASET_NAMES[dataset])
-    runs.finish(values.output_dir, 'gradient_flow',
-                {'settings': settings, 'chain': chain, 'nets': nets, 'claim': claim}, draw)
+    runs.finish(
+        values.output_dir, 'gradient_flow', {'settings': settings, 'chain': chain, 'nets': nets, 'claim': claim}, draw
+    )
 
 
 def net_name(activation, has_bn, is_residual, depth):
@@ -97,6 +128,7 @@ def _measured_once(path, case, settings, examples, received):
     """Return the measurement stored at `path`, or take and store it. `examples` is a function."""
     from official_resnet import checkpoints
     from official_resnet.experiments import net_gradients, runs
+
     if path.is_file():
         return runs.read_json(path)
     result = net_gradients.measure_net(case, examples(), settings, received)
@@ -106,6 +138,7 @@ def _measured_once(path, case, settings, examples, received):
 
 def judge(nets, shallow, deep):
     """Return which statements about the nets hold, {statement: True, False, or None where nets are missing}."""
+
     def compared(first, second, value, is_true):
         values = [value(nets[name]) if name in nets else None for name in (first, second)]
         return None if None in values or first == second else is_true(*values)
@@ -121,13 +154,17 @@ def judge(nets, shallow, deep):
 
     return {
         'sigmoid_gradients_vanish_more_with_depth': compared(
-            name('sigmoid', False, False), name('sigmoid', False, False, shallow), ratio, lambda a, b: a < b / 10),
+            name('sigmoid', False, False), name('sigmoid', False, False, shallow), ratio, lambda a, b: a < b / 10
+        ),
         'relu_gradients_vanish_less_than_sigmoid': compared(
-            name('relu', False, False), name('sigmoid', False, False), ratio, lambda a, b: a > 10 * b),
+            name('relu', False, False), name('sigmoid', False, False), ratio, lambda a, b: a > 10 * b
+        ),
         'deep_plain_relu_trains_worse_than_shallow': compared(
-            name('relu', True, False), name('relu', True, False, shallow), final_loss, lambda a, b: a > b),
+            name('relu', True, False), name('relu', True, False, shallow), final_loss, lambda a, b: a > b
+        ),
         'deep_residual_relu_trains_better_than_deep_plain': compared(
-            name('relu', True, True), name('relu', True, False), final_loss, lambda a, b: a < b),
+            name('relu', True, True), name('relu', True, False), final_loss, lambda a, b: a < b
+        ),
     }
 
 
@@ -142,10 +179,12 @@ def _first_over_last(net, sample):
 def format_chain(rows):
     """Return the table of gradient_chain.chain_table: a line a chain, a column a length."""
     lengths = sorted({row['layers'] for row in rows})
-    lines = ['|d output / d input| of a chain of one neuron a layer, N(0, 1) weights: median of those not 0',
-             f'{"layers":20}' + ''.join(f'{length:>9}' for length in lengths)]
+    lines = [
+        '|d output / d input| of a chain of one neuron a layer, N(0, 1) weights: median of those not 0',
+        f'{"layers":20}' + ''.join(f'{length:>9}' for length in lengths),
+    ]
     for start in range(0, len(rows), len(lengths)):
-        part = rows[start:start + len(lengths)]
+        part = rows[start : start + len(lengths)]
         name = part[0]['activation'] + (', shortcut' if part[0]['shortcut'] else '')
         lines.append(f'{name:20}' + ''.join(f'{_number(row["median"]):>9}' for row in part))
         if any(row['zero_share'] for row in part):
@@ -159,12 +198,18 @@ def _number(value):
 
 def _draw(output_dir, chain_rows, nets, settings, data, plots):
     """Draw both figures; return their paths."""
-    remedies = (f'init {settings["init"]}, pictures {"" if settings["standardize"] else "not "}standardised, '
-                f'{"with" if settings["auxiliary_loss"] else "no"} auxiliary loss')
-    title = (f'Gradients of the convolutions, {data}, SGD {settings["learning_rate"]} with momentum 0.9, '
-             f'batch {settings["batch_size"]}, seed {settings["seed"]}\n{remedies}')
-    return [plots.gradient_norms(nets, f'{output_dir}/gradient_flow.png', title),
-            plots.chain_gradients(chain_rows, f'{output_dir}/chain.png')]
+    remedies = (
+        f'init {settings["init"]}, pictures {"" if settings["standardize"] else "not "}standardised, '
+        f'{"with" if settings["auxiliary_loss"] else "no"} auxiliary loss'
+    )
+    title = (
+        f'Gradients of the convolutions, {data}, SGD {settings["learning_rate"]} with momentum 0.9, '
+        f'batch {settings["batch_size"]}, seed {settings["seed"]}\n{remedies}'
+    )
+    return [
+        plots.gradient_norms(nets, f'{output_dir}/gradient_flow.png', title),
+        plots.chain_gradients(chain_rows, f'{output_dir}/chain.png'),
+    ]
 
 
 def run():

@@ -1,4 +1,5 @@
 """The gradients of a net's convolutions, before and during a short training."""
+
 import dataclasses
 import math
 import signal
@@ -43,8 +44,9 @@ def measure_net(case, examples, settings, received):
     steps = settings['steps']
     wanted = {round(i * steps / (NUM_SAMPLES - 1)) for i in range(NUM_SAMPLES)}
     per_epoch = input_pipeline.steps_per_epoch(examples.num_images, settings['batch_size'])
-    batches = input_pipeline.batches(examples, settings['batch_size'], training=True, seed=settings['seed'],
-                                     num_epochs=steps // per_epoch + 1)
+    batches = input_pipeline.batches(
+        examples, settings['batch_size'], training=True, seed=settings['seed'], num_epochs=steps // per_epoch + 1
+    )
     samples, losses, diverged_at = [], [], None
     for done, (images, labels) in zip(range(steps + 1), batches, strict=False):
         loss, gradients = (tensor.numpy().tolist() for tensor in step(images, labels))
@@ -58,9 +60,14 @@ def measure_net(case, examples, settings, received):
             break
         losses.append(loss)
     last = losses[-LOSS_STEPS:]
-    return {'layers': layers, 'samples': samples, 'losses': losses, 'diverged_at': diverged_at,
-            'final_loss': sum(last) / len(last) if last and diverged_at is None else None,
-            'seconds': round(time.monotonic() - begin, 1)}
+    return {
+        'layers': layers,
+        'samples': samples,
+        'losses': losses,
+        'diverged_at': diverged_at,
+        'final_loss': sum(last) / len(last) if last and diverged_at is None else None,
+        'seconds': round(time.monotonic() - begin, 1),
+    }
 
 
 def make_step(case, settings):
@@ -69,10 +76,14 @@ def make_step(case, settings):
     The gradients are those of the weights before the step's update; the loss is the last classifier's alone.
     """
     activation, has_bn, is_residual, depth = case
-    keras.utils.set_random_seed(settings['seed'] % 2 ** 32)
+    keras.utils.set_random_seed(settings['seed'] % 2**32)
     net = resnet_model.cifar_resnet(
-        depth, NUM_CLASSES, shortcut='A' if is_residual else None, bn_momentum=0.9,
-        experiment=resnet_model.Experiment(activation=activation, batch_norm=has_bn, init=settings['init']))
+        depth,
+        NUM_CLASSES,
+        shortcut='A' if is_residual else None,
+        bn_momentum=0.9,
+        experiment=resnet_model.Experiment(activation=activation, batch_norm=has_bn, init=settings['init']),
+    )
     convolutions = [layer for layer in net.layers if isinstance(layer, keras.layers.Conv2D)]
     model = with_auxiliary_heads(net) if settings['auxiliary_loss'] else net
     variables = model.trainable_variables
@@ -82,8 +93,10 @@ def make_step(case, settings):
     @tf.function
     def step(images, labels):
         with tf.GradientTape() as tape:
-            losses = [tf.reduce_mean(steps.cross_entropy(labels, logits))
-                      for logits in tf.nest.flatten(model(images, training=True))]
+            losses = [
+                tf.reduce_mean(steps.cross_entropy(labels, logits))
+                for logits in tf.nest.flatten(model(images, training=True))
+            ]
             loss = losses[0] + AUXILIARY_WEIGHT * sum(losses[1:])
         gradients = tape.gradient(loss, variables)
         optimizer.apply(gradients, variables)
@@ -97,8 +110,10 @@ def with_auxiliary_heads(net):
     """Return a model of the net's logits and those of a new classifier (mean, dense) behind each other group."""
     maps = resnet_model.features(net)(net.input)
     groups = sorted(name for name in maps if name.startswith('group'))[:-1]
-    heads = [keras.layers.Dense(NUM_CLASSES, name=f'{name}_logits')(keras.layers.GlobalAveragePooling2D()(maps[name]))
-             for name in groups]
+    heads = [
+        keras.layers.Dense(NUM_CLASSES, name=f'{name}_logits')(keras.layers.GlobalAveragePooling2D()(maps[name]))
+        for name in groups
+    ]
     return keras.Model(net.input, [maps['logits'], *heads])
 
 

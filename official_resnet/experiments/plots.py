@@ -1,4 +1,5 @@
 """The figures; the only importer of matplotlib."""
+
 import math
 
 import matplotlib
@@ -46,16 +47,18 @@ def error_curves(panels, path, title):
         path: of the PNG.
         title: above the figure.
     """
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(6 * len(panels), 4.5), layout='constrained',
-                                   sharey=True, squeeze=False)
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(6 * len(panels), 4.5), layout='constrained', sharey=True, squeeze=False
+    )
     highest = 0
     for axis, (name, nets) in zip(axes[0], panels.items(), strict=True):
         for color, (net, curves) in zip(_colors(nets), nets.items(), strict=True):
             epochs = curves['epoch']
             marker = 'o' if len(epochs) < 2 else None  # one point draws no line
-            axis.plot(epochs, curves['train_error'], '--', color=color, linewidth=1.2, marker=marker,
-                      label=f'{net}, training')
-            tested = epochs[:len(curves['test_error'])]
+            axis.plot(
+                epochs, curves['train_error'], '--', color=color, linewidth=1.2, marker=marker, label=f'{net}, training'
+            )
+            tested = epochs[: len(curves['test_error'])]
             axis.plot(tested, curves['test_error'], color=color, linewidth=2.4, marker=marker, label=f'{net}, test')
             highest = max([highest, *curves['train_error'], *curves['test_error']])
         axis.set(title=name, xlabel='epoch', ylim=(0, highest * 1.05 or 1))
@@ -77,17 +80,21 @@ def error_bars(rows, path, titles):
         titles: of our panel and of the published one.
     """
     places = range(len(rows))
-    figure, axes = pyplot.subplots(1, 2, figsize=(13, 1.8 + 0.42 * len(rows)), layout='constrained', sharey=True,
-                                   width_ratios=(3, 2))
+    figure, axes = pyplot.subplots(
+        1, 2, figsize=(13, 1.8 + 0.42 * len(rows)), layout='constrained', sharey=True, width_ratios=(3, 2)
+    )
     trained = [final['train_error'] for _, final, _ in rows]
-    bars = (([final['test_error'] for _, final, _ in rows], 'loss not finite'),
-            ([published for *_, published in rows], 'fails (above 20)'))
+    bars = (
+        ([final['test_error'] for _, final, _ in rows], 'loss not finite'),
+        ([published for *_, published in rows], 'fails (above 20)'),
+    )
     for axis, (values, failure), color, title in zip(axes, bars, _COLORS, titles, strict=False):
         axis.barh(places, [value or 0 for value in values], color=color, height=0.7, label='test error')
         for place, value in zip(places, values, strict=True):  # inside the bar, clear of the training errors
             text, text_color = (failure, 'black') if value is None else (f'{value:.2f}', 'white')
-            axis.annotate(text, (0, place), (6, 0), textcoords='offset points', va='center', fontsize='small',
-                          color=text_color)
+            axis.annotate(
+                text, (0, place), (6, 0), textcoords='offset points', va='center', fontsize='small', color=text_color
+            )
         axis.set_title(title, fontsize='medium')
         axis.set(xlabel='error (%)')
         axis.grid(axis='x', alpha=0.3)
@@ -115,35 +122,51 @@ def gradient_norms(nets, path, title):
     columns = list(dict.fromkeys((activation, norm) for activation, norm, *_ in keys))
     depths = sorted({int(depth) for *_, depth in keys})
     color_of = dict(zip(depths, _colors(depths), strict=True))
-    figure, axes = pyplot.subplots(2, len(columns), figsize=(max(4 * len(columns), 7), 8), layout='constrained',
-                                   squeeze=False, sharex='col')
+    figure, axes = pyplot.subplots(
+        2, len(columns), figsize=(max(4 * len(columns), 7), 8), layout='constrained', squeeze=False, sharex='col'
+    )
     for i, column in enumerate(columns):
         for name, net in nets.items():
             activation, norm, kind, depth = name.split('-')
             if (activation, norm) != column:
                 continue
-            style = {'color': color_of[int(depth)], 'linestyle': '-' if kind == 'residual' else '--',
-                     'linewidth': 1.8, 'label': f'{kind}, {depth} layers'}
+            style = {
+                'color': color_of[int(depth)],
+                'linestyle': '-' if kind == 'residual' else '--',
+                'linewidth': 1.8,
+                'label': f'{kind}, {depth} layers',
+            }
             for axis, sample in zip(axes[:, i], (net['samples'][0], net['samples'][-1]), strict=True):
                 is_left_out = sample is net['samples'][-1] and net['diverged_at'] is not None
                 gradients = sample['gradients'] if not is_left_out else []
                 logs = [math.log10(gradient) if gradient else math.nan for gradient in gradients]
                 axis.plot(range(1, len(logs) + 1), logs, **style)
-        diverged = [f'{name.split("-", 2)[2]} (step {net["diverged_at"]})' for name, net in nets.items()
-                    if tuple(name.split('-')[:2]) == column and net['diverged_at'] is not None]
+        diverged = [
+            f'{name.split("-", 2)[2]} (step {net["diverged_at"]})'
+            for name, net in nets.items()
+            if tuple(name.split('-')[:2]) == column and net['diverged_at'] is not None
+        ]
         if diverged:
-            axes[1, i].text(0.03, 0.03, '\n'.join(['loss not finite:', *diverged]), transform=axes[1, i].transAxes,
-                            fontsize='x-small', va='bottom')
+            axes[1, i].text(
+                0.03,
+                0.03,
+                '\n'.join(['loss not finite:', *diverged]),
+                transform=axes[1, i].transAxes,
+                fontsize='x-small',
+                va='bottom',
+            )
         axes[0, i].set_title(f'{column[0]}, {"batch norm" if column[1] == "bn" else "no batch norm"}')
         axes[1, i].set_xlabel('convolution, from input to output')
     steps = [max(net['samples'][j]['step'] for net in nets.values()) for j in (0, -1)]
     for row, step in zip(axes, steps, strict=True):
-        row[0].set_ylabel(f'{f"after {step} steps" if step else "before training"}:\n'
-                          'log10 of the gradient (root mean square)')
+        row[0].set_ylabel(
+            f'{f"after {step} steps" if step else "before training"}:\nlog10 of the gradient (root mean square)'
+        )
         for axis in row:
             axis.grid(alpha=0.3)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=len(depths) * 2,
-                  fontsize='small')
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=len(depths) * 2, fontsize='small'
+    )
     return _save(figure, path, title)
 
 
@@ -156,8 +179,11 @@ def chain_gradients(rows, path):
     """
     figure, axis = pyplot.subplots(figsize=(7, 4.5), layout='constrained')
     for i, (activation, shortcut) in enumerate(dict.fromkeys((row['activation'], row['shortcut']) for row in rows)):
-        part = [row for row in rows if (row['activation'], row['shortcut']) == (activation, shortcut)
-                and row['median'] is not None]
+        part = [
+            row
+            for row in rows
+            if (row['activation'], row['shortcut']) == (activation, shortcut) and row['median'] is not None
+        ]
         lengths = [row['layers'] for row in part]
         logs = {name: [math.log10(row[name]) for row in part] for name in ('low', 'median', 'high')}
         label = activation + (' with shortcuts' if shortcut else '')

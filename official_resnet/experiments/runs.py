@@ -4,6 +4,7 @@ An output_dir belongs to one setting: settings.json names it, and a command of a
 runs/NET is the model_dir of a net, whose result.json says that the net is finished: the same command trains only
 what is missing, also when it asks for more nets than before.
 """
+
 import dataclasses
 import json
 import math
@@ -44,13 +45,20 @@ def train_config(values, dataset, data_dir, quick_epochs):
     epochs = values.train_epochs or (quick_epochs if values.quick else None)
     boundaries = PAPER['lr_boundaries'] if epochs is None else (epochs / 2, epochs * 3 / 4)
     return resnet_run_loop.TrainConfig(
-        resnet_model.cifar_spec(20, bn_momentum=PAPER['bn_momentum']), dataset, data_dir,
-        train_epochs=epochs or PAPER['train_epochs'], max_train_steps=None if epochs else PAPER['max_train_steps'],
+        resnet_model.cifar_spec(20, bn_momentum=PAPER['bn_momentum']),
+        dataset,
+        data_dir,
+        train_epochs=epochs or PAPER['train_epochs'],
+        max_train_steps=None if epochs else PAPER['max_train_steps'],
         num_train_images=values.num_train_images or (QUICK_IMAGES if values.quick else None),
-        batch_size=values.batch_size, base_learning_rate=PAPER['base_learning_rate'],
+        batch_size=values.batch_size,
+        base_learning_rate=PAPER['base_learning_rate'],
         schedule=optimizers.Schedule('piecewise', boundaries, PAPER['lr_factors']),
-        weight_decay=PAPER['weight_decay'], decay=PAPER['decay'], seed=values.seed,
-        dtype=devices.best_dtype() if values.dtype == 'auto' else values.dtype)
+        weight_decay=PAPER['weight_decay'],
+        decay=PAPER['decay'],
+        seed=values.seed,
+        dtype=devices.best_dtype() if values.dtype == 'auto' else values.dtype,
+    )
 
 
 def warmed_up(schedule):
@@ -73,11 +81,16 @@ def claim_folder(output_dir, settings):
     settings = json.loads(json.dumps(settings))
     if path.is_file() and any((path.parent / 'runs').glob('*')):
         stored = read_json(path)
-        differences = [f'{name} {stored.get(name)!r}, not {settings.get(name)!r}'
-                       for name in settings | stored if stored.get(name) != settings.get(name)]
+        differences = [
+            f'{name} {stored.get(name)!r}, not {settings.get(name)!r}'
+            for name in settings | stored
+            if stored.get(name) != settings.get(name)
+        ]
         if differences:
-            raise UserError(f'output_dir {str(output_dir)!r} holds an experiment with {", ".join(differences)}; '
-                            'pass the same flags or another --output_dir')
+            raise UserError(
+                f'output_dir {str(output_dir)!r} holds an experiment with {", ".join(differences)}; '
+                'pass the same flags or another --output_dir'
+            )
     checkpoints.write_text(path, json.dumps(settings, indent=1) + '\n')
 
 
@@ -98,9 +111,11 @@ def read_json(path):
 
 def settings_of(config):
     """Return what the nets of an experiment share of a TrainConfig."""
-    return {name: value for name, value in config.to_json().items()
-            if name not in ('spec', 'data_dir', 'model_dir', 'schedule')} | {
-                f'schedule.{name}': value for name, value in config.to_json()['schedule'].items()}
+    return {
+        name: value
+        for name, value in config.to_json().items()
+        if name not in ('spec', 'data_dir', 'model_dir', 'schedule')
+    } | {f'schedule.{name}': value for name, value in config.to_json()['schedule'].items()}
 
 
 def train_nets(specs, config, output_dir):
@@ -117,8 +132,11 @@ def train_nets(specs, config, output_dir):
         schedule = config.schedule
         if 2 * sum(spec.group_blocks) + 2 >= WARM_UP_LAYERS:
             schedule = warmed_up(schedule)
-        results[name] = train_net(dataclasses.replace(
-            config, spec=spec, schedule=schedule, model_dir=str(pathlib.Path(output_dir) / 'runs' / name)))
+        results[name] = train_net(
+            dataclasses.replace(
+                config, spec=spec, schedule=schedule, model_dir=str(pathlib.Path(output_dir) / 'runs' / name)
+            )
+        )
     return results
 
 
@@ -153,9 +171,11 @@ def train_net(config):
     if not failed:
         final = dict(zip(FINAL_ERRORS, (curves['train_error'][-1], train_error, curves['test_error'][-1]), strict=True))
     result = {
-        'failed': failed, 'final': final,
+        'failed': failed,
+        'final': final,
         'parameters': sum(math.prod(variable.shape) for variable in progress.model.trainable_variables),
-        'seconds': round(sum(line['seconds'] for line in lines), 1), 'curves': curves,
+        'seconds': round(sum(line['seconds'] for line in lines), 1),
+        'curves': curves,
     }
     checkpoints.write_text(path, json.dumps(result, indent=1) + '\n')
     print(f'  {describe(result)}', flush=True)
@@ -167,9 +187,11 @@ def curves_of(lines):
     train = [line for line in lines if line['split'] == 'train']
     test = [line for line in lines if line['split'] == 'test']
     curves = {name: [line[name] for line in train] for name in ('epoch', 'step', 'learning_rate')}
-    return curves | {'train_loss': [line['loss'] for line in train],
-                     'train_error': [_error(line['accuracy']) for line in train],
-                     'test_error': [_error(line['accuracy']) for line in test]}
+    return curves | {
+        'train_loss': [line['loss'] for line in train],
+        'train_error': [_error(line['accuracy']) for line in train],
+        'test_error': [_error(line['accuracy']) for line in test],
+    }
 
 
 def inference_error(model, config):
@@ -187,9 +209,11 @@ def describe(result):
     if result['failed']:
         return f'failed: {result["failed"]}'
     final = result['final']
-    return (f'training error {final["train_error"]:.2f} % ({final["train_error_inference"]:.2f} % in inference), '
-            f'test error {final["test_error"]:.2f} %, {result["parameters"]:,} parameters, '
-            f'{callbacks.format_seconds(result["seconds"])}')
+    return (
+        f'training error {final["train_error"]:.2f} % ({final["train_error_inference"]:.2f} % in inference), '
+        f'test error {final["test_error"]:.2f} %, {result["parameters"]:,} parameters, '
+        f'{callbacks.format_seconds(result["seconds"])}'
+    )
 
 
 def finish(output_dir, name, result, draw):

@@ -12,6 +12,7 @@ paper's of 110. Nets of 110 layers or more begin with an epoch at a tenth of the
 loss is no longer finite is recorded as failed. The same command continues what was stopped; finished nets are kept.
 Results in --output_dir: shortcuts.png, shortcuts.json.
 """
+
 import dataclasses
 import sys
 
@@ -34,6 +35,7 @@ class Row:
         axes: what differs of cifar_spec.
         experiment: what differs of resnet_model.Experiment.
     """
+
     label: str
     paper_error: float | None
     axes: dict = dataclasses.field(default_factory=dict)
@@ -64,26 +66,40 @@ def define_flags():
     values = flags.FlagValues()
     experiment_program.define_flags(values, '/tmp/resnet_shortcuts')
     experiment_program.define_training_flags(values)
-    flags.DEFINE_integer('resnet_size', None, f'Layers: 6n+2; {PAPER_SIZE}, with --quick {QUICK_SIZE}.', 8,
-                         resnet_flags.MAX_LAYERS, short_name='rs', flag_values=values)
+    flags.DEFINE_integer(
+        'resnet_size',
+        None,
+        f'Layers: 6n+2; {PAPER_SIZE}, with --quick {QUICK_SIZE}.',
+        8,
+        resnet_flags.MAX_LAYERS,
+        short_name='rs',
+        flag_values=values,
+    )
     flags.DEFINE_list('rows', ','.join(ROWS), f'Nets to train, of {", ".join(ROWS)}.', flag_values=values)
-    flags.register_validator('resnet_size', lambda size: size is None or experiment_program.is_depth(size),
-                             'must be 6n+2: 8, 14, 20, ...', values)
-    flags.register_validator('rows', lambda names: names and set(names) <= ROWS.keys(),
-                             f'must be a comma list of {", ".join(ROWS)}', values)
+    flags.register_validator(
+        'resnet_size',
+        lambda size: size is None or experiment_program.is_depth(size),
+        'must be 6n+2: 8, 14, 20, ...',
+        values,
+    )
+    flags.register_validator(
+        'rows', lambda names: names and set(names) <= ROWS.keys(), f'must be a comma list of {", ".join(ROWS)}', values
+    )
     return values
 
 
 def run_shortcuts(values, dataset, data_dir):
     """Train the rows the flags ask for, write the results."""
     from official_resnet.experiments import runs
+
     size = values.resnet_size or (QUICK_SIZE if values.quick else PAPER_SIZE)
     config = runs.train_config(values, dataset, data_dir, QUICK_EPOCHS)
     settings = {'resnet_size': size} | runs.settings_of(config)
     runs.claim_folder(values.output_dir, settings)
     rows = {name: row for name, row in ROWS.items() if name in values.rows}
-    nets = runs.train_nets({name: row_spec(row, size, config.spec.bn_momentum) for name, row in rows.items()},
-                           config, values.output_dir)
+    nets = runs.train_nets(
+        {name: row_spec(row, size, config.spec.bn_momentum) for name, row in rows.items()}, config, values.output_dir
+    )
     bars = [(row.label, nets[name]['final'], row.paper_error) for name, row in rows.items()]
     titles = (f'ResNet-{size}, {runs.images_text(config)}', 'ResNet-110, 1603.05027, 64,000 steps, median of 5')
     claim = judge(nets)
@@ -91,29 +107,38 @@ def run_shortcuts(values, dataset, data_dir):
         print(f'{name.replace("_", " ")}: {"not compared" if is_true is None else is_true}')
     for name, row in rows.items():
         nets[name]['paper_error'] = row.paper_error
-    runs.finish(values.output_dir, 'shortcuts', {'settings': settings, 'nets': nets, 'claim': claim},
-                lambda plots: [plots.error_bars(bars, f'{values.output_dir}/shortcuts.png', titles)])
+    runs.finish(
+        values.output_dir,
+        'shortcuts',
+        {'settings': settings, 'nets': nets, 'claim': claim},
+        lambda plots: [plots.error_bars(bars, f'{values.output_dir}/shortcuts.png', titles)],
+    )
 
 
 def row_spec(row, resnet_size, bn_momentum=0.9):
     """Return the ResNetSpec of a Row."""
     from official_resnet import devices, resnet_model
+
     experiment = resnet_model.Experiment(**row.experiment) if row.experiment else None
-    return resnet_model.cifar_spec(resnet_size, experiment=experiment, bn_momentum=bn_momentum,
-                                   data_format=devices.best_data_format(), **row.axes)
+    return resnet_model.cifar_spec(
+        resnet_size, experiment=experiment, bn_momentum=bn_momentum, data_format=devices.best_data_format(), **row.axes
+    )
 
 
 def judge(nets):
     """Return whether the paper's two conclusions show in the test errors; None where a net is missing or failed."""
+
     def error(name):
         return nets[name]['final']['test_error'] if name in nets else None
 
     original, preactivated = error('original'), error('full_preactivation')
     others = [error(name) for name in nets if name not in ('original', *ORDERS)]
     return {
-        'identity_is_the_best_shortcut': None if original is None or not others
+        'identity_is_the_best_shortcut': None
+        if original is None or not others
         else all(other is None or original < other for other in others),
-        'full_preactivation_is_better_than_the_original': None if None in (original, preactivated)
+        'full_preactivation_is_better_than_the_original': None
+        if None in (original, preactivated)
         else preactivated < original,
     }
 

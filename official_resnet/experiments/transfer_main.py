@@ -13,6 +13,7 @@ features of a frozen backbone, without tests. --quick: fewer pictures and epochs
 same command continues what was stopped; finished nets are kept.
 Results in --output_dir: transfer.json, and the table that is printed.
 """
+
 import dataclasses
 import os
 import pathlib
@@ -40,6 +41,7 @@ class Way:
         fields: of TrainConfig.
         is_pretrained: whether it starts from the first net.
     """
+
     label: str
     rate: float
     epochs: int = 1
@@ -64,27 +66,55 @@ def define_flags():
     def number(name, text, lower=1, **options):
         flags.DEFINE_integer(name, None, text, lower, resnet_flags.MAX_INTEGER, flag_values=values, **options)
 
-    flags.DEFINE_string('image_folder', None, 'Folder with a subfolder for each class, or with such folders train '
-                        'and test.', flag_values=values)
-    flags.DEFINE_string('output_dir', '/tmp/resnet_transfer', 'JSON result and the nets; what is finished there is '
-                        'kept.', flag_values=values)
+    flags.DEFINE_string(
+        'image_folder',
+        None,
+        'Folder with a subfolder for each class, or with such folders train and test.',
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        'output_dir',
+        '/tmp/resnet_transfer',
+        'JSON result and the nets; what is finished there is kept.',
+        flag_values=values,
+    )
     flags.DEFINE_boolean('quick', False, 'Minutes on two cores.', flag_values=values)
-    flags.DEFINE_integer('seed', 0, 'Of pictures, initial weights, order and augmentation.', 0, 2 ** 63 - 1,
-                         flag_values=values)
-    flags.DEFINE_integer('resnet_size', 20, 'Layers: 6n+2.', 8, resnet_flags.MAX_LAYERS, short_name='rs',
-                         flag_values=values)
+    flags.DEFINE_integer(
+        'seed', 0, 'Of pictures, initial weights, order and augmentation.', 0, 2**63 - 1, flag_values=values
+    )
+    flags.DEFINE_integer(
+        'resnet_size', 20, 'Layers: 6n+2.', 8, resnet_flags.MAX_LAYERS, short_name='rs', flag_values=values
+    )
     number('source_epochs', f'Epochs of the first net; {_default_text("source_epochs")}.')
     number('source_images', f'Training pictures a class for the first net; {_default_text("source_images")}.')
-    number('train_epochs', f'Epochs of the others, {WAYS["head"].epochs} times as many of those whose backbone is '
-           f'frozen; {_default_text("train_epochs")}.', short_name='te')
+    number(
+        'train_epochs',
+        f'Epochs of the others, {WAYS["head"].epochs} times as many of those whose backbone is '
+        f'frozen; {_default_text("train_epochs")}.',
+        short_name='te',
+    )
     number('images_per_class', f'Training pictures a class for the others; {_default_text("images_per_class")}.')
-    flags.DEFINE_integer('batch_size', 32, 'Pictures a step; the first net has 128.', 1,
-                         resnet_flags.MAX_INTEGER, short_name='bs', flag_values=values)
-    flags.DEFINE_enum('dtype', 'auto', ['auto', 'fp32', 'bf16'], 'Precision; auto is bf16 where the device has it.',
-                      short_name='dt', flag_values=values)
+    flags.DEFINE_integer(
+        'batch_size',
+        32,
+        'Pictures a step; the first net has 128.',
+        1,
+        resnet_flags.MAX_INTEGER,
+        short_name='bs',
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        'dtype',
+        'auto',
+        ['auto', 'fp32', 'bf16'],
+        'Precision; auto is bf16 where the device has it.',
+        short_name='dt',
+        flag_values=values,
+    )
     flags.DEFINE_list('ways', ','.join(WAYS), f'Ways to learn, of {", ".join(WAYS)}.', flag_values=values)
-    flags.register_validator('ways', lambda names: names and set(names) <= WAYS.keys(),
-                             f'must be a comma list of {", ".join(WAYS)}', values)
+    flags.register_validator(
+        'ways', lambda names: names and set(names) <= WAYS.keys(), f'must be a comma list of {", ".join(WAYS)}', values
+    )
     flags.register_validator('image_folder', lambda path: path is not None, 'must be given', values)
     return values
 
@@ -96,6 +126,7 @@ def run_transfer(values):
 
     from official_resnet import resnet_run_loop
     from official_resnet.experiments import runs
+
     tf.get_logger().setLevel('ERROR')  # it warns of a function for each net
     output_dir = pathlib.Path(os.path.expanduser(values.output_dir))
     folder = pathlib.Path(os.path.expanduser(values.image_folder)).absolute()
@@ -105,8 +136,12 @@ def run_transfer(values):
     except OSError as error:
         raise UserError(f"cannot make output_dir '{output_dir}': {error.strerror}; pass another one") from error
     config = _config(values, sizes)
-    settings = sizes | {'image_folder': str(folder)} | {
-        name: getattr(values, name) for name in ('seed', 'resnet_size', 'batch_size')} | {'dtype': config.dtype}
+    settings = (
+        sizes
+        | {'image_folder': str(folder)}
+        | {name: getattr(values, name) for name in ('seed', 'resnet_size', 'batch_size')}
+        | {'dtype': config.dtype}
+    )
     runs.claim_folder(output_dir, settings)
     pictures = link_pictures(folder, output_dir / 'pictures', sizes, values.seed)
     try:
@@ -116,8 +151,12 @@ def run_transfer(values):
         return 128 + interruption.signal_number
     classes = {part: sorted(path.name for path in (pictures[part] / 'train').iterdir()) for part in pictures}
     print(table(source, nets, classes, sizes))
-    runs.finish(output_dir, 'transfer', {'settings': settings, 'classes': classes, 'source': source, 'nets': nets},
-                lambda plots: [])
+    runs.finish(
+        output_dir,
+        'transfer',
+        {'settings': settings, 'classes': classes, 'source': source, 'nets': nets},
+        lambda plots: [],
+    )
     return 0
 
 
@@ -136,6 +175,7 @@ def link_pictures(folder, target, sizes, seed):
     import numpy as np
 
     from official_resnet import image_folder
+
     parts = {part: target / part for part in ('source', 'target')}
     if target.is_dir():
         return parts
@@ -145,14 +185,17 @@ def link_pictures(folder, target, sizes, seed):
     part_folder = target.with_name('part.pictures')
     shutil.rmtree(part_folder, ignore_errors=True)
     for label, name in enumerate(classes):
-        part, limit = (('source', sizes['source_images']) if label < len(classes) // 2
-                       else ('target', sizes['images_per_class']))
+        part, limit = (
+            ('source', sizes['source_images']) if label < len(classes) // 2 else ('target', sizes['images_per_class'])
+        )
         for split in ('train', 'test'):
             paths = [path for path, of in files[split] if of == label]
             if split == 'train' and limit:
                 if limit > len(paths):
-                    raise UserError(f"class '{name}' in '{folder}' has {len(paths)} training pictures, not {limit}; "
-                                    'lower --images_per_class or --source_images')
+                    raise UserError(
+                        f"class '{name}' in '{folder}' has {len(paths)} training pictures, not {limit}; "
+                        'lower --images_per_class or --source_images'
+                    )
                 paths = [paths[i] for i in np.random.default_rng([seed, label]).permutation(len(paths))[:limit]]
             (part_folder / part / split / name).mkdir(parents=True)
             for i, path in enumerate(sorted(paths)):
@@ -164,23 +207,40 @@ def link_pictures(folder, target, sizes, seed):
 def _config(values, sizes):
     """Return the TrainConfig of the first net, without its pictures and model_dir."""
     from official_resnet import optimizers, resnet_model, resnet_run_loop
-    spec = resnet_model.cifar_spec(values.resnet_size, shortcut=FAST['shortcut'], bn_momentum=FAST['bn_momentum'],
-                                   data_format=devices.best_data_format())
+
+    spec = resnet_model.cifar_spec(
+        values.resnet_size,
+        shortcut=FAST['shortcut'],
+        bn_momentum=FAST['bn_momentum'],
+        data_format=devices.best_data_format(),
+    )
     return resnet_run_loop.TrainConfig(
-        spec, train_epochs=sizes['source_epochs'], batch_size=FAST['batch_size'],
-        base_learning_rate=FAST['base_learning_rate'], schedule=optimizers.Schedule(FAST['lr_schedule']),
-        nesterov=FAST['nesterov'], weight_decay=FAST['weight_decay'], decay=FAST['decay'],
-        label_smoothing=FAST['label_smoothing'], seed=values.seed, epochs_between_evals=10 ** 6,
-        dtype=devices.best_dtype() if values.dtype == 'auto' else values.dtype)
+        spec,
+        train_epochs=sizes['source_epochs'],
+        batch_size=FAST['batch_size'],
+        base_learning_rate=FAST['base_learning_rate'],
+        schedule=optimizers.Schedule(FAST['lr_schedule']),
+        nesterov=FAST['nesterov'],
+        weight_decay=FAST['weight_decay'],
+        decay=FAST['decay'],
+        label_smoothing=FAST['label_smoothing'],
+        seed=values.seed,
+        epochs_between_evals=10**6,
+        dtype=devices.best_dtype() if values.dtype == 'auto' else values.dtype,
+    )
 
 
 def _train(values, config, sizes, pictures, output_dir):
     """Return the result of the first net, and {way: result} of the others."""
     from official_resnet import transfer
+
     num_source = len(os.listdir(pictures['source'] / 'train'))
     first = dataclasses.replace(
-        config, dataset=f'folder:{pictures["source"]}', model_dir=str(output_dir / 'runs' / 'source'),
-        batch_size=min(config.batch_size, num_source * (sizes['source_images'] or config.batch_size)))
+        config,
+        dataset=f'folder:{pictures["source"]}',
+        model_dir=str(output_dir / 'runs' / 'source'),
+        batch_size=min(config.batch_size, num_source * (sizes['source_images'] or config.batch_size)),
+    )
     print('source:', flush=True)
     source = _train_net(first)
     if source['failed']:
@@ -191,9 +251,15 @@ def _train(values, config, sizes, pictures, output_dir):
         way = WAYS[name]
         print(f'{name}, {len(nets) + 1} of {len(set(values.ways))}:', flush=True)
         other = dataclasses.replace(
-            config, dataset=f'folder:{pictures["target"]}', model_dir=str(output_dir / 'runs' / name),
-            train_epochs=way.epochs * sizes['train_epochs'], batch_size=values.batch_size, base_learning_rate=way.rate,
-            pretrained=first.model_dir if way.is_pretrained else None, **way.fields)
+            config,
+            dataset=f'folder:{pictures["target"]}',
+            model_dir=str(output_dir / 'runs' / name),
+            train_epochs=way.epochs * sizes['train_epochs'],
+            batch_size=values.batch_size,
+            base_learning_rate=way.rate,
+            pretrained=first.model_dir if way.is_pretrained else None,
+            **way.fields,
+        )
         nets[name] = _train_net(transfer.adopt(other, pretrained) if way.is_pretrained else other)
     return source, nets
 
@@ -202,6 +268,7 @@ def _train_net(config):
     """Return runs.train_net's result with `train_seconds`, that of training alone."""
     from official_resnet import callbacks
     from official_resnet.experiments import runs
+
     result = runs.train_net(config)
     lines = callbacks.read_metrics(pathlib.Path(config.model_dir) / callbacks.METRICS_FILE)
     return result | {'train_seconds': round(sum(line['seconds'] for line in lines if line['split'] == 'train'), 1)}
@@ -216,13 +283,22 @@ def table(source, nets, classes, sizes):
         classes: {'source', 'target': names}.
         sizes: see QUICK.
     """
-    lines = [f'First net: {", ".join(classes["source"])}; test accuracy {_accuracy(source)}, '
-             f'{source["train_seconds"]:.0f} s.',
-             f'Then {", ".join(classes["target"])}: {sizes["images_per_class"]} training pictures each (n = 1).', '',
-             '| what is trained | parameters | epochs | test accuracy | time |', '|---|---|---|---|---|']
-    return '\n'.join(lines + [
-        f'| {WAYS[name].label} | {net["parameters"]:,} | {WAYS[name].epochs * sizes["train_epochs"]} | '
-        f'{_accuracy(net)} | {net["train_seconds"]:.1f} s |' for name, net in nets.items()])
+    lines = [
+        f'First net: {", ".join(classes["source"])}; test accuracy {_accuracy(source)}, '
+        f'{source["train_seconds"]:.0f} s.',
+        f'Then {", ".join(classes["target"])}: {sizes["images_per_class"]} training pictures each (n = 1).',
+        '',
+        '| what is trained | parameters | epochs | test accuracy | time |',
+        '|---|---|---|---|---|',
+    ]
+    return '\n'.join(
+        lines
+        + [
+            f'| {WAYS[name].label} | {net["parameters"]:,} | {WAYS[name].epochs * sizes["train_epochs"]} | '
+            f'{_accuracy(net)} | {net["train_seconds"]:.1f} s |'
+            for name, net in nets.items()
+        ]
+    )
 
 
 def _accuracy(net):
