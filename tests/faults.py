@@ -1,0 +1,441 @@
+"""Faults, one for each promise of this project, and the tests that must catch them.
+
+    python tests/faults.py                    # apply each fault to a copy of the checkout and run its tests there
+    python tests/faults.py label-smoothing    # only the faults named
+    python tests/faults.py --baseline         # first make sure that the same tests pass without a fault
+    python tests/faults.py --check            # only see that each fault still fits the code; no test runs; a second
+    python tests/faults.py --list             # the faults and their promises
+
+Not yet measured: how long all of them take.
+
+A fault is caught if a test fails, or errs in its fixtures. An error of collection, or a test that fails because a name
+or an import is wrong, says nothing about the promise, and does not count. When code moves, its faults move along: the
+exact text of each must be in its file once, else the fault is stale. The exit code is 1 if any is stale or not caught.
+"""
+
+import argparse
+import concurrent.futures
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+TIMEOUT = 1800  # seconds; the slowest takes about a minute on two quiet cores
+_FAILED = re.compile(r'^(?:FAILED|ERROR) (\S+?::.*)$', re.MULTILINE)  # an error of collection has no '::'
+_NO_PROOF = re.compile(r' - (?:SyntaxError|IndentationError|ImportError|ModuleNotFoundError|NameError)\b')
+
+
+class Fault(NamedTuple):
+    """A promise, and how it is broken."""
+
+    name: str
+    promise: str
+    file: str  # below the root
+    old: str  # stands in the file once
+    new: str
+    tests: str  # arguments for pytest, the test file first
+
+
+FAULTS = [
+    # The network and its layers.
+    Fault(
+        'v1.5-stride',
+        'Version 1.5 has the stride of a bottleneck on its 3x3 convolution, version 1 on its first 1x1.',
+        'official_resnet/resnet_model.py',
+        "('first' if spec.version == '1' else '3x3')",
+        "('first' if spec.version != '2' else '3x3')",
+        'tests/resnet_model_test.py -k where_a_bottleneck_strides',
+    ),
+    Fault(
+        'option-a-zeros',
+        'Option A adds its zero channels at the end.',
+        'official_resnet/resnet_model.py',
+        "num_zeros // 2 if spec.shortcut_padding == 'both' else 0",
+        "num_zeros // 2 if spec.shortcut_padding == 'both' else num_zeros",
+        'tests/resnet_model_test.py -k option_a',
+    ),
+    Fault(
+        'v2-identity',
+        'The identity of version 2 carries the block input as it is, not its pre-activation.',
+        'official_resnet/resnet_model.py',
+        'x = raw',
+        'x = x',
+        'tests/resnet_model_test.py -k v2_has_no_bn',
+    ),
+    Fault(
+        'symmetric-padding',
+        'A strided convolution pads both sides alike, so that converted weights compute the same.',
+        'official_resnet/resnet_model.py',
+        "if spec.padding == 'symmetric' and stride > 1",
+        "if spec.padding == 'symmetric' and stride > 2",
+        'tests/from_torch_test.py -k our_net_computes_the_same',
+    ),
+    Fault(
+        'unbiased-variance',
+        'The moving variance is the mean of biased variances, as in Keras.',
+        'official_resnet/layers.py',
+        'variance * (tf.maximum(count - 1, 1) / count)',
+        'variance',
+        'tests/layers_test.py -k "equals_stock_layer and training"',
+    ),
+    Fault(
+        'frozen-bn',
+        'Frozen batch normalisation uses and keeps its moving statistics in training.',
+        'official_resnet/layers.py',
+        'is_training = bool(training and self.trainable)',
+        'is_training = bool(training)',
+        'tests/layers_test.py -k "equals_stock_layer and frozen"',
+    ),
+    Fault(
+        'folded-epsilon',
+        'Batch normalisation is folded into a convolution with its epsilon.',
+        'official_resnet/layers.py',
+        'np.sqrt(variance + norm.epsilon)',
+        'np.sqrt(variance)',
+        'tests/layers_test.py -k folded',
+    ),
+    # The optimizer and the loss.
+    Fault(
+        'decoupled-decay',
+        'Weight decay is part of the gradient, and so of the momentum.',
+        'official_resnet/optimizers.py',
+        'gradient = gradient + l2 * tf.convert_to_tensor(variable)',
+        'variable.assign(variable * (1 - learning_rate * l2))',
+        'tests/optimizers_test.py -k update_with_a_drop',
+    ),
+    Fault(
+        'schedule-boundary',
+        'Boundaries of the learning rate are cut to whole steps, as in official/resnet.',
+        'official_resnet/optimizers.py',
+        'int(epoch * steps_per_epoch + 1e-6)',
+        'round(epoch * steps_per_epoch)',
+        'tests/optimizers_test.py -k official_boundaries',
+    ),
+    Fault(
+        'label-smoothing',
+        'Smoothed labels sum to 1: the true class keeps its share of what is spread.',
+        'official_resnet/steps.py',
+        '1 - smoothing + smoothing / num_classes',
+        '1 - smoothing',
+        'tests/resnet_run_loop_test.py -k stock_step',
+    ),
+    # The input.
+    Fault(
+        'evaluation-remainder',
+        'Evaluation scores the last images too, fewer than a batch.',
+        'official_resnet/input_pipeline.py',
+        'starts = tf.data.Dataset.range(0, examples.num_images, batch_size)',
+        'starts = tf.data.Dataset.range(0, examples.num_images - batch_size + 1, batch_size)',
+        'tests/input_pipeline_test.py -k every_picture_once_in_order',
+    ),
+    Fault(
+        'augmentation-seed',
+        'Augmentation depends on the seed.',
+        'official_resnet/input_pipeline.py',
+        'seeds, part = tf.stack([seed, step]), (first, batch_size)',
+        'seeds, part = tf.stack([0 * seed, step]), (first, batch_size)',
+        'tests/input_pipeline_test.py -k "depend_on_seed or gather_augment"',
+    ),
+    Fault(
+        'epoch-order',
+        'Each epoch has an order of its own.',
+        'official_resnet/input_pipeline.py',
+        'tf.stack([seed, -1 - epoch])',
+        'tf.stack([seed, -1 - 0 * epoch])',
+        'tests/input_pipeline_test.py -k no_picture_comes_twice',
+    ),
+    Fault(
+        'one-crop',
+        'Each image of a batch is cropped at a place of its own.',
+        'official_resnet/preprocessing.py',
+        'return crop_flip(images, tops, lefts, flips, pad, size)',
+        'return crop_flip(images, 0 * tops + tops[0], 0 * lefts + lefts[0], flips, pad, size)',
+        'tests/preprocessing_test.py -k its_own_offsets',
+    ),
+    Fault(
+        'label-off-by-one',
+        'Labels of ImageNet shards, from 1, become classes from 0.',
+        'official_resnet/encoded.py',
+        'tf.ensure_shape(labels, rows.shape) - first_label',
+        'tf.ensure_shape(labels, rows.shape)',
+        'tests/encoded_test.py -k any_picture',
+    ),
+    Fault(
+        'cmyk',
+        'The inks of a CMYK JPEG are inverted only where Adobe did so.',
+        'official_resnet/jpeg.py',
+        "if image.mode == 'CMYK' and not info.has_adobe:",
+        "if image.mode == 'CMYK' and info.has_adobe:",
+        'tests/jpeg_test.py -k cmyk',
+    ),
+    Fault(
+        'exif',
+        'An image to be named is turned as its EXIF says.',
+        'official_resnet/prediction.py',
+        'ImageOps.exif_transpose(image)',
+        'image',
+        'tests/prediction_test.py -k exif',
+    ),
+    # The run and its state.
+    Fault(
+        'resume-order',
+        'A run that is resumed inside an epoch goes on with the next batch of this epoch.',
+        'official_resnet/input_pipeline.py',
+        '.skip(steps_into_epoch)',
+        '.skip(0 * steps_into_epoch)',
+        'tests/resnet_run_loop_test.py -k "killed_and_resumed and deaths2"',
+    ),
+    Fault(
+        'damaged-checkpoint',
+        'A damaged checkpoint is passed over for the one before it.',
+        'official_resnet/checkpoints.py',
+        'reversed(files(folder))',
+        'files(folder)[-1:]',
+        'tests/checkpoints_test.py -k passed_over',
+    ),
+    Fault(
+        'signal-unsaved',
+        'SIGTERM saves the state before the program ends.',
+        'official_resnet/resnet_run_loop.py',
+        'path = self.save()',
+        'path = None',
+        'tests/resnet_run_loop_test.py -k signals_save',
+    ),
+    Fault(
+        'clean-foreign-folder',
+        '--clean refuses a folder that is no model_dir.',
+        'official_resnet/checkpoints.py',
+        "if not (folder / 'checkpoints').is_dir() and not",
+        'if not folder.is_dir() and not',
+        'tests/resnet_run_loop_test.py -k other_wrong_input',
+    ),
+    # Several devices and workers.
+    Fault(
+        'worker-share',
+        'Each worker has its own part of a batch.',
+        'official_resnet/input_pipeline.py',
+        'return rows[share[0] * size : (share[0] + 1) * size], share[0] * size',
+        'return rows[:size], share[0] * size',
+        'tests/distribution_test.py -m workers -k share_each_batch',
+    ),
+    Fault(
+        'replica-statistics',
+        'All replicas hold the mean of their moving statistics.',
+        'official_resnet/steps.py',
+        'moving.assign(tf.convert_to_tensor(moving) * momentum + batch * (1 - momentum))',
+        'moving.assign(tf.convert_to_tensor(moving) * momentum + _ * (1 - momentum))',
+        'tests/distribution_test.py -m workers -k replicas_hold_the_same',
+    ),
+    # Transfer and inference.
+    Fault(
+        'export-unchecked',
+        'A SavedModel that computes something else is refused.',
+        'official_resnet/prediction.py',
+        'if not difference <= TOLERANCE:',
+        'if difference < 0:',
+        'tests/prediction_test.py -k differs_is_refused',
+    ),
+    Fault(
+        'grad-cam-weights',
+        'Grad-CAM weighs each map by the mean of its gradient.',
+        'official_resnet/grad_cam.py',
+        'weights = tf.reduce_mean(tf.cast(tape.gradient(chosen, maps), tf.float32), [1, 2], keepdims=True)',
+        'weights = tf.cast(tape.gradient(chosen, maps), tf.float32)',
+        'tests/grad_cam_test.py -k residual_net',
+    ),
+    # Files from elsewhere, and shards.
+    Fault(
+        'md5-unchecked',
+        'A download with another MD5 than expected is refused.',
+        'official_resnet/download.py',
+        'if found != md5.strip().lower():',
+        'if not found:',
+        'tests/download_test.py -k wrong_md5',
+    ),
+    Fault(
+        'path-traversal',
+        'An archive with a path to outside is refused.',
+        'official_resnet/download.py',
+        "name.anchor or '..' in name.parts or",
+        'name.anchor or',
+        'tests/download_test.py -k unsafe_member',
+    ),
+    Fault(
+        'record-checksum',
+        'A TFRecord whose data has another checksum is refused.',
+        'official_resnet/tfrecords.py',
+        'if rest[size : size + FOOTER_BYTES] != _masked_crc(data):',
+        'if not rest[size : size + FOOTER_BYTES]:',
+        'tests/tfrecords_test.py -k flipped_bit',
+    ),
+    Fault(
+        'shard-in-place',
+        'A shard has its final name only when it is whole.',
+        'data/shard_job.py',
+        "part = self.folder / f'{self.shard_name(shard)}.part'",
+        'part = self.output_dir / self.shard_name(shard)',
+        'tests/shards_test.py -k no_room_on_the_disk',
+    ),
+    # Conversion.
+    Fault(
+        'kernel-transposed',
+        "PyTorch's kernels are transposed to ours without exchanging height and width.",
+        'checkpoints_tools/source.py',
+        'np.transpose(kernel, (2, 3, 1, 0))',
+        'np.transpose(kernel, (3, 2, 1, 0))',
+        'tests/from_torch_test.py -k our_net_computes_the_same',
+    ),
+    Fault(
+        'conversion-unverified',
+        'A converted net that computes something else is not written.',
+        'checkpoints_tools/verify.py',
+        'if relative > tolerance:',
+        'if relative < 0:',
+        'tests/convert_test.py -k computes_something_else',
+    ),
+    Fault(
+        'pickle-global',
+        'A pickle that asks for a function is refused.',
+        'checkpoints_tools/torch_pickle.py',
+        'if (module, name) not in _FUNCTIONS:',
+        "if (module, name) not in _FUNCTIONS and module not in ('os', 'builtins'):",
+        'tests/from_torch_test.py -k would_run_code',
+    ),
+    # Commands.
+    Fault(
+        'exit-code-of-a-signal',
+        'A program that a signal ended exits with 128 and its number.',
+        'official_resnet/train_program.py',
+        'print(interruption)\n        return 128 + interruption.signal_number',
+        'print(interruption)\n        return 1',
+        'tests/mains_test.py -k sigterm',
+    ),
+    Fault(
+        'slow-help',
+        '--help answers at once, without TensorFlow.',
+        'official_resnet/resnet_flags.py',
+        'from official_resnet.errors import UserError',
+        'from official_resnet.errors import UserError\nimport keras  # noqa',
+        'tests/architecture_test.py -k imports_nothing',
+    ),
+]
+
+
+def stale(fault, root=ROOT):
+    """Return why a fault does not fit the code any more, '' if it does."""
+    path, test = root / fault.file, shlex.split(fault.tests)[0]
+    if not path.is_file():
+        return f'there is no {fault.file}'
+    if not (root / test).is_file():
+        return f'there is no {test}'
+    source = path.read_text(encoding='utf-8')
+    if source.count(fault.old) != 1:
+        return f'{fault.file} has its text {source.count(fault.old)} times, not once'
+    try:
+        compile(source.replace(fault.old, fault.new), fault.file, 'exec')
+    except SyntaxError as error:
+        return f'{fault.file} is no Python with it ({error})'
+    return ''
+
+
+def run(tests, fault=None):
+    """Run tests on a copy of the checkout, with a fault; return (whether one failed, what happened)."""
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix='fault-') as folder:
+        root = pathlib.Path(folder)
+        for name in subprocess.check_output(['git', 'ls-files', '-z'], cwd=ROOT, text=True).split('\0')[:-1]:
+            if (ROOT / name).is_file():  # not deleted since
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, root / name)
+        if fault:
+            path = root / fault.file
+            path.write_text(path.read_text(encoding='utf-8').replace(fault.old, fault.new), encoding='utf-8')
+        code, output = _pytest(root, tests)
+    failed = [line for line in _FAILED.findall(output) if not _NO_PROOF.search(line)]
+    if code == 1 and failed:
+        return True, f'{failed[0][:160]} ({time.monotonic() - begin:.0f} s)'
+    if code == 0:
+        return False, f'all pass ({time.monotonic() - begin:.0f} s)'
+    lines = [line for line in output.splitlines() if line.strip()]
+    return False, f'pytest ended with {code}: {" | ".join(lines[-3:])[:300]}'
+
+
+def _pytest(root, tests):
+    """Return (exit code, output) of pytest; it and what it started are ended after TIMEOUT."""
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'pytest', '-q', '-x', '--tb=line', '-p', 'no:cacheprovider', *shlex.split(tests)],
+        cwd=root,
+        env=os.environ | {'PYTHONPATH': str(root), 'COLUMNS': '200'},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=TIMEOUT)
+        return process.returncode, output
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if isinstance(error, subprocess.TimeoutExpired):
+            return None, f'no end after {TIMEOUT} s'
+        raise
+
+
+def _baseline(tests):
+    has_failed, text = run(tests)
+    return not has_failed and text.startswith('all pass'), text
+
+
+def main(arguments):
+    """Run with command-line arguments; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('names', nargs='*', metavar='NAME', help='faults, all without')
+    parser.add_argument('--list', action='store_true', help='print the faults and their promises')
+    parser.add_argument('--check', action='store_true', help='only see that each fault fits the code')
+    parser.add_argument('--baseline', action='store_true', help='see first that the tests pass without faults')
+    parser.add_argument('--jobs', type=int, default=1, metavar='N', help='test runs at a time, 1')
+    options = parser.parse_args(arguments)
+    unknown = set(options.names) - {fault.name for fault in FAULTS}
+    if unknown or options.jobs < 1:
+        parser.error(f'no fault {", ".join(sorted(unknown))}; --list has all' if unknown else '--jobs begins with 1')
+    faults = [fault for fault in FAULTS if fault.name in options.names or not options.names]
+    if options.list:
+        for fault in faults:
+            print(f'{fault.name:22} {fault.promise}\n{"":22} {fault.file}; {fault.tests}')
+        return 0
+    num_bad, fitting = 0, []
+    for fault in faults:
+        reason = stale(fault)
+        num_bad += bool(reason)
+        if reason:
+            print(f'{fault.name:22} STALE: {reason}', flush=True)
+        else:
+            fitting.append(fault)
+    if options.check:
+        print(f'{len(fitting)} of {len(faults)} faults fit the code')
+        return int(num_bad > 0)
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        if options.baseline:
+            selections = list(dict.fromkeys(fault.tests for fault in fitting))
+            for tests, (is_good, text) in zip(selections, pool.map(_baseline, selections), strict=True):
+                num_bad += not is_good
+                print(f'{"without a fault":22} {"passes" if is_good else "FAILS"}: {tests}: {text}', flush=True)
+        num_caught = 0
+        for fault, (is_caught, text) in zip(fitting, pool.map(lambda f: run(f.tests, f), fitting), strict=True):
+            num_caught += is_caught
+            print(f'{fault.name:22} {"caught" if is_caught else "NOT CAUGHT"}: {text}', flush=True)
+    print(f'{num_caught} of {len(faults)} faults caught')
+    return int(num_bad > 0 or num_caught < len(faults))
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))
