@@ -55,6 +55,27 @@ def test_a_full_disk_keeps_the_last_one(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ['step-000000001.npz']
 
 
+def test_a_kill_while_writing_leaves_only_whole_checkpoints(tmp_path, monkeypatch):
+    checkpoints.save(tmp_path, 1, ARRAYS, {'step': 1})
+
+    def kill(file, **arrays):
+        file.write(b'half')
+        file.flush()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, 'savez', kill)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(tmp_path, 2, ARRAYS, {'step': 2})
+    assert [path.name for path in checkpoints.files(tmp_path)] == ['step-000000001.npz']
+
+
+def test_a_model_dir_has_one_job_at_a_time(tmp_path):
+    with checkpoints.lock(tmp_path):
+        with pytest.raises(UserError, match=f'in use by process {os.getpid()} on .*--model_dir'):
+            checkpoints.lock(tmp_path)
+    checkpoints.lock(tmp_path).close()
+
+
 def test_assign_is_strict_both_ways(tmp_path):
     variable = keras.Variable(np.zeros((2, 3), 'float32'))
     checkpoints.assign({'a': variable}, {'a': np.ones((2, 3))}, 'x')

@@ -161,6 +161,14 @@ FAULTS = [
         'tests/preprocessing_test.py -k its_own_offsets',
     ),
     Fault(
+        'digits-mirrored',
+        'flip=False trains on images that are not mirrored, as the digits of MNIST.',
+        'official_resnet/resnet_run_loop.py',
+        'flip=config.flip,',
+        'flip=True,',
+        'tests/resnet_run_loop_test.py -k its_config_describes',
+    ),
+    Fault(
         'label-off-by-one',
         'Labels of ImageNet shards, from 1, become classes from 0.',
         'official_resnet/encoded.py',
@@ -194,6 +202,14 @@ FAULTS = [
         'tests/resnet_run_loop_test.py -k "killed_and_resumed and deaths2"',
     ),
     Fault(
+        'checkpoint-in-place',
+        'A checkpoint has its final name only when it is whole.',
+        'official_resnet/checkpoints.py',
+        "part = path.with_suffix('.part')",
+        'part = path',
+        'tests/checkpoints_test.py -k kill_while_writing',
+    ),
+    Fault(
         'damaged-checkpoint',
         'A damaged checkpoint is passed over for the one before it.',
         'official_resnet/checkpoints.py',
@@ -217,6 +233,14 @@ FAULTS = [
         'if not folder.is_dir() and not',
         'tests/resnet_run_loop_test.py -k other_wrong_input',
     ),
+    Fault(
+        'lock',
+        'A model_dir has one job at a time.',
+        'official_resnet/checkpoints.py',
+        'fcntl.LOCK_EX | fcntl.LOCK_NB',
+        'fcntl.LOCK_SH | fcntl.LOCK_NB',
+        'tests/checkpoints_test.py -k one_job',
+    ),
     # Several devices and workers.
     Fault(
         'worker-share',
@@ -227,6 +251,14 @@ FAULTS = [
         'tests/distribution_test.py -m workers -k share_each_batch',
     ),
     Fault(
+        'fillers-counted',
+        'What only fills the last batch of evaluation is not counted.',
+        'official_resnet/steps.py',
+        'counts = labels >= 0',
+        'counts = labels >= -1',
+        'tests/resnet_run_loop_test.py -k only_fills_a_batch',
+    ),
+    Fault(
         'replica-statistics',
         'All replicas hold the mean of their moving statistics.',
         'official_resnet/steps.py',
@@ -234,7 +266,23 @@ FAULTS = [
         'moving.assign(tf.convert_to_tensor(moving) * momentum + _ * (1 - momentum))',
         'tests/distribution_test.py -m workers -k replicas_hold_the_same',
     ),
+    Fault(
+        'synchronized-variance',
+        'Synchronized batch normalisation counts the variance between replicas.',
+        'official_resnet/layers.py',
+        'variance += tf.maximum(square - tf.square(mean), 0)',
+        'variance += 0 * tf.maximum(square - tf.square(mean), 0)',
+        'tests/resnet_run_loop_test.py -k synchronized_bn',
+    ),
     # Transfer and inference.
+    Fault(
+        'feature-key',
+        'Cached features are computed anew for other weights.',
+        'official_resnet/feature_cache.py',
+        'digest.update(np.ascontiguousarray(variable.numpy()))',
+        'pass',
+        'tests/feature_cache_test.py -k computed_anew',
+    ),
     Fault(
         'export-unchecked',
         'A SavedModel that computes something else is refused.',

@@ -76,6 +76,7 @@ def test_features_are_computed_anew_where_they_are_of_something_else(source, tmp
     assert lines(dataclasses.replace(examples, normalization='unit_range')) == 'computing'
     model.get_layer('logits').bias.assign(np.ones(10))  # the last layer does not matter
     assert lines(dataclasses.replace(examples, normalization='unit_range')) == 'features'
+    assert lines(examples) == 'computing' and lines(examples) == 'features'
     model.get_layer('stem_bn').moving_mean.assign(np.ones(4))
     assert lines(examples) == 'computing'
     path.write_bytes(path.read_bytes()[:-100])

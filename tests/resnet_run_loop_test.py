@@ -14,7 +14,16 @@ import pytest
 import tensorflow as tf
 from tiny_training import StopAt
 
-from official_resnet import callbacks, checkpoints, layers, optimizers, resnet_model, resnet_run_loop
+from official_resnet import (
+    callbacks,
+    checkpoints,
+    input_pipeline,
+    layers,
+    optimizers,
+    resnet_model,
+    resnet_run_loop,
+    steps,
+)
 from official_resnet.errors import UserError
 
 SPEC = resnet_model.ResNetSpec((1, 1), filters=4, bn_momentum=0.9)
@@ -228,8 +237,6 @@ def test_evaluation_scores_every_image_once(cifar_dir, uninterrupted):
     assert results['num_images'] == 30 and results['epoch'] == 3 and results['step'] == 3 * STEPS
     assert results['accuracy'] == uninterrupted[1].history['val_accuracy'][-1]
     model = results['model']
-    from official_resnet import input_pipeline
-
     test = input_pipeline.read('cifar10', 'test', data_dir=str(cifar_dir))
     images, labels = next(iter(input_pipeline.batches(test, 30, training=False)))
     expected = keras.losses.sparse_categorical_crossentropy(labels, model(images), from_logits=True)
@@ -237,13 +244,29 @@ def test_evaluation_scores_every_image_once(cifar_dir, uninterrupted):
     assert results['accuracy'] == np.mean(np.argmax(model(images), -1) == labels)
 
 
+def test_an_image_that_only_fills_a_batch_is_not_scored():
+    """Its label is -1. The logits are the images here."""
+    evaluate = steps.make_evaluate_function(tf.distribute.get_strategy(), lambda images, training: images)
+    logits = np.eye(6, dtype='float32')[[0, 1, 2, 0]] - np.eye(6, dtype='float32')[5]  # 5 is never among the top 5
+    sums = evaluate(tf.constant(logits), tf.constant([0, 3, 5, -1])).numpy()
+    expected = -tf.nn.log_softmax(logits).numpy()[[0, 1, 2], [0, 3, 5]].sum()
+    np.testing.assert_allclose(sums, [expected, 1, 2], rtol=1e-6)
+
+
+@pytest.mark.parametrize('fields', [{'flip': False}, {'augment': False}, {'seed': 8}])
+def test_training_takes_the_batches_that_its_config_describes(cifar_dir, fields):
+    trainer = resnet_run_loop.Trainer(make_config(cifar_dir, None, **fields))
+    options = {'training': True, 'seed': 7} | fields
+    expected = input_pipeline.batches(trainer.data, BATCH, **options)
+    for ours, theirs in zip(next(iter(trainer.train_batches())), next(iter(expected)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_a_step_is_the_stock_step(cifar_dir):
     """One step of the loop against a plain gradient step on stock layers with the L2 written into the loss."""
     config = make_config(cifar_dir, None, train_epochs=1, max_train_steps=1, label_smoothing=0.1)
     trainer = resnet_run_loop.Trainer(config)
     stock = layers.to_stock(trainer.model)
-    from official_resnet import input_pipeline
-
     images, labels = next(iter(input_pipeline.batches(trainer.data, BATCH, training=True, seed=config.seed)))
     with tf.GradientTape() as tape:
         loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)(
@@ -313,6 +336,15 @@ def test_two_replicas_equal_one(cifar_dir, fields):
         np.testing.assert_allclose(other.numpy(), variable.numpy(), atol=1e-6, err_msg=variable.path)
     assert two.history['val_accuracy'] == one.history['val_accuracy']
     resnet_run_loop.train(make_config(cifar_dir, None, train_epochs=1, distribution_strategy='mirrored'))
+
+
+def test_two_replicas_with_synchronized_bn_equal_one(cifar_dir):
+    """Small steps: the replicas sum up a batch in another order, which larger ones would make more of."""
+    config = make_config(cifar_dir, None, train_epochs=1, sync_batch_norm=True, base_learning_rate=0.005)
+    one = resnet_run_loop.train(config)
+    two = resnet_run_loop.train(dataclasses.replace(config, distribution_strategy='mirrored'))
+    for variable, other in zip(one.model.variables, two.model.variables, strict=True):
+        np.testing.assert_allclose(other.numpy(), variable.numpy(), atol=1e-4, err_msg=variable.path)
 
 
 def test_fine_tune_trains_the_head_only_from_pretrained_weights(cifar_dir, tmp_path, uninterrupted):
