@@ -1,6 +1,6 @@
 """Install with `pip install .`; the extras are described in README.md."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
     name='official-resnet',
@@ -11,8 +11,8 @@ setup(
     license='Apache-2.0',
     license_files=['LICENSE'],
     python_requires='>=3.11,<3.14',  # TensorFlow 2.21 has wheels for 3.11 to 3.13 only
-    packages=['official_resnet', 'official_resnet.experiments', 'checkpoints_tools'],
-    package_data={'official_resnet': ['imagenet_labels.tsv']},
+    packages=find_packages(include=['official_resnet*', 'checkpoints_tools']),
+    package_data={'official_resnet.inputs': ['imagenet_labels.tsv']},
     install_requires=[
         'tensorflow~=2.21.0',
         'keras~=3.15.0',

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import importlib
 import json
-import os
 import pathlib
 import tempfile
 import zipfile
@@ -20,7 +19,7 @@ import tensorflow as tf
 
 import official_resnet
 from checkpoints_tools import verify
-from official_resnet import layers, resnet_model
+from official_resnet import files, layers, resnet_model, resnet_variants
 from official_resnet.errors import UserError
 
 # Family -> endings of its files, by which `auto` begins; the module is from_FAMILY.
@@ -321,9 +320,11 @@ def _check_extent(spec, shapes, path):
 
 def _build(spec, num_classes):
     """Return the net in stock Keras layers alone: the file then loads without this package."""
-    model = resnet_model.resnet(spec, num_classes, resnet_model.image_shape(spec, resnet_model.IMAGE_SHAPES[spec.stem]))
+    model = resnet_model.resnet(
+        spec, num_classes, resnet_variants.image_shape(spec, resnet_variants.IMAGE_SHAPES[spec.stem])
+    )
     for layer in model.layers:
-        if isinstance(layer, layers.BatchNormalization):  # as layers.to_stock, without a second set of weights
+        if isinstance(layer, layers.BatchNormalization):  # as rewrite.to_stock, without a second set of weights
             layer.__class__ = keras.layers.BatchNormalization
     return model
 
@@ -357,8 +358,8 @@ def _card(source, num_classes, verified, files):
 
 
 def _files(path, module):
-    if hasattr(module, 'files'):
-        return [pathlib.Path(file) for file in module.files(path)]
+    if hasattr(module, 'list_files'):
+        return [pathlib.Path(file) for file in module.list_files(path)]
     if path.is_dir():
         return sorted(file for file in path.rglob('*') if file.is_file())
     return [path] if path.is_file() else _siblings(path)
@@ -393,26 +394,22 @@ def _write(model, card, output):
     """Put model and card in place by renames, the model last: where it is, its card is, too."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f'.{output.stem}-', dir=output.parent) as folder:
-            part = pathlib.Path(folder, 'part.card.json')
-            part.write_text(json.dumps(card, indent=2) + '\n', encoding='utf-8')
-            model_part = _save(model, folder)
-            os.replace(part, output.with_suffix('.card.json'))
-            os.replace(model_part, output)
+        with files.replacing(output) as part:
+            _save(model, part)
+            files.write_text(output.with_suffix('.card.json'), json.dumps(card, indent=2) + '\n')
     except OSError as error:
         raise UserError(
             f'cannot write {output}: {error.strerror or error}; free some space, or pass another --output'
         ) from error
 
 
-def _save(model, folder):
-    """Write the model into `folder` and return the .keras file's path, without Keras' second copy in memory."""
-    files, part = pathlib.Path(folder, 'files'), pathlib.Path(folder, 'part.keras')
-    model.save(files, zipped=False)
-    with zipfile.ZipFile(part, 'w') as archive:  # which is what a .keras file is
-        for name in ('metadata.json', 'config.json', 'model.weights.h5'):
-            archive.write(files / name, name)
-    return part
+def _save(model, path):
+    """Write the model as a .keras file, without Keras' second copy in memory."""
+    with tempfile.TemporaryDirectory(prefix=f'.{path.stem}-', dir=path.parent) as folder:
+        model.save(pathlib.Path(folder, 'files'), zipped=False)
+        with zipfile.ZipFile(path, 'w') as archive:  # which is what a .keras file is
+            for name in ('metadata.json', 'config.json', 'model.weights.h5'):
+                archive.write(pathlib.Path(folder, 'files', name), name)
 
 
 def _raise_listed(problems, path, remedy):

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from checkpoints_tools import tf_checkpoint
 from checkpoints_tools.source import Entry, Input, Lazy, Source, from_oihw, identity, transposed
-from official_resnet import resnet_model
+from official_resnet import resnet_spec
 from official_resnet.errors import UserError
 
 EPSILON = 1e-5  # of Caffe's BatchNorm, where the prototxt says nothing else
@@ -246,7 +246,7 @@ def _convs(groups, filters):
     in_filters = filters
     for group, blocks in enumerate(groups, start=1):
         inner = filters * 2 ** (group - 1)
-        outer = inner * resnet_model.BOTTLENECK_EXPANSION
+        outer = inner * resnet_spec.BOTTLENECK_EXPANSION
         for block, theirs in enumerate(blocks, start=1):
             ours = f'group{group}_block{block}'
             if block == 1:
@@ -266,7 +266,7 @@ def _norm_names(conv):
 def _check(shapes, groups, filters, num_classes, variant):
     """Refuse a file without all of the net; what a net of its names would need is then no more than it holds."""
     expected = {
-        'fc1000/0': (num_classes, filters * 2 ** (len(groups) - 1) * resnet_model.BOTTLENECK_EXPANSION),
+        'fc1000/0': (num_classes, filters * 2 ** (len(groups) - 1) * resnet_spec.BOTTLENECK_EXPANSION),
         'fc1000/1': (num_classes,),
     }
     for conv in _convs(groups, filters):
@@ -296,7 +296,7 @@ def describe(shapes, variant=None):
     _check(shapes, groups, filters, num_classes, name)
     if variant not in (None, name, f'resnet{size}_v1'):
         raise UserError(f'variant={variant!r}: the blobs are of {name}')
-    spec = resnet_model.ResNetSpec(
+    spec = resnet_spec.ResNetSpec(
         tuple(map(len, groups)),
         filters,
         stem='imagenet',

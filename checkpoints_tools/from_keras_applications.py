@@ -26,7 +26,7 @@ import tensorflow as tf
 
 from checkpoints_tools import tf_checkpoint
 from checkpoints_tools.source import Entry, Input, Lazy, Source, identity
-from official_resnet import resnet_model
+from official_resnet import resnet_spec, resnet_variants
 from official_resnet.errors import UserError
 
 EPSILON = 1.001e-5
@@ -52,7 +52,7 @@ _ROLES = {
 }
 _DEPTHS = {
     sum(blocks) * 3 + len(blocks) + 1: blocks
-    for kind, blocks in resnet_model.IMAGENET_BLOCKS.values()
+    for kind, blocks in resnet_variants.IMAGENET_BLOCKS.values()
     if kind == 'bottleneck'
 }  # convolutions, projections among them -> blocks
 
@@ -255,7 +255,7 @@ def _convs(group_blocks, filters, stem_filters):
     in_filters = stem_filters
     for group, num_blocks in enumerate(group_blocks, start=1):
         inner = filters * 2 ** (group - 1)
-        outer = inner * resnet_model.BOTTLENECK_EXPANSION
+        outer = inner * resnet_spec.BOTTLENECK_EXPANSION
         for block in range(1, num_blocks + 1):
             ours, theirs = f'group{group}_block{block}', f'conv{group + 1}_block{block}'
             if block == 1:
@@ -278,14 +278,14 @@ def _norms(spec):
                 (f'{ours}_bn2', f'{theirs}_1', inner),
                 (f'{ours}_bn3', f'{theirs}_2', inner),
             ]
-            channels = inner * resnet_model.BOTTLENECK_EXPANSION
+            channels = inner * resnet_spec.BOTTLENECK_EXPANSION
     return [*norms, ('head_bn', 'post', channels)]
 
 
 def _check(shapes, spec, num_classes, variant):
     """Refuse a file without all of the net; what a net of its names would need is then no more than it holds."""
     is_old, head = _is_old(shapes), _head(shapes)
-    channels = spec.filters * 2 ** (len(spec.group_blocks) - 1) * resnet_model.BOTTLENECK_EXPANSION
+    channels = spec.filters * 2 ** (len(spec.group_blocks) - 1) * resnet_spec.BOTTLENECK_EXPANSION
     expected = {f'{head}/kernel': (channels, num_classes), f'{head}/bias': (num_classes,)}
     norms = [(theirs, channels) for _, theirs, channels in _norms(spec)] if spec.version == '2' else []
     for conv in _convs(spec.group_blocks, spec.filters, spec.stem_filters or spec.filters):
@@ -319,7 +319,7 @@ def describe(shapes, variant=None):
     )
     if not all((num_classes, stem_filters, filters)):
         raise UserError('a layer without outputs')
-    spec = resnet_model.ResNetSpec(
+    spec = resnet_spec.ResNetSpec(
         blocks,
         filters,
         stem='imagenet',

@@ -15,10 +15,15 @@ import tensorflow as tf
 
 from checkpoints_tools import tf_checkpoint
 from checkpoints_tools.source import Entry, Input, Lazy, Source, identity
-from official_resnet import resnet_model
+from official_resnet import resnet_spec
 from official_resnet.errors import UserError
 
-shapes, read, files, ignored = tf_checkpoint.shapes, tf_checkpoint.read, tf_checkpoint.files, tf_checkpoint.ignored
+shapes, read, list_files, ignored = (
+    tf_checkpoint.shapes,
+    tf_checkpoint.read,
+    tf_checkpoint.list_files,
+    tf_checkpoint.ignored,
+)
 
 _SCOPE = 'resnet_model/'
 _BN = ('gamma', 'beta', 'moving_mean', 'moving_variance')
@@ -65,7 +70,7 @@ def describe(shapes, variant=None):
     if variant is not None and variant.replace('_v1.5', '_v1') != found.replace('_v1.5', '_v1'):
         raise UserError(f'variant {variant}: by its variables the checkpoint is of {found}')
     tf_checkpoint.check(_expected(net), shapes, found)
-    spec = resnet_model.ResNetSpec(
+    spec = resnet_spec.ResNetSpec(
         net.group_blocks,
         filters=net.filters,
         stem=net.stem,

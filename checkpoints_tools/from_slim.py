@@ -20,15 +20,15 @@ import tensorflow as tf
 
 from checkpoints_tools import tf_checkpoint
 from checkpoints_tools.source import Entry, Input, Lazy, Source, identity
-from official_resnet import resnet_model
+from official_resnet import resnet_spec
 from official_resnet.errors import UserError
 
-read, files = tf_checkpoint.read, tf_checkpoint.files
+read, list_files = tf_checkpoint.read, tf_checkpoint.list_files
 
 _FIRST = re.compile(r'((?:.*/)?)block1/unit_1/bottleneck_v([12])/conv1/weights')
 _UNIT = re.compile(r'block([1-9]\d{0,3})/unit_([1-9]\d{0,3})/bottleneck_v[12]/conv1/weights')
 _BN = ('gamma', 'beta', 'moving_mean', 'moving_variance')
-_EXPANSION = resnet_model.BOTTLENECK_EXPANSION
+_EXPANSION = resnet_spec.BOTTLENECK_EXPANSION
 # v1 was converted from He's Caffe files, v2 trained with Inception's preprocessing: [-1, 1], the central
 # 87.5 % resized to 299, which is the centre of a picture whose shorter side is 342.
 INPUTS = {
@@ -117,7 +117,7 @@ def describe(shapes, variant=None):
     if variant not in (None, found):
         raise UserError(f'variant {variant}: by its variables the checkpoint is of {found}')
     tf_checkpoint.check(_expected(net), shapes, found)
-    spec = resnet_model.ResNetSpec(
+    spec = resnet_spec.ResNetSpec(
         net.units,
         filters=net.filters,
         stem='imagenet',

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from checkpoints_tools import tf_checkpoint
 from checkpoints_tools.source import Entry, Input, Lazy, Source, identity
-from official_resnet import resnet_model
+from official_resnet import resnet_spec
 from official_resnet.errors import UserError
 
 EPSILON = 1e-5
@@ -267,7 +267,7 @@ def _spec(shapes, blocks):
     if 'group0/bnlast/bn/gamma' in shapes:
         fields |= {'version': '2', 'stem_bn': True}
         family = 'PreAct' + family
-    return resnet_model.ResNetSpec(blocks, **fields), family
+    return resnet_spec.ResNetSpec(blocks, **fields), family
 
 
 def ignored(shapes):

@@ -10,7 +10,6 @@ with zero channels on both sides; its option B says shortcut.{0,1} for downsampl
 
 import contextlib
 import dataclasses
-import os
 import re
 
 import numpy as np
@@ -18,7 +17,7 @@ import tensorflow as tf
 
 from checkpoints_tools import torch_pickle
 from checkpoints_tools.source import Entry, Input, Lazy, Source, from_oihw, identity, transposed
-from official_resnet import resnet_model
+from official_resnet import files, resnet_spec, resnet_variants
 from official_resnet.errors import UserError
 
 WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'net')  # keys under which trainings save the weights
@@ -131,7 +130,7 @@ def describe(shapes, variant=None):
             f"conv1.weight of shape {stem} and {len(group_blocks)} layers are neither torchvision's (7x7, "
             "4) nor akamaster's (3x3, 3); convert another checkpoint"
         )
-    spec = resnet_model.ResNetSpec(group_blocks, **axes)
+    spec = resnet_spec.ResNetSpec(group_blocks, **axes)
     spec = _with_version_of(spec, variant) if variant else spec
     return Source('torch', variant or _name(spec), spec, num_classes, convention, labels, note)
 
@@ -243,23 +242,16 @@ def foreign_name(target, head, projection):
 
 
 def write(path, variables, metadata):
-    """Write {name: ndarray} as .safetensors, through a part file.
+    """Write {name: ndarray} as .safetensors, whole or not at all.
 
     Args:
         path: pathlib.Path.
         variables: float32 arrays by PyTorch's names.
         metadata: {str: str}, stored in the file.
     """
-    part = path.with_name(path.name + '.part')
-    try:
-        part.write_bytes(
-            _library().numpy.save(
-                {name: np.ascontiguousarray(array) for name, array in variables.items()}, {'format': 'pt'} | metadata
-            )
-        )
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    arrays = {name: np.ascontiguousarray(array) for name, array in variables.items()}
+    with files.replacing(path) as part:
+        part.write_bytes(_library().numpy.save(arrays, {'format': 'pt'} | metadata))
 
 
 def _targets(spec):
@@ -327,13 +319,13 @@ def _widths(filters, shape):
 
 def _with_version_of(spec, variant):
     name = NAMES.get(variant, variant)
-    if name in resnet_model.VARIANTS:
-        named = resnet_model.VARIANTS[name]
+    if name in resnet_variants.VARIANTS:
+        named = resnet_variants.VARIANTS[name]
     elif variant == _name(spec):
         named = spec
     else:
         raise UserError(
-            f'variant {variant!r} is none of {", ".join(NAMES)}, or of those of resnet_model.VARIANTS; '
+            f'variant {variant!r} is none of {", ".join(NAMES)}, or of those of resnet_variants.VARIANTS; '
             f'leave it out for {_name(spec)}'
         )
     if named.version == '2' or any(getattr(named, field) != getattr(spec, field) for field in _SHAPE_FIELDS):
@@ -344,7 +336,7 @@ def _with_version_of(spec, variant):
 def _name(spec):
     """Return the name of a net that has one, or describe it."""
     for name, variant in NAMES.items():
-        if all(getattr(resnet_model.VARIANTS[variant], field) == getattr(spec, field) for field in _SHAPE_FIELDS):
+        if all(getattr(resnet_variants.VARIANTS[variant], field) == getattr(spec, field) for field in _SHAPE_FIELDS):
             return name
     blocks = '_'.join(map(str, spec.group_blocks))
     if spec.stem == 'cifar' and spec.block == 'basic' and len(set(spec.group_blocks)) == 1 and spec.filters == 16:

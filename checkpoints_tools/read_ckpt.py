@@ -13,14 +13,12 @@ import os
 import signal
 import sys
 
-if __name__ == '__main__':  # run by path: the packages are in the folder above, and this one hides none of theirs
-    sys.path[:] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))] + [
-        folder for folder in sys.path if os.path.abspath(folder) != os.path.dirname(os.path.abspath(__file__))
-    ]
+try:
+    from absl import flags
 
-from absl import flags
-
-from official_resnet import resnet_flags
+    from official_resnet.command_line import program
+except ModuleNotFoundError as error:  # run by its path, without an installation
+    sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
 SOURCES = ('auto', 'slim', 'official_tf', 'caffe', 'torch', 'keras_applications', 'tensorpack')
 
@@ -56,12 +54,12 @@ def define_flags():
 
 def main(argv):
     """Run with the arguments `argv` (program name first); return the exit code."""
-    return resnet_flags.run_program(argv, __doc__, define_flags(), _run)
+    return program.run_program(argv, __doc__, define_flags(), _run)
 
 
 def _run(values):
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-    from official_resnet import devices
+    from official_resnet.training import devices
 
     with devices.hidden_stderr():  # TensorFlow's start-up lines
         import tensorflow as tf

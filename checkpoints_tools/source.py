@@ -25,7 +25,8 @@ import dataclasses
 
 import numpy as np
 
-from official_resnet import preprocessing, resnet_model
+from official_resnet import resnet_spec
+from official_resnet.inputs.normalization import NORMALIZATIONS
 
 # Names of one or more source variables, in the order `convert` takes them; a variable of ours as
 # 'LAYER/VARIABLE', 'group1_block1_conv1/kernel'. Each source is used once; only a vector that is folded
@@ -44,7 +45,7 @@ class Input:
         size: height and width, pixels, of the published evaluation.
         resize: shorter side before the central crop of `size`; None without resizing.
         interpolation: 'bilinear' or 'bicubic'.
-        normalization: a name in preprocessing.NORMALIZATIONS, in place of scale, mean and std.
+        normalization: a name in NORMALIZATIONS, in place of scale, mean and std.
     """
 
     channels: str = 'RGB'
@@ -73,7 +74,7 @@ class Source:
 
     family: str
     variant: str
-    spec: resnet_model.ResNetSpec
+    spec: resnet_spec.ResNetSpec
     num_classes: int
     input: Input
     labels: str
@@ -135,5 +136,5 @@ def normalized(images, convention):
     if convention.channels == 'BGR':
         images = images[..., ::-1]
     if convention.normalization:
-        return np.asarray(preprocessing.NORMALIZATIONS[convention.normalization](images))
+        return np.asarray(NORMALIZATIONS[convention.normalization](images))
     return (images * np.float32(convention.scale) - np.float32(convention.mean)) / np.float32(convention.std)

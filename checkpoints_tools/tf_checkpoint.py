@@ -94,7 +94,7 @@ def shapes(path):
     return found
 
 
-def files(path):
+def list_files(path):
     """Return the files of a checkpoint, sorted: one, or the index and the data files."""
     prefix = locate(path)
     if os.path.isfile(f'{prefix}.index'):

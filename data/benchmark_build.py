@@ -37,8 +37,9 @@ import shard_job
 import shards
 from absl import flags
 
-from official_resnet import jpeg, resnet_flags
+from official_resnet.command_line import program
 from official_resnet.errors import UserError
+from official_resnet.inputs import jpeg
 
 _BLOCK = 512  # bytes of a tar header, and what contents are filled up to
 _CHUNK = 1 << 24  # bytes
@@ -72,7 +73,7 @@ def define_flags():
 
 def main(argv):
     """Run with the arguments `argv` (program name first); return the exit code."""
-    return resnet_flags.run_program(argv, __doc__, define_flags(), _run)
+    return program.run_program(argv, __doc__, define_flags(), _run)
 
 
 def _run(values):

@@ -24,8 +24,8 @@ import zlib
 
 import imagenet_tars
 
+from official_resnet.command_line.program import one_line
 from official_resnet.errors import UserError
-from official_resnet.resnet_flags import one_line
 
 _LARGEST = 1 << 20  # bytes of an XML file or another member; an official XML has about 1000
 _NO_END = 1 << 62

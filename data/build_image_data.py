@@ -16,7 +16,7 @@ import build_imagenet_data
 import pictures
 from absl import flags
 
-from official_resnet import resnet_flags
+from official_resnet.command_line import program
 from official_resnet.errors import UserError
 
 SUFFIXES = ('.bmp', '.gif', '.jpe', '.jpeg', '.jpg', '.png', '.webp')
@@ -38,7 +38,7 @@ def define_flags():
 
 def main(argv):
     """Run with the arguments `argv` (program name first); return the exit code."""
-    return resnet_flags.run_program(argv, __doc__, define_flags(), _run)
+    return program.run_program(argv, __doc__, define_flags(), _run)
 
 
 def _run(values):

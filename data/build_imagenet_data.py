@@ -18,13 +18,14 @@ import pictures
 import shards
 from absl import flags
 
-from official_resnet import resnet_flags
+from official_resnet.command_line import program
 from official_resnet.errors import UserError
+from official_resnet.inputs import class_tables
 
 SUFFIXES = ('.jpeg',)
 LABELS_FILE, METADATA_FILE = 'imagenet_lsvrc_2015_synsets.txt', 'imagenet_metadata.txt'
 BOUNDING_BOX_FILE = './imagenet_2012_bounding_boxes.csv'
-_TABLE = pathlib.Path(resnet_flags.__file__).with_name('imagenet_labels.tsv')  # synset TAB name, by label
+_TABLE = pathlib.Path(class_tables.__file__).with_name('imagenet_labels.tsv')  # synset TAB name, by label
 _log = functools.partial(print, flush=True)
 
 
@@ -159,7 +160,7 @@ def define_flags():
 
 def main(argv):
     """Run with the arguments `argv` (program name first); return the exit code."""
-    return resnet_flags.run_program(argv, __doc__, define_flags(), _run)
+    return program.run_program(argv, __doc__, define_flags(), _run)
 
 
 def _run(values):

@@ -31,7 +31,7 @@ from absl import flags
 from build_imagenet_data import read_labels, read_texts
 from pictures import Pictures
 
-from official_resnet import resnet_flags
+from official_resnet.command_line import program
 from official_resnet.errors import UserError
 
 _PARTS = ('pictures.npy', 'pictures.json', 'options.json', 'box_names.npy', 'box_coordinates.npy')  # of a job
@@ -101,7 +101,7 @@ def define_flags():
 
 def main(argv):
     """Run with the arguments `argv` (program name first); return the exit code."""
-    return resnet_flags.run_program(argv, __doc__, define_flags(), _run)
+    return program.run_program(argv, __doc__, define_flags(), _run)
 
 
 def _run(values):

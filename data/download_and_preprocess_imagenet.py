@@ -30,8 +30,9 @@ import validation_labels
 from absl import flags
 from build_imagenet_data import read_labels, read_texts
 
-from official_resnet import download, resnet_flags
+from official_resnet.command_line import program
 from official_resnet.errors import UserError
+from official_resnet.inputs import download
 
 URL = 'https://image-net.org/data/ILSVRC/2012/'
 CREDENTIALS = ('IMAGENET_USERNAME', 'IMAGENET_ACCESS_KEY')
@@ -115,7 +116,7 @@ def define_flags():
 
 def main(argv):
     """Run with the arguments `argv` (program name first); return the exit code."""
-    return resnet_flags.run_program(argv, __doc__, define_flags(), _run)
+    return program.run_program(argv, __doc__, define_flags(), _run)
 
 
 def _run(values):

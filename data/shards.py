@@ -23,8 +23,8 @@ import numpy as np
 import shard_job
 from pictures import Pictures
 
-from official_resnet import jpeg, tfrecords
 from official_resnet.errors import UserError
+from official_resnet.inputs import jpeg, tfrecords
 
 IMAGENET_KEYS = frozenset(
     """

@@ -6,7 +6,6 @@ flushed to the disk and renamed, so that a kill, a crash or a full disk leaves t
 """
 
 import errno
-import fcntl
 import json
 import os
 import pathlib
@@ -16,6 +15,7 @@ import zipfile
 
 import numpy as np
 
+from official_resnet import files
 from official_resnet.errors import UserError
 
 _STATE = 'state.json'
@@ -39,29 +39,23 @@ def save(folder, step, arrays, state, max_to_keep=5):
     """
     folder = pathlib.Path(folder)
     path = folder / f'step-{step:09d}.npz'
-    part = path.with_suffix('.part')
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(part, 'wb') as file:
+        with files.replacing(path) as part, open(part, 'wb') as file:
             np.savez(file, **arrays, **{_STATE: np.array(json.dumps(state))})
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        _sync_folder(folder)
     except OSError as error:
-        part.unlink(missing_ok=True)
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = 'free some space' if is_full else 'make it writable'
         raise UserError(
             f'cannot write checkpoint {path}: {error.strerror}; {remedy} and run the same '
             'command again, it continues from the last checkpoint'
         ) from error
-    for old in files(folder)[:-max_to_keep]:
+    for old in paths(folder)[:-max_to_keep]:
         old.unlink(missing_ok=True)
     return path
 
 
-def files(folder):
+def paths(folder):
     """Return the checkpoints of a folder, oldest first."""
     return sorted(pathlib.Path(folder).glob('step-*.npz'))
 
@@ -72,7 +66,7 @@ def restore_latest(folder, log=print):
     A damaged file is named through `log` and passed over; when all are damaged, that is an error.
     """
     damaged = []
-    for path in reversed(files(folder)):
+    for path in reversed(paths(folder)):
         try:
             with np.load(path, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
@@ -134,38 +128,17 @@ def lock(model_dir):
     path = pathlib.Path(model_dir) / _LOCK
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, 'a+', encoding='utf-8')
+        file = files.lock(path)
+    except BlockingIOError:
+        owner = path.read_text(encoding='utf-8').strip() or 'another process'
+        raise UserError(
+            f"model_dir '{model_dir}' is in use by {owner}; wait for it, or pass another --model_dir"
+        ) from None
     except OSError as error:
         raise UserError(
             f"cannot write into model_dir '{model_dir}': {error.strerror}; make it writable, or pass "
             'another --model_dir'
         ) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        owner = file.read().strip() or 'another process'
-        file.close()
-        raise UserError(
-            f"model_dir '{model_dir}' is in use by {owner}; wait for it, or pass another --model_dir"
-        ) from None
     file.truncate(0)
     print(f'process {os.getpid()} on {socket.gethostname()}', file=file, flush=True)
     return file
-
-
-def write_text(path, text):
-    """Write a small text file whole or not at all."""
-    path = pathlib.Path(path)
-    part = path.with_name(path.name + '.part')
-    part.write_text(text, encoding='utf-8')
-    os.replace(part, path)
-
-
-def _sync_folder(folder):
-    """Make a rename survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,7 +11,10 @@ Recipes: official (default), paper, fast, demo; a flag that is given overrides i
 
 import sys
 
-from official_resnet import train_program
+try:
+    from official_resnet.command_line import train_program
+except ModuleNotFoundError as error:  # run by its path, without an installation
+    sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
 
 def run():

@@ -12,9 +12,13 @@ import re
 import signal
 import sys
 
-from absl import flags
+try:
+    from absl import flags
 
-from official_resnet import download, resnet_flags
+    from official_resnet.command_line import program
+    from official_resnet.inputs import download
+except ModuleNotFoundError as error:  # run by its path, without an installation
+    sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
 
 def define_flags():
@@ -55,7 +59,7 @@ def define_flags():
 
 def main(argv):
     """Run with the arguments `argv` (program name first); return the exit code."""
-    return resnet_flags.run_program(argv, __doc__, define_flags(), _fetch)
+    return program.run_program(argv, __doc__, define_flags(), _fetch)
 
 
 def _fetch(values):

@@ -16,7 +16,10 @@ Recipes: official (default), fb, fast; a flag that is given overrides its recipe
 
 import sys
 
-from official_resnet import train_program
+try:
+    from official_resnet.command_line import train_program
+except ModuleNotFoundError as error:  # run by its path, without an installation
+    sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
 
 def run():

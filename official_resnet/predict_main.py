@@ -20,10 +20,13 @@ import os
 import pathlib
 import sys
 
-from absl import flags
+try:
+    from absl import flags
 
-from official_resnet import resnet_flags
-from official_resnet.errors import UserError
+    from official_resnet.command_line import program
+    from official_resnet.errors import UserError
+except ModuleNotFoundError as error:  # run by its path, without an installation
+    sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
 SUFFIXES = ('.bmp', '.gif', '.jpe', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')  # looked for in folders
 NUM_TO_COMPILE = 32  # pictures from which on folding and compiling, seconds, pays
@@ -32,7 +35,7 @@ EXPLANATION_SIZE = 224  # pixels that an explanation has at least
 
 
 class Arguments:
-    """The command line: flags, and pictures, which resnet_flags.run_program would refuse."""
+    """The command line: flags, and pictures, which program.run_program would refuse."""
 
     def __init__(self):
         self.flags = define_flags()
@@ -87,7 +90,7 @@ def define_flags():
 
 def main(argv):
     """Run with the arguments `argv` (program name first); return the exit code."""
-    return resnet_flags.run_program(argv, __doc__, Arguments(), _run)
+    return program.run_program(argv, __doc__, Arguments(), _run)
 
 
 def _run(arguments):
@@ -104,25 +107,25 @@ def _name_pictures(values, arguments):
     files = find_pictures(arguments)
     if not files:
         return 1
-    from official_resnet import devices
+    from official_resnet.training import devices
 
     devices.start_tensorflow(1)  # one op at a time: the fastest in inference
-    from official_resnet import cards, prediction
+    from official_resnet.inference import model_card, predict, rewrite
 
-    model, card = prediction.load(values.model)
+    model, card = predict.load(values.model)
     if values.labels:
-        card = cards.with_names(card, values.labels)
+        card = model_card.with_names(card, values.labels)
     explain = Explainer(values, model, card, files) if values.explain else None
     is_compiled = len(files) >= max(NUM_TO_COMPILE, 2 * values.batch_size)
     shape = (*card.net_size, card.num_channels)
-    call = prediction.compile_model(model, shape) if is_compiled else model
+    call = rewrite.compile_model(model, shape) if is_compiled else model
     show = _show_json if values.json else Table(files, card.names).show
     num_read = 0
     for start in range(0, len(files), values.batch_size):
-        batch, images = _read(prediction, card, files[start : start + values.batch_size])
+        batch, images = _read(predict, card, files[start : start + values.batch_size])
         num_read += len(batch)
         if batch:
-            found = prediction.guesses(card, prediction.probabilities(call, card, images), values.top)
+            found = predict.guesses(card, predict.probabilities(call, card, images), values.top)
             explanations = explain(batch, images, found) if explain else [None] * len(batch)
             for row in zip(batch, found, explanations, strict=True):
                 show(*row)
@@ -159,14 +162,14 @@ def find_pictures(arguments):
     return files
 
 
-def _read(prediction, card, files):
+def _read(predict, card, files):
     """Return (those of the files that can be read, uint8 [n, h, w, c]); name the others on stderr."""
     import numpy as np
 
     read, images = [], []
     for file in files:
         try:
-            images.append(prediction.prepare(file, card))
+            images.append(predict.prepare(file, card))
             read.append(file)
         except UserError as error:
             _say(f'left out: {error}')
@@ -210,10 +213,10 @@ class Explainer:
 
     def __call__(self, files, images, found):
         """Return [{'index', 'name', 'file'}] of pictures, uint8 [n, h, w, c], and their guesses."""
-        from official_resnet import grad_cam, prediction
+        from official_resnet.inference import grad_cam, predict
 
         classes = [guesses[0].index if self.index is None else self.index for guesses in found]
-        maps = grad_cam.grad_cam(self.model, prediction.network_input(self.card, images), classes)
+        maps = grad_cam.grad_cam(self.model, predict.network_input(self.card, images), classes)
         (rows, columns), (net_rows, net_columns) = self.card.size, self.card.net_size
         top, left = (net_rows - rows) // 2, (net_columns - columns) // 2  # of the picture inside its padding
         maps = maps[:, top : top + rows, left : left + columns]

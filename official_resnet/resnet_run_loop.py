@@ -19,19 +19,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from official_resnet import (
-    checkpoints,
-    devices,
-    encoded,
-    feature_cache,
-    input_pipeline,
-    optimizers,
-    steps,
-    transfer,
-    workers,
-)
+from official_resnet import checkpoints
 from official_resnet.errors import UserError
-from official_resnet.train_config import IDENTITY, TrainConfig, difference
+from official_resnet.inputs import datasets, streamed
+from official_resnet.training import devices, feature_cache, optimizers, schedules, step, transfer, workers
+from official_resnet.training.config import IDENTITY, TrainConfig, difference
 
 _VERIFY = 'find it with data/build_imagenet_data.py --verify'
 POLICIES = {'fp32': 'float32', 'bf16': 'mixed_bfloat16', 'fp16': 'mixed_float16'}
@@ -65,7 +57,7 @@ def train(config, callbacks=()):
     Returns:
         keras.callbacks.History of the epochs that this call trained, with attributes `model`, `step`
         (global), `best` ({'accuracy', 'epoch'} on the test split, over all restarts), `card`, what
-        cards.write_card is to say of the model, and `team`, a Team.
+        model_card.write_card is to say of the model, and `team`, a Team.
 
     Raises:
         UserError: wrong input, a checkpoint of another run, a full disk; Diverged: a loss that is not finite.
@@ -98,12 +90,12 @@ def evaluate(config):
 
 
 def read(config, split):
-    """Return the Examples of a config's 'train' or 'test'; see input_pipeline.read for errors."""
-    examples = input_pipeline.read(
+    """Return the Examples of a config's 'train' or 'test'; see datasets.read for errors."""
+    examples = datasets.read(
         config.dataset, split, data_dir=config.data_dir, views=config.views, folder_options=config.folder_options()
     )
     if split == 'train':
-        examples = input_pipeline.first(examples, config.num_train_images)
+        examples = datasets.first(examples, config.num_train_images)
     if config.background:
         examples = examples.with_background()
     return dataclasses.replace(examples, normalization=config.normalization or examples.normalization)
@@ -124,7 +116,7 @@ class Team:
         self.strategy = devices.make_strategy(
             config.num_gpus, config.distribution_strategy, config.batch_size, config.all_reduce_alg
         )
-        self._sum = steps.make_sum_function(self.strategy, self.size) if self.size > 1 else np.asarray
+        self._sum = step.make_sum_function(self.strategy, self.size) if self.size > 1 else np.asarray
 
     @property
     def is_chief(self):
@@ -172,13 +164,13 @@ class Trainer:
         self.test = read(config, 'test')
         self.data = data or self.test
         self.steps_per_epoch = (
-            1 if needs_checkpoint else input_pipeline.steps_per_epoch(self.data.num_images, config.batch_size)
+            1 if needs_checkpoint else datasets.steps_per_epoch(self.data.num_images, config.batch_size)
         )
         total_steps = config.train_epochs * self.steps_per_epoch  # the schedule's end, whatever max_train_steps cuts
         self.last_step = min(total_steps, config.max_train_steps or total_steps)
         self.model, self.optimizer = build(config, self.strategy, self.data, self.steps_per_epoch, total_steps)
-        self.train_steps = steps.make_train_function(self.strategy, self.model, self.optimizer, config)
-        self._evaluate_batch = steps.make_evaluate_function(self.strategy, self.model)
+        self.train_steps = step.make_train_function(self.strategy, self.model, self.optimizer, config)
+        self._evaluate_batch = step.make_evaluate_function(self.strategy, self.model)
         self._data_info = {'class_names': list(self.test.class_names), 'num_pictures': self.data.num_images}
         self.card = transfer.card(config, self.test)
         self.step = 0  # global steps done
@@ -240,7 +232,7 @@ class Trainer:
 
         def features(examples, split):
             folder = self.config.model_dir if self.team.is_chief else None
-            with encoded.input_errors(examples, _VERIFY):
+            with streamed.input_errors(examples, _VERIFY):
                 return feature_cache.features(
                     self.model,
                     examples,
@@ -252,8 +244,8 @@ class Trainer:
         start = time.monotonic()
         self.data = features(self.data, 'train')
         head = feature_cache.Head(self.model)
-        self.train_steps = steps.make_train_function(self.strategy, head, self.optimizer, self.config)
-        self._evaluate_batch = steps.make_evaluate_function(self.strategy, head)
+        self.train_steps = step.make_train_function(self.strategy, head, self.optimizer, self.config)
+        self._evaluate_batch = step.make_evaluate_function(self.strategy, head)
         if self.step == 0:
             self.sums['seconds'] += time.monotonic() - start  # the price of training's features is the first epoch's
 
@@ -265,7 +257,7 @@ class Trainer:
             count = min(per_call, end - self.step)
             callback_list.on_train_batch_begin(self.step % self.steps_per_epoch)
             start = time.monotonic()
-            with encoded.input_errors(self.data, _VERIFY):
+            with streamed.input_errors(self.data, _VERIFY):
                 results = self.train_steps(iterator, tf.constant(count)).numpy()  # [count, 2]: sums of loss, correct
             seconds = time.monotonic() - start
             self._check_finite(results[:, 0])
@@ -291,9 +283,9 @@ class Trainer:
     def evaluate(self):
         """Return loss, accuracy, accuracy_top_5, seconds, images_per_second over the test split, each image once."""
         start = time.monotonic()
-        batches = input_pipeline.batches(self.test, self.config.batch_size, training=False, share=self._share)
+        batches = datasets.batches(self.test, self.config.batch_size, training=False, share=self._share)
         totals = np.zeros(3)
-        with encoded.input_errors(self.test, _VERIFY):
+        with streamed.input_errors(self.test, _VERIFY):
             for images, labels in self._distribute(batches):
                 totals += self._evaluate_batch(images, labels).numpy()
         seconds = time.monotonic() - start
@@ -334,7 +326,7 @@ class Trainer:
         """Return the batches from here to the end of the training, as `train_steps` takes them."""
         config = self.config
         return self._distribute(
-            input_pipeline.batches(
+            datasets.batches(
                 self.data,
                 config.batch_size,
                 training=True,
@@ -397,7 +389,7 @@ class Trainer:
         self.step, self.sums = state['step'], state['sums']
         self.best, self.evaluation = state['best'], state['evaluation']
         if needs_checkpoint:
-            self.steps_per_epoch = input_pipeline.steps_per_epoch(state['data']['num_pictures'], self.config.batch_size)
+            self.steps_per_epoch = datasets.steps_per_epoch(state['data']['num_pictures'], self.config.batch_size)
         changed = [
             difference(name, ours[name], theirs[name])
             for name in ours
@@ -500,7 +492,9 @@ def build(config, strategy, data, steps_per_epoch, total_steps):
         )
     with strategy.scope(), _dtype_policy(POLICIES[config.dtype]):
         model = transfer.build(config, data)
-        optimizer = _make_optimizer(config, config.schedule.build(config.learning_rate, steps_per_epoch, total_steps))
+        optimizer = _make_optimizer(
+            config, schedules.build(config.schedule, config.learning_rate, steps_per_epoch, total_steps)
+        )
         optimizer.build(model.trainable_variables)
         # For callbacks that look at model.optimizer, and for model.evaluate of who loads the model.
         model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=['accuracy'])

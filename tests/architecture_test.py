@@ -10,126 +10,94 @@ import pytest
 import official_resnet
 
 PACKAGE = pathlib.Path(official_resnet.__file__).parent
-# A module may import those of the rows above it, and of its own row where it says so.
-LAYERS = [
-    ['errors'],
-    ['workers', 'tfrecords', 'jpeg', 'tfds_builders'],
-    [
-        'records',
-        'synthetic',
-        'image_folder',
-        'layers',
-        'optimizers',
-        'callbacks',
-        'download',
-        'recipes',
-        'devices',
-        'checkpoints',
-        'benchmark_torch',
-    ],
-    ['preprocessing', 'resnet_model'],
-    ['encoded', 'train_config', 'cards', 'grad_cam', 'resnet_table', 'tutorial_resnet', 'steps'],
-    ['input_pipeline'],
-    ['evaluation', 'prediction', 'transfer', 'feature_cache'],
-    ['resnet_run_loop'],
-    ['resnet_flags', 'plots', 'gradient_chain', 'net_gradients'],
-    ['train_program', 'benchmark_inference', 'benchmark_input', 'benchmark_workers', 'experiment_program', 'runs'],
-    ['benchmark_worker'],
-    ['MAIN'],
+ROOT = PACKAGE.parent
+# A room may import from itself and from those before it. A module of the package itself is a room of its own.
+ROOMS = [
+    *('errors', 'files', 'inputs', 'resnet_spec', 'layers', 'resnet_model', 'resnet_variants', 'checkpoints'),
+    *('inference', 'checkpoints_tools', 'training', 'resnet_run_loop', 'reports', 'command_line', 'experiments'),
+    *('building', 'PROGRAM'),
 ]
-# without keras
-ALONE = {
-    'tfrecords',
-    'jpeg',
-    'encoded',
-    'records',
-    'image_folder',
-    'preprocessing',
-    'input_pipeline',
-    'synthetic',
-    'download',
-    'recipes',
-    'errors',
-}
-# What the tests of others run: benchmark_test, input_pipeline_test, mains_test, prediction_test, resnet_model_test.
-UNTESTED = {
-    '__init__',
-    'steps',
-    'errors',
-    'recipes',
-    'devices',
-    'train_program',
-    'benchmark_worker',
-    'benchmark_inference',
-    'benchmark_input',
-    'benchmark_torch',
-    'cards',
-    'resnet_table',
-    'tfds_builders',
-}
-RANK = {name: i for i, names in enumerate(LAYERS) for name in names}
+NO_KERAS = ('errors', 'files', 'inputs', 'resnet_spec')  # rooms that never import it
+# What a program reads before it starts TensorFlow. An import inside a function is late, and does not count.
+NO_TENSORFLOW = (
+    *('errors', 'files', 'resnet_spec', 'resnet_variants', 'checkpoints', 'training.config', 'training.recipes'),
+    *('training.devices', 'training.workers', 'inputs.class_tables', 'inputs.images', 'inputs.jpeg'),
+    *('inputs.tfrecords', 'inputs.download', 'command_line.program', 'command_line.flags'),
+    'command_line.train_program',
+)
+PROGRAMS = ('_main', '_download_and_extract', 'read_ckpt')  # how a program's name ends
+FILES = sorted([*PACKAGE.rglob('*.py'), *(ROOT / 'checkpoints_tools').glob('*.py')])
 
 
-def is_main(name):
-    return name.endswith(('_main', '_download_and_extract'))
+def dotted(path):
+    """'training.config' of a file of the package, 'checkpoints_tools.convert' of one beside it."""
+    base = PACKAGE if path.is_relative_to(PACKAGE) else ROOT
+    return '.'.join(path.relative_to(base).with_suffix('').parts)
 
 
-def imports(path):
-    """(package modules, top-level packages) imported anywhere in a file but where it runs as a program."""
-    ours, others = set(), set()
-    body = [
-        node
-        for node in ast.parse(path.read_text()).body
-        if not (isinstance(node, ast.If) and '__main__' in ast.unparse(node.test))
-    ]
-    for node in ast.walk(ast.Module(body, [])):
+def room_of(name):
+    """The room of a dotted name."""
+    return 'PROGRAM' if name.endswith(PROGRAMS) else name.split('.')[0]
+
+
+def imports(path, is_late=True):
+    """Dotted names that a file imports; without `is_late` only at its top. What runs as a program is left out."""
+    tree = ast.parse(path.read_text())
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and '__main__' in ast.unparse(node.test))]
+    for node in ast.walk(tree) if is_late else tree.body:
         if isinstance(node, ast.ImportFrom):
-            if node.module in ('official_resnet', 'official_resnet.experiments'):
-                ours |= {alias.name for alias in node.names}
-            elif node.module.startswith('official_resnet.'):
-                ours.add(node.module.split('.')[1])
-            else:
-                others.add(node.module.split('.')[0])
             assert node.level == 0, f'{path.name}: relative import'
+            for alias in node.names:
+                folder = ROOT.joinpath(*node.module.split('.'))
+                is_module = (folder / f'{alias.name}.py').is_file() or (folder / alias.name).is_dir()
+                yield f'{node.module}.{alias.name}' if is_module else node.module
         elif isinstance(node, ast.Import):
-            others |= {alias.name.split('.')[0] for alias in node.names}
-    return ours, others
+            yield from (alias.name for alias in node.names)
 
 
-@pytest.mark.parametrize('path', sorted(PACKAGE.rglob('*.py')), ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', FILES, ids=dotted)
 def test_imports_go_one_way(path):
-    name = path.stem
-    ours, others = imports(path)
-    if name != '__init__':
-        rank = RANK['MAIN' if is_main(name) else name]
-        for imported in ours:
-            assert not is_main(imported), f'{name} imports the program {imported}'
-            assert RANK[imported] < rank, f'{name} imports {imported}, which is not below it'
-    if name in ALONE:
-        assert 'keras' not in others
-    if path.name != 'plots.py':
-        assert 'matplotlib' not in others
+    room = room_of(dotted(path))
+    for name in imports(path):
+        top, _, below = name.partition('.')
+        assert top not in ('benchmarks', 'tests', 'data'), f'{path} imports {name}'
+        if (top == 'official_resnet' and below or top == 'checkpoints_tools') and room != '__init__':
+            other = room_of(below if top == 'official_resnet' else name)
+            assert other != 'PROGRAM', f'{path} imports the program {name}'
+            assert ROOMS.index(other) <= ROOMS.index(room), f'{path} imports {name}, which is not below it'
+        assert top != 'keras' or room not in NO_KERAS, f'{path} imports Keras'
+        assert top != 'matplotlib' or dotted(path) == 'reports.figures'
 
 
-def test_every_module_has_a_test_and_a_place():
-    tests = {path.stem.removesuffix('_test') for path in pathlib.Path(__file__).parent.glob('*_test.py')}
-    for path in PACKAGE.glob('*.py'):
-        if path.stem not in UNTESTED and not is_main(path.stem):
-            assert path.stem in tests, f'{path.name} has no test file'
+@pytest.mark.parametrize('name', NO_TENSORFLOW)
+def test_what_a_program_reads_first_imports_no_tensorflow(name):
+    seen, todo = set(), [name]
+    while todo:
+        name = todo.pop()
+        seen.add(name)
+        path = PACKAGE.joinpath(*name.split('.')).with_suffix('.py')
+        for imported in imports(path, is_late=False) if path.is_file() else ():
+            assert imported.split('.')[0] not in ('tensorflow', 'keras'), f'{name} imports {imported}'
+            if imported.startswith('official_resnet.') and imported.removeprefix('official_resnet.') not in seen:
+                todo.append(imported.removeprefix('official_resnet.'))
 
 
 def test_no_module_hides_another(tmp_path):
     """Running a script puts its folder first on sys.path; none of ours may have a dependency's name."""
-    names = [path.stem for path in PACKAGE.glob('*.py') if path.stem != '__init__']
+    folders = (PACKAGE, PACKAGE / 'experiments', ROOT / 'checkpoints_tools', ROOT / 'data')
+    names = [path.stem for folder in folders for path in folder.iterdir() if path.suffix == '.py' or path.is_dir()]
+    names = [name for name in names if not name.startswith('__')]
     code = f'import importlib.util, sys; print([n for n in {names} if importlib.util.find_spec(n)])'
-    result = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, '-P', '-c', code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == '[]'
     assert not set(names) & set(sys.stdlib_module_names)
 
 
 def test_importing_the_package_imports_nothing(tmp_path):
     code = (
-        'import sys; import official_resnet, official_resnet.cifar10_main, official_resnet.resnet_flags; '
+        'import sys; import official_resnet, official_resnet.cifar10_main, official_resnet.command_line.flags; '
         'print(sorted({"tensorflow", "keras", "numpy"} & sys.modules.keys())); '
         'from absl import flags; print("data_dir" in flags.FLAGS)'
     )

@@ -6,7 +6,8 @@ import os
 import pytest
 from PIL import Image
 
-from official_resnet import benchmark_input, benchmark_main, resnet_flags
+from benchmarks import benchmark_input, benchmark_main
+from official_resnet.command_line.program import run_program
 from official_resnet.errors import UserError
 
 
@@ -44,7 +45,7 @@ def test_a_tiny_run(tmp_path, capsys):
         '--output_json',
         str(tmp_path / 'b.json'),
     ]
-    code = resnet_flags.run_program(argv, '', benchmark_main.define_flags(), benchmark_main.run_benchmark)
+    code = run_program(argv, '', benchmark_main.define_flags(), benchmark_main.run_benchmark)
     out, err = capsys.readouterr()
     assert (code, err) == (0, '')
     stored = json.loads((tmp_path / 'b.json').read_text())['results']
@@ -71,7 +72,7 @@ def pictures(tmp_path):
 
 def run_jpeg(*arguments):
     argv = ['benchmark_main.py', '--measure=jpeg', '-bs', '4', '--runs', '2', '--steps', '2', *arguments]
-    return resnet_flags.run_program(argv, '', benchmark_main.define_flags(), benchmark_main.run_benchmark)
+    return run_program(argv, '', benchmark_main.define_flags(), benchmark_main.run_benchmark)
 
 
 def test_each_step_is_a_batch_of_training_pictures(pictures):
@@ -130,7 +131,7 @@ def test_inference_against_every_peer(monkeypatch, capsys):
     """All five systems run and answer; their speeds are for quieter machines."""
     monkeypatch.setattr(benchmark_main, 'INFERENCE_BATCH', 1)
     argv = ['benchmark_main.py', '--measure=inference', '--runs', '1', '--steps', '1']
-    code = resnet_flags.run_program(argv, '', benchmark_main.define_flags(), benchmark_main.run_benchmark)
+    code = run_program(argv, '', benchmark_main.define_flags(), benchmark_main.run_benchmark)
     out, err = capsys.readouterr()
     assert (code, err) == (0, '')
     rows = [line.split()[:3] for line in out.splitlines() if line.startswith('inference')]

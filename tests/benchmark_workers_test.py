@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from official_resnet import benchmark_main, benchmark_workers, resnet_flags
+from benchmarks import benchmark_main, benchmark_workers
+from official_resnet.command_line.program import run_program
 
 pytestmark = pytest.mark.workers
 
@@ -30,7 +31,7 @@ def test_a_tiny_run(tmp_path, monkeypatch, capsys):
         '--output_json',
         str(tmp_path / 'b.json'),
     ]
-    code = resnet_flags.run_program(argv, '', benchmark_main.define_flags(), benchmark_main.run_benchmark)
+    code = run_program(argv, '', benchmark_main.define_flags(), benchmark_main.run_benchmark)
     out, err = capsys.readouterr()
     assert (code, err) == (0, '')
     stored = [

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from official_resnet import tfrecords
+from official_resnet.inputs import tfrecords
 
 
 def picture(level, kind='JPEG', mode='RGB'):

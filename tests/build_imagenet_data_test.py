@@ -11,7 +11,8 @@ import ilsvrc
 import pytest
 import shards
 
-from official_resnet import errors, tfrecords
+from official_resnet import errors
+from official_resnet.inputs import tfrecords
 
 PROGRAM = pathlib.Path(build_imagenet_data.__file__)
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from official_resnet import callbacks
+from official_resnet.training import callbacks
 
 PARAMS = {'epochs': 3, 'steps': 10, 'batch_size': 4, 'first_step': 0, 'last_step': 30}
 LOGS = {

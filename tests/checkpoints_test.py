@@ -16,11 +16,11 @@ ARRAYS = {'a/kernel': np.arange(6, dtype='float32').reshape(2, 3), 'count': np.i
 def test_round_trip_and_the_oldest_go(tmp_path):
     for step in range(1, 8):
         checkpoints.save(tmp_path, step, ARRAYS, {'step': step, 'sum': 0.1 + 0.2}, max_to_keep=3)
-    assert [path.name for path in checkpoints.files(tmp_path)] == [f'step-{i:09d}.npz' for i in (5, 6, 7)]
+    assert [path.name for path in checkpoints.paths(tmp_path)] == [f'step-{i:09d}.npz' for i in (5, 6, 7)]
     arrays, state, path = checkpoints.restore_latest(tmp_path)
     assert state == {'step': 7, 'sum': 0.1 + 0.2} and path.name == 'step-000000007.npz'
     np.testing.assert_array_equal(arrays['a/kernel'], ARRAYS['a/kernel'])
-    assert not list(tmp_path.glob('*.part'))
+    assert not list(tmp_path.glob('part.*'))
 
 
 def test_nothing_there(tmp_path):
@@ -38,7 +38,7 @@ def test_a_damaged_file_is_named_and_passed_over(tmp_path, damage):
     said = []
     _, state, _ = checkpoints.restore_latest(tmp_path, said.append)
     assert state['step'] == 1 and len(said) == 1 and str(path) in said[0]
-    checkpoints.files(tmp_path)[0].unlink()
+    checkpoints.paths(tmp_path)[0].unlink()
     with pytest.raises(UserError, match='no checkpoint in .* can be read'):
         checkpoints.restore_latest(tmp_path, said.append)
 
@@ -66,7 +66,7 @@ def test_a_kill_while_writing_leaves_only_whole_checkpoints(tmp_path, monkeypatc
     monkeypatch.setattr(np, 'savez', kill)
     with pytest.raises(KeyboardInterrupt):
         checkpoints.save(tmp_path, 2, ARRAYS, {'step': 2})
-    assert [path.name for path in checkpoints.files(tmp_path)] == ['step-000000001.npz']
+    assert [path.name for path in checkpoints.paths(tmp_path)] == ['step-000000001.npz']
 
 
 def test_a_model_dir_has_one_job_at_a_time(tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from official_resnet import records
+from official_resnet.inputs import cifar, idx
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'data'))  # offline tools, which are not installed
 MNIST_FILES = {
@@ -36,7 +36,7 @@ def cifar_dir(tmp_path_factory):
         labels = random.integers(0, 10, count)
         images = random.integers(0, 60, (count, 32, 32, 3)) + 19 * labels[:, None, None, None]
         images[:, 8:16, 8:16] //= 3  # so that standardisation leaves something to see
-        records.write_cifar(folder / name, images.astype(np.uint8), labels)
+        cifar.write_cifar(folder / name, images.astype(np.uint8), labels)
     return folder.parent
 
 
@@ -50,7 +50,7 @@ def mnist_dir(tmp_path_factory):
         labels = random.integers(0, 10, count)
         images = random.integers(0, 60, (count, 28, 28)) + 19 * labels[:, None, None]
         for name, values in zip(MNIST_FILES[split], (images, labels), strict=True):
-            records.write_idx(folder / name, values.astype(np.uint8))
+            idx.write_idx(folder / name, values.astype(np.uint8))
     return folder.parent
 
 

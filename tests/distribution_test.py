@@ -21,17 +21,12 @@ from imagenet_shards import draw, write_shards
 from tiny_training import SPEC, drawn_examples, make_config
 from worker_processes import finish, flags_of, last_step, start_pair, start_program, start_workers, wait_for
 
-from official_resnet import (
-    callbacks,
-    checkpoints,
-    devices,
-    encoded,
-    input_pipeline,
-    preprocessing,
-    resnet_run_loop,
-    train_program,
-)
+from official_resnet import checkpoints, resnet_run_loop
+from official_resnet.command_line import train_program
 from official_resnet.errors import UserError
+from official_resnet.inputs import datasets, streamed
+from official_resnet.inputs.images import Views
+from official_resnet.training import callbacks, devices
 
 pytestmark = pytest.mark.workers
 
@@ -57,7 +52,7 @@ def configs(cifar_dir, tmp_path_factory):
         'data_dir': str(folder / 'shards'),
         'max_train_steps': 4,
         'train_epochs': 2,
-        'views': preprocessing.Views(16, 16),
+        'views': Views(16, 16),
     }
     plain = config('plain')
     # One device sums up a batch in another order, which differs in the last bits; steps of this size leave it at that,
@@ -185,8 +180,7 @@ def test_mistakes_are_said_by_all_workers(by_workers, name, messages):
 def shared_batches(examples, count, **options):
     """Return [[(images, labels) of each worker's part] of each batch]."""
     parts = [
-        list(input_pipeline.batches(examples, 12, share=(i, count), **options).as_numpy_iterator())
-        for i in range(count)
+        list(datasets.batches(examples, 12, share=(i, count), **options).as_numpy_iterator()) for i in range(count)
     ]
     return list(zip(*parts, strict=True))
 
@@ -195,7 +189,7 @@ def shared_batches(examples, count, **options):
 def test_workers_share_each_batch_without_overlap(count):
     examples = dataclasses.replace(drawn_examples(40), normalization='none')  # which would differ in its last bits
     options = {'training': True, 'seed': 3, 'num_epochs': 2}
-    whole = input_pipeline.batches(examples, 12, **options).as_numpy_iterator()
+    whole = datasets.batches(examples, 12, **options).as_numpy_iterator()
     for (images, labels), parts in zip(whole, shared_batches(examples, count, **options), strict=True):
         assert all(len(part[1]) == 12 // count for part in parts)
         np.testing.assert_array_equal(np.concatenate([part[0] for part in parts]), images)  # augmented alike
@@ -205,7 +199,7 @@ def test_workers_share_each_batch_without_overlap(count):
 @pytest.mark.parametrize('num_images', [1, 5, 12, 25, 40])
 def test_workers_evaluate_each_picture_once(num_images):
     examples = dataclasses.replace(drawn_examples(num_images), normalization='none')
-    whole = list(input_pipeline.batches(examples, 12, training=False).as_numpy_iterator())
+    whole = list(datasets.batches(examples, 12, training=False).as_numpy_iterator())
     for (images, labels), parts in zip(whole, shared_batches(examples, 3, training=False), strict=True):
         assert all(len(part[1]) == 4 for part in parts)
         ours, ids = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
@@ -215,11 +209,11 @@ def test_workers_evaluate_each_picture_once(num_images):
 
 def test_workers_share_streamed_batches(tmp_path):
     write_shards(tmp_path, draw(31))
-    paths = encoded.find_shards(tmp_path, 'train')
+    paths = streamed.find_shards(tmp_path, 'train')
     assert len(paths) == 4
-    examples = input_pipeline.read('imagenet', 'train', data_dir=tmp_path, views=preprocessing.Views(16, 16))
+    examples = datasets.read('imagenet', 'train', data_dir=tmp_path, views=Views(16, 16))
     for options in ({'training': True, 'seed': 3, 'num_epochs': 2}, {'training': False}):
-        whole = input_pipeline.batches(examples, 12, **options).as_numpy_iterator()
+        whole = datasets.batches(examples, 12, **options).as_numpy_iterator()
         for (images, labels), parts in zip(whole, shared_batches(examples, 3, **options), strict=True):
             ours, ids = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
             np.testing.assert_array_equal(ours[ids >= 0], images)
@@ -356,7 +350,7 @@ def test_a_full_disk_keeps_the_last_good_state(trained, monkeypatch):
 
 def test_a_checkpoint_cut_short_is_passed_over(trained, capsys):
     whole = resnet_run_loop.train(trained).model
-    newest = checkpoints.files(pathlib.Path(trained.model_dir) / 'checkpoints')[-1]
+    newest = checkpoints.paths(pathlib.Path(trained.model_dir) / 'checkpoints')[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
     again = resnet_run_loop.train(trained)
     assert f'checkpoint {newest} is damaged' in capsys.readouterr().out and again.epoch == [1]

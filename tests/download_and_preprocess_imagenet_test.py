@@ -19,7 +19,7 @@ import ilsvrc
 import numpy as np
 import pytest
 
-from official_resnet import download, tfrecords
+from official_resnet.inputs import download, tfrecords
 
 SCRIPT = program.__file__
 SHARDS = ['--train_shards=6', '--validation_shards=2', '--num_threads=1']

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from official_resnet import cifar10_download_and_extract, download
+from official_resnet import cifar10_download_and_extract
 from official_resnet.errors import UserError
+from official_resnet.inputs import download
 
 SCRIPT = cifar10_download_and_extract.__file__
 FOLDER = 'cifar-10-batches-bin'

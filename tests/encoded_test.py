@@ -10,11 +10,13 @@ from imagenet_shards import CLASSES, draw, write_shards
 from imagenet_shards import encoded as encode
 from PIL import Image
 
-from official_resnet import encoded, errors, input_pipeline, preprocessing, resnet_model, resnet_run_loop, tfrecords
+from official_resnet import errors, resnet_run_loop, resnet_spec
+from official_resnet.inputs import augmentation, datasets, streamed, tfrecords
+from official_resnet.inputs.images import Views
 
 NUM_IMAGES = 22
 PICTURES = draw(NUM_IMAGES)
-VIEWS = preprocessing.Views(16, 16)
+VIEWS = Views(16, 16)
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def folder(tmp_path):
 
 
 def shards(folder, **options):
-    return encoded.Shards(encoded.find_shards(folder, 'train'), **options)
+    return streamed.Shards(streamed.find_shards(folder, 'train'), **options)
 
 
 def message_of(function, *args):
@@ -52,8 +54,8 @@ def test_shards_are_found_in_their_order_whatever_else_is_there(folder):
     ):
         (folder / name).touch()
     expected = [str(folder / f'train-0000{i}-of-00004') for i in range(4)]
-    assert list(map(str, encoded.find_shards(str(folder), 'train'))) == expected
-    assert [path.name for path in encoded.find_shards(folder, 'test')] == [
+    assert list(map(str, streamed.find_shards(str(folder), 'train'))) == expected
+    assert [path.name for path in streamed.find_shards(folder, 'test')] == [
         'validation-00000-of-00002',
         'validation-00001-of-00002',
     ]
@@ -61,7 +63,7 @@ def test_shards_are_found_in_their_order_whatever_else_is_there(folder):
 
 def test_what_is_wrong_with_the_folder_is_said_in_one_line(folder, tmp_path):
     def find():
-        return message_of(encoded.find_shards, folder, 'train')
+        return message_of(streamed.find_shards, folder, 'train')
 
     (folder / 'train-00001-of-00004').rename(folder / 'train-00001-of-00004.part')
     (folder / 'train-00003-of-00004').unlink()
@@ -71,28 +73,28 @@ def test_what_is_wrong_with_the_folder_is_said_in_one_line(folder, tmp_path):
     for path in folder.glob('train-*'):
         path.unlink()
     assert 'has no train-00000-of-...; build them with data/build_imagenet_data.py, or pass another' in find()
-    assert 'has no validation-00000-of-...' in message_of(encoded.find_shards, tmp_path, 'test')
+    assert 'has no validation-00000-of-...' in message_of(streamed.find_shards, tmp_path, 'test')
     (tmp_path / 'file').touch()
-    assert 'is not a folder; pass the folder of train-' in message_of(encoded.find_shards, tmp_path / 'file', 'train')
-    assert 'does not exist; pass the folder' in message_of(encoded.find_shards, tmp_path / 'absent', 'train')
-    assert 'needs a data_dir' in message_of(input_pipeline.read, 'imagenet', 'train')
+    assert 'is not a folder; pass the folder of train-' in message_of(streamed.find_shards, tmp_path / 'file', 'train')
+    assert 'does not exist; pass the folder' in message_of(streamed.find_shards, tmp_path / 'absent', 'train')
+    assert 'needs a data_dir' in message_of(datasets.read, 'imagenet', 'train')
 
 
 def test_the_manifest_names_the_classes(folder):
-    assert encoded.manifest_classes(folder, 'train') == list(CLASSES)
-    read = input_pipeline.read('imagenet', 'test', data_dir=folder, views=VIEWS)
+    assert streamed.manifest_classes(folder, 'train') == list(CLASSES)
+    read = datasets.read('imagenet', 'test', data_dir=folder, views=VIEWS)
     assert (read.num_classes, read.class_names) == (6, tuple(name for _, name in CLASSES))
     assert read.class_ids == tuple(synset for synset, _ in CLASSES)
     path = folder / 'validation.manifest.json'
     path.write_text('{"synsets": ["", "n01443537", "cats of mine"], "more": 1}')
-    assert encoded.manifest_classes(folder, 'test') == [('n01443537', 'goldfish'), ('cats of mine', 'cats of mine')]
+    assert streamed.manifest_classes(folder, 'test') == [('n01443537', 'goldfish'), ('cats of mine', 'cats of mine')]
     for text in ('{', '[]', '{"synsets": 3}', '{}', '\xff'):
         path.write_text(text, encoding='latin-1')
         assert f"the manifest of validation in '{folder}' is damaged (" in message_of(
-            encoded.manifest_classes, folder, 'test'
+            streamed.manifest_classes, folder, 'test'
         )
     path.unlink()
-    read = input_pipeline.read('imagenet', 'test', data_dir=folder)  # ImageNet's own thousand
+    read = datasets.read('imagenet', 'test', data_dir=folder)  # ImageNet's own thousand
     assert (read.num_classes, read.class_ids[0], read.class_names[0]) == (1000, 'n01440764', 'tench')
 
 
@@ -123,14 +125,14 @@ def test_other_keys_and_labels_from_0(tmp_path):
             tfrecords.frame(tfrecords.encode_example({'image': jpeg, 'label': label})) for jpeg, label, _ in PICTURES
         )
     )
-    source = encoded.Shards([path], 'image', 'label', first_label=0)
+    source = streamed.Shards([path], 'image', 'label', first_label=0)
     jpegs, labels, boxes = source.load(tf.constant([5, 3]))
     assert jpegs.numpy().tolist() == [PICTURES[5][0], PICTURES[3][0]] and labels.numpy().tolist() == [5, 3]
     assert boxes.to_list() == [[], []]
 
 
 def test_more_shards_than_may_be_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(encoded, 'OPEN_FILES', 2)
+    monkeypatch.setattr(streamed, 'OPEN_FILES', 2)
     write_shards(tmp_path, PICTURES, num_shards=11)
     source = shards(tmp_path)
     descriptors = pathlib.Path('/proc/self/fd')
@@ -149,10 +151,8 @@ def test_empty_shards_are_allowed(tmp_path):
     source = shards(tmp_path)
     assert source.num_images == 3 and source.load(tf.constant([2]))[1].numpy().tolist() == [2]
     write_shards(tmp_path / 'none', [], num_shards=2)
-    empty = input_pipeline.read('imagenet', 'train', data_dir=tmp_path / 'none')
-    assert 'batch_size 4 with 0 training pictures' in message_of(
-        lambda: input_pipeline.batches(empty, 4, training=True)
-    )
+    empty = datasets.read('imagenet', 'train', data_dir=tmp_path / 'none')
+    assert 'batch_size 4 with 0 training pictures' in message_of(lambda: datasets.batches(empty, 4, training=True))
 
 
 # --- the index -----------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def test_the_places_are_kept_and_found_anew_when_a_file_changes(folder, tmp_path
     searched = counted(monkeypatch)
     kept = tmp_path / 'index.npz'
     expected = shards(folder, index_file=kept).load(tf.range(NUM_IMAGES))
-    assert len(searched) == 4 and kept.is_file() and not list(tmp_path.glob('*.part'))
+    assert len(searched) == 4 and kept.is_file() and not list(tmp_path.glob('part.*'))
     again = shards(folder, index_file=kept).load(tf.range(NUM_IMAGES))
     assert len(searched) == 4
     assert again[0].numpy().tolist() == expected[0].numpy().tolist()
@@ -183,7 +183,7 @@ def test_read_keeps_an_index_for_each_split(folder, monkeypatch):
     searched = counted(monkeypatch)
     for _ in range(2):
         for split, count in (('train', NUM_IMAGES), ('test', 7)):
-            assert input_pipeline.read('imagenet', split, data_dir=folder).num_images == count
+            assert datasets.read('imagenet', split, data_dir=folder).num_images == count
     assert len(searched) == 6
     assert {path.name for path in folder.glob('.*.npz')} == {'.train.index.npz', '.validation.index.npz'}
 
@@ -205,8 +205,8 @@ def test_a_folder_that_may_not_be_written(folder, monkeypatch):
             raise PermissionError(13, 'Permission denied', str(path))
         return open(path, mode, **options)
 
-    monkeypatch.setattr(encoded, 'open', refuse, raising=False)
-    assert input_pipeline.read('imagenet', 'train', data_dir=folder).num_images == NUM_IMAGES
+    monkeypatch.setattr(streamed, 'open', refuse, raising=False)
+    assert datasets.read('imagenet', 'train', data_dir=folder).num_images == NUM_IMAGES
     assert not list(folder.glob('.*'))
 
 
@@ -216,37 +216,37 @@ def test_a_folder_that_may_not_be_written(folder, monkeypatch):
 def test_the_fingerprint_tells_what_evaluation_depends_on(folder):
     import dataclasses
 
-    read = input_pipeline.read('imagenet', 'train', data_dir=folder, views=VIEWS)
-    same = input_pipeline.read('imagenet', 'train', data_dir=folder, views=VIEWS)
+    read = datasets.read('imagenet', 'train', data_dir=folder, views=VIEWS)
+    same = datasets.read('imagenet', 'train', data_dir=folder, views=VIEWS)
     assert read.fingerprint() == same.fingerprint()
     others = [
         dataclasses.replace(read, normalization='none'),
-        input_pipeline.first(read, 5),
-        dataclasses.replace(read, views=preprocessing.Views(16, 24)),
+        datasets.first(read, 5),
+        dataclasses.replace(read, views=Views(16, 24)),
     ]
     with open(folder / 'train-00002-of-00004', 'ab') as file:
         file.write(tfrecords.frame(b''))
-    others.append(input_pipeline.read('imagenet', 'train', data_dir=folder, views=VIEWS))
+    others.append(datasets.read('imagenet', 'train', data_dir=folder, views=VIEWS))
     assert len({read.fingerprint(), *(other.fingerprint() for other in others)}) == 5
 
 
 def test_the_background_comes_before_all_classes(folder):
-    read = input_pipeline.read('imagenet', 'train', data_dir=folder, views=VIEWS)
+    read = datasets.read('imagenet', 'train', data_dir=folder, views=VIEWS)
     background = read.with_background()
     assert (background.num_classes, background.class_names[:2]) == (7, ('background', CLASSES[0][1]))
     assert (background.class_ids[:2], background.label_shift) == ((None, CLASSES[0][0]), 1)
-    labels = [batch for _, batch in input_pipeline.batches(background, 30, training=False).as_numpy_iterator()]
+    labels = [batch for _, batch in datasets.batches(background, 30, training=False).as_numpy_iterator()]
     assert labels[0].tolist() == [label + 1 for _, label, _ in PICTURES]
     assert read.image_shape == read.input_shape == (16, 16, 3)
 
 
 def test_the_first_pictures(folder):
-    read = input_pipeline.read('imagenet', 'train', data_dir=folder, views=VIEWS)
-    first = input_pipeline.first(read, 8)
+    read = datasets.read('imagenet', 'train', data_dir=folder, views=VIEWS)
+    first = datasets.first(read, 8)
     assert (first.num_images, first.groups.tolist()) == (8, [0] * 6 + [1] * 2)
-    assert input_pipeline.first(read, None) is read
+    assert datasets.first(read, None) is read
     assert 'num_train_images 23 of the 22 training pictures of imagenet; pass 1..22' in message_of(
-        input_pipeline.first, read, 23
+        datasets.first, read, 23
     )
 
 
@@ -307,7 +307,7 @@ def test_a_file_that_goes_away_while_it_is_read(folder):
 
 def config(folder, model_dir=None, **fields):
     return resnet_run_loop.TrainConfig(
-        resnet_model.ResNetSpec((1, 1), filters=4),
+        resnet_spec.ResNetSpec((1, 1), filters=4),
         **{
             'dataset': 'imagenet',
             'data_dir': str(folder),
@@ -322,7 +322,7 @@ def config(folder, model_dir=None, **fields):
 
 @pytest.mark.parametrize('split,row', [('train', 9), ('test', 5)])
 def test_a_training_ends_with_the_line_of_the_damaged_record(folder, split, row):
-    source = encoded.Shards(encoded.find_shards(folder, split))
+    source = streamed.Shards(streamed.find_shards(folder, split))
     path, begin = pathlib.Path(source.paths[source.groups[row]]), int(source._begins[row])
     trainer = resnet_run_loop.Trainer(config(folder, batch_size=22))
     flip(path, begin + 60)
@@ -343,28 +343,28 @@ def test_a_training_ends_with_a_line_where_a_picture_cannot_be_decoded(folder):
 @pytest.mark.parametrize('label', [-1, 6, 2**40])
 def test_a_label_of_no_class_is_refused(folder, label):
     write_shards(folder, [(jpeg, label, boxes) for jpeg, _, boxes in PICTURES])
-    read = input_pipeline.read('imagenet', 'train', data_dir=folder, views=VIEWS)
+    read = datasets.read('imagenet', 'train', data_dir=folder, views=VIEWS)
     message = message_of(read_all, read)
     assert f"' has a record with the label {label + 1}, not 1..6; put the manifest" in message
 
 
 def read_all(examples):
     """Read all batches as the programs do."""
-    with encoded.input_errors(examples):
-        for _ in input_pipeline.batches(examples, 8, training=False):
+    with streamed.input_errors(examples):
+        for _ in datasets.batches(examples, 8, training=False):
             pass
 
 
 def test_a_record_without_a_picture_is_refused(folder):
     path = folder / 'train-00000-of-00004'
     path.write_bytes(tfrecords.frame(tfrecords.encode_example({'something': 1})))
-    read = input_pipeline.read('imagenet', 'train', data_dir=folder, views=VIEWS)
+    read = datasets.read('imagenet', 'train', data_dir=folder, views=VIEWS)
     assert "train-00000-of-00004' has a record without a picture image/encoded; pass" in message_of(read_all, read)
 
 
 def test_pictures_in_memory_have_no_such_errors():
-    for examples in (input_pipeline.Examples(None, None, 0, '', (), 'none'), object()):
-        with pytest.raises(tf.errors.InternalError), encoded.input_errors(examples):
+    for examples in (datasets.Examples(None, None, 0, '', (), 'none'), object()):
+        with pytest.raises(tf.errors.InternalError), streamed.input_errors(examples):
             raise tf.errors.InternalError(None, None, 'of the machine')
 
 
@@ -387,7 +387,7 @@ def test_files_of_every_kind_become_rgb_jpegs(tmp_path):
     for name, (kind, mode) in kinds.items():
         (tmp_path / name).write_bytes(encode(picture.convert(mode), kind))
     paths = sorted(tmp_path.iterdir())
-    source = encoded.Files(paths, range(len(paths)))
+    source = streamed.Files(paths, range(len(paths)))
     jpegs, labels, boxes = source.load(tf.constant([8, 7, 6, 5, 4, 3, 2, 1, 0]))
     assert labels.numpy().tolist() == [8, 7, 6, 5, 4, 3, 2, 1, 0] and boxes.to_list() == [[]] * 9
     assert jpegs.numpy()[-1] == (tmp_path / 'a.jpg').read_bytes()
@@ -395,7 +395,7 @@ def test_files_of_every_kind_become_rgb_jpegs(tmp_path):
         channels = 1 if path.name == 'f.jpg' else 3  # a grey JPEG stays as it is
         shape = [picture.height, picture.width, channels]
         assert tf.io.extract_jpeg_shape(jpeg).numpy().tolist() == shape, path
-        view = preprocessing.train_view(jpeg, tf.zeros([0, 4]), [1, 2], VIEWS)  # which takes nothing but JPEGs
+        view = augmentation.train_view(jpeg, tf.zeros([0, 4]), [1, 2], VIEWS)  # which takes nothing but JPEGs
         assert view.shape == (16, 16, 3)
         if path.name != 'f.jpg':
             decoded = tf.io.decode_jpeg(jpeg).numpy().astype(int)
@@ -408,7 +408,7 @@ def test_a_broken_file_is_named(tmp_path):
     good.write_bytes(PICTURES[0][0])
     cut.write_bytes(PICTURES[0][0][:500])
     text.write_text('no picture')
-    source = encoded.Files([good, cut, text], [0, 1, 2])
+    source = streamed.Files([good, cut, text], [0, 1, 2])
     assert f"'{cut}' is no whole picture (cut off" in message_of(source.read, np.array([0, 1]))
     assert f"'{text}' is no whole picture (no JPEG, PNG" in message_of(source.read, np.array([2]))
     good.unlink()
@@ -423,5 +423,5 @@ def test_a_log_line_before_what_takes_long(folder, monkeypatch):
     write_shards(folder, PICTURES, 'test', 101)
     for path in folder.glob('validation-*-of-00002'):
         path.unlink()
-    encoded.Shards(encoded.find_shards(folder, 'test'), log=lines.append)
+    streamed.Shards(streamed.find_shards(folder, 'test'), log=lines.append)
     assert lines == [f'finding the records of 101 shards in {folder}']

@@ -9,8 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from official_resnet import evaluation
 from official_resnet.errors import UserError
+from official_resnet.reports import evaluate
 
 NAMES = ['ant', 'bee', 'cow', 'dog, wild', 'Käfer', 'fly', 'gnu']
 IDS = [f'n{i:08}' for i in range(7)]
@@ -30,7 +30,7 @@ GUESSES = [
 
 
 def found(**changes):
-    return evaluation.report(**{'labels': LABELS, 'guesses': GUESSES, 'names': NAMES, 'ids': IDS} | changes)
+    return evaluate.report(**{'labels': LABELS, 'guesses': GUESSES, 'names': NAMES, 'ids': IDS} | changes)
 
 
 def test_counted_by_hand():
@@ -57,7 +57,7 @@ def test_counted_by_hand():
 
 
 def test_few_classes_or_guesses_have_no_top5():
-    few = evaluation.report(np.array([0, 4], np.int32), np.array([[0, 1, 2, 3, 4]] * 2), list('abcde'))
+    few = evaluate.report(np.array([0, 4], np.int32), np.array([[0, 1, 2, 3, 4]] * 2), list('abcde'))
     assert few['top5'] is None and few['top1'] == 0.5 and {row['top5'] for row in few['classes']} == {None}
     assert {row['id'] for row in few['classes']} == {None}
     one = found(guesses=[row[:1] for row in GUESSES])
@@ -67,11 +67,11 @@ def test_few_classes_or_guesses_have_no_top5():
 def test_no_pictures():
     nothing = found(labels=np.zeros(0, np.int32), guesses=np.zeros((0, 5), np.int32))
     assert (nothing['n'], nothing['top1'], nothing['top5'], nothing['confusions']) == (0, None, None, [])
-    assert evaluation.format_report(nothing) == ['0 pictures of 0 classes: no accuracy']
+    assert evaluate.format_report(nothing) == ['0 pictures of 0 classes: no accuracy']
 
 
 def test_lines():
-    assert evaluation.format_report(found()) == [
+    assert evaluate.format_report(found()) == [
         '10 pictures of 6 classes: top-1 50.00%, top-5 80.00%',
         'classes, the worst first:',
         '  top-1   0.00%, top-5   0.00%  of    1  n00000002 cow',
@@ -86,7 +86,7 @@ def test_lines():
         '     1, 100.0% of  n00000002 cow  ->  n00000000 ant',
         '     1, 100.0% of  n00000006 gnu  ->  n00000004 Käfer',
     ]
-    short = evaluation.format_report(found(ids=None), rows=2)
+    short = evaluate.format_report(found(ids=None), rows=2)
     assert [line.rpartition('of ')[2].split(None, 1)[-1] for line in short[2:4]] == ['cow', 'gnu']
     assert short[1] == 'the worst classes:' and short[4] == 'the best classes:' and len(short) == 10
     assert short[5].endswith('Käfer') and short[6].endswith('dog, wild') and short[8].endswith('ant  ->  bee')
@@ -96,7 +96,7 @@ def test_files(tmp_path):
     folder = tmp_path / 'new' / 'report'
     result = found()
     for _ in range(2):  # again, over the old ones
-        evaluation.write(result, folder)
+        evaluate.write(result, folder)
         assert sorted(path.name for path in folder.iterdir()) == ['confusion.csv', 'per_class.csv', 'report.json']
     assert json.loads((folder / 'report.json').read_text(encoding='utf-8')) == result
     with open(folder / 'per_class.csv', encoding='utf-8', newline='') as file:
@@ -123,7 +123,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / 'file').write_text('x')
     for folder in (tmp_path / 'file', tmp_path / 'file' / 'below'):
         with pytest.raises(UserError, match=f"^cannot write the report into '{folder}' .*; pass another folder$"):
-            evaluation.write(found(), folder)
+            evaluate.write(found(), folder)
 
 
 @pytest.mark.parametrize(
@@ -148,8 +148,8 @@ def test_a_thousand_classes_take_no_time():
     random = np.random.default_rng(0)
     labels, guesses = np.arange(50_000) % 1000, random.integers(0, 1000, (50_000, 5))
     start = time.perf_counter()
-    result = evaluation.report(labels, guesses, [f'class {i}' for i in range(1000)])
-    lines = evaluation.format_report(result)
+    result = evaluate.report(labels, guesses, [f'class {i}' for i in range(1000)])
+    lines = evaluate.format_report(result)
     assert time.perf_counter() - start < 10
     assert len(lines) == 1 + 11 + 11 + 11 and len(result['confusions']) < 50_000
     assert sum(pair['count'] for pair in result['confusions']) == (guesses[:, 0] != labels).sum()
@@ -157,6 +157,8 @@ def test_a_thousand_classes_take_no_time():
 
 
 def test_it_needs_no_tensorflow():
-    code = 'import sys; from official_resnet import evaluation; print({"tensorflow", "keras"} & sys.modules.keys())'
+    code = (
+        'import sys; from official_resnet.reports import evaluate; print({"tensorflow", "keras"} & sys.modules.keys())'
+    )
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert result.stdout == 'set()\n'

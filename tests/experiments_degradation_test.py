@@ -11,15 +11,10 @@ import time
 import numpy as np
 import pytest
 
-from official_resnet import callbacks, devices, resnet_model, resnet_run_loop
+from official_resnet import resnet_model, resnet_run_loop, resnet_variants
 from official_resnet.errors import UserError
-from official_resnet.experiments import (
-    degradation_main,
-    experiment_program,
-    gradient_flow_main,
-    runs,
-    shortcuts_main,
-)
+from official_resnet.experiments import degradation_main, experiment_program, gradient_flow_main, runs, shortcuts_main
+from official_resnet.training import callbacks, devices, schedules
 
 FOLDER = pathlib.Path(degradation_main.__file__).parent
 PROGRAMS = {
@@ -76,9 +71,9 @@ def test_interrupted_continued_and_kept(call, cifar_dir, tmp_path, monkeypatch):
     assert code == 0 and out.count('finished before') == 2
     assert json.loads((tmp_path / 'degradation.json').read_text()) == result
 
-    for name in ('official_resnet.experiments.plots', 'matplotlib'):
+    for name in ('official_resnet.reports.figures', 'matplotlib'):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delattr('official_resnet.experiments.plots')
+    monkeypatch.delattr('official_resnet.reports.figures')
     code, out, _ = call(*args)
     assert code == 0 and "pip install 'official-resnet[plots]'" in out
 
@@ -87,10 +82,10 @@ def test_interrupted_continued_and_kept(call, cifar_dir, tmp_path, monkeypatch):
 
 
 def test_the_error_in_inference_is_that_of_the_training_pictures(cifar_dir):
-    config = resnet_run_loop.TrainConfig(resnet_model.cifar_spec(8), data_dir=str(cifar_dir), num_train_images=24)
+    config = resnet_run_loop.TrainConfig(resnet_variants.cifar_spec(8), data_dir=str(cifar_dir), num_train_images=24)
     model = resnet_model.resnet(config.spec, 10, (32, 32, 3))
     model.get_layer('logits').set_weights([np.zeros((64, 10)), np.eye(10)[0]])
-    data = runs.input_pipeline.read('cifar10', 'train', data_dir=str(cifar_dir))
+    data = runs.datasets.read('cifar10', 'train', data_dir=str(cifar_dir))
     expected = 100 * (data.labels[:24] != 0).mean()  # it says 0 whatever it sees
     assert runs.inference_error(model, config) == pytest.approx(expected, abs=1e-3)
 
@@ -111,7 +106,7 @@ def test_the_papers_setting_and_quick():
         return runs.train_config(values, 'cifar10', None, degradation_main.QUICK_EPOCHS)
 
     def rates(config, steps, schedule=None):
-        rate = (schedule or config.schedule).build(config.learning_rate, 390, config.train_epochs * 390)
+        rate = schedules.build(schedule or config.schedule, config.learning_rate, 390, config.train_epochs * 390)
         return [round(float(rate(step)), 6) for step in steps]
 
     paper = config()

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from official_resnet import devices, input_pipeline, resnet_model, resnet_run_loop
+from official_resnet import resnet_run_loop, resnet_spec, resnet_variants
 from official_resnet.experiments import experiment_program, gradient_flow_main, net_gradients
+from official_resnet.inputs import datasets
+from official_resnet.training import devices
 
 SETTINGS = {'steps': 4, 'batch_size': 8, 'learning_rate': 0.01, 'init': 'he', 'auxiliary_loss': False, 'seed': 0}
 
@@ -22,17 +24,17 @@ def test_small_gradients_do_not_become_zero():
 
 
 def test_gradients_before_training_are_those_of_the_tape(cifar_dir):
-    examples = input_pipeline.read('cifar10', 'train', data_dir=str(cifar_dir))
+    examples = datasets.read('cifar10', 'train', data_dir=str(cifar_dir))
     result = net_gradients.measure_net(('sigmoid', False, False, 8), examples, SETTINGS, [])
     assert [sample['step'] for sample in result['samples']] == [0, 1, 2, 3, 4]
     assert result['layers'][0] == 'stem_conv' and result['layers'][-1] == 'group3_block1_conv2'
     assert len(result['losses']) == 5 and result['diverged_at'] is None
 
     keras.utils.set_random_seed(0)
-    model = resnet_model.cifar_resnet(
-        8, shortcut=None, experiment=resnet_model.Experiment(activation='sigmoid', batch_norm=False)
+    model = resnet_variants.cifar_resnet(
+        8, shortcut=None, experiment=resnet_spec.Experiment(activation='sigmoid', batch_norm=False)
     )
-    images, labels = next(iter(input_pipeline.batches(examples, 8, training=True)))
+    images, labels = next(iter(datasets.batches(examples, 8, training=True)))
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, model(images, training=True)))
     kernels = [model.get_layer(name).kernel for name in result['layers']]
@@ -42,7 +44,7 @@ def test_gradients_before_training_are_those_of_the_tape(cifar_dir):
 
 
 def test_a_net_that_diverges_ends_there(cifar_dir):
-    examples = input_pipeline.read('cifar10', 'train', data_dir=str(cifar_dir))
+    examples = datasets.read('cifar10', 'train', data_dir=str(cifar_dir))
     settings = SETTINGS | {'learning_rate': 1e30}
     result = net_gradients.measure_net(('relu', False, True, 8), examples, settings, [])
     assert result['diverged_at'] in (1, 2) and result['final_loss'] is None
@@ -50,13 +52,13 @@ def test_a_net_that_diverges_ends_there(cifar_dir):
 
 
 def test_a_signal_ends_the_net(cifar_dir):
-    examples = input_pipeline.read('cifar10', 'train', data_dir=str(cifar_dir))
+    examples = datasets.read('cifar10', 'train', data_dir=str(cifar_dir))
     with pytest.raises(resnet_run_loop.Interrupted, match='SIGTERM: .*the same command continues'):
         net_gradients.measure_net(('relu', False, True, 8), examples, SETTINGS, [signal.SIGTERM])
 
 
 def test_auxiliary_heads_reach_the_weights_behind_which_they_stand():
-    net = resnet_model.cifar_resnet(8)
+    net = resnet_variants.cifar_resnet(8)
     model = net_gradients.with_auxiliary_heads(net)
     assert [output.shape for output in model.outputs] == [(None, 10)] * 3
     with tf.GradientTape() as tape:

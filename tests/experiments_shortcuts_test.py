@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from official_resnet import devices, resnet_model
-from official_resnet.experiments import experiment_program, plots, runs, shortcuts_main
+from official_resnet import resnet_variants
+from official_resnet.experiments import experiment_program, runs, shortcuts_main
+from official_resnet.reports import figures
+from official_resnet.training import devices
 
 # 1603.05027, ResNet-110 on CIFAR-10, %: Table 1 and Table 2; None is "fail".
 PAPER = {
@@ -56,7 +58,7 @@ def test_rows_are_the_papers():
     assert {name: row.paper_error for name, row in shortcuts_main.ROWS.items()} == PAPER
     specs = {name: shortcuts_main.row_spec(row, 110) for name, row in shortcuts_main.ROWS.items()}
     assert len(set(specs.values())) == len(PAPER)  # no two nets are the same
-    assert specs['original'] == resnet_model.cifar_spec(110, bn_momentum=0.9)
+    assert specs['original'] == resnet_variants.cifar_spec(110, bn_momentum=0.9)
     assert all(spec.group_blocks == (18, 18, 18) for spec in specs.values())
     assert specs['conv_shortcut'].shortcut == 'C' and specs['full_preactivation'].version == '2'
     experiment = specs['exclusive_gate'].experiment
@@ -107,5 +109,5 @@ def test_the_figure_of_the_papers_numbers(tmp_path):
         (row.label, {'train_error': 0.0, 'test_error': row.paper_error}, row.paper_error)
         for row in shortcuts_main.ROWS.values()
     ]
-    path = plots.error_bars(rows, tmp_path / 'bars.png', ('ours', 'theirs'))
+    path = figures.error_bars(rows, tmp_path / 'bars.png', ('ours', 'theirs'))
     assert path.read_bytes()[:4] == b'\x89PNG'

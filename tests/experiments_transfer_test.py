@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from official_resnet import checkpoints, devices, image_folder, resnet_flags
+from official_resnet import checkpoints
+from official_resnet.command_line.program import run_program
 from official_resnet.errors import UserError
 from official_resnet.experiments import transfer_main
+from official_resnet.inputs import image_folder
+from official_resnet.training import devices
 
 CLASSES = ('ant', 'bee', 'cow', 'dog')
 
@@ -55,7 +58,7 @@ def call(monkeypatch, capsys, pictures, tmp_path):
             'fp32',
             *args,
         ]
-        code = resnet_flags.run_program(argv, '', transfer_main.define_flags(), transfer_main.run_transfer)
+        code = run_program(argv, '', transfer_main.define_flags(), transfer_main.run_transfer)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

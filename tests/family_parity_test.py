@@ -8,32 +8,32 @@ import numpy as np
 import pytest
 from random_weights import randomize
 
-from official_resnet import resnet_model
+from official_resnet import resnet_model, resnet_variants
 
 pytestmark = pytest.mark.parity
 IMAGENET_SIZES, CIFAR_SIZES = (64, 75), (32, 27)  # pixels; an even one and an odd one
 # pytorchcv module, function -> ours
 PEERS = [
-    ('resnet', 'resnet18', resnet_model.imagenet_spec(18, version='1')),
-    ('resnet', 'resnet34', resnet_model.imagenet_spec(34, version='1')),
-    ('resnet', 'resnet50', resnet_model.VARIANTS['resnet50_v1']),
-    ('resnet', 'resnet50b', resnet_model.VARIANTS['resnet50_v1.5']),
+    ('resnet', 'resnet18', resnet_variants.imagenet_spec(18, version='1')),
+    ('resnet', 'resnet34', resnet_variants.imagenet_spec(34, version='1')),
+    ('resnet', 'resnet50', resnet_variants.VARIANTS['resnet50_v1']),
+    ('resnet', 'resnet50b', resnet_variants.VARIANTS['resnet50_v1.5']),
     (
         'preresnet',
         'preresnet50',
-        resnet_model.imagenet_spec(50, version='2', stem_bn=True, stem_pool='pad1', stride_conv='first'),
+        resnet_variants.imagenet_spec(50, version='2', stem_bn=True, stem_pool='pad1', stride_conv='first'),
     ),
-    ('preresnet', 'preresnet50b', resnet_model.imagenet_spec(50, version='2', stem_bn=True, stem_pool='pad1')),
-    ('resnext', 'resnext50_32x4d', resnet_model.VARIANTS['resnext50_32x4d']),
-    ('seresnet', 'seresnet50', resnet_model.VARIANTS['seresnet50_v1']),
+    ('preresnet', 'preresnet50b', resnet_variants.imagenet_spec(50, version='2', stem_bn=True, stem_pool='pad1')),
+    ('resnext', 'resnext50_32x4d', resnet_variants.VARIANTS['resnext50_32x4d']),
+    ('seresnet', 'seresnet50', resnet_variants.VARIANTS['seresnet50_v1']),
     # Its D is for dilation: a deep stem of twice the filters, and groups 3 and 4 dilated in place of strides.
-    ('resnetd', 'resnetd50b', resnet_model.imagenet_spec(50, stem='deep', stem_filters=128, output_stride=8)),
-    ('resneta', 'resneta50b', resnet_model.VARIANTS['resnet50_d']),
-    ('resnet_cifar', 'resnet20_cifar10', resnet_model.cifar_spec(20, shortcut='B')),
-    ('resnet_cifar', 'resnet56_cifar10', resnet_model.cifar_spec(56, shortcut='B')),
-    ('preresnet_cifar', 'preresnet20_cifar10', resnet_model.cifar_spec(20, shortcut='B', version='2')),
-    ('resnext_cifar', 'resnext29_32x4d_cifar10', resnet_model.VARIANTS['resnext29_32x4d']),
-    ('wrn_cifar', 'wrn28_10_cifar10', resnet_model.VARIANTS['wrn28_10']),
+    ('resnetd', 'resnetd50b', resnet_variants.imagenet_spec(50, stem='deep', stem_filters=128, output_stride=8)),
+    ('resneta', 'resneta50b', resnet_variants.VARIANTS['resnet50_d']),
+    ('resnet_cifar', 'resnet20_cifar10', resnet_variants.cifar_spec(20, shortcut='B')),
+    ('resnet_cifar', 'resnet56_cifar10', resnet_variants.cifar_spec(56, shortcut='B')),
+    ('preresnet_cifar', 'preresnet20_cifar10', resnet_variants.cifar_spec(20, shortcut='B', version='2')),
+    ('resnext_cifar', 'resnext29_32x4d_cifar10', resnet_variants.VARIANTS['resnext29_32x4d']),
+    ('wrn_cifar', 'wrn28_10_cifar10', resnet_variants.VARIANTS['wrn28_10']),
 ]
 
 
@@ -107,13 +107,13 @@ def test_same_logits_as_keras_applications(name):
         {'version': '2', 'stride_block': 'last', 'stem_bias': True, 'stem_pool': 'pad1'} if is_v2 else {'version': '1'}
     )
     keras.utils.set_random_seed(0)
-    model = resnet_model.imagenet_resnet(size, bn_epsilon=1.001e-5, **axes)
+    model = resnet_variants.imagenet_resnet(size, bn_epsilon=1.001e-5, **axes)
     for pixels in IMAGENET_SIZES:  # theirs are for one size each, with a classifier
         peer = getattr(keras.applications, name)(
             weights=None, classifier_activation=None, input_shape=(pixels, pixels, 3)
         )
         randomize(peer)
-        (copy_v2 if is_v2 else copy_v1)(model, peer, resnet_model.IMAGENET_BLOCKS[size][1])
+        (copy_v2 if is_v2 else copy_v1)(model, peer, resnet_variants.IMAGENET_BLOCKS[size][1])
         images = np.random.default_rng(pixels).normal(size=(2, pixels, pixels, 3)).astype('float32')
         assert_equal(model(images).numpy(), peer(images).numpy())
 

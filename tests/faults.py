@@ -97,7 +97,7 @@ FAULTS = [
     Fault(
         'folded-epsilon',
         'Batch normalisation is folded into a convolution with its epsilon.',
-        'official_resnet/layers.py',
+        'official_resnet/inference/rewrite.py',
         'np.sqrt(variance + norm.epsilon)',
         'np.sqrt(variance)',
         'tests/layers_test.py -k folded',
@@ -106,7 +106,7 @@ FAULTS = [
     Fault(
         'decoupled-decay',
         'Weight decay is part of the gradient, and so of the momentum.',
-        'official_resnet/optimizers.py',
+        'official_resnet/training/optimizers.py',
         'gradient = gradient + l2 * tf.convert_to_tensor(variable)',
         'variable.assign(variable * (1 - learning_rate * l2))',
         'tests/optimizers_test.py -k update_with_a_drop',
@@ -114,7 +114,7 @@ FAULTS = [
     Fault(
         'schedule-boundary',
         'Boundaries of the learning rate are cut to whole steps, as in official/resnet.',
-        'official_resnet/optimizers.py',
+        'official_resnet/training/schedules.py',
         'int(epoch * steps_per_epoch + 1e-6)',
         'round(epoch * steps_per_epoch)',
         'tests/optimizers_test.py -k official_boundaries',
@@ -122,7 +122,7 @@ FAULTS = [
     Fault(
         'label-smoothing',
         'Smoothed labels sum to 1: the true class keeps its share of what is spread.',
-        'official_resnet/steps.py',
+        'official_resnet/training/step.py',
         '1 - smoothing + smoothing / num_classes',
         '1 - smoothing',
         'tests/resnet_run_loop_test.py -k stock_step',
@@ -131,7 +131,7 @@ FAULTS = [
     Fault(
         'evaluation-remainder',
         'Evaluation scores the last images too, fewer than a batch.',
-        'official_resnet/input_pipeline.py',
+        'official_resnet/inputs/datasets.py',
         'starts = tf.data.Dataset.range(0, examples.num_images, batch_size)',
         'starts = tf.data.Dataset.range(0, examples.num_images - batch_size + 1, batch_size)',
         'tests/input_pipeline_test.py -k every_picture_once_in_order',
@@ -139,7 +139,7 @@ FAULTS = [
     Fault(
         'augmentation-seed',
         'Augmentation depends on the seed.',
-        'official_resnet/input_pipeline.py',
+        'official_resnet/inputs/datasets.py',
         'seeds, part = tf.stack([seed, step]), (first, batch_size)',
         'seeds, part = tf.stack([0 * seed, step]), (first, batch_size)',
         'tests/input_pipeline_test.py -k "depend_on_seed or gather_augment"',
@@ -147,7 +147,7 @@ FAULTS = [
     Fault(
         'epoch-order',
         'Each epoch has an order of its own.',
-        'official_resnet/input_pipeline.py',
+        'official_resnet/inputs/datasets.py',
         'tf.stack([seed, -1 - epoch])',
         'tf.stack([seed, -1 - 0 * epoch])',
         'tests/input_pipeline_test.py -k no_picture_comes_twice',
@@ -155,7 +155,7 @@ FAULTS = [
     Fault(
         'one-crop',
         'Each image of a batch is cropped at a place of its own.',
-        'official_resnet/preprocessing.py',
+        'official_resnet/inputs/augmentation.py',
         'return crop_flip(images, tops, lefts, flips, pad, size)',
         'return crop_flip(images, 0 * tops + tops[0], 0 * lefts + lefts[0], flips, pad, size)',
         'tests/preprocessing_test.py -k its_own_offsets',
@@ -171,7 +171,7 @@ FAULTS = [
     Fault(
         'label-off-by-one',
         'Labels of ImageNet shards, from 1, become classes from 0.',
-        'official_resnet/encoded.py',
+        'official_resnet/inputs/streamed.py',
         'tf.ensure_shape(labels, rows.shape) - first_label',
         'tf.ensure_shape(labels, rows.shape)',
         'tests/encoded_test.py -k any_picture',
@@ -179,7 +179,7 @@ FAULTS = [
     Fault(
         'cmyk',
         'The inks of a CMYK JPEG are inverted only where Adobe did so.',
-        'official_resnet/jpeg.py',
+        'official_resnet/inputs/jpeg.py',
         "if image.mode == 'CMYK' and not info.has_adobe:",
         "if image.mode == 'CMYK' and info.has_adobe:",
         'tests/jpeg_test.py -k cmyk',
@@ -187,7 +187,7 @@ FAULTS = [
     Fault(
         'exif',
         'An image to be named is turned as its EXIF says.',
-        'official_resnet/prediction.py',
+        'official_resnet/inference/predict.py',
         'ImageOps.exif_transpose(image)',
         'image',
         'tests/prediction_test.py -k exif',
@@ -196,7 +196,7 @@ FAULTS = [
     Fault(
         'resume-order',
         'A run that is resumed inside an epoch goes on with the next batch of this epoch.',
-        'official_resnet/input_pipeline.py',
+        'official_resnet/inputs/datasets.py',
         '.skip(steps_into_epoch)',
         '.skip(0 * steps_into_epoch)',
         'tests/resnet_run_loop_test.py -k "killed_and_resumed and deaths2"',
@@ -204,17 +204,17 @@ FAULTS = [
     Fault(
         'checkpoint-in-place',
         'A checkpoint has its final name only when it is whole.',
-        'official_resnet/checkpoints.py',
-        "part = path.with_suffix('.part')",
-        'part = path',
+        'official_resnet/files.py',
+        "f'part.{path.name}')",
+        'path.name)',
         'tests/checkpoints_test.py -k kill_while_writing',
     ),
     Fault(
         'damaged-checkpoint',
         'A damaged checkpoint is passed over for the one before it.',
         'official_resnet/checkpoints.py',
-        'reversed(files(folder))',
-        'files(folder)[-1:]',
+        'reversed(paths(folder))',
+        'paths(folder)[-1:]',
         'tests/checkpoints_test.py -k passed_over',
     ),
     Fault(
@@ -236,7 +236,7 @@ FAULTS = [
     Fault(
         'lock',
         'A model_dir has one job at a time.',
-        'official_resnet/checkpoints.py',
+        'official_resnet/files.py',
         'fcntl.LOCK_EX | fcntl.LOCK_NB',
         'fcntl.LOCK_SH | fcntl.LOCK_NB',
         'tests/checkpoints_test.py -k one_job',
@@ -245,7 +245,7 @@ FAULTS = [
     Fault(
         'worker-share',
         'Each worker has its own part of a batch.',
-        'official_resnet/input_pipeline.py',
+        'official_resnet/inputs/datasets.py',
         'return rows[share[0] * size : (share[0] + 1) * size], share[0] * size',
         'return rows[:size], share[0] * size',
         'tests/distribution_test.py -m workers -k share_each_batch',
@@ -253,7 +253,7 @@ FAULTS = [
     Fault(
         'fillers-counted',
         'What only fills the last batch of evaluation is not counted.',
-        'official_resnet/steps.py',
+        'official_resnet/training/step.py',
         'counts = labels >= 0',
         'counts = labels >= -1',
         'tests/resnet_run_loop_test.py -k only_fills_a_batch',
@@ -261,7 +261,7 @@ FAULTS = [
     Fault(
         'replica-statistics',
         'All replicas hold the mean of their moving statistics.',
-        'official_resnet/steps.py',
+        'official_resnet/training/step.py',
         'moving.assign(tf.convert_to_tensor(moving) * momentum + batch * (1 - momentum))',
         'moving.assign(tf.convert_to_tensor(moving) * momentum + _ * (1 - momentum))',
         'tests/distribution_test.py -m workers -k replicas_hold_the_same',
@@ -278,7 +278,7 @@ FAULTS = [
     Fault(
         'feature-key',
         'Cached features are computed anew for other weights.',
-        'official_resnet/feature_cache.py',
+        'official_resnet/training/feature_cache.py',
         'digest.update(np.ascontiguousarray(variable.numpy()))',
         'pass',
         'tests/feature_cache_test.py -k computed_anew',
@@ -286,7 +286,7 @@ FAULTS = [
     Fault(
         'export-unchecked',
         'A SavedModel that computes something else is refused.',
-        'official_resnet/prediction.py',
+        'official_resnet/inference/export.py',
         'if not difference <= TOLERANCE:',
         'if difference < 0:',
         'tests/prediction_test.py -k differs_is_refused',
@@ -294,7 +294,7 @@ FAULTS = [
     Fault(
         'grad-cam-weights',
         'Grad-CAM weighs each map by the mean of its gradient.',
-        'official_resnet/grad_cam.py',
+        'official_resnet/inference/grad_cam.py',
         'weights = tf.reduce_mean(tf.cast(tape.gradient(chosen, maps), tf.float32), [1, 2], keepdims=True)',
         'weights = tf.cast(tape.gradient(chosen, maps), tf.float32)',
         'tests/grad_cam_test.py -k residual_net',
@@ -303,7 +303,7 @@ FAULTS = [
     Fault(
         'md5-unchecked',
         'A download with another MD5 than expected is refused.',
-        'official_resnet/download.py',
+        'official_resnet/inputs/download.py',
         'if found != md5.strip().lower():',
         'if not found:',
         'tests/download_test.py -k wrong_md5',
@@ -311,7 +311,7 @@ FAULTS = [
     Fault(
         'path-traversal',
         'An archive with a path to outside is refused.',
-        'official_resnet/download.py',
+        'official_resnet/inputs/download.py',
         "name.anchor or '..' in name.parts or",
         'name.anchor or',
         'tests/download_test.py -k unsafe_member',
@@ -319,7 +319,7 @@ FAULTS = [
     Fault(
         'record-checksum',
         'A TFRecord whose data has another checksum is refused.',
-        'official_resnet/tfrecords.py',
+        'official_resnet/inputs/tfrecords.py',
         'if rest[size : size + FOOTER_BYTES] != _masked_crc(data):',
         'if not rest[size : size + FOOTER_BYTES]:',
         'tests/tfrecords_test.py -k flipped_bit',
@@ -361,7 +361,7 @@ FAULTS = [
     Fault(
         'exit-code-of-a-signal',
         'A program that a signal ended exits with 128 and its number.',
-        'official_resnet/train_program.py',
+        'official_resnet/command_line/train_program.py',
         'print(interruption)\n        return 128 + interruption.signal_number',
         'print(interruption)\n        return 1',
         'tests/mains_test.py -k sigterm',
@@ -369,9 +369,9 @@ FAULTS = [
     Fault(
         'slow-help',
         '--help answers at once, without TensorFlow.',
-        'official_resnet/resnet_flags.py',
-        'from official_resnet.errors import UserError',
-        'from official_resnet.errors import UserError\nimport keras  # noqa',
+        'official_resnet/command_line/flags.py',
+        'import os\n',
+        'import os\nimport keras  # noqa\n',
         'tests/architecture_test.py -k imports_nothing',
     ),
 ]

@@ -8,14 +8,9 @@ import numpy as np
 import pytest
 from tiny_training import StopAt, drawn_examples, make_config
 
-from official_resnet import (
-    callbacks,
-    checkpoints,
-    feature_cache,
-    preprocessing,
-    resnet_model,
-    resnet_run_loop,
-)
+from official_resnet import checkpoints, resnet_model, resnet_run_loop
+from official_resnet.inputs.normalization import per_image_standardization
+from official_resnet.training import callbacks, feature_cache
 
 HEAD_ONLY = {'transfer': 'head', 'augment': False}
 
@@ -91,7 +86,7 @@ def test_features_are_what_the_last_layer_is_fed(source):
     examples = drawn_examples(feature_cache.BATCH_SIZE + 3)
     made = feature_cache.features(model, examples)
     assert made.images.shape == (len(examples.labels), 1, 1, 16) and made.images.dtype == np.float32
-    images = preprocessing.per_image_standardization(examples.images)
+    images = per_image_standardization(examples.images)
     expected = resnet_model.features(model)(images, training=False)
     np.testing.assert_allclose(made.images[:, 0, 0], expected['pre_logits'], atol=1e-4)
     np.testing.assert_allclose(feature_cache.Head(model)(made.images), expected['logits'], atol=1e-4)

@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_checkpoint_writer as writer
 
 from checkpoints_tools import from_official_tf
-from official_resnet import resnet_model
+from official_resnet import resnet_variants
 from official_resnet.errors import UserError
 
 # stem kernel, block is a bottleneck, blocks of each group, version, scope
@@ -178,11 +178,11 @@ def official_shapes(kernel, is_bottleneck, group_blocks, version, filters=64, nu
 @pytest.mark.parametrize('size', [18, 34, 50, 101, 152, 200])
 @pytest.mark.parametrize('version', [1, 2])
 def test_published_nets_of_imagenet_are_recognised(size, version):
-    block, group_blocks = resnet_model.IMAGENET_BLOCKS[size]
+    block, group_blocks = resnet_variants.IMAGENET_BLOCKS[size]
     shapes = official_shapes(7, block == 'bottleneck', group_blocks, version)
     ours = {1: '1.5', 2: '2'}[version]
     source = from_official_tf.describe(shapes, f'resnet{size}_v{ours}')
-    assert source.spec == resnet_model.imagenet_spec(size, version=ours, shortcut='group', stem_pool='same')
+    assert source.spec == resnet_variants.imagenet_spec(size, version=ours, shortcut='group', stem_pool='same')
     assert source.labels == 'imagenet1001' and source.num_classes == 1001
     assert source.input.mean == (123.68, 116.78, 103.94)
     entries = from_official_tf.name_map(source, shapes)
@@ -204,7 +204,7 @@ def test_published_nets_of_imagenet_are_recognised(size, version):
 def test_published_nets_of_cifar_are_recognised(size, version):
     shapes = official_shapes(3, False, ((size - 2) // 6,) * 3, version, 16, 10, scope='')
     source = from_official_tf.describe(shapes)
-    spec = resnet_model.cifar_spec(size, version=str(version), shortcut='group')
+    spec = resnet_variants.cifar_spec(size, version=str(version), shortcut='group')
     assert (source.spec, source.variant, source.labels) == (spec, f'resnet{size}_v{version}', 'cifar10')
     assert source.input.normalization == 'per_image_standardization' and source.input.size == 32
     if size in (32, 56):  # the published numbers of trainable parameters

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_checkpoint_writer as writer
 
 from checkpoints_tools import from_slim, tf_checkpoint
-from official_resnet import resnet_model
+from official_resnet import resnet_variants
 from official_resnet.errors import UserError
 
 UNITS = (2, 1, 3)
@@ -75,7 +75,7 @@ def test_published_nets_are_recognised(version, units, size):
     source = from_slim.describe(shapes, f'resnet_v{version}_{size}')
     assert (source.family, source.num_classes) == ('slim', classes)
     assert source.labels == f'imagenet{classes}'
-    assert source.spec == resnet_model.imagenet_spec(
+    assert source.spec == resnet_variants.imagenet_spec(
         size, version=str(version), stride_block='last', stride_conv='3x3', stem_pool='same'
     )
     assert source.input.size == (224 if version == 1 else 299)

@@ -11,7 +11,7 @@ import pytest
 from from_caffe_test import assert_equal, assert_runs_alike, converted, fuzz, images_of
 
 from checkpoints_tools import convert, from_tensorpack
-from official_resnet import resnet_model
+from official_resnet import resnet_variants
 from official_resnet.errors import UserError
 
 
@@ -123,12 +123,12 @@ def test_families(tmp_path, mode, is_basic, variant, ours, suffix):
     ],
 )
 def test_published_nets(mode, size, variant):
-    kind, blocks = resnet_model.IMAGENET_BLOCKS[size]
+    kind, blocks = resnet_variants.IMAGENET_BLOCKS[size]
     shapes = {
         name: (value.shape, 'float32') for name, value in variables_of(mode, blocks, 64, 1000, kind == 'basic').items()
     }
     spec = from_tensorpack.describe(shapes, variant).spec
-    ours = resnet_model.VARIANTS[variant]
+    ours = resnet_variants.VARIANTS[variant]
     for field in ('group_blocks', 'filters', 'block', 'version', 'base_width', 'cardinality', 'se_reduction'):
         assert getattr(spec, field) == getattr(ours, field)
     assert spec.padding == spec.stem_pool == 'same' and spec.bn_epsilon == 1e-5

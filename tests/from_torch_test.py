@@ -14,7 +14,7 @@ import torch_files
 from torch_files import Call, Global, Stored, pickled
 
 from checkpoints_tools import convert, from_torch, torch_pickle, verify
-from official_resnet import resnet_model
+from official_resnet import resnet_variants
 from official_resnet.errors import UserError
 
 # torchvision's arguments of each net, and its parameters (sources: models/resnet.py; the table).
@@ -48,7 +48,7 @@ def test_published_nets_are_recognised(name):
     shapes = torch_files.net_shapes(*arguments)
     assert sum(np.prod(shape) for variable, shape in shapes.items() if 'running' not in variable) == num_parameters
     source = described(shapes)
-    expected = dataclasses.replace(resnet_model.VARIANTS[from_torch.NAMES[name]], bn_momentum=0.9)
+    expected = dataclasses.replace(resnet_variants.VARIANTS[from_torch.NAMES[name]], bn_momentum=0.9)
     assert (source.variant, source.spec, source.labels) == (name, expected, 'imagenet1000')
     entries = from_torch.name_map(source, shapes)
     assert sorted(entry.sources[0] for entry in entries) == sorted(shapes)

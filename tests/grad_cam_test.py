@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from official_resnet import grad_cam, layers, resnet_model
+from official_resnet import resnet_model, resnet_spec
 from official_resnet.errors import UserError
+from official_resnet.inference import grad_cam, rewrite
 
 
 def pooled(kernel, size=2):
@@ -57,7 +58,7 @@ def test_it_is_enlarged_bilinearly():
 def test_a_residual_net_is_cam_before_its_head(version):
     """In version 1, head_pool follows the last group; in version 2 a BN and a ReLU lie between."""
     keras.utils.set_random_seed(3)
-    model = resnet_model.resnet(resnet_model.ResNetSpec((1, 1), filters=4, version=version), 3, (8, 8, 3))
+    model = resnet_model.resnet(resnet_spec.ResNetSpec((1, 1), filters=4, version=version), 3, (8, 8, 3))
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype('float32')
     maps = keras.Model(model.input, model.get_layer('group2_block1_out').output)(images).numpy()
     kernel = model.get_layer('logits').kernel.numpy()[:, 1]
@@ -72,10 +73,10 @@ def test_a_residual_net_is_cam_before_its_head(version):
 
 
 def test_folded_and_frozen_nets_give_the_same():
-    model = resnet_model.resnet(resnet_model.ResNetSpec((1, 1), filters=4, shortcut='B'), 3, (8, 8, 3))
+    model = resnet_model.resnet(resnet_spec.ResNetSpec((1, 1), filters=4, shortcut='B'), 3, (8, 8, 3))
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype('float32')
     expected = grad_cam.grad_cam(model, images, 2)
-    folded = layers.fold_batch_norm(model)
+    folded = rewrite.fold_batch_norm(model)
     folded.trainable = False
     np.testing.assert_allclose(grad_cam.grad_cam(folded, images, 2), expected, atol=1e-5)
 

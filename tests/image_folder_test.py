@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from official_resnet import errors, image_folder, input_pipeline
+from official_resnet import errors
+from official_resnet.inputs import datasets, image_folder
 
 RED = (200, 30, 60)
 
@@ -151,12 +152,12 @@ def test_links_to_folders_and_pictures(tmp_path):
 
 def test_input_pipeline_reads_folders(tmp_path):
     fill(tmp_path, {'ant': 4, 'bee': 4}, size=(40, 36))
-    examples = input_pipeline.read(f'folder:{tmp_path}', 'test')
+    examples = datasets.read(f'folder:{tmp_path}', 'test')
     assert examples.class_names == ('ant', 'bee') and examples.num_classes == 2
     assert examples.images.shape == (2, 32, 32, 3) and examples.normalization == 'per_image_standardization'
     options = {'image_size': 16, 'channels': 1, 'validation_fraction': 0.5}
-    assert input_pipeline.read(f'folder:{tmp_path}', 'test', folder_options=options).images.shape == (4, 16, 16, 1)
-    images, labels = next(iter(input_pipeline.load(f'folder:{tmp_path}', 'train', batch_size=4, training=True)))
+    assert datasets.read(f'folder:{tmp_path}', 'test', folder_options=options).images.shape == (4, 16, 16, 1)
+    images, labels = next(iter(datasets.load(f'folder:{tmp_path}', 'train', batch_size=4, training=True)))
     assert images.shape == (4, 32, 32, 3) and labels.shape == (4,)
 
 

@@ -19,17 +19,13 @@ import tensorflow as tf
 from imagenet_shards import CLASSES, draw, write_folder, write_shards
 
 import official_resnet
-from official_resnet import (
-    callbacks,
-    checkpoints,
-    devices,
-    imagenet_main,
-    input_pipeline,
-    prediction,
-    preprocessing,
-    resnet_model,
-    train_program,
-)
+from official_resnet import checkpoints, imagenet_main, resnet_variants
+from official_resnet.command_line import train_program
+from official_resnet.inference import predict
+from official_resnet.inputs import augmentation, datasets
+from official_resnet.inputs.images import Views
+from official_resnet.inputs.normalization import NORMALIZATIONS
+from official_resnet.training import callbacks, devices
 
 PROGRAM = pathlib.Path(official_resnet.__file__).with_name('imagenet_main.py')
 SMALL = [
@@ -46,7 +42,7 @@ SMALL = [
 NUM_TRAIN, NUM_TEST = 24, 14
 # In place of ResNet-18 and -50, and 16 filters: with fewer, TensorFlow 2.21 ruins its memory at 224 pixels.
 BLOCKS = {18: ('basic', (1, 1)), 50: ('bottleneck', (1, 1))}
-imagenet_spec = resnet_model.imagenet_spec
+imagenet_spec = resnet_variants.imagenet_spec
 
 
 @pytest.fixture(scope='module')
@@ -70,8 +66,8 @@ def main(*args, program=train_program.imagenet_program):
         contextlib.redirect_stderr(io.StringIO()) as err,
     ):
         patch.setattr(devices, 'start_tensorflow', lambda *threads: None)
-        patch.setattr(resnet_model, 'IMAGENET_BLOCKS', resnet_model.IMAGENET_BLOCKS | BLOCKS)
-        patch.setattr(resnet_model, 'imagenet_spec', small_spec)
+        patch.setattr(resnet_variants, 'IMAGENET_BLOCKS', resnet_variants.IMAGENET_BLOCKS | BLOCKS)
+        patch.setattr(resnet_variants, 'imagenet_spec', small_spec)
         code = program(['imagenet_main.py', *map(str, args)], imagenet_main.__doc__)
     return code, out.getvalue(), err.getvalue()
 
@@ -113,14 +109,14 @@ def test_training_leaves_everything_behind(trained):
         assert line['accuracy'] <= line['accuracy_top_5'] <= 1
         for name in ('accuracy', 'accuracy_top_5'):  # of all test pictures, each once
             assert line[name] * NUM_TEST == pytest.approx(round(line[name] * NUM_TEST))
-    model, card = prediction.load(model_dir)
+    model, card = predict.load(model_dir)
     assert (card.names, card.num_classes, card.size, card.resize) == (
         tuple(name for _, name in CLASSES),
         6,
         (40, 40),
         46,
     )  # 40 * 256 / 224
-    assert len(prediction.predict(model, card, [np.zeros((50, 60, 3), np.uint8)])[0]) == 5
+    assert len(predict.predict(model, card, [np.zeros((50, 60, 3), np.uint8)])[0]) == 5
 
 
 def test_the_program_continues_where_it_ended(data_dir, trained, tmp_path):
@@ -146,7 +142,7 @@ def test_other_recipes_take_a_step(data_dir, tmp_path, recipe, num_logits, size)
         '1',
     )
     assert code == 0 and '(step 1)' in out, err
-    model, card = prediction.load(tmp_path)
+    model, card = predict.load(tmp_path)
     assert model.output_shape == (None, num_logits) and card.size == (32, 32)
     assert card.names[:1] == (('background',) if recipe == 'official' else (CLASSES[0][1],))
 
@@ -171,7 +167,7 @@ def test_own_pictures_need_no_shards(tmp_path):
     ]
     code, out, err = main(*args)
     assert code == 0 and f'dataset=folder:{tmp_path / "pictures"}' in out, err
-    assert prediction.load(tmp_path / 'model')[1].names == names
+    assert predict.load(tmp_path / 'model')[1].names == names
     code, out, err = main('--eval_only', '--model_dir', tmp_path / 'model', '--image_folder', tmp_path / 'pictures')
     assert code == 0 and '(6 images)' in out and 'in the top 5 1.0000' in out, err
 
@@ -203,7 +199,7 @@ def test_a_new_head_on_features_that_are_computed_once(data_dir, trained, tmp_pa
 
 KILLED = """
 import os, signal, sys
-from official_resnet import devices
+from official_resnet.training import devices
 devices.start_tensorflow()  # as the program does
 import imagenet_main_test
 imagenet_main_test.end_at(int(sys.argv[1]), signal.SIGKILL)
@@ -299,12 +295,12 @@ def test_the_export_takes_pictures_or_files(data_dir, trained, tmp_path, takes_b
         '--eval_only', '--data_dir', data_dir, '--model_dir', trained[0], '--export_dir', tmp_path, *flag
     )
     assert code == 0 and 'SavedModel, reloaded and compared' in out, err
-    views = preprocessing.Views(32, 40, min_area=0.08, use_boxes=False)
-    test = input_pipeline.read('imagenet', 'test', data_dir=data_dir, views=views)
-    model, card = prediction.load(trained[0])
+    views = Views(32, 40, min_area=0.08, use_boxes=False)
+    test = datasets.read('imagenet', 'test', data_dir=data_dir, views=views)
+    model, card = predict.load(trained[0])
     jpegs = [jpeg for jpeg, _, _ in draw(NUM_TEST, seed=1)]
-    pictures = tf.stack([preprocessing.test_view(jpeg, test.views) for jpeg in jpegs])
-    expected = tf.nn.softmax(model(preprocessing.NORMALIZATIONS[card.normalization](pictures))).numpy()
+    pictures = tf.stack([augmentation.test_view(jpeg, test.views) for jpeg in jpegs])
+    expected = tf.nn.softmax(model(NORMALIZATIONS[card.normalization](pictures))).numpy()
     served = tf.saved_model.load(str(next(tmp_path.iterdir()))).signatures['serving_default']
     for count in (1, NUM_TEST):
         got = served(image_bytes=tf.constant(jpegs[:count])) if takes_bytes else served(input=pictures[:count])

@@ -15,7 +15,8 @@ from PIL import Image
 
 import official_resnet
 from checkpoints_tools import read_ckpt
-from official_resnet import callbacks, devices, train_program
+from official_resnet.command_line import train_program
+from official_resnet.training import callbacks, devices
 
 pytestmark = pytest.mark.parity
 PROGRAM = pathlib.Path(official_resnet.__file__).with_name('imagenet_main.py')
@@ -48,7 +49,7 @@ def peer(sample):
     """(torchvision's ResNet-18, its logits [105, 1000]): random, but for a head that knows some of the pictures."""
     import torch
 
-    from official_resnet import benchmark_torch
+    from benchmarks import benchmark_torch
 
     torchvision = benchmark_torch.import_torchvision()
     transforms = torchvision.transforms

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ilsvrc import sample
 from PIL import Image
 
-from official_resnet import jpeg
+from official_resnet.inputs import jpeg
 
 COLOUR = (200, 30, 60)
 

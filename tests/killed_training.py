@@ -4,13 +4,14 @@ import os
 import signal
 import sys
 
-from official_resnet import devices
+from official_resnet.training import devices
 
 devices.start_tensorflow()  # as the programs do
 
 import keras  # noqa: E402
 
-from official_resnet import callbacks, resnet_model, resnet_run_loop  # noqa: E402
+from official_resnet import resnet_run_loop, resnet_variants  # noqa: E402
+from official_resnet.training import callbacks  # noqa: E402
 
 
 class KillAt(keras.callbacks.Callback):
@@ -20,7 +21,7 @@ class KillAt(keras.callbacks.Callback):
 
 
 config = resnet_run_loop.TrainConfig(
-    resnet_model.cifar_spec(8),
+    resnet_variants.cifar_spec(8),
     data_dir=sys.argv[1],
     model_dir=sys.argv[2],
     train_epochs=2,

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_weights import randomize
 
-from official_resnet import layers, resnet_model
+from official_resnet import layers, resnet_model, resnet_spec, resnet_variants
+from official_resnet.inference import rewrite
 
 TOLERANCE = {'float32': 2e-5, 'bfloat16': 4e-2, 'float16': 4e-3}
 POLICY = {'float32': 'float32', 'bfloat16': 'mixed_bfloat16', 'float16': 'mixed_float16'}
@@ -105,7 +106,7 @@ def test_same_config():
 
 
 def test_saved_model_loads_and_to_stock_needs_nothing_of_ours(tmp_path):
-    model = resnet_model.cifar_resnet(8, version='2', shortcut='group')
+    model = resnet_variants.cifar_resnet(8, version='2', shortcut='group')
     model.set_weights([np.random.default_rng(2).uniform(0.1, 0.5, w.shape) for w in model.get_weights()])
     model.get_layer('group1_block1_bn1').trainable = False
     images = tf.random.stateless_normal([2, 32, 32, 3], [9, 9])
@@ -116,7 +117,7 @@ def test_saved_model_loads_and_to_stock_needs_nothing_of_ours(tmp_path):
     np.testing.assert_array_equal(loaded(images), expected)
     assert type(loaded.get_layer('head_bn')) is layers.BatchNormalization
 
-    stock = layers.to_stock(model)
+    stock = rewrite.to_stock(model)
     assert all(type(layer).__module__.startswith('keras.') for layer in stock.layers)
     assert not stock.get_layer('group1_block1_bn1').trainable
     np.testing.assert_allclose(stock(images), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
@@ -136,12 +137,12 @@ def test_saved_model_loads_and_to_stock_needs_nothing_of_ours(tmp_path):
 )
 def test_folded_model_is_equal(variant, num_left):
     """Of v2, the BN before each block's first convolution follows a sum, and the last one too: 9 + 1 in ResNet-20."""
-    spec = resnet_model.VARIANTS[variant]
-    shape = resnet_model.IMAGE_SHAPES[spec.stem]
-    model = resnet_model.build_model(variant, 10)
+    spec = resnet_variants.VARIANTS[variant]
+    shape = resnet_variants.IMAGE_SHAPES[spec.stem]
+    model = resnet_variants.build_model(variant, 10)
     randomize(model)
     before = model.get_weights()
-    folded = layers.fold_batch_norm(model)
+    folded = rewrite.fold_batch_norm(model)
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
     images = np.random.default_rng(1).normal(size=(2, 33, 33, shape[-1]) if shape[0] is None else (2, *shape))
     expected = model(images.astype('float32')).numpy()
@@ -155,9 +156,9 @@ def test_folded_model_is_equal(variant, num_left):
 
 
 def test_folded_in_bfloat16_stores_half_and_answers_in_float32():
-    model = resnet_model.cifar_resnet(20, version='2')
+    model = resnet_variants.cifar_resnet(20, version='2')
     randomize(model)
-    folded = layers.fold_batch_norm(model, 'bfloat16')
+    folded = rewrite.fold_batch_norm(model, 'bfloat16')
     images = np.random.default_rng(1).normal(size=(4, 32, 32, 3)).astype('float32')
     expected, got = model(images).numpy(), folded(images)
     assert got.dtype == 'float32' and folded.get_layer('stem_conv').kernel.dtype == 'bfloat16'
@@ -171,27 +172,27 @@ def test_a_convolution_with_two_readers_keeps_its_bn():
     model = keras.Model(inputs, outputs)
     randomize(model)
     images = np.random.default_rng(2).normal(size=(2, 4, 4, 2)).astype('float32')
-    folded = layers.fold_batch_norm(model)
+    folded = rewrite.fold_batch_norm(model)
     assert not folded.get_layer('conv').use_bias
     np.testing.assert_allclose(folded(images), model(images), atol=1e-6)
 
 
 def test_a_bias_belongs_to_the_filters_also_where_the_image_is_as_wide():
     """Keras 3.15 takes the width for the filters; 4 wide, 4 filters. A stem with a bias, a gate, and one folded."""
-    trial = resnet_model.Experiment(gate='exclusive')
-    spec = resnet_model.ResNetSpec((1,), 4, stem_bias=True, experiment=trial)
+    trial = resnet_spec.Experiment(gate='exclusive')
+    spec = resnet_spec.ResNetSpec((1,), 4, stem_bias=True, experiment=trial)
     last = randomize(resnet_model.resnet(spec, 3, (4, 4, 3)))
     first = resnet_model.resnet(dataclasses.replace(spec, data_format='channels_first'), 3, (3, 4, 4))
     first.set_weights(last.get_weights())
     images = np.random.default_rng(1).normal(size=(2, 4, 4, 3)).astype('float32')
-    for net in (first, layers.fold_batch_norm(first)):
+    for net in (first, rewrite.fold_batch_norm(first)):
         got = tf.function(lambda x, net=net: net(x, training=False), jit_compile=True)(images.transpose(0, 3, 1, 2))
         np.testing.assert_allclose(got, last(images), rtol=0, atol=1e-5)
-    stock = layers.to_stock(first)
+    stock = rewrite.to_stock(first)
     assert {type(layer).__module__.split('.')[0] for layer in stock.layers} == {'keras'}
 
 
-BOTTLENECKS = resnet_model.ResNetSpec((2, 2, 1), 8, 'imagenet', 'bottleneck', '1', 'B')
+BOTTLENECKS = resnet_spec.ResNetSpec((2, 2, 1), 8, 'imagenet', 'bottleneck', '1', 'B')
 
 
 def conv_strides(model):
@@ -212,7 +213,7 @@ def test_version_1_without_unread_pixels_is_slims_resnet(is_folded):
     spec = dataclasses.replace(BOTTLENECKS, version='1.5', stride_block='last')
     slim = resnet_model.resnet(spec, 10, (None, None, 3))
     slim.set_weights(model.get_weights())
-    rewritten = layers.propagate_strides(layers.fold_batch_norm(model) if is_folded else model)
+    rewritten = rewrite.propagate_strides(rewrite.fold_batch_norm(model) if is_folded else model)
     assert conv_strides(rewritten) == conv_strides(slim) != conv_strides(model)
     assert_same_outputs(model, rewritten, 64, 75)
     assert_same_outputs(model, slim, 64, 75)
@@ -220,7 +221,7 @@ def test_version_1_without_unread_pixels_is_slims_resnet(is_folded):
 
 def test_unread_pixels_of_keras_applications():
     model = randomize(keras.applications.ResNet50(weights=None, input_shape=(75, 75, 3), classifier_activation=None))
-    rewritten = layers.propagate_strides(layers.fold_batch_norm(model))
+    rewritten = rewrite.propagate_strides(rewrite.fold_batch_norm(model))
     before, after = conv_strides(model), conv_strides(rewritten)
     assert {name for name in before if after[name] > before[name]} == {
         'conv2_block3_2_conv',
@@ -239,13 +240,13 @@ def test_unread_pixels_of_keras_applications():
 @pytest.mark.parametrize('changes', [{'version': '1.5'}, {'version': '2'}, {'block': 'basic'}])
 def test_where_every_pixel_is_read_strides_stay(changes):
     model = resnet_model.resnet(dataclasses.replace(BOTTLENECKS, **changes), 10, (None, None, 3))
-    assert conv_strides(layers.propagate_strides(model)) == conv_strides(model)
+    assert conv_strides(rewrite.propagate_strides(model)) == conv_strides(model)
 
 
 def test_pixels_that_an_output_shows_are_kept():
     model = resnet_model.resnet(BOTTLENECKS, 10, (None, None, 3))
     maps = resnet_model.features(randomize(model))
-    rewritten = layers.propagate_strides(maps)
+    rewritten = rewrite.propagate_strides(maps)
     images = np.random.default_rng(1).normal(size=(1, 64, 64, 3)).astype('float32')
     for name, expected in maps(images).items():
         np.testing.assert_allclose(rewritten(images)[name], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
@@ -254,7 +255,7 @@ def test_pixels_that_an_output_shows_are_kept():
 def test_unread_pixels_in_channels_first_and_bfloat16():
     spec = dataclasses.replace(BOTTLENECKS, data_format='channels_first')
     model = randomize(resnet_model.resnet(spec, 10, (3, 64, 64)))
-    rewritten = layers.propagate_strides(layers.fold_batch_norm(model))
+    rewritten = rewrite.propagate_strides(rewrite.fold_batch_norm(model))
     assert rewritten.get_layer('group1_block2_out').output.shape == (None, 32, 8, 8)
     images = np.random.default_rng(1).normal(size=(2, 3, 64, 64)).astype('float32')
     expected, got = (
@@ -262,7 +263,7 @@ def test_unread_pixels_in_channels_first_and_bfloat16():
         for net in (model, rewritten)
     )
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-    half = layers.propagate_strides(layers.fold_batch_norm(model, 'bfloat16'))
+    half = rewrite.propagate_strides(rewrite.fold_batch_norm(model, 'bfloat16'))
     assert {layer.output.dtype for layer in half.layers} == {'bfloat16', 'float32'}
     assert all(layer.output.dtype == 'bfloat16' for layer in half.layers[1:-1])
 
@@ -272,7 +273,7 @@ def test_a_sum_with_one_pixel_is_no_sum_of_pixels():
     x = keras.layers.Conv2D(3, 3, padding='same')(inputs)
     x = keras.layers.Add()([x, keras.layers.GlobalAveragePooling2D(keepdims=True)(x)])
     model = randomize(keras.Model(inputs, keras.layers.Conv2D(4, 1, 2)(x)))
-    assert_same_outputs(model, layers.propagate_strides(model), 8)
+    assert_same_outputs(model, rewrite.propagate_strides(model), 8)
 
 
 LAYERS = st.tuples(
@@ -313,6 +314,6 @@ def test_any_net_rewritten_is_equal(steps, size, is_shown):
     outputs = [keras.layers.Conv2D(2, 1, 2)(tensors[-1]), *([tensors[-1]] if is_shown else [])]
     model = randomize(keras.Model(tensors[0], outputs))
     images = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype('float32')
-    for rewritten in (layers.propagate_strides(model), layers.propagate_strides(layers.fold_batch_norm(model))):
+    for rewritten in (rewrite.propagate_strides(model), rewrite.propagate_strides(rewrite.fold_batch_norm(model))):
         for expected, got in zip(model(images), rewritten(images), strict=True):
             np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * max(np.abs(expected).max(), 1))

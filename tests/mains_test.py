@@ -18,10 +18,14 @@ import tensorflow as tf
 from PIL import Image
 
 import official_resnet
-from official_resnet import devices, download, layers, prediction, train_program
+from official_resnet import layers
+from official_resnet.command_line import train_program
+from official_resnet.inference import predict
+from official_resnet.inputs import download
+from official_resnet.training import devices
 
 PACKAGE = pathlib.Path(official_resnet.__file__).parent
-PROGRAMS = ['cifar10_main', 'cifar100_main', 'mnist_main', 'cifar10_download_and_extract', 'benchmark_main']
+PROGRAMS = ['cifar10_main', 'cifar100_main', 'mnist_main', 'cifar10_download_and_extract']
 TINY = [
     '-rs',
     '8',
@@ -151,9 +155,9 @@ def test_stored_configuration_and_benchmark_log(trained):
 
 def test_savedmodel_takes_pictures_and_equals_the_model(trained, cifar_dir):
     folder, _ = trained
-    from official_resnet import input_pipeline
+    from official_resnet.inputs import datasets
 
-    test = input_pipeline.read('cifar10', 'test', data_dir=str(cifar_dir))
+    test = datasets.read('cifar10', 'test', data_dir=str(cifar_dir))
     model = keras.models.load_model(folder / 'model' / 'model.keras')
     assert type(model.get_layer('stem_bn')) is layers.BatchNormalization
     expected = tf.nn.softmax(model(tf.image.per_image_standardization(tf.cast(test.images, tf.float32)))).numpy()
@@ -384,8 +388,8 @@ def test_an_appended_head_by_flags(call, pictures, old_net, tmp_path):
     assert code == 0 and 'pretrained_classes=3' in out, err
     model = keras.models.load_model(tmp_path / 'appended' / 'model.keras')
     assert [layer.name for layer in model.layers[-2:]] == ['logits', 'appended_logits']
-    model, card = prediction.load(tmp_path / 'appended')  # with what it needs to name a picture
-    assert prediction.predict(model, card, [pictures / 'new/test/dark/0.jpg'])[0][0].name in ('bright', 'dark')
+    model, card = predict.load(tmp_path / 'appended')  # with what it needs to name a picture
+    assert predict.predict(model, card, [pictures / 'new/test/dark/0.jpg'])[0][0].name in ('bright', 'dark')
     code, out, err = call('--eval_only', '--model_dir', tmp_path / 'appended')
     assert code == 0 and '(10 images)' in out, err
 

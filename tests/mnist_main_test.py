@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from official_resnet import devices, download, input_pipeline, mnist_main, records, train_program
+from official_resnet import mnist_main
+from official_resnet.command_line import train_program
+from official_resnet.inputs import datasets, download, idx
+from official_resnet.training import devices
 
 TINY = ['--train_epochs', '2', '--batch_size', '16']
 
@@ -45,7 +48,7 @@ def test_train_continue_evaluate_export(call, mnist_dir, tmp_path):
     model = keras.models.load_model(tmp_path / 'model' / 'model.keras')
     assert model.input_shape == (None, 32, 32, 1)
     assert sum(np.prod(v.shape) for v in model.trainable_variables) == 195_450
-    test = input_pipeline.read('mnist', 'test', data_dir=mnist_dir)
+    test = datasets.read('mnist', 'test', data_dir=mnist_dir)
     centred = np.pad(test.images, ((0, 0), (2, 2), (2, 2), (0, 0))) / np.float32(255)
     served = tf.saved_model.load(str(next((tmp_path / 'export').iterdir()))).signatures['serving_default']
     got = served(input=tf.constant(test.images, tf.float32))
@@ -94,12 +97,12 @@ MISTAKES = {
     'cut off': (lambda folder: _truncate(folder / 'train-images-idx3-ubyte'), [], 'is cut off after 94079 of the'),
     'damaged gzip': (lambda folder: _truncate(folder / 't10k-images-idx3-ubyte.gz'), [], 'is a damaged gzip file'),
     'too few labels': (
-        lambda folder: records.write_idx(folder / 'train-labels-idx1-ubyte', np.zeros(9, np.uint8)),
+        lambda folder: idx.write_idx(folder / 'train-labels-idx1-ubyte', np.zeros(9, np.uint8)),
         [],
         "' 9 labels; take both files",
     ),
     'label 10': (
-        lambda folder: records.write_idx(folder / 't10k-labels-idx1-ubyte.gz', np.full(30, 10, np.uint8)),
+        lambda folder: idx.write_idx(folder / 't10k-labels-idx1-ubyte.gz', np.full(30, 10, np.uint8)),
         [],
         'has label 10 at 0',
     ),

@@ -4,8 +4,9 @@ import keras
 import numpy as np
 import pytest
 
-from official_resnet import optimizers, recipes
 from official_resnet.errors import UserError
+from official_resnet.training import optimizers, recipes, schedules
+from official_resnet.training.config import Schedule
 
 
 def _by_hand(w, gradients, rates, momentum, nesterov, l2):
@@ -44,7 +45,7 @@ def test_which_variables_decay(decay, decaying):
 
 
 def test_config_round_trip():
-    schedule = optimizers.WarmUp(optimizers.PiecewiseLinear([0, 10], [1, 0]), 5)
+    schedule = schedules.WarmUp(schedules.PiecewiseLinear([0, 10], [1, 0]), 5)
     optimizer = optimizers.CoupledSGD(schedule, 0.8, True, l2=1e-4, decay='kernels')
     copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
     assert copy.get_config() == optimizer.get_config()
@@ -53,10 +54,10 @@ def test_config_round_trip():
 
 def _recipe_schedule(name, steps_per_epoch, total_steps):
     recipe = recipes.CIFAR['official'] | recipes.CIFAR[name]
-    schedule = optimizers.Schedule(
+    schedule = Schedule(
         recipe['lr_schedule'], recipe['lr_boundaries'], recipe['lr_factors'], warmup_epochs=recipe['warmup_epochs']
     )
-    return schedule.build(recipe['base_learning_rate'], steps_per_epoch, total_steps)
+    return schedules.build(schedule, recipe['base_learning_rate'], steps_per_epoch, total_steps)
 
 
 def test_official_boundaries():
@@ -81,7 +82,7 @@ def test_one_cycle():
 
 
 def test_cosine_and_warm_up():
-    schedule = optimizers.Schedule('cosine', warmup_epochs=2).build(0.2, 10, 100)
+    schedule = schedules.build(Schedule('cosine', warmup_epochs=2), 0.2, 10, 100)
     rates = [float(schedule(step)) for step in (0, 10, 20, 50, 100)]
     at_20 = 0.1 * (1 + np.cos(np.pi * 0.2))
     np.testing.assert_allclose(rates, [0, at_20 / 2, at_20, 0.1, 0], atol=1e-6)
@@ -90,13 +91,13 @@ def test_cosine_and_warm_up():
 @pytest.mark.parametrize(
     'make',
     [
-        lambda: optimizers.Schedule('steps'),
-        lambda: optimizers.Schedule(boundaries=(2, 1), factors=(1, 1, 1)),
-        lambda: optimizers.Schedule(boundaries=(1,)),
-        lambda: optimizers.Schedule(warmup_epochs=-1),
+        lambda: Schedule('steps'),
+        lambda: Schedule(boundaries=(2, 1), factors=(1, 1, 1)),
+        lambda: Schedule(boundaries=(1,)),
+        lambda: Schedule(warmup_epochs=-1),
         lambda: optimizers.CoupledSGD(decay='bn'),
         lambda: optimizers.CoupledSGD(l2=-1),
-        lambda: optimizers.PiecewiseLinear([2, 1], [0, 0]),
+        lambda: schedules.PiecewiseLinear([2, 1], [0, 0]),
     ],
 )
 def test_wrong_values(make):

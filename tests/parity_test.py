@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 from random_weights import randomize
 
-from official_resnet import optimizers, resnet_model
+from official_resnet import resnet_model, resnet_variants
+from official_resnet.training import optimizers
 
 SEED = 0
 pytestmark = pytest.mark.parity
@@ -53,10 +54,10 @@ def pairs(model, peer):
 
 @pytest.mark.parametrize('size', [32, 27])
 def test_same_logits_at_an_even_and_an_odd_size(torch, size):
-    from official_resnet import benchmark_torch
+    from benchmarks import benchmark_torch
 
     keras.utils.set_random_seed(SEED)
-    model = resnet_model.resnet(resnet_model.cifar_spec(20), 10, (size, size, 3))
+    model = resnet_model.resnet(resnet_variants.cifar_spec(20), 10, (size, size, 3))
     peer = benchmark_torch.CifarResNet(20).eval()
     assert sum(p.numel() for p in peer.parameters()) == 269_722
     copy_weights(torch, model, peer)
@@ -69,10 +70,10 @@ def test_same_logits_at_an_even_and_an_odd_size(torch, size):
 @pytest.mark.parametrize('nesterov', [False, True])
 def test_same_weights_after_three_steps(torch, nesterov):
     """Loss, gradients, coupled L2, momentum and BN statistics: a whole training, three steps long."""
-    from official_resnet import benchmark_torch
+    from benchmarks import benchmark_torch
 
     keras.utils.set_random_seed(SEED)
-    model = resnet_model.cifar_resnet(8, bn_momentum=0.9)
+    model = resnet_variants.cifar_resnet(8, bn_momentum=0.9)
     peer = benchmark_torch.CifarResNet(8).train()
     copy_weights(torch, model, peer)
     ours = optimizers.CoupledSGD(RATE, 0.9, nesterov, l2=L2)

@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 
 import official_resnet
-from official_resnet import cards, devices, predict_main, prediction, resnet_model
+from official_resnet import predict_main, resnet_model, resnet_spec
+from official_resnet.inference import model_card, predict
+from official_resnet.training import devices
 
 PROGRAM = pathlib.Path(official_resnet.__file__).with_name('predict_main.py')
-SPEC = resnet_model.ResNetSpec((1, 1), filters=4)
+SPEC = resnet_spec.ResNetSpec((1, 1), filters=4)
 NAMES = ('dark', 'red', 'green\tand\x1b blue')
 
 
@@ -26,7 +28,7 @@ def model_dir(tmp_path_factory):
     keras.utils.set_random_seed(0)
     model = resnet_model.resnet(SPEC, 3, (16, 16, 3))
     model.save(folder / 'model.keras')
-    cards.write_card(folder / 'model.card.json', SPEC, 'unit_range', (16, 16, 3), (16, 16, 3), NAMES)
+    model_card.write_card(folder / 'model.card.json', SPEC, 'unit_range', (16, 16, 3), (16, 16, 3), NAMES)
     return folder
 
 
@@ -57,8 +59,8 @@ def call(monkeypatch, capsys):
 
 
 def expected_guesses(model_dir, paths, top):
-    model, card = prediction.load(model_dir)
-    return prediction.predict(model, card, paths, top)
+    model, card = predict.load(model_dir)
+    return predict.predict(model, card, paths, top)
 
 
 def test_json(call, model_dir, pictures):
@@ -131,9 +133,9 @@ def test_an_explanation_overwrites_no_picture(call, model_dir, pictures):
 
 
 def test_grey_padded_pictures_are_explained_without_the_padding(call, tmp_path):
-    spec = resnet_model.ResNetSpec((1, 1), filters=4, stem='mnist')
+    spec = resnet_spec.ResNetSpec((1, 1), filters=4, stem='mnist')
     resnet_model.resnet(spec, 10, (32, 32, 1)).save(tmp_path / 'm.keras')
-    cards.write_card(tmp_path / 'm.card.json', spec, 'unit_range', (28, 28, 1), (32, 32, 1), list('0123456789'))
+    model_card.write_card(tmp_path / 'm.card.json', spec, 'unit_range', (28, 28, 1), (32, 32, 1), list('0123456789'))
     Image.new('L', (28, 28), 90).save(tmp_path / 'a.png')
     code, out, err = call('--model', tmp_path / 'm.keras', tmp_path / 'a.png', '--explain', '--output_dir', tmp_path)
     assert code == 0, err

@@ -11,16 +11,20 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from official_resnet import cards, image_folder, prediction, preprocessing, resnet_model
+from official_resnet import resnet_model, resnet_spec, resnet_variants
 from official_resnet.errors import UserError
+from official_resnet.inference import export, model_card, predict, rewrite
+from official_resnet.inputs import augmentation, image_folder
+from official_resnet.inputs.images import RESIZES, Views
+from official_resnet.inputs.normalization import affine_name, per_image_standardization
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
 
 
 def test_export(tmp_path):
-    model = resnet_model.cifar_resnet(8, num_classes=7)
-    path = prediction.export(model, 'per_image_standardization', (32, 32, 3), tmp_path / 'new' / 'folder', IMAGES)
-    other = prediction.export(model, 'per_image_standardization', (32, 32, 3), tmp_path / 'new' / 'folder', IMAGES)
+    model = resnet_variants.cifar_resnet(8, num_classes=7)
+    path = export.export(model, 'per_image_standardization', (32, 32, 3), tmp_path / 'new' / 'folder', IMAGES)
+    other = export.export(model, 'per_image_standardization', (32, 32, 3), tmp_path / 'new' / 'folder', IMAGES)
     assert path != other and path.name.isdigit()
     loaded = tf.saved_model.load(str(path))
     assert set(loaded.signatures) == {'serving_default', 'predict'}
@@ -32,28 +36,28 @@ def test_export(tmp_path):
 
 
 def test_an_export_that_differs_is_refused(tmp_path, monkeypatch):
-    model = resnet_model.cifar_resnet(8)
+    model = resnet_variants.cifar_resnet(8)
 
     class Broken:
         signatures = {'serving_default': lambda input: {'probabilities': tf.fill([len(input), 10], 0.5)}}
 
     monkeypatch.setattr(tf.saved_model, 'load', lambda path: Broken)
     with pytest.raises(UserError, match='differs from the model by .* do not use it'):
-        prediction.export(model, 'none', (32, 32, 3), tmp_path, IMAGES)
+        export.export(model, 'none', (32, 32, 3), tmp_path, IMAGES)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / 'file').write_text('x')
     with pytest.raises(UserError, match='pass another --export_dir'):
-        prediction.export(resnet_model.cifar_resnet(8), 'none', (32, 32, 3), tmp_path / 'file', IMAGES)
+        export.export(resnet_variants.cifar_resnet(8), 'none', (32, 32, 3), tmp_path / 'file', IMAGES)
 
 
 @pytest.mark.parametrize('shape', [(28, 28, 1), (6, 5, 1)])
 def test_small_pictures_are_centred_in_what_the_net_takes(tmp_path, shape):
     net_shape = (32, 32, 1) if shape[0] == 28 else shape
-    model = resnet_model.resnet(resnet_model.ResNetSpec((1, 1), filters=4), 10, net_shape)
+    model = resnet_model.resnet(resnet_spec.ResNetSpec((1, 1), filters=4), 10, net_shape)
     images = IMAGES[:, : shape[0], : shape[1], :1]
-    path = prediction.export(model, 'unit_range', shape, tmp_path, images)
+    path = export.export(model, 'unit_range', shape, tmp_path, images)
     got = tf.saved_model.load(str(path)).signatures['serving_default'](input=tf.constant(images, tf.float32))
     rows, columns = ((net_shape[axis] - shape[axis]) // 2 for axis in (0, 1))
     centred = np.pad(images, ((0, 0), (rows, rows), (columns, columns), (0, 0))) / np.float32(255)
@@ -74,23 +78,23 @@ PICTURES = [
     encoded(NOISE.resize((9, 40))),
     encoded(NOISE.convert('RGBA'), 'PNG'),
 ]
-TORCH_INPUT = preprocessing.affine_name('RGB', 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+TORCH_INPUT = affine_name('RGB', 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-@pytest.mark.parametrize('resize', preprocessing.RESIZES)
+@pytest.mark.parametrize('resize', RESIZES)
 @pytest.mark.parametrize('input_size', [16, None])
 def test_export_of_bytes(tmp_path, input_size, resize):
     """As the net in this process sees the test views: grey ones, PNG, 0, 1 and several at once."""
-    spec = resnet_model.ResNetSpec((1, 1), filters=4)
+    spec = resnet_spec.ResNetSpec((1, 1), filters=4)
     model = resnet_model.resnet(spec, 7, (input_size, input_size, 3))
     for variable in model.variables:
         if variable.name in ('beta', 'moving_mean'):
             variable.assign(np.random.default_rng(0).normal(0, 0.5, variable.shape))
-    views = preprocessing.Views(test_size=16, resize=resize)
-    path = prediction.export_bytes(model, TORCH_INPUT, views, tmp_path / 'new', PICTURES)
+    views = Views(test_size=16, resize=resize)
+    path = export.export_bytes(model, TORCH_INPUT, views, tmp_path / 'new', PICTURES)
     loaded = tf.saved_model.load(str(path))
     assert set(loaded.signatures) == {'serving_default', 'predict'} and path.name.isdigit()
-    images = tf.stack([preprocessing.test_view(picture, views) for picture in PICTURES])
+    images = tf.stack([augmentation.test_view(picture, views) for picture in PICTURES])
     expected = tf.nn.softmax(model((images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225])).numpy()
     assert np.ptp(expected, axis=0).max() > 0.01  # the pictures are told from each other
     for name in loaded.signatures:
@@ -105,11 +109,11 @@ def test_export_of_bytes(tmp_path, input_size, resize):
             loaded.signatures['predict'](image_bytes=tf.constant([PICTURES[0], garbage]))
 
 
-@pytest.mark.parametrize('views', [None, preprocessing.Views(test_size=8, test_resize=8)])
+@pytest.mark.parametrize('views', [None, Views(test_size=8, test_resize=8)])
 def test_a_net_in_channels_first_gets_its_own_layout(views):
     """Traced, not run: the convolutions of a CPU have no such layout."""
     model = resnet_model.resnet(dataclasses.replace(SPEC, data_format='channels_first'), 3, (3, 8, 8))
-    serving = prediction.Serving(model, 'none', (8, 8, 3), views)
+    serving = export.Serving(model, 'none', (8, 8, 3), views)
     graph = serving.serve.get_concrete_function().graph
     transposed = next(op for op in graph.get_operations() if op.type == 'Transpose').outputs[0]
     assert transposed.shape.as_list() == [None, 3, 8, 8]
@@ -122,14 +126,14 @@ def test_a_net_in_channels_first_gets_its_own_layout(views):
 def test_bytes_for_a_net_of_other_pictures(tmp_path, shape):
     model = resnet_model.resnet(SPEC, 3, shape)
     with pytest.raises(UserError, match=r'^the net takes pictures \(.*\), not \(8, 8, 3\), [^\n]*; export it without'):
-        prediction.export_bytes(model, 'none', preprocessing.Views(test_size=8), tmp_path, PICTURES)
+        export.export_bytes(model, 'none', Views(test_size=8), tmp_path, PICTURES)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('image_shape', [None, (32, 32, 3)])
 def test_compiled_model_is_equal_and_keeps_its_weights(image_shape):
-    model = resnet_model.resnet(resnet_model.cifar_spec(8), 10, (None, None, 3))
-    call = prediction.compile_model(model, image_shape)
+    model = resnet_model.resnet(resnet_variants.cifar_spec(8), 10, (None, None, 3))
+    call = rewrite.compile_model(model, image_shape)
     images = np.random.default_rng(1).normal(size=(3, 32, 32, 3)).astype('float32')
     expected = model(images).numpy()
     np.testing.assert_allclose(call(images), expected, atol=1e-5)
@@ -137,7 +141,7 @@ def test_compiled_model_is_equal_and_keeps_its_weights(image_shape):
     np.testing.assert_allclose(call(images[:2]), expected[:2], atol=1e-5)
 
 
-SPEC = resnet_model.ResNetSpec((1, 1), filters=4)
+SPEC = resnet_spec.ResNetSpec((1, 1), filters=4)
 CAFFE = {
     'channels': 'BGR',
     'scale': 0.5,
@@ -154,11 +158,11 @@ def card_of(tmp_path, fed, labels='unknown', num_classes=3, **changes):
     content = {'spec': dataclasses.asdict(SPEC), 'num_classes': num_classes, 'labels': labels, 'input': fed} | changes
     path = tmp_path / 'x.card.json'
     path.write_text(json.dumps({name: value for name, value in content.items() if value != 'absent'}))
-    return cards.read_card(path)
+    return model_card.read_card(path)
 
 
 def own_card(shape=(8, 8, 3), input_shape=None, normalization='unit_range', **options):
-    return cards.write_card(
+    return model_card.write_card(
         options.pop('path'),
         SPEC,
         normalization,
@@ -174,7 +178,7 @@ def test_converted_input_by_hand(tmp_path):
     card = card_of(tmp_path, CAFFE)
     image = np.zeros((4, 4, 3), np.uint8)
     image[1, 2] = (10, 20, 30)
-    got = prediction.network_input(card, image[None])
+    got = predict.network_input(card, image[None])
     assert got.shape == (1, 4, 4, 3) and got.dtype == tf.float32
     np.testing.assert_allclose(got[0, 1, 2], [15 - 1, (10 - 2) / 2, (5 - 3) / 4])
     np.testing.assert_allclose(got[0, 0, 0], [-1, -1, -0.75])
@@ -184,10 +188,10 @@ def test_the_shorter_side_is_resized_and_the_middle_cut_out(tmp_path):
     """12 x 18 pixels halve to 6 x 9, of which 4 x 4 begin in row 1 and column 2: (9 - 4) / 2 = 2.5 rounds to 2."""
     card = card_of(tmp_path, CAFFE)
     small = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
-    np.testing.assert_array_equal(prediction.prepare(small, card), small[1:5, 2:6])
+    np.testing.assert_array_equal(predict.prepare(small, card), small[1:5, 2:6])
     flat = np.full((12, 18, 3), 7, np.uint8)
     flat[2:10, 4:12] = 200  # what the cut sees, but for the filter's reach
-    got = prediction.prepare(flat, card)
+    got = predict.prepare(flat, card)
     assert got.shape == (4, 4, 3) and (got[1:3, 1:3] == 200).all() and got[0, 0, 0] < 200
 
 
@@ -204,37 +208,37 @@ def test_one_resizing_equals_resizing_and_cutting(tmp_path, width, height, inter
     resized = image.resize(size, Image.Resampling[interpolation.upper()])
     left, top = (round((side - 14) / 2) for side in size)
     expected = np.asarray(resized.crop((left, top, left + 14, top + 14)), np.int32)
-    np.testing.assert_allclose(prediction.prepare(image, card), expected, atol=1)
+    np.testing.assert_allclose(predict.prepare(image, card), expected, atol=1)
 
 
 def test_without_resizing_the_picture_is_squashed(tmp_path):
     card = card_of(tmp_path, CAFFE | {'resize': None})
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 30, 3), np.uint8))
-    np.testing.assert_array_equal(prediction.prepare(image, card), image.resize((4, 4), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(predict.prepare(image, card), image.resize((4, 4), Image.Resampling.BILINEAR))
 
 
 def test_our_own_pictures_are_cut_as_in_training(tmp_path):
     path = tmp_path / 'a.png'
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 33, 3), np.uint8)).save(path)
     card = own_card(path=tmp_path / 'x.card.json')
-    np.testing.assert_array_equal(prediction.prepare(path, card), image_folder.decode(path, 8))
+    np.testing.assert_array_equal(predict.prepare(path, card), image_folder.decode(path, 8))
     grey = own_card((8, 8, 1), path=tmp_path / 'x.card.json')
-    np.testing.assert_array_equal(prediction.prepare(str(path), grey), image_folder.decode(path, 8, channels=1))
+    np.testing.assert_array_equal(predict.prepare(str(path), grey), image_folder.decode(path, 8, channels=1))
     wide = own_card((4, 8, 3), path=tmp_path / 'x.card.json')  # 16.5 of 20 rows
-    assert prediction.prepare(path, wide).shape == (4, 8, 3)
+    assert predict.prepare(path, wide).shape == (4, 8, 3)
 
 
 def test_a_very_long_picture_takes_no_memory(tmp_path):
     card = card_of(tmp_path, CAFFE | {'resize': 256, 'size': 224})  # 256 x 12,800,000 in between
-    assert prediction.prepare(np.full((50000, 1, 3), 9, np.uint8), card).max() == 9
+    assert predict.prepare(np.full((50000, 1, 3), 9, np.uint8), card).max() == 9
 
 
 def test_small_pictures_are_padded_as_in_training(tmp_path):
     card = own_card((28, 28, 1), (32, 32, 1), path=tmp_path / 'x.card.json')
     image = np.random.default_rng(0).integers(0, 256, (28, 28, 1), np.uint8)
-    prepared = prediction.prepare(image, card)
+    prepared = predict.prepare(image, card)
     np.testing.assert_array_equal(prepared, image)
-    got = prediction.network_input(card, prepared[None])
+    got = predict.network_input(card, prepared[None])
     np.testing.assert_allclose(got[0], np.pad(image, ((2, 2), (2, 2), (0, 0))) / np.float32(255))
 
 
@@ -256,7 +260,7 @@ RED = (200, 30, 60)
 )
 def test_formats_and_modes(tmp_path, name, mode, options):
     Image.new('RGB', (8, 8), RED).convert(mode).save(tmp_path / name, **options)
-    got = prediction.prepare(tmp_path / name, own_card(path=tmp_path / 'x.card.json'))
+    got = predict.prepare(tmp_path / name, own_card(path=tmp_path / 'x.card.json'))
     np.testing.assert_allclose(got[4, 4], RED, atol=26 if mode == 'P' else 4)  # palettes have colours 51 apart
 
 
@@ -264,10 +268,10 @@ def test_16_bits_and_grey(tmp_path):
     card = own_card((2, 2, 3), path=tmp_path / 'x.card.json')
     for name, dtype in (('a.png', '<u2'), ('a.tif', '<u2'), ('b.tif', '>u2')):
         Image.fromarray(np.array([[0, 0x1234], [0x80FF, 0xFFFF]], dtype)).save(tmp_path / name)
-        got = prediction.prepare(tmp_path / name, card)
+        got = predict.prepare(tmp_path / name, card)
         np.testing.assert_array_equal(got[..., 0], [[0, 0x12], [0x80, 0xFF]])
         np.testing.assert_array_equal(got[..., 2], got[..., 0])
-    got = prediction.prepare(np.array([[1, 2], [3, 4]], np.uint8), card)
+    got = predict.prepare(np.array([[1, 2], [3, 4]], np.uint8), card)
     np.testing.assert_array_equal(got[..., 1], [[1, 2], [3, 4]])
 
 
@@ -278,7 +282,7 @@ def test_exif_orientation(tmp_path, name):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
     Image.fromarray(pixels).save(tmp_path / name, exif=exif)
-    got = prediction.prepare(tmp_path / name, own_card(path=tmp_path / 'x.card.json'))
+    got = predict.prepare(tmp_path / name, own_card(path=tmp_path / 'x.card.json'))
     assert got[:4].min() > 250 and got[4:].max() < 5
 
 
@@ -289,62 +293,62 @@ def test_unreadable_pictures_are_named(tmp_path):
     for name, content in (('cut.jpg', whole.read_bytes()[:900]), ('text.png', b'hello'), ('empty.gif', b'')):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=f"^cannot read '.*{name}': [^\n]+$"):
-            prediction.prepare(tmp_path / name, card)
+            predict.prepare(tmp_path / name, card)
     Image.new('RGB', (8, 8)).save(tmp_path / 'program.png', 'EPS')  # Pillow would have Ghostscript run it
     with pytest.raises(UserError, match='cannot identify'):
-        prediction.prepare(tmp_path / 'program.png', card)
+        predict.prepare(tmp_path / 'program.png', card)
     for path in (tmp_path / 'none.png', tmp_path):
         with pytest.raises(UserError, match='(No such file|Is a directory)'):
-            prediction.prepare(path, card)
+            predict.prepare(path, card)
     with pytest.raises(UserError, match='cannot read the picture'):
-        prediction.prepare(np.zeros((2, 2, 2, 2)), card)
+        predict.prepare(np.zeros((2, 2, 2, 2)), card)
 
 
 def saved(tmp_path, spec=SPEC, shape=(8, 8, 3), names=('a', 'b', 'c'), append=False):
     """Save a net with a card; return (path, model)."""
     keras.utils.set_random_seed(5)
-    model = resnet_model.resnet(spec, 3, resnet_model.image_shape(spec, shape))
+    model = resnet_model.resnet(spec, 3, resnet_variants.image_shape(spec, shape))
     if append:
         model = keras.Model(model.input, keras.layers.Dense(3, name='appended')(model.output))
     model.save(tmp_path / 'model.keras')
-    cards.write_card(tmp_path / 'model.card.json', spec, 'per_image_standardization', shape, shape, names)
+    model_card.write_card(tmp_path / 'model.card.json', spec, 'per_image_standardization', shape, shape, names)
     return tmp_path / 'model.keras', model
 
 
 def test_predict(tmp_path):
     path, model = saved(tmp_path)
-    loaded, card = prediction.load(path)
+    loaded, card = predict.load(path)
     images = np.random.default_rng(2).integers(0, 256, (2, 8, 8, 3), np.uint8)
     Image.fromarray(images[0]).save(tmp_path / 'a.png')
     pictures = [tmp_path / 'a.png', images[1], Image.fromarray(images[1])]
-    got = prediction.predict(loaded, card, pictures)
-    expected = tf.nn.softmax(model(preprocessing.per_image_standardization(images))).numpy()
+    got = predict.predict(loaded, card, pictures)
+    expected = tf.nn.softmax(model(per_image_standardization(images))).numpy()
     assert [len(guesses) for guesses in got] == [3, 3, 3] and got[1] == got[2]
     for guesses, row in zip(got, expected, strict=False):
         assert [guess.index for guess in guesses] == list(np.argsort(-row))
         assert all(guess.name == 'abc'[guess.index] and guess.id is None for guess in guesses)
         np.testing.assert_allclose([guess.probability for guess in guesses], np.sort(row)[::-1], rtol=1e-5)
-    assert prediction.predict(prediction.compile_model(loaded), card, pictures, top=1)[0][0].index == got[0][0].index
-    assert prediction.predict(loaded, card, []) == []
+    assert predict.predict(rewrite.compile_model(loaded), card, pictures, top=1)[0][0].index == got[0][0].index
+    assert predict.predict(loaded, card, []) == []
     loaded.get_layer('logits').bias.assign([np.nan] * 3)
     with pytest.raises(UserError, match='no finite numbers'):
-        prediction.predict(loaded, card, pictures)
+        predict.predict(loaded, card, pictures)
 
 
 @pytest.mark.parametrize('append', [False, True])
 def test_a_net_in_channels_first_is_computed_on_every_device(tmp_path, append):
     path, model = saved(tmp_path, dataclasses.replace(SPEC, data_format='channels_first'), append=append)
-    loaded, card = prediction.load(tmp_path)
+    loaded, card = predict.load(tmp_path)
     assert loaded.input_shape == (None, 8, 8, 3)
     for ours, theirs in zip(loaded.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     images = np.random.default_rng(2).integers(0, 256, (2, 8, 8, 3), np.uint8)
     twin = resnet_model.resnet(SPEC, 3, (8, 8, 3))
     twin.set_weights(model.get_weights()[: len(twin.weights)])
-    logits = twin(preprocessing.per_image_standardization(images))
+    logits = twin(per_image_standardization(images))
     if append:
         logits = model.get_layer('appended')(logits)
-    np.testing.assert_allclose(prediction.probabilities(loaded, card, images), tf.nn.softmax(logits), atol=1e-6)
+    np.testing.assert_allclose(predict.probabilities(loaded, card, images), tf.nn.softmax(logits), atol=1e-6)
 
 
 def test_labels(tmp_path):
@@ -357,7 +361,7 @@ def test_labels(tmp_path):
     assert card.names[17] == 'class 17' and set(card.ids) == {None}
     card = own_card(path=tmp_path / 'x.card.json', num_classes=4)
     assert card.names == ('a', 'b', 'c', 'class 3')
-    guesses = prediction.guesses(card, np.array([[0.1, 0.4, 0.1, 0.4]]), 3)  # of equal ones, the first first
+    guesses = predict.guesses(card, np.array([[0.1, 0.4, 0.1, 0.4]]), 3)  # of equal ones, the first first
     assert [tuple(guess) for guess in guesses[0]] == [
         (1, 'b', None, 0.4),
         (3, 'class 3', None, 0.4),
@@ -368,16 +372,16 @@ def test_labels(tmp_path):
 def test_names_of_a_file(tmp_path):
     card = own_card(path=tmp_path / 'x.card.json')
     (tmp_path / 'names.txt').write_bytes('\ufeffKäse\r\nBrot\r\n\r\n'.encode())
-    assert cards.with_names(card, tmp_path / 'names.txt').names == ('Käse', 'Brot', '')
+    assert model_card.with_names(card, tmp_path / 'names.txt').names == ('Käse', 'Brot', '')
     (tmp_path / 'names.txt').write_text('a\nb\n')
     with pytest.raises(UserError, match='has 2 lines, the net 3 classes'):
-        cards.with_names(card, tmp_path / 'names.txt')
+        model_card.with_names(card, tmp_path / 'names.txt')
 
 
 def test_what_is_written_is_read(tmp_path):
     path = tmp_path / 'm.card.json'
     written = own_card((28, 28, 1), (32, 32, 1), path=path, num_classes=5, head='append')
-    assert cards.read_card(path) == written and [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert model_card.read_card(path) == written and [file.name for file in tmp_path.iterdir()] == [path.name]
     assert (written.size, written.net_size, written.num_channels, written.spec) == ((28, 28), (32, 32), 1, SPEC)
     content = json.loads(path.read_text())
     assert set(content) == {'spec', 'num_classes', 'labels', 'input', 'head'} and content['head'] == 'append'
@@ -387,7 +391,7 @@ def test_what_is_written_is_read(tmp_path):
         'channels': 'grey',
         'pad_from': [28, 28],
     }
-    affine = preprocessing.affine_name('BGR', 1.0, (1, 2, 3))  # of a net that was fine-tuned after a conversion
+    affine = affine_name('BGR', 1.0, (1, 2, 3))  # of a net that was fine-tuned after a conversion
     assert own_card(normalization=affine, path=path).normalization == affine
     before = path.read_bytes()
     for wrong in ({'normalization': 'other'}, {'shape': (9, 9, 3), 'input_shape': (8, 8, 3)}, {'num_classes': 2}):
@@ -502,24 +506,24 @@ def test_a_damaged_card(tmp_path, content, message):
     if content is not None:
         (tmp_path / 'x.card.json').write_bytes(content)
     with pytest.raises(UserError, match=message):
-        cards.read_card(tmp_path / 'x.card.json')
+        model_card.read_card(tmp_path / 'x.card.json')
 
 
 def test_what_cannot_be_loaded(tmp_path):
     path, _ = saved(tmp_path)
     for wrong in (tmp_path / 'none', tmp_path / 'model.card.json'):
         with pytest.raises(UserError, match='is no .keras file and no model_dir'):
-            prediction.load(wrong)
+            predict.load(wrong)
     with pytest.raises(UserError, match='do not belong together'):
-        cards.write_card(tmp_path / 'model.card.json', SPEC, 'none', (9, 9, 3), (9, 9, 3), 'abc')
-        prediction.load(path)
+        model_card.write_card(tmp_path / 'model.card.json', SPEC, 'none', (9, 9, 3), (9, 9, 3), 'abc')
+        predict.load(path)
     with pytest.raises(UserError, match='do not belong together'):
-        cards.write_card(tmp_path / 'model.card.json', SPEC, 'none', (8, 8, 3), (8, 8, 3), 'abcd')
-        prediction.load(path)
+        model_card.write_card(tmp_path / 'model.card.json', SPEC, 'none', (8, 8, 3), (8, 8, 3), 'abcd')
+        predict.load(path)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(UserError, match='^cannot load [^\n]*; pass a .keras model of ours$'):
-        prediction.load(path)
+        predict.load(path)
     path.unlink()
     (tmp_path / 'model.card.json').unlink()
     with pytest.raises(UserError, match='has no model.keras'):
-        prediction.load(tmp_path)
+        predict.load(tmp_path)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from official_resnet import preprocessing
+from official_resnet.inputs import augmentation
+from official_resnet.inputs.normalization import NORMALIZATIONS, affine_name, per_image_standardization
 
 
 @pytest.fixture(params=['eager', 'tf.data'])
@@ -30,7 +31,7 @@ def random_pictures(*shape):
 @pytest.mark.parametrize('dtype', [np.uint8, np.float32])
 def test_standardization_of_planes_of_0_1_and_2(run, dtype):
     images = np.tile(np.array([0, 1, 2], dtype), (2, 32, 32, 1))
-    standard = run(preprocessing.per_image_standardization, images)
+    standard = run(per_image_standardization, images)
     assert standard.dtype == np.float32 and standard.shape == images.shape
     # mean 1, variance 2/3: -1 / sqrt(2/3) = -1.225
     np.testing.assert_allclose(standard, np.tile([-1.2247449, 0, 1.2247449], (2, 32, 32, 1)), rtol=1e-6)
@@ -39,7 +40,7 @@ def test_standardization_of_planes_of_0_1_and_2(run, dtype):
 def test_standardization_treats_each_picture_by_itself(run):
     images = random_pictures(5, 9, 7, 2)
     images[1] = 255  # of one colour
-    standard = run(preprocessing.per_image_standardization, images)
+    standard = run(per_image_standardization, images)
     expected = tf.stack([tf.image.per_image_standardization(image) for image in images])
     np.testing.assert_allclose(standard, expected, atol=2e-6)
     assert not standard[1].any()
@@ -48,14 +49,14 @@ def test_standardization_treats_each_picture_by_itself(run):
 def test_standardization_limits_the_divisor(run):
     images = np.zeros((1, 4, 4, 3), np.uint8)
     images[0, 2, 1, 0] = 1  # of 48 values: std sqrt(47) / 48 = 0.1428 is below 1 / sqrt(48) = 0.1443
-    standard = run(preprocessing.per_image_standardization, images)
+    standard = run(per_image_standardization, images)
     np.testing.assert_allclose(standard[0, 2, 1, 0], (1 - 1 / 48) * np.sqrt(48), rtol=1e-6)
     np.testing.assert_allclose(standard[0, 0, 0, 0], -1 / 48 * np.sqrt(48), rtol=1e-6)
 
 
 def test_none_only_casts(run):
     images = random_pictures(2, 3, 4, 1)
-    unchanged = run(preprocessing.NORMALIZATIONS['none'], images)
+    unchanged = run(NORMALIZATIONS['none'], images)
     assert unchanged.dtype == np.float32
     np.testing.assert_array_equal(unchanged, images)
 
@@ -78,7 +79,7 @@ def test_crop_flip_of_1_2_3_4(run):
     tops, lefts, flips, expected = zip(*cases, strict=True)
     images = np.tile(np.array([[1], [2], [3], [4]], np.uint8).reshape(1, 2, 2, 1), (len(cases), 1, 1, 1))
     seen = run(
-        lambda *arguments: preprocessing.crop_flip(*arguments, pad=1),
+        lambda *arguments: augmentation.crop_flip(*arguments, pad=1),
         images, np.array(tops, np.int32), np.array(lefts, np.int32), np.array(flips),
     )  # fmt: skip
     assert seen.dtype == np.uint8
@@ -90,7 +91,7 @@ def test_crop_flip_is_slicing_a_padded_array(run, shape, dtype):
     images = random_pictures(6, *shape).astype(dtype)
     tops, lefts = np.int32([0, 1, 2, 3, 4, 2]), np.int32([4, 3, 2, 1, 0, 2])
     flips = np.array([False, True, False, True, False, True])
-    seen = run(lambda *arguments: preprocessing.crop_flip(*arguments, pad=2), images, tops, lefts, flips)
+    seen = run(lambda *arguments: augmentation.crop_flip(*arguments, pad=2), images, tops, lefts, flips)
     height, width, _ = shape
     for i, padded in enumerate(np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))):
         crop = padded[tops[i] : tops[i] + height, lefts[i] : lefts[i] + width]
@@ -109,7 +110,7 @@ CROPS = {  # bytes of a crop -> (top, left, flip)
 
 
 def test_every_picture_has_its_own_offsets_and_coin(run):
-    crops = run(lambda x: preprocessing.pad_crop_flip(x, [5, 1]), np.tile(PICTURE, (8100, 1, 1, 1)))
+    crops = run(lambda x: augmentation.pad_crop_flip(x, [5, 1]), np.tile(PICTURE, (8100, 1, 1, 1)))
     counts = collections.Counter(CROPS[crop.tobytes()] for crop in crops)
     assert len(counts) == 9 * 9 * 2  # each way, about 50 times: 50 +- 4.5 standard deviations
     assert min(counts.values()) > 18 and max(counts.values()) < 82
@@ -117,22 +118,22 @@ def test_every_picture_has_its_own_offsets_and_coin(run):
 
 def test_pad_crop_flip_depends_on_the_seed_only():
     images = random_pictures(16, 8, 8, 3)
-    once = preprocessing.pad_crop_flip(images, tf.constant([2**63 - 1, 3], tf.int64)).numpy()
+    once = augmentation.pad_crop_flip(images, tf.constant([2**63 - 1, 3], tf.int64)).numpy()
     inside = tf.data.Dataset.from_tensors(images).map(
-        lambda x: preprocessing.pad_crop_flip(x, tf.constant([2**63 - 1, 3], tf.int64))
+        lambda x: augmentation.pad_crop_flip(x, tf.constant([2**63 - 1, 3], tf.int64))
     )
     np.testing.assert_array_equal(once, inside.get_single_element())
     for other in ([2**63 - 1, 4], [2**63 - 2, 3], [255, 3]):
-        assert (once != preprocessing.pad_crop_flip(images, tf.constant(other, tf.int64)).numpy()).any()
+        assert (once != augmentation.pad_crop_flip(images, tf.constant(other, tf.int64)).numpy()).any()
 
 
 def test_pad_and_flip_can_be_switched_off(run):
     images = np.tile(PICTURE, (200, 1, 1, 1))
-    crops = run(lambda x: preprocessing.pad_crop_flip(x, [1, 2], flip=False), images)
+    crops = run(lambda x: augmentation.pad_crop_flip(x, [1, 2], flip=False), images)
     assert {CROPS[crop.tobytes()][2] for crop in crops} == {False}
-    crops = run(lambda x: preprocessing.pad_crop_flip(x, [1, 2], pad=0), images)
+    crops = run(lambda x: augmentation.pad_crop_flip(x, [1, 2], pad=0), images)
     assert {CROPS[crop.tobytes()] for crop in crops} == {(4, 4, False), (4, 4, True)}
-    same = run(lambda x: preprocessing.pad_crop_flip(x, [1, 2], pad=0, flip=False), images)
+    same = run(lambda x: augmentation.pad_crop_flip(x, [1, 2], pad=0, flip=False), images)
     np.testing.assert_array_equal(same, images)
 
 
@@ -149,7 +150,7 @@ def test_crop_of_another_size_of_1_2_3_4(run):
     tops, lefts, flips, expected = zip(*cases, strict=True)
     images = np.tile(np.array([[1], [2], [3], [4]], np.uint8).reshape(1, 2, 2, 1), (len(cases), 1, 1, 1))
     seen = run(
-        lambda *arguments: preprocessing.crop_flip(*arguments, pad=1, size=3),
+        lambda *arguments: augmentation.crop_flip(*arguments, pad=1, size=3),
         images, np.array(tops, np.int32), np.array(lefts, np.int32), np.array(flips),
     )  # fmt: skip
     np.testing.assert_array_equal(seen[..., 0], expected)
@@ -158,7 +159,7 @@ def test_crop_of_another_size_of_1_2_3_4(run):
 def test_32_out_of_28_padded_by_4_lies_at_one_of_5_x_5_places(run):
     images = np.zeros((2500, 28, 28, 1), np.uint8)
     images[:, 0, 0], images[:, 27, 27] = 1, 2  # corners: tell place and flip, and that nothing is cut off
-    crops = run(lambda x: preprocessing.pad_crop_flip(x, [3, 1], size=32), images)
+    crops = run(lambda x: augmentation.pad_crop_flip(x, [3, 1], size=32), images)
     assert crops.shape == (2500, 32, 32, 1) and crops.dtype == np.uint8
     counts = collections.Counter()
     for crop in crops[..., 0]:
@@ -169,7 +170,7 @@ def test_32_out_of_28_padded_by_4_lies_at_one_of_5_x_5_places(run):
     assert counts.keys() == {(top, left) for top in range(5) for left in (*range(5), *range(27, 32))}
     assert min(counts.values()) > 18 and max(counts.values()) < 85
     with pytest.raises(ValueError, match='28 x 28 padded by 4 hold no crop of 37 x 37'):
-        preprocessing.pad_crop_flip(images, [3, 1], size=37)
+        augmentation.pad_crop_flip(images, [3, 1], size=37)
 
 
 def test_pad_crop_flip_has_not_changed():
@@ -177,7 +178,7 @@ def test_pad_crop_flip_has_not_changed():
     tops, lefts, flips = zip(
         *(
             CROPS[crop.tobytes()]
-            for crop in preprocessing.pad_crop_flip(np.tile(PICTURE, (6, 1, 1, 1)), [7, 11]).numpy()
+            for crop in augmentation.pad_crop_flip(np.tile(PICTURE, (6, 1, 1, 1)), [7, 11]).numpy()
         ),
         strict=True,
     )
@@ -187,18 +188,18 @@ def test_pad_crop_flip_has_not_changed():
 
 def test_pad_to_centres_in_zeros(run):
     images = np.array([[1, 2], [3, 4], [5, 6]], np.uint8).reshape(1, 3, 2, 1)
-    seen = run(lambda x: preprocessing.pad_to(x, 4, 4), images)
+    seen = run(lambda x: augmentation.pad_to(x, 4, 4), images)
     assert seen.dtype == np.uint8
     np.testing.assert_array_equal(seen[0, ..., 0], [[0, 1, 2, 0], [0, 3, 4, 0], [0, 5, 6, 0], [0, 0, 0, 0]])
-    digits = run(lambda x: preprocessing.pad_to(x, 32, 32), random_pictures(2, 28, 28, 1))
+    digits = run(lambda x: augmentation.pad_to(x, 32, 32), random_pictures(2, 28, 28, 1))
     np.testing.assert_array_equal(digits, np.pad(random_pictures(2, 28, 28, 1), ((0, 0), (2, 2), (2, 2), (0, 0))))
     for size in ((3, 2), (None, None)):
-        np.testing.assert_array_equal(run(lambda x, size=size: preprocessing.pad_to(x, *size), images), images)
+        np.testing.assert_array_equal(run(lambda x, size=size: augmentation.pad_to(x, *size), images), images)
 
 
 def test_unit_range(run):
     images = np.array([0, 51, 255], np.uint8).reshape(1, 1, 3, 1)
-    scaled = run(preprocessing.NORMALIZATIONS['unit_range'], images)
+    scaled = run(NORMALIZATIONS['unit_range'], images)
     assert scaled.dtype == np.float32
     np.testing.assert_array_equal(scaled.ravel(), np.float32([0, 0.2, 1]))
 
@@ -208,15 +209,15 @@ def test_unit_range(run):
     [('RGB', [0.2 - 0.1, (0.4 - 0.2) / 2, (1 - 0.3) / 4]), ('BGR', [1 - 0.1, (0.4 - 0.2) / 2, (0.2 - 0.3) / 4])],
 )
 def test_affine_by_name(run, order, expected):
-    name = preprocessing.affine_name(order, 1 / 255, [0.1, 0.2, 0.3], [1, 2, 4])
+    name = affine_name(order, 1 / 255, [0.1, 0.2, 0.3], [1, 2, 4])
     images = np.array([51, 102, 255], np.uint8).reshape(1, 1, 1, 3)
-    scaled = run(preprocessing.NORMALIZATIONS[name], images)
+    scaled = run(NORMALIZATIONS[name], images)
     assert scaled.dtype == np.float32
     np.testing.assert_allclose(scaled.ravel(), expected, atol=1e-6)
-    assert preprocessing.affine_name() == 'affine:RGB:1.0:0.0:1.0'
+    assert affine_name() == 'affine:RGB:1.0:0.0:1.0'
 
 
 @pytest.mark.parametrize('name', ['', 'affine', 'affine:GBR:1:0:1', 'affine:RGB:x:0:1', 'affine:RGB:1:0'])
 def test_unknown_normalizations(name):
     with pytest.raises(KeyError):
-        preprocessing.NORMALIZATIONS[name]
+        NORMALIZATIONS[name]

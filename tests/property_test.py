@@ -18,8 +18,11 @@ import wrong_inputs_test
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from official_resnet import download, jpeg, recipes, records, resnet_flags, tfrecords, train_program
+from official_resnet.command_line import flags, train_program
+from official_resnet.command_line.program import run_program
 from official_resnet.errors import UserError
+from official_resnet.inputs import cifar, download, idx, jpeg, tfrecords
+from official_resnet.training import recipes
 
 SEGMENTS = st.sampled_from([b'\xff\xfe\x00\x02', b'\xff\xfe\x00\x06\xff\xd9\xff\xd8', b'\xff\xe7\x00\x05abc', b'\xff'])
 EDITS = st.lists(
@@ -64,19 +67,17 @@ def refused(error, *paths):
     edits=st.none() | EDITS,
 )
 def test_any_bytes_are_cifar_records_or_refused(label_bytes, count, rest, labels, edits):
-    size = label_bytes + records.IMAGE_BYTES
-    data = (
-        b''.join(bytes(labels[2 * i : 2 * i + label_bytes]) + bytes(records.IMAGE_BYTES) for i in range(count)) + rest
-    )
+    size = label_bytes + cifar.IMAGE_BYTES
+    data = b''.join(bytes(labels[2 * i : 2 * i + label_bytes]) + bytes(cifar.IMAGE_BYTES) for i in range(count)) + rest
     data = edited(data, edits) if edits else data
     with files(data) as [path]:
         try:
-            images, found = records.read_cifar([path], label_bytes, num_classes=10)
+            images, found = cifar.read_cifar([path], label_bytes, num_classes=10)
         except UserError as error:
             assert refused(error, path)
             assert not data or len(data) % size or max(data[label_bytes - 1 :: size]) > 9
         else:
-            assert images.shape == (len(data) // size, *records.IMAGE_SHAPE) and len(data) % size == 0
+            assert images.shape == (len(data) // size, *cifar.IMAGE_SHAPE) and len(data) % size == 0
             assert found.tolist() == list(data[label_bytes - 1 :: size]) and found.max() <= 9
             np.testing.assert_array_equal(
                 images.transpose(0, 3, 1, 2).reshape(len(images), -1),
@@ -105,7 +106,7 @@ def test_any_idx_header_is_read_as_declared_or_refused(kind, num_dimensions, pac
     labels = struct.pack('>HBBI', 0, 8, 1, 2) + b'\1\2'
     with files(data, labels) as paths:
         try:
-            images, found = records.read_idx(*paths)
+            images, found = idx.read_idx(*paths)
         except UserError as error:
             assert refused(error, *paths)
             assert (kind, declared) != (8, [2, 28, 28]) or surplus or rest.strip(b'\0')
@@ -296,7 +297,7 @@ def test_any_arguments_are_taken_or_refused_in_one_line(program, data):
     if program == 'predict_main':
         values.set_gnu_getopt(True)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = resnet_flags.run_program([f'{program}.py', *args], 'doc', values, ran.append)
+        code = run_program([f'{program}.py', *args], 'doc', values, ran.append)
     text = err.getvalue()
     text.encode()  # no lone surrogates
     if code == 0:
@@ -332,11 +333,11 @@ def test_what_the_flags_take_can_be_resolved(program, data):
         args.append(f'--{name}={data.draw(right)}')
     with contextlib.redirect_stderr(io.StringIO()):
         resolved = []
-        code = resnet_flags.run_program(
+        code = run_program(
             [f'{program}.py', *args],
             'doc',
             values,
-            lambda values: resolved.append(resnet_flags.resolve(values, TRAINING[program](values))),
+            lambda values: resolved.append(flags.resolve(values, TRAINING[program](values))),
         )
     if code == 0:
         [found] = resolved

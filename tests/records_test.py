@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from official_resnet import errors, records
+from official_resnet import errors
+from official_resnet.inputs import cifar, idx
 
 
 def pictures(num_images, seed=0):
@@ -21,7 +22,7 @@ def pictures(num_images, seed=0):
 def test_record_is_the_label_then_the_red_green_and_blue_plane(tmp_path):
     planes = bytes([1]) * 1024 + bytes([2]) * 1023 + bytes([9]) + bytes([3]) * 1024
     (tmp_path / 'one.bin').write_bytes(bytes([7]) + planes)
-    images, labels = records.read_cifar([tmp_path / 'one.bin'])
+    images, labels = cifar.read_cifar([tmp_path / 'one.bin'])
     assert images.dtype == np.uint8 and images.shape == (1, 32, 32, 3)
     assert labels.dtype == np.int32 and labels.tolist() == [7]
     assert images[0, 0, 0].tolist() == [1, 2, 3]
@@ -30,16 +31,16 @@ def test_record_is_the_label_then_the_red_green_and_blue_plane(tmp_path):
 
 def test_second_byte_is_the_label_when_there_are_two(tmp_path):
     path = tmp_path / 'train.bin'
-    records.write_cifar(path, pictures(2), [99, 3], label_bytes=2, coarse_labels=[19, 0])
+    cifar.write_cifar(path, pictures(2), [99, 3], label_bytes=2, coarse_labels=[19, 0])
     data = path.read_bytes()
     assert len(data) == 2 * 3074 and data[:2] == bytes([19, 99])
-    assert records.read_cifar([path], label_bytes=2, num_classes=100)[1].tolist() == [99, 3]
+    assert cifar.read_cifar([path], label_bytes=2, num_classes=100)[1].tolist() == [99, 3]
 
 
 def test_files_are_read_in_the_order_given(tmp_path):
     for name, label in (('a', 1), ('b', 2)):
-        records.write_cifar(tmp_path / name, pictures(2), [label, label])
-    assert records.read_cifar([tmp_path / 'b', tmp_path / 'a'])[1].tolist() == [2, 2, 1, 1]
+        cifar.write_cifar(tmp_path / name, pictures(2), [label, label])
+    assert cifar.read_cifar([tmp_path / 'b', tmp_path / 'a'])[1].tolist() == [2, 2, 1, 1]
 
 
 @settings(max_examples=25, deadline=None)
@@ -52,9 +53,9 @@ def test_reading_gives_back_what_was_written(labels, label_bytes, seed):
     images = pictures(len(labels), seed)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'batch.bin'
-        records.write_cifar(path, images, labels, label_bytes)
+        cifar.write_cifar(path, images, labels, label_bytes)
         assert path.stat().st_size == len(labels) * (label_bytes + 3072)
-        read_images, read_labels = records.read_cifar([path], label_bytes, num_classes=100)
+        read_images, read_labels = cifar.read_cifar([path], label_bytes, num_classes=100)
     np.testing.assert_array_equal(read_images, images)
     assert read_labels.tolist() == labels
 
@@ -78,7 +79,7 @@ def test_wrong_file_is_one_line_with_its_name_and_the_remedy(tmp_path, content, 
     elif content is not None:
         path.write_bytes(content)
     with pytest.raises(errors.UserError, match=message) as caught:
-        records.read_cifar([path])
+        cifar.read_cifar([path])
     assert str(caught.value).startswith(f"'{path}' ") and '\n' not in str(caught.value)
 
 
@@ -91,7 +92,7 @@ def test_file_without_permission_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, 'read_bytes', refuse)
     message = re.escape(f"'{path}' cannot be read (Permission denied); make it a file that you may read")
     with pytest.raises(errors.UserError, match=message):
-        records.read_cifar([path])
+        cifar.read_cifar([path])
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_file_without_permission_is_one_line(tmp_path, monkeypatch):
 )
 def test_writer_refuses_what_the_format_cannot_hold(tmp_path, images, labels, options):
     with pytest.raises(ValueError, match='must be'):
-        records.write_cifar(tmp_path / 'x', images, labels, **options)
+        cifar.write_cifar(tmp_path / 'x', images, labels, **options)
     assert not (tmp_path / 'x').exists()
 
 
@@ -131,7 +132,7 @@ def write_pair(folder, images=PICTURES, labels=LABELS):
 
 def test_idx_is_a_big_endian_header_and_rows_of_bytes(tmp_path):
     values = bytes(range(6)) + bytes([250, 251, 252, 253, 254, 255])
-    images, labels = records.read_idx(
+    images, labels = idx.read_idx(
         *write_pair(tmp_path, bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 3]) + values), image_size=(2, 3)
     )
     assert images.dtype == np.uint8 and images.shape == (2, 2, 3, 1)
@@ -152,11 +153,11 @@ def test_reading_idx_gives_back_what_was_written(labels, size, suffixes, renamed
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, f'{name}{suffix}') for name, suffix in zip(('i', 'l'), suffixes, strict=True)]
         for path, values in zip(paths, (images, np.uint8(labels)), strict=True):
-            records.write_idx(path, values)
+            idx.write_idx(path, values)
             assert (path.read_bytes()[:2] == b'\x1f\x8b') == (path.suffix == '.gz')
         if renamed:  # the bytes tell, not the name
             paths = [path.rename(path.with_suffix('.gz' if path.suffix == '' else '')) for path in paths]
-        read_images, read_labels = records.read_idx(*paths, image_size=size)
+        read_images, read_labels = idx.read_idx(*paths, image_size=size)
     np.testing.assert_array_equal(read_images[..., 0], images)
     assert read_labels.tolist() == labels
 
@@ -177,7 +178,7 @@ def test_a_changed_idx_file_is_read_whole_or_refused_in_one_line(packed, is_labe
     with tempfile.TemporaryDirectory() as folder:
         paths = write_pair(folder, *pair)
         try:
-            images, labels = records.read_idx(*paths)
+            images, labels = idx.read_idx(*paths)
         except errors.UserError as error:
             assert '\n' not in str(error) and any(f"'{path}' " in str(error) for path in paths)
         else:
@@ -213,7 +214,7 @@ WRONG_IDX = {
 def test_wrong_idx_file_is_one_line_with_its_name_and_the_remedy(tmp_path, content, message):
     images, labels = write_pair(tmp_path, content)
     with pytest.raises(errors.UserError, match=message) as caught:
-        records.read_idx(images, labels)
+        idx.read_idx(images, labels)
     assert str(caught.value).startswith(f"'{images}' ") and '\n' not in str(caught.value)
 
 
@@ -227,7 +228,7 @@ def test_wrong_idx_file_is_one_line_with_its_name_and_the_remedy(tmp_path, conte
 )
 def test_labels_must_fit_the_pictures(tmp_path, labels, message):
     with pytest.raises(errors.UserError, match=message):
-        records.read_idx(*write_pair(tmp_path, labels=labels))
+        idx.read_idx(*write_pair(tmp_path, labels=labels))
 
 
 def test_idx_folder_in_place_of_a_file(tmp_path):
@@ -235,7 +236,7 @@ def test_idx_folder_in_place_of_a_file(tmp_path):
     labels.unlink()
     labels.mkdir()
     with pytest.raises(errors.UserError, match=r"labels' cannot be read \(Is a directory\); make it"):
-        records.read_idx(images, labels)
+        idx.read_idx(images, labels)
 
 
 @pytest.mark.parametrize('count', [b'\0\0\0\2', b'\0\x14\0\0'])
@@ -245,7 +246,7 @@ def test_a_gzip_bomb_is_unpacked_no_further_than_its_header_says(tmp_path, count
     images, labels = write_pair(tmp_path, bomb)
     tracemalloc.start()
     with pytest.raises(errors.UserError, match='has more than|is cut off after 64000000 of the 1027604480 bytes'):
-        records.read_idx(images, labels)
+        idx.read_idx(images, labels)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < (1e6 if count[-1] else 200e6), peak
@@ -254,5 +255,5 @@ def test_a_gzip_bomb_is_unpacked_no_further_than_its_header_says(tmp_path, count
 @pytest.mark.parametrize('values', [np.zeros((2, 3), np.uint8), np.zeros(3), np.zeros((1, 2, 2, 1), np.uint8)])
 def test_idx_writer_refuses_what_is_neither_pictures_nor_labels(tmp_path, values):
     with pytest.raises(ValueError, match='must be uint8'):
-        records.write_idx(tmp_path / 'x', values)
+        idx.write_idx(tmp_path / 'x', values)
     assert not (tmp_path / 'x').exists()

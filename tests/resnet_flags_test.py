@@ -2,21 +2,16 @@
 
 import pytest
 
-from official_resnet import (
-    devices,
-    encoded,
-    preprocessing,
-    recipes,
-    resnet_flags,
-    resnet_model,
-    resnet_run_loop,
-    train_program,
-    transfer,
-)
+from official_resnet import resnet_model, resnet_run_loop, resnet_variants
+from official_resnet.command_line import flags, train_program
+from official_resnet.command_line.program import run_program
 from official_resnet.errors import UserError
+from official_resnet.inputs.images import Views
+from official_resnet.inputs.normalization import OFFICIAL, PUBLISHED, affine_name
+from official_resnet.training import devices, recipes, schedules, transfer
 
 # official-resnet flags: (name, short name).
-OFFICIAL = [
+OFFICIAL_FLAGS = [
     ('data_dir', 'dd'),
     ('model_dir', 'md'),
     ('train_epochs', 'te'),
@@ -63,14 +58,14 @@ def parse(*args):
 
 
 def resolve(*args):
-    return resnet_flags.resolve(parse(*args), recipes.CIFAR)
+    return flags.resolve(parse(*args), recipes.CIFAR)
 
 
 def config(*args):
-    return resnet_flags.train_config(resolve(*args), 'cifar10', resnet_model.cifar_spec)
+    return flags.train_config(resolve(*args), 'cifar10', resnet_variants.cifar_spec)
 
 
-@pytest.mark.parametrize('name,short', OFFICIAL)
+@pytest.mark.parametrize('name,short', OFFICIAL_FLAGS)
 def test_official_names(name, short):
     values = parse()
     assert name in values
@@ -169,7 +164,7 @@ def test_home_folder_is_expanded_once(monkeypatch):
 )
 def test_wrong_flags_answer_in_one_line(args, message, capsys):
     values = train_program.cifar_flags('cifar10')
-    code = resnet_flags.run_program(['cifar10_main.py', *args], 'doc', values, lambda values: pytest.fail('ran'))
+    code = run_program(['cifar10_main.py', *args], 'doc', values, lambda values: pytest.fail('ran'))
     error = capsys.readouterr().err
     assert code == 1 and error.count('\n') == 1 and message in error and error.startswith('cifar10_main: ')
 
@@ -182,8 +177,8 @@ def test_obsolete_flags_are_accepted():
 def mnist_config(*args):
     values = train_program.mnist_flags()
     values(['mnist_main.py', *args])
-    resolved = resnet_flags.resolve(values, train_program.MNIST_RECIPES[values.dataset])
-    return resnet_flags.train_config(resolved, values.dataset, resnet_model.mnist_spec)
+    resolved = flags.resolve(values, train_program.MNIST_RECIPES[values.dataset])
+    return flags.train_config(resolved, values.dataset, resnet_variants.mnist_spec)
 
 
 def test_documents_is_the_default_of_mnist_and_what_the_pytorch_program_does():
@@ -196,7 +191,7 @@ def test_documents_is_the_default_of_mnist_and_what_the_pytorch_program_does():
         'constant',
         0,
     )
-    assert float(made.schedule.build(made.learning_rate, 1875, 187500)(187499)) == pytest.approx(0.001)
+    assert float(schedules.build(made.schedule, made.learning_rate, 1875, 187500)(187499)) == pytest.approx(0.001)
     assert (made.augment, made.flip, made.weight_decay, made.label_smoothing) == (True, True, 0, 0)
     assert made.dtype == 'fp32'
     assert (made.spec.group_blocks, made.spec.filters, made.spec.block, made.spec.version) == (
@@ -244,7 +239,7 @@ def test_transfer_flags(monkeypatch):
         assert (resolved['transfer'], resolved['augment']) == ('head', False)
     assert resolve('-pmcp', 'x', '-ft', '--augment')['augment'] is True
     assert resolve('-pmcp', 'x', '--transfer=last')['augment'] is True
-    monkeypatch.setattr(transfer, 'describe', lambda path: transfer.Pretrained(resnet_model.cifar_spec(8), 7))
+    monkeypatch.setattr(transfer, 'describe', lambda path: transfer.Pretrained(resnet_variants.cifar_spec(8), 7))
     made = config('-pmcp', 'x', '--transfer=last', '--train_last_groups=2', '--backbone_learning_rate_factor=0.1')
     assert (made.spec.group_blocks, made.transfer, made.train_last_groups) == ((1, 1, 1), 'last', 2)
     assert (made.backbone_learning_rate_factor, made.head, made.pretrained_classes) == (0.1, 'replace', None)
@@ -275,9 +270,7 @@ OFFICIAL_VIEWS = {'size': 224, 'test_size': 224, 'min_area': 0.05, 'use_boxes': 
 def imagenet_config(*args, dataset='imagenet'):
     values = train_program.imagenet_flags()
     values(['imagenet_main.py', *args])
-    return resnet_flags.train_config(
-        resnet_flags.resolve(values, recipes.IMAGENET), dataset, resnet_model.imagenet_spec
-    )
+    return flags.train_config(flags.resolve(values, recipes.IMAGENET), dataset, resnet_variants.imagenet_spec)
 
 
 def test_official_is_the_default_of_imagenet():
@@ -300,8 +293,8 @@ def test_official_is_the_default_of_imagenet():
         'no_batch_norm',
     )
     assert (made.dtype, made.label_smoothing, made.background, made.num_classes) == ('fp32', 0, True, None)
-    assert made.views == preprocessing.Views(**OFFICIAL_VIEWS) and made.views.shorter_side == 256
-    assert made.normalization == encoded.OFFICIAL == preprocessing.affine_name(mean=(123.68, 116.78, 103.94))
+    assert made.views == Views(**OFFICIAL_VIEWS) and made.views.shorter_side == 256
+    assert made.normalization == OFFICIAL == affine_name(mean=(123.68, 116.78, 103.94))
     assert resnet_run_loop.TrainConfig.from_json(made.to_json()) == made
 
 
@@ -309,7 +302,7 @@ def test_the_schedule_of_imagenet_has_the_steps_of_official_resnet():
     made = imagenet_config('-bs', '256')
     assert made.learning_rate == pytest.approx(0.128)
     per_epoch = 1_281_167 / 256
-    rate = made.schedule.build(made.learning_rate, per_epoch, int(90 * per_epoch))
+    rate = schedules.build(made.schedule, made.learning_rate, per_epoch, int(90 * per_epoch))
     assert [int(epoch * per_epoch) for epoch in (5, *made.schedule.boundaries)] == [
         25_022,
         150_136,
@@ -339,7 +332,7 @@ def test_every_recipe_of_imagenet_makes_a_config():
     fb, fast = made['fb'], made['fast']
     assert (fb.batch_size, fb.learning_rate, fb.nesterov, fb.background) == (256, pytest.approx(0.1), True, False)
     assert (fb.spec.shortcut, fb.spec.zero_gamma, fb.spec.bn_momentum, fb.spec.stem_pool) == ('B', True, 0.9, 'pad1')
-    assert fb.views == preprocessing.Views(min_area=0.08, use_boxes=False, resize='antialias')
+    assert fb.views == Views(min_area=0.08, use_boxes=False, resize='antialias')
     assert fb.schedule.boundaries == (30, 60, 80) and fb.schedule.warmup_epochs == 5
     assert (fast.views.size, fast.views.test_size, fast.schedule.kind, fast.label_smoothing) == (
         160,
@@ -348,7 +341,7 @@ def test_every_recipe_of_imagenet_makes_a_config():
         0.1,
     )
     assert (fast.train_epochs, fast.dtype) == (16, devices.best_dtype())
-    assert fb.normalization == fast.normalization == encoded.NORMALIZATIONS['torch'] != encoded.OFFICIAL
+    assert fb.normalization == fast.normalization == PUBLISHED['torch'] != OFFICIAL
 
 
 def test_how_many_classes_imagenet_has():
@@ -379,28 +372,28 @@ def test_flags_of_imagenet():
         '-rs',
         '18',
     )
-    assert made.views == preprocessing.Views(64, 64, min_area=0.25, use_boxes=False, resize='antialias')
-    assert made.normalization == encoded.NORMALIZATIONS['inception'] and made.image_size is None
+    assert made.views == Views(64, 64, min_area=0.25, use_boxes=False, resize='antialias')
+    assert made.normalization == PUBLISHED['inception'] and made.image_size is None
     assert (made.spec.zero_gamma, made.spec.stem_pool, made.spec.block) == (True, 'pad1', 'basic')
     assert imagenet_config('--eval_image_size=288').views.test_size == 288
     for size, version in ((18, '1'), (34, '2'), (101, '1.5'), (152, '2'), (200, '2')):
         made = imagenet_config('-rs', str(size), '-rv', version)
-        assert (made.spec.version, made.spec.group_blocks) == (version, resnet_model.IMAGENET_BLOCKS[size][1])
+        assert (made.spec.version, made.spec.group_blocks) == (version, resnet_variants.IMAGENET_BLOCKS[size][1])
     drawn = imagenet_config(dataset='synthetic224')
     assert (drawn.views, drawn.background, drawn.normalization) == (None, False, None)
     own = imagenet_config('--image_folder=x', '--validation_fraction=0.3', dataset='folder:x')
-    assert (own.views, own.validation_fraction) == (preprocessing.Views(**OFFICIAL_VIEWS), 0.3)
+    assert (own.views, own.validation_fraction) == (Views(**OFFICIAL_VIEWS), 0.3)
 
 
 def test_a_pretrained_net_brings_its_normalization_to_imagenet(monkeypatch):
-    theirs = encoded.NORMALIZATIONS['torch']
+    theirs = PUBLISHED['torch']
     monkeypatch.setattr(
-        transfer, 'describe', lambda path: transfer.Pretrained(resnet_model.imagenet_spec(18), 1000, theirs, 224)
+        transfer, 'describe', lambda path: transfer.Pretrained(resnet_variants.imagenet_spec(18), 1000, theirs, 224)
     )
     made = imagenet_config('-pmcp', 'x', '--transfer=head')
     assert (made.normalization, made.spec.group_blocks, made.augment) == (theirs, (2, 2, 2, 2), False)
     given = imagenet_config('-pmcp', 'x', '--input_normalization=inception')
-    assert given.normalization == encoded.NORMALIZATIONS['inception']
+    assert given.normalization == PUBLISHED['inception']
 
 
 @pytest.mark.parametrize(
@@ -426,7 +419,7 @@ def test_a_pretrained_net_brings_its_normalization_to_imagenet(monkeypatch):
 )
 def test_wrong_flags_of_imagenet_answer_in_one_line(args, message, capsys):
     values = train_program.imagenet_flags()
-    code = resnet_flags.run_program(['imagenet_main.py', *args], 'doc', values, lambda values: pytest.fail('ran'))
+    code = run_program(['imagenet_main.py', *args], 'doc', values, lambda values: pytest.fail('ran'))
     error = capsys.readouterr().err
     assert code == 1 and error.count('\n') == 1 and message in error and error.startswith('imagenet_main: ')
 
@@ -434,5 +427,5 @@ def test_wrong_flags_of_imagenet_answer_in_one_line(args, message, capsys):
 def test_imagenet_accepts_what_official_resnet_did():
     values = train_program.imagenet_flags()
     values(['imagenet_main.py', '-rs', '50', '--image_bytes_as_serving_input', '--num_parallel_calls=5', '-ls', '128'])
-    for name, short in OFFICIAL:
+    for name, short in OFFICIAL_FLAGS:
         assert name in values and (not short or values[short] is values[name])

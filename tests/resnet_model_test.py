@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from official_resnet import resnet_model, resnet_table
+from official_resnet import resnet_model, resnet_spec, resnet_variants
 from official_resnet.errors import UserError
+from official_resnet.experiments import architecture_table
 
 AXES = {
     'A': {},
@@ -49,14 +50,14 @@ def trainable(model):
 
 @pytest.mark.parametrize('size,axes,parameters', CIFAR_PARAMETERS)
 def test_cifar_parameters(size, axes, parameters):
-    assert trainable(resnet_model.cifar_resnet(size, **AXES[axes])) == parameters
+    assert trainable(resnet_variants.cifar_resnet(size, **AXES[axes])) == parameters
 
 
 def weightless(variant):
     """The model of a variant for its smallest use, built without values in its weights: counts need none."""
-    num_classes = resnet_table.NUM_CLASSES[resnet_model.VARIANTS[variant].stem]
+    num_classes = architecture_table.NUM_CLASSES[resnet_variants.VARIANTS[variant].stem]
     with keras.StatelessScope(initialize_variables=False):
-        return resnet_model.build_model(variant, num_classes)
+        return resnet_variants.build_model(variant, num_classes)
 
 
 @pytest.mark.slow  # 15 s; the time and the memory that README states
@@ -64,7 +65,7 @@ def test_1202_and_1001_layers_build():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for variant, parameters in (('resnet1202_v1', 19_421_274), ('resnet1001_v2', 10_327_706)):
         start = time.monotonic()
-        assert trainable(resnet_model.build_model(variant, 10)) == parameters
+        assert trainable(resnet_variants.build_model(variant, 10)) == parameters
         assert time.monotonic() - start < 120
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB: 1 GiB for both
 
@@ -118,18 +119,18 @@ def test_projections_of_variants(variant, projections):
 def test_he_2015_counts_layers_and_multiply_adds():
     """1512.03385 Table 1: 1.8, 3.6, 3.8, 7.6 and 11.3 times 10^9; the depth counts convolutions and the last layer."""
     for size, billions in ((18, 1.8), (34, 3.7), (50, 3.9), (101, 7.6), (152, 11.3)):
-        spec = resnet_model.imagenet_spec(size, version='1')
+        spec = resnet_variants.imagenet_spec(size, version='1')
         with keras.StatelessScope(initialize_variables=False):
             model = resnet_model.resnet(spec, 1000, (224, 224, 3))
         layers = [layer.name for layer in model.layers if layer.weights and 'bn' not in layer.name]
         assert sum('shortcut' not in name for name in layers) == size
-        assert resnet_table.count_multiply_adds(model) / 1e9 == pytest.approx(billions, abs=0.05)
+        assert architecture_table.count_multiply_adds(model) / 1e9 == pytest.approx(billions, abs=0.05)
         sizes = [model.get_layer(f'group{g}_block1_out').output.shape[1] for g in (1, 2, 3, 4)]
         assert sizes == [56, 28, 14, 7]
 
 
 def test_layer_names_are_pinned():
-    names = [layer.name for layer in resnet_model.cifar_resnet(8, shortcut='B').layers]
+    names = [layer.name for layer in resnet_variants.cifar_resnet(8, shortcut='B').layers]
     assert (
         names
         == """images stem_conv stem_bn stem_relu
@@ -146,7 +147,7 @@ def test_layer_names_are_pinned():
 
 
 def test_v2_has_no_bn_after_the_stem_and_projects_the_preactivated_input():
-    model = resnet_model.cifar_resnet(8, version='2', shortcut='B')
+    model = resnet_variants.cifar_resnet(8, version='2', shortcut='B')
     names = [layer.name for layer in model.layers]
     assert 'stem_bn' not in names and not any(name.endswith('shortcut_bn') for name in names)
     assert names[-4:] == ['head_bn', 'head_relu', 'head_pool', 'logits']
@@ -160,7 +161,7 @@ def test_v2_has_no_bn_after_the_stem_and_projects_the_preactivated_input():
     [('A', [0, 0, 0], 0), ('B', [0, 1, 1], 0), ('group', [1, 1, 1], 0), ('C', [1, 1, 1], 1), (None, [0, 0, 0], 0)],
 )
 def test_where_projections_are(shortcut, first, others):
-    model = resnet_model.cifar_resnet(14, shortcut=shortcut)
+    model = resnet_variants.cifar_resnet(14, shortcut=shortcut)
     names = {layer.name for layer in model.layers}
     assert [int(f'group{g}_block1_shortcut_conv' in names) for g in (1, 2, 3)] == first
     assert all((f'group{g}_block2_shortcut_conv' in names) == bool(others) for g in (1, 2, 3))
@@ -170,7 +171,7 @@ def test_where_projections_are(shortcut, first, others):
 @pytest.mark.parametrize('side,before', [('end', 0), ('both', 1)])
 @pytest.mark.parametrize('data_format', ['channels_last', 'channels_first'])
 def test_option_a_takes_every_second_pixel_and_adds_zero_channels(side, before, data_format):
-    spec = resnet_model.ResNetSpec((1,), filters=4, shortcut_padding=side, data_format=data_format)
+    spec = resnet_spec.ResNetSpec((1,), filters=4, shortcut_padding=side, data_format=data_format)
     values = np.arange(2 * 4 * 4 * 2, dtype='float32').reshape(2, 4, 4, 2)
     images = values if data_format == 'channels_last' else values.transpose(0, 3, 1, 2)
     inputs = keras.Input(images.shape[1:])
@@ -184,7 +185,7 @@ def test_option_a_takes_every_second_pixel_and_adds_zero_channels(side, before, 
 
 
 def test_block_computes_what_the_paper_says():
-    spec = resnet_model.ResNetSpec((1,), filters=2)
+    spec = resnet_spec.ResNetSpec((1,), filters=2)
     inputs = keras.Input((5, 5, 2))
     model = keras.Model(inputs, resnet_model.residual_block(inputs, spec, 2, 1, 'b'))
     images = np.random.default_rng(3).normal(size=(2, 5, 5, 2)).astype('float32')
@@ -202,22 +203,22 @@ def test_block_computes_what_the_paper_says():
 
 @pytest.mark.parametrize('version,strides', [('1', [2, 1, 1]), ('1.5', [1, 2, 1]), ('2', [1, 2, 1])])
 def test_where_a_bottleneck_strides(version, strides):
-    spec = resnet_model.ResNetSpec((1,), block='bottleneck', version=version)
+    spec = resnet_spec.ResNetSpec((1,), block='bottleneck', version=version)
     convs = resnet_model._block_convs(spec, 64, 2)
     assert [conv[2] for conv in convs] == strides
     assert [conv[:2] for conv in convs] == [(64, 1), (64, 3), (256, 1)]
 
 
 def test_stride_last_gives_the_same_resolutions_one_group_earlier():
-    first = resnet_model.ResNetSpec((2, 2, 2), shortcut='B')
-    last = resnet_model.ResNetSpec((2, 2, 2), shortcut='B', stride_block='last')
+    first = resnet_spec.ResNetSpec((2, 2, 2), shortcut='B')
+    last = resnet_spec.ResNetSpec((2, 2, 2), shortcut='B', stride_block='last')
     models = [resnet_model.resnet(spec, 10, (32, 32, 3)) for spec in (first, last)]
     assert trainable(models[0]) == trainable(models[1])
     assert [models[1].get_layer(f'group{g}_block2_out').output.shape[1] for g in (1, 2, 3)] == [16, 8, 8]
 
 
 def test_weights_do_not_depend_on_the_layout():
-    models = [resnet_model.cifar_resnet(8, data_format=layout) for layout in ('channels_last', 'channels_first')]
+    models = [resnet_variants.cifar_resnet(8, data_format=layout) for layout in ('channels_last', 'channels_first')]
     assert models[1].input_shape == (None, 3, 32, 32)
     assert [w.shape for w in models[0].weights] == [w.shape for w in models[1].weights]
 
@@ -225,7 +226,7 @@ def test_weights_do_not_depend_on_the_layout():
 @pytest.mark.parametrize('variant', ['resnet20_v1', 'resnet18_v2', 'resnet50_d', 'resnext29_32x4d', 'seresnet50_v1'])
 def test_both_layouts_compute_the_same(variant):
     """XLA has the convolutions in NCHW that TensorFlow's own CPU kernels lack."""
-    spec = resnet_model.VARIANTS[variant]
+    spec = resnet_variants.VARIANTS[variant]
     last = resnet_model.resnet(spec, 10, (33, 33, 3))
     random = np.random.default_rng(9)
     for variable in last.variables:
@@ -243,7 +244,7 @@ def test_logits_are_float32_under_mixed_precision():
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy('mixed_bfloat16')
     try:
-        model = resnet_model.cifar_resnet(8)
+        model = resnet_variants.cifar_resnet(8)
     finally:
         keras.config.set_dtype_policy(before)
     assert model.output.dtype == 'float32'
@@ -252,7 +253,7 @@ def test_logits_are_float32_under_mixed_precision():
 
 
 def test_features():
-    model = resnet_model.cifar_resnet(8)
+    model = resnet_variants.cifar_resnet(8)
     features = resnet_model.features(model)(np.zeros((1, 32, 32, 3), 'float32'))
     shapes = {name: tuple(value.shape[1:]) for name, value in features.items()}
     assert shapes == {
@@ -267,7 +268,7 @@ def test_features():
 
 def test_zero_residual_blocks_change_nothing():
     """The constructive argument of 1512.03385 Sec. 1: a block with F = 0 is an identity after a ReLU."""
-    spec = resnet_model.ResNetSpec((1,), filters=4)
+    spec = resnet_spec.ResNetSpec((1,), filters=4)
     inputs = keras.Input((8, 8, 4))
     model = keras.Model(inputs, resnet_model.residual_group(inputs, spec, 4, 3, 1, 'g'))
     for i in (1, 2, 3):
@@ -279,24 +280,24 @@ def test_zero_residual_blocks_change_nothing():
 @pytest.mark.parametrize(
     'make,message',
     [
-        (lambda: resnet_model.cifar_spec(21), 'resnet_size=21 is not 6n+2; the nearest are 20 and 26'),
-        (lambda: resnet_model.cifar_spec(2), 'the nearest are 8 and 14'),
-        (lambda: resnet_model.imagenet_spec(51), 'none of'),
-        (lambda: resnet_model.ResNetSpec((3,), shortcut='D'), "shortcut='D' is none of"),
-        (lambda: resnet_model.ResNetSpec(()), 'group_blocks'),
-        (lambda: resnet_model.ResNetSpec((3, 0)), 'group_blocks'),
-        (lambda: resnet_model.ResNetSpec((3,), filters=0), 'filters=0'),
-        (lambda: resnet_model.ResNetSpec((3,), bn_momentum=1.0), 'bn_momentum'),
-        (lambda: resnet_model.ResNetSpec((3,), cardinality=32), 'bottleneck'),
-        (lambda: resnet_model.build_model('resnet51_v1', 10), 'none of'),
-        (lambda: resnet_model.cifar_spec(30, block='bottleneck'), '9n+2; the nearest are 29 and 38'),
-        (lambda: resnet_model.ResNetSpec((3,), stochastic_depth=1.0), 'stochastic_depth=1.0'),
-        (lambda: resnet_model.ResNetSpec((3,), shortcut=None, stochastic_depth=0.5), 'needs a shortcut'),
-        (lambda: resnet_model.ResNetSpec((3,), version='2', zero_gamma=True), 'zero_gamma'),
-        (lambda: resnet_model.ResNetSpec((3,), output_stride=4), 'output_stride=4'),
-        (lambda: resnet_model.ResNetSpec((3,), output_stride=8, stride_block='last'), 'stride_block'),
-        (lambda: resnet_model.Experiment(order='x'), "order='x'"),
-        (lambda: resnet_model.Experiment(shortcut_dropout=-0.1), 'shortcut_dropout=-0.1'),
+        (lambda: resnet_variants.cifar_spec(21), 'resnet_size=21 is not 6n+2; the nearest are 20 and 26'),
+        (lambda: resnet_variants.cifar_spec(2), 'the nearest are 8 and 14'),
+        (lambda: resnet_variants.imagenet_spec(51), 'none of'),
+        (lambda: resnet_spec.ResNetSpec((3,), shortcut='D'), "shortcut='D' is none of"),
+        (lambda: resnet_spec.ResNetSpec(()), 'group_blocks'),
+        (lambda: resnet_spec.ResNetSpec((3, 0)), 'group_blocks'),
+        (lambda: resnet_spec.ResNetSpec((3,), filters=0), 'filters=0'),
+        (lambda: resnet_spec.ResNetSpec((3,), bn_momentum=1.0), 'bn_momentum'),
+        (lambda: resnet_spec.ResNetSpec((3,), cardinality=32), 'bottleneck'),
+        (lambda: resnet_variants.build_model('resnet51_v1', 10), 'none of'),
+        (lambda: resnet_variants.cifar_spec(30, block='bottleneck'), '9n+2; the nearest are 29 and 38'),
+        (lambda: resnet_spec.ResNetSpec((3,), stochastic_depth=1.0), 'stochastic_depth=1.0'),
+        (lambda: resnet_spec.ResNetSpec((3,), shortcut=None, stochastic_depth=0.5), 'needs a shortcut'),
+        (lambda: resnet_spec.ResNetSpec((3,), version='2', zero_gamma=True), 'zero_gamma'),
+        (lambda: resnet_spec.ResNetSpec((3,), output_stride=4), 'output_stride=4'),
+        (lambda: resnet_spec.ResNetSpec((3,), output_stride=8, stride_block='last'), 'stride_block'),
+        (lambda: resnet_spec.Experiment(order='x'), "order='x'"),
+        (lambda: resnet_spec.Experiment(shortcut_dropout=-0.1), 'shortcut_dropout=-0.1'),
     ],
 )
 def test_wrong_specs(make, message):
@@ -306,17 +307,17 @@ def test_wrong_specs(make, message):
 
 
 def test_variants_build_by_name():
-    assert trainable(resnet_model.build_model('resnet20_v1', 10)) == 269_722
-    assert resnet_model.VARIANTS['resnet50_v1.5'].version == '1.5'
+    assert trainable(resnet_variants.build_model('resnet20_v1', 10)) == 269_722
+    assert resnet_variants.VARIANTS['resnet50_v1.5'].version == '1.5'
 
 
 def test_a_spec_survives_json():
-    spec = resnet_model.cifar_spec(8, experiment=resnet_model.Experiment(gate='exclusive', gate_bias=-6.0))
-    assert resnet_model.ResNetSpec(**json.loads(json.dumps(dataclasses.asdict(spec)))) == spec
+    spec = resnet_variants.cifar_spec(8, experiment=resnet_spec.Experiment(gate='exclusive', gate_bias=-6.0))
+    assert resnet_spec.ResNetSpec(**json.loads(json.dumps(dataclasses.asdict(spec)))) == spec
 
 
 def test_stochastic_depth_drops_whole_pictures_in_training_only():
-    spec = resnet_model.ResNetSpec((4,), filters=2, stochastic_depth=0.8)
+    spec = resnet_spec.ResNetSpec((4,), filters=2, stochastic_depth=0.8)
     inputs = keras.Input((4, 4, 2))
     model = keras.Model(inputs, resnet_model.residual_group(inputs, spec, 2, 4, 1, 'g'))
     rates = [model.get_layer(f'g_block{i}_drop').rate for i in (1, 2, 3, 4)]
@@ -331,7 +332,7 @@ def test_stochastic_depth_drops_whole_pictures_in_training_only():
 
 
 def test_zero_gamma_makes_every_block_its_shortcut():
-    spec = resnet_model.ResNetSpec((2,), filters=4, zero_gamma=True)
+    spec = resnet_spec.ResNetSpec((2,), filters=4, zero_gamma=True)
     inputs = keras.Input((6, 6, 4))
     model = keras.Model(inputs, resnet_model.residual_group(inputs, spec, 4, 2, 1, 'g'))
     images = np.random.default_rng(5).uniform(0, 1, (2, 6, 6, 4)).astype('float32')
@@ -345,7 +346,7 @@ def test_stem_pools(size):
     maps = np.random.default_rng(6).uniform(0, 1, (1, size, size, 1)).astype('float32')
     results = {}
     for pool in ('pad1', 'same', 'ceil'):
-        spec = resnet_model.imagenet_spec(18, stem_pool=pool)
+        spec = resnet_variants.imagenet_spec(18, stem_pool=pool)
         images = keras.Input((2 * size, 2 * size, 3))
         layers = keras.Model(images, resnet_model._stem(images, spec)).layers
         x = inputs
@@ -364,7 +365,7 @@ def test_stem_pools(size):
 
 
 def test_output_stride_dilates_instead():
-    model = resnet_model.resnet(resnet_model.imagenet_spec(18, output_stride=8, filters=4), 10, (64, 64, 3))
+    model = resnet_model.resnet(resnet_variants.imagenet_spec(18, output_stride=8, filters=4), 10, (64, 64, 3))
     assert [model.get_layer(f'group{g}_block1_out').output.shape[1] for g in (1, 2, 3, 4)] == [16, 8, 8, 8]
     dilations = [model.get_layer(f'group{g}_block{b}_conv2').dilation_rate[0] for g in (1, 2, 3, 4) for b in (1, 2)]
     assert dilations == [1, 1, 1, 1, 1, 2, 2, 4]
@@ -387,7 +388,7 @@ def test_output_stride_dilates_instead():
 )
 def test_experiments_are_what_figures_2_and_4_draw(trial, names):
     """1603.05027: which operations a block has; their order where one follows the other."""
-    spec = resnet_model.ResNetSpec((1,), filters=2, experiment=resnet_model.Experiment(**trial))
+    spec = resnet_spec.ResNetSpec((1,), filters=2, experiment=resnet_spec.Experiment(**trial))
     inputs = keras.Input((4, 4, 2))
     model = keras.Model(inputs, resnet_model.residual_block(inputs, spec, 2, 1, 'b'))
     found = [layer.name.removeprefix('b_') for layer in model.layers[1:]]
@@ -398,8 +399,8 @@ def test_experiments_are_what_figures_2_and_4_draw(trial, names):
 
 @pytest.mark.parametrize('gate', ['exclusive', 'shortcut_only'])
 def test_gates_compute_what_they_say(gate):
-    trial = resnet_model.Experiment(gate=gate, gate_bias=-1.0)
-    spec = resnet_model.ResNetSpec((1,), filters=2, experiment=trial)
+    trial = resnet_spec.Experiment(gate=gate, gate_bias=-1.0)
+    spec = resnet_spec.ResNetSpec((1,), filters=2, experiment=trial)
     inputs = keras.Input((4, 4, 2))
     model = keras.Model(inputs, resnet_model.residual_block(inputs, spec, 2, 1, 'b'))
     images = np.random.default_rng(7).uniform(0, 1, (2, 4, 4, 2)).astype('float32')
@@ -411,7 +412,7 @@ def test_gates_compute_what_they_say(gate):
 
 
 def test_squeeze_and_excitation_by_hand():
-    spec = resnet_model.ResNetSpec((1,), filters=4, se_reduction=2)
+    spec = resnet_spec.ResNetSpec((1,), filters=4, se_reduction=2)
     inputs = keras.Input((4, 4, 4))
     model = keras.Model(inputs, resnet_model._squeeze_and_excite(inputs, spec, 'b'))
     images = np.random.default_rng(8).normal(size=(2, 4, 4, 4)).astype('float32')
@@ -421,12 +422,12 @@ def test_squeeze_and_excitation_by_hand():
 
 
 def test_table_has_the_layout_of_table_1():
-    (columns,) = resnet_table.in_tables(['resnet50_v1', 'resnet50_v1.5'])
-    lines = resnet_table.format_table(columns).splitlines()
+    (columns,) = architecture_table.in_tables(['resnet50_v1', 'resnet50_v1.5'])
+    lines = architecture_table.format_table(columns).splitlines()
     assert lines[0].split() == ['resnet50_v1', 'resnet50_v1.5']
     assert 'group1 56x56     [1x1, 64]              [1x1, 64]' in lines
     assert any(line.split() == ['[3x3,', '64]', 'x3'] * 2 for line in lines)
     assert lines[-1].split() == ['multiply-adds', '3,858', 'M', '4,089', 'M']
     assert any(line.split() == ['parameters', '25,557,032', '25,557,032'] for line in lines)
     with pytest.raises(UserError, match='resnet51'):
-        resnet_table.main(['resnet51'])
+        architecture_table.main(['resnet51'])

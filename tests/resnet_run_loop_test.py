@@ -14,19 +14,14 @@ import pytest
 import tensorflow as tf
 from tiny_training import StopAt
 
-from official_resnet import (
-    callbacks,
-    checkpoints,
-    input_pipeline,
-    layers,
-    optimizers,
-    resnet_model,
-    resnet_run_loop,
-    steps,
-)
+from official_resnet import checkpoints, resnet_run_loop, resnet_spec
 from official_resnet.errors import UserError
+from official_resnet.inference import rewrite
+from official_resnet.inputs import datasets
+from official_resnet.training import callbacks, step
+from official_resnet.training.config import Schedule
 
-SPEC = resnet_model.ResNetSpec((1, 1), filters=4, bn_momentum=0.9)
+SPEC = resnet_spec.ResNetSpec((1, 1), filters=4, bn_momentum=0.9)
 BATCH = 16
 STEPS = 120 // BATCH  # an epoch of the fixture's 120 pictures: 7
 
@@ -116,10 +111,10 @@ def test_history_and_metrics(uninterrupted):
 @pytest.mark.parametrize('deaths', [(1,), (STEPS,), (4, 10, 16), (3 * STEPS,)])
 def test_killed_and_resumed_is_bit_identical(cifar_dir, tmp_path, uninterrupted, deaths):
     """Also with other numbers of steps a call, before and after: the result must not depend on them."""
-    for i, step in enumerate(deaths):
+    for i, death in enumerate(deaths):
         config = make_config(cifar_dir, tmp_path, save_checkpoint_minutes=0, steps_per_call=1 + i)
         with pytest.raises(RuntimeError, match='killed'):
-            resnet_run_loop.train(config, [callbacks.MetricsJSON(tmp_path), StopAt(step)])
+            resnet_run_loop.train(config, [callbacks.MetricsJSON(tmp_path), StopAt(death)])
     resnet_run_loop.train(make_config(cifar_dir, tmp_path), [callbacks.MetricsJSON(tmp_path)])
     assert_equal_runs(uninterrupted[0], tmp_path)
 
@@ -130,10 +125,10 @@ def test_adam_killed_and_resumed_is_bit_identical(mnist_dir, tmp_path):
     steps = 100 // BATCH
     for name, deaths in (('whole', ()), ('killed', (1, steps + 2, 2 * steps))):
         (tmp_path / name).mkdir()
-        for step in deaths:
+        for death in deaths:
             config = make_config(mnist_dir, tmp_path / name, save_checkpoint_minutes=0, **fields)
             with pytest.raises(RuntimeError, match='killed'):
-                resnet_run_loop.train(config, [callbacks.MetricsJSON(tmp_path / name), StopAt(step)])
+                resnet_run_loop.train(config, [callbacks.MetricsJSON(tmp_path / name), StopAt(death)])
         history = resnet_run_loop.train(
             make_config(mnist_dir, tmp_path / name, **fields), [callbacks.MetricsJSON(tmp_path / name)]
         )
@@ -204,7 +199,7 @@ def test_max_train_steps_stops_inside_an_epoch_and_evaluates(cifar_dir, tmp_path
 
 
 def test_max_train_steps_does_not_bend_the_schedule(cifar_dir):
-    one_cycle = optimizers.Schedule('one_cycle')
+    one_cycle = Schedule('one_cycle')
     rates = [
         resnet_run_loop.train(make_config(cifar_dir, None, schedule=one_cycle, max_train_steps=steps)).history[
             'learning_rate'
@@ -237,8 +232,8 @@ def test_evaluation_scores_every_image_once(cifar_dir, uninterrupted):
     assert results['num_images'] == 30 and results['epoch'] == 3 and results['step'] == 3 * STEPS
     assert results['accuracy'] == uninterrupted[1].history['val_accuracy'][-1]
     model = results['model']
-    test = input_pipeline.read('cifar10', 'test', data_dir=str(cifar_dir))
-    images, labels = next(iter(input_pipeline.batches(test, 30, training=False)))
+    test = datasets.read('cifar10', 'test', data_dir=str(cifar_dir))
+    images, labels = next(iter(datasets.batches(test, 30, training=False)))
     expected = keras.losses.sparse_categorical_crossentropy(labels, model(images), from_logits=True)
     assert results['loss'] == pytest.approx(float(tf.reduce_mean(expected)), rel=1e-5)
     assert results['accuracy'] == np.mean(np.argmax(model(images), -1) == labels)
@@ -246,7 +241,7 @@ def test_evaluation_scores_every_image_once(cifar_dir, uninterrupted):
 
 def test_an_image_that_only_fills_a_batch_is_not_scored():
     """Its label is -1. The logits are the images here."""
-    evaluate = steps.make_evaluate_function(tf.distribute.get_strategy(), lambda images, training: images)
+    evaluate = step.make_evaluate_function(tf.distribute.get_strategy(), lambda images, training: images)
     logits = np.eye(6, dtype='float32')[[0, 1, 2, 0]] - np.eye(6, dtype='float32')[5]  # 5 is never among the top 5
     sums = evaluate(tf.constant(logits), tf.constant([0, 3, 5, -1])).numpy()
     expected = -tf.nn.log_softmax(logits).numpy()[[0, 1, 2], [0, 3, 5]].sum()
@@ -257,7 +252,7 @@ def test_an_image_that_only_fills_a_batch_is_not_scored():
 def test_training_takes_the_batches_that_its_config_describes(cifar_dir, fields):
     trainer = resnet_run_loop.Trainer(make_config(cifar_dir, None, **fields))
     options = {'training': True, 'seed': 7} | fields
-    expected = input_pipeline.batches(trainer.data, BATCH, **options)
+    expected = datasets.batches(trainer.data, BATCH, **options)
     for ours, theirs in zip(next(iter(trainer.train_batches())), next(iter(expected)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -266,8 +261,8 @@ def test_a_step_is_the_stock_step(cifar_dir):
     """One step of the loop against a plain gradient step on stock layers with the L2 written into the loss."""
     config = make_config(cifar_dir, None, train_epochs=1, max_train_steps=1, label_smoothing=0.1)
     trainer = resnet_run_loop.Trainer(config)
-    stock = layers.to_stock(trainer.model)
-    images, labels = next(iter(input_pipeline.batches(trainer.data, BATCH, training=True, seed=config.seed)))
+    stock = rewrite.to_stock(trainer.model)
+    images, labels = next(iter(datasets.batches(trainer.data, BATCH, training=True, seed=config.seed)))
     with tf.GradientTape() as tape:
         loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)(
             tf.one_hot(labels, 10), stock(images, training=True)

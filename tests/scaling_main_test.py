@@ -10,7 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from official_resnet import resnet_flags, scaling_main, scaling_measure_main
+from benchmarks import scaling_main, scaling_measure_main
+from official_resnet.command_line.program import run_program
 from official_resnet.errors import UserError
 
 RESNET50 = scaling_main.Net(25557032, 53120, 4089184256, 20923392)
@@ -229,9 +230,7 @@ def stored(tmp_path):
 
 def run(*arguments):
     values = scaling_main.define_flags()
-    return resnet_flags.run_program(
-        ['scaling_main.py', *arguments], scaling_main.__doc__, values, scaling_main.run_scaling
-    )
+    return run_program(['scaling_main.py', *arguments], scaling_main.__doc__, values, scaling_main.run_scaling)
 
 
 def answer_at_once(monkeypatch):

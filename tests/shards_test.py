@@ -22,7 +22,8 @@ import shards
 import tensorflow as tf
 from PIL import Image
 
-from official_resnet import errors, jpeg, tfrecords
+from official_resnet import errors
+from official_resnet.inputs import jpeg, tfrecords
 
 DATA = pathlib.Path(shards.__file__).parent
 SUFFIXES = ('.jpeg',)

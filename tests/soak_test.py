@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from worker_processes import finish, flags_of, last_step, start_pair, start_program, wait_for
 
-from official_resnet import callbacks, checkpoints
+from official_resnet import checkpoints
+from official_resnet.training import callbacks
 
 EPOCHS = 150  # of 7 steps
 NUM_STEPS = 7 * EPOCHS

@@ -5,17 +5,18 @@ import time
 import numpy as np
 import pytest
 
-from official_resnet import input_pipeline, preprocessing, synthetic
+from official_resnet.inputs import datasets, synthetic
+from official_resnet.inputs.normalization import per_image_standardization
 
 
 @pytest.fixture(scope='module')
 def train():
-    return input_pipeline.read('synthetic', 'train')
+    return datasets.read('synthetic', 'train')
 
 
 @pytest.fixture(scope='module')
 def test():
-    return input_pipeline.read('synthetic', 'test')
+    return datasets.read('synthetic', 'test')
 
 
 def test_pictures_are_a_pure_function_of_the_seed():
@@ -54,7 +55,7 @@ def test_a_linear_model_stays_far_below(train, test):
     """Softmax regression on standardised pixels, not augmented: 25 % after 3 epochs, and no more after 12."""
 
     def inputs(examples):
-        pixels = preprocessing.per_image_standardization(examples.images).numpy()
+        pixels = per_image_standardization(examples.images).numpy()
         return pixels.reshape(len(pixels), -1)
 
     def accuracy(x, labels):
@@ -109,8 +110,8 @@ def test_a_small_residual_network_learns_them_in_5_epochs(train, test):
     )
 
     def accuracy():
-        return net.evaluate(input_pipeline.batches(test, 500, training=False), verbose=0)[1]
+        return net.evaluate(datasets.batches(test, 500, training=False), verbose=0)[1]
 
     assert 0.05 < accuracy() < 0.2  # chance is 0.1
-    net.fit(input_pipeline.batches(train, 128, training=True, num_epochs=5), verbose=0)
+    net.fit(datasets.batches(train, 128, training=True, num_epochs=5), verbose=0)
     assert accuracy() > 0.95

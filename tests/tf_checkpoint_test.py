@@ -50,7 +50,7 @@ def test_only_names(folder):
 
 
 def test_files(folder):
-    names = [[file.rpartition('/')[2] for file in tf_checkpoint.files(folder / name)] for name in ('v1.ckpt', '')]
+    names = [[file.rpartition('/')[2] for file in tf_checkpoint.list_files(folder / name)] for name in ('v1.ckpt', '')]
     assert names == [['v1.ckpt'], ['v2.ckpt.index', 'v2.ckpt.data-00000-of-00001']]
 
 

@@ -9,7 +9,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from official_resnet import errors, tfrecords
+from official_resnet import errors
+from official_resnet.inputs import tfrecords
 
 RECORDS = [b'', b'a', bytes(range(256)) * 5]
 VALUES = st.one_of(

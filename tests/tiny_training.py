@@ -3,9 +3,10 @@
 import keras
 import numpy as np
 
-from official_resnet import input_pipeline, resnet_model, resnet_run_loop
+from official_resnet import resnet_run_loop, resnet_spec
+from official_resnet.inputs import datasets
 
-SPEC = resnet_model.ResNetSpec((1, 1, 1), filters=4, bn_momentum=0.9)
+SPEC = resnet_spec.ResNetSpec((1, 1, 1), filters=4, bn_momentum=0.9)
 BATCH = 16
 
 
@@ -21,7 +22,7 @@ def drawn_examples(count, num_classes=10):
     """Return Examples of noise."""
     random = np.random.default_rng(count)
     names = tuple(map(str, range(num_classes)))
-    return input_pipeline.Examples(
+    return datasets.Examples(
         random.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8),
         random.integers(0, num_classes, count).astype(np.int32),
         num_classes,

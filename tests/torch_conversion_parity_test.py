@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from checkpoints_tools import convert, from_torch, read_ckpt, source
-from official_resnet import records
+from official_resnet.inputs import cifar
 
 pytestmark = pytest.mark.parity
 DATA = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
@@ -22,7 +22,7 @@ CIFAR_TEST_IMAGES = 10_000
 @pytest.fixture(scope='module')
 def models():
     """torchvision.models."""
-    from official_resnet import benchmark_torch
+    from benchmarks import benchmark_torch
 
     return benchmark_torch.import_torchvision().models
 
@@ -121,7 +121,7 @@ def cifar_test_pictures(tmp_path_factory):
         check=True,
     )
     os.remove(folder / 'cifar-10-binary.tar.gz')
-    images, labels = records.read_cifar([folder / 'cifar-10-batches-bin' / 'test_batch.bin'])
+    images, labels = cifar.read_cifar([folder / 'cifar-10-batches-bin' / 'test_batch.bin'])
     assert len(images) == CIFAR_TEST_IMAGES
     return images, labels
 

@@ -5,13 +5,14 @@ import json
 
 import pytest
 
-from official_resnet import optimizers, resnet_model, train_config
+from official_resnet import resnet_variants
 from official_resnet.errors import UserError
+from official_resnet.training.config import IDENTITY, Schedule, TrainConfig, difference
 
-CONFIG = train_config.TrainConfig(
-    resnet_model.cifar_spec(8),
+CONFIG = TrainConfig(
+    resnet_variants.cifar_spec(8),
     dataset='folder:/pictures',
-    schedule=optimizers.Schedule('one_cycle'),
+    schedule=Schedule('one_cycle'),
     transfer='head',
     head='append',
     pretrained_classes=10,
@@ -22,18 +23,18 @@ CONFIG = train_config.TrainConfig(
 
 
 def test_json_keeps_everything():
-    assert train_config.TrainConfig.from_json(json.loads(json.dumps(CONFIG.to_json()))) == CONFIG
+    assert TrainConfig.from_json(json.loads(json.dumps(CONFIG.to_json()))) == CONFIG
 
 
 def test_every_field_of_the_identity_exists():
-    assert set(train_config.IDENTITY) <= {field.name for field in dataclasses.fields(CONFIG)}
+    assert set(IDENTITY) <= {field.name for field in dataclasses.fields(CONFIG)}
 
 
 def test_fine_tune_was_the_name_of_transfer_head():
     values = CONFIG.to_json()
     del values['transfer']
-    assert train_config.TrainConfig.from_json(values | {'fine_tune': True}).transfer == 'head'
-    assert train_config.TrainConfig.from_json(values | {'fine_tune': False}).transfer == 'all'
+    assert TrainConfig.from_json(values | {'fine_tune': True}).transfer == 'head'
+    assert TrainConfig.from_json(values | {'fine_tune': False}).transfer == 'all'
 
 
 def test_learning_rate():
@@ -53,15 +54,15 @@ def test_how_a_folder_is_read():
     def options(spec, **fields):
         return dataclasses.replace(CONFIG, spec=spec, **fields).folder_options()
 
-    assert options(resnet_model.cifar_spec(8)) == {
+    assert options(resnet_variants.cifar_spec(8)) == {
         'image_size': 40,
         'channels': 3,
         'validation_fraction': 0.1,
         'seed': 0,
     }
-    assert options(resnet_model.cifar_spec(8), image_size=None)['image_size'] == 32
-    assert options(resnet_model.imagenet_spec(18), image_size=None)['image_size'] == 224
-    assert options(resnet_model.mnist_spec(), image_size=None, seed=3) == {
+    assert options(resnet_variants.cifar_spec(8), image_size=None)['image_size'] == 32
+    assert options(resnet_variants.imagenet_spec(18), image_size=None)['image_size'] == 224
+    assert options(resnet_variants.mnist_spec(), image_size=None, seed=3) == {
         'image_size': 32,
         'channels': 1,
         'validation_fraction': 0.1,
@@ -79,7 +80,7 @@ def test_how_a_folder_is_read():
     ],
 )
 def test_difference(ours, theirs, text):
-    assert train_config.difference('x', ours, theirs) == text
+    assert difference('x', ours, theirs) == text
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,11 @@ import numpy as np
 import pytest
 from tiny_training import SPEC, drawn_examples, make_config
 
-from official_resnet import (
-    cards,
-    checkpoints,
-    preprocessing,
-    resnet_model,
-    resnet_run_loop,
-    transfer,
-)
+from official_resnet import checkpoints, resnet_model, resnet_run_loop, resnet_variants
 from official_resnet.errors import UserError
+from official_resnet.inference import model_card
+from official_resnet.inputs.normalization import NORMALIZATIONS
+from official_resnet.training import transfer
 
 
 @pytest.fixture(scope='module')
@@ -138,14 +134,14 @@ def test_the_network_is_that_of_the_pretrained_model_dir(cifar_dir, source):
     described = transfer.describe(source)
     assert (described.spec, described.num_classes) == (SPEC, 10)
     other = dataclasses.replace(
-        make_config(cifar_dir, None, pretrained=str(source), head='append'), spec=resnet_model.cifar_spec(20)
+        make_config(cifar_dir, None, pretrained=str(source), head='append'), spec=resnet_variants.cifar_spec(20)
     )
     adopted = transfer.adopt(other, described)
     assert adopted.spec == SPEC and adopted.pretrained_classes == 10
     assert adopted.normalization is None  # what CIFAR's is anyway
     mnist = transfer.adopt(dataclasses.replace(other, dataset='mnist'), described)
     assert mnist.normalization == 'per_image_standardization'
-    momentum = dataclasses.replace(other, spec=resnet_model.cifar_spec(20, bn_momentum=0.5))
+    momentum = dataclasses.replace(other, spec=resnet_variants.cifar_spec(20, bn_momentum=0.5))
     assert transfer.adopt(momentum, described, {'bn_momentum': 'bn_momentum'}).spec.bn_momentum == 0.5
     with pytest.raises(UserError, match=r'--resnet_size asks for group_blocks \(3, 3, 3\), but .* has \(1, 1, 1\); '):
         transfer.adopt(other, described, {'resnet_size': 'group_blocks'})
@@ -174,7 +170,7 @@ def test_a_converted_net_brings_its_card(source, tmp_path):
     described = transfer.describe(tmp_path / 'net.keras')
     assert described.spec == SPEC and described.image_size == 32
     picture = np.array([255, 51, 102], np.uint8).reshape(1, 1, 1, 3)
-    got = preprocessing.NORMALIZATIONS[described.normalization](picture)
+    got = NORMALIZATIONS[described.normalization](picture)
     np.testing.assert_allclose(np.ravel(got), [0.4 - 0.1, (0.2 - 0.2) / 2, (1 - 0.3) / 4], atol=1e-6)
     config = make_config('', None, pretrained=str(tmp_path / 'net.keras'))
     assert transfer.adopt(config, described).normalization == described.normalization
@@ -187,19 +183,19 @@ def test_a_converted_net_brings_its_card(source, tmp_path):
 def test_a_card_of_ours_is_read_again(source, tmp_path, cifar_dir):
     history = resnet_run_loop.train(make_config(cifar_dir, None, train_epochs=1, max_train_steps=1))
     (tmp_path / 'net.keras').write_bytes((source / 'model.keras').read_bytes())
-    card = cards.write_card(tmp_path / 'net.card.json', **history.card)
+    card = model_card.write_card(tmp_path / 'net.card.json', **history.card)
     assert transfer.describe(tmp_path / 'net.keras') == transfer.Pretrained(SPEC, 10, 'per_image_standardization', 32)
     assert card.names[3] == 'cat' and card.size == card.net_size == (32, 32)
 
 
 def test_wrong_sources(tmp_path, source):
-    model = resnet_model.cifar_resnet(8)
+    model = resnet_variants.cifar_resnet(8)
     for read in (transfer.describe, lambda path: transfer.load_backbone(model, path)):
         with pytest.raises(UserError, match='has no checkpoint'):
             read(tmp_path)
         with pytest.raises(UserError, match='cannot load'):
             read(tmp_path / 'absent.keras')
-    other = {variable.path: variable.numpy() for variable in resnet_model.cifar_resnet(14).variables}
+    other = {variable.path: variable.numpy() for variable in resnet_variants.cifar_resnet(14).variables}
     checkpoints.save(tmp_path / 'checkpoints', 1, other, {})
     with pytest.raises(UserError, match='unexpected group1_block2.*pretrained_model_checkpoint_path'):
         transfer.load_backbone(model, tmp_path)

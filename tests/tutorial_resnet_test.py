@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from official_resnet import resnet_model, tutorial_resnet
+from official_resnet import resnet_model, resnet_spec, resnet_variants
 from official_resnet.errors import UserError
+from official_resnet.experiments import tutorial_resnet
 
 
 def trainable(model):
@@ -72,7 +73,7 @@ def test_shortcut_is_the_pooled_input_with_zero_channels_at_the_end(size, out_ch
 def test_without_pooling_it_is_our_block_in_the_order_relu_before_addition(in_channels):
     model = block_model((5, 5, in_channels), 4, False)
     spec = tutorial_resnet.SPEC
-    assert spec.order == resnet_model.ORDERS['relu_before_addition']
+    assert spec.order == resnet_spec.ORDERS['relu_before_addition']
     ours = block_model((5, 5, in_channels), spec, 4, 1, 'b', block=resnet_model.residual_block)
     ours.set_weights(model.get_weights())
     images = normal(2, 5, 5, in_channels)
@@ -252,7 +253,7 @@ def test_compare_blocks():
 
 @pytest.mark.parametrize('block,filters,weights', [('basic', 256, 1_179_648), ('bottleneck', 64, 69_632)])
 def test_compare_blocks_counts_the_blocks_that_are_built(block, filters, weights):
-    spec = resnet_model.ResNetSpec((1,), block=block)
+    spec = resnet_spec.ResNetSpec((1,), block=block)
     model = block_model((4, 4, 256), spec, filters, 1, 'b', block=resnet_model.residual_block)
     assert sum(int(np.prod(w.shape)) for w in model.weights if w.path.endswith('kernel')) == weights
 
@@ -274,14 +275,14 @@ def test_program(capsys):
 def test_resnext_is_one_sum_in_three_forms():
     """1611.05431 Fig. 3: branches that are summed (a), joined before their last 1x1 (b), a grouped convolution (c)."""
     branches, depth = 4, 2
-    spec = resnet_model.ResNetSpec(
+    spec = resnet_spec.ResNetSpec(
         (1,),
         block='bottleneck',
         version='1.5',
         shortcut=None,
         base_width=depth,
         cardinality=branches,
-        experiment=resnet_model.Experiment(batch_norm=False),
+        experiment=resnet_spec.Experiment(batch_norm=False),
     )
     model = block_model((5, 5, 12), spec, 64, 1, 'b', block=resnet_model.residual_block)
     model.set_weights([normal(*w.shape, seed=i) for i, w in enumerate(model.weights)])
@@ -305,13 +306,13 @@ def test_resnext_is_one_sum_in_three_forms():
 
 def test_resnext_doubles_the_inner_filters_alone():
     resnet, resnext = (
-        resnet_model._block_convs(resnet_model.imagenet_spec(50, **axes), 64, 1)
+        resnet_model._block_convs(resnet_variants.imagenet_spec(50, **axes), 64, 1)
         for axes in ({}, {'cardinality': 32, 'base_width': 4})
     )
     assert [filters for filters, *_ in resnet] == [64, 64, 256]
     assert [filters for filters, *_ in resnext] == [128, 128, 256]
     assert [groups for *_, groups in resnext] == [1, 32, 1]
     # A grouped convolution has 1 / groups of the weights: 3*3*128*128 / 32.
-    spec = resnet_model.imagenet_spec(50, cardinality=32, base_width=4)
+    spec = resnet_variants.imagenet_spec(50, cardinality=32, base_width=4)
     model = block_model((4, 4, 256), spec, 64, 1, 'b', block=resnet_model.residual_block)
     assert model.get_layer('b_conv2').kernel.shape == (3, 3, 4, 128) and 3 * 3 * 4 * 128 == 3 * 3 * 128 * 128 // 32

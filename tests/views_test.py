@@ -8,12 +8,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from official_resnet import errors, preprocessing
-from official_resnet.preprocessing import Views
+from official_resnet import errors
+from official_resnet.inputs import augmentation
+from official_resnet.inputs.images import RESIZES, Views
 
 NO_BOXES = np.zeros([0, 4], np.float32)
 # test_size 2 out of the shorter side resized to 4
-SMALL = {resize: Views(size=2, test_size=2, test_resize=4, resize=resize) for resize in preprocessing.RESIZES}
+SMALL = {resize: Views(size=2, test_size=2, test_resize=4, resize=resize) for resize in RESIZES}
 
 
 def encoded(pixels, kind='PNG', **options):
@@ -43,7 +44,7 @@ def sample():
 def train_views(jpeg, seeds, views, boxes=NO_BOXES):
     """Return train_view of each seed, by tf.data."""
     dataset = tf.data.Dataset.range(seeds).map(
-        lambda i: preprocessing.train_view(jpeg, tf.constant(boxes), tf.stack([7, i]), views), num_parallel_calls=2
+        lambda i: augmentation.train_view(jpeg, tf.constant(boxes), tf.stack([7, i]), views), num_parallel_calls=2
     )
     return np.stack(list(dataset.as_numpy_iterator()))
 
@@ -79,7 +80,7 @@ RAMP = encoded([[0, 40, 80, 120], [100, 140, 180, 220]])
     ],
 )
 def test_the_middle_of_a_ramp(resize, expected):
-    view = preprocessing.test_view(RAMP, SMALL[resize])
+    view = augmentation.test_view(RAMP, SMALL[resize])
     assert view.dtype == tf.float32 and view.shape == (2, 2, 3)
     np.testing.assert_allclose(view[..., 0], expected, atol=1e-4)
     np.testing.assert_array_equal(view[..., 0], view[..., 2])  # grey becomes RGB
@@ -89,13 +90,13 @@ def test_halving():
     """tf1 takes every second pixel, antialias a triangle of weights 1 3 3 1."""
     pixels = np.tile(np.array([0, 8, 16, 80, 160, 240, 248, 255], np.uint8), (8, 1))
     for resize, expected in (('tf1', [16, 160]), ('antialias', [(8 + 48 + 240 + 160) / 8, (80 + 480 + 720 + 248) / 8])):
-        view = preprocessing.test_view(encoded(pixels), SMALL[resize])
+        view = augmentation.test_view(encoded(pixels), SMALL[resize])
         np.testing.assert_allclose(view[0, :, 0], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize('resize', preprocessing.RESIZES)
+@pytest.mark.parametrize('resize', RESIZES)
 def test_ten_views_of_sixteen_pixels(resize):
-    views = preprocessing.ten_views(encoded(np.arange(16).reshape(4, 4)), SMALL[resize])
+    views = augmentation.ten_views(encoded(np.arange(16).reshape(4, 4)), SMALL[resize])
     assert views.shape == (10, 2, 2, 3) and views.dtype == tf.float32
     expected = [[[0, 1], [4, 5]], [[2, 3], [6, 7]], [[8, 9], [12, 13]], [[10, 11], [14, 15]], [[5, 6], [9, 10]]]
     np.testing.assert_allclose(views[:5, :, :, 1], expected, atol=1e-5)
@@ -155,9 +156,9 @@ def test_official_evaluation(height, width):
     rows, columns = shapes_of_official(height, width, 256)
     resized = tf.compat.v1.image.resize(pixels, [rows, columns]).numpy()
     top, left = (rows - 224) // 2, (columns - 224) // 2
-    view = preprocessing.test_view(encoded(pixels), Views())
+    view = augmentation.test_view(encoded(pixels), Views())
     np.testing.assert_array_equal(view, resized[top : top + 224, left : left + 224])
-    corners = preprocessing.ten_views(encoded(pixels), Views()).numpy()
+    corners = augmentation.ten_views(encoded(pixels), Views()).numpy()
     np.testing.assert_array_equal(corners[0], resized[:224, :224])
     np.testing.assert_array_equal(corners[3], resized[-224:, -224:])
     np.testing.assert_array_equal(corners[9], view[:, ::-1])
@@ -169,8 +170,8 @@ def test_what_is_resized_to_the_very_size_is_never_too_small():
     views = Views(test_size=256, test_resize=256)
     pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     expected = tf.compat.v1.image.resize(pixels, [256, 256])
-    np.testing.assert_array_equal(preprocessing.test_view(encoded(pixels), views), expected)
-    np.testing.assert_array_equal(preprocessing.ten_views(encoded(pixels), views)[0], expected)
+    np.testing.assert_array_equal(augmentation.test_view(encoded(pixels), views), expected)
+    np.testing.assert_array_equal(augmentation.ten_views(encoded(pixels), views)[0], expected)
 
 
 @pytest.mark.parametrize('height,width', [(375, 500), (500, 334), (100, 120), (224, 1000), (300, 301)])
@@ -181,7 +182,7 @@ def test_antialiased_evaluation(height, width):
     rows, columns = int(256 * height / shorter), int(256 * width / shorter)
     resized = tf.image.resize(pixels, [rows, columns], antialias=True)
     top, left = round((rows - 224) / 2), round((columns - 224) / 2)
-    view = preprocessing.test_view(encoded(pixels), Views(resize='antialias'))
+    view = augmentation.test_view(encoded(pixels), Views(resize='antialias'))
     np.testing.assert_array_equal(view, resized[top : top + 224, left : left + 224])
 
 
@@ -193,11 +194,11 @@ def test_antialiased_evaluation_of_imagenet_is_pillows():
         size = tuple(int(64 * side / min(image.size)) for side in image.size)
         left, top = (round((side - 56) / 2) for side in size)
         expected = image.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + 56, top + 56))
-        view = preprocessing.test_view(jpeg, views).numpy()
+        view = augmentation.test_view(jpeg, views).numpy()
         assert np.abs(view - np.asarray(expected)).max() <= 1.001
 
 
-@pytest.mark.parametrize('resize', preprocessing.RESIZES)
+@pytest.mark.parametrize('resize', RESIZES)
 def test_training_views_of_imagenet_are_of_the_decoded_picture(resize):
     """What is decoded is only the part, resized as TensorFlow 1 and Pillow do it."""
     views = Views(size=64, resize=resize, use_boxes=False)
@@ -216,7 +217,7 @@ def test_training_views_of_imagenet_are_of_the_decoded_picture(resize):
         part = tf.io.decode_and_crop_jpeg(jpeg, [top, left, height, width], 3, dct_method=views.dct_method).numpy()
         whole = tf.io.decode_jpeg(jpeg, 3, dct_method=views.dct_method).numpy()[top : top + height, left : left + width]
         assert np.abs(part - whole.astype(int))[1:-1, 2:-2].max() == 0  # libjpeg has no colours of beyond the edge
-        view = preprocessing.train_view(jpeg, NO_BOXES, [7, i], views).numpy()
+        view = augmentation.train_view(jpeg, NO_BOXES, [7, i], views).numpy()
         differences = []
         for either in (part, part[:, ::-1]):
             if resize == 'tf1':
@@ -277,20 +278,20 @@ def test_a_seed_is_a_view():
     jpeg, views = coordinates(), Views(size=32)
     mapped = train_views(jpeg, 20, views)
     for i in range(20):
-        eager = preprocessing.train_view(jpeg, NO_BOXES, [7, i], views)
+        eager = augmentation.train_view(jpeg, NO_BOXES, [7, i], views)
         np.testing.assert_array_equal(mapped[i], eager)
-        np.testing.assert_array_equal(eager, preprocessing.train_view(jpeg, NO_BOXES, tf.constant([7, i]), views))
+        np.testing.assert_array_equal(eager, augmentation.train_view(jpeg, NO_BOXES, tf.constant([7, i]), views))
     assert len({view.tobytes() for view in mapped}) == 20
-    assert not np.array_equal(preprocessing.train_view(jpeg, NO_BOXES, [8, 0], views), mapped[0])
+    assert not np.array_equal(augmentation.train_view(jpeg, NO_BOXES, [8, 0], views), mapped[0])
 
 
-@pytest.mark.parametrize('resize', preprocessing.RESIZES)
-@pytest.mark.parametrize('function', [preprocessing.test_view, preprocessing.ten_views])
+@pytest.mark.parametrize('resize', RESIZES)
+@pytest.mark.parametrize('function', [augmentation.test_view, augmentation.ten_views])
 def test_the_same_eagerly_and_inside_tf_data(function, resize):
     views = Views(test_size=48, resize=resize)
     pictures = [*sample()[:6], RAMP, coordinates(70, 300)]
     dataset = tf.data.Dataset.from_tensor_slices(pictures).map(lambda picture: function(picture, views))
-    assert dataset.element_spec.shape == ((48, 48, 3) if function is preprocessing.test_view else (10, 48, 48, 3))
+    assert dataset.element_spec.shape == ((48, 48, 3) if function is augmentation.test_view else (10, 48, 48, 3))
     for picture, mapped in zip(pictures, dataset, strict=True):
         np.testing.assert_array_equal(mapped, function(picture, views))
 
@@ -307,31 +308,29 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize('resize', preprocessing.RESIZES)
+@pytest.mark.parametrize('resize', RESIZES)
 @pytest.mark.parametrize('name', ODD)
 def test_odd_pictures(name, resize):
     views = Views(size=32, test_size=28, resize=resize)
     jpeg = encoded(ODD[name], 'JPEG')
     for view in (
-        preprocessing.train_view(jpeg, NO_BOXES, [0, 0], views),
-        *(preprocessing.test_view(picture, views) for picture in (jpeg, encoded(ODD[name]))),
+        augmentation.train_view(jpeg, NO_BOXES, [0, 0], views),
+        *(augmentation.test_view(picture, views) for picture in (jpeg, encoded(ODD[name]))),
     ):
         assert view.shape[1:] == (view.shape[0], 3) and view.shape[0] in (28, 32)
         np.testing.assert_allclose(view, np.full_like(view, 80), atol=1e-3)
-    assert preprocessing.ten_views(jpeg, views).shape == (10, 28, 28, 3)
+    assert augmentation.ten_views(jpeg, views).shape == (10, 28, 28, 3)
 
 
-@pytest.mark.parametrize('resize', preprocessing.RESIZES)
+@pytest.mark.parametrize('resize', RESIZES)
 @pytest.mark.parametrize('length', [500, 501])
 def test_of_a_very_long_picture_only_the_middle_is_resized(length, resize):
     """The same pixels as the middle of the whole: what is cut off before is as long on both sides."""
     views = Views(test_size=28, test_resize=32, resize=resize)
     pixels = np.random.default_rng(0).integers(0, 256, (1, length, 3), np.uint8)
-    whole = preprocessing._resize(tf.constant(pixels), [32, 32 * length], views)
+    whole = augmentation._resize(tf.constant(pixels), [32, 32 * length], views)
     left = (32 * length - 28) // 2
-    np.testing.assert_allclose(
-        preprocessing.test_view(encoded(pixels), views), whole[2:30, left : left + 28], atol=1e-2
-    )
+    np.testing.assert_allclose(augmentation.test_view(encoded(pixels), views), whole[2:30, left : left + 28], atol=1e-2)
 
 
 def test_png_of_other_kinds():
@@ -343,18 +342,18 @@ def test_png_of_other_kinds():
     ):
         file = io.BytesIO()
         image.save(file, 'PNG')
-        view = preprocessing.test_view(file.getvalue(), Views(test_size=16))
+        view = augmentation.test_view(file.getvalue(), Views(test_size=16))
         assert view.shape == (16, 16, 3) and (view[..., 2] == 102).numpy().all()
     with pytest.raises(tf.errors.InvalidArgumentError):
-        preprocessing.train_view(file.getvalue(), NO_BOXES, [0, 0], Views(size=16))
+        augmentation.train_view(file.getvalue(), NO_BOXES, [0, 0], Views(size=16))
 
 
 def test_what_is_no_picture():
     for data in (b'', b'hello', coordinates()[:300]):
         with pytest.raises(tf.errors.InvalidArgumentError):
-            preprocessing.test_view(data, Views())
+            augmentation.test_view(data, Views())
         with pytest.raises(tf.errors.InvalidArgumentError):
-            preprocessing.train_view(data, NO_BOXES, [0, 0], Views())
+            augmentation.train_view(data, NO_BOXES, [0, 0], Views())
 
 
 def test_defaults():

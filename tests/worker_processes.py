@@ -8,7 +8,8 @@ import sys
 import time
 
 import official_resnet
-from official_resnet import checkpoints, workers
+from official_resnet import checkpoints
+from official_resnet.training import workers
 
 PROGRAM = pathlib.Path(official_resnet.__file__).parent / 'cifar10_main.py'
 
@@ -96,7 +97,7 @@ def flags_of(cifar_dir, model_dir, train_epochs=3):
 
 def last_step(model_dir):
     """Return the step of the newest checkpoint, 0 without one."""
-    found = checkpoints.files(pathlib.Path(model_dir) / 'checkpoints')
+    found = checkpoints.paths(pathlib.Path(model_dir) / 'checkpoints')
     return int(found[-1].stem.removeprefix('step-')) if found else 0
 
 

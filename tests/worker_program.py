@@ -11,7 +11,7 @@ import sys
 
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 
-from official_resnet import devices, workers  # noqa: E402
+from official_resnet.training import devices, workers
 
 index, _ = workers.configure()
 devices.start_tensorflow()
@@ -19,7 +19,8 @@ devices.make_strategy(None, 'multi_worker_mirrored', 2)
 
 import numpy as np  # noqa: E402
 
-from official_resnet import callbacks, errors, resnet_run_loop  # noqa: E402
+from official_resnet import errors, resnet_run_loop  # noqa: E402
+from official_resnet.training import callbacks  # noqa: E402
 
 for number, fields in enumerate(json.load(open(sys.argv[1], encoding='utf-8'))):
     own = fields.pop('_worker_1')

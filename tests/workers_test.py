@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from official_resnet import workers
 from official_resnet.errors import UserError
+from official_resnet.training import workers
 
 HOSTS = ['host1:2222', 'host2:2222', 'host3:2222']
 
@@ -119,7 +119,7 @@ def test_nothing_said():
 def start_meeting(hosts, index, seconds, address_list=None):
     """Start a process that comes to the meeting; it prints what became of it."""
     code = (
-        'import sys; from official_resnet import errors, workers\n'
+        'import sys; from official_resnet import errors; from official_resnet.training import workers\n'
         'try: workers.meet(float(sys.argv[1])); print("met", end="")\n'
         'except errors.UserError as error: print(error, end="")'
     )
@@ -204,7 +204,10 @@ def test_one_worker_needs_no_meeting(monkeypatch):
 
 
 def test_who_waits_too_long_for_a_worker_that_has_gone_is_killed():
-    code = 'import time; from official_resnet import workers\nwith workers.watched({}): time.sleep({})\nprint("on")'
+    code = (
+        'import time; from official_resnet.training import workers\n'
+        'with workers.watched({}): time.sleep({})\nprint("on")'
+    )
     ends = [
         subprocess.run([sys.executable, '-c', code.format(*seconds)], capture_output=True, text=True, timeout=30)
         for seconds in ((20, 0), (0.5, 20))
@@ -226,7 +229,7 @@ HEAD = 'import json, os, signal, sys, time; index = json.loads(os.environ["TF_CO
 def start_launcher(code, grace=30, count=2):
     """Start a process that launches workers which run a piece of Python."""
     code = (
-        f'import sys; from official_resnet import workers\nworkers.GRACE_SECONDS = {grace}\n'
+        f'import sys; from official_resnet.training import workers\nworkers.GRACE_SECONDS = {grace}\n'
         f'sys.exit(workers.launch({count}, [sys.executable, "-c", {HEAD + code!r}]))'
     )
     return subprocess.Popen(

@@ -26,22 +26,15 @@ import imagenet_shards
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
+from absl import flags as absl_flags
 from PIL import Image
 
 import official_resnet
+from benchmarks import benchmark_main
 from checkpoints_tools import read_ckpt
-from official_resnet import (
-    benchmark_main,
-    cards,
-    cifar10_download_and_extract,
-    devices,
-    predict_main,
-    records,
-    resnet_flags,
-    resnet_model,
-    train_program,
-)
+from official_resnet import cifar10_download_and_extract, predict_main, resnet_model, resnet_spec
+from official_resnet.command_line import flags, train_program
+from official_resnet.command_line.program import run_program
 from official_resnet.errors import UserError
 from official_resnet.experiments import (
     degradation_main,
@@ -50,6 +43,9 @@ from official_resnet.experiments import (
     shortcuts_main,
     transfer_main,
 )
+from official_resnet.inference import model_card
+from official_resnet.inputs import cifar
+from official_resnet.training import devices
 
 PACKAGE = pathlib.Path(official_resnet.__file__).parent
 Program = collections.namedtuple('Program', 'define_flags main base')  # base: arguments that are right
@@ -68,7 +64,7 @@ def experiment(module, body, *base):
 def plain(module, body, *base):
     return Program(
         module.define_flags,
-        lambda argv: resnet_flags.run_program(argv, module.__doc__, module.define_flags(), body),
+        lambda argv: run_program(argv, module.__doc__, module.define_flags(), body),
         list(base),
     )
 
@@ -130,7 +126,7 @@ PROGRAMS = {
         build_imagenet_data.define_flags, build_imagenet_data.main, [*DIRECTORIES, *LISTS, *SHARDS]
     ),
     'build_image_data': Program(build_image_data.define_flags, build_image_data.main, [*DIRECTORIES, *SHARDS]),
-    'bounding_boxes': Program(flags.FlagValues, bounding_boxes.main, []),
+    'bounding_boxes': Program(absl_flags.FlagValues, bounding_boxes.main, []),
     'build_imagenet_data_beam': Program(
         build_imagenet_data_beam.define_flags,
         build_imagenet_data_beam.main,
@@ -143,7 +139,7 @@ TRAIN = (*CIFAR, 'mnist_main', 'imagenet_main')
 CURVES = ('degradation_main', 'shortcuts_main')
 EXPERIMENTS = (*CURVES, 'gradient_flow_main')
 BUILDERS = ('build_imagenet_data', 'build_image_data')
-FREE_TEXT = {'benchmark_test_id', *(name for name, _, _ in resnet_flags.OBSOLETE)}  # stored as it is, or ignored
+FREE_TEXT = {'benchmark_test_id', *(name for name, _, _ in flags.OBSOLETE)}  # stored as it is, or ignored
 ELSEWHERE = {
     'scaling_main': 'scaling_main_test',
     'scaling_measure_main': 'a process of scaling_main, without flags',
@@ -344,13 +340,13 @@ def _rows_of_tools():
 def values_of_wrong_type(flag):
     """Return [(value, pattern)] that the type of a flag refuses."""
     name, parser = flag.name, flag.parser
-    if isinstance(flag, flags.BooleanFlag):
+    if isinstance(flag, absl_flags.BooleanFlag):
         return [('maybe', f'--{name}=maybe: .*boolean')]
     if hasattr(parser, 'enum_values'):
         return [('no_such', rf'--{name}=no_such: value should be one of <{re.escape("|".join(parser.enum_values))}>')]
-    if not isinstance(parser, flags.FloatParser | flags.IntegerParser):
+    if not isinstance(parser, absl_flags.FloatParser | absl_flags.IntegerParser):
         return []
-    wrong = ['x', *(['nan', 'inf'] if isinstance(parser, flags.FloatParser) else ['1.5'])]
+    wrong = ['x', *(['nan', 'inf'] if isinstance(parser, absl_flags.FloatParser) else ['1.5'])]
     wrong += [str(parser.lower_bound - 1)] if parser.lower_bound is not None else []
     wrong += [str(parser.upper_bound + 1)] if parser.upper_bound is not None else []
     return [(value, rf'--{name}={re.escape(value)}: .*{re.escape(value)}') for value in wrong]
@@ -413,7 +409,7 @@ def _make_cifar100(made):
         folder = made(name) / 'cifar-100-binary'
         folder.mkdir(parents=True)
         for file in ('train.bin', 'test.bin'):
-            records.write_cifar(folder / file, images, [*range(39), last_label], label_bytes=2)
+            cifar.write_cifar(folder / file, images, [*range(39), last_label], label_bytes=2)
         if name == 'cifar100_cut':
             (folder / 'train.bin').write_bytes((folder / 'train.bin').read_bytes()[:-1])
 
@@ -439,9 +435,9 @@ def _make_shards(made):
 def _make_nets(made):
     folder = made('net')
     folder.mkdir()
-    spec = resnet_model.ResNetSpec((1, 1), filters=4)
+    spec = resnet_spec.ResNetSpec((1, 1), filters=4)
     resnet_model.resnet(spec, 3, (16, 16, 3)).save(folder / 'model.keras')
-    cards.write_card(folder / 'model.card.json', spec, 'unit_range', (16, 16, 3), (16, 16, 3), ('a', 'b', 'c'))
+    model_card.write_card(folder / 'model.card.json', spec, 'unit_range', (16, 16, 3), (16, 16, 3), ('a', 'b', 'c'))
     for name in ('no_card', 'bad_card', 'odd_card', 'cut_net'):
         shutil.copytree(folder, made(name))
     (made('no_card') / 'model.card.json').unlink()
@@ -568,10 +564,10 @@ def test_every_program_is_in_the_table():
 def test_every_number_is_finite_and_has_bounds(program):
     """Where TensorFlow counts in 32 or 64 bits, a larger number would end in its traceback."""
     for flag in canonical(PROGRAMS[program].define_flags()).values():
-        if isinstance(flag.parser, flags.IntegerParser) and program != 'predict_main':
+        if isinstance(flag.parser, absl_flags.IntegerParser) and program != 'predict_main':
             assert flag.parser.lower_bound is not None and flag.parser.upper_bound is not None, flag.name
-        if isinstance(flag.parser, flags.FloatParser):
-            assert isinstance(flag.parser, resnet_flags.Number) and flag.parser.lower_bound is not None, flag.name
+        if isinstance(flag.parser, absl_flags.FloatParser):
+            assert isinstance(flag.parser, program.Number) and flag.parser.lower_bound is not None, flag.name
 
 
 # What any program may meet.
@@ -596,13 +592,13 @@ def test_what_ends_a_program_is_one_line(error, line, capsys):
     def body(values):
         raise error
 
-    assert resnet_flags.run_program(['x.py'], '', flags.FlagValues(), body) == 1
+    assert run_program(['x.py'], '', absl_flags.FlagValues(), body) == 1
     assert capsys.readouterr() == ('', line)
 
 
 def test_a_path_that_is_no_text_can_be_printed(capfdbinary):
     """Linux has such paths; Python reads their bytes as lone surrogates, which no encoding writes."""
-    assert resnet_flags.run_program(['x.py'], '', flags.FlagValues(), lambda values: print('/tmp/\udcff')) == 0
+    assert run_program(['x.py'], '', absl_flags.FlagValues(), lambda values: print('/tmp/\udcff')) == 0
     assert capfdbinary.readouterr() == (b'/tmp/\\udcff\n', b'')
 
 

@@ -16,9 +16,12 @@ Results in --output_dir: degradation.png, degradation.json (curves, final errors
 
 import sys
 
-from absl import flags
+try:
+    from absl import flags
 
-from official_resnet.experiments import experiment_program
+    from official_resnet.experiments import experiment_program
+except ModuleNotFoundError as error:  # run by its path, without an installation
+    sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
 QUICK_EPOCHS = 6
 
@@ -34,14 +37,15 @@ def define_flags():
 
 def run_degradation(values, dataset, data_dir):
     """Train the nets the flags ask for, judge the claim, write the results."""
-    from official_resnet import devices, resnet_model
+    from official_resnet import resnet_variants
     from official_resnet.experiments import runs
+    from official_resnet.training import devices
 
     config = runs.train_config(values, dataset, data_dir, QUICK_EPOCHS)
     depths = experiment_program.depths(values)
     axes = {'bn_momentum': config.spec.bn_momentum, 'data_format': devices.best_data_format()}
     specs = {
-        f'{kind}-{depth}': resnet_model.cifar_spec(depth, shortcut=shortcut, **axes)
+        f'{kind}-{depth}': resnet_variants.cifar_spec(depth, shortcut=shortcut, **axes)
         for kind, shortcut in (('plain', None), ('residual', 'A'))
         for depth in depths
     }
@@ -59,7 +63,7 @@ def run_degradation(values, dataset, data_dir):
         values.output_dir,
         'degradation',
         {'settings': runs.settings_of(config), 'nets': nets, 'claim': claim},
-        lambda plots: [plots.error_curves(panels, f'{values.output_dir}/degradation.png', title)],
+        lambda figures: [figures.error_curves(panels, f'{values.output_dir}/degradation.png', title)],
     )
 
 

@@ -4,8 +4,10 @@ import os
 
 from absl import flags
 
-from official_resnet import devices, download, recipes, resnet_flags
+from official_resnet.command_line import program
 from official_resnet.errors import UserError
+from official_resnet.inputs import download
+from official_resnet.training import devices, recipes
 
 
 def define_flags(values, output_dir):
@@ -42,7 +44,7 @@ def define_training_flags(values):
         None,
         'Epochs of each net; the rate drops after 1/2 and 3/4 of them.',
         1,
-        resnet_flags.MAX_INTEGER,
+        program.MAX_INTEGER,
         short_name='te',
         flag_values=values,
     )
@@ -51,7 +53,7 @@ def define_training_flags(values):
         None,
         'Train on so many pictures, the first ones.',
         1,
-        resnet_flags.MAX_INTEGER,
+        program.MAX_INTEGER,
         flag_values=values,
     )
     flags.DEFINE_integer(
@@ -59,7 +61,7 @@ def define_training_flags(values):
         recipes.CIFAR['official']['batch_size'],
         'Images a step.',
         1,
-        resnet_flags.MAX_INTEGER,
+        program.MAX_INTEGER,
         short_name='bs',
         flag_values=values,
     )
@@ -87,7 +89,7 @@ def define_depths(values, default, text=''):
 def is_depth(depth):
     """Return whether 20 or '20' is the number of layers of a CIFAR net, 6n+2."""
     text = str(depth).strip()
-    return text.isdecimal() and len(text) < 6 and 8 <= int(text) <= resnet_flags.MAX_LAYERS and int(text) % 6 == 2
+    return text.isdecimal() and len(text) < 6 and 8 <= int(text) <= program.MAX_LAYERS and int(text) % 6 == 2
 
 
 def depths(values, default=()):
@@ -119,4 +121,4 @@ def run_experiment(argv, doc, values, body):
             print(interruption, flush=True)
             return 128 + interruption.signal_number
 
-    return resnet_flags.run_program(argv, doc, values, start)
+    return program.run_program(argv, doc, values, start)

@@ -20,10 +20,13 @@ import json
 import pathlib
 import sys
 
-from absl import flags
+try:
+    from absl import flags
 
-from official_resnet import resnet_flags
-from official_resnet.experiments import experiment_program
+    from official_resnet.command_line import program
+    from official_resnet.experiments import experiment_program
+except ModuleNotFoundError as error:  # run by its path, without an installation
+    sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
 ACTIVATIONS = ('sigmoid', 'relu')
 
@@ -34,18 +37,18 @@ def define_flags():
     experiment_program.define_flags(values, '/tmp/resnet_gradient_flow')
     experiment_program.define_depths(values, None, '; 20,56,110, with --quick 20,56')
     flags.DEFINE_integer(
-        'steps', None, 'Of training a net; 300, with --quick 60.', 1, resnet_flags.MAX_INTEGER, flag_values=values
+        'steps', None, 'Of training a net; 300, with --quick 60.', 1, program.MAX_INTEGER, flag_values=values
     )
     flags.DEFINE_integer(
         'batch_size',
         None,
         'Pictures a step; 128, with --quick 64.',
         1,
-        resnet_flags.MAX_INTEGER,
+        program.MAX_INTEGER,
         short_name='bs',
         flag_values=values,
     )
-    flags.DEFINE(resnet_flags.Number(0), 'learning_rate', 0.01, 'Of SGD with momentum 0.9.', flag_values=values)
+    flags.DEFINE(program.Number(0), 'learning_rate', 0.01, 'Of SGD with momentum 0.9.', flag_values=values)
     flags.DEFINE_list('activations', ','.join(ACTIVATIONS), 'sigmoid, relu or both.', flag_values=values)
     flags.DEFINE_enum(
         'batch_norm', 'both', ['both', 'on', 'off'], 'Nets with BN, without, or both.', flag_values=values
@@ -126,13 +129,13 @@ def net_name(activation, has_bn, is_residual, depth):
 
 def _measured_once(path, case, settings, examples, received):
     """Return the measurement stored at `path`, or take and store it. `examples` is a function."""
-    from official_resnet import checkpoints
+    from official_resnet import files
     from official_resnet.experiments import net_gradients, runs
 
     if path.is_file():
         return runs.read_json(path)
     result = net_gradients.measure_net(case, examples(), settings, received)
-    checkpoints.write_text(path, json.dumps(result) + '\n')
+    files.write_text(path, json.dumps(result) + '\n')
     return result
 
 
@@ -196,7 +199,7 @@ def _number(value):
     return '-' if value is None else f'{value:.3g}'
 
 
-def _draw(output_dir, chain_rows, nets, settings, data, plots):
+def _draw(output_dir, chain_rows, nets, settings, data, figures):
     """Draw both figures; return their paths."""
     remedies = (
         f'init {settings["init"]}, pictures {"" if settings["standardize"] else "not "}standardised, '
@@ -207,8 +210,8 @@ def _draw(output_dir, chain_rows, nets, settings, data, plots):
         f'batch {settings["batch_size"]}, seed {settings["seed"]}\n{remedies}'
     )
     return [
-        plots.gradient_norms(nets, f'{output_dir}/gradient_flow.png', title),
-        plots.chain_gradients(chain_rows, f'{output_dir}/chain.png'),
+        figures.gradient_norms(nets, f'{output_dir}/gradient_flow.png', title),
+        figures.chain_gradients(chain_rows, f'{output_dir}/chain.png'),
     ]
 
 

@@ -8,7 +8,9 @@ import time
 import keras
 import tensorflow as tf
 
-from official_resnet import input_pipeline, optimizers, resnet_model, resnet_run_loop, steps
+from official_resnet import resnet_model, resnet_run_loop, resnet_spec, resnet_variants
+from official_resnet.inputs import datasets
+from official_resnet.training import optimizers, step
 
 NUM_CLASSES = 10
 AUXILIARY_WEIGHT = 0.3  # of each auxiliary loss, arXiv:1409.4842 Sec. 5
@@ -18,7 +20,7 @@ LOSS_STEPS = 10  # the final loss is a mean of so many
 
 def read_examples(dataset, data_dir, standardize):
     """Return the training split; not standardised, its pictures stay in 0..255."""
-    examples = input_pipeline.read(dataset, 'train', data_dir=data_dir)
+    examples = datasets.read(dataset, 'train', data_dir=data_dir)
     return examples if standardize else dataclasses.replace(examples, normalization='none')
 
 
@@ -27,7 +29,7 @@ def measure_net(case, examples, settings, received):
 
     Args:
         case: activation, has_bn, is_residual, depth.
-        examples: input_pipeline.Examples to train on.
+        examples: datasets.Examples to train on.
         settings: 'steps', 'batch_size', 'learning_rate', 'init', 'auxiliary_loss', 'seed'.
         received: list to which a signal's number is appended, see resnet_run_loop.catch_signals.
 
@@ -40,16 +42,16 @@ def measure_net(case, examples, settings, received):
         resnet_run_loop.Interrupted: after a signal.
     """
     begin = time.monotonic()
-    layers, step = make_step(case, settings)
+    layers, train_step = make_step(case, settings)
     steps = settings['steps']
     wanted = {round(i * steps / (NUM_SAMPLES - 1)) for i in range(NUM_SAMPLES)}
-    per_epoch = input_pipeline.steps_per_epoch(examples.num_images, settings['batch_size'])
-    batches = input_pipeline.batches(
+    per_epoch = datasets.steps_per_epoch(examples.num_images, settings['batch_size'])
+    batches = datasets.batches(
         examples, settings['batch_size'], training=True, seed=settings['seed'], num_epochs=steps // per_epoch + 1
     )
     samples, losses, diverged_at = [], [], None
     for done, (images, labels) in zip(range(steps + 1), batches, strict=False):
-        loss, gradients = (tensor.numpy().tolist() for tensor in step(images, labels))
+        loss, gradients = (tensor.numpy().tolist() for tensor in train_step(images, labels))
         if done in wanted:
             samples.append({'step': done, 'gradients': [g if math.isfinite(g) else None for g in gradients]})
         if received:
@@ -77,12 +79,12 @@ def make_step(case, settings):
     """
     activation, has_bn, is_residual, depth = case
     keras.utils.set_random_seed(settings['seed'] % 2**32)
-    net = resnet_model.cifar_resnet(
+    net = resnet_variants.cifar_resnet(
         depth,
         NUM_CLASSES,
         shortcut='A' if is_residual else None,
         bn_momentum=0.9,
-        experiment=resnet_model.Experiment(activation=activation, batch_norm=has_bn, init=settings['init']),
+        experiment=resnet_spec.Experiment(activation=activation, batch_norm=has_bn, init=settings['init']),
     )
     convolutions = [layer for layer in net.layers if isinstance(layer, keras.layers.Conv2D)]
     model = with_auxiliary_heads(net) if settings['auxiliary_loss'] else net
@@ -91,10 +93,10 @@ def make_step(case, settings):
     optimizer.build(variables)
 
     @tf.function
-    def step(images, labels):
+    def train_step(images, labels):
         with tf.GradientTape() as tape:
             losses = [
-                tf.reduce_mean(steps.cross_entropy(labels, logits))
+                tf.reduce_mean(step.cross_entropy(labels, logits))
                 for logits in tf.nest.flatten(model(images, training=True))
             ]
             loss = losses[0] + AUXILIARY_WEIGHT * sum(losses[1:])
@@ -103,7 +105,7 @@ def make_step(case, settings):
         of_variable = {id(variable): gradient for variable, gradient in zip(variables, gradients, strict=True)}
         return losses[0], tf.stack([root_mean_square(of_variable[id(layer.kernel)]) for layer in convolutions])
 
-    return [layer.name for layer in convolutions], step
+    return [layer.name for layer in convolutions], train_step
 
 
 def with_auxiliary_heads(net):

@@ -10,18 +10,11 @@ import json
 import math
 import pathlib
 
-from official_resnet import (
-    callbacks,
-    checkpoints,
-    devices,
-    input_pipeline,
-    optimizers,
-    recipes,
-    resnet_model,
-    resnet_run_loop,
-    steps,
-)
+from official_resnet import files, resnet_run_loop, resnet_variants
 from official_resnet.errors import UserError
+from official_resnet.inputs import datasets
+from official_resnet.training import callbacks, devices, recipes, step
+from official_resnet.training.config import Schedule
 
 PAPER = recipes.CIFAR['official'] | recipes.CIFAR['paper']
 # Minutes on two cores: the first fifth of the pictures, and the paper's shape (drops at 1/2 and 3/4) in few epochs.
@@ -45,7 +38,7 @@ def train_config(values, dataset, data_dir, quick_epochs):
     epochs = values.train_epochs or (quick_epochs if values.quick else None)
     boundaries = PAPER['lr_boundaries'] if epochs is None else (epochs / 2, epochs * 3 / 4)
     return resnet_run_loop.TrainConfig(
-        resnet_model.cifar_spec(20, bn_momentum=PAPER['bn_momentum']),
+        resnet_variants.cifar_spec(20, bn_momentum=PAPER['bn_momentum']),
         dataset,
         data_dir,
         train_epochs=epochs or PAPER['train_epochs'],
@@ -53,7 +46,7 @@ def train_config(values, dataset, data_dir, quick_epochs):
         num_train_images=values.num_train_images or (QUICK_IMAGES if values.quick else None),
         batch_size=values.batch_size,
         base_learning_rate=PAPER['base_learning_rate'],
-        schedule=optimizers.Schedule('piecewise', boundaries, PAPER['lr_factors']),
+        schedule=Schedule('piecewise', boundaries, PAPER['lr_factors']),
         weight_decay=PAPER['weight_decay'],
         decay=PAPER['decay'],
         seed=values.seed,
@@ -91,7 +84,7 @@ def claim_folder(output_dir, settings):
                 f'output_dir {str(output_dir)!r} holds an experiment with {", ".join(differences)}; '
                 'pass the same flags or another --output_dir'
             )
-    checkpoints.write_text(path, json.dumps(settings, indent=1) + '\n')
+    files.write_text(path, json.dumps(settings, indent=1) + '\n')
 
 
 def read_json(path):
@@ -177,7 +170,7 @@ def train_net(config):
         'seconds': round(sum(line['seconds'] for line in lines), 1),
         'curves': curves,
     }
-    checkpoints.write_text(path, json.dumps(result, indent=1) + '\n')
+    files.write_text(path, json.dumps(result, indent=1) + '\n')
     print(f'  {describe(result)}', flush=True)
     return result
 
@@ -198,8 +191,8 @@ def inference_error(model, config):
     """Return the error, in %, of a model in inference mode on its training pictures, not augmented."""
     examples = resnet_run_loop.read(config, 'train')
     strategy = devices.make_strategy(config.num_gpus, config.distribution_strategy, config.batch_size)
-    evaluate_batch = steps.make_evaluate_function(strategy, model)
-    batches = input_pipeline.batches(examples, config.batch_size, training=False)
+    evaluate_batch = step.make_evaluate_function(strategy, model)
+    batches = datasets.batches(examples, config.batch_size, training=False)
     correct = sum(float(evaluate_batch(images, labels)[1]) for images, labels in batches)
     return _error(correct / examples.num_images)
 
@@ -223,25 +216,25 @@ def finish(output_dir, name, result, draw):
         output_dir: exists.
         name: of the JSON file, without its ending.
         result: anything JSON can hold; the machine is added.
-        draw: (plots) -> list of the paths of the figures it drew with that module.
+        draw: (figures) -> list of the paths of the figures it drew with that module.
     """
     path = pathlib.Path(output_dir) / f'{name}.json'
     content = json.dumps(result | {'machine': devices.machine_info()}, indent=1, allow_nan=False)
-    checkpoints.write_text(path, content + '\n')
+    files.write_text(path, content + '\n')
     paths = [path]
     try:
-        from official_resnet.experiments import plots
+        from official_resnet.reports import figures
     except ImportError:
         print("the figure needs matplotlib: pip install 'official-resnet[plots]', then run the same command again")
     else:
-        paths += draw(plots)
+        paths += draw(figures)
     for path in paths:
         print(f'  {path}')
 
 
 def images_text(config):
     """Return 'CIFAR-10, 6 epochs on 10,000 images, bf16, seed 0' for titles."""
-    count = config.num_train_images or input_pipeline.DATASETS[config.dataset].split_sizes['train']
+    count = config.num_train_images or datasets.DATASETS[config.dataset].split_sizes['train']
     length = f'{config.train_epochs} epochs'
     if config.max_train_steps:
         length = f'{config.max_train_steps:,} steps'

@@ -16,10 +16,13 @@ Results in --output_dir: shortcuts.png, shortcuts.json.
 import dataclasses
 import sys
 
-from absl import flags
+try:
+    from absl import flags
 
-from official_resnet import resnet_flags
-from official_resnet.experiments import experiment_program
+    from official_resnet.command_line import program
+    from official_resnet.experiments import experiment_program
+except ModuleNotFoundError as error:  # run by its path, without an installation
+    sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
 QUICK_EPOCHS = 4
 QUICK_SIZE, PAPER_SIZE = 20, 110
@@ -33,7 +36,7 @@ class Row:
         label: in the figure, as in the paper's tables.
         paper_error: test error of ResNet-110 on CIFAR-10, %, median of 5 runs; None "fail", above 20 %.
         axes: what differs of cifar_spec.
-        experiment: what differs of resnet_model.Experiment.
+        experiment: what differs of resnet_spec.Experiment.
     """
 
     label: str
@@ -71,7 +74,7 @@ def define_flags():
         None,
         f'Layers: 6n+2; {PAPER_SIZE}, with --quick {QUICK_SIZE}.',
         8,
-        resnet_flags.MAX_LAYERS,
+        program.MAX_LAYERS,
         short_name='rs',
         flag_values=values,
     )
@@ -111,16 +114,17 @@ def run_shortcuts(values, dataset, data_dir):
         values.output_dir,
         'shortcuts',
         {'settings': settings, 'nets': nets, 'claim': claim},
-        lambda plots: [plots.error_bars(bars, f'{values.output_dir}/shortcuts.png', titles)],
+        lambda figures: [figures.error_bars(bars, f'{values.output_dir}/shortcuts.png', titles)],
     )
 
 
 def row_spec(row, resnet_size, bn_momentum=0.9):
     """Return the ResNetSpec of a Row."""
-    from official_resnet import devices, resnet_model
+    from official_resnet import resnet_spec, resnet_variants
+    from official_resnet.training import devices
 
-    experiment = resnet_model.Experiment(**row.experiment) if row.experiment else None
-    return resnet_model.cifar_spec(
+    experiment = resnet_spec.Experiment(**row.experiment) if row.experiment else None
+    return resnet_variants.cifar_spec(
         resnet_size, experiment=experiment, bn_momentum=bn_momentum, data_format=devices.best_data_format(), **row.axes
     )
 

@@ -20,10 +20,14 @@ import pathlib
 import shutil
 import sys
 
-from absl import flags
+try:
+    from absl import flags
 
-from official_resnet import devices, recipes, resnet_flags
-from official_resnet.errors import UserError
+    from official_resnet.command_line import program
+    from official_resnet.errors import UserError
+    from official_resnet.training import devices, recipes
+except ModuleNotFoundError as error:  # run by its path, without an installation
+    sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
 FAST = recipes.CIFAR['official'] | recipes.CIFAR['fast']
 FULL = {'source_images': None, 'source_epochs': 20, 'images_per_class': 100, 'train_epochs': 40}
@@ -64,7 +68,7 @@ def define_flags():
     values = flags.FlagValues()
 
     def number(name, text, lower=1, **options):
-        flags.DEFINE_integer(name, None, text, lower, resnet_flags.MAX_INTEGER, flag_values=values, **options)
+        flags.DEFINE_integer(name, None, text, lower, program.MAX_INTEGER, flag_values=values, **options)
 
     flags.DEFINE_string(
         'image_folder',
@@ -82,9 +86,7 @@ def define_flags():
     flags.DEFINE_integer(
         'seed', 0, 'Of pictures, initial weights, order and augmentation.', 0, 2**63 - 1, flag_values=values
     )
-    flags.DEFINE_integer(
-        'resnet_size', 20, 'Layers: 6n+2.', 8, resnet_flags.MAX_LAYERS, short_name='rs', flag_values=values
-    )
+    flags.DEFINE_integer('resnet_size', 20, 'Layers: 6n+2.', 8, program.MAX_LAYERS, short_name='rs', flag_values=values)
     number('source_epochs', f'Epochs of the first net; {_default_text("source_epochs")}.')
     number('source_images', f'Training pictures a class for the first net; {_default_text("source_images")}.')
     number(
@@ -99,7 +101,7 @@ def define_flags():
         32,
         'Pictures a step; the first net has 128.',
         1,
-        resnet_flags.MAX_INTEGER,
+        program.MAX_INTEGER,
         short_name='bs',
         flag_values=values,
     )
@@ -155,7 +157,7 @@ def run_transfer(values):
         output_dir,
         'transfer',
         {'settings': settings, 'classes': classes, 'source': source, 'nets': nets},
-        lambda plots: [],
+        lambda figures: [],
     )
     return 0
 
@@ -174,7 +176,7 @@ def link_pictures(folder, target, sizes, seed):
     """
     import numpy as np
 
-    from official_resnet import image_folder
+    from official_resnet.inputs import image_folder
 
     parts = {part: target / part for part in ('source', 'target')}
     if target.is_dir():
@@ -206,9 +208,10 @@ def link_pictures(folder, target, sizes, seed):
 
 def _config(values, sizes):
     """Return the TrainConfig of the first net, without its pictures and model_dir."""
-    from official_resnet import optimizers, resnet_model, resnet_run_loop
+    from official_resnet import resnet_run_loop, resnet_variants
+    from official_resnet.training.config import Schedule
 
-    spec = resnet_model.cifar_spec(
+    spec = resnet_variants.cifar_spec(
         values.resnet_size,
         shortcut=FAST['shortcut'],
         bn_momentum=FAST['bn_momentum'],
@@ -219,7 +222,7 @@ def _config(values, sizes):
         train_epochs=sizes['source_epochs'],
         batch_size=FAST['batch_size'],
         base_learning_rate=FAST['base_learning_rate'],
-        schedule=optimizers.Schedule(FAST['lr_schedule']),
+        schedule=Schedule(FAST['lr_schedule']),
         nesterov=FAST['nesterov'],
         weight_decay=FAST['weight_decay'],
         decay=FAST['decay'],
@@ -232,7 +235,7 @@ def _config(values, sizes):
 
 def _train(values, config, sizes, pictures, output_dir):
     """Return the result of the first net, and {way: result} of the others."""
-    from official_resnet import transfer
+    from official_resnet.training import transfer
 
     num_source = len(os.listdir(pictures['source'] / 'train'))
     first = dataclasses.replace(
@@ -266,8 +269,8 @@ def _train(values, config, sizes, pictures, output_dir):
 
 def _train_net(config):
     """Return runs.train_net's result with `train_seconds`, that of training alone."""
-    from official_resnet import callbacks
     from official_resnet.experiments import runs
+    from official_resnet.training import callbacks
 
     result = runs.train_net(config)
     lines = callbacks.read_metrics(pathlib.Path(config.model_dir) / callbacks.METRICS_FILE)
@@ -311,7 +314,7 @@ def _default_text(name):
 
 def run():
     """Run with the arguments of the command line and exit."""
-    sys.exit(resnet_flags.run_program(sys.argv, __doc__, define_flags(), run_transfer))
+    sys.exit(program.run_program(sys.argv, __doc__, define_flags(), run_transfer))
 
 
 if __name__ == '__main__':

@@ -1,0 +1,114 @@
+"""Inference and building of ResNet-50 (version 1), one function a system, for benchmark_worker.
+
+Each takes (dtype, resnet_size, batch_size), 'fp32' or 'bf16', and returns {measure: function of a number of
+steps}. A step of inference takes float32 images of 224x224 from memory, and its logits arrive in memory.
+"""
+
+import os
+import tempfile
+
+import numpy as np
+
+from official_resnet.training import devices
+
+IMAGE_SHAPE = (224, 224, 3)
+POLICIES = {'fp32': 'float32', 'bf16': 'mixed_bfloat16'}
+
+
+def ours(dtype, resnet_size, batch_size):
+    """compile_model, 16-bit weights in bf16; one op at a time, on all cores."""
+    devices.start_tensorflow(1)
+    import tensorflow as tf
+
+    from official_resnet.inference import rewrite
+
+    call = rewrite.compile_model(_trained_model(resnet_size), IMAGE_SHAPE, 'bfloat16' if dtype == 'bf16' else None)
+    images = tf.constant(_images(batch_size))
+    return {
+        'inference': lambda steps: [call(images).numpy() for _ in range(steps)],
+        'build': lambda steps: [_new_model(resnet_size) for _ in range(steps)],
+    }
+
+
+def applications(dtype, resnet_size, batch_size):
+    """The compiled call of keras.applications."""
+    import tensorflow as tf
+
+    model, images = _application(dtype, resnet_size), tf.constant(_images(batch_size))
+    call = tf.function(lambda: model(images, training=False))
+    return {
+        'inference': lambda steps: [call().numpy() for _ in range(steps)],
+        'build': lambda steps: [_application(dtype, resnet_size) for _ in range(steps)],
+    }
+
+
+def predict(dtype, resnet_size, batch_size):
+    """`predict` of keras.applications."""
+    model, images = _application(dtype, resnet_size), _images(batch_size)
+    return {'inference': lambda steps: [model.predict(images, batch_size, verbose=0) for _ in range(steps)]}
+
+
+def torch(dtype, resnet_size, batch_size):
+    """The ResNet of pytorchcv, channels_last, eager, autocast in bf16."""
+    import importlib
+
+    import torch
+
+    peer = getattr(importlib.import_module('pytorchcv.models.resnet'), f'resnet{resnet_size}')()
+    peer = peer.eval().to(memory_format=torch.channels_last)
+    images = torch.from_numpy(_images(batch_size).transpose(0, 3, 1, 2)).contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def infer(steps):
+        with torch.autocast('cpu', torch.bfloat16, enabled=dtype == 'bf16'):
+            for _ in range(steps):
+                peer(images).float().numpy()
+
+    return {'inference': infer}
+
+
+def onnx(dtype, resnet_size, batch_size):
+    """The network of `ours` in ONNX Runtime, float32: its CPU kernels know no bfloat16."""
+    import onnxruntime
+
+    from official_resnet.inference import rewrite
+
+    with tempfile.TemporaryDirectory() as folder, devices.hidden_stderr():
+        path = os.path.join(folder, 'model.onnx')
+        model = rewrite.propagate_strides(rewrite.fold_batch_norm(_trained_model(resnet_size)))
+        model(_images(1))  # Keras exports only what has been called
+        model.export(path, format='onnx', verbose=False)
+        session = onnxruntime.InferenceSession(path)
+    images = {session.get_inputs()[0].name: _images(batch_size)}
+    return {'inference': lambda steps: [session.run(None, images) for _ in range(steps)]}
+
+
+SYSTEMS = {f'inference:{function.__name__}': function for function in (ours, applications, predict, torch, onnx)}
+NEEDS = {'torch': ('torch', 'pytorchcv'), 'onnx': ('onnxruntime', 'tf2onnx')}  # packages of the [parity] extra
+
+
+def _images(batch_size):
+    return np.random.default_rng(0).normal(size=(batch_size, *IMAGE_SHAPE)).astype('float32')
+
+
+def _application(dtype, resnet_size):
+    import keras
+
+    keras.config.set_dtype_policy(POLICIES[dtype])
+    return getattr(keras.applications, f'ResNet{resnet_size}')(weights=None)
+
+
+def _new_model(resnet_size):
+    from official_resnet import resnet_variants
+
+    return resnet_variants.imagenet_resnet(resnet_size, version='1')
+
+
+def _trained_model(resnet_size):
+    """A network whose BN is no identity: what is added as a bias of 0 would be optimised away."""
+    model = _new_model(resnet_size)
+    random = np.random.default_rng(0)
+    for variable in model.variables:
+        if variable.name in ('beta', 'moving_mean'):
+            variable.assign(random.normal(0, 0.1, variable.shape))
+    return model

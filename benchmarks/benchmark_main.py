@@ -1,0 +1,305 @@
+"""Measure images/s side by side: ours, the same net in stock Keras layers with fit, and PyTorch.
+
+    python -m benchmarks.benchmark_main  # ResNet-32, batch 128, fp32 and bf16: about 7 minutes on two cores
+    python -m benchmarks.benchmark_main --measure=input  # the input pipeline alone, on one core
+    python -m benchmarks.benchmark_main --measure=inference
+        # ResNet-50, batch 8, 224x224, also keras.applications, ONNX Runtime
+    python -m benchmarks.benchmark_main --measure=build  # ResNet-50s built a second, beside keras.applications
+    python -m benchmarks.benchmark_main --measure=jpeg --image_folder=DIR
+        # training input of 224x224 from JPEGs, beside PyTorch's
+                                                  # DataLoader and decoding alone, on one core and on all
+    python -m benchmarks.benchmark_main --measure=workers
+        # two workers that share the cores, beside one process with all
+    python -m benchmarks.benchmark_main --measure=save  # what checkpoints cost of the training time
+
+Each system lives in a process of its own and all take turns, one at a time, so that a machine that is faster or
+slower for a while is so for all: read the ratios. What is not installed is left out: pip install -e '.[parity]'.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+
+from absl import flags
+
+from benchmarks import benchmark_inference, benchmark_input, benchmark_workers
+from official_resnet.command_line import program
+from official_resnet.errors import UserError
+from official_resnet.training import devices
+
+SYSTEMS = ('ours', 'keras', 'torch')
+MEASURES = ('input', 'forward', 'train', 'inference', 'build')
+OTHER_MEASURES = ('jpeg', 'workers', 'save')  # not without being asked for
+SAVE_MINUTES, EPOCH_IMAGES = 10, 50_000  # checkpoints of a training at its defaults: between two, and of CIFAR's epoch
+INFERENCE_SIZE, INFERENCE_BATCH = 50, 8
+
+
+def define_flags():
+    """Return the flags, in a set of their own."""
+    values = flags.FlagValues()
+    flags.DEFINE_integer('resnet_size', 32, 'Layers: 6n+2.', 8, program.MAX_LAYERS, short_name='rs', flag_values=values)
+    flags.DEFINE_integer('batch_size', 128, 'Images a step.', 1, short_name='bs', flag_values=values)
+    flags.DEFINE_integer('runs', 7, 'Counted turns of each system.', 1, flag_values=values)
+    flags.DEFINE_integer('steps', 10, 'Steps of a turn (input: 20 times as many).', 1, flag_values=values)
+    flags.DEFINE_multi_enum(
+        'dtype', ['fp32', 'bf16'], ['fp32', 'bf16'], 'Precision; may be given twice.', flag_values=values
+    )
+    for name, default, others in (('measure', MEASURES, OTHER_MEASURES), ('system', (*SYSTEMS, 'onnx'), ())):
+        flags.DEFINE_multi_enum(
+            name, list(default), (*default, *others), 'What to compare; may be repeated.', flag_values=values
+        )
+    flags.DEFINE_string('image_folder', None, 'JPEG files for --measure=jpeg, in any subfolders.', flag_values=values)
+    flags.DEFINE_string('output_json', None, 'Also write every single figure there.', flag_values=values)
+    flags.register_validator('resnet_size', lambda size: size % 6 == 2, 'must be 6n+2', values)
+    return values
+
+
+class Worker:
+    """A process of benchmark_worker."""
+
+    def __init__(self, system, dtype, resnet_size, batch_size, cores=None, folder=None):
+        command = [
+            sys.executable,
+            '-m',
+            'benchmarks.benchmark_worker',
+            system,
+            dtype,
+            str(resnet_size),
+            str(batch_size),
+            *([folder] if folder else []),
+        ]
+        self.name = system.rpartition(':')[2]
+        self.errors = tempfile.TemporaryFile('w+')  # not a pipe, which blocks when nobody reads it
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            env=os.environ | {'TF_CPP_MIN_LOG_LEVEL': '2'},
+            preexec_fn=None if cores is None else lambda: os.sched_setaffinity(0, cores),
+        )
+        self._expect('ready')
+
+    def seconds(self, measure, steps):
+        """Return the seconds that `steps` steps take."""
+        self.process.stdin.write(f'{measure} {steps}\n')
+        self.process.stdin.flush()
+        return float(self._expect(None))
+
+    def close(self):
+        """End the process."""
+        self.process.kill()
+        self.process.communicate()
+        self.errors.close()
+
+    def _expect(self, answer):
+        line = self.process.stdout.readline().strip()
+        if not line or (answer and line != answer):
+            self.process.wait()
+            self.errors.seek(0)
+            lines = self.errors.read().strip().splitlines() or ['no message']
+            raise UserError(f'the process of {self.name} ended: {lines[-1]}')
+        return line
+
+
+def measure_in_turns(systems, dtype, measures, values, cores=None, size=None, batch_size=None):
+    """Return [(measure, dtype, {system: [images/s of each run, or builds/s]})]; the first turn of each is not counted.
+
+    Args:
+        systems: of SYSTEMS, benchmark_inference.SYSTEMS or benchmark_input.SYSTEMS; a process each.
+        dtype: 'fp32' or 'bf16'.
+        measures: of MEASURES and OTHER_MEASURES.
+        values: the flags.
+        cores: what the processes may use; None for all.
+        size, batch_size: other than the flags say.
+    """
+    size, batch_size = size or values.resnet_size, batch_size or values.batch_size
+    workers, results = [], []
+    try:
+        for system in systems:
+            folder = values.image_folder if system in benchmark_input.SYSTEMS else None
+            workers.append(Worker(system, dtype, size, batch_size, cores, folder))
+        for measure in measures:
+            steps = values.steps * (20 if measure == 'input' else 1)  # a batch of input takes milliseconds
+            items = 1 if measure in ('build', 'save') else batch_size
+            rates = {worker.name: [] for worker in workers}
+            for run in range(-1, values.runs):
+                for worker in workers:
+                    rate = steps * items / worker.seconds(measure, steps)
+                    if run >= 0:
+                        rates[worker.name].append(rate)
+            results.append((measure, dtype, rates))
+    finally:
+        for worker in workers:
+            worker.close()
+    return results
+
+
+def run_benchmark(values):
+    """Measure what the flags ask for, print the table."""
+    output = os.path.expanduser(values.output_json or '')
+    if output and (os.path.isdir(output) or not os.path.isdir(os.path.dirname(output) or '.')):
+        raise UserError(f"output_json '{output}' is no file in a folder that is there; pass another")
+    if 'jpeg' in values.measure:
+        benchmark_input.list_files(values.image_folder)  # before the others take their time
+    systems = [system for system in SYSTEMS if system in values.system and _is_installed(system, ('torch',))]
+    results = []
+    if 'input' in values.measure:
+        one_core = {min(os.sched_getaffinity(0))}
+        results += measure_in_turns(['ours'], 'fp32', ['input'], values, one_core)
+    measures = [measure for measure in ('forward', 'train') if measure in values.measure]
+    for dtype in values.dtype if measures else ():
+        results += measure_in_turns(systems, dtype, measures, values)
+    if 'inference' in values.measure:
+        for dtype in values.dtype:
+            results += measure_in_turns(
+                _inference_systems(values.system, dtype),
+                dtype,
+                ['inference'],
+                values,
+                size=INFERENCE_SIZE,
+                batch_size=INFERENCE_BATCH,
+            )
+    if 'build' in values.measure:
+        results += measure_in_turns(
+            ['inference:ours', 'inference:applications'],
+            'fp32',
+            ['build'],
+            values,
+            size=INFERENCE_SIZE,
+            batch_size=INFERENCE_BATCH,
+        )
+    if 'jpeg' in values.measure:
+        results += _measure_jpeg(values)
+    sentences = []
+    if 'workers' in values.measure:
+        results += _measure_workers(values, sentences)
+    if 'save' in values.measure:
+        results += _measure_saves(values, sentences)
+    print('\n'.join([format_table(results), *sentences]))
+    machine = describe_machine()
+    print(
+        f'\nResNet-{values.resnet_size}, batch {values.batch_size}, {values.runs} runs of {values.steps} steps, '
+        f'input on one core; '
+        f'inference ResNet-{INFERENCE_SIZE}, batch {INFERENCE_BATCH}, 224x224; {machine}'
+    )
+    if values.output_json:
+        with open(output, 'w', encoding='utf-8') as file:
+            rows = [
+                {'measure': measure, 'dtype': dtype, 'images_per_second': rates} for measure, dtype, rates in results
+            ]
+            json.dump({'flags': values.flag_values_dict(), 'machine': machine, 'results': rows}, file, indent=1)
+
+
+def _measure_jpeg(values):
+    """Return the results of 'jpeg' on one core, and of 'jpeg all' on all where there are more."""
+    systems = [
+        f'jpeg:{part}'
+        for system in values.system
+        if _is_installed(system, benchmark_input.NEEDS.get(system, ()))
+        for part in benchmark_input.PARTS.get(system, ())
+    ]
+    cores = os.sched_getaffinity(0)
+    results = []
+    for name, chosen in (('jpeg', {min(cores)}), ('jpeg all', cores))[: len(cores)]:
+        results += [
+            (name, dtype, rates) for _, dtype, rates in measure_in_turns(systems, 'fp32', ['jpeg'], values, chosen)
+        ]
+    return results
+
+
+def _measure_workers(values, sentences):
+    """Return the results of 'workers'; add to the sentences how they compare."""
+    results = []
+    for dtype in values.dtype:
+        results += measure_in_turns(['workers:several', 'workers:one'], dtype, ['workers'], values)
+        rates = results[-1][2]
+        share = statistics.median(a / b for a, b in zip(rates['several'], rates['one'], strict=True))
+        sentences.append(f'{dtype}: {benchmark_workers.COUNT} workers reach {share:.0%} of the images/s of one process')
+    return results
+
+
+def _measure_saves(values, sentences):
+    """Return the results of 'save'; add to the sentences what share of a training at its defaults they take."""
+    results = []
+    for size, batch_size in ((values.resnet_size, values.batch_size), (INFERENCE_SIZE, INFERENCE_BATCH)):
+        ((_, _, saves),) = measure_in_turns(
+            ['save:seconds'], 'fp32', ['save'], values, size=size, batch_size=batch_size
+        )
+        results.append(('save', 'fp32', {f'resnet{size}': saves['seconds']}))
+        seconds = statistics.median(1 / rate for rate in saves['seconds'])
+        text = (
+            f'ResNet-{size}: {seconds:.3f} s a checkpoint; every {SAVE_MINUTES} minutes that is '
+            f'{seconds / (60 * SAVE_MINUTES):.3%} of the time'
+        )
+        if size == values.resnet_size:
+            ((_, _, rates),) = measure_in_turns(['workers:one'], 'fp32', ['workers'], values)
+            results.append(('workers', 'fp32', rates))
+            epoch = EPOCH_IMAGES / statistics.median(rates['one'])
+            text += f', after each epoch of {EPOCH_IMAGES} images ({epoch:.0f} s here) {seconds / epoch:.3%}'
+        sentences.append(text)
+    return results
+
+
+def _inference_systems(systems, dtype):
+    """Return the names in benchmark_inference.SYSTEMS that the --system flags ask for; 'keras' means two."""
+    chosen = [name for system in systems for name in (('applications', 'predict') if system == 'keras' else (system,))]
+    return [
+        f'inference:{name}'
+        for name in chosen
+        if (name, dtype) != ('onnx', 'bf16') and _is_installed(name, benchmark_inference.NEEDS.get(name, ()))
+    ]
+
+
+def _is_installed(system, packages):
+    """Tell whether what a system needs is installed; say so if not."""
+    if system in ('torch', 'onnx'):
+        for package in packages:
+            if importlib.util.find_spec(package) is None:
+                print(f"{package} is not installed, {system} is left out: pip install -e '.[parity]'")
+                return False
+    return True
+
+
+def format_table(results):
+    """Return lines: measure, precision, system, n, min, median, max images/s (builds/s), the ratio of ours to it."""
+    lines = [f'{"":9} {"":5} {"system":12} {"n":>3} {"min":>9} {"median":>9} {"max":>9}  ours/it']
+    for measure, dtype, rates in results:
+        for system, values in rates.items():
+            ratio = ''
+            if system != 'ours' and 'ours' in rates:  # turn by turn, so that the machine's moods cancel
+                ratio = f'{statistics.median(a / b for a, b in zip(rates["ours"], values, strict=True)):.2f}'
+            lines.append(
+                f'{measure:9} {dtype:5} {system:12} {len(values):3} {min(values):9.1f} '
+                f'{statistics.median(values):9.1f} {max(values):9.1f}  {ratio}'
+            )
+    return '\n'.join(lines)
+
+
+def describe_machine():
+    """Return one line: CPU, cores, memory, versions."""
+    versions = [
+        f'{name} {importlib.metadata.version(name)}'
+        for name in ('tensorflow', 'keras', 'numpy', 'torch')
+        if importlib.util.find_spec(name)
+    ]
+    gibibytes = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
+    return (
+        f'{devices.cpu_model()}, {os.cpu_count()} cores, {gibibytes:.0f} GiB, load {os.getloadavg()[0]:.1f}; '
+        f'Python {sys.version.split()[0]}, {", ".join(versions)}'
+    )
+
+
+def run():
+    """Run with the arguments of the command line and exit."""
+    sys.exit(program.run_program(sys.argv, __doc__, define_flags(), run_benchmark))
+
+
+if __name__ == '__main__':
+    run()

@@ -1,0 +1,113 @@
+"""One system of benchmark_main in a process of its own: waits for 'MEASURE STEPS' lines, answers seconds.
+
+    python -m benchmarks.benchmark_worker SYSTEM DTYPE RESNET_SIZE BATCH_SIZE [IMAGE_FOLDER]
+
+Steps are fed with one batch that is ready in memory; the input is a measure of its own.
+
+Between two lines it sleeps in a read, so that the system under measurement has the machine for itself.
+"""
+
+import sys
+import time
+
+from benchmarks import benchmark_inference, benchmark_input, benchmark_workers
+from official_resnet.training import devices
+
+NUM_EPOCHS = 10**6  # of input: more than any benchmark takes
+
+
+def ours(dtype, resnet_size, batch_size):
+    """Return {measure: function of a number of steps} of resnet_run_loop's own compiled loop."""
+    devices.start_tensorflow()
+    import tensorflow as tf
+
+    trainer = _trainer(dtype, resnet_size, batch_size)
+    pipeline = iter(trainer.train_batches())
+    ready = iter(_ready(next(pipeline)))
+    return {
+        'train': lambda steps: trainer.train_steps(ready, tf.constant(steps)).numpy(),
+        'forward': _forward(trainer.model, next(ready)[0]),
+        'input': lambda steps: [next(pipeline) for _ in range(steps)],
+    }
+
+
+def keras(dtype, resnet_size, batch_size):
+    """Return the same of the same net in stock Keras layers, with compile and fit, TensorFlow's own threads."""
+    import keras
+
+    with devices.hidden_stderr():
+        trainer = _trainer(dtype, resnet_size, batch_size)
+    from official_resnet.inference import rewrite
+
+    model = rewrite.to_stock(trainer.model)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss, metrics=['accuracy'])
+    batch = next(iter(trainer.train_batches()))
+    ready = _ready(batch)
+    return {
+        'train': lambda steps: model.fit(ready, steps_per_epoch=steps, epochs=1, verbose=0),
+        'forward': _forward(model, batch[0]),
+    }
+
+
+def torch(dtype, resnet_size, batch_size):
+    """Return the same of PyTorch, channels_last and eager, fed with a batch that is ready in memory."""
+    from torch import int64
+
+    from benchmarks import benchmark_torch
+    from official_resnet.inputs import datasets
+
+    examples = datasets.read('synthetic', 'train')
+    images, labels = next(iter(datasets.batches(examples, batch_size, training=True)))
+    images, labels = benchmark_torch.to_torch(images.numpy()), benchmark_torch.torch.tensor(labels.numpy(), dtype=int64)
+    step = benchmark_torch.TrainStep(benchmark_torch.CifarResNet(resnet_size), dtype)
+    return {
+        'train': lambda steps: [step.train(images, labels) for _ in range(steps)],
+        'forward': lambda steps: [step.forward(images) for _ in range(steps)],
+    }
+
+
+def _ready(batch):
+    """Return a tf.data.Dataset of one batch over and over: no system's step waits for its input."""
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensors(batch).repeat()
+
+
+def _trainer(dtype, resnet_size, batch_size):
+    from official_resnet import resnet_run_loop, resnet_variants
+
+    return resnet_run_loop.Trainer(
+        resnet_run_loop.TrainConfig(
+            resnet_variants.cifar_spec(resnet_size),
+            dataset='synthetic',
+            batch_size=batch_size,
+            dtype=dtype,
+            train_epochs=NUM_EPOCHS,
+        )
+    )
+
+
+def _forward(model, images):
+    import tensorflow as tf
+
+    call = tf.function(lambda: model(images, training=False))
+    return lambda steps: [call().numpy() for _ in range(steps)]
+
+
+def main():
+    """Build, say 'ready', then serve lines of 'MEASURE STEPS' until the input ends."""
+    system, dtype, resnet_size, batch_size, *folder = sys.argv[1:]
+    systems = {'ours': ours, 'keras': keras, 'torch': torch}
+    systems |= benchmark_inference.SYSTEMS | benchmark_input.SYSTEMS | benchmark_workers.SYSTEMS
+    measures = systems[system](dtype, int(resnet_size), int(batch_size), *folder)
+    print('ready', flush=True)
+    for line in sys.stdin:
+        measure, steps = line.split()
+        start = time.perf_counter()
+        measures[measure](int(steps))
+        print(time.perf_counter() - start, flush=True)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,120 @@
+"""Training by several workers on this machine, and the price of a checkpoint: systems of benchmark_worker.
+
+Each takes (dtype, resnet_size, batch_size) and returns {measure: function of a number of steps}, as the others do.
+Here steps read their input from the pipeline and agree with the other workers after each call, as in training.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+
+from official_resnet.training import devices, workers
+
+COUNT = 2  # workers, of a share of the cores each
+NUM_EPOCHS = 10**6  # more than any benchmark takes
+
+
+def one(dtype, resnet_size, batch_size):
+    """One process with all cores."""
+    devices.start_tensorflow()
+    return {'workers': _steps(_trainer(dtype, resnet_size, batch_size))}
+
+
+def several(dtype, resnet_size, batch_size):
+    """COUNT workers, this process and what it starts, which do as many steps as this one tells them."""
+    cores = sorted(os.sched_getaffinity(0))
+    hosts = [f'localhost:{port}' for port in workers.free_ports(COUNT)]
+    command = [
+        sys.executable,
+        '-m',
+        'benchmarks.benchmark_worker',
+        'workers:peer',
+        dtype,
+        str(resnet_size),
+        str(batch_size),
+    ]
+    peers = []
+    for i in range(1, COUNT):
+        os.sched_setaffinity(0, cores[i::COUNT])  # what is started inherits it
+        peers.append(
+            subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                text=True,
+                preexec_fn=lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL),  # PDEATHSIG
+                env=os.environ | {'TF_CONFIG': workers.tf_config(hosts, i)},
+            )
+        )
+    os.sched_setaffinity(0, cores[::COUNT])
+    os.environ['TF_CONFIG'] = workers.tf_config(hosts, 0)
+    run = _join(dtype, resnet_size, batch_size)
+
+    def steps(count):
+        for peer in peers:
+            peer.stdin.write(f'workers {count}\n')
+            peer.stdin.flush()
+        run(count)
+
+    return {'workers': steps}
+
+
+def peer(dtype, resnet_size, batch_size):
+    """A worker that `several` has started, of one end with it."""
+    return {'workers': _join(dtype, resnet_size, batch_size)}
+
+
+def save(dtype, resnet_size, batch_size):
+    """Checkpoints of a net of CIFAR (6n+2 layers) or ImageNet and of its momentum, to where temporary files are."""
+    devices.start_tensorflow()
+    folder = tempfile.TemporaryDirectory()
+    trainer = _trainer(dtype, resnet_size, batch_size, model_dir=folder.name)
+
+    def saves(count):
+        assert folder
+        for _ in range(count):
+            trainer.save()
+
+    return {'save': saves}
+
+
+def _join(dtype, resnet_size, batch_size):
+    os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+    devices.start_tensorflow()
+    devices.make_strategy(None, 'multi_worker_mirrored', batch_size)
+    return _steps(_trainer(dtype, resnet_size, batch_size, distribution_strategy='multi_worker_mirrored'))
+
+
+def _steps(trainer):
+    import tensorflow as tf
+
+    batches = iter(trainer.train_batches())
+
+    def run(count):
+        trainer.train_steps(batches, tf.constant(count)).numpy()
+        trainer.team.total(count)
+
+    return run
+
+
+def _trainer(dtype, resnet_size, batch_size, **fields):
+    from official_resnet import resnet_run_loop, resnet_variants
+
+    is_small = resnet_size % 6 == 2 and resnet_size not in resnet_variants.IMAGENET_BLOCKS
+    spec = resnet_variants.cifar_spec(resnet_size) if is_small else resnet_variants.imagenet_spec(resnet_size)
+    return resnet_run_loop.Trainer(
+        resnet_run_loop.TrainConfig(
+            spec,
+            dataset='synthetic' if is_small else 'synthetic224',
+            batch_size=batch_size,
+            dtype=dtype,
+            train_epochs=NUM_EPOCHS,
+            **fields,
+        )
+    )
+
+
+SYSTEMS = {'workers:one': one, 'workers:several': several, 'workers:peer': peer, 'save:seconds': save}

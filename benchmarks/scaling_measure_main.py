@@ -1,0 +1,354 @@
+"""Measure one thing that grows, in this process, and print what was found as a line of JSON: a part of scaling_main.
+
+    python -m benchmarks.scaling_measure_main images 1          # index and order, at this share of the full size
+    python -m benchmarks.scaling_measure_main input 1 [DIR]     # decoding, of JPEGs in DIR or drawn ones
+    python -m benchmarks.scaling_measure_main model 1           # checkpoints, evaluations
+    python -m benchmarks.scaling_measure_main memory 4          # of training ResNet-50 with so many images a step
+    python -m benchmarks.scaling_measure_main workers 1         # one of two, which TF_CONFIG describes
+    python -m benchmarks.scaling_measure_main net resnet50_v1.5
+
+On two cores 5 to 25 seconds each. Time of index, order, decoding and reading is the processor's, of checkpoints and
+evaluations the shortest of three: other jobs disturb it less. Two workers tell both, in turns.
+"""
+
+import functools
+import io
+import json
+import math
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+import threading
+import time
+import tracemalloc
+
+import numpy as np
+
+from benchmarks import benchmark_input
+from official_resnet.errors import UserError
+from official_resnet.training import devices
+
+BYTES = 4  # of float32
+PARTS = 64  # tensors that the measured all-reduce packs into one
+IMAGENET = 1281167
+
+
+def measure_images(size):
+    """Index and order of 1x, 2x and 4x pictures, and the first batch of a late step."""
+    from official_resnet.inputs import datasets, streamed, tfrecords
+
+    rows = {'index': [], 'order': []}
+    with tempfile.TemporaryDirectory() as temporary:
+        record, paths = tfrecords.frame(bytes(500)), []
+        for scale in (1, 2, 4):
+            count = int(20000 * scale * size)
+            while len(paths) < 4 * scale:
+                paths.append(pathlib.Path(temporary) / f'train-{len(paths):05d}')
+                paths[-1].write_bytes(record * (count // (4 * scale)))
+            seconds, source = _shortest(lambda: streamed.Shards(paths, log=lambda line: None), clock=time.process_time)
+            tracemalloc.start()
+            source = streamed.Shards(paths, log=lambda line: None)
+            held, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            rows['index'].append({'records': source.num_images, 'seconds': seconds, 'bytes': held, 'peak_bytes': peak})
+    for scale in (1, 2, 4):
+        count = int(IMAGENET * scale / 4 * size)
+        groups = np.sort(np.arange(count, dtype=np.int32) % 1024)
+
+        def first(step, count=count, groups=groups):
+            return next(iter(datasets._steps_and_rows(count, 256, 0, step, 1, groups)))
+
+        late = count // 256 - 1
+        with _PeakMemory() as memory:
+            seconds, _ = _shortest(functools.partial(first, 0), clock=time.process_time)
+        rows['order'].append(
+            {
+                'images': count,
+                'seconds': seconds,
+                'peak_bytes': memory.grown,
+                'late_step': late,
+                'late_seconds': _shortest(functools.partial(first, late), clock=time.process_time)[0],
+            }
+        )
+    return rows
+
+
+def measure_workers(size):
+    """All-reduces of 1x, 2x and 4x bytes, and steps with and without them, by one of two workers that do the same."""
+    import tensorflow as tf
+
+    from official_resnet import resnet_run_loop, resnet_variants
+
+    batch, runs = max(2, int(32 * size)), 7
+
+    def trainer(strategy, images):
+        return resnet_run_loop.Trainer(
+            resnet_run_loop.TrainConfig(
+                resnet_variants.cifar_spec(20),
+                dataset='synthetic',
+                batch_size=images,
+                train_epochs=10**6,
+                distribution_strategy=strategy,
+            )
+        )
+
+    def steps(trainer):
+        ready = iter(tf.data.Dataset.from_tensors(next(iter(trainer.train_batches()))).repeat())
+        return lambda: trainer.train_steps(ready, tf.constant(10)).numpy()
+
+    together = trainer('multi_worker_mirrored', 2 * batch)
+    team = together.team
+    turns = {'together': (steps(together), 10), 'alone': (steps(trainer('off', batch)), 10)}
+    for scale in (0, 1, 2, 4):
+        count = max(PARTS, int(2**20 * scale * size) // PARTS * PARTS)
+        turns[count * BYTES] = _exchange(team.strategy, count), 5
+    seconds, busy, sent = {name: [] for name in turns}, {name: [] for name in turns}, {}
+    for _ in range(runs + 1):
+        for name, (function, count) in turns.items():
+            team.total(0)  # both begin at once
+            before, start, clock = _loopback_bytes(), time.perf_counter(), time.process_time()
+            function()
+            seconds[name].append((time.perf_counter() - start) / count)
+            busy[name].append((time.process_time() - clock) / count)
+            sent[name] = min(sent.get(name, math.inf), (_loopback_bytes() - before) / count)
+    rows = [
+        {'turn': str(name), 'seconds': seconds[name][1:], 'cpu_seconds': busy[name][1:], 'loopback_bytes': sent[name]}
+        for name in turns
+    ]
+    net = describe(together.model)
+    team.part()
+    return {
+        'turns': rows,
+        'batch': batch,
+        'gradient_bytes': BYTES * net['parameters'],
+        'state_bytes': BYTES * net['state'],
+    }
+
+
+def measure_model(size):
+    """Checkpoints of 1x, 2x and 4x bytes, 4x being ResNet-50's, and evaluations of 1x, 2x and 4x pictures."""
+    from official_resnet import checkpoints, resnet_run_loop, resnet_variants
+    from official_resnet.inputs import datasets
+
+    rows = {'checkpoint': [], 'evaluation': []}
+    with tempfile.TemporaryDirectory() as temporary:
+        for scale in (1, 2, 4):
+            random, count = np.random.default_rng(scale), int(128000 * scale * size)
+            arrays = {str(i): random.random(count, np.float32) for i in range(100)}
+
+            def save(arrays=arrays):
+                if all(np.all(np.isfinite(array)) for array in arrays.values()):  # as the loop looks at them
+                    return checkpoints.save(temporary, 1, arrays, {})
+
+            seconds, path = _shortest(save)
+            restoring, _ = _shortest(functools.partial(checkpoints.restore_latest, temporary))
+            rows['checkpoint'].append(
+                {'bytes': path.stat().st_size, 'save_seconds': seconds, 'restore_seconds': restoring}
+            )
+    trainer = resnet_run_loop.Trainer(
+        resnet_run_loop.TrainConfig(
+            resnet_variants.cifar_spec(8), dataset='synthetic', batch_size=max(2, int(100 * size))
+        )
+    )
+    whole = trainer.test
+    for scale in (1, 2, 4):
+        count = int(500 * scale * size)
+        trainer.test = datasets.first(whole, count)
+        rows['evaluation'].append({'images': count, 'seconds': _shortest(trainer.evaluate)[0]})
+    return rows
+
+
+def measure_memory(size):
+    """The memory of two training steps of ResNet-50 at 224x224, float32, with a batch of `size`."""
+    import tensorflow as tf
+
+    from official_resnet import resnet_run_loop, resnet_variants
+
+    config = resnet_run_loop.TrainConfig(
+        resnet_variants.VARIANTS['resnet50_v1.5'], dataset='synthetic224', batch_size=int(size), num_train_images=64
+    )
+    trainer = resnet_run_loop.Trainer(config)
+    iterator = iter(trainer.train_batches())
+    with _PeakMemory() as memory:
+        trainer.train_steps(iterator, tf.constant(2)).numpy()
+    return {'batch': int(size), 'peak_bytes': memory.grown, 'activations': describe(trainer.model)['activations']}
+
+
+def measure_input(size, folder=None):
+    """Training pictures of 224x224 from shards, on one core, and records read by one thread."""
+    from official_resnet.inputs import datasets, streamed, tfrecords
+    from official_resnet.inputs.images import Views
+    from official_resnet.inputs.normalization import OFFICIAL
+
+    if folder:
+        jpegs = [path.read_bytes() for path in benchmark_input.list_files(folder)]
+    else:
+        jpegs = _draw_jpegs(max(8, int(64 * size)))
+    with tempfile.TemporaryDirectory() as temporary:
+        path = pathlib.Path(temporary) / 'train-00000'
+        path.write_bytes(
+            b''.join(
+                tfrecords.frame(tfrecords.encode_example({'image/encoded': jpeg, 'image/class/label': 1}))
+                for jpeg in jpegs
+            )
+        )
+        source = streamed.Shards([path])
+        views = Views(224)
+        examples = streamed.EncodedExamples(source, 1, 'drawn', ('picture',), OFFICIAL, views)
+        batch = min(32, len(jpegs))
+        iterator = iter(datasets.batches(examples, batch, training=True, num_epochs=10**6))
+        steps, rates = max(1, int(8 * size)), []
+        images = steps * batch
+        for _ in range(steps):  # until the buffers are as full as they become
+            next(iterator)
+        for _ in range(5):
+            start, clock = time.process_time(), time.perf_counter()
+            for _ in range(steps):
+                next(iterator)
+            rates.append((images / (time.process_time() - start), images / (time.perf_counter() - clock)))
+        reading = _shortest(lambda: source.read(np.arange(len(jpegs))), clock=time.thread_time)[0]
+    return {
+        'images_per_core_second': sorted(rate for rate, _ in rates),
+        'images_per_second': sorted(rate for _, rate in rates),
+        'records_per_second': len(jpegs) / reading,
+        'image_bytes': statistics.mean(map(len, jpegs)),
+        'pictures': len(jpegs),
+    }
+
+
+def describe(model):
+    """Return {'parameters', 'state', 'multiply_adds', 'activations'} of a keras.Model of fixed image size.
+
+    State is what is not trained, BN's moving statistics; activations are the numbers of an image that the gradients
+    need: outputs of convolutions, ReLUs and pooling.
+    """
+    import keras
+
+    from official_resnet.experiments import architecture_table
+
+    kept = (keras.layers.Conv2D, keras.layers.ReLU, keras.layers.Activation, keras.layers.MaxPooling2D)
+    activations = sum(math.prod(layer.output.shape[1:]) for layer in model.layers if isinstance(layer, kept))
+    state = sum(math.prod(variable.shape) for variable in model.non_trainable_variables)
+    return {
+        'parameters': architecture_table.count_parameters(model),
+        'state': state,
+        'multiply_adds': architecture_table.count_multiply_adds(model),
+        'activations': activations,
+    }
+
+
+def measure_net(variant):
+    """Return the numbers of a network of VARIANTS, at 224x224 where it does not say."""
+    import keras
+
+    from official_resnet import resnet_model, resnet_variants
+    from official_resnet.experiments import architecture_table
+
+    if variant not in resnet_variants.VARIANTS:
+        raise UserError(f"variant '{variant}' is unknown; python -m official_resnet.resnet_variants prints them all")
+    spec = resnet_variants.VARIANTS[variant]
+    with keras.StatelessScope(initialize_variables=False):
+        shape = tuple(side or 224 for side in resnet_variants.IMAGE_SHAPES[spec.stem])
+        return describe(resnet_model.resnet(spec, architecture_table.NUM_CLASSES[spec.stem], shape))
+
+
+def _shortest(function, runs=3, clock=time.perf_counter):
+    """Return (the least seconds of so many calls, what the last returned)."""
+    seconds = []
+    for _ in range(runs):
+        start = clock()
+        result = function()
+        seconds.append(clock() - start)
+    return min(seconds), result
+
+
+class _PeakMemory:
+    """How much the resident memory of this process grew inside the context at most: `grown`, bytes."""
+
+    def __enter__(self):
+        self._start, self._ended, self.grown = self._resident(), threading.Event(), 0
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self):
+        while not self._ended.wait(0.002):
+            self.grown = max(self.grown, self._resident() - self._start)
+
+    @staticmethod
+    def _resident():
+        with open('/proc/self/statm', encoding='ascii') as file:
+            return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+
+
+def _exchange(strategy, count):
+    """Return a function that adds up a vector of `count` float32 over the workers 5 times, as Keras does gradients."""
+    import tensorflow as tf
+
+    def replica(values):
+        parts = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.split(values, PARTS))
+        return tf.concat(parts, 0) / 2
+
+    @tf.function
+    def five(values):
+        for _ in tf.range(5):
+            values = strategy.run(replica, args=(values,))
+        return values[0]
+
+    values = tf.ones([count])
+    return lambda: five(values).numpy()
+
+
+def _loopback_bytes():
+    """Return the bytes that this machine has sent to itself; those of others among them."""
+    with open('/proc/net/dev', encoding='ascii') as file:
+        return next((int(line.split()[9]) for line in file if line.split()[0] == 'lo:'), 0)
+
+
+def _draw_jpegs(count):
+    """Return so many JPEGs of 500 x 375 pixels, of about the size of ImageNet's."""
+    from PIL import Image
+
+    result = []
+    for _ in range(count):
+        file = io.BytesIO()
+        Image.effect_noise((250, 188), 90).resize((500, 375), Image.Resampling.BILINEAR).convert('RGB').save(
+            file, 'JPEG', quality=93
+        )
+        result.append(file.getvalue())
+    return result
+
+
+TASKS = {
+    'images': measure_images,
+    'input': measure_input,
+    'model': measure_model,
+    'memory': measure_memory,
+    'workers': measure_workers,
+    'net': measure_net,
+}
+
+
+def main():
+    """Do the task that the command line names; the result is the last line."""
+    task, *arguments = sys.argv[1:] or ['nothing']
+    if task not in TASKS or not arguments:
+        sys.exit(f'{task} is no task; pass one of {", ".join(TASKS)}, and what its command takes')
+    try:
+        devices.start_tensorflow()
+        numbers = arguments if task == 'net' else [float(arguments[0]), *arguments[1:]]
+        result = TASKS[task](*numbers)
+    except UserError as error:
+        sys.exit(str(error))
+    print(json.dumps(result), flush=True)
+    os._exit(0)  # what TensorFlow does for the end of a worker takes it many seconds
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,1 @@
+"""The door: flags and programs. Nothing below this package knows of argv."""

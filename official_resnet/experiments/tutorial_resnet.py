@@ -1,0 +1,255 @@
+"""The residual block of a widely read tutorial, the small MNIST net it comes from, and the tutorial's arithmetic.
+
+    python -m official_resnet.experiments.tutorial_resnet
+        # the two kinds of block compared, the net's layers; seconds on any CPU
+
+    basic 1,179,648 weights, bottleneck 69,632 at 256 channels: 16.94 to 1; basic at its inner 64: 73,728, 0.94 of it
+    47,146 parameters
+
+The block is the tutorial's, not a paper's. It halves by a 2x2 max-pool of the input, before both branches, so that
+every convolution has stride 1; new channels are zeros at the end; BN and ReLU follow both convolutions and nothing the
+addition, so F >= 0 and the output is never below the shortcut ('relu_before_addition' of resnet_spec.ORDERS,
+arXiv:1603.05027 Fig. 4c, which that paper found to be worse). The first block of every group halves, also the first
+group's. For nets of the papers use resnet_model.
+"""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from official_resnet import resnet_model, resnet_spec
+from official_resnet.errors import UserError
+
+# Where BN and ReLU stand, where the zero channels go, and the tutorial's BN: decay 0.999, epsilon 0.001.
+SPEC = resnet_spec.ResNetSpec(
+    group_blocks=(2, 2),
+    filters=16,
+    stem='mnist',
+    shortcut='A',
+    shortcut_padding='end',
+    bn_momentum=0.999,
+    bn_epsilon=1e-3,
+    experiment=resnet_spec.Experiment(order='relu_before_addition'),
+)
+IMAGE_SHAPE = (28, 28, 1)  # float32, 0..1
+INIT_STDDEV = 0.1  # of every kernel, a normal distribution cut off at two of these; biases start at 0
+PROJECTION_STRIDE = 1
+PRINTED_PROJECTION_STRIDE = 2  # see block_as_printed
+
+# How its program trains the net; nothing here reads it. Not yet measured.
+TRAINING = {
+    'optimizer': 'adam',
+    'learning_rate': 1e-3,
+    'epsilon': 1e-8,  # TensorFlow 1's default; Keras' is 1e-7
+    'loss': 'softmax cross entropy, mean of the batch',
+    'batch_size': 120,
+    'train_steps': 799,  # `step = 1; while step < 800`: 1.7 epochs of the 55,000 pictures that were its training set
+    'test_images': 256,  # the first ones of the test set, every 10 steps, the only test
+    # Hard-wired, an error: the test, too, normalises by its own batch, so that a picture's class depends on those
+    # beside it, and updates the moving averages, which nothing reads. model(images, training=True) does the same.
+    # The averages come too late to serve: after 799 updates 0.999 ** 799 = 45 % of them is what they started from.
+    'is_training': True,
+}
+
+
+def residual_block(x, out_channels, down_sample, projection=False):
+    """Return F(x) + shortcut(x), where F is conv, BN, ReLU, conv, BN, ReLU.
+
+    The tutorial's own projection has stride 2, on an input that the max-pool has halved already; its addition fails
+    (block_as_printed). Here the stride is 1.
+
+    Args:
+        x: feature maps, [n, h, w, c].
+        out_channels: of both convolutions. If it is c, the shortcut is the (pooled) input itself.
+        down_sample: whether to max-pool x to [n, ceil(h / 2), ceil(w / 2), c] first.
+        projection: where channels change, a 1x1 convolution with bias and ReLU in place of zero channels.
+
+    Raises:
+        UserError: x is no feature map, or has more channels than out_channels and there is no projection.
+    """
+    return _block(x, out_channels, down_sample, projection, _fresh_name())
+
+
+def block_as_printed(x, out_channels, down_sample, projection=False):
+    """Return residual_block as the tutorial prints it, with a projection of stride 2.
+
+    Raises:
+        UserError: as residual_block; and whenever there is a projection, unless x is pooled to a single pixel.
+    """
+    return _block(x, out_channels, down_sample, projection, _fresh_name(), PRINTED_PROJECTION_STRIDE)
+
+
+def residual_group(name, x, num_block, out_channels):
+    """Return the output of `num_block` blocks in a row; the first halves, and none has a projection.
+
+    Args:
+        name: prefix of the layers' names, unique in the net, without '/': 'conv2' gives 'conv2_head_conv1', ...,
+            'conv2_head_out', 'conv2_1_conv1', ..., 'conv2_1_out', ...
+        x: feature maps, [n, h, w, c].
+        num_block: from 1.
+        out_channels: of every block, c or more.
+
+    Raises:
+        UserError: a ValueError, num_block is below 1 (the tutorial asserts it, in these words, and lets 1 pass);
+            or as residual_block.
+    """
+    if num_block < 1:
+        raise UserError(f'num_block must greater than 1: group {name!r} was given {num_block}; pass 1 or more')
+    x = _block(x, out_channels, True, False, f'{name}_head')
+    for i in range(1, num_block):
+        x = _block(x, out_channels, False, False, f'{name}_{i}')
+    return x
+
+
+def tutorial_net(num_classes=10):
+    """Return the tutorial's keras.Model for MNIST: [n, 28, 28, 1] images, 0..1 -> float32 logits, no softmax.
+
+    47,146 parameters with 10 classes. Its names conv1, conv2, conv3 are the tutorial's.
+    """
+    images = keras.Input(IMAGE_SHAPE, name='images')
+    x = _conv(images, SPEC.filters, 3, 'conv1', has_bias=True)  # [28, 28, 1] -> [28, 28, 16]
+    for i, num_block in enumerate(SPEC.group_blocks):  # -> [14, 14, 16] -> [7, 7, 32]
+        x = residual_group(f'conv{i + 2}', x, num_block, SPEC.filters * 2**i)
+    x = _max_pool(x, 'pool')  # -> [4, 4, 32], the last row and column being pools of 2x1, 1x2 and 1x1
+    x = keras.layers.Flatten(data_format=SPEC.data_format, name='flatten')(x)  # -> [512]
+    logits = keras.layers.Dense(num_classes, kernel_initializer=_initializer(), dtype='float32', name='logits')(x)
+    return keras.Model(images, logits, name='tutorial_net')
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockComparison:
+    """Convolution weights, without biases and BN, of blocks between `channels` and `channels` channels."""
+
+    channels: int
+    basic: int  # two 3x3 convolutions
+    bottleneck: int  # 1x1, 3x3, 1x1, the inner ones of a quarter of the channels
+    inner_basic: int  # two 3x3 convolutions of that quarter
+
+    @property
+    def ratio(self):
+        """How many times the weights of the bottleneck the basic block has, at equal outer channels."""
+        return self.basic / self.bottleneck
+
+    @property
+    def inner_ratio(self):
+        """The bottleneck's share of the weights of a basic block as narrow as its inside."""
+        return self.bottleneck / self.inner_basic
+
+
+def compare_blocks(channels=256):
+    """Return the BlockComparison at `channels`, as 1512.03385 Sec. 4.1 argues for bottlenecks (Fig. 5).
+
+    That a bottleneck has "about half the parameters" is found in tutorials and is true of neither comparison: with
+    256 channels outside it has a 17th, and beside a basic block of 64, the paper's pair of similar cost, 0.94.
+
+    >>> blocks = compare_blocks(256)
+    >>> blocks.basic       # 3*3*256*256*2
+    1179648
+    >>> blocks.bottleneck  # 1*1*256*64 + 3*3*64*64 + 1*1*64*256
+    69632
+    >>> round(blocks.ratio, 2)
+    16.94
+    >>> blocks.inner_basic, round(blocks.inner_ratio, 2)  # 3*3*64*64*2
+    (73728, 0.94)
+
+    Args:
+        channels: of the blocks' input and output, a multiple of 4.
+    """
+    expansion = resnet_spec.BOTTLENECK_EXPANSION
+    if channels < expansion or channels % expansion:
+        raise UserError(f'channels={channels}: pass a multiple of {expansion}, which a bottleneck can divide')
+    inner = channels // expansion
+    return BlockComparison(
+        channels,
+        basic=_num_weights('basic', channels, channels),
+        bottleneck=_num_weights('bottleneck', inner, channels),
+        inner_basic=_num_weights('basic', inner, inner),
+    )
+
+
+def _num_weights(block, filters, in_channels):
+    weights = 0
+    for out_channels, kernel, _, groups in resnet_model._block_convs(
+        resnet_spec.ResNetSpec((1,), block=block), filters, stride=1
+    ):
+        weights += kernel * kernel * in_channels // groups * out_channels
+        in_channels = out_channels
+    return weights
+
+
+def _block(x, out_channels, down_sample, projection, name, projection_stride=PROJECTION_STRIDE):
+    if len(x.shape) != 4 or x.shape[-1] is None:
+        raise UserError(f'{name}: x of shape {tuple(x.shape)} is no feature map; pass [n, h, w, channels]')
+    if down_sample:
+        x = _max_pool(x, f'{name}_pool')
+    in_channels, shortcut = x.shape[-1], x
+    if in_channels != out_channels and projection:
+        shortcut = _conv(x, out_channels, 1, f'{name}_shortcut_conv', projection_stride, has_bias=True)
+    elif in_channels > out_channels:
+        raise UserError(
+            f'{name}: zero padding cannot reduce {in_channels} channels to {out_channels}; '
+            'residual_block(..., projection=True) can'
+        )
+    elif in_channels < out_channels:
+        shortcut = resnet_model._pad_channels(x, SPEC, out_channels - in_channels, f'{name}_shortcut_pad')
+    convs = resnet_model._block_convs(SPEC, out_channels, stride=1)
+    for i, (filters, kernel, stride, _) in enumerate(convs, start=1):
+        x = _conv(x, filters, kernel, f'{name}_conv{i}', stride)
+        x = resnet_model._activate(x, SPEC, SPEC.order.last if i == len(convs) else SPEC.order.between, name, i)
+    if x.shape[1:] != shortcut.shape[1:]:
+        raise UserError(
+            f'{name}: F of shape {tuple(x.shape[1:])} and a shortcut of shape '
+            f'{tuple(shortcut.shape[1:])} cannot be added'
+        )
+    return keras.layers.Add(name=f'{name}_out')([x, shortcut])
+
+
+def _conv(x, filters, kernel, name, stride=1, has_bias=False):
+    # Not resnet_model's: another initial distribution, and a ReLU wherever there is a bias in place of a BN.
+    return keras.layers.Conv2D(
+        filters,
+        kernel,
+        stride,
+        'same',
+        data_format=SPEC.data_format,
+        use_bias=has_bias,
+        activation='relu' if has_bias else None,
+        kernel_initializer=_initializer(),
+        name=name,
+    )(x)
+
+
+def _max_pool(x, name):
+    return keras.layers.MaxPooling2D(2, 2, 'same', data_format=SPEC.data_format, name=name)(x)
+
+
+def _initializer():
+    return keras.initializers.TruncatedNormal(0.0, INIT_STDDEV)
+
+
+def _fresh_name():
+    return f'residual_block{keras.backend.get_uid("residual_block")}'
+
+
+def _num_trainable(model_or_layer):
+    return sum(int(np.prod(variable.shape)) for variable in model_or_layer.trainable_variables)
+
+
+def main():
+    """Print the comparison of the blocks and the layers of the net."""
+    blocks = compare_blocks()
+    print(
+        f'basic {blocks.basic:,} weights, bottleneck {blocks.bottleneck:,} at {blocks.channels} channels: '
+        f'{blocks.ratio:.2f} to 1; basic at its inner {blocks.channels // resnet_spec.BOTTLENECK_EXPANSION}: '
+        f'{blocks.inner_basic:,}, {blocks.inner_ratio:.2f} of it\n'
+    )
+    model = tutorial_net()
+    for layer in model.layers:
+        shape = ' x '.join(str(size) for size in layer.output.shape[1:])
+        print(f'{layer.name:24}{shape:>14}{_num_trainable(layer):>9,}')
+    print(f'{_num_trainable(model):,} parameters')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,80 @@
+"""Files that are there whole or not at all, and locks: what every writer of this package needs, written once."""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import IO
+
+from official_resnet.errors import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike, is_shared: bool = False) -> Iterator[pathlib.Path]:
+    """Yield the path of a file to write; when the block ends, that file becomes `path` in one step.
+
+    A kill, a crash, a power cut or a full disk leaves the old `path` as it was: the new file is flushed to the disk
+    before the rename, and so is the folder after it. If the block raises, the new file is deleted.
+
+    Args:
+        path: the final name. Its folder exists.
+        is_shared: several processes may write `path` at once, so each needs a name of its own until the rename.
+
+    Example:
+        >>> with replacing('/tmp/answer.txt') as part:
+        ...     _ = part.write_text('42')
+    """
+    path = pathlib.Path(path)
+    part = path.with_name(f'part.{os.getpid()}.{path.name}' if is_shared else f'part.{path.name}')
+    try:
+        yield part
+        _sync(part)
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a small UTF-8 text file, whole or not at all."""
+    with replacing(path) as part:
+        part.write_text(text, encoding='utf-8')
+
+
+def lock(path: str | os.PathLike) -> IO[str]:
+    """Return the file `path`, made if need be, open and locked; closing it, or the end of the process, unlocks it.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+        OSError: the file cannot be written.
+    """
+    file = open(path, 'a+', encoding='utf-8')
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+@contextlib.contextmanager
+def read_errors(path: str | os.PathLike, remedy: str) -> Iterator[None]:
+    """Turn what the operating system says about reading a file into a UserError; `remedy` is for a missing one."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"'{path}' does not exist; {remedy}") from None
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read ({error.strerror}); make it a file that you may read") from None
+
+
+def _sync(path: pathlib.Path) -> None:
+    """Make a file's content, or the names in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

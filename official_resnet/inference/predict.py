@@ -1,0 +1,219 @@
+"""Pictures -> names by a trained net and its card; SavedModel with the preprocessing inside; fast inference."""
+
+import collections
+import contextlib
+import dataclasses
+import io
+import pathlib
+import warnings
+import zipfile
+import zlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from official_resnet import checkpoints, resnet_model
+from official_resnet.errors import UserError
+from official_resnet.inference import model_card
+from official_resnet.inputs import augmentation
+from official_resnet.inputs.normalization import NORMALIZATIONS
+
+# One of the classes a picture may belong to; id is WordNet's ('n01440764'), or None.
+Guess = collections.namedtuple('Guess', 'index name id probability')
+
+
+def load(path):
+    """Return (keras.Model of pictures [n, h, w, c], its Card) of a .keras file or of a training program's model_dir.
+
+    A net in channels_first is rebuilt in channels_last, which every device computes.
+
+    Raises:
+        UserError: there is no net or no card, one is damaged, or they do not belong together.
+    """
+    path = pathlib.Path(path).expanduser()
+    if path.is_dir():
+        if not (path / 'model.keras').is_file():
+            raise UserError(
+                f"'{path}' has no model.keras, which the end of a training writes; let the training end, "
+                'or pass a .keras file'
+            )
+        path = path / 'model.keras'
+    if path.suffix != '.keras' or not path.is_file():
+        raise UserError(f"'{path}' is no .keras file and no model_dir; pass one of them")
+    card = model_card.read_card(path.with_suffix('.card.json'))
+    try:
+        model = keras.models.load_model(path, compile=False)
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        EOFError,
+        zlib.error,
+        zipfile.BadZipFile,
+    ) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f'cannot load {path}: {reason[:200]}; pass a .keras model of ours') from error
+    shapes = [tensor.shape for tensor in (*model.inputs, *model.outputs)]
+    if [len(shape) for shape in shapes] == [4, 2] and card.spec.data_format == 'channels_first':
+        model = _channels_last(model, card)
+        shapes[0] = model.input_shape
+    expected = [(None, *card.net_size, card.num_channels), (None, card.num_classes)]
+    if len(shapes) != 2 or any(
+        len(shape) != len(want) or any(n not in (None, m) for n, m in zip(shape[1:], want[1:], strict=True))
+        for shape, want in zip(shapes, expected, strict=True)
+    ):
+        raise UserError(
+            f'{path} has inputs and outputs {shapes}, its card says {expected}: they do not belong '
+            f'together; {model_card.REMEDY}'
+        )
+    return model, card
+
+
+def predict(model, card, pictures, top=5):
+    """Return the `top` likeliest classes of each picture: [[Guess, ...], ...].
+
+    Args:
+        model, card: from `load`; for `model` also what `compile_model` makes of it.
+        pictures: paths, PIL images, or arrays uint8 [h, w, c] or [h, w], of any size; all in one batch.
+        top: as many as there are classes, if fewer.
+
+    Raises:
+        UserError: a picture cannot be read, or the net gives no numbers.
+    """
+    if not len(pictures):
+        return []
+    return guesses(card, probabilities(model, card, np.stack([prepare(picture, card) for picture in pictures])), top)
+
+
+def prepare(picture, card):
+    """Return a picture as the net is to see it before normalisation: uint8 [h, w, c] of card.size.
+
+    Turned as EXIF says; the first frame of an animation; transparency ignored; 16-bit grey by its upper byte: all as
+    image_folder has it for training.
+
+    Args:
+        picture: a path, a PIL image, or an array uint8 [h, w, c] or [h, w].
+        card: model_card.Card.
+
+    Raises:
+        UserError: it cannot be read; names it, if it is a path.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings(), _opened(picture) as image:
+            warnings.simplefilter('ignore')  # of odd but readable files
+            image = _with_mode(ImageOps.exif_transpose(image), 'RGB' if card.num_channels == 3 else 'L')
+            filters = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
+            image = image.resize(card.size[::-1], filters[card.interpolation], box=_box(*image.size, card))
+    except Exception as error:  # noqa: BLE001  Pillow raises whatever a broken file provokes
+        reason = (str(error).splitlines() or [''])[0].replace(f' {str(picture)!r}', '') or type(error).__name__
+        name = f"'{picture}'" if isinstance(picture, (str, pathlib.Path)) else 'the picture'
+        raise UserError(f'cannot read {name}: {getattr(error, "strerror", None) or reason}') from error
+    return np.asarray(image).reshape(*card.size, card.num_channels)
+
+
+def encoded_view(card):
+    """Return the function (encoded picture, string []) -> uint8 [h, w, c], a tensor, that is `prepare`."""
+
+    def prepare_bytes(picture):
+        with Image.open(io.BytesIO(picture)) as image:
+            return prepare(image, card)
+
+    from PIL import Image
+
+    return lambda picture: tf.ensure_shape(
+        tf.numpy_function(prepare_bytes, [picture], tf.uint8), [*card.size, card.num_channels]
+    )
+
+
+def network_input(card, images):
+    """Return prepared pictures, uint8 [n, h, w, c], as the net is fed them: float32 [n, *card.net_size, c]."""
+    return NORMALIZATIONS[card.normalization](augmentation.pad_to(tf.constant(images), *card.net_size))
+
+
+def probabilities(model, card, images):
+    """Return float32 [n, num_classes] of prepared pictures, uint8 [n, h, w, c].
+
+    Raises:
+        UserError: the net gives no finite numbers.
+    """
+    result = tf.nn.softmax(tf.cast(model(network_input(card, images)), tf.float32)).numpy()
+    if not np.isfinite(result).all():
+        raise UserError('the net gives no finite numbers; its training diverged, or its file is damaged')
+    return result
+
+
+def guesses(card, rows, top=5):
+    """Return [[Guess, ...], ...], the likeliest first, of probabilities [n, num_classes]."""
+    return [
+        [Guess(int(i), card.names[i], card.ids[i], float(row[i])) for i in np.argsort(-row, kind='stable')[:top]]
+        for row in rows
+    ]
+
+
+def _opened(picture):
+    """Return a context of the PIL image of a path, an array or a PIL image; it closes only what it opened."""
+    from PIL import Image
+
+    if isinstance(picture, Image.Image):
+        return contextlib.nullcontext(picture)
+    if isinstance(picture, np.ndarray):
+        return Image.fromarray(picture[..., 0] if picture.shape[2:] == (1,) else picture)
+    Image.init()  # so that it knows all of its formats
+    return Image.open(picture, formats=[name for name in Image.ID if name != 'EPS'])  # EPS would start Ghostscript
+
+
+def _with_mode(image, mode):
+    from PIL import Image
+
+    if image.mode.startswith('I'):  # 16 bits
+        pixels = np.asarray(image).astype(np.int64)
+        image = Image.fromarray(np.clip(pixels >> 8, 0, 255).astype(np.uint8))
+    if image.mode in ('P', 'PA'):  # a palette may hold transparent colours
+        image = image.convert('RGBA')
+    return image.convert(mode)
+
+
+def _box(width, height, card):
+    """Return (left, top, right, bottom) of the picture that becomes card.size: float pixels.
+
+    One resizing of a part, not a resizing and a cut: a picture of 1 x 5000 would fill the memory in between.
+    """
+    rows, columns = card.size
+    if card.resize == 'squash':
+        return 0, 0, width, height
+    if card.resize == 'cover':
+        scale = min(width / columns, height / rows)
+        box_width, box_height = scale * columns, scale * rows
+        left, top = (width - box_width) / 2, (height - box_height) / 2
+    else:  # rounded as torchvision's Resize and CenterCrop do it
+        shorter = min(width, height)
+        new_width, new_height = (card.resize * side // shorter for side in (width, height))
+        left, top = (
+            round((new - cut) / 2) * old / new
+            for new, cut, old in ((new_width, columns, width), (new_height, rows, height))
+        )
+        box_width, box_height = columns * width / new_width, rows * height / new_height
+    return max(left, 0), max(top, 0), min(left + box_width, width), min(top + box_height, height)
+
+
+def _channels_last(model, card):
+    """Return the same net for [n, h, w, c], with what was appended after its logits."""
+    spec = dataclasses.replace(card.spec, data_format='channels_last')
+    twin = resnet_model.resnet(spec, model.get_layer('logits').units, (*card.net_size, card.num_channels))
+    outputs = twin.output
+    names = [layer.name for layer in model.layers]
+    for layer in model.layers[names.index('logits') + 1 :]:
+        outputs = type(layer).from_config(layer.get_config())(outputs)
+    twin = keras.Model(twin.input, outputs, name=model.name)
+    checkpoints.assign(
+        {variable.path: variable for variable in twin.variables},
+        {variable.path: variable.numpy() for variable in model.variables},
+        'of the net',
+    )
+    return twin

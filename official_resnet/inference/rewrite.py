@@ -1,0 +1,212 @@
+"""What rewrites a network as an equal one: of stock layers, with BN folded, with strides moved up, compiled."""
+
+import collections
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from official_resnet.layers import BatchNormalization, Conv2D, conv_class
+
+
+def to_stock(model):
+    """Return the same functional model in stock Keras layers only: equal weights and outputs.
+
+    The result needs nothing of this package to be loaded. `model` is left as it is. (Where Keras errs, so does
+    the result: see Conv2D.)
+    """
+
+    def clone(layer):
+        for ours in (BatchNormalization, Conv2D):
+            if isinstance(layer, ours):
+                stock = ours.__base__.from_config(layer.get_config())
+                stock.trainable = layer.trainable
+                return stock
+        return layer.__class__.from_config(layer.get_config())
+
+    stock = keras.models.clone_model(model, clone_function=clone)
+    stock.set_weights(model.get_weights())
+    return stock
+
+
+def fold_batch_norm(model, dtype=None):
+    """Return a functional model that computes the same in inference, with BN inside the convolutions before it.
+
+    A convolution followed by BN alone becomes one with scaled kernel and a bias, in stock Keras layers (in
+    channels_last: see Conv2D); of v1 and v1.5 nothing is left of BN, of v2 the BNs that follow a sum or another
+    BN's ReLU stay. Not for training.
+
+    Args:
+        model: a functional keras.Model; left as it is.
+        dtype: 'bfloat16' or 'float16' stores and computes in 16 bits (BN that stays and logits apart);
+            None keeps each layer's own policy.
+    """
+    producers = _producers(model)
+    num_readers = collections.Counter(
+        id(tensor)
+        for layer in model.layers
+        if not isinstance(layer, keras.layers.InputLayer)
+        for tensor in keras.tree.flatten(layer.input)
+    )
+    num_readers.update(id(tensor) for tensor in model.outputs)
+    norms = {}  # name of a convolution -> the BN that it swallows
+    for norm in model.layers:
+        if isinstance(norm, keras.layers.BatchNormalization):
+            conv = producers.get(id(norm.input))
+            if (
+                isinstance(conv, keras.layers.Conv2D)
+                and conv.activation is keras.activations.linear
+                and (num_readers[id(conv.output)] == 1)
+            ):
+                norms[conv.name] = norm
+    swallowed = {norm.name for norm in norms.values()}
+
+    def clone(layer):
+        config = layer.get_config()
+        if layer.name in norms:
+            config['use_bias'] = True
+        if dtype and layer.output is not model.output:
+            config['dtype'] = f'mixed_{dtype}' if isinstance(layer, keras.layers.BatchNormalization) else dtype
+        cls = layer.__class__
+        if cls is keras.layers.Conv2D:
+            cls = conv_class(layer.data_format, config['use_bias'])
+        return cls.from_config(config)
+
+    def call(layer, *args, **kwargs):
+        return args[0] if layer.name in swallowed else layer(*args, **kwargs)
+
+    folded = keras.models.clone_model(model, clone_function=clone, call_function=call)
+    for layer in folded.layers:
+        if layer.weights:
+            old = model.get_layer(layer.name)
+            layer.set_weights(_folded_weights(old, norms[layer.name]) if layer.name in norms else old.get_weights())
+    return folded
+
+
+def _folded_weights(conv, norm):
+    """Return [kernel, bias] of a convolution and the BN behind it, computed in float64."""
+    mean, variance = (np.asarray(value, 'float64') for value in (norm.moving_mean, norm.moving_variance))
+    scale = (np.asarray(norm.gamma, 'float64') if norm.scale else 1.0) / np.sqrt(variance + norm.epsilon)
+    bias = (np.asarray(conv.bias, 'float64') if conv.use_bias else 0.0) - mean
+    offset = np.asarray(norm.beta, 'float64') if norm.center else 0.0
+    return [np.asarray(conv.kernel, 'float64') * scale, bias * scale + offset]  # kernel [h, w, in, out]
+
+
+def propagate_strides(model):
+    """Return a functional model that computes the same in inference, without the pixels that nobody reads.
+
+    Where all readers of a map are 1x1 convolutions of stride 2, three of four of its pixels are made in vain: in
+    version 1, those of each group's last block. Here the stride moves up through ReLU, BN, sums and 1x1
+    convolutions, into the convolution that reads neighbours; an identity shortcut is sub-sampled. He's ResNet-50
+    (arXiv:1512.03385) so becomes slim's, whose stride is in a group's last unit. Not for training, where BN
+    normalises by all pixels.
+
+    Args:
+        model: a functional keras.Model; left as it is.
+    """
+    producers = _producers(model)
+    read = collections.defaultdict(set)  # id of a tensor -> the strides at which it is read
+    for output in model.outputs:
+        read[id(output)].add(1)
+    strides = {}  # name of a layer -> of its pixels, those at this stride are computed
+    for layer in reversed(model.layers):
+        wanted, step = read[id(layer.output)], _pixel_stride(layer)
+        strides[layer.name] = max(wanted) if len(wanted) == 1 and _can_stride(layer) else 1
+        for tensor in keras.tree.flatten(layer.input):
+            read[id(tensor)].add(strides[layer.name] * step if step else 1)
+    data_format = next((layer.data_format for layer in model.layers if isinstance(layer, keras.layers.Conv2D)), None)
+
+    def remaining(layer, tensor):
+        """Return the stride at which `layer` has to read what becomes of `tensor`."""
+        return strides[layer.name] * _pixel_stride(layer) // strides[producers[id(tensor)].name]
+
+    def clone(layer):
+        config = layer.get_config()
+        if isinstance(layer, keras.layers.Conv2D):
+            if _pixel_stride(layer):
+                config['strides'] = remaining(layer, layer.input)
+            elif strides[layer.name] > 1:
+                config['strides'] = [stride * strides[layer.name] for stride in layer.strides]
+                config['padding'] = 'valid'  # padded by `call`, at any stride as at stride 1
+        return layer.__class__.from_config(config)
+
+    def call(layer, inputs, **kwargs):
+        old, options = model.get_layer(layer.name), {'data_format': data_format, 'dtype': layer.dtype_policy}
+
+        def sample(old_tensor, tensor):
+            stride = remaining(old, old_tensor)
+            return keras.layers.MaxPooling2D(1, stride, **options)(tensor) if stride > 1 else tensor
+
+        if not isinstance(old, keras.layers.Conv2D):
+            if _pixel_stride(old):
+                inputs = keras.tree.map_structure(sample, old.input, inputs)
+        elif layer.padding != old.padding:
+            pads = [((size - 1) // 2, size // 2) for size in old.kernel_size]
+            inputs = keras.layers.ZeroPadding2D(pads, **options)(inputs)
+        return layer(inputs, **kwargs)
+
+    rewritten = keras.models.clone_model(model, clone_function=clone, call_function=call)
+    for layer in model.layers:
+        if layer.weights:
+            rewritten.get_layer(layer.name).set_weights(layer.get_weights())
+    return rewritten
+
+
+def _producers(model):
+    """Return {id of a tensor: the layer that makes it}."""
+    return {id(layer.output): layer for layer in model.layers}
+
+
+def _pixel_stride(layer):
+    """Return the stride at which a layer reads the pixels of which it makes one each; None if it is no such layer."""
+    if isinstance(layer, keras.layers.Conv2D):
+        is_1x1 = layer.kernel_size == layer.dilation_rate == (1, 1) and len(set(layer.strides)) == 1
+        return layer.strides[0] if is_1x1 else None
+    is_relu = isinstance(layer, keras.layers.ReLU) or (
+        isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.relu
+    )
+    is_sum = isinstance(layer, keras.layers.Add) and len({tensor.shape for tensor in layer.input}) == 1
+    return 1 if is_relu or is_sum or isinstance(layer, keras.layers.BatchNormalization) else None
+
+
+def _can_stride(layer):
+    """Return whether a layer can leave out pixels: not where it pads by the image size, nor in other layers."""
+    return (
+        _pixel_stride(layer) is not None
+        or isinstance(layer, keras.layers.Conv2D)
+        and (layer.dilation_rate == (1, 1) and (layer.padding == 'valid' or layer.strides == (1, 1)))
+    )
+
+
+def compile_model(model, image_shape=None, dtype=None):
+    """Return the compiled function images -> outputs of a model whose weights will not change any more.
+
+    It computes propagate_strides(fold_batch_norm(model, dtype)). The weights are constants of its
+    graph: TensorFlow fuses bias, addition and ReLU into the convolutions, and brings the kernels into their best
+    layout once.
+
+    Args:
+        model: a functional keras.Model of one input, images float32 as model.input; left as it is.
+        image_shape: of an image, where the model leaves it open. Without it, TensorFlow does not see that the two
+            branches of a strided block have one shape, and adds them outside the convolutions.
+        dtype: as fold_batch_norm has it.
+    """
+    model = propagate_strides(fold_batch_norm(model, dtype))
+    trainable, others = (
+        [variable.numpy() for variable in variables]
+        for variables in (model.trainable_variables, model.non_trainable_variables)
+    )
+
+    shape = (None, *image_shape) if image_shape else model.input.shape
+
+    @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32)])
+    def call(images):
+        outputs, _ = model.stateless_call(
+            [tf.constant(value) for value in trainable],
+            [tf.constant(value) for value in others],
+            images,
+            training=False,
+        )
+        return outputs
+
+    return call

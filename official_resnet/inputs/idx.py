@@ -1,0 +1,116 @@
+"""Bytes <-> (uint8 pictures, int32 labels): IDX, the format of MNIST.
+
+An IDX file is two zero bytes, the type of the values (8: unsigned bytes), the number of dimensions, each
+dimension as 4 bytes, high byte first, and the values in C order; often packed by gzip. Pictures are
+[n, rows, columns], so begin with 0x00000803, labels [n], 0x00000801. Source: http://yann.lecun.com/exdb/mnist/
+"""
+
+import contextlib
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from official_resnet import errors, files
+
+_IDX_LIMIT = 1 << 30  # bytes of values in a file; the largest of its kind, EMNIST's, has 547 million
+_CHUNK = 1 << 20  # bytes
+_IDX_REMEDY = 'replace it, or pass another --data_dir'
+
+
+def read_idx(images_path, labels_path, num_classes=10, image_size=(28, 28)):
+    """Read a pair of IDX files, each plain or packed by gzip, whatever its name.
+
+    No more is read or unpacked than the header declares, and one byte.
+
+    Args:
+        images_path, labels_path: the files.
+        num_classes: labels must lie in 0..num_classes-1.
+        image_size: (rows, columns) that the pictures must have.
+
+    Returns:
+        (images, labels): uint8 [n, rows, columns, 1], 0..255, and int32 [n].
+
+    Raises:
+        UserError: a file is missing, unreadable, no IDX file, cut off, too long, or a damaged gzip file; the
+            two disagree about n; pictures of another size; a label out of range.
+    """
+    images = _read_idx_file(images_path, 3)
+    labels = _read_idx_file(labels_path, 1).astype(np.int32)
+    if images.shape[1:] != tuple(image_size):
+        rows, columns = images.shape[1:]
+        raise errors.UserError(
+            f"'{images_path}' has pictures of {rows} x {columns}, not {image_size[0]} x {image_size[1]}; {_IDX_REMEDY}"
+        )
+    if len(images) != len(labels):
+        raise errors.UserError(
+            f"'{images_path}' has {len(images)} pictures, '{labels_path}' {len(labels)} labels; "
+            'take both files from the same source'
+        )
+    wrong = np.flatnonzero(labels >= num_classes)
+    if wrong.size:
+        raise errors.UserError(
+            f"'{labels_path}' has label {labels[wrong[0]]} at {wrong[0]} (counted from 0), "
+            f'outside 0..{num_classes - 1}; {_IDX_REMEDY}'
+        )
+    return images[..., None], labels
+
+
+def write_idx(path, values):
+    """Write bytes as one IDX file, packed by gzip if its name ends in .gz; `read_idx` reads them back.
+
+    Args:
+        path: the file, replaced if it exists.
+        values: uint8 [n, rows, columns] pictures or [n] labels.
+
+    Raises:
+        ValueError: an array of another shape or type.
+    """
+    values = np.asarray(values)
+    if values.dtype != np.uint8 or values.ndim not in (1, 3):
+        raise ValueError(f'values must be uint8 [n, rows, columns] or [n]: {values.dtype} {values.shape}')
+    data = struct.pack(f'>HBB{values.ndim}I', 0, 8, values.ndim, *values.shape) + values.tobytes()
+    Path(path).write_bytes(gzip.compress(data, mtime=0) if Path(path).suffix == '.gz' else data)
+
+
+def _read_idx_file(path, num_dimensions):
+    """Return the values of an IDX file, uint8 of so many dimensions; the first is not 0."""
+    with files.read_errors(path, 'pass another --data_dir'), open(path, 'rb') as file:
+        is_packed = file.read(2) == b'\x1f\x8b'
+        file.seek(0)
+        with gzip.open(file) if is_packed else contextlib.nullcontext(file) as unpacked:
+            try:
+                shape = _idx_shape(path, unpacked.read(4 + 4 * num_dimensions), num_dimensions)
+                size = math.prod(shape)
+                data = bytearray()  # grows with what is there: a header may promise anything
+                while len(data) <= size and (chunk := unpacked.read(min(_CHUNK, size + 1 - len(data)))):
+                    data += chunk
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise errors.UserError(f"'{path}' is a damaged gzip file ({error}); {_IDX_REMEDY}") from None
+    if len(data) != size:
+        found = f'is cut off after {len(data)} of' if len(data) < size else 'has more than'
+        raise errors.UserError(f"'{path}' {found} the {size} bytes that its header declares; {_IDX_REMEDY}")
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def _idx_shape(path, header, num_dimensions):
+    """Return the dimensions that an IDX header declares, each from 1."""
+    kind = 'pictures' if num_dimensions == 3 else 'labels'
+    if len(header) < 4 or header[:2] != b'\0\0':
+        raise errors.UserError(f"'{path}' is no IDX file: it begins with 0x{header[:4].hex()}; {_IDX_REMEDY}")
+    if header[2:4] != bytes([8, num_dimensions]):
+        raise errors.UserError(
+            f"'{path}' has type 0x{header[2]:02x} and {header[3]} dimensions; {kind} have 0x08, bytes, "
+            f'and {num_dimensions}; {_IDX_REMEDY}'
+        )
+    if len(header) < 4 + 4 * num_dimensions:
+        raise errors.UserError(f"'{path}' is cut off in its header, after {len(header)} bytes; {_IDX_REMEDY}")
+    shape = struct.unpack(f'>{num_dimensions}I', header[4:])
+    if 0 in shape or math.prod(shape) > _IDX_LIMIT:
+        raise errors.UserError(
+            f"'{path}' declares {' x '.join(map(str, shape))} bytes of {kind}, outside 1..{_IDX_LIMIT}; {_IDX_REMEDY}"
+        )
+    return shape

@@ -1,0 +1,126 @@
+"""The rows: which ResNetSpec has which name. Needs no Keras.
+
+python -m official_resnet.resnet_variants                            # all, as a table; about a minute
+python -m official_resnet.resnet_variants resnet50_v1 resnet50_v1.5  # these
+"""
+
+from official_resnet.errors import UserError
+from official_resnet.resnet_spec import ResNetSpec
+
+# The rows. An ImageNet net's published form: option B, one row of zeros around the stem's pool.
+IMAGENET_BLOCKS = {
+    18: ('basic', (2, 2, 2, 2)),
+    34: ('basic', (3, 4, 6, 3)),
+    50: ('bottleneck', (3, 4, 6, 3)),
+    101: ('bottleneck', (3, 4, 23, 3)),
+    152: ('bottleneck', (3, 8, 36, 3)),
+    200: ('bottleneck', (3, 24, 36, 3)),
+}  # 1512.03385 Table 1; 200: 1603.05027 Sec. 5
+
+
+def cifar_spec(resnet_size, **axes):
+    """Return the spec of a CIFAR net of 6n+2 layers, or 9n+2 with bottlenecks (1512.03385 Sec. 4.2).
+
+    Args:
+        resnet_size: 8, 14, 20, ...: 6n+2 layers that have weights, n blocks in each of three groups.
+        **axes: further fields of ResNetSpec, as version='2', shortcut='group'.
+    """
+    layers = 9 if axes.get('block') == 'bottleneck' else 6
+    if resnet_size < layers + 2 or resnet_size % layers != 2:
+        below = max(layers + 2, (resnet_size - 2) // layers * layers + 2)
+        raise UserError(f'resnet_size={resnet_size} is not {layers}n+2; the nearest are {below} and {below + layers}')
+    return ResNetSpec(((resnet_size - 2) // layers,) * 3, **axes)
+
+
+def mnist_spec(**axes):
+    """Return the spec of a [2, 2, 2] net for MNIST: 16, 32, 64 filters, 3x3 projections; axes as in cifar_spec."""
+    fields = {'stem': 'mnist', 'shortcut': 'B', 'projection_kernel': 3, 'bn_momentum': 0.9} | axes
+    return ResNetSpec((2, 2, 2), **fields)
+
+
+def imagenet_spec(resnet_size, **axes):
+    """Return the spec of an ImageNet net of 18, 34, 50, 101, 152 or 200 layers (1512.03385 Table 1)."""
+    if resnet_size not in IMAGENET_BLOCKS:
+        raise UserError(f'resnet_size={resnet_size} is none of {tuple(IMAGENET_BLOCKS)}')
+    block, group_blocks = IMAGENET_BLOCKS[resnet_size]
+    fields = {'filters': 64, 'stem': 'imagenet', 'block': block, 'shortcut': 'B', 'version': '1.5'} | axes
+    if fields['version'] == '2':
+        fields.setdefault('stem_pool', 'same')
+    return ResNetSpec(group_blocks, **fields)
+
+
+VARIANTS = {
+    f'resnet{size}_v{version}': cifar_spec(size, version=version)
+    for version in '12'
+    for size in (20, 32, 44, 56, 110, 1202)
+}
+VARIANTS |= {f'plain{size}': cifar_spec(size, shortcut=None) for size in (20, 32, 44, 56, 110)}
+VARIANTS |= {
+    f'resnet{size}_v2': cifar_spec(size, block='bottleneck', version='2', shortcut='B') for size in (164, 1001)
+}  # 1603.05027 Sec. 5
+VARIANTS |= {
+    f'resnext29_{cardinality}x{base_width}d': cifar_spec(
+        29, block='bottleneck', version='1.5', shortcut='B', filters=64, cardinality=cardinality, base_width=base_width
+    )
+    for cardinality, base_width in ((32, 4), (8, 64), (16, 64))
+}  # 1611.05431 Sec. 5.3
+VARIANTS |= {
+    f'wrn{size}_{width}': ResNetSpec(((size - 4) // 6,) * 3, version='2', shortcut='B', width=width)
+    for size, width in ((16, 4), (28, 10), (40, 4))
+}  # 1605.07146 Sec. 3
+VARIANTS |= {'mnist_resnet14': mnist_spec()}
+VARIANTS |= {
+    f'resnet{size}_v{version}': imagenet_spec(size, version=version)
+    for version in ('1', '1.5', '2')
+    for size in IMAGENET_BLOCKS
+}
+VARIANTS |= {f'plain{size}': imagenet_spec(size, shortcut=None, version='1') for size in (18, 34)}
+VARIANTS |= {
+    f'resnext{size}_{cardinality}x{base_width}d': imagenet_spec(size, cardinality=cardinality, base_width=base_width)
+    for size, cardinality, base_width in ((50, 32, 4), (101, 32, 4), (101, 32, 8), (101, 64, 4))
+}
+VARIANTS |= {f'wide_resnet{size}_2': imagenet_spec(size, base_width=128) for size in (50, 101)}
+VARIANTS |= {
+    f'seresnet{size}_v{version}': imagenet_spec(size, version=version, se_reduction=16)
+    for version in ('1', '1.5')
+    for size in (50, 101, 152)
+}
+VARIANTS |= {f'resnet{size}_d': imagenet_spec(size, stem='deep', projection_pool=True) for size in (50, 101, 152)}
+IMAGE_SHAPES = {'cifar': (32, 32, 3), 'mnist': (32, 32, 1), 'imagenet': (None, None, 3), 'deep': (None, None, 3)}
+
+
+def cifar_resnet(resnet_size, num_classes=10, **axes):
+    """Return the keras.Model of a 6n+2 CIFAR net for [n, 32, 32, 3] images; axes as in cifar_spec."""
+    return _model(cifar_spec(resnet_size, **axes), num_classes)
+
+
+def imagenet_resnet(resnet_size, num_classes=1000, **axes):
+    """Return the keras.Model of an ImageNet net for images of any size; axes as in imagenet_spec."""
+    return _model(imagenet_spec(resnet_size, **axes), num_classes)
+
+
+def build_model(variant, num_classes):
+    """Return the keras.Model of a row of VARIANTS, as 'resnet20_v1' or 'resnet50_v1.5'."""
+    if variant not in VARIANTS:
+        raise UserError(f'variant={variant!r} is none of {", ".join(VARIANTS)}')
+    return _model(VARIANTS[variant], num_classes)
+
+
+def _model(spec, num_classes):
+    from official_resnet import resnet_model  # imports Keras, which the rows do not need
+
+    return resnet_model.resnet(spec, num_classes, image_shape(spec, IMAGE_SHAPES[spec.stem]))
+
+
+def image_shape(spec, shape):
+    """Return (height, width, channels) in the order of spec.data_format."""
+    height, width, channels = shape
+    return shape if spec.data_format == 'channels_last' else (channels, height, width)
+
+
+if __name__ == '__main__':
+    import sys
+
+    from official_resnet.experiments import architecture_table
+
+    architecture_table.main(sys.argv[1:])

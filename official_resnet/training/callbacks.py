@@ -1,0 +1,219 @@
+"""Keras callbacks: progress, metrics as JSON lines, the benchmark logger of official/resnet.
+
+All of them are driven by resnet_run_loop.train and read the logs it documents.
+"""
+
+import datetime
+import json
+import pathlib
+import sys
+
+import keras
+import tqdm
+
+from official_resnet import files
+
+METRICS_FILE = 'metrics.jsonl'
+_STEP_TENSORS = (('learning_rate', 'learning_rate'), ('cross_entropy', 'loss'), ('train_accuracy', 'accuracy'))
+
+
+class Progress(keras.callbacks.Callback):
+    """A bar an epoch on a terminal, a line every `log_steps` elsewhere; a line after each evaluation.
+
+    This is what official/resnet's LoggingTensorHook is here.
+
+    Args:
+        log_steps: between lines where there is no terminal; 0 for none.
+        quicker: what to name when the training will take long, as '--recipe=fast'; None for nothing.
+        stream: where the bar goes.
+    """
+
+    LONG = 1800  # seconds; above it the quicker recipe is named
+
+    def __init__(self, log_steps=100, quicker=None, stream=None):
+        super().__init__()
+        self.log_steps = log_steps
+        self.quicker = quicker
+        self.stream = stream or sys.stderr
+        self._bar = None
+        self._calls = 0
+        self._logged = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        images = self.params['steps'] * self.params['batch_size']
+        done = self.params['first_step'] % self.params['steps'] if not self._calls else 0
+        self._bar = tqdm.tqdm(
+            total=images,
+            initial=done * self.params['batch_size'],
+            unit=' images',
+            unit_scale=True,
+            leave=False,
+            desc=f'epoch {epoch + 1}/{self.params["epochs"]}',
+            file=self.stream,
+            dynamic_ncols=True,
+            disable=not self.stream.isatty(),
+        )
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._calls += 1
+        if self._calls == 2:  # the first call compiles
+            self._say_expected_time(logs)
+        self._bar.set_postfix(loss=f'{logs["loss"]:.3f}', accuracy=f'{logs["accuracy"]:.3f}', refresh=False)
+        self._bar.update((batch + 1) * self.params['batch_size'] - self._bar.n)
+        step = int(logs['step'])  # Keras turns the numbers in logs into floats
+        if self._bar.disable and self.log_steps and step // self.log_steps > self._logged // self.log_steps:
+            print(
+                f'step {step}: loss {logs["loss"]:.4f}, accuracy {logs["accuracy"]:.4f}, '
+                f'learning rate {logs["learning_rate"]:.5g}, {logs["images_per_second"]:.0f} images/s',
+                flush=True,
+            )
+        self._logged = step
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._bar.close()
+        text = (
+            f'epoch {epoch + 1}/{self.params["epochs"]}: loss {logs["loss"]:.4f}, accuracy {logs["accuracy"]:.4f}, '
+            f'{logs["images_per_second"]:.0f} images/s'
+        )
+        if 'val_accuracy' in logs:
+            text += f'; test loss {logs["val_loss"]:.4f}, test accuracy {logs["val_accuracy"]:.4f}'
+        print(text, flush=True)
+
+    def close(self):
+        """Remove the bar when training ends by an exception."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _say_expected_time(self, logs):
+        seconds = (self.params['last_step'] - logs['step']) * self.params['batch_size'] / logs['images_per_second']
+        text = (
+            f'expected time: {format_seconds(seconds)} at {logs["images_per_second"]:.0f} images/s, '
+            'evaluation not counted'
+        )
+        if self.quicker and seconds > self.LONG:
+            text += f'; no GPU was found: {self.quicker}'
+        tqdm.tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+class MetricsJSON(keras.callbacks.Callback):
+    """Append a line a split and epoch to model_dir/metrics.jsonl.
+
+    Keys: split ('train' or 'test'), epoch (from 1), step (global), loss, accuracy (0..1), learning_rate,
+    images_per_second, seconds; of 'test' also accuracy_top_5. A resumed run first removes the lines that lie beyond
+    its checkpoint.
+    """
+
+    def __init__(self, model_dir):
+        super().__init__()
+        self.path = pathlib.Path(model_dir) / METRICS_FILE
+
+    def on_train_begin(self, logs=None):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read_metrics(self.path) if line['step'] <= self.params['first_step']]
+        files.write_text(self.path, ''.join(json.dumps(line) + '\n' for line in kept))
+
+    def on_epoch_end(self, epoch, logs=None):
+        with open(self.path, 'a', encoding='utf-8') as file:
+            for split, prefix in (('train', ''), ('test', 'val_')):
+                if f'{prefix}loss' in logs:
+                    line = {
+                        'split': split,
+                        'epoch': epoch + 1,
+                        'step': int(logs['step']),
+                        'loss': logs[f'{prefix}loss'],
+                        'accuracy': logs[f'{prefix}accuracy'],
+                        'learning_rate': logs['learning_rate'],
+                        'images_per_second': logs[f'{prefix}images_per_second'],
+                        'seconds': logs[f'{prefix}seconds'],
+                    }
+                    if f'{prefix}accuracy_top_5' in logs:
+                        line['accuracy_top_5'] = logs[f'{prefix}accuracy_top_5']
+                    file.write(json.dumps(line) + '\n')
+
+
+def read_metrics(path):
+    """Return the lines of a metrics.jsonl as dicts; a last line that a kill cut short is left out."""
+    lines = []
+    if pathlib.Path(path).is_file():
+        for text in pathlib.Path(path).read_text(encoding='utf-8', errors='replace').splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+    return lines
+
+
+class BenchmarkLog(keras.callbacks.Callback):
+    """official/resnet's BenchmarkFileLogger: benchmark_run.log (the run) and metric.log (JSON lines).
+
+    Args:
+        folder: --benchmark_log_dir; None prints the lines (its BaseBenchmarkLogger).
+        run_info: what to store of the run: machine, versions, parameters.
+        log_steps: between the lines of training.
+        hooks: which per-step metrics: 'examplespersecondhook' (current and average images/s) and
+            'loggingmetrichook' (learning_rate, cross_entropy, train_accuracy).
+    """
+
+    def __init__(self, folder, run_info, log_steps=100, hooks=('examplespersecondhook', 'loggingmetrichook')):
+        super().__init__()
+        self.folder = folder and pathlib.Path(folder)
+        self.run_info = run_info
+        self.log_steps = log_steps
+        self.hooks = hooks
+        self._logged = 0
+
+    def on_train_begin(self, logs=None):
+        self._logged = self.params['first_step']
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        info = self.run_info | {'run_date': _now()}
+        (self.folder / 'benchmark_run.log').write_text(json.dumps(info, indent=1) + '\n', encoding='utf-8')
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = int(logs['step'])
+        if step // self.log_steps == self._logged // self.log_steps:
+            return
+        self._logged = step
+        metrics = []
+        if 'examplespersecondhook' in self.hooks:
+            metrics += [
+                ('current_examples_per_sec', logs['images_per_second']),
+                ('average_examples_per_sec', logs['epoch_images_per_second']),
+            ]
+        if 'loggingmetrichook' in self.hooks:
+            metrics += [(name, logs[key]) for name, key in _STEP_TENSORS]
+        self._write(metrics, step)
+
+    def on_epoch_end(self, epoch, logs=None):
+        metrics = [
+            (name, logs[f'val_{name}']) for name in ('accuracy', 'accuracy_top_5', 'loss') if f'val_{name}' in logs
+        ]
+        if metrics:
+            self._write(metrics, int(logs['step']))
+
+    def _write(self, metrics, step):
+        lines = [
+            json.dumps(
+                {'name': name, 'value': value, 'unit': None, 'global_step': step, 'timestamp': _now(), 'extras': []}
+            )
+            for name, value in metrics
+        ]
+        if self.folder is None:
+            print(*lines, sep='\n', flush=True)
+            return
+        with open(self.folder / 'metric.log', 'a', encoding='utf-8') as file:
+            file.writelines(f'{line}\n' for line in lines)
+
+
+def _now():
+    return datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%dT%H:%M:%S.%fZ')
+
+
+def format_seconds(seconds):
+    """Return '2 h 05 min', '12 min' or '40 s'."""
+    if seconds < 90:
+        return f'{seconds:.0f} s'
+    minutes = round(seconds / 60)
+    return f'{minutes // 60} h {minutes % 60:02d} min' if minutes >= 90 else f'{minutes} min'

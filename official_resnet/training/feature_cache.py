@@ -1,0 +1,110 @@
+"""What a frozen backbone makes of each picture, computed once and kept: training the head then costs next to nothing.
+
+The features are Examples like any other, float32 [n, 1, 1, d], so that the loop's order, resume and evaluation are
+the same on them. In model_dir they are a file a split, with a key of all they depend on: a run that is resumed takes
+them from there.
+"""
+
+import hashlib
+import pathlib
+import zipfile
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from official_resnet import files
+from official_resnet.inputs import datasets
+
+FILES = {'train': 'features-train.npz', 'test': 'features-test.npz'}
+BATCH_SIZE = 128
+
+
+class Head:
+    """The last layer of a model as a model of its own: features [n, 1, 1, d] -> logits, the same variables."""
+
+    def __init__(self, model):
+        self._layer = model.layers[-1]
+
+    @property
+    def trainable_variables(self):
+        """Those of the layer."""
+        return self._layer.trainable_variables
+
+    def __call__(self, features, training=False):
+        return self._layer(tf.squeeze(features, [1, 2]))
+
+
+def features(model, examples, path=None, check=lambda: None):
+    """Return Examples whose pictures are replaced by what the last layer of a model is fed.
+
+    Args:
+        model: in which nothing but the last layer will change.
+        examples: Examples or EncodedExamples of pictures.
+        path: the .npz file to take them from, or to write; None keeps nothing.
+        check: called after each batch; may raise to stop.
+    """
+    key = _key(model, examples)
+    arrays = _load(path, key) if path else None
+    if arrays is None:
+        print(f'computing the features of {examples.num_images:,} pictures', flush=True)
+        arrays = compute(model, examples, check)
+        if path:
+            _save(pathlib.Path(path), key, *arrays)
+    else:
+        print(f'features of {examples.num_images:,} pictures taken from {path}', flush=True)
+    array, labels = arrays
+    return datasets.Examples(
+        array[:, None, None, :], labels, examples.num_classes, examples.name, examples.class_names, normalization='none'
+    )
+
+
+def compute(model, examples, check=lambda: None):
+    """Return (float32 [n, d], labels int32 [n]): what a model's last layer is fed in inference mode, in order."""
+    backbone = keras.Model(model.input, model.layers[-1].input)
+    transposes = model.get_layer('head_pool').data_format == 'channels_first'
+
+    @tf.function(reduce_retracing=True)
+    def call(images):
+        images = tf.transpose(images, [0, 3, 1, 2]) if transposes else images
+        return tf.cast(backbone(images, training=False), tf.float32)
+
+    parts = []
+    for images, labels in datasets.batches(examples, BATCH_SIZE, training=False):
+        parts.append((call(images).numpy(), labels.numpy()))
+        check()
+    return tuple(map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _key(model, examples):
+    """Return a hash of the weights and the precision of the backbone, and of the pictures as it is fed them."""
+    digest = hashlib.sha256()
+    head = {variable.path for variable in model.layers[-1].variables}
+    for variable in model.variables:
+        if variable.path not in head:
+            digest.update(variable.path.encode())
+            digest.update(np.ascontiguousarray(variable.numpy()))
+    digest.update(repr(sorted({str(getattr(layer, 'compute_dtype', '')) for layer in model.layers})).encode())
+    digest.update(examples.fingerprint().encode())
+    return digest.hexdigest()
+
+
+def _load(path, key):
+    """Return the features and labels in a file, or None where it is missing, damaged or of something else."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if str(archive['key']) == key:
+                return archive['features'], archive['labels']
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass
+    return None
+
+
+def _save(path, key, array, labels):
+    """Write the file whole or not at all; without it a resumed run computes them again."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.replacing(path) as part, open(part, 'wb') as file:
+            np.savez(file, key=np.array(key), features=array, labels=labels)
+    except OSError as error:
+        print(f'cannot keep the features in {path}: {error.strerror}; going on without', flush=True)

@@ -1,0 +1,117 @@
+"""SGD with coupled L2, and learning rate schedules given in epochs."""
+
+import keras
+import tensorflow as tf
+
+from official_resnet.errors import UserError
+
+
+@keras.saving.register_keras_serializable(package='official_resnet')
+class CoupledSGD(keras.optimizers.SGD):
+    """Momentum SGD whose weight decay is part of the gradient, as in every ResNet paper.
+
+    Keras' own SGD differs twice. Its `weight_decay` is decoupled, w -= lr * decay * w outside the
+    momentum, which at momentum 0.9 decays ten times less than the papers' number. And it stores the
+    learning rate inside the velocity, so that a drop of the rate takes ten steps to arrive. Here
+
+        g = gradient + l2 * w;  m = momentum * m + g;  w -= lr * m  (Nesterov: lr * (g + momentum * m))
+
+    as TensorFlow 1's MomentumOptimizer and torch.optim.SGD have it.
+
+    Args:
+        learning_rate: a number or a Keras schedule in steps.
+        momentum: 0.9 in 1512.03385 Sec. 3.4.
+        nesterov: take Nesterov's step.
+        l2: coefficient of w in the gradient: the loss holds l2 / 2 * |w|^2. TensorFlow 1's
+            `l2 * tf.nn.l2_loss(w)` is the same l2; keras.regularizers.l2(c) is l2 = 2c.
+        decay: which variables decay: 'all' (official/resnet on CIFAR), 'kernels' (convolutions and
+            dense) or 'no_batch_norm' (kernels and the dense bias; official/resnet on ImageNet).
+        backbone_factor: multiplies the learning rate of all variables but those of `head_layers`.
+        head_layers: names of layers, the first part of a variable's path.
+    """
+
+    def __init__(
+        self,
+        learning_rate=0.1,
+        momentum=0.9,
+        nesterov=False,
+        l2=0.0,
+        decay='all',
+        backbone_factor=1.0,
+        head_layers=(),
+        name='coupled_sgd',
+        **kwargs,
+    ):
+        super().__init__(learning_rate, momentum=momentum, nesterov=nesterov, name=name, **kwargs)
+        if decay not in ('all', 'kernels', 'no_batch_norm'):
+            raise UserError(f"decay={decay!r} is none of 'all', 'kernels', 'no_batch_norm'")
+        if l2 < 0:
+            raise UserError(f'weight decay {l2} is negative')
+        self.l2 = float(l2)
+        self.decay = decay
+        self.backbone_factor = float(backbone_factor)
+        self.head_layers = tuple(head_layers)
+
+    def build(self, variables):
+        variables = list(variables)
+        excluded = {'all': (), 'no_batch_norm': ('gamma', 'beta'), 'kernels': ('gamma', 'beta', 'bias')}
+        self._l2_of = {self._var_key(v): 0.0 if v.name in excluded[self.decay] else self.l2 for v in variables}
+        self._rate_factor_of = _rate_factors(self, variables)
+        momentum, self.momentum = self.momentum, self.momentum or 1.0  # Keras has no velocity at momentum 0
+        super().build(variables)
+        self.momentum = momentum
+
+    def update_step(self, gradient, variable, learning_rate):
+        l2 = self._l2_of[self._var_key(variable)]
+        if l2:
+            gradient = gradient + l2 * tf.convert_to_tensor(variable)
+        learning_rate = learning_rate * self._rate_factor_of[self._var_key(variable)]
+        velocity = self.momentums[self._get_variable_index(variable)].value
+        tf.raw_ops.ResourceApplyMomentum(
+            var=variable.handle,
+            accum=velocity.handle,
+            lr=tf.cast(learning_rate, variable.dtype),
+            grad=gradient,
+            momentum=self.momentum,
+            use_nesterov=self.nesterov,
+        )
+
+    def get_config(self):
+        config = super().get_config()
+        config.pop('weight_decay', None)
+        return config | {
+            'l2': self.l2,
+            'decay': self.decay,
+            'backbone_factor': self.backbone_factor,
+            'head_layers': list(self.head_layers),
+        }
+
+
+@keras.saving.register_keras_serializable(package='official_resnet')
+class Adam(keras.optimizers.Adam):
+    """keras.optimizers.Adam (arXiv:1412.6980) with `backbone_factor` and `head_layers`, as in CoupledSGD."""
+
+    def __init__(self, *args, backbone_factor=1.0, head_layers=(), **kwargs):
+        super().__init__(*args, **kwargs)
+        self.backbone_factor = float(backbone_factor)
+        self.head_layers = tuple(head_layers)
+
+    def build(self, variables):
+        variables = list(variables)
+        self._rate_factor_of = _rate_factors(self, variables)
+        super().build(variables)
+
+    def update_step(self, gradient, variable, learning_rate):
+        learning_rate = learning_rate * self._rate_factor_of[self._var_key(variable)]
+        super().update_step(gradient, variable, learning_rate)
+
+    def get_config(self):
+        return super().get_config() | {'backbone_factor': self.backbone_factor, 'head_layers': list(self.head_layers)}
+
+
+def _rate_factors(optimizer, variables):
+    """Return {key: what multiplies the learning rate} of Keras variables."""
+    return {
+        optimizer._var_key(v): 1.0 if v.path.split('/')[0] in optimizer.head_layers else optimizer.backbone_factor
+        for v in variables
+    }

@@ -1,0 +1,245 @@
+"""Start from another net's weights: what it is, what is taken from it, what is trained.
+
+Three ways: 'all' trains everything from the loaded weights, 'last' the last groups and the head, 'head' the last
+layer only. That layer replaces the pretrained net's, is appended to it, or is the pretrained one itself.
+"""
+
+import dataclasses
+import pathlib
+
+import keras
+
+from official_resnet import checkpoints, resnet_model, resnet_spec, resnet_variants
+from official_resnet.errors import UserError
+from official_resnet.inference import model_card
+from official_resnet.inputs import datasets
+from official_resnet.inputs.normalization import OFFICIAL
+from official_resnet.training.config import TrainConfig
+
+HEAD = 'logits'
+APPENDED = 'appended_logits'
+_OTHER = 'pass another --pretrained_model_checkpoint_path'
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """What is known of a trained net; None is unknown.
+
+    Attributes:
+        spec: its ResNetSpec.
+        num_classes: its logits.
+        normalization: of its input, a name in NORMALIZATIONS.
+        image_size: height and width of its input.
+    """
+
+    spec: resnet_spec.ResNetSpec | None = None
+    num_classes: int | None = None
+    normalization: str | None = None
+    image_size: int | None = None
+
+
+def describe(path):
+    """Return the Pretrained of a model_dir or a .keras file.
+
+    A .keras file is described by the card beside it, NAME.card.json, see cards; without, only its weights are
+    known.
+
+    Raises:
+        UserError: there is no net, or its card is damaged.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        arrays, state, _ = _newest(path)
+        config = TrainConfig.from_json(state['config'])
+        return Pretrained(config.spec, len(arrays[f'{HEAD}/bias']), _normalization(config), config.image_size)
+    num_classes = _logits_of(_load_keras(path))
+    card_path = path.with_suffix('.card.json')
+    if not card_path.is_file():
+        return Pretrained(num_classes=num_classes)
+    read = model_card.read_card(card_path)
+    return Pretrained(read.spec, num_classes, read.normalization, read.net_size[0])
+
+
+def card(config, data):
+    """Return what model_card.write_card is to say of the net of a config, trained on Examples."""
+    resize = {'resize': config.views.shorter_side} if config.views else {}
+    return resize | {
+        'spec': config.spec,
+        'normalization': data.normalization,
+        'image_shape': data.image_shape,
+        'input_shape': data.input_shape,
+        'class_names': data.class_names,
+        'num_classes': config.num_classes,
+        'head': config.head,
+        'pretrained_classes': config.pretrained_classes,
+    }
+
+
+def adopt(config, pretrained, given=None):
+    """Return a TrainConfig with the network, the normalisation and the size of pictures of a Pretrained.
+
+    Args:
+        config: TrainConfig.
+        pretrained: from `describe`.
+        given: {flag: names of the spec's fields it decides}, of the flags that a user gave: they must agree.
+
+    Raises:
+        UserError: one does not.
+    """
+    spec = config.spec
+    if pretrained.spec:
+        spec = dataclasses.replace(pretrained.spec, data_format=spec.data_format)
+        for flag, field in (given or {}).items():
+            ours, theirs = getattr(config.spec, field), getattr(spec, field)
+            if field == 'bn_momentum':  # no part of the network's function
+                spec = dataclasses.replace(spec, bn_momentum=ours)
+            elif ours != theirs:
+                raise UserError(
+                    f'--{flag} asks for {field} {ours!r}, but {config.pretrained} has {theirs!r}; '
+                    'leave the flag out, or pass another --pretrained_model_checkpoint_path'
+                )
+    normalization = config.normalization or pretrained.normalization
+    if normalization == _normalization(dataclasses.replace(config, normalization=None)):
+        normalization = None
+    return dataclasses.replace(
+        config,
+        spec=spec,
+        normalization=normalization,
+        image_size=config.image_size or (pretrained.image_size if config.dataset.startswith('folder:') else None),
+        pretrained_classes=pretrained.num_classes if config.head == 'append' else None,
+    )
+
+
+def build(config, data):
+    """Return the model of a config for Examples, what is not trained being frozen.
+
+    Raises:
+        UserError: more classes than logits.
+    """
+    num_classes = config.num_classes or data.num_classes
+    if num_classes < data.num_classes:
+        raise UserError(
+            f'num_classes {num_classes} with {data.num_classes} classes in {data.name}; '
+            f'pass {data.num_classes} or more, or leave the flag out'
+        )
+    shape = data.input_shape
+    if config.views and config.views.size != config.views.test_size:
+        shape = (None, None, 3)
+    shape = resnet_variants.image_shape(config.spec, shape)
+    if config.head == 'append':
+        if not config.pretrained_classes:
+            raise UserError(
+                f"head 'append' needs the classes of {config.pretrained or 'a pretrained net'}, "
+                "which are unknown; pass head 'replace', or another net"
+            )
+        model = resnet_model.resnet(config.spec, config.pretrained_classes, shape)
+        logits = keras.layers.Dense(num_classes, dtype='float32', name=APPENDED)(model.output)
+        model = keras.Model(model.input, logits, name=model.name)
+    else:
+        model = resnet_model.resnet(config.spec, num_classes, shape)
+    freeze(model, config.transfer, config.train_last_groups)
+    return model
+
+
+def freeze(model, transfer, train_last_groups=1):
+    """Leave trainable what a way of transfer trains; frozen BN stays in inference mode.
+
+    With 'last', stochastic depth still drops frozen blocks in training.
+
+    Args:
+        model: from `build` or resnet_model.
+        transfer: 'all', 'last' or 'head'.
+        train_last_groups: how many groups 'last' trains, besides all that follows them.
+    """
+    if transfer == 'all':
+        return
+    first = len(model.layers) - 1
+    if transfer == 'last':
+        names = [layer.name for layer in model.layers]
+        num_groups = len({name.partition('_')[0] for name in names if name.startswith('group')})
+        if not 1 <= train_last_groups <= num_groups:
+            raise UserError(
+                f'train_last_groups {train_last_groups}, but the net has {num_groups} groups; pass 1..{num_groups}'
+            )
+        prefix = f'group{num_groups + 1 - train_last_groups}_'
+        first = next(i for i, name in enumerate(names) if name.startswith(prefix))
+    for i, layer in enumerate(model.layers):
+        layer.trainable = i >= first
+
+
+def new_layers(config):
+    """Return the names of the layers that `backbone_learning_rate_factor` does not slow down."""
+    return (APPENDED,) if config.head == 'append' else (HEAD,)
+
+
+def load_backbone(model, path, head='replace'):
+    """Set the weights of `model` from a trained net of the same spec.
+
+    Args:
+        model: from `build` or resnet_model; its classes may differ from the trained one's.
+        path: a .keras file, or a model_dir, whose newest checkpoint is taken.
+        head: 'replace' leaves the last layer as it is, 'append' the layer after the pretrained last one, 'keep' none.
+
+    Raises:
+        UserError: nothing can be read there, or the two nets differ.
+    """
+    theirs = {name: array for name, array in _read(path).items() if not name.startswith('optimizer/')}
+    if head != 'replace' and any(name.startswith(f'{APPENDED}/') for name in theirs):
+        raise UserError(f'{path} has an appended head already; pass --head=replace')
+    left_out = {'replace': (HEAD, APPENDED), 'append': (APPENDED,), 'keep': ()}[head]
+    theirs = {name: array for name, array in theirs.items() if name.split('/')[0] not in left_out}
+    ours = {variable.path: variable for variable in model.variables if variable.path.split('/')[0] not in left_out}
+    for name in sorted(ours.keys() ^ theirs.keys()):
+        what = 'lacks' if name in ours else 'has an unexpected'
+        raise UserError(f'{path} {what} {name}: its network is another; pass the flags of its network, or {_OTHER}')
+    for name, variable in ours.items():
+        if tuple(variable.shape) != theirs[name].shape:
+            remedy = 'pass --head=replace' if name.startswith(f'{HEAD}/') else _OTHER
+            raise UserError(f'{path} holds {name} of shape {theirs[name].shape}, not {tuple(variable.shape)}; {remedy}')
+    checkpoints.assign(ours, theirs, path)
+
+
+def is_another(path, other):
+    """Whether two sources of weights differ; one that is not there any more may have been moved."""
+    return bool(
+        path
+        and other
+        and pathlib.Path(other).exists()
+        and pathlib.Path(path).resolve() != pathlib.Path(other).resolve()
+    )
+
+
+def _normalization(config):
+    """Return the normalisation of a training's pictures; datasets.read gives this one by default."""
+    info = datasets.DATASETS.get(config.dataset)
+    if config.views:
+        return config.normalization or OFFICIAL
+    return config.normalization or (info.normalization if info else 'per_image_standardization')
+
+
+def _read(path):
+    """Return {variable path: ndarray} of a .keras file or a model_dir."""
+    if pathlib.Path(path).is_dir():
+        return _newest(path)[0]
+    return {variable.path: variable.numpy() for variable in _load_keras(path).variables}
+
+
+def _newest(path):
+    found = checkpoints.restore_latest(pathlib.Path(path) / 'checkpoints')
+    if not found:
+        raise UserError(f'{path} has no checkpoint; pass a model_dir or a .keras file')
+    return found
+
+
+def _logits_of(model):
+    """Return the classes of a net before anything was appended to it."""
+    names = [layer.name for layer in model.layers]
+    return model.get_layer(HEAD).units if HEAD in names else None
+
+
+def _load_keras(path):
+    try:
+        return keras.models.load_model(path, compile=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f'cannot load {path}: {reason}; pass a model_dir or a .keras file') from error
