@@ -5,35 +5,36 @@ eight bytes (uint32), the data, and the data's masked CRC-32C; all low byte firs
 Source: https://www.tensorflow.org/tutorials/load_data/tfrecord, section TFRecords format details.
 
 The data is a serialized tf.train.Example: a map from keys to lists of bytes, float32 or int64.
-Source: tensorflow/core/example/feature.proto and https://protobuf.dev/programming-guides/encoding.
+Source: tensorflow/core/example/feature.proto.
 
-Plain functions of bytes, because a program that only moves pictures should start at once and fit into small memory.
+Plain functions of bytes, because a program that only moves images should start at once and fit into small memory.
 """
 
 import os
 import struct
+from collections.abc import Iterator
+from typing import Any
 
 import google_crc32c
 import numpy as np
 
 from official_resnet.errors import UserError
+from official_resnet.inputs import protobuf_wire as wire_format
 
 HEADER_BYTES = 12  # of a record before its data
 FOOTER_BYTES = 4  # after it
-_MAX_VARINT = (1 << 64) - 1
-_SMALL = [bytes([number]) for number in range(128)]
 _BYTES, _FLOATS, _INTS = 1, 2, 3  # field numbers of a tf.train.Feature
 _KINDS = {bytes: _BYTES, float: _FLOATS, int: _INTS}
 _REMEDY = 'build the file again'
 
 
-def frame(data):
+def frame(data: bytes) -> bytes:
     """Return the bytes of a record."""
     length = struct.pack('<Q', len(data))
     return b''.join((length, _masked_crc(length), data, _masked_crc(data)))
 
 
-def read(path):
+def read(path: str | os.PathLike) -> Iterator[bytes]:
     """Yield the data of each record of a file, checked.
 
     Raises:
@@ -47,7 +48,7 @@ def read(path):
             offset += HEADER_BYTES + size + FOOTER_BYTES
 
 
-def index(path):
+def index(path: str | os.PathLike) -> np.ndarray:
     """Return where the records of a file begin, and where the last ends: int64 [records + 1], reading only headers.
 
     Raises:
@@ -65,14 +66,14 @@ def index(path):
     return np.array(offsets, np.int64)
 
 
-def read_at(descriptor, offset, end, path):
+def read_at(descriptor: int, offset: int, end: int, path: str | os.PathLike) -> bytes:
     """Return the data of the record at bytes offset..end of an open file, checked; `path` is for errors."""
     record = os.pread(descriptor, end - offset, offset)
     size = _data_bytes(path, offset, record[:HEADER_BYTES])
     return _data(path, offset, record[HEADER_BYTES:], size)
 
 
-def encode_example(features):
+def encode_example(features: dict[str, Any]) -> bytes:
     """Return a tf.train.Example of {key: values}, the same bytes for the same features.
 
     Args:
@@ -83,10 +84,10 @@ def encode_example(features):
         ValueError: a value of another type, or an int outside of 64 bits.
     """
     parts = [part for key in sorted(features) for part in _entry(key, features[key])]
-    return b''.join((_head(1, sum(map(len, parts))), *parts))
+    return b''.join((wire_format.head(1, sum(map(len, parts))), *parts))
 
 
-def decode_example(data):
+def decode_example(data: bytes) -> dict[str, list]:
     """Return {key: list of bytes, floats or ints} of a tf.train.Example.
 
     Raises:
@@ -96,23 +97,24 @@ def decode_example(data):
     for features in _contents(data, 1):
         for entry in _contents(features, 1):
             key, feature = b'', b''
-            for number, wire, content in _fields(entry):
+            for number, wire, content in wire_format.fields(entry):
                 if number in (1, 2):
                     _require_bytes(wire)
                     key, feature = (content, feature) if number == 1 else (key, content)
-            result[key.decode()] = _values(feature)
+            result[str(key, 'utf-8')] = _values(feature)
     return result
 
 
 def _entry(key, values):
-    """Return an entry of the map as pieces, so that a picture is copied once, when they are joined."""
-    name = _field(1, key.encode())
+    """Return an entry of the map as pieces, so that an image is copied once, when they are joined."""
+    name = wire_format.field(1, key.encode())
     if not isinstance(values, bytes):
-        return [_field(1, name + _field(2, _feature(key, values)))]
-    head = _head(1, len(values))
-    head = _head(_BYTES, len(head) + len(values)) + head
-    head = name + _head(2, len(head) + len(values)) + head
-    return [_head(1, len(head) + len(values)) + head, values]
+        return [wire_format.field(1, name + wire_format.field(2, _feature(key, values)))]
+    head = wire_format.head(1, len(values))
+    for number in (_BYTES, 2):
+        head = wire_format.head(number, len(head) + len(values)) + head
+    head = name + head
+    return [wire_format.head(1, len(head) + len(values)) + head, values]
 
 
 def _feature(key, values):
@@ -125,115 +127,51 @@ def _feature(key, values):
     if kind is None:
         raise ValueError(f'{key} has {values!r}, not bytes, floats or ints of one kind')
     if kind == _BYTES:
-        return _field(kind, b''.join(_field(1, value) for value in values))
+        return wire_format.field(kind, b''.join(wire_format.field(1, value) for value in values))
     if kind == _FLOATS:
         content = struct.pack(f'<{len(values)}f', *values)
     elif all(-1 << 63 <= value < 1 << 63 for value in values):
-        content = b''.join(_varint(value % (1 << 64)) for value in values)
+        content = b''.join(wire_format.varint(value % (1 << 64)) for value in values)
     else:
         raise ValueError(f'{key} has {values!r}, outside of 64 bits')
-    return _field(kind, _field(1, content) if content else b'')
+    return wire_format.field(kind, wire_format.field(1, content) if content else b'')
 
 
 def _values(feature):
     """Return the list in a tf.train.Feature; numbers may be packed or not."""
     result = []
-    for kind, wire, values in _fields(feature):
+    for kind, wire, values in wire_format.fields(feature):
         if kind not in (_BYTES, _FLOATS, _INTS):
             continue
         _require_bytes(wire)
-        for number, wire, content in _fields(values):
+        for number, wire, content in wire_format.fields(values):
             if number != 1:
                 continue
-            if kind == _INTS and wire == 0:
+            if kind == _FLOATS:
+                result += wire_format.numbers(wire, content, '<f4').tolist()
+            elif kind == _INTS and wire == wire_format.VARINT:
                 result.append(_signed(content))
-                continue
-            if not (kind == _FLOATS and wire == 5):
-                _require_bytes(wire)
-            if kind == _BYTES:
-                result.append(content)
-            elif kind == _INTS:
-                result += map(_signed, _varints(content))
-            elif len(content) % 4:
-                raise ValueError(f'{len(content)} bytes are no floats')
             else:
-                result += struct.unpack(f'<{len(content) // 4}f', content)
+                _require_bytes(wire)
+                result += [bytes(content)] if kind == _BYTES else map(_signed, wire_format.varints(content))
     return result
 
 
 def _contents(data, number):
-    """Yield the bytes of each field of that number."""
-    for found, wire, content in _fields(data):
+    """Yield the content of each field of that number."""
+    for found, wire, content in wire_format.fields(data):
         if found == number:
             _require_bytes(wire)
             yield content
 
 
 def _require_bytes(wire):
-    if wire != 2:
-        raise ValueError(f'a field has the wire type {wire}, not 2')
-
-
-def _field(number, content):
-    """Return a length-delimited field."""
-    return _head(number, len(content)) + content
-
-
-def _head(number, size):
-    """Return what stands before the content of a length-delimited field."""
-    return _SMALL[number << 3 | 2] + _varint(size)
-
-
-def _varint(number):
-    if number < 128:
-        return _SMALL[number]
-    result = bytearray()
-    while number > 127:
-        result.append(number & 127 | 128)
-        number >>= 7
-    result.append(number)
-    return bytes(result)
-
-
-def _fields(data):
-    """Yield (number, wire type, content) of each field: an int below 2**64 for varints, else bytes."""
-    data, place = memoryview(data), 0
-    while place < len(data):
-        tag, place = _read_varint(data, place)
-        wire = tag & 7
-        if wire == 0:
-            content, place = _read_varint(data, place)
-        else:
-            size, place = (4 if wire == 5 else 8, place) if wire in (1, 5) else _read_varint(data, place)
-            if wire not in (1, 2, 5) or place + size > len(data):
-                raise ValueError(f'no field at byte {place}')
-            content, place = bytes(data[place : place + size]), place + size
-        yield tag >> 3, wire, content
-
-
-def _read_varint(data, place):
-    """Return (number, the place after it)."""
-    number = shift = 0
-    while True:
-        if place >= len(data) or shift > 63:
-            raise ValueError(f'no number at byte {place}')
-        byte, place = data[place], place + 1
-        number |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            return number & _MAX_VARINT, place
+    if wire != wire_format.BYTES:
+        raise ValueError(f'a field has the wire type {wire}, not {wire_format.BYTES}')
 
 
 def _signed(number):
     return number - (1 << 64) if number >> 63 else number
-
-
-def _varints(data):
-    numbers, place = [], 0
-    while place < len(data):
-        number, place = _read_varint(data, place)
-        numbers.append(number)
-    return numbers
 
 
 def _masked_crc(data):
