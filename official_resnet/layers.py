@@ -1,29 +1,51 @@
 """Keras layers that Keras lacks or runs slowly, and what rewrites a network as an equal one."""
 
+import collections
 import contextlib
-import threading
+from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
 
-_replica = threading.local()  # of a replica: MirroredStrategy has a thread for each
 
+class ReplicaStatistics:
+    """What the batch norms of a model find on each of several replicas, in one step of training.
 
-@contextlib.contextmanager
-def across_replicas(synchronized):
-    """Make BN in training know of the other replicas.
-
-    Inside, moving statistics are left alone; those of the batch are collected in the list that this yields, as
-    (variable, value, momentum), for whoever makes the same of them on every replica.
+    A batch norm that was handed this leaves its moving statistics alone and reports what it found instead. The step
+    then takes the reports of its replica and makes the same update of them everywhere, in one exchange.
 
     Args:
-        synchronized: also normalise by the statistics of the batches of all replicas, which are of one size.
+        is_synchronized: batch norms also normalise by the batches of all replicas, which have one size.
     """
-    _replica.updates, _replica.is_synchronized = [], synchronized
-    try:
-        yield _replica.updates
-    finally:
-        _replica.updates, _replica.is_synchronized = None, False
+
+    def __init__(self, is_synchronized: bool):
+        self.is_synchronized = is_synchronized
+        self._found = collections.defaultdict(list)  # replica id -> reports
+
+    @contextlib.contextmanager
+    def handed_to(self, model: keras.Model) -> Iterator[None]:
+        """Hand this to the batch norms of a model while the block traces a step for all replicas."""
+        norms = [layer for layer in model.layers if isinstance(layer, BatchNormalization)]
+        for norm in norms:
+            norm.replica_statistics = self
+        try:
+            yield
+        finally:
+            self._found.clear()
+            for norm in norms:
+                norm.replica_statistics = None
+
+    def report(self, moving: keras.Variable, batch: tf.Tensor, momentum: float) -> None:
+        """Take down a moving statistic, the same of this replica's batch, and its momentum."""
+        self._found[_replica_id()].append((moving, batch, momentum))
+
+    def take(self) -> list[tuple[keras.Variable, tf.Tensor, float]]:
+        """Return the reports of this replica, which are forgotten here."""
+        return self._found.pop(_replica_id(), [])
+
+
+def _replica_id() -> int:
+    return int(tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group))
 
 
 @keras.saving.register_keras_serializable(package='official_resnet')
@@ -35,8 +57,13 @@ class BatchNormalization(keras.layers.BatchNormalization):
     4-D inputs without a mask, [n, h, w, c] or [n, c, h, w], in float32, bfloat16 or float16; scale,
     offset and statistics are float32 throughout. Anything else falls back to the stock code.
 
+    Attributes:
+        replica_statistics: a ReplicaStatistics while a step for several replicas is traced, else None.
+
     Source: batch normalisation, arXiv:1502.03167 Algorithms 1 and 2.
     """
+
+    replica_statistics: ReplicaStatistics | None = None
 
     def call(self, inputs, training=None, mask=None):
         if not self._is_fusable(inputs, mask):
@@ -46,7 +73,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if needs_transpose:  # the CPU kernel knows NHWC only
             inputs = tf.transpose(inputs, [0, 2, 3, 1])  # [n, c, h, w] -> [n, h, w, c]
         is_training = bool(training and self.trainable)
-        if is_training and getattr(_replica, 'is_synchronized', False):
+        if is_training and self.replica_statistics and self.replica_statistics.is_synchronized:
             outputs = self._call_synchronized(inputs, 1 if is_channels_first and not needs_transpose else 3)
             return tf.transpose(outputs, [0, 3, 1, 2]) if needs_transpose else outputs
         moving_mean = tf.convert_to_tensor(self.moving_mean)
@@ -99,12 +126,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return tf.cast(outputs, inputs.dtype)
 
     def _update_moving_statistics(self, mean, variance):
-        updates = getattr(_replica, 'updates', None)
         for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            if updates is None:
-                moving.assign(tf.convert_to_tensor(moving) * self.momentum + batch * (1 - self.momentum))
+            if self.replica_statistics:
+                self.replica_statistics.report(moving, batch, self.momentum)
             else:
-                updates.append((moving, batch, self.momentum))
+                moving.assign(tf.convert_to_tensor(moving) * self.momentum + batch * (1 - self.momentum))
 
 
 @keras.saving.register_keras_serializable(package='official_resnet')

@@ -15,23 +15,22 @@ def make_train_function(strategy, model, optimizer, config):
     """Return the compiled (iterator, num_steps) -> float32 [num_steps, 2]: summed loss and correct of each step."""
     variables = model.trainable_variables
     transposes = _is_channels_first(model)
-    is_alone = strategy.num_replicas_in_sync == 1
+    statistics = None
+    if strategy.num_replicas_in_sync > 1 and isinstance(model, keras.Model):  # a head has no batch norm
+        statistics = layers.ReplicaStatistics(config.sync_batch_norm)
     is_training = config.transfer != 'head'  # a frozen backbone drops no block either (stochastic depth)
 
     def replica_step(images, labels):
         if transposes:
             images = tf.transpose(images, [0, 3, 1, 2])
-        with (
-            contextlib.nullcontext([]) if is_alone else layers.across_replicas(config.sync_batch_norm) as updates,
-            tf.GradientTape() as tape,
-        ):
+        with tf.GradientTape() as tape:
             logits = model(images, training=is_training)
             losses = cross_entropy(labels, logits, config.label_smoothing)
             # Divided by the global batch: the optimizer adds the replicas' gradients up.
             loss = optimizer.scale_loss(tf.reduce_sum(losses) / config.batch_size)
         optimizer.apply(tape.gradient(loss, variables), variables)
-        if updates:
-            _update_moving_statistics(updates)
+        if statistics:
+            _update_moving_statistics(statistics.take())
         return tf.stack([tf.reduce_sum(losses), count_correct(labels, logits)])
 
     if config.enable_xla:
@@ -40,16 +39,19 @@ def make_train_function(strategy, model, optimizer, config):
     @tf.function
     def train_steps(iterator, num_steps):
         results = tf.TensorArray(tf.float32, num_steps, element_shape=[2])
-        for i in tf.range(num_steps):
-            per_replica = strategy.run(replica_step, args=next(iterator))
-            results = results.write(i, strategy.reduce(tf.distribute.ReduceOp.SUM, per_replica, axis=None))
+        with statistics.handed_to(model) if statistics else contextlib.nullcontext():
+            for i in tf.range(num_steps):
+                per_replica = strategy.run(replica_step, args=next(iterator))
+                results = results.write(i, strategy.reduce(tf.distribute.ReduceOp.SUM, per_replica, axis=None))
         return results.stack()
 
     return train_steps
 
 
 def _update_moving_statistics(updates):
-    """Give BN on every replica the mean of what the replicas found, in one exchange; see layers.across_replicas."""
+    """Update the moving statistics on every replica by the mean of what the replicas found, in one exchange."""
+    if not updates:  # every batch norm is frozen
+        return
     batches = [batch for _, batch, _ in updates]
     mean = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, tf.concat(batches, 0))
     parts = tf.split(mean, [batch.shape[0] for batch in batches])
