@@ -1,16 +1,16 @@
 """He's ResNet-50, 101 and 152 for Caffe: the .caffemodel of github.com/KaimingHe/deep-residual-networks.
 
-Read without Caffe, from protobuf's wire format (protobuf.dev/programming-guides/encoding) and the field numbers of
-BVLC/caffe's caffe.proto. Variables are blobs, named 'LAYER/i': conv1/0 the kernel, conv1/1 a bias; of BatchNorm 0 and 1
-are sums of means and variances and 2 what to divide them by; of Scale 0 is gamma and 1 beta.
+Read without Caffe, from protobuf's wire format and the field numbers of BVLC/caffe's caffe.proto. Variables are blobs,
+named 'LAYER/i': conv1/0 is the kernel, conv1/1 a bias; of BatchNorm 0 and 1 are sums of means and variances, and 2 is
+what to divide them by; of Scale 0 is gamma and 1 beta.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import math
 import mmap
-import os
 import pathlib
 import re
 
@@ -21,120 +21,48 @@ from checkpoints_tools import tf_checkpoint
 from checkpoints_tools.source import Entry, Input, Lazy, Source, from_oihw, identity, transposed
 from official_resnet import resnet_spec
 from official_resnet.errors import UserError
+from official_resnet.inputs import protobuf_wire as wire_format
 
 EPSILON = 1e-5  # of Caffe's BatchNorm, where the prototxt says nothing else
 CHANNEL_MEANS = (103.0626, 115.9029, 123.1516)  # B, G, R: of the published ResNet_mean.binaryproto
 NOTE = 'KaimingHe/deep-residual-networks, MIT license; arXiv:1512.03385'
 MAX_FIELDS = 100_000  # of one file; ResNet-152 has about 30,000
+MAX_SHAPE_BYTES = 320  # of 32 numbers
 # Field numbers: a NetParameter's layers -> the layer's name and blobs (V1LayerParameter in older files).
 _LAYERS = {100: (1, 7), 2: (4, 6)}
 _DIMENSIONS = (1, 2, 3, 4)  # of a BlobProto before it had a shape: num, channels, height, width
-_VALUES = {5: (5, '<f4'), 8: (1, '<f8')}  # data and double_data: wire type of one value, dtype
+_VALUES = {5: '<f4', 8: '<f8'}  # data and double_data
 _SHAPE = 7
-_FIXED = {1: 8, 5: 4}  # wire type -> bytes
 
 _Conv = collections.namedtuple('_Conv', 'ours our_bn theirs shape')  # shape [out, in, h, w]
 
 
-class _Wire:
-    """The bytes of a file, and how many more fields may be read of them."""
+class _File:
+    """A Caffe file in memory as far as it is looked at, and how many more fields may be read of it."""
 
     def __init__(self, path):
-        try:
-            if not os.path.getsize(path):
-                raise UserError(f'{str(path)!r} is empty')
-            with open(path, 'rb') as file:
-                self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise UserError(f'{str(path)!r}: {error.strerror}') from error
-        self.data = np.frombuffer(self.map, np.uint8)
-        self.path, self.fields_left = str(path), MAX_FIELDS
+        self.path, self.fields_left = path, MAX_FIELDS
+        with open(path, 'rb') as file:
+            self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
-    def error(self, what):
-        return UserError(f'{self.path!r} is no Caffe file, or a damaged one: {what}')
-
-    def varint(self, position, end):
-        value = 0
-        for i in range(10):
-            if position + i >= end:
-                break
-            byte = int(self.data[position + i])
-            value |= (byte & 127) << 7 * i
-            if byte < 128:
-                return value, position + i + 1
-        raise self.error(f'a number at byte {position} does not end')
-
-    def fields(self, position, end):
-        """Yield (number, wire type, value) of a message: the value of a varint, or (start, end) of the others.
-
-        Values of fixed size under one number, one after the other, are one field: as long as a repeated float.
-        """
-        while position < end:
+    def fields(self, message):
+        """Yield (number, wire type, content) of a message."""
+        for field in wire_format.fields(message):
             self.fields_left -= 1
             if self.fields_left < 0:
-                raise self.error(f'more than {MAX_FIELDS} fields')
-            start = position
-            key, position = self.varint(position, end)
-            number, wire_type = key >> 3, key & 7
-            if wire_type == 0:
-                value, position = self.varint(position, end)
-                yield number, wire_type, value
-                continue
-            if wire_type == 2:
-                length, position = self.varint(position, end)
-                begin, position = position, position + length
-            elif wire_type in _FIXED:
-                begin = start
-                position = self.run_end(start, end, position - start + _FIXED[wire_type])
-            else:
-                raise self.error(f'wire type {wire_type} at byte {start}')
-            if position > end:
-                raise self.error(f'{position - end} bytes are missing behind byte {end}')
-            yield number, wire_type, (begin, position)
+                raise ValueError(f'more than {MAX_FIELDS} fields')
+            yield field
 
-    def run_end(self, start, end, record):
-        """Return the end of the records of so many bytes that begin with the same byte as the first."""
-        count = 1
-        while True:  # twice as many at a time: a run of n costs n, one of 1 costs 1
-            tags = self.data[start + count * record : min(end, start + 2 * count * record) : record]
-            same = tags == self.data[start]
-            if len(same) == count and same.all():
-                count *= 2
-            else:
-                return start + record * (count + (len(same) if same.all() else int(same.argmin())))
-
-    def values(self, wire_type, span, value_type, dtype):
-        """Return the numbers of a packed field or of a run of fixed ones, as a view where that can be."""
-        piece = self.data[slice(*span)]
-        if wire_type == value_type:  # a byte of tag before each
-            piece = np.ascontiguousarray(piece.reshape(-1, 1 + _FIXED[value_type])[:, 1:]).reshape(-1)
-        elif wire_type != 2 or len(piece) % _FIXED[value_type]:
-            raise self.error(f'{len(piece)} bytes of {dtype} at byte {span[0]}')
-        return piece.view(dtype)
-
-    def dimensions(self, span):
-        """Return the sizes in a BlobShape: field 1, packed or not."""
-        sizes = []
-        for number, wire_type, value in self.fields(*span):
-            if number == 1 and wire_type == 0:
-                sizes.append(value)
-            elif number == 1 and wire_type == 2:
-                position, end = value
-                while position < end and len(sizes) <= 32:
-                    size, position = self.varint(position, end)
-                    sizes.append(size)
-        return tuple(sizes)
-
-    def blob(self, span, name):
+    def blob(self, message, name):
         """Return (shape, pieces of its values) of a BlobProto."""
         shape, legacy, pieces = None, {}, []
-        for number, wire_type, value in self.fields(*span):
-            if number in _VALUES and wire_type != 0:
-                pieces.append(self.values(wire_type, value, *_VALUES[number]))
-            elif number == _SHAPE and wire_type == 2:
-                shape = self.dimensions(value)
-            elif number in _DIMENSIONS and wire_type == 0:
-                legacy[number] = value
+        for number, wire, content in self.fields(message):
+            if number in _VALUES and wire != wire_format.VARINT:
+                pieces.append(wire_format.numbers(wire, content, _VALUES[number]))
+            elif number == _SHAPE and wire == wire_format.BYTES:
+                shape = self.dimensions(content)
+            elif number in _DIMENSIONS and wire == wire_format.VARINT:
+                legacy[number] = content
         count = sum(len(piece) for piece in pieces)
         if shape is None and legacy:
             shape = tuple(legacy.get(number, 1) for number in _DIMENSIONS)
@@ -143,48 +71,72 @@ class _Wire:
         elif shape is None:
             shape = (count,)
         if math.prod(shape) != count:
-            raise self.error(f'blob {name!r} of shape {shape} has {count} values')
+            raise ValueError(f'blob {name!r} of shape {shape} has {count} values')
         return shape, pieces
+
+    def dimensions(self, message):
+        """Return the sizes in a BlobShape: field 1, packed or not."""
+        sizes = []
+        for number, wire, content in self.fields(message):
+            if number == 1 and wire == wire_format.VARINT:
+                sizes.append(content)
+            elif number == 1 and wire == wire_format.BYTES and len(content) <= MAX_SHAPE_BYTES:
+                sizes += wire_format.varints(content)
+        if len(sizes) > 32:
+            raise ValueError(f'a shape of {len(sizes)} numbers')
+        return tuple(sizes)
 
     def blobs(self):
         """Return {'LAYER/i': (shape, pieces)} of a NetParameter."""
         found, layers = {}, set()
-        for number, wire_type, span in self.fields(0, len(self.data)):
-            if number not in _LAYERS or wire_type != 2:
+        for number, wire, layer in self.fields(memoryview(self.map)):
+            if number not in _LAYERS or wire != wire_format.BYTES:
                 continue
             name_number, blobs_number = _LAYERS[number]
-            name, spans = None, []
-            for field, kind, value in self.fields(*span):
-                if kind == 2 and field == name_number:
-                    name = bytes(self.data[slice(*value)][:200]).decode('utf-8', 'replace')
-                elif kind == 2 and field == blobs_number:
-                    spans.append(value)
-            if spans and name in layers:
-                raise self.error(f'two layers {name!r}')
-            layers |= {name} if spans else set()
-            for i, blob in enumerate(spans):
+            name, blobs = None, []
+            for field, kind, content in self.fields(layer):
+                if kind == wire_format.BYTES and field == name_number:
+                    name = bytes(content[:200]).decode('utf-8', 'replace')
+                elif kind == wire_format.BYTES and field == blobs_number:
+                    blobs.append(content)
+            if blobs and name in layers:
+                raise ValueError(f'two layers {name!r}')
+            layers |= {name} if blobs else set()
+            for i, blob in enumerate(blobs):
                 found[f'{name}/{i}'] = self.blob(blob, f'{name}/{i}')
         if not found:
-            raise self.error('no layer has blobs')
+            raise ValueError('no layer has blobs')
         return found
+
+
+@contextlib.contextmanager
+def _opened(path):
+    """Yield the _File; whatever is wrong with it is a UserError."""
+    try:
+        yield _File(path)
+    except OSError as error:
+        raise UserError(f'{str(path)!r}: {error.strerror}') from error
+    except ValueError as error:
+        raise UserError(f'{str(path)!r} is no Caffe file, or a damaged one: {error}; get it again') from error
 
 
 def shapes(path):
     """Return {'LAYER/i': (shape, dtype)} of a .caffemodel; the values stay on the disk."""
-    return {
-        name: (shape, 'float64' if any(piece.dtype == 'f8' for piece in pieces) else 'float32')
-        for name, (shape, pieces) in _Wire(path).blobs().items()
-    }
+    with _opened(path) as file:
+        return {
+            name: (shape, 'float64' if any(piece.dtype == 'f8' for piece in pieces) else 'float32')
+            for name, (shape, pieces) in file.blobs().items()
+        }
 
 
 def read(path):
     """Return {'LAYER/i': float32 array} of a .caffemodel, each copied out of the file when it is asked for."""
-    wire = _Wire(path)
-    blobs = wire.blobs()
+    with _opened(path) as file:
+        blobs = file.blobs()
 
     def value(name):
         array = _array(*blobs[name])
-        wire.map.madvise(mmap.MADV_DONTNEED)  # or the file would count as memory beside its copy
+        file.map.madvise(mmap.MADV_DONTNEED)  # or the file would count as memory beside its copy
         return array
 
     return Lazy(blobs, value)
@@ -197,8 +149,8 @@ def _array(shape, pieces):
 
 def read_mean(path):
     """Return the mean image of a .binaryproto, [h, w, 3] float32, BGR, 0..255."""
-    wire = _Wire(path)
-    mean = _array(*wire.blob((0, len(wire.data)), 'mean'))
+    with _opened(path) as file:
+        mean = _array(*file.blob(memoryview(file.map), 'mean'))
     if mean.ndim != 3 or mean.shape[0] != 3:
         raise UserError(f'{str(path)!r} holds an array of shape {mean.shape}, not of 3 channels, height, width')
     return np.ascontiguousarray(mean.transpose(1, 2, 0))

@@ -308,10 +308,10 @@ HUGE = 2**62
 @pytest.mark.parametrize(
     'data,message',
     [
-        (b'', 'is empty'),
+        (b'', 'empty file'),
         (b'not a protobuf message', 'no Caffe file'),
-        (field(100, b'')[:1], 'does not end'),
-        (b'\xff' * 20, 'does not end'),
+        (field(100, b'')[:1], 'no number at byte'),
+        (b'\xff' * 20, 'no number at byte'),
         (varint(100 << 3 | 2) + varint(HUGE) + b'abc', 'missing'),
         (field(100, field(1, b'x') + varint(7 << 3 | 2) + varint(HUGE)), 'missing'),
         (field(100, field(1, b'x') + field(7, varint(5 << 3 | 2) + varint(HUGE))), 'missing'),
