@@ -53,6 +53,7 @@ def train(config, callbacks=()):
         callbacks: keras.callbacks.Callback objects. Logs of an epoch: loss, accuracy (training),
             learning_rate, images_per_second, seconds, step; after an evaluation also val_loss, val_accuracy,
             val_accuracy_top_5, val_seconds, val_images_per_second (of the test split: Keras' prefix).
+            One that is a context manager, as callbacks.Progress, is entered and left as such.
 
     Returns:
         keras.callbacks.History of the epochs that this call trained, with attributes `model`, `step`
@@ -68,8 +69,12 @@ def train(config, callbacks=()):
         if config.model_dir and team.is_chief:
             stack.enter_context(checkpoints.lock(config.model_dir))
         received = stack.enter_context(catch_signals())
+        callbacks = callbacks if team.is_chief else ()
+        for callback in callbacks:
+            if isinstance(callback, contextlib.AbstractContextManager):
+                stack.enter_context(callback)
         with team.losses():
-            return Trainer(config, team).run(callbacks if team.is_chief else (), received)
+            return Trainer(config, team).run(callbacks, received)
 
 
 def evaluate(config):

@@ -4,7 +4,9 @@ import io
 import json
 
 import pytest
+from tiny_training import StopAt, make_config
 
+from official_resnet import resnet_run_loop
 from official_resnet.training import callbacks
 
 PARAMS = {'epochs': 3, 'steps': 10, 'batch_size': 4, 'first_step': 0, 'last_step': 30}
@@ -69,6 +71,16 @@ def test_progress(capsys, is_terminal):
     assert 'epoch 1/3: loss 1.5000, accuracy 0.5000, 40 images/s; test loss 1.2500, test accuracy 0.7500' in out
     assert out.count('\nstep ') == (0 if is_terminal else 2)  # at 6 and 10
     assert ('epoch 1/3' in stream.getvalue() and 'images/s' in stream.getvalue()) == is_terminal
+
+
+def test_the_bar_is_removed_whatever_ends_the_training(cifar_dir):
+    """Wherever it stands in the list; a second Ctrl-C and an error leave no half bar before their line."""
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    progress = callbacks.Progress(stream=stream)
+    with pytest.raises(RuntimeError, match='killed'):
+        resnet_run_loop.train(make_config(cifar_dir, None), [StopAt(3), progress])
+    assert stream.getvalue().endswith('\r')  # tqdm has wiped its line
 
 
 def test_a_short_training_names_no_quicker_recipe(capsys):

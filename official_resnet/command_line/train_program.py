@@ -134,15 +134,11 @@ def _run(values, resolved, argv, dataset, make_spec):
         checkpoints.clean(resolved['model_dir'])
     _make_folder(resolved['model_dir'])
     _show(config, resolved['recipe'])
-    callbacks = _callbacks(config, resolved)
     try:
-        history = resnet_run_loop.train(config, callbacks)
+        history = resnet_run_loop.train(config, _callbacks(config, resolved))
     except resnet_run_loop.Interrupted as interruption:
-        callbacks[0].close()
         print(interruption)
         return 128 + interruption.signal_number
-    finally:
-        callbacks[0].close()
     _finish(config, history, resolved)
     history.team.part()  # the others wait for it, since TensorFlow takes one that is gone for lost
     return 0
@@ -239,7 +235,7 @@ def _store(config, recipe):
 
 
 def _callbacks(config, resolved):
-    """Return the Keras callbacks that the flags ask for; the first is the Progress."""
+    """Return the Keras callbacks that the flags ask for."""
     import keras
 
     from official_resnet.training import callbacks

@@ -156,8 +156,6 @@ def train_net(config):
         train_error = inference_error(history.model, config)
     except resnet_run_loop.Diverged as error:
         failed = str(error).partition(';')[0]  # without the loop's advice on flags
-    finally:
-        progress.close()
     lines = callbacks.read_metrics(folder / callbacks.METRICS_FILE)
     curves = curves_of(lines)
     final = dict.fromkeys(FINAL_ERRORS)

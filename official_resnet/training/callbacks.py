@@ -1,6 +1,7 @@
 """Keras callbacks: progress, metrics as JSON lines, the benchmark logger of official/resnet.
 
-All of them are driven by resnet_run_loop.train and read the logs it documents.
+All of them are driven by resnet_run_loop.train and read the logs it documents. It also enters those that are context
+managers before training and leaves them after it, whatever ends it.
 """
 
 import datetime
@@ -79,8 +80,11 @@ class Progress(keras.callbacks.Callback):
             text += f'; test loss {logs["val_loss"]:.4f}, test accuracy {logs["val_accuracy"]:.4f}'
         print(text, flush=True)
 
-    def close(self):
-        """Remove the bar when training ends by an exception."""
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        """Remove the bar, which is still there when training ends by an exception."""
         if self._bar is not None:
             self._bar.close()
 
