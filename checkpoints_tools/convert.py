@@ -320,9 +320,7 @@ def _check_extent(spec, shapes, path):
 
 def _build(spec, num_classes):
     """Return the net in stock Keras layers alone: the file then loads without this package."""
-    model = resnet_model.resnet(
-        spec, num_classes, resnet_variants.image_shape(spec, resnet_variants.IMAGE_SHAPES[spec.stem])
-    )
+    model = resnet_model.resnet(spec, num_classes, resnet_variants.IMAGE_SHAPES[spec.stem])
     for layer in model.layers:
         if isinstance(layer, layers.BatchNormalization):  # as rewrite.to_stock, without a second set of weights
             layer.__class__ = keras.layers.BatchNormalization

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
+NHWC = 'channels_last'  # of every layer, whatever ~/.keras/keras.json says: [images, height, width, channels]
+
 
 class ReplicaStatistics:
     """What the batch norms of a model find on each of several replicas, in one step of training.
@@ -54,7 +56,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     Same weights, config, results and moving statistics as the stock layer (which on TensorFlow is a
     chain of a dozen ops and takes almost half of a ResNet's training step). The kernel applies to
-    4-D inputs without a mask, [n, h, w, c] or [n, c, h, w], in float32, bfloat16 or float16; scale,
+    4-D inputs without a mask, [n, h, w, c], in float32, bfloat16 or float16; scale,
     offset and statistics are float32 throughout. Anything else falls back to the stock code.
 
     Attributes:
@@ -68,14 +70,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def call(self, inputs, training=None, mask=None):
         if not self._is_fusable(inputs, mask):
             return super().call(inputs, training=training, mask=mask)
-        is_channels_first = self.axis in (1, -3)
-        needs_transpose = is_channels_first and not tf.config.list_logical_devices('GPU')
-        if needs_transpose:  # the CPU kernel knows NHWC only
-            inputs = tf.transpose(inputs, [0, 2, 3, 1])  # [n, c, h, w] -> [n, h, w, c]
         is_training = bool(training and self.trainable)
         if is_training and self.replica_statistics and self.replica_statistics.is_synchronized:
-            outputs = self._call_synchronized(inputs, 1 if is_channels_first and not needs_transpose else 3)
-            return tf.transpose(outputs, [0, 3, 1, 2]) if needs_transpose else outputs
+            return self._call_synchronized(inputs)
         moving_mean = tf.convert_to_tensor(self.moving_mean)
         moving_variance = tf.convert_to_tensor(self.moving_variance)
         empty = tf.zeros([0], tf.float32)
@@ -86,30 +83,29 @@ class BatchNormalization(keras.layers.BatchNormalization):
             mean=empty if is_training else moving_mean,
             variance=empty if is_training else moving_variance,
             epsilon=self.epsilon,
-            data_format='NCHW' if is_channels_first and not needs_transpose else 'NHWC',
             is_training=is_training,
         )
         if is_training:
             # The kernel returns the unbiased variance, sum / (count - 1); Keras averages the biased one.
             count = tf.cast(tf.size(inputs) // tf.size(mean), tf.float32)
             self._update_moving_statistics(mean, variance * (tf.maximum(count - 1, 1) / count))
-        return tf.transpose(outputs, [0, 3, 1, 2]) if needs_transpose else outputs
+        return outputs
 
     def _is_fusable(self, inputs, mask):
         return (
             mask is None
             and len(inputs.shape) == 4
-            and self.axis in (1, -3, 3, -1)
+            and self.axis in (3, -1)
             and inputs.dtype in ('float32', 'bfloat16', 'float16')
             and self.moving_mean.dtype == 'float32'
             and not self.synchronized
             and not self.renorm
         )
 
-    def _call_synchronized(self, inputs, channel_axis):
-        """Normalise 4-D inputs by the statistics of the batches of all replicas."""
+    def _call_synchronized(self, inputs):
+        """Normalise [n, h, w, c] by the statistics of the batches of all replicas."""
         values = tf.cast(inputs, tf.float32)
-        mean, variance = tf.nn.moments(values, [axis for axis in range(4) if axis != channel_axis], keepdims=True)
+        mean, variance = tf.nn.moments(values, [0, 1, 2], keepdims=True)
         # The variance of equal parts is the mean of theirs and the variance of their means: no small difference of
         # large numbers but between the parts.
         mean, variance, square = tf.distribute.get_replica_context().all_reduce(
@@ -118,10 +114,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
         variance += tf.maximum(square - tf.square(mean), 0)
         scale = tf.math.rsqrt(variance + self.epsilon)
         if self.scale:
-            scale *= tf.reshape(self.gamma, mean.shape)
+            scale *= tf.convert_to_tensor(self.gamma)
         outputs = (values - mean) * scale
         if self.center:
-            outputs += tf.reshape(self.beta, mean.shape)
+            outputs += tf.convert_to_tensor(self.beta)
         self._update_moving_statistics(tf.reshape(mean, [-1]), tf.reshape(variance, [-1]))
         return tf.cast(outputs, inputs.dtype)
 
@@ -131,22 +127,3 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 self.replica_statistics.report(moving, batch, self.momentum)
             else:
                 moving.assign(tf.convert_to_tensor(moving) * self.momentum + batch * (1 - self.momentum))
-
-
-@keras.saving.register_keras_serializable(package='official_resnet')
-class Conv2D(keras.layers.Conv2D):
-    """keras.layers.Conv2D, whose bias belongs to the filters in channels_first too.
-
-    Keras 3.15 adds it along the width of an image that is as wide as there are filters.
-    """
-
-    def call(self, inputs):
-        if not self.use_bias or self.data_format == 'channels_last':
-            return super().call(inputs)
-        outputs = tf.nn.bias_add(self.convolution_op(inputs, self.kernel), self.bias, 'NCHW')
-        return outputs if self.activation is None else self.activation(outputs)
-
-
-def conv_class(data_format, use_bias):
-    """Return the layer of a convolution: Keras' own, but where that adds the bias to the wrong axis."""
-    return Conv2D if use_bias and data_format == 'channels_first' else keras.layers.Conv2D

@@ -13,7 +13,7 @@ import sys
 import keras
 
 from official_resnet.errors import UserError
-from official_resnet.layers import BatchNormalization, conv_class
+from official_resnet.layers import NHWC, BatchNormalization
 from official_resnet.resnet_spec import BOTTLENECK_EXPANSION
 
 _INITIALIZERS = {
@@ -29,7 +29,7 @@ def resnet(spec, num_classes, input_shape):
     Args:
         spec: a ResNetSpec.
         num_classes: number of logits.
-        input_shape: (height, width, channels), or (channels, height, width) for channels_first.
+        input_shape: (height, width, channels).
     """
     inputs = keras.Input(input_shape, name='images')
     x = _stem(inputs, spec)
@@ -46,7 +46,7 @@ def resnet(spec, num_classes, input_shape):
             x, spec, spec.filters * 2**i, num_blocks, stride, f'group{i + 1}', dilation, sum(spec.group_blocks[:i])
         )
     x = _activate(x, spec, spec.order.before, 'head')
-    x = keras.layers.GlobalAveragePooling2D(data_format=spec.data_format, name='head_pool')(x)
+    x = keras.layers.GlobalAveragePooling2D(data_format=NHWC, name='head_pool')(x)
     # float32 whatever the policy: a softmax in 16 bits loses small probabilities.
     logits = keras.layers.Dense(num_classes, dtype='float32', name='logits')(x)
     # Keras walks a model's graph by recursion, a level or two a layer: 1202 layers exceed Python's 1000.
@@ -58,7 +58,7 @@ def residual_group(x, spec, filters, num_blocks, stride, name, dilation=1, first
     """Return `num_blocks` residual blocks in a row, one of which (spec.stride_block) has the stride.
 
     Args:
-        x: feature maps, [n, h, w, c] or [n, c, h, w] by spec.data_format.
+        x: feature maps, [n, h, w, c].
         filters: of the group, before width and expansion.
         name: prefix of the layers' names, as 'group1'.
         dilation: of the 3x3 convolutions, half of it in the first block, where a stride would take effect.
@@ -84,7 +84,7 @@ def residual_block(x, spec, filters, stride, name, is_first=False, dilation=1, d
     """Return one residual block, F(x) + shortcut(x), its BN and ReLU where spec.order has them.
 
     Args:
-        x: feature maps, [n, h, w, c] or [n, c, h, w] by spec.data_format.
+        x: feature maps, [n, h, w, c].
         filters: of the group, before width and expansion.
         stride: 1 or 2.
         name: prefix of the layers' names, as 'group1_block1'.
@@ -135,7 +135,7 @@ def _shortcut(x, raw, spec, filters, stride, name, is_first):
     """
     if spec.shortcut is None:
         return None
-    in_filters = x.shape[spec.channel_axis]
+    in_filters = x.shape[-1]
     is_same_shape = stride == 1 and in_filters == filters
     if spec.shortcut == 'C' or (spec.shortcut == 'group' and is_first):
         is_projection = True
@@ -145,16 +145,14 @@ def _shortcut(x, raw, spec, filters, stride, name, is_first):
         is_projection = spec.shortcut != 'A' and not is_same_shape
     if is_projection:
         if spec.projection_pool and stride > 1:  # 'same' cuts the windows at an odd edge and averages what is inside
-            x = keras.layers.AveragePooling2D(
-                2, stride, 'same', data_format=spec.data_format, name=f'{name}_shortcut_pool'
-            )(x)
+            x = keras.layers.AveragePooling2D(2, stride, 'same', data_format=NHWC, name=f'{name}_shortcut_pool')(x)
             stride = 1
         x = _conv(x, spec, filters, spec.projection_kernel, f'{name}_shortcut_conv', stride)
         return x if 'bn' in spec.order.before else _activate(x, spec, ('bn',), f'{name}_shortcut')
     if in_filters == filters:
         x = raw
     if stride > 1:
-        x = keras.layers.MaxPooling2D(1, stride, data_format=spec.data_format, name=f'{name}_shortcut_pool')(x)
+        x = keras.layers.MaxPooling2D(1, stride, data_format=NHWC, name=f'{name}_shortcut_pool')(x)
     if in_filters < filters:
         x = _pad_channels(x, spec, filters - in_filters, f'{name}_shortcut_pad')
     elif in_filters > filters:
@@ -166,10 +164,10 @@ def _impede(x, shortcut, spec, name):
     """Return F and the shortcut as they are, or as one of the experiments of 1603.05027 Sec. 3 has them."""
     trial = spec.trial
     if trial.gate:
-        gate = conv_class(spec.data_format, True)(
-            x.shape[spec.channel_axis],
+        gate = keras.layers.Conv2D(
+            x.shape[-1],
             1,
-            data_format=spec.data_format,
+            data_format=NHWC,
             activation='sigmoid',
             name=f'{name}_gate',
             kernel_initializer=_INITIALIZERS[trial.init](),
@@ -190,13 +188,13 @@ def _impede(x, shortcut, spec, name):
 
 def _squeeze_and_excite(x, spec, name):
     """Return x, each channel scaled by a sigmoid of two layers on all channels' means (1709.01507 Sec. 3)."""
-    filters = x.shape[spec.channel_axis]
-    scale = keras.layers.GlobalAveragePooling2D(data_format=spec.data_format, keepdims=True, name=f'{name}_se_pool')(x)
+    filters = x.shape[-1]
+    scale = keras.layers.GlobalAveragePooling2D(data_format=NHWC, keepdims=True, name=f'{name}_se_pool')(x)
     for i, (units, activation) in enumerate(((max(1, filters // spec.se_reduction), 'relu'), (filters, 'sigmoid')), 1):
         scale = keras.layers.Conv2D(
             units,
             1,
-            data_format=spec.data_format,
+            data_format=NHWC,
             activation=activation,
             kernel_initializer=_INITIALIZERS['he'](),
             name=f'{name}_se_conv{i}',
@@ -208,10 +206,8 @@ def _pad_channels(x, spec, num_zeros, name):
     """Return x with zero channels added, by a stock layer that every Keras can load."""
     before = num_zeros // 2 if spec.shortcut_padding == 'both' else 0
     channels = (before, num_zeros - before)
-    # ZeroPadding2D pads axes 1 and 2, or 2 and 3: told the other layout, one of the two is the channels.
-    if spec.data_format == 'channels_last':
-        return keras.layers.ZeroPadding2D(((0, 0), channels), data_format='channels_first', name=name)(x)
-    return keras.layers.ZeroPadding2D((channels, (0, 0)), data_format='channels_last', name=name)(x)
+    # ZeroPadding2D pads axes 1 and 2; told that axis 1 holds the channels, it pads axes 2 and 3.
+    return keras.layers.ZeroPadding2D(((0, 0), channels), data_format='channels_first', name=name)(x)
 
 
 def _stem(x, spec):
@@ -232,9 +228,9 @@ def _stem(x, spec):
     x = _activate(x, spec, after, 'stem')
     if spec.stem_pool != 'same':
         pads = ((1, 1), (1, 1)) if spec.stem_pool == 'pad1' else ((0, 1), (0, 1))  # ceil: as good as no row if odd
-        x = keras.layers.ZeroPadding2D(pads, data_format=spec.data_format, name='stem_pad')(x)
+        x = keras.layers.ZeroPadding2D(pads, data_format=NHWC, name='stem_pad')(x)
     padding = 'same' if spec.stem_pool == 'same' else 'valid'
-    return keras.layers.MaxPooling2D(3, 2, padding, data_format=spec.data_format, name='stem_pool')(x)
+    return keras.layers.MaxPooling2D(3, 2, padding, data_format=NHWC, name='stem_pool')(x)
 
 
 def _conv(x, spec, filters, kernel, name, stride=1, groups=1, dilation=1, has_bias=False):
@@ -243,16 +239,16 @@ def _conv(x, spec, filters, kernel, name, stride=1, groups=1, dilation=1, has_bi
         # From the kernel alone, so that the result does not depend on the parity of the image size.
         before = (kernel - 1) // 2
         pads = (before, kernel - 1 - before)
-        x = keras.layers.ZeroPadding2D((pads, pads), data_format=spec.data_format, name=f'{name}_pad')(x)
+        x = keras.layers.ZeroPadding2D((pads, pads), data_format=NHWC, name=f'{name}_pad')(x)
         padding = 'valid'
     has_bias = has_bias or not spec.trial.batch_norm  # elsewhere the following BN's offset takes its place
-    return conv_class(spec.data_format, has_bias)(
+    return keras.layers.Conv2D(
         filters,
         kernel,
         stride,
         padding,
         groups=groups,
-        data_format=spec.data_format,
+        data_format=NHWC,
         use_bias=has_bias,
         dilation_rate=dilation if kernel > 1 else 1,
         kernel_initializer=_INITIALIZERS[spec.trial.init](),
@@ -272,7 +268,6 @@ def _activate(x, spec, operations, name, number='', is_zero=False, last_name=Non
             )(x)
         elif spec.trial.batch_norm:
             x = BatchNormalization(
-                axis=spec.channel_axis,
                 momentum=spec.bn_momentum,
                 epsilon=spec.bn_epsilon,
                 gamma_initializer='zeros' if is_zero else 'ones',

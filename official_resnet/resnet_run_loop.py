@@ -387,8 +387,6 @@ class Trainer:
             return
         arrays, state, path = found
         ours, theirs = self.config.to_json(), TrainConfig.from_json(state['config']).to_json()
-        for values in (ours, theirs):
-            values['spec'].pop('data_format')  # weights do not depend on it
         self._require_same_run(ours, theirs, state.get('data', {}), needs_checkpoint)
         checkpoints.assign(self._variables(), arrays, path)
         self.step, self.sums = state['step'], state['sums']
@@ -485,16 +483,7 @@ class Trainer:
 
 
 def build(config, strategy, data, steps_per_epoch, total_steps):
-    """Return (model, optimizer) of a config, built, their variables created under the strategy.
-
-    Raises:
-        UserError: channels_first without a GPU.
-    """
-    if config.spec.data_format == 'channels_first' and not tf.config.list_logical_devices('GPU'):
-        raise UserError(
-            "data_format='channels_first' needs a GPU, TensorFlow's CPU convolutions are NHWC; "
-            'pass --data_format=channels_last (the weights are the same)'
-        )
+    """Return (model, optimizer) of a config, built, their variables created under the strategy."""
     with strategy.scope(), _dtype_policy(POLICIES[config.dtype]):
         model = transfer.build(config, data)
         optimizer = _make_optimizer(

@@ -31,12 +31,12 @@ _CHOICES = {
     'stem_pool': ('pad1', 'same', 'ceil'),
     'stem_bn': (True, False, None),
     'output_stride': (8, 16, None),
-    'data_format': ('channels_last', 'channels_first'),
     'order': (*ORDERS, None),
     'gate': ('exclusive', 'shortcut_only', None),
     'activation': ('relu', 'sigmoid'),
     'init': ('he', 'normal_0.01', 'normal_1'),
 }
+_REMOVED = {'data_format': 'channels_last'}  # fields of earlier versions, each with the value that changes nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,6 @@ class ResNetSpec:
             with the depth (arXiv:1603.09382 Sec. 3), and what is kept is scaled up, inference unchanged.
         zero_gamma: the last BN of each block starts at 0, the block as its shortcut (1706.02677 Sec. 5.1).
         bn_momentum, bn_epsilon: 0.997 and 1e-5 in official/resnet.
-        data_format: layout of the images and all between; weights do not depend on it.
         experiment: Experiment, or None.
     """
 
@@ -135,7 +134,6 @@ class ResNetSpec:
     zero_gamma: bool = False
     bn_momentum: float = 0.997
     bn_epsilon: float = 1e-5
-    data_format: str = 'channels_last'
     experiment: Experiment | None = None
 
     def __post_init__(self):
@@ -168,10 +166,21 @@ class ResNetSpec:
         if self.output_stride and self.stride_block == 'last':
             raise UserError(f"output_stride={self.output_stride} needs stride_block='first'")
 
-    @property
-    def channel_axis(self):
-        """Index of the channels in a batch of images: -1, or 1 for channels_first."""
-        return -1 if self.data_format == 'channels_last' else 1
+    @classmethod
+    def from_json(cls, values):
+        """Return the ResNetSpec of the plain values in a checkpoint or a card.
+
+        Raises:
+            UserError: it has a field that this version does not know, or a value that is wrong.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name, value in values.items():
+            if name not in known and (name, value) not in _REMOVED.items():
+                raise UserError(
+                    f'{name}={value!r} of a network that another version wrote: this one has no such field; '
+                    'train or convert the network again'
+                )
+        return cls(**{name: value for name, value in values.items() if name in known})
 
     @property
     def expansion(self):

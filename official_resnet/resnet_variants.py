@@ -109,13 +109,7 @@ def build_model(variant, num_classes):
 def _model(spec, num_classes):
     from official_resnet import resnet_model  # imports Keras, which the rows do not need
 
-    return resnet_model.resnet(spec, num_classes, image_shape(spec, IMAGE_SHAPES[spec.stem]))
-
-
-def image_shape(spec, shape):
-    """Return (height, width, channels) in the order of spec.data_format."""
-    height, width, channels = shape
-    return shape if spec.data_format == 'channels_last' else (channels, height, width)
+    return resnet_model.resnet(spec, num_classes, IMAGE_SHAPES[spec.stem])
 
 
 if __name__ == '__main__':

@@ -334,14 +334,12 @@ def tiny(**axes):
         (tiny(shortcut='C', block='basic'), 'unexpected: layer1.0.downsample.0.weight'),
         (tiny(shortcut=None, version='1', block='basic'), 'missing: layer2.0.downsample'),
         (tiny(output_stride=16), 'layer group4_block1_conv2_pad is in one'),
-        (tiny(data_format='channels_first'), 'is channels_first, there channels_last'),
         (resnet_variants.cifar_spec(8, filters=4), 'padding of group2_block1_shortcut_pad'),
         (resnet_variants.mnist_spec(), r'misshapen: conv1\.weight'),
     ],
 )
 def test_nets_that_pytorch_cannot_express_are_refused_in_one_line(spec, message, tmp_path):
-    shape = resnet_variants.image_shape(spec, resnet_variants.IMAGE_SHAPES[spec.stem])
-    resnet_model.resnet(spec, 5, shape).save(tmp_path / 'net.keras')
+    resnet_model.resnet(spec, 5, resnet_variants.IMAGE_SHAPES[spec.stem]).save(tmp_path / 'net.keras')
     with pytest.raises(UserError, match=message) as caught:
         convert.to_torch(tmp_path / 'net.keras', tmp_path / 'net.safetensors')
     assert '\n' not in str(caught.value) and files(tmp_path) == ['net.keras']

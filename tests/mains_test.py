@@ -113,6 +113,8 @@ def trained(cifar_dir, tmp_path_factory):
         '--enable_tensorboard',
         '--gcp_project',
         'x',
+        '--data_format',
+        'channels_first',
         '--hooks',
         'LoggingTensorHook,ExamplesPerSecondHook',
         *TINY,
@@ -124,7 +126,7 @@ def test_what_a_person_sees(trained):
     folder, (code, out, err) = trained
     assert code == 0, err
     assert err == ''  # no start-up noise
-    assert '--gcp_project is obsolete and ignored' in out
+    assert '--gcp_project is obsolete and ignored' in out and '--data_format is obsolete and ignored' in out
     assert re.search(r'expected time: .* at \d+ images/s', out)
     assert re.search(r'epoch 2/2: loss .*images/s; test loss .*, test accuracy 0\.\d{4}', out)
     assert re.search(r'test accuracy 0\.\d+ after epoch 2 \(step 14\); best 0\.\d+ after epoch [12]', out)
@@ -273,7 +275,6 @@ def test_other_mistakes_are_one_line_too(call, cifar_dir, tmp_path):
     wrong = [
         (['--model_dir', tmp_path / 'file'], 'model_dir'),
         (['--eval_only', '--model_dir', tmp_path], 'no checkpoint'),
-        (['--data_format', 'channels_first', '--model_dir', tmp_path / 'm'], 'channels_last'),
         (['--tfds', 'cifar10', '--nodownload', '--data_dir', tmp_path, '--model_dir', tmp_path / 'm'], 'not prepared'),
         (['--num_gpus', '2', '--model_dir', tmp_path / 'm'], '--num_gpus'),
         (['--batch_size', '999', '--model_dir', tmp_path / 'm'], '999'),

@@ -109,19 +109,6 @@ def test_export_of_bytes(tmp_path, input_size, resize):
             loaded.signatures['predict'](image_bytes=tf.constant([PICTURES[0], garbage]))
 
 
-@pytest.mark.parametrize('views', [None, Views(test_size=8, test_resize=8)])
-def test_a_net_in_channels_first_gets_its_own_layout(views):
-    """Traced, not run: the convolutions of a CPU have no such layout."""
-    model = resnet_model.resnet(dataclasses.replace(SPEC, data_format='channels_first'), 3, (3, 8, 8))
-    serving = export.Serving(model, 'none', (8, 8, 3), views)
-    graph = serving.serve.get_concrete_function().graph
-    transposed = next(op for op in graph.get_operations() if op.type == 'Transpose').outputs[0]
-    assert transposed.shape.as_list() == [None, 3, 8, 8]
-    assert [(spec.dtype, spec.shape.rank) for spec in serving.serve.input_signature] == [
-        (tf.float32, 4) if views is None else (tf.string, 1)
-    ]
-
-
 @pytest.mark.parametrize('shape', [(8, 8, 1), (9, 9, 3)])
 def test_bytes_for_a_net_of_other_pictures(tmp_path, shape):
     model = resnet_model.resnet(SPEC, 3, shape)
@@ -304,12 +291,10 @@ def test_unreadable_pictures_are_named(tmp_path):
         predict.prepare(np.zeros((2, 2, 2, 2)), card)
 
 
-def saved(tmp_path, spec=SPEC, shape=(8, 8, 3), names=('a', 'b', 'c'), append=False):
+def saved(tmp_path, spec=SPEC, shape=(8, 8, 3), names=('a', 'b', 'c')):
     """Save a net with a card; return (path, model)."""
     keras.utils.set_random_seed(5)
-    model = resnet_model.resnet(spec, 3, resnet_variants.image_shape(spec, shape))
-    if append:
-        model = keras.Model(model.input, keras.layers.Dense(3, name='appended')(model.output))
+    model = resnet_model.resnet(spec, 3, shape)
     model.save(tmp_path / 'model.keras')
     model_card.write_card(tmp_path / 'model.card.json', spec, 'per_image_standardization', shape, shape, names)
     return tmp_path / 'model.keras', model
@@ -333,22 +318,6 @@ def test_predict(tmp_path):
     loaded.get_layer('logits').bias.assign([np.nan] * 3)
     with pytest.raises(UserError, match='no finite numbers'):
         predict.predict(loaded, card, pictures)
-
-
-@pytest.mark.parametrize('append', [False, True])
-def test_a_net_in_channels_first_is_computed_on_every_device(tmp_path, append):
-    path, model = saved(tmp_path, dataclasses.replace(SPEC, data_format='channels_first'), append=append)
-    loaded, card = predict.load(tmp_path)
-    assert loaded.input_shape == (None, 8, 8, 3)
-    for ours, theirs in zip(loaded.get_weights(), model.get_weights(), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    images = np.random.default_rng(2).integers(0, 256, (2, 8, 8, 3), np.uint8)
-    twin = resnet_model.resnet(SPEC, 3, (8, 8, 3))
-    twin.set_weights(model.get_weights()[: len(twin.weights)])
-    logits = twin(per_image_standardization(images))
-    if append:
-        logits = model.get_layer('appended')(logits)
-    np.testing.assert_allclose(predict.probabilities(loaded, card, images), tf.nn.softmax(logits), atol=1e-6)
 
 
 def test_labels(tmp_path):

@@ -158,7 +158,6 @@ def test_home_folder_is_expanded_once(monkeypatch):
         (['--validation_fraction', '0.2'], 'pass that, too'),
         (['--num_classes', '1'], 'num_classes'),
         (['--image_folder', 'x', '--validation_fraction', '1'], 'between 0 and 1'),
-        (['--data_format', 'NHWC'], 'data_format'),
         (['--momentum', '1.5'], 'momentum'),
     ],
 )

@@ -18,6 +18,7 @@ OBSOLETE = (
     ('bigquery_run_table', 'brt', 'BigQuery upload is gone; --benchmark_log_dir writes the same JSON'),
     ('bigquery_run_status_table', 'brst', 'BigQuery upload is gone; --benchmark_log_dir writes the same JSON'),
     ('bigquery_metric_table', 'bmt', 'BigQuery upload is gone; --benchmark_log_dir writes the same JSON'),
+    ('data_format', 'df', 'images are channels_last; TensorFlow itself arranges them as a GPU likes'),
     ('fp16_implementation', None, '--dtype=fp16 is Keras mixed precision'),
     ('num_packs', None, 'gradients are packed by TensorFlow itself'),
     ('tf_gpu_thread_mode', 'gt_mode', 'the environment variable TF_GPU_THREAD_MODE does that'),
@@ -188,13 +189,6 @@ def define_performance_flags(values):
         'dtype', None, ['fp32', 'bf16', 'fp16', 'auto'], 'Precision; auto is bf16 where the device has it.', 'dt'
     )
     define.string('loss_scale', None, "A number above 0, or 'dynamic'; 128 with fp16 and 1 otherwise.", 'ls')
-    define.enum(
-        'data_format',
-        None,
-        ['channels_first', 'channels_last'],
-        'Layout of the images; channels_first where a GPU is visible.',
-        'df',
-    )
     define.integer('num_gpus', None, 'GPUs to use; one if there is one, -1 for all.', 'ng', -1)
     define.enum(
         'distribution_strategy',
@@ -433,7 +427,6 @@ def train_config(resolved, dataset, make_spec):
         version=resolved['resnet_version'],
         shortcut=None if resolved['shortcut'] == 'none' else resolved['shortcut'],
         bn_momentum=resolved['bn_momentum'],
-        data_format=resolved['data_format'] or devices.best_data_format(),
         **{name: resolved[name] for name in ('zero_gamma', 'stem_pool') if name in resolved},
     )
     scale = resolved['loss_scale']

@@ -292,10 +292,8 @@ def _evaluate(values, resolved):
     config = resnet_run_loop.TrainConfig.from_json(found[1]['config'])
     if resolved['image_folder']:  # the same classes, other pictures or another place
         config = dataclasses.replace(config, dataset=f'folder:{os.path.abspath(resolved["image_folder"])}')
-    layout = resolved['data_format'] or devices.best_data_format()
     config = dataclasses.replace(
         config,
-        spec=dataclasses.replace(config.spec, data_format=layout),
         model_dir=model_dir,
         data_dir=_find_data(values, config.dataset),
         num_gpus=resolved['num_gpus'],

@@ -96,7 +96,7 @@ def count_multiply_adds(model):
     """Return the multiplications of an image through the convolutions and the last layer, as the papers count.
 
     Args:
-        model: a network of fixed image size, channels_last.
+        model: a network of fixed image size.
     """
     total = 0
     for layer in model.layers:

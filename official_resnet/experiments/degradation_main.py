@@ -39,11 +39,10 @@ def run_degradation(values, dataset, data_dir):
     """Train the nets the flags ask for, judge the claim, write the results."""
     from official_resnet import resnet_variants
     from official_resnet.experiments import runs
-    from official_resnet.training import devices
 
     config = runs.train_config(values, dataset, data_dir, QUICK_EPOCHS)
     depths = experiment_program.depths(values)
-    axes = {'bn_momentum': config.spec.bn_momentum, 'data_format': devices.best_data_format()}
+    axes = {'bn_momentum': config.spec.bn_momentum}
     specs = {
         f'{kind}-{depth}': resnet_variants.cifar_spec(depth, shortcut=shortcut, **axes)
         for kind, shortcut in (('plain', None), ('residual', 'A'))

@@ -121,12 +121,9 @@ def run_shortcuts(values, dataset, data_dir):
 def row_spec(row, resnet_size, bn_momentum=0.9):
     """Return the ResNetSpec of a Row."""
     from official_resnet import resnet_spec, resnet_variants
-    from official_resnet.training import devices
 
     experiment = resnet_spec.Experiment(**row.experiment) if row.experiment else None
-    return resnet_variants.cifar_spec(
-        resnet_size, experiment=experiment, bn_momentum=bn_momentum, data_format=devices.best_data_format(), **row.axes
-    )
+    return resnet_variants.cifar_spec(resnet_size, experiment=experiment, bn_momentum=bn_momentum, **row.axes)
 
 
 def judge(nets):

@@ -211,12 +211,7 @@ def _config(values, sizes):
     from official_resnet import resnet_run_loop, resnet_variants
     from official_resnet.training.config import Schedule
 
-    spec = resnet_variants.cifar_spec(
-        values.resnet_size,
-        shortcut=FAST['shortcut'],
-        bn_momentum=FAST['bn_momentum'],
-        data_format=devices.best_data_format(),
-    )
+    spec = resnet_variants.cifar_spec(values.resnet_size, shortcut=FAST['shortcut'], bn_momentum=FAST['bn_momentum'])
     return resnet_run_loop.TrainConfig(
         spec,
         train_epochs=sizes['source_epochs'],

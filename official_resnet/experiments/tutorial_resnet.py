@@ -18,7 +18,7 @@ import dataclasses
 import keras
 import numpy as np
 
-from official_resnet import resnet_model, resnet_spec
+from official_resnet import layers, resnet_model, resnet_spec
 from official_resnet.errors import UserError
 
 # Where BN and ReLU stand, where the zero channels go, and the tutorial's BN: decay 0.999, epsilon 0.001.
@@ -112,7 +112,7 @@ def tutorial_net(num_classes=10):
     for i, num_block in enumerate(SPEC.group_blocks):  # -> [14, 14, 16] -> [7, 7, 32]
         x = residual_group(f'conv{i + 2}', x, num_block, SPEC.filters * 2**i)
     x = _max_pool(x, 'pool')  # -> [4, 4, 32], the last row and column being pools of 2x1, 1x2 and 1x1
-    x = keras.layers.Flatten(data_format=SPEC.data_format, name='flatten')(x)  # -> [512]
+    x = keras.layers.Flatten(data_format=layers.NHWC, name='flatten')(x)  # -> [512]
     logits = keras.layers.Dense(num_classes, kernel_initializer=_initializer(), dtype='float32', name='logits')(x)
     return keras.Model(images, logits, name='tutorial_net')
 
@@ -212,7 +212,7 @@ def _conv(x, filters, kernel, name, stride=1, has_bias=False):
         kernel,
         stride,
         'same',
-        data_format=SPEC.data_format,
+        data_format=layers.NHWC,
         use_bias=has_bias,
         activation='relu' if has_bias else None,
         kernel_initializer=_initializer(),
@@ -221,7 +221,7 @@ def _conv(x, filters, kernel, name, stride=1, has_bias=False):
 
 
 def _max_pool(x, name):
-    return keras.layers.MaxPooling2D(2, 2, 'same', data_format=SPEC.data_format, name=name)(x)
+    return keras.layers.MaxPooling2D(2, 2, 'same', data_format=layers.NHWC, name=name)(x)
 
 
 def _initializer():

@@ -24,8 +24,7 @@ class Serving(tf.Module):
         super().__init__(name='serving')
         self.model = model
         self.normalize = NORMALIZATIONS[normalization]
-        self.is_channels_first = model.get_layer('head_pool').data_format == 'channels_first'
-        self.input_size = model.input_shape[2:] if self.is_channels_first else model.input_shape[1:3]
+        self.input_size = model.input_shape[1:3]
         self.views = views
         function, spec = (
             (self._serve, tf.TensorSpec((None, *image_shape), tf.float32, name='input'))
@@ -39,8 +38,6 @@ class Serving(tf.Module):
         # TensorFlow 2.21's fused convolutions on a CPU fail on no pictures: they get one of zeros, which is dropped
         images = tf.pad(images, [[0, tf.cast(count == 0, tf.int32)], [0, 0], [0, 0], [0, 0]])
         images = self.normalize(augmentation.pad_to(images, *self.input_size))
-        if self.is_channels_first:
-            images = tf.transpose(images, [0, 3, 1, 2])
         probabilities = tf.nn.softmax(self.model(images, training=False))[:count]
         return {'classes': tf.argmax(probabilities, -1), 'probabilities': probabilities}
 
@@ -59,7 +56,7 @@ def export(model, normalization, image_shape, export_dir, examples):
     """Write a SavedModel below export_dir, load it again and compare.
 
     Its signatures `serving_default` and `predict` take `input`, float32 [n, h, w, c] in 0..255 for any n,
-    NHWC whatever the model's layout, and give `classes` and `probabilities`.
+    and give `classes` and `probabilities`.
 
     Args:
         model: a net of resnet_model.
@@ -98,8 +95,7 @@ def export_bytes(model, normalization, views, export_dir, examples):
     """
     shape = (views.test_size, views.test_size, 3)
     serving = Serving(model, normalization, shape, views)
-    channels = model.input_shape[1 if serving.is_channels_first else -1]
-    wanted = (*serving.input_size, channels)
+    wanted = model.input_shape[1:]
     if any(n not in (None, m) for n, m in zip(wanted, shape, strict=True)):
         raise UserError(
             f'the net takes pictures {wanted}, not {shape}, which encoded ones become; export it without '

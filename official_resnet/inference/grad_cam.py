@@ -19,7 +19,7 @@ def grad_cam(model, images, class_index=None):
     what is negative becomes 0, the largest value of a picture 1 (where anything speaks for the class at all).
 
     Args:
-        model: a net of resnet_model in channels_last, also one with its BN folded.
+        model: a net of resnet_model, also one with its BN folded.
         images: as the net is fed them, float32 [n, h, w, c].
         class_index: of the class, or one for each picture; None takes the likeliest of each.
 

@@ -163,7 +163,7 @@ class _Fields:
     def spec(self):
         spec = self.get(self.content, 'spec')
         try:
-            return resnet_spec.ResNetSpec(**spec)
+            return resnet_spec.ResNetSpec.from_json(spec)
         except (TypeError, ValueError, AttributeError) as error:
             raise UserError(f'the card {self.path} has a spec of no net ({error}); {REMEDY}') from error
 

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import dataclasses
 import io
 import pathlib
 import warnings
@@ -13,7 +12,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from official_resnet import checkpoints, resnet_model
 from official_resnet.errors import UserError
 from official_resnet.inference import model_card
 from official_resnet.inputs import augmentation
@@ -25,8 +23,6 @@ Guess = collections.namedtuple('Guess', 'index name id probability')
 
 def load(path):
     """Return (keras.Model of pictures [n, h, w, c], its Card) of a .keras file or of a training program's model_dir.
-
-    A net in channels_first is rebuilt in channels_last, which every device computes.
 
     Raises:
         UserError: there is no net or no card, one is damaged, or they do not belong together.
@@ -58,9 +54,6 @@ def load(path):
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f'cannot load {path}: {reason[:200]}; pass a .keras model of ours') from error
     shapes = [tensor.shape for tensor in (*model.inputs, *model.outputs)]
-    if [len(shape) for shape in shapes] == [4, 2] and card.spec.data_format == 'channels_first':
-        model = _channels_last(model, card)
-        shapes[0] = model.input_shape
     expected = [(None, *card.net_size, card.num_channels), (None, card.num_classes)]
     if len(shapes) != 2 or any(
         len(shape) != len(want) or any(n not in (None, m) for n, m in zip(shape[1:], want[1:], strict=True))
@@ -200,20 +193,3 @@ def _box(width, height, card):
         )
         box_width, box_height = columns * width / new_width, rows * height / new_height
     return max(left, 0), max(top, 0), min(left + box_width, width), min(top + box_height, height)
-
-
-def _channels_last(model, card):
-    """Return the same net for [n, h, w, c], with what was appended after its logits."""
-    spec = dataclasses.replace(card.spec, data_format='channels_last')
-    twin = resnet_model.resnet(spec, model.get_layer('logits').units, (*card.net_size, card.num_channels))
-    outputs = twin.output
-    names = [layer.name for layer in model.layers]
-    for layer in model.layers[names.index('logits') + 1 :]:
-        outputs = type(layer).from_config(layer.get_config())(outputs)
-    twin = keras.Model(twin.input, outputs, name=model.name)
-    checkpoints.assign(
-        {variable.path: variable for variable in twin.variables},
-        {variable.path: variable.numpy() for variable in model.variables},
-        'of the net',
-    )
-    return twin

@@ -6,22 +6,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from official_resnet.layers import BatchNormalization, Conv2D, conv_class
+from official_resnet.layers import NHWC, BatchNormalization
 
 
 def to_stock(model):
     """Return the same functional model in stock Keras layers only: equal weights and outputs.
 
-    The result needs nothing of this package to be loaded. `model` is left as it is. (Where Keras errs, so does
-    the result: see Conv2D.)
+    The result needs nothing of this package to be loaded. `model` is left as it is.
     """
 
     def clone(layer):
-        for ours in (BatchNormalization, Conv2D):
-            if isinstance(layer, ours):
-                stock = ours.__base__.from_config(layer.get_config())
-                stock.trainable = layer.trainable
-                return stock
+        if isinstance(layer, BatchNormalization):
+            stock = keras.layers.BatchNormalization.from_config(layer.get_config())
+            stock.trainable = layer.trainable
+            return stock
         return layer.__class__.from_config(layer.get_config())
 
     stock = keras.models.clone_model(model, clone_function=clone)
@@ -32,9 +30,8 @@ def to_stock(model):
 def fold_batch_norm(model, dtype=None):
     """Return a functional model that computes the same in inference, with BN inside the convolutions before it.
 
-    A convolution followed by BN alone becomes one with scaled kernel and a bias, in stock Keras layers (in
-    channels_last: see Conv2D); of v1 and v1.5 nothing is left of BN, of v2 the BNs that follow a sum or another
-    BN's ReLU stay. Not for training.
+    A convolution followed by BN alone becomes one with scaled kernel and a bias, in stock Keras layers;
+    of v1 and v1.5 nothing is left of BN, of v2 the BNs that follow a sum or another BN's ReLU stay. Not for training.
 
     Args:
         model: a functional keras.Model; left as it is.
@@ -67,10 +64,7 @@ def fold_batch_norm(model, dtype=None):
             config['use_bias'] = True
         if dtype and layer.output is not model.output:
             config['dtype'] = f'mixed_{dtype}' if isinstance(layer, keras.layers.BatchNormalization) else dtype
-        cls = layer.__class__
-        if cls is keras.layers.Conv2D:
-            cls = conv_class(layer.data_format, config['use_bias'])
-        return cls.from_config(config)
+        return layer.__class__.from_config(config)
 
     def call(layer, *args, **kwargs):
         return args[0] if layer.name in swallowed else layer(*args, **kwargs)
@@ -114,7 +108,6 @@ def propagate_strides(model):
         strides[layer.name] = max(wanted) if len(wanted) == 1 and _can_stride(layer) else 1
         for tensor in keras.tree.flatten(layer.input):
             read[id(tensor)].add(strides[layer.name] * step if step else 1)
-    data_format = next((layer.data_format for layer in model.layers if isinstance(layer, keras.layers.Conv2D)), None)
 
     def remaining(layer, tensor):
         """Return the stride at which `layer` has to read what becomes of `tensor`."""
@@ -131,7 +124,7 @@ def propagate_strides(model):
         return layer.__class__.from_config(config)
 
     def call(layer, inputs, **kwargs):
-        old, options = model.get_layer(layer.name), {'data_format': data_format, 'dtype': layer.dtype_policy}
+        old, options = model.get_layer(layer.name), {'data_format': NHWC, 'dtype': layer.dtype_policy}
 
         def sample(old_tensor, tensor):
             stride = remaining(old, old_tensor)

@@ -202,9 +202,8 @@ class TrainConfig:
             values['transfer'] = 'head'
         if values.get('views'):
             values['views'] = Views(**values['views'])
-        return cls(
-            **values | {'spec': resnet_spec.ResNetSpec(**values['spec']), 'schedule': Schedule(**values['schedule'])}
-        )
+        values['spec'] = resnet_spec.ResNetSpec.from_json(values['spec'])
+        return cls(**values | {'schedule': Schedule(**values['schedule'])})
 
 
 def difference(name, ours, theirs):

@@ -45,11 +45,6 @@ def best_dtype():
     return 'bf16' if {'amx_bf16', 'avx512_bf16', 'bf16'} & _cpu_flags() else 'fp32'
 
 
-def best_data_format():
-    """Return 'channels_first' where a GPU is visible, as official/resnet, else 'channels_last'."""
-    return 'channels_first' if has_gpu() else 'channels_last'
-
-
 def make_strategy(num_gpus, distribution_strategy, batch_size, all_reduce_alg=None):
     """Return the tf.distribute.Strategy of these flags.
 

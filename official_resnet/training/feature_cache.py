@@ -62,11 +62,9 @@ def features(model, examples, path=None, check=lambda: None):
 def compute(model, examples, check=lambda: None):
     """Return (float32 [n, d], labels int32 [n]): what a model's last layer is fed in inference mode, in order."""
     backbone = keras.Model(model.input, model.layers[-1].input)
-    transposes = model.get_layer('head_pool').data_format == 'channels_first'
 
     @tf.function(reduce_retracing=True)
     def call(images):
-        images = tf.transpose(images, [0, 3, 1, 2]) if transposes else images
         return tf.cast(backbone(images, training=False), tf.float32)
 
     parts = []

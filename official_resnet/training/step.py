@@ -14,15 +14,12 @@ NUM_GUESSES = 5  # of top-5 accuracy
 def make_train_function(strategy, model, optimizer, config):
     """Return the compiled (iterator, num_steps) -> float32 [num_steps, 2]: summed loss and correct of each step."""
     variables = model.trainable_variables
-    transposes = _is_channels_first(model)
     statistics = None
     if strategy.num_replicas_in_sync > 1 and isinstance(model, keras.Model):  # a head has no batch norm
         statistics = layers.ReplicaStatistics(config.sync_batch_norm)
     is_training = config.transfer != 'head'  # a frozen backbone drops no block either (stochastic depth)
 
     def replica_step(images, labels):
-        if transposes:
-            images = tf.transpose(images, [0, 3, 1, 2])
         with tf.GradientTape() as tape:
             logits = model(images, training=is_training)
             losses = cross_entropy(labels, logits, config.label_smoothing)
@@ -79,11 +76,8 @@ def make_evaluate_function(strategy, model):
 
     An image with label -1 does not count.
     """
-    transposes = _is_channels_first(model)
 
     def replica_step(images, labels):
-        if transposes:
-            images = tf.transpose(images, [0, 3, 1, 2])
         logits = model(images, training=False)
         counts = labels >= 0
         losses = tf.where(counts, cross_entropy(tf.maximum(labels, 0), logits), 0.0)
@@ -108,24 +102,16 @@ def guess(model, batches):
         batches: of (images, labels), with a multiple of images for each label, over whose probabilities the mean is
             taken (ten-crop).
     """
-    transposes = _is_channels_first(model)
     num_guesses = min(NUM_GUESSES, model.output_shape[-1])
 
     @tf.function(reduce_retracing=True)
     def guess_batch(images, labels):
-        if transposes:
-            images = tf.transpose(images, [0, 3, 1, 2])
         probabilities = tf.nn.softmax(model(images, training=False))
         of_pictures = tf.reshape(probabilities, [tf.shape(labels)[0], -1, probabilities.shape[-1]])
         return tf.math.top_k(tf.reduce_mean(of_pictures, 1), num_guesses).indices
 
     parts = [(labels.numpy(), guess_batch(images, labels).numpy()) for images, labels in batches]
     return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-
-
-def _is_channels_first(model):
-    """Whether a model wants its images transposed; features have no layout."""
-    return isinstance(model, keras.Model) and model.get_layer('head_pool').data_format == 'channels_first'
 
 
 def cross_entropy(labels, logits, smoothing=0.0):

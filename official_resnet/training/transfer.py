@@ -9,7 +9,7 @@ import pathlib
 
 import keras
 
-from official_resnet import checkpoints, resnet_model, resnet_spec, resnet_variants
+from official_resnet import checkpoints, resnet_model, resnet_spec
 from official_resnet.errors import UserError
 from official_resnet.inference import model_card
 from official_resnet.inputs import datasets
@@ -88,7 +88,7 @@ def adopt(config, pretrained, given=None):
     """
     spec = config.spec
     if pretrained.spec:
-        spec = dataclasses.replace(pretrained.spec, data_format=spec.data_format)
+        spec = pretrained.spec
         for flag, field in (given or {}).items():
             ours, theirs = getattr(config.spec, field), getattr(spec, field)
             if field == 'bn_momentum':  # no part of the network's function
@@ -125,7 +125,6 @@ def build(config, data):
     shape = data.input_shape
     if config.views and config.views.size != config.views.test_size:
         shape = (None, None, 3)
-    shape = resnet_variants.image_shape(config.spec, shape)
     if config.head == 'append':
         if not config.pretrained_classes:
             raise UserError(
