@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, and locks: what every writer of this package needs, written once."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import pathlib
@@ -8,6 +9,9 @@ from collections.abc import Iterator
 from typing import IO
 
 from official_resnet.errors import UserError
+
+# What flock says where a file system, mostly one of a network, has no locks.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
@@ -47,6 +51,8 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def lock(path: str | os.PathLike) -> IO[str]:
     """Return the file `path`, made if need be, open and locked; closing it, or the end of the process, unlocks it.
 
+    Where the file system has no locks, a line says so and the file is returned without one.
+
     Raises:
         BlockingIOError: another process holds the lock.
         OSError: the file cannot be written.
@@ -54,9 +60,16 @@ def lock(path: str | os.PathLike) -> IO[str]:
     file = open(path, 'a+', encoding='utf-8')
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BaseException:
-        file.close()
-        raise
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            file.close()
+            raise
+        folder = pathlib.Path(path).parent
+        print(
+            f"no lock for '{folder}': its file system has none ({error.strerror}); make sure that no other job uses "
+            'this folder',
+            flush=True,
+        )
     return file
 
 

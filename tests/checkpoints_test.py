@@ -1,6 +1,7 @@
 """The checkpoint file: whole or absent, strict when assigned."""
 
 import errno
+import fcntl
 import os
 
 import keras
@@ -74,6 +75,19 @@ def test_a_model_dir_has_one_job_at_a_time(tmp_path):
         with pytest.raises(UserError, match=f'in use by process {os.getpid()} on .*--model_dir'):
             checkpoints.lock(tmp_path)
     checkpoints.lock(tmp_path).close()
+
+
+@pytest.mark.parametrize('code', [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_not_another_job(tmp_path, monkeypatch, capsys, code):
+    def refuse(file, operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, 'flock', refuse)
+    with checkpoints.lock(tmp_path):
+        pass
+    out = capsys.readouterr().out
+    assert out.count('\n') == 1 and os.strerror(code) in out and 'no other job' in out and str(tmp_path) in out
+    assert 'in use' not in out
 
 
 def test_assign_is_strict_both_ways(tmp_path):
