@@ -100,8 +100,9 @@ def _steps(trainer):
     return run
 
 
-def _trainer(dtype, resnet_size, batch_size, **fields):
+def _trainer(dtype, resnet_size, batch_size, **machine):
     from official_resnet import resnet_run_loop, resnet_variants
+    from official_resnet.training.config import MachineConfig
 
     is_small = resnet_size % 6 == 2 and resnet_size not in resnet_variants.IMAGENET_BLOCKS
     spec = resnet_variants.cifar_spec(resnet_size) if is_small else resnet_variants.imagenet_spec(resnet_size)
@@ -112,7 +113,7 @@ def _trainer(dtype, resnet_size, batch_size, **fields):
             batch_size=batch_size,
             dtype=dtype,
             train_epochs=NUM_EPOCHS,
-            **fields,
+            machine=MachineConfig(**machine),
         )
     )
 

@@ -80,6 +80,7 @@ def measure_workers(size):
     import tensorflow as tf
 
     from official_resnet import resnet_run_loop, resnet_variants
+    from official_resnet.training.config import MachineConfig
 
     batch, runs = max(2, int(32 * size)), 7
 
@@ -90,7 +91,7 @@ def measure_workers(size):
                 dataset='synthetic',
                 batch_size=images,
                 train_epochs=10**6,
-                distribution_strategy=strategy,
+                machine=MachineConfig(distribution_strategy=strategy),
             )
         )
 

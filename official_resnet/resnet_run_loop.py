@@ -66,8 +66,8 @@ def train(config, callbacks=()):
     """
     team = Team(config)
     with contextlib.ExitStack() as stack:
-        if config.model_dir and team.is_chief:
-            stack.enter_context(checkpoints.lock(config.model_dir))
+        if config.machine.model_dir and team.is_chief:
+            stack.enter_context(checkpoints.lock(config.machine.model_dir))
         received = stack.enter_context(catch_signals())
         callbacks = callbacks if team.is_chief else ()
         for callback in callbacks:
@@ -78,7 +78,7 @@ def train(config, callbacks=()):
 
 
 def evaluate(config):
-    """Evaluate the newest checkpoint in config.model_dir on the whole test split.
+    """Evaluate the newest checkpoint in config.machine.model_dir on the whole test split.
 
     Returns:
         {'loss': mean cross-entropy, 'accuracy': 0..1, 'accuracy_top_5', 'num_images', 'step', 'epoch',
@@ -97,7 +97,11 @@ def evaluate(config):
 def read(config, split):
     """Return the Examples of a config's 'train' or 'test'; see datasets.read for errors."""
     examples = datasets.read(
-        config.dataset, split, data_dir=config.data_dir, views=config.views, folder_options=config.folder_options()
+        config.dataset,
+        split,
+        data_dir=config.machine.data_dir,
+        views=config.views,
+        folder_options=config.folder_options(),
     )
     if split == 'train':
         examples = datasets.first(examples, config.num_train_images)
@@ -116,10 +120,13 @@ class Team:
 
     def __init__(self, config):
         self.index, self.size = 0, 1
-        if config.distribution_strategy == 'multi_worker_mirrored':
+        if config.machine.distribution_strategy == 'multi_worker_mirrored':
             self.index, self.size = workers.configure()
         self.strategy = devices.make_strategy(
-            config.num_gpus, config.distribution_strategy, config.batch_size, config.all_reduce_alg
+            config.machine.num_gpus,
+            config.machine.distribution_strategy,
+            config.batch_size,
+            config.machine.all_reduce_alg,
         )
         self._sum = step.make_sum_function(self.strategy, self.size) if self.size > 1 else np.asarray
 
@@ -236,7 +243,7 @@ class Trainer:
         """Train and evaluate the last layer on what the frozen ones make of the pictures, computed once."""
 
         def features(examples, split):
-            folder = self.config.model_dir if self.team.is_chief else None
+            folder = self.config.machine.model_dir if self.team.is_chief else None
             with streamed.input_errors(examples, _VERIFY):
                 return feature_cache.features(
                     self.model,
@@ -257,7 +264,7 @@ class Trainer:
     def _train_epoch(self, iterator, callback_list, received):
         """Take steps to the end of the epoch, or of the training."""
         end = min((self.step // self.steps_per_epoch + 1) * self.steps_per_epoch, self.last_step)
-        per_call = self.config.steps_per_call or 1
+        per_call = self.config.machine.steps_per_call or 1
         while self.step < end and not self.model.stop_training:
             count = min(per_call, end - self.step)
             callback_list.on_train_batch_begin(self.step % self.steps_per_epoch)
@@ -273,11 +280,14 @@ class Trainer:
             self.sums['seconds'] += seconds
             self.step += count
             callback_list.on_train_batch_end((self.step - 1) % self.steps_per_epoch, self._call_logs(count, seconds))
-            is_due = self.team.is_chief and time.monotonic() - self._saved_at > 60 * self.config.save_checkpoint_minutes
+            is_due = (
+                self.team.is_chief
+                and time.monotonic() - self._saved_at > 60 * self.config.machine.save_checkpoint_minutes
+            )
             signal_number, is_due, is_stopped, seconds = self.team.total(
                 received[0] if received else 0, is_due, self.model.stop_training, seconds / self.team.size
             )
-            if not self.config.steps_per_call:  # at most double, since a first call compiles as well
+            if not self.config.machine.steps_per_call:  # at most double, since a first call compiles as well
                 per_call = max(1, min(2 * count, int(count / seconds), 1000))
             self.model.stop_training = bool(is_stopped)
             if signal_number:
@@ -306,7 +316,7 @@ class Trainer:
 
     def save(self):
         """Write a checkpoint, unless a variable is not finite: then the last good one stays the last."""
-        if self.config.model_dir is None or not self.team.is_chief:
+        if self.config.machine.model_dir is None or not self.team.is_chief:
             return None
         arrays = {name: variable.numpy() for name, variable in self._variables().items()}
         for name, array in arrays.items():
@@ -352,7 +362,7 @@ class Trainer:
         """Return the batches, split over the replicas where there are several."""
         options = tf.data.Options()
         default = os.cpu_count() if self.config.views else 1  # decoding is work; slices of memory are not
-        options.threading.private_threadpool_size = self.config.input_threads or default
+        options.threading.private_threadpool_size = self.config.machine.input_threads or default
         batches = batches.with_options(options)
         replicas = self.strategy.num_replicas_in_sync
         if replicas == self.team.size:  # a device for each worker, which has its share already
@@ -365,7 +375,7 @@ class Trainer:
 
     @property
     def _folder(self):
-        return pathlib.Path(self.config.model_dir) / 'checkpoints'
+        return pathlib.Path(self.config.machine.model_dir) / 'checkpoints'
 
     def _variables(self):
         named = {variable.path: variable for variable in self.model.variables}
@@ -375,7 +385,7 @@ class Trainer:
         }
 
     def _restore(self, needs_checkpoint):
-        model_dir = self.config.model_dir
+        model_dir = self.config.machine.model_dir
         found = model_dir and checkpoints.restore_latest(self._folder)
         if not found:
             if needs_checkpoint:
@@ -393,6 +403,8 @@ class Trainer:
         self.best, self.evaluation = state['best'], state['evaluation']
         if needs_checkpoint:
             self.steps_per_epoch = datasets.steps_per_epoch(state['data']['num_pictures'], self.config.batch_size)
+        for values in (ours, theirs):
+            values |= values.pop('machine')
         changed = [
             difference(name, ours[name], theirs[name])
             for name in ours
@@ -409,7 +421,7 @@ class Trainer:
         if self.team.total(self.step) != [self.step * self.team.size]:
             raise UserError(
                 f'worker {self.team.index} is at step {self.step}, another is not; model_dir '
-                f'{self.config.model_dir!r} must be one folder that all workers see'
+                f'{self.config.machine.model_dir!r} must be one folder that all workers see'
             )
 
     def _require_same_run(self, ours, theirs, data, is_evaluation):
@@ -424,7 +436,7 @@ class Trainer:
         ]
         if is_evaluation:
             wrong, changed = [], [text for text in changed if text.startswith('class_names')]
-        model_dir = self.config.model_dir
+        model_dir = self.config.machine.model_dir
         if wrong:
             raise UserError(
                 f'model_dir {model_dir!r} holds a run with {wrong[0]}; '
@@ -476,7 +488,7 @@ class Trainer:
     def _interrupt(self, signal_number):
         path = self.save()
         where = 'nothing saved without a model_dir'
-        if self.config.model_dir:
+        if self.config.machine.model_dir:
             where = f'state saved in {path or self._folder}; the same command continues'
         self.team.part()  # none ends before the state is saved
         raise Interrupted(signal_number, f'{signal.Signals(signal_number).name} at step {self.step}: {where}')

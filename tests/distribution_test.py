@@ -39,7 +39,7 @@ NOTICED = 30  # seconds, in which the end of a worker ends the others
 
 @pytest.fixture(scope='module')
 def configs(cifar_dir, tmp_path_factory):
-    """Trainings by name: (TrainConfig, the fields of it that worker 1 has of its own)."""
+    """Trainings by name: (TrainConfig, the fields of its machine that worker 1 has of its own)."""
     folder = tmp_path_factory.mktemp('configs')
     write_shards(folder / 'shards', draw(40))
     write_shards(folder / 'shards', draw(13), 'test', 2)
@@ -49,7 +49,6 @@ def configs(cifar_dir, tmp_path_factory):
 
     streamed = {
         'dataset': 'imagenet',
-        'data_dir': str(folder / 'shards'),
         'max_train_steps': 4,
         'train_epochs': 2,
         'views': Views(16, 16),
@@ -61,7 +60,10 @@ def configs(cifar_dir, tmp_path_factory):
     return {
         'plain': (plain, {}),
         'synchronized': (config('synchronized', **alike), {}),
-        'streamed': (dataclasses.replace(config('streamed'), **streamed), {}),
+        'streamed': (
+            dataclasses.replace(config('streamed'), **streamed).with_machine(data_dir=str(folder / 'shards')),
+            {},
+        ),
         # 30 test pictures, of which worker 1 has none.
         'large batch': (config(None, batch_size=64, max_train_steps=2, train_epochs=2, **alike), {}),
         'another seed': (dataclasses.replace(plain, seed=5), {}),
@@ -77,7 +79,7 @@ def by_workers(configs, tmp_path_factory):
     (folder / 'jobs.json').write_text(
         json.dumps(
             [
-                config.to_json() | {'distribution_strategy': 'multi_worker_mirrored', '_worker_1': own}
+                config.with_machine(distribution_strategy='multi_worker_mirrored').to_json() | {'_worker_1': own}
                 for config, own in configs.values()
             ]
         )
@@ -97,9 +99,7 @@ def by_workers(configs, tmp_path_factory):
 def by_replicas(configs):
     """Name -> the keras History of a training on two logical CPUs."""
     return {
-        name: resnet_run_loop.train(
-            dataclasses.replace(configs[name][0], distribution_strategy='mirrored', model_dir=None)
-        )
+        name: resnet_run_loop.train(configs[name][0].with_machine(distribution_strategy='mirrored', model_dir=None))
         for name in ('plain', 'synchronized', 'streamed', 'large batch')
     }
 
@@ -125,7 +125,7 @@ def test_two_workers_equal_two_replicas(by_workers, by_replicas, name):
 
 @pytest.mark.parametrize('name', ['synchronized', 'large batch'])
 def test_two_workers_equal_one_device(by_workers, configs, name):
-    one = resnet_run_loop.train(dataclasses.replace(configs[name][0], model_dir=None))
+    one = resnet_run_loop.train(configs[name][0].with_machine(model_dir=None))
     assert_same(one, by_workers[name][0], 1e-5)
 
 
@@ -138,7 +138,7 @@ def test_replicas_hold_the_same_moving_statistics(by_replicas):
 
 def test_the_checkpoint_holds_what_the_workers_hold(by_workers, configs):
     config = configs['plain'][0]
-    arrays, state, path = checkpoints.restore_latest(pathlib.Path(config.model_dir) / 'checkpoints')
+    arrays, state, path = checkpoints.restore_latest(pathlib.Path(config.machine.model_dir) / 'checkpoints')
     assert state['step'] == STEPS and any('moving_variance' in name for name in arrays)
     for name, value in by_workers['plain'][0].items():
         if '/' in name and not name.startswith('history/'):
@@ -149,7 +149,7 @@ def test_the_checkpoint_holds_what_the_workers_hold(by_workers, configs):
 
 
 def test_only_the_chief_writes(by_workers, configs):
-    model_dir = pathlib.Path(configs['plain'][0].model_dir)
+    model_dir = pathlib.Path(configs['plain'][0].machine.model_dir)
     lines = callbacks.read_metrics(model_dir / callbacks.METRICS_FILE)
     assert [line['epoch'] for line in lines if line['split'] == 'test'] == [1, 2, 3]  # once each
     assert not (model_dir.parent / 'nowhere').exists()  # worker 1's own, in which it never wrote
@@ -311,16 +311,16 @@ def trained(cifar_dir, tmp_path):
 
 
 def test_a_read_only_model_dir_is_left_as_it_is(trained):
-    before = contents(trained.model_dir)
+    before = contents(trained.machine.model_dir)
     with tempfile.TemporaryDirectory() as folder:  # root may write anywhere, nobody may not
         os.chmod(folder, 0o755)
-        model_dir = pathlib.Path(trained.model_dir).rename(f'{folder}/model')
+        model_dir = pathlib.Path(trained.machine.model_dir).rename(f'{folder}/model')
         os.chmod(model_dir, 0o555)
         user = os.geteuid()
         os.seteuid(65534 if user == 0 else user)
         try:
             with pytest.raises(UserError) as caught:
-                resnet_run_loop.train(dataclasses.replace(trained, model_dir=str(model_dir)))
+                resnet_run_loop.train(trained.with_machine(model_dir=str(model_dir)))
         finally:
             os.seteuid(user)
         os.chmod(model_dir, 0o755)
@@ -332,7 +332,7 @@ def test_a_read_only_model_dir_is_left_as_it_is(trained):
 
 
 def test_a_full_disk_keeps_the_last_good_state(trained, monkeypatch):
-    before = contents(trained.model_dir)
+    before = contents(trained.machine.model_dir)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))  # no file may be longer: the write fails half-way
     try:
@@ -344,13 +344,15 @@ def test_a_full_disk_keeps_the_last_good_state(trained, monkeypatch):
             resnet_run_loop.train(trained)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert contents(trained.model_dir).keys() - before.keys() <= {pathlib.Path(trained.model_dir) / '.lock'}
+    assert contents(trained.machine.model_dir).keys() - before.keys() <= {
+        pathlib.Path(trained.machine.model_dir) / '.lock'
+    }
     assert resnet_run_loop.train(trained).epoch == [1]
 
 
 def test_a_checkpoint_cut_short_is_passed_over(trained, capsys):
     whole = resnet_run_loop.train(trained).model
-    newest = checkpoints.paths(pathlib.Path(trained.model_dir) / 'checkpoints')[-1]
+    newest = checkpoints.paths(pathlib.Path(trained.machine.model_dir) / 'checkpoints')[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
     again = resnet_run_loop.train(trained)
     assert f'checkpoint {newest} is damaged' in capsys.readouterr().out and again.epoch == [1]
@@ -370,10 +372,10 @@ def test_a_checkpoint_cut_short_is_passed_over(trained, capsys):
     ],
 )
 def test_the_model_dir_of_another_run_is_left_as_it_is(trained, change, message):
-    before = contents(trained.model_dir)
+    before = contents(trained.machine.model_dir)
     with pytest.raises(UserError, match=message):
         resnet_run_loop.train(dataclasses.replace(trained, **change))
-    after = contents(trained.model_dir)
+    after = contents(trained.machine.model_dir)
     assert {path: data for path, data in after.items() if path.name != '.lock'} == {
         path: data for path, data in before.items() if path.name != '.lock'
     }

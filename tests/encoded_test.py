@@ -9,6 +9,7 @@ import tensorflow as tf
 from imagenet_shards import CLASSES, draw, write_shards
 from imagenet_shards import encoded as encode
 from PIL import Image
+from tiny_training import config_of
 
 from official_resnet import errors, resnet_run_loop, resnet_spec
 from official_resnet.inputs import augmentation, datasets, streamed, tfrecords
@@ -306,7 +307,7 @@ def test_a_file_that_goes_away_while_it_is_read(folder):
 
 
 def config(folder, model_dir=None, **fields):
-    return resnet_run_loop.TrainConfig(
+    return config_of(
         resnet_spec.ResNetSpec((1, 1), filters=4),
         **{
             'dataset': 'imagenet',

@@ -15,6 +15,7 @@ from official_resnet import resnet_model, resnet_run_loop, resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.experiments import degradation_main, experiment_program, gradient_flow_main, runs, shortcuts_main
 from official_resnet.training import callbacks, devices, schedules
+from official_resnet.training.config import MachineConfig
 
 FOLDER = pathlib.Path(degradation_main.__file__).parent
 PROGRAMS = {
@@ -82,7 +83,9 @@ def test_interrupted_continued_and_kept(call, cifar_dir, tmp_path, monkeypatch):
 
 
 def test_the_error_in_inference_is_that_of_the_training_pictures(cifar_dir):
-    config = resnet_run_loop.TrainConfig(resnet_variants.cifar_spec(8), data_dir=str(cifar_dir), num_train_images=24)
+    config = resnet_run_loop.TrainConfig(
+        resnet_variants.cifar_spec(8), num_train_images=24, machine=MachineConfig(data_dir=str(cifar_dir))
+    )
     model = resnet_model.resnet(config.spec, 10, (32, 32, 3))
     model.get_layer('logits').set_weights([np.zeros((64, 10)), np.eye(10)[0]])
     data = runs.datasets.read('cifar10', 'train', data_dir=str(cifar_dir))

@@ -12,6 +12,7 @@ import keras  # noqa: E402
 
 from official_resnet import resnet_run_loop, resnet_variants  # noqa: E402
 from official_resnet.training import callbacks  # noqa: E402
+from official_resnet.training.config import MachineConfig  # noqa: E402
 
 
 class KillAt(keras.callbacks.Callback):
@@ -22,12 +23,9 @@ class KillAt(keras.callbacks.Callback):
 
 config = resnet_run_loop.TrainConfig(
     resnet_variants.cifar_spec(8),
-    data_dir=sys.argv[1],
-    model_dir=sys.argv[2],
     train_epochs=2,
     batch_size=16,
-    save_checkpoint_minutes=0,
-    steps_per_call=2,
     seed=3,
+    machine=MachineConfig(data_dir=sys.argv[1], model_dir=sys.argv[2], save_checkpoint_minutes=0, steps_per_call=2),
 )
 resnet_run_loop.train(config, [callbacks.MetricsJSON(sys.argv[2]), KillAt()])

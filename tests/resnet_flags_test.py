@@ -275,7 +275,11 @@ def imagenet_config(*args, dataset='imagenet'):
 def test_official_is_the_default_of_imagenet():
     """ResNet-50 v1.5, 90 epochs, 0.128 per 256 images, batches of 32 by the flag's default, 1001 logits."""
     made = imagenet_config()
-    assert (made.dataset, made.data_dir, made.model_dir) == ('imagenet', '/tmp/imagenet_data', '/tmp/imagenet_model')
+    assert (made.dataset, made.machine.data_dir, made.machine.model_dir) == (
+        'imagenet',
+        '/tmp/imagenet_data',
+        '/tmp/imagenet_model',
+    )
     assert (made.train_epochs, made.batch_size, made.learning_rate) == (90, 32, pytest.approx(0.128 / 8))
     assert (made.spec.group_blocks, made.spec.version, made.spec.shortcut, made.spec.stem_pool) == (
         (3, 4, 6, 3),

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tiny_training import StopAt
+from tiny_training import StopAt, config_of
 
 from official_resnet import checkpoints, resnet_run_loop, resnet_spec
 from official_resnet.errors import UserError
@@ -35,9 +35,7 @@ def make_config(cifar_dir, model_dir, **fields):
         'weight_decay': 5e-4,
         'seed': 7,
     } | fields
-    return resnet_run_loop.TrainConfig(
-        SPEC, data_dir=str(cifar_dir), model_dir=None if model_dir is None else str(model_dir), **fields
-    )
+    return config_of(SPEC, data_dir=str(cifar_dir), model_dir=None if model_dir is None else str(model_dir), **fields)
 
 
 class SendAt(StopAt):
@@ -305,7 +303,7 @@ def test_adam_in_mixed_precision(cifar_dir, fields):
 def test_mixed_precision_learns_and_resumes(cifar_dir, tmp_path, dtype, scale):
     config = make_config(cifar_dir, tmp_path, dtype=dtype, loss_scale=scale, train_epochs=3)
     with pytest.raises(RuntimeError):
-        resnet_run_loop.train(dataclasses.replace(config, save_checkpoint_minutes=0), [StopAt(9)])
+        resnet_run_loop.train(config.with_machine(save_checkpoint_minutes=0), [StopAt(9)])
     history = resnet_run_loop.train(config)
     assert history.history['loss'][-1] < 2.25 and np.isfinite(history.history['val_loss'][-1])
     assert history.model.get_layer('stem_conv').compute_dtype == {'bf16': 'bfloat16', 'fp16': 'float16'}[dtype]
@@ -337,7 +335,7 @@ def test_two_replicas_with_synchronized_bn_equal_one(cifar_dir):
     """Small steps: the replicas sum up a batch in another order, which larger ones would make more of."""
     config = make_config(cifar_dir, None, train_epochs=1, sync_batch_norm=True, base_learning_rate=0.005)
     one = resnet_run_loop.train(config)
-    two = resnet_run_loop.train(dataclasses.replace(config, distribution_strategy='mirrored'))
+    two = resnet_run_loop.train(config.with_machine(distribution_strategy='mirrored'))
     for variable, other in zip(one.model.variables, two.model.variables, strict=True):
         np.testing.assert_allclose(other.numpy(), variable.numpy(), atol=1e-4, err_msg=variable.path)
 

@@ -1,21 +1,31 @@
 """A training of seconds, and a sudden end to it."""
 
+import dataclasses
+
 import keras
 import numpy as np
 
 from official_resnet import resnet_run_loop, resnet_spec
 from official_resnet.inputs import datasets
+from official_resnet.training.config import MachineConfig
 
 SPEC = resnet_spec.ResNetSpec((1, 1, 1), filters=4, bn_momentum=0.9)
 BATCH = 16
 
 
 def make_config(cifar_dir, model_dir, **fields):
-    """Return a TrainConfig of two epochs, but for the fields given."""
+    """Return a TrainConfig of two epochs, but for the fields given, of it and of its MachineConfig."""
     fields = {'train_epochs': 2, 'batch_size': BATCH, 'steps_per_call': 3, 'base_learning_rate': 0.4} | fields
-    return resnet_run_loop.TrainConfig(
-        SPEC, data_dir=str(cifar_dir), model_dir=None if model_dir is None else str(model_dir), **fields
-    )
+    folders = {'data_dir': str(cifar_dir), 'model_dir': None if model_dir is None else str(model_dir)}
+    return config_of(SPEC, **folders, **fields)
+
+
+def config_of(spec, **fields):
+    """Return a TrainConfig of fields of it and of its MachineConfig."""
+    machine = {
+        field.name: fields.pop(field.name) for field in dataclasses.fields(MachineConfig) if field.name in fields
+    }
+    return resnet_run_loop.TrainConfig(spec, machine=MachineConfig(**machine), **fields)
 
 
 def drawn_examples(count, num_classes=10):

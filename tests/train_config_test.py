@@ -30,11 +30,22 @@ def test_every_field_of_the_identity_exists():
     assert set(IDENTITY) <= {field.name for field in dataclasses.fields(CONFIG)}
 
 
-def test_fine_tune_was_the_name_of_transfer_head():
+@pytest.mark.parametrize('old', [{'fine_tune': True}, {'model_dir': '/tmp'}, {'machine': {'cores': 2}}])
+def test_a_run_that_an_older_version_stored_is_refused(old):
+    with pytest.raises(UserError, match=f'{list(old.get("machine", old))[0]}.*--model_dir'):
+        TrainConfig.from_json(CONFIG.to_json() | old)
+
+
+def test_a_field_that_was_added_since_has_its_default():
     values = CONFIG.to_json()
-    del values['transfer']
-    assert TrainConfig.from_json(values | {'fine_tune': True}).transfer == 'head'
-    assert TrainConfig.from_json(values | {'fine_tune': False}).transfer == 'all'
+    del values['seed'], values['machine']['num_gpus']
+    assert TrainConfig.from_json(values) == CONFIG
+
+
+def test_the_machine_may_change():
+    other = CONFIG.with_machine(model_dir='/tmp', num_gpus=2)
+    assert (other.machine.model_dir, other.machine.num_gpus, other.machine.data_dir) == ('/tmp', 2, None)
+    assert dataclasses.replace(other, machine=CONFIG.machine) == CONFIG
 
 
 def test_learning_rate():

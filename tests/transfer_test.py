@@ -240,27 +240,3 @@ def test_a_model_dir_of_another_transfer_is_refused(cifar_dir, source, tmp_path)
     checkpoints.save(path.parent, state['step'] + 1, arrays, state)
     with pytest.raises(UserError, match=r"on data with class_names\[3\] 'lion', not 'cat'"):
         resnet_run_loop.train(config)
-
-
-def test_a_checkpoint_from_before_there_were_ways_of_transfer(cifar_dir, source, tmp_path):
-    config = make_config(cifar_dir, tmp_path, pretrained=str(source), transfer='head', train_epochs=1)
-    resnet_run_loop.train(config)
-    arrays, state, path = checkpoints.restore_latest(tmp_path / 'checkpoints')
-    for name in (
-        'transfer',
-        'train_last_groups',
-        'head',
-        'pretrained_classes',
-        'backbone_learning_rate_factor',
-        'image_size',
-        'validation_fraction',
-        'normalization',
-        'num_classes',
-    ):
-        state['config'].pop(name)
-    state.pop('data')
-    state['config']['fine_tune'] = True
-    checkpoints.save(path.parent, state['step'], arrays, state)
-    assert resnet_run_loop.train(dataclasses.replace(config, train_epochs=2)).step == 14
-    with pytest.raises(UserError, match="transfer 'head', not 'all'"):
-        resnet_run_loop.train(dataclasses.replace(config, transfer='all'))

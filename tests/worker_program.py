@@ -1,8 +1,8 @@
 """Be one of several workers, for trainings one after another: python worker_program.py JOBS OUT < /dev/null.
 
-TF_CONFIG says which. JOBS is a JSON list of TrainConfigs (to_json), each with a field '_worker_1' more, the fields that
-worker 1 has of its own. OUT-<worker>-<job>.npz is what it came to: the variables, the losses and evaluations of the
-epochs, or the message of the UserError.
+TF_CONFIG says which. JOBS is a JSON list of TrainConfigs (to_json), each with a field '_worker_1' more, the fields of
+MachineConfig that worker 1 has of its own. OUT-<worker>-<job>.npz is what it came to: the variables, the losses and
+evaluations of the epochs, or the message of the UserError.
 """
 
 import json
@@ -24,8 +24,8 @@ from official_resnet.training import callbacks  # noqa: E402
 
 for number, fields in enumerate(json.load(open(sys.argv[1], encoding='utf-8'))):
     own = fields.pop('_worker_1')
-    config = resnet_run_loop.TrainConfig.from_json(fields | (own if index == 1 else {}))
-    metrics = [callbacks.MetricsJSON(config.model_dir)] if config.model_dir else []
+    config = resnet_run_loop.TrainConfig.from_json(fields).with_machine(**own if index == 1 else {})
+    metrics = [callbacks.MetricsJSON(config.machine.model_dir)] if config.machine.model_dir else []
     try:
         history = resnet_run_loop.train(config, metrics)
         result = {variable.path: variable.numpy() for variable in history.model.variables}

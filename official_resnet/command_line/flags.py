@@ -420,7 +420,7 @@ def train_config(resolved, dataset, make_spec):
     """
     from official_resnet import resnet_run_loop
     from official_resnet.training import devices, transfer
-    from official_resnet.training.config import Schedule
+    from official_resnet.training.config import MachineConfig, Schedule
 
     spec = make_spec(
         *(resolved[name] for name in ('resnet_size',) if name in resolved),
@@ -438,9 +438,7 @@ def train_config(resolved, dataset, make_spec):
         warmup_epochs=resolved['warmup_epochs'],
     )
     same = (
-        'data_dir',
         'num_train_images',
-        'model_dir',
         'train_epochs',
         'max_train_steps',
         'batch_size',
@@ -456,17 +454,28 @@ def train_config(resolved, dataset, make_spec):
         'augment',
         'flip',
         'seed',
-        'save_checkpoint_minutes',
-        'num_gpus',
-        'distribution_strategy',
-        'all_reduce_alg',
         'sync_batch_norm',
-        'enable_xla',
         'transfer',
         'head',
         'backbone_learning_rate_factor',
         'image_size',
         'num_classes',
+    )
+    machine = MachineConfig(
+        steps_per_call=resolved['steps_per_loop'],
+        input_threads=resolved['datasets_num_private_threads'],
+        **{
+            name: resolved[name]
+            for name in (
+                'data_dir',
+                'model_dir',
+                'save_checkpoint_minutes',
+                'num_gpus',
+                'distribution_strategy',
+                'all_reduce_alg',
+                'enable_xla',
+            )
+        },
     )
     config = resnet_run_loop.TrainConfig(
         spec=spec,
@@ -474,11 +483,10 @@ def train_config(resolved, dataset, make_spec):
         schedule=schedule,
         dtype=devices.best_dtype() if resolved['dtype'] == 'auto' else resolved['dtype'],
         loss_scale=scale if scale in (None, 'dynamic') else float(scale),
-        steps_per_call=resolved['steps_per_loop'],
-        input_threads=resolved['datasets_num_private_threads'],
         pretrained=resolved['pretrained_model_checkpoint_path'],
         train_last_groups=resolved['train_last_groups'] or 1,
         validation_fraction=resolved['validation_fraction'] or 0.1,
+        machine=machine,
         **{name: resolved[name] for name in same}
         | (_encoded_fields(resolved, dataset) if 'background_class' in resolved else {}),
     )

@@ -214,7 +214,8 @@ def _make_folder(model_dir):
 def _show(config, recipe):
     """Print the resolved configuration."""
     values = config.to_json()
-    flat = {key: value for key, value in values.items() if key not in ('spec', 'schedule')}
+    flat = {key: value for key, value in values.items() if key not in ('spec', 'schedule', 'machine')}
+    flat |= values['machine']
     flat |= {f'{part}.{key}': value for part in ('spec', 'schedule') for key, value in values[part].items()}
     print(f'recipe {recipe}:')
     line = ''
@@ -231,7 +232,7 @@ def _store(config, recipe):
     from official_resnet import files
 
     content = {'recipe': recipe, 'config': config.to_json(), 'machine': devices.machine_info()}
-    files.write_text(pathlib.Path(config.model_dir) / 'config.json', json.dumps(content, indent=1) + '\n')
+    files.write_text(pathlib.Path(config.machine.model_dir) / 'config.json', json.dumps(content, indent=1) + '\n')
 
 
 def _callbacks(config, resolved):
@@ -247,7 +248,7 @@ def _callbacks(config, resolved):
         quicker = '--recipe=fast gives most of the accuracy in a fraction of the time'
     chosen = [
         callbacks.Progress(log_steps if 'loggingtensorhook' in hooks else 0, quicker),
-        callbacks.MetricsJSON(config.model_dir),
+        callbacks.MetricsJSON(config.machine.model_dir),
         keras.callbacks.LambdaCallback(on_train_begin=lambda logs: _store(config, resolved['recipe'])),
     ]
     if resolved['benchmark_log_dir'] or hooks & {'examplespersecondhook', 'loggingmetrichook', 'stepcounterhook'}:
@@ -261,7 +262,7 @@ def _callbacks(config, resolved):
         }
         chosen.append(callbacks.BenchmarkLog(resolved['benchmark_log_dir'], info, log_steps, hooks))
     if resolved['enable_tensorboard'] or resolved['profile_steps'] or 'profilerhook' in hooks:
-        chosen.append(_tensorboard(config.model_dir, resolved['profile_steps'], 'profilerhook' in hooks))
+        chosen.append(_tensorboard(config.machine.model_dir, resolved['profile_steps'], 'profilerhook' in hooks))
     return chosen
 
 
@@ -292,8 +293,7 @@ def _evaluate(values, resolved):
     config = resnet_run_loop.TrainConfig.from_json(found[1]['config'])
     if resolved['image_folder']:  # the same classes, other pictures or another place
         config = dataclasses.replace(config, dataset=f'folder:{os.path.abspath(resolved["image_folder"])}')
-    config = dataclasses.replace(
-        config,
+    config = config.with_machine(
         model_dir=model_dir,
         data_dir=_find_data(values, config.dataset),
         num_gpus=resolved['num_gpus'],
@@ -322,7 +322,7 @@ def _finish(config, history, resolved):
     from official_resnet.inference import model_card
     from official_resnet.training import callbacks
 
-    model_dir = pathlib.Path(config.model_dir)
+    model_dir = pathlib.Path(config.machine.model_dir)
     final = model_dir / 'model.keras'
     history.model.compiled = False  # for inference: whoever loads it needs our layers, not our optimizer
     with files.replacing(final) as part:

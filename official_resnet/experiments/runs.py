@@ -14,7 +14,7 @@ from official_resnet import files, resnet_run_loop, resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.inputs import datasets
 from official_resnet.training import callbacks, devices, recipes, step
-from official_resnet.training.config import Schedule
+from official_resnet.training.config import MachineConfig, Schedule
 
 PAPER = recipes.CIFAR['official'] | recipes.CIFAR['paper']
 # Minutes on two cores: the first fifth of the pictures, and the paper's shape (drops at 1/2 and 3/4) in few epochs.
@@ -28,11 +28,12 @@ DATASET_NAMES = {'cifar10': 'CIFAR-10', 'synthetic': 'drawn pictures'}
 
 
 def train_config(values, dataset, data_dir, quick_epochs):
-    """Return the TrainConfig of the flags, in which each net only replaces `spec` and `model_dir`.
+    """Return the TrainConfig of the flags, in which each net replaces `spec` and `machine.model_dir`.
 
     Args:
         values: flags of experiment_program.
-        dataset, data_dir: as in TrainConfig.
+        dataset: as in TrainConfig.
+        data_dir: as in MachineConfig.
         quick_epochs: train_epochs of --quick.
     """
     epochs = values.train_epochs or (quick_epochs if values.quick else None)
@@ -40,7 +41,6 @@ def train_config(values, dataset, data_dir, quick_epochs):
     return resnet_run_loop.TrainConfig(
         resnet_variants.cifar_spec(20, bn_momentum=PAPER['bn_momentum']),
         dataset,
-        data_dir,
         train_epochs=epochs or PAPER['train_epochs'],
         max_train_steps=None if epochs else PAPER['max_train_steps'],
         num_train_images=values.num_train_images or (QUICK_IMAGES if values.quick else None),
@@ -51,6 +51,7 @@ def train_config(values, dataset, data_dir, quick_epochs):
         decay=PAPER['decay'],
         seed=values.seed,
         dtype=devices.best_dtype() if values.dtype == 'auto' else values.dtype,
+        machine=MachineConfig(data_dir=data_dir),
     )
 
 
@@ -104,11 +105,9 @@ def read_json(path):
 
 def settings_of(config):
     """Return what the nets of an experiment share of a TrainConfig."""
-    return {
-        name: value
-        for name, value in config.to_json().items()
-        if name not in ('spec', 'data_dir', 'model_dir', 'schedule')
-    } | {f'schedule.{name}': value for name, value in config.to_json()['schedule'].items()}
+    return {name: value for name, value in config.to_json().items() if name not in ('spec', 'machine', 'schedule')} | {
+        f'schedule.{name}': value for name, value in config.to_json()['schedule'].items()
+    }
 
 
 def train_nets(specs, config, output_dir):
@@ -116,7 +115,7 @@ def train_nets(specs, config, output_dir):
 
     Args:
         specs: {name: ResNetSpec}; the name is that of the folder below output_dir/runs.
-        config: TrainConfig whose spec and model_dir are replaced.
+        config: TrainConfig whose spec and machine.model_dir are replaced.
         output_dir: exists.
     """
     results = {}
@@ -126,8 +125,8 @@ def train_nets(specs, config, output_dir):
         if 2 * sum(spec.group_blocks) + 2 >= WARM_UP_LAYERS:
             schedule = warmed_up(schedule)
         results[name] = train_net(
-            dataclasses.replace(
-                config, spec=spec, schedule=schedule, model_dir=str(pathlib.Path(output_dir) / 'runs' / name)
+            dataclasses.replace(config, spec=spec, schedule=schedule).with_machine(
+                model_dir=str(pathlib.Path(output_dir) / 'runs' / name)
             )
         )
     return results
@@ -143,7 +142,7 @@ def train_net(config):
         Errors are in %. train_error is the running one of an epoch: augmented pictures, weights that still change;
         train_error_inference is that of the final weights on the training pictures as they are.
     """
-    folder = pathlib.Path(config.model_dir)
+    folder = pathlib.Path(config.machine.model_dir)
     path = folder / 'result.json'
     if path.is_file():
         result = read_json(path)
@@ -188,7 +187,7 @@ def curves_of(lines):
 def inference_error(model, config):
     """Return the error, in %, of a model in inference mode on its training pictures, not augmented."""
     examples = resnet_run_loop.read(config, 'train')
-    strategy = devices.make_strategy(config.num_gpus, config.distribution_strategy, config.batch_size)
+    strategy = devices.make_strategy(config.machine.num_gpus, config.machine.distribution_strategy, config.batch_size)
     evaluate_batch = step.make_evaluate_function(strategy, model)
     batches = datasets.batches(examples, config.batch_size, training=False)
     correct = sum(float(evaluate_batch(images, labels)[1]) for images, labels in batches)

@@ -236,14 +236,13 @@ def _train(values, config, sizes, pictures, output_dir):
     first = dataclasses.replace(
         config,
         dataset=f'folder:{pictures["source"]}',
-        model_dir=str(output_dir / 'runs' / 'source'),
         batch_size=min(config.batch_size, num_source * (sizes['source_images'] or config.batch_size)),
-    )
+    ).with_machine(model_dir=str(output_dir / 'runs' / 'source'))
     print('source:', flush=True)
     source = _train_net(first)
     if source['failed']:
         raise UserError(f'the first net failed: {source["failed"]}; pass another --seed and --output_dir')
-    pretrained = transfer.describe(first.model_dir)
+    pretrained = transfer.describe(first.machine.model_dir)
     nets = {}
     for name in (name for name in WAYS if name in values.ways):
         way = WAYS[name]
@@ -251,13 +250,12 @@ def _train(values, config, sizes, pictures, output_dir):
         other = dataclasses.replace(
             config,
             dataset=f'folder:{pictures["target"]}',
-            model_dir=str(output_dir / 'runs' / name),
             train_epochs=way.epochs * sizes['train_epochs'],
             batch_size=values.batch_size,
             base_learning_rate=way.rate,
-            pretrained=first.model_dir if way.is_pretrained else None,
+            pretrained=first.machine.model_dir if way.is_pretrained else None,
             **way.fields,
-        )
+        ).with_machine(model_dir=str(output_dir / 'runs' / name))
         nets[name] = _train_net(transfer.adopt(other, pretrained) if way.is_pretrained else other)
     return source, nets
 
@@ -268,7 +266,7 @@ def _train_net(config):
     from official_resnet.training import callbacks
 
     result = runs.train_net(config)
-    lines = callbacks.read_metrics(pathlib.Path(config.model_dir) / callbacks.METRICS_FILE)
+    lines = callbacks.read_metrics(pathlib.Path(config.machine.model_dir) / callbacks.METRICS_FILE)
     return result | {'train_seconds': round(sum(line['seconds'] for line in lines if line['split'] == 'train'), 1)}
 
 

@@ -67,13 +67,39 @@ class Schedule:
 
 
 @dataclasses.dataclass(frozen=True)
+class MachineConfig:
+    """Where a training runs, which may change when it is continued; `TrainConfig.machine`.
+
+    Attributes:
+        data_dir: where the data set is; None for 'synthetic' and folders.
+        model_dir: checkpoints, metrics, final model; a run found there is continued. None: nothing is kept.
+        save_checkpoint_minutes: between checkpoints inside an epoch; there is one after each epoch anyway.
+        steps_per_call: steps the compiled loop runs before Python sees its results; 0 aims at a second.
+        num_gpus: None takes one if there is one, -1 all.
+        distribution_strategy: 'off', 'default' (by num_gpus), 'one_device', 'mirrored' or 'multi_worker_mirrored'.
+        all_reduce_alg: how replicas add up gradients, 'ring' or 'nccl'; None is TensorFlow's choice.
+        enable_xla: compile the step with XLA (on a CPU it is slower).
+        input_threads: of tf.data, 0 for one.
+    """
+
+    data_dir: str | None = None
+    model_dir: str | None = None
+    save_checkpoint_minutes: float = 10.0
+    steps_per_call: int = 0
+    num_gpus: int | None = None
+    distribution_strategy: str = 'default'
+    all_reduce_alg: str | None = None
+    enable_xla: bool = False
+    input_threads: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides the course of a training; JSON in `config.json` and in each checkpoint.
 
     Attributes:
         spec: the network.
         dataset: a name in datasets.DATASETS, 'tfds:NAME', or 'folder:PATH' with a subfolder for each class.
-        data_dir: where the data set is; None for 'synthetic' and folders.
         image_size: of the pictures of a folder; None: 224 for ImageNet's stems, 32 for the others.
         validation_fraction: of each class of a folder, the test split, unless the folder has its own.
         normalization: a name in NORMALIZATIONS; None takes the data set's.
@@ -81,7 +107,6 @@ class TrainConfig:
         background: logit 0 is of no class, as in TensorFlow's own ImageNet nets; encoded pictures only.
         num_classes: logits, if more than the data set has classes; None takes as many.
         num_train_images: use the first so many training images; None uses all.
-        model_dir: checkpoints, metrics, final model; a run found there is continued. None: nothing is kept.
         train_epochs: in total, over all restarts.
         max_train_steps: stop at this global step, if that comes first.
         batch_size: images a step, over all devices.
@@ -97,14 +122,7 @@ class TrainConfig:
         dtype: 'fp32', or 'bf16' or 'fp16' for mixed precision (variables and logits stay float32).
         loss_scale: a number, 'dynamic', or None for 128 with fp16 and 1 otherwise.
         seed: of initial weights, order and augmentation.
-        save_checkpoint_minutes: between checkpoints inside an epoch; there is one after each epoch anyway.
-        steps_per_call: steps the compiled loop runs before Python sees its results; 0 aims at a second.
-        num_gpus: None takes one if there is one, -1 all.
-        distribution_strategy: 'off', 'default' (by num_gpus), 'one_device', 'mirrored' or 'multi_worker_mirrored'.
-        all_reduce_alg: how replicas add up gradients, 'ring' or 'nccl'; None is TensorFlow's choice.
         sync_batch_norm: BN in training normalises by the batches of all replicas, not of its own.
-        enable_xla: compile the step with XLA (on a CPU it is slower).
-        input_threads: of tf.data, 0 for one.
         pretrained: model_dir or .keras file whose weights a new run starts from.
         transfer: what is trained, 'all', 'last' (the last groups and the head) or 'head' (the last layer); the rest
             is frozen, its BN in inference mode. 'head' without augment trains on features computed once.
@@ -112,13 +130,12 @@ class TrainConfig:
         head: 'replace' the last layer of the pretrained net by a new one, 'append' a new one to it, or 'keep' it.
         pretrained_classes: logits of the pretrained net, to which 'append' appends; transfer.adopt sets it.
         backbone_learning_rate_factor: multiplies the rate of all layers but the new one.
+        machine: where it runs.
     """
 
     spec: resnet_spec.ResNetSpec
     dataset: str = 'cifar10'
-    data_dir: str | None = None
     num_train_images: int | None = None
-    model_dir: str | None = None
     train_epochs: int = 182
     max_train_steps: int | None = None
     batch_size: int = 128
@@ -137,14 +154,7 @@ class TrainConfig:
     dtype: str = 'fp32'
     loss_scale: float | str | None = None
     seed: int = 0
-    save_checkpoint_minutes: float = 10.0
-    steps_per_call: int = 0
-    num_gpus: int | None = None
-    distribution_strategy: str = 'default'
-    all_reduce_alg: str | None = None
     sync_batch_norm: bool = False
-    enable_xla: bool = False
-    input_threads: int = 0
     pretrained: str | None = None
     transfer: str = 'all'
     train_last_groups: int = 1
@@ -157,6 +167,7 @@ class TrainConfig:
     num_classes: int | None = None
     views: Views | None = None
     background: bool = False
+    machine: MachineConfig = MachineConfig()
 
     def __post_init__(self):
         for field, choices in (('transfer', ('all', 'last', 'head')), ('head', ('replace', 'append', 'keep'))):
@@ -180,6 +191,10 @@ class TrainConfig:
         """Whether what is trained sees the same features of a picture in every epoch."""
         return self.transfer == 'head' and not self.augment
 
+    def with_machine(self, **changes):
+        """Return the same training on a machine with these fields of MachineConfig changed."""
+        return dataclasses.replace(self, machine=dataclasses.replace(self.machine, **changes))
+
     def folder_options(self):
         """Return how datasets.read reads a folder of pictures."""
         is_large = self.spec.stem in ('imagenet', 'deep')
@@ -196,14 +211,20 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, values):
-        """Return the TrainConfig that `to_json` wrote; a field that was added since has its default."""
-        values = dict(values)
-        if values.pop('fine_tune', False):  # the name of transfer='head' before there was more to choose from
-            values['transfer'] = 'head'
-        if values.get('views'):
-            values['views'] = Views(**values['views'])
-        values['spec'] = resnet_spec.ResNetSpec.from_json(values['spec'])
-        return cls(**values | {'schedule': Schedule(**values['schedule'])})
+        """Return the TrainConfig that `to_json` wrote; a field that was added since has its default.
+
+        Raises:
+            UserError: it has a field that is gone since.
+        """
+        values = values | {'spec': resnet_spec.ResNetSpec.from_json(values['spec'])}
+        parts = {'schedule': Schedule, 'machine': MachineConfig, 'views': Views}
+        try:
+            return cls(**values | {name: part(**values[name]) for name, part in parts.items() if values.get(name)})
+        except TypeError as error:
+            reason = str(error).partition('() ')[2]
+            raise UserError(
+                f'an older version of this program stored the run ({reason}); train it again in another --model_dir'
+            ) from None
 
 
 def difference(name, ours, theirs):

@@ -30,7 +30,7 @@ def make_train_function(strategy, model, optimizer, config):
             _update_moving_statistics(statistics.take())
         return tf.stack([tf.reduce_sum(losses), count_correct(labels, logits)])
 
-    if config.enable_xla:
+    if config.machine.enable_xla:
         replica_step = tf.function(replica_step, jit_compile=True)
 
     @tf.function
