@@ -1,22 +1,30 @@
 """Read PyTorch's .pt, .pth and .th without PyTorch, and run nothing that a file asks for.
 
-A pickle is a program for a small stack machine. The one below knows what a state dict consists of: numbers,
-strings, tuples, lists, dicts and tensors, which stay descriptions until their values are asked for. Any other
-function, class or instruction is refused by its name. What a file declares is checked against its size first.
+A pickle is a program for a small stack machine. Python's own machine runs it here, narrowed to what a state dict
+consists of: numbers, strings, tuples, lists, dicts and tensors, which stay descriptions until their values are asked
+for. Any other function, class or instruction is refused by its name. What a file declares is checked against its size
+first.
+
+The machine is `pickle._Unpickler`, which is `pickle.Unpickler` written in Python: only that one lets its instructions
+be chosen. The one written in C hashes a key before anybody can look at it, and a key of a million nested tuples
+overflows its stack, one of 60 tuples that each hold the one before twice keeps it busy for ever; it fills a memo of
+any length that a file names, and takes memory for a string before it knows whether the file has so many bytes.
 
 Formats, of torch/serialization.py: a zip of data.pkl and data/KEY since PyTorch 1.6; before, five pickles in
 a row (magic number, protocol, byte order, the object, the storages' keys) and then the storages.
 """
 
-import collections
 import contextlib
 import functools
 import io
 import math
+import pickle
 import pickletools
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -27,6 +35,7 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py MAGIC_NUMBER
 LEGACY_PROTOCOL = 1001
 MAX_PICKLE = 8 << 20  # bytes; ResNet-152 has 150 KB of pickle
 MAX_INSTRUCTIONS = 1_000_000  # ResNet-152 has 30,000
+MAX_SIZE = 1 << 63  # of any dimension or offset
 DTYPES = {
     'FloatStorage': '<f4',
     'DoubleStorage': '<f8',
@@ -39,56 +48,42 @@ DTYPES = {
     'ByteStorage': 'u1',
     'BoolStorage': '?',
 }
-_FUNCTIONS = {
-    ('collections', 'OrderedDict'),
-    ('torch._utils', '_rebuild_tensor'),
-    ('torch._utils', '_rebuild_tensor_v2'),
-    ('torch._utils', '_rebuild_parameter'),
-} | {('torch', name) for name in DTYPES}
-_CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False, 'EMPTY_TUPLE': ()}
-_VALUES = {
-    'BININT',
-    'BININT1',
-    'BININT2',
-    'INT',
-    'LONG',
-    'LONG1',
-    'LONG4',
-    'FLOAT',
-    'BINFLOAT',
-    'UNICODE',
-    'BINUNICODE',
-    'SHORT_BINUNICODE',
-    'BINUNICODE8',
-    'BINSTRING',
-    'SHORT_BINSTRING',
-    'BINBYTES',
-    'SHORT_BINBYTES',
-}
-_DAMAGE = (
-    ValueError,
-    IndexError,
-    KeyError,
-    TypeError,
-    EOFError,
-    OverflowError,
-    MemoryError,
-    RuntimeError,
-    struct.error,
-    zipfile.BadZipFile,
-)
 
-Storage = collections.namedtuple('Storage', 'dtype key num_values')
-Tensor = collections.namedtuple('Tensor', 'storage offset shape strides')
-_Span = collections.namedtuple('_Span', 'start num_bytes crc')  # of a storage in its file
-_Global = collections.namedtuple('_Global', 'module name')
+
+class Storage(NamedTuple):
+    """A row of values in a file."""
+
+    dtype: str | type
+    key: str
+    num_values: int
+
+
+class Tensor(NamedTuple):
+    """A view of a storage; offset and strides count values."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _StorageType(NamedTuple):
+    dtype: str | type
+
+
+class _Span(NamedTuple):
+    """Where a storage is in its file; the checksum is None where the file has none."""
+
+    start: int
+    num_bytes: int
+    crc: int | None
 
 
 class _Refused(Exception):
     """A file that is whole, but asks for more than weights."""
 
 
-def load(path):
+def load(path) -> tuple[object, Callable[[Tensor], np.ndarray]]:
     """Return (object, values): what was saved, of dicts and Tensors, and a function Tensor -> ndarray.
 
     Nothing but the pickle is read before a value is asked for.
@@ -104,7 +99,7 @@ def load(path):
 
 
 @contextlib.contextmanager
-def _explained(path):
+def _explained(path) -> Iterator[None]:
     """Make a UserError of whatever a strange file leads to."""
     try:
         yield
@@ -117,7 +112,7 @@ def _explained(path):
             f'{path} {error}; nothing was run: save the weights alone, torch.save(model.state_dict(), '
             'PATH), or as .safetensors'
         ) from error
-    except _DAMAGE as error:
+    except Exception as error:  # pickle, zipfile and zlib raise most of Python's built-in exceptions
         reason = ' '.join(str(error).split())[:120] or type(error).__name__
         raise UserError(f'{path} is damaged or no file of PyTorch ({reason}); get it again') from error
 
@@ -136,19 +131,20 @@ def _read_zip(file):
         if len(pickles) != 1 or entries[pickles[0]].file_size > MAX_PICKLE:
             raise ValueError('a zip without data.pkl, or one of more than 8 MB')
         folder = pickles[0].removesuffix('data.pkl')
-        if folder + 'byteorder' in entries and archive.read(folder + 'byteorder') != b'little':
+        order = entries.get(folder + 'byteorder')
+        if order and (order.file_size > len('little') or archive.read(order) != b'little'):
             raise ValueError('written on a big-endian machine')
-        machine = _Machine()
-        saved = machine.run(io.BytesIO(archive.read(pickles[0])))
+        machine = _Unpickler(io.BytesIO(archive.read(pickles[0])))
+        saved = machine.load()
     spans = {}
     for storage in machine.storages.values():
         info = entries[f'{folder}data/{storage.key}']
         if info.file_size != _num_bytes(storage):
-            raise ValueError(f'storage {storage.key} has {info.file_size} bytes, not {_num_bytes(storage)}')
+            raise ValueError(f'storage {storage.key[:40]!r} has {info.file_size} bytes, not {_num_bytes(storage)}')
         file.seek(info.header_offset)
         header = struct.unpack('<4s22xHH', file.read(30))  # a local file header: the lengths of name and extra field
         if header[0] != b'PK\x03\x04':
-            raise ValueError(f'storage {storage.key} is not where the zip says')
+            raise ValueError(f'storage {storage.key[:40]!r} is not where the zip says')
         spans[storage.key] = _Span(file.tell() + header[1] + header[2], info.file_size, info.CRC)
     return saved, spans
 
@@ -156,13 +152,16 @@ def _read_zip(file):
 def _read_legacy(file):
     """Return (object, {key of a storage: _Span}) of the format before PyTorch 1.6."""
     head = io.BytesIO(file.read(MAX_PICKLE))
-    if _Machine().run(head) != LEGACY_MAGIC or _Machine().run(head) != LEGACY_PROTOCOL:
+    if head.getbuffer()[:2] == b'PK':
+        raise ValueError('a zip that is cut off')
+    if _Unpickler(head).load() != LEGACY_MAGIC or _Unpickler(head).load() != LEGACY_PROTOCOL:
         raise ValueError('neither zip nor the magic number of older files')
-    if _require(_Machine().run(head), dict).get('little_endian') is not True:
+    if _require(_Unpickler(head).load(), dict).get('little_endian') is not True:
         raise ValueError('written on a big-endian machine')
-    machine = _Machine()
-    saved = machine.run(head)
-    keys, position, spans = _Machine().run(head), head.tell(), {}
+    machine = _Unpickler(head)
+    saved = machine.load()
+    keys = [_require(key, str) for key in _require(_Unpickler(head).load(), list)]
+    position, spans = head.tell(), {}
     size = file.seek(0, io.SEEK_END)
     if set(keys) != machine.storages.keys() or len(keys) != len(machine.storages):
         raise ValueError('its list of storages is not that of its tensors')
@@ -170,7 +169,7 @@ def _read_legacy(file):
         storage = machine.storages[key]
         file.seek(position)
         if struct.unpack('<q', file.read(8)) != (storage.num_values,):
-            raise ValueError(f'storage {key} is not of the length declared')
+            raise ValueError(f'storage {key[:40]!r} is not of the length declared')
         spans[key] = _Span(position + 8, _num_bytes(storage), None)
         position += 8 + _num_bytes(storage)
         if position > size:
@@ -185,7 +184,7 @@ def _value(path, spans, tensor):
         file.seek(span.start)
         data = file.read(span.num_bytes)
         if span.crc is not None and zlib.crc32(data) != span.crc:
-            raise ValueError(f'storage {storage.key} has another checksum than the zip says')
+            raise ValueError(f'storage {storage.key[:40]!r} has another checksum than the zip says')
         array = np.frombuffer(data, storage.dtype, storage.num_values)[tensor.offset :]
         strides = [stride * array.itemsize for stride in tensor.strides]
         return np.lib.stride_tricks.as_strided(array, tensor.shape, strides, writeable=False)
@@ -195,126 +194,78 @@ def _num_bytes(storage):
     return storage.num_values * np.dtype(storage.dtype).itemsize
 
 
-class _Machine:
-    """The stack machine: `run` one pickle of a file and return what it built."""
+class _Unpickler(pickle._Unpickler):
+    """Python's machine for pickles: `load` one pickle of a file and return what it built."""
 
-    def __init__(self):
-        self.stack, self.outer, self.memo, self.storages = [], [], {}, {}
+    def __init__(self, file):
+        super().__init__(file, encoding='latin-1')  # of strings from Python 2
+        self.storages, self.dispatch = {}, _Instructions()
 
-    def run(self, file):
-        """Return the object of the pickle at the file's position, and leave the file behind its end."""
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-            if count > MAX_INSTRUCTIONS:
-                raise _Refused(f'is a pickle of more than {MAX_INSTRUCTIONS} instructions')
-            self._step(opcode.name, argument)
-        return self.stack.pop()
+    def find_class(self, module, name):
+        """Return the function of ours that stands for one of PyTorch's."""
+        if (module, name) not in _FUNCTIONS:
+            raise _Refused(f'holds more than weights: it asks for {f"{module}.{name}"[:100]!r}')
+        return _FUNCTIONS[module, name]
 
-    def _step(self, name, argument):
-        if name in _CONSTANTS:
-            self.stack.append(_CONSTANTS[name])
-        elif name in _VALUES:
-            self.stack.append(argument)
-        elif name in ('PUT', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE'):
-            self.memo[len(self.memo) if name == 'MEMOIZE' else argument] = self.stack[-1]
-        elif name in ('GET', 'BINGET', 'LONG_BINGET'):
-            self.stack.append(self.memo[argument])
-        elif name not in ('PROTO', 'FRAME', 'STOP'):
-            method = getattr(self, '_' + name.lower(), None)
-            if method is None:
-                raise _Refused(f'holds more than weights: the pickle instruction {name}')
-            method(*([] if argument is None else [argument]))
+    def persistent_load(self, pid):
+        """Return the Storage that a file declares."""
+        kind, storage_type, key, _, num_values, *view = _require(pid, tuple)
+        if kind != 'storage' or view not in ([], [None]):
+            raise ValueError('a storage that is part of another')
+        storage = Storage(_require(storage_type, _StorageType).dtype, _require(key, str), _count(num_values))
+        if self.storages.setdefault(key, storage) != storage:
+            raise ValueError(f'storage {key[:40]!r} is declared twice, differently')
+        return storage
 
-    def _mark(self):
-        self.outer.append(self.stack)
-        self.stack = []
+    def _load_dict(self):
+        self.append(_paired(self.pop_mark()))
 
-    def _since_mark(self):
-        items, self.stack = self.stack, self.outer.pop()
-        return items
-
-    def _empty_dict(self):
-        self.stack.append({})
-
-    def _empty_list(self):
-        self.stack.append([])
-
-    def _tuple(self):
-        items = tuple(self._since_mark())
-        self.stack.append(items)
-
-    def _list(self):
-        items = self._since_mark()
-        self.stack.append(items)
-
-    def _dict(self):
-        items = self._since_mark()
-        self.stack.append(_paired(items))
-
-    def _tuple1(self):
-        self.stack[-1:] = [(self.stack[-1],)]
-
-    def _tuple2(self):
-        self.stack[-2:] = [(self.stack[-2], self.stack[-1])]
-
-    def _tuple3(self):
-        self.stack[-3:] = [(self.stack[-3], self.stack[-2], self.stack[-1])]
-
-    def _append(self):
-        item = self.stack.pop()
-        _require(self.stack[-1], list).append(item)
-
-    def _appends(self):
-        items = self._since_mark()
-        _require(self.stack[-1], list).extend(items)
-
-    def _setitem(self):
+    def _load_setitem(self):
         value, key = self.stack.pop(), self.stack.pop()
         _require(self.stack[-1], dict).update(_paired([key, value]))
 
-    def _setitems(self):
-        items = self._since_mark()
+    def _load_setitems(self):
+        items = self.pop_mark()
         _require(self.stack[-1], dict).update(_paired(items))
 
-    def _build(self):
+    def _load_build(self):
         self.stack.pop()  # attributes of an OrderedDict, as a state dict's _metadata
         _require(self.stack[-1], dict)
 
-    def _global(self, name):
-        self._push_global(*name.split(' ', 1))
 
-    def _stack_global(self):
-        name, module = self.stack.pop(), self.stack.pop()
-        self._push_global(_require(module, str), _require(name, str))
+# What is left of the machine. No instruction here calls or changes an object but REDUCE, which finds no function on
+# the stack but those of `find_class`; those that look into dicts, of which BUILD would set attributes, are ours.
+_KEPT = (
+    'PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT '
+    'UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES '
+    'EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT '
+    'PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BINPERSID'
+)
+_METHODS = {code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in _KEPT.split())} | {
+    pickle.DICT[0]: _Unpickler._load_dict,
+    pickle.SETITEM[0]: _Unpickler._load_setitem,
+    pickle.SETITEMS[0]: _Unpickler._load_setitems,
+    pickle.BUILD[0]: _Unpickler._load_build,
+}
 
-    def _push_global(self, module, name):
-        if (module, name) not in _FUNCTIONS:
-            raise _Refused(f'holds more than weights: it asks for {f"{module}.{name}"[:100]!r}')
-        self.stack.append(_Global(module, name))
 
-    def _reduce(self):
-        arguments, function = _require(self.stack.pop(), tuple), _require(self.stack.pop(), _Global)
-        if function.name == 'OrderedDict':
-            pairs = arguments[0] if arguments else []
-            self.stack.append(_paired([item for pair in pairs for item in pair]))
-        elif function.name == '_rebuild_parameter':
-            self.stack.append(_require(arguments[0], Tensor))
-        elif function.name.startswith('_rebuild_tensor'):
-            self.stack.append(_tensor(*arguments[:4]))
-        else:
-            raise _Refused(f'holds more than weights: it calls {function.name!r}')
+class _Instructions:
+    """The table in which the machine looks up each instruction of one pickle."""
 
-    def _binpersid(self):
-        kind, storage_type, key, _, num_values, *view = _require(self.stack.pop(), tuple)
-        if kind != 'storage' or view not in ([], [None]):
-            raise ValueError('a storage that is part of another')
-        storage = Storage(DTYPES[_require(storage_type, _Global).name], _require(key, str), _count(num_values))
-        if self.storages.setdefault(key, storage) != storage:
-            raise ValueError(f'storage {key} is declared twice, differently')
-        self.stack.append(storage)
+    def __init__(self):
+        self.left = MAX_INSTRUCTIONS
+
+    def __getitem__(self, code):
+        self.left -= 1
+        if self.left < 0:
+            raise _Refused(f'is a pickle of more than {MAX_INSTRUCTIONS} instructions')
+        if code not in _METHODS:
+            raise _Refused(f'holds more than weights: the pickle instruction {pickletools.code2op[chr(code)].name}')
+        return _METHODS[code]
 
 
 def _paired(items):
-    """[key, value, key, value ...] -> dict."""
+    """[key, value, key, value ...] -> dict; other keys than these are not even hashed, which may never end."""
     return {_require(key, (str, int)): value for key, value in zip(items[::2], items[1::2], strict=True)}
 
 
@@ -325,12 +276,20 @@ def _require(value, kind):
 
 
 def _count(number):
-    if _require(number, int) < 0:
-        raise ValueError(f'a negative size {number}')
+    if not 0 <= _require(number, int) < MAX_SIZE:
+        raise ValueError('a size below 0 or beyond 64 bits')
     return number
 
 
-def _tensor(storage, offset, shape, strides):
+def _ordered_dict(pairs=()):
+    return {_require(key, (str, int)): value for key, value in pairs}
+
+
+def _parameter(data, requires_grad=False, backward_hooks=None):
+    return _require(data, Tensor)
+
+
+def _tensor(storage, offset, shape, strides, requires_grad=False, backward_hooks=None, metadata=None):
     """Return a Tensor that lies inside its storage and has no more values than that."""
     _require(storage, Storage)
     shape, strides = ([_count(n) for n in _require(numbers, tuple)] for numbers in (shape, strides))
@@ -340,3 +299,11 @@ def _tensor(storage, offset, shape, strides):
     if math.prod(shape) and last >= storage.num_values:
         raise ValueError(f'a tensor of {shape} ends outside of its storage')
     return Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+_FUNCTIONS = {
+    ('collections', 'OrderedDict'): _ordered_dict,
+    ('torch._utils', '_rebuild_tensor'): _tensor,
+    ('torch._utils', '_rebuild_tensor_v2'): _tensor,
+    ('torch._utils', '_rebuild_parameter'): _parameter,
+} | {('torch', name): _StorageType(dtype) for name, dtype in DTYPES.items()}

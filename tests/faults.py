@@ -355,7 +355,7 @@ FAULTS = [
         'checkpoints_tools/torch_pickle.py',
         'if (module, name) not in _FUNCTIONS:',
         "if (module, name) not in _FUNCTIONS and module not in ('os', 'builtins'):",
-        'tests/from_torch_test.py -k would_run_code',
+        'tests/torch_pickle_test.py -k would_run_code',
     ),
     # Commands.
     Fault(
