@@ -1,9 +1,9 @@
-"""Build TFRecord shards from own pictures: a folder for each class.
+"""Build TFRecord shards from own images: a folder for each class.
 
     python data/build_image_data.py --train_directory=pets/train --validation_directory=pets/validation \\
         --output_directory=shards --labels_file=labels.txt
 
-Reads <train_directory>/<class>/<file> and validation pictures in folders of the same names: JPEG, PNG, GIF (its first
+Reads <train_directory>/<class>/<file> and validation images in folders of the same names: JPEG, PNG, GIF (its first
 frame), WebP and BMP, by their bytes, whatever they are called. labels_file has a class a line, the label of each is its
 place, from 1; label 0 is kept for the background. Writes train-00000-of-00002 ..., validation-00000-of-00002 ... and a
 manifest of each, which also names what was left out. A build that was stopped continues with the same command.
@@ -12,28 +12,24 @@ manifest of each, which also names what was left out. A build that was stopped c
 import os
 import sys
 
-import build_imagenet_data
-import pictures
-from absl import flags
-
-from official_resnet.command_line import program
-from official_resnet.errors import UserError
+try:
+    from official_resnet.building import image_list, labels
+    from official_resnet.command_line import build_program, program
+    from official_resnet.errors import UserError
+except ModuleNotFoundError as error:  # run by its path, without an installation
+    sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
 SUFFIXES = ('.bmp', '.gif', '.jpe', '.jpeg', '.jpg', '.png', '.webp')
 
 
 def define_flags():
     """Return the flags, in a set of their own."""
-    values = flags.FlagValues()
-    build_imagenet_data.define_build_flags(
-        values,
-        2,
-        2,
+    return build_program.define_folder_flags(
+        (2, 2),
         2,
         '',
         'Classes, one a line. Without it the folders in train_directory, or else validation_directory, by name.',
     )
-    return values
 
 
 def main(argv):
@@ -42,19 +38,18 @@ def main(argv):
 
 
 def _run(values):
-    classes = None
+    classes = []
 
-    def list_pictures(name, folder):
-        nonlocal classes
-        if classes is None:
-            classes = (
-                build_imagenet_data.read_labels(os.path.expanduser(values.labels_file))
+    def list_images(name, folder):
+        if not classes:  # not before there is something to build
+            classes.extend(
+                labels.read_classes(os.path.expanduser(values.labels_file))
                 if values.labels_file
                 else _folders(values.train_directory or values.validation_directory)
             )
-        return pictures.from_folders(folder, classes, SUFFIXES, is_complete=name == 'train')
+        return image_list.from_folders(folder, classes, SUFFIXES, is_complete=name == 'train')
 
-    return build_imagenet_data.build_splits(values, list_pictures, lambda name: {'layout': 'folder'})
+    return build_program.build_folders(values, list_images, build_program.options(values, layout='folder'))
 
 
 def _folders(root):
@@ -70,9 +65,14 @@ def _folders(root):
             f"'{root}' cannot be read ({error.strerror}); pass a folder that has one for each class"
         ) from None
     if not names:
-        raise UserError(f"'{root}' has no folders; put the pictures of each class into one of its own")
+        raise UserError(f"'{root}' has no folders; put the images of each class into one of its own")
     return names
 
 
-if __name__ == '__main__':
+def run():
+    """Run with the arguments of the command line and exit."""
     sys.exit(main(sys.argv))
+
+
+if __name__ == '__main__':
+    run()

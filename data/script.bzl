@@ -36,11 +36,10 @@ def _script_impl(ctx):
         ),
         is_executable = True,
     )
-    files = [main] + ctx.files.srcs
     return [DefaultInfo(
         executable = launcher,
         files = depset([launcher]),
-        runfiles = ctx.runfiles(files = files),
+        runfiles = ctx.runfiles(files = [main]),
     )]
 
 script = rule(
@@ -50,7 +49,6 @@ script = rule(
         "install": attr.string(default = ".", doc = "What pip installs, for a message."),
         "main": attr.label(allow_single_file = [".py"], mandatory = True),
         "modules": attr.string_list(default = ["official_resnet"], doc = "Modules without which it cannot start."),
-        "srcs": attr.label_list(allow_files = True, doc = "Its neighbours, which it imports."),
     },
     executable = True,
 )

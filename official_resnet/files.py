@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import pathlib
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike, is_shared: bool = False) -> Iterator[pathlib.Path]:
+def replacing(
+    path: str | os.PathLike, is_shared: bool = False, part: str | os.PathLike | None = None
+) -> Iterator[pathlib.Path]:
     """Yield the path of a file to write; when the block ends, that file becomes `path` in one step.
 
     A kill, a crash, a power cut or a full disk leaves the old `path` as it was: the new file is flushed to the disk
@@ -24,13 +27,14 @@ def replacing(path: str | os.PathLike, is_shared: bool = False) -> Iterator[path
     Args:
         path: the final name. Its folder exists.
         is_shared: several processes may write `path` at once, so each needs a name of its own until the rename.
+        part: the name until then, on the same file system; without it one beside `path`.
 
     Example:
         >>> with replacing('/tmp/answer.txt') as part:
         ...     _ = part.write_text('42')
     """
     path = pathlib.Path(path)
-    part = path.with_name(f'part.{os.getpid()}.{path.name}' if is_shared else f'part.{path.name}')
+    part = pathlib.Path(part or path.with_name(f'part.{os.getpid()}.{path.name}' if is_shared else f'part.{path.name}'))
     try:
         yield part
         _sync(part)
@@ -46,6 +50,20 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a small UTF-8 text file, whole or not at all."""
     with replacing(path) as part:
         part.write_text(text, encoding='utf-8')
+
+
+def write_json(path: str | os.PathLike, value: dict) -> None:
+    """Write a small JSON file, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1))
+
+
+def read_json(path: str | os.PathLike) -> dict | None:
+    """Return what `write_json` wrote; None if the file is missing, or holds anything else."""
+    try:
+        value = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def lock(path: str | os.PathLike) -> IO[str]:
@@ -89,5 +107,8 @@ def _sync(path: pathlib.Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of a file system that cannot do it for folders
+            raise
     finally:
         os.close(descriptor)

@@ -13,20 +13,31 @@ PACKAGE = pathlib.Path(official_resnet.__file__).parent
 ROOT = PACKAGE.parent
 # A room may import from itself and from those before it. A module of the package itself is a room of its own.
 ROOMS = [
-    *('errors', 'files', 'inputs', 'resnet_spec', 'layers', 'resnet_model', 'resnet_variants', 'checkpoints'),
+    *(
+        'errors',
+        'files',
+        'inputs',
+        'building',
+        'resnet_spec',
+        'layers',
+        'resnet_model',
+        'resnet_variants',
+        'checkpoints',
+    ),
     *('inference', 'checkpoints_tools', 'training', 'resnet_run_loop', 'reports', 'command_line', 'experiments'),
-    *('building', 'PROGRAM'),
+    'PROGRAM',
 ]
-NO_KERAS = ('errors', 'files', 'inputs', 'resnet_spec')  # rooms that never import it
+NO_KERAS = ('errors', 'files', 'inputs', 'building', 'resnet_spec')  # rooms that never import it
 # What a program reads before it starts TensorFlow. An import inside a function is late, and does not count.
 NO_TENSORFLOW = (
     *('errors', 'files', 'resnet_spec', 'resnet_variants', 'checkpoints', 'training.config', 'training.recipes'),
     *('training.devices', 'training.workers', 'inputs.class_tables', 'inputs.images', 'inputs.jpeg'),
     *('inputs.tfrecords', 'inputs.download', 'command_line.program', 'command_line.flags'),
-    'command_line.train_program',
+    *('command_line.train_program', 'command_line.build_program', 'building.shards', 'building.beam'),
 )
 PROGRAMS = ('_main', '_download_and_extract', 'read_ckpt')  # how a program's name ends
-FILES = sorted([*PACKAGE.rglob('*.py'), *(ROOT / 'checkpoints_tools').glob('*.py')])
+COMMANDS = sorted((ROOT / 'data').glob('*.py'))
+FILES = sorted([*PACKAGE.rglob('*.py'), *(ROOT / 'checkpoints_tools').glob('*.py'), *COMMANDS])
 
 
 def dotted(path):
@@ -37,7 +48,7 @@ def dotted(path):
 
 def room_of(name):
     """The room of a dotted name."""
-    return 'PROGRAM' if name.endswith(PROGRAMS) else name.split('.')[0]
+    return 'PROGRAM' if name.endswith(PROGRAMS) or name.startswith('data.') else name.split('.')[0]
 
 
 def imports(path, is_late=True):
@@ -60,13 +71,20 @@ def test_imports_go_one_way(path):
     room = room_of(dotted(path))
     for name in imports(path):
         top, _, below = name.partition('.')
-        assert top not in ('benchmarks', 'tests', 'data'), f'{path} imports {name}'
+        assert top not in ('benchmarks', 'tests', 'data', *(command.stem for command in COMMANDS))
         if (top == 'official_resnet' and below or top == 'checkpoints_tools') and room != '__init__':
             other = room_of(below if top == 'official_resnet' else name)
             assert other != 'PROGRAM', f'{path} imports the program {name}'
             assert ROOMS.index(other) <= ROOMS.index(room), f'{path} imports {name}, which is not below it'
+            assert other != 'building' or room in ('building', 'command_line', 'PROGRAM')
         assert top != 'keras' or room not in NO_KERAS, f'{path} imports Keras'
         assert top != 'matplotlib' or dotted(path) == 'reports.figures'
+
+
+def test_nothing_changes_the_path_of_imports():
+    files = [*FILES, *(ROOT / 'benchmarks').glob('*.py'), *(ROOT / 'tests').glob('*.py')]
+    text = 'sys.' + 'path'  # which stands in this file, too
+    assert [path for path in files if f'{text}.' in path.read_text() or f'{text}[' in path.read_text()] == []
 
 
 @pytest.mark.parametrize('name', NO_TENSORFLOW)

@@ -2,13 +2,15 @@
 
 import io
 
-import build_image_data
+import data_commands
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
 from official_resnet.inputs import tfrecords
+
+build_image_data = data_commands.load('build_image_data')
 
 
 def picture(level, kind='JPEG', mode='RGB'):
@@ -150,4 +152,4 @@ def test_mistakes(folder, capfd, more, message):
 
 def test_a_folder_without_folders(folder, capfd):
     assert run(folder, f'--train_directory={folder}/train/dog') == 1
-    assert 'has no folders; put the pictures of each class' in capfd.readouterr().err
+    assert 'has no folders; put the images of each class' in capfd.readouterr().err

@@ -1,20 +1,19 @@
 """The program that builds ImageNet's shards from folders: upstream's flags and names, and its mistakes."""
 
 import os
-import pathlib
 import signal
 import subprocess
 import sys
 
-import build_imagenet_data
+import data_commands
 import ilsvrc
 import pytest
-import shards
 
-from official_resnet import errors
+from official_resnet.building.verify import verify
 from official_resnet.inputs import tfrecords
 
-PROGRAM = pathlib.Path(build_imagenet_data.__file__)
+PROGRAM = data_commands.FOLDER / 'build_imagenet_data.py'
+build_imagenet_data = data_commands.load('build_imagenet_data')
 
 
 @pytest.fixture
@@ -128,12 +127,6 @@ def test_defaults_are_upstreams():
     }
 
 
-def test_lists_of_the_package():
-    labels, texts = build_imagenet_data.read_labels(), build_imagenet_data.read_texts()
-    assert len(labels) == 1000 and labels == sorted(labels) == list(texts)
-    assert labels[0] == 'n01440764' and texts['n01440764'].startswith('tench')
-
-
 def test_without_lists_and_boxes(raw, capfd):
     """Default names that are not there: the 1000 classes, of which this folder lacks most."""
     folder, _ = raw
@@ -164,28 +157,13 @@ def test_mistakes(raw, capfd, changed, message):
     assert err.startswith('build_imagenet_data: ') and message in err and err.count('\n') == 1
 
 
-def test_mistakes_in_lists(tmp_path):
-    path = tmp_path / 'list'
-    for text, read_file, message in (
-        (b'a\nb\na\n', build_imagenet_data.read_labels, "'a' 2 times"),
-        (b'\n', build_imagenet_data.read_labels, 'is empty'),
-        (b'\xff\n', build_imagenet_data.read_labels, 'not UTF-8'),
-        (b'a\tb\nc d\n', build_imagenet_data.read_texts, 'no tabulator in line 2'),
-    ):
-        path.write_bytes(text)
-        with pytest.raises(errors.UserError, match=message):
-            read_file(path)
-    path.write_bytes(b' a\n\nb \r\n')
-    assert build_imagenet_data.read_labels(path) == ['a', 'b']
-
-
 def test_a_broken_picture(raw, capfd):
     folder, layout = raw
     name = next(iter(layout.train))
     (folder / 'train' / name[:9] / name).write_bytes(layout.train[name][:-100])
     argv = arguments(folder, validation_directory='')
     assert build_imagenet_data.main([*argv, '--on_broken=fail']) == 1
-    assert f"picture '{name[:9]}/{name}' is broken (cut off" in capfd.readouterr().err
+    assert f"image '{name[:9]}/{name}' is broken (cut off" in capfd.readouterr().err
     assert build_imagenet_data.main(argv) == 0
     out = capfd.readouterr().out
     assert f"broken, left out: '{name[:9]}/{name}' (cut off" in out and 'Finished writing all 11 images' in out
@@ -202,8 +180,8 @@ def test_no_tensorflow_and_a_quick_start(raw):
         env={key: value for key, value in os.environ.items() if key != 'PYTHONPATH'},
     )
     imported = {line.rpartition('|')[2].strip() for line in result.stderr.splitlines()}
-    assert 'shards' in imported and not {'tensorflow', 'keras', 'PIL.Image'} & imported
-    assert shards.verify(folder / 'out', 'train', print) == 0
+    assert 'official_resnet.building.shards' in imported and not {'tensorflow', 'keras', 'PIL.Image'} & imported
+    assert verify(folder / 'out', 'train', print) == 0
 
 
 def test_ctrl_c(raw):

@@ -1,8 +1,6 @@
 """Shared fixtures. TensorFlow is started here once, quietly, with two logical CPUs for the tests of replicas."""
 
 import os
-import pathlib
-import sys
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')  # the numbers in the tests are a CPU's
@@ -15,7 +13,6 @@ import tensorflow as tf
 
 from official_resnet.inputs import cifar, idx
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'data'))  # offline tools, which are not installed
 MNIST_FILES = {
     'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
     'test': ('t10k-images-idx3-ubyte.gz', 't10k-labels-idx1-ubyte.gz'),

@@ -14,21 +14,24 @@ import sys
 import threading
 import time
 
-import download_and_preprocess_imagenet as program
+import data_commands
 import ilsvrc
 import numpy as np
 import pytest
 
+from official_resnet.building import downloads
+from official_resnet.building.boxes import CSV
 from official_resnet.inputs import download, tfrecords
 
-SCRIPT = program.__file__
+SCRIPT = str(data_commands.FOLDER / 'download_and_preprocess_imagenet.py')
+program = data_commands.load('download_and_preprocess_imagenet')
 SHARDS = ['--train_shards=6', '--validation_shards=2', '--num_threads=1']
 USER, KEY = 'someone', 'secret:word'
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    for name in program.CREDENTIALS:
+    for name in downloads.CREDENTIALS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv('no_proxy', '127.0.0.1')
     monkeypatch.setattr(download, 'RETRY_SECONDS', 0)
@@ -99,11 +102,11 @@ def test_records(built):
     for number, synset in enumerate(built.validation_synsets, 1):
         row = validation[f'ILSVRC2012_val_{number:08d}.JPEG']
         assert row['image/class/synset'] == [synset.encode()] and row['image/object/bbox/xmin'] == []
-    assert (built.folder / 'raw-data' / program.CSV).read_bytes() == built.csv
+    assert (built.folder / 'raw-data' / CSV).read_bytes() == built.csv
 
 
 def test_nothing_is_unpacked_and_no_account_is_needed(built, capsys):
-    assert sorted(path.name for path in (built.folder / 'raw-data').iterdir()) == ['.boxes.json', program.CSV]
+    assert sorted(path.name for path in (built.folder / 'raw-data').iterdir()) == ['.boxes.json', CSV]
     before = {path: path.stat().st_mtime_ns for path in built.folder.rglob('*') if path.is_file()}
     assert run(built.folder, built) == 0
     assert capsys.readouterr().out.count('nothing to do') == 2
@@ -149,7 +152,7 @@ def test_keep_extracted(built, tmp_path, capsys):
             '--train_shards=6',
             '--num_threads=1',
             built.flags[0],
-            f'--bounding_box_file={raw}/{program.CSV}',
+            f'--bounding_box_file={raw}/{CSV}',
             f'--imagenet_metadata_file={built.folder}/imagenet_metadata.txt',
         ],
         check=True,
@@ -191,7 +194,7 @@ def test_killed_at_any_time_it_goes_on_to_the_same_bytes(built, tmp_path):
     done = subprocess.run(command(tmp_path, built), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert kills and outputs(tmp_path) == outputs(built.folder)
-    assert not [path for path in tmp_path.rglob('*') if path.name.endswith('.part')]
+    assert not [path for path in tmp_path.rglob('*') if path.name.endswith('.part') or path.name.startswith('part.')]
 
 
 def test_killed_midway_finished_shards_stay(built, tmp_path):
@@ -348,12 +351,12 @@ def test_no_room(built, tmp_path, capsys, monkeypatch):
     link(built, tmp_path)
     size = sum((tmp_path / name).stat().st_size for name in (ilsvrc.TRAIN, ilsvrc.VALIDATION))
     usage = type('', (), {'free': size - 1})
-    monkeypatch.setattr(program.shutil, 'disk_usage', lambda folder: usage)
+    monkeypatch.setattr(downloads.shutil, 'disk_usage', lambda folder: usage)
     assert run(tmp_path, built) == 1
     one_line(capsys, 'GB free')
     usage.free = 2 * size - 1
     assert run(tmp_path, built, '--keep_extracted') == 1
-    one_line(capsys, 'extracted pictures')
+    one_line(capsys, 'extracted images')
     assert run(tmp_path, built) == 0
     usage.free = 0
     assert run(tmp_path, built) == 0  # nothing is left to write
@@ -362,12 +365,12 @@ def test_no_room(built, tmp_path, capsys, monkeypatch):
 def test_md5_is_compared_once_where_the_size_is_official(built, tmp_path, capsys, monkeypatch):
     data_dir = copy(built, tmp_path / 'data')
     data = (data_dir / ilsvrc.TRAIN).read_bytes()
-    right = program.Tar(ilsvrc.TRAIN, len(data), hashlib.md5(data).hexdigest())
-    monkeypatch.setitem(program.TARS, 'train', program.Tar(ilsvrc.TRAIN, len(data), '0' * 32))
+    right = downloads.Tar(ilsvrc.TRAIN, len(data), hashlib.md5(data).hexdigest())
+    monkeypatch.setitem(downloads.TARS, 'train', downloads.Tar(ilsvrc.TRAIN, len(data), '0' * 32))
     assert run(data_dir, built) == 1
     one_line(capsys, f'has MD5 {right.md5} instead of {"0" * 32}; remove it')
     assert run(data_dir, built, '--noverify_checksums') == 0
-    monkeypatch.setitem(program.TARS, 'train', right)
+    monkeypatch.setitem(downloads.TARS, 'train', right)
     assert run(data_dir, built) == 0
     assert 'comparing the MD5' in capsys.readouterr().out
     assert run(data_dir, built) == 0
@@ -375,11 +378,11 @@ def test_md5_is_compared_once_where_the_size_is_official(built, tmp_path, capsys
 
 
 def test_official_files_are_stated():
-    assert {name: (tar.size, tar.md5) for name, tar in program.TARS.items()} == {
+    assert {name: (tar.size, tar.md5) for name, tar in downloads.TARS.items()} == {
         'train': (147897477120, '1d675b47d978889d74fa0da5fadfb00e'),
         'validation': (6744924160, '29b22e2961454d5413ddabcf34fc5622'),
     }
-    assert program.URL == 'https://image-net.org/data/ILSVRC/2012/'
+    assert downloads.URL == 'https://image-net.org/data/ILSVRC/2012/'
 
 
 def test_tensorflow_is_not_imported(built):
@@ -390,13 +393,12 @@ def test_tensorflow_is_not_imported(built):
         'except SystemExit: pass\n'
         'print("tensorflow" in sys.modules, "keras" in sys.modules)'
     )
-    for name in ('download_and_preprocess_imagenet', 'build_imagenet_data_beam', 'bounding_boxes'):
+    for name in data_commands.NAMES:
         out = subprocess.run(
             [sys.executable, '-c', code, pathlib.Path(SCRIPT).with_name(f'{name}.py')],
             capture_output=True,
             text=True,
             check=True,
-            env=os.environ | {'PYTHONPATH': os.path.dirname(SCRIPT)},
         ).stdout
         assert out.splitlines()[-1] == 'False False', name
 
@@ -457,7 +459,7 @@ def start_server(built):
 
 
 def sign_in(monkeypatch, key=KEY):
-    for name, value in zip(program.CREDENTIALS, (USER, key), strict=True):
+    for name, value in zip(downloads.CREDENTIALS, (USER, key), strict=True):
         monkeypatch.setenv(name, value)
 
 

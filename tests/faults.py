@@ -327,10 +327,10 @@ FAULTS = [
     Fault(
         'shard-in-place',
         'A shard has its final name only when it is whole.',
-        'data/shard_job.py',
-        "part = self.folder / f'{self.shard_name(shard)}.part'",
-        'part = self.output_dir / self.shard_name(shard)',
-        'tests/shards_test.py -k no_room_on_the_disk',
+        'official_resnet/building/job.py',
+        "with files.replacing(self.shard_path(shard), part=f'{kept}.part') as part:",
+        'for part in [self.shard_path(shard)]:',
+        'tests/building_shards_test.py -k no_room_on_the_disk',
     ),
     # Conversion.
     Fault(

@@ -11,13 +11,13 @@ import threading
 
 import download_test
 import ilsvrc
-import imagenet_tars
 import numpy as np
 import pytest
 import wrong_inputs_test
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from official_resnet.building import tars
 from official_resnet.command_line import flags, train_program
 from official_resnet.command_line.program import run_program
 from official_resnet.errors import UserError
@@ -194,7 +194,7 @@ def test_pictures_in_a_tar_of_tars_are_found_where_they_are(pictures, tar_format
         f'{synset}.tar': ilsvrc.tar_bytes(named, tar_format) for synset, named in zip(SYNSETS, pictures, strict=True)
     }
     with files(ilsvrc.tar_bytes(inner, tar_format)) as [path]:
-        found = imagenet_tars.train_pictures(path, SYNSETS, log=lambda line: None)
+        found = tars.index('train', path, SYNSETS, log=lambda line: None)
         assert {(found.synset(i), found.basename(i)): found.read_bytes(i) for i in range(len(found))} == {
             (synset, name): data
             for synset, named in zip(SYNSETS, pictures, strict=True)
@@ -219,7 +219,7 @@ def test_a_changed_tar_is_indexed_or_refused(edits, aligned):
     data = edited(TAR, edits)
     with files(data) as [path]:
         try:
-            found = imagenet_tars.train_pictures(path, SYNSETS, log=lambda line: None)
+            found = tars.index('train', path, SYNSETS, log=lambda line: None)
         except UserError as error:
             assert refused(error, path), error
         else:
@@ -258,7 +258,6 @@ VALUES = TEXT | st.sampled_from(
         '\x1b[31m',
     ]
 )
-MAINS = [name for name in wrong_inputs_test.PROGRAMS if name != 'bounding_boxes']  # which has no flags
 
 
 @st.composite
@@ -286,7 +285,7 @@ def arguments(draw, names):
     return result
 
 
-@pytest.mark.parametrize('program', MAINS)
+@pytest.mark.parametrize('program', wrong_inputs_test.PROGRAMS)
 @settings(quick, max_examples=40)
 @given(data=st.data())
 def test_any_arguments_are_taken_or_refused_in_one_line(program, data):

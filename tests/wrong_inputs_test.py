@@ -15,12 +15,7 @@ import socket
 import sys
 import types
 
-import benchmark_build
-import bounding_boxes
-import build_image_data
-import build_imagenet_data
-import build_imagenet_data_beam
-import download_and_preprocess_imagenet
+import data_commands
 import ilsvrc
 import imagenet_shards
 import numpy as np
@@ -30,9 +25,10 @@ from absl import flags as absl_flags
 from PIL import Image
 
 import official_resnet
-from benchmarks import benchmark_main
+from benchmarks import benchmark_main, build
 from checkpoints_tools import read_ckpt
 from official_resnet import cifar10_download_and_extract, predict_main, resnet_model, resnet_spec
+from official_resnet.building import downloads
 from official_resnet.command_line import flags, train_program
 from official_resnet.command_line.program import run_program
 from official_resnet.errors import UserError
@@ -67,6 +63,11 @@ def plain(module, body, *base):
         lambda argv: run_program(argv, module.__doc__, module.define_flags(), body),
         list(base),
     )
+
+
+def data_command(name, *base):
+    module = data_commands.load(name)
+    return Program(module.define_flags, module.main, list(base))
 
 
 RUN = ['--model_dir={new}/model', '--nodownload', '-bs=16', '-te=1']
@@ -117,22 +118,19 @@ PROGRAMS = {
         '--images_per_class=2',
     ),
     'read_ckpt': Program(read_ckpt.define_flags, read_ckpt.main, ['--input={text}', '--output={new}/net.keras']),
-    'download_and_preprocess_imagenet': Program(
-        download_and_preprocess_imagenet.define_flags,
-        download_and_preprocess_imagenet.main,
-        ['--data_dir={ilsvrc}', *LISTS, *SHARDS],
+    'download_and_preprocess_imagenet': data_command(
+        'download_and_preprocess_imagenet', '--data_dir={ilsvrc}', *LISTS, *SHARDS
     ),
-    'build_imagenet_data': Program(
-        build_imagenet_data.define_flags, build_imagenet_data.main, [*DIRECTORIES, *LISTS, *SHARDS]
+    'build_imagenet_data': data_command('build_imagenet_data', *DIRECTORIES, *LISTS, *SHARDS),
+    'build_image_data': data_command('build_image_data', *DIRECTORIES, *SHARDS),
+    'bounding_boxes': data_command('bounding_boxes'),
+    'build_imagenet_data_beam': data_command(
+        'build_imagenet_data_beam',
+        '--train_tar={ilsvrc}/ILSVRC2012_img_train.tar',
+        '--output_directory={new}',
+        *LISTS,
     ),
-    'build_image_data': Program(build_image_data.define_flags, build_image_data.main, [*DIRECTORIES, *SHARDS]),
-    'bounding_boxes': Program(absl_flags.FlagValues, bounding_boxes.main, []),
-    'build_imagenet_data_beam': Program(
-        build_imagenet_data_beam.define_flags,
-        build_imagenet_data_beam.main,
-        ['--train_tar={ilsvrc}/ILSVRC2012_img_train.tar', '--output_directory={new}', *LISTS],
-    ),
-    'benchmark_build': Program(benchmark_build.define_flags, benchmark_build.main, ['--pictures={text}']),
+    'build': Program(build.define_flags, build.main, ['--images={text}']),
 }
 CIFAR = ('cifar10_main', 'cifar100_main')
 TRAIN = (*CIFAR, 'mnist_main', 'imagenet_main')
@@ -143,7 +141,7 @@ FREE_TEXT = {'benchmark_test_id', *(name for name, _, _ in flags.OBSOLETE)}  # s
 ELSEWHERE = {
     'scaling_main': 'scaling_main_test',
     'scaling_measure_main': 'a process of scaling_main, without flags',
-    'shards': 'a process of the builders, without flags',
+    'benchmark_worker': 'a process of benchmark_main, without flags',
 }
 NOT_THERE = {  # what a program says of a data set that is missing and may not be fetched
     'cifar10_main': r"'{absent}' does not exist; run cifar10_download_and_extract.py --data_dir {absent} or pass anot",
@@ -184,7 +182,7 @@ def _rows_of_training():
     yield TRAIN, ['--tfds=no_such_set'], "tfds data set 'no_such_set'.*See tensorflow.org/datasets/catalog"
     yield TRAIN, ['--tfds=mnist', '--use_synthetic_data'], '--tfds, --use_synthetic_data and --image_folder exclude'
     yield TRAIN, ['--image_folder={absent}'], "image_folder '{absent}' is no folder; pass one that has a subfolder"
-    yield TRAIN, ['--image_folder={empty}'], "'{empty}' has no subfolders; put the pictures of each class into one"
+    yield TRAIN, ['--image_folder={empty}'], "'{empty}' has no subfolders; put the images of each class into one"
     yield TRAIN, ['--image_folder={one}'], "'{one}' has one class only, 'cat'; add a subfolder for another"
     yield TRAIN, ['--image_folder={hollow}'], "class folder '{hollow}/.*' has no picture .*add some, or remove it"
     yield TRAIN, ['--validation_fraction=0.2'], '--validation_fraction is of the pictures of --image_folder; pass that'
@@ -300,7 +298,11 @@ def _rows_of_tools():
     yield whole, ['--data_dir={new}', '--url=http://[x'], 'is not an http or https address in ASCII: correct it, or'
     yield whole, ['--labels_file={absent}'], "labels_file '{absent}' cannot be read .*; pass another"
     yield whole, ['--labels_file={bytes}'], "labels_file '{bytes}' cannot be read .not UTF-8.; pass another"
-    yield whole, ['--labels_file={text}'], 'has no ILSVRC2012_val_<number>.JPEG of a listed synset; pass ILSVRC2012_i'
+    yield (
+        whole,
+        ['--labels_file={text}'],
+        'has no image in ILSVRC2012_val_<number>.JPEG of a listed synset.*; pass ILSVRC2012_i',
+    )
     yield whole, ['--metadata_file={text}'], "'{text}' has no tabulator in line 1; write 'class TAB text'"
     yield whole, ['--validation_labels_file={text}'], "'{text}' has 'one' in line 1, no synset as n01440764; put"
     yield 'build_imagenet_data', ['--imagenet_metadata_file={text}'], "has no tabulator in line 1; write 'class TAB te"
@@ -310,17 +312,19 @@ def _rows_of_tools():
     yield BUILDERS, ['--labels_file={nul}'], "labels_file '{nul}' has a NUL byte in .*; write a class a line"
     yield BUILDERS, ['--labels_file={twice}'], "labels_file '{twice}' has 'cat' 2 times; keep one of them"
     yield BUILDERS, ['--output_directory={text}'], "'{text}' cannot be written .*pass another --output_directory"
-    yield BUILDERS, ['--output_directory={shards}'], 'is of a build of other pictures or options; give those again, or'
+    yield BUILDERS, ['--output_directory={shards}'], 'is of a build of other images or options; give those again, or'
     yield BUILDERS, ['--output_directory={strangers}'], "is there already, without '.*manifest.json'.*; move it, or pa"
     yield BUILDERS, ['--train_directory={absent}'], "'{absent}.*' cannot be read .*; (make it, pass|pass a folder)"
     yield BUILDERS, ['--validation_directory={absent}'], "'{absent}/.*' cannot be read .*; make it, pass another folder"
-    yield 'build_image_data', ['--train_directory={empty}'], "'{empty}' has no folders; put the pictures of each class"
-    yield 'bounding_boxes', [], 'nothing is not the tar file or folder of boxes.*pass these'
-    yield 'bounding_boxes', ['--x'], '--x is not the tar file or folder of boxes.*pass these'
-    yield 'bounding_boxes', ['{text}', '{text}', 'more'], 'more is not the tar file or folder of boxes.*pass these'
+    yield 'build_image_data', ['--train_directory={empty}'], "'{empty}' has no folders; put the images of each class"
+    yield 'bounding_boxes', [], 'pass the tar file or folder of boxes, and perhaps SYNSETS'
+    yield 'bounding_boxes', ['--x'], "Unknown command line flag 'x'"
+    yield 'bounding_boxes', ['{text}', '{text}', 'more'], "unexpected argument 'more'"
+    yield 'bounding_boxes', ['--boxes={absent}'], "'{absent}' cannot be read"
+    yield 'bounding_boxes', ['{empty}', '--synsets={absent}'], "synsets '{absent}' cannot be read .*; pass another"
     yield 'bounding_boxes', ['{absent}'], "'{absent}' cannot be read .*; pass ILSVRC2012_bbox_train_v2.tar.gz, or"
     yield 'bounding_boxes', ['{text}'], "'{text}' is damaged or no tar file: .*; get it again"
-    yield 'bounding_boxes', ['{empty}'], "'{empty}' has no <synset>/<picture>.xml; pass ILSVRC2012_bbox_train_v2.tar"
+    yield 'bounding_boxes', ['{empty}'], "'{empty}' has no <synset>/<image>.xml; pass ILSVRC2012_bbox_train_v2.tar"
     yield 'bounding_boxes', ['{ilsvrc}/ILSVRC2012_bbox_train_v2.tar.gz', '{bytes}'], "'{bytes}' cannot be read .*; pass"
     beam = 'build_imagenet_data_beam'
     yield beam, ['--output_directory='], '--output_directory=: pass where the shards go'
@@ -331,10 +335,10 @@ def _rows_of_tools():
     yield beam, ['--metadata_file={text}'], "'{text}' has no tabulator in line 1; write 'class TAB text'"
     yield beam, ['--bounding_box_file={text}'], "'{text}' is damaged or no tar file: .*; get it again"
     yield beam, ['stray'], "unexpected argument 'stray'; --help lists the flags"
-    yield 'benchmark_build', [], "--pictures '{text}' cannot be read .*; pass a tar file or folder of JPEGs"
-    yield 'benchmark_build', ['--pictures='], '--pictures is missing; pass a tar file or folder of JPEGs'
-    yield 'benchmark_build', ['--pictures={empty}'], "'{empty}' has no colour JPEG; pass another"
-    yield 'benchmark_build', ['--pictures={raw}', '--folder={absent}'], "'{absent}/.*mend that and run the same comman"
+    yield 'build', [], "--images '{text}' cannot be read .*; pass a tar file or folder of JPEGs"
+    yield 'build', ['--images='], '--images is missing; pass a tar file or folder of JPEGs'
+    yield 'build', ['--images={empty}'], "'{empty}' has no colour JPEG; pass another"
+    yield 'build', ['--images={raw}', '--folder={absent}'], "'{absent}/.*mend that and run the same comman"
 
 
 def values_of_wrong_type(flag):
@@ -509,7 +513,7 @@ def call(monkeypatch, capfd, network):
     monkeypatch.setattr(sys, 'stdin', open(os.devnull))  # which asks for no account
     monkeypatch.setitem(sys.modules, 'apache_beam', types.ModuleType('apache_beam'))  # wrong inputs do not get there
     monkeypatch.setenv('no_proxy', '127.0.0.1')
-    for name in ('TF_CONFIG', *download_and_preprocess_imagenet.CREDENTIALS):
+    for name in ('TF_CONFIG', *downloads.CREDENTIALS):
         monkeypatch.delenv(name, raising=False)
 
     def run_here(program, args):
@@ -554,8 +558,9 @@ def test_every_flag_has_a_wrong_value_in_the_table_or_cannot_be_wrong(program):
 
 
 def test_every_program_is_in_the_table():
-    data = pathlib.Path(build_imagenet_data.__file__).parent
-    files = [*PACKAGE.glob('*_main.py'), *PACKAGE.glob('experiments/*_main.py'), *data.glob('*.py')]
+    benchmarks = pathlib.Path(build.__file__).parent
+    folders = (PACKAGE.glob('*_main.py'), PACKAGE.glob('experiments/*_main.py'), data_commands.FOLDER.glob('*.py'))
+    files = [*itertools.chain(*folders), *benchmarks.glob('*.py')]
     programs = {path.stem for path in files if "if __name__ == '__main__':" in path.read_text(encoding='utf-8')}
     assert programs - ELSEWHERE.keys() | {'cifar10_download_and_extract', 'read_ckpt'} == PROGRAMS.keys()
 

@@ -1,20 +1,20 @@
 """Measure the builder of shards: its rate beside upstream's way, its memory, and a synthetic ImageNet on a real disk.
 
-    python data/benchmark_build.py --pictures=imagenet-sample.tar                # pictures/s of one core, both ways
-    python data/benchmark_build.py --pictures=imagenet-sample.tar --memory       # peak memory for N and 10 N pictures
-    python data/benchmark_build.py --pictures=imagenet-sample.tar --synthetic=100000 --folder=DIR
+    python -m benchmarks.build --images=imagenet-sample.tar                # images/s of one core, both ways
+    python -m benchmarks.build --images=imagenet-sample.tar --memory       # peak memory for N and 10 N images
+    python -m benchmarks.build --images=imagenet-sample.tar --synthetic=100000 --folder=DIR
 
 Pictures are repeated, each with another comment, until there are enough. Upstream's way (research/inception): every
-picture is decoded in a session of TensorFlow, which tells its size, then tf.train.Example and TFRecordWriter. Both run
+image is decoded in a session of TensorFlow, which tells its size, then tf.train.Example and TFRecordWriter. Both run
 on one core, taking turns, and read what has just been written, so from memory. Rates are by time of the core, which
 does not depend on the disk, and by the clock, where the builder waits for the disk (fsync) and upstream's way does not.
 Starting TensorFlow or a process of the builder (2 s, 0.2 s) does not count. --synthetic writes a tar of tars in
-ILSVRC2012's shape, about 0.1 MB a picture, and as much again of shards, has the system forget what it wrote, builds,
+ILSVRC2012's shape, about 0.1 MB an image, and as much again of shards, has the system forget what it wrote, builds,
 and removes everything.
 
-On two cores of an AMD EPYC: 4717 pictures/s of a core's time against 800, 5.9 times as many, and 5.0 times by the clock
-(medians, n = 5, nothing beside it); peak memory 40.8 MB, a process 40.9 MB, for 300 and for 3000 pictures (n = 1);
---synthetic=100000: 2012 pictures/s, 211 MB/s, by two processes, where the disk wrote 317 MB/s (n = 1).
+On two cores of an AMD EPYC: 4717 images/s of a core's time against 800, 5.9 times as many, and 5.0 times by the clock
+(medians, n = 5, nothing beside it); peak memory 43 MB, a process 44 MB, for 300 and for 3000 images (n = 1);
+--synthetic=100000: 2012 images/s, 211 MB/s, by two processes, where the disk wrote 317 MB/s (n = 1).
 """
 
 import functools
@@ -30,13 +30,12 @@ import tempfile
 import threading
 import time
 
-import build_imagenet_data
-import imagenet_tars
-import pictures
-import shard_job
-import shards
 from absl import flags
 
+from official_resnet.building import image_list, labels, records, shards, tars
+from official_resnet.building.job import Job, shard_name
+from official_resnet.building.records import Options
+from official_resnet.building.verify import verify
 from official_resnet.command_line import program
 from official_resnet.errors import UserError
 from official_resnet.inputs import jpeg
@@ -52,18 +51,18 @@ def define_flags():
     """Return the flags, in a set of their own."""
     values = flags.FlagValues()
     for name, default, text in (
-        ('pictures', None, 'Tar file or folder of JPEGs.'),
+        ('images', None, 'Tar file or folder of JPEGs.'),
         ('folder', None, 'Where to write, and afterwards remove; the temporary folder without it.'),
     ):
         flags.DEFINE_string(name, default, text, flag_values=values)
     flags.DEFINE_enum(
-        'child', None, ['ours', 'upstream', 'build'], 'Internal: measure the folder in --pictures.', flag_values=values
+        'child', None, ['ours', 'upstream', 'build'], 'Internal: measure the folder in --images.', flag_values=values
     )
     for name, default, text in (
         ('count', 5000, 'Pictures.'),
         ('runs', 5, 'Of each way.'),
         ('num_threads', os.cpu_count(), 'Processes; one where rates are compared.'),
-        ('synthetic', None, 'Measure with a tar of tars of so many pictures.'),
+        ('synthetic', None, 'Measure with a tar of tars of so many images.'),
         ('shards', 16, 'Files.'),
     ):
         flags.DEFINE_integer(name, default, text, 1, flag_values=values)
@@ -80,9 +79,9 @@ def _run(values):
     if values.child:
         print(json.dumps({'ours': _ours, 'upstream': _upstream, 'build': _build}[values.child](values)))
         return
-    if not values.pictures:
-        raise UserError('--pictures is missing; pass a tar file or folder of JPEGs')
-    sample = _read_sample(os.path.expanduser(values.pictures))
+    if not values.images:
+        raise UserError('--images is missing; pass a tar file or folder of JPEGs')
+    sample = _read_sample(os.path.expanduser(values.images))
     with tempfile.TemporaryDirectory(prefix='benchmark-', dir=values.folder) as folder:
         if values.synthetic:
             _measure_synthetic(values, sample, folder)
@@ -108,10 +107,10 @@ def _read_sample(path):
                 ]
     except (OSError, tarfile.TarError) as error:
         reason = str(error).splitlines()[0].rstrip(':')
-        raise UserError(f"--pictures '{path}' cannot be read ({reason}); pass a tar file or folder of JPEGs") from None
+        raise UserError(f"--images '{path}' cannot be read ({reason}); pass a tar file or folder of JPEGs") from None
     sample = [data for data in found if _is_colour_jpeg(data)]
     if not sample:
-        raise UserError(f"--pictures '{path}' has no colour JPEG; pass another")
+        raise UserError(f"--images '{path}' has no colour JPEG; pass another")
     return sample
 
 
@@ -123,13 +122,13 @@ def _is_colour_jpeg(data):
 
 
 def _copies(sample, count):
-    """Yield so many pictures, all different: those of the sample with a comment that counts."""
+    """Yield so many images, all different: those of the sample with a comment that counts."""
     for number, data in zip(range(count), itertools.cycle(sample), strict=False):
         yield b'\xff\xd8\xff\xfe\x00\x0a%08d' % number + data[2:]
 
 
 def _lay_out(sample, folder, count):
-    """Write pictures as <folder>/<class>/<number>.JPEG, a class for each of the sample; return their bytes."""
+    """Write images as <folder>/<class>/<number>.JPEG, a class for each of the sample; return their bytes."""
     total = 0
     for number, data in enumerate(_copies(sample, count)):
         path = pathlib.Path(folder, f'c{number % len(sample):04d}', f'{number}.JPEG')
@@ -153,8 +152,8 @@ def _measure_rate(values, sample, folder):
             rates = [values.count / run[clock] for run in runs]
             middles[way] = statistics.median(rates)
             _log(
-                f'{text}, {way}: {middles[way]:.0f} pictures/s, {middles[way] * total / values.count / 1e6:.0f} MB/s '
-                f'({min(rates):.0f} to {max(rates):.0f}, n = {len(rates)}, {values.count} pictures of '
+                f'{text}, {way}: {middles[way]:.0f} images/s, {middles[way] * total / values.count / 1e6:.0f} MB/s '
+                f'({min(rates):.0f} to {max(rates):.0f}, n = {len(rates)}, {values.count} images of '
                 f'{total / values.count / 1e3:.0f} kB)'
             )
         _log(f'{text}: {middles["ours"] / middles["upstream"]:.1f} times as many')
@@ -164,9 +163,10 @@ def _child(values, way, folder):
     """Return what a process of its own measures."""
     command = [
         sys.executable,
-        __file__,
+        '-m',
+        'benchmarks.build',
         f'--child={way}',
-        f'--pictures={folder}/raw',
+        f'--images={folder}/raw',
         f'--folder={folder}/out-{way}',
         f'--num_threads={values.num_threads}',
         f'--shards={values.shards}',
@@ -179,11 +179,11 @@ def _child(values, way, folder):
 
 
 def _ours(values):
-    """Do what a process of the builder does with the pictures of a folder; return seconds."""
+    """Do what a process of the builder does with the images of a folder; return seconds."""
     _pin()
-    raw = pictures.from_folders(values.pictures, sorted(os.listdir(values.pictures)), _SUFFIXES)
-    job, options = shard_job.Job(values.folder, 'train', values.shards), shards.Options()
-    job.folder.mkdir(parents=True)
+    raw = image_list.from_folders(values.images, sorted(os.listdir(values.images)), _SUFFIXES)
+    job, options = Job(values.folder, 'train', values.shards), Options()
+    os.makedirs(job.folder)
     start, cpu = time.perf_counter(), _cpu()
     for shard in range(values.shards):
         job.write_shard(shard, functools.partial(shards.build_shard, raw, shard, values.shards, options))
@@ -192,19 +192,19 @@ def _ours(values):
 
 def _build(values):
     """Build the shards of a folder; return the peak memory in MB of this process and its largest child."""
-    raw = pictures.from_folders(values.pictures, sorted(os.listdir(values.pictures)), _SUFFIXES)
+    raw = image_list.from_folders(values.images, sorted(os.listdir(values.images)), _SUFFIXES)
     with _Peak() as peak:
         shards.build(raw, 'train', values.folder, values.shards, values.num_threads, log=lambda line: None)
     return {'parent': _peak_memory('self'), 'child': peak.largest}
 
 
 def _upstream(values):
-    """Write the same pictures into as many shards as upstream did; return seconds."""
+    """Write the same images into as many shards as upstream did; return seconds."""
     _pin()
     os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
     import tensorflow as tf
 
-    raw = pictures.from_folders(values.pictures, sorted(os.listdir(values.pictures)), _SUFFIXES)
+    raw = image_list.from_folders(values.images, sorted(os.listdir(values.images)), _SUFFIXES)
     os.makedirs(values.folder)
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         source = tf.compat.v1.placeholder(tf.string)
@@ -212,7 +212,7 @@ def _upstream(values):
         session.run(decoded, {source: raw.read_bytes(0)})  # the first run builds things
         start, cpu = time.perf_counter(), _cpu()
         for shard in range(values.shards):
-            path = f'{values.folder}/{shard_job.shard_name("train", shard, values.shards)}'
+            path = f'{values.folder}/{shard_name("train", shard, values.shards)}'
             with tf.io.TFRecordWriter(path) as writer:
                 for i in shards.shard_rows(len(raw), shard, values.shards, 12345).tolist():
                     data = raw.read_bytes(i)
@@ -225,8 +225,7 @@ def _upstream(values):
 
 def _tensorflow_example(tf, raw, i, data, height, width):
     example = tf.train.Example()
-    features = shards.imagenet_example(data, width, height, raw.label(i), raw.synset(i), '', raw.basename(i), [])
-    for key, value in features.items():
+    for key, value in records.features(raw, i, Options(), data, width, height).items():
         feature = example.features.feature[key]
         if isinstance(value, bytes):
             feature.bytes_list.value.append(value)
@@ -256,7 +255,7 @@ def _measure_memory(values, sample, folder):
         _lay_out(sample, f'{folder}/raw', count)
         found = _child(values, 'build', folder)
         _log(
-            f'{count} pictures: peak memory {found["parent"]:.1f} MB, the largest of {values.num_threads} processes '
+            f'{count} images: peak memory {found["parent"]:.1f} MB, the largest of {values.num_threads} processes '
             f'{found["child"]:.1f} MB'
         )
 
@@ -298,11 +297,11 @@ def _peak_memory(process):
 def _measure_synthetic(values, sample, folder):
     write, read = _measure_disk(f'{folder}/disk')
     _log(f'the disk: {write / 1e6:.0f} MB/s written, {read / 1e6:.0f} MB/s read, one after the other in big pieces')
-    path, synsets = f'{folder}/ILSVRC2012_img_train.tar', build_imagenet_data.read_labels()[: values.synthetic]
+    path, synsets = f'{folder}/ILSVRC2012_img_train.tar', labels.read_classes()[: values.synthetic]
     total, seconds = _timed(lambda: _write_tar(path, sample, synsets, values.synthetic))
-    _log(f'{path}: {values.synthetic} pictures, {total / 1e9:.2f} GB, written in {seconds:.1f} s')
-    raw, seconds = _timed(lambda: imagenet_tars.train_pictures(path, synsets, log=_log))
-    _log(f'indexed: {len(raw)} pictures in {seconds:.1f} s')
+    _log(f'{path}: {values.synthetic} images, {total / 1e9:.2f} GB, written in {seconds:.1f} s')
+    raw, seconds = _timed(lambda: tars.index('train', path, synsets, log=_log))
+    _log(f'indexed: {len(raw)} images in {seconds:.1f} s')
     _forget(path)
     with _Peak() as peak:
         manifest, seconds = _timed(
@@ -310,12 +309,12 @@ def _measure_synthetic(values, sample, folder):
         )
     size = manifest['bytes']
     _log(
-        f'built: {len(raw) / seconds:.0f} pictures/s, {size / seconds / 1e6:.0f} MB/s by {values.num_threads} '
+        f'built: {len(raw) / seconds:.0f} images/s, {size / seconds / 1e6:.0f} MB/s by {values.num_threads} '
         f'processes in {seconds:.1f} s; at the rates of the disk: {size / read + size / write:.1f} s'
     )
     _log(f'peak memory {_peak_memory("self"):.1f} MB, the largest of the processes {peak.largest:.1f} MB')
-    code, seconds = _timed(lambda: shards.verify(f'{folder}/out', 'train', _log))
-    _log(f'verified: {len(raw) / seconds:.0f} pictures/s, {size / seconds / 1e6:.0f} MB/s by one process')
+    code, seconds = _timed(lambda: verify(f'{folder}/out', 'train', _log))
+    _log(f'verified: {len(raw) / seconds:.0f} images/s, {size / seconds / 1e6:.0f} MB/s by one process')
     if code:
         raise UserError('the shards have faults')
 
@@ -345,7 +344,7 @@ def _measure_disk(path):
 
 
 def _write_tar(path, sample, synsets, count):
-    """Write a tar of tars, `count` pictures spread over the classes; return its bytes."""
+    """Write a tar of tars, `count` images spread over the classes; return its bytes."""
     per_class = [count * (i + 1) // len(synsets) - count * i // len(synsets) for i in range(len(synsets))]
     copies = _copies(sample, count)
     with open(path, 'wb') as file:

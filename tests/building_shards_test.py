@@ -1,4 +1,4 @@
-"""The builder of shards: what it writes, that it survives being killed, and that it finds damage."""
+"""building.shards: what it writes, that it survives being killed, and that it finds damage."""
 
 import hashlib
 import io
@@ -15,23 +15,23 @@ import time
 
 import ilsvrc
 import numpy as np
-import pictures
 import pytest
-import shard_job
-import shards
 import tensorflow as tf
 from PIL import Image
 
 from official_resnet import errors
+from official_resnet.building import boxes, image_list, job, progress, records, shards
+from official_resnet.building.image_list import ImageList
+from official_resnet.building.records import Options
+from official_resnet.building.verify import verify
 from official_resnet.inputs import jpeg, tfrecords
 
-DATA = pathlib.Path(shards.__file__).parent
 SUFFIXES = ('.jpeg',)
 BUILD = """
-import sys, time
-import pictures, shards
+import sys
+from official_resnet.building import image_list, shards
 folder, name, num_shards, processes = sys.argv[1:]
-shards.build(pictures.Pictures.load(folder), name, folder + '.out', int(num_shards), int(processes),
+shards.build(image_list.ImageList.load(folder), name, folder + '.out', int(num_shards), int(processes),
              log=lambda line: print(line, flush=True))
 """
 
@@ -44,11 +44,11 @@ def small(k=0, mode='RGB', size=(16, 12), kind='JPEG', **options):
 
 
 def fill(root, files):
-    """Write {class/name: bytes} and return the Pictures."""
+    """Write {class/name: bytes} and return the ImageList."""
     for name, data in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(data)
-    return pictures.from_folders(root, sorted({name.partition('/')[0] for name in files}), SUFFIXES)
+    return image_list.from_folders(root, sorted({name.partition('/')[0] for name in files}), SUFFIXES)
 
 
 @pytest.fixture
@@ -93,87 +93,6 @@ def quiet(line):
     """Tell nobody."""
 
 
-# --- pictures ------------------------------------------------------------------------------------------------
-
-
-def test_pictures_of_folders(tmp_path):
-    files = {'b/2.JPEG': b'bb', 'a/10.jpeg': b'x', 'a/1.JPEG': b'y', 'b/umlaut_ü.JPEG': b'zz'}
-    (tmp_path / 'a').mkdir()
-    (tmp_path / 'a' / '.1.JPEG').write_bytes(b'hidden')
-    (tmp_path / 'a' / 'notes.txt').write_bytes(b'other')
-    (tmp_path / 'c').mkdir()
-    found = fill(tmp_path, files)
-    found.save(tmp_path / 'kept')
-    for kept in (found, pictures.Pictures.load(tmp_path / 'kept')):
-        assert [kept.name(i) for i in range(len(kept))] == ['a/1.JPEG', 'a/10.jpeg', 'b/2.JPEG', 'b/umlaut_ü.JPEG']
-        assert [kept.label(i) for i in range(4)] == [1, 1, 2, 2] and kept.synset(3) == 'b'
-        assert kept.basename(3) == 'umlaut_ü.JPEG' and kept.synsets == ('', 'a', 'b')
-        assert [kept.read_bytes(i) for i in range(4)] == [files[kept.name(i)] for i in range(4)]
-        assert kept.digest() == found.digest()
-    assert isinstance(kept.rows, np.memmap)
-
-
-def test_pictures_of_a_tar_file(tmp_path):
-    (tmp_path / 'a.tar').write_bytes(b'0123456789')
-    rows = np.array([(0, 2, 3, 1, b'a'), (0, 8, 5, 1, b'b')], [*pictures.ROW_DTYPE_FIELDS, ('name', 'S1')])
-    found = pictures.Pictures((str(tmp_path / 'a.tar'),), rows, ('', 'x'))
-    assert found.read_bytes(0) == found.read_bytes(0, lambda path: open(path, 'rb')) == b'234'
-    for opener in (None, lambda path: open(path, 'rb')):
-        with pytest.raises(errors.UserError, match="ends inside 'b' at byte 8"):
-            found.read_bytes(1, opener)
-    os.remove(tmp_path / 'a.tar')
-    with pytest.raises(errors.UserError, match='cannot be read'):
-        found.read_bytes(0)
-
-
-def test_missing_folders_and_pictures(tmp_path):
-    (tmp_path / 'a').mkdir()
-    (tmp_path / 'a' / '1.JPEG').write_bytes(b'x')
-    (tmp_path / 'b').mkdir()
-    for classes, message in (
-        (['a', 'absent'], "absent' cannot be read"),
-        (['a', 'b'], "b' has no picture"),
-        (['b'], 'has no picture'),
-    ):
-        with pytest.raises(errors.UserError, match=message):
-            pictures.from_folders(tmp_path, classes, SUFFIXES, is_complete=classes != ['b'])
-    assert len(pictures.from_folders(tmp_path, ['a', 'b'], SUFFIXES, is_complete=False)) == 1
-
-
-# --- boxes ---------------------------------------------------------------------------------------------------
-
-
-def test_boxes(tmp_path):
-    (tmp_path / 'b.csv').write_text(
-        'n2_1.JPEG,0.1,0.2,0.3,0.4\nn1_10.JPEG,0,0,1,1\nn1_1.JPEG,0.5,0.5,0.6,0.6\nn2_1.JPEG,0.0,0.1,0.2,0.3\n'
-    )
-    boxes = shards.read_boxes(tmp_path / 'b.csv')
-    np.testing.assert_allclose(boxes.of('n2_1.JPEG'), [(0.1, 0.2, 0.3, 0.4), (0, 0.1, 0.2, 0.3)])
-    assert boxes.of('n1_10.JPEG') == [(0, 0, 1, 1)] and len(boxes.of('n1_1.JPEG')) == 1
-    assert boxes.of('n1') == boxes.of('') == boxes.of('n2_1.JPEGs') == boxes.of('n1_10.JPEG and more') == []
-    (tmp_path / 'b.csv').write_text('')
-    assert shards.read_boxes(tmp_path / 'b.csv').of('n2_1.JPEG') == []
-
-
-@pytest.mark.parametrize(
-    'text,message',
-    [
-        ('a,0,0,1\n', 'columns'),
-        ('a,0,0,1,x\n', "'x'"),
-        ('a,0,0,1,1\nb,0.5,0,0.4,1\n', 'in line 2'),
-        ('a,0,0,1,2\n', 'in line 1'),
-        ('a,nan,0,1,1\n', 'in line 1'),
-        (None, 'cannot be read'),
-    ],
-)
-def test_mistakes_in_boxes(tmp_path, text, message):
-    if text is not None:
-        (tmp_path / 'b.csv').write_text(text)
-    with pytest.raises(errors.UserError, match=message) as error:
-        shards.read_boxes(tmp_path / 'b.csv')
-    assert '\n' not in str(error.value)
-
-
 # --- records -------------------------------------------------------------------------------------------------
 
 # The table of the records that official/resnet reads; VarLen where there may be any number.
@@ -205,11 +124,10 @@ def test_records_as_tensorflow_reads_them(tmp_path):
         tmp_path / 'out',
         2,
         1,
-        texts={'n1': 'tench, fish', 'n2': 'Käfer'},
-        boxes=shards.read_boxes(tmp_path / 'b.csv'),
+        options=Options({'n1': 'tench, fish', 'n2': 'Käfer'}, boxes.read_csv(tmp_path / 'b.csv')),
         log=quiet,
     )
-    assert FEATURES.keys() == shards.IMAGENET_KEYS
+    assert FEATURES.keys() == records.IMAGENET_KEYS
     found = {}
     for data in tf.data.TFRecordDataset(sorted(map(str, (tmp_path / 'out').glob('train-*-of-00002')))):
         record = {
@@ -226,7 +144,7 @@ def test_records_as_tensorflow_reads_them(tmp_path):
         (b'n2_2.JPEG', 2, 'Käfer', (8, 9), small(3, size=(8, 9))),
     ):
         record = found.pop(name)
-        boxes = {key: record.pop(f'object/bbox/{key}') for key in ('xmin', 'ymin', 'xmax', 'ymax', 'label')}
+        found_boxes = {key: record.pop(f'object/bbox/{key}') for key in ('xmin', 'ymin', 'xmax', 'ymax', 'label')}
         assert record == {
             **expected,
             'filename': name,
@@ -238,10 +156,10 @@ def test_records_as_tensorflow_reads_them(tmp_path):
             'encoded': encoded,
         }
         if name == b'n2_1.JPEG':
-            assert boxes['label'] == [2, 2] and boxes['xmin'] == [np.float32(0.1), 0]
-            assert [boxes[key][0] for key in ('ymin', 'xmax', 'ymax')] == np.float32([0.2, 0.3, 0.4]).tolist()
+            assert found_boxes['label'] == [2, 2] and found_boxes['xmin'] == [np.float32(0.1), 0]
+            assert [found_boxes[key][0] for key in ('ymin', 'xmax', 'ymax')] == np.float32([0.2, 0.3, 0.4]).tolist()
         else:
-            assert set(map(tuple, boxes.values())) == {()}
+            assert set(map(tuple, found_boxes.values())) == {()}
     assert not found
 
 
@@ -281,9 +199,9 @@ def test_odd_pictures(tmp_path):
         assert jpeg.inspect(encoded).is_rgb_jpeg
         original = tf.io.decode_jpeg(files[f'{name[:9]}/{name}.JPEG'], channels=3).numpy().astype(int)
         np.testing.assert_allclose(tf.io.decode_jpeg(encoded).numpy(), original, atol=4, err_msg=name)
-    assert shards.verify(tmp_path / 'out', 'train', quiet) == 0
+    assert verify(tmp_path / 'out', 'train', quiet) == 0
     with pytest.raises(errors.UserError, match='n00000001/(cut|empty|text).JPEG. is broken .*--on_broken=skip'):
-        shards.build(raw, 'train', tmp_path / 'other', 3, 1, on_broken='fail', log=quiet)
+        shards.build(raw, 'train', tmp_path / 'other', 3, 1, options=Options(on_broken='fail'), log=quiet)
 
 
 def test_decoding_leaves_out_more(tmp_path):
@@ -291,15 +209,18 @@ def test_decoding_leaves_out_more(tmp_path):
     damaged[damaged.index(b'\xff\xc4') + 8] ^= 255  # a Huffman table
     raw = fill(tmp_path / 'raw', {'a/1.JPEG': small(6), 'a/2.JPEG': bytes(damaged)})
     for check, count in (('structure', 2), ('decode', 1)):
-        assert shards.build(raw, 'train', tmp_path / check, 1, 1, check=check, log=quiet)['records'] == count
+        assert (
+            shards.build(raw, 'train', tmp_path / check, 1, 1, options=Options(check=check), log=quiet)['records']
+            == count
+        )
 
 
 def test_layout_of_own_folders(tmp_path, simple):
-    manifest = shards.build(simple, 'train', tmp_path / 'out', 2, 1, layout='folder', log=quiet)
+    manifest = shards.build(simple, 'train', tmp_path / 'out', 2, 1, options=Options(layout='folder'), log=quiet)
     for name, example in examples(tmp_path / 'out').items():
-        assert example.keys() == shards.FOLDER_KEYS and example['image/class/text'] == [name[:2].encode()]
+        assert example.keys() == records.FOLDER_KEYS and example['image/class/text'] == [name[:2].encode()]
         assert example['image/class/label'] == [int(name[1]) + 1]
-    assert manifest['layout'] == 'folder' and shards.verify(tmp_path / 'out', 'train', quiet) == 0
+    assert manifest['layout'] == 'folder' and verify(tmp_path / 'out', 'train', quiet) == 0
 
 
 # --- shards --------------------------------------------------------------------------------------------------
@@ -307,13 +228,13 @@ def test_layout_of_own_folders(tmp_path, simple):
 
 def test_shards_depend_on_pictures_seed_and_number_alone(tmp_path, simple):
     simple.save(tmp_path / 'kept')
-    kept = pictures.Pictures.load(tmp_path / 'kept')
+    kept = ImageList.load(tmp_path / 'kept')
     manifest = shards.build(simple, 'train', tmp_path / 'a', 7, 2, log=quiet)
     shards.build(kept, 'train', tmp_path / 'b', 7, 1, log=quiet)
     assert contents(tmp_path / 'a') == contents(tmp_path / 'b')
     for shard, entry in enumerate(manifest['shards']):
         output = io.BytesIO()
-        summary = shards.build_shard(kept, shard, 7, shards.Options(), output, opener=lambda path: open(path, 'rb'))
+        summary = shards.build_shard(kept, shard, 7, Options(), output, opener=lambda path: open(path, 'rb'))
         assert json.loads(json.dumps(summary)) == summary
         assert hashlib.sha256(output.getvalue()).hexdigest() == entry['sha256'] == summary['sha256']
         assert (entry['records'], entry['bytes']) == (summary['records'], len(output.getvalue()))
@@ -324,7 +245,7 @@ def test_shards_depend_on_pictures_seed_and_number_alone(tmp_path, simple):
         [*contents(tmp_path / 'a'), 'train.manifest.json']
     )
     assert len(examples(tmp_path / 'a')) == 40
-    shards.build(simple, 'train', tmp_path / 'c', 7, 2, seed=1, log=quiet)
+    shards.build(simple, 'train', tmp_path / 'c', 7, 2, options=Options(seed=1), log=quiet)
     assert not set(contents(tmp_path / 'a').values()) & set(contents(tmp_path / 'c').values())
 
 
@@ -338,7 +259,7 @@ def test_the_order_is_fixed():
 def test_more_shards_than_pictures(tmp_path, simple):
     manifest = shards.build(simple, 'train', tmp_path / 'out', 50, 2, log=quiet)
     assert sum(entry['records'] == 0 for entry in manifest['shards']) == 10
-    assert shards.verify(tmp_path / 'out', 'train', quiet) == 0
+    assert verify(tmp_path / 'out', 'train', quiet) == 0
 
 
 def test_nothing_to_do_and_what_is_missing(tmp_path, simple):
@@ -361,8 +282,8 @@ def test_other_builds_are_refused(built):
     simple, out = built
     shards.build(simple, 'validation', out, 4, 1, log=quiet)
     for change in ({'seed': 1}, {'texts': {'c1': 'x'}}, {'check': 'decode'}, {'layout': 'folder'}):
-        with pytest.raises(errors.UserError, match="manifest.json' is of a build of other pictures or options; .*del"):
-            shards.build(simple, 'train', out, 4, 2, log=quiet, **change)
+        with pytest.raises(errors.UserError, match="manifest.json' is of a build of other images or options; .*del"):
+            shards.build(simple, 'train', out, 4, 2, options=Options(**change), log=quiet)
     with pytest.raises(errors.UserError, match='is of a build of other'):
         shards.build(simple, 'train', out, 5, 2, log=quiet)
     assert not list(out.glob('.*'))
@@ -378,10 +299,10 @@ def test_pictures_that_cannot_be_read_stop_the_build(tmp_path, simple):
     with pytest.raises(errors.UserError, match=f'{lost.name}. cannot be read .*same command'):
         shards.build(simple, 'train', tmp_path / 'out', 8, 1, log=quiet)
     with pytest.raises(errors.UserError, match="'.*train.progress' is of a build of other"):
-        shards.build(simple, 'train', tmp_path / 'out', 8, 1, seed=1, log=quiet)
+        shards.build(simple, 'train', tmp_path / 'out', 8, 1, options=Options(seed=1), log=quiet)
     lost.write_bytes(data)
     os.rename(tmp_path / 'raw', tmp_path / 'moved')  # where pictures lie does not count
-    moved = pictures.Pictures((str(tmp_path / 'moved'),), simple.rows, simple.synsets)
+    moved = ImageList((str(tmp_path / 'moved'),), simple.rows, simple.synsets)
     assert shards.build(moved, 'train', tmp_path / 'out', 8, 1, log=quiet)['records'] == 40
 
 
@@ -402,9 +323,9 @@ def test_no_room_on_the_disk(tmp_path, simple):
 
 
 def test_a_disk_known_to_be_too_small(tmp_path):
-    rows = np.array([(0, 0, 1 << 60, 1, b'a')], [*pictures.ROW_DTYPE_FIELDS, ('name', 'S1')])
+    rows = np.array([(0, 0, 1 << 60, 1, b'a')], [*image_list.ROW_FIELDS, ('name', 'S1')])
     with pytest.raises(errors.UserError, match='GB free, train takes'):
-        shards.build(pictures.Pictures((str(tmp_path),), rows, ('', 'x')), 'train', tmp_path / 'out', 1, 1, log=quiet)
+        shards.build(ImageList((str(tmp_path),), rows, ('', 'x')), 'train', tmp_path / 'out', 1, 1, log=quiet)
 
 
 def test_an_output_folder_that_is_none(tmp_path, simple):
@@ -427,12 +348,10 @@ def slow(tmp_path):
     return tmp_path / 'job'
 
 
-def start(job, processes=2):
+def start(folder, processes=2):
     """Start a build of 10 shards as a program."""
-    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(DATA), os.environ.get('PYTHONPATH', '')])}
     return subprocess.Popen(
-        [sys.executable, '-c', BUILD, str(job), 'train', '10', str(processes)],
-        env=environment,
+        [sys.executable, '-c', BUILD, str(folder), 'train', '10', str(processes)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -476,7 +395,7 @@ def test_killed_and_started_again(tmp_path, slow):
     assert re.search(r'going on, \d of 10 shards are finished', text) and 'Finished writing all 100 images' in text
     kept = sum(os.stat(out / name).st_mtime_ns == moment for name, moment in times.items())
     assert kept >= len(times) - 2  # one a process may have been in its place, but not in the journal
-    shards.build(pictures.Pictures.load(slow), 'train', tmp_path / 'undisturbed', 10, 2, log=quiet)
+    shards.build(ImageList.load(slow), 'train', tmp_path / 'undisturbed', 10, 2, log=quiet)
     assert contents(out) == contents(tmp_path / 'undisturbed')
     assert (out / 'train.manifest.json').read_bytes() == (tmp_path / 'undisturbed' / 'train.manifest.json').read_bytes()
     assert not list(out.glob('.*')) and not list(out.glob('*.part'))
@@ -487,8 +406,8 @@ def test_interrupted(tmp_path, slow):
     first = start(slow)
     wait_for(lambda: contents(pathlib.Path(f'{slow}.out')))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(errors.UserError, match='another build is writing'):
-        patch.setattr(shard_job, 'LOCK_SECONDS', 0)
-        shards.build(pictures.Pictures.load(slow), 'train', f'{slow}.out', 10, 2, log=quiet)
+        patch.setattr(job, 'LOCK_SECONDS', 0)
+        shards.build(ImageList.load(slow), 'train', f'{slow}.out', 10, 2, log=quiet)
     first.send_signal(signal.SIGINT)
     first.communicate(timeout=20)
     assert first.returncode != 0 and not processes_of(tmp_path)
@@ -505,12 +424,10 @@ def test_a_process_that_is_killed_is_told(tmp_path, slow):
 
 
 def test_progress_without_a_terminal(tmp_path, simple, monkeypatch):
-    monkeypatch.setattr(shard_job, 'SECONDS', 0)
+    monkeypatch.setattr(progress, 'SECONDS', 0)
     lines = []
     shards.build(simple, 'train', tmp_path / 'out', 4, 1, log=lines.append)
-    told = [
-        re.fullmatch(r'train: (\d+) of 40 pictures, \d+ pictures/s, [\d.]+ MB/s, \d+ min left', line) for line in lines
-    ]
+    told = [re.fullmatch(r'train: +\d+% (\d+)/40 \[.* images/s, [\d.]+ MB/s\]', line) for line in lines]
     assert [int(match[1]) for match in told if match][-1] == 40
 
 
@@ -543,14 +460,14 @@ def test_verify_finds_damage_to_files(built):
     (out / 'train-00001-of-00004').unlink()
     with open(out / 'train-00002-of-00004', 'ab') as file:
         file.write(b'more')
-    assert shards.verify(out, 'train', lines.append) == 1
+    assert verify(out, 'train', lines.append) == 1
     text = '\n'.join(lines)
     assert re.search('train-00000-of-00004: has the SHA-256', text)
     assert re.search('train-00000-of-00004: .*wrong checksum', text)
     assert re.search('train-00001-of-00004: cannot be read', text)
     assert re.search('train-00002-of-00004: has .* bytes instead', text) and 'train-00003' not in text
     with pytest.raises(errors.UserError, match='is missing or damaged'):
-        shards.verify(out, 'validation', quiet)
+        verify(out, 'validation', quiet)
 
 
 @pytest.mark.parametrize(
@@ -561,7 +478,7 @@ def test_verify_finds_damage_to_files(built):
         ('image/height', [13], 'has the size'),
         ('image/class/synset', [b'c9'], 'has the class'),
         ('image/encoded', [small(1)[:-20]], 'cut off'),
-        ('image/encoded', [b'x'], 'broken picture'),
+        ('image/encoded', [b'x'], 'broken image'),
         ('image/encoded', [small(1, 'L')], 'no RGB JPEG'),
         ('image/depth', [3], 'keys'),
         (None, None, '9 records instead of 10'),
@@ -574,7 +491,7 @@ def test_verify_finds_wrong_contents(built, key, value, message):
         'train-00002-of-00004',
         lambda records: [{**record, key: value} for record in records] if key else records[1:],
     )
-    assert shards.verify(out, 'train', lines.append) == 1
+    assert verify(out, 'train', lines.append) == 1
     faults = [line for line in lines if line.startswith('train-00002-of-00004: ') and re.search(message, line)]
     assert len(faults) == (10 if key else 1), lines
 
@@ -585,6 +502,6 @@ def test_verify_finds_wrong_contents(built, key, value, message):
 def test_real_pictures(tmp_path):
     sample = ilsvrc.sample()
     raw = fill(tmp_path / 'raw', {f'{synset}/{synset}_1.JPEG': data for synset, (_, data) in sample.items()})
-    manifest = shards.build(raw, 'validation', tmp_path / 'out', 2, 2, check='decode', log=quiet)
+    manifest = shards.build(raw, 'validation', tmp_path / 'out', 2, 2, options=Options(check='decode'), log=quiet)
     assert manifest['records'] == len(sample) and not manifest['broken'] and len(manifest['reencoded']) in (6, 7)
-    assert shards.verify(tmp_path / 'out', 'validation', quiet) == 0
+    assert verify(tmp_path / 'out', 'validation', quiet) == 0

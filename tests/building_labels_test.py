@@ -1,4 +1,4 @@
-"""validation_labels: the same synsets from a list, the development kit and the validation boxes."""
+"""building.labels: lists of classes; and the same synsets from a list, the development kit and the validation boxes."""
 
 import builtins
 import io
@@ -7,13 +7,34 @@ import tarfile
 import ilsvrc
 import numpy as np
 import pytest
-import validation_labels
 
+from official_resnet.building import labels
 from official_resnet.errors import UserError
 
 SYNSETS = ('n01440764', 'n02092002', 'n02105855', 'n03018349')
 ORDER = [SYNSETS[i] for i in (2, 0, 3, 3, 1, 0, 2)]
-LIST, DEVKIT, XMLS = validation_labels.FILES
+LIST, DEVKIT, XMLS = labels.FILES
+
+
+def test_lists_of_the_package():
+    classes, texts = labels.read_classes(), labels.read_texts()
+    assert len(classes) == 1000 and classes == sorted(classes) == list(texts)
+    assert classes[0] == 'n01440764' and texts['n01440764'].startswith('tench')
+
+
+def test_mistakes_in_lists(tmp_path):
+    path = tmp_path / 'list'
+    for text, read_file, message in (
+        (b'a\nb\na\n', labels.read_classes, "'a' 2 times"),
+        (b'\n', labels.read_classes, 'is empty'),
+        (b'\xff\n', labels.read_classes, 'not UTF-8'),
+        (b'a\tb\nc d\n', labels.read_texts, 'no tabulator in line 2'),
+    ):
+        path.write_bytes(text)
+        with pytest.raises(UserError, match=message):
+            read_file(path)
+    path.write_bytes(b' a\n\nb \r\n')
+    assert labels.read_classes(path) == ['a', 'b']
 
 
 def xmls(numbers=(1, 2, 3, 4, 5, 6, 7), **changed):
@@ -29,18 +50,18 @@ def test_all_sources_agree(tmp_path):
     (tmp_path / 'devkit.tar.gz').write_bytes(ilsvrc.devkit(SYNSETS, ORDER))
     (tmp_path / 'xmls.tgz').write_bytes(ilsvrc.tar_bytes(xmls(), mode='w:gz'))
     for name in ('a.txt', 'devkit.tar.gz', 'xmls.tgz'):
-        assert validation_labels.read(tmp_path / name) == ORDER, name
+        assert labels.read_validation(tmp_path / name) == ORDER, name
 
 
 def test_find_prefers_the_list_wherever_it_stands(tmp_path):
     raw = tmp_path / 'raw-data'
     raw.mkdir()
-    assert validation_labels.find([tmp_path, raw]) is None
+    assert labels.find_validation([tmp_path, raw]) is None
     for folder, name in ((tmp_path, XMLS), (raw, DEVKIT), (raw, LIST), (tmp_path, LIST)):
         (folder / name).write_text('x')
-        assert validation_labels.find([tmp_path, raw]) == folder / name
-    for name in validation_labels.FILES:
-        assert name in validation_labels.remedy()
+        assert labels.find_validation([tmp_path, raw]) == folder / name
+    for name in labels.FILES:
+        assert name in labels.remedy()
 
 
 def devkit_without(name):
@@ -65,7 +86,7 @@ CASES = {
         lambda: ilsvrc.tar_bytes(
             {**devkit_without('truth.txt'), 'a/ILSVRC2012_validation_ground_truth.txt': b'1\n9999\n'}
         ),
-        "'9999' as the class of picture 2",
+        "'9999' as the class of image 2",
     ),
     'truth of words': (
         lambda: ilsvrc.tar_bytes({**devkit_without('truth.txt'), 'a/ILSVRC2012_validation_ground_truth.txt': b'one\n'}),
@@ -88,7 +109,7 @@ def test_mistakes(tmp_path, case):
     if data is not None:
         (tmp_path / 'labels').write_bytes(data() if callable(data) else data)
     with pytest.raises(UserError, match=message) as error:
-        validation_labels.read(tmp_path / 'labels')
+        labels.read_validation(tmp_path / 'labels')
     assert '\n' not in str(error.value)
 
 
@@ -103,7 +124,7 @@ def test_without_scipy(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, '__import__', no_scipy)
     with pytest.raises(UserError, match='pip install scipy'):
-        validation_labels.read(tmp_path / 'devkit.tar.gz')
+        labels.read_validation(tmp_path / 'devkit.tar.gz')
 
 
 def test_the_numbers_of_the_kit_are_not_labels(tmp_path):

@@ -1,22 +1,23 @@
-"""bounding_boxes: every oddity of the official XML files, from a folder and from a tar stream."""
+"""building.boxes: every oddity of the official XML files, from a folder and from a tar stream."""
 
 import gzip
 import io
-import pathlib
 import random
 import subprocess
 import sys
 import tarfile
 import tracemalloc
 
-import bounding_boxes
+import data_commands
 import ilsvrc
+import numpy as np
 import pytest
 
+from official_resnet.building import boxes
 from official_resnet.errors import UserError
 
 SYNSETS = ('n01440764', 'n02092002', 'n02105855')
-SCRIPT = pathlib.Path(bounding_boxes.__file__)
+SCRIPT = data_commands.FOLDER / 'bounding_boxes.py'
 
 
 @pytest.fixture(scope='module')
@@ -25,7 +26,7 @@ def layout(tmp_path_factory):
 
 
 def parse(*objects, size=(500, 400), synset=SYNSETS[0], synsets=SYNSETS, counts=None):
-    return bounding_boxes.parse(ilsvrc.xml(size, objects), synset, synsets, counts)
+    return boxes.parse(ilsvrc.xml(size, objects), synset, synsets, counts)
 
 
 def test_a_plain_box():
@@ -41,19 +42,19 @@ def test_exchanged_corners_are_put_right(corners):
 
 def test_corners_outside_are_moved_to_the_edge():
     assert parse((SYNSETS[0], -7, -1, 501, 1000)) == [(0, 0, 1, 1)]
-    counts = bounding_boxes.Counts()
+    counts = boxes.Counts()
     assert parse((SYNSETS[0], 600, 10, 700, 20), counts=counts) == []  # wholly outside: nothing is left
     assert counts.empty_boxes == 1
 
 
 @pytest.mark.parametrize('corners', [(10, 10, 10, 50), (10, 50, 90, 50), (0, 0, 0, 0)])
 def test_empty_boxes_are_left_out(corners):
-    counts = bounding_boxes.Counts()
+    counts = boxes.Counts()
     assert parse((SYNSETS[0], *corners), counts=counts) == [] and counts.empty_boxes == 1
 
 
 def test_boxes_of_other_classes():
-    counts = bounding_boxes.Counts()
+    counts = boxes.Counts()
     assert len(parse(('Scottish_deerhound', 1, 1, 9, 9), synset=SYNSETS[1], counts=counts)) == 1
     assert len(parse(('n00000001', 1, 1, 9, 9), counts=counts)) == 1  # of no listed synset
     assert parse((SYNSETS[1], 1, 1, 9, 9), counts=counts) == [] and counts.other_boxes == 1
@@ -80,7 +81,7 @@ def test_boxes_of_other_classes():
 )
 def test_broken_xml_is_a_value_error(data, message):
     with pytest.raises(ValueError, match=message):
-        bounding_boxes.parse(data, SYNSETS[0])
+        boxes.parse(data, SYNSETS[0])
 
 
 def test_random_bytes_are_a_value_error_or_boxes():
@@ -90,34 +91,34 @@ def test_random_bytes_are_a_value_error_or_boxes():
         for _ in range(generator.randint(1, 4)):
             data[generator.randrange(len(data))] = generator.randrange(256)
         try:
-            boxes = bounding_boxes.parse(bytes(data), SYNSETS[0], SYNSETS)
+            found = boxes.parse(bytes(data), SYNSETS[0], SYNSETS)
         except ValueError:
             continue
-        assert all(0 <= low < high <= 1 for box in boxes for low, high in (box[::2], box[1::2]))
+        assert all(0 <= low < high <= 1 for box in found for low, high in (box[::2], box[1::2]))
 
 
 def test_tar_stream_and_folder_give_the_same(layout, tmp_path):
     path = layout.folder / ilsvrc.BOXES
-    lines, counts = bounding_boxes.read(path, layout.synsets)
+    lines, counts = boxes.read_xml(path, layout.synsets)
     assert b''.join(line + b'\n' for line in lines) == layout.csv and lines == sorted(lines) and len(lines) >= 16
     assert (counts.boxes, counts.unlisted_files, counts.broken_files) == (len(lines), 1, 1)
     assert counts.other_boxes == counts.empty_boxes == 4
-    assert counts.pictures == len({line.split(b',')[0] for line in lines})
+    assert counts.images == len({line.split(b',')[0] for line in lines})
     assert counts.first_broken[0][0] == f'{layout.synsets[0]}/{layout.synsets[0]}_900.xml'
     with tarfile.open(path) as tar:
         tar.extractall(tmp_path, filter='data')
-    assert bounding_boxes.read(tmp_path, layout.synsets) == (lines, counts)
+    assert boxes.read_xml(tmp_path, layout.synsets) == (lines, counts)
     plain = tmp_path / 'plain.tar'
     with tarfile.open(path) as tar, tarfile.open(plain, 'w') as copy:
         for member in tar:
             member.name, data = f'./annotations/{member.name}', tar.extractfile(member)
             copy.addfile(member, data)
-    assert bounding_boxes.read(plain, layout.synsets)[0] == lines
+    assert boxes.read_xml(plain, layout.synsets)[0] == lines
 
 
 def test_write_is_atomic_and_says_what_it_did(layout, tmp_path):
     lines = []
-    bounding_boxes.write(layout.folder / ilsvrc.BOXES, tmp_path / 'boxes.csv', layout.synsets, lines.append)
+    boxes.write_csv(layout.folder / ilsvrc.BOXES, tmp_path / 'boxes.csv', layout.synsets, lines.append)
     assert (tmp_path / 'boxes.csv').read_bytes() == layout.csv
     assert [path.name for path in tmp_path.iterdir()] == ['boxes.csv']
     assert 'left out: 1 files of unlisted synsets, 4 boxes of another synset, 4 empty' in lines[0]
@@ -153,14 +154,14 @@ def test_broken_inputs(layout, tmp_path, case, message):
             }[case]
         )
     with pytest.raises(UserError, match=message) as error:
-        bounding_boxes.write(path, tmp_path / 'boxes.csv', layout.synsets)
+        boxes.write_csv(path, tmp_path / 'boxes.csv', layout.synsets)
     assert '\n' not in str(error.value) and not (tmp_path / 'boxes.csv').exists()
 
 
 def test_a_huge_xml_is_broken_not_read(tmp_path):
     path = tmp_path / 'boxes.tar'
     ilsvrc.write_tar(path, {'n01440764/a.xml': b' ' * (2 << 20), 'n01440764/b.xml': ilsvrc.xml()})
-    counts = bounding_boxes.read(path)[1]
+    counts = boxes.read_xml(path)[1]
     assert counts.broken_files == 1 and 'more than' in counts.first_broken[0][1]
 
 
@@ -172,9 +173,9 @@ def test_command(layout, tmp_path):
     done = run(layout.folder / ilsvrc.BOXES, layout.folder / 'imagenet_lsvrc_2015_synsets.txt')
     assert done.returncode == 0 and done.stdout == layout.csv
     assert b'1 files of unlisted' in done.stderr and b'Traceback' not in done.stderr
-    for arguments in ([], ['a', 'b', 'c']):
+    for arguments, word in (([], b'SYNSETS'), (['a', 'b', 'c'], b"'c'")):
         done = run(*arguments)
-        assert done.returncode == 1 and b'SYNSETS' in done.stderr
+        assert done.returncode == 1 and word in done.stderr
     assert run('--help').returncode == 0
     for arguments in ([tmp_path / 'absent'], [layout.folder / ilsvrc.BOXES, tmp_path / 'absent']):
         done = run(*arguments)
@@ -182,7 +183,7 @@ def test_command(layout, tmp_path):
 
 
 def test_without_synsets_all_are_taken(layout):
-    lines = bounding_boxes.read(layout.folder / ilsvrc.BOXES)[0]
+    lines = boxes.read_xml(layout.folder / ilsvrc.BOXES)[0]
     assert any(line.startswith(ilsvrc.OTHER_SYNSET.encode()) for line in lines)
     assert len(lines) == layout.csv.count(b'\n') + 1 + 4
 
@@ -196,7 +197,38 @@ def test_memory_does_not_keep_tar_members(tmp_path):
     (tmp_path / 'a.tar').write_bytes(buffer.getvalue())
     tracemalloc.start()
     try:
-        sizes = [tracemalloc.get_traced_memory()[0] for _ in bounding_boxes.tar_files(tmp_path / 'a.tar')]
+        sizes = [tracemalloc.get_traced_memory()[0] for _ in boxes.tar_files(tmp_path / 'a.tar')]
     finally:
         tracemalloc.stop()
     assert len(sizes) == 2000 and sizes[-1] - sizes[100] < 100_000
+
+
+def test_boxes_of_a_csv(tmp_path):
+    (tmp_path / 'b.csv').write_text(
+        'n2_1.JPEG,0.1,0.2,0.3,0.4\nn1_10.JPEG,0,0,1,1\nn1_1.JPEG,0.5,0.5,0.6,0.6\nn2_1.JPEG,0.0,0.1,0.2,0.3\n'
+    )
+    found = boxes.read_csv(tmp_path / 'b.csv')
+    np.testing.assert_allclose(found.of('n2_1.JPEG'), [(0.1, 0.2, 0.3, 0.4), (0, 0.1, 0.2, 0.3)])
+    assert found.of('n1_10.JPEG') == [(0, 0, 1, 1)] and len(found.of('n1_1.JPEG')) == 1
+    assert found.of('n1') == found.of('') == found.of('n2_1.JPEGs') == found.of('n1_10.JPEG and more') == []
+    (tmp_path / 'b.csv').write_text('')
+    assert boxes.read_csv(tmp_path / 'b.csv').of('n2_1.JPEG') == []
+
+
+@pytest.mark.parametrize(
+    'text,message',
+    [
+        ('a,0,0,1\n', 'columns'),
+        ('a,0,0,1,x\n', "'x'"),
+        ('a,0,0,1,1\nb,0.5,0,0.4,1\n', 'in line 2'),
+        ('a,0,0,1,2\n', 'in line 1'),
+        ('a,nan,0,1,1\n', 'in line 1'),
+        (None, 'cannot be read'),
+    ],
+)
+def test_mistakes_in_boxes(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / 'b.csv').write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        boxes.read_csv(tmp_path / 'b.csv')
+    assert '\n' not in str(error.value)

@@ -1,4 +1,4 @@
-"""build_imagenet_data_beam: by Beam the same bytes as by the local builder, wherever the files lie."""
+"""building.beam and its command: by Beam the same bytes as by the local builder, wherever the files lie."""
 
 import importlib
 import io
@@ -8,14 +8,17 @@ import pathlib
 import subprocess
 import sys
 
-import build_imagenet_data_beam as program
-import download_and_preprocess_imagenet
+import data_commands
 import ilsvrc
 import pytest
+
+from official_resnet.building import beam, shards
 
 pytestmark = pytest.mark.beam
 SHARDS = ['--train_shards=6', '--validation_shards=2']
 RUNNER = ['--runner=DirectRunner']
+program = data_commands.load('build_imagenet_data_beam')
+download_and_preprocess_imagenet = data_commands.load('download_and_preprocess_imagenet')
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -76,7 +79,7 @@ def test_the_bytes_of_the_local_builder(built, tmp_path, capsys):
 
 def test_workers_of_their_own_by_command(built, tmp_path):
     """Two processes, to which functions and settings travel pickled, as on a cluster; without TensorFlow."""
-    script = pathlib.Path(program.__file__)
+    script = data_commands.FOLDER / 'build_imagenet_data_beam.py'
     code = (
         'import runpy, sys; sys.argv = sys.argv[1:]\ntry: runpy.run_path(sys.argv[0], run_name="__main__")\n'
         'except SystemExit as end: assert not end.code\nprint("tensorflow" in sys.modules)'
@@ -121,7 +124,7 @@ def test_another_file_system(built, tmp_path):
 
 
 def test_it_goes_on(built, tmp_path, monkeypatch, capfd):
-    real, calls = program.shards.build_shard, []
+    real, calls = shards.build_shard, []
 
     def build_shard(pictures, shard, *arguments, **options):
         calls.append(shard)
@@ -129,14 +132,14 @@ def test_it_goes_on(built, tmp_path, monkeypatch, capfd):
             raise OSError('the disk went away')
         return real(pictures, shard, *arguments, **options)
 
-    monkeypatch.setattr(program.shards, 'build_shard', build_shard)
+    monkeypatch.setattr(shards, 'build_shard', build_shard)
     assert run(built, tmp_path) == 1
     assert not (tmp_path / 'train.manifest.json').exists() and 'Traceback' not in capfd.readouterr().err[-300:]
     finished = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob('train-*-of-*')}
     assert finished and 'train-00004-of-00006' not in finished
     calls.clear()
     monkeypatch.setattr(
-        program.shards,
+        shards,
         'build_shard',
         lambda *arguments, **options: (calls.append(arguments[1]), real(*arguments, **options))[1],
     )
@@ -169,7 +172,7 @@ def test_broken_pictures(built, tmp_path, capfd):
     changed = {'train_tar': tmp_path / 'train.tar', 'validation_tar': '', 'validation_labels_file': ''}
     assert run(built, tmp_path / 'out', '--on_broken=fail', **changed) == 1
     error = capfd.readouterr().err.splitlines()[-1]
-    assert error.startswith('build_imagenet_data_beam: picture') and name in error
+    assert error.startswith('build_imagenet_data_beam: image') and name in error
     assert run(built, tmp_path / 'out', **changed) == 0
     manifest = json.loads((tmp_path / 'out' / 'train.manifest.json').read_text())
     assert list(manifest['broken']) == [name] and manifest['records'] == len(built.train) - 1
@@ -207,7 +210,7 @@ def test_another_build_stands_there(built, tmp_path, capfd):
     assert run(built, tmp_path) == 0
     capfd.readouterr()
     assert run(built, tmp_path, '--seed=1') == 1
-    one_line(capfd, 'is of a build of other pictures or options')
+    one_line(capfd, 'is of a build of other images or options')
 
 
 def test_without_beam(built, tmp_path, capfd, monkeypatch):
@@ -220,8 +223,8 @@ def test_the_file_system_of_the_test_is_used(tmp_path):
     import apache_beam
 
     assert apache_beam.io.filesystems.FileSystems.get_filesystem('elsewhere://x').scheme() == 'elsewhere'
-    with program._create(f'elsewhere://{tmp_path}/a') as file:
+    with beam._create(f'elsewhere://{tmp_path}/a') as file:
         file.write(b'abc')
-    with program._open(f'elsewhere://{tmp_path}/a') as file:
+    with beam.open_file(f'elsewhere://{tmp_path}/a') as file:
         assert file.seek(0, io.SEEK_END) == 3
     assert [path.name for path in tmp_path.iterdir()] == ['a.elsewhere']

@@ -1,4 +1,4 @@
-"""imagenet_tars: offsets of pictures in tars of tars, whatever wrote them; what is wrong with one, in one line."""
+"""building.tars: offsets of images in tars of tars, whatever wrote them; what is wrong with one, in one line."""
 
 import gzip
 import io
@@ -10,10 +10,10 @@ import subprocess
 import tarfile
 
 import ilsvrc
-import imagenet_tars
 import numpy as np
 import pytest
 
+from official_resnet.building import tars
 from official_resnet.errors import UserError
 
 SYNSETS = ('n01440764', 'n02092002', 'n02105855')
@@ -43,7 +43,7 @@ def train(path, data=None, synsets=SYNSETS, **options):
     if data is not None:
         path.write_bytes(data)
     options.setdefault('log', lambda line: None)
-    return imagenet_tars.train_pictures(path, synsets, **options)
+    return tars.index('train', path, synsets, **options)
 
 
 def contents(pictures):
@@ -67,9 +67,7 @@ def test_pictures_are_read_where_they_lie(tmp_path, tar_format):
 
 def test_the_layout_of_the_sample(layout):
     assert contents(train(layout.folder / ilsvrc.TRAIN, synsets=layout.synsets)) == layout.train
-    pictures = imagenet_tars.validation_pictures(
-        layout.folder / ilsvrc.VALIDATION, layout.validation_synsets, layout.synsets, log=print
-    )
+    pictures = tars.index('validation', layout.folder / ilsvrc.VALIDATION, layout.synsets, layout.validation_synsets)
     assert contents(pictures) == layout.validation
     for i in range(len(pictures)):
         number = int(pictures.basename(i)[-13:-5])
@@ -138,17 +136,17 @@ def test_of_two_of_one_name_the_later_is_used(tmp_path):
         member.size = 4
         tar.addfile(member, io.BytesIO(b'late'))
     got = contents(train(tmp_path / 'a.tar', outer(**{'n01440764.tar': buffer.getvalue()}), log=lines.append))
-    assert got == {**FILES, 'n01440764_3.JPEG': b'late'} and 'has 1 pictures twice' in lines[0]
+    assert got == {**FILES, 'n01440764_3.JPEG': b'late'} and 'has 1 images twice' in lines[0]
 
 
 def test_rows_of_many_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr(imagenet_tars, '_CHUNK', 2)
+    monkeypatch.setattr(tars, '_CHUNK', 2)
     assert contents(train(tmp_path / 'a.tar', outer())) == FILES
 
 
 def test_any_opener_serves(tmp_path):
     data = outer()
-    pictures = imagenet_tars.train_pictures('gs://bucket/train.tar', SYNSETS, opener=lambda path: io.BytesIO(data))
+    pictures = tars.index('train', 'gs://bucket/train.tar', SYNSETS, opener=lambda path: io.BytesIO(data))
     assert pictures.files == ('gs://bucket/train.tar',)
     for row in pictures.rows:
         assert data[row['offset'] : row['offset'] + row['size']] == FILES[os.fsdecode(row['name'])]
@@ -183,7 +181,7 @@ TRAIN_CASES = {
     'empty': (b'', 'damaged or no tar file'),
     'garbage': (random.Random(0).randbytes(5000), 'damaged or no tar file: no header at byte 0'),
     'login page': (b'<html>' * 500, 'damaged or no tar file'),
-    'zeros': (bytes(10240), 'has no <synset>.tar of a listed'),
+    'zeros': (bytes(10240), 'has no image in a <synset>.tar of a listed'),
     'packed': (lambda: gzip.compress(outer()), 'is packed by gzip; .* unpack it'),
     'inner packed': (
         lambda: outer(**{'n01440764.tar': gzip.compress(inner(SYNSETS[0]))}),
@@ -210,7 +208,7 @@ TRAIN_CASES = {
     ),
     'negative size': (lambda: outer(**{'n01440764.tar': negative_size()}), 'no plain size|no header'),
     'sparse': (lambda: outer(**{'n01440764.tar': _with_sparse()}), "'n01440764_5.JPEG' .* no plain size"),
-    'folders': (lambda: ilsvrc.tar_bytes(FILES), 'has no <synset>.tar of a listed'),
+    'folders': (lambda: ilsvrc.tar_bytes(FILES), 'has no image in a <synset>.tar of a listed'),
 }
 
 
@@ -257,7 +255,7 @@ def test_any_damage_of_a_header_is_found_or_harmless(tmp_path):
 def validation(path, files, labels, **options):
     ilsvrc.write_tar(path, files)
     options.setdefault('log', lambda line: None)
-    return imagenet_tars.validation_pictures(path, labels, SYNSETS, **options)
+    return tars.index('validation', path, SYNSETS, labels, **options)
 
 
 def val(*numbers):
@@ -282,8 +280,8 @@ def test_validation_mistakes(tmp_path):
     for files, message in (
         (val(1, 2, 4), "00000004.JPEG' .* has no label, there are 3"),
         (val(0, 1, 2, 3), 'no label'),
-        ({'a.JPEG': b''}, 'has no ILSVRC2012_val_<number>'),
-        (val(2), 'lacks 2 pictures, as ILSVRC2012_val_00000001.JPEG, ILSVRC2012_val_00000003.JPEG;'),
+        ({'a.JPEG': b''}, 'has no image in ILSVRC2012_val_<number>'),
+        (val(2), 'lacks 2 images, as ILSVRC2012_val_00000001.JPEG, ILSVRC2012_val_00000003.JPEG;'),
     ):
         with pytest.raises(UserError, match=message):
             validation(path, files, labels)
@@ -293,15 +291,14 @@ def test_validation_mistakes(tmp_path):
 # --- the index that is kept -----------------------------------------------------------------------------------
 
 
-def test_index_is_kept_until_the_file_changes(tmp_path):
-    path, calls = tmp_path / 'train.tar', []
-
-    def make():
-        calls.append(1)
-        return train(path, synsets=SYNSETS)
+def test_index_is_kept_until_the_file_changes(tmp_path, monkeypatch):
+    path, calls, real = tmp_path / 'train.tar', [], tars.index
+    monkeypatch.setattr(tars, 'index', lambda *args, **options: (calls.append(1), real(*args, **options))[1])
 
     def index(synsets=SYNSETS):
-        return imagenet_tars.indexed(tmp_path, 'train', path, synsets, make, log=lambda line: None)
+        return tars.kept_index(
+            tmp_path / '.train.index', 'train', path, list(synsets), allow_partial=False, log=lambda line: None
+        )
 
     path.write_bytes(outer())
     for _ in range(2):
@@ -312,15 +309,7 @@ def test_index_is_kept_until_the_file_changes(tmp_path):
     assert len(calls) == 2
     index(SYNSETS[:2])
     assert len(calls) == 3
-    for name, text in (('key.json', '{'), ('key.json', json.dumps({}))):
+    for name, text in (('key.json', '{'), ('key.json', json.dumps({})), ('images.json', '{'), ('images.npy', '')):
         pathlib.Path(tmp_path, '.train.index', name).write_text(text)
-        assert contents(index(SYNSETS[:2])) == FILES
-    assert len(calls) == 5 and not list(tmp_path.glob('.*.part'))
-
-
-def test_index_of_an_interrupted_run_is_made_anew(tmp_path):
-    (tmp_path / '.train.index.part').mkdir()
-    (tmp_path / '.train.index.part' / 'rubbish').write_text('x')
-    path = tmp_path / 'train.tar'
-    path.write_bytes(outer())
-    assert contents(imagenet_tars.indexed(tmp_path, 'train', path, SYNSETS, lambda: train(path), print)) == FILES
+        assert set(contents(index(SYNSETS[:2]))) < FILES.keys()
+    assert len(calls) == 7 and not list(tmp_path.rglob('part.*'))

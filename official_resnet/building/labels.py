@@ -1,26 +1,78 @@
-"""The synsets of ILSVRC2012's validation pictures, in the order of the pictures, from any file that tells them.
+"""Which classes there are, what people call them, and which class each of ILSVRC2012's validation images has.
 
-Three do: imagenet_2012_validation_synset_labels.txt of the Inception pipeline, a synset a line; the development kit
-ILSVRC2012_devkit_t12.tar.gz, a number a picture and a MATLAB table of what the numbers mean; and
-ILSVRC2012_bbox_val_v3.tgz, an XML file a picture with the synset of its objects.
+Any of three files tells the last: imagenet_2012_validation_synset_labels.txt of the Inception pipeline, a synset a
+line; the development kit ILSVRC2012_devkit_t12.tar.gz, a number an image and a MATLAB table of what the numbers mean;
+and ILSVRC2012_bbox_val_v3.tgz, an XML file an image with the synset of its objects.
 """
 
+import collections
 import io
 import os
 import pathlib
 import re
 import tarfile
 
-import bounding_boxes
-
+from official_resnet.building import boxes
 from official_resnet.errors import UserError
+from official_resnet.inputs import class_tables
 
 FILES = ('imagenet_2012_validation_synset_labels.txt', 'ILSVRC2012_devkit_t12.tar.gz', 'ILSVRC2012_bbox_val_v3.tgz')
 _SYNSET = re.compile(r'n\d{8}')
 _XML = re.compile(r'ILSVRC2012_val_(\d{8})\.xml')
 
 
-def find(folders):
+def read_classes(path: str | os.PathLike | None = None, flag: str = 'labels_file') -> list[str]:
+    """Return the classes of a file, one a line; without a path ILSVRC2012's 1000 synsets.
+
+    `flag` is what an error calls the file.
+
+    Raises:
+        UserError: it cannot be read, is empty, or has a class twice.
+    """
+    if path is None:
+        return list(read_texts())
+    classes = [line.strip() for line in _lines(path, flag) if line.strip()]
+    nul = next((name for name in classes if '\0' in name), None)  # which no folder's name can have
+    if nul:
+        raise UserError(f"{flag} '{path}' has a NUL byte in {nul[:40]!r}; write a class a line")
+    if not classes:
+        raise UserError(f"{flag} '{path}' is empty; write a class a line")
+    name, count = collections.Counter(classes).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{flag} '{path}' has '{name}' {count} times; keep one of them")
+    return classes
+
+
+def read_texts(path: str | os.PathLike | None = None, flag: str = 'metadata_file') -> dict[str, str]:
+    """Return {class: what people call it} of a file of lines 'class TAB text'; without a path ILSVRC2012's.
+
+    `flag` is what an error calls the file.
+
+    Raises:
+        UserError: it cannot be read, or a line has no tabulator.
+    """
+    if path is None:
+        return dict(class_tables.imagenet_classes())
+    texts = {}
+    for number, line in enumerate(_lines(path, flag), 1):
+        name, tab, text = line.rstrip('\r\n').partition('\t')
+        if not tab and line.strip():
+            raise UserError(f"{flag} '{path}' has no tabulator in line {number}; write 'class TAB text'")
+        if tab:
+            texts[name] = text
+    return texts
+
+
+def _lines(path, flag):
+    try:
+        with open(path, encoding='utf-8') as file:
+            return file.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, 'strerror', None) or 'not UTF-8'
+        raise UserError(f"{flag} '{path}' cannot be read ({reason}); pass another") from None
+
+
+def find_validation(folders: tuple[pathlib.Path, ...]) -> pathlib.Path | None:
     """Return the path of the first of FILES that stands in one of the folders, or None."""
     for name in FILES:
         for folder in folders:
@@ -30,8 +82,8 @@ def find(folders):
     return None
 
 
-def read(path):
-    """Return the synset of picture 1, 2, ... as a list, from a list, the development kit or the validation boxes.
+def read_validation(path: str | os.PathLike) -> list[str]:
+    """Return the synset of validation image 1, 2, ... from a list, the development kit or the validation boxes.
 
     Raises:
         UserError: it cannot be read, is damaged, lacks a part, or names something else than synsets.
@@ -47,7 +99,7 @@ def read(path):
         raise UserError(f"'{path}' cannot be read ({error.strerror or error}); {remedy()}") from None
 
 
-def remedy():
+def remedy() -> str:
     """Return what to get, as it ends a message."""
     return f'put {FILES[0]}, {FILES[1]} or {FILES[2]} beside ILSVRC2012_img_val.tar'
 
@@ -66,7 +118,7 @@ def _from_list(path):
 def _from_tar(path):
     """Read the development kit or the XML files, whichever the tar file holds."""
     parts, synsets = {}, {}
-    for path_inside, data in bounding_boxes.tar_files(path):
+    for path_inside, data in boxes.tar_files(path):
         name = os.path.basename(path_inside)
         match = _XML.fullmatch(name)
         if match:
@@ -95,7 +147,7 @@ def _from_devkit(path, ground_truth, meta):
         synset = meta.get(int(line)) if line.isdigit() else None
         if synset is None:
             raise UserError(
-                f"'{path}' has {line.decode('latin-1')[:20]!r} as the class of picture {number}, which its "
+                f"'{path}' has {line.decode('latin-1')[:20]!r} as the class of image {number}, which its "
                 'meta.mat does not list; get it again'
             )
         result.append(synset)
@@ -125,7 +177,7 @@ def _meta(path, data):
 
 def _synset_of_xml(path, name, data):
     try:
-        found = bounding_boxes.xml(data()).findtext('object/name')
+        found = boxes.xml(data()).findtext('object/name')
     except ValueError as error:
         raise UserError(f"'{name}' in '{path}' is broken ({error}); get it again") from None
     if not found or not _SYNSET.fullmatch(found.strip()):

@@ -1,0 +1,1 @@
+"""ImageNet and own images -> TFRecord shards: what the commands in data/ do. Nothing here imports TensorFlow."""

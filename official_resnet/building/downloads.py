@@ -1,0 +1,249 @@
+"""ILSVRC2012's files: which are there, which are downloaded, whether they are whole and what room they need."""
+
+import base64
+import dataclasses
+import getpass
+import hashlib
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Iterable
+
+from official_resnet import files
+from official_resnet.building import labels
+from official_resnet.building.boxes import CSV
+from official_resnet.building.progress import Log, Progress
+from official_resnet.errors import UserError
+from official_resnet.inputs import download
+
+URL = 'https://image-net.org/data/ILSVRC/2012/'
+CREDENTIALS = ('IMAGENET_USERNAME', 'IMAGENET_ACCESS_KEY')
+BOXES, DEVKIT = 'ILSVRC2012_bbox_train_v2.tar.gz', 'ILSVRC2012_devkit_t12.tar.gz'
+_CHUNK = 1 << 22  # bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Tar:
+    """One of the big tar files; size and MD5 are the official one's (image-net.org, torchvision's imagenet.py)."""
+
+    name: str
+    size: int  # bytes
+    md5: str
+
+
+TARS = {
+    'validation': Tar('ILSVRC2012_img_val.tar', 6_744_924_160, '29b22e2961454d5413ddabcf34fc5622'),
+    'train': Tar('ILSVRC2012_img_train.tar', 147_897_477_120, '1d675b47d978889d74fa0da5fadfb00e'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be built, and of what.
+
+    Attributes:
+        data_dir: where tar files are or go, here or in raw-data, and where the shards go.
+        num_shards: {'train': files, 'validation': files}.
+        url: the folder that missing files are downloaded from.
+        validation_labels: path of the file that tells them, if not one of labels.FILES.
+        allow_partial: whether one of the two tar files may be missing.
+        keep_extracted: whether images are unpacked, too.
+    """
+
+    data_dir: pathlib.Path
+    num_shards: dict[str, int]
+    url: str = URL
+    validation_labels: str | None = None
+    allow_partial: bool = False
+    keep_extracted: bool = False
+
+    @property
+    def folders(self) -> tuple[pathlib.Path, pathlib.Path]:
+        """Where files may stand."""
+        return self.data_dir, self.data_dir / 'raw-data'
+
+    def find(self, name: str) -> pathlib.Path | None:
+        """Return the path of a file that is there, else None."""
+        return next((folder / name for folder in self.folders if (folder / name).is_file()), None)
+
+    def find_tars(self) -> dict[str, pathlib.Path]:
+        """Return {split: path} of the big tar files that are there."""
+        found = {name: self.find(tar.name) for name, tar in TARS.items()}
+        return {name: path for name, path in found.items() if path}
+
+    def find_labels(self) -> str | pathlib.Path | None:
+        """Return the path of the file that tells the labels of validation, else None."""
+        return self.validation_labels or labels.find_validation(self.folders)
+
+    def is_built(self, name: str) -> bool:
+        """Tell whether the manifest of a split is there, and each shard in full size."""
+        try:
+            listed = files.read_json(self.data_dir / f'{name}.manifest.json')['shards']
+            return len(listed) == self.num_shards[name] and all(
+                os.path.getsize(self.data_dir / shard['name']) == shard['bytes'] for shard in listed
+            )
+        except (OSError, KeyError, TypeError):
+            return False
+
+    def require_space(self, tars: dict[str, pathlib.Path], wanted: Iterable[str] = ()) -> None:
+        """Raise UserError if the disk has no room for what is yet to be written; shards are as large as a tar file.
+
+        Args:
+            tars: {split: path} of those that are there.
+            wanted: names of files that are to be downloaded.
+        """
+        official = {tar.name: tar.size for tar in TARS.values()} if self.url == URL else {}
+        sizes = {name: _size(path) for name, path in tars.items()}
+        sizes |= {name: official.get(tar.name, 0) for name, tar in TARS.items() if tar.name in wanted}
+        needed = {
+            'shards': sum(
+                max(0, size - self._written(name)) for name, size in sizes.items() if not self.is_built(name)
+            ),
+            'tar files to download': sum(
+                max(0, official.get(name, 0) - _size(self.data_dir / f'{name}.part')) for name in wanted
+            ),
+        }
+        if self.keep_extracted:
+            raw = self.data_dir / 'raw-data'
+            needed['extracted images'] = sum(size for name, size in sizes.items() if not (raw / name).exists())
+        free, total = shutil.disk_usage(self.data_dir).free, sum(needed.values())
+        if free < total:
+            parts = ', '.join(f'{what} {size / 1e9:.1f}' for what, size in needed.items() if size)
+            raise UserError(
+                f"the disk of '{self.data_dir}' has {free / 1e9:.1f} GB free, {total / 1e9:.1f} are needed "
+                f'({parts}); free some, or pass a DATA_DIR on another disk'
+            )
+
+    def _written(self, name):
+        """Return the bytes of the shards of a split that are there, finished or not."""
+        shards = [*self.data_dir.glob(f'{name}-*-of-*'), *(self.data_dir / f'.{name}.progress').glob('*')]
+        return sum(map(_size, shards))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """Paths of what is there: the tar file of each split to be built, the validation labels, the boxes."""
+
+    tars: dict[str, pathlib.Path]
+    labels: str | pathlib.Path | None
+    boxes: pathlib.Path | None
+
+
+def acquire(plan: Plan, log: Log = print) -> Sources:
+    """Return what there is to build from, downloaded if need be.
+
+    Splits whose shards are complete and whose tar file is gone are left out.
+
+    Raises:
+        UserError: something is missing and cannot be downloaded, or does not fit on the disk.
+    """
+    tars = plan.find_tars()
+    done = [name for name in TARS if name not in tars and plan.is_built(name)]
+    for name in done:
+        log(f'{name}: all {plan.num_shards[name]} shards are in {plan.data_dir}; its tar file is gone and not needed')
+    wanted = [tar.name for name, tar in TARS.items() if name not in tars and name not in done]
+    if not plan.find_labels() and 'validation' not in done:
+        wanted.append(DEVKIT)
+    if not plan.find(BOXES) and 'train' not in done and not (plan.data_dir / 'raw-data' / CSV).exists():
+        wanted.append(BOXES)
+    authorization = _authorization(wanted)
+    if authorization or plan.url != URL:
+        plan.require_space(tars, wanted)
+        _download(plan, wanted, authorization, log)
+        tars = plan.find_tars()
+    else:
+        _require_local(plan, wanted, log)
+    found = plan.find_labels()
+    tars = {name: path for name, path in tars.items() if name != 'validation' or found}
+    return Sources(tars, found, plan.find(BOXES))
+
+
+def _authorization(wanted):
+    """Return the HTTP header for what is to be downloaded, asking for it on a terminal; None without both parts."""
+    user, key = (os.environ.get(name, '') for name in CREDENTIALS)
+    if set(wanted) - {BOXES} and not (user and key) and sys.stdin is not None and sys.stdin.isatty():
+        print(f'{", ".join(wanted)} must be downloaded, with your account at image-net.org:', flush=True)
+        try:
+            user = user or input('user name: ')
+            key = key or getpass.getpass('access key: ')
+        except EOFError:
+            return None
+    return 'Basic ' + base64.b64encode(f'{user}:{key}'.encode()).decode() if wanted and user and key else None
+
+
+def _require_local(plan, wanted, log):
+    """Say what is missing and cannot be downloaded; raise UserError for what cannot be done without."""
+    variables = ' and '.join(CREDENTIALS)
+    missing = [name for name in wanted if name != BOXES]
+    if missing == [DEVKIT] and not plan.allow_partial:
+        raise UserError(
+            f"nothing in '{plan.data_dir}' tells the labels of the validation images; "
+            f'{labels.remedy()}, or set {variables} to download it'
+        )
+    has_validation = not {TARS['validation'].name, DEVKIT} & set(missing)
+    is_useless = TARS['train'].name in missing and not has_validation
+    if missing and (not plan.allow_partial or is_useless):
+        raise UserError(
+            f"'{plan.data_dir}' lacks {', '.join(missing)}; put it there, or set {variables} "
+            'to those of your account at image-net.org to download it'
+        )
+    if missing:
+        log(f'{", ".join(missing)} not there; going on with what is')
+    if BOXES in wanted:
+        log(f'{BOXES} is not there: records have no boxes (put it into {plan.data_dir}, or set {variables})')
+
+
+def _download(plan, wanted, authorization, log):
+    for name in wanted:
+        address = f'{plan.url.rstrip("/")}/{name}'
+        size = next((tar.size for tar in TARS.values() if tar.name == name and plan.url == URL), None)
+        remedy = f"correct {' and '.join(CREDENTIALS)}, or put {name} into '{plan.data_dir}' yourself"
+        log(f'downloading {address} to {plan.data_dir}')
+        try:
+            download.fetch(address, plan.data_dir / name, size, remedy=remedy, authorization=authorization)
+        except UserError as error:
+            if name != BOXES:
+                raise
+            log(f'{error}; going on without boxes')
+
+
+def check_md5(path: pathlib.Path, tar: Tar, stamps_path: pathlib.Path, log: Log = print) -> None:
+    """Compare the MD5 of a file of the official size, unless that was done; say so of another size.
+
+    Args:
+        path: of the file.
+        tar: the official one.
+        stamps_path: JSON file that remembers what was compared.
+        log: called with lines.
+
+    Raises:
+        UserError: it has another MD5.
+    """
+    status = os.stat(path)
+    if status.st_size != tar.size:
+        log(f'{path} has {status.st_size} bytes, the official file {tar.size}: taken as a subset, MD5 not compared')
+        return
+    stamps = files.read_json(stamps_path) or {}
+    stamp = [status.st_size, status.st_mtime_ns, tar.md5]
+    if stamps.get(tar.name) == stamp:
+        return
+    log(f'comparing the MD5 of {path} (once; --noverify_checksums leaves it out)')
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, 'rb', buffering=0) as file, Progress(f'MD5 of {path}', tar.size, log, unit='B') as progress:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            progress.update(len(chunk))
+    if digest.hexdigest() != tar.md5:
+        raise UserError(
+            f"'{path}' has MD5 {digest.hexdigest()} instead of {tar.md5}; remove it and get it again, or pass "
+            '--noverify_checksums'
+        )
+    files.write_json(stamps_path, {**stamps, tar.name: stamp})
+
+
+def _size(path):
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return 0

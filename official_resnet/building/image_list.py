@@ -1,0 +1,190 @@
+"""Which images a data set has and where their bytes lie: an array of rows, one an image.
+
+A row takes about 60 bytes, so that all of ImageNet fits into 80 MB; saved, it is mapped into memory, which processes
+share. An image is a file of its own or lies in a tar file, where it is read without unpacking.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import IO
+
+import numpy as np
+
+from official_resnet import files
+from official_resnet.building.progress import Log, Progress
+from official_resnet.errors import UserError
+
+# file: its place in ImageList.files; offset and size in bytes, both -1 for a plain file; label from 1.
+ROW_FIELDS = [('file', '<i4'), ('offset', '<i8'), ('size', '<i8'), ('label', '<i4')]
+Opener = Callable[[str], IO[bytes]]  # path -> seekable binary file
+
+
+def open_unbuffered(path: str) -> IO[bytes]:
+    """The Opener of this machine's files: what is read lies far apart, so reading ahead would be in vain."""
+    return open(path, 'rb', buffering=0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageList:
+    """A list of images.
+
+    Attributes:
+        files: tar files, or folders that hold plain files.
+        rows: ROW_FIELDS and 'name', bytes: the path of a plain file below its folder, the file name in a tar file.
+        synsets: the class by label; the first is '', since labels begin with 1.
+    """
+
+    files: tuple[str, ...]
+    rows: np.ndarray
+    synsets: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write `<path>.npy` and `<path>.json`."""
+        with files.replacing(f'{path}.npy') as part:  # another process may have the old file mapped
+            np.save(part, np.asarray(self.rows))
+        files.write_text(f'{path}.json', json.dumps({'files': self.files, 'synsets': self.synsets}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> 'ImageList':
+        """Return what `save` wrote; the rows are mapped into memory, not read."""
+        kept = json.loads(pathlib.Path(f'{path}.json').read_text())
+        return cls(tuple(kept['files']), np.load(f'{path}.npy', mmap_mode='r'), tuple(kept['synsets']))
+
+    def name(self, i: int) -> str:
+        """Return the path below the folder, or the file name in the tar file."""
+        return os.fsdecode(bytes(self.rows[i]['name']))
+
+    def basename(self, i: int) -> str:
+        """Return the file name without folders."""
+        return self.name(i).rpartition('/')[2]
+
+    def label(self, i: int) -> int:
+        """Return the label, from 1."""
+        return int(self.rows[i]['label'])
+
+    def synset(self, i: int) -> str:
+        """Return the class."""
+        return self.synsets[self.label(i)]
+
+    def read_bytes(self, i: int, opener: Opener = open_unbuffered) -> bytes:
+        """Return the bytes of the image of row i.
+
+        Raises:
+            UserError: it cannot be read, or the tar file ends before it.
+        """
+        row = self.rows[i]
+        path, offset, size = self.files[row['file']], int(row['offset']), int(row['size'])
+        if offset < 0:
+            path = f'{path}/{self.name(i)}'
+        try:
+            with opener(path) as file:
+                file.seek(max(offset, 0))
+                data = file.read(size)
+                while len(data) < size and (more := file.read(size - len(data))):
+                    data += more  # a read may stop early, on network disks and above 2 GB
+        except OSError as error:
+            raise UserError(
+                f"'{path}' cannot be read ({error.strerror or error}); mend that and run the same command again"
+            ) from None
+        if 0 <= size != len(data):
+            raise UserError(f"'{path}' ends inside '{self.name(i)}' at byte {offset}; get it again")
+        return data
+
+    def digest(self) -> str:
+        """Return the SHA-256 of rows and classes; where the files lie does not count."""
+        rows = np.ascontiguousarray(self.rows)
+        digest = hashlib.sha256(json.dumps([self.synsets, len(self.files), str(rows.dtype.descr)]).encode())
+        digest.update(rows.view(np.uint8))
+        return digest.hexdigest()
+
+
+def kept(folder: pathlib.Path, key: dict, make: Callable[[], ImageList], log: Log = print) -> ImageList:
+    """Return make(), kept in a folder for the next call with the same key.
+
+    Args:
+        folder: made if need be.
+        key: of all that the images depend upon, JSON.
+        make: called if the folder has none, damaged ones, or those of another key.
+        log: called with lines.
+    """
+    key_path = folder / 'key.json'
+    if files.read_json(key_path) == key:
+        with contextlib.suppress(OSError, ValueError, KeyError, EOFError):  # damaged
+            images = ImageList.load(folder / 'images')
+            log(f"'{folder}' has the index of {len(images)} images already")
+            return images
+    images = make()
+    folder.mkdir(exist_ok=True)
+    key_path.unlink(missing_ok=True)
+    images.save(folder / 'images')
+    files.write_json(key_path, key)
+    return ImageList.load(folder / 'images')
+
+
+def extract(images: ImageList, folder: pathlib.Path, log: Log = print) -> None:
+    """Write each image to `<folder>/<class>/<name>`; those that are there in full size stay."""
+    count = 0
+    with Progress(f'unpacking to {folder}', len(images), log) as progress:
+        for i in range(len(images)):
+            path = folder / images.synset(i) / images.basename(i)
+            if not path.is_file() or path.stat().st_size != images.rows[i]['size']:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(images.read_bytes(i))
+                count += 1
+            progress.update()
+    log(f'{len(images)} images are in {folder}, {count} of them written now')
+
+
+def from_folders(
+    root: str | os.PathLike, synsets: Sequence[str], suffixes: Sequence[str], *, is_complete: bool = True
+) -> ImageList:
+    """Return the images `<root>/<class>/<file>`, by label, then name.
+
+    Args:
+        root: the folder.
+        synsets: names of the class folders; the label of each is its place, from 1.
+        suffixes: of images, in small letters; a file's may be in capitals. Hidden files are left out.
+        is_complete: whether each class must have an image.
+
+    Raises:
+        UserError: the folder, one of a class, or images are missing.
+    """
+    root = os.path.abspath(os.path.expanduser(root))
+    names = [np.array(_names(root, synset, tuple(suffixes), is_complete), 'S') for synset in synsets]
+    counts, names = list(map(len, names)), np.concatenate(names)
+    if not len(names):
+        raise UserError(f"'{root}' has no image ({' '.join(suffixes)}) in the folders of its classes; add some")
+    rows = np.empty(len(names), [*ROW_FIELDS, ('name', names.dtype)])
+    rows['file'], rows['offset'], rows['size'], rows['name'] = 0, -1, -1, names
+    rows['label'] = np.repeat(np.arange(1, len(synsets) + 1), counts)
+    return ImageList((root,), rows, ('', *synsets))
+
+
+def _names(root, synset, suffixes, is_complete):
+    """Return the paths of a class's images below `root`, as bytes, sorted."""
+    try:
+        with os.scandir(f'{root}/{synset}') as entries:
+            names = sorted(
+                os.fsencode(f'{synset}/{entry.name}')
+                for entry in entries
+                if entry.name.lower().endswith(suffixes) and not entry.name.startswith('.')
+            )
+    except OSError as error:
+        raise UserError(
+            f"class folder '{root}/{synset}' cannot be read ({error.strerror}); make it, pass another "
+            'folder, or another --labels_file'
+        ) from None
+    if not names and is_complete:
+        raise UserError(
+            f"class folder '{root}/{synset}' has no image ({' '.join(suffixes)}); add some, or pass "
+            'another --labels_file'
+        )
+    return names

@@ -1,0 +1,63 @@
+"""How far a long task is: tqdm's bar on a terminal, elsewhere one of its lines from time to time."""
+
+import sys
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+Log = Callable[[str], object]  # what takes a line for the user
+SECONDS = 30  # between two lines where there is no terminal
+
+
+class Progress(tqdm):
+    """A bar or lines of `log`. `update(n)` and `set_postfix_str(text, refresh=False)` as tqdm has them.
+
+    Args:
+        what: the task, in a word or two.
+        total: of what is counted.
+        log: takes lines.
+        done: how many of the total were done before.
+        unit: of the total: ' images', or 'B', which is printed with k, M, G.
+    """
+
+    def __init__(self, what: str, total: int, log: Log, done: int = 0, unit: str = ' images'):
+        is_terminal = sys.stderr.isatty()
+        self._log = log
+        super().__init__(
+            desc=what,
+            total=total,
+            initial=done,
+            unit=unit,
+            unit_scale=unit == 'B',
+            file=sys.stderr if is_terminal else _Lines(log),
+            leave=is_terminal,
+            dynamic_ncols=is_terminal,
+            ncols=None if is_terminal else 0,
+            mininterval=0.1 if is_terminal else SECONDS,
+            delay=0 if is_terminal else SECONDS,
+            miniters=1,
+        )
+
+    def update_to(self, place: int, postfix: str = '') -> None:
+        """Count up to a place, and show a text behind it."""
+        self.set_postfix_str(postfix, refresh=False)
+        self.update(place - self.n)
+
+    def log(self, line: str) -> None:
+        """Give a line to `log`, beside the bar."""
+        self.clear()
+        self._log(line)
+
+
+class _Lines:
+    """A stream for tqdm that hands what is written to it to a log, line by line."""
+
+    def __init__(self, log):
+        self._log = log
+
+    def write(self, text):
+        if text.strip():
+            self._log(text.strip())
+
+    def flush(self):
+        pass

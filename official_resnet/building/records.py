@@ -1,0 +1,85 @@
+"""The records of a shard: which features an image becomes.
+
+They are those of the Inception pipeline (github.com/tensorflow/models, research/inception), which official/resnet
+reads.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+
+import numpy as np
+
+from official_resnet.building.boxes import Boxes
+from official_resnet.building.image_list import ImageList
+
+IMAGENET_KEYS = frozenset(
+    """
+    image/encoded image/format image/colorspace image/channels image/height image/width image/filename
+    image/class/label image/class/text image/class/synset image/object/bbox/xmin image/object/bbox/ymin
+    image/object/bbox/xmax image/object/bbox/ymax image/object/bbox/label""".split()
+)
+FOLDER_KEYS = frozenset(key for key in IMAGENET_KEYS if 'bbox' not in key and 'synset' not in key)
+KEYS = {'imagenet': IMAGENET_KEYS, 'folder': FOLDER_KEYS}  # by layout
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Options:
+    """What goes into the records besides the images."""
+
+    texts: dict = dataclasses.field(default_factory=dict)  # class -> what people call it
+    boxes: Boxes | None = None
+    seed: int = 12345  # of the order; upstream's
+    check: str = 'structure'  # or 'decode', see jpeg.to_rgb_jpeg
+    on_broken: str = 'skip'  # or 'fail'
+    layout: str = 'imagenet'  # or 'folder': without synset and boxes
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write the files that `load` reads."""
+        plain = {field: getattr(self, field) for field in ('texts', 'seed', 'check', 'on_broken', 'layout')}
+        pathlib.Path(folder, 'options.json').write_text(json.dumps(plain))
+        boxes = self.boxes or Boxes(np.empty(0, 'S1'), np.empty((0, 4), np.float32))
+        np.save(f'{folder}/box_names.npy', boxes.names)
+        np.save(f'{folder}/box_coordinates.npy', boxes.coordinates)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> 'Options':
+        """Return what `save` wrote, the boxes mapped into memory."""
+        boxes = Boxes(*(np.load(f'{folder}/box_{part}.npy', mmap_mode='r') for part in ('names', 'coordinates')))
+        return cls(boxes=boxes, **json.loads(pathlib.Path(folder, 'options.json').read_text()))
+
+    def digest(self) -> str:
+        """Return a SHA-256 of what shards depend on; of on_broken they do not, as long as there are any."""
+        digest = hashlib.sha256(json.dumps([self.texts, self.seed, self.check, self.layout], sort_keys=True).encode())
+        if self.boxes is not None and len(self.boxes.names):
+            digest.update(self.boxes.names.tobytes())
+            digest.update(self.boxes.coordinates.tobytes())
+        return digest.hexdigest()
+
+
+def features(images: ImageList, i: int, options: Options, encoded: bytes, width: int, height: int) -> dict:
+    """Return the features of image i, for tfrecords.encode_example; `encoded` is it as an RGB JPEG."""
+    label, synset, basename = images.label(i), images.synset(i), images.basename(i)
+    is_own = options.layout == 'folder'
+    text = options.texts.get(synset, synset if is_own else '')
+    result = {
+        'image/encoded': encoded,
+        'image/format': b'JPEG',
+        'image/colorspace': b'RGB',
+        'image/channels': 3,
+        'image/height': height,
+        'image/width': width,
+        'image/filename': os.fsencode(basename),
+        'image/class/label': label,  # from 1; 0 is kept for the background
+        'image/class/text': text.encode(errors='surrogateescape'),
+    }
+    if is_own:
+        return result
+    boxes = np.array(options.boxes.of(basename) if options.boxes else [], np.float32).reshape(-1, 4)
+    result['image/class/synset'] = synset.encode()
+    for side, values in zip(('xmin', 'ymin', 'xmax', 'ymax'), boxes.T, strict=True):
+        result[f'image/object/bbox/{side}'] = values
+    result['image/object/bbox/label'] = np.full(len(boxes), label, np.int64)
+    return result

@@ -1,0 +1,281 @@
+"""Where images lie inside ILSVRC2012's tar files, so that they are read there: no copy on the disk, no unpacking.
+
+ILSVRC2012_img_train.tar holds a tar file `<synset>.tar` for each class, and each of these images
+`<synset>_<number>.JPEG`; ILSVRC2012_img_val.tar holds ILSVRC2012_val_00000001.JPEG to ..._00050000.JPEG.
+Only headers are read. The images come out by label, then name, however the tar files are ordered: as
+image_list.from_folders gives them for the unpacked folders.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from typing import IO
+
+import numpy as np
+
+from official_resnet.building import image_list
+from official_resnet.building.image_list import ROW_FIELDS, ImageList, Opener, open_unbuffered
+from official_resnet.building.progress import Log, Progress
+from official_resnet.errors import UserError
+
+BLOCK = 512  # bytes of a tar header
+_LARGEST_HEADER = 1 << 20  # bytes; of long names and pax records. Names are short here: more is damage
+_CHUNK = 1 << 16  # images gathered in lists before they become an array
+_VALIDATION_NAME = re.compile(r'ILSVRC2012_val_(\d{8})\.JPEG')
+_PACKED_NAME = re.compile(r'n\d{8}\.(tar\.\w+|t[gbx]z2?|zip)')
+_PACKERS = (('gzip', b'\x1f\x8b'), ('bzip2', b'BZh'), ('xz', b'\xfd7zXZ'), ('zstd', b'\x28\xb5\x2f\xfd'))
+_UNPACK = 'images are read in their place, so unpack it to a plain tar first'
+_BROKEN = (tarfile.TarError, ValueError, IndexError, KeyError, OverflowError)
+
+
+def index(
+    split: str,
+    path: str | os.PathLike,
+    synsets: Sequence[str],
+    image_synsets: Sequence[str] = (),
+    *,
+    allow_partial: bool = False,
+    log: Log = print,
+    opener: Opener = open_unbuffered,
+) -> ImageList:
+    """Return the images of a tar file.
+
+    Args:
+        split: 'train' for a tar of tars, 'validation' for a tar of ILSVRC2012_val_<number>.JPEG.
+        path: of ILSVRC2012_img_train.tar or ILSVRC2012_img_val.tar, or a tar file of the same shape.
+        synsets: the classes; the label of each is its place, from 1. Images of others are left out.
+        image_synsets: the synset of validation image 1, 2, ...; labels.read_validation reads it.
+        allow_partial: take the file also if classes or images are missing.
+        log: called with lines.
+        opener: how the file is opened.
+
+    Raises:
+        UserError: it cannot be read, is no tar, packed, damaged or cut off, which names member and byte; classes or
+            images are missing; a validation image has no synset.
+    """
+    labels = {synset: label for label, synset in enumerate(synsets, 1)}
+    try:
+        file = opener(str(path))
+    except OSError as error:
+        raise UserError(
+            f"'{path}' cannot be read ({error.strerror or error}); pass a tar file that you may read"
+        ) from None
+    with file, Progress(f"indexing '{path}'", file.seek(0, os.SEEK_END), log, unit='B') as progress:
+        rows = _Rows(path, synsets, progress)
+        if split == 'train':
+            missing = _add_train(rows, file, labels)
+            kind, what, why = 'a <synset>.tar', 'synsets', 'no tar file of a listed synset, or no .JPEG'
+        else:
+            missing = _add_validation(rows, file, labels, image_synsets)
+            kind, what = 'ILSVRC2012_val_<number>.JPEG', 'images'
+            why = 'not named as a validation image, or of no listed synset'
+    rows.log_skipped(why, log)
+    if not len(rows):
+        name = {'train': 'ILSVRC2012_img_train.tar', 'validation': 'ILSVRC2012_img_val.tar'}[split]
+        raise UserError(
+            f"'{path}' has no image in {kind} of a listed synset, as {synsets[0]}; pass {name} as it was downloaded"
+        )
+    if missing:
+        text = f"'{path}' lacks {len(missing)} {what}, as {', '.join(missing[:3])}"
+        if not allow_partial:
+            raise UserError(f'{text}; get it again, or pass --allow_partial to use what is there')
+        log(f'{text}; going on with what is there')
+    return rows.images(log)
+
+
+def kept_index(folder: pathlib.Path, split: str, path: pathlib.Path, synsets: list[str], *more, **options) -> ImageList:
+    """Return `index` of the other arguments, kept in a folder for the next call with the same file and arguments."""
+    status, log = os.stat(path), options.pop('log', print)
+    arguments = hashlib.sha256(json.dumps([synsets, more, options]).encode()).hexdigest()
+    key = {'path': str(path), 'size': status.st_size, 'mtime_ns': status.st_mtime_ns, 'arguments': arguments}
+    return image_list.kept(folder, key, lambda: index(split, path, synsets, *more, log=log, **options), log)
+
+
+def _add_train(rows, file, labels):
+    """Add the rows of a tar of tars; return the synsets that it lacks."""
+    found = set()
+    for member in rows.outer_members(file):
+        synset, suffix = os.path.splitext(_basename(member))
+        if not member.isreg() or suffix != '.tar' or synset not in labels:
+            rows.skip(member)
+            continue
+        found.add(synset)
+        begin, end = member.offset_data, member.offset_data + member.size
+        for inner in members(file, begin, end, f"'{_basename(member)}' in '{rows.path}'"):
+            name = _basename(inner)
+            if inner.isreg() and name.endswith('.JPEG') and not name.startswith('.'):
+                rows.add(name, begin + inner.offset_data, inner.size, labels[synset])
+            else:
+                rows.skip(inner)
+    return [synset for synset in labels if synset not in found]
+
+
+def _add_validation(rows, file, labels, image_synsets):
+    """Add the rows of a tar of numbered images; return the images that it lacks."""
+    is_missing = np.array([synset in labels for synset in image_synsets], bool)
+    for member in rows.outer_members(file):
+        name = _basename(member)
+        match = _VALIDATION_NAME.fullmatch(name)
+        if not match or not member.isreg():
+            rows.skip(member)
+            continue
+        number = int(match[1])
+        if not 1 <= number <= len(image_synsets):
+            raise UserError(
+                f"'{name}' in '{rows.path}' has no label, there are {len(image_synsets)}; pass the labels "
+                'that belong to this tar file'
+            )
+        is_missing[number - 1] = False
+        synset = image_synsets[number - 1]
+        if synset in labels:
+            rows.add(name, member.offset_data, member.size, labels[synset])
+        else:
+            rows.skip(member)
+    return [f'ILSVRC2012_val_{place + 1:08d}.JPEG' for place in np.flatnonzero(is_missing)]
+
+
+def members(file: IO[bytes], begin: int, end: int, where: str) -> Iterator[tarfile.TarInfo]:
+    """Yield the TarInfo of each member of the tar at bytes begin..end of a file, with offsets from `begin`.
+
+    Raises:
+        UserError: packed, damaged, or cut off; `where` names it.
+    """
+    file.seek(begin)
+    magic = file.read(min(6, end - begin))
+    for packer, start in _PACKERS:
+        if magic.startswith(start):
+            raise UserError(f'{where} is packed by {packer}; {_UNPACK}')
+    window, name, offset = _Window(file, begin, end), '', 0
+    try:
+        tar = tarfile.TarFile(fileobj=window, mode='r')
+        while (member := tar.next()) is not None:
+            tar.members = []  # else it keeps all
+            name, offset = member.name, member.offset
+            if member.size < 0 or member.issparse():
+                raise UserError(
+                    f"{where} is damaged: '{name}' at byte {begin + offset} has no plain size; get it again"
+                )
+            if member.isreg() and member.offset_data + member.size > end - begin:
+                raise _cut_off(where, name, begin + offset)
+            yield member
+            offset = tar.offset
+        last = window.block(tar.offset)
+    except _BROKEN as error:
+        if isinstance(error, UserError):
+            raise
+        if str(error) == 'unexpected end of data':  # tarfile's, of the data before the next header
+            raise _cut_off(where, name, begin + offset) from None
+        raise _damaged(where, name, begin + offset, f' ({error})') from None
+    if not last:
+        raise _cut_off(where, name, begin + tar.offset)
+    if last.strip(b'\0'):
+        raise _damaged(where, name, begin + tar.offset, '')
+
+
+def _cut_off(where, name, offset):
+    inside = f" at member '{name}'," if name else ''
+    return UserError(f'{where} is cut off{inside} byte {offset}; get it again')
+
+
+def _damaged(where, name, offset, reason):
+    after = f" after member '{name}'" if name else ''
+    return UserError(f'{where} is damaged or no tar file: no header at byte {offset}{after}{reason}; get it again')
+
+
+class _Window:
+    """Bytes begin..end of a file, as tarfile reads them: its reads are of headers only, and so small."""
+
+    def __init__(self, file, begin, end):
+        self.file, self.begin, self.end, self.place = file, begin, end, 0
+
+    def tell(self):
+        return self.place
+
+    def seek(self, place):
+        self.place = place
+        return place
+
+    def read(self, size):
+        if size > _LARGEST_HEADER:
+            raise tarfile.ReadError(f'a header of {size} bytes')
+        start = self.begin + self.place
+        size = max(0, min(size, self.end - start))
+        self.file.seek(start)
+        data = self.file.read(size) if size else b''
+        self.place += len(data)
+        return data
+
+    def block(self, place):
+        self.seek(place)
+        return self.read(BLOCK)
+
+
+class _Rows:
+    """Growing rows of an ImageList: arrays, because a million Python objects take fifty times the memory."""
+
+    def __init__(self, path, synsets, progress):
+        self.path, self.synsets, self.progress = str(path), synsets, progress
+        self.chunks, self.names, self.numbers, self.count = [], [], [], 0
+        self.num_skipped, self.skipped = 0, []
+
+    def __len__(self):
+        return self.count
+
+    def outer_members(self, file):
+        """Yield the members of the file itself."""
+        for member in members(file, 0, self.progress.total, f"'{self.path}'"):
+            if _PACKED_NAME.fullmatch(_basename(member)):
+                raise UserError(f"'{_basename(member)}' in '{self.path}' is packed; {_UNPACK}")
+            yield member
+            self.progress.update_to(member.offset_data + member.size, f'{self.count} images')
+
+    def add(self, name, offset, size, label):
+        self.names.append(os.fsencode(name))
+        self.numbers.append((offset, size, label))
+        self.count += 1
+        if len(self.names) == _CHUNK:
+            self._flush()
+
+    def skip(self, member):
+        """Leave out a member: count it, and name the first ones. Of folders nothing is said."""
+        if not member.isdir():
+            self.num_skipped += 1
+            self.skipped += [_basename(member)] if len(self.skipped) < 3 else []
+
+    def log_skipped(self, reason, log):
+        if self.num_skipped:
+            names = ', '.join(map(repr, self.skipped))
+            log(f"'{self.path}': left out {self.num_skipped} members ({reason}), as {names}")
+
+    def images(self, log):
+        """Return the rows as an ImageList, by label, then name; of two of one name the later stays."""
+        self._flush()
+        names = np.concatenate([names for names, _ in self.chunks])  # of the longest width
+        numbers = np.concatenate([numbers for _, numbers in self.chunks])
+        order = np.lexsort((names, numbers[:, 2]))  # stable: the later of two stands behind
+        names, numbers = names[order], numbers[order]
+        is_last = np.ones(len(names), bool)
+        is_last[:-1] = (names[1:] != names[:-1]) | (numbers[1:, 2] != numbers[:-1, 2])
+        if not is_last.all():
+            log(
+                f"'{self.path}' has {np.sum(~is_last)} images twice, as '{os.fsdecode(names[~is_last][0])}'; the later "
+                'of two is used, as tar would leave it'
+            )
+        rows = np.zeros(np.sum(is_last), [*ROW_FIELDS, ('name', names.dtype)])
+        rows['name'] = names[is_last]
+        for column, field in enumerate(('offset', 'size', 'label')):
+            rows[field] = numbers[is_last, column]
+        return ImageList((self.path,), rows, ('', *self.synsets))
+
+    def _flush(self):
+        if self.names:
+            self.chunks.append((np.array(self.names), np.array(self.numbers, np.int64)))
+            self.names, self.numbers = [], []
+
+
+def _basename(member):
+    return member.name.rpartition('/')[2]

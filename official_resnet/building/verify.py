@@ -1,0 +1,104 @@
+"""Shards are read back and compared with their manifest."""
+
+import collections
+import hashlib
+import itertools
+import os
+import pathlib
+from collections.abc import Iterator
+
+from official_resnet import files
+from official_resnet.building.progress import Log, Progress
+from official_resnet.building.records import KEYS
+from official_resnet.errors import UserError
+from official_resnet.inputs import jpeg, tfrecords
+
+_MAX_FAULTS = 10  # of a shard that are told
+
+
+def verify(output_dir: str | os.PathLike, name: str, log: Log = print) -> int:
+    """Read every shard back, compare it with the manifest, and log a line for each fault; return an exit code.
+
+    Size, SHA-256 and checksums of a shard, its number of records, their keys and labels, and each JPEG's structure.
+
+    Returns:
+        0 if all is as it was built, 1 if not.
+
+    Raises:
+        UserError: there is no manifest.
+    """
+    path = pathlib.Path(os.path.expanduser(output_dir), f'{name}.manifest.json')
+    manifest = files.read_json(path)
+    if manifest is None:
+        raise UserError(f"'{path}' is missing or damaged; build {name} first, or pass another --output_directory")
+    classes, num_faults = collections.Counter(), 0
+    with Progress(f'verify {name}', manifest['records'], log) as progress:
+        for entry in manifest['shards']:
+            found = _faults(path.parent, entry, manifest, classes, progress)
+            for fault in itertools.islice(found, _MAX_FAULTS):
+                progress.log(f'{entry["name"]}: {fault}')
+                num_faults += 1
+        for synset in manifest['synsets'][1:] if not num_faults else ():
+            if classes[synset] != manifest['classes'][synset]:
+                progress.log(f"class '{synset}' has {classes[synset]} records, not {manifest['classes'][synset]}")
+                num_faults += 1
+    count = f'{num_faults or "no"} fault{"s" * (num_faults != 1)}'
+    log(f'{name}: {count} in {len(manifest["shards"])} shards of {manifest["records"]} images')
+    return int(num_faults > 0)
+
+
+def _faults(folder: pathlib.Path, entry: dict, manifest: dict, classes: dict, progress: Progress) -> Iterator[str]:
+    """Yield what is wrong with a shard, counting the records of each class."""
+    path = folder / entry['name']
+    try:
+        with open(path, 'rb') as file:
+            digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    except OSError as error:
+        yield f'cannot be read ({error.strerror})'
+        return
+    size = os.path.getsize(path)
+    if size != entry['bytes']:
+        yield f'has {size} bytes instead of {entry["bytes"]}'
+    elif digest != entry['sha256']:
+        yield f'has the SHA-256 {digest} instead of {entry["sha256"]}'
+    count = 0
+    try:
+        for data in tfrecords.read(path):
+            fault = _fault(data, manifest, classes)
+            if fault:
+                yield f'record {count} (counted from 0) {fault}'
+            count += 1
+            progress.update()
+    except UserError as error:
+        yield str(error)
+    else:
+        if count != entry['records']:
+            yield f'has {count} records instead of {entry["records"]}'
+
+
+def _fault(data, manifest, classes):
+    """Return what is wrong with a record, '' if nothing is; count its class."""
+    try:
+        example = tfrecords.decode_example(data)
+    except ValueError as error:
+        return f'is no tf.train.Example ({error})'
+    wrong = example.keys() ^ KEYS[manifest['layout']]
+    if wrong:
+        return f'has keys too many or lacks some: {", ".join(sorted(wrong))}'
+    label, synsets = example['image/class/label'], manifest['synsets']
+    if len(label) != 1 or not 1 <= label[0] < len(synsets):
+        return f'has the label {label}, not one of 1..{len(synsets) - 1}'
+    synset = example.get('image/class/synset', [synsets[label[0]].encode()])
+    if synset != [synsets[label[0]].encode()]:
+        return f'has the class {synset} with the label {label[0]}, which is {synsets[label[0]]}'
+    classes[synsets[label[0]]] += 1
+    try:
+        info = jpeg.inspect(b''.join(example['image/encoded']))
+    except ValueError as error:
+        return f'has a broken image ({error})'
+    if not info.is_whole or not info.is_rgb_jpeg:
+        return f'has an image that is no RGB JPEG ({info.problem or jpeg.reason(info)})'
+    size = example['image/width'], example['image/height']
+    if size != ([info.width], [info.height]):
+        return f'has the size {size}, its image {info.width} x {info.height}'
+    return ''
