@@ -38,7 +38,7 @@ def list_files(folder):
 
 
 def ours(dtype, resnet_size, batch_size, folder):
-    """datasets.batches of encoded examples, resized as TensorFlow 1 did it."""
+    """Training batches of encoded images, resized as TensorFlow 1 did it."""
     return _batches('tf1', batch_size, folder)
 
 
@@ -133,16 +133,16 @@ def num_cores():
 
 def training_batches(resize, batch_size, steps, folder):
     """Return so many batches of training, tf.data.Dataset, normalised as torchvision's; files are repeated in turn."""
-    from official_resnet.inputs import datasets, streamed
+    from official_resnet.inputs import streamed
     from official_resnet.inputs.images import Views
     from official_resnet.inputs.normalization import PUBLISHED
 
     files = list(itertools.islice(itertools.cycle(list_files(folder)), steps * batch_size))
     views = Views(SIZE, min_area=MIN_AREA, use_boxes=False, resize=resize)
-    examples = streamed.EncodedExamples(
+    split = streamed.StreamedSplit(
         streamed.Files(files, [0] * len(files)), 1, 'folder', ('picture',), PUBLISHED['torch'], views
     )
-    return datasets.batches(examples, batch_size, training=True)
+    return split.training_batches(batch_size)
 
 
 def _batches(resize, batch_size, folder):

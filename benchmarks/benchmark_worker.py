@@ -57,8 +57,8 @@ def torch(dtype, resnet_size, batch_size):
     from benchmarks import benchmark_torch
     from official_resnet.inputs import datasets
 
-    examples = datasets.read('synthetic', 'train')
-    images, labels = next(iter(datasets.batches(examples, batch_size, training=True)))
+    examples = datasets.open_split('synthetic', 'train')
+    images, labels = next(iter(examples.training_batches(batch_size)))
     images, labels = benchmark_torch.to_torch(images.numpy()), benchmark_torch.torch.tensor(labels.numpy(), dtype=int64)
     step = benchmark_torch.TrainStep(benchmark_torch.CifarResNet(resnet_size), dtype)
     return {

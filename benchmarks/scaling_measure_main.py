@@ -37,7 +37,7 @@ IMAGENET = 1281167
 
 def measure_images(size):
     """Index and order of 1x, 2x and 4x pictures, and the first batch of a late step."""
-    from official_resnet.inputs import datasets, streamed, tfrecords
+    from official_resnet.inputs import in_memory, shards, streamed, tfrecords
 
     rows = {'index': [], 'order': []}
     with tempfile.TemporaryDirectory() as temporary:
@@ -47,9 +47,9 @@ def measure_images(size):
             while len(paths) < 4 * scale:
                 paths.append(pathlib.Path(temporary) / f'train-{len(paths):05d}')
                 paths[-1].write_bytes(record * (count // (4 * scale)))
-            seconds, source = _shortest(lambda: streamed.Shards(paths, log=lambda line: None), clock=time.process_time)
+            seconds, source = _shortest(lambda: shards.Shards(paths, log=lambda line: None), clock=time.process_time)
             tracemalloc.start()
-            source = streamed.Shards(paths, log=lambda line: None)
+            source = shards.Shards(paths, log=lambda line: None)
             held, peak = tracemalloc.get_traced_memory()
             tracemalloc.stop()
             rows['index'].append({'records': source.num_images, 'seconds': seconds, 'bytes': held, 'peak_bytes': peak})
@@ -58,7 +58,7 @@ def measure_images(size):
         groups = np.sort(np.arange(count, dtype=np.int32) % 1024)
 
         def first(step, count=count, groups=groups):
-            return next(iter(datasets._steps_and_rows(count, 256, 0, step, 1, groups)))
+            return next(iter(in_memory.training_rows(count, 256, 0, step, 1, streamed.mix_groups(groups))))
 
         late = count // 256 - 1
         with _PeakMemory() as memory:
@@ -131,7 +131,6 @@ def measure_workers(size):
 def measure_model(size):
     """Checkpoints of 1x, 2x and 4x bytes, 4x being ResNet-50's, and evaluations of 1x, 2x and 4x pictures."""
     from official_resnet import checkpoints, resnet_run_loop, resnet_variants
-    from official_resnet.inputs import datasets
 
     rows = {'checkpoint': [], 'evaluation': []}
     with tempfile.TemporaryDirectory() as temporary:
@@ -156,7 +155,7 @@ def measure_model(size):
     whole = trainer.test
     for scale in (1, 2, 4):
         count = int(500 * scale * size)
-        trainer.test = datasets.first(whole, count)
+        trainer.test = whole.first(count)
         rows['evaluation'].append({'images': count, 'seconds': _shortest(trainer.evaluate)[0]})
     return rows
 
@@ -179,7 +178,7 @@ def measure_memory(size):
 
 def measure_input(size, folder=None):
     """Training pictures of 224x224 from shards, on one core, and records read by one thread."""
-    from official_resnet.inputs import datasets, streamed, tfrecords
+    from official_resnet.inputs import shards, streamed, tfrecords
     from official_resnet.inputs.images import Views
     from official_resnet.inputs.normalization import OFFICIAL
 
@@ -195,11 +194,11 @@ def measure_input(size, folder=None):
                 for jpeg in jpegs
             )
         )
-        source = streamed.Shards([path])
+        source = shards.Shards([path])
         views = Views(224)
-        examples = streamed.EncodedExamples(source, 1, 'drawn', ('picture',), OFFICIAL, views)
+        examples = streamed.StreamedSplit(source, 1, 'drawn', ('picture',), OFFICIAL, views)
         batch = min(32, len(jpegs))
-        iterator = iter(datasets.batches(examples, batch, training=True, num_epochs=10**6))
+        iterator = iter(examples.training_batches(batch, num_epochs=10**6))
         steps, rates = max(1, int(8 * size)), []
         images = steps * batch
         for _ in range(steps):  # until the buffers are as full as they become

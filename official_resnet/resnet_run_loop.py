@@ -8,8 +8,6 @@ callbacks. Keras' own `fit` can neither resume inside an epoch nor run several w
 """
 
 import contextlib
-import dataclasses
-import os
 import pathlib
 import signal
 import threading
@@ -21,7 +19,7 @@ import tensorflow as tf
 
 from official_resnet import checkpoints
 from official_resnet.errors import UserError
-from official_resnet.inputs import datasets, streamed
+from official_resnet.inputs import datasets
 from official_resnet.training import devices, feature_cache, optimizers, schedules, step, transfer, workers
 from official_resnet.training.config import IDENTITY, TrainConfig, difference
 
@@ -82,7 +80,7 @@ def evaluate(config):
 
     Returns:
         {'loss': mean cross-entropy, 'accuracy': 0..1, 'accuracy_top_5', 'num_images', 'step', 'epoch',
-        'images_per_second', 'seconds', 'model', 'test': the Examples}.
+        'images_per_second', 'seconds', 'model', 'test': the Split}.
     """
     trainer = Trainer(config, needs_checkpoint=True)
     return trainer.evaluate() | {
@@ -95,19 +93,19 @@ def evaluate(config):
 
 
 def read(config, split):
-    """Return the Examples of a config's 'train' or 'test'; see datasets.read for errors."""
-    examples = datasets.read(
+    """Return the datasets.Split of a config's 'train' or 'test'; see datasets.open_split for errors."""
+    examples = datasets.open_split(
         config.dataset,
         split,
         data_dir=config.machine.data_dir,
         views=config.views,
-        folder_options=config.folder_options(),
+        folder=config.folder_options(),
     )
     if split == 'train':
-        examples = datasets.first(examples, config.num_train_images)
+        examples = examples.first(config.num_train_images)
     if config.background:
         examples = examples.with_background()
-    return dataclasses.replace(examples, normalization=config.normalization or examples.normalization)
+    return examples.with_normalization(config.normalization or examples.normalization)
 
 
 class Team:
@@ -244,7 +242,7 @@ class Trainer:
 
         def features(examples, split):
             folder = self.config.machine.model_dir if self.team.is_chief else None
-            with streamed.input_errors(examples, _VERIFY):
+            with examples.input_errors(_VERIFY):
                 return feature_cache.features(
                     self.model,
                     examples,
@@ -269,7 +267,7 @@ class Trainer:
             count = min(per_call, end - self.step)
             callback_list.on_train_batch_begin(self.step % self.steps_per_epoch)
             start = time.monotonic()
-            with streamed.input_errors(self.data, _VERIFY):
+            with self.data.input_errors(_VERIFY):
                 results = self.train_steps(iterator, tf.constant(count)).numpy()  # [count, 2]: sums of loss, correct
             seconds = time.monotonic() - start
             self._check_finite(results[:, 0])
@@ -298,10 +296,10 @@ class Trainer:
     def evaluate(self):
         """Return loss, accuracy, accuracy_top_5, seconds, images_per_second over the test split, each image once."""
         start = time.monotonic()
-        batches = datasets.batches(self.test, self.config.batch_size, training=False, share=self._share)
+        batches = self.test.evaluation_batches(self.config.batch_size, share=self._share)
         totals = np.zeros(3)
-        with streamed.input_errors(self.test, _VERIFY):
-            for images, labels in self._distribute(batches):
+        with self.test.input_errors(_VERIFY):
+            for images, labels in self._distribute(batches, self.test.num_cpu_threads):
                 totals += self._evaluate_batch(images, labels).numpy()
         seconds = time.monotonic() - start
         count = self.test.num_images
@@ -341,28 +339,26 @@ class Trainer:
         """Return the batches from here to the end of the training, as `train_steps` takes them."""
         config = self.config
         return self._distribute(
-            datasets.batches(
-                self.data,
+            self.data.training_batches(
                 config.batch_size,
-                training=True,
                 seed=config.seed,
                 first_step=self.step,
                 num_epochs=config.train_epochs,
                 augment=config.augment,
                 flip=config.flip,
                 share=self._share,
-            )
+            ),
+            self.data.num_cpu_threads,
         )
 
     @property
     def _share(self):
         return self.team.index, self.team.size
 
-    def _distribute(self, batches):
+    def _distribute(self, batches, num_threads):
         """Return the batches, split over the replicas where there are several."""
         options = tf.data.Options()
-        default = os.cpu_count() if self.config.views else 1  # decoding is work; slices of memory are not
-        options.threading.private_threadpool_size = self.config.machine.input_threads or default
+        options.threading.private_threadpool_size = self.config.machine.input_threads or num_threads
         batches = batches.with_options(options)
         replicas = self.strategy.num_replicas_in_sync
         if replicas == self.team.size:  # a device for each worker, which has its share already

@@ -24,7 +24,7 @@ from worker_processes import finish, flags_of, last_step, start_pair, start_prog
 from official_resnet import checkpoints, resnet_run_loop
 from official_resnet.command_line import train_program
 from official_resnet.errors import UserError
-from official_resnet.inputs import datasets, streamed
+from official_resnet.inputs import datasets, shards
 from official_resnet.inputs.images import Views
 from official_resnet.training import callbacks, devices
 
@@ -177,20 +177,18 @@ def test_mistakes_are_said_by_all_workers(by_workers, name, messages):
 # --- the input of a worker -----------------------------------------------------------------------------------
 
 
-def shared_batches(examples, count, **options):
+def shared_batches(make_batches, count, **options):
     """Return [[(images, labels) of each worker's part] of each batch]."""
-    parts = [
-        list(datasets.batches(examples, 12, share=(i, count), **options).as_numpy_iterator()) for i in range(count)
-    ]
+    parts = [list(make_batches(12, share=(i, count), **options).as_numpy_iterator()) for i in range(count)]
     return list(zip(*parts, strict=True))
 
 
 @pytest.mark.parametrize('count', [2, 3, 4])
 def test_workers_share_each_batch_without_overlap(count):
     examples = dataclasses.replace(drawn_examples(40), normalization='none')  # which would differ in its last bits
-    options = {'training': True, 'seed': 3, 'num_epochs': 2}
-    whole = datasets.batches(examples, 12, **options).as_numpy_iterator()
-    for (images, labels), parts in zip(whole, shared_batches(examples, count, **options), strict=True):
+    options, make_batches = {'seed': 3, 'num_epochs': 2}, examples.training_batches
+    whole = make_batches(12, **options).as_numpy_iterator()
+    for (images, labels), parts in zip(whole, shared_batches(make_batches, count, **options), strict=True):
         assert all(len(part[1]) == 12 // count for part in parts)
         np.testing.assert_array_equal(np.concatenate([part[0] for part in parts]), images)  # augmented alike
         np.testing.assert_array_equal(np.concatenate([part[1] for part in parts]), labels)
@@ -199,8 +197,8 @@ def test_workers_share_each_batch_without_overlap(count):
 @pytest.mark.parametrize('num_images', [1, 5, 12, 25, 40])
 def test_workers_evaluate_each_picture_once(num_images):
     examples = dataclasses.replace(drawn_examples(num_images), normalization='none')
-    whole = list(datasets.batches(examples, 12, training=False).as_numpy_iterator())
-    for (images, labels), parts in zip(whole, shared_batches(examples, 3, training=False), strict=True):
+    whole = list(examples.evaluation_batches(12).as_numpy_iterator())
+    for (images, labels), parts in zip(whole, shared_batches(examples.evaluation_batches, 3), strict=True):
         assert all(len(part[1]) == 4 for part in parts)
         ours, ids = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
         np.testing.assert_array_equal(ids[ids >= 0], labels)
@@ -209,12 +207,15 @@ def test_workers_evaluate_each_picture_once(num_images):
 
 def test_workers_share_streamed_batches(tmp_path):
     write_shards(tmp_path, draw(31))
-    paths = streamed.find_shards(tmp_path, 'train')
+    paths = shards.find_shards(tmp_path, 'train')
     assert len(paths) == 4
-    examples = datasets.read('imagenet', 'train', data_dir=tmp_path, views=Views(16, 16))
-    for options in ({'training': True, 'seed': 3, 'num_epochs': 2}, {'training': False}):
-        whole = datasets.batches(examples, 12, **options).as_numpy_iterator()
-        for (images, labels), parts in zip(whole, shared_batches(examples, 3, **options), strict=True):
+    examples = datasets.open_split('imagenet', 'train', data_dir=tmp_path, views=Views(16, 16))
+    for make_batches, options in (
+        (examples.training_batches, {'seed': 3, 'num_epochs': 2}),
+        (examples.evaluation_batches, {}),
+    ):
+        whole = make_batches(12, **options).as_numpy_iterator()
+        for (images, labels), parts in zip(whole, shared_batches(make_batches, 3, **options), strict=True):
             ours, ids = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
             np.testing.assert_array_equal(ours[ids >= 0], images)
             np.testing.assert_array_equal(ids[ids >= 0], labels)

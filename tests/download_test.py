@@ -20,7 +20,7 @@ import pytest
 
 from official_resnet import cifar10_download_and_extract
 from official_resnet.errors import UserError
-from official_resnet.inputs import download
+from official_resnet.inputs import datasets, download
 
 SCRIPT = cifar10_download_and_extract.__file__
 FOLDER = 'cifar-10-batches-bin'
@@ -135,9 +135,7 @@ def tiny_archives(monkeypatch, refused_url):
 
 
 def file_set(url):
-    return download.FileSet(
-        url, ('mnist', 'MNIST/raw'), {name: (len(data), hashlib.md5(data).hexdigest()) for name, data in IDX.items()}
-    )
+    return download.FileSet(url, {name: (len(data), hashlib.md5(data).hexdigest()) for name, data in IDX.items()})
 
 
 @pytest.fixture
@@ -608,7 +606,7 @@ def test_an_interrupted_set_goes_on_where_it_stopped(mnist_server, data_dir):
         match=f"cannot download .*/{second} .*100 bytes are kept.*or put {first}, .* into '{data_dir}/mnist' yourself",
     ):
         download.fetch_missing('mnist', data_dir)
-    assert names(data_dir) == ['mnist.part'] and not download.is_present('mnist', data_dir)
+    assert names(data_dir) == ['mnist.part'] and datasets.is_missing('mnist', data_dir)
     mnist_server.cuts, mnist_server.ranges[:] = [], []
     (data_dir / 'mnist').mkdir()
     (data_dir / 'mnist' / 'notes.txt').write_text('kept')

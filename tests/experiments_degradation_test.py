@@ -88,7 +88,7 @@ def test_the_error_in_inference_is_that_of_the_training_pictures(cifar_dir):
     )
     model = resnet_model.resnet(config.spec, 10, (32, 32, 3))
     model.get_layer('logits').set_weights([np.zeros((64, 10)), np.eye(10)[0]])
-    data = runs.datasets.read('cifar10', 'train', data_dir=str(cifar_dir))
+    data = runs.datasets.open_split('cifar10', 'train', data_dir=str(cifar_dir))
     expected = 100 * (data.labels[:24] != 0).mean()  # it says 0 whatever it sees
     assert runs.inference_error(model, config) == pytest.approx(expected, abs=1e-3)
 

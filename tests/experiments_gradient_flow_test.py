@@ -24,7 +24,7 @@ def test_small_gradients_do_not_become_zero():
 
 
 def test_gradients_before_training_are_those_of_the_tape(cifar_dir):
-    examples = datasets.read('cifar10', 'train', data_dir=str(cifar_dir))
+    examples = datasets.open_split('cifar10', 'train', data_dir=str(cifar_dir))
     result = net_gradients.measure_net(('sigmoid', False, False, 8), examples, SETTINGS, [])
     assert [sample['step'] for sample in result['samples']] == [0, 1, 2, 3, 4]
     assert result['layers'][0] == 'stem_conv' and result['layers'][-1] == 'group3_block1_conv2'
@@ -34,7 +34,7 @@ def test_gradients_before_training_are_those_of_the_tape(cifar_dir):
     model = resnet_variants.cifar_resnet(
         8, shortcut=None, experiment=resnet_spec.Experiment(activation='sigmoid', batch_norm=False)
     )
-    images, labels = next(iter(datasets.batches(examples, 8, training=True)))
+    images, labels = next(iter(examples.training_batches(8)))
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, model(images, training=True)))
     kernels = [model.get_layer(name).kernel for name in result['layers']]
@@ -44,7 +44,7 @@ def test_gradients_before_training_are_those_of_the_tape(cifar_dir):
 
 
 def test_a_net_that_diverges_ends_there(cifar_dir):
-    examples = datasets.read('cifar10', 'train', data_dir=str(cifar_dir))
+    examples = datasets.open_split('cifar10', 'train', data_dir=str(cifar_dir))
     settings = SETTINGS | {'learning_rate': 1e30}
     result = net_gradients.measure_net(('relu', False, True, 8), examples, settings, [])
     assert result['diverged_at'] in (1, 2) and result['final_loss'] is None
@@ -52,7 +52,7 @@ def test_a_net_that_diverges_ends_there(cifar_dir):
 
 
 def test_a_signal_ends_the_net(cifar_dir):
-    examples = datasets.read('cifar10', 'train', data_dir=str(cifar_dir))
+    examples = datasets.open_split('cifar10', 'train', data_dir=str(cifar_dir))
     with pytest.raises(resnet_run_loop.Interrupted, match='SIGTERM: .*the same command continues'):
         net_gradients.measure_net(('relu', False, True, 8), examples, SETTINGS, [signal.SIGTERM])
 

@@ -131,15 +131,15 @@ FAULTS = [
     Fault(
         'evaluation-remainder',
         'Evaluation scores the last images too, fewer than a batch.',
-        'official_resnet/inputs/datasets.py',
-        'starts = tf.data.Dataset.range(0, examples.num_images, batch_size)',
-        'starts = tf.data.Dataset.range(0, examples.num_images - batch_size + 1, batch_size)',
+        'official_resnet/inputs/in_memory.py',
+        'return tf.data.Dataset.range(0, num_images, batch_size)',
+        'return tf.data.Dataset.range(0, num_images - batch_size + 1, batch_size)',
         'tests/input_pipeline_test.py -k every_picture_once_in_order',
     ),
     Fault(
         'augmentation-seed',
         'Augmentation depends on the seed.',
-        'official_resnet/inputs/datasets.py',
+        'official_resnet/inputs/in_memory.py',
         'seeds, part = tf.stack([seed, step]), (first, batch_size)',
         'seeds, part = tf.stack([0 * seed, step]), (first, batch_size)',
         'tests/input_pipeline_test.py -k "depend_on_seed or gather_augment"',
@@ -147,7 +147,7 @@ FAULTS = [
     Fault(
         'epoch-order',
         'Each epoch has an order of its own.',
-        'official_resnet/inputs/datasets.py',
+        'official_resnet/inputs/in_memory.py',
         'tf.stack([seed, -1 - epoch])',
         'tf.stack([seed, -1 - 0 * epoch])',
         'tests/input_pipeline_test.py -k no_picture_comes_twice',
@@ -171,8 +171,8 @@ FAULTS = [
     Fault(
         'label-off-by-one',
         'Labels of ImageNet shards, from 1, become classes from 0.',
-        'official_resnet/inputs/streamed.py',
-        'tf.ensure_shape(labels, rows.shape) - first_label',
+        'official_resnet/inputs/shards.py',
+        'tf.ensure_shape(labels, rows.shape) - records.first_label',
         'tf.ensure_shape(labels, rows.shape)',
         'tests/encoded_test.py -k any_picture',
     ),
@@ -196,7 +196,7 @@ FAULTS = [
     Fault(
         'resume-order',
         'A run that is resumed inside an epoch goes on with the next batch of this epoch.',
-        'official_resnet/inputs/datasets.py',
+        'official_resnet/inputs/in_memory.py',
         '.skip(steps_into_epoch)',
         '.skip(0 * steps_into_epoch)',
         'tests/resnet_run_loop_test.py -k "killed_and_resumed and deaths2"',
@@ -245,7 +245,7 @@ FAULTS = [
     Fault(
         'worker-share',
         'Each worker has its own part of a batch.',
-        'official_resnet/inputs/datasets.py',
+        'official_resnet/inputs/in_memory.py',
         'return rows[share[0] * size : (share[0] + 1) * size], share[0] * size',
         'return rows[:size], share[0] * size',
         'tests/distribution_test.py -m workers -k share_each_batch',

@@ -296,7 +296,7 @@ def test_the_export_takes_pictures_or_files(data_dir, trained, tmp_path, takes_b
     )
     assert code == 0 and 'SavedModel, reloaded and compared' in out, err
     views = Views(32, 40, min_area=0.08, use_boxes=False)
-    test = datasets.read('imagenet', 'test', data_dir=data_dir, views=views)
+    test = datasets.open_split('imagenet', 'test', data_dir=data_dir, views=views)
     model, card = predict.load(trained[0])
     jpegs = [jpeg for jpeg, _, _ in draw(NUM_TEST, seed=1)]
     pictures = tf.stack([augmentation.test_view(jpeg, test.views) for jpeg in jpegs])
@@ -361,7 +361,7 @@ def test_other_mistakes_are_one_line(data_dir, trained, tmp_path):
     for args, message in (
         (['--eval_only', *there], 'has no checkpoint; train there first'),
         (['--eval_only', *there, '-pmcp', tmp_path / 'x.keras'], 'no .keras file and no model_dir'),
-        ([*there, *SMALL, '-bs', '99'], 'batch_size 99 with 24 training pictures'),
+        ([*there, *SMALL, '-bs', '99'], 'batch_size 99 with 24 training images'),
         ([*there, *SMALL, '--num_classes=3'], 'num_classes 3 with 6 classes'),
         ([*there, *SMALL, '--tfds=no_such_pictures'], "'no_such_pictures': "),
         ([*there, *SMALL, '--image_folder', tmp_path / 'no'], 'is no folder'),

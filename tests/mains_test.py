@@ -159,7 +159,7 @@ def test_savedmodel_takes_pictures_and_equals_the_model(trained, cifar_dir):
     folder, _ = trained
     from official_resnet.inputs import datasets
 
-    test = datasets.read('cifar10', 'test', data_dir=str(cifar_dir))
+    test = datasets.open_split('cifar10', 'test', data_dir=str(cifar_dir))
     model = keras.models.load_model(folder / 'model' / 'model.keras')
     assert type(model.get_layer('stem_bn')) is layers.BatchNormalization
     expected = tf.nn.softmax(model(tf.image.per_image_standardization(tf.cast(test.images, tf.float32)))).numpy()

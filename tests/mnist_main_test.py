@@ -48,7 +48,7 @@ def test_train_continue_evaluate_export(call, mnist_dir, tmp_path):
     model = keras.models.load_model(tmp_path / 'model' / 'model.keras')
     assert model.input_shape == (None, 32, 32, 1)
     assert sum(np.prod(v.shape) for v in model.trainable_variables) == 195_450
-    test = datasets.read('mnist', 'test', data_dir=mnist_dir)
+    test = datasets.open_split('mnist', 'test', data_dir=mnist_dir)
     centred = np.pad(test.images, ((0, 0), (2, 2), (2, 2), (0, 0))) / np.float32(255)
     served = tf.saved_model.load(str(next((tmp_path / 'export').iterdir()))).signatures['serving_default']
     got = served(input=tf.constant(test.images, tf.float32))
@@ -106,8 +106,8 @@ MISTAKES = {
         [],
         'has label 10 at 0',
     ),
-    'too many': (None, ['--num_train_images', '121'], 'num_train_images 121 of the 120 training pictures of mnist'),
-    'too few': (None, ['--num_train_images', '15'], 'batch_size 16 with 15 training pictures'),
+    'too many': (None, ['--num_train_images', '121'], 'num_train_images 121 of the 120 training images of mnist'),
+    'too few': (None, ['--num_train_images', '15'], 'batch_size 16 with 15 training images'),
     'decay': (None, ['--weight_decay', '1e-4'], 'pass --weight_decay=0, or --optimizer=momentum'),
     'the other': (None, ['--dataset', 'fashion_mnist'], 'is the folder of mnist, not of fashion_mnist; pass another'),
     'no such data set': (None, ['--dataset', 'kmnist'], 'mnist|fashion_mnist'),

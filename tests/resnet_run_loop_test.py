@@ -230,8 +230,8 @@ def test_evaluation_scores_every_image_once(cifar_dir, uninterrupted):
     assert results['num_images'] == 30 and results['epoch'] == 3 and results['step'] == 3 * STEPS
     assert results['accuracy'] == uninterrupted[1].history['val_accuracy'][-1]
     model = results['model']
-    test = datasets.read('cifar10', 'test', data_dir=str(cifar_dir))
-    images, labels = next(iter(datasets.batches(test, 30, training=False)))
+    test = datasets.open_split('cifar10', 'test', data_dir=str(cifar_dir))
+    images, labels = next(iter(test.evaluation_batches(30)))
     expected = keras.losses.sparse_categorical_crossentropy(labels, model(images), from_logits=True)
     assert results['loss'] == pytest.approx(float(tf.reduce_mean(expected)), rel=1e-5)
     assert results['accuracy'] == np.mean(np.argmax(model(images), -1) == labels)
@@ -249,8 +249,7 @@ def test_an_image_that_only_fills_a_batch_is_not_scored():
 @pytest.mark.parametrize('fields', [{'flip': False}, {'augment': False}, {'seed': 8}])
 def test_training_takes_the_batches_that_its_config_describes(cifar_dir, fields):
     trainer = resnet_run_loop.Trainer(make_config(cifar_dir, None, **fields))
-    options = {'training': True, 'seed': 7} | fields
-    expected = datasets.batches(trainer.data, BATCH, **options)
+    expected = trainer.data.training_batches(BATCH, **{'seed': 7} | fields)
     for ours, theirs in zip(next(iter(trainer.train_batches())), next(iter(expected)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -260,7 +259,7 @@ def test_a_step_is_the_stock_step(cifar_dir):
     config = make_config(cifar_dir, None, train_epochs=1, max_train_steps=1, label_smoothing=0.1)
     trainer = resnet_run_loop.Trainer(config)
     stock = rewrite.to_stock(trainer.model)
-    images, labels = next(iter(datasets.batches(trainer.data, BATCH, training=True, seed=config.seed)))
+    images, labels = next(iter(trainer.data.training_batches(BATCH, seed=config.seed)))
     with tf.GradientTape() as tape:
         loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)(
             tf.one_hot(labels, 10), stock(images, training=True)
@@ -399,9 +398,9 @@ def test_a_checkpoint_from_before_a_field_was_added_goes_on(cifar_dir, tmp_path,
 def test_num_train_images_takes_the_first(cifar_dir):
     trainer = resnet_run_loop.Trainer(make_config(cifar_dir, None, num_train_images=40))
     assert (len(trainer.data.labels), len(trainer.test.labels), trainer.steps_per_epoch) == (40, 30, 2)
-    with pytest.raises(UserError, match='num_train_images 121 of the 120 training pictures of cifar10; pass 1..120'):
+    with pytest.raises(UserError, match='num_train_images 121 of the 120 training images of cifar10; pass 1..120'):
         resnet_run_loop.train(make_config(cifar_dir, None, num_train_images=121))
-    with pytest.raises(UserError, match='batch_size 16 with 15 training pictures .* pass a batch_size in 1..15'):
+    with pytest.raises(UserError, match='batch_size 16 with 15 training images .* pass a batch_size in 1..15'):
         resnet_run_loop.train(make_config(cifar_dir, None, num_train_images=15))
 
 

@@ -11,12 +11,12 @@ from official_resnet.inputs.normalization import per_image_standardization
 
 @pytest.fixture(scope='module')
 def train():
-    return datasets.read('synthetic', 'train')
+    return datasets.open_split('synthetic', 'train')
 
 
 @pytest.fixture(scope='module')
 def test():
-    return datasets.read('synthetic', 'test')
+    return datasets.open_split('synthetic', 'test')
 
 
 def test_pictures_are_a_pure_function_of_the_seed():
@@ -110,8 +110,8 @@ def test_a_small_residual_network_learns_them_in_5_epochs(train, test):
     )
 
     def accuracy():
-        return net.evaluate(datasets.batches(test, 500, training=False), verbose=0)[1]
+        return net.evaluate(test.evaluation_batches(500), verbose=0)[1]
 
     assert 0.05 < accuracy() < 0.2  # chance is 0.1
-    net.fit(datasets.batches(train, 128, training=True, num_epochs=5), verbose=0)
+    net.fit(train.training_batches(128, num_epochs=5), verbose=0)
     assert accuracy() > 0.95

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from official_resnet import resnet_run_loop, resnet_spec
-from official_resnet.inputs import datasets
+from official_resnet.inputs import in_memory
 from official_resnet.training.config import MachineConfig
 
 SPEC = resnet_spec.ResNetSpec((1, 1, 1), filters=4, bn_momentum=0.9)
@@ -32,7 +32,7 @@ def drawn_examples(count, num_classes=10):
     """Return Examples of noise."""
     random = np.random.default_rng(count)
     names = tuple(map(str, range(num_classes)))
-    return datasets.Examples(
+    return in_memory.InMemorySplit(
         random.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8),
         random.integers(0, num_classes, count).astype(np.int32),
         num_classes,

@@ -7,6 +7,7 @@ import pytest
 
 from official_resnet import resnet_variants
 from official_resnet.errors import UserError
+from official_resnet.inputs.datasets import FolderOptions
 from official_resnet.training.config import IDENTITY, Schedule, TrainConfig, difference
 
 CONFIG = TrainConfig(
@@ -65,20 +66,10 @@ def test_how_a_folder_is_read():
     def options(spec, **fields):
         return dataclasses.replace(CONFIG, spec=spec, **fields).folder_options()
 
-    assert options(resnet_variants.cifar_spec(8)) == {
-        'image_size': 40,
-        'channels': 3,
-        'validation_fraction': 0.1,
-        'seed': 0,
-    }
-    assert options(resnet_variants.cifar_spec(8), image_size=None)['image_size'] == 32
-    assert options(resnet_variants.imagenet_spec(18), image_size=None)['image_size'] == 224
-    assert options(resnet_variants.mnist_spec(), image_size=None, seed=3) == {
-        'image_size': 32,
-        'channels': 1,
-        'validation_fraction': 0.1,
-        'seed': 3,
-    }
+    assert options(resnet_variants.cifar_spec(8)) == FolderOptions(40, 3, 0.1, 0)
+    assert options(resnet_variants.cifar_spec(8), image_size=None).image_size == 32
+    assert options(resnet_variants.imagenet_spec(18), image_size=None).image_size == 224
+    assert options(resnet_variants.mnist_spec(), image_size=None, seed=3) == FolderOptions(32, 1, 0.1, 3)
 
 
 @pytest.mark.parametrize(

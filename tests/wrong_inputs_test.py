@@ -266,7 +266,7 @@ def _rows_of_other_programs():
     yield EXPERIMENTS, ['--output_dir={bad_experiment}'], "settings.json' is damaged .*; delete it and run the same c"
     yield ('degradation_main', 'gradient_flow_main'), ['--depths=20,²0'], r"'²0'\]: must be a comma list of numbers"
     yield ('degradation_main', 'gradient_flow_main'), [f'--depths={HUGE}'], 'must be a comma list of numbers 6n.2'
-    yield CURVES, ['--num_train_images=999999'], 'num_train_images 999999 of the 120 training pictures .* pass 1..120'
+    yield CURVES, ['--num_train_images=999999'], 'num_train_images 999999 of the 120 training images .* pass 1..120'
     yield 'shortcuts_main', ['--rows=original,none'], 'must be a comma list of original, scaled_shortcut'
     yield 'shortcuts_main', ['-rs=9'], 'resnet_size=9: must be 6n.2: 8, 14'
     yield 'gradient_flow_main', ['--activations=tanh'], "'tanh'.*must be sigmoid, relu or sigmoid,relu"

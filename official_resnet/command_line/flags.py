@@ -412,7 +412,7 @@ def train_config(resolved, dataset, make_spec):
 
     Args:
         resolved: from `resolve`.
-        dataset: name for datasets.read.
+        dataset: name for datasets.open_split.
         make_spec: (resnet_size, **axes) -> ResNetSpec, without resnet_size where there is no such flag.
 
     Raises:

@@ -11,7 +11,7 @@ from absl import flags as absl_flags
 from official_resnet import files, resnet_variants
 from official_resnet.command_line import flags, program
 from official_resnet.errors import UserError
-from official_resnet.inputs import download
+from official_resnet.inputs import datasets
 from official_resnet.training import devices, recipes, workers
 
 MNIST_RECIPES = {'mnist': recipes.MNIST, 'fashion_mnist': recipes.FASHION_MNIST}  # --dataset -> its table
@@ -185,7 +185,9 @@ def _find_data(values, dataset, may_fetch=True):
         tfds_source.prepare(
             dataset.removeprefix('tfds:'), data_dir, may_fetch, has_one_size='eval_image_size' not in values
         )  # ImageNet's program streams them
-    elif may_fetch:
+    elif may_fetch and datasets.is_missing(dataset, data_dir):
+        from official_resnet.inputs import download
+
         download.fetch_missing(dataset, data_dir)
     return data_dir
 
@@ -360,26 +362,20 @@ def _finish(config, history, resolved):
 def _export(model, config, resolved):
     from official_resnet import resnet_run_loop
     from official_resnet.inference import export
-    from official_resnet.inputs import datasets
 
     test, folder = resnet_run_loop.read(config, 'test'), resolved['export_dir']
     count = min(test.num_images, 16)
-    if config.views and resolved['image_bytes_as_serving_input']:
-        pictures = next(iter(datasets.encoded_pictures(test, count))).numpy()
-        path = export.export_bytes(model, test.normalization, config.views, folder, list(pictures))
-    elif config.views:
-        plain = dataclasses.replace(test, normalization='none')
-        images, _ = next(iter(datasets.batches(plain, count, training=False)))
-        path = export.export(model, test.normalization, test.image_shape, folder, images.numpy())
+    encoded = test.example_bytes(count) if resolved['image_bytes_as_serving_input'] else None
+    if encoded:
+        path = export.export_bytes(model, test.normalization, test.views, folder, encoded)
     else:
-        path = export.export(model, test.normalization, test.image_shape, folder, test.images[:count])
+        path = export.export(model, test.normalization, test.image_shape, folder, test.example_images(count))
     print(f'  {path} (SavedModel, reloaded and compared)')
 
 
 def _evaluate_converted(values, resolved):
     """Evaluate a .keras file that is no training's, its pictures prepared as its card says."""
     from official_resnet.inference import predict
-    from official_resnet.inputs import datasets
     from official_resnet.inputs.images import Views
 
     path = resolved['pretrained_model_checkpoint_path']
@@ -389,7 +385,8 @@ def _evaluate_converted(values, resolved):
         dataset = f'tfds:{resolved["tfds"]}'
     elif resolved['image_folder']:
         dataset = f'folder:{os.path.abspath(resolved["image_folder"])}'
-    test = datasets.read(dataset, 'test', data_dir=_find_data(values, dataset), views=Views(test_size=card.net_size[0]))
+    views = Views(test_size=card.net_size[0])
+    test = datasets.open_split(dataset, 'test', data_dir=_find_data(values, dataset), views=views)
     if card.num_classes == test.num_classes + 1:
         test = test.with_background()
     if card.num_classes < test.num_classes:
@@ -397,14 +394,14 @@ def _evaluate_converted(values, resolved):
             f'{path} has {card.num_classes} classes, the pictures of {test.name} have {test.num_classes}; '
             'pass the pictures of its classes'
         )
-    test = dataclasses.replace(test, normalization=card.normalization)
+    test = test.with_normalization(card.normalization)
     _report(model, test, resolved['batch_size'], resolved, predict.encoded_view(card))
     return 0
 
 
 def _report(model, test, batch_size, resolved, view=None):
     """Print top-1 and top-5, class by class where a report is asked for; also of ten crops, if they are."""
-    from official_resnet.inputs import augmentation, datasets, streamed
+    from official_resnet.inputs import augmentation
     from official_resnet.reports import evaluate
     from official_resnet.training import step
 
@@ -415,8 +412,8 @@ def _report(model, test, batch_size, resolved, view=None):
     if resolved['ten_crop']:
         views['ten crops'] = lambda picture: augmentation.ten_views(picture, test.views)
     for name, function in views.items():
-        batches = datasets.batches(test, batch_size, training=False, view=function)
-        with streamed.input_errors(test):
+        batches = test.evaluation_batches(batch_size, view=function)
+        with test.input_errors():
             labels, guesses = step.guess(model, batches)
         report = evaluate.report(labels, guesses, names, ids)
         top_5 = '' if report['top5'] is None else f', top-5 {report["top5"]:.4f}'

@@ -6,7 +6,7 @@ from absl import flags
 
 from official_resnet.command_line import program
 from official_resnet.errors import UserError
-from official_resnet.inputs import download
+from official_resnet.inputs import datasets
 from official_resnet.training import devices, recipes
 
 
@@ -107,8 +107,10 @@ def run_experiment(argv, doc, values, body):
         dataset = 'synthetic' if values.use_synthetic_data else 'cifar10'
         data_dir = os.path.expanduser(values.data_dir)
         values.output_dir = os.path.expanduser(values.output_dir)
-        if dataset in download.ARCHIVES and values.download and not download.is_present(dataset, data_dir):
-            download.download_and_extract(dataset, data_dir)
+        if values.download and datasets.is_missing(dataset, data_dir):
+            from official_resnet.inputs import download
+
+            download.fetch_missing(dataset, data_dir)
         try:
             os.makedirs(values.output_dir, exist_ok=True)
         except OSError as error:

@@ -1,6 +1,5 @@
 """The gradients of a net's convolutions, before and during a short training."""
 
-import dataclasses
 import math
 import signal
 import time
@@ -20,8 +19,8 @@ LOSS_STEPS = 10  # the final loss is a mean of so many
 
 def read_examples(dataset, data_dir, standardize):
     """Return the training split; not standardised, its pictures stay in 0..255."""
-    examples = datasets.read(dataset, 'train', data_dir=data_dir)
-    return examples if standardize else dataclasses.replace(examples, normalization='none')
+    examples = datasets.open_split(dataset, 'train', data_dir=data_dir)
+    return examples if standardize else examples.with_normalization('none')
 
 
 def measure_net(case, examples, settings, received):
@@ -29,7 +28,7 @@ def measure_net(case, examples, settings, received):
 
     Args:
         case: activation, has_bn, is_residual, depth.
-        examples: datasets.Examples to train on.
+        examples: the datasets.Split to train on.
         settings: 'steps', 'batch_size', 'learning_rate', 'init', 'auxiliary_loss', 'seed'.
         received: list to which a signal's number is appended, see resnet_run_loop.catch_signals.
 
@@ -46,8 +45,8 @@ def measure_net(case, examples, settings, received):
     steps = settings['steps']
     wanted = {round(i * steps / (NUM_SAMPLES - 1)) for i in range(NUM_SAMPLES)}
     per_epoch = datasets.steps_per_epoch(examples.num_images, settings['batch_size'])
-    batches = datasets.batches(
-        examples, settings['batch_size'], training=True, seed=settings['seed'], num_epochs=steps // per_epoch + 1
+    batches = examples.training_batches(
+        settings['batch_size'], seed=settings['seed'], num_epochs=steps // per_epoch + 1
     )
     samples, losses, diverged_at = [], [], None
     for done, (images, labels) in zip(range(steps + 1), batches, strict=False):

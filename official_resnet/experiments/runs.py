@@ -189,7 +189,7 @@ def inference_error(model, config):
     examples = resnet_run_loop.read(config, 'train')
     strategy = devices.make_strategy(config.machine.num_gpus, config.machine.distribution_strategy, config.batch_size)
     evaluate_batch = step.make_evaluate_function(strategy, model)
-    batches = datasets.batches(examples, config.batch_size, training=False)
+    batches = examples.evaluation_batches(config.batch_size)
     correct = sum(float(evaluate_batch(images, labels)[1]) for images, labels in batches)
     return _error(correct / examples.num_images)
 

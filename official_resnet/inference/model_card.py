@@ -19,7 +19,7 @@ import pathlib
 
 from official_resnet import files, resnet_spec
 from official_resnet.errors import UserError
-from official_resnet.inputs import class_tables
+from official_resnet.inputs import datasets
 from official_resnet.inputs.normalization import NORMALIZATIONS, affine_name
 
 MAX_SIZE = 4096  # of a net's input, pixels a side
@@ -289,6 +289,6 @@ def _is_number(value):
 def _label_rows(table):
     """Return [(id, name), ...] of a named table, [] of 'unknown'."""
     if table == 'cifar10':
-        return [(None, name) for name in class_tables.CIFAR10_CLASSES]
-    rows = list(class_tables.imagenet_classes())
+        return [(None, name) for name in datasets.DATASETS['cifar10'].class_names]
+    rows = list(datasets.imagenet_classes())
     return {'imagenet1000': rows, 'imagenet1001': [(None, 'background'), *rows], 'unknown': []}[table]

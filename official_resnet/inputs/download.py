@@ -27,6 +27,7 @@ from pathlib import Path, PureWindowsPath
 from tqdm import tqdm
 
 from official_resnet.errors import UserError
+from official_resnet.inputs import datasets
 
 CHUNK = 1 << 16  # bytes
 TIMEOUT = 30  # seconds without a byte
@@ -49,20 +50,15 @@ class Archive:
     files: dict[str, int]  # name in the folder -> bytes
 
     @property
-    def folders(self):
-        return (self.folder,)
-
-    @property
     def unpacked_size(self):
         return sum(self.files.values())
 
 
 @dataclasses.dataclass(frozen=True)
 class FileSet:
-    """Files that are used as they come: where they are, how they are recognised, in which folder they go."""
+    """Files that are used as they come: where they are, and how they are recognised."""
 
     url: str  # of the folder
-    folders: tuple  # below data_dir: the first is where they go, in each of the others they may stand
     files: dict[str, tuple]  # name -> (bytes, MD5)
 
 
@@ -83,11 +79,10 @@ ARCHIVES = {
         files={'train.bin': 153_700_000, 'test.bin': 30_740_000},
     ),
 }
-# Each also in the second folder, where torchvision puts it; the MD5 are those of torchvision, too.
+# The MD5 are those of torchvision, too.
 FILE_SETS = {
     'mnist': FileSet(
         'https://ossci-datasets.s3.amazonaws.com/mnist/',
-        ('mnist', 'MNIST/raw'),
         {
             'train-images-idx3-ubyte.gz': (9_912_422, 'f68b3c2dcbeaaa9fbdd348bbdeb94873'),
             'train-labels-idx1-ubyte.gz': (28_881, 'd53e105ee54ea40749a09fcbcd1e9432'),
@@ -97,7 +92,6 @@ FILE_SETS = {
     ),
     'fashion_mnist': FileSet(
         'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/',
-        ('fashion-mnist', 'FashionMNIST/raw'),
         {
             'train-images-idx3-ubyte.gz': (26_421_880, '8d4fb7e6c68d591d4c3dfef9ec88bf0d'),
             'train-labels-idx1-ubyte.gz': (29_515, '25c81989df183df01b3e8a0aad5dffbe'),
@@ -113,18 +107,13 @@ def is_complete(dataset, data_dir):
     return _complete_folder(ARCHIVES[dataset], Path(os.path.expanduser(data_dir))) is not None
 
 
-def is_present(dataset, data_dir):
-    """Tell whether data_dir, the data set's folder or its parent, has any file of it: of any size, packed or not."""
-    row, data_dir = ARCHIVES.get(dataset) or FILE_SETS[dataset], Path(os.path.expanduser(data_dir))
-    names = {name for packed in row.files for name in (packed, packed.removesuffix('.gz'))}
-    return any((data_dir / folder / name).exists() for folder in ('', *row.folders) for name in names)
-
-
 def fetch_missing(dataset, data_dir):
     """Download a data set of the tables of which data_dir has no file at all; leave the rest to its reader."""
-    if dataset in ARCHIVES and not is_present(dataset, data_dir):
+    if not datasets.is_missing(dataset, data_dir):
+        return
+    if dataset in ARCHIVES:
         download_and_extract(dataset, data_dir)
-    elif dataset in FILE_SETS and not is_present(dataset, data_dir):
+    else:
         _download_files(dataset, Path(os.path.expanduser(data_dir)))
 
 
@@ -313,12 +302,12 @@ def _downloaded(row, data_dir, md5, url):
 
 def _download_files(dataset, data_dir):
     """Download a set of files into its folder below data_dir, or that folder itself: all of them or none."""
-    row = FILE_SETS[dataset]
+    row, name = FILE_SETS[dataset], datasets.DATASETS[dataset].folder
     if data_dir.exists() and not data_dir.is_dir():
         raise UserError(f"data_dir '{data_dir}' is a file: pass a folder")
-    if data_dir.name == row.folders[0]:
+    if data_dir.name == name:
         data_dir = data_dir.parent
-    folder, part = data_dir / row.folders[0], data_dir / f'{row.folders[0]}.part'
+    folder, part = data_dir / name, data_dir / f'{name}.part'
     total = sum(size for size, _ in row.files.values())
     with _disk_errors(data_dir, total):
         part.mkdir(parents=True, exist_ok=True)

@@ -8,18 +8,41 @@ cannot be decoded is named and left out.
 """
 
 import concurrent.futures
+import dataclasses
 import os
 import pathlib
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from official_resnet.errors import UserError
+from official_resnet.inputs import datasets
+
+if TYPE_CHECKING:
+    from official_resnet.inputs.images import Views
 
 FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'WEBP')  # Pillow's names; others could start programs (EPS)
 SUFFIXES = ('.bmp', '.gif', '.jpe', '.jpeg', '.jpg', '.png', '.webp')
 TEST_NAMES = ('test', 'val', 'validation')
 MEMORY_SHARE = 1 / 4  # of the machine's memory that the pictures may take
+
+
+def open_split(dataset: str, split: str, options: datasets.FolderOptions, views: 'Views | None') -> datasets.Split:
+    """Open a split of 'folder:PATH'; see datasets.open_split. With views it is streamed."""
+    folder = dataset.removeprefix('folder:')
+    if views is None:
+        from official_resnet.inputs import in_memory
+
+        images, labels, classes = read(folder, split, **dataclasses.asdict(options))
+        normalization = datasets.default_normalization(dataset)
+        return in_memory.InMemorySplit(images, labels, len(classes), dataset, classes, normalization)
+    from official_resnet.inputs import streamed
+
+    classes, splits = list_files(folder, options.validation_fraction, options.seed)
+    paths, labels = _shuffled(splits[split], options.seed)
+    normalization = datasets.default_normalization(dataset, views)
+    return streamed.StreamedSplit(streamed.Files(paths, labels), len(classes), dataset, classes, normalization, views)
 
 
 def read(folder, split, *, image_size, channels=3, validation_fraction=0.1, seed=0, log=print):
@@ -44,9 +67,7 @@ def read(folder, split, *, image_size, channels=3, validation_fraction=0.1, seed
     """
     classes, splits = list_files(folder, validation_fraction, seed)
     _require_memory(folder, sum(map(len, splits.values())), image_size, channels)
-    files = splits[split]
-    order = np.random.default_rng([seed, 2]).permutation(len(files))
-    paths, labels = [files[i][0] for i in order], np.array([files[i][1] for i in order], np.int32)
+    paths, labels = _shuffled(splits[split], seed)
     images, failures = _decode_all(paths, image_size, channels)
     for i in sorted(failures, key=lambda i: paths[i]):
         log(f'unreadable, left out: {paths[i]} ({failures[i]})')
@@ -188,6 +209,12 @@ def _pictures(folder):
         if name.lower().endswith(SUFFIXES) and not name.startswith('.')
     ]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _shuffled(files, seed):
+    """Return (paths, labels int32) in a random order, so that the first n of them are a fair sample."""
+    order = np.random.default_rng([seed, 2]).permutation(len(files))
+    return [files[i][0] for i in order], np.array([files[i][1] for i in order], np.int32)
 
 
 def _flat(paths_of_classes):

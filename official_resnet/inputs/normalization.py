@@ -1,6 +1,7 @@
-"""Pixel values -> what a net is fed: pure functions of batches, found by name in NORMALIZATIONS."""
+"""Pixel values -> what a network is fed: pure functions of batches, found by name in NORMALIZATIONS.
 
-import tensorflow as tf
+TensorFlow is imported by the functions: the names alone are needed without it.
+"""
 
 
 def per_image_standardization(images):
@@ -15,6 +16,8 @@ def per_image_standardization(images):
     Returns:
         float32 [b, h, w, c].
     """
+    import tensorflow as tf
+
     height, width, channels = images.shape[1:]
     num_values = height * width * channels
     flat = tf.reshape(tf.cast(images, tf.float32), [-1, num_values])
@@ -26,11 +29,15 @@ def per_image_standardization(images):
 
 def no_normalization(images):
     """Only cast to float32: values 0..255 stay 0..255."""
+    import tensorflow as tf
+
     return tf.cast(images, tf.float32)
 
 
 def unit_range(images):
     """Scale 0..255 to 0..1: torchvision's ToTensor."""
+    import tensorflow as tf
+
     return tf.cast(images, tf.float32) / 255
 
 
@@ -57,6 +64,8 @@ def _affine(name):
         raise KeyError(name)
 
     def normalize(images):
+        import tensorflow as tf
+
         images = tf.cast(images, tf.float32)
         images = images[..., ::-1] if order == 'BGR' else images
         width, channels = images.shape[-2:]

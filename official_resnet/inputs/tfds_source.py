@@ -1,8 +1,34 @@
-"""Data sets of tensorflow_datasets: found, prepared, checked, and read into arrays."""
+"""Data sets of tensorflow_datasets: found, prepared, checked, and read into memory or streamed."""
+
+import os
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from official_resnet import errors
+from official_resnet.inputs import datasets
+
+if TYPE_CHECKING:
+    from official_resnet.inputs.images import Views
+
+
+def open_split(
+    dataset: str, split: str, data_dir: str | os.PathLike | None, download: bool, views: 'Views | None'
+) -> datasets.Split:
+    """Open a split of 'tfds:NAME'; see datasets.open_split. With views it is streamed."""
+    builder, label = prepare(dataset.removeprefix('tfds:'), data_dir, download, has_one_size=views is None)
+    split, names = find_split(builder, split), tuple(label.names)
+    normalization = datasets.default_normalization(dataset, views)
+    if views is None:
+        from official_resnet.inputs import in_memory
+
+        images, labels = read(builder, split)
+        return in_memory.InMemorySplit(images, labels, label.num_classes, dataset, names, normalization)
+    from official_resnet.inputs import shards, streamed
+
+    records = shards.Records('image', 'label', first_label=0, is_rgb_jpeg=False)
+    source = shards.Shards(tfrecord_paths(builder, split), records, label.num_classes)
+    return streamed.StreamedSplit(source, label.num_classes, dataset, names, normalization, views)
 
 
 def prepare(name, data_dir, download, has_one_size):

@@ -5,6 +5,7 @@ import json
 
 from official_resnet import resnet_spec
 from official_resnet.errors import UserError
+from official_resnet.inputs.datasets import FolderOptions
 from official_resnet.inputs.images import Views
 
 # What makes two runs different runs: a checkpoint continues only where these agree.
@@ -196,14 +197,14 @@ class TrainConfig:
         return dataclasses.replace(self, machine=dataclasses.replace(self.machine, **changes))
 
     def folder_options(self):
-        """Return how datasets.read reads a folder of pictures."""
+        """Return the datasets.FolderOptions of 'folder:PATH'."""
         is_large = self.spec.stem in ('imagenet', 'deep')
-        return {
-            'image_size': self.image_size or (224 if is_large else 32),
-            'seed': self.seed,
-            'channels': 1 if self.spec.stem == 'mnist' else 3,
-            'validation_fraction': self.validation_fraction,
-        }
+        return FolderOptions(
+            image_size=self.image_size or (224 if is_large else 32),
+            channels=1 if self.spec.stem == 'mnist' else 3,
+            validation_fraction=self.validation_fraction,
+            seed=self.seed,
+        )
 
     def to_json(self):
         """Return a dict of plain values that `from_json` reads."""

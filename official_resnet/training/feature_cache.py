@@ -1,8 +1,8 @@
 """What a frozen backbone makes of each picture, computed once and kept: training the head then costs next to nothing.
 
-The features are Examples like any other, float32 [n, 1, 1, d], so that the loop's order, resume and evaluation are
-the same on them. In model_dir they are a file a split, with a key of all they depend on: a run that is resumed takes
-them from there.
+The features are a split in memory like any other, float32 [n, 1, 1, d], so that the loop's order, resume and
+evaluation are the same on them. In model_dir they are a file a split, with a key of all they depend on: a run that is
+resumed takes them from there.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from official_resnet import files
-from official_resnet.inputs import datasets
+from official_resnet.inputs.in_memory import InMemorySplit
 
 FILES = {'train': 'features-train.npz', 'test': 'features-test.npz'}
 BATCH_SIZE = 128
@@ -36,11 +36,11 @@ class Head:
 
 
 def features(model, examples, path=None, check=lambda: None):
-    """Return Examples whose pictures are replaced by what the last layer of a model is fed.
+    """Return a split in memory whose images are what the last layer of a model is fed.
 
     Args:
         model: in which nothing but the last layer will change.
-        examples: Examples or EncodedExamples of pictures.
+        examples: the datasets.Split of images.
         path: the .npz file to take them from, or to write; None keeps nothing.
         check: called after each batch; may raise to stop.
     """
@@ -54,7 +54,7 @@ def features(model, examples, path=None, check=lambda: None):
     else:
         print(f'features of {examples.num_images:,} pictures taken from {path}', flush=True)
     array, labels = arrays
-    return datasets.Examples(
+    return InMemorySplit(
         array[:, None, None, :], labels, examples.num_classes, examples.name, examples.class_names, normalization='none'
     )
 
@@ -68,7 +68,7 @@ def compute(model, examples, check=lambda: None):
         return tf.cast(backbone(images, training=False), tf.float32)
 
     parts = []
-    for images, labels in datasets.batches(examples, BATCH_SIZE, training=False):
+    for images, labels in examples.evaluation_batches(BATCH_SIZE):
         parts.append((call(images).numpy(), labels.numpy()))
         check()
     return tuple(map(np.concatenate, zip(*parts, strict=True)))

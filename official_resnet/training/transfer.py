@@ -13,7 +13,6 @@ from official_resnet import checkpoints, resnet_model, resnet_spec
 from official_resnet.errors import UserError
 from official_resnet.inference import model_card
 from official_resnet.inputs import datasets
-from official_resnet.inputs.normalization import OFFICIAL
 from official_resnet.training.config import TrainConfig
 
 HEAD = 'logits'
@@ -61,15 +60,15 @@ def describe(path):
 
 
 def card(config, data):
-    """Return what model_card.write_card is to say of the net of a config, trained on Examples."""
-    resize = {'resize': config.views.shorter_side} if config.views else {}
-    return resize | {
+    """Return what model_card.write_card is to say of the net of a config, trained on a Split."""
+    return {
         'spec': config.spec,
         'normalization': data.normalization,
         'image_shape': data.image_shape,
         'input_shape': data.input_shape,
         'class_names': data.class_names,
         'num_classes': config.num_classes,
+        'resize': data.resize,
         'head': config.head,
         'pretrained_classes': config.pretrained_classes,
     }
@@ -111,7 +110,7 @@ def adopt(config, pretrained, given=None):
 
 
 def build(config, data):
-    """Return the model of a config for Examples, what is not trained being frozen.
+    """Return the model of a config for a Split, what is not trained being frozen.
 
     Raises:
         UserError: more classes than logits.
@@ -122,9 +121,7 @@ def build(config, data):
             f'num_classes {num_classes} with {data.num_classes} classes in {data.name}; '
             f'pass {data.num_classes} or more, or leave the flag out'
         )
-    shape = data.input_shape
-    if config.views and config.views.size != config.views.test_size:
-        shape = (None, None, 3)
+    shape = data.model_shape
     if config.head == 'append':
         if not config.pretrained_classes:
             raise UserError(
@@ -209,11 +206,8 @@ def is_another(path, other):
 
 
 def _normalization(config):
-    """Return the normalisation of a training's pictures; datasets.read gives this one by default."""
-    info = datasets.DATASETS.get(config.dataset)
-    if config.views:
-        return config.normalization or OFFICIAL
-    return config.normalization or (info.normalization if info else 'per_image_standardization')
+    """Return the normalisation of a training's images."""
+    return config.normalization or datasets.default_normalization(config.dataset, config.views)
 
 
 def _read(path):

@@ -1,0 +1,199 @@
+"""Images that are held in memory, and which of them make a batch: CIFAR, MNIST, synthetic images, small folders.
+
+The order and the augmentation of every training batch are a pure function of (seed, epoch, step), so a run
+resumes at any step by asking for `first_step`.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from typing import ClassVar, Self
+
+import numpy as np
+import tensorflow as tf
+
+from official_resnet import errors
+from official_resnet.inputs import augmentation, datasets
+from official_resnet.inputs.normalization import NORMALIZATIONS
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class InMemorySplit:
+    """One split in memory; see datasets.Split.
+
+    Attributes:
+        images: uint8 [n, h, w, c], 0..255; or float32, of what is not to be normalized, as features.
+        labels: int32 [n], 0..num_classes-1.
+        num_classes, name, class_names, normalization: see datasets.Split.
+        input_size: height and width of the batches' images; None: those of `images`. Where it is larger, training crops
+            it out of the padded images; what is not augmented is centred in zeros.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    num_classes: int
+    name: str
+    class_names: tuple[str, ...]
+    normalization: str
+    input_size: int | None = None
+    class_ids: ClassVar[None] = None
+    resize: ClassVar[None] = None
+    num_cpu_threads: ClassVar[int] = 1  # slices of memory are no work
+
+    @property
+    def num_images(self) -> int:
+        """Images in it."""
+        return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of `images`."""
+        return self.images.shape[1:]
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of the images in batches."""
+        height, width, channels = self.images.shape[1:]
+        return self.input_size or height, self.input_size or width, channels
+
+    model_shape = input_shape
+
+    def training_batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        first_step: int = 0,
+        num_epochs: int = 1,
+        augment: bool = True,
+        flip: bool = True,
+        share: tuple[int, int] = (0, 1),
+    ) -> tf.data.Dataset:
+        """Make shuffled, augmented batches: gather, pad_crop_flip, normalize; see datasets.Split."""
+        normalize = NORMALIZATIONS[self.normalization]
+        all_images, all_labels = self._tensors()
+
+        def make_batch(step, rows):
+            rows, first = part_of_worker(rows, share)
+            images = tf.gather(all_images, rows)
+            if augment:
+                seeds, part = tf.stack([seed, step]), (first, batch_size)
+                images = augmentation.pad_crop_flip(images, seeds, flip=flip, size=self.input_size, part=part)
+            else:
+                images = augmentation.pad_to(images, *self.input_shape[:2])
+            return normalize(images), tf.gather(all_labels, rows)
+
+        steps = training_rows(self.num_images, batch_size, seed, first_step, num_epochs)
+        return steps.map(make_batch, tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+
+    def evaluation_batches(
+        self, batch_size: int, *, view: Callable | None = None, share: tuple[int, int] = (0, 1)
+    ) -> tf.data.Dataset:
+        """Make batches of every image once, in order: gather, pad_to, normalize; see datasets.Split."""
+        if view:
+            raise errors.UserError(
+                f'the images of {self.name} are held in memory, which leaves one view of each; leave out --ten_crop'
+            )
+        normalize = NORMALIZATIONS[self.normalization]
+        all_images, all_labels = self._tensors()
+
+        def make_batch(start):
+            rows, is_filling = evaluation_rows(start, batch_size, self.num_images, share)
+            images = augmentation.pad_to(tf.gather(all_images, rows), *self.input_shape[:2])
+            return normalize(images), tf.where(is_filling, -1, tf.gather(all_labels, rows))
+
+        starts = evaluation_starts(self.num_images, batch_size)
+        return starts.map(make_batch, tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+
+    def first(self, num_images: int | None) -> Self:
+        """Return the first `num_images`; None takes them all."""
+        if num_images is None:
+            return self
+        datasets.require_images(self, num_images)
+        return dataclasses.replace(self, images=self.images[:num_images], labels=self.labels[:num_images])
+
+    def with_normalization(self, name: str) -> Self:
+        """Return the same images with another normalization."""
+        return dataclasses.replace(self, normalization=name)
+
+    def with_background(self) -> Self:
+        """Refuse: a background class belongs to ImageNet's labels."""
+        raise errors.UserError(
+            f'a background class with {self.name}, whose images are held in memory; leave out --background_class'
+        )
+
+    def fingerprint(self) -> str:
+        """Return a hash of the images as a network is fed them."""
+        digest = hashlib.sha256(repr((self.images.shape, self.input_size, self.normalization)).encode())
+        digest.update(np.ascontiguousarray(self.images))
+        return digest.hexdigest()
+
+    def input_errors(self, remedy: str = '') -> contextlib.AbstractContextManager:
+        """Return a context that changes nothing: no image in memory can be damaged."""
+        return contextlib.nullcontext()
+
+    def example_images(self, count: int) -> np.ndarray:
+        """Return the first images, [count, *image_shape], 0..255."""
+        return self.images[:count]
+
+    def example_bytes(self, count: int) -> None:
+        """Return None: the images are not encoded."""
+
+    def _tensors(self):
+        with tf.device('CPU:0'):  # held once, captured by reference; a GPU has no use for it
+            return tf.constant(self.images), tf.constant(self.labels)
+
+
+def training_rows(
+    num_images: int, batch_size: int, seed: int, first_step: int, num_epochs: int, reorder: Callable | None = None
+) -> tf.data.Dataset:
+    """Return which images make each step of training: a dataset of (step int64 [], rows int32 [batch_size]).
+
+    Args:
+        num_images, batch_size, seed, first_step, num_epochs: see datasets.Split.training_batches.
+        reorder: (order int32 [num_images], seeds of the epoch [2]) -> another order; None keeps it.
+    """
+    num_steps = datasets.steps_per_epoch(num_images, batch_size)
+    if not 0 <= seed < 2**63:
+        raise errors.UserError(f'seed {seed} is out of range; pass one in 0..{2**63 - 1}')
+
+    def epoch_rows(epoch):
+        # Steps >= 0 seed the augmentation, so -1 - epoch gives numbers of their own. Not index_shuffle, which
+        # spares the permutation in memory but gives the same order for seeds that are equal modulo 256.
+        seeds = tf.stack([seed, -1 - epoch])
+        order = tf.random.experimental.stateless_shuffle(tf.range(num_images), seeds, alg='philox')
+        if reorder:
+            order = reorder(order, seeds)
+        rows = tf.reshape(order[: num_steps * batch_size], [num_steps, batch_size])
+        return tf.data.Dataset.from_tensor_slices(rows)
+
+    first_epoch, steps_into_epoch = divmod(first_step, num_steps)
+    end = num_epochs * num_steps
+    rows = tf.data.Dataset.range(first_epoch, num_epochs).flat_map(epoch_rows).skip(steps_into_epoch)
+    steps = tf.data.Dataset.zip(tf.data.Dataset.range(first_step, end), rows)
+    return steps.apply(tf.data.experimental.assert_cardinality(max(0, end - first_step)))
+
+
+def part_of_worker(rows: tf.Tensor, share: tuple[int, int]) -> tuple[tf.Tensor, int]:
+    """Return (the part of a training batch's rows that worker i of n takes, the place of its first in the batch)."""
+    size = rows.shape[0] // share[1]
+    return rows[share[0] * size : (share[0] + 1) * size], share[0] * size
+
+
+def evaluation_starts(num_images: int, batch_size: int) -> tf.data.Dataset:
+    """Return the number of the first image of each batch of evaluation: a dataset of int64 []."""
+    datasets.require_batch_size(batch_size)
+    return tf.data.Dataset.range(0, num_images, batch_size)
+
+
+def evaluation_rows(
+    start: tf.Tensor, batch_size: int, num_images: int, share: tuple[int, int]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return (rows int64 [b] that worker i of n takes of the batch from `start`, bool [b]: which only fill it)."""
+    if share[1] == 1:
+        rows = tf.range(start, tf.minimum(start + batch_size, num_images))
+        return rows, tf.zeros_like(rows, tf.bool)
+    size = batch_size // share[1]
+    rows = start + share[0] * size + tf.range(size, dtype=tf.int64)
+    return tf.minimum(rows, num_images - 1), rows >= num_images
