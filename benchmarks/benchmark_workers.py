@@ -84,7 +84,7 @@ def save(dtype, resnet_size, batch_size):
 def _join(dtype, resnet_size, batch_size):
     os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
     devices.start_tensorflow()
-    devices.make_strategy(None, 'multi_worker_mirrored', batch_size)
+    workers.join(None)
     return _steps(_trainer(dtype, resnet_size, batch_size, distribution_strategy='multi_worker_mirrored'))
 
 
@@ -95,7 +95,7 @@ def _steps(trainer):
 
     def run(count):
         trainer.train_steps(batches, tf.constant(count)).numpy()
-        trainer.team.total(count)
+        trainer.process.total(count)
 
     return run
 

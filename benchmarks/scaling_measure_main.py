@@ -100,15 +100,15 @@ def measure_workers(size):
         return lambda: trainer.train_steps(ready, tf.constant(10)).numpy()
 
     together = trainer('multi_worker_mirrored', 2 * batch)
-    team = together.team
+    process = together.process
     turns = {'together': (steps(together), 10), 'alone': (steps(trainer('off', batch)), 10)}
     for scale in (0, 1, 2, 4):
         count = max(PARTS, int(2**20 * scale * size) // PARTS * PARTS)
-        turns[count * BYTES] = _exchange(team.strategy, count), 5
+        turns[count * BYTES] = _exchange(process.strategy, count), 5
     seconds, busy, sent = {name: [] for name in turns}, {name: [] for name in turns}, {}
     for _ in range(runs + 1):
         for name, (function, count) in turns.items():
-            team.total(0)  # both begin at once
+            process.total(0)  # both begin at once
             before, start, clock = _loopback_bytes(), time.perf_counter(), time.process_time()
             function()
             seconds[name].append((time.perf_counter() - start) / count)
@@ -119,7 +119,7 @@ def measure_workers(size):
         for name in turns
     ]
     net = describe(together.model)
-    team.part()
+    process.wait()
     return {
         'turns': rows,
         'batch': batch,

@@ -1,9 +1,9 @@
-"""The training loop: TrainConfig in, history out; a run that is killed continues exactly where it was.
+"""The training loop: TrainConfig in, TrainResult out; a run that is killed continues exactly where it was.
 
 One compiled function runs several steps a call over `strategy.run`; around it stand standard Keras
 callbacks. Keras' own `fit` can neither resume inside an epoch nor run several workers.
 
-    train(config, callbacks)   -> keras.callbacks.History
+    train(config, callbacks)   -> TrainResult
     evaluate(config)           -> {'loss': ..., 'accuracy': ..., ...}
 """
 
@@ -12,6 +12,7 @@ import pathlib
 import signal
 import threading
 import time
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -20,7 +21,7 @@ import tensorflow as tf
 from official_resnet import checkpoints
 from official_resnet.errors import UserError
 from official_resnet.inputs import datasets
-from official_resnet.training import devices, feature_cache, optimizers, schedules, step, transfer, workers
+from official_resnet.training import devices, feature_cache, optimizers, schedules, step, transfer
 from official_resnet.training.config import IDENTITY, TrainConfig, difference
 
 _VERIFY = 'find it with data/build_imagenet_data.py --verify'
@@ -31,10 +32,6 @@ class Diverged(UserError):
     """The loss or a variable is not finite any more."""
 
 
-class WorkerLost(UserError):
-    """Another worker ended without a word."""
-
-
 class Interrupted(Exception):
     """SIGTERM or Ctrl-C: the state is saved, the message says where."""
 
@@ -43,7 +40,28 @@ class Interrupted(Exception):
         self.signal_number = signal_number
 
 
-def train(config, callbacks=()):
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What `train` returns.
+
+    Attributes:
+        history: the logs of the epochs that this call trained.
+        model: the trained net.
+        step: global steps done, over all restarts.
+        best: {'accuracy', 'epoch'} of the best evaluation on the test split, over all restarts.
+        card: what model_card.write_card is to say of the model.
+        process: the process that trained. Whoever is done with the result calls its wait().
+    """
+
+    history: keras.callbacks.History
+    model: keras.Model
+    step: int
+    best: dict
+    card: dict
+    process: devices.Process
+
+
+def train(config: TrainConfig, callbacks: Sequence[keras.callbacks.Callback] = ()) -> TrainResult:
     """Train to the end of config.train_epochs, from the newest checkpoint in model_dir if there is one.
 
     Args:
@@ -53,29 +71,24 @@ def train(config, callbacks=()):
             val_accuracy_top_5, val_seconds, val_images_per_second (of the test split: Keras' prefix).
             One that is a context manager, as callbacks.Progress, is entered and left as such.
 
-    Returns:
-        keras.callbacks.History of the epochs that this call trained, with attributes `model`, `step`
-        (global), `best` ({'accuracy', 'epoch'} on the test split, over all restarts), `card`, what
-        model_card.write_card is to say of the model, and `team`, a Team.
-
     Raises:
         UserError: wrong input, a checkpoint of another run, a full disk; Diverged: a loss that is not finite.
         Interrupted: after SIGTERM or Ctrl-C, the state being saved.
     """
-    team = Team(config)
+    process = devices.this_process(config)
     with contextlib.ExitStack() as stack:
-        if config.machine.model_dir and team.is_chief:
+        if config.machine.model_dir and process.is_chief:
             stack.enter_context(checkpoints.lock(config.machine.model_dir))
         received = stack.enter_context(catch_signals())
-        callbacks = callbacks if team.is_chief else ()
+        callbacks = callbacks if process.is_chief else ()
         for callback in callbacks:
             if isinstance(callback, contextlib.AbstractContextManager):
                 stack.enter_context(callback)
-        with team.losses():
-            return Trainer(config, team).run(callbacks, received)
+        stack.enter_context(process.explained())
+        return Trainer(config, process).run(callbacks, received)
 
 
-def evaluate(config):
+def evaluate(config: TrainConfig) -> dict:
     """Evaluate the newest checkpoint in config.machine.model_dir on the whole test split.
 
     Returns:
@@ -108,67 +121,12 @@ def read(config, split):
     return examples.with_normalization(config.normalization or examples.normalization)
 
 
-class Team:
-    """The workers that train together: mostly one, this process.
-
-    Attributes:
-        strategy: tf.distribute.Strategy.
-        index, size: of this worker, from 0, and of the team.
-    """
-
-    def __init__(self, config):
-        self.index, self.size = 0, 1
-        if config.machine.distribution_strategy == 'multi_worker_mirrored':
-            self.index, self.size = workers.configure()
-        self.strategy = devices.make_strategy(
-            config.machine.num_gpus,
-            config.machine.distribution_strategy,
-            config.batch_size,
-            config.machine.all_reduce_alg,
-        )
-        self._sum = step.make_sum_function(self.strategy, self.size) if self.size > 1 else np.asarray
-
-    @property
-    def is_chief(self):
-        """Whether this worker writes and speaks."""
-        return self.index == 0
-
-    def total(self, *values):
-        """Return the sums of numbers over the workers, the same on each; all must ask at the same place."""
-        return self._sum([float(value) for value in values]).tolist()
-
-    @contextlib.contextmanager
-    def losses(self):
-        """Turn what TensorFlow says when another worker is gone into WorkerLost."""
-        try:
-            yield
-        except (
-            tf.errors.UnavailableError,
-            tf.errors.AbortedError,
-            tf.errors.CancelledError,
-            tf.errors.InternalError,
-            tf.errors.DeadlineExceededError,
-            tf.errors.FailedPreconditionError,
-        ) as error:
-            if self.size == 1:
-                raise
-            raise WorkerLost(
-                f'worker {self.index} of {self.size} (from 0) has lost another; start all workers again, '
-                'they continue from the last checkpoint'
-            ) from error
-
-    def part(self):
-        """Wait until all are here, before this process ends; who is the first to leave may be missed by the others."""
-        with contextlib.suppress(tf.errors.OpError):
-            self.total(0)
-
-
 class Trainer:
     """One training: the model, its optimizer, the data and the place reached in it."""
 
-    def __init__(self, config, team=None, needs_checkpoint=False):
-        self.config, self.team = config, team or Team(config)
-        self.strategy = self.team.strategy
+    def __init__(self, config, process=None, needs_checkpoint=False):
+        self.config, self.process = config, process or devices.this_process(config)
+        self.strategy = self.process.strategy
         keras.utils.set_random_seed(config.seed % 2**32)
         data = None if needs_checkpoint else read(config, 'train')  # evaluation needs no training pictures
         self.test = read(config, 'test')
@@ -197,7 +155,7 @@ class Trainer:
         return self.step // self.steps_per_epoch
 
     def run(self, callbacks, received):
-        """Train; see `train`. `received` is a list that a signal's number is appended to."""
+        """Train; return a TrainResult. `received` is a list that a signal's number is appended to."""
         config = self.config
         if config.trains_on_features:
             self._use_features(received)
@@ -229,25 +187,24 @@ class Trainer:
                 callback_list.on_test_end({'loss': logs['val_loss'], 'accuracy': logs['val_accuracy']})
                 self.model.stop_training |= self._has_reached_threshold()
             callback_list.on_epoch_end(epoch, logs)
-            self.model.stop_training = any(self.team.total(self.model.stop_training))  # also the chief's callbacks
+            self.model.stop_training = any(self.process.total(self.model.stop_training))  # also the chief's callbacks
             if self.step % self.steps_per_epoch == 0:
                 self.sums = dict.fromkeys(self.sums, 0)
             self.save()
         callback_list.on_train_end(logs=None)
-        history.step, history.best, history.card, history.team = self.step, self.best, self.card, self.team
-        return history
+        return TrainResult(history, self.model, self.step, self.best, self.card, self.process)
 
     def _use_features(self, received):
         """Train and evaluate the last layer on what the frozen ones make of the pictures, computed once."""
 
         def features(examples, split):
-            folder = self.config.machine.model_dir if self.team.is_chief else None
+            folder = self.config.machine.model_dir if self.process.is_chief else None
             with examples.input_errors(_VERIFY):
                 return feature_cache.features(
                     self.model,
                     examples,
                     folder and pathlib.Path(folder) / feature_cache.FILES[split],
-                    check=lambda: received and self.team.size == 1 and self._interrupt(received[0]),
+                    check=lambda: received and self.process.count == 1 and self._interrupt(received[0]),
                 )
 
         self.test = features(self.test, 'test')
@@ -279,11 +236,11 @@ class Trainer:
             self.step += count
             callback_list.on_train_batch_end((self.step - 1) % self.steps_per_epoch, self._call_logs(count, seconds))
             is_due = (
-                self.team.is_chief
+                self.process.is_chief
                 and time.monotonic() - self._saved_at > 60 * self.config.machine.save_checkpoint_minutes
             )
-            signal_number, is_due, is_stopped, seconds = self.team.total(
-                received[0] if received else 0, is_due, self.model.stop_training, seconds / self.team.size
+            signal_number, is_due, is_stopped, seconds = self.process.total(
+                received[0] if received else 0, is_due, self.model.stop_training, seconds / self.process.count
             )
             if not self.config.machine.steps_per_call:  # at most double, since a first call compiles as well
                 per_call = max(1, min(2 * count, int(count / seconds), 1000))
@@ -314,7 +271,7 @@ class Trainer:
 
     def save(self):
         """Write a checkpoint, unless a variable is not finite: then the last good one stays the last."""
-        if self.config.machine.model_dir is None or not self.team.is_chief:
+        if self.config.machine.model_dir is None or not self.process.is_chief:
             return None
         arrays = {name: variable.numpy() for name, variable in self._variables().items()}
         for name, array in arrays.items():
@@ -353,21 +310,14 @@ class Trainer:
 
     @property
     def _share(self):
-        return self.team.index, self.team.size
+        return self.process.index, self.process.count
 
     def _distribute(self, batches, num_threads):
         """Return the batches, split over the replicas where there are several."""
         options = tf.data.Options()
         options.threading.private_threadpool_size = self.config.machine.input_threads or num_threads
         batches = batches.with_options(options)
-        replicas = self.strategy.num_replicas_in_sync
-        if replicas == self.team.size:  # a device for each worker, which has its share already
-            return batches
-        if self.team.size == 1:
-            return self.strategy.experimental_distribute_dataset(batches)
-        return self.strategy.distribute_datasets_from_function(
-            lambda _: batches.rebatch(self.config.batch_size // replicas)
-        )
+        return self.process.distribute(batches, self.config.batch_size)
 
     @property
     def _folder(self):
@@ -406,7 +356,7 @@ class Trainer:
             for name in ours
             if ours[name] != theirs[name] and name not in ('data_dir', 'model_dir')
         ]
-        if self.team.is_chief:
+        if self.process.is_chief:
             print(
                 f'continuing from {path}: epoch {self.epoch}, step {self.step}'
                 + (f'; changed: {", ".join(changed)}' if changed else ''),
@@ -414,9 +364,9 @@ class Trainer:
             )
 
     def _require_one_place(self):
-        if self.team.total(self.step) != [self.step * self.team.size]:
+        if self.process.total(self.step) != [self.step * self.process.count]:
             raise UserError(
-                f'worker {self.team.index} is at step {self.step}, another is not; model_dir '
+                f'worker {self.process.index} is at step {self.step}, another is not; model_dir '
                 f'{self.config.machine.model_dir!r} must be one folder that all workers see'
             )
 
@@ -486,7 +436,7 @@ class Trainer:
         where = 'nothing saved without a model_dir'
         if self.config.machine.model_dir:
             where = f'state saved in {path or self._folder}; the same command continues'
-        self.team.part()  # none ends before the state is saved
+        self.process.wait()  # none ends before the state is saved
         raise Interrupted(signal_number, f'{signal.Signals(signal_number).name} at step {self.step}: {where}')
 
 

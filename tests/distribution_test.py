@@ -97,21 +97,23 @@ def by_workers(configs, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def by_replicas(configs):
-    """Name -> the keras History of a training on two logical CPUs."""
+    """Name -> the TrainResult of a training on two logical CPUs."""
     return {
         name: resnet_run_loop.train(configs[name][0].with_machine(distribution_strategy='mirrored', model_dir=None))
         for name in ('plain', 'synchronized', 'streamed', 'large batch')
     }
 
 
-def assert_same(history, result, tolerance):
+def assert_same(trained, result, tolerance):
     """Variables, losses and evaluations, of which counts and pictures right must agree to the last digit."""
-    for variable in history.model.variables:
+    for variable in trained.model.variables:
         np.testing.assert_allclose(result[variable.path], variable.numpy(), 0, tolerance, err_msg=variable.path)
     for name in ('loss', 'val_loss'):
-        np.testing.assert_allclose(result[f'history/{name}'], history.history[name], 10 * tolerance, err_msg=name)
+        np.testing.assert_allclose(
+            result[f'history/{name}'], trained.history.history[name], 10 * tolerance, err_msg=name
+        )
     for name in ('accuracy', 'val_accuracy', 'val_accuracy_top_5'):
-        assert result[f'history/{name}'].tolist() == history.history[name], name
+        assert result[f'history/{name}'].tolist() == trained.history.history[name], name
 
 
 @pytest.mark.parametrize('name', ['plain', 'synchronized', 'streamed', 'large batch'])
@@ -130,9 +132,9 @@ def test_two_workers_equal_one_device(by_workers, configs, name):
 
 
 def test_replicas_hold_the_same_moving_statistics(by_replicas):
-    for history in by_replicas.values():
-        for variable in history.model.variables:
-            values = history.team.strategy.experimental_local_results(variable.value)
+    for result in by_replicas.values():
+        for variable in result.model.variables:
+            values = result.process.strategy.experimental_local_results(variable.value)
             assert len(values) == 2 and np.array_equal(*values), variable.path
 
 
@@ -348,7 +350,7 @@ def test_a_full_disk_keeps_the_last_good_state(trained, monkeypatch):
     assert contents(trained.machine.model_dir).keys() - before.keys() <= {
         pathlib.Path(trained.machine.model_dir) / '.lock'
     }
-    assert resnet_run_loop.train(trained).epoch == [1]
+    assert resnet_run_loop.train(trained).history.epoch == [1]
 
 
 def test_a_checkpoint_cut_short_is_passed_over(trained, capsys):
@@ -356,7 +358,7 @@ def test_a_checkpoint_cut_short_is_passed_over(trained, capsys):
     newest = checkpoints.paths(pathlib.Path(trained.machine.model_dir) / 'checkpoints')[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
     again = resnet_run_loop.train(trained)
-    assert f'checkpoint {newest} is damaged' in capsys.readouterr().out and again.epoch == [1]
+    assert f'checkpoint {newest} is damaged' in capsys.readouterr().out and again.history.epoch == [1]
     for one, other in zip(whole.variables, again.model.variables, strict=True):
         np.testing.assert_array_equal(one.numpy(), other.numpy(), err_msg=one.path)
 

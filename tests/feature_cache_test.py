@@ -30,8 +30,8 @@ def test_training_on_features_equals_training_on_pictures(cifar_dir, source, mon
     plain = resnet_run_loop.train(config)
     for one, other in zip(cached.model.variables, plain.model.variables, strict=True):
         np.testing.assert_allclose(one.numpy(), other.numpy(), atol=1e-4, err_msg=one.path)
-    np.testing.assert_allclose(cached.history['loss'], plain.history['loss'], rtol=1e-4)
-    assert cached.history['val_accuracy'] == plain.history['val_accuracy']
+    np.testing.assert_allclose(cached.history.history['loss'], plain.history.history['loss'], rtol=1e-4)
+    assert cached.history.history['val_accuracy'] == plain.history.history['val_accuracy']
 
 
 def test_head_training_killed_and_resumed_is_bit_identical(cifar_dir, source, tmp_path, capsys):

@@ -80,15 +80,15 @@ def assert_equal_runs(one, other):
 def uninterrupted(cifar_dir, tmp_path_factory):
     model_dir = tmp_path_factory.mktemp('uninterrupted')
     config = make_config(cifar_dir, model_dir)
-    history = resnet_run_loop.train(config, [callbacks.MetricsJSON(model_dir)])
-    return model_dir, history
+    result = resnet_run_loop.train(config, [callbacks.MetricsJSON(model_dir)])
+    return model_dir, result
 
 
 def test_history_and_metrics(uninterrupted):
-    model_dir, history = uninterrupted
-    assert history.epoch == [0, 1, 2] and history.step == 3 * STEPS
-    assert len(history.history['loss']) == len(history.history['val_accuracy']) == 3
-    assert history.history['loss'][-1] < history.history['loss'][0]
+    model_dir, result = uninterrupted
+    assert result.history.epoch == [0, 1, 2] and result.step == 3 * STEPS
+    assert len(result.history.history['loss']) == len(result.history.history['val_accuracy']) == 3
+    assert result.history.history['loss'][-1] < result.history.history['loss'][0]
     lines = callbacks.read_metrics(model_dir / 'metrics.jsonl')
     assert [(line['split'], line['epoch'], line['step']) for line in lines] == [
         (split, epoch, epoch * STEPS) for epoch in (1, 2, 3) for split in ('train', 'test')
@@ -103,7 +103,7 @@ def test_history_and_metrics(uninterrupted):
         'images_per_second',
         'seconds',
     }
-    assert history.best['accuracy'] == max(line['accuracy'] for line in lines if line['split'] == 'test')
+    assert result.best['accuracy'] == max(line['accuracy'] for line in lines if line['split'] == 'test')
 
 
 @pytest.mark.parametrize('deaths', [(1,), (STEPS,), (4, 10, 16), (3 * STEPS,)])
@@ -127,10 +127,10 @@ def test_adam_killed_and_resumed_is_bit_identical(mnist_dir, tmp_path):
             config = make_config(mnist_dir, tmp_path / name, save_checkpoint_minutes=0, **fields)
             with pytest.raises(RuntimeError, match='killed'):
                 resnet_run_loop.train(config, [callbacks.MetricsJSON(tmp_path / name), StopAt(death)])
-        history = resnet_run_loop.train(
+        result = resnet_run_loop.train(
             make_config(mnist_dir, tmp_path / name, **fields), [callbacks.MetricsJSON(tmp_path / name)]
         )
-    assert history.step == 3 * steps and history.model.input_shape == (None, 32, 32, 1)
+    assert result.step == 3 * steps and result.model.input_shape == (None, 32, 32, 1)
     arrays, _ = final_arrays(tmp_path / 'whole')
     moments = [name for name in arrays if name.startswith('optimizer/') and 'stem_conv_kernel' in name]
     assert len(moments) == 2 and all(arrays[name].any() for name in moments)
@@ -180,16 +180,16 @@ def test_signals_save_and_the_run_continues(cifar_dir, tmp_path, uninterrupted, 
 
 def test_train_epochs_is_the_total(cifar_dir, tmp_path, uninterrupted):
     resnet_run_loop.train(make_config(cifar_dir, tmp_path, train_epochs=1), [callbacks.MetricsJSON(tmp_path)])
-    history = resnet_run_loop.train(make_config(cifar_dir, tmp_path), [callbacks.MetricsJSON(tmp_path)])
-    assert history.epoch == [1, 2]
+    result = resnet_run_loop.train(make_config(cifar_dir, tmp_path), [callbacks.MetricsJSON(tmp_path)])
+    assert result.history.epoch == [1, 2]
     assert_equal_runs(uninterrupted[0], tmp_path)
     again = resnet_run_loop.train(make_config(cifar_dir, tmp_path))
-    assert again.epoch == [] and again.step == 3 * STEPS
+    assert again.history.epoch == [] and again.step == 3 * STEPS
 
 
 def test_max_train_steps_stops_inside_an_epoch_and_evaluates(cifar_dir, tmp_path, uninterrupted):
-    history = resnet_run_loop.train(make_config(cifar_dir, tmp_path, max_train_steps=9))
-    assert history.step == 9 and 'val_accuracy' in history.history
+    result = resnet_run_loop.train(make_config(cifar_dir, tmp_path, max_train_steps=9))
+    assert result.step == 9 and 'val_accuracy' in result.history.history
     resnet_run_loop.train(make_config(cifar_dir, tmp_path))
     np.testing.assert_array_equal(
         final_arrays(tmp_path)[0]['logits/kernel'], final_arrays(uninterrupted[0])[0]['logits/kernel']
@@ -199,7 +199,7 @@ def test_max_train_steps_stops_inside_an_epoch_and_evaluates(cifar_dir, tmp_path
 def test_max_train_steps_does_not_bend_the_schedule(cifar_dir):
     one_cycle = Schedule('one_cycle')
     rates = [
-        resnet_run_loop.train(make_config(cifar_dir, None, schedule=one_cycle, max_train_steps=steps)).history[
+        resnet_run_loop.train(make_config(cifar_dir, None, schedule=one_cycle, max_train_steps=steps)).history.history[
             'learning_rate'
         ][0]
         for steps in (STEPS, None)
@@ -228,7 +228,7 @@ def test_stop_threshold_stops_and_stays_stopped(cifar_dir, tmp_path):
 def test_evaluation_scores_every_image_once(cifar_dir, uninterrupted):
     results = resnet_run_loop.evaluate(make_config(cifar_dir, uninterrupted[0], train_epochs=3))
     assert results['num_images'] == 30 and results['epoch'] == 3 and results['step'] == 3 * STEPS
-    assert results['accuracy'] == uninterrupted[1].history['val_accuracy'][-1]
+    assert results['accuracy'] == uninterrupted[1].history.history['val_accuracy'][-1]
     model = results['model']
     test = datasets.open_split('cifar10', 'test', data_dir=str(cifar_dir))
     images, labels = next(iter(test.evaluation_batches(30)))
@@ -268,10 +268,10 @@ def test_a_step_is_the_stock_step(cifar_dir):
         total = loss + config.weight_decay * penalty
     gradients = tape.gradient(total, [v.value for v in stock.trainable_variables])
     expected = [v.numpy() - config.learning_rate * g for v, g in zip(stock.trainable_variables, gradients, strict=True)]
-    history = trainer.run([], [])
+    result = trainer.run([], [])
     for variable, value in zip(trainer.model.trainable_variables, expected, strict=True):
         np.testing.assert_allclose(variable.numpy(), value, atol=2e-5, err_msg=variable.path)
-    assert history.history['loss'][0] == pytest.approx(float(loss), rel=1e-5)
+    assert result.history.history['loss'][0] == pytest.approx(float(loss), rel=1e-5)
     for ours, theirs in zip(trainer.model.non_trainable_variables, stock.non_trainable_variables, strict=True):
         np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-3, atol=1e-5)
 
@@ -294,8 +294,8 @@ def test_a_step_of_adam_is_that_of_the_paper(cifar_dir):
 
 @pytest.mark.parametrize('fields', [{'dtype': 'fp16'}, {'dtype': 'fp16', 'loss_scale': 'dynamic'}])
 def test_adam_in_mixed_precision(cifar_dir, fields):
-    history = resnet_run_loop.train(make_config(cifar_dir, None, **ADAM | fields))
-    assert history.history['loss'][-1] < history.history['loss'][0]
+    result = resnet_run_loop.train(make_config(cifar_dir, None, **ADAM | fields))
+    assert result.history.history['loss'][-1] < result.history.history['loss'][0]
 
 
 @pytest.mark.parametrize('dtype,scale', [('bf16', None), ('fp16', None), ('fp16', 'dynamic'), ('fp16', 1024.0)])
@@ -303,9 +303,9 @@ def test_mixed_precision_learns_and_resumes(cifar_dir, tmp_path, dtype, scale):
     config = make_config(cifar_dir, tmp_path, dtype=dtype, loss_scale=scale, train_epochs=3)
     with pytest.raises(RuntimeError):
         resnet_run_loop.train(config.with_machine(save_checkpoint_minutes=0), [StopAt(9)])
-    history = resnet_run_loop.train(config)
-    assert history.history['loss'][-1] < 2.25 and np.isfinite(history.history['val_loss'][-1])
-    assert history.model.get_layer('stem_conv').compute_dtype == {'bf16': 'bfloat16', 'fp16': 'float16'}[dtype]
+    result = resnet_run_loop.train(config)
+    assert result.history.history['loss'][-1] < 2.25 and np.isfinite(result.history.history['val_loss'][-1])
+    assert result.model.get_layer('stem_conv').compute_dtype == {'bf16': 'bfloat16', 'fp16': 'float16'}[dtype]
     assert keras.config.dtype_policy().name == 'float32'
 
 
@@ -326,7 +326,7 @@ def test_two_replicas_equal_one(cifar_dir, fields):
     two = resnet_run_loop.train(make_config(cifar_dir, None, distribution_strategy='mirrored', **frozen_bn))
     for variable, other in zip(one.model.variables, two.model.variables, strict=True):
         np.testing.assert_allclose(other.numpy(), variable.numpy(), atol=1e-6, err_msg=variable.path)
-    assert two.history['val_accuracy'] == one.history['val_accuracy']
+    assert two.history.history['val_accuracy'] == one.history.history['val_accuracy']
     resnet_run_loop.train(make_config(cifar_dir, None, train_epochs=1, distribution_strategy='mirrored'))
 
 
@@ -341,10 +341,10 @@ def test_two_replicas_with_synchronized_bn_equal_one(cifar_dir):
 
 def test_fine_tune_trains_the_head_only_from_pretrained_weights(cifar_dir, tmp_path, uninterrupted):
     source = final_arrays(uninterrupted[0])[0]
-    history = resnet_run_loop.train(
+    result = resnet_run_loop.train(
         make_config(cifar_dir, tmp_path, pretrained=str(uninterrupted[0]), transfer='head', train_epochs=1)
     )
-    for variable in history.model.variables:
+    for variable in result.model.variables:
         is_same = np.array_equal(variable.numpy(), source[variable.path])
         assert is_same == (not variable.path.startswith('logits/')), variable.path
 
@@ -430,13 +430,13 @@ def test_standard_keras_callbacks_work(cifar_dir, tmp_path):
         keras.callbacks.EarlyStopping('val_loss', patience=0, min_delta=100),
         keras.callbacks.ModelCheckpoint(tmp_path / '{epoch}.keras'),
     ]
-    history = resnet_run_loop.train(make_config(cifar_dir, None, train_epochs=9), standard)
-    assert history.epoch == [0, 1]  # EarlyStopping
+    result = resnet_run_loop.train(make_config(cifar_dir, None, train_epochs=9), standard)
+    assert result.history.epoch == [0, 1]  # EarlyStopping
     header = (tmp_path / 'log.csv').read_text().splitlines()[0].split(',')
     assert {'epoch', 'loss', 'accuracy', 'val_loss', 'val_accuracy', 'learning_rate'} <= set(header)
     assert list((tmp_path / 'tb').rglob('events.*'))
     loaded = keras.models.load_model(tmp_path / '2.keras')
-    np.testing.assert_array_equal(loaded.get_weights()[0], history.model.get_weights()[0])
+    np.testing.assert_array_equal(loaded.get_weights()[0], result.model.get_weights()[0])
 
 
 def test_config_survives_json(cifar_dir):

@@ -181,9 +181,9 @@ def test_a_converted_net_brings_its_card(source, tmp_path):
 
 
 def test_a_card_of_ours_is_read_again(source, tmp_path, cifar_dir):
-    history = resnet_run_loop.train(make_config(cifar_dir, None, train_epochs=1, max_train_steps=1))
+    result = resnet_run_loop.train(make_config(cifar_dir, None, train_epochs=1, max_train_steps=1))
     (tmp_path / 'net.keras').write_bytes((source / 'model.keras').read_bytes())
-    card = model_card.write_card(tmp_path / 'net.card.json', **history.card)
+    card = model_card.write_card(tmp_path / 'net.card.json', **result.card)
     assert transfer.describe(tmp_path / 'net.keras') == transfer.Pretrained(SPEC, 10, 'per_image_standardization', 32)
     assert card.names[3] == 'cat' and card.size == card.net_size == (32, 32)
 

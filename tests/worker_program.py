@@ -15,7 +15,7 @@ from official_resnet.training import devices, workers
 
 index, _ = workers.configure()
 devices.start_tensorflow()
-devices.make_strategy(None, 'multi_worker_mirrored', 2)
+workers.join(None)
 
 import numpy as np  # noqa: E402
 
@@ -27,10 +27,12 @@ for number, fields in enumerate(json.load(open(sys.argv[1], encoding='utf-8'))):
     config = resnet_run_loop.TrainConfig.from_json(fields).with_machine(**own if index == 1 else {})
     metrics = [callbacks.MetricsJSON(config.machine.model_dir)] if config.machine.model_dir else []
     try:
-        history = resnet_run_loop.train(config, metrics)
-        result = {variable.path: variable.numpy() for variable in history.model.variables}
-        result |= {f'history/{name}': values for name, values in history.history.items() if 'second' not in name}
-        history.team.part()
+        trained = resnet_run_loop.train(config, metrics)
+        result = {variable.path: variable.numpy() for variable in trained.model.variables}
+        result |= {
+            f'history/{name}': values for name, values in trained.history.history.items() if 'second' not in name
+        }
+        trained.process.wait()
     except errors.UserError as error:
         result = {'error': str(error)}
     np.savez(f'{sys.argv[2]}-{index}-{number}.npz', **result)

@@ -124,7 +124,7 @@ def _run(values, resolved, argv, dataset, make_spec):
     if resolved['eval_only']:
         return _evaluate(values, resolved)
     if has_team:  # before all else that TensorFlow does
-        devices.make_strategy(None, 'multi_worker_mirrored', resolved['batch_size'], resolved['all_reduce_alg'])
+        workers.join(resolved['all_reduce_alg'])
     resolved['data_dir'] = _find_data(values, dataset, is_chief)
     _require_other_model_dir(resolved['model_dir'], resolved['pretrained_model_checkpoint_path'])
     config = flags.train_config(resolved, dataset, getattr(resnet_variants, make_spec))
@@ -135,12 +135,12 @@ def _run(values, resolved, argv, dataset, make_spec):
     _make_folder(resolved['model_dir'])
     _show(config, resolved['recipe'])
     try:
-        history = resnet_run_loop.train(config, _callbacks(config, resolved))
+        result = resnet_run_loop.train(config, _callbacks(config, resolved))
     except resnet_run_loop.Interrupted as interruption:
         print(interruption)
         return 128 + interruption.signal_number
-    _finish(config, history, resolved)
-    history.team.part()  # the others wait for it, since TensorFlow takes one that is gone for lost
+    _finish(config, result, resolved)
+    result.process.wait()
     return 0
 
 
@@ -149,7 +149,7 @@ def _follow(config):
     from official_resnet import resnet_run_loop
 
     try:
-        resnet_run_loop.train(config).team.part()
+        resnet_run_loop.train(config).process.wait()
     except resnet_run_loop.Interrupted as interruption:
         return 128 + interruption.signal_number
     return 0
@@ -318,7 +318,7 @@ def _evaluate(values, resolved):
     return 0
 
 
-def _finish(config, history, resolved):
+def _finish(config, result, resolved):
     """Save the final model, its card and the curves, export, and say where everything is."""
     from official_resnet import checkpoints
     from official_resnet.inference import model_card
@@ -326,17 +326,17 @@ def _finish(config, history, resolved):
 
     model_dir = pathlib.Path(config.machine.model_dir)
     final = model_dir / 'model.keras'
-    history.model.compiled = False  # for inference: whoever loads it needs our layers, not our optimizer
+    result.model.compiled = False  # for inference: whoever loads it needs our layers, not our optimizer
     with files.replacing(final) as part:
-        history.model.save(part)
+        result.model.save(part)
     card = final.with_suffix('.card.json')
-    model_card.write_card(card, **history.card)
+    model_card.write_card(card, **result.card)
     metrics = callbacks.read_metrics(model_dir / callbacks.METRICS_FILE)
     tests = [line for line in metrics if line['split'] == 'test']
     if tests:
         best = max(tests, key=lambda line: line['accuracy'])
         print(
-            f'test accuracy {tests[-1]["accuracy"]:.4f} after epoch {tests[-1]["epoch"]} (step {history.step}); '
+            f'test accuracy {tests[-1]["accuracy"]:.4f} after epoch {tests[-1]["epoch"]} (step {result.step}); '
             f'best {best["accuracy"]:.4f} after epoch {best["epoch"]}'
         )
     paths = [
@@ -356,7 +356,7 @@ def _finish(config, history, resolved):
     for path in paths:
         print(f'  {path}')
     if resolved['export_dir']:
-        _export(history.model, config, resolved)
+        _export(result.model, config, resolved)
 
 
 def _export(model, config, resolved):

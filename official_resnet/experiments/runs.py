@@ -151,8 +151,8 @@ def train_net(config):
     progress = callbacks.Progress()
     failed, train_error = None, None
     try:
-        history = resnet_run_loop.train(config, [progress, callbacks.MetricsJSON(folder)])
-        train_error = inference_error(history.model, config)
+        result = resnet_run_loop.train(config, [progress, callbacks.MetricsJSON(folder)])
+        train_error = inference_error(result.model, config)
     except resnet_run_loop.Diverged as error:
         failed = str(error).partition(';')[0]  # without the loop's advice on flags
     lines = callbacks.read_metrics(folder / callbacks.METRICS_FILE)

@@ -8,7 +8,6 @@ import sys
 import tempfile
 
 from official_resnet.errors import UserError
-from official_resnet.training import workers
 
 
 def start_tensorflow(inter_op_threads=0, intra_op_threads=0):
@@ -45,13 +44,65 @@ def best_dtype():
     return 'bf16' if {'amx_bf16', 'avx512_bf16', 'bf16'} & _cpu_flags() else 'fp32'
 
 
+class Process:
+    """The process that trains, which is alone. Where there are several, workers.Worker takes its place.
+
+    Attributes:
+        strategy: tf.distribute.Strategy of its devices.
+        index, count: which of the processes this is, from 0, and how many there are.
+    """
+
+    index, count = 0, 1
+
+    def __init__(self, strategy):
+        self.strategy = strategy
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.index == 0
+
+    def total(self, *numbers: float) -> list[float]:
+        """Return the sums of numbers over the processes, the same in each; all must ask at the same place."""
+        return [float(number) for number in numbers]
+
+    def distribute(self, batches, batch_size: int):
+        """Return batches of a tf.data.Dataset, this process' share of them, split over its devices."""
+        del batch_size  # the strategy splits what it is given
+        if self.strategy.num_replicas_in_sync == 1:
+            return batches
+        return self.strategy.experimental_distribute_dataset(batches)
+
+    def explained(self):
+        """Return a context in which an error that only other processes explain says so."""
+        return contextlib.nullcontext()
+
+    def wait(self) -> None:
+        """Wait for the others before this process ends."""
+
+
+def this_process(config) -> Process:
+    """Return the process that trains as a TrainConfig says; for several processes, call this before TensorFlow works.
+
+    Raises:
+        UserError: devices or workers that are not there, or a batch that does not divide by their number.
+    """
+    machine = config.machine
+    if machine.distribution_strategy == 'multi_worker_mirrored':
+        from official_resnet.training import workers
+
+        return workers.Worker(config.batch_size, machine.all_reduce_alg)
+    return Process(
+        make_strategy(machine.num_gpus, machine.distribution_strategy, config.batch_size, machine.all_reduce_alg)
+    )
+
+
 def make_strategy(num_gpus, distribution_strategy, batch_size, all_reduce_alg=None):
-    """Return the tf.distribute.Strategy of these flags.
+    """Return the tf.distribute.Strategy of these flags in one process.
 
     Args:
         num_gpus: None takes one if there is one, -1 all.
-        distribution_strategy: 'off', 'default' (by num_gpus), 'one_device', 'mirrored', or 'multi_worker_mirrored', for
-            which this must be the first thing that is asked of TensorFlow (workers.configure comes before).
+        distribution_strategy: 'off', 'default' (by num_gpus), 'one_device' or 'mirrored'.
         batch_size: images a step, over all devices.
         all_reduce_alg: 'ring' or 'nccl'; None is TensorFlow's choice.
 
@@ -60,10 +111,6 @@ def make_strategy(num_gpus, distribution_strategy, batch_size, all_reduce_alg=No
     """
     import tensorflow as tf
 
-    if distribution_strategy == 'multi_worker_mirrored':
-        strategy = _multi_worker(all_reduce_alg)
-        _require_even(batch_size, strategy.num_replicas_in_sync)
-        return strategy
     gpus = tf.config.list_logical_devices('GPU')
     count = min(len(gpus), 1) if num_gpus is None else len(gpus) if num_gpus == -1 else num_gpus
     if count > len(gpus):
@@ -80,11 +127,12 @@ def make_strategy(num_gpus, distribution_strategy, batch_size, all_reduce_alg=No
         strategy = tf.distribute.get_strategy()
     else:
         strategy = tf.distribute.OneDeviceStrategy('GPU:0' if count else 'CPU:0')
-    _require_even(batch_size, strategy.num_replicas_in_sync)
+    require_even(batch_size, strategy.num_replicas_in_sync)
     return strategy
 
 
-def _require_even(batch_size, replicas):
+def require_even(batch_size, replicas):
+    """Refuse a batch that does not divide by the devices."""
     if batch_size % replicas:
         nearest = max(batch_size // replicas, 1) * replicas
         raise UserError(f'batch_size={batch_size} does not divide by {replicas} devices; try --batch_size={nearest}')
@@ -97,26 +145,6 @@ def _mirrored(devices, all_reduce_alg):
 
     ops = {'nccl': tf.distribute.NcclAllReduce, 'ring': tf.distribute.HierarchicalCopyAllReduce}
     return tf.distribute.MirroredStrategy(devices, ops[all_reduce_alg]() if all_reduce_alg else None)
-
-
-@functools.lru_cache
-def _multi_worker(all_reduce_alg):
-    """Return the one strategy of the workers of TF_CONFIG."""
-    import tensorflow as tf
-
-    implementation = tf.distribute.experimental.CommunicationImplementation
-    options = tf.distribute.experimental.CommunicationOptions(
-        implementation={'ring': implementation.RING, 'nccl': implementation.NCCL, None: implementation.AUTO}[
-            all_reduce_alg
-        ]
-    )
-    workers.meet()
-    with workers.watched(), hidden_stderr():
-        try:
-            return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
-        except (tf.errors.OpError, RuntimeError) as error:  # one came, and ended before it began
-            fault = str(error).splitlines()[0][:200]
-    raise UserError(f'the workers cannot join: {fault}; start all workers again')
 
 
 def machine_info():

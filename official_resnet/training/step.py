@@ -56,21 +56,6 @@ def _update_moving_statistics(updates):
         moving.assign(tf.convert_to_tensor(moving) * momentum + batch * (1 - momentum))
 
 
-def make_sum_function(strategy, num_workers):
-    """Return the compiled (float64 vector) -> its sum over the workers, on every one of them."""
-    per_worker = strategy.num_replicas_in_sync // num_workers
-
-    def first_replica_only(values):
-        number = tf.distribute.get_replica_context().replica_id_in_sync_group
-        return values * tf.cast(number % per_worker == 0, values.dtype)
-
-    @tf.function
-    def total(values):
-        return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(first_replica_only, args=(values,)), axis=None)
-
-    return lambda values: total(tf.constant(values, tf.float64)).numpy()
-
-
 def make_evaluate_function(strategy, model):
     """Return the compiled (images, labels) -> float32 [3]: sums of cross-entropy, of correct, of in the top 5.
 

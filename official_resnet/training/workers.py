@@ -7,6 +7,7 @@ alone writes. No TensorFlow at import.
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import signal
@@ -17,11 +18,104 @@ import threading
 import time
 
 from official_resnet.errors import UserError
+from official_resnet.training import devices
 
 GRACE_SECONDS = 30  # between the end of a worker that failed and that of the others by force
 WAIT_SECONDS = 600  # for the last worker to come, after which the others give up
 JOIN_SECONDS = 30  # for TensorFlow to connect workers that have met
 _EXAMPLE = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
+
+
+class WorkerLost(UserError):
+    """Another worker ended without a word."""
+
+
+class Worker(devices.Process):
+    """The process that trains, one of several: the others run the same program at the same time.
+
+    TensorFlow must not have computed anything in this process before.
+    """
+
+    def __init__(self, batch_size: int, all_reduce_alg: str | None = None):
+        self.index, self.count = configure()
+        super().__init__(join(all_reduce_alg))
+        devices.require_even(batch_size, self.strategy.num_replicas_in_sync)
+        self._sum = _make_sum_function(self.strategy, self.count)
+
+    def total(self, *numbers):
+        return self._sum([float(number) for number in numbers]).tolist()
+
+    def distribute(self, batches, batch_size):
+        replicas = self.strategy.num_replicas_in_sync
+        if replicas == self.count:  # a device for each worker, which has its share already
+            return batches
+        return self.strategy.distribute_datasets_from_function(lambda _: batches.rebatch(batch_size // replicas))
+
+    @contextlib.contextmanager
+    def explained(self):
+        """Turn what TensorFlow says when another worker is gone into WorkerLost."""
+        from tensorflow import errors
+
+        try:
+            yield
+        except (
+            errors.UnavailableError,
+            errors.AbortedError,
+            errors.CancelledError,
+            errors.InternalError,
+            errors.DeadlineExceededError,
+            errors.FailedPreconditionError,
+        ) as error:
+            if self.count == 1:
+                raise
+            raise WorkerLost(
+                f'worker {self.index} of {self.count} (from 0) has lost another; start all workers again, '
+                'they continue from the last checkpoint'
+            ) from error
+
+    def wait(self):
+        """Wait until all are here: TensorFlow reports a worker that ends early as lost to the others."""
+        from tensorflow import errors
+
+        with contextlib.suppress(errors.OpError):
+            self.total(0)
+
+
+@functools.lru_cache
+def join(all_reduce_alg: str | None):
+    """Return the one tf.distribute.Strategy of the workers of TF_CONFIG, when all of them are there."""
+    import tensorflow as tf
+
+    implementation = tf.distribute.experimental.CommunicationImplementation
+    options = tf.distribute.experimental.CommunicationOptions(
+        implementation={'ring': implementation.RING, 'nccl': implementation.NCCL, None: implementation.AUTO}[
+            all_reduce_alg
+        ]
+    )
+    meet()
+    with watched(), devices.hidden_stderr():
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+        except (tf.errors.OpError, RuntimeError) as error:  # one came, and ended before it began
+            fault = str(error).splitlines()[0][:200]
+    raise UserError(f'the workers cannot join: {fault}; start all workers again')
+
+
+def _make_sum_function(strategy, num_workers):
+    """Return the compiled (float64 vector) -> its sum over the workers, on every one of them."""
+    import tensorflow as tf
+
+    per_worker = strategy.num_replicas_in_sync // num_workers
+
+    def first_replica_only(values):
+        number = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return values * tf.cast(number % per_worker == 0, values.dtype)
+
+    @tf.function
+    def total(values):
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(first_replica_only, args=(values,)), axis=None)
+
+    return lambda values: total(tf.constant(values, tf.float64)).numpy()
 
 
 def configure(worker_hosts=None, task_index=None):
