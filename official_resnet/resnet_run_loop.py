@@ -8,6 +8,7 @@ callbacks. Keras' own `fit` can neither resume inside an epoch nor run several w
 """
 
 import contextlib
+import dataclasses
 import pathlib
 import signal
 import threading
