@@ -32,6 +32,7 @@ PROGRAMS = (
     'scaling_main degradation_main gradient_flow_main shortcuts_main transfer_main benchmark_build build_image_data '
     'build_imagenet_data build_imagenet_data_beam download_and_preprocess_imagenet read_ckpt'
 ).split()
+NEW_NAMES = {'benchmark_main': 'speed', 'scaling_main': 'scaling', 'benchmark_build': 'build'}  # programs, since
 RECIPES = {
     'cifar10': ('official', 'paper', 'fast', 'demo'),
     'cifar100': ('official',),
@@ -167,7 +168,8 @@ def several(checkout, folder, commands, mode=''):
 def program(checkout, name):
     """Return the path of a program, in whichever folder of the checkout it lies."""
     folders = (checkout.path / folder for folder in ('official_resnet', 'data', 'checkpoints_tools', 'benchmarks'))
-    found = [path for folder in folders for path in folder.rglob(f'{name}.py')]
+    names = {f'{name}.py', f'{NEW_NAMES.get(name, name)}.py'}
+    found = [path for folder in folders for path in folder.rglob('*.py') if path.name in names]
     if len(found) != 1:
         raise Failed(f'there are {len(found)} files {name}.py, not one')
     return str(found[0])

@@ -49,9 +49,9 @@ def peer(sample):
     """(torchvision's ResNet-18, its logits [105, 1000]): random, but for a head that knows some of the pictures."""
     import torch
 
-    from benchmarks import benchmark_torch
+    from benchmarks import torch_peer
 
-    torchvision = benchmark_torch.import_torchvision()
+    torchvision = torch_peer.import_torchvision()
     transforms = torchvision.transforms
     prepare = transforms.Compose(
         [

@@ -54,27 +54,27 @@ def pairs(model, peer):
 
 @pytest.mark.parametrize('size', [32, 27])
 def test_same_logits_at_an_even_and_an_odd_size(torch, size):
-    from benchmarks import benchmark_torch
+    from benchmarks import torch_peer
 
     keras.utils.set_random_seed(SEED)
     model = resnet_model.resnet(resnet_variants.cifar_spec(20), 10, (size, size, 3))
-    peer = benchmark_torch.CifarResNet(20).eval()
+    peer = torch_peer.CifarResNet(20).eval()
     assert sum(p.numel() for p in peer.parameters()) == 269_722
     copy_weights(torch, model, peer)
     images = np.random.default_rng(1).normal(size=(4, size, size, 3)).astype('float32')
     with torch.inference_mode():
-        expected = peer(benchmark_torch.to_torch(images)).numpy()
+        expected = peer(torch_peer.to_torch(images)).numpy()
     np.testing.assert_allclose(model(images), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize('nesterov', [False, True])
 def test_same_weights_after_three_steps(torch, nesterov):
     """Loss, gradients, coupled L2, momentum and BN statistics: a whole training, three steps long."""
-    from benchmarks import benchmark_torch
+    from benchmarks import torch_peer
 
     keras.utils.set_random_seed(SEED)
     model = resnet_variants.cifar_resnet(8, bn_momentum=0.9)
-    peer = benchmark_torch.CifarResNet(8).train()
+    peer = torch_peer.CifarResNet(8).train()
     copy_weights(torch, model, peer)
     ours = optimizers.CoupledSGD(RATE, 0.9, nesterov, l2=L2)
     theirs = torch.optim.SGD(peer.parameters(), RATE, 0.9, weight_decay=L2, nesterov=nesterov)
@@ -85,7 +85,7 @@ def test_same_weights_after_three_steps(torch, nesterov):
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, model(images, training=True)))
         ours.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
         theirs.zero_grad()
-        their_loss = torch.nn.functional.cross_entropy(peer(benchmark_torch.to_torch(images)), torch.tensor(labels))
+        their_loss = torch.nn.functional.cross_entropy(peer(torch_peer.to_torch(images)), torch.tensor(labels))
         their_loss.backward()
         theirs.step()
         assert float(loss) == pytest.approx(their_loss.item(), rel=1e-4)

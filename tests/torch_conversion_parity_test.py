@@ -22,9 +22,9 @@ CIFAR_TEST_IMAGES = 10_000
 @pytest.fixture(scope='module')
 def models():
     """torchvision.models."""
-    from benchmarks import benchmark_torch
+    from benchmarks import torch_peer
 
-    return benchmark_torch.import_torchvision().models
+    return torch_peer.import_torchvision().models
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from absl import flags as absl_flags
 from PIL import Image
 
 import official_resnet
-from benchmarks import benchmark_main, build
+from benchmarks import build, speed
 from checkpoints_tools import read_ckpt
 from official_resnet import cifar10_download_and_extract, predict_main, resnet_model, resnet_spec
 from official_resnet.building import downloads
@@ -99,7 +99,7 @@ PROGRAMS = {
         ['--data_dir={new}', '--url={refused}'],
     ),
     'predict_main': Program(predict_main.define_flags, predict_main.main, ['--model={net}', '{picture}']),
-    'benchmark_main': plain(benchmark_main, benchmark_main.run_benchmark, '--measure=jpeg', '--image_folder={empty}'),
+    'speed': plain(speed, speed.run_benchmark, '--measure=jpeg', '--image_folder={empty}'),
     'degradation_main': experiment(degradation_main, degradation_main.run_degradation, '--depths=8'),
     'shortcuts_main': experiment(shortcuts_main, shortcuts_main.run_shortcuts, '--rows=original', '-rs=8'),
     'gradient_flow_main': Program(
@@ -139,9 +139,9 @@ EXPERIMENTS = (*CURVES, 'gradient_flow_main')
 BUILDERS = ('build_imagenet_data', 'build_image_data')
 FREE_TEXT = {'benchmark_test_id', *(name for name, _, _ in flags.OBSOLETE)}  # stored as it is, or ignored
 ELSEWHERE = {
-    'scaling_main': 'scaling_main_test',
-    'scaling_measure_main': 'a process of scaling_main, without flags',
-    'benchmark_worker': 'a process of benchmark_main, without flags',
+    'scaling': 'benchmarks_scaling_test',
+    'scaling_measures': 'a process of scaling, without flags',
+    'speed_systems': 'a process of speed, without flags',
 }
 NOT_THERE = {  # what a program says of a data set that is missing and may not be fetched
     'cifar10_main': r"'{absent}' does not exist; run cifar10_download_and_extract.py --data_dir {absent} or pass anot",
@@ -256,11 +256,11 @@ def _rows_of_other_programs():
     yield predict, ['--explain', '--explain_class=-1'], "'-1' is no class of the net; pass its number, 0..2, or its n"
     yield predict, ['--explain_class=1'], '--explain_class belongs to --explain; pass that, too'
     yield predict, ['--explain', '--output_dir={text}'], "cannot make output_dir '{text}'.*; pass another --output_dir"
-    yield 'benchmark_main', [], "image_folder '{empty}' has no JPEG file .*; pass another"
-    yield 'benchmark_main', ['--image_folder='], 'measure=jpeg needs pictures; pass --image_folder'
-    yield 'benchmark_main', ['--image_folder={text}'], "image_folder '{text}' is no folder; pass one of JPEG files"
-    yield 'benchmark_main', ['--resnet_size=33'], 'resnet_size=33: must be 6n.2'
-    yield 'benchmark_main', ['--output_json={absent}/x'], '{absent}/x. is no file in a folder that is there; pass anoth'
+    yield 'speed', [], "image_folder '{empty}' has no JPEG file .*; pass another"
+    yield 'speed', ['--image_folder='], 'measure=jpeg needs pictures; pass --image_folder'
+    yield 'speed', ['--image_folder={text}'], "image_folder '{text}' is no folder; pass one of JPEG files"
+    yield 'speed', ['--resnet_size=33'], 'resnet_size=33: must be 6n.2'
+    yield 'speed', ['--output_json={absent}/x'], '{absent}/x. is no file in a folder that is there; pass anoth'
     yield EXPERIMENTS, ['--output_dir={text}'], "cannot make output_dir '{text}': File exists; pass another --output_"
     yield EXPERIMENTS, ['--output_dir={other_experiment}'], 'runs|holds an experiment with .*; pass the same flags or'
     yield EXPERIMENTS, ['--output_dir={bad_experiment}'], "settings.json' is damaged .*; delete it and run the same c"

@@ -1,6 +1,6 @@
-"""One system of benchmark_main in a process of its own: waits for 'MEASURE STEPS' lines, answers seconds.
+"""One system of speed in a process of its own: waits for 'MEASURE STEPS' lines, answers seconds.
 
-    python -m benchmarks.benchmark_worker SYSTEM DTYPE RESNET_SIZE BATCH_SIZE [IMAGE_FOLDER]
+    python -m benchmarks.speed_systems SYSTEM DTYPE RESNET_SIZE BATCH_SIZE [IMAGE_FOLDER]
 
 Steps are fed with one batch that is ready in memory; the input is a measure of its own.
 
@@ -10,7 +10,7 @@ Between two lines it sleeps in a read, so that the system under measurement has 
 import sys
 import time
 
-from benchmarks import benchmark_inference, benchmark_input, benchmark_workers
+from benchmarks import inference, jpeg_input, several_workers
 from official_resnet.training import devices
 
 NUM_EPOCHS = 10**6  # of input: more than any benchmark takes
@@ -54,13 +54,13 @@ def torch(dtype, resnet_size, batch_size):
     """Return the same of PyTorch, channels_last and eager, fed with a batch that is ready in memory."""
     from torch import int64
 
-    from benchmarks import benchmark_torch
+    from benchmarks import torch_peer
     from official_resnet.inputs import datasets
 
     examples = datasets.open_split('synthetic', 'train')
     images, labels = next(iter(examples.training_batches(batch_size)))
-    images, labels = benchmark_torch.to_torch(images.numpy()), benchmark_torch.torch.tensor(labels.numpy(), dtype=int64)
-    step = benchmark_torch.TrainStep(benchmark_torch.CifarResNet(resnet_size), dtype)
+    images, labels = torch_peer.to_torch(images.numpy()), torch_peer.torch.tensor(labels.numpy(), dtype=int64)
+    step = torch_peer.TrainStep(torch_peer.CifarResNet(resnet_size), dtype)
     return {
         'train': lambda steps: [step.train(images, labels) for _ in range(steps)],
         'forward': lambda steps: [step.forward(images) for _ in range(steps)],
@@ -99,7 +99,7 @@ def main():
     """Build, say 'ready', then serve lines of 'MEASURE STEPS' until the input ends."""
     system, dtype, resnet_size, batch_size, *folder = sys.argv[1:]
     systems = {'ours': ours, 'keras': keras, 'torch': torch}
-    systems |= benchmark_inference.SYSTEMS | benchmark_input.SYSTEMS | benchmark_workers.SYSTEMS
+    systems |= inference.SYSTEMS | jpeg_input.SYSTEMS | several_workers.SYSTEMS
     measures = systems[system](dtype, int(resnet_size), int(batch_size), *folder)
     print('ready', flush=True)
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""Inference and building of ResNet-50 (version 1), one function a system, for benchmark_worker.
+"""Inference and building of ResNet-50 (version 1), one function a system, for speed_systems.
 
 Each takes (dtype, resnet_size, batch_size), 'fp32' or 'bf16', and returns {measure: function of a number of
 steps}. A step of inference takes float32 images of 224x224 from memory, and its logits arrive in memory.

@@ -1,16 +1,14 @@
 """Measure images/s side by side: ours, the same net in stock Keras layers with fit, and PyTorch.
 
-    python -m benchmarks.benchmark_main  # ResNet-32, batch 128, fp32 and bf16: about 7 minutes on two cores
-    python -m benchmarks.benchmark_main --measure=input  # the input pipeline alone, on one core
-    python -m benchmarks.benchmark_main --measure=inference
-        # ResNet-50, batch 8, 224x224, also keras.applications, ONNX Runtime
-    python -m benchmarks.benchmark_main --measure=build  # ResNet-50s built a second, beside keras.applications
-    python -m benchmarks.benchmark_main --measure=jpeg --image_folder=DIR
-        # training input of 224x224 from JPEGs, beside PyTorch's
-                                                  # DataLoader and decoding alone, on one core and on all
-    python -m benchmarks.benchmark_main --measure=workers
-        # two workers that share the cores, beside one process with all
-    python -m benchmarks.benchmark_main --measure=save  # what checkpoints cost of the training time
+    python -m benchmarks.speed                      # ResNet-32, batch 128, fp32 and bf16: about 7 minutes on two cores
+    python -m benchmarks.speed --measure=input      # the input pipeline alone, on one core
+    python -m benchmarks.speed --measure=inference  # ResNet-50, batch 8, 224x224, also keras.applications, ONNX Runtime
+    python -m benchmarks.speed --measure=build      # ResNet-50s built a second, beside keras.applications
+    python -m benchmarks.speed --measure=jpeg --image_folder=DIR
+                                                    # training input of 224x224 from JPEGs, beside PyTorch's DataLoader
+                                                    # and decoding alone, on one core and on all
+    python -m benchmarks.speed --measure=workers    # two workers that share the cores, beside one process with all
+    python -m benchmarks.speed --measure=save       # what checkpoints cost of the training time
 
 Each system lives in a process of its own and all take turns, one at a time, so that a machine that is faster or
 slower for a while is so for all: read the ratios. What is not installed is left out: pip install -e '.[parity]'.
@@ -27,7 +25,7 @@ import tempfile
 
 from absl import flags
 
-from benchmarks import benchmark_inference, benchmark_input, benchmark_workers
+from benchmarks import inference, jpeg_input, several_workers
 from official_resnet.command_line import program
 from official_resnet.errors import UserError
 from official_resnet.training import devices
@@ -60,13 +58,13 @@ def define_flags():
 
 
 class Worker:
-    """A process of benchmark_worker."""
+    """A process of speed_systems."""
 
     def __init__(self, system, dtype, resnet_size, batch_size, cores=None, folder=None):
         command = [
             sys.executable,
             '-m',
-            'benchmarks.benchmark_worker',
+            'benchmarks.speed_systems',
             system,
             dtype,
             str(resnet_size),
@@ -112,7 +110,7 @@ def measure_in_turns(systems, dtype, measures, values, cores=None, size=None, ba
     """Return [(measure, dtype, {system: [images/s of each run, or builds/s]})]; the first turn of each is not counted.
 
     Args:
-        systems: of SYSTEMS, benchmark_inference.SYSTEMS or benchmark_input.SYSTEMS; a process each.
+        systems: of SYSTEMS, inference.SYSTEMS or jpeg_input.SYSTEMS; a process each.
         dtype: 'fp32' or 'bf16'.
         measures: of MEASURES and OTHER_MEASURES.
         values: the flags.
@@ -123,7 +121,7 @@ def measure_in_turns(systems, dtype, measures, values, cores=None, size=None, ba
     workers, results = [], []
     try:
         for system in systems:
-            folder = values.image_folder if system in benchmark_input.SYSTEMS else None
+            folder = values.image_folder if system in jpeg_input.SYSTEMS else None
             workers.append(Worker(system, dtype, size, batch_size, cores, folder))
         for measure in measures:
             steps = values.steps * (20 if measure == 'input' else 1)  # a batch of input takes milliseconds
@@ -147,7 +145,7 @@ def run_benchmark(values):
     if output and (os.path.isdir(output) or not os.path.isdir(os.path.dirname(output) or '.')):
         raise UserError(f"output_json '{output}' is no file in a folder that is there; pass another")
     if 'jpeg' in values.measure:
-        benchmark_input.list_files(values.image_folder)  # before the others take their time
+        jpeg_input.list_files(values.image_folder)  # before the others take their time
     systems = [system for system in SYSTEMS if system in values.system and _is_installed(system, ('torch',))]
     results = []
     if 'input' in values.measure:
@@ -202,8 +200,8 @@ def _measure_jpeg(values):
     systems = [
         f'jpeg:{part}'
         for system in values.system
-        if _is_installed(system, benchmark_input.NEEDS.get(system, ()))
-        for part in benchmark_input.PARTS.get(system, ())
+        if _is_installed(system, jpeg_input.NEEDS.get(system, ()))
+        for part in jpeg_input.PARTS.get(system, ())
     ]
     cores = os.sched_getaffinity(0)
     results = []
@@ -221,7 +219,7 @@ def _measure_workers(values, sentences):
         results += measure_in_turns(['workers:several', 'workers:one'], dtype, ['workers'], values)
         rates = results[-1][2]
         share = statistics.median(a / b for a, b in zip(rates['several'], rates['one'], strict=True))
-        sentences.append(f'{dtype}: {benchmark_workers.COUNT} workers reach {share:.0%} of the images/s of one process')
+        sentences.append(f'{dtype}: {several_workers.COUNT} workers reach {share:.0%} of the images/s of one process')
     return results
 
 
@@ -248,12 +246,12 @@ def _measure_saves(values, sentences):
 
 
 def _inference_systems(systems, dtype):
-    """Return the names in benchmark_inference.SYSTEMS that the --system flags ask for; 'keras' means two."""
+    """Return the names in inference.SYSTEMS that the --system flags ask for; 'keras' means two."""
     chosen = [name for system in systems for name in (('applications', 'predict') if system == 'keras' else (system,))]
     return [
         f'inference:{name}'
         for name in chosen
-        if (name, dtype) != ('onnx', 'bf16') and _is_installed(name, benchmark_inference.NEEDS.get(name, ()))
+        if (name, dtype) != ('onnx', 'bf16') and _is_installed(name, inference.NEEDS.get(name, ()))
     ]
 
 

@@ -1,11 +1,11 @@
-"""Measure one thing that grows, in this process, and print what was found as a line of JSON: a part of scaling_main.
+"""Measure one thing that grows, in this process, and print what was found as a line of JSON: a part of scaling.
 
-    python -m benchmarks.scaling_measure_main images 1          # index and order, at this share of the full size
-    python -m benchmarks.scaling_measure_main input 1 [DIR]     # decoding, of JPEGs in DIR or drawn ones
-    python -m benchmarks.scaling_measure_main model 1           # checkpoints, evaluations
-    python -m benchmarks.scaling_measure_main memory 4          # of training ResNet-50 with so many images a step
-    python -m benchmarks.scaling_measure_main workers 1         # one of two, which TF_CONFIG describes
-    python -m benchmarks.scaling_measure_main net resnet50_v1.5
+    python -m benchmarks.scaling_measures images 1          # index and order, at this share of the full size
+    python -m benchmarks.scaling_measures input 1 [DIR]     # decoding, of JPEGs in DIR or drawn ones
+    python -m benchmarks.scaling_measures model 1           # checkpoints, evaluations
+    python -m benchmarks.scaling_measures memory 4          # of training ResNet-50 with so many images a step
+    python -m benchmarks.scaling_measures workers 1         # one of two, which TF_CONFIG describes
+    python -m benchmarks.scaling_measures net resnet50_v1.5
 
 On two cores 5 to 25 seconds each. Time of index, order, decoding and reading is the processor's, of checkpoints and
 evaluations the shortest of three: other jobs disturb it less. Two workers tell both, in turns.
@@ -26,7 +26,7 @@ import tracemalloc
 
 import numpy as np
 
-from benchmarks import benchmark_input
+from benchmarks import jpeg_input
 from official_resnet.errors import UserError
 from official_resnet.training import devices
 
@@ -183,7 +183,7 @@ def measure_input(size, folder=None):
     from official_resnet.inputs.normalization import OFFICIAL
 
     if folder:
-        jpegs = [path.read_bytes() for path in benchmark_input.list_files(folder)]
+        jpegs = [path.read_bytes() for path in jpeg_input.list_files(folder)]
     else:
         jpegs = _draw_jpegs(max(8, int(64 * size)))
     with tempfile.TemporaryDirectory() as temporary:

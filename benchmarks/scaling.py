@@ -1,11 +1,10 @@
-"""Measure what training costs here, and reckon with it what bounds a training on 8 to 1024 accelerators.
+"""Measure what training costs here, and estimate from it what bounds a training on 8 to 1024 accelerators.
 
-    python -m benchmarks.scaling_main --output_json=scaling.json  # measures, then reckons: about 2 minutes on two cores
-    python -m benchmarks.scaling_main --image_folder=DIR  # decodes these JPEGs, not drawn ones
-    python -m benchmarks.scaling_main --input_json=scaling.json --variant=resnet152_v1.5 --set=link=1.25e9
-        # reckons only
+    python -m benchmarks.scaling --output_json=scaling.json    # measures, then estimates: 2 minutes on two cores
+    python -m benchmarks.scaling --image_folder=DIR            # decodes these JPEGs instead of synthetic ones
+    python -m benchmarks.scaling --input_json=scaling.json --variant=resnet152_v1.5 --set=link=1.25e9  # estimates only
 
-Figures, machine and what follows from them: docs/scaling.md. What is measured (by scaling_measure_main, a process for
+Figures, machine and what follows from them: docs/scaling.md. What is measured (by scaling_measures, a process for
 each measure) is of this machine. An accelerator and its network are not here, so their numbers are ASSUMED, each with
 its source, and --set replaces any of them.
 """
@@ -23,7 +22,7 @@ import tempfile
 import numpy as np
 from absl import flags
 
-from benchmarks import benchmark_input
+from benchmarks import jpeg_input
 from official_resnet.command_line import program
 from official_resnet.errors import UserError
 from official_resnet.training import devices, workers
@@ -228,13 +227,13 @@ def simulate_step(n, forward, backward, size, link, latency, packs=1, jitter=0.0
 
 
 class Task:
-    """A task of scaling_measure_main in a process of its own, on the CPU also where there is a GPU."""
+    """A task of scaling_measures in a process of its own, on the CPU also where there is a GPU."""
 
     def __init__(self, name, *arguments, cores=None, config=None):
         self.name = name
         self.errors = tempfile.TemporaryFile('w+')  # not a pipe, which blocks when nobody reads it
         self.process = subprocess.Popen(
-            [sys.executable, '-m', 'benchmarks.scaling_measure_main', name, *map(str, arguments)],
+            [sys.executable, '-m', 'benchmarks.scaling_measures', name, *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=self.errors,
             text=True,
@@ -443,7 +442,7 @@ def run_scaling(values):
     if output and (os.path.isdir(output) or not os.path.isdir(os.path.dirname(output) or '.')):
         raise UserError(f"output_json '{output}' is no file in a folder that is there; pass another")
     if values.image_folder:
-        benchmark_input.list_files(values.image_folder)
+        jpeg_input.list_files(values.image_folder)
     net = Net(**Task('net', values.variant).result())
     if values.input_json:
         stored = _read(values.input_json)

@@ -1,4 +1,4 @@
-"""Training by several workers on this machine, and the price of a checkpoint: systems of benchmark_worker.
+"""Training by several workers on this machine, and the price of a checkpoint: systems of speed_systems.
 
 Each takes (dtype, resnet_size, batch_size) and returns {measure: function of a number of steps}, as the others do.
 Here steps read their input from the pipeline and agree with the other workers after each call, as in training.
@@ -30,7 +30,7 @@ def several(dtype, resnet_size, batch_size):
     command = [
         sys.executable,
         '-m',
-        'benchmarks.benchmark_worker',
+        'benchmarks.speed_systems',
         'workers:peer',
         dtype,
         str(resnet_size),

@@ -1,4 +1,4 @@
-"""Training input from JPEG files at 224x224, images/s, one function a system, for benchmark_worker.
+"""Training input from JPEG files at 224x224, images/s, one function a system, for speed_systems.
 
 Each takes (dtype, resnet_size, batch_size, folder), of which the first two do not matter, and returns {'jpeg':
 function of a number of steps}. A turn begins with nothing prepared and makes steps * batch_size pictures, each file
@@ -85,9 +85,9 @@ def torch(dtype, resnet_size, batch_size, folder):
     import torch
     from PIL import Image
 
-    from benchmarks import benchmark_torch
+    from benchmarks import torch_peer
 
-    transforms = benchmark_torch.import_torchvision().transforms
+    transforms = torch_peer.import_torchvision().transforms
     transform = transforms.Compose(
         [
             transforms.RandomResizedCrop(SIZE, scale=(MIN_AREA, 1.0)),

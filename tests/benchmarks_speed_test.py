@@ -6,14 +6,14 @@ import os
 import pytest
 from PIL import Image
 
-from benchmarks import benchmark_input, benchmark_main
+from benchmarks import jpeg_input, speed
 from official_resnet.command_line.program import run_program
 from official_resnet.errors import UserError
 
 
 def test_table_and_ratios():
     rates = {'ours': [10.0, 40.0, 30.0], 'keras': [5.0, 10.0, 20.0]}
-    lines = benchmark_main.format_table([('train', 'fp32', rates), ('input', 'fp32', {'ours': [7.0]})]).splitlines()
+    lines = speed.format_table([('train', 'fp32', rates), ('input', 'fp32', {'ours': [7.0]})]).splitlines()
     assert lines[1].split() == ['train', 'fp32', 'ours', '3', '10.0', '30.0', '40.0']
     assert lines[2].split() == ['train', 'fp32', 'keras', '3', '5.0', '10.0', '20.0', '2.00']  # median of 2, 4, 1.5
     assert lines[3].split() == ['input', 'fp32', 'ours', '1', '7.0', '7.0', '7.0']
@@ -21,7 +21,7 @@ def test_table_and_ratios():
 
 def test_a_tiny_run(tmp_path, capsys):
     argv = [
-        'benchmark_main.py',
+        'speed.py',
         '-rs',
         '8',
         '-bs',
@@ -45,7 +45,7 @@ def test_a_tiny_run(tmp_path, capsys):
         '--output_json',
         str(tmp_path / 'b.json'),
     ]
-    code = run_program(argv, '', benchmark_main.define_flags(), benchmark_main.run_benchmark)
+    code = run_program(argv, '', speed.define_flags(), speed.run_benchmark)
     out, err = capsys.readouterr()
     assert (code, err) == (0, '')
     stored = json.loads((tmp_path / 'b.json').read_text())['results']
@@ -71,19 +71,19 @@ def pictures(tmp_path):
 
 
 def run_jpeg(*arguments):
-    argv = ['benchmark_main.py', '--measure=jpeg', '-bs', '4', '--runs', '2', '--steps', '2', *arguments]
-    return run_program(argv, '', benchmark_main.define_flags(), benchmark_main.run_benchmark)
+    argv = ['speed.py', '--measure=jpeg', '-bs', '4', '--runs', '2', '--steps', '2', *arguments]
+    return run_program(argv, '', speed.define_flags(), speed.run_benchmark)
 
 
 def test_each_step_is_a_batch_of_training_pictures(pictures):
     """Also where there are more than pictures."""
-    batches = list(benchmark_input.training_batches('tf1', 3, 4, pictures))
+    batches = list(jpeg_input.training_batches('tf1', 3, 4, pictures))
     assert [images.shape for images, _ in batches] == [(3, 224, 224, 3)] * 4
     assert max(float(abs(images.numpy()).max()) for images, _ in batches) < 2.7  # normalised as torchvision's
 
 
 def test_list_files(pictures):
-    assert [path.name for path in benchmark_input.list_files(pictures)] == [
+    assert [path.name for path in jpeg_input.list_files(pictures)] == [
         'a.JPEG',
         'b.jpg',
         'c.jpeg',
@@ -123,15 +123,15 @@ def test_input_from_jpegs_beside_pytorch(pictures, tmp_path, capsys):
 
 def test_a_process_that_ends_is_one_line():
     with pytest.raises(UserError, match='the process of nothing ended: KeyError'):
-        benchmark_main.Worker('nothing', 'fp32', 8, 1)
+        speed.Worker('nothing', 'fp32', 8, 1)
 
 
 @pytest.mark.parity
 def test_inference_against_every_peer(monkeypatch, capsys):
     """All five systems run and answer; their speeds are for quieter machines."""
-    monkeypatch.setattr(benchmark_main, 'INFERENCE_BATCH', 1)
-    argv = ['benchmark_main.py', '--measure=inference', '--runs', '1', '--steps', '1']
-    code = run_program(argv, '', benchmark_main.define_flags(), benchmark_main.run_benchmark)
+    monkeypatch.setattr(speed, 'INFERENCE_BATCH', 1)
+    argv = ['speed.py', '--measure=inference', '--runs', '1', '--steps', '1']
+    code = run_program(argv, '', speed.define_flags(), speed.run_benchmark)
     out, err = capsys.readouterr()
     assert (code, err) == (0, '')
     rows = [line.split()[:3] for line in out.splitlines() if line.startswith('inference')]

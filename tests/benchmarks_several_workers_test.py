@@ -6,16 +6,16 @@ import re
 
 import pytest
 
-from benchmarks import benchmark_main, benchmark_workers
+from benchmarks import several_workers, speed
 from official_resnet.command_line.program import run_program
 
 pytestmark = pytest.mark.workers
 
 
 def test_a_tiny_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark_main, 'INFERENCE_SIZE', 14)  # not minutes, either
+    monkeypatch.setattr(speed, 'INFERENCE_SIZE', 14)  # not minutes, either
     argv = [
-        'benchmark_main.py',
+        'speed.py',
         '--measure=workers',
         '--measure=save',
         '-rs',
@@ -31,7 +31,7 @@ def test_a_tiny_run(tmp_path, monkeypatch, capsys):
         '--output_json',
         str(tmp_path / 'b.json'),
     ]
-    code = run_program(argv, '', benchmark_main.define_flags(), benchmark_main.run_benchmark)
+    code = run_program(argv, '', speed.define_flags(), speed.run_benchmark)
     out, err = capsys.readouterr()
     assert (code, err) == (0, '')
     stored = [
@@ -46,7 +46,7 @@ def test_a_tiny_run(tmp_path, monkeypatch, capsys):
     several, one = stored[0][1].values()
     assert len(several) == len(one) == 2
     share = (several[0] / one[0] + several[1] / one[1]) / 2
-    assert f'fp32: {benchmark_workers.COUNT} workers reach {share:.0%} of the images/s of one process' in out
+    assert f'fp32: {several_workers.COUNT} workers reach {share:.0%} of the images/s of one process' in out
     seconds = sum(1 / rate for rate in stored[1][1]['resnet8']) / 2
     epoch = 50_000 / (sum(stored[2][1]['one']) / 2)
     assert re.search(
