@@ -6,7 +6,7 @@
     python tests/faults.py --check            # only see that each fault still fits the code; no test runs; a second
     python tests/faults.py --list             # the faults and their promises
 
-On two cores that other jobs used too, all faults took 5 minutes, and with --baseline 12 (n = 1).
+On two cores that other jobs used too, all faults took 6 minutes, and with --baseline 12 (n = 1).
 
 A fault is caught if a test fails, or errs in its fixtures. An error of collection, or a test that fails because a name
 or an import is wrong, says nothing about the promise, and does not count. When code moves, its faults move along: the
