@@ -172,8 +172,8 @@ def make_inputs(cache, shared):
     return folder / 'data'
 
 
-def results_folder(path, cache, temporary):
-    """Return where results of a checkout are kept: in the cache by commit, unless its work tree has changes."""
+def results_folder(path, folder, temporary):
+    """Return where results of a checkout are kept: below `folder` by commit, unless its work tree has changes."""
 
     def git(*words):
         return subprocess.run(['git', '-C', path, *words], capture_output=True, text=True)
@@ -181,7 +181,7 @@ def results_folder(path, cache, temporary):
     commit, status = git('rev-parse', 'HEAD'), git('status', '--porcelain')
     if commit.returncode or status.returncode or status.stdout:
         return pathlib.Path(tempfile.mkdtemp(dir=temporary))
-    return cache / commit.stdout.strip()
+    return folder / commit.stdout.strip()
 
 
 # --- comparison ---------------------------------------------------------------------------------------------------
@@ -281,7 +281,9 @@ def main():
     names = options.only.split(',') if options.only else list(CHECKS)
     if options.list:
         for name, check in CHECKS.items():
-            print(f'{name:16} {inspect.getdoc(getattr(check, "func", check)).splitlines()[0]}')
+            keywords = getattr(check, 'keywords', {})
+            text = inspect.getdoc(getattr(check, 'func', check)).splitlines()[0]
+            print(f'{name:16} {" ".join((keywords.get("name") or text, keywords.get("flags", "")))}')
         return 0
     if options.new is None or not set(names) <= CHECKS.keys():
         parser.error(f'pass OLD and NEW; the checks are {", ".join(CHECKS)}')
@@ -289,7 +291,7 @@ def main():
         parser.error(f'there is no {options.shared}; pass --shared, the folder that holds akamaster-resnet20.th')
     with tempfile.TemporaryDirectory() as temporary, concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         inputs = make_inputs(options.cache, options.shared)
-        folders = [results_folder(path, options.cache, temporary) for path in (options.old, options.new)]
+        folders = [results_folder(path, inputs.parent, temporary) for path in (options.old, options.new)]
         if folders[0] == folders[1]:  # the same commit: is it deterministic?
             folders[1] = pathlib.Path(tempfile.mkdtemp(dir=temporary))
         old, new = (Checkout(*side, inputs) for side in zip((options.old, options.new), folders, strict=True))
