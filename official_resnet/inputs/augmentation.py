@@ -101,7 +101,9 @@ def train_view(jpeg, boxes, seed, views, flip=True):
     Returns:
         float32 [size, size, 3], RGB, 0..255.
     """
-    shape = tf.io.extract_jpeg_shape(jpeg)
+    from official_resnet.inputs import images  # late: images in memory need no decoder
+
+    shape = images.jpeg_shape(jpeg)
     if not views.use_boxes:
         boxes = tf.zeros([0, 4])
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
@@ -115,7 +117,7 @@ def train_view(jpeg, boxes, seed, views, flip=True):
         use_image_if_no_bounding_boxes=True,
     )
     window = tf.concat([begin[:2], size[:2]], 0)  # top, left, height, width
-    image = tf.io.decode_and_crop_jpeg(jpeg, window, channels=3, dct_method=views.dct_method)
+    image = images.decode_jpeg(jpeg, views, window)
     coin = tf.random.stateless_uniform([], tf.random.experimental.stateless_fold_in(seed, 1))
     # before the resizing, as official/resnet: mirroring and the bilinear of TensorFlow 1 do not commute
     image = tf.cond(tf.logical_and(coin < 0.5, flip), lambda: tf.reverse(image, [1]), lambda: image)
@@ -155,7 +157,9 @@ def _shorter_side(picture, views):
 
     Of what is more than LONGEST times as long as wide, only the middle: a picture of 1 x 60000 would take 47 GB.
     """
-    image = tf.io.decode_jpeg(picture, channels=3, dct_method=views.dct_method)  # decodes PNG, too
+    from official_resnet.inputs import images
+
+    image = images.decode_jpeg(picture, views)
     shorter = tf.reduce_min(tf.shape(image)[:2])
     cut = tf.maximum(tf.shape(image)[:2] - LONGEST * shorter, 0) // 2
     image = image[cut[0] : tf.shape(image)[0] - cut[0], cut[1] : tf.shape(image)[1] - cut[1]]

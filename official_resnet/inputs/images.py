@@ -1,10 +1,15 @@
-"""How encoded pictures become the input of a net."""
+"""How encoded images become the input of a network. TensorFlow is imported by what needs it."""
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from official_resnet import errors
 
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 RESIZES = ('tf1', 'antialias')
+DECODER = 'decode_image'  # the name scope of TensorFlow's decoder, by which its errors are told from others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,3 +57,27 @@ class Views:
     def shorter_side(self):
         """What evaluation resizes the shorter side to."""
         return self.test_resize or round(self.test_size * 256 / 224)
+
+
+def jpeg_shape(data: 'tf.Tensor') -> 'tf.Tensor':
+    """Return (height, width, channels), int32 [3], of a JPEG, string [], without decoding it."""
+    import tensorflow as tf
+
+    with tf.name_scope(DECODER):
+        return tf.io.extract_jpeg_shape(data)
+
+
+def decode_jpeg(data: 'tf.Tensor', views: Views, window: 'tf.Tensor | None' = None) -> 'tf.Tensor':
+    """Decode a JPEG, string [], as uint8 [h, w, 3], RGB; without a window also PNG.
+
+    Args:
+        data: the bytes.
+        views: how exactly.
+        window: int32 [4], top, left, height, width: decode only this part.
+    """
+    import tensorflow as tf
+
+    with tf.name_scope(DECODER):
+        if window is None:
+            return tf.io.decode_jpeg(data, channels=3, dct_method=views.dct_method)
+        return tf.io.decode_and_crop_jpeg(data, window, channels=3, dct_method=views.dct_method)

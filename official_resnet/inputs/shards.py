@@ -101,14 +101,14 @@ class Shards(streamed.Source):
             records.label: tf.io.FixedLenFeature([], tf.int64, records.first_label - 1),
         }
         features |= {side: tf.io.RaggedFeature(tf.float32) for side in sides}
-        parsed = tf.io.parse_example(self.read_tensor(rows), features)
+        parsed = tf.io.parse_example(streamed.call_python(self.read, [rows], tf.string), features)
         boxes = parsed[sides[0]].with_flat_values(tf.stack([parsed[side].flat_values for side in sides], -1))
         jpegs = parsed[records.image]
         sizes = tf.strings.length(jpegs)
-        labels = tf.numpy_function(self._check, [rows, parsed[records.label], sizes], tf.int32, False)
+        labels = streamed.call_python(self._check, [rows, parsed[records.label], sizes], tf.int32)
         if not records.is_rgb_jpeg:
-            jpegs = tf.ensure_shape(tf.numpy_function(self._convert, [rows, jpegs], tf.string, False), rows.shape)
-        return jpegs, tf.ensure_shape(labels, rows.shape) - records.first_label, boxes
+            jpegs = streamed.call_python(self._convert, [rows, jpegs], tf.string)
+        return jpegs, labels - records.first_label, boxes
 
     def _check(self, rows, labels, sizes):
         """Return the labels, int32 [n]; refuse records of other things, or of other classes."""
@@ -121,22 +121,20 @@ class Shards(streamed.Source):
                     'that its builder wrote beside it, or build it again'
                 )
             if fault:
-                with self._noting_faults():
-                    raise errors.UserError(f"'{self.paths[self.groups[row]]}' has a record {fault}")
+                raise errors.UserError(f"'{self.paths[self.groups[row]]}' has a record {fault}")
         return labels.astype(np.int32)
 
     def _convert(self, rows, images):
         """Return the images as RGB JPEGs."""
         result = np.empty(len(rows), object)
-        with self._noting_faults():
-            for i, (row, image) in enumerate(zip(rows, images, strict=True)):
-                try:
-                    result[i] = jpeg.to_rgb_jpeg(image)[0]
-                except ValueError as error:
-                    raise errors.UserError(
-                        f"'{self.paths[self.groups[row]]}' has a broken image in the record at "
-                        f'byte {self._begins[row]} ({error}); fetch it again'
-                    ) from None
+        for i, (row, image) in enumerate(zip(rows, images, strict=True)):
+            try:
+                result[i] = jpeg.to_rgb_jpeg(image)[0]
+            except ValueError as error:
+                raise errors.UserError(
+                    f"'{self.paths[self.groups[row]]}' has a broken image in the record at "
+                    f'byte {self._begins[row]} ({error}); fetch it again'
+                ) from None
         return result
 
 

@@ -7,8 +7,10 @@ with images in memory, and a run that is resumed has no shuffle buffer to fill a
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
@@ -16,10 +18,11 @@ import numpy as np
 import tensorflow as tf
 
 from official_resnet import errors
-from official_resnet.inputs import augmentation, datasets, in_memory, jpeg
-from official_resnet.inputs.images import Views
+from official_resnet.inputs import augmentation, datasets, images, in_memory, jpeg
 from official_resnet.inputs.normalization import NORMALIZATIONS
 
+_FAULT = 'input fault: '  # before the text of a UserError, as JSON, in TensorFlow's error
+_AT_DECODER = re.compile(rf'{{{{node [^}}]*\b{images.DECODER}/')  # as TensorFlow names the operation that failed
 GROUPS_AT_A_TIME = 16  # shards that training mixes: 20,000 images, 2 GB, of ImageNet's 1024
 
 
@@ -40,7 +43,7 @@ class StreamedSplit:
     name: str
     class_names: tuple[str, ...]
     normalization: str
-    views: Views
+    views: images.Views
     label_shift: int = 0
     count: int | None = None
     class_ids: tuple[str | None, ...] | None = None
@@ -117,7 +120,10 @@ class StreamedSplit:
             return jpegs, tf.where(is_filling, -1, labels + self.label_shift)
 
         def see(image, label):
-            return view(image) if view else augmentation.test_view(image, self.views), label
+            if view is None:
+                return augmentation.test_view(image, self.views), label
+            with tf.name_scope(images.DECODER):  # a view of the caller's may decode by itself
+                return view(image), label
 
         starts = in_memory.evaluation_starts(self.num_images, batch_size)
         return self._batches(starts.map(load, tf.data.AUTOTUNE, deterministic=True), see, batch_size // share[1], False)
@@ -129,7 +135,7 @@ class StreamedSplit:
         batched = seen.batch(batch_size, drop_remainder, num_parallel_calls=parallel, deterministic=True)
         shape = (-1, *seen.element_spec[0].shape[-3:])  # several views of an image become images of their own
         normalized = batched.map(
-            lambda images, labels: (normalize(tf.reshape(images, shape)), labels), parallel, deterministic=True
+            lambda batch, labels: (normalize(tf.reshape(batch, shape)), labels), parallel, deterministic=True
         )
         return normalized.apply(tf.data.experimental.assert_cardinality(loaded.cardinality())).prefetch(parallel)
 
@@ -161,24 +167,25 @@ class StreamedSplit:
 
     @contextlib.contextmanager
     def input_errors(self, remedy: str = 'fix or remove it') -> Iterator[None]:
-        """Turn what TensorFlow says of images that cannot be read into one line.
+        """Turn TensorFlow's errors of what the source or the decoder refused into one line; leave all others.
 
         Raises:
             UserError: what the source said, or that an image cannot be decoded.
         """
         try:
             yield
-        except tf.errors.OpError as error:
-            if self.source.fault:
-                raise self.source.fault from None
-            if 'jpeg' not in error.message.lower() and 'image' not in error.message.lower():
+        except tf.errors.InvalidArgumentError as error:
+            _, mark, text = error.message.partition(_FAULT)
+            if mark:
+                raise errors.UserError(json.JSONDecoder().raw_decode(text)[0]) from None
+            if not _AT_DECODER.search(error.message):
                 raise
             raise errors.UserError(f'an image of {self.name} cannot be decoded; {remedy}') from error
 
     def example_images(self, count: int) -> np.ndarray:
         """Return the first images as evaluation sees them before normalization, float32 [count, *image_shape]."""
-        images, _ = next(iter(self.with_normalization('none').evaluation_batches(count)))
-        return images.numpy()
+        batch, _ = next(iter(self.with_normalization('none').evaluation_batches(count)))
+        return batch.numpy()
 
     def example_bytes(self, count: int) -> list[bytes]:
         """Return the first images, encoded."""
@@ -205,6 +212,21 @@ def mix_groups(groups: np.ndarray) -> Callable:
     return reorder
 
 
+def call_python(function: Callable, tensors: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
+    """Return what a Python function makes of tensors [n], each a value: [n].
+
+    TensorFlow passes on no exception, only its text: a UserError's is marked there, for StreamedSplit.input_errors.
+    """
+
+    def call(*arrays):
+        try:
+            return function(*arrays)
+        except errors.UserError as error:  # as JSON, since a path may hold bytes that are no text
+            raise errors.UserError(_FAULT + json.dumps(str(error))) from None
+
+    return tf.ensure_shape(tf.numpy_function(call, tensors, dtype, stateful=False), tensors[0].shape)
+
+
 class Source:
     """Encoded images that are read by their numbers.
 
@@ -218,31 +240,16 @@ class Source:
         self.paths = [str(path) for path in paths]
         self.num_images = num_images
         self.groups = groups
-        self.fault = None  # the UserError that ended the reading: TensorFlow passes on no exceptions
 
-    def read(self, rows):
+    def read(self, rows: np.ndarray) -> np.ndarray:
         """Return an object array of bytes, one of each number in rows."""
         result = np.empty(len(rows), object)
-        with self._noting_faults():
-            result[:] = [self._read_one(row) for row in rows]
+        result[:] = [self._read_one(row) for row in rows]
         return result
-
-    def read_tensor(self, rows):
-        """Return `read` as a tensor, string [n]."""
-        records = tf.numpy_function(self.read, [rows], tf.string, stateful=False)
-        return tf.ensure_shape(records, rows.shape)
 
     def fingerprint(self) -> str:
         """Return a hash of the files' names and sizes."""
         return files_fingerprint(self.paths)
-
-    @contextlib.contextmanager
-    def _noting_faults(self):
-        try:
-            yield
-        except errors.UserError as error:
-            self.fault = error
-            raise
 
 
 class Files(Source):
@@ -269,7 +276,7 @@ class Files(Source):
     def load(self, rows):
         """Return what Shards.load returns; there are no boxes."""
         boxes = tf.RaggedTensor.from_row_lengths(tf.zeros([0, 4]), tf.zeros_like(rows))
-        return self.read_tensor(rows), tf.gather(self._labels, rows), boxes
+        return call_python(self.read, [rows], tf.string), tf.gather(self._labels, rows), boxes
 
 
 def files_fingerprint(paths: Sequence[str]) -> str:
