@@ -4,7 +4,7 @@
     python -m benchmarks.build --images=imagenet-sample.tar --memory       # peak memory for N and 10 N images
     python -m benchmarks.build --images=imagenet-sample.tar --synthetic=100000 --folder=DIR
 
-Pictures are repeated, each with another comment, until there are enough. Upstream's way (research/inception): every
+Images are repeated, each with another comment, until there are enough. Upstream's way (research/inception): every
 image is decoded in a session of TensorFlow, which tells its size, then tf.train.Example and TFRecordWriter. Both run
 on one core, taking turns, and read what has just been written, so from memory. Rates are by time of the core, which
 does not depend on the disk, and by the clock, where the builder waits for the disk (fsync) and upstream's way does not.
@@ -19,54 +19,46 @@ On two cores of an AMD EPYC: 4717 images/s of a core's time against 800, 5.9 tim
 
 import functools
 import itertools
-import json
 import os
 import pathlib
+import shutil
 import statistics
-import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
 import time
 
 from absl import flags
 
-from official_resnet.building import image_list, labels, records, shards, tars
-from official_resnet.building.job import Job, shard_name
-from official_resnet.building.records import Options
+from benchmarks import build_ways
+from benchmarks.child import Child
+from official_resnet.building import labels, shards, tars
 from official_resnet.building.verify import verify
 from official_resnet.command_line import program
 from official_resnet.errors import UserError
 from official_resnet.inputs import jpeg
 
-_BLOCK = 512  # bytes of a tar header, and what contents are filled up to
 _CHUNK = 1 << 24  # bytes
 _DISK_BYTES = 1 << 31  # written and read to measure the disk
-_SUFFIXES = ('.jpeg', '.jpg')
+build_ways.SUFFIXES = ('.jpeg', '.jpg')
 _log = functools.partial(print, flush=True)
 
 
 def define_flags():
     """Return the flags, in a set of their own."""
     values = flags.FlagValues()
+    define = program.Definer(values)
+    define.string('images', None, 'Tar file or folder of JPEGs.')
+    define.string('folder', None, 'Where to write, and afterwards remove; the temporary folder without it.')
     for name, default, text in (
-        ('images', None, 'Tar file or folder of JPEGs.'),
-        ('folder', None, 'Where to write, and afterwards remove; the temporary folder without it.'),
-    ):
-        flags.DEFINE_string(name, default, text, flag_values=values)
-    flags.DEFINE_enum(
-        'child', None, ['ours', 'upstream', 'build'], 'Internal: measure the folder in --images.', flag_values=values
-    )
-    for name, default, text in (
-        ('count', 5000, 'Pictures.'),
+        ('count', 5000, 'Images.'),
         ('runs', 5, 'Of each way.'),
         ('num_threads', os.cpu_count(), 'Processes; one where rates are compared.'),
         ('synthetic', None, 'Measure with a tar of tars of so many images.'),
         ('shards', 16, 'Files.'),
     ):
-        flags.DEFINE_integer(name, default, text, 1, flag_values=values)
-    flags.DEFINE_boolean('memory', False, 'Measure memory.', flag_values=values)
+        define.integer(name, default, text, lower=1, upper=None)
+    define.boolean('memory', False, 'Measure memory.')
     return values
 
 
@@ -76,9 +68,6 @@ def main(argv):
 
 
 def _run(values):
-    if values.child:
-        print(json.dumps({'ours': _ours, 'upstream': _upstream, 'build': _build}[values.child](values)))
-        return
     if not values.images:
         raise UserError('--images is missing; pass a tar file or folder of JPEGs')
     sample = _read_sample(os.path.expanduser(values.images))
@@ -96,14 +85,16 @@ def _read_sample(path):
     try:
         if os.path.isdir(path):
             found = [
-                file.read_bytes() for file in sorted(pathlib.Path(path).rglob('*')) if file.suffix.lower() in _SUFFIXES
+                file.read_bytes()
+                for file in sorted(pathlib.Path(path).rglob('*'))
+                if file.suffix.lower() in build_ways.SUFFIXES
             ]
         else:
             with tarfile.open(path) as tar:
                 found = [
                     tar.extractfile(member).read()
                     for member in tar
-                    if member.isreg() and member.name.lower().endswith(_SUFFIXES)
+                    if member.isreg() and member.name.lower().endswith(build_ways.SUFFIXES)
                 ]
     except (OSError, tarfile.TarError) as error:
         reason = str(error).splitlines()[0].rstrip(':')
@@ -138,14 +129,14 @@ def _lay_out(sample, folder, count):
     return total
 
 
-# --- rate ----------------------------------------------------------------------------------------------------
+# --- rate, memory --------------------------------------------------------------------------------------------
 
 
 def _measure_rate(values, sample, folder):
     total = _lay_out(sample, f'{folder}/raw', values.count)
-    found = {'ours': [], 'upstream': []}
+    found, one_core = {'ours': [], 'upstream': []}, {min(os.sched_getaffinity(0))}
     for _, way in itertools.product(range(values.runs), found):
-        found[way].append(_child(values, way, folder))
+        found[way].append(_result(getattr(build_ways, way), folder, values.shards, cores=one_core))
     for clock, text in (('cpu', 'by time of the core'), ('seconds', 'by the clock')):
         middles = {}
         for way, runs in found.items():
@@ -159,136 +150,22 @@ def _measure_rate(values, sample, folder):
         _log(f'{text}: {middles["ours"] / middles["upstream"]:.1f} times as many')
 
 
-def _child(values, way, folder):
-    """Return what a process of its own measures."""
-    command = [
-        sys.executable,
-        '-m',
-        'benchmarks.build',
-        f'--child={way}',
-        f'--images={folder}/raw',
-        f'--folder={folder}/out-{way}',
-        f'--num_threads={values.num_threads}',
-        f'--shards={values.shards}',
-    ]
-    result = subprocess.run(command, capture_output=True, text=True)
-    subprocess.run(['rm', '-rf', f'{folder}/out-{way}'], check=True)
-    if result.returncode:
-        raise UserError(f'the measurement of {way} failed: {(result.stderr.strip().splitlines() or ["?"])[-1]}')
-    return json.loads(result.stdout.splitlines()[-1])
-
-
-def _ours(values):
-    """Do what a process of the builder does with the images of a folder; return seconds."""
-    _pin()
-    raw = image_list.from_folders(values.images, sorted(os.listdir(values.images)), _SUFFIXES)
-    job, options = Job(values.folder, 'train', values.shards), Options()
-    os.makedirs(job.folder)
-    start, cpu = time.perf_counter(), _cpu()
-    for shard in range(values.shards):
-        job.write_shard(shard, functools.partial(shards.build_shard, raw, shard, values.shards, options))
-    return {'seconds': time.perf_counter() - start, 'cpu': _cpu() - cpu}
-
-
-def _build(values):
-    """Build the shards of a folder; return the peak memory in MB of this process and its largest child."""
-    raw = image_list.from_folders(values.images, sorted(os.listdir(values.images)), _SUFFIXES)
-    with _Peak() as peak:
-        shards.build(raw, 'train', values.folder, values.shards, values.num_threads, log=lambda line: None)
-    return {'parent': _peak_memory('self'), 'child': peak.largest}
-
-
-def _upstream(values):
-    """Write the same images into as many shards as upstream did; return seconds."""
-    _pin()
-    os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-    import tensorflow as tf
-
-    raw = image_list.from_folders(values.images, sorted(os.listdir(values.images)), _SUFFIXES)
-    os.makedirs(values.folder)
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        source = tf.compat.v1.placeholder(tf.string)
-        decoded = tf.io.decode_jpeg(source, channels=3)
-        session.run(decoded, {source: raw.read_bytes(0)})  # the first run builds things
-        start, cpu = time.perf_counter(), _cpu()
-        for shard in range(values.shards):
-            path = f'{values.folder}/{shard_name("train", shard, values.shards)}'
-            with tf.io.TFRecordWriter(path) as writer:
-                for i in shards.shard_rows(len(raw), shard, values.shards, 12345).tolist():
-                    data = raw.read_bytes(i)
-                    height, width, channels = session.run(decoded, {source: data}).shape
-                    if channels != 3:
-                        raise ValueError('not RGB')
-                    writer.write(_tensorflow_example(tf, raw, i, data, height, width).SerializeToString())
-        return {'seconds': time.perf_counter() - start, 'cpu': _cpu() - cpu}
-
-
-def _tensorflow_example(tf, raw, i, data, height, width):
-    example = tf.train.Example()
-    for key, value in records.features(raw, i, Options(), data, width, height).items():
-        feature = example.features.feature[key]
-        if isinstance(value, bytes):
-            feature.bytes_list.value.append(value)
-        elif isinstance(value, int):
-            feature.int64_list.value.append(value)
-        else:
-            (feature.int64_list if 'label' in key else feature.float_list).value.extend(value)
-    return example
-
-
-def _cpu():
-    """Return the seconds of a core that this process has taken."""
-    times = os.times()
-    return times.user + times.system
-
-
-def _pin():
-    """Stay on the first core that this process may use; its children do, too."""
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-
-
-# --- memory --------------------------------------------------------------------------------------------------
-
-
 def _measure_memory(values, sample, folder):
     for count in (values.count, 10 * values.count):
         _lay_out(sample, f'{folder}/raw', count)
-        found = _child(values, 'build', folder)
+        parent, largest = _result(build_ways.memory, folder, values.shards, values.num_threads)
         _log(
-            f'{count} images: peak memory {found["parent"]:.1f} MB, the largest of {values.num_threads} processes '
-            f'{found["child"]:.1f} MB'
+            f'{count} images: peak memory {parent:.1f} MB, the largest of {values.num_threads} processes '
+            f'{largest:.1f} MB'
         )
 
 
-class _Peak:
-    """Watches the peak memory of this process's children, MB: what they share (programs, rows) counts in each."""
-
-    def __enter__(self):
-        self.largest, self._is_done = 0.0, threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._is_done.set()
-        self._thread.join()
-
-    def _watch(self):
-        while not self._is_done.wait(0.05):
-            for path in pathlib.Path('/proc/self/task').glob('*/children'):
-                try:
-                    for child in path.read_text().split():
-                        self.largest = max(self.largest, _peak_memory(child))
-                except OSError:
-                    pass  # it ended meanwhile
-
-
-def _peak_memory(process):
-    """Return the peak of a process's memory in MB, 0 once it has ended."""
-    for line in pathlib.Path(f'/proc/{process}/status').read_text().splitlines():
-        if line.startswith('VmHWM'):
-            return int(line.split()[1]) * 1024 / 1e6
-    return 0.0
+def _result(way, folder, *arguments, cores=None):
+    """Return what a process of its own measures with the images in a folder."""
+    with Child(way.__name__, way, f'{folder}/raw', f'{folder}/out', *arguments, cores=cores) as child:
+        found = child.answer()
+    shutil.rmtree(f'{folder}/out')
+    return found
 
 
 # --- a synthetic ImageNet --------------------------------------------------------------------------------------
@@ -303,7 +180,7 @@ def _measure_synthetic(values, sample, folder):
     raw, seconds = _timed(lambda: tars.index('train', path, synsets, log=_log))
     _log(f'indexed: {len(raw)} images in {seconds:.1f} s')
     _forget(path)
-    with _Peak() as peak:
+    with build_ways.PeakMemory() as peak:
         manifest, seconds = _timed(
             lambda: shards.build(raw, 'train', f'{folder}/out', values.shards, values.num_threads, log=_log)
         )
@@ -312,7 +189,7 @@ def _measure_synthetic(values, sample, folder):
         f'built: {len(raw) / seconds:.0f} images/s, {size / seconds / 1e6:.0f} MB/s by {values.num_threads} '
         f'processes in {seconds:.1f} s; at the rates of the disk: {size / read + size / write:.1f} s'
     )
-    _log(f'peak memory {_peak_memory("self"):.1f} MB, the largest of the processes {peak.largest:.1f} MB')
+    _log(f'peak memory {build_ways.peak_memory("self"):.1f} MB, the largest of the processes {peak.largest:.1f} MB')
     code, seconds = _timed(lambda: verify(f'{folder}/out', 'train', _log))
     _log(f'verified: {len(raw) / seconds:.0f} images/s, {size / seconds / 1e6:.0f} MB/s by one process')
     if code:
@@ -350,15 +227,15 @@ def _write_tar(path, sample, synsets, count):
     with open(path, 'wb') as file:
         for synset, number in zip(synsets, per_class, strict=True):
             start = file.tell()
-            file.seek(start + _BLOCK)
+            file.seek(start + tars.BLOCK)
             for k, data in enumerate(itertools.islice(copies, number)):
                 _write_member(file, f'{synset}_{k}.JPEG', data)
-            file.write(bytes(2 * _BLOCK))
+            file.write(bytes(2 * tars.BLOCK))
             end = file.tell()
             file.seek(start)
-            file.write(_header(f'{synset}.tar', end - start - _BLOCK))
+            file.write(_header(f'{synset}.tar', end - start - tars.BLOCK))
             file.seek(end)
-        file.write(bytes(2 * _BLOCK))
+        file.write(bytes(2 * tars.BLOCK))
         os.fsync(file.fileno())
         return file.tell()
 
@@ -366,7 +243,7 @@ def _write_tar(path, sample, synsets, count):
 def _write_member(file, name, data):
     file.write(_header(name, len(data)))
     file.write(data)
-    file.write(bytes(-len(data) % _BLOCK))
+    file.write(bytes(-len(data) % tars.BLOCK))
 
 
 def _header(name, size):

@@ -1,11 +1,4 @@
-"""Measure one thing that grows, in this process, and print what was found as a line of JSON: a part of scaling.
-
-    python -m benchmarks.scaling_measures images 1          # index and order, at this share of the full size
-    python -m benchmarks.scaling_measures input 1 [DIR]     # decoding, of JPEGs in DIR or drawn ones
-    python -m benchmarks.scaling_measures model 1           # checkpoints, evaluations
-    python -m benchmarks.scaling_measures memory 4          # of training ResNet-50 with so many images a step
-    python -m benchmarks.scaling_measures workers 1         # one of two, which TF_CONFIG describes
-    python -m benchmarks.scaling_measures net resnet50_v1.5
+"""What grows with a training, measured at 1x, 2x and 4x: the parts of scaling, each for a process of its own.
 
 On two cores 5 to 25 seconds each. Time of index, order, decoding and reading is the processor's, of checkpoints and
 evaluations the shortest of three: other jobs disturb it less. Two workers tell both, in turns.
@@ -13,12 +6,10 @@ evaluations the shortest of three: other jobs disturb it less. Two workers tell 
 
 import functools
 import io
-import json
 import math
 import os
 import pathlib
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -335,20 +326,7 @@ TASKS = {
 }
 
 
-def main():
-    """Do the task that the command line names; the result is the last line."""
-    task, *arguments = sys.argv[1:] or ['nothing']
-    if task not in TASKS or not arguments:
-        sys.exit(f'{task} is no task; pass one of {", ".join(TASKS)}, and what its command takes')
-    try:
-        devices.start_tensorflow()
-        numbers = arguments if task == 'net' else [float(arguments[0]), *arguments[1:]]
-        result = TASKS[task](*numbers)
-    except UserError as error:
-        sys.exit(str(error))
-    print(json.dumps(result), flush=True)
-    os._exit(0)  # what TensorFlow does for the end of a worker takes it many seconds
-
-
-if __name__ == '__main__':
-    main()
+def measure(task, *arguments):
+    """Be the process of a task: start TensorFlow, then do it."""
+    devices.start_tensorflow()
+    return TASKS[task](*arguments)

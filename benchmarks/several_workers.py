@@ -4,13 +4,10 @@ Each takes (dtype, resnet_size, batch_size) and returns {measure: function of a 
 Here steps read their input from the pipeline and agree with the other workers after each call, as in training.
 """
 
-import ctypes
 import os
-import signal
-import subprocess
-import sys
 import tempfile
 
+from benchmarks import child
 from official_resnet.training import devices, workers
 
 COUNT = 2  # workers, of a share of the cores each
@@ -27,44 +24,33 @@ def several(dtype, resnet_size, batch_size):
     """COUNT workers, this process and what it starts, which do as many steps as this one tells them."""
     cores = sorted(os.sched_getaffinity(0))
     hosts = [f'localhost:{port}' for port in workers.free_ports(COUNT)]
-    command = [
-        sys.executable,
-        '-m',
-        'benchmarks.speed_systems',
-        'workers:peer',
-        dtype,
-        str(resnet_size),
-        str(batch_size),
+    environments = [{'TF_CONFIG': workers.tf_config(hosts, i)} for i in range(COUNT)]
+    peers = [
+        child.Child(f'worker {i}', join, dtype, resnet_size, batch_size, cores=cores[i::COUNT], **environments[i])
+        for i in range(1, COUNT)
     ]
-    peers = []
-    for i in range(1, COUNT):
-        os.sched_setaffinity(0, cores[i::COUNT])  # what is started inherits it
-        peers.append(
-            subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                text=True,
-                preexec_fn=lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL),  # PDEATHSIG
-                env=os.environ | {'TF_CONFIG': workers.tf_config(hosts, i)},
-            )
-        )
     os.sched_setaffinity(0, cores[::COUNT])
-    os.environ['TF_CONFIG'] = workers.tf_config(hosts, 0)
-    run = _join(dtype, resnet_size, batch_size)
+    os.environ |= environments[0]
+    run = join(dtype, resnet_size, batch_size)
+    for peer in peers:
+        peer.answer()
 
     def steps(count):
         for peer in peers:
-            peer.stdin.write(f'workers {count}\n')
-            peer.stdin.flush()
+            peer.tell(count)
         run(count)
+        for peer in peers:
+            peer.answer()
 
     return {'workers': steps}
 
 
-def peer(dtype, resnet_size, batch_size):
-    """A worker that `several` has started, of one end with it."""
-    return {'workers': _join(dtype, resnet_size, batch_size)}
+def join(dtype, resnet_size, batch_size):
+    """Be one of the workers that TF_CONFIG lists; return the function of a number of steps."""
+    os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+    devices.start_tensorflow()
+    workers.join(None)
+    return _steps(_trainer(dtype, resnet_size, batch_size, distribution_strategy='multi_worker_mirrored'))
 
 
 def save(dtype, resnet_size, batch_size):
@@ -79,13 +65,6 @@ def save(dtype, resnet_size, batch_size):
             trainer.save()
 
     return {'save': saves}
-
-
-def _join(dtype, resnet_size, batch_size):
-    os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-    devices.start_tensorflow()
-    workers.join(None)
-    return _steps(_trainer(dtype, resnet_size, batch_size, distribution_strategy='multi_worker_mirrored'))
 
 
 def _steps(trainer):
@@ -118,4 +97,4 @@ def _trainer(dtype, resnet_size, batch_size, **machine):
     )
 
 
-SYSTEMS = {'workers:one': one, 'workers:several': several, 'workers:peer': peer, 'save:seconds': save}
+SYSTEMS = {'workers:one': one, 'workers:several': several, 'save:seconds': save}

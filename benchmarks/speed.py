@@ -14,21 +14,17 @@ Each system lives in a process of its own and all take turns, one at a time, so 
 slower for a while is so for all: read the ratios. What is not installed is left out: pip install -e '.[parity]'.
 """
 
-import importlib.metadata
+import contextlib
 import importlib.util
-import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 
 from absl import flags
 
-from benchmarks import inference, jpeg_input, several_workers
+from benchmarks import inference, jpeg_input, report, several_workers, speed_systems
+from benchmarks.child import Child
 from official_resnet.command_line import program
-from official_resnet.errors import UserError
-from official_resnet.training import devices
 
 SYSTEMS = ('ours', 'keras', 'torch')
 MEASURES = ('input', 'forward', 'train', 'inference', 'build')
@@ -57,53 +53,9 @@ def define_flags():
     return values
 
 
-class Worker:
-    """A process of speed_systems."""
-
-    def __init__(self, system, dtype, resnet_size, batch_size, cores=None, folder=None):
-        command = [
-            sys.executable,
-            '-m',
-            'benchmarks.speed_systems',
-            system,
-            dtype,
-            str(resnet_size),
-            str(batch_size),
-            *([folder] if folder else []),
-        ]
-        self.name = system.rpartition(':')[2]
-        self.errors = tempfile.TemporaryFile('w+')  # not a pipe, which blocks when nobody reads it
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            text=True,
-            env=os.environ | {'TF_CPP_MIN_LOG_LEVEL': '2'},
-            preexec_fn=None if cores is None else lambda: os.sched_setaffinity(0, cores),
-        )
-        self._expect('ready')
-
-    def seconds(self, measure, steps):
-        """Return the seconds that `steps` steps take."""
-        self.process.stdin.write(f'{measure} {steps}\n')
-        self.process.stdin.flush()
-        return float(self._expect(None))
-
-    def close(self):
-        """End the process."""
-        self.process.kill()
-        self.process.communicate()
-        self.errors.close()
-
-    def _expect(self, answer):
-        line = self.process.stdout.readline().strip()
-        if not line or (answer and line != answer):
-            self.process.wait()
-            self.errors.seek(0)
-            lines = self.errors.read().strip().splitlines() or ['no message']
-            raise UserError(f'the process of {self.name} ended: {lines[-1]}')
-        return line
+def start(system, *arguments, cores=None):
+    """Return the Child that builds a system; its first answer is that it has."""
+    return Child(system.rpartition(':')[2], speed_systems.serve, system, *arguments, cores=cores)
 
 
 def measure_in_turns(systems, dtype, measures, values, cores=None, size=None, batch_size=None):
@@ -118,32 +70,29 @@ def measure_in_turns(systems, dtype, measures, values, cores=None, size=None, ba
         size, batch_size: other than the flags say.
     """
     size, batch_size = size or values.resnet_size, batch_size or values.batch_size
-    workers, results = [], []
-    try:
+    results = []
+    with contextlib.ExitStack() as stack:
+        children = []
         for system in systems:
-            folder = values.image_folder if system in jpeg_input.SYSTEMS else None
-            workers.append(Worker(system, dtype, size, batch_size, cores, folder))
+            folder = [values.image_folder] if system in jpeg_input.SYSTEMS else []
+            children.append(stack.enter_context(start(system, dtype, size, batch_size, *folder, cores=cores)))
+            children[-1].answer()
         for measure in measures:
             steps = values.steps * (20 if measure == 'input' else 1)  # a batch of input takes milliseconds
             items = 1 if measure in ('build', 'save') else batch_size
-            rates = {worker.name: [] for worker in workers}
+            rates = {one.name: [] for one in children}
             for run in range(-1, values.runs):
-                for worker in workers:
-                    rate = steps * items / worker.seconds(measure, steps)
+                for one in children:
+                    rate = steps * items / one.ask(measure, steps)
                     if run >= 0:
-                        rates[worker.name].append(rate)
+                        rates[one.name].append(rate)
             results.append((measure, dtype, rates))
-    finally:
-        for worker in workers:
-            worker.close()
     return results
 
 
 def run_benchmark(values):
     """Measure what the flags ask for, print the table."""
-    output = os.path.expanduser(values.output_json or '')
-    if output and (os.path.isdir(output) or not os.path.isdir(os.path.dirname(output) or '.')):
-        raise UserError(f"output_json '{output}' is no file in a folder that is there; pass another")
+    output = report.check_output(values.output_json)
     if 'jpeg' in values.measure:
         jpeg_input.list_files(values.image_folder)  # before the others take their time
     systems = [system for system in SYSTEMS if system in values.system and _is_installed(system, ('torch',))]
@@ -181,18 +130,14 @@ def run_benchmark(values):
     if 'save' in values.measure:
         results += _measure_saves(values, sentences)
     print('\n'.join([format_table(results), *sentences]))
-    machine = describe_machine()
+    machine = f'{report.describe_machine()}, load {os.getloadavg()[0]:.1f}'
     print(
         f'\nResNet-{values.resnet_size}, batch {values.batch_size}, {values.runs} runs of {values.steps} steps, '
         f'input on one core; '
         f'inference ResNet-{INFERENCE_SIZE}, batch {INFERENCE_BATCH}, 224x224; {machine}'
     )
-    if values.output_json:
-        with open(output, 'w', encoding='utf-8') as file:
-            rows = [
-                {'measure': measure, 'dtype': dtype, 'images_per_second': rates} for measure, dtype, rates in results
-            ]
-            json.dump({'flags': values.flag_values_dict(), 'machine': machine, 'results': rows}, file, indent=1)
+    rows = [{'measure': measure, 'dtype': dtype, 'images_per_second': rates} for measure, dtype, rates in results]
+    report.write(output, values.flag_values_dict(), machine, results=rows)
 
 
 def _measure_jpeg(values):
@@ -278,20 +223,6 @@ def format_table(results):
                 f'{statistics.median(values):9.1f} {max(values):9.1f}  {ratio}'
             )
     return '\n'.join(lines)
-
-
-def describe_machine():
-    """Return one line: CPU, cores, memory, versions."""
-    versions = [
-        f'{name} {importlib.metadata.version(name)}'
-        for name in ('tensorflow', 'keras', 'numpy', 'torch')
-        if importlib.util.find_spec(name)
-    ]
-    gibibytes = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
-    return (
-        f'{devices.cpu_model()}, {os.cpu_count()} cores, {gibibytes:.0f} GiB, load {os.getloadavg()[0]:.1f}; '
-        f'Python {sys.version.split()[0]}, {", ".join(versions)}'
-    )
 
 
 def run():

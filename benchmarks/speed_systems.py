@@ -1,13 +1,8 @@
-"""One system of speed in a process of its own: waits for 'MEASURE STEPS' lines, answers seconds.
-
-    python -m benchmarks.speed_systems SYSTEM DTYPE RESNET_SIZE BATCH_SIZE [IMAGE_FOLDER]
+"""Training and input of CIFAR's nets, one function a system, and `serve`, which is a process of speed.
 
 Steps are fed with one batch that is ready in memory; the input is a measure of its own.
-
-Between two lines it sleeps in a read, so that the system under measurement has the machine for itself.
 """
 
-import sys
 import time
 
 from benchmarks import inference, jpeg_input, several_workers
@@ -95,19 +90,15 @@ def _forward(model, images):
     return lambda steps: [call().numpy() for _ in range(steps)]
 
 
-def main():
-    """Build, say 'ready', then serve lines of 'MEASURE STEPS' until the input ends."""
-    system, dtype, resnet_size, batch_size, *folder = sys.argv[1:]
+def serve(system, *arguments):
+    """Build a system; return the function (measure, steps) -> seconds."""
     systems = {'ours': ours, 'keras': keras, 'torch': torch}
     systems |= inference.SYSTEMS | jpeg_input.SYSTEMS | several_workers.SYSTEMS
-    measures = systems[system](dtype, int(resnet_size), int(batch_size), *folder)
-    print('ready', flush=True)
-    for line in sys.stdin:
-        measure, steps = line.split()
+    measures = systems[system](*arguments)
+
+    def seconds(measure, steps):
         start = time.perf_counter()
-        measures[measure](int(steps))
-        print(time.perf_counter() - start, flush=True)
+        measures[measure](steps)
+        return time.perf_counter() - start
 
-
-if __name__ == '__main__':
-    main()
+    return seconds

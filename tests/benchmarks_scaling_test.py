@@ -10,27 +10,27 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import scaling, scaling_measures
+from benchmarks import scaling, scaling_measures, scaling_model
 from official_resnet.command_line.program import run_program
 from official_resnet.errors import UserError
 
-RESNET50 = scaling.Net(25557032, 53120, 4089184256, 20923392)
+RESNET50 = scaling_model.Net(25557032, 53120, 4089184256, 20923392)
 FREE = {'decode': 1e9, 'read': 1e12, 'save': 0, 'save_byte': 0, 'evaluate': 0, 'order': 0, 'kept': 1.25}
 
 
 def constants(**changes):
     """The assumptions, with an input, checkpoints and evaluations that cost nothing."""
-    return {name: value for name, (value, *_) in scaling.ASSUMED.items()} | FREE | changes
+    return {name: value for name, (value, *_) in scaling_model.ASSUMED.items()} | FREE | changes
 
 
 # --- the arithmetic ------------------------------------------------------------------------------------------
 
 
 def test_ring_by_hand():
-    assert scaling.ring_seconds(1, 100, 10, 1) == 0
-    assert scaling.ring_seconds(2, 100, 10, 1) == 2 * (50 / 10 + 1)  # two rounds of half the bytes
-    assert scaling.ring_seconds(4, 100, 10, 0) == pytest.approx(2 * 3 / 4 * 100 / 10)
-    assert scaling.ring_seconds(10**6, 100, 10, 0) == pytest.approx(20, rel=1e-5)  # never more than twice
+    assert scaling_model.ring_seconds(1, 100, 10, 1) == 0
+    assert scaling_model.ring_seconds(2, 100, 10, 1) == 2 * (50 / 10 + 1)  # two rounds of half the bytes
+    assert scaling_model.ring_seconds(4, 100, 10, 0) == pytest.approx(2 * 3 / 4 * 100 / 10)
+    assert scaling_model.ring_seconds(10**6, 100, 10, 0) == pytest.approx(20, rel=1e-5)  # never more than twice
 
 
 @pytest.mark.parametrize(
@@ -43,18 +43,18 @@ def test_ring_by_hand():
     ],
 )  # the network is busy from the first quarter on
 def test_overlap_by_hand(exchange, packs, expected):
-    assert scaling.step_seconds(1, 2, exchange, packs) == expected
+    assert scaling_model.step_seconds(1, 2, exchange, packs) == expected
 
 
 @pytest.mark.parametrize('n', [2, 8, 64, 1024])
 def test_expected_maximum(n):
     drawn = np.random.default_rng(0).standard_normal((4000, n)).max(1).mean()
-    assert scaling.expected_maximum(n) == pytest.approx(drawn, abs=0.03)
+    assert scaling_model.expected_maximum(n) == pytest.approx(drawn, abs=0.03)
 
 
 def test_one_accelerator_is_what_was_published():
     """NVIDIA's README of ResNet-50 v1.5 for TensorFlow: 2375 images/s on one A100, from which the efficiency comes."""
-    one = scaling.predict(RESNET50, constants(), 1)
+    one = scaling_model.predict(RESNET50, constants(), 1)
     assert one['images_per_second'] == pytest.approx(2375, rel=0.01)
     assert one['all_reduce'] == 0 and one['batch'] == 256 and one['memory'] < 40e9
 
@@ -62,14 +62,14 @@ def test_one_accelerator_is_what_was_published():
 @pytest.mark.parametrize('packs', [1, 4])
 def test_eight_accelerators_beside_what_was_published(packs):
     """The same: 17400 images/s on eight, which nothing here was fitted to."""
-    eight = scaling.predict(RESNET50, constants(packs=packs), 8)
+    eight = scaling_model.predict(RESNET50, constants(packs=packs), 8)
     assert eight['images_per_second'] == pytest.approx(17400, rel=0.05)
 
 
 def test_the_parts_are_an_epoch():
     c = constants(decode=100.0, save=1.0, save_byte=1e-9, evaluate=2.0, order=1e-6)
     for n in (1, 8, 12, 1024, 10**6):
-        row = scaling.predict(RESNET50, c, n)
+        row = scaling_model.predict(RESNET50, c, n)
         assert sum(row['parts'].values()) == pytest.approx(1) and min(row['parts'].values()) >= 0
         steps = c['images'] // row['global_batch'] or 1
         assert row['step'] * steps <= row['epoch']
@@ -94,12 +94,12 @@ def test_the_parts_are_an_epoch():
     ],
 )
 def test_each_bottleneck_is_named(changes, bottleneck):
-    row = scaling.predict(RESNET50, constants(**changes), 8)
-    assert row['bottleneck'] == bottleneck and bottleneck in scaling.ADVICE
+    row = scaling_model.predict(RESNET50, constants(**changes), 8)
+    assert row['bottleneck'] == bottleneck and bottleneck in scaling_model.ADVICE
 
 
 def test_a_slow_input_sets_the_step():
-    row = scaling.predict(RESNET50, constants(decode=10.0), 16)
+    row = scaling_model.predict(RESNET50, constants(decode=10.0), 16)
     assert row['images_per_second'] == pytest.approx(2 * 128 * 10)  # two hosts of 128 cores
     assert row['cores'] > 128  # what it would take
 
@@ -107,7 +107,7 @@ def test_a_slow_input_sets_the_step():
 def test_checkpoints_of_an_epoch():
     """One at its end, and one after every ten minutes of it."""
     c = constants(save=1.0, flops=1e12, efficiency=1.0)
-    row = scaling.predict(RESNET50, c, 8)
+    row = scaling_model.predict(RESNET50, c, 8)
     inside = row['epoch'] * (1 - row['parts']['checkpoints']) // 600
     assert inside > 1 and row['parts']['checkpoints'] * row['epoch'] == pytest.approx(1 + inside)
 
@@ -118,15 +118,15 @@ def test_checkpoints_of_an_epoch():
 @pytest.mark.parametrize('n', [2, 3, 8, 64])
 def test_simulated_ring(n):
     """Every chunk for itself gives the closed form exactly."""
-    ends = scaling.simulate_ring([0.0] * n, 1e8, 2e10, 5e-6)
-    np.testing.assert_allclose(ends, scaling.ring_seconds(n, 1e8, 2e10, 5e-6), rtol=1e-9)
+    ends = scaling_model.simulate_ring([0.0] * n, 1e8, 2e10, 5e-6)
+    np.testing.assert_allclose(ends, scaling_model.ring_seconds(n, 1e8, 2e10, 5e-6), rtol=1e-9)
 
 
 def test_a_ring_waits_for_the_last_to_come():
     starts = np.zeros(16)
     starts[5] = 1.0
-    ends = scaling.simulate_ring(starts, 1e8, 2e10, 5e-6)
-    assert ends.max() == pytest.approx(1 + scaling.ring_seconds(16, 1e8, 2e10, 5e-6), rel=1e-9)
+    ends = scaling_model.simulate_ring(starts, 1e8, 2e10, 5e-6)
+    assert ends.max() == pytest.approx(1 + scaling_model.ring_seconds(16, 1e8, 2e10, 5e-6), rel=1e-9)
     assert ends.min() > 1
 
 
@@ -135,9 +135,9 @@ def test_a_ring_waits_for_the_last_to_come():
 @pytest.mark.parametrize('link', [2e10, 2e9])
 def test_simulated_steps_without_stragglers(n, packs, link):
     size, latency = 4 * RESNET50.parameters, 5e-6
-    exchange = scaling.ring_seconds(n, size, link, packs * latency)
-    simulated = scaling.simulate_step(n, 0.03, 0.06, size, link, latency, packs, steps=3)
-    assert simulated == pytest.approx(scaling.step_seconds(0.03, 0.06, exchange, packs), rel=1e-6)
+    exchange = scaling_model.ring_seconds(n, size, link, packs * latency)
+    simulated = scaling_model.simulate_step(n, 0.03, 0.06, size, link, latency, packs, steps=3)
+    assert simulated == pytest.approx(scaling_model.step_seconds(0.03, 0.06, exchange, packs), rel=1e-6)
 
 
 @pytest.mark.parametrize('n', [8, 64, 256])
@@ -145,9 +145,11 @@ def test_simulated_steps_without_stragglers(n, packs, link):
 def test_simulated_stragglers(n, packs):
     """Within 3 %: the slowest of n sets the pace of all."""
     size, link, latency, jitter = 4 * RESNET50.parameters, 2e10, 5e-6, 0.05
-    exchange = scaling.ring_seconds(n, size, link, packs * latency)
-    expected = scaling.step_seconds(0.03, 0.06, exchange, packs) + 0.09 * jitter * scaling.expected_maximum(n)
-    simulated = scaling.simulate_step(n, 0.03, 0.06, size, link, latency, packs, jitter, steps=40)
+    exchange = scaling_model.ring_seconds(n, size, link, packs * latency)
+    expected = scaling_model.step_seconds(0.03, 0.06, exchange, packs) + 0.09 * jitter * scaling_model.expected_maximum(
+        n
+    )
+    simulated = scaling_model.simulate_step(n, 0.03, 0.06, size, link, latency, packs, jitter, steps=40)
     assert simulated == pytest.approx(expected, rel=0.03)
 
 
@@ -183,9 +185,9 @@ def test_input_is_measured():
 
 def test_a_net_is_described():
     net = scaling_measures.measure_net('resnet50_v1.5')
-    assert scaling.Net(**net) == RESNET50
+    assert scaling_model.Net(**net) == RESNET50
     arrays = 2 * RESNET50.parameters + RESNET50.state  # weights, momentum, BN
-    assert scaling.checkpoint_bytes(RESNET50) == 4 * arrays == 204668736
+    assert scaling_model.checkpoint_bytes(RESNET50) == 4 * arrays == 204668736
 
 
 def test_two_workers_are_predicted_from_their_constants():
@@ -236,11 +238,7 @@ def run(*arguments):
 def answer_at_once(monkeypatch):
     """Describe nets in this process."""
 
-    class Task:
-        def __init__(self, task, name):
-            self.result = lambda: scaling_measures.measure_net(name)
-
-    monkeypatch.setattr(scaling, 'Task', Task)
+    monkeypatch.setattr(scaling, 'result', lambda task, name: scaling_measures.TASKS[task](name))
 
 
 def test_reckoning_only(stored, tmp_path, monkeypatch, capsys):
@@ -295,10 +293,14 @@ def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch, capsys
 
 
 def test_a_process_that_fails_is_one_line():
-    task = scaling.Task('nothing', 1)
-    with pytest.raises(UserError, match='measuring nothing failed: nothing is no task; pass one of images,') as error:
-        task.result()
-    assert '\n' not in str(error.value)
+    with pytest.raises(UserError, match="the process of measure nothing ended: KeyError: 'nothing'"):
+        scaling.result('nothing', 1)
+
+
+def test_a_process_that_takes_too_long_is_ended(monkeypatch):
+    monkeypatch.setattr(scaling, 'TIMEOUT', 0.1)
+    with pytest.raises(UserError, match='no end after 0.1 s'):
+        scaling.result('images', 1)
 
 
 @pytest.mark.slow
@@ -306,7 +308,7 @@ def test_the_whole_measurement_at_a_tenth(tmp_path):
     """Two real workers and all: what they send is what the arithmetic says."""
     output = tmp_path / 'out.json'
     subprocess.run(
-        [sys.executable, scaling.__file__, '--size=0.1', f'--output_json={output}'],
+        [sys.executable, '-m', 'benchmarks.scaling', '--size=0.1', f'--output_json={output}'],
         check=True,
         env=os.environ | {'CUDA_VISIBLE_DEVICES': '-1'},
         timeout=600,

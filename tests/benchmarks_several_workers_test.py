@@ -55,7 +55,7 @@ def test_a_tiny_run(tmp_path, monkeypatch, capsys):
         out,
     )
     assert 'ResNet-14: ' in out
-    assert not [path for path in pathlib.Path('/proc').glob('[0-9]*/cmdline') if b'workers:peer' in read(path)]
+    assert not [path for path in pathlib.Path('/proc').glob('[0-9]*/cmdline') if b'several_workers:join' in read(path)]
 
 
 def read(path):

@@ -122,8 +122,9 @@ def test_input_from_jpegs_beside_pytorch(pictures, tmp_path, capsys):
 
 
 def test_a_process_that_ends_is_one_line():
-    with pytest.raises(UserError, match='the process of nothing ended: KeyError'):
-        speed.Worker('nothing', 'fp32', 8, 1)
+    with speed.start('nothing', 'fp32', 8, 1) as child:
+        with pytest.raises(UserError, match='the process of nothing ended: KeyError'):
+            child.answer()
 
 
 @pytest.mark.parity

@@ -140,8 +140,7 @@ BUILDERS = ('build_imagenet_data', 'build_image_data')
 FREE_TEXT = {'benchmark_test_id', *(name for name, _, _ in flags.OBSOLETE)}  # stored as it is, or ignored
 ELSEWHERE = {
     'scaling': 'benchmarks_scaling_test',
-    'scaling_measures': 'a process of scaling, without flags',
-    'speed_systems': 'a process of speed, without flags',
+    'child': 'a process of the benchmarks, without flags',
 }
 NOT_THERE = {  # what a program says of a data set that is missing and may not be fetched
     'cifar10_main': r"'{absent}' does not exist; run cifar10_download_and_extract.py --data_dir {absent} or pass anot",

@@ -1,0 +1,109 @@
+"""What a process of benchmarks.build measures: the builder's way and upstream's with the images of a folder."""
+
+import functools
+import os
+import pathlib
+import threading
+import time
+
+from official_resnet.building import image_list, records, shards
+from official_resnet.building.job import Job, shard_name
+from official_resnet.building.records import Options
+
+SUFFIXES = ('.jpeg', '.jpg')
+
+
+def ours(folder, output, num_shards):
+    """Do what a process of the builder does; return the seconds of the clock and of the core."""
+    images, job, options = _images(folder), Job(output, 'train', num_shards), Options()
+    os.makedirs(job.folder)
+    return _timed(
+        lambda shard: job.write_shard(shard, functools.partial(shards.build_shard, images, shard, num_shards, options)),
+        num_shards,
+    )
+
+
+def upstream(folder, output, num_shards):
+    """Write the same images into as many shards as upstream did; return the same."""
+    os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+    import tensorflow as tf
+
+    images = _images(folder)
+    os.makedirs(output)
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        source = tf.compat.v1.placeholder(tf.string)
+        decoded = tf.io.decode_jpeg(source, channels=3)
+        session.run(decoded, {source: images.read_bytes(0)})  # the first run builds things
+
+        def write(shard):
+            with tf.io.TFRecordWriter(f'{output}/{shard_name("train", shard, num_shards)}') as writer:
+                for i in shards.shard_rows(len(images), shard, num_shards, 12345).tolist():
+                    data = images.read_bytes(i)
+                    height, width, channels = session.run(decoded, {source: data}).shape
+                    if channels != 3:
+                        raise ValueError('not RGB')
+                    writer.write(_example(tf, records.features(images, i, Options(), data, width, height)))
+
+        return _timed(write, num_shards)
+
+
+def memory(folder, output, num_shards, num_threads):
+    """Build the shards; return the peak memory in MB of this process and of its largest child."""
+    with PeakMemory() as peak:
+        shards.build(_images(folder), 'train', output, num_shards, num_threads, log=lambda line: None)
+    return [peak_memory('self'), peak.largest]
+
+
+class PeakMemory:
+    """Watches the peak memory of this process's children, MB: what they share (programs, rows) counts in each."""
+
+    def __enter__(self):
+        self.largest, self._is_done = 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._is_done.set()
+        self._thread.join()
+
+    def _watch(self):
+        while not self._is_done.wait(0.05):
+            for path in pathlib.Path('/proc/self/task').glob('*/children'):
+                try:
+                    for child in path.read_text().split():
+                        self.largest = max(self.largest, peak_memory(child))
+                except OSError:
+                    pass  # it ended meanwhile
+
+
+def peak_memory(process):
+    """Return the peak of a process's memory in MB, 0 once it has ended."""
+    for line in pathlib.Path(f'/proc/{process}/status').read_text().splitlines():
+        if line.startswith('VmHWM'):
+            return int(line.split()[1]) * 1024 / 1e6
+    return 0.0
+
+
+def _images(folder):
+    return image_list.from_folders(folder, sorted(os.listdir(folder)), SUFFIXES)
+
+
+def _timed(write, num_shards):
+    start, cpu = time.perf_counter(), time.process_time()
+    for shard in range(num_shards):
+        write(shard)
+    return {'seconds': time.perf_counter() - start, 'cpu': time.process_time() - cpu}
+
+
+def _example(tf, features):
+    example = tf.train.Example()
+    for key, value in features.items():
+        feature = example.features.feature[key]
+        if isinstance(value, bytes):
+            feature.bytes_list.value.append(value)
+        elif isinstance(value, int):
+            feature.int64_list.value.append(value)
+        else:
+            (feature.int64_list if 'label' in key else feature.float_list).value.extend(value)
+    return example.SerializeToString()
