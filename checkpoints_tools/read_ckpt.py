@@ -17,6 +17,7 @@ try:
     from absl import flags
 
     from official_resnet.command_line import program
+    from official_resnet.errors import one_line
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
@@ -102,13 +103,8 @@ def list_lines(convert, path, family, variant):
             summary = f'{len(shapes)} variables: {error}'
     for name, (shape, dtype) in shapes.items():
         goal = ', '.join(targets.get(name, [])) or (f'ignored: {ignored[name]}' if name in ignored else 'unknown')
-        yield f'{_printable(name)}  {tuple(shape)} {dtype}  {goal}'
-    yield _printable(summary)
-
-
-def _printable(text):
-    """Return one line without control characters: names are the file's, and a terminal obeys some."""
-    return ''.join(c if c.isprintable() else '?' for c in text)
+        yield f'{one_line(name)}  {tuple(shape)} {dtype}  {goal}'
+    yield one_line(summary)
 
 
 def run():

@@ -24,7 +24,7 @@ try:
     from absl import flags
 
     from official_resnet.command_line import program
-    from official_resnet.errors import UserError
+    from official_resnet.errors import UserError, one_line
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
@@ -268,16 +268,11 @@ class Table:
 
     def _print(self, file, rank, name, probability):
         line = f'{file:{self.file_width}}  {rank:>4}  {name:{self.name_width}}  {probability:>11}'
-        print(_printable(line.rstrip()), flush=True)
+        print(one_line(line.rstrip()), flush=True)
 
 
 def _say(message):
-    print(f'predict_main: {_printable(message)}', file=sys.stderr)
-
-
-def _printable(text):
-    """Return text without control characters: files and classes may have any name, and a terminal obeys some."""
-    return ''.join(c if c.isprintable() else '?' for c in text)
+    print(f'predict_main: {one_line(message)}', file=sys.stderr)
 
 
 def run():

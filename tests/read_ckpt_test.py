@@ -42,7 +42,7 @@ def test_list_of_what_does_not_fit(tmp_path, capsys):
     torch_files.write_zip(tmp_path / 'net.pth', torch_files.random_weights(shapes | {'odd\x1b[31m\nname': (2,)}))
     assert call('--list', tmp_path / 'net.pth') == 0
     lines = capsys.readouterr().out.splitlines()
-    assert 'odd?[31m?name  (2,) float32  unknown' in lines and lines[-1].endswith('; missing: bn1.bias')
+    assert 'odd?[31m name  (2,) float32  unknown' in lines and lines[-1].endswith('; missing: bn1.bias')
     torch_files.write_zip(tmp_path / 'net.pth', torch_files.random_weights({'a': (2,), 'b': (3,)}))
     assert call('--list', tmp_path / 'net.pth', '--source=torch') == 0
     lines = capsys.readouterr().out.splitlines()

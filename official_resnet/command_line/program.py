@@ -7,7 +7,7 @@ import sys
 
 from absl import flags
 
-from official_resnet.errors import UserError
+from official_resnet.errors import UserError, one_line
 
 MAX_INTEGER = 2**31 - 1  # of counts: TensorFlow keeps some in 32 bits
 MAX_THREADS = 4096
@@ -58,11 +58,6 @@ def run_program(argv, doc, values, body):
     except KeyboardInterrupt:
         print(f'{name}: stopped; the same command continues', file=sys.stderr)
         return 130
-
-
-def one_line(text):
-    """Return one line without control characters: names are a user's or a file's, and a terminal obeys some."""
-    return ''.join(c if c.isprintable() else '?' for c in ' '.join(str(text).splitlines()))
 
 
 def _out_of_memory():

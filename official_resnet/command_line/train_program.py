@@ -10,7 +10,7 @@ from absl import flags as absl_flags
 
 from official_resnet import files, resnet_variants
 from official_resnet.command_line import flags, program
-from official_resnet.errors import UserError
+from official_resnet.errors import UserError, one_line
 from official_resnet.inputs import datasets
 from official_resnet.training import devices, recipes, workers
 
@@ -351,7 +351,7 @@ def _finish(config, result, resolved):
     except ImportError:
         print("curves.png needs matplotlib: pip install 'official-resnet[plots]'")
     else:
-        title = program.one_line(model_dir.name)
+        title = one_line(model_dir.name)
         paths.append(figures.training_curves(metrics, model_dir / 'curves.png', title=title))
     for path in paths:
         print(f'  {path}')
