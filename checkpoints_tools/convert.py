@@ -222,7 +222,8 @@ def load(path):
     if not path.is_file():
         raise UserError(f'there is no file {path}; pass a .keras model')
     try:
-        return keras.models.load_model(path, compile=False)
+        with layers.deep_graph():
+            return keras.models.load_model(path, compile=False)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f'cannot load {path}: {reason[:200]}; pass a .keras model of ours') from error

@@ -1,13 +1,30 @@
-"""Keras layers that Keras lacks or runs slowly, and what rewrites a network as an equal one."""
+"""Keras layers that Keras lacks or runs slowly, and the limit that Keras needs for deep networks."""
 
 import collections
 import contextlib
+import sys
 from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
 
+RECURSION_LEVELS = 40_000  # a level a layer: a network of 10,000 layers with weights has about 35,000
 NHWC = 'channels_last'  # of every layer, whatever ~/.keras/keras.json says: [images, height, width, channels]
+
+
+@contextlib.contextmanager
+def deep_graph() -> Iterator[None]:
+    """Raise Python's recursion limit while Keras walks a network, and put it back.
+
+    Keras builds, clones and loads a functional model by recursion, a level a layer. 1202 layers with weights, and all
+    between them, exceed Python's 1000 levels.
+    """
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(before, RECURSION_LEVELS))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
 
 
 class ReplicaStatistics:

@@ -1,291 +1,395 @@
-"""The networks: residual networks of every kind are one ResNetSpec and the few functions below.
+"""Residual networks in Keras. This is the file to read first.
 
-    residual_block   one shortcut's worth of convolutions
-    residual_group   the blocks at one resolution
-    resnet           stem, groups, head: spec -> keras.Model
+    resnet            stem, groups and head: a ResNetSpec becomes a keras.Model
+    residual_group    the blocks at one resolution
+    residual_block    F(x) + shortcut(x): block_v1 or block_v2
 
-Sources: v1 arXiv:1512.03385 Sec. 3, 4; v2 (pre-activation) arXiv:1603.05027 Sec. 4; 1.5 moves the
-stride of a bottleneck from its first 1x1 to its 3x3 (official/resnet calls that "v1").
+Each function takes a tensor and returns a tensor, so the parts also work in a network of your own. Images and
+feature maps are float [images, height, width, channels].
+
+Version 1 is arXiv:1512.03385 (He et al. 2015) Sec. 3 and 4, version 2 is arXiv:1603.05027 (He et al. 2016) Sec. 4.
+Version 1.5 is version 1 with the stride of a bottleneck on its 3x3 convolution; official/resnet calls it v1.
 """
 
-import sys
+from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
+from keras import KerasTensor as Tensor
 
 from official_resnet.errors import UserError
-from official_resnet.layers import NHWC, BatchNormalization
-from official_resnet.resnet_spec import BOTTLENECK_EXPANSION
+from official_resnet.layers import NHWC, BatchNormalization, deep_graph
+from official_resnet.resnet_spec import BOTTLENECK_EXPANSION, ResNetSpec
 
-_INITIALIZERS = {
+INITIALIZERS = {
     'he': lambda: keras.initializers.VarianceScaling(2.0, 'fan_out', 'uniform'),
     'normal_0.01': lambda: keras.initializers.RandomNormal(0.0, 0.01),
     'normal_1': lambda: keras.initializers.RandomNormal(0.0, 1.0),
 }  # he: the variance of arXiv:1502.01852 Sec. 2.2, backward form; a normal distribution takes 3 times as long to draw
 
 
-def resnet(spec, num_classes, input_shape):
-    """Return the functional keras.Model of a spec: images -> float32 logits, no softmax.
+class Convolution(NamedTuple):
+    """A convolution of a block: its filters, the side of its kernel, its stride, and its groups (cardinality)."""
+
+    filters: int
+    kernel: int
+    stride: int = 1
+    groups: int = 1
+
+
+# --- the network ---
+
+
+def resnet(
+    spec: ResNetSpec, num_classes: int, input_shape: tuple[int | None, int | None, int], block: Callable | None = None
+) -> keras.Model:
+    """Return the network of a spec, from images to float32 logits. It has no softmax.
+
+    >>> model = resnet(ResNetSpec((3, 3, 3)), num_classes=10, input_shape=(32, 32, 3))  # ResNet-20 for CIFAR-10
+    >>> model.output_shape
+    (None, 10)
 
     Args:
-        spec: a ResNetSpec.
+        spec: what the network consists of.
         num_classes: number of logits.
-        input_shape: (height, width, channels).
+        input_shape: (height, width, channels) of an image. A height or width of None allows any.
+        block: a function with the signature of residual_block to build every block with, in place of that one.
     """
-    inputs = keras.Input(input_shape, name='images')
-    x = _stem(inputs, spec)
-    num_groups = len(spec.group_blocks)
-    strides = [1] + [2] * (num_groups - 1)
-    if spec.stride_block == 'last':  # the same resolutions, each halved one group earlier
-        strides = strides[1:] + [1]
-    total_stride, dilation = 4 if spec.stem in ('imagenet', 'deep') else 1, 1
-    for i, (num_blocks, stride) in enumerate(zip(spec.group_blocks, strides, strict=True)):
-        if spec.output_stride and total_stride * stride > spec.output_stride:
-            stride, dilation = 1, dilation * stride
-        total_stride *= stride
+    images = keras.Input(input_shape, name='images')
+    x = stem(images, spec)
+    for i, (num_blocks, (stride, dilation)) in enumerate(zip(spec.group_blocks, spec.group_strides(), strict=True)):
+        filters, name, first_block = spec.filters * 2**i, f'group{i + 1}', sum(spec.group_blocks[:i])
         x = residual_group(
-            x, spec, spec.filters * 2**i, num_blocks, stride, f'group{i + 1}', dilation, sum(spec.group_blocks[:i])
+            x, spec, filters, num_blocks, stride, name, dilation=dilation, first_block=first_block, block=block
         )
-    x = _activate(x, spec, spec.order.before, 'head')
+    if spec.version == '2':  # nothing has been done to the last block's sum (1603.05027, Appendix)
+        x = batch_norm(x, spec, 'head_bn')
+        x = activation(x, spec, 'head_relu')
     x = keras.layers.GlobalAveragePooling2D(data_format=NHWC, name='head_pool')(x)
-    # float32 whatever the policy: a softmax in 16 bits loses small probabilities.
+    # float32 whatever the policy, because a softmax in 16 bits loses small probabilities.
     logits = keras.layers.Dense(num_classes, dtype='float32', name='logits')(x)
-    # Keras walks a model's graph by recursion, a level or two a layer: 1202 layers exceed Python's 1000.
-    sys.setrecursionlimit(max(sys.getrecursionlimit(), 1000 + 25 * sum(spec.group_blocks)))
-    return keras.Model(inputs, logits, name='resnet')
+    with deep_graph():
+        return keras.Model(images, logits, name='resnet')
 
 
-def residual_group(x, spec, filters, num_blocks, stride, name, dilation=1, first_block=0):
-    """Return `num_blocks` residual blocks in a row, one of which (spec.stride_block) has the stride.
+def residual_group(
+    x: Tensor,
+    spec: ResNetSpec,
+    filters: int,
+    num_blocks: int,
+    stride: int,
+    name: str,
+    *,
+    dilation: int = 1,
+    first_block: int = 0,
+    block: Callable | None = None,
+) -> Tensor:
+    """Return the output of several residual blocks in a row, one of which has the stride (spec.stride_block).
+
+    >>> x = keras.Input((32, 32, 16))
+    >>> residual_group(x, ResNetSpec((3, 3, 3)), filters=32, num_blocks=3, stride=2, name='group2').shape
+    (None, 16, 16, 32)
 
     Args:
-        x: feature maps, [n, h, w, c].
-        filters: of the group, before width and expansion.
-        name: prefix of the layers' names, as 'group1'.
-        dilation: of the 3x3 convolutions, half of it in the first block, where a stride would take effect.
-        first_block: blocks of the network before these; matters to stochastic depth only.
+        x: feature maps, [n, height, width, channels].
+        filters: of the group, before spec.width and the expansion of a bottleneck.
+        stride: 2 halves the height and width, 1 keeps them.
+        name: prefix of the layers' names, for example 'group2'.
+        dilation: of the 3x3 convolutions.
+        first_block: number of blocks in the network before this group, on which stochastic depth depends.
+        block: see resnet.
+
+    Returns:
+        Feature maps, [n, ceil(height / stride), ceil(width / stride), filters * spec.width * spec.expansion].
     """
+    block = block or residual_block
     strided = 0 if spec.stride_block == 'first' else num_blocks - 1
     for i in range(num_blocks):
-        drop_rate = spec.stochastic_depth * (first_block + i + 1) / sum(spec.group_blocks)
-        x = residual_block(
-            x,
-            spec,
-            filters,
-            stride if i == strided else 1,
-            f'{name}_block{i + 1}',
-            is_first=i == 0,
-            dilation=dilation if i else (dilation + 1) // 2,
-            drop_rate=drop_rate,
-        )
+        options = {
+            'is_first': i == 0,
+            'dilation': dilation if i else (dilation + 1) // 2,  # the first block stands where a stride would act
+            'drop_rate': spec.stochastic_depth * (first_block + i + 1) / sum(spec.group_blocks),
+        }
+        x = block(x, spec, filters, stride if i == strided else 1, f'{name}_block{i + 1}', **options)
     return x
 
 
-def residual_block(x, spec, filters, stride, name, is_first=False, dilation=1, drop_rate=0.0):
-    """Return one residual block, F(x) + shortcut(x), its BN and ReLU where spec.order has them.
+# --- the block ---
+
+
+def residual_block(
+    x: Tensor,
+    spec: ResNetSpec,
+    filters: int,
+    stride: int,
+    name: str,
+    *,
+    is_first: bool = False,
+    dilation: int = 1,
+    drop_rate: float = 0.0,
+) -> Tensor:
+    """Return one residual block, F(x) + shortcut(x), in the version of the spec.
+
+    >>> x = keras.Input((56, 56, 64))
+    >>> spec = ResNetSpec((3, 4, 6, 3), block='bottleneck', version='1.5', shortcut='B')
+    >>> residual_block(x, spec, filters=64, stride=1, name='group1_block1').shape
+    (None, 56, 56, 256)
 
     Args:
-        x: feature maps, [n, h, w, c].
-        filters: of the group, before width and expansion.
-        stride: 1 or 2.
-        name: prefix of the layers' names, as 'group1_block1'.
-        is_first: this is the first block of its group; matters to shortcut='group' only.
+        x: feature maps, [n, height, width, channels].
+        filters: of the group, before spec.width and the expansion of a bottleneck.
+        stride: 2 halves the height and width, 1 keeps them.
+        name: prefix of the layers' names, for example 'group1_block1'.
+        is_first: whether this is the first block of its group, which has a projection with shortcut='group'.
         dilation: of the 3x3 convolutions.
-        drop_rate: of F, picture by picture, in training (stochastic depth).
+        drop_rate: rate at which F(x) is dropped in training, image by image (stochastic depth).
+
+    Returns:
+        Feature maps, [n, ceil(height / stride), ceil(width / stride), filters * spec.width * spec.expansion].
     """
-    order, convs, raw = spec.order, _block_convs(spec, filters, stride), x
-    x = _activate(x, spec, order.before, name, 1)
-    shortcut = _shortcut(x, raw, spec, convs[-1][0], stride, name, is_first)
-    for i, (out_filters, kernel, conv_stride, groups) in enumerate(convs, start=1):
-        x = _conv(x, spec, out_filters, kernel, f'{name}_conv{i}', conv_stride, groups, dilation)
+    block = block_v2 if spec.version == '2' else block_v1
+    return block(x, spec, filters, stride, name, is_first=is_first, dilation=dilation, drop_rate=drop_rate)
+
+
+def block_v1(
+    x: Tensor, spec: ResNetSpec, filters: int, stride: int, name: str, is_first: bool, dilation: int, drop_rate: float
+) -> Tensor:
+    """Return ReLU(F(x) + shortcut(x)), the block of 1512.03385 Fig. 2 and 5; arguments as in residual_block.
+
+    F is two 3x3 convolutions, or 1x1, 3x3, 1x1 in a bottleneck. Batch norm follows each of them, ReLU each but the
+    last one. The last ReLU comes after the addition.
+    """
+    convs = block_convolutions(spec, filters, stride)
+    # x, or W x where the shapes differ. Made before F, because initial weights are drawn in the order of the layers.
+    shortcut = shortcut_of(x, spec, convs[-1].filters, stride, name, is_first=is_first)
+
+    # F(x)
+    residual = x
+    for i, conv in enumerate(convs, start=1):
         is_last = i == len(convs)
-        x = _activate(
-            x,
-            spec,
-            order.last if is_last else order.between,
-            name,
-            i + bool(order.before),
-            is_zero=is_last and spec.zero_gamma,
-        )
-    if spec.se_reduction:
-        x = _squeeze_and_excite(x, spec, name)
-    if shortcut is not None:
-        if drop_rate:
-            x = keras.layers.Dropout(drop_rate, noise_shape=(None, 1, 1, 1), name=f'{name}_drop')(x)
-        x, shortcut = _impede(x, shortcut, spec, name)
-        x = keras.layers.Add(name=f'{name}_add' if order.after_sum else f'{name}_out')([x, shortcut])
-    return _activate(x, spec, order.after_sum, name, len(convs) + 1, last_name=f'{name}_out')
+        residual = convolution(residual, spec, conv, f'{name}_conv{i}', dilation=dilation)
+        residual = batch_norm(residual, spec, f'{name}_bn{i}', starts_at_zero=is_last and spec.zero_gamma)
+        if not is_last:
+            residual = activation(residual, spec, f'{name}_relu{i}')
+    residual = squeeze_and_excite(residual, spec, name)
+    residual = drop_whole(residual, drop_rate, f'{name}_drop')
+
+    # y = F(x) + x, or F(x) + W x (Sec. 3.2, Eq. 1 and 2)
+    y = residual if shortcut is None else keras.layers.Add(name=f'{name}_add')([residual, shortcut])
+    return activation(y, spec, f'{name}_out')
 
 
-def _block_convs(spec, filters, stride):
-    """Return (filters, kernel, stride, groups) of each convolution of a block."""
+def block_v2(
+    x: Tensor, spec: ResNetSpec, filters: int, stride: int, name: str, is_first: bool, dilation: int, drop_rate: float
+) -> Tensor:
+    """Return F(x) + shortcut(x), the block of 1603.05027 Fig. 1b and 4e; arguments as in residual_block.
+
+    F has the convolutions of block_v1, but batch norm and ReLU come before each of them (pre-activation). Nothing
+    follows the addition, so where the shortcut is an identity, x reaches all later blocks unchanged.
+    """
+    convs = block_convolutions(spec, filters, stride)
+    preactivated = batch_norm(x, spec, f'{name}_bn1')
+    preactivated = activation(preactivated, spec, f'{name}_relu1')
+    # x, or W x of the pre-activated x where the shapes differ. Made before the convolutions of F, as in block_v1.
+    shortcut = shortcut_of(
+        x, spec, convs[-1].filters, stride, name, is_first=is_first, preactivated=preactivated, has_bn=False
+    )
+
+    # F(x)
+    residual = preactivated
+    for i, conv in enumerate(convs, start=1):
+        if i > 1:
+            residual = batch_norm(residual, spec, f'{name}_bn{i}')
+            residual = activation(residual, spec, f'{name}_relu{i}')
+        residual = convolution(residual, spec, conv, f'{name}_conv{i}', dilation=dilation)
+    residual = squeeze_and_excite(residual, spec, name)
+    residual = drop_whole(residual, drop_rate, f'{name}_drop')
+
+    # y = F(x) + x (Sec. 2, Eq. 1)
+    return residual if shortcut is None else keras.layers.Add(name=f'{name}_out')([residual, shortcut])
+
+
+def block_convolutions(spec: ResNetSpec, filters: int, stride: int) -> tuple[Convolution, ...]:
+    """Return the convolutions of a block, the first one first.
+
+    >>> for convolution in block_convolutions(ResNetSpec((3, 4, 6, 3), block='bottleneck'), filters=128, stride=2):
+    ...     print(convolution)
+    Convolution(filters=128, kernel=1, stride=2, groups=1)
+    Convolution(filters=128, kernel=3, stride=1, groups=1)
+    Convolution(filters=512, kernel=1, stride=1, groups=1)
+    """
     filters *= spec.width
-    if spec.block != 'bottleneck':
-        return ((filters, 3, stride, 1), (filters, 3, 1, 1))[: 1 if spec.block == 'single' else 2]
-    inner = filters * spec.base_width // 64 * spec.cardinality
-    is_first = (spec.stride_conv or ('first' if spec.version == '1' else '3x3')) == 'first'
-    first, second = (stride, 1) if is_first else (1, stride)
-    return ((inner, 1, first, 1), (inner, 3, second, spec.cardinality), (filters * BOTTLENECK_EXPANSION, 1, 1, 1))
+    if spec.block == 'single':
+        return (Convolution(filters, 3, stride),)
+    if spec.block == 'basic':
+        return Convolution(filters, 3, stride), Convolution(filters, 3)
+    inner = filters * spec.base_width // 64 * spec.cardinality  # arXiv:1611.05431 Table 1: C = 32 paths of d = 4
+    stride_conv = spec.stride_conv or ('first' if spec.version == '1' else '3x3')
+    first, second = (stride, 1) if stride_conv == 'first' else (1, stride)
+    return (
+        Convolution(inner, 1, first),
+        Convolution(inner, 3, second, spec.cardinality),
+        Convolution(filters * BOTTLENECK_EXPANSION, 1),
+    )
 
 
-def _shortcut(x, raw, spec, filters, stride, name, is_first):
-    """Return what is added to a block's output: its input, that reshaped without or with weights, or None.
+# --- the shortcut ---
 
-    Of the pre-activated input x and the raw one, an identity carries the raw one, also sub-sampled; what
-    changes the channels starts from x (as in the authors' and official code, slim, keras.applications).
+
+def shortcut_of(
+    x: Tensor,
+    spec: ResNetSpec,
+    channels: int,
+    stride: int,
+    name: str,
+    *,
+    is_first: bool = False,
+    preactivated: Tensor | None = None,
+    has_bn: bool = True,
+) -> Tensor | None:
+    """Return what a block adds to F(x): x itself, x with zero channels, or a projection W x. None in a plain network.
+
+    Args:
+        x: the input of the block, [n, height, width, in_channels].
+        channels: of F(x).
+        stride, name, is_first: see residual_block.
+        preactivated: x after the batch norm and ReLU of a block of version 2. The shortcut starts there if it changes
+            the number of channels, and is x itself if not (as in the authors' code, official/resnet, slim).
+        has_bn: whether batch norm follows a projection.
+
+    Returns:
+        [n, ceil(height / stride), ceil(width / stride), channels], or None.
     """
     if spec.shortcut is None:
         return None
-    in_filters = x.shape[-1]
-    is_same_shape = stride == 1 and in_filters == filters
-    if spec.shortcut == 'C' or (spec.shortcut == 'group' and is_first):
-        is_projection = True
-    elif spec.stride_block == 'last' and in_filters == filters:
-        is_projection = False  # slim: an identity that is sub-sampled
-    else:
-        is_projection = spec.shortcut != 'A' and not is_same_shape
-    if is_projection:
-        if spec.projection_pool and stride > 1:  # 'same' cuts the windows at an odd edge and averages what is inside
-            x = keras.layers.AveragePooling2D(2, stride, 'same', data_format=NHWC, name=f'{name}_shortcut_pool')(x)
-            stride = 1
-        x = _conv(x, spec, filters, spec.projection_kernel, f'{name}_shortcut_conv', stride)
-        return x if 'bn' in spec.order.before else _activate(x, spec, ('bn',), f'{name}_shortcut')
-    if in_filters == filters:
-        x = raw
-    if stride > 1:
-        x = keras.layers.MaxPooling2D(1, stride, data_format=NHWC, name=f'{name}_shortcut_pool')(x)
-    if in_filters < filters:
-        x = _pad_channels(x, spec, filters - in_filters, f'{name}_shortcut_pad')
-    elif in_filters > filters:
-        raise UserError(f'{name}: option A cannot reduce {in_filters} channels to {filters}; use shortcut B')
-    return x
+    in_channels = x.shape[-1]
+    preactivated = x if preactivated is None else preactivated
+    if spec.is_projection(in_channels, channels, stride, is_first):
+        projected = preactivated
+        if spec.projection_pool and stride > 1:  # 'same' averages what is inside of the image at an odd edge
+            pool = keras.layers.AveragePooling2D(2, stride, 'same', data_format=NHWC, name=f'{name}_shortcut_pool')
+            projected, stride = pool(projected), 1
+        conv = Convolution(channels, spec.projection_kernel, stride)
+        projected = convolution(projected, spec, conv, f'{name}_shortcut_conv')
+        return batch_norm(projected, spec, f'{name}_shortcut_bn') if has_bn else projected
+    if in_channels > channels:
+        raise UserError(f"{name}: option A cannot reduce {in_channels} channels to {channels}; pass shortcut='B'")
+    carried = x if in_channels == channels else preactivated
+    if stride > 1:  # every second pixel
+        carried = keras.layers.MaxPooling2D(1, stride, data_format=NHWC, name=f'{name}_shortcut_pool')(carried)
+    if in_channels < channels:
+        carried = pad_channels(carried, spec, channels - in_channels, f'{name}_shortcut_pad')
+    return carried
 
 
-def _impede(x, shortcut, spec, name):
-    """Return F and the shortcut as they are, or as one of the experiments of 1603.05027 Sec. 3 has them."""
-    trial = spec.trial
-    if trial.gate:
-        gate = keras.layers.Conv2D(
-            x.shape[-1],
-            1,
-            data_format=NHWC,
-            activation='sigmoid',
-            name=f'{name}_gate',
-            kernel_initializer=_INITIALIZERS[trial.init](),
-            bias_initializer=keras.initializers.Constant(trial.gate_bias),
-        )(shortcut)
-        rest = keras.layers.Rescaling(-1.0, 1.0, name=f'{name}_gate_rest')(gate)  # 1 - g
-        shortcut = keras.layers.Multiply(name=f'{name}_gated_shortcut')([shortcut, rest])
-        if trial.gate == 'exclusive':
-            x = keras.layers.Multiply(name=f'{name}_gated')([x, gate])
-    if trial.residual_scale != 1:
-        x = keras.layers.Rescaling(trial.residual_scale, name=f'{name}_scale')(x)
-    if trial.shortcut_scale != 1:
-        shortcut = keras.layers.Rescaling(trial.shortcut_scale, name=f'{name}_shortcut_scale')(shortcut)
-    if trial.shortcut_dropout:
-        shortcut = keras.layers.Dropout(trial.shortcut_dropout, name=f'{name}_shortcut_dropout')(shortcut)
-    return x, shortcut
-
-
-def _squeeze_and_excite(x, spec, name):
-    """Return x, each channel scaled by a sigmoid of two layers on all channels' means (1709.01507 Sec. 3)."""
-    filters = x.shape[-1]
-    scale = keras.layers.GlobalAveragePooling2D(data_format=NHWC, keepdims=True, name=f'{name}_se_pool')(x)
-    for i, (units, activation) in enumerate(((max(1, filters // spec.se_reduction), 'relu'), (filters, 'sigmoid')), 1):
-        scale = keras.layers.Conv2D(
-            units,
-            1,
-            data_format=NHWC,
-            activation=activation,
-            kernel_initializer=_INITIALIZERS['he'](),
-            name=f'{name}_se_conv{i}',
-        )(scale)
-    return keras.layers.Multiply(name=f'{name}_se_out')([x, scale])
-
-
-def _pad_channels(x, spec, num_zeros, name):
-    """Return x with zero channels added, by a stock layer that every Keras can load."""
+def pad_channels(x: Tensor, spec: ResNetSpec, num_zeros: int, name: str) -> Tensor:
+    """Return x with zero channels added at the end or on both sides, by a stock layer that every Keras can load."""
     before = num_zeros // 2 if spec.shortcut_padding == 'both' else 0
-    channels = (before, num_zeros - before)
-    # ZeroPadding2D pads axes 1 and 2; told that axis 1 holds the channels, it pads axes 2 and 3.
-    return keras.layers.ZeroPadding2D(((0, 0), channels), data_format='channels_first', name=name)(x)
+    # ZeroPadding2D pads axes 1 and 2. Told that axis 1 holds the channels, it pads axes 2 and 3.
+    pads = ((0, 0), (before, num_zeros - before))
+    return keras.layers.ZeroPadding2D(pads, data_format='channels_first', name=name)(x)
 
 
-def _stem(x, spec):
-    """Convolve the images; no BN or ReLU where the first block brings its own (1603.05027, Appendix)."""
-    filters = spec.stem_filters or spec.filters
-    after = tuple(op for op in ('bn', 'relu') if op not in spec.order.before)
-    if spec.stem_bn is not None:
-        after = ('bn', 'relu') if spec.stem_bn else ()
-    if spec.stem in ('cifar', 'mnist'):
-        x = _conv(x, spec, filters, 3, 'stem_conv', has_bias=spec.stem_bias)
-        return _activate(x, spec, after, 'stem')
-    if spec.stem == 'imagenet':
-        x = _conv(x, spec, filters, 7, 'stem_conv', 2, has_bias=spec.stem_bias)
-    else:  # a bias of the last one only, which alone may lack a BN
+# --- the layers ---
+
+
+def stem(images: Tensor, spec: ResNetSpec) -> Tensor:
+    """Return the first feature maps: [n, height, width, filters], a quarter as high and wide for ImageNet.
+
+    Batch norm and ReLU follow, except in version 2, whose first block begins with its own (1603.05027, Appendix).
+    """
+    x, filters = images, spec.stem_filters or spec.filters
+    if spec.stem == 'deep':  # two more convolutions, with half of the filters (arXiv:1812.01187 Fig. 2b)
         for i, stride in ((1, 2), (2, 1)):
-            x = _activate(_conv(x, spec, filters // 2, 3, f'stem_conv{i}', stride), spec, ('bn', 'relu'), 'stem', i)
-        x = _conv(x, spec, filters, 3, 'stem_conv', has_bias=spec.stem_bias)
-    x = _activate(x, spec, after, 'stem')
+            x = convolution(x, spec, Convolution(filters // 2, 3, stride), f'stem_conv{i}')
+            x = batch_norm(x, spec, f'stem_bn{i}')
+            x = activation(x, spec, f'stem_relu{i}')
+    conv = Convolution(filters, 7, 2) if spec.stem == 'imagenet' else Convolution(filters, 3)
+    x = convolution(x, spec, conv, 'stem_conv', has_bias=spec.stem_bias)
+    if spec.version != '2' if spec.stem_bn is None else spec.stem_bn:
+        x = batch_norm(x, spec, 'stem_bn')
+        x = activation(x, spec, 'stem_relu')
+    if spec.stem in ('cifar', 'mnist'):
+        return x
     if spec.stem_pool != 'same':
-        pads = ((1, 1), (1, 1)) if spec.stem_pool == 'pad1' else ((0, 1), (0, 1))  # ceil: as good as no row if odd
+        pads = {'pad1': ((1, 1), (1, 1)), 'ceil': ((0, 1), (0, 1))}[spec.stem_pool]
         x = keras.layers.ZeroPadding2D(pads, data_format=NHWC, name='stem_pad')(x)
     padding = 'same' if spec.stem_pool == 'same' else 'valid'
     return keras.layers.MaxPooling2D(3, 2, padding, data_format=NHWC, name='stem_pool')(x)
 
 
-def _conv(x, spec, filters, kernel, name, stride=1, groups=1, dilation=1, has_bias=False):
+def convolution(
+    x: Tensor, spec: ResNetSpec, conv: Convolution, name: str, *, dilation: int = 1, has_bias: bool = False
+) -> Tensor:
+    """Return x convolved, [n, ceil(height / stride), ceil(width / stride), conv.filters]. A 1x1 is not dilated."""
     padding = 'same'
-    if spec.padding == 'symmetric' and stride > 1 and kernel > 1:
-        # From the kernel alone, so that the result does not depend on the parity of the image size.
-        before = (kernel - 1) // 2
-        pads = (before, kernel - 1 - before)
+    if spec.padding == 'symmetric' and conv.stride > 1 and conv.kernel > 1:
+        # By the kernel size alone, so that the same pixels meet whether the image size is even or odd.
+        before = (conv.kernel - 1) // 2
+        pads = (before, conv.kernel - 1 - before)
         x = keras.layers.ZeroPadding2D((pads, pads), data_format=NHWC, name=f'{name}_pad')(x)
         padding = 'valid'
-    has_bias = has_bias or not spec.trial.batch_norm  # elsewhere the following BN's offset takes its place
     return keras.layers.Conv2D(
-        filters,
-        kernel,
-        stride,
+        conv.filters,
+        conv.kernel,
+        conv.stride,
         padding,
-        groups=groups,
+        groups=conv.groups,
         data_format=NHWC,
-        use_bias=has_bias,
-        dilation_rate=dilation if kernel > 1 else 1,
-        kernel_initializer=_INITIALIZERS[spec.trial.init](),
+        use_bias=has_bias or not spec.batch_norm,  # the offset of a batch norm takes the place of a bias
+        dilation_rate=dilation if conv.kernel > 1 else 1,
+        kernel_initializer=INITIALIZERS[spec.initializer](),
         name=name,
     )(x)
 
 
-def _activate(x, spec, operations, name, number='', is_zero=False, last_name=None):
-    """Return x after 'bn' and 'relu' as listed; the last is named last_name, others name_bn1, name_relu1."""
-    for operation in operations:
-        layer_name = last_name if last_name and operation == operations[-1] else f'{name}_{operation}{number}'
-        if operation == 'relu':
-            x = (
-                keras.layers.ReLU(name=layer_name)
-                if spec.trial.activation == 'relu'
-                else keras.layers.Activation(spec.trial.activation, name=layer_name)
-            )(x)
-        elif spec.trial.batch_norm:
-            x = BatchNormalization(
-                momentum=spec.bn_momentum,
-                epsilon=spec.bn_epsilon,
-                gamma_initializer='zeros' if is_zero else 'ones',
-                name=layer_name,
-            )(x)
-    return x
+def batch_norm(x: Tensor, spec: ResNetSpec, name: str, *, starts_at_zero: bool = False) -> Tensor:
+    """Return x normalised by the batch (arXiv:1502.03167), or x itself if the network has no batch norm."""
+    if not spec.batch_norm:
+        return x
+    scale = 'zeros' if starts_at_zero else 'ones'
+    layer = BatchNormalization(momentum=spec.bn_momentum, epsilon=spec.bn_epsilon, gamma_initializer=scale, name=name)
+    return layer(x)
 
 
-def features(model):
-    """Return a model of the same weights that gives {'stem', 'group1', ..., 'pre_logits', 'logits'}."""
+def activation(x: Tensor, spec: ResNetSpec, name: str) -> Tensor:
+    """Return ReLU(x), or what the spec has in its place."""
+    is_relu = spec.activation == 'relu'
+    layer = keras.layers.ReLU(name=name) if is_relu else keras.layers.Activation(spec.activation, name=name)
+    return layer(x)
+
+
+def squeeze_and_excite(x: Tensor, spec: ResNetSpec, name: str) -> Tensor:
+    """Return x with each channel scaled by two layers on the means of all channels (arXiv:1709.01507 Sec. 3)."""
+    if not spec.se_reduction:
+        return x
+    channels = x.shape[-1]
+    scale = keras.layers.GlobalAveragePooling2D(data_format=NHWC, keepdims=True, name=f'{name}_se_pool')(x)
+    narrow = max(1, channels // spec.se_reduction)
+    for i, (filters, function) in enumerate(((narrow, 'relu'), (channels, 'sigmoid')), start=1):
+        options = {'data_format': NHWC, 'kernel_initializer': INITIALIZERS['he'](), 'name': f'{name}_se_conv{i}'}
+        scale = keras.layers.Conv2D(filters, 1, activation=function, **options)(scale)
+    return keras.layers.Multiply(name=f'{name}_se_out')([x, scale])
+
+
+def drop_whole(x: Tensor, rate: float, name: str) -> Tensor:
+    """Return x, in training with all of it 0 for some images (stochastic depth, arXiv:1603.09382 Sec. 3)."""
+    return keras.layers.Dropout(rate, noise_shape=(None, 1, 1, 1), name=name)(x) if rate else x
+
+
+def features(model: keras.Model) -> keras.Model:
+    """Return a model of the same weights with the outputs {'stem', 'group1', ..., 'pre_logits', 'logits'}.
+
+    >>> model = features(resnet(ResNetSpec((1, 1)), num_classes=10, input_shape=(32, 32, 3)))
+    >>> {name: output.shape[1:] for name, output in model.output.items()}
+    {'stem': (32, 32, 16), 'group1': (32, 32, 16), 'group2': (16, 16, 32), 'pre_logits': (32,), 'logits': (10,)}
+    """
     outputs = {}
     for layer in model.layers:
         if layer.name in ('stem_conv', 'stem_relu', 'stem_pool'):
-            outputs['stem'] = layer.output  # the last of them that the net has
+            outputs['stem'] = layer.output  # the last of them that the network has
         elif layer.name.startswith('group'):
-            outputs[layer.name.partition('_')[0]] = layer.output  # of the group's last layer
-    return keras.Model(
-        model.input,
-        outputs | {'pre_logits': model.get_layer('head_pool').output, 'logits': model.output},
-        name=f'{model.name}_features',
-    )
+            outputs[layer.name.partition('_')[0]] = layer.output  # the group's last layer
+    outputs |= {'pre_logits': model.get_layer('head_pool').output, 'logits': model.output}
+    with deep_graph():
+        return keras.Model(model.input, outputs, name=f'{model.name}_features')

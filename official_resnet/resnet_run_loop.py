@@ -13,7 +13,7 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -62,7 +62,9 @@ class TrainResult:
     process: devices.Process
 
 
-def train(config: TrainConfig, callbacks: Sequence[keras.callbacks.Callback] = ()) -> TrainResult:
+def train(
+    config: TrainConfig, callbacks: Sequence[keras.callbacks.Callback] = (), *, block: Callable | None = None
+) -> TrainResult:
     """Train to the end of config.train_epochs, from the newest checkpoint in model_dir if there is one.
 
     Args:
@@ -71,6 +73,7 @@ def train(config: TrainConfig, callbacks: Sequence[keras.callbacks.Callback] = (
             learning_rate, images_per_second, seconds, step; after an evaluation also val_loss, val_accuracy,
             val_accuracy_top_5, val_seconds, val_images_per_second (of the test split: Keras' prefix).
             One that is a context manager, as callbacks.Progress, is entered and left as such.
+        block: the block function that config.experiment names, see resnet_model.resnet.
 
     Raises:
         UserError: wrong input, a checkpoint of another run, a full disk; Diverged: a loss that is not finite.
@@ -86,17 +89,17 @@ def train(config: TrainConfig, callbacks: Sequence[keras.callbacks.Callback] = (
             if isinstance(callback, contextlib.AbstractContextManager):
                 stack.enter_context(callback)
         stack.enter_context(process.explained())
-        return Trainer(config, process).run(callbacks, received)
+        return Trainer(config, process, block=block).run(callbacks, received)
 
 
-def evaluate(config: TrainConfig) -> dict:
+def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
     """Evaluate the newest checkpoint in config.machine.model_dir on the whole test split.
 
     Returns:
         {'loss': mean cross-entropy, 'accuracy': 0..1, 'accuracy_top_5', 'num_images', 'step', 'epoch',
         'images_per_second', 'seconds', 'model', 'test': the Split}.
     """
-    trainer = Trainer(config, needs_checkpoint=True)
+    trainer = Trainer(config, needs_checkpoint=True, block=block)
     return trainer.evaluate() | {
         'num_images': trainer.test.num_images,
         'step': trainer.step,
@@ -125,7 +128,7 @@ def read(config, split):
 class Trainer:
     """One training: the model, its optimizer, the data and the place reached in it."""
 
-    def __init__(self, config, process=None, needs_checkpoint=False):
+    def __init__(self, config, process=None, needs_checkpoint=False, block=None):
         self.config, self.process = config, process or devices.this_process(config)
         self.strategy = self.process.strategy
         keras.utils.set_random_seed(config.seed % 2**32)
@@ -137,7 +140,7 @@ class Trainer:
         )
         total_steps = config.train_epochs * self.steps_per_epoch  # the schedule's end, whatever max_train_steps cuts
         self.last_step = min(total_steps, config.max_train_steps or total_steps)
-        self.model, self.optimizer = build(config, self.strategy, self.data, self.steps_per_epoch, total_steps)
+        self.model, self.optimizer = build(config, self.strategy, self.data, self.steps_per_epoch, total_steps, block)
         self.train_steps = step.make_train_function(self.strategy, self.model, self.optimizer, config)
         self._evaluate_batch = step.make_evaluate_function(self.strategy, self.model)
         self._data_info = {'class_names': list(self.test.class_names), 'num_pictures': self.data.num_images}
@@ -441,10 +444,10 @@ class Trainer:
         raise Interrupted(signal_number, f'{signal.Signals(signal_number).name} at step {self.step}: {where}')
 
 
-def build(config, strategy, data, steps_per_epoch, total_steps):
+def build(config, strategy, data, steps_per_epoch, total_steps, block=None):
     """Return (model, optimizer) of a config, built, their variables created under the strategy."""
     with strategy.scope(), _dtype_policy(POLICIES[config.dtype]):
-        model = transfer.build(config, data)
+        model = transfer.build(config, data, block)
         optimizer = _make_optimizer(
             config, schedules.build(config.schedule, config.learning_rate, steps_per_epoch, total_steps)
         )

@@ -1,23 +1,15 @@
-"""ResNetSpec: what distinguishes one residual network from another. Needs no Keras."""
+"""ResNetSpec: the fields that distinguish one residual network from another.
 
-import collections
+It needs no Keras, so a program can check the network that was asked for before TensorFlow starts.
+resnet_variants names the published networks, resnet_model builds the keras.Model of a spec.
+"""
+
 import dataclasses
+from typing import Any, Self
 
 from official_resnet.errors import UserError
 
-BOTTLENECK_EXPANSION = 4  # output filters of a bottleneck / filters of its group, 1512.03385 Sec. 4.1
-
-# Where a block has its BN and ReLU: before the first convolution, after each but the last, after the
-# last, after the sum. 1603.05027 Fig. 4 a to e.
-Order = collections.namedtuple('Order', 'before between last after_sum')
-ORDERS = {
-    'original': Order((), ('bn', 'relu'), ('bn',), ('relu',)),
-    'bn_after_addition': Order((), ('bn', 'relu'), (), ('bn', 'relu')),
-    'relu_before_addition': Order((), ('bn', 'relu'), ('bn', 'relu'), ()),
-    'relu_only_preactivation': Order(('relu',), ('bn', 'relu'), ('bn',), ()),
-    'full_preactivation': Order(('bn', 'relu'), ('bn', 'relu'), (), ()),
-}
-_VERSION_ORDERS = {'1': 'original', '1.5': 'original', '2': 'full_preactivation'}
+BOTTLENECK_EXPANSION = 4  # output channels of a bottleneck / filters of its group, 1512.03385 Sec. 4.1
 _CHOICES = {
     'stem': ('cifar', 'mnist', 'imagenet', 'deep'),
     'block': ('basic', 'bottleneck', 'single'),
@@ -26,90 +18,74 @@ _CHOICES = {
     'shortcut_padding': ('end', 'both'),
     'stride_block': ('first', 'last'),
     'stride_conv': ('first', '3x3', None),
-    'projection_kernel': (1, 3),
     'padding': ('symmetric', 'same'),
     'stem_pool': ('pad1', 'same', 'ceil'),
     'stem_bn': (True, False, None),
+    'projection_kernel': (1, 3),
     'output_stride': (8, 16, None),
-    'order': (*ORDERS, None),
-    'gate': ('exclusive', 'shortcut_only', None),
     'activation': ('relu', 'sigmoid'),
-    'init': ('he', 'normal_0.01', 'normal_1'),
+    'initializer': ('he', 'normal_0.01', 'normal_1'),
 }
-_REMOVED = {'data_format': 'channels_last'}  # fields of earlier versions, each with the value that changes nothing
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """What only the papers' experiments change of a network.
-
-    Attributes:
-        order: of BN, ReLU and addition, a name in ORDERS; None as the version says.
-        shortcut_scale, residual_scale: constants before the sum (1603.05027 Fig. 2b).
-        gate: 'exclusive', (1-g) x + g F; 'shortcut_only', (1-g) x + F; g a sigmoid of a 1x1 convolution
-            of the shortcut, with a bias that starts at gate_bias (Fig. 2c and d).
-        shortcut_dropout: rate of dropout on the shortcut (Fig. 2f).
-        activation: 'relu', or 'sigmoid' in its place.
-        batch_norm: False leaves BN out and gives the convolutions biases.
-        init: of the convolutions, 'he' or a normal distribution of the standard deviation in its name.
-    """
-
-    order: str | None = None
-    shortcut_scale: float = 1.0
-    residual_scale: float = 1.0
-    gate: str | None = None
-    gate_bias: float = 0.0
-    shortcut_dropout: float = 0.0
-    activation: str = 'relu'
-    batch_norm: bool = True
-    init: str = 'he'
-
-    def __post_init__(self):
-        _check_choices(self)
-        _check_rates(self, 'shortcut_dropout')
+_LEAST = {'filters': 1, 'width': 1, 'base_width': 1, 'cardinality': 1, 'stem_filters': 1, 'se_reduction': 0}
+# Fields of earlier versions, each with the value that meant what every network is now.
+_REMOVED = {'data_format': 'channels_last', 'experiment': None}
 
 
 @dataclasses.dataclass(frozen=True)
 class ResNetSpec:
-    """What distinguishes one residual network from another; stored with every checkpoint.
+    """What distinguishes one residual network from another. Every checkpoint and every card holds one.
+
+    >>> spec = ResNetSpec(group_blocks=(3, 3, 3))  # the ResNet-20 of 1512.03385 Sec. 4.2: 2 * 9 + 2 layers
+    >>> spec.filters, spec.block, spec.shortcut
+    (16, 'basic', 'A')
 
     Attributes:
-        group_blocks: residual blocks in each group.
-        filters: of the first group; each further group has twice as many.
-        stem: 'cifar' or 'mnist', a 3x3 convolution; 'imagenet', 7x7 at stride 2 and a 3x3 max-pool at
-            stride 2; 'deep', three 3x3 in place of the 7x7 (-C of arXiv:1812.01187).
-        block: 'basic', two 3x3 convolutions; 'bottleneck', 1x1, 3x3, 1x1; 'single', one 3x3, of which
-            1512.03385 Sec. 3.2 found no advantage.
-        version: '1' or '1.5', ReLU after the addition; '2', pre-activation.
-        shortcut: 'A' zero-padded channels, 'B' projections where the shape changes, 'C' projections
-            everywhere (1512.03385 Sec. 4.1); 'group' a projection in the first block of every group
-            (official/resnet); None a plain network.
-        shortcut_padding: where option A puts its zero channels, 'end' or 'both' sides.
-        stride_block: the block of a group that halves the resolution; 'last' as in slim, which then
-            halves at the end of every group but the last one.
-        stride_conv: of a bottleneck, the convolution that halves: 'first' (1x1) or '3x3'; None, 'first' in
-            version 1 only. The authors' v2 code has it on the first, official/resnet on the 3x3.
+        group_blocks: number of residual blocks in each group.
+        filters: of the first group. Each further group has twice as many.
+        stem: 'cifar' or 'mnist' is a 3x3 convolution. 'imagenet' is a 7x7 convolution and a 3x3 max-pool, both with
+            stride 2. 'deep' replaces the 7x7 by three 3x3 convolutions (ResNet-C of arXiv:1812.01187).
+        block: 'basic' is two 3x3 convolutions, 'bottleneck' is 1x1, 3x3, 1x1 (1512.03385 Fig. 5). 'single' is one
+            3x3, which Sec. 3.2 found to have no advantage over a plain layer.
+        version: '1' (arXiv:1512.03385) and '1.5' have their last ReLU after the addition, '2' (arXiv:1603.05027) is
+            pre-activation. '1.5' moves the stride of a bottleneck from its first 1x1 to its 3x3 convolution.
+        shortcut: 'A' pads with zero channels, 'B' projects where the shape changes, 'C' projects everywhere
+            (1512.03385 Sec. 4.1). 'group' projects in the first block of every group (official/resnet). None is a
+            plain network.
+        shortcut_padding: option A adds its zero channels at the 'end' or on 'both' sides.
+        stride_block: which block of a group halves the resolution. 'last' is slim's way, where every group but the
+            last one ends with the stride.
+        stride_conv: which convolution of a bottleneck halves the resolution, the 'first' (1x1) or the '3x3'. None
+            follows the version: 'first' in version 1 only.
         width: multiplies the filters of every group (k of arXiv:1605.07146).
-        base_width, cardinality: of bottlenecks, ResNeXt's d and C (arXiv:1611.05431): 32x4d is 4 and 32.
-        padding: of strided convolutions; 'symmetric' pads from the kernel size alone, 'same' as
-            TensorFlow does, at the bottom and right only.
-        stem_pool: padding of the stem's pool: 'pad1', a row of zeros on each side; TensorFlow's 'same';
-            'ceil', Caffe's: windows that begin inside, cut off at the bottom and right.
-        stem_filters: of the stem; None as in the first group, before width.
-        stem_bn: whether BN and ReLU follow the stem; None, where blocks do not begin with their own.
-        stem_bias: the stem's convolution has a bias (He's ResNet-50, keras.applications' V2).
+        base_width: d of ResNeXt (arXiv:1611.05431), bottlenecks only. A 32x4d network has base_width 4.
+        cardinality: C of ResNeXt, the number of groups of the 3x3 convolution. A 32x4d network has cardinality 32.
+        padding: of convolutions with a stride. 'symmetric' depends on the kernel size alone, 'same' pads as
+            TensorFlow does, which for an even image is at the bottom and right only.
+        stem_pool: padding of the stem's max-pool. 'pad1' adds a row of zeros on each side, 'same' is TensorFlow's,
+            'ceil' is Caffe's, which cuts the last window off at the bottom and right.
+        stem_filters: filters of the stem. None takes those of the first group, before width.
+        stem_bn: whether batch norm and ReLU follow the stem. None: in versions 1 and 1.5, whose blocks do not begin
+            with their own.
+        stem_bias: whether the stem's convolution has a bias (He's ResNet-50, V2 of keras.applications).
         projection_kernel: 1, or 3 for projections by a 3x3 convolution.
-        projection_pool: halve by a 2x2 average before a projection without stride (-D of 1812.01187).
-        output_stride: of the feature maps, at the most: further groups dilate instead (1606.00915 Sec. 3.1).
-        se_reduction: squeeze-and-excitation (arXiv:1709.01507) with this reduction; 0 for none, 16 there.
-        stochastic_depth: rate at which the last block is dropped in training, 0 for none; it grows linearly
-            with the depth (arXiv:1603.09382 Sec. 3), and what is kept is scaled up, inference unchanged.
-        zero_gamma: the last BN of each block starts at 0, the block as its shortcut (1706.02677 Sec. 5.1).
-        bn_momentum, bn_epsilon: 0.997 and 1e-5 in official/resnet.
-        experiment: Experiment, or None.
+        projection_pool: halve by a 2x2 average before a projection without stride (ResNet-D of arXiv:1812.01187).
+        output_stride: limit of image size / size of the feature maps. Further groups dilate their convolutions
+            instead of halving (arXiv:1606.00915 Sec. 3.1).
+        se_reduction: reduction of squeeze-and-excitation (arXiv:1709.01507), there 16. 0 leaves it out.
+        stochastic_depth: rate at which the last block is dropped in training (arXiv:1603.09382 Sec. 3). It grows
+            linearly with the depth. Blocks that are kept are scaled up, so inference needs no change. 0 is none.
+        zero_gamma: the scale of the last batch norm in each block starts at 0, so the block starts as its shortcut
+            (arXiv:1706.02677 Sec. 5.1).
+        bn_momentum, bn_epsilon: of batch norm. 0.997 and 1e-5 are official/resnet's.
+        batch_norm: False leaves batch norm out and gives the convolutions biases.
+        activation: 'relu', or 'sigmoid' in its place.
+        initializer: of the convolutions: 'he' (arXiv:1502.01852), or a normal distribution with this deviation.
+
+    Raises:
+        UserError: a value that no network can have. The message names the value and what to pass.
     """
 
-    group_blocks: tuple
+    group_blocks: tuple[int, ...]
     filters: int = 16
     stem: str = 'cifar'
     block: str = 'basic'
@@ -134,77 +110,98 @@ class ResNetSpec:
     zero_gamma: bool = False
     bn_momentum: float = 0.997
     bn_epsilon: float = 1e-5
-    experiment: Experiment | None = None
+    batch_norm: bool = True
+    activation: str = 'relu'
+    initializer: str = 'he'
 
     def __post_init__(self):
-        object.__setattr__(self, 'group_blocks', tuple(self.group_blocks))  # a list, when read from JSON
-        if isinstance(self.experiment, dict):
-            object.__setattr__(self, 'experiment', Experiment(**self.experiment))
-        _check_choices(self)
-        _check_rates(self, 'stochastic_depth')
-        for field in ('filters', 'width', 'base_width', 'cardinality', 'stem_filters', 'se_reduction'):
-            value = getattr(self, field)
-            least = 0 if field == 'se_reduction' else 1
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise UserError(f'{field}={value!r}: pass a whole number from {least}')
-        if not self.group_blocks or any(not isinstance(n, int) or n < 1 for n in self.group_blocks):
-            raise UserError(f'group_blocks={self.group_blocks!r}: pass the blocks of each group, each from 1')
-        if not 0 < self.bn_momentum < 1 or not self.bn_epsilon > 0:
-            raise UserError(
-                f'bn_momentum={self.bn_momentum}, bn_epsilon={self.bn_epsilon}: '
-                'the momentum lies between 0 and 1, the epsilon above 0'
-            )
-        if self.block != 'bottleneck' and (self.base_width, self.cardinality) != (64, 1):
-            raise UserError(
-                f'base_width={self.base_width}, cardinality={self.cardinality} '
-                "belong to bottlenecks; use width, or block='bottleneck'"
-            )
-        if self.shortcut is None and self.stochastic_depth:
-            raise UserError(f'stochastic_depth={self.stochastic_depth} drops blocks, which needs a shortcut')
-        if self.zero_gamma and 'bn' not in self.order.last:
-            raise UserError('zero_gamma=True needs a BN at the end of each block; use version 1 or 1.5')
-        if self.output_stride and self.stride_block == 'last':
-            raise UserError(f"output_stride={self.output_stride} needs stride_block='first'")
+        object.__setattr__(self, 'group_blocks', tuple(self.group_blocks))  # JSON has lists
+        self._check_values()
+        self._check_combinations()
+
+    @property
+    def expansion(self) -> int:
+        """Output channels of a block / filters of its group: 4 for a bottleneck, else 1."""
+        return BOTTLENECK_EXPANSION if self.block == 'bottleneck' else 1
+
+    def group_strides(self) -> list[tuple[int, int]]:
+        """Return (stride, dilation) of each group. Dilation replaces the strides that output_stride forbids.
+
+        >>> ResNetSpec((3, 4, 6, 3), stem='imagenet').group_strides()
+        [(1, 1), (2, 1), (2, 1), (2, 1)]
+        >>> ResNetSpec((3, 4, 6, 3), stem='imagenet', output_stride=8).group_strides()
+        [(1, 1), (2, 1), (1, 2), (1, 4)]
+        """
+        strides = [1] + [2] * (len(self.group_blocks) - 1)
+        if self.stride_block == 'last':  # a group ends with the stride that the next one would begin with
+            strides = strides[1:] + [1]
+        total_stride, dilation = 4 if self.stem in ('imagenet', 'deep') else 1, 1
+        pairs = []
+        for stride in strides:
+            if self.output_stride and total_stride * stride > self.output_stride:
+                stride, dilation = 1, dilation * stride
+            total_stride *= stride
+            pairs.append((stride, dilation))
+        return pairs
+
+    def is_projection(self, in_channels: int, channels: int, stride: int, is_first: bool) -> bool:
+        """Return whether a block's shortcut has weights (options A, B and C of 1512.03385 Sec. 4.1).
+
+        Args:
+            in_channels, channels: of the block's input and output.
+            stride: of the block.
+            is_first: whether the block is the first one of its group.
+        """
+        if self.shortcut == 'C' or (self.shortcut == 'group' and is_first):
+            return True
+        if self.stride_block == 'last' and in_channels == channels:
+            return False  # slim takes every second pixel of the identity
+        return self.shortcut not in ('A', None) and (stride > 1 or in_channels != channels)
 
     @classmethod
-    def from_json(cls, values):
-        """Return the ResNetSpec of the plain values in a checkpoint or a card.
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Return the ResNetSpec whose fields a checkpoint or a card holds.
 
         Raises:
-            UserError: it has a field that this version does not know, or a value that is wrong.
+            UserError: a field that this version does not know, or a wrong value.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         for name, value in values.items():
             if name not in known and (name, value) not in _REMOVED.items():
                 raise UserError(
-                    f'{name}={value!r} of a network that another version wrote: this one has no such field; '
+                    f'{name}={value!r} of a network that another version wrote: this version has no such field; '
                     'train or convert the network again'
                 )
         return cls(**{name: value for name, value in values.items() if name in known})
 
-    @property
-    def expansion(self):
-        """Output filters of a block / filters of its group."""
-        return BOTTLENECK_EXPANSION if self.block == 'bottleneck' else 1
+    def _check_values(self):
+        if not self.group_blocks or any(not isinstance(n, int) or n < 1 for n in self.group_blocks):
+            raise UserError(f'group_blocks={self.group_blocks!r}: pass the number of blocks of each group, 1 or more')
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UserError(f'{name}={getattr(self, name)!r} must be one of {", ".join(map(repr, choices))}')
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= least or name == 'stem_filters' and value is None):
+                raise UserError(f'{name}={value!r} must be a whole number, {least} or more')
+        if not 0 <= self.stochastic_depth < 1:
+            raise UserError(f'stochastic_depth={self.stochastic_depth} must be a rate, 0 or more and below 1')
+        if not 0 < self.bn_momentum < 1:
+            raise UserError(f'bn_momentum={self.bn_momentum} must lie between 0 and 1')
+        if not self.bn_epsilon > 0:
+            raise UserError(f'bn_epsilon={self.bn_epsilon} must be above 0')
 
-    @property
-    def trial(self):
-        """The Experiment, or one that changes nothing."""
-        return self.experiment or Experiment()
-
-    @property
-    def order(self):
-        """The Order of BN, ReLU and addition."""
-        return ORDERS[self.trial.order or _VERSION_ORDERS[self.version]]
-
-
-def _check_choices(instance):
-    for field in dataclasses.fields(instance):
-        value, choices = getattr(instance, field.name), _CHOICES.get(field.name)
-        if choices and value not in choices:
-            raise UserError(f'{field.name}={value!r} is none of {choices}')
-
-
-def _check_rates(instance, field):
-    if not 0 <= getattr(instance, field) < 1:
-        raise UserError(f'{field}={getattr(instance, field)}: pass a rate from 0 to below 1')
+    def _check_combinations(self):
+        if self.block != 'bottleneck' and (self.base_width, self.cardinality) != (64, 1):
+            raise UserError(
+                f'base_width={self.base_width}, cardinality={self.cardinality} need bottlenecks; '
+                "pass block='bottleneck', or width in their place"
+            )
+        if self.shortcut is None and self.stochastic_depth:
+            raise UserError(
+                f'stochastic_depth={self.stochastic_depth} drops blocks, which needs a shortcut; pass shortcut, or 0'
+            )
+        if self.zero_gamma and (self.version == '2' or not self.batch_norm):
+            raise UserError("zero_gamma=True needs a batch norm at the end of each block; pass version '1' or '1.5'")
+        if self.output_stride and self.stride_block == 'last':
+            raise UserError(f"output_stride={self.output_stride} needs stride_block='first'")

@@ -1,13 +1,21 @@
-"""The rows: which ResNetSpec has which name. Needs no Keras.
+"""The published networks: which ResNetSpec has which name.
 
-python -m official_resnet.resnet_variants                            # all, as a table; about a minute
-python -m official_resnet.resnet_variants resnet50_v1 resnet50_v1.5  # these
+    python -m official_resnet.resnet_variants                            # all as a table, in about a minute
+    python -m official_resnet.resnet_variants resnet50_v1 resnet50_v1.5  # these two
+
+The specs need no Keras. build_model, cifar_resnet, imagenet_resnet and mnist_resnet import it when they are called.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from official_resnet.errors import UserError
 from official_resnet.resnet_spec import ResNetSpec
 
-# The rows. An ImageNet net's published form: option B, one row of zeros around the stem's pool.
+if TYPE_CHECKING:
+    import keras
+
 IMAGENET_BLOCKS = {
     18: ('basic', (2, 2, 2, 2)),
     34: ('basic', (3, 4, 6, 3)),
@@ -15,15 +23,27 @@ IMAGENET_BLOCKS = {
     101: ('bottleneck', (3, 4, 23, 3)),
     152: ('bottleneck', (3, 8, 36, 3)),
     200: ('bottleneck', (3, 24, 36, 3)),
-}  # 1512.03385 Table 1; 200: 1603.05027 Sec. 5
+}  # layers -> block, group_blocks: 1512.03385 Table 1; 200 is from 1603.05027 Sec. 5
+IMAGE_SHAPES = {
+    'cifar': (32, 32, 3),
+    'mnist': (32, 32, 1),
+    'imagenet': (None, None, 3),
+    'deep': (None, None, 3),
+}  # stem -> (height, width, channels) of the images; None is any size
 
 
-def cifar_spec(resnet_size, **axes):
-    """Return the spec of a CIFAR net of 6n+2 layers, or 9n+2 with bottlenecks (1512.03385 Sec. 4.2).
+def cifar_spec(resnet_size: int, **axes: Any) -> ResNetSpec:
+    """Return the spec of a CIFAR network with 6n+2 layers, or 9n+2 with bottlenecks (1512.03385 Sec. 4.2).
+
+    >>> cifar_spec(20).group_blocks
+    (3, 3, 3)
 
     Args:
-        resnet_size: 8, 14, 20, ...: 6n+2 layers that have weights, n blocks in each of three groups.
-        **axes: further fields of ResNetSpec, as version='2', shortcut='group'.
+        resnet_size: number of layers that have weights, the shortcuts' not counted: 8, 14, 20, ...
+        **axes: further fields of ResNetSpec, for example version='2', shortcut='group'.
+
+    Raises:
+        UserError: no network has this number of layers, or a field is wrong.
     """
     layers = 9 if axes.get('block') == 'bottleneck' else 6
     if resnet_size < layers + 2 or resnet_size % layers != 2:
@@ -32,21 +52,36 @@ def cifar_spec(resnet_size, **axes):
     return ResNetSpec(((resnet_size - 2) // layers,) * 3, **axes)
 
 
-def mnist_spec(**axes):
-    """Return the spec of a [2, 2, 2] net for MNIST: 16, 32, 64 filters, 3x3 projections; axes as in cifar_spec."""
-    fields = {'stem': 'mnist', 'shortcut': 'B', 'projection_kernel': 3, 'bn_momentum': 0.9} | axes
-    return ResNetSpec((2, 2, 2), **fields)
+def imagenet_spec(resnet_size: int, **axes: Any) -> ResNetSpec:
+    """Return the spec of an ImageNet network (1512.03385 Table 1), by default of version 1.5 with option B.
 
+    >>> imagenet_spec(50).group_blocks
+    (3, 4, 6, 3)
 
-def imagenet_spec(resnet_size, **axes):
-    """Return the spec of an ImageNet net of 18, 34, 50, 101, 152 or 200 layers (1512.03385 Table 1)."""
+    Args:
+        resnet_size: 18, 34, 50, 101, 152 or 200 layers.
+        **axes: further fields of ResNetSpec.
+
+    Raises:
+        UserError: no network has this number of layers, or a field is wrong.
+    """
     if resnet_size not in IMAGENET_BLOCKS:
-        raise UserError(f'resnet_size={resnet_size} is none of {tuple(IMAGENET_BLOCKS)}')
+        raise UserError(f'resnet_size={resnet_size} must be one of {", ".join(map(str, IMAGENET_BLOCKS))}')
     block, group_blocks = IMAGENET_BLOCKS[resnet_size]
     fields = {'filters': 64, 'stem': 'imagenet', 'block': block, 'shortcut': 'B', 'version': '1.5'} | axes
     if fields['version'] == '2':
         fields.setdefault('stem_pool', 'same')
     return ResNetSpec(group_blocks, **fields)
+
+
+def mnist_spec(**axes: Any) -> ResNetSpec:
+    """Return the spec of a network for MNIST: two blocks with 16, 32 and 64 filters each, projections by 3x3.
+
+    >>> mnist_spec().group_blocks
+    (2, 2, 2)
+    """
+    fields = {'stem': 'mnist', 'shortcut': 'B', 'projection_kernel': 3, 'bn_momentum': 0.9} | axes
+    return ResNetSpec((2, 2, 2), **fields)
 
 
 VARIANTS = {
@@ -78,36 +113,61 @@ VARIANTS |= {f'plain{size}': imagenet_spec(size, shortcut=None, version='1') for
 VARIANTS |= {
     f'resnext{size}_{cardinality}x{base_width}d': imagenet_spec(size, cardinality=cardinality, base_width=base_width)
     for size, cardinality, base_width in ((50, 32, 4), (101, 32, 4), (101, 32, 8), (101, 64, 4))
-}
-VARIANTS |= {f'wide_resnet{size}_2': imagenet_spec(size, base_width=128) for size in (50, 101)}
+}  # 1611.05431 Sec. 5.1; 32x8d is torchvision's
+VARIANTS |= {f'wide_resnet{size}_2': imagenet_spec(size, base_width=128) for size in (50, 101)}  # 1605.07146 Sec. 3
 VARIANTS |= {
     f'seresnet{size}_v{version}': imagenet_spec(size, version=version, se_reduction=16)
     for version in ('1', '1.5')
     for size in (50, 101, 152)
-}
-VARIANTS |= {f'resnet{size}_d': imagenet_spec(size, stem='deep', projection_pool=True) for size in (50, 101, 152)}
-IMAGE_SHAPES = {'cifar': (32, 32, 3), 'mnist': (32, 32, 1), 'imagenet': (None, None, 3), 'deep': (None, None, 3)}
+}  # 1709.01507 Sec. 3
+VARIANTS |= {
+    f'resnet{size}_d': imagenet_spec(size, stem='deep', projection_pool=True) for size in (50, 101, 152)
+}  # 1812.01187 Sec. 4
 
 
-def cifar_resnet(resnet_size, num_classes=10, **axes):
-    """Return the keras.Model of a 6n+2 CIFAR net for [n, 32, 32, 3] images; axes as in cifar_spec."""
-    return _model(cifar_spec(resnet_size, **axes), num_classes)
+def build_model(variant: str, num_classes: int) -> keras.Model:
+    """Return the network of a row of VARIANTS, for images as IMAGE_SHAPES has them.
 
+    >>> build_model('resnet20_v1', num_classes=10).output_shape
+    (None, 10)
 
-def imagenet_resnet(resnet_size, num_classes=1000, **axes):
-    """Return the keras.Model of an ImageNet net for images of any size; axes as in imagenet_spec."""
-    return _model(imagenet_spec(resnet_size, **axes), num_classes)
-
-
-def build_model(variant, num_classes):
-    """Return the keras.Model of a row of VARIANTS, as 'resnet20_v1' or 'resnet50_v1.5'."""
+    Raises:
+        UserError: there is no such row.
+    """
     if variant not in VARIANTS:
-        raise UserError(f'variant={variant!r} is none of {", ".join(VARIANTS)}')
+        raise UserError(f'variant={variant!r} must be one of {", ".join(VARIANTS)}')
     return _model(VARIANTS[variant], num_classes)
 
 
+def cifar_resnet(resnet_size: int, num_classes: int = 10, **axes: Any) -> keras.Model:
+    """Return a network for float [n, 32, 32, 3] images. The arguments are those of cifar_spec.
+
+    >>> cifar_resnet(8, num_classes=100, version='2').output_shape
+    (None, 100)
+    """
+    return _model(cifar_spec(resnet_size, **axes), num_classes)
+
+
+def imagenet_resnet(resnet_size: int, num_classes: int = 1000, **axes: Any) -> keras.Model:
+    """Return a network for float [n, height, width, 3] images of any size. The arguments are those of imagenet_spec.
+
+    >>> imagenet_resnet(18, filters=4).output_shape
+    (None, 1000)
+    """
+    return _model(imagenet_spec(resnet_size, **axes), num_classes)
+
+
+def mnist_resnet(num_classes: int = 10, **axes: Any) -> keras.Model:
+    """Return a network for float [n, 32, 32, 1] images, 28x28 digits with zeros around them.
+
+    >>> mnist_resnet().input_shape
+    (None, 32, 32, 1)
+    """
+    return _model(mnist_spec(**axes), num_classes)
+
+
 def _model(spec, num_classes):
-    from official_resnet import resnet_model  # imports Keras, which the rows do not need
+    from official_resnet import resnet_model  # imports Keras, which the specs do not need
 
     return resnet_model.resnet(spec, num_classes, IMAGE_SHAPES[spec.stem])
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from official_resnet import resnet_run_loop, resnet_spec, resnet_variants
+from official_resnet import resnet_run_loop, resnet_variants
 from official_resnet.experiments import experiment_program, gradient_flow_main, net_gradients
 from official_resnet.inputs import datasets
 from official_resnet.training import devices
@@ -31,9 +31,7 @@ def test_gradients_before_training_are_those_of_the_tape(cifar_dir):
     assert len(result['losses']) == 5 and result['diverged_at'] is None
 
     keras.utils.set_random_seed(0)
-    model = resnet_variants.cifar_resnet(
-        8, shortcut=None, experiment=resnet_spec.Experiment(activation='sigmoid', batch_norm=False)
-    )
+    model = resnet_variants.cifar_resnet(8, shortcut=None, activation='sigmoid', batch_norm=False)
     images, labels = next(iter(examples.training_batches(8)))
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, model(images, training=True)))

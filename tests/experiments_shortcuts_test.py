@@ -1,11 +1,12 @@
 """The shortcuts and orders of 1603.05027: the rows, a net of each kind trained, a net that fails."""
 
+import dataclasses
 import json
 
 import pytest
 
-from official_resnet import resnet_variants
-from official_resnet.experiments import experiment_program, runs, shortcuts_main
+from official_resnet import resnet_model, resnet_variants
+from official_resnet.experiments import blocks, experiment_program, runs, shortcuts_main
 from official_resnet.reports import figures
 from official_resnet.training import devices
 
@@ -56,15 +57,21 @@ def call(monkeypatch, capsys, cifar_dir, tmp_path):
 
 def test_rows_are_the_papers():
     assert {name: row.paper_error for name, row in shortcuts_main.ROWS.items()} == PAPER
-    specs = {name: shortcuts_main.row_spec(row, 110) for name, row in shortcuts_main.ROWS.items()}
-    assert len(set(specs.values())) == len(PAPER)  # no two nets are the same
+    networks = {name: shortcuts_main.network(row, 110) for name, row in shortcuts_main.ROWS.items()}
+    assert len({str(network) for network in networks.values()}) == len(PAPER)  # no two nets are the same
+    specs = {name: network['spec'] for name, network in networks.items()}
+    experiments = {name: network['experiment'] for name, network in networks.items() if network['experiment']}
     assert specs['original'] == resnet_variants.cifar_spec(110, bn_momentum=0.9)
     assert all(spec.group_blocks == (18, 18, 18) for spec in specs.values())
     assert specs['conv_shortcut'].shortcut == 'C' and specs['full_preactivation'].version == '2'
-    experiment = specs['exclusive_gate'].experiment
-    assert (experiment.gate, experiment.gate_bias) == ('exclusive', -6.0)
-    assert specs['scaled_both'].experiment.shortcut_scale == specs['scaled_both'].experiment.residual_scale == 0.5
-    assert specs['dropout_shortcut'].experiment.shortcut_dropout == 0.5
+    assert PAPER.keys() - experiments.keys() == {'original', 'conv_shortcut', 'full_preactivation'}
+    assert experiments['exclusive_gate'] == {'gate': 'exclusive', 'gate_bias': -6.0}
+    assert experiments['scaled_both'] == {'shortcut_scale': 0.5, 'residual_scale': 0.5}
+    assert experiments['dropout_shortcut'] == {'shortcut_dropout': 0.5}
+    for name, experiment in experiments.items():
+        resnet_model.resnet(
+            dataclasses.replace(specs[name], group_blocks=(1, 1)), 10, (8, 8, 3), blocks.make_block(experiment)
+        )
 
 
 def test_two_rows_end_to_end(call, tmp_path):

@@ -1,6 +1,8 @@
 """The fused BatchNormalization against Keras' own, and rewritten networks against what they were."""
 
 import dataclasses
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from random_weights import randomize
 
 from official_resnet import layers, resnet_model, resnet_spec, resnet_variants
-from official_resnet.inference import rewrite
+from official_resnet.inference import model_card, rewrite
 
 TOLERANCE = {'float32': 2e-5, 'bfloat16': 4e-2, 'float16': 4e-3}
 POLICY = {'float32': 'float32', 'bfloat16': 'mixed_bfloat16', 'float16': 'mixed_float16'}
@@ -148,6 +150,31 @@ def test_replicas_report_their_own_statistics_and_the_layers_forget_where():
     assert statistics.take() == []
     norm(tf.ones([3, 1, 1, 2]), training=True)
     np.testing.assert_allclose(norm.moving_mean.numpy(), [0.5, 0.5])
+
+
+def test_the_recursion_limit_is_put_back():
+    before = sys.getrecursionlimit()
+    with pytest.raises(ZeroDivisionError), layers.deep_graph():
+        assert sys.getrecursionlimit() > 10 * before
+        raise ZeroDivisionError
+    assert sys.getrecursionlimit() == before
+
+
+@pytest.mark.slow  # 20 s, half of them the start of a second process
+def test_a_network_deeper_than_pythons_limit_is_built_saved_and_loaded_elsewhere(tmp_path):
+    before = sys.getrecursionlimit()
+    spec = resnet_spec.ResNetSpec((before // 6, 1), filters=1, shortcut=None)  # 6 layers a block, a level each
+    model = resnet_model.resnet(spec, 3, (8, 8, 3))
+    assert sys.getrecursionlimit() == before < len(model.layers)
+    model.save(tmp_path / 'deep.keras')
+    model_card.write_card(tmp_path / 'deep.card.json', spec, 'none', (8, 8, 3), (8, 8, 3), 'abc')
+    code = (
+        'import sys; from official_resnet.inference import predict, rewrite; '
+        f'model, card = predict.load({str(tmp_path / "deep.keras")!r}); rewrite.fold_batch_norm(model); '
+        'print(len(model.layers), sys.getrecursionlimit())'
+    )
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == [str(len(model.layers)), str(before)]
 
 
 @pytest.mark.parametrize(

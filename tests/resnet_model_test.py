@@ -1,6 +1,7 @@
 """Parameter counts, names, shapes and the shortcuts' arithmetic."""
 
 import dataclasses
+import doctest
 import json
 import resource
 import time
@@ -172,7 +173,7 @@ def test_option_a_takes_every_second_pixel_and_adds_zero_channels(side, before):
     spec = resnet_spec.ResNetSpec((1,), filters=4, shortcut_padding=side)
     images = np.arange(2 * 4 * 4 * 2, dtype='float32').reshape(2, 4, 4, 2)
     inputs = keras.Input(images.shape[1:])
-    outputs = resnet_model._shortcut(inputs, inputs, spec, 4, 2, 'x', is_first=True)
+    outputs = resnet_model.shortcut_of(inputs, spec, 4, 2, 'x', is_first=True)
     result = keras.Model(inputs, outputs)(images).numpy()
     expected = np.zeros((2, 2, 2, 4), 'float32')
     expected[..., before : before + 2] = images[:, ::2, ::2]
@@ -199,8 +200,8 @@ def test_block_computes_what_the_paper_says():
 @pytest.mark.parametrize('version,strides', [('1', [2, 1, 1]), ('1.5', [1, 2, 1]), ('2', [1, 2, 1])])
 def test_where_a_bottleneck_strides(version, strides):
     spec = resnet_spec.ResNetSpec((1,), block='bottleneck', version=version)
-    convs = resnet_model._block_convs(spec, 64, 2)
-    assert [conv[2] for conv in convs] == strides
+    convs = resnet_model.block_convolutions(spec, 64, 2)
+    assert [conv.stride for conv in convs] == strides
     assert [conv[:2] for conv in convs] == [(64, 1), (64, 3), (256, 1)]
 
 
@@ -254,22 +255,23 @@ def test_zero_residual_blocks_change_nothing():
     [
         (lambda: resnet_variants.cifar_spec(21), 'resnet_size=21 is not 6n+2; the nearest are 20 and 26'),
         (lambda: resnet_variants.cifar_spec(2), 'the nearest are 8 and 14'),
-        (lambda: resnet_variants.imagenet_spec(51), 'none of'),
-        (lambda: resnet_spec.ResNetSpec((3,), shortcut='D'), "shortcut='D' is none of"),
+        (lambda: resnet_variants.imagenet_spec(51), 'resnet_size=51 must be one of 18, 34'),
+        (lambda: resnet_spec.ResNetSpec((3,), shortcut='D'), "shortcut='D' must be one of 'A', 'B'"),
         (lambda: resnet_spec.ResNetSpec(()), 'group_blocks'),
         (lambda: resnet_spec.ResNetSpec((3, 0)), 'group_blocks'),
         (lambda: resnet_spec.ResNetSpec((3,), filters=0), 'filters=0'),
         (lambda: resnet_spec.ResNetSpec((3,), bn_momentum=1.0), 'bn_momentum'),
         (lambda: resnet_spec.ResNetSpec((3,), cardinality=32), 'bottleneck'),
-        (lambda: resnet_variants.build_model('resnet51_v1', 10), 'none of'),
+        (lambda: resnet_variants.build_model('resnet51_v1', 10), "variant='resnet51_v1' must be one of resnet20_v1"),
         (lambda: resnet_variants.cifar_spec(30, block='bottleneck'), '9n+2; the nearest are 29 and 38'),
         (lambda: resnet_spec.ResNetSpec((3,), stochastic_depth=1.0), 'stochastic_depth=1.0'),
         (lambda: resnet_spec.ResNetSpec((3,), shortcut=None, stochastic_depth=0.5), 'needs a shortcut'),
         (lambda: resnet_spec.ResNetSpec((3,), version='2', zero_gamma=True), 'zero_gamma'),
         (lambda: resnet_spec.ResNetSpec((3,), output_stride=4), 'output_stride=4'),
         (lambda: resnet_spec.ResNetSpec((3,), output_stride=8, stride_block='last'), 'stride_block'),
-        (lambda: resnet_spec.Experiment(order='x'), "order='x'"),
-        (lambda: resnet_spec.Experiment(shortcut_dropout=-0.1), 'shortcut_dropout=-0.1'),
+        (lambda: resnet_spec.ResNetSpec((3,), batch_norm=False, zero_gamma=True), 'zero_gamma'),
+        (lambda: resnet_spec.ResNetSpec((3,), activation='tanh'), "activation='tanh'"),
+        (lambda: resnet_spec.ResNetSpec((3,), se_reduction=-1), 'se_reduction=-1'),
     ],
 )
 def test_wrong_specs(make, message):
@@ -284,14 +286,15 @@ def test_variants_build_by_name():
 
 
 def test_a_spec_survives_json():
-    spec = resnet_variants.cifar_spec(8, experiment=resnet_spec.Experiment(gate='exclusive', gate_bias=-6.0))
-    assert resnet_spec.ResNetSpec(**json.loads(json.dumps(dataclasses.asdict(spec)))) == spec
+    spec = resnet_variants.cifar_spec(8, activation='sigmoid', batch_norm=False, output_stride=8)
+    assert resnet_spec.ResNetSpec.from_json(json.loads(json.dumps(dataclasses.asdict(spec)))) == spec
 
 
 def test_a_spec_of_an_earlier_version_is_read_or_refused_in_one_line():
     spec = resnet_variants.cifar_spec(8)
-    assert resnet_spec.ResNetSpec.from_json(dataclasses.asdict(spec) | {'data_format': 'channels_last'}) == spec
-    for field in ({'data_format': 'channels_first'}, {'no_such_field': 1}):
+    same = {'data_format': 'channels_last', 'experiment': None}
+    assert resnet_spec.ResNetSpec.from_json(dataclasses.asdict(spec) | same) == spec
+    for field in ({'data_format': 'channels_first'}, {'experiment': {'gate': None}}, {'no_such_field': 1}):
         with pytest.raises(UserError, match=f'{next(iter(field))}=.*train or convert the network again') as error:
             resnet_spec.ResNetSpec.from_json(dataclasses.asdict(spec) | field)
         assert '\n' not in str(error.value)
@@ -329,7 +332,7 @@ def test_stem_pools(size):
     for pool in ('pad1', 'same', 'ceil'):
         spec = resnet_variants.imagenet_spec(18, stem_pool=pool)
         images = keras.Input((2 * size, 2 * size, 3))
-        layers = keras.Model(images, resnet_model._stem(images, spec)).layers
+        layers = keras.Model(images, resnet_model.stem(images, spec)).layers
         x = inputs
         for layer in layers[-2:] if pool != 'same' else layers[-1:]:
             x = layer.__class__.from_config(layer.get_config())(x)
@@ -352,50 +355,40 @@ def test_output_stride_dilates_instead():
     assert dilations == [1, 1, 1, 1, 1, 2, 2, 4]
 
 
-@pytest.mark.parametrize(
-    'trial,names',
-    [
-        ({}, 'conv1 bn1 relu1 conv2 bn2 add out'),
-        ({'order': 'bn_after_addition'}, 'conv1 bn1 relu1 conv2 add bn3 out'),
-        ({'order': 'relu_before_addition'}, 'conv1 bn1 relu1 conv2 bn2 relu2 out'),
-        ({'order': 'relu_only_preactivation'}, 'relu1 conv1 bn2 relu2 conv2 bn3 out'),
-        ({'order': 'full_preactivation'}, 'bn1 relu1 conv1 bn2 relu2 conv2 out'),
-        ({'shortcut_scale': 0.5, 'residual_scale': 0.5}, 'conv1 bn1 relu1 conv2 bn2 scale shortcut_scale add out'),
-        ({'gate': 'shortcut_only'}, 'gate conv1 gate_rest bn1 relu1 conv2 bn2 gated_shortcut add out'),
-        ({'gate': 'exclusive'}, 'gate conv1 bn1 relu1 conv2 bn2 gate_rest gated gated_shortcut add out'),
-        ({'shortcut_dropout': 0.5}, 'conv1 bn1 relu1 conv2 bn2 shortcut_dropout add out'),
-        ({'batch_norm': False, 'activation': 'sigmoid'}, 'conv1 relu1 conv2 add out'),
-    ],
-)
-def test_experiments_are_what_figures_2_and_4_draw(trial, names):
-    """1603.05027: which operations a block has; their order where one follows the other."""
-    spec = resnet_spec.ResNetSpec((1,), filters=2, experiment=resnet_spec.Experiment(**trial))
+def test_without_batch_norm_and_relu_names_stay():
+    spec = resnet_spec.ResNetSpec((1,), filters=2, batch_norm=False, activation='sigmoid')
     inputs = keras.Input((4, 4, 2))
     model = keras.Model(inputs, resnet_model.residual_block(inputs, spec, 2, 1, 'b'))
-    found = [layer.name.removeprefix('b_') for layer in model.layers[1:]]
-    assert sorted(found) == sorted(names.split())
-    chain = [name for name in names.split() if name.startswith(('conv', 'bn', 'relu', 'add', 'out'))]
-    assert [name for name in found if name in chain] == chain
+    assert [layer.name for layer in model.layers[1:]] == ['b_conv1', 'b_relu1', 'b_conv2', 'b_add', 'b_out']
+    assert model.get_layer('b_conv1').use_bias and model.get_layer('b_out').activation is keras.activations.sigmoid
 
 
-@pytest.mark.parametrize('gate', ['exclusive', 'shortcut_only'])
-def test_gates_compute_what_they_say(gate):
-    trial = resnet_spec.Experiment(gate=gate, gate_bias=-1.0)
-    spec = resnet_spec.ResNetSpec((1,), filters=2, experiment=trial)
-    inputs = keras.Input((4, 4, 2))
-    model = keras.Model(inputs, resnet_model.residual_block(inputs, spec, 2, 1, 'b'))
-    images = np.random.default_rng(7).uniform(0, 1, (2, 4, 4, 2)).astype('float32')
-    layer = model.get_layer('b_gate')
-    g = 1 / (1 + np.exp(-(images @ layer.kernel.numpy()[0, 0] - 1.0)))
-    residual = keras.Model(inputs, model.get_layer('b_bn2').output)(images).numpy()
-    expected = (1 - g) * images + (g * residual if gate == 'exclusive' else residual)
-    np.testing.assert_allclose(model(images), np.maximum(expected, 0), atol=1e-5)
+@pytest.mark.parametrize('module', [resnet_spec, resnet_variants, resnet_model], ids=lambda module: module.__name__)
+def test_examples_in_docstrings(module):
+    result = doctest.testmod(module)
+    assert result.attempted > 2 and not result.failed
+
+
+def test_a_network_may_have_another_block():
+    def block(x, spec, filters, stride, name, *, is_first=False, dilation=1, drop_rate=0.0):
+        seen.append((filters, stride, name, is_first, dilation, drop_rate))
+        return keras.layers.Conv2D(filters, 1, stride, name=f'{name}_conv')(x)
+
+    seen = []
+    spec = resnet_spec.ResNetSpec((2, 1), filters=4, stochastic_depth=0.6)
+    model = resnet_model.resnet(spec, 3, (8, 8, 3), block=block)
+    assert seen == [
+        (4, 1, 'group1_block1', True, 1, pytest.approx(0.2)),
+        (4, 1, 'group1_block2', False, 1, pytest.approx(0.4)),
+        (8, 2, 'group2_block1', True, 1, pytest.approx(0.6)),
+    ]
+    assert model.get_layer('group2_block1_conv').output.shape == (None, 4, 4, 8)
 
 
 def test_squeeze_and_excitation_by_hand():
     spec = resnet_spec.ResNetSpec((1,), filters=4, se_reduction=2)
     inputs = keras.Input((4, 4, 4))
-    model = keras.Model(inputs, resnet_model._squeeze_and_excite(inputs, spec, 'b'))
+    model = keras.Model(inputs, resnet_model.squeeze_and_excite(inputs, spec, 'b'))
     images = np.random.default_rng(8).normal(size=(2, 4, 4, 4)).astype('float32')
     first, second = (model.get_layer(f'b_se_conv{i}').kernel.numpy()[0, 0] for i in (1, 2))
     scale = 1 / (1 + np.exp(-np.maximum(images.mean((1, 2)) @ first, 0) @ second))

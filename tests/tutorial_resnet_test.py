@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from official_resnet import resnet_model, resnet_spec, resnet_variants
 from official_resnet.errors import UserError
-from official_resnet.experiments import tutorial_resnet
+from official_resnet.experiments import blocks, tutorial_resnet
 
 
 def trainable(model):
@@ -70,11 +70,10 @@ def test_shortcut_is_the_pooled_input_with_zero_channels_at_the_end(size, out_ch
 
 
 @pytest.mark.parametrize('in_channels', [3, 4])
-def test_without_pooling_it_is_our_block_in_the_order_relu_before_addition(in_channels):
+def test_without_pooling_it_is_the_block_of_the_order_relu_before_addition(in_channels):
     model = block_model((5, 5, in_channels), 4, False)
-    spec = tutorial_resnet.SPEC
-    assert spec.order == resnet_spec.ORDERS['relu_before_addition']
-    ours = block_model((5, 5, in_channels), spec, 4, 1, 'b', block=resnet_model.residual_block)
+    block = blocks.make_block({'order': 'relu_before_addition'})
+    ours = block_model((5, 5, in_channels), tutorial_resnet.SPEC, 4, 1, 'b', block=block)
     ours.set_weights(model.get_weights())
     images = normal(2, 5, 5, in_channels)
     for training in (False, True):
@@ -282,7 +281,7 @@ def test_resnext_is_one_sum_in_three_forms():
         shortcut=None,
         base_width=depth,
         cardinality=branches,
-        experiment=resnet_spec.Experiment(batch_norm=False),
+        batch_norm=False,
     )
     model = block_model((5, 5, 12), spec, 64, 1, 'b', block=resnet_model.residual_block)
     model.set_weights([normal(*w.shape, seed=i) for i, w in enumerate(model.weights)])
@@ -306,7 +305,7 @@ def test_resnext_is_one_sum_in_three_forms():
 
 def test_resnext_doubles_the_inner_filters_alone():
     resnet, resnext = (
-        resnet_model._block_convs(resnet_variants.imagenet_spec(50, **axes), 64, 1)
+        resnet_model.block_convolutions(resnet_variants.imagenet_spec(50, **axes), 64, 1)
         for axes in ({}, {'cardinality': 32, 'base_width': 4})
     )
     assert [filters for filters, *_ in resnet] == [64, 64, 256]

@@ -52,7 +52,7 @@ def describe(name):
     ]
     rows[_label('stem', stem)] += ['3x3 max-pool, /2' for layer in stem if layer.name == 'stem_pool']
     for i, num_blocks in enumerate(spec.group_blocks):
-        convs = resnet_model._block_convs(spec, spec.filters * 2**i, 1)
+        convs = resnet_model.block_convolutions(spec, spec.filters * 2**i, 1)
         lines = [
             f'[{kernel}x{kernel}, {filters}' + (f', C={groups}]' if groups > 1 else ']')
             for filters, kernel, _, groups in convs

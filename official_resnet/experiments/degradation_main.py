@@ -43,13 +43,13 @@ def run_degradation(values, dataset, data_dir):
     config = runs.train_config(values, dataset, data_dir, QUICK_EPOCHS)
     depths = experiment_program.depths(values)
     axes = {'bn_momentum': config.spec.bn_momentum}
-    specs = {
-        f'{kind}-{depth}': resnet_variants.cifar_spec(depth, shortcut=shortcut, **axes)
+    nets = {
+        f'{kind}-{depth}': {'spec': resnet_variants.cifar_spec(depth, shortcut=shortcut, **axes)}
         for kind, shortcut in (('plain', None), ('residual', 'A'))
         for depth in depths
     }
     runs.claim_folder(values.output_dir, runs.settings_of(config))
-    nets = runs.train_nets(specs, config, values.output_dir)
+    nets = runs.train_nets(nets, config, values.output_dir)
     claim = judge(nets, depths[0], depths[-1]) if len(depths) > 1 else None
     if claim:
         print(claim['text'])

@@ -7,8 +7,9 @@ import time
 import keras
 import tensorflow as tf
 
-from official_resnet import resnet_model, resnet_run_loop, resnet_spec, resnet_variants
+from official_resnet import resnet_model, resnet_run_loop, resnet_variants
 from official_resnet.inputs import datasets
+from official_resnet.layers import deep_graph
 from official_resnet.training import optimizers, step
 
 NUM_CLASSES = 10
@@ -83,7 +84,9 @@ def make_step(case, settings):
         NUM_CLASSES,
         shortcut='A' if is_residual else None,
         bn_momentum=0.9,
-        experiment=resnet_spec.Experiment(activation=activation, batch_norm=has_bn, init=settings['init']),
+        activation=activation,
+        batch_norm=has_bn,
+        initializer=settings['init'],
     )
     convolutions = [layer for layer in net.layers if isinstance(layer, keras.layers.Conv2D)]
     model = with_auxiliary_heads(net) if settings['auxiliary_loss'] else net
@@ -115,7 +118,8 @@ def with_auxiliary_heads(net):
         keras.layers.Dense(NUM_CLASSES, name=f'{name}_logits')(keras.layers.GlobalAveragePooling2D()(maps[name]))
         for name in groups
     ]
-    return keras.Model(net.input, [maps['logits'], *heads])
+    with deep_graph():
+        return keras.Model(net.input, [maps['logits'], *heads])
 
 
 def root_mean_square(tensor):

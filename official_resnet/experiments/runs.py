@@ -12,6 +12,7 @@ import pathlib
 
 from official_resnet import files, resnet_run_loop, resnet_variants
 from official_resnet.errors import UserError
+from official_resnet.experiments import blocks
 from official_resnet.inputs import datasets
 from official_resnet.training import callbacks, devices, recipes, step
 from official_resnet.training.config import MachineConfig, Schedule
@@ -105,27 +106,30 @@ def read_json(path):
 
 def settings_of(config):
     """Return what the nets of an experiment share of a TrainConfig."""
-    return {name: value for name, value in config.to_json().items() if name not in ('spec', 'machine', 'schedule')} | {
-        f'schedule.{name}': value for name, value in config.to_json()['schedule'].items()
-    }
+    return {
+        name: value
+        for name, value in config.to_json().items()
+        if name not in ('spec', 'experiment', 'machine', 'schedule')
+    } | {f'schedule.{name}': value for name, value in config.to_json()['schedule'].items()}
 
 
-def train_nets(specs, config, output_dir):
+def train_nets(nets, config, output_dir):
     """Train nets one after the other, each once; return {name: result of `train_net`}.
 
     Args:
-        specs: {name: ResNetSpec}; the name is that of the folder below output_dir/runs.
-        config: TrainConfig whose spec and machine.model_dir are replaced.
+        nets: {name: {'spec': ResNetSpec, 'experiment': dict or None}}, where 'experiment' may be missing. The name is
+            that of the folder below output_dir/runs.
+        config: TrainConfig, in which these fields and machine.model_dir are replaced.
         output_dir: exists.
     """
     results = {}
-    for name, spec in specs.items():
-        print(f'{name}, {len(results) + 1} of {len(specs)}:', flush=True)
+    for name, fields in nets.items():
+        print(f'{name}, {len(results) + 1} of {len(nets)}:', flush=True)
         schedule = config.schedule
-        if 2 * sum(spec.group_blocks) + 2 >= WARM_UP_LAYERS:
+        if 2 * sum(fields['spec'].group_blocks) + 2 >= WARM_UP_LAYERS:
             schedule = warmed_up(schedule)
         results[name] = train_net(
-            dataclasses.replace(config, spec=spec, schedule=schedule).with_machine(
+            dataclasses.replace(config, **fields, schedule=schedule).with_machine(
                 model_dir=str(pathlib.Path(output_dir) / 'runs' / name)
             )
         )
@@ -151,7 +155,8 @@ def train_net(config):
     progress = callbacks.Progress()
     failed, train_error = None, None
     try:
-        result = resnet_run_loop.train(config, [progress, callbacks.MetricsJSON(folder)])
+        block = blocks.make_block(config.experiment) if config.experiment else None
+        result = resnet_run_loop.train(config, [progress, callbacks.MetricsJSON(folder)], block=block)
         train_error = inference_error(result.model, config)
     except resnet_run_loop.Diverged as error:
         failed = str(error).partition(';')[0]  # without the loop's advice on flags

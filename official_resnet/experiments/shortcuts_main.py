@@ -36,7 +36,7 @@ class Row:
         label: in the figure, as in the paper's tables.
         paper_error: test error of ResNet-110 on CIFAR-10, %, median of 5 runs; None "fail", above 20 %.
         axes: what differs of cifar_spec.
-        experiment: what differs of resnet_spec.Experiment.
+        experiment: what differs of blocks.Experiment.
     """
 
     label: str
@@ -58,7 +58,9 @@ ROWS = {
     # 1603.05027 Table 2
     'bn_after_addition': Row('BN after addition', 8.17, experiment={'order': 'bn_after_addition'}),
     'relu_before_addition': Row('ReLU before addition', 7.84, experiment={'order': 'relu_before_addition'}),
-    'relu_only_preactivation': Row('ReLU-only pre-activation', 6.71, experiment={'order': 'relu_only_preactivation'}),
+    'relu_only_preactivation': Row(
+        'ReLU-only pre-activation', 6.71, {'stem_bn': False}, {'order': 'relu_only_preactivation'}
+    ),
     'full_preactivation': Row('full pre-activation', 6.37, {'version': '2'}),
 }
 ORDERS = ('bn_after_addition', 'relu_before_addition', 'relu_only_preactivation', 'full_preactivation')
@@ -101,7 +103,7 @@ def run_shortcuts(values, dataset, data_dir):
     runs.claim_folder(values.output_dir, settings)
     rows = {name: row for name, row in ROWS.items() if name in values.rows}
     nets = runs.train_nets(
-        {name: row_spec(row, size, config.spec.bn_momentum) for name, row in rows.items()}, config, values.output_dir
+        {name: network(row, size, config.spec.bn_momentum) for name, row in rows.items()}, config, values.output_dir
     )
     bars = [(row.label, nets[name]['final'], row.paper_error) for name, row in rows.items()]
     titles = (f'ResNet-{size}, {runs.images_text(config)}', 'ResNet-110, 1603.05027, 64,000 steps, median of 5')
@@ -118,12 +120,12 @@ def run_shortcuts(values, dataset, data_dir):
     )
 
 
-def row_spec(row, resnet_size, bn_momentum=0.9):
-    """Return the ResNetSpec of a Row."""
-    from official_resnet import resnet_spec, resnet_variants
+def network(row, resnet_size, bn_momentum=0.9):
+    """Return the fields of TrainConfig that say which network a Row has."""
+    from official_resnet import resnet_variants
 
-    experiment = resnet_spec.Experiment(**row.experiment) if row.experiment else None
-    return resnet_variants.cifar_spec(resnet_size, experiment=experiment, bn_momentum=bn_momentum, **row.axes)
+    spec = resnet_variants.cifar_spec(resnet_size, bn_momentum=bn_momentum, **row.axes)
+    return {'spec': spec, 'experiment': row.experiment or None}
 
 
 def judge(nets):

@@ -8,7 +8,7 @@
 
 The block is the tutorial's, not a paper's. It halves by a 2x2 max-pool of the input, before both branches, so that
 every convolution has stride 1; new channels are zeros at the end; BN and ReLU follow both convolutions and nothing the
-addition, so F >= 0 and the output is never below the shortcut ('relu_before_addition' of resnet_spec.ORDERS,
+addition, so F >= 0 and the output is never below the shortcut ('relu_before_addition' of experiments/blocks.py,
 arXiv:1603.05027 Fig. 4c, which that paper found to be worse). The first block of every group halves, also the first
 group's. For nets of the papers use resnet_model.
 """
@@ -21,7 +21,7 @@ import numpy as np
 from official_resnet import layers, resnet_model, resnet_spec
 from official_resnet.errors import UserError
 
-# Where BN and ReLU stand, where the zero channels go, and the tutorial's BN: decay 0.999, epsilon 0.001.
+# Where the zero channels go, and the tutorial's BN: decay 0.999, epsilon 0.001.
 SPEC = resnet_spec.ResNetSpec(
     group_blocks=(2, 2),
     filters=16,
@@ -30,7 +30,6 @@ SPEC = resnet_spec.ResNetSpec(
     shortcut_padding='end',
     bn_momentum=0.999,
     bn_epsilon=1e-3,
-    experiment=resnet_spec.Experiment(order='relu_before_addition'),
 )
 IMAGE_SHAPE = (28, 28, 1)  # float32, 0..1
 INIT_STDDEV = 0.1  # of every kernel, a normal distribution cut off at two of these; biases start at 0
@@ -170,7 +169,7 @@ def compare_blocks(channels=256):
 
 def _num_weights(block, filters, in_channels):
     weights = 0
-    for out_channels, kernel, _, groups in resnet_model._block_convs(
+    for out_channels, kernel, _, groups in resnet_model.block_convolutions(
         resnet_spec.ResNetSpec((1,), block=block), filters, stride=1
     ):
         weights += kernel * kernel * in_channels // groups * out_channels
@@ -192,11 +191,11 @@ def _block(x, out_channels, down_sample, projection, name, projection_stride=PRO
             'residual_block(..., projection=True) can'
         )
     elif in_channels < out_channels:
-        shortcut = resnet_model._pad_channels(x, SPEC, out_channels - in_channels, f'{name}_shortcut_pad')
-    convs = resnet_model._block_convs(SPEC, out_channels, stride=1)
-    for i, (filters, kernel, stride, _) in enumerate(convs, start=1):
+        shortcut = resnet_model.pad_channels(x, SPEC, out_channels - in_channels, f'{name}_shortcut_pad')
+    for i, (filters, kernel, stride, _) in enumerate(resnet_model.block_convolutions(SPEC, out_channels, 1), start=1):
         x = _conv(x, filters, kernel, f'{name}_conv{i}', stride)
-        x = resnet_model._activate(x, SPEC, SPEC.order.last if i == len(convs) else SPEC.order.between, name, i)
+        x = resnet_model.batch_norm(x, SPEC, f'{name}_bn{i}')
+        x = resnet_model.activation(x, SPEC, f'{name}_relu{i}')
     if x.shape[1:] != shortcut.shape[1:]:
         raise UserError(
             f'{name}: F of shape {tuple(x.shape[1:])} and a shortcut of shape '

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from official_resnet import resnet_model
+from official_resnet import layers, resnet_model
 from official_resnet.errors import UserError
 
 # Of 0, 1/4 .. 1: RGB, 0..255; the brighter the more.
@@ -35,7 +35,8 @@ def grad_cam(model, images, class_index=None):
     if not groups:
         raise UserError('Grad-CAM needs the layers of resnet_model, and the net has no group1_block1_out')
     last = outputs[max(groups, key=lambda name: int(name.removeprefix('group')))]
-    both = keras.Model(model.input, [last, model.output])
+    with layers.deep_graph():
+        both = keras.Model(model.input, [last, model.output])
     num_classes = model.output_shape[-1]
     with tf.GradientTape() as tape:
         tape.watch(images)  # the weights may all be frozen

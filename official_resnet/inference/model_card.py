@@ -43,6 +43,7 @@ class Card:
         resize: 'cover' cuts the largest middle of the shape of `size` and resizes it; 'squash' resizes the whole;
             a number resizes the shorter side to it, then cuts `size` out of the middle.
         interpolation: 'bilinear' or 'bicubic', antialiased.
+        experiment: what a block function of its own changes of the net; None if it has none.
     """
 
     spec: resnet_spec.ResNetSpec
@@ -55,6 +56,7 @@ class Card:
     net_size: tuple
     resize: int | str = 'cover'
     interpolation: str = 'bilinear'
+    experiment: dict | None = None
 
 
 def write_card(
@@ -158,7 +160,9 @@ class _Fields:
         fed = self.get(self.content, 'input')
         self.require(isinstance(fed, dict), 'input', fed, 'an object')
         convention = self.converted(fed) if 'scale' in fed else self.own(fed)
-        return Card(self.spec(), num_classes, names, ids, **convention)
+        experiment = self.content.get('experiment')
+        self.require(experiment is None or isinstance(experiment, dict), 'experiment', experiment, 'an object or null')
+        return Card(self.spec(), num_classes, names, ids, **convention, experiment=experiment)
 
     def spec(self):
         spec = self.get(self.content, 'spec')

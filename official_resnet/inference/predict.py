@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from official_resnet import layers
 from official_resnet.errors import UserError
 from official_resnet.inference import model_card
 from official_resnet.inputs import augmentation
@@ -39,7 +40,8 @@ def load(path):
         raise UserError(f"'{path}' is no .keras file and no model_dir; pass one of them")
     card = model_card.read_card(path.with_suffix('.card.json'))
     try:
-        model = keras.models.load_model(path, compile=False)
+        with layers.deep_graph():
+            model = keras.models.load_model(path, compile=False)
     except (
         OSError,
         ValueError,

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from official_resnet.layers import NHWC, BatchNormalization
+from official_resnet.layers import NHWC, BatchNormalization, deep_graph
 
 
 def to_stock(model):
@@ -22,7 +22,8 @@ def to_stock(model):
             return stock
         return layer.__class__.from_config(layer.get_config())
 
-    stock = keras.models.clone_model(model, clone_function=clone)
+    with deep_graph():
+        stock = keras.models.clone_model(model, clone_function=clone)
     stock.set_weights(model.get_weights())
     return stock
 
@@ -69,7 +70,8 @@ def fold_batch_norm(model, dtype=None):
     def call(layer, *args, **kwargs):
         return args[0] if layer.name in swallowed else layer(*args, **kwargs)
 
-    folded = keras.models.clone_model(model, clone_function=clone, call_function=call)
+    with deep_graph():
+        folded = keras.models.clone_model(model, clone_function=clone, call_function=call)
     for layer in folded.layers:
         if layer.weights:
             old = model.get_layer(layer.name)
@@ -138,7 +140,8 @@ def propagate_strides(model):
             inputs = keras.layers.ZeroPadding2D(pads, **options)(inputs)
         return layer(inputs, **kwargs)
 
-    rewritten = keras.models.clone_model(model, clone_function=clone, call_function=call)
+    with deep_graph():
+        rewritten = keras.models.clone_model(model, clone_function=clone, call_function=call)
     for layer in model.layers:
         if layer.weights:
             rewritten.get_layer(layer.name).set_weights(layer.get_weights())

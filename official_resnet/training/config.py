@@ -11,6 +11,7 @@ from official_resnet.inputs.images import Views
 # What makes two runs different runs: a checkpoint continues only where these agree.
 IDENTITY = (
     'spec',
+    'experiment',
     'dataset',
     'num_train_images',
     'image_size',
@@ -100,6 +101,7 @@ class TrainConfig:
 
     Attributes:
         spec: the network.
+        experiment: what the block function that is passed to the loop changes; None if there is no such function.
         dataset: a name in datasets.DATASETS, 'tfds:NAME', or 'folder:PATH' with a subfolder for each class.
         image_size: of the pictures of a folder; None: 224 for ImageNet's stems, 32 for the others.
         validation_fraction: of each class of a folder, the test split, unless the folder has its own.
@@ -168,6 +170,7 @@ class TrainConfig:
     num_classes: int | None = None
     views: Views | None = None
     background: bool = False
+    experiment: dict | None = None
     machine: MachineConfig = MachineConfig()
 
     def __post_init__(self):

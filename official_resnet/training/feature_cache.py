@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from official_resnet import files
+from official_resnet import files, layers
 from official_resnet.inputs.in_memory import InMemorySplit
 
 FILES = {'train': 'features-train.npz', 'test': 'features-test.npz'}
@@ -61,7 +61,8 @@ def features(model, examples, path=None, check=lambda: None):
 
 def compute(model, examples, check=lambda: None):
     """Return (float32 [n, d], labels int32 [n]): what a model's last layer is fed in inference mode, in order."""
-    backbone = keras.Model(model.input, model.layers[-1].input)
+    with layers.deep_graph():
+        backbone = keras.Model(model.input, model.layers[-1].input)
 
     @tf.function(reduce_retracing=True)
     def call(images):

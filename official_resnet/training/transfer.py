@@ -9,7 +9,7 @@ import pathlib
 
 import keras
 
-from official_resnet import checkpoints, resnet_model, resnet_spec
+from official_resnet import checkpoints, layers, resnet_model, resnet_spec
 from official_resnet.errors import UserError
 from official_resnet.inference import model_card
 from official_resnet.inputs import datasets
@@ -29,12 +29,14 @@ class Pretrained:
         num_classes: its logits.
         normalization: of its input, a name in NORMALIZATIONS.
         image_size: height and width of its input.
+        experiment: what a block function of its own changes, see TrainConfig.
     """
 
     spec: resnet_spec.ResNetSpec | None = None
     num_classes: int | None = None
     normalization: str | None = None
     image_size: int | None = None
+    experiment: dict | None = None
 
 
 def describe(path):
@@ -50,18 +52,20 @@ def describe(path):
     if path.is_dir():
         arrays, state, _ = _newest(path)
         config = TrainConfig.from_json(state['config'])
-        return Pretrained(config.spec, len(arrays[f'{HEAD}/bias']), _normalization(config), config.image_size)
+        num_classes = len(arrays[f'{HEAD}/bias'])
+        return Pretrained(config.spec, num_classes, _normalization(config), config.image_size, config.experiment)
     num_classes = _logits_of(_load_keras(path))
     card_path = path.with_suffix('.card.json')
     if not card_path.is_file():
         return Pretrained(num_classes=num_classes)
     read = model_card.read_card(card_path)
-    return Pretrained(read.spec, num_classes, read.normalization, read.net_size[0])
+    return Pretrained(read.spec, num_classes, read.normalization, read.net_size[0], read.experiment)
 
 
 def card(config, data):
     """Return what model_card.write_card is to say of the net of a config, trained on a Split."""
-    return {
+    experiment = {'experiment': config.experiment} if config.experiment else {}
+    return experiment | {
         'spec': config.spec,
         'normalization': data.normalization,
         'image_shape': data.image_shape,
@@ -85,6 +89,11 @@ def adopt(config, pretrained, given=None):
     Raises:
         UserError: one does not.
     """
+    if pretrained.experiment:
+        raise UserError(
+            f'{config.pretrained} holds the network of an experiment, {pretrained.experiment}, '
+            f'which no flag can build again; {_OTHER}'
+        )
     spec = config.spec
     if pretrained.spec:
         spec = pretrained.spec
@@ -109,12 +118,24 @@ def adopt(config, pretrained, given=None):
     )
 
 
-def build(config, data):
+def build(config, data, block=None):
     """Return the model of a config for a Split, what is not trained being frozen.
 
+    Args:
+        config: TrainConfig.
+        data: a Split.
+        block: see resnet_model.resnet. config.experiment says what it changes.
+
     Raises:
-        UserError: more classes than logits.
+        UserError: more classes than logits, or an experiment without its block function.
     """
+    if config.experiment and not block:
+        raise UserError(
+            f'the network is that of an experiment, {config.experiment}, which only the program of this experiment '
+            'can build; run that, or pass block=experiments.blocks.make_block(config.experiment)'
+        )
+    if block and not config.experiment:
+        raise UserError('block=... builds another network than the spec says; name the change in config.experiment')
     num_classes = config.num_classes or data.num_classes
     if num_classes < data.num_classes:
         raise UserError(
@@ -128,11 +149,12 @@ def build(config, data):
                 f"head 'append' needs the classes of {config.pretrained or 'a pretrained net'}, "
                 "which are unknown; pass head 'replace', or another net"
             )
-        model = resnet_model.resnet(config.spec, config.pretrained_classes, shape)
+        model = resnet_model.resnet(config.spec, config.pretrained_classes, shape, block)
         logits = keras.layers.Dense(num_classes, dtype='float32', name=APPENDED)(model.output)
-        model = keras.Model(model.input, logits, name=model.name)
+        with layers.deep_graph():
+            model = keras.Model(model.input, logits, name=model.name)
     else:
-        model = resnet_model.resnet(config.spec, num_classes, shape)
+        model = resnet_model.resnet(config.spec, num_classes, shape, block)
     freeze(model, config.transfer, config.train_last_groups)
     return model
 
@@ -232,7 +254,8 @@ def _logits_of(model):
 
 def _load_keras(path):
     try:
-        return keras.models.load_model(path, compile=False)
+        with layers.deep_graph():
+            return keras.models.load_model(path, compile=False)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f'cannot load {path}: {reason}; pass a model_dir or a .keras file') from error
