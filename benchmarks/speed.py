@@ -25,6 +25,7 @@ from absl import flags
 from benchmarks import inference, jpeg_input, report, several_workers, speed_systems
 from benchmarks.child import Child
 from official_resnet.command_line import program
+from official_resnet.resnet_spec import MAX_LAYERS
 
 SYSTEMS = ('ours', 'keras', 'torch')
 MEASURES = ('input', 'forward', 'train', 'inference', 'build')
@@ -36,7 +37,7 @@ INFERENCE_SIZE, INFERENCE_BATCH = 50, 8
 def define_flags():
     """Return the flags, in a set of their own."""
     values = flags.FlagValues()
-    flags.DEFINE_integer('resnet_size', 32, 'Layers: 6n+2.', 8, program.MAX_LAYERS, short_name='rs', flag_values=values)
+    flags.DEFINE_integer('resnet_size', 32, 'Layers: 6n+2.', 8, MAX_LAYERS, short_name='rs', flag_values=values)
     flags.DEFINE_integer('batch_size', 128, 'Images a step.', 1, short_name='bs', flag_values=values)
     flags.DEFINE_integer('runs', 7, 'Counted turns of each system.', 1, flag_values=values)
     flags.DEFINE_integer('steps', 10, 'Steps of a turn (input: 20 times as many).', 1, flag_values=values)

@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:  # run by its path, without an installation
 
 def run():
     """Run with the arguments of the command line and exit."""
-    sys.exit(train_program.cifar_program(sys.argv, __doc__, 'cifar10'))
+    sys.exit(train_program.main(sys.argv, __doc__, train_program.CIFAR10))
 
 
 if __name__ == '__main__':

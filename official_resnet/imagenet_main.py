@@ -24,7 +24,7 @@ except ModuleNotFoundError as error:  # run by its path, without an installation
 
 def run():
     """Run with the arguments of the command line and exit."""
-    sys.exit(train_program.imagenet_program(sys.argv, __doc__))
+    sys.exit(train_program.main(sys.argv, __doc__, train_program.IMAGENET))
 
 
 if __name__ == '__main__':

@@ -34,23 +34,6 @@ MAX_NAME_WIDTH = 32  # characters of a class's name that the table keeps free
 EXPLANATION_SIZE = 224  # pixels that an explanation has at least
 
 
-class Arguments:
-    """The command line: flags, and pictures, which program.run_program would refuse."""
-
-    def __init__(self):
-        self.flags = define_flags()
-        self.pictures = []
-
-    def __call__(self, argv):
-        """Parse."""
-        program, *self.pictures = self.flags(argv)
-        return [program]
-
-    def get_help(self):
-        """Return the text of --help."""
-        return self.flags.get_help()
-
-
 def define_flags():
     """Return the flags, in a set of their own."""
     values = flags.FlagValues()
@@ -90,17 +73,12 @@ def define_flags():
 
 def main(argv):
     """Run with the arguments `argv` (program name first); return the exit code."""
-    return program.run_program(argv, __doc__, Arguments(), _run)
+    return program.run_program(argv, __doc__, define_flags(), _run, takes_arguments=True)
 
 
-def _run(arguments):
-    try:
-        code = _name_pictures(arguments.flags, arguments.pictures)
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads our lines, as `head`, has enough; Python would complain at its end, too
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return code
+def _run(values, arguments):
+    with program.reader_may_leave():
+        return _name_pictures(values, arguments)
 
 
 def _name_pictures(values, arguments):

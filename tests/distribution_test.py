@@ -160,7 +160,7 @@ def test_only_the_chief_writes(by_workers, configs):
 @pytest.mark.parametrize(
     'name,messages',
     [
-        ('another seed', ["model_dir .*/plain' holds a run with seed 0, not 5; pass its value"] * 2),
+        ('another seed', ["model_dir .*/plain' holds a run with --seed 0, not 5; pass its value"] * 2),
         (
             'another model_dir',
             [
@@ -371,7 +371,7 @@ def test_a_checkpoint_cut_short_is_passed_over(trained, capsys):
             {'dataset': 'synthetic'},
             "a run with dataset 'cifar10', not 'synthetic'; pass its value, another --model_dir",
         ),
-        ({'sync_batch_norm': True}, 'a run with sync_batch_norm False, not True; pass its value'),
+        ({'sync_batch_norm': True}, 'a run with --sync_batch_norm False, not True; pass its value'),
     ],
 )
 def test_the_model_dir_of_another_run_is_left_as_it_is(trained, change, message):
@@ -399,10 +399,10 @@ def test_mistakes_in_naming_workers_are_one_line(text, message, cifar_dir, tmp_p
     monkeypatch.setattr(devices, 'start_tensorflow', lambda *threads: pytest.fail('before TensorFlow'))
     monkeypatch.setattr(train_program.os, '_exit', lambda code: None)
     monkeypatch.setenv('TF_CONFIG', text)
-    code = train_program.cifar_program(
+    code = train_program.main(
         ['cifar10_main.py', *flags_of(cifar_dir, tmp_path), '--distribution_strategy=multi_worker_mirrored'],
         '',
-        'cifar10',
+        train_program.CIFAR10,
     )
     err = capsys.readouterr().err
     assert code == 1 and err.count('\n') == 1 and message in err

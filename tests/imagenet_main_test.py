@@ -1,6 +1,7 @@
 """imagenet_main as a user runs it, on tiny shards; a net of two blocks stands for ResNet-18."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -58,7 +59,7 @@ def small_spec(size, **axes):
     return imagenet_spec(size, **axes | {'filters': 16})
 
 
-def main(*args, program=train_program.imagenet_program):
+def main(*args, program=None):
     """Run the program in this process, which has TensorFlow already, with smaller nets: (code, stdout, stderr)."""
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -67,8 +68,8 @@ def main(*args, program=train_program.imagenet_program):
     ):
         patch.setattr(devices, 'start_tensorflow', lambda *threads: None)
         patch.setattr(resnet_variants, 'IMAGENET_BLOCKS', resnet_variants.IMAGENET_BLOCKS | BLOCKS)
-        patch.setattr(resnet_variants, 'imagenet_spec', small_spec)
-        code = program(['imagenet_main.py', *map(str, args)], imagenet_main.__doc__)
+        small = dataclasses.replace(train_program.IMAGENET, make_spec=small_spec)
+        code = train_program.main(['imagenet_main.py', *map(str, args)], imagenet_main.__doc__, program or small)
     return code, out.getvalue(), err.getvalue()
 
 
@@ -347,11 +348,11 @@ def test_damage_that_only_reading_finds_is_one_line(data_dir, trained, tmp_path)
 
 def test_another_run_in_model_dir_is_refused(data_dir, trained):
     for args, message in (
-        (['-rs', '50'], "spec.block 'basic', not 'bottleneck'"),
-        (['--seed=4'], 'seed 0, not 4'),
-        (['--image_size=48'], 'views.size 32, not 48'),
-        (['--background_class'], 'background False'),
-        (['--num_train_images=16'], 'num_train_images None, not 16'),
+        (['-rs', '50'], '--resnet_size 6, not 8'),
+        (['--seed=4'], '--seed 0, not 4'),
+        (['--image_size=48'], '--image_size 32, not 48'),
+        (['--background_class'], '--background_class False'),
+        (['--num_train_images=16'], '--num_train_images None, not 16'),
     ):
         assert message in one_line('--data_dir', data_dir, '--model_dir', trained[0], *SMALL, *args)
 
@@ -371,9 +372,7 @@ def test_other_mistakes_are_one_line(data_dir, trained, tmp_path):
 
 
 def test_a_model_dir_of_imagenet_under_cifars_program(data_dir, trained):
-    def program(argv, doc):
-        return train_program.cifar_program(argv, doc, 'cifar10')
-
+    program = train_program.CIFAR10
     code, out, err = main('--eval_only', '--data_dir', data_dir, '--model_dir', trained[0], program=program)
     assert code == 0 and f'({NUM_TEST} images)' in out, err
 

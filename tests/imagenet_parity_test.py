@@ -105,7 +105,7 @@ def test_evaluation_equals_pytorch_picture_by_picture(sample, peer, tmp_path, ca
     capsys.readouterr()
     monkeypatch.setattr(devices, 'start_tensorflow', lambda *threads: None)
     assert (
-        train_program.imagenet_program(
+        train_program.main(
             [
                 'imagenet_main.py',
                 '--eval_only',
@@ -115,6 +115,7 @@ def test_evaluation_equals_pytorch_picture_by_picture(sample, peer, tmp_path, ca
                 f'--eval_report={tmp_path / "report"}',
             ],
             '',
+            train_program.IMAGENET,
         )
         == 0
     )

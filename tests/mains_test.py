@@ -63,7 +63,7 @@ def call(monkeypatch, capsys):
     monkeypatch.setattr(devices, 'start_tensorflow', lambda *threads: None)
 
     def run_here(*args):
-        code = train_program.cifar_program(['cifar10_main.py', *map(str, args)], '', 'cifar10')
+        code = train_program.main(['cifar10_main.py', *map(str, args)], '', train_program.CIFAR10)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -182,7 +182,7 @@ def test_a_refused_model_dir_keeps_its_files(call, trained, cifar_dir):
     model_dir = trained[0] / 'model'
     before = {path: path.read_bytes() for path in model_dir.iterdir() if path.is_file() and path.name != '.lock'}
     code, _, err = call('--data_dir', cifar_dir, '--model_dir', model_dir, *TINY, '--seed', '5')
-    assert code == 1 and 'seed 0, not 5' in err
+    assert code == 1 and '--seed 0, not 5' in err
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -341,7 +341,7 @@ def old_net(pictures, tmp_path_factory):
     ]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         patch.setattr(devices, 'start_tensorflow', lambda *threads: None)
-        assert train_program.cifar_program(['cifar10_main.py', *map(str, args)], '', 'cifar10') == 0
+        assert train_program.main(['cifar10_main.py', *map(str, args)], '', train_program.CIFAR10) == 0
     text = out.getvalue()
     assert text.count('unreadable, left out: ') == 1 and 'red/broken.jpg' in text and ' are unreadable' in text
     assert f'dataset=folder:{pictures / "old"}' in text

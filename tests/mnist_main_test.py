@@ -23,7 +23,7 @@ def call(monkeypatch, capsys):
     monkeypatch.setattr(devices, 'start_tensorflow', lambda *threads: None)
 
     def run_here(*args):
-        code = train_program.mnist_program(['mnist_main.py', *map(str, args)], mnist_main.__doc__)
+        code = train_program.main(['mnist_main.py', *map(str, args)], mnist_main.__doc__, train_program.MNIST)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -112,7 +112,7 @@ MISTAKES = {
     'the other': (None, ['--dataset', 'fashion_mnist'], 'is the folder of mnist, not of fashion_mnist; pass another'),
     'no such data set': (None, ['--dataset', 'kmnist'], 'mnist|fashion_mnist'),
     'no such recipe': (None, ['--recipe', 'official'], 'documents|fast|demo'),
-    'no size': (None, ['--resnet_size', '20'], "Unknown command line flag 'resnet_size'"),
+    'no size': (None, ['--resnet_size', '20'], 'there is no flag --resnet_size'),
 }
 
 

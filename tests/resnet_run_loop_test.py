@@ -366,12 +366,12 @@ def test_an_epoch_without_a_batch_is_an_error(cifar_dir):
 @pytest.mark.parametrize(
     'change,message',
     [
-        ({'seed': 8}, 'seed 7, not 8'),
-        ({'batch_size': 8}, 'batch_size 16, not 8'),
+        ({'seed': 8}, '--seed 7, not 8'),
+        ({'batch_size': 8}, '--batch_size 16, not 8'),
         ({'spec': dataclasses.replace(SPEC, filters=8)}, 'spec.filters 4, not 8'),
-        ({'flip': False}, 'flip True, not False'),
-        ({'num_train_images': 100}, 'num_train_images None, not 100'),
-        (ADAM, "optimizer 'momentum', not 'adam'"),
+        ({'flip': False}, '--flip True, not False'),
+        ({'num_train_images': 100}, '--num_train_images None, not 100'),
+        (ADAM, '--optimizer momentum, not adam'),
     ],
 )
 def test_a_model_dir_of_another_run_is_refused(cifar_dir, uninterrupted, change, message):
@@ -388,10 +388,10 @@ def test_a_checkpoint_from_before_a_field_was_added_goes_on(cifar_dir, tmp_path,
         state['config'].pop(name)
     state['config']['spec'].pop('bn_epsilon')  # the same of the network's fields
     checkpoints.save(path.parent, state['step'], arrays, state)
-    with pytest.raises(UserError, match='flip True, not False'):
+    with pytest.raises(UserError, match='--flip True, not False'):
         resnet_run_loop.train(dataclasses.replace(config, flip=False))
     resnet_run_loop.train(config, [callbacks.MetricsJSON(tmp_path)])
-    assert 'changed: train_epochs 1, not 3\n' in capsys.readouterr().out
+    assert 'changed: --train_epochs 1, not 3\n' in capsys.readouterr().out
     assert_equal_runs(uninterrupted[0], tmp_path)
 
 

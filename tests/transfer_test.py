@@ -226,11 +226,11 @@ def test_a_model_dir_of_another_transfer_is_refused(cifar_dir, source, tmp_path)
     resnet_run_loop.train(config)
     resnet_run_loop.train(dataclasses.replace(config, backbone_learning_rate_factor=0.1, train_epochs=1))
     for change, message in (
-        ({'transfer': 'all'}, "transfer 'last', not 'all'"),
-        ({'train_last_groups': 2}, 'train_last_groups 1, not 2'),
-        ({'head': 'keep'}, "head 'replace', not 'keep'"),
-        ({'normalization': 'unit_range'}, "normalization None, not 'unit_range'"),
-        ({'pretrained': str(tmp_path)}, 'holds a run with pretrained'),
+        ({'transfer': 'all'}, '--transfer last, not all'),
+        ({'train_last_groups': 2}, '--train_last_groups 1, not 2'),
+        ({'head': 'keep'}, '--head replace, not keep'),
+        ({'normalization': 'unit_range'}, '--input_normalization None, not unit_range'),
+        ({'pretrained': str(tmp_path)}, 'holds a run with --pretrained_model_checkpoint_path'),
     ):
         with pytest.raises(UserError, match=message):
             resnet_run_loop.train(dataclasses.replace(config, **change))

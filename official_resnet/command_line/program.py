@@ -4,60 +4,103 @@ import contextlib
 import math
 import os
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from absl import flags
 
 from official_resnet.errors import UserError, one_line
 
 MAX_INTEGER = 2**31 - 1  # of counts: TensorFlow keeps some in 32 bits
-MAX_THREADS = 4096
-MAX_LAYERS = 10_000
-MAX_CLASSES = 1_000_000
-MAX_IMAGE_SIZE = 4096  # pixels a side
+_HELP = {'-h', '--help', '--helpshort', '--helpfull'}
 
 
-def run_program(argv, doc, values, body):
+def run_program(
+    argv: Sequence[str],
+    doc: str,
+    values: flags.FlagValues,
+    body: Callable[..., int | None],
+    *,
+    groups: Callable[[flags.FlagValues], Any] | None = None,
+    takes_arguments: bool = False,
+) -> int:
     """Parse argv into `values` and call body(values); return the exit code.
 
     --help, a wrong flag, a UserError, an OSError and memory that is too small end without a traceback, with one line:
     0, 1, 1, 1 and 1. Ctrl-C gives 130.
+
+    Args:
+        argv: the program's name first.
+        doc: the head of --help.
+        values: the flags.
+        body: what the program does.
+        groups: as usage.text; --helpfull has all flags as absl shows them.
+        takes_arguments: whether arguments may follow the flags; then body(values, arguments) is called.
     """
     name = os.path.basename(argv[0]).removesuffix('.py')
     with contextlib.suppress(AttributeError):  # of a stream that is no file: a path may have bytes that are no text
         sys.stdout.reconfigure(errors='backslashreplace')
-    if {'-h', '--help', '--helpshort', '--helpfull'}.intersection(argv[1:]):
-        print(f'{doc}\nflags:\n{values.get_help()}')
+    if _HELP.intersection(argv[1:]):
+        with reader_may_leave():
+            print(_help(argv, doc, values, groups))
         return 0
     try:
         extra = values(argv)[1:]
-        if extra:
+        if extra and not takes_arguments:
             raise flags.Error(f'unexpected argument {extra[0]!r}')
+    except flags.UnrecognizedFlagError as error:
+        from official_resnet.command_line import usage
+
+        return _fail(name, f'{usage.unknown(error.flagname, values)} (--help lists the flags)')
     except (flags.Error, ValueError) as error:  # the latter of --noflag=value, or a --flagfile that is no text
-        print(f'{name}: {one_line(error)} (--help lists the flags)', file=sys.stderr)
-        return 1
+        return _fail(name, f'{error} (--help lists the flags)')
     except RecursionError:  # of absl, which looks for a name that is like it
-        print(
-            f'{name}: a flag is unknown, with a name of a thousand characters (--help lists the flags)', file=sys.stderr
-        )
-        return 1
+        return _fail(name, 'a flag is unknown, with a name of a thousand characters (--help lists the flags)')
     try:
-        return body(values) or 0
+        return (body(values, extra) if takes_arguments else body(values)) or 0
     except UserError as error:
-        print(f'{name}: {one_line(error)}', file=sys.stderr)
-        return 1
+        return _fail(name, error)
+    except BrokenPipeError:
+        _drop_output()
+        return _fail(name, 'nobody reads what it prints any more, so it stopped; run the same command again')
     except OSError as error:  # a disk that is full or goes away while a log is written
-        print(f'{name}: {one_line(error)}; mend that and run the same command again', file=sys.stderr)
-        return 1
+        return _fail(name, f'{error}; mend that and run the same command again')
     except _out_of_memory() as error:
         reason = (str(error).splitlines() or ['no more is free'])[0]
-        print(
-            f'{name}: the memory is too small ({one_line(reason)}); lower what takes it, as --batch_size',
-            file=sys.stderr,
-        )
-        return 1
+        return _fail(name, f'the memory is too small ({reason}); lower what takes it, as --batch_size')
     except KeyboardInterrupt:
         print(f'{name}: stopped; the same command continues', file=sys.stderr)
         return 130
+
+
+@contextlib.contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Let whoever reads what the block prints, as `head`, have enough of it: that is no error, here or at the end."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+
+
+def _fail(name, text):
+    print(f'{name}: {one_line(text)}', file=sys.stderr)
+    return 1
+
+
+def _help(argv, doc, values, groups):
+    if '--helpfull' in argv:
+        return f'{doc}\nflags:\n{values.get_help()}'
+    from official_resnet.command_line import usage
+
+    with contextlib.suppress(flags.Error, ValueError, RecursionError):  # wrong flags beside --help
+        values([argument for argument in argv if argument not in _HELP])  # for --recipe
+    return usage.text(doc, groups(values) if groups else usage.one_group(values))
+
+
+def _drop_output():
+    """Let Python's own flush at the end find a reader."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _out_of_memory():
@@ -76,10 +119,42 @@ class Number(flags.FloatParser):
         return number
 
 
+class Numbers(flags.ArgumentParser):
+    """'91,136' -> (91.0, 136.0)."""
+
+    def parse(self, argument):
+        try:
+            numbers = tuple(float(part) for part in argument.split(',') if part)
+        except ValueError:
+            numbers = (math.nan,)
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f'{argument!r} is no comma list of numbers')
+        return numbers
+
+    def flag_type(self):
+        return 'comma list of numbers'
+
+
+class Scale(flags.ArgumentParser):
+    """'dynamic', or a number above 0."""
+
+    def parse(self, argument):
+        try:
+            number = float(argument)
+        except ValueError:
+            number = 0
+        if argument != 'dynamic' and not 0 < number < math.inf:
+            raise ValueError("pass a number above 0, or 'dynamic'")
+        return number or argument
+
+    def flag_type(self):
+        return 'number'
+
+
 class Definer:
     """absl's DEFINE functions with the flag set filled in."""
 
-    def __init__(self, values):
+    def __init__(self, values: flags.FlagValues):
         self.values = values
 
     def string(self, name, default, text, short=None):
@@ -97,23 +172,11 @@ class Definer:
     def number(self, name, default, text, short=None, lower=None, upper=None):
         flags.DEFINE(Number(lower, upper), name, default, text, short_name=short, flag_values=self.values)
 
-    def numbers(self, name, default, text):
-        flags.DEFINE(_NumberList(), name, default, text, flag_values=self.values)
+    def numbers(self, name, default, text, short=None):
+        flags.DEFINE(Numbers(), name, default, text, short_name=short, flag_values=self.values)
 
+    def scale(self, name, default, text, short=None):
+        flags.DEFINE(Scale(), name, default, text, short_name=short, flag_values=self.values)
 
-class _NumberList(flags.ArgumentParser):
-    """'91,136' -> (91.0, 136.0)."""
-
-    def parse(self, argument):
-        if isinstance(argument, tuple):
-            return argument
-        try:
-            numbers = tuple(float(part) for part in argument.split(',') if part)
-        except ValueError:
-            numbers = (math.nan,)
-        if not all(map(math.isfinite, numbers)):
-            raise ValueError(f'{argument!r} is no comma list of numbers')
-        return numbers
-
-    def flag_type(self):
-        return 'comma list of numbers'
+    def names(self, name, default, text, short=None):
+        flags.DEFINE_list(name, default, text, short_name=short, flag_values=self.values)

@@ -2,83 +2,46 @@
 
 import os
 
-from absl import flags
+from absl import flags as absl_flags
 
-from official_resnet.command_line import program
+from official_resnet.command_line import flags, program
 from official_resnet.errors import UserError
 from official_resnet.inputs import datasets
-from official_resnet.training import devices, recipes
+from official_resnet.resnet_spec import MAX_LAYERS
+from official_resnet.training import devices
 
 
-def define_flags(values, output_dir):
+def define_flags(values: absl_flags.FlagValues, output_dir: str) -> None:
     """Define what every experiment has: where data comes from, where results go, how much is done."""
-    flags.DEFINE_string(
-        'data_dir',
-        '/tmp/cifar10_data',
-        'Folder of CIFAR-10; fetched into it when missing.',
-        short_name='dd',
-        flag_values=values,
+    define = program.Definer(values)
+    flags.define_known(values, 'data_dir', '/tmp/cifar10_data')
+    flags.define_known(values, 'download', True)
+    flags.define_known(values, 'use_synthetic_data', False)
+    define.string(
+        'output_dir', output_dir, 'Folder of the figure, the results in JSON and the nets; finished ones stay.'
     )
-    flags.DEFINE_boolean(
-        'download', True, 'Fetch CIFAR-10 when it is missing; --nodownload forbids it.', flag_values=values
-    )
-    flags.DEFINE_boolean(
-        'use_synthetic_data', False, 'Train on drawn pictures: no download.', short_name='synth', flag_values=values
-    )
-    flags.DEFINE_string(
-        'output_dir',
-        output_dir,
-        'Figure, JSON result and the nets; what is finished there is kept.',
-        flag_values=values,
-    )
-    flags.DEFINE_boolean(
-        'quick', False, 'Minutes on two cores, in place of the setting of the paper.', flag_values=values
-    )
-    flags.DEFINE_integer('seed', 0, 'Of initial weights, order and augmentation.', 0, 2**63 - 1, flag_values=values)
+    define.boolean('quick', False, 'Minutes on two cores, in place of the setting of the paper.')
+    flags.define_known(values, 'seed', 0)
 
 
-def define_training_flags(values):
+def define_training_flags(values: absl_flags.FlagValues) -> None:
     """Define what changes the course of a training; each unset flag is the paper's, or quick's."""
-    flags.DEFINE_integer(
-        'train_epochs',
-        None,
-        'Epochs of each net; the rate drops after 1/2 and 3/4 of them.',
-        1,
-        program.MAX_INTEGER,
-        short_name='te',
-        flag_values=values,
-    )
-    flags.DEFINE_integer(
-        'num_train_images',
-        None,
-        'Train on so many pictures, the first ones.',
-        1,
-        program.MAX_INTEGER,
-        flag_values=values,
-    )
-    flags.DEFINE_integer(
-        'batch_size',
-        recipes.CIFAR['official']['batch_size'],
-        'Images a step.',
-        1,
-        program.MAX_INTEGER,
-        short_name='bs',
-        flag_values=values,
-    )
-    flags.DEFINE_enum(
-        'dtype',
-        'auto',
-        ['auto', 'fp32', 'bf16'],
-        'Precision; auto is bf16 where the device has it.',
-        short_name='dt',
-        flag_values=values,
-    )
+    text = 'Number of epochs of each net; the rate drops after 1/2 and 3/4 of them.'
+    flags.define_known(values, 'train_epochs', None, text=text)
+    flags.define_known(values, 'num_train_images', None)
+    flags.define_known(values, 'batch_size', 128)
+    define_dtype(values)
+
+
+def define_dtype(values: absl_flags.FlagValues) -> None:
+    """Define --dtype, by default the best of the device."""
+    flags.define_known(values, 'dtype', 'auto', choices=('auto', 'fp32', 'bf16'))
 
 
 def define_depths(values, default, text=''):
     """Define --depths, a comma list of the numbers of layers; `text` explains a default None."""
-    flags.DEFINE_list('depths', default, f'Layers of the nets, each 6n+2{text}.', flag_values=values)
-    flags.register_validator(
+    program.Definer(values).names('depths', default, f'Layers of the nets, each 6n+2{text}.')
+    absl_flags.register_validator(
         'depths',
         lambda depths: depths is None or depths and all(map(is_depth, depths)),
         'must be a comma list of numbers 6n+2: 8, 14, 20, ...',
@@ -89,7 +52,7 @@ def define_depths(values, default, text=''):
 def is_depth(depth):
     """Return whether 20 or '20' is the number of layers of a CIFAR net, 6n+2."""
     text = str(depth).strip()
-    return text.isdecimal() and len(text) < 6 and 8 <= int(text) <= program.MAX_LAYERS and int(text) % 6 == 2
+    return text.isdecimal() and len(text) < 6 and 8 <= int(text) <= MAX_LAYERS and int(text) % 6 == 2
 
 
 def depths(values, default=()):

@@ -21,9 +21,9 @@ import pathlib
 import sys
 
 try:
-    from absl import flags
+    from absl import flags as absl_flags
 
-    from official_resnet.command_line import program
+    from official_resnet.command_line import flags, program
     from official_resnet.experiments import experiment_program
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
@@ -33,40 +33,24 @@ ACTIVATIONS = ('sigmoid', 'relu')
 
 def define_flags():
     """Return the flags, in a set of their own."""
-    values = flags.FlagValues()
+    values = absl_flags.FlagValues()
+    define = program.Definer(values)
     experiment_program.define_flags(values, '/tmp/resnet_gradient_flow')
     experiment_program.define_depths(values, None, '; 20,56,110, with --quick 20,56')
-    flags.DEFINE_integer(
-        'steps', None, 'Of training a net; 300, with --quick 60.', 1, program.MAX_INTEGER, flag_values=values
-    )
-    flags.DEFINE_integer(
-        'batch_size',
-        None,
-        'Pictures a step; 128, with --quick 64.',
-        1,
-        program.MAX_INTEGER,
-        short_name='bs',
-        flag_values=values,
-    )
-    flags.DEFINE(program.Number(0), 'learning_rate', 0.01, 'Of SGD with momentum 0.9.', flag_values=values)
-    flags.DEFINE_list('activations', ','.join(ACTIVATIONS), 'sigmoid, relu or both.', flag_values=values)
-    flags.DEFINE_enum(
-        'batch_norm', 'both', ['both', 'on', 'off'], 'Nets with BN, without, or both.', flag_values=values
-    )
-    flags.DEFINE_enum(
+    define.integer('steps', None, 'Number of steps to train a net; 300, with --quick 60.', None, 1)
+    flags.define_known(values, 'batch_size', None, text='Number of images in a step; 128, with --quick 64.')
+    define.number('learning_rate', 0.01, 'Learning rate of SGD with momentum 0.9.', None, 0)
+    define.names('activations', ','.join(ACTIVATIONS), 'sigmoid, relu or both.')
+    define.enum('batch_norm', 'both', ['both', 'on', 'off'], 'Nets with BN, without, or both.')
+    define.enum(
         'init',
         'he',
         ['he', 'normal_0.01', 'normal_1'],
-        'Of the convolutions: He et al., or a normal distribution of this standard deviation.',
-        flag_values=values,
+        'Initializer of the convolutions: He et al., or a normal distribution of this standard deviation.',
     )
-    flags.DEFINE_boolean(
-        'standardize', True, 'Give each picture mean 0 and deviation 1; else it stays in 0..255.', flag_values=values
-    )
-    flags.DEFINE_boolean(
-        'auxiliary_loss', False, 'A classifier and its loss after each group, not only the last.', flag_values=values
-    )
-    flags.register_validator(
+    define.boolean('standardize', True, 'Give each image mean 0 and deviation 1; else it stays in 0..255.')
+    define.boolean('auxiliary_loss', False, 'A classifier and its loss after each group, not only the last.')
+    absl_flags.register_validator(
         'activations',
         lambda names: names and set(names) <= set(ACTIVATIONS),
         'must be sigmoid, relu or sigmoid,relu',

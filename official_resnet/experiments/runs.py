@@ -15,7 +15,7 @@ from official_resnet.errors import UserError
 from official_resnet.experiments import blocks
 from official_resnet.inputs import datasets
 from official_resnet.training import callbacks, devices, recipes, step
-from official_resnet.training.config import MachineConfig, Schedule
+from official_resnet.training.config import MachineConfig, TrainConfig
 
 PAPER = recipes.CIFAR['official'] | recipes.CIFAR['paper']
 # Minutes on two cores: the first fifth of the pictures, and the paper's shape (drops at 1/2 and 3/4) in few epochs.
@@ -37,21 +37,19 @@ def train_config(values, dataset, data_dir, quick_epochs):
         data_dir: as in MachineConfig.
         quick_epochs: train_epochs of --quick.
     """
+    changes = {name: values[name].value for name in ('batch_size', 'seed')}
+    changes['num_train_images'] = values.num_train_images or (QUICK_IMAGES if values.quick else None)
     epochs = values.train_epochs or (quick_epochs if values.quick else None)
-    boundaries = PAPER['lr_boundaries'] if epochs is None else (epochs / 2, epochs * 3 / 4)
-    return resnet_run_loop.TrainConfig(
-        resnet_variants.cifar_spec(20, bn_momentum=PAPER['bn_momentum']),
-        dataset,
-        train_epochs=epochs or PAPER['train_epochs'],
-        max_train_steps=None if epochs else PAPER['max_train_steps'],
-        num_train_images=values.num_train_images or (QUICK_IMAGES if values.quick else None),
-        batch_size=values.batch_size,
-        base_learning_rate=PAPER['base_learning_rate'],
-        schedule=Schedule('piecewise', boundaries, PAPER['lr_factors']),
-        weight_decay=PAPER['weight_decay'],
-        decay=PAPER['decay'],
-        seed=values.seed,
-        dtype=devices.best_dtype() if values.dtype == 'auto' else values.dtype,
+    if epochs:
+        changes |= {
+            'train_epochs': epochs,
+            'max_train_steps': None,
+            'lr_boundaries': (epochs / 2, epochs * 3 / 4),
+        }
+    return TrainConfig.from_settings(
+        PAPER | {'resnet_size': 20, 'dtype': devices.known_dtype(values.dtype)} | changes,
+        resnet_variants.cifar_spec,
+        dataset=dataset,
         machine=MachineConfig(data_dir=data_dir),
     )
 

@@ -17,9 +17,9 @@ import dataclasses
 import sys
 
 try:
-    from absl import flags
+    from absl import flags as absl_flags
 
-    from official_resnet.command_line import program
+    from official_resnet.command_line import flags, program
     from official_resnet.experiments import experiment_program
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
@@ -68,26 +68,19 @@ ORDERS = ('bn_after_addition', 'relu_before_addition', 'relu_only_preactivation'
 
 def define_flags():
     """Return the flags, in a set of their own."""
-    values = flags.FlagValues()
+    values = absl_flags.FlagValues()
     experiment_program.define_flags(values, '/tmp/resnet_shortcuts')
     experiment_program.define_training_flags(values)
-    flags.DEFINE_integer(
-        'resnet_size',
-        None,
-        f'Layers: 6n+2; {PAPER_SIZE}, with --quick {QUICK_SIZE}.',
-        8,
-        program.MAX_LAYERS,
-        short_name='rs',
-        flag_values=values,
-    )
-    flags.DEFINE_list('rows', ','.join(ROWS), f'Nets to train, of {", ".join(ROWS)}.', flag_values=values)
-    flags.register_validator(
+    text = f'Number of layers that have weights: 6n+2; {PAPER_SIZE}, with --quick {QUICK_SIZE}.'
+    flags.define_known(values, 'resnet_size', None, text=text, least=8)
+    program.Definer(values).names('rows', ','.join(ROWS), f'Nets to train, of {", ".join(ROWS)}.')
+    absl_flags.register_validator(
         'resnet_size',
         lambda size: size is None or experiment_program.is_depth(size),
         'must be 6n+2: 8, 14, 20, ...',
         values,
     )
-    flags.register_validator(
+    absl_flags.register_validator(
         'rows', lambda names: names and set(names) <= ROWS.keys(), f'must be a comma list of {", ".join(ROWS)}', values
     )
     return values

@@ -21,10 +21,11 @@ import shutil
 import sys
 
 try:
-    from absl import flags
+    from absl import flags as absl_flags
 
-    from official_resnet.command_line import program
+    from official_resnet.command_line import flags, program
     from official_resnet.errors import UserError
+    from official_resnet.experiments import experiment_program
     from official_resnet.training import devices, recipes
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
@@ -65,59 +66,34 @@ WAYS = {
 
 def define_flags():
     """Return the flags, in a set of their own."""
-    values = flags.FlagValues()
+    values = absl_flags.FlagValues()
+    define = program.Definer(values)
 
-    def number(name, text, lower=1, **options):
-        flags.DEFINE_integer(name, None, text, lower, program.MAX_INTEGER, flag_values=values, **options)
+    def number(name, text, short=None):
+        define.integer(name, None, f'{text}; {_default_text(name)}.', short, 1)
 
-    flags.DEFINE_string(
-        'image_folder',
-        None,
-        'Folder with a subfolder for each class, or with such folders train and test.',
-        flag_values=values,
+    flags.define_known(values, 'image_folder', None)
+    define.string(
+        'output_dir', '/tmp/resnet_transfer', 'Folder of the results in JSON and the nets; finished ones stay.'
     )
-    flags.DEFINE_string(
-        'output_dir',
-        '/tmp/resnet_transfer',
-        'JSON result and the nets; what is finished there is kept.',
-        flag_values=values,
-    )
-    flags.DEFINE_boolean('quick', False, 'Minutes on two cores.', flag_values=values)
-    flags.DEFINE_integer(
-        'seed', 0, 'Of pictures, initial weights, order and augmentation.', 0, 2**63 - 1, flag_values=values
-    )
-    flags.DEFINE_integer('resnet_size', 20, 'Layers: 6n+2.', 8, program.MAX_LAYERS, short_name='rs', flag_values=values)
-    number('source_epochs', f'Epochs of the first net; {_default_text("source_epochs")}.')
-    number('source_images', f'Training pictures a class for the first net; {_default_text("source_images")}.')
+    define.boolean('quick', False, 'Minutes on two cores.')
+    flags.define_known(values, 'seed', 0, text='Seed of the choice of images, initial weights, order and augmentation.')
+    flags.define_known(values, 'resnet_size', 20, text='Number of layers that have weights: 6n+2.', least=8)
+    number('source_epochs', 'Number of epochs of the first net')
+    number('source_images', 'Number of training images of a class for the first net')
     number(
         'train_epochs',
-        f'Epochs of the others, {WAYS["head"].epochs} times as many of those whose backbone is '
-        f'frozen; {_default_text("train_epochs")}.',
-        short_name='te',
+        f'Number of epochs of the others, {WAYS["head"].epochs} times as many of those whose backbone is frozen',
+        'te',
     )
-    number('images_per_class', f'Training pictures a class for the others; {_default_text("images_per_class")}.')
-    flags.DEFINE_integer(
-        'batch_size',
-        32,
-        'Pictures a step; the first net has 128.',
-        1,
-        program.MAX_INTEGER,
-        short_name='bs',
-        flag_values=values,
-    )
-    flags.DEFINE_enum(
-        'dtype',
-        'auto',
-        ['auto', 'fp32', 'bf16'],
-        'Precision; auto is bf16 where the device has it.',
-        short_name='dt',
-        flag_values=values,
-    )
-    flags.DEFINE_list('ways', ','.join(WAYS), f'Ways to learn, of {", ".join(WAYS)}.', flag_values=values)
-    flags.register_validator(
+    number('images_per_class', 'Number of training images of a class for the others')
+    flags.define_known(values, 'batch_size', 32, text='Number of images in a step; the first net has 128.')
+    experiment_program.define_dtype(values)
+    define.names('ways', ','.join(WAYS), f'Ways to learn, of {", ".join(WAYS)}.')
+    absl_flags.register_validator(
         'ways', lambda names: names and set(names) <= WAYS.keys(), f'must be a comma list of {", ".join(WAYS)}', values
     )
-    flags.register_validator('image_folder', lambda path: path is not None, 'must be given', values)
+    absl_flags.register_validator('image_folder', lambda path: path is not None, 'must be given', values)
     return values
 
 
@@ -208,24 +184,12 @@ def link_pictures(folder, target, sizes, seed):
 
 def _config(values, sizes):
     """Return the TrainConfig of the first net, without its pictures and model_dir."""
-    from official_resnet import resnet_run_loop, resnet_variants
-    from official_resnet.training.config import Schedule
+    from official_resnet import resnet_variants
+    from official_resnet.training.config import TrainConfig
 
-    spec = resnet_variants.cifar_spec(values.resnet_size, shortcut=FAST['shortcut'], bn_momentum=FAST['bn_momentum'])
-    return resnet_run_loop.TrainConfig(
-        spec,
-        train_epochs=sizes['source_epochs'],
-        batch_size=FAST['batch_size'],
-        base_learning_rate=FAST['base_learning_rate'],
-        schedule=Schedule(FAST['lr_schedule']),
-        nesterov=FAST['nesterov'],
-        weight_decay=FAST['weight_decay'],
-        decay=FAST['decay'],
-        label_smoothing=FAST['label_smoothing'],
-        seed=values.seed,
-        epochs_between_evals=10**6,
-        dtype=devices.best_dtype() if values.dtype == 'auto' else values.dtype,
-    )
+    changes = {'resnet_size': values.resnet_size, 'train_epochs': sizes['source_epochs'], 'epochs_between_evals': 10**6}
+    changes |= {'seed': values.seed, 'dtype': devices.known_dtype(values.dtype)}
+    return TrainConfig.from_settings(FAST | changes, resnet_variants.cifar_spec)
 
 
 def _train(values, config, sizes, pictures, output_dir):

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 RESIZES = ('tf1', 'antialias')
 DECODER = 'decode_image'  # the name scope of TensorFlow's decoder, by which its errors are told from others
+_FLAG = {'group': 'Data', 'streams': True, 'is_open': True}  # metadata of a field's flag: see training.config.setting
+_PIXELS = {'least': 8, 'most': 4096, **_FLAG}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +29,41 @@ class Views:
             decodes JPEG by the fast transform, which is TensorFlow's default, the latter by the accurate one.
     """
 
-    size: int = 224
-    test_size: int = 224
+    size: int = dataclasses.field(
+        default=224,
+        metadata={
+            'flag': 'image_size',
+            'text': 'Height and width, in pixels, that training images are cropped and resized to.',
+            **_PIXELS,
+        },
+    )
+    test_size: int = dataclasses.field(
+        default=224,
+        metadata={
+            'flag': 'eval_image_size',
+            'text': 'Height and width, in pixels, cut out of the middle for evaluation; as --image_size without.',
+            **_PIXELS,
+        },
+    )
     test_resize: int | None = None
-    min_area: float = 0.05
-    use_boxes: bool = True
-    resize: str = 'tf1'
+    min_area: float = dataclasses.field(
+        default=0.05,
+        metadata={
+            'flag': 'min_crop_area',
+            'text': 'Least area of a training crop, as a fraction of the image.',
+            'least': 0,
+            'most': 1,
+            **_FLAG,
+        },
+    )
+    use_boxes: bool = dataclasses.field(
+        default=True,
+        metadata={'text': 'Training crops contain a tenth of a bounding box, if the image has one.', **_FLAG},
+    )
+    resize: str = dataclasses.field(
+        default='tf1',
+        metadata={'text': "TensorFlow 1's bilinear resize, or Pillow's (torchvision).", 'words': RESIZES, **_FLAG},
+    )
 
     def __post_init__(self):
         if self.resize not in RESIZES:

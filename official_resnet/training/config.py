@@ -1,206 +1,342 @@
-"""TrainConfig: everything that decides the course of a training, as plain values."""
+"""What a training is (TrainConfig) and where it runs (MachineConfig): each hyperparameter, written once.
+
+A field has its default and, in its metadata, all else that there is to say of it (see `setting`). The flags of the
+programs, their --help, the checks, the JSON of a run and what two runs differ in are made from the fields; recipes are
+changes of the defaults. Neither TensorFlow nor absl is imported here.
+"""
 
 import dataclasses
+import functools
 import json
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from official_resnet import resnet_spec
 from official_resnet.errors import UserError
 from official_resnet.inputs.datasets import FolderOptions
 from official_resnet.inputs.images import Views
+from official_resnet.resnet_spec import ResNetSpec
 
-# What makes two runs different runs: a checkpoint continues only where these agree.
-IDENTITY = (
-    'spec',
-    'experiment',
-    'dataset',
-    'num_train_images',
-    'image_size',
-    'validation_fraction',
-    'normalization',
-    'num_classes',
-    'batch_size',
-    'seed',
-    'optimizer',
-    'augment',
-    'flip',
-    'transfer',
-    'train_last_groups',
-    'head',
-    'pretrained_classes',
-    'views',
-    'background',
-    'sync_batch_norm',
-)
+MAX_THREADS = 4096
+MAX_CLASSES = 1_000_000
+MAX_IMAGE_SIZE = 4096  # pixels a side
+PRETRAINED = 'pretrained_model_checkpoint_path'
+
+
+def setting(default: Any, text: str, **about: Any) -> Any:
+    """Return a field of a configuration.
+
+    Args:
+        default: its value where nothing else is said.
+        text: what it means and its unit, in whole sentences; the help of its flag.
+        **about: what else there is to say of it:
+            group: its heading in --help.
+            flag, short: the names of its flag; without, the field's own. None: it has no flag.
+            choices: the values that it may have; `words`: those of the flag, where they differ.
+            least, most, above, below: its bounds.
+            is_open: the flag itself has no default, since the recipe, or the field, has it.
+            needs: the flag without which this one means nothing, as 'image_folder' or 'transfer=last'.
+            streams: True, or False, for a flag only of programs that stream encoded images, or that do not.
+            is_path: '~' is expanded.
+            is_identity: a checkpoint continues only where this field agrees.
+    """
+    return dataclasses.field(default=default, metadata={'text': text, **about})
+
+
+_BOUNDS = {
+    'least': ('at least', operator.ge),
+    'most': ('at most', operator.le),
+    'above': ('above', operator.gt),
+    'below': ('below', operator.lt),
+}
+
+
+def flags_of(part: type) -> dict[str, dataclasses.Field]:
+    """Return {name of the flag: field} of a configuration, or of a part of one."""
+    flags = {field.metadata.get('flag', field.name): field for field in dataclasses.fields(part) if field.metadata}
+    return {flag: field for flag, field in flags.items() if flag}
+
+
+def part_of(part: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {name of a field of `part`: value} of settings by the names of their flags."""
+    return {field.name: settings[flag] for flag, field in flags_of(part).items() if flag in settings}
+
+
+def check(config: Any) -> None:
+    """Raise a UserError, with the name of the flag, if a field has a value outside its choices or bounds."""
+    for field in dataclasses.fields(config):
+        about, value = field.metadata, getattr(config, field.name)
+        name = f'--{flag}' if (flag := about.get('flag', field.name)) else field.name
+        if 'choices' in about and value not in (*about['choices'], field.default):
+            raise UserError(f'{name}={value} must be one of {", ".join(about["choices"])}')
+        for bound, (words, is_right) in _BOUNDS.items():
+            if bound in about and value is not None and not is_right(value, about[bound]):
+                raise UserError(f'{name}={value} must be {words} {about[bound]}')
+
+
+_data = functools.partial(setting, group='Data', is_identity=True)
+_network = functools.partial(setting, group='Network', is_identity=True)
+_training = functools.partial(setting, group='Training')
+_rate = functools.partial(setting, group='Training', is_open=True)
+_transfer = functools.partial(setting, group='Transfer', is_identity=True)
+_folder = functools.partial(setting, group='Data', is_path=True)
+_machine = functools.partial(setting, group='Machine')
+_threads = functools.partial(_machine, 0, least=0, most=MAX_THREADS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """A learning rate over a training, in epochs and relative to its base (or peak) rate.
+    """A learning rate over a training, in epochs and relative to its base (or peak) rate."""
 
-    Attributes:
-        kind: 'piecewise': base * factors[i] between the boundaries; 'cosine': from base to 0
-            (arXiv:1608.03983 Eq. 5, one period); 'one_cycle': 0 to base at peak_epoch, then to 0, in
-            straight lines (after arXiv:1708.07120); 'constant'.
-        boundaries: epochs at which the rate changes (piecewise).
-        factors: one more than boundaries (piecewise).
-        peak: share of the training at which one_cycle peaks, 0 to 1.
-        warmup_epochs: linear rise from 0 before the schedule proper.
-    """
-
-    kind: str = 'piecewise'
-    boundaries: tuple = ()
-    factors: tuple = (1.0,)
-    peak: float = 0.25
-    warmup_epochs: float = 0.0
+    kind: str = _rate(
+        'piecewise',
+        'Course of the learning rate: piecewise changes it at --lr_boundaries, cosine lowers it to 0 (arXiv:1608.03983 '
+        'Eq. 5, one period), one_cycle raises it from 0 and lowers it again in straight lines (after '
+        'arXiv:1708.07120), constant leaves it as it is.',
+        flag='lr_schedule',
+        choices=('piecewise', 'cosine', 'one_cycle', 'constant'),
+    )
+    boundaries: tuple[float, ...] = _rate((), 'Epochs at which a piecewise rate changes.', flag='lr_boundaries')
+    factors: tuple[float, ...] = _rate(
+        (1.0,), 'Factors of a piecewise rate, one more than --lr_boundaries.', flag='lr_factors'
+    )
+    peak: float = setting(0.25, 'Fraction of the training at which one_cycle peaks.', flag=None, above=0, below=1)
+    warmup_epochs: float = _rate(0.0, 'Number of epochs in which the rate first rises linearly from 0.', least=0)
 
     def __post_init__(self):
-        object.__setattr__(self, 'boundaries', tuple(self.boundaries))  # lists, when read from JSON
-        object.__setattr__(self, 'factors', tuple(self.factors))
-        if self.kind not in ('piecewise', 'cosine', 'one_cycle', 'constant'):
-            raise UserError(f"lr_schedule {self.kind!r} is none of 'piecewise', 'cosine', 'one_cycle', 'constant'")
-        if self.kind == 'piecewise' and (
-            len(self.factors) != len(self.boundaries) + 1 or list(self.boundaries) != sorted(self.boundaries)
-        ):
-            raise UserError(f'lr_boundaries {self.boundaries} must rise, and lr_factors {self.factors} be one more')
-        if not 0 < self.peak < 1 or self.warmup_epochs < 0:
+        is_piecewise = self.kind == 'piecewise'  # the other courses have neither boundaries nor factors
+        object.__setattr__(self, 'boundaries', tuple(self.boundaries) if is_piecewise else ())  # lists, from JSON
+        object.__setattr__(self, 'factors', tuple(self.factors) if is_piecewise else (1.0,))
+        check(self)
+        if len(self.factors) != len(self.boundaries) + 1 or list(self.boundaries) != sorted(self.boundaries):
+            boundaries, factors = (','.join(f'{value:g}' for value in of) for of in (self.boundaries, self.factors))
             raise UserError(
-                f'one_cycle peak {self.peak} must lie between 0 and 1, warmup_epochs {self.warmup_epochs} not below 0'
+                f'--lr_boundaries={boundaries} must rise, and --lr_factors={factors} must be one number more'
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class MachineConfig:
-    """Where a training runs, which may change when it is continued; `TrainConfig.machine`.
+    """Where a training runs, which may change when it is continued; `TrainConfig.machine`."""
 
-    Attributes:
-        data_dir: where the data set is; None for 'synthetic' and folders.
-        model_dir: checkpoints, metrics, final model; a run found there is continued. None: nothing is kept.
-        save_checkpoint_minutes: between checkpoints inside an epoch; there is one after each epoch anyway.
-        steps_per_call: steps the compiled loop runs before Python sees its results; 0 aims at a second.
-        num_gpus: None takes one if there is one, -1 all.
-        distribution_strategy: 'off', 'default' (by num_gpus), 'one_device', 'mirrored' or 'multi_worker_mirrored'.
-        all_reduce_alg: how replicas add up gradients, 'ring' or 'nccl'; None is TensorFlow's choice.
-        enable_xla: compile the step with XLA (on a CPU it is slower).
-        input_threads: of tf.data, 0 for one.
-    """
+    data_dir: str | None = _folder(
+        None, 'Folder of the data set, which is fetched into it if it is missing.', short='dd'
+    )
+    model_dir: str | None = _folder(
+        None, 'Folder of checkpoints, metrics and the final model. A run that is there is continued.', short='md'
+    )
+    save_checkpoint_minutes: float = _machine(
+        10.0, 'Minutes between checkpoints inside an epoch; there is one after each epoch anyway.', least=0
+    )
+    steps_per_call: int = _machine(
+        0,
+        'Number of steps that the compiled loop runs before control returns to Python. 0 chooses a number that takes '
+        'about one second.',
+        flag='steps_per_loop',
+        least=0,
+    )
+    num_gpus: int | None = _machine(None, 'Number of GPUs: one if there is one, -1 for all.', short='ng', least=-1)
+    distribution_strategy: str = _machine(
+        'default',
+        'How devices share the work. default goes by --num_gpus and --worker_hosts; multi_worker_mirrored takes the '
+        'workers of --worker_hosts or TF_CONFIG.',
+        short='ds',
+        choices=('off', 'default', 'one_device', 'mirrored', 'multi_worker_mirrored'),
+    )
+    all_reduce_alg: str | None = _machine(
+        None, 'How replicas add up gradients; without, TensorFlow chooses.', short='ara', choices=('ring', 'nccl')
+    )
+    enable_xla: bool = _machine(False, 'Compile the training step with XLA, which is slower on a CPU.')
+    inter_op_threads: int = _threads(
+        text='Number of operations that run side by side; 0 for as many as there are cores.',
+        flag='inter_op_parallelism_threads',
+        short='inter',
+    )
+    intra_op_threads: int = _threads(
+        text='Number of threads of one operation; 0 for all cores.', flag='intra_op_parallelism_threads', short='intra'
+    )
+    input_threads: int = _threads(
+        text='Number of threads of the input pipeline; 0 for all cores where images are decoded, else for one.',
+        flag='datasets_num_private_threads',
+    )
 
-    data_dir: str | None = None
-    model_dir: str | None = None
-    save_checkpoint_minutes: float = 10.0
-    steps_per_call: int = 0
-    num_gpus: int | None = None
-    distribution_strategy: str = 'default'
-    all_reduce_alg: str | None = None
-    enable_xla: bool = False
-    input_threads: int = 0
+    def __post_init__(self):
+        check(self)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides the course of a training; JSON in `config.json` and in each checkpoint.
+    """Everything that decides the weights of a training; JSON in `config.json` and in each checkpoint."""
 
-    Attributes:
-        spec: the network.
-        experiment: what the block function that is passed to the loop changes; None if there is no such function.
-        dataset: a name in datasets.DATASETS, 'tfds:NAME', or 'folder:PATH' with a subfolder for each class.
-        image_size: of the pictures of a folder; None: 224 for ImageNet's stems, 32 for the others.
-        validation_fraction: of each class of a folder, the test split, unless the folder has its own.
-        normalization: a name in NORMALIZATIONS; None takes the data set's.
-        views: how encoded pictures become the net's input, which are then streamed; None reads them into memory.
-        background: logit 0 is of no class, as in TensorFlow's own ImageNet nets; encoded pictures only.
-        num_classes: logits, if more than the data set has classes; None takes as many.
-        num_train_images: use the first so many training images; None uses all.
-        train_epochs: in total, over all restarts.
-        max_train_steps: stop at this global step, if that comes first.
-        batch_size: images a step, over all devices.
-        epochs_between_evals: evaluate after so many epochs, and after the last.
-        stop_threshold: stop when the test accuracy, 0..1, reaches it.
-        optimizer: 'momentum', optimizers.CoupledSGD; or 'adam' (arXiv:1412.6980), without weight decay.
-        base_learning_rate: per 128 images of batch, as official/resnet counts on CIFAR; Adam's is the rate itself.
-        schedule: its course, in epochs.
-        momentum, nesterov, weight_decay, decay: see optimizers.CoupledSGD.
-        label_smoothing: 0 for none (arXiv:1512.00567 Sec. 7).
-        augment: pad, crop and flip the training images.
-        flip: whether augmentation flips.
-        dtype: 'fp32', or 'bf16' or 'fp16' for mixed precision (variables and logits stay float32).
-        loss_scale: a number, 'dynamic', or None for 128 with fp16 and 1 otherwise.
-        seed: of initial weights, order and augmentation.
-        sync_batch_norm: BN in training normalises by the batches of all replicas, not of its own.
-        pretrained: model_dir or .keras file whose weights a new run starts from.
-        transfer: what is trained, 'all', 'last' (the last groups and the head) or 'head' (the last layer); the rest
-            is frozen, its BN in inference mode. 'head' without augment trains on features computed once.
-        train_last_groups: of transfer 'last'.
-        head: 'replace' the last layer of the pretrained net by a new one, 'append' a new one to it, or 'keep' it.
-        pretrained_classes: logits of the pretrained net, to which 'append' appends; transfer.adopt sets it.
-        backbone_learning_rate_factor: multiplies the rate of all layers but the new one.
-        machine: where it runs.
-    """
-
-    spec: resnet_spec.ResNetSpec
-    dataset: str = 'cifar10'
-    num_train_images: int | None = None
-    train_epochs: int = 182
-    max_train_steps: int | None = None
-    batch_size: int = 128
-    epochs_between_evals: int = 1
-    stop_threshold: float | None = None
-    optimizer: str = 'momentum'
-    base_learning_rate: float = 0.1
-    schedule: Schedule = Schedule()
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 2e-4
-    decay: str = 'all'
-    label_smoothing: float = 0.0
-    augment: bool = True
-    flip: bool = True
-    dtype: str = 'fp32'
-    loss_scale: float | str | None = None
-    seed: int = 0
-    sync_batch_norm: bool = False
-    pretrained: str | None = None
-    transfer: str = 'all'
-    train_last_groups: int = 1
-    head: str = 'replace'
-    pretrained_classes: int | None = None
-    backbone_learning_rate_factor: float = 1.0
-    image_size: int | None = None
-    validation_fraction: float = 0.1
-    normalization: str | None = None
-    num_classes: int | None = None
-    views: Views | None = None
-    background: bool = False
-    experiment: dict | None = None
-    machine: MachineConfig = MachineConfig()
+    spec: ResNetSpec = dataclasses.field(metadata={'text': 'The network.', 'flag': None, 'is_identity': True})
+    dataset: str = _data(
+        'cifar10', "A name in DATASETS, 'tfds:NAME', or 'folder:PATH' with a subfolder for each class.", flag=None
+    )
+    num_train_images: int | None = _data(None, 'Train on so many images only, the first ones.', least=1)
+    image_size: int | None = _data(
+        None,
+        'Height and width, in pixels, of the images of --image_folder; 32, or 224 for a net of ImageNet.',
+        least=8,
+        most=MAX_IMAGE_SIZE,
+        needs='image_folder',
+        streams=False,
+    )
+    validation_fraction: float = _data(
+        0.1,
+        'Fraction of each class of --image_folder that is set aside for testing, by --seed. A folder that has a '
+        'test folder uses that.',
+        above=0,
+        below=1,
+        needs='image_folder',
+        is_open=True,
+    )
+    normalization: str | None = _data(
+        None,
+        'Input of the net: official subtracts the mean of each colour, torch also divides by its deviation, inception '
+        'scales to -1..1.',
+        flag='input_normalization',
+        words=('official', 'torch', 'inception'),
+        streams=True,
+        is_open=True,
+    )
+    views: Views | None = _data(
+        None, 'How encoded images, which are then streamed, become the input; None reads them into memory.', flag=None
+    )
+    augment: bool = _data(True, 'Crop and flip the training images at random.')
+    flip: bool = _data(True, 'Whether --augment flips. A mirrored digit is a different digit, or none.', is_open=True)
+    num_classes: int | None = _network(
+        None, 'Number of logits, if not that of the classes in the data set.', least=2, most=MAX_CLASSES
+    )
+    background: bool = _network(
+        False,
+        'Logit 0 stands for no class (1001 logits), as in official/resnet.',
+        flag='background_class',
+        streams=True,
+        is_open=True,
+    )
+    experiment: dict | None = _network(
+        None,
+        'What the block function that is passed to the loop changes; None if there is no such function.',
+        flag=None,
+    )
+    train_epochs: int = _rate(182, 'Number of epochs to train in total, over all restarts.', short='te', least=1)
+    max_train_steps: int | None = _training(
+        None, 'Stop at this step, counted over all restarts, if it comes first.', short='mts', least=1
+    )
+    batch_size: int = _rate(128, 'Number of images in a step, over all devices.', short='bs', least=1, is_identity=True)
+    epochs_between_evals: int = _rate(1, 'Evaluate after so many epochs, and after the last.', short='ebe', least=1)
+    stop_threshold: float | None = _training(
+        None, 'Stop when the test accuracy, 0 to 1, reaches this value.', short='st', least=0, most=1
+    )
+    optimizer: str = _rate(
+        'momentum', 'SGD with momentum, or Adam (arXiv:1412.6980).', choices=('momentum', 'adam'), is_identity=True
+    )
+    base_learning_rate: float = _rate(
+        0.1,
+        'Learning rate for a batch of 128 images, to which it is scaled; with --optimizer=adam the rate itself. '
+        'cosine and one_cycle have it as their highest.',
+        least=0,
+    )
+    schedule: Schedule = setting(Schedule(), 'Course of the learning rate, in epochs.', flag=None)
+    momentum: float = _rate(0.9, 'Momentum of SGD.', least=0, most=1)
+    nesterov: bool = _rate(False, "Use Nesterov's momentum.")
+    weight_decay: float = _rate(
+        2e-4, 'L2 weight decay: the gradient of each weight grows by it times the weight.', least=0
+    )
+    decay: str = _rate('all', 'Which weights decay.', choices=('all', 'kernels', 'no_batch_norm'))
+    label_smoothing: float = _rate(
+        0.0, 'Probability that is spread over all classes (arXiv:1512.00567 Sec. 7).', least=0, most=0.999
+    )
+    seed: int = _training(0, 'Seed of weights, order and augmentation.', least=0, most=2**63 - 1, is_identity=True)
+    dtype: str = _rate(
+        'fp32',
+        'Precision of the computation; weights and logits stay fp32. auto is bf16 where the device has it, else fp32.',
+        short='dt',
+        choices=('fp32', 'bf16', 'fp16', 'auto'),
+    )
+    loss_scale: float | str | None = _training(
+        None, "Factor of the loss, a number or 'dynamic'; 128 with fp16 and 1 otherwise.", short='ls'
+    )
+    sync_batch_norm: bool = _machine(False, 'Batch norms use the statistics of all devices together.', is_identity=True)
+    pretrained: str | None = setting(
+        None,
+        'Start from the weights of this model_dir or .keras file; the network is its network. With --eval_only, '
+        'evaluate it.',
+        group='Transfer',
+        flag=PRETRAINED,
+        short='pmcp',
+        is_path=True,
+    )
+    transfer: str = _transfer(
+        'all',
+        'What is trained of the pretrained net: all of it, the last groups and the head, or the head (the last layer) '
+        'alone, on features that are computed once. head turns --augment off unless that is given.',
+        choices=('all', 'last', 'head'),
+        needs=PRETRAINED,
+        is_open=True,
+    )
+    train_last_groups: int = _transfer(
+        1, 'Number of groups that --transfer=last trains.', least=1, needs='transfer=last', is_open=True
+    )
+    head: str = _transfer(
+        'replace',
+        'A new last layer replaces the pretrained one, or is appended to it, or the pretrained one is kept.',
+        choices=('replace', 'append', 'keep'),
+        needs=PRETRAINED,
+    )
+    pretrained_classes: int | None = _transfer(
+        None, 'Logits of the pretrained net, to which a head is appended.', flag=None
+    )
+    backbone_learning_rate_factor: float = setting(
+        1.0, 'Factor of the rate of all layers but the last.', group='Transfer', above=0, needs=PRETRAINED
+    )
+    machine: MachineConfig = setting(MachineConfig(), 'Where it runs.', flag=None)
 
     def __post_init__(self):
-        for field, choices in (('transfer', ('all', 'last', 'head')), ('head', ('replace', 'append', 'keep'))):
-            if getattr(self, field) not in choices:
-                raise UserError(f'{field} {getattr(self, field)!r} is none of {", ".join(choices)}')
+        check(self)
         if self.background and not self.views:
-            raise UserError(f'background with {self.dataset}, whose pictures are not encoded; leave it out')
-        if not self.backbone_learning_rate_factor > 0:
+            raise UserError(f'--background_class needs encoded images, which {self.dataset} has not; leave it out')
+        if self.transfer == 'head' and self.backbone_learning_rate_factor != 1:
             raise UserError(
-                f'backbone_learning_rate_factor {self.backbone_learning_rate_factor} must be above 0; '
-                "transfer 'last' or 'head' freezes layers"
+                f'--backbone_learning_rate_factor={self.backbone_learning_rate_factor} with --transfer=head, which '
+                'freezes the backbone; leave one of them out'
             )
 
     @property
-    def learning_rate(self):
+    def learning_rate(self) -> float:
         """The base rate for this batch size; Adam's steps do not grow with it."""
         return self.base_learning_rate * (1 if self.optimizer == 'adam' else self.batch_size / 128)
 
     @property
-    def trains_on_features(self):
-        """Whether what is trained sees the same features of a picture in every epoch."""
+    def trains_on_features(self) -> bool:
+        """Whether what is trained sees the same features of an image in every epoch."""
         return self.transfer == 'head' and not self.augment
 
-    def with_machine(self, **changes):
+    def with_machine(self, **changes: Any) -> 'TrainConfig':
         """Return the same training on a machine with these fields of MachineConfig changed."""
         return dataclasses.replace(self, machine=dataclasses.replace(self.machine, **changes))
 
-    def folder_options(self):
-        """Return the datasets.FolderOptions of 'folder:PATH'."""
+    @classmethod
+    def from_settings(
+        cls, settings: Mapping[str, Any], make_spec: Callable[..., ResNetSpec], **fields: Any
+    ) -> 'TrainConfig':
+        """Return the TrainConfig of settings by the names of their flags, as recipes have them.
+
+        Args:
+            settings: what is missing has the field's default.
+            make_spec: (resnet_size, **fields of the spec) -> ResNetSpec, without resnet_size where there is none.
+            **fields: of TrainConfig, which no setting decides, or which overrule one.
+        """
+        spec = part_of(ResNetSpec, settings)
+        size = [spec.pop('group_blocks')] if 'group_blocks' in spec else []
+        if spec.get('shortcut') == 'none':
+            spec['shortcut'] = None
+        parts = {'schedule': Schedule, 'machine': MachineConfig}
+        own = {name: part(**part_of(part, settings)) for name, part in parts.items()} | part_of(cls, settings) | fields
+        return cls(make_spec(*size, **spec), **own)
+
+    def folder_options(self) -> FolderOptions:
+        """Return how the images of 'folder:PATH' are read."""
         is_large = self.spec.stem in ('imagenet', 'deep')
         return FolderOptions(
             image_size=self.image_size or (224 if is_large else 32),
@@ -209,18 +345,18 @@ class TrainConfig:
             seed=self.seed,
         )
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         """Return a dict of plain values that `from_json` reads."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
-    def from_json(cls, values):
+    def from_json(cls, values: Mapping[str, Any]) -> 'TrainConfig':
         """Return the TrainConfig that `to_json` wrote; a field that was added since has its default.
 
         Raises:
             UserError: it has a field that is gone since.
         """
-        values = values | {'spec': resnet_spec.ResNetSpec.from_json(values['spec'])}
+        values = values | {'spec': ResNetSpec.from_json(values['spec'])}
         parts = {'schedule': Schedule, 'machine': MachineConfig, 'views': Views}
         try:
             return cls(**values | {name: part(**values[name]) for name, part in parts.items() if values.get(name)})
@@ -231,15 +367,33 @@ class TrainConfig:
             ) from None
 
 
-def difference(name, ours, theirs):
-    """Return 'name old, not new', going into the field of a spec or schedule that differs."""
+IDENTITY = tuple(field.name for field in dataclasses.fields(TrainConfig) if field.metadata.get('is_identity'))
+_PREFIXES = {'': TrainConfig, 'machine.': MachineConfig, 'schedule.': Schedule, 'views.': Views, 'spec.': ResNetSpec}
+_FLAGS = {
+    f'{prefix}{field.name}': f'--{flag}' for prefix, part in _PREFIXES.items() for flag, field in flags_of(part).items()
+}
+
+
+def difference(name: str, ours: Any, theirs: Any) -> str:
+    """Return '--flag old, not new', going into the field of a spec or schedule that differs.
+
+    Args:
+        name: of a field of TrainConfig, or of anything else that two runs have, as 'class_names'.
+        ours: its plain value, as to_json has it, in the run that is asked for.
+        theirs: the same of the run that is there.
+    """
     if isinstance(ours, list) and isinstance(theirs, list):  # a sentence holds no thousand class names
         i = next((i for i, (one, other) in enumerate(zip(ours, theirs, strict=False)) if one != other), None)
         return difference(name, len(ours), len(theirs)) if i is None else difference(f'{name}[{i}]', ours[i], theirs[i])
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        return ', '.join(
-            difference(f'{name}.{key}', ours.get(key), theirs.get(key))
-            for key in sorted(ours.keys() | theirs.keys())
-            if ours.get(key) != theirs.get(key)
-        )
-    return f'{name} {theirs!r}, not {ours!r}'
+        differing = {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
+        texts = []
+        if name == 'spec':
+            sizes = [ResNetSpec.from_json(spec).resnet_size for spec in (ours, theirs)]
+            if sizes[0] != sizes[1]:  # which names the blocks and their kind
+                differing -= {'group_blocks', 'block'}
+                texts = [difference('spec.group_blocks', *sizes)]
+        texts += [difference(f'{name}.{key}', ours.get(key), theirs.get(key)) for key in sorted(differing)]
+        return ', '.join(texts)
+    flag = _FLAGS.get(name)
+    return f'{flag} {theirs}, not {ours}' if flag else f'{name} {theirs!r}, not {ours!r}'

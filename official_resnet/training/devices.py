@@ -97,6 +97,11 @@ def this_process(config) -> Process:
     )
 
 
+def known_dtype(dtype: str) -> str:
+    """Return a precision, 'auto' being the best one."""
+    return best_dtype() if dtype == 'auto' else dtype
+
+
 def make_strategy(num_gpus, distribution_strategy, batch_size, all_reduce_alg=None):
     """Return the tf.distribute.Strategy of these flags in one process.
 

@@ -1,0 +1,128 @@
+"""--help, and what to say of a flag that does not exist."""
+
+import difflib
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import flags
+
+WIDTH = 80  # columns
+_KINDS = {'int': 'N', 'float': 'X', 'string': 'TEXT', 'number': 'X'}  # of absl -> here
+# What other programs call it -> what it is called here, in the order of preference.
+OTHER_NAMES = {
+    'learning_rate': ('base_learning_rate',),
+    'lr': ('base_learning_rate', 'learning_rate'),
+    'initial_learning_rate': ('base_learning_rate',),
+    'scheduler': ('lr_schedule',),
+    'lr_scheduler': ('lr_schedule',),
+    'warmup': ('warmup_epochs',),
+    'epochs': ('train_epochs',),
+    'num_epochs': ('train_epochs',),
+    'steps': ('max_train_steps',),
+    'max_steps': ('max_train_steps',),
+    'train_steps': ('max_train_steps',),
+    'batch': ('batch_size',),
+    'train_batch_size': ('batch_size',),
+    'bs': ('batch_size',),
+    'wd': ('weight_decay',),
+    'opt': ('optimizer',),
+    'smoothing': ('label_smoothing',),
+    'model': ('resnet_size',),
+    'arch': ('resnet_size',),
+    'depth': ('resnet_size', 'depths'),
+    'layers': ('resnet_size', 'depths'),
+    'num_layers': ('resnet_size',),
+    'size': ('resnet_size',),
+    'data': ('data_dir',),
+    'data_path': ('data_dir', 'image_folder'),
+    'dataset_dir': ('data_dir',),
+    'dataset': ('tfds',),
+    'output': ('model_dir', 'output_dir'),
+    'output_dir': ('model_dir',),
+    'checkpoint_dir': ('model_dir',),
+    'save_dir': ('model_dir',),
+    'resume': ('model_dir',),
+    'pretrained': ('pretrained_model_checkpoint_path',),
+    'weights': ('pretrained_model_checkpoint_path', 'model'),
+    'finetune': ('fine_tune',),
+    'evaluate': ('eval_only',),
+    'eval': ('eval_only',),
+    'gpus': ('num_gpus',),
+    'workers': ('local_workers',),
+    'num_workers': ('datasets_num_private_threads',),
+    'precision': ('dtype',),
+    'amp': ('dtype',),
+    'fp16': ('dtype',),
+    'bf16': ('dtype',),
+    'mixed_precision': ('dtype',),
+    'tensorboard': ('enable_tensorboard',),
+    'topk': ('top',),
+    'image': ('image_folder',),
+    'input_size': ('image_size',),
+    'img_size': ('image_size',),
+}
+
+
+def unknown(name: str, values: flags.FlagValues) -> str:
+    """Return what to say of an unknown flag: its name, and the flag that was probably meant."""
+    bare = name.replace('-', '_')
+    known = [bare, *OTHER_NAMES.get(bare, ()), *difflib.get_close_matches(bare[:100], list(values), 1, 0.7)]
+    meant = next((other for other in known if other in values), None)
+    return f'there is no flag --{name}' + (f'; use --{values[meant].name}' if meant else '')
+
+
+def text(doc: str, groups: Mapping[str, Sequence[tuple[flags.Flag, Any]]]) -> str:
+    """Return the text of --help.
+
+    Args:
+        doc: the program's docstring.
+        groups: {heading: (flag, its default here)}.
+    """
+    lines = [_wrap_prose(doc.strip('\n'))]
+    for heading, entries in groups.items():
+        lines += ['', f'{heading}:']
+        for flag, default in entries:
+            lines += _entry(flag, default)
+    return '\n'.join([*lines, '', 'Defaults are in brackets. --helpfull lists all flags, also the obsolete ones.'])
+
+
+def one_group(values: flags.FlagValues) -> dict[str, list[tuple[flags.Flag, Any]]]:
+    """Return the groups of a program whose flags have none."""
+    names = sorted(name for name in values if values[name].name == name)
+    return {'Flags': [(values[name], values[name].default) for name in names]}
+
+
+def _entry(flag, default):
+    """Return the lines of a flag: its names and type, then its meaning and default."""
+    name = f'--[no]{flag.name}' if flag.boolean else f'--{flag.name}'
+    names = ', '.join([name, *([f'-{flag.short_name}'] if flag.short_name else [])])
+    words = getattr(flag.parser, 'enum_values', None)
+    kind = '' if flag.boolean else '|'.join(words) if words else _KINDS.get(flag.flag_type(), 'A,B,...')
+    meaning = f'{flag.help.removeprefix(f"<{kind}>: ")}{_default_text(default)}'
+    return [*_wrapped(f'{names} {kind}', '  '), *_wrapped(meaning, '      ')]
+
+
+def _wrapped(line, indent):
+    options = {'break_long_words': False, 'break_on_hyphens': False}
+    return textwrap.wrap(line, WIDTH, initial_indent=indent, subsequent_indent='      ', **options)
+
+
+def _wrap_prose(doc):
+    """Return a docstring with its paragraphs wrapped; indented lines are commands, and stay."""
+    paragraphs = []
+    for paragraph in doc.split('\n\n'):
+        lines = paragraph.splitlines()
+        is_prose = not any(line.startswith(' ') for line in lines) and max(map(len, lines)) > WIDTH
+        paragraphs.append(textwrap.fill(paragraph, WIDTH, break_on_hyphens=False) if is_prose else paragraph)
+    return '\n\n'.join(paragraphs)
+
+
+def _default_text(default):
+    if default in (None, '', [], ()):
+        return ''
+    if isinstance(default, bool):
+        return f' [{"on" if default else "off"}]'
+    if isinstance(default, tuple | list):
+        default = ','.join(f'{value:g}' if isinstance(value, float) else str(value) for value in default)
+    return f' [{default:g}]' if isinstance(default, float) else f' [{default}]'

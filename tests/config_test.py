@@ -1,0 +1,170 @@
+"""TrainConfig as JSON and from settings, its checks, and how two of them are told apart."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from official_resnet import resnet_variants
+from official_resnet.errors import UserError
+from official_resnet.inputs.datasets import FolderOptions
+from official_resnet.inputs.images import Views
+from official_resnet.resnet_spec import ResNetSpec
+from official_resnet.training.config import IDENTITY, MachineConfig, Schedule, TrainConfig, difference, flags_of
+
+CONFIG = TrainConfig(
+    resnet_variants.cifar_spec(8),
+    dataset='folder:/pictures',
+    schedule=Schedule('one_cycle'),
+    transfer='head',
+    head='append',
+    pretrained_classes=10,
+    image_size=40,
+    normalization='unit_range',
+    num_classes=12,
+)
+
+
+def test_json_keeps_everything():
+    assert TrainConfig.from_json(json.loads(json.dumps(CONFIG.to_json()))) == CONFIG
+
+
+def test_the_identity_of_a_run_is_what_a_checkpoint_depends_on():
+    assert set(IDENTITY) == {
+        *('spec', 'dataset', 'num_train_images', 'image_size', 'validation_fraction', 'normalization', 'num_classes'),
+        *('batch_size', 'seed', 'optimizer', 'augment', 'flip', 'transfer', 'train_last_groups', 'head'),
+        *('pretrained_classes', 'views', 'background', 'sync_batch_norm', 'experiment'),
+    }
+
+
+@pytest.mark.parametrize('old', [{'fine_tune': True}, {'model_dir': '/tmp'}, {'machine': {'cores': 2}}])
+def test_a_run_that_an_older_version_stored_is_refused(old):
+    with pytest.raises(UserError, match=f'{list(old.get("machine", old))[0]}.*--model_dir'):
+        TrainConfig.from_json(CONFIG.to_json() | old)
+
+
+def test_a_field_that_was_added_since_has_its_default():
+    values = CONFIG.to_json()
+    del values['seed'], values['machine']['num_gpus']
+    assert TrainConfig.from_json(values) == CONFIG
+
+
+def test_the_machine_may_change():
+    other = CONFIG.with_machine(model_dir='/tmp', num_gpus=2)
+    assert (other.machine.model_dir, other.machine.num_gpus, other.machine.data_dir) == ('/tmp', 2, None)
+    assert dataclasses.replace(other, machine=CONFIG.machine) == CONFIG
+
+
+def test_learning_rate():
+    assert dataclasses.replace(CONFIG, batch_size=64).learning_rate == 0.05
+    assert dataclasses.replace(CONFIG, batch_size=64, optimizer='adam', weight_decay=0).learning_rate == 0.1
+
+
+@pytest.mark.parametrize(
+    'transfer,augment,expected',
+    [('head', False, True), ('head', True, False), ('last', False, False), ('all', False, False)],
+)
+def test_trains_on_features(transfer, augment, expected):
+    assert dataclasses.replace(CONFIG, transfer=transfer, augment=augment).trains_on_features is expected
+
+
+def test_how_a_folder_is_read():
+    def options(spec, **fields):
+        return dataclasses.replace(CONFIG, spec=spec, **fields).folder_options()
+
+    assert options(resnet_variants.cifar_spec(8)) == FolderOptions(40, 3, 0.1, 0)
+    assert options(resnet_variants.cifar_spec(8), image_size=None).image_size == 32
+    assert options(resnet_variants.imagenet_spec(18), image_size=None).image_size == 224
+    assert options(resnet_variants.mnist_spec(), image_size=None, seed=3) == FolderOptions(32, 1, 0.1, 3)
+
+
+@pytest.mark.parametrize(
+    'ours,theirs,text',
+    [
+        (1, 2, 'x 2, not 1'),
+        ({'a': 1, 'b': 2}, {'a': 1, 'b': 3}, 'x.b 3, not 2'),
+        (['a', 'b'], ['a', 'c'], "x[1] 'c', not 'b'"),
+        (['a'], ['a', 'c'], 'x 2, not 1'),
+    ],
+)
+def test_difference(ours, theirs, text):
+    assert difference('x', ours, theirs) == text
+
+
+@pytest.mark.parametrize(
+    'change,name,text',
+    [
+        ({'spec': resnet_variants.cifar_spec(14)}, 'spec', '--resnet_size 8, not 14'),
+        ({'spec': resnet_variants.cifar_spec(8, shortcut=None)}, 'spec', '--shortcut A, not None'),
+        (
+            {'spec': resnet_variants.imagenet_spec(50, version='1')},
+            'spec',
+            '--resnet_size 8, not 50, spec.filters 16, n',
+        ),
+        ({'spec': resnet_variants.cifar_spec(8, width=2)}, 'spec', 'spec.width 1, not 2'),
+        ({'spec': resnet_variants.cifar_spec(11, block='bottleneck')}, 'spec', '--resnet_size 8, not 11'),
+        ({'batch_size': 64}, 'batch_size', '--batch_size 128, not 64'),
+        ({'schedule': Schedule('constant')}, 'schedule', '--lr_schedule one_cycle, not constant'),
+        ({'views': Views(64)}, 'views', "views None, not {'size': 64"),
+        ({'normalization': None}, 'normalization', '--input_normalization unit_range, not None'),
+    ],
+)
+def test_a_difference_has_the_name_of_its_flag(change, name, text):
+    ours, theirs = dataclasses.replace(CONFIG, **change).to_json(), CONFIG.to_json()
+    assert difference(name, ours[name], theirs[name]).startswith(text)
+    assert [field for field in ours if ours[field] != theirs[field]] == [name]
+
+
+def test_a_view_of_another_size_is_named_by_its_flag():
+    ours, theirs = (dataclasses.asdict(Views(size, 224)) for size in (48, 32))
+    assert difference('views', ours, theirs) == '--image_size 32, not 48'
+
+
+def test_settings_by_the_names_of_flags_make_a_config():
+    settings = {
+        'resnet_size': 20,
+        'shortcut': 'none',
+        'lr_schedule': 'one_cycle',
+        'lr_boundaries': (1, 2),
+        'steps_per_loop': 3,
+        'use_synthetic_data': True,
+    }
+    made = TrainConfig.from_settings(settings, resnet_variants.cifar_spec, dataset='synthetic')
+    assert made == TrainConfig(
+        resnet_variants.cifar_spec(20, shortcut=None),
+        dataset='synthetic',
+        schedule=Schedule('one_cycle'),
+        machine=MachineConfig(steps_per_call=3),
+    )
+
+
+def test_no_two_fields_have_the_same_flag():
+    flags = [flag for part in (TrainConfig, Schedule, MachineConfig, ResNetSpec) for flag in flags_of(part)]
+    assert len(flags) == len(set(flags))
+    assert flags_of(Views).keys() & set(flags) == {'image_size'}  # of a folder's images, held in memory or streamed
+
+
+@pytest.mark.parametrize('boundaries,factors', [((2, 1), (1, 1, 1)), ((1,), (1,)), ((), ())])
+def test_a_schedule_that_does_not_fit(boundaries, factors):
+    with pytest.raises(UserError, match='--lr_boundaries=.* must rise, and --lr_factors=.* one number more'):
+        Schedule('piecewise', boundaries, factors)
+
+
+@pytest.mark.parametrize(
+    'fields,message',
+    [
+        ({'transfer': 'some'}, '--transfer=some must be one of all, last, head'),
+        ({'head': 'new'}, '--head=new must be one of replace, append, keep'),
+        ({'transfer': 'all', 'backbone_learning_rate_factor': 0}, '--backbone_learning_rate_factor=0 must be above 0'),
+        ({'backbone_learning_rate_factor': 0.5}, 'factor=0.5 with --transfer=head'),
+        ({'momentum': 1.5}, '--momentum=1.5 must be at most 1'),
+        ({'validation_fraction': 1}, '--validation_fraction=1 must be below 1'),
+        ({'base_learning_rate': math.nan}, '--base_learning_rate=nan must be at least 0'),
+        ({'batch_size': 0}, '--batch_size=0 must be at least 1'),
+        ({'background': True}, '--background_class needs encoded images'),
+    ],
+)
+def test_wrong_values(fields, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(CONFIG, **fields)
