@@ -26,13 +26,16 @@ _CHOICES = {
     'activation': ('relu', 'sigmoid'),
     'initializer': ('he', 'normal_0.01', 'normal_1'),
 }
-MAX_LAYERS = 10_000
-_CONVOLUTIONS = {'single': 1, 'basic': 2, 'bottleneck': 3}  # of a block's residual function
-_FLAG = {'group': 'Network', 'is_open': True}  # metadata of a field that has a flag: see training.config.setting
-_IMAGENET_FLAG = _FLAG | {'streams': True}
 _LEAST = {'filters': 1, 'width': 1, 'base_width': 1, 'cardinality': 1, 'stem_filters': 1, 'se_reduction': 0}
+MAX_LAYERS = 10_000
+_CONVOLUTIONS = {'single': 1, 'basic': 2, 'bottleneck': 3}  # of a block
 # Fields of earlier versions, each with the value that meant what every network is now.
 _REMOVED = {'data_format': 'channels_last', 'experiment': None}
+
+
+def _flag(default, text, **about):
+    """Return a field that has a flag: see training.config.setting."""
+    return dataclasses.field(default=default, metadata={'text': text, 'group': 'Network', 'is_open': True, **about})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,39 +92,31 @@ class ResNetSpec:
         UserError: a value that no network can have. The message names the value and what to pass.
     """
 
-    group_blocks: tuple[int, ...] = dataclasses.field(
-        metadata={
-            'flag': 'resnet_size',
-            'short': 'rs',
-            'text': 'Number of layers that have weights.',
-            'type': int,
-            'least': 1,
-            'most': MAX_LAYERS,
-            **_FLAG,
-        }
+    group_blocks: tuple[int, ...] = _flag(
+        dataclasses.MISSING,
+        'Number of layers that have weights.',
+        flag='resnet_size',
+        short='rs',
+        type=int,
+        least=1,
+        most=MAX_LAYERS,
     )
     filters: int = 16
     stem: str = 'cifar'
     block: str = 'basic'
-    version: str = dataclasses.field(
-        default='1',
-        metadata={
-            'flag': 'resnet_version',
-            'short': 'rv',
-            'text': '1 has the ReLU after the addition; 1.5 is 1 with the stride of a bottleneck in its 3x3 '
-            'convolution; 2 has BN and ReLU before each convolution (pre-activation).',
-            'words': ('1', '1.5', '2'),
-            **_FLAG,
-        },
+    version: str = _flag(
+        '1',
+        '1 has the ReLU after the addition; 1.5 is 1 with the stride of a bottleneck in its 3x3 convolution; 2 has BN '
+        'and ReLU before each convolution (pre-activation).',
+        flag='resnet_version',
+        short='rv',
+        words=('1', '1.5', '2'),
     )
-    shortcut: str | None = dataclasses.field(
-        default='A',
-        metadata={
-            'text': 'A pads with zeros where the shape changes, B projects there, C projects everywhere, group '
-            'projects in the first block of each group (official/resnet), none is a plain network.',
-            'words': ('A', 'B', 'C', 'group', 'none'),
-            **_FLAG,
-        },
+    shortcut: str | None = _flag(
+        'A',
+        'A pads with zeros where the shape changes, B projects there, C projects everywhere, group projects in the '
+        'first block of each group (official/resnet), none is a plain network.',
+        words=('A', 'B', 'C', 'group', 'none'),
     )
     shortcut_padding: str = 'end'
     stride_block: str = 'first'
@@ -130,13 +125,11 @@ class ResNetSpec:
     base_width: int = 64
     cardinality: int = 1
     padding: str = 'symmetric'
-    stem_pool: str = dataclasses.field(
-        default='pad1',
-        metadata={
-            'text': "Padding of the stem's pool: a row of zeros on each side, or TensorFlow's same.",
-            'words': ('pad1', 'same'),
-            **_IMAGENET_FLAG,
-        },
+    stem_pool: str = _flag(
+        'pad1',
+        "Padding of the stem's pool: a row of zeros on each side, or TensorFlow's same.",
+        words=('pad1', 'same'),
+        streams=True,
     )
     stem_filters: int | None = None
     stem_bn: bool | None = None
@@ -146,13 +139,8 @@ class ResNetSpec:
     output_stride: int | None = None
     se_reduction: int = 0
     stochastic_depth: float = 0.0
-    zero_gamma: bool = dataclasses.field(
-        default=False, metadata={'text': 'The last BN of each block starts at 0.', **_IMAGENET_FLAG}
-    )
-    bn_momentum: float = dataclasses.field(
-        default=0.997,
-        metadata={'text': 'Momentum of the moving statistics of batch norms.', 'least': 0, 'most': 1, **_FLAG},
-    )
+    zero_gamma: bool = _flag(False, 'The last BN of each block starts at 0.', streams=True)
+    bn_momentum: float = _flag(0.997, 'Momentum of the moving statistics of batch norms.', least=0, most=1)
     bn_epsilon: float = 1e-5
     batch_norm: bool = True
     activation: str = 'relu'
@@ -162,6 +150,11 @@ class ResNetSpec:
         object.__setattr__(self, 'group_blocks', tuple(self.group_blocks))  # JSON has lists
         self._check_values()
         self._check_combinations()
+
+    @property
+    def resnet_size(self) -> int:
+        """Number of layers that have weights, shortcuts not counted: 56 of ResNet-56."""
+        return _CONVOLUTIONS[self.block] * sum(self.group_blocks) + 2
 
     @property
     def expansion(self) -> int:
@@ -217,11 +210,6 @@ class ResNetSpec:
                     'train or convert the network again'
                 )
         return cls(**{name: value for name, value in values.items() if name in known})
-
-    @property
-    def resnet_size(self) -> int:
-        """Layers that have weights, shortcuts not counted: 56 of ResNet-56."""
-        return _CONVOLUTIONS[self.block] * sum(self.group_blocks) + 2
 
     def _check_values(self):
         if not self.group_blocks or any(not isinstance(n, int) or n < 1 for n in self.group_blocks):

@@ -40,10 +40,18 @@ EXPECTED = {
     'flags': {
         'benchmark_build --pictures: *': 'it is --images of benchmarks.build',
         'benchmark_build --images: *': 'it was --pictures',
+        '* --data_format: type': 'any value is accepted, and ignored',
     },
+    'recipes': {'*: config.machine.in*_op_threads': 'was not stored'},
 }
 # Leaves that have another name since: {check: {old name after the first ': ': new name, or None if it is gone}}.
-RENAMED = {}
+_MACHINE = (
+    *('data_dir', 'model_dir', 'save_checkpoint_minutes', 'steps_per_call', 'num_gpus', 'distribution_strategy'),
+    *('all_reduce_alg', 'enable_xla', 'input_threads'),
+)
+RENAMED = {
+    'recipes': {f'config.{name}': f'config.machine.{name}' for name in _MACHINE} | {'config.spec.data_format': None}
+}
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MAX_VALUES = 20_000  # of an array that is kept whole; of a larger one the SHA-256 is

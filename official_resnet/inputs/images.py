@@ -9,9 +9,14 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 RESIZES = ('tf1', 'antialias')
+MAX_IMAGE_SIZE = 4096  # pixels a side
 DECODER = 'decode_image'  # the name scope of TensorFlow's decoder, by which its errors are told from others
-_FLAG = {'group': 'Data', 'streams': True, 'is_open': True}  # metadata of a field's flag: see training.config.setting
-_PIXELS = {'least': 8, 'most': 4096, **_FLAG}
+
+
+def _flag(default, text, **about):
+    """Return a field that has a flag: see training.config.setting."""
+    about = {'group': 'Data', 'streams': True, 'is_open': True, **about}
+    return dataclasses.field(default=default, metadata={'text': text, **about})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,41 +34,26 @@ class Views:
             decodes JPEG by the fast transform, which is TensorFlow's default, the latter by the accurate one.
     """
 
-    size: int = dataclasses.field(
-        default=224,
-        metadata={
-            'flag': 'image_size',
-            'text': 'Height and width, in pixels, that training images are cropped and resized to.',
-            **_PIXELS,
-        },
+    size: int = _flag(
+        224,
+        'Height and width, in pixels, that training images are cropped and resized to.',
+        flag='image_size',
+        least=8,
+        most=MAX_IMAGE_SIZE,
     )
-    test_size: int = dataclasses.field(
-        default=224,
-        metadata={
-            'flag': 'eval_image_size',
-            'text': 'Height and width, in pixels, cut out of the middle for evaluation; as --image_size without.',
-            **_PIXELS,
-        },
+    test_size: int = _flag(
+        224,
+        'Height and width, in pixels, cut out of the middle for evaluation; as --image_size without.',
+        flag='eval_image_size',
+        least=8,
+        most=MAX_IMAGE_SIZE,
     )
     test_resize: int | None = None
-    min_area: float = dataclasses.field(
-        default=0.05,
-        metadata={
-            'flag': 'min_crop_area',
-            'text': 'Least area of a training crop, as a fraction of the image.',
-            'least': 0,
-            'most': 1,
-            **_FLAG,
-        },
+    min_area: float = _flag(
+        0.05, 'Least area of a training crop, as a fraction of the image.', flag='min_crop_area', least=0, most=1
     )
-    use_boxes: bool = dataclasses.field(
-        default=True,
-        metadata={'text': 'Training crops contain a tenth of a bounding box, if the image has one.', **_FLAG},
-    )
-    resize: str = dataclasses.field(
-        default='tf1',
-        metadata={'text': "TensorFlow 1's bilinear resize, or Pillow's (torchvision).", 'words': RESIZES, **_FLAG},
-    )
+    use_boxes: bool = _flag(True, 'Training crops contain a tenth of a bounding box, if the image has one.')
+    resize: str = _flag('tf1', "TensorFlow 1's bilinear resize, or Pillow's (torchvision).", words=RESIZES)
 
     def __post_init__(self):
         if self.resize not in RESIZES:

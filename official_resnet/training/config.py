@@ -14,12 +14,11 @@ from typing import Any
 
 from official_resnet.errors import UserError
 from official_resnet.inputs.datasets import FolderOptions
-from official_resnet.inputs.images import Views
+from official_resnet.inputs.images import MAX_IMAGE_SIZE, Views
 from official_resnet.resnet_spec import ResNetSpec
 
 MAX_THREADS = 4096
 MAX_CLASSES = 1_000_000
-MAX_IMAGE_SIZE = 4096  # pixels a side
 PRETRAINED = 'pretrained_model_checkpoint_path'
 
 
