@@ -36,22 +36,34 @@ import numpy as np
 from golden_checks import CHECKS, NEEDS, run
 
 # Changes on purpose: {check: {value name, * and ? allowed: reason}}.
+_SPEC = {
+    f'*spec.{name}': 'the spec has one layout, and no experiment within it'
+    for name in ('data_format', 'experiment', 'batch_norm', 'activation', 'initializer')
+}
 EXPECTED = {
+    check: _SPEC
+    for check in (
+        *('cifar_v1', 'cifar_v2', 'cifar_resumed', 'cifar100', 'mnist', 'imagenet', 'image_folder', 'transfer_last'),
+        *('transfer_head', 'replicas', 'workers', 'conversions'),
+    )
+} | {
     'flags': {
         'benchmark_build --pictures: *': 'it is --images of benchmarks.build',
         'benchmark_build --images: *': 'it was --pictures',
         '* --data_format: type': 'any value is accepted, and ignored',
     },
-    'recipes': {'*: config.machine.in*_op_threads': 'was not stored'},
+    'recipes': {
+        '*: config.machine.in*_op_threads': 'was not stored',
+        '*: config.experiment': 'was part of the spec',
+    }
+    | _SPEC,
 }
 # Leaves that have another name since: {check: {old name after the first ': ': new name, or None if it is gone}}.
 _MACHINE = (
     *('data_dir', 'model_dir', 'save_checkpoint_minutes', 'steps_per_call', 'num_gpus', 'distribution_strategy'),
     *('all_reduce_alg', 'enable_xla', 'input_threads'),
 )
-RENAMED = {
-    'recipes': {f'config.{name}': f'config.machine.{name}' for name in _MACHINE} | {'config.spec.data_format': None}
-}
+RENAMED = {'recipes': {f'config.{name}': f'config.machine.{name}' for name in _MACHINE}}
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MAX_VALUES = 20_000  # of an array that is kept whole; of a larger one the SHA-256 is
