@@ -18,6 +18,7 @@ import numpy as np
 from official_resnet import files
 from official_resnet.errors import UserError
 
+METRICS_FILE = 'metrics.jsonl'  # beside the folder of checkpoints; training.callbacks.MetricsJSON writes it
 _STATE = 'state.json'
 _LOCK = '.lock'
 
@@ -98,6 +99,18 @@ def assign(variables, arrays, path):
             )
     for name, variable in variables.items():
         variable.assign(arrays[name])
+
+
+def read_metrics(model_dir):
+    """Return the lines of model_dir/metrics.jsonl as dicts; a last line that a kill cut short is left out."""
+    path, lines = pathlib.Path(model_dir) / METRICS_FILE, []
+    if path.is_file():
+        for text in path.read_text(encoding='utf-8', errors='replace').splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+    return lines
 
 
 def clean(model_dir):

@@ -79,6 +79,7 @@ def test_imports_go_one_way(path):
             assert other != 'building' or room in ('building', 'command_line', 'PROGRAM')
         assert top != 'keras' or room not in NO_KERAS, f'{path} imports Keras'
         assert top != 'matplotlib' or dotted(path) == 'reports.figures'
+        assert below != 'reports.figures' or room == 'experiments', f'{path}: a training draws in another process'
 
 
 def test_nothing_changes_the_path_of_imports():

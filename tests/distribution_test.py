@@ -26,7 +26,7 @@ from official_resnet.command_line import train_program
 from official_resnet.errors import UserError
 from official_resnet.inputs import datasets, shards
 from official_resnet.inputs.images import Views
-from official_resnet.training import callbacks, devices
+from official_resnet.training import devices
 
 pytestmark = pytest.mark.workers
 
@@ -152,7 +152,7 @@ def test_the_checkpoint_holds_what_the_workers_hold(by_workers, configs):
 
 def test_only_the_chief_writes(by_workers, configs):
     model_dir = pathlib.Path(configs['plain'][0].machine.model_dir)
-    lines = callbacks.read_metrics(model_dir / callbacks.METRICS_FILE)
+    lines = checkpoints.read_metrics(model_dir)
     assert [line['epoch'] for line in lines if line['split'] == 'test'] == [1, 2, 3]  # once each
     assert not (model_dir.parent / 'nowhere').exists()  # worker 1's own, in which it never wrote
 
@@ -281,11 +281,7 @@ def test_whoever_is_killed_loses_nothing(cifar_dir, tmp_path, undisturbed):
     for name, value in expected.items():
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
     tests = [
-        [
-            (line['epoch'], line['accuracy'])
-            for line in callbacks.read_metrics(folder / callbacks.METRICS_FILE)
-            if line['split'] == 'test'
-        ]
+        [(line['epoch'], line['accuracy']) for line in checkpoints.read_metrics(folder) if line['split'] == 'test']
         for folder in (tmp_path, undisturbed[0])
     ]
     assert tests[0] == tests[1] and len(tests[0]) == 3

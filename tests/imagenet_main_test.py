@@ -26,7 +26,7 @@ from official_resnet.inference import predict
 from official_resnet.inputs import augmentation, datasets
 from official_resnet.inputs.images import Views
 from official_resnet.inputs.normalization import NORMALIZATIONS
-from official_resnet.training import callbacks, devices
+from official_resnet.training import devices
 
 PROGRAM = pathlib.Path(official_resnet.__file__).with_name('imagenet_main.py')
 SMALL = [
@@ -91,7 +91,7 @@ def trained(data_dir, tmp_path_factory):
 
 def metrics(model_dir):
     """Return the lines of metrics.jsonl without what the clock says."""
-    lines = callbacks.read_metrics(model_dir / callbacks.METRICS_FILE)
+    lines = checkpoints.read_metrics(model_dir)
     return [{name: value for name, value in line.items() if 'second' not in name} for line in lines]
 
 

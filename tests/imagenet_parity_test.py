@@ -15,8 +15,9 @@ from PIL import Image
 
 import official_resnet
 from checkpoints_tools import read_ckpt
+from official_resnet import checkpoints
 from official_resnet.command_line import train_program
-from official_resnet.training import callbacks, devices
+from official_resnet.training import devices
 
 pytestmark = pytest.mark.parity
 PROGRAM = pathlib.Path(official_resnet.__file__).with_name('imagenet_main.py')
@@ -140,7 +141,7 @@ def test_the_program_learns_the_sample_by_heart(sample, tmp_path):
     command = [sys.executable, PROGRAM, '--data_dir', sample[0], '--model_dir', tmp_path, *OVERFIT]
     process = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert process.returncode == 0, process.stderr
-    *_, train, test = callbacks.read_metrics(tmp_path / callbacks.METRICS_FILE)
+    *_, train, test = checkpoints.read_metrics(tmp_path)
     print(process.stdout)
     assert (train['split'], test['split'], train['epoch']) == ('train', 'test', 25)
     assert train['accuracy'] > 0.95 and test['accuracy'] > 0.9, process.stdout

@@ -64,7 +64,7 @@ def metrics(model_dir):
     """The lines without what depends on the clock."""
     return [
         {key: line[key] for key in line if key not in ('seconds', 'images_per_second')}
-        for line in callbacks.read_metrics(pathlib.Path(model_dir) / 'metrics.jsonl')
+        for line in checkpoints.read_metrics(model_dir)
     ]
 
 
@@ -89,7 +89,7 @@ def test_history_and_metrics(uninterrupted):
     assert result.history.epoch == [0, 1, 2] and result.step == 3 * STEPS
     assert len(result.history.history['loss']) == len(result.history.history['val_accuracy']) == 3
     assert result.history.history['loss'][-1] < result.history.history['loss'][0]
-    lines = callbacks.read_metrics(model_dir / 'metrics.jsonl')
+    lines = checkpoints.read_metrics(model_dir)
     assert [(line['split'], line['epoch'], line['step']) for line in lines] == [
         (split, epoch, epoch * STEPS) for epoch in (1, 2, 3) for split in ('train', 'test')
     ]

@@ -15,7 +15,6 @@ import pytest
 from worker_processes import finish, flags_of, last_step, start_pair, start_program, wait_for
 
 from official_resnet import checkpoints
-from official_resnet.training import callbacks
 
 EPOCHS = 150  # of 7 steps
 NUM_STEPS = 7 * EPOCHS
@@ -26,7 +25,7 @@ def outcome(model_dir):
     arrays, state, _ = checkpoints.restore_latest(model_dir / 'checkpoints')
     tests = [
         (line['epoch'], line['loss'], line['accuracy'])
-        for line in callbacks.read_metrics(model_dir / callbacks.METRICS_FILE)
+        for line in checkpoints.read_metrics(model_dir)
         if line['split'] == 'test'
     ]
     return arrays, [state['step'], state['best'], *tests]

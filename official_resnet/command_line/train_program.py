@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -211,7 +212,6 @@ def _finish(config, result, options):
     """Save the final model, its card and the curves, export, and say where everything is."""
     from official_resnet import checkpoints
     from official_resnet.inference import model_card
-    from official_resnet.training import callbacks
 
     model_dir = pathlib.Path(config.machine.model_dir)
     final = model_dir / 'model.keras'
@@ -220,7 +220,7 @@ def _finish(config, result, options):
         result.model.save(part)
     card = final.with_suffix('.card.json')
     model_card.write_card(card, **result.card)
-    metrics = callbacks.read_metrics(model_dir / callbacks.METRICS_FILE)
+    metrics = checkpoints.read_metrics(model_dir)
     tests = [line for line in metrics if line['split'] == 'test']
     if tests:
         best = max(tests, key=lambda line: line['accuracy'])
@@ -231,20 +231,29 @@ def _finish(config, result, options):
     paths = [
         final,
         card,
-        model_dir / callbacks.METRICS_FILE,
+        model_dir / checkpoints.METRICS_FILE,
         model_dir / 'config.json',
         *checkpoints.paths(model_dir / 'checkpoints')[-1:],
     ]
-    try:
-        from official_resnet.reports import figures
-    except ImportError:
-        print("curves.png needs matplotlib: pip install 'official-resnet[plots]'")
-    else:
-        title = one_line(model_dir.name)
-        paths.append(figures.training_curves(metrics, model_dir / 'curves.png', title=title))
+    paths += _draw_curves(model_dir)
     for path in paths:
         print(f'  {path}')
     if options.export_dir:
         from official_resnet.command_line import evaluate_program
 
         evaluate_program.export_net(result.model, config, options)
+
+
+def _draw_curves(model_dir):
+    """Return [the path of curves.png], drawn by a process of its own; [] with a line on why, if that fails."""
+    command = [sys.executable, '-P', '-m', 'official_resnet.reports.figures', '--', str(model_dir)]
+    environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}  # it finds the package where this process did
+    try:
+        child = subprocess.run(command, env=environment, capture_output=True, text=True, errors='replace')
+    except OSError as error:  # there is no memory for another process
+        child = subprocess.CompletedProcess(command, 1, '', str(error))
+    if child.returncode == 0:
+        return [model_dir / 'curves.png']
+    lines = child.stderr.splitlines() or [f'drawing it ended with code {child.returncode}']
+    print(one_line(lines[-1] if 'curves.png' in lines[-1] else f'no curves.png: {lines[-1]}'))
+    return []

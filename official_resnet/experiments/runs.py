@@ -10,7 +10,7 @@ import json
 import math
 import pathlib
 
-from official_resnet import files, resnet_run_loop, resnet_variants
+from official_resnet import checkpoints, files, resnet_run_loop, resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.experiments import blocks
 from official_resnet.inputs import datasets
@@ -158,7 +158,7 @@ def train_net(config):
         train_error = inference_error(result.model, config)
     except resnet_run_loop.Diverged as error:
         failed = str(error).partition(';')[0]  # without the loop's advice on flags
-    lines = callbacks.read_metrics(folder / callbacks.METRICS_FILE)
+    lines = checkpoints.read_metrics(folder)
     curves = curves_of(lines)
     final = dict.fromkeys(FINAL_ERRORS)
     if not failed:

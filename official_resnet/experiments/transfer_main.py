@@ -226,11 +226,11 @@ def _train(values, config, sizes, pictures, output_dir):
 
 def _train_net(config):
     """Return runs.train_net's result with `train_seconds`, that of training alone."""
+    from official_resnet import checkpoints
     from official_resnet.experiments import runs
-    from official_resnet.training import callbacks
 
     result = runs.train_net(config)
-    lines = callbacks.read_metrics(pathlib.Path(config.machine.model_dir) / callbacks.METRICS_FILE)
+    lines = checkpoints.read_metrics(config.machine.model_dir)
     return result | {'train_seconds': round(sum(line['seconds'] for line in lines if line['split'] == 'train'), 1)}
 
 

@@ -12,9 +12,8 @@ import sys
 import keras
 import tqdm
 
-from official_resnet import files
+from official_resnet import checkpoints, files
 
-METRICS_FILE = 'metrics.jsonl'
 _STEP_TENSORS = (('learning_rate', 'learning_rate'), ('cross_entropy', 'loss'), ('train_accuracy', 'accuracy'))
 
 
@@ -110,11 +109,13 @@ class MetricsJSON(keras.callbacks.Callback):
 
     def __init__(self, model_dir):
         super().__init__()
-        self.path = pathlib.Path(model_dir) / METRICS_FILE
+        self.path = pathlib.Path(model_dir) / checkpoints.METRICS_FILE
 
     def on_train_begin(self, logs=None):
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in read_metrics(self.path) if line['step'] <= self.params['first_step']]
+        kept = [
+            line for line in checkpoints.read_metrics(self.path.parent) if line['step'] <= self.params['first_step']
+        ]
         files.write_text(self.path, ''.join(json.dumps(line) + '\n' for line in kept))
 
     def on_epoch_end(self, epoch, logs=None):
@@ -134,18 +135,6 @@ class MetricsJSON(keras.callbacks.Callback):
                     if f'{prefix}accuracy_top_5' in logs:
                         line['accuracy_top_5'] = logs[f'{prefix}accuracy_top_5']
                     file.write(json.dumps(line) + '\n')
-
-
-def read_metrics(path):
-    """Return the lines of a metrics.jsonl as dicts; a last line that a kill cut short is left out."""
-    lines = []
-    if pathlib.Path(path).is_file():
-        for text in pathlib.Path(path).read_text(encoding='utf-8', errors='replace').splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
-    return lines
 
 
 class BenchmarkLog(keras.callbacks.Callback):
