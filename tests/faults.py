@@ -164,7 +164,7 @@ FAULTS = [
         'digits-mirrored',
         'flip=False trains on images that are not mirrored, as the digits of MNIST.',
         'official_resnet/resnet_run_loop.py',
-        'flip=config.flip,',
+        'flip=self.config.flip,',
         'flip=True,',
         'tests/resnet_run_loop_test.py -k its_config_describes',
     ),

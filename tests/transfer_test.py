@@ -42,7 +42,7 @@ def changed(model, before):
 def test_what_is_loaded(source, weights, name, head):
     config = dataclasses.replace(make_config('', None, head=head, pretrained_classes=10), num_classes=10)
     examples = drawn_examples(4, num_classes=10)
-    model = transfer.build(config, examples)
+    model = resnet_run_loop.build_model(config, examples)
     before = {variable.path: variable.numpy() for variable in model.variables}
     transfer.load_backbone(model, source / name, head)
     new = {
@@ -109,7 +109,7 @@ def test_train_last_groups_out_of_range():
 
 def test_appended_head_is_a_dense_layer_of_the_original_logits(source, weights):
     config = make_config('', None, head='append', pretrained_classes=10, transfer='head')
-    model = transfer.build(config, drawn_examples(4, num_classes=3))
+    model = resnet_run_loop.build_model(config, drawn_examples(4, num_classes=3))
     transfer.load_backbone(model, source, 'append')
     assert [v.path for v in model.trainable_variables] == ['appended_logits/kernel', 'appended_logits/bias']
     images = np.random.default_rng(0).normal(size=(5, 32, 32, 3)).astype('float32')
@@ -121,10 +121,13 @@ def test_appended_head_is_a_dense_layer_of_the_original_logits(source, weights):
 
 def test_num_classes():
     config = make_config('', None, num_classes=7)
-    assert transfer.build(config, drawn_examples(4, num_classes=3)).output_shape == (None, 7)
-    assert transfer.build(make_config('', None), drawn_examples(4, num_classes=3)).output_shape == (None, 3)
+    assert resnet_run_loop.build_model(config, drawn_examples(4, num_classes=3)).output_shape == (None, 7)
+    assert resnet_run_loop.build_model(make_config('', None), drawn_examples(4, num_classes=3)).output_shape == (
+        None,
+        3,
+    )
     with pytest.raises(UserError, match='num_classes 2 with 3 classes in drawn; pass 3 or more'):
-        transfer.build(dataclasses.replace(config, num_classes=2), drawn_examples(4, num_classes=3))
+        resnet_run_loop.build_model(dataclasses.replace(config, num_classes=2), drawn_examples(4, num_classes=3))
 
 
 # --- the pretrained net decides the network ------------------------------------------------------------------
@@ -205,7 +208,7 @@ def test_wrong_sources(tmp_path, source):
     with pytest.raises(UserError, match='logits/.* pass --head=replace'):
         transfer.load_backbone(three, source, 'keep')
     config = make_config('', None, head='append', pretrained_classes=10)
-    appended = transfer.build(config, drawn_examples(4, num_classes=3))
+    appended = resnet_run_loop.build_model(config, drawn_examples(4, num_classes=3))
     appended.save(tmp_path / 'appended.keras')
     with pytest.raises(UserError, match='has an appended head already; pass --head=replace'):
         transfer.load_backbone(appended, tmp_path / 'appended.keras', 'append')

@@ -93,7 +93,6 @@ def _report(model, test, batch_size, options, view=None):
     """Print top-1 and top-5, class by class where a report is asked for; also of ten crops, if they are."""
     from official_resnet.inputs import augmentation
     from official_resnet.reports import evaluate
-    from official_resnet.training import step
 
     unnamed = model.output_shape[-1] - test.num_classes  # logits for which there are no images
     names = [*test.class_names, *(f'class {test.num_classes + i}' for i in range(unnamed))]
@@ -104,7 +103,7 @@ def _report(model, test, batch_size, options, view=None):
     for name, function in views.items():
         batches = test.evaluation_batches(batch_size, view=function)
         with test.input_errors():
-            labels, guesses = step.guess(model, batches)
+            labels, guesses = evaluate.guess(model, batches)
         report = evaluate.report(labels, guesses, names, ids)
         top_5 = '' if report['top5'] is None else f', top-5 {report["top5"]:.4f}'
         print(f'{name}: top-1 {report["top1"]:.4f}{top_5} ({report["n"]} images)')

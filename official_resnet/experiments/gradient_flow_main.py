@@ -61,8 +61,8 @@ def define_flags():
 
 def run_gradient_flow(values, dataset, data_dir):
     """Measure the chain and the nets the flags ask for, judge, write the results."""
-    from official_resnet import resnet_run_loop
     from official_resnet.experiments import gradient_chain, net_gradients, runs
+    from official_resnet.training import devices
 
     settings = {
         'dataset': dataset,
@@ -88,7 +88,7 @@ def run_gradient_flow(values, dataset, data_dir):
     examples = functools.cache(lambda: net_gradients.read_examples(dataset, data_dir, settings['standardize']))
     nets = {}
     print(f'{"net":27} {"first / last, before":>20} {"after":>9} {"final loss":>11}')
-    with resnet_run_loop.catch_signals() as received:
+    with devices.catch_signals() as received:
         for case in cases:
             name = net_name(*case)
             nets[name] = _measured_once(folder / f'{name}.json', case, settings, examples, received)

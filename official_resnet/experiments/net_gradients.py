@@ -31,7 +31,7 @@ def measure_net(case, examples, settings, received):
         case: activation, has_bn, is_residual, depth.
         examples: the datasets.Split to train on.
         settings: 'steps', 'batch_size', 'learning_rate', 'init', 'auxiliary_loss', 'seed'.
-        received: list to which a signal's number is appended, see resnet_run_loop.catch_signals.
+        received: list to which a signal's number is appended, see devices.catch_signals.
 
     Returns:
         {'layers': names, input side first, 'samples': [{'step': steps done, 'gradients': root mean square of each

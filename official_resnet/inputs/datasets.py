@@ -257,12 +257,8 @@ class Split(Protocol):
     def fingerprint(self) -> str:
         """Return a hash of all that evaluation's batches depend on."""
 
-    def input_errors(self, remedy: str = 'fix or remove it') -> AbstractContextManager:
-        """Return a context that turns TensorFlow's report of an unreadable image into a UserError of one line.
-
-        Args:
-            remedy: what to do about an image that cannot be decoded.
-        """
+    def input_errors(self) -> AbstractContextManager:
+        """Return a context that turns TensorFlow's report of an unreadable image into a UserError of one line."""
 
     def example_images(self, count: int) -> 'np.ndarray':
         """Return the first images as a network's export takes them, [count, *image_shape], 0..255."""

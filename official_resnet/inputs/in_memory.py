@@ -129,7 +129,7 @@ class InMemorySplit:
         digest.update(np.ascontiguousarray(self.images))
         return digest.hexdigest()
 
-    def input_errors(self, remedy: str = '') -> contextlib.AbstractContextManager:
+    def input_errors(self) -> contextlib.AbstractContextManager:
         """Return a context that changes nothing: no image in memory can be damaged."""
         return contextlib.nullcontext()
 

@@ -66,6 +66,8 @@ class Shards(streamed.Source):
         log: called with a line before something that takes a while.
     """
 
+    remedy = 'find it with data/build_imagenet_data.py --verify'
+
     def __init__(
         self,
         paths: Sequence[str | os.PathLike],

@@ -166,7 +166,7 @@ class StreamedSplit:
         return hashlib.sha256(text.encode()).hexdigest()
 
     @contextlib.contextmanager
-    def input_errors(self, remedy: str = 'fix or remove it') -> Iterator[None]:
+    def input_errors(self) -> Iterator[None]:
         """Turn TensorFlow's errors of what the source or the decoder refused into one line; leave all others.
 
         Raises:
@@ -180,7 +180,7 @@ class StreamedSplit:
                 raise errors.UserError(json.JSONDecoder().raw_decode(text)[0]) from None
             if not _AT_DECODER.search(error.message):
                 raise
-            raise errors.UserError(f'an image of {self.name} cannot be decoded; {remedy}') from error
+            raise errors.UserError(f'an image of {self.name} cannot be decoded; {self.source.remedy}') from error
 
     def example_images(self, count: int) -> np.ndarray:
         """Return the first images as evaluation sees them before normalization, float32 [count, *image_shape]."""
@@ -234,7 +234,10 @@ class Source:
         paths: the files.
         num_images: images in them.
         groups: of each image, int32 [num_images]; images of a group are neighbours on the disk.
+        remedy: what to do about an image that cannot be decoded.
     """
+
+    remedy = 'fix or remove it'
 
     def __init__(self, paths: Sequence[str | os.PathLike], num_images: int, groups: np.ndarray):
         self.paths = [str(path) for path in paths]

@@ -4,13 +4,40 @@ import csv
 import io
 import json
 import pathlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from official_resnet import files
 from official_resnet.errors import UserError
 
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
 TOP = 5
+
+
+def guess(model: 'keras.Model', batches: 'tf.data.Dataset') -> tuple[np.ndarray, np.ndarray]:
+    """Return what a model takes images for: (labels int32 [n], guesses int32 [n, 5], the likeliest first).
+
+    Args:
+        model: of resnet_model.
+        batches: of (images, labels), with a multiple of images for each label, over whose probabilities the mean is
+            taken (ten-crop).
+    """
+    import tensorflow as tf
+
+    num_guesses = min(TOP, model.output_shape[-1])
+
+    @tf.function(reduce_retracing=True)
+    def guess_batch(images, labels):
+        probabilities = tf.nn.softmax(model(images, training=False))
+        of_images = tf.reshape(probabilities, [tf.shape(labels)[0], -1, probabilities.shape[-1]])
+        return tf.math.top_k(tf.reduce_mean(of_images, 1), num_guesses).indices
+
+    parts = [(labels.numpy(), guess_batch(images, labels).numpy()) for images, labels in batches]
+    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
 
 def report(labels, guesses, names, ids=None):

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import operator
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -371,6 +372,55 @@ _PREFIXES = {'': TrainConfig, 'machine.': MachineConfig, 'schedule.': Schedule, 
 _FLAGS = {
     f'{prefix}{field.name}': f'--{flag}' for prefix, part in _PREFIXES.items() for flag, field in flags_of(part).items()
 }
+
+
+def require_block(config: TrainConfig, block: Callable | None) -> None:
+    """Refuse the network of an experiment without its block function, and a block function that no experiment names."""
+    if config.experiment and not block:
+        raise UserError(
+            f'the network is that of an experiment, {config.experiment}, which only the program of this experiment '
+            'can build; run that, or pass block=experiments.blocks.make_block(config.experiment)'
+        )
+    if block and not config.experiment:
+        raise UserError('block=... builds another network than the spec says; name the change in config.experiment')
+
+
+def require_same_run(ours: TrainConfig, theirs: TrainConfig) -> None:
+    """Refuse to continue a stored run `theirs` by a config of another.
+
+    Raises:
+        UserError: a field that is part of a run's identity differs.
+    """
+    mine, stored = ours.to_json(), theirs.to_json()
+    wrong = [difference(name, mine[name], stored[name]) for name in IDENTITY if mine[name] != stored[name]]
+    sources = ours.pretrained, theirs.pretrained
+    # Where the stored source is not there any more, it may have been moved.
+    if all(sources) and pathlib.Path(sources[1]).exists() and len({pathlib.Path(one).resolve() for one in sources}) > 1:
+        wrong.append(difference('pretrained', *sources))
+    if wrong:
+        raise UserError(
+            f'model_dir {ours.machine.model_dir!r} holds a run with {wrong[0]}; '
+            'pass its value, another --model_dir, or --clean to delete it'
+        )
+
+
+def require_same_data(ours: dict, theirs: dict, model_dir: str) -> None:
+    """Refuse to continue a run, or to evaluate it, on other data: the two differ in a field that `ours` has."""
+    for name, value in ours.items():
+        if value != theirs[name]:
+            raise UserError(
+                f'model_dir {model_dir!r} holds a run on data with {difference(name, value, theirs[name])}; '
+                'pass that data, or another --model_dir'
+            )
+
+
+def changes(ours: TrainConfig, theirs: TrainConfig) -> list[str]:
+    """Return what differs from a stored config, its folders left out, as '--flag theirs, not ours'."""
+    ours, theirs = ours.to_json(), theirs.to_json()
+    for values in (ours, theirs):
+        values |= {f'machine.{name}': value for name, value in values.pop('machine').items()}
+    names = [name for name in ours if ours[name] != theirs[name] and not name.endswith(('data_dir', 'model_dir'))]
+    return [difference(name, ours[name], theirs[name]) for name in names]
 
 
 def difference(name: str, ours: Any, theirs: Any) -> str:

@@ -4,10 +4,15 @@ import contextlib
 import functools
 import os
 import platform
+import signal
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
 
 from official_resnet.errors import UserError
+
+POLICIES = {'fp32': 'float32', 'bf16': 'mixed_bfloat16', 'fp16': 'mixed_float16'}  # a TrainConfig's dtype -> Keras'
 
 
 def start_tensorflow(inter_op_threads=0, intra_op_threads=0):
@@ -77,6 +82,9 @@ class Process:
         """Return a context in which an error that only other processes explain says so."""
         return contextlib.nullcontext()
 
+    def require_same_step(self, step: int, model_dir: str | None) -> None:
+        """Refuse to go on from another step than the other processes."""
+
     def wait(self) -> None:
         """Wait for the others before this process ends."""
 
@@ -100,6 +108,39 @@ def this_process(config) -> Process:
 def known_dtype(dtype: str) -> str:
     """Return a precision, 'auto' being the best one."""
     return best_dtype() if dtype == 'auto' else dtype
+
+
+@contextlib.contextmanager
+def dtype_policy(dtype: str) -> Iterator[None]:
+    """Make the precision of a TrainConfig Keras' default inside the context only."""
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(POLICIES[dtype])
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+@contextlib.contextmanager
+def catch_signals() -> Iterator[list[int]]:
+    """Yield a list to which SIGTERM and the first Ctrl-C append their number; a second Ctrl-C works as ever."""
+    received = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # Python allows handlers in the main thread only
+        return
+
+    def note(number, frame):
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def make_strategy(num_gpus, distribution_strategy, batch_size, all_reduce_alg=None):

@@ -27,12 +27,31 @@ class Head:
         self._layer = model.layers[-1]
 
     @property
+    def layers(self):
+        """The layer."""
+        return [self._layer]
+
+    @property
     def trainable_variables(self):
         """Those of the layer."""
         return self._layer.trainable_variables
 
     def __call__(self, features, training=False):
         return self._layer(tf.squeeze(features, [1, 2]))
+
+
+def split_at_head(model, data, test, folder=None, check=lambda: None):
+    """Return (the Head of a model, `data` and `test` as splits of what it is fed).
+
+    Args:
+        model: in which nothing but the last layer will change.
+        data, test: the training and the test split.
+        folder: where the features are kept; None keeps nothing.
+        check: called after each batch; may raise to stop.
+    """
+    kept = {name: folder and pathlib.Path(folder) / file for name, file in FILES.items()}
+    test = features(model, test, kept['test'], check)
+    return Head(model), features(model, data, kept['train'], check), test
 
 
 def features(model, examples, path=None, check=lambda: None):
@@ -69,9 +88,10 @@ def compute(model, examples, check=lambda: None):
         return tf.cast(backbone(images, training=False), tf.float32)
 
     parts = []
-    for images, labels in examples.evaluation_batches(BATCH_SIZE):
-        parts.append((call(images).numpy(), labels.numpy()))
-        check()
+    with examples.input_errors():
+        for images, labels in examples.evaluation_batches(BATCH_SIZE):
+            parts.append((call(images).numpy(), labels.numpy()))
+            check()
     return tuple(map(np.concatenate, zip(*parts, strict=True)))
 
 

@@ -1,9 +1,35 @@
-"""SGD with coupled L2, and learning rate schedules given in epochs."""
+"""The optimizers: SGD with coupled L2, and Adam, both with a smaller rate for a pretrained backbone."""
 
 import keras
 import tensorflow as tf
 
 from official_resnet.errors import UserError
+from official_resnet.training.config import TrainConfig
+
+# The last layer of a net of ours, and what transfer appends to it.
+HEAD, APPENDED_HEAD = 'logits', 'appended_logits'
+
+
+def build(config: TrainConfig, schedule: keras.optimizers.schedules.LearningRateSchedule) -> keras.optimizers.Optimizer:
+    """Return the optimizer of a config, which scales the loss where that is asked for."""
+    scale = config.loss_scale or (128.0 if config.dtype == 'fp16' else 1.0)
+    options = {
+        'loss_scale_factor': None if scale in (1, 'dynamic') else float(scale),
+        'backbone_factor': config.backbone_learning_rate_factor,
+        'head_layers': (APPENDED_HEAD,) if config.head == 'append' else (HEAD,),
+    }
+    if config.optimizer == 'momentum':
+        optimizer = CoupledSGD(
+            schedule, config.momentum, config.nesterov, l2=config.weight_decay, decay=config.decay, **options
+        )
+    elif config.weight_decay:
+        raise UserError(
+            f'weight_decay {config.weight_decay} with optimizer adam, which has none here; '
+            'pass --weight_decay=0, or --optimizer=momentum'
+        )
+    else:  # the numbers of 1412.6980 Alg. 1, which are torch.optim.Adam's; Keras' epsilon is 1e-7
+        optimizer = Adam(schedule, beta_1=0.9, beta_2=0.999, epsilon=1e-8, **options)
+    return keras.optimizers.LossScaleOptimizer(optimizer) if scale == 'dynamic' else optimizer
 
 
 @keras.saving.register_keras_serializable(package='official_resnet')

@@ -1,9 +1,7 @@
-"""The compiled functions of the loop: steps of training, batches of evaluation, what the net takes the pictures for."""
+"""The compiled functions of the loop: a step of training, and a batch of evaluation."""
 
 import contextlib
 
-import keras
-import numpy as np
 import tensorflow as tf
 
 from official_resnet import layers
@@ -15,7 +13,7 @@ def make_train_function(strategy, model, optimizer, config):
     """Return the compiled (iterator, num_steps) -> float32 [num_steps, 2]: summed loss and correct of each step."""
     variables = model.trainable_variables
     statistics = None
-    if strategy.num_replicas_in_sync > 1 and isinstance(model, keras.Model):  # a head has no batch norm
+    if strategy.num_replicas_in_sync > 1:
         statistics = layers.ReplicaStatistics(config.sync_batch_norm)
     is_training = config.transfer != 'head'  # a frozen backbone drops no block either (stochastic depth)
 
@@ -77,26 +75,6 @@ def make_evaluate_function(strategy, model):
         return strategy.reduce(tf.distribute.ReduceOp.SUM, per_replica, axis=None)
 
     return evaluate_batch
-
-
-def guess(model, batches):
-    """Return what a model takes pictures for: (labels int32 [n], guesses int32 [n, 5], the likeliest first).
-
-    Args:
-        model: a keras.Model of resnet_model.
-        batches: of (images, labels), with a multiple of images for each label, over whose probabilities the mean is
-            taken (ten-crop).
-    """
-    num_guesses = min(NUM_GUESSES, model.output_shape[-1])
-
-    @tf.function(reduce_retracing=True)
-    def guess_batch(images, labels):
-        probabilities = tf.nn.softmax(model(images, training=False))
-        of_pictures = tf.reshape(probabilities, [tf.shape(labels)[0], -1, probabilities.shape[-1]])
-        return tf.math.top_k(tf.reduce_mean(of_pictures, 1), num_guesses).indices
-
-    parts = [(labels.numpy(), guess_batch(images, labels).numpy()) for images, labels in batches]
-    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
 
 def cross_entropy(labels, logits, smoothing=0.0):

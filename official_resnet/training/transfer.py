@@ -6,6 +6,7 @@ layer only. That layer replaces the pretrained net's, is appended to it, or is t
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 
 import keras
 
@@ -14,9 +15,8 @@ from official_resnet.errors import UserError
 from official_resnet.inference import model_card
 from official_resnet.inputs import datasets
 from official_resnet.training.config import TrainConfig
+from official_resnet.training.optimizers import APPENDED_HEAD, HEAD
 
-HEAD = 'logits'
-APPENDED = 'appended_logits'
 _OTHER = 'pass another --pretrained_model_checkpoint_path'
 
 
@@ -62,22 +62,6 @@ def describe(path):
     return Pretrained(read.spec, num_classes, read.normalization, read.net_size[0], read.experiment)
 
 
-def card(config, data):
-    """Return what model_card.write_card is to say of the net of a config, trained on a Split."""
-    experiment = {'experiment': config.experiment} if config.experiment else {}
-    return experiment | {
-        'spec': config.spec,
-        'normalization': data.normalization,
-        'image_shape': data.image_shape,
-        'input_shape': data.input_shape,
-        'class_names': data.class_names,
-        'num_classes': config.num_classes,
-        'resize': data.resize,
-        'head': config.head,
-        'pretrained_classes': config.pretrained_classes,
-    }
-
-
 def adopt(config, pretrained, given=None):
     """Return a TrainConfig with the network, the normalisation and the size of pictures of a Pretrained.
 
@@ -118,43 +102,24 @@ def adopt(config, pretrained, given=None):
     )
 
 
-def build(config, data, block=None):
-    """Return the model of a config for a Split, what is not trained being frozen.
-
-    Args:
-        config: TrainConfig.
-        data: a Split.
-        block: see resnet_model.resnet. config.experiment says what it changes.
+def build(config: TrainConfig, num_classes: int, input_shape: tuple, block: Callable | None = None) -> keras.Model:
+    """Return the net of a config, with the head that it asks for, what is not trained being frozen.
 
     Raises:
-        UserError: more classes than logits, or an experiment without its block function.
+        UserError: the classes of the net to which a head is to be appended are not known.
     """
-    if config.experiment and not block:
+    if config.head != 'append':
+        model = resnet_model.resnet(config.spec, num_classes, input_shape, block)
+    elif not config.pretrained_classes:
         raise UserError(
-            f'the network is that of an experiment, {config.experiment}, which only the program of this experiment '
-            'can build; run that, or pass block=experiments.blocks.make_block(config.experiment)'
+            f"head 'append' needs the classes of {config.pretrained or 'a pretrained net'}, "
+            "which are unknown; pass head 'replace', or another net"
         )
-    if block and not config.experiment:
-        raise UserError('block=... builds another network than the spec says; name the change in config.experiment')
-    num_classes = config.num_classes or data.num_classes
-    if num_classes < data.num_classes:
-        raise UserError(
-            f'num_classes {num_classes} with {data.num_classes} classes in {data.name}; '
-            f'pass {data.num_classes} or more, or leave the flag out'
-        )
-    shape = data.model_shape
-    if config.head == 'append':
-        if not config.pretrained_classes:
-            raise UserError(
-                f"head 'append' needs the classes of {config.pretrained or 'a pretrained net'}, "
-                "which are unknown; pass head 'replace', or another net"
-            )
-        model = resnet_model.resnet(config.spec, config.pretrained_classes, shape, block)
-        logits = keras.layers.Dense(num_classes, dtype='float32', name=APPENDED)(model.output)
+    else:
+        model = resnet_model.resnet(config.spec, config.pretrained_classes, input_shape, block)
+        logits = keras.layers.Dense(num_classes, dtype='float32', name=APPENDED_HEAD)(model.output)
         with layers.deep_graph():
             model = keras.Model(model.input, logits, name=model.name)
-    else:
-        model = resnet_model.resnet(config.spec, num_classes, shape, block)
     freeze(model, config.transfer, config.train_last_groups)
     return model
 
@@ -185,11 +150,6 @@ def freeze(model, transfer, train_last_groups=1):
         layer.trainable = i >= first
 
 
-def new_layers(config):
-    """Return the names of the layers that `backbone_learning_rate_factor` does not slow down."""
-    return (APPENDED,) if config.head == 'append' else (HEAD,)
-
-
 def load_backbone(model, path, head='replace'):
     """Set the weights of `model` from a trained net of the same spec.
 
@@ -202,9 +162,9 @@ def load_backbone(model, path, head='replace'):
         UserError: nothing can be read there, or the two nets differ.
     """
     theirs = {name: array for name, array in _read(path).items() if not name.startswith('optimizer/')}
-    if head != 'replace' and any(name.startswith(f'{APPENDED}/') for name in theirs):
+    if head != 'replace' and any(name.startswith(f'{APPENDED_HEAD}/') for name in theirs):
         raise UserError(f'{path} has an appended head already; pass --head=replace')
-    left_out = {'replace': (HEAD, APPENDED), 'append': (APPENDED,), 'keep': ()}[head]
+    left_out = {'replace': (HEAD, APPENDED_HEAD), 'append': (APPENDED_HEAD,), 'keep': ()}[head]
     theirs = {name: array for name, array in theirs.items() if name.split('/')[0] not in left_out}
     ours = {variable.path: variable for variable in model.variables if variable.path.split('/')[0] not in left_out}
     for name in sorted(ours.keys() ^ theirs.keys()):
@@ -215,16 +175,6 @@ def load_backbone(model, path, head='replace'):
             remedy = 'pass --head=replace' if name.startswith(f'{HEAD}/') else _OTHER
             raise UserError(f'{path} holds {name} of shape {theirs[name].shape}, not {tuple(variable.shape)}; {remedy}')
     checkpoints.assign(ours, theirs, path)
-
-
-def is_another(path, other):
-    """Whether two sources of weights differ; one that is not there any more may have been moved."""
-    return bool(
-        path
-        and other
-        and pathlib.Path(other).exists()
-        and pathlib.Path(path).resolve() != pathlib.Path(other).resolve()
-    )
 
 
 def _normalization(config):

@@ -73,6 +73,13 @@ class Worker(devices.Process):
                 'they continue from the last checkpoint'
             ) from error
 
+    def require_same_step(self, step, model_dir):
+        if self.total(step) != [step * self.count]:
+            raise UserError(
+                f'worker {self.index} is at step {step}, another is not; model_dir {model_dir!r} must be one folder '
+                'that all workers see'
+            )
+
     def wait(self):
         """Wait until all are here: TensorFlow reports a worker that ends early as lost to the others."""
         from tensorflow import errors
