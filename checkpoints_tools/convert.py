@@ -9,8 +9,10 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import os
 import pathlib
 import tempfile
+import types
 import zipfile
 
 import keras
@@ -18,19 +20,11 @@ import numpy as np
 import tensorflow as tf
 
 import official_resnet
-from checkpoints_tools import verify
+from checkpoints_tools import FAMILIES, our_net, tf_checkpoint, verify
+from checkpoints_tools.source import Entry, Shapes, Source, Variables, reading
 from official_resnet import files, layers, resnet_model, resnet_variants
 from official_resnet.errors import UserError
 
-# Family -> endings of its files, by which `auto` begins; the module is from_FAMILY.
-FAMILIES = {
-    'torch': ('.pt', '.pth', '.th', '.tar', '.bin', '.safetensors'),
-    'caffe': ('.caffemodel',),
-    'tensorpack': ('.npz',),
-    'keras_applications': ('.h5', '.hdf5', '.keras'),
-    'slim': ('.ckpt', '.index'),
-    'official_tf': ('.index',),
-}
 FLOATS = ('float16', 'bfloat16', 'float32', 'float64')
 MAX_NAMES = 8  # in one line of an error
 WHOLE = 'get the whole checkpoint, or pass another --source or --variant'
@@ -39,7 +33,14 @@ PYTORCH = 'only nets that torchvision, timm or akamaster have can be written'
 _IRRELEVANT = ('initializer', 'regularizer', 'constraint', 'dtype', 'trainable', 'momentum', 'synchronized')
 
 
-def convert(path, output, family='auto', variant=None, num_classes=None, tolerance=verify.TOLERANCE):
+def convert(
+    path: str | os.PathLike,
+    output: str | os.PathLike,
+    family: str = 'auto',
+    variant: str | None = None,
+    num_classes: int | None = None,
+    tolerance: float = verify.TOLERANCE,
+) -> dict:
     """Convert a checkpoint to OUTPUT (.keras) and OUTPUT's card (.card.json); both are there, or neither.
 
     Args:
@@ -51,7 +52,7 @@ def convert(path, output, family='auto', variant=None, num_classes=None, toleran
         tolerance: of `verify`.
 
     Returns:
-        The card, a dict.
+        The card.
 
     Raises:
         UserError: nothing was written.
@@ -59,30 +60,35 @@ def convert(path, output, family='auto', variant=None, num_classes=None, toleran
     path, output = pathlib.Path(path).expanduser(), _output(path, output, '.keras')
     module, shapes = identify(path, family)
     if module is None:
-        raise UserError(unknown_family(path, shapes))
-    source, mean_files = _with_mean(module, module.describe(shapes, variant), path)
-    entries = _with_classes(module.name_map(source, shapes), source, num_classes)
-    check_sources(entries, module.ignored(shapes), shapes, path)
-    _check_extent(source.spec, shapes, path)
+        raise UserError(
+            f'{path} holds {len(shapes)} variables of no known family: {_some(shapes)}; '
+            'pass --source, or convert another checkpoint'
+        )
+    source = module.describe(shapes, variant)
+    entries = module.name_map(source, shapes)
+    check_sources(module, source, entries, shapes, path)
+    source, mean_files = _with_mean(module, source, path)
+    entries = _with_classes(entries, source, num_classes)
     model = _build(source.spec, num_classes or source.num_classes)
     variables = module.read(path)
     assign(model, entries, variables, path)
     verified = verify.verify(model, module, variables, source, tolerance)
     del variables
-    card = _card(source, num_classes, verified, [*_files(path, module), *mean_files])
+    sources = module.list_files(path) if hasattr(module, 'list_files') else [path]
+    card = _card(source, num_classes, verified, [*map(pathlib.Path, sources), *mean_files])
     _write(model, card, output)
     return card
 
 
-def identify(path, family='auto'):
+def identify(path: str | os.PathLike, family: str = 'auto') -> tuple[types.ModuleType | None, Shapes]:
     """Return (module, {name: (shape, dtype)}) of a checkpoint; the module is None if no family knows its names.
 
     Raises:
         UserError: it cannot be read.
     """
     path = pathlib.Path(path).expanduser()
-    if not path.exists() and not _siblings(path):
-        raise UserError(f'there is no {path}; pass a checkpoint, of TensorFlow its name without .index')
+    if not path.exists():
+        tf_checkpoint.locate(path)
     if family != 'auto':
         module = _module(family)
         return module, module.shapes(path)
@@ -105,57 +111,63 @@ def identify(path, family='auto'):
     raise UserError(f'{path} is no checkpoint of {", ".join(FAMILIES)}; if it is, say which by --source')
 
 
-def unknown_family(path, shapes):
-    """Return the line for variables that no family knows."""
-    return (
-        f'{path} holds {len(shapes)} variables of no known family: {_some(shapes)}; '
-        'pass --source, or convert another checkpoint'
-    )
+def check_sources(
+    module: types.ModuleType, source: Source, entries: list[Entry], shapes: Shapes, path, remedy: str = WHOLE
+) -> None:
+    """Raise UserError unless each variable of the checkpoint is used once or ignored, and of the shape that ours need.
 
+    What passes is no larger than its net, and its net no larger than it. A vector may be folded into several variables
+    of ours, as a bias into the means of all BNs that follow.
 
-def check_sources(entries, ignored, shapes, path, remedy=WHOLE):
-    """Raise UserError unless each variable of the checkpoint is used once or ignored, and none is missing.
-
-    A vector may be folded into several variables of ours, as a bias into the means of all BNs that follow.
+    Args:
+        module: a from_FAMILY.
+        source, entries: its describe(shapes) and name_map(source, shapes).
+        shapes: of the checkpoint.
+        path, remedy: for errors.
     """
+    ours, ignored = our_net.variables(source.spec, source.num_classes), module.ignored(shapes)
     uses = collections.Counter(name for entry in entries for name in entry.sources)
-    problems = [
-        ('missing', [name for name in uses if name not in shapes]),
-        ('unexpected', [name for name in shapes if name not in uses and name not in ignored]),
-        (
-            'of no number type',
-            [
-                f'{name} {shapes[name][1]}'
-                for name in uses
-                if name in shapes and np.dtype(shapes[name][1]).name not in FLOATS
-            ],
-        ),
-    ]
     alone = collections.Counter(entry.sources for entry in entries if len(entry.sources) == 1)
-    problems.append(
-        (
-            'used twice',
-            [
-                name
-                for name, count in uses.items()
-                if count > 1 and (alone[name,] > 1 or len(shapes.get(name, ((),))[0]) > 1)
-            ],
-        )
+    used = {name: shapes[name] for name in uses if name in shapes}
+    wanted = {
+        name: shape
+        for entry in entries
+        if entry.target in ours
+        for name, shape in zip(entry.sources, entry.convert.shapes(ours[entry.target]), strict=False)
+    }
+    _raise_listed(
+        [
+            ('missing', [name for name in uses if name not in shapes]),
+            ('unexpected', [name for name in shapes if name not in uses and name not in ignored]),
+            ('of no number type', [f'{name} {dtype}' for name, (_, dtype) in used.items() if dtype not in FLOATS]),
+            ('used twice', [n for n in used if uses[n] > 1 and (alone[n,] > 1 or len(used[n][0]) > 1)]),
+            (
+                'misshapen',
+                [
+                    f'{name} {shape}, not {wanted[name]}'
+                    for name, (shape, _) in used.items()
+                    if tuple(shape) != tuple(wanted.get(name, shape))
+                ],
+            ),
+        ],
+        path,
+        remedy,
     )
-    _raise_listed(problems, path, remedy)
 
 
-def assign(model, entries, variables, path, remedy=WHOLE):
+def assign(
+    model: keras.Model, entries: list[Entry], variables: Variables, path: str | os.PathLike, remedy: str = WHOLE
+) -> None:
     """Set every variable of `model`, each once.
 
     Args:
-        model: keras.Model of freshly named layers.
-        entries: [Entry].
-        variables: {name: ndarray}.
+        model: of freshly named layers.
+        entries: that passed check_sources.
+        variables: of the checkpoint.
         path, remedy: for errors.
 
     Raises:
-        UserError: lists targets that are missing, twice or not the model's; values that are misshapen or not finite.
+        UserError: lists targets that are missing, twice or not the model's; values that are not finite.
     """
     ours = {variable.path: variable for variable in model.variables}
     targets = collections.Counter(entry.target for entry in entries)
@@ -168,19 +180,17 @@ def assign(model, entries, variables, path, remedy=WHOLE):
         path,
         remedy,
     )
-    misshapen, infinite = [], []
+    infinite = []
     for entry in entries:
         array = np.asarray(entry.convert(*(_float32(variables[name]) for name in entry.sources)), np.float32)
-        if not np.isfinite(array).all():
-            infinite.append(' + '.join(entry.sources))
-        elif array.shape != tuple(ours[entry.target].shape):
-            misshapen.append(f'{" + ".join(entry.sources)} {array.shape}, not {tuple(ours[entry.target].shape)}')
-        else:
+        if np.isfinite(array).all():
             ours[entry.target].assign(array)
-    _raise_listed([('misshapen', misshapen), ('with NaN or infinite values', infinite)], path, remedy)
+        else:
+            infinite.append(' + '.join(entry.sources))
+    _raise_listed([('with NaN or infinite values', infinite)], path, remedy)
 
 
-def to_torch(path, output):
+def to_torch(path: str | os.PathLike, output: str | os.PathLike) -> Source:
     """Write one of our .keras models as .safetensors in torchvision's names, CIFAR nets in akamaster's.
 
     Args:
@@ -201,7 +211,7 @@ def to_torch(path, output):
     shapes = {name: (array.shape, array.dtype.name) for name, array in variables.items()}
     source = from_torch.describe(shapes)
     entries = from_torch.name_map(source, shapes)
-    check_sources(entries, {}, shapes, f"{path} in PyTorch's names", PYTORCH)
+    check_sources(from_torch, source, entries, shapes, f"{path} in PyTorch's names", PYTORCH)
     twin = _build(source.spec, source.num_classes)
     assign(twin, entries, variables, f"{path} in PyTorch's names", PYTORCH)
     different = _first_difference(model, twin)
@@ -213,7 +223,7 @@ def to_torch(path, output):
     return source
 
 
-def load(path):
+def load(path: pathlib.Path) -> keras.Model:
     """Return one of our .keras models, nothing but data read.
 
     Raises:
@@ -221,18 +231,14 @@ def load(path):
     """
     if not path.is_file():
         raise UserError(f'there is no file {path}; pass a .keras model')
-    try:
-        with layers.deep_graph():
-            return keras.models.load_model(path, compile=False)
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f'cannot load {path}: {reason[:200]}; pass a .keras model of ours') from error
+    with reading(path, 'a .keras model of ours'), layers.deep_graph():
+        return keras.models.load_model(path, compile=False)
 
 
 def _torch_variables(from_torch, model, path):
     """Return {PyTorch's name: float32 array in its layout} of one of our models."""
     if model.get_config()['layers'][0]['class_name'] != 'InputLayer' or len(model.input_shape) != 4:
-        raise UserError(f'{path} is no model of pictures [n, h, w, c]; pass one of ours')
+        raise UserError(f'{path} is no model of images [n, h, w, c]; pass one of ours')
     is_cifar = model.get_layer(index=-1).name == 'logits' and not any(
         layer.name == 'stem_pool' for layer in model.layers
     )
@@ -297,28 +303,6 @@ def _with_classes(entries, source, num_classes):
     ]
 
 
-def _check_extent(spec, shapes, path):
-    """Refuse shapes of which a few are so large that the net they speak of is far beyond the checkpoint."""
-    held = sum(int(np.prod(shape, dtype=object)) for shape, _ in shapes.values())
-    needed = 0
-    for group, num_blocks in enumerate(spec.group_blocks):
-        filters = spec.filters * spec.width * 2**group
-        inner = filters * spec.base_width // 64 * spec.cardinality
-        needed += (
-            num_blocks
-            * {
-                'single': 9 * filters**2,
-                'basic': 18 * filters**2,
-                'bottleneck': (2 * filters * inner + 9 * inner**2 // spec.cardinality),
-            }[spec.block]
-        )
-    if needed > 2 * held:  # less than the net has: first blocks may be narrower, by half at the most
-        raise UserError(
-            f'{path} holds {held} numbers, but a net of {spec.group_blocks} blocks that begins with '
-            f'{spec.filters} filters has {needed} and more; get the checkpoint again'
-        )
-
-
 def _build(spec, num_classes):
     """Return the net in stock Keras layers alone: the file then loads without this package."""
     model = resnet_model.resnet(spec, num_classes, resnet_variants.IMAGE_SHAPES[spec.stem])
@@ -354,24 +338,6 @@ def _card(source, num_classes, verified, files):
             'numpy': np.__version__,
         },
     }
-
-
-def _files(path, module):
-    if hasattr(module, 'list_files'):
-        return [pathlib.Path(file) for file in module.list_files(path)]
-    if path.is_dir():
-        return sorted(file for file in path.rglob('*') if file.is_file())
-    return [path] if path.is_file() else _siblings(path)
-
-
-def _siblings(path):
-    """Return the files of a TensorFlow checkpoint PATH: PATH.index, PATH.data-00000-of-00001 ..."""
-    try:
-        return sorted(
-            file for file in path.parent.iterdir() if file.name.startswith((f'{path.name}.index', f'{path.name}.data-'))
-        )
-    except OSError:
-        return []
 
 
 def _sha256(path):

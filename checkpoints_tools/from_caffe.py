@@ -5,24 +5,36 @@ named 'LAYER/i': conv1/0 is the kernel, conv1/1 a bias; of BatchNorm 0 and 1 are
 what to divide them by; of Scale 0 is gamma and 1 beta.
 """
 
-import collections
-import contextlib
 import dataclasses
-import functools
 import math
 import mmap
 import pathlib
 import re
+from collections.abc import Iterable
 
 import numpy as np
 import tensorflow as tf
 
-from checkpoints_tools import tf_checkpoint
-from checkpoints_tools.source import Entry, Input, Lazy, Source, from_oihw, identity, transposed
+from checkpoints_tools import operations, our_net
+from checkpoints_tools.source import (
+    Entry,
+    Input,
+    Layout,
+    Lazy,
+    Shapes,
+    Source,
+    Variables,
+    check_variant,
+    from_oihw,
+    reading,
+    shape_of,
+    transposed,
+)
 from official_resnet import resnet_spec
 from official_resnet.errors import UserError
 from official_resnet.inputs import protobuf_wire as wire_format
 
+KIND = 'a Caffe file'
 EPSILON = 1e-5  # of Caffe's BatchNorm, where the prototxt says nothing else
 CHANNEL_MEANS = (103.0626, 115.9029, 123.1516)  # B, G, R: of the published ResNet_mean.binaryproto
 NOTE = 'KaimingHe/deep-residual-networks, MIT license; arXiv:1512.03385'
@@ -33,8 +45,6 @@ _LAYERS = {100: (1, 7), 2: (4, 6)}
 _DIMENSIONS = (1, 2, 3, 4)  # of a BlobProto before it had a shape: num, channels, height, width
 _VALUES = {5: '<f4', 8: '<f8'}  # data and double_data
 _SHAPE = 7
-
-_Conv = collections.namedtuple('_Conv', 'ours our_bn theirs shape')  # shape [out, in, h, w]
 
 
 class _File:
@@ -109,29 +119,19 @@ class _File:
         return found
 
 
-@contextlib.contextmanager
-def _opened(path):
-    """Yield the _File; whatever is wrong with it is a UserError."""
-    try:
-        yield _File(path)
-    except OSError as error:
-        raise UserError(f'{str(path)!r}: {error.strerror}') from error
-    except ValueError as error:
-        raise UserError(f'{str(path)!r} is no Caffe file, or a damaged one: {error}; get it again') from error
-
-
-def shapes(path):
+def shapes(path) -> Shapes:
     """Return {'LAYER/i': (shape, dtype)} of a .caffemodel; the values stay on the disk."""
-    with _opened(path) as file:
+    with reading(path, KIND):
         return {
             name: (shape, 'float64' if any(piece.dtype == 'f8' for piece in pieces) else 'float32')
-            for name, (shape, pieces) in file.blobs().items()
+            for name, (shape, pieces) in _File(path).blobs().items()
         }
 
 
-def read(path):
+def read(path) -> Lazy:
     """Return {'LAYER/i': float32 array} of a .caffemodel, each copied out of the file when it is asked for."""
-    with _opened(path) as file:
+    with reading(path, KIND):
+        file = _File(path)
         blobs = file.blobs()
 
     def value(name):
@@ -147,109 +147,52 @@ def _array(shape, pieces):
     return np.concatenate([np.asarray(piece, 'float32') for piece in [*pieces, np.zeros(0, '<f4')]]).reshape(shape)
 
 
-def read_mean(path):
+def read_mean(path) -> np.ndarray:
     """Return the mean image of a .binaryproto, [h, w, 3] float32, BGR, 0..255."""
-    with _opened(path) as file:
+    with reading(path, KIND):
+        file = _File(path)
         mean = _array(*file.blob(memoryview(file.map), 'mean'))
     if mean.ndim != 3 or mean.shape[0] != 3:
-        raise UserError(f'{str(path)!r} holds an array of shape {mean.shape}, not of 3 channels, height, width')
+        raise UserError(f'{path} holds an array of shape {mean.shape}, not of 3 channels, height, width; get it again')
     return np.ascontiguousarray(mean.transpose(1, 2, 0))
 
 
-def find_mean(path):
+def find_mean(path) -> pathlib.Path | None:
     """Return the only .binaryproto beside a .caffemodel, or None."""
     found = sorted(pathlib.Path(path).parent.glob('*.binaryproto'))
     return found[0] if len(found) == 1 else None
 
 
-def with_mean(source, mean):
+def with_mean(source: Source, mean: np.ndarray) -> Source:
     """Return a Source whose input is less the channel means of a mean image, [h, w, 3]."""
     means = tuple(float(value) for value in np.mean(mean, (0, 1), 'float64'))
     return dataclasses.replace(source, input=dataclasses.replace(source.input, mean=means))
 
 
-def recognises(shapes):
+def recognises(shapes: Shapes) -> bool:
     """Return whether these are the blobs of He's nets."""
     return {'conv1/0', 'bn_conv1/0', 'scale_conv1/0', 'res2a_branch2a/0'} <= set(shapes)
 
 
-def _groups(names):
-    """Return [['2a', '2b', '2c'], ['3a', '3b1', ..], ..]: the blocks of each group, as in layers' names."""
-    found = collections.defaultdict(dict)
+def _blocks(names: Iterable[str]):
+    """Return {(group, block): '2a', ...}: a, b, c.. in short groups, and a, b1, b2.. in long ones."""
+    found = {}
     for name in names:
         match = re.fullmatch(r'res([2-9])([a-z])(\d{0,3})_branch2a/0', name)
-        if match:  # a, b, c.. in short groups; a, b1, b2.. in long ones
+        if match:
             group, letter, digits = match.groups()
-            place = int(digits) + 1 if digits else ord(letter) - ord('a') + 1
-            found[int(group)][place] = f'{group}{letter}{digits}'
-    groups = [[found[group][place] for place in sorted(found[group])] for group in sorted(found)]
-    if (
-        not groups
-        or sorted(found) != list(range(2, 2 + len(groups)))
-        or any(sorted(found[group]) != list(range(1, 1 + len(found[group]))) for group in found)
-    ):
-        raise UserError(f'no net of He: blocks {groups}, where 2a, 2b.. and so on are wanted')
-    return groups
+            found[int(group) - 1, int(digits) + 1 if digits else ord(letter) - ord('a') + 1] = ''.join(match.groups())
+    return found
 
 
-def _convs(groups, filters):
-    """Yield _Conv for each convolution but the classifier."""
-    yield _Conv('stem_conv', 'stem_bn', 'conv1', (filters, 3, 7, 7))
-    in_filters = filters
-    for group, blocks in enumerate(groups, start=1):
-        inner = filters * 2 ** (group - 1)
-        outer = inner * resnet_spec.BOTTLENECK_EXPANSION
-        for block, theirs in enumerate(blocks, start=1):
-            ours = f'group{group}_block{block}'
-            if block == 1:
-                yield _Conv(
-                    f'{ours}_shortcut_conv', f'{ours}_shortcut_bn', f'res{theirs}_branch1', (outer, in_filters, 1, 1)
-                )
-            for i, shape in enumerate(((inner, in_filters, 1, 1), (inner, inner, 3, 3), (outer, inner, 1, 1)), start=1):
-                yield _Conv(f'{ours}_conv{i}', f'{ours}_bn{i}', f'res{theirs}_branch2{"abc"[i - 1]}', shape)
-            in_filters = outer
-
-
-def _norm_names(conv):
-    """Return the names of the BatchNorm and the Scale behind a convolution."""
-    return ('bn_conv1', 'scale_conv1') if conv == 'conv1' else (f'bn{conv[3:]}', f'scale{conv[3:]}')
-
-
-def _check(shapes, groups, filters, num_classes, variant):
-    """Refuse a file without all of the net; what a net of its names would need is then no more than it holds."""
-    expected = {
-        'fc1000/0': (num_classes, filters * 2 ** (len(groups) - 1) * resnet_spec.BOTTLENECK_EXPANSION),
-        'fc1000/1': (num_classes,),
-    }
-    for conv in _convs(groups, filters):
-        norm, scale = _norm_names(conv.theirs)
-        vector = conv.shape[:1]
-        expected |= {
-            f'{conv.theirs}/0': conv.shape,
-            f'{norm}/0': vector,
-            f'{norm}/1': vector,
-            f'{norm}/2': (1,),
-            f'{scale}/0': vector,
-            f'{scale}/1': vector,
-        }
-        if f'{conv.theirs}/1' in shapes:
-            expected[f'{conv.theirs}/1'] = vector
-    tf_checkpoint.check(expected, shapes, variant)
-
-
-def describe(shapes, variant=None):
+def describe(shapes: Shapes, variant: str | None = None) -> Source:
     """Return the Source of these blobs; a variant, 'ResNet-50' or 'resnet50_v1', must be what they are."""
-    groups = _groups(shapes)
-    if 'fc1000/0' not in shapes or len(shapes.get('conv1/0', ((),))[0]) != 4:
-        raise UserError('no net of He: layers conv1 and fc1000 are wanted')
-    filters, num_classes = shapes['conv1/0'][0][0], shapes['fc1000/0'][0][0]
-    size = 2 + 3 * sum(map(len, groups))
-    name = f'ResNet-{size}'
-    _check(shapes, groups, filters, num_classes, name)
-    if variant not in (None, name, f'resnet{size}_v1'):
-        raise UserError(f'variant={variant!r}: the blobs are of {name}')
+    group_blocks = our_net.count_blocks(_blocks(shapes))
+    filters, num_classes = shape_of(shapes, 'conv1/0', 4)[0], shape_of(shapes, 'fc1000/0', 2)[0]
+    size = 2 + 3 * sum(group_blocks)
+    check_variant(variant, f'ResNet-{size}', f'resnet{size}_v1')
     spec = resnet_spec.ResNetSpec(
-        tuple(map(len, groups)),
+        group_blocks,
         filters,
         stem='imagenet',
         block='bottleneck',
@@ -259,75 +202,75 @@ def describe(shapes, variant=None):
         bn_momentum=0.999,
         bn_epsilon=EPSILON,
     )
-    return Source(
-        'caffe',
-        name,
-        spec,
-        num_classes,
-        Input('BGR', mean=CHANNEL_MEANS),
-        'imagenet1000' if num_classes == 1000 else 'unknown',
-        NOTE,
-    )
+    labels = 'imagenet1000' if num_classes == 1000 else 'unknown'
+    return Source('caffe', f'ResNet-{size}', spec, num_classes, Input('BGR', mean=CHANNEL_MEANS), labels, NOTE)
 
 
-def ignored(shapes):
+def ignored(shapes: Shapes) -> dict[str, str]:
     """Return {}: each blob is part of the network."""
     return {}
 
 
-def _statistic(total, factor, bias=0.0):
+def _divide(total, factor, bias=0.0):
     """Return what BatchNorm stores as a sum, less the convolution's bias, which our convolutions lack."""
     factor = float(factor[0])
     return (np.asarray(total, 'float64') * (1 / factor if factor else 0.0) - bias).astype('float32')
 
 
-def name_map(source, shapes):
+_statistic = Layout(_divide, lambda shape: (shape, (1,), shape))
+
+
+def _norm_names(conv):
+    """Return the names of the BatchNorm and the Scale behind a convolution."""
+    return ('bn_conv1', 'scale_conv1') if conv == 'conv1' else (f'bn{conv[3:]}', f'scale{conv[3:]}')
+
+
+def name_map(source: Source, shapes: Shapes) -> list[Entry]:
     """Return the Entries; the statistics' divisors and the biases are in more than one."""
-    entries = []
-    for conv in _convs(_groups(shapes), source.spec.filters):
-        norm, scale = _norm_names(conv.theirs)
-        biases = [f'{conv.theirs}/1'] if f'{conv.theirs}/1' in shapes else []
-        entries += [
-            Entry(f'{conv.ours}/kernel', (f'{conv.theirs}/0',), from_oihw),
-            Entry(f'{conv.our_bn}/gamma', (f'{scale}/0',), identity),
-            Entry(f'{conv.our_bn}/beta', (f'{scale}/1',), identity),
-            Entry(f'{conv.our_bn}/moving_mean', (f'{norm}/0', f'{norm}/2', *biases), _statistic),
-            Entry(f'{conv.our_bn}/moving_variance', (f'{norm}/1', f'{norm}/2'), _statistic),
-        ]
-    return entries + [Entry('logits/kernel', ('fc1000/0',), transposed), Entry('logits/bias', ('fc1000/1',), identity)]
+    blocks = _blocks(shapes)
+    entries = [Entry('logits/kernel', ('fc1000/0',), transposed), Entry('logits/bias', ('fc1000/1',))]
+    for layer in our_net.layers(source.spec, source.num_classes):
+        conv = 'conv1'
+        if layer.group:
+            conv = f'res{blocks[layer.group, layer.block]}_branch{("1", "2a", "2b", "2c")[layer.index]}'
+        norm, scale = _norm_names(conv)
+        if layer.kind == 'conv':
+            entries.append(Entry(f'{layer.name}/kernel', (f'{conv}/0',), from_oihw))
+        elif layer.kind == 'bn':
+            bias = [f'{conv}/1'] if f'{conv}/1' in shapes else []
+            entries += [
+                Entry(f'{layer.name}/gamma', (f'{scale}/0',)),
+                Entry(f'{layer.name}/beta', (f'{scale}/1',)),
+                Entry(f'{layer.name}/moving_mean', (f'{norm}/0', f'{norm}/2', *bias), _statistic),
+                Entry(f'{layer.name}/moving_variance', (f'{norm}/1', f'{norm}/2'), _statistic),
+            ]
+    return entries
 
 
-def run(variables, images, source):
+def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
     """Return the logits of [n, h, w, 3] images, BGR less the mean, layer by layer as the prototxts have them.
 
     Convolutions pad 3 of 7x7 and 1 of 3x3 on all sides; pool1 covers its input, the last window cut off
     (pooling_layer.cpp); the first block of groups 3 to 5 has its stride in both 1x1s.
     """
-    layer = functools.partial(_conv_norm, variables)
-    x = tf.nn.relu(layer(tf.constant(images, tf.float32), 'conv1', 2))
-    x = _ceil_pool(x)
-    for group, blocks in enumerate(_groups(variables), start=2):
-        for name in blocks:
-            stride = 2 if group > 2 and name.endswith('a') else 1
-            shortcut = layer(x, f'res{name}_branch1', stride) if name.endswith('a') else x
-            y = tf.nn.relu(layer(x, f'res{name}_branch2a', stride))
-            y = tf.nn.relu(layer(y, f'res{name}_branch2b', 1))
-            x = tf.nn.relu(shortcut + layer(y, f'res{name}_branch2c', 1))
-    x = tf.reduce_mean(x, (1, 2))
-    return (tf.matmul(x, variables['fc1000/0'], transpose_b=True) + variables['fc1000/1']).numpy()
 
+    def layer(x, name, stride=1):
+        x = operations.conv2d(x, variables[f'{name}/0'].transpose(2, 3, 1, 0), stride)
+        x = x + variables[f'{name}/1'] if f'{name}/1' in variables else x
+        norm, scale = _norm_names(name)
+        factor = variables[f'{norm}/2'][0]
+        factor = 0.0 if factor == 0 else 1 / factor
+        mean, variance = (variables[f'{norm}/{i}'] * factor for i in (0, 1))
+        return operations.batch_norm(x, variables[f'{scale}/0'], variables[f'{scale}/1'], mean, variance, EPSILON)
 
-def _conv_norm(variables, x, name, stride):
-    kernel = variables[f'{name}/0'].transpose(2, 3, 1, 0)  # [out, in, h, w] -> [h, w, in, out]
-    pad = (len(kernel) - 1) // 2
-    x = tf.nn.conv2d(tf.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0))), kernel, stride, 'VALID')
-    if f'{name}/1' in variables:
-        x += variables[f'{name}/1']
-    norm, scale = _norm_names(name)
-    factor = variables[f'{norm}/2'][0]
-    factor = 0.0 if factor == 0 else 1 / factor
-    x = (x - variables[f'{norm}/0'] * factor) / tf.sqrt(variables[f'{norm}/1'] * factor + EPSILON)
-    return x * variables[f'{scale}/0'] + variables[f'{scale}/1']
+    x = _ceil_pool(tf.nn.relu(layer(tf.constant(images, tf.float32), 'conv1', 2)))
+    for (group, block), name in sorted(_blocks(variables).items()):
+        stride = 2 if group > 1 and block == 1 else 1
+        shortcut = layer(x, f'res{name}_branch1', stride) if block == 1 else x
+        y = tf.nn.relu(layer(x, f'res{name}_branch2a', stride))
+        y = tf.nn.relu(layer(y, f'res{name}_branch2b'))
+        x = tf.nn.relu(shortcut + layer(y, f'res{name}_branch2c'))
+    return operations.classify(x, variables['fc1000/0'].T, variables['fc1000/1'])
 
 
 def _ceil_pool(x, size=3, stride=2):

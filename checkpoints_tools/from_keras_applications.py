@@ -2,8 +2,8 @@
 
 Only arrays are read: no model config is looked at, no link followed, no compressed data inflated (Keras writes none).
 Where they lie in a file is found by h5_listing, in a process of its own.
-Variables are named 'LAYER/kernel', bias, gamma, beta, moving_mean, moving_variance, the layer as in the file:
-conv2_block1_1_conv, or res2a_branch2a in files before keras-applications 1.0.7. The function is that of today's
+Variables are named 'LAYER/kernel', bias, gamma, beta, moving_mean, moving_variance, the layer as in today's files:
+conv2_block1_1_conv, which was res2a_branch2a before keras-applications 1.0.7. The function is that of today's
 keras.applications for both; code of the older names had BN with epsilon 1e-3 and a pool of 112 to 55 without padding.
 Source: keras/src/applications/resnet.py, keras/src/saving/saving_lib.py.
 """
@@ -24,8 +24,9 @@ import zipfile
 import numpy as np
 import tensorflow as tf
 
-from checkpoints_tools import tf_checkpoint
-from checkpoints_tools.source import Entry, Input, Lazy, Source, identity
+from checkpoints_tools import operations, our_net
+from checkpoints_tools.our_net import BN_PARTS
+from checkpoints_tools.source import Entry, Input, Lazy, Shapes, Source, Variables, check_variant, reading, shape_of
 from official_resnet import resnet_spec, resnet_variants
 from official_resnet.errors import UserError
 
@@ -34,9 +35,9 @@ NOTE = (
     'keras.applications; weights of v1 are those of KaimingHe/deep-residual-networks, MIT license; '
     'arXiv:1512.03385, 1603.05027'
 )
+KIND = 'an HDF5 or .keras file'
 MAX_SECONDS = 60  # for the list of an HDF5 file's arrays
 MAX_INFLATION = 16  # of model.weights.h5 in a .keras file, which Keras does not compress
-_BN_ROLES = ('gamma', 'beta', 'moving_mean', 'moving_variance')
 # How a variable's name ends, without a number as of conv1_W_1:0 -> its role. running_std is a variance.
 _ROLES = {
     'kernel': 'kernel',
@@ -50,6 +51,7 @@ _ROLES = {
     'moving_variance': 'moving_variance',
     'running_std': 'moving_variance',
 }
+_OLD_NAMES = {'conv1': 'conv1_conv', 'bn_conv1': 'conv1_bn', 'fc1000': 'predictions'}
 _DEPTHS = {
     sum(blocks) * 3 + len(blocks) + 1: blocks
     for kind, blocks in resnet_variants.IMAGENET_BLOCKS.values()
@@ -57,28 +59,20 @@ _DEPTHS = {
 }  # convolutions, projections among them -> blocks
 
 _Array = collections.namedtuple('_Array', 'shape dtype offset')  # offset in the file, bytes
-_Conv = collections.namedtuple('_Conv', 'ours theirs shape')  # theirs as conv2_block1_1; shape [h, w, in, out]
 
 
 @contextlib.contextmanager
 def _plain(path):
     """Give the path of the HDF5 file that a path is, or that a .keras file has in it."""
-    try:
-        with open(path, 'rb') as file, contextlib.ExitStack() as stack:
-            magic = file.read(8)
-            if magic.startswith(b'PK'):
-                file = stack.enter_context(tempfile.NamedTemporaryFile())
-                _unzip_weights(path, file)
-                path = file.name
-            elif magic != b'\x89HDF\r\n\x1a\n':
-                raise UserError(f'{str(path)!r} is neither HDF5 nor a .keras file')
-            yield path
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError(f'{str(path)!r}: {error.strerror}') from error
-    except Exception as error:  # zipfile and zlib raise most of Python's built-in exceptions
-        raise UserError(f'{str(path)!r} is damaged: {" ".join(str(error).split())[:200]}') from error
+    with open(path, 'rb') as file, contextlib.ExitStack() as stack:
+        magic = file.read(8)
+        if magic.startswith(b'PK'):
+            file = stack.enter_context(tempfile.NamedTemporaryFile())
+            _unzip_weights(path, file)
+            path = file.name
+        elif magic != b'\x89HDF\r\n\x1a\n':
+            raise ValueError('it begins as neither')
+        yield path
 
 
 def _unzip_weights(path, target):
@@ -86,36 +80,36 @@ def _unzip_weights(path, target):
     name = 'model.weights.h5'
     with zipfile.ZipFile(path) as archive:
         if name not in archive.namelist():
-            raise UserError(f'{str(path)!r} has no {name}')
+            raise ValueError(f'it has no {name}')
         info = archive.getinfo(name)
         limit = MAX_INFLATION * os.path.getsize(path)
         if info.file_size > limit:
-            raise UserError(f'{str(path)!r} declares {info.file_size} bytes of {name}; no more than {limit} are read')
+            raise ValueError(f'it declares {info.file_size} bytes of {name}; no more than {limit} are read')
         with archive.open(info) as file:  # which gives no more bytes than are declared
             shutil.copyfileobj(file, target, 1 << 20)
     target.flush()
     if target.tell() != info.file_size:
-        raise UserError(f'{str(path)!r} is damaged: {info.file_size - target.tell()} bytes of {name} are missing')
+        raise ValueError(f'{info.file_size - target.tell()} bytes of {name} are missing')
 
 
-def _listing(path, name):
-    """Return what h5_listing says of an HDF5 file; `name` is for errors."""
+def _listing(path):
+    """Return what h5_listing says of an HDF5 file."""
     command = [sys.executable, '-P', str(pathlib.Path(__file__).with_name('h5_listing.py')), str(path)]
     try:
         done = subprocess.run(command, capture_output=True, timeout=MAX_SECONDS)
     except subprocess.TimeoutExpired:
-        raise UserError(f'{str(name)!r} is damaged: HDF5 does not come to an end with it') from None
+        raise ValueError('HDF5 does not come to an end with it') from None
     if done.returncode:  # the library crashed or was stopped
-        raise UserError(f'{str(name)!r} is damaged: HDF5 ended with {done.returncode}')
+        raise ValueError(f'HDF5 ended with {done.returncode}')
     found = json.loads(done.stdout)
     if 'error' in found:
-        raise UserError(f'{str(name)!r}: {found["error"]}')
+        raise ValueError(found['error'])
     return found
 
 
-def _variables(path, name):
-    """Return {'LAYER/ROLE': _Array} of an HDF5 file; `name` is for errors."""
-    listing, size = _listing(path, name), os.path.getsize(path)
+def _variables(path):
+    """Return {'LAYER/ROLE': _Array} of an HDF5 file."""
+    listing, size = _listing(path), os.path.getsize(path)
     arrays = {
         tuple(place): _Array(tuple(shape), np.dtype(dtype), offset) for place, shape, dtype, offset in listing['arrays']
     }
@@ -123,19 +117,32 @@ def _variables(path, name):
     if sum(lengths) > size or any(
         array.offset + length > size for array, length in zip(arrays.values(), lengths, strict=True)
     ):
-        raise UserError(f'{str(name)!r} has {size} bytes and declares {sum(lengths)} of arrays, or some beyond its end')
+        raise ValueError(f'it has {size} bytes and declares {sum(lengths)} of arrays, or some beyond its end')
     siblings = collections.Counter(place[:-1] for place in arrays)
     named = {place: _name(place, listing['layers'], siblings[place[:-1]]) for place in arrays}
     kinds = {found[0] for found in named.values() if isinstance(found, tuple)}
     layers, variables = _layers_in_order(kinds) if kinds else {}, {}
+    is_old = 'res2a_branch2a/kernel' in named.values()
     for place, found in named.items():
         if isinstance(found, tuple):
             kind, index = found
             found = f'{layers.get(kind, kind)}/{_role(index, 4 if kind.startswith("batch") else 2)}'
+        found = _todays_name(found) if is_old else found
         if found in variables:
-            raise UserError(f'{str(name)!r} has two variables {found!r}')
+            raise ValueError(f'it has two variables {found!r}')
         variables[found] = arrays[place]
     return variables
+
+
+def _todays_name(name):
+    """Return the name, of keras-applications since 1.0.7, of a variable of a file from before."""
+    layer, _, role = name.rpartition('/')
+    found = re.fullmatch(r'(res|bn)([2-9])([a-z])_branch(1|2[abc])', layer)
+    if found:
+        kind, group, letter, branch = found.groups()
+        index, block = ('1', '2a', '2b', '2c').index(branch), ord(letter) - ord('a') + 1
+        layer = f'conv{group}_block{block}_{index}_{"conv" if kind == "res" else "bn"}'
+    return f'{_OLD_NAMES.get(layer, layer)}/{role}' if layer else name
 
 
 def _name(place, layers, num_siblings):
@@ -155,7 +162,7 @@ def _name(place, layers, num_siblings):
 
 def _role(index, num_variables):
     """Return the role of a layer's variable, of which BN has four."""
-    roles = _BN_ROLES if num_variables == 4 else ('kernel', 'bias')
+    roles = BN_PARTS if num_variables == 4 else ('kernel', 'bias')
     return roles[index] if index < len(roles) else index
 
 
@@ -179,18 +186,19 @@ def _layers_in_order(kinds):
     return layers
 
 
-def shapes(path):
+def shapes(path) -> Shapes:
     """Return {'LAYER/ROLE': (shape, dtype)}; the values stay on the disk."""
-    with _plain(path) as plain:
-        return {name: (array.shape, array.dtype.name) for name, array in _variables(plain, path).items()}
+    with reading(path, KIND), _plain(path) as plain:
+        return {name: (array.shape, array.dtype.name) for name, array in _variables(plain).items()}
 
 
-def read(path):
+def read(path) -> Lazy:
     """Return {'LAYER/ROLE': float32 array}, without an optimizer's, each read when it is asked for."""
     opened = contextlib.ExitStack()  # lives as long as `value`: what was unzipped goes when nobody can ask any more
-    plain = opened.enter_context(_plain(path))
-    file = opened.enter_context(open(plain, 'rb'))
-    variables = {name: array for name, array in _variables(plain, path).items() if not _is_optimizer(name)}
+    with reading(path, KIND):
+        plain = opened.enter_context(_plain(path))
+        file = opened.enter_context(open(plain, 'rb'))
+        variables = {name: array for name, array in _variables(plain).items() if not _is_optimizer(name)}
 
     def value(name, keep=opened):
         array = variables[name]
@@ -204,123 +212,47 @@ def _is_optimizer(name):
     return name.startswith(('optimizer/', 'optimizer_weights/'))
 
 
-def recognises(shapes):
+def recognises(shapes: Shapes) -> bool:
     """Return whether these are the variables of a ResNet of keras.applications."""
-    return 'conv2_block1_1_conv/kernel' in shapes or 'res2a_branch2a/kernel' in shapes
-
-
-def _is_old(names):
-    return 'res2a_branch2a/kernel' in names
+    return 'conv2_block1_1_conv/kernel' in shapes
 
 
 def _is_v2(names):
     return 'conv2_block1_preact_bn/gamma' in names
 
 
-def _layer(name, kind, is_old):
-    """Return the file's name of a layer: of 'conv2_block1_1' and 'bn', conv2_block1_1_bn or bn2a_branch2a."""
-    if not is_old:
-        return name if name in ('predictions', 'post') and kind != 'bn' else f'{name}_{kind}'
-    if name == 'conv1':
-        return {'conv': 'conv1', 'bn': 'bn_conv1'}[kind]
-    group, block, i = re.fullmatch(r'conv(\d)_block(\d+)_(\d)', name).groups()
-    branch = {'0': '1', '1': '2a', '2': '2b', '3': '2c'}[i]
-    return f'{"res" if kind == "conv" else "bn"}{group}{chr(ord("a") + int(block) - 1)}_branch{branch}'
-
-
-def _head(names):
-    return 'fc1000' if _is_old(names) else 'predictions'
+def _their(layer, is_v2):
+    """Return the file's name of a layer of ours."""
+    if layer.kind == 'dense':
+        return 'predictions'
+    index = layer.index
+    if is_v2 and layer.kind == 'bn':  # that of the convolution before
+        index = index - 1 or 'preact'
+    if not layer.group:
+        return f'{"post" if index == "preact" else "conv1"}_{layer.kind}'
+    return f'conv{layer.group + 1}_block{layer.block}_{index}_{layer.kind}'
 
 
 def _group_blocks(names):
     """Return the blocks of each group, as the layers' names have them."""
-    found = collections.defaultdict(set)
-    for name in names:
-        match = re.fullmatch(r'res([2-9])([a-z])_branch2a/kernel|conv([2-9])_block(\d{1,3})_1_conv/kernel', name)
-        if match:
-            old_group, letter, group, block = match.groups()
-            found[int(old_group or group)].add(ord(letter) - ord('a') + 1 if letter else int(block))
-    if (
-        not found
-        or sorted(found) != list(range(2, 2 + len(found)))
-        or any(blocks != set(range(1, 1 + len(blocks))) for blocks in found.values())
-    ):
-        raise UserError(f'no ResNet of keras.applications: groups of blocks {dict(sorted(found.items()))}')
-    return tuple(len(found[group]) for group in sorted(found))
+    places = filter(None, (re.fullmatch(r'conv([2-9])_block(\d{1,3})_1_conv/kernel', name) for name in names))
+    return our_net.count_blocks((int(place[1]) - 1, int(place[2])) for place in places)
 
 
-def _convs(group_blocks, filters, stem_filters):
-    """Yield _Conv for each convolution."""
-    yield _Conv('stem', 'conv1', (7, 7, 3, stem_filters))
-    in_filters = stem_filters
-    for group, num_blocks in enumerate(group_blocks, start=1):
-        inner = filters * 2 ** (group - 1)
-        outer = inner * resnet_spec.BOTTLENECK_EXPANSION
-        for block in range(1, num_blocks + 1):
-            ours, theirs = f'group{group}_block{block}', f'conv{group + 1}_block{block}'
-            if block == 1:
-                yield _Conv(f'{ours}_shortcut', f'{theirs}_0', (1, 1, in_filters, outer))
-            yield _Conv(f'{ours}_1', f'{theirs}_1', (1, 1, in_filters, inner))
-            yield _Conv(f'{ours}_2', f'{theirs}_2', (3, 3, inner, inner))
-            yield _Conv(f'{ours}_3', f'{theirs}_3', (1, 1, inner, outer))
-            in_filters = outer
-
-
-def _norms(spec):
-    """Return [(our BN, the file's as conv2_block1_preact, channels)] of V2, in the order of computation."""
-    norms, channels = [], spec.stem_filters or spec.filters
-    for group, num_blocks in enumerate(spec.group_blocks, start=1):
-        inner = spec.filters * 2 ** (group - 1)
-        for block in range(1, num_blocks + 1):
-            ours, theirs = f'group{group}_block{block}', f'conv{group + 1}_block{block}'
-            norms += [
-                (f'{ours}_bn1', f'{theirs}_preact', channels),
-                (f'{ours}_bn2', f'{theirs}_1', inner),
-                (f'{ours}_bn3', f'{theirs}_2', inner),
-            ]
-            channels = inner * resnet_spec.BOTTLENECK_EXPANSION
-    return [*norms, ('head_bn', 'post', channels)]
-
-
-def _check(shapes, spec, num_classes, variant):
-    """Refuse a file without all of the net; what a net of its names would need is then no more than it holds."""
-    is_old, head = _is_old(shapes), _head(shapes)
-    channels = spec.filters * 2 ** (len(spec.group_blocks) - 1) * resnet_spec.BOTTLENECK_EXPANSION
-    expected = {f'{head}/kernel': (channels, num_classes), f'{head}/bias': (num_classes,)}
-    norms = [(theirs, channels) for _, theirs, channels in _norms(spec)] if spec.version == '2' else []
-    for conv in _convs(spec.group_blocks, spec.filters, spec.stem_filters or spec.filters):
-        name = _layer(conv.theirs, 'conv', is_old)
-        expected[f'{name}/kernel'] = conv.shape
-        if f'{name}/bias' in shapes:
-            expected[f'{name}/bias'] = conv.shape[-1:]
-        if spec.version == '1':
-            norms.append((conv.theirs, conv.shape[-1]))
-    for theirs, channels in norms:
-        expected |= {f'{_layer(theirs, "bn", is_old)}/{role}': (channels,) for role in _BN_ROLES}
-    tf_checkpoint.check(expected, shapes, variant)
-
-
-def describe(shapes, variant=None):
+def describe(shapes: Shapes, variant: str | None = None) -> Source:
     """Return the Source of these variables; a variant, 'ResNet50V2' or 'resnet50_v2', must be what they are."""
-    blocks, is_old, is_v2 = _group_blocks(shapes), _is_old(shapes), _is_v2(shapes)
-    head, stem, first = (
-        f'{name}/kernel'
-        for name in (_head(shapes), _layer('conv1', 'conv', is_old), _layer('conv2_block1_1', 'conv', is_old))
+    if 'predictions/kernel' not in shapes:
+        raise UserError('no classifier predictions/kernel: a file of a net without its top, or of another one')
+    group_blocks, is_v2 = _group_blocks(shapes), _is_v2(shapes)
+    num_classes = shape_of(shapes, 'predictions/kernel', 2)[-1]
+    stem_filters, filters = (
+        shape_of(shapes, f'{name}/kernel', 4)[-1] for name in ('conv1_conv', 'conv2_block1_1_conv')
     )
-    if head not in shapes:
-        raise UserError(f'no classifier {head}: a file of a net without its top, or of another one')
-    if any(len(shapes.get(name, ((),))[0]) != rank for name, rank in ((head, 2), (stem, 4), (first, 4))):
-        raise UserError(f'no ResNet of keras.applications: {stem}, {first} or {head} is missing or misshapen')
-    num_classes, stem_filters, filters = (shapes[name][0][-1] for name in (head, stem, first))
-    version = (
-        {'version': '2', 'stride_block': 'last', 'stem_bias': 'conv1_conv/bias' in shapes}
-        if is_v2
-        else {'version': '1'}
-    )
-    if not all((num_classes, stem_filters, filters)):
-        raise UserError('a layer without outputs')
+    version = {'version': '1'}
+    if is_v2:
+        version = {'version': '2', 'stride_block': 'last', 'stem_bias': 'conv1_conv/bias' in shapes}
     spec = resnet_spec.ResNetSpec(
-        blocks,
+        group_blocks,
         filters,
         stem='imagenet',
         block='bottleneck',
@@ -331,109 +263,73 @@ def describe(shapes, variant=None):
         stem_filters=None if stem_filters == filters else stem_filters,
         **version,
     )
-    size = 2 + 3 * sum(blocks)
+    size = 2 + 3 * sum(group_blocks)
     name = f'ResNet{size}{"V2" if is_v2 else ""}'
-    _check(shapes, spec, num_classes, name)
-    if variant not in (None, name, f'resnet{size}_v{spec.version}'):
-        raise UserError(f'variant={variant!r}: the variables are of {name}')
-    convention = (
-        Input('RGB', 1 / 127.5, mean=(1.0, 1.0, 1.0)) if is_v2 else Input('BGR', mean=(103.939, 116.779, 123.68))
-    )
-    return Source(
-        'keras_applications',
-        name,
-        spec,
-        num_classes,
-        convention,
-        'imagenet1000' if num_classes == 1000 else 'unknown',
-        NOTE,
-    )
+    check_variant(variant, name, f'resnet{size}_v{spec.version}')
+    convention = Input('BGR', mean=(103.939, 116.779, 123.68))
+    if is_v2:
+        convention = Input('RGB', 1 / 127.5, mean=(1.0, 1.0, 1.0))
+    labels = 'imagenet1000' if num_classes == 1000 else 'unknown'
+    return Source('keras_applications', name, spec, num_classes, convention, labels, NOTE)
 
 
-def ignored(shapes):
+def ignored(shapes: Shapes) -> dict[str, str]:
     """Return the optimizer's variables, {name: why}."""
     return {name: "the optimizer's" for name in shapes if _is_optimizer(name)}
 
 
-def _less(mean, *biases):
-    """Return the mean of what lacks these biases."""
-    return (mean.astype('float64') - sum(bias.astype('float64') for bias in biases)).astype('float32')
-
-
-def name_map(source, shapes):
+def name_map(source: Source, shapes: Shapes) -> list[Entry]:
     """Return the Entries; biases go into the means of the BNs that come next on each path."""
-    spec, is_old, head = source.spec, _is_old(shapes), _head(shapes)
-    entries = [Entry(f'logits/{role}', (f'{head}/{role}',), identity) for role in ('kernel', 'bias')]
-    biases, norms = {}, []  # biases: the file's conv2_block1_1 -> [name of its bias], [] without one
-    for conv in _convs(spec.group_blocks, spec.filters, spec.stem_filters or spec.filters):
-        name = _layer(conv.theirs, 'conv', is_old)
-        place, _, number = conv.ours.rpartition('_')
-        is_main = number.isdecimal()
-        ours = f'{place}_conv{number}' if is_main else f'{conv.ours}_conv'
-        entries.append(Entry(f'{ours}/kernel', (f'{name}/kernel',), identity))
-        biases[conv.theirs] = [f'{name}/bias'] if f'{name}/bias' in shapes else []
-        norms.append((f'{place}_bn{number}' if is_main else f'{conv.ours}_bn', conv.theirs, biases[conv.theirs]))
-    if spec.version == '2':
-        norms = _folded(spec, biases)
-        entries += [Entry('stem_conv/bias', (name,), identity) for name in biases['conv1']]
-    for ours, theirs, folded in norms:
-        name = _layer(theirs, 'bn', is_old)
-        entries += [
-            Entry(f'{ours}/{role}', (f'{name}/{role}',), identity) for role in _BN_ROLES if role != 'moving_mean'
-        ]
-        entries.append(Entry(f'{ours}/moving_mean', (f'{name}/moving_mean', *folded), _less if folded else identity))
+    net, entries = our_net.layers(source.spec, source.num_classes), []
+    names = {layer.name: _their(layer, _is_v2(shapes)) for layer in net}
+    biases = {
+        layer.name: f'{names[layer.name]}/bias'
+        for layer in net
+        if layer.kind == 'conv' and f'{names[layer.name]}/bias' in shapes
+    }
+    if source.spec.stem_bias:
+        entries.append(Entry('stem_conv/bias', (biases.pop('stem_conv'),)))
+    lacks = our_net.lacking(source.spec, net, biases)
+    for layer in net:
+        name = names[layer.name]
+        if layer.kind == 'bn':
+            entries += our_net.bn_entries(layer.name, f'{name}/', biases=lacks[layer.name])
+        else:
+            parts = ('kernel', 'bias') if layer.kind == 'dense' else ('kernel',)
+            entries += [Entry(f'{layer.name}/{part}', (f'{name}/{part}',)) for part in parts]
     return entries
 
 
-def _folded(spec, biases):
-    """Return [(our BN, the file's, biases that its input lacks)] of V2."""
-    norms, missing = [], []  # missing: what the sum of our blocks so far lacks
-    for ours, theirs, _ in _norms(spec):
-        block, _, which = theirs.rpartition('_')
-        is_sum = which == 'preact' or theirs == 'post'
-        norms.append((ours, theirs, list(missing) if is_sum else biases[theirs]))
-        if which == '2':  # the last BN of its block
-            if block.endswith('_block1'):
-                missing = list(biases[f'{block}_0'])
-            missing = missing + biases[f'{block}_3']
-    return norms
-
-
-def run(variables, images, source):
+def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
     """Return the logits of [n, h, w, 3] images as keras/src/applications/resnet.py computes them, biases and all."""
-    is_old, is_v2 = _is_old(variables), _is_v2(variables)
 
-    def conv(x, name, stride=1, pad=0):
-        layer = _layer(name, 'conv', is_old)
-        x = tf.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-        return tf.nn.conv2d(x, variables[f'{layer}/kernel'], stride, 'VALID') + variables.get(f'{layer}/bias', 0.0)
+    def conv(x, name, stride=1):
+        x = operations.conv2d(x, variables[f'{name}_conv/kernel'], stride)
+        return x + variables.get(f'{name}_conv/bias', 0.0)
 
     def norm(x, name):
-        gamma, beta, mean, variance = (variables[f'{_layer(name, "bn", is_old)}/{role}'] for role in _BN_ROLES)
-        return (x - mean) / tf.sqrt(variance + EPSILON) * gamma + beta
+        return operations.batch_norm(x, *(variables[f'{name}_bn/{role}'] for role in BN_PARTS), EPSILON)
 
     def block_v1(x, name, stride, is_first):
         shortcut = norm(conv(x, f'{name}_0', stride), f'{name}_0') if is_first else x
         y = tf.nn.relu(norm(conv(x, f'{name}_1', stride), f'{name}_1'))
-        y = tf.nn.relu(norm(conv(y, f'{name}_2', pad=1), f'{name}_2'))
+        y = tf.nn.relu(norm(conv(y, f'{name}_2'), f'{name}_2'))
         return tf.nn.relu(shortcut + norm(conv(y, f'{name}_3'), f'{name}_3'))
 
     def block_v2(x, name, stride, is_first):
         y = tf.nn.relu(norm(x, f'{name}_preact'))
         shortcut = conv(y, f'{name}_0', stride) if is_first else x[:, ::stride, ::stride]
         y = tf.nn.relu(norm(conv(y, f'{name}_1'), f'{name}_1'))
-        y = tf.nn.relu(norm(conv(y, f'{name}_2', stride, pad=1), f'{name}_2'))
+        y = tf.nn.relu(norm(conv(y, f'{name}_2', stride), f'{name}_2'))
         return shortcut + conv(y, f'{name}_3')
 
-    x = conv(tf.constant(images, tf.float32), 'conv1', 2, pad=3)
-    if not is_v2:
-        x = tf.nn.relu(norm(x, 'conv1'))
-    x = tf.nn.max_pool2d(tf.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), 3, 2, 'VALID')
-    group_blocks = _group_blocks(variables)
+    is_v2, group_blocks = _is_v2(variables), _group_blocks(variables)
+    x = conv(tf.constant(images, tf.float32), 'conv1', 2)
+    x = x if is_v2 else tf.nn.relu(norm(x, 'conv1'))
+    x = operations.max_pool(x, (1, 1), 0.0)
     for group, num_blocks in enumerate(group_blocks, start=2):
         for block in range(1, num_blocks + 1):
             strided = group <= len(group_blocks) and block == num_blocks if is_v2 else group > 2 and block == 1
             x = (block_v2 if is_v2 else block_v1)(x, f'conv{group}_block{block}', 2 if strided else 1, block == 1)
-    x = tf.reduce_mean(tf.nn.relu(norm(x, 'post')) if is_v2 else x, (1, 2))
-    head = _head(variables)
-    return (tf.matmul(x, variables[f'{head}/kernel']) + variables[f'{head}/bias']).numpy()
+    x = tf.nn.relu(norm(x, 'post')) if is_v2 else x
+    return operations.classify(x, variables['predictions/kernel'], variables['predictions/bias'])

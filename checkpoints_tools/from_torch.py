@@ -10,13 +10,26 @@ with zero channels on both sides; its option B says shortcut.{0,1} for downsampl
 
 import contextlib
 import dataclasses
+import pathlib
 import re
 
 import numpy as np
 import tensorflow as tf
 
-from checkpoints_tools import torch_pickle
-from checkpoints_tools.source import Entry, Input, Lazy, Source, from_oihw, identity, transposed
+from checkpoints_tools import operations, our_net, torch_pickle
+from checkpoints_tools.source import (
+    Entry,
+    Input,
+    Lazy,
+    Shapes,
+    Source,
+    Variables,
+    from_oihw,
+    identity,
+    reason,
+    shape_of,
+    transposed,
+)
 from official_resnet import files, resnet_spec, resnet_variants
 from official_resnet.errors import UserError
 
@@ -60,12 +73,12 @@ _VARIABLES = {
 _SAFETENSORS_DTYPES = {'F16': 'float16', 'BF16': 'bfloat16', 'F32': 'float32', 'F64': 'float64', 'I64': 'int64'}
 
 
-def recognises(shapes):
+def recognises(shapes: Shapes) -> bool:
     """Tell whether these variables have torchvision's or akamaster's names."""
     return {'conv1.weight', 'bn1.weight', 'layer1.0.conv1.weight'} <= shapes.keys()
 
 
-def shapes(path):
+def shapes(path) -> Shapes:
     """Return {name: (shape, dtype)}; wrappers are stripped, values are not read."""
     if _is_safetensors(path):
         with _safetensors(path) as file:
@@ -81,7 +94,7 @@ def shapes(path):
     }
 
 
-def read(path):
+def read(path) -> Lazy:
     """Return {name: ndarray}, wrappers stripped, each value read from the file when it is asked for."""
     if _is_safetensors(path):
         with _safetensors(path) as file:
@@ -98,7 +111,7 @@ def _tensor(path, name):
         return file.get_tensor(name)
 
 
-def describe(shapes, variant=None):
+def describe(shapes: Shapes, variant: str | None = None) -> Source:
     """Return the Source; depth, width and cardinality are seen from names and shapes.
 
     Args:
@@ -106,19 +119,20 @@ def describe(shapes, variant=None):
         variant: None, torchvision's name or one of ours; the only thing it can change is the version: weights do
             not tell whether a bottleneck halves on its 3x3 ('resnet50', 'resnet50_v1.5') or its 1x1 ('resnet50_v1').
     """
-    stem, num_classes = _shape(shapes, 'conv1.weight', 4), _shape(shapes, f'{_head(shapes)}.weight', 2)[0]
-    group_blocks = _group_blocks(shapes)
+    stem, num_classes = shape_of(shapes, 'conv1.weight', 4), shape_of(shapes, f'{_head(shapes)}.weight', 2)[0]
+    places = filter(None, (re.match(r'layer(\d{1,4})\.(\d{1,6})\.', name) for name in shapes))
+    group_blocks = our_net.count_blocks((int(place[1]), int(place[2]) + 1) for place in places)
     is_bottleneck = 'layer1.0.conv3.weight' in shapes
     axes = {
         'filters': stem[0],
         'block': 'bottleneck' if is_bottleneck else 'basic',
         'bn_momentum': 0.9,
         'bn_epsilon': EPSILON,
-        'shortcut': 'B' if _projections(shapes) else 'A',
+        'shortcut': 'B' if any(re.search(r'\.(downsample|shortcut)\.0\.weight$', name) for name in shapes) else 'A',
         'shortcut_padding': 'both',
     }
     if is_bottleneck:
-        axes |= _widths(stem[0], _shape(shapes, 'layer1.0.conv2.weight', 4))
+        axes |= _widths(stem[0], shape_of(shapes, 'layer1.0.conv2.weight', 4))
     if stem[2:] == (7, 7) and len(group_blocks) == 4:
         axes |= {'stem': 'imagenet', 'version': '1.5', 'shortcut': 'B', 'shortcut_padding': 'end'}
         labels, convention, note = 'imagenet1000' if num_classes == 1000 else 'unknown', IMAGENET_INPUT, IMAGENET_NOTE
@@ -135,90 +149,68 @@ def describe(shapes, variant=None):
     return Source('torch', variant or _name(spec), spec, num_classes, convention, labels, note)
 
 
-def name_map(source, shapes):
+def name_map(source: Source, shapes: Shapes) -> list[Entry]:
     """Return the Entry of each variable that the source's spec has."""
     head, projection = _head(shapes), 'shortcut' if any('.shortcut.' in name for name in shapes) else 'downsample'
     return [
         Entry(
             target,
             (foreign_name(target, head, projection),),
-            transposed if target == 'logits/kernel' else from_oihw if target.endswith('/kernel') else identity,
+            {4: from_oihw, 2: transposed}.get(len(shape), identity),
         )
-        for target in _targets(source.spec)
+        for target, shape in our_net.variables(source.spec, source.num_classes).items()
     ]
 
 
-def ignored(shapes):
+def ignored(shapes: Shapes) -> dict[str, str]:
     """Return {name: why} of what is no weight."""
     return {name: IGNORED[name.rpartition('.')[2]] for name in shapes if name.rpartition('.')[2] in IGNORED}
 
 
-def run(variables, images, source):
+def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
     """Return logits [n, classes] by PyTorch's definition, a convolution at a time, from the names alone.
 
     Args:
         variables: {name: ndarray}.
         images: float32 [n, h, w, 3] as source.input has it.
-        source: Source.
+        source: says whether a bottleneck has its stride on the first 1x1.
     """
-    net = _Net(variables)
-    is_cifar = source.spec.stem == 'cifar'
-    x = tf.nn.relu(net.norm(net.conv(tf.constant(images), 'conv1', 1 if is_cifar else 2), 'bn1'))
-    if not is_cifar:  # nn.MaxPool2d(3, 2, 1) pads with -infinity
-        x = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], constant_values=-np.inf)
-        x = tf.nn.max_pool2d(x, 3, 2, 'VALID')
-    for layer, num_blocks in enumerate(source.spec.group_blocks, start=1):
-        for block in range(num_blocks):
-            stride = 2 if layer > 1 and block == 0 else 1
-            x = net.block(x, f'layer{layer}.{block}', stride, source.spec.version == '1')
-    x = tf.reduce_mean(x, [1, 2])
-    head = _head(variables)
-    return (tf.matmul(x, net.get(f'{head}.weight'), transpose_b=True) + net.get(f'{head}.bias')).numpy()
 
+    def get(name):
+        return np.asarray(variables[name], 'float32')
 
-class _Net:
-    """PyTorch's layers on [n, h, w, c], weights by name."""
+    def conv(x, name, stride):  # nn.Conv2d with padding (kernel - 1) // 2
+        return operations.conv2d(x, get(f'{name}.weight').transpose(2, 3, 1, 0), stride)
 
-    def __init__(self, variables):
-        self.variables = variables
+    def norm(x, name):  # nn.BatchNorm2d in inference
+        return operations.batch_norm(x, *(get(f'{name}.{_VARIABLES[part]}') for part in our_net.BN_PARTS), EPSILON)
 
-    def get(self, name):
-        return tf.constant(np.asarray(self.variables[name], np.float32))
-
-    def conv(self, x, name, stride):
-        """nn.Conv2d with padding (kernel - 1) // 2; groups one by one."""
-        kernel = tf.transpose(self.get(f'{name}.weight'), [2, 3, 1, 0])  # [h, w, in / groups, out]
-        size, groups = kernel.shape[0], x.shape[-1] // kernel.shape[2]
-        pads = [(size - 1) // 2] * 2
-        outputs = [
-            tf.nn.conv2d(inputs, part, stride, [[0, 0], pads, pads, [0, 0]])
-            for inputs, part in zip(tf.split(x, groups, -1), tf.split(kernel, groups, -1), strict=True)
-        ]
-        return tf.concat(outputs, -1)
-
-    def norm(self, x, name):
-        """nn.BatchNorm2d in inference."""
-        scale = self.get(f'{name}.weight') / tf.sqrt(self.get(f'{name}.running_var') + EPSILON)
-        return (x - self.get(f'{name}.running_mean')) * scale + self.get(f'{name}.bias')
-
-    def block(self, x, name, stride, is_first):
-        """BasicBlock or Bottleneck; is_first: a bottleneck has its stride on the first 1x1."""
-        num_convs = 3 if f'{name}.conv3.weight' in self.variables else 2
-        strided = 2 if num_convs == 3 and not is_first else 1
+    def block(x, name, stride):  # BasicBlock or Bottleneck
+        num_convs = 3 if f'{name}.conv3.weight' in variables else 2
+        strided = 2 if num_convs == 3 and source.spec.version != '1' else 1
         y = x
         for i in range(1, num_convs + 1):
-            y = self.norm(self.conv(y, f'{name}.conv{i}', stride if i == strided else 1), f'{name}.bn{i}')
+            y = norm(conv(y, f'{name}.conv{i}', stride if i == strided else 1), f'{name}.bn{i}')
             y = tf.nn.relu(y) if i < num_convs else y
         for projection in (f'{name}.downsample', f'{name}.shortcut'):
-            if f'{projection}.0.weight' in self.variables:
-                return tf.nn.relu(y + self.norm(self.conv(x, f'{projection}.0', stride), f'{projection}.1'))
+            if f'{projection}.0.weight' in variables:
+                return tf.nn.relu(y + norm(conv(x, f'{projection}.0', stride), f'{projection}.1'))
         if stride > 1:  # akamaster's option A: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, planes // 4, planes // 4))
             pads = [y.shape[-1] // 4] * 2
             x = tf.pad(x[:, ::2, ::2], [[0, 0], [0, 0], [0, 0], pads])
         return tf.nn.relu(y + x)
 
+    is_cifar = source.spec.stem == 'cifar'
+    x = tf.nn.relu(norm(conv(tf.constant(images), 'conv1', 1 if is_cifar else 2), 'bn1'))
+    x = x if is_cifar else operations.max_pool(x, (1, 1))  # nn.MaxPool2d(3, 2, 1) pads with -infinity
+    for layer, num_blocks in enumerate(source.spec.group_blocks, start=1):
+        for i in range(num_blocks):
+            x = block(x, f'layer{layer}.{i}', 2 if layer > 1 and i == 0 else 1)
+    head = _head(variables)
+    return operations.classify(x, get(f'{head}.weight').T, get(f'{head}.bias'))
 
-def foreign_name(target, head, projection):
+
+def foreign_name(target: str, head: str, projection: str) -> str | None:
     """Return PyTorch's name of a variable of ours, or None: 'group1_block2_bn1/gamma' -> 'layer1.1.bn1.weight'.
 
     Args:
@@ -241,11 +233,11 @@ def foreign_name(target, head, projection):
     return f'{module}.{_VARIABLES[variable]}' if variable in _VARIABLES else None
 
 
-def write(path, variables, metadata):
+def write(path: pathlib.Path, variables: Variables, metadata: dict[str, str]) -> None:
     """Write {name: ndarray} as .safetensors, whole or not at all.
 
     Args:
-        path: pathlib.Path.
+        path: ends in .safetensors.
         variables: float32 arrays by PyTorch's names.
         metadata: {str: str}, stored in the file.
     """
@@ -254,55 +246,8 @@ def write(path, variables, metadata):
         part.write_bytes(_library().numpy.save(arrays, {'format': 'pt'} | metadata))
 
 
-def _targets(spec):
-    """Return 'LAYER/VARIABLE' of a net of version 1 or 1.5 with shortcut A or B."""
-    layers, in_filters = ['stem_conv', 'stem_bn'], spec.filters
-    for group, num_blocks in enumerate(spec.group_blocks, start=1):
-        filters = spec.filters * 2 ** (group - 1) * spec.expansion
-        for block in range(1, num_blocks + 1):
-            name = f'group{group}_block{block}'
-            numbers = [str(i) for i in range(1, 4 if spec.block == 'bottleneck' else 3)]
-            if spec.shortcut == 'B' and block == 1 and (group > 1 or in_filters != filters):
-                layers += [f'{name}_shortcut_conv', f'{name}_shortcut_bn']
-            layers += [f'{name}_{kind}{i}' for i in numbers for kind in ('conv', 'bn')]
-        in_filters = filters
-    norm = ('gamma', 'beta', 'moving_mean', 'moving_variance')
-    targets = [f'{layer}/{variable}' for layer in layers for variable in (norm if 'bn' in layer else ('kernel',))]
-    return [*targets, 'logits/kernel', 'logits/bias']
-
-
 def _head(names):
     return 'linear' if 'linear.weight' in names else 'fc'
-
-
-def _projections(names):
-    return [name for name in names if re.search(r'\.(downsample|shortcut)\.0\.weight$', name)]
-
-
-def _shape(shapes, name, rank):
-    """Return a variable's shape, none of whose numbers is 0."""
-    if name not in shapes:
-        raise UserError(f"{name} is missing: these are not all variables of torchvision's or akamaster's net")
-    shape = tuple(shapes[name][0])
-    if len(shape) != rank or 0 in shape:
-        raise UserError(f'{name} has shape {shape}, not {rank} numbers above 0; get the checkpoint again')
-    return shape
-
-
-def _group_blocks(names):
-    """Count layer1.0, layer1.1, ... and so on for each layer, as far as there is no gap."""
-    found = {
-        tuple(map(int, match.groups()))
-        for match in (re.match(r'layer(\d{1,4})\.(\d{1,6})\.', n) for n in names)
-        if match
-    }
-    counts = []
-    while (len(counts) + 1, 0) in found:
-        block = 1
-        while (len(counts) + 1, block) in found:
-            block += 1
-        counts.append(block)
-    return tuple(counts)
 
 
 def _widths(filters, shape):
@@ -402,5 +347,4 @@ def _safetensors(path):
         with library.safe_open(path, framework='numpy') as file:
             yield file
     except (library.SafetensorError, OSError, TypeError, AttributeError) as error:
-        reason = ' '.join(str(error).split())[:120]
-        raise UserError(f'{path} is damaged or no .safetensors file ({reason}); get it again') from error
+        raise UserError(f'{path} is damaged or no .safetensors file ({reason(error)}); get it again') from error

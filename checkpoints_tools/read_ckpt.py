@@ -4,7 +4,7 @@
     python checkpoints_tools/read_ckpt.py --input resnet50.pth --output resnet50.keras
     python checkpoints_tools/read_ckpt.py --input resnet50.keras --output resnet50.safetensors --to torch
 
-The model takes pictures as its source did, float32 [n, h, w, 3] in the source's order and scale of channels
+The model takes images as its source did, float32 [n, h, w, 3] in the source's order and scale of channels
 (OUT.card.json says which), and gives float32 logits. It is written only if it computes the same as the source.
 TensorFlow's checkpoints are named without .index. Families, names and measured differences: README.md.
 """
@@ -16,12 +16,11 @@ import sys
 try:
     from absl import flags
 
+    from checkpoints_tools import FAMILIES
     from official_resnet.command_line import program
     from official_resnet.errors import one_line
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
-
-SOURCES = ('auto', 'slim', 'official_tf', 'caffe', 'torch', 'keras_applications', 'tensorpack')
 
 
 def define_flags():
@@ -34,7 +33,7 @@ def define_flags():
     flags.DEFINE_string(
         'output', None, 'The .keras file to write; for --to torch a .safetensors file.', flag_values=values
     )
-    flags.DEFINE_enum('source', 'auto', SOURCES, 'Family of the checkpoint.', flag_values=values)
+    flags.DEFINE_enum('source', 'auto', ('auto', *FAMILIES), 'Family of the checkpoint.', flag_values=values)
     flags.DEFINE_string(
         'variant', None, 'Name of the net, where the variables do not tell, as resnet50_v1.', flag_values=values
     )
@@ -92,13 +91,12 @@ def list_lines(convert, path, family, variant):
         ignored = module.ignored(shapes)
         try:
             source = module.describe(shapes, variant)
-            for entry in module.name_map(source, shapes):
+            entries = module.name_map(source, shapes)
+            for entry in entries:
                 for name in entry.sources:
                     targets.setdefault(name, []).append(entry.target)
-            missing = [name for name in targets if name not in shapes]
-            summary = f'{len(shapes)} variables: {source.family} {source.variant}, {source.num_classes} classes' + (
-                f'; missing: {", ".join(missing)}' if missing else ''
-            )
+            convert.check_sources(module, source, entries, shapes, path)
+            summary = f'{len(shapes)} variables: {source.family} {source.variant}, {source.num_classes} classes'
         except convert.UserError as error:
             summary = f'{len(shapes)} variables: {error}'
     for name, (shape, dtype) in shapes.items():

@@ -12,50 +12,75 @@ Each module from_FAMILY has
 
 and may have
 
-    files(path)                         the files that a path stands for, where it is no file itself
+    list_files(path)                    the files that a path stands for, where it is no file itself
     find_mean(path), read_mean(file), with_mean(source, mean)
                                         the mean image beside a checkpoint or None, its values, the Source with them
 
-Whatever is wrong with a file is a UserError.
+`describe` and `name_map` need not look whether all variables are there and of the right shape: `convert.plan` does, for
+all families. Whatever is wrong with a file is a UserError.
 """
 
-import collections
 import collections.abc
+import contextlib
 import dataclasses
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from official_resnet import resnet_spec
+from official_resnet.errors import UserError, one_line
+from official_resnet.inference.model_card import Input
 from official_resnet.inputs.normalization import NORMALIZATIONS
 
-# Names of one or more source variables, in the order `convert` takes them; a variable of ours as
-# 'LAYER/VARIABLE', 'group1_block1_conv1/kernel'. Each source is used once; only a vector that is folded
-# into several targets, as a bias into the means of BNs, may be in several, one of them at most on its own.
-Entry = collections.namedtuple('Entry', 'target sources convert')
+Shape = tuple[int, ...]
+Shapes = collections.abc.Mapping[str, tuple[Shape, str]]  # of a checkpoint: {name: (shape, dtype)}
+Variables = collections.abc.Mapping[str, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
-class Input:
-    """What the source's network is fed; a picture is multiplied by `scale`, less `mean`, divided by `std`.
+class Layout(NamedTuple):
+    """How arrays of a source become a variable of ours: `layout(*arrays)`.
 
     Attributes:
-        channels: 'RGB' or 'BGR', order of `mean`, `std` and the network's input.
-        scale: of pixel values 0..255, as 1 or 1/255.
-        mean, std: a number a channel, after `scale`.
-        size: height and width, pixels, of the published evaluation.
-        resize: shorter side before the central crop of `size`; None without resizing.
-        interpolation: 'bilinear' or 'bicubic'.
-        normalization: a name in NORMALIZATIONS, in place of scale, mean and std.
+        function: arrays -> the variable.
+        shapes: the variable's shape -> those that the arrays must have; may be more than there are arrays.
     """
 
-    channels: str = 'RGB'
-    scale: float = 1.0
-    mean: tuple = (0.0, 0.0, 0.0)
-    std: tuple = (1.0, 1.0, 1.0)
-    size: int = 224
-    resize: int | None = 256
-    interpolation: str = 'bilinear'
-    normalization: str | None = None
+    function: Callable[..., np.ndarray]
+    shapes: Callable[[Shape], Iterable[Shape]]
+
+    def __call__(self, *arrays: np.ndarray) -> np.ndarray:
+        return self.function(*arrays)
+
+
+def _less(mean, *biases):
+    return (np.asarray(mean, 'float64') - np.sum(biases, axis=0, dtype='float64')).astype('float32')
+
+
+identity = Layout(lambda array: array, lambda shape: [shape])
+from_oihw = Layout(lambda kernel: np.transpose(kernel, (2, 3, 1, 0)), lambda shape: [(*shape[:1:-1], *shape[:2])])
+transposed = Layout(np.transpose, lambda shape: [shape[::-1]])
+squeezed = Layout(lambda kernel: kernel[0, 0], lambda shape: [(1, 1, *shape)])  # a dense layer stored as a convolution
+as_1x1 = Layout(lambda matrix: matrix[None, None], lambda shape: [shape[2:]])  # a convolution stored as a dense layer
+less_biases = Layout(_less, itertools.repeat)  # the moving mean of a BN whose input lacks these biases in our net
+
+
+class Entry(NamedTuple):
+    """Where variables of a source go.
+
+    Attributes:
+        target: a variable of ours as 'LAYER/VARIABLE', 'group1_block1_conv1/kernel'.
+        sources: names of one or more variables, in the order that `convert` takes them. Each is used once; only a
+            vector that is folded into several targets, as a bias into the means of BNs, may be in several, one of
+            them at most on its own.
+        convert: Layout.
+    """
+
+    target: str
+    sources: tuple[str, ...]
+    convert: Layout = identity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +88,11 @@ class Source:
     """What a checkpoint is.
 
     Attributes:
-        family: 'slim', 'official_tf', 'caffe', 'torch', 'keras_applications' or 'tensorpack'.
+        family: a key of FAMILIES.
         variant: a name a person knows it by, as 'resnet_v1_50'.
         spec: the ResNetSpec that computes the same function.
         num_classes: outputs.
-        input: Input.
+        input: what it is fed.
         labels: 'imagenet1000', 'imagenet1001' (0 is background), 'cifar10', or 'unknown'.
         note: license and citation, as far as known.
     """
@@ -89,7 +114,7 @@ class Lazy(collections.abc.Mapping):
         read: name -> ndarray.
     """
 
-    def __init__(self, names, read):
+    def __init__(self, names: Iterable[str], read: Callable[[str], np.ndarray]):
         self._names, self._read = dict.fromkeys(names), read
 
     def __getitem__(self, name):
@@ -107,34 +132,41 @@ class Lazy(collections.abc.Mapping):
         return len(self._names)
 
 
-def identity(array):
-    """Return the array as it is: the convert of an Entry whose layouts agree."""
-    return array
+@contextlib.contextmanager
+def reading(path: str | os.PathLike, kind: str) -> Iterator[None]:
+    """Make one UserError of whatever a strange file leads to; `kind` says what it should be, as 'an .npz file'."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f'cannot read {path}: {error.strerror or reason(error)}; pass {kind}') from error
+    except Exception as error:  # the readers of zips, HDF5 and TensorFlow raise most of Python's built-in exceptions
+        raise UserError(f'{path} is damaged or not {kind} ({reason(error)}); get it again') from error
 
 
-def from_oihw(kernel):
-    """Return [out, in, h, w] as [h, w, in, out]."""
-    return np.transpose(kernel, (2, 3, 1, 0))
+def reason(error: BaseException) -> str:
+    """Return what an exception says, on a line that is not too long."""
+    text = one_line(' '.join((getattr(error, 'message', '') or str(error)).split())) or type(error).__name__
+    return text if len(text) <= 200 else f'{text[:197]}...'
 
 
-def transposed(kernel):
-    """Return [out, in] as [in, out]."""
-    return np.transpose(kernel)
+def shape_of(shapes: Shapes, name: str, rank: int) -> Shape:
+    """Return the shape of a variable; UserError if it is not there, of another rank, or empty."""
+    if name not in shapes:
+        raise UserError(f'the checkpoint has no variable {name}; get the whole checkpoint')
+    shape = tuple(shapes[name][0])
+    if len(shape) != rank or min(shape) < 1:
+        raise UserError(f'{name} has the shape {shape}, not {rank} numbers above 0; get the checkpoint again')
+    return shape
 
 
-def normalized(images, convention):
-    """Return pictures as the source's network is fed them.
+def check_variant(variant: str | None, *names: str) -> None:
+    """Raise UserError if a variant is asked for that is not called by one of these names."""
+    if variant not in (None, *names):
+        raise UserError(f'variant {variant!r}: by its variables the checkpoint is of {names[0]}; leave the variant out')
 
-    Args:
-        images: [n, h, w, 3], RGB, 0..255.
-        convention: Input.
 
-    Returns:
-        float32 [n, h, w, 3], channels in the convention's order.
-    """
-    images = np.asarray(images, np.float32)
-    if convention.channels == 'BGR':
-        images = images[..., ::-1]
-    if convention.normalization:
-        return np.asarray(NORMALIZATIONS[convention.normalization](images))
-    return (images * np.float32(convention.scale) - np.float32(convention.mean)) / np.float32(convention.std)
+def normalized(images: np.ndarray, convention: Input) -> np.ndarray:
+    """Return images, [n, h, w, 3] in RGB and 0..255, as a net is fed them: float32, in the convention's order."""
+    return np.asarray(NORMALIZATIONS[convention.name](np.asarray(images)))

@@ -29,6 +29,7 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
+from checkpoints_tools.source import reason
 from official_resnet.errors import UserError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py MAGIC_NUMBER
@@ -113,8 +114,7 @@ def _explained(path) -> Iterator[None]:
             'PATH), or as .safetensors'
         ) from error
     except Exception as error:  # pickle, zipfile and zlib raise most of Python's built-in exceptions
-        reason = ' '.join(str(error).split())[:120] or type(error).__name__
-        raise UserError(f'{path} is damaged or no file of PyTorch ({reason}); get it again') from error
+        raise UserError(f'{path} is damaged or no file of PyTorch ({reason(error)}); get it again') from error
 
 
 def _read_zip(file):
@@ -140,11 +140,11 @@ def _read_zip(file):
     for storage in machine.storages.values():
         info = entries[f'{folder}data/{storage.key}']
         if info.file_size != _num_bytes(storage):
-            raise ValueError(f'storage {storage.key[:40]!r} has {info.file_size} bytes, not {_num_bytes(storage)}')
+            raise ValueError(f'storage {storage.key!r} has {info.file_size} bytes, not {_num_bytes(storage)}')
         file.seek(info.header_offset)
         header = struct.unpack('<4s22xHH', file.read(30))  # a local file header: the lengths of name and extra field
         if header[0] != b'PK\x03\x04':
-            raise ValueError(f'storage {storage.key[:40]!r} is not where the zip says')
+            raise ValueError(f'storage {storage.key!r} is not where the zip says')
         spans[storage.key] = _Span(file.tell() + header[1] + header[2], info.file_size, info.CRC)
     return saved, spans
 
@@ -169,7 +169,7 @@ def _read_legacy(file):
         storage = machine.storages[key]
         file.seek(position)
         if struct.unpack('<q', file.read(8)) != (storage.num_values,):
-            raise ValueError(f'storage {key[:40]!r} is not of the length declared')
+            raise ValueError(f'storage {key!r} is not of the length declared')
         spans[key] = _Span(position + 8, _num_bytes(storage), None)
         position += 8 + _num_bytes(storage)
         if position > size:
@@ -184,7 +184,7 @@ def _value(path, spans, tensor):
         file.seek(span.start)
         data = file.read(span.num_bytes)
         if span.crc is not None and zlib.crc32(data) != span.crc:
-            raise ValueError(f'storage {storage.key[:40]!r} has another checksum than the zip says')
+            raise ValueError(f'storage {storage.key!r} has another checksum than the zip says')
         array = np.frombuffer(data, storage.dtype, storage.num_values)[tensor.offset :]
         strides = [stride * array.itemsize for stride in tensor.strides]
         return np.lib.stride_tricks.as_strided(array, tensor.shape, strides, writeable=False)
@@ -214,7 +214,7 @@ class _Unpickler(pickle._Unpickler):
             raise ValueError('a storage that is part of another')
         storage = Storage(_require(storage_type, _StorageType).dtype, _require(key, str), _count(num_values))
         if self.storages.setdefault(key, storage) != storage:
-            raise ValueError(f'storage {key[:40]!r} is declared twice, differently')
+            raise ValueError(f'storage {key!r} is declared twice, differently')
         return storage
 
     def _load_dict(self):

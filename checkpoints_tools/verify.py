@@ -1,8 +1,11 @@
-"""Proof that a converted net computes what its source does: the same pictures through both."""
+"""Proof that a converted net computes what its source does: the same images through both."""
 
+import types
+
+import keras
 import numpy as np
 
-from checkpoints_tools import source as sources
+from checkpoints_tools.source import Input, Source, Variables, normalized
 from official_resnet.errors import UserError
 
 TOLERANCE = 1e-4  # of the largest logit; float32 sums in another order differ by 1e-6 to 1e-5
@@ -10,15 +13,21 @@ SIZES = (96, 75)  # pixels, where any will do; paddings that agree at even sizes
 SEED = 0
 
 
-def verify(model, source_module, variables, source, tolerance=TOLERANCE):
+def verify(
+    model: keras.Model,
+    source_module: types.ModuleType,
+    variables: Variables,
+    source: Source,
+    tolerance: float = TOLERANCE,
+) -> dict:
     """Compare the logits of our model with those of the source's own definition.
 
     Args:
-        model: keras.Model, [n, h, w, 3] -> logits [n, classes].
+        model: [n, h, w, 3] -> logits [n, classes].
         source_module: a from_FAMILY with `run`.
-        variables: {name: ndarray} of the source.
-        source: Source; where the model has one output less than the source's 'imagenet1001', the source's
-            background, number 0, is left out.
+        variables: of the source.
+        source: where the model has one output less than the source's 'imagenet1001', the source's background,
+            number 0, is left out.
         tolerance: the largest difference allowed, as a part of the largest logit.
 
     Returns:
@@ -29,35 +38,32 @@ def verify(model, source_module, variables, source, tolerance=TOLERANCE):
     """
     worst = {'max_difference': 0.0, 'max_relative_difference': 0.0, 'max_logit': 0.0}
     shapes = []
-    for size in _sizes(model):
-        images = pictures(source.input, 2, size)
+    fixed = model.input_shape[1]
+    for size in (fixed,) if fixed else SIZES:
+        images = random_images(source.input, 2, size)
         shapes.append(list(images.shape))
         expected = np.asarray(source_module.run(variables, images, source), np.float32)
         got = np.asarray(model(images, training=False))
         if got.shape[-1] == expected.shape[-1] - 1 and source.labels == 'imagenet1001':
             expected = expected[:, 1:]
-        _compare(got, expected, size, tolerance, worst)
+        for name, value in zip(worst, _differences(got, expected, size, tolerance), strict=True):
+            worst[name] = max(worst[name], value)
     return worst | {'tolerance': tolerance, 'images': shapes}
 
 
-def pictures(convention, count, size):
-    """Return seeded random pictures as a source's network is fed them: float32 [count, size, size, 3].
+def random_images(convention: Input, count: int, size: int) -> np.ndarray:
+    """Return seeded random images as a source's network is fed them: float32 [count, size, size, 3].
 
     Coarse and fine noise together, so that all layers see something of their scale.
     """
     random = np.random.default_rng(SEED + size)
     coarse = random.uniform(0, 255, (count, -(-size // 8), -(-size // 8), 3)).repeat(8, 1).repeat(8, 2)
     fine = random.uniform(0, 255, (count, size, size, 3))
-    return np.ascontiguousarray(sources.normalized((coarse[:, :size, :size] + fine) / 2, convention))
+    return normalized((coarse[:, :size, :size] + fine) / 2, convention)
 
 
-def _sizes(model):
-    fixed = model.input_shape[1]
-    return (fixed,) if fixed else SIZES
-
-
-def _compare(got, expected, size, tolerance, worst):
-    """Raise where the two differ, else note the differences in `worst`."""
+def _differences(got, expected, size, tolerance):
+    """Return the largest difference, also as a part of the largest logit, and that; UserError if it is too large."""
     if got.shape != expected.shape:
         raise UserError(
             f'the converted net gives {got.shape[-1]} logits and the source {expected.shape[-1]}: '
@@ -65,7 +71,7 @@ def _compare(got, expected, size, tolerance, worst):
         )
     if not (np.isfinite(got).all() and np.isfinite(expected).all()):
         raise UserError(
-            'the logits of random pictures are not finite numbers: nothing was written; the weights are '
+            'the logits of random images are not finite numbers: nothing was written; the weights are '
             'damaged, or belong to another network'
         )
     difference, largest = float(np.abs(got - expected).max()), float(np.abs(expected).max())
@@ -76,5 +82,4 @@ def _compare(got, expected, size, tolerance, worst):
             f'{size} x {size} pixels, more than {tolerance:g}: nothing was written; pass another '
             '--variant, or none'
         )
-    for name, value in zip(worst, (difference, relative, largest), strict=True):
-        worst[name] = max(worst[name], value)
+    return difference, relative, largest

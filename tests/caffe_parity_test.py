@@ -5,7 +5,8 @@ opencv-python-headless below 5: later versions read no Caffe.
 
 import numpy as np
 import pytest
-from from_caffe_test import assert_equal, converted, he_blocks, he_net, images_of, net
+from conversion import assert_equal, converted, images_of
+from from_caffe_test import he_blocks, he_net, net
 
 from checkpoints_tools import from_caffe
 

@@ -1,22 +1,16 @@
 """Caffe files written here byte by byte: values, layouts of the wire format, the net they make, damaged ones."""
 
 import math
-import resource
 import struct
 import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from conversion import assert_runs_alike, converted, fitted, fuzz
 
 from checkpoints_tools import convert, from_caffe
-from official_resnet import resnet_model
 from official_resnet.errors import UserError
-
-BN = ('gamma', 'beta', 'moving_mean', 'moving_variance')
-
-
-# --- a writer of the wire format, and He's names ---
 
 
 def varint(value):
@@ -106,98 +100,6 @@ def he_net(group_blocks, filters, num_classes, has_bias=False, is_numbered=False
     return {name: value.astype('float32') for name, value in variables.items()}
 
 
-# --- what all families' tests need ---
-
-
-def converted(module, path):
-    """(source, variables, our model with the file's weights); each variable is used, and each of ours is set."""
-    shapes, variables = module.shapes(path), dict(module.read(path))
-    assert module.recognises(shapes)
-    source, ignored = module.describe(shapes), module.ignored(shapes)
-    assert {name: (value.shape, value.dtype.name) for name, value in variables.items()} == {
-        name: (shape, 'float32') for name, (shape, _) in shapes.items() if name not in ignored
-    }
-    entries = module.name_map(source, shapes)
-    model = resnet_model.resnet(source.spec, source.num_classes, (None, None, 3))
-    check_entries(entries, shapes, ignored, model)
-    for entry in entries:
-        layer, _, name = entry.target.partition('/')
-        (variable,) = (weight for weight in model.get_layer(layer).weights if weight.name == name)
-        value = entry.convert(*(variables[source_name] for source_name in entry.sources))
-        assert value.shape == tuple(variable.shape), entry
-        variable.assign(value)
-    return source, variables, model
-
-
-def check_entries(entries, shapes, ignored, model):
-    """Each variable in one entry or ignored; a folded vector in several, none of which is of it alone."""
-    targets = [entry.target for entry in entries]
-    assert sorted(targets) == sorted(
-        f'{layer.name}/{weight.name}' for layer in model.layers for weight in layer.weights
-    )
-    users = {}
-    for entry in entries:
-        assert entry.sources and len(set(entry.sources)) == len(entry.sources)
-        for name in entry.sources:
-            users.setdefault(name, []).append(entry)
-    assert not set(users) & set(ignored) and set(users) | set(ignored) == set(shapes)
-    for name, found in users.items():
-        assert len(found) == 1 or len(shapes[name][0]) == 1 and all(len(entry.sources) > 1 for entry in found), name
-
-
-def images_of(size):
-    return np.random.default_rng(size).normal(0, 1, (2, size, size, 3)).astype('float32')
-
-
-def assert_equal(got, expected):
-    """Within 1e-4 of the largest logit."""
-    assert got.shape == expected.shape and np.isfinite(expected).all() and expected.std() > 0
-    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
-
-
-def assert_runs_alike(module, source, variables, model, sizes=(64, 75)):
-    for size in sizes:
-        assert_equal(model(images_of(size)).numpy(), module.run(variables, images_of(size), source))
-
-
-def open_all(module, path):
-    """All that a converter does before it builds a model."""
-    shapes = module.shapes(path)
-    if not module.recognises(shapes):
-        raise UserError('not of this family')
-    source = module.describe(shapes)
-    module.name_map(source, shapes)
-    # No net is larger than its file.
-    assert source.spec.filters * source.num_classes <= sum(math.prod(shape) for shape, _ in shapes.values())
-    return dict(module.read(path))
-
-
-def fuzz(module, data, path, count=90):
-    """Truncate and flip bits: UserError or a net, in less than 10 s, with less than 200 MB."""
-    random, refused = np.random.default_rng(0), 0
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for i in range(count):
-        damaged = bytearray(data)
-        if i % 3 == 0:
-            del damaged[random.integers(len(data)) :]
-        else:  # one bit anywhere, or one of the first kilobyte, where sizes are
-            place = random.integers(min(1024, len(data)) if i % 3 == 1 else len(data))
-            damaged[place] ^= 1 << random.integers(8)
-        path.write_bytes(damaged)
-        start = time.monotonic()
-        try:
-            open_all(module, path)
-        except UserError as error:
-            refused += 1
-            assert '\n' not in str(error)
-        assert time.monotonic() - start < 10
-    assert refused >= count // 3
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # KiB
-
-
-# --- tests ---
-
-
 def tiny(**options):
     return he_net((2, 3, 1), 4, 7, **options)
 
@@ -231,8 +133,9 @@ def test_forms_of_the_wire_format(tmp_path, form, is_v1):
 
 def test_blocks_of_101_and_152_are_numbered():
     shapes = {f'{name}/0': (shape, 'float32') for name, shape in he_convs((3, 4, 23, 3), 64, True)}
-    assert [len(group) for group in from_caffe._groups(shapes)] == [3, 4, 23, 3]
-    assert from_caffe._groups(shapes)[2][:3] == ['4a', '4b1', '4b2'] and from_caffe._groups(shapes)[2][-1] == '4b22'
+    blocks = from_caffe._blocks(shapes)
+    assert [sum(group == i for group, _ in blocks) for i in (1, 2, 3, 4)] == [3, 4, 23, 3]
+    assert [blocks[3, i] for i in (1, 2, 3, 23)] == ['4a', '4b1', '4b2', '4b22']
 
 
 def test_statistics_are_divided_by_the_third_blob_and_nought_means_nought(tmp_path):
@@ -279,9 +182,11 @@ def test_ceil_pool_is_caffes():
 @pytest.mark.parametrize(
     'change,message',
     [
-        ({'res2b_branch2b/0': None}, 'lacks res2b_branch2b/0'),
-        ({'bn2a_branch1/2': None}, 'lacks bn2a_branch1/2'),
-        ({'scale3a_branch1/1': np.zeros(3, 'float32')}, 'scale3a_branch1/1'),
+        ({'res2b_branch2b/0': None}, 'missing: res2b_branch2b/0'),
+        ({'bn2a_branch1/2': None}, 'missing: bn2a_branch1/2'),
+        ({'bn2a_branch1/2': np.zeros(2, 'float32')}, r'misshapen: bn2a_branch1/2 \(2,\), not \(1,\)'),
+        ({'scale3a_branch1/1': np.zeros(3, 'float32')}, r'misshapen: scale3a_branch1/1 \(3,\), not \(32,\)'),
+        ({'res2a_branch1/1': np.zeros(1, 'float32')}, r'misshapen: res2a_branch1/1 \(1,\), not \(16,\)'),
         ({'fc1000/0': None, 'fc1000/1': None}, 'fc1000'),
         ({'res3b_branch2a/0': None}, 'blocks'),
         ({'conv1/0': np.zeros(4, 'float32')}, 'conv1'),
@@ -291,7 +196,7 @@ def test_missing_and_misshapen(tmp_path, change, message):
     variables = {name: value for name, value in (tiny() | change).items() if value is not None}
     (tmp_path / 'net.caffemodel').write_bytes(net(variables))
     with pytest.raises(UserError, match=message):
-        from_caffe.describe(from_caffe.shapes(tmp_path / 'net.caffemodel'))
+        fitted(from_caffe, from_caffe.shapes(tmp_path / 'net.caffemodel'))
 
 
 def test_variant_must_be_right(tmp_path):
@@ -309,7 +214,7 @@ HUGE = 2**62
     'data,message',
     [
         (b'', 'empty file'),
-        (b'not a protobuf message', 'no Caffe file'),
+        (b'not a protobuf message', 'not a Caffe file'),
         (field(100, b'')[:1], 'no number at byte'),
         (b'\xff' * 20, 'no number at byte'),
         (varint(100 << 3 | 2) + varint(HUGE) + b'abc', 'missing'),

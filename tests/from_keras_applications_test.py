@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import random_weights
-from from_caffe_test import assert_equal, assert_runs_alike, converted, fuzz, images_of
+from conversion import assert_equal, assert_runs_alike, converted, fitted, fuzz, images_of
 from keras.src.applications import resnet as peers
 
 from checkpoints_tools import convert, from_keras_applications
@@ -158,19 +158,19 @@ def shapes_of(model):
 @pytest.mark.parametrize(
     'change,message',
     [
-        ({'conv2_block2_2_conv/kernel': None}, 'lacks conv2_block2_2_conv/kernel'),
-        ({'conv2_block2_2_conv/bias': ((3,), 'float32')}, 'misshapen conv2_block2_2_conv/bias'),
+        ({'conv2_block2_2_conv/kernel': None}, 'missing: conv2_block2_2_conv/kernel'),
+        ({'conv2_block2_2_conv/bias': ((3,), 'float32')}, r'misshapen: conv2_block2_2_conv/bias \(3,\), not \(8,\)'),
         ({'predictions/kernel': None}, 'classifier'),
         ({'conv3_block2_1_conv/kernel': None}, 'groups'),
         ({'conv1_conv/kernel': ((64,), 'float32')}, 'conv1_conv'),
-        ({'conv1_conv/kernel': ((7, 7, 3, 0), 'float32')}, 'without outputs'),
+        ({'conv1_conv/kernel': ((7, 7, 3, 0), 'float32')}, 'numbers above 0'),
         ({'predictions/kernel': ((64, 7), 'int32')}, 'int32'),
     ],
 )
 def test_missing_and_misshapen(change, message):
     shapes = {name: value for name, value in (shapes_of(tiny(False)) | change).items() if value is not None}
     with pytest.raises(UserError, match=message):
-        from_keras_applications.describe(shapes)
+        fitted(from_keras_applications, shapes)
 
 
 def test_variant_must_be_right():
@@ -277,11 +277,11 @@ def test_hostile_zips(tmp_path):
         refuse(path, 'net.keras')
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr('config.json', json.dumps({'module': 'os', 'class_name': 'system'}))
-    refuse(path, 'no model.weights.h5')
+    refuse(path, 'it has no model.weights.h5')
     path.write_bytes(b'PK\3\4 and no more')
     refuse(path, 'damaged')
     path.write_bytes(b'text')
-    refuse(path, 'neither')
+    refuse(path, 'not an HDF5 or .keras file')
     refuse(tmp_path / 'none.keras', 'No such file')
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_checkpoint_writer as writer
+from conversion import assert_equal, fitted, our_model
 
 from checkpoints_tools import from_official_tf
 from official_resnet import resnet_variants
@@ -118,14 +119,14 @@ def test_our_net_computes_what_the_graph_does(tmp_path, name):
     variables = from_official_tf.read(tmp_path)
     ignored = from_official_tf.ignored(shapes)
     assert 'global_step' in ignored and sum(name.endswith('/Momentum') for name in ignored) == len(ignored) - 1
-    model, source = writer.our_model(from_official_tf, variables, shapes)
+    model, source = our_model(from_official_tf, variables, shapes)
     assert source.spec.group_blocks == group_blocks and source.spec.shortcut == 'group'
     assert source.spec.block == ('bottleneck' if is_bottleneck else 'basic')
     used = [name for entry in from_official_tf.name_map(source, shapes) for name in entry.sources]
     assert sorted([*used, *ignored]) == sorted(shapes) and len(used) == len(model.variables)
-    writer.assert_equal(model(pictures[0]).numpy(), expected)
+    assert_equal(model(pictures[0]).numpy(), expected)
     for images in pictures:
-        writer.assert_equal(model(images).numpy(), from_official_tf.run(variables, images, source))
+        assert_equal(model(images).numpy(), from_official_tf.run(variables, images, source))
 
 
 def official_shapes(kernel, is_bottleneck, group_blocks, version, filters=64, num_classes=1001, scope='resnet_model/'):
@@ -247,20 +248,20 @@ def add_final_bn(shapes):
         (drop('batch_normalization_9'), '9 BNs for 10 convolutions in 3 groups: v1 has 10, v2 7'),
         (drop('dense'), 'no variable resnet_model/dense/kernel'),
         (add_final_bn, 'a v1 from before May 2018, with a BN and a ReLU after its last block'),
-        (lambda shapes: shapes.pop('resnet_model/batch_normalization_3/beta'), 'lacks .*batch_normalization_3/beta'),
-        (reshape('conv2d/kernel', (3, 3, 3)), 'expected 4 numbers from 1'),
+        (lambda shapes: shapes.pop('resnet_model/batch_normalization_3/beta'), 'missing: .*batch_normalization_3/beta'),
+        (reshape('conv2d/kernel', (3, 3, 3)), 'not 4 numbers above 0'),
         (reshape('conv2d/kernel', (5, 5, 3, 16)), r'expected 3x3 \(CIFAR\) or 7x7'),
         (reshape('conv2d/kernel', (3, 3, 3, 2**40)), 'do not form groups'),
-        (reshape('conv2d_2/kernel', (3, 3, 8, 16)), r'misshapen resnet_model/conv2d_2/kernel \(3, 3, 8, 16\)'),
-        (reshape('dense/kernel', (64, 0)), 'expected 2 numbers from 1'),
-        (lambda shapes: shapes.update({'resnet_model/dense/bias': ((10,), 'int64')}), 'of type int64'),
+        (reshape('conv2d_2/kernel', (3, 3, 8, 16)), r'misshapen: resnet_model/conv2d_2/kernel \(3, 3, 8, 16\), not'),
+        (reshape('dense/kernel', (64, 0)), 'not 2 numbers above 0'),
+        (lambda shapes: shapes.update({'resnet_model/dense/bias': ((10,), 'int64')}), 'dense/bias int64'),
     ],
 )
 def test_what_is_missing_or_misshapen_is_named(change, message):
     shapes = official_shapes(3, False, (1, 1, 1), 1, filters=16, num_classes=10)
     change(shapes)
     with pytest.raises(UserError, match=message) as error:
-        from_official_tf.describe(shapes)
+        fitted(from_official_tf, shapes)
     assert '\n' not in str(error.value)
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_checkpoint_writer as writer
+from conversion import assert_equal, fitted, our_model
 
-from checkpoints_tools import from_slim, tf_checkpoint
+from checkpoints_tools import from_slim
 from official_resnet import resnet_variants
 from official_resnet.errors import UserError
 
@@ -91,7 +92,7 @@ def test_published_nets_are_recognised(version, units, size):
 def test_our_net_computes_what_slim_does(version, units, stem_filters):
     """16 stem filters: the first unit's shortcut is an identity, since the number of channels stays."""
     variables = slim_variables(version, units, stem_filters=stem_filters, scope='some/where')
-    model, source = writer.our_model(from_slim, variables)
+    model, source = our_model(from_slim, variables)
     targets = [
         entry.target
         for entry in from_slim.name_map(source, with_types({name: value.shape for name, value in variables.items()}))
@@ -99,7 +100,7 @@ def test_our_net_computes_what_slim_does(version, units, stem_filters):
     assert sorted(targets) == sorted(variable.path for variable in model.variables)
     for size in (64, 75):
         images = np.random.default_rng(size).normal(size=(2, size, size, 3)).astype('float32')
-        writer.assert_equal(model(images).numpy(), from_slim.run(variables, images, source))
+        assert_equal(model(images).numpy(), from_slim.run(variables, images, source))
 
 
 def test_biases_of_v2_are_not_zero_in_these_tests():
@@ -127,9 +128,9 @@ def test_read_from_both_formats(tmp_path, version):
         'resnet_v1_50/conv1/weights/Momentum',
         'beta1_power',
     }
-    model, _ = writer.our_model(from_slim, from_slim.read(path), shapes)
+    model, _ = our_model(from_slim, from_slim.read(path), shapes)
     images = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype('float32')
-    writer.assert_equal(model(images).numpy(), from_slim.run(variables, images, source))
+    assert_equal(model(images).numpy(), from_slim.run(variables, images, source))
 
 
 def test_mean_of_imagenet_where_the_file_has_none():
@@ -153,27 +154,30 @@ def reshape(name, shape):
     'change,message',
     [
         (drop('logits/weights'), 'no variable resnet_v1_50/logits/weights'),
-        (drop('conv1/BatchNorm/beta'), 'lacks resnet_v1_50/conv1/BatchNorm/beta'),
-        (drop('block3/unit_2/bottleneck_v1/conv1/weights'), 'has resnet_v1_50/block3/unit_3, but no .*unit_2'),
-        (reshape('conv1/weights', (7, 7, 3)), 'expected 4 numbers from 1'),
-        (reshape('conv1/weights', (7, 7, 3, 0)), 'expected 4 numbers from 1'),
-        (reshape('conv1/weights', (5, 5, 3, 4)), r'misshapen resnet_v1_50/conv1/weights \(5, 5, 3, 4\)'),
-        (reshape('block1/unit_1/bottleneck_v1/conv1/weights', (1, 1, 4, 2**40)), 'misshapen .* and .* more'),
-        (reshape('block999/unit_999/bottleneck_v1/conv1/weights', (1, 1, 4, 4)), 'block999, but no .*block4'),
+        (drop('conv1/BatchNorm/beta'), 'missing: resnet_v1_50/conv1/BatchNorm/beta'),
+        (drop('block3/unit_2/bottleneck_v1/conv1/weights'), r'3: \[1, 3\]'),
+        (reshape('conv1/weights', (7, 7, 3)), 'not 4 numbers above 0'),
+        (reshape('conv1/weights', (7, 7, 3, 0)), 'not 4 numbers above 0'),
+        (
+            reshape('conv1/weights', (5, 5, 3, 4)),
+            r'misshapen: resnet_v1_50/conv1/weights \(5, 5, 3, 4\), not \(7, 7, 3, 4\)',
+        ),
+        (reshape('block1/unit_1/bottleneck_v1/conv1/weights', (1, 1, 4, 2**40)), 'misshapen: .* and .* more'),
+        (reshape('block999/unit_999/bottleneck_v1/conv1/weights', (1, 1, 4, 4)), r'999: \[999\]'),
         (
             lambda shapes: shapes.update(
                 {'logits/weights': ((), 'float32'), 'block1/unit_1/bottleneck_v1/conv1/weights': ((), 'float32')}
             ),
             'holds 2 ResNets',
         ),
-        (lambda shapes: shapes.update({'resnet_v1_50/conv1/weights': ((7, 7, 3, 4), 'int32')}), 'of type int32'),
+        (lambda shapes: shapes.update({'resnet_v1_50/conv1/weights': ((7, 7, 3, 4), 'int32')}), 'weights int32'),
     ],
 )
 def test_what_is_missing_or_misshapen_is_named(change, message):
     shapes = with_types(slim_shapes(1, UNITS))
     change(shapes)
     with pytest.raises(UserError, match=message) as error:
-        from_slim.describe(shapes)
+        fitted(from_slim, shapes)
     assert '\n' not in str(error.value)
 
 
@@ -215,15 +219,15 @@ def test_document_names():
 def fit_statistics(monkeypatch, variables, images):
     """Set the moving statistics to those of the images, layer by layer, as training does."""
 
-    def batch_norm(x, values, scope, epsilon=1e-5):
+    def batch_norm(x, values, scope):
         mean, variance = tf.nn.moments(x, [0, 1, 2])
         variables[f'resnet_v1_50/{scope}/moving_mean'] = mean.numpy()
         variables[f'resnet_v1_50/{scope}/moving_variance'] = variance.numpy()
-        return original(x, values, scope, epsilon)
+        return original(x, values, scope)
 
-    original = tf_checkpoint.batch_norm
+    original = from_slim._bn
     with monkeypatch.context() as patch:
-        patch.setattr(tf_checkpoint, 'batch_norm', batch_norm)
+        patch.setattr(from_slim, '_bn', batch_norm)
         from_slim.run(variables, images, None)
 
 
@@ -236,9 +240,9 @@ def test_how_wrong_it_is_to_load_them_as_v15(monkeypatch, filters, size, fits, p
     images = np.random.default_rng(1).normal(size=(2, size, size, 3)).astype('float32')
     if fits:
         fit_statistics(monkeypatch, variables, images)
-    ours, source = writer.our_model(from_slim, variables)
+    ours, source = our_model(from_slim, variables)
     v15 = dataclasses.replace(source.spec, version='1.5', stride_block='first', stride_conv=None)
-    wrong, _ = writer.our_model(from_slim, variables, source=dataclasses.replace(source, spec=v15))
+    wrong, _ = our_model(from_slim, variables, source=dataclasses.replace(source, spec=v15))
     expected = from_slim.run(variables, images, source)
     error, ours_error = (
         100 * np.linalg.norm(model(images).numpy() - expected) / np.linalg.norm(expected) for model in (wrong, ours)

@@ -8,7 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from from_caffe_test import assert_equal, assert_runs_alike, converted, fuzz, images_of
+from conversion import assert_equal, assert_runs_alike, converted, fitted, fuzz, images_of
 
 from checkpoints_tools import convert, from_tensorpack
 from official_resnet import resnet_variants
@@ -157,9 +157,9 @@ def test_caffes_dialects_are_told():
 @pytest.mark.parametrize(
     'change,message',
     [
-        ({'group0/block1/conv2/W': None}, 'lacks group0/block1/conv2/W'),
-        ({'group1/block0/convshortcut/bn/beta': None}, 'lacks group1/block0/convshortcut/bn/beta'),
-        ({'conv0/bn/gamma': np.zeros(3)}, 'misshapen conv0/bn/gamma'),
+        ({'group0/block1/conv2/W': None}, 'missing: group0/block1/conv2/W'),
+        ({'group1/block0/convshortcut/bn/beta': None}, 'missing: group1/block0/convshortcut/bn/beta'),
+        ({'conv0/bn/gamma': np.zeros(3)}, 'misshapen: conv0/bn/gamma'),
         ({'linear/b': None}, 'linear/b'),
         ({'conv0/W': np.zeros(3)}, 'conv0/W'),
         ({'group1/block1/conv1/W': None}, 'groups'),
@@ -169,7 +169,7 @@ def test_caffes_dialects_are_told():
 def test_missing_and_misshapen(change, message):
     shapes = {name: (value.shape, 'float32') for name, value in (variables_of() | change).items() if value is not None}
     with pytest.raises(UserError, match=message) as caught:
-        from_tensorpack.describe(shapes)
+        fitted(from_tensorpack, shapes)
     assert '\n' not in str(caught.value)
 
 
@@ -226,7 +226,7 @@ def test_pickles_are_not_opened(tmp_path):
         archive.writestr('conv0/W.npy', file.getvalue())
     refuse(tmp_path / 'net.npz', 'pickled objects are not opened')
     (tmp_path / 'net.npz').write_bytes(pickle.dumps(Trap(tmp_path / 'trap')))
-    refuse(tmp_path / 'net.npz', 'no .npz')
+    refuse(tmp_path / 'net.npz', 'not an .npz file')
     assert not (tmp_path / 'trap').exists()
 
 

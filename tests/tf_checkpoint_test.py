@@ -76,12 +76,18 @@ def test_folders(folder, tmp_path):
 @pytest.mark.parametrize(
     'make,message',
     [
-        (lambda path: None, 'no checkpoint there'),
+        (lambda path: None, 'there is no .*; pass a checkpoint'),
         (lambda path: path.mkdir(), '0 checkpoints'),
-        (lambda path: path.write_bytes(b''), 'no TensorFlow checkpoint, or a damaged one'),
-        (lambda path: path.write_bytes(b'PK\x03\x04' * 500), 'no TensorFlow checkpoint, or a damaged one'),
-        (lambda path: path.with_name('x.ckpt.index').write_bytes(b'no index' * 50), 'no TensorFlow checkpoint, or'),
-        (lambda path: path.with_name('x.ckpt.data-00000-of-00001').write_bytes(b''), 'no checkpoint there'),
+        (lambda path: path.write_bytes(b''), 'damaged or not a TensorFlow checkpoint'),
+        (lambda path: path.write_bytes(b'PK\x03\x04' * 500), 'damaged or not a TensorFlow checkpoint'),
+        (
+            lambda path: path.with_name('x.ckpt.index').write_bytes(b'no index' * 50),
+            'damaged or not a TensorFlow checkpoint',
+        ),
+        (
+            lambda path: path.with_name('x.ckpt.data-00000-of-00001').write_bytes(b''),
+            'there is no .*; pass a checkpoint',
+        ),
     ],
 )
 def test_no_checkpoint_at_all(tmp_path, make, message):
@@ -104,7 +110,7 @@ def test_missing_data(folder, tmp_path):
     shutil.copy(folder / 'v2.ckpt.index', tmp_path)
     assert_refused(tmp_path / 'v2.ckpt', 'has no data file beside it')
     shutil.copy(folder / 'v2.ckpt.data-00000-of-00001', tmp_path / 'v2.ckpt.data-00001-of-00002')
-    assert_refused(tmp_path / 'v2.ckpt', 'cannot be read: .*No such file')
+    assert_refused(tmp_path / 'v2.ckpt', 'damaged or not .*No such file')
 
 
 def test_cut_off_data(folder, tmp_path):

@@ -1,10 +1,7 @@
-"""Writing TF1 checkpoints with tf.compat.v1, filling networks with random weights, building ours from a source."""
+"""Writing TF1 checkpoints with tf.compat.v1, and random weights to fill them."""
 
 import numpy as np
 import tensorflow as tf
-
-from checkpoints_tools import convert
-from official_resnet import resnet_model
 
 
 def write(path, variables, version=2):
@@ -27,20 +24,3 @@ def random_value(name, shape, random):
     else:
         value = random.normal(0, (2 / np.prod(shape[:-1])) ** 0.5, shape)  # He's
     return value.astype('float32')
-
-
-def our_model(module, variables, shapes=None, source=None):
-    """Return (our keras.Model with the weights of {name: array}, Source) of one of the from_FAMILY."""
-    shapes = shapes or {name: (np.shape(value), str(np.asarray(value).dtype)) for name, value in variables.items()}
-    source = source or module.describe(shapes)
-    entries = module.name_map(source, shapes)
-    convert.check_sources(entries, module.ignored(shapes), shapes, 'the checkpoint')
-    model = resnet_model.resnet(source.spec, source.num_classes, (None, None, 3))
-    convert.assign(model, entries, variables, 'the checkpoint')
-    return model, source
-
-
-def assert_equal(got, expected, tolerance=1e-4):
-    """Within `tolerance` of the largest logit."""
-    assert got.shape == expected.shape and np.isfinite(expected).all() and expected.std() > 0
-    np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * np.abs(expected).max())

@@ -6,9 +6,7 @@
     input         of our own programs (`write_card`): `normalization`, a name in NORMALIZATIONS;
                   `size`, [h, w] of the net's input; `channels`, 'RGB' or 'grey'; `pad_from`, [h, w] of the
                   pictures that zeros around them bring to `size`, as MNIST's 28 x 28 to 32 x 32
-                  of a converted net (checkpoints_tools): `channels`, 'RGB' or 'BGR', `scale`, `mean`, `std`,
-                  `size`, `resize`, `interpolation`; where none of these is right, `normalization` in place of
-                  order, scale, mean and std
+                  of a converted net (checkpoints_tools): the fields of Input
 
 What else their writers know is not read here.
 """
@@ -26,6 +24,35 @@ MAX_SIZE = 4096  # of a net's input, pixels a side
 MAX_CLASSES = 1_000_000
 REMEDY = 'train or convert the net again, which writes one'
 _TABLES = ('imagenet1000', 'imagenet1001', 'cifar10', 'unknown')
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """What a converted net is fed: an image in RGB and 0..255 in another order, times `scale`, less `mean`, by `std`.
+
+    Attributes:
+        channels: 'RGB' or 'BGR', the order of `mean`, `std` and the net's input.
+        scale: of values in 0..255, as 1 or 1/255.
+        mean, std: a number a channel, after `scale`.
+        size: height and width, pixels, of the published evaluation.
+        resize: shorter side before the central crop of `size`; None resizes the whole image to `size`.
+        interpolation: 'bilinear' or 'bicubic'.
+        normalization: a name in NORMALIZATIONS, in place of channels, scale, mean and std where they cannot say it.
+    """
+
+    channels: str = 'RGB'
+    scale: float = 1.0
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    size: int = 224
+    resize: int | None = 256
+    interpolation: str = 'bilinear'
+    normalization: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The name in NORMALIZATIONS of what turns RGB in 0..255 into the net's input."""
+        return self.normalization or affine_name(self.channels, self.scale, self.mean, self.std)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,11 +257,9 @@ class _Fields:
         self.require(
             interpolation in ('bilinear', 'bicubic'), 'input.interpolation', interpolation, "'bilinear' or 'bicubic'"
         )
-        normalization = (
-            affine_name(channels, scale, mean, std) if fed.get('normalization') is None else self.normalization(fed)
-        )
+        normalization = None if fed.get('normalization') is None else self.normalization(fed)
         return {
-            'normalization': normalization,
+            'normalization': Input(channels, scale, mean, std, size, resize, interpolation, normalization).name,
             'num_channels': 3,
             'size': (size, size),
             'net_size': (size, size),
