@@ -32,6 +32,7 @@ from absl import flags
 
 from benchmarks import build_ways
 from benchmarks.child import Child
+from benchmarks.memory import Peak, largest_child, peak_bytes
 from official_resnet.building import labels, shards, tars
 from official_resnet.building.verify import verify
 from official_resnet.command_line import program
@@ -155,8 +156,8 @@ def _measure_memory(values, sample, folder):
         _lay_out(sample, f'{folder}/raw', count)
         parent, largest = _result(build_ways.memory, folder, values.shards, values.num_threads)
         _log(
-            f'{count} images: peak memory {parent:.1f} MB, the largest of {values.num_threads} processes '
-            f'{largest:.1f} MB'
+            f'{count} images: peak memory {parent / 1e6:.1f} MB, the largest of {values.num_threads} processes '
+            f'{largest / 1e6:.1f} MB'
         )
 
 
@@ -180,7 +181,7 @@ def _measure_synthetic(values, sample, folder):
     raw, seconds = _timed(lambda: tars.index('train', path, synsets, log=_log))
     _log(f'indexed: {len(raw)} images in {seconds:.1f} s')
     _forget(path)
-    with build_ways.PeakMemory() as peak:
+    with Peak(largest_child, 0.05) as peak:
         manifest, seconds = _timed(
             lambda: shards.build(raw, 'train', f'{folder}/out', values.shards, values.num_threads, log=_log)
         )
@@ -189,7 +190,7 @@ def _measure_synthetic(values, sample, folder):
         f'built: {len(raw) / seconds:.0f} images/s, {size / seconds / 1e6:.0f} MB/s by {values.num_threads} '
         f'processes in {seconds:.1f} s; at the rates of the disk: {size / read + size / write:.1f} s'
     )
-    _log(f'peak memory {build_ways.peak_memory("self"):.1f} MB, the largest of the processes {peak.largest:.1f} MB')
+    _log(f'peak memory {peak_bytes() / 1e6:.1f} MB, the largest of the processes {peak.largest / 1e6:.1f} MB')
     code, seconds = _timed(lambda: verify(f'{folder}/out', 'train', _log))
     _log(f'verified: {len(raw) / seconds:.0f} images/s, {size / seconds / 1e6:.0f} MB/s by one process')
     if code:

@@ -2,10 +2,9 @@
 
 import functools
 import os
-import pathlib
-import threading
 import time
 
+from benchmarks.memory import Peak, largest_child, peak_bytes
 from official_resnet.building import image_list, records, shards
 from official_resnet.building.job import Job, shard_name
 from official_resnet.building.records import Options
@@ -48,41 +47,10 @@ def upstream(folder, output, num_shards):
 
 
 def memory(folder, output, num_shards, num_threads):
-    """Build the shards; return the peak memory in MB of this process and of its largest child."""
-    with PeakMemory() as peak:
+    """Build the shards; return the peak memory in bytes of this process and of its largest child."""
+    with Peak(largest_child, 0.05) as peak:
         shards.build(_images(folder), 'train', output, num_shards, num_threads, log=lambda line: None)
-    return [peak_memory('self'), peak.largest]
-
-
-class PeakMemory:
-    """Watches the peak memory of this process's children, MB: what they share (programs, rows) counts in each."""
-
-    def __enter__(self):
-        self.largest, self._is_done = 0.0, threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._is_done.set()
-        self._thread.join()
-
-    def _watch(self):
-        while not self._is_done.wait(0.05):
-            for path in pathlib.Path('/proc/self/task').glob('*/children'):
-                try:
-                    for child in path.read_text().split():
-                        self.largest = max(self.largest, peak_memory(child))
-                except OSError:
-                    pass  # it ended meanwhile
-
-
-def peak_memory(process):
-    """Return the peak of a process's memory in MB, 0 once it has ended."""
-    for line in pathlib.Path(f'/proc/{process}/status').read_text().splitlines():
-        if line.startswith('VmHWM'):
-            return int(line.split()[1]) * 1024 / 1e6
-    return 0.0
+    return [peak_bytes(), peak.largest]
 
 
 def _images(folder):

@@ -7,17 +7,18 @@ evaluations the shortest of three: other jobs disturb it less. Two workers tell 
 import functools
 import io
 import math
-import os
 import pathlib
 import statistics
 import tempfile
-import threading
 import time
 import tracemalloc
 
 import numpy as np
 
 from benchmarks import jpeg_input
+from benchmarks.memory import Peak, resident_bytes
+from benchmarks.trainers import ready_batches, synthetic_trainer
+from official_resnet import resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.training import devices
 
@@ -52,7 +53,7 @@ def measure_images(size):
             return next(iter(in_memory.training_rows(count, 256, 0, step, 1, streamed.mix_groups(groups))))
 
         late = count // 256 - 1
-        with _PeakMemory() as memory:
+        with Peak(resident_bytes) as memory:
             seconds, _ = _shortest(functools.partial(first, 0), clock=time.process_time)
         rows['order'].append(
             {
@@ -70,24 +71,13 @@ def measure_workers(size):
     """All-reduces of 1x, 2x and 4x bytes, and steps with and without them, by one of two workers that do the same."""
     import tensorflow as tf
 
-    from official_resnet import resnet_run_loop, resnet_variants
-    from official_resnet.training.config import MachineConfig
-
     batch, runs = max(2, int(32 * size)), 7
 
     def trainer(strategy, images):
-        return resnet_run_loop.Trainer(
-            resnet_run_loop.TrainConfig(
-                resnet_variants.cifar_spec(20),
-                dataset='synthetic',
-                batch_size=images,
-                train_epochs=10**6,
-                machine=MachineConfig(distribution_strategy=strategy),
-            )
-        )
+        return synthetic_trainer(resnet_variants.cifar_spec(20), images, {'distribution_strategy': strategy})
 
     def steps(trainer):
-        ready = iter(tf.data.Dataset.from_tensors(next(iter(trainer.train_batches()))).repeat())
+        ready = iter(ready_batches(trainer))
         return lambda: trainer.train_steps(ready, tf.constant(10)).numpy()
 
     together = trainer('multi_worker_mirrored', 2 * batch)
@@ -121,7 +111,7 @@ def measure_workers(size):
 
 def measure_model(size):
     """Checkpoints of 1x, 2x and 4x bytes, 4x being ResNet-50's, and evaluations of 1x, 2x and 4x pictures."""
-    from official_resnet import checkpoints, resnet_run_loop, resnet_variants
+    from official_resnet import checkpoints
 
     rows = {'checkpoint': [], 'evaluation': []}
     with tempfile.TemporaryDirectory() as temporary:
@@ -138,11 +128,7 @@ def measure_model(size):
             rows['checkpoint'].append(
                 {'bytes': path.stat().st_size, 'save_seconds': seconds, 'restore_seconds': restoring}
             )
-    trainer = resnet_run_loop.Trainer(
-        resnet_run_loop.TrainConfig(
-            resnet_variants.cifar_spec(8), dataset='synthetic', batch_size=max(2, int(100 * size))
-        )
-    )
+    trainer = synthetic_trainer(resnet_variants.cifar_spec(8), max(2, int(100 * size)))
     whole = trainer.test
     for scale in (1, 2, 4):
         count = int(500 * scale * size)
@@ -155,14 +141,9 @@ def measure_memory(size):
     """The memory of two training steps of ResNet-50 at 224x224, float32, with a batch of `size`."""
     import tensorflow as tf
 
-    from official_resnet import resnet_run_loop, resnet_variants
-
-    config = resnet_run_loop.TrainConfig(
-        resnet_variants.VARIANTS['resnet50_v1.5'], dataset='synthetic224', batch_size=int(size), num_train_images=64
-    )
-    trainer = resnet_run_loop.Trainer(config)
+    trainer = synthetic_trainer(resnet_variants.VARIANTS['resnet50_v1.5'], int(size), num_train_images=64)
     iterator = iter(trainer.train_batches())
-    with _PeakMemory() as memory:
+    with Peak(resident_bytes) as memory:
         trainer.train_steps(iterator, tf.constant(2)).numpy()
     return {'batch': int(size), 'peak_bytes': memory.grown, 'activations': describe(trainer.model)['activations']}
 
@@ -234,7 +215,7 @@ def measure_net(variant):
     """Return the numbers of a network of VARIANTS, at 224x224 where it does not say."""
     import keras
 
-    from official_resnet import resnet_model, resnet_variants
+    from official_resnet import resnet_model
     from official_resnet.experiments import architecture_table
 
     if variant not in resnet_variants.VARIANTS:
@@ -253,29 +234,6 @@ def _shortest(function, runs=3, clock=time.perf_counter):
         result = function()
         seconds.append(clock() - start)
     return min(seconds), result
-
-
-class _PeakMemory:
-    """How much the resident memory of this process grew inside the context at most: `grown`, bytes."""
-
-    def __enter__(self):
-        self._start, self._ended, self.grown = self._resident(), threading.Event(), 0
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error):
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self):
-        while not self._ended.wait(0.002):
-            self.grown = max(self.grown, self._resident() - self._start)
-
-    @staticmethod
-    def _resident():
-        with open('/proc/self/statm', encoding='ascii') as file:
-            return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
 
 def _exchange(strategy, count):

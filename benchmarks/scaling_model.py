@@ -1,4 +1,4 @@
-"""The arithmetic of a training on many accelerators, and the same simulated: what bounds it, from a few constants.
+"""The arithmetic of a training on many accelerators: what bounds it, from a few constants.
 
 What is measured (MEASURED) comes from scaling_measures. An accelerator and its network are not here, so their numbers
 are ASSUMED, each with its source.
@@ -7,8 +7,6 @@ are ASSUMED, each with its source.
 import dataclasses
 import math
 import statistics
-
-import numpy as np
 
 _DGX = 'NVIDIA DGX A100 data sheet'
 _NONE = 'no source: measure yours'
@@ -79,9 +77,6 @@ class Net:
     state: int
     multiply_adds: int
     activations: int
-
-
-# --- the arithmetic ------------------------------------------------------------------------------------------
 
 
 def ring_seconds(n, size, link, latency):
@@ -176,28 +171,3 @@ def predict(net, c, n):
         'parts': {part: value / epoch for part, value in parts.items()},
         'bottleneck': bottleneck,
     }
-
-
-# --- the same, simulated -------------------------------------------------------------------------------------
-
-
-def simulate_ring(starts, size, link, latency):
-    """Return when each worker has the sum, from when each begins: every chunk is sent for itself, none overtakes."""
-    chunk, have, free = size / len(starts) / link, np.array(starts, float), np.array(starts, float)
-    for _ in range(2 * (len(starts) - 1)):
-        free = np.maximum(have, free) + chunk
-        have = np.roll(free, 1) + latency
-    return np.maximum(have, free)
-
-
-def simulate_step(n, forward, backward, size, link, latency, packs=1, jitter=0.0, steps=50, seed=0):
-    """Return the mean seconds of steps of n workers, each as fast as chance will have it."""
-    random, now = np.random.default_rng(seed), np.zeros(n)
-    for _ in range(steps):
-        pace = 1 + jitter * random.standard_normal(n)
-        network = now
-        for pack in range(packs):
-            ready = now + pace * (forward + backward * (pack + 1) / packs)
-            network = simulate_ring(np.maximum(ready, network), size / packs, link, latency)
-        now = np.maximum(network, now + pace * (forward + backward))
-    return float(now.max() / steps)

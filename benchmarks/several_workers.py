@@ -8,10 +8,11 @@ import os
 import tempfile
 
 from benchmarks import child
+from benchmarks.trainers import synthetic_trainer
+from official_resnet import resnet_variants
 from official_resnet.training import devices, workers
 
 COUNT = 2  # workers, of a share of the cores each
-NUM_EPOCHS = 10**6  # more than any benchmark takes
 
 
 def one(dtype, resnet_size, batch_size):
@@ -80,21 +81,9 @@ def _steps(trainer):
 
 
 def _trainer(dtype, resnet_size, batch_size, **machine):
-    from official_resnet import resnet_run_loop, resnet_variants
-    from official_resnet.training.config import MachineConfig
-
     is_small = resnet_size % 6 == 2 and resnet_size not in resnet_variants.IMAGENET_BLOCKS
     spec = resnet_variants.cifar_spec(resnet_size) if is_small else resnet_variants.imagenet_spec(resnet_size)
-    return resnet_run_loop.Trainer(
-        resnet_run_loop.TrainConfig(
-            spec,
-            dataset='synthetic' if is_small else 'synthetic224',
-            batch_size=batch_size,
-            dtype=dtype,
-            train_epochs=NUM_EPOCHS,
-            machine=MachineConfig(**machine),
-        )
-    )
+    return synthetic_trainer(spec, batch_size, machine, dtype=dtype)
 
 
 SYSTEMS = {'workers:one': one, 'workers:several': several, 'save:seconds': save}

@@ -6,9 +6,9 @@ Steps are fed with one batch that is ready in memory; the input is a measure of 
 import time
 
 from benchmarks import inference, jpeg_input, several_workers
+from benchmarks.trainers import ready_batches, synthetic_trainer
+from official_resnet import resnet_variants
 from official_resnet.training import devices
-
-NUM_EPOCHS = 10**6  # of input: more than any benchmark takes
 
 
 def ours(dtype, resnet_size, batch_size):
@@ -16,9 +16,8 @@ def ours(dtype, resnet_size, batch_size):
     devices.start_tensorflow()
     import tensorflow as tf
 
-    trainer = _trainer(dtype, resnet_size, batch_size)
-    pipeline = iter(trainer.train_batches())
-    ready = iter(_ready(next(pipeline)))
+    trainer = synthetic_trainer(resnet_variants.cifar_spec(resnet_size), batch_size, dtype=dtype)
+    pipeline, ready = iter(trainer.train_batches()), iter(ready_batches(trainer))
     return {
         'train': lambda steps: trainer.train_steps(ready, tf.constant(steps)).numpy(),
         'forward': _forward(trainer.model, next(ready)[0]),
@@ -31,17 +30,16 @@ def keras(dtype, resnet_size, batch_size):
     import keras
 
     with devices.hidden_stderr():
-        trainer = _trainer(dtype, resnet_size, batch_size)
+        trainer = synthetic_trainer(resnet_variants.cifar_spec(resnet_size), batch_size, dtype=dtype)
     from official_resnet.inference import rewrite
 
     model = rewrite.to_stock(trainer.model)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss, metrics=['accuracy'])
-    batch = next(iter(trainer.train_batches()))
-    ready = _ready(batch)
+    ready = ready_batches(trainer)
     return {
         'train': lambda steps: model.fit(ready, steps_per_epoch=steps, epochs=1, verbose=0),
-        'forward': _forward(model, batch[0]),
+        'forward': _forward(model, next(iter(ready))[0]),
     }
 
 
@@ -60,27 +58,6 @@ def torch(dtype, resnet_size, batch_size):
         'train': lambda steps: [step.train(images, labels) for _ in range(steps)],
         'forward': lambda steps: [step.forward(images) for _ in range(steps)],
     }
-
-
-def _ready(batch):
-    """Return a tf.data.Dataset of one batch over and over: no system's step waits for its input."""
-    import tensorflow as tf
-
-    return tf.data.Dataset.from_tensors(batch).repeat()
-
-
-def _trainer(dtype, resnet_size, batch_size):
-    from official_resnet import resnet_run_loop, resnet_variants
-
-    return resnet_run_loop.Trainer(
-        resnet_run_loop.TrainConfig(
-            resnet_variants.cifar_spec(resnet_size),
-            dataset='synthetic',
-            batch_size=batch_size,
-            dtype=dtype,
-            train_epochs=NUM_EPOCHS,
-        )
-    )
 
 
 def _forward(model, images):

@@ -139,11 +139,6 @@ def test_of_two_of_one_name_the_later_is_used(tmp_path):
     assert got == {**FILES, 'n01440764_3.JPEG': b'late'} and 'has 1 images twice' in lines[0]
 
 
-def test_rows_of_many_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr(tars, '_CHUNK', 2)
-    assert contents(train(tmp_path / 'a.tar', outer())) == FILES
-
-
 def test_any_opener_serves(tmp_path):
     data = outer()
     pictures = tars.index('train', 'gs://bucket/train.tar', SYNSETS, opener=lambda path: io.BytesIO(data))

@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import tarfile
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import IO
 
@@ -24,7 +25,6 @@ from official_resnet.errors import UserError
 
 BLOCK = 512  # bytes of a tar header
 _LARGEST_HEADER = 1 << 20  # bytes; of long names and pax records. Names are short here: more is damage
-_CHUNK = 1 << 16  # images gathered in lists before they become an array
 _VALIDATION_NAME = re.compile(r'ILSVRC2012_val_(\d{8})\.JPEG')
 _PACKED_NAME = re.compile(r'n\d{8}\.(tar\.\w+|t[gbx]z2?|zip)')
 _PACKERS = (('gzip', b'\x1f\x8b'), ('bzip2', b'BZh'), ('xz', b'\xfd7zXZ'), ('zstd', b'\x28\xb5\x2f\xfd'))
@@ -215,15 +215,15 @@ class _Window:
 
 
 class _Rows:
-    """Growing rows of an ImageList: arrays, because a million Python objects take fifty times the memory."""
+    """Growing rows of an ImageList; numbers in arrays, because a million Python objects take fifty times the memory."""
 
     def __init__(self, path, synsets, progress):
         self.path, self.synsets, self.progress = str(path), synsets, progress
-        self.chunks, self.names, self.numbers, self.count = [], [], [], 0
+        self.names, self.offsets, self.sizes, self.labels = [], array('q'), array('q'), array('l')
         self.num_skipped, self.skipped = 0, []
 
     def __len__(self):
-        return self.count
+        return len(self.names)
 
     def outer_members(self, file):
         """Yield the members of the file itself."""
@@ -231,14 +231,13 @@ class _Rows:
             if _PACKED_NAME.fullmatch(_basename(member)):
                 raise UserError(f"'{_basename(member)}' in '{self.path}' is packed; {_UNPACK}")
             yield member
-            self.progress.update_to(member.offset_data + member.size, f'{self.count} images')
+            self.progress.update_to(member.offset_data + member.size, f'{len(self)} images')
 
     def add(self, name, offset, size, label):
         self.names.append(os.fsencode(name))
-        self.numbers.append((offset, size, label))
-        self.count += 1
-        if len(self.names) == _CHUNK:
-            self._flush()
+        self.offsets.append(offset)
+        self.sizes.append(size)
+        self.labels.append(label)
 
     def skip(self, member):
         """Leave out a member: count it, and name the first ones. Of folders nothing is said."""
@@ -252,29 +251,19 @@ class _Rows:
             log(f"'{self.path}': left out {self.num_skipped} members ({reason}), as {names}")
 
     def images(self, log):
-        """Return the rows as an ImageList, by label, then name; of two of one name the later stays."""
-        self._flush()
-        names = np.concatenate([names for names, _ in self.chunks])  # of the longest width
-        numbers = np.concatenate([numbers for _, numbers in self.chunks])
-        order = np.lexsort((names, numbers[:, 2]))  # stable: the later of two stands behind
-        names, numbers = names[order], numbers[order]
-        is_last = np.ones(len(names), bool)
-        is_last[:-1] = (names[1:] != names[:-1]) | (numbers[1:, 2] != numbers[:-1, 2])
+        """Return them as an ImageList, by label, then name; of two of one name the later stays."""
+        names = np.array(self.names)
+        rows = np.empty(len(names), [*ROW_FIELDS, ('name', names.dtype)])
+        rows['file'], rows['offset'], rows['size'], rows['label'] = 0, self.offsets, self.sizes, self.labels
+        rows['name'] = names
+        rows = rows[np.lexsort((names, rows['label']))]  # stable: the later of two stands behind
+        is_last = np.ones(len(rows), bool)
+        is_last[:-1] = (rows['name'][1:] != rows['name'][:-1]) | (rows['label'][1:] != rows['label'][:-1])
         if not is_last.all():
-            log(
-                f"'{self.path}' has {np.sum(~is_last)} images twice, as '{os.fsdecode(names[~is_last][0])}'; the later "
-                'of two is used, as tar would leave it'
-            )
-        rows = np.zeros(np.sum(is_last), [*ROW_FIELDS, ('name', names.dtype)])
-        rows['name'] = names[is_last]
-        for column, field in enumerate(('offset', 'size', 'label')):
-            rows[field] = numbers[is_last, column]
-        return ImageList((self.path,), rows, ('', *self.synsets))
-
-    def _flush(self):
-        if self.names:
-            self.chunks.append((np.array(self.names), np.array(self.numbers, np.int64)))
-            self.names, self.numbers = [], []
+            name = os.fsdecode(rows['name'][~is_last][0])
+            twice = f"'{self.path}' has {np.sum(~is_last)} images twice, as '{name}'"
+            log(f'{twice}; the later of two is used, as tar would leave it')
+        return ImageList((self.path,), rows[is_last], ('', *self.synsets))
 
 
 def _basename(member):
