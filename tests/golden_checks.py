@@ -289,7 +289,10 @@ def conversions(checkout, folder):
     commands = [[script, f'--input={path}', f'--output={name}.keras'] for name, path in sources.items()]
     commands += [[script, '--input=akamaster.keras', '--output=out.safetensors', '--to=torch']]
     done = several(checkout, folder, lists + commands)
-    values = files_values([folder / 'out.safetensors'], 'torch')
+    data = (folder / 'out.safetensors').read_bytes()
+    end = 8 + int.from_bytes(data[:8], 'little')  # of the header, whose metadata has no order of its own
+    values = {f'torch: {name}': text for name, text in leaves(json.loads(data[8:end]))}
+    values['torch: tensors'] = hashlib.sha256(data[end:]).hexdigest()
     for name, (text, _) in zip(sources, done, strict=False):
         values |= {f'{name}: --list': text} | keras_values(folder / f'{name}.keras', name)
     return values
