@@ -107,9 +107,10 @@ def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
         model = build_model(config, test, block)
     weights = {name: array for name, array in arrays.items() if not name.startswith('optimizer/')}
     checkpoints.assign({variable.path: variable for variable in model.variables}, weights, path)
-    epoch = state['step'] // datasets.steps_per_epoch(state['data']['num_pictures'], config.batch_size)
+    stored = TrainConfig.from_json(state['config'])
+    epoch = state['step'] // datasets.steps_per_epoch(state['data']['num_pictures'], stored.batch_size)
     if process.is_chief:
-        _print_place(path, epoch, state['step'], changes(config, TrainConfig.from_json(state['config'])))
+        _print_place(path, epoch, state['step'], changes(config, stored))
     process.require_same_step(state['step'], model_dir)
     results = _score(test, step.make_evaluate_function(process.strategy, model), process, config)
     place = {'step': state['step'], 'epoch': epoch}

@@ -284,7 +284,7 @@ def test_a_net_that_was_not_trained_here_is_judged_too(data_dir, trained, tmp_pa
     assert code == 0 and out.count(f'({NUM_TEST} images)') == 2 and 'one crop: top-1' in out, err
     assert json.loads((tmp_path / 'report' / 'report.json').read_text())['n'] == NUM_TEST
     write_shards(tmp_path / 'thousand', draw(4), 'test', 1, classes=None)
-    assert 'has 6 classes, the pictures of imagenet have 1000; pass the pictures of its classes' in one_line(
+    assert 'has 6 classes, the images of imagenet have 1000; pass the images of its classes' in one_line(
         *net, '--data_dir', tmp_path / 'thousand'
     )
 

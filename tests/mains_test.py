@@ -178,6 +178,45 @@ def test_eval_only_needs_no_other_flag(call, trained, cifar_dir):
     assert f'test accuracy {accuracy} (30 images)' in evaluated
 
 
+def test_eval_only_honours_what_it_can_and_refuses_the_rest(call, trained, cifar_dir):
+    model_dir, (_, out, _) = trained[0] / 'model', trained[1]
+    accuracy = re.search(r'test accuracy (\S+) after', out)[1]
+    there = ['--eval_only', '--data_dir', cifar_dir, '--model_dir', model_dir]
+    alike = [*TINY, '--seed', '0', '--datasets_num_private_threads', '2', '--data_format', 'channels_last']
+    for args in (alike, ['-bs', '7'], ['--num_gpus', '0', '--distribution_strategy', 'off']):
+        code, out, err = call(*there, *args)
+        assert code == 0 and f'test accuracy {accuracy} (30 images)' in out and 'epoch 2, step 14' in out, (args, err)
+    for args, message in (
+        (['-rs', '14'], '--resnet_size asks for resnet_size 14, but the run in .* has 8; leave --resnet_size out'),
+        (['-te', '3'], '--train_epochs asks for train_epochs 3, but .* has 2; leave'),
+        (['--recipe', 'fast'], '--recipe=fast asks for .*; leave --recipe=fast out'),
+        (['--use_synthetic_data'], 'asks for .* synthetic, but .* has cifar10'),
+        (['--clean'], '--clean is for training, not for --eval_only; leave it out'),
+        (['--hooks', 'ProfilerHook'], '--hooks is for training'),
+        (['--steps_per_loop', '3'], '--steps_per_loop is for training'),
+        (['--export_dir', model_dir, '--image_bytes_as_serving_input'], 'is for ImageNet'),
+        (['--local_workers', '2'], '--eval_only is for one process'),
+        (['--augment'], None),  # as the run has it
+    ):
+        code, _, err = call(*there, *args)
+        assert (code, err) == (0, '') if message is None else code == 1 and re.search(message, err), (args, err)
+        assert err.count('\n') == (message is not None)
+
+
+def test_a_pretrained_net_that_is_named_is_evaluated_in_place_of_a_run(call, trained, source, cifar_dir):
+    """Not the checkpoint of --model_dir, as that of a program that trained something else there."""
+    folder, (_, out, _) = trained
+    accuracy = re.search(r'test accuracy (\S+) after', out)[1]
+    net = ['--eval_only', '--data_dir', cifar_dir, '-pmcp', folder / 'model' / 'model.keras']
+    for args in ([], ['--model_dir', source], ['-bs', '7']):
+        code, out, err = call(*net, *args)
+        assert code == 0 and f'test: top-1 {accuracy}, top-5' in out and '(30 images)' in out, (args, err)
+    assert f'not what is in --model_dir={source}' in call(*net, '--model_dir', source)[1]
+    for args in (['-rs', '8'], ['--export_dir', folder / 'x'], ['--num_gpus', '0'], ['--transfer', 'head']):
+        code, _, err = call(*net, *args)
+        assert code == 1 and f'{args[0]} is for training, not for'.replace('-rs', '--resnet_size') in err, err
+
+
 def test_a_refused_model_dir_keeps_its_files(call, trained, cifar_dir):
     model_dir = trained[0] / 'model'
     before = {path: path.read_bytes() for path in model_dir.iterdir() if path.is_file() and path.name != '.lock'}

@@ -1,54 +1,125 @@
-"""What --eval_only and --export_dir of a training program do."""
+"""What --eval_only and --export_dir of a training program do.
+
+Every flag that is given with --eval_only is honoured, or agrees with the run that is evaluated, or is refused.
+"""
 
 import dataclasses
-import os
 import pathlib
 
-from official_resnet.command_line import train_program
+from absl import flags as absl_flags
+
+from official_resnet.command_line import flags, train_program
+from official_resnet.command_line.flags import Program, RunOptions
 from official_resnet.errors import UserError
 from official_resnet.training import devices
+from official_resnet.training.config import PRETRAINED, TrainConfig, flags_of
+
+_BOTH = {
+    *('eval_only', 'eval_report', 'ten_crop', 'model_dir', 'data_dir', 'download', 'image_folder', 'batch_size'),
+    *('inter_op_parallelism_threads', 'intra_op_parallelism_threads'),
+}
+# What the evaluation of a run in a model_dir honours, and that of a net from elsewhere.
+_OF_RUN = _BOTH | {
+    *('num_gpus', 'distribution_strategy', 'all_reduce_alg', 'datasets_num_private_threads', 'eval_image_size'),
+    *('export_dir', 'image_bytes_as_serving_input'),
+}
+_OF_NET = _BOTH | {PRETRAINED, 'tfds', 'use_synthetic_data', 'dataset', 'validation_fraction', 'seed'}
+_SOURCES = {'tfds', 'use_synthetic_data', 'dataset'}
 
 
-def run(values, config, options, row):
+def run(values: absl_flags.FlagValues, asked: TrainConfig, options: RunOptions, row: Program) -> int:
+    """Evaluate the pretrained net, if one is given, else the newest checkpoint of model_dir; return the exit code.
+
+    A checkpoint brings its network and its data set.
+
+    Args:
+        values: the flags.
+        asked: the training that they describe.
+        options: what else they ask for.
+        row: of the program.
+    """
+    given = flags.given(values) - {name for name, _, _ in flags.OBSOLETE}
+    if asked.machine.distribution_strategy == flags.MULTI_WORKER:
+        raise UserError('--eval_only is for one process; leave the flags of workers out')
+    if asked.pretrained:
+        _refuse(given - _OF_NET, f'not for --{PRETRAINED}')
+        return _evaluate_net(values, asked, options, row)
+    _refuse(given - _OF_RUN - _SOURCES - {'recipe'} - _settings(asked).keys(), 'not for --eval_only')
+    if options.image_bytes_as_serving_input and not options.export_dir:
+        raise UserError('--image_bytes_as_serving_input needs --export_dir; pass that too')
+    return _evaluate_run(values, asked, options, row, given)
+
+
+def _refuse(names, purpose):
+    for name in sorted(names):
+        raise UserError(f'--{name} is for training, {purpose}; leave it out')
+
+
+def _evaluate_run(values, asked, options, row, given):
     """Evaluate the newest checkpoint of model_dir, with the network and data set stored in it."""
-    machine = config.machine
+    machine = asked.machine
     devices.start_tensorflow(machine.inter_op_threads, machine.intra_op_threads)
     from official_resnet import checkpoints, resnet_run_loop
 
-    asked = config
     found = checkpoints.restore_latest(pathlib.Path(machine.model_dir) / 'checkpoints')
-    if not found and config.pretrained and row.streams:
-        return _evaluate_converted(config, options, row)
     if not found:
         raise UserError(
             f"model_dir '{machine.model_dir}' has no checkpoint; train there first, or pass another --model_dir"
         )
-    config = resnet_run_loop.TrainConfig.from_json(found[1]['config'])
-    data_dir = os.path.expanduser(values.data_dir)
+    config = TrainConfig.from_json(found[1]['config'])
+    _require_same(values, asked, config, row, given)
     if options.image_folder:  # the same classes, other images or another place
-        config = dataclasses.replace(config, dataset=f'folder:{os.path.abspath(options.image_folder)}')
-    if config.dataset.startswith('folder:') or (config.dataset.startswith('tfds:') and not values['data_dir'].present):
-        data_dir = None
-    config = config.with_machine(
-        model_dir=machine.model_dir,
-        data_dir=data_dir,
-        num_gpus=machine.num_gpus,
-        distribution_strategy=machine.distribution_strategy,
+        config = dataclasses.replace(config, dataset=asked.dataset)
+    if 'batch_size' in given:
+        config = dataclasses.replace(config, batch_size=asked.batch_size)
+    if 'eval_image_size' in given:
+        config = dataclasses.replace(config, views=dataclasses.replace(config.views, test_size=asked.views.test_size))
+    config = dataclasses.replace(config, machine=machine).with_machine(
+        data_dir=flags.data_dir_of(values, config.dataset)
     )
     train_program.find_data(config, options, row)
-    if config.views and values['eval_image_size'].present if row.streams else False:
-        config = dataclasses.replace(config, views=dataclasses.replace(config.views, test_size=asked.views.test_size))
     results = resnet_run_loop.evaluate(config)
     top_5 = f', in the top 5 {results["accuracy_top_5"]:.4f}' if config.views else ''
     print(
         f'epoch {results["epoch"]}, step {results["step"]}: test loss {results["loss"]:.4f}, '
         f'test accuracy {results["accuracy"]:.4f}{top_5} ({results["num_images"]} images)'
     )
-    if config.views and (options.eval_report or options.ten_crop):
+    if options.eval_report or options.ten_crop:
         _report(results['model'], results['test'], config.batch_size, options)
     if options.export_dir:
         export_net(results['model'], config, options)
     return 0
+
+
+def _require_same(values, asked, stored, row, given):
+    """Refuse a flag that describes another training than the one that is stored."""
+    recipe = {}
+    if 'recipe' in given:
+        table = next(iter(row.recipes.values()))
+        recipe = {**next(iter(table.values())), **table[values.recipe]}
+    asked = dataclasses.replace(asked, dtype=devices.known_dtype(asked.dtype))
+    ours, theirs = _settings(asked), _settings(stored)
+    for name in _SOURCES:
+        ours[name], theirs[name] = asked.dataset, stored.dataset
+    if 'num_classes' in given:  # of ImageNet, 1000 and 1001 mean without and with the background
+        recipe['background_class'] = None
+    for name in sorted((given | recipe.keys()) - _OF_RUN - {'recipe'}):
+        if ours[name] != theirs.get(name):
+            flag = f'--{name}' if name in given or 'recipe' not in given else f'--recipe={values.recipe}'
+            raise UserError(
+                f'{flag} asks for {name} {ours[name]}, but the run in {asked.machine.model_dir} has '
+                f'{theirs.get(name)}; leave {flag} out'
+            )
+    if not stored.views:
+        for name in given & {'eval_image_size', 'image_bytes_as_serving_input'}:
+            raise UserError(f'--{name} needs encoded images, which {stored.dataset} has not; leave it out')
+
+
+def _settings(config):
+    """Return {flag: value} of a TrainConfig and its parts, but the machine."""
+    parts = [config, config.spec, config.schedule, *([config.views] if config.views else [])]
+    found = {flag: getattr(part, field.name) for part in parts for flag, field in flags_of(type(part)).items()}
+    return found | {'resnet_size': config.spec.resnet_size}
 
 
 def export_net(model, config, options):
@@ -66,26 +137,36 @@ def export_net(model, config, options):
     print(f'  {path} (SavedModel, reloaded and compared)')
 
 
-def _evaluate_converted(config, options, row):
-    """Evaluate a .keras file that is no training's, its images prepared as its card says."""
+def _evaluate_net(values, asked, options, row):
+    """Evaluate a net that need be no training's, its images prepared as its card says."""
+    machine = asked.machine
+    devices.start_tensorflow(machine.inter_op_threads, machine.intra_op_threads)
     from official_resnet.inference import predict
     from official_resnet.inputs import datasets
-    from official_resnet.inputs.images import Views
 
-    path = config.pretrained
+    path = asked.pretrained
+    if values['model_dir'].present:
+        print(f'evaluating {path}, not what is in --model_dir={machine.model_dir}')
     model, card = predict.load(path)
-    train_program.find_data(config, options, row)
-    views = Views(test_size=card.net_size[0])
-    test = datasets.open_split(config.dataset, 'test', data_dir=config.machine.data_dir, views=views)
-    if card.num_classes == test.num_classes + 1:
+    train_program.find_data(asked, options, row)
+    is_encoded = row.streams and not options.use_synthetic_data
+    views = dataclasses.replace(asked.views, test_size=card.net_size[0]) if is_encoded else None
+    folder = dataclasses.replace(asked.folder_options(), image_size=card.net_size[0], channels=card.num_channels)
+    test = datasets.open_split(asked.dataset, 'test', data_dir=machine.data_dir, views=views, folder=folder)
+    if is_encoded and card.num_classes == test.num_classes + 1:
         test = test.with_background()
     if card.num_classes < test.num_classes:
         raise UserError(
-            f'{path} has {card.num_classes} classes, the pictures of {test.name} have {test.num_classes}; '
-            'pass the pictures of its classes'
+            f'{path} has {card.num_classes} classes, the images of {test.name} have {test.num_classes}; '
+            'pass the images of its classes'
+        )
+    if test.input_shape != (*card.net_size, card.num_channels):
+        raise UserError(
+            f'{path} takes images of {(*card.net_size, card.num_channels)}, those of {test.name} are '
+            f'{test.input_shape}; pass images of its size'
         )
     test = test.with_normalization(card.normalization)
-    _report(model, test, config.batch_size, options, predict.encoded_view(card))
+    _report(model, test, asked.batch_size, options, predict.encoded_view(card) if is_encoded else None)
     return 0
 
 
@@ -97,7 +178,8 @@ def _report(model, test, batch_size, options, view=None):
     unnamed = model.output_shape[-1] - test.num_classes  # logits for which there are no images
     names = [*test.class_names, *(f'class {test.num_classes + i}' for i in range(unnamed))]
     ids = [*test.class_ids, *[None] * unnamed] if test.class_ids else None
-    views = {'one crop': view}
+    name = 'one crop' if test.resize else 'test'
+    views = {name: view}
     if options.ten_crop:
         views['ten crops'] = lambda picture: augmentation.ten_views(picture, test.views)
     for name, function in views.items():
@@ -107,7 +189,7 @@ def _report(model, test, batch_size, options, view=None):
         report = evaluate.report(labels, guesses, names, ids)
         top_5 = '' if report['top5'] is None else f', top-5 {report["top5"]:.4f}'
         print(f'{name}: top-1 {report["top1"]:.4f}{top_5} ({report["n"]} images)')
-        if options.eval_report and name == 'one crop':
+        if options.eval_report and name != 'ten crops':
             print('\n'.join(evaluate.format_report(report)))
             evaluate.write(report, options.eval_report)
             print(f'report.json, per_class.csv and confusion.csv are in {options.eval_report}')

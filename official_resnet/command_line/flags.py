@@ -272,6 +272,13 @@ def settings(values: flags.FlagValues, program: Program) -> dict[str, Any]:
     return chosen
 
 
+def data_dir_of(values: flags.FlagValues, dataset: str) -> str | None:
+    """Return the data_dir of a data set: none for a folder, and tensorflow_datasets' own unless one is given."""
+    if dataset.startswith('folder:') or (dataset.startswith('tfds:') and not values['data_dir'].present):
+        return None
+    return os.path.expanduser(values.data_dir)
+
+
 def resolve(values: flags.FlagValues, program: Program) -> tuple[TrainConfig, RunOptions]:
     """Return what the flags ask for.
 
@@ -291,12 +298,11 @@ def resolve(values: flags.FlagValues, program: Program) -> tuple[TrainConfig, Ru
     dataset = options.dataset or next(iter(program.recipes))
     if options.tfds:
         dataset = f'tfds:{options.tfds}'
-        if not values['data_dir'].present:
-            chosen['data_dir'] = None  # where tensorflow_datasets keeps its data itself
     elif options.image_folder:
-        dataset, chosen['data_dir'] = f'folder:{os.path.abspath(options.image_folder)}', None
+        dataset = f'folder:{os.path.abspath(options.image_folder)}'
     elif options.use_synthetic_data:
         dataset = program.synthetic
+    chosen['data_dir'] = data_dir_of(values, dataset)
     fields = _streamed_fields(values, chosen, dataset) if program.streams else {}
     return TrainConfig.from_settings(chosen, program.make_spec, dataset=dataset, **fields), options
 
