@@ -116,7 +116,7 @@ def dtype_policy(dtype: str) -> Iterator[None]:
     import keras
 
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(POLICIES[dtype])
+    keras.config.set_dtype_policy(POLICIES[known_dtype(dtype)])
     try:
         yield
     finally:
