@@ -167,7 +167,9 @@ class Trainer:
         self.steps_per_epoch = datasets.steps_per_epoch(self.data.num_images, config.batch_size)
         total_steps = config.train_epochs * self.steps_per_epoch  # the schedule's end, whatever max_train_steps cuts
         self.last_step = min(total_steps, config.max_train_steps or total_steps)
-        self.schedule = schedules.build(config.schedule, config.learning_rate, self.steps_per_epoch, total_steps)
+        # Its epochs are images / batch_size steps long, a fraction, as in official/resnet.
+        schedule_epoch = self.data.num_images / config.batch_size
+        self.schedule = schedules.build(config.schedule, config.learning_rate, schedule_epoch, total_steps)
         with self.process.strategy.scope(), devices.dtype_policy(config.dtype):
             self.model = build_model(config, self.data, block)
             self.optimizer = optimizers.build(config, self.schedule)

@@ -109,7 +109,7 @@ def test_the_papers_setting_and_quick():
         return runs.train_config(values, 'cifar10', None, degradation_main.QUICK_EPOCHS)
 
     def rates(config, steps, schedule=None):
-        rate = schedules.build(schedule or config.schedule, config.learning_rate, 390, config.train_epochs * 390)
+        rate = schedules.build(schedule or config.schedule, config.learning_rate, 50_000 / 128, 64_350)
         return [round(float(rate(step)), 6) for step in steps]
 
     paper = config()

@@ -4,9 +4,10 @@ import keras
 import numpy as np
 import pytest
 
+from official_resnet import resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.training import optimizers, recipes, schedules
-from official_resnet.training.config import Schedule
+from official_resnet.training.config import Schedule, TrainConfig
 
 
 def _by_hand(w, gradients, rates, momentum, nesterov, l2):
@@ -53,11 +54,9 @@ def test_config_round_trip():
 
 
 def _recipe_schedule(name, steps_per_epoch, total_steps):
-    recipe = recipes.CIFAR['official'] | recipes.CIFAR[name]
-    schedule = Schedule(
-        recipe['lr_schedule'], recipe['lr_boundaries'], recipe['lr_factors'], warmup_epochs=recipe['warmup_epochs']
-    )
-    return schedules.build(schedule, recipe['base_learning_rate'], steps_per_epoch, total_steps)
+    settings = recipes.CIFAR['official'] | recipes.CIFAR[name]
+    config = TrainConfig.from_settings(settings, resnet_variants.cifar_spec)
+    return schedules.build(config.schedule, config.learning_rate, steps_per_epoch, total_steps)
 
 
 def test_official_boundaries():
@@ -65,14 +64,19 @@ def test_official_boundaries():
     schedule = _recipe_schedule('official', 50_000 / 128, 71_093)
     rates = [float(schedule(step)) for step in (0, 35_546, 35_547, 53_125, 53_126, 71_093, 71_094)]
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.0001], rtol=1e-6)
-    ours = _recipe_schedule('official', 390, 182 * 390)  # whole epochs: 91 * 390
-    assert [round(float(ours(step)), 6) for step in (35_490, 35_491)] == [0.1, 0.01]
 
 
 def test_paper_boundaries():
-    schedule = _recipe_schedule('paper', 390, 64_000)
+    schedule = _recipe_schedule('paper', 50_000 / 128, 64_000)
     rates = [float(schedule(step)) for step in (32_000, 32_001, 48_000, 48_001, 63_999)]
     np.testing.assert_allclose(rates, [0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-6)
+
+
+def test_warm_up_is_cut_to_whole_steps():
+    """official/resnet warms ImageNet up for int(5 * 1,281,167 / 256) steps."""
+    schedule = schedules.build(Schedule('constant', warmup_epochs=5), 0.128, 1_281_167 / 256, 450_360)
+    assert float(schedule(25_022)) == float(schedule(25_023)) == pytest.approx(0.128)
+    assert float(schedule(25_021)) == pytest.approx(0.128 * 25_021 / 25_022, rel=1e-6)
 
 
 def test_one_cycle():

@@ -207,6 +207,14 @@ def test_max_train_steps_does_not_bend_the_schedule(cifar_dir):
     assert rates[0] == rates[1]
 
 
+def test_an_epoch_of_the_schedule_has_the_fraction_of_a_batch_that_training_leaves_out(cifar_dir):
+    """120 images in batches of 16: 7 steps an epoch, but epoch 2 of the schedule is at 15, not 14."""
+    schedule = Schedule(boundaries=(2,), factors=(1, 0.5))
+    trainer = resnet_run_loop.Trainer(make_config(cifar_dir, None, schedule=schedule, base_learning_rate=0.8))
+    assert trainer.steps_per_epoch == 7
+    assert [round(float(trainer.schedule(step)), 6) for step in (14, 15, 16)] == [0.1, 0.1, 0.05]
+
+
 def test_epochs_between_evals_and_the_last(cifar_dir):
     class Seen(keras.callbacks.Callback):
         epochs = []

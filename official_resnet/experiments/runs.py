@@ -22,7 +22,7 @@ PAPER = recipes.CIFAR['official'] | recipes.CIFAR['paper']
 QUICK_IMAGES = 10_000
 # "0.01 to warm up ... about 400 iterations": 1512.03385 Sec. 4.2 of its ResNet-110, 1603.05027 of all its nets.
 WARM_UP_LAYERS = 110
-WARM_UP_EPOCHS = 400 / 390
+WARM_UP_EPOCHS = 1.024  # 400 steps of 128 images, of 50,000
 WARM_UP_FACTOR = 0.1
 FINAL_ERRORS = ('train_error', 'train_error_inference', 'test_error')
 DATASET_NAMES = {'cifar10': 'CIFAR-10', 'synthetic': 'drawn pictures'}

@@ -23,7 +23,7 @@ CIFAR = {
         'train_epochs': 165,
         'max_train_steps': 64000,
         'epochs_between_evals': 1,
-        'lr_boundaries': (32000 / 390, 48000 / 390),  # 390 steps an epoch: 50,000 images in batches of 128
+        'lr_boundaries': (81.92, 122.88),  # steps 32,000 and 48,000 of 128 images: 390.625 steps for 50,000 images
         'lr_factors': (1, 0.1, 0.01),
         'weight_decay': 1e-4,
     },

@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from official_resnet.errors import UserError
+from official_resnet.training import config
 
 
 @keras.saving.register_keras_serializable(package='official_resnet')
@@ -45,28 +46,31 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
         return {'schedule': keras.saving.serialize_keras_object(self.schedule), 'steps': self.steps}
 
 
-def build(schedule, base_rate, steps_per_epoch, total_steps):
-    """Return the Keras schedule, in steps, of a config.Schedule.
+def build(
+    schedule: config.Schedule, base_rate: float, steps_per_epoch: float, total_steps: int
+) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Return the Keras schedule, in steps, of a schedule in epochs.
 
     Args:
-        schedule: config.Schedule.
+        schedule: in epochs.
         base_rate: the rate that factors multiply, or the peak.
-        steps_per_epoch: may be a fraction; boundaries are truncated to whole steps, as in
-            official/resnet, whose 390.625 steps put epoch 91 at step 35,546.
+        steps_per_epoch: images / batch size, a fraction, although an epoch has whole batches only. Boundaries and the
+            warm-up are cut to whole steps, as in official/resnet: 390.625 steps put epoch 91 at step 35,546.
         total_steps: of the whole training; cosine and one_cycle end there.
     """
+
+    def step_of(epoch):
+        return int(epoch * steps_per_epoch + 1e-6)  # 81.92 * 390.625 is 32,000 but for rounding
+
     if schedule.kind == 'one_cycle':
         rate = PiecewiseLinear([0, schedule.peak * total_steps, total_steps], [0.0, base_rate, 0.0])
     elif schedule.kind == 'cosine':
         rate = keras.optimizers.schedules.CosineDecay(base_rate, max(total_steps, 1))
     elif schedule.kind == 'piecewise' and schedule.boundaries:
-        # The small addend undoes float rounding: 32000 / 390 * 390 must not become 31999.
-        steps = [int(epoch * steps_per_epoch + 1e-6) for epoch in schedule.boundaries]
         rate = keras.optimizers.schedules.PiecewiseConstantDecay(
-            steps, [base_rate * factor for factor in schedule.factors]
+            [step_of(epoch) for epoch in schedule.boundaries], [base_rate * factor for factor in schedule.factors]
         )
     else:
         rate = PiecewiseLinear([0], [base_rate])
-    if schedule.warmup_epochs:
-        rate = WarmUp(rate, schedule.warmup_epochs * steps_per_epoch)
-    return rate
+    warmup_steps = step_of(schedule.warmup_epochs)
+    return WarmUp(rate, warmup_steps) if warmup_steps else rate
