@@ -69,7 +69,8 @@ def train(
         callbacks: Keras callbacks. Logs of an epoch: loss, accuracy (training), learning_rate, images_per_second,
             seconds, step; after an evaluation also val_loss, val_accuracy, val_accuracy_top_5, val_seconds,
             val_images_per_second (of the test split: Keras' prefix). A callback that is a context manager, as
-            callbacks.Progress, is entered before training and left after it.
+            callbacks.Progress, is entered before training and left after it. Where a callback ends the training at the
+            end of an epoch that is not evaluated, the evaluation follows, and on_train_end gets the logs with it.
         block: the block function whose changes config.experiment names, see resnet_model.resnet; None for the spec's.
 
     Raises:
@@ -212,19 +213,23 @@ class Trainer:
         self.model.stop_training = self._has_reached_threshold()
         iterator = iter(self.train_batches())
         callback_list.on_train_begin()
+        final_logs = None
         while self.step < self.last_step and not self.model.stop_training:
             epoch = self.step // self.steps_per_epoch
             callback_list.on_epoch_begin(epoch)
             self._train_epoch(iterator, callback_list, received)
             logs = self._epoch_logs()
-            if (epoch + 1) % config.epochs_between_evals == 0 or self.step == self.last_step:
+            is_end = self.step == self.last_step or self.model.stop_training
+            if is_end or (epoch + 1) % config.epochs_between_evals == 0:
                 logs |= self._test(epoch, callback_list)
             callback_list.on_epoch_end(epoch, logs)
             self.model.stop_training = any(self.process.total(self.model.stop_training))  # also the chief's callbacks
+            if self.model.stop_training and 'val_loss' not in logs:  # a callback ends the training here
+                final_logs = logs | self._test(epoch, callback_list)
             if self.step % self.steps_per_epoch == 0:
                 self.sums = dict.fromkeys(self.sums, 0)
             self.save()
-        callback_list.on_train_end(logs=None)
+        callback_list.on_train_end(final_logs)
         return TrainResult(history, self.model, self.step, self.best, self._card, self.process)
 
     def _use_features(self, received):

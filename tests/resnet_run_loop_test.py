@@ -227,6 +227,22 @@ def test_epochs_between_evals_and_the_last(cifar_dir):
     assert Seen.epochs == [2, 4, 5]
 
 
+@pytest.mark.parametrize('hook,step', [('on_epoch_end', 2 * STEPS), ('on_train_batch_end', STEPS + 3)])
+def test_a_callback_that_stops_between_evaluations_leaves_the_final_weights_evaluated(
+    cifar_dir, tmp_path, capsys, hook, step
+):
+    stop = keras.callbacks.Callback()
+    setattr(stop, hook, lambda index, logs: setattr(stop.model, 'stop_training', logs['step'] >= step))
+    config = make_config(cifar_dir, tmp_path, train_epochs=9, epochs_between_evals=5, steps_per_call=1)
+    result = resnet_run_loop.train(config, [stop, callbacks.MetricsJSON(tmp_path), callbacks.Progress()])
+    accuracy = resnet_run_loop.evaluate(config)['accuracy']
+    assert result.step == step and result.best == {'accuracy': accuracy, 'epoch': 2}
+    tests = [line for line in checkpoints.read_metrics(tmp_path) if line['split'] == 'test']
+    assert [(line['epoch'], line['step'], line['accuracy']) for line in tests] == [(2, step, accuracy)]
+    assert final_arrays(tmp_path)[1]['best'] == result.best
+    assert f'test accuracy {accuracy:.4f}' in capsys.readouterr().out
+
+
 def test_stop_threshold_stops_and_stays_stopped(cifar_dir, tmp_path):
     config = make_config(cifar_dir, tmp_path, stop_threshold=0.0)
     assert resnet_run_loop.train(config).step == STEPS

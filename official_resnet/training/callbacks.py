@@ -76,8 +76,15 @@ class Progress(keras.callbacks.Callback):
             f'{logs["images_per_second"]:.0f} images/s'
         )
         if 'val_accuracy' in logs:
-            text += f'; test loss {logs["val_loss"]:.4f}, test accuracy {logs["val_accuracy"]:.4f}'
+            text += f'; {self._test_text(logs)}'
         print(text, flush=True)
+
+    def on_train_end(self, logs=None):
+        if logs:
+            print(self._test_text(logs), flush=True)
+
+    def _test_text(self, logs):
+        return f'test loss {logs["val_loss"]:.4f}, test accuracy {logs["val_accuracy"]:.4f}'
 
     def __enter__(self):
         return self
@@ -110,6 +117,7 @@ class MetricsJSON(keras.callbacks.Callback):
     def __init__(self, model_dir):
         super().__init__()
         self.path = pathlib.Path(model_dir) / checkpoints.METRICS_FILE
+        self._epoch = 0
 
     def on_train_begin(self, logs=None):
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,22 +127,30 @@ class MetricsJSON(keras.callbacks.Callback):
         files.write_text(self.path, ''.join(json.dumps(line) + '\n' for line in kept))
 
     def on_epoch_end(self, epoch, logs=None):
+        self._epoch = epoch + 1
+        self._write('train', '', logs)
+        if 'val_loss' in logs:
+            self._write('test', 'val_', logs)
+
+    def on_train_end(self, logs=None):
+        if logs:
+            self._write('test', 'val_', logs)
+
+    def _write(self, split, prefix, logs):
+        line = {
+            'split': split,
+            'epoch': self._epoch,
+            'step': int(logs['step']),
+            'loss': logs[f'{prefix}loss'],
+            'accuracy': logs[f'{prefix}accuracy'],
+            'learning_rate': logs['learning_rate'],
+            'images_per_second': logs[f'{prefix}images_per_second'],
+            'seconds': logs[f'{prefix}seconds'],
+        }
+        if f'{prefix}accuracy_top_5' in logs:
+            line['accuracy_top_5'] = logs[f'{prefix}accuracy_top_5']
         with open(self.path, 'a', encoding='utf-8') as file:
-            for split, prefix in (('train', ''), ('test', 'val_')):
-                if f'{prefix}loss' in logs:
-                    line = {
-                        'split': split,
-                        'epoch': epoch + 1,
-                        'step': int(logs['step']),
-                        'loss': logs[f'{prefix}loss'],
-                        'accuracy': logs[f'{prefix}accuracy'],
-                        'learning_rate': logs['learning_rate'],
-                        'images_per_second': logs[f'{prefix}images_per_second'],
-                        'seconds': logs[f'{prefix}seconds'],
-                    }
-                    if f'{prefix}accuracy_top_5' in logs:
-                        line['accuracy_top_5'] = logs[f'{prefix}accuracy_top_5']
-                    file.write(json.dumps(line) + '\n')
+            file.write(json.dumps(line) + '\n')
 
 
 class BenchmarkLog(keras.callbacks.Callback):
@@ -185,6 +201,10 @@ class BenchmarkLog(keras.callbacks.Callback):
         ]
         if metrics:
             self._write(metrics, int(logs['step']))
+
+    def on_train_end(self, logs=None):
+        if logs:
+            self.on_epoch_end(None, logs)
 
     def _write(self, metrics, step):
         lines = [
