@@ -24,24 +24,21 @@ except ModuleNotFoundError as error:  # run by its path, without an installation
 def define_flags():
     """Return the flags, in a set of their own: importing or calling this leaves absl's FLAGS alone."""
     values = flags.FlagValues()
-    flags.DEFINE_string(
-        'data_dir', '/tmp/cifar10_data', 'The folder to fill; created if need be.', short_name='dd', flag_values=values
-    )
-    flags.DEFINE_enum('dataset', 'cifar10', list(download.ARCHIVES), 'Which data set.', flag_values=values)
-    flags.DEFINE_string(
+    define = program.Definer(values)
+    define.string('data_dir', '/tmp/cifar10_data', 'The folder to fill; created if need be.', 'dd')
+    define.enum('dataset', 'cifar10', list(download.ARCHIVES), 'Which data set.')
+    define.string(
         'archive',
         None,
-        'Path or file:// URL of a local cifar-10-binary.tar.gz (or '
-        'cifar-100-binary.tar.gz) to use instead of a download.',
-        flag_values=values,
+        'Path or file:// URL of a local cifar-10-binary.tar.gz (or cifar-100-binary.tar.gz) to use instead of a '
+        'download.',
     )
-    flags.DEFINE_string(
+    define.string(
         'md5',
         None,
         'The checksum to insist on. Without it a download must have the official one, and --archive may have any.',
-        flag_values=values,
     )
-    flags.DEFINE_string('url', None, 'Advanced: another address of the archive, such as a mirror.', flag_values=values)
+    define.string('url', None, 'Advanced: another address of the archive, such as a mirror.')
     flags.register_multi_flags_validator(
         ['archive', 'url'],
         lambda v: v['archive'] is None or v['url'] is None,
@@ -59,11 +56,11 @@ def define_flags():
 
 def main(argv):
     """Run with the arguments `argv` (program name first); return the exit code."""
-    return program.run_program(argv, __doc__, define_flags(), _fetch)
 
+    def fetch(values):
+        download.download_and_extract(values.dataset, values.data_dir, values.archive, values.md5, values.url)
 
-def _fetch(values):
-    download.download_and_extract(values.dataset, values.data_dir, values.archive, values.md5, values.url)
+    return program.run_program(argv, __doc__, define_flags(), fetch)
 
 
 def run():

@@ -38,29 +38,15 @@ def define_flags():
     """Return the flags, in a set of their own."""
     values = flags.FlagValues()
     values.set_gnu_getopt(True)  # flags may follow pictures
-    flags.DEFINE_string(
-        'model',
-        None,
-        'The net: a .keras file with its card beside it, or a model_dir.',
-        short_name='m',
-        flag_values=values,
-    )
-    flags.DEFINE_integer('top', 5, 'Classes to name for each picture.', 1, flag_values=values)
-    flags.DEFINE_boolean('json', False, 'Print a line of JSON for each picture.', flag_values=values)
-    flags.DEFINE_string(
-        'labels', None, "Names of the classes in place of the card's: a text file, one a line.", flag_values=values
-    )
-    flags.DEFINE_boolean(
-        'explain', False, 'Save where the net sees the class, NAME_grad_cam.png (arXiv:1610.02391).', flag_values=values
-    )
-    flags.DEFINE_string(
-        'explain_class',
-        None,
-        'Number, name or WordNet id of the class to explain; without, the likeliest.',
-        flag_values=values,
-    )
-    flags.DEFINE_string('output_dir', '.', 'Folder of the explanations.', flag_values=values)
-    flags.DEFINE_integer('batch_size', 8, 'Pictures computed at once.', 1, short_name='bs', flag_values=values)
+    define = program.Definer(values)
+    define.string('model', None, 'The net: a .keras file with its card beside it, or a model_dir.', 'm')
+    define.integer('top', 5, 'Classes to name for each picture.', None, 1, None)
+    define.boolean('json', False, 'Print a line of JSON for each picture.')
+    define.string('labels', None, "Names of the classes in place of the card's: a text file, one a line.")
+    define.boolean('explain', False, 'Save where the net sees the class, NAME_grad_cam.png (arXiv:1610.02391).')
+    define.string('explain_class', None, 'Number, name or WordNet id of the class to explain; without, the likeliest.')
+    define.string('output_dir', '.', 'Folder of the explanations.')
+    define.integer('batch_size', 8, 'Pictures computed at once.', 'bs', 1, None)
     flags.register_validator('model', bool, 'pass a .keras file or a model_dir', values)
     flags.register_multi_flags_validator(
         ['explain', 'explain_class'],
@@ -73,14 +59,10 @@ def define_flags():
 
 def main(argv):
     """Run with the arguments `argv` (program name first); return the exit code."""
-    return program.run_program(argv, __doc__, define_flags(), _run, takes_arguments=True)
+    return program.run_program(argv, __doc__, define_flags(), _name_pictures, takes_arguments=True)
 
 
-def _run(values, arguments):
-    with program.reader_may_leave():
-        return _name_pictures(values, arguments)
-
-
+@program.reader_may_leave()
 def _name_pictures(values, arguments):
     files = find_pictures(arguments)
     if not files:

@@ -474,7 +474,7 @@ def test_data_dir_that_cannot_be_made(archive, tmp_path):
 def test_download_and_extract_then_nothing_to_do(server, data_dir, capsys, monkeypatch):
     assert download.download_and_extract('cifar10', data_dir, url=server.url) == data_dir / FOLDER
     assert_extracted(data_dir)
-    assert download.is_complete('cifar10', data_dir) and download.is_complete('cifar10', data_dir / FOLDER)
+    assert not datasets.is_missing('cifar10', data_dir) and not datasets.is_missing('cifar10', data_dir / FOLDER)
     capsys.readouterr()
     monkeypatch.setattr(download.urllib.request, 'urlopen', None)
     before = {path: path.stat().st_mtime_ns for path in data_dir.rglob('*')}
@@ -544,14 +544,14 @@ def test_mirror_with_its_own_md5(server, data_dir, monkeypatch):
 def test_data_dir_named_like_the_folder_becomes_the_folder(archive, tmp_path):
     folder = tmp_path / FOLDER
     assert download.download_and_extract('cifar10', folder, archive=archive) == folder
-    assert not (folder / FOLDER).exists() and download.is_complete('cifar10', folder)
+    assert not (folder / FOLDER).exists() and not datasets.is_missing('cifar10', folder)
 
 
 def test_home_is_expanded(archive, tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     download.download_and_extract('cifar10', '~/new', archive='~/mine.tar.gz')
     assert_extracted(tmp_path / 'new')
-    assert download.is_complete('cifar10', '~/new')
+    assert not datasets.is_missing('cifar10', '~/new')
 
 
 # fetch_missing: sets of files.
@@ -670,7 +670,7 @@ def test_help_and_flag_errors_answer_within_a_second(flag, code, tmp_path):
         result = run_script(tmp_path, flag)
         seconds.append(time.monotonic() - start)
     assert result.returncode == code
-    assert '--data_dir' in result.stdout or 'Did you mean: dataset' in result.stderr
+    assert '--data_dir' in result.stdout or 'use --dataset ' in result.stderr
     assert min(seconds) < 1
 
 

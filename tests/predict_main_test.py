@@ -234,7 +234,7 @@ def test_a_reader_that_has_enough(model_dir, pictures, monkeypatch, capfd):
     def closed(*args):
         raise BrokenPipeError
 
-    monkeypatch.setattr(predict_main, '_name_pictures', closed)
+    monkeypatch.setattr(predict_main, 'find_pictures', closed)
     monkeypatch.setattr(os, 'dup2', lambda *args: replaced.append(args))
     assert predict_main.main(['predict_main.py', '--model', str(model_dir), str(pictures)]) == 0
     assert replaced and capfd.readouterr().err == ''

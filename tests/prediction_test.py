@@ -91,7 +91,7 @@ def test_export_of_bytes(tmp_path, input_size, resize):
         if variable.name in ('beta', 'moving_mean'):
             variable.assign(np.random.default_rng(0).normal(0, 0.5, variable.shape))
     views = Views(test_size=16, resize=resize)
-    path = export.export_bytes(model, TORCH_INPUT, views, tmp_path / 'new', PICTURES)
+    path = export.export(model, TORCH_INPUT, None, tmp_path / 'new', PICTURES, views)
     loaded = tf.saved_model.load(str(path))
     assert set(loaded.signatures) == {'serving_default', 'predict'} and path.name.isdigit()
     images = tf.stack([augmentation.test_view(picture, views) for picture in PICTURES])
@@ -113,7 +113,7 @@ def test_export_of_bytes(tmp_path, input_size, resize):
 def test_bytes_for_a_net_of_other_pictures(tmp_path, shape):
     model = resnet_model.resnet(SPEC, 3, shape)
     with pytest.raises(UserError, match=r'^the net takes pictures \(.*\), not \(8, 8, 3\), [^\n]*; export it without'):
-        export.export_bytes(model, 'none', Views(test_size=8), tmp_path, PICTURES)
+        export.export(model, 'none', None, tmp_path, PICTURES, Views(test_size=8))
     assert not list(tmp_path.iterdir())
 
 

@@ -130,10 +130,8 @@ def export_net(model, config, options):
     test, folder = resnet_run_loop.read(config, 'test'), options.export_dir
     count = min(test.num_images, 16)
     encoded = test.example_bytes(count) if options.image_bytes_as_serving_input else None
-    if encoded:
-        path = export.export_bytes(model, test.normalization, test.views, folder, encoded)
-    else:
-        path = export.export(model, test.normalization, test.image_shape, folder, test.example_images(count))
+    views, examples = (test.views, encoded) if encoded else (None, test.example_images(count))
+    path = export.export(model, test.normalization, test.image_shape, folder, examples, views)
     print(f'  {path} (SavedModel, reloaded and compared)')
 
 

@@ -13,6 +13,7 @@ What else their writers know is not read here.
 
 import dataclasses
 import json
+import operator
 import pathlib
 
 from official_resnet import files, resnet_spec
@@ -23,7 +24,7 @@ from official_resnet.inputs.normalization import NORMALIZATIONS, affine_name
 MAX_SIZE = 4096  # of a net's input, pixels a side
 MAX_CLASSES = 1_000_000
 REMEDY = 'train or convert the net again, which writes one'
-_TABLES = ('imagenet1000', 'imagenet1001', 'cifar10', 'unknown')
+_TABLES = {'imagenet1000': 1000, 'imagenet1001': 1001, 'cifar10': 10, 'unknown': None}  # name -> its classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +125,7 @@ def write_card(
     if resize:
         content['input']['resize'] = resize
     text = json.dumps(content, indent=1) + '\n'
-    card = _Fields(path, json.loads(text)).card()
+    card = _card_of(path, json.loads(text))
     files.write_text(path, text)
     return card
 
@@ -146,7 +147,7 @@ def read_card(path):
         raise UserError(f'cannot read the card {path}: {error.strerror}; {REMEDY}') from error
     except (ValueError, RecursionError) as error:
         raise UserError(f'the card {path} is no JSON; {REMEDY}') from error
-    return _Fields(path, content).card()
+    return _card_of(path, content)
 
 
 def with_names(card, path):
@@ -155,156 +156,114 @@ def with_names(card, path):
     Raises:
         UserError: it cannot be read, or has another number of lines than the net classes.
     """
+    remedy = 'pass a file with the name of a class on each line'
     try:
         names = tuple(pathlib.Path(path).expanduser().read_text(encoding='utf-8-sig').splitlines())
-    except OSError as error:
-        raise UserError(
-            f"cannot read the names of the classes in '{path}': {error.strerror}; "
-            'pass a file with the name of a class on each line'
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"'{path}' is no text in UTF-8; pass a file with the name of a class on each line") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, 'strerror', 'it is no text in UTF-8')
+        raise UserError(f"cannot read the names of the classes in '{path}': {reason}; {remedy}") from error
     if len(names) != card.num_classes:
-        raise UserError(
-            f"'{path}' has {len(names)} lines, the net {card.num_classes} classes; "
-            'pass a file with the name of a class on each line'
-        )
+        raise UserError(f"'{path}' has {len(names)} lines, the net {card.num_classes} classes; {remedy}")
     return dataclasses.replace(card, names=names, ids=(None,) * len(names))
 
 
-class _Fields:
-    """A card's JSON, read field by field; each mistake is one UserError."""
+def _card_of(path, content):
+    """Return the Card that the JSON in a file means; the first field that is missing or wrong is a UserError."""
 
-    def __init__(self, path, content):
-        self.path, self.content = path, content
+    def refuse(name, value, right):
+        text = json.dumps(value)
+        text = text if len(text) < 60 else f'{text[:56]} ...'
+        raise UserError(f'the card {path} has {name} {text}, not {right}; {REMEDY}')
 
-    def card(self):
-        """Return the Card."""
-        self.require(isinstance(self.content, dict), 'the whole', self.content, 'an object')
-        num_classes = self.get(self.content, 'num_classes')
-        self.require(_is_whole(num_classes, MAX_CLASSES), 'num_classes', num_classes, f'1..{MAX_CLASSES}')
-        ids, names = self.labels(num_classes)
-        fed = self.get(self.content, 'input')
-        self.require(isinstance(fed, dict), 'input', fed, 'an object')
-        convention = self.converted(fed) if 'scale' in fed else self.own(fed)
-        experiment = self.content.get('experiment')
-        self.require(experiment is None or isinstance(experiment, dict), 'experiment', experiment, 'an object or null')
-        return Card(self.spec(), num_classes, names, ids, **convention, experiment=experiment)
+    def get(name, is_right, right, **optional):
+        """Return a field, as 'input.size', for which is_right(value) holds; optional['default'] if it is missing."""
+        parent, _, key = name.rpartition('.')
+        fields = content[parent] if parent else content
+        if key not in fields and not optional:
+            raise UserError(f'the card {path} has no {name}; {REMEDY}')
+        value = fields.get(key, optional.get('default'))
+        if not is_right(value):
+            refuse(name, value, right)
+        return value
 
-    def spec(self):
-        spec = self.get(self.content, 'spec')
-        try:
-            return resnet_spec.ResNetSpec.from_json(spec)
-        except (TypeError, ValueError, AttributeError) as error:
-            raise UserError(f'the card {self.path} has a spec of no net ({error}); {REMEDY}') from error
+    if not isinstance(content, dict):
+        refuse('the whole', content, 'an object')
+    num_classes = get('num_classes', lambda n: _is_whole(n, MAX_CLASSES), f'1..{MAX_CLASSES}')
+    labels = get(
+        'labels',
+        lambda labels: _are_labels(labels, num_classes),
+        f'at most {num_classes} names, or one of {", ".join(_TABLES)} that has {num_classes} classes',
+    )
+    rows = [(None, name) for name in labels] if isinstance(labels, list) else _label_rows(labels)
+    rows += [(None, f'class {i}') for i in range(len(rows), num_classes)]  # those beyond a list are called so
+    ids, names = zip(*rows, strict=True)
+    fed = get('input', lambda fed: isinstance(fed, dict), 'an object')
+    convention = _converted_input(get) if 'scale' in fed else _own_input(get)
+    experiment = get('experiment', lambda value: value is None or isinstance(value, dict), 'an object', default=None)
+    spec = get('spec', *_ANYTHING)
+    try:
+        spec = resnet_spec.ResNetSpec.from_json(spec)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f'the card {path} has a spec of no net ({error}); {REMEDY}') from error
+    return Card(spec, num_classes, names, ids, **convention, experiment=experiment)
 
-    def labels(self, num_classes):
-        """Return (ids, names) of the classes; those beyond a list of names are called by their numbers."""
-        labels = self.get(self.content, 'labels')
-        if isinstance(labels, list):
-            self.require(
-                all(isinstance(name, str) for name in labels) and len(labels) <= num_classes,
-                'labels',
-                labels,
-                f'at most {num_classes} names',
-            )
-            rows = [(None, name) for name in labels]
-        else:
-            self.require(labels in _TABLES, 'labels', labels, f'a list of names, or one of {", ".join(_TABLES)}')
-            rows = _label_rows(labels)
-            self.require(not rows or len(rows) == num_classes, 'labels', labels, f'a table of {num_classes} classes')
-        rows += [(None, f'class {i}') for i in range(len(rows), num_classes)]
-        return tuple(zip(*rows, strict=True))
 
-    def own(self, fed):
-        normalization, channels = self.normalization(fed), self.get(fed, 'channels', 'input.')
-        self.require(channels in ('RGB', 'grey'), 'input.channels', channels, "'RGB' or 'grey'")
-        net_size = self.size(fed, 'size')
-        size = self.size(fed, 'pad_from') if fed.get('pad_from') is not None else net_size
-        self.require(
-            all(a <= b for a, b in zip(size, net_size, strict=True)), 'input.pad_from', size, f'at most {net_size}'
-        )
-        resize = fed.get('resize')
-        self.require(
-            resize is None or _is_whole(resize, MAX_SIZE) and resize >= max(size),
-            'input.resize',
-            resize,
-            f'null or {max(size)}..{MAX_SIZE}',
-        )
-        return {
-            'normalization': normalization,
-            'num_channels': 3 if channels == 'RGB' else 1,
-            'size': size,
-            'net_size': net_size,
-            'resize': resize or 'cover',
-        }
+def _own_input(get):
+    """Return fields of Card of a net of our own; `get` is that of _card_of."""
+    channels = get('input.channels', ('RGB', 'grey').__contains__, "'RGB' or 'grey'")
+    net_size = get('input.size', _is_size, f'[height, width], each {_SIDES}')
+    size = get(
+        'input.pad_from',
+        lambda size: size is None or _is_size(size) and all(map(operator.le, size, net_size)),
+        f'[height, width], at most {net_size}',
+        default=None,
+    )
+    size = size or net_size
+    return {
+        'normalization': get('input.normalization', *_NORMALIZATION),
+        'num_channels': 3 if channels == 'RGB' else 1,
+        'size': tuple(size),
+        'net_size': tuple(net_size),
+        'resize': get('input.resize', *_resize(max(size)), default=None) or 'cover',
+    }
 
-    def converted(self, fed):
-        channels, scale, size, resize, interpolation = (
-            self.get(fed, name, 'input.') for name in ('channels', 'scale', 'size', 'resize', 'interpolation')
-        )
-        mean, std = (self.numbers(fed, name) for name in ('mean', 'std'))
-        self.require(channels in ('RGB', 'BGR'), 'input.channels', channels, "'RGB' or 'BGR'")
-        self.require(_is_number(scale) and scale > 0, 'input.scale', scale, 'a number above 0')
-        self.require(min(std) > 0, 'input.std', std, 'above 0')
-        self.require(_is_whole(size, MAX_SIZE), 'input.size', size, f'1..{MAX_SIZE}')
-        self.require(
-            resize is None or _is_whole(resize, MAX_SIZE) and resize >= size,
-            'input.resize',
-            resize,
-            f'null or {size}..{MAX_SIZE}',
-        )
-        self.require(
-            interpolation in ('bilinear', 'bicubic'), 'input.interpolation', interpolation, "'bilinear' or 'bicubic'"
-        )
-        normalization = None if fed.get('normalization') is None else self.normalization(fed)
-        return {
-            'normalization': Input(channels, scale, mean, std, size, resize, interpolation, normalization).name,
-            'num_channels': 3,
-            'size': (size, size),
-            'net_size': (size, size),
-            'resize': resize or 'squash',
-            'interpolation': interpolation,
-        }
 
-    def normalization(self, fed):
-        name = self.get(fed, 'normalization', 'input.')
-        try:
-            NORMALIZATIONS[name]
-        except (KeyError, TypeError, AttributeError):
-            self.require(False, 'input.normalization', name, f'one of {", ".join(NORMALIZATIONS)}')
-        return name
+def _converted_input(get):
+    """Return fields of Card of a converted net; `get` is that of _card_of."""
+    values = {name: get(f'input.{name}', *check) for name, check in _CONVERTED.items()}
+    values['resize'] = get('input.resize', *_resize(values['size']))
+    if get('input.normalization', *_ANYTHING, default=None) is not None:
+        values['normalization'] = get('input.normalization', *_NORMALIZATION)
+    fed = Input(**values)
+    return {
+        'normalization': fed.name,
+        'num_channels': 3,
+        'size': (fed.size, fed.size),
+        'net_size': (fed.size, fed.size),
+        'resize': fed.resize or 'squash',
+        'interpolation': fed.interpolation,
+    }
 
-    def size(self, fed, name):
-        size = self.get(fed, name, 'input.')
-        self.require(
-            isinstance(size, list) and len(size) == 2 and all(_is_whole(side, MAX_SIZE) for side in size),
-            f'input.{name}',
-            size,
-            f'[height, width], each 1..{MAX_SIZE}',
-        )
-        return tuple(size)
 
-    def numbers(self, fed, name):
-        numbers = self.get(fed, name, 'input.')
-        self.require(
-            isinstance(numbers, list) and len(numbers) == 3 and all(map(_is_number, numbers)),
-            f'input.{name}',
-            numbers,
-            'three numbers',
-        )
-        return tuple(numbers)
+def _are_labels(labels, num_classes):
+    if isinstance(labels, list):
+        return len(labels) <= num_classes and all(isinstance(name, str) for name in labels)
+    return isinstance(labels, str) and _TABLES.get(labels, 0) in (num_classes, None)
 
-    def get(self, fields, name, prefix=''):
-        if name not in fields:
-            raise UserError(f'the card {self.path} has no {prefix}{name}; {REMEDY}')
-        return fields[name]
 
-    def require(self, is_right, name, value, right):
-        if not is_right:
-            text = json.dumps(value)
-            text = text if len(text) < 60 else f'{text[:56]} ...'
-            raise UserError(f'the card {self.path} has {name} {text}, not {right}; {REMEDY}')
+def _is_normalization(name):
+    try:
+        return NORMALIZATIONS[name] is not None
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
+def _is_size(size):
+    return isinstance(size, list) and len(size) == 2 and all(map(_is_side, size))
+
+
+def _is_side(value):
+    return _is_whole(value, MAX_SIZE)
 
 
 def _is_whole(value, most):
@@ -313,6 +272,28 @@ def _is_whole(value, most):
 
 def _is_number(value):
     return type(value) in (int, float) and abs(value) < 1e30  # finite, also as float32
+
+
+def _are_numbers(values):
+    return isinstance(values, list) and len(values) == 3 and all(map(_is_number, values))
+
+
+def _resize(least):
+    return lambda resize: resize is None or _is_side(resize) and resize >= least, f'null or {least}..{MAX_SIZE}'
+
+
+# Fields of the input: which values are right, and how that is said.
+_SIDES = f'1..{MAX_SIZE}'
+_ANYTHING = lambda value: True, ''
+_NORMALIZATION = _is_normalization, f'one of {", ".join(NORMALIZATIONS)}'
+_CONVERTED = {
+    'channels': (('RGB', 'BGR').__contains__, "'RGB' or 'BGR'"),
+    'scale': (lambda scale: _is_number(scale) and scale > 0, 'a number above 0'),
+    'mean': (_are_numbers, 'three numbers'),
+    'std': (lambda std: _are_numbers(std) and min(std) > 0, 'three numbers above 0'),
+    'size': (_is_side, _SIDES),
+    'interpolation': (('bilinear', 'bicubic').__contains__, "'bilinear' or 'bicubic'"),
+}
 
 
 def _label_rows(table):

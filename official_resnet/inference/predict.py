@@ -5,12 +5,13 @@ import contextlib
 import io
 import pathlib
 import warnings
-import zipfile
 import zlib
+from zipfile import BadZipFile
 
 import keras
 import numpy as np
 import tensorflow as tf
+from PIL import Image, ImageOps
 
 from official_resnet import layers
 from official_resnet.errors import UserError
@@ -20,6 +21,8 @@ from official_resnet.inputs.normalization import NORMALIZATIONS
 
 # One of the classes a picture may belong to; id is WordNet's ('n01440764'), or None.
 Guess = collections.namedtuple('Guess', 'index name id probability')
+# What Keras raises for files that are cut short, changed, or something else.
+_DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError, zlib.error, BadZipFile)
 
 
 def load(path):
@@ -42,17 +45,7 @@ def load(path):
     try:
         with layers.deep_graph():
             model = keras.models.load_model(path, compile=False)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        EOFError,
-        zlib.error,
-        zipfile.BadZipFile,
-    ) as error:
+    except _DAMAGED as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f'cannot load {path}: {reason[:200]}; pass a .keras model of ours') from error
     shapes = [tensor.shape for tensor in (*model.inputs, *model.outputs)]
@@ -97,8 +90,6 @@ def prepare(picture, card):
     Raises:
         UserError: it cannot be read; names it, if it is a path.
     """
-    from PIL import Image, ImageOps
-
     try:
         with warnings.catch_warnings(), _opened(picture) as image:
             warnings.simplefilter('ignore')  # of odd but readable files
@@ -118,8 +109,6 @@ def encoded_view(card):
     def prepare_bytes(picture):
         with Image.open(io.BytesIO(picture)) as image:
             return prepare(image, card)
-
-    from PIL import Image
 
     return lambda picture: tf.ensure_shape(
         tf.numpy_function(prepare_bytes, [picture], tf.uint8), [*card.size, card.num_channels]
@@ -153,8 +142,6 @@ def guesses(card, rows, top=5):
 
 def _opened(picture):
     """Return a context of the PIL image of a path, an array or a PIL image; it closes only what it opened."""
-    from PIL import Image
-
     if isinstance(picture, Image.Image):
         return contextlib.nullcontext(picture)
     if isinstance(picture, np.ndarray):
@@ -164,8 +151,6 @@ def _opened(picture):
 
 
 def _with_mode(image, mode):
-    from PIL import Image
-
     if image.mode.startswith('I'):  # 16 bits
         pixels = np.asarray(image).astype(np.int64)
         image = Image.fromarray(np.clip(pixels >> 8, 0, 255).astype(np.uint8))

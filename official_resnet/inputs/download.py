@@ -102,11 +102,6 @@ FILE_SETS = {
 }
 
 
-def is_complete(dataset, data_dir):
-    """Tell whether data_dir, the extracted folder or its parent, has all files of the data set, full size."""
-    return _complete_folder(ARCHIVES[dataset], Path(os.path.expanduser(data_dir))) is not None
-
-
 def fetch_missing(dataset, data_dir):
     """Download a data set of the tables of which data_dir has no file at all; leave the rest to its reader."""
     if not datasets.is_missing(dataset, data_dir):
@@ -139,10 +134,7 @@ def download_and_extract(dataset, data_dir, archive=None, md5=None, url=None):
     if folder:
         print(f'{dataset} is already complete in {folder}: nothing to do')
         return folder
-    if data_dir.exists() and not data_dir.is_dir():
-        raise UserError(f"data_dir '{data_dir}' is a file: pass a folder")
-    if data_dir.name == row.folder:
-        data_dir = data_dir.parent
+    data_dir = _parent_of(row.folder, data_dir)
     with _disk_errors(data_dir, row.unpacked_size):
         if archive is not None:
             archive = _local_archive(archive, md5)
@@ -208,12 +200,9 @@ def extract(archive, data_dir, dataset):
     """
     row, folder = ARCHIVES[dataset], Path(data_dir, ARCHIVES[dataset].folder)
     remedy = 'get it again (without --archive the official one is downloaded)'
-    with (
-        _disk_errors(data_dir, row.unpacked_size),
-        tempfile.TemporaryDirectory(prefix=f'.{row.folder}-', dir=data_dir, ignore_cleanup_errors=True) as temp_dir,
-    ):
+    with _disk_errors(data_dir, row.unpacked_size), _temporary_folder(folder) as temp_dir:
         _require_space(data_dir, row.unpacked_size)
-        unpacked = Path(temp_dir, row.folder)
+        unpacked = temp_dir / row.folder
         try:
             _unpack(archive, temp_dir, row)
         except DAMAGED as error:
@@ -226,7 +215,7 @@ def extract(archive, data_dir, dataset):
             if found != size:
                 problem = 'is missing' if found < 0 else f'has {found} bytes instead of {size}'
                 raise UserError(f"archive '{archive}': {row.folder}/{name} {problem}; {remedy}")
-        _put_in_place(unpacked, folder, aside=Path(temp_dir, 'old'))
+        _put_in_place(unpacked, folder, aside=temp_dir / 'old')
     return folder
 
 
@@ -239,10 +228,24 @@ def _split(url):
 
 
 def _complete_folder(row, data_dir):
-    for folder in (data_dir / row.folder, data_dir):
-        if all(_size(folder / name) == size for name, size in row.files.items()):
-            return folder
-    return None
+    """Return the folder, below data_dir or data_dir itself, that has all files of an Archive in full size, or None."""
+    folders = (data_dir / row.folder, data_dir)
+    return next((f for f in folders if all(_size(f / name) == size for name, size in row.files.items())), None)
+
+
+def _parent_of(name, data_dir):
+    """Return the folder that the data set's folder `name` is made in: data_dir, or its parent if it has that name."""
+    if data_dir.exists() and not data_dir.is_dir():
+        raise UserError(f"data_dir '{data_dir}' is a file: pass a folder")
+    return data_dir.parent if data_dir.name == name else data_dir
+
+
+@contextlib.contextmanager
+def _temporary_folder(folder):
+    """Yield a hidden folder beside `folder`, which is deleted at the end."""
+    prefix = f'.{folder.name}-'
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent, ignore_cleanup_errors=True) as path:
+        yield Path(path)
 
 
 def _size(path):
@@ -303,10 +306,7 @@ def _downloaded(row, data_dir, md5, url):
 def _download_files(dataset, data_dir):
     """Download a set of files into its folder below data_dir, or that folder itself: all of them or none."""
     row, name = FILE_SETS[dataset], datasets.DATASETS[dataset].folder
-    if data_dir.exists() and not data_dir.is_dir():
-        raise UserError(f"data_dir '{data_dir}' is a file: pass a folder")
-    if data_dir.name == name:
-        data_dir = data_dir.parent
+    data_dir = _parent_of(name, data_dir)
     folder, part = data_dir / name, data_dir / f'{name}.part'
     total = sum(size for size, _ in row.files.values())
     with _disk_errors(data_dir, total):
@@ -314,17 +314,9 @@ def _download_files(dataset, data_dir):
         print(f'downloading {row.url} ({total / 1e6:.0f} MB) to {folder}', flush=True)
         for name, (size, md5) in row.files.items():
             if _size(part / name) != size:  # else of an interrupted run, which had checked it
-                fetch(
-                    row.url + name,
-                    part / name,
-                    size,
-                    md5,
-                    remedy=f"put {', '.join(row.files)} into '{folder}' yourself",
-                )
-        with tempfile.TemporaryDirectory(
-            prefix=f'.{folder.name}-', dir=data_dir, ignore_cleanup_errors=True
-        ) as temp_dir:
-            _put_in_place(part, folder, aside=Path(temp_dir, 'old'))
+                fetch(row.url + name, part / name, size, md5, f"put {', '.join(row.files)} into '{folder}' yourself")
+        with _temporary_folder(folder) as temp_dir:
+            _put_in_place(part, folder, aside=temp_dir / 'old')
     print(f'{dataset} is in {folder}')
 
 
