@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from official_resnet import checkpoints
-from official_resnet.command_line.program import run_program
 from official_resnet.errors import UserError
 from official_resnet.experiments import transfer_main
+from official_resnet.experiments.experiment_program import run_experiment
 from official_resnet.inputs import image_folder
 from official_resnet.training import devices
 
@@ -58,7 +58,7 @@ def call(monkeypatch, capsys, pictures, tmp_path):
             'fp32',
             *args,
         ]
-        code = run_program(argv, '', transfer_main.define_flags(), transfer_main.run_transfer)
+        code = run_experiment(argv, '', transfer_main.define_flags(), transfer_main.run_transfer)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

@@ -57,10 +57,10 @@ def experiment(module, body, *base):
     )
 
 
-def plain(module, body, *base):
+def plain(module, body, *base, start=run_program):
     return Program(
         module.define_flags,
-        lambda argv: run_program(argv, module.__doc__, module.define_flags(), body),
+        lambda argv: start(argv, module.__doc__, module.define_flags(), body),
         list(base),
     )
 
@@ -110,6 +110,7 @@ PROGRAMS = {
         '--output_dir={new}/out',
         '-rs=8',
         '--images_per_class=2',
+        start=experiment_program.run_experiment,
     ),
     'read_ckpt': Program(read_ckpt.define_flags, read_ckpt.main, ['--input={text}', '--output={new}/net.keras']),
     'download_and_preprocess_imagenet': data_command(

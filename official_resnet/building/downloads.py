@@ -76,6 +76,10 @@ class Plan:
         """Return the path of the file that tells the labels of validation, else None."""
         return self.validation_labels or labels.find_validation(self.folders)
 
+    def official_size(self, name: str) -> int:
+        """Return the bytes of a tar file at the official address; 0 of other files and addresses."""
+        return {tar.name: tar.size for tar in TARS.values()}.get(name, 0) if self.url == URL else 0
+
     def is_built(self, name: str) -> bool:
         """Tell whether the manifest of a split is there, and each shard in full size."""
         try:
@@ -93,16 +97,13 @@ class Plan:
             tars: {split: path} of those that are there.
             wanted: names of files that are to be downloaded.
         """
-        official = {tar.name: tar.size for tar in TARS.values()} if self.url == URL else {}
         sizes = {name: _size(path) for name, path in tars.items()}
-        sizes |= {name: official.get(tar.name, 0) for name, tar in TARS.items() if tar.name in wanted}
+        sizes |= {name: self.official_size(tar.name) for name, tar in TARS.items() if tar.name in wanted}
+        unbuilt = [name for name in sizes if not self.is_built(name)]
+        missing = (self.official_size(name) - _size(self.data_dir / f'{name}.part') for name in wanted)
         needed = {
-            'shards': sum(
-                max(0, size - self._written(name)) for name, size in sizes.items() if not self.is_built(name)
-            ),
-            'tar files to download': sum(
-                max(0, official.get(name, 0) - _size(self.data_dir / f'{name}.part')) for name in wanted
-            ),
+            'shards': sum(max(0, sizes[name] - self._written(name)) for name in unbuilt),
+            'tar files to download': sum(max(0, size) for size in missing),
         }
         if self.keep_extracted:
             raw = self.data_dir / 'raw-data'
@@ -197,11 +198,11 @@ def _require_local(plan, wanted, log):
 def _download(plan, wanted, authorization, log):
     for name in wanted:
         address = f'{plan.url.rstrip("/")}/{name}'
-        size = next((tar.size for tar in TARS.values() if tar.name == name and plan.url == URL), None)
+        path, size = plan.data_dir / name, plan.official_size(name) or None
         remedy = f"correct {' and '.join(CREDENTIALS)}, or put {name} into '{plan.data_dir}' yourself"
         log(f'downloading {address} to {plan.data_dir}')
         try:
-            download.fetch(address, plan.data_dir / name, size, remedy=remedy, authorization=authorization)
+            download.fetch(address, path, size, remedy=remedy, authorization=authorization)
         except UserError as error:
             if name != BOXES:
                 raise

@@ -5,5 +5,4 @@ gradient_flow_main   how gradients reach the first layers: gradient_chain (one n
 shortcuts_main       shortcuts and activation orders, 1603.05027 Tables 1 and 2; blocks has their block functions
 experiment_program   what these programs share: flags, start, exit codes
 runs                 nets trained one after the other, each once; results
-plots                the figures; the only importer of matplotlib
 """

@@ -1,5 +1,7 @@
 """What each network consists of and costs: 1512.03385 Table 1; see resnet_variants, which prints it."""
 
+import itertools
+
 import keras
 import numpy as np
 
@@ -23,15 +25,10 @@ def main(argv=()):
 
 def in_tables(names):
     """Return lists of (name, rows of describe), each list for one table: six at most that share their sizes."""
-    tables = []
-    for name in names:
-        rows = describe(name)
-        if not tables or len(tables[-1]) == COLUMNS or list(tables[-1][0][1]) != list(rows):
-            if tables:
-                yield tables[-1]
-            tables.append([])
-        tables[-1].append((name, rows))
-    yield tables[-1]
+    columns = ((name, describe(name)) for name in names)
+    for _, alike in itertools.groupby(columns, key=lambda column: list(column[1])):
+        while table := list(itertools.islice(alike, COLUMNS)):
+            yield table
 
 
 def describe(name):
@@ -43,14 +40,18 @@ def describe(name):
     shape = tuple(size or IMAGE_SIZE for size in resnet_variants.IMAGE_SHAPES[spec.stem])
     with keras.StatelessScope(initialize_variables=False):
         model = resnet_model.resnet(spec, NUM_CLASSES[spec.stem], shape)
-    rows = {f'images {shape[0]}x{shape[1]}x{shape[2]}': ['']}
-    stem = [layer for layer in model.layers if layer.name.startswith('stem')]
-    rows[_label('stem', stem)] = [
-        f'{layer.kernel_size[0]}x{layer.kernel_size[0]}, {layer.filters}{_stride(layer)}'
-        for layer in stem
-        if isinstance(layer, keras.layers.Conv2D)
-    ]
-    rows[_label('stem', stem)] += ['3x3 max-pool, /2' for layer in stem if layer.name == 'stem_pool']
+
+    def label(part):
+        *_, last = (layer for layer in model.layers if layer.name.startswith(part))
+        return f'{part.removesuffix("_")} {last.output.shape[1]}x{last.output.shape[2]}'
+
+    stem = []
+    for layer in model.layers:
+        if layer.name.startswith('stem') and isinstance(layer, keras.layers.Conv2D):
+            (side, _), (stride, _) = layer.kernel_size, layer.strides
+            stem.append(f'{side}x{side}, {layer.filters}' + (f', /{stride}' if stride > 1 else ''))
+    stem += ['3x3 max-pool, /2' for layer in model.layers if layer.name == 'stem_pool']
+    rows = {f'images {shape[0]}x{shape[1]}x{shape[2]}': [''], label('stem'): stem}
     for i, num_blocks in enumerate(spec.group_blocks):
         convs = resnet_model.block_convolutions(spec, spec.filters * 2**i, 1)
         lines = [
@@ -58,8 +59,7 @@ def describe(name):
             for filters, kernel, _, groups in convs
         ]
         lines[len(lines) // 2] += f' x{num_blocks}'
-        group = [layer for layer in model.layers if layer.name.startswith(f'group{i + 1}_')]
-        rows[_label(f'group{i + 1}', group)] = lines
+        rows[label(f'group{i + 1}_')] = lines
     rows['head'] = [f'mean, {NUM_CLASSES[spec.stem]} logits']
     return rows | {
         'parameters': [f'{count_parameters(model):,}'],
@@ -76,15 +76,6 @@ def format_table(columns):
             cells = [rows[label][i] if i < len(rows[label]) else '' for _, rows in columns]
             lines.append((label if i == 0 else '').ljust(LABEL_WIDTH) + ''.join(cell.ljust(WIDTH) for cell in cells))
     return '\n'.join(line.rstrip() for line in lines)
-
-
-def _label(name, layers):
-    height, width = layers[-1].output.shape[1:3]
-    return f'{name} {height}x{width}'
-
-
-def _stride(layer):
-    return f', /{layer.strides[0]}' if layer.strides[0] > 1 else ''
 
 
 def count_parameters(model):

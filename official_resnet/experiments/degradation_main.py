@@ -35,12 +35,12 @@ def define_flags():
     return values
 
 
-def run_degradation(values, dataset, data_dir):
+def run_degradation(values):
     """Train the nets the flags ask for, judge the claim, write the results."""
     from official_resnet import resnet_variants
     from official_resnet.experiments import runs
 
-    config = runs.train_config(values, dataset, data_dir, QUICK_EPOCHS)
+    config = runs.train_config(values, *experiment_program.find_data(values), QUICK_EPOCHS)
     depths = experiment_program.depths(values)
     axes = {'bn_momentum': config.spec.bn_momentum}
     nets = {
@@ -102,10 +102,5 @@ def _sentence(kind, compared):
     return f'training error of {kind} nets: {errors}: {verdict}'
 
 
-def run():
-    """Run with the arguments of the command line and exit."""
-    sys.exit(experiment_program.run_experiment(sys.argv, __doc__, define_flags(), run_degradation))
-
-
 if __name__ == '__main__':
-    run()
+    sys.exit(experiment_program.run_experiment(sys.argv, __doc__, define_flags(), run_degradation))

@@ -1,6 +1,7 @@
 """What the programs of the experiments share: flags, start, exit codes. No TensorFlow at import."""
 
 import os
+from collections.abc import Callable, Collection, Sequence
 
 from absl import flags as absl_flags
 
@@ -38,6 +39,17 @@ def define_dtype(values: absl_flags.FlagValues) -> None:
     flags.define_known(values, 'dtype', 'auto', choices=('auto', 'fp32', 'bf16'))
 
 
+def define_names(values: absl_flags.FlagValues, name: str, choices: Collection[str], text: str) -> None:
+    """Define a comma list of names, by default of all `choices`."""
+    program.Definer(values).names(name, ','.join(choices), text)
+    absl_flags.register_validator(
+        name,
+        lambda names: names and set(names) <= set(choices),
+        f'must be a comma list of {", ".join(choices)}',
+        values,
+    )
+
+
 def define_depths(values, default, text=''):
     """Define --depths, a comma list of the numbers of layers; `text` explains a default None."""
     program.Definer(values).names('depths', default, f'Layers of the nets, each 6n+2{text}.')
@@ -60,20 +72,27 @@ def depths(values, default=()):
     return sorted({int(depth) for depth in values.depths or default})
 
 
-def run_experiment(argv, doc, values, body):
-    """Parse argv, start TensorFlow, find the data, call body(values, dataset, data_dir); return the exit code."""
+def find_data(values: absl_flags.FlagValues) -> tuple[str, str]:
+    """Return the data set of the flags and its folder, and fetch it if it is missing and may be fetched."""
+    dataset = 'synthetic' if values.use_synthetic_data else 'cifar10'
+    data_dir = os.path.expanduser(values.data_dir)
+    if values.download and datasets.is_missing(dataset, data_dir):
+        from official_resnet.inputs import download
+
+        download.fetch_missing(dataset, data_dir)
+    return dataset, data_dir
+
+
+def run_experiment(
+    argv: Sequence[str], doc: str, values: absl_flags.FlagValues, body: Callable[[absl_flags.FlagValues], None]
+) -> int:
+    """Parse argv, start TensorFlow, make --output_dir, call body(values); return the exit code."""
 
     def start(values):
         devices.start_tensorflow()
         from official_resnet import resnet_run_loop
 
-        dataset = 'synthetic' if values.use_synthetic_data else 'cifar10'
-        data_dir = os.path.expanduser(values.data_dir)
         values.output_dir = os.path.expanduser(values.output_dir)
-        if values.download and datasets.is_missing(dataset, data_dir):
-            from official_resnet.inputs import download
-
-            download.fetch_missing(dataset, data_dir)
         try:
             os.makedirs(values.output_dir, exist_ok=True)
         except OSError as error:
@@ -81,7 +100,7 @@ def run_experiment(argv, doc, values, body):
                 f"cannot make output_dir '{values.output_dir}': {error.strerror}; pass another --output_dir"
             ) from error
         try:
-            return body(values, dataset, data_dir)
+            return body(values)
         except resnet_run_loop.Interrupted as interruption:
             print(interruption, flush=True)
             return 128 + interruption.signal_number

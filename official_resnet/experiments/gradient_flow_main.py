@@ -40,30 +40,22 @@ def define_flags():
     define.integer('steps', None, 'Number of steps to train a net; 300, with --quick 60.', None, 1)
     flags.define_known(values, 'batch_size', None, text='Number of images in a step; 128, with --quick 64.')
     define.number('learning_rate', 0.01, 'Learning rate of SGD with momentum 0.9.', None, 0)
-    define.names('activations', ','.join(ACTIVATIONS), 'sigmoid, relu or both.')
+    experiment_program.define_names(values, 'activations', ACTIVATIONS, 'sigmoid, relu or both.')
     define.enum('batch_norm', 'both', ['both', 'on', 'off'], 'Nets with BN, without, or both.')
-    define.enum(
-        'init',
-        'he',
-        ['he', 'normal_0.01', 'normal_1'],
-        'Initializer of the convolutions: He et al., or a normal distribution of this standard deviation.',
-    )
+    text = 'Initializer of the convolutions: He et al., or a normal distribution of this standard deviation.'
+    define.enum('init', 'he', ['he', 'normal_0.01', 'normal_1'], text)
     define.boolean('standardize', True, 'Give each image mean 0 and deviation 1; else it stays in 0..255.')
     define.boolean('auxiliary_loss', False, 'A classifier and its loss after each group, not only the last.')
-    absl_flags.register_validator(
-        'activations',
-        lambda names: names and set(names) <= set(ACTIVATIONS),
-        'must be sigmoid, relu or sigmoid,relu',
-        values,
-    )
     return values
 
 
-def run_gradient_flow(values, dataset, data_dir):
+def run_gradient_flow(values):
     """Measure the chain and the nets the flags ask for, judge, write the results."""
-    from official_resnet.experiments import gradient_chain, net_gradients, runs
+    from official_resnet.experiments import gradient_chain, runs
+    from official_resnet.inputs import datasets
     from official_resnet.training import devices
 
+    dataset, data_dir = experiment_program.find_data(values)
     settings = {
         'dataset': dataset,
         'steps': values.steps or (60 if values.quick else 300),
@@ -85,7 +77,12 @@ def run_gradient_flow(values, dataset, data_dir):
     ]
     folder = pathlib.Path(values.output_dir) / 'runs'
     folder.mkdir(exist_ok=True)
-    examples = functools.cache(lambda: net_gradients.read_examples(dataset, data_dir, settings['standardize']))
+
+    @functools.cache
+    def examples():
+        split = datasets.open_split(dataset, 'train', data_dir=data_dir)
+        return split if values.standardize else split.with_normalization('none')
+
     nets = {}
     print(f'{"net":27} {"first / last, before":>20} {"after":>9} {"final loss":>11}')
     with devices.catch_signals() as received:
@@ -98,8 +95,7 @@ def run_gradient_flow(values, dataset, data_dir):
                 flush=True,
             )
     claim = judge(nets, depths[0], depths[-1])
-    for name, is_true in claim.items():
-        print(f'{name.replace("_", " ")}: {"not compared" if is_true is None else is_true}')
+    runs.print_claim(claim)
     draw = functools.partial(_draw, values.output_dir, chain['random'], nets, settings, runs.DATASET_NAMES[dataset])
     runs.finish(
         values.output_dir, 'gradient_flow', {'settings': settings, 'chain': chain, 'nets': nets, 'claim': claim}, draw
@@ -127,7 +123,7 @@ def judge(nets, shallow, deep):
     """Return which statements about the nets hold, {statement: True, False, or None where nets are missing}."""
 
     def compared(first, second, value, is_true):
-        values = [value(nets[name]) if name in nets else None for name in (first, second)]
+        values = [value(nets[net_name(*case)]) if net_name(*case) in nets else None for case in (first, second)]
         return None if None in values or first == second else is_true(*values)
 
     def ratio(net):
@@ -136,21 +132,18 @@ def judge(nets, shallow, deep):
     def final_loss(net):  # a net that diverged has lost
         return float('inf') if net['diverged_at'] is not None else net['final_loss']
 
-    def name(activation, has_bn, is_residual, depth=deep):
-        return net_name(activation, has_bn, is_residual, depth)
-
     return {
         'sigmoid_gradients_vanish_more_with_depth': compared(
-            name('sigmoid', False, False), name('sigmoid', False, False, shallow), ratio, lambda a, b: a < b / 10
+            ('sigmoid', False, False, deep), ('sigmoid', False, False, shallow), ratio, lambda a, b: a < b / 10
         ),
         'relu_gradients_vanish_less_than_sigmoid': compared(
-            name('relu', False, False), name('sigmoid', False, False), ratio, lambda a, b: a > 10 * b
+            ('relu', False, False, deep), ('sigmoid', False, False, deep), ratio, lambda a, b: a > 10 * b
         ),
         'deep_plain_relu_trains_worse_than_shallow': compared(
-            name('relu', True, False), name('relu', True, False, shallow), final_loss, lambda a, b: a > b
+            ('relu', True, False, deep), ('relu', True, False, shallow), final_loss, lambda a, b: a > b
         ),
         'deep_residual_relu_trains_better_than_deep_plain': compared(
-            name('relu', True, True), name('relu', True, False), final_loss, lambda a, b: a < b
+            ('relu', True, True, deep), ('relu', True, False, deep), final_loss, lambda a, b: a < b
         ),
     }
 
@@ -199,10 +192,5 @@ def _draw(output_dir, chain_rows, nets, settings, data, figures):
     ]
 
 
-def run():
-    """Run with the arguments of the command line and exit."""
-    sys.exit(experiment_program.run_experiment(sys.argv, __doc__, define_flags(), run_gradient_flow))
-
-
 if __name__ == '__main__':
-    run()
+    sys.exit(experiment_program.run_experiment(sys.argv, __doc__, define_flags(), run_gradient_flow))

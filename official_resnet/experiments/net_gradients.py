@@ -18,12 +18,6 @@ NUM_SAMPLES = 5  # times at which gradients are stored: before training, after e
 LOSS_STEPS = 10  # the final loss is a mean of so many
 
 
-def read_examples(dataset, data_dir, standardize):
-    """Return the training split; not standardised, its pictures stay in 0..255."""
-    examples = datasets.open_split(dataset, 'train', data_dir=data_dir)
-    return examples if standardize else examples.with_normalization('none')
-
-
 def measure_net(case, examples, settings, received):
     """Train a net for a few steps, noting the gradients of its convolutions.
 

@@ -7,12 +7,11 @@ what is missing, also when it asks for more nets than before.
 
 import dataclasses
 import json
-import math
 import pathlib
 
 from official_resnet import checkpoints, files, resnet_run_loop, resnet_variants
 from official_resnet.errors import UserError
-from official_resnet.experiments import blocks
+from official_resnet.experiments import architecture_table, blocks
 from official_resnet.inputs import datasets
 from official_resnet.training import callbacks, devices, recipes, step
 from official_resnet.training.config import MachineConfig, TrainConfig
@@ -93,22 +92,17 @@ def read_json(path):
     Raises:
         UserError: it is damaged, which a stopped run does not cause.
     """
-    try:
-        content = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
-    except ValueError as error:  # also of bytes that are no text
-        raise UserError(f"'{path}' is damaged ({error}); delete it and run the same command again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"'{path}' is damaged (no object); delete it and run the same command again")
+    content = files.read_json(path)
+    if content is None:
+        raise UserError(f"'{path}' is damaged; delete it and run the same command again")
     return content
 
 
 def settings_of(config):
     """Return what the nets of an experiment share of a TrainConfig."""
-    return {
-        name: value
-        for name, value in config.to_json().items()
-        if name not in ('spec', 'experiment', 'machine', 'schedule')
-    } | {f'schedule.{name}': value for name, value in config.to_json()['schedule'].items()}
+    values = config.to_json()
+    schedule = {f'schedule.{name}': value for name, value in values.pop('schedule').items()}
+    return {name: value for name, value in values.items() if name not in ('spec', 'experiment', 'machine')} | schedule
 
 
 def train_nets(nets, config, output_dir):
@@ -160,13 +154,11 @@ def train_net(config):
         failed = str(error).partition(';')[0]  # without the loop's advice on flags
     lines = checkpoints.read_metrics(folder)
     curves = curves_of(lines)
-    final = dict.fromkeys(FINAL_ERRORS)
-    if not failed:
-        final = dict(zip(FINAL_ERRORS, (curves['train_error'][-1], train_error, curves['test_error'][-1]), strict=True))
+    errors = (None,) * 3 if failed else (curves['train_error'][-1], train_error, curves['test_error'][-1])
     result = {
         'failed': failed,
-        'final': final,
-        'parameters': sum(math.prod(variable.shape) for variable in progress.model.trainable_variables),
+        'final': dict(zip(FINAL_ERRORS, errors, strict=True)),
+        'parameters': architecture_table.count_parameters(progress.model),
         'seconds': round(sum(line['seconds'] for line in lines), 1),
         'curves': curves,
     }
@@ -207,6 +199,12 @@ def describe(result):
         f'test error {final["test_error"]:.2f} %, {result["parameters"]:,} parameters, '
         f'{callbacks.format_seconds(result["seconds"])}'
     )
+
+
+def print_claim(claim):
+    """Print {statement: True, False or None}, a line each."""
+    for name, is_true in claim.items():
+        print(f'{name.replace("_", " ")}: {"not compared" if is_true is None else is_true}')
 
 
 def finish(output_dir, name, result, draw):

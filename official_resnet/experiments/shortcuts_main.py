@@ -19,7 +19,7 @@ import sys
 try:
     from absl import flags as absl_flags
 
-    from official_resnet.command_line import flags, program
+    from official_resnet.command_line import flags
     from official_resnet.experiments import experiment_program
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
@@ -73,25 +73,22 @@ def define_flags():
     experiment_program.define_training_flags(values)
     text = f'Number of layers that have weights: 6n+2; {PAPER_SIZE}, with --quick {QUICK_SIZE}.'
     flags.define_known(values, 'resnet_size', None, text=text, least=8)
-    program.Definer(values).names('rows', ','.join(ROWS), f'Nets to train, of {", ".join(ROWS)}.')
+    experiment_program.define_names(values, 'rows', ROWS, f'Nets to train, of {", ".join(ROWS)}.')
     absl_flags.register_validator(
         'resnet_size',
         lambda size: size is None or experiment_program.is_depth(size),
         'must be 6n+2: 8, 14, 20, ...',
         values,
     )
-    absl_flags.register_validator(
-        'rows', lambda names: names and set(names) <= ROWS.keys(), f'must be a comma list of {", ".join(ROWS)}', values
-    )
     return values
 
 
-def run_shortcuts(values, dataset, data_dir):
+def run_shortcuts(values):
     """Train the rows the flags ask for, write the results."""
     from official_resnet.experiments import runs
 
     size = values.resnet_size or (QUICK_SIZE if values.quick else PAPER_SIZE)
-    config = runs.train_config(values, dataset, data_dir, QUICK_EPOCHS)
+    config = runs.train_config(values, *experiment_program.find_data(values), QUICK_EPOCHS)
     settings = {'resnet_size': size} | runs.settings_of(config)
     runs.claim_folder(values.output_dir, settings)
     rows = {name: row for name, row in ROWS.items() if name in values.rows}
@@ -101,8 +98,7 @@ def run_shortcuts(values, dataset, data_dir):
     bars = [(row.label, nets[name]['final'], row.paper_error) for name, row in rows.items()]
     titles = (f'ResNet-{size}, {runs.images_text(config)}', 'ResNet-110, 1603.05027, 64,000 steps, median of 5')
     claim = judge(nets)
-    for name, is_true in claim.items():
-        print(f'{name.replace("_", " ")}: {"not compared" if is_true is None else is_true}')
+    runs.print_claim(claim)
     for name, row in rows.items():
         nets[name]['paper_error'] = row.paper_error
     runs.finish(
@@ -124,25 +120,17 @@ def network(row, resnet_size, bn_momentum=0.9):
 def judge(nets):
     """Return whether the paper's two conclusions show in the test errors; None where a net is missing or failed."""
 
-    def error(name):
-        return nets[name]['final']['test_error'] if name in nets else None
-
-    original, preactivated = error('original'), error('full_preactivation')
-    others = [error(name) for name in nets if name not in ('original', *ORDERS)]
+    errors = {name: net['final']['test_error'] for name, net in nets.items()}
+    original, preactivated = errors.get('original'), errors.get('full_preactivation')
+    others = [error for name, error in errors.items() if name not in ('original', *ORDERS)]
+    is_best = all(error is None or original < error for error in others) if original is not None and others else None
     return {
-        'identity_is_the_best_shortcut': None
-        if original is None or not others
-        else all(other is None or original < other for other in others),
+        'identity_is_the_best_shortcut': is_best,
         'full_preactivation_is_better_than_the_original': None
         if None in (original, preactivated)
         else preactivated < original,
     }
 
 
-def run():
-    """Run with the arguments of the command line and exit."""
-    sys.exit(experiment_program.run_experiment(sys.argv, __doc__, define_flags(), run_shortcuts))
-
-
 if __name__ == '__main__':
-    run()
+    sys.exit(experiment_program.run_experiment(sys.argv, __doc__, define_flags(), run_shortcuts))

@@ -23,10 +23,12 @@ import sys
 try:
     from absl import flags as absl_flags
 
+    from official_resnet import resnet_variants
     from official_resnet.command_line import flags, program
     from official_resnet.errors import UserError
     from official_resnet.experiments import experiment_program
     from official_resnet.training import devices, recipes
+    from official_resnet.training.config import TrainConfig
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
@@ -73,69 +75,45 @@ def define_flags():
         define.integer(name, None, f'{text}; {_default_text(name)}.', short, 1)
 
     flags.define_known(values, 'image_folder', None)
-    define.string(
-        'output_dir', '/tmp/resnet_transfer', 'Folder of the results in JSON and the nets; finished ones stay.'
-    )
+    text = 'Folder of the results in JSON and the nets; finished ones stay.'
+    define.string('output_dir', '/tmp/resnet_transfer', text)
     define.boolean('quick', False, 'Minutes on two cores.')
     flags.define_known(values, 'seed', 0, text='Seed of the choice of images, initial weights, order and augmentation.')
     flags.define_known(values, 'resnet_size', 20, text='Number of layers that have weights: 6n+2.', least=8)
     number('source_epochs', 'Number of epochs of the first net')
     number('source_images', 'Number of training images of a class for the first net')
-    number(
-        'train_epochs',
-        f'Number of epochs of the others, {WAYS["head"].epochs} times as many of those whose backbone is frozen',
-        'te',
-    )
+    text = f'Number of epochs of the others, {WAYS["head"].epochs} times as many of those whose backbone is frozen'
+    number('train_epochs', text, 'te')
     number('images_per_class', 'Number of training images of a class for the others')
     flags.define_known(values, 'batch_size', 32, text='Number of images in a step; the first net has 128.')
     experiment_program.define_dtype(values)
-    define.names('ways', ','.join(WAYS), f'Ways to learn, of {", ".join(WAYS)}.')
-    absl_flags.register_validator(
-        'ways', lambda names: names and set(names) <= WAYS.keys(), f'must be a comma list of {", ".join(WAYS)}', values
-    )
+    experiment_program.define_names(values, 'ways', WAYS, f'Ways to learn, of {", ".join(WAYS)}.')
     absl_flags.register_validator('image_folder', lambda path: path is not None, 'must be given', values)
     return values
 
 
 def run_transfer(values):
-    """Train the first net and the others, print the table, write the results; return the exit code."""
-    devices.start_tensorflow()
+    """Train the first net and the others, print the table, write the results."""
     import tensorflow as tf
 
-    from official_resnet import resnet_run_loop
     from official_resnet.experiments import runs
 
     tf.get_logger().setLevel('ERROR')  # it warns of a function for each net
-    output_dir = pathlib.Path(os.path.expanduser(values.output_dir))
+    output_dir = pathlib.Path(values.output_dir)
     folder = pathlib.Path(os.path.expanduser(values.image_folder)).absolute()
     sizes = {name: getattr(values, name) or default for name, default in (QUICK if values.quick else FULL).items()}
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make output_dir '{output_dir}': {error.strerror}; pass another one") from error
-    config = _config(values, sizes)
-    settings = (
-        sizes
-        | {'image_folder': str(folder)}
-        | {name: getattr(values, name) for name in ('seed', 'resnet_size', 'batch_size')}
-        | {'dtype': config.dtype}
-    )
+    changes = {'train_epochs': sizes['source_epochs'], 'epochs_between_evals': 10**6}
+    changes |= {'dtype': devices.known_dtype(values.dtype), 'resnet_size': values.resnet_size, 'seed': values.seed}
+    config = TrainConfig.from_settings(FAST | changes, resnet_variants.cifar_spec)  # of the first net
+    settings = sizes | {'image_folder': str(folder)}
+    settings |= {name: values[name].value for name in ('seed', 'resnet_size', 'batch_size')} | {'dtype': config.dtype}
     runs.claim_folder(output_dir, settings)
     pictures = link_pictures(folder, output_dir / 'pictures', sizes, values.seed)
-    try:
-        source, nets = _train(values, config, sizes, pictures, output_dir)
-    except resnet_run_loop.Interrupted as interruption:
-        print(interruption, flush=True)
-        return 128 + interruption.signal_number
+    source, nets = _train(values, config, sizes, pictures, output_dir)
     classes = {part: sorted(path.name for path in (pictures[part] / 'train').iterdir()) for part in pictures}
     print(table(source, nets, classes, sizes))
-    runs.finish(
-        output_dir,
-        'transfer',
-        {'settings': settings, 'classes': classes, 'source': source, 'nets': nets},
-        lambda figures: [],
-    )
-    return 0
+    result = {'settings': settings, 'classes': classes, 'source': source, 'nets': nets}
+    runs.finish(output_dir, 'transfer', result, lambda figures: [])
 
 
 def link_pictures(folder, target, sizes, seed):
@@ -163,9 +141,9 @@ def link_pictures(folder, target, sizes, seed):
     part_folder = target.with_name('part.pictures')
     shutil.rmtree(part_folder, ignore_errors=True)
     for label, name in enumerate(classes):
-        part, limit = (
-            ('source', sizes['source_images']) if label < len(classes) // 2 else ('target', sizes['images_per_class'])
-        )
+        is_source = label < len(classes) // 2
+        part, limit = ('source', 'source_images') if is_source else ('target', 'images_per_class')
+        limit = sizes[limit]
         for split in ('train', 'test'):
             paths = [path for path, of in files[split] if of == label]
             if split == 'train' and limit:
@@ -180,16 +158,6 @@ def link_pictures(folder, target, sizes, seed):
                 (part_folder / part / split / name / f'{i:06}{path.suffix}').symlink_to(path.absolute())
     os.replace(part_folder, target)
     return parts
-
-
-def _config(values, sizes):
-    """Return the TrainConfig of the first net, without its pictures and model_dir."""
-    from official_resnet import resnet_variants
-    from official_resnet.training.config import TrainConfig
-
-    changes = {'resnet_size': values.resnet_size, 'train_epochs': sizes['source_epochs'], 'epochs_between_evals': 10**6}
-    changes |= {'seed': values.seed, 'dtype': devices.known_dtype(values.dtype)}
-    return TrainConfig.from_settings(FAST | changes, resnet_variants.cifar_spec)
 
 
 def _train(values, config, sizes, pictures, output_dir):
@@ -251,14 +219,11 @@ def table(source, nets, classes, sizes):
         '| what is trained | parameters | epochs | test accuracy | time |',
         '|---|---|---|---|---|',
     ]
-    return '\n'.join(
-        lines
-        + [
-            f'| {WAYS[name].label} | {net["parameters"]:,} | {WAYS[name].epochs * sizes["train_epochs"]} | '
-            f'{_accuracy(net)} | {net["train_seconds"]:.1f} s |'
-            for name, net in nets.items()
-        ]
-    )
+    for name, net in nets.items():
+        way, time = WAYS[name], f'{net["train_seconds"]:.1f} s'
+        epochs = way.epochs * sizes['train_epochs']
+        lines.append(f'| {way.label} | {net["parameters"]:,} | {epochs} | {_accuracy(net)} | {time} |')
+    return '\n'.join(lines)
 
 
 def _accuracy(net):
@@ -269,10 +234,5 @@ def _default_text(name):
     return ', with --quick '.join('all' if sizes[name] is None else str(sizes[name]) for sizes in (FULL, QUICK))
 
 
-def run():
-    """Run with the arguments of the command line and exit."""
-    sys.exit(program.run_program(sys.argv, __doc__, define_flags(), run_transfer))
-
-
 if __name__ == '__main__':
-    run()
+    sys.exit(experiment_program.run_experiment(sys.argv, __doc__, define_flags(), run_transfer))

@@ -16,10 +16,10 @@ group's. For nets of the papers use resnet_model.
 import dataclasses
 
 import keras
-import numpy as np
 
 from official_resnet import layers, resnet_model, resnet_spec
 from official_resnet.errors import UserError
+from official_resnet.experiments.architecture_table import count_parameters
 
 # Where the zero channels go, and the tutorial's BN: decay 0.999, epsilon 0.001.
 SPEC = resnet_spec.ResNetSpec(
@@ -169,11 +169,9 @@ def compare_blocks(channels=256):
 
 def _num_weights(block, filters, in_channels):
     weights = 0
-    for out_channels, kernel, _, groups in resnet_model.block_convolutions(
-        resnet_spec.ResNetSpec((1,), block=block), filters, stride=1
-    ):
-        weights += kernel * kernel * in_channels // groups * out_channels
-        in_channels = out_channels
+    for conv in resnet_model.block_convolutions(resnet_spec.ResNetSpec((1,), block=block), filters, stride=1):
+        weights += conv.kernel**2 * in_channels // conv.groups * conv.filters
+        in_channels = conv.filters
     return weights
 
 
@@ -206,17 +204,9 @@ def _block(x, out_channels, down_sample, projection, name, projection_stride=PRO
 
 def _conv(x, filters, kernel, name, stride=1, has_bias=False):
     # Not resnet_model's: another initial distribution, and a ReLU wherever there is a bias in place of a BN.
-    return keras.layers.Conv2D(
-        filters,
-        kernel,
-        stride,
-        'same',
-        data_format=layers.NHWC,
-        use_bias=has_bias,
-        activation='relu' if has_bias else None,
-        kernel_initializer=_initializer(),
-        name=name,
-    )(x)
+    options = {'use_bias': True, 'activation': 'relu'} if has_bias else {'use_bias': False}
+    options |= {'data_format': layers.NHWC, 'kernel_initializer': _initializer()}
+    return keras.layers.Conv2D(filters, kernel, stride, 'same', **options, name=name)(x)
 
 
 def _max_pool(x, name):
@@ -231,10 +221,6 @@ def _fresh_name():
     return f'residual_block{keras.backend.get_uid("residual_block")}'
 
 
-def _num_trainable(model_or_layer):
-    return sum(int(np.prod(variable.shape)) for variable in model_or_layer.trainable_variables)
-
-
 def main():
     """Print the comparison of the blocks and the layers of the net."""
     blocks = compare_blocks()
@@ -246,8 +232,8 @@ def main():
     model = tutorial_net()
     for layer in model.layers:
         shape = ' x '.join(str(size) for size in layer.output.shape[1:])
-        print(f'{layer.name:24}{shape:>14}{_num_trainable(layer):>9,}')
-    print(f'{_num_trainable(model):,} parameters')
+        print(f'{layer.name:24}{shape:>14}{count_parameters(layer):>9,}')
+    print(f'{count_parameters(model):,} parameters')
 
 
 if __name__ == '__main__':

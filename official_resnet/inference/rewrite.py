@@ -48,14 +48,10 @@ def fold_batch_norm(model, dtype=None):
     )
     num_readers.update(id(tensor) for tensor in model.outputs)
     norms = {}  # name of a convolution -> the BN that it swallows
-    for norm in model.layers:
-        if isinstance(norm, keras.layers.BatchNormalization):
-            conv = producers.get(id(norm.input))
-            if (
-                isinstance(conv, keras.layers.Conv2D)
-                and conv.activation is keras.activations.linear
-                and (num_readers[id(conv.output)] == 1)
-            ):
+    for norm in (layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)):
+        conv = producers.get(id(norm.input))
+        if isinstance(conv, keras.layers.Conv2D) and num_readers[id(conv.output)] == 1:
+            if conv.activation is keras.activations.linear:
                 norms[conv.name] = norm
     swallowed = {norm.name for norm in norms.values()}
 
@@ -188,21 +184,13 @@ def compile_model(model, image_shape=None, dtype=None):
         dtype: as fold_batch_norm has it.
     """
     model = propagate_strides(fold_batch_norm(model, dtype))
-    trainable, others = (
-        [variable.numpy() for variable in variables]
-        for variables in (model.trainable_variables, model.non_trainable_variables)
-    )
-
+    parts = (model.trainable_variables, model.non_trainable_variables)
+    values = [[variable.numpy() for variable in variables] for variables in parts]
     shape = (None, *image_shape) if image_shape else model.input.shape
 
     @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32)])
     def call(images):
-        outputs, _ = model.stateless_call(
-            [tf.constant(value) for value in trainable],
-            [tf.constant(value) for value in others],
-            images,
-            training=False,
-        )
-        return outputs
+        constants = ([tf.constant(value) for value in part] for part in values)
+        return model.stateless_call(*constants, images, training=False)[0]
 
     return call

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 TOP = 5
+_COLUMNS = ('class', 'name', 'id', 'count', 'top1', 'top5')
 
 
 def guess(model: 'keras.Model', batches: 'tf.data.Dataset') -> tuple[np.ndarray, np.ndarray]:
@@ -74,17 +75,10 @@ def report(labels, guesses, names, ids=None):
         for chosen in (slice(None), hits[:, 0], hits.any(1))
     )
     has_top5 = classes > TOP and guesses.shape[1] == TOP
-    rows = [
-        {
-            'class': i,
-            'name': names[i],
-            'id': ids[i],
-            'count': int(counts[i]),
-            'top1': _share(top1[i], counts[i]),
-            'top5': _share(top5[i], counts[i]) if has_top5 else None,
-        }
-        for i in range(classes)
-    ]
+    rows = []
+    for i, (name, id_, count) in enumerate(zip(names, ids, counts.tolist(), strict=True)):
+        shares = _share(top1[i], count), _share(top5[i], count) if has_top5 else None
+        rows.append(dict(zip(_COLUMNS, (i, name, id_, count, *shares), strict=True)))
     return {
         'n': len(labels),
         'top1': _share(top1.sum(), len(labels)),
@@ -127,20 +121,13 @@ def write(found, folder):
     """
     folder = pathlib.Path(folder)
     classes = found['classes']
-    confusions = [
-        {
-            'true': classes[pair['true']]['name'],
-            'true_id': classes[pair['true']]['id'],
-            'guessed': classes[pair['guessed']]['name'],
-            'guessed_id': classes[pair['guessed']]['id'],
-            'count': pair['count'],
-            'share': pair['share'],
-        }
-        for pair in found['confusions']
-    ]
+    confusions = []
+    for pair in found['confusions']:
+        true, guessed = classes[pair['true']], classes[pair['guessed']]
+        confusions.append((true['name'], true['id'], guessed['name'], guessed['id'], pair['count'], pair['share']))
     texts = {
         'report.json': json.dumps(found, indent=1, ensure_ascii=False) + '\n',
-        'per_class.csv': _csv(('class', 'name', 'id', 'count', 'top1', 'top5'), classes),
+        'per_class.csv': _csv(_COLUMNS, [row.values() for row in classes]),
         'confusion.csv': _csv(('true', 'true_id', 'guessed', 'guessed_id', 'count', 'share'), confusions),
     }
     try:
@@ -183,7 +170,5 @@ def _name(row):
 def _csv(columns, rows):
     """Return a table as CSV, RFC 4180; None is empty."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, columns)
-    writer.writeheader()
-    writer.writerows(rows)
+    csv.writer(file).writerows([columns, *rows])
     return file.getvalue()
