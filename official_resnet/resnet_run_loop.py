@@ -157,6 +157,7 @@ class Trainer:
         data, test: the training and the test split.
         step: global steps done, over all restarts.
         sums: of the epoch under way: loss and correct of its images, steps, seconds.
+        is_epoch_open: steps were taken since the last epoch was evaluated, logged and saved, perhaps all of one.
         evaluation: the newest, as `evaluate` returns it; best: {'accuracy', 'epoch'} of the best.
         train_steps: (iterator of train_batches, number of steps) -> see step.make_train_function.
     """
@@ -180,7 +181,7 @@ class Trainer:
                 self.optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=['accuracy']
             )
         self._compile(self.model)
-        self.step = 0
+        self.step, self.is_epoch_open = 0, False
         self.sums = dict.fromkeys(('loss', 'correct', 'steps', 'seconds'), 0)
         self.evaluation = {}
         self.best = {'accuracy': None, 'epoch': None}
@@ -214,10 +215,10 @@ class Trainer:
         iterator = iter(self.train_batches())
         callback_list.on_train_begin()
         final_logs = None
-        while self.step < self.last_step and not self.model.stop_training:
-            epoch = self.step // self.steps_per_epoch
+        while (self.step < self.last_step or self.is_epoch_open) and not self.model.stop_training:
+            epoch = (self.step - int(self.is_epoch_open)) // self.steps_per_epoch
             callback_list.on_epoch_begin(epoch)
-            self._train_epoch(iterator, callback_list, received)
+            self._train_epoch(epoch, iterator, callback_list, received)
             logs = self._epoch_logs()
             is_end = self.step == self.last_step or self.model.stop_training
             if is_end or (epoch + 1) % config.epochs_between_evals == 0:
@@ -226,6 +227,7 @@ class Trainer:
             self.model.stop_training = any(self.process.total(self.model.stop_training))  # also the chief's callbacks
             if self.model.stop_training and 'val_loss' not in logs:  # a callback ends the training here
                 final_logs = logs | self._test(epoch, callback_list)
+            self.is_epoch_open = False
             if self.step % self.steps_per_epoch == 0:
                 self.sums = dict.fromkeys(self.sums, 0)
             self.save()
@@ -247,9 +249,9 @@ class Trainer:
         if self.step == 0:
             self.sums['seconds'] += time.monotonic() - start  # the first epoch pays for them
 
-    def _train_epoch(self, iterator, callback_list, received):
+    def _train_epoch(self, epoch, iterator, callback_list, received):
         """Take steps to the end of the epoch, or of the training: several in each call of the compiled loop."""
-        end = min((self.step // self.steps_per_epoch + 1) * self.steps_per_epoch, self.last_step)
+        end = min((epoch + 1) * self.steps_per_epoch, self.last_step)
         fixed = self.config.machine.steps_per_call
         per_call = fixed or 1
         while self.step < end and not self.model.stop_training:
@@ -287,6 +289,7 @@ class Trainer:
         self.sums['steps'] += count
         self.sums['seconds'] += seconds
         self.step += count
+        self.is_epoch_open = True
         return seconds
 
     def train_batches(self):
@@ -361,6 +364,7 @@ class Trainer:
                 raise self._diverged(f'{name} is not finite after step {self.step}', self.step - 1)
         state = {
             'step': self.step,
+            'is_epoch_open': self.is_epoch_open,
             'sums': self.sums,
             'best': self.best,
             'evaluation': self.evaluation,
@@ -386,6 +390,7 @@ class Trainer:
             require_same_data(self._data_info, state['data'], model_dir)
             checkpoints.assign(self._variables(), arrays, path)
             self.step, self.sums = state['step'], state['sums']
+            self.is_epoch_open = state.get('is_epoch_open', False)  # an older checkpoint does not say
             self.best, self.evaluation = state['best'], state['evaluation']
             if self.process.is_chief:
                 _print_place(path, self.step // self.steps_per_epoch, self.step, changes(self.config, stored))

@@ -167,12 +167,15 @@ def test_sigkill_at_several_steps_is_bit_identical(cifar_dir, tmp_path):
     assert_equal_runs(tmp_path / 'whole', tmp_path / 'killed')
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_signals_save_and_the_run_continues(cifar_dir, tmp_path, uninterrupted, number):
+@pytest.mark.parametrize(
+    'step,number', [(9, signal.SIGTERM), (9, signal.SIGINT), (STEPS, signal.SIGTERM), (3 * STEPS, signal.SIGTERM)]
+)
+def test_signals_save_and_the_run_continues(cifar_dir, tmp_path, uninterrupted, step, number):
+    """At the end of an epoch, which is not evaluated yet, too."""
     config = make_config(cifar_dir, tmp_path, steps_per_call=1)
     before = signal.getsignal(number)
-    with pytest.raises(resnet_run_loop.Interrupted, match='at step 9: state saved in .*step-000000009.npz'):
-        resnet_run_loop.train(config, [callbacks.MetricsJSON(tmp_path), SendAt(9, number)])
+    with pytest.raises(resnet_run_loop.Interrupted, match=f'at step {step}: state saved in .*step-{step:09d}.npz'):
+        resnet_run_loop.train(config, [callbacks.MetricsJSON(tmp_path), SendAt(step, number)])
     assert signal.getsignal(number) is before
     resnet_run_loop.train(config, [callbacks.MetricsJSON(tmp_path)])
     assert_equal_runs(uninterrupted[0], tmp_path)
