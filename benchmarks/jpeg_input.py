@@ -1,7 +1,7 @@
 """Training input from JPEG files at 224x224, images/s, one function a system, for speed_systems.
 
 Each takes (dtype, resnet_size, batch_size, folder), of which the first two do not matter, and returns {'jpeg':
-function of a number of steps}. A turn begins with nothing prepared and makes steps * batch_size pictures, each file
+function of a number of steps}. A turn begins with nothing prepared and makes steps * batch_size images, each file
 as often as any other. It works on the cores that its process may use.
 """
 
@@ -27,7 +27,7 @@ def list_files(folder):
         UserError: there is no folder, or no JPEG in it.
     """
     if not folder:
-        raise UserError('measure=jpeg needs pictures; pass --image_folder with any folder of JPEG files')
+        raise UserError('measure=jpeg needs images; pass --image_folder with any folder of JPEG files')
     folder = pathlib.Path(folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"image_folder '{folder}' is no folder; pass one of JPEG files")
@@ -48,7 +48,7 @@ def antialias(dtype, resnet_size, batch_size, folder):
 
 
 def decode(dtype, resnet_size, batch_size, folder):
-    """TensorFlow's decoding of the whole picture and nothing else, from memory."""
+    """TensorFlow's decoding of the whole image and nothing else, from memory."""
     devices.start_tensorflow()
     import tensorflow as tf
 
@@ -57,14 +57,14 @@ def decode(dtype, resnet_size, batch_size, folder):
     @functools.cache
     def pipeline(steps):
         rows = tf.data.Dataset.range(steps * batch_size)
-        pictures = rows.map(lambda i: tf.io.decode_jpeg(contents[i % len(contents)], channels=3), tf.data.AUTOTUNE)
-        return pictures.map(tf.size)  # so that Python is not handed the pictures
+        images = rows.map(lambda i: tf.io.decode_jpeg(contents[i % len(contents)], channels=3), tf.data.AUTOTUNE)
+        return images.map(tf.size)  # so that Python is not handed the images
 
     return {'jpeg': _running(lambda steps: pipeline(steps).batch(batch_size))}
 
 
 def pillow(dtype, resnet_size, batch_size, folder):
-    """Pillow's decoding of the whole picture and nothing else, in a thread a core."""
+    """Pillow's decoding of the whole image and nothing else, in a thread a core."""
     from PIL import Image
 
     paths = list_files(folder)
@@ -98,7 +98,7 @@ def torch(dtype, resnet_size, batch_size, folder):
     )
     paths = list_files(folder)
 
-    class Pictures(torch.utils.data.Dataset):
+    class Images(torch.utils.data.Dataset):
         def __init__(self, count):
             self.count = count
 
@@ -114,7 +114,7 @@ def torch(dtype, resnet_size, batch_size, folder):
         return [
             None
             for _ in torch.utils.data.DataLoader(
-                Pictures(steps * batch_size), batch_size, shuffle=True, num_workers=workers
+                Images(steps * batch_size), batch_size, shuffle=True, num_workers=workers
             )
         ]
 
@@ -140,7 +140,7 @@ def training_batches(resize, batch_size, steps, folder):
     files = list(itertools.islice(itertools.cycle(list_files(folder)), steps * batch_size))
     views = Views(SIZE, min_area=MIN_AREA, use_boxes=False, resize=resize)
     split = streamed.StreamedSplit(
-        streamed.Files(files, [0] * len(files)), 1, 'folder', ('picture',), PUBLISHED['torch'], views
+        streamed.Files(files, [0] * len(files)), 1, 'folder', ('image',), PUBLISHED['torch'], views
     )
     return split.training_batches(batch_size)
 

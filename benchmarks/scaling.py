@@ -168,16 +168,16 @@ def define_flags():
         'measure',
         list(MEASURES),
         MEASURES,
-        'What to measure; may be repeated. Reckoning needs all but workers.',
+        'What to measure; may be repeated. An estimate needs all but workers.',
         flag_values=values,
     )
-    flags.DEFINE_string('variant', 'resnet50_v1.5', 'The network to reckon with.', flag_values=values)
+    flags.DEFINE_string('variant', 'resnet50_v1.5', 'The network of the estimate.', flag_values=values)
     flags.DEFINE_list('accelerators', '8,16,64,256,1024', 'How many, a comma list.', flag_values=values)
     flags.DEFINE_multi_string(
         'set', [], 'name=value of an assumption, or of a measured constant, to replace.', flag_values=values
     )
     flags.DEFINE(program.Number(0.01, 1), 'size', 1.0, 'Share of the full measurements.', flag_values=values)
-    flags.DEFINE_string('image_folder', None, 'JPEG files to decode; drawn ones without.', flag_values=values)
+    flags.DEFINE_string('image_folder', None, 'JPEG files to decode; synthetic ones without.', flag_values=values)
     flags.DEFINE_string('input_json', None, 'Take the measurements of an earlier --output_json.', flag_values=values)
     flags.DEFINE_string('output_json', None, 'Also write every single figure there.', flag_values=values)
     flags.register_validator(
@@ -208,7 +208,7 @@ def replaced(values, pairs):
 
 
 def run_scaling(values):
-    """Measure or read what was measured, reckon, print."""
+    """Measure, or read what was measured; estimate; print."""
     replaced({name: 0 for name in (*ASSUMED, *MEASURED)}, values.set)  # before what takes its time
     output = report.check_output(values.output_json)
     if values.image_folder:
@@ -268,7 +268,7 @@ def _read(path):
             f"input_json '{path}' cannot be read ({error.strerror}); pass what --output_json wrote"
         ) from None
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise UserError(f"input_json '{path}' is none; pass what --output_json wrote") from None
+        raise UserError(f"input_json '{path}' holds something else; pass what --output_json wrote") from None
 
 
 def _is_complete(found):

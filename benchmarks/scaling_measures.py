@@ -28,7 +28,7 @@ IMAGENET = 1281167
 
 
 def measure_images(size):
-    """Index and order of 1x, 2x and 4x pictures, and the first batch of a late step."""
+    """Index and order of 1x, 2x and 4x images, and the first batch of a late step."""
     from official_resnet.inputs import in_memory, shards, streamed, tfrecords
 
     rows = {'index': [], 'order': []}
@@ -110,7 +110,7 @@ def measure_workers(size):
 
 
 def measure_model(size):
-    """Checkpoints of 1x, 2x and 4x bytes, 4x being ResNet-50's, and evaluations of 1x, 2x and 4x pictures."""
+    """Checkpoints of 1x, 2x and 4x bytes, 4x being ResNet-50's, and evaluations of 1x, 2x and 4x images."""
     from official_resnet import checkpoints
 
     rows = {'checkpoint': [], 'evaluation': []}
@@ -149,7 +149,7 @@ def measure_memory(size):
 
 
 def measure_input(size, folder=None):
-    """Training pictures of 224x224 from shards, on one core, and records read by one thread."""
+    """Training images of 224x224 from shards, on one core, and records read by one thread."""
     from official_resnet.inputs import shards, streamed, tfrecords
     from official_resnet.inputs.images import Views
     from official_resnet.inputs.normalization import OFFICIAL
@@ -157,7 +157,7 @@ def measure_input(size, folder=None):
     if folder:
         jpegs = [path.read_bytes() for path in jpeg_input.list_files(folder)]
     else:
-        jpegs = _draw_jpegs(max(8, int(64 * size)))
+        jpegs = _synthetic_jpegs(max(8, int(64 * size)))
     with tempfile.TemporaryDirectory() as temporary:
         path = pathlib.Path(temporary) / 'train-00000'
         path.write_bytes(
@@ -168,7 +168,7 @@ def measure_input(size, folder=None):
         )
         source = shards.Shards([path])
         views = Views(224)
-        examples = streamed.StreamedSplit(source, 1, 'drawn', ('picture',), OFFICIAL, views)
+        examples = streamed.StreamedSplit(source, 1, 'synthetic', ('image',), OFFICIAL, views)
         batch = min(32, len(jpegs))
         iterator = iter(examples.training_batches(batch, num_epochs=10**6))
         steps, rates = max(1, int(8 * size)), []
@@ -186,7 +186,7 @@ def measure_input(size, folder=None):
         'images_per_second': sorted(rate for _, rate in rates),
         'records_per_second': len(jpegs) / reading,
         'image_bytes': statistics.mean(map(len, jpegs)),
-        'pictures': len(jpegs),
+        'images': len(jpegs),
     }
 
 
@@ -260,7 +260,7 @@ def _loopback_bytes():
         return next((int(line.split()[9]) for line in file if line.split()[0] == 'lo:'), 0)
 
 
-def _draw_jpegs(count):
+def _synthetic_jpegs(count):
     """Return so many JPEGs of 500 x 375 pixels, of about the size of ImageNet's."""
     from PIL import Image
 

@@ -29,9 +29,9 @@ ASSUMED = {  # name: (value, what it is, source)
     'disk': (5e9, 'bytes/s that a host reads', _NONE),
     'batch': (256, 'images a step of an accelerator, at most', 'as efficiency'),
     'max_batch': (8192, 'images a step of all, at most', 'arXiv:1706.02677 Fig. 1: SGD loses accuracy above'),
-    'images': (1281167, 'training pictures', 'ILSVRC2012'),
-    'test_images': (50000, 'pictures of an evaluation', 'ILSVRC2012'),
-    'image_bytes': (107.7e3, 'bytes of a picture', 'ILSVRC2012: 138 GB of training pictures'),
+    'images': (1281167, 'training images', 'ILSVRC2012'),
+    'test_images': (50000, 'images of an evaluation', 'ILSVRC2012'),
+    'image_bytes': (107.7e3, 'bytes of an image', 'ILSVRC2012: 138 GB of training images'),
     'save_minutes': (10, 'minutes between checkpoints inside an epoch', 'default of --save_checkpoint_minutes'),
 }
 ADVICE = {  # part of the time -> what makes it smaller
@@ -48,13 +48,13 @@ ADVICE = {  # part of the time -> what makes it smaller
     'memory': 'a smaller --batch_size, --dtype=bf16, a smaller --variant',
 }
 MEASURED = {  # name: what it is; see `constants`
-    'decode': 'training pictures a core makes in a second',
+    'decode': 'training images a core makes in a second',
     'read': 'records/s that a process reads',
     'save': 's of a checkpoint of no size',
     'save_byte': 's a byte',
     'restore_byte': 's a byte',
     'evaluate': 's of an evaluation of nothing',
-    'order': 's a picture, to shuffle an epoch',
+    'order': 's an image, to shuffle an epoch',
     'index': 's a record, to find it',
     'index_bytes': 'bytes a record',
     'kept': 'numbers in memory for each activation',

@@ -201,7 +201,7 @@ def test_checkpoints_and_evaluations_grow():
 
 def test_input_is_measured():
     found = scaling_measures.measure_input(0.1)
-    assert found['pictures'] == 8 and 50e3 < found['image_bytes'] < 200e3
+    assert found['images'] == 8 and 50e3 < found['image_bytes'] < 200e3
     assert len(found['images_per_core_second']) == 5 and found['records_per_second'] > 100
 
 
@@ -300,8 +300,8 @@ def test_reckoning_only(stored, tmp_path, monkeypatch, capsys):
         (['--image_folder=/nowhere'], "image_folder '/nowhere' is no folder"),
         (['--variant=resnet51'], "variant 'resnet51' is unknown"),
         (['--input_json=/nowhere/a.json'], "input_json '/nowhere/a.json' cannot be read (No such file"),
-        (['--input_json={tmp_path}/list.json'], 'is none; pass what --output_json wrote'),
-        (['--input_json={tmp_path}/half.json'], 'is none; pass what --output_json wrote'),
+        (['--input_json={tmp_path}/list.json'], 'holds something else; pass what --output_json wrote'),
+        (['--input_json={tmp_path}/half.json'], 'holds something else; pass what --output_json wrote'),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):

@@ -95,7 +95,7 @@ def test_list_files(pictures):
 @pytest.mark.parametrize(
     'arguments,message',
     [
-        ([], 'measure=jpeg needs pictures; pass --image_folder'),
+        ([], 'measure=jpeg needs images; pass --image_folder'),
         (['--image_folder=/nowhere'], "image_folder '/nowhere' is no folder; pass one of JPEG files"),
         (['--image_folder={tmp_path}'], 'has no JPEG file (.jpeg .jpg); pass another'),
     ],

@@ -259,7 +259,7 @@ def _rows_of_other_programs():
     yield predict, ['--explain_class=1'], '--explain_class belongs to --explain; pass that, too'
     yield predict, ['--explain', '--output_dir={text}'], "cannot make output_dir '{text}'.*; pass another --output_dir"
     yield 'speed', [], "image_folder '{empty}' has no JPEG file .*; pass another"
-    yield 'speed', ['--image_folder='], 'measure=jpeg needs pictures; pass --image_folder'
+    yield 'speed', ['--image_folder='], 'measure=jpeg needs images; pass --image_folder'
     yield 'speed', ['--image_folder={text}'], "image_folder '{text}' is no folder; pass one of JPEG files"
     yield 'speed', ['--resnet_size=33'], 'resnet_size=33: must be 6n.2'
     yield 'speed', ['--output_json={absent}/x'], '{absent}/x. is no file in a folder that is there; pass anoth'

@@ -149,7 +149,7 @@ def _run_pipeline(job, fingerprint, on_broken, arguments):
 
 
 def build_one(shard: int, job: BeamJob, fingerprint: str, on_broken: str) -> dict:
-    """Write a shard, unless that was done; return its summary, or {'error': message} of what a user can mend."""
+    """Write a shard, unless that was done; return its summary, or {'error': message} of what a user can fix."""
     summary = job.summary(shard, on_broken)
     if summary:
         return summary

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from official_resnet import files
 from official_resnet.building import labels
 from official_resnet.building.boxes import CSV
+from official_resnet.building.job import Job
 from official_resnet.building.progress import Log, Progress
 from official_resnet.errors import UserError
 from official_resnet.inputs import download
@@ -82,12 +83,11 @@ class Plan:
 
     def is_built(self, name: str) -> bool:
         """Tell whether the manifest of a split is there, and each shard in full size."""
+        job = Job(self.data_dir, name, self.num_shards[name])
         try:
-            listed = files.read_json(self.data_dir / f'{name}.manifest.json')['shards']
-            return len(listed) == self.num_shards[name] and all(
-                os.path.getsize(self.data_dir / shard['name']) == shard['bytes'] for shard in listed
-            )
-        except (OSError, KeyError, TypeError):
+            manifest = job.read_json(job.manifest_path)
+            return len(manifest['shards']) == job.num_shards and not job.missing(manifest)
+        except (KeyError, TypeError):  # there is none, or it is damaged
             return False
 
     def require_space(self, tars: dict[str, pathlib.Path], wanted: Iterable[str] = ()) -> None:
@@ -244,7 +244,5 @@ def check_md5(path: pathlib.Path, tar: Tar, stamps_path: pathlib.Path, log: Log 
 
 
 def _size(path):
-    try:
-        return os.path.getsize(path)
-    except OSError:
-        return 0
+    """Return the bytes of a file, 0 if there is none."""
+    return max(0, Job.file_size(path))

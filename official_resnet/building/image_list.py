@@ -92,7 +92,7 @@ class ImageList:
                     data += more  # a read may stop early, on network disks and above 2 GB
         except OSError as error:
             raise UserError(
-                f"'{path}' cannot be read ({error.strerror or error}); mend that and run the same command again"
+                f"'{path}' cannot be read ({error.strerror or error}); fix that and run the same command again"
             ) from None
         if 0 <= size != len(data):
             raise UserError(f"'{path}' ends inside '{self.name(i)}' at byte {offset}; get it again")

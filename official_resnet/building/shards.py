@@ -79,7 +79,7 @@ def build_shard(
         except ValueError as error:
             if options.on_broken == 'fail':
                 raise UserError(
-                    f"image '{name}' is broken ({error}); mend or remove it, or pass --on_broken=skip"
+                    f"image '{name}' is broken ({error}); fix or remove it, or pass --on_broken=skip"
                 ) from None
             summary['broken'][name] = str(error)
             on_image(0)
@@ -246,7 +246,7 @@ def _summaries(job):
 
 def _write_error(job, error):
     return UserError(
-        f"'{job.output_dir}' cannot be written ({error.strerror or error}); mend that and run the same "
+        f"'{job.output_dir}' cannot be written ({error.strerror or error}); fix that and run the same "
         'command again, which continues, or pass another --output_directory'
     )
 

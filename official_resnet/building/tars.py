@@ -252,7 +252,7 @@ class _Rows:
 
     def images(self, log):
         """Return them as an ImageList, by label, then name; of two of one name the later stays."""
-        names = np.array(self.names)
+        names, self.names = np.array(self.names), []  # a third of the memory, or less
         rows = np.empty(len(names), [*ROW_FIELDS, ('name', names.dtype)])
         rows['file'], rows['offset'], rows['size'], rows['label'] = 0, self.offsets, self.sizes, self.labels
         rows['name'] = names
