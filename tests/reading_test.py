@@ -1,0 +1,63 @@
+"""How much of the project a reader, and a run, of a CIFAR training meets: the walk of CONTRIBUTING.md, and its limits."""
+
+import ast
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import official_resnet
+
+PACKAGE = pathlib.Path(official_resnet.__file__).parent
+ROOT = PACKAGE.parent
+WALK = re.compile(r'^\| \d+ \| `(\S+\.py)` \| (.*?) \|', re.MULTILINE)  # | 1 | `path` | `name`, `name` | what happens |
+MAX_FILES, MAX_LINES = 12, 2600  # of the walk
+MAX_MODULES, MAX_IMPORTED_LINES = 22, 3900  # of a run, __init__.py not counted
+RUN = """
+import json, sys
+sys.argv = ['cifar10_main.py', *sys.argv[1:]]
+from official_resnet import cifar10_main
+try:
+    cifar10_main.run()
+finally:
+    names = [name for name in sys.modules if name.startswith('official_resnet.')]
+    print(json.dumps([sys.modules[name].__file__ for name in names]))
+"""
+
+
+def count_lines(paths):
+    return sum(len(path.read_text(encoding='utf-8').splitlines()) for path in paths)
+
+
+def names_in(path):
+    """The functions, classes and methods of a file: 'name' and 'Class.method'."""
+    for node in ast.parse(path.read_text(encoding='utf-8')).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        if isinstance(node, ast.ClassDef):
+            yield from (f'{node.name}.{part.name}' for part in node.body if isinstance(part, ast.FunctionDef))
+
+
+def test_the_walk_names_what_exists_and_is_short():
+    rows = WALK.findall((ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8'))
+    paths = {ROOT / path for path, _ in rows}
+    assert len(rows) >= 6, 'CONTRIBUTING.md has no table of the walk'
+    for path, names in rows:
+        known = set(names_in(ROOT / path))
+        for name in re.findall(r'`([\w.]+)`', names):
+            assert name in known, f'{path} has no {name}'
+    assert len(paths) <= MAX_FILES and count_lines(paths) <= MAX_LINES, (len(paths), count_lines(paths))
+
+
+def test_a_cifar_training_imports_little_of_ours(cifar_dir, tmp_path):
+    flags = ['--data_dir', cifar_dir, '--model_dir', tmp_path, '-rs', '8', '-bs', '16', '--max_train_steps', '2']
+    result = subprocess.run([sys.executable, '-c', RUN, *map(str, flags)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    paths = {pathlib.Path(path) for path in json.loads(result.stdout.splitlines()[-1])}
+    paths = {path for path in paths if path.name != '__init__.py'}
+    assert PACKAGE / 'resnet_run_loop.py' in paths and (tmp_path / 'model.keras').is_file()
+    listed = sorted(f'{count_lines([path])} {path.relative_to(PACKAGE)}' for path in paths)
+    assert len(paths) <= MAX_MODULES and count_lines(paths) <= MAX_IMPORTED_LINES, (
+        f'{len(paths)} modules, {count_lines(paths)} lines: {listed}'
+    )
