@@ -35,7 +35,7 @@ from benchmarks.child import Child
 from benchmarks.memory import Peak, largest_child, peak_bytes
 from official_resnet.building import labels, shards, tars
 from official_resnet.building.verify import verify
-from official_resnet.command_line import program
+from official_resnet.command_line import definer, program
 from official_resnet.errors import UserError
 from official_resnet.inputs import jpeg
 
@@ -48,7 +48,7 @@ _log = functools.partial(print, flush=True)
 def define_flags():
     """Return the flags, in a set of their own."""
     values = flags.FlagValues()
-    define = program.Definer(values)
+    define = definer.Definer(values)
     define.string('images', None, 'Tar file or folder of JPEGs.')
     define.string('folder', None, 'Where to write, and afterwards remove; the temporary folder without it.')
     for name, default, text in (

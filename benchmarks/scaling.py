@@ -24,6 +24,7 @@ from benchmarks import jpeg_input, report, scaling_measures
 from benchmarks.child import Child
 from benchmarks.scaling_model import ADVICE, ASSUMED, BYTES, COLLECTIVES, MEASURED, Net, checkpoint_bytes, predict
 from official_resnet.command_line import program
+from official_resnet.command_line.flags import Number
 from official_resnet.errors import UserError
 from official_resnet.training import workers
 
@@ -176,7 +177,7 @@ def define_flags():
     flags.DEFINE_multi_string(
         'set', [], 'name=value of an assumption, or of a measured constant, to replace.', flag_values=values
     )
-    flags.DEFINE(program.Number(0.01, 1), 'size', 1.0, 'Share of the full measurements.', flag_values=values)
+    flags.DEFINE(Number(0.01, 1), 'size', 1.0, 'Share of the full measurements.', flag_values=values)
     flags.DEFINE_string('image_folder', None, 'JPEG files to decode; synthetic ones without.', flag_values=values)
     flags.DEFINE_string('input_json', None, 'Take the measurements of an earlier --output_json.', flag_values=values)
     flags.DEFINE_string('output_json', None, 'Also write every single figure there.', flag_values=values)

@@ -13,7 +13,7 @@ import sys
 
 try:
     from official_resnet.building import boxes, labels
-    from official_resnet.command_line import build_program, program
+    from official_resnet.command_line import build_program, definer, program
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
@@ -23,7 +23,7 @@ def define_flags():
     values = build_program.ArgumentFlags(
         {'boxes': 'pass the tar file or folder of boxes, and perhaps SYNSETS, a list of classes', 'synsets': ''}
     )
-    define = program.Definer(values)
+    define = definer.Definer(values)
     define.string('boxes', None, 'The first argument by name.')
     define.string('synsets', None, 'The second argument by name.')
     return values

@@ -13,7 +13,7 @@ import sys
 
 try:
     from official_resnet.building import boxes, image_list, labels
-    from official_resnet.command_line import build_program, program
+    from official_resnet.command_line import build_program, definer, program
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
@@ -29,7 +29,7 @@ def define_flags():
         'Synsets, one a line; the label of each is its place, from 1. '
         "If there is no file of the default's name, the 1000 of ILSVRC2012.",
     )
-    define = program.Definer(values)
+    define = definer.Definer(values)
     define.string(
         'imagenet_metadata_file',
         'imagenet_metadata.txt',

@@ -18,7 +18,7 @@ from absl import flags
 
 try:
     from official_resnet.building import beam, labels
-    from official_resnet.command_line import build_program, program
+    from official_resnet.command_line import build_program, definer, program
     from official_resnet.errors import UserError
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
@@ -37,7 +37,7 @@ def define_flags():
     """Return the flags, in a set of their own."""
     values = _Flags()
     values.set_gnu_getopt(True)  # Beam's flags stand anywhere
-    define = program.Definer(values)
+    define = definer.Definer(values)
     define.string('train_tar', None, 'ILSVRC2012_img_train.tar.')
     define.string('validation_tar', None, 'ILSVRC2012_img_val.tar.')
     define.string('validation_labels_file', None, f'{", ".join(labels.FILES[:-1])} or {labels.FILES[-1]}.')

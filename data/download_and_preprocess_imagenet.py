@@ -19,7 +19,7 @@ import sys
 try:
     from official_resnet.building import boxes, downloads, image_list, labels, shards, tars
     from official_resnet.building.verify import verify
-    from official_resnet.command_line import build_program, program
+    from official_resnet.command_line import build_program, definer, program
     from official_resnet.errors import UserError
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
@@ -28,7 +28,7 @@ except ModuleNotFoundError as error:  # run by its path, without an installation
 def define_flags():
     """Return the flags, in a set of their own."""
     values = build_program.ArgumentFlags({'data_dir': 'DATA_DIR is missing; pass the folder of the tar files'})
-    define = program.Definer(values)
+    define = definer.Definer(values)
     define.string('data_dir', None, 'DATA_DIR by name.')
     define.string(
         'url', downloads.URL, 'Where missing files are downloaded from, a folder: a mirror needs no user name.'

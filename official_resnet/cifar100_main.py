@@ -12,14 +12,19 @@ Recipes: official (default), paper, fast, demo; a flag that is given overrides i
 import sys
 
 try:
+    from official_resnet import resnet_variants
     from official_resnet.command_line import train_program
+    from official_resnet.command_line.flags import Program
+    from official_resnet.training import recipes
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
+
+PROGRAM = Program({'cifar100': recipes.CIFAR}, resnet_variants.cifar_spec, sizes='6n+2, as 8, 14, 20')
 
 
 def run():
     """Run with the arguments of the command line and exit."""
-    sys.exit(train_program.main(sys.argv, __doc__, train_program.CIFAR100))
+    sys.exit(train_program.main(sys.argv, __doc__, PROGRAM))
 
 
 if __name__ == '__main__':

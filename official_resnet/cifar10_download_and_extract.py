@@ -15,7 +15,7 @@ import sys
 try:
     from absl import flags
 
-    from official_resnet.command_line import program
+    from official_resnet.command_line import definer, program
     from official_resnet.inputs import download
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
@@ -24,7 +24,7 @@ except ModuleNotFoundError as error:  # run by its path, without an installation
 def define_flags():
     """Return the flags, in a set of their own: importing or calling this leaves absl's FLAGS alone."""
     values = flags.FlagValues()
-    define = program.Definer(values)
+    define = definer.Definer(values)
     define.string('data_dir', '/tmp/cifar10_data', 'The folder to fill; created if need be.', 'dd')
     define.enum('dataset', 'cifar10', list(download.ARCHIVES), 'Which data set.')
     define.string(

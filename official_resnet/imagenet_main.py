@@ -17,14 +17,26 @@ Recipes: official (default), fb, fast; a flag that is given overrides its recipe
 import sys
 
 try:
+    from official_resnet import resnet_variants
     from official_resnet.command_line import train_program
+    from official_resnet.command_line.flags import Program
+    from official_resnet.training.recipes_imagenet import IMAGENET
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
+
+PROGRAM = Program(
+    {'imagenet': IMAGENET},
+    resnet_variants.imagenet_spec,
+    sizes=', '.join(map(str, resnet_variants.IMAGENET_BLOCKS)),
+    versions=('1', '1.5', '2'),
+    streams=True,
+    synthetic='synthetic224',
+)
 
 
 def run():
     """Run with the arguments of the command line and exit."""
-    sys.exit(train_program.main(sys.argv, __doc__, train_program.IMAGENET))
+    sys.exit(train_program.main(sys.argv, __doc__, PROGRAM))
 
 
 if __name__ == '__main__':

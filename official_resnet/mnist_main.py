@@ -21,14 +21,19 @@ overrides its recipe.
 import sys
 
 try:
+    from official_resnet import resnet_variants
     from official_resnet.command_line import train_program
+    from official_resnet.command_line.flags import Program
+    from official_resnet.training.recipes_mnist import FASHION_MNIST, MNIST
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
+
+PROGRAM = Program({'mnist': MNIST, 'fashion_mnist': FASHION_MNIST}, resnet_variants.mnist_spec)
 
 
 def run():
     """Run with the arguments of the command line and exit."""
-    sys.exit(train_program.main(sys.argv, __doc__, train_program.MNIST))
+    sys.exit(train_program.main(sys.argv, __doc__, PROGRAM))
 
 
 if __name__ == '__main__':

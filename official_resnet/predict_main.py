@@ -23,7 +23,7 @@ import sys
 try:
     from absl import flags
 
-    from official_resnet.command_line import program
+    from official_resnet.command_line import definer, program
     from official_resnet.errors import UserError, one_line
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
@@ -38,7 +38,7 @@ def define_flags():
     """Return the flags, in a set of their own."""
     values = flags.FlagValues()
     values.set_gnu_getopt(True)  # flags may follow pictures
-    define = program.Definer(values)
+    define = definer.Definer(values)
     define.string('model', None, 'The net: a .keras file with its card beside it, or a model_dir.', 'm')
     define.integer('top', 5, 'Classes to name for each picture.', None, 1, None)
     define.boolean('json', False, 'Print a line of JSON for each picture.')

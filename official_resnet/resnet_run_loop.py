@@ -23,7 +23,7 @@ from official_resnet import checkpoints, resnet_model
 from official_resnet.errors import UserError
 from official_resnet.inputs import datasets
 from official_resnet.training import devices, optimizers, schedules, step
-from official_resnet.training.config import TrainConfig, changes, require_block, require_same_data, require_same_run
+from official_resnet.training.config import TrainConfig, require_block
 
 
 class Diverged(UserError):
@@ -97,13 +97,15 @@ def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
         {'loss': mean cross-entropy, 'accuracy': 0..1, 'accuracy_top_5', 'num_images', 'step', 'epoch',
         'images_per_second', 'seconds', 'model', 'test': the Split}.
     """
+    from official_resnet.training import same_run
+
     process, test = devices.this_process(config), read(config, 'test')
     model_dir = config.machine.model_dir
     found = model_dir and checkpoints.restore_latest(pathlib.Path(model_dir) / 'checkpoints')
     if not found:
         raise UserError(f'model_dir {model_dir!r} has no checkpoint; train there first, or pass another --model_dir')
     arrays, state, path = found
-    require_same_data({'class_names': list(test.class_names)}, state['data'], model_dir)
+    same_run.require_same_data({'class_names': list(test.class_names)}, state['data'], model_dir)
     with process.strategy.scope(), devices.dtype_policy(config.dtype):
         model = build_model(config, test, block)
     weights = {name: array for name, array in arrays.items() if not name.startswith('optimizer/')}
@@ -111,7 +113,7 @@ def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
     stored = TrainConfig.from_json(state['config'])
     epoch = state['step'] // datasets.steps_per_epoch(state['data']['num_pictures'], stored.batch_size)
     if process.is_chief:
-        _print_place(path, epoch, state['step'], changes(config, stored))
+        _print_place(path, epoch, state['step'], same_run.changes(config, stored))
     process.require_same_step(state['step'], model_dir)
     results = _score(test, step.make_evaluate_function(process.strategy, model), process, config)
     place = {'step': state['step'], 'epoch': epoch}
@@ -384,16 +386,18 @@ class Trainer:
         model_dir = self.config.machine.model_dir
         found = model_dir and checkpoints.restore_latest(self._folder)
         if found:
+            from official_resnet.training import same_run
+
             arrays, state, path = found
             stored = TrainConfig.from_json(state['config'])
-            require_same_run(self.config, stored)
-            require_same_data(self._data_info, state['data'], model_dir)
+            same_run.require_same_run(self.config, stored)
+            same_run.require_same_data(self._data_info, state['data'], model_dir)
             checkpoints.assign(self._variables(), arrays, path)
             self.step, self.sums = state['step'], state['sums']
             self.is_epoch_open = state.get('is_epoch_open', False)  # an older checkpoint does not say
             self.best, self.evaluation = state['best'], state['evaluation']
             if self.process.is_chief:
-                _print_place(path, self.step // self.steps_per_epoch, self.step, changes(self.config, stored))
+                _print_place(path, self.step // self.steps_per_epoch, self.step, same_run.changes(self.config, stored))
         elif self.config.pretrained:
             from official_resnet.training import transfer
 

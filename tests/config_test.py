@@ -11,7 +11,8 @@ from official_resnet.errors import UserError
 from official_resnet.inputs.datasets import FolderOptions
 from official_resnet.inputs.images import Views
 from official_resnet.resnet_spec import ResNetSpec
-from official_resnet.training.config import IDENTITY, MachineConfig, Schedule, TrainConfig, difference, flags_of
+from official_resnet.training.config import MachineConfig, Schedule, TrainConfig, flags_of
+from official_resnet.training.same_run import IDENTITY, difference
 
 CONFIG = TrainConfig(
     resnet_variants.cifar_spec(8),

@@ -21,7 +21,7 @@ from imagenet_shards import draw, write_shards
 from tiny_training import SPEC, drawn_examples, make_config
 from worker_processes import finish, flags_of, last_step, start_pair, start_program, start_workers, wait_for
 
-from official_resnet import checkpoints, resnet_run_loop
+from official_resnet import checkpoints, cifar10_main, resnet_run_loop
 from official_resnet.command_line import train_program
 from official_resnet.errors import UserError
 from official_resnet.inputs import datasets, shards
@@ -398,7 +398,7 @@ def test_mistakes_in_naming_workers_are_one_line(text, message, cifar_dir, tmp_p
     code = train_program.main(
         ['cifar10_main.py', *flags_of(cifar_dir, tmp_path), '--distribution_strategy=multi_worker_mirrored'],
         '',
-        train_program.CIFAR10,
+        cifar10_main.PROGRAM,
     )
     err = capsys.readouterr().err
     assert code == 1 and err.count('\n') == 1 and message in err

@@ -6,16 +6,17 @@ import sys
 
 import pytest
 
-from official_resnet import resnet_model, resnet_variants
+from official_resnet import cifar10_main, cifar100_main, imagenet_main, mnist_main, resnet_model, resnet_variants
 from official_resnet.command_line import flags, train_program
 from official_resnet.command_line.program import run_program
 from official_resnet.errors import UserError
 from official_resnet.inputs.images import Views
 from official_resnet.inputs.normalization import OFFICIAL, PUBLISHED, affine_name
-from official_resnet.training import recipes, schedules, transfer
+from official_resnet.training import recipes, recipes_imagenet, recipes_mnist, schedules, transfer
 from official_resnet.training.config import TrainConfig
 
-PROGRAMS = {name: getattr(train_program, name.upper()) for name in ('cifar10', 'cifar100', 'mnist', 'imagenet')}
+MAINS = {'cifar10': cifar10_main, 'cifar100': cifar100_main, 'mnist': mnist_main, 'imagenet': imagenet_main}
+PROGRAMS = {name: main.PROGRAM for name, main in MAINS.items()}
 
 # official-resnet flags: (name, short name).
 OFFICIAL_FLAGS = [
@@ -58,22 +59,22 @@ OFFICIAL_FLAGS = [
 ]
 
 
-def parse(*args, program=train_program.CIFAR10):
+def parse(*args, program=cifar10_main.PROGRAM):
     values = flags.define(program)
     values(['main.py', *args])
     return values
 
 
-def resolve(*args, program=train_program.CIFAR10):
+def resolve(*args, program=cifar10_main.PROGRAM):
     """The TrainConfig and the RunOptions that arguments ask for."""
     return flags.resolve(parse(*args, program=program), program)
 
 
-def config(*args, program=train_program.CIFAR10):
+def config(*args, program=cifar10_main.PROGRAM):
     return resolve(*args, program=program)[0]
 
 
-def adopted(*args, program=train_program.CIFAR10):
+def adopted(*args, program=cifar10_main.PROGRAM):
     """The TrainConfig with the network of the pretrained net."""
     made = config(*args, program=program)
     return transfer.adopt(made, transfer.describe(made.pretrained), flags.given_axes(parse(*args, program=program)))
@@ -195,13 +196,13 @@ def test_home_folder_is_expanded_once(monkeypatch):
     ],
 )
 def test_wrong_flags_answer_in_one_line(args, message, capsys):
-    assert message in answer(args, train_program.CIFAR10, capsys)
+    assert message in answer(args, cifar10_main.PROGRAM, capsys)
 
 
 def test_obsolete_flags_are_accepted():
     values = parse('--gcp_project=x', '--use_train_and_evaluate', '--multi_gpu', '-brt', 'y', '--version', '2')
     assert values.gcp_project == 'x' and values.multi_gpu is True
-    assert flags.resolve(values, train_program.CIFAR10) == resolve()
+    assert flags.resolve(values, cifar10_main.PROGRAM) == resolve()
 
 
 @pytest.mark.parametrize(
@@ -222,13 +223,13 @@ def test_obsolete_flags_are_accepted():
     ],
 )
 def test_an_unknown_flag_names_the_right_one(typed, meant, capsys):
-    error = answer([typed], train_program.CIFAR10, capsys)
+    error = answer([typed], cifar10_main.PROGRAM, capsys)
     assert f'--{typed.lstrip("-").partition("=")[0]}' in error and '--help' in error
     assert (f'use --{meant} ' in error) if meant else 'use' not in error
 
 
 def mnist_config(*args):
-    return config(*args, program=train_program.MNIST)
+    return config(*args, program=mnist_main.PROGRAM)
 
 
 def test_documents_is_the_default_of_mnist_and_what_the_pytorch_program_does():
@@ -258,13 +259,13 @@ def test_documents_is_the_default_of_mnist_and_what_the_pytorch_program_does():
 
 def test_every_mnist_recipe_makes_a_config():
     for dataset, flips in (('mnist', False), ('fashion_mnist', True)):
-        made = {name: mnist_config(f'--dataset={dataset}', f'--recipe={name}') for name in recipes.MNIST}
+        made = {name: mnist_config(f'--dataset={dataset}', f'--recipe={name}') for name in recipes_mnist.MNIST}
         assert {config.dataset for config in made.values()} == {dataset, 'synthetic'}
         assert made['fast'].flip is flips and made['documents'].flip is True
         assert (made['fast'].optimizer, made['fast'].learning_rate) == ('momentum', 0.4)
     assert mnist_config('--recipe=fast', '--flip').flip is True
     assert mnist_config('--noflip', '--shortcut=A', '--resnet_version=2').spec.version == '2'
-    assert 'resnet_size' not in parse(program=train_program.MNIST)
+    assert 'resnet_size' not in parse(program=mnist_main.PROGRAM)
 
 
 def test_the_new_flags_of_all_programs():
@@ -308,7 +309,7 @@ def test_hook_names_in_any_case(names):
 # --- help ----------------------------------------------------------------------------------------------------
 
 
-def shown(capsys, *args, program=train_program.CIFAR10):
+def shown(capsys, *args, program=cifar10_main.PROGRAM):
     """What --help prints."""
     assert train_program.main(['x_main.py', *args], 'What it does.', program) == 0
     return capsys.readouterr().out
@@ -323,7 +324,7 @@ def test_help_is_grouped_by_task_and_shows_the_defaults_of_the_recipe(capsys):
     fast = shown(capsys, '--recipe=fast', '-h')
     assert re.search(r'--train_epochs, -te N\n .*\[20\]', fast) and re.search(r'--dtype, [^[]*\[auto\]', fast)
     assert re.search(r'--train_epochs, -te N\n .*\[20\]', shown(capsys, '--recipe=fast', '--help', '--lr=3'))
-    assert 'fashion_mnist' in shown(capsys, '--help', program=train_program.MNIST)
+    assert 'fashion_mnist' in shown(capsys, '--help', program=mnist_main.PROGRAM)
 
 
 @pytest.mark.parametrize('name', PROGRAMS)
@@ -351,7 +352,7 @@ OFFICIAL_VIEWS = {'size': 224, 'test_size': 224, 'min_area': 0.05, 'use_boxes': 
 
 
 def imagenet_config(*args):
-    return config(*args, program=train_program.IMAGENET)
+    return config(*args, program=imagenet_main.PROGRAM)
 
 
 def test_official_is_the_default_of_imagenet():
@@ -412,8 +413,8 @@ def test_the_schedule_of_imagenet_has_the_steps_of_official_resnet():
 
 
 def test_every_recipe_of_imagenet_makes_a_config():
-    assert list(recipes.IMAGENET) == ['official', 'fb', 'fast']
-    made = {name: imagenet_config(f'--recipe={name}') for name in recipes.IMAGENET}
+    assert list(recipes_imagenet.IMAGENET) == ['official', 'fb', 'fast']
+    made = {name: imagenet_config(f'--recipe={name}') for name in recipes_imagenet.IMAGENET}
     fb, fast = made['fb'], made['fast']
     assert (fb.batch_size, fb.learning_rate, fb.nesterov, fb.background) == (256, pytest.approx(0.1), True, False)
     assert (fb.spec.shortcut, fb.spec.zero_gamma, fb.spec.bn_momentum, fb.spec.stem_pool) == ('B', True, 0.9, 'pad1')
@@ -477,9 +478,9 @@ def test_a_pretrained_net_brings_its_normalization_to_imagenet(monkeypatch):
     monkeypatch.setattr(
         transfer, 'describe', lambda path: transfer.Pretrained(resnet_variants.imagenet_spec(18), 1000, theirs, 224)
     )
-    made = adopted('-pmcp', 'x', '--transfer=head', program=train_program.IMAGENET)
+    made = adopted('-pmcp', 'x', '--transfer=head', program=imagenet_main.PROGRAM)
     assert (made.normalization, made.spec.group_blocks, made.augment) == (theirs, (2, 2, 2, 2), False)
-    given = adopted('-pmcp', 'x', '--input_normalization=inception', program=train_program.IMAGENET)
+    given = adopted('-pmcp', 'x', '--input_normalization=inception', program=imagenet_main.PROGRAM)
     assert given.normalization == PUBLISHED['inception']
 
 
@@ -505,11 +506,11 @@ def test_a_pretrained_net_brings_its_normalization_to_imagenet(monkeypatch):
     ],
 )
 def test_wrong_flags_of_imagenet_answer_in_one_line(args, message, capsys):
-    assert message in answer(args, train_program.IMAGENET, capsys)
+    assert message in answer(args, imagenet_main.PROGRAM, capsys)
 
 
 def test_imagenet_accepts_what_official_resnet_did():
     args = ['-rs', '50', '--image_bytes_as_serving_input', '--num_parallel_calls=5', '-ls', '128']
-    values = parse(*args, program=train_program.IMAGENET)
+    values = parse(*args, program=imagenet_main.PROGRAM)
     for name, short in OFFICIAL_FLAGS:
         assert name in values and (not short or values[short] is values[name])

@@ -20,7 +20,7 @@ import tensorflow as tf
 from imagenet_shards import CLASSES, draw, write_folder, write_shards
 
 import official_resnet
-from official_resnet import checkpoints, imagenet_main, resnet_variants
+from official_resnet import checkpoints, cifar10_main, imagenet_main, resnet_variants
 from official_resnet.command_line import train_program
 from official_resnet.inference import predict
 from official_resnet.inputs import augmentation, datasets
@@ -68,7 +68,7 @@ def main(*args, program=None):
     ):
         patch.setattr(devices, 'start_tensorflow', lambda *threads: None)
         patch.setattr(resnet_variants, 'IMAGENET_BLOCKS', resnet_variants.IMAGENET_BLOCKS | BLOCKS)
-        small = dataclasses.replace(train_program.IMAGENET, make_spec=small_spec)
+        small = dataclasses.replace(imagenet_main.PROGRAM, make_spec=small_spec)
         code = train_program.main(['imagenet_main.py', *map(str, args)], imagenet_main.__doc__, program or small)
     return code, out.getvalue(), err.getvalue()
 
@@ -372,7 +372,7 @@ def test_other_mistakes_are_one_line(data_dir, trained, tmp_path):
 
 
 def test_a_model_dir_of_imagenet_under_cifars_program(data_dir, trained):
-    program = train_program.CIFAR10
+    program = cifar10_main.PROGRAM
     code, out, err = main('--eval_only', '--data_dir', data_dir, '--model_dir', trained[0], program=program)
     assert code == 0 and f'({NUM_TEST} images)' in out, err
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 import official_resnet
 from checkpoints_tools import read_ckpt
-from official_resnet import checkpoints
+from official_resnet import checkpoints, imagenet_main
 from official_resnet.command_line import train_program
 from official_resnet.training import devices
 
@@ -116,7 +116,7 @@ def test_evaluation_equals_pytorch_picture_by_picture(sample, peer, tmp_path, ca
                 f'--eval_report={tmp_path / "report"}',
             ],
             '',
-            train_program.IMAGENET,
+            imagenet_main.PROGRAM,
         )
         == 0
     )

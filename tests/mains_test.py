@@ -18,7 +18,7 @@ import tensorflow as tf
 from PIL import Image
 
 import official_resnet
-from official_resnet import layers
+from official_resnet import cifar10_main, layers
 from official_resnet.command_line import train_program
 from official_resnet.inference import predict
 from official_resnet.inputs import download
@@ -63,7 +63,7 @@ def call(monkeypatch, capsys):
     monkeypatch.setattr(devices, 'start_tensorflow', lambda *threads: None)
 
     def run_here(*args):
-        code = train_program.main(['cifar10_main.py', *map(str, args)], '', train_program.CIFAR10)
+        code = train_program.main(['cifar10_main.py', *map(str, args)], '', cifar10_main.PROGRAM)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -380,7 +380,7 @@ def old_net(pictures, tmp_path_factory):
     ]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         patch.setattr(devices, 'start_tensorflow', lambda *threads: None)
-        assert train_program.main(['cifar10_main.py', *map(str, args)], '', train_program.CIFAR10) == 0
+        assert train_program.main(['cifar10_main.py', *map(str, args)], '', cifar10_main.PROGRAM) == 0
     text = out.getvalue()
     assert text.count('unreadable, left out: ') == 1 and 'red/broken.jpg' in text and ' are unreadable' in text
     assert f'dataset=folder:{pictures / "old"}' in text

@@ -23,7 +23,7 @@ def call(monkeypatch, capsys):
     monkeypatch.setattr(devices, 'start_tensorflow', lambda *threads: None)
 
     def run_here(*args):
-        code = train_program.main(['mnist_main.py', *map(str, args)], mnist_main.__doc__, train_program.MNIST)
+        code = train_program.main(['mnist_main.py', *map(str, args)], mnist_main.__doc__, mnist_main.PROGRAM)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

@@ -17,8 +17,9 @@ import wrong_inputs_test
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from official_resnet import cifar10_main, cifar100_main, imagenet_main, mnist_main
 from official_resnet.building import tars
-from official_resnet.command_line import flags, train_program
+from official_resnet.command_line import flags
 from official_resnet.command_line.program import run_program
 from official_resnet.errors import UserError
 from official_resnet.inputs import cifar, download, idx, jpeg, tfrecords
@@ -306,7 +307,10 @@ def test_any_arguments_are_taken_or_refused_in_one_line(program, data):
 
 
 TRAINING = {
-    f'{name}_main': getattr(train_program, name.upper()) for name in ('cifar10', 'cifar100', 'mnist', 'imagenet')
+    'cifar10_main': cifar10_main.PROGRAM,
+    'cifar100_main': cifar100_main.PROGRAM,
+    'mnist_main': mnist_main.PROGRAM,
+    'imagenet_main': imagenet_main.PROGRAM,
 }
 
 

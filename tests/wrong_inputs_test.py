@@ -27,10 +27,20 @@ from PIL import Image
 import official_resnet
 from benchmarks import build, speed
 from checkpoints_tools import read_ckpt
-from official_resnet import cifar10_download_and_extract, predict_main, resnet_model, resnet_spec
+from official_resnet import (
+    cifar10_download_and_extract,
+    cifar10_main,
+    cifar100_main,
+    imagenet_main,
+    mnist_main,
+    predict_main,
+    resnet_model,
+    resnet_spec,
+)
 from official_resnet.building import downloads
 from official_resnet.command_line import flags, train_program
-from official_resnet.command_line.program import Number, run_program
+from official_resnet.command_line.flags import Number
+from official_resnet.command_line.program import run_program
 from official_resnet.errors import UserError
 from official_resnet.experiments import (
     degradation_main,
@@ -70,11 +80,10 @@ def data_command(name, *base):
     return Program(module.define_flags, module.main, list(base))
 
 
-def training(name, *base):
-    row = getattr(train_program, name.upper())
+def training(main, *base):
     return Program(
-        lambda: flags.define(row),
-        lambda argv: train_program.main(argv, '', row),
+        lambda: flags.define(main.PROGRAM),
+        lambda argv: train_program.main(argv, '', main.PROGRAM),
         [*base, '--model_dir={new}/model', '--nodownload', '-bs=16', '-te=1'],
     )
 
@@ -83,10 +92,10 @@ SHARDS = ['--train_shards=2', '--validation_shards=2', '--num_threads=1']
 LISTS = ['--labels_file={ilsvrc}/imagenet_lsvrc_2015_synsets.txt']
 DIRECTORIES = ['--train_directory={raw}/train', '--validation_directory={raw}/validation', '--output_directory={new}']
 PROGRAMS = {
-    'cifar10_main': training('cifar10', '--data_dir={cifar}', '-rs=8', '--shortcut=A'),
-    'cifar100_main': training('cifar100', '--data_dir={cifar100}', '-rs=8', '--shortcut=A'),
-    'mnist_main': training('mnist', '--data_dir={mnist}'),
-    'imagenet_main': training('imagenet', '--data_dir={shards}', '-rs=18', '--image_size=32'),
+    'cifar10_main': training(cifar10_main, '--data_dir={cifar}', '-rs=8', '--shortcut=A'),
+    'cifar100_main': training(cifar100_main, '--data_dir={cifar100}', '-rs=8', '--shortcut=A'),
+    'mnist_main': training(mnist_main, '--data_dir={mnist}'),
+    'imagenet_main': training(imagenet_main, '--data_dir={shards}', '-rs=18', '--image_size=32'),
     'cifar10_download_and_extract': Program(
         cifar10_download_and_extract.define_flags,
         cifar10_download_and_extract.main,

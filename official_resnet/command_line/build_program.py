@@ -10,7 +10,7 @@ from official_resnet.building import shards
 from official_resnet.building.image_list import ImageList
 from official_resnet.building.records import Options
 from official_resnet.building.verify import verify
-from official_resnet.command_line.program import Definer
+from official_resnet.command_line.definer import Definer
 
 SPLITS = ('validation', 'train')  # in the order in which they are built
 LABELS_TEXT = 'Classes, one a line; the label of each is its place, from 1. Without it the 1000 of ILSVRC2012.'

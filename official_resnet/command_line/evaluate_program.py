@@ -122,7 +122,15 @@ def _settings(config):
     return found | {'resnet_size': config.spec.resnet_size}
 
 
-def export_net(model, config, options):
+def require_export_dir(export_dir: str) -> None:
+    """Refuse a folder below a file, before the training that it is for."""
+    path = pathlib.Path(export_dir).absolute()
+    there = next(path for path in (path, *path.parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"cannot make export_dir '{export_dir}': '{there}' is a file; pass another --export_dir")
+
+
+def export_net(model, config: TrainConfig, options: RunOptions) -> None:
     """Write the SavedModel of --export_dir, and say where it is."""
     from official_resnet import resnet_run_loop
     from official_resnet.inference import export

@@ -5,6 +5,7 @@ A training program is a row, `Program`; its flags live in a FlagValues of their 
 
 import dataclasses
 import functools
+import math
 import os
 import typing
 from collections.abc import Callable, Mapping
@@ -12,7 +13,6 @@ from typing import Any
 
 from absl import flags
 
-from official_resnet.command_line.program import MAX_INTEGER, Definer
 from official_resnet.errors import UserError
 from official_resnet.inputs.images import Views
 from official_resnet.inputs.normalization import PUBLISHED
@@ -27,9 +27,9 @@ from official_resnet.training.config import (
     setting,
 )
 
+MAX_INTEGER = 2**31 - 1  # of counts: TensorFlow keeps some in 32 bits
 MULTI_WORKER = 'multi_worker_mirrored'
 HOOKS = ('LoggingTensorHook', 'ProfilerHook', 'ExamplesPerSecondHook', 'LoggingMetricHook', 'StepCounterHook')
-_HEADINGS = ('Data', 'Network', 'Training', 'Transfer', 'Evaluation and export', 'Machine', 'Logging')
 _BIG_QUERY = 'BigQuery upload is gone; --benchmark_log_dir writes the same JSON'
 # Flags of official/resnet that have no meaning any more: (name, short name, what to do instead).
 OBSOLETE = (
@@ -182,7 +182,6 @@ def fields_of(program: Program) -> dict[str, tuple[dataclasses.Field, Any]]:
 def define(program: Program) -> flags.FlagValues:
     """Return the flags of a program."""
     values = flags.FlagValues()
-    define = Definer(values)
     dataset, table = next(iter(program.recipes.items()))
     words = {'recipe': list(table), 'dataset': list(program.recipes), 'resnet_version': program.versions}
     defaults = {'data_dir': f'/tmp/{dataset}_data', 'model_dir': f'/tmp/{dataset}_model'}
@@ -190,55 +189,85 @@ def define(program: Program) -> flags.FlagValues:
         about = dict(field.metadata)
         if flag == 'resnet_size':
             about['text'] = f'{about["text"][:-1]}: {program.sizes}.'
-        default = None if about.get('is_open') else defaults.get(flag, field.default)
+        default = defaults.get(flag, field.default)
         if flag in words:
             about['words'] = words[flag]
-            default = None if about.get('is_open') else about['words'][0]
-        define_flag(define, flag, default, kind, about)
+            default = words[flag][0]
+        define_flag(values, flag, None if about.get('is_open') else default, kind, about)
     for name, short, text in OBSOLETE:
-        (define.boolean if name in _OBSOLETE_SWITCHES else define.string)(name, None, f'Obsolete: {text}.', short)
+        kind = bool if name in _OBSOLETE_SWITCHES else str
+        define_flag(values, name, None, kind, {'text': f'Obsolete: {text}.', 'short': short})
     return values
 
 
-def define_flag(define: Definer, name: str, default: Any, kind: Any, about: Mapping[str, Any]) -> None:
+def define_flag(values: flags.FlagValues, name: str, default: Any, kind: Any, about: Mapping[str, Any]) -> None:
     """Define a flag.
 
     Args:
-        define: where.
+        values: where.
         name: of the flag.
         default: of the flag.
         kind: type of its field.
         about: metadata of its field, see config.setting.
     """
-    text, short = about['text'], about.get('short')
+    common = {'help': about['text'], 'short_name': about.get('short'), 'flag_values': values}
     low, high = about.get('least', about.get('above')), about.get('most', about.get('below'))
     words = about.get('words', about.get('choices'))
     if words:
-        define.enum(name, default, words, text, short)
+        flags.DEFINE_enum(name, default, words, **common)
+    elif kind is bool:
+        flags.DEFINE_boolean(name, default, **common)
     elif kind in (int, int | None):
-        define.integer(name, default, text, short, low, MAX_INTEGER if high is None else high)
-    elif kind in (float, float | None):
-        define.number(name, default, text, short, low, high)
+        flags.DEFINE_integer(name, default, **common, lower_bound=low, upper_bound=high or MAX_INTEGER)
     elif kind == tuple[str, ...]:
-        define.names(name, default and ','.join(default), text, short)
+        flags.DEFINE_list(name, default and ','.join(default), **common)
+    elif kind in (str, str | None):
+        flags.DEFINE_string(name, default, **common)
     else:
-        others = {bool: define.boolean, tuple[float, ...]: define.numbers, float | str | None: define.scale}
-        others.get(kind, define.string)(name, default, text, short)
+        parsers = {tuple[float, ...]: Numbers(), float | str | None: Scale()}
+        flags.DEFINE(parsers.get(kind) or Number(low, high), name, default, **common)
 
 
-def define_known(values: flags.FlagValues, flag: str, default: Any, **about: Any) -> None:
-    """Define, for a program of another kind, a flag that training programs have.
+class Number(flags.FloatParser):
+    """A finite number within bounds: absl's own takes nan for one."""
 
-    Args:
-        values: where.
-        flag: its name.
-        default: of the flag.
-        **about: what differs of the metadata of its field, see config.setting.
-    """
-    part = next(part for part in PARTS if flag in flags_of(part))
-    field = flags_of(part)[flag]
-    kind = field.metadata.get('type', typing.get_type_hints(part)[field.name])
-    define_flag(Definer(values), flag, default, kind, {**field.metadata, **about})
+    def convert(self, argument):
+        number = super().convert(argument)
+        if not math.isfinite(number):
+            raise ValueError(f'{argument} is no finite number; pass one')
+        return number
+
+
+class Numbers(flags.ArgumentParser):
+    """'91,136' -> (91.0, 136.0)."""
+
+    def parse(self, argument):
+        try:
+            numbers = tuple(float(part) for part in argument.split(',') if part)
+        except ValueError:
+            numbers = (math.nan,)
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f'{argument!r} is no comma list of numbers')
+        return numbers
+
+    def flag_type(self):
+        return 'comma list of numbers'
+
+
+class Scale(flags.ArgumentParser):
+    """'dynamic', or a number above 0."""
+
+    def parse(self, argument):
+        try:
+            number = float(argument)
+        except ValueError:
+            number = 0
+        if argument != 'dynamic' and not 0 < number < math.inf:
+            raise ValueError("pass a number above 0, or 'dynamic'")
+        return number or argument
+
+    def flag_type(self):
+        return 'number'
 
 
 def given(values: flags.FlagValues) -> set[str]:
@@ -249,14 +278,6 @@ def given(values: flags.FlagValues) -> set[str]:
 def given_axes(values: flags.FlagValues) -> dict[str, str]:
     """Return {flag: field of ResNetSpec} of the flags that were given and decide the network."""
     return {flag: field.name for flag, field in flags_of(ResNetSpec).items() if flag in given(values)}
-
-
-def groups(values: flags.FlagValues, program: Program) -> dict[str, list[tuple[flags.Flag, Any]]]:
-    """Return {heading: (flag, its value by default and --recipe)}, as usage.text takes them."""
-    chosen, found = settings(values, program), {heading: [] for heading in _HEADINGS}
-    for flag, (field, _) in fields_of(program).items():
-        found[field.metadata['group']].append((values[flag], chosen.get(flag, field.default)))
-    return found
 
 
 def settings(values: flags.FlagValues, program: Program) -> dict[str, Any]:

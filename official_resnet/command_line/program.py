@@ -1,17 +1,18 @@
 """A program from its arguments to its exit code: parse, run, one line for a mistake."""
 
 import contextlib
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from official_resnet.errors import UserError, one_line
 
-MAX_INTEGER = 2**31 - 1  # of counts: TensorFlow keeps some in 32 bits
+if TYPE_CHECKING:
+    from official_resnet.command_line.flags import Program
+
 _HELP = {'-h', '--help', '--helpshort', '--helpfull'}
 
 
@@ -21,7 +22,7 @@ def run_program(
     values: flags.FlagValues,
     body: Callable[..., int | None],
     *,
-    groups: Callable[[flags.FlagValues], Any] | None = None,
+    row: 'Program | None' = None,
     takes_arguments: bool = False,
 ) -> int:
     """Parse argv into `values` and call body(values); return the exit code.
@@ -34,7 +35,7 @@ def run_program(
         doc: the head of --help.
         values: the flags.
         body: what the program does.
-        groups: as usage.text; --helpfull has all flags as absl shows them.
+        row: of a training program, whose --help groups the flags; --helpfull has all of them as absl shows them.
         takes_arguments: whether arguments may follow the flags; then body(values, arguments) is called.
     """
     name = os.path.basename(argv[0]).removesuffix('.py')
@@ -42,7 +43,7 @@ def run_program(
         sys.stdout.reconfigure(errors='backslashreplace')
     if _HELP.intersection(argv[1:]):
         with reader_may_leave():
-            print(_help(argv, doc, values, groups))
+            print(_help(argv, doc, values, row))
         return 0
     try:
         extra = values(argv)[1:]
@@ -88,14 +89,14 @@ def _fail(name, text):
     return 1
 
 
-def _help(argv, doc, values, groups):
+def _help(argv, doc, values, row):
     if '--helpfull' in argv:
         return f'{doc}\nflags:\n{values.get_help()}'
     from official_resnet.command_line import usage
 
     with contextlib.suppress(flags.Error, ValueError, RecursionError):  # wrong flags beside --help
         values([argument for argument in argv if argument not in _HELP])  # for --recipe
-    return usage.text(doc, groups(values) if groups else usage.one_group(values))
+    return usage.text(doc, usage.groups(values, row) if row else usage.one_group(values))
 
 
 def _drop_output():
@@ -107,76 +108,3 @@ def _out_of_memory():
     """Return the exceptions that say so; TensorFlow's if it is there."""
     tensorflow = sys.modules.get('tensorflow')
     return (MemoryError, *([tensorflow.errors.ResourceExhaustedError] if tensorflow else []))
-
-
-class Number(flags.FloatParser):
-    """A finite number within bounds: absl's own takes nan for one."""
-
-    def convert(self, argument):
-        number = super().convert(argument)
-        if not math.isfinite(number):
-            raise ValueError(f'{argument} is no finite number; pass one')
-        return number
-
-
-class Numbers(flags.ArgumentParser):
-    """'91,136' -> (91.0, 136.0)."""
-
-    def parse(self, argument):
-        try:
-            numbers = tuple(float(part) for part in argument.split(',') if part)
-        except ValueError:
-            numbers = (math.nan,)
-        if not all(map(math.isfinite, numbers)):
-            raise ValueError(f'{argument!r} is no comma list of numbers')
-        return numbers
-
-    def flag_type(self):
-        return 'comma list of numbers'
-
-
-class Scale(flags.ArgumentParser):
-    """'dynamic', or a number above 0."""
-
-    def parse(self, argument):
-        try:
-            number = float(argument)
-        except ValueError:
-            number = 0
-        if argument != 'dynamic' and not 0 < number < math.inf:
-            raise ValueError("pass a number above 0, or 'dynamic'")
-        return number or argument
-
-    def flag_type(self):
-        return 'number'
-
-
-class Definer:
-    """absl's DEFINE functions with the flag set filled in."""
-
-    def __init__(self, values: flags.FlagValues):
-        self.values = values
-
-    def string(self, name, default, text, short=None):
-        flags.DEFINE_string(name, default, text, short_name=short, flag_values=self.values)
-
-    def boolean(self, name, default, text, short=None):
-        flags.DEFINE_boolean(name, default, text, short_name=short, flag_values=self.values)
-
-    def enum(self, name, default, choices, text, short=None):
-        flags.DEFINE_enum(name, default, choices, text, short_name=short, flag_values=self.values)
-
-    def integer(self, name, default, text, short=None, lower=None, upper=MAX_INTEGER):
-        flags.DEFINE_integer(name, default, text, lower, upper, short_name=short, flag_values=self.values)
-
-    def number(self, name, default, text, short=None, lower=None, upper=None):
-        flags.DEFINE(Number(lower, upper), name, default, text, short_name=short, flag_values=self.values)
-
-    def numbers(self, name, default, text, short=None):
-        flags.DEFINE(Numbers(), name, default, text, short_name=short, flag_values=self.values)
-
-    def scale(self, name, default, text, short=None):
-        flags.DEFINE(Scale(), name, default, text, short_name=short, flag_values=self.values)
-
-    def names(self, name, default, text, short=None):
-        flags.DEFINE_list(name, default, text, short_name=short, flag_values=self.values)

@@ -8,26 +8,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from official_resnet import files, resnet_variants
+from official_resnet import files
 from official_resnet.command_line import flags, program
 from official_resnet.command_line.flags import Program, RunOptions
 from official_resnet.errors import UserError, one_line
 from official_resnet.inputs import datasets
-from official_resnet.training import devices, recipes
+from official_resnet.training import devices
 from official_resnet.training.config import TrainConfig
-
-_CIFAR_SIZES = '6n+2, as 8, 14, 20'
-CIFAR10 = Program({'cifar10': recipes.CIFAR}, resnet_variants.cifar_spec, _CIFAR_SIZES)
-CIFAR100 = Program({'cifar100': recipes.CIFAR}, resnet_variants.cifar_spec, _CIFAR_SIZES)
-MNIST = Program({'mnist': recipes.MNIST, 'fashion_mnist': recipes.FASHION_MNIST}, resnet_variants.mnist_spec)
-IMAGENET = Program(
-    {'imagenet': recipes.IMAGENET},
-    resnet_variants.imagenet_spec,
-    ', '.join(map(str, resnet_variants.IMAGENET_BLOCKS)),
-    versions=('1', '1.5', '2'),
-    streams=True,
-    synthetic='synthetic224',
-)
 
 
 def main(argv: Sequence[str], doc: str, row: Program) -> int:
@@ -41,7 +28,7 @@ def main(argv: Sequence[str], doc: str, row: Program) -> int:
         return _run(values, config, options, row, argv)
 
     values = flags.define(row)
-    code = program.run_program(argv, doc, values, body, groups=lambda values: flags.groups(values, row))
+    code = program.run_program(argv, doc, values, body, row=row)
     if is_worker:  # TensorFlow needs many seconds to shut a worker down, and nothing is left to do
         sys.stdout.flush()
         sys.stderr.flush()
@@ -55,7 +42,9 @@ def _run(values, config, options, row, argv):
         if values[name].present:
             print(f'--{name} is obsolete and ignored: {text}')
     if options.export_dir:
-        _require_export_dir(options.export_dir)
+        from official_resnet.command_line import evaluate_program
+
+        evaluate_program.require_export_dir(options.export_dir)
     if options.eval_only:
         from official_resnet.command_line import evaluate_program
 
@@ -127,14 +116,6 @@ def _require_other_model_dir(model_dir, pretrained):
         raise UserError(f"the pretrained net {pretrained} is in model_dir '{model_dir}'; pass another --model_dir")
 
 
-def _require_export_dir(export_dir):
-    """Refuse a folder below a file, before the training that it is for."""
-    path = pathlib.Path(export_dir).absolute()
-    there = next(path for path in (path, *path.parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f"cannot make export_dir '{export_dir}': '{there}' is a file; pass another --export_dir")
-
-
 def _make_folder(model_dir):
     try:
         os.makedirs(model_dir, exist_ok=True)
@@ -179,33 +160,16 @@ def _callbacks(config, options):
         callbacks.MetricsJSON(config.machine.model_dir),
         keras.callbacks.LambdaCallback(on_train_begin=lambda logs: _store(config, options.recipe)),
     ]
-    if options.benchmark_log_dir or hooks & {'examplespersecondhook', 'loggingmetrichook', 'stepcounterhook'}:
-        info = {
-            'model_name': 'resnet',
-            'dataset': {'name': config.dataset},
-            'machine_config': devices.machine_info(),
-            'test_id': options.benchmark_test_id,
-            'run_parameters': config.to_json(),
-            'tensorflow_environment_variables': {k: v for k, v in os.environ.items() if k.startswith('TF_')},
-        }
-        chosen.append(callbacks.BenchmarkLog(options.benchmark_log_dir, info, options.log_steps, hooks))
-    if options.enable_tensorboard or options.profile_steps or 'profilerhook' in hooks:
-        chosen.append(_tensorboard(config.machine.model_dir, options.profile_steps, 'profilerhook' in hooks))
+    if (
+        options.benchmark_log_dir
+        or options.enable_tensorboard
+        or options.profile_steps
+        or hooks - {'loggingtensorhook'}
+    ):
+        from official_resnet.command_line import more_logging
+
+        chosen += more_logging.callbacks_of(config, options, hooks)
     return chosen
-
-
-def _tensorboard(model_dir, profile_steps, is_profiling):
-    """Return Keras' TensorBoard callback, or say what to install."""
-    try:
-        import tensorboard  # noqa: F401  Keras' callback writes what only tensorboard can show
-    except ImportError:
-        raise UserError("TensorBoard is not installed; pip install 'official-resnet[plots]'") from None
-    import keras
-
-    profile = (10, 20) if is_profiling else 0
-    if profile_steps:
-        profile = tuple(int(step) for step in profile_steps.split(','))
-    return keras.callbacks.TensorBoard(model_dir, write_graph=False, profile_batch=profile)
 
 
 def _finish(config, result, options):

@@ -7,7 +7,10 @@ from typing import Any
 
 from absl import flags
 
+from official_resnet.command_line.flags import Program, fields_of, settings
+
 WIDTH = 80  # columns
+_HEADINGS = ('Data', 'Network', 'Training', 'Transfer', 'Evaluation and export', 'Machine', 'Logging')
 _KINDS = {'int': 'N', 'float': 'X', 'string': 'TEXT', 'number': 'X'}  # of absl -> here
 # What other programs call it -> what it is called here, in the order of preference.
 OTHER_NAMES = {
@@ -85,6 +88,14 @@ def text(doc: str, groups: Mapping[str, Sequence[tuple[flags.Flag, Any]]]) -> st
         for flag, default in entries:
             lines += _entry(flag, default)
     return '\n'.join([*lines, '', 'Defaults are in brackets. --helpfull lists all flags, also the obsolete ones.'])
+
+
+def groups(values: flags.FlagValues, program: Program) -> dict[str, list[tuple[flags.Flag, Any]]]:
+    """Return {heading: (flag, its value by default and --recipe)}, as usage.text takes them."""
+    chosen, found = settings(values, program), {heading: [] for heading in _HEADINGS}
+    for flag, (field, _) in fields_of(program).items():
+        found[field.metadata['group']].append((values[flag], chosen.get(flag, field.default)))
+    return found
 
 
 def one_group(values: flags.FlagValues) -> dict[str, list[tuple[flags.Flag, Any]]]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from absl import flags as absl_flags
 
-from official_resnet.command_line import flags, program
+from official_resnet.command_line import definer, program
 from official_resnet.errors import UserError
 from official_resnet.inputs import datasets
 from official_resnet.resnet_spec import MAX_LAYERS
@@ -14,34 +14,35 @@ from official_resnet.training import devices
 
 def define_flags(values: absl_flags.FlagValues, output_dir: str) -> None:
     """Define what every experiment has: where data comes from, where results go, how much is done."""
-    define = program.Definer(values)
-    flags.define_known(values, 'data_dir', '/tmp/cifar10_data')
-    flags.define_known(values, 'download', True)
-    flags.define_known(values, 'use_synthetic_data', False)
+    define = definer.Definer(values)
+    define.known('data_dir', '/tmp/cifar10_data')
+    define.known('download', True)
+    define.known('use_synthetic_data', False)
     define.string(
         'output_dir', output_dir, 'Folder of the figure, the results in JSON and the nets; finished ones stay.'
     )
     define.boolean('quick', False, 'Minutes on two cores, in place of the setting of the paper.')
-    flags.define_known(values, 'seed', 0)
+    define.known('seed', 0)
 
 
 def define_training_flags(values: absl_flags.FlagValues) -> None:
     """Define what changes the course of a training; each unset flag is the paper's, or quick's."""
+    define = definer.Definer(values)
     text = 'Number of epochs of each net; the rate drops after 1/2 and 3/4 of them.'
-    flags.define_known(values, 'train_epochs', None, text=text)
-    flags.define_known(values, 'num_train_images', None)
-    flags.define_known(values, 'batch_size', 128)
+    define.known('train_epochs', None, text=text)
+    define.known('num_train_images', None)
+    define.known('batch_size', 128)
     define_dtype(values)
 
 
 def define_dtype(values: absl_flags.FlagValues) -> None:
     """Define --dtype, by default the best of the device."""
-    flags.define_known(values, 'dtype', 'auto', choices=('auto', 'fp32', 'bf16'))
+    definer.Definer(values).known('dtype', 'auto', choices=('auto', 'fp32', 'bf16'))
 
 
 def define_names(values: absl_flags.FlagValues, name: str, choices: Collection[str], text: str) -> None:
     """Define a comma list of names, by default of all `choices`."""
-    program.Definer(values).names(name, ','.join(choices), text)
+    definer.Definer(values).names(name, ','.join(choices), text)
     absl_flags.register_validator(
         name,
         lambda names: names and set(names) <= set(choices),
@@ -52,7 +53,7 @@ def define_names(values: absl_flags.FlagValues, name: str, choices: Collection[s
 
 def define_depths(values, default, text=''):
     """Define --depths, a comma list of the numbers of layers; `text` explains a default None."""
-    program.Definer(values).names('depths', default, f'Layers of the nets, each 6n+2{text}.')
+    definer.Definer(values).names('depths', default, f'Layers of the nets, each 6n+2{text}.')
     absl_flags.register_validator(
         'depths',
         lambda depths: depths is None or depths and all(map(is_depth, depths)),

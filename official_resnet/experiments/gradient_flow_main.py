@@ -23,7 +23,7 @@ import sys
 try:
     from absl import flags as absl_flags
 
-    from official_resnet.command_line import flags, program
+    from official_resnet.command_line import definer
     from official_resnet.experiments import experiment_program
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
@@ -34,11 +34,11 @@ ACTIVATIONS = ('sigmoid', 'relu')
 def define_flags():
     """Return the flags, in a set of their own."""
     values = absl_flags.FlagValues()
-    define = program.Definer(values)
+    define = definer.Definer(values)
     experiment_program.define_flags(values, '/tmp/resnet_gradient_flow')
     experiment_program.define_depths(values, None, '; 20,56,110, with --quick 20,56')
     define.integer('steps', None, 'Number of steps to train a net; 300, with --quick 60.', None, 1)
-    flags.define_known(values, 'batch_size', None, text='Number of images in a step; 128, with --quick 64.')
+    define.known('batch_size', None, text='Number of images in a step; 128, with --quick 64.')
     define.number('learning_rate', 0.01, 'Learning rate of SGD with momentum 0.9.', None, 0)
     experiment_program.define_names(values, 'activations', ACTIVATIONS, 'sigmoid, relu or both.')
     define.enum('batch_norm', 'both', ['both', 'on', 'off'], 'Nets with BN, without, or both.')

@@ -19,7 +19,7 @@ import sys
 try:
     from absl import flags as absl_flags
 
-    from official_resnet.command_line import flags
+    from official_resnet.command_line import definer
     from official_resnet.experiments import experiment_program
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
@@ -71,8 +71,9 @@ def define_flags():
     values = absl_flags.FlagValues()
     experiment_program.define_flags(values, '/tmp/resnet_shortcuts')
     experiment_program.define_training_flags(values)
+    define = definer.Definer(values)
     text = f'Number of layers that have weights: 6n+2; {PAPER_SIZE}, with --quick {QUICK_SIZE}.'
-    flags.define_known(values, 'resnet_size', None, text=text, least=8)
+    define.known('resnet_size', None, text=text, least=8)
     experiment_program.define_names(values, 'rows', ROWS, f'Nets to train, of {", ".join(ROWS)}.')
     absl_flags.register_validator(
         'resnet_size',

@@ -24,7 +24,7 @@ try:
     from absl import flags as absl_flags
 
     from official_resnet import resnet_variants
-    from official_resnet.command_line import flags, program
+    from official_resnet.command_line import definer
     from official_resnet.errors import UserError
     from official_resnet.experiments import experiment_program
     from official_resnet.training import devices, recipes
@@ -69,23 +69,23 @@ WAYS = {
 def define_flags():
     """Return the flags, in a set of their own."""
     values = absl_flags.FlagValues()
-    define = program.Definer(values)
+    define = definer.Definer(values)
 
     def number(name, text, short=None):
         define.integer(name, None, f'{text}; {_default_text(name)}.', short, 1)
 
-    flags.define_known(values, 'image_folder', None)
+    define.known('image_folder', None)
     text = 'Folder of the results in JSON and the nets; finished ones stay.'
     define.string('output_dir', '/tmp/resnet_transfer', text)
     define.boolean('quick', False, 'Minutes on two cores.')
-    flags.define_known(values, 'seed', 0, text='Seed of the choice of images, initial weights, order and augmentation.')
-    flags.define_known(values, 'resnet_size', 20, text='Number of layers that have weights: 6n+2.', least=8)
+    define.known('seed', 0, text='Seed of the choice of images, initial weights, order and augmentation.')
+    define.known('resnet_size', 20, text='Number of layers that have weights: 6n+2.', least=8)
     number('source_epochs', 'Number of epochs of the first net')
     number('source_images', 'Number of training images of a class for the first net')
     text = f'Number of epochs of the others, {WAYS["head"].epochs} times as many of those whose backbone is frozen'
     number('train_epochs', text, 'te')
     number('images_per_class', 'Number of training images of a class for the others')
-    flags.define_known(values, 'batch_size', 32, text='Number of images in a step; the first net has 128.')
+    define.known('batch_size', 32, text='Number of images in a step; the first net has 128.')
     experiment_program.define_dtype(values)
     experiment_program.define_names(values, 'ways', WAYS, f'Ways to learn, of {", ".join(WAYS)}.')
     absl_flags.register_validator('image_folder', lambda path: path is not None, 'must be given', values)

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import json
 import operator
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -367,13 +366,6 @@ class TrainConfig:
             ) from None
 
 
-IDENTITY = tuple(field.name for field in dataclasses.fields(TrainConfig) if field.metadata.get('is_identity'))
-_PREFIXES = {'': TrainConfig, 'machine.': MachineConfig, 'schedule.': Schedule, 'views.': Views, 'spec.': ResNetSpec}
-_FLAGS = {
-    f'{prefix}{field.name}': f'--{flag}' for prefix, part in _PREFIXES.items() for flag, field in flags_of(part).items()
-}
-
-
 def require_block(config: TrainConfig, block: Callable | None) -> None:
     """Refuse the network of an experiment without its block function, and a block function that no experiment names."""
     if config.experiment and not block:
@@ -383,66 +375,3 @@ def require_block(config: TrainConfig, block: Callable | None) -> None:
         )
     if block and not config.experiment:
         raise UserError('block=... builds another network than the spec says; name the change in config.experiment')
-
-
-def require_same_run(ours: TrainConfig, theirs: TrainConfig) -> None:
-    """Refuse to continue a stored run `theirs` by a config of another.
-
-    Raises:
-        UserError: a field that is part of a run's identity differs.
-    """
-    mine, stored = ours.to_json(), theirs.to_json()
-    wrong = [difference(name, mine[name], stored[name]) for name in IDENTITY if mine[name] != stored[name]]
-    sources = ours.pretrained, theirs.pretrained
-    # Where the stored source is not there any more, it may have been moved.
-    if all(sources) and pathlib.Path(sources[1]).exists() and len({pathlib.Path(one).resolve() for one in sources}) > 1:
-        wrong.append(difference('pretrained', *sources))
-    if wrong:
-        raise UserError(
-            f'model_dir {ours.machine.model_dir!r} holds a run with {wrong[0]}; '
-            'pass its value, another --model_dir, or --clean to delete it'
-        )
-
-
-def require_same_data(ours: dict, theirs: dict, model_dir: str) -> None:
-    """Refuse to continue a run, or to evaluate it, on other data: the two differ in a field that `ours` has."""
-    for name, value in ours.items():
-        if value != theirs[name]:
-            raise UserError(
-                f'model_dir {model_dir!r} holds a run on data with {difference(name, value, theirs[name])}; '
-                'pass that data, or another --model_dir'
-            )
-
-
-def changes(ours: TrainConfig, theirs: TrainConfig) -> list[str]:
-    """Return what differs from a stored config, its folders left out, as '--flag theirs, not ours'."""
-    ours, theirs = ours.to_json(), theirs.to_json()
-    for values in (ours, theirs):
-        values |= {f'machine.{name}': value for name, value in values.pop('machine').items()}
-    names = [name for name in ours if ours[name] != theirs[name] and not name.endswith(('data_dir', 'model_dir'))]
-    return [difference(name, ours[name], theirs[name]) for name in names]
-
-
-def difference(name: str, ours: Any, theirs: Any) -> str:
-    """Return '--flag old, not new', going into the field of a spec or schedule that differs.
-
-    Args:
-        name: of a field of TrainConfig, or of anything else that two runs have, as 'class_names'.
-        ours: its plain value, as to_json has it, in the run that is asked for.
-        theirs: the same of the run that is there.
-    """
-    if isinstance(ours, list) and isinstance(theirs, list):  # a sentence holds no thousand class names
-        i = next((i for i, (one, other) in enumerate(zip(ours, theirs, strict=False)) if one != other), None)
-        return difference(name, len(ours), len(theirs)) if i is None else difference(f'{name}[{i}]', ours[i], theirs[i])
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        differing = {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
-        texts = []
-        if name == 'spec':
-            sizes = [ResNetSpec.from_json(spec).resnet_size for spec in (ours, theirs)]
-            if sizes[0] != sizes[1]:  # which names the blocks and their kind
-                differing -= {'group_blocks', 'block'}
-                texts = [difference('spec.group_blocks', *sizes)]
-        texts += [difference(f'{name}.{key}', ours.get(key), theirs.get(key)) for key in sorted(differing)]
-        return ', '.join(texts)
-    flag = _FLAGS.get(name)
-    return f'{flag} {theirs}, not {ours}' if flag else f'{name} {theirs!r}, not {ours!r}'
