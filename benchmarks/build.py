@@ -38,10 +38,10 @@ from official_resnet.building.verify import verify
 from official_resnet.command_line import definer, program
 from official_resnet.errors import UserError
 from official_resnet.inputs import jpeg
+from official_resnet.inputs.images import JPEG_SUFFIXES
 
 _CHUNK = 1 << 24  # bytes
 _DISK_BYTES = 1 << 31  # written and read to measure the disk
-build_ways.SUFFIXES = ('.jpeg', '.jpg')
 _log = functools.partial(print, flush=True)
 
 
@@ -88,14 +88,14 @@ def _read_sample(path):
             found = [
                 file.read_bytes()
                 for file in sorted(pathlib.Path(path).rglob('*'))
-                if file.suffix.lower() in build_ways.SUFFIXES
+                if file.suffix.lower() in JPEG_SUFFIXES
             ]
         else:
             with tarfile.open(path) as tar:
                 found = [
                     tar.extractfile(member).read()
                     for member in tar
-                    if member.isreg() and member.name.lower().endswith(build_ways.SUFFIXES)
+                    if member.isreg() and member.name.lower().endswith(JPEG_SUFFIXES)
                 ]
     except (OSError, tarfile.TarError) as error:
         reason = str(error).splitlines()[0].rstrip(':')

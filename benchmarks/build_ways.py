@@ -8,8 +8,7 @@ from benchmarks.memory import Peak, largest_child, peak_bytes
 from official_resnet.building import image_list, records, shards
 from official_resnet.building.job import Job, shard_name
 from official_resnet.building.records import Options
-
-SUFFIXES = ('.jpeg', '.jpg')
+from official_resnet.inputs.images import JPEG_SUFFIXES
 
 
 def ours(folder, output, num_shards):
@@ -54,7 +53,7 @@ def memory(folder, output, num_shards, num_threads):
 
 
 def _images(folder):
-    return image_list.from_folders(folder, sorted(os.listdir(folder)), SUFFIXES)
+    return image_list.from_folders(folder, sorted(os.listdir(folder)), JPEG_SUFFIXES)
 
 
 def _timed(write, num_shards):

@@ -12,12 +12,12 @@ import os
 import pathlib
 
 from official_resnet.errors import UserError
+from official_resnet.inputs.images import JPEG_SUFFIXES
 from official_resnet.training import devices
 
 SIZE = 224
 MIN_AREA = 0.05  # official/resnet's, of a training crop
 MEANS, DEVIATIONS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's, of 0..1
-SUFFIXES = ('.jpeg', '.jpg')
 
 
 def list_files(folder):
@@ -31,9 +31,9 @@ def list_files(folder):
     folder = pathlib.Path(folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"image_folder '{folder}' is no folder; pass one of JPEG files")
-    paths = sorted(path for path in folder.rglob('*') if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = sorted(path for path in folder.rglob('*') if path.suffix.lower() in JPEG_SUFFIXES and path.is_file())
     if not paths:
-        raise UserError(f"image_folder '{folder}' has no JPEG file ({' '.join(SUFFIXES)}); pass another")
+        raise UserError(f"image_folder '{folder}' has no JPEG file ({' '.join(JPEG_SUFFIXES)}); pass another")
     return paths
 
 
@@ -134,8 +134,8 @@ def num_cores():
 def training_batches(resize, batch_size, steps, folder):
     """Return so many batches of training, tf.data.Dataset, normalised as torchvision's; files are repeated in turn."""
     from official_resnet.inputs import streamed
-    from official_resnet.inputs.images import Views
     from official_resnet.inputs.normalization import PUBLISHED
+    from official_resnet.inputs.views import Views
 
     files = list(itertools.islice(itertools.cycle(list_files(folder)), steps * batch_size))
     views = Views(SIZE, min_area=MIN_AREA, use_boxes=False, resize=resize)

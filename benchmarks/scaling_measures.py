@@ -151,8 +151,8 @@ def measure_memory(size):
 def measure_input(size, folder=None):
     """Training images of 224x224 from shards, on one core, and records read by one thread."""
     from official_resnet.inputs import shards, streamed, tfrecords
-    from official_resnet.inputs.images import Views
     from official_resnet.inputs.normalization import OFFICIAL
+    from official_resnet.inputs.views import Views
 
     if folder:
         jpegs = [path.read_bytes() for path in jpeg_input.list_files(folder)]

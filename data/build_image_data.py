@@ -16,10 +16,9 @@ try:
     from official_resnet.building import image_list, labels
     from official_resnet.command_line import build_program, program
     from official_resnet.errors import UserError
+    from official_resnet.inputs import images
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
-
-SUFFIXES = ('.bmp', '.gif', '.jpe', '.jpeg', '.jpg', '.png', '.webp')
 
 
 def define_flags():
@@ -47,7 +46,7 @@ def _run(values):
                 if values.labels_file
                 else _folders(values.train_directory or values.validation_directory)
             )
-        return image_list.from_folders(folder, classes, SUFFIXES, is_complete=name == 'train')
+        return image_list.from_folders(folder, classes, images.SUFFIXES, is_complete=name == 'train')
 
     return build_program.build_folders(values, list_images, build_program.options(values, layout='folder'))
 

@@ -16,7 +16,6 @@ or null.
 
 import itertools
 import json
-import os
 import pathlib
 import sys
 
@@ -28,7 +27,6 @@ try:
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
-SUFFIXES = ('.bmp', '.gif', '.jpe', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')  # looked for in folders
 NUM_TO_COMPILE = 32  # pictures from which on folding and compiling, seconds, pays
 MAX_NAME_WIDTH = 32  # characters of a class's name that the table keeps free
 EXPLANATION_SIZE = 224  # pixels that an explanation has at least
@@ -98,6 +96,8 @@ def find_pictures(arguments):
     Raises:
         UserError: there are no arguments, or one is a URL.
     """
+    from official_resnet.inputs import images
+
     if not arguments:
         raise UserError('no pictures; pass files or folders of them')
     files = []
@@ -106,14 +106,9 @@ def find_pictures(arguments):
         if '://' in argument:
             raise UserError(f'{argument} is on the network, which is not used here; fetch it and pass the file')
         if path.is_dir():
-            found = sorted(
-                pathlib.Path(parent, name)
-                for parent, _, names in os.walk(path)
-                for name in names
-                if name.lower().endswith(SUFFIXES) and not name.startswith('.')
-            )
+            found = sorted(images.find_files(path, images.PREDICTION_SUFFIXES))
             if not found:
-                _say(f"left out: '{path}' has no picture ({' '.join(SUFFIXES)})")
+                _say(f"left out: '{path}' has no image ({' '.join(images.PREDICTION_SUFFIXES)})")
             files += found
         elif path.exists():
             files.append(path)

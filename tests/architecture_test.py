@@ -31,7 +31,7 @@ NO_KERAS = ('errors', 'files', 'inputs', 'building', 'resnet_spec')  # rooms tha
 # What a program reads before it starts TensorFlow. An import inside a function is late, and does not count.
 NO_TENSORFLOW = (
     *('errors', 'files', 'resnet_spec', 'resnet_variants', 'checkpoints', 'training.config', 'training.recipes'),
-    *('training.devices', 'training.workers', 'inputs.datasets', 'inputs.images', 'inputs.jpeg'),
+    *('training.devices', 'training.workers', 'inputs.datasets', 'inputs.images', 'inputs.views', 'inputs.jpeg'),
     *('inputs.tfrecords', 'inputs.download', 'command_line.program', 'command_line.flags'),
     *('command_line.train_program', 'command_line.build_program', 'building.shards', 'building.beam'),
 )

@@ -9,7 +9,7 @@ import pytest
 from official_resnet import resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.inputs.datasets import FolderOptions
-from official_resnet.inputs.images import Views
+from official_resnet.inputs.views import Views
 from official_resnet.resnet_spec import ResNetSpec
 from official_resnet.training.config import MachineConfig, Schedule, TrainConfig, flags_of
 from official_resnet.training.same_run import IDENTITY, difference

@@ -25,7 +25,7 @@ from official_resnet import checkpoints, cifar10_main, resnet_run_loop
 from official_resnet.command_line import train_program
 from official_resnet.errors import UserError
 from official_resnet.inputs import datasets, shards
-from official_resnet.inputs.images import Views
+from official_resnet.inputs.views import Views
 from official_resnet.training import devices
 
 pytestmark = pytest.mark.workers

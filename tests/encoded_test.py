@@ -14,7 +14,7 @@ from tiny_training import config_of
 
 from official_resnet import errors, resnet_run_loop, resnet_spec
 from official_resnet.inputs import augmentation, datasets, in_memory, shards, streamed, tfrecords
-from official_resnet.inputs.images import Views
+from official_resnet.inputs.views import Views
 
 NUM_IMAGES = 22
 PICTURES = draw(NUM_IMAGES)

@@ -179,18 +179,18 @@ FAULTS = [
     Fault(
         'cmyk',
         'The inks of a CMYK JPEG are inverted only where Adobe did so.',
-        'official_resnet/inputs/jpeg.py',
-        "if image.mode == 'CMYK' and not info.has_adobe:",
-        "if image.mode == 'CMYK' and info.has_adobe:",
+        'official_resnet/inputs/images.py',
+        "'adobe_transform' not in image.info:",
+        "'adobe_transform' in image.info:",
         'tests/jpeg_test.py -k cmyk',
     ),
     Fault(
         'exif',
         'An image to be named is turned as its EXIF says.',
-        'official_resnet/inference/predict.py',
-        'ImageOps.exif_transpose(image)',
-        'image',
-        'tests/prediction_test.py -k exif',
+        'official_resnet/inputs/images.py',
+        'PREDICTION = Rules(None, uses_exif=True,',
+        'PREDICTION = Rules(None, uses_exif=False,',
+        'tests/images_test.py -k exif',
     ),
     # The run and its state.
     Fault(

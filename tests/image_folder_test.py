@@ -1,4 +1,4 @@
-"""Own pictures: every format and mode a folder may hold, the split, what is left out, and what is a mistake."""
+"""Own images: how they are cut and resized, the split, what is left out, and what is a mistake."""
 
 import numpy as np
 import pytest
@@ -22,64 +22,6 @@ def fill(folder, counts, **options):
         for k in range(count):
             save(folder / name / f'{k:03}.png', colour=(10 * label, 0, k), **options)
     return folder
-
-
-@pytest.mark.parametrize(
-    'name,mode,options',
-    [
-        ('a.png', 'RGB', {}),
-        ('a.PNG', 'RGBA', {}),
-        ('a.png', 'P', {}),
-        ('a.jpg', 'RGB', {'quality': 100}),
-        ('a.jpeg', 'CMYK', {'quality': 100}),
-        ('a.gif', 'P', {}),
-        ('a.bmp', 'RGB', {}),
-        ('a.webp', 'RGB', {'quality': 100}),
-        ('a.webp', 'RGBA', {'lossless': True}),
-    ],
-)
-def test_formats_and_modes(tmp_path, name, mode, options):
-    got = image_folder.decode(save(tmp_path / name, mode, **options), 8)
-    assert got.shape == (8, 8, 3) and got.dtype == np.uint8
-    # A palette of GIF or PNG has 216 colours, at distances of 51; JPEG and WebP round.
-    np.testing.assert_allclose(got[4, 4], RED, atol=26 if mode == 'P' else 4)
-
-
-@pytest.mark.parametrize('name,mode', [('a.png', 'L'), ('a.jpg', 'L'), ('a.png', 'LA'), ('a.png', '1')])
-def test_grey(tmp_path, name, mode):
-    path = save(tmp_path / name, mode, colour=(255, 255, 255))
-    np.testing.assert_array_equal(image_folder.decode(path, 8), np.full((8, 8, 3), 255))
-    np.testing.assert_array_equal(image_folder.decode(path, 8, channels=1), np.full((8, 8, 1), 255))
-
-
-def test_grey_of_16_bits_keeps_its_upper_byte(tmp_path):
-    pixels = np.array([[0, 0x1234], [0x80FF, 0xFFFF]], np.uint16)
-    Image.fromarray(pixels).save(tmp_path / 'a.png')
-    got = image_folder.decode(tmp_path / 'a.png', 2)
-    np.testing.assert_array_equal(got[..., 0], [[0, 0x12], [0x80, 0xFF]])
-    np.testing.assert_array_equal(got[..., 2], got[..., 0])
-
-
-def test_palette_with_transparency(tmp_path):
-    image = Image.new('RGB', (4, 4), RED).convert('P')
-    image.save(tmp_path / 'a.png', transparency=bytes([0] * 256))
-    np.testing.assert_allclose(image_folder.decode(tmp_path / 'a.png', 4)[0, 0], RED, atol=26)
-
-
-def test_first_frame_of_an_animation(tmp_path):
-    frames = [Image.new('RGB', (4, 4), (level, level, level)) for level in (0, 255)]
-    frames[0].save(tmp_path / 'a.gif', save_all=True, append_images=frames[1:])
-    assert image_folder.decode(tmp_path / 'a.gif', 4).max() == 0
-
-
-def test_exif_orientation(tmp_path):
-    pixels = np.zeros((8, 8, 3), np.uint8)
-    pixels[:, :4] = 255  # the left half
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    Image.fromarray(pixels).save(tmp_path / 'a.png', exif=exif)
-    got = image_folder.decode(tmp_path / 'a.png', 8)
-    assert got[:4].min() == 255 and got[4:].max() == 0
 
 
 @pytest.mark.parametrize('width,height', [(12, 4), (4, 12), (5, 4)])

@@ -24,8 +24,8 @@ from official_resnet import checkpoints, cifar10_main, imagenet_main, resnet_var
 from official_resnet.command_line import train_program
 from official_resnet.inference import predict
 from official_resnet.inputs import augmentation, datasets
-from official_resnet.inputs.images import Views
 from official_resnet.inputs.normalization import NORMALIZATIONS
+from official_resnet.inputs.views import Views
 from official_resnet.training import devices
 
 PROGRAM = pathlib.Path(official_resnet.__file__).with_name('imagenet_main.py')

@@ -18,8 +18,8 @@ from PIL import Image
 
 from official_resnet import errors
 from official_resnet.inputs import augmentation, cifar, datasets, download, idx, in_memory, streamed, tfds_source
-from official_resnet.inputs.images import Views
 from official_resnet.inputs.normalization import NORMALIZATIONS, OFFICIAL, per_image_standardization
+from official_resnet.inputs.views import Views
 
 
 def numbered(num_images, shape=(4, 4, 1), normalization='none'):

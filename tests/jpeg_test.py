@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ilsvrc import sample
 from PIL import Image
 
-from official_resnet.inputs import jpeg
+from official_resnet.inputs import images, jpeg
 
 COLOUR = (200, 30, 60)
 
@@ -57,7 +57,7 @@ def test_an_rgb_jpeg_stays_as_it_is(options):
     assert (info.format, info.width, info.height, info.components, info.precision) == ('JPEG', 70, 40, 3, 8)
     assert info.is_whole and info.colour == ('RGB' if 'keep_rgb' in options else 'YCbCr')
     assert info.frame == (0xC2 if 'progressive' in options else 0xC0)
-    got, width, height = jpeg.to_rgb_jpeg(data, check='decode')
+    got, width, height = images.to_rgb_jpeg(data, check='decode')
     assert got is data and (width, height) == (70, 40)
     assert pixels(data).shape == (40, 70, 3)
 
@@ -65,12 +65,12 @@ def test_an_rgb_jpeg_stays_as_it_is(options):
 def test_adobe_marker_of_three_components():
     assert jpeg.inspect(adobe(encode(), 1)).colour == 'YCbCr'
     data = adobe(encode(keep_rgb=True, quality=100) if b'JFIF' in encode(keep_rgb=True) else encode(), 0)
-    assert jpeg.inspect(data).colour == 'RGB' and jpeg.to_rgb_jpeg(data)[0] is data and pixels(data).shape[-1] == 3
+    assert jpeg.inspect(data).colour == 'RGB' and images.to_rgb_jpeg(data)[0] is data and pixels(data).shape[-1] == 3
 
 
 def test_bytes_after_the_end_are_left_alone():
     data = encode() + b'garbage \xff\xd8\xff'
-    assert jpeg.inspect(data).is_whole and jpeg.to_rgb_jpeg(data)[0] is data
+    assert jpeg.inspect(data).is_whole and images.to_rgb_jpeg(data)[0] is data
 
 
 @pytest.mark.parametrize(
@@ -91,17 +91,17 @@ def test_bytes_after_the_end_are_left_alone():
 def test_other_formats_become_rgb(mode, kind, options):
     data = encode(mode, kind, **options)
     assert jpeg.inspect(data).format == kind and not jpeg.inspect(data).is_rgb_jpeg
-    got, width, height = jpeg.to_rgb_jpeg(data)
+    got, width, height = images.to_rgb_jpeg(data)
     info = jpeg.inspect(got)
     assert info.is_rgb_jpeg and (info.width, info.height) == (width, height) == (24, 16)
-    assert jpeg.to_rgb_jpeg(data)[0] == got
+    assert images.to_rgb_jpeg(data)[0] == got
     np.testing.assert_allclose(pixels(got)[8, 12], COLOUR, atol=26 if mode == 'P' else 4)  # a palette has 216 colours
 
 
 @pytest.mark.parametrize('mode,kind', [('L', 'JPEG'), ('L', 'PNG'), ('LA', 'PNG'), ('1', 'PNG'), ('1', 'BMP')])
 def test_grey_becomes_rgb(mode, kind):
     data = encode(mode, kind, **({'quality': 100} if kind == 'JPEG' else {}))
-    got = pixels(jpeg.to_rgb_jpeg(data)[0])
+    got = pixels(images.to_rgb_jpeg(data)[0])
     grey = np.asarray(Image.open(io.BytesIO(data)).convert('L'))
     assert (got[..., 0] == got[..., 1]).all() and (got[..., 0] == got[..., 2]).all()
     np.testing.assert_allclose(got[..., 0], grey, atol=3)
@@ -121,7 +121,7 @@ def test_cmyk_has_the_colours_that_tensorflow_reads(kind):
     if kind != 'plain':
         data = b'\xff\xd8\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00' + bytes([2 * (kind == 'ycck')]) + data[2:]
     assert jpeg.inspect(data).colour == ('YCCK' if kind == 'ycck' else 'CMYK')
-    difference = np.abs(pixels(jpeg.to_rgb_jpeg(data)[0]).astype(int) - pixels(data))
+    difference = np.abs(pixels(images.to_rgb_jpeg(data)[0]).astype(int) - pixels(data))
     assert difference.max() <= 8 and difference.mean() < 1.5, (difference.max(), difference.mean())
 
 
@@ -129,14 +129,14 @@ def test_png_of_16_bits_keeps_its_upper_byte():
     grey = np.array([[0, 0x1234], [0x80FF, 0xFFFF]], np.uint16).repeat(8, 0).repeat(8, 1)
     buffer = io.BytesIO()
     Image.fromarray(grey).save(buffer, 'PNG')
-    got = pixels(jpeg.to_rgb_jpeg(buffer.getvalue())[0])
+    got = pixels(images.to_rgb_jpeg(buffer.getvalue())[0])
     np.testing.assert_allclose(got[..., 0], grey >> 8, atol=2)
     np.testing.assert_allclose(got, tf.io.decode_png(buffer.getvalue(), channels=3).numpy(), atol=2)
 
 
 def test_rgb_png_of_16_bits():
     data = tf.io.encode_png(np.uint16(COLOUR)[None, None].repeat(8, 0).repeat(8, 1) * 257).numpy()
-    np.testing.assert_allclose(pixels(jpeg.to_rgb_jpeg(data)[0])[4, 4], COLOUR, atol=3)
+    np.testing.assert_allclose(pixels(images.to_rgb_jpeg(data)[0])[4, 4], COLOUR, atol=3)
 
 
 @pytest.mark.parametrize('kind', ['GIF', 'WEBP'])
@@ -144,13 +144,13 @@ def test_first_frame_of_an_animation(kind):
     frames = [Image.new('RGB', (16, 16), (level, level, level)) for level in (255, 0)]
     buffer = io.BytesIO()
     frames[0].save(buffer, kind, save_all=True, append_images=frames[1:])
-    assert pixels(jpeg.to_rgb_jpeg(buffer.getvalue())[0]).min() > 250
+    assert pixels(images.to_rgb_jpeg(buffer.getvalue())[0]).min() > 250
 
 
 def test_exif_does_not_turn():
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert jpeg.to_rgb_jpeg(encode('L', exif=exif))[1:] == (24, 16)
+    assert images.to_rgb_jpeg(encode('L', exif=exif))[1:] == (24, 16)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_exif_does_not_turn():
             lambda data: data[: data.index(b'\xff\xc0') + 5] + bytes(4) + data[data.index(b'\xff\xc0') + 9 :],
             '0 x 0 pixels',
         ),
-        (lambda data: data[:2] + data, 'second picture'),
+        (lambda data: data[:2] + data, 'second image'),
         (lambda data: data[: data.index(b'\xff\xc0') + 4] + b'\x0c' + data[data.index(b'\xff\xc0') + 5 :], '12 bits'),
         (
             lambda data: data[: data.index(b'\xff\xc0') + 5] + b'\xff' * 4 + data[data.index(b'\xff\xc0') + 9 :],
@@ -180,16 +180,16 @@ def test_exif_does_not_turn():
 )
 def test_broken_jpegs(change, message):
     with pytest.raises(ValueError, match=message) as error:
-        jpeg.to_rgb_jpeg(change(encode()))
+        images.to_rgb_jpeg(change(encode()))
     assert '\n' not in str(error.value)
 
 
 def test_decoding_finds_what_markers_do_not_tell():
     data = bytearray(encode())
     data[data.index(b'\xff\xc4') + 8] ^= 255  # how many codes of a length a Huffman table has
-    assert jpeg.to_rgb_jpeg(bytes(data))[0] == data
+    assert images.to_rgb_jpeg(bytes(data))[0] == data
     with pytest.raises(ValueError, match='broken'):
-        jpeg.to_rgb_jpeg(bytes(data), check='decode')
+        images.to_rgb_jpeg(bytes(data), check='decode')
     with pytest.raises(tf.errors.InvalidArgumentError):
         pixels(bytes(data))
 
@@ -199,7 +199,7 @@ def test_broken_files_of_other_formats(kind):
     data = encode(kind=kind, size=(200, 200))
     for broken in (data[: len(data) // 2], data[:12]):
         with pytest.raises(ValueError) as error:
-            jpeg.to_rgb_jpeg(broken)
+            images.to_rgb_jpeg(broken)
         assert '\n' not in str(error.value)
 
 
@@ -218,7 +218,7 @@ def test_the_sample_of_imagenet():
 @example(b'\xff\xd8\xff\xc0\x00\x02\xff\xd9')
 @example(b'\xff\xd8\xff\xda\x00\x02\xff\xd9')
 def test_garbage_raises_value_errors_only(data):
-    for check in (jpeg.inspect, jpeg.to_rgb_jpeg):
+    for check in (jpeg.inspect, images.to_rgb_jpeg):
         try:
             check(data)
         except ValueError:
@@ -232,6 +232,6 @@ def test_damage_raises_value_errors_only(data):
     for _ in range(data.draw(st.integers(1, 5))):
         good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
     try:
-        jpeg.to_rgb_jpeg(bytes(good), data.draw(st.sampled_from(['structure', 'decode'])))
+        images.to_rgb_jpeg(bytes(good), data.draw(st.sampled_from(['structure', 'decode'])))
     except ValueError:
         pass

@@ -168,7 +168,7 @@ def test_what_cannot_be_read_is_named_and_left_out(call, model_dir, pictures, tm
     code, out, err = call('--model', model_dir, *[pictures / name for name in bad])
     assert code == 1 and out == '' and len(err.splitlines()) == len(bad)
     code, out, err = call('--model', model_dir, tmp_path / 'nothing')
-    assert code == 1 and 'has no picture' in err and err.count('\n') == 1
+    assert code == 1 and 'has no image' in err and err.count('\n') == 1
 
 
 def test_other_names(call, model_dir, pictures, tmp_path):

@@ -15,8 +15,8 @@ from official_resnet import resnet_model, resnet_spec, resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.inference import export, model_card, predict, rewrite
 from official_resnet.inputs import augmentation, image_folder
-from official_resnet.inputs.images import RESIZES, Views
 from official_resnet.inputs.normalization import affine_name, per_image_standardization
+from official_resnet.inputs.views import RESIZES, Views
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
 
@@ -229,50 +229,6 @@ def test_small_pictures_are_padded_as_in_training(tmp_path):
     np.testing.assert_allclose(got[0], np.pad(image, ((2, 2), (2, 2), (0, 0))) / np.float32(255))
 
 
-RED = (200, 30, 60)
-
-
-@pytest.mark.parametrize(
-    'name,mode,options',
-    [
-        ('a.jpg', 'CMYK', {'quality': 100}),
-        ('a.png', 'RGBA', {}),
-        ('a.png', 'P', {}),
-        ('a.gif', 'P', {'transparency': 0}),
-        ('a.webp', 'RGB', {'quality': 100}),
-        ('a.tif', 'CMYK', {}),
-        ('a.bmp', 'RGB', {}),
-        ('a.ppm', 'RGB', {}),
-    ],
-)
-def test_formats_and_modes(tmp_path, name, mode, options):
-    Image.new('RGB', (8, 8), RED).convert(mode).save(tmp_path / name, **options)
-    got = predict.prepare(tmp_path / name, own_card(path=tmp_path / 'x.card.json'))
-    np.testing.assert_allclose(got[4, 4], RED, atol=26 if mode == 'P' else 4)  # palettes have colours 51 apart
-
-
-def test_16_bits_and_grey(tmp_path):
-    card = own_card((2, 2, 3), path=tmp_path / 'x.card.json')
-    for name, dtype in (('a.png', '<u2'), ('a.tif', '<u2'), ('b.tif', '>u2')):
-        Image.fromarray(np.array([[0, 0x1234], [0x80FF, 0xFFFF]], dtype)).save(tmp_path / name)
-        got = predict.prepare(tmp_path / name, card)
-        np.testing.assert_array_equal(got[..., 0], [[0, 0x12], [0x80, 0xFF]])
-        np.testing.assert_array_equal(got[..., 2], got[..., 0])
-    got = predict.prepare(np.array([[1, 2], [3, 4]], np.uint8), card)
-    np.testing.assert_array_equal(got[..., 1], [[1, 2], [3, 4]])
-
-
-@pytest.mark.parametrize('name', ['a.png', 'a.jpg', 'a.tif'])
-def test_exif_orientation(tmp_path, name):
-    pixels = np.zeros((8, 8, 3), np.uint8)
-    pixels[:, :4] = 255  # the left half
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    Image.fromarray(pixels).save(tmp_path / name, exif=exif)
-    got = predict.prepare(tmp_path / name, own_card(path=tmp_path / 'x.card.json'))
-    assert got[:4].min() > 250 and got[4:].max() < 5
-
-
 def test_unreadable_pictures_are_named(tmp_path):
     card = own_card(path=tmp_path / 'x.card.json')
     whole = tmp_path / 'whole.jpg'
@@ -287,7 +243,7 @@ def test_unreadable_pictures_are_named(tmp_path):
     for path in (tmp_path / 'none.png', tmp_path):
         with pytest.raises(UserError, match='(No such file|Is a directory)'):
             predict.prepare(path, card)
-    with pytest.raises(UserError, match='cannot read the picture'):
+    with pytest.raises(UserError, match='cannot read the image'):
         predict.prepare(np.zeros((2, 2, 2, 2)), card)
 
 

@@ -22,7 +22,7 @@ from official_resnet.building import tars
 from official_resnet.command_line import flags
 from official_resnet.command_line.program import run_program
 from official_resnet.errors import UserError
-from official_resnet.inputs import cifar, download, idx, jpeg, tfrecords
+from official_resnet.inputs import cifar, download, idx, images, jpeg, tfrecords
 from official_resnet.training.config import flags_of
 
 SEGMENTS = st.sampled_from([b'\xff\xfe\x00\x02', b'\xff\xfe\x00\x06\xff\xd9\xff\xd8', b'\xff\xe7\x00\x05abc', b'\xff'])
@@ -166,7 +166,7 @@ def test_a_cut_jpeg_is_known_without_decoding(picture, share):
         info = jpeg.inspect(data[: int(share * (len(data) - 1))])
         assert not info.is_whole and info.problem
         with pytest.raises(ValueError, match=re.escape(info.problem)):
-            jpeg.to_rgb_jpeg(data[: int(share * (len(data) - 1))])
+            images.to_rgb_jpeg(data[: int(share * (len(data) - 1))])
 
 
 @quick

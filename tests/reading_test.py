@@ -1,4 +1,4 @@
-"""How much of the project a reader, and a run, of a CIFAR training meets: the walk of CONTRIBUTING.md, and its limits."""
+"""How much of the project a reader of a CIFAR training meets, and how much a run imports: see CONTRIBUTING.md."""
 
 import ast
 import json

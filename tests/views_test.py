@@ -10,7 +10,7 @@ from PIL import Image
 
 from official_resnet import errors
 from official_resnet.inputs import augmentation
-from official_resnet.inputs.images import RESIZES, Views
+from official_resnet.inputs.views import RESIZES, Views
 
 NO_BOXES = np.zeros([0, 4], np.float32)
 # test_size 2 out of the shorter side resized to 4

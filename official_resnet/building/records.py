@@ -32,7 +32,7 @@ class Options:
     texts: dict = dataclasses.field(default_factory=dict)  # class -> what people call it
     boxes: Boxes | None = None
     seed: int = 12345  # of the order; upstream's
-    check: str = 'structure'  # or 'decode', see jpeg.to_rgb_jpeg
+    check: str = 'structure'  # or 'decode', see images.to_rgb_jpeg
     on_broken: str = 'skip'  # or 'fail'
     layout: str = 'imagenet'  # or 'folder': without synset and boxes
 

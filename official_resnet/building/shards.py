@@ -27,6 +27,7 @@ from official_resnet.building.progress import Log, Progress
 from official_resnet.building.records import Options, features
 from official_resnet.errors import UserError
 from official_resnet.inputs import jpeg, tfrecords
+from official_resnet.inputs.images import to_rgb_jpeg
 
 _VERSION = 1  # of what a shard's bytes depend on
 
@@ -75,7 +76,7 @@ def build_shard(
     for i in shard_rows(len(images), shard, num_shards, options.seed).tolist():
         data, name = images.read_bytes(i, opener), images.name(i)
         try:
-            encoded, width, height = jpeg.to_rgb_jpeg(data, options.check)
+            encoded, width, height = to_rgb_jpeg(data, options.check)
         except ValueError as error:
             if options.on_broken == 'fail':
                 raise UserError(

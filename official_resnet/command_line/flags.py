@@ -14,8 +14,8 @@ from typing import Any
 from absl import flags
 
 from official_resnet.errors import UserError
-from official_resnet.inputs.images import Views
 from official_resnet.inputs.normalization import PUBLISHED
+from official_resnet.inputs.views import Views
 from official_resnet.resnet_spec import ResNetSpec
 from official_resnet.training.config import (
     PRETRAINED,

@@ -1,22 +1,20 @@
 """Pictures -> names by a trained net and its card; SavedModel with the preprocessing inside; fast inference."""
 
 import collections
-import contextlib
-import io
 import pathlib
-import warnings
 import zlib
 from zipfile import BadZipFile
 
 import keras
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageOps
+from PIL import Image
 
 from official_resnet import layers
 from official_resnet.errors import UserError
 from official_resnet.inference import model_card
 from official_resnet.inputs import augmentation
+from official_resnet.inputs.images import PREDICTION, decode
 from official_resnet.inputs.normalization import NORMALIZATIONS
 
 # One of the classes a picture may belong to; id is WordNet's ('n01440764'), or None.
@@ -90,28 +88,21 @@ def prepare(picture, card):
     Raises:
         UserError: it cannot be read; names it, if it is a path.
     """
+
     try:
-        with warnings.catch_warnings(), _opened(picture) as image:
-            warnings.simplefilter('ignore')  # of odd but readable files
-            image = _with_mode(ImageOps.exif_transpose(image), 'RGB' if card.num_channels == 3 else 'L')
-            filters = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
-            image = image.resize(card.size[::-1], filters[card.interpolation], box=_box(*image.size, card))
-    except Exception as error:  # noqa: BLE001  Pillow raises whatever a broken file provokes
-        reason = (str(error).splitlines() or [''])[0].replace(f' {str(picture)!r}', '') or type(error).__name__
-        name = f"'{picture}'" if isinstance(picture, (str, pathlib.Path)) else 'the picture'
-        raise UserError(f'cannot read {name}: {getattr(error, "strerror", None) or reason}') from error
+        image = decode(picture, PREDICTION, 'RGB' if card.num_channels == 3 else 'L')
+    except ValueError as error:
+        name = f"'{picture}'" if isinstance(picture, (str, pathlib.Path)) else 'the image'
+        raise UserError(f'cannot read {name}: {error}') from error
+    filters = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
+    image = image.resize(card.size[::-1], filters[card.interpolation], box=_box(*image.size, card))
     return np.asarray(image).reshape(*card.size, card.num_channels)
 
 
 def encoded_view(card):
     """Return the function (encoded picture, string []) -> uint8 [h, w, c], a tensor, that is `prepare`."""
-
-    def prepare_bytes(picture):
-        with Image.open(io.BytesIO(picture)) as image:
-            return prepare(image, card)
-
     return lambda picture: tf.ensure_shape(
-        tf.numpy_function(prepare_bytes, [picture], tf.uint8), [*card.size, card.num_channels]
+        tf.numpy_function(lambda data: prepare(data, card), [picture], tf.uint8), [*card.size, card.num_channels]
     )
 
 
@@ -138,25 +129,6 @@ def guesses(card, rows, top=5):
         [Guess(int(i), card.names[i], card.ids[i], float(row[i])) for i in np.argsort(-row, kind='stable')[:top]]
         for row in rows
     ]
-
-
-def _opened(picture):
-    """Return a context of the PIL image of a path, an array or a PIL image; it closes only what it opened."""
-    if isinstance(picture, Image.Image):
-        return contextlib.nullcontext(picture)
-    if isinstance(picture, np.ndarray):
-        return Image.fromarray(picture[..., 0] if picture.shape[2:] == (1,) else picture)
-    Image.init()  # so that it knows all of its formats
-    return Image.open(picture, formats=[name for name in Image.ID if name != 'EPS'])  # EPS would start Ghostscript
-
-
-def _with_mode(image, mode):
-    if image.mode.startswith('I'):  # 16 bits
-        pixels = np.asarray(image).astype(np.int64)
-        image = Image.fromarray(np.clip(pixels >> 8, 0, 255).astype(np.uint8))
-    if image.mode in ('P', 'PA'):  # a palette may hold transparent colours
-        image = image.convert('RGBA')
-    return image.convert(mode)
 
 
 def _box(width, height, card):

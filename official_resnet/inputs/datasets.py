@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     import tensorflow as tf
 
-    from official_resnet.inputs.images import Views
+    from official_resnet.inputs.views import Views
 
 SPLITS = ('train', 'test')
 IMAGENET_TABLE = Path(__file__).with_name('imagenet_labels.tsv')  # WordNet id, tab, name of each class, by label

@@ -3,8 +3,7 @@
     DIR/cats/1.jpg, DIR/dogs/a/b.png ...                   split by a seed, class by class
     DIR/train/cats/1.jpg ..., DIR/test/cats/7.jpg ...      split as it is; test may be called val or validation
 
-Pillow reads the files: TensorFlow's own decoders know neither CMYK nor WebP. Files are never decoded twice, and what
-cannot be decoded is named and left out.
+Images are decoded by images.decode, once; what cannot be decoded is named and left out.
 """
 
 import concurrent.futures
@@ -12,31 +11,27 @@ import dataclasses
 import os
 import pathlib
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 
 from official_resnet.errors import UserError
-from official_resnet.inputs import datasets
+from official_resnet.inputs import datasets, images
+from official_resnet.inputs.views import Views
 
-if TYPE_CHECKING:
-    from official_resnet.inputs.images import Views
-
-FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'WEBP')  # Pillow's names; others could start programs (EPS)
-SUFFIXES = ('.bmp', '.gif', '.jpe', '.jpeg', '.jpg', '.png', '.webp')
 TEST_NAMES = ('test', 'val', 'validation')
 MEMORY_SHARE = 1 / 4  # of the machine's memory that the pictures may take
 
 
-def open_split(dataset: str, split: str, options: datasets.FolderOptions, views: 'Views | None') -> datasets.Split:
+def open_split(dataset: str, split: str, options: datasets.FolderOptions, views: Views | None) -> datasets.Split:
     """Open a split of 'folder:PATH'; see datasets.open_split. With views it is streamed."""
     folder = dataset.removeprefix('folder:')
     if views is None:
         from official_resnet.inputs import in_memory
 
-        images, labels, classes = read(folder, split, **dataclasses.asdict(options))
+        pixels, labels, classes = read(folder, split, **dataclasses.asdict(options))
         normalization = datasets.default_normalization(dataset)
-        return in_memory.InMemorySplit(images, labels, len(classes), dataset, classes, normalization)
+        return in_memory.InMemorySplit(pixels, labels, len(classes), dataset, classes, normalization)
     from official_resnet.inputs import streamed
 
     classes, splits = list_files(folder, options.validation_fraction, options.seed)
@@ -45,7 +40,16 @@ def open_split(dataset: str, split: str, options: datasets.FolderOptions, views:
     return streamed.StreamedSplit(streamed.Files(paths, labels), len(classes), dataset, classes, normalization, views)
 
 
-def read(folder, split, *, image_size, channels=3, validation_fraction=0.1, seed=0, log=print):
+def read(
+    folder: str | os.PathLike,
+    split: str,
+    *,
+    image_size: int,
+    channels: int = 3,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+    log: Callable = print,
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Read one split: (images uint8 [n, image_size, image_size, channels], labels int32 [n], class names).
 
     Classes are numbered by name. The pictures have a random order that depends on `seed` alone, so that the first
@@ -68,19 +72,21 @@ def read(folder, split, *, image_size, channels=3, validation_fraction=0.1, seed
     classes, splits = list_files(folder, validation_fraction, seed)
     _require_memory(folder, sum(map(len, splits.values())), image_size, channels)
     paths, labels = _shuffled(splits[split], seed)
-    images, failures = _decode_all(paths, image_size, channels)
+    pixels, failures = _decode_all(paths, image_size, channels)
     for i in sorted(failures, key=lambda i: paths[i]):
         log(f'unreadable, left out: {paths[i]} ({failures[i]})')
     if failures:
         log(f'{len(failures)} of {len(paths)} pictures for {split} in {folder} are unreadable')
-        images, labels = np.delete(images, list(failures), axis=0), np.delete(labels, list(failures))
+        pixels, labels = np.delete(pixels, list(failures), axis=0), np.delete(labels, list(failures))
     for label, name in enumerate(classes):
         if label not in labels and (split == 'train' or not len(labels)):
             raise UserError(f"no picture of class '{name}' for {split} in '{folder}' can be read; mend or remove it")
-    return images, labels, classes
+    return pixels, labels, classes
 
 
-def list_files(folder, validation_fraction=0.1, seed=0):
+def list_files(
+    folder: str | os.PathLike, validation_fraction: float = 0.1, seed: int = 0
+) -> tuple[tuple[str, ...], dict[str, list[tuple[pathlib.Path, int]]]]:
     """Return (class names, {'train': [(path, label)], 'test': ...}), without opening a file."""
     folder = pathlib.Path(folder)
     if not folder.is_dir():
@@ -108,34 +114,26 @@ def list_files(folder, validation_fraction=0.1, seed=0):
     return classes, parts
 
 
-def decode(path, image_size, channels=3):
-    """Return a picture as uint8 [image_size, image_size, channels].
+def decode(path: str | os.PathLike, image_size: int, channels: int = 3) -> np.ndarray:
+    """Return an image as uint8 [image_size, image_size, channels]: resized, the middle cut out; see images.FOLDER.
 
-    The first frame of an animation; turned as its EXIF says; 16-bit grey by its upper byte; transparency ignored.
+    Raises:
+        ValueError: it cannot be decoded; the message is the reason.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    Image.init()  # knows only some formats before; costs nothing from the second time on
-    with Image.open(path, formats=FORMATS) as image:
-        image.load()
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith('I'):  # 16 bits
-            pixels = np.asarray(image).astype(np.int64)
-            image = Image.fromarray(np.clip(pixels >> 8, 0, 255).astype(np.uint8))
-        if image.mode in ('P', 'PA'):  # a palette may hold transparent colours
-            image = image.convert('RGBA')
-        image = image.convert('RGB' if channels == 3 else 'L')
-        width, height = image.size
-        if (width, height) != (image_size, image_size):
-            side = min(width, height)  # the middle of the longer side, as resizing first would leave it
-            left, top = (width - side) / 2, (height - side) / 2
-            image = image.resize(
-                (image_size, image_size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
-            )
-        return np.asarray(image).reshape(image_size, image_size, channels)
+    image = images.decode(path, images.FOLDER, 'RGB' if channels == 3 else 'L')
+    width, height = image.size
+    if (width, height) != (image_size, image_size):
+        side = min(width, height)  # the middle of the longer side, as resizing first would leave it
+        left, top = (width - side) / 2, (height - side) / 2
+        image = image.resize(
+            (image_size, image_size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
+        )
+    return np.asarray(image).reshape(image_size, image_size, channels)
 
 
-def memory_bytes():
+def memory_bytes() -> int:
     """Return the machine's memory."""
     return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
@@ -145,20 +143,19 @@ def _decode_all(paths, image_size, channels):
     from PIL import Image
 
     Image.init()  # before the threads
-    images, failures = np.empty([len(paths), image_size, image_size, channels], np.uint8), {}
+    pixels, failures = np.empty([len(paths), image_size, image_size, channels], np.uint8), {}
 
     def decode_one(i):
         try:
-            images[i] = decode(paths[i], image_size, channels)
-        except Exception as error:  # Pillow raises whatever a broken file provokes
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            failures[i] = reason.replace(f' {str(paths[i])!r}', '')  # the caller names it
+            pixels[i] = decode(paths[i], image_size, channels)
+        except ValueError as error:
+            failures[i] = error
 
+    # The warnings of Pillow are caught here, once, since catching them is not safe among threads.
     with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor() as pool:
-        warnings.simplefilter('ignore')  # Pillow's, of odd but readable files
         for _ in pool.map(decode_one, range(len(paths))):
             pass
-    return images, failures
+    return pixels, failures
 
 
 def _require_memory(folder, count, image_size, channels):
@@ -189,26 +186,19 @@ def _subfolders(folder):
 
 def _files(folder, classes, is_complete=True):
     """Return the sorted picture files of each class."""
-    result = [_pictures(folder / name) for name in classes]
+    result = [_image_files(folder / name) for name in classes]
     for name, paths in zip(classes, result, strict=True):
         if not paths and is_complete:
             raise UserError(
-                f"class folder '{folder / name}' has no picture ({' '.join(SUFFIXES)}); add some, or remove it"
+                f"class folder '{folder / name}' has no picture ({' '.join(images.SUFFIXES)}); add some, or remove it"
             )
     if not any(result):
-        raise UserError(f"'{folder}' has no picture ({' '.join(SUFFIXES)}); add some")
+        raise UserError(f"'{folder}' has no picture ({' '.join(images.SUFFIXES)}); add some")
     return result
 
 
-def _pictures(folder):
-    """Return the picture files below a folder, sorted; hidden ones are not pictures ('._1.jpg' of macOS)."""
-    found = [
-        pathlib.Path(parent) / name
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if name.lower().endswith(SUFFIXES) and not name.startswith('.')
-    ]
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+def _image_files(folder):
+    return sorted(images.find_files(folder), key=lambda path: path.relative_to(folder).as_posix())
 
 
 def _shuffled(files, seed):

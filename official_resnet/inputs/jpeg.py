@@ -1,4 +1,4 @@
-"""What the bytes of a picture are, told from the bytes alone, and what TensorFlow cannot read made into a JPEG.
+"""What the bytes of an image are, told from the bytes alone.
 
 A JPEG is a chain of segments: 0xFF, a marker, two bytes of length, content; after a start of scan comes entropy-coded
 data, in which 0xFF stands only before 0x00, a restart marker or the next segment. Source: ITU-T T.81, annex B. Walking
@@ -6,15 +6,9 @@ over it tells size, components and whether the end is there in 0.1 ms; decoding 
 """
 
 import dataclasses
-import io
 import struct
-import warnings
 
 import numpy as np
-
-FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'WEBP')  # Pillow's names; others could start programs (EPS)
-QUALITY = 100  # of what is encoded anew, as upstream had it
-MAX_PIXELS = 178_956_970  # twice Pillow's MAX_IMAGE_PIXELS, above which it refuses to decode
 
 _START, _END, _SCAN, _ADOBE = 0xD8, 0xD9, 0xDA, 0xEE
 _FRAMES = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
@@ -27,7 +21,7 @@ _CMYK_COMPONENTS = 4
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-    """What a picture is; all but the format only of a JPEG."""
+    """What an image is; all but the format only of a JPEG."""
 
     format: str  # 'JPEG', 'PNG', 'GIF', 'WEBP' or 'BMP'
     width: int = 0  # pixels
@@ -55,11 +49,11 @@ class Info:
         return self.format == 'JPEG' and self.precision == 8 and self.frame in _HUFFMAN_FRAMES
 
 
-def inspect(data):
-    """Return the Info of a picture, from its bytes, without decoding it.
+def inspect(data: bytes) -> Info:
+    """Return the Info of an image, from its bytes, without decoding it.
 
     Raises:
-        ValueError: no picture of a known format, or a JPEG whose header is cut off or makes no sense.
+        ValueError: no image of a known format, or a JPEG whose header is cut off or makes no sense.
     """
     data = bytes(data)
     if data[:2] == b'\xff\xd8':
@@ -72,38 +66,8 @@ def inspect(data):
     raise ValueError(f'no JPEG, PNG, GIF, WebP or BMP: it begins with 0x{data[:4].hex()}' if data else 'it is empty')
 
 
-def to_rgb_jpeg(data, check='structure', keeps_grey=False):
-    """Return (data, width, height): a picture as JPEG of three components, the same bytes if it is one already.
-
-    Everything else (other formats, grey, CMYK) is decoded and encoded anew at quality 100; of an animation its first
-    frame, without transparency, not turned by EXIF.
-
-    Args:
-        data: bytes of the file.
-        check: 'structure' trusts a JPEG whose segments are in order and whose end is there; 'decode' decodes it, which
-            finds tables that contradict, but not every damage inside: libjpeg draws something for most.
-        keeps_grey: whether a JPEG of one component stays as it is, which tf.io.decode_jpeg makes three of.
-
-    Raises:
-        ValueError: broken; the message is the reason.
-    """
-    info = inspect(data)
-    if not info.is_whole:
-        raise ValueError(info.problem)
-    if info.width * info.height > MAX_PIXELS:
-        raise ValueError(f'{info.width} x {info.height} are too many pixels')
-    if not info.is_rgb_jpeg and not (keeps_grey and info.is_grey_jpeg):
-        image = _decode(data, info)
-        buffer = io.BytesIO()
-        image.save(buffer, 'JPEG', quality=QUALITY, subsampling=0)
-        return buffer.getvalue(), *image.size
-    if check == 'decode':
-        _decode(data, info)
-    return data, info.width, info.height
-
-
-def reason(info):
-    """Return why a picture has to be encoded anew, as 'PNG' or 'JPEG, CMYK'."""
+def reason(info: Info) -> str:
+    """Return why an image has to be encoded anew, as 'PNG' or 'JPEG, CMYK'."""
     return info.format if info.format != 'JPEG' else f'JPEG, {info.colour}'
 
 
@@ -122,7 +86,7 @@ def _inspect_jpeg(data):
         if marker in _BARE or marker == 0:
             continue
         if marker == _START:
-            raise ValueError(f'a second picture begins inside, at byte {place - 2}')
+            raise ValueError(f'a second image begins inside, at byte {place - 2}')
         size = int.from_bytes(data[place : place + 2], 'big')
         if place + max(size, 2) > end:
             return _info(frame, adobe, has_jfif, f'cut off in the segment at byte {place - 2}')
@@ -186,27 +150,3 @@ def _info(frame, adobe, has_jfif, problem):
     else:
         colour = 'RGB' if identifiers == b'RGB' else 'YCbCr'
     return Info('JPEG', width, height, components, precision, colour, marker, adobe is not None, not problem, problem)
-
-
-def _decode(data, info):
-    """Return a picture as Pillow's RGB image."""
-    from PIL import Image, ImageChops, UnidentifiedImageError
-
-    Image.init()  # knows only some formats before; costs nothing from the second time on
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # Pillow's, of odd but readable files
-            with Image.open(io.BytesIO(data), formats=[info.format]) as image:
-                image.load()
-                if image.mode.startswith('I'):  # 16 bits: their upper byte, as libpng gives it
-                    image = image.point(lambda value: value * (1 / 256)).convert('L')
-                if image.mode == 'CMYK' and not info.has_adobe:
-                    image = ImageChops.invert(image)  # Pillow takes all for inverted, as only Adobe's are
-                if image.mode in ('P', 'PA'):  # a palette may hold transparent colours
-                    image = image.convert('RGBA')
-                return image.convert('RGB')
-    except UnidentifiedImageError:  # its message has an address of memory
-        what = f', of {info.precision} bits' if info.precision not in (0, 8) else ''
-        raise ValueError(f'a {info.format} that cannot be decoded{what}') from None
-    except Exception as error:  # Pillow raises whatever a broken file provokes
-        raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from None

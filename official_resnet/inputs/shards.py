@@ -15,8 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from official_resnet import errors, files
-from official_resnet.inputs import datasets, jpeg, streamed, tfrecords
-from official_resnet.inputs.images import Views
+from official_resnet.inputs import datasets, images, streamed, tfrecords
+from official_resnet.inputs.views import Views
 
 OPEN_FILES = 256  # kept open at a time
 _PREFIXES = {'train': 'train', 'test': 'validation'}  # of a split's files
@@ -126,12 +126,12 @@ class Shards(streamed.Source):
                 raise errors.UserError(f"'{self.paths[self.groups[row]]}' has a record {fault}")
         return labels.astype(np.int32)
 
-    def _convert(self, rows, images):
+    def _convert(self, rows, encoded):
         """Return the images as RGB JPEGs."""
         result = np.empty(len(rows), object)
-        for i, (row, image) in enumerate(zip(rows, images, strict=True)):
+        for i, (row, image) in enumerate(zip(rows, encoded, strict=True)):
             try:
-                result[i] = jpeg.to_rgb_jpeg(image)[0]
+                result[i] = images.to_rgb_jpeg(image)[0]
             except ValueError as error:
                 raise errors.UserError(
                     f"'{self.paths[self.groups[row]]}' has a broken image in the record at "

@@ -18,8 +18,9 @@ import numpy as np
 import tensorflow as tf
 
 from official_resnet import errors
-from official_resnet.inputs import augmentation, datasets, images, in_memory, jpeg
+from official_resnet.inputs import augmentation, datasets, images, in_memory
 from official_resnet.inputs.normalization import NORMALIZATIONS
+from official_resnet.inputs.views import Views
 
 _FAULT = 'input fault: '  # before the text of a UserError, as JSON, in TensorFlow's error
 _AT_DECODER = re.compile(rf'{{{{node [^}}]*\b{images.DECODER}/')  # as TensorFlow names the operation that failed
@@ -43,7 +44,7 @@ class StreamedSplit:
     name: str
     class_names: tuple[str, ...]
     normalization: str
-    views: images.Views
+    views: Views
     label_shift: int = 0
     count: int | None = None
     class_ids: tuple[str | None, ...] | None = None
@@ -270,7 +271,7 @@ class Files(Source):
     def _read_one(self, row):
         path = self.paths[row]
         try:
-            return jpeg.to_rgb_jpeg(pathlib.Path(path).read_bytes(), keeps_grey=True)[0]
+            return images.to_rgb_jpeg(pathlib.Path(path).read_bytes(), keeps_grey=True)[0]
         except OSError as error:
             raise errors.UserError(f"'{path}' cannot be read ({error.strerror}); put it back") from None
         except ValueError as error:

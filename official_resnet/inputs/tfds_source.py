@@ -9,7 +9,7 @@ from official_resnet import errors
 from official_resnet.inputs import datasets
 
 if TYPE_CHECKING:
-    from official_resnet.inputs.images import Views
+    from official_resnet.inputs.views import Views
 
 
 def open_split(

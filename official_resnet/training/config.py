@@ -14,7 +14,7 @@ from typing import Any
 
 from official_resnet.errors import UserError
 from official_resnet.inputs.datasets import FolderOptions
-from official_resnet.inputs.images import MAX_IMAGE_SIZE, Views
+from official_resnet.inputs.views import MAX_IMAGE_SIZE, Views
 from official_resnet.resnet_spec import ResNetSpec
 
 MAX_THREADS = 4096

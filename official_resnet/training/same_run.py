@@ -5,7 +5,7 @@ import pathlib
 from typing import Any
 
 from official_resnet.errors import UserError
-from official_resnet.inputs.images import Views
+from official_resnet.inputs.views import Views
 from official_resnet.resnet_spec import ResNetSpec
 from official_resnet.training.config import MachineConfig, Schedule, TrainConfig, flags_of
 

@@ -1,0 +1,75 @@
+"""How encoded images become the input of a network, as a row of numbers; augmentation has the functions."""
+
+import dataclasses
+
+from official_resnet import errors
+
+RESIZES = ('tf1', 'antialias')
+MAX_IMAGE_SIZE = 4096  # pixels a side
+
+
+def _flag(default, text, **about):
+    """Return a field that has a flag: see training.config.setting."""
+    about = {'group': 'Data', 'streams': True, 'is_open': True, **about}
+    return dataclasses.field(default=default, metadata={'text': text, **about})
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """How an encoded image of any size becomes the network's input; the defaults are official/resnet's.
+
+    Attributes:
+        size: height and width in training, pixels.
+        test_size: in evaluation, cut out of the middle.
+        test_resize: what evaluation resizes the shorter side to before; None cuts the same share, 224 of 256.
+        min_area: of a training crop, share of the image (arXiv:1409.4842 Sec. 6: 0.08).
+        use_boxes: whether a crop must contain a tenth of one of the image's boxes; of the image, if it has none.
+        resize: 'tf1', the bilinear of TensorFlow 1, on the grid of the upper left corners and not antialiased; or
+            'antialias', as Pillow and so torchvision have it, but for their rounding to whole numbers. The former
+            decodes JPEG by the fast transform, which is TensorFlow's default, the latter by the accurate one.
+    """
+
+    size: int = _flag(
+        224,
+        'Height and width, in pixels, that training images are cropped and resized to.',
+        flag='image_size',
+        least=8,
+        most=MAX_IMAGE_SIZE,
+    )
+    test_size: int = _flag(
+        224,
+        'Height and width, in pixels, cut out of the middle for evaluation; as --image_size without.',
+        flag='eval_image_size',
+        least=8,
+        most=MAX_IMAGE_SIZE,
+    )
+    test_resize: int | None = None
+    min_area: float = _flag(
+        0.05, 'Least area of a training crop, as a fraction of the image.', flag='min_crop_area', least=0, most=1
+    )
+    use_boxes: bool = _flag(True, 'Training crops contain a tenth of a bounding box, if the image has one.')
+    resize: str = _flag('tf1', "TensorFlow 1's bilinear resize, or Pillow's (torchvision).", words=RESIZES)
+
+    def __post_init__(self):
+        if self.resize not in RESIZES:
+            raise errors.UserError(f"resize '{self.resize}' is unknown; choose one of {', '.join(RESIZES)}")
+        for name in ('size', 'test_size'):
+            if getattr(self, name) < 1:
+                raise errors.UserError(f'{name} {getattr(self, name)} is no size of a picture; pass 1 or more')
+        if not 0 < self.min_area <= 1:
+            raise errors.UserError(f'min_area {self.min_area} is no share; pass a number above 0, up to 1')
+        if self.test_resize is not None and self.test_resize < self.test_size:
+            raise errors.UserError(
+                f'test_resize {self.test_resize} leaves no {self.test_size} pixels to cut out; '
+                f'pass {self.test_size} or more'
+            )
+
+    @property
+    def dct_method(self):
+        """The argument of that name of tf.io.decode_jpeg."""
+        return 'INTEGER_ACCURATE' if self.resize == 'antialias' else 'INTEGER_FAST'
+
+    @property
+    def shorter_side(self):
+        """What evaluation resizes the shorter side to."""
+        return self.test_resize or round(self.test_size * 256 / 224)
