@@ -5,13 +5,14 @@ optimizer's variables by name, and the loop's state as JSON. It is written besid
 flushed to the disk and renamed, so that a kill, a crash or a full disk leaves the last one intact.
 """
 
-import errno
 import json
 import os
 import pathlib
 import shutil
 import socket
 import zipfile
+from collections.abc import Callable
+from typing import IO
 
 import numpy as np
 
@@ -23,7 +24,9 @@ _STATE = 'state.json'
 _LOCK = '.lock'
 
 
-def save(folder, step, arrays, state, max_to_keep=5):
+def save(
+    folder: str | os.PathLike, step: int, arrays: dict[str, np.ndarray], state: dict, max_to_keep: int = 5
+) -> pathlib.Path:
     """Write the checkpoint of a step and delete all but the newest `max_to_keep`.
 
     Args:
@@ -40,28 +43,24 @@ def save(folder, step, arrays, state, max_to_keep=5):
     """
     folder = pathlib.Path(folder)
     path = folder / f'step-{step:09d}.npz'
-    try:
+    remedy = ' and run the same command again, it continues from the last checkpoint'
+    with files.write_errors(f'checkpoint {path}', remedy):
         folder.mkdir(parents=True, exist_ok=True)
         with files.replacing(path) as part, open(part, 'wb') as file:
             np.savez(file, **arrays, **{_STATE: np.array(json.dumps(state))})
-    except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = 'free some space' if is_full else 'make it writable'
-        raise UserError(
-            f'cannot write checkpoint {path}: {error.strerror}; {remedy} and run the same '
-            'command again, it continues from the last checkpoint'
-        ) from error
     for old in paths(folder)[:-max_to_keep]:
         old.unlink(missing_ok=True)
     return path
 
 
-def paths(folder):
+def paths(folder: str | os.PathLike) -> list[pathlib.Path]:
     """Return the checkpoints of a folder, oldest first."""
     return sorted(pathlib.Path(folder).glob('step-*.npz'))
 
 
-def restore_latest(folder, log=print):
+def restore_latest(
+    folder: str | os.PathLike, log: Callable[[str], None] = print
+) -> tuple[dict[str, np.ndarray], dict, pathlib.Path] | None:
     """Return (arrays, state, path) of the newest intact checkpoint, or None where there is none.
 
     A damaged file is named through `log` and passed over; when all are damaged, that is an error.
@@ -82,7 +81,7 @@ def restore_latest(folder, log=print):
     return None
 
 
-def assign(variables, arrays, path):
+def assign(variables: dict, arrays: dict[str, np.ndarray], path: str | os.PathLike) -> None:
     """Set each of `variables` {name: variable} from `arrays` {name: ndarray}; names and shapes must agree.
 
     Raises:
@@ -101,7 +100,7 @@ def assign(variables, arrays, path):
         variable.assign(arrays[name])
 
 
-def read_metrics(model_dir):
+def read_metrics(model_dir: str | os.PathLike) -> list[dict]:
     """Return the lines of model_dir/metrics.jsonl as dicts; a last line that a kill cut short is left out."""
     path, lines = pathlib.Path(model_dir) / METRICS_FILE, []
     if path.is_file():
@@ -113,7 +112,7 @@ def read_metrics(model_dir):
     return lines
 
 
-def clean(model_dir):
+def clean(model_dir: str | os.PathLike) -> None:
     """Delete what earlier runs left in model_dir; refuse a folder that is no model_dir.
 
     Raises:
@@ -132,26 +131,22 @@ def clean(model_dir):
                 path.unlink()
 
 
-def lock(model_dir):
+def lock(model_dir: str | os.PathLike) -> IO[str]:
     """Keep other jobs out of model_dir until the returned file is closed, at the latest when this process ends.
 
     Raises:
         UserError: another job is there, or nothing can be written.
     """
     path = pathlib.Path(model_dir) / _LOCK
-    try:
+    with files.write_errors(f"into model_dir '{model_dir}'", ', or pass another --model_dir'):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = files.lock(path)
-    except BlockingIOError:
-        owner = path.read_text(encoding='utf-8').strip() or 'another process'
-        raise UserError(
-            f"model_dir '{model_dir}' is in use by {owner}; wait for it, or pass another --model_dir"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"cannot write into model_dir '{model_dir}': {error.strerror}; make it writable, or pass "
-            'another --model_dir'
-        ) from error
-    file.truncate(0)
-    print(f'process {os.getpid()} on {socket.gethostname()}', file=file, flush=True)
+        try:
+            file = files.lock(path)
+        except BlockingIOError:
+            owner = path.read_text(encoding='utf-8').strip() or 'another process'
+            raise UserError(
+                f"model_dir '{model_dir}' is in use by {owner}; wait for it, or pass another --model_dir"
+            ) from None
+        file.truncate(0)
+        print(f'process {os.getpid()} on {socket.gethostname()}', file=file, flush=True)
     return file

@@ -13,6 +13,7 @@ from official_resnet.errors import UserError
 
 # What flock says where a file system, mostly one of a network, has no locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -100,6 +101,21 @@ def read_errors(path: str | os.PathLike, remedy: str) -> Iterator[None]:
         raise UserError(f"'{path}' does not exist; {remedy}") from None
     except OSError as error:
         raise UserError(f"'{path}' cannot be read ({error.strerror}); make it a file that you may read") from None
+
+
+@contextlib.contextmanager
+def write_errors(what: str, remedy: str) -> Iterator[None]:
+    """Turn what the operating system says about writing into a UserError.
+
+    Args:
+        what: is written, as 'checkpoint /tmp/x'.
+        remedy: what follows the advice to make it writable or, if the disk is full, to free some space.
+    """
+    try:
+        yield
+    except OSError as error:
+        advice = 'free some space' if error.errno in _FULL else 'make it writable'
+        raise UserError(f'cannot write {what}: {error.strerror or error}; {advice}{remedy}') from error
 
 
 def _sync(path: pathlib.Path) -> None:
