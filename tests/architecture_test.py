@@ -127,3 +127,21 @@ def test_importing_the_package_imports_nothing(tmp_path):
     )
     result = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert result.stdout.split('\n')[:2] == ['[]', 'False']
+
+
+def test_a_cifar_training_imports_only_what_it_needs(cifar_dir, tmp_path):
+    """What other runs need stays behind its door."""
+    code = (
+        'import atexit, runpy, sys; atexit.register(lambda: print(*sys.modules, sep="\\n")); '
+        f'runpy.run_path(r"{PACKAGE / "cifar10_main.py"}", run_name="__main__")'
+    )
+    flags = f'-dd {cifar_dir} -md {tmp_path}/model -rs 8 -bs 16 --train_epochs 1 --max_train_steps 2'.split()
+    result = subprocess.run([sys.executable, '-c', code, *flags], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0 and 'model.keras' in result.stdout, result.stderr
+    names = {name.removeprefix('official_resnet.') for name in result.stdout.split() if 'official_resnet.' in name}
+    assert {'resnet_model', 'resnet_run_loop', 'training.step', 'inputs.cifar'} <= names
+    assert not names & {
+        *('training.transfer', 'training.feature_cache', 'training.workers', 'training.benchmark_log'),
+        *('inputs.streamed', 'inputs.shards', 'inputs.image_folder', 'inputs.tfds_source', 'inputs.download'),
+        *('inference.predict', 'inference.export', 'inference.rewrite', 'experiments', 'building', 'reports.figures'),
+    }

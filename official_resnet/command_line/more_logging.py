@@ -6,7 +6,7 @@ import keras
 
 from official_resnet.command_line.flags import RunOptions
 from official_resnet.errors import UserError
-from official_resnet.training import callbacks, devices
+from official_resnet.training import benchmark_log, devices
 from official_resnet.training.config import TrainConfig
 
 
@@ -28,7 +28,7 @@ def callbacks_of(config: TrainConfig, options: RunOptions, hooks: set[str]) -> l
             'run_parameters': config.to_json(),
             'tensorflow_environment_variables': {k: v for k, v in os.environ.items() if k.startswith('TF_')},
         }
-        chosen.append(callbacks.BenchmarkLog(options.benchmark_log_dir, info, options.log_steps, hooks))
+        chosen.append(benchmark_log.BenchmarkLog(options.benchmark_log_dir, info, options.log_steps, hooks))
     if options.enable_tensorboard or options.profile_steps or 'profilerhook' in hooks:
         chosen.append(_tensorboard(config.machine.model_dir, options.profile_steps, 'profilerhook' in hooks))
     return chosen
