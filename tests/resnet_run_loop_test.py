@@ -230,6 +230,26 @@ def test_epochs_between_evals_and_the_last(cifar_dir):
     assert Seen.epochs == [2, 4, 5]
 
 
+@pytest.mark.parametrize(
+    'error',
+    [
+        tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating a tensor for the image'),
+        tf.errors.UnavailableError(None, None, 'the image of the process is gone'),
+        tf.errors.InvalidArgumentError(None, None, 'images and jpegs do not match'),
+    ],
+)
+def test_an_error_that_speaks_of_images_keeps_its_own_text(cifar_dir, monkeypatch, error):
+    """No image in memory is damaged; one process has lost no other."""
+
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(resnet_run_loop.step, 'make_train_function', lambda *args: fail)
+    with pytest.raises(type(error)) as caught:
+        resnet_run_loop.train(make_config(cifar_dir, None))
+    assert caught.value is error
+
+
 @pytest.mark.parametrize('hook,step', [('on_epoch_end', 2 * STEPS), ('on_train_batch_end', STEPS + 3)])
 def test_a_callback_that_stops_between_evaluations_leaves_the_final_weights_evaluated(
     cifar_dir, tmp_path, capsys, hook, step

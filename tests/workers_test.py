@@ -1,4 +1,4 @@
-"""Who the workers are, how they meet, and the launcher: exit codes, signals, grace. No TensorFlow but in the end."""
+"""Who the workers are, how they meet, and the launcher: exit codes, signals, grace. No TensorFlow but in one."""
 
 import json
 import os
@@ -218,6 +218,21 @@ def test_who_waits_too_long_for_a_worker_that_has_gone_is_killed():
         '-c: another worker ended while this one connected to it; start all '
         'workers again, they continue from the last checkpoint\n',
     ]
+
+
+@pytest.mark.parametrize('count,is_lost', [(2, True), (1, False)])
+def test_what_tensorflow_says_of_a_lost_worker(count, is_lost):
+    """Whatever its text speaks of; too little memory, or a worker without others, is told as it is."""
+    from tensorflow import errors
+
+    worker = object.__new__(workers.Worker)
+    worker.index, worker.count = 0, count
+    with pytest.raises(workers.WorkerLost if is_lost else errors.UnavailableError) as caught, worker.explained():
+        raise errors.UnavailableError(None, None, 'connection reset while it sent an image')
+    if is_lost:
+        assert 'worker 0 of 2 (from 0) has lost another; start all workers again' in str(caught.value)
+    with pytest.raises(errors.ResourceExhaustedError), worker.explained():
+        raise errors.ResourceExhaustedError(None, None, 'OOM when allocating a tensor')
 
 
 # --- the launcher --------------------------------------------------------------------------------------------
