@@ -156,7 +156,7 @@ def block_v1(
 ) -> Tensor:
     """Return ReLU(F(x) + shortcut(x)), the block of 1512.03385 Fig. 2 and 5; arguments as in residual_block.
 
-    F is two 3x3 convolutions, or 1x1, 3x3, 1x1 in a bottleneck. Batch norm follows each of them, ReLU each but the
+    F is two 3x3 convolutions, or 1x1, 3x3, 1x1 in a bottleneck. Batch norm follows each of them, and ReLU all but the
     last one. The last ReLU comes after the addition.
     """
     convs = block_convolutions(spec, filters, stride)
