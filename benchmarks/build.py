@@ -45,7 +45,7 @@ _DISK_BYTES = 1 << 31  # written and read to measure the disk
 _log = functools.partial(print, flush=True)
 
 
-def define_flags():
+def define_flags() -> flags.FlagValues:
     """Return the flags, in a set of their own."""
     values = flags.FlagValues()
     define = definer.Definer(values)
@@ -63,7 +63,7 @@ def define_flags():
     return values
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
     """Run with the arguments `argv` (program name first); return the exit code."""
     return program.run_program(argv, __doc__, define_flags(), _run)
 

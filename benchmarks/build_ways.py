@@ -11,7 +11,7 @@ from official_resnet.building.records import Options
 from official_resnet.inputs.images import JPEG_SUFFIXES
 
 
-def ours(folder, output, num_shards):
+def ours(folder: str, output: str, num_shards: int) -> dict[str, float]:
     """Do what a process of the builder does; return the seconds of the clock and of the core."""
     images, job, options = _images(folder), Job(output, 'train', num_shards), Options()
     os.makedirs(job.folder)
@@ -21,7 +21,7 @@ def ours(folder, output, num_shards):
     )
 
 
-def upstream(folder, output, num_shards):
+def upstream(folder: str, output: str, num_shards: int) -> dict[str, float]:
     """Write the same images into as many shards as upstream did; return the same."""
     os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
     import tensorflow as tf
@@ -45,7 +45,7 @@ def upstream(folder, output, num_shards):
         return _timed(write, num_shards)
 
 
-def memory(folder, output, num_shards, num_threads):
+def memory(folder: str, output: str, num_shards: int, num_threads: int) -> list[int]:
     """Build the shards; return the peak memory in bytes of this process and of its largest child."""
     with Peak(largest_child, 0.05) as peak:
         shards.build(_images(folder), 'train', output, num_shards, num_threads, log=lambda line: None)

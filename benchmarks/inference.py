@@ -9,13 +9,14 @@ import tempfile
 
 import numpy as np
 
+from benchmarks.trainers import Measures
 from official_resnet.training import devices
 
 IMAGE_SHAPE = (224, 224, 3)
 POLICIES = {'fp32': 'float32', 'bf16': 'mixed_bfloat16'}
 
 
-def ours(dtype, resnet_size, batch_size):
+def ours(dtype: str, resnet_size: int, batch_size: int) -> Measures:
     """compile_model, 16-bit weights in bf16; one op at a time, on all cores."""
     devices.start_tensorflow(1)
     import tensorflow as tf
@@ -30,7 +31,7 @@ def ours(dtype, resnet_size, batch_size):
     }
 
 
-def applications(dtype, resnet_size, batch_size):
+def applications(dtype: str, resnet_size: int, batch_size: int) -> Measures:
     """The compiled call of keras.applications."""
     import tensorflow as tf
 
@@ -42,13 +43,13 @@ def applications(dtype, resnet_size, batch_size):
     }
 
 
-def predict(dtype, resnet_size, batch_size):
+def predict(dtype: str, resnet_size: int, batch_size: int) -> Measures:
     """`predict` of keras.applications."""
     model, images = _application(dtype, resnet_size), _images(batch_size)
     return {'inference': lambda steps: [model.predict(images, batch_size, verbose=0) for _ in range(steps)]}
 
 
-def torch(dtype, resnet_size, batch_size):
+def torch(dtype: str, resnet_size: int, batch_size: int) -> Measures:
     """The ResNet of pytorchcv, channels_last, eager, autocast in bf16."""
     import importlib
 
@@ -67,7 +68,7 @@ def torch(dtype, resnet_size, batch_size):
     return {'inference': infer}
 
 
-def onnx(dtype, resnet_size, batch_size):
+def onnx(dtype: str, resnet_size: int, batch_size: int) -> Measures:
     """The network of `ours` in ONNX Runtime, float32: its CPU kernels know no bfloat16."""
     import onnxruntime
 

@@ -10,17 +10,22 @@ import functools
 import itertools
 import os
 import pathlib
+from typing import TYPE_CHECKING
 
+from benchmarks.trainers import Measures
 from official_resnet.errors import UserError
 from official_resnet.inputs.images import JPEG_SUFFIXES
 from official_resnet.training import devices
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 SIZE = 224
 MIN_AREA = 0.05  # official/resnet's, of a training crop
 MEANS, DEVIATIONS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's, of 0..1
 
 
-def list_files(folder):
+def list_files(folder: str | None) -> list[pathlib.Path]:
     """Return the JPEG files below a folder, sorted.
 
     Raises:
@@ -37,17 +42,17 @@ def list_files(folder):
     return paths
 
 
-def ours(dtype, resnet_size, batch_size, folder):
+def ours(dtype: str, resnet_size: int, batch_size: int, folder: str) -> Measures:
     """Training batches of encoded images, resized as TensorFlow 1 did it."""
     return _batches('tf1', batch_size, folder)
 
 
-def antialias(dtype, resnet_size, batch_size, folder):
+def antialias(dtype: str, resnet_size: int, batch_size: int, folder: str) -> Measures:
     """The same, resized as Pillow does it."""
     return _batches('antialias', batch_size, folder)
 
 
-def decode(dtype, resnet_size, batch_size, folder):
+def decode(dtype: str, resnet_size: int, batch_size: int, folder: str) -> Measures:
     """TensorFlow's decoding of the whole image and nothing else, from memory."""
     devices.start_tensorflow()
     import tensorflow as tf
@@ -63,7 +68,7 @@ def decode(dtype, resnet_size, batch_size, folder):
     return {'jpeg': _running(lambda steps: pipeline(steps).batch(batch_size))}
 
 
-def pillow(dtype, resnet_size, batch_size, folder):
+def pillow(dtype: str, resnet_size: int, batch_size: int, folder: str) -> Measures:
     """Pillow's decoding of the whole image and nothing else, in a thread a core."""
     from PIL import Image
 
@@ -80,7 +85,7 @@ def pillow(dtype, resnet_size, batch_size, folder):
     return {'jpeg': run}
 
 
-def torch(dtype, resnet_size, batch_size, folder):
+def torch(dtype: str, resnet_size: int, batch_size: int, folder: str) -> Measures:
     """A DataLoader with the usual transforms of torchvision by Pillow; on more than one core, a worker a core."""
     import torch
     from PIL import Image
@@ -126,12 +131,12 @@ PARTS = {'ours': ('ours', 'antialias', 'decode'), 'torch': ('torch', 'pillow')} 
 NEEDS = {'torch': ('torch', 'torchvision')}  # packages of the [parity] extra
 
 
-def num_cores():
+def num_cores() -> int:
     """Return the cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
-def training_batches(resize, batch_size, steps, folder):
+def training_batches(resize: str, batch_size: int, steps: int, folder: str) -> 'tf.data.Dataset':
     """Return so many batches of training, tf.data.Dataset, normalised as torchvision's; files are repeated in turn."""
     from official_resnet.inputs import streamed
     from official_resnet.inputs.normalization import PUBLISHED

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import threading
+from collections.abc import Callable
 
 
 class Peak(contextlib.AbstractContextManager):
@@ -14,12 +15,12 @@ class Peak(contextlib.AbstractContextManager):
         seconds: between two calls.
     """
 
-    def __init__(self, measure, seconds=0.002):
+    def __init__(self, measure: Callable[[], int], seconds: float = 0.002):
         self._measure, self._seconds, self._is_done = measure, seconds, threading.Event()
         self._thread = threading.Thread(target=self._watch)
 
     @property
-    def grown(self):
+    def grown(self) -> int:
         """Bytes that `largest` lies above the first value."""
         return self.largest - self._first
 
@@ -37,13 +38,13 @@ class Peak(contextlib.AbstractContextManager):
             self.largest = max(self.largest, self._measure())
 
 
-def resident_bytes():
+def resident_bytes() -> int:
     """Return the memory that this process has now."""
     with open('/proc/self/statm', encoding='ascii') as file:
         return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
 
-def peak_bytes(process='self'):
+def peak_bytes(process: int | str = 'self') -> int:
     """Return the most memory that a process has had, 0 once it has ended."""
     with contextlib.suppress(OSError):
         for line in pathlib.Path(f'/proc/{process}/status').read_text().splitlines():
@@ -52,7 +53,7 @@ def peak_bytes(process='self'):
     return 0
 
 
-def largest_child():
+def largest_child() -> int:
     """Return peak_bytes of the largest child of this process; what they share (programs, rows) counts in each."""
     return max((peak_bytes(child) for path in _CHILDREN.glob('*/children') for child in _words(path)), default=0)
 

@@ -16,6 +16,8 @@ import math
 import os
 import statistics
 import sys
+from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -33,19 +35,19 @@ MEASURES = ('images', 'workers', 'model', 'input')
 TIMEOUT = 600  # seconds for a measure
 
 
-def start(task, *arguments, cores=None, **environment):
+def start(task: str, *arguments, cores: Collection[int] | None = None, **environment: str) -> Child:
     """Return the Child that measures one thing, on the CPU also where there is a GPU."""
     environment |= {'TF_CPP_MIN_LOG_LEVEL': '3', 'CUDA_VISIBLE_DEVICES': '-1'}
     return Child(f'measure {task}', scaling_measures.measure, task, *arguments, cores=cores, **environment)
 
 
-def result(*arguments, **options):
+def result(*arguments, **options) -> Any:
     """Return what the process that `start` starts finds."""
     with start(*arguments, **options) as child:
         return child.answer(TIMEOUT)
 
 
-def measure_all(names, size, folder):
+def measure_all(names: Collection[str], size: float, folder: str | None) -> dict:
     """Return {measure: its figures}, one after another."""
     cores, found = sorted(os.sched_getaffinity(0)), {}
     if 'images' in names:
@@ -64,13 +66,13 @@ def measure_all(names, size, folder):
     return found
 
 
-def line(rows, x, y):
+def line(rows: list[dict], x: str, y: str) -> tuple[float, float]:
     """Return (intercept, slope) of the straight line through rows of numbers, neither below 0."""
     slope, intercept = np.polyfit([row[x] for row in rows], [row[y] for row in rows], 1)
     return max(0.0, float(intercept)), max(0.0, float(slope))
 
 
-def constants(found):
+def constants(found: dict) -> dict[str, float]:
     """Return {name: value} for `predict` of what `measure_all` found."""
     save, save_byte = line(found['checkpoint'], 'bytes', 'save_seconds')
     memory = line(found['memory'], 'batch', 'peak_bytes')[1]
@@ -88,7 +90,7 @@ def constants(found):
     }
 
 
-def predict_pair(pair, clock='seconds'):
+def predict_pair(pair: list[dict], clock: str = 'seconds') -> dict[str, float]:
     """Return what two workers' steps should take by their constants, beside what they take.
 
     A turn of `alone` is that of the slower worker, for whom the other waits; the exchanges come on top.
@@ -114,7 +116,7 @@ def predict_pair(pair, clock='seconds'):
     }
 
 
-def format_found(found):
+def format_found(found: dict) -> str:
     """Return the measured figures as lines."""
     lines = []
     for name in ('index', 'order', 'checkpoint', 'evaluation', 'memory'):
@@ -138,7 +140,7 @@ def format_found(found):
     return '\n'.join(lines)
 
 
-def format_table(rows):
+def format_table(rows: list[dict]) -> str:
     """Return what `predict` says of several numbers of accelerators, a line each."""
     lines = ['   n    batch  step ms  all-reduce ms  images/s  cores/host  MB/s host  GB/accel.  epoch s  bottleneck']
     for row in rows:
@@ -162,7 +164,7 @@ def _short(value):
     return f'{value:,}' if isinstance(value, int) else f'{value:,.0f}' if value >= 1000 else f'{value:.4g}'
 
 
-def define_flags():
+def define_flags() -> flags.FlagValues:
     """Return the flags, in a set of their own."""
     values = flags.FlagValues()
     flags.DEFINE_multi_enum(
@@ -190,7 +192,7 @@ def define_flags():
     return values
 
 
-def replaced(values, pairs):
+def replaced(values: dict[str, float], pairs: list[str]) -> dict[str, float]:
     """Return {name: number} with those of 'name=number' replaced."""
     values = dict(values)
     for pair in pairs:
@@ -208,7 +210,7 @@ def replaced(values, pairs):
     return values
 
 
-def run_scaling(values):
+def run_scaling(values: flags.FlagValues) -> None:
     """Measure, or read what was measured; estimate; print."""
     replaced({name: 0 for name in (*ASSUMED, *MEASURED)}, values.set)  # before what takes its time
     output = report.check_output(values.output_json)
@@ -277,7 +279,7 @@ def _is_complete(found):
     return {'order', 'input', 'checkpoint'} <= found.keys()
 
 
-def run():
+def run() -> None:
     """Run with the arguments of the command line and exit."""
     sys.exit(program.run_program(sys.argv, __doc__, define_flags(), run_scaling))
 

@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 import tracemalloc
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,12 +23,15 @@ from official_resnet import resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.training import devices
 
+if TYPE_CHECKING:
+    import keras
+
 BYTES = 4  # of float32
 PARTS = 64  # tensors that the measured all-reduce packs into one
 IMAGENET = 1281167
 
 
-def measure_images(size):
+def measure_images(size: float) -> dict:
     """Index and order of 1x, 2x and 4x images, and the first batch of a late step."""
     from official_resnet.inputs import in_memory, shards, streamed, tfrecords
 
@@ -67,7 +71,7 @@ def measure_images(size):
     return rows
 
 
-def measure_workers(size):
+def measure_workers(size: float) -> dict:
     """All-reduces of 1x, 2x and 4x bytes, and steps with and without them, by one of two workers that do the same."""
     import tensorflow as tf
 
@@ -109,7 +113,7 @@ def measure_workers(size):
     }
 
 
-def measure_model(size):
+def measure_model(size: float) -> dict:
     """Checkpoints of 1x, 2x and 4x bytes, 4x being ResNet-50's, and evaluations of 1x, 2x and 4x images."""
     from official_resnet import checkpoints
 
@@ -137,7 +141,7 @@ def measure_model(size):
     return rows
 
 
-def measure_memory(size):
+def measure_memory(size: float) -> dict:
     """The memory of two training steps of ResNet-50 at 224x224, float32, with a batch of `size`."""
     import tensorflow as tf
 
@@ -148,7 +152,7 @@ def measure_memory(size):
     return {'batch': int(size), 'peak_bytes': memory.grown, 'activations': describe(trainer.model)['activations']}
 
 
-def measure_input(size, folder=None):
+def measure_input(size: float, folder: str | None = None) -> dict:
     """Training images of 224x224 from shards, on one core, and records read by one thread."""
     from official_resnet.inputs import shards, streamed, tfrecords
     from official_resnet.inputs.normalization import OFFICIAL
@@ -190,7 +194,7 @@ def measure_input(size, folder=None):
     }
 
 
-def describe(model):
+def describe(model: 'keras.Model') -> dict[str, int]:
     """Return {'parameters', 'state', 'multiply_adds', 'activations'} of a keras.Model of fixed image size.
 
     State is what is not trained, BN's moving statistics; activations are the numbers of an image that the gradients
@@ -211,7 +215,7 @@ def describe(model):
     }
 
 
-def measure_net(variant):
+def measure_net(variant: str) -> dict[str, int]:
     """Return the numbers of a network of VARIANTS, at 224x224 where it does not say."""
     import keras
 
@@ -284,7 +288,7 @@ TASKS = {
 }
 
 
-def measure(task, *arguments):
+def measure(task: str, *arguments) -> dict:
     """Be the process of a task: start TensorFlow, then do it."""
     devices.start_tensorflow()
     return TASKS[task](*arguments)

@@ -79,27 +79,27 @@ class Net:
     activations: int
 
 
-def ring_seconds(n, size, link, latency):
+def ring_seconds(n: int, size: float, link: float, latency: float) -> float:
     """Return the time of a ring all-reduce: 2(n-1) rounds, in each a chunk of size/n bytes to the next of n."""
     return 2 * (n - 1) * (size / n / link + latency)
 
 
-def step_seconds(forward, backward, exchange, packs):
+def step_seconds(forward: float, backward: float, exchange: float, packs: int) -> float:
     """Return the time of a step whose gradients are ready, and sent, in so many equal packs, one after another."""
     return forward + max(backward + exchange / packs, backward / packs + exchange)
 
 
-def expected_maximum(n):
+def expected_maximum(n: int) -> float:
     """Return the expected largest of n standard normal numbers, within 0.03 (Blom 1958)."""
     return 0.0 if n == 1 else statistics.NormalDist().inv_cdf((n - 0.375) / (n + 0.25))
 
 
-def checkpoint_bytes(net):
+def checkpoint_bytes(net: Net) -> int:
     """Return the size of a checkpoint: weights, momentum, BN statistics."""
     return BYTES * (2 * net.parameters + net.state)
 
 
-def accelerator_bytes(net, batch, kept):
+def accelerator_bytes(net: Net, batch: int, kept: float) -> float:
     """Return the memory of training in bfloat16: weights, momentum, gradients twice (packed), activations.
 
     Args:
@@ -110,12 +110,12 @@ def accelerator_bytes(net, batch, kept):
     return (4 * BYTES + 2) * net.parameters + 2 * kept * net.activations * batch
 
 
-def host_rates(c):
+def host_rates(c: dict[str, float]) -> dict[str, float]:
     """Return {part: images/s that a host's input can deliver}."""
     return {'input cores': c['cores'] * c['decode'], 'reading thread': c['read'], 'disk': c['disk'] / c['image_bytes']}
 
 
-def predict(net, c, n):
+def predict(net: Net, c: dict[str, float], n: int) -> dict:
     """Return what a training on n accelerators takes, a dict of plain numbers.
 
     Args:

@@ -6,22 +6,23 @@ Here steps read their input from the pipeline and agree with the other workers a
 
 import os
 import tempfile
+from collections.abc import Callable
 
 from benchmarks import child
-from benchmarks.trainers import synthetic_trainer
+from benchmarks.trainers import Measures, synthetic_trainer
 from official_resnet import resnet_variants
 from official_resnet.training import devices, workers
 
 COUNT = 2  # workers, of a share of the cores each
 
 
-def one(dtype, resnet_size, batch_size):
+def one(dtype: str, resnet_size: int, batch_size: int) -> Measures:
     """One process with all cores."""
     devices.start_tensorflow()
     return {'workers': _steps(_trainer(dtype, resnet_size, batch_size))}
 
 
-def several(dtype, resnet_size, batch_size):
+def several(dtype: str, resnet_size: int, batch_size: int) -> Measures:
     """COUNT workers, this process and what it starts, which do as many steps as this one tells them."""
     cores = sorted(os.sched_getaffinity(0))
     hosts = [f'localhost:{port}' for port in workers.free_ports(COUNT)]
@@ -46,7 +47,7 @@ def several(dtype, resnet_size, batch_size):
     return {'workers': steps}
 
 
-def join(dtype, resnet_size, batch_size):
+def join(dtype: str, resnet_size: int, batch_size: int) -> Callable[[int], None]:
     """Be one of the workers that TF_CONFIG lists; return the function of a number of steps."""
     os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
     devices.start_tensorflow()
@@ -54,7 +55,7 @@ def join(dtype, resnet_size, batch_size):
     return _steps(_trainer(dtype, resnet_size, batch_size, distribution_strategy='multi_worker_mirrored'))
 
 
-def save(dtype, resnet_size, batch_size):
+def save(dtype: str, resnet_size: int, batch_size: int) -> Measures:
     """Checkpoints of a net of CIFAR (6n+2 layers) or ImageNet and of its momentum, to where temporary files are."""
     devices.start_tensorflow()
     folder = tempfile.TemporaryDirectory()

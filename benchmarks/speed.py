@@ -19,6 +19,7 @@ import importlib.util
 import os
 import statistics
 import sys
+from collections.abc import Collection
 
 from absl import flags
 
@@ -34,7 +35,7 @@ SAVE_MINUTES, EPOCH_IMAGES = 10, 50_000  # checkpoints of a training at its defa
 INFERENCE_SIZE, INFERENCE_BATCH = 50, 8
 
 
-def define_flags():
+def define_flags() -> flags.FlagValues:
     """Return the flags, in a set of their own."""
     values = flags.FlagValues()
     flags.DEFINE_integer('resnet_size', 32, 'Layers: 6n+2.', 8, MAX_LAYERS, short_name='rs', flag_values=values)
@@ -54,12 +55,20 @@ def define_flags():
     return values
 
 
-def start(system, *arguments, cores=None):
+def start(system: str, *arguments, cores: Collection[int] | None = None) -> Child:
     """Return the Child that builds a system; its first answer is that it has."""
     return Child(system.rpartition(':')[2], speed_systems.serve, system, *arguments, cores=cores)
 
 
-def measure_in_turns(systems, dtype, measures, values, cores=None, size=None, batch_size=None):
+def measure_in_turns(
+    systems: list[str],
+    dtype: str,
+    measures: list[str],
+    values: flags.FlagValues,
+    cores: Collection[int] | None = None,
+    size: int | None = None,
+    batch_size: int | None = None,
+) -> list[tuple[str, str, dict]]:
     """Return [(measure, dtype, {system: [images/s of each run, or builds/s]})]; the first turn of each is not counted.
 
     Args:
@@ -91,7 +100,7 @@ def measure_in_turns(systems, dtype, measures, values, cores=None, size=None, ba
     return results
 
 
-def run_benchmark(values):
+def run_benchmark(values: flags.FlagValues) -> None:
     """Measure what the flags ask for, print the table."""
     output = report.check_output(values.output_json)
     if 'jpeg' in values.measure:
@@ -211,7 +220,7 @@ def _is_installed(system, packages):
     return True
 
 
-def format_table(results):
+def format_table(results: list[tuple[str, str, dict]]) -> str:
     """Return lines: measure, precision, system, n, min, median, max images/s (builds/s), the ratio of ours to it."""
     lines = [f'{"":9} {"":5} {"system":12} {"n":>3} {"min":>9} {"median":>9} {"max":>9}  ours/it']
     for measure, dtype, rates in results:
@@ -226,7 +235,7 @@ def format_table(results):
     return '\n'.join(lines)
 
 
-def run():
+def run() -> None:
     """Run with the arguments of the command line and exit."""
     sys.exit(program.run_program(sys.argv, __doc__, define_flags(), run_benchmark))
 

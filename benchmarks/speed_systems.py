@@ -4,14 +4,15 @@ Steps are fed with one batch that is ready in memory; the input is a measure of 
 """
 
 import time
+from collections.abc import Callable
 
 from benchmarks import inference, jpeg_input, several_workers
-from benchmarks.trainers import ready_batches, synthetic_trainer
+from benchmarks.trainers import Measures, ready_batches, synthetic_trainer
 from official_resnet import resnet_variants
 from official_resnet.training import devices
 
 
-def ours(dtype, resnet_size, batch_size):
+def ours(dtype: str, resnet_size: int, batch_size: int) -> Measures:
     """Return {measure: function of a number of steps} of resnet_run_loop's own compiled loop."""
     devices.start_tensorflow()
     import tensorflow as tf
@@ -25,7 +26,7 @@ def ours(dtype, resnet_size, batch_size):
     }
 
 
-def keras(dtype, resnet_size, batch_size):
+def keras(dtype: str, resnet_size: int, batch_size: int) -> Measures:
     """Return the same of the same net in stock Keras layers, with compile and fit, TensorFlow's own threads."""
     import keras
 
@@ -43,7 +44,7 @@ def keras(dtype, resnet_size, batch_size):
     }
 
 
-def torch(dtype, resnet_size, batch_size):
+def torch(dtype: str, resnet_size: int, batch_size: int) -> Measures:
     """Return the same of PyTorch, channels_last and eager, fed with a batch that is ready in memory."""
     from torch import int64
 
@@ -67,7 +68,7 @@ def _forward(model, images):
     return lambda steps: [call().numpy() for _ in range(steps)]
 
 
-def serve(system, *arguments):
+def serve(system: str, *arguments) -> Callable[[str, int], float]:
     """Build a system; return the function (measure, steps) -> seconds."""
     systems = {'ours': ours, 'keras': keras, 'torch': torch}
     systems |= inference.SYSTEMS | jpeg_input.SYSTEMS | several_workers.SYSTEMS

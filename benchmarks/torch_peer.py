@@ -5,6 +5,7 @@ import importlib
 import sys
 import types
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -81,12 +82,12 @@ class TrainStep:
             return self.model(images).float()
 
 
-def to_torch(images):
+def to_torch(images: np.ndarray) -> torch.Tensor:
     """float32 NHWC ndarray -> tensor [n, c, h, w] in channels_last memory."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
-def import_torchvision():
+def import_torchvision() -> types.ModuleType:
     """Return torchvision; its compiled operators, of which nets and transforms need none, may be of another torch."""
     with contextlib.suppress(ImportError, RuntimeError):
         return importlib.import_module('torchvision')
