@@ -14,6 +14,7 @@ import pathlib
 import signal
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -24,6 +25,9 @@ from official_resnet.errors import UserError
 from official_resnet.inputs import datasets
 from official_resnet.training import devices, optimizers, schedules, step
 from official_resnet.training.config import TrainConfig, require_block
+
+if TYPE_CHECKING:
+    from official_resnet.inputs.split import Split
 
 
 class Diverged(UserError):
@@ -120,7 +124,7 @@ def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
     return results | place | {'num_images': test.num_images, 'model': model, 'test': test}
 
 
-def read(config: TrainConfig, split: str) -> datasets.Split:
+def read(config: TrainConfig, split: str) -> 'Split':
     """Return the 'train' or 'test' split that a config names; see datasets.open_split for errors."""
     opened = datasets.open_split(
         config.dataset, split, data_dir=config.machine.data_dir, views=config.views, folder=config.folder_options()
@@ -132,7 +136,7 @@ def read(config: TrainConfig, split: str) -> datasets.Split:
     return opened.with_normalization(config.normalization or opened.normalization)
 
 
-def build_model(config: TrainConfig, split: datasets.Split, block: Callable | None = None) -> keras.Model:
+def build_model(config: TrainConfig, split: 'Split', block: Callable | None = None) -> keras.Model:
     """Return the untrained net of a config for the images and classes of a split.
 
     Raises:

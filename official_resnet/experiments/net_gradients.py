@@ -23,7 +23,7 @@ def measure_net(case, examples, settings, received):
 
     Args:
         case: activation, has_bn, is_residual, depth.
-        examples: the datasets.Split to train on.
+        examples: the split.Split to train on.
         settings: 'steps', 'batch_size', 'learning_rate', 'init', 'auxiliary_loss', 'seed'.
         received: list to which a signal's number is appended, see devices.catch_signals.
 

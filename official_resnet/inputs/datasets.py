@@ -4,25 +4,21 @@
     for images, labels in split.training_batches(128, seed=1, num_epochs=2):
         ...
 
-Every split, whether its images are held in memory or streamed from the disk, offers what `Split` lists; nobody needs
-to know which kind it is. No TensorFlow at import: flags and messages use the table.
+Every split, whether its images are held in memory or streamed from the disk, offers what split.Split lists; nobody
+needs to know which kind it is. No TensorFlow at import: flags and messages use the table.
 """
 
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING
 
 from official_resnet import errors
 from official_resnet.inputs.normalization import OFFICIAL
 
 if TYPE_CHECKING:
-    import numpy as np
-    import tensorflow as tf
-
+    from official_resnet.inputs.split import Split
     from official_resnet.inputs.views import Views
 
 SPLITS = ('train', 'test')
@@ -161,112 +157,6 @@ class FolderOptions:
     seed: int = 0
 
 
-class Split(Protocol):
-    """One split of a data set, as in_memory.InMemorySplit and streamed.StreamedSplit implement it.
-
-    The order and the augmentation of every training batch are a pure function of (seed, epoch, step), so a run resumes
-    at any step by asking for `first_step`.
-
-    Attributes:
-        name: a key of DATASETS, 'tfds:NAME' or 'folder:PATH'.
-        num_images: images in it.
-        num_classes: labels are 0..num_classes-1.
-        class_names: one string a class.
-        class_ids: one string a class, as WordNet's, or None.
-        image_shape: (height, width, channels) of an image before it is padded to the network's input.
-        input_shape: (height, width, channels) of the images in evaluation's batches.
-        model_shape: the input shape that a network for both kinds of batches needs: input_shape, but with None for
-            height and width where training has another size.
-        normalization: a name in NORMALIZATIONS.
-        resize: what evaluation resizes the shorter side of an image to, before it crops it; None: it does neither.
-        num_cpu_threads: threads that tf.data needs to make batches: one copies out of memory, decoding needs each core.
-    """
-
-    name: str
-    num_images: int
-    num_classes: int
-    class_names: tuple[str, ...]
-    class_ids: tuple[str | None, ...] | None
-    image_shape: tuple[int, int, int]
-    input_shape: tuple[int, int, int]
-    model_shape: tuple[int | None, int | None, int]
-    normalization: str
-    resize: int | None
-    num_cpu_threads: int
-
-    def training_batches(
-        self,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        first_step: int = 0,
-        num_epochs: int = 1,
-        augment: bool = True,
-        flip: bool = True,
-        share: tuple[int, int] = (0, 1),
-    ) -> 'tf.data.Dataset':
-        """Make shuffled batches of (images float32 [batch_size, h, w, c], labels int32 [batch_size]).
-
-        The epochs follow each other without a break, each a fresh permutation in which no image comes twice; what
-        does not fill a batch is dropped, other images in each epoch.
-
-        Args:
-            batch_size: images in a batch, over all replicas.
-            seed: of order and augmentation, 0..2**63-1.
-            first_step: the step to begin with, counted from 0 over all epochs; a late one costs nothing.
-            num_epochs: where to end: after step num_epochs * steps_per_epoch - 1, wherever it began.
-            augment: whether images are cropped at random, and flipped.
-            flip: whether augmentation flips; a mirrored digit is a different digit, or none.
-            share: (i, n), the i-th of n equal parts of every batch, for worker i of n.
-
-        Returns:
-            tf.data.Dataset with a known cardinality.
-
-        Raises:
-            UserError: fewer images than batch_size, batch_size below 1, or a seed out of range.
-        """
-
-    def evaluation_batches(
-        self, batch_size: int, *, view: Callable | None = None, share: tuple[int, int] = (0, 1)
-    ) -> 'tf.data.Dataset':
-        """Make batches of (images float32 [b, *input_shape], labels int32 [b]): every image once, in order.
-
-        Args:
-            batch_size: images in a batch, over all replicas; the last one is smaller if need be.
-            view: for encoded images, in place of augmentation.test_view: string [] -> [h, w, c] or, for several views
-                with one label, [k, h, w, c].
-            share: as in training; where the last batch has too few images for that, a worker's part is filled with
-                some of label -1.
-
-        Raises:
-            UserError: batch_size below 1, or a view of images that are not encoded.
-        """
-
-    def first(self, num_images: int | None) -> Self:
-        """Return the first `num_images`; None takes them all. UserError: there are fewer."""
-
-    def with_normalization(self, name: str) -> Self:
-        """Return the same images with another normalization."""
-
-    def with_background(self) -> Self:
-        """Return the same with a class 0 that has no images, as TensorFlow's own ImageNet networks have it.
-
-        UserError: the images are held in memory, whose labels are fixed.
-        """
-
-    def fingerprint(self) -> str:
-        """Return a hash of all that evaluation's batches depend on."""
-
-    def input_errors(self) -> AbstractContextManager:
-        """Return a context that turns TensorFlow's report of an unreadable image into a UserError of one line."""
-
-    def example_images(self, count: int) -> 'np.ndarray':
-        """Return the first images as a network's export takes them, [count, *image_shape], 0..255."""
-
-    def example_bytes(self, count: int) -> list[bytes] | None:
-        """Return the first images encoded; None where they are held in memory."""
-
-
 def open_split(
     dataset: str,
     split: str,
@@ -275,7 +165,7 @@ def open_split(
     download: bool = False,
     views: 'Views | None' = None,
     folder: FolderOptions | None = None,
-) -> Split:
+) -> 'Split':
     """Open one split of a data set: read small images into memory, or find those that are streamed.
 
     Args:
@@ -430,7 +320,7 @@ def require_batch_size(batch_size: int) -> None:
         raise errors.UserError(f'batch_size {batch_size} is too small; pass 1 or more')
 
 
-def require_images(split: Split, num_images: int) -> None:
+def require_images(split: 'Split', num_images: int) -> None:
     """Refuse to take more images of a split than there are, or none."""
     if not 1 <= num_images <= split.num_images:
         raise errors.UserError(

@@ -17,13 +17,14 @@ import numpy as np
 
 from official_resnet.errors import UserError
 from official_resnet.inputs import datasets, images
+from official_resnet.inputs.split import Split
 from official_resnet.inputs.views import Views
 
 TEST_NAMES = ('test', 'val', 'validation')
 MEMORY_SHARE = 1 / 4  # of the machine's memory that the pictures may take
 
 
-def open_split(dataset: str, split: str, options: datasets.FolderOptions, views: Views | None) -> datasets.Split:
+def open_split(dataset: str, split: str, options: datasets.FolderOptions, views: Views | None) -> Split:
     """Open a split of 'folder:PATH'; see datasets.open_split. With views it is streamed."""
     folder = dataset.removeprefix('folder:')
     if views is None:

@@ -20,12 +20,12 @@ from official_resnet.inputs.normalization import NORMALIZATIONS
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class InMemorySplit:
-    """One split in memory; see datasets.Split.
+    """One split in memory; see split.Split.
 
     Attributes:
         images: uint8 [n, h, w, c], 0..255; or float32, of what is not to be normalized, as features.
         labels: int32 [n], 0..num_classes-1.
-        num_classes, name, class_names, normalization: see datasets.Split.
+        num_classes, name, class_names, normalization: see split.Split.
         input_size: height and width of the batches' images; None: those of `images`. Where it is larger, training crops
             it out of the padded images; what is not augmented is centred in zeros.
     """
@@ -70,7 +70,7 @@ class InMemorySplit:
         flip: bool = True,
         share: tuple[int, int] = (0, 1),
     ) -> tf.data.Dataset:
-        """Make shuffled, augmented batches: gather, pad_crop_flip, normalize; see datasets.Split."""
+        """Make shuffled, augmented batches: gather, pad_crop_flip, normalize; see split.Split."""
         normalize = NORMALIZATIONS[self.normalization]
         all_images, all_labels = self._tensors()
 
@@ -90,7 +90,7 @@ class InMemorySplit:
     def evaluation_batches(
         self, batch_size: int, *, view: Callable | None = None, share: tuple[int, int] = (0, 1)
     ) -> tf.data.Dataset:
-        """Make batches of every image once, in order: gather, pad_to, normalize; see datasets.Split."""
+        """Make batches of every image once, in order: gather, pad_to, normalize; see split.Split."""
         if view:
             raise errors.UserError(
                 f'the images of {self.name} are held in memory, which leaves one view of each; leave out --ten_crop'
@@ -151,7 +151,7 @@ def training_rows(
     """Return which images make each step of training: a dataset of (step int64 [], rows int32 [batch_size]).
 
     Args:
-        num_images, batch_size, seed, first_step, num_epochs: see datasets.Split.training_batches.
+        num_images, batch_size, seed, first_step, num_epochs: see split.Split.training_batches.
         reorder: (order int32 [num_images], seeds of the epoch [2]) -> another order; None keeps it.
     """
     num_steps = datasets.steps_per_epoch(num_images, batch_size)

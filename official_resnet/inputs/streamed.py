@@ -29,11 +29,11 @@ GROUPS_AT_A_TIME = 16  # shards that training mixes: 20,000 images, 2 GB, of Ima
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StreamedSplit:
-    """One split of encoded images; see datasets.Split.
+    """One split of encoded images; see split.Split.
 
     Attributes:
         source: shards.Shards or Files.
-        num_classes, name, class_names, normalization, class_ids: see datasets.Split.
+        num_classes, name, class_names, normalization, class_ids: see split.Split.
         views: how an image becomes the network's input.
         label_shift: outputs of the network before that of the first class: 1 where output 0 is the background.
         count: images to use, the first of the source; None for all.
@@ -92,7 +92,7 @@ class StreamedSplit:
         flip: bool = True,
         share: tuple[int, int] = (0, 1),
     ) -> tf.data.Dataset:
-        """Make shuffled batches of augmentation.train_view, or without `augment` of test_view; see datasets.Split."""
+        """Make shuffled batches of augmentation.train_view, or without `augment` of test_view; see split.Split."""
 
         def load(step, rows):
             rows, first = in_memory.part_of_worker(rows, share)
@@ -113,7 +113,7 @@ class StreamedSplit:
     def evaluation_batches(
         self, batch_size: int, *, view: Callable | None = None, share: tuple[int, int] = (0, 1)
     ) -> tf.data.Dataset:
-        """Make batches of augmentation.test_view, or of `view`, of every image once, in order; see datasets.Split."""
+        """Make batches of augmentation.test_view, or of `view`, of every image once, in order; see split.Split."""
 
         def load(start):
             rows, is_filling = in_memory.evaluation_rows(start, batch_size, self.num_images, share)

@@ -7,6 +7,7 @@ import numpy as np
 
 from official_resnet import errors
 from official_resnet.inputs import datasets
+from official_resnet.inputs.split import Split
 
 if TYPE_CHECKING:
     from official_resnet.inputs.views import Views
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 def open_split(
     dataset: str, split: str, data_dir: str | os.PathLike | None, download: bool, views: 'Views | None'
-) -> datasets.Split:
+) -> Split:
     """Open a split of 'tfds:NAME'; see datasets.open_split. With views it is streamed."""
     builder, label = prepare(dataset.removeprefix('tfds:'), data_dir, download, has_one_size=views is None)
     split, names = find_split(builder, split), tuple(label.names)

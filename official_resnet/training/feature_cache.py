@@ -59,7 +59,7 @@ def features(model, examples, path=None, check=lambda: None):
 
     Args:
         model: in which nothing but the last layer will change.
-        examples: the datasets.Split of images.
+        examples: the split.Split of images.
         path: the .npz file to take them from, or to write; None keeps nothing.
         check: called after each batch; may raise to stop.
     """
