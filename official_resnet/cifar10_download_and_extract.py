@@ -63,11 +63,6 @@ def main(argv):
     return program.run_program(argv, __doc__, define_flags(), fetch)
 
 
-def run():
-    """Run with the arguments of the command line and exit."""
+if __name__ == '__main__':
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that the temporary folder goes
     sys.exit(main(sys.argv))
-
-
-if __name__ == '__main__':
-    run()

@@ -14,7 +14,6 @@ With --json, each picture is a line: file, classes: [{index, name, id, probabili
 or null.
 """
 
-import itertools
 import json
 import pathlib
 import sys
@@ -183,9 +182,10 @@ class Explainer:
     def _save(self, file, pixels):
         from PIL import Image
 
-        suffixes = itertools.chain([''], (f'_{number}' for number in itertools.count(2)))
-        names = (f'{file.stem}_grad_cam{suffix}.png' for suffix in suffixes)
-        path = next(path for path in (self.folder / name for name in names) if path.resolve() not in self.taken)
+        path, number = self.folder / f'{file.stem}_grad_cam.png', 1
+        while path.resolve() in self.taken:
+            number += 1
+            path = path.with_name(f'{file.stem}_grad_cam_{number}.png')
         self.taken.add(path.resolve())
         factor = max(1, EXPLANATION_SIZE // max(pixels.shape[:2]))
         image = Image.fromarray(pixels)
@@ -197,10 +197,8 @@ class Explainer:
 
 
 def _show_json(file, guesses, explanation):
-    print(
-        json.dumps({'file': str(file), 'classes': [guess._asdict() for guess in guesses], 'explanation': explanation}),
-        flush=True,
-    )
+    classes = [guess._asdict() for guess in guesses]
+    print(json.dumps({'file': str(file), 'classes': classes, 'explanation': explanation}), flush=True)
 
 
 class Table:
@@ -230,10 +228,5 @@ def _say(message):
     print(f'predict_main: {one_line(message)}', file=sys.stderr)
 
 
-def run():
-    """Run with the arguments of the command line and exit."""
-    sys.exit(main(sys.argv))
-
-
 if __name__ == '__main__':
-    run()
+    sys.exit(main(sys.argv))

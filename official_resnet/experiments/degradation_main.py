@@ -58,12 +58,9 @@ def run_degradation(values):
         f'{kind} nets': {f'{depth} layers': nets[f'{kind}-{depth}']['curves'] for depth in depths}
         for kind in ('plain', 'residual')
     }
-    runs.finish(
-        values.output_dir,
-        'degradation',
-        {'settings': runs.settings_of(config), 'nets': nets, 'claim': claim},
-        lambda figures: [figures.error_curves(panels, f'{values.output_dir}/degradation.png', title)],
-    )
+    result = {'settings': runs.settings_of(config), 'nets': nets, 'claim': claim}
+    path = f'{values.output_dir}/degradation.png'
+    runs.finish(values.output_dir, 'degradation', result, lambda figures: [figures.error_curves(panels, path, title)])
 
 
 def judge(nets, shallow, deep):
@@ -76,30 +73,17 @@ def judge(nets, shallow, deep):
         nets: {'plain-20': result of runs.train_net, ...}.
         shallow, deep: the depths to compare.
     """
-    claim = {}
-    for kind in ('plain', 'residual'):
-        errors = [nets[f'{kind}-{depth}']['final']['train_error_inference'] for depth in (shallow, deep)]
-        claim[kind] = {
-            'depths': [shallow, deep],
-            'train_error_inference': errors,
-            'is_deep_worse': None if None in errors else errors[1] > errors[0],
-        }
-    claim['text'] = '; '.join(_sentence(kind, claim[kind]) for kind in ('plain', 'residual'))
-    return claim
-
-
-def _sentence(kind, compared):
-    verdict = {
-        ('plain', True): 'degradation',
-        ('plain', False): 'no degradation',
-        ('residual', True): 'the deeper one is not better',
-        ('residual', False): 'no degradation',
-    }.get((kind, compared['is_deep_worse']), 'not compared')
-    errors = ', '.join(
-        f'{depth} layers {"failed" if error is None else f"{error:.2f} %"}'
-        for depth, error in zip(compared['depths'], compared['train_error_inference'], strict=True)
-    )
-    return f'training error of {kind} nets: {errors}: {verdict}'
+    claim, sentences, depths = {}, [], [shallow, deep]
+    for kind, verdict in (('plain', 'degradation'), ('residual', 'the deeper one is not better')):
+        errors = [nets[f'{kind}-{depth}']['final']['train_error_inference'] for depth in depths]
+        is_worse = None if None in errors else errors[1] > errors[0]
+        claim[kind] = {'depths': depths, 'train_error_inference': errors, 'is_deep_worse': is_worse}
+        texts = ['failed' if error is None else f'{error:.2f} %' for error in errors]
+        verdict = {True: verdict, False: 'no degradation', None: 'not compared'}[is_worse]
+        sentences.append(
+            f'training error of {kind} nets: {shallow} layers {texts[0]}, {deep} layers {texts[1]}: {verdict}'
+        )
+    return claim | {'text': '; '.join(sentences)}
 
 
 if __name__ == '__main__':

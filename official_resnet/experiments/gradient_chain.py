@@ -8,6 +8,7 @@ sigmoid's derivative is at most 0.25, at z = 0, so weights of N(0, 1) shrink the
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -68,24 +69,15 @@ def chain_table(seed=0, num_chains=10_000, lengths=TABLE_LENGTHS):
     """
     random = np.random.default_rng(seed)
     rows = []
-    for activation in ACTIVATIONS:
-        for shortcut in (False, True):
-            for layers in lengths:
-                weights, biases = random.standard_normal((2, layers, num_chains))
-                inputs = random.standard_normal(num_chains)
-                sizes = np.abs(chain_gradients(weights, biases, inputs, activation, shortcut).inputs[0])
-                alive = sizes[sizes > 0]
-                quartiles = np.quantile(alive, (0.25, 0.5, 0.75)).tolist() if alive.size >= 20 else (None,) * 3
-                rows.append(
-                    {
-                        'activation': activation,
-                        'shortcut': shortcut,
-                        'layers': layers,
-                        **dict(zip(('low', 'median', 'high'), quartiles, strict=True)),
-                        'zero_share': float(np.mean(sizes == 0)),
-                        'growing_share': float(np.mean(sizes > 1)),
-                    }
-                )
+    for activation, shortcut, layers in itertools.product(ACTIVATIONS, (False, True), lengths):
+        weights, biases = random.standard_normal((2, layers, num_chains))
+        inputs = random.standard_normal(num_chains)
+        sizes = np.abs(chain_gradients(weights, biases, inputs, activation, shortcut).inputs[0])
+        alive = sizes[sizes > 0]
+        quartiles = np.quantile(alive, (0.25, 0.5, 0.75)).tolist() if alive.size >= 20 else (None,) * 3
+        row = {'activation': activation, 'shortcut': shortcut, 'layers': layers}
+        row |= dict(zip(('low', 'median', 'high'), quartiles, strict=True))
+        rows.append(row | {'zero_share': float(np.mean(sizes == 0)), 'growing_share': float(np.mean(sizes > 1))})
     return rows
 
 

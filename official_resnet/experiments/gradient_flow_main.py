@@ -51,7 +51,8 @@ def define_flags():
 
 def run_gradient_flow(values):
     """Measure the chain and the nets the flags ask for, judge, write the results."""
-    from official_resnet.experiments import gradient_chain, runs
+    from official_resnet import files
+    from official_resnet.experiments import gradient_chain, net_gradients, runs
     from official_resnet.inputs import datasets
     from official_resnet.training import devices
 
@@ -88,12 +89,13 @@ def run_gradient_flow(values):
     with devices.catch_signals() as received:
         for case in cases:
             name = net_name(*case)
-            nets[name] = _measured_once(folder / f'{name}.json', case, settings, examples, received)
-            print(
-                f'{name:27} {_number(_first_over_last(nets[name], 0)):>20} '
-                f'{_number(_first_over_last(nets[name], -1)):>9} {_number(nets[name]["final_loss"]):>11}',
-                flush=True,
-            )
+            path = folder / f'{name}.json'
+            if not path.is_file():
+                result = net_gradients.measure_net(case, examples(), settings, received)
+                files.write_text(path, json.dumps(result) + '\n')
+            nets[name] = net = runs.read_json(path)
+            before, after = (_number(_first_over_last(net, sample)) for sample in (0, -1))
+            print(f'{name:27} {before:>20} {after:>9} {_number(net["final_loss"]):>11}', flush=True)
     claim = judge(nets, depths[0], depths[-1])
     runs.print_claim(claim)
     draw = functools.partial(_draw, values.output_dir, chain['random'], nets, settings, runs.DATASET_NAMES[dataset])
@@ -105,18 +107,6 @@ def run_gradient_flow(values):
 def net_name(activation, has_bn, is_residual, depth):
     """Return a case's name, as 'relu-bn-plain-56'."""
     return f'{activation}-{"bn" if has_bn else "nobn"}-{"residual" if is_residual else "plain"}-{depth}'
-
-
-def _measured_once(path, case, settings, examples, received):
-    """Return the measurement stored at `path`, or take and store it. `examples` is a function."""
-    from official_resnet import files
-    from official_resnet.experiments import net_gradients, runs
-
-    if path.is_file():
-        return runs.read_json(path)
-    result = net_gradients.measure_net(case, examples(), settings, received)
-    files.write_text(path, json.dumps(result) + '\n')
-    return result
 
 
 def judge(nets, shallow, deep):

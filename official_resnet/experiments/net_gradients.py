@@ -40,9 +40,8 @@ def measure_net(case, examples, settings, received):
     steps = settings['steps']
     wanted = {round(i * steps / (NUM_SAMPLES - 1)) for i in range(NUM_SAMPLES)}
     per_epoch = datasets.steps_per_epoch(examples.num_images, settings['batch_size'])
-    batches = examples.training_batches(
-        settings['batch_size'], seed=settings['seed'], num_epochs=steps // per_epoch + 1
-    )
+    num_epochs = steps // per_epoch + 1
+    batches = examples.training_batches(settings['batch_size'], seed=settings['seed'], num_epochs=num_epochs)
     samples, losses, diverged_at = [], [], None
     for done, (images, labels) in zip(range(steps + 1), batches, strict=False):
         loss, gradients = (tensor.numpy().tolist() for tensor in train_step(images, labels))
@@ -73,15 +72,8 @@ def make_step(case, settings):
     """
     activation, has_bn, is_residual, depth = case
     keras.utils.set_random_seed(settings['seed'] % 2**32)
-    net = resnet_variants.cifar_resnet(
-        depth,
-        NUM_CLASSES,
-        shortcut='A' if is_residual else None,
-        bn_momentum=0.9,
-        activation=activation,
-        batch_norm=has_bn,
-        initializer=settings['init'],
-    )
+    axes = {'activation': activation, 'batch_norm': has_bn, 'initializer': settings['init'], 'bn_momentum': 0.9}
+    net = resnet_variants.cifar_resnet(depth, NUM_CLASSES, shortcut='A' if is_residual else None, **axes)
     convolutions = [layer for layer in net.layers if isinstance(layer, keras.layers.Conv2D)]
     model = with_auxiliary_heads(net) if settings['auxiliary_loss'] else net
     variables = model.trainable_variables
@@ -91,10 +83,8 @@ def make_step(case, settings):
     @tf.function
     def train_step(images, labels):
         with tf.GradientTape() as tape:
-            losses = [
-                tf.reduce_mean(step.cross_entropy(labels, logits))
-                for logits in tf.nest.flatten(model(images, training=True))
-            ]
+            outputs = tf.nest.flatten(model(images, training=True))
+            losses = [tf.reduce_mean(step.cross_entropy(labels, logits)) for logits in outputs]
             loss = losses[0] + AUXILIARY_WEIGHT * sum(losses[1:])
         gradients = tape.gradient(loss, variables)
         optimizer.apply(gradients, variables)
@@ -108,12 +98,12 @@ def with_auxiliary_heads(net):
     """Return a model of the net's logits and those of a new classifier (mean, dense) behind each other group."""
     maps = resnet_model.features(net)(net.input)
     groups = sorted(name for name in maps if name.startswith('group'))[:-1]
-    heads = [
-        keras.layers.Dense(NUM_CLASSES, name=f'{name}_logits')(keras.layers.GlobalAveragePooling2D()(maps[name]))
-        for name in groups
-    ]
+    outputs = [maps['logits']]
+    for name in groups:
+        means = keras.layers.GlobalAveragePooling2D()(maps[name])
+        outputs.append(keras.layers.Dense(NUM_CLASSES, name=f'{name}_logits')(means))
     with deep_graph():
-        return keras.Model(net.input, [maps['logits'], *heads])
+        return keras.Model(net.input, outputs)
 
 
 def root_mean_square(tensor):

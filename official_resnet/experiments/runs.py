@@ -40,11 +40,8 @@ def train_config(values, dataset, data_dir, quick_epochs):
     changes['num_train_images'] = values.num_train_images or (QUICK_IMAGES if values.quick else None)
     epochs = values.train_epochs or (quick_epochs if values.quick else None)
     if epochs:
-        changes |= {
-            'train_epochs': epochs,
-            'max_train_steps': None,
-            'lr_boundaries': (epochs / 2, epochs * 3 / 4),
-        }
+        boundaries = (epochs / 2, epochs * 3 / 4)
+        changes |= {'train_epochs': epochs, 'max_train_steps': None, 'lr_boundaries': boundaries}
     return TrainConfig.from_settings(
         PAPER | {'resnet_size': 20, 'dtype': devices.known_dtype(values.dtype)} | changes,
         resnet_variants.cifar_spec,
@@ -73,15 +70,12 @@ def claim_folder(output_dir, settings):
     settings = json.loads(json.dumps(settings))
     if path.is_file() and any((path.parent / 'runs').glob('*')):
         stored = read_json(path)
-        differences = [
-            f'{name} {stored.get(name)!r}, not {settings.get(name)!r}'
-            for name in settings | stored
-            if stored.get(name) != settings.get(name)
-        ]
-        if differences:
+        names = [name for name in settings | stored if stored.get(name) != settings.get(name)]
+        if names:
+            texts = ', '.join(f'{name} {stored.get(name)!r}, not {settings.get(name)!r}' for name in names)
             raise UserError(
-                f'output_dir {str(output_dir)!r} holds an experiment with {", ".join(differences)}; '
-                'pass the same flags or another --output_dir'
+                f'output_dir {str(output_dir)!r} holds an experiment with {texts}; pass the same flags or another '
+                '--output_dir'
             )
     files.write_text(path, json.dumps(settings, indent=1) + '\n')
 
@@ -120,11 +114,9 @@ def train_nets(nets, config, output_dir):
         schedule = config.schedule
         if 2 * sum(fields['spec'].group_blocks) + 2 >= WARM_UP_LAYERS:
             schedule = warmed_up(schedule)
-        results[name] = train_net(
-            dataclasses.replace(config, **fields, schedule=schedule).with_machine(
-                model_dir=str(pathlib.Path(output_dir) / 'runs' / name)
-            )
-        )
+        model_dir = str(pathlib.Path(output_dir) / 'runs' / name)
+        net = dataclasses.replace(config, **fields, schedule=schedule)
+        results[name] = train_net(net.with_machine(model_dir=model_dir))
     return results
 
 

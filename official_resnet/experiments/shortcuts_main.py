@@ -93,21 +93,17 @@ def run_shortcuts(values):
     settings = {'resnet_size': size} | runs.settings_of(config)
     runs.claim_folder(values.output_dir, settings)
     rows = {name: row for name, row in ROWS.items() if name in values.rows}
-    nets = runs.train_nets(
-        {name: network(row, size, config.spec.bn_momentum) for name, row in rows.items()}, config, values.output_dir
-    )
+    nets = {name: network(row, size, config.spec.bn_momentum) for name, row in rows.items()}
+    nets = runs.train_nets(nets, config, values.output_dir)
     bars = [(row.label, nets[name]['final'], row.paper_error) for name, row in rows.items()]
     titles = (f'ResNet-{size}, {runs.images_text(config)}', 'ResNet-110, 1603.05027, 64,000 steps, median of 5')
     claim = judge(nets)
     runs.print_claim(claim)
     for name, row in rows.items():
         nets[name]['paper_error'] = row.paper_error
-    runs.finish(
-        values.output_dir,
-        'shortcuts',
-        {'settings': settings, 'nets': nets, 'claim': claim},
-        lambda figures: [figures.error_bars(bars, f'{values.output_dir}/shortcuts.png', titles)],
-    )
+    result = {'settings': settings, 'nets': nets, 'claim': claim}
+    path = f'{values.output_dir}/shortcuts.png'
+    runs.finish(values.output_dir, 'shortcuts', result, lambda figures: [figures.error_bars(bars, path, titles)])
 
 
 def network(row, resnet_size, bn_momentum=0.9):

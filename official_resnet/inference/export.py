@@ -68,7 +68,7 @@ def export(model, normalization, image_shape, export_dir, examples, views=None):
     """
     if views:
         image_shape, wanted = (views.test_size, views.test_size, 3), model.input_shape[1:]
-        if any(n not in (None, m) for n, m in zip(wanted, image_shape, strict=True)):
+        if not tf.TensorShape(wanted).is_compatible_with(image_shape):
             raise UserError(
                 f'the net takes pictures {wanted}, not {image_shape}, which encoded ones become; export it without '
                 'their bytes, or with another size of the test picture'

@@ -189,11 +189,8 @@ def _card_of(path, content):
     if not isinstance(content, dict):
         refuse('the whole', content, 'an object')
     num_classes = get('num_classes', lambda n: _is_whole(n, MAX_CLASSES), f'1..{MAX_CLASSES}')
-    labels = get(
-        'labels',
-        lambda labels: _are_labels(labels, num_classes),
-        f'at most {num_classes} names, or one of {", ".join(_TABLES)} that has {num_classes} classes',
-    )
+    words = f'at most {num_classes} names, or one of {", ".join(_TABLES)} that has {num_classes} classes'
+    labels = get('labels', lambda labels: _are_labels(labels, num_classes), words)
     rows = [(None, name) for name in labels] if isinstance(labels, list) else _label_rows(labels)
     rows += [(None, f'class {i}') for i in range(len(rows), num_classes)]  # those beyond a list are called so
     ids, names = zip(*rows, strict=True)

@@ -48,10 +48,8 @@ def load(path):
         raise UserError(f'cannot load {path}: {reason[:200]}; pass a .keras model of ours') from error
     shapes = [tensor.shape for tensor in (*model.inputs, *model.outputs)]
     expected = [(None, *card.net_size, card.num_channels), (None, card.num_classes)]
-    if len(shapes) != 2 or any(
-        len(shape) != len(want) or any(n not in (None, m) for n, m in zip(shape[1:], want[1:], strict=True))
-        for shape, want in zip(shapes, expected, strict=True)
-    ):
+    fit = (tf.TensorShape(want).is_compatible_with(shape) for want, shape in zip(expected, shapes, strict=False))
+    if len(shapes) != 2 or not all(fit):
         raise UserError(
             f'{path} has inputs and outputs {shapes}, its card says {expected}: they do not belong '
             f'together; {model_card.REMEDY}'
@@ -88,14 +86,13 @@ def prepare(picture, card):
     Raises:
         UserError: it cannot be read; names it, if it is a path.
     """
-
     try:
         image = decode(picture, PREDICTION, 'RGB' if card.num_channels == 3 else 'L')
     except ValueError as error:
         name = f"'{picture}'" if isinstance(picture, (str, pathlib.Path)) else 'the image'
         raise UserError(f'cannot read {name}: {error}') from error
-    filters = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
-    image = image.resize(card.size[::-1], filters[card.interpolation], box=_box(*image.size, card))
+    kind = Image.Resampling[card.interpolation.upper()]
+    image = image.resize(card.size[::-1], kind, box=_box(*image.size, card))
     return np.asarray(image).reshape(*card.size, card.num_channels)
 
 
