@@ -6,8 +6,11 @@ import json
 import pytest
 from tiny_training import StopAt, make_config
 
-from official_resnet import resnet_run_loop
+from official_resnet import resnet_run_loop, resnet_variants
+from official_resnet.command_line import more_logging
+from official_resnet.command_line.flags import RunOptions
 from official_resnet.training import benchmark_log, callbacks
+from official_resnet.training.config import TrainConfig
 
 PARAMS = {'epochs': 3, 'steps': 10, 'batch_size': 4, 'first_step': 0, 'last_step': 30}
 LOGS = {
@@ -110,6 +113,18 @@ def test_benchmark_log(tmp_path, capsys, hooks, names):
     assert [line['name'] for line in written] == [line['name'] for line in printed] == [*names, 'accuracy', 'loss']
     assert all(line['global_step'] == 10 for line in written)
     assert json.loads((tmp_path / 'benchmark_run.log').read_text())['model_name'] == 'resnet'
+
+
+@pytest.mark.parametrize('kind,is_written', [('BaseBenchmarkLogger', False), ('BenchmarkFileLogger', True)])
+def test_the_base_logger_prints_and_the_file_logger_writes(kind, is_written, tmp_path, capsys):
+    """As in official/resnet, also where --benchmark_log_dir is given."""
+    options = RunOptions(benchmark_logger_type=kind, benchmark_log_dir=str(tmp_path / 'log'))
+    config = TrainConfig(resnet_variants.cifar_spec(8))
+    [callback] = more_logging.callbacks_of(config, options, hooks=set())
+    make(callback).on_train_begin()
+    callback.on_epoch_end(0, LOGS | TEST)
+    assert (tmp_path / 'log').exists() is is_written
+    assert ('"accuracy"' in capsys.readouterr().out) is not is_written
 
 
 @pytest.mark.parametrize('seconds,text', [(40, '40 s'), (720, '12 min'), (7500, '2 h 05 min'), (5399, '1 h 30 min')])

@@ -108,6 +108,7 @@ def trained(cifar_dir, tmp_path_factory):
         folder / 'export',
         '--benchmark_log_dir',
         folder / 'log',
+        '--benchmark_logger_type=BenchmarkFileLogger',
         '--log_steps',
         '5',
         '--enable_tensorboard',

@@ -175,7 +175,8 @@ def _rows_of_training():
     yield TRAIN, ['--num_gpus=2'], r'num_gpus=2, but TensorFlow sees 0; lower --num_gpus, or pip install'
     yield TRAIN, ['--benchmark_logger_type=BenchmarkFileLogger'], 'BenchmarkFileLogger needs --benchmark_log_dir'
     yield TRAIN, ['--export_dir={text}/x'], "cannot make export_dir '{text}/x': '{text}' is a file; pass another --ex"
-    yield TRAIN, ['--benchmark_log_dir={text}'], "'{text}'; mend that and run the same command again"
+    file_logger = '--benchmark_logger_type=BenchmarkFileLogger'
+    yield TRAIN, [file_logger, '--benchmark_log_dir={text}'], "'{text}'; mend that and run the same command again"
     yield TRAIN, ['--hooks=LoggingTensorHook,Fish'], '--hooks=Fish must be of LoggingTensorHook, '
     yield TRAIN, ['--loss_scale=inf'], "loss_scale=inf: pass a number above 0, or 'dynamic'"
     yield TRAIN, ['--profile_steps=²,³'], "profile_steps=²,³: pass 'first,last', as 10,20"

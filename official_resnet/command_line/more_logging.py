@@ -28,7 +28,9 @@ def callbacks_of(config: TrainConfig, options: RunOptions, hooks: set[str]) -> l
             'run_parameters': config.to_json(),
             'tensorflow_environment_variables': {k: v for k, v in os.environ.items() if k.startswith('TF_')},
         }
-        chosen.append(benchmark_log.BenchmarkLog(options.benchmark_log_dir, info, options.log_steps, hooks))
+        writes_files = options.benchmark_logger_type == 'BenchmarkFileLogger'
+        folder = options.benchmark_log_dir if writes_files else None
+        chosen.append(benchmark_log.BenchmarkLog(folder, info, options.log_steps, hooks))
     if options.enable_tensorboard or options.profile_steps or 'profilerhook' in hooks:
         chosen.append(_tensorboard(config.machine.model_dir, options.profile_steps, 'profilerhook' in hooks))
     return chosen
