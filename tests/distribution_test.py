@@ -297,6 +297,40 @@ def test_a_chief_that_errs_ends_the_others(cifar_dir, tmp_path):
     assert 'worker 1 of 2 (from 0) has lost another' in results[1][2]
 
 
+FETCHING = """
+import shutil, sys, time
+from official_resnet.inputs import download
+
+def fetch_missing(dataset, data_dir):
+    time.sleep(3)
+    if {source!r}:
+        shutil.copytree({source!r}, data_dir + '.part')
+        shutil.move(data_dir + '.part', data_dir)
+
+download.fetch_missing = fetch_missing
+from official_resnet import cifar10_main
+cifar10_main.run()
+"""
+
+
+@pytest.mark.parametrize('is_found', [True, False])
+def test_other_workers_wait_for_the_data_that_the_chief_fetches(cifar_dir, tmp_path, is_found):
+    """Or learn that it has ended without."""
+    code = FETCHING.format(source=str(cifar_dir) if is_found else '')
+    flags = flags_of(tmp_path / 'data', tmp_path / 'model', train_epochs=1)
+    flags[flags.index('--nodownload')] = '--distribution_strategy=multi_worker_mirrored'
+    results = finish(start_workers([sys.executable, '-c', code, *flags]))
+    line = f"waiting for the chief to fetch cifar10 into '{tmp_path / 'data'}'\n"
+    assert results[1][1].startswith(line), results
+    if is_found:
+        assert [code for code, _, _ in results] == [0, 0] and results[1][2] == '', results
+        assert 'after epoch 1 (step 7)' in results[0][1]
+    else:
+        assert [code for code, _, _ in results] == [1, 1]
+        assert 'does not exist; run cifar10_download_and_extract' in results[0][2]
+        assert [err.count('\n') for _, _, err in results] == [1, 1] and 'start all workers again' in results[1][2]
+
+
 def contents(folder):
     return {path: path.read_bytes() for path in pathlib.Path(folder).rglob('*') if path.is_file()}
 

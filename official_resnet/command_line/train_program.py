@@ -99,6 +99,10 @@ def find_data(config: TrainConfig, options: RunOptions, row: Program, is_chief: 
     One that is damaged or cut down is left for its reader to judge.
     """
     dataset, data_dir = config.dataset, config.machine.data_dir
+    if options.download and not is_chief:
+        from official_resnet.command_line import team
+
+        team.await_data(config)
     may_fetch = options.download and is_chief
     if dataset.startswith('tfds:'):
         from official_resnet.inputs import tfds_source

@@ -44,14 +44,7 @@ def prepare(name, data_dir, download, has_one_size):
     Raises:
         UserError: an unknown name, something else than pictures, no data or no network.
     """
-    import tensorflow_datasets as tfds  # here, because it takes a while and few need it
-
-    subject = _subject(name)
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except (ValueError, AssertionError) as error:  # unknown name, config or version
-        reason = str(error).splitlines()[0]
-        raise errors.UserError(f'{subject}: {reason} See tensorflow.org/datasets/catalog') from None
+    builder, subject = _builder(name, data_dir), _subject(name)
     label = _label_feature(builder, has_one_size)  # before anything is fetched
     if not builder.is_prepared() and not download:
         raise errors.UserError(
@@ -63,6 +56,21 @@ def prepare(name, data_dir, download, has_one_size):
         reason = str(error).splitlines()[0]
         raise errors.UserError(f'{subject} cannot be fetched ({reason}); try again') from None
     return builder, label
+
+
+def is_prepared(name: str, data_dir: str | os.PathLike | None) -> bool:
+    """Tell whether a data set is there. UserError: there is no such data set."""
+    return _builder(name, data_dir).is_prepared()
+
+
+def _builder(name, data_dir):
+    import tensorflow_datasets as tfds  # here, because it takes a while and few need it
+
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except (ValueError, AssertionError) as error:  # unknown name, config or version
+        reason = str(error).splitlines()[0]
+        raise errors.UserError(f'{_subject(name)}: {reason} See tensorflow.org/datasets/catalog') from None
 
 
 def _label_feature(builder, has_one_size):

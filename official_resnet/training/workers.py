@@ -207,6 +207,15 @@ def meet(seconds=WAIT_SECONDS):
             _call_chief(addresses, index, deadline)
 
 
+def is_chief_there() -> bool:
+    """Tell whether TensorFlow's server of the chief still answers, after all have joined."""
+    try:
+        socket.create_connection(_split(_cluster()[0][0]), timeout=10).close()
+    except OSError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def watched(seconds=JOIN_SECONDS):
     """Kill this process where the block takes longer, with a line that says why.
