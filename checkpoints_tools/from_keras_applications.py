@@ -2,8 +2,8 @@
 
 Only arrays are read: no model config is looked at, no link followed, no compressed data inflated (Keras writes none).
 Where they lie in a file is found by h5_listing, in a process of its own.
-Variables are named 'LAYER/kernel', bias, gamma, beta, moving_mean, moving_variance, the layer as in today's files:
-conv2_block1_1_conv, which was res2a_branch2a before keras-applications 1.0.7. The function is that of today's
+Variables are named 'LAYER/kernel', bias, gamma, beta, moving_mean, moving_variance, the layer as in the file:
+conv2_block1_1_conv, or res2a_branch2a in files before keras-applications 1.0.7. The function is that of today's
 keras.applications for both; code of the older names had BN with epsilon 1e-3 and a pool of 112 to 55 without padding.
 Source: keras/src/applications/resnet.py, keras/src/saving/saving_lib.py.
 """
@@ -122,27 +122,14 @@ def _variables(path):
     named = {place: _name(place, listing['layers'], siblings[place[:-1]]) for place in arrays}
     kinds = {found[0] for found in named.values() if isinstance(found, tuple)}
     layers, variables = _layers_in_order(kinds) if kinds else {}, {}
-    is_old = 'res2a_branch2a/kernel' in named.values()
     for place, found in named.items():
         if isinstance(found, tuple):
             kind, index = found
             found = f'{layers.get(kind, kind)}/{_role(index, 4 if kind.startswith("batch") else 2)}'
-        found = _todays_name(found) if is_old else found
         if found in variables:
             raise ValueError(f'it has two variables {found!r}')
         variables[found] = arrays[place]
     return variables
-
-
-def _todays_name(name):
-    """Return the name, of keras-applications since 1.0.7, of a variable of a file from before."""
-    layer, _, role = name.rpartition('/')
-    found = re.fullmatch(r'(res|bn)([2-9])([a-z])_branch(1|2[abc])', layer)
-    if found:
-        kind, group, letter, branch = found.groups()
-        index, block = ('1', '2a', '2b', '2c').index(branch), ord(letter) - ord('a') + 1
-        layer = f'conv{group}_block{block}_{index}_{"conv" if kind == "res" else "bn"}'
-    return f'{_OLD_NAMES.get(layer, layer)}/{role}' if layer else name
 
 
 def _name(place, layers, num_siblings):
@@ -214,7 +201,23 @@ def _is_optimizer(name):
 
 def recognises(shapes: Shapes) -> bool:
     """Return whether these are the variables of a ResNet of keras.applications."""
-    return 'conv2_block1_1_conv/kernel' in shapes
+    return 'conv2_block1_1_conv/kernel' in _in_todays_words(shapes)
+
+
+def _in_todays_words(names):
+    """Return {today's name: the file's} of variables, which were named otherwise before keras-applications 1.0.7."""
+    return {_todays_name(name) if 'res2a_branch2a/kernel' in names else name: name for name in names}
+
+
+def _todays_name(name):
+    """Return the name, of keras-applications since 1.0.7, of a variable of a file from before."""
+    layer, _, role = name.rpartition('/')
+    found = re.fullmatch(r'(res|bn)([2-9])([a-z])_branch(1|2[abc])', layer)
+    if found:
+        kind, group, letter, branch = found.groups()
+        index, block = ('1', '2a', '2b', '2c').index(branch), ord(letter) - ord('a') + 1
+        layer = f'conv{group}_block{block}_{index}_{"conv" if kind == "res" else "bn"}'
+    return f'{_OLD_NAMES.get(layer, layer)}/{role}' if layer else name
 
 
 def _is_v2(names):
@@ -241,6 +244,7 @@ def _group_blocks(names):
 
 def describe(shapes: Shapes, variant: str | None = None) -> Source:
     """Return the Source of these variables; a variant, 'ResNet50V2' or 'resnet50_v2', must be what they are."""
+    shapes = {name: shapes[theirs] for name, theirs in _in_todays_words(shapes).items()}
     if 'predictions/kernel' not in shapes:
         raise UserError('no classifier predictions/kernel: a file of a net without its top, or of another one')
     group_blocks, is_v2 = _group_blocks(shapes), _is_v2(shapes)
@@ -281,11 +285,12 @@ def ignored(shapes: Shapes) -> dict[str, str]:
 def name_map(source: Source, shapes: Shapes) -> list[Entry]:
     """Return the Entries; biases go into the means of the BNs that come next on each path."""
     net, entries = our_net.layers(source.spec, source.num_classes), []
+    in_file = _in_todays_words(shapes)
     names = {layer.name: _their(layer, _is_v2(shapes)) for layer in net}
     biases = {
         layer.name: f'{names[layer.name]}/bias'
         for layer in net
-        if layer.kind == 'conv' and f'{names[layer.name]}/bias' in shapes
+        if layer.kind == 'conv' and f'{names[layer.name]}/bias' in in_file
     }
     if source.spec.stem_bias:
         entries.append(Entry('stem_conv/bias', (biases.pop('stem_conv'),)))
@@ -297,11 +302,13 @@ def name_map(source: Source, shapes: Shapes) -> list[Entry]:
         else:
             parts = ('kernel', 'bias') if layer.kind == 'dense' else ('kernel',)
             entries += [Entry(f'{layer.name}/{part}', (f'{name}/{part}',)) for part in parts]
-    return entries
+    return [entry._replace(sources=tuple(in_file.get(name, name) for name in entry.sources)) for entry in entries]
 
 
 def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
     """Return the logits of [n, h, w, 3] images as keras/src/applications/resnet.py computes them, biases and all."""
+    in_file, of_file = _in_todays_words(variables), variables
+    variables = Lazy(in_file, lambda name: of_file[in_file[name]])
 
     def conv(x, name, stride=1):
         x = operations.conv2d(x, variables[f'{name}_conv/kernel'], stride)

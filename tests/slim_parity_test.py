@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-import tf_checkpoint_writer as writer
+from conversion import assert_equal, our_model
 
 from checkpoints_tools import from_slim
 
@@ -34,8 +34,8 @@ def test_same_logits_as_slim(tmp_path, net, num_classes, file_version):
     variables = from_slim.read(tmp_path)
     source = from_slim.describe(shapes, net)
     assert source.num_classes == num_classes and from_slim.ignored(shapes).keys() == {'global_step'}
-    model, _ = writer.our_model(from_slim, variables, shapes, source)
+    model, _ = our_model(from_slim, variables, shapes, source)
     for size in SIZES:
         images, logits = expected[f'images{size}'], expected[f'logits{size}']
-        writer.assert_equal(from_slim.run(variables, images, source), logits)
-        writer.assert_equal(model(images).numpy(), logits)
+        assert_equal(from_slim.run(variables, images, source), logits)
+        assert_equal(model(images).numpy(), logits)
