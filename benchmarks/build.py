@@ -37,8 +37,7 @@ from official_resnet.building import labels, shards, tars
 from official_resnet.building.verify import verify
 from official_resnet.command_line import definer, program
 from official_resnet.errors import UserError
-from official_resnet.inputs import jpeg
-from official_resnet.inputs.images import JPEG_SUFFIXES
+from official_resnet.inputs import images, jpeg
 
 _CHUNK = 1 << 24  # bytes
 _DISK_BYTES = 1 << 31  # written and read to measure the disk
@@ -85,17 +84,13 @@ def _read_sample(path):
     """Return the whole RGB JPEGs of a tar file or folder."""
     try:
         if os.path.isdir(path):
-            found = [
-                file.read_bytes()
-                for file in sorted(pathlib.Path(path).rglob('*'))
-                if file.suffix.lower() in JPEG_SUFFIXES
-            ]
+            found = [file.read_bytes() for file in sorted(images.find_files(path, images.JPEG_SUFFIXES))]
         else:
             with tarfile.open(path) as tar:
                 found = [
                     tar.extractfile(member).read()
                     for member in tar
-                    if member.isreg() and member.name.lower().endswith(JPEG_SUFFIXES)
+                    if member.isreg() and member.name.lower().endswith(images.JPEG_SUFFIXES)
                 ]
     except (OSError, tarfile.TarError) as error:
         reason = str(error).splitlines()[0].rstrip(':')

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.trainers import Measures
 from official_resnet.errors import UserError
-from official_resnet.inputs.images import JPEG_SUFFIXES
+from official_resnet.inputs import images
 from official_resnet.training import devices
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ def list_files(folder: str | None) -> list[pathlib.Path]:
     folder = pathlib.Path(folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"image_folder '{folder}' is no folder; pass one of JPEG files")
-    paths = sorted(path for path in folder.rglob('*') if path.suffix.lower() in JPEG_SUFFIXES and path.is_file())
+    paths = sorted(images.find_files(folder, images.JPEG_SUFFIXES))
     if not paths:
-        raise UserError(f"image_folder '{folder}' has no JPEG file ({' '.join(JPEG_SUFFIXES)}); pass another")
+        raise UserError(f"image_folder '{folder}' has no JPEG file ({' '.join(images.JPEG_SUFFIXES)}); pass another")
     return paths
 
 
@@ -62,8 +62,8 @@ def decode(dtype: str, resnet_size: int, batch_size: int, folder: str) -> Measur
     @functools.cache
     def pipeline(steps):
         rows = tf.data.Dataset.range(steps * batch_size)
-        images = rows.map(lambda i: tf.io.decode_jpeg(contents[i % len(contents)], channels=3), tf.data.AUTOTUNE)
-        return images.map(tf.size)  # so that Python is not handed the images
+        decoded = rows.map(lambda i: tf.io.decode_jpeg(contents[i % len(contents)], channels=3), tf.data.AUTOTUNE)
+        return decoded.map(tf.size)  # so that Python is not handed the images
 
     return {'jpeg': _running(lambda steps: pipeline(steps).batch(batch_size))}
 

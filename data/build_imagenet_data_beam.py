@@ -14,9 +14,9 @@ clusters.
 import sys
 import tempfile
 
-from absl import flags
-
 try:
+    from absl import flags
+
     from official_resnet.building import beam, labels
     from official_resnet.command_line import build_program, definer, program
     from official_resnet.errors import UserError

@@ -145,3 +145,11 @@ def test_a_cifar_training_imports_only_what_it_needs(cifar_dir, tmp_path):
         *('inputs.streamed', 'inputs.shards', 'inputs.image_folder', 'inputs.tfds_source', 'inputs.download'),
         *('inference.predict', 'inference.export', 'inference.rewrite', 'experiments', 'building', 'reports.figures'),
     }
+
+
+@pytest.mark.parametrize('path', [path for path in FILES if room_of(dotted(path)) == 'PROGRAM'], ids=dotted)
+def test_a_program_without_an_installation_says_so(path, tmp_path):
+    """Started by its path by a Python that has no package but the standard library's."""
+    result = subprocess.run([sys.executable, '-S', '-E', path], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1 and result.stdout == '' and result.stderr.count('\n') == 1
+    assert "run 'pip install .' in the folder of the repository" in result.stderr
