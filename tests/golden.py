@@ -51,6 +51,7 @@ EXPECTED = {
     'flags': {
         'benchmark_build --pictures: *': 'it is --images of benchmarks.build',
         'benchmark_build --images: *': 'it was --pictures',
+        'benchmark_build --child: *': 'it was internal; benchmarks.child starts the processes now',
         '* --data_format: type': 'any value is accepted, and ignored',
     },
     'recipes': {
