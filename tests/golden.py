@@ -53,8 +53,13 @@ EXPECTED = {
         'benchmark_build --images: *': 'it was --pictures',
         'benchmark_build --child: *': 'it was internal; benchmarks.child starts the processes now',
         '* --data_format: type': 'any value is accepted, and ignored',
+        'read_ckpt --source: type': 'the families are listed in another order',
     },
+    'imagenet': {'*': 'the warm-up counts images / batch size, a fraction, as official/resnet does'},
+    'shortcuts': {'shortcuts.json: settings.*': 'where a training runs is no setting of an experiment'},
+    'evaluation': {'stdout: *': 'a first line names the net that is evaluated'},
     'recipes': {
+        'cifar10-paper: config.schedule.boundaries': 'in epochs of 390.625 steps: still 32,000 and 48,000',
         '*: config.machine.in*_op_threads': 'was not stored',
         '*: config.experiment': 'was part of the spec',
     }
