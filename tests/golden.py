@@ -40,6 +40,10 @@ _SPEC = {
     f'*spec.{name}': 'the spec has one layout, and no experiment within it'
     for name in ('data_format', 'experiment', 'batch_norm', 'activation', 'initializer')
 }
+_MACHINE = (
+    *('data_dir', 'model_dir', 'save_checkpoint_minutes', 'steps_per_call', 'num_gpus', 'distribution_strategy'),
+    *('all_reduce_alg', 'enable_xla', 'input_threads'),
+)
 EXPECTED = {
     check: _SPEC
     for check in (
@@ -52,6 +56,7 @@ EXPECTED = {
         'benchmark_build --pictures: *': 'it is --images of benchmarks.build',
         'benchmark_build --images: *': 'it was --pictures',
         'benchmark_build --child: *': 'it was internal; benchmarks.child starts the processes now',
+        'read_ckpt --source: type': 'the families have another order',
         '* --data_format: type': 'any value is accepted, and ignored',
         'read_ckpt --source: type': 'the families are listed in another order',
     },
@@ -65,11 +70,8 @@ EXPECTED = {
     }
     | _SPEC,
 }
+EXPECTED['shortcuts'] = {f'*: settings.{name}': 'the machine is no setting of an experiment' for name in _MACHINE[2:]}
 # Leaves that have another name since: {check: {old name after the first ': ': new name, or None if it is gone}}.
-_MACHINE = (
-    *('data_dir', 'model_dir', 'save_checkpoint_minutes', 'steps_per_call', 'num_gpus', 'distribution_strategy'),
-    *('all_reduce_alg', 'enable_xla', 'input_threads'),
-)
 RENAMED = {'recipes': {f'config.{name}': f'config.machine.{name}' for name in _MACHINE}}
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
