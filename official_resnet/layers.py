@@ -1,6 +1,5 @@
 """Keras layers that Keras lacks or runs slowly, and the limit that Keras needs for deep networks."""
 
-import collections
 import contextlib
 import sys
 from collections.abc import Iterator
@@ -27,46 +26,6 @@ def deep_graph() -> Iterator[None]:
         sys.setrecursionlimit(before)
 
 
-class ReplicaStatistics:
-    """What the batch norms of a model find on each of several replicas, in one step of training.
-
-    A batch norm that was handed this leaves its moving statistics alone and reports what it found instead. The step
-    then takes the reports of its replica and makes the same update of them everywhere, in one exchange.
-
-    Args:
-        is_synchronized: batch norms also normalise by the batches of all replicas, which have one size.
-    """
-
-    def __init__(self, is_synchronized: bool):
-        self.is_synchronized = is_synchronized
-        self._found = collections.defaultdict(list)  # replica id -> reports
-
-    @contextlib.contextmanager
-    def handed_to(self, model: keras.Model) -> Iterator[None]:
-        """Hand this to the batch norms of a model while the block traces a step for all replicas."""
-        norms = [layer for layer in model.layers if isinstance(layer, BatchNormalization)]
-        for norm in norms:
-            norm.replica_statistics = self
-        try:
-            yield
-        finally:
-            self._found.clear()
-            for norm in norms:
-                norm.replica_statistics = None
-
-    def report(self, moving: keras.Variable, batch: tf.Tensor, momentum: float) -> None:
-        """Take down a moving statistic, the same of this replica's batch, and its momentum."""
-        self._found[_replica_id()].append((moving, batch, momentum))
-
-    def take(self) -> list[tuple[keras.Variable, tf.Tensor, float]]:
-        """Return the reports of this replica, which are forgotten here."""
-        return self._found.pop(_replica_id(), [])
-
-
-def _replica_id() -> int:
-    return int(tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group))
-
-
 @keras.saving.register_keras_serializable(package='official_resnet')
 class BatchNormalization(keras.layers.BatchNormalization):
     """keras.layers.BatchNormalization, computed by TensorFlow's fused kernel where it applies.
@@ -77,19 +36,19 @@ class BatchNormalization(keras.layers.BatchNormalization):
     offset and statistics are float32 throughout. Anything else falls back to the stock code.
 
     Attributes:
-        replica_statistics: a ReplicaStatistics while a step for several replicas is traced, else None.
+        replicas: a training.replicas.ReplicaStatistics while a step for several replicas is traced, else None.
 
     Source: batch normalisation, arXiv:1502.03167 Algorithms 1 and 2.
     """
 
-    replica_statistics: ReplicaStatistics | None = None
+    replicas = None
 
     def call(self, inputs, training=None, mask=None):
         if not self._is_fusable(inputs, mask):
             return super().call(inputs, training=training, mask=mask)
         is_training = bool(training and self.trainable)
-        if is_training and self.replica_statistics and self.replica_statistics.is_synchronized:
-            return self._call_synchronized(inputs)
+        if is_training and self.replicas and self.replicas.is_synchronized:
+            return self.replicas.normalize(self, inputs)
         moving_mean = tf.convert_to_tensor(self.moving_mean)
         moving_variance = tf.convert_to_tensor(self.moving_variance)
         empty = tf.zeros([0], tf.float32)
@@ -119,28 +78,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
             and not self.renorm
         )
 
-    def _call_synchronized(self, inputs):
-        """Normalise [n, h, w, c] by the statistics of the batches of all replicas."""
-        values = tf.cast(inputs, tf.float32)
-        mean, variance = tf.nn.moments(values, [0, 1, 2], keepdims=True)
-        # The variance of equal parts is the mean of theirs and the variance of their means: no small difference of
-        # large numbers but between the parts.
-        mean, variance, square = tf.distribute.get_replica_context().all_reduce(
-            tf.distribute.ReduceOp.MEAN, [mean, variance, tf.square(mean)]
-        )
-        variance += tf.maximum(square - tf.square(mean), 0)
-        scale = tf.math.rsqrt(variance + self.epsilon)
-        if self.scale:
-            scale *= tf.convert_to_tensor(self.gamma)
-        outputs = (values - mean) * scale
-        if self.center:
-            outputs += tf.convert_to_tensor(self.beta)
-        self._update_moving_statistics(tf.reshape(mean, [-1]), tf.reshape(variance, [-1]))
-        return tf.cast(outputs, inputs.dtype)
-
     def _update_moving_statistics(self, mean, variance):
         for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            if self.replica_statistics:
-                self.replica_statistics.report(moving, batch, self.momentum)
+            if self.replicas:
+                self.replicas.report(moving, batch, self.momentum)
             else:
                 moving.assign(tf.convert_to_tensor(moving) * self.momentum + batch * (1 - self.momentum))

@@ -261,7 +261,7 @@ FAULTS = [
     Fault(
         'replica-statistics',
         'All replicas hold the mean of their moving statistics.',
-        'official_resnet/training/step.py',
+        'official_resnet/training/replicas.py',
         'moving.assign(tf.convert_to_tensor(moving) * momentum + batch * (1 - momentum))',
         'moving.assign(tf.convert_to_tensor(moving) * momentum + _ * (1 - momentum))',
         'tests/distribution_test.py -m workers -k replicas_hold_the_same',
@@ -269,7 +269,7 @@ FAULTS = [
     Fault(
         'synchronized-variance',
         'Synchronized batch normalisation counts the variance between replicas.',
-        'official_resnet/layers.py',
+        'official_resnet/training/replicas.py',
         'variance += tf.maximum(square - tf.square(mean), 0)',
         'variance += 0 * tf.maximum(square - tf.square(mean), 0)',
         'tests/resnet_run_loop_test.py -k synchronized_bn',

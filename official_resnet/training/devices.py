@@ -1,7 +1,6 @@
 """What this machine can do: TensorFlow started quietly, threads, precision, tf.distribute strategies."""
 
 import contextlib
-import functools
 import os
 import platform
 import signal
@@ -168,7 +167,9 @@ def make_strategy(num_gpus, distribution_strategy, batch_size, all_reduce_alg=No
         raise UserError(f"num_gpus={count} needs --distribution_strategy=mirrored, not 'off'")
     if distribution_strategy == 'mirrored' or (distribution_strategy == 'default' and count > 1):
         devices = gpus[:count] or tf.config.list_logical_devices('CPU')
-        strategy = _mirrored(tuple(device.name for device in devices), all_reduce_alg)
+        from official_resnet.training import replicas
+
+        strategy = replicas.mirror(tuple(device.name for device in devices), all_reduce_alg)
     elif distribution_strategy == 'off':
         strategy = tf.distribute.get_strategy()
     else:
@@ -182,15 +183,6 @@ def require_even(batch_size, replicas):
     if batch_size % replicas:
         nearest = max(batch_size // replicas, 1) * replicas
         raise UserError(f'batch_size={batch_size} does not divide by {replicas} devices; try --batch_size={nearest}')
-
-
-@functools.lru_cache
-def _mirrored(devices, all_reduce_alg):
-    """Return the one MirroredStrategy of these devices: a second would number its collective ops from the start."""
-    import tensorflow as tf
-
-    ops = {'nccl': tf.distribute.NcclAllReduce, 'ring': tf.distribute.HierarchicalCopyAllReduce}
-    return tf.distribute.MirroredStrategy(devices, ops[all_reduce_alg]() if all_reduce_alg else None)
 
 
 def machine_info():

@@ -1,4 +1,6 @@
-"""The optimizers: SGD with coupled L2, and Adam, both with a smaller rate for a pretrained backbone."""
+"""The optimizer: SGD whose weight decay is coupled, with a smaller rate for a pretrained backbone if asked for."""
+
+from collections.abc import Iterable, Sequence
 
 import keras
 import tensorflow as tf
@@ -22,13 +24,10 @@ def build(config: TrainConfig, schedule: keras.optimizers.schedules.LearningRate
         optimizer = CoupledSGD(
             schedule, config.momentum, config.nesterov, l2=config.weight_decay, decay=config.decay, **options
         )
-    elif config.weight_decay:
-        raise UserError(
-            f'weight_decay {config.weight_decay} with optimizer adam, which has none here; '
-            'pass --weight_decay=0, or --optimizer=momentum'
-        )
-    else:  # the numbers of 1412.6980 Alg. 1, which are torch.optim.Adam's; Keras' epsilon is 1e-7
-        optimizer = Adam(schedule, beta_1=0.9, beta_2=0.999, epsilon=1e-8, **options)
+    else:
+        from official_resnet.training import adam
+
+        optimizer = adam.build(config, schedule, options)
     return keras.optimizers.LossScaleOptimizer(optimizer) if scale == 'dynamic' else optimizer
 
 
@@ -54,25 +53,25 @@ class CoupledSGD(keras.optimizers.SGD):
             dense) or 'no_batch_norm' (kernels and the dense bias; official/resnet on ImageNet).
         backbone_factor: multiplies the learning rate of all variables but those of `head_layers`.
         head_layers: names of layers, the first part of a variable's path.
+        **kwargs: of keras.optimizers.SGD.
     """
 
     def __init__(
         self,
-        learning_rate=0.1,
-        momentum=0.9,
-        nesterov=False,
-        l2=0.0,
-        decay='all',
-        backbone_factor=1.0,
-        head_layers=(),
-        name='coupled_sgd',
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 0.1,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        l2: float = 0.0,
+        decay: str = 'all',
+        backbone_factor: float = 1.0,
+        head_layers: Sequence[str] = (),
         **kwargs,
     ):
-        super().__init__(learning_rate, momentum=momentum, nesterov=nesterov, name=name, **kwargs)
+        super().__init__(learning_rate, momentum=momentum, nesterov=nesterov, **{'name': 'coupled_sgd'} | kwargs)
         if decay not in ('all', 'kernels', 'no_batch_norm'):
-            raise UserError(f"decay={decay!r} is none of 'all', 'kernels', 'no_batch_norm'")
+            raise UserError(f'decay={decay} must be one of all, kernels, no_batch_norm')
         if l2 < 0:
-            raise UserError(f'weight decay {l2} is negative')
+            raise UserError(f'weight decay {l2} is negative; pass 0 or more')
         self.l2 = float(l2)
         self.decay = decay
         self.backbone_factor = float(backbone_factor)
@@ -82,7 +81,7 @@ class CoupledSGD(keras.optimizers.SGD):
         variables = list(variables)
         excluded = {'all': (), 'no_batch_norm': ('gamma', 'beta'), 'kernels': ('gamma', 'beta', 'bias')}
         self._l2_of = {self._var_key(v): 0.0 if v.name in excluded[self.decay] else self.l2 for v in variables}
-        self._rate_factor_of = _rate_factors(self, variables)
+        self._rate_factor_of = rate_factors(self, variables)
         momentum, self.momentum = self.momentum, self.momentum or 1.0  # Keras has no velocity at momentum 0
         super().build(variables)
         self.momentum = momentum
@@ -113,30 +112,8 @@ class CoupledSGD(keras.optimizers.SGD):
         }
 
 
-@keras.saving.register_keras_serializable(package='official_resnet')
-class Adam(keras.optimizers.Adam):
-    """keras.optimizers.Adam (arXiv:1412.6980) with `backbone_factor` and `head_layers`, as in CoupledSGD."""
-
-    def __init__(self, *args, backbone_factor=1.0, head_layers=(), **kwargs):
-        super().__init__(*args, **kwargs)
-        self.backbone_factor = float(backbone_factor)
-        self.head_layers = tuple(head_layers)
-
-    def build(self, variables):
-        variables = list(variables)
-        self._rate_factor_of = _rate_factors(self, variables)
-        super().build(variables)
-
-    def update_step(self, gradient, variable, learning_rate):
-        learning_rate = learning_rate * self._rate_factor_of[self._var_key(variable)]
-        super().update_step(gradient, variable, learning_rate)
-
-    def get_config(self):
-        return super().get_config() | {'backbone_factor': self.backbone_factor, 'head_layers': list(self.head_layers)}
-
-
-def _rate_factors(optimizer, variables):
-    """Return {key: what multiplies the learning rate} of Keras variables."""
+def rate_factors(optimizer: keras.optimizers.Optimizer, variables: Iterable[keras.Variable]) -> dict[int, float]:
+    """Return {key of a variable: what multiplies its learning rate}."""
     return {
         optimizer._var_key(v): 1.0 if v.path.split('/')[0] in optimizer.head_layers else optimizer.backbone_factor
         for v in variables

@@ -1,20 +1,29 @@
 """The compiled functions of the loop: a step of training, and a batch of evaluation."""
 
 import contextlib
+from collections.abc import Callable
 
+import keras
 import tensorflow as tf
 
-from official_resnet import layers
+from official_resnet.training.config import TrainConfig
 
 NUM_GUESSES = 5  # of top-5 accuracy
 
 
-def make_train_function(strategy, model, optimizer, config):
+def make_train_function(
+    strategy: tf.distribute.Strategy,
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    config: TrainConfig,
+) -> Callable:
     """Return the compiled (iterator, num_steps) -> float32 [num_steps, 2]: summed loss and correct of each step."""
     variables = model.trainable_variables
     statistics = None
     if strategy.num_replicas_in_sync > 1:
-        statistics = layers.ReplicaStatistics(config.sync_batch_norm)
+        from official_resnet.training import replicas
+
+        statistics = replicas.ReplicaStatistics(config.sync_batch_norm)
     is_training = config.transfer != 'head'  # a frozen backbone drops no block either (stochastic depth)
 
     def replica_step(images, labels):
@@ -25,7 +34,7 @@ def make_train_function(strategy, model, optimizer, config):
             loss = optimizer.scale_loss(tf.reduce_sum(losses) / config.batch_size)
         optimizer.apply(tape.gradient(loss, variables), variables)
         if statistics:
-            _update_moving_statistics(statistics.take())
+            statistics.update_moving()
         return tf.stack([tf.reduce_sum(losses), count_correct(labels, logits)])
 
     if config.machine.enable_xla:
@@ -43,18 +52,7 @@ def make_train_function(strategy, model, optimizer, config):
     return train_steps
 
 
-def _update_moving_statistics(updates):
-    """Update the moving statistics on every replica by the mean of what the replicas found, in one exchange."""
-    if not updates:  # every batch norm is frozen
-        return
-    batches = [batch for _, batch, _ in updates]
-    mean = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, tf.concat(batches, 0))
-    parts = tf.split(mean, [batch.shape[0] for batch in batches])
-    for (moving, _, momentum), batch in zip(updates, parts, strict=True):
-        moving.assign(tf.convert_to_tensor(moving) * momentum + batch * (1 - momentum))
-
-
-def make_evaluate_function(strategy, model):
+def make_evaluate_function(strategy: tf.distribute.Strategy, model: keras.Model) -> Callable:
     """Return the compiled (images, labels) -> float32 [3]: sums of cross-entropy, of correct, of in the top 5.
 
     An image with label -1 does not count.
@@ -77,7 +75,7 @@ def make_evaluate_function(strategy, model):
     return evaluate_batch
 
 
-def cross_entropy(labels, logits, smoothing=0.0):
+def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, smoothing: float = 0.0) -> tf.Tensor:
     """Return float32 [n] softmax cross-entropy of int [n] labels and float32 [n, classes] logits."""
     if not smoothing:
         return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
@@ -86,7 +84,7 @@ def cross_entropy(labels, logits, smoothing=0.0):
     return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
 
 
-def count_correct(labels, logits):
+def count_correct(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Return the float32 number of images whose largest logit is their label's."""
     is_correct = tf.equal(tf.argmax(logits, -1, tf.int32), tf.cast(labels, tf.int32))
     return tf.reduce_sum(tf.cast(is_correct, tf.float32))
