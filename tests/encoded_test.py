@@ -1,475 +1,380 @@
-"""Shards and folders of encoded pictures: finding, reading by number, and every kind of damage."""
+"""Encoded pictures -> the net's input: by hand, against TensorFlow 1's resize and Pillow, and over many seeds."""
 
 import io
-import os
-import pathlib
 
+import ilsvrc
 import numpy as np
 import pytest
 import tensorflow as tf
-from imagenet_shards import CLASSES, draw, write_shards
-from imagenet_shards import encoded as encode
 from PIL import Image
-from tiny_training import config_of
 
-from official_resnet import errors, resnet_run_loop, resnet_spec
-from official_resnet.inputs import augmentation, datasets, in_memory, shards, streamed, tfrecords
-from official_resnet.inputs.views import Views
+from official_resnet import errors
+from official_resnet.inputs import encoded
+from official_resnet.inputs.views import RESIZES, Views
 
-NUM_IMAGES = 22
-PICTURES = draw(NUM_IMAGES)
-VIEWS = Views(16, 16)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Four training shards, two of validation, and the manifests."""
-    write_shards(tmp_path / 'data', PICTURES)
-    write_shards(tmp_path / 'data', PICTURES[:7], 'test', 2)
-    return tmp_path / 'data'
+NO_BOXES = np.zeros([0, 4], np.float32)
+# test_size 2 out of the shorter side resized to 4
+SMALL = {resize: Views(size=2, test_size=2, test_resize=4, resize=resize) for resize in RESIZES}
 
 
-def open_shards(folder, **options):
-    return shards.Shards(shards.find_shards(folder, 'train'), **options)
+def encode(pixels, kind='PNG', **options):
+    """Return a picture's bytes; JPEGs are as exact as they can be."""
+    file = io.BytesIO()
+    options = {'quality': 100, 'subsampling': 0} | options if kind == 'JPEG' else options
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(file, kind, **options)
+    return file.getvalue()
 
 
-def message_of(function, *args):
-    """Return the one line of the UserError that a call ends with."""
-    with pytest.raises(errors.UserError) as caught:
-        function(*args)
-    assert '\n' not in str(caught.value)
-    return str(caught.value)
+def coordinates(height=256, width=256):
+    """Return a JPEG whose red is its column and whose green is its row, as shares of 255."""
+    rows, columns = np.indices((height, width)) * 255 / np.array([height - 1, width - 1])[:, None, None]
+    return encode(np.stack([columns, rows, np.full_like(rows, 128)], -1).round(), 'JPEG')
 
 
-# --- finding shards ------------------------------------------------------------------------------------------
+def blocks(values):
+    """Return a grey JPEG of 8 x 8 blocks of these levels, which it keeps exactly."""
+    return encode(np.kron(values, np.ones([8, 8])), 'JPEG')
 
 
-def test_shards_are_found_in_their_order_whatever_else_is_there(folder):
-    for name in (
-        'train-00001-of-00004.part',
-        'train.manifest.json.part',
-        '.train-00000-of-00009',
-        'train-1-of-4',
-        'train-00000-of-00004.index',
-        'xtrain-00000-of-00007',
-        'training-00000-of-00003',
-    ):
-        (folder / name).touch()
-    expected = [str(folder / f'train-0000{i}-of-00004') for i in range(4)]
-    assert list(map(str, shards.find_shards(str(folder), 'train'))) == expected
-    assert [path.name for path in shards.find_shards(folder, 'test')] == [
-        'validation-00000-of-00002',
-        'validation-00001-of-00002',
-    ]
+def sample():
+    """Return [JPEG] of ImageNet's pictures, in the order of their synsets."""
+    return [jpeg for _, (_, jpeg) in sorted(ilsvrc.sample().items())]
 
 
-def test_what_is_wrong_with_the_folder_is_said_in_one_line(folder, tmp_path):
-    def find():
-        return message_of(shards.find_shards, folder, 'train')
-
-    (folder / 'train-00001-of-00004').rename(folder / 'train-00001-of-00004.part')
-    (folder / 'train-00003-of-00004').unlink()
-    assert f"'{folder}' lacks 2 of 4 train shards, the first is 00001; build them" in find()
-    (folder / 'train-00000-of-00008').touch()
-    assert 'has train shards of a set of 4 and of one of 8; remove one of them' in find()
-    for path in folder.glob('train-*'):
-        path.unlink()
-    assert 'has no train-00000-of-...; build them with data/build_imagenet_data.py, or pass another' in find()
-    assert 'has no validation-00000-of-...' in message_of(shards.find_shards, tmp_path, 'test')
-    (tmp_path / 'file').touch()
-    assert 'is not a folder; pass the folder of train-' in message_of(shards.find_shards, tmp_path / 'file', 'train')
-    assert 'does not exist; pass the folder' in message_of(shards.find_shards, tmp_path / 'absent', 'train')
-    assert 'needs a data_dir' in message_of(datasets.open_split, 'imagenet', 'train')
-
-
-def test_the_manifest_names_the_classes(folder):
-    assert shards.manifest_classes(folder, 'train') == list(CLASSES)
-    read = datasets.open_split('imagenet', 'test', data_dir=folder, views=VIEWS)
-    assert (read.num_classes, read.class_names) == (6, tuple(name for _, name in CLASSES))
-    assert read.class_ids == tuple(synset for synset, _ in CLASSES)
-    path = folder / 'validation.manifest.json'
-    path.write_text('{"synsets": ["", "n01443537", "cats of mine"], "more": 1}')
-    assert shards.manifest_classes(folder, 'test') == [('n01443537', 'goldfish'), ('cats of mine', 'cats of mine')]
-    for text in ('{', '[]', '{"synsets": 3}', '{}', '\xff'):
-        path.write_text(text, encoding='latin-1')
-        assert f"the manifest of validation in '{folder}' is damaged (" in message_of(
-            shards.manifest_classes, folder, 'test'
-        )
-    path.unlink()
-    read = datasets.open_split('imagenet', 'test', data_dir=folder)  # ImageNet's own thousand
-    assert (read.num_classes, read.class_ids[0], read.class_names[0]) == (1000, 'n01440764', 'tench')
-
-
-# --- reading -------------------------------------------------------------------------------------------------
-
-
-def test_any_picture_can_be_read_by_its_number(folder):
-    source = open_shards(folder)
-    assert source.num_images == NUM_IMAGES and source.groups.tolist() == [0] * 6 + [1] * 6 + [2] * 5 + [3] * 5
-    rows = np.random.default_rng(0).permutation(NUM_IMAGES)
-    jpegs, labels, boxes = source.load(tf.constant(rows))
-    assert jpegs.numpy().tolist() == [PICTURES[row][0] for row in rows]
-    assert labels.dtype == tf.int32 and labels.numpy().tolist() == [PICTURES[row][1] for row in rows]
-    assert boxes.dtype == tf.float32 and boxes.shape.as_list() == [NUM_IMAGES, None, 4]
-    for row, found in zip(rows, boxes, strict=True):
-        np.testing.assert_array_equal(found, np.float32(PICTURES[row][2]).reshape(-1, 4))
-    first = tfrecords.decode_example(source.read(np.array([0]))[0])
-    assert first['image/encoded'] == [PICTURES[0][0]] and first['image/class/label'] == [1]
-    assert len(source.read(np.array([], np.int64))) == 0
-
-
-def test_other_keys_and_labels_from_0(tmp_path):
-    """As tensorflow_datasets writes them."""
-    path = tmp_path / 'x.tfrecord-00000-of-00001'
-    path.write_bytes(
-        b''.join(
-            tfrecords.frame(tfrecords.encode_example({'image': jpeg, 'label': label})) for jpeg, label, _ in PICTURES
-        )
+def train_views(jpeg, seeds, views, boxes=NO_BOXES):
+    """Return train_view of each seed, by tf.data."""
+    dataset = tf.data.Dataset.range(seeds).map(
+        lambda i: encoded.train_view(jpeg, tf.constant(boxes), tf.stack([7, i]), views), num_parallel_calls=2
     )
-    source = shards.Shards([path], shards.Records('image', 'label', first_label=0))
-    jpegs, labels, boxes = source.load(tf.constant([5, 3]))
-    assert jpegs.numpy().tolist() == [PICTURES[5][0], PICTURES[3][0]] and labels.numpy().tolist() == [5, 3]
-    assert boxes.to_list() == [[], []]
+    return np.stack(list(dataset.as_numpy_iterator()))
 
 
-def test_more_shards_than_may_be_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, 'OPEN_FILES', 2)
-    write_shards(tmp_path, PICTURES, num_shards=11)
-    source = open_shards(tmp_path)
-    descriptors = pathlib.Path('/proc/self/fd')
-    before = len(list(descriptors.iterdir()))
-    rows = np.tile(np.random.default_rng(0).permutation(NUM_IMAGES), 20)
-    dataset = tf.data.Dataset.from_tensor_slices(rows).batch(4, drop_remainder=True)
-    read = dataset.map(lambda some: source.load(some)[1], num_parallel_calls=8)
-    labels = np.concatenate(list(read.as_numpy_iterator()))
-    assert labels.tolist() == [PICTURES[row][1] for row in rows]
-    assert len(list(descriptors.iterdir())) <= before + 2
-    del read, dataset
+def windows(pictures, side=256):
+    """Return ymin, xmin, ymax, xmax in pixels and whether mirrored, of train views of `coordinates`, resize 'tf1'.
+
+    That takes its first column from the left edge of the window, and column j from j / size of its width.
+    """
+    size = pictures.shape[1]
+    steps = np.arange(size)
+    scale = (side - 1) / 255
+    slope, left = np.polyfit(steps, pictures[..., 0].mean(1).T * scale, 1)
+    height, top = np.polyfit(steps, pictures[..., 1].mean(2).T * scale, 1)
+    mirrored = slope < 0  # and then its first column is the right edge
+    left = np.where(mirrored, left + 1 + slope * size, left)
+    return np.stack([top, left, top + height * size, left + abs(slope) * size], 1), mirrored
 
 
-def test_empty_shards_are_allowed(tmp_path):
-    write_shards(tmp_path, PICTURES[:3], num_shards=5)
-    source = open_shards(tmp_path)
-    assert source.num_images == 3 and source.load(tf.constant([2]))[1].numpy().tolist() == [2]
-    write_shards(tmp_path / 'none', [], num_shards=2)
-    empty = datasets.open_split('imagenet', 'train', data_dir=tmp_path / 'none')
-    assert 'batch_size 4 with 0 training images' in message_of(lambda: empty.training_batches(4))
+# --- by hand ---------------------------------------------------------------------------------------------------
 
-
-# --- the index -----------------------------------------------------------------------------------------------
-
-
-def counted(monkeypatch):
-    """Return the list to which the path of each file is appended whose records are searched."""
-    searched, index = [], tfrecords.index
-    monkeypatch.setattr(tfrecords, 'index', lambda path: searched.append(path) or index(path))
-    return searched
-
-
-def test_the_places_are_kept_and_found_anew_when_a_file_changes(folder, tmp_path, monkeypatch):
-    searched = counted(monkeypatch)
-    kept = tmp_path / 'index.npz'
-    expected = open_shards(folder, index_file=kept).load(tf.range(NUM_IMAGES))
-    assert len(searched) == 4 and kept.is_file() and not list(tmp_path.glob('part.*'))
-    again = open_shards(folder, index_file=kept).load(tf.range(NUM_IMAGES))
-    assert len(searched) == 4
-    assert again[0].numpy().tolist() == expected[0].numpy().tolist()
-    write_shards(folder, PICTURES[:9] + PICTURES[10:], num_shards=4)
-    changed = open_shards(folder, index_file=kept)
-    assert len(searched) == 8 and changed.num_images == NUM_IMAGES - 1
-    assert changed.load(tf.constant([9]))[0].numpy().tolist() == [PICTURES[10][0]]
-
-
-def test_read_keeps_an_index_for_each_split(folder, monkeypatch):
-    searched = counted(monkeypatch)
-    for _ in range(2):
-        for split, count in (('train', NUM_IMAGES), ('test', 7)):
-            assert datasets.open_split('imagenet', split, data_dir=folder).num_images == count
-    assert len(searched) == 6
-    assert {path.name for path in folder.glob('.*.npz')} == {'.train.index.npz', '.validation.index.npz'}
-
-
-@pytest.mark.parametrize('content', [b'', b'garbage', b'PK\x03\x04 and no more', None])
-def test_a_damaged_index_is_made_again(folder, tmp_path, monkeypatch, content):
-    kept = tmp_path / 'index.npz'
-    open_shards(folder, index_file=kept)
-    kept.write_bytes(kept.read_bytes()[:-30] if content is None else content)
-    searched = counted(monkeypatch)
-    assert open_shards(folder, index_file=kept).num_images == NUM_IMAGES and len(searched) == 4
-    open_shards(folder, index_file=kept)
-    assert len(searched) == 4
-
-
-def test_a_folder_that_may_not_be_written(folder, monkeypatch):
-    def refuse(path, mode='r', **options):
-        if 'w' in mode:
-            raise PermissionError(13, 'Permission denied', str(path))
-        return open(path, mode, **options)
-
-    monkeypatch.setattr(shards, 'open', refuse, raising=False)
-    assert datasets.open_split('imagenet', 'train', data_dir=folder).num_images == NUM_IMAGES
-    assert not list(folder.glob('.*'))
-
-
-# --- what changes the pictures -------------------------------------------------------------------------------
-
-
-def test_the_fingerprint_tells_what_evaluation_depends_on(folder):
-    import dataclasses
-
-    read = datasets.open_split('imagenet', 'train', data_dir=folder, views=VIEWS)
-    same = datasets.open_split('imagenet', 'train', data_dir=folder, views=VIEWS)
-    assert read.fingerprint() == same.fingerprint()
-    others = [
-        read.with_normalization('none'),
-        read.first(5),
-        dataclasses.replace(read, views=Views(16, 24)),
-    ]
-    with open(folder / 'train-00002-of-00004', 'ab') as file:
-        file.write(tfrecords.frame(b''))
-    others.append(datasets.open_split('imagenet', 'train', data_dir=folder, views=VIEWS))
-    assert len({read.fingerprint(), *(other.fingerprint() for other in others)}) == 5
-
-
-def test_the_background_comes_before_all_classes(folder):
-    read = datasets.open_split('imagenet', 'train', data_dir=folder, views=VIEWS)
-    background = read.with_background()
-    assert (background.num_classes, background.class_names[:2]) == (7, ('background', CLASSES[0][1]))
-    assert (background.class_ids[:2], background.label_shift) == ((None, CLASSES[0][0]), 1)
-    labels = [batch for _, batch in background.evaluation_batches(30).as_numpy_iterator()]
-    assert labels[0].tolist() == [label + 1 for _, label, _ in PICTURES]
-    assert read.image_shape == read.input_shape == (16, 16, 3)
-
-
-def test_the_first_pictures(folder):
-    read = datasets.open_split('imagenet', 'train', data_dir=folder, views=VIEWS)
-    first = read.first(8)
-    assert (first.num_images, first.groups.tolist()) == (8, [0] * 6 + [1] * 2)
-    assert read.first(None) is read
-    assert 'num_train_images 23 of the 22 training images of imagenet; pass 1..22' in message_of(read.first, 23)
-
-
-# --- damage --------------------------------------------------------------------------------------------------
-
-
-def place_of(folder, row):
-    """Return (path, first byte, end) of a picture's record."""
-    source = open_shards(folder)
-    return pathlib.Path(source.paths[source.groups[row]]), int(source._begins[row]), int(source._ends[row])
-
-
-def flip(path, place):
-    data = bytearray(path.read_bytes())
-    data[place] ^= 1
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize('row', [0, 9, 21])
-def test_a_damaged_record_is_named_with_its_place(folder, row):
-    path, begin, end = place_of(folder, row)
-    source = open_shards(folder)
-    flip(path, (begin + end) // 2)
-    message = message_of(source.read, np.arange(NUM_IMAGES))
-    assert f"'{path}' is damaged: wrong checksum of the record at byte {begin}; build" in message
-    flip(path, (begin + end) // 2)
-    flip(path, begin + 3)
-    assert f'checksum of the length at byte {begin}' in message_of(source.read, np.array([row]))
-    if begin:  # found at once where there is no index
-        assert f'checksum of the length at byte {begin}' in message_of(open_shards, folder)
-
-
-def test_a_file_that_is_cut_off_or_gone(folder, tmp_path):
-    kept = tmp_path / 'index.npz'
-    path, begin, _ = place_of(folder, 3)
-    source = open_shards(folder, index_file=kept)
-    with open(path, 'r+b') as file:
-        file.truncate(begin + 40)
-    assert f"'{path}' is cut off inside the record at byte {begin}; build" in message_of(source.read, np.array([3]))
-    assert f"'{path}' is cut off inside the record at byte {begin}" in message_of(
-        lambda: open_shards(folder, index_file=kept)
-    )
-    path.unlink()
-    fresh = open_shards  # its paths are looked for again
-    assert 'lacks 1 of 4 train shards' in message_of(fresh, folder)
-
-
-def test_a_file_that_goes_away_while_it_is_read(folder):
-    source = open_shards(folder)
-    path = pathlib.Path(source.paths[2])
-    path.unlink()
-    assert message_of(source.read, np.array([13])) == (
-        f"'{path}' cannot be read any more (No such file or directory); put it back"
-    )
-    assert 'cannot be read' in message_of(source.fingerprint)
-
-
-def config(folder, model_dir=None, **fields):
-    return config_of(
-        resnet_spec.ResNetSpec((1, 1), filters=4),
-        **{
-            'dataset': 'imagenet',
-            'data_dir': str(folder),
-            'views': VIEWS,
-            'batch_size': 8,
-            'train_epochs': 1,
-            'model_dir': model_dir and str(model_dir),
-        }
-        | fields,
-    )
+RAMP = encode([[0, 40, 80, 120], [100, 140, 180, 220]])
 
 
 @pytest.mark.parametrize(
-    'split,row,strategy', [('train', 9, 'default'), ('test', 5, 'default'), ('test', 5, 'mirrored')]
+    'resize,expected',
+    [
+        # 4 x 8 pixels are at rows 0, 0.5, 1 .. and columns 0, 0.5 .. 3.5 of 2 x 4;
+        # the middle is rows 1, 2, columns 3, 4
+        ('tf1', [[110, 130], [160, 180]]),
+        # with the centres upon each other, at rows -0.25, 0.25, 0.75 and columns .. 1.25, 1.75
+        ('antialias', [[75, 95], [125, 145]]),
+    ],
 )
-def test_a_training_ends_with_the_line_of_the_damaged_record(folder, split, row, strategy):
-    source = shards.Shards(shards.find_shards(folder, split))
-    path, begin = pathlib.Path(source.paths[source.groups[row]]), int(source._begins[row])
-    trainer = resnet_run_loop.Trainer(config(folder, batch_size=22).with_machine(distribution_strategy=strategy))
-    flip(path, begin + 60)
-    with pytest.raises(errors.UserError) as caught:
-        trainer.run([], [])
-    assert str(caught.value) == (
-        f"'{path}' is damaged: wrong checksum of the record at byte {begin}; build the file again"
-    )
+def test_the_middle_of_a_ramp(resize, expected):
+    view = encoded.test_view(RAMP, SMALL[resize])
+    assert view.dtype == tf.float32 and view.shape == (2, 2, 3)
+    np.testing.assert_allclose(view[..., 0], expected, atol=1e-4)
+    np.testing.assert_array_equal(view[..., 0], view[..., 2])  # grey becomes RGB
 
 
-@pytest.mark.parametrize('strategy', ['default', 'mirrored'])
-def test_a_training_ends_with_a_line_where_an_image_cannot_be_decoded(folder, strategy):
-    write_shards(folder, [(b'\xff\xd8 no image', label, boxes) for _, label, boxes in PICTURES])
-    with pytest.raises(errors.UserError, match='an image of imagenet cannot be decoded; find it with'):
-        resnet_run_loop.train(config(folder).with_machine(distribution_strategy=strategy))
+def test_halving():
+    """tf1 takes every second pixel, antialias a triangle of weights 1 3 3 1."""
+    pixels = np.tile(np.array([0, 8, 16, 80, 160, 240, 248, 255], np.uint8), (8, 1))
+    for resize, expected in (('tf1', [16, 160]), ('antialias', [(8 + 48 + 240 + 160) / 8, (80 + 480 + 720 + 248) / 8])):
+        view = encoded.test_view(encode(pixels), SMALL[resize])
+        np.testing.assert_allclose(view[0, :, 0], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize('label', [-1, 6, 2**40])
-def test_a_label_of_no_class_is_refused(folder, label):
-    write_shards(folder, [(jpeg, label, boxes) for jpeg, _, boxes in PICTURES])
-    read = datasets.open_split('imagenet', 'train', data_dir=folder, views=VIEWS)
-    message = message_of(read_all, read)
-    assert f"' has a record with the label {label + 1}, not 1..6; put the manifest" in message
+@pytest.mark.parametrize('resize', RESIZES)
+def test_ten_views_of_sixteen_pixels(resize):
+    views = encoded.ten_views(encode(np.arange(16).reshape(4, 4)), SMALL[resize])
+    assert views.shape == (10, 2, 2, 3) and views.dtype == tf.float32
+    expected = [[[0, 1], [4, 5]], [[2, 3], [6, 7]], [[8, 9], [12, 13]], [[10, 11], [14, 15]], [[5, 6], [9, 10]]]
+    np.testing.assert_allclose(views[:5, :, :, 1], expected, atol=1e-5)
+    np.testing.assert_array_equal(views[5:], views[:5, :, ::-1])
 
 
-def read_all(examples):
-    """Read all batches as the programs do."""
-    with examples.input_errors():
-        for _ in examples.evaluation_batches(8):
-            pass
+@pytest.mark.parametrize(
+    'resize,expected',
+    [
+        ('tf1', {False: [0, 100, 200, 40], True: [40, 200, 100, 0]}),  # the first of eight columns, each time
+        # a triangle over 16 columns: 3/4 of its own block, 1/8 of either neighbour; 6/7 and 1/7 at the border
+        ('antialias', {False: [100 / 7, 100, 167.5, 440 / 7], True: [440 / 7, 167.5, 100, 100 / 7]}),
+    ],
+)
+def test_the_whole_picture_and_its_mirror_image(resize, expected):
+    """No part has all of the area and another aspect, so it is the picture."""
+    seen = train_views(blocks([[0, 100, 200, 40]] * 4), 40, Views(size=4, min_area=1.0, resize=resize))[..., 0]
+    mirrored = [bool(row[0, 0] > row[0, 3]) for row in seen]
+    assert 10 < sum(mirrored) < 30
+    for row, is_mirrored in zip(seen, mirrored, strict=True):
+        np.testing.assert_allclose(row, [expected[is_mirrored]] * 4, atol=1e-4)
 
 
-def test_a_record_without_a_picture_is_refused(folder):
-    path = folder / 'train-00000-of-00004'
-    path.write_bytes(tfrecords.frame(tfrecords.encode_example({'something': 1})))
-    read = datasets.open_split('imagenet', 'train', data_dir=folder, views=VIEWS)
-    assert "train-00000-of-00004' has a record without an image image/encoded; pass" in message_of(read_all, read)
+def test_the_mirror_image_is_resized_not_the_resized_mirrored():
+    """By TensorFlow 1's bilinear these differ: of 0 .. 7 it takes 0, 4, and of 7 .. 0 it takes 7, 3."""
+    pixels = np.kron(np.arange(0, 128, 16), np.ones([64, 8]))
+    seen = {tuple(row) for row in train_views(encode(pixels, 'JPEG'), 12, Views(size=2, min_area=1.0))[:, 0, :, 0]}
+    assert seen == {(0, 64), (112, 48)}
 
 
-BLAMELESS = [
-    tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating an image, [[{{node decode_image/DecodeJpeg}}]]'),
-    tf.errors.UnavailableError(None, None, 'the worker with /images/decode_image/x.jpeg is gone'),
-    tf.errors.InvalidArgumentError(None, None, 'Incompatible shapes: JPEG images, [[{{node image/jpeg/MatMul}}]]'),
-]
+# --- against others --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('error', BLAMELESS, ids=lambda error: type(error).__name__)
-def test_images_in_memory_are_blamed_for_nothing(error):
-    split = in_memory.InMemorySplit(None, None, 0, '', (), 'none')
-    with pytest.raises(type(error)) as caught, split.input_errors():
-        raise error
-    assert caught.value is error
+def shapes_of_official(height, width, side):
+    """Return (h, w) by official/resnet's rule: float32 throughout, truncated."""
+    ratio = np.float32(side) / np.float32(min(height, width))
+    return int(np.float32(height) * ratio), int(np.float32(width) * ratio)
 
 
-@pytest.mark.parametrize('error', BLAMELESS, ids=lambda error: type(error).__name__)
-def test_encoded_images_are_blamed_for_what_their_decoder_says_alone(folder, error):
-    split = datasets.open_split('imagenet', 'train', data_dir=folder, views=VIEWS)
-    with pytest.raises(type(error)) as caught, split.input_errors():
-        raise error
-    assert caught.value is error
-
-
-def test_a_fault_is_told_once(folder):
-    """Not again for an error that comes later, when the file is whole again."""
-    split = datasets.open_split('imagenet', 'train', data_dir=folder, views=VIEWS)
-    path, begin, _ = place_of(folder, 9)
-    flip(path, begin + 60)
-    assert f'checksum of the record at byte {begin}' in message_of(read_all, split)
-    flip(path, begin + 60)
-    read_all(split)
-    with pytest.raises(tf.errors.ResourceExhaustedError), split.input_errors():
-        raise BLAMELESS[0]
-
-
-def test_a_fault_in_a_file_whose_name_is_no_text(tmp_path):
-    path = pathlib.Path(os.fsdecode(bytes(tmp_path) + b'/caf\xe9 "1".jpg'))
-    path.write_bytes(PICTURES[0][0][:500])
-    split = streamed.StreamedSplit(streamed.Files([path], [0]), 1, 'x', ('a',), 'none', VIEWS)
-    assert message_of(read_all, split).startswith(f"'{path}' is no whole image (cut off")
-
-
-def decode_pixels(jpeg):
-    return tf.ensure_shape(tf.io.decode_jpeg(jpeg, channels=3), [16, 16, 3])
-
-
-@pytest.mark.parametrize('view', [None, decode_pixels])
-def test_an_image_that_the_decoder_refuses(folder, view):
-    write_shards(folder, [(b'\xff\xd8 no image', label, boxes) for _, label, boxes in PICTURES])
-    split = datasets.open_split('imagenet', 'train', data_dir=folder, views=VIEWS)
-    with pytest.raises(errors.UserError, match='an image of imagenet cannot be decoded; find it with .*--verify'):
-        with split.input_errors():
-            list(split.evaluation_batches(8, view=view))
-
-
-# --- folders -------------------------------------------------------------------------------------------------
-
-
-def test_files_of_every_kind_become_rgb_jpegs(tmp_path):
-    picture = Image.open(io.BytesIO(PICTURES[0][0]))
-    kinds = {
-        'a.jpg': ('JPEG', 'RGB'),
-        'b.png': ('PNG', 'RGB'),
-        'c.png': ('PNG', 'RGBA'),
-        'd.png': ('PNG', 'P'),
-        'e.jpg': ('JPEG', 'CMYK'),
-        'f.jpg': ('JPEG', 'L'),
-        'g.webp': ('WEBP', 'RGB'),
-        'h.bmp': ('BMP', 'RGB'),
-        'i.gif': ('GIF', 'P'),
+def test_some_shorter_sides_become_255():
+    assert shapes_of_official(375, 500, 256) == (256, 341) and 255 in {
+        shapes_of_official(side, side, 256)[0] for side in range(100, 600)
     }
-    for name, (kind, mode) in kinds.items():
-        (tmp_path / name).write_bytes(encode(picture.convert(mode), kind))
-    paths = sorted(tmp_path.iterdir())
-    source = streamed.Files(paths, range(len(paths)))
-    jpegs, labels, boxes = source.load(tf.constant([8, 7, 6, 5, 4, 3, 2, 1, 0]))
-    assert labels.numpy().tolist() == [8, 7, 6, 5, 4, 3, 2, 1, 0] and boxes.to_list() == [[]] * 9
-    assert jpegs.numpy()[-1] == (tmp_path / 'a.jpg').read_bytes()
-    for path, jpeg in zip(paths[::-1], jpegs.numpy(), strict=True):
-        channels = 1 if path.name == 'f.jpg' else 3  # a grey JPEG stays as it is
-        shape = [picture.height, picture.width, channels]
-        assert tf.io.extract_jpeg_shape(jpeg).numpy().tolist() == shape, path
-        view = augmentation.train_view(jpeg, tf.zeros([0, 4]), [1, 2], VIEWS)  # which takes nothing but JPEGs
-        assert view.shape == (16, 16, 3)
-        if path.name != 'f.jpg':
-            decoded = tf.io.decode_jpeg(jpeg).numpy().astype(int)
-            assert np.abs(decoded - np.asarray(picture)).mean() < 25, path
-    assert source.groups.tolist() == [0] * 9
 
 
-def test_a_broken_file_is_named(tmp_path):
-    good, cut, text = (tmp_path / name for name in ('good.jpg', 'cut.jpg', 'text.png'))
-    good.write_bytes(PICTURES[0][0])
-    cut.write_bytes(PICTURES[0][0][:500])
-    text.write_text('no picture')
-    source = streamed.Files([good, cut, text], [0, 1, 2])
-    assert f"'{cut}' is no whole image (cut off" in message_of(source.read, np.array([0, 1]))
-    assert f"'{text}' is no whole image (no JPEG, PNG" in message_of(source.read, np.array([2]))
-    good.unlink()
-    assert f"'{good}' cannot be read (No such file or directory); put it back" in message_of(source.read, np.array([0]))
+def first_short_by_one(side):
+    return next(n for n in range(100, 3000) if shapes_of_official(n, n, side)[0] == side - 1)
 
 
-def test_a_log_line_before_what_takes_long(folder, monkeypatch):
-    lines = []
-    open_shards(folder, log=lines.append)
-    assert lines == []
-    write_shards(folder, PICTURES, 'test', 101)
-    for path in folder.glob('validation-*-of-00002'):
-        path.unlink()
-    shards.Shards(shards.find_shards(folder, 'test'), log=lines.append)
-    assert lines == [f'finding the records of 101 shards in {folder}']
+@pytest.mark.parametrize(
+    'height,width',
+    [(375, 500), (500, 333), (100, 100), (224, 300), (256, 256), (300, 1000), (first_short_by_one(256), 400)],
+)
+def test_official_evaluation(height, width):
+    """tf.compat.v1.image.resize to official's size, the middle cut out in whole numbers."""
+    pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+    rows, columns = shapes_of_official(height, width, 256)
+    resized = tf.compat.v1.image.resize(pixels, [rows, columns]).numpy()
+    top, left = (rows - 224) // 2, (columns - 224) // 2
+    view = encoded.test_view(encode(pixels), Views())
+    np.testing.assert_array_equal(view, resized[top : top + 224, left : left + 224])
+    corners = encoded.ten_views(encode(pixels), Views()).numpy()
+    np.testing.assert_array_equal(corners[0], resized[:224, :224])
+    np.testing.assert_array_equal(corners[3], resized[-224:, -224:])
+    np.testing.assert_array_equal(corners[9], view[:, ::-1])
+
+
+def test_what_is_resized_to_the_very_size_is_never_too_small():
+    """Official's 255.99998 would leave 255 of 256 pixels."""
+    side = first_short_by_one(256)
+    views = Views(test_size=256, test_resize=256)
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    expected = tf.compat.v1.image.resize(pixels, [256, 256])
+    np.testing.assert_array_equal(encoded.test_view(encode(pixels), views), expected)
+    np.testing.assert_array_equal(encoded.ten_views(encode(pixels), views)[0], expected)
+
+
+@pytest.mark.parametrize('height,width', [(375, 500), (500, 334), (100, 120), (224, 1000), (300, 301)])
+def test_antialiased_evaluation(height, width):
+    """tf.image.resize(antialias=True) of torchvision's size, cut where torchvision cuts."""
+    pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+    shorter = min(height, width)
+    rows, columns = int(256 * height / shorter), int(256 * width / shorter)
+    resized = tf.image.resize(pixels, [rows, columns], antialias=True)
+    top, left = round((rows - 224) / 2), round((columns - 224) / 2)
+    view = encoded.test_view(encode(pixels), Views(resize='antialias'))
+    np.testing.assert_array_equal(view, resized[top : top + 224, left : left + 224])
+
+
+def test_antialiased_evaluation_of_imagenet_is_pillows():
+    """Within a level, of 105 JPEGs; Pillow rounds after either direction."""
+    views = Views(test_size=56, resize='antialias')
+    for jpeg in sample():
+        image = Image.open(io.BytesIO(jpeg)).convert('RGB')
+        size = tuple(int(64 * side / min(image.size)) for side in image.size)
+        left, top = (round((side - 56) / 2) for side in size)
+        expected = image.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + 56, top + 56))
+        view = encoded.test_view(jpeg, views).numpy()
+        assert np.abs(view - np.asarray(expected)).max() <= 1.001
+
+
+@pytest.mark.parametrize('resize', RESIZES)
+def test_training_views_of_imagenet_are_of_the_decoded_picture(resize):
+    """What is decoded is only the part, resized as TensorFlow 1 and Pillow do it."""
+    views = Views(size=64, resize=resize, use_boxes=False)
+    for i, jpeg in enumerate(sample()[::5]):
+        begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+            tf.io.extract_jpeg_shape(jpeg),
+            NO_BOXES[None],
+            [7, i],
+            min_object_covered=0.0,
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            area_range=(0.05, 1),
+            max_attempts=100,
+            use_image_if_no_bounding_boxes=True,
+        )
+        (top, left, _), (height, width, _) = begin.numpy(), size.numpy()
+        part = tf.io.decode_and_crop_jpeg(jpeg, [top, left, height, width], 3, dct_method=views.dct_method).numpy()
+        whole = tf.io.decode_jpeg(jpeg, 3, dct_method=views.dct_method).numpy()[top : top + height, left : left + width]
+        assert np.abs(part - whole.astype(int))[1:-1, 2:-2].max() == 0  # libjpeg has no colours of beyond the edge
+        view = encoded.train_view(jpeg, NO_BOXES, [7, i], views).numpy()
+        differences = []
+        for either in (part, part[:, ::-1]):
+            if resize == 'tf1':
+                resized = tf.compat.v1.image.resize(either, [64, 64]).numpy()
+            else:
+                resized = np.asarray(Image.fromarray(either).resize((64, 64), Image.Resampling.BILINEAR))
+            differences.append(np.abs(view - resized).max())
+        assert min(differences) <= (0 if resize == 'tf1' else 1.001), (i, differences)
+
+
+# --- over many seeds -------------------------------------------------------------------------------------------
+
+
+def test_parts_have_the_area_and_the_aspect_that_were_asked_for():
+    parts, mirrored = windows(train_views(coordinates(), 400, Views(size=32, use_boxes=False)))
+    heights, widths = parts[:, 2] - parts[:, 0], parts[:, 3] - parts[:, 1]
+    areas, aspects = heights * widths / 256**2, widths / heights
+    assert parts.min() > -2 and parts.max() < 258  # JPEG has clipped the ends of the ramps
+    assert areas.min() > 0.047 and aspects.min() > 0.73 and aspects.max() < 1.37  # they are whole pixels
+    assert areas.min() < 0.1 and areas.max() > 0.8 and aspects.min() < 0.8 and aspects.max() > 1.25
+    assert 160 < mirrored.sum() < 240  # 4 standard deviations
+    for edge in (0, 1):  # parts lie anywhere
+        assert np.ptp(parts[areas < 0.3][:, edge]) > 120
+
+
+@pytest.mark.parametrize(
+    'options,least', [({'min_area': 0.5}, 0.5), ({'min_area': 0.3, 'use_boxes': False}, 0.3), ({}, 0.1)]
+)  # without a box, the picture is one, and a tenth of it must be in the part
+def test_another_least_area(options, least):
+    parts, _ = windows(train_views(coordinates(), 200, Views(size=32, **options)))
+    smallest = ((parts[:, 2] - parts[:, 0]) * (parts[:, 3] - parts[:, 1]) / 256**2).min()
+    assert least * 0.97 < smallest < least + 0.06
+
+
+BOXES = np.array([[0, 0, 0.125, 0.125], [0.5, 0.625, 0.75, 1]], np.float32)
+
+
+def covered(parts, boxes):
+    """Return the share of each box that lies in each part: [parts, boxes]."""
+    edges = boxes * 256
+    low, high = np.maximum(parts[:, None, :2], edges[:, :2]), np.minimum(parts[:, None, 2:], edges[:, 2:])
+    return np.maximum(high - low, 0).prod(-1) / (edges[:, 2:] - edges[:, :2]).prod(-1)
+
+
+@pytest.mark.parametrize('boxes', [BOXES[:1], BOXES])
+def test_parts_contain_a_tenth_of_a_box(boxes):
+    parts, _ = windows(train_views(coordinates(), 300, Views(size=32), boxes))
+    shares = covered(parts, boxes)
+    assert (shares.max(1) > 0.08).all()  # a tenth, but for whole pixels
+    assert shares.max(1).min() < 0.9
+    if len(boxes) == 2:
+        assert shares.min(0).max() == 0  # of any one, and not always of the same
+    without, _ = windows(train_views(coordinates(), 300, Views(size=32, use_boxes=False), boxes))
+    assert (covered(without, boxes).max(1) < 0.05).any()
+
+
+def test_a_seed_is_a_view():
+    jpeg, views = coordinates(), Views(size=32)
+    mapped = train_views(jpeg, 20, views)
+    for i in range(20):
+        eager = encoded.train_view(jpeg, NO_BOXES, [7, i], views)
+        np.testing.assert_array_equal(mapped[i], eager)
+        np.testing.assert_array_equal(eager, encoded.train_view(jpeg, NO_BOXES, tf.constant([7, i]), views))
+    assert len({view.tobytes() for view in mapped}) == 20
+    assert not np.array_equal(encoded.train_view(jpeg, NO_BOXES, [8, 0], views), mapped[0])
+
+
+@pytest.mark.parametrize('resize', RESIZES)
+@pytest.mark.parametrize('function', [encoded.test_view, encoded.ten_views])
+def test_the_same_eagerly_and_inside_tf_data(function, resize):
+    views = Views(test_size=48, resize=resize)
+    pictures = [*sample()[:6], RAMP, coordinates(70, 300)]
+    dataset = tf.data.Dataset.from_tensor_slices(pictures).map(lambda picture: function(picture, views))
+    assert dataset.element_spec.shape == ((48, 48, 3) if function is encoded.test_view else (10, 48, 48, 3))
+    for picture, mapped in zip(pictures, dataset, strict=True):
+        np.testing.assert_array_equal(mapped, function(picture, views))
+
+
+# --- odd pictures, mistakes ------------------------------------------------------------------------------------
+
+ODD = {
+    'grey': np.full((60, 90), 80),
+    '1 x 500': np.full((1, 500, 3), 80),
+    '500 x 1': np.full((500, 1, 3), 80),
+    '1 x 1': np.full((1, 1), 80),
+    'smaller than the crop': np.full((20, 30, 3), 80),
+    '1 x 60000': np.full((1, 60000), 80),
+}
+
+
+@pytest.mark.parametrize('resize', RESIZES)
+@pytest.mark.parametrize('name', ODD)
+def test_odd_pictures(name, resize):
+    views = Views(size=32, test_size=28, resize=resize)
+    jpeg = encode(ODD[name], 'JPEG')
+    for view in (
+        encoded.train_view(jpeg, NO_BOXES, [0, 0], views),
+        *(encoded.test_view(picture, views) for picture in (jpeg, encode(ODD[name]))),
+    ):
+        assert view.shape[1:] == (view.shape[0], 3) and view.shape[0] in (28, 32)
+        np.testing.assert_allclose(view, np.full_like(view, 80), atol=1e-3)
+    assert encoded.ten_views(jpeg, views).shape == (10, 28, 28, 3)
+
+
+@pytest.mark.parametrize('resize', RESIZES)
+@pytest.mark.parametrize('length', [500, 501])
+def test_of_a_very_long_picture_only_the_middle_is_resized(length, resize):
+    """The same pixels as the middle of the whole: what is cut off before is as long on both sides."""
+    views = Views(test_size=28, test_resize=32, resize=resize)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, length, 3), np.uint8)
+    whole = encoded._resize(tf.constant(pixels), [32, 32 * length], views)
+    left = (32 * length - 28) // 2
+    np.testing.assert_allclose(encoded.test_view(encode(pixels), views), whole[2:30, left : left + 28], atol=1e-2)
+
+
+def test_png_of_other_kinds():
+    """A palette, transparency and 16 bits; a PNG is not for training."""
+    for image in (
+        Image.new('RGB', (40, 30), (255, 0, 102)).convert('P'),
+        Image.new('RGBA', (40, 30), (255, 0, 102, 9)),
+        Image.fromarray(np.full((30, 40), 0x66FF, np.uint16)),
+    ):
+        file = io.BytesIO()
+        image.save(file, 'PNG')
+        view = encoded.test_view(file.getvalue(), Views(test_size=16))
+        assert view.shape == (16, 16, 3) and (view[..., 2] == 102).numpy().all()
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        encoded.train_view(file.getvalue(), NO_BOXES, [0, 0], Views(size=16))
+
+
+def test_what_is_no_picture():
+    for data in (b'', b'hello', coordinates()[:300]):
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            encoded.test_view(data, Views())
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            encoded.train_view(data, NO_BOXES, [0, 0], Views())
+
+
+def test_defaults():
+    assert Views() == Views(224, 224, None, 0.05, True, 'tf1') and Views().dct_method == 'INTEGER_FAST'
+    assert Views(resize='antialias').dct_method == 'INTEGER_ACCURATE'
+    assert [Views(test_size=size).shorter_side for size in (224, 112, 299, 7)] == [256, 128, 342, 8]
+    assert Views(test_resize=232).shorter_side == 232
+
+
+@pytest.mark.parametrize(
+    'options,message',
+    [
+        ({'resize': 'area'}, "resize 'area' is unknown; choose one of tf1, antialias"),
+        ({'size': 0}, 'size 0 is no size of a picture; pass 1 or more'),
+        ({'test_size': -3}, 'test_size -3 is no size of a picture; pass 1 or more'),
+        ({'min_area': 0}, 'min_area 0 is no share; pass a number above 0, up to 1'),
+        ({'min_area': 1.5}, 'min_area 1.5 is no share; pass a number above 0, up to 1'),
+        ({'test_size': 224, 'test_resize': 223}, 'test_resize 223 leaves no 224 pixels to cut out; pass 224 or more'),
+    ],
+)
+def test_wrong_views(options, message):
+    with pytest.raises(errors.UserError) as caught:
+        Views(**options)
+    assert str(caught.value) == message

@@ -134,7 +134,7 @@ FAULTS = [
         'official_resnet/inputs/in_memory.py',
         'return tf.data.Dataset.range(0, num_images, batch_size)',
         'return tf.data.Dataset.range(0, num_images - batch_size + 1, batch_size)',
-        'tests/input_pipeline_test.py -k every_picture_once_in_order',
+        'tests/in_memory_test.py -k every_picture_once_in_order',
     ),
     Fault(
         'augmentation-seed',
@@ -142,7 +142,7 @@ FAULTS = [
         'official_resnet/inputs/in_memory.py',
         'seeds, part = tf.stack([seed, step]), (first, batch_size)',
         'seeds, part = tf.stack([0 * seed, step]), (first, batch_size)',
-        'tests/input_pipeline_test.py -k "depend_on_seed or gather_augment"',
+        'tests/in_memory_test.py -k "depend_on_seed or gather_augment"',
     ),
     Fault(
         'epoch-order',
@@ -150,7 +150,7 @@ FAULTS = [
         'official_resnet/inputs/in_memory.py',
         'tf.stack([seed, -1 - epoch])',
         'tf.stack([seed, -1 - 0 * epoch])',
-        'tests/input_pipeline_test.py -k no_picture_comes_twice',
+        'tests/in_memory_test.py -k no_picture_comes_twice',
     ),
     Fault(
         'one-crop',
@@ -158,7 +158,7 @@ FAULTS = [
         'official_resnet/inputs/augmentation.py',
         'return crop_flip(images, tops, lefts, flips, pad, size)',
         'return crop_flip(images, 0 * tops + tops[0], 0 * lefts + lefts[0], flips, pad, size)',
-        'tests/preprocessing_test.py -k its_own_offsets',
+        'tests/augmentation_test.py -k its_own_offsets',
     ),
     Fault(
         'digits-mirrored',
@@ -174,7 +174,7 @@ FAULTS = [
         'official_resnet/inputs/shards.py',
         'return jpegs, labels - records.first_label, boxes',
         'return jpegs, labels, boxes',
-        'tests/encoded_test.py -k any_picture',
+        'tests/shards_test.py -k any_picture',
     ),
     Fault(
         'cmyk',

@@ -23,7 +23,7 @@ import official_resnet
 from official_resnet import checkpoints, cifar10_main, imagenet_main, resnet_variants
 from official_resnet.command_line import train_program
 from official_resnet.inference import predict
-from official_resnet.inputs import augmentation, datasets
+from official_resnet.inputs import datasets, encoded
 from official_resnet.inputs.normalization import NORMALIZATIONS
 from official_resnet.inputs.views import Views
 from official_resnet.training import devices
@@ -300,7 +300,7 @@ def test_the_export_takes_pictures_or_files(data_dir, trained, tmp_path, takes_b
     test = datasets.open_split('imagenet', 'test', data_dir=data_dir, views=views)
     model, card = predict.load(trained[0])
     jpegs = [jpeg for jpeg, _, _ in draw(NUM_TEST, seed=1)]
-    pictures = tf.stack([augmentation.test_view(jpeg, test.views) for jpeg in jpegs])
+    pictures = tf.stack([encoded.test_view(jpeg, test.views) for jpeg in jpegs])
     expected = tf.nn.softmax(model(NORMALIZATIONS[card.normalization](pictures))).numpy()
     served = tf.saved_model.load(str(next(tmp_path.iterdir()))).signatures['serving_default']
     for count in (1, NUM_TEST):

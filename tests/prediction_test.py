@@ -14,7 +14,7 @@ from PIL import Image
 from official_resnet import resnet_model, resnet_spec, resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.inference import export, model_card, predict, rewrite
-from official_resnet.inputs import augmentation, image_folder
+from official_resnet.inputs import encoded, image_folder
 from official_resnet.inputs.normalization import affine_name, per_image_standardization
 from official_resnet.inputs.views import RESIZES, Views
 
@@ -64,7 +64,7 @@ def test_small_pictures_are_centred_in_what_the_net_takes(tmp_path, shape):
     np.testing.assert_allclose(got['probabilities'], tf.nn.softmax(model(centred)), atol=1e-5)
 
 
-def encoded(image, kind='JPEG'):
+def encode(image, kind='JPEG'):
     file = io.BytesIO()
     image.save(file, kind)
     return file.getvalue()
@@ -72,11 +72,11 @@ def encoded(image, kind='JPEG'):
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 14, 3), np.uint8)).resize((70, 50))
 PICTURES = [
-    encoded(NOISE),
-    encoded(NOISE.convert('L')),
-    encoded(NOISE, 'PNG'),
-    encoded(NOISE.resize((9, 40))),
-    encoded(NOISE.convert('RGBA'), 'PNG'),
+    encode(NOISE),
+    encode(NOISE.convert('L')),
+    encode(NOISE, 'PNG'),
+    encode(NOISE.resize((9, 40))),
+    encode(NOISE.convert('RGBA'), 'PNG'),
 ]
 TORCH_INPUT = affine_name('RGB', 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -94,7 +94,7 @@ def test_export_of_bytes(tmp_path, input_size, resize):
     path = export.export(model, TORCH_INPUT, None, tmp_path / 'new', PICTURES, views)
     loaded = tf.saved_model.load(str(path))
     assert set(loaded.signatures) == {'serving_default', 'predict'} and path.name.isdigit()
-    images = tf.stack([augmentation.test_view(picture, views) for picture in PICTURES])
+    images = tf.stack([encoded.test_view(picture, views) for picture in PICTURES])
     expected = tf.nn.softmax(model((images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225])).numpy()
     assert np.ptp(expected, axis=0).max() > 0.01  # the pictures are told from each other
     for name in loaded.signatures:

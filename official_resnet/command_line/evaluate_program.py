@@ -178,7 +178,7 @@ def _evaluate_net(values, asked, options, row):
 
 def _report(model, test, batch_size, options, view=None):
     """Print top-1 and top-5, class by class where a report is asked for; also of ten crops, if they are."""
-    from official_resnet.inputs import augmentation
+    from official_resnet.inputs import encoded
     from official_resnet.reports import evaluate
 
     unnamed = model.output_shape[-1] - test.num_classes  # logits for which there are no images
@@ -187,7 +187,7 @@ def _report(model, test, batch_size, options, view=None):
     name = 'one crop' if test.resize else 'test'
     views = {name: view}
     if options.ten_crop:
-        views['ten crops'] = lambda picture: augmentation.ten_views(picture, test.views)
+        views['ten crops'] = lambda picture: encoded.ten_views(picture, test.views)
     for name, function in views.items():
         batches = test.evaluation_batches(batch_size, view=function)
         with test.input_errors():

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from official_resnet.errors import UserError
-from official_resnet.inputs import augmentation
+from official_resnet.inputs import augmentation, encoded
 from official_resnet.inputs.normalization import NORMALIZATIONS
 
 TOLERANCE = 1e-4  # of probabilities, between the model and its export
@@ -18,7 +18,7 @@ class Serving(tf.Module):
     """Images -> classes int64 [n] and probabilities float32 [n, num_classes].
 
     Images are [n, h, w, c], 0..255; smaller than the net's input, as MNIST's, they are centred in zeros, as the
-    evaluation does it. With `views` they are JPEG or PNG bytes, string [n], seen by augmentation.test_view.
+    evaluation does it. With `views` they are JPEG or PNG bytes, string [n], seen by encoded.test_view.
     """
 
     def __init__(self, model, normalization, image_shape, views=None):
@@ -40,7 +40,7 @@ class Serving(tf.Module):
 
     def _serve_bytes(self, image_bytes):
         seen = tf.TensorSpec((self.views.test_size, self.views.test_size, 3), tf.float32)
-        function = functools.partial(augmentation.test_view, views=self.views)
+        function = functools.partial(encoded.test_view, views=self.views)
         return self._serve(tf.map_fn(function, image_bytes, fn_output_signature=seen))
 
 
@@ -49,7 +49,7 @@ def export(model, normalization, image_shape, export_dir, examples, views=None):
 
     Its signatures `serving_default` and `predict` give `classes` and `probabilities` of any number of images: of
     `input`, float32 [n, h, w, c] in 0..255; with `views` of `image_bytes`, string [n], JPEG or PNG of any size, which
-    are resized and cut as by augmentation.test_view. A batch with anything else among it is an InvalidArgumentError.
+    are resized and cut as by encoded.test_view. A batch with anything else among it is an InvalidArgumentError.
 
     Args:
         model: a net of resnet_model.

@@ -3,11 +3,17 @@
 TensorFlow is imported by the functions: the names alone are needed without it.
 """
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-def per_image_standardization(images):
-    """Give each picture mean 0 and standard deviation 1.
+if TYPE_CHECKING:
+    import tensorflow as tf
 
-    Divides by max(std, 1 / sqrt(h * w * c)), so that a picture of one colour becomes zeros:
+
+def per_image_standardization(images: 'tf.Tensor') -> 'tf.Tensor':
+    """Give each image mean 0 and standard deviation 1.
+
+    Divides by max(std, 1 / sqrt(h * w * c)), so that an image of one colour becomes zeros:
     tf.image.per_image_standardization of a batch.
 
     Args:
@@ -27,22 +33,24 @@ def per_image_standardization(images):
     return tf.reshape(flat, [-1, height, width, channels])
 
 
-def no_normalization(images):
+def no_normalization(images: 'tf.Tensor') -> 'tf.Tensor':
     """Only cast to float32: values 0..255 stay 0..255."""
     import tensorflow as tf
 
     return tf.cast(images, tf.float32)
 
 
-def unit_range(images):
+def unit_range(images: 'tf.Tensor') -> 'tf.Tensor':
     """Scale 0..255 to 0..1: torchvision's ToTensor."""
     import tensorflow as tf
 
     return tf.cast(images, tf.float32) / 255
 
 
-def affine_name(order='RGB', scale=1.0, mean=(0.0,), std=(1.0,)):
-    """Return the name in NORMALIZATIONS of (picture * scale - mean) / std.
+def affine_name(
+    order: str = 'RGB', scale: float = 1.0, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)
+) -> str:
+    """Return the name in NORMALIZATIONS of (image * scale - mean) / std.
 
     Args:
         order: of the channels that the net is fed, 'RGB' or 'BGR'; mean and std are in this order.

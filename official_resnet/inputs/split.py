@@ -81,7 +81,7 @@ class Split(Protocol):
 
         Args:
             batch_size: images in a batch, over all replicas; the last one is smaller if need be.
-            view: for encoded images, in place of augmentation.test_view: string [] -> [h, w, c] or, for several views
+            view: for encoded images, in place of encoded.test_view: string [] -> [h, w, c] or, for several views
                 with one label, [k, h, w, c].
             share: as in training; where the last batch has too few images for that, a worker's part is filled with
                 some of label -1.

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from official_resnet import errors
-from official_resnet.inputs import augmentation, datasets, images, in_memory
+from official_resnet.inputs import datasets, encoded, images, in_memory
 from official_resnet.inputs.normalization import NORMALIZATIONS
 from official_resnet.inputs.views import Views
 
@@ -92,7 +92,7 @@ class StreamedSplit:
         flip: bool = True,
         share: tuple[int, int] = (0, 1),
     ) -> tf.data.Dataset:
-        """Make shuffled batches of augmentation.train_view, or without `augment` of test_view; see split.Split."""
+        """Make shuffled batches of encoded.train_view, or without `augment` of test_view; see split.Split."""
 
         def load(step, rows):
             rows, first = in_memory.part_of_worker(rows, share)
@@ -102,8 +102,8 @@ class StreamedSplit:
 
         def see(image, label, boxes, number):
             if augment:
-                return augmentation.train_view(image, boxes, tf.stack([seed, number]), self.views, flip), label
-            return augmentation.test_view(image, self.views), label
+                return encoded.train_view(image, boxes, tf.stack([seed, number]), self.views, flip), label
+            return encoded.test_view(image, self.views), label
 
         steps = in_memory.training_rows(
             self.num_images, batch_size, seed, first_step, num_epochs, mix_groups(self.groups)
@@ -113,7 +113,7 @@ class StreamedSplit:
     def evaluation_batches(
         self, batch_size: int, *, view: Callable | None = None, share: tuple[int, int] = (0, 1)
     ) -> tf.data.Dataset:
-        """Make batches of augmentation.test_view, or of `view`, of every image once, in order; see split.Split."""
+        """Make batches of encoded.test_view, or of `view`, of every image once, in order; see split.Split."""
 
         def load(start):
             rows, is_filling = in_memory.evaluation_rows(start, batch_size, self.num_images, share)
@@ -122,7 +122,7 @@ class StreamedSplit:
 
         def see(image, label):
             if view is None:
-                return augmentation.test_view(image, self.views), label
+                return encoded.test_view(image, self.views), label
             with tf.name_scope(images.DECODER):  # a view of the caller's may decode by itself
                 return view(image), label
 

@@ -1,0 +1,106 @@
+"""Encoded image -> what a network sees of it: pure functions of single images, the same eagerly and inside tf.data."""
+
+import tensorflow as tf
+
+from official_resnet.inputs import images
+from official_resnet.inputs.views import Views
+
+LONGEST = 32  # times its width that an image's length is looked at in evaluation
+
+
+def train_view(jpeg: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor, views: Views, flip: bool = True) -> tf.Tensor:
+    """Crop a random part of a JPEG image, mirror it half of the time, resize it to a square.
+
+    With views.use_boxes the part contains a tenth of one of the boxes (of the image, if it has none). Its aspect is 3/4
+    to 4/3, its area views.min_area to all of the image; after 100 attempts in vain it is the whole image. Only the part
+    is decoded. arXiv:1409.4842 Sec. 6, with the numbers of official/resnet.
+
+    Args:
+        jpeg: string [].
+        boxes: float32 [n, 4], ymin, xmin, ymax, xmax in 0..1; n may be 0.
+        seed: two integers, tensor or not; the only source of randomness.
+        views: Views.
+        flip: whether to mirror at all.
+
+    Returns:
+        float32 [size, size, 3], RGB, 0..255.
+    """
+    shape = images.jpeg_shape(jpeg)
+    if not views.use_boxes:
+        boxes = tf.zeros([0, 4])
+    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+        shape,
+        tf.expand_dims(boxes, 0),
+        seed,
+        min_object_covered=0.1 if views.use_boxes else 0.0,
+        aspect_ratio_range=(0.75, 4 / 3),
+        area_range=(views.min_area, 1.0),
+        max_attempts=100,
+        use_image_if_no_bounding_boxes=True,
+    )
+    window = tf.concat([begin[:2], size[:2]], 0)  # top, left, height, width
+    image = images.decode_jpeg(jpeg, views, window)
+    coin = tf.random.stateless_uniform([], tf.random.experimental.stateless_fold_in(seed, 1))
+    # before the resizing, as official/resnet: mirroring and the bilinear of TensorFlow 1 do not commute
+    image = tf.cond(tf.logical_and(coin < 0.5, flip), lambda: tf.reverse(image, [1]), lambda: image)
+    return _resize(image, [views.size, views.size], views)
+
+
+def test_view(image: tf.Tensor, views: Views) -> tf.Tensor:
+    """Resize the shorter side of an encoded image to views.shorter_side, crop test_size x test_size in the middle.
+
+    Args:
+        image: string [], JPEG or PNG.
+        views: Views.
+
+    Returns:
+        float32 [test_size, test_size, 3], RGB, 0..255.
+    """
+    size = views.test_size
+    return tf.ensure_shape(_middle(_shorter_side(image, views), views), [size, size, 3])
+
+
+def ten_views(image: tf.Tensor, views: Views) -> tf.Tensor:
+    """Return the corners and the middle of an encoded image, resized as by `test_view`, and their mirror images.
+
+    arXiv:1512.03385 Sec. 3.4, after Krizhevsky 2012.
+
+    Returns:
+        float32 [10, test_size, test_size, 3].
+    """
+    resized, size = _shorter_side(image, views), views.test_size
+    corners = [resized[:size, :size], resized[:size, -size:], resized[-size:, :size], resized[-size:, -size:]]
+    crops = tf.stack([*corners, _middle(resized, views)])
+    return tf.ensure_shape(tf.concat([crops, tf.reverse(crops, [2])], 0), [10, size, size, 3])
+
+
+def _shorter_side(encoded, views):
+    """Return an encoded image, its shorter side resized: float32 [h, w, 3], each at least views.test_size.
+
+    Of what is more than LONGEST times as long as wide, only the middle: an image of 1 x 60000 would take 47 GB.
+    """
+    image = images.decode_jpeg(encoded, views)
+    shorter = tf.reduce_min(tf.shape(image)[:2])
+    cut = tf.maximum(tf.shape(image)[:2] - LONGEST * shorter, 0) // 2
+    image = image[cut[0] : tf.shape(image)[0] - cut[0], cut[1] : tf.shape(image)[1] - cut[1]]
+    shape = tf.shape(image)[:2]
+    if views.resize == 'antialias':
+        size = shape * views.shorter_side // shorter  # in whole numbers, as torchvision
+    else:  # in float32, as official/resnet: 255.99998 becomes 255
+        size = tf.cast(tf.cast(shape, tf.float32) * (views.shorter_side / tf.cast(shorter, tf.float32)), tf.int32)
+    return _resize(image, tf.maximum(size, views.test_size), views)
+
+
+def _resize(image, size, views):
+    """Return an image [h, w, 3] bilinearly resized to size, int32 [2]: float32."""
+    if views.resize == 'antialias':
+        return tf.image.resize(image, size, antialias=True)
+    resized = tf.raw_ops.ResizeBilinear(images=image[None], size=size, align_corners=False, half_pixel_centers=False)
+    return resized[0]
+
+
+def _middle(image, views):
+    """Cut test_size x test_size out of the middle; what is half a pixel goes as the two models of `resize` have it."""
+    spare = tf.shape(image)[:2] - views.test_size
+    top, left = tf.unstack(tf.cast(tf.round(spare / 2), tf.int32) if views.resize == 'antialias' else spare // 2)
+    return image[top : top + views.test_size, left : left + views.test_size]
