@@ -122,7 +122,7 @@ def test_unreadable_files_are_named_counted_and_left_out(tmp_path):
     assert sorted(labels) == [0] * 4 + [1] * 4 and len(images) == 8
     for image, label in zip(images, labels, strict=True):
         assert image[0, 0, 0] == 10 * label  # still together
-    assert len(lines) == 6 and '5 of 13 pictures for train' in lines[-1]
+    assert len(lines) == 6 and '5 of 13 images for train' in lines[-1]
     names = ('ant/cut.jpg', 'ant/empty.png', 'bee/flipped.png', 'bee/other.png', 'bee/text.webp')
     for line, name in zip(lines, names, strict=False):
         assert line.startswith('unreadable, left out: ') and line.count(name) == 1, line
@@ -172,12 +172,12 @@ def _broken(folder, case):
         ('file', 'is no folder'),
         ('flat', 'has no subfolders; put the'),
         ('one class', "has one class only, 'ant'; add"),
-        ('empty class', "cow' has no picture (.bmp"),
-        ('single picture', "class 'cow' .* has one picture"),
+        ('empty class', "cow' has no image (.bmp"),
+        ('single picture', "class 'cow' .* has one image"),
         ('unreadable class', "class 'bee' for train .* can be read"),
-        ('unreadable', 'can be read; mend'),
+        ('unreadable', 'can be read; fix'),
         ('unknown class', "val/cow' is of no class of .*train'; remove"),
-        ('no test picture', "val' has no picture"),
+        ('no test picture', "val' has no image"),
     ],
 )
 def test_mistakes_of_structure(tmp_path, case, message):
@@ -190,5 +190,5 @@ def test_too_many_pictures_for_the_memory(tmp_path, monkeypatch):
     fill(tmp_path, {'ant': 3, 'bee': 3})
     monkeypatch.setattr(image_folder, 'memory_bytes', lambda: 4 * 6 * 8 * 8 * 3)
     image_folder.read(tmp_path, 'train', image_size=8)
-    with pytest.raises(errors.UserError, match='the 6 pictures of .* at 9 x 9, more than .* lower --image_size'):
+    with pytest.raises(errors.UserError, match='the 6 images of .* at 9 x 9, more than .* lower --image_size'):
         image_folder.read(tmp_path, 'train', image_size=9)

@@ -196,7 +196,7 @@ def _rows_of_training():
     yield TRAIN, ['--image_folder={absent}'], "image_folder '{absent}' is no folder; pass one that has a subfolder"
     yield TRAIN, ['--image_folder={empty}'], "'{empty}' has no subfolders; put the .* of each class into one"
     yield TRAIN, ['--image_folder={one}'], "'{one}' has one class only, 'cat'; add a subfolder for another"
-    yield TRAIN, ['--image_folder={hollow}'], "class folder '{hollow}/.*' has no picture .*add some, or remove it"
+    yield TRAIN, ['--image_folder={hollow}'], "class folder '{hollow}/.*' has no image .*add some, or remove it"
     yield TRAIN, ['--validation_fraction=0.2'], '--validation_fraction needs --image_folder; pass that'
     yield TRAIN, [f'{path}={{absent}}'], '{absent}.*pass'
     yield TRAIN, [f'{path}={{text}}'], 'cannot load {text}.*pass a model_dir or a .keras file'

@@ -1,10 +1,12 @@
-"""Bytes <-> (uint8 pictures, int32 labels): the CIFAR binary format.
+"""Bytes <-> (uint8 images, int32 labels): the CIFAR binary format.
 
 A CIFAR record is the label (CIFAR-10: one byte; CIFAR-100: the coarse, then the fine label) and 3072 bytes
 of pixels: the red, the green and the blue plane, each 32 rows of 32. A file is records and nothing else.
 Source: https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,9 @@ IMAGE_BYTES = 3072
 _REMEDY = 'delete it and run cifar10_download_and_extract.py again'
 
 
-def read_cifar(paths, label_bytes=1, num_classes=10):
+def read_cifar(
+    paths: Iterable[str | os.PathLike], label_bytes: int = 1, num_classes: int = 10
+) -> tuple[np.ndarray, np.ndarray]:
     """Read CIFAR binary files, in the order given.
 
     Args:
@@ -46,8 +50,14 @@ def read_cifar(paths, label_bytes=1, num_classes=10):
     return np.concatenate(images), np.concatenate(labels)
 
 
-def write_cifar(path, images, labels, label_bytes=1, coarse_labels=None):
-    """Write pictures as one CIFAR binary file, which `read_cifar` reads back unchanged.
+def write_cifar(
+    path: str | os.PathLike,
+    images: np.ndarray,
+    labels: Sequence[int],
+    label_bytes: int = 1,
+    coarse_labels: Sequence[int] | None = None,
+) -> None:
+    """Write images as one CIFAR binary file, which `read_cifar` reads back unchanged.
 
     Args:
         path: the file, replaced if it exists.

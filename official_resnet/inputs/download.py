@@ -102,7 +102,7 @@ FILE_SETS = {
 }
 
 
-def fetch_missing(dataset, data_dir):
+def fetch_missing(dataset: str, data_dir: str | os.PathLike) -> None:
     """Download a data set of the tables of which data_dir has no file at all; leave the rest to its reader."""
     if not datasets.is_missing(dataset, data_dir):
         return
@@ -112,7 +112,13 @@ def fetch_missing(dataset, data_dir):
         _download_files(dataset, Path(os.path.expanduser(data_dir)))
 
 
-def download_and_extract(dataset, data_dir, archive=None, md5=None, url=None):
+def download_and_extract(
+    dataset: str,
+    data_dir: str | os.PathLike,
+    archive: str | None = None,
+    md5: str | None = None,
+    url: str | None = None,
+) -> Path:
     """Make sure that a data set stands under data_dir, and print one line saying what was done.
 
     Args:
@@ -144,7 +150,14 @@ def download_and_extract(dataset, data_dir, archive=None, md5=None, url=None):
     return folder
 
 
-def fetch(url, path, size=None, md5=None, remedy=LOCAL_COPY, authorization=None):
+def fetch(
+    url: str,
+    path: str | os.PathLike,
+    size: int | None = None,
+    md5: str | None = None,
+    remedy: str = LOCAL_COPY,
+    authorization: str | None = None,
+) -> None:
     """Download `url` to `path`, continuing the `<path>.part` that an interrupted run left.
 
     A connection that drops is resumed at once, ATTEMPTS in all; then the .part waits for the next run.
@@ -186,7 +199,7 @@ def fetch(url, path, size=None, md5=None, remedy=LOCAL_COPY, authorization=None)
         os.replace(part, path)
 
 
-def extract(archive, data_dir, dataset):
+def extract(archive: str | os.PathLike, data_dir: str | os.PathLike, dataset: str) -> Path:
     """Unpack an archive of the official layout into data_dir, or leave data_dir as it was.
 
     Only plain files of the data set's folder are written; an archive with absolute paths, `..`, links or

@@ -1,13 +1,14 @@
-"""Bytes <-> (uint8 pictures, int32 labels): IDX, the format of MNIST.
+"""Bytes <-> (uint8 images, int32 labels): IDX, the format of MNIST.
 
 An IDX file is two zero bytes, the type of the values (8: unsigned bytes), the number of dimensions, each
-dimension as 4 bytes, high byte first, and the values in C order; often packed by gzip. Pictures are
+dimension as 4 bytes, high byte first, and the values in C order; often packed by gzip. Images are
 [n, rows, columns], so begin with 0x00000803, labels [n], 0x00000801. Source: http://yann.lecun.com/exdb/mnist/
 """
 
 import contextlib
 import gzip
 import math
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -21,7 +22,12 @@ _CHUNK = 1 << 20  # bytes
 _IDX_REMEDY = 'replace it, or pass another --data_dir'
 
 
-def read_idx(images_path, labels_path, num_classes=10, image_size=(28, 28)):
+def read_idx(
+    images_path: str | os.PathLike,
+    labels_path: str | os.PathLike,
+    num_classes: int = 10,
+    image_size: tuple[int, int] = (28, 28),
+) -> tuple[np.ndarray, np.ndarray]:
     """Read a pair of IDX files, each plain or packed by gzip, whatever its name.
 
     No more is read or unpacked than the header declares, and one byte.
@@ -29,25 +35,25 @@ def read_idx(images_path, labels_path, num_classes=10, image_size=(28, 28)):
     Args:
         images_path, labels_path: the files.
         num_classes: labels must lie in 0..num_classes-1.
-        image_size: (rows, columns) that the pictures must have.
+        image_size: (rows, columns) that the images must have.
 
     Returns:
         (images, labels): uint8 [n, rows, columns, 1], 0..255, and int32 [n].
 
     Raises:
         UserError: a file is missing, unreadable, no IDX file, cut off, too long, or a damaged gzip file; the
-            two disagree about n; pictures of another size; a label out of range.
+            two disagree about n; images of another size; a label out of range.
     """
     images = _read_idx_file(images_path, 3)
     labels = _read_idx_file(labels_path, 1).astype(np.int32)
     if images.shape[1:] != tuple(image_size):
         rows, columns = images.shape[1:]
         raise errors.UserError(
-            f"'{images_path}' has pictures of {rows} x {columns}, not {image_size[0]} x {image_size[1]}; {_IDX_REMEDY}"
+            f"'{images_path}' has images of {rows} x {columns}, not {image_size[0]} x {image_size[1]}; {_IDX_REMEDY}"
         )
     if len(images) != len(labels):
         raise errors.UserError(
-            f"'{images_path}' has {len(images)} pictures, '{labels_path}' {len(labels)} labels; "
+            f"'{images_path}' has {len(images)} images, '{labels_path}' {len(labels)} labels; "
             'take both files from the same source'
         )
     wrong = np.flatnonzero(labels >= num_classes)
@@ -59,12 +65,12 @@ def read_idx(images_path, labels_path, num_classes=10, image_size=(28, 28)):
     return images[..., None], labels
 
 
-def write_idx(path, values):
+def write_idx(path: str | os.PathLike, values: np.ndarray) -> None:
     """Write bytes as one IDX file, packed by gzip if its name ends in .gz; `read_idx` reads them back.
 
     Args:
         path: the file, replaced if it exists.
-        values: uint8 [n, rows, columns] pictures or [n] labels.
+        values: uint8 [n, rows, columns] images or [n] labels.
 
     Raises:
         ValueError: an array of another shape or type.
@@ -98,7 +104,7 @@ def _read_idx_file(path, num_dimensions):
 
 def _idx_shape(path, header, num_dimensions):
     """Return the dimensions that an IDX header declares, each from 1."""
-    kind = 'pictures' if num_dimensions == 3 else 'labels'
+    kind = 'images' if num_dimensions == 3 else 'labels'
     if len(header) < 4 or header[:2] != b'\0\0':
         raise errors.UserError(f"'{path}' is no IDX file: it begins with 0x{header[:4].hex()}; {_IDX_REMEDY}")
     if header[2:4] != bytes([8, num_dimensions]):

@@ -1,4 +1,4 @@
-"""Own pictures: a folder with a subfolder for each class, read into memory at one size.
+"""Own images: a folder with a subfolder for each class, read into memory at one size.
 
     DIR/cats/1.jpg, DIR/dogs/a/b.png ...                   split by a seed, class by class
     DIR/train/cats/1.jpg ..., DIR/test/cats/7.jpg ...      split as it is; test may be called val or validation
@@ -21,7 +21,7 @@ from official_resnet.inputs.split import Split
 from official_resnet.inputs.views import Views
 
 TEST_NAMES = ('test', 'val', 'validation')
-MEMORY_SHARE = 1 / 4  # of the machine's memory that the pictures may take
+MEMORY_SHARE = 1 / 4  # of the machine's memory that the images may take
 
 
 def open_split(dataset: str, split: str, options: datasets.FolderOptions, views: Views | None) -> Split:
@@ -53,21 +53,21 @@ def read(
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Read one split: (images uint8 [n, image_size, image_size, channels], labels int32 [n], class names).
 
-    Classes are numbered by name. The pictures have a random order that depends on `seed` alone, so that the first
+    Classes are numbered by name. The images have a random order that depends on `seed` alone, so that the first
     n of them are a fair sample.
 
     Args:
         folder: see above.
         split: 'train' or 'test'.
         image_size: height and width. The shorter side is resized to it, bilinearly and antialiased, and the middle
-            cut out; a picture of that size is left as it is.
+            cut out; an image of that size is left as it is.
         channels: 3 for RGB, 1 for grey.
-        validation_fraction: of each class, for 'test', at least one picture; unless the folder says what is test.
+        validation_fraction: of each class, for 'test', at least one image; unless the folder says what is test.
         seed: of the split and the order.
         log: called with a line for each file that cannot be read, and their number.
 
     Raises:
-        UserError: no class folders, only one, one without pictures, too many pictures for the memory, or none that
+        UserError: no class folders, only one, one without images, too many images for the memory, or none that
             can be read.
     """
     classes, splits = list_files(folder, validation_fraction, seed)
@@ -77,11 +77,11 @@ def read(
     for i in sorted(failures, key=lambda i: paths[i]):
         log(f'unreadable, left out: {paths[i]} ({failures[i]})')
     if failures:
-        log(f'{len(failures)} of {len(paths)} pictures for {split} in {folder} are unreadable')
+        log(f'{len(failures)} of {len(paths)} images for {split} in {folder} are unreadable')
         pixels, labels = np.delete(pixels, list(failures), axis=0), np.delete(labels, list(failures))
     for label, name in enumerate(classes):
         if label not in labels and (split == 'train' or not len(labels)):
-            raise UserError(f"no picture of class '{name}' for {split} in '{folder}' can be read; mend or remove it")
+            raise UserError(f"no image of class '{name}' for {split} in '{folder}' can be read; fix or remove it")
     return pixels, labels, classes
 
 
@@ -105,7 +105,7 @@ def list_files(
     for label, paths in enumerate(_files(folder, classes)):
         if len(paths) < 2:
             raise UserError(
-                f"class '{classes[label]}' in '{folder}' has one picture, which cannot be split into "
+                f"class '{classes[label]}' in '{folder}' has one image, which cannot be split into "
                 'training and test; add more'
             )
         order = np.random.default_rng([seed, 1, label]).permutation(len(paths))
@@ -140,7 +140,7 @@ def memory_bytes() -> int:
 
 
 def _decode_all(paths, image_size, channels):
-    """Return the pictures, and {index: reason} of those that cannot be read."""
+    """Return the images, and {index: reason} of those that cannot be read."""
     from PIL import Image
 
     Image.init()  # before the threads
@@ -163,7 +163,7 @@ def _require_memory(folder, count, image_size, channels):
     needed, limit = count * image_size**2 * channels, MEMORY_SHARE * memory_bytes()
     if needed > limit:
         raise UserError(
-            f"the {count:,} pictures of '{folder}' take {needed / 1e9:.1f} GB at {image_size} x "
+            f"the {count:,} images of '{folder}' take {needed / 1e9:.1f} GB at {image_size} x "
             f'{image_size}, more than {limit / 1e9:.1f} GB, a quarter of the memory; lower --image_size, '
             'or pass a folder with fewer'
         )
@@ -173,7 +173,7 @@ def _classes(folder):
     """Return the class names of a folder, sorted."""
     names = _subfolders(folder)
     if not names:
-        raise UserError(f"'{folder}' has no subfolders; put the pictures of each class into one of its own")
+        raise UserError(f"'{folder}' has no subfolders; put the images of each class into one of its own")
     if len(names) == 1:
         raise UserError(f"'{folder}' has one class only, '{names[0]}'; add a subfolder for another")
     return tuple(names)
@@ -186,15 +186,15 @@ def _subfolders(folder):
 
 
 def _files(folder, classes, is_complete=True):
-    """Return the sorted picture files of each class."""
+    """Return the sorted image files of each class."""
     result = [_image_files(folder / name) for name in classes]
     for name, paths in zip(classes, result, strict=True):
         if not paths and is_complete:
             raise UserError(
-                f"class folder '{folder / name}' has no picture ({' '.join(images.SUFFIXES)}); add some, or remove it"
+                f"class folder '{folder / name}' has no image ({' '.join(images.SUFFIXES)}); add some, or remove it"
             )
     if not any(result):
-        raise UserError(f"'{folder}' has no picture ({' '.join(images.SUFFIXES)}); add some")
+        raise UserError(f"'{folder}' has no image ({' '.join(images.SUFFIXES)}); add some")
     return result
 
 

@@ -35,12 +35,12 @@ class Info:
     problem: str = ''  # why it is not whole
 
     @property
-    def is_rgb_jpeg(self):
+    def is_rgb_jpeg(self) -> bool:
         """Whether tf.io.decode_jpeg gives three channels of it without a conversion."""
         return self._is_plain_jpeg and self.colour in ('YCbCr', 'RGB')
 
     @property
-    def is_grey_jpeg(self):
+    def is_grey_jpeg(self) -> bool:
         """Whether it is a grey one that TensorFlow can decode."""
         return self._is_plain_jpeg and self.colour == 'grey'
 

@@ -277,7 +277,7 @@ class Files(Source):
         except ValueError as error:
             raise errors.UserError(f"'{path}' is no whole image ({error}); fix or remove it") from None
 
-    def load(self, rows):
+    def load(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.RaggedTensor]:
         """Return what Shards.load returns; there are no boxes."""
         boxes = tf.RaggedTensor.from_row_lengths(tf.zeros([0, 4]), tf.zeros_like(rows))
         return call_python(self.read, [rows], tf.string), tf.gather(self._labels, rows), boxes

@@ -1,16 +1,18 @@
-"""Drawn pictures: a data set of ten classes that needs no download.
+"""Synthetic images: a data set of ten classes that needs no download.
 
-One figure a picture, with everything random that is not its class: place, size, colours, which of figure
-and ground is the brighter, a shaded and waved ground, noise. So no pixel and no colour tells the class, and
-a linear model cannot learn it, while a small residual network learns it in a few epochs. Mirroring left to
-right and shifting by 4 pixels, the augmentation of training, keep the class.
+Each image shows one figure. Everything else is random: its place, size and colours, whether it is brighter or darker
+than the ground, the shades and waves of the ground, the noise. So no pixel and no colour tells the class, and a linear
+model cannot learn it, while a small residual network learns it in a few epochs. Mirroring left to right and shifting
+by 4 pixels, the augmentation of training, keep the class.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 
 SIZE = 32  # pixels, height and width
 NOISE = 30  # the noise of a value is uniform in -NOISE..NOISE, of 0..255
-_CHUNK = 500  # pictures drawn at once: the arrays stay in the cache
+_CHUNK = 500  # images drawn at once: the arrays stay in the cache
 
 
 def _disc(y, x):
@@ -71,12 +73,12 @@ FIGURES = {
 CLASS_NAMES = tuple(FIGURES)
 
 
-def draw(num_images, seed):
-    """Draw pictures of the ten classes, as many of each (one more of some if ten does not divide them).
+def draw(num_images: int, seed: int | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Draw images of the ten classes, as many of each (one more of some if ten does not divide them).
 
     Args:
         num_images: how many.
-        seed: non-negative integer, or a sequence of them; another seed draws other pictures.
+        seed: non-negative integer, or a sequence of them; another seed draws other images.
 
     Returns:
         (images, labels): uint8 [n, 32, 32, 3], RGB, 0..255, and int32 [n], in random order.
@@ -93,7 +95,7 @@ def draw(num_images, seed):
 
 
 def _draw_figures(rng, figure, num_images):
-    """Draw pictures of one class: uint8 [n, 32, 32, 3]."""
+    """Draw images of one class: uint8 [n, 32, 32, 3]."""
 
     def uniform(low, high, *shape):
         return rng.uniform(low, high, (num_images, *shape)).astype(np.float32)
@@ -109,14 +111,14 @@ def _draw_figures(rng, figure, num_images):
     ground = uniform(90, 165, 1) + uniform(-35, 35, 3)
     contrast = uniform(60, 110, 1) * rng.choice(np.float32([-1, 1]), (num_images, 1)) + uniform(-35, 35, 3)
 
-    # A plane wave of any direction, from half a period (a shade) to four over the picture.
+    # A plane wave of any direction, from half a period (a shade) to four over the image.
     direction, phase = uniform(0, 2 * np.pi, 2, 1, 1).swapaxes(0, 1)
     frequency = uniform(0.5, 4, 1, 1) * (2 * np.pi / SIZE)  # radians a pixel
     wave = np.sin((np.cos(direction) * y + np.sin(direction) * x) * frequency + phase)
     wave *= uniform(5, 25, 1, 1)  # [n, 32, 32]
 
-    pictures = inside[..., None] * contrast[:, None, None, :]
-    pictures += ground[:, None, None, :]
-    pictures += wave[..., None]
-    pictures += rng.random(pictures.shape, np.float32) * (2 * NOISE) - NOISE
-    return np.clip(pictures, 0, 255).astype(np.uint8)
+    images = inside[..., None] * contrast[:, None, None, :]
+    images += ground[:, None, None, :]
+    images += wave[..., None]
+    images += rng.random(images.shape, np.float32) * (2 * NOISE) - NOISE
+    return np.clip(images, 0, 255).astype(np.uint8)

@@ -1,7 +1,7 @@
 """Data sets of tensorflow_datasets: found, prepared, checked, and read into memory or streamed."""
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,17 +32,17 @@ def open_split(
     return streamed.StreamedSplit(source, label.num_classes, dataset, names, normalization, views)
 
 
-def prepare(name, data_dir, download, has_one_size):
-    """Return (builder, its ClassLabel) of a data set of pictures, prepared.
+def prepare(name: str, data_dir: str | os.PathLike | None, download: bool, has_one_size: bool) -> tuple[Any, Any]:
+    """Return (builder, its ClassLabel) of a data set of images, prepared.
 
     Args:
         name: of the data set, and of its config: 'mnist', 'emnist/letters'.
         data_dir: where it is or shall be; None: where tensorflow_datasets keeps its data.
         download: whether to fetch it when it is not there.
-        has_one_size: whether all pictures must be of one size.
+        has_one_size: whether all images must be of one size.
 
     Raises:
-        UserError: an unknown name, something else than pictures, no data or no network.
+        UserError: an unknown name, something else than images, no data or no network.
     """
     builder, subject = _builder(name, data_dir), _subject(name)
     label = _label_feature(builder, has_one_size)  # before anything is fetched
@@ -74,7 +74,7 @@ def _builder(name, data_dir):
 
 
 def _label_feature(builder, has_one_size):
-    """Return the ClassLabel of a data set of pictures; refuse one of something else."""
+    """Return the ClassLabel of a data set of images; refuse one of something else."""
     import tensorflow_datasets as tfds
 
     features = dict(builder.info.features.items())
@@ -88,7 +88,7 @@ def _label_feature(builder, has_one_size):
     return label
 
 
-def find_split(builder, split):
+def find_split(builder: Any, split: str) -> str:
     """Return the data set's name of 'train' or 'test', which is called 'validation' where the test has no labels.
 
     Raises:
@@ -104,7 +104,7 @@ def find_split(builder, split):
     return chosen
 
 
-def tfrecord_paths(builder, split):
+def tfrecord_paths(builder: Any, split: str) -> list[str]:
     """Return the files of a split.
 
     Raises:
@@ -119,7 +119,7 @@ def tfrecord_paths(builder, split):
     return builder.info.splits[split].filepaths
 
 
-def read(builder, split):
+def read(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Return (images uint8 [n, h, w, c], labels int32 [n]) of a split.
 
     Raises:

@@ -55,7 +55,7 @@ class Views:
             raise errors.UserError(f"resize '{self.resize}' is unknown; choose one of {', '.join(RESIZES)}")
         for name in ('size', 'test_size'):
             if getattr(self, name) < 1:
-                raise errors.UserError(f'{name} {getattr(self, name)} is no size of a picture; pass 1 or more')
+                raise errors.UserError(f'{name} {getattr(self, name)} is no size of an image; pass 1 or more')
         if not 0 < self.min_area <= 1:
             raise errors.UserError(f'min_area {self.min_area} is no share; pass a number above 0, up to 1')
         if self.test_resize is not None and self.test_resize < self.test_size:
