@@ -14,7 +14,7 @@ import pathlib
 import signal
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import keras
 import numpy as np
@@ -117,7 +117,7 @@ def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
     stored = TrainConfig.from_json(state['config'])
     epoch = state['step'] // datasets.steps_per_epoch(state['data']['num_pictures'], stored.batch_size)
     if process.is_chief:
-        _print_place(path, epoch, state['step'], same_run.changes(config, stored))
+        same_run.print_place(path, epoch, state['step'], config, stored)
     process.require_same_step(state['step'], model_dir)
     results = _score(test, step.make_evaluate_function(process.strategy, model), process, config)
     place = {'step': state['step'], 'epoch': epoch}
@@ -186,7 +186,7 @@ class Trainer:
             self.model.compile(
                 self.optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=['accuracy']
             )
-        self._compile(self.model)
+        self.compile(self.model)
         self.step, self.is_epoch_open = 0, False
         self.sums = dict.fromkeys(('loss', 'correct', 'steps', 'seconds'), 0)
         self.evaluation = {}
@@ -196,7 +196,7 @@ class Trainer:
         self._saved_at = time.monotonic()
         self._resume()
 
-    def _compile(self, net):
+    def compile(self, net: keras.Model) -> None:
         """Make the functions that train and evaluate a net; they are compiled when they are first called."""
         self.train_steps = step.make_train_function(self.process.strategy, net, self.optimizer, self.config)
         self._evaluate_batch = step.make_evaluate_function(self.process.strategy, net)
@@ -205,17 +205,12 @@ class Trainer:
         """Train; see `train`. `received` is a list that the number of a signal is appended to."""
         config = self.config
         if config.trains_on_features:
-            self._use_features(received)
-        callback_list = keras.callbacks.CallbackList(
-            list(callbacks),
-            add_history=True,
-            model=self.model,
-            epochs=config.train_epochs,
-            steps=self.steps_per_epoch,
-            batch_size=config.batch_size,
-            first_step=self.step,
-            last_step=self.last_step,
-        )
+            from official_resnet.training import feature_cache
+
+            feature_cache.replace_images(self, received)
+        params = {'epochs': config.train_epochs, 'steps': self.steps_per_epoch, 'batch_size': config.batch_size}
+        params |= {'first_step': self.step, 'last_step': self.last_step}
+        callback_list = keras.callbacks.CallbackList(list(callbacks), add_history=True, model=self.model, **params)
         history = self.model.history
         self.model.stop_training = self._has_reached_threshold()
         iterator = iter(self.train_batches())
@@ -240,21 +235,6 @@ class Trainer:
         callback_list.on_train_end(final_logs)
         return TrainResult(history, self.model, self.step, self.best, self._card, self.process)
 
-    def _use_features(self, received):
-        """Train the last layer alone, on what the frozen layers before it make of each image, computed once."""
-        from official_resnet.training import feature_cache
-
-        def check():
-            if received and self.process.count == 1:
-                self._interrupt(received[0])
-
-        start = time.monotonic()
-        folder = self.config.machine.model_dir if self.process.is_chief else None
-        head, self.data, self.test = feature_cache.split_at_head(self.model, self.data, self.test, folder, check)
-        self._compile(head)
-        if self.step == 0:
-            self.sums['seconds'] += time.monotonic() - start  # the first epoch pays for them
-
     def _train_epoch(self, epoch, iterator, callback_list, received):
         """Take steps to the end of the epoch, or of the training: several in each call of the compiled loop."""
         end = min((epoch + 1) * self.steps_per_epoch, self.last_step)
@@ -265,17 +245,13 @@ class Trainer:
             callback_list.on_train_batch_begin(self.step % self.steps_per_epoch)
             seconds = self._take_steps(iterator, count)
             callback_list.on_train_batch_end((self.step - 1) % self.steps_per_epoch, self._call_logs(count, seconds))
-            signal_number, is_save_due, is_stopped, seconds = self.process.total(
-                received[0] if received else 0,
-                self._is_save_due(),
-                self.model.stop_training,
-                seconds / self.process.count,
-            )
+            asked = received[0] if received else 0, self._is_save_due(), self.model.stop_training
+            signal_number, is_save_due, is_stopped, seconds = self.process.total(*asked, seconds / self.process.count)
             if not fixed:  # aim at a second; at most double, since a first call compiles as well
                 per_call = max(1, min(2 * count, int(count / seconds), 1000))
             self.model.stop_training = bool(is_stopped)
             if signal_number:
-                self._interrupt(received[0] if received else signal.SIGTERM)
+                self.interrupt(received[0] if received else signal.SIGTERM)
             if is_save_due and self.step < end:  # after an epoch it is saved anyway
                 self.save()
 
@@ -401,14 +377,15 @@ class Trainer:
             self.is_epoch_open = state.get('is_epoch_open', False)  # an older checkpoint does not say
             self.best, self.evaluation = state['best'], state['evaluation']
             if self.process.is_chief:
-                _print_place(path, self.step // self.steps_per_epoch, self.step, same_run.changes(self.config, stored))
+                same_run.print_place(path, self.step // self.steps_per_epoch, self.step, self.config, stored)
         elif self.config.pretrained:
             from official_resnet.training import transfer
 
             transfer.load_backbone(self.model, self.config.pretrained, self.config.head)
         self.process.require_same_step(self.step, model_dir)
 
-    def _interrupt(self, signal_number):
+    def interrupt(self, signal_number: int) -> NoReturn:
+        """Save the state, and end the training by Interrupted."""
         path = self.save()
         where = 'nothing saved without a model_dir'
         if self.config.machine.model_dir:
@@ -428,11 +405,6 @@ class Trainer:
         }
 
 
-def _print_place(path, epoch, step, changed):
-    text = f'; changed: {", ".join(changed)}' if changed else ''
-    print(f'continuing from {path}: epoch {epoch}, step {step}{text}', flush=True)
-
-
 def _score(test, evaluate_batch, process, config):
     """Return loss, accuracy, accuracy_top_5, seconds, images_per_second over a split, each image once."""
     start = time.monotonic()
@@ -443,13 +415,8 @@ def _score(test, evaluate_batch, process, config):
             totals += evaluate_batch(images, labels).numpy()
     seconds = time.monotonic() - start
     loss, accuracy, top_5 = (totals / test.num_images).tolist()
-    return {
-        'loss': loss,
-        'accuracy': accuracy,
-        'accuracy_top_5': top_5,
-        'seconds': seconds,
-        'images_per_second': test.num_images / seconds,
-    }
+    scores = {'loss': loss, 'accuracy': accuracy, 'accuracy_top_5': top_5}
+    return scores | {'seconds': seconds, 'images_per_second': test.num_images / seconds}
 
 
 def _feed(batches, num_threads, process, config):

@@ -7,6 +7,7 @@ resumed takes them from there.
 
 import hashlib
 import pathlib
+import time
 import zipfile
 
 import keras
@@ -40,18 +41,26 @@ class Head:
         return self._layer(tf.squeeze(features, [1, 2]))
 
 
-def split_at_head(model, data, test, folder=None, check=lambda: None):
-    """Return (the Head of a model, `data` and `test` as splits of what it is fed).
+def replace_images(trainer, received: list[int]) -> None:
+    """Let a resnet_run_loop.Trainer train the last layer alone, on what the frozen layers before it make of the images.
 
     Args:
-        model: in which nothing but the last layer will change.
-        data, test: the training and the test split.
-        folder: where the features are kept; None keeps nothing.
-        check: called after each batch; may raise to stop.
+        trainer: whose data, test split and compiled functions are replaced.
+        received: gets the number of a signal that comes, which ends this.
     """
+
+    def check():
+        if received and trainer.process.count == 1:
+            trainer.interrupt(received[0])
+
+    start = time.monotonic()
+    folder = trainer.config.machine.model_dir if trainer.process.is_chief else None
     kept = {name: folder and pathlib.Path(folder) / file for name, file in FILES.items()}
-    test = features(model, test, kept['test'], check)
-    return Head(model), features(model, data, kept['train'], check), test
+    trainer.test = features(trainer.model, trainer.test, kept['test'], check)
+    trainer.data = features(trainer.model, trainer.data, kept['train'], check)
+    trainer.compile(Head(trainer.model))
+    if trainer.step == 0:
+        trainer.sums['seconds'] += time.monotonic() - start  # the first epoch pays for them
 
 
 def features(model, examples, path=None, check=lambda: None):

@@ -45,6 +45,12 @@ def require_same_data(ours: dict, theirs: dict, model_dir: str) -> None:
             )
 
 
+def print_place(path: pathlib.Path, epoch: int, step: int, ours: TrainConfig, theirs: TrainConfig) -> None:
+    """Print from which checkpoint and place a stored run goes on, and what has changed since it was stored."""
+    changed = ', '.join(changes(ours, theirs))
+    print(f'continuing from {path}: epoch {epoch}, step {step}{changed and "; changed: "}{changed}', flush=True)
+
+
 def changes(ours: TrainConfig, theirs: TrainConfig) -> list[str]:
     """Return what differs from a stored config, its folders left out, as '--flag theirs, not ours'."""
     ours, theirs = ours.to_json(), theirs.to_json()
