@@ -2,7 +2,7 @@
 
     python cifar100_main.py --data_dir ~ --recipe=fast    # ResNet-20, 20 epochs
     python cifar100_main.py --data_dir ~                  # ResNet-56 as official/resnet trains it, 182 epochs
-    python cifar100_main.py --recipe=demo                 # drawn pictures, no download
+    python cifar100_main.py --recipe=demo                 # synthetic images, no download
 
 Not yet measured. A missing data set is fetched into data_dir. The same command continues a run that was
 stopped or killed.

@@ -2,9 +2,9 @@
 
     python cifar10_main.py --data_dir ~ --recipe=fast    # ResNet-20, 20 epochs
     python cifar10_main.py --data_dir ~                  # ResNet-56 as official/resnet trains it, 182 epochs
-    python cifar10_main.py --recipe=demo                 # drawn pictures, no download: 99.3 % in 2 minutes (n = 1)
+    python cifar10_main.py --recipe=demo                 # synthetic images, no download: 99.3 % in 2 minutes (n = 1)
 
-On two cores of a Xeon with AMX, fast took 35 minutes beside other jobs and gave 84.93 % (n = 1) on pictures that had
+On two cores of a Xeon with AMX, fast took 35 minutes beside other jobs and gave 84.93 % (n = 1) on images that had
 been through JPEG (README, Results). official and paper have not yet been measured.
 
 A missing data set is fetched into data_dir. The same command continues a run that was stopped or killed.

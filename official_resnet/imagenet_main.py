@@ -1,16 +1,16 @@
-"""Train a residual network on ImageNet (ILSVRC2012), or on own pictures of any size.
+"""Train a residual network on ImageNet (ILSVRC2012), or on your own images of any size.
 
     python imagenet_main.py --data_dir ~/imagenet-data -bs 256           # ResNet-50 as official/resnet trained it
     python imagenet_main.py --data_dir ~/imagenet-data --recipe=fast     # 16 epochs at 160 pixels
-    python imagenet_main.py --image_folder ~/pictures -rs 18             # a subfolder for each class
+    python imagenet_main.py --image_folder ~/images -rs 18               # a subfolder for each class
     python imagenet_main.py --tfds=imagenet2012 --data_dir ~/tensorflow_datasets
     python imagenet_main.py --eval_only --pretrained_model_checkpoint_path net.keras --data_dir ~/imagenet-data
 
 No recipe has been run on the whole of ImageNet by this project yet.
 
 data_dir has the TFRecord shards train-00000-of-01024 ... and validation-00000-of-00128 ..., of any number, which
-data/download_and_preprocess_imagenet.py builds. Pictures are streamed from the disk. The same command continues a run
-that was stopped or killed, at the same step and with the same pictures.
+data/download_and_preprocess_imagenet.py builds. Images are streamed from the disk.
+The same command continues a run that was stopped or killed, at the same step and with the same images.
 Recipes: official (default), fb, fast; a flag that is given overrides its recipe.
 """
 

@@ -3,19 +3,19 @@
     python mnist_main.py --data_dir ~ --recipe=fast                            # digits, 10 epochs
     python mnist_main.py --data_dir ~ --recipe=fast --dataset=fashion_mnist    # garments, 10 epochs
     python mnist_main.py --data_dir ~                                          # documents: Adam, 100 epochs
-    python mnist_main.py --recipe=demo                                         # drawn pictures, no download
+    python mnist_main.py --recipe=demo                                         # synthetic images, no download
 
-On two cores beside other jobs (n = 1), fast gave 99.53 % on the first 3,000 test pictures of MNIST in 8 minutes and
+On two cores beside other jobs (n = 1), fast gave 99.53 % on the first 3,000 test images of MNIST in 8 minutes and
 93.68 % on Fashion-MNIST in 9; 3 epochs of documents gave 97.33 % and 89.01 % in 4.
 
-Three groups of two basic blocks, 16, 32 and 64 filters, 195,450 parameters; the pictures are cropped (training) or
+Three groups of two basic blocks, 16, 32 and 64 filters, 195,450 parameters; the images are cropped (training) or
 padded (test) to 32 x 32.
 
-data_dir is the folder of the IDX files, plain or packed, or its parent: files that are there are used as they
-are, a data set of which there is none is fetched into data_dir/mnist or data_dir/fashion-mnist. The same command
-continues a run that was stopped or killed.
-Recipes: documents (default; the PyTorch program that the net comes from), fast, demo; a flag that is given
-overrides its recipe.
+data_dir is the folder of the IDX files, plain or packed, or its parent. Files that are there are used as they are; if
+there are none, the data set is fetched into data_dir/mnist or data_dir/fashion-mnist.
+The same command continues a run that was stopped or killed.
+Recipes: documents (default; the PyTorch program that the net comes from), fast, demo. A flag that is given overrides
+its recipe.
 """
 
 import sys

@@ -146,7 +146,7 @@ def build_model(config: TrainConfig, split: 'Split', block: Callable | None = No
     num_classes = config.num_classes or split.num_classes
     if num_classes < split.num_classes:
         raise UserError(
-            f'num_classes {num_classes} with {split.num_classes} classes in {split.name}; '
+            f'--num_classes={num_classes} with {split.num_classes} classes in {split.name}; '
             f'pass {split.num_classes} or more, or leave the flag out'
         )
     if config.transfer == 'all' and config.head != 'append':

@@ -239,6 +239,8 @@ class ResNetSpec:
                 f'stochastic_depth={self.stochastic_depth} drops blocks, which needs a shortcut; pass shortcut, or 0'
             )
         if self.zero_gamma and (self.version == '2' or not self.batch_norm):
-            raise UserError("zero_gamma=True needs a batch norm at the end of each block; pass version '1' or '1.5'")
+            raise UserError(
+                "zero_gamma=True needs a batch norm at the end of each block; pass --resnet_version=1, or version '1.5'"
+            )
         if self.output_stride and self.stride_block == 'last':
             raise UserError(f"output_stride={self.output_stride} needs stride_block='first'")

@@ -160,7 +160,7 @@ def test_only_the_chief_writes(by_workers, configs):
 @pytest.mark.parametrize(
     'name,messages',
     [
-        ('another seed', ["model_dir .*/plain' holds a run with --seed 0, not 5; pass its value"] * 2),
+        ('another seed', ['--model_dir=.*/plain holds a run with --seed 0, not 5; pass its value'] * 2),
         (
             'another model_dir',
             [

@@ -366,11 +366,11 @@ def test_defaults():
 @pytest.mark.parametrize(
     'options,message',
     [
-        ({'resize': 'area'}, "resize 'area' is unknown; choose one of tf1, antialias"),
-        ({'size': 0}, 'size 0 is no size of an image; pass 1 or more'),
-        ({'test_size': -3}, 'test_size -3 is no size of an image; pass 1 or more'),
-        ({'min_area': 0}, 'min_area 0 is no share; pass a number above 0, up to 1'),
-        ({'min_area': 1.5}, 'min_area 1.5 is no share; pass a number above 0, up to 1'),
+        ({'resize': 'area'}, '--resize=area must be one of tf1, antialias'),
+        ({'size': 0}, '--image_size=0 must be 1 or more'),
+        ({'test_size': -3}, '--eval_image_size=-3 must be 1 or more'),
+        ({'min_area': 0}, '--min_crop_area=0 must be above 0 and at most 1'),
+        ({'min_area': 1.5}, '--min_crop_area=1.5 must be above 0 and at most 1'),
         ({'test_size': 224, 'test_resize': 223}, 'test_resize 223 leaves no 224 pixels to cut out; pass 224 or more'),
     ],
 )

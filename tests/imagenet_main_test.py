@@ -362,8 +362,8 @@ def test_other_mistakes_are_one_line(data_dir, trained, tmp_path):
     for args, message in (
         (['--eval_only', *there], 'has no checkpoint; train there first'),
         (['--eval_only', *there, '-pmcp', tmp_path / 'x.keras'], 'no .keras file and no model_dir'),
-        ([*there, *SMALL, '-bs', '99'], 'batch_size 99 with 24 training images'),
-        ([*there, *SMALL, '--num_classes=3'], 'num_classes 3 with 6 classes'),
+        ([*there, *SMALL, '-bs', '99'], '--batch_size=99 with 24 training images'),
+        ([*there, *SMALL, '--num_classes=3'], '--num_classes=3 with 6 classes'),
         ([*there, *SMALL, '--tfds=no_such_pictures'], "'no_such_pictures': "),
         ([*there, *SMALL, '--image_folder', tmp_path / 'no'], 'is no folder'),
         ([*there, *SMALL, '-pmcp', trained[0], '--head=keep', '--background_class'], 'head=replace'),

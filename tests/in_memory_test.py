@@ -115,14 +115,14 @@ def test_steps_per_epoch_drops_the_remainder():
 
 
 def test_an_epoch_without_a_batch_is_an_error():
-    message = 'batch_size 11 with 10 training images .* without a batch; pass a batch_size in 1..10'
+    message = '--batch_size=11 with 10 training images .* without a batch; pass --batch_size=1..10'
     with pytest.raises(errors.UserError, match=message):
         numbered(10).training_batches(11)
 
 
 @pytest.mark.parametrize('method', ['training_batches', 'evaluation_batches'])
 def test_batch_size_of_0(method):
-    with pytest.raises(errors.UserError, match='batch_size 0 is too small; pass 1 or more'):
+    with pytest.raises(errors.UserError, match='--batch_size=0 must be 1 or more'):
         getattr(numbered(10), method)(0)
 
 

@@ -445,14 +445,14 @@ def test_a_checkpoint_from_before_a_field_was_added_goes_on(cifar_dir, tmp_path,
 def test_num_train_images_takes_the_first(cifar_dir):
     trainer = resnet_run_loop.Trainer(make_config(cifar_dir, None, num_train_images=40))
     assert (len(trainer.data.labels), len(trainer.test.labels), trainer.steps_per_epoch) == (40, 30, 2)
-    with pytest.raises(UserError, match='num_train_images 121 of the 120 training images of cifar10; pass 1..120'):
+    with pytest.raises(UserError, match='--num_train_images=121 of the 120 training images of cifar10; pass 1..120'):
         resnet_run_loop.train(make_config(cifar_dir, None, num_train_images=121))
-    with pytest.raises(UserError, match='batch_size 16 with 15 training images .* pass a batch_size in 1..15'):
+    with pytest.raises(UserError, match='--batch_size=16 with 15 training images .* pass --batch_size=1..15'):
         resnet_run_loop.train(make_config(cifar_dir, None, num_train_images=15))
 
 
 def test_wrong_optimizers(cifar_dir):
-    with pytest.raises(UserError, match='weight_decay 0.0005 with optimizer adam, .*; pass --weight_decay=0, or --opt'):
+    with pytest.raises(UserError, match='--weight_decay=0.0005 with --optimizer=adam, .*; pass --weight_decay=0'):
         resnet_run_loop.train(make_config(cifar_dir, None, optimizer='adam'))
     with pytest.raises(UserError, match='sgd must be one of momentum, adam'):
         resnet_run_loop.train(make_config(cifar_dir, None, optimizer='sgd'))

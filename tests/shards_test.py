@@ -143,7 +143,7 @@ def test_empty_shards_are_allowed(tmp_path):
     assert source.num_images == 3 and source.load(tf.constant([2]))[1].numpy().tolist() == [2]
     write_shards(tmp_path / 'none', [], num_shards=2)
     empty = datasets.open_split('imagenet', 'train', data_dir=tmp_path / 'none')
-    assert 'batch_size 4 with 0 training images' in message_of(lambda: empty.training_batches(4))
+    assert '--batch_size=4 with 0 training images' in message_of(lambda: empty.training_batches(4))
 
 
 # --- the index -----------------------------------------------------------------------------------------------

@@ -72,10 +72,10 @@ def test_tf_config(monkeypatch, config, expected):
         ([':2222'], 0, "':2222', which is no host:port"),
         (['host1:x'], 0, "'host1:x', which is no host:port"),
         (['host1:²'], 0, 'which is no host:port'),
-        (['a:1', 'a:1'], 0, 'worker_hosts a:1,a:1 names a worker twice; pass each once'),
-        (HOSTS, 3, 'task_index 3 is none of the 3 worker_hosts; pass 0..2'),
-        (HOSTS, None, 'task_index None is none of'),
-        (HOSTS, -1, 'task_index -1 is none of'),
+        (['a:1', 'a:1'], 0, '--worker_hosts=a:1,a:1 names a worker twice; pass each once'),
+        (HOSTS, 3, '--task_index=3 is none of the 3 --worker_hosts; pass 0..2'),
+        (HOSTS, None, '--task_index=None is none of'),
+        (HOSTS, -1, '--task_index=-1 is none of'),
     ],
 )
 def test_wrong_hosts(hosts, index, message):
@@ -360,7 +360,7 @@ def _is_alive(pid):
 def test_more_workers_than_cores():
     cores = len(os.sched_getaffinity(0))
     message = message_of(workers.launch, cores + 1, ['false'])
-    assert message == f'local_workers={cores + 1}, but there are {cores} cores; pass {cores} or fewer'
+    assert message == f'--local_workers={cores + 1}, but there are {cores} cores; pass {cores} or fewer'
 
 
 def test_free_ports_differ_and_are_free():

@@ -170,8 +170,8 @@ def _rows_of_training():
     yield TRAIN, ['--model_dir='], "model_dir ''.*pass another --model_dir"
     yield TRAIN, ['--eval_only', '--model_dir={empty}'], "model_dir '{empty}' has no checkpoint; train there first, or"
     yield TRAIN, ['--eval_only', '--model_dir={damaged}'], 'no checkpoint in {damaged}/checkpoints can be read; delete'
-    yield TRAIN, ['--batch_size=999'], 'batch_size 999 with .* pass a batch_size in 1'
-    yield TRAIN, ['--num_train_images=999999'], 'num_train_images 999999 of the .* pass 1..'
+    yield TRAIN, ['--batch_size=999'], '--batch_size=999 with .* pass --batch_size=1'
+    yield TRAIN, ['--num_train_images=999999'], '--num_train_images=999999 of the .* pass 1..'
     yield TRAIN, ['--num_gpus=2'], r'num_gpus=2, but TensorFlow sees 0; lower --num_gpus, or pip install'
     yield TRAIN, ['--benchmark_logger_type=BenchmarkFileLogger'], 'BenchmarkFileLogger needs --benchmark_log_dir'
     yield TRAIN, ['--export_dir={text}/x'], "cannot make export_dir '{text}/x': '{text}' is a file; pass another --ex"
@@ -221,7 +221,7 @@ def _rows_of_training():
     yield 'mnist_main', ['--weight_decay=1e-4'], 'pass --weight_decay=0, or --optimizer=momentum'
     yield 'mnist_main', ['--dataset=fashion_mnist'], '; run mnist_main.py --dataset=fashion_mnist --data_dir {mnist} or'
     yield 'imagenet_main', ['--resnet_size=20'], 'resnet_size=20 .*18, 34, 50, 101, 152, 200'
-    yield 'imagenet_main', ['--min_crop_area=0'], 'min_area 0.0 is no share; pass a number above 0'
+    yield 'imagenet_main', ['--min_crop_area=0'], '--min_crop_area=0.0 must be above 0'
     yield 'imagenet_main', ['--eval_report={new}'], '--eval_report needs --eval_only; pass that too'
     yield 'imagenet_main', ['--ten_crop'], '--ten_crop needs --eval_only; pass that too'
 
@@ -278,7 +278,7 @@ def _rows_of_other_programs():
     yield EXPERIMENTS, ['--output_dir={bad_experiment}'], "settings.json' is damaged.*; delete it and run the same c"
     yield ('degradation_main', 'gradient_flow_main'), ['--depths=20,²0'], r"'²0'\]: must be a comma list of numbers"
     yield ('degradation_main', 'gradient_flow_main'), [f'--depths={HUGE}'], 'must be a comma list of numbers 6n.2'
-    yield CURVES, ['--num_train_images=999999'], 'num_train_images 999999 of the 120 training images .* pass 1..120'
+    yield CURVES, ['--num_train_images=999999'], '--num_train_images=999999 of the 120 training images .* pass 1..120'
     yield 'shortcuts_main', ['--rows=original,none'], 'must be a comma list of original, scaled_shortcut'
     yield 'shortcuts_main', ['-rs=9'], 'resnet_size=9: must be 6n.2: 8, 14'
     yield 'gradient_flow_main', ['--activations=tanh'], "'tanh'.*must be a comma list of sigmoid, relu"

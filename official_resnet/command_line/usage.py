@@ -120,13 +120,25 @@ def _wrapped(line, indent):
 
 
 def _wrap_prose(doc):
-    """Return a docstring with its paragraphs wrapped; indented lines are commands, and stay."""
+    """Return a docstring in WIDTH columns: paragraphs wrapped, the comment of a long command above it."""
     paragraphs = []
     for paragraph in doc.split('\n\n'):
         lines = paragraph.splitlines()
-        is_prose = not any(line.startswith(' ') for line in lines) and max(map(len, lines)) > WIDTH
-        paragraphs.append(textwrap.fill(paragraph, WIDTH, break_on_hyphens=False) if is_prose else paragraph)
+        if max(map(len, lines), default=0) <= WIDTH:
+            paragraphs.append(paragraph)
+        elif any(line.startswith(' ') for line in lines):  # commands
+            paragraphs.append('\n'.join(part for line in lines for part in _split_comment(line)))
+        else:
+            paragraphs.append(textwrap.fill(paragraph, WIDTH, break_on_hyphens=False))
     return '\n\n'.join(paragraphs)
+
+
+def _split_comment(line):
+    command, mark, comment = line.partition('  # ')
+    if len(line) <= WIDTH or not mark:
+        return [line]
+    comments = textwrap.wrap(comment, WIDTH, initial_indent='    # ', subsequent_indent='    # ')
+    return [*comments, command.rstrip()] if command.strip() else comments
 
 
 def _default_text(default):

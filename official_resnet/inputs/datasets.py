@@ -308,8 +308,8 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
     require_batch_size(batch_size)
     if num_images < batch_size:
         raise errors.UserError(
-            f'batch_size {batch_size} with {num_images} training images gives an epoch without a batch; '
-            f'pass a batch_size in 1..{num_images}'
+            f'--batch_size={batch_size} with {num_images} training images gives an epoch without a batch; '
+            f'pass --batch_size=1..{num_images}'
         )
     return num_images // batch_size
 
@@ -317,13 +317,13 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
 def require_batch_size(batch_size: int) -> None:
     """Refuse a batch without images."""
     if batch_size < 1:
-        raise errors.UserError(f'batch_size {batch_size} is too small; pass 1 or more')
+        raise errors.UserError(f'--batch_size={batch_size} must be 1 or more')
 
 
 def require_images(split: 'Split', num_images: int) -> None:
     """Refuse to take more images of a split than there are, or none."""
     if not 1 <= num_images <= split.num_images:
         raise errors.UserError(
-            f'num_train_images {num_images} of the {split.num_images} training images of {split.name}; '
+            f'--num_train_images={num_images} of the {split.num_images} training images of {split.name}; '
             f'pass 1..{split.num_images}'
         )

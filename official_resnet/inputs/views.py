@@ -52,12 +52,12 @@ class Views:
 
     def __post_init__(self):
         if self.resize not in RESIZES:
-            raise errors.UserError(f"resize '{self.resize}' is unknown; choose one of {', '.join(RESIZES)}")
-        for name in ('size', 'test_size'):
-            if getattr(self, name) < 1:
-                raise errors.UserError(f'{name} {getattr(self, name)} is no size of an image; pass 1 or more')
+            raise errors.UserError(f'--resize={self.resize} must be one of {", ".join(RESIZES)}')
+        for flag, size in (('image_size', self.size), ('eval_image_size', self.test_size)):
+            if size < 1:
+                raise errors.UserError(f'--{flag}={size} must be 1 or more')
         if not 0 < self.min_area <= 1:
-            raise errors.UserError(f'min_area {self.min_area} is no share; pass a number above 0, up to 1')
+            raise errors.UserError(f'--min_crop_area={self.min_area} must be above 0 and at most 1')
         if self.test_resize is not None and self.test_resize < self.test_size:
             raise errors.UserError(
                 f'test_resize {self.test_resize} leaves no {self.test_size} pixels to cut out; '

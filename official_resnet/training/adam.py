@@ -15,7 +15,7 @@ def build(config: TrainConfig, schedule: keras.optimizers.schedules.LearningRate
     """
     if config.weight_decay:
         raise UserError(
-            f'weight_decay {config.weight_decay} with optimizer adam, which has none here; '
+            f'--weight_decay={config.weight_decay} with --optimizer=adam, which has none here; '
             'pass --weight_decay=0, or --optimizer=momentum'
         )
     # The numbers of 1412.6980 Alg. 1, which are torch.optim.Adam's; Keras' epsilon is 1e-7.

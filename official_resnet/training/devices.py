@@ -160,11 +160,11 @@ def make_strategy(num_gpus, distribution_strategy, batch_size, all_reduce_alg=No
     count = min(len(gpus), 1) if num_gpus is None else len(gpus) if num_gpus == -1 else num_gpus
     if count > len(gpus):
         raise UserError(
-            f'num_gpus={count}, but TensorFlow sees {len(gpus)}; lower --num_gpus, or pip install '
+            f'--num_gpus={count}, but TensorFlow sees {len(gpus)}; lower --num_gpus, or pip install '
             "'tensorflow[and-cuda]' and check the driver with nvidia-smi"
         )
     if distribution_strategy == 'off' and count > 1:
-        raise UserError(f"num_gpus={count} needs --distribution_strategy=mirrored, not 'off'")
+        raise UserError(f"--num_gpus={count} needs --distribution_strategy=mirrored, not 'off'")
     if distribution_strategy == 'mirrored' or (distribution_strategy == 'default' and count > 1):
         devices = gpus[:count] or tf.config.list_logical_devices('CPU')
         from official_resnet.training import replicas
@@ -182,7 +182,7 @@ def require_even(batch_size, replicas):
     """Refuse a batch that does not divide by the devices."""
     if batch_size % replicas:
         nearest = max(batch_size // replicas, 1) * replicas
-        raise UserError(f'batch_size={batch_size} does not divide by {replicas} devices; try --batch_size={nearest}')
+        raise UserError(f'--batch_size={batch_size} does not divide by {replicas} devices; try --batch_size={nearest}')
 
 
 def machine_info():

@@ -30,7 +30,7 @@ def require_same_run(ours: TrainConfig, theirs: TrainConfig) -> None:
         wrong.append(difference('pretrained', *sources))
     if wrong:
         raise UserError(
-            f'model_dir {ours.machine.model_dir!r} holds a run with {wrong[0]}; '
+            f'--model_dir={ours.machine.model_dir} holds a run with {wrong[0]}; '
             'pass its value, another --model_dir, or --clean to delete it'
         )
 
@@ -40,7 +40,7 @@ def require_same_data(ours: dict, theirs: dict, model_dir: str) -> None:
     for name, value in ours.items():
         if value != theirs[name]:
             raise UserError(
-                f'model_dir {model_dir!r} holds a run on data with {difference(name, value, theirs[name])}; '
+                f'--model_dir={model_dir} holds a run on data with {difference(name, value, theirs[name])}; '
                 'pass that data, or another --model_dir'
             )
 

@@ -82,13 +82,12 @@ def adopt(config, pretrained, given=None):
     if pretrained.spec:
         spec = pretrained.spec
         for flag, field in (given or {}).items():
-            ours, theirs = getattr(config.spec, field), getattr(spec, field)
             if field == 'bn_momentum':  # no part of the network's function
-                spec = dataclasses.replace(spec, bn_momentum=ours)
-            elif ours != theirs:
+                spec = dataclasses.replace(spec, bn_momentum=config.spec.bn_momentum)
+            elif getattr(config.spec, field) != getattr(spec, field):
+                ours, theirs = (getattr(one, flag if flag == 'resnet_size' else field) for one in (config.spec, spec))
                 raise UserError(
-                    f'--{flag} asks for {field} {ours!r}, but {config.pretrained} has {theirs!r}; '
-                    'leave the flag out, or pass another --pretrained_model_checkpoint_path'
+                    f'--{flag}={ours}, but {config.pretrained} has {theirs}; leave the flag out, or {_OTHER}'
                 )
     normalization = config.normalization or pretrained.normalization
     if normalization == _normalization(dataclasses.replace(config, normalization=None)):
@@ -112,8 +111,8 @@ def build(config: TrainConfig, num_classes: int, input_shape: tuple, block: Call
         model = resnet_model.resnet(config.spec, num_classes, input_shape, block)
     elif not config.pretrained_classes:
         raise UserError(
-            f"head 'append' needs the classes of {config.pretrained or 'a pretrained net'}, "
-            "which are unknown; pass head 'replace', or another net"
+            f'--head=append needs the classes of {config.pretrained or "a pretrained net"}, '
+            'which are unknown; pass --head=replace, or another net'
         )
     else:
         model = resnet_model.resnet(config.spec, config.pretrained_classes, input_shape, block)
@@ -142,7 +141,7 @@ def freeze(model, transfer, train_last_groups=1):
         num_groups = len({name.partition('_')[0] for name in names if name.startswith('group')})
         if not 1 <= train_last_groups <= num_groups:
             raise UserError(
-                f'train_last_groups {train_last_groups}, but the net has {num_groups} groups; pass 1..{num_groups}'
+                f'--train_last_groups={train_last_groups}, but the net has {num_groups} groups; pass 1..{num_groups}'
             )
         prefix = f'group{num_groups + 1 - train_last_groups}_'
         first = next(i for i, name in enumerate(names) if name.startswith(prefix))

@@ -143,13 +143,13 @@ def configure(worker_hosts=None, task_index=None):
                 _split(host)
             except ValueError:
                 raise UserError(
-                    f"worker_hosts has '{host}', which is no host:port; pass as host1:2222,host2:2222"
+                    f"--worker_hosts has '{host}', which is no host:port; pass as host1:2222,host2:2222"
                 ) from None
         if len(set(worker_hosts)) < len(worker_hosts):
-            raise UserError(f'worker_hosts {",".join(worker_hosts)} names a worker twice; pass each once')
+            raise UserError(f'--worker_hosts={",".join(worker_hosts)} names a worker twice; pass each once')
         if task_index is None or not 0 <= task_index < len(worker_hosts):
             raise UserError(
-                f'task_index {task_index} is none of the {len(worker_hosts)} worker_hosts; '
+                f'--task_index={task_index} is none of the {len(worker_hosts)} --worker_hosts; '
                 f'pass 0..{len(worker_hosts) - 1}'
             )
         os.environ['TF_CONFIG'] = tf_config(worker_hosts, task_index)
@@ -164,7 +164,7 @@ def _cluster():
     text = os.environ.get('TF_CONFIG', '')
     if not text:
         raise UserError(
-            'distribution_strategy multi_worker_mirrored does not know the workers; pass --worker_hosts '
+            '--distribution_strategy=multi_worker_mirrored does not know the workers; pass --worker_hosts '
             'and --task_index, or set TF_CONFIG, or try --local_workers=2'
         )
     try:
@@ -341,7 +341,7 @@ def launch(count, command):
     """
     cores = sorted(os.sched_getaffinity(0))
     if count > len(cores):
-        raise UserError(f'local_workers={count}, but there are {len(cores)} cores; pass {len(cores)} or fewer')
+        raise UserError(f'--local_workers={count}, but there are {len(cores)} cores; pass {len(cores)} or fewer')
     hosts = [f'localhost:{port}' for port in free_ports(count)]
     shares = [set(cores[i::count]) for i in range(count)]
     workers = [_start(command, tf_config(hosts, i), shares[i], is_chief=i == 0) for i in range(count)]
