@@ -23,7 +23,7 @@ import tensorflow as tf
 from official_resnet import checkpoints, resnet_model
 from official_resnet.errors import UserError
 from official_resnet.inputs import datasets
-from official_resnet.training import devices, optimizers, schedules, step
+from official_resnet.training import devices, optimizers, step
 from official_resnet.training.config import TrainConfig, require_block
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class Trainer:
         self.last_step = min(total_steps, config.max_train_steps or total_steps)
         # Its epochs are images / batch_size steps long, a fraction, as in official/resnet.
         schedule_epoch = self.data.num_images / config.batch_size
-        self.schedule = schedules.build(config.schedule, config.learning_rate, schedule_epoch, total_steps)
+        self.schedule = optimizers.make_schedule(config.schedule, config.learning_rate, schedule_epoch, total_steps)
         with self.process.strategy.scope(), devices.dtype_policy(config.dtype):
             self.model = build_model(config, self.data, block)
             self.optimizer = optimizers.build(config, self.schedule)

@@ -14,7 +14,7 @@ import pytest
 from official_resnet import resnet_model, resnet_run_loop, resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.experiments import degradation_main, experiment_program, gradient_flow_main, runs, shortcuts_main
-from official_resnet.training import callbacks, devices, schedules
+from official_resnet.training import callbacks, devices, optimizers
 from official_resnet.training.config import MachineConfig
 
 FOLDER = pathlib.Path(degradation_main.__file__).parent
@@ -109,7 +109,7 @@ def test_the_papers_setting_and_quick():
         return runs.train_config(values, 'cifar10', None, degradation_main.QUICK_EPOCHS)
 
     def rates(config, steps, schedule=None):
-        rate = schedules.build(schedule or config.schedule, config.learning_rate, 50_000 / 128, 64_350)
+        rate = optimizers.make_schedule(schedule or config.schedule, config.learning_rate, 50_000 / 128, 64_350)
         return [round(float(rate(step)), 6) for step in steps]
 
     paper = config()

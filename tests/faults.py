@@ -114,7 +114,7 @@ FAULTS = [
     Fault(
         'schedule-boundary',
         'Boundaries of the learning rate are cut to whole steps, as in official/resnet.',
-        'official_resnet/training/schedules.py',
+        'official_resnet/training/optimizers.py',
         'int(epoch * steps_per_epoch + 1e-6)',
         'round(epoch * steps_per_epoch)',
         'tests/optimizers_test.py -k official_boundaries',

@@ -12,7 +12,7 @@ from official_resnet.command_line.program import run_program
 from official_resnet.errors import UserError
 from official_resnet.inputs.normalization import OFFICIAL, PUBLISHED, affine_name
 from official_resnet.inputs.views import Views
-from official_resnet.training import recipes, recipes_imagenet, recipes_mnist, schedules, transfer
+from official_resnet.training import optimizers, recipes, recipes_imagenet, recipes_mnist, transfer
 from official_resnet.training.config import TrainConfig
 
 MAINS = {'cifar10': cifar10_main, 'cifar100': cifar100_main, 'mnist': mnist_main, 'imagenet': imagenet_main}
@@ -242,7 +242,9 @@ def test_documents_is_the_default_of_mnist_and_what_the_pytorch_program_does():
         'constant',
         0,
     )
-    assert float(schedules.build(made.schedule, made.learning_rate, 1875, 187500)(187499)) == pytest.approx(0.001)
+    assert float(optimizers.make_schedule(made.schedule, made.learning_rate, 1875, 187500)(187499)) == pytest.approx(
+        0.001
+    )
     assert (made.augment, made.flip, made.weight_decay, made.label_smoothing) == (True, True, 0, 0)
     assert made.dtype == 'fp32'
     assert (made.spec.group_blocks, made.spec.filters, made.spec.block, made.spec.version) == (
@@ -388,7 +390,7 @@ def test_the_schedule_of_imagenet_has_the_steps_of_official_resnet():
     made = imagenet_config('-bs', '256')
     assert made.learning_rate == pytest.approx(0.128)
     per_epoch = 1_281_167 / 256
-    rate = schedules.build(made.schedule, made.learning_rate, per_epoch, int(90 * per_epoch))
+    rate = optimizers.make_schedule(made.schedule, made.learning_rate, per_epoch, int(90 * per_epoch))
     assert [int(epoch * per_epoch) for epoch in (5, *made.schedule.boundaries)] == [
         25_022,
         150_136,

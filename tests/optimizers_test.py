@@ -56,7 +56,7 @@ def test_config_round_trip():
 def _recipe_schedule(name, steps_per_epoch, total_steps):
     settings = recipes.CIFAR['official'] | recipes.CIFAR[name]
     config = TrainConfig.from_settings(settings, resnet_variants.cifar_spec)
-    return schedules.build(config.schedule, config.learning_rate, steps_per_epoch, total_steps)
+    return optimizers.make_schedule(config.schedule, config.learning_rate, steps_per_epoch, total_steps)
 
 
 def test_official_boundaries():
@@ -74,7 +74,7 @@ def test_paper_boundaries():
 
 def test_warm_up_is_cut_to_whole_steps():
     """official/resnet warms ImageNet up for int(5 * 1,281,167 / 256) steps."""
-    schedule = schedules.build(Schedule('constant', warmup_epochs=5), 0.128, 1_281_167 / 256, 450_360)
+    schedule = optimizers.make_schedule(Schedule('constant', warmup_epochs=5), 0.128, 1_281_167 / 256, 450_360)
     assert float(schedule(25_022)) == float(schedule(25_023)) == pytest.approx(0.128)
     assert float(schedule(25_021)) == pytest.approx(0.128 * 25_021 / 25_022, rel=1e-6)
 
@@ -86,7 +86,7 @@ def test_one_cycle():
 
 
 def test_cosine_and_warm_up():
-    schedule = schedules.build(Schedule('cosine', warmup_epochs=2), 0.2, 10, 100)
+    schedule = optimizers.make_schedule(Schedule('cosine', warmup_epochs=2), 0.2, 10, 100)
     rates = [float(schedule(step)) for step in (0, 10, 20, 50, 100)]
     at_20 = 0.1 * (1 + np.cos(np.pi * 0.2))
     np.testing.assert_allclose(rates, [0, at_20 / 2, at_20, 0.1, 0], atol=1e-6)

@@ -1,4 +1,4 @@
-"""The optimizer: SGD whose weight decay is coupled, with a smaller rate for a pretrained backbone if asked for."""
+"""The learning rate, and the optimizer: SGD whose weight decay is coupled."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,10 +6,48 @@ import keras
 import tensorflow as tf
 
 from official_resnet.errors import UserError
-from official_resnet.training.config import TrainConfig
+from official_resnet.training.config import Schedule, TrainConfig
 
 # The last layer of a net of ours, and what transfer appends to it.
 HEAD, APPENDED_HEAD = 'logits', 'appended_logits'
+
+
+def make_schedule(
+    schedule: Schedule, base_rate: float, steps_per_epoch: float, total_steps: int
+) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Return the learning rate by steps, of a schedule that is given in epochs.
+
+    Args:
+        schedule: in epochs.
+        base_rate: the rate that factors multiply, or the peak.
+        steps_per_epoch: images / batch size, a fraction, although an epoch has whole batches only. Boundaries and the
+            warm-up are cut to whole steps, as in official/resnet: 390.625 steps put epoch 91 at step 35,546.
+        total_steps: of the whole training; cosine and one_cycle end there.
+    """
+
+    def step_of(epoch):
+        return int(epoch * steps_per_epoch + 1e-6)  # 81.92 * 390.625 is 32,000 but for rounding
+
+    warmup_steps = step_of(schedule.warmup_epochs)
+    if schedule.kind == 'piecewise' and schedule.boundaries:
+        rate = keras.optimizers.schedules.PiecewiseConstantDecay(
+            [step_of(epoch) for epoch in schedule.boundaries], [base_rate * factor for factor in schedule.factors]
+        )
+    elif schedule.kind == 'cosine':
+        rate = keras.optimizers.schedules.CosineDecay(base_rate, max(total_steps, 1))
+    else:
+        from official_resnet.training import schedules
+
+        if schedule.kind == 'one_cycle':
+            steps, rates = [0, schedule.peak * total_steps, total_steps], [0.0, base_rate, 0.0]
+        else:
+            steps, rates = [0], [base_rate]
+        rate = schedules.PiecewiseLinear(steps, rates)
+    if warmup_steps:
+        from official_resnet.training import schedules
+
+        rate = schedules.WarmUp(rate, warmup_steps)
+    return rate
 
 
 def build(config: TrainConfig, schedule: keras.optimizers.schedules.LearningRateSchedule) -> keras.optimizers.Optimizer:
