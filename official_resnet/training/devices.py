@@ -7,14 +7,20 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from official_resnet.errors import UserError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from official_resnet.training.config import TrainConfig
 
 POLICIES = {'fp32': 'float32', 'bf16': 'mixed_bfloat16', 'fp16': 'mixed_float16'}  # a TrainConfig's dtype -> Keras'
 
 
-def start_tensorflow(inter_op_threads=0, intra_op_threads=0):
+def start_tensorflow(inter_op_threads: int = 0, intra_op_threads: int = 0) -> None:
     """Import TensorFlow without its start-up lines, check it, and set its threads.
 
     Args:
@@ -30,14 +36,14 @@ def start_tensorflow(inter_op_threads=0, intra_op_threads=0):
     tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads)
 
 
-def has_gpu():
+def has_gpu() -> bool:
     """Return whether TensorFlow sees a GPU."""
     import tensorflow as tf
 
     return bool(tf.config.list_physical_devices('GPU'))
 
 
-def best_dtype():
+def best_dtype() -> str:
     """Return 'bf16' where the GPU or CPU computes in bfloat16 itself, else 'fp32'."""
     import tensorflow as tf
 
@@ -58,7 +64,7 @@ class Process:
 
     index, count = 0, 1
 
-    def __init__(self, strategy):
+    def __init__(self, strategy: 'tf.distribute.Strategy'):
         self.strategy = strategy
 
     @property
@@ -70,14 +76,14 @@ class Process:
         """Return the sums of numbers over the processes, the same in each; all must ask at the same place."""
         return [float(number) for number in numbers]
 
-    def distribute(self, batches, batch_size: int):
+    def distribute(self, batches: 'tf.data.Dataset', batch_size: int) -> Iterable:
         """Return batches of a tf.data.Dataset, this process' share of them, split over its devices."""
         del batch_size  # the strategy splits what it is given
         if self.strategy.num_replicas_in_sync == 1:
             return batches
         return self.strategy.experimental_distribute_dataset(batches)
 
-    def explained(self):
+    def explained(self) -> contextlib.AbstractContextManager:
         """Return a context in which an error that only other processes explain says so."""
         return contextlib.nullcontext()
 
@@ -88,7 +94,7 @@ class Process:
         """Wait for the others before this process ends."""
 
 
-def this_process(config) -> Process:
+def this_process(config: 'TrainConfig') -> Process:
     """Return the process that trains as a TrainConfig says; for several processes, call this before TensorFlow works.
 
     Raises:
@@ -142,7 +148,9 @@ def catch_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def make_strategy(num_gpus, distribution_strategy, batch_size, all_reduce_alg=None):
+def make_strategy(
+    num_gpus: int | None, distribution_strategy: str, batch_size: int, all_reduce_alg: str | None = None
+) -> 'tf.distribute.Strategy':
     """Return the tf.distribute.Strategy of these flags in one process.
 
     Args:
@@ -178,14 +186,14 @@ def make_strategy(num_gpus, distribution_strategy, batch_size, all_reduce_alg=No
     return strategy
 
 
-def require_even(batch_size, replicas):
+def require_even(batch_size: int, replicas: int) -> None:
     """Refuse a batch that does not divide by the devices."""
     if batch_size % replicas:
         nearest = max(batch_size // replicas, 1) * replicas
         raise UserError(f'--batch_size={batch_size} does not divide by {replicas} devices; try --batch_size={nearest}')
 
 
-def machine_info():
+def machine_info() -> dict:
     """Return a dict of the CPU, memory, GPUs and versions, for logs."""
     import keras
     import tensorflow as tf
@@ -204,7 +212,7 @@ def machine_info():
     }
 
 
-def cpu_model():
+def cpu_model() -> str:
     """Return the CPU's name as the system gives it."""
     return _cpu_field('model name') or platform.processor() or platform.machine()
 
@@ -223,7 +231,7 @@ def _cpu_field(name):
 
 
 @contextlib.contextmanager
-def hidden_stderr():
+def hidden_stderr() -> Iterator[None]:
     """Keep what C++ code writes to stderr; show it only when the block fails."""
     sys.stderr.flush()
     kept = os.dup(2)

@@ -1,4 +1,4 @@
-"""What a frozen backbone makes of each picture, computed once and kept: training the head then costs next to nothing.
+"""What a frozen backbone makes of each image, computed once and kept: training the head then costs next to nothing.
 
 The features are a split in memory like any other, float32 [n, 1, 1, d], so that the loop's order, resume and
 evaluation are the same on them. In model_dir they are a file a split, with a key of all they depend on: a run that is
@@ -6,9 +6,11 @@ resumed takes them from there.
 """
 
 import hashlib
+import os
 import pathlib
 import time
 import zipfile
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -16,6 +18,7 @@ import tensorflow as tf
 
 from official_resnet import files, layers
 from official_resnet.inputs.in_memory import InMemorySplit
+from official_resnet.inputs.split import Split
 
 FILES = {'train': 'features-train.npz', 'test': 'features-test.npz'}
 BATCH_SIZE = 128
@@ -24,16 +27,16 @@ BATCH_SIZE = 128
 class Head:
     """The last layer of a model as a model of its own: features [n, 1, 1, d] -> logits, the same variables."""
 
-    def __init__(self, model):
+    def __init__(self, model: keras.Model):
         self._layer = model.layers[-1]
 
     @property
-    def layers(self):
+    def layers(self) -> list[keras.Layer]:
         """The layer."""
         return [self._layer]
 
     @property
-    def trainable_variables(self):
+    def trainable_variables(self) -> list[keras.Variable]:
         """Those of the layer."""
         return self._layer.trainable_variables
 
@@ -63,7 +66,12 @@ def replace_images(trainer, received: list[int]) -> None:
         trainer.sums['seconds'] += time.monotonic() - start  # the first epoch pays for them
 
 
-def features(model, examples, path=None, check=lambda: None):
+def features(
+    model: keras.Model,
+    examples: Split,
+    path: str | os.PathLike | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> InMemorySplit:
     """Return a split in memory whose images are what the last layer of a model is fed.
 
     Args:
@@ -87,7 +95,9 @@ def features(model, examples, path=None, check=lambda: None):
     )
 
 
-def compute(model, examples, check=lambda: None):
+def compute(
+    model: keras.Model, examples: Split, check: Callable[[], None] = lambda: None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return (float32 [n, d], labels int32 [n]): what a model's last layer is fed in inference mode, in order."""
     with layers.deep_graph():
         backbone = keras.Model(model.input, model.layers[-1].input)
@@ -105,7 +115,7 @@ def compute(model, examples, check=lambda: None):
 
 
 def _key(model, examples):
-    """Return a hash of the weights and the precision of the backbone, and of the pictures as it is fed them."""
+    """Return a hash of the weights and the precision of the backbone, and of the images as it is fed them."""
     digest = hashlib.sha256()
     head = {variable.path for variable in model.layers[-1].variables}
     for variable in model.variables:

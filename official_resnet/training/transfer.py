@@ -5,8 +5,9 @@ layer only. That layer replaces the pretrained net's, is appended to it, or is t
 """
 
 import dataclasses
+import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import keras
 
@@ -39,7 +40,7 @@ class Pretrained:
     experiment: dict | None = None
 
 
-def describe(path):
+def describe(path: str | os.PathLike) -> Pretrained:
     """Return the Pretrained of a model_dir or a .keras file.
 
     A .keras file is described by the card beside it, NAME.card.json, see cards; without, only its weights are
@@ -62,8 +63,8 @@ def describe(path):
     return Pretrained(read.spec, num_classes, read.normalization, read.net_size[0], read.experiment)
 
 
-def adopt(config, pretrained, given=None):
-    """Return a TrainConfig with the network, the normalisation and the size of pictures of a Pretrained.
+def adopt(config: TrainConfig, pretrained: Pretrained, given: Mapping[str, str] | None = None) -> TrainConfig:
+    """Return a TrainConfig with the network, the normalisation and the image size of a Pretrained.
 
     Args:
         config: TrainConfig.
@@ -123,7 +124,7 @@ def build(config: TrainConfig, num_classes: int, input_shape: tuple, block: Call
     return model
 
 
-def freeze(model, transfer, train_last_groups=1):
+def freeze(model: keras.Model, transfer: str, train_last_groups: int = 1) -> None:
     """Leave trainable what a way of transfer trains; frozen BN stays in inference mode.
 
     With 'last', stochastic depth still drops frozen blocks in training.
@@ -149,7 +150,7 @@ def freeze(model, transfer, train_last_groups=1):
         layer.trainable = i >= first
 
 
-def load_backbone(model, path, head='replace'):
+def load_backbone(model: keras.Model, path: str | os.PathLike, head: str = 'replace') -> None:
     """Set the weights of `model` from a trained net of the same spec.
 
     Args:

@@ -16,9 +16,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from official_resnet.errors import UserError
 from official_resnet.training import devices
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 GRACE_SECONDS = 30  # between the end of a worker that failed and that of the others by force
 WAIT_SECONDS = 600  # for the last worker to come, after which the others give up
@@ -89,7 +94,7 @@ class Worker(devices.Process):
 
 
 @functools.lru_cache
-def join(all_reduce_alg: str | None):
+def join(all_reduce_alg: str | None) -> 'tf.distribute.Strategy':
     """Return the one tf.distribute.Strategy of the workers of TF_CONFIG, when all of them are there."""
     import tensorflow as tf
 
@@ -125,7 +130,7 @@ def _make_sum_function(strategy, num_workers):
     return lambda values: total(tf.constant(values, tf.float64)).numpy()
 
 
-def configure(worker_hosts=None, task_index=None):
+def configure(worker_hosts: list[str] | None = None, task_index: int | None = None) -> tuple[int, int]:
     """Return (this worker's index, number of workers), from TF_CONFIG or the flags, which become TF_CONFIG.
 
     To be called before TensorFlow is imported, which it tells to be silent.
@@ -190,7 +195,7 @@ def _split(address):
     return host.removeprefix('[').removesuffix(']'), int(port)
 
 
-def meet(seconds=WAIT_SECONDS):
+def meet(seconds: float = WAIT_SECONDS) -> None:
     """Wait at the chief's address until all workers of TF_CONFIG are there, as TensorFlow does without an end.
 
     Raises:
@@ -217,7 +222,7 @@ def is_chief_there() -> bool:
 
 
 @contextlib.contextmanager
-def watched(seconds=JOIN_SECONDS):
+def watched(seconds: float = JOIN_SECONDS) -> Iterator[None]:
     """Kill this process where the block takes longer, with a line that says why.
 
     For a block in which TensorFlow waits for another worker without an end, and lets no signal or thread through.
@@ -324,12 +329,12 @@ def _call_chief(addresses, index, deadline):
     )
 
 
-def tf_config(hosts, index):
+def tf_config(hosts: Sequence[str], index: int) -> str:
     """Return the value of TF_CONFIG of one of the workers."""
     return json.dumps({'cluster': {'worker': list(hosts)}, 'task': {'type': 'worker', 'index': index}})
 
 
-def launch(count, command):
+def launch(count: int, command: list[str]) -> int:
     """Run `count` workers on this machine, each with its share of the cores, and return the exit code of all.
 
     The first that fails decides the code; the others, which notice it by themselves, have GRACE_SECONDS. SIGTERM and
@@ -357,7 +362,7 @@ def launch(count, command):
     return code
 
 
-def free_ports(count):
+def free_ports(count: int) -> list[int]:
     """Return TCP ports of localhost that nothing listens on now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
