@@ -126,7 +126,7 @@ def test_num_classes():
         None,
         3,
     )
-    with pytest.raises(UserError, match='num_classes 2 with 3 classes in drawn; pass 3 or more'):
+    with pytest.raises(UserError, match='num_classes=2 with 3 classes in drawn; pass 3 or more'):
         resnet_run_loop.build_model(dataclasses.replace(config, num_classes=2), drawn_examples(4, num_classes=3))
 
 
