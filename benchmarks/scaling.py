@@ -26,7 +26,7 @@ from benchmarks import jpeg_input, report, scaling_measures
 from benchmarks.child import Child
 from benchmarks.scaling_model import ADVICE, ASSUMED, BYTES, COLLECTIVES, MEASURED, Net, checkpoint_bytes, predict
 from official_resnet.command_line import program
-from official_resnet.command_line.flags import Number
+from official_resnet.command_line.definer import Definer
 from official_resnet.errors import UserError
 from official_resnet.training import workers
 
@@ -167,22 +167,19 @@ def _short(value):
 def define_flags() -> flags.FlagValues:
     """Return the flags, in a set of their own."""
     values = flags.FlagValues()
+    define = Definer(values)
     flags.DEFINE_multi_enum(
-        'measure',
-        list(MEASURES),
-        MEASURES,
-        'What to measure; may be repeated. An estimate needs all but workers.',
-        flag_values=values,
+        'measure', list(MEASURES), MEASURES, 'May be repeated. An estimate needs all but workers.', flag_values=values
     )
-    flags.DEFINE_string('variant', 'resnet50_v1.5', 'The network of the estimate.', flag_values=values)
-    flags.DEFINE_list('accelerators', '8,16,64,256,1024', 'How many, a comma list.', flag_values=values)
+    define.string('variant', 'resnet50_v1.5', 'The network of the estimate.')
+    define.names('accelerators', '8,16,64,256,1024', 'How many, a comma list.')
     flags.DEFINE_multi_string(
         'set', [], 'name=value of an assumption, or of a measured constant, to replace.', flag_values=values
     )
-    flags.DEFINE(Number(0.01, 1), 'size', 1.0, 'Share of the full measurements.', flag_values=values)
-    flags.DEFINE_string('image_folder', None, 'JPEG files to decode; synthetic ones without.', flag_values=values)
-    flags.DEFINE_string('input_json', None, 'Take the measurements of an earlier --output_json.', flag_values=values)
-    flags.DEFINE_string('output_json', None, 'Also write every single figure there.', flag_values=values)
+    define.number('size', 1.0, 'Share of the full measurements.', lower=0.01, upper=1)
+    define.string('image_folder', None, 'JPEG files to decode; synthetic ones without.')
+    define.string('input_json', None, 'Take the measurements of an earlier --output_json.')
+    define.string('output_json', None, 'Also write every single figure there.')
     flags.register_validator(
         'accelerators',
         lambda names: names and all(name.isdecimal() and 0 < int(name) <= 10**6 for name in names),

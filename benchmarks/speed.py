@@ -74,7 +74,7 @@ def measure_in_turns(
     Args:
         systems: of SYSTEMS, inference.SYSTEMS or jpeg_input.SYSTEMS; a process each.
         dtype: 'fp32' or 'bf16'.
-        measures: of MEASURES and OTHER_MEASURES.
+        measures: of MEASURES and OTHER_MEASURES, and more words to tell two apart.
         values: the flags.
         cores: what the processes may use; None for all.
         size, batch_size: other than the flags say.
@@ -93,7 +93,7 @@ def measure_in_turns(
             rates = {one.name: [] for one in children}
             for run in range(-1, values.runs):
                 for one in children:
-                    rate = steps * items / one.ask(measure, steps)
+                    rate = steps * items / one.ask(measure.split()[0], steps)
                     if run >= 0:
                         rates[one.name].append(rate)
             results.append((measure, dtype, rates))
@@ -105,36 +105,9 @@ def run_benchmark(values: flags.FlagValues) -> None:
     output = report.check_output(values.output_json)
     if 'jpeg' in values.measure:
         jpeg_input.list_files(values.image_folder)  # before the others take their time
-    systems = [system for system in SYSTEMS if system in values.system and _is_installed(system, ('torch',))]
-    results = []
-    if 'input' in values.measure:
-        one_core = {min(os.sched_getaffinity(0))}
-        results += measure_in_turns(['ours'], 'fp32', ['input'], values, one_core)
-    measures = [measure for measure in ('forward', 'train') if measure in values.measure]
-    for dtype in values.dtype if measures else ():
-        results += measure_in_turns(systems, dtype, measures, values)
-    if 'inference' in values.measure:
-        for dtype in values.dtype:
-            results += measure_in_turns(
-                _inference_systems(values.system, dtype),
-                dtype,
-                ['inference'],
-                values,
-                size=INFERENCE_SIZE,
-                batch_size=INFERENCE_BATCH,
-            )
-    if 'build' in values.measure:
-        results += measure_in_turns(
-            ['inference:ours', 'inference:applications'],
-            'fp32',
-            ['build'],
-            values,
-            size=INFERENCE_SIZE,
-            batch_size=INFERENCE_BATCH,
-        )
-    if 'jpeg' in values.measure:
-        results += _measure_jpeg(values)
-    sentences = []
+    results, sentences = [], []
+    for measures, systems, dtype, options in _plan(values):
+        results += measure_in_turns(systems, dtype, measures, values, **options)
     if 'workers' in values.measure:
         results += _measure_workers(values, sentences)
     if 'save' in values.measure:
@@ -150,21 +123,24 @@ def run_benchmark(values: flags.FlagValues) -> None:
     report.write(output, values.flag_values_dict(), machine, results=rows)
 
 
-def _measure_jpeg(values):
-    """Return the results of 'jpeg' on one core, and of 'jpeg all' on all where there are more."""
-    systems = [
-        f'jpeg:{part}'
-        for system in values.system
-        if _is_installed(system, jpeg_input.NEEDS.get(system, ()))
-        for part in jpeg_input.PARTS.get(system, ())
-    ]
-    cores = os.sched_getaffinity(0)
-    results = []
-    for name, chosen in (('jpeg', {min(cores)}), ('jpeg all', cores))[: len(cores)]:
-        results += [
-            (name, dtype, rates) for _, dtype, rates in measure_in_turns(systems, 'fp32', ['jpeg'], values, chosen)
-        ]
-    return results
+def _plan(values):
+    """Yield what is measured: (measures, systems, dtype, more arguments of measure_in_turns)."""
+    cores, large = sorted(os.sched_getaffinity(0)), {'size': INFERENCE_SIZE, 'batch_size': INFERENCE_BATCH}
+    if 'input' in values.measure:
+        yield ['input'], ['ours'], 'fp32', {'cores': cores[:1]}
+    steps = [measure for measure in ('forward', 'train') if measure in values.measure]
+    systems = [system for system in SYSTEMS if system in values.system and _is_installed(system, ('torch',))]
+    for dtype in values.dtype if steps else ():
+        yield steps, systems, dtype, {}
+    for dtype in values.dtype if 'inference' in values.measure else ():
+        yield ['inference'], _inference_systems(values.system, dtype), dtype, large
+    if 'build' in values.measure:
+        yield ['build'], ['inference:ours', 'inference:applications'], 'fp32', large
+    if 'jpeg' in values.measure:
+        chosen = [system for system in values.system if _is_installed(system, jpeg_input.NEEDS.get(system, ()))]
+        parts = [f'jpeg:{part}' for system in chosen for part in jpeg_input.PARTS.get(system, ())]
+        for name, some in (('jpeg', cores[:1]), ('jpeg all', cores))[: len(cores)]:
+            yield [name], parts, 'fp32', {'cores': some}
 
 
 def _measure_workers(values, sentences):

@@ -8,41 +8,31 @@ each a fraction of the image's size in the XML, with four decimals; lines are in
 left out is counted on standard error.
 """
 
-import os
 import sys
 
 try:
+    from absl import flags
+
     from official_resnet.building import boxes, labels
-    from official_resnet.command_line import build_program, definer, program
+    from official_resnet.command_line import program
+    from official_resnet.errors import UserError
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
 
-def define_flags():
-    """Return the flags, in a set of their own."""
-    values = build_program.ArgumentFlags(
-        {'boxes': 'pass the tar file or folder of boxes, and perhaps SYNSETS, a list of classes', 'synsets': ''}
-    )
-    define = definer.Definer(values)
-    define.string('boxes', None, 'The first argument by name.')
-    define.string('synsets', None, 'The second argument by name.')
-    return values
-
-
 def main(argv):
     """Run with the arguments `argv` (program name first); return the exit code."""
-    return program.run_program(argv, __doc__, define_flags(), _run)
+    return program.run_program(argv, __doc__, flags.FlagValues(), _run, takes_arguments=True)
 
 
-def _run(values):
-    synsets = labels.read_classes(values.synsets, 'synsets') if values.synsets else None
-    lines, counts = boxes.read_xml(os.path.expanduser(values.boxes), synsets)
-    try:
+def _run(_, arguments):
+    if not 1 <= len(arguments) <= 2:
+        extra = f'unexpected argument {arguments[2]!r}; ' if arguments else ''
+        raise UserError(f'{extra}pass the tar file or folder of boxes, and perhaps SYNSETS')
+    synsets = labels.read_classes(arguments[1], 'SYNSETS') if arguments[1:] else None
+    lines, counts = boxes.read_xml(arguments[0], synsets)
+    with program.reader_may_leave():
         sys.stdout.buffer.writelines(line + b'\n' for line in lines)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return
     for line in counts.lines():
         print(line, file=sys.stderr)
 

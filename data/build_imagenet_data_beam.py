@@ -25,12 +25,10 @@ except ModuleNotFoundError as error:  # run by its path, without an installation
 
 
 class _Flags(flags.FlagValues):
-    """Flags of this program; all others are kept for Beam."""
+    """Flags of this program; all others are arguments, for Beam."""
 
-    def __call__(self, argv, known_only=False):
-        rest = super().__call__(argv, known_only=True)
-        self.__dict__['beam_arguments'] = rest[1:]
-        return rest[:1]
+    def __call__(self, argv, known_only=True):
+        return super().__call__(argv, known_only=True)
 
 
 def define_flags():
@@ -67,10 +65,10 @@ def define_flags():
 
 def main(argv):
     """Run with the arguments `argv` (program name first); return the exit code."""
-    return program.run_program(argv, __doc__, define_flags(), _run)
+    return program.run_program(argv, __doc__, define_flags(), _run, takes_arguments=True)
 
 
-def _run(values):
+def _run(values, arguments):
     try:
         import apache_beam  # noqa: F401
     except ImportError:
@@ -78,8 +76,8 @@ def _run(values):
             "apache_beam is not installed; run `pip install '.[beam]'` in the folder of the repository, or "
             'use build_imagenet_data.py, which does without'
         ) from None
-    if values.beam_arguments and not values.beam_arguments[0].startswith('-'):
-        raise UserError(f"unexpected argument '{values.beam_arguments[0]}'; --help lists the flags")
+    if arguments and not arguments[0].startswith('-'):
+        raise UserError(f"unexpected argument '{arguments[0]}'; --help lists the flags")
     synsets, texts = labels.read_classes(values.labels_file), labels.read_texts(values.metadata_file)
     log = build_program.log
     with tempfile.TemporaryDirectory() as temp_dir:
@@ -94,7 +92,7 @@ def _run(values):
             options = build_program.options(values, texts=texts, boxes=found)
             job = beam.BeamJob(values.output_directory, name, getattr(values, f'{name}_shards'))
             images = beam.index(job, tar, synsets, order, values.allow_partial, temp_dir, log)
-            beam.build(job, images, options, values.beam_arguments, temp_dir, log)
+            beam.build(job, images, options, arguments, temp_dir, log)
 
 
 def run():

@@ -17,6 +17,8 @@ import signal
 import sys
 
 try:
+    from absl import flags
+
     from official_resnet.building import boxes, downloads, image_list, labels, shards, tars
     from official_resnet.building.verify import verify
     from official_resnet.command_line import build_program, definer, program
@@ -27,7 +29,8 @@ except ModuleNotFoundError as error:  # run by its path, without an installation
 
 def define_flags():
     """Return the flags, in a set of their own."""
-    values = build_program.ArgumentFlags({'data_dir': 'DATA_DIR is missing; pass the folder of the tar files'})
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)  # flags may follow DATA_DIR
     define = definer.Definer(values)
     define.string('data_dir', None, 'DATA_DIR by name.')
     define.string(
@@ -53,12 +56,15 @@ def define_flags():
 
 def main(argv):
     """Run with the arguments `argv` (program name first); return the exit code."""
-    return program.run_program(argv, __doc__, define_flags(), _run)
+    return program.run_program(argv, __doc__, define_flags(), _run, takes_arguments=True)
 
 
-def _run(values):
+def _run(values, arguments):
     log = build_program.log
-    data_dir = pathlib.Path(os.path.abspath(os.path.expanduser(values.data_dir)))
+    given = [argument for argument in (values.data_dir, *arguments) if argument]
+    if len(given) != 1:
+        raise UserError(f'unexpected argument {given[-1]!r}' if given else 'DATA_DIR is missing; pass a folder')
+    data_dir = pathlib.Path(os.path.abspath(os.path.expanduser(given[0])))
     if data_dir.exists() and not data_dir.is_dir():
         raise UserError(f"DATA_DIR '{data_dir}' is a file; pass a folder")
     raw = data_dir / 'raw-data'

@@ -100,7 +100,9 @@ def read_errors(path: str | os.PathLike, remedy: str) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"'{path}' does not exist; {remedy}") from None
     except OSError as error:
-        raise UserError(f"'{path}' cannot be read ({error.strerror}); make it a file that you may read") from None
+        raise UserError(
+            f"'{path}' cannot be read ({error.strerror or error}); make it a file that you may read"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -128,7 +128,7 @@ def test_write_is_atomic_and_says_what_it_did(layout, tmp_path):
 @pytest.mark.parametrize(
     'case,message',
     [
-        ('missing', 'cannot be read .No such file'),
+        ('missing', 'does not exist; pass ILSVRC2012_bbox'),
         ('cut off', 'cut off or damaged gzip file'),
         ('crc', 'CRC'),
         ('garbage', 'no tar file'),
@@ -173,7 +173,7 @@ def test_command(layout, tmp_path):
     done = run(layout.folder / ilsvrc.BOXES, layout.folder / 'imagenet_lsvrc_2015_synsets.txt')
     assert done.returncode == 0 and done.stdout == layout.csv
     assert b'1 files of unlisted' in done.stderr and b'Traceback' not in done.stderr
-    for arguments, word in (([], b'SYNSETS'), (['a', 'b', 'c'], b"'c'")):
+    for arguments, word in (([], b'SYNSETS'), (['a', 'b', 'c'], b"unexpected argument 'c'")):
         done = run(*arguments)
         assert done.returncode == 1 and word in done.stderr
     assert run('--help').returncode == 0

@@ -71,7 +71,7 @@ def devkit_without(name):
 
 
 CASES = {
-    'absent': (None, 'cannot be read'),
+    'absent': (None, 'does not exist; put'),
     'empty': (b'', 'is empty'),
     'words': (b'n01440764\ntench\n', "'tench' in line 2"),
     'bytes': (bytes(range(256)), 'in line 1, no synset'),

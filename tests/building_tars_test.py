@@ -172,7 +172,7 @@ def _spoil(data, place, value):
 
 
 TRAIN_CASES = {
-    'absent': (None, r'cannot be read \(No such file'),
+    'absent': (None, 'does not exist; pass the tar file'),
     'empty': (b'', 'damaged or no tar file'),
     'garbage': (random.Random(0).randbytes(5000), 'damaged or no tar file: no header at byte 0'),
     'login page': (b'<html>' * 500, 'damaged or no tar file'),

@@ -77,7 +77,7 @@ def plain(module, body, *base, start=run_program):
 
 def data_command(name, *base):
     module = data_commands.load(name)
-    return Program(module.define_flags, module.main, list(base))
+    return Program(getattr(module, 'define_flags', absl_flags.FlagValues), module.main, list(base))
 
 
 def training(main, *base):
@@ -303,7 +303,7 @@ def _rows_of_tools():
         yield 'read_ckpt', [f'--source={family}'], '{text}'
         yield 'read_ckpt', [f'--source={family}', '--input={empty}'], '{empty}'
     whole = 'download_and_preprocess_imagenet'
-    yield whole, ['--data_dir='], 'DATA_DIR is missing; pass the folder of the tar files'
+    yield whole, ['--data_dir='], 'DATA_DIR is missing; pass a folder'
     yield whole, ['--data_dir={text}'], "DATA_DIR '{text}' is a file; pass a folder"
     yield whole, ['--data_dir={new}'], "'{new}' lacks ILSVRC2012_img_val.tar.*; put it there, or set IMAGENET_USER"
     yield whole, ['--data_dir={new}', '--url=nonsense'], "'nonsense/.*' is not an http or https address.*: correct it"
@@ -329,12 +329,11 @@ def _rows_of_tools():
     yield BUILDERS, ['--train_directory={absent}'], "'{absent}.*' cannot be read .*; (make it, pass|pass a folder)"
     yield BUILDERS, ['--validation_directory={absent}'], "'{absent}/.*' cannot be read .*; make it, pass another folder"
     yield 'build_image_data', ['--train_directory={empty}'], "'{empty}' has no folders; put the images of each class"
-    yield 'bounding_boxes', [], 'pass the tar file or folder of boxes, and perhaps SYNSETS'
+    yield 'bounding_boxes', [], 'bounding_boxes: pass the tar file or folder of boxes, and perhaps SYNSETS'
     yield 'bounding_boxes', ['--x'], 'there is no flag --x'
-    yield 'bounding_boxes', ['{text}', '{text}', 'more'], "unexpected argument 'more'"
-    yield 'bounding_boxes', ['--boxes={absent}'], "'{absent}' cannot be read"
-    yield 'bounding_boxes', ['{empty}', '--synsets={absent}'], "synsets '{absent}' cannot be read .*; pass another"
-    yield 'bounding_boxes', ['{absent}'], "'{absent}' cannot be read .*; pass ILSVRC2012_bbox_train_v2.tar.gz, or"
+    yield 'bounding_boxes', ['{text}', '{text}', 'more'], "unexpected argument 'more'; pass the tar file or folder"
+    yield 'bounding_boxes', ['{empty}', '{absent}'], "SYNSETS '{absent}' cannot be read .*; pass another"
+    yield 'bounding_boxes', ['{absent}'], "'{absent}' does not exist; pass ILSVRC2012_bbox_train_v2.tar.gz, or"
     yield 'bounding_boxes', ['{text}'], "'{text}' is damaged or no tar file: .*; get it again"
     yield 'bounding_boxes', ['{empty}'], "'{empty}' has no <synset>/<image>.xml; pass ILSVRC2012_bbox_train_v2.tar"
     yield 'bounding_boxes', ['{ilsvrc}/ILSVRC2012_bbox_train_v2.tar.gz', '{bytes}'], "'{bytes}' cannot be read .*; pass"

@@ -88,15 +88,7 @@ class BeamJob(Layout):
 def build(
     job: BeamJob, images: ImageList, options: Options, arguments: Sequence[str], temp_dir: str, log: Log = print
 ) -> None:
-    """Write all shards that are not there yet, then the manifest.
-
-    Args:
-        job: where.
-        images: of the data set.
-        options: what goes into the records, and what becomes of a broken image.
-        arguments: Beam's flags.
-        temp_dir: a folder of this machine.
-        log: called with lines.
+    """Write all shards that are not there yet, then the manifest; `arguments` are Beam's flags.
 
     Raises:
         UserError: files of another build stand there, an image cannot be read, or is broken and on_broken is 'fail'.
@@ -196,15 +188,7 @@ def _load(job_folder, fingerprint):
 def index(
     job: BeamJob, tar: str, synsets: list[str], image_synsets: list[str], allow_partial: bool, temp_dir: str, log: Log
 ) -> ImageList:
-    """Return the images of a tar file, from beside the output if it was indexed for it already.
-
-    Args:
-        job: where the output is.
-        tar: path of the tar file.
-        synsets, image_synsets, allow_partial: as for tars.index.
-        temp_dir: a folder of this machine.
-        log: called with lines.
-    """
+    """Return the images of a tar file as tars.index does, from beside the output if it was indexed already."""
     tar = absolute(tar)
     found = match(tar)
     if found is None:

@@ -29,7 +29,7 @@ from official_resnet.building import tars
 from official_resnet.building.progress import Log
 from official_resnet.errors import UserError
 
-CSV = 'imagenet_2012_bounding_boxes.csv'
+BOXES, CSV = 'ILSVRC2012_bbox_train_v2.tar.gz', 'imagenet_2012_bounding_boxes.csv'
 _LARGEST = 1 << 20  # bytes of an XML file or another member; an official XML has about 1000
 _NO_END = 1 << 62
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
@@ -133,9 +133,7 @@ def read_xml(path: str | os.PathLike, synsets: Collection[str] | None = None) ->
         image = name.removesuffix('.xml')
         lines += [f'{image}.JPEG,{box[0]:.4f},{box[1]:.4f},{box[2]:.4f},{box[3]:.4f}'.encode() for box in boxes]
     if not counts.files + counts.unlisted_files + counts.broken_files:
-        raise UserError(
-            f"'{path}' has no <synset>/<image>.xml; pass ILSVRC2012_bbox_train_v2.tar.gz, or the folder it unpacks to"
-        )
+        raise UserError(f"'{path}' has no <synset>/<image>.xml; pass {BOXES}, or the folder it unpacks to")
     return sorted(lines), counts
 
 
@@ -149,14 +147,7 @@ def write_csv(path: str | os.PathLike, output: str | os.PathLike, synsets=None, 
 
 
 def update_csv(path: pathlib.Path | None, folder: pathlib.Path, synsets: Collection[str], log: Log) -> Boxes | None:
-    """Return the boxes of the CSV in a folder, which is made of a tar file if that is new; None if there is neither.
-
-    Args:
-        path: of the tar file; None takes the CSV as it is.
-        folder: has or gets the CSV, and remembers what it was made of.
-        synsets: the listed classes.
-        log: called with lines.
-    """
+    """Return the boxes of the CSV in a folder, made of the tar file `path` if that is new; None without both."""
     csv, stamp_path = folder / CSV, folder / '.boxes.json'
     if path:
         status, digest = os.stat(path), hashlib.sha256(json.dumps(synsets).encode()).hexdigest()
@@ -255,7 +246,8 @@ def tar_files(path: str | os.PathLike) -> Iterator[tuple[str, Callable[[], bytes
     Raises:
         UserError: it cannot be read, is damaged or cut off, which is known for sure at the end only.
     """
-    with _open(path) as file:
+    remedy = f'pass {BOXES}, or the folder it unpacks to'
+    with files.read_errors(path, remedy), open(path, 'rb') as file:
         is_packed = file.read(2) == b'\x1f\x8b'
         file.seek(0)
         with gzip.open(file) if is_packed else contextlib.nullcontext(file) as tar:
@@ -274,13 +266,3 @@ def _content(tar, member):
         raise ValueError(f'more than {_LARGEST} bytes')
     tar.seek(member.offset_data)
     return tar.read(member.size)
-
-
-def _open(path):
-    try:
-        return open(path, 'rb')
-    except OSError as error:
-        raise UserError(
-            f"'{path}' cannot be read ({error.strerror}); pass ILSVRC2012_bbox_train_v2.tar.gz, or the "
-            'folder it unpacks to'
-        ) from None

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from official_resnet import files
 from official_resnet.building import labels
-from official_resnet.building.boxes import CSV
+from official_resnet.building.boxes import BOXES, CSV
 from official_resnet.building.job import Job
 from official_resnet.building.progress import Log, Progress
 from official_resnet.errors import UserError
@@ -20,7 +20,7 @@ from official_resnet.inputs import download
 
 URL = 'https://image-net.org/data/ILSVRC/2012/'
 CREDENTIALS = ('IMAGENET_USERNAME', 'IMAGENET_ACCESS_KEY')
-BOXES, DEVKIT = 'ILSVRC2012_bbox_train_v2.tar.gz', 'ILSVRC2012_devkit_t12.tar.gz'
+DEVKIT = 'ILSVRC2012_devkit_t12.tar.gz'
 _CHUNK = 1 << 22  # bytes
 
 
@@ -210,17 +210,7 @@ def _download(plan, wanted, authorization, log):
 
 
 def check_md5(path: pathlib.Path, tar: Tar, stamps_path: pathlib.Path, log: Log = print) -> None:
-    """Compare the MD5 of a file of the official size, unless that was done; say so of another size.
-
-    Args:
-        path: of the file.
-        tar: the official one.
-        stamps_path: JSON file that remembers what was compared.
-        log: called with lines.
-
-    Raises:
-        UserError: it has another MD5.
-    """
+    """Raise UserError if a file of the official size has another MD5; the file `stamps_path` says what was compared."""
     status = os.stat(path)
     if status.st_size != tar.size:
         log(f'{path} has {status.st_size} bytes, the official file {tar.size}: taken as a subset, MD5 not compared')

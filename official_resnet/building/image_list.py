@@ -107,14 +107,7 @@ class ImageList:
 
 
 def kept(folder: pathlib.Path, key: dict, make: Callable[[], ImageList], log: Log = print) -> ImageList:
-    """Return make(), kept in a folder for the next call with the same key.
-
-    Args:
-        folder: made if need be.
-        key: of all that the images depend upon, JSON.
-        make: called if the folder has none, damaged ones, or those of another key.
-        log: called with lines.
-    """
+    """Return make(), kept in a folder for the next call with the same key, which is JSON."""
     key_path = folder / 'key.json'
     if files.read_json(key_path) == key:
         with contextlib.suppress(OSError, ValueError, KeyError, EOFError):  # damaged

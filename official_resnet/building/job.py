@@ -108,14 +108,7 @@ class Job(Layout):
             return -1
 
     def open(self, fingerprint: str) -> dict | None:
-        """Lock the folder, making it if need be; refuse the files of another build.
-
-        Args:
-            fingerprint: of images and options.
-
-        Returns:
-            The manifest if it is there already, else None.
-        """
+        """Lock the folder, made if need be; refuse the files of another build; return the manifest if there is one."""
         manifest, output = self.read_json(self.manifest_path), pathlib.Path(self.output_dir)
         is_new = not os.path.isdir(self.folder)
         if is_new and not manifest and output.is_dir():

@@ -12,6 +12,7 @@ import pathlib
 import re
 import tarfile
 
+from official_resnet import files
 from official_resnet.building import boxes
 from official_resnet.errors import UserError
 from official_resnet.inputs import datasets
@@ -74,12 +75,7 @@ def _lines(path, flag):
 
 def find_validation(folders: tuple[pathlib.Path, ...]) -> pathlib.Path | None:
     """Return the path of the first of FILES that stands in one of the folders, or None."""
-    for name in FILES:
-        for folder in folders:
-            path = pathlib.Path(folder, name)
-            if path.is_file():
-                return path
-    return None
+    return next((folder / name for name in FILES for folder in folders if (folder / name).is_file()), None)
 
 
 def read_validation(path: str | os.PathLike) -> list[str]:
@@ -89,14 +85,10 @@ def read_validation(path: str | os.PathLike) -> list[str]:
         UserError: it cannot be read, is damaged, lacks a part, or names something else than synsets.
     """
     path = pathlib.Path(path)
-    try:
+    with files.read_errors(path, remedy()):
         with open(path, 'rb') as file:
             is_packed = file.read(2) == b'\x1f\x8b'
-        if is_packed or tarfile.is_tarfile(path):
-            return _from_tar(path)
-        return _from_list(path)
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be read ({error.strerror or error}); {remedy()}") from None
+        return _from_tar(path) if is_packed or tarfile.is_tarfile(path) else _from_list(path)
 
 
 def remedy() -> str:

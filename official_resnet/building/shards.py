@@ -55,14 +55,7 @@ def build_shard(
 ) -> dict:
     """Write one shard and return its summary.
 
-    Args:
-        images: all of the data set.
-        shard: 0..num_shards-1.
-        num_shards: files.
-        options: what goes into the records, and what becomes of a broken image.
-        output: where the records go.
-        opener: how images are opened.
-        on_image: called with the bytes of each record written, 0 for a broken image.
+    `on_image` is called with the bytes of each record written, 0 for a broken image.
 
     Returns:
         JSON values: 'shard', 'records', 'bytes', 'sha256', 'classes' {class: records}, 'reencoded' and 'broken', both

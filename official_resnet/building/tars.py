@@ -18,6 +18,7 @@ from typing import IO
 
 import numpy as np
 
+from official_resnet import files
 from official_resnet.building import image_list
 from official_resnet.building.image_list import ROW_FIELDS, ImageList, Opener, open_unbuffered
 from official_resnet.building.progress import Log, Progress
@@ -58,12 +59,8 @@ def index(
             images are missing; a validation image has no synset.
     """
     labels = {synset: label for label, synset in enumerate(synsets, 1)}
-    try:
+    with files.read_errors(path, 'pass the tar file as it was downloaded'):
         file = opener(str(path))
-    except OSError as error:
-        raise UserError(
-            f"'{path}' cannot be read ({error.strerror or error}); pass a tar file that you may read"
-        ) from None
     with file, Progress(f"indexing '{path}'", file.seek(0, os.SEEK_END), log, unit='B') as progress:
         rows = _Rows(path, synsets, progress)
         if split == 'train':

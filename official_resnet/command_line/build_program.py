@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from absl import flags
 
@@ -16,28 +16,6 @@ SPLITS = ('validation', 'train')  # in the order in which they are built
 LABELS_TEXT = 'Classes, one a line; the label of each is its place, from 1. Without it the 1000 of ILSVRC2012.'
 METADATA_TEXT = "Lines 'class TAB name'. Without it the names of ILSVRC2012's classes."
 log = functools.partial(print, flush=True)
-
-
-class ArgumentFlags(flags.FlagValues):
-    """Flags, some of which take the arguments without a name, in order.
-
-    Args:
-        missing: {name of such a flag: what to say if it has no value; '' if it may have none}.
-    """
-
-    def __init__(self, missing: dict[str, str]):
-        super().__init__()
-        self.set_gnu_getopt(True)  # flags may follow the arguments
-        self.__dict__['missing'] = missing
-
-    def __call__(self, argv: Sequence[str], known_only: bool = False) -> list[str]:
-        rest = super().__call__(argv, known_only)
-        for name, text in self.__dict__['missing'].items():
-            if len(rest) > 1 and not self[name].present:
-                self[name].parse(rest.pop(1))
-            if text and not self[name].value:
-                raise flags.Error(text)
-        return rest
 
 
 def define_shard_flags(define: Definer, num_shards: tuple[int, int] = (1024, 128)) -> None:
