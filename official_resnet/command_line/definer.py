@@ -1,11 +1,10 @@
 """Flags of programs that do not train."""
 
-import typing
 from typing import Any
 
 from absl import flags
 
-from official_resnet.command_line.flags import MAX_INTEGER, PARTS, Number, define_flag
+from official_resnet.command_line.flags import MAX_INTEGER, PARTS, Number, define_flag, types_of
 from official_resnet.training.config import flags_of
 
 
@@ -43,5 +42,5 @@ class Definer:
         """
         part = next(part for part in PARTS if flag in flags_of(part))
         field = flags_of(part)[flag]
-        kind = field.metadata.get('type', typing.get_type_hints(part)[field.name])
+        kind = field.metadata.get('type', types_of(part)[field.name])
         define_flag(self.values, flag, default, kind, {**field.metadata, **about})

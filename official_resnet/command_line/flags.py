@@ -15,7 +15,6 @@ from absl import flags
 
 from official_resnet.errors import UserError
 from official_resnet.inputs.normalization import PUBLISHED
-from official_resnet.inputs.views import Views
 from official_resnet.resnet_spec import ResNetSpec
 from official_resnet.training.config import (
     PRETRAINED,
@@ -164,14 +163,24 @@ class RunOptions:
             raise UserError('--clean with --worker_hosts: delete model_dir yourself, before you start the workers')
 
 
-PARTS = (MachineConfig, RunOptions, ResNetSpec, TrainConfig, Schedule, Views)
+PARTS = (MachineConfig, RunOptions, ResNetSpec, TrainConfig, Schedule)  # and Views, of a program that streams
+
+
+def types_of(part: type) -> dict[str, Any]:
+    """Return {name of a field: its type} of a configuration, or of a part of one."""
+    return typing.get_type_hints(part, localns={'Views': object})  # of `views`, which is no flag
 
 
 def fields_of(program: Program) -> dict[str, tuple[dataclasses.Field, Any]]:
     """Return {name of a flag: (its field, the type of the field)} of a program."""
     found = {}
-    for part in PARTS if program.streams else (part for part in PARTS if part is not Views):
-        types = typing.get_type_hints(part)
+    parts = list(PARTS)
+    if program.streams:
+        from official_resnet.inputs.views import Views
+
+        parts.append(Views)
+    for part in parts:
+        types = types_of(part)
         for flag, field in flags_of(part).items():
             if field.metadata.get('streams') in (None, program.streams):
                 found[flag] = field, field.metadata.get('type', types[field.name])
@@ -355,6 +364,8 @@ def _streamed_fields(values, chosen, dataset):
     """Return the fields of TrainConfig that the flags of a program of encoded images decide."""
     if dataset.startswith('synthetic'):
         return {'image_size': None, 'num_classes': None, 'background': False, 'normalization': None}
+    from official_resnet.inputs.views import Views
+
     views = part_of(Views, chosen)
     if 'test_size' not in views and 'size' in views:
         views['test_size'] = views['size']

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from official_resnet.inputs.views import Views
 
 SPLITS = ('train', 'test')
+MAX_IMAGE_SIZE = 4096  # pixels a side
 IMAGENET_TABLE = Path(__file__).with_name('imagenet_labels.tsv')  # WordNet id, tab, name of each class, by label
 
 # In the order of the labels: batches.meta.txt and fine_label_names.txt of the archives.

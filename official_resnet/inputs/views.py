@@ -3,9 +3,9 @@
 import dataclasses
 
 from official_resnet import errors
+from official_resnet.inputs.datasets import MAX_IMAGE_SIZE
 
 RESIZES = ('tf1', 'antialias')
-MAX_IMAGE_SIZE = 4096  # pixels a side
 
 
 def _flag(default, text, **about):

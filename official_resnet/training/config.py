@@ -10,12 +10,14 @@ import functools
 import json
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from official_resnet.errors import UserError
-from official_resnet.inputs.datasets import FolderOptions
-from official_resnet.inputs.views import MAX_IMAGE_SIZE, Views
+from official_resnet.inputs.datasets import MAX_IMAGE_SIZE, FolderOptions
 from official_resnet.resnet_spec import ResNetSpec
+
+if TYPE_CHECKING:
+    from official_resnet.inputs.views import Views
 
 MAX_THREADS = 4096
 MAX_CLASSES = 1_000_000
@@ -198,7 +200,7 @@ class TrainConfig:
         streams=True,
         is_open=True,
     )
-    views: Views | None = _data(
+    views: 'Views | None' = _data(
         None, 'How encoded images, which are then streamed, become the input; None reads them into memory.', flag=None
     )
     augment: bool = _data(True, 'Crop and flip the training images at random.')
@@ -356,7 +358,11 @@ class TrainConfig:
             UserError: it has a field that is gone since.
         """
         values = values | {'spec': ResNetSpec.from_json(values['spec'])}
-        parts = {'schedule': Schedule, 'machine': MachineConfig, 'views': Views}
+        parts = {'schedule': Schedule, 'machine': MachineConfig}
+        if values.get('views'):
+            from official_resnet.inputs.views import Views
+
+            parts['views'] = Views
         try:
             return cls(**values | {name: part(**values[name]) for name, part in parts.items() if values.get(name)})
         except TypeError as error:
