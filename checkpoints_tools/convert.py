@@ -112,7 +112,7 @@ def identify(path: str | os.PathLike, family: str = 'auto') -> tuple[types.Modul
 
 
 def check_sources(
-    module: types.ModuleType, source: Source, entries: list[Entry], shapes: Shapes, path, remedy: str = WHOLE
+    module: types.ModuleType, source: Source, entries: list[Entry], shapes: Shapes, path: object, remedy: str = WHOLE
 ) -> None:
     """Raise UserError unless each variable of the checkpoint is used once or ignored, and of the shape that ours need.
 
@@ -213,7 +213,6 @@ def to_torch(path: str | os.PathLike, output: str | os.PathLike) -> Source:
     entries = from_torch.name_map(source, shapes)
     check_sources(from_torch, source, entries, shapes, f"{path} in PyTorch's names", PYTORCH)
     twin = _build(source.spec, source.num_classes)
-    assign(twin, entries, variables, f"{path} in PyTorch's names", PYTORCH)
     different = _first_difference(model, twin)
     if different:
         raise UserError(f'{path} is no {source.variant} of PyTorch, {different}: {PYTORCH}')

@@ -8,6 +8,7 @@ what to divide them by; of Scale 0 is gamma and 1 beta.
 import dataclasses
 import math
 import mmap
+import os
 import pathlib
 import re
 from collections.abc import Iterable
@@ -15,21 +16,8 @@ from collections.abc import Iterable
 import numpy as np
 import tensorflow as tf
 
-from checkpoints_tools import operations, our_net
-from checkpoints_tools.source import (
-    Entry,
-    Input,
-    Layout,
-    Lazy,
-    Shapes,
-    Source,
-    Variables,
-    check_variant,
-    from_oihw,
-    reading,
-    shape_of,
-    transposed,
-)
+from checkpoints_tools import layouts, operations, our_net
+from checkpoints_tools.source import Entry, Input, Lazy, Shapes, Source, Variables, check_variant, reading, shape_of
 from official_resnet import resnet_spec
 from official_resnet.errors import UserError
 from official_resnet.inputs import protobuf_wire as wire_format
@@ -119,7 +107,7 @@ class _File:
         return found
 
 
-def shapes(path) -> Shapes:
+def shapes(path: str | os.PathLike) -> Shapes:
     """Return {'LAYER/i': (shape, dtype)} of a .caffemodel; the values stay on the disk."""
     with reading(path, KIND):
         return {
@@ -128,7 +116,7 @@ def shapes(path) -> Shapes:
         }
 
 
-def read(path) -> Lazy:
+def read(path: str | os.PathLike) -> Lazy:
     """Return {'LAYER/i': float32 array} of a .caffemodel, each copied out of the file when it is asked for."""
     with reading(path, KIND):
         file = _File(path)
@@ -147,7 +135,7 @@ def _array(shape, pieces):
     return np.concatenate([np.asarray(piece, 'float32') for piece in [*pieces, np.zeros(0, '<f4')]]).reshape(shape)
 
 
-def read_mean(path) -> np.ndarray:
+def read_mean(path: str | os.PathLike) -> np.ndarray:
     """Return the mean image of a .binaryproto, [h, w, 3] float32, BGR, 0..255."""
     with reading(path, KIND):
         file = _File(path)
@@ -157,7 +145,7 @@ def read_mean(path) -> np.ndarray:
     return np.ascontiguousarray(mean.transpose(1, 2, 0))
 
 
-def find_mean(path) -> pathlib.Path | None:
+def find_mean(path: str | os.PathLike) -> pathlib.Path | None:
     """Return the only .binaryproto beside a .caffemodel, or None."""
     found = sorted(pathlib.Path(path).parent.glob('*.binaryproto'))
     return found[0] if len(found) == 1 else None
@@ -217,7 +205,7 @@ def _divide(total, factor, bias=0.0):
     return (np.asarray(total, 'float64') * (1 / factor if factor else 0.0) - bias).astype('float32')
 
 
-_statistic = Layout(_divide, lambda shape: (shape, (1,), shape))
+_statistic = layouts.Layout(_divide, lambda shape: (shape, (1,), shape))
 
 
 def _norm_names(conv):
@@ -228,14 +216,14 @@ def _norm_names(conv):
 def name_map(source: Source, shapes: Shapes) -> list[Entry]:
     """Return the Entries; the statistics' divisors and the biases are in more than one."""
     blocks = _blocks(shapes)
-    entries = [Entry('logits/kernel', ('fc1000/0',), transposed), Entry('logits/bias', ('fc1000/1',))]
+    entries = [Entry('logits/kernel', ('fc1000/0',), layouts.transposed), Entry('logits/bias', ('fc1000/1',))]
     for layer in our_net.layers(source.spec, source.num_classes):
         conv = 'conv1'
         if layer.group:
             conv = f'res{blocks[layer.group, layer.block]}_branch{("1", "2a", "2b", "2c")[layer.index]}'
         norm, scale = _norm_names(conv)
         if layer.kind == 'conv':
-            entries.append(Entry(f'{layer.name}/kernel', (f'{conv}/0',), from_oihw))
+            entries.append(Entry(f'{layer.name}/kernel', (f'{conv}/0',), layouts.from_oihw))
         elif layer.kind == 'bn':
             bias = [f'{conv}/1'] if f'{conv}/1' in shapes else []
             entries += [

@@ -39,18 +39,8 @@ KIND = 'an HDF5 or .keras file'
 MAX_SECONDS = 60  # for the list of an HDF5 file's arrays
 MAX_INFLATION = 16  # of model.weights.h5 in a .keras file, which Keras does not compress
 # How a variable's name ends, without a number as of conv1_W_1:0 -> its role. running_std is a variance.
-_ROLES = {
-    'kernel': 'kernel',
-    '_W': 'kernel',
-    'bias': 'bias',
-    '_b': 'bias',
-    'gamma': 'gamma',
-    'beta': 'beta',
-    'moving_mean': 'moving_mean',
-    'running_mean': 'moving_mean',
-    'moving_variance': 'moving_variance',
-    'running_std': 'moving_variance',
-}
+_ROLES = {'_W': 'kernel', '_b': 'bias', 'running_mean': 'moving_mean', 'running_std': 'moving_variance'}
+_ROLES |= {role: role for role in ('kernel', 'bias', *BN_PARTS)}
 _OLD_NAMES = {'conv1': 'conv1_conv', 'bn_conv1': 'conv1_bn', 'fc1000': 'predictions'}
 _DEPTHS = {
     sum(blocks) * 3 + len(blocks) + 1: blocks
@@ -173,13 +163,13 @@ def _layers_in_order(kinds):
     return layers
 
 
-def shapes(path) -> Shapes:
+def shapes(path: str | os.PathLike) -> Shapes:
     """Return {'LAYER/ROLE': (shape, dtype)}; the values stay on the disk."""
     with reading(path, KIND), _plain(path) as plain:
         return {name: (array.shape, array.dtype.name) for name, array in _variables(plain).items()}
 
 
-def read(path) -> Lazy:
+def read(path: str | os.PathLike) -> Lazy:
     """Return {'LAYER/ROLE': float32 array}, without an optimizer's, each read when it is asked for."""
     opened = contextlib.ExitStack()  # lives as long as `value`: what was unzipped goes when nobody can ask any more
     with reading(path, KIND):

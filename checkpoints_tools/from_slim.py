@@ -12,25 +12,15 @@ Source: tf_slim/nets/resnet_v1.py, resnet_v2.py, resnet_utils.py of tf-slim 1.1.
 """
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterable
 
 import numpy as np
 import tensorflow as tf
 
-from checkpoints_tools import operations, our_net, tf_checkpoint
-from checkpoints_tools.source import (
-    Entry,
-    Input,
-    Lazy,
-    Shapes,
-    Source,
-    Variables,
-    check_variant,
-    identity,
-    shape_of,
-    squeezed,
-)
+from checkpoints_tools import layouts, operations, our_net, tf_checkpoint
+from checkpoints_tools.source import Entry, Input, Lazy, Shapes, Source, Variables, check_variant, shape_of
 from official_resnet import resnet_spec
 from official_resnet.errors import UserError
 
@@ -93,7 +83,7 @@ def document_names(names: Iterable[str]) -> dict[str, str]:
     return {name: rename(name) for name in names if rename(name) is not None}
 
 
-def shapes(path) -> Shapes:
+def shapes(path: str | os.PathLike) -> Shapes:
     """Return {name: (shape, dtype)} of a checkpoint; of the values only three numbers are read, mean_rgb."""
     found = _Shapes(tf_checkpoint.shapes(path))
     for name in found:
@@ -173,7 +163,7 @@ def name_map(source: Source, shapes: Shapes) -> list[Entry]:
         if layer.kind == 'bn':
             entries += our_net.bn_entries(layer.name, f'{name}/', biases=lacks[layer.name])
         else:
-            layout = squeezed if layer.kind == 'dense' else identity
+            layout = layouts.squeezed if layer.kind == 'dense' else layouts.identity
             entries.append(Entry(f'{layer.name}/kernel', (f'{name}/weights',), layout))
     return [*entries, Entry('logits/bias', (f'{scope}logits/biases',))]
 

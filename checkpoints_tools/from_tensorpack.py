@@ -14,21 +14,8 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from checkpoints_tools import operations, our_net
-from checkpoints_tools.source import (
-    Entry,
-    Input,
-    Layout,
-    Lazy,
-    Shapes,
-    Source,
-    Variables,
-    as_1x1,
-    check_variant,
-    identity,
-    reading,
-    shape_of,
-)
+from checkpoints_tools import layouts, operations, our_net
+from checkpoints_tools.source import Entry, Input, Lazy, Shapes, Source, Variables, check_variant, reading, shape_of
 from official_resnet import resnet_spec
 from official_resnet.errors import UserError
 
@@ -93,12 +80,12 @@ def _values(file, shape, is_fortran, dtype):
     return np.array(array, 'float32', order='C')
 
 
-def shapes(path) -> Shapes:
+def shapes(path: str | os.PathLike) -> Shapes:
     """Return {name: (shape, dtype)}; the values stay on the disk."""
     return {name: (shape, dtype.name) for name, shape, dtype, _ in _members(path)}
 
 
-def read(path) -> Lazy:
+def read(path: str | os.PathLike) -> Lazy:
     """Return {name: float32 array}, without what `ignored` names, each read when it is asked for."""
 
     def value(name):
@@ -186,7 +173,7 @@ def ignored(shapes: Shapes) -> dict[str, str]:
 
 def _constant(value):
     """Return the Layout of a vector that is this value, made from vectors of its shape, since each has a source."""
-    return Layout(lambda mean, variance: np.full(mean.shape, value, 'float32'), lambda shape: (shape, shape))
+    return layouts.Layout(lambda mean, variance: np.full(mean.shape, value, 'float32'), lambda shape: (shape, shape))
 
 
 def name_map(source: Source, shapes: Shapes) -> list[Entry]:
@@ -206,7 +193,7 @@ def name_map(source: Source, shapes: Shapes) -> list[Entry]:
         elif layer.kind == 'bn':
             entries += our_net.bn_entries(layer.name, f'{name}/bn/', _BN)
         else:
-            layout = as_1x1 if layer.kind == 'se_conv' else identity
+            layout = layouts.as_1x1 if layer.kind == 'se_conv' else layouts.identity
             entries.append(Entry(f'{layer.name}/kernel', (f'{name}/W',), layout))
             if layer.kind != 'conv':
                 entries.append(Entry(f'{layer.name}/bias', (f'{name}/b',)))

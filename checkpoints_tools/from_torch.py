@@ -10,26 +10,15 @@ with zero channels on both sides; its option B says shortcut.{0,1} for downsampl
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import re
 
 import numpy as np
 import tensorflow as tf
 
-from checkpoints_tools import operations, our_net, torch_pickle
-from checkpoints_tools.source import (
-    Entry,
-    Input,
-    Lazy,
-    Shapes,
-    Source,
-    Variables,
-    from_oihw,
-    identity,
-    reason,
-    shape_of,
-    transposed,
-)
+from checkpoints_tools import layouts, operations, our_net, torch_pickle
+from checkpoints_tools.source import Entry, Input, Lazy, Shapes, Source, Variables, reason, shape_of
 from official_resnet import files, resnet_spec, resnet_variants
 from official_resnet.errors import UserError
 
@@ -78,7 +67,7 @@ def recognises(shapes: Shapes) -> bool:
     return {'conv1.weight', 'bn1.weight', 'layer1.0.conv1.weight'} <= shapes.keys()
 
 
-def shapes(path) -> Shapes:
+def shapes(path: str | os.PathLike) -> Shapes:
     """Return {name: (shape, dtype)}; wrappers are stripped, values are not read."""
     if _is_safetensors(path):
         with _safetensors(path) as file:
@@ -94,7 +83,7 @@ def shapes(path) -> Shapes:
     }
 
 
-def read(path) -> Lazy:
+def read(path: str | os.PathLike) -> Lazy:
     """Return {name: ndarray}, wrappers stripped, each value read from the file when it is asked for."""
     if _is_safetensors(path):
         with _safetensors(path) as file:
@@ -156,7 +145,7 @@ def name_map(source: Source, shapes: Shapes) -> list[Entry]:
         Entry(
             target,
             (foreign_name(target, head, projection),),
-            {4: from_oihw, 2: transposed}.get(len(shape), identity),
+            {4: layouts.from_oihw, 2: layouts.transposed}.get(len(shape), layouts.identity),
         )
         for target, shape in our_net.variables(source.spec, source.num_classes).items()
     ]

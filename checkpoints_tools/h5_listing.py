@@ -16,7 +16,7 @@ MAX_NAME = 200  # characters
 MAX_SECONDS, MAX_MEMORY = 30, 4 << 30  # of the process; the bytes are addresses, of which libraries take much
 
 
-def listing(path):
+def listing(path: str) -> dict:
     """Return {'arrays': [[names of groups and array, shape, dtype, offset in the file]], 'layers': {group: name}}.
 
     Layers are the groups 'vars' of Keras 3, which have their layer's name as an attribute.

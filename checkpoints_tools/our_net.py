@@ -4,7 +4,9 @@ import collections
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from checkpoints_tools.source import Entry, Shape, identity, less_biases
+from checkpoints_tools import layouts
+from checkpoints_tools.layouts import Shape
+from checkpoints_tools.source import Entry
 from official_resnet.errors import UserError
 from official_resnet.resnet_spec import ResNetSpec
 
@@ -143,5 +145,6 @@ def bn_entries(layer: str, name: str, parts: Mapping[str, str] | None = None, bi
     sources = {part: (f'{name}{words[part]}',) for part in BN_PARTS}
     sources['moving_mean'] += tuple(biases)
     return [
-        Entry(f'{layer}/{part}', names, less_biases if len(names) > 1 else identity) for part, names in sources.items()
+        Entry(f'{layer}/{part}', names, layouts.less_biases if len(names) > 1 else layouts.identity)
+        for part, names in sources.items()
     ]

@@ -16,55 +16,28 @@ and may have
     find_mean(path), read_mean(file), with_mean(source, mean)
                                         the mean image beside a checkpoint or None, its values, the Source with them
 
-`describe` and `name_map` need not look whether all variables are there and of the right shape: `convert.plan` does, for
-all families. Whatever is wrong with a file is a UserError.
+`convert.check_sources` sees to it that all variables are there and of the right shape, for all families. Whatever is
+wrong with a file is a UserError.
 """
 
 import collections.abc
 import contextlib
 import dataclasses
-import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
+from checkpoints_tools import layouts
+from checkpoints_tools.layouts import Layout, Shape
 from official_resnet import resnet_spec
 from official_resnet.errors import UserError, one_line
 from official_resnet.inference.model_card import Input
 from official_resnet.inputs.normalization import NORMALIZATIONS
 
-Shape = tuple[int, ...]
 Shapes = collections.abc.Mapping[str, tuple[Shape, str]]  # of a checkpoint: {name: (shape, dtype)}
 Variables = collections.abc.Mapping[str, np.ndarray]
-
-
-class Layout(NamedTuple):
-    """How arrays of a source become a variable of ours: `layout(*arrays)`.
-
-    Attributes:
-        function: arrays -> the variable.
-        shapes: the variable's shape -> those that the arrays must have; may be more than there are arrays.
-    """
-
-    function: Callable[..., np.ndarray]
-    shapes: Callable[[Shape], Iterable[Shape]]
-
-    def __call__(self, *arrays: np.ndarray) -> np.ndarray:
-        return self.function(*arrays)
-
-
-def _less(mean, *biases):
-    return (np.asarray(mean, 'float64') - np.sum(biases, axis=0, dtype='float64')).astype('float32')
-
-
-identity = Layout(lambda array: array, lambda shape: [shape])
-from_oihw = Layout(lambda kernel: np.transpose(kernel, (2, 3, 1, 0)), lambda shape: [(*shape[:1:-1], *shape[:2])])
-transposed = Layout(np.transpose, lambda shape: [shape[::-1]])
-squeezed = Layout(lambda kernel: kernel[0, 0], lambda shape: [(1, 1, *shape)])  # a dense layer stored as a convolution
-as_1x1 = Layout(lambda matrix: matrix[None, None], lambda shape: [shape[2:]])  # a convolution stored as a dense layer
-less_biases = Layout(_less, itertools.repeat)  # the moving mean of a BN whose input lacks these biases in our net
 
 
 class Entry(NamedTuple):
@@ -80,7 +53,7 @@ class Entry(NamedTuple):
 
     target: str
     sources: tuple[str, ...]
-    convert: Layout = identity
+    convert: Layout = layouts.identity
 
 
 @dataclasses.dataclass(frozen=True)

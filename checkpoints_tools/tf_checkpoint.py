@@ -11,7 +11,8 @@ import re
 import numpy as np
 import tensorflow as tf
 
-from checkpoints_tools.source import Lazy, Shape, Shapes, reading
+from checkpoints_tools.layouts import Shape
+from checkpoints_tools.source import Lazy, Shapes, reading
 from official_resnet.errors import UserError
 
 KIND = 'a TensorFlow checkpoint'

@@ -18,6 +18,7 @@ import contextlib
 import functools
 import io
 import math
+import os
 import pickle
 import pickletools
 import struct
@@ -29,7 +30,7 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from checkpoints_tools.source import reason
+from checkpoints_tools.source import reading
 from official_resnet.errors import UserError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py MAGIC_NUMBER
@@ -80,17 +81,17 @@ class _Span(NamedTuple):
     crc: int | None
 
 
-class _Refused(Exception):
+class _Refused(UserError):
     """A file that is whole, but asks for more than weights."""
 
 
-def load(path) -> tuple[object, Callable[[Tensor], np.ndarray]]:
+def load(path: str | os.PathLike) -> tuple[object, Callable[[Tensor], np.ndarray]]:
     """Return (object, values): what was saved, of dicts and Tensors, and a function Tensor -> ndarray.
 
     Nothing but the pickle is read before a value is asked for.
 
     Raises:
-        UserError: damaged, no file of PyTorch's, or one that holds more than data.
+        UserError: the file is damaged or not of PyTorch, or it holds more than data.
     """
     with _explained(path), open(path, 'rb') as file:
         is_zip = zipfile.is_zipfile(file)
@@ -103,18 +104,13 @@ def load(path) -> tuple[object, Callable[[Tensor], np.ndarray]]:
 def _explained(path) -> Iterator[None]:
     """Make a UserError of whatever a strange file leads to."""
     try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f'cannot read {path}: {error.strerror or error}; pass a .pt, .pth, .th or .safetensors file'
-        ) from error
+        with reading(path, 'a .pt, .pth or .th file of PyTorch'):
+            yield
     except _Refused as error:
         raise UserError(
             f'{path} {error}; nothing was run: save the weights alone, torch.save(model.state_dict(), '
             'PATH), or as .safetensors'
         ) from error
-    except Exception as error:  # pickle, zipfile and zlib raise most of Python's built-in exceptions
-        raise UserError(f'{path} is damaged or no file of PyTorch ({reason(error)}); get it again') from error
 
 
 def _read_zip(file):

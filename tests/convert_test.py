@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch_files
 
-from checkpoints_tools import convert, from_torch, our_net, source, verify
+from checkpoints_tools import convert, from_torch, layouts, our_net, source, verify
 from official_resnet import resnet_model, resnet_spec, resnet_variants
 from official_resnet.errors import UserError
 
@@ -180,7 +180,7 @@ def fake_family(labels='imagenet1001', num_classes=11, bias=True):
     variables = {
         variable.path: random.uniform(0.5, 1, variable.shape).astype('float32') for variable in model.variables
     }
-    entries = [source.Entry(name, (name,), source.identity) for name in variables]
+    entries = [source.Entry(name, (name,), layouts.identity) for name in variables]
 
     def run(values, images, _):
         for variable in model.variables:
@@ -271,7 +271,7 @@ def test_a_faulty_name_map_is_caught(family, tmp_path, change, message):
 
 def test_a_vector_may_be_folded_into_several():
     shapes = {name: ((4,), 'float32') for name in ('mean1', 'mean2', 'bias')}
-    fold = [source.Entry(f'x/{name}', (name, 'bias'), source.less_biases) for name in ('mean1', 'mean2')]
+    fold = [source.Entry(f'x/{name}', (name, 'bias'), layouts.less_biases) for name in ('mean1', 'mean2')]
     fake = fake_family()
     described = fake.describe(shapes, None)
     convert.check_sources(fake, described, fold, shapes, 'x')
@@ -287,7 +287,7 @@ def test_unknown_files(tmp_path, monkeypatch, write):
     with pytest.raises(UserError, match='is no checkpoint of torch'):
         convert.identify(tmp_path / 'x.bin')
     (tmp_path / 'x.pth').write_bytes(b'what is this')
-    with pytest.raises(UserError, match='is damaged or no file of PyTorch'):
+    with pytest.raises(UserError, match='is damaged or not a .pt, .pth or .th file'):
         convert.identify(tmp_path / 'x.pth')
     with pytest.raises(UserError, match='holds 1 variables of no known family: strange'):
         write({'strange': np.ones(3, 'float32')})

@@ -220,7 +220,7 @@ def test_tensors_outside_of_their_storage(offset, shape, strides, num_values, tm
     path = tmp_path / 'net.pth'
     call = Call(Global('torch._utils', '_rebuild_tensor'), (storage(num_values), offset, shape, strides))
     torch_files.write_zip_of(path, pickled({'x': call}), {'0': bytes(16)})
-    refuse(path, 'is damaged or no file of PyTorch')
+    refuse(path, 'is damaged or not a .pt, .pth or .th file')
 
 
 def test_compressed_zip_is_refused(tmp_path):
