@@ -32,7 +32,13 @@ NO_KERAS = ('errors', 'files', 'inputs', 'building', 'resnet_spec')  # rooms tha
 NO_TENSORFLOW = (
     *('errors', 'files', 'resnet_spec', 'resnet_variants', 'checkpoints', 'training.config', 'training.recipes'),
     *('training.devices', 'training.workers', 'inputs.datasets', 'inputs.images', 'inputs.views', 'inputs.jpeg'),
-    *('inputs.tfrecords', 'inputs.download', 'command_line.program', 'command_line.flags'),
+    *(
+        'inputs.tfrecords',
+        'inputs.download',
+        'command_line.program',
+        'command_line.flags',
+        'command_line.streamed_flags',
+    ),
     *('command_line.train_program', 'command_line.build_program', 'building.shards', 'building.beam'),
 )
 PROGRAMS = ('_main', '_download_and_extract', 'read_ckpt')  # how a program's name ends

@@ -42,5 +42,4 @@ class Definer:
         """
         part = next(part for part in PARTS if flag in flags_of(part))
         field = flags_of(part)[flag]
-        kind = field.metadata.get('type', types_of(part)[field.name])
-        define_flag(self.values, flag, default, kind, {**field.metadata, **about})
+        define_flag(self.values, flag, default, types_of(part)[flag], {**field.metadata, **about})

@@ -14,7 +14,6 @@ from typing import Any
 from absl import flags
 
 from official_resnet.errors import UserError
-from official_resnet.inputs.normalization import PUBLISHED
 from official_resnet.resnet_spec import ResNetSpec
 from official_resnet.training.config import (
     PRETRAINED,
@@ -163,27 +162,27 @@ class RunOptions:
             raise UserError('--clean with --worker_hosts: delete model_dir yourself, before you start the workers')
 
 
-PARTS = (MachineConfig, RunOptions, ResNetSpec, TrainConfig, Schedule)  # and Views, of a program that streams
+PARTS = (MachineConfig, RunOptions, ResNetSpec, TrainConfig, Schedule)
 
 
 def types_of(part: type) -> dict[str, Any]:
-    """Return {name of a field: its type} of a configuration, or of a part of one."""
-    return typing.get_type_hints(part, localns={'Views': object})  # of `views`, which is no flag
+    """Return {name of a flag: type} of a part of a configuration."""
+    types = typing.get_type_hints(part, localns={'Views': Any})  # which is not imported without need
+    return {flag: field.metadata.get('type', types[field.name]) for flag, field in flags_of(part).items()}
 
 
 def fields_of(program: Program) -> dict[str, tuple[dataclasses.Field, Any]]:
     """Return {name of a flag: (its field, the type of the field)} of a program."""
-    found = {}
-    parts = list(PARTS)
+    found, parts = {}, PARTS
     if program.streams:
-        from official_resnet.inputs.views import Views
+        from official_resnet.command_line import streamed_flags
 
-        parts.append(Views)
+        parts += streamed_flags.PARTS
     for part in parts:
         types = types_of(part)
         for flag, field in flags_of(part).items():
             if field.metadata.get('streams') in (None, program.streams):
-                found[flag] = field, field.metadata.get('type', types[field.name])
+                found[flag] = field, types[flag]
     left_out = {'dataset': len(program.recipes) == 1, 'resnet_size': not program.sizes}
     return {flag: found[flag] for flag in found if not left_out.get(flag)}
 
@@ -333,7 +332,11 @@ def resolve(values: flags.FlagValues, program: Program) -> tuple[TrainConfig, Ru
     elif options.use_synthetic_data:
         dataset = program.synthetic
     chosen['data_dir'] = data_dir_of(values, dataset)
-    fields = _streamed_fields(values, chosen, dataset) if program.streams else {}
+    fields = {}
+    if program.streams:
+        from official_resnet.command_line import streamed_flags
+
+        fields = streamed_flags.fields_of(chosen, dataset, values['input_normalization'].present)
     return TrainConfig.from_settings(chosen, program.make_spec, dataset=dataset, **fields), options
 
 
@@ -358,25 +361,6 @@ def _require_partners(values, chosen, program):
                 f'--{flag} needs --distribution_strategy={MULTI_WORKER}, not {values.distribution_strategy}; leave '
                 'that out'
             )
-
-
-def _streamed_fields(values, chosen, dataset):
-    """Return the fields of TrainConfig that the flags of a program of encoded images decide."""
-    if dataset.startswith('synthetic'):
-        return {'image_size': None, 'num_classes': None, 'background': False, 'normalization': None}
-    from official_resnet.inputs.views import Views
-
-    views = part_of(Views, chosen)
-    if 'test_size' not in views and 'size' in views:
-        views['test_size'] = views['size']
-    fields = {'views': Views(**views), 'image_size': None}
-    fields['normalization'] = PUBLISHED[chosen.get('input_normalization', 'official')]
-    if chosen.get(PRETRAINED) and not values['input_normalization'].present:
-        fields['normalization'] = None  # the pretrained net's
-    is_imagenet = dataset.removeprefix('tfds:').startswith('imagenet')
-    if is_imagenet and chosen.get('num_classes') in (1000, 1001):  # with the background or not, as official/resnet
-        fields |= {'background': chosen['num_classes'] == 1001, 'num_classes': None}
-    return fields
 
 
 def _is_range(text):
