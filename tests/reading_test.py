@@ -58,6 +58,8 @@ def test_a_cifar_training_imports_little_of_ours(cifar_dir, tmp_path):
     paths = {pathlib.Path(path) for path in json.loads(result.stdout.splitlines()[-1])}
     paths = {path for path in paths if path.name != '__init__.py'}
     assert PACKAGE / 'resnet_run_loop.py' in paths and (tmp_path / 'model.keras').is_file()
+    read = {path.stem for path in paths if path.parent.name == 'inputs'}
+    assert read == {'datasets', 'in_memory', 'cifar', 'augmentation', 'normalization'}
     listed = sorted(f'{count_lines([path])} {path.relative_to(PACKAGE)}' for path in paths)
     assert len(paths) <= MAX_MODULES and count_lines(paths) <= MAX_IMPORTED_LINES, (
         f'{len(paths)} modules, {count_lines(paths)} lines: {listed}'
