@@ -33,7 +33,7 @@ from checkpoints_tools import layouts
 from checkpoints_tools.layouts import Layout, Shape
 from official_resnet import resnet_spec
 from official_resnet.errors import UserError, one_line
-from official_resnet.inference.model_card import Input
+from official_resnet.inference.card_reader import Input
 from official_resnet.inputs.normalization import NORMALIZATIONS
 
 Shapes = collections.abc.Mapping[str, tuple[Shape, str]]  # of a checkpoint: {name: (shape, dtype)}

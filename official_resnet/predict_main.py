@@ -67,11 +67,11 @@ def _name_pictures(values, arguments):
     from official_resnet.training import devices
 
     devices.start_tensorflow(1)  # one op at a time: the fastest in inference
-    from official_resnet.inference import model_card, predict, rewrite
+    from official_resnet.inference import card_reader, predict, rewrite
 
     model, card = predict.load(values.model)
     if values.labels:
-        card = model_card.with_names(card, values.labels)
+        card = card_reader.with_names(card, values.labels)
     explain = Explainer(values, model, card, files) if values.explain else None
     is_compiled = len(files) >= max(NUM_TO_COMPILE, 2 * values.batch_size)
     shape = (*card.net_size, card.num_channels)

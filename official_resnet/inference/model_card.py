@@ -1,214 +1,98 @@
-"""The card beside a .keras file, NAME.card.json: how pictures become its input, what its outputs are called.
+"""The card beside a .keras file, NAME.card.json: how images become its input, and what its outputs are called.
 
     spec          fields of ResNetSpec
     num_classes   outputs
     labels        [name, ...], or 'imagenet1000', 'imagenet1001' (0 is the background), 'cifar10', 'unknown'
     input         of our own programs (`write_card`): `normalization`, a name in NORMALIZATIONS;
                   `size`, [h, w] of the net's input; `channels`, 'RGB' or 'grey'; `pad_from`, [h, w] of the
-                  pictures that zeros around them bring to `size`, as MNIST's 28 x 28 to 32 x 32
-                  of a converted net (checkpoints_tools): the fields of Input
+                  images that zeros around them bring to `size`, as MNIST's 28 x 28 to 32 x 32
+                  of a converted net (checkpoints_tools): the fields of card_reader.Input
 
-What else their writers know is not read here.
+card_reader reads it. What else the writers of a card know is not read there.
 """
 
 import dataclasses
+import functools
 import json
 import operator
-import pathlib
+import os
+from collections.abc import Callable, Sequence
 
 from official_resnet import files, resnet_spec
 from official_resnet.errors import UserError
-from official_resnet.inputs import datasets
-from official_resnet.inputs.normalization import NORMALIZATIONS, affine_name
+from official_resnet.inputs.normalization import NORMALIZATIONS
 
 MAX_SIZE = 4096  # of a net's input, pixels a side
 MAX_CLASSES = 1_000_000
 REMEDY = 'train or convert the net again, which writes one'
-_TABLES = {'imagenet1000': 1000, 'imagenet1001': 1001, 'cifar10': 10, 'unknown': None}  # name -> its classes
-
-
-@dataclasses.dataclass(frozen=True)
-class Input:
-    """What a converted net is fed: an image in RGB and 0..255 in another order, times `scale`, less `mean`, by `std`.
-
-    Attributes:
-        channels: 'RGB' or 'BGR', the order of `mean`, `std` and the net's input.
-        scale: of values in 0..255, as 1 or 1/255.
-        mean, std: a number a channel, after `scale`.
-        size: height and width, pixels, of the published evaluation.
-        resize: shorter side before the central crop of `size`; None resizes the whole image to `size`.
-        interpolation: 'bilinear' or 'bicubic'.
-        normalization: a name in NORMALIZATIONS, in place of channels, scale, mean and std where they cannot say it.
-    """
-
-    channels: str = 'RGB'
-    scale: float = 1.0
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
-    size: int = 224
-    resize: int | None = 256
-    interpolation: str = 'bilinear'
-    normalization: str | None = None
-
-    @property
-    def name(self) -> str:
-        """The name in NORMALIZATIONS of what turns RGB in 0..255 into the net's input."""
-        return self.normalization or affine_name(self.channels, self.scale, self.mean, self.std)
-
-
-@dataclasses.dataclass(frozen=True)
-class Card:
-    """What a net makes of pictures, and what its outputs mean.
-
-    Attributes:
-        spec: ResNetSpec.
-        num_classes: outputs.
-        names: of the classes, in their order; ids: WordNet's, or None for each.
-        normalization: a name in NORMALIZATIONS.
-        num_channels: 3, or 1 for grey.
-        size: (h, w) of what is cut out of a picture.
-        net_size: (h, w) of the net's input; zeros fill the rest.
-        resize: 'cover' cuts the largest middle of the shape of `size` and resizes it; 'squash' resizes the whole;
-            a number resizes the shorter side to it, then cuts `size` out of the middle.
-        interpolation: 'bilinear' or 'bicubic', antialiased.
-        experiment: what a block function of its own changes of the net; None if it has none.
-    """
-
-    spec: resnet_spec.ResNetSpec
-    num_classes: int
-    names: tuple
-    ids: tuple
-    normalization: str
-    num_channels: int
-    size: tuple
-    net_size: tuple
-    resize: int | str = 'cover'
-    interpolation: str = 'bilinear'
-    experiment: dict | None = None
+SIDES = f'1..{MAX_SIZE}'
 
 
 def write_card(
-    path, spec, normalization, image_shape, input_shape, class_names, num_classes=None, resize=None, **others
+    path: str | os.PathLike,
+    spec: resnet_spec.ResNetSpec,
+    normalization: str,
+    image_shape: Sequence[int],
+    input_shape: Sequence[int],
+    class_names: Sequence[str],
+    num_classes: int | None = None,
+    resize: int | None = None,
+    **others,
 ):
     """Write the card of a net of our own, whole or not at all.
 
     Args:
         path: NAME.card.json beside NAME.keras.
-        spec: ResNetSpec.
+        spec: of the net.
         normalization: a name in NORMALIZATIONS.
-        image_shape: (h, w, c) of the pictures it was trained on.
-        input_shape: (h, w, c) of its input; where larger, pictures are padded.
+        image_shape: (h, w, c) of the images it was trained on.
+        input_shape: (h, w, c) of its input; where larger, images are padded.
         class_names: a name a class.
         num_classes: where the net has more outputs than there are names.
-        resize: what the shorter side of a picture is resized to before image_shape is cut out; None for the whole.
+        resize: what the shorter side of an image is resized to before image_shape is cut out; None for the whole.
         **others: further fields, for other readers.
-
-    Returns:
-        The Card.
 
     Raises:
         UserError: no card could say this; nothing was written.
     """
-    content = {
-        'spec': dataclasses.asdict(spec),
-        'num_classes': num_classes or len(class_names),
-        'labels': list(class_names),
-        'input': {
-            'normalization': normalization,
-            'size': list(input_shape[:2]),
-            'channels': 'grey' if input_shape[2] == 1 else 'RGB',
-        },
-        **others,
+    fed = {
+        'normalization': normalization,
+        'size': list(input_shape[:2]),
+        'channels': 'grey' if input_shape[2] == 1 else 'RGB',
     }
     if tuple(image_shape[:2]) != tuple(input_shape[:2]):
-        content['input']['pad_from'] = list(image_shape[:2])
+        fed['pad_from'] = list(image_shape[:2])
     if resize:
-        content['input']['resize'] = resize
-    text = json.dumps(content, indent=1) + '\n'
-    card = _card_of(path, json.loads(text))
-    files.write_text(path, text)
-    return card
+        fed['resize'] = resize
+    num_classes = num_classes or len(class_names)
+    content = {'spec': dataclasses.asdict(spec), 'num_classes': num_classes, 'labels': list(class_names), 'input': fed}
+    get = functools.partial(get_field, path, content)
+    get('num_classes', lambda n: 1 <= n <= MAX_CLASSES, f'1..{MAX_CLASSES}')
+    get('labels', lambda names: len(names) <= num_classes, f'at most {num_classes} names')
+    own_input(get)
+    files.write_text(path, json.dumps(content | others, indent=1) + '\n')
 
 
-def read_card(path):
-    """Return the Card in a file.
-
-    Raises:
-        UserError: it is missing or damaged; says where.
-    """
-    path = pathlib.Path(path)
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise UserError(
-            f'there is no card {path}, and without it nobody knows what pictures the net wants; {REMEDY}'
-        ) from None
-    except OSError as error:
-        raise UserError(f'cannot read the card {path}: {error.strerror}; {REMEDY}') from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f'the card {path} is no JSON; {REMEDY}') from error
-    return _card_of(path, content)
-
-
-def with_names(card, path):
-    """Return the card with the class names of a text file, one a line.
+def get_field(path: str | os.PathLike, content: dict, name: str, is_right: Callable, right: str, **optional):
+    """Return a field of a card, as 'input.size', for which is_right(value) holds; optional['default'] if it is missing.
 
     Raises:
-        UserError: it cannot be read, or has another number of lines than the net classes.
+        UserError: there is none, or a wrong one; `right` says what would be right.
     """
-    remedy = 'pass a file with the name of a class on each line'
-    try:
-        names = tuple(pathlib.Path(path).expanduser().read_text(encoding='utf-8-sig').splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, 'strerror', 'it is no text in UTF-8')
-        raise UserError(f"cannot read the names of the classes in '{path}': {reason}; {remedy}") from error
-    if len(names) != card.num_classes:
-        raise UserError(f"'{path}' has {len(names)} lines, the net {card.num_classes} classes; {remedy}")
-    return dataclasses.replace(card, names=names, ids=(None,) * len(names))
+    parent, _, key = name.rpartition('.')
+    fields = content[parent] if parent else content
+    if key not in fields and not optional:
+        raise UserError(f'the card {path} has no {name}; {REMEDY}')
+    value = fields.get(key, optional.get('default'))
+    if not is_right(value):
+        raise UserError(f'the card {path} has {name} {json.dumps(value):.60}, not {right}; {REMEDY}')
+    return value
 
 
-def _card_of(path, content):
-    """Return the Card that the JSON in a file means; the first field that is missing or wrong is a UserError."""
-
-    def refuse(name, value, right):
-        text = json.dumps(value)
-        text = text if len(text) < 60 else f'{text[:56]} ...'
-        raise UserError(f'the card {path} has {name} {text}, not {right}; {REMEDY}')
-
-    def get(name, is_right, right, **optional):
-        """Return a field, as 'input.size', for which is_right(value) holds; optional['default'] if it is missing."""
-        parent, _, key = name.rpartition('.')
-        fields = content[parent] if parent else content
-        if key not in fields and not optional:
-            raise UserError(f'the card {path} has no {name}; {REMEDY}')
-        value = fields.get(key, optional.get('default'))
-        if not is_right(value):
-            refuse(name, value, right)
-        return value
-
-    if not isinstance(content, dict):
-        refuse('the whole', content, 'an object')
-    num_classes = get('num_classes', lambda n: _is_whole(n, MAX_CLASSES), f'1..{MAX_CLASSES}')
-    words = f'at most {num_classes} names, or one of {", ".join(_TABLES)} that has {num_classes} classes'
-    labels = get('labels', lambda labels: _are_labels(labels, num_classes), words)
-    rows = [(None, name) for name in labels] if isinstance(labels, list) else _label_rows(labels)
-    rows += [(None, f'class {i}') for i in range(len(rows), num_classes)]  # those beyond a list are called so
-    ids, names = zip(*rows, strict=True)
-    fed = get('input', lambda fed: isinstance(fed, dict), 'an object')
-    convention = _converted_input(get) if 'scale' in fed else _own_input(get)
-    experiment = get('experiment', lambda value: value is None or isinstance(value, dict), 'an object', default=None)
-    spec = get('spec', *_ANYTHING)
-    try:
-        spec = resnet_spec.ResNetSpec.from_json(spec)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f'the card {path} has a spec of no net ({error}); {REMEDY}') from error
-    return Card(spec, num_classes, names, ids, **convention, experiment=experiment)
-
-
-def _own_input(get):
-    """Return fields of Card of a net of our own; `get` is that of _card_of."""
+def own_input(get: Callable) -> dict:
+    """Return the fields of card_reader.Card of a net of our own; `get` is get_field of its card."""
     channels = get('input.channels', ('RGB', 'grey').__contains__, "'RGB' or 'grey'")
-    net_size = get('input.size', _is_size, f'[height, width], each {_SIDES}')
+    net_size = get('input.size', _is_size, f'[height, width], each {SIDES}')
     size = get(
         'input.pad_from',
         lambda size: size is None or _is_size(size) and all(map(operator.le, size, net_size)),
@@ -217,35 +101,26 @@ def _own_input(get):
     )
     size = size or net_size
     return {
-        'normalization': get('input.normalization', *_NORMALIZATION),
+        'normalization': get('input.normalization', *NORMALIZATION),
         'num_channels': 3 if channels == 'RGB' else 1,
         'size': tuple(size),
         'net_size': tuple(net_size),
-        'resize': get('input.resize', *_resize(max(size)), default=None) or 'cover',
+        'resize': get('input.resize', *resize_from(max(size)), default=None) or 'cover',
     }
 
 
-def _converted_input(get):
-    """Return fields of Card of a converted net; `get` is that of _card_of."""
-    values = {name: get(f'input.{name}', *check) for name, check in _CONVERTED.items()}
-    values['resize'] = get('input.resize', *_resize(values['size']))
-    if get('input.normalization', *_ANYTHING, default=None) is not None:
-        values['normalization'] = get('input.normalization', *_NORMALIZATION)
-    fed = Input(**values)
-    return {
-        'normalization': fed.name,
-        'num_channels': 3,
-        'size': (fed.size, fed.size),
-        'net_size': (fed.size, fed.size),
-        'resize': fed.resize or 'squash',
-        'interpolation': fed.interpolation,
-    }
+def resize_from(least: int) -> tuple[Callable, str]:
+    """Return for get_field what a shorter side may be resized to before `least` pixels are cut out of it."""
+    return lambda resize: resize is None or is_side(resize) and resize >= least, f'null or {least}..{MAX_SIZE}'
 
 
-def _are_labels(labels, num_classes):
-    if isinstance(labels, list):
-        return len(labels) <= num_classes and all(isinstance(name, str) for name in labels)
-    return isinstance(labels, str) and _TABLES.get(labels, 0) in (num_classes, None)
+def is_side(value) -> bool:
+    """Return whether a value of a card is a number of pixels."""
+    return type(value) is int and 1 <= value <= MAX_SIZE
+
+
+def _is_size(size):
+    return isinstance(size, list) and len(size) == 2 and all(map(is_side, size))
 
 
 def _is_normalization(name):
@@ -255,47 +130,4 @@ def _is_normalization(name):
         return False
 
 
-def _is_size(size):
-    return isinstance(size, list) and len(size) == 2 and all(map(_is_side, size))
-
-
-def _is_side(value):
-    return _is_whole(value, MAX_SIZE)
-
-
-def _is_whole(value, most):
-    return type(value) is int and 1 <= value <= most
-
-
-def _is_number(value):
-    return type(value) in (int, float) and abs(value) < 1e30  # finite, also as float32
-
-
-def _are_numbers(values):
-    return isinstance(values, list) and len(values) == 3 and all(map(_is_number, values))
-
-
-def _resize(least):
-    return lambda resize: resize is None or _is_side(resize) and resize >= least, f'null or {least}..{MAX_SIZE}'
-
-
-# Fields of the input: which values are right, and how that is said.
-_SIDES = f'1..{MAX_SIZE}'
-_ANYTHING = lambda value: True, ''
-_NORMALIZATION = _is_normalization, f'one of {", ".join(NORMALIZATIONS)}'
-_CONVERTED = {
-    'channels': (('RGB', 'BGR').__contains__, "'RGB' or 'BGR'"),
-    'scale': (lambda scale: _is_number(scale) and scale > 0, 'a number above 0'),
-    'mean': (_are_numbers, 'three numbers'),
-    'std': (lambda std: _are_numbers(std) and min(std) > 0, 'three numbers above 0'),
-    'size': (_is_side, _SIDES),
-    'interpolation': (('bilinear', 'bicubic').__contains__, "'bilinear' or 'bicubic'"),
-}
-
-
-def _label_rows(table):
-    """Return [(id, name), ...] of a named table, [] of 'unknown'."""
-    if table == 'cifar10':
-        return [(None, name) for name in datasets.DATASETS['cifar10'].class_names]
-    rows = list(datasets.imagenet_classes())
-    return {'imagenet1000': rows, 'imagenet1001': [(None, 'background'), *rows], 'unknown': []}[table]
+NORMALIZATION = _is_normalization, f'one of {", ".join(NORMALIZATIONS)}'

@@ -12,7 +12,7 @@ from PIL import Image
 
 from official_resnet import layers
 from official_resnet.errors import UserError
-from official_resnet.inference import model_card
+from official_resnet.inference import card_reader
 from official_resnet.inputs import augmentation
 from official_resnet.inputs.images import PREDICTION, decode
 from official_resnet.inputs.normalization import NORMALIZATIONS
@@ -39,7 +39,7 @@ def load(path):
         path = path / 'model.keras'
     if path.suffix != '.keras' or not path.is_file():
         raise UserError(f"'{path}' is no .keras file and no model_dir; pass one of them")
-    card = model_card.read_card(path.with_suffix('.card.json'))
+    card = card_reader.read_card(path.with_suffix('.card.json'))
     try:
         with layers.deep_graph():
             model = keras.models.load_model(path, compile=False)
@@ -52,7 +52,7 @@ def load(path):
     if len(shapes) != 2 or not all(fit):
         raise UserError(
             f'{path} has inputs and outputs {shapes}, its card says {expected}: they do not belong '
-            f'together; {model_card.REMEDY}'
+            f'together; {card_reader.REMEDY}'
         )
     return model, card
 
@@ -81,7 +81,7 @@ def prepare(picture, card):
 
     Args:
         picture: a path, a PIL image, or an array uint8 [h, w, c] or [h, w].
-        card: model_card.Card.
+        card: card_reader.Card.
 
     Raises:
         UserError: it cannot be read; names it, if it is a path.

@@ -13,7 +13,7 @@ import keras
 
 from official_resnet import checkpoints, layers, resnet_model, resnet_spec
 from official_resnet.errors import UserError
-from official_resnet.inference import model_card
+from official_resnet.inference import card_reader
 from official_resnet.inputs import datasets
 from official_resnet.training.config import TrainConfig
 from official_resnet.training.optimizers import APPENDED_HEAD, HEAD
@@ -59,7 +59,7 @@ def describe(path: str | os.PathLike) -> Pretrained:
     card_path = path.with_suffix('.card.json')
     if not card_path.is_file():
         return Pretrained(num_classes=num_classes)
-    read = model_card.read_card(card_path)
+    read = card_reader.read_card(card_path)
     return Pretrained(read.spec, num_classes, read.normalization, read.net_size[0], read.experiment)
 
 
