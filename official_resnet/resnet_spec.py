@@ -244,3 +244,23 @@ class ResNetSpec:
             )
         if self.output_stride and self.stride_block == 'last':
             raise UserError(f"output_stride={self.output_stride} needs stride_block='first'")
+
+
+def cifar_spec(resnet_size: int, **axes: Any) -> ResNetSpec:
+    """Return the spec of a CIFAR network with 6n+2 layers, or 9n+2 with bottlenecks (1512.03385 Sec. 4.2).
+
+    >>> cifar_spec(20).group_blocks
+    (3, 3, 3)
+
+    Args:
+        resnet_size: number of layers that have weights, the shortcuts' not counted: 8, 14, 20, ...
+        **axes: further fields of ResNetSpec, for example version='2', shortcut='group'.
+
+    Raises:
+        UserError: no network has this number of layers, or a field is wrong.
+    """
+    layers = 9 if axes.get('block') == 'bottleneck' else 6
+    if resnet_size < layers + 2 or resnet_size % layers != 2:
+        below = max(layers + 2, (resnet_size - 2) // layers * layers + 2)
+        raise UserError(f'resnet_size={resnet_size} is not {layers}n+2; the nearest are {below} and {below + layers}')
+    return ResNetSpec(((resnet_size - 2) // layers,) * 3, **axes)

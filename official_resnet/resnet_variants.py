@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from official_resnet.errors import UserError
-from official_resnet.resnet_spec import ResNetSpec
+from official_resnet.resnet_spec import ResNetSpec, cifar_spec
 
 if TYPE_CHECKING:
     import keras
@@ -30,26 +30,6 @@ IMAGE_SHAPES = {
     'imagenet': (None, None, 3),
     'deep': (None, None, 3),
 }  # stem -> (height, width, channels) of the images; None is any size
-
-
-def cifar_spec(resnet_size: int, **axes: Any) -> ResNetSpec:
-    """Return the spec of a CIFAR network with 6n+2 layers, or 9n+2 with bottlenecks (1512.03385 Sec. 4.2).
-
-    >>> cifar_spec(20).group_blocks
-    (3, 3, 3)
-
-    Args:
-        resnet_size: number of layers that have weights, the shortcuts' not counted: 8, 14, 20, ...
-        **axes: further fields of ResNetSpec, for example version='2', shortcut='group'.
-
-    Raises:
-        UserError: no network has this number of layers, or a field is wrong.
-    """
-    layers = 9 if axes.get('block') == 'bottleneck' else 6
-    if resnet_size < layers + 2 or resnet_size % layers != 2:
-        below = max(layers + 2, (resnet_size - 2) // layers * layers + 2)
-        raise UserError(f'resnet_size={resnet_size} is not {layers}n+2; the nearest are {below} and {below + layers}')
-    return ResNetSpec(((resnet_size - 2) // layers,) * 3, **axes)
 
 
 def imagenet_spec(resnet_size: int, **axes: Any) -> ResNetSpec:

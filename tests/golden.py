@@ -58,7 +58,6 @@ EXPECTED = {
         'benchmark_build --child: *': 'it was internal; benchmarks.child starts the processes now',
         'read_ckpt --source: type': 'the families have another order',
         '* --data_format: type': 'any value is accepted, and ignored',
-        'read_ckpt --source: type': 'the families are listed in another order',
     },
     'imagenet': {'*': 'the warm-up counts images / batch size, a fraction, as official/resnet does'},
     'shortcuts': {'shortcuts.json: settings.*': 'where a training runs is no setting of an experiment'},
