@@ -24,7 +24,7 @@ from official_resnet import checkpoints, resnet_model
 from official_resnet.errors import UserError
 from official_resnet.inputs import datasets
 from official_resnet.training import devices, optimizers, step
-from official_resnet.training.config import TrainConfig, require_block
+from official_resnet.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from official_resnet.inputs.split import Split
@@ -142,7 +142,11 @@ def build_model(config: TrainConfig, split: 'Split', block: Callable | None = No
     Raises:
         UserError: the split has more classes than config.num_classes, or an experiment comes without its `block`.
     """
-    require_block(config, block)
+    if bool(config.experiment) != bool(block):
+        raise UserError(
+            f'config.experiment={config.experiment} and block={block} belong together; run the program of the '
+            'experiment, or pass block=experiments.blocks.make_block(config.experiment)'
+        )
     num_classes = config.num_classes or split.num_classes
     if num_classes < split.num_classes:
         raise UserError(

@@ -148,7 +148,7 @@ def test_no_two_fields_have_the_same_flag():
 
 @pytest.mark.parametrize('boundaries,factors', [((2, 1), (1, 1, 1)), ((1,), (1,)), ((), ())])
 def test_a_schedule_that_does_not_fit(boundaries, factors):
-    with pytest.raises(UserError, match='--lr_boundaries=.* must rise, and --lr_factors=.* one number more'):
+    with pytest.raises(UserError, match='--lr_boundaries=.* must rise, with one number more in --lr_factors='):
         Schedule('piecewise', boundaries, factors)
 
 

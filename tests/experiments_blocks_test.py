@@ -112,7 +112,7 @@ def test_a_run_is_not_rebuilt_without_its_block(cifar_dir, tmp_path):
     plain = make_config(cifar_dir, None, pretrained=str(tmp_path))
     other = {'gate': 'shortcut_only'}
     for call, message in (
-        (lambda: resnet_run_loop.evaluate(stored), "experiment, {'gate': 'exclusive'.*; run that, or pass block="),
+        (lambda: resnet_run_loop.evaluate(stored), "{'gate': 'exclusive'.* pass block="),
         (lambda: resnet_run_loop.evaluate(dataclasses.replace(stored, experiment=None)), 'group1_block1_gate'),
         (lambda: resnet_run_loop.train(plain, block=block), 'config.experiment'),
         (

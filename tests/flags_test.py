@@ -169,7 +169,7 @@ def test_home_folder_is_expanded_once(monkeypatch):
         (['--benchmark_logger_type', 'BenchmarkFileLogger'], 'benchmark_log_dir'),
         (['--recipe', 'slow'], 'recipe'),
         (['--lr_boundaries', '1,x'], 'comma list'),
-        (['--lr_boundaries', '1', '--lr_factors', '1'], '--lr_factors=1 must be one number more'),
+        (['--lr_boundaries', '1', '--lr_factors', '1'], 'one number more in --lr_factors=1'),
         (['--tfds', 'mnist', '-synth'], 'exclude'),
         (['--image_bytes_as_serving_input'], 'ImageNet'),
         (['--profile_steps', '9,3'], 'first,last'),

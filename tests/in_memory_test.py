@@ -136,7 +136,7 @@ def test_first_pictures():
     examples = numbered(9).first(4)
     assert examples.labels.tolist() == [0, 1, 2, 3] and len(examples.images) == 4
     assert examples.first(None) is examples
-    with pytest.raises(errors.UserError, match='num_train_images 10 of the 9 training images of numbered; pass 1..9'):
+    with pytest.raises(errors.UserError, match='--num_train_images=10 of the 9 training images of numbered; pass 1..9'):
         numbered(9).first(10)
 
 

@@ -439,7 +439,7 @@ def test_mistakes_of_transfer_and_folders_are_one_line(call, pictures, old_net, 
     (tmp_path / 'one' / 'class').mkdir(parents=True)
     new = ['--image_folder', pictures / 'new', '-pmcp', old_net]
     for args, message in (
-        ([*new, '-rs', '20'], '--resnet_size asks for'),
+        ([*new, '-rs', '20'], '--resnet_size=20'),
         ([*new[:2], '-pmcp', tmp_path / 'no'], 'cannot load'),
         ([*new, '--train_last_groups', '4', '--transfer', 'last'], 'pass 1..3'),
         ([*new, '--num_classes', '1'], 'num_classes'),

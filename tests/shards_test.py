@@ -236,7 +236,7 @@ def test_the_first_pictures(folder):
     first = read.first(8)
     assert (first.num_images, first.groups.tolist()) == (8, [0] * 6 + [1] * 2)
     assert read.first(None) is read
-    assert 'num_train_images 23 of the 22 training images of imagenet; pass 1..22' in message_of(read.first, 23)
+    assert '--num_train_images=23 of the 22 training images of imagenet; pass 1..22' in message_of(read.first, 23)
 
 
 # --- damage --------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 import os
+import re
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,15 +16,7 @@ from absl import flags
 
 from official_resnet.errors import UserError
 from official_resnet.resnet_spec import ResNetSpec
-from official_resnet.training.config import (
-    PRETRAINED,
-    MachineConfig,
-    Schedule,
-    TrainConfig,
-    flags_of,
-    part_of,
-    setting,
-)
+from official_resnet.training.config import PRETRAINED, MachineConfig, Schedule, TrainConfig, flags_of, part_of, setting
 
 MAX_INTEGER = 2**31 - 1  # of counts: TensorFlow keeps some in 32 bits
 MULTI_WORKER = 'multi_worker_mirrored'
@@ -75,6 +68,7 @@ class Program:
 
 _data = functools.partial(setting, group='Data')
 _evaluation = functools.partial(setting, group='Evaluation and export')
+_of_evaluation = functools.partial(_evaluation, streams=True, needs='eval_only')
 _workers = functools.partial(setting, group='Machine')
 _logging = functools.partial(setting, group='Logging')
 
@@ -83,7 +77,7 @@ _logging = functools.partial(setting, group='Logging')
 class RunOptions:
     """What a training program does besides: which data and recipe, evaluation, export, workers, logging."""
 
-    recipe: str = setting('', 'Named set of hyperparameters; a flag that is given overrides it.', group='Training')
+    recipe: str = setting('', 'Named hyperparameters; a flag that is given overrides them.', group='Training')
     dataset: str = _data('', 'Which data set.')
     tfds: str | None = _data(None, 'Train on a data set of tensorflow_datasets, by its name.')
     image_folder: str | None = _data(
@@ -98,24 +92,14 @@ class RunOptions:
     eval_only: bool = _evaluation(
         False, 'Evaluate the newest checkpoint in --model_dir, or a pretrained net; with --export_dir also export it.'
     )
-    eval_report: str | None = _evaluation(
-        None,
-        'Folder for report.json, per_class.csv and confusion.csv of --eval_only.',
-        streams=True,
-        is_path=True,
-        needs='eval_only',
+    eval_report: str | None = _of_evaluation(
+        None, 'Folder for report.json, per_class.csv and confusion.csv of --eval_only.', is_path=True
     )
-    ten_crop: bool = _evaluation(
-        False,
-        'Also evaluate the mean over the corners, the middle and their mirror images.',
-        streams=True,
-        needs='eval_only',
+    ten_crop: bool = _of_evaluation(
+        False, 'Also evaluate the mean over the corners, the middle and their mirror images.'
     )
     export_dir: str | None = _evaluation(
-        None,
-        'Folder below which a SavedModel is written: images in, classes and probabilities out.',
-        short='ed',
-        is_path=True,
+        None, 'Folder for a SavedModel: images in, classes and probabilities out.', short='ed', is_path=True
     )
     image_bytes_as_serving_input: bool = _evaluation(False, 'The SavedModel takes JPEG files; for ImageNet only.')
     fine_tune: bool = setting(False, 'The same as --transfer=head.', group='Transfer', short='ft', needs=PRETRAINED)
@@ -128,18 +112,12 @@ class RunOptions:
     task_index: int | None = _workers(
         None, 'Which of --worker_hosts this process is, from 0.', least=0, needs='worker_hosts'
     )
-    local_workers: int = _workers(
-        1, 'Number of workers to start on this machine, each with its share of the cores.', least=1
-    )
-    hooks: tuple[str, ...] = _logging(
-        ('LoggingTensorHook',), f'What to log, a comma list of {", ".join(HOOKS)}.', short='hk'
-    )
+    local_workers: int = _workers(1, 'Number of workers on this machine, which share its cores.', least=1)
+    hooks: tuple[str, ...] = _logging(('LoggingTensorHook',), f'What to log, a list of {", ".join(HOOKS)}.', short='hk')
     log_steps: int = _logging(100, 'Number of steps between the lines of --hooks.', least=1)
     enable_tensorboard: bool = _logging(False, 'Write TensorBoard summaries into --model_dir.')
     profile_steps: str | None = _logging(None, "Profile the steps 'first,last' for TensorBoard, as 10,20.")
-    benchmark_log_dir: str | None = _logging(
-        None, 'Folder for metric.log and benchmark_run.log.', short='bld', is_path=True
-    )
+    benchmark_log_dir: str | None = _logging(None, 'Folder for benchmark logs.', short='bld', is_path=True)
     benchmark_logger_type: str = _logging(
         'BaseBenchmarkLogger',
         'BaseBenchmarkLogger prints its metrics, BenchmarkFileLogger writes them into --benchmark_log_dir.',
@@ -152,7 +130,8 @@ class RunOptions:
         wrong = [name for name in self.hooks if name.lower() not in names]
         if wrong:
             raise UserError(f'--hooks={",".join(wrong)} must be of {", ".join(HOOKS)}, in any case')
-        if self.profile_steps is not None and not _is_range(self.profile_steps):
+        steps = re.fullmatch(r'(\d{1,9}),(\d{1,9})', self.profile_steps or '', re.ASCII)
+        if self.profile_steps is not None and not (steps and int(steps[1]) <= int(steps[2])):
             raise UserError(f"--profile_steps={self.profile_steps}: pass 'first,last', as 10,20")
         if self.benchmark_logger_type == 'BenchmarkFileLogger' and not self.benchmark_log_dir:
             raise UserError('--benchmark_logger_type=BenchmarkFileLogger needs --benchmark_log_dir; pass both')
@@ -355,18 +334,9 @@ def _require_partners(values, chosen, program):
         raise UserError(f'--fine_tune is --transfer=head, not --transfer={values.transfer}; pass one of them')
     if values.image_bytes_as_serving_input and not program.streams:
         raise UserError('--image_bytes_as_serving_input is for ImageNet; small images are exported as arrays')
-    for flag, is_one in (('worker_hosts', not values.worker_hosts), ('local_workers', values.local_workers == 1)):
-        if not is_one and values.distribution_strategy not in ('default', MULTI_WORKER):
-            raise UserError(
-                f'--{flag} needs --distribution_strategy={MULTI_WORKER}, not {values.distribution_strategy}; leave '
-                'that out'
-            )
-
-
-def _is_range(text):
-    parts = text.split(',')
-    return (
-        len(parts) == 2
-        and all(part.isdecimal() and len(part) < 10 for part in parts)
-        and (int(parts[0]) <= int(parts[1]))
+    asks_for_workers = (
+        '--worker_hosts' if values.worker_hosts else '--local_workers' if values.local_workers > 1 else ''
     )
+    if asks_for_workers and values.distribution_strategy not in ('default', MULTI_WORKER):
+        strategy = f'--distribution_strategy={MULTI_WORKER}, not {values.distribution_strategy}'
+        raise UserError(f'{asks_for_workers} needs {strategy}; leave that out')

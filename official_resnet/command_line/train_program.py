@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from official_resnet import files
@@ -81,7 +82,6 @@ def _train(config, options, row, given_axes):
         return team.follow(config)
     if options.clean:
         checkpoints.clean(config.machine.model_dir)
-    _make_folder(config.machine.model_dir)
     _show(config, options.recipe)
     try:
         result = resnet_run_loop.train(config, _callbacks(config, options))
@@ -120,27 +120,15 @@ def _require_other_model_dir(model_dir, pretrained):
         raise UserError(f"the pretrained net {pretrained} is in model_dir '{model_dir}'; pass another --model_dir")
 
 
-def _make_folder(model_dir):
-    try:
-        os.makedirs(model_dir, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make model_dir '{model_dir}': {error.strerror}; pass another --model_dir") from error
-
-
 def _show(config, recipe):
     """Print the resolved configuration."""
     values = config.to_json()
     flat = {key: value for key, value in values.items() if key not in ('spec', 'schedule', 'machine')}
     flat |= values['machine']
     flat |= {f'{part}.{key}': value for part in ('spec', 'schedule') for key, value in values[part].items()}
-    print(f'recipe {recipe}:')
-    line = ''
-    for text in (f'{key}={value}' for key, value in flat.items() if value is not None):
-        if len(line) + len(text) > 110:
-            print(f'  {line}')
-            line = ''
-        line += f'{text}  '
-    print(f'  {line}', flush=True)
+    text = '  '.join(f'{key}={value}' for key, value in flat.items() if value is not None)
+    indent = {'initial_indent': '  ', 'subsequent_indent': '  '}
+    print(f'recipe {recipe}:', *textwrap.wrap(text, 112, **indent, break_on_hyphens=False), sep='\n', flush=True)
 
 
 def _store(config, recipe):
@@ -164,12 +152,8 @@ def _callbacks(config, options):
         callbacks.MetricsJSON(config.machine.model_dir),
         keras.callbacks.LambdaCallback(on_train_begin=lambda logs: _store(config, options.recipe)),
     ]
-    if (
-        options.benchmark_log_dir
-        or options.enable_tensorboard
-        or options.profile_steps
-        or hooks - {'loggingtensorhook'}
-    ):
+    asks_for_logs = options.benchmark_log_dir or options.enable_tensorboard or options.profile_steps
+    if asks_for_logs or hooks - {'loggingtensorhook'}:
         from official_resnet.command_line import more_logging
 
         chosen += more_logging.callbacks_of(config, options, hooks)
@@ -196,15 +180,9 @@ def _finish(config, result, options):
             f'test accuracy {tests[-1]["accuracy"]:.4f} after epoch {tests[-1]["epoch"]} (step {result.step}); '
             f'best {best["accuracy"]:.4f} after epoch {best["epoch"]}'
         )
-    paths = [
-        final,
-        card,
-        model_dir / checkpoints.METRICS_FILE,
-        model_dir / 'config.json',
-        *checkpoints.paths(model_dir / 'checkpoints')[-1:],
-    ]
-    paths += _draw_curves(model_dir)
-    for path in paths:
+    paths = [final, card, model_dir / checkpoints.METRICS_FILE, model_dir / 'config.json']
+    paths += checkpoints.paths(model_dir / 'checkpoints')[-1:]
+    for path in [*paths, *_draw_curves(model_dir)]:
         print(f'  {path}')
     if options.export_dir:
         from official_resnet.command_line import evaluate_program

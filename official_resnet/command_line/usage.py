@@ -12,65 +12,44 @@ from official_resnet.command_line.flags import Program, fields_of, settings
 WIDTH = 80  # columns
 _HEADINGS = ('Data', 'Network', 'Training', 'Transfer', 'Evaluation and export', 'Machine', 'Logging')
 _KINDS = {'int': 'N', 'float': 'X', 'string': 'TEXT', 'number': 'X'}  # of absl -> here
-# What other programs call it -> what it is called here, in the order of preference.
+# A flag here -> what other programs call it. Where two flags have the same other name, the first one is preferred.
 OTHER_NAMES = {
-    'learning_rate': ('base_learning_rate',),
-    'lr': ('base_learning_rate', 'learning_rate'),
-    'initial_learning_rate': ('base_learning_rate',),
-    'scheduler': ('lr_schedule',),
-    'lr_scheduler': ('lr_schedule',),
-    'warmup': ('warmup_epochs',),
-    'epochs': ('train_epochs',),
-    'num_epochs': ('train_epochs',),
-    'steps': ('max_train_steps',),
-    'max_steps': ('max_train_steps',),
-    'train_steps': ('max_train_steps',),
-    'batch': ('batch_size',),
-    'train_batch_size': ('batch_size',),
-    'bs': ('batch_size',),
-    'wd': ('weight_decay',),
-    'opt': ('optimizer',),
-    'smoothing': ('label_smoothing',),
-    'model': ('resnet_size',),
-    'arch': ('resnet_size',),
-    'depth': ('resnet_size', 'depths'),
-    'layers': ('resnet_size', 'depths'),
-    'num_layers': ('resnet_size',),
-    'size': ('resnet_size',),
-    'data': ('data_dir',),
-    'data_path': ('data_dir', 'image_folder'),
-    'dataset_dir': ('data_dir',),
-    'dataset': ('tfds',),
-    'output': ('model_dir', 'output_dir'),
-    'output_dir': ('model_dir',),
-    'checkpoint_dir': ('model_dir',),
-    'save_dir': ('model_dir',),
-    'resume': ('model_dir',),
-    'pretrained': ('pretrained_model_checkpoint_path',),
-    'weights': ('pretrained_model_checkpoint_path', 'model'),
-    'finetune': ('fine_tune',),
-    'evaluate': ('eval_only',),
-    'eval': ('eval_only',),
-    'gpus': ('num_gpus',),
-    'workers': ('local_workers',),
-    'num_workers': ('datasets_num_private_threads',),
-    'precision': ('dtype',),
-    'amp': ('dtype',),
-    'fp16': ('dtype',),
-    'bf16': ('dtype',),
-    'mixed_precision': ('dtype',),
-    'tensorboard': ('enable_tensorboard',),
-    'topk': ('top',),
-    'image': ('image_folder',),
-    'input_size': ('image_size',),
-    'img_size': ('image_size',),
+    'base_learning_rate': 'learning_rate lr initial_learning_rate',
+    'learning_rate': 'lr',
+    'lr_schedule': 'scheduler lr_scheduler',
+    'warmup_epochs': 'warmup',
+    'train_epochs': 'epochs num_epochs',
+    'max_train_steps': 'steps max_steps train_steps',
+    'batch_size': 'batch train_batch_size bs',
+    'weight_decay': 'wd',
+    'optimizer': 'opt',
+    'label_smoothing': 'smoothing',
+    'resnet_size': 'model arch depth layers num_layers size',
+    'depths': 'depth layers',
+    'data_dir': 'data data_path dataset_dir',
+    'image_folder': 'data_path image',
+    'tfds': 'dataset',
+    'model_dir': 'output output_dir checkpoint_dir save_dir resume',
+    'output_dir': 'output',
+    'pretrained_model_checkpoint_path': 'pretrained weights',
+    'model': 'weights',
+    'fine_tune': 'finetune',
+    'eval_only': 'evaluate eval',
+    'num_gpus': 'gpus',
+    'local_workers': 'workers',
+    'datasets_num_private_threads': 'num_workers',
+    'dtype': 'precision amp fp16 bf16 mixed_precision',
+    'enable_tensorboard': 'tensorboard',
+    'top': 'topk',
+    'image_size': 'input_size img_size',
 }
 
 
 def unknown(name: str, values: flags.FlagValues) -> str:
     """Return what to say of an unknown flag: its name, and the flag that was probably meant."""
     bare = name.replace('-', '_')
-    known = [bare, *OTHER_NAMES.get(bare, ()), *difflib.get_close_matches(bare[:100], list(values), 1, 0.7)]
+    meant_by_others = [flag for flag, others in OTHER_NAMES.items() if bare in others.split()]
+    known = [bare, *meant_by_others, *difflib.get_close_matches(bare[:100], list(values), 1, 0.7)]
     meant = next((other for other in known if other in values), None)
     return f'there is no flag --{name}' + (f'; use --{values[meant].name}' if meant else '')
 

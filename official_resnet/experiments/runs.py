@@ -174,7 +174,7 @@ def curves_of(lines):
 def inference_error(model, config):
     """Return the error, in %, of a model in inference mode on its training pictures, not augmented."""
     examples = resnet_run_loop.read(config, 'train')
-    strategy = devices.make_strategy(config.machine.num_gpus, config.machine.distribution_strategy, config.batch_size)
+    strategy = devices.make_strategy(config.machine, config.batch_size)
     evaluate_batch = step.make_evaluate_function(strategy, model)
     batches = examples.evaluation_batches(config.batch_size)
     correct = sum(float(evaluate_batch(images, labels)[1]) for images, labels in batches)

@@ -31,27 +31,15 @@ class Progress(keras.callbacks.Callback):
 
     def __init__(self, log_steps: int = 100, quicker: str | None = None, stream: TextIO | None = None):
         super().__init__()
-        self.log_steps = log_steps
-        self.quicker = quicker
-        self.stream = stream or sys.stderr
-        self._bar = None
-        self._calls = 0
-        self._logged = 0
+        self.log_steps, self.quicker, self.stream = log_steps, quicker, stream or sys.stderr
+        self._bar, self._calls, self._logged = None, 0, 0
 
     def on_epoch_begin(self, epoch, logs=None):
-        images = self.params['steps'] * self.params['batch_size']
-        done = self.params['first_step'] % self.params['steps'] if not self._calls else 0
-        self._bar = tqdm.tqdm(
-            total=images,
-            initial=done * self.params['batch_size'],
-            unit=' images',
-            unit_scale=True,
-            leave=False,
-            desc=f'epoch {epoch + 1}/{self.params["epochs"]}',
-            file=self.stream,
-            dynamic_ncols=True,
-            disable=not self.stream.isatty(),
-        )
+        steps, batch_size = self.params['steps'], self.params['batch_size']
+        done = self.params['first_step'] % steps if not self._calls else 0
+        options = {'unit': ' images', 'unit_scale': True, 'leave': False, 'dynamic_ncols': True, 'file': self.stream}
+        options |= {'desc': f'epoch {epoch + 1}/{self.params["epochs"]}', 'disable': not self.stream.isatty()}
+        self._bar = tqdm.tqdm(total=steps * batch_size, initial=done * batch_size, **options)
 
     def on_train_batch_end(self, batch, logs=None):
         self._calls += 1
@@ -61,26 +49,22 @@ class Progress(keras.callbacks.Callback):
         self._bar.update((batch + 1) * self.params['batch_size'] - self._bar.n)
         step = int(logs['step'])  # Keras turns the numbers in logs into floats
         if self._bar.disable and self.log_steps and step // self.log_steps > self._logged // self.log_steps:
-            print(
-                f'step {step}: loss {logs["loss"]:.4f}, accuracy {logs["accuracy"]:.4f}, '
-                f'learning rate {logs["learning_rate"]:.5g}, {logs["images_per_second"]:.0f} images/s',
-                flush=True,
-            )
+            rates = f'learning rate {logs["learning_rate"]:.5g}, {logs["images_per_second"]:.0f} images/s'
+            print(f'step {step}: {self._train_text(logs)}, {rates}', flush=True)
         self._logged = step
 
     def on_epoch_end(self, epoch, logs=None):
         self._bar.close()
-        text = (
-            f'epoch {epoch + 1}/{self.params["epochs"]}: loss {logs["loss"]:.4f}, accuracy {logs["accuracy"]:.4f}, '
-            f'{logs["images_per_second"]:.0f} images/s'
-        )
-        if 'val_accuracy' in logs:
-            text += f'; {self._test_text(logs)}'
-        print(text, flush=True)
+        text = f'{self._train_text(logs)}, {logs["images_per_second"]:.0f} images/s'
+        text += f'; {self._test_text(logs)}' if 'val_accuracy' in logs else ''
+        print(f'epoch {epoch + 1}/{self.params["epochs"]}: {text}', flush=True)
 
     def on_train_end(self, logs=None):
         if logs:
             print(self._test_text(logs), flush=True)
+
+    def _train_text(self, logs):
+        return f'loss {logs["loss"]:.4f}, accuracy {logs["accuracy"]:.4f}'
 
     def _test_text(self, logs):
         return f'test loss {logs["val_loss"]:.4f}, test accuracy {logs["val_accuracy"]:.4f}'
@@ -95,10 +79,8 @@ class Progress(keras.callbacks.Callback):
 
     def _say_expected_time(self, logs):
         seconds = (self.params['last_step'] - logs['step']) * self.params['batch_size'] / logs['images_per_second']
-        text = (
-            f'expected time: {format_seconds(seconds)} at {logs["images_per_second"]:.0f} images/s, '
-            'evaluation not counted'
-        )
+        rate = f'{logs["images_per_second"]:.0f} images/s'
+        text = f'expected time: {format_seconds(seconds)} at {rate}, evaluation not counted'
         if self.quicker and seconds > self.LONG:
             text += f'; no GPU was found: {self.quicker}'
         tqdm.tqdm.write(text, file=sys.stdout)
@@ -120,10 +102,8 @@ class MetricsJSON(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [
-            line for line in checkpoints.read_metrics(self.path.parent) if line['step'] <= self.params['first_step']
-        ]
-        files.write_text(self.path, ''.join(json.dumps(line) + '\n' for line in kept))
+        lines, first_step = checkpoints.read_metrics(self.path.parent), self.params['first_step']
+        files.write_text(self.path, ''.join(json.dumps(line) + '\n' for line in lines if line['step'] <= first_step))
 
     def on_epoch_end(self, epoch, logs=None):
         self._epoch = epoch + 1
@@ -136,18 +116,10 @@ class MetricsJSON(keras.callbacks.Callback):
             self._write('test', 'val_', logs)
 
     def _write(self, split, prefix, logs):
-        line = {
-            'split': split,
-            'epoch': self._epoch,
-            'step': int(logs['step']),
-            'loss': logs[f'{prefix}loss'],
-            'accuracy': logs[f'{prefix}accuracy'],
-            'learning_rate': logs['learning_rate'],
-            'images_per_second': logs[f'{prefix}images_per_second'],
-            'seconds': logs[f'{prefix}seconds'],
-        }
-        if f'{prefix}accuracy_top_5' in logs:
-            line['accuracy_top_5'] = logs[f'{prefix}accuracy_top_5']
+        names = ('loss', 'accuracy', 'learning_rate', 'images_per_second', 'seconds', 'accuracy_top_5')
+        found = {name: logs.get(prefix + name, logs.get(name)) for name in names}
+        line = {'split': split, 'epoch': self._epoch, 'step': int(logs['step'])}
+        line |= {name: value for name, value in found.items() if value is not None}
         with open(self.path, 'a', encoding='utf-8') as file:
             file.write(json.dumps(line) + '\n')
 

@@ -79,10 +79,13 @@ _data = functools.partial(setting, group='Data', is_identity=True)
 _network = functools.partial(setting, group='Network', is_identity=True)
 _training = functools.partial(setting, group='Training')
 _rate = functools.partial(setting, group='Training', is_open=True)
-_transfer = functools.partial(setting, group='Transfer', is_identity=True)
+_transfer = functools.partial(setting, **{'group': 'Transfer', 'is_identity': True, 'needs': PRETRAINED})
 _folder = functools.partial(setting, group='Data', is_path=True)
 _machine = functools.partial(setting, group='Machine')
-_threads = functools.partial(_machine, 0, least=0, most=MAX_THREADS)
+
+
+def _threads(text, flag, short=None):
+    return _machine(0, text, flag=flag, short=short, least=0, most=MAX_THREADS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +101,7 @@ class Schedule:
         choices=('piecewise', 'cosine', 'one_cycle', 'constant'),
     )
     boundaries: tuple[float, ...] = _rate((), 'Epochs at which a piecewise rate changes.', flag='lr_boundaries')
-    factors: tuple[float, ...] = _rate(
-        (1.0,), 'Factors of a piecewise rate, one more than --lr_boundaries.', flag='lr_factors'
-    )
+    factors: tuple[float, ...] = _rate((1.0,), 'Factors of the rate, one more than boundaries.', flag='lr_factors')
     peak: float = setting(0.25, 'Fraction of the training at which one_cycle peaks.', flag=None, above=0, below=1)
     warmup_epochs: float = _rate(0.0, 'Number of epochs in which the rate first rises linearly from 0.', least=0)
 
@@ -111,31 +112,17 @@ class Schedule:
         check(self)
         if len(self.factors) != len(self.boundaries) + 1 or list(self.boundaries) != sorted(self.boundaries):
             boundaries, factors = (','.join(f'{value:g}' for value in of) for of in (self.boundaries, self.factors))
-            raise UserError(
-                f'--lr_boundaries={boundaries} must rise, and --lr_factors={factors} must be one number more'
-            )
+            raise UserError(f'--lr_boundaries={boundaries} must rise, with one number more in --lr_factors={factors}')
 
 
 @dataclasses.dataclass(frozen=True)
 class MachineConfig:
     """Where a training runs, which may change when it is continued; `TrainConfig.machine`."""
 
-    data_dir: str | None = _folder(
-        None, 'Folder of the data set, which is fetched into it if it is missing.', short='dd'
-    )
-    model_dir: str | None = _folder(
-        None, 'Folder of checkpoints, metrics and the final model. A run that is there is continued.', short='md'
-    )
-    save_checkpoint_minutes: float = _machine(
-        10.0, 'Minutes between checkpoints inside an epoch; there is one after each epoch anyway.', least=0
-    )
-    steps_per_call: int = _machine(
-        0,
-        'Number of steps that the compiled loop runs before control returns to Python. 0 chooses a number that takes '
-        'about one second.',
-        flag='steps_per_loop',
-        least=0,
-    )
+    data_dir: str | None = _folder(None, 'Folder of the data set; a missing one is fetched into it.', short='dd')
+    model_dir: str | None = _folder(None, 'Folder of the run, which is continued if it is there.', short='md')
+    save_checkpoint_minutes: float = _machine(10.0, 'Minutes between checkpoints inside an epoch.', least=0)
+    steps_per_call: int = _machine(0, 'Steps in a call of TensorFlow; 0: a second.', flag='steps_per_loop', least=0)
     num_gpus: int | None = _machine(None, 'Number of GPUs: one if there is one, -1 for all.', short='ng', least=-1)
     distribution_strategy: str = _machine(
         'default',
@@ -149,17 +136,12 @@ class MachineConfig:
     )
     enable_xla: bool = _machine(False, 'Compile the training step with XLA, which is slower on a CPU.')
     inter_op_threads: int = _threads(
-        text='Number of operations that run side by side; 0 for as many as there are cores.',
-        flag='inter_op_parallelism_threads',
-        short='inter',
+        'Operations side by side; 0 for one a core.', 'inter_op_parallelism_threads', 'inter'
     )
     intra_op_threads: int = _threads(
-        text='Number of threads of one operation; 0 for all cores.', flag='intra_op_parallelism_threads', short='intra'
+        'Threads of an operation; 0 for all cores.', 'intra_op_parallelism_threads', 'intra'
     )
-    input_threads: int = _threads(
-        text='Number of threads of the input pipeline; 0 for all cores where images are decoded, else for one.',
-        flag='datasets_num_private_threads',
-    )
+    input_threads: int = _threads('Threads of the input; 0 for as many as it needs.', 'datasets_num_private_threads')
 
     def __post_init__(self):
         check(self)
@@ -205,9 +187,7 @@ class TrainConfig:
     )
     augment: bool = _data(True, 'Crop and flip the training images at random.')
     flip: bool = _data(True, 'Whether --augment flips. A mirrored digit is a different digit, or none.', is_open=True)
-    num_classes: int | None = _network(
-        None, 'Number of logits, if not that of the classes in the data set.', least=2, most=MAX_CLASSES
-    )
+    num_classes: int | None = _network(None, 'Number of logits; without, one a class.', least=2, most=MAX_CLASSES)
     background: bool = _network(
         False,
         'Logit 0 stands for no class (1001 logits), as in official/resnet.',
@@ -215,20 +195,12 @@ class TrainConfig:
         streams=True,
         is_open=True,
     )
-    experiment: dict | None = _network(
-        None,
-        'What the block function that is passed to the loop changes; None if there is no such function.',
-        flag=None,
-    )
+    experiment: dict | None = _network(None, 'What the block function that the loop is passed changes.', flag=None)
     train_epochs: int = _rate(182, 'Number of epochs to train in total, over all restarts.', short='te', least=1)
-    max_train_steps: int | None = _training(
-        None, 'Stop at this step, counted over all restarts, if it comes first.', short='mts', least=1
-    )
+    max_train_steps: int | None = _training(None, 'Stop at this step, over all restarts.', short='mts', least=1)
     batch_size: int = _rate(128, 'Number of images in a step, over all devices.', short='bs', least=1, is_identity=True)
     epochs_between_evals: int = _rate(1, 'Evaluate after so many epochs, and after the last.', short='ebe', least=1)
-    stop_threshold: float | None = _training(
-        None, 'Stop when the test accuracy, 0 to 1, reaches this value.', short='st', least=0, most=1
-    )
+    stop_threshold: float | None = _training(None, 'Stop at this test accuracy, 0 to 1.', short='st', least=0, most=1)
     optimizer: str = _rate(
         'momentum', 'SGD with momentum, or Adam (arXiv:1412.6980).', choices=('momentum', 'adam'), is_identity=True
     )
@@ -241,9 +213,7 @@ class TrainConfig:
     schedule: Schedule = setting(Schedule(), 'Course of the learning rate, in epochs.', flag=None)
     momentum: float = _rate(0.9, 'Momentum of SGD.', least=0, most=1)
     nesterov: bool = _rate(False, "Use Nesterov's momentum.")
-    weight_decay: float = _rate(
-        2e-4, 'L2 weight decay: the gradient of each weight grows by it times the weight.', least=0
-    )
+    weight_decay: float = _rate(2e-4, 'L2 weight decay: the gradient grows by it times the weight.', least=0)
     decay: str = _rate('all', 'Which weights decay.', choices=('all', 'kernels', 'no_batch_norm'))
     label_smoothing: float = _rate(
         0.0, 'Probability that is spread over all classes (arXiv:1512.00567 Sec. 7).', least=0, most=0.999
@@ -258,7 +228,7 @@ class TrainConfig:
     loss_scale: float | str | None = _training(
         None, "Factor of the loss, a number or 'dynamic'; 128 with fp16 and 1 otherwise.", short='ls'
     )
-    sync_batch_norm: bool = _machine(False, 'Batch norms use the statistics of all devices together.', is_identity=True)
+    sync_batch_norm: bool = _machine(False, 'Batch norms use the statistics of all devices.', is_identity=True)
     pretrained: str | None = setting(
         None,
         'Start from the weights of this model_dir or .keras file; the network is its network. With --eval_only, '
@@ -273,7 +243,6 @@ class TrainConfig:
         'What is trained of the pretrained net: all of it, the last groups and the head, or the head (the last layer) '
         'alone, on features that are computed once. head turns --augment off unless that is given.',
         choices=('all', 'last', 'head'),
-        needs=PRETRAINED,
         is_open=True,
     )
     train_last_groups: int = _transfer(
@@ -283,13 +252,10 @@ class TrainConfig:
         'replace',
         'A new last layer replaces the pretrained one, or is appended to it, or the pretrained one is kept.',
         choices=('replace', 'append', 'keep'),
-        needs=PRETRAINED,
     )
-    pretrained_classes: int | None = _transfer(
-        None, 'Logits of the pretrained net, to which a head is appended.', flag=None
-    )
-    backbone_learning_rate_factor: float = setting(
-        1.0, 'Factor of the rate of all layers but the last.', group='Transfer', above=0, needs=PRETRAINED
+    pretrained_classes: int | None = _transfer(None, 'Logits of a pretrained net with an appended head.', flag=None)
+    backbone_learning_rate_factor: float = _transfer(
+        1.0, 'Factor of the rate of all layers but the last.', above=0, is_identity=False
     )
     machine: MachineConfig = setting(MachineConfig(), 'Where it runs.', flag=None)
 
@@ -370,14 +336,3 @@ class TrainConfig:
             raise UserError(
                 f'an older version of this program stored the run ({reason}); train it again in another --model_dir'
             ) from None
-
-
-def require_block(config: TrainConfig, block: Callable | None) -> None:
-    """Refuse the network of an experiment without its block function, and a block function that no experiment names."""
-    if config.experiment and not block:
-        raise UserError(
-            f'the network is that of an experiment, {config.experiment}, which only the program of this experiment '
-            'can build; run that, or pass block=experiments.blocks.make_block(config.experiment)'
-        )
-    if block and not config.experiment:
-        raise UserError('block=... builds another network than the spec says; name the change in config.experiment')

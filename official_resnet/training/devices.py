@@ -15,7 +15,7 @@ from official_resnet.errors import UserError
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from official_resnet.training.config import TrainConfig
+    from official_resnet.training.config import MachineConfig, TrainConfig
 
 POLICIES = {'fp32': 'float32', 'bf16': 'mixed_bfloat16', 'fp16': 'mixed_float16'}  # a TrainConfig's dtype -> Keras'
 
@@ -43,15 +43,18 @@ def has_gpu() -> bool:
     return bool(tf.config.list_physical_devices('GPU'))
 
 
-def best_dtype() -> str:
-    """Return 'bf16' where the GPU or CPU computes in bfloat16 itself, else 'fp32'."""
+def known_dtype(dtype: str) -> str:
+    """Return a precision: 'auto' is 'bf16' where the GPU or CPU computes in bfloat16 itself, else 'fp32'."""
     import tensorflow as tf
 
+    if dtype != 'auto':
+        return dtype
     gpus = tf.config.list_physical_devices('GPU')
     if gpus:
         capability = tf.config.experimental.get_device_details(gpus[0]).get('compute_capability', (0, 0))
         return 'bf16' if capability >= (8, 0) else 'fp32'  # Ampere
-    return 'bf16' if {'amx_bf16', 'avx512_bf16', 'bf16'} & _cpu_flags() else 'fp32'
+    cpu_flags = (_cpu_field('flags') or _cpu_field('Features')).split()
+    return 'bf16' if {'amx_bf16', 'avx512_bf16', 'bf16'} & set(cpu_flags) else 'fp32'
 
 
 class Process:
@@ -100,19 +103,11 @@ def this_process(config: 'TrainConfig') -> Process:
     Raises:
         UserError: devices or workers that are not there, or a batch that does not divide by their number.
     """
-    machine = config.machine
-    if machine.distribution_strategy == 'multi_worker_mirrored':
+    if config.machine.distribution_strategy == 'multi_worker_mirrored':
         from official_resnet.training import workers
 
-        return workers.Worker(config.batch_size, machine.all_reduce_alg)
-    return Process(
-        make_strategy(machine.num_gpus, machine.distribution_strategy, config.batch_size, machine.all_reduce_alg)
-    )
-
-
-def known_dtype(dtype: str) -> str:
-    """Return a precision, 'auto' being the best one."""
-    return best_dtype() if dtype == 'auto' else dtype
+        return workers.Worker(config.batch_size, config.machine.all_reduce_alg)
+    return Process(make_strategy(config.machine, config.batch_size))
 
 
 @contextlib.contextmanager
@@ -148,16 +143,8 @@ def catch_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def make_strategy(
-    num_gpus: int | None, distribution_strategy: str, batch_size: int, all_reduce_alg: str | None = None
-) -> 'tf.distribute.Strategy':
-    """Return the tf.distribute.Strategy of these flags in one process.
-
-    Args:
-        num_gpus: None takes one if there is one, -1 all.
-        distribution_strategy: 'off', 'default' (by num_gpus), 'one_device' or 'mirrored'.
-        batch_size: images a step, over all devices.
-        all_reduce_alg: 'ring' or 'nccl'; None is TensorFlow's choice.
+def make_strategy(machine: 'MachineConfig', batch_size: int) -> 'tf.distribute.Strategy':
+    """Return the tf.distribute.Strategy of a MachineConfig in one process.
 
     Raises:
         UserError: more GPUs asked for than are there, or a batch that does not divide by them.
@@ -165,20 +152,21 @@ def make_strategy(
     import tensorflow as tf
 
     gpus = tf.config.list_logical_devices('GPU')
-    count = min(len(gpus), 1) if num_gpus is None else len(gpus) if num_gpus == -1 else num_gpus
+    asked, kind = machine.num_gpus, machine.distribution_strategy
+    count = min(len(gpus), 1) if asked is None else len(gpus) if asked == -1 else asked
     if count > len(gpus):
         raise UserError(
             f'--num_gpus={count}, but TensorFlow sees {len(gpus)}; lower --num_gpus, or pip install '
             "'tensorflow[and-cuda]' and check the driver with nvidia-smi"
         )
-    if distribution_strategy == 'off' and count > 1:
+    if kind == 'off' and count > 1:
         raise UserError(f"--num_gpus={count} needs --distribution_strategy=mirrored, not 'off'")
-    if distribution_strategy == 'mirrored' or (distribution_strategy == 'default' and count > 1):
+    if kind == 'mirrored' or (kind == 'default' and count > 1):
         devices = gpus[:count] or tf.config.list_logical_devices('CPU')
         from official_resnet.training import replicas
 
-        strategy = replicas.mirror(tuple(device.name for device in devices), all_reduce_alg)
-    elif distribution_strategy == 'off':
+        strategy = replicas.mirror(tuple(device.name for device in devices), machine.all_reduce_alg)
+    elif kind == 'off':
         strategy = tf.distribute.get_strategy()
     else:
         strategy = tf.distribute.OneDeviceStrategy('GPU:0' if count else 'CPU:0')
@@ -215,10 +203,6 @@ def machine_info() -> dict:
 def cpu_model() -> str:
     """Return the CPU's name as the system gives it."""
     return _cpu_field('model name') or platform.processor() or platform.machine()
-
-
-def _cpu_flags():
-    return set(_cpu_field('flags').split() or _cpu_field('Features').split())
 
 
 def _cpu_field(name):
