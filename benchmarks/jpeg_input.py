@@ -139,7 +139,7 @@ def num_cores() -> int:
 def training_batches(resize: str, batch_size: int, steps: int, folder: str) -> 'tf.data.Dataset':
     """Return so many batches of training, tf.data.Dataset, normalised as torchvision's; files are repeated in turn."""
     from official_resnet.inputs import streamed
-    from official_resnet.inputs.normalization import PUBLISHED
+    from official_resnet.inputs.affine import PUBLISHED
     from official_resnet.inputs.views import Views
 
     files = list(itertools.islice(itertools.cycle(list_files(folder)), steps * batch_size))

@@ -54,7 +54,7 @@ def measure_images(size: float) -> dict:
         groups = np.sort(np.arange(count, dtype=np.int32) % 1024)
 
         def first(step, count=count, groups=groups):
-            return next(iter(in_memory.training_rows(count, 256, 0, step, 1, streamed.mix_groups(groups))))
+            return next(iter(in_memory.training_rows(count, 256, 0, step, 1, (0, 1), streamed.mix_groups(groups))))
 
         late = count // 256 - 1
         with Peak(resident_bytes) as memory:
@@ -155,7 +155,7 @@ def measure_memory(size: float) -> dict:
 def measure_input(size: float, folder: str | None = None) -> dict:
     """Training images of 224x224 from shards, on one core, and records read by one thread."""
     from official_resnet.inputs import shards, streamed, tfrecords
-    from official_resnet.inputs.normalization import OFFICIAL
+    from official_resnet.inputs.affine import OFFICIAL
     from official_resnet.inputs.views import Views
 
     if folder:

@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 
 from official_resnet.inputs import augmentation
-from official_resnet.inputs.normalization import NORMALIZATIONS, affine_name, per_image_standardization
+from official_resnet.inputs.affine import affine_name
+from official_resnet.inputs.normalization import NORMALIZATIONS, per_image_standardization
 
 
 @pytest.fixture(params=['eager', 'tf.data'])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from official_resnet import errors
-from official_resnet.inputs import cifar
+from official_resnet.inputs import cifar, writers
 
 
 def pictures(num_images, seed=0):
@@ -29,7 +29,7 @@ def test_record_is_the_label_then_the_red_green_and_blue_plane(tmp_path):
 
 def test_second_byte_is_the_label_when_there_are_two(tmp_path):
     path = tmp_path / 'train.bin'
-    cifar.write_cifar(path, pictures(2), [99, 3], label_bytes=2, coarse_labels=[19, 0])
+    writers.write_cifar(path, pictures(2), [[19, 99], [0, 3]])
     data = path.read_bytes()
     assert len(data) == 2 * 3074 and data[:2] == bytes([19, 99])
     assert cifar.read_cifar([path], label_bytes=2, num_classes=100)[1].tolist() == [99, 3]
@@ -37,7 +37,7 @@ def test_second_byte_is_the_label_when_there_are_two(tmp_path):
 
 def test_files_are_read_in_the_order_given(tmp_path):
     for name, label in (('a', 1), ('b', 2)):
-        cifar.write_cifar(tmp_path / name, pictures(2), [label, label])
+        writers.write_cifar(tmp_path / name, pictures(2), [label, label])
     assert cifar.read_cifar([tmp_path / 'b', tmp_path / 'a'])[1].tolist() == [2, 2, 1, 1]
 
 
@@ -51,7 +51,7 @@ def test_reading_gives_back_what_was_written(labels, label_bytes, seed):
     images = pictures(len(labels), seed)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'batch.bin'
-        cifar.write_cifar(path, images, labels, label_bytes)
+        writers.write_cifar(path, images, [[0, label] for label in labels] if label_bytes == 2 else labels)
         assert path.stat().st_size == len(labels) * (label_bytes + 3072)
         read_images, read_labels = cifar.read_cifar([path], label_bytes, num_classes=100)
     np.testing.assert_array_equal(read_images, images)
@@ -94,19 +94,19 @@ def test_file_without_permission_is_one_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'images, labels, options',
+    'images, labels',
     [
-        (pictures(2), [1], {}),
-        (pictures(1).astype(np.float32), [1], {}),
-        (pictures(1)[:, :28], [1], {}),
-        (pictures(1), [256], {}),
-        (pictures(1), [-1], {}),
-        (pictures(1), [1], {'label_bytes': 3}),
-        (pictures(1), [1], {'coarse_labels': [1]}),
-        (pictures(1), [1], {'label_bytes': 2, 'coarse_labels': [1, 2]}),
+        (pictures(2), [1]),
+        (pictures(1).astype(np.float32), [1]),
+        (pictures(1)[:, :28], [1]),
+        (pictures(1), [256]),
+        (pictures(1), [-1]),
+        (pictures(1), [[1, 1, 1]]),
+        (pictures(2), [[1, 1]]),
+        (pictures(1), [[256, 1]]),
     ],
 )
-def test_writer_refuses_what_the_format_cannot_hold(tmp_path, images, labels, options):
+def test_writer_refuses_what_the_format_cannot_hold(tmp_path, images, labels):
     with pytest.raises(ValueError, match='must be'):
-        cifar.write_cifar(tmp_path / 'x', images, labels, **options)
+        writers.write_cifar(tmp_path / 'x', images, labels)
     assert not (tmp_path / 'x').exists()

@@ -8,7 +8,6 @@ import pytest
 
 from official_resnet import resnet_variants
 from official_resnet.errors import UserError
-from official_resnet.inputs.datasets import FolderOptions
 from official_resnet.inputs.views import Views
 from official_resnet.resnet_spec import ResNetSpec
 from official_resnet.training.config import MachineConfig, Schedule, TrainConfig, flags_of
@@ -74,10 +73,12 @@ def test_how_a_folder_is_read():
     def options(spec, **fields):
         return dataclasses.replace(CONFIG, spec=spec, **fields).folder_options()
 
-    assert options(resnet_variants.cifar_spec(8)) == FolderOptions(40, 3, 0.1, 0)
-    assert options(resnet_variants.cifar_spec(8), image_size=None).image_size == 32
-    assert options(resnet_variants.imagenet_spec(18), image_size=None).image_size == 224
-    assert options(resnet_variants.mnist_spec(), image_size=None, seed=3) == FolderOptions(32, 1, 0.1, 3)
+    names = ('image_size', 'channels', 'validation_fraction', 'seed')
+    assert options(resnet_variants.cifar_spec(8)) == dict(zip(names, (40, 3, 0.1, 0), strict=True))
+    assert options(resnet_variants.cifar_spec(8), image_size=None)['image_size'] == 32
+    assert options(resnet_variants.imagenet_spec(18), image_size=None)['image_size'] == 224
+    grey = options(resnet_variants.mnist_spec(), image_size=None, seed=3)
+    assert grey == dict(zip(names, (32, 1, 0.1, 3), strict=True))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from official_resnet.inputs import cifar, idx
+from official_resnet.inputs import writers
 
 MNIST_FILES = {
     'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
@@ -33,7 +33,7 @@ def cifar_dir(tmp_path_factory):
         labels = random.integers(0, 10, count)
         images = random.integers(0, 60, (count, 32, 32, 3)) + 19 * labels[:, None, None, None]
         images[:, 8:16, 8:16] //= 3  # so that standardisation leaves something to see
-        cifar.write_cifar(folder / name, images.astype(np.uint8), labels)
+        writers.write_cifar(folder / name, images.astype(np.uint8), labels)
     return folder.parent
 
 
@@ -47,7 +47,7 @@ def mnist_dir(tmp_path_factory):
         labels = random.integers(0, 10, count)
         images = random.integers(0, 60, (count, 28, 28)) + 19 * labels[:, None, None]
         for name, values in zip(MNIST_FILES[split], (images, labels), strict=True):
-            idx.write_idx(folder / name, values.astype(np.uint8))
+            writers.write_idx(folder / name, values.astype(np.uint8))
     return folder.parent
 
 

@@ -5,7 +5,7 @@ import pytest
 from batches import labels_of
 
 from official_resnet import errors
-from official_resnet.inputs import augmentation, cifar, datasets, download, idx
+from official_resnet.inputs import augmentation, datasets, download, other_datasets, writers
 from official_resnet.inputs.normalization import NORMALIZATIONS
 
 
@@ -15,7 +15,7 @@ def write_cifar10(folder):
     names = [f'data_batch_{i}.bin' for i in range(1, 6)] + ['test_batch.bin']
     for label, name in enumerate(names):
         images = np.full((2, 32, 32, 3), label, np.uint8)
-        cifar.write_cifar(folder / name, images, [label, label])
+        writers.write_cifar(folder / name, images, [label, label])
     return folder
 
 
@@ -41,7 +41,7 @@ def test_read_cifar100_takes_the_fine_label(tmp_path):
     folder = tmp_path / 'cifar-100-binary'
     folder.mkdir()
     for name in ('train.bin', 'test.bin'):
-        cifar.write_cifar(folder / name, np.zeros((1, 32, 32, 3), np.uint8), [99], 2, coarse_labels=[4])
+        writers.write_cifar(folder / name, np.zeros((1, 32, 32, 3), np.uint8), [[4, 99]])
     examples = datasets.open_split('cifar100', 'test', data_dir=tmp_path)
     assert (examples.labels.tolist(), examples.num_classes) == ([99], 100)
 
@@ -95,12 +95,12 @@ def test_cifar100_is_told_its_own_download_command(tmp_path):
         datasets.find_folder('cifar100', tmp_path)
 
 
-@pytest.mark.parametrize('name', datasets.DATASETS)
+@pytest.mark.parametrize('name', other_datasets.DATASETS)
 def test_table_is_consistent(name):
-    info = datasets.DATASETS[name]
+    info = other_datasets.DATASETS[name]
     assert len(set(info.class_names)) in (info.num_classes, 0)
     assert callable(NORMALIZATIONS[info.normalization])
-    assert set(info.split_sizes) == {'train', 'test'} and (info.folder is None) == (info.files is None)
+    assert set(info.split_sizes) == {'train', 'test'} and bool(info.folders) == bool(info.files)
 
 
 # --- MNIST ---------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def write_mnist(
     labels = np.arange(num_images, dtype=np.uint8)
     for name in names:
         images = np.tile(40 * labels[:, None, None], (1, 28, 28))
-        idx.write_idx(folder / (name + suffix), images if 'images' in name else labels)
+        writers.write_idx(folder / (name + suffix), images if 'images' in name else labels)
     return folder
 
 
@@ -156,7 +156,7 @@ def test_the_folder_of_the_other_is_refused(tmp_path, monkeypatch):
 
 def test_a_plain_file_comes_before_a_packed_one_and_both_may_be_mixed(tmp_path):
     folder = write_mnist(tmp_path / 'mnist', ['t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'], '.gz', 3)
-    idx.write_idx(folder / 't10k-labels-idx1-ubyte', np.uint8([3, 2, 1]))
+    writers.write_idx(folder / 't10k-labels-idx1-ubyte', np.uint8([3, 2, 1]))
     assert datasets.open_split('mnist', 'test', data_dir=tmp_path).labels.tolist() == [3, 2, 1]
     with pytest.raises(errors.UserError, match="train-images-idx3-ubyte' does not exist; pass another --data_dir"):
         datasets.open_split('mnist', 'train', data_dir=tmp_path)
@@ -164,7 +164,7 @@ def test_a_plain_file_comes_before_a_packed_one_and_both_may_be_mixed(tmp_path):
 
 def test_both_tables_have_the_same_names():
     for name, row in download.FILE_SETS.items():
-        info = datasets.DATASETS[name]
+        info = other_datasets.DATASETS[name]
         assert list(row.files) == [f'{file}.gz' for split in ('train', 'test') for file in info.files[split]]
 
 

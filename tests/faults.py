@@ -246,8 +246,8 @@ FAULTS = [
         'worker-share',
         'Each worker has its own part of a batch.',
         'official_resnet/inputs/in_memory.py',
-        'return rows[share[0] * size : (share[0] + 1) * size], share[0] * size',
-        'return rows[:size], share[0] * size',
+        'rows[:, share[0] * size : (share[0] + 1) * size]',
+        'rows[:, :size]',
         'tests/distribution_test.py -m workers -k share_each_batch',
     ),
     Fault(

@@ -10,7 +10,7 @@ from official_resnet import cifar10_main, cifar100_main, imagenet_main, mnist_ma
 from official_resnet.command_line import flags, train_program
 from official_resnet.command_line.program import run_program
 from official_resnet.errors import UserError
-from official_resnet.inputs.normalization import OFFICIAL, PUBLISHED, affine_name
+from official_resnet.inputs.affine import OFFICIAL, PUBLISHED, affine_name
 from official_resnet.inputs.views import Views
 from official_resnet.training import optimizers, recipes, recipes_imagenet, recipes_mnist, transfer
 from official_resnet.training.config import TrainConfig

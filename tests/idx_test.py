@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from official_resnet import errors
-from official_resnet.inputs import idx
+from official_resnet.inputs import idx, writers
 
 HEADER = bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 28, 0, 0, 0, 28])  # of two pictures of 28 x 28
 LABELS = bytes([0, 0, 8, 1, 0, 0, 0, 2, 7, 9])
@@ -50,7 +50,7 @@ def test_reading_idx_gives_back_what_was_written(labels, size, suffixes, renamed
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, f'{name}{suffix}') for name, suffix in zip(('i', 'l'), suffixes, strict=True)]
         for path, values in zip(paths, (images, np.uint8(labels)), strict=True):
-            idx.write_idx(path, values)
+            writers.write_idx(path, values)
             assert (path.read_bytes()[:2] == b'\x1f\x8b') == (path.suffix == '.gz')
         if renamed:  # the bytes tell, not the name
             paths = [path.rename(path.with_suffix('.gz' if path.suffix == '' else '')) for path in paths]
@@ -152,5 +152,5 @@ def test_a_gzip_bomb_is_unpacked_no_further_than_its_header_says(tmp_path, count
 @pytest.mark.parametrize('values', [np.zeros((2, 3), np.uint8), np.zeros(3), np.zeros((1, 2, 2, 1), np.uint8)])
 def test_idx_writer_refuses_what_is_neither_pictures_nor_labels(tmp_path, values):
     with pytest.raises(ValueError, match='must be uint8'):
-        idx.write_idx(tmp_path / 'x', values)
+        writers.write_idx(tmp_path / 'x', values)
     assert not (tmp_path / 'x').exists()

@@ -17,7 +17,7 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-from official_resnet.inputs import datasets
+from official_resnet.inputs import other_datasets
 
 SAMPLE = pathlib.Path(__file__).parents[1].parent / 'shared' / 'data' / 'imagenet-sample.tar'
 OTHER_SYNSET = 'n00000001'  # in no list
@@ -108,7 +108,7 @@ def sample():
     if SAMPLE.is_file():
         return read_sample(SAMPLE)
     random, result = np.random.default_rng(0), {}
-    for i, (synset, name) in enumerate(datasets.imagenet_classes()[::10]):
+    for i, (synset, name) in enumerate(other_datasets.imagenet_classes()[::10]):
         is_grey = i % 16 == 5  # as six of the sample are
         width, height = (600, 500) if is_grey else random.integers(200, 500, 2)  # none of the smallest, see make
         coarse = Image.fromarray(random.integers(0, 256, (6, 8, 3), np.uint8)).resize((width, height), Image.BICUBIC)

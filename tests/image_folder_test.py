@@ -97,7 +97,7 @@ def test_input_pipeline_reads_folders(tmp_path):
     examples = datasets.open_split(f'folder:{tmp_path}', 'test')
     assert examples.class_names == ('ant', 'bee') and examples.num_classes == 2
     assert examples.images.shape == (2, 32, 32, 3) and examples.normalization == 'per_image_standardization'
-    options = datasets.FolderOptions(image_size=16, channels=1, validation_fraction=0.5)
+    options = {'image_size': 16, 'channels': 1, 'validation_fraction': 0.5}
     assert datasets.open_split(f'folder:{tmp_path}', 'test', folder=options).images.shape == (4, 16, 16, 1)
     images, labels = next(iter(datasets.open_split(f'folder:{tmp_path}', 'train').training_batches(4)))
     assert images.shape == (4, 32, 32, 3) and labels.shape == (4,)

@@ -7,9 +7,9 @@ import numpy as np
 from ilsvrc import SAMPLE, read_sample
 from PIL import Image
 
-from official_resnet.inputs import datasets, tfrecords
+from official_resnet.inputs import other_datasets, tfrecords
 
-CLASSES = datasets.imagenet_classes()[:6]  # (id, name)
+CLASSES = other_datasets.imagenet_classes()[:6]  # (id, name)
 PREFIXES = {'train': 'train', 'test': 'validation'}
 SIDES = ('ymin', 'xmin', 'ymax', 'xmax')
 
@@ -77,7 +77,7 @@ def write_folder(folder, pictures, names=tuple(name for _, name in CLASSES)):
 
 def sample_pictures():
     """Return the pictures of the sample as `draw` does, with their labels of ImageNet's thousand."""
-    labels = {synset: label for label, (synset, _) in enumerate(datasets.imagenet_classes())}
+    labels = {synset: label for label, (synset, _) in enumerate(other_datasets.imagenet_classes())}
     return [(jpeg, labels[synset], []) for synset, (_, jpeg) in sorted(read_sample(SAMPLE).items())]
 
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from official_resnet import mnist_main
 from official_resnet.command_line import train_program
-from official_resnet.inputs import datasets, download, idx
+from official_resnet.inputs import datasets, download, writers
 from official_resnet.training import devices
 
 TINY = ['--train_epochs', '2', '--batch_size', '16']
@@ -97,12 +97,12 @@ MISTAKES = {
     'cut off': (lambda folder: _truncate(folder / 'train-images-idx3-ubyte'), [], 'is cut off after 94079 of the'),
     'damaged gzip': (lambda folder: _truncate(folder / 't10k-images-idx3-ubyte.gz'), [], 'is a damaged gzip file'),
     'too few labels': (
-        lambda folder: idx.write_idx(folder / 'train-labels-idx1-ubyte', np.zeros(9, np.uint8)),
+        lambda folder: writers.write_idx(folder / 'train-labels-idx1-ubyte', np.zeros(9, np.uint8)),
         [],
         "' 9 labels; take both files",
     ),
     'label 10': (
-        lambda folder: idx.write_idx(folder / 't10k-labels-idx1-ubyte.gz', np.full(30, 10, np.uint8)),
+        lambda folder: writers.write_idx(folder / 't10k-labels-idx1-ubyte.gz', np.full(30, 10, np.uint8)),
         [],
         'has label 10 at 0',
     ),

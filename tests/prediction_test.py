@@ -15,7 +15,8 @@ from official_resnet import resnet_model, resnet_spec, resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.inference import card_reader, export, model_card, predict, rewrite
 from official_resnet.inputs import encoded, image_folder
-from official_resnet.inputs.normalization import affine_name, per_image_standardization
+from official_resnet.inputs.affine import affine_name
+from official_resnet.inputs.normalization import per_image_standardization
 from official_resnet.inputs.views import RESIZES, Views
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)

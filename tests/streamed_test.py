@@ -12,7 +12,8 @@ from imagenet_shards import encoded as encode
 from PIL import Image
 
 from official_resnet.inputs import datasets, encoded, streamed
-from official_resnet.inputs.normalization import NORMALIZATIONS, OFFICIAL
+from official_resnet.inputs.affine import OFFICIAL
+from official_resnet.inputs.normalization import NORMALIZATIONS
 from official_resnet.inputs.views import Views
 
 DRAWN = draw(26)

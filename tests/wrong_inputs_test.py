@@ -50,7 +50,7 @@ from official_resnet.experiments import (
     transfer_main,
 )
 from official_resnet.inference import model_card
-from official_resnet.inputs import cifar
+from official_resnet.inputs import writers
 from official_resnet.training import devices
 
 PACKAGE = pathlib.Path(official_resnet.__file__).parent
@@ -424,7 +424,7 @@ def _make_cifar100(made):
         folder = made(name) / 'cifar-100-binary'
         folder.mkdir(parents=True)
         for file in ('train.bin', 'test.bin'):
-            cifar.write_cifar(folder / file, images, [*range(39), last_label], label_bytes=2)
+            writers.write_cifar(folder / file, images, [[0, label] for label in (*range(39), last_label)])
         if name == 'cifar100_cut':
             (folder / 'train.bin').write_bytes((folder / 'train.bin').read_bytes()[:-1])
 

@@ -15,7 +15,7 @@ import tarfile
 from official_resnet import files
 from official_resnet.building import boxes
 from official_resnet.errors import UserError
-from official_resnet.inputs import datasets
+from official_resnet.inputs import other_datasets
 
 FILES = ('imagenet_2012_validation_synset_labels.txt', 'ILSVRC2012_devkit_t12.tar.gz', 'ILSVRC2012_bbox_val_v3.tgz')
 _SYNSET = re.compile(r'n\d{8}')
@@ -53,7 +53,7 @@ def read_texts(path: str | os.PathLike | None = None, flag: str = 'metadata_file
         UserError: it cannot be read, or a line has no tabulator.
     """
     if path is None:
-        return dict(datasets.imagenet_classes())
+        return dict(other_datasets.imagenet_classes())
     texts = {}
     for number, line in enumerate(_lines(path, flag), 1):
         name, tab, text = line.rstrip('\r\n').partition('\t')

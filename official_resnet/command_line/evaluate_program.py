@@ -157,7 +157,7 @@ def _evaluate_net(values, asked, options, row):
     train_program.find_data(asked, options, row)
     is_encoded = row.streams and not options.use_synthetic_data
     views = dataclasses.replace(asked.views, test_size=card.net_size[0]) if is_encoded else None
-    folder = dataclasses.replace(asked.folder_options(), image_size=card.net_size[0], channels=card.num_channels)
+    folder = asked.folder_options() | {'image_size': card.net_size[0], 'channels': card.num_channels}
     test = datasets.open_split(asked.dataset, 'test', data_dir=machine.data_dir, views=views, folder=folder)
     if is_encoded and card.num_classes == test.num_classes + 1:
         test = test.with_background()

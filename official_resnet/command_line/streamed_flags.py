@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from official_resnet.inputs.normalization import PUBLISHED
+from official_resnet.inputs.affine import PUBLISHED
 from official_resnet.inputs.views import Views
 from official_resnet.training.config import PRETRAINED, part_of
 

@@ -224,7 +224,7 @@ def finish(output_dir, name, result, draw):
 
 def images_text(config):
     """Return 'CIFAR-10, 6 epochs on 10,000 images, bf16, seed 0' for titles."""
-    count = config.num_train_images or datasets.DATASETS[config.dataset].split_sizes['train']
+    count = config.num_train_images or datasets.info_of(config.dataset).split_sizes['train']
     length = f'{config.train_epochs} epochs'
     if config.max_train_steps:
         length = f'{config.max_train_steps:,} steps'

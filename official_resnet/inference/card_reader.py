@@ -19,8 +19,8 @@ from official_resnet.inference.model_card import (
     own_input,
     resize_from,
 )
-from official_resnet.inputs import datasets
-from official_resnet.inputs.normalization import affine_name
+from official_resnet.inputs import datasets, other_datasets
+from official_resnet.inputs.affine import affine_name
 
 _TABLES = {'imagenet1000': 1000, 'imagenet1001': 1001, 'cifar10': 10, 'unknown': None}  # name -> its classes
 
@@ -185,6 +185,6 @@ _CONVERTED = {
 def _label_rows(table):
     """Return [(id, name), ...] of a named table, [] of 'unknown'."""
     if table == 'cifar10':
-        return [(None, name) for name in datasets.DATASETS['cifar10'].class_names]
-    rows = list(datasets.imagenet_classes())
+        return [(None, name) for name in datasets.CIFAR10.class_names]
+    rows = list(other_datasets.imagenet_classes())
     return {'imagenet1000': rows, 'imagenet1001': [(None, 'background'), *rows], 'unknown': []}[table]

@@ -1,7 +1,6 @@
-"""Batch of images -> batch of images: pure functions, the same eagerly and inside tf.data.
+"""Batch of images [b, h, w, c] -> batch of images: pure functions, the same eagerly and inside tf.data.
 
-Small images of one size go as whole batches [b, h, w, c], because a map over single images costs many times the
-arithmetic.
+They take whole batches, because a map over single small images costs many times the arithmetic.
 """
 
 import tensorflow as tf
@@ -24,12 +23,9 @@ def pad_crop_flip(
         seed: two integers, tensor or not; the only source of randomness.
         pad: zeros on every side, pixels.
         flip: whether to mirror at all.
-        size: height and width of the crop; None crops to h x w.
-        part: (first, total) where `images` are a part of a batch: the first's place in it, and its images. They
-            get what they would get in the whole.
-
-    Returns:
-        Images of the type of `images`, [b, size, size, c] or [b, h, w, c].
+        size: height and width of the crops, [b, size, size, c]; None crops h x w.
+        part: (first, total) where `images` are a part of a batch of `total` images that begins with the image number
+            `first` of it. They get what they would get in the whole.
     """
     height, width = images.shape[1:3]
     last_top, last_left = height + 2 * pad - (size or height), width + 2 * pad - (size or width)
@@ -52,15 +48,10 @@ def crop_flip(
     """Cut h x w, or size x size, out of each zero-padded image, then mirror where asked.
 
     Args:
-        images: [b, h, w, c] of any type, h, w and c static.
+        images, pad, size: see pad_crop_flip.
         tops, lefts: int32 [b], first row and column of the cut in the padded image: 0..2*pad, or
             0..h+2*pad-size and 0..w+2*pad-size.
         flips: bool [b], which cuts to mirror left to right.
-        pad: zeros on every side, pixels.
-        size: height and width of the cut; None cuts h x w.
-
-    Returns:
-        Images of the type of `images`, [b, size, size, c] or [b, h, w, c].
     """
     num_images = tf.shape(images)[0]
     height, width, channels = images.shape[1:]
@@ -77,11 +68,9 @@ def crop_flip(
 
 
 def pad_to(images: tf.Tensor, height: int | None, width: int | None) -> tf.Tensor:
-    """Put each image into the middle of height x width zeros; an odd row or column of them goes last.
+    """Put each image, h and w static, into the middle of height x width zeros; an odd row or column goes last.
 
-    Args:
-        images: [b, h, w, c] of any type, h and w static.
-        height, width: of the result, not below h and w; None for those of `images`.
+    `height` and `width` are not below h and w; None keeps these.
     """
     rows, columns = (height or images.shape[1]) - images.shape[1], (width or images.shape[2]) - images.shape[2]
     if rows == columns == 0:

@@ -318,7 +318,7 @@ def _downloaded(row, data_dir, md5, url):
 
 def _download_files(dataset, data_dir):
     """Download a set of files into its folder below data_dir, or that folder itself: all of them or none."""
-    row, name = FILE_SETS[dataset], datasets.DATASETS[dataset].folder
+    row, name = FILE_SETS[dataset], datasets.info_of(dataset).folders[0]
     data_dir = _parent_of(name, data_dir)
     folder, part = data_dir / name, data_dir / f'{name}.part'
     total = sum(size for size, _ in row.files.values())

@@ -1,4 +1,4 @@
-"""Bytes <-> (uint8 images, int32 labels): IDX, the format of MNIST.
+"""Bytes -> (uint8 images, int32 labels): IDX, the format of MNIST.
 
 An IDX file is two zero bytes, the type of the values (8: unsigned bytes), the number of dimensions, each
 dimension as 4 bytes, high byte first, and the values in C order; often packed by gzip. Images are
@@ -11,7 +11,6 @@ import math
 import os
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 
@@ -63,23 +62,6 @@ def read_idx(
             f'outside 0..{num_classes - 1}; {_IDX_REMEDY}'
         )
     return images[..., None], labels
-
-
-def write_idx(path: str | os.PathLike, values: np.ndarray) -> None:
-    """Write bytes as one IDX file, packed by gzip if its name ends in .gz; `read_idx` reads them back.
-
-    Args:
-        path: the file, replaced if it exists.
-        values: uint8 [n, rows, columns] images or [n] labels.
-
-    Raises:
-        ValueError: an array of another shape or type.
-    """
-    values = np.asarray(values)
-    if values.dtype != np.uint8 or values.ndim not in (1, 3):
-        raise ValueError(f'values must be uint8 [n, rows, columns] or [n]: {values.dtype} {values.shape}')
-    data = struct.pack(f'>HBB{values.ndim}I', 0, 8, values.ndim, *values.shape) + values.tobytes()
-    Path(path).write_bytes(gzip.compress(data, mtime=0) if Path(path).suffix == '.gz' else data)
 
 
 def _read_idx_file(path, num_dimensions):

@@ -7,16 +7,17 @@ Images are decoded by images.decode, once; what cannot be decoded is named and l
 """
 
 import concurrent.futures
-import dataclasses
 import os
 import pathlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from official_resnet.errors import UserError
-from official_resnet.inputs import datasets, images
+from official_resnet.inputs import images
+from official_resnet.inputs.other_datasets import default_normalization
 from official_resnet.inputs.split import Split
 from official_resnet.inputs.views import Views
 
@@ -24,20 +25,19 @@ TEST_NAMES = ('test', 'val', 'validation')
 MEMORY_SHARE = 1 / 4  # of the machine's memory that the images may take
 
 
-def open_split(dataset: str, split: str, options: datasets.FolderOptions, views: Views | None) -> Split:
+def open_split(dataset: str, split: str, options: Mapping[str, Any], views: Views | None) -> Split:
     """Open a split of 'folder:PATH'; see datasets.open_split. With views it is streamed."""
-    folder = dataset.removeprefix('folder:')
+    folder, seed = dataset.removeprefix('folder:'), options.get('seed', 0)
+    normalization = default_normalization(dataset, views)
     if views is None:
         from official_resnet.inputs import in_memory
 
-        pixels, labels, classes = read(folder, split, **dataclasses.asdict(options))
-        normalization = datasets.default_normalization(dataset)
+        pixels, labels, classes = read(folder, split, **options)
         return in_memory.InMemorySplit(pixels, labels, len(classes), dataset, classes, normalization)
     from official_resnet.inputs import streamed
 
-    classes, splits = list_files(folder, options.validation_fraction, options.seed)
-    paths, labels = _shuffled(splits[split], options.seed)
-    normalization = datasets.default_normalization(dataset, views)
+    classes, splits = list_files(folder, options.get('validation_fraction', 0.1), seed)
+    paths, labels = _shuffled(splits[split], seed)
     return streamed.StreamedSplit(streamed.Files(paths, labels), len(classes), dataset, classes, normalization, views)
 
 
@@ -45,7 +45,7 @@ def read(
     folder: str | os.PathLike,
     split: str,
     *,
-    image_size: int,
+    image_size: int = 32,
     channels: int = 3,
     validation_fraction: float = 0.1,
     seed: int = 0,

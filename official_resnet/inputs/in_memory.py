@@ -73,9 +73,9 @@ class InMemorySplit:
         """Make shuffled, augmented batches: gather, pad_crop_flip, normalize; see split.Split."""
         normalize = NORMALIZATIONS[self.normalization]
         all_images, all_labels = self._tensors()
+        first = share[0] * (batch_size // share[1])  # the place of this worker's first image in the batch
 
         def make_batch(step, rows):
-            rows, first = part_of_worker(rows, share)
             images = tf.gather(all_images, rows)
             if augment:
                 seeds, part = tf.stack([seed, step]), (first, batch_size)
@@ -84,7 +84,7 @@ class InMemorySplit:
                 images = augmentation.pad_to(images, *self.input_shape[:2])
             return normalize(images), tf.gather(all_labels, rows)
 
-        steps = training_rows(self.num_images, batch_size, seed, first_step, num_epochs)
+        steps = training_rows(self.num_images, batch_size, seed, first_step, num_epochs, share)
         return steps.map(make_batch, tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
 
     def evaluation_batches(
@@ -98,13 +98,12 @@ class InMemorySplit:
         normalize = NORMALIZATIONS[self.normalization]
         all_images, all_labels = self._tensors()
 
-        def make_batch(start):
-            rows, is_filling = evaluation_rows(start, batch_size, self.num_images, share)
+        def make_batch(rows, is_filling):
             images = augmentation.pad_to(tf.gather(all_images, rows), *self.input_shape[:2])
             return normalize(images), tf.where(is_filling, -1, tf.gather(all_labels, rows))
 
-        starts = evaluation_starts(self.num_images, batch_size)
-        return starts.map(make_batch, tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+        batches = evaluation_rows(self.num_images, batch_size, share)
+        return batches.map(make_batch, tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
 
     def first(self, num_images: int | None) -> Self:
         """Return the first `num_images`; None takes them all."""
@@ -146,15 +145,21 @@ class InMemorySplit:
 
 
 def training_rows(
-    num_images: int, batch_size: int, seed: int, first_step: int, num_epochs: int, reorder: Callable | None = None
+    num_images: int,
+    batch_size: int,
+    seed: int,
+    first_step: int,
+    num_epochs: int,
+    share: tuple[int, int],
+    reorder: Callable | None = None,
 ) -> tf.data.Dataset:
-    """Return which images make each step of training: a dataset of (step int64 [], rows int32 [batch_size]).
+    """Return which images make each step of training: a dataset of (step int64 [], rows int32 [batch_size / n]).
 
     Args:
-        num_images, batch_size, seed, first_step, num_epochs: see split.Split.training_batches.
+        num_images, batch_size, seed, first_step, num_epochs, share: see split.Split.training_batches.
         reorder: (order int32 [num_images], seeds of the epoch [2]) -> another order; None keeps it.
     """
-    num_steps = datasets.steps_per_epoch(num_images, batch_size)
+    num_steps, size = datasets.steps_per_epoch(num_images, batch_size), batch_size // share[1]
     if not 0 <= seed < 2**63:
         raise errors.UserError(f'seed {seed} is out of range; pass one in 0..{2**63 - 1}')
 
@@ -166,7 +171,7 @@ def training_rows(
         if reorder:
             order = reorder(order, seeds)
         rows = tf.reshape(order[: num_steps * batch_size], [num_steps, batch_size])
-        return tf.data.Dataset.from_tensor_slices(rows)
+        return tf.data.Dataset.from_tensor_slices(rows[:, share[0] * size : (share[0] + 1) * size])
 
     first_epoch, steps_into_epoch = divmod(first_step, num_steps)
     end = num_epochs * num_steps
@@ -175,25 +180,16 @@ def training_rows(
     return steps.apply(tf.data.experimental.assert_cardinality(max(0, end - first_step)))
 
 
-def part_of_worker(rows: tf.Tensor, share: tuple[int, int]) -> tuple[tf.Tensor, int]:
-    """Return (the part of a training batch's rows that worker i of n takes, the place of its first in the batch)."""
-    size = rows.shape[0] // share[1]
-    return rows[share[0] * size : (share[0] + 1) * size], share[0] * size
-
-
-def evaluation_starts(num_images: int, batch_size: int) -> tf.data.Dataset:
-    """Return the number of the first image of each batch of evaluation: a dataset of int64 []."""
+def evaluation_rows(num_images: int, batch_size: int, share: tuple[int, int]) -> tf.data.Dataset:
+    """Return (rows int64 [b] that worker i of n takes, bool [b]: which only fill the batch) of each batch."""
     datasets.require_batch_size(batch_size)
-    return tf.data.Dataset.range(0, num_images, batch_size)
-
-
-def evaluation_rows(
-    start: tf.Tensor, batch_size: int, num_images: int, share: tuple[int, int]
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return (rows int64 [b] that worker i of n takes of the batch from `start`, bool [b]: which only fill it)."""
-    if share[1] == 1:
-        rows = tf.range(start, tf.minimum(start + batch_size, num_images))
-        return rows, tf.zeros_like(rows, tf.bool)
     size = batch_size // share[1]
-    rows = start + share[0] * size + tf.range(size, dtype=tf.int64)
-    return tf.minimum(rows, num_images - 1), rows >= num_images
+
+    def rows_of(start):
+        if share[1] == 1:
+            rows = tf.range(start, tf.minimum(start + batch_size, num_images))
+            return rows, tf.zeros_like(rows, tf.bool)
+        rows = start + share[0] * size + tf.range(size, dtype=tf.int64)
+        return tf.minimum(rows, num_images - 1), rows >= num_images
+
+    return tf.data.Dataset.range(0, num_images, batch_size).map(rows_of)

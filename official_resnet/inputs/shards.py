@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from official_resnet import errors, files
-from official_resnet.inputs import datasets, images, streamed, tfrecords
+from official_resnet.inputs import images, other_datasets, streamed, tfrecords
 from official_resnet.inputs.views import Views
 
 OPEN_FILES = 256  # kept open at a time
@@ -34,7 +34,7 @@ def open_split(
     ids, names = zip(*manifest_classes(data_dir, split), strict=True)
     index_file = pathlib.Path(data_dir) / f'.{_PREFIXES[split]}.index.npz'
     source = Shards(paths, num_classes=len(names), index_file=index_file)
-    normalization = datasets.default_normalization(dataset)
+    normalization = other_datasets.default_normalization(dataset)
     return streamed.StreamedSplit(source, len(names), dataset, names, normalization, views or Views(), class_ids=ids)
 
 
@@ -175,7 +175,7 @@ def find_shards(data_dir: str | os.PathLike, split: str) -> list[pathlib.Path]:
 def manifest_classes(data_dir: str | os.PathLike, split: str) -> list[tuple[str, str]]:
     """Return [(id, name), ...] of the classes of a folder of shards: ILSVRC2012's, where no builder left a manifest."""
     prefix = _PREFIXES[split]
-    known = dict(datasets.imagenet_classes())
+    known = dict(other_datasets.imagenet_classes())
     try:
         manifest = json.loads((pathlib.Path(data_dir) / f'{prefix}.manifest.json').read_text(encoding='utf-8'))
         return [(synset, known.get(synset, synset)) for synset in manifest['synsets'][1:]]

@@ -94,10 +94,11 @@ class StreamedSplit:
     ) -> tf.data.Dataset:
         """Make shuffled batches of encoded.train_view, or without `augment` of test_view; see split.Split."""
 
+        size = batch_size // share[1]  # of this worker's part of a batch
+
         def load(step, rows):
-            rows, first = in_memory.part_of_worker(rows, share)
             jpegs, labels, boxes = self.source.load(rows)
-            numbers = step * batch_size + first + tf.range(tf.shape(rows, tf.int64)[0])  # of an image in the training
+            numbers = step * batch_size + share[0] * size + tf.range(size, dtype=tf.int64)  # of images in the training
             return jpegs, labels + self.label_shift, boxes, numbers
 
         def see(image, label, boxes, number):
@@ -106,17 +107,16 @@ class StreamedSplit:
             return encoded.test_view(image, self.views), label
 
         steps = in_memory.training_rows(
-            self.num_images, batch_size, seed, first_step, num_epochs, mix_groups(self.groups)
+            self.num_images, batch_size, seed, first_step, num_epochs, share, mix_groups(self.groups)
         )
-        return self._batches(steps.map(load, tf.data.AUTOTUNE, deterministic=True), see, batch_size // share[1], True)
+        return self._batches(steps.map(load, tf.data.AUTOTUNE, deterministic=True), see, size, drop_remainder=True)
 
     def evaluation_batches(
         self, batch_size: int, *, view: Callable | None = None, share: tuple[int, int] = (0, 1)
     ) -> tf.data.Dataset:
         """Make batches of encoded.test_view, or of `view`, of every image once, in order; see split.Split."""
 
-        def load(start):
-            rows, is_filling = in_memory.evaluation_rows(start, batch_size, self.num_images, share)
+        def load(rows, is_filling):
             jpegs, labels, _ = self.source.load(rows)
             return jpegs, tf.where(is_filling, -1, labels + self.label_shift)
 
@@ -126,8 +126,9 @@ class StreamedSplit:
             with tf.name_scope(images.DECODER):  # a view of the caller's may decode by itself
                 return view(image), label
 
-        starts = in_memory.evaluation_starts(self.num_images, batch_size)
-        return self._batches(starts.map(load, tf.data.AUTOTUNE, deterministic=True), see, batch_size // share[1], False)
+        batches = in_memory.evaluation_rows(self.num_images, batch_size, share)
+        loaded = batches.map(load, tf.data.AUTOTUNE, deterministic=True)
+        return self._batches(loaded, see, batch_size // share[1], drop_remainder=False)
 
     def _batches(self, loaded, see, batch_size, drop_remainder):
         """Return batches of what `see` makes of the images of a dataset of batches, normalized."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from official_resnet import errors
-from official_resnet.inputs import datasets
+from official_resnet.inputs.other_datasets import default_normalization
 from official_resnet.inputs.split import Split
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def open_split(
     """Open a split of 'tfds:NAME'; see datasets.open_split. With views it is streamed."""
     builder, label = prepare(dataset.removeprefix('tfds:'), data_dir, download, has_one_size=views is None)
     split, names = find_split(builder, split), tuple(label.names)
-    normalization = datasets.default_normalization(dataset, views)
+    normalization = default_normalization(dataset, views)
     if views is None:
         from official_resnet.inputs import in_memory
 

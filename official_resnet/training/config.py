@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from official_resnet.errors import UserError
-from official_resnet.inputs.datasets import MAX_IMAGE_SIZE, FolderOptions
+from official_resnet.inputs.datasets import MAX_IMAGE_SIZE
 from official_resnet.resnet_spec import ResNetSpec
 
 if TYPE_CHECKING:
@@ -302,15 +302,15 @@ class TrainConfig:
         own = {name: part(**part_of(part, settings)) for name, part in parts.items()} | part_of(cls, settings) | fields
         return cls(make_spec(*size, **spec), **own)
 
-    def folder_options(self) -> FolderOptions:
-        """Return how the images of 'folder:PATH' are read."""
+    def folder_options(self) -> dict[str, Any]:
+        """Return how the images of 'folder:PATH' are read: arguments of image_folder.read."""
         is_large = self.spec.stem in ('imagenet', 'deep')
-        return FolderOptions(
-            image_size=self.image_size or (224 if is_large else 32),
-            channels=1 if self.spec.stem == 'mnist' else 3,
-            validation_fraction=self.validation_fraction,
-            seed=self.seed,
-        )
+        return {
+            'image_size': self.image_size or (224 if is_large else 32),
+            'channels': 1 if self.spec.stem == 'mnist' else 3,
+            'validation_fraction': self.validation_fraction,
+            'seed': self.seed,
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict of plain values that `from_json` reads."""

@@ -14,7 +14,7 @@ import keras
 from official_resnet import checkpoints, layers, resnet_model, resnet_spec
 from official_resnet.errors import UserError
 from official_resnet.inference import card_reader
-from official_resnet.inputs import datasets
+from official_resnet.inputs import other_datasets
 from official_resnet.training.config import TrainConfig
 from official_resnet.training.optimizers import APPENDED_HEAD, HEAD
 
@@ -179,7 +179,7 @@ def load_backbone(model: keras.Model, path: str | os.PathLike, head: str = 'repl
 
 def _normalization(config):
     """Return the normalisation of a training's images."""
-    return config.normalization or datasets.default_normalization(config.dataset, config.views)
+    return config.normalization or other_datasets.default_normalization(config.dataset, config.views)
 
 
 def _read(path):

@@ -1,0 +1,54 @@
+"""Normalisations by numbers, (image * scale - mean) / std, each the name of itself: those of ImageNet's networks.
+
+No TensorFlow at import.
+"""
+
+from collections.abc import Callable, Sequence
+
+
+def affine_name(
+    order: str = 'RGB', scale: float = 1.0, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)
+) -> str:
+    """Return the name in NORMALIZATIONS of (image * scale - mean) / std.
+
+    Args:
+        order: of the channels that the net is fed, 'RGB' or 'BGR'; mean and std are in this order.
+        scale: of pixel values 0..255.
+        mean, std: a number a channel, or one for all.
+    """
+    return ':'.join(['affine', order, repr(float(scale)), *(','.join(map(repr, map(float, v))) for v in (mean, std))])
+
+
+def function_of(name: str) -> Callable:
+    """Return the normalization of a name that `affine_name` made; KeyError where it did not."""
+    try:
+        kind, order, scale, *offsets = name.split(':')
+        scale = float(scale)
+        mean, std = ([float(number) for number in numbers.split(',')] for numbers in offsets)  # lists, repeated below
+    except ValueError:
+        raise KeyError(name) from None
+    if kind != 'affine' or order not in ('RGB', 'BGR'):
+        raise KeyError(name)
+
+    def normalize(images):
+        import tensorflow as tf
+
+        images = tf.cast(images, tf.float32)
+        images = images[..., ::-1] if order == 'BGR' else images
+        width, channels = images.shape[-2:]
+        if None in (width, channels):
+            return (images * scale - tf.constant(mean)) / tf.constant(std)
+        # The same numbers along a whole row of pixels: several times as fast as numbers for three channels.
+        means, stds = (tf.constant(values * (width * channels // len(values))) for values in (mean, std))
+        rows = tf.reshape(images, [-1, width * channels])
+        return tf.reshape((rows * scale - means) / stds, tf.shape(images))
+
+    return normalize
+
+
+OFFICIAL = affine_name(mean=(123.68, 116.78, 103.94))  # official/resnet: RGB minus the means, 0..255
+PUBLISHED = {
+    'official': OFFICIAL,
+    'torch': affine_name(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    'inception': affine_name(scale=1 / 127.5, mean=(1.0,)),  # -1..1
+}

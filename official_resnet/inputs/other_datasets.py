@@ -1,0 +1,119 @@
+"""The data sets besides CIFAR-10: what is known of them, and how those that fit into memory are read.
+
+No TensorFlow at import.
+"""
+
+import functools
+import os
+from pathlib import Path
+
+import numpy as np
+
+from official_resnet import errors
+from official_resnet.inputs import datasets, idx, synthetic
+from official_resnet.inputs.affine import OFFICIAL
+from official_resnet.inputs.datasets import DatasetInfo
+from official_resnet.inputs.views import Views
+
+IMAGENET_TABLE = Path(__file__).with_name('imagenet_labels.tsv')  # WordNet id, tab, name of each class, by label
+_CIFAR100_CLASSES = tuple(  # fine_label_names.txt of the archive
+    """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+    castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
+    elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard
+    lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear
+    pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal
+    shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank
+    telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+    """.split()
+)
+_FASHION_CLASSES = (  # of github.com/zalandoresearch/fashion-mnist, section Labels
+    'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot',
+)  # fmt: skip
+# What MNIST and its double have in common. The images are cropped or padded from 28 x 28 to 32 x 32: the
+# PyTorch program of which recipes.MNIST tells pads training images by 4 and crops 32 out of the 36, feeds
+# those of the test as they are, and fails on them, since its last feature map of 7 x 7 has no 8 x 8 to average.
+_MNIST = {
+    'num_classes': 10,
+    'image_shape': (28, 28, 1),
+    'split_sizes': {'train': 60000, 'test': 10000},
+    'normalization': 'unit_range',
+    'files': {
+        'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
+        'test': ('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'),
+    },
+    'format': 'idx',
+    'input_size': 32,
+}
+_SYNTHETIC = {'num_classes': 10, 'class_names': tuple(synthetic.FIGURES), 'format': 'synthetic'}
+
+DATASETS = {
+    'cifar10': datasets.CIFAR10,
+    'cifar100': DatasetInfo(
+        num_classes=100,
+        image_shape=(32, 32, 3),
+        split_sizes={'train': 50000, 'test': 10000},
+        class_names=_CIFAR100_CLASSES,
+        folders=('cifar-100-binary',),
+        files={'train': ('train.bin',), 'test': ('test.bin',)},
+        label_bytes=2,
+        fetcher='cifar10_download_and_extract.py --dataset=cifar100',
+    ),
+    'mnist': DatasetInfo(
+        class_names=tuple('0123456789'),
+        folders=('mnist', 'MNIST/raw'),  # the latter is torchvision's
+        fetcher='mnist_main.py',
+        **_MNIST,
+    ),
+    'fashion_mnist': DatasetInfo(
+        class_names=_FASHION_CLASSES,
+        folders=('fashion-mnist', 'FashionMNIST/raw'),
+        fetcher='mnist_main.py --dataset=fashion_mnist',
+        **_MNIST,
+    ),
+    'imagenet': DatasetInfo(
+        num_classes=1000,
+        image_shape=(224, 224, 3),
+        split_sizes={'train': 1281167, 'test': 50000},
+        normalization=OFFICIAL,
+        format='shards',
+        fetcher='data/download_and_preprocess_imagenet.py',
+    ),
+    'synthetic': DatasetInfo(image_shape=(32, 32, 3), split_sizes={'train': 10000, 'test': 2000}, **_SYNTHETIC),
+    # the same, each pixel 7 x 7 times: for the speed of ImageNet networks
+    'synthetic224': DatasetInfo(image_shape=(224, 224, 3), split_sizes={'train': 1280, 'test': 256}, **_SYNTHETIC),
+}
+
+
+def read(dataset: str, split: str, data_dir: str | os.PathLike | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return (images uint8 [n, h, w, c], labels int32 [n]) of a split of a data set of IDX files or synthetic images.
+
+    Raises:
+        UserError: data_dir is that of another data set with the same file names; see find_folder and idx.read_idx.
+    """
+    info = DATASETS[dataset]
+    if info.format == 'synthetic':  # always the same images, like a file; those of the splits differ by the seed
+        images, labels = synthetic.draw(info.split_sizes[split], seed=('train', 'test').index(split))
+        scale = info.image_shape[0] // synthetic.SIZE
+        return images.repeat(scale, axis=1).repeat(scale, axis=2), labels
+    folder = datasets.find_folder(dataset, data_dir)
+    for other, row in DATASETS.items():
+        if other != dataset and row.files == info.files and any(map(folder.absolute().match, row.folders)):
+            raise errors.UserError(f"data_dir '{folder}' is the folder of {other}, not of {dataset}; pass another")
+    pairs = [(folder / name, folder / f'{name}.gz') for name in info.files[split]]
+    paths = [packed if packed.exists() and not path.exists() else path for path, packed in pairs]
+    return idx.read_idx(*paths, info.num_classes, info.image_shape[:2])
+
+
+def default_normalization(dataset: str, views: Views | None = None) -> str:
+    """Return the normalization of the splits that `datasets.open_split` opens with the same arguments."""
+    if views:
+        return OFFICIAL
+    return DATASETS[dataset].normalization if dataset in DATASETS else 'per_image_standardization'
+
+
+@functools.lru_cache
+def imagenet_classes() -> tuple[tuple[str, str], ...]:
+    """Return ((id, name), ...) of ILSVRC2012's 1000 classes in the order of their labels; ids are WordNet's."""
+    lines = IMAGENET_TABLE.read_text(encoding='utf-8').splitlines()
+    return tuple(tuple(line.split('\t')) for line in lines)
