@@ -165,11 +165,9 @@ def recognises(shapes: Shapes) -> bool:
 def _blocks(names: Iterable[str]):
     """Return {(group, block): '2a', ...}: a, b, c.. in short groups, and a, b1, b2.. in long ones."""
     found = {}
-    for name in names:
-        match = re.fullmatch(r'res([2-9])([a-z])(\d{0,3})_branch2a/0', name)
-        if match:
-            group, letter, digits = match.groups()
-            found[int(group) - 1, int(digits) + 1 if digits else ord(letter) - ord('a') + 1] = ''.join(match.groups())
+    for match in filter(None, map(re.compile(r'res([2-9])([a-z])(\d{0,3})_branch2a/0').fullmatch, names)):
+        group, letter, digits = match.groups()
+        found[int(group) - 1, int(digits) + 1 if digits else ord(letter) - ord('a') + 1] = ''.join(match.groups())
     return found
 
 
@@ -177,21 +175,12 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
     """Return the Source of these blobs; a variant, 'ResNet-50' or 'resnet50_v1', must be what they are."""
     group_blocks = our_net.count_blocks(_blocks(shapes))
     filters, num_classes = shape_of(shapes, 'conv1/0', 4)[0], shape_of(shapes, 'fc1000/0', 2)[0]
-    size = 2 + 3 * sum(group_blocks)
-    check_variant(variant, f'ResNet-{size}', f'resnet{size}_v1')
-    spec = resnet_spec.ResNetSpec(
-        group_blocks,
-        filters,
-        stem='imagenet',
-        block='bottleneck',
-        version='1',
-        shortcut='B',
-        stem_pool='ceil',
-        bn_momentum=0.999,
-        bn_epsilon=EPSILON,
-    )
+    axes = {'shortcut': 'B', 'stem_pool': 'ceil', 'bn_momentum': 0.999, 'bn_epsilon': EPSILON}
+    spec = resnet_spec.ResNetSpec(group_blocks, filters, 'imagenet', 'bottleneck', **axes)
+    name = f'ResNet-{spec.resnet_size}'
+    check_variant(variant, name, f'resnet{spec.resnet_size}_v1')
     labels = 'imagenet1000' if num_classes == 1000 else 'unknown'
-    return Source('caffe', f'ResNet-{size}', spec, num_classes, Input('BGR', mean=CHANNEL_MEANS), labels, NOTE)
+    return Source('caffe', name, spec, num_classes, Input('BGR', mean=CHANNEL_MEANS), labels, NOTE)
 
 
 def ignored(shapes: Shapes) -> dict[str, str]:
@@ -242,29 +231,23 @@ def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
     (pooling_layer.cpp); the first block of groups 3 to 5 has its stride in both 1x1s.
     """
 
-    def layer(x, name, stride=1):
-        x = operations.conv2d(x, variables[f'{name}/0'].transpose(2, 3, 1, 0), stride)
-        x = x + variables[f'{name}/1'] if f'{name}/1' in variables else x
+    def conv(x, name, stride):
+        return operations.conv2d(x, variables[f'{name}/0'].transpose(2, 3, 1, 0), stride, variables.get(f'{name}/1'))
+
+    def norm(x, name):
         norm, scale = _norm_names(name)
         factor = variables[f'{norm}/2'][0]
         factor = 0.0 if factor == 0 else 1 / factor
         mean, variance = (variables[f'{norm}/{i}'] * factor for i in (0, 1))
         return operations.batch_norm(x, variables[f'{scale}/0'], variables[f'{scale}/1'], mean, variance, EPSILON)
 
-    x = _ceil_pool(tf.nn.relu(layer(tf.constant(images, tf.float32), 'conv1', 2)))
+    x = _ceil_pool(tf.nn.relu(norm(conv(tf.constant(images, tf.float32), 'conv1', 2), 'conv1')))
     for (group, block), name in sorted(_blocks(variables).items()):
-        stride = 2 if group > 1 and block == 1 else 1
-        shortcut = layer(x, f'res{name}_branch1', stride) if block == 1 else x
-        y = tf.nn.relu(layer(x, f'res{name}_branch2a', stride))
-        y = tf.nn.relu(layer(y, f'res{name}_branch2b'))
-        x = tf.nn.relu(shortcut + layer(y, f'res{name}_branch2c'))
+        projection = f'res{name}_branch1' if block == 1 else None
+        names = [projection, *(f'res{name}_branch{branch}' for branch in ('2a', '2b', '2c'))]
+        x = operations.residual_block(x, names, (2 if group > 1 and block == 1 else 1, 1, 1), conv, norm)
     return operations.classify(x, variables['fc1000/0'].T, variables['fc1000/1'])
 
 
-def _ceil_pool(x, size=3, stride=2):
-    pads = []
-    for length in x.shape[1:3]:
-        windows = -((size - length) // stride) + 1  # rounded up
-        pads.append((0, max(0, (windows - 1) * stride + size - length)))
-    x = tf.pad(x, ((0, 0), *pads, (0, 0)), constant_values=x.dtype.min)
-    return tf.nn.max_pool2d(x, size, stride, 'VALID')
+def _ceil_pool(x):
+    return operations.max_pool(x, [(0, 1 - length % 2) for length in x.shape[1:3]], x.dtype.min)

@@ -216,20 +216,16 @@ def _is_v2(names):
 
 def _their(layer, is_v2):
     """Return the file's name of a layer of ours."""
-    if layer.kind == 'dense':
-        return 'predictions'
-    index = layer.index
-    if is_v2 and layer.kind == 'bn':  # that of the convolution before
-        index = index - 1 or 'preact'
     if not layer.group:
-        return f'{"post" if index == "preact" else "conv1"}_{layer.kind}'
+        named = {'stem_conv': 'conv1_conv', 'stem_bn': 'conv1_bn', 'head_bn': 'post_bn', 'logits': 'predictions'}
+        return named[layer.name]
+    index = 'preact' if is_v2 and layer.kind == 'bn' and layer.index == 0 else layer.index
     return f'conv{layer.group + 1}_block{layer.block}_{index}_{layer.kind}'
 
 
 def _group_blocks(names):
     """Return the blocks of each group, as the layers' names have them."""
-    places = filter(None, (re.fullmatch(r'conv([2-9])_block(\d{1,3})_1_conv/kernel', name) for name in names))
-    return our_net.count_blocks((int(place[1]) - 1, int(place[2])) for place in places)
+    return our_net.named_blocks(names, r'conv([2-9])_block(\d{1,3})_1_conv/kernel', (2, 1))
 
 
 def describe(shapes: Shapes, variant: str | None = None) -> Source:
@@ -242,24 +238,14 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
     stem_filters, filters = (
         shape_of(shapes, f'{name}/kernel', 4)[-1] for name in ('conv1_conv', 'conv2_block1_1_conv')
     )
-    version = {'version': '1'}
+    axes = {'version': '1', 'stem_filters': None if stem_filters == filters else stem_filters}
     if is_v2:
-        version = {'version': '2', 'stride_block': 'last', 'stem_bias': 'conv1_conv/bias' in shapes}
+        axes |= {'version': '2', 'stride_block': 'last', 'stem_bias': 'conv1_conv/bias' in shapes}
     spec = resnet_spec.ResNetSpec(
-        group_blocks,
-        filters,
-        stem='imagenet',
-        block='bottleneck',
-        shortcut='B',
-        stem_pool='pad1',
-        bn_momentum=0.99,
-        bn_epsilon=EPSILON,
-        stem_filters=None if stem_filters == filters else stem_filters,
-        **version,
+        group_blocks, filters, 'imagenet', 'bottleneck', shortcut='B', bn_momentum=0.99, bn_epsilon=EPSILON, **axes
     )
-    size = 2 + 3 * sum(group_blocks)
-    name = f'ResNet{size}{"V2" if is_v2 else ""}'
-    check_variant(variant, name, f'resnet{size}_v{spec.version}')
+    name = f'ResNet{spec.resnet_size}{"V2" if is_v2 else ""}'
+    check_variant(variant, name, f'resnet{spec.resnet_size}_v{spec.version}')
     convention = Input('BGR', mean=(103.939, 116.779, 123.68))
     if is_v2:
         convention = Input('RGB', 1 / 127.5, mean=(1.0, 1.0, 1.0))
@@ -269,29 +255,17 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
 
 def ignored(shapes: Shapes) -> dict[str, str]:
     """Return the optimizer's variables, {name: why}."""
-    return {name: "the optimizer's" for name in shapes if _is_optimizer(name)}
+    return dict.fromkeys(filter(_is_optimizer, shapes), "the optimizer's")
 
 
 def name_map(source: Source, shapes: Shapes) -> list[Entry]:
     """Return the Entries; biases go into the means of the BNs that come next on each path."""
-    net, entries = our_net.layers(source.spec, source.num_classes), []
-    in_file = _in_todays_words(shapes)
-    names = {layer.name: _their(layer, _is_v2(shapes)) for layer in net}
-    biases = {
-        layer.name: f'{names[layer.name]}/bias'
-        for layer in net
-        if layer.kind == 'conv' and f'{names[layer.name]}/bias' in in_file
-    }
-    if source.spec.stem_bias:
-        entries.append(Entry('stem_conv/bias', (biases.pop('stem_conv'),)))
-    lacks = our_net.lacking(source.spec, net, biases)
-    for layer in net:
-        name = names[layer.name]
-        if layer.kind == 'bn':
-            entries += our_net.bn_entries(layer.name, f'{name}/', biases=lacks[layer.name])
-        else:
-            parts = ('kernel', 'bias') if layer.kind == 'dense' else ('kernel',)
-            entries += [Entry(f'{layer.name}/{part}', (f'{name}/{part}',)) for part in parts]
+    in_file, is_v2 = _in_todays_words(shapes), _is_v2(shapes)
+
+    def is_folded(layer):
+        return not layer.has_bias and f'{_their(layer, is_v2)}/bias' in in_file
+
+    entries = our_net.entries(source, lambda layer: _their(layer, is_v2), is_folded=is_folded)
     return [entry._replace(sources=tuple(in_file.get(name, name) for name in entry.sources)) for entry in entries]
 
 
@@ -299,34 +273,22 @@ def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
     """Return the logits of [n, h, w, 3] images as keras/src/applications/resnet.py computes them, biases and all."""
     in_file, of_file = _in_todays_words(variables), variables
     variables = Lazy(in_file, lambda name: of_file[in_file[name]])
+    is_v2, group_blocks = _is_v2(variables), _group_blocks(variables)
 
-    def conv(x, name, stride=1):
-        x = operations.conv2d(x, variables[f'{name}_conv/kernel'], stride)
-        return x + variables.get(f'{name}_conv/bias', 0.0)
+    def conv(x, name, stride):
+        kernel, bias = (variables.get(f'{name}_conv/{part}') for part in ('kernel', 'bias'))
+        return operations.conv2d(x, kernel, stride, bias)
 
     def norm(x, name):
         return operations.batch_norm(x, *(variables[f'{name}_bn/{role}'] for role in BN_PARTS), EPSILON)
 
-    def block_v1(x, name, stride, is_first):
-        shortcut = norm(conv(x, f'{name}_0', stride), f'{name}_0') if is_first else x
-        y = tf.nn.relu(norm(conv(x, f'{name}_1', stride), f'{name}_1'))
-        y = tf.nn.relu(norm(conv(y, f'{name}_2'), f'{name}_2'))
-        return tf.nn.relu(shortcut + norm(conv(y, f'{name}_3'), f'{name}_3'))
-
-    def block_v2(x, name, stride, is_first):
-        y = tf.nn.relu(norm(x, f'{name}_preact'))
-        shortcut = conv(y, f'{name}_0', stride) if is_first else x[:, ::stride, ::stride]
-        y = tf.nn.relu(norm(conv(y, f'{name}_1'), f'{name}_1'))
-        y = tf.nn.relu(norm(conv(y, f'{name}_2', stride), f'{name}_2'))
-        return shortcut + conv(y, f'{name}_3')
-
-    is_v2, group_blocks = _is_v2(variables), _group_blocks(variables)
     x = conv(tf.constant(images, tf.float32), 'conv1', 2)
     x = x if is_v2 else tf.nn.relu(norm(x, 'conv1'))
-    x = operations.max_pool(x, (1, 1), 0.0)
-    for group, num_blocks in enumerate(group_blocks, start=2):
-        for block in range(1, num_blocks + 1):
-            strided = group <= len(group_blocks) and block == num_blocks if is_v2 else group > 2 and block == 1
-            x = (block_v2 if is_v2 else block_v1)(x, f'conv{group}_block{block}', 2 if strided else 1, block == 1)
+    x = operations.max_pool(x, [(1, 1), (1, 1)], 0.0)
+    for group, block, stride in operations.blocks(group_blocks, strides_last=is_v2):
+        name = f'conv{group + 1}_block{block}'
+        names = [f'{name}_0' if block == 1 else None, *(f'{name}_{i}' for i in (1, 2, 3))]
+        strides, preact = ((1, stride, 1), f'{name}_preact') if is_v2 else ((stride, 1, 1), None)
+        x = operations.residual_block(x, names, strides, conv, norm, preact)
     x = tf.nn.relu(norm(x, 'post')) if is_v2 else x
     return operations.classify(x, variables['predictions/kernel'], variables['predictions/bias'])

@@ -8,22 +8,19 @@ Source: official/resnet/resnet_model.py and imagenet_main.py, May 2018 to 2019.
 """
 
 import collections
+import itertools
 import re
 
 import numpy as np
 import tensorflow as tf
 
 from checkpoints_tools import operations, our_net, tf_checkpoint
-from checkpoints_tools.source import Entry, Input, Lazy, Shapes, Source, Variables, check_variant, shape_of
+from checkpoints_tools.source import Entry, Input, Shapes, Source, Variables, check_variant, shape_of
 from official_resnet import resnet_spec
 from official_resnet.errors import UserError
 
-shapes, read, list_files, ignored = (
-    tf_checkpoint.shapes,
-    tf_checkpoint.read,
-    tf_checkpoint.list_files,
-    tf_checkpoint.ignored,
-)
+shapes, read, list_files = tf_checkpoint.shapes, tf_checkpoint.read, tf_checkpoint.list_files
+ignored = tf_checkpoint.ignored
 
 EPSILON = 1e-5
 LABELS = {'imagenet': {1001: 'imagenet1001', 1000: 'imagenet1000'}, 'cifar': {10: 'cifar10'}}
@@ -42,12 +39,7 @@ def recognises(shapes: Shapes) -> bool:
 
 
 def describe(shapes: Shapes, variant: str | None = None) -> Source:
-    """Return the Source of a checkpoint.
-
-    Args:
-        shapes: {name: (shape, dtype)}.
-        variant: 'resnet50_v1.5', or by its official name 'resnet50_v1', to insist on; None takes what is found.
-    """
+    """Return the Source; a variant, 'resnet50_v1.5' or by its official name 'resnet50_v1', must be what is found."""
     scope = _scope(shapes)
     num_convs, num_norms = (
         _count(shapes, f'{scope}{layer}') for layer in ('conv2d{}/kernel', 'batch_normalization{}/gamma')
@@ -55,98 +47,56 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
     if num_convs < 3:
         raise UserError(f'{num_convs} convolutions named as {scope}conv2d_1/kernel; official/resnet has more')
     convs = [shape_of(shapes, f'{_name(scope, "conv2d", i)}/kernel', 4) for i in range(num_convs)]
-    if convs[0][0] not in (3, 7):
+    size, filters = convs[0][0], convs[0][3]
+    if size not in (3, 7):
         raise UserError(f'{scope}conv2d/kernel has the shape {convs[0]}; expected 3x3 (CIFAR) or 7x7 (ImageNet)')
-    stem = 'imagenet' if convs[0][0] == 7 else 'cifar'
+    stem = 'imagenet' if size == 7 else 'cifar'
     block, group_blocks = _blocks(convs)
     version = _version(num_convs, num_norms, len(group_blocks))
     version = version if stem == 'imagenet' else version[0]
-    size = 2 + (3 if block == 'bottleneck' else 2) * sum(group_blocks)
-    known_as = ('1.5', '1') if version != '2' else ()
-    check_variant(variant, *(f'resnet{size}_v{name}' for name in (version, *known_as)))
-    spec = resnet_spec.ResNetSpec(
-        group_blocks,
-        filters=convs[0][3],
-        stem=stem,
-        block=block,
-        version=version,
-        shortcut='group',
-        padding='symmetric',
-        stem_pool='same' if stem == 'imagenet' else 'pad1',
-        bn_momentum=0.997,
-        bn_epsilon=EPSILON,
-    )
+    pool = 'same' if stem == 'imagenet' else 'pad1'
+    spec = resnet_spec.ResNetSpec(group_blocks, filters, stem, block, version, 'group', stem_pool=pool)
+    name = f'resnet{spec.resnet_size}_v'
+    check_variant(variant, *(name + known_as for known_as in (version, *(('1.5', '1') if version != '2' else ()))))
     num_classes = shape_of(shapes, f'{scope}dense/kernel', 2)[1]
     labels = LABELS[stem].get(num_classes, 'unknown')
-    return Source('official_tf', f'resnet{size}_v{version}', spec, num_classes, INPUTS[stem], labels, NOTE)
+    return Source('official_tf', f'{name}{version}', spec, num_classes, INPUTS[stem], labels, NOTE)
 
 
 def name_map(source: Source, shapes: Shapes) -> list[Entry]:
     """Return the Entries: our layers are in the order in which official/resnet creates its own."""
-    scope, made, entries = _scope(shapes), collections.Counter(), []
-    for layer in our_net.layers(source.spec, source.num_classes):
-        kind = {'conv': 'conv2d', 'bn': 'batch_normalization'}.get(layer.kind, layer.kind)
-        name = _name(scope, kind, made[kind])
-        made[kind] += 1
-        if layer.kind == 'bn':
-            entries += our_net.bn_entries(layer.name, f'{name}/')
-        else:
-            parts = ('kernel', 'bias') if layer.kind == 'dense' else ('kernel',)
-            entries += [Entry(f'{layer.name}/{part}', (f'{name}/{part}',)) for part in parts]
-    return entries
+    scope, numbers = _scope(shapes), collections.defaultdict(itertools.count)
+    kinds = {'conv': 'conv2d', 'bn': 'batch_normalization', 'dense': 'dense'}
+    return our_net.entries(source, lambda layer: _name(scope, kinds[layer.kind], next(numbers[layer.kind])))
 
 
 def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
-    """Return logits, float32 [n, classes], by official/resnet's definition: in its order, with plain TensorFlow ops.
+    """Return logits, float32 [n, classes], of float32 [n, h, w, 3] by official/resnet's definition, in its order.
 
-    Args:
-        variables: of a checkpoint.
-        images: float32 [n, h, w, 3], preprocessed as source.input says.
-        source: its spec says how many blocks of what kind.
+    The source's spec says how many blocks of what kind there are.
     """
-    spec, scope = source.spec, _scope(variables)
-    values = Lazy(variables, lambda name: np.asarray(variables[name], 'float32'))  # read as they are needed
-    made = collections.Counter()
-
-    def next_name(kind):
-        made[kind] += 1
-        return _name(scope, kind, made[kind] - 1)
-
-    def conv(x, stride=1):
-        return operations.conv2d(x, values[f'{next_name("conv2d")}/kernel'], stride)
-
-    def norm(x):
-        name = next_name('batch_normalization')
-        return operations.batch_norm(x, *(values[f'{name}/{part}'] for part in our_net.BN_PARTS), EPSILON)
-
+    spec, scope, numbers = source.spec, _scope(variables), collections.defaultdict(itertools.count)
     is_v2, relu = spec.version == '2', tf.nn.relu
-    block_fn = _run_block_v2 if is_v2 else _run_block_v1
-    strides = (1, 2, 1) if spec.block == 'bottleneck' else (2, 1)  # 2: where a stride takes effect
-    x = conv(tf.constant(images, tf.float32), 2 if spec.stem == 'imagenet' else 1)
-    x = x if is_v2 else relu(norm(x))
+
+    def get(kind, *parts):
+        name = _name(scope, kind, next(numbers[kind]))
+        return [variables[f'{name}/{part}'] for part in parts]
+
+    def conv(x, _, stride):
+        return operations.conv2d(x, *get('conv2d', 'kernel'), stride)
+
+    def norm(x, _):
+        return operations.batch_norm(x, *get('batch_normalization', *our_net.BN_PARTS), EPSILON)
+
+    x = conv(tf.constant(images, tf.float32), 'stem', 2 if spec.stem == 'imagenet' else 1)
+    x = x if is_v2 else relu(norm(x, 'stem'))
     x = tf.nn.max_pool2d(x, 3, 2, 'SAME') if spec.stem == 'imagenet' else x
-    for group, num_blocks in enumerate(spec.group_blocks):
-        for block in range(num_blocks):
-            stride = 2 if group and not block else 1
-            x = block_fn(x, conv, norm, [min(stride, most) for most in strides], None if block else stride)
-    x = relu(norm(x)) if is_v2 else x
-    return operations.classify(x, values[f'{scope}dense/kernel'], values[f'{scope}dense/bias'])
-
-
-def _run_block_v1(x, conv, norm, strides, projection):
-    shortcut = x if projection is None else norm(conv(x, projection))
-    for i, stride in enumerate(strides):
-        x = norm(conv(x, stride))
-        x = tf.nn.relu(x if i < len(strides) - 1 else x + shortcut)
-    return x
-
-
-def _run_block_v2(x, conv, norm, strides, projection):
-    shortcut, x = x, tf.nn.relu(norm(x))
-    shortcut = shortcut if projection is None else conv(x, projection)
-    for i, stride in enumerate(strides):
-        x = conv(tf.nn.relu(norm(x)) if i else x, stride)
-    return x + shortcut
+    for _, block, stride in operations.blocks(spec.group_blocks):
+        strides = (1, stride, 1) if spec.block == 'bottleneck' else (stride, 1)
+        names = ['projection' if block == 1 else None, *strides]  # told apart by their order alone
+        x = operations.residual_block(x, names, strides, conv, norm, 'preact' if is_v2 else None)
+    x = relu(norm(x, 'head')) if is_v2 else x
+    return operations.classify(x, *get('dense', 'kernel', 'bias'))
 
 
 def _scope(names):

@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from checkpoints_tools import layouts, operations, our_net, tf_checkpoint
-from checkpoints_tools.source import Entry, Input, Lazy, Shapes, Source, Variables, check_variant, shape_of
+from checkpoints_tools.source import Entry, Input, Shapes, Source, Variables, check_variant, shape_of
 from official_resnet import resnet_spec
 from official_resnet.errors import UserError
 
@@ -35,7 +35,7 @@ INPUTS = {
 }
 LABELS = {1000: 'imagenet1000', 1001: 'imagenet1001'}
 _FIRST = re.compile(r'((?:.*/)?)block1/unit_1/bottleneck_v([12])/conv1/weights')
-_UNIT = re.compile(r'block([1-9]\d{0,3})/unit_([1-9]\d{0,3})/bottleneck_v[12]/conv1/weights')
+_AXES = {'stride_block': 'last', 'stride_conv': '3x3', 'stem_pool': 'same', 'bn_epsilon': EPSILON}
 
 # The tutorial's list of what it leaves out, and its replacements in its order.
 DOCUMENT_EXCEPT = ('global_step', 'resnet_v1_50/mean_rgb', 'resnet_v1_50/logits/biases', 'resnet_v1_50/logits/weights')
@@ -80,7 +80,7 @@ def rename(name: str) -> str | None:
 
 def document_names(names: Iterable[str]) -> dict[str, str]:
     """Return {their name: the document's name} of those that the document keeps, in the order given."""
-    return {name: rename(name) for name in names if rename(name) is not None}
+    return {name: kept for name in names if (kept := rename(name)) is not None}
 
 
 def shapes(path: str | os.PathLike) -> Shapes:
@@ -98,149 +98,87 @@ def recognises(shapes: Shapes) -> bool:
 
 
 def describe(shapes: Shapes, variant: str | None = None) -> Source:
-    """Return the Source of a checkpoint.
+    """Return the Source; a variant, as 'resnet_v1_50', must be what is found.
 
-    Args:
-        shapes: {name: (shape, dtype)}; a mean_rgb of the file's own is the input's mean in place of ImageNet's.
-        variant: 'resnet_v1_50', to insist on; None takes what is found.
+    A mean_rgb of the file's own is the input's mean in place of ImageNet's.
     """
     scope, version = _scope(shapes)
-    group_blocks = our_net.count_blocks(
-        (int(unit[1]), int(unit[2]))
-        for name in shapes
-        if name.startswith(scope) and (unit := _UNIT.fullmatch(name.removeprefix(scope)))
-    )
-    first, stem, logits = (
+    group_blocks = _group_blocks(shapes, scope)
+    filters, stem, num_classes = (
         shape_of(shapes, f'{scope}{name}/weights', 4)[3]
         for name in (f'block1/unit_1/bottleneck_v{version}/conv1', 'conv1', 'logits')
     )
     found = f'resnet_v{version}_{2 + 3 * sum(group_blocks)}'
     check_variant(variant, found)
+    stem_filters = None if stem == filters else stem
     spec = resnet_spec.ResNetSpec(
-        group_blocks,
-        filters=first,
-        stem='imagenet',
-        block='bottleneck',
-        version=version,
-        shortcut='B',
-        stride_block='last',
-        stride_conv='3x3',
-        padding='symmetric',
-        stem_pool='same',
-        bn_momentum=0.997,
-        bn_epsilon=EPSILON,
-        stem_filters=None if stem == first else stem,
+        group_blocks, filters, 'imagenet', 'bottleneck', version, 'B', stem_filters=stem_filters, **_AXES
     )
     convention, mean_rgb = INPUTS[version], getattr(shapes, 'mean_rgb', None)
     if version == '1' and mean_rgb and np.isfinite(mean_rgb).all():
         convention = dataclasses.replace(convention, mean=mean_rgb)
-    return Source('slim', found, spec, logits, convention, LABELS.get(logits, 'unknown'), NOTE)
+    return Source('slim', found, spec, num_classes, convention, LABELS.get(num_classes, 'unknown'), NOTE)
 
 
 def ignored(shapes: Shapes) -> dict[str, str]:
     """Return {name: why} of variables that carry no weight of the network."""
-    means = {
-        name: 'the mean of the images, which the input lacks already'
-        for name in shapes
-        if name.rpartition('/')[2] == 'mean_rgb'
-    }
-    return tf_checkpoint.ignored(shapes) | means
+    means = [name for name in shapes if name.rpartition('/')[2] == 'mean_rgb']
+    return tf_checkpoint.ignored(shapes) | dict.fromkeys(means, 'the mean of the images, which the input lacks already')
 
 
 def name_map(source: Source, shapes: Shapes) -> list[Entry]:
     """Return the Entries; the biases of v2 come off the moving means of all BNs that read a sum they are part of."""
     scope, version = _scope(shapes)
-    net, entries = our_net.layers(source.spec, source.num_classes), []
-    names = {layer.name: f'{scope}{_their(layer, version)}' for layer in net}
-    biases = {
-        layer.name: f'{names[layer.name]}/biases'
-        for layer in net
-        if version == '2' and layer.kind == 'conv' and layer.index in (0, 3)
-    }
-    lacks = our_net.lacking(source.spec, net, biases)
-    for layer in net:
-        name = names[layer.name]
-        if layer.kind == 'bn':
-            entries += our_net.bn_entries(layer.name, f'{name}/', biases=lacks[layer.name])
-        else:
-            layout = layouts.squeezed if layer.kind == 'dense' else layouts.identity
-            entries.append(Entry(f'{layer.name}/kernel', (f'{name}/weights',), layout))
-    return [*entries, Entry('logits/bias', (f'{scope}logits/biases',))]
+    words = {'kernel': 'weights', 'bias': 'biases'}
+    return our_net.entries(
+        source,
+        lambda layer: f'{scope}{_their(layer, version)}',
+        words,
+        {'dense': layouts.squeezed},
+        lambda layer: version == '2' and layer.index in (0, 3),
+    )
 
 
 def _their(layer, version):
     """Return slim's name of a layer of ours, below its scope."""
-    if layer.kind == 'dense':
-        return 'logits'
-    unit = f'block{layer.group}/unit_{layer.block}/bottleneck_v{version}/' if layer.group else ''
-    index = layer.index
-    if version == '2' and layer.kind == 'bn':
-        if index == 1:
-            return f'{unit}preact' if unit else 'postnorm'
-        index -= 1  # the convolution before
-    conv = f'{unit}conv{index}' if index else f'{unit}shortcut' if unit else 'conv1'
+    if not layer.group:
+        named = {'stem_conv': 'conv1', 'stem_bn': 'conv1/BatchNorm', 'head_bn': 'postnorm', 'logits': 'logits'}
+        return named[layer.name]
+    unit = f'block{layer.group}/unit_{layer.block}/bottleneck_v{version}'
+    if version == '2' and layer.kind == 'bn' and layer.index == 0:
+        return f'{unit}/preact'
+    conv = f'{unit}/conv{layer.index}' if layer.index else f'{unit}/shortcut'
     return f'{conv}/BatchNorm' if layer.kind == 'bn' else conv
 
 
 def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
-    """Return logits, float32 [n, classes], by slim's definition: from slim's names, with plain TensorFlow ops.
-
-    Args:
-        variables: of a checkpoint.
-        images: float32 [n, h, w, 3], preprocessed as source.input says.
-        source: not looked at, since the names say it all.
-    """
+    """Return logits, float32 [n, classes], of float32 [n, h, w, 3] by slim's definition, from slim's names alone."""
     scope, version = _scope(variables)
-    values = Lazy(  # read as they are needed: all of them would be the checkpoint once more
-        [name.removeprefix(scope) for name in variables if name.startswith(scope)],
-        lambda name: np.asarray(variables[scope + name], 'float32'),
-    )
-    x = operations.conv2d(tf.constant(images, tf.float32), values['conv1/weights'], 2)
-    x = x + values['conv1/biases'] if version == '2' else _bn_relu(x, values, 'conv1/BatchNorm')
+    is_v2 = version == '2'
+
+    def conv(x, name, stride):
+        kernel, bias = (variables.get(f'{scope}{name}/{part}') for part in ('weights', 'biases'))
+        return operations.conv2d(x, kernel, stride, bias)
+
+    def norm(x, name):
+        name = f'{scope}{name}' if name.endswith(('preact', 'postnorm')) else f'{scope}{name}/BatchNorm'
+        return operations.batch_norm(x, *(variables[f'{name}/{part}'] for part in our_net.BN_PARTS), EPSILON)
+
+    x = conv(tf.constant(images, tf.float32), 'conv1', 2)
+    x = x if is_v2 else tf.nn.relu(norm(x, 'conv1'))
     x = tf.nn.max_pool2d(x, 3, 2, 'SAME')
-    group_blocks = our_net.count_blocks((int(u[1]), int(u[2])) for u in map(_UNIT.fullmatch, values) if u)
-    for block, num_units in enumerate(group_blocks, start=1):
-        for unit in range(1, num_units + 1):
-            stride = 2 if unit == num_units and block < len(group_blocks) else 1
-            unit_fn = _run_unit_v2 if version == '2' else _run_unit_v1
-            x = unit_fn(x, values, f'block{block}/unit_{unit}/bottleneck_v{version}', stride)
-    if version == '2':
-        x = _bn_relu(x, values, 'postnorm')
-    return operations.classify(x, values['logits/weights'][0, 0], values['logits/biases'])
+    for block, unit, stride in operations.blocks(_group_blocks(variables, scope), strides_last=True):
+        name = f'block{block}/unit_{unit}/bottleneck_v{version}'
+        projection = f'{name}/shortcut' if f'{scope}{name}/shortcut/weights' in variables else None
+        names = [projection, *(f'{name}/conv{i}' for i in (1, 2, 3))]
+        x = operations.residual_block(x, names, (1, stride, 1), conv, norm, f'{name}/preact' if is_v2 else None)
+    x = tf.nn.relu(norm(x, 'postnorm')) if is_v2 else x
+    return operations.classify(x, variables[f'{scope}logits/weights'][0, 0], variables[f'{scope}logits/biases'])
 
 
-def _run_unit_v1(x, values, scope, stride):
-    def conv_bn(x, name, stride=1):
-        x = operations.conv2d(x, values[f'{scope}/{name}/weights'], stride)
-        return _bn(x, values, f'{scope}/{name}/BatchNorm')
-
-    has_projection = f'{scope}/shortcut/weights' in values
-    shortcut = conv_bn(x, 'shortcut', stride) if has_projection else tf.nn.max_pool2d(x, 1, stride, 'VALID')
-    x = tf.nn.relu(conv_bn(x, 'conv1'))
-    x = tf.nn.relu(conv_bn(x, 'conv2', stride))
-    return tf.nn.relu(shortcut + conv_bn(x, 'conv3'))
-
-
-def _run_unit_v2(x, values, scope, stride):
-    def conv(x, name, stride=1):
-        return operations.conv2d(x, values[f'{scope}/{name}/weights'], stride)
-
-    preact = _bn_relu(x, values, f'{scope}/preact')
-    if f'{scope}/shortcut/weights' in values:
-        shortcut = conv(preact, 'shortcut', stride) + values[f'{scope}/shortcut/biases']
-    else:
-        shortcut = tf.nn.max_pool2d(x, 1, stride, 'VALID')
-    x = _bn_relu(conv(preact, 'conv1'), values, f'{scope}/conv1/BatchNorm')
-    x = _bn_relu(conv(x, 'conv2', stride), values, f'{scope}/conv2/BatchNorm')
-    return shortcut + conv(x, 'conv3') + values[f'{scope}/conv3/biases']
-
-
-def _bn(x, values, scope):
-    return operations.batch_norm(x, *(values[f'{scope}/{part}'] for part in our_net.BN_PARTS), EPSILON)
-
-
-def _bn_relu(x, values, scope):
-    return tf.nn.relu(_bn(x, values, scope))
+def _group_blocks(names, scope):
+    pattern = r'block([1-9]\d{0,3})/unit_([1-9]\d{0,3})/bottleneck_v[12]/conv1/weights'
+    return our_net.named_blocks(names, re.escape(scope) + pattern)
 
 
 def _scope(names):

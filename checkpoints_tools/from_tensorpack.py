@@ -6,6 +6,7 @@ Source: tensorpack/examples/ResNet/resnet_model.py. Two files of other origin sh
 names: what tensorpack.utils.loadcaffe makes of a .caffemodel, and what load-resnet.py --convert makes of that.
 """
 
+import functools
 import os
 import re
 import zipfile
@@ -28,7 +29,7 @@ NOTE = (
 MAX_MEMBERS = 20_000
 MAX_INFLATION = 8  # bytes of arrays to one of the file; trained weights compress to nine tenths
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-_BN = dict(zip(our_net.BN_PARTS, ('gamma', 'beta', 'mean/EMA', 'variance/EMA'), strict=True))
+_BN = dict(zip(our_net.BN_PARTS, ('bn/gamma', 'bn/beta', 'bn/mean/EMA', 'bn/variance/EMA'), strict=True))
 _IGNORED = r'global_step|learning_rate|beta[12]_power|EMA/.*|tower.*|.*/(Momentum|Adam(_1)?|AccumGrad)'
 
 
@@ -105,8 +106,7 @@ def recognises(shapes: Shapes) -> bool:
 
 
 def _group_blocks(names):
-    places = filter(None, (re.fullmatch(r'group(\d)/block(\d{1,3})/conv1/W', name) for name in names))
-    return our_net.count_blocks((int(place[1]) + 1, int(place[2]) + 1) for place in places)
+    return our_net.named_blocks(names, r'group(\d)/block(\d{1,3})/conv1/W', (0, 0))
 
 
 def describe(shapes: Shapes, variant: str | None = None) -> Source:
@@ -120,16 +120,11 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
         raise UserError(
             "conv0/b: an .npz that load-resnet.py made of He's ResNet-50; convert its .caffemodel with --source caffe"
         )
-    blocks = _group_blocks(shapes)
-    spec, family = _spec(shapes, blocks)
-    num_classes = shape_of(shapes, 'linear/b', 1)[0]
-    size = 2 + (3 if spec.block == 'bottleneck' else 2) * sum(blocks)
+    spec, family = _spec(shapes, _group_blocks(shapes))
+    num_classes, size = shape_of(shapes, 'linear/b', 1)[0], spec.resnet_size
     name = f'ImageNet-{family.format(size)}'
-    ours = (
-        f'{"se" if spec.se_reduction else ""}resnet{size}_v{spec.version}'
-        if spec.cardinality == 1
-        else (f'resnext{size}_{spec.cardinality}x{spec.base_width}d')
-    )
+    ours = f'{"se" if spec.se_reduction else ""}resnet{size}_v{spec.version}'
+    ours = ours if spec.cardinality == 1 else f'resnext{size}_{spec.cardinality}x{spec.base_width}d'
     check_variant(variant, name, ours)
     convention = Input('BGR', 1 / 255, mean=(0.406, 0.456, 0.485), std=(0.225, 0.224, 0.229), interpolation='bicubic')
     labels = 'imagenet1000' if num_classes == 1000 else 'unknown'
@@ -138,18 +133,8 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
 
 def _spec(shapes, blocks):
     """Return the ResNetSpec and a pattern of tensorpack's name."""
-    filters, first = shape_of(shapes, 'conv0/W', 4)[-1], 'group0/block0'
-    fields = {
-        'filters': filters,
-        'stem': 'imagenet',
-        'shortcut': 'B',
-        'version': '1.5',
-        'padding': 'same',
-        'stem_pool': 'same',
-        'bn_momentum': 0.9,
-        'bn_epsilon': EPSILON,
-    }
-    family = 'ResNet{}'
+    filters, first, family = shape_of(shapes, 'conv0/W', 4)[-1], 'group0/block0', 'ResNet{}'
+    fields = {'version': '1.5', 'padding': 'same', 'stem_pool': 'same', 'bn_momentum': 0.9, 'bn_epsilon': EPSILON}
     if f'{first}/conv3/W' in shapes:
         fields['block'] = 'bottleneck'
         _, _, taken, given = shape_of(shapes, f'{first}/conv2/W', 4)
@@ -163,12 +148,12 @@ def _spec(shapes, blocks):
     if 'group0/bnlast/bn/gamma' in shapes:
         fields |= {'version': '2', 'stem_bn': True}
         family = 'PreAct' + family
-    return resnet_spec.ResNetSpec(blocks, **fields), family
+    return resnet_spec.ResNetSpec(blocks, filters, 'imagenet', shortcut='B', **fields), family
 
 
 def ignored(shapes: Shapes) -> dict[str, str]:
     """Return {name: why}: slots of the optimizer, averages of losses, counters."""
-    return {name: "training's, not the network's" for name in shapes if re.fullmatch(_IGNORED, name)}
+    return dict.fromkeys(filter(re.compile(_IGNORED).fullmatch, shapes), "training's, not the network's")
 
 
 def _constant(value):
@@ -182,38 +167,24 @@ def name_map(source: Source, shapes: Shapes) -> list[Entry]:
     Of V2 the first block begins without BN and ReLU, and ours with both: a BN that changes nothing and the ReLU of
     what is positive already. Its values are written as made from the statistics of the stem's BN before it.
     """
-    entries = []
-    for layer in our_net.layers(source.spec, source.num_classes):
-        name = _their(layer, source.spec)
-        if name is None:  # gamma 1, beta 0, mean 0, variance + epsilon 1
-            entries += [
-                Entry(f'{layer.name}/{part}', ('conv0/bn/mean/EMA', 'conv0/bn/variance/EMA'), _constant(value))
-                for part, value in zip(our_net.BN_PARTS, (1.0, 0.0, 0.0, 1 - EPSILON), strict=True)
-            ]
-        elif layer.kind == 'bn':
-            entries += our_net.bn_entries(layer.name, f'{name}/bn/', _BN)
-        else:
-            layout = layouts.as_1x1 if layer.kind == 'se_conv' else layouts.identity
-            entries.append(Entry(f'{layer.name}/kernel', (f'{name}/W',), layout))
-            if layer.kind != 'conv':
-                entries.append(Entry(f'{layer.name}/bias', (f'{name}/b',)))
+    words, kernels = {'kernel': 'W', 'bias': 'b', **_BN}, {'se_conv': layouts.as_1x1}
+    entries = our_net.entries(source, lambda layer: _their(layer, source.spec), words, kernels)
+    if source.spec.version == '2':
+        for part, value in zip(our_net.BN_PARTS, (1.0, 0.0, 0.0, 1 - EPSILON), strict=True):  # variance + epsilon is 1
+            sources = ('conv0/bn/mean/EMA', 'conv0/bn/variance/EMA')
+            entries.append(Entry(f'group1_block1_bn1/{part}', sources, _constant(value)))
     return entries
 
 
 def _their(layer, spec):
     """Return tensorpack's name of a layer of ours; None for the one BN of ours, of V2, that the file lacks."""
-    if layer.kind == 'dense':
-        return 'linear'
     group, block, index = layer.group - 1, layer.block - 1, layer.index
-    if spec.version == '2' and layer.kind == 'bn' and index:
-        if index == 1 and block > 0:
-            return f'group{group}/block{block}/preact'
-        if index == 1:  # after the last block of the group before, or of all groups
-            group = group - 1 if layer.group else len(spec.group_blocks) - 1
-            return f'group{group}/bnlast' if group >= 0 else None
-        index -= 1  # the convolution before
+    if layer.name == 'head_bn':
+        return f'group{len(spec.group_blocks) - 1}/bnlast'
     if not layer.group:
-        return 'conv0'
+        return 'linear' if layer.kind == 'dense' else 'conv0'
+    if spec.version == '2' and layer.kind == 'bn' and index == 0:  # of a first block, behind the group before
+        return f'group{group}/block{block}/preact' if block else f'group{group - 1}/bnlast' if group else None
     kind = f'fc{index}' if layer.kind == 'se_conv' else f'conv{index or "shortcut"}'
     return f'group{group}/block{block}/{kind}'
 
@@ -224,35 +195,31 @@ def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
     num_convs = 3 if 'group0/block0/conv3/W' in variables else 2
 
     def norm(x, name):
-        return operations.batch_norm(x, *(variables[f'{name}/bn/{part}'] for part in _BN.values()), EPSILON)
+        if name.endswith('/block0/preact'):  # the first block of a group has none: `bnlast` or the stem's is before it
+            return x
+        return operations.batch_norm(x, *(variables[f'{name}/{part}'] for part in _BN.values()), EPSILON)
 
-    def conv(x, name, stride=1):
-        return operations.conv2d(x, variables[f'{name}/W'], stride, 'SAME')
+    def conv(x, name, stride):
+        return operations.conv2d(x, variables[f'{name}/W'], stride, padding='SAME')
 
-    def block_of(x, name, stride, has_preact):
-        shortcut, last = x, f'{name}/conv{num_convs}'
-        if has_preact:
-            x = tf.nn.relu(norm(x, f'{name}/preact'))
-        for i in range(1, num_convs):
-            x = conv(x, f'{name}/conv{i}', stride if i == num_convs - 1 else 1)  # of a bottleneck the second
-            x = tf.nn.relu(norm(x, f'{name}/conv{i}'))
-        x = conv(x, last)
-        if not is_preact:
-            x = norm(x, last)
-        if f'{name}/fc1/W' in variables:
-            scale = tf.nn.relu(tf.reduce_mean(x, (1, 2)) @ variables[f'{name}/fc1/W'] + variables[f'{name}/fc1/b'])
-            scale = tf.sigmoid(scale @ variables[f'{name}/fc2/W'] + variables[f'{name}/fc2/b'])
-            x = x * scale[:, None, None]
-        if f'{name}/convshortcut/W' in variables:
-            shortcut = conv(shortcut, f'{name}/convshortcut', stride)
-            shortcut = shortcut if is_preact else norm(shortcut, f'{name}/convshortcut')
-        return x + shortcut if is_preact else tf.nn.relu(x + shortcut)
+    def excited(name, x):
+        if f'{name}/fc1/W' not in variables:
+            return x
+        scale = tf.nn.relu(tf.reduce_mean(x, (1, 2)) @ variables[f'{name}/fc1/W'] + variables[f'{name}/fc1/b'])
+        scale = tf.sigmoid(scale @ variables[f'{name}/fc2/W'] + variables[f'{name}/fc2/b'])
+        return x * scale[:, None, None]
 
     x = tf.nn.relu(norm(conv(tf.constant(images, tf.float32), 'conv0', 2), 'conv0'))
     x = tf.nn.max_pool2d(x, 3, 2, 'SAME')
-    for group, num_blocks in enumerate(_group_blocks(variables)):
-        for block in range(num_blocks):
-            x = block_of(x, f'group{group}/block{block}', 2 if group and not block else 1, is_preact and block)
-        if is_preact:
-            x = tf.nn.relu(norm(x, f'group{group}/bnlast'))
+    group_blocks = _group_blocks(variables)
+    for group, block, stride in operations.blocks(group_blocks):
+        name = f'group{group - 1}/block{block - 1}'
+        projection = f'{name}/convshortcut' if f'{name}/convshortcut/W' in variables else None
+        names = [projection, *(f'{name}/conv{i + 1}' for i in range(num_convs))]
+        strides = (1, stride, 1)[3 - num_convs :]  # of a bottleneck the second
+        preact = f'{name}/preact' if is_preact else None
+        branch = functools.partial(excited, name)
+        x = operations.residual_block(x, names, strides, conv, norm, preact, branch=branch)
+        if is_preact and block == group_blocks[group - 1]:
+            x = tf.nn.relu(norm(x, f'group{group - 1}/bnlast'))
     return operations.classify(x, variables['linear/W'], variables['linear/b'])

@@ -10,6 +10,7 @@ with zero channels on both sides; its option B says shortcut.{0,1} for downsampl
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import re
@@ -18,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from checkpoints_tools import layouts, operations, our_net, torch_pickle
-from checkpoints_tools.source import Entry, Input, Lazy, Shapes, Source, Variables, reason, shape_of
+from checkpoints_tools.source import Entry, Input, Lazy, Shapes, Source, Variables, reading, shape_of
 from official_resnet import files, resnet_spec, resnet_variants
 from official_resnet.errors import UserError
 
@@ -39,17 +40,8 @@ IMAGENET_NOTE = (
 )
 CIFAR_NOTE = 'akamaster/pytorch_resnet_cifar10, BSD-2-Clause; arXiv:1512.03385'
 # torchvision's or timm's name -> ours
-NAMES = {f'resnet{size}': f'resnet{size}_v1.5' for size in (18, 34, 50, 101, 152, 200)} | {
-    name: name
-    for name in (
-        'resnext50_32x4d',
-        'resnext101_32x4d',
-        'resnext101_32x8d',
-        'resnext101_64x4d',
-        'wide_resnet50_2',
-        'wide_resnet101_2',
-    )
-}
+NAMES = {f'resnet{size}': f'resnet{size}_v1.5' for size in resnet_variants.IMAGENET_BLOCKS}
+NAMES |= {name: name for name in resnet_variants.VARIANTS if name.startswith(('resnext50', 'resnext101', 'wide_'))}
 _SHAPE_FIELDS = ('group_blocks', 'filters', 'stem', 'block', 'base_width', 'cardinality')
 _VARIABLES = {
     'kernel': 'weight',
@@ -69,84 +61,73 @@ def recognises(shapes: Shapes) -> bool:
 
 def shapes(path: str | os.PathLike) -> Shapes:
     """Return {name: (shape, dtype)}; wrappers are stripped, values are not read."""
-    if _is_safetensors(path):
-        with _safetensors(path) as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}
-            found = {
-                name: (tuple(part.get_shape()), _SAFETENSORS_DTYPES.get(part.get_dtype(), part.get_dtype()))
-                for name, part in slices.items()
-            }
-            return dict(zip(_stripped(found), found.values(), strict=True))
-    saved, _ = torch_pickle.load(path)
-    return {
-        name: (tensor.shape, np.dtype(tensor.storage.dtype).name) for name, tensor in _state_dict(saved, path).items()
-    }
+    return {name: (shape, dtype) for name, (shape, dtype, _) in _tensors(path).items()}
 
 
 def read(path: str | os.PathLike) -> Lazy:
     """Return {name: ndarray}, wrappers stripped, each value read from the file when it is asked for."""
+    tensors = _tensors(path)
+    return Lazy(tensors, lambda name: tensors[name][2]())
+
+
+def _tensors(path):
+    """Return {name: (shape, dtype, function that returns the values)}."""
     if _is_safetensors(path):
         with _safetensors(path) as file:
-            stored = list(file.keys())
-        names = dict(zip(_stripped(stored), stored, strict=True))
-        return Lazy(names, lambda name: _tensor(path, names[name]))
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            return _stripped(
+                {
+                    name: (
+                        tuple(part.get_shape()),
+                        _SAFETENSORS_DTYPES.get(part.get_dtype(), part.get_dtype()),
+                        functools.partial(_safetensor, path, name),
+                    )
+                    for name, part in slices.items()
+                }
+            )
     saved, values = torch_pickle.load(path)
-    tensors = _state_dict(saved, path)
-    return Lazy(tensors, lambda name: values(tensors[name]))
-
-
-def _tensor(path, name):
-    with _safetensors(path) as file:
-        return file.get_tensor(name)
+    return {
+        name: (tensor.shape, tensor.storage.dtype.name, functools.partial(values, tensor))
+        for name, tensor in _state_dict(saved, path).items()
+    }
 
 
 def describe(shapes: Shapes, variant: str | None = None) -> Source:
     """Return the Source; depth, width and cardinality are seen from names and shapes.
 
-    Args:
-        shapes: {name: (shape, dtype)}.
-        variant: None, torchvision's name or one of ours; the only thing it can change is the version: weights do
-            not tell whether a bottleneck halves on its 3x3 ('resnet50', 'resnet50_v1.5') or its 1x1 ('resnet50_v1').
+    A variant is torchvision's name or one of ours. The only thing it can change is the version: weights do not tell
+    whether a bottleneck halves on its 3x3 ('resnet50', 'resnet50_v1.5') or its 1x1 ('resnet50_v1').
     """
     stem, num_classes = shape_of(shapes, 'conv1.weight', 4), shape_of(shapes, f'{_head(shapes)}.weight', 2)[0]
-    places = filter(None, (re.match(r'layer(\d{1,4})\.(\d{1,6})\.', name) for name in shapes))
-    group_blocks = our_net.count_blocks((int(place[1]), int(place[2]) + 1) for place in places)
+    group_blocks = our_net.named_blocks(shapes, r'layer(\d{1,4})\.(\d{1,6})\..*', (1, 0))
     is_bottleneck = 'layer1.0.conv3.weight' in shapes
-    axes = {
-        'filters': stem[0],
-        'block': 'bottleneck' if is_bottleneck else 'basic',
-        'bn_momentum': 0.9,
-        'bn_epsilon': EPSILON,
-        'shortcut': 'B' if any(re.search(r'\.(downsample|shortcut)\.0\.weight$', name) for name in shapes) else 'A',
-        'shortcut_padding': 'both',
-    }
-    if is_bottleneck:
-        axes |= _widths(stem[0], shape_of(shapes, 'layer1.0.conv2.weight', 4))
+    widths = _widths(stem[0], shape_of(shapes, 'layer1.0.conv2.weight', 4)) if is_bottleneck else {}
     if stem[2:] == (7, 7) and len(group_blocks) == 4:
-        axes |= {'stem': 'imagenet', 'version': '1.5', 'shortcut': 'B', 'shortcut_padding': 'end'}
-        labels, convention, note = 'imagenet1000' if num_classes == 1000 else 'unknown', IMAGENET_INPUT, IMAGENET_NOTE
+        kind, version, shortcut, padding = 'imagenet', '1.5', 'B', 'end'
+        labels, convention, note = {1000: 'imagenet1000'}, IMAGENET_INPUT, IMAGENET_NOTE
     elif stem[2:] == (3, 3) and len(group_blocks) == 3:
-        axes |= {'stem': 'cifar', 'version': '1.5' if is_bottleneck else '1'}
-        labels, convention, note = 'cifar10' if num_classes == 10 else 'unknown', CIFAR_INPUT, CIFAR_NOTE
+        projects = any(re.search(r'\.(downsample|shortcut)\.0\.weight$', name) for name in shapes)
+        kind, version, shortcut, padding = 'cifar', '1.5' if is_bottleneck else '1', 'B' if projects else 'A', 'both'
+        labels, convention, note = {10: 'cifar10'}, CIFAR_INPUT, CIFAR_NOTE
     else:
         raise UserError(
             f"conv1.weight of shape {stem} and {len(group_blocks)} layers are neither torchvision's (7x7, "
             "4) nor akamaster's (3x3, 3); convert another checkpoint"
         )
-    spec = resnet_spec.ResNetSpec(group_blocks, **axes)
+    axes = {'block': 'bottleneck' if is_bottleneck else 'basic', 'bn_momentum': 0.9, 'bn_epsilon': EPSILON} | widths
+    axes |= {'version': version, 'shortcut': shortcut, 'shortcut_padding': padding}
+    spec = resnet_spec.ResNetSpec(group_blocks, stem[0], kind, **axes)
     spec = _with_version_of(spec, variant) if variant else spec
+    labels = labels.get(num_classes, 'unknown')
     return Source('torch', variant or _name(spec), spec, num_classes, convention, labels, note)
 
 
 def name_map(source: Source, shapes: Shapes) -> list[Entry]:
     """Return the Entry of each variable that the source's spec has."""
     head, projection = _head(shapes), 'shortcut' if any('.shortcut.' in name for name in shapes) else 'downsample'
+    by_rank = {1: layouts.identity, 2: layouts.transposed, 4: layouts.from_oihw}
     return [
-        Entry(
-            target,
-            (foreign_name(target, head, projection),),
-            {4: layouts.from_oihw, 2: layouts.transposed}.get(len(shape), layouts.identity),
-        )
+        Entry(target, (foreign_name(target, head, projection),), by_rank[len(shape)])
         for target, shape in our_net.variables(source.spec, source.num_classes).items()
     ]
 
@@ -157,46 +138,38 @@ def ignored(shapes: Shapes) -> dict[str, str]:
 
 
 def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
-    """Return logits [n, classes] by PyTorch's definition, a convolution at a time, from the names alone.
+    """Return logits [n, classes] of float32 [n, h, w, 3] by PyTorch's definition, from the names.
 
-    Args:
-        variables: {name: ndarray}.
-        images: float32 [n, h, w, 3] as source.input has it.
-        source: says whether a bottleneck has its stride on the first 1x1.
+    The source says whether a bottleneck has its stride on the first 1x1.
     """
 
-    def get(name):
-        return np.asarray(variables[name], 'float32')
-
     def conv(x, name, stride):  # nn.Conv2d with padding (kernel - 1) // 2
-        return operations.conv2d(x, get(f'{name}.weight').transpose(2, 3, 1, 0), stride)
+        return operations.conv2d(x, variables[f'{name}.weight'].transpose(2, 3, 1, 0), stride)
 
-    def norm(x, name):  # nn.BatchNorm2d in inference
-        return operations.batch_norm(x, *(get(f'{name}.{_VARIABLES[part]}') for part in our_net.BN_PARTS), EPSILON)
+    def norm(x, name):  # nn.BatchNorm2d in inference, bn1 behind conv1 and downsample.1 behind downsample.0
+        name = f'{name[:-1]}1' if name.endswith('.0') else name.replace('conv', 'bn')
+        return operations.batch_norm(
+            x, *(variables[f'{name}.{_VARIABLES[part]}'] for part in our_net.BN_PARTS), EPSILON
+        )
 
-    def block(x, name, stride):  # BasicBlock or Bottleneck
-        num_convs = 3 if f'{name}.conv3.weight' in variables else 2
-        strided = 2 if num_convs == 3 and source.spec.version != '1' else 1
-        y = x
-        for i in range(1, num_convs + 1):
-            y = norm(conv(y, f'{name}.conv{i}', stride if i == strided else 1), f'{name}.bn{i}')
-            y = tf.nn.relu(y) if i < num_convs else y
-        for projection in (f'{name}.downsample', f'{name}.shortcut'):
-            if f'{projection}.0.weight' in variables:
-                return tf.nn.relu(y + norm(conv(x, f'{projection}.0', stride), f'{projection}.1'))
-        if stride > 1:  # akamaster's option A: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, planes // 4, planes // 4))
-            pads = [y.shape[-1] // 4] * 2
-            x = tf.pad(x[:, ::2, ::2], [[0, 0], [0, 0], [0, 0], pads])
-        return tf.nn.relu(y + x)
+    def option_a(x, stride):  # akamaster's F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, planes // 4, planes // 4))
+        pads = [x.shape[-1] // 2 if stride > 1 else 0] * 2  # planes are twice as many as the channels of x
+        return tf.pad(x[:, ::stride, ::stride], [[0, 0], [0, 0], [0, 0], pads])
 
-    is_cifar = source.spec.stem == 'cifar'
-    x = tf.nn.relu(norm(conv(tf.constant(images), 'conv1', 1 if is_cifar else 2), 'bn1'))
-    x = x if is_cifar else operations.max_pool(x, (1, 1))  # nn.MaxPool2d(3, 2, 1) pads with -infinity
-    for layer, num_blocks in enumerate(source.spec.group_blocks, start=1):
-        for i in range(num_blocks):
-            x = block(x, f'layer{layer}.{i}', 2 if layer > 1 and i == 0 else 1)
+    is_cifar, num_convs = source.spec.stem == 'cifar', 3 if 'layer1.0.conv3.weight' in variables else 2
+    strided = 2 if num_convs == 3 and source.spec.version != '1' else 1
+    x = tf.nn.relu(norm(conv(tf.constant(images), 'conv1', 1 if is_cifar else 2), 'conv1'))
+    x = x if is_cifar else operations.max_pool(x, [(1, 1), (1, 1)])  # nn.MaxPool2d(3, 2, 1) pads with -infinity
+    for layer, i, stride in operations.blocks(source.spec.group_blocks):
+        name = f'layer{layer}.{i - 1}'
+        projections = (f'{name}.downsample.0', f'{name}.shortcut.0')
+        numbers = range(1, num_convs + 1)
+        names = [next((p for p in projections if f'{p}.weight' in variables), None)]
+        names += [f'{name}.conv{i}' for i in numbers]
+        strides = [stride if i == strided else 1 for i in numbers]
+        x = operations.residual_block(x, names, strides, conv, norm, identity=option_a)
     head = _head(variables)
-    return operations.classify(x, get(f'{head}.weight').T, get(f'{head}.bias'))
+    return operations.classify(x, variables[f'{head}.weight'].T, variables[f'{head}.bias'])
 
 
 def foreign_name(target: str, head: str, projection: str) -> str | None:
@@ -252,12 +225,9 @@ def _widths(filters, shape):
 
 
 def _with_version_of(spec, variant):
-    name = NAMES.get(variant, variant)
-    if name in resnet_variants.VARIANTS:
-        named = resnet_variants.VARIANTS[name]
-    elif variant == _name(spec):
-        named = spec
-    else:
+    own = spec if variant == _name(spec) else None
+    named = resnet_variants.VARIANTS.get(NAMES.get(variant, variant), own)
+    if named is None:
         raise UserError(
             f'variant {variant!r} is none of {", ".join(NAMES)}, or of those of resnet_variants.VARIANTS; '
             f'leave it out for {_name(spec)}'
@@ -280,41 +250,28 @@ def _name(spec):
 
 def _state_dict(saved, path):
     """Return {name: Tensor} out of what was saved: the dict that has tensors, without prefixes."""
-    for wrapper in WRAPPERS:
-        if isinstance(saved, dict) and isinstance(saved.get(wrapper), dict):
-            saved = saved[wrapper]
-            break
-    tensors = (
-        {
-            name: value
-            for name, value in saved.items()
-            if isinstance(name, str) and isinstance(value, torch_pickle.Tensor)
-        }
-        if isinstance(saved, dict)
-        else {}
-    )
+    if isinstance(saved, dict):
+        saved = next((saved[name] for name in WRAPPERS if isinstance(saved.get(name), dict)), saved)
+    items = saved.items() if isinstance(saved, dict) else ()
+    tensors = {name: value for name, value in items if isinstance(name, str) and isinstance(value, torch_pickle.Tensor)}
     if not tensors:
         raise UserError(f'{path} holds no weights by name; save them with torch.save(model.state_dict(), PATH)')
-    return dict(zip(_stripped(tensors), tensors.values(), strict=True))
+    return _stripped(tensors)
 
 
-def _stripped(names):
-    """Return the names without the prefixes that all of them have."""
-    names = list(names)
-    while names and (prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in names)), None)):
-        names = [name.removeprefix(prefix) for name in names]
-    return names
+def _stripped(values):
+    """Return {name: value} without the prefixes that all names have."""
+    while values and (prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in values)), None)):
+        values = {name.removeprefix(prefix): value for name, value in values.items()}
+    return values
 
 
 def _is_safetensors(path):
     """Tell a .safetensors file by its name, or by its start: 8 bytes of length, then JSON."""
     if str(path).endswith('.safetensors'):
         return True
-    try:
-        with open(path, 'rb') as file:
-            return file.read(10)[8:] in (b'{"', b'{ ')
-    except OSError as error:
-        raise UserError(f'cannot read {path}: {error.strerror}; pass a .pth, .th or .safetensors file') from error
+    with reading(path, 'a .pth, .th or .safetensors file'), open(path, 'rb') as file:
+        return file.read(10)[8:] in (b'{"', b'{ ')
 
 
 def _library():
@@ -331,9 +288,10 @@ def _library():
 @contextlib.contextmanager
 def _safetensors(path):
     """Yield the open file; what is wrong with it is a UserError, also when a tensor is read."""
-    library = _library()
-    try:
-        with library.safe_open(path, framework='numpy') as file:
-            yield file
-    except (library.SafetensorError, OSError, TypeError, AttributeError) as error:
-        raise UserError(f'{path} is damaged or no .safetensors file ({reason(error)}); get it again') from error
+    with reading(path, 'a .safetensors file'), _library().safe_open(path, framework='numpy') as file:
+        yield file
+
+
+def _safetensor(path, name):
+    with _safetensors(path) as file:
+        return file.get_tensor(name)

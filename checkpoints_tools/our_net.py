@@ -1,12 +1,13 @@
 """What our net of a spec consists of, by arithmetic: no layer is made, so no number in a file can make it large."""
 
 import collections
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from checkpoints_tools import layouts
-from checkpoints_tools.layouts import Shape
-from checkpoints_tools.source import Entry
+from checkpoints_tools.layouts import Layout, Shape
+from checkpoints_tools.source import Entry, Source
 from official_resnet.errors import UserError
 from official_resnet.resnet_spec import ResNetSpec
 
@@ -20,9 +21,10 @@ class Layer(NamedTuple):
         name: 'group1_block2_conv1'.
         kind: 'conv', 'bn', 'se_conv' or 'dense'.
         group, block: from 1; 0 outside of the groups.
-        index: of a convolution or a BN in its block, from 1; 0 on the shortcut and in the stem. The last BN of version
-            2, which like the first of a block reads the sum of all before, has 1.
+        index: of a convolution in its block, from 1; 0 on the shortcut and in the stem. A BN has that of the
+            convolution before it; in version 2, 0 at the start of a block and at the end, where it reads a sum.
         shape: of the kernel, [h, w, in, out] or [in, out], or of each part of a BN, [channels].
+        has_bias: whether there is a bias beside the kernel.
     """
 
     name: str
@@ -31,13 +33,20 @@ class Layer(NamedTuple):
     block: int
     index: int
     shape: Shape
+    has_bias: bool = False
+
+    def variables(self) -> dict[str, Shape]:
+        """Return {'kernel': shape, ...}."""
+        if self.kind == 'bn':
+            return dict.fromkeys(BN_PARTS, self.shape)
+        return {'kernel': self.shape} | ({'bias': self.shape[-1:]} if self.has_bias else {})
 
 
 def layers(spec: ResNetSpec, num_classes: int) -> list[Layer]:
     """Return the layers in the order of computation, a projection before the convolutions beside it."""
     size, channels = 7 if spec.stem == 'imagenet' else 3, spec.stem_filters or spec.filters
     is_v2 = spec.version == '2'
-    found = [Layer('stem_conv', 'conv', 0, 0, 0, (size, size, 3, channels))]
+    found = [Layer('stem_conv', 'conv', 0, 0, 0, (size, size, 3, channels), spec.stem_bias)]
     if spec.stem_bn or spec.stem_bn is None and not is_v2:
         found.append(Layer('stem_bn', 'bn', 0, 0, 0, (channels,)))
     for group, num_blocks in enumerate(spec.group_blocks, start=1):
@@ -45,60 +54,55 @@ def layers(spec: ResNetSpec, num_classes: int) -> list[Layer]:
             found += _block(spec, group, block, channels)
             channels = spec.filters * spec.width * 2 ** (group - 1) * spec.expansion
     if is_v2:
-        found.append(Layer('head_bn', 'bn', 0, 0, 1, (channels,)))
-    return [*found, Layer('logits', 'dense', 0, 0, 0, (channels, num_classes))]
+        found.append(Layer('head_bn', 'bn', 0, 0, 0, (channels,)))
+    return [*found, Layer('logits', 'dense', 0, 0, 0, (channels, num_classes), True)]
 
 
 def _block(spec, group, block, channels):
     filters = spec.filters * spec.width * 2 ** (group - 1)
     outer, is_v2, found = filters * spec.expansion, spec.version == '2', []
 
-    def add(kind, index, *shape):
-        name = f'{"" if index else "shortcut_"}{kind}{index or ""}'
-        found.append(Layer(f'group{group}_block{block}_{name}', kind, group, block, index, shape))
+    def add(name, kind, index, *shape):
+        found.append(Layer(f'group{group}_block{block}_{name}', kind, group, block, index, shape, kind == 'se_conv'))
 
     if is_v2:
-        add('bn', 1, channels)
+        add('bn1', 'bn', 0, channels)
     if block == 1 if spec.shortcut == 'group' else spec.shortcut == 'B' and channels != outer:
-        add('conv', 0, 1, 1, channels, outer)
+        add('shortcut_conv', 'conv', 0, 1, 1, channels, outer)
         if not is_v2:
-            add('bn', 0, outer)
+            add('shortcut_bn', 'bn', 0, outer)
     convs = [(3, channels, filters), (3, filters, filters)]
     if spec.block == 'bottleneck':
         inner = filters * spec.base_width // 64 * spec.cardinality
         convs = [(1, channels, inner), (3, inner // spec.cardinality, inner), (1, inner, outer)]
     for i, (size, taken, given) in enumerate(convs, start=1):
-        if is_v2 and i > 1:
-            add('bn', i, convs[i - 2][2])
-        add('conv', i, size, size, taken, given)
-        if not is_v2:
-            add('bn', i, given)
+        add(f'conv{i}', 'conv', i, size, size, taken, given)
+        if not is_v2 or i < len(convs):
+            add(f'bn{i + is_v2}', 'bn', i, given)
     if spec.se_reduction:
         reduced = max(1, outer // spec.se_reduction)
-        add('se_conv', 1, 1, 1, outer, reduced)
-        add('se_conv', 2, 1, 1, reduced, outer)
+        add('se_conv1', 'se_conv', 1, 1, 1, outer, reduced)
+        add('se_conv2', 'se_conv', 2, 1, 1, reduced, outer)
     return found
 
 
 def variables(spec: ResNetSpec, num_classes: int) -> dict[str, Shape]:
     """Return {'LAYER/VARIABLE': shape} of all layers."""
-    found = {}
-    for layer in layers(spec, num_classes):
-        if layer.kind == 'bn':
-            found |= {f'{layer.name}/{part}': layer.shape for part in BN_PARTS}
-            continue
-        found[f'{layer.name}/kernel'] = layer.shape
-        if layer.kind in ('se_conv', 'dense') or layer.name == 'stem_conv' and spec.stem_bias:
-            found[f'{layer.name}/bias'] = layer.shape[-1:]
-    return found
+    return {
+        f'{layer.name}/{part}': shape
+        for layer in layers(spec, num_classes)
+        for part, shape in layer.variables().items()
+    }
+
+
+def named_blocks(names: Iterable[str], pattern: str, first: tuple[int, int] = (1, 1)) -> tuple[int, ...]:
+    """Return `count_blocks` of the (group, block) that a pattern finds in names, counted from `first`."""
+    found = filter(None, map(re.compile(pattern).fullmatch, names))
+    return count_blocks((int(place[1]) - first[0] + 1, int(place[2]) - first[1] + 1) for place in found)
 
 
 def count_blocks(places: Iterable[tuple[int, int]]) -> tuple[int, ...]:
-    """Return the number of blocks of each group, of (group, block) as names have them, both from 1.
-
-    Raises:
-        UserError: there are none, or one is left out.
-    """
+    """Return the number of blocks of each group, of (group, block) from 1; UserError if one is left out, or all."""
     found = collections.defaultdict(set)
     for group, block in places:
         found[group].add(block)
@@ -109,42 +113,39 @@ def count_blocks(places: Iterable[tuple[int, int]]) -> tuple[int, ...]:
     return blocks
 
 
-def lacking(spec: ResNetSpec, net: list[Layer], biases: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return {BN: names of the biases that its input lacks}: our convolutions have none, so its moving mean is lower.
+def entries(
+    source: Source,
+    their: Callable[[Layer], str | None],
+    words: Mapping[str, str] | None = None,
+    kernels: Mapping[str, Layout] | None = None,
+    is_folded: Callable[[Layer], bool] = lambda layer: False,
+) -> list[Entry]:
+    """Return the Entries of a source that has a variable for each of ours, called LAYER/WORD.
 
-    A BN reads the convolution before it, or in version 2, at the start of a block and at the end, the sum of the
-    blocks so far, which a projection begins anew. The stem's pool pads with -inf, and its maxima move with a bias.
+    Our convolutions have no bias; one of the source lowers the moving means of the BNs that read it. A BN reads the
+    convolution before it, or in version 2, at the start of a block and at the end, the sum of the blocks so far, which
+    a projection begins anew. The stem's pool pads with -inf, and its maxima move with a bias.
 
     Args:
-        spec: of our net.
-        net: its layers.
-        biases: {our convolution: name of its bias}, of those that have one in the source and not in our net.
+        their: layer -> the source's name of it, None for one that it lacks; called once a layer, in order.
+        words: the source's words for 'kernel', 'bias', and the parts of a BN, where they are other words.
+        kernels: kind -> Layout of the kernel, where it is another one.
+        is_folded: whether the source has a bias with a convolution for which ours has none.
     """
-    sums, latest, found = [], [], {}
-    num_convs = 3 if spec.block == 'bottleneck' else 2
-    for layer in net:
+    words, found, sums, latest = words or {}, [], [], []
+    num_convs = 3 if source.spec.block == 'bottleneck' else 2
+    for layer in layers(source.spec, source.num_classes):
+        name = their(layer)
         if layer.kind == 'conv':
-            latest = [biases[layer.name]] if layer.name in biases else []
+            latest = [f'{name}/{words.get("bias", "bias")}'] if is_folded(layer) else []
             if layer.index in (0, num_convs):
                 sums = latest if layer.index == 0 else sums + latest
-        elif layer.kind == 'bn':
-            found[layer.name] = sums if spec.version == '2' and layer.index == 1 else latest
+        for part in layer.variables() if name else ():
+            names, layout = [f'{name}/{words.get(part, part)}'], layouts.identity
+            if part == 'kernel':
+                layout = (kernels or {}).get(layer.kind, layout)
+            elif part == 'moving_mean':
+                names += sums if source.spec.version == '2' and layer.index == 0 else latest
+                layout = layouts.less_biases if len(names) > 1 else layout
+            found.append(Entry(f'{layer.name}/{part}', tuple(names), layout))
     return found
-
-
-def bn_entries(layer: str, name: str, parts: Mapping[str, str] | None = None, biases=()) -> list[Entry]:
-    """Return the Entries of a BN.
-
-    Args:
-        layer: of ours.
-        name: what the source's four variables begin with.
-        parts: {part: the source's word for it}, where they are other words.
-        biases: names of what is folded into the moving mean.
-    """
-    words = parts or dict(zip(BN_PARTS, BN_PARTS, strict=True))
-    sources = {part: (f'{name}{words[part]}',) for part in BN_PARTS}
-    sources['moving_mean'] += tuple(biases)
-    return [
-        Entry(f'{layer}/{part}', names, layouts.less_biases if len(names) > 1 else layouts.identity)
-        for part, names in sources.items()
-    ]

@@ -79,30 +79,14 @@ class Source:
     note: str = ''
 
 
-class Lazy(collections.abc.Mapping):
-    """{name: ndarray} that reads a value each time it is asked for: a checkpoint is never in memory as a whole.
-
-    Args:
-        names: in order.
-        read: name -> ndarray.
-    """
+class Lazy(collections.UserDict):
+    """{name: ndarray} that reads a value each time it is asked for: a checkpoint is never in memory as a whole."""
 
     def __init__(self, names: Iterable[str], read: Callable[[str], np.ndarray]):
-        self._names, self._read = dict.fromkeys(names), read
+        self.data, self._read = dict.fromkeys(names), read
 
     def __getitem__(self, name):
-        if name not in self._names:
-            raise KeyError(name)
-        return self._read(name)
-
-    def __contains__(self, name):
-        return name in self._names
-
-    def __iter__(self):
-        return iter(self._names)
-
-    def __len__(self):
-        return len(self._names)
+        return self._read(name) if name in self.data else super().__getitem__(name)
 
 
 @contextlib.contextmanager

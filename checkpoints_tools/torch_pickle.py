@@ -55,7 +55,7 @@ DTYPES = {
 class Storage(NamedTuple):
     """A row of values in a file."""
 
-    dtype: str | type
+    dtype: np.dtype
     key: str
     num_values: int
 
@@ -67,10 +67,6 @@ class Tensor(NamedTuple):
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-
-
-class _StorageType(NamedTuple):
-    dtype: str | type
 
 
 class _Span(NamedTuple):
@@ -187,7 +183,7 @@ def _value(path, spans, tensor):
 
 
 def _num_bytes(storage):
-    return storage.num_values * np.dtype(storage.dtype).itemsize
+    return storage.num_values * storage.dtype.itemsize
 
 
 class _Unpickler(pickle._Unpickler):
@@ -208,7 +204,7 @@ class _Unpickler(pickle._Unpickler):
         kind, storage_type, key, _, num_values, *view = _require(pid, tuple)
         if kind != 'storage' or view not in ([], [None]):
             raise ValueError('a storage that is part of another')
-        storage = Storage(_require(storage_type, _StorageType).dtype, _require(key, str), _count(num_values))
+        storage = Storage(_require(storage_type, np.dtype), _require(key, str), _count(num_values))
         if self.storages.setdefault(key, storage) != storage:
             raise ValueError(f'storage {key!r} is declared twice, differently')
         return storage
@@ -302,4 +298,4 @@ _FUNCTIONS = {
     ('torch._utils', '_rebuild_tensor'): _tensor,
     ('torch._utils', '_rebuild_tensor_v2'): _tensor,
     ('torch._utils', '_rebuild_parameter'): _parameter,
-} | {('torch', name): _StorageType(dtype) for name, dtype in DTYPES.items()}
+} | {('torch', name): np.dtype(dtype) for name, dtype in DTYPES.items()}

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_checkpoint_writer as writer
 from conversion import assert_equal, fitted, our_model
 
-from checkpoints_tools import from_slim
+from checkpoints_tools import from_slim, operations
 from official_resnet import resnet_variants
 from official_resnet.errors import UserError
 
@@ -217,17 +217,15 @@ def test_document_names():
 
 
 def fit_statistics(monkeypatch, variables, images):
-    """Set the moving statistics to those of the images, layer by layer, as training does."""
+    """Set the moving statistics, in place, to those of the images, layer by layer, as training does."""
 
-    def batch_norm(x, values, scope):
-        mean, variance = tf.nn.moments(x, [0, 1, 2])
-        variables[f'resnet_v1_50/{scope}/moving_mean'] = mean.numpy()
-        variables[f'resnet_v1_50/{scope}/moving_variance'] = variance.numpy()
-        return original(x, values, scope)
+    def batch_norm(x, gamma, beta, mean, variance, epsilon):
+        mean[:], variance[:] = tf.nn.moments(x, [0, 1, 2])
+        return original(x, gamma, beta, mean, variance, epsilon)
 
-    original = from_slim._bn
+    original = operations.batch_norm
     with monkeypatch.context() as patch:
-        patch.setattr(from_slim, '_bn', batch_norm)
+        patch.setattr(operations, 'batch_norm', batch_norm)
         from_slim.run(variables, images, None)
 
 
