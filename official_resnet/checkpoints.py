@@ -8,7 +8,6 @@ flushed to the disk and renamed, so that a kill, a crash or a full disk leaves t
 import json
 import os
 import pathlib
-import shutil
 import socket
 import zipfile
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from official_resnet.errors import UserError
 
 METRICS_FILE = 'metrics.jsonl'  # beside the folder of checkpoints; training.callbacks.MetricsJSON writes it
 _STATE = 'state.json'
-_LOCK = '.lock'
+LOCK = '.lock'
 
 
 def save(
@@ -112,32 +111,13 @@ def read_metrics(model_dir: str | os.PathLike) -> list[dict]:
     return lines
 
 
-def clean(model_dir: str | os.PathLike) -> None:
-    """Delete what earlier runs left in model_dir; refuse a folder that is no model_dir.
-
-    Raises:
-        UserError: the folder holds something, but no checkpoints and no config.json; or another job is there.
-    """
-    folder = pathlib.Path(model_dir)
-    if not folder.exists() or not any(path.name != _LOCK for path in folder.iterdir()):
-        return
-    if not (folder / 'checkpoints').is_dir() and not (folder / 'config.json').is_file():
-        raise UserError(f'--clean: {folder} holds no checkpoints and no config.json; delete it by hand if you mean it')
-    with lock(folder):
-        for path in folder.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != _LOCK:
-                path.unlink()
-
-
 def lock(model_dir: str | os.PathLike) -> IO[str]:
     """Keep other jobs out of model_dir until the returned file is closed, at the latest when this process ends.
 
     Raises:
         UserError: another job is there, or nothing can be written.
     """
-    path = pathlib.Path(model_dir) / _LOCK
+    path = pathlib.Path(model_dir) / LOCK
     with files.write_errors(f"into model_dir '{model_dir}'", ', or pass another --model_dir'):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

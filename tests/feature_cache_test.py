@@ -89,7 +89,7 @@ def test_features_are_what_the_last_layer_is_fed(source):
     images = per_image_standardization(examples.images)
     expected = resnet_model.features(model)(images, training=False)
     np.testing.assert_allclose(made.images[:, 0, 0], expected['pre_logits'], atol=1e-4)
-    np.testing.assert_allclose(feature_cache.Head(model)(made.images), expected['logits'], atol=1e-4)
+    np.testing.assert_allclose(feature_cache.head_of(model)(made.images), expected['logits'], atol=1e-4)
 
 
 def test_a_signal_while_features_are_computed_saves(cifar_dir, source, tmp_path):

@@ -18,7 +18,7 @@ from official_resnet import checkpoints, resnet_run_loop, resnet_spec
 from official_resnet.errors import UserError
 from official_resnet.inference import rewrite
 from official_resnet.inputs import datasets
-from official_resnet.training import callbacks, step
+from official_resnet.training import callbacks, same_run, step
 from official_resnet.training.config import Schedule
 
 SPEC = resnet_spec.ResNetSpec((1, 1), filters=4, bn_momentum=0.9)
@@ -467,7 +467,7 @@ def test_other_wrong_input(cifar_dir, tmp_path):
         resnet_run_loop.evaluate(make_config(cifar_dir, tmp_path))
     (tmp_path / 'precious.txt').write_text('x')
     with pytest.raises(UserError, match='holds no checkpoints'):
-        checkpoints.clean(tmp_path)
+        same_run.clean(tmp_path)
 
 
 def test_standard_keras_callbacks_work(cifar_dir, tmp_path):

@@ -200,7 +200,7 @@ def _rows_of_training():
     yield TRAIN, ['--validation_fraction=0.2'], '--validation_fraction needs --image_folder; pass that'
     yield TRAIN, [f'{path}={{absent}}'], '{absent}.*pass'
     yield TRAIN, [f'{path}={{text}}'], 'cannot load {text}.*pass a model_dir or a .keras file'
-    yield TRAIN, [f'{path}={{new}}', '--model_dir={new}'], 'is in model_dir .*pass another --model_dir'
+    yield TRAIN, [f'{path}={{new}}', '--model_dir={new}'], 'is in --model_dir=.*pass another --model_dir'
     yield TRAIN, ['--transfer=last'], f'--transfer needs {path}; pass that'
     yield TRAIN, ['--fine_tune'], f'--fine_tune needs {path}; pass that'
     yield TRAIN, ['--head=append'], f'--head needs {path}; pass that'

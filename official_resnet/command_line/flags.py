@@ -275,6 +275,8 @@ def settings(values: flags.FlagValues, program: Program) -> dict[str, Any]:
         value = values[flag].value
         if values[flag].present or (value is not None and flag not in chosen):
             if field.metadata.get('is_path') and value is not None:
+                if not value:
+                    raise UserError(f'--{flag}= is empty; pass a path')
                 value = os.path.expanduser(value)
             chosen[flag] = tuple(value) if kind == tuple[str, ...] else value
     return chosen

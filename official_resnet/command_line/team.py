@@ -4,11 +4,10 @@ import sys
 import time
 from collections.abc import Sequence
 
-from official_resnet import checkpoints
 from official_resnet.command_line import flags, train_program
 from official_resnet.errors import UserError
 from official_resnet.inputs import datasets
-from official_resnet.training import workers
+from official_resnet.training import same_run, workers
 from official_resnet.training.config import TrainConfig
 
 WAIT_SECONDS = 1800  # for the data set
@@ -19,7 +18,7 @@ def launch(config: TrainConfig, options: flags.RunOptions, row: flags.Program, a
     """Start the workers of --local_workers, after what one alone should do; return the exit code of all."""
     train_program.find_data(config, options, row)
     if options.clean:
-        checkpoints.clean(config.machine.model_dir)
+        same_run.clean(config.machine.model_dir)
     own = ['--local_workers=1', f'--distribution_strategy={flags.MULTI_WORKER}', '--noclean']
     return workers.launch(options.local_workers, [sys.executable, *argv, *own])
 

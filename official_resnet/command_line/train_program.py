@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from official_resnet import files
 from official_resnet.command_line import flags, program
 from official_resnet.command_line.flags import Program, RunOptions
-from official_resnet.errors import UserError, one_line
+from official_resnet.errors import one_line
 from official_resnet.inputs import datasets
 from official_resnet.training import devices
 from official_resnet.training.config import TrainConfig
@@ -65,7 +65,7 @@ def _train(config, options, row, given_axes):
 
         is_chief = workers.configure(list(options.worker_hosts), options.task_index)[0] == 0
     devices.start_tensorflow(config.machine.inter_op_threads, config.machine.intra_op_threads)
-    from official_resnet import checkpoints, resnet_run_loop
+    from official_resnet import resnet_run_loop
 
     if has_team:  # before all else that TensorFlow does
         workers.join(config.machine.all_reduce_alg)
@@ -73,7 +73,6 @@ def _train(config, options, row, given_axes):
     if config.pretrained:
         from official_resnet.training import transfer
 
-        _require_other_model_dir(config.machine.model_dir, config.pretrained)
         config = transfer.adopt(config, transfer.describe(config.pretrained), given_axes)
     config = dataclasses.replace(config, dtype=devices.known_dtype(config.dtype))
     if not is_chief:
@@ -81,7 +80,9 @@ def _train(config, options, row, given_axes):
 
         return team.follow(config)
     if options.clean:
-        checkpoints.clean(config.machine.model_dir)
+        from official_resnet.training import same_run
+
+        same_run.clean(config.machine.model_dir)
     _show(config, options.recipe)
     try:
         result = resnet_run_loop.train(config, _callbacks(config, options))
@@ -112,12 +113,6 @@ def find_data(config: TrainConfig, options: RunOptions, row: Program, is_chief: 
         from official_resnet.inputs import download
 
         download.fetch_missing(dataset, data_dir)
-
-
-def _require_other_model_dir(model_dir, pretrained):
-    """Refuse to begin a run on top of the net it starts from, which --clean would delete."""
-    if pathlib.Path(pretrained).resolve().is_relative_to(pathlib.Path(model_dir).resolve()):
-        raise UserError(f"the pretrained net {pretrained} is in model_dir '{model_dir}'; pass another --model_dir")
 
 
 def _show(config, recipe):

@@ -7,7 +7,18 @@ from collections.abc import Collection
 
 import keras
 
-_STEP_TENSORS = (('learning_rate', 'learning_rate'), ('cross_entropy', 'loss'), ('train_accuracy', 'accuracy'))
+# Of a step: hook -> (name there, name in the logs of the loop).
+_METRICS = {
+    'examplespersecondhook': (
+        ('current_examples_per_sec', 'images_per_second'),
+        ('average_examples_per_sec', 'epoch_images_per_second'),
+    ),
+    'loggingmetrichook': (
+        ('learning_rate', 'learning_rate'),
+        ('cross_entropy', 'loss'),
+        ('train_accuracy', 'accuracy'),
+    ),
+}
 
 
 class BenchmarkLog(keras.callbacks.Callback):
@@ -30,10 +41,7 @@ class BenchmarkLog(keras.callbacks.Callback):
     ):
         super().__init__()
         self.folder = folder and pathlib.Path(folder)
-        self.run_info = run_info
-        self.log_steps = log_steps
-        self.hooks = hooks
-        self._logged = 0
+        self.run_info, self.log_steps, self.hooks, self._logged = run_info, log_steps, hooks, 0
 
     def on_train_begin(self, logs=None):
         self._logged = self.params['first_step']
@@ -48,34 +56,22 @@ class BenchmarkLog(keras.callbacks.Callback):
         if step // self.log_steps == self._logged // self.log_steps:
             return
         self._logged = step
-        metrics = []
-        if 'examplespersecondhook' in self.hooks:
-            metrics += [
-                ('current_examples_per_sec', logs['images_per_second']),
-                ('average_examples_per_sec', logs['epoch_images_per_second']),
-            ]
-        if 'loggingmetrichook' in self.hooks:
-            metrics += [(name, logs[key]) for name, key in _STEP_TENSORS]
-        self._write(metrics, step)
+        self._write(
+            [(name, logs[key]) for hook in _METRICS if hook in self.hooks for name, key in _METRICS[hook]], step
+        )
 
     def on_epoch_end(self, epoch, logs=None):
-        metrics = [
-            (name, logs[f'val_{name}']) for name in ('accuracy', 'accuracy_top_5', 'loss') if f'val_{name}' in logs
-        ]
-        if metrics:
-            self._write(metrics, int(logs['step']))
+        names = [name for name in ('accuracy', 'accuracy_top_5', 'loss') if f'val_{name}' in logs]
+        if names:
+            self._write([(name, logs[f'val_{name}']) for name in names], int(logs['step']))
 
     def on_train_end(self, logs=None):
         if logs:
             self.on_epoch_end(None, logs)
 
     def _write(self, metrics, step):
-        lines = [
-            json.dumps(
-                {'name': name, 'value': value, 'unit': None, 'global_step': step, 'timestamp': _now(), 'extras': []}
-            )
-            for name, value in metrics
-        ]
+        rest = {'unit': None, 'global_step': step, 'timestamp': _now(), 'extras': []}
+        lines = [json.dumps({'name': name, 'value': value, **rest}) for name, value in metrics]
         if self.folder is None:
             print(*lines, sep='\n', flush=True)
             return

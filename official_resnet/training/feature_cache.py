@@ -24,24 +24,11 @@ FILES = {'train': 'features-train.npz', 'test': 'features-test.npz'}
 BATCH_SIZE = 128
 
 
-class Head:
-    """The last layer of a model as a model of its own: features [n, 1, 1, d] -> logits, the same variables."""
-
-    def __init__(self, model: keras.Model):
-        self._layer = model.layers[-1]
-
-    @property
-    def layers(self) -> list[keras.Layer]:
-        """The layer."""
-        return [self._layer]
-
-    @property
-    def trainable_variables(self) -> list[keras.Variable]:
-        """Those of the layer."""
-        return self._layer.trainable_variables
-
-    def __call__(self, features, training=False):
-        return self._layer(tf.squeeze(features, [1, 2]))
+def head_of(model: keras.Model) -> keras.Model:
+    """Return the last layer of a model as a model of its own: features [n, 1, 1, d] -> logits, the same variables."""
+    layer = model.layers[-1]
+    flat = keras.layers.Flatten(dtype='float32')
+    return keras.Sequential([keras.Input((1, 1, layer.input.shape[-1])), flat, layer])
 
 
 def replace_images(trainer, received: list[int]) -> None:
@@ -61,7 +48,7 @@ def replace_images(trainer, received: list[int]) -> None:
     kept = {name: folder and pathlib.Path(folder) / file for name, file in FILES.items()}
     trainer.test = features(trainer.model, trainer.test, kept['test'], check)
     trainer.data = features(trainer.model, trainer.data, kept['train'], check)
-    trainer.compile(Head(trainer.model))
+    trainer.compile(head_of(trainer.model))
     if trainer.step == 0:
         trainer.sums['seconds'] += time.monotonic() - start  # the first epoch pays for them
 

@@ -1,9 +1,12 @@
-"""Whether a run that is stored is the one that is asked for, and what differs, in the words of the flags."""
+"""A run that is stored: whether it is the one that is asked for, what differs in the words of the flags, its end."""
 
 import dataclasses
+import os
 import pathlib
+import shutil
 from typing import Any
 
+from official_resnet import checkpoints
 from official_resnet.errors import UserError
 from official_resnet.inputs.views import Views
 from official_resnet.resnet_spec import ResNetSpec
@@ -83,3 +86,22 @@ def difference(name: str, ours: Any, theirs: Any) -> str:
         return ', '.join(texts)
     flag = _FLAGS.get(name)
     return f'{flag} {theirs}, not {ours}' if flag else f'{name} {theirs!r}, not {ours!r}'
+
+
+def clean(model_dir: str | os.PathLike) -> None:
+    """Delete what earlier runs left in model_dir; refuse a folder that is no model_dir.
+
+    Raises:
+        UserError: the folder holds something, but no checkpoints and no config.json; or another job is there.
+    """
+    folder = pathlib.Path(model_dir)
+    if not folder.exists() or not any(path.name != checkpoints.LOCK for path in folder.iterdir()):
+        return
+    if not (folder / 'checkpoints').is_dir() and not (folder / 'config.json').is_file():
+        raise UserError(f'--clean: {folder} holds no checkpoints and no config.json; delete it by hand if you mean it')
+    with checkpoints.lock(folder):
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != checkpoints.LOCK:
+                path.unlink()

@@ -79,6 +79,16 @@ def adopt(config: TrainConfig, pretrained: Pretrained, given: Mapping[str, str] 
             f'{config.pretrained} holds the network of an experiment, {pretrained.experiment}, '
             f'which no flag can build again; {_OTHER}'
         )
+    model_dir = config.machine.model_dir
+    if (
+        model_dir
+        and config.pretrained
+        and pathlib.Path(config.pretrained).resolve().is_relative_to(pathlib.Path(model_dir).resolve())
+    ):
+        raise UserError(
+            f'the pretrained net {config.pretrained} is in --model_dir={model_dir}, which --clean would delete; pass '
+            'another --model_dir'
+        )
     spec = config.spec
     if pretrained.spec:
         spec = pretrained.spec
