@@ -228,7 +228,7 @@ FAULTS = [
     Fault(
         'clean-foreign-folder',
         '--clean refuses a folder that is no model_dir.',
-        'official_resnet/checkpoints.py',
+        'official_resnet/training/same_run.py',
         "if not (folder / 'checkpoints').is_dir() and not",
         'if not folder.is_dir() and not',
         'tests/resnet_run_loop_test.py -k other_wrong_input',

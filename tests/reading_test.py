@@ -13,15 +13,14 @@ PACKAGE = pathlib.Path(official_resnet.__file__).parent
 ROOT = PACKAGE.parent
 WALK = re.compile(r'^\| \d+ \| `(\S+\.py)` \| (.*?) \|', re.MULTILINE)  # | 1 | `path` | `name`, `name` | what happens |
 MAX_FILES, MAX_LINES = 12, 2600  # of the walk
-# Of a run, __init__.py not counted. The aim is 22 modules and 3,900 lines; this is how far it has come.
+# Of what a run imports, __init__.py not counted; the lines are counted with those of the program itself.
 MAX_INPUT_LINES = 620  # of these in inputs/
-MAX_MODULES, MAX_IMPORTED_LINES = 26, 5050
+MAX_MODULES, MAX_IMPORTED_LINES = 22, 3900
 RUN = """
-import json, sys
+import json, runpy, sys
 sys.argv = ['cifar10_main.py', *sys.argv[1:]]
-from official_resnet import cifar10_main
 try:
-    cifar10_main.run()
+    runpy.run_module('official_resnet.cifar10_main', run_name='__main__')
 finally:
     names = [name for name in sys.modules if name.startswith('official_resnet.')]
     print(json.dumps([sys.modules[name].__file__ for name in names]))
@@ -62,7 +61,6 @@ def test_a_cifar_training_imports_little_of_ours(cifar_dir, tmp_path):
     read = [path for path in paths if path.parent.name == 'inputs']
     assert {path.stem for path in read} == {'datasets', 'in_memory', 'cifar', 'augmentation', 'normalization'}
     assert count_lines(read) <= MAX_INPUT_LINES
+    lines = count_lines([*paths, PACKAGE / 'cifar10_main.py'])
     listed = sorted(f'{count_lines([path])} {path.relative_to(PACKAGE)}' for path in paths)
-    assert len(paths) <= MAX_MODULES and count_lines(paths) <= MAX_IMPORTED_LINES, (
-        f'{len(paths)} modules, {count_lines(paths)} lines: {listed}'
-    )
+    assert len(paths) <= MAX_MODULES and lines <= MAX_IMPORTED_LINES, f'{len(paths)} modules, {lines} lines: {listed}'

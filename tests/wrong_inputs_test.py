@@ -167,7 +167,7 @@ def _rows_of_training():
     yield TRAIN, ['--clean', '--model_dir={raw}'], '--clean: {raw} holds no checkpoints .*delete it by hand'
     yield TRAIN, ['--model_dir={text}'], "model_dir '{text}'.*pass another --model_dir"
     yield TRAIN, ['--model_dir={text}/x'], "model_dir '{text}/x'.*pass another --model_dir"
-    yield TRAIN, ['--model_dir='], "model_dir ''.*pass another --model_dir"
+    yield TRAIN, ['--model_dir='], '--model_dir= is empty; pass a path'
     yield TRAIN, ['--eval_only', '--model_dir={empty}'], "model_dir '{empty}' has no checkpoint; train there first, or"
     yield TRAIN, ['--eval_only', '--model_dir={damaged}'], 'no checkpoint in {damaged}/checkpoints can be read; delete'
     yield TRAIN, ['--batch_size=999'], '--batch_size=999 with .* pass --batch_size=1'

@@ -73,7 +73,7 @@ def _train(config, options, row, given_axes):
     if config.pretrained:
         from official_resnet.training import transfer
 
-        config = transfer.adopt(config, transfer.describe(config.pretrained), given_axes)
+        config = transfer.start(config, given_axes)
     config = dataclasses.replace(config, dtype=devices.known_dtype(config.dtype))
     if not is_chief:
         from official_resnet.command_line import team

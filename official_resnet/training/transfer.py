@@ -79,16 +79,6 @@ def adopt(config: TrainConfig, pretrained: Pretrained, given: Mapping[str, str] 
             f'{config.pretrained} holds the network of an experiment, {pretrained.experiment}, '
             f'which no flag can build again; {_OTHER}'
         )
-    model_dir = config.machine.model_dir
-    if (
-        model_dir
-        and config.pretrained
-        and pathlib.Path(config.pretrained).resolve().is_relative_to(pathlib.Path(model_dir).resolve())
-    ):
-        raise UserError(
-            f'the pretrained net {config.pretrained} is in --model_dir={model_dir}, which --clean would delete; pass '
-            'another --model_dir'
-        )
     spec = config.spec
     if pretrained.spec:
         spec = pretrained.spec
@@ -110,6 +100,16 @@ def adopt(config: TrainConfig, pretrained: Pretrained, given: Mapping[str, str] 
         image_size=config.image_size or (pretrained.image_size if config.dataset.startswith('folder:') else None),
         pretrained_classes=pretrained.num_classes if config.head == 'append' else None,
     )
+
+
+def start(config: TrainConfig, given: Mapping[str, str]) -> TrainConfig:
+    """Return `adopt` of a config's own pretrained net, which must lie outside of model_dir, where --clean deletes."""
+    model_dir = config.machine.model_dir
+    if pathlib.Path(config.pretrained).resolve().is_relative_to(pathlib.Path(model_dir).resolve()):
+        raise UserError(
+            f'the pretrained net {config.pretrained} is in --model_dir={model_dir}; pass another --model_dir'
+        )
+    return adopt(config, describe(config.pretrained), given)
 
 
 def build(config: TrainConfig, num_classes: int, input_shape: tuple, block: Callable | None = None) -> keras.Model:
