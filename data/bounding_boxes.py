@@ -30,17 +30,11 @@ def _run(_, arguments):
         extra = f'unexpected argument {arguments[2]!r}; ' if arguments else ''
         raise UserError(f'{extra}pass the tar file or folder of boxes, and perhaps SYNSETS')
     synsets = labels.read_classes(arguments[1], 'SYNSETS') if arguments[1:] else None
-    lines, counts = boxes.read_xml(arguments[0], synsets)
+    lines, told = boxes.read_xml(arguments[0], synsets)
     with program.reader_may_leave():
         sys.stdout.buffer.writelines(line + b'\n' for line in lines)
-    for line in counts.lines():
-        print(line, file=sys.stderr)
-
-
-def run():
-    """Run with the arguments of the command line and exit."""
-    sys.exit(main(sys.argv))
+    print(*told, sep='\n', file=sys.stderr)
 
 
 if __name__ == '__main__':
-    run()
+    sys.exit(main(sys.argv))

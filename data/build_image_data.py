@@ -68,10 +68,5 @@ def _folders(root):
     return names
 
 
-def run():
-    """Run with the arguments of the command line and exit."""
-    sys.exit(main(sys.argv))
-
-
 if __name__ == '__main__':
-    run()
+    sys.exit(main(sys.argv))

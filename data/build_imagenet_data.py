@@ -54,7 +54,7 @@ def _run(values):
     box_file = _given(values, 'bounding_box_file')
     if box_file is None:
         build_program.log(f"'{values.bounding_box_file}' is not there: records have no boxes")
-    options = build_program.options(values, texts=texts, boxes=boxes.read_csv(box_file) if box_file else None)
+    options = build_program.options(values, texts=texts, boxes=boxes.read_csv(box_file) if box_file else boxes.NO_BOXES)
     return build_program.build_folders(
         values, lambda name, folder: image_list.from_folders(folder, synsets, SUFFIXES), options
     )
@@ -66,10 +66,5 @@ def _given(values, name):
     return path if values[name].present or os.path.exists(path) else None
 
 
-def run():
-    """Run with the arguments of the command line and exit."""
-    sys.exit(main(sys.argv))
-
-
 if __name__ == '__main__':
-    run()
+    sys.exit(main(sys.argv))

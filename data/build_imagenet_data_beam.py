@@ -11,13 +11,14 @@ continues what was stopped: shards that are finished stay. Needs `pip install '.
 clusters.
 """
 
+import pathlib
 import sys
 import tempfile
 
 try:
     from absl import flags
 
-    from official_resnet.building import beam, labels
+    from official_resnet.building import boxes, job, labels, tars
     from official_resnet.command_line import build_program, definer, program
     from official_resnet.errors import UserError
 except ModuleNotFoundError as error:  # run by its path, without an installation
@@ -70,7 +71,7 @@ def main(argv):
 
 def _run(values, arguments):
     try:
-        import apache_beam  # noqa: F401
+        from official_resnet.building import beam
     except ImportError:
         raise UserError(
             "apache_beam is not installed; run `pip install '.[beam]'` in the folder of the repository, or "
@@ -82,23 +83,20 @@ def _run(values, arguments):
     log = build_program.log
     with tempfile.TemporaryDirectory() as temp_dir:
         for name in build_program.SPLITS:
-            tar, found, order = getattr(values, f'{name}_tar'), None, []
+            tar, found, order = getattr(values, f'{name}_tar'), boxes.NO_BOXES, []
             if not tar:
                 continue
-            if name == 'train':
-                found = beam.read_boxes(values.bounding_box_file, temp_dir, synsets, log)
-            else:
+            if name == 'validation':
                 order = labels.read_validation(beam.to_local(values.validation_labels_file, temp_dir))
+            elif values.bounding_box_file:
+                path = beam.to_local(values.bounding_box_file, temp_dir)
+                is_csv = path.endswith('.csv')
+                found = boxes.read_csv(path) if is_csv else boxes.update_csv(path, pathlib.Path(temp_dir), synsets, log)
             options = build_program.options(values, texts=texts, boxes=found)
-            job = beam.BeamJob(values.output_directory, name, getattr(values, f'{name}_shards'))
-            images = beam.index(job, tar, synsets, order, values.allow_partial, temp_dir, log)
-            beam.build(job, images, options, arguments, temp_dir, log)
-
-
-def run():
-    """Run with the arguments of the command line and exit."""
-    sys.exit(main(sys.argv))
+            made = beam.BeamJob(values.output_directory, name, getattr(values, f'{name}_shards'))
+            images = tars.kept_index(made, job.absolute(tar), synsets, order, values.allow_partial, log)
+            beam.build(made, images, options, arguments, log)
 
 
 if __name__ == '__main__':
-    run()
+    sys.exit(main(sys.argv))

@@ -19,7 +19,7 @@ import sys
 try:
     from absl import flags
 
-    from official_resnet.building import boxes, downloads, image_list, labels, shards, tars
+    from official_resnet.building import boxes, downloads, image_list, job, labels, shards, tars
     from official_resnet.building.verify import verify
     from official_resnet.command_line import build_program, definer, program
     from official_resnet.errors import UserError
@@ -85,9 +85,13 @@ def _run(values, arguments):
         for name, path in sources.tars.items():
             downloads.check_md5(path, downloads.TARS[name], raw / '.checked.json', log)
     train_boxes = boxes.update_csv(sources.boxes, raw, synsets, log)
-    found = {name: _index(plan, sources, name, synsets, log) for name in sources.tars}
+    found = {}
+    for name, path in sources.tars.items():
+        order = labels.read_validation(sources.labels) if name == 'validation' else []
+        made = job.Job(data_dir, name, plan.num_shards[name])
+        found[name] = tars.kept_index(made, str(path), synsets, order, plan.allow_partial, log)
     for name, images in found.items():
-        options = build_program.options(values, texts=texts, boxes=train_boxes if name == 'train' else None)
+        options = build_program.options(values, texts=texts, boxes=train_boxes if name == 'train' else boxes.NO_BOXES)
         shards.build(images, name, data_dir, plan.num_shards[name], values.num_threads, options=options, log=log)
     if values.keep_extracted:
         for name, images in found.items():
@@ -101,20 +105,6 @@ def _expanded(path):
     return os.path.expanduser(path) if path else None
 
 
-def _index(plan, sources, name, synsets, log):
-    """Return the images of a split's tar file, from its index if there is one."""
-    path = sources.tars[name]
-    order = labels.read_validation(sources.labels) if name == 'validation' else []
-    return tars.kept_index(
-        plan.data_dir / f'.{name}.index', name, path, synsets, order, allow_partial=plan.allow_partial, log=log
-    )
-
-
-def run():
-    """Run with the arguments of the command line and exit."""
+if __name__ == '__main__':
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main(sys.argv))
-
-
-if __name__ == '__main__':
-    run()

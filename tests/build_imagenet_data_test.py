@@ -148,7 +148,7 @@ def test_without_lists_and_boxes(raw, capfd):
         ({'train_directory': '/absent', 'validation_directory': ''}, "'/absent/n"),
         ({'train_shards': 0}, 'train_shards'),
         ({'on_broken': 'x'}, 'on_broken'),
-        ({'output_directory': '/dev/null/x'}, 'cannot be written'),
+        ({'output_directory': '/dev/null/x'}, "cannot write '/dev/null/x'"),
     ],
 )
 def test_mistakes(raw, capfd, changed, message):

@@ -12,7 +12,7 @@ import data_commands
 import ilsvrc
 import pytest
 
-from official_resnet.building import beam, shards
+from official_resnet.building import shards
 
 pytestmark = pytest.mark.beam
 SHARDS = ['--train_shards=6', '--validation_shards=2']
@@ -74,7 +74,7 @@ def test_the_bytes_of_the_local_builder(built, tmp_path, capsys):
     assert capsys.readouterr().out.count('Finished writing all') == 2
     assert run(built, tmp_path) == 0
     out = capsys.readouterr().out
-    assert out.count('nothing to do') == out.count('is indexed already') == 2
+    assert out.count('nothing to do') == out.count('has the index of') == 2
 
 
 def test_workers_of_their_own_by_command(built, tmp_path):
@@ -214,7 +214,11 @@ def test_another_build_stands_there(built, tmp_path, capfd):
 
 
 def test_without_beam(built, tmp_path, capfd, monkeypatch):
+    import official_resnet.building
+
     monkeypatch.setitem(sys.modules, 'apache_beam', None)
+    monkeypatch.delitem(sys.modules, 'official_resnet.building.beam', raising=False)
+    monkeypatch.delattr(official_resnet.building, 'beam', raising=False)
     assert run(built, tmp_path) == 1
     one_line(capfd, "pip install '.[beam]'")
 
@@ -222,8 +226,10 @@ def test_without_beam(built, tmp_path, capfd, monkeypatch):
 def test_the_file_system_of_the_test_is_used(tmp_path):
     import apache_beam
 
+    from official_resnet.building import beam
+
     assert apache_beam.io.filesystems.FileSystems.get_filesystem('elsewhere://x').scheme() == 'elsewhere'
-    with beam._create(f'elsewhere://{tmp_path}/a') as file:
+    with beam.BeamJob('/nowhere', 'x', 1).writing(f'elsewhere://{tmp_path}/a') as file:
         file.write(b'abc')
     with beam.open_file(f'elsewhere://{tmp_path}/a') as file:
         assert file.seek(0, io.SEEK_END) == 3

@@ -287,7 +287,7 @@ def test_usage(capsys):
         ('nothing', 'lacks ILSVRC2012_img_val.tar, ILSVRC2012_img_train.tar, ILS'),
         ('no train', 'lacks ILSVRC2012_img_train.tar; put it there, or set IMAGENET_USERNAME'),
         ('no labels', 'nothing in'),
-        ('cut train', 'is cut off at member'),
+        ('cut train', 'is cut off: unexpected end of data at member'),
         ('packed train', 'is packed by gzip'),
         ('garbage validation', 'damaged or no tar file'),
         ('cut boxes', 'cut off or damaged gzip file'),

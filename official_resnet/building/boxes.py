@@ -9,9 +9,8 @@ its edge), or enclose nothing (left out); the name inside may be '%s' (the file'
 are 544,546 XML files and 615,299 boxes.
 """
 
+import collections
 import contextlib
-import dataclasses
-import functools
 import gzip
 import hashlib
 import json
@@ -20,36 +19,37 @@ import pathlib
 import warnings
 import xml.etree.ElementTree as ET
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from official_resnet import files
 from official_resnet.building import tars
+from official_resnet.building.job import status
 from official_resnet.building.progress import Log
 from official_resnet.errors import UserError
 
 BOXES, CSV = 'ILSVRC2012_bbox_train_v2.tar.gz', 'imagenet_2012_bounding_boxes.csv'
-_LARGEST = 1 << 20  # bytes of an XML file or another member; an official XML has about 1000
+LARGEST = 1 << 20  # bytes of an XML file or another member; an official XML has about 1000
 _NO_END = 1 << 62
-_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 _ROW = np.dtype([('name', 'S64'), ('box', '<f4', 4)])
 
 
-class Boxes:
-    """Boxes of images, as two arrays: names, bytes [n], sorted, and coordinates, float32 [n, 4]."""
+class Boxes(NamedTuple):
+    """Boxes of images: names, bytes [n], sorted, and coordinates xmin, ymin, xmax, ymax, float32 [n, 4], each 0..1."""
 
-    def __init__(self, names: np.ndarray, coordinates: np.ndarray):
-        self.names, self.coordinates = names, coordinates
+    names: np.ndarray
+    coordinates: np.ndarray
 
-    def of(self, basename: str) -> list[tuple[float, float, float, float]]:
-        """Return [(xmin, ymin, xmax, ymax)] of an image, each 0..1 of its size."""
-        name = os.fsencode(basename)
-        if len(name) > self.names.dtype.itemsize:
-            return []  # longer than any here; numpy would cut it
-        key = np.array(name, self.names.dtype)
-        begin, end = (np.searchsorted(self.names, key, side) for side in ('left', 'right'))
-        return [tuple(row) for row in self.coordinates[begin:end].tolist()]
+    def of(self, basename: str) -> np.ndarray:
+        """Return the coordinates of an image's boxes, float32 [boxes, 4]."""
+        name = np.bytes_(os.fsencode(basename))
+        begin, end = (np.searchsorted(self.names, name, side) for side in ('left', 'right'))
+        return self.coordinates[begin:end]
+
+
+NO_BOXES = Boxes(np.empty(0, 'S1'), np.empty((0, 4), np.float32))
 
 
 def read_csv(path: str | os.PathLike) -> Boxes:
@@ -79,118 +79,92 @@ def read_csv(path: str | os.PathLike) -> Boxes:
     return Boxes(table['name'][order].astype(f'S{width}'), table['box'][order])
 
 
-@dataclasses.dataclass
-class Counts:
-    """What became of the XML files and of their boxes."""
-
-    files: int = 0  # of listed synsets, read
-    unlisted_files: int = 0
-    broken_files: int = 0
-    boxes: int = 0  # written
-    other_boxes: int = 0  # of another listed synset
-    empty_boxes: int = 0
-    images: int = 0  # with a box
-    first_broken: list = dataclasses.field(default_factory=list)  # (name, reason), at most 5
-
-    def lines(self) -> list[str]:
-        """Return what to tell the user."""
-        lines = [
-            f'{self.boxes} boxes of {self.images} images from {self.files} XML files; left out: '
-            f'{self.unlisted_files} files of unlisted synsets, {self.other_boxes} boxes of another synset, '
-            f'{self.empty_boxes} empty boxes, {self.broken_files} broken files'
-        ]
-        return lines + [f"broken XML, left out: '{name}' ({reason})" for name, reason in self.first_broken]
-
-
-def read_xml(path: str | os.PathLike, synsets: Collection[str] | None = None) -> tuple[list[bytes], Counts]:
-    """Return the CSV lines of a folder or tar file of XMLs, sorted, and the Counts.
+def read_xml(path: str | os.PathLike, synsets: Collection[str] | None = None) -> tuple[list[bytes], list[str]]:
+    """Return the CSV lines of a folder or tar file of XMLs, sorted, without line ends; and what to tell the user.
 
     Args:
         path: ILSVRC2012_bbox_train_v2.tar.gz, or a tar file or folder of the same shape: <synset>/<image>.xml.
         synsets: the listed classes; None takes all, and every box.
 
-    Returns:
-        (lines, counts): bytes without a line end; Counts.
-
     Raises:
         UserError: it cannot be read, is damaged or cut off, or has no XML file.
     """
-    synsets, lines, counts = None if synsets is None else frozenset(synsets), [], Counts()
-    for synset, name, data in _folder_files(path) if os.path.isdir(path) else _synset_files(path):
+    synsets, lines = None if synsets is None else frozenset(synsets), []
+    counts, broken = collections.Counter(), []
+    for name, data in _folder_files(path) if os.path.isdir(path) else tar_files(path):
+        parts = pathlib.PurePosixPath(name).parts
+        if len(parts) < 2 or not name.endswith('.xml') or parts[-1].startswith('.'):
+            continue
+        counts['all files'] += 1
+        synset = parts[-2]
         if synsets is not None and synset not in synsets:
-            counts.unlisted_files += 1
+            counts['unlisted files'] += 1
             continue
         try:
-            boxes = parse(data(), synset, synsets, counts)
+            boxes = parse(data, synset, synsets, counts)
         except ValueError as error:
-            counts.broken_files += 1
-            if len(counts.first_broken) < 5:
-                counts.first_broken.append((f'{synset}/{name}', str(error)))
+            broken.append(f"broken XML, left out: '{synset}/{parts[-1]}' ({error})")
             continue
-        counts.files += 1
-        counts.boxes += len(boxes)
-        counts.images += bool(boxes)
-        image = name.removesuffix('.xml')
+        counts['files'] += 1
+        counts['images'] += bool(boxes)
+        image = parts[-1].removesuffix('.xml')
         lines += [f'{image}.JPEG,{box[0]:.4f},{box[1]:.4f},{box[2]:.4f},{box[3]:.4f}'.encode() for box in boxes]
-    if not counts.files + counts.unlisted_files + counts.broken_files:
+    if not counts['all files']:
         raise UserError(f"'{path}' has no <synset>/<image>.xml; pass {BOXES}, or the folder it unpacks to")
-    return sorted(lines), counts
+    told = (
+        f'{len(lines)} boxes of {counts["images"]} images from {counts["files"]} XML files; left out: '
+        f'{counts["unlisted files"]} files of unlisted synsets, {counts["other boxes"]} boxes of another synset, '
+        f'{counts["empty boxes"]} empty boxes, {len(broken)} broken files'
+    )
+    return sorted(lines), [told, *broken[:5]]
 
 
-def write_csv(path: str | os.PathLike, output: str | os.PathLike, synsets=None, log: Log = print) -> None:
-    """Write the lines of `read_xml` to the file `output`, and log what was left out."""
-    lines, counts = read_xml(path, synsets)
-    with files.replacing(output) as part:
-        part.write_bytes(b''.join(line + b'\n' for line in lines))
-    for line in counts.lines():
-        log(line)
-
-
-def update_csv(path: pathlib.Path | None, folder: pathlib.Path, synsets: Collection[str], log: Log) -> Boxes | None:
-    """Return the boxes of the CSV in a folder, made of the tar file `path` if that is new; None without both."""
+def update_csv(path: str | os.PathLike | None, folder: pathlib.Path, synsets: Collection[str], log: Log) -> Boxes:
+    """Return the boxes of the CSV in a folder, made of the tar file `path` if that is new; none without both."""
     csv, stamp_path = folder / CSV, folder / '.boxes.json'
     if path:
-        status, digest = os.stat(path), hashlib.sha256(json.dumps(synsets).encode()).hexdigest()
-        stamp = {'size': status.st_size, 'mtime_ns': status.st_mtime_ns, 'synsets': digest}
+        stamp = {'status': status(path), 'synsets': hashlib.sha256(json.dumps(synsets).encode()).hexdigest()}
         if not csv.exists() or files.read_json(stamp_path) != stamp:
             log(f'reading the boxes of {path}')
             stamp_path.unlink(missing_ok=True)
-            write_csv(path, csv, synsets, log)
+            lines, told = read_xml(path, synsets)
+            files.write_text(csv, b''.join(line + b'\n' for line in lines).decode())
+            for line in told:
+                log(line)
             files.write_json(stamp_path, stamp)
-    return read_csv(csv) if csv.exists() else None
+    return read_csv(csv) if csv.exists() else NO_BOXES
 
 
-def parse(
-    data: bytes, synset: str, synsets: Collection[str] | None = None, counts: Counts | None = None
-) -> list[tuple]:
+def parse(data: bytes, synset: str, synsets: Collection[str] | None, counts: collections.Counter) -> list[tuple]:
     """Return the boxes (xmin, ymin, xmax, ymax) of an XML's bytes, 0..1; `counts` gets what is left out.
 
     Raises:
         ValueError: it is no such XML, or gives the image no size.
     """
-    counts, boxes = counts or Counts(), []
-    root = xml(data)
+    root, boxes = xml(data), []
     width, height = _number(root, 'size/width'), _number(root, 'size/height')
     if not (width > 0 and height > 0):
         raise ValueError(f'the image has size {width:g} x {height:g}')
     for element in root.iter('object'):
         name = (element.findtext('name') or '').strip()
         if synsets is not None and name != synset and name in synsets:
-            counts.other_boxes += 1
+            counts['other boxes'] += 1
             continue
         x, y = (
             [min(max(_number(element, f'bndbox/{axis}{end}') / size, 0), 1) for end in ('min', 'max')]
             for axis, size in (('x', width), ('y', height))
         )
         if x[0] == x[1] or y[0] == y[1]:
-            counts.empty_boxes += 1
+            counts['empty boxes'] += 1
         else:
             boxes.append((min(x), min(y), max(x), max(y)))
     return boxes
 
 
 def xml(data: bytes) -> ET.Element:
-    """Return the root of an XML document; ValueError if it is none, or declares a document type or entities."""
+    """Return the root of an XML document; ValueError if it is none or long, or declares a document type or entities."""
+    if len(data) > LARGEST:
+        raise ValueError(f'more than {LARGEST} bytes')
     try:
         return ET.fromstring(data, ET.XMLParser(target=_NoDoctype()))
     except (ET.ParseError, LookupError) as error:
@@ -216,53 +190,30 @@ def _number(root, path):
 
 
 def _folder_files(path):
-    """Yield (synset, name, reader) of each XML file below a folder."""
+    """Yield (path, content) of each XML file below a folder."""
     for parent, folders, names in os.walk(path, followlinks=True):
         folders.sort()
-        for name in sorted(names):
-            if name.endswith('.xml') and not name.startswith('.'):
-                yield os.path.basename(parent), name, functools.partial(_read, os.path.join(parent, name))
+        for name in sorted(name for name in names if name.endswith('.xml')):
+            with open(f'{parent}/{name}', 'rb') as file:
+                yield file.name, file.read(LARGEST + 1)
 
 
-def _read(path):
-    with open(path, 'rb') as file:
-        data = file.read(_LARGEST + 1)
-    if len(data) > _LARGEST:
-        raise ValueError(f'more than {_LARGEST} bytes')
-    return data
-
-
-def _synset_files(path):
-    """Yield (synset, name, reader) of each XML file in a tar file; a reader holds until the next."""
-    for name, data in tar_files(path):
-        parts = pathlib.PurePosixPath(name).parts
-        if len(parts) > 1 and name.endswith('.xml') and not parts[-1].startswith('.'):
-            yield parts[-2], parts[-1], data
-
-
-def tar_files(path: str | os.PathLike) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Yield (name, reader) of each file in a tar file, packed by gzip or not; a reader holds until the next.
+def tar_files(path: str | os.PathLike) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, content) of each file in a tar file, packed by gzip or not; no more than LARGEST + 1 bytes of each.
 
     Raises:
         UserError: it cannot be read, is damaged or cut off, which is known for sure at the end only.
     """
-    remedy = f'pass {BOXES}, or the folder it unpacks to'
-    with files.read_errors(path, remedy), open(path, 'rb') as file:
+    with files.read_errors(path, f'pass {BOXES}, or the folder it unpacks to'), open(path, 'rb') as file:
         is_packed = file.read(2) == b'\x1f\x8b'
         file.seek(0)
-        with gzip.open(file) if is_packed else contextlib.nullcontext(file) as tar:
-            try:
+        try:
+            with gzip.open(file) if is_packed else contextlib.nullcontext(file) as tar:
                 for member in tars.members(tar, 0, _NO_END, f"'{path}'"):
                     if member.isreg():
-                        yield member.name, lambda member=member: _content(tar, member)
+                        tar.seek(member.offset_data)
+                        yield member.name, tar.read(min(member.size, LARGEST + 1))
                 while tar.read(1 << 16):  # the checksum of gzip stands at the very end
                     pass
-            except _DAMAGED as error:
-                raise UserError(f"'{path}' is a cut off or damaged gzip file ({error}); get it again") from None
-
-
-def _content(tar, member):
-    if member.size > _LARGEST:
-        raise ValueError(f'more than {_LARGEST} bytes')
-    tar.seek(member.offset_data)
-    return tar.read(member.size)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(f"'{path}' is a cut off or damaged gzip file ({error}); get it again") from None

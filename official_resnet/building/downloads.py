@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from official_resnet import files
 from official_resnet.building import labels
 from official_resnet.building.boxes import BOXES, CSV
-from official_resnet.building.job import Job
+from official_resnet.building.job import Job, status
 from official_resnet.building.progress import Log, Progress
 from official_resnet.errors import UserError
 from official_resnet.inputs import download
@@ -235,4 +235,4 @@ def check_md5(path: pathlib.Path, tar: Tar, stamps_path: pathlib.Path, log: Log 
 
 def _size(path):
     """Return the bytes of a file, 0 if there is none."""
-    return max(0, Job.file_size(path))
+    return max(0, status(path)[0])

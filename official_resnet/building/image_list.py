@@ -4,7 +4,6 @@ A row takes about 60 bytes, so that all of ImageNet fits into 80 MB; saved, it i
 share. An image is a file of its own or lies in a tar file, where it is read without unpacking.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -106,22 +105,6 @@ class ImageList:
         return digest.hexdigest()
 
 
-def kept(folder: pathlib.Path, key: dict, make: Callable[[], ImageList], log: Log = print) -> ImageList:
-    """Return make(), kept in a folder for the next call with the same key, which is JSON."""
-    key_path = folder / 'key.json'
-    if files.read_json(key_path) == key:
-        with contextlib.suppress(OSError, ValueError, KeyError, EOFError):  # damaged
-            images = ImageList.load(folder / 'images')
-            log(f"'{folder}' has the index of {len(images)} images already")
-            return images
-    images = make()
-    folder.mkdir(exist_ok=True)
-    key_path.unlink(missing_ok=True)
-    images.save(folder / 'images')
-    files.write_json(key_path, key)
-    return ImageList.load(folder / 'images')
-
-
 def extract(images: ImageList, folder: pathlib.Path, log: Log = print) -> None:
     """Write each image to `<folder>/<class>/<name>`; those that are there in full size stay."""
     count = 0
@@ -151,33 +134,26 @@ def from_folders(
         UserError: the folder, one of a class, or images are missing.
     """
     root = os.path.abspath(os.path.expanduser(root))
-    names = [np.array(_names(root, synset, tuple(suffixes), is_complete), 'S') for synset in synsets]
+    remedy, names = 'add some, or pass another --labels_file', []
+    for synset in synsets:
+        try:
+            found = sorted(
+                os.fsencode(f'{synset}/{name}')
+                for name in os.listdir(f'{root}/{synset}')
+                if name.lower().endswith(tuple(suffixes)) and not name.startswith('.')
+            )
+        except OSError as error:
+            raise UserError(
+                f"class folder '{root}/{synset}' cannot be read ({error.strerror}); make it, pass another "
+                'folder, or another --labels_file'
+            ) from None
+        if not found and is_complete:
+            raise UserError(f"class folder '{root}/{synset}' has no image ({' '.join(suffixes)}); {remedy}")
+        names.append(np.array(found, 'S'))  # a fraction of the memory of a list
     counts, names = list(map(len, names)), np.concatenate(names)
     if not len(names):
-        raise UserError(f"'{root}' has no image ({' '.join(suffixes)}) in the folders of its classes; add some")
+        raise UserError(f"'{root}' has no image ({' '.join(suffixes)}) in the folders of its classes; {remedy}")
     rows = np.empty(len(names), [*ROW_FIELDS, ('name', names.dtype)])
     rows['file'], rows['offset'], rows['size'], rows['name'] = 0, -1, -1, names
     rows['label'] = np.repeat(np.arange(1, len(synsets) + 1), counts)
     return ImageList((root,), rows, ('', *synsets))
-
-
-def _names(root, synset, suffixes, is_complete):
-    """Return the paths of a class's images below `root`, as bytes, sorted."""
-    try:
-        with os.scandir(f'{root}/{synset}') as entries:
-            names = sorted(
-                os.fsencode(f'{synset}/{entry.name}')
-                for entry in entries
-                if entry.name.lower().endswith(suffixes) and not entry.name.startswith('.')
-            )
-    except OSError as error:
-        raise UserError(
-            f"class folder '{root}/{synset}' cannot be read ({error.strerror}); make it, pass another "
-            'folder, or another --labels_file'
-        ) from None
-    if not names and is_complete:
-        raise UserError(
-            f"class folder '{root}/{synset}' has no image ({' '.join(suffixes)}); add some, or pass "
-            'another --labels_file'
-        )
-    return names

@@ -9,15 +9,17 @@ OUTPUT/<name>-00003-of-01024             a finished shard
                         <name>-00003-of-01024.json   summary of a finished one
 """
 
+import contextlib
+import json
 import os
 import pathlib
 import shutil
 import time
-from collections.abc import Callable
-from typing import IO
+from collections.abc import Callable, Iterator
+from typing import IO, Any
 
 from official_resnet import files
-from official_resnet.building.progress import Log
+from official_resnet.building.image_list import open_unbuffered
 from official_resnet.errors import UserError
 
 LOCK_SECONDS = 10  # that the processes of a killed build may take to end
@@ -29,129 +31,81 @@ def shard_name(name: str, shard: int, num_shards: int) -> str:
     return f'{name}-{shard:05d}-of-{num_shards:05d}'
 
 
-class Layout:
-    """Where the files of a build lie. Subclasses say how they are accessed: read_json, write_json and file_size."""
+def absolute(path: str | os.PathLike) -> str:
+    """Return the absolute path of a file of this machine; an address of Beam's, as gs://a/b, as it is."""
+    return str(path).rstrip('/') if '://' in str(path) else os.path.abspath(os.path.expanduser(path))
 
-    def __init__(self, output_dir: str, name: str, num_shards: int):
-        self.output_dir, self.name, self.num_shards = output_dir, name, num_shards
-        self.folder = f'{output_dir}/.{name}.progress'
-        self.manifest_path = f'{output_dir}/{name}.manifest.json'
-        self.key_path = f'{self.folder}/job.json'
 
-    def shard_name(self, shard: int) -> str:
-        """Return the name of a shard's file."""
-        return shard_name(self.name, shard, self.num_shards)
+def status(path: str | os.PathLike) -> list[int]:
+    """Return [bytes, time of the last change in ns] of a file, [-1, 0] if there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return [-1, 0]
+    return [found.st_size, found.st_mtime_ns]
+
+
+class Job:
+    """A build on this machine, which one process at a time may have open. beam.BeamJob accesses files by Beam."""
+
+    status, read_json, open_file = staticmethod(status), staticmethod(files.read_json), staticmethod(open_unbuffered)
+
+    def __init__(self, output_dir: str | os.PathLike, name: str, num_shards: int):
+        self.output_dir, self.name, self.num_shards = absolute(output_dir), name, num_shards
+        self.folder = f'{self.output_dir}/.{name}.progress'
+        self.manifest_path = f'{self.output_dir}/{name}.manifest.json'
+        self.lock = None
 
     def shard_path(self, shard: int) -> str:
         """Return the path of a shard's file."""
-        return f'{self.output_dir}/{self.shard_name(shard)}'
+        return f'{self.output_dir}/{shard_name(self.name, shard, self.num_shards)}'
 
     def missing(self, manifest: dict) -> list[int]:
         """Return which shards of a manifest are not in their place in full size."""
         entries = enumerate(manifest['shards'])
-        return [shard for shard, entry in entries if self.file_size(self.shard_path(shard)) != entry['bytes']]
+        return [shard for shard, entry in entries if self.status(self.shard_path(shard))[0] != entry['bytes']]
 
     def summary(self, shard: int, on_broken: str = 'skip') -> dict | None:
         """Return the summary of a finished shard; None if it is not finished, or has what on_broken='fail' refuses."""
-        summary = self.read_json(f'{self.folder}/{self.shard_name(shard)}.json')
-        if not summary or self.file_size(self.shard_path(shard)) != summary['bytes']:
+        summary = self.read_json(f'{self._kept(shard)}.json')
+        if not summary or self.status(self.shard_path(shard))[0] != summary['bytes']:
             return None
         return None if summary['broken'] and on_broken == 'fail' else summary
 
-    def require_own(self, fingerprint: str, manifest: dict | None) -> None:
-        """Raise UserError if a manifest, or a build that was stopped, has another fingerprint."""
-        for kept, where in ((manifest, self.manifest_path), (self.read_json(self.key_path), self.folder)):
+    def open(self, fingerprint: str) -> dict | None:
+        """Lock the folder, made if need be; refuse the files of another build; return the manifest if there is one."""
+        manifest = self.read_json(self.manifest_path)
+        self.enter(manifest)
+        key_path = f'{self.folder}/job.json'
+        key = self.read_json(key_path)
+        for kept, where in ((manifest, self.manifest_path), (key, self.folder)):
             if kept and kept.get('fingerprint') != fingerprint:
+                if not key:
+                    self.remove()  # the folder was made for the lock alone
                 raise UserError(
                     f"'{where}' is of a build of other images or options; give those again, or delete it and "
                     f"'{self.output_dir}/{self.name}-*' to start over, or pass another --output_directory"
                 )
-
-    def write_key(self, fingerprint: str) -> None:
-        """Say whose the folder is."""
-        self.write_json(self.key_path, {'fingerprint': fingerprint, 'num_shards': self.num_shards})
-
-    def log_complete(self, manifest: dict, log: Log) -> None:
-        """Log that nothing is left to do."""
-        log(
-            f'{self.name} is complete, {manifest["records"]} images in {self.num_shards} shards in '
-            f"'{self.output_dir}': nothing to do"
-        )
-
-    def log_built(self, manifest: dict, log: Log) -> None:
-        """Log what was built."""
-        odd = [
-            f'{len(manifest[key])} {what}'
-            for key, what in (('reencoded', 'images encoded anew'), ('broken', 'broken ones left out'))
-            if manifest[key]
-        ]
-        names = f"; {', '.join(odd)}, named in '{self.manifest_path}'" if odd else ''
-        log(f'{self.name}: {manifest["bytes"] / 1e9:.3f} GB in {self.num_shards} shards{names}')
-        log(f'Finished writing all {manifest["records"]} images in data set.')
-
-
-class Job(Layout):
-    """A build on this machine, which one process at a time may have open."""
-
-    read_json, write_json = staticmethod(files.read_json), staticmethod(files.write_json)
-
-    def __init__(self, output_dir: str | os.PathLike, name: str, num_shards: int):
-        super().__init__(os.path.abspath(os.path.expanduser(output_dir)), name, num_shards)
-        self.lock = None
-
-    @staticmethod
-    def file_size(path: str | os.PathLike) -> int:
-        """Return the bytes of a file, -1 if there is none."""
-        try:
-            return os.path.getsize(path)
-        except OSError:
-            return -1
-
-    def open(self, fingerprint: str) -> dict | None:
-        """Lock the folder, made if need be; refuse the files of another build; return the manifest if there is one."""
-        manifest, output = self.read_json(self.manifest_path), pathlib.Path(self.output_dir)
-        is_new = not os.path.isdir(self.folder)
-        if is_new and not manifest and output.is_dir():
-            stranger = next(output.glob(f'{self.name}-[0-9]*-of-[0-9]*'), None)
-            if stranger:
-                raise UserError(
-                    f"'{stranger}' is there already, without '{self.name}.manifest.json' that would tell "
-                    'how it was built; move it, or pass another --output_directory'
-                )
-        self._take_lock()
-        try:
-            self.require_own(fingerprint, manifest)
-        except UserError:
-            if is_new:
-                self.remove()
-            raise
-        if not self.read_json(self.key_path):
-            self.write_key(fingerprint)
+        if not key:
+            self.write_json(key_path, {'fingerprint': fingerprint, 'num_shards': self.num_shards})
         return manifest
 
-    def close(self) -> None:
-        """Let another build in; after a build that was stopped its processes still keep it out until they end."""
-        if self.lock is not None:
-            self.lock.close()
-            self.lock = None
-
-    def remove(self) -> None:
-        """Delete the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def write_shard(self, shard: int, write: Callable[[IO[bytes]], dict]) -> dict:
-        """Write a shard by write(file) -> summary, put it in its place, then keep the summary; return that."""
-        kept = f'{self.folder}/{self.shard_name(shard)}'
-        with files.replacing(self.shard_path(shard), part=f'{kept}.part') as part:
-            with open(part, 'wb', buffering=1 << 20) as file:
-                summary = write(file)
-        self.write_json(f'{kept}.json', summary)
-        return summary
-
-    def _take_lock(self):
-        """Hold the lock; the processes inherit it, so that none of a killed build is left when it is free."""
+    def enter(self, manifest: dict | None) -> None:
+        """Take the lock; the processes inherit it, so that none of a killed build is left when it is free."""
+        shards = pathlib.Path(self.output_dir).glob(f'{self.name}-[0-9]*-of-[0-9]*')
+        stranger = None if manifest or os.path.isdir(self.folder) else next(shards, None)
+        if stranger:
+            raise UserError(
+                f"'{stranger}' is there already, without '{self.name}.manifest.json' that would tell how it was built; "
+                'move it, or pass another --output_directory'
+            )
         end = time.monotonic() + LOCK_SECONDS
-        while not self._try_lock():
+        while True:
+            os.makedirs(self.folder, exist_ok=True)
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):  # held, or ended and removed meanwhile
+                self.lock = files.lock(f'{self.folder}/lock')
+                if os.path.samestat(os.fstat(self.lock.fileno()), os.stat(self.lock.name)):
+                    return
             if time.monotonic() > end:
                 raise UserError(
                     f"another build is writing '{self.output_dir}/{self.name}-*'; wait for it, or pass "
@@ -159,15 +113,44 @@ class Job(Layout):
                 )
             time.sleep(_POLL_SECONDS)
 
-    def _try_lock(self):
-        os.makedirs(self.folder, exist_ok=True)
-        path = f'{self.folder}/lock'
-        try:
-            lock = files.lock(path)
-        except (BlockingIOError, FileNotFoundError):
-            return False  # held, or a build that ended removed the folder
-        if os.path.exists(path) and os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
-            self.lock = lock
-            return True
-        lock.close()  # of a folder that was removed meanwhile
-        return False
+    def close(self) -> None:
+        """Let another build in; after a build that was stopped its processes still keep it out until they end."""
+        if self.lock is not None:
+            self.lock.close()
+
+    def remove(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def write_shard(self, shard: int, write: Callable[[IO[bytes]], dict]) -> dict:
+        """Write a shard by write(file) -> summary, put it in its place, then keep the summary; return that."""
+        with self.writing(self.shard_path(shard), part=f'{self._kept(shard)}.part') as file:
+            summary = write(file)
+        self.write_json(f'{self._kept(shard)}.json', summary)
+        return summary
+
+    def write_json(self, path: str, value: dict) -> None:
+        """Write a JSON file, whole or not at all."""
+        with self.writing(path) as file:
+            file.write(json.dumps(value, indent=1).encode())
+
+    @staticmethod
+    @contextlib.contextmanager
+    def writing(path: str, part: str | None = None) -> Iterator[IO[bytes]]:
+        """Yield a file to write, named `part` until the block ends, which becomes `path`, or goes if that raises."""
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with files.replacing(path, part=part) as part, open(part, 'wb', buffering=1 << 20) as file:
+            yield file
+
+    @staticmethod
+    def save(value: Any, path: str) -> None:
+        """Keep an ImageList or Options as `<path>.npy` and `<path>.json`."""
+        value.save(path)
+
+    @staticmethod
+    def load(kind: type, path: str) -> Any:
+        """Return what `save` kept of the class `kind`."""
+        return kind.load(path)
+
+    def _kept(self, shard):
+        return f'{self.folder}/{shard_name(self.name, shard, self.num_shards)}'

@@ -18,6 +18,7 @@ from official_resnet.errors import UserError
 from official_resnet.inputs import other_datasets
 
 FILES = ('imagenet_2012_validation_synset_labels.txt', 'ILSVRC2012_devkit_t12.tar.gz', 'ILSVRC2012_bbox_val_v3.tgz')
+_TRUTH, _META = 'ILSVRC2012_validation_ground_truth.txt', 'meta.mat'  # of the development kit
 _SYNSET = re.compile(r'n\d{8}')
 _XML = re.compile(r'ILSVRC2012_val_(\d{8})\.xml')
 
@@ -97,8 +98,7 @@ def remedy() -> str:
 
 
 def _from_list(path):
-    lines = path.read_bytes().split()
-    synsets = [line.decode('latin-1') for line in lines]
+    synsets = path.read_bytes().decode('latin-1').split()
     for number, synset in enumerate(synsets, 1):
         if not _SYNSET.fullmatch(synset):
             raise UserError(f"'{path}' has {synset[:20]!r} in line {number}, no synset as n01440764; {remedy()}")
@@ -115,11 +115,12 @@ def _from_tar(path):
         match = _XML.fullmatch(name)
         if match:
             synsets[int(match[1])] = _synset_of_xml(path, name, data)
-        elif name in ('ILSVRC2012_validation_ground_truth.txt', 'meta.mat'):
-            try:
-                parts[name] = data()
-            except ValueError as error:
-                raise UserError(f"{name} in '{path}' is not that of ILSVRC2012: {error}; {remedy()}") from None
+        elif name in (_TRUTH, _META):
+            if len(data) > boxes.LARGEST:
+                raise UserError(
+                    f"{name} in '{path}' is not that of ILSVRC2012: more than {len(data)} bytes; {remedy()}"
+                )
+            parts[name] = data
     if synsets:
         missing = set(range(1, max(synsets) + 1)) - set(synsets)
         if missing:
@@ -127,29 +128,23 @@ def _from_tar(path):
                 f"'{path}' lacks {len(missing)} XML files, as ILSVRC2012_val_{min(missing):08d}.xml; get it again"
             )
         return [synsets[number] for number in range(1, len(synsets) + 1)]
-    for name in ('ILSVRC2012_validation_ground_truth.txt', 'meta.mat'):
+    for name in (_TRUTH, _META):
         if name not in parts:
             raise UserError(f"'{path}' has no {name}, nor ILSVRC2012_val_00000001.xml; {remedy()}")
-    return _from_devkit(path, parts['ILSVRC2012_validation_ground_truth.txt'], _meta(path, parts['meta.mat']))
-
-
-def _from_devkit(path, ground_truth, meta):
-    result = []
-    for number, line in enumerate(ground_truth.split(), 1):
-        synset = meta.get(int(line)) if line.isdigit() else None
-        if synset is None:
+    meta, numbers = _meta(path, parts[_META]), parts[_TRUTH].decode('latin-1').split()
+    for place, number in enumerate(numbers, 1):
+        if number not in meta:
             raise UserError(
-                f"'{path}' has {line.decode('latin-1')[:20]!r} as the class of image {number}, which its "
-                'meta.mat does not list; get it again'
+                f"'{path}' has {number[:20]!r} as the class of image {place}, which its meta.mat does not list; get it "
+                'again'
             )
-        result.append(synset)
-    if not result:
+    if not numbers:
         raise UserError(f"'{path}' has an empty list of classes; get it again")
-    return result
+    return [meta[number] for number in numbers]
 
 
 def _meta(path, data):
-    """Return {ILSVRC2012_ID: synset} of a meta.mat."""
+    """Return {ILSVRC2012_ID, as text: synset} of a meta.mat."""
     try:
         import scipy.io
     except ImportError:
@@ -160,7 +155,7 @@ def _meta(path, data):
     try:
         table = scipy.io.loadmat(io.BytesIO(data), squeeze_me=True, variable_names=['synsets'])['synsets']
         ids, names = table['ILSVRC2012_ID'].ravel(), table['WNID'].ravel()
-        return {int(number): str(name) for number, name in zip(ids, names, strict=True)}
+        return {str(int(number)): str(name) for number, name in zip(ids, names, strict=True)}
     except Exception as error:  # scipy raises whatever a damaged file provokes
         raise UserError(
             f"meta.mat in '{path}' is damaged ({type(error).__name__}: {error}); get it again".replace('\n', ' ')
@@ -169,7 +164,7 @@ def _meta(path, data):
 
 def _synset_of_xml(path, name, data):
     try:
-        found = boxes.xml(data()).findtext('object/name')
+        found = boxes.xml(data).findtext('object/name')
     except ValueError as error:
         raise UserError(f"'{name}' in '{path}' is broken ({error}); get it again") from None
     if not found or not _SYNSET.fullmatch(found.strip()):

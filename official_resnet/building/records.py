@@ -12,7 +12,7 @@ import pathlib
 
 import numpy as np
 
-from official_resnet.building.boxes import Boxes
+from official_resnet.building.boxes import NO_BOXES, Boxes
 from official_resnet.building.image_list import ImageList
 
 IMAGENET_KEYS = frozenset(
@@ -30,32 +30,30 @@ class Options:
     """What goes into the records besides the images."""
 
     texts: dict = dataclasses.field(default_factory=dict)  # class -> what people call it
-    boxes: Boxes | None = None
+    boxes: Boxes = NO_BOXES
     seed: int = 12345  # of the order; upstream's
     check: str = 'structure'  # or 'decode', see images.to_rgb_jpeg
     on_broken: str = 'skip'  # or 'fail'
     layout: str = 'imagenet'  # or 'folder': without synset and boxes
 
-    def save(self, folder: str | os.PathLike) -> None:
-        """Write the files that `load` reads."""
+    def save(self, path: str | os.PathLike) -> None:
+        """Write `<path>.names.npy` and `<path>.coordinates.npy`, the boxes, and `<path>.json`, the rest."""
         plain = {field: getattr(self, field) for field in ('texts', 'seed', 'check', 'on_broken', 'layout')}
-        pathlib.Path(folder, 'options.json').write_text(json.dumps(plain))
-        boxes = self.boxes or Boxes(np.empty(0, 'S1'), np.empty((0, 4), np.float32))
-        np.save(f'{folder}/box_names.npy', boxes.names)
-        np.save(f'{folder}/box_coordinates.npy', boxes.coordinates)
+        pathlib.Path(f'{path}.json').write_text(json.dumps(plain))
+        for part, array in self.boxes._asdict().items():
+            np.save(f'{path}.{part}.npy', array)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike) -> 'Options':
+    def load(cls, path: str | os.PathLike) -> 'Options':
         """Return what `save` wrote, the boxes mapped into memory."""
-        boxes = Boxes(*(np.load(f'{folder}/box_{part}.npy', mmap_mode='r') for part in ('names', 'coordinates')))
-        return cls(boxes=boxes, **json.loads(pathlib.Path(folder, 'options.json').read_text()))
+        boxes = Boxes(*(np.load(f'{path}.{part}.npy', mmap_mode='r') for part in Boxes._fields))
+        return cls(boxes=boxes, **json.loads(pathlib.Path(f'{path}.json').read_text()))
 
     def digest(self) -> str:
         """Return a SHA-256 of what shards depend on; of on_broken they do not, as long as there are any."""
         digest = hashlib.sha256(json.dumps([self.texts, self.seed, self.check, self.layout], sort_keys=True).encode())
-        if self.boxes is not None and len(self.boxes.names):
-            digest.update(self.boxes.names.tobytes())
-            digest.update(self.boxes.coordinates.tobytes())
+        for array in self.boxes:
+            digest.update(array.tobytes())
         return digest.hexdigest()
 
 
@@ -77,7 +75,7 @@ def features(images: ImageList, i: int, options: Options, encoded: bytes, width:
     }
     if is_own:
         return result
-    boxes = np.array(options.boxes.of(basename) if options.boxes else [], np.float32).reshape(-1, 4)
+    boxes = options.boxes.of(basename)
     result['image/class/synset'] = synset.encode()
     for side, values in zip(('xmin', 'ymin', 'xmax', 'ymax'), boxes.T, strict=True):
         result[f'image/object/bbox/{side}'] = values

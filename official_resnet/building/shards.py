@@ -9,18 +9,24 @@ folder into memory and hold one image at a time.
 """
 
 import collections
+import contextlib
 import functools
 import hashlib
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
+import signal
+import subprocess
 import sys
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable
 from typing import IO
 
 import numpy as np
 
-from official_resnet.building import processes
+from official_resnet import files
 from official_resnet.building.image_list import ImageList, Opener, open_unbuffered
 from official_resnet.building.job import Job, shard_name
 from official_resnet.building.progress import Log, Progress
@@ -29,6 +35,7 @@ from official_resnet.errors import UserError
 from official_resnet.inputs import jpeg, tfrecords
 from official_resnet.inputs.images import to_rgb_jpeg
 
+_TICK_SECONDS = 0.1  # between two messages of a process about images
 _VERSION = 1  # of what a shard's bytes depend on
 
 
@@ -120,95 +127,67 @@ def build(
         UserError: files of another build stand there, another one is going on, the disk is full or read-only, an image
             cannot be read, or is broken and on_broken is 'fail'. What is finished stays.
     """
-    job = Job(output_dir, name, num_shards)
-    try:
-        return _build(job, images, options or Options(), num_threads, log)
-    except OSError as error:
-        raise _write_error(job, error) from None
-    finally:
-        job.close()
+    job, options = Job(output_dir, name, num_shards), options or Options()
+    with _write_errors(job), contextlib.closing(job):
+        write = functools.partial(_write_shards, job, images, options.on_broken, num_threads, log)
+        return complete(job, images, options, write, log)
 
 
-def _build(job, images, options, num_threads, log):
-    kept = job.open(fingerprint(images, options, job.num_shards))
-    if kept:
-        todo = job.missing(kept)
+def complete(job: Job, images: ImageList, options: Options, write: Callable[[list[int]], list[dict]], log: Log) -> dict:
+    """Have write(shards) -> summaries write the shards of a job that are missing, then the manifest; return it.
+
+    The summaries are those of build_shard, in any order.
+
+    Raises:
+        UserError: files of another build stand there, or shards that were missing come out differently.
+    """
+    fingerprint = _fingerprint(images, options, job.num_shards)
+    kept = job.open(fingerprint)
+    todo = job.missing(kept) if kept else list(range(job.num_shards))
+    if not todo:
+        log(
+            f'{job.name} is complete, {kept["records"]} images in {job.num_shards} shards in '
+            f"'{job.output_dir}': nothing to do"
+        )
     else:
-        todo = [shard for shard in range(job.num_shards) if job.summary(shard, options.on_broken) is None]
-    if kept and not todo:
-        job.log_complete(kept, log)
-    else:
-        _require_space(job, images, len(todo))
-        images.save(f'{job.folder}/images')  # also when going on: the images may have moved
-        options.save(job.folder)
-        _build_shards(job, images, todo, num_threads, log)
-        if kept:
-            _compare(job, kept, todo)
-        else:
-            kept = manifest(job.name, job.num_shards, images, options, _summaries(job))
+        job.save(images, f'{job.folder}/images')  # also when going on: the images may have moved
+        job.save(options, f'{job.folder}/options')
+        summaries = write(todo)
+        if not kept:
+            kept = _manifest(job, images, options, fingerprint, summaries)
             job.write_json(job.manifest_path, kept)
-        job.log_built(kept, log)
+        for summary in summaries:
+            entry = kept['shards'][summary['shard']]
+            if summary['sha256'] != entry['sha256']:
+                raise UserError(
+                    f"'{entry['name']}' was missing, and the images now give another one than "
+                    f"'{job.manifest_path}' tells of; delete that and '{job.output_dir}/{job.name}-*' to start over"
+                )
+        odd = [
+            f'{len(kept[key])} {what}'
+            for key, what in (('reencoded', 'images encoded anew'), ('broken', 'broken ones left out'))
+            if kept[key]
+        ]
+        names = f"; {', '.join(odd)}, named in '{job.manifest_path}'" if odd else ''
+        log(f'{job.name}: {kept["bytes"] / 1e9:.3f} GB in {job.num_shards} shards{names}')
+        log(f'Finished writing all {kept["records"]} images in data set.')
     job.remove()
     return kept
 
 
-def _require_space(job, images, num_shards):
-    """Raise if the images yet to be written, as far as their sizes are known, do not fit on the disk."""
-    sizes = images.rows['size']
-    needed = int(sizes[sizes > 0].sum()) * num_shards // job.num_shards
-    free = shutil.disk_usage(job.output_dir).free
-    if needed > free:
-        raise UserError(
-            f"'{job.output_dir}' has {free / 1e9:.1f} GB free, {job.name} takes {needed / 1e9:.1f} GB; "
-            'free some space, or pass another --output_directory'
-        )
-
-
-def _build_shards(job, images, todo, num_threads, log):
-    done = len(images) - sum(len(shard_rows(len(images), shard, job.num_shards, 0)) for shard in todo)
-    if done:
-        log(f'{job.name}: going on, {job.num_shards - len(todo)} of {job.num_shards} shards are finished')
-    num_bytes = 0
-    with Progress(job.name, len(images), log, done) as progress:
-
-        def on_message(message):
-            nonlocal num_bytes
-            if 'tick' in message:
-                count, size = message['tick']
-                num_bytes += size
-                seconds = max(progress.format_dict['elapsed'], 1e-9)
-                progress.update_to(progress.n + count, f'{num_bytes / seconds / 1e6:.1f} MB/s')
-            for name, reason in message.get('broken', {}).items():
-                progress.log(f"broken, left out: '{name}' ({reason})")
-
-        arguments = [job.output_dir, job.name, str(job.num_shards)]
-        processes.run(__name__, arguments, job.lock.fileno(), todo, num_threads, on_message)
-
-
-def _compare(job, manifest, shards):
-    """Raise if shards that were missing came out otherwise than the manifest has them."""
-    for shard in shards:
-        summary, entry = job.summary(shard), manifest['shards'][shard]
-        if summary['sha256'] != entry['sha256']:
-            raise UserError(
-                f"'{entry['name']}' was missing, and the images now give another one than "
-                f"'{job.manifest_path}' tells of; delete that and '{job.output_dir}/{job.name}-*' to start over"
-            )
-
-
-def fingerprint(images: ImageList, options: Options, num_shards: int) -> str:
+def _fingerprint(images, options, num_shards):
     """Return a hash of all that the shards of a build depend on."""
     return hashlib.sha256(json.dumps([_VERSION, num_shards, images.digest(), options.digest()]).encode()).hexdigest()
 
 
-def manifest(name: str, num_shards: int, images: ImageList, options: Options, summaries: Iterable[dict]) -> dict:
-    """Return the manifest, see `build`, of the summaries of all shards, which build_shard gave, in any order."""
+def _manifest(job, images, options, fingerprint, summaries):
+    """Return the manifest, see `build`, of the summaries of all shards."""
     result = {
-        'name': name,
+        'name': job.name,
         'layout': options.layout,
         'seed': options.seed,
         'check': options.check,
-        'fingerprint': fingerprint(images, options, num_shards),
+        'fingerprint': fingerprint,
         'records': 0,
         'bytes': 0,
         'synsets': list(images.synsets),
@@ -218,7 +197,7 @@ def manifest(name: str, num_shards: int, images: ImageList, options: Options, su
         'broken': {},
     }
     for summary in sorted(summaries, key=lambda summary: summary['shard']):
-        file = shard_name(name, summary['shard'], num_shards)
+        file = shard_name(job.name, summary['shard'], job.num_shards)
         result['shards'].append({'name': file} | {key: summary[key] for key in ('records', 'bytes', 'sha256')})
         for key in ('records', 'bytes'):
             result[key] += summary[key]
@@ -229,37 +208,108 @@ def manifest(name: str, num_shards: int, images: ImageList, options: Options, su
     return result
 
 
-def _summaries(job):
-    """Yield the summary of each shard."""
-    for shard in range(job.num_shards):
-        summary = job.summary(shard)
-        if summary is None:
-            raise UserError(f"'{job.shard_path(shard)}' has gone away; run the same command again")
-        yield summary
-
-
-def _write_error(job, error):
-    return UserError(
-        f"'{job.output_dir}' cannot be written ({error.strerror or error}); fix that and run the same "
-        'command again, which continues, or pass another --output_directory'
+def _write_errors(job):
+    return files.write_errors(
+        f"'{job.output_dir}'",
+        ' and run the same command again, which continues, or pass another --output_directory',
     )
 
 
-def _serve(output_dir, name, num_shards):
-    """Be a process of a build."""
-    job = Job(output_dir, name, int(num_shards))
-    images, options = ImageList.load(f'{job.folder}/images'), Options.load(job.folder)
+def _write_shards(job, images, on_broken, num_threads, log, todo):
+    """Have processes build those shards of `todo` that are not finished; return the summaries of all of `todo`."""
+    unfinished = [shard for shard in todo if job.summary(shard, on_broken) is None]
+    sizes = images.rows['size']  # as far as they are known
+    needed, free = int(sizes[sizes > 0].sum()) * len(unfinished) // job.num_shards, shutil.disk_usage(job.folder).free
+    if needed > free:
+        raise UserError(
+            f"'{job.output_dir}' has {free / 1e9:.1f} GB free, {job.name} takes {needed / 1e9:.1f} GB; "
+            'free some space, or pass another --output_directory'
+        )
+    done = len(images) - sum(len(shard_rows(len(images), shard, job.num_shards, 0)) for shard in unfinished)
+    if done:
+        log(f'{job.name}: going on, {job.num_shards - len(unfinished)} of {job.num_shards} shards are finished')
+    with Progress(job.name, len(images), log, done) as progress:
+        _run_processes(job, unfinished, num_threads, progress)
+    summaries = [job.summary(shard) for shard in todo]
+    if None in summaries:
+        lost = job.shard_path(todo[summaries.index(None)])
+        raise UserError(f"'{lost}' has gone away; run the same command again")
+    return summaries
 
-    def build_one(shard, tick):
-        try:
-            summary = job.write_shard(
-                shard, lambda file: build_shard(images, shard, job.num_shards, options, file, on_image=tick)
-            )
-        except OSError as error:
-            raise _write_error(job, error) from None
-        return {'shard': shard, 'broken': summary['broken']}
 
-    processes.serve(build_one)
+def _run_processes(job, todo, num_threads, progress):
+    """Give shards to processes until all are built. Whatever ends this ends them, too."""
+    num_bytes, left = 0, iter(todo)
+    command = [sys.executable, '-P', '-m', __name__, job.output_dir, job.name, str(job.num_shards)]
+    with contextlib.ExitStack() as stack:
+        processes = {}  # by the connection to each
+        for _ in range(min(num_threads, len(todo))):
+            ours, theirs = multiprocessing.Pipe()
+            inherited = theirs.fileno(), job.lock.fileno()  # they hold the lock as long as they live
+            # A session of their own: Ctrl-C on the terminal reaches the build alone.
+            process = subprocess.Popen([*command, str(inherited[0])], pass_fds=inherited, start_new_session=True)
+            processes[ours] = stack.enter_context(process)
+            stack.callback(process.kill)
+            theirs.close()
+        while processes:
+            for connection in multiprocessing.connection.wait(processes):
+                try:
+                    sizes, result = connection.recv()
+                except (EOFError, OSError):
+                    code = processes[connection].wait()
+                    ending = f'was ended by {signal.Signals(-code).name}' if code < 0 else f'ended with {code}'
+                    raise UserError(
+                        f'a process of the build {ending}; run the same command again, which continues, with a lower '
+                        '--num_threads if memory was short'
+                    ) from None
+                num_bytes += sum(sizes)
+                rate = num_bytes / max(progress.format_dict['elapsed'], 1e-9)
+                progress.update_to(progress.n + len(sizes), f'{rate / 1e6:.1f} MB/s')
+                if isinstance(result, UserError):
+                    raise result
+                for name, reason in (result or {}).items():
+                    progress.log(f"broken, left out: '{name}' ({reason})")
+                if result is None:
+                    continue
+                shard = next(left, None)
+                if shard is None:
+                    del processes[connection]
+                else:
+                    with contextlib.suppress(ConnectionError):  # it ended; its next message says so
+                        connection.send(shard)
+
+
+def _serve(output_dir, name, num_shards, descriptor):
+    """Be a process of a build, until its connection ends: write shards whose numbers it gets.
+
+    It tells the sizes of records since the last time, and None while it is busy, else what was broken, or the error.
+    """
+    job, connection = Job(output_dir, name, int(num_shards)), multiprocessing.connection.Connection(int(descriptor))
+    images, options = job.load(ImageList, f'{job.folder}/images'), job.load(Options, f'{job.folder}/options')
+    sizes, last = [], time.monotonic()
+
+    def tell(result):
+        nonlocal last
+        connection.send((sizes, result))
+        sizes.clear()
+        last = time.monotonic()
+
+    def tick(size):
+        sizes.append(size)
+        if time.monotonic() - last > _TICK_SECONDS:
+            tell(None)
+
+    with contextlib.suppress(EOFError, ConnectionError):  # of a build that has gone
+        tell({})
+        while True:
+            shard = connection.recv()
+            write = functools.partial(build_shard, images, shard, job.num_shards, options, on_image=tick)
+            try:
+                with _write_errors(job):
+                    result = job.write_shard(shard, write)['broken']
+            except UserError as error:
+                result = error
+            tell(result)
 
 
 if __name__ == '__main__':

@@ -6,10 +6,10 @@ Only headers are read. The images come out by label, then name, however the tar 
 image_list.from_folders gives them for the unpacked folders.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-import pathlib
 import re
 import tarfile
 from array import array
@@ -19,8 +19,8 @@ from typing import IO
 import numpy as np
 
 from official_resnet import files
-from official_resnet.building import image_list
 from official_resnet.building.image_list import ROW_FIELDS, ImageList, Opener, open_unbuffered
+from official_resnet.building.job import Job
 from official_resnet.building.progress import Log, Progress
 from official_resnet.errors import UserError
 
@@ -30,6 +30,7 @@ _VALIDATION_NAME = re.compile(r'ILSVRC2012_val_(\d{8})\.JPEG')
 _PACKED_NAME = re.compile(r'n\d{8}\.(tar\.\w+|t[gbx]z2?|zip)')
 _PACKERS = (('gzip', b'\x1f\x8b'), ('bzip2', b'BZh'), ('xz', b'\xfd7zXZ'), ('zstd', b'\x28\xb5\x2f\xfd'))
 _UNPACK = 'images are read in their place, so unpack it to a plain tar first'
+_CUT_OFF = 'unexpected end of data'  # what tarfile says of data that another header should follow
 _BROKEN = (tarfile.TarError, ValueError, IndexError, KeyError, OverflowError)
 
 
@@ -62,7 +63,7 @@ def index(
     with files.read_errors(path, 'pass the tar file as it was downloaded'):
         file = opener(str(path))
     with file, Progress(f"indexing '{path}'", file.seek(0, os.SEEK_END), log, unit='B') as progress:
-        rows = _Rows(path, synsets, progress)
+        rows = _Rows(path, progress)
         if split == 'train':
             missing = _add_train(rows, file, labels)
             kind, what, why = 'a <synset>.tar', 'synsets', 'no tar file of a listed synset, or no .JPEG'
@@ -70,8 +71,9 @@ def index(
             missing = _add_validation(rows, file, labels, image_synsets)
             kind, what = 'ILSVRC2012_val_<number>.JPEG', 'images'
             why = 'not named as a validation image, or of no listed synset'
-    rows.log_skipped(why, log)
-    if not len(rows):
+    if rows.num_skipped:
+        log(f"'{path}': left out {rows.num_skipped} members ({why}), as {', '.join(map(repr, rows.skipped))}")
+    if not rows.names:
         name = {'train': 'ILSVRC2012_img_train.tar', 'validation': 'ILSVRC2012_img_val.tar'}[split]
         raise UserError(
             f"'{path}' has no image in {kind} of a listed synset, as {synsets[0]}; pass {name} as it was downloaded"
@@ -81,15 +83,26 @@ def index(
         if not allow_partial:
             raise UserError(f'{text}; get it again, or pass --allow_partial to use what is there')
         log(f'{text}; going on with what is there')
-    return rows.images(log)
+    return ImageList((str(path),), rows.sorted(log), ('', *synsets))
 
 
-def kept_index(folder: pathlib.Path, split: str, path: pathlib.Path, synsets: list[str], *more, **options) -> ImageList:
-    """Return `index` of the other arguments, kept in a folder for the next call with the same file and arguments."""
-    status, log = os.stat(path), options.pop('log', print)
-    arguments = hashlib.sha256(json.dumps([synsets, more, options]).encode()).hexdigest()
-    key = {'path': str(path), 'size': status.st_size, 'mtime_ns': status.st_mtime_ns, 'arguments': arguments}
-    return image_list.kept(folder, key, lambda: index(split, path, synsets, *more, log=log, **options), log)
+def kept_index(
+    job: Job, path: str, synsets: Sequence[str], image_synsets: Sequence[str], allow_partial: bool, log: Log = print
+) -> ImageList:
+    """Return `index` of a job's tar file, kept beside its output for the next call with the same file and arguments."""
+    kept, arguments = f'{job.output_dir}/.{job.name}.index', [synsets, image_synsets, allow_partial]
+    digest = hashlib.sha256(json.dumps(arguments).encode()).hexdigest()
+    key = {'path': path, 'status': job.status(path), 'arguments': digest}
+    if job.read_json(f'{kept}/key.json') == key:
+        with contextlib.suppress(OSError, ValueError, KeyError, EOFError):  # damaged
+            images = job.load(ImageList, f'{kept}/images')
+            log(f"'{kept}' has the index of {len(images)} images already")
+            return images
+    images = index(job.name, path, synsets, image_synsets, allow_partial=allow_partial, log=log, opener=job.open_file)
+    job.write_json(f'{kept}/key.json', {})
+    job.save(images, f'{kept}/images')
+    job.write_json(f'{kept}/key.json', key)
+    return job.load(ImageList, f'{kept}/images')
 
 
 def _add_train(rows, file, labels):
@@ -101,11 +114,11 @@ def _add_train(rows, file, labels):
             rows.skip(member)
             continue
         found.add(synset)
-        begin, end = member.offset_data, member.offset_data + member.size
-        for inner in members(file, begin, end, f"'{_basename(member)}' in '{rows.path}'"):
+        end = member.offset_data + member.size
+        for inner in members(file, member.offset_data, end, f"'{_basename(member)}' in '{rows.path}'"):
             name = _basename(inner)
             if inner.isreg() and name.endswith('.JPEG') and not name.startswith('.'):
-                rows.add(name, begin + inner.offset_data, inner.size, labels[synset])
+                rows.add(inner, labels[synset])
             else:
                 rows.skip(inner)
     return [synset for synset in labels if synset not in found]
@@ -129,14 +142,14 @@ def _add_validation(rows, file, labels, image_synsets):
         is_missing[number - 1] = False
         synset = image_synsets[number - 1]
         if synset in labels:
-            rows.add(name, member.offset_data, member.size, labels[synset])
+            rows.add(member, labels[synset])
         else:
             rows.skip(member)
     return [f'ILSVRC2012_val_{place + 1:08d}.JPEG' for place in np.flatnonzero(is_missing)]
 
 
 def members(file: IO[bytes], begin: int, end: int, where: str) -> Iterator[tarfile.TarInfo]:
-    """Yield the TarInfo of each member of the tar at bytes begin..end of a file, with offsets from `begin`.
+    """Yield the TarInfo of each member of the tar at bytes begin..end of a file, with offsets in the file.
 
     Raises:
         UserError: packed, damaged, or cut off; `where` names it.
@@ -146,81 +159,47 @@ def members(file: IO[bytes], begin: int, end: int, where: str) -> Iterator[tarfi
     for packer, start in _PACKERS:
         if magic.startswith(start):
             raise UserError(f'{where} is packed by {packer}; {_UNPACK}')
-    window, name, offset = _Window(file, begin, end), '', 0
+    file.seek(begin)
+    headers, inside, offset = _Headers(file, end), '', begin
     try:
-        tar = tarfile.TarFile(fileobj=window, mode='r')
+        tar = tarfile.TarFile(fileobj=headers, mode='r')
         while (member := tar.next()) is not None:
             tar.members = []  # else it keeps all
-            name, offset = member.name, member.offset
+            inside, offset = f" at member '{member.name}'", member.offset
             if member.size < 0 or member.issparse():
-                raise UserError(
-                    f"{where} is damaged: '{name}' at byte {begin + offset} has no plain size; get it again"
-                )
-            if member.isreg() and member.offset_data + member.size > end - begin:
-                raise _cut_off(where, name, begin + offset)
+                raise tarfile.ReadError('it has no plain size')
+            if tar.offset > end:
+                raise tarfile.ReadError(_CUT_OFF)
             yield member
-            offset = tar.offset
-        last = window.block(tar.offset)
+            inside, offset = f" after member '{member.name}'", tar.offset
+        headers.seek(tar.offset)
+        last = headers.read(BLOCK)
+        if not last or last.strip(b'\0'):
+            raise tarfile.ReadError('no header' if last else _CUT_OFF)
     except _BROKEN as error:
-        if isinstance(error, UserError):
-            raise
-        if str(error) == 'unexpected end of data':  # tarfile's, of the data before the next header
-            raise _cut_off(where, name, begin + offset) from None
-        raise _damaged(where, name, begin + offset, f' ({error})') from None
-    if not last:
-        raise _cut_off(where, name, begin + tar.offset)
-    if last.strip(b'\0'):
-        raise _damaged(where, name, begin + tar.offset, '')
+        what = 'cut off' if str(error) == _CUT_OFF else 'damaged or no tar file'
+        raise UserError(f'{where} is {what}: {error}{inside}, byte {offset}; get it again') from None
 
 
-def _cut_off(where, name, offset):
-    inside = f" at member '{name}'," if name else ''
-    return UserError(f'{where} is cut off{inside} byte {offset}; get it again')
+class _Headers:
+    """A file as tarfile reads it: its reads are of headers only, and so small, and end at byte `end`."""
 
-
-def _damaged(where, name, offset, reason):
-    after = f" after member '{name}'" if name else ''
-    return UserError(f'{where} is damaged or no tar file: no header at byte {offset}{after}{reason}; get it again')
-
-
-class _Window:
-    """Bytes begin..end of a file, as tarfile reads them: its reads are of headers only, and so small."""
-
-    def __init__(self, file, begin, end):
-        self.file, self.begin, self.end, self.place = file, begin, end, 0
-
-    def tell(self):
-        return self.place
-
-    def seek(self, place):
-        self.place = place
-        return place
+    def __init__(self, file, end):
+        self.file, self.end, self.tell, self.seek = file, end, file.tell, file.seek
 
     def read(self, size):
         if size > _LARGEST_HEADER:
             raise tarfile.ReadError(f'a header of {size} bytes')
-        start = self.begin + self.place
-        size = max(0, min(size, self.end - start))
-        self.file.seek(start)
-        data = self.file.read(size) if size else b''
-        self.place += len(data)
-        return data
-
-    def block(self, place):
-        self.seek(place)
-        return self.read(BLOCK)
+        return self.file.read(max(0, min(size, self.end - self.tell())))
 
 
 class _Rows:
     """Growing rows of an ImageList; numbers in arrays, because a million Python objects take fifty times the memory."""
 
-    def __init__(self, path, synsets, progress):
-        self.path, self.synsets, self.progress = str(path), synsets, progress
-        self.names, self.offsets, self.sizes, self.labels = [], array('q'), array('q'), array('l')
+    def __init__(self, path, progress):
+        self.path, self.progress = path, progress
+        self.names, self.numbers = [], array('q')  # offset, size and label of each name
         self.num_skipped, self.skipped = 0, []
-
-    def __len__(self):
-        return len(self.names)
 
     def outer_members(self, file):
         """Yield the members of the file itself."""
@@ -228,13 +207,11 @@ class _Rows:
             if _PACKED_NAME.fullmatch(_basename(member)):
                 raise UserError(f"'{_basename(member)}' in '{self.path}' is packed; {_UNPACK}")
             yield member
-            self.progress.update_to(member.offset_data + member.size, f'{len(self)} images')
+            self.progress.update_to(member.offset_data + member.size, f'{len(self.names)} images')
 
-    def add(self, name, offset, size, label):
-        self.names.append(os.fsencode(name))
-        self.offsets.append(offset)
-        self.sizes.append(size)
-        self.labels.append(label)
+    def add(self, member, label):
+        self.names.append(os.fsencode(_basename(member)))
+        self.numbers.extend((member.offset_data, member.size, label))
 
     def skip(self, member):
         """Leave out a member: count it, and name the first ones. Of folders nothing is said."""
@@ -242,16 +219,11 @@ class _Rows:
             self.num_skipped += 1
             self.skipped += [_basename(member)] if len(self.skipped) < 3 else []
 
-    def log_skipped(self, reason, log):
-        if self.num_skipped:
-            names = ', '.join(map(repr, self.skipped))
-            log(f"'{self.path}': left out {self.num_skipped} members ({reason}), as {names}")
-
-    def images(self, log):
-        """Return them as an ImageList, by label, then name; of two of one name the later stays."""
+    def sorted(self, log):
+        """Return the rows by label, then name; of two of one name the later stays."""
         names, self.names = np.array(self.names), []  # a third of the memory, or less
-        rows = np.empty(len(names), [*ROW_FIELDS, ('name', names.dtype)])
-        rows['file'], rows['offset'], rows['size'], rows['label'] = 0, self.offsets, self.sizes, self.labels
+        rows = np.zeros(len(names), [*ROW_FIELDS, ('name', names.dtype)])
+        rows['offset'], rows['size'], rows['label'] = np.reshape(self.numbers, (-1, 3)).T
         rows['name'] = names
         rows = rows[np.lexsort((names, rows['label']))]  # stable: the later of two stands behind
         is_last = np.ones(len(rows), bool)
@@ -260,7 +232,7 @@ class _Rows:
             name = os.fsdecode(rows['name'][~is_last][0])
             twice = f"'{self.path}' has {np.sum(~is_last)} images twice, as '{name}'"
             log(f'{twice}; the later of two is used, as tar would leave it')
-        return ImageList((self.path,), rows[is_last], ('', *self.synsets))
+        return rows[is_last]
 
 
 def _basename(member):
