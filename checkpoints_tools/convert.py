@@ -41,7 +41,7 @@ def convert(
     num_classes: int | None = None,
     tolerance: float = verify.TOLERANCE,
 ) -> dict:
-    """Convert a checkpoint to OUTPUT (.keras) and OUTPUT's card (.card.json); both are there, or neither.
+    """Convert a checkpoint to OUTPUT (.keras) and its card (.card.json), both or neither; return the card.
 
     Args:
         path: of the checkpoint; for TensorFlow's, without .index.
@@ -50,9 +50,6 @@ def convert(
         variant: name that decides what the variables cannot tell, or None.
         num_classes: 1000 drops the background of an 'imagenet1001' source; None keeps all.
         tolerance: of `verify`.
-
-    Returns:
-        The card.
 
     Raises:
         UserError: nothing was written.
@@ -67,7 +64,7 @@ def convert(
     source = module.describe(shapes, variant)
     entries = module.name_map(source, shapes)
     check_sources(module, source, entries, shapes, path)
-    source, mean_files = _with_mean(module, source, path)
+    source = module.with_mean(source, path) if hasattr(module, 'with_mean') else source
     entries = _with_classes(entries, source, num_classes)
     model = _build(source.spec, num_classes or source.num_classes)
     variables = module.read(path)
@@ -75,7 +72,7 @@ def convert(
     verified = verify.verify(model, module, variables, source, tolerance)
     del variables
     sources = module.list_files(path) if hasattr(module, 'list_files') else [path]
-    card = _card(source, num_classes, verified, [*map(pathlib.Path, sources), *mean_files])
+    card = _card(source, num_classes, verified, map(pathlib.Path, sources))
     _write(model, card, output)
     return card
 
@@ -92,8 +89,9 @@ def identify(path: str | os.PathLike, family: str = 'auto') -> tuple[types.Modul
     if family != 'auto':
         module = _module(family)
         return module, module.shapes(path)
+    likely = [name for name in FAMILIES if path.name.endswith(FAMILIES[name])]
     unknown, problems = None, {}
-    for name in sorted(FAMILIES, key=lambda name: not path.name.endswith(FAMILIES[name])):  # likely ones first
+    for name in dict.fromkeys([*likely, *FAMILIES]):
         module = _module(name)
         try:
             shapes = module.shapes(path)
@@ -105,19 +103,19 @@ def identify(path: str | os.PathLike, family: str = 'auto') -> tuple[types.Modul
         unknown = unknown or shapes
     if unknown:
         return None, unknown
-    likely = [name for name in problems if path.name.endswith(FAMILIES[name])]
-    if likely:
-        raise problems[likely[0]]
+    for name in likely:
+        if name in problems:
+            raise problems[name]
     raise UserError(f'{path} is no checkpoint of {", ".join(FAMILIES)}; if it is, say which by --source')
 
 
 def check_sources(
     module: types.ModuleType, source: Source, entries: list[Entry], shapes: Shapes, path: object, remedy: str = WHOLE
 ) -> None:
-    """Raise UserError unless each variable of the checkpoint is used once or ignored, and of the shape that ours need.
+    """Raise UserError unless each variable of ours is set once, and each of the checkpoint used once or ignored.
 
-    What passes is no larger than its net, and its net no larger than it. A vector may be folded into several variables
-    of ours, as a bias into the means of all BNs that follow.
+    Each must have the shape that ours need: what passes is no larger than its net, and its net no larger than it. A
+    vector may be folded into several variables of ours, as a bias into the means of all BNs that follow.
 
     Args:
         module: a from_FAMILY.
@@ -128,66 +126,50 @@ def check_sources(
     ours, ignored = our_net.variables(source.spec, source.num_classes), module.ignored(shapes)
     uses = collections.Counter(name for entry in entries for name in entry.sources)
     alone = collections.Counter(entry.sources for entry in entries if len(entry.sources) == 1)
+    targets = collections.Counter(entry.target for entry in entries)
     used = {name: shapes[name] for name in uses if name in shapes}
     wanted = {
-        name: shape
+        name: tuple(shape)
         for entry in entries
         if entry.target in ours
         for name, shape in zip(entry.sources, entry.convert.shapes(ours[entry.target]), strict=False)
     }
+    misshapen = {name: shape for name, (shape, _) in used.items() if tuple(shape) != wanted.get(name, tuple(shape))}
     _raise_listed(
-        [
-            ('missing', [name for name in uses if name not in shapes]),
-            ('unexpected', [name for name in shapes if name not in uses and name not in ignored]),
-            ('of no number type', [f'{name} {dtype}' for name, (_, dtype) in used.items() if dtype not in FLOATS]),
-            ('used twice', [n for n in used if uses[n] > 1 and (alone[n,] > 1 or len(used[n][0]) > 1)]),
-            (
-                'misshapen',
-                [
-                    f'{name} {shape}, not {wanted[name]}'
-                    for name, (shape, _) in used.items()
-                    if tuple(shape) != tuple(wanted.get(name, shape))
-                ],
-            ),
-        ],
+        {
+            'missing': [name for name in uses if name not in shapes],
+            'unexpected': [name for name in shapes if name not in uses and name not in ignored],
+            'of no number type': [f'{name} {dtype}' for name, (_, dtype) in used.items() if dtype not in FLOATS],
+            'used twice': [n for n in used if uses[n] > 1 and (alone[n,] > 1 or len(used[n][0]) > 1)],
+            'misshapen': [f'{name} {shape}, not {wanted[name]}' for name, shape in misshapen.items()],
+            'no source of ours': [name for name in ours if name not in targets],
+            'not in our net': [name for name in targets if name not in ours],
+            'set twice': [name for name, count in targets.items() if count > 1],
+        },
         path,
         remedy,
     )
 
 
-def assign(
-    model: keras.Model, entries: list[Entry], variables: Variables, path: str | os.PathLike, remedy: str = WHOLE
-) -> None:
+def assign(model: keras.Model, entries: list[Entry], variables: Variables, path: str | os.PathLike) -> None:
     """Set every variable of `model`, each once.
 
     Args:
         model: of freshly named layers.
         entries: that passed check_sources.
         variables: of the checkpoint.
-        path, remedy: for errors.
+        path: for errors.
 
     Raises:
-        UserError: lists targets that are missing, twice or not the model's; values that are not finite.
+        UserError: lists what is not finite, or not set.
     """
-    ours = {variable.path: variable for variable in model.variables}
-    targets = collections.Counter(entry.target for entry in entries)
-    _raise_listed(
-        [
-            ('no source of ours', [name for name in ours if name not in targets]),
-            ('not in our net', [name for name in targets if name not in ours]),
-            ('set twice', [name for name, count in targets.items() if count > 1]),
-        ],
-        path,
-        remedy,
-    )
-    infinite = []
+    ours, infinite = {variable.path: variable for variable in model.variables}, []
     for entry in entries:
         array = np.asarray(entry.convert(*(_float32(variables[name]) for name in entry.sources)), np.float32)
-        if np.isfinite(array).all():
-            ours[entry.target].assign(array)
-        else:
+        ours.pop(entry.target).assign(array)
+        if not np.isfinite(array).all():
             infinite.append(' + '.join(entry.sources))
-    _raise_listed([('with NaN or infinite values', infinite)], path, remedy)
+    _raise_listed({'with NaN or infinite values': infinite, 'no source of ours': list(ours)}, path, WHOLE)
 
 
 def to_torch(path: str | os.PathLike, output: str | os.PathLike) -> Source:
@@ -206,14 +188,16 @@ def to_torch(path: str | os.PathLike, output: str | os.PathLike) -> Source:
     from checkpoints_tools import from_torch
 
     path, output = pathlib.Path(path).expanduser(), _output(path, output, '.safetensors')
-    model = load(path)
+    if not path.is_file():
+        raise UserError(f'there is no file {path}; pass a .keras model')
+    with reading(path, 'a .keras model of ours'), layers.deep_graph():
+        model = keras.models.load_model(path, compile=False)
     variables = _torch_variables(from_torch, model, path)
     shapes = {name: (array.shape, array.dtype.name) for name, array in variables.items()}
     source = from_torch.describe(shapes)
     entries = from_torch.name_map(source, shapes)
     check_sources(from_torch, source, entries, shapes, f"{path} in PyTorch's names", PYTORCH)
-    twin = _build(source.spec, source.num_classes)
-    different = _first_difference(model, twin)
+    different = _first_difference(model, _build(source.spec, source.num_classes))
     if different:
         raise UserError(f'{path} is no {source.variant} of PyTorch, {different}: {PYTORCH}')
     verify.verify(model, from_torch, variables, source)
@@ -222,36 +206,19 @@ def to_torch(path: str | os.PathLike, output: str | os.PathLike) -> Source:
     return source
 
 
-def load(path: pathlib.Path) -> keras.Model:
-    """Return one of our .keras models, nothing but data read.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
-    if not path.is_file():
-        raise UserError(f'there is no file {path}; pass a .keras model')
-    with reading(path, 'a .keras model of ours'), layers.deep_graph():
-        return keras.models.load_model(path, compile=False)
-
-
 def _torch_variables(from_torch, model, path):
     """Return {PyTorch's name: float32 array in its layout} of one of our models."""
     if model.get_config()['layers'][0]['class_name'] != 'InputLayer' or len(model.input_shape) != 4:
         raise UserError(f'{path} is no model of images [n, h, w, c]; pass one of ours')
-    is_cifar = model.get_layer(index=-1).name == 'logits' and not any(
-        layer.name == 'stem_pool' for layer in model.layers
-    )
+    is_cifar = all(layer.name != 'stem_pool' for layer in model.layers)
     head, projection = ('linear', 'shortcut') if is_cifar else ('fc', 'downsample')
     names = {variable.path: from_torch.foreign_name(variable.path, head, projection) for variable in model.variables}
     strange = [name for name, foreign in names.items() if foreign is None]
     if strange:
         raise UserError(f'{path} has {_some(strange)}, for which PyTorch has no name: {PYTORCH}')
-    arrays = {}
-    for variable in model.variables:
-        array = np.asarray(variable, np.float32)  # convolutions HWIO -> OIHW, the last layer [in, out] -> [out, in]
-        axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim, (0,))
-        arrays[names[variable.path]] = array.transpose(axes)
-    return arrays
+    arrays = {names[variable.path]: np.asarray(variable, np.float32) for variable in model.variables}
+    # Convolutions HWIO -> OIHW, the last layer [in, out] -> [out, in].
+    return {name: array.transpose((3, 2, 0, 1) if array.ndim == 4 else None) for name, array in arrays.items()}
 
 
 def _first_difference(model, twin):
@@ -277,12 +244,6 @@ def _module(family):
     if family not in FAMILIES:
         raise UserError(f'source {family!r} is none of auto, {", ".join(FAMILIES)}')
     return importlib.import_module(f'checkpoints_tools.from_{family}')
-
-
-def _with_mean(module, source, path):
-    """Return the Source with the mean image that lies beside the checkpoint, if there is one, and [its file] or []."""
-    file = module.find_mean(path) if hasattr(module, 'find_mean') else None
-    return (module.with_mean(source, module.read_mean(file)), [file]) if file else (source, [])
 
 
 def _with_classes(entries, source, num_classes):
@@ -356,15 +317,11 @@ def _output(path, output, suffix):
 
 def _write(model, card, output):
     """Put model and card in place by renames, the model last: where it is, its card is, too."""
-    try:
+    with files.write_errors(str(output), ', or pass another --output'):
         output.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(output) as part:
             _save(model, part)
             files.write_text(output.with_suffix('.card.json'), json.dumps(card, indent=2) + '\n')
-    except OSError as error:
-        raise UserError(
-            f'cannot write {output}: {error.strerror or error}; free some space, or pass another --output'
-        ) from error
 
 
 def _save(model, path):
@@ -377,8 +334,8 @@ def _save(model, path):
 
 
 def _raise_listed(problems, path, remedy):
-    """Raise one UserError of all problems, [(what, names)], if any."""
-    listed = [f'{what}: {_some(names)}' for what, names in problems if names]
+    """Raise one UserError of all problems, {what: names}, if any."""
+    listed = [f'{what}: {_some(names)}' for what, names in problems.items() if names]
     if listed:
         raise UserError(f'{path} does not fit, {"; ".join(listed)}: {remedy}')
 

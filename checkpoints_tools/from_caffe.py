@@ -151,9 +151,17 @@ def find_mean(path: str | os.PathLike) -> pathlib.Path | None:
     return found[0] if len(found) == 1 else None
 
 
-def with_mean(source: Source, mean: np.ndarray) -> Source:
-    """Return a Source whose input is less the channel means of a mean image, [h, w, 3]."""
-    means = tuple(float(value) for value in np.mean(mean, (0, 1), 'float64'))
+def list_files(path: str | os.PathLike) -> list[str | os.PathLike]:
+    """Return the .caffemodel and the mean image that with_mean takes."""
+    return [path, *filter(None, [find_mean(path)])]
+
+
+def with_mean(source: Source, path: str | os.PathLike) -> Source:
+    """Return a Source whose input is less the channel means of the mean image beside a .caffemodel, if there is one."""
+    file = find_mean(path)
+    if file is None:
+        return source
+    means = tuple(float(value) for value in np.mean(read_mean(file), (0, 1), 'float64'))
     return dataclasses.replace(source, input=dataclasses.replace(source.input, mean=means))
 
 

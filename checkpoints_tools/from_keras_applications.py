@@ -54,25 +54,23 @@ _Array = collections.namedtuple('_Array', 'shape dtype offset')  # offset in the
 @contextlib.contextmanager
 def _plain(path):
     """Give the path of the HDF5 file that a path is, or that a .keras file has in it."""
-    with open(path, 'rb') as file, contextlib.ExitStack() as stack:
+    with open(path, 'rb') as file:
         magic = file.read(8)
-        if magic.startswith(b'PK'):
-            file = stack.enter_context(tempfile.NamedTemporaryFile())
-            _unzip_weights(path, file)
-            path = file.name
-        elif magic != b'\x89HDF\r\n\x1a\n':
-            raise ValueError('it begins as neither')
+    if magic == b'\x89HDF\r\n\x1a\n':
         yield path
+    elif magic.startswith(b'PK'):
+        with tempfile.NamedTemporaryFile() as file:
+            _unzip_weights(path, file)
+            yield file.name
+    else:
+        raise ValueError('it begins as neither')
 
 
 def _unzip_weights(path, target):
     """Copy a .keras file's HDF5 to an open file, not to memory."""
     name = 'model.weights.h5'
     with zipfile.ZipFile(path) as archive:
-        if name not in archive.namelist():
-            raise ValueError(f'it has no {name}')
-        info = archive.getinfo(name)
-        limit = MAX_INFLATION * os.path.getsize(path)
+        info, limit = archive.getinfo(name), MAX_INFLATION * os.path.getsize(path)
         if info.file_size > limit:
             raise ValueError(f'it declares {info.file_size} bytes of {name}; no more than {limit} are read')
         with archive.open(info) as file:  # which gives no more bytes than are declared
@@ -100,14 +98,10 @@ def _listing(path):
 def _variables(path):
     """Return {'LAYER/ROLE': _Array} of an HDF5 file."""
     listing, size = _listing(path), os.path.getsize(path)
-    arrays = {
-        tuple(place): _Array(tuple(shape), np.dtype(dtype), offset) for place, shape, dtype, offset in listing['arrays']
-    }
-    lengths = [array.dtype.itemsize * math.prod(array.shape) for array in arrays.values()]
-    if sum(lengths) > size or any(
-        array.offset + length > size for array, length in zip(arrays.values(), lengths, strict=True)
-    ):
-        raise ValueError(f'it has {size} bytes and declares {sum(lengths)} of arrays, or some beyond its end')
+    arrays = {tuple(place): _Array(tuple(shape), np.dtype(dtype), at) for place, shape, dtype, at in listing['arrays']}
+    lengths = {place: array.dtype.itemsize * math.prod(array.shape) for place, array in arrays.items()}
+    if sum(lengths.values()) > size or any(array.offset + lengths[place] > size for place, array in arrays.items()):
+        raise ValueError(f'it has {size} bytes and declares {sum(lengths.values())} of arrays, or some beyond its end')
     siblings = collections.Counter(place[:-1] for place in arrays)
     named = {place: _name(place, listing['layers'], siblings[place[:-1]]) for place in arrays}
     kinds = {found[0] for found in named.values() if isinstance(found, tuple)}

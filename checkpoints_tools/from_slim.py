@@ -88,7 +88,7 @@ def shapes(path: str | os.PathLike) -> Shapes:
     found = _Shapes(tf_checkpoint.shapes(path))
     for name in found:
         if name.rpartition('/')[2] == 'mean_rgb' and found[name] == ((3,), 'float32'):
-            found.mean_rgb = tuple(round(float(number), 4) for number in tf_checkpoint.read(path, [name])[name])
+            found.mean_rgb = tuple(round(float(number), 4) for number in tf_checkpoint.read(path)[name])
     return found
 
 

@@ -26,10 +26,8 @@ def listing(path: str) -> dict:
         for place, item in _datasets(file):
             offset = item.id.get_offset()
             if offset is None and item.size:
-                raise ValueError(
-                    f'{"/".join(place)!r} is compressed or chunked, or its values are not in the file; '
-                    'h5repack -l CONTI writes what is read here'
-                )
+                where = f'{"/".join(place)!r} is compressed or chunked, or its values are not in the file'
+                raise ValueError(f'{where}; h5repack -l CONTI writes what is read here')
             arrays.append([place, item.shape, item.dtype.str, offset or 0])
             parent = '/'.join(place[:-1])
             if place[-2:-1] == ('vars',) and parent not in layers and 'name' in file[parent].attrs:
@@ -46,10 +44,8 @@ def _datasets(group, place=(), left=None):
         here, left[0] = (*place, name), left[0] - 1
         where = '/'.join(here)[:MAX_NAME]
         if left[0] < 0 or len(here) > MAX_DEPTH or len(name) > MAX_NAME:
-            raise ValueError(
-                f'{where!r}: more than {MAX_OBJECTS} objects, {MAX_DEPTH} groups in one another, '
-                f'or {MAX_NAME} characters'
-            )
+            limits = f'{MAX_OBJECTS} objects, {MAX_DEPTH} groups in one another, or {MAX_NAME} characters'
+            raise ValueError(f'{where!r}: more than {limits}')
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
             raise ValueError(f'{where!r} is a link to elsewhere, which is not followed')
         item = group[name]

@@ -17,7 +17,7 @@ try:
     from absl import flags
 
     from checkpoints_tools import FAMILIES
-    from official_resnet.command_line import program
+    from official_resnet.command_line import definer, program
     from official_resnet.errors import one_line
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
@@ -26,25 +26,18 @@ except ModuleNotFoundError as error:  # run by its path, without an installation
 def define_flags():
     """Return the flags, in a set of their own."""
     values = flags.FlagValues()
-    flags.DEFINE_string(
-        'list', None, 'Print the variables of this checkpoint: name, shape, dtype, target.', flag_values=values
-    )
-    flags.DEFINE_string('input', None, 'The checkpoint to convert; for --to torch a .keras model.', flag_values=values)
-    flags.DEFINE_string(
-        'output', None, 'The .keras file to write; for --to torch a .safetensors file.', flag_values=values
-    )
-    flags.DEFINE_enum('source', 'auto', ('auto', *FAMILIES), 'Family of the checkpoint.', flag_values=values)
-    flags.DEFINE_string(
-        'variant', None, 'Name of the net, where the variables do not tell, as resnet50_v1.', flag_values=values
-    )
-    flags.DEFINE_integer(
-        'num_classes', None, '1000 drops the background class of a checkpoint with 1001.', 1, flag_values=values
-    )
-    flags.DEFINE_enum('to', 'keras', ('keras', 'torch'), 'What to write.', flag_values=values)
+    define = definer.Definer(values)
+    define.string('list', None, 'Print the variables of this checkpoint: name, shape, dtype, target.')
+    define.string('input', None, 'The checkpoint to convert; for --to torch a .keras model.')
+    define.string('output', None, 'The .keras file to write; for --to torch a .safetensors file.')
+    define.enum('source', 'auto', ('auto', *FAMILIES), 'Family of the checkpoint.')
+    define.string('variant', None, 'Name of the net, where the variables do not tell, as resnet50_v1.')
+    define.integer('num_classes', None, '1000 drops the background class of a checkpoint with 1001.', None, 1, None)
+    define.enum('to', 'keras', ('keras', 'torch'), 'What to write.')
     flags.register_multi_flags_validator(
         ['list', 'input', 'output'],
         lambda v: (
-            bool(v['list']) != bool(v['input'] and v['output']) and (not v['list'] or not (v['input'] or v['output']))
+            [bool(v[name]) for name in ('list', 'input', 'output')] in ([True, False, False], [False, True, True])
         ),
         'pass --list PATH, or --input PATH and --output PATH',
         values,

@@ -12,9 +12,8 @@ Each module from_FAMILY has
 
 and may have
 
-    list_files(path)                    the files that a path stands for, where it is no file itself
-    find_mean(path), read_mean(file), with_mean(source, mean)
-                                        the mean image beside a checkpoint or None, its values, the Source with them
+    list_files(path)                    the files that are read, where it is not the path alone
+    with_mean(source, path)             the Source with the means of a mean image beside the checkpoint, if there is one
 
 `convert.check_sources` sees to it that all variables are there and of the right shape, for all families. Whatever is
 wrong with a file is a UserError.

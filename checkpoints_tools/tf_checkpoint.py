@@ -5,32 +5,24 @@ own reader checks the checksum of every block and tensor, and executes nothing.
 """
 
 import glob
+import math
 import os
 import re
 
 import numpy as np
 import tensorflow as tf
 
-from checkpoints_tools.layouts import Shape
 from checkpoints_tools.source import Lazy, Shapes, reading
 from official_resnet.errors import UserError
 
 KIND = 'a TensorFlow checkpoint'
 _V2_SUFFIX = re.compile(r'\.(index|meta|data-\d{5}-of-\d{5})$')
 # tf.train optimizers' and averages' variables of a variable, as 'conv2d/kernel/Momentum'.
-SLOTS = (
-    *('Momentum', 'Adam', 'Adam_1', 'RMSProp', 'RMSProp_1', 'Adagrad', 'Adadelta', 'Adadelta_1', 'Ftrl', 'Ftrl_1'),
-    'ExponentialMovingAverage',
-)
-COUNTERS = {
-    'global_step': 'counts steps',
-    'beta1_power': "Adam's state",
-    'beta2_power': "Adam's state",
-    'current_loss_scale': "the loss scale's state",
-    'loss_scale': "the loss scale's state",
-    'good_steps': "the loss scale's state",
-    '_CHECKPOINTABLE_OBJECT_GRAPH': 'says how objects were nested',
-}
+SLOTS = {'Momentum', 'RMSProp', 'RMSProp_1', 'Adam', 'Adam_1', 'Adagrad', 'Adadelta', 'Adadelta_1', 'Ftrl', 'Ftrl_1'}
+SLOTS |= {'ExponentialMovingAverage'}
+COUNTERS = {'global_step': 'counts steps', '_CHECKPOINTABLE_OBJECT_GRAPH': 'says how objects were nested'}
+COUNTERS |= dict.fromkeys(('beta1_power', 'beta2_power'), "Adam's state")
+COUNTERS |= dict.fromkeys(('current_loss_scale', 'loss_scale', 'good_steps'), "the loss scale's state")
 
 
 def locate(path: str | os.PathLike) -> str:
@@ -71,8 +63,8 @@ def _latest(folder):
     return found.pop()
 
 
-def shapes(path: str | os.PathLike) -> dict[str, tuple[Shape, str]]:
-    """Return {name: (shape, dtype)}, sorted by name: tuples of ints, and names as 'float32'.
+def shapes(path: str | os.PathLike) -> Shapes:
+    """Return {name: (shape, dtype)}, sorted by name.
 
     Raises:
         UserError: there is no checkpoint, it is damaged, or it declares more than its files can hold.
@@ -89,15 +81,11 @@ def list_files(path: str | os.PathLike) -> list[str]:
     return [prefix]
 
 
-def read(path: str | os.PathLike, names: list[str] | None = None) -> Lazy:
+def read(path: str | os.PathLike) -> Lazy:
     """Return {name: ndarray}, sorted by name, each value read when it is asked for.
 
-    Args:
-        path: as locate takes it.
-        names: variables to read; None reads all.
-
     Raises:
-        UserError: as in shapes; when asked for, a value is missing or does not agree with its checksum.
+        UserError: as in shapes; when asked for, a value does not agree with its checksum.
     """
     prefix = locate(path)
     reader, found = _open(prefix)
@@ -106,7 +94,7 @@ def read(path: str | os.PathLike, names: list[str] | None = None) -> Lazy:
         with reading(f'{name} of {prefix}', KIND):
             return np.asarray(reader.get_tensor(name))
 
-    return Lazy(found if names is None else names, value)
+    return Lazy(found, value)
 
 
 def _open(prefix):
@@ -115,17 +103,15 @@ def _open(prefix):
         raise UserError(f'{prefix}: TensorFlow takes *, ?, [, ] and \\ in a path for patterns; rename or move it')
     with reading(prefix, KIND):
         reader = tf.train.load_checkpoint(prefix)
-        types = reader.get_variable_to_dtype_map()
-        found = {
-            name: (tuple(shape), types[name].name) for name, shape in sorted(reader.get_variable_to_shape_map().items())
-        }
+        lengths, types = sorted(reader.get_variable_to_shape_map().items()), reader.get_variable_to_dtype_map()
+        found = {name: (tuple(shape), types[name].name) for name, shape in lengths}
     index, *data_files = list_files(prefix)
     if index == f'{prefix}.index' and not data_files:
         raise UserError(f'{index} has no data file beside it, as {prefix}.data-00000-of-00001; get it, too')
     held = sum(os.path.getsize(file) for file in data_files or [index])
     # V1 stores whole numbers, and both text, in one byte or more each.
     sizes = {'float32': 4, 'float64': 8}
-    declared = sum(int(np.prod(shape, dtype=object)) * sizes.get(dtype, 1) for shape, dtype in found.values())
+    declared = sum(math.prod(shape) * sizes.get(dtype, 1) for shape, dtype in found.values())
     if declared > held:
         raise UserError(
             f'{prefix} declares variables of {declared:,} bytes, but its data are {held:,}: '

@@ -23,7 +23,6 @@ import pickle
 import pickletools
 import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -38,18 +37,8 @@ LEGACY_PROTOCOL = 1001
 MAX_PICKLE = 8 << 20  # bytes; ResNet-152 has 150 KB of pickle
 MAX_INSTRUCTIONS = 1_000_000  # ResNet-152 has 30,000
 MAX_SIZE = 1 << 63  # of any dimension or offset
-DTYPES = {
-    'FloatStorage': '<f4',
-    'DoubleStorage': '<f8',
-    'HalfStorage': '<f2',
-    'BFloat16Storage': ml_dtypes.bfloat16,
-    'LongStorage': '<i8',
-    'IntStorage': '<i4',
-    'ShortStorage': '<i2',
-    'CharStorage': 'i1',
-    'ByteStorage': 'u1',
-    'BoolStorage': '?',
-}
+_FLOATS = {'Float': '<f4', 'Double': '<f8', 'Half': '<f2', 'BFloat16': ml_dtypes.bfloat16}
+_INTEGERS = {'Long': '<i8', 'Int': '<i4', 'Short': '<i2', 'Char': 'i1', 'Byte': 'u1', 'Bool': '?'}
 
 
 class Storage(NamedTuple):
@@ -59,6 +48,11 @@ class Storage(NamedTuple):
     key: str
     num_values: int
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes in the file."""
+        return self.num_values * self.dtype.itemsize
+
 
 class Tensor(NamedTuple):
     """A view of a storage; offset and strides count values."""
@@ -67,14 +61,6 @@ class Tensor(NamedTuple):
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-
-
-class _Span(NamedTuple):
-    """Where a storage is in its file; the checksum is None where the file has none."""
-
-    start: int
-    num_bytes: int
-    crc: int | None
 
 
 class _Refused(UserError):
@@ -90,10 +76,8 @@ def load(path: str | os.PathLike) -> tuple[object, Callable[[Tensor], np.ndarray
         UserError: the file is damaged or not of PyTorch, or it holds more than data.
     """
     with _explained(path), open(path, 'rb') as file:
-        is_zip = zipfile.is_zipfile(file)
-        file.seek(0)
-        saved, spans = _read_zip(file) if is_zip else _read_legacy(file)
-    return saved, functools.partial(_value, path, spans)
+        saved, data = _read_zip(path) if zipfile.is_zipfile(file) else _read_legacy(path)
+    return saved, functools.partial(_value, path, data)
 
 
 @contextlib.contextmanager
@@ -109,41 +93,35 @@ def _explained(path) -> Iterator[None]:
         ) from error
 
 
-def _read_zip(file):
-    """Return (object, {key of a storage: _Span}) of the zip format."""
-    size = file.seek(0, io.SEEK_END)
-    with zipfile.ZipFile(file) as archive:
-        entries = {info.filename: info for info in archive.infolist()}
-        for name, info in entries.items():
-            if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
-                raise ValueError(f'{name[:80]!r} is compressed or longer than the file')
-        if sum(info.file_size for info in entries.values()) > size:
-            raise ValueError('its parts are longer than the file')
-        pickles = [name for name in entries if name.endswith('/data.pkl')]
-        if len(pickles) != 1 or entries[pickles[0]].file_size > MAX_PICKLE:
-            raise ValueError('a zip without data.pkl, or one of more than 8 MB')
-        folder = pickles[0].removesuffix('data.pkl')
-        order = entries.get(folder + 'byteorder')
-        if order and (order.file_size > len('little') or archive.read(order) != b'little'):
-            raise ValueError('written on a big-endian machine')
-        machine = _Unpickler(io.BytesIO(archive.read(pickles[0])))
-        saved = machine.load()
-    spans = {}
+def _read_zip(path):
+    """Return (object, function Storage -> its bytes) of the zip format; zipfile compares the bytes' checksum."""
+    archive, size = zipfile.ZipFile(path), os.path.getsize(path)
+    entries = {info.filename: info for info in archive.infolist()}
+    for name, info in entries.items():
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
+            raise ValueError(f'{name[:80]!r} is compressed or longer than the file')
+    if sum(info.file_size for info in entries.values()) > size:
+        raise ValueError('its parts are longer than the file')
+    pickles = [name for name in entries if name.endswith('/data.pkl')]
+    if len(pickles) != 1 or entries[pickles[0]].file_size > MAX_PICKLE:
+        raise ValueError('a zip without data.pkl, or one of more than 8 MB')
+    folder = pickles[0].removesuffix('data.pkl')
+    order = entries.get(folder + 'byteorder')
+    if order and (order.file_size > len('little') or archive.read(order) != b'little'):
+        raise ValueError('written on a big-endian machine')
+    machine = _Unpickler(io.BytesIO(archive.read(pickles[0])))
+    saved = machine.load()
     for storage in machine.storages.values():
-        info = entries[f'{folder}data/{storage.key}']
-        if info.file_size != _num_bytes(storage):
-            raise ValueError(f'storage {storage.key!r} has {info.file_size} bytes, not {_num_bytes(storage)}')
-        file.seek(info.header_offset)
-        header = struct.unpack('<4s22xHH', file.read(30))  # a local file header: the lengths of name and extra field
-        if header[0] != b'PK\x03\x04':
-            raise ValueError(f'storage {storage.key!r} is not where the zip says')
-        spans[storage.key] = _Span(file.tell() + header[1] + header[2], info.file_size, info.CRC)
-    return saved, spans
+        found = entries[f'{folder}data/{storage.key}'].file_size
+        if found != storage.num_bytes:
+            raise ValueError(f'storage {storage.key!r} has {found} bytes, not {storage.num_bytes}')
+    return saved, lambda storage: archive.read(f'{folder}data/{storage.key}')
 
 
-def _read_legacy(file):
-    """Return (object, {key of a storage: _Span}) of the format before PyTorch 1.6."""
-    head = io.BytesIO(file.read(MAX_PICKLE))
+def _read_legacy(path):
+    """Return (object, function Storage -> its bytes) of the format before PyTorch 1.6."""
+    with open(path, 'rb') as file:
+        head, size = io.BytesIO(file.read(MAX_PICKLE)), file.seek(0, io.SEEK_END)
     if head.getbuffer()[:2] == b'PK':
         raise ValueError('a zip that is cut off')
     if _Unpickler(head).load() != LEGACY_MAGIC or _Unpickler(head).load() != LEGACY_PROTOCOL:
@@ -153,37 +131,33 @@ def _read_legacy(file):
     machine = _Unpickler(head)
     saved = machine.load()
     keys = [_require(key, str) for key in _require(_Unpickler(head).load(), list)]
-    position, spans = head.tell(), {}
-    size = file.seek(0, io.SEEK_END)
+    position, starts = head.tell(), {}
     if set(keys) != machine.storages.keys() or len(keys) != len(machine.storages):
         raise ValueError('its list of storages is not that of its tensors')
     for key in keys:
         storage = machine.storages[key]
-        file.seek(position)
-        if struct.unpack('<q', file.read(8)) != (storage.num_values,):
+        if struct.unpack('<q', _bytes(path, position, 8)) != (storage.num_values,):
             raise ValueError(f'storage {key!r} is not of the length declared')
-        spans[key] = _Span(position + 8, _num_bytes(storage), None)
-        position += 8 + _num_bytes(storage)
+        starts[key] = position + 8
+        position += 8 + storage.num_bytes
         if position > size:
             raise ValueError(f'cut off: {size} bytes, {position} and more are declared')
-    return saved, spans
+    return saved, lambda storage: _bytes(path, starts[storage.key], storage.num_bytes)
 
 
-def _value(path, spans, tensor):
+def _bytes(path, start, count):
+    with open(path, 'rb') as file:
+        file.seek(start)
+        return file.read(count)
+
+
+def _value(path, data, tensor):
     """Return the values of a Tensor, read-only."""
-    storage, span = tensor.storage, spans[tensor.storage.key]
-    with _explained(path), open(path, 'rb') as file:
-        file.seek(span.start)
-        data = file.read(span.num_bytes)
-        if span.crc is not None and zlib.crc32(data) != span.crc:
-            raise ValueError(f'storage {storage.key!r} has another checksum than the zip says')
-        array = np.frombuffer(data, storage.dtype, storage.num_values)[tensor.offset :]
+    storage = tensor.storage
+    with _explained(path):
+        array = np.frombuffer(data(storage), storage.dtype, storage.num_values)[tensor.offset :]
         strides = [stride * array.itemsize for stride in tensor.strides]
         return np.lib.stride_tricks.as_strided(array, tensor.shape, strides, writeable=False)
-
-
-def _num_bytes(storage):
-    return storage.num_values * storage.dtype.itemsize
 
 
 class _Unpickler(pickle._Unpickler):
@@ -298,4 +272,4 @@ _FUNCTIONS = {
     ('torch._utils', '_rebuild_tensor'): _tensor,
     ('torch._utils', '_rebuild_tensor_v2'): _tensor,
     ('torch._utils', '_rebuild_parameter'): _parameter,
-} | {('torch', name): np.dtype(dtype) for name, dtype in DTYPES.items()}
+} | {('torch', f'{name}Storage'): np.dtype(dtype) for name, dtype in (_FLOATS | _INTEGERS).items()}

@@ -14,20 +14,15 @@ SEED = 0
 
 
 def verify(
-    model: keras.Model,
-    source_module: types.ModuleType,
-    variables: Variables,
-    source: Source,
-    tolerance: float = TOLERANCE,
+    model: keras.Model, family: types.ModuleType, variables: Variables, source: Source, tolerance: float = TOLERANCE
 ) -> dict:
     """Compare the logits of our model with those of the source's own definition.
 
     Args:
-        model: [n, h, w, 3] -> logits [n, classes].
-        source_module: a from_FAMILY with `run`.
-        variables: of the source.
-        source: where the model has one output less than the source's 'imagenet1001', the source's background,
-            number 0, is left out.
+        model: [n, h, w, 3] -> logits [n, classes]. Where it has one output less than the source's 'imagenet1001', the
+            source's background, number 0, is left out.
+        family: a from_FAMILY with `run`.
+        variables, source: of the checkpoint.
         tolerance: the largest difference allowed, as a part of the largest logit.
 
     Returns:
@@ -36,19 +31,17 @@ def verify(
     Raises:
         UserError: over the tolerance, or not finite.
     """
-    worst = {'max_difference': 0.0, 'max_relative_difference': 0.0, 'max_logit': 0.0}
-    shapes = []
-    fixed = model.input_shape[1]
+    found, shapes, fixed = [], [], model.input_shape[1]
     for size in (fixed,) if fixed else SIZES:
         images = random_images(source.input, 2, size)
         shapes.append(list(images.shape))
-        expected = np.asarray(source_module.run(variables, images, source), np.float32)
+        expected = np.asarray(family.run(variables, images, source), np.float32)
         got = np.asarray(model(images, training=False))
         if got.shape[-1] == expected.shape[-1] - 1 and source.labels == 'imagenet1001':
             expected = expected[:, 1:]
-        for name, value in zip(worst, _differences(got, expected, size, tolerance), strict=True):
-            worst[name] = max(worst[name], value)
-    return worst | {'tolerance': tolerance, 'images': shapes}
+        found.append(_differences(got, expected, size, tolerance))
+    names = ('max_difference', 'max_relative_difference', 'max_logit')
+    return dict(zip(names, np.max(found, 0).tolist(), strict=True)) | {'tolerance': tolerance, 'images': shapes}
 
 
 def random_images(convention: Input, count: int, size: int) -> np.ndarray:

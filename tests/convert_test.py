@@ -226,13 +226,13 @@ def test_background_class_can_be_dropped(family, tmp_path):
 def test_mean_image_beside_the_checkpoint(family, tmp_path):
     file = tmp_path / 'mean.binaryproto'
     file.write_bytes(b'mean')
-    family.find_mean, family.read_mean = lambda path: file, lambda path: (1.0, 2.0, 3.0)
-    family.with_mean = lambda source, mean: dataclasses.replace(
-        source, input=dataclasses.replace(source.input, mean=mean)
+    family.list_files = lambda path: [f'{path}.index', file]
+    family.with_mean = lambda source, path: dataclasses.replace(
+        source, input=dataclasses.replace(source.input, mean=(1.0, 2.0, 3.0))
     )
     card = convert.convert(tmp_path / 'x.ckpt', tmp_path / 'net.keras')
     assert card['input']['mean'] == (1.0, 2.0, 3.0) and 'mean.binaryproto' in card['source_sha256']
-    family.find_mean = lambda path: None
+    del family.with_mean
     assert convert.convert(tmp_path / 'x.ckpt', tmp_path / 'net.keras')['input']['mean'] == (0.0, 0.0, 0.0)
 
 
@@ -270,13 +270,20 @@ def test_a_faulty_name_map_is_caught(family, tmp_path, change, message):
 
 
 def test_a_vector_may_be_folded_into_several():
-    shapes = {name: ((4,), 'float32') for name in ('mean1', 'mean2', 'bias')}
-    fold = [source.Entry(f'x/{name}', (name, 'bias'), layouts.less_biases) for name in ('mean1', 'mean2')]
     fake = fake_family()
+    shapes = fake.shapes('x') | {'bias': ((2,), 'float32')}
+    fold = [
+        entry._replace(sources=(*entry.sources, 'bias'), convert=layouts.less_biases)
+        if entry.target.startswith('group1') and entry.target.endswith('/moving_mean')
+        else entry
+        for entry in fake.entries
+    ]
+    assert sum('bias' in entry.sources for entry in fold) == 2
     described = fake.describe(shapes, None)
     convert.check_sources(fake, described, fold, shapes, 'x')
+    twice = [entry._replace(sources=('bias',)) if entry.target.endswith('/gamma') else entry for entry in fold]
     with pytest.raises(UserError, match='used twice: bias'):
-        convert.check_sources(fake, described, [*fold, *[source.Entry('y', ('bias',))] * 2], shapes, 'x')
+        convert.check_sources(fake, described, twice, shapes, 'x')
 
 
 def test_unknown_files(tmp_path, monkeypatch, write):

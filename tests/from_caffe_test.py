@@ -160,14 +160,16 @@ def test_the_mean_image(tmp_path):
     assert from_caffe.find_mean(tmp_path / 'net.caffemodel') == path
     np.testing.assert_array_equal(from_caffe.read_mean(path), mean.transpose(1, 2, 0))
     source = from_caffe.describe(from_caffe.shapes(tmp_path / 'net.caffemodel'))
-    np.testing.assert_allclose(
-        from_caffe.with_mean(source, from_caffe.read_mean(path)).input.mean, mean.mean((1, 2)), rtol=1e-6
-    )
+    with_mean = from_caffe.with_mean(source, tmp_path / 'net.caffemodel')
+    np.testing.assert_allclose(with_mean.input.mean, mean.mean((1, 2)), rtol=1e-6)
+    assert from_caffe.list_files(tmp_path / 'net.caffemodel') == [tmp_path / 'net.caffemodel', path]
     path.write_bytes(blob(mean[:2]))
     with pytest.raises(UserError, match='3 channels'):
         from_caffe.read_mean(path)
     (tmp_path / 'another.binaryproto').write_bytes(b'')
     assert from_caffe.find_mean(tmp_path / 'net.caffemodel') is None
+    assert from_caffe.with_mean(source, tmp_path / 'net.caffemodel') == source
+    assert from_caffe.list_files(tmp_path / 'net.caffemodel') == [tmp_path / 'net.caffemodel']
 
 
 def test_ceil_pool_is_caffes():

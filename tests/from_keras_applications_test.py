@@ -277,7 +277,7 @@ def test_hostile_zips(tmp_path):
         refuse(path, 'net.keras')
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr('config.json', json.dumps({'module': 'os', 'class_name': 'system'}))
-    refuse(path, 'it has no model.weights.h5')
+    refuse(path, 'no item named .model.weights.h5')
     path.write_bytes(b'PK\3\4 and no more')
     refuse(path, 'damaged')
     path.write_bytes(b'text')

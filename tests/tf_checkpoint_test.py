@@ -45,8 +45,8 @@ def test_every_name_of_a_checkpoint(folder, name):
     assert shapes['global_step'] == ((), 'int64') and shapes['double'] == ((2,), 'float64')
 
 
-def test_only_names(folder):
-    assert tf_checkpoint.read(folder, ['global_step']) == {'global_step': 1234}
+def test_one_value(folder):
+    assert tf_checkpoint.read(folder)['global_step'] == 1234
 
 
 def test_files(folder):
