@@ -106,7 +106,7 @@ def test_the_papers_setting_and_quick():
     def config(*args):
         values = degradation_main.define_flags()
         values(['degradation_main.py', '--dtype', 'fp32', *args])
-        return runs.train_config(values, 'cifar10', None, degradation_main.QUICK_EPOCHS)
+        return runs.train_config(values, 'cifar10', None, 6)
 
     def rates(config, steps, schedule=None):
         rate = optimizers.make_schedule(schedule or config.schedule, config.learning_rate, 50_000 / 128, 64_350)

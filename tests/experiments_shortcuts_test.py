@@ -57,7 +57,7 @@ def call(monkeypatch, capsys, cifar_dir, tmp_path):
 
 def test_rows_are_the_papers():
     assert {name: row.paper_error for name, row in shortcuts_main.ROWS.items()} == PAPER
-    networks = {name: shortcuts_main.network(row, 110) for name, row in shortcuts_main.ROWS.items()}
+    networks = {name: runs.network(110, row.experiment, **row.axes) for name, row in shortcuts_main.ROWS.items()}
     assert len({str(network) for network in networks.values()}) == len(PAPER)  # no two nets are the same
     specs = {name: network['spec'] for name, network in networks.items()}
     experiments = {name: network['experiment'] for name, network in networks.items() if network['experiment']}

@@ -107,7 +107,7 @@ def test_which_pictures(pictures, tmp_path):
 
 
 def test_mistakes(call, pictures, tmp_path):
-    with pytest.raises(UserError, match='has 12 training pictures, not 13; lower --images_per_class'):
+    with pytest.raises(UserError, match='has 12 training images, not 13; lower --images_per_class'):
         transfer_main.link_pictures(pictures, tmp_path / 'x', {'source_images': None, 'images_per_class': 13}, 0)
     for name in ('ant', 'bee', 'cow'):
         (tmp_path / 'three' / name).mkdir(parents=True)

@@ -17,61 +17,47 @@ Results in --output_dir: degradation.png, degradation.json (curves, final errors
 import sys
 
 try:
-    from absl import flags
-
     from official_resnet.experiments import experiment_program
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
-QUICK_EPOCHS = 6
+KINDS = {'plain': None, 'residual': 'A'}  # the shortcut of each
 
 
 def define_flags():
     """Return the flags, in a set of their own."""
-    values = flags.FlagValues()
-    experiment_program.define_flags(values, '/tmp/resnet_degradation')
-    experiment_program.define_training_flags(values)
-    experiment_program.define_depths(values, '20,56')
-    return values
+    define = experiment_program.training_flags('/tmp/resnet_degradation')
+    experiment_program.define_list(define, 'depths', '20,56', 'Layers of the nets, each 6n+2.')
+    return define.values
 
 
 def run_degradation(values):
     """Train the nets the flags ask for, judge the claim, write the results."""
-    from official_resnet import resnet_variants
     from official_resnet.experiments import runs
 
-    config = runs.train_config(values, *experiment_program.find_data(values), QUICK_EPOCHS)
     depths = experiment_program.depths(values)
-    axes = {'bn_momentum': config.spec.bn_momentum}
-    nets = {
-        f'{kind}-{depth}': {'spec': resnet_variants.cifar_spec(depth, shortcut=shortcut, **axes)}
-        for kind, shortcut in (('plain', None), ('residual', 'A'))
-        for depth in depths
-    }
-    runs.claim_folder(values.output_dir, runs.settings_of(config))
-    nets = runs.train_nets(nets, config, values.output_dir)
-    claim = judge(nets, depths[0], depths[-1]) if len(depths) > 1 else None
-    if claim:
+    nets = {f'{kind}-{n}': runs.network(n, shortcut=shortcut) for kind, shortcut in KINDS.items() for n in depths}
+
+    def conclude(nets):
+        if len(depths) == 1:
+            return None
+        claim = judge(nets, depths[0], depths[-1])
         print(claim['text'])
-    title = f'Plain against residual nets: {runs.images_text(config)}'
-    panels = {
-        f'{kind} nets': {f'{depth} layers': nets[f'{kind}-{depth}']['curves'] for depth in depths}
-        for kind in ('plain', 'residual')
-    }
-    result = {'settings': runs.settings_of(config), 'nets': nets, 'claim': claim}
-    path = f'{values.output_dir}/degradation.png'
-    runs.finish(values.output_dir, 'degradation', result, lambda figures: [figures.error_curves(panels, path, title)])
+        return claim
+
+    def draw(figures, nets, about, path):
+        panels = {f'{kind} nets': {f'{n} layers': nets[f'{kind}-{n}']['curves'] for n in depths} for kind in KINDS}
+        return figures.error_curves(panels, path, f'Plain against residual nets: {about}')
+
+    runs.run(values, 'degradation', 6, nets, conclude, draw)
 
 
 def judge(nets, shallow, deep):
     """Return what the final training errors of two depths say: {'text', 'plain', 'residual'}.
 
-    Compared are the errors of the final weights on the training pictures as they are (train_error_inference): the
-    same for every net, while the running error of the curves is that of weights that still change.
-
-    Args:
-        nets: {'plain-20': result of runs.train_net, ...}.
-        shallow, deep: the depths to compare.
+    The errors compared are those of the final weights on the training images as they are (train_error_inference): the
+    same for every net, while the running error of the curves is that of weights that still change. `nets` is
+    {'plain-20': result of runs.train_net, ...}.
     """
     claim, sentences, depths = {}, [], [shallow, deep]
     for kind, verdict in (('plain', 'degradation'), ('residual', 'the deeper one is not better')):
@@ -80,9 +66,8 @@ def judge(nets, shallow, deep):
         claim[kind] = {'depths': depths, 'train_error_inference': errors, 'is_deep_worse': is_worse}
         texts = ['failed' if error is None else f'{error:.2f} %' for error in errors]
         verdict = {True: verdict, False: 'no degradation', None: 'not compared'}[is_worse]
-        sentences.append(
-            f'training error of {kind} nets: {shallow} layers {texts[0]}, {deep} layers {texts[1]}: {verdict}'
-        )
+        compared = f'{shallow} layers {texts[0]}, {deep} layers {texts[1]}: {verdict}'
+        sentences.append(f'training error of {kind} nets: {compared}')
     return claim | {'text': '; '.join(sentences)}
 
 

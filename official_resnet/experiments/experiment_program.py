@@ -1,74 +1,65 @@
 """What the programs of the experiments share: flags, start, exit codes. No TensorFlow at import."""
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 from absl import flags as absl_flags
 
+from official_resnet import files
 from official_resnet.command_line import definer, program
-from official_resnet.errors import UserError
 from official_resnet.inputs import datasets
 from official_resnet.resnet_spec import MAX_LAYERS
 from official_resnet.training import devices
 
 
-def define_flags(values: absl_flags.FlagValues, output_dir: str) -> None:
-    """Define what every experiment has: where data comes from, where results go, how much is done."""
-    define = definer.Definer(values)
+def cifar_flags(output_dir: str) -> definer.Definer:
+    """Return a Definer of the flags of an experiment on CIFAR-10: where data comes from, where results go, how much."""
+    define = definer.Definer(absl_flags.FlagValues())
     define.known('data_dir', '/tmp/cifar10_data')
     define.known('download', True)
     define.known('use_synthetic_data', False)
-    define.string(
-        'output_dir', output_dir, 'Folder of the figure, the results in JSON and the nets; finished ones stay.'
-    )
+    text = 'Folder of the figure, the results in JSON and the nets; finished ones stay.'
+    define.string('output_dir', output_dir, text)
     define.boolean('quick', False, 'Minutes on two cores, in place of the setting of the paper.')
     define.known('seed', 0)
+    return define
 
 
-def define_training_flags(values: absl_flags.FlagValues) -> None:
-    """Define what changes the course of a training; each unset flag is the paper's, or quick's."""
-    define = definer.Definer(values)
+def training_flags(output_dir: str) -> definer.Definer:
+    """Return cifar_flags and what changes the course of a training; each unset flag is the paper's, or quick's."""
+    define = cifar_flags(output_dir)
     text = 'Number of epochs of each net; the rate drops after 1/2 and 3/4 of them.'
     define.known('train_epochs', None, text=text)
     define.known('num_train_images', None)
     define.known('batch_size', 128)
-    define_dtype(values)
+    define_dtype(define)
+    return define
 
 
-def define_dtype(values: absl_flags.FlagValues) -> None:
+def define_dtype(define: definer.Definer) -> None:
     """Define --dtype, by default the best of the device."""
-    definer.Definer(values).known('dtype', 'auto', choices=('auto', 'fp32', 'bf16'))
+    define.known('dtype', 'auto', choices=('auto', 'fp32', 'bf16'))
 
 
-def define_names(values: absl_flags.FlagValues, name: str, choices: Collection[str], text: str) -> None:
-    """Define a comma list of names, by default of all `choices`."""
-    definer.Definer(values).names(name, ','.join(choices), text)
+def define_list(define: definer.Definer, name: str, default: Sequence[str] | None, text: str, choices=()) -> None:
+    """Define a comma list: of names out of `choices`; without them of numbers of layers, see is_depth."""
+    define.names(name, default, text)
+    is_right, right = (choices.__contains__, ', '.join(choices)) if choices else (is_depth, 'numbers 6n+2: 8, 14, ...')
     absl_flags.register_validator(
         name,
-        lambda names: names and set(names) <= set(choices),
-        f'must be a comma list of {", ".join(choices)}',
-        values,
+        lambda items: items is None or items and all(map(is_right, items)),
+        f'must be a comma list of {right}',
+        define.values,
     )
 
 
-def define_depths(values, default, text=''):
-    """Define --depths, a comma list of the numbers of layers; `text` explains a default None."""
-    definer.Definer(values).names('depths', default, f'Layers of the nets, each 6n+2{text}.')
-    absl_flags.register_validator(
-        'depths',
-        lambda depths: depths is None or depths and all(map(is_depth, depths)),
-        'must be a comma list of numbers 6n+2: 8, 14, 20, ...',
-        values,
-    )
-
-
-def is_depth(depth):
+def is_depth(depth: int | str) -> bool:
     """Return whether 20 or '20' is the number of layers of a CIFAR net, 6n+2."""
     text = str(depth).strip()
     return text.isdecimal() and len(text) < 6 and 8 <= int(text) <= MAX_LAYERS and int(text) % 6 == 2
 
 
-def depths(values, default=()):
+def depths(values: absl_flags.FlagValues, default: Sequence[int] = ()) -> list[int]:
     """Return --depths as numbers, each once, in rising order; `default` where it is not given."""
     return sorted({int(depth) for depth in values.depths or default})
 
@@ -94,12 +85,8 @@ def run_experiment(
         from official_resnet import resnet_run_loop
 
         values.output_dir = os.path.expanduser(values.output_dir)
-        try:
+        with files.write_errors(f"output_dir '{values.output_dir}'", ' or pass another --output_dir'):
             os.makedirs(values.output_dir, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot make output_dir '{values.output_dir}': {error.strerror}; pass another --output_dir"
-            ) from error
         try:
             return body(values)
         except resnet_run_loop.Interrupted as interruption:

@@ -7,7 +7,7 @@ sigmoid's derivative is at most 0.25, at z = 0, so weights of N(0, 1) shrink the
 |w f'(z)| > 1. A ReLU's is 1 or 0: no saturation, but half of the neurons of N(0, 1) pass nothing on.
 """
 
-import dataclasses
+import collections
 import itertools
 
 import numpy as np
@@ -23,17 +23,10 @@ ACTIVATIONS = {
     'relu': (lambda z: np.maximum(z, 0), lambda z: np.where(z > 0, 1.0, 0.0)),
 }
 TABLE_LENGTHS = (1, 2, 3, 5, 10, 20, 30, 50)  # layers; the documents' chain has 3 hidden ones
-
-
-@dataclasses.dataclass(frozen=True)
-class ChainGradients:
-    """Per layer, input side first, float64 [layers, ...]; gradients are of the chain's output."""
-
-    slopes: np.ndarray  # f'(z_i)
-    factors: np.ndarray  # d a_i / d a_(i-1): w_i f'(z_i), plus 1 with a shortcut
-    inputs: np.ndarray  # of what enters layer i: the product of the factors from i to the last
-    weights: np.ndarray  # of w_i
-    biases: np.ndarray  # of b_i
+# Per layer, input side first, float64 [layers, ...]: the slopes f'(z_i); the factors d a_i / d a_(i-1), which are
+# w_i f'(z_i), plus 1 with a shortcut; the gradients of the chain's output with respect to what enters layer i (the
+# product of the factors from i to the last), to w_i and to b_i.
+ChainGradients = collections.namedtuple('ChainGradients', 'slopes factors inputs weights biases')
 
 
 def chain_gradients(weights, biases, x, activation, shortcut=False):
@@ -82,19 +75,14 @@ def chain_table(seed=0, num_chains=10_000, lengths=TABLE_LENGTHS):
 
 
 def document_chains():
-    """Return the documents' chain of 3 hidden layers: {case: {'slopes', 'factors', 'inputs'}} as lists.
-
-    'largest': w = 1 and z = 0 in each layer, where the sigmoid is steepest: 0.25 a layer. 'saturated': w = 1, z near
-    5. 'growing': w = 8 and z = 0: 2 a layer.
-    """
-    # b = z - w a puts z where it is wanted; a sigmoid of 0 is 0.5.
-    cases = {
-        'largest': ((1, 1, 1), (0, -0.5, -0.5)),
-        'saturated': ((1, 1, 1), (5, 4, 4)),
-        'growing': ((8, 8, 8), (0, -4, -4)),
+    """Return the documents' chain of 3 hidden layers: {case: {'slopes', 'factors', 'inputs'}} as lists."""
+    cases = {  # weights and biases, of which b = z - w a puts z where it is wanted; a sigmoid of 0 is 0.5
+        'largest': ((1, 1, 1), (0, -0.5, -0.5)),  # z = 0, where the sigmoid is steepest: 0.25 a layer
+        'saturated': ((1, 1, 1), (5, 4, 4)),  # z near 5
+        'growing': ((8, 8, 8), (0, -4, -4)),  # z = 0: 2 a layer
     }
-    chains = {name: chain_gradients(weights, biases, 0, 'sigmoid') for name, (weights, biases) in cases.items()}
+    chains = {name: chain_gradients(*case, 0, 'sigmoid')._asdict() for name, case in cases.items()}
     return {
-        name: {field: getattr(chain, field).tolist() for field in ('slopes', 'factors', 'inputs')}
+        name: {field: chain[field].tolist() for field in ('slopes', 'factors', 'inputs')}
         for name, chain in chains.items()
     }

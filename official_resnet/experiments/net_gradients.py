@@ -37,11 +37,10 @@ def measure_net(case, examples, settings, received):
     """
     begin = time.monotonic()
     layers, train_step = make_step(case, settings)
-    steps = settings['steps']
+    steps, batch_size = settings['steps'], settings['batch_size']
     wanted = {round(i * steps / (NUM_SAMPLES - 1)) for i in range(NUM_SAMPLES)}
-    per_epoch = datasets.steps_per_epoch(examples.num_images, settings['batch_size'])
-    num_epochs = steps // per_epoch + 1
-    batches = examples.training_batches(settings['batch_size'], seed=settings['seed'], num_epochs=num_epochs)
+    num_epochs = steps // datasets.steps_per_epoch(examples.num_images, batch_size) + 1
+    batches = examples.training_batches(batch_size, seed=settings['seed'], num_epochs=num_epochs)
     samples, losses, diverged_at = [], [], None
     for done, (images, labels) in zip(range(steps + 1), batches, strict=False):
         loss, gradients = (tensor.numpy().tolist() for tensor in train_step(images, labels))
@@ -77,6 +76,8 @@ def make_step(case, settings):
     convolutions = [layer for layer in net.layers if isinstance(layer, keras.layers.Conv2D)]
     model = with_auxiliary_heads(net) if settings['auxiliary_loss'] else net
     variables = model.trainable_variables
+    places = {id(variable): index for index, variable in enumerate(variables)}
+    kernels = [places[id(layer.kernel)] for layer in convolutions]
     optimizer = optimizers.CoupledSGD(settings['learning_rate'], 0.9)
     optimizer.build(variables)
 
@@ -88,8 +89,7 @@ def make_step(case, settings):
             loss = losses[0] + AUXILIARY_WEIGHT * sum(losses[1:])
         gradients = tape.gradient(loss, variables)
         optimizer.apply(gradients, variables)
-        of_variable = {id(variable): gradient for variable, gradient in zip(variables, gradients, strict=True)}
-        return losses[0], tf.stack([root_mean_square(of_variable[id(layer.kernel)]) for layer in convolutions])
+        return losses[0], tf.stack([root_mean_square(gradients[index]) for index in kernels])
 
     return [layer.name for layer in convolutions], train_step
 
@@ -97,9 +97,8 @@ def make_step(case, settings):
 def with_auxiliary_heads(net):
     """Return a model of the net's logits and those of a new classifier (mean, dense) behind each other group."""
     maps = resnet_model.features(net)(net.input)
-    groups = sorted(name for name in maps if name.startswith('group'))[:-1]
     outputs = [maps['logits']]
-    for name in groups:
+    for name in sorted(name for name in maps if name.startswith('group'))[:-1]:
         means = keras.layers.GlobalAveragePooling2D()(maps[name])
         outputs.append(keras.layers.Dense(NUM_CLASSES, name=f'{name}_logits')(means))
     with deep_graph():

@@ -11,31 +11,50 @@ import pathlib
 
 from official_resnet import checkpoints, files, resnet_run_loop, resnet_variants
 from official_resnet.errors import UserError
-from official_resnet.experiments import architecture_table, blocks
+from official_resnet.experiments import architecture_table, blocks, experiment_program
 from official_resnet.inputs import datasets
 from official_resnet.training import callbacks, devices, recipes, step
 from official_resnet.training.config import MachineConfig, TrainConfig
 
 PAPER = recipes.CIFAR['official'] | recipes.CIFAR['paper']
-# Minutes on two cores: the first fifth of the pictures, and the paper's shape (drops at 1/2 and 3/4) in few epochs.
+# Minutes on two cores: the first fifth of the images, and the paper's shape (drops at 1/2 and 3/4) in few epochs.
 QUICK_IMAGES = 10_000
 # "0.01 to warm up ... about 400 iterations": 1512.03385 Sec. 4.2 of its ResNet-110, 1603.05027 of all its nets.
 WARM_UP_LAYERS = 110
 WARM_UP_EPOCHS = 1.024  # 400 steps of 128 images, of 50,000
 WARM_UP_FACTOR = 0.1
-FINAL_ERRORS = ('train_error', 'train_error_inference', 'test_error')
 DATASET_NAMES = {'cifar10': 'CIFAR-10', 'synthetic': 'drawn pictures'}
 
 
-def train_config(values, dataset, data_dir, quick_epochs):
-    """Return the TrainConfig of the flags, in which each net replaces `spec` and `machine.model_dir`.
+def run(values, name, quick_epochs, nets, conclude, draw, **settings):
+    """Train the nets of an experiment, conclude, draw, and write everything into --output_dir.
 
     Args:
-        values: flags of experiment_program.
-        dataset: as in TrainConfig.
-        data_dir: as in MachineConfig.
+        values: flags of experiment_program.training_flags.
+        name: of the JSON file and the figure, without their endings.
         quick_epochs: train_epochs of --quick.
+        nets: of train_nets.
+        conclude: (results of train_nets) -> the claim.
+        draw: (module reports.figures, results, text of the data and the training, path) -> path of the figure.
+        **settings: what the nets share beside their TrainConfig.
     """
+    config = train_config(values, *experiment_program.find_data(values), quick_epochs)
+    settings |= settings_of(config)
+    claim_folder(values.output_dir, settings)
+    nets = train_nets(nets, config, values.output_dir)
+    result = {'settings': settings, 'nets': nets, 'claim': conclude(nets)}
+    about, path = images_text(config), f'{values.output_dir}/{name}.png'
+    finish(values.output_dir, name, result, lambda figures: [draw(figures, nets, about, path)])
+
+
+def network(depth, experiment=None, **axes):
+    """Return the fields of TrainConfig that say which network is trained: the papers' of so many layers, but `axes`."""
+    spec = resnet_variants.cifar_spec(depth, bn_momentum=PAPER['bn_momentum'], **axes)
+    return {'spec': spec, 'experiment': experiment or None}
+
+
+def train_config(values, dataset, data_dir, quick_epochs):
+    """Return the TrainConfig of the flags, in which each net replaces `spec` and `machine.model_dir`."""
     changes = {name: values[name].value for name in ('batch_size', 'seed')}
     changes['num_train_images'] = values.num_train_images or (QUICK_IMAGES if values.quick else None)
     epochs = values.train_epochs or (quick_epochs if values.quick else None)
@@ -74,10 +93,10 @@ def claim_folder(output_dir, settings):
         if names:
             texts = ', '.join(f'{name} {stored.get(name)!r}, not {settings.get(name)!r}' for name in names)
             raise UserError(
-                f'output_dir {str(output_dir)!r} holds an experiment with {texts}; pass the same flags or another '
+                f"output_dir '{output_dir}' holds an experiment with {texts}; pass the same flags or another "
                 '--output_dir'
             )
-    files.write_text(path, json.dumps(settings, indent=1) + '\n')
+    files.write_json(path, settings)
 
 
 def read_json(path):
@@ -103,8 +122,7 @@ def train_nets(nets, config, output_dir):
     """Train nets one after the other, each once; return {name: result of `train_net`}.
 
     Args:
-        nets: {name: {'spec': ResNetSpec, 'experiment': dict or None}}, where 'experiment' may be missing. The name is
-            that of the folder below output_dir/runs.
+        nets: {name: `network`}. The name is that of the folder below output_dir/runs.
         config: TrainConfig, in which these fields and machine.model_dir are replaced.
         output_dir: exists.
     """
@@ -114,9 +132,8 @@ def train_nets(nets, config, output_dir):
         schedule = config.schedule
         if 2 * sum(fields['spec'].group_blocks) + 2 >= WARM_UP_LAYERS:
             schedule = warmed_up(schedule)
-        model_dir = str(pathlib.Path(output_dir) / 'runs' / name)
         net = dataclasses.replace(config, **fields, schedule=schedule)
-        results[name] = train_net(net.with_machine(model_dir=model_dir))
+        results[name] = train_net(net.with_machine(model_dir=f'{output_dir}/runs/{name}'))
     return results
 
 
@@ -126,9 +143,9 @@ def train_net(config):
     Returns:
         {'failed': None or the message, 'final': {'train_error', 'train_error_inference', 'test_error'}, None in a
         failed net, 'parameters': trainable, 'seconds': of training and test, over all restarts,
-        'curves': {'epoch', 'step', 'learning_rate', 'train_loss', 'train_error', 'test_error'}: a list each}.
-        Errors are in %. train_error is the running one of an epoch: augmented pictures, weights that still change;
-        train_error_inference is that of the final weights on the training pictures as they are.
+        'curves': {'epoch', 'step', 'learning_rate', 'train_loss', 'train_error', 'test_error'}: a list each, with an
+        entry for each epoch}. Errors are in %. train_error is the running one of an epoch: augmented images, weights
+        that still change; train_error_inference is that of the final weights on the training images as they are.
     """
     folder = pathlib.Path(config.machine.model_dir)
     path = folder / 'result.json'
@@ -145,34 +162,25 @@ def train_net(config):
     except resnet_run_loop.Diverged as error:
         failed = str(error).partition(';')[0]  # without the loop's advice on flags
     lines = checkpoints.read_metrics(folder)
-    curves = curves_of(lines)
+    train, test = ([line for line in lines if line['split'] == split] for split in ('train', 'test'))
+    curves = {name: [line[name] for line in train] for name in ('epoch', 'step', 'learning_rate')}
+    curves['train_loss'] = [line['loss'] for line in train]
+    curves['train_error'], curves['test_error'] = ([_error(line['accuracy']) for line in of] for of in (train, test))
     errors = (None,) * 3 if failed else (curves['train_error'][-1], train_error, curves['test_error'][-1])
     result = {
         'failed': failed,
-        'final': dict(zip(FINAL_ERRORS, errors, strict=True)),
+        'final': dict(zip(('train_error', 'train_error_inference', 'test_error'), errors, strict=True)),
         'parameters': architecture_table.count_parameters(progress.model),
         'seconds': round(sum(line['seconds'] for line in lines), 1),
         'curves': curves,
     }
-    files.write_text(path, json.dumps(result, indent=1) + '\n')
+    files.write_json(path, result)
     print(f'  {describe(result)}', flush=True)
     return result
 
 
-def curves_of(lines):
-    """Return the curves of metrics.jsonl's lines, a list a quantity, an entry an epoch; errors in %."""
-    train = [line for line in lines if line['split'] == 'train']
-    test = [line for line in lines if line['split'] == 'test']
-    curves = {name: [line[name] for line in train] for name in ('epoch', 'step', 'learning_rate')}
-    return curves | {
-        'train_loss': [line['loss'] for line in train],
-        'train_error': [_error(line['accuracy']) for line in train],
-        'test_error': [_error(line['accuracy']) for line in test],
-    }
-
-
 def inference_error(model, config):
-    """Return the error, in %, of a model in inference mode on its training pictures, not augmented."""
+    """Return the error, in %, of a model in inference mode on its training images, not augmented."""
     examples = resnet_run_loop.read(config, 'train')
     strategy = devices.make_strategy(config.machine, config.batch_size)
     evaluate_batch = step.make_evaluate_function(strategy, model)
@@ -194,24 +202,17 @@ def describe(result):
 
 
 def print_claim(claim):
-    """Print {statement: True, False or None}, a line each."""
+    """Print {statement: True, False or None}, a line each, and return it."""
     for name, is_true in claim.items():
         print(f'{name.replace("_", " ")}: {"not compared" if is_true is None else is_true}')
+    return claim
 
 
 def finish(output_dir, name, result, draw):
-    """Write output_dir/NAME.json, draw the figures, and say where they are.
-
-    Args:
-        output_dir: exists.
-        name: of the JSON file, without its ending.
-        result: anything JSON can hold; the machine is added.
-        draw: (figures) -> list of the paths of the figures it drew with that module.
-    """
-    path = pathlib.Path(output_dir) / f'{name}.json'
-    content = json.dumps(result | {'machine': devices.machine_info()}, indent=1, allow_nan=False)
-    files.write_text(path, content + '\n')
-    paths = [path]
+    """Write output_dir/NAME.json, and the figures, whose paths draw(module reports.figures) returns; print where."""
+    paths = [f'{output_dir}/{name}.json']
+    text = json.dumps(result | {'machine': devices.machine_info()}, indent=1, allow_nan=False)
+    files.write_text(paths[0], text + '\n')
     try:
         from official_resnet.reports import figures
     except ImportError:

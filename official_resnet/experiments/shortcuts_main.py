@@ -19,30 +19,21 @@ import sys
 try:
     from absl import flags as absl_flags
 
-    from official_resnet.command_line import definer
     from official_resnet.experiments import experiment_program
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
-QUICK_EPOCHS = 4
 QUICK_SIZE, PAPER_SIZE = 20, 110
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One net of the comparison.
+    """One net of the comparison."""
 
-    Attributes:
-        label: in the figure, as in the paper's tables.
-        paper_error: test error of ResNet-110 on CIFAR-10, %, median of 5 runs; None "fail", above 20 %.
-        axes: what differs of cifar_spec.
-        experiment: what differs of blocks.Experiment.
-    """
-
-    label: str
-    paper_error: float | None
-    axes: dict = dataclasses.field(default_factory=dict)
-    experiment: dict = dataclasses.field(default_factory=dict)
+    label: str  # in the figure, as in the paper's tables
+    paper_error: float | None  # test error of ResNet-110 on CIFAR-10, %, median of 5 runs; None "fail", above 20 %
+    axes: dict = dataclasses.field(default_factory=dict)  # what differs of cifar_spec
+    experiment: dict = dataclasses.field(default_factory=dict)  # what differs of blocks.Experiment
 
 
 ROWS = {
@@ -68,20 +59,17 @@ ORDERS = ('bn_after_addition', 'relu_before_addition', 'relu_only_preactivation'
 
 def define_flags():
     """Return the flags, in a set of their own."""
-    values = absl_flags.FlagValues()
-    experiment_program.define_flags(values, '/tmp/resnet_shortcuts')
-    experiment_program.define_training_flags(values)
-    define = definer.Definer(values)
+    define = experiment_program.training_flags('/tmp/resnet_shortcuts')
     text = f'Number of layers that have weights: 6n+2; {PAPER_SIZE}, with --quick {QUICK_SIZE}.'
     define.known('resnet_size', None, text=text, least=8)
-    experiment_program.define_names(values, 'rows', ROWS, f'Nets to train, of {", ".join(ROWS)}.')
+    experiment_program.define_list(define, 'rows', ','.join(ROWS), f'Nets to train, of {", ".join(ROWS)}.', ROWS)
     absl_flags.register_validator(
         'resnet_size',
         lambda size: size is None or experiment_program.is_depth(size),
         'must be 6n+2: 8, 14, 20, ...',
-        values,
+        define.values,
     )
-    return values
+    return define.values
 
 
 def run_shortcuts(values):
@@ -89,43 +77,32 @@ def run_shortcuts(values):
     from official_resnet.experiments import runs
 
     size = values.resnet_size or (QUICK_SIZE if values.quick else PAPER_SIZE)
-    config = runs.train_config(values, *experiment_program.find_data(values), QUICK_EPOCHS)
-    settings = {'resnet_size': size} | runs.settings_of(config)
-    runs.claim_folder(values.output_dir, settings)
     rows = {name: row for name, row in ROWS.items() if name in values.rows}
-    nets = {name: network(row, size, config.spec.bn_momentum) for name, row in rows.items()}
-    nets = runs.train_nets(nets, config, values.output_dir)
-    bars = [(row.label, nets[name]['final'], row.paper_error) for name, row in rows.items()]
-    titles = (f'ResNet-{size}, {runs.images_text(config)}', 'ResNet-110, 1603.05027, 64,000 steps, median of 5')
-    claim = judge(nets)
-    runs.print_claim(claim)
-    for name, row in rows.items():
-        nets[name]['paper_error'] = row.paper_error
-    result = {'settings': settings, 'nets': nets, 'claim': claim}
-    path = f'{values.output_dir}/shortcuts.png'
-    runs.finish(values.output_dir, 'shortcuts', result, lambda figures: [figures.error_bars(bars, path, titles)])
 
+    def conclude(nets):
+        for name, net in nets.items():
+            net['paper_error'] = rows[name].paper_error
+        return runs.print_claim(judge(nets))
 
-def network(row, resnet_size, bn_momentum=0.9):
-    """Return the fields of TrainConfig that say which network a Row has."""
-    from official_resnet import resnet_variants
+    def draw(figures, nets, about, path):
+        bars = [(row.label, nets[name]['final'], row.paper_error) for name, row in rows.items()]
+        titles = (f'ResNet-{size}, {about}', 'ResNet-110, 1603.05027, 64,000 steps, median of 5')
+        return figures.error_bars(bars, path, titles)
 
-    spec = resnet_variants.cifar_spec(resnet_size, bn_momentum=bn_momentum, **row.axes)
-    return {'spec': spec, 'experiment': row.experiment or None}
+    nets = {name: runs.network(size, row.experiment, **row.axes) for name, row in rows.items()}
+    runs.run(values, 'shortcuts', 4, nets, conclude, draw, resnet_size=size)
 
 
 def judge(nets):
     """Return whether the paper's two conclusions show in the test errors; None where a net is missing or failed."""
-
     errors = {name: net['final']['test_error'] for name, net in nets.items()}
     original, preactivated = errors.get('original'), errors.get('full_preactivation')
     others = [error for name, error in errors.items() if name not in ('original', *ORDERS)]
     is_best = all(error is None or original < error for error in others) if original is not None and others else None
+    is_better = None if None in (original, preactivated) else preactivated < original
     return {
         'identity_is_the_best_shortcut': is_best,
-        'full_preactivation_is_better_than_the_original': None
-        if None in (original, preactivated)
-        else preactivated < original,
+        'full_preactivation_is_better_than_the_original': is_better,
     }
 
 

@@ -33,27 +33,19 @@ except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
 FAST = recipes.CIFAR['official'] | recipes.CIFAR['fast']
-FULL = {'source_images': None, 'source_epochs': 20, 'images_per_class': 100, 'train_epochs': 40}
-QUICK = {'source_images': 1000, 'source_epochs': 8, 'images_per_class': 50, 'train_epochs': 20}
+FULL = {'source_epochs': 20, 'source_images': None, 'train_epochs': 40, 'images_per_class': 100}
+QUICK = {'source_epochs': 8, 'source_images': 1000, 'train_epochs': 20, 'images_per_class': 50}
 
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """How a net learns the new classes.
+    """How a net learns the new classes."""
 
-    Attributes:
-        label: in the table.
-        rate: peak learning rate per 128 pictures of batch; not tuned, but lower where trained layers are to be kept.
-        epochs: times those of the others: an epoch on features costs next to nothing.
-        fields: of TrainConfig.
-        is_pretrained: whether it starts from the first net.
-    """
-
-    label: str
-    rate: float
-    epochs: int = 1
-    fields: dict = dataclasses.field(default_factory=dict)
-    is_pretrained: bool = True
+    label: str  # in the table
+    rate: float  # peak, per 128 images of batch; not tuned, but lower where trained layers are to be kept
+    epochs: int = 1  # times those of the others: an epoch on features costs next to nothing
+    fields: dict = dataclasses.field(default_factory=dict)  # of TrainConfig
+    is_pretrained: bool = True  # whether it starts from the first net
 
 
 WAYS = {
@@ -68,28 +60,27 @@ WAYS = {
 
 def define_flags():
     """Return the flags, in a set of their own."""
-    values = absl_flags.FlagValues()
-    define = definer.Definer(values)
-
-    def number(name, text, short=None):
-        define.integer(name, None, f'{text}; {_default_text(name)}.', short, 1)
-
+    define = definer.Definer(absl_flags.FlagValues())
     define.known('image_folder', None)
     text = 'Folder of the results in JSON and the nets; finished ones stay.'
     define.string('output_dir', '/tmp/resnet_transfer', text)
     define.boolean('quick', False, 'Minutes on two cores.')
     define.known('seed', 0, text='Seed of the choice of images, initial weights, order and augmentation.')
     define.known('resnet_size', 20, text='Number of layers that have weights: 6n+2.', least=8)
-    number('source_epochs', 'Number of epochs of the first net')
-    number('source_images', 'Number of training images of a class for the first net')
-    text = f'Number of epochs of the others, {WAYS["head"].epochs} times as many of those whose backbone is frozen'
-    number('train_epochs', text, 'te')
-    number('images_per_class', 'Number of training images of a class for the others')
+    frozen = f', {WAYS["head"].epochs} times as many of those whose backbone is frozen'
+    for name, text in (
+        ('source_epochs', 'Number of epochs of the first net'),
+        ('source_images', 'Number of training images of a class for the first net'),
+        ('train_epochs', f'Number of epochs of the others{frozen}'),
+        ('images_per_class', 'Number of training images of a class for the others'),
+    ):
+        default = ', with --quick '.join('all' if sizes[name] is None else str(sizes[name]) for sizes in (FULL, QUICK))
+        define.integer(name, None, f'{text}; {default}.', 'te' if name == 'train_epochs' else None, 1)
     define.known('batch_size', 32, text='Number of images in a step; the first net has 128.')
-    experiment_program.define_dtype(values)
-    experiment_program.define_names(values, 'ways', WAYS, f'Ways to learn, of {", ".join(WAYS)}.')
-    absl_flags.register_validator('image_folder', lambda path: path is not None, 'must be given', values)
-    return values
+    experiment_program.define_dtype(define)
+    experiment_program.define_list(define, 'ways', ','.join(WAYS), f'Ways to learn, of {", ".join(WAYS)}.', WAYS)
+    absl_flags.register_validator('image_folder', lambda path: path is not None, 'must be given', define.values)
+    return define.values
 
 
 def run_transfer(values):
@@ -101,32 +92,38 @@ def run_transfer(values):
     tf.get_logger().setLevel('ERROR')  # it warns of a function for each net
     output_dir = pathlib.Path(values.output_dir)
     folder = pathlib.Path(os.path.expanduser(values.image_folder)).absolute()
-    sizes = {name: getattr(values, name) or default for name, default in (QUICK if values.quick else FULL).items()}
+    sizes = {name: values[name].value or default for name, default in (QUICK if values.quick else FULL).items()}
     changes = {'train_epochs': sizes['source_epochs'], 'epochs_between_evals': 10**6}
     changes |= {'dtype': devices.known_dtype(values.dtype), 'resnet_size': values.resnet_size, 'seed': values.seed}
     config = TrainConfig.from_settings(FAST | changes, resnet_variants.cifar_spec)  # of the first net
     settings = sizes | {'image_folder': str(folder)}
     settings |= {name: values[name].value for name in ('seed', 'resnet_size', 'batch_size')} | {'dtype': config.dtype}
     runs.claim_folder(output_dir, settings)
-    pictures = link_pictures(folder, output_dir / 'pictures', sizes, values.seed)
-    source, nets = _train(values, config, sizes, pictures, output_dir)
-    classes = {part: sorted(path.name for path in (pictures[part] / 'train').iterdir()) for part in pictures}
+    images = link_pictures(folder, output_dir / 'pictures', sizes, values.seed)
+    classes = {part: sorted(path.name for path in (images[part] / 'train').iterdir()) for part in images}
+    most = len(classes['source']) * (sizes['source_images'] or config.batch_size)
+    first = _config_of(values, config, images, 'source', batch_size=min(config.batch_size, most))
+    print('source:', flush=True)
+    source = _train_net(first)
+    if source['failed']:
+        raise UserError(f'the first net failed: {source["failed"]}; pass another --seed and --output_dir')
+    nets = _train_others(values, config, sizes, images, first.machine.model_dir)
     print(table(source, nets, classes, sizes))
     result = {'settings': settings, 'classes': classes, 'source': source, 'nets': nets}
     runs.finish(output_dir, 'transfer', result, lambda figures: [])
 
 
 def link_pictures(folder, target, sizes, seed):
-    """Make folders of links to the pictures of each half of the classes; return {'source', 'target': folder}.
+    """Make folders of links to the images of each half of the classes; return {'source', 'target': folder}.
 
     Args:
-        folder: of all pictures, see image_folder.
+        folder: of all images, see image_folder.
         target: the folders become target/source and target/target, each with train/CLASS and test/CLASS.
         sizes: see QUICK.
         seed: of the choice, and of the split where the folder has none.
 
     Raises:
-        UserError: fewer than four classes, or not enough pictures.
+        UserError: fewer than four classes, or not enough images.
     """
     import numpy as np
 
@@ -141,15 +138,14 @@ def link_pictures(folder, target, sizes, seed):
     part_folder = target.with_name('part.pictures')
     shutil.rmtree(part_folder, ignore_errors=True)
     for label, name in enumerate(classes):
-        is_source = label < len(classes) // 2
-        part, limit = ('source', 'source_images') if is_source else ('target', 'images_per_class')
-        limit = sizes[limit]
+        part = 'source' if label < len(classes) // 2 else 'target'
+        limit = sizes['source_images' if part == 'source' else 'images_per_class']
         for split in ('train', 'test'):
             paths = [path for path, of in files[split] if of == label]
             if split == 'train' and limit:
                 if limit > len(paths):
                     raise UserError(
-                        f"class '{name}' in '{folder}' has {len(paths)} training pictures, not {limit}; "
+                        f"class '{name}' in '{folder}' has {len(paths)} training images, not {limit}; "
                         'lower --images_per_class or --source_images'
                     )
                 paths = [paths[i] for i in np.random.default_rng([seed, label]).permutation(len(paths))[:limit]]
@@ -160,36 +156,26 @@ def link_pictures(folder, target, sizes, seed):
     return parts
 
 
-def _train(values, config, sizes, pictures, output_dir):
-    """Return the result of the first net, and {way: result} of the others."""
+def _config_of(values, config, images, name, part='source', **fields):
+    """Return the TrainConfig of the net `name` that is trained on one part of the images."""
+    config = dataclasses.replace(config, dataset=f'folder:{images[part]}', **fields)
+    return config.with_machine(model_dir=f'{values.output_dir}/runs/{name}')
+
+
+def _train_others(values, config, sizes, images, first_dir):
+    """Return {way: result of _train_net} of the nets that learn the other classes."""
     from official_resnet.training import transfer
 
-    num_source = len(os.listdir(pictures['source'] / 'train'))
-    first = dataclasses.replace(
-        config,
-        dataset=f'folder:{pictures["source"]}',
-        batch_size=min(config.batch_size, num_source * (sizes['source_images'] or config.batch_size)),
-    ).with_machine(model_dir=str(output_dir / 'runs' / 'source'))
-    print('source:', flush=True)
-    source = _train_net(first)
-    if source['failed']:
-        raise UserError(f'the first net failed: {source["failed"]}; pass another --seed and --output_dir')
-    pretrained = transfer.describe(first.machine.model_dir)
+    pretrained = transfer.describe(first_dir)
     nets = {}
     for name in (name for name in WAYS if name in values.ways):
         way = WAYS[name]
         print(f'{name}, {len(nets) + 1} of {len(set(values.ways))}:', flush=True)
-        other = dataclasses.replace(
-            config,
-            dataset=f'folder:{pictures["target"]}',
-            train_epochs=way.epochs * sizes['train_epochs'],
-            batch_size=values.batch_size,
-            base_learning_rate=way.rate,
-            pretrained=first.machine.model_dir if way.is_pretrained else None,
-            **way.fields,
-        ).with_machine(model_dir=str(output_dir / 'runs' / name))
+        fields = {'train_epochs': way.epochs * sizes['train_epochs'], 'batch_size': values.batch_size}
+        fields |= {'base_learning_rate': way.rate, 'pretrained': first_dir if way.is_pretrained else None}
+        other = _config_of(values, config, images, name, 'target', **fields, **way.fields)
         nets[name] = _train_net(transfer.adopt(other, pretrained) if way.is_pretrained else other)
-    return source, nets
+    return nets
 
 
 def _train_net(config):
@@ -203,18 +189,11 @@ def _train_net(config):
 
 
 def table(source, nets, classes, sizes):
-    """Return the results as a Markdown table.
-
-    Args:
-        source: result of the first net.
-        nets: {a name in WAYS: result}.
-        classes: {'source', 'target': names}.
-        sizes: see QUICK.
-    """
+    """Return the results of _train_net as a Markdown table; `classes` are {'source', 'target': names}."""
     lines = [
         f'First net: {", ".join(classes["source"])}; test accuracy {_accuracy(source)}, '
         f'{source["train_seconds"]:.0f} s.',
-        f'Then {", ".join(classes["target"])}: {sizes["images_per_class"]} training pictures each (n = 1).',
+        f'Then {", ".join(classes["target"])}: {sizes["images_per_class"]} training images each (n = 1).',
         '',
         '| what is trained | parameters | epochs | test accuracy | time |',
         '|---|---|---|---|---|',
@@ -228,10 +207,6 @@ def table(source, nets, classes, sizes):
 
 def _accuracy(net):
     return 'failed' if net['failed'] else f'{100 - net["final"]["test_error"]:.2f} %'
-
-
-def _default_text(name):
-    return ', with --quick '.join('all' if sizes[name] is None else str(sizes[name]) for sizes in (FULL, QUICK))
 
 
 if __name__ == '__main__':
