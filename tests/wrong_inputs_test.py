@@ -268,13 +268,13 @@ def _rows_of_other_programs():
     yield predict, ['--labels={absent}'], "'{absent}': No such file or directory; pass a file with the name of a cla"
     yield predict, ['--explain', '--explain_class=-1'], "'-1' is no class of the net; pass its number, 0..2, or its n"
     yield predict, ['--explain_class=1'], '--explain_class belongs to --explain; pass that, too'
-    yield predict, ['--explain', '--output_dir={text}'], "cannot make output_dir '{text}'.*; pass another --output_dir"
+    yield predict, ['--explain', '--output_dir={text}'], "cannot write output_dir '{text}'.* pass another --output_dir"
     yield 'speed', [], "image_folder '{empty}' has no JPEG file .*; pass another"
     yield 'speed', ['--image_folder='], 'measure=jpeg needs images; pass --image_folder'
     yield 'speed', ['--image_folder={text}'], "image_folder '{text}' is no folder; pass one of JPEG files"
     yield 'speed', ['--resnet_size=33'], 'resnet_size=33: must be 6n.2'
     yield 'speed', ['--output_json={absent}/x'], '{absent}/x. is no file in a folder that is there; pass anoth'
-    yield EXPERIMENTS, ['--output_dir={text}'], "cannot make output_dir '{text}': File exists; pass another --output_"
+    yield EXPERIMENTS, ['--output_dir={text}'], "cannot write output_dir '{text}': File exists; .* pass another --outp"
     yield EXPERIMENTS, ['--output_dir={other_experiment}'], 'runs|holds an experiment with .*; pass the same flags or'
     yield EXPERIMENTS, ['--output_dir={bad_experiment}'], "settings.json' is damaged.*; delete it and run the same c"
     yield ('degradation_main', 'gradient_flow_main'), ['--depths=20,²0'], r"'²0'\]: must be a comma list of numbers"
@@ -285,9 +285,9 @@ def _rows_of_other_programs():
     yield 'gradient_flow_main', ['--activations=tanh'], "'tanh'.*must be a comma list of sigmoid, relu"
     yield 'transfer_main', ['--image_folder={absent}'], "image_folder '{absent}' is no folder; pass one that has"
     yield 'transfer_main', ['--image_folder={one}'], "has one class only, 'cat'; add a subfolder for another"
-    yield 'transfer_main', ['--images_per_class=99'], 'pictures, not 99; lower --images_per_class or --source_images'
-    yield 'transfer_main', ['--source_images=99'], 'pictures, not 99; lower --images_per_class or --source_images'
-    yield 'transfer_main', ['--output_dir={text}'], "cannot make output_dir '{text}': File exists; pass another"
+    yield 'transfer_main', ['--images_per_class=99'], 'images, not 99; lower --images_per_class or --source_images'
+    yield 'transfer_main', ['--source_images=99'], 'images, not 99; lower --images_per_class or --source_images'
+    yield 'transfer_main', ['--output_dir={text}'], "cannot write output_dir '{text}': File exists; .* pass another"
     yield 'transfer_main', ['--ways=all,none'], 'must be a comma list of scratch, all, all_slow'
     yield 'transfer_main', ['-rs=21'], r'resnet_size=21 is not 6n\+2; the nearest are 20 and 26'
 

@@ -1,9 +1,9 @@
 """What each network consists of and costs: 1512.03385 Table 1; see resnet_variants, which prints it."""
 
 import itertools
+import math
 
 import keras
-import numpy as np
 
 from official_resnet import resnet_model, resnet_variants
 from official_resnet.errors import UserError
@@ -18,7 +18,7 @@ def main(argv=()):
     names = list(argv) or list(resnet_variants.VARIANTS)
     for name in names:
         if name not in resnet_variants.VARIANTS:
-            raise UserError(f'variant={name!r} is none of {", ".join(resnet_variants.VARIANTS)}')
+            raise UserError(f'variant={name!r} must be one of {", ".join(resnet_variants.VARIANTS)}')
     for columns in in_tables(names):
         print(format_table(columns) + '\n', flush=True)
 
@@ -42,7 +42,7 @@ def describe(name):
         model = resnet_model.resnet(spec, NUM_CLASSES[spec.stem], shape)
 
     def label(part):
-        *_, last = (layer for layer in model.layers if layer.name.startswith(part))
+        last = [layer for layer in model.layers if layer.name.startswith(part)][-1]
         return f'{part.removesuffix("_")} {last.output.shape[1]}x{last.output.shape[2]}'
 
     stem = []
@@ -51,17 +51,16 @@ def describe(name):
             (side, _), (stride, _) = layer.kernel_size, layer.strides
             stem.append(f'{side}x{side}, {layer.filters}' + (f', /{stride}' if stride > 1 else ''))
     stem += ['3x3 max-pool, /2' for layer in model.layers if layer.name == 'stem_pool']
-    rows = {f'images {shape[0]}x{shape[1]}x{shape[2]}': [''], label('stem'): stem}
+    rows = {'images ' + 'x'.join(map(str, shape)): [''], label('stem'): stem}
     for i, num_blocks in enumerate(spec.group_blocks):
-        convs = resnet_model.block_convolutions(spec, spec.filters * 2**i, 1)
         lines = [
             f'[{kernel}x{kernel}, {filters}' + (f', C={groups}]' if groups > 1 else ']')
-            for filters, kernel, _, groups in convs
+            for filters, kernel, _, groups in resnet_model.block_convolutions(spec, spec.filters * 2**i, 1)
         ]
         lines[len(lines) // 2] += f' x{num_blocks}'
         rows[label(f'group{i + 1}_')] = lines
-    rows['head'] = [f'mean, {NUM_CLASSES[spec.stem]} logits']
     return rows | {
+        'head': [f'mean, {NUM_CLASSES[spec.stem]} logits'],
         'parameters': [f'{count_parameters(model):,}'],
         'blocks': [str(sum(spec.group_blocks))],
         'multiply-adds': [f'{count_multiply_adds(model) / 1e6:,.0f} M'],
@@ -70,29 +69,25 @@ def describe(name):
 
 def format_table(columns):
     """Return the text of a table from a list of (name, rows of describe)."""
-    lines = [''.ljust(LABEL_WIDTH) + ''.join(name.ljust(WIDTH) for name, _ in columns)]
+    lines = [['', *(name for name, _ in columns)]]
     for label in columns[0][1]:
-        for i in range(max(len(rows[label]) for _, rows in columns)):
-            cells = [rows[label][i] if i < len(rows[label]) else '' for _, rows in columns]
-            lines.append((label if i == 0 else '').ljust(LABEL_WIDTH) + ''.join(cell.ljust(WIDTH) for cell in cells))
-    return '\n'.join(line.rstrip() for line in lines)
+        lines += itertools.zip_longest([label], *(rows[label] for _, rows in columns), fillvalue='')
+    widths = [LABEL_WIDTH] + [WIDTH] * len(columns)
+    return '\n'.join(''.join(map(str.ljust, cells, widths)).rstrip() for cells in lines)
 
 
 def count_parameters(model):
     """Return the trainable parameters: BN scale and offset counted, moving statistics not."""
-    return sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
+    return sum(math.prod(variable.shape) for variable in model.trainable_variables)
 
 
 def count_multiply_adds(model):
     """Return the multiplications of an image through the convolutions and the last layer, as the papers count.
 
-    Args:
-        model: a network of fixed image size.
+    The image size of the model is fixed.
     """
     total = 0
     for layer in model.layers:
-        if isinstance(layer, keras.layers.Conv2D):
-            total += int(np.prod(layer.kernel.shape)) * int(np.prod(layer.output.shape[1:3]))
-        elif isinstance(layer, keras.layers.Dense):
-            total += int(np.prod(layer.kernel.shape))
+        if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
+            total += math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:-1])  # of a dense layer 1 place
     return total

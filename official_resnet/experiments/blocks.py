@@ -28,23 +28,14 @@ from official_resnet.resnet_model import (
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What an experiment changes of the block of version 1.
+    """What an experiment changes of the block of version 1; g is a sigmoid of a 1x1 convolution of the shortcut."""
 
-    Attributes:
-        order: where batch norm, ReLU and the addition stand, a key of ORDERS.
-        shortcut_scale, residual_scale: constants by which the two branches are multiplied (Fig. 2b).
-        gate: 'exclusive' is (1 - g) x + g F(x) (Fig. 2c), 'shortcut_only' is (1 - g) x + F(x) (Fig. 2d), where g is
-            a sigmoid of a 1x1 convolution of the shortcut.
-        gate_bias: what the bias of that convolution starts at.
-        shortcut_dropout: rate of dropout on the shortcut (Fig. 2f).
-    """
-
-    order: str = 'original'
-    shortcut_scale: float = 1.0
+    order: str = 'original'  # where batch norm, ReLU and the addition stand, a key of ORDERS
+    shortcut_scale: float = 1.0  # constants by which the two branches are multiplied (Fig. 2b)
     residual_scale: float = 1.0
-    gate: str | None = None
-    gate_bias: float = 0.0
-    shortcut_dropout: float = 0.0
+    gate: str | None = None  # 'exclusive': (1 - g) x + g F(x) (Fig. 2c); 'shortcut_only': (1 - g) x + F(x) (Fig. 2d)
+    gate_bias: float = 0.0  # what the bias of that convolution starts at
+    shortcut_dropout: float = 0.0  # rate of dropout on the shortcut (Fig. 2f)
 
     def __post_init__(self):
         if self.order not in ORDERS:
@@ -85,17 +76,40 @@ def make_block(experiment: dict[str, Any]) -> Callable[..., Tensor]:
                 f'the experiment {experiment} is about blocks of version 1 with a shortcut; pass a spec without '
                 'se_reduction, zero_gamma, stochastic_depth and output_stride'
             )
-        convs = block_convolutions(spec, filters, stride)
-        return ORDERS[trial.order](x, spec, convs, stride, name, is_first, trial)
+        convs, first_bn, preactivated = block_convolutions(spec, filters, stride), 1, x
+        if trial.order == 'relu_only_preactivation':
+            x, preactivated, first_bn = *_preactivate(x, spec, name), 2
+        shortcut = shortcut_of(x, spec, convs[-1].filters, stride, name, is_first=is_first, preactivated=preactivated)
+        residual = preactivated
+        for i, conv in enumerate(convs):
+            if i:
+                residual = batch_norm(residual, spec, f'{name}_bn{i + first_bn - 1}')
+                residual = activation(residual, spec, f'{name}_relu{i + first_bn - 1}')
+            residual = convolution(residual, spec, conv, f'{name}_conv{i + 1}')
+        return ORDERS[trial.order](residual, shortcut, spec, name, len(convs), trial)
 
     return block
 
 
-def _original(x, spec, convs, stride, name, is_first, trial):
+def _preactivate(x, spec, name):
+    """Return the input of a block and its ReLU, with which F begins (Fig. 4d).
+
+    What the stem lacks, its batch norm, the first block of the network has. A spec with stem_bn=False says so, and a
+    stem without a pool.
+    """
+    if spec.stem_bn is not False or spec.stem not in ('cifar', 'mnist'):
+        raise UserError(f"order='relu_only_preactivation' needs stem_bn=False, not {spec.stem_bn}, and stem='cifar'")
+    if name == 'group1_block1':
+        x = batch_norm(x, spec, 'stem_bn')
+    return x, activation(x, spec, f'{name}_relu1')
+
+
+# What follows the last convolution of F, of the orders below; `number` is that convolution's.
+
+
+def _original(residual, shortcut, spec, name, number, trial):
     """Return ReLU(F(x) + shortcut(x)) with the branches scaled, gated or dropped (Fig. 2)."""
-    shortcut = shortcut_of(x, spec, convs[-1].filters, stride, name, is_first=is_first)
-    residual = _weights(x, spec, convs, name)
-    residual = batch_norm(residual, spec, f'{name}_bn{len(convs)}')
+    residual = batch_norm(residual, spec, f'{name}_bn{number}')
     if trial.gate:
         gate = keras.layers.Conv2D(
             residual.shape[-1],
@@ -120,38 +134,23 @@ def _original(x, spec, convs, stride, name, is_first, trial):
     return activation(y, spec, f'{name}_out')
 
 
-def _bn_after_addition(x, spec, convs, stride, name, is_first, trial):
+def _bn_after_addition(residual, shortcut, spec, name, number, trial):
     """Return ReLU(BN(F(x) + shortcut(x))), where F ends with a convolution (Fig. 4b)."""
-    shortcut = shortcut_of(x, spec, convs[-1].filters, stride, name, is_first=is_first)
-    residual = _weights(x, spec, convs, name)
     y = keras.layers.Add(name=f'{name}_add')([residual, shortcut])
-    y = batch_norm(y, spec, f'{name}_bn{len(convs) + 1}')
+    y = batch_norm(y, spec, f'{name}_bn{number + 1}')
     return activation(y, spec, f'{name}_out')
 
 
-def _relu_before_addition(x, spec, convs, stride, name, is_first, trial):
+def _relu_before_addition(residual, shortcut, spec, name, number, trial):
     """Return F(x) + shortcut(x), where F ends with a ReLU and so is never negative (Fig. 4c)."""
-    shortcut = shortcut_of(x, spec, convs[-1].filters, stride, name, is_first=is_first)
-    residual = _weights(x, spec, convs, name)
-    residual = batch_norm(residual, spec, f'{name}_bn{len(convs)}')
-    residual = activation(residual, spec, f'{name}_relu{len(convs)}')
+    residual = batch_norm(residual, spec, f'{name}_bn{number}')
+    residual = activation(residual, spec, f'{name}_relu{number}')
     return keras.layers.Add(name=f'{name}_out')([residual, shortcut])
 
 
-def _relu_only_preactivation(x, spec, convs, stride, name, is_first, trial):
-    """Return F(x) + shortcut(x), where F begins with a ReLU and ends with a batch norm (Fig. 4d).
-
-    What the stem lacks, its batch norm, the first block of the network has; a ReLU follows the last block's addition
-    (Appendix). A spec with stem_bn=False says so, and a stem without a pool.
-    """
-    if spec.stem_bn is not False or spec.stem not in ('cifar', 'mnist'):
-        raise UserError(f"order='relu_only_preactivation' needs stem_bn=False, not {spec.stem_bn}, and stem='cifar'")
-    if name == 'group1_block1':
-        x = batch_norm(x, spec, 'stem_bn')
-    preactivated = activation(x, spec, f'{name}_relu1')
-    shortcut = shortcut_of(x, spec, convs[-1].filters, stride, name, is_first=is_first, preactivated=preactivated)
-    residual = _weights(preactivated, spec, convs, name, first_bn=2)
-    residual = batch_norm(residual, spec, f'{name}_bn{len(convs) + 1}')
+def _relu_only_preactivation(residual, shortcut, spec, name, number, trial):
+    """Return F(x) + shortcut(x), where F ends with a batch norm; ReLU follows the last block's addition (Appendix)."""
+    residual = batch_norm(residual, spec, f'{name}_bn{number + 1}')
     y = keras.layers.Add(name=f'{name}_out')([residual, shortcut])
     is_last = name == f'group{len(spec.group_blocks)}_block{spec.group_blocks[-1]}'
     return activation(y, spec, 'head_relu') if is_last else y
@@ -163,13 +162,3 @@ ORDERS = {
     'relu_before_addition': _relu_before_addition,
     'relu_only_preactivation': _relu_only_preactivation,
 }
-
-
-def _weights(x, spec, convs, name, first_bn=1):
-    """Return x after the convolutions of F, with batch norm and ReLU between each two of them."""
-    *others, last = convs
-    for i, conv in enumerate(others):
-        x = convolution(x, spec, conv, f'{name}_conv{i + 1}')
-        x = batch_norm(x, spec, f'{name}_bn{i + first_bn}')
-        x = activation(x, spec, f'{name}_relu{i + first_bn}')
-    return convolution(x, spec, last, f'{name}_conv{len(others) + 1}')

@@ -13,7 +13,8 @@ arXiv:1603.05027 Fig. 4c, which that paper found to be worse). The first block o
 group's. For nets of the papers use resnet_model.
 """
 
-import dataclasses
+import collections
+import functools
 
 import keras
 
@@ -23,18 +24,11 @@ from official_resnet.experiments.architecture_table import count_parameters
 
 # Where the zero channels go, and the tutorial's BN: decay 0.999, epsilon 0.001.
 SPEC = resnet_spec.ResNetSpec(
-    group_blocks=(2, 2),
-    filters=16,
-    stem='mnist',
-    shortcut='A',
-    shortcut_padding='end',
-    bn_momentum=0.999,
-    bn_epsilon=1e-3,
+    (2, 2), filters=16, stem='mnist', shortcut='A', shortcut_padding='end', bn_momentum=0.999, bn_epsilon=1e-3
 )
 IMAGE_SHAPE = (28, 28, 1)  # float32, 0..1
-INIT_STDDEV = 0.1  # of every kernel, a normal distribution cut off at two of these; biases start at 0
-PROJECTION_STRIDE = 1
-PRINTED_PROJECTION_STRIDE = 2  # see block_as_printed
+# Of every kernel: a normal distribution of deviation 0.1, cut off at two of these; biases start at 0.
+INITIALIZER = functools.partial(keras.initializers.TruncatedNormal, 0.0, 0.1)
 
 # How its program trains the net; nothing here reads it. Not yet measured.
 TRAINING = {
@@ -43,9 +37,9 @@ TRAINING = {
     'epsilon': 1e-8,  # TensorFlow 1's default; Keras' is 1e-7
     'loss': 'softmax cross entropy, mean of the batch',
     'batch_size': 120,
-    'train_steps': 799,  # `step = 1; while step < 800`: 1.7 epochs of the 55,000 pictures that were its training set
+    'train_steps': 799,  # `step = 1; while step < 800`: 1.7 epochs of the 55,000 images that were its training set
     'test_images': 256,  # the first ones of the test set, every 10 steps, the only test
-    # Hard-wired, an error: the test, too, normalises by its own batch, so that a picture's class depends on those
+    # Hard-wired, an error: the test, too, normalises by its own batch, so that an image's class depends on those
     # beside it, and updates the moving averages, which nothing reads. model(images, training=True) does the same.
     # The averages come too late to serve: after 799 updates 0.999 ** 799 = 45 % of them is what they started from.
     'is_training': True,
@@ -67,7 +61,7 @@ def residual_block(x, out_channels, down_sample, projection=False):
     Raises:
         UserError: x is no feature map, or has more channels than out_channels and there is no projection.
     """
-    return _block(x, out_channels, down_sample, projection, _fresh_name())
+    return _block(x, out_channels, down_sample, projection)
 
 
 def block_as_printed(x, out_channels, down_sample, projection=False):
@@ -76,7 +70,7 @@ def block_as_printed(x, out_channels, down_sample, projection=False):
     Raises:
         UserError: as residual_block; and whenever there is a projection, unless x is pooled to a single pixel.
     """
-    return _block(x, out_channels, down_sample, projection, _fresh_name(), PRINTED_PROJECTION_STRIDE)
+    return _block(x, out_channels, down_sample, projection, projection_stride=2)
 
 
 def residual_group(name, x, num_block, out_channels):
@@ -95,9 +89,8 @@ def residual_group(name, x, num_block, out_channels):
     """
     if num_block < 1:
         raise UserError(f'num_block must greater than 1: group {name!r} was given {num_block}; pass 1 or more')
-    x = _block(x, out_channels, True, False, f'{name}_head')
-    for i in range(1, num_block):
-        x = _block(x, out_channels, False, False, f'{name}_{i}')
+    for i in range(num_block):
+        x = _block(x, out_channels, i == 0, False, f'{name}_{i or "head"}')
     return x
 
 
@@ -112,28 +105,14 @@ def tutorial_net(num_classes=10):
         x = residual_group(f'conv{i + 2}', x, num_block, SPEC.filters * 2**i)
     x = _max_pool(x, 'pool')  # -> [4, 4, 32], the last row and column being pools of 2x1, 1x2 and 1x1
     x = keras.layers.Flatten(data_format=layers.NHWC, name='flatten')(x)  # -> [512]
-    logits = keras.layers.Dense(num_classes, kernel_initializer=_initializer(), dtype='float32', name='logits')(x)
+    logits = keras.layers.Dense(num_classes, kernel_initializer=INITIALIZER(), dtype='float32', name='logits')(x)
     return keras.Model(images, logits, name='tutorial_net')
 
 
-@dataclasses.dataclass(frozen=True)
-class BlockComparison:
-    """Convolution weights, without biases and BN, of blocks between `channels` and `channels` channels."""
-
-    channels: int
-    basic: int  # two 3x3 convolutions
-    bottleneck: int  # 1x1, 3x3, 1x1, the inner ones of a quarter of the channels
-    inner_basic: int  # two 3x3 convolutions of that quarter
-
-    @property
-    def ratio(self):
-        """How many times the weights of the bottleneck the basic block has, at equal outer channels."""
-        return self.basic / self.bottleneck
-
-    @property
-    def inner_ratio(self):
-        """The bottleneck's share of the weights of a basic block as narrow as its inside."""
-        return self.bottleneck / self.inner_basic
+# Convolution weights, without biases and BN, of blocks between `channels` and `channels` channels: `basic` of two 3x3
+# convolutions; `bottleneck` of 1x1, 3x3, 1x1, the inner ones of a quarter of the channels, and `ratio` times as many in
+# the basic block; `inner_basic` of a basic block of that quarter, of which the bottleneck has `inner_ratio`.
+BlockComparison = collections.namedtuple('BlockComparison', 'channels basic bottleneck ratio inner_basic inner_ratio')
 
 
 def compare_blocks(channels=256):
@@ -159,12 +138,9 @@ def compare_blocks(channels=256):
     if channels < expansion or channels % expansion:
         raise UserError(f'channels={channels}: pass a multiple of {expansion}, which a bottleneck can divide')
     inner = channels // expansion
-    return BlockComparison(
-        channels,
-        basic=_num_weights('basic', channels, channels),
-        bottleneck=_num_weights('bottleneck', inner, channels),
-        inner_basic=_num_weights('basic', inner, inner),
-    )
+    basic, inner_basic = (_num_weights('basic', count, count) for count in (channels, inner))
+    bottleneck = _num_weights('bottleneck', inner, channels)
+    return BlockComparison(channels, basic, bottleneck, basic / bottleneck, inner_basic, bottleneck / inner_basic)
 
 
 def _num_weights(block, filters, in_channels):
@@ -175,7 +151,8 @@ def _num_weights(block, filters, in_channels):
     return weights
 
 
-def _block(x, out_channels, down_sample, projection, name, projection_stride=PROJECTION_STRIDE):
+def _block(x, out_channels, down_sample, projection, name=None, projection_stride=1):
+    name = name or f'residual_block{keras.backend.get_uid("residual_block")}'
     if len(x.shape) != 4 or x.shape[-1] is None:
         raise UserError(f'{name}: x of shape {tuple(x.shape)} is no feature map; pass [n, h, w, channels]')
     if down_sample:
@@ -184,41 +161,28 @@ def _block(x, out_channels, down_sample, projection, name, projection_stride=PRO
     if in_channels != out_channels and projection:
         shortcut = _conv(x, out_channels, 1, f'{name}_shortcut_conv', projection_stride, has_bias=True)
     elif in_channels > out_channels:
-        raise UserError(
-            f'{name}: zero padding cannot reduce {in_channels} channels to {out_channels}; '
-            'residual_block(..., projection=True) can'
-        )
+        reduced = f'{in_channels} channels to {out_channels}'
+        raise UserError(f'{name}: zero padding cannot reduce {reduced}; residual_block(..., projection=True) can')
     elif in_channels < out_channels:
         shortcut = resnet_model.pad_channels(x, SPEC, out_channels - in_channels, f'{name}_shortcut_pad')
-    for i, (filters, kernel, stride, _) in enumerate(resnet_model.block_convolutions(SPEC, out_channels, 1), start=1):
-        x = _conv(x, filters, kernel, f'{name}_conv{i}', stride)
+    for i in (1, 2):
+        x = _conv(x, out_channels, 3, f'{name}_conv{i}')
         x = resnet_model.batch_norm(x, SPEC, f'{name}_bn{i}')
         x = resnet_model.activation(x, SPEC, f'{name}_relu{i}')
-    if x.shape[1:] != shortcut.shape[1:]:
-        raise UserError(
-            f'{name}: F of shape {tuple(x.shape[1:])} and a shortcut of shape '
-            f'{tuple(shortcut.shape[1:])} cannot be added'
-        )
+    shapes = [tuple(tensor.shape[1:]) for tensor in (x, shortcut)]
+    if shapes[0] != shapes[1]:
+        raise UserError(f'{name}: F of shape {shapes[0]} and a shortcut of shape {shapes[1]} cannot be added')
     return keras.layers.Add(name=f'{name}_out')([x, shortcut])
 
 
 def _conv(x, filters, kernel, name, stride=1, has_bias=False):
     # Not resnet_model's: another initial distribution, and a ReLU wherever there is a bias in place of a BN.
-    options = {'use_bias': True, 'activation': 'relu'} if has_bias else {'use_bias': False}
-    options |= {'data_format': layers.NHWC, 'kernel_initializer': _initializer()}
-    return keras.layers.Conv2D(filters, kernel, stride, 'same', **options, name=name)(x)
+    options = {'use_bias': has_bias, 'activation': 'relu' if has_bias else None, 'kernel_initializer': INITIALIZER()}
+    return keras.layers.Conv2D(filters, kernel, stride, 'same', data_format=layers.NHWC, **options, name=name)(x)
 
 
 def _max_pool(x, name):
     return keras.layers.MaxPooling2D(2, 2, 'same', data_format=layers.NHWC, name=name)(x)
-
-
-def _initializer():
-    return keras.initializers.TruncatedNormal(0.0, INIT_STDDEV)
-
-
-def _fresh_name():
-    return f'residual_block{keras.backend.get_uid("residual_block")}'
 
 
 def main():
