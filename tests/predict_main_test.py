@@ -192,7 +192,7 @@ def test_mistakes_are_one_line(call, model_dir, pictures, tmp_path):
         ([*model], 'no pictures'),
         ([*model, 'http://a.b/c.jpg'], 'network'),
         (['--model', tmp_path, picture], 'has no model.keras'),
-        (['--model', tmp_path / 'bare.keras', picture], 'there is no card'),
+        (['--model', tmp_path / 'bare.keras', picture], "bare.card.json' does not exist"),
         (['--model', tmp_path / 'broken.keras', picture], 'cannot load'),
         (['--model', picture, picture], 'no .keras file'),
         ([*model, picture, '--labels', tmp_path / 'two.txt'], '2 lines, the net 3 classes'),

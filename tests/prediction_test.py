@@ -113,7 +113,7 @@ def test_export_of_bytes(tmp_path, input_size, resize):
 @pytest.mark.parametrize('shape', [(8, 8, 1), (9, 9, 3)])
 def test_bytes_for_a_net_of_other_pictures(tmp_path, shape):
     model = resnet_model.resnet(SPEC, 3, shape)
-    with pytest.raises(UserError, match=r'^the net takes pictures \(.*\), not \(8, 8, 3\), [^\n]*; export it without'):
+    with pytest.raises(UserError, match=r'^the net takes images \(.*\), not \(8, 8, 3\), [^\n]*; export it without'):
         export.export(model, 'none', None, tmp_path, PICTURES, Views(test_size=8))
     assert not list(tmp_path.iterdir())
 
@@ -419,7 +419,7 @@ def test_each_other_field_is_checked(tmp_path, field, value):
         (b'\xff', 'is no JSON'),
         (b'[' * 100000, 'is no JSON'),
         (b'[]', 'no JSON object'),
-        (None, 'no card'),
+        (None, 'does not exist'),
     ],
 )
 def test_a_damaged_card(tmp_path, content, message):

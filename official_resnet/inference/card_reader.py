@@ -5,20 +5,11 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable
 
-from official_resnet import resnet_spec
+from official_resnet import files, resnet_spec
 from official_resnet.errors import UserError
-from official_resnet.inference.model_card import (
-    MAX_CLASSES,
-    NORMALIZATION,
-    REMEDY,
-    SIDES,
-    get_field,
-    is_side,
-    own_input,
-    resize_from,
-)
+from official_resnet.inference import model_card
+from official_resnet.inference.model_card import REMEDY
 from official_resnet.inputs import datasets, other_datasets
 from official_resnet.inputs.affine import affine_name
 
@@ -27,26 +18,16 @@ _TABLES = {'imagenet1000': 1000, 'imagenet1001': 1001, 'cifar10': 10, 'unknown':
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """What a converted net is fed: an image in RGB and 0..255 in another order, times `scale`, less `mean`, by `std`.
+    """What a converted net is fed: RGB in 0..255 in another order, times `scale`, less `mean`, by `std`."""
 
-    Attributes:
-        channels: 'RGB' or 'BGR', the order of `mean`, `std` and the net's input.
-        scale: of values in 0..255, as 1 or 1/255.
-        mean, std: a number a channel, after `scale`.
-        size: height and width, pixels, of the published evaluation.
-        resize: shorter side before the central crop of `size`; None resizes the whole image to `size`.
-        interpolation: 'bilinear' or 'bicubic'.
-        normalization: a name in NORMALIZATIONS, in place of channels, scale, mean and std where they cannot say it.
-    """
-
-    channels: str = 'RGB'
-    scale: float = 1.0
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    channels: str = 'RGB'  # or 'BGR', the order of `mean`, `std` and the net's input
+    scale: float = 1.0  # of values in 0..255, as 1 or 1/255
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)  # a number a channel, after `scale`; so is `std`
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
-    size: int = 224
-    resize: int | None = 256
-    interpolation: str = 'bilinear'
-    normalization: str | None = None
+    size: int = 224  # height and width, pixels, of the published evaluation
+    resize: int | None = 256  # shorter side before the central crop of `size`; None resizes the whole image to `size`
+    interpolation: str = 'bilinear'  # or 'bicubic'
+    normalization: str | None = None  # a name in NORMALIZATIONS, where channels, scale, mean and std cannot say it
 
     @property
     def name(self) -> str:
@@ -56,33 +37,21 @@ class Input:
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What a net makes of pictures, and what its outputs mean.
-
-    Attributes:
-        spec: ResNetSpec.
-        num_classes: outputs.
-        names: of the classes, in their order; ids: WordNet's, or None for each.
-        normalization: a name in NORMALIZATIONS.
-        num_channels: 3, or 1 for grey.
-        size: (h, w) of what is cut out of a picture.
-        net_size: (h, w) of the net's input; zeros fill the rest.
-        resize: 'cover' cuts the largest middle of the shape of `size` and resizes it; 'squash' resizes the whole;
-            a number resizes the shorter side to it, then cuts `size` out of the middle.
-        interpolation: 'bilinear' or 'bicubic', antialiased.
-        experiment: what a block function of its own changes of the net; None if it has none.
-    """
+    """What a net makes of images, and what its outputs mean."""
 
     spec: resnet_spec.ResNetSpec
-    num_classes: int
-    names: tuple
-    ids: tuple
-    normalization: str
-    num_channels: int
-    size: tuple
-    net_size: tuple
+    num_classes: int  # outputs
+    names: tuple[str, ...]  # of the classes, in their order
+    ids: tuple[str | None, ...]  # WordNet's, or None for each
+    normalization: str  # a name in NORMALIZATIONS
+    num_channels: int  # 3, or 1 for grey
+    size: tuple[int, int]  # (h, w) of what is cut out of an image
+    net_size: tuple[int, int]  # (h, w) of the net's input; zeros fill the rest
+    # 'cover' cuts the largest middle of the shape of `size` and resizes it; 'squash' resizes the whole; a number
+    # resizes the shorter side to it, then cuts `size` out of the middle.
     resize: int | str = 'cover'
-    interpolation: str = 'bilinear'
-    experiment: dict | None = None
+    interpolation: str = 'bilinear'  # or 'bicubic', antialiased
+    experiment: dict | None = None  # what a block function of its own changes of the net
 
 
 def read_card(path: str | os.PathLike) -> Card:
@@ -92,29 +61,27 @@ def read_card(path: str | os.PathLike) -> Card:
         UserError: it is missing or damaged; says where.
     """
     path = pathlib.Path(path)
+    with files.read_errors(path, f'only this card says what images the net wants; {REMEDY}'):
+        text = path.read_bytes()
     try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise UserError(
-            f'there is no card {path}, and without it nobody knows what images the net wants; {REMEDY}'
-        ) from None
-    except OSError as error:
-        raise UserError(f'cannot read the card {path}: {error.strerror}; {REMEDY}') from error
+        content = json.loads(text)
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise UserError(f'the card {path} is no JSON object; {REMEDY}')
-    get = functools.partial(get_field, path, content)
-    num_classes = get('num_classes', lambda n: type(n) is int and 1 <= n <= MAX_CLASSES, f'1..{MAX_CLASSES}')
+    get = functools.partial(model_card.get_field, path, content)
+    num_classes = get(
+        'num_classes', lambda n: type(n) is int and 1 <= n <= model_card.MAX_CLASSES, f'1..{model_card.MAX_CLASSES}'
+    )
     words = f'at most {num_classes} names, or one of {", ".join(_TABLES)} that has {num_classes} classes'
     labels = get('labels', lambda labels: _are_labels(labels, num_classes), words)
     rows = [(None, name) for name in labels] if isinstance(labels, list) else _label_rows(labels)
     rows += [(None, f'class {i}') for i in range(len(rows), num_classes)]  # those beyond a list are called so
     ids, names = zip(*rows, strict=True)
     fed = get('input', lambda fed: isinstance(fed, dict), 'an object')
-    convention = _converted_input(get) if 'scale' in fed else own_input(get)
-    experiment = get('experiment', lambda value: value is None or isinstance(value, dict), 'an object', default=None)
-    spec = get('spec', *_ANYTHING)
+    convention = _converted_input(get) if 'scale' in fed else model_card.own_input(get)
+    experiment = get('experiment', lambda value: isinstance(value, dict), 'an object', is_optional=True)
+    spec = get('spec', lambda value: True, '')
     try:
         spec = resnet_spec.ResNetSpec.from_json(spec)
     except (TypeError, ValueError, AttributeError) as error:
@@ -139,13 +106,11 @@ def with_names(card: Card, path: str | os.PathLike) -> Card:
     return dataclasses.replace(card, names=names, ids=(None,) * len(names))
 
 
-def _converted_input(get: Callable) -> dict:
+def _converted_input(get):
     """Return fields of Card of a converted net; `get` is get_field of its card."""
     values = {name: get(f'input.{name}', *check) for name, check in _CONVERTED.items()}
-    values['resize'] = get('input.resize', *resize_from(values['size']))
-    if get('input.normalization', *_ANYTHING, default=None) is not None:
-        values['normalization'] = get('input.normalization', *NORMALIZATION)
-    fed = Input(**values)
+    values['resize'] = get('input.resize', *model_card.resize_from(values['size']))
+    fed = Input(**values, normalization=get('input.normalization', *model_card.NORMALIZATION, is_optional=True))
     return {
         'normalization': fed.name,
         'num_channels': 3,
@@ -171,13 +136,12 @@ def _are_numbers(values):
 
 
 # Fields of the input: which values are right, and how that is said.
-_ANYTHING = lambda value: True, ''
 _CONVERTED = {
     'channels': (('RGB', 'BGR').__contains__, "'RGB' or 'BGR'"),
     'scale': (lambda scale: _is_number(scale) and scale > 0, 'a number above 0'),
     'mean': (_are_numbers, 'three numbers'),
     'std': (lambda std: _are_numbers(std) and min(std) > 0, 'three numbers above 0'),
-    'size': (is_side, SIDES),
+    'size': (model_card.is_side, f'1..{model_card.MAX_SIZE}'),
     'interpolation': (('bilinear', 'bicubic').__contains__, "'bilinear' or 'bicubic'"),
 }
 

@@ -69,10 +69,8 @@ def export(model, normalization, image_shape, export_dir, examples, views=None):
     if views:
         image_shape, wanted = (views.test_size, views.test_size, 3), model.input_shape[1:]
         if not tf.TensorShape(wanted).is_compatible_with(image_shape):
-            raise UserError(
-                f'the net takes pictures {wanted}, not {image_shape}, which encoded ones become; export it without '
-                'their bytes, or with another size of the test picture'
-            )
+            remedy = 'export it without their bytes, or with another size of the test image'
+            raise UserError(f'the net takes images {wanted}, not {image_shape}, which encoded ones become; {remedy}')
     serving = Serving(model, normalization, image_shape, views)
     folder, stamp = pathlib.Path(export_dir), int(time.time())
     while (folder / str(stamp)).exists():
@@ -89,8 +87,6 @@ def export(model, normalization, image_shape, export_dir, examples, views=None):
     got = tf.saved_model.load(str(path)).signatures['serving_default'](**{spec.name: examples})
     difference = float(np.max(np.abs(expected - got['probabilities'].numpy())))
     if not difference <= TOLERANCE:
-        raise UserError(
-            f'the SavedModel {path} differs from the model by {difference:.2g} in probability, '
-            f'more than {TOLERANCE:g}; do not use it'
-        )
+        difference = f'{difference:.2g} in probability, more than {TOLERANCE:g}'
+        raise UserError(f'the SavedModel {path} differs from the model by {difference}; do not use it')
     return path

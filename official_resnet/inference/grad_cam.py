@@ -13,15 +13,15 @@ OPACITY = 0.65  # of the brightest colour
 
 
 def grad_cam(model, images, class_index=None):
-    """Return how much each place of each picture speaks for a class: float32 [n, h, w], 0..1.
+    """Return how much each place of each image speaks for a class: float32 [n, h, w], 0..1.
 
     The feature maps of the last group, weighted by the mean gradient of the class's logit with respect to each;
-    what is negative becomes 0, the largest value of a picture 1 (where anything speaks for the class at all).
+    what is negative becomes 0, the largest value of an image 1 (where anything speaks for the class at all).
 
     Args:
         model: a net of resnet_model, also one with its BN folded.
         images: as the net is fed them, float32 [n, h, w, c].
-        class_index: of the class, or one for each picture; None takes the likeliest of each.
+        class_index: of the class, or one for each image; None takes the likeliest of each.
 
     Raises:
         UserError: a class that the net does not have, or a net of other layers.
@@ -29,14 +29,11 @@ def grad_cam(model, images, class_index=None):
     images = tf.convert_to_tensor(images, tf.float32)
     try:
         outputs = resnet_model.features(model).output
-    except (ValueError, AttributeError) as error:  # no head_pool, no functional model
-        raise UserError(f'Grad-CAM needs the layers of resnet_model: {error}') from error
-    groups = [name for name in outputs if name.startswith('group')]
-    if not groups:
-        raise UserError('Grad-CAM needs the layers of resnet_model, and the net has no group1_block1_out')
-    last = outputs[max(groups, key=lambda name: int(name.removeprefix('group')))]
+        last = max(int(name.removeprefix('group')) for name in outputs if name.startswith('group'))
+    except (ValueError, AttributeError) as error:  # of features: no functional model; of max: no group
+        raise UserError('Grad-CAM needs the layers of resnet_model, from group1_block1_out to head_pool') from error
     with layers.deep_graph():
-        both = keras.Model(model.input, [last, model.output])
+        both = keras.Model(model.input, [outputs[f'group{last}'], model.output])
     num_classes = model.output_shape[-1]
     with tf.GradientTape() as tape:
         tape.watch(images)  # the weights may all be frozen
@@ -54,7 +51,7 @@ def grad_cam(model, images, class_index=None):
 
 
 def overlay(image, cam):
-    """Return a picture coloured by its map: uint8 [h, w, 3]; where the map is 0, the picture as it is.
+    """Return an image coloured by its map: uint8 [h, w, 3]; where the map is 0, the image as it is.
 
     Args:
         image: uint8 [h, w, 3], or [h, w, 1] for grey.

@@ -25,7 +25,6 @@ from official_resnet.inputs.normalization import NORMALIZATIONS
 MAX_SIZE = 4096  # of a net's input, pixels a side
 MAX_CLASSES = 1_000_000
 REMEDY = 'train or convert the net again, which writes one'
-SIDES = f'1..{MAX_SIZE}'
 
 
 def write_card(
@@ -55,11 +54,8 @@ def write_card(
     Raises:
         UserError: no card could say this; nothing was written.
     """
-    fed = {
-        'normalization': normalization,
-        'size': list(input_shape[:2]),
-        'channels': 'grey' if input_shape[2] == 1 else 'RGB',
-    }
+    channels = 'grey' if input_shape[2] == 1 else 'RGB'
+    fed = {'normalization': normalization, 'size': list(input_shape[:2]), 'channels': channels}
     if tuple(image_shape[:2]) != tuple(input_shape[:2]):
         fed['pad_from'] = list(image_shape[:2])
     if resize:
@@ -73,17 +69,19 @@ def write_card(
     files.write_text(path, json.dumps(content | others, indent=1) + '\n')
 
 
-def get_field(path: str | os.PathLike, content: dict, name: str, is_right: Callable, right: str, **optional):
-    """Return a field of a card, as 'input.size', for which is_right(value) holds; optional['default'] if it is missing.
+def get_field(path: str | os.PathLike, content: dict, name: str, is_right: Callable, right: str, is_optional=False):
+    """Return a field of a card, as 'input.size', for which is_right(value) holds; None of one that may be missing.
 
     Raises:
         UserError: there is none, or a wrong one; `right` says what would be right.
     """
     parent, _, key = name.rpartition('.')
     fields = content[parent] if parent else content
-    if key not in fields and not optional:
+    value = fields.get(key)
+    if value is None and is_optional:
+        return None
+    if key not in fields:
         raise UserError(f'the card {path} has no {name}; {REMEDY}')
-    value = fields.get(key, optional.get('default'))
     if not is_right(value):
         raise UserError(f'the card {path} has {name} {json.dumps(value):.60}, not {right}; {REMEDY}')
     return value
@@ -92,20 +90,15 @@ def get_field(path: str | os.PathLike, content: dict, name: str, is_right: Calla
 def own_input(get: Callable) -> dict:
     """Return the fields of card_reader.Card of a net of our own; `get` is get_field of its card."""
     channels = get('input.channels', ('RGB', 'grey').__contains__, "'RGB' or 'grey'")
-    net_size = get('input.size', _is_size, f'[height, width], each {SIDES}')
-    size = get(
-        'input.pad_from',
-        lambda size: size is None or _is_size(size) and all(map(operator.le, size, net_size)),
-        f'[height, width], at most {net_size}',
-        default=None,
-    )
-    size = size or net_size
+    net_size = get('input.size', _is_size, f'[height, width], each 1..{MAX_SIZE}')
+    is_inside = (lambda size: _is_size(size) and all(map(operator.le, size, net_size))), f'[h, w], at most {net_size}'
+    size = get('input.pad_from', *is_inside, is_optional=True) or net_size
     return {
         'normalization': get('input.normalization', *NORMALIZATION),
         'num_channels': 3 if channels == 'RGB' else 1,
         'size': tuple(size),
         'net_size': tuple(net_size),
-        'resize': get('input.resize', *resize_from(max(size)), default=None) or 'cover',
+        'resize': get('input.resize', *resize_from(max(size)), is_optional=True) or 'cover',
     }
 
 

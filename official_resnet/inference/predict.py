@@ -1,4 +1,4 @@
-"""Pictures -> names by a trained net and its card; SavedModel with the preprocessing inside; fast inference."""
+"""Images -> names by a trained net and its card."""
 
 import collections
 import pathlib
@@ -17,14 +17,14 @@ from official_resnet.inputs import augmentation
 from official_resnet.inputs.images import PREDICTION, decode
 from official_resnet.inputs.normalization import NORMALIZATIONS
 
-# One of the classes a picture may belong to; id is WordNet's ('n01440764'), or None.
+# One of the classes an image may belong to; id is WordNet's ('n01440764'), or None.
 Guess = collections.namedtuple('Guess', 'index name id probability')
 # What Keras raises for files that are cut short, changed, or something else.
 _DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError, zlib.error, BadZipFile)
 
 
 def load(path):
-    """Return (keras.Model of pictures [n, h, w, c], its Card) of a .keras file or of a training program's model_dir.
+    """Return (keras.Model of images [n, h, w, c], its Card) of a .keras file or of a training program's model_dir.
 
     Raises:
         UserError: there is no net or no card, one is damaged, or they do not belong together.
@@ -32,10 +32,8 @@ def load(path):
     path = pathlib.Path(path).expanduser()
     if path.is_dir():
         if not (path / 'model.keras').is_file():
-            raise UserError(
-                f"'{path}' has no model.keras, which the end of a training writes; let the training end, "
-                'or pass a .keras file'
-            )
+            remedy = 'which the end of a training writes; let the training end, or pass a .keras file'
+            raise UserError(f"'{path}' has no model.keras, {remedy}")
         path = path / 'model.keras'
     if path.suffix != '.keras' or not path.is_file():
         raise UserError(f"'{path}' is no .keras file and no model_dir; pass one of them")
@@ -50,23 +48,21 @@ def load(path):
     expected = [(None, *card.net_size, card.num_channels), (None, card.num_classes)]
     fit = (tf.TensorShape(want).is_compatible_with(shape) for want, shape in zip(expected, shapes, strict=False))
     if len(shapes) != 2 or not all(fit):
-        raise UserError(
-            f'{path} has inputs and outputs {shapes}, its card says {expected}: they do not belong '
-            f'together; {card_reader.REMEDY}'
-        )
+        said = f'inputs and outputs {shapes}, its card says {expected}'
+        raise UserError(f'{path} has {said}: they do not belong together; {card_reader.REMEDY}')
     return model, card
 
 
 def predict(model, card, pictures, top=5):
-    """Return the `top` likeliest classes of each picture: [[Guess, ...], ...].
+    """Return the `top` likeliest classes of each image: [[Guess, ...], ...].
 
     Args:
         model, card: from `load`; for `model` also what `compile_model` makes of it.
-        pictures: paths, PIL images, or arrays uint8 [h, w, c] or [h, w], of any size; all in one batch.
+        pictures: what `prepare` takes; all in one batch.
         top: as many as there are classes, if fewer.
 
     Raises:
-        UserError: a picture cannot be read, or the net gives no numbers.
+        UserError: an image cannot be read, or the net gives no numbers.
     """
     if not len(pictures):
         return []
@@ -74,13 +70,13 @@ def predict(model, card, pictures, top=5):
 
 
 def prepare(picture, card):
-    """Return a picture as the net is to see it before normalisation: uint8 [h, w, c] of card.size.
+    """Return an image as the net is to see it before normalisation: uint8 [h, w, c] of card.size.
 
     Turned as EXIF says; the first frame of an animation; transparency ignored; 16-bit grey by its upper byte: all as
     image_folder has it for training.
 
     Args:
-        picture: a path, a PIL image, or an array uint8 [h, w, c] or [h, w].
+        picture: a path, a PIL image, or an array uint8 [h, w, c] or [h, w], of any size.
         card: card_reader.Card.
 
     Raises:
@@ -97,19 +93,19 @@ def prepare(picture, card):
 
 
 def encoded_view(card):
-    """Return the function (encoded picture, string []) -> uint8 [h, w, c], a tensor, that is `prepare`."""
+    """Return the function (encoded image, string []) -> uint8 [h, w, c], a tensor, that is `prepare`."""
     return lambda picture: tf.ensure_shape(
         tf.numpy_function(lambda data: prepare(data, card), [picture], tf.uint8), [*card.size, card.num_channels]
     )
 
 
 def network_input(card, images):
-    """Return prepared pictures, uint8 [n, h, w, c], as the net is fed them: float32 [n, *card.net_size, c]."""
+    """Return prepared images, uint8 [n, h, w, c], as the net is fed them: float32 [n, *card.net_size, c]."""
     return NORMALIZATIONS[card.normalization](augmentation.pad_to(tf.constant(images), *card.net_size))
 
 
 def probabilities(model, card, images):
-    """Return float32 [n, num_classes] of prepared pictures, uint8 [n, h, w, c].
+    """Return float32 [n, num_classes] of prepared images, uint8 [n, h, w, c].
 
     Raises:
         UserError: the net gives no finite numbers.
@@ -122,16 +118,17 @@ def probabilities(model, card, images):
 
 def guesses(card, rows, top=5):
     """Return [[Guess, ...], ...], the likeliest first, of probabilities [n, num_classes]."""
+    orders = np.argsort(-np.asarray(rows), axis=1, kind='stable')[:, :top].tolist()
     return [
-        [Guess(int(i), card.names[i], card.ids[i], float(row[i])) for i in np.argsort(-row, kind='stable')[:top]]
-        for row in rows
+        [Guess(i, card.names[i], card.ids[i], float(row[i])) for i in order]
+        for order, row in zip(orders, rows, strict=True)
     ]
 
 
 def _box(width, height, card):
-    """Return (left, top, right, bottom) of the picture that becomes card.size: float pixels.
+    """Return (left, top, right, bottom) of the part of an image that becomes card.size: float pixels.
 
-    One resizing of a part, not a resizing and a cut: a picture of 1 x 5000 would fill the memory in between.
+    One resizing of a part, not a resizing and a cut: an image of 1 x 5000 would fill the memory in between.
     """
     rows, columns = card.size
     if card.resize == 'squash':
@@ -143,9 +140,7 @@ def _box(width, height, card):
     else:  # rounded as torchvision's Resize and CenterCrop do it
         shorter = min(width, height)
         new_width, new_height = (card.resize * side // shorter for side in (width, height))
-        left, top = (
-            round((new - cut) / 2) * old / new
-            for new, cut, old in ((new_width, columns, width), (new_height, rows, height))
-        )
+        left = round((new_width - columns) / 2) * width / new_width
+        top = round((new_height - rows) / 2) * height / new_height
         box_width, box_height = columns * width / new_width, rows * height / new_height
     return max(left, 0), max(top, 0), min(left + box_width, width), min(top + box_height, height)

@@ -16,16 +16,10 @@ def to_stock(model):
     """
 
     def clone(layer):
-        if isinstance(layer, BatchNormalization):
-            stock = keras.layers.BatchNormalization.from_config(layer.get_config())
-            stock.trainable = layer.trainable
-            return stock
-        return layer.__class__.from_config(layer.get_config())
+        kind = keras.layers.BatchNormalization if isinstance(layer, BatchNormalization) else layer.__class__
+        return kind.from_config(layer.get_config())
 
-    with deep_graph():
-        stock = keras.models.clone_model(model, clone_function=clone)
-    stock.set_weights(model.get_weights())
-    return stock
+    return _rebuilt(model, clone)
 
 
 def fold_batch_norm(model, dtype=None):
@@ -39,17 +33,12 @@ def fold_batch_norm(model, dtype=None):
         dtype: 'bfloat16' or 'float16' stores and computes in 16 bits (BN that stays and logits apart);
             None keeps each layer's own policy.
     """
-    producers = _producers(model)
-    num_readers = collections.Counter(
-        id(tensor)
-        for layer in model.layers
-        if not isinstance(layer, keras.layers.InputLayer)
-        for tensor in keras.tree.flatten(layer.input)
-    )
-    num_readers.update(id(tensor) for tensor in model.outputs)
+    makers = {id(layer.output): layer for layer in model.layers}
+    readers = [tensor for layer in model.layers for tensor in keras.tree.flatten(layer.input)]
+    num_readers = collections.Counter(id(tensor) for tensor in (*readers, *model.outputs))
     norms = {}  # name of a convolution -> the BN that it swallows
     for norm in (layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)):
-        conv = producers.get(id(norm.input))
+        conv = makers.get(id(norm.input))
         if isinstance(conv, keras.layers.Conv2D) and num_readers[id(conv.output)] == 1:
             if conv.activation is keras.activations.linear:
                 norms[conv.name] = norm
@@ -66,22 +55,18 @@ def fold_batch_norm(model, dtype=None):
     def call(layer, *args, **kwargs):
         return args[0] if layer.name in swallowed else layer(*args, **kwargs)
 
-    with deep_graph():
-        folded = keras.models.clone_model(model, clone_function=clone, call_function=call)
-    for layer in folded.layers:
-        if layer.weights:
-            old = model.get_layer(layer.name)
-            layer.set_weights(_folded_weights(old, norms[layer.name]) if layer.name in norms else old.get_weights())
-    return folded
+    def weights_of(layer):
+        """Return [kernel, bias] of a convolution and the BN behind it, computed in float64."""
+        if layer.name not in norms:
+            return layer.get_weights()
+        norm = norms[layer.name]
+        mean, variance = (np.asarray(value, 'float64') for value in (norm.moving_mean, norm.moving_variance))
+        scale = (np.asarray(norm.gamma, 'float64') if norm.scale else 1.0) / np.sqrt(variance + norm.epsilon)
+        bias = (np.asarray(layer.bias, 'float64') if layer.use_bias else 0.0) - mean
+        offset = np.asarray(norm.beta, 'float64') if norm.center else 0.0
+        return [np.asarray(layer.kernel, 'float64') * scale, bias * scale + offset]  # kernel [h, w, in, out]
 
-
-def _folded_weights(conv, norm):
-    """Return [kernel, bias] of a convolution and the BN behind it, computed in float64."""
-    mean, variance = (np.asarray(value, 'float64') for value in (norm.moving_mean, norm.moving_variance))
-    scale = (np.asarray(norm.gamma, 'float64') if norm.scale else 1.0) / np.sqrt(variance + norm.epsilon)
-    bias = (np.asarray(conv.bias, 'float64') if conv.use_bias else 0.0) - mean
-    offset = np.asarray(norm.beta, 'float64') if norm.center else 0.0
-    return [np.asarray(conv.kernel, 'float64') * scale, bias * scale + offset]  # kernel [h, w, in, out]
+    return _rebuilt(model, clone, call, weights_of)
 
 
 def propagate_strides(model):
@@ -96,7 +81,7 @@ def propagate_strides(model):
     Args:
         model: a functional keras.Model; left as it is.
     """
-    producers = _producers(model)
+    makers = {id(layer.output): layer for layer in model.layers}
     read = collections.defaultdict(set)  # id of a tensor -> the strides at which it is read
     for output in model.outputs:
         read[id(output)].add(1)
@@ -109,7 +94,7 @@ def propagate_strides(model):
 
     def remaining(layer, tensor):
         """Return the stride at which `layer` has to read what becomes of `tensor`."""
-        return strides[layer.name] * _pixel_stride(layer) // strides[producers[id(tensor)].name]
+        return strides[layer.name] * _pixel_stride(layer) // strides[makers[id(tensor)].name]
 
     def clone(layer):
         config = layer.get_config()
@@ -136,17 +121,17 @@ def propagate_strides(model):
             inputs = keras.layers.ZeroPadding2D(pads, **options)(inputs)
         return layer(inputs, **kwargs)
 
+    return _rebuilt(model, clone, call)
+
+
+def _rebuilt(model, clone, call=None, weights_of=keras.layers.Layer.get_weights):
+    """Return a model of clone(layer), called by call(layer, inputs), with weights_of(layer): of layers of `model`."""
     with deep_graph():
-        rewritten = keras.models.clone_model(model, clone_function=clone, call_function=call)
-    for layer in model.layers:
+        rebuilt = keras.models.clone_model(model, clone_function=clone, call_function=call)
+    for layer in rebuilt.layers:
         if layer.weights:
-            rewritten.get_layer(layer.name).set_weights(layer.get_weights())
-    return rewritten
-
-
-def _producers(model):
-    """Return {id of a tensor: the layer that makes it}."""
-    return {id(layer.output): layer for layer in model.layers}
+            layer.set_weights(weights_of(model.get_layer(layer.name)))
+    return rebuilt
 
 
 def _pixel_stride(layer):
@@ -154,20 +139,17 @@ def _pixel_stride(layer):
     if isinstance(layer, keras.layers.Conv2D):
         is_1x1 = layer.kernel_size == layer.dilation_rate == (1, 1) and len(set(layer.strides)) == 1
         return layer.strides[0] if is_1x1 else None
-    is_relu = isinstance(layer, keras.layers.ReLU) or (
-        isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.relu
-    )
+    is_activation = isinstance(layer, keras.layers.Activation)
+    is_relu = isinstance(layer, keras.layers.ReLU) or is_activation and layer.activation is keras.activations.relu
     is_sum = isinstance(layer, keras.layers.Add) and len({tensor.shape for tensor in layer.input}) == 1
     return 1 if is_relu or is_sum or isinstance(layer, keras.layers.BatchNormalization) else None
 
 
 def _can_stride(layer):
     """Return whether a layer can leave out pixels: not where it pads by the image size, nor in other layers."""
-    return (
-        _pixel_stride(layer) is not None
-        or isinstance(layer, keras.layers.Conv2D)
-        and (layer.dilation_rate == (1, 1) and (layer.padding == 'valid' or layer.strides == (1, 1)))
-    )
+    is_convolution = isinstance(layer, keras.layers.Conv2D) and layer.dilation_rate == (1, 1)
+    can_pad_before = is_convolution and (layer.padding == 'valid' or layer.strides == (1, 1))
+    return can_pad_before or _pixel_stride(layer) is not None
 
 
 def compile_model(model, image_shape=None, dtype=None):
