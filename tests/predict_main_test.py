@@ -189,7 +189,7 @@ def test_mistakes_are_one_line(call, model_dir, pictures, tmp_path):
     model = ['--model', model_dir]
     wrong = [
         ([picture], 'model_dir'),
-        ([*model], 'no pictures'),
+        ([*model], 'no images'),
         ([*model, 'http://a.b/c.jpg'], 'network'),
         (['--model', tmp_path, picture], 'has no model.keras'),
         (['--model', tmp_path / 'bare.keras', picture], "bare.card.json' does not exist"),

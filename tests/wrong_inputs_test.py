@@ -259,7 +259,7 @@ def _rows_of_other_programs():
     yield fetch, ['--url=', '--archive=file://[x'], "archive 'file://.x' .*exclude|--archive and --url exclude each"
     yield predict, ['--model={absent}'], "'{absent}' is no .keras file and no model_dir; pass one of them"
     yield predict, ['--model='], '--model=: pass a .keras file or a model_dir'
-    yield predict, ['--model={no_card}/model.keras'], 'there is no card .*; train or convert the net again'
+    yield predict, ['--model={no_card}/model.keras'], 'card.json. does not exist; .*; train or convert the net again'
     yield predict, ['--model={bad_card}'], 'the card {bad_card}/model.card.json is no JSON object; train or convert the'
     yield predict, ['--model={odd_card}'], 'model.card.json has .*; train or convert the net again'
     yield predict, ['--model={cut_net}'], 'cannot load {cut_net}/model.keras.*; pass a .keras model of ours'
