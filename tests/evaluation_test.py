@@ -67,12 +67,12 @@ def test_few_classes_or_guesses_have_no_top5():
 def test_no_pictures():
     nothing = found(labels=np.zeros(0, np.int32), guesses=np.zeros((0, 5), np.int32))
     assert (nothing['n'], nothing['top1'], nothing['top5'], nothing['confusions']) == (0, None, None, [])
-    assert evaluate.format_report(nothing) == ['0 pictures of 0 classes: no accuracy']
+    assert evaluate.format_report(nothing) == ['0 images of 0 classes: no accuracy']
 
 
 def test_lines():
     assert evaluate.format_report(found()) == [
-        '10 pictures of 6 classes: top-1 50.00%, top-5 80.00%',
+        '10 images of 6 classes: top-1 50.00%, top-5 80.00%',
         'classes, the worst first:',
         '  top-1   0.00%, top-5   0.00%  of    1  n00000002 cow',
         '  top-1   0.00%, top-5 100.00%  of    1  n00000006 gnu',
@@ -122,7 +122,7 @@ def test_files(tmp_path):
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / 'file').write_text('x')
     for folder in (tmp_path / 'file', tmp_path / 'file' / 'below'):
-        with pytest.raises(UserError, match=f"^cannot write the report into '{folder}' .*; pass another folder$"):
+        with pytest.raises(UserError, match=f"^cannot write the report into '{folder}': .* pass another folder$"):
             evaluate.write(found(), folder)
 
 

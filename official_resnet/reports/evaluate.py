@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from official_resnet import files
-from official_resnet.errors import UserError
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
 TOP = 5
-_COLUMNS = ('class', 'name', 'id', 'count', 'top1', 'top5')
 
 
 def guess(model: 'keras.Model', batches: 'tf.data.Dataset') -> tuple[np.ndarray, np.ndarray]:
@@ -52,9 +50,9 @@ def report(labels, guesses, names, ids=None):
 
     Returns:
         {'n', 'top1', 'top5', 'classes', 'confusions'}. Accuracies are shares of 1; top5 is None with fewer than six
-        classes or five guesses, and both are None of no pictures. 'classes': {'class', 'name', 'id', 'count', 'top1',
+        classes or five guesses, and both are None of no images. 'classes': {'class', 'name', 'id', 'count', 'top1',
         'top5'} of each, in their order. 'confusions': {'true', 'guessed', 'count', 'share'} of each pair of different
-        classes that occurs, by the first guess; share is of the true class's pictures; the most frequent first.
+        classes that occurs, by the first guess; share is of the true class's images; the most frequent first.
 
     Raises:
         ValueError: arrays of other shapes, or classes without a name.
@@ -69,22 +67,28 @@ def report(labels, guesses, names, ids=None):
         is_whole = np.issubdtype(values.dtype, np.integer)
         if values.size and not (is_whole and 0 <= values.min() <= values.max() < classes):
             raise ValueError(f'classes must be integers in 0..{classes - 1}')
-    hits = guesses == labels[:, None]
-    counts, top1, top5 = (
-        np.bincount(labels[chosen].astype(np.int64), minlength=classes)
-        for chosen in (slice(None), hits[:, 0], hits.any(1))
-    )
+    labels, hits = labels.astype(np.int64), guesses == labels[:, None]
     has_top5 = classes > TOP and guesses.shape[1] == TOP
-    rows = []
-    for i, (name, id_, count) in enumerate(zip(names, ids, counts.tolist(), strict=True)):
-        shares = _share(top1[i], count), _share(top5[i], count) if has_top5 else None
-        rows.append(dict(zip(_COLUMNS, (i, name, id_, count, *shares), strict=True)))
+    counts, top1, top5 = (np.bincount(labels[of], minlength=classes) for of in (slice(None), hits[:, 0], hits.any(1)))
+
+    def accuracies(which):
+        count = int(counts[which].sum())
+        shares = [float(hit[which].sum() / count) if count else None for hit in (top1, top5)]
+        return {'count': count, 'top1': shares[0], 'top5': shares[1] if has_top5 else None}
+
+    wrong = ~hits[:, 0]
+    pairs, numbers = np.unique(labels[wrong] * classes + guesses[wrong, 0], return_counts=True)
+    confusions = []
+    for i in np.argsort(-numbers, kind='stable'):
+        true, guessed = divmod(int(pairs[i]), classes)
+        share = float(numbers[i] / counts[true])
+        confusions.append({'true': true, 'guessed': guessed, 'count': int(numbers[i]), 'share': share})
+    whole = accuracies(slice(None))
     return {
-        'n': len(labels),
-        'top1': _share(top1.sum(), len(labels)),
-        'top5': _share(top5.sum(), len(labels)) if has_top5 else None,
-        'classes': rows,
-        'confusions': _confusions(labels, guesses[:, 0], counts),
+        'n': whole.pop('count'),
+        **whole,
+        'classes': [{'class': i, 'name': names[i], 'id': ids[i], **accuracies(i)} for i in range(classes)],
+        'confusions': confusions,
     }
 
 
@@ -96,7 +100,7 @@ def format_report(found, rows=10):
         rows: at most, of each table.
     """
     seen = sorted((row for row in found['classes'] if row['count']), key=lambda row: row['top1'])
-    lines = [f'{found["n"]:,} pictures of {len(seen):,} classes: {_accuracies(found)}']
+    lines = [f'{found["n"]:,} images of {len(seen):,} classes: {_accuracies(found)}']
     if len(seen) <= 2 * rows:
         tables = [('classes, the worst first', seen)]
     else:
@@ -108,8 +112,8 @@ def format_report(found, rows=10):
     if found['confusions']:
         lines.append('taken for another class most often:')
     for pair in found['confusions'][:rows]:
-        true, guessed = (found['classes'][pair[which]] for which in ('true', 'guessed'))
-        lines.append(f'  {pair["count"]:4}, {pair["share"]:6.1%} of  {_name(true)}  ->  {_name(guessed)}')
+        true, guessed = (_name(found['classes'][pair[which]]) for which in ('true', 'guessed'))
+        lines.append(f'  {pair["count"]:4}, {pair["share"]:6.1%} of  {true}  ->  {guessed}')
     return lines
 
 
@@ -119,43 +123,17 @@ def write(found, folder):
     Raises:
         UserError: they cannot be written.
     """
-    folder = pathlib.Path(folder)
-    classes = found['classes']
-    confusions = []
+    folder, classes, pairs = pathlib.Path(folder), found['classes'], []
     for pair in found['confusions']:
         true, guessed = classes[pair['true']], classes[pair['guessed']]
-        confusions.append((true['name'], true['id'], guessed['name'], guessed['id'], pair['count'], pair['share']))
-    texts = {
-        'report.json': json.dumps(found, indent=1, ensure_ascii=False) + '\n',
-        'per_class.csv': _csv(_COLUMNS, [row.values() for row in classes]),
-        'confusion.csv': _csv(('true', 'true_id', 'guessed', 'guessed_id', 'count', 'share'), confusions),
-    }
-    try:
+        pairs.append((true['name'], true['id'], guessed['name'], guessed['id'], pair['count'], pair['share']))
+    columns = ('class', 'name', 'id', 'count', 'top1', 'top5')
+    with files.write_errors(f"the report into '{folder}'", ' or pass another folder'):
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            files.write_text(folder / name, text)
-    except OSError as error:
-        raise UserError(f"cannot write the report into '{folder}' ({error.strerror}); pass another folder") from error
-
-
-def _share(part, whole):
-    return float(part / whole) if whole else None
-
-
-def _confusions(labels, guessed, counts):
-    """Return the pairs of `report`, counting only those that occur."""
-    classes = len(counts)
-    wrong = labels != guessed
-    pairs, numbers = np.unique(labels[wrong].astype(np.int64) * classes + guessed[wrong], return_counts=True)
-    return [
-        {
-            'true': int(pairs[i] // classes),
-            'guessed': int(pairs[i] % classes),
-            'count': int(numbers[i]),
-            'share': _share(numbers[i], counts[pairs[i] // classes]),
-        }
-        for i in np.argsort(-numbers, kind='stable')
-    ]
+        files.write_text(folder / 'report.json', json.dumps(found, indent=1, ensure_ascii=False) + '\n')
+        files.write_text(folder / 'per_class.csv', _csv(columns, [row.values() for row in classes]))
+        columns = ('true', 'true_id', 'guessed', 'guessed_id', 'count', 'share')
+        files.write_text(folder / 'confusion.csv', _csv(columns, pairs))
 
 
 def _accuracies(row, width=0):
@@ -168,7 +146,7 @@ def _name(row):
 
 
 def _csv(columns, rows):
-    """Return a table as CSV, RFC 4180; None is empty."""
+    """Return a table of tuples as CSV, RFC 4180; None is empty."""
     file = io.StringIO()
     csv.writer(file).writerows([columns, *rows])
     return file.getvalue()
