@@ -5,6 +5,7 @@
 The command reads metrics.jsonl alone, takes about a second, and is what a training runs at its end.
 """
 
+import itertools
 import math
 import pathlib
 import sys
@@ -55,16 +56,13 @@ def training_curves(model_dir):
 def error_curves(panels, path, title):
     """Draw training (thin, dashed) and test error (bold) in % over epochs, as 1512.03385 Fig. 6; return the path.
 
-    Args:
-        panels: {name of a panel: {name of a net: {'epoch', 'train_error', 'test_error'}, lists}}.
-        path: of the PNG.
-        title: above the figure.
+    `panels` are {name of a panel: {name of a net: {'epoch', 'train_error', 'test_error'}, lists}}.
     """
     size = (6 * len(panels), 4.5)
     figure, axes = pyplot.subplots(1, len(panels), figsize=size, layout='constrained', sharey=True, squeeze=False)
     highest = 0
     for axis, (name, nets) in zip(axes[0], panels.items(), strict=True):
-        for color, (net, curves) in zip(_colors(nets), nets.items(), strict=True):
+        for color, (net, curves) in zip(itertools.cycle(_COLORS), nets.items(), strict=False):
             epochs, tested = curves['epoch'], curves['test_error']
             style = {'color': color, 'marker': _marker(epochs)}
             axis.plot(epochs, curves['train_error'], '--', linewidth=1.2, label=f'{net}, training', **style)
@@ -90,9 +88,9 @@ def error_bars(rows, path, titles):
     figure, axes = pyplot.subplots(1, 2, figsize=size, layout='constrained', sharey=True, width_ratios=(3, 2))
     labels, finals, published = zip(*rows, strict=True)
     bars = (([final['test_error'] for final in finals], 'loss not finite'), (published, 'fails (above 20)'))
-    for axis, (values, failure), color, title in zip(axes, bars, _COLORS, titles, strict=False):
+    for axis, (values, failure), color, title in zip(axes, bars, _COLORS[:2], titles, strict=True):
         axis.barh(places, [value or 0 for value in values], color=color, height=0.7, label='test error')
-        for place, value in zip(places, values, strict=True):  # inside the bar, clear of the training errors
+        for place, value in enumerate(values):  # inside the bar, clear of the training errors
             text, text_color = (failure, 'black') if value is None else (f'{value:.2f}', 'white')
             axis.annotate(text, (0, place), (6, 0), textcoords='offset points', va='center', color=text_color, **_SMALL)
         axis.set_title(title, fontsize='medium')
@@ -112,18 +110,14 @@ def error_bars(rows, path, titles):
 def gradient_norms(nets, path, title):
     """Draw each layer's gradient over its place in the net, before and after training; return the path.
 
-    Args:
-        nets: {'ACTIVATION-bn|nobn-plain|residual-DEPTH': {'samples': [{'step', 'gradients': [layers], None where
-            not finite}], 'diverged_at'}}.
-        path: of the PNG.
-        title: above the figure.
+    `nets` are {'ACTIVATION-bn|nobn-plain|residual-DEPTH': {'samples': [{'step', 'gradients': [layers], None where not
+    finite}], 'diverged_at'}}.
     """
     columns = {}  # (activation, norm) -> [(kind, depth, net)]
     for name, net in nets.items():
         activation, norm, kind, depth = name.split('-')
         columns.setdefault((activation, norm), []).append((kind, int(depth), net))
     depths = sorted({depth for rows in columns.values() for _, depth, _ in rows})
-    color_of = dict(zip(depths, _colors(depths), strict=True))
     size = (max(4 * len(columns), 7), 8)
     figure, axes = pyplot.subplots(2, len(columns), figsize=size, layout='constrained', squeeze=False, sharex='col')
     for (before, after), ((activation, norm), rows) in zip(axes.T, columns.items(), strict=True):
@@ -133,10 +127,11 @@ def gradient_norms(nets, path, title):
             if net['diverged_at'] is not None:
                 samples[after] = []
                 diverged.append(f'{kind}-{depth} (step {net["diverged_at"]})')
-            style = {'color': color_of[depth], 'linestyle': '-' if kind == 'residual' else '--', 'linewidth': 1.8}
+            color, style = _COLORS[depths.index(depth) % len(_COLORS)], '-' if kind == 'residual' else '--'
             for axis, gradients in samples.items():
                 logs = [math.log10(gradient) if gradient else math.nan for gradient in gradients]
-                axis.plot(range(1, len(logs) + 1), logs, label=f'{kind}, {depth} layers', **style)
+                places, label = range(1, len(logs) + 1), f'{kind}, {depth} layers'
+                axis.plot(places, logs, style, color=color, linewidth=1.8, label=label)
         if len(diverged) > 1:
             after.text(0.03, 0.03, '\n'.join(diverged), transform=after.transAxes, fontsize='x-small', va='bottom')
         before.set_title(f'{activation}, {"batch norm" if norm == "bn" else "no batch norm"}')
@@ -155,13 +150,11 @@ def gradient_norms(nets, path, title):
 def chain_gradients(rows, path):
     """Draw |d output / d input| of random chains of one neuron a layer over their length; return the path.
 
-    Args:
-        rows: of gradient_chain.chain_table.
-        path: of the PNG.
+    `rows` are those of gradient_chain.chain_table.
     """
     figure, axis = pyplot.subplots(figsize=(7, 4.5), layout='constrained')
     chains = dict.fromkeys((row['activation'], row['shortcut']) for row in rows)
-    for color, (activation, shortcut) in zip(_colors(chains), chains, strict=True):
+    for color, (activation, shortcut) in zip(_COLORS, chains, strict=False):
         part = [row for row in rows if (row['activation'], row['shortcut']) == (activation, shortcut)]
         part = [row for row in part if row['median'] is not None]
         lengths = [row['layers'] for row in part]
@@ -175,11 +168,6 @@ def chain_gradients(rows, path):
     axis.grid(alpha=0.3)
     axis.legend(**_SMALL)
     return _save(figure, path, 'Chains with weights, biases and inputs of N(0, 1): median and quartiles')
-
-
-def _colors(names):
-    """Return a colour for each name, the same for the same place."""
-    return [_COLORS[i % len(_COLORS)] for i in range(len(names))]
 
 
 def _marker(points):
