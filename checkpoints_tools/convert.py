@@ -21,7 +21,7 @@ import tensorflow as tf
 
 import official_resnet
 from checkpoints_tools import FAMILIES, our_net, tf_checkpoint, verify
-from checkpoints_tools.source import Entry, Shapes, Source, Variables, reading
+from checkpoints_tools.source import Shapes, Source, Variables, reading
 from official_resnet import files, layers, resnet_model, resnet_variants
 from official_resnet.errors import UserError
 
@@ -61,9 +61,7 @@ def convert(
             f'{path} holds {len(shapes)} variables of no known family: {_some(shapes)}; '
             'pass --source, or convert another checkpoint'
         )
-    source = module.describe(shapes, variant)
-    entries = module.name_map(source, shapes)
-    check_sources(module, source, entries, shapes, path)
+    source, entries = fit(module, shapes, path, variant)
     source = module.with_mean(source, path) if hasattr(module, 'with_mean') else source
     entries = _with_classes(entries, source, num_classes)
     model = _build(source.spec, num_classes or source.num_classes)
@@ -109,20 +107,26 @@ def identify(path: str | os.PathLike, family: str = 'auto') -> tuple[types.Modul
     raise UserError(f'{path} is no checkpoint of {", ".join(FAMILIES)}; if it is, say which by --source')
 
 
-def check_sources(
-    module: types.ModuleType, source: Source, entries: list[Entry], shapes: Shapes, path: object, remedy: str = WHOLE
-) -> None:
-    """Raise UserError unless each variable of ours is set once, and each of the checkpoint used once or ignored.
+def fit(
+    module: types.ModuleType, shapes: Shapes, path: object, variant: str | None = None, remedy: str = WHOLE
+) -> tuple[Source, list[our_net.Entry]]:
+    """Return the Source of a checkpoint and where its variables go.
 
-    Each must have the shape that ours need: what passes is no larger than its net, and its net no larger than it. A
-    vector may be folded into several variables of ours, as a bias into the means of all BNs that follow.
+    Each variable of ours is set once, and each of the checkpoint used once or ignored, in the shape that ours need:
+    what passes is no larger than its net, and its net no larger than it. A vector may be folded into several variables
+    of ours, as a bias into the means of all BNs that follow.
 
     Args:
         module: a from_FAMILY.
-        source, entries: its describe(shapes) and name_map(source, shapes).
         shapes: of the checkpoint.
         path, remedy: for errors.
+        variant: as `convert` takes it.
+
+    Raises:
+        UserError: lists what does not fit.
     """
+    source = module.describe(shapes, variant)
+    entries = module.name_map(source, shapes)
     ours, ignored = our_net.variables(source.spec, source.num_classes), module.ignored(shapes)
     uses = collections.Counter(name for entry in entries for name in entry.sources)
     alone = collections.Counter(entry.sources for entry in entries if len(entry.sources) == 1)
@@ -149,14 +153,15 @@ def check_sources(
         path,
         remedy,
     )
+    return source, entries
 
 
-def assign(model: keras.Model, entries: list[Entry], variables: Variables, path: str | os.PathLike) -> None:
+def assign(model: keras.Model, entries: list[our_net.Entry], variables: Variables, path: str | os.PathLike) -> None:
     """Set every variable of `model`, each once.
 
     Args:
         model: of freshly named layers.
-        entries: that passed check_sources.
+        entries: of `fit`.
         variables: of the checkpoint.
         path: for errors.
 
@@ -194,9 +199,7 @@ def to_torch(path: str | os.PathLike, output: str | os.PathLike) -> Source:
         model = keras.models.load_model(path, compile=False)
     variables = _torch_variables(from_torch, model, path)
     shapes = {name: (array.shape, array.dtype.name) for name, array in variables.items()}
-    source = from_torch.describe(shapes)
-    entries = from_torch.name_map(source, shapes)
-    check_sources(from_torch, source, entries, shapes, f"{path} in PyTorch's names", PYTORCH)
+    source, _ = fit(from_torch, shapes, f"{path} in PyTorch's names", remedy=PYTORCH)
     different = _first_difference(model, _build(source.spec, source.num_classes))
     if different:
         raise UserError(f'{path} is no {source.variant} of PyTorch, {different}: {PYTORCH}')

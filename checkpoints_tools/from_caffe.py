@@ -16,8 +16,8 @@ from collections.abc import Iterable
 import numpy as np
 import tensorflow as tf
 
-from checkpoints_tools import layouts, operations, our_net
-from checkpoints_tools.source import Entry, Input, Lazy, Shapes, Source, Variables, check_variant, reading, shape_of
+from checkpoints_tools import operations, our_net
+from checkpoints_tools.source import Input, Lazy, Shapes, Source, Variables, check_variant, reading, shape_of
 from official_resnet import resnet_spec
 from official_resnet.errors import UserError
 from official_resnet.inputs import protobuf_wire as wire_format
@@ -202,7 +202,7 @@ def _divide(total, factor, bias=0.0):
     return (np.asarray(total, 'float64') * (1 / factor if factor else 0.0) - bias).astype('float32')
 
 
-_statistic = layouts.Layout(_divide, lambda shape: (shape, (1,), shape))
+_statistic = our_net.Layout(_divide, lambda shape: (shape, (1,), shape))
 
 
 def _norm_names(conv):
@@ -210,24 +210,24 @@ def _norm_names(conv):
     return ('bn_conv1', 'scale_conv1') if conv == 'conv1' else (f'bn{conv[3:]}', f'scale{conv[3:]}')
 
 
-def name_map(source: Source, shapes: Shapes) -> list[Entry]:
+def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
     """Return the Entries; the statistics' divisors and the biases are in more than one."""
-    blocks = _blocks(shapes)
-    entries = [Entry('logits/kernel', ('fc1000/0',), layouts.transposed), Entry('logits/bias', ('fc1000/1',))]
+    blocks, entry = _blocks(shapes), our_net.Entry
+    entries = [entry('logits/kernel', ('fc1000/0',), our_net.transposed), entry('logits/bias', ('fc1000/1',))]
     for layer in our_net.layers(source.spec, source.num_classes):
         conv = 'conv1'
         if layer.group:
             conv = f'res{blocks[layer.group, layer.block]}_branch{("1", "2a", "2b", "2c")[layer.index]}'
         norm, scale = _norm_names(conv)
         if layer.kind == 'conv':
-            entries.append(Entry(f'{layer.name}/kernel', (f'{conv}/0',), layouts.from_oihw))
+            entries.append(entry(f'{layer.name}/kernel', (f'{conv}/0',), our_net.from_oihw))
         elif layer.kind == 'bn':
             bias = [f'{conv}/1'] if f'{conv}/1' in shapes else []
             entries += [
-                Entry(f'{layer.name}/gamma', (f'{scale}/0',)),
-                Entry(f'{layer.name}/beta', (f'{scale}/1',)),
-                Entry(f'{layer.name}/moving_mean', (f'{norm}/0', f'{norm}/2', *bias), _statistic),
-                Entry(f'{layer.name}/moving_variance', (f'{norm}/1', f'{norm}/2'), _statistic),
+                entry(f'{layer.name}/gamma', (f'{scale}/0',)),
+                entry(f'{layer.name}/beta', (f'{scale}/1',)),
+                entry(f'{layer.name}/moving_mean', (f'{norm}/0', f'{norm}/2', *bias), _statistic),
+                entry(f'{layer.name}/moving_variance', (f'{norm}/1', f'{norm}/2'), _statistic),
             ]
     return entries
 

@@ -26,7 +26,7 @@ import tensorflow as tf
 
 from checkpoints_tools import operations, our_net
 from checkpoints_tools.our_net import BN_PARTS
-from checkpoints_tools.source import Entry, Input, Lazy, Shapes, Source, Variables, check_variant, reading, shape_of
+from checkpoints_tools.source import Input, Lazy, Shapes, Source, Variables, check_variant, reading, shape_of
 from official_resnet import resnet_spec, resnet_variants
 from official_resnet.errors import UserError
 
@@ -252,7 +252,7 @@ def ignored(shapes: Shapes) -> dict[str, str]:
     return dict.fromkeys(filter(_is_optimizer, shapes), "the optimizer's")
 
 
-def name_map(source: Source, shapes: Shapes) -> list[Entry]:
+def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
     """Return the Entries; biases go into the means of the BNs that come next on each path."""
     in_file, is_v2 = _in_todays_words(shapes), _is_v2(shapes)
 

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from checkpoints_tools import operations, our_net, tf_checkpoint
-from checkpoints_tools.source import Entry, Input, Shapes, Source, Variables, check_variant, shape_of
+from checkpoints_tools.source import Input, Shapes, Source, Variables, check_variant, shape_of
 from official_resnet import resnet_spec
 from official_resnet.errors import UserError
 
@@ -63,7 +63,7 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
     return Source('official_tf', f'{name}{version}', spec, num_classes, INPUTS[stem], labels, NOTE)
 
 
-def name_map(source: Source, shapes: Shapes) -> list[Entry]:
+def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
     """Return the Entries: our layers are in the order in which official/resnet creates its own."""
     scope, numbers = _scope(shapes), collections.defaultdict(itertools.count)
     kinds = {'conv': 'conv2d', 'bn': 'batch_normalization', 'dense': 'dense'}

@@ -19,8 +19,8 @@ from collections.abc import Iterable
 import numpy as np
 import tensorflow as tf
 
-from checkpoints_tools import layouts, operations, our_net, tf_checkpoint
-from checkpoints_tools.source import Entry, Input, Shapes, Source, Variables, check_variant, shape_of
+from checkpoints_tools import operations, our_net, tf_checkpoint
+from checkpoints_tools.source import Input, Shapes, Source, Variables, check_variant, shape_of
 from official_resnet import resnet_spec
 from official_resnet.errors import UserError
 
@@ -126,7 +126,7 @@ def ignored(shapes: Shapes) -> dict[str, str]:
     return tf_checkpoint.ignored(shapes) | dict.fromkeys(means, 'the mean of the images, which the input lacks already')
 
 
-def name_map(source: Source, shapes: Shapes) -> list[Entry]:
+def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
     """Return the Entries; the biases of v2 come off the moving means of all BNs that read a sum they are part of."""
     scope, version = _scope(shapes)
     words = {'kernel': 'weights', 'bias': 'biases'}
@@ -134,7 +134,7 @@ def name_map(source: Source, shapes: Shapes) -> list[Entry]:
         source,
         lambda layer: f'{scope}{_their(layer, version)}',
         words,
-        {'dense': layouts.squeezed},
+        {'dense': our_net.squeezed},
         lambda layer: version == '2' and layer.index in (0, 3),
     )
 

@@ -7,6 +7,7 @@ names: what tensorpack.utils.loadcaffe makes of a .caffemodel, and what load-res
 """
 
 import functools
+import math
 import os
 import re
 import zipfile
@@ -15,8 +16,8 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from checkpoints_tools import layouts, operations, our_net
-from checkpoints_tools.source import Entry, Input, Lazy, Shapes, Source, Variables, check_variant, reading, shape_of
+from checkpoints_tools import operations, our_net
+from checkpoints_tools.source import Input, Lazy, Shapes, Source, Variables, check_variant, reading, shape_of
 from official_resnet import resnet_spec
 from official_resnet.errors import UserError
 
@@ -33,8 +34,8 @@ _BN = dict(zip(our_net.BN_PARTS, ('bn/gamma', 'bn/beta', 'bn/mean/EMA', 'bn/vari
 _IGNORED = r'global_step|learning_rate|beta[12]_power|EMA/.*|tower.*|.*/(Momentum|Adam(_1)?|AccumGrad)'
 
 
-def _members(path, wanted=None) -> Iterator[tuple]:
-    """Yield (name, shape, dtype, function that returns the array) of the arrays of an .npz, or of those wanted."""
+def _members(path) -> Iterator[tuple]:
+    """Yield (name, name in the zip, shape, dtype) of the arrays of an .npz."""
     with reading(path, KIND), zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
         limit = MAX_INFLATION * os.path.getsize(path) + (1 << 20)
@@ -49,51 +50,38 @@ def _members(path, wanted=None) -> Iterator[tuple]:
             if name in names or name == info.filename:
                 raise ValueError(f'{info.filename!r} occurs twice, or is no array')
             names.add(name)
-            if wanted and name not in wanted:
-                continue
             with archive.open(info) as file:
-                shape, is_fortran, dtype = _header(file, info)
-                yield name, shape, dtype, lambda file=file, header=(shape, is_fortran, dtype): _values(file, *header)
+                yield name, info.filename, *_header(file, info)
 
 
 def _header(file, info):
-    """Return (shape, is_fortran, dtype) of an .npy; numpy takes its header for a literal, not for code."""
+    """Return (shape, dtype) of an .npy; numpy takes its header for a literal, not for code."""
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:
         raise ValueError(f'{info.filename!r} is of .npy version {version}')
-    shape, is_fortran, dtype = _HEADERS[version](file)
+    shape, _, dtype = _HEADERS[version](file)
     if dtype.kind not in 'fiu' or dtype.hasobject:
         raise ValueError(f'{info.filename!r} has {dtype}, not numbers; pickled objects are not opened')
-    declared = dtype.itemsize
-    for length in shape:
-        declared *= length
-    if min(shape, default=0) < 0 or declared != info.file_size - file.tell():
-        raise ValueError(f'{info.filename!r} of shape {shape} has {info.file_size - file.tell()} bytes')
-    return shape, is_fortran, dtype
-
-
-def _values(file, shape, is_fortran, dtype):
-    count = int(np.prod(shape, dtype='int64'))
-    data = file.read(count * dtype.itemsize)  # CRC is checked at the end
-    if len(data) != count * dtype.itemsize or file.read(1):
-        raise ValueError(f'an array of shape {shape} ends early')
-    array = np.frombuffer(data, dtype).reshape(shape, order='F' if is_fortran else 'C')
-    return np.array(array, 'float32', order='C')
+    size = info.file_size - file.tell()
+    if min(shape, default=0) < 0 or dtype.itemsize * math.prod(shape) != size:
+        raise ValueError(f'{info.filename!r} of shape {shape} has {size} bytes')
+    return shape, dtype
 
 
 def shapes(path: str | os.PathLike) -> Shapes:
     """Return {name: (shape, dtype)}; the values stay on the disk."""
-    return {name: (shape, dtype.name) for name, shape, dtype, _ in _members(path)}
+    return {name: (shape, dtype.name) for name, _, shape, dtype in _members(path)}
 
 
 def read(path: str | os.PathLike) -> Lazy:
     """Return {name: float32 array}, without what `ignored` names, each read when it is asked for."""
+    members = {name: member for name, member, *_ in _members(path) if not re.fullmatch(_IGNORED, name)}
 
     def value(name):
-        (array,) = (values() for *_, values in _members(path, {name}))
-        return array
+        with reading(path, KIND), zipfile.ZipFile(path) as archive, archive.open(members[name]) as file:
+            return np.asarray(np.lib.format.read_array(file, allow_pickle=False), 'float32', order='C')
 
-    return Lazy([name for name, *_ in _members(path) if not re.fullmatch(_IGNORED, name)], value)
+    return Lazy(members, value)
 
 
 def _is_caffe(names):
@@ -158,21 +146,21 @@ def ignored(shapes: Shapes) -> dict[str, str]:
 
 def _constant(value):
     """Return the Layout of a vector that is this value, made from vectors of its shape, since each has a source."""
-    return layouts.Layout(lambda mean, variance: np.full(mean.shape, value, 'float32'), lambda shape: (shape, shape))
+    return our_net.Layout(lambda mean, variance: np.full(mean.shape, value, 'float32'), lambda shape: (shape, shape))
 
 
-def name_map(source: Source, shapes: Shapes) -> list[Entry]:
+def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
     """Return the Entries.
 
     Of V2 the first block begins without BN and ReLU, and ours with both: a BN that changes nothing and the ReLU of
     what is positive already. Its values are written as made from the statistics of the stem's BN before it.
     """
-    words, kernels = {'kernel': 'W', 'bias': 'b', **_BN}, {'se_conv': layouts.as_1x1}
+    words, kernels = {'kernel': 'W', 'bias': 'b', **_BN}, {'se_conv': our_net.as_1x1}
     entries = our_net.entries(source, lambda layer: _their(layer, source.spec), words, kernels)
     if source.spec.version == '2':
         for part, value in zip(our_net.BN_PARTS, (1.0, 0.0, 0.0, 1 - EPSILON), strict=True):  # variance + epsilon is 1
             sources = ('conv0/bn/mean/EMA', 'conv0/bn/variance/EMA')
-            entries.append(Entry(f'group1_block1_bn1/{part}', sources, _constant(value)))
+            entries.append(our_net.Entry(f'group1_block1_bn1/{part}', sources, _constant(value)))
     return entries
 
 

@@ -18,18 +18,15 @@ import re
 import numpy as np
 import tensorflow as tf
 
-from checkpoints_tools import layouts, operations, our_net, torch_pickle
-from checkpoints_tools.source import Entry, Input, Lazy, Shapes, Source, Variables, reading, shape_of
+from checkpoints_tools import operations, our_net, torch_pickle
+from checkpoints_tools.source import Input, Lazy, Shapes, Source, Variables, reading, shape_of
 from official_resnet import files, resnet_spec, resnet_variants
 from official_resnet.errors import UserError
 
 WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'net')  # keys under which trainings save the weights
 PREFIXES = ('module.', '_orig_mod.', 'model.')  # of DataParallel, of torch.compile, of Lightning
-IGNORED = {
-    'num_batches_tracked': 'count of training steps',
-    'total_ops': 'of a profiler',
-    'total_params': 'of a profiler',
-}
+IGNORED = {'num_batches_tracked': 'count of training steps'}
+IGNORED |= dict.fromkeys(('total_ops', 'total_params'), 'of a profiler')
 EPSILON = 1e-5  # torch.nn.BatchNorm2d; its momentum of 0.1 is what Keras calls 0.9
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet in 0..1; akamaster's on CIFAR-10, too
 IMAGENET_INPUT = Input(scale=1 / 255, mean=MEAN, std=STD)
@@ -43,14 +40,8 @@ CIFAR_NOTE = 'akamaster/pytorch_resnet_cifar10, BSD-2-Clause; arXiv:1512.03385'
 NAMES = {f'resnet{size}': f'resnet{size}_v1.5' for size in resnet_variants.IMAGENET_BLOCKS}
 NAMES |= {name: name for name in resnet_variants.VARIANTS if name.startswith(('resnext50', 'resnext101', 'wide_'))}
 _SHAPE_FIELDS = ('group_blocks', 'filters', 'stem', 'block', 'base_width', 'cardinality')
-_VARIABLES = {
-    'kernel': 'weight',
-    'bias': 'bias',
-    'gamma': 'weight',
-    'beta': 'bias',
-    'moving_mean': 'running_mean',
-    'moving_variance': 'running_var',
-}
+_BN = dict(zip(our_net.BN_PARTS, ('weight', 'bias', 'running_mean', 'running_var'), strict=True))
+_VARIABLES = {'kernel': 'weight', 'bias': 'bias', **_BN}
 _SAFETENSORS_DTYPES = {'F16': 'float16', 'BF16': 'bfloat16', 'F32': 'float32', 'F64': 'float64', 'I64': 'int64'}
 
 
@@ -73,18 +64,13 @@ def read(path: str | os.PathLike) -> Lazy:
 def _tensors(path):
     """Return {name: (shape, dtype, function that returns the values)}."""
     if _is_safetensors(path):
+        found = {}
         with _safetensors(path) as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}
-            return _stripped(
-                {
-                    name: (
-                        tuple(part.get_shape()),
-                        _SAFETENSORS_DTYPES.get(part.get_dtype(), part.get_dtype()),
-                        functools.partial(_safetensor, path, name),
-                    )
-                    for name, part in slices.items()
-                }
-            )
+            for name in file.keys():
+                part, value = file.get_slice(name), functools.partial(_safetensor, path, name)
+                dtype = _SAFETENSORS_DTYPES.get(part.get_dtype(), part.get_dtype())
+                found[name] = tuple(part.get_shape()), dtype, value
+        return _stripped(found)
     saved, values = torch_pickle.load(path)
     return {
         name: (tensor.shape, tensor.storage.dtype.name, functools.partial(values, tensor))
@@ -122,12 +108,12 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
     return Source('torch', variant or _name(spec), spec, num_classes, convention, labels, note)
 
 
-def name_map(source: Source, shapes: Shapes) -> list[Entry]:
+def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
     """Return the Entry of each variable that the source's spec has."""
     head, projection = _head(shapes), 'shortcut' if any('.shortcut.' in name for name in shapes) else 'downsample'
-    by_rank = {1: layouts.identity, 2: layouts.transposed, 4: layouts.from_oihw}
+    by_rank = {1: our_net.identity, 2: our_net.transposed, 4: our_net.from_oihw}
     return [
-        Entry(target, (foreign_name(target, head, projection),), by_rank[len(shape)])
+        our_net.Entry(target, (foreign_name(target, head, projection),), by_rank[len(shape)])
         for target, shape in our_net.variables(source.spec, source.num_classes).items()
     ]
 
@@ -148,9 +134,7 @@ def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
 
     def norm(x, name):  # nn.BatchNorm2d in inference, bn1 behind conv1 and downsample.1 behind downsample.0
         name = f'{name[:-1]}1' if name.endswith('.0') else name.replace('conv', 'bn')
-        return operations.batch_norm(
-            x, *(variables[f'{name}.{_VARIABLES[part]}'] for part in our_net.BN_PARTS), EPSILON
-        )
+        return operations.batch_norm(x, *(variables[f'{name}.{part}'] for part in _BN.values()), EPSILON)
 
     def option_a(x, stride):  # akamaster's F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, planes // 4, planes // 4))
         pads = [x.shape[-1] // 2 if stride > 1 else 0] * 2  # planes are twice as many as the channels of x
@@ -181,18 +165,12 @@ def foreign_name(target: str, head: str, projection: str) -> str | None:
         projection: 'downsample' or 'shortcut'.
     """
     layer, _, variable = target.rpartition('/')
-    stem = re.fullmatch(r'stem_(conv|bn)', layer)
+    module = {'stem_conv': 'conv1', 'stem_bn': 'bn1', 'logits': head}.get(layer)
     block = re.fullmatch(r'group(\d+)_block(\d+)_(shortcut_)?(conv|bn)(\d*)', layer)
-    if layer == 'logits':
-        module = head
-    elif stem:
-        module = f'{stem[1]}1'
-    elif block and bool(block[3]) != bool(block[5]):
+    if block and bool(block[3]) != bool(block[5]):
         inner = f'{projection}.{("conv", "bn").index(block[4])}' if block[3] else block[4] + block[5]
         module = f'layer{block[1]}.{int(block[2]) - 1}.{inner}'
-    else:
-        return None
-    return f'{module}.{_VARIABLES[variable]}' if variable in _VARIABLES else None
+    return f'{module}.{_VARIABLES[variable]}' if module and variable in _VARIABLES else None
 
 
 def write(path: pathlib.Path, variables: Variables, metadata: dict[str, str]) -> None:

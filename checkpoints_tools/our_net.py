@@ -1,13 +1,14 @@
 """What our net of a spec consists of, by arithmetic: no layer is made, so no number in a file can make it large."""
 
 import collections
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from checkpoints_tools import layouts
-from checkpoints_tools.layouts import Layout, Shape
-from checkpoints_tools.source import Entry, Source
+import numpy as np
+
+from checkpoints_tools.source import Shape, Source
 from official_resnet.errors import UserError
 from official_resnet.resnet_spec import ResNetSpec
 
@@ -113,6 +114,49 @@ def count_blocks(places: Iterable[tuple[int, int]]) -> tuple[int, ...]:
     return blocks
 
 
+class Layout(NamedTuple):
+    """How arrays of a source become a variable of ours: `layout(*arrays)`.
+
+    Attributes:
+        function: arrays -> the variable.
+        shapes: the variable's shape -> those that the arrays must have; may be more than there are arrays.
+    """
+
+    function: Callable[..., np.ndarray]
+    shapes: Callable[[Shape], Iterable[Shape]]
+
+    def __call__(self, *arrays: np.ndarray) -> np.ndarray:
+        return self.function(*arrays)
+
+
+def _less(mean, *biases):
+    return (np.asarray(mean, 'float64') - np.sum(biases, axis=0, dtype='float64')).astype('float32')
+
+
+identity = Layout(lambda array: array, lambda shape: [shape])
+from_oihw = Layout(lambda kernel: np.transpose(kernel, (2, 3, 1, 0)), lambda shape: [(*shape[:1:-1], *shape[:2])])
+transposed = Layout(np.transpose, lambda shape: [shape[::-1]])
+squeezed = Layout(lambda kernel: kernel[0, 0], lambda shape: [(1, 1, *shape)])  # a dense layer stored as a convolution
+as_1x1 = Layout(lambda matrix: matrix[None, None], lambda shape: [shape[2:]])  # a convolution stored as a dense layer
+less_biases = Layout(_less, itertools.repeat)  # the moving mean of a BN whose input lacks these biases in our net
+
+
+class Entry(NamedTuple):
+    """Where variables of a source go.
+
+    Attributes:
+        target: a variable of ours as 'LAYER/VARIABLE', 'group1_block1_conv1/kernel'.
+        sources: names of one or more variables, in the order that `convert` takes them. Each is used once; only a
+            vector that is folded into several targets, as a bias into the means of BNs, may be in several, one of
+            them at most on its own.
+        convert: Layout.
+    """
+
+    target: str
+    sources: tuple[str, ...]
+    convert: Layout = identity
+
+
 def entries(
     source: Source,
     their: Callable[[Layer], str | None],
@@ -141,11 +185,11 @@ def entries(
             if layer.index in (0, num_convs):
                 sums = latest if layer.index == 0 else sums + latest
         for part in layer.variables() if name else ():
-            names, layout = [f'{name}/{words.get(part, part)}'], layouts.identity
+            names, layout = [f'{name}/{words.get(part, part)}'], identity
             if part == 'kernel':
                 layout = (kernels or {}).get(layer.kind, layout)
             elif part == 'moving_mean':
                 names += sums if source.spec.version == '2' and layer.index == 0 else latest
-                layout = layouts.less_biases if len(names) > 1 else layout
+                layout = less_biases if len(names) > 1 else layout
             found.append(Entry(f'{layer.name}/{part}', tuple(names), layout))
     return found

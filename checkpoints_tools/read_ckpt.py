@@ -84,11 +84,10 @@ def list_lines(convert, path, family, variant):
         ignored = module.ignored(shapes)
         try:
             source = module.describe(shapes, variant)
-            entries = module.name_map(source, shapes)
-            for entry in entries:
+            for entry in module.name_map(source, shapes):
                 for name in entry.sources:
                     targets.setdefault(name, []).append(entry.target)
-            convert.check_sources(module, source, entries, shapes, path)
+            convert.fit(module, shapes, path, variant)
             summary = f'{len(shapes)} variables: {source.family} {source.variant}, {source.num_classes} classes'
         except convert.UserError as error:
             summary = f'{len(shapes)} variables: {error}'

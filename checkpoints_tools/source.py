@@ -15,8 +15,8 @@ and may have
     list_files(path)                    the files that are read, where it is not the path alone
     with_mean(source, path)             the Source with the means of a mean image beside the checkpoint, if there is one
 
-`convert.check_sources` sees to it that all variables are there and of the right shape, for all families. Whatever is
-wrong with a file is a UserError.
+`convert.fit` sees to it that all variables are there and of the right shape, for all families. Whatever is wrong with
+a file is a UserError.
 """
 
 import collections.abc
@@ -24,35 +24,17 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 
-from checkpoints_tools import layouts
-from checkpoints_tools.layouts import Layout, Shape
 from official_resnet import resnet_spec
 from official_resnet.errors import UserError, one_line
 from official_resnet.inference.card_reader import Input
 from official_resnet.inputs.normalization import NORMALIZATIONS
 
+Shape = tuple[int, ...]
 Shapes = collections.abc.Mapping[str, tuple[Shape, str]]  # of a checkpoint: {name: (shape, dtype)}
 Variables = collections.abc.Mapping[str, np.ndarray]
-
-
-class Entry(NamedTuple):
-    """Where variables of a source go.
-
-    Attributes:
-        target: a variable of ours as 'LAYER/VARIABLE', 'group1_block1_conv1/kernel'.
-        sources: names of one or more variables, in the order that `convert` takes them. Each is used once; only a
-            vector that is folded into several targets, as a bias into the means of BNs, may be in several, one of
-            them at most on its own.
-        convert: Layout.
-    """
-
-    target: str
-    sources: tuple[str, ...]
-    convert: Layout = layouts.identity
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,10 +13,7 @@ from official_resnet.errors import UserError
 
 def fitted(module, shapes, variant=None):
     """Return (Source, Entries) of shapes that fit; UserError of others."""
-    source = module.describe(shapes, variant)
-    entries = module.name_map(source, shapes)
-    convert.check_sources(module, source, entries, shapes, 'the checkpoint')
-    return source, entries
+    return convert.fit(module, shapes, 'the checkpoint', variant)
 
 
 def our_model(module, variables, shapes=None, source=None):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch_files
 
-from checkpoints_tools import convert, from_torch, layouts, our_net, source, verify
+from checkpoints_tools import convert, from_torch, our_net, source, verify
 from official_resnet import resnet_model, resnet_spec, resnet_variants
 from official_resnet.errors import UserError
 
@@ -180,7 +180,7 @@ def fake_family(labels='imagenet1001', num_classes=11, bias=True):
     variables = {
         variable.path: random.uniform(0.5, 1, variable.shape).astype('float32') for variable in model.variables
     }
-    entries = [source.Entry(name, (name,), layouts.identity) for name in variables]
+    entries = [our_net.Entry(name, (name,), our_net.identity) for name in variables]
 
     def run(values, images, _):
         for variable in model.variables:
@@ -273,17 +273,18 @@ def test_a_vector_may_be_folded_into_several():
     fake = fake_family()
     shapes = fake.shapes('x') | {'bias': ((2,), 'float32')}
     fold = [
-        entry._replace(sources=(*entry.sources, 'bias'), convert=layouts.less_biases)
+        entry._replace(sources=(*entry.sources, 'bias'), convert=our_net.less_biases)
         if entry.target.startswith('group1') and entry.target.endswith('/moving_mean')
         else entry
         for entry in fake.entries
     ]
     assert sum('bias' in entry.sources for entry in fold) == 2
-    described = fake.describe(shapes, None)
-    convert.check_sources(fake, described, fold, shapes, 'x')
+    fake.name_map = lambda source, shapes: fold
+    assert convert.fit(fake, shapes, 'x') == (fake.describe(shapes, None), fold)
     twice = [entry._replace(sources=('bias',)) if entry.target.endswith('/gamma') else entry for entry in fold]
+    fake.name_map = lambda source, shapes: twice
     with pytest.raises(UserError, match='used twice: bias'):
-        convert.check_sources(fake, described, twice, shapes, 'x')
+        convert.fit(fake, shapes, 'x')
 
 
 def test_unknown_files(tmp_path, monkeypatch, write):

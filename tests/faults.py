@@ -336,7 +336,7 @@ FAULTS = [
     Fault(
         'kernel-transposed',
         "PyTorch's kernels are transposed to ours without exchanging height and width.",
-        'checkpoints_tools/layouts.py',
+        'checkpoints_tools/our_net.py',
         'np.transpose(kernel, (2, 3, 1, 0))',
         'np.transpose(kernel, (3, 2, 1, 0))',
         'tests/from_torch_test.py -k our_net_computes_the_same',

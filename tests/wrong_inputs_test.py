@@ -523,9 +523,7 @@ def call(monkeypatch, capfd, network):
     monkeypatch.setattr(devices, 'start_tensorflow', lambda *threads: None)
     monkeypatch.setattr(os, '_exit', end)  # as a worker of several ends
     monkeypatch.setattr(sys, 'stdin', open(os.devnull))  # which asks for no account
-    beam = types.SimpleNamespace(
-        to_local=lambda path, folder: path
-    )  # wrong inputs get no further
+    beam = types.SimpleNamespace(to_local=lambda path, folder: path)  # wrong inputs get no further
     monkeypatch.setattr(official_resnet.building, 'beam', beam, raising=False)
     monkeypatch.setenv('no_proxy', '127.0.0.1')
     for name in ('TF_CONFIG', *downloads.CREDENTIALS):
