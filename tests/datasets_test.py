@@ -163,9 +163,9 @@ def test_a_plain_file_comes_before_a_packed_one_and_both_may_be_mixed(tmp_path):
 
 
 def test_both_tables_have_the_same_names():
-    for name, row in download.FILE_SETS.items():
+    for name, (_, files) in download.FILE_SETS.items():
         info = other_datasets.DATASETS[name]
-        assert list(row.files) == [f'{file}.gz' for split in ('train', 'test') for file in info.files[split]]
+        assert list(files) == [f'{file}.gz' for split in ('train', 'test') for file in info.files[split]]
 
 
 def test_mnist_batches_are_32_x_32_in_0_to_1(tmp_path):

@@ -127,7 +127,7 @@ def tiny_archives(monkeypatch, refused_url):
         monkeypatch.setitem(
             download.ARCHIVES,
             dataset,
-            download.Archive(refused_url, len(GOOD), MD5, FOLDER, {name: len(data) for name, data in FILES.items()}),
+            download.Archive(refused_url, len(GOOD), MD5, {name: len(data) for name, data in FILES.items()}),
         )
     monkeypatch.setitem(download.FILE_SETS, 'mnist', file_set(f'{refused_url}/'))
     monkeypatch.setattr(download, 'RETRY_SECONDS', 0)
@@ -135,7 +135,7 @@ def tiny_archives(monkeypatch, refused_url):
 
 
 def file_set(url):
-    return download.FileSet(url, {name: (len(data), hashlib.md5(data).hexdigest()) for name, data in IDX.items()})
+    return url, {name: (len(data), hashlib.md5(data).hexdigest()) for name, data in IDX.items()}
 
 
 @pytest.fixture
@@ -533,7 +533,7 @@ def test_mirror_with_its_own_md5(server, data_dir, monkeypatch):
     monkeypatch.setitem(
         download.ARCHIVES,
         'cifar10',
-        download.Archive(server.url, 1, '0' * 32, FOLDER, {name: len(data) for name, data in FILES.items()}),
+        download.Archive(server.url, 1, '0' * 32, {name: len(data) for name, data in FILES.items()}),
     )
     with pytest.raises(UserError, match=f'{len(GOOD)} bytes instead of 1'):
         download.download_and_extract('cifar10', data_dir, url=server.url)
@@ -564,9 +564,9 @@ def mnist_server(server, monkeypatch):
 
 
 def test_table_states_the_published_files_of_mnist():
-    sizes = {name: [size for size, _ in row.files.values()] for name, row in REAL_FILE_SETS.items()}
+    sizes = {name: [size for size, _ in files.values()] for name, (_, files) in REAL_FILE_SETS.items()}
     assert sizes == {'mnist': [9912422, 28881, 1648877, 4542], 'fashion_mnist': [26421880, 29515, 4422102, 5148]}
-    sums = [md5 for row in REAL_FILE_SETS.values() for _, md5 in row.files.values()]
+    sums = [md5 for _, files in REAL_FILE_SETS.values() for _, md5 in files.values()]
     assert len(set(sums)) == 8 and all(len(md5) == 32 and int(md5, 16) for md5 in sums)
     assert (sums[0], sums[4]) == ('f68b3c2dcbeaaa9fbdd348bbdeb94873', '8d4fb7e6c68d591d4c3dfef9ec88bf0d')
 
@@ -618,8 +618,8 @@ def test_an_interrupted_set_goes_on_where_it_stopped(mnist_server, data_dir):
 
 
 def test_a_wrong_file_of_a_set_is_not_kept(mnist_server, data_dir, monkeypatch):
-    row = file_set(download.FILE_SETS['mnist'].url)
-    row.files['train-labels-idx1-ubyte.gz'] = (len(IDX['train-labels-idx1-ubyte.gz']), '0' * 32)
+    row = file_set(download.FILE_SETS['mnist'][0])
+    row[1]['train-labels-idx1-ubyte.gz'] = (len(IDX['train-labels-idx1-ubyte.gz']), '0' * 32)
     monkeypatch.setitem(download.FILE_SETS, 'mnist', row)
     with pytest.raises(UserError, match=f'has MD5 .* instead of {"0" * 32} and was removed: run .* or put train-im'):
         download.fetch_missing('mnist', data_dir)

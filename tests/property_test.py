@@ -429,9 +429,7 @@ def test_a_file_of_another_size_or_sum_gets_no_name(server, size, md5, knows_siz
 @given(edits=EDITS)
 def test_a_changed_archive_is_unpacked_whole_or_not_at_all(edits):
     data = edited(GOOD, edits)
-    row = download.Archive(
-        '', SIZE, '', download_test.FOLDER, {name: len(content) for name, content in download_test.FILES.items()}
-    )
+    row = download.Archive('', SIZE, '', {name: len(content) for name, content in download_test.FILES.items()})
     with files(data) as [path], pytest.MonkeyPatch.context() as patch:
         patch.setitem(download.ARCHIVES, 'cifar10', row)
         folder = path.parent / 'data'
@@ -441,4 +439,6 @@ def test_a_changed_archive_is_unpacked_whole_or_not_at_all(edits):
         except UserError as error:
             assert refused(str(error).replace(': ', '; '), path) and list(folder.iterdir()) == []
         else:
-            assert {name: (folder / row.folder / name).read_bytes() for name in row.files} == download_test.FILES
+            assert {
+                name: (folder / download_test.FOLDER / name).read_bytes() for name in row.files
+            } == download_test.FILES

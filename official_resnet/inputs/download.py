@@ -2,8 +2,7 @@
 
 A file grows as `<name>.part` and gets its name once size and MD5 agree. An archive (CIFAR) is unpacked into a
 temporary folder beside its destination, a set of files (MNIST) is collected in `<folder>.part`: what stands
-under a final name is whole. Whatever the user can mend (network, disk, a damaged archive) is raised as
-UserError with the remedy.
+under a final name is whole. What the user can fix (network, disk, a damaged archive) is a UserError with the remedy.
 """
 
 import contextlib
@@ -13,8 +12,8 @@ import gzip
 import hashlib
 import http.client
 import os
+import re
 import shutil
-import stat
 import tarfile
 import tempfile
 import time
@@ -46,20 +45,11 @@ class Archive:
     url: str
     size: int  # bytes
     md5: str
-    folder: str
-    files: dict[str, int]  # name in the folder -> bytes
+    files: dict[str, int]  # name in the data set's folder -> bytes
 
     @property
     def unpacked_size(self):
         return sum(self.files.values())
-
-
-@dataclasses.dataclass(frozen=True)
-class FileSet:
-    """Files that are used as they come: where they are, and how they are recognised."""
-
-    url: str  # of the folder
-    files: dict[str, tuple]  # name -> (bytes, MD5)
 
 
 # 10,000 records of 1 + 3072 bytes in each file of CIFAR-10; 50,000 and 10,000 of 2 + 3072 in CIFAR-100's.
@@ -68,20 +58,18 @@ ARCHIVES = {
         url='https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz',
         size=170_052_171,
         md5='c32a1d4ab5d03f1284b67883e8d87530',
-        folder='cifar-10-batches-bin',
         files={**{f'data_batch_{i}.bin': 30_730_000 for i in range(1, 6)}, 'test_batch.bin': 30_730_000},
     ),
     'cifar100': Archive(
         url='https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz',
         size=168_513_733,
         md5='03b5dce01913d631647c71ecec9e9cb8',
-        folder='cifar-100-binary',
         files={'train.bin': 153_700_000, 'test.bin': 30_740_000},
     ),
 }
-# The MD5 are those of torchvision, too.
+# Files that are used as they come: (address of the folder, {name: (bytes, MD5, which are torchvision's, too)}).
 FILE_SETS = {
-    'mnist': FileSet(
+    'mnist': (
         'https://ossci-datasets.s3.amazonaws.com/mnist/',
         {
             'train-images-idx3-ubyte.gz': (9_912_422, 'f68b3c2dcbeaaa9fbdd348bbdeb94873'),
@@ -90,7 +78,7 @@ FILE_SETS = {
             't10k-labels-idx1-ubyte.gz': (4_542, 'ec29112dd5afa0611ce80d1b7f02629c'),
         },
     ),
-    'fashion_mnist': FileSet(
+    'fashion_mnist': (
         'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/',
         {
             'train-images-idx3-ubyte.gz': (26_421_880, '8d4fb7e6c68d591d4c3dfef9ec88bf0d'),
@@ -134,13 +122,13 @@ def download_and_extract(
     Raises:
         UserError: no network, a damaged or foreign archive, a full disk, a folder that cannot be written.
     """
-    row = ARCHIVES[dataset]
+    row, name = ARCHIVES[dataset], datasets.info_of(dataset).folders[0]
     data_dir = Path(os.path.expanduser(data_dir))
-    folder = _complete_folder(row, data_dir)
-    if folder:
-        print(f'{dataset} is already complete in {folder}: nothing to do')
-        return folder
-    data_dir = _parent_of(row.folder, data_dir)
+    for folder in (data_dir / name, data_dir):
+        if all(_size(folder / file) == size for file, size in row.files.items()):
+            print(f'{dataset} is already complete in {folder}: nothing to do')
+            return folder
+    data_dir = _parent_of(name, data_dir)
     with _disk_errors(data_dir, row.unpacked_size):
         if archive is not None:
             archive = _local_archive(archive, md5)
@@ -175,7 +163,11 @@ def fetch(
     """
     path = Path(path)
     part = path.with_name(path.name + '.part')
-    if _split(url).scheme not in ('http', 'https') or not url.isascii():
+    try:
+        is_web = urllib.parse.urlsplit(url).scheme in ('http', 'https') and url.isascii()
+    except ValueError:
+        is_web = False
+    if not is_web:
         raise UserError(f"url '{url}' is not an http or https address in ASCII: correct it, or {remedy}")
     missing = (size or 0) - max(_size(part), 0)
     with _disk_errors(path.parent, missing):
@@ -188,12 +180,9 @@ def fetch(
             except DROPPED as error:
                 if isinstance(error, urllib.error.URLError) or attempt == ATTEMPTS - 1:
                     reason = f'{getattr(error, "reason", error)}; {max(_size(part), 0)} bytes are kept'
-                    raise UserError(
-                        f'cannot download {url} ({reason}): check the network and run the same '
-                        f'command again, or {remedy}'
-                    ) from error
-        mismatch = _mismatch(part, size, md5)
-        if mismatch:
+                    advice = f'check the network and run the same command again, or {remedy}'
+                    raise UserError(f'cannot download {url} ({reason}): {advice}') from error
+        if mismatch := _mismatch(part, size, md5):
             part.unlink()
             raise UserError(f'the file from {url} {mismatch} and was removed: run the same command again, or {remedy}')
         os.replace(part, path)
@@ -211,13 +200,13 @@ def extract(archive: str | os.PathLike, data_dir: str | os.PathLike, dataset: st
     Raises:
         UserError: a damaged archive; a member unsafe, missing or of another size; no room on the disk.
     """
-    row, folder = ARCHIVES[dataset], Path(data_dir, ARCHIVES[dataset].folder)
+    row, folder = ARCHIVES[dataset], Path(data_dir, datasets.info_of(dataset).folders[0])
     remedy = 'get it again (without --archive the official one is downloaded)'
     with _disk_errors(data_dir, row.unpacked_size), _temporary_folder(folder) as temp_dir:
         _require_space(data_dir, row.unpacked_size)
-        unpacked = temp_dir / row.folder
+        unpacked = Path(temp_dir, folder.name)
         try:
-            _unpack(archive, temp_dir, row)
+            _unpack(archive, unpacked, row)
         except DAMAGED as error:
             raise UserError(
                 f"archive '{archive}' is truncated, damaged or no tar.gz "
@@ -227,23 +216,9 @@ def extract(archive: str | os.PathLike, data_dir: str | os.PathLike, dataset: st
             found = _size(unpacked / name)
             if found != size:
                 problem = 'is missing' if found < 0 else f'has {found} bytes instead of {size}'
-                raise UserError(f"archive '{archive}': {row.folder}/{name} {problem}; {remedy}")
-        _put_in_place(unpacked, folder, aside=temp_dir / 'old')
+                raise UserError(f"archive '{archive}': {folder.name}/{name} {problem}; {remedy}")
+        _put_in_place(unpacked, folder, aside=Path(temp_dir, 'old'))
     return folder
-
-
-def _split(url):
-    """Return the parts of an address, all empty if it cannot be split."""
-    try:
-        return urllib.parse.urlsplit(url)
-    except ValueError:
-        return urllib.parse.urlsplit('')
-
-
-def _complete_folder(row, data_dir):
-    """Return the folder, below data_dir or data_dir itself, that has all files of an Archive in full size, or None."""
-    folders = (data_dir / row.folder, data_dir)
-    return next((f for f in folders if all(_size(f / name) == size for name, size in row.files.items())), None)
 
 
 def _parent_of(name, data_dir):
@@ -253,21 +228,14 @@ def _parent_of(name, data_dir):
     return data_dir.parent if data_dir.name == name else data_dir
 
 
-@contextlib.contextmanager
 def _temporary_folder(folder):
-    """Yield a hidden folder beside `folder`, which is deleted at the end."""
-    prefix = f'.{folder.name}-'
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent, ignore_cleanup_errors=True) as path:
-        yield Path(path)
+    """Return a context of a hidden folder beside `folder`, which is deleted at the end."""
+    return tempfile.TemporaryDirectory(prefix=f'.{folder.name}-', dir=folder.parent, ignore_cleanup_errors=True)
 
 
 def _size(path):
     """Return the bytes of a plain file, -1 for whatever else."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return -1
-    return status.st_size if stat.S_ISREG(status.st_mode) else -1
+    return os.path.getsize(path) if os.path.isfile(path) else -1
 
 
 def _mismatch(path, size, md5):
@@ -286,15 +254,14 @@ def _local_archive(archive, md5):
     """Return the path of a user's archive, given as a path or a file:// URL."""
     archive = str(archive)
     if archive.startswith('file:'):
-        archive = urllib.request.url2pathname(_split(archive).path)
+        archive = urllib.request.url2pathname(re.sub('^file:(//[^/]*)?', '', archive))
     path = Path(os.path.expanduser(archive))
     if _size(path) < 0:
         raise UserError(
             f"archive '{archive}' {'is no file' if path.exists() else 'does not exist'}: "
             'pass the path of a tar.gz, or leave --archive out to download it'
         )
-    mismatch = _mismatch(path, None, md5)
-    if mismatch:
+    if mismatch := _mismatch(path, None, md5):
         raise UserError(f"archive '{archive}' {mismatch}: get it again, or correct --md5")
     return path
 
@@ -304,11 +271,9 @@ def _downloaded(row, data_dir, md5, url):
     path, url, md5 = data_dir / row.url.rsplit('/', 1)[-1], url or row.url, md5 or row.md5
     size = row.size if md5 == row.md5 else None
     if path.exists():
-        mismatch = _mismatch(path, size, md5)
-        if mismatch:
-            raise UserError(
-                f"'{path}' {mismatch}: remove it to download it again, or pass it as --archive to use it as it is"
-            )
+        if mismatch := _mismatch(path, size, md5):
+            advice = 'remove it to download it again, or pass it as --archive to use it as it is'
+            raise UserError(f"'{path}' {mismatch}: {advice}")
         return path
     _require_space(data_dir, row.size + row.unpacked_size - max(_size(f'{path}.part'), 0))
     print(f'downloading {url} ({row.size / 1e6:.0f} MB) to {path}', flush=True)
@@ -318,18 +283,18 @@ def _downloaded(row, data_dir, md5, url):
 
 def _download_files(dataset, data_dir):
     """Download a set of files into its folder below data_dir, or that folder itself: all of them or none."""
-    row, name = FILE_SETS[dataset], datasets.info_of(dataset).folders[0]
+    (url, rows), name = FILE_SETS[dataset], datasets.info_of(dataset).folders[0]
     data_dir = _parent_of(name, data_dir)
     folder, part = data_dir / name, data_dir / f'{name}.part'
-    total = sum(size for size, _ in row.files.values())
+    remedy, total = f"put {', '.join(rows)} into '{folder}' yourself", sum(size for size, _ in rows.values())
     with _disk_errors(data_dir, total):
         part.mkdir(parents=True, exist_ok=True)
-        print(f'downloading {row.url} ({total / 1e6:.0f} MB) to {folder}', flush=True)
-        for name, (size, md5) in row.files.items():
+        print(f'downloading {url} ({total / 1e6:.0f} MB) to {folder}', flush=True)
+        for name, (size, md5) in rows.items():
             if _size(part / name) != size:  # else of an interrupted run, which had checked it
-                fetch(row.url + name, part / name, size, md5, f"put {', '.join(row.files)} into '{folder}' yourself")
+                fetch(url + name, part / name, size, md5, remedy)
         with _temporary_folder(folder) as temp_dir:
-            _put_in_place(part, folder, aside=temp_dir / 'old')
+            _put_in_place(part, folder, aside=Path(temp_dir, 'old'))
     print(f'{dataset} is in {folder}')
 
 
@@ -351,10 +316,8 @@ def _download_rest(url, part, size, remedy, authorization):
         length = response.headers.get('Content-Length')
         total = start + int(length) if length else size
         if size is not None and total != size:
-            raise UserError(
-                f'{url} has {total} bytes instead of {size} (a login page, or another file): '
-                f'correct the address, or {remedy}'
-            )
+            problem = f'has {total} bytes instead of {size} (a login page, or another file)'
+            raise UserError(f'{url} {problem}: correct the address, or {remedy}')
         with open(part, 'ab' if resumed else 'wb') as file, _progress(part.stem, total, start) as bar:
             for chunk in _chunks(response):
                 file.write(chunk)
@@ -389,19 +352,17 @@ def _chunks(response):
         raise ConnectionError(error) from error
 
 
-def _unpack(archive, temp_dir, row):
-    """Write the plain files of row.folder below temp_dir; refuse an archive with any unsafe member."""
+def _unpack(archive, folder, row):
+    """Make `folder` of the archive's plain files in a folder of that name; refuse one with any unsafe member."""
     with tarfile.open(archive, 'r:gz') as tar, _progress('extracting', row.unpacked_size) as bar:
         for member in tar:
             name = PureWindowsPath(member.name)  # knows / and \ and drive letters: safe on every system
             if name.anchor or '..' in name.parts or not (member.isreg() or member.isdir()):
-                raise UserError(
-                    f"archive '{archive}' is refused, nothing was extracted: '{member.name}' is "
-                    'a link, a device or a path to outside; get it from a source you trust'
-                )
-            if member.isdir() or name.parts[:1] != (row.folder,):
+                fault = f"'{member.name}' is a link, a device or a path to outside"
+                raise UserError(f"archive '{archive}' is refused: {fault}; get it from a source you trust")
+            if member.isdir() or name.parts[:1] != (folder.name,):
                 continue
-            target = Path(temp_dir, *name.parts)
+            target = folder.joinpath(*name.parts[1:])
             target.parent.mkdir(parents=True, exist_ok=True)
             with tar.extractfile(member) as source, open(target, 'wb') as file:
                 while chunk := source.read(CHUNK):
@@ -445,7 +406,5 @@ def _disk_errors(folder, num_bytes):
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"the disk of '{folder}' is full, {num_bytes} bytes are needed: {MAKE_ROOM}") from error
-        raise UserError(
-            f"'{error.filename or folder}': {error.strerror or error}; correct the path or its "
-            'permissions, or pass another --data_dir'
-        ) from error
+        reason = f"'{error.filename or folder}': {error.strerror or error}"
+        raise UserError(f'{reason}; correct the path or its permissions, or pass another --data_dir') from error

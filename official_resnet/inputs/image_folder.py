@@ -37,8 +37,8 @@ def open_split(dataset: str, split: str, options: Mapping[str, Any], views: View
     from official_resnet.inputs import streamed
 
     classes, splits = list_files(folder, options.get('validation_fraction', 0.1), seed)
-    paths, labels = _shuffled(splits[split], seed)
-    return streamed.StreamedSplit(streamed.Files(paths, labels), len(classes), dataset, classes, normalization, views)
+    files = streamed.Files(*_shuffled(splits[split], seed))
+    return streamed.StreamedSplit(files, len(classes), dataset, classes, normalization, views)
 
 
 def read(
@@ -59,8 +59,7 @@ def read(
     Args:
         folder: see above.
         split: 'train' or 'test'.
-        image_size: height and width. The shorter side is resized to it, bilinearly and antialiased, and the middle
-            cut out; an image of that size is left as it is.
+        image_size: height and width; see `decode`.
         channels: 3 for RGB, 1 for grey.
         validation_fraction: of each class, for 'test', at least one image; unless the folder says what is test.
         seed: of the split and the order.
@@ -70,11 +69,24 @@ def read(
         UserError: no class folders, only one, one without images, too many images for the memory, or none that
             can be read.
     """
+    from PIL import Image
+
     classes, splits = list_files(folder, validation_fraction, seed)
     _require_memory(folder, sum(map(len, splits.values())), image_size, channels)
     paths, labels = _shuffled(splits[split], seed)
-    pixels, failures = _decode_all(paths, image_size, channels)
-    for i in sorted(failures, key=lambda i: paths[i]):
+    pixels, failures = np.empty([len(paths), image_size, image_size, channels], np.uint8), {}
+
+    def decode_one(i):
+        try:
+            pixels[i] = decode(paths[i], image_size, channels)
+        except ValueError as error:
+            failures[i] = error
+
+    Image.init()  # before the threads
+    # The warnings of Pillow are caught here, once, since catching them is not safe among threads.
+    with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor() as pool:
+        list(pool.map(decode_one, range(len(paths))))
+    for i in sorted(failures, key=paths.__getitem__):
         log(f'unreadable, left out: {paths[i]} ({failures[i]})')
     if failures:
         log(f'{len(failures)} of {len(paths)} images for {split} in {folder} are unreadable')
@@ -95,42 +107,36 @@ def list_files(
     test = next((folder / name for name in TEST_NAMES if (folder / name).is_dir()), None)
     if test and (folder / 'train').is_dir():
         classes = _classes(folder / 'train')
-        unknown = [name for name in _subfolders(test) if name not in classes]
-        if unknown:
+        if unknown := [name for name in _subfolders(test) if name not in classes]:
             raise UserError(f"'{test / unknown[0]}' is of no class of '{folder / 'train'}'; remove or rename it")
-        train = _files(folder / 'train', classes)
-        return classes, {'train': _flat(train), 'test': _flat(_files(test, classes, is_complete=False))}
-    classes = _classes(folder)
-    parts = {'train': [], 'test': []}
-    for label, paths in enumerate(_files(folder, classes)):
-        if len(paths) < 2:
-            raise UserError(
-                f"class '{classes[label]}' in '{folder}' has one image, which cannot be split into "
-                'training and test; add more'
-            )
-        order = np.random.default_rng([seed, 1, label]).permutation(len(paths))
-        num_test = min(max(1, round(validation_fraction * len(paths))), len(paths) - 1)
-        for i, k in enumerate(order):
-            parts['test' if i < num_test else 'train'].append((paths[k], label))
+        return classes, {'train': _files(folder / 'train', classes), 'test': _files(test, classes, is_complete=False)}
+    classes, parts = _classes(folder), {'train': [], 'test': []}
+    files = _files(folder, classes)
+    for label, name in enumerate(classes):
+        found = [file for file in files if file[1] == label]
+        if len(found) < 2:
+            fault = 'has one image, which cannot be split into training and test'
+            raise UserError(f"class '{name}' in '{folder}' {fault}; add more")
+        order = np.random.default_rng([seed, 1, label]).permutation(len(found))
+        num_test = min(max(1, round(validation_fraction * len(found))), len(found) - 1)
+        parts['test'] += [found[k] for k in order[:num_test]]
+        parts['train'] += [found[k] for k in order[num_test:]]
     return classes, parts
 
 
 def decode(path: str | os.PathLike, image_size: int, channels: int = 3) -> np.ndarray:
-    """Return an image as uint8 [image_size, image_size, channels]: resized, the middle cut out; see images.FOLDER.
+    """Return an image as uint8 [image_size, image_size, channels]; see images.FOLDER.
+
+    The shorter side is resized to it, bilinearly and antialiased, and the middle cut out; an image of that size is left
+    as it is.
 
     Raises:
         ValueError: it cannot be decoded; the message is the reason.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     image = images.decode(path, images.FOLDER, 'RGB' if channels == 3 else 'L')
-    width, height = image.size
-    if (width, height) != (image_size, image_size):
-        side = min(width, height)  # the middle of the longer side, as resizing first would leave it
-        left, top = (width - side) / 2, (height - side) / 2
-        image = image.resize(
-            (image_size, image_size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
-        )
+    image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
     return np.asarray(image).reshape(image_size, image_size, channels)
 
 
@@ -139,33 +145,12 @@ def memory_bytes() -> int:
     return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
 
-def _decode_all(paths, image_size, channels):
-    """Return the images, and {index: reason} of those that cannot be read."""
-    from PIL import Image
-
-    Image.init()  # before the threads
-    pixels, failures = np.empty([len(paths), image_size, image_size, channels], np.uint8), {}
-
-    def decode_one(i):
-        try:
-            pixels[i] = decode(paths[i], image_size, channels)
-        except ValueError as error:
-            failures[i] = error
-
-    # The warnings of Pillow are caught here, once, since catching them is not safe among threads.
-    with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor() as pool:
-        for _ in pool.map(decode_one, range(len(paths))):
-            pass
-    return pixels, failures
-
-
 def _require_memory(folder, count, image_size, channels):
     needed, limit = count * image_size**2 * channels, MEMORY_SHARE * memory_bytes()
     if needed > limit:
         raise UserError(
-            f"the {count:,} images of '{folder}' take {needed / 1e9:.1f} GB at {image_size} x "
-            f'{image_size}, more than {limit / 1e9:.1f} GB, a quarter of the memory; lower --image_size, '
-            'or pass a folder with fewer'
+            f"the {count:,} images of '{folder}' take {needed / 1e9:.1f} GB at {image_size} x {image_size}, more than "
+            f'{limit / 1e9:.1f} GB, a quarter of the memory; lower --image_size, or pass a folder with fewer'
         )
 
 
@@ -180,33 +165,27 @@ def _classes(folder):
 
 
 def _subfolders(folder):
-    return sorted(
-        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(('.', '__MACOSX'))
-    )
+    hidden = ('.', '__MACOSX')
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(hidden))
 
 
 def _files(folder, classes, is_complete=True):
-    """Return the sorted image files of each class."""
-    result = [_image_files(folder / name) for name in classes]
-    for name, paths in zip(classes, result, strict=True):
+    """Return [(path, label), ...] of the image files of all classes, sorted."""
+    result = []
+    for label, name in enumerate(classes):
+        place = folder / name
+        paths = sorted(images.find_files(place), key=lambda path, place=place: path.relative_to(place).as_posix())
         if not paths and is_complete:
             raise UserError(
-                f"class folder '{folder / name}' has no image ({' '.join(images.SUFFIXES)}); add some, or remove it"
+                f"class folder '{place}' has no image ({' '.join(images.SUFFIXES)}); add some, or remove it"
             )
-    if not any(result):
+        result += [(path, label) for path in paths]
+    if not result:
         raise UserError(f"'{folder}' has no image ({' '.join(images.SUFFIXES)}); add some")
     return result
-
-
-def _image_files(folder):
-    return sorted(images.find_files(folder), key=lambda path: path.relative_to(folder).as_posix())
 
 
 def _shuffled(files, seed):
     """Return (paths, labels int32) in a random order, so that the first n of them are a fair sample."""
     order = np.random.default_rng([seed, 2]).permutation(len(files))
     return [files[i][0] for i in order], np.array([files[i][1] for i in order], np.int32)
-
-
-def _flat(paths_of_classes):
-    return [(path, label) for label, paths in enumerate(paths_of_classes) for path in paths]

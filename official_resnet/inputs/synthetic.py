@@ -15,62 +15,25 @@ NOISE = 30  # the noise of a value is uniform in -NOISE..NOISE, of 0..255
 _CHUNK = 500  # images drawn at once: the arrays stay in the cache
 
 
-def _disc(y, x):
-    return np.sqrt(y * y + x * x) - 1
-
-
-def _ring(y, x):
-    return np.abs(np.sqrt(y * y + x * x) - 0.75) - 0.25
-
-
-def _square(y, x):
-    return np.maximum(np.abs(y), np.abs(x)) - 0.85
-
-
-def _diamond(y, x):
-    return (np.abs(y) + np.abs(x)) * 0.75 - 0.85
-
-
-def _triangle(y, x):
-    return np.maximum(y - 0.7, np.abs(x) * 0.85 - (y + 1) * 0.5)
-
-
 def _plus(y, x):
     y, x = np.abs(y), np.abs(x)
     return np.maximum(np.minimum(y, x) - 0.25, np.maximum(y, x) - 1)
 
 
-def _saltire(y, x):
-    return _plus((y + x) * 0.7071, (y - x) * 0.7071)
-
-
-def _horizontal_stripes(y, x):
-    return np.sin(8 * y) / 8 + 0 * x
-
-
-def _vertical_stripes(y, x):
-    return np.sin(8 * x) / 8 + 0 * y
-
-
-def _checkerboard(y, x):
-    return np.sin(6 * y) * np.sin(6 * x) / 6
-
-
 # A figure maps coordinates, 0 at its middle and 1 at its radius, to a value that is negative inside and, near
 # the edge, the distance from it. The order is the order of the labels.
 FIGURES = {
-    'disc': _disc,
-    'ring': _ring,
-    'square': _square,
-    'diamond': _diamond,
-    'triangle': _triangle,
+    'disc': lambda y, x: np.sqrt(y * y + x * x) - 1,
+    'ring': lambda y, x: np.abs(np.sqrt(y * y + x * x) - 0.75) - 0.25,
+    'square': lambda y, x: np.maximum(np.abs(y), np.abs(x)) - 0.85,
+    'diamond': lambda y, x: (np.abs(y) + np.abs(x)) * 0.75 - 0.85,
+    'triangle': lambda y, x: np.maximum(y - 0.7, np.abs(x) * 0.85 - (y + 1) * 0.5),
     'plus': _plus,
-    'saltire': _saltire,
-    'horizontal stripes': _horizontal_stripes,
-    'vertical stripes': _vertical_stripes,
-    'checkerboard': _checkerboard,
+    'saltire': lambda y, x: _plus((y + x) * 0.7071, (y - x) * 0.7071),
+    'horizontal stripes': lambda y, x: np.sin(8 * y) / 8 + 0 * x,
+    'vertical stripes': lambda y, x: np.sin(8 * x) / 8 + 0 * y,
+    'checkerboard': lambda y, x: np.sin(6 * y) * np.sin(6 * x) / 6,
 }
-CLASS_NAMES = tuple(FIGURES)
 
 
 def draw(num_images: int, seed: int | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
