@@ -153,8 +153,10 @@ def test_shards_folders_and_tfds_give_the_same_pictures(tmp_path, monkeypatch):
     assert max(distance for distance, _ in closest) < 3
 
 
-def test_tfds_in_another_file_format_cannot_be_streamed():
-    info = types.SimpleNamespace(file_format=types.SimpleNamespace(value='array_record'))
-    builder = types.SimpleNamespace(name='x', builder_config=None, data_path='/x', info=info)
+def test_tfds_in_another_file_format_cannot_be_streamed(monkeypatch):
+    info = types.SimpleNamespace(file_format=types.SimpleNamespace(value='array_record'), splits=['train'])
+    label = types.SimpleNamespace(names=['ant', 'bee'], num_classes=2)
+    builder = types.SimpleNamespace(name='x', data_path='/x', info=info)
+    monkeypatch.setattr(tfds_source, 'prepare', lambda *args, **options: (builder, label))
     with pytest.raises(errors.UserError, match="'x' in '/x' is kept as array_record, which cannot be streamed; prep"):
-        tfds_source.tfrecord_paths(builder, 'train')
+        datasets.open_split('tfds:x', 'train', views=VIEWS)

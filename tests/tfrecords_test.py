@@ -88,7 +88,7 @@ def test_a_cut_off_file_is_found(tmp_path, size, offset):
 
 def test_a_missing_file(tmp_path):
     for read in (tfrecords.index, lambda path: list(tfrecords.read(path))):
-        with pytest.raises(errors.UserError, match='cannot be read'):
+        with pytest.raises(errors.UserError, match='does not exist; pass the folder'):
             read(tmp_path / 'absent')
 
 

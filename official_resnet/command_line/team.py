@@ -52,7 +52,7 @@ def _is_there(dataset, data_dir):
         return not datasets.is_missing(dataset, data_dir)
     from official_resnet.inputs import tfds_source
 
-    return tfds_source.is_prepared(dataset.removeprefix('tfds:'), data_dir)
+    return tfds_source.is_prepared(dataset, data_dir)
 
 
 def follow(config: TrainConfig) -> int:

@@ -108,7 +108,7 @@ def find_data(config: TrainConfig, options: RunOptions, row: Program, is_chief: 
     if dataset.startswith('tfds:'):
         from official_resnet.inputs import tfds_source
 
-        tfds_source.prepare(dataset.removeprefix('tfds:'), data_dir, may_fetch, has_one_size=not row.streams)
+        tfds_source.prepare(dataset, data_dir, may_fetch, has_one_size=not row.streams)
     elif may_fetch and datasets.is_missing(dataset, data_dir):
         from official_resnet.inputs import download
 

@@ -12,7 +12,6 @@ import numpy as np
 VARINT, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5  # wire types; 3 and 4 have not been in use since 2008
 _SIZES = {EIGHT_BYTES: 8, FOUR_BYTES: 4}
 _MAX_VARINT = (1 << 64) - 1
-_SMALL = [bytes([number]) for number in range(128)]
 
 
 def fields(message: bytes | memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
@@ -93,18 +92,11 @@ def read_varint(message: bytes | memoryview, place: int) -> tuple[int, int]:
 
 def field(number: int, content: bytes) -> bytes:
     """Return a field of wire type BYTES."""
-    return head(number, len(content)) + content
-
-
-def head(number: int, size: int) -> bytes:
-    """Return what stands before the content, of `size` bytes, of a field of wire type BYTES."""
-    return varint(number << 3 | BYTES) + varint(size)
+    return varint(number << 3 | BYTES) + varint(len(content)) + content
 
 
 def varint(number: int) -> bytes:
     """Return a number of 0..2**64-1 as a varint."""
-    if number < 128:
-        return _SMALL[number]
     result = bytearray()
     while number > 127:
         result.append(number & 127 | 128)

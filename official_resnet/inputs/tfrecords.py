@@ -18,6 +18,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
+from official_resnet import files
 from official_resnet.errors import UserError
 from official_resnet.inputs import protobuf_wire as wire_format
 
@@ -41,11 +42,8 @@ def read(path: str | os.PathLike) -> Iterator[bytes]:
         UserError: it cannot be read, is cut off, or a checksum is wrong; names the place.
     """
     with _open(path) as file:
-        offset, end = 0, os.fstat(file.fileno()).st_size  # a length may promise anything
-        while header := file.read(HEADER_BYTES):
-            size = _data_bytes(path, offset, header)
-            yield _data(path, offset, file.read(min(size + FOOTER_BYTES, end)), size)
-            offset += HEADER_BYTES + size + FOOTER_BYTES
+        for begin, end in _places(path, file.fileno()):
+            yield read_at(file.fileno(), begin, end, path)
 
 
 def index(path: str | os.PathLike) -> np.ndarray:
@@ -54,23 +52,20 @@ def index(path: str | os.PathLike) -> np.ndarray:
     Raises:
         UserError: it cannot be read, is cut off, or a header is damaged.
     """
-    offsets = [0]
     with _open(path) as file:
-        descriptor, end = file.fileno(), os.fstat(file.fileno()).st_size
-        while offsets[-1] < end:
-            offset = offsets[-1]
-            size = _data_bytes(path, offset, os.pread(descriptor, HEADER_BYTES, offset))
-            offsets.append(offset + HEADER_BYTES + size + FOOTER_BYTES)
-    if offsets[-1] > end:
-        raise _cut_off(path, offsets[-2])
-    return np.array(offsets, np.int64)
+        return np.array([0, *(end for _, end in _places(path, file.fileno()))], np.int64)
 
 
 def read_at(descriptor: int, offset: int, end: int, path: str | os.PathLike) -> bytes:
     """Return the data of the record at bytes offset..end of an open file, checked; `path` is for errors."""
     record = os.pread(descriptor, end - offset, offset)
-    size = _data_bytes(path, offset, record[:HEADER_BYTES])
-    return _data(path, offset, record[HEADER_BYTES:], size)
+    size, rest = _data_bytes(path, offset, record[:HEADER_BYTES]), record[HEADER_BYTES:]
+    if len(rest) < size + FOOTER_BYTES:
+        raise _cut_off(path, offset)
+    data = rest[:size]
+    if rest[size : size + FOOTER_BYTES] != _masked_crc(data):
+        raise UserError(f"'{path}' is damaged: wrong checksum of the record at byte {offset}; {_REMEDY}")
+    return data
 
 
 def encode_example(features: dict[str, Any]) -> bytes:
@@ -83,8 +78,9 @@ def encode_example(features: dict[str, Any]) -> bytes:
     Raises:
         ValueError: a value of another type, or an int outside of 64 bits.
     """
-    parts = [part for key in sorted(features) for part in _entry(key, features[key])]
-    return b''.join((wire_format.head(1, sum(map(len, parts))), *parts))
+    field = wire_format.field
+    entries = [field(1, key.encode()) + field(2, _feature(key, features[key])) for key in sorted(features)]
+    return field(1, b''.join(field(1, entry) for entry in entries))
 
 
 def decode_example(data: bytes) -> dict[str, list]:
@@ -96,25 +92,9 @@ def decode_example(data: bytes) -> dict[str, list]:
     result = {}
     for features in _contents(data, 1):
         for entry in _contents(features, 1):
-            key, feature = b'', b''
-            for number, wire, content in wire_format.fields(entry):
-                if number in (1, 2):
-                    _require_bytes(wire)
-                    key, feature = (content, feature) if number == 1 else (key, content)
+            key, feature = ([b'', *_contents(entry, number)][-1] for number in (1, 2))  # the last one counts
             result[str(key, 'utf-8')] = _values(feature)
     return result
-
-
-def _entry(key, values):
-    """Return an entry of the map as pieces, so that an image is copied once, when they are joined."""
-    name = wire_format.field(1, key.encode())
-    if not isinstance(values, bytes):
-        return [wire_format.field(1, name + wire_format.field(2, _feature(key, values)))]
-    head = wire_format.head(1, len(values))
-    for number in (_BYTES, 2):
-        head = wire_format.head(number, len(head) + len(values)) + head
-    head = name + head
-    return [wire_format.head(1, len(head) + len(values)) + head, values]
 
 
 def _feature(key, values):
@@ -140,10 +120,7 @@ def _feature(key, values):
 def _values(feature):
     """Return the list in a tf.train.Feature; numbers may be packed or not."""
     result = []
-    for kind, wire, values in wire_format.fields(feature):
-        if kind not in (_BYTES, _FLOATS, _INTS):
-            continue
-        _require_bytes(wire)
+    for kind, values in ((kind, values) for kind in _KINDS.values() for values in _contents(feature, kind)):
         for number, wire, content in wire_format.fields(values):
             if number != 1:
                 continue
@@ -180,10 +157,19 @@ def _masked_crc(data):
 
 
 def _open(path):
-    try:
+    with files.read_errors(path, 'pass the folder of the TFRecord files'):
         return open(path, 'rb')
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be read ({error.strerror}); pass the folder of the TFRecord files") from None
+
+
+def _places(path, descriptor):
+    """Yield where each record begins and ends, reading only headers."""
+    begin, size = 0, os.fstat(descriptor).st_size  # a length may promise anything
+    while begin < size:
+        end = begin + HEADER_BYTES + _data_bytes(path, begin, os.pread(descriptor, HEADER_BYTES, begin)) + FOOTER_BYTES
+        if end > size:
+            raise _cut_off(path, begin)
+        yield begin, end
+        begin = end
 
 
 def _data_bytes(path, offset, header):
@@ -191,19 +177,9 @@ def _data_bytes(path, offset, header):
     if len(header) < HEADER_BYTES:
         raise _cut_off(path, offset)
     if header[8:] != _masked_crc(header[:8]):
-        raise UserError(
-            f"'{path}' is damaged or no TFRecord file: wrong checksum of the length at byte {offset}; {_REMEDY}"
-        )
+        fault = f'is damaged or no TFRecord file: wrong checksum of the length at byte {offset}'
+        raise UserError(f"'{path}' {fault}; {_REMEDY}")
     return struct.unpack('<Q', header[:8])[0]
-
-
-def _data(path, offset, rest, size):
-    if len(rest) < size + FOOTER_BYTES:
-        raise _cut_off(path, offset)
-    data = rest[:size]
-    if rest[size : size + FOOTER_BYTES] != _masked_crc(data):
-        raise UserError(f"'{path}' is damaged: wrong checksum of the record at byte {offset}; {_REMEDY}")
-    return data
 
 
 def _cut_off(path, offset):
