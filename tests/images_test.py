@@ -8,7 +8,7 @@ import tensorflow as tf
 from ilsvrc import sample
 from PIL import Image
 
-from official_resnet.inputs import images
+from official_resnet.inputs import encoded, images
 from official_resnet.inputs.images import FOLDER, PREDICTION, SHARDS
 from official_resnet.inputs.views import Views
 
@@ -148,8 +148,8 @@ def test_the_two_decoders_agree_on_real_images():
     greatest, means = [], []
     for _, data in sample().values():
         expected = pixels(data, SHARDS).astype(int)
-        np.testing.assert_array_equal(images.decode_jpeg(data, Views(resize='antialias')), expected)
-        difference = np.abs(images.decode_jpeg(data, Views(resize='tf1')).numpy() - expected)
+        np.testing.assert_array_equal(encoded.decode_jpeg(data, Views(resize='antialias')), expected)
+        difference = np.abs(encoded.decode_jpeg(data, Views(resize='tf1')).numpy() - expected)
         greatest.append(difference.max())
         means.append(difference.mean())
     assert 0 < max(greatest) <= 24 and max(means) < 2.1 and np.mean(means) < 1.3

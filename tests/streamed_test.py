@@ -37,7 +37,7 @@ class Numbered:
     """Encoded pictures whose labels are their numbers."""
 
     def __init__(self, source):
-        self.source, self.groups, self.num_images = source, source.groups, source.num_images
+        self.source, self.groups, self.num_images, self.paths = source, source.groups, source.num_images, source.paths
 
     def load(self, rows):
         jpegs, _, boxes = self.source.load(rows)
@@ -210,4 +210,4 @@ def test_a_broken_file_is_named(tmp_path):
     assert f"'{cut}' is no whole image (cut off" in message_of(source.read, np.array([0, 1]))
     assert f"'{text}' is no whole image (no JPEG, PNG" in message_of(source.read, np.array([2]))
     good.unlink()
-    assert f"'{good}' cannot be read (No such file or directory); put it back" in message_of(source.read, np.array([0]))
+    assert f"'{good}' does not exist; put it back" in message_of(source.read, np.array([0]))

@@ -2,9 +2,9 @@
 
 import tensorflow as tf
 
-from official_resnet.inputs import images
 from official_resnet.inputs.views import Views
 
+DECODER = 'decode_image'  # the name scope of TensorFlow's decoder, by which its errors are told from others
 LONGEST = 32  # times its width that an image's length is looked at in evaluation
 
 
@@ -19,13 +19,13 @@ def train_view(jpeg: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor, views: Views,
         jpeg: string [].
         boxes: float32 [n, 4], ymin, xmin, ymax, xmax in 0..1; n may be 0.
         seed: two integers, tensor or not; the only source of randomness.
-        views: Views.
         flip: whether to mirror at all.
 
     Returns:
         float32 [size, size, 3], RGB, 0..255.
     """
-    shape = images.jpeg_shape(jpeg)
+    with tf.name_scope(DECODER):
+        shape = tf.io.extract_jpeg_shape(jpeg)  # without decoding it
     if not views.use_boxes:
         boxes = tf.zeros([0, 4])
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
@@ -39,7 +39,7 @@ def train_view(jpeg: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor, views: Views,
         use_image_if_no_bounding_boxes=True,
     )
     window = tf.concat([begin[:2], size[:2]], 0)  # top, left, height, width
-    image = images.decode_jpeg(jpeg, views, window)
+    image = decode_jpeg(jpeg, views, window)
     coin = tf.random.stateless_uniform([], tf.random.experimental.stateless_fold_in(seed, 1))
     # before the resizing, as official/resnet: mirroring and the bilinear of TensorFlow 1 do not commute
     image = tf.cond(tf.logical_and(coin < 0.5, flip), lambda: tf.reverse(image, [1]), lambda: image)
@@ -47,11 +47,7 @@ def train_view(jpeg: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor, views: Views,
 
 
 def test_view(image: tf.Tensor, views: Views) -> tf.Tensor:
-    """Resize the shorter side of an encoded image to views.shorter_side, crop test_size x test_size in the middle.
-
-    Args:
-        image: string [], JPEG or PNG.
-        views: Views.
+    """Resize the shorter side of a JPEG or PNG, string [], to views.shorter_side, crop the middle.
 
     Returns:
         float32 [test_size, test_size, 3], RGB, 0..255.
@@ -61,12 +57,9 @@ def test_view(image: tf.Tensor, views: Views) -> tf.Tensor:
 
 
 def ten_views(image: tf.Tensor, views: Views) -> tf.Tensor:
-    """Return the corners and the middle of an encoded image, resized as by `test_view`, and their mirror images.
+    """Return corners and middle of an image, resized as by `test_view`, and their mirror images: [10, h, w, 3].
 
     arXiv:1512.03385 Sec. 3.4, after Krizhevsky 2012.
-
-    Returns:
-        float32 [10, test_size, test_size, 3].
     """
     resized, size = _shorter_side(image, views), views.test_size
     corners = [resized[:size, :size], resized[:size, -size:], resized[-size:, :size], resized[-size:, -size:]]
@@ -74,12 +67,24 @@ def ten_views(image: tf.Tensor, views: Views) -> tf.Tensor:
     return tf.ensure_shape(tf.concat([crops, tf.reverse(crops, [2])], 0), [10, size, size, 3])
 
 
+def decode_jpeg(data: tf.Tensor, views: Views, window: tf.Tensor | None = None) -> tf.Tensor:
+    """Decode a JPEG, string [], or a part of it, int32 [4]: top, left, height, width. Without a window also PNG.
+
+    Returns:
+        uint8 [h, w, 3], RGB.
+    """
+    with tf.name_scope(DECODER):
+        if window is None:
+            return tf.io.decode_jpeg(data, channels=3, dct_method=views.dct_method)
+        return tf.io.decode_and_crop_jpeg(data, window, channels=3, dct_method=views.dct_method)
+
+
 def _shorter_side(encoded, views):
     """Return an encoded image, its shorter side resized: float32 [h, w, 3], each at least views.test_size.
 
     Of what is more than LONGEST times as long as wide, only the middle: an image of 1 x 60000 would take 47 GB.
     """
-    image = images.decode_jpeg(encoded, views)
+    image = decode_jpeg(encoded, views)
     shorter = tf.reduce_min(tf.shape(image)[:2])
     cut = tf.maximum(tf.shape(image)[:2] - LONGEST * shorter, 0) // 2
     image = image[cut[0] : tf.shape(image)[0] - cut[0], cut[1] : tf.shape(image)[1] - cut[1]]

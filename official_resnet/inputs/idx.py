@@ -18,7 +18,7 @@ from official_resnet import errors, files
 
 _IDX_LIMIT = 1 << 30  # bytes of values in a file; the largest of its kind, EMNIST's, has 547 million
 _CHUNK = 1 << 20  # bytes
-_IDX_REMEDY = 'replace it, or pass another --data_dir'
+_REMEDY = 'replace it, or pass another --data_dir'
 
 
 def read_idx(
@@ -43,24 +43,18 @@ def read_idx(
         UserError: a file is missing, unreadable, no IDX file, cut off, too long, or a damaged gzip file; the
             two disagree about n; images of another size; a label out of range.
     """
-    images = _read_idx_file(images_path, 3)
-    labels = _read_idx_file(labels_path, 1).astype(np.int32)
-    if images.shape[1:] != tuple(image_size):
-        rows, columns = images.shape[1:]
-        raise errors.UserError(
-            f"'{images_path}' has images of {rows} x {columns}, not {image_size[0]} x {image_size[1]}; {_IDX_REMEDY}"
-        )
+    images, labels = _read_idx_file(images_path, 3), _read_idx_file(labels_path, 1).astype(np.int32)
+    rows, columns = images.shape[1:]
+    if (rows, columns) != tuple(image_size):
+        fault = f'has images of {rows} x {columns}, not {image_size[0]} x {image_size[1]}'
+        raise errors.UserError(f"'{images_path}' {fault}; {_REMEDY}")
     if len(images) != len(labels):
-        raise errors.UserError(
-            f"'{images_path}' has {len(images)} images, '{labels_path}' {len(labels)} labels; "
-            'take both files from the same source'
-        )
+        fault = f"has {len(images)} images, '{labels_path}' {len(labels)} labels"
+        raise errors.UserError(f"'{images_path}' {fault}; take both files from the same source")
     wrong = np.flatnonzero(labels >= num_classes)
     if wrong.size:
-        raise errors.UserError(
-            f"'{labels_path}' has label {labels[wrong[0]]} at {wrong[0]} (counted from 0), "
-            f'outside 0..{num_classes - 1}; {_IDX_REMEDY}'
-        )
+        fault = f'has label {labels[wrong[0]]} at {wrong[0]} (counted from 0), outside 0..{num_classes - 1}'
+        raise errors.UserError(f"'{labels_path}' {fault}; {_REMEDY}")
     return images[..., None], labels
 
 
@@ -77,28 +71,25 @@ def _read_idx_file(path, num_dimensions):
                 while len(data) <= size and (chunk := unpacked.read(min(_CHUNK, size + 1 - len(data)))):
                     data += chunk
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise errors.UserError(f"'{path}' is a damaged gzip file ({error}); {_IDX_REMEDY}") from None
+                raise errors.UserError(f"'{path}' is a damaged gzip file ({error}); {_REMEDY}") from None
     if len(data) != size:
         found = f'is cut off after {len(data)} of' if len(data) < size else 'has more than'
-        raise errors.UserError(f"'{path}' {found} the {size} bytes that its header declares; {_IDX_REMEDY}")
+        raise errors.UserError(f"'{path}' {found} the {size} bytes that its header declares; {_REMEDY}")
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def _idx_shape(path, header, num_dimensions):
     """Return the dimensions that an IDX header declares, each from 1."""
     kind = 'images' if num_dimensions == 3 else 'labels'
+    shape = struct.unpack(f'>{len(header) // 4 - 1}I', header[4 : len(header) // 4 * 4]) if len(header) >= 4 else ()
     if len(header) < 4 or header[:2] != b'\0\0':
-        raise errors.UserError(f"'{path}' is no IDX file: it begins with 0x{header[:4].hex()}; {_IDX_REMEDY}")
-    if header[2:4] != bytes([8, num_dimensions]):
-        raise errors.UserError(
-            f"'{path}' has type 0x{header[2]:02x} and {header[3]} dimensions; {kind} have 0x08, bytes, "
-            f'and {num_dimensions}; {_IDX_REMEDY}'
-        )
-    if len(header) < 4 + 4 * num_dimensions:
-        raise errors.UserError(f"'{path}' is cut off in its header, after {len(header)} bytes; {_IDX_REMEDY}")
-    shape = struct.unpack(f'>{num_dimensions}I', header[4:])
-    if 0 in shape or math.prod(shape) > _IDX_LIMIT:
-        raise errors.UserError(
-            f"'{path}' declares {' x '.join(map(str, shape))} bytes of {kind}, outside 1..{_IDX_LIMIT}; {_IDX_REMEDY}"
-        )
-    return shape
+        fault = f'is no IDX file: it begins with 0x{header[:4].hex()}'
+    elif header[2:4] != bytes([8, num_dimensions]):
+        fault = f'has type 0x{header[2]:02x} and {header[3]} dimensions; {kind} have 0x08, bytes, and {num_dimensions}'
+    elif len(shape) < num_dimensions:
+        fault = f'is cut off in its header, after {len(header)} bytes'
+    elif 0 in shape or math.prod(shape) > _IDX_LIMIT:
+        fault = f'declares {" x ".join(map(str, shape))} bytes of {kind}, outside 1..{_IDX_LIMIT}'
+    else:
+        return shape
+    raise errors.UserError(f"'{path}' {fault}; {_REMEDY}")

@@ -1,9 +1,10 @@
-"""The home of decoding: from the bytes of an image to its pixels. What needs TensorFlow or Pillow imports it.
+"""The home of decoding: from the bytes of an image to its pixels. What needs Pillow imports it.
 
-Two decoders. TensorFlow's reads plain JPEG (8 bits, one or three components), also a part of an image alone, in the
-threads of tf.data; so whatever is streamed is made plain JPEG first, by `to_rgb_jpeg`, which leaves alone what is one.
-Pillow reads everything else. Of the same JPEG, TensorFlow's accurate transform gives the very pixels that Pillow gives;
-its fast one, the default of official/resnet, differs by at most 24 of 255, and by 1.2 on average (ImageNet's images).
+Two decoders. TensorFlow's (encoded.decode_jpeg) reads plain JPEG (8 bits, one or three components), also a part of an
+image alone, in the threads of tf.data; so whatever is streamed is made plain JPEG first, by `to_rgb_jpeg`, which leaves
+alone what is one. Pillow reads everything else. Of the same JPEG, TensorFlow's accurate transform gives the very pixels
+that Pillow gives; its fast one, the default of official/resnet, differs by at most 24 of 255, and by 1.2 on average
+(ImageNet's images).
 
 The rules, whatever the format: the first frame of an animation; the upper byte of 16 bits; transparency is ignored,
 also that of a palette's colours; more than MAX_PIXELS are refused. Where callers differ:
@@ -32,9 +33,6 @@ from official_resnet.inputs import jpeg
 
 if TYPE_CHECKING:
     import PIL.Image
-    import tensorflow as tf
-
-    from official_resnet.inputs.views import Views
 
 FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'WEBP')  # Pillow's names
 JPEG_SUFFIXES = ('.jpeg', '.jpg')
@@ -42,21 +40,13 @@ SUFFIXES = ('.bmp', '.gif', '.jpe', *JPEG_SUFFIXES, '.png', '.webp')  # of files
 PREDICTION_SUFFIXES = tuple(sorted((*SUFFIXES, '.tif', '.tiff')))  # prediction reads other formats, too
 MAX_PIXELS = 178_956_970  # twice Pillow's MAX_IMAGE_PIXELS, above which it refuses to decode
 QUALITY = 100  # of what is encoded anew, as TensorFlow's own build script had it
-DECODER = 'decode_image'  # the name scope of TensorFlow's decoder, by which its errors are told from others
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """How Pillow decodes where there is a choice; see the table above.
+    """How Pillow decodes where there is a choice; see the table above."""
 
-    Attributes:
-        formats: Pillow's names of those that are read; None for all but EPS, which would start Ghostscript.
-        uses_exif: whether an image is turned as its EXIF says.
-        inverts_all_cmyk: whether the inks of every CMYK JPEG are taken for inverted, as Pillow does, or only of those
-            with Adobe's marker.
-    """
-
-    formats: tuple[str, ...] | None
+    formats: tuple[str, ...] | None  # Pillow's names of those that are read; None: all but EPS, which runs Ghostscript
     uses_exif: bool
     inverts_all_cmyk: bool
 
@@ -155,27 +145,3 @@ def find_files(folder: str | os.PathLike, suffixes: tuple[str, ...] = SUFFIXES) 
         for name in names
         if name.lower().endswith(suffixes) and not name.startswith('.')
     ]
-
-
-def jpeg_shape(data: 'tf.Tensor') -> 'tf.Tensor':
-    """Return (height, width, channels), int32 [3], of a JPEG, string [], without decoding it."""
-    import tensorflow as tf
-
-    with tf.name_scope(DECODER):
-        return tf.io.extract_jpeg_shape(data)
-
-
-def decode_jpeg(data: 'tf.Tensor', views: 'Views', window: 'tf.Tensor | None' = None) -> 'tf.Tensor':
-    """Decode a JPEG, string [], as uint8 [h, w, 3], RGB; without a window also PNG.
-
-    Args:
-        data: the bytes.
-        views: how exactly.
-        window: int32 [4], top, left, height, width: decode only this part.
-    """
-    import tensorflow as tf
-
-    with tf.name_scope(DECODER):
-        if window is None:
-            return tf.io.decode_jpeg(data, channels=3, dct_method=views.dct_method)
-        return tf.io.decode_and_crop_jpeg(data, window, channels=3, dct_method=views.dct_method)

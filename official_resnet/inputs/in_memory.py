@@ -20,7 +20,7 @@ from official_resnet.inputs.normalization import NORMALIZATIONS
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class InMemorySplit:
-    """One split in memory; see split.Split.
+    """One split in memory; its methods are documented in split.Split.
 
     Attributes:
         images: uint8 [n, h, w, c], 0..255; or float32, of what is not to be normalized, as features.
@@ -43,17 +43,14 @@ class InMemorySplit:
 
     @property
     def num_images(self) -> int:
-        """Images in it."""
         return len(self.labels)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of `images`."""
         return self.images.shape[1:]
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of the images in batches."""
         height, width, channels = self.images.shape[1:]
         return self.input_size or height, self.input_size or width, channels
 
@@ -106,18 +103,15 @@ class InMemorySplit:
         return batches.map(make_batch, tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
 
     def first(self, num_images: int | None) -> Self:
-        """Return the first `num_images`; None takes them all."""
         if num_images is None:
             return self
         datasets.require_images(self, num_images)
         return dataclasses.replace(self, images=self.images[:num_images], labels=self.labels[:num_images])
 
     def with_normalization(self, name: str) -> Self:
-        """Return the same images with another normalization."""
         return dataclasses.replace(self, normalization=name)
 
     def with_background(self) -> Self:
-        """Refuse: a background class belongs to ImageNet's labels."""
         raise errors.UserError(
             f'a background class with {self.name}, whose images are held in memory; leave out --background_class'
         )
@@ -129,11 +123,9 @@ class InMemorySplit:
         return digest.hexdigest()
 
     def input_errors(self) -> contextlib.AbstractContextManager:
-        """Return a context that changes nothing: no image in memory can be damaged."""
-        return contextlib.nullcontext()
+        return contextlib.nullcontext()  # no image in memory can be damaged
 
     def example_images(self, count: int) -> np.ndarray:
-        """Return the first images, [count, *image_shape], 0..255."""
         return self.images[:count]
 
     def example_bytes(self, count: int) -> None:

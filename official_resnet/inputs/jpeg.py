@@ -30,7 +30,6 @@ class Info:
     precision: int = 0  # bits of a component
     colour: str = ''  # 'grey', 'YCbCr', 'RGB', 'CMYK' or 'YCCK'
     frame: int = 0  # the marker of the frame header: 0xC0 baseline, 0xC2 progressive
-    has_adobe: bool = False
     is_whole: bool = True  # its end is there
     problem: str = ''  # why it is not whole
 
@@ -149,4 +148,4 @@ def _info(frame, adobe, has_jfif, problem):
         colour = 'RGB' if adobe == 0 else 'YCbCr'
     else:
         colour = 'RGB' if identifiers == b'RGB' else 'YCbCr'
-    return Info('JPEG', width, height, components, precision, colour, marker, adobe is not None, not problem, problem)
+    return Info('JPEG', width, height, components, precision, colour, marker, not problem, problem)

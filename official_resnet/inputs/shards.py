@@ -40,19 +40,12 @@ def open_split(
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """What the records of a kind of files hold: tf.train.Example with these keys.
-
-    Attributes:
-        image: key of the encoded image.
-        label: key of the label.
-        first_label: the label in the files of the class that is 0 here.
-        is_rgb_jpeg: whether all images are; else they are made so as they are read, as those of streamed.Files.
-    """
+    """What the records of a kind of files hold: tf.train.Example with these keys."""
 
     image: str = 'image/encoded'
     label: str = 'image/class/label'
-    first_label: int = 1
-    is_rgb_jpeg: bool = True
+    first_label: int = 1  # the label in the files of the class that is 0 here
+    is_rgb_jpeg: bool = True  # whether all images are; else they are made so as they are read, as in streamed.Files
 
 
 class Shards(streamed.Source):
@@ -88,11 +81,9 @@ class Shards(streamed.Source):
 
     def _read_one(self, row):
         path = self.paths[self.groups[row]]
-        try:
+        with files.read_errors(path, 'put it back'):
             file = self._open(self.groups[row])  # closed when the cache and the last reader let go of it
             return tfrecords.read_at(file.fileno(), int(self._begins[row]), int(self._ends[row]), path)
-        except OSError as error:
-            raise errors.UserError(f"'{path}' cannot be read any more ({error.strerror}); put it back") from None
 
     def load(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.RaggedTensor]:
         """Return (JPEG string [n], labels int32 [n], boxes float32 [n, (k), 4]) of int rows [n]."""
@@ -118,10 +109,8 @@ class Shards(streamed.Source):
         for row, label, size in zip(rows, labels, sizes, strict=True):
             fault = None if size else f'without an image {records.image}; pass the folder of the data set'
             if size and not records.first_label <= label <= self._last_label:
-                fault = (
-                    f'with the label {label}, not {records.first_label}..{self._last_label}; put the manifest.json '
-                    'that its builder wrote beside it, or build it again'
-                )
+                fault = f'with the label {label}, not {records.first_label}..{self._last_label}; put the '
+                fault += 'manifest.json that its builder wrote beside it, or build it again'
             if fault:
                 raise errors.UserError(f"'{self.paths[self.groups[row]]}' has a record {fault}")
         return labels.astype(np.int32)
@@ -133,19 +122,14 @@ class Shards(streamed.Source):
             try:
                 result[i] = images.to_rgb_jpeg(image)[0]
             except ValueError as error:
-                raise errors.UserError(
-                    f"'{self.paths[self.groups[row]]}' has a broken image in the record at "
-                    f'byte {self._begins[row]} ({error}); fetch it again'
-                ) from None
+                place = f'in the record at byte {self._begins[row]}'
+                path = self.paths[self.groups[row]]
+                raise errors.UserError(f"'{path}' has a broken image {place} ({error}); fetch it again") from None
         return result
 
 
 def find_shards(data_dir: str | os.PathLike, split: str) -> list[pathlib.Path]:
-    """Return the paths of train-00000-of-01024 ... in a folder, or of validation-..., however many there are.
-
-    Args:
-        data_dir: the folder.
-        split: 'train' or 'test', whose files are called validation.
+    """Return the paths of train-00000-of-01024 ... in a folder, or for 'test' of validation-..., all there are.
 
     Raises:
         UserError: there are none, or not all, or those of two builds.
@@ -159,16 +143,12 @@ def find_shards(data_dir: str | os.PathLike, split: str) -> list[pathlib.Path]:
         raise errors.UserError(f"data_dir '{folder}' has no {prefix}-00000-of-...; {_BUILD}, or pass another")
     totals = sorted({int(_SHARD.search(path.name)[2]) for path in found})
     if len(totals) > 1:
-        raise errors.UserError(
-            f"data_dir '{folder}' has {prefix} shards of a set of {totals[0]} and of one of "
-            f'{totals[1]}; remove one of them'
-        )
+        fault = f'has {prefix} shards of a set of {totals[0]} and of one of {totals[1]}'
+        raise errors.UserError(f"data_dir '{folder}' {fault}; remove one of them")
     missing = sorted(set(range(totals[0])) - {int(_SHARD.search(path.name)[1]) for path in found})
     if missing:
-        raise errors.UserError(
-            f"data_dir '{folder}' lacks {len(missing)} of {totals[0]} {prefix} shards, the first is "
-            f'{missing[0]:05d}; {_BUILD}, which goes on where it stopped'
-        )
+        fault = f'lacks {len(missing)} of {totals[0]} {prefix} shards, the first is {missing[0]:05d}'
+        raise errors.UserError(f"data_dir '{folder}' {fault}; {_BUILD}, which goes on where it stopped")
     return found
 
 

@@ -15,32 +15,21 @@ class Split(Protocol):
     The order and the augmentation of every training batch are a pure function of (seed, epoch, step), so a run resumes
     at any step by asking for `first_step`.
 
-    Attributes:
-        name: a key of DATASETS, 'tfds:NAME' or 'folder:PATH'.
-        num_images: images in it.
-        num_classes: labels are 0..num_classes-1.
-        class_names: one string a class.
-        class_ids: one string a class, as WordNet's, or None.
-        image_shape: (height, width, channels) of an image before it is padded to the network's input.
-        input_shape: (height, width, channels) of the images in evaluation's batches.
-        model_shape: the input shape that a network for both kinds of batches needs: input_shape, but with None for
-            height and width where training has another size.
-        normalization: a name in NORMALIZATIONS.
-        resize: what evaluation resizes the shorter side of an image to, before it crops it; None: it does neither.
-        num_cpu_threads: threads that tf.data needs to make batches: one copies out of memory, decoding needs each core.
+    A shape is (height, width, channels).
     """
 
-    name: str
+    name: str  # a key of DATASETS, 'tfds:NAME' or 'folder:PATH'
     num_images: int
-    num_classes: int
+    num_classes: int  # labels are 0..num_classes-1
     class_names: tuple[str, ...]
-    class_ids: tuple[str | None, ...] | None
-    image_shape: tuple[int, int, int]
-    input_shape: tuple[int, int, int]
+    class_ids: tuple[str | None, ...] | None  # one a class, as WordNet's
+    image_shape: tuple[int, int, int]  # of an image before it is padded to the network's input
+    input_shape: tuple[int, int, int]  # of the images in evaluation's batches
+    # what a network for both kinds of batches needs: input_shape, but (None, None, 3) where training has another size
     model_shape: tuple[int | None, int | None, int]
-    normalization: str
-    resize: int | None
-    num_cpu_threads: int
+    normalization: str  # a name in NORMALIZATIONS
+    resize: int | None  # what evaluation resizes the shorter side to before it crops, pixels; None: it does neither
+    num_cpu_threads: int  # that tf.data needs to make batches: one copies out of memory, decoding needs each core
 
     def training_batches(
         self,
@@ -53,7 +42,7 @@ class Split(Protocol):
         flip: bool = True,
         share: tuple[int, int] = (0, 1),
     ) -> 'tf.data.Dataset':
-        """Make shuffled batches of (images float32 [batch_size, h, w, c], labels int32 [batch_size]).
+        """Make shuffled batches of (images float32 [batch_size, h, w, c], labels int32 [batch_size]), of known number.
 
         The epochs follow each other without a break, each a fresh permutation in which no image comes twice; what
         does not fill a batch is dropped, other images in each epoch.
@@ -66,9 +55,6 @@ class Split(Protocol):
             augment: whether images are cropped at random, and flipped.
             flip: whether augmentation flips; a mirrored digit is a different digit, or none.
             share: (i, n), the i-th of n equal parts of every batch, for worker i of n.
-
-        Returns:
-            tf.data.Dataset with a known cardinality.
 
         Raises:
             UserError: fewer images than batch_size, batch_size below 1, or a seed out of range.

@@ -17,19 +17,19 @@ from typing import Self
 import numpy as np
 import tensorflow as tf
 
-from official_resnet import errors
+from official_resnet import errors, files
 from official_resnet.inputs import datasets, encoded, images, in_memory
 from official_resnet.inputs.normalization import NORMALIZATIONS
 from official_resnet.inputs.views import Views
 
 _FAULT = 'input fault: '  # before the text of a UserError, as JSON, in TensorFlow's error
-_AT_DECODER = re.compile(rf'{{{{node [^}}]*\b{images.DECODER}/')  # as TensorFlow names the operation that failed
+_AT_DECODER = re.compile(rf'{{{{node [^}}]*\b{encoded.DECODER}/')  # as TensorFlow names the operation that failed
 GROUPS_AT_A_TIME = 16  # shards that training mixes: 20,000 images, 2 GB, of ImageNet's 1024
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StreamedSplit:
-    """One split of encoded images; see split.Split.
+    """One split of encoded images; its methods are documented in split.Split.
 
     Attributes:
         source: shards.Shards or Files.
@@ -51,35 +51,25 @@ class StreamedSplit:
 
     @property
     def num_images(self) -> int:
-        """Images in it."""
         return self.source.num_images if self.count is None else self.count
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of an image in evaluation."""
         return self.views.test_size, self.views.test_size, 3
 
     input_shape = image_shape
 
     @property
     def model_shape(self) -> tuple[int | None, int | None, int]:
-        """input_shape, or (None, None, 3) where training has another size."""
         return self.image_shape if self.views.size == self.views.test_size else (None, None, 3)
 
     @property
     def resize(self) -> int:
-        """What evaluation resizes the shorter side to, pixels."""
         return self.views.shorter_side
 
     @property
     def num_cpu_threads(self) -> int:
-        """A thread for each core: decoding is work."""
         return os.cpu_count()
-
-    @property
-    def groups(self) -> np.ndarray:
-        """The number of each image's shard, int32 [num_images]; training mixes a few shards at a time."""
-        return self.source.groups[: self.num_images]
 
     def training_batches(
         self,
@@ -106,9 +96,8 @@ class StreamedSplit:
                 return encoded.train_view(image, boxes, tf.stack([seed, number]), self.views, flip), label
             return encoded.test_view(image, self.views), label
 
-        steps = in_memory.training_rows(
-            self.num_images, batch_size, seed, first_step, num_epochs, share, mix_groups(self.groups)
-        )
+        reorder = mix_groups(self.source.groups[: self.num_images])
+        steps = in_memory.training_rows(self.num_images, batch_size, seed, first_step, num_epochs, share, reorder)
         return self._batches(steps.map(load, tf.data.AUTOTUNE, deterministic=True), see, size, drop_remainder=True)
 
     def evaluation_batches(
@@ -123,7 +112,7 @@ class StreamedSplit:
         def see(image, label):
             if view is None:
                 return encoded.test_view(image, self.views), label
-            with tf.name_scope(images.DECODER):  # a view of the caller's may decode by itself
+            with tf.name_scope(encoded.DECODER):  # a view of the caller's may decode by itself
                 return view(image), label
 
         batches = in_memory.evaluation_rows(self.num_images, batch_size, share)
@@ -142,18 +131,15 @@ class StreamedSplit:
         return normalized.apply(tf.data.experimental.assert_cardinality(loaded.cardinality())).prefetch(parallel)
 
     def first(self, num_images: int | None) -> Self:
-        """Return the first `num_images`; None takes them all."""
         if num_images is None:
             return self
         datasets.require_images(self, num_images)
         return dataclasses.replace(self, count=num_images)
 
     def with_normalization(self, name: str) -> Self:
-        """Return the same images with another normalization."""
         return dataclasses.replace(self, normalization=name)
 
     def with_background(self) -> Self:
-        """Return the same with a class 0 that has no images."""
         return dataclasses.replace(
             self,
             num_classes=self.num_classes + 1,
@@ -164,16 +150,12 @@ class StreamedSplit:
 
     def fingerprint(self) -> str:
         """Return a hash of what evaluation depends on: files by their names and sizes."""
-        text = repr((self.source.fingerprint(), self.num_images, self.normalization, self.views))
+        text = repr((files_fingerprint(self.source.paths), self.num_images, self.normalization, self.views))
         return hashlib.sha256(text.encode()).hexdigest()
 
     @contextlib.contextmanager
     def input_errors(self) -> Iterator[None]:
-        """Turn TensorFlow's errors of what the source or the decoder refused into one line; leave all others.
-
-        Raises:
-            UserError: what the source said, or that an image cannot be decoded.
-        """
+        """Turn TensorFlow's errors of what the source or the decoder refused into a UserError; leave all others."""
         try:
             yield
         except tf.errors.InvalidArgumentError as error:
@@ -185,22 +167,17 @@ class StreamedSplit:
             raise errors.UserError(f'an image of {self.name} cannot be decoded; {self.source.remedy}') from error
 
     def example_images(self, count: int) -> np.ndarray:
-        """Return the first images as evaluation sees them before normalization, float32 [count, *image_shape]."""
         batch, _ = next(iter(self.with_normalization('none').evaluation_batches(count)))
         return batch.numpy()
 
     def example_bytes(self, count: int) -> list[bytes]:
-        """Return the first images, encoded."""
         return self.source.load(tf.range(count))[0].numpy().tolist()
 
 
 def mix_groups(groups: np.ndarray) -> Callable:
     """Return the `reorder` of in_memory.training_rows that takes GROUPS_AT_A_TIME random groups after another.
 
-    So the disk is read in neighbouring places.
-
-    Args:
-        groups: int [num_images], of each image, ascending.
+    So the disk is read in neighbouring places. `groups` are those of the images, see Source.
     """
 
     def reorder(order, seeds):
@@ -232,14 +209,10 @@ def call_python(function: Callable, tensors: Sequence[tf.Tensor], dtype: tf.DTyp
 class Source:
     """Encoded images that are read by their numbers.
 
-    Attributes:
-        paths: the files.
-        num_images: images in them.
-        groups: of each image, int32 [num_images]; images of a group are neighbours on the disk.
-        remedy: what to do about an image that cannot be decoded.
+    `groups` has the shard of each image, int32 [num_images], ascending: its images are neighbours on the disk.
     """
 
-    remedy = 'fix or remove it'
+    remedy = 'fix or remove it'  # an image that cannot be decoded
 
     def __init__(self, paths: Sequence[str | os.PathLike], num_images: int, groups: np.ndarray):
         self.paths = [str(path) for path in paths]
@@ -252,29 +225,20 @@ class Source:
         result[:] = [self._read_one(row) for row in rows]
         return result
 
-    def fingerprint(self) -> str:
-        """Return a hash of the files' names and sizes."""
-        return files_fingerprint(self.paths)
-
 
 class Files(Source):
-    """Image files; what is no RGB JPEG is turned into one as it is read.
+    """Image files; what is no RGB JPEG is turned into one as it is read."""
 
-    Args:
-        paths: the files.
-        labels: 0.., one a file.
-    """
-
-    def __init__(self, paths, labels):
+    def __init__(self, paths: Sequence[str | os.PathLike], labels: Sequence[int]):
         super().__init__(paths, len(paths), np.zeros(len(paths), np.int32))
         self._labels = np.asarray(labels, np.int32)
 
     def _read_one(self, row):
         path = self.paths[row]
+        with files.read_errors(path, 'put it back'):
+            data = pathlib.Path(path).read_bytes()
         try:
-            return images.to_rgb_jpeg(pathlib.Path(path).read_bytes(), keeps_grey=True)[0]
-        except OSError as error:
-            raise errors.UserError(f"'{path}' cannot be read ({error.strerror}); put it back") from None
+            return images.to_rgb_jpeg(data, keeps_grey=True)[0]
         except ValueError as error:
             raise errors.UserError(f"'{path}' is no whole image ({error}); fix or remove it") from None
 
@@ -288,8 +252,6 @@ def files_fingerprint(paths: Sequence[str]) -> str:
     """Return a hash of files, by their names and sizes."""
     digest = hashlib.sha256()
     for path in paths:
-        try:
+        with files.read_errors(path, 'put it back'):
             digest.update(f'{os.path.basename(path)} {os.path.getsize(path)}\n'.encode())
-        except OSError as error:
-            raise errors.UserError(f"'{path}' cannot be read ({error.strerror}); put it back") from None
     return digest.hexdigest()

@@ -6,6 +6,7 @@ from official_resnet import errors
 from official_resnet.inputs.datasets import MAX_IMAGE_SIZE
 
 RESIZES = ('tf1', 'antialias')
+_SIDE = {'least': 8, 'most': MAX_IMAGE_SIZE}  # of images, pixels
 
 
 def _flag(default, text, **about):
@@ -19,29 +20,22 @@ class Views:
     """How an encoded image of any size becomes the network's input; the defaults are official/resnet's.
 
     Attributes:
-        size: height and width in training, pixels.
-        test_size: in evaluation, cut out of the middle.
-        test_resize: what evaluation resizes the shorter side to before; None cuts the same share, 224 of 256.
-        min_area: of a training crop, share of the image (arXiv:1409.4842 Sec. 6: 0.08).
-        use_boxes: whether a crop must contain a tenth of one of the image's boxes; of the image, if it has none.
+        test_resize: what evaluation resizes the shorter side to before it crops; None cuts the same share, 224 of 256.
+        min_area: of a training crop; arXiv:1409.4842 Sec. 6 has 0.08.
+        use_boxes: where an image has no box, a crop contains a tenth of the image.
         resize: 'tf1', the bilinear of TensorFlow 1, on the grid of the upper left corners and not antialiased; or
             'antialias', as Pillow and so torchvision have it, but for their rounding to whole numbers. The former
             decodes JPEG by the fast transform, which is TensorFlow's default, the latter by the accurate one.
     """
 
     size: int = _flag(
-        224,
-        'Height and width, in pixels, that training images are cropped and resized to.',
-        flag='image_size',
-        least=8,
-        most=MAX_IMAGE_SIZE,
+        224, 'Height and width, in pixels, that training images are cropped and resized to.', flag='image_size', **_SIDE
     )
     test_size: int = _flag(
         224,
         'Height and width, in pixels, cut out of the middle for evaluation; as --image_size without.',
         flag='eval_image_size',
-        least=8,
-        most=MAX_IMAGE_SIZE,
+        **_SIDE,
     )
     test_resize: int | None = None
     min_area: float = _flag(
@@ -59,10 +53,8 @@ class Views:
         if not 0 < self.min_area <= 1:
             raise errors.UserError(f'--min_crop_area={self.min_area} must be above 0 and at most 1')
         if self.test_resize is not None and self.test_resize < self.test_size:
-            raise errors.UserError(
-                f'test_resize {self.test_resize} leaves no {self.test_size} pixels to cut out; '
-                f'pass {self.test_size} or more'
-            )
+            fault = f'test_resize {self.test_resize} leaves no {self.test_size} pixels to cut out'
+            raise errors.UserError(f'{fault}; pass {self.test_size} or more')
 
     @property
     def dct_method(self):
