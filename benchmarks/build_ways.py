@@ -6,7 +6,7 @@ import time
 
 from benchmarks.memory import Peak, largest_child, peak_bytes
 from official_resnet.building import image_list, records, shards
-from official_resnet.building.job import Job, shard_name
+from official_resnet.building.job import Job
 from official_resnet.building.records import Options
 from official_resnet.inputs.images import JPEG_SUFFIXES
 
@@ -26,7 +26,7 @@ def upstream(folder: str, output: str, num_shards: int) -> dict[str, float]:
     os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
     import tensorflow as tf
 
-    images = _images(folder)
+    images, job = _images(folder), Job(output, 'train', num_shards)
     os.makedirs(output)
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         source = tf.compat.v1.placeholder(tf.string)
@@ -34,7 +34,7 @@ def upstream(folder: str, output: str, num_shards: int) -> dict[str, float]:
         session.run(decoded, {source: images.read_bytes(0)})  # the first run builds things
 
         def write(shard):
-            with tf.io.TFRecordWriter(f'{output}/{shard_name("train", shard, num_shards)}') as writer:
+            with tf.io.TFRecordWriter(job.shard_path(shard)) as writer:
                 for i in shards.shard_rows(len(images), shard, num_shards, 12345).tolist():
                     data = images.read_bytes(i)
                     height, width, channels = session.run(decoded, {source: data}).shape

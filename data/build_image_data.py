@@ -9,6 +9,7 @@ place, from 1; label 0 is kept for the background. Writes train-00000-of-00002 .
 manifest of each, which also names what was left out. A build that was stopped continues with the same command.
 """
 
+import functools
 import os
 import sys
 
@@ -23,12 +24,9 @@ except ModuleNotFoundError as error:  # run by its path, without an installation
 
 def define_flags():
     """Return the flags, in a set of their own."""
-    return build_program.define_folder_flags(
-        (2, 2),
-        2,
-        '',
-        'Classes, one a line. Without it the folders in train_directory, or else validation_directory, by name.',
-    )
+    text = 'Classes, one a line. Without it the folders in train_directory, or else validation_directory, by name.'
+    strings = {**build_program.FOLDERS, 'labels_file': ('', text)}
+    return build_program.define_flags(strings, build_program.VERIFY, num_shards=(2, 2), num_threads=2)
 
 
 def main(argv):
@@ -37,35 +35,25 @@ def main(argv):
 
 
 def _run(values):
-    classes = []
+    @functools.cache  # not before there is something to build
+    def classes():
+        if values.labels_file:
+            return labels.read_classes(values.labels_file)
+        root = os.path.expanduser(values.train_directory or values.validation_directory)
+        try:
+            found = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+        except OSError as error:
+            remedy = 'pass a folder that has one for each class'
+            raise UserError(f"'{root}' cannot be read ({error.strerror}); {remedy}") from None
+        names = [name for name in found if not name.startswith(('.', '__MACOSX'))]
+        if not names:
+            raise UserError(f"'{root}' has no folders; put the images of each class into one of its own")
+        return names
 
     def list_images(name, folder):
-        if not classes:  # not before there is something to build
-            classes.extend(
-                labels.read_classes(os.path.expanduser(values.labels_file))
-                if values.labels_file
-                else _folders(values.train_directory or values.validation_directory)
-            )
-        return image_list.from_folders(folder, classes, images.SUFFIXES, is_complete=name == 'train')
+        return image_list.from_folders(folder, classes(), images.SUFFIXES, is_complete=name == 'train')
 
     return build_program.build_folders(values, list_images, build_program.options(values, layout='folder'))
-
-
-def _folders(root):
-    """Return the names of the folders in a folder, sorted."""
-    root = os.path.expanduser(root)
-    try:
-        with os.scandir(root) as entries:
-            names = sorted(
-                entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(('.', '__MACOSX'))
-            )
-    except OSError as error:
-        raise UserError(
-            f"'{root}' cannot be read ({error.strerror}); pass a folder that has one for each class"
-        ) from None
-    if not names:
-        raise UserError(f"'{root}' has no folders; put the images of each class into one of its own")
-    return names
 
 
 if __name__ == '__main__':

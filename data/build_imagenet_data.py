@@ -13,34 +13,32 @@ import sys
 
 try:
     from official_resnet.building import boxes, image_list, labels
-    from official_resnet.command_line import build_program, definer, program
+    from official_resnet.command_line import build_program, program
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
-SUFFIXES = ('.jpeg',)
+
+STRINGS = {
+    **build_program.FOLDERS,
+    'labels_file': (
+        'imagenet_lsvrc_2015_synsets.txt',
+        'Synsets, one a line; the label of each is its place, from 1. '
+        "If there is no file of the default's name, the 1000 of ILSVRC2012.",
+    ),
+    'imagenet_metadata_file': (
+        'imagenet_metadata.txt',
+        "Lines 'synset TAB text'. If there is no file of the default's name, the texts of ILSVRC2012's synsets.",
+    ),
+    'bounding_box_file': (
+        './imagenet_2012_bounding_boxes.csv',
+        "Lines name.JPEG,xmin,ymin,xmax,ymax. If there is no file of the default's name, records have no boxes.",
+    ),
+}
 
 
 def define_flags():
     """Return the flags, in a set of their own."""
-    values = build_program.define_folder_flags(
-        (1024, 128),
-        8,
-        'imagenet_lsvrc_2015_synsets.txt',
-        'Synsets, one a line; the label of each is its place, from 1. '
-        "If there is no file of the default's name, the 1000 of ILSVRC2012.",
-    )
-    define = definer.Definer(values)
-    define.string(
-        'imagenet_metadata_file',
-        'imagenet_metadata.txt',
-        "Lines 'synset TAB text'. If there is no file of the default's name, the texts of ILSVRC2012's synsets.",
-    )
-    define.string(
-        'bounding_box_file',
-        './imagenet_2012_bounding_boxes.csv',
-        "Lines name.JPEG,xmin,ymin,xmax,ymax. If there is no file of the default's name, records have no boxes.",
-    )
-    return values
+    return build_program.define_flags(STRINGS, build_program.VERIFY, num_threads=8)
 
 
 def main(argv):
@@ -49,21 +47,18 @@ def main(argv):
 
 
 def _run(values):
-    synsets = labels.read_classes(_given(values, 'labels_file'))
-    texts = labels.read_texts(_given(values, 'imagenet_metadata_file'), 'imagenet_metadata_file')
-    box_file = _given(values, 'bounding_box_file')
+    classes, texts, box_file = (  # None for a file of the default's name that is not there
+        values[name].value if values[name].present or os.path.exists(values[name].value) else None
+        for name in ('labels_file', 'imagenet_metadata_file', 'bounding_box_file')
+    )
+    synsets, texts = labels.read_classes(classes), labels.read_texts(texts, 'imagenet_metadata_file')
     if box_file is None:
         build_program.log(f"'{values.bounding_box_file}' is not there: records have no boxes")
-    options = build_program.options(values, texts=texts, boxes=boxes.read_csv(box_file) if box_file else boxes.NO_BOXES)
+    found = boxes.NO_BOXES if box_file is None else boxes.read_csv(box_file)
+    options = build_program.options(values, texts=texts, boxes=found)
     return build_program.build_folders(
-        values, lambda name, folder: image_list.from_folders(folder, synsets, SUFFIXES), options
+        values, lambda name, folder: image_list.from_folders(folder, synsets, ('.jpeg',)), options
     )
-
-
-def _given(values, name):
-    """Return the path in a flag, None if it is the default and there is no such file."""
-    path = os.path.expanduser(values[name].value)
-    return path if values[name].present or os.path.exists(path) else None
 
 
 if __name__ == '__main__':

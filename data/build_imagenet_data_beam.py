@@ -11,6 +11,7 @@ continues what was stopped: shards that are finished stay. Needs `pip install '.
 clusters.
 """
 
+import functools
 import pathlib
 import sys
 import tempfile
@@ -18,8 +19,8 @@ import tempfile
 try:
     from absl import flags
 
-    from official_resnet.building import boxes, job, labels, tars
-    from official_resnet.command_line import build_program, definer, program
+    from official_resnet.building import boxes, job, labels, shards, tars
+    from official_resnet.command_line import build_program, program
     from official_resnet.errors import UserError
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
@@ -32,36 +33,24 @@ class _Flags(flags.FlagValues):
         return super().__call__(argv, known_only=True)
 
 
-def define_flags():
-    """Return the flags, in a set of their own."""
-    values = _Flags()
-    values.set_gnu_getopt(True)  # Beam's flags stand anywhere
-    define = definer.Definer(values)
-    define.string('train_tar', None, 'ILSVRC2012_img_train.tar.')
-    define.string('validation_tar', None, 'ILSVRC2012_img_val.tar.')
-    define.string('validation_labels_file', None, f'{", ".join(labels.FILES[:-1])} or {labels.FILES[-1]}.')
-    define.string(
-        'bounding_box_file',
+STRINGS = {
+    'train_tar': (None, 'ILSVRC2012_img_train.tar.'),
+    'validation_tar': (None, 'ILSVRC2012_img_val.tar.'),
+    'validation_labels_file': (None, f'{", ".join(labels.FILES[:-1])} or {labels.FILES[-1]}.'),
+    'bounding_box_file': (
         None,
         'ILSVRC2012_bbox_train_v2.tar.gz, or the CSV that bounding_boxes.py makes of it. '
         'Without it records have no boxes.',
-    )
-    define.string('output_directory', None, 'Where shards go.')
-    define.string('labels_file', None, build_program.LABELS_TEXT)
-    define.string('metadata_file', None, build_program.METADATA_TEXT)
-    build_program.define_shard_flags(define)
-    define.boolean('allow_partial', False, 'Take tar files that lack classes or images.')
-    flags.register_validator('output_directory', bool, 'pass where the shards go', values)
-    flags.register_multi_flags_validator(
-        ['train_tar', 'validation_tar'], lambda v: any(v.values()), 'pass --train_tar, --validation_tar or both', values
-    )
-    flags.register_multi_flags_validator(
-        ['validation_tar', 'validation_labels_file'],
-        lambda v: bool(v['validation_tar']) == bool(v['validation_labels_file']),
-        '--validation_tar and --validation_labels_file go together',
-        values,
-    )
-    return values
+    ),
+    'output_directory': (None, 'Where shards go.'),
+    **build_program.LISTS,
+}
+
+
+def define_flags():
+    """Return the flags, in a set of their own."""
+    booleans = {'allow_partial': (False, 'Take tar files that lack classes or images.')}
+    return build_program.define_flags(STRINGS, booleans, values=_Flags())
 
 
 def main(argv):
@@ -70,6 +59,20 @@ def main(argv):
 
 
 def _run(values, arguments):
+    for is_wrong, message in (
+        (not values.output_directory, '--output_directory=: pass where the shards go'),
+        (not (values.train_tar or values.validation_tar), 'pass --train_tar, --validation_tar or both'),
+        (
+            bool(values.validation_tar) != bool(values.validation_labels_file),
+            '--validation_tar and --validation_labels_file go together',
+        ),
+        (
+            arguments and not arguments[0].startswith('-'),
+            f"unexpected argument '{''.join(arguments[:1])}'; --help lists the flags",
+        ),
+    ):
+        if is_wrong:
+            raise UserError(message)
     try:
         from official_resnet.building import beam
     except ImportError:
@@ -77,8 +80,6 @@ def _run(values, arguments):
             "apache_beam is not installed; run `pip install '.[beam]'` in the folder of the repository, or "
             'use build_imagenet_data.py, which does without'
         ) from None
-    if arguments and not arguments[0].startswith('-'):
-        raise UserError(f"unexpected argument '{arguments[0]}'; --help lists the flags")
     synsets, texts = labels.read_classes(values.labels_file), labels.read_texts(values.metadata_file)
     log = build_program.log
     with tempfile.TemporaryDirectory() as temp_dir:
@@ -95,7 +96,8 @@ def _run(values, arguments):
             options = build_program.options(values, texts=texts, boxes=found)
             made = beam.BeamJob(values.output_directory, name, getattr(values, f'{name}_shards'))
             images = tars.kept_index(made, job.absolute(tar), synsets, order, values.allow_partial, log)
-            beam.build(made, images, options, arguments, log)
+            write = functools.partial(beam.write_shards, made, arguments)
+            shards.complete(made, images, options, write, log)
 
 
 if __name__ == '__main__':

@@ -17,41 +17,34 @@ import signal
 import sys
 
 try:
-    from absl import flags
-
     from official_resnet.building import boxes, downloads, image_list, job, labels, shards, tars
     from official_resnet.building.verify import verify
-    from official_resnet.command_line import build_program, definer, program
+    from official_resnet.command_line import build_program, program
     from official_resnet.errors import UserError
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
 
-def define_flags():
-    """Return the flags, in a set of their own."""
-    values = flags.FlagValues()
-    values.set_gnu_getopt(True)  # flags may follow DATA_DIR
-    define = definer.Definer(values)
-    define.string('data_dir', None, 'DATA_DIR by name.')
-    define.string(
-        'url', downloads.URL, 'Where missing files are downloaded from, a folder: a mirror needs no user name.'
-    )
-    define.string('labels_file', None, build_program.LABELS_TEXT)
-    define.string('metadata_file', None, build_program.METADATA_TEXT)
-    define.string(
-        'validation_labels_file',
+STRINGS = {
+    'data_dir': (None, 'DATA_DIR by name.'),
+    'url': (downloads.URL, 'Where missing files are downloaded from, a folder: a mirror needs no user name.'),
+    **build_program.LISTS,
+    'validation_labels_file': (
         None,
         'The classes of the validation images: any of the three files named above, or a list like the first.',
-    )
-    define.integer('num_threads', 8, 'Processes.', lower=1, upper=1000)
-    build_program.define_shard_flags(define)
-    define.boolean('verify', False, 'Read all shards back and compare.')
-    define.boolean(
-        'verify_checksums', True, 'Compare the MD5 of the big tar files, once, if they have the official size.'
-    )
-    define.boolean('allow_partial', False, 'Take tar files that lack classes or images, or one of the two.')
-    define.boolean('keep_extracted', False, 'Also unpack images to DATA_DIR/raw-data/train/<class> and .../validation.')
-    return values
+    ),
+}
+BOOLEANS = {
+    'verify': (False, 'Read all shards back and compare.'),
+    'verify_checksums': (True, 'Compare the MD5 of the big tar files, once, if they have the official size.'),
+    'allow_partial': (False, 'Take tar files that lack classes or images, or one of the two.'),
+    'keep_extracted': (False, 'Also unpack images to DATA_DIR/raw-data/train/<class> and .../validation.'),
+}
+
+
+def define_flags():
+    """Return the flags, in a set of their own."""
+    return build_program.define_flags(STRINGS, BOOLEANS, num_threads=8)
 
 
 def main(argv):
@@ -69,25 +62,20 @@ def _run(values, arguments):
         raise UserError(f"DATA_DIR '{data_dir}' is a file; pass a folder")
     raw = data_dir / 'raw-data'
     raw.mkdir(parents=True, exist_ok=True)
-    synsets = labels.read_classes(_expanded(values.labels_file))
-    texts = labels.read_texts(_expanded(values.metadata_file))
+    synsets, texts = labels.read_classes(values.labels_file), labels.read_texts(values.metadata_file)
+    num_shards = {name: values[f'{name}_shards'].value for name in build_program.SPLITS}
     plan = downloads.Plan(
-        data_dir,
-        {'train': values.train_shards, 'validation': values.validation_shards},
-        values.url,
-        _expanded(values.validation_labels_file),
-        values.allow_partial,
-        values.keep_extracted,
+        data_dir, num_shards, values.url, values.validation_labels_file, values.allow_partial, values.keep_extracted
     )
-    sources = downloads.acquire(plan, log)
-    plan.require_space(sources.tars)
+    paths = downloads.acquire(plan, log)
+    plan.require_space(paths)
     if values.verify_checksums:
-        for name, path in sources.tars.items():
+        for name, path in paths.items():
             downloads.check_md5(path, downloads.TARS[name], raw / '.checked.json', log)
-    train_boxes = boxes.update_csv(sources.boxes, raw, synsets, log)
+    train_boxes = boxes.update_csv(plan.find(boxes.BOXES), raw, synsets, log)
     found = {}
-    for name, path in sources.tars.items():
-        order = labels.read_validation(sources.labels) if name == 'validation' else []
+    for name, path in paths.items():
+        order = labels.read_validation(plan.find_labels()) if name == 'validation' else []
         made = job.Job(data_dir, name, plan.num_shards[name])
         found[name] = tars.kept_index(made, str(path), synsets, order, plan.allow_partial, log)
     for name, images in found.items():
@@ -99,10 +87,6 @@ def _run(values, arguments):
     if values.verify:
         return max(verify(data_dir, name, log) for name in plan.num_shards if name in found or plan.is_built(name))
     return 0
-
-
-def _expanded(path):
-    return os.path.expanduser(path) if path else None
 
 
 if __name__ == '__main__':

@@ -231,6 +231,6 @@ def test_the_file_system_of_the_test_is_used(tmp_path):
     assert apache_beam.io.filesystems.FileSystems.get_filesystem('elsewhere://x').scheme() == 'elsewhere'
     with beam.BeamJob('/nowhere', 'x', 1).writing(f'elsewhere://{tmp_path}/a') as file:
         file.write(b'abc')
-    with beam.open_file(f'elsewhere://{tmp_path}/a') as file:
+    with beam.BeamJob.open_file(f'elsewhere://{tmp_path}/a') as file:
         assert file.seek(0, io.SEEK_END) == 3
     assert [path.name for path in tmp_path.iterdir()] == ['a.elsewhere']

@@ -8,7 +8,7 @@ import ilsvrc
 import numpy as np
 import pytest
 
-from official_resnet.building import labels
+from official_resnet.building import downloads, labels
 from official_resnet.errors import UserError
 
 SYNSETS = ('n01440764', 'n02092002', 'n02105855', 'n03018349')
@@ -56,12 +56,13 @@ def test_all_sources_agree(tmp_path):
 def test_find_prefers_the_list_wherever_it_stands(tmp_path):
     raw = tmp_path / 'raw-data'
     raw.mkdir()
-    assert labels.find_validation([tmp_path, raw]) is None
+    plan = downloads.Plan(tmp_path, {})
+    assert plan.find_labels() is None
     for folder, name in ((tmp_path, XMLS), (raw, DEVKIT), (raw, LIST), (tmp_path, LIST)):
         (folder / name).write_text('x')
-        assert labels.find_validation([tmp_path, raw]) == folder / name
+        assert plan.find_labels() == folder / name
     for name in labels.FILES:
-        assert name in labels.remedy()
+        assert name in labels.REMEDY
 
 
 def devkit_without(name):

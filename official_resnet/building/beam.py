@@ -21,7 +21,6 @@ from official_resnet import files
 from official_resnet.building import shards
 from official_resnet.building.image_list import ImageList
 from official_resnet.building.job import Job, absolute
-from official_resnet.building.progress import Log
 from official_resnet.building.records import Options
 from official_resnet.errors import UserError
 
@@ -29,15 +28,13 @@ _AS_IT_IS = {'compression_type': CompressionTypes.UNCOMPRESSED}
 _CHUNK = 1 << 20  # bytes
 
 
-def open_file(path: str) -> IO[bytes]:
-    """Open a file as it is, packed or not."""
-    return FileSystems.open(path, **_AS_IT_IS)
-
-
 class BeamJob(Job):
     """A build on whatever file system Beam knows; nothing locks it."""
 
-    open_file = staticmethod(open_file)
+    @staticmethod
+    def open_file(path: str) -> IO[bytes]:
+        """Open a file as it is, packed or not."""
+        return FileSystems.open(path, **_AS_IT_IS)
 
     @staticmethod
     def status(path: str) -> list:
@@ -92,17 +89,15 @@ class BeamJob(Job):
             return kind.load(f'{folder}/{os.path.basename(path)}')  # the maps stay
 
 
-def build(job: BeamJob, images: ImageList, options: Options, arguments: Sequence[str], log: Log = print) -> None:
-    """Write all shards that are not there yet, then the manifest; `arguments` are Beam's flags.
+def write_shards(job: BeamJob, arguments: Sequence[str], todo: list[int]) -> list[dict]:
+    """Have Beam, by its flags `arguments`, build the shards of `todo` that are not finished; for shards.complete.
+
+    Returns:
+        The summaries of all of `todo`.
 
     Raises:
-        UserError: files of another build stand there, an image cannot be read, or is broken and on_broken is 'fail'.
+        UserError: Beam refuses the flags, an image cannot be read, or is broken and on_broken is 'fail'.
     """
-    shards.complete(job, images, options, functools.partial(_run_pipeline, job, arguments), log)
-
-
-def _run_pipeline(job, arguments, todo):
-    """Have Beam build the shards of `todo` that are not finished; return the summaries of all of `todo`."""
     path = f'{job.folder}/summaries.json'
     job.write_json(path, {})
     try:
@@ -116,7 +111,7 @@ def _run_pipeline(job, arguments, todo):
             | 'Spread' >> apache_beam.Reshuffle()
             | 'Build' >> apache_beam.Map(build_one, job, uuid.uuid4().hex)
             | 'Gather' >> apache_beam.combiners.ToList()
-            | 'Keep' >> apache_beam.Map(keep_summaries, job, path)
+            | 'Keep' >> apache_beam.Map(lambda summaries: job.write_json(path, {'summaries': summaries}))
         )
     summaries = (job.read_json(path) or {}).get('summaries')
     if summaries is None:
@@ -139,7 +134,7 @@ def build_one(shard: int, job: BeamJob, run: str) -> dict:
 
         @functools.cache  # one handle a tar file, of this shard: other threads have theirs
         def open_once(path):
-            return contextlib.nullcontext(stack.enter_context(open_file(path)))
+            return contextlib.nullcontext(stack.enter_context(BeamJob.open_file(path)))
 
         try:
             return job.write_shard(
@@ -156,11 +151,6 @@ def _load(folder, run):
     return BeamJob.load(ImageList, f'{folder}/images'), BeamJob.load(Options, f'{folder}/options')
 
 
-def keep_summaries(summaries: list[dict], job: BeamJob, path: str) -> None:
-    """Write what build_one returned of each shard."""
-    job.write_json(path, {'summaries': summaries})
-
-
 def to_local(path: str, folder: str) -> str:
     """Return the path of a file on this machine, copied into a folder if it lies elsewhere."""
     return _download(path, folder) if '://' in path else absolute(path)
@@ -175,6 +165,6 @@ def _delete(pattern):
 
 def _download(path, folder):
     target = f'{folder}/{path.rpartition("/")[2]}'
-    with open_file(path) as source, open(target, 'wb') as file:
+    with BeamJob.open_file(path) as source, open(target, 'wb') as file:
         shutil.copyfileobj(source, file, _CHUNK)
     return target

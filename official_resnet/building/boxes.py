@@ -61,7 +61,7 @@ def read_csv(path: str | os.PathLike) -> Boxes:
     remedy = 'make it by data/bounding_boxes.py, or pass another --bounding_box_file'
     try:
         with warnings.catch_warnings(action='ignore'):  # numpy's, of an empty file
-            table = np.loadtxt(path, _ROW, delimiter=',', comments=None, ndmin=1)
+            table = np.loadtxt(os.path.expanduser(path), _ROW, delimiter=',', comments=None, ndmin=1)
     except OSError as error:
         raise UserError(f"bounding_box_file '{path}' cannot be read ({error.strerror}); {remedy}") from None
     except ValueError as error:

@@ -59,14 +59,10 @@ class Plan:
     allow_partial: bool = False
     keep_extracted: bool = False
 
-    @property
-    def folders(self) -> tuple[pathlib.Path, pathlib.Path]:
-        """Where files may stand."""
-        return self.data_dir, self.data_dir / 'raw-data'
-
     def find(self, name: str) -> pathlib.Path | None:
         """Return the path of a file that is there, else None."""
-        return next((folder / name for folder in self.folders if (folder / name).is_file()), None)
+        folders = self.data_dir, self.data_dir / 'raw-data'
+        return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
     def find_tars(self) -> dict[str, pathlib.Path]:
         """Return {split: path} of the big tar files that are there."""
@@ -75,7 +71,7 @@ class Plan:
 
     def find_labels(self) -> str | pathlib.Path | None:
         """Return the path of the file that tells the labels of validation, else None."""
-        return self.validation_labels or labels.find_validation(self.folders)
+        return self.validation_labels or next(filter(None, map(self.find, labels.FILES)), None)
 
     def official_size(self, name: str) -> int:
         """Return the bytes of a tar file at the official address; 0 of other files and addresses."""
@@ -97,17 +93,18 @@ class Plan:
             tars: {split: path} of those that are there.
             wanted: names of files that are to be downloaded.
         """
-        sizes = {name: _size(path) for name, path in tars.items()}
+        sizes = {name: status(path)[0] for name, path in tars.items()}
         sizes |= {name: self.official_size(tar.name) for name, tar in TARS.items() if tar.name in wanted}
-        unbuilt = [name for name in sizes if not self.is_built(name)]
-        missing = (self.official_size(name) - _size(self.data_dir / f'{name}.part') for name in wanted)
-        needed = {
-            'shards': sum(max(0, sizes[name] - self._written(name)) for name in unbuilt),
-            'tar files to download': sum(max(0, size) for size in missing),
-        }
-        if self.keep_extracted:
-            raw = self.data_dir / 'raw-data'
-            needed['extracted images'] = sum(size for name, size in sizes.items() if not (raw / name).exists())
+        needed = {'shards': 0, 'tar files to download': 0, 'extracted images': 0}
+        for name, size in sizes.items():
+            if not self.is_built(name):
+                begun = *self.data_dir.glob(f'{name}-*-of-*'), *(self.data_dir / f'.{name}.progress').glob('*')
+                needed['shards'] += max(0, size - sum(status(path)[0] for path in begun))
+            if self.keep_extracted and not (self.data_dir / 'raw-data' / name).exists():
+                needed['extracted images'] += size
+        for name in wanted:
+            begun = max(0, status(self.data_dir / f'{name}.part')[0])
+            needed['tar files to download'] += max(0, self.official_size(name) - begun)
         free, total = shutil.disk_usage(self.data_dir).free, sum(needed.values())
         if free < total:
             parts = ', '.join(f'{what} {size / 1e9:.1f}' for what, size in needed.items() if size)
@@ -116,23 +113,9 @@ class Plan:
                 f'({parts}); free some, or pass a DATA_DIR on another disk'
             )
 
-    def _written(self, name):
-        """Return the bytes of the shards of a split that are there, finished or not."""
-        shards = [*self.data_dir.glob(f'{name}-*-of-*'), *(self.data_dir / f'.{name}.progress').glob('*')]
-        return sum(map(_size, shards))
 
-
-@dataclasses.dataclass(frozen=True)
-class Sources:
-    """Paths of what is there: the tar file of each split to be built, the validation labels, the boxes."""
-
-    tars: dict[str, pathlib.Path]
-    labels: str | pathlib.Path | None
-    boxes: pathlib.Path | None
-
-
-def acquire(plan: Plan, log: Log = print) -> Sources:
-    """Return what there is to build from, downloaded if need be.
+def acquire(plan: Plan, log: Log = print) -> dict[str, pathlib.Path]:
+    """Return {split: path} of the tar files to build from, downloaded if need be, as are labels and boxes.
 
     Splits whose shards are complete and whose tar file is gone are left out.
 
@@ -155,9 +138,7 @@ def acquire(plan: Plan, log: Log = print) -> Sources:
         tars = plan.find_tars()
     else:
         _require_local(plan, wanted, log)
-    found = plan.find_labels()
-    tars = {name: path for name, path in tars.items() if name != 'validation' or found}
-    return Sources(tars, found, plan.find(BOXES))
+    return {name: path for name, path in tars.items() if name != 'validation' or plan.find_labels()}
 
 
 def _authorization(wanted):
@@ -180,7 +161,7 @@ def _require_local(plan, wanted, log):
     if missing == [DEVKIT] and not plan.allow_partial:
         raise UserError(
             f"nothing in '{plan.data_dir}' tells the labels of the validation images; "
-            f'{labels.remedy()}, or set {variables} to download it'
+            f'{labels.REMEDY}, or set {variables} to download it'
         )
     has_validation = not {TARS['validation'].name, DEVKIT} & set(missing)
     is_useless = TARS['train'].name in missing and not has_validation
@@ -211,28 +192,19 @@ def _download(plan, wanted, authorization, log):
 
 def check_md5(path: pathlib.Path, tar: Tar, stamps_path: pathlib.Path, log: Log = print) -> None:
     """Raise UserError if a file of the official size has another MD5; the file `stamps_path` says what was compared."""
-    status = os.stat(path)
-    if status.st_size != tar.size:
-        log(f'{path} has {status.st_size} bytes, the official file {tar.size}: taken as a subset, MD5 not compared')
-        return
-    stamps = files.read_json(stamps_path) or {}
-    stamp = [status.st_size, status.st_mtime_ns, tar.md5]
-    if stamps.get(tar.name) == stamp:
-        return
-    log(f'comparing the MD5 of {path} (once; --noverify_checksums leaves it out)')
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, 'rb', buffering=0) as file, Progress(f'MD5 of {path}', tar.size, log, unit='B') as progress:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            progress.update(len(chunk))
-    if digest.hexdigest() != tar.md5:
-        raise UserError(
-            f"'{path}' has MD5 {digest.hexdigest()} instead of {tar.md5}; remove it and get it again, or pass "
-            '--noverify_checksums'
-        )
-    files.write_json(stamps_path, {**stamps, tar.name: stamp})
-
-
-def _size(path):
-    """Return the bytes of a file, 0 if there is none."""
-    return max(0, status(path)[0])
+    stamps, stamp = files.read_json(stamps_path) or {}, [*status(path), tar.md5]
+    if stamp[0] != tar.size:
+        log(f'{path} has {stamp[0]} bytes, the official file {tar.size}: taken as a subset, MD5 not compared')
+    elif stamps.get(tar.name) != stamp:
+        log(f'comparing the MD5 of {path} (once; --noverify_checksums leaves it out)')
+        digest = hashlib.md5(usedforsecurity=False)
+        with open(path, 'rb', buffering=0) as file, Progress(f'MD5 of {path}', tar.size, log, unit='B') as progress:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+                progress.update(len(chunk))
+        if digest.hexdigest() != tar.md5:
+            raise UserError(
+                f"'{path}' has MD5 {digest.hexdigest()} instead of {tar.md5}; remove it and get it again, or pass "
+                '--noverify_checksums'
+            )
+        files.write_json(stamps_path, {**stamps, tar.name: stamp})

@@ -26,11 +26,6 @@ LOCK_SECONDS = 10  # that the processes of a killed build may take to end
 _POLL_SECONDS = 0.1
 
 
-def shard_name(name: str, shard: int, num_shards: int) -> str:
-    """Return the name of a shard's file."""
-    return f'{name}-{shard:05d}-of-{num_shards:05d}'
-
-
 def absolute(path: str | os.PathLike) -> str:
     """Return the absolute path of a file of this machine; an address of Beam's, as gs://a/b, as it is."""
     return str(path).rstrip('/') if '://' in str(path) else os.path.abspath(os.path.expanduser(path))
@@ -56,9 +51,13 @@ class Job:
         self.manifest_path = f'{self.output_dir}/{name}.manifest.json'
         self.lock = None
 
+    def shard_name(self, shard: int) -> str:
+        """Return the name of a shard's file."""
+        return f'{self.name}-{shard:05d}-of-{self.num_shards:05d}'
+
     def shard_path(self, shard: int) -> str:
         """Return the path of a shard's file."""
-        return f'{self.output_dir}/{shard_name(self.name, shard, self.num_shards)}'
+        return f'{self.output_dir}/{self.shard_name(shard)}'
 
     def missing(self, manifest: dict) -> list[int]:
         """Return which shards of a manifest are not in their place in full size."""
@@ -67,7 +66,7 @@ class Job:
 
     def summary(self, shard: int, on_broken: str = 'skip') -> dict | None:
         """Return the summary of a finished shard; None if it is not finished, or has what on_broken='fail' refuses."""
-        summary = self.read_json(f'{self._kept(shard)}.json')
+        summary = self.read_json(f'{self.folder}/{self.shard_name(shard)}.json')
         if not summary or self.status(self.shard_path(shard))[0] != summary['bytes']:
             return None
         return None if summary['broken'] and on_broken == 'fail' else summary
@@ -124,9 +123,10 @@ class Job:
 
     def write_shard(self, shard: int, write: Callable[[IO[bytes]], dict]) -> dict:
         """Write a shard by write(file) -> summary, put it in its place, then keep the summary; return that."""
-        with self.writing(self.shard_path(shard), part=f'{self._kept(shard)}.part') as file:
+        kept = f'{self.folder}/{self.shard_name(shard)}'
+        with self.writing(self.shard_path(shard), part=f'{kept}.part') as file:
             summary = write(file)
-        self.write_json(f'{self._kept(shard)}.json', summary)
+        self.write_json(f'{kept}.json', summary)
         return summary
 
     def write_json(self, path: str, value: dict) -> None:
@@ -151,6 +151,3 @@ class Job:
     def load(kind: type, path: str) -> Any:
         """Return what `save` kept of the class `kind`."""
         return kind.load(path)
-
-    def _kept(self, shard):
-        return f'{self.folder}/{shard_name(self.name, shard, self.num_shards)}'

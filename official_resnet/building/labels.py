@@ -18,6 +18,7 @@ from official_resnet.errors import UserError
 from official_resnet.inputs import other_datasets
 
 FILES = ('imagenet_2012_validation_synset_labels.txt', 'ILSVRC2012_devkit_t12.tar.gz', 'ILSVRC2012_bbox_val_v3.tgz')
+REMEDY = f'put {FILES[0]}, {FILES[1]} or {FILES[2]} beside ILSVRC2012_img_val.tar'  # as it ends a message
 _TRUTH, _META = 'ILSVRC2012_validation_ground_truth.txt', 'meta.mat'  # of the development kit
 _SYNSET = re.compile(r'n\d{8}')
 _XML = re.compile(r'ILSVRC2012_val_(\d{8})\.xml')
@@ -67,16 +68,11 @@ def read_texts(path: str | os.PathLike | None = None, flag: str = 'metadata_file
 
 def _lines(path, flag):
     try:
-        with open(path, encoding='utf-8') as file:
+        with open(os.path.expanduser(path), encoding='utf-8') as file:
             return file.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, 'strerror', None) or 'not UTF-8'
         raise UserError(f"{flag} '{path}' cannot be read ({reason}); pass another") from None
-
-
-def find_validation(folders: tuple[pathlib.Path, ...]) -> pathlib.Path | None:
-    """Return the path of the first of FILES that stands in one of the folders, or None."""
-    return next((folder / name for name in FILES for folder in folders if (folder / name).is_file()), None)
 
 
 def read_validation(path: str | os.PathLike) -> list[str]:
@@ -85,25 +81,20 @@ def read_validation(path: str | os.PathLike) -> list[str]:
     Raises:
         UserError: it cannot be read, is damaged, lacks a part, or names something else than synsets.
     """
-    path = pathlib.Path(path)
-    with files.read_errors(path, remedy()):
+    path = pathlib.Path(path).expanduser()
+    with files.read_errors(path, REMEDY):
         with open(path, 'rb') as file:
             is_packed = file.read(2) == b'\x1f\x8b'
         return _from_tar(path) if is_packed or tarfile.is_tarfile(path) else _from_list(path)
-
-
-def remedy() -> str:
-    """Return what to get, as it ends a message."""
-    return f'put {FILES[0]}, {FILES[1]} or {FILES[2]} beside ILSVRC2012_img_val.tar'
 
 
 def _from_list(path):
     synsets = path.read_bytes().decode('latin-1').split()
     for number, synset in enumerate(synsets, 1):
         if not _SYNSET.fullmatch(synset):
-            raise UserError(f"'{path}' has {synset[:20]!r} in line {number}, no synset as n01440764; {remedy()}")
+            raise UserError(f"'{path}' has {synset[:20]!r} in line {number}, no synset as n01440764; {REMEDY}")
     if not synsets:
-        raise UserError(f"'{path}' is empty; {remedy()}")
+        raise UserError(f"'{path}' is empty; {REMEDY}")
     return synsets
 
 
@@ -117,9 +108,7 @@ def _from_tar(path):
             synsets[int(match[1])] = _synset_of_xml(path, name, data)
         elif name in (_TRUTH, _META):
             if len(data) > boxes.LARGEST:
-                raise UserError(
-                    f"{name} in '{path}' is not that of ILSVRC2012: more than {len(data)} bytes; {remedy()}"
-                )
+                raise UserError(f"{name} in '{path}' has {len(data)} bytes or more, not ILSVRC2012's; {REMEDY}")
             parts[name] = data
     if synsets:
         missing = set(range(1, max(synsets) + 1)) - set(synsets)
@@ -130,7 +119,7 @@ def _from_tar(path):
         return [synsets[number] for number in range(1, len(synsets) + 1)]
     for name in (_TRUTH, _META):
         if name not in parts:
-            raise UserError(f"'{path}' has no {name}, nor ILSVRC2012_val_00000001.xml; {remedy()}")
+            raise UserError(f"'{path}' has no {name}, nor ILSVRC2012_val_00000001.xml; {REMEDY}")
     meta, numbers = _meta(path, parts[_META]), parts[_TRUTH].decode('latin-1').split()
     for place, number in enumerate(numbers, 1):
         if number not in meta:
@@ -168,5 +157,5 @@ def _synset_of_xml(path, name, data):
     except ValueError as error:
         raise UserError(f"'{name}' in '{path}' is broken ({error}); get it again") from None
     if not found or not _SYNSET.fullmatch(found.strip()):
-        raise UserError(f"'{name}' in '{path}' names no synset but {found!r}; {remedy()}")
+        raise UserError(f"'{name}' in '{path}' names no synset but {found!r}; {REMEDY}")
     return found.strip()

@@ -1,6 +1,7 @@
 """How far a long task is: tqdm's bar on a terminal, elsewhere one of its lines from time to time."""
 
 import sys
+import types
 from collections.abc import Callable
 
 from tqdm import tqdm
@@ -21,22 +22,13 @@ class Progress(tqdm):
     """
 
     def __init__(self, what: str, total: int, log: Log, done: int = 0, unit: str = ' images'):
-        is_terminal = sys.stderr.isatty()
         self._log = log
-        super().__init__(
-            desc=what,
-            total=total,
-            initial=done,
-            unit=unit,
-            unit_scale=unit == 'B',
-            file=sys.stderr if is_terminal else _Lines(log),
-            leave=is_terminal,
-            dynamic_ncols=is_terminal,
-            ncols=None if is_terminal else 0,
-            mininterval=0.1 if is_terminal else SECONDS,
-            delay=0 if is_terminal else SECONDS,
-            miniters=1,
-        )
+        if sys.stderr.isatty():
+            where = {'file': sys.stderr, 'dynamic_ncols': True}
+        else:  # a stream that hands what is written to it to the log, line by line
+            file = types.SimpleNamespace(write=self._write, flush=lambda: None)
+            where = {'file': file, 'leave': False, 'ncols': 0, 'mininterval': SECONDS, 'delay': SECONDS}
+        super().__init__(desc=what, total=total, initial=done, unit=unit, unit_scale=unit == 'B', miniters=1, **where)
 
     def update_to(self, place: int, postfix: str = '') -> None:
         """Count up to a place, and show a text behind it."""
@@ -48,16 +40,6 @@ class Progress(tqdm):
         self.clear()
         self._log(line)
 
-
-class _Lines:
-    """A stream for tqdm that hands what is written to it to a log, line by line."""
-
-    def __init__(self, log):
-        self._log = log
-
-    def write(self, text):
+    def _write(self, text):
         if text.strip():
             self._log(text.strip())
-
-    def flush(self):
-        pass

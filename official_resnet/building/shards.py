@@ -28,7 +28,7 @@ import numpy as np
 
 from official_resnet import files
 from official_resnet.building.image_list import ImageList, Opener, open_unbuffered
-from official_resnet.building.job import Job, shard_name
+from official_resnet.building.job import Job
 from official_resnet.building.progress import Log, Progress
 from official_resnet.building.records import Options, features
 from official_resnet.errors import UserError
@@ -116,7 +116,7 @@ def build(
         output_dir: made if need be.
         num_shards: files.
         num_threads: processes; upstream's name.
-        options: what goes into the records, and what becomes of a broken image.
+        options: Options() without them.
         log: called with lines.
 
     Returns:
@@ -197,8 +197,8 @@ def _manifest(job, images, options, fingerprint, summaries):
         'broken': {},
     }
     for summary in sorted(summaries, key=lambda summary: summary['shard']):
-        file = shard_name(job.name, summary['shard'], job.num_shards)
-        result['shards'].append({'name': file} | {key: summary[key] for key in ('records', 'bytes', 'sha256')})
+        entry = {key: summary[key] for key in ('records', 'bytes', 'sha256')}
+        result['shards'].append({'name': job.shard_name(summary['shard']), **entry})
         for key in ('records', 'bytes'):
             result[key] += summary[key]
         for synset, count in summary['classes'].items():
