@@ -71,13 +71,11 @@ class BeamJob(Job):
 
     def save(self, value: Any, path: str) -> None:
         """Keep an ImageList or Options as files that begin with `path`."""
+        place, _, stem = path.rpartition('/')
         with tempfile.TemporaryDirectory() as folder:
-            value.save(f'{folder}/{os.path.basename(path)}')
+            value.save(f'{folder}/{stem}')
             for name in os.listdir(folder):
-                with (
-                    open(f'{folder}/{name}', 'rb') as source,
-                    self.writing(f'{path.rpartition("/")[0]}/{name}') as file,
-                ):
+                with open(f'{folder}/{name}', 'rb') as source, self.writing(f'{place}/{name}') as file:
                     shutil.copyfileobj(source, file, _CHUNK)
 
     @staticmethod
@@ -136,11 +134,9 @@ def build_one(shard: int, job: BeamJob, run: str) -> dict:
         def open_once(path):
             return contextlib.nullcontext(stack.enter_context(BeamJob.open_file(path)))
 
+        write = functools.partial(shards.build_shard, images, shard, job.num_shards, options, opener=open_once)
         try:
-            return job.write_shard(
-                shard,
-                lambda file: shards.build_shard(images, shard, job.num_shards, options, file, opener=open_once),
-            )
+            return job.write_shard(shard, write)
         except UserError as error:
             return {'error': str(error)}
 

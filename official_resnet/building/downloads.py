@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from official_resnet import files
 from official_resnet.building import labels
@@ -24,8 +25,7 @@ DEVKIT = 'ILSVRC2012_devkit_t12.tar.gz'
 _CHUNK = 1 << 22  # bytes
 
 
-@dataclasses.dataclass(frozen=True)
-class Tar:
+class Tar(NamedTuple):
     """One of the big tar files; size and MD5 are the official one's (image-net.org, torchvision's imagenet.py)."""
 
     name: str

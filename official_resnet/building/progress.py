@@ -15,8 +15,6 @@ class Progress(tqdm):
 
     Args:
         what: the task, in a word or two.
-        total: of what is counted.
-        log: takes lines.
         done: how many of the total were done before.
         unit: of the total: ' images', or 'B', which is printed with k, M, G.
     """

@@ -87,8 +87,7 @@ def build_shard(
             continue
         if encoded is not data:
             summary['reencoded'][name] = jpeg.reason(jpeg.inspect(data))
-        example = tfrecords.encode_example(features(images, i, options, encoded, width, height))
-        record = tfrecords.frame(example)
+        record = tfrecords.frame(tfrecords.encode_example(features(images, i, options, encoded, width, height)))
         output.write(record)
         digest.update(record)
         classes[images.synset(i)] += 1
@@ -111,13 +110,9 @@ def build(
     """Write all shards that are not there yet, then the manifest; return it.
 
     Args:
-        images: of the data set.
         name: 'train', 'validation'; files begin with it.
         output_dir: made if need be.
-        num_shards: files.
         num_threads: processes; upstream's name.
-        options: Options() without them.
-        log: called with lines.
 
     Returns:
         The manifest: 'name', 'layout', 'seed', 'check', 'fingerprint', 'records', 'bytes', 'synsets', 'classes'
@@ -141,14 +136,13 @@ def complete(job: Job, images: ImageList, options: Options, write: Callable[[lis
     Raises:
         UserError: files of another build stand there, or shards that were missing come out differently.
     """
-    fingerprint = _fingerprint(images, options, job.num_shards)
+    all_that_decides = [_VERSION, job.num_shards, images.digest(), options.digest()]
+    fingerprint = hashlib.sha256(json.dumps(all_that_decides).encode()).hexdigest()
     kept = job.open(fingerprint)
     todo = job.missing(kept) if kept else list(range(job.num_shards))
     if not todo:
-        log(
-            f'{job.name} is complete, {kept["records"]} images in {job.num_shards} shards in '
-            f"'{job.output_dir}': nothing to do"
-        )
+        what = f'{kept["records"]} images in {job.num_shards} shards'
+        log(f"{job.name} is complete, {what} in '{job.output_dir}': nothing to do")
     else:
         job.save(images, f'{job.folder}/images')  # also when going on: the images may have moved
         job.save(options, f'{job.folder}/options')
@@ -175,44 +169,34 @@ def complete(job: Job, images: ImageList, options: Options, write: Callable[[lis
     return kept
 
 
-def _fingerprint(images, options, num_shards):
-    """Return a hash of all that the shards of a build depend on."""
-    return hashlib.sha256(json.dumps([_VERSION, num_shards, images.digest(), options.digest()]).encode()).hexdigest()
-
-
 def _manifest(job, images, options, fingerprint, summaries):
     """Return the manifest, see `build`, of the summaries of all shards."""
-    result = {
+    summaries = sorted(summaries, key=lambda summary: summary['shard'])
+    classes = collections.Counter(dict.fromkeys(images.synsets[1:], 0))
+    for summary in summaries:
+        classes.update(summary['classes'])
+    return {
         'name': job.name,
         'layout': options.layout,
         'seed': options.seed,
         'check': options.check,
         'fingerprint': fingerprint,
-        'records': 0,
-        'bytes': 0,
+        'records': sum(summary['records'] for summary in summaries),
+        'bytes': sum(summary['bytes'] for summary in summaries),
         'synsets': list(images.synsets),
-        'classes': dict.fromkeys(images.synsets[1:], 0),
-        'shards': [],
-        'reencoded': {},
-        'broken': {},
+        'classes': dict(classes),
+        'shards': [
+            {'name': job.shard_name(summary['shard']), **{key: summary[key] for key in ('records', 'bytes', 'sha256')}}
+            for summary in summaries
+        ],
+        'reencoded': {name: reason for summary in summaries for name, reason in summary['reencoded'].items()},
+        'broken': {name: reason for summary in summaries for name, reason in summary['broken'].items()},
     }
-    for summary in sorted(summaries, key=lambda summary: summary['shard']):
-        entry = {key: summary[key] for key in ('records', 'bytes', 'sha256')}
-        result['shards'].append({'name': job.shard_name(summary['shard']), **entry})
-        for key in ('records', 'bytes'):
-            result[key] += summary[key]
-        for synset, count in summary['classes'].items():
-            result['classes'][synset] += count
-        for key in ('reencoded', 'broken'):
-            result[key].update(summary[key])
-    return result
 
 
 def _write_errors(job):
-    return files.write_errors(
-        f"'{job.output_dir}'",
-        ' and run the same command again, which continues, or pass another --output_directory',
-    )
+    remedy = ' and run the same command again, which continues, or pass another --output_directory'
+    return files.write_errors(f"'{job.output_dir}'", remedy)
 
 
 def _write_shards(job, images, on_broken, num_threads, log, todo):
@@ -232,8 +216,8 @@ def _write_shards(job, images, on_broken, num_threads, log, todo):
         _run_processes(job, unfinished, num_threads, progress)
     summaries = [job.summary(shard) for shard in todo]
     if None in summaries:
-        lost = job.shard_path(todo[summaries.index(None)])
-        raise UserError(f"'{lost}' has gone away; run the same command again")
+        lost = todo[summaries.index(None)]
+        raise UserError(f"'{job.shard_path(lost)}' has gone away; run the same command again")
     return summaries
 
 
@@ -267,10 +251,10 @@ def _run_processes(job, todo, num_threads, progress):
                 progress.update_to(progress.n + len(sizes), f'{rate / 1e6:.1f} MB/s')
                 if isinstance(result, UserError):
                     raise result
-                for name, reason in (result or {}).items():
-                    progress.log(f"broken, left out: '{name}' ({reason})")
                 if result is None:
                     continue
+                for name, reason in result.items():
+                    progress.log(f"broken, left out: '{name}' ({reason})")
                 shard = next(left, None)
                 if shard is None:
                     del processes[connection]

@@ -52,8 +52,6 @@ def index(
         synsets: the classes; the label of each is its place, from 1. Images of others are left out.
         image_synsets: the synset of validation image 1, 2, ...; labels.read_validation reads it.
         allow_partial: take the file also if classes or images are missing.
-        log: called with lines.
-        opener: how the file is opened.
 
     Raises:
         UserError: it cannot be read, is no tar, packed, damaged or cut off, which names member and byte; classes or
@@ -66,15 +64,15 @@ def index(
         rows = _Rows(path, progress)
         if split == 'train':
             missing = _add_train(rows, file, labels)
-            kind, what, why = 'a <synset>.tar', 'synsets', 'no tar file of a listed synset, or no .JPEG'
+            name, kind, what = 'ILSVRC2012_img_train.tar', 'a <synset>.tar', 'synsets'
+            why = 'no tar file of a listed synset, or no .JPEG'
         else:
             missing = _add_validation(rows, file, labels, image_synsets)
-            kind, what = 'ILSVRC2012_val_<number>.JPEG', 'images'
+            name, kind, what = 'ILSVRC2012_img_val.tar', 'ILSVRC2012_val_<number>.JPEG', 'images'
             why = 'not named as a validation image, or of no listed synset'
     if rows.num_skipped:
         log(f"'{path}': left out {rows.num_skipped} members ({why}), as {', '.join(map(repr, rows.skipped))}")
     if not rows.names:
-        name = {'train': 'ILSVRC2012_img_train.tar', 'validation': 'ILSVRC2012_img_val.tar'}[split]
         raise UserError(
             f"'{path}' has no image in {kind} of a listed synset, as {synsets[0]}; pass {name} as it was downloaded"
         )

@@ -20,9 +20,7 @@ def verify(output_dir: str | os.PathLike, name: str, log: Log = print) -> int:
     """Read every shard back, compare it with the manifest, and log a line for each fault; return an exit code.
 
     Size, SHA-256 and checksums of a shard, its number of records, their keys and labels, and each JPEG's structure.
-
-    Returns:
-        0 if all is as it was built, 1 if not.
+    The code is 0 if all is as it was built, 1 if not.
 
     Raises:
         UserError: there is no manifest.
@@ -38,9 +36,9 @@ def verify(output_dir: str | os.PathLike, name: str, log: Log = print) -> int:
             for fault in itertools.islice(found, _MAX_FAULTS):
                 progress.log(f'{entry["name"]}: {fault}')
                 num_faults += 1
-        for synset in manifest['synsets'][1:] if not num_faults else ():
-            if classes[synset] != manifest['classes'][synset]:
-                progress.log(f"class '{synset}' has {classes[synset]} records, not {manifest['classes'][synset]}")
+        for synset, count in manifest['classes'].items() if not num_faults else ():
+            if classes[synset] != count:
+                progress.log(f"class '{synset}' has {classes[synset]} records, not {count}")
                 num_faults += 1
     count = f'{num_faults or "no"} fault{"s" * (num_faults != 1)}'
     log(f'{name}: {count} in {len(manifest["shards"])} shards of {manifest["records"]} images')
