@@ -1,10 +1,17 @@
-"""Install with `pip install .`; the extras are described in README.md."""
+"""Install with `pip install .`; docs/index.md describes the extras."""
+
+import pathlib
+import re
 
 from setuptools import find_packages, setup
 
+# The one place of the version. Importing the package would need what is about to be installed.
+INIT = pathlib.Path(__file__).with_name('official_resnet') / '__init__.py'
+VERSION = re.search(r"^__version__ = '(.+)'$", INIT.read_text(encoding='utf-8'), re.MULTILINE)[1]
+
 setup(
     name='official-resnet',
-    version='0.1.0',
+    version=VERSION,
     description='Deep residual networks on TensorFlow and Keras 3: a reference implementation',
     long_description=open('README.md', encoding='utf-8').read(),
     long_description_content_type='text/markdown',
@@ -21,7 +28,7 @@ setup(
         'absl-py>=2.1',
         'numpy>=2.0',
         'google-crc32c>=1.5',  # the checksums of TFRecord files, without TensorFlow
-        'pillow>=11',  # own pictures: --image_folder, predict_main
+        'pillow>=11',  # own images: --image_folder, predict_main
         'tqdm>=4.66',  # progress bars; tensorflow-datasets needs it anyway
     ],
     extras_require={
