@@ -1,0 +1,309 @@
+"""What the documents mention exists: files, links, names, flags, versions. And the README's Python block runs."""
+
+import ast
+import concurrent.futures
+import functools
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+import official_resnet
+
+ROOT = pathlib.Path(official_resnet.__file__).parent.parent
+NAMES = ('README.md', 'CONTRIBUTING.md', 'data/README.md', 'checkpoints_tools/README.md')
+DOCUMENTS = sorted([*(ROOT / name for name in NAMES), *(ROOT / 'docs').glob('*.md')])
+MAX_README_LINES = 250
+PACKAGES = ('official_resnet', 'checkpoints_tools', 'benchmarks', 'data', 'tests')
+TREES = ('.ci/', 'docs/', *(f'{name}/' for name in PACKAGES))  # a path that begins so is of the repository
+PLACEHOLDER = 'FAMILY'  # in a name that the reader fills in
+SUFFIXES = 'py md json jsonl png csv keras tar gz tgz zip txt npz pth jpg yaml toml cff tsv bzl safetensors'.split()
+# Flags of other programs, or of all, that the documents mention without their command.
+FOREIGN = set(
+    """
+    runner project region temp_location sdk_container_image experiments flink_master environment_type
+    environment_config job_endpoint direct_running_mode direct_num_workers help helpfull
+    """.split()
+)
+
+FENCE = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r'(?<!`)`([^`\n]+)`(?!`)')
+LINK = re.compile(r'!?\[[^\]]*\]\(([^)\s]+)\)')
+HEADING = re.compile(r'^#+ (.+)$', re.MULTILINE)
+FLAG = re.compile(r'(?<![\w-])(--?)([a-zA-Z][\w-]*)')
+PROGRAM = re.compile(r'(?:\S+/)?\w+\.py|-m [\w.]+|bazel-bin/data/\w+')
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def text_of(path):
+    return path.read_text(encoding='utf-8')
+
+
+def fences(path, *languages):
+    """The contents of the code blocks in one of these languages."""
+    return [body for language, body in FENCE.findall(text_of(path)) if language in languages]
+
+
+def prose(path):
+    """A document without its code blocks."""
+    return FENCE.sub('', text_of(path))
+
+
+def spans(path):
+    """The inline code of a document."""
+    return SPAN.findall(prose(path))
+
+
+# --- files and links ---
+
+
+@functools.cache
+def file_names():
+    listed = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True)
+    paths = listed.stdout.splitlines() or [str(path.relative_to(ROOT)) for path in ROOT.rglob('*.py')]
+    return {pathlib.PurePath(path).name for path in paths}
+
+
+def missing_path(text):
+    """Whether inline code, or a word of a command, is a path of the repository that is not there."""
+    text = text.partition('#')[0]
+    if PLACEHOLDER in text:
+        return False
+    if text.startswith(TREES):
+        return not (ROOT / text).exists()
+    if re.fullmatch(r'[\w./-]+\.(py|md)', text):
+        return not ((ROOT / text).exists() or '/' not in text and text in file_names())
+    return False
+
+
+def anchor(heading):
+    """The anchor that GitHub gives a heading."""
+    heading = re.sub(r'[`*]|\[([^\]]*)\]\([^)]*\)', r'\1', heading).strip().lower()
+    return re.sub(r'[^\w\- ]', '', heading).replace(' ', '-')
+
+
+@pytest.mark.parametrize('path', DOCUMENTS, ids=name_of)
+def test_files_and_links_exist(path):
+    words = [word for span in spans(path) for word in (span.split()[:1] if ' ' in span else [span])]
+    for command in commands_of(path):
+        words += [word for word in command.split() if word.endswith('.py') and '=' not in word]
+    assert not (missing := sorted({word for word in words if missing_path(word)})), missing
+    for link in LINK.findall(prose(path)):
+        if re.match(r'\w+:', link):
+            continue
+        target, _, heading = link.partition('#')
+        target = (path.parent / target).resolve() if target else path
+        assert target.exists() and target.is_relative_to(ROOT), link
+        if heading:
+            assert heading in map(anchor, HEADING.findall(FENCE.sub('', text_of(target)))), link
+
+
+# --- names of ours ---
+
+
+@functools.cache
+def modules():
+    """{dotted name, whole or of its last parts: [files]} of our modules and packages."""
+    found = {}
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob('*.py'):
+            parts = path.relative_to(ROOT).with_suffix('').parts
+            parts = parts[:-1] if parts[-1] == '__init__' else parts
+            for start in range(len(parts)):
+                found.setdefault('.'.join(parts[start:]), []).append(path)
+    return found
+
+
+@functools.cache
+def names_in(path):
+    """{name: names inside it} of what a module defines or imports; of a package also its modules."""
+    found = {}
+    for node in ast.walk(ast.parse(text_of(path))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name: None for alias in node.names}
+    for node in ast.parse(text_of(path)).body:
+        targets = getattr(node, 'targets', [getattr(node, 'target', None)])
+        found |= {target.id: None for target in targets if isinstance(target, ast.Name)}
+        if isinstance(node, ast.FunctionDef):
+            found[node.name] = None
+        if isinstance(node, ast.ClassDef):
+            inside = {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
+            inside |= {part.target.id for part in node.body if isinstance(part, ast.AnnAssign)}
+            found[node.name] = None if node.bases and not inside else inside
+    if path.name == '__init__.py':
+        found |= {child.stem: None for child in path.parent.iterdir()}
+    return found
+
+
+def has_name(path, names):
+    """Whether a file has a name, or a name inside a name."""
+    found = names_in(path)
+    if not names or names[0] not in found:
+        return not names
+    return len(names) == 1 or found[names[0]] is None or names[1] in found[names[0]]
+
+
+def wrong_name(dotted):
+    """Whether 'module.name' is of a module of ours that has no such name."""
+    parts = dotted.split('.')
+    for count in range(len(parts), 0, -1):
+        if paths := modules().get('.'.join(parts[:count])):
+            if count == 1 and len(parts) == 1:
+                return False
+            return not any(has_name(path, parts[count:]) for path in paths)
+    return parts[0] in PACKAGES
+
+
+@pytest.mark.parametrize('path', DOCUMENTS, ids=name_of)
+def test_names_exist(path):
+    words = [word for span in spans(path) for word in re.findall(r'(?<![\w./-])[a-zA-Z_]\w*(?:\.[a-zA-Z_]\w*)+', span)]
+    words += [
+        word for body in fences(path, 'bash') for word in re.findall(r'-m ((?:official_resnet|benchmarks)\S+)', body)
+    ]
+    for body in fences(path, 'python'):
+        words += list(dotted_names(ast.parse(body)))
+    wrong = {word for word in words if word.rpartition('.')[2] not in SUFFIXES and wrong_name(word)}
+    assert not wrong, sorted(wrong)
+
+
+def dotted_names(tree):
+    """What a block of Python takes from our modules, as 'module.name'."""
+    aliases = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith(PACKAGES):
+            for alias in node.names:
+                name = f'{node.module}.{alias.name}'
+                yield name
+                if name in modules():
+                    aliases[alias.asname or alias.name] = name
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases:
+            yield f'{aliases[node.value.id]}.{node.attr}'
+
+
+# --- flags ---
+
+
+def commands_of(path):
+    """The commands of a document that call a program: lines of its shell blocks, and inline code."""
+    blocks = [re.sub(r'\\\n', ' ', body) for body in fences(path, 'bash')]
+    lines = [line for body in blocks for line in body.splitlines()]
+    lines += [span for span in spans(path) if ' ' in span]
+    lines = [re.sub(r'(^|\s)#.*', '', line) for line in lines]
+    return [part for line in lines for part in re.split(r'&&|\||;', line) if PROGRAM.search(part)]
+
+
+def program_of(command):
+    """The file of the program of ours that a command calls, or None."""
+    word = PROGRAM.search(command)[0]
+    if word.startswith('-m '):
+        return (modules().get(word[3:]) or [None])[0]
+    word = f'{word}.py' if word.startswith('bazel-bin') else word
+    paths = [ROOT / word.removeprefix('bazel-bin/'), ROOT / 'official_resnet' / word]
+    paths += [ROOT / 'official_resnet' / 'experiments' / word]
+    return next((path for path in paths if path.is_file()), None)
+
+
+@functools.cache
+def help_of(path):
+    """What a program says of its flags."""
+    environment = os.environ | {'TF_CPP_MIN_LOG_LEVEL': '3', 'CUDA_VISIBLE_DEVICES': '-1'}
+    command = [sys.executable, '-m', '.'.join(path.relative_to(ROOT).with_suffix('').parts)]
+    if path.parts[-2] in ('data', 'tests'):
+        command = [sys.executable, str(path)]
+    for flag in ('--helpfull', '--help'):  # argparse knows only the latter
+        result = subprocess.run([*command, flag], cwd=ROOT, env=environment, capture_output=True, text=True)
+        if result.returncode == 0:
+            return result.stdout
+    raise AssertionError(f'{path}: {result.stderr}')
+
+
+def has_flag(path, dashes, name):
+    """Whether a program has a flag, by its name, its short name, or with 'no' before it."""
+    listed = set(re.findall(r'(?<![\w-])--?(?:\[no\])?([a-zA-Z][\w-]*)', help_of(path)))
+    return name in listed or (dashes == '--' and name.removeprefix('no') in listed)
+
+
+def command_flags():
+    """[(document, program, dashes, name)] of every flag in a command line of a program of ours."""
+    found = []
+    for path in DOCUMENTS:
+        for command in commands_of(path):
+            if program := program_of(command):
+                after = command[PROGRAM.search(command).end() :]
+                found += [(path, program, dashes, name) for dashes, name in FLAG.findall(after)]
+    return found
+
+
+@pytest.fixture(scope='module')
+def helps():
+    """Ask all programs that have flags in the documents, two at a time."""
+    programs = {program for _, program, _, _ in command_flags()}
+    programs |= {ROOT / 'official_resnet' / f'{name}_main.py' for name in ('cifar10', 'imagenet')}
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(help_of, programs))
+    return programs
+
+
+def test_flags_in_commands_exist(helps):
+    found = command_flags()
+    assert len(found) > 100, 'the commands of the documents are not found any more'
+    wrong = [
+        f'{name_of(path)}: {name_of(program)} has no {dashes}{name}'
+        for path, program, dashes, name in found
+        if name not in FOREIGN and not has_flag(program, dashes, name)
+    ]
+    assert not wrong, wrong
+
+
+def test_flags_in_prose_exist(helps):
+    wrong = []
+    for path in DOCUMENTS:
+        for span in spans(path):
+            if span.startswith('--'):
+                names = {name for dashes, name in FLAG.findall(span) if dashes == '--'} - FOREIGN
+                wrong += [f'{name_of(path)}: --{n}' for n in names if not any(has_flag(p, '--', n) for p in helps)]
+    assert not wrong, wrong
+
+
+# --- the rest ---
+
+
+def test_versions_agree():
+    version = official_resnet.__version__
+    setup = subprocess.run([sys.executable, 'setup.py', '--version'], cwd=ROOT, capture_output=True, text=True)
+    assert setup.stdout.split()[-1:] == [version], setup.stderr
+    assert version not in text_of(ROOT / 'setup.py')
+    assert 'version' not in tomllib.loads(text_of(ROOT / 'pyproject.toml')).get('project', {})
+    for name, pattern in (
+        ('CITATION.cff', r'^version: (\S+)$'),
+        ('MODULE.bazel', r'version = "(\S+)"'),
+        ('CHANGELOG.md', r'^## \[(\S+)\]'),
+    ):
+        assert re.search(pattern, text_of(ROOT / name), re.MULTILINE)[1] == version, name
+
+
+def test_the_readme_is_short():
+    assert len(text_of(ROOT / 'README.md').splitlines()) <= MAX_README_LINES
+
+
+def test_the_readme_has_the_command_that_ci_runs():
+    command = r'<!-- test command -->\n```bash\n(.+?)\n```\n'
+    assert '-m pytest' in re.search(command, text_of(ROOT / 'README.md'), re.DOTALL)[1]
+
+
+def test_the_readmes_python_runs(tmp_path):
+    blocks = fences(ROOT / 'README.md', 'python')
+    assert blocks
+    environment = os.environ | {'TF_CPP_MIN_LOG_LEVEL': '3', 'CUDA_VISIBLE_DEVICES': '-1', 'PYTHONPATH': str(ROOT)}
+    options = {'cwd': tmp_path, 'env': environment, 'capture_output': True, 'text': True}
+    result = subprocess.run([sys.executable, '-c', '\n'.join(blocks)], **options)
+    assert result.returncode == 0, result.stderr
+    assert 0 <= float(result.stdout.split()[-1]) <= 1  # the accuracy that it prints last
