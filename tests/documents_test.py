@@ -151,14 +151,15 @@ def has_name(path, names):
 
 
 def wrong_name(dotted):
-    """Whether 'module.name' is of a module of ours that has no such name."""
+    """Whether 'module.name' or 'Class.name' is of a module or class of ours that has no such name."""
     parts = dotted.split('.')
     for count in range(len(parts), 0, -1):
         if paths := modules().get('.'.join(parts[:count])):
             if count == 1 and len(parts) == 1:
                 return False
             return not any(has_name(path, parts[count:]) for path in paths)
-    return parts[0] in PACKAGES
+    owners = {path for paths in modules().values() for path in paths if names_in(path).get(parts[0])}  # of a class
+    return parts[0] in PACKAGES or bool(owners) and not any(has_name(path, parts) for path in owners)
 
 
 @pytest.mark.parametrize('path', DOCUMENTS, ids=name_of)
