@@ -79,8 +79,7 @@ def run_gradient_flow(values):
     with devices.catch_signals() as received:
         for case in itertools.product(activations, norms, (False, True), depths):
             activation, has_bn, is_residual, depth = case
-            kind = 'residual' if is_residual else 'plain'
-            name = f'{activation}-{"bn" if has_bn else "nobn"}-{kind}-{depth}'
+            name = f'{activation}-{"bn" if has_bn else "nobn"}-{"residual" if is_residual else "plain"}-{depth}'
             path = f'{values.output_dir}/runs/{name}.json'
             if not os.path.isfile(path):
                 result = net_gradients.measure_net(case, examples(), settings, received)
@@ -115,22 +114,13 @@ def judge(nets, shallow, deep):
     def loss(net):  # a net that diverged has lost
         return float('inf') if net['diverged_at'] is not None else net['final_loss']
 
+    sigmoid, relu, bn, residual = 'sigmoid-nobn-plain', 'relu-nobn-plain', 'relu-bn-plain', 'relu-bn-residual'
     # statement -> (what is compared, the net that has less of it, the net that has more, how many times as much)
     statements = {
-        'sigmoid_gradients_vanish_more_with_depth': (
-            ratio,
-            f'sigmoid-nobn-plain-{deep}',
-            f'sigmoid-nobn-plain-{shallow}',
-            10,
-        ),
-        'relu_gradients_vanish_less_than_sigmoid': (ratio, f'sigmoid-nobn-plain-{deep}', f'relu-nobn-plain-{deep}', 10),
-        'deep_plain_relu_trains_worse_than_shallow': (loss, f'relu-bn-plain-{shallow}', f'relu-bn-plain-{deep}', 1),
-        'deep_residual_relu_trains_better_than_deep_plain': (
-            loss,
-            f'relu-bn-residual-{deep}',
-            f'relu-bn-plain-{deep}',
-            1,
-        ),
+        'sigmoid_gradients_vanish_more_with_depth': (ratio, f'{sigmoid}-{deep}', f'{sigmoid}-{shallow}', 10),
+        'relu_gradients_vanish_less_than_sigmoid': (ratio, f'{sigmoid}-{deep}', f'{relu}-{deep}', 10),
+        'deep_plain_relu_trains_worse_than_shallow': (loss, f'{bn}-{shallow}', f'{bn}-{deep}', 1),
+        'deep_residual_relu_trains_better_than_deep_plain': (loss, f'{residual}-{deep}', f'{bn}-{deep}', 1),
     }
     claim = {}
     for statement, (value, less, more, factor) in statements.items():
@@ -141,10 +131,8 @@ def judge(nets, shallow, deep):
 
 def _first_over_last(net, sample):
     """Return the first convolution's gradient relative to the last one's; None where it is not a number."""
-    gradients = net['samples'][sample]['gradients']
-    if None in (gradients[0], gradients[-1]) or not gradients[-1]:
-        return None
-    return gradients[0] / gradients[-1]
+    first, *_, last = net['samples'][sample]['gradients']
+    return None if first is None or not last else first / last
 
 
 def format_chain(rows):

@@ -20,9 +20,8 @@ PAPER = recipes.CIFAR['official'] | recipes.CIFAR['paper']
 # Minutes on two cores: the first fifth of the images, and the paper's shape (drops at 1/2 and 3/4) in few epochs.
 QUICK_IMAGES = 10_000
 # "0.01 to warm up ... about 400 iterations": 1512.03385 Sec. 4.2 of its ResNet-110, 1603.05027 of all its nets.
-WARM_UP_LAYERS = 110
+WARM_UP_LAYERS, WARM_UP_FACTOR = 110, 0.1
 WARM_UP_EPOCHS = 1.024  # 400 steps of 128 images, of 50,000
-WARM_UP_FACTOR = 0.1
 DATASET_NAMES = {'cifar10': 'CIFAR-10', 'synthetic': 'drawn pictures'}
 
 
@@ -33,7 +32,7 @@ def run(values, name, quick_epochs, nets, conclude, draw, **settings):
         values: flags of experiment_program.training_flags.
         name: of the JSON file and the figure, without their endings.
         quick_epochs: train_epochs of --quick.
-        nets: of train_nets.
+        nets: {name: `network`}.
         conclude: (results of train_nets) -> the claim.
         draw: (module reports.figures, results, text of the data and the training, path) -> path of the figure.
         **settings: what the nets share beside their TrainConfig.
@@ -41,7 +40,11 @@ def run(values, name, quick_epochs, nets, conclude, draw, **settings):
     config = train_config(values, *experiment_program.find_data(values), quick_epochs)
     settings |= settings_of(config)
     claim_folder(values.output_dir, settings)
-    nets = train_nets(nets, config, values.output_dir)
+    for net in nets.values():
+        is_deep = 2 * sum(net['spec'].group_blocks) + 2 >= WARM_UP_LAYERS
+        net['schedule'] = warmed_up(config.schedule) if is_deep else config.schedule
+    configs = {name: dataclasses.replace(config, **fields) for name, fields in nets.items()}
+    nets = train_nets(configs, values.output_dir)
     result = {'settings': settings, 'nets': nets, 'claim': conclude(nets)}
     about, path = images_text(config), f'{values.output_dir}/{name}.png'
     finish(values.output_dir, name, result, lambda figures: [draw(figures, nets, about, path)])
@@ -76,14 +79,10 @@ def warmed_up(schedule):
 
 
 def claim_folder(output_dir, settings):
-    """Write output_dir/settings.json, or refuse a folder that holds nets of other settings.
-
-    Args:
-        output_dir: exists.
-        settings: {name: plain value} that all nets of the experiment share.
+    """Write output_dir/settings.json, what all nets share as {name: plain value}.
 
     Raises:
-        UserError: the folder is of another setting.
+        UserError: the folder holds nets of other settings.
     """
     path = pathlib.Path(output_dir) / 'settings.json'
     settings = json.loads(json.dumps(settings))
@@ -92,19 +91,13 @@ def claim_folder(output_dir, settings):
         names = [name for name in settings | stored if stored.get(name) != settings.get(name)]
         if names:
             texts = ', '.join(f'{name} {stored.get(name)!r}, not {settings.get(name)!r}' for name in names)
-            raise UserError(
-                f"output_dir '{output_dir}' holds an experiment with {texts}; pass the same flags or another "
-                '--output_dir'
-            )
+            remedy = 'pass the same flags or another --output_dir'
+            raise UserError(f"output_dir '{output_dir}' holds an experiment with {texts}; {remedy}")
     files.write_json(path, settings)
 
 
 def read_json(path):
-    """Return the object in a JSON file that an experiment wrote.
-
-    Raises:
-        UserError: it is damaged, which a stopped run does not cause.
-    """
+    """Return the object in a JSON file of an experiment; UserError if it is damaged, which a stopped run never is."""
     content = files.read_json(path)
     if content is None:
         raise UserError(f"'{path}' is damaged; delete it and run the same command again")
@@ -118,27 +111,17 @@ def settings_of(config):
     return {name: value for name, value in values.items() if name not in ('spec', 'experiment', 'machine')} | schedule
 
 
-def train_nets(nets, config, output_dir):
-    """Train nets one after the other, each once; return {name: result of `train_net`}.
-
-    Args:
-        nets: {name: `network`}. The name is that of the folder below output_dir/runs.
-        config: TrainConfig, in which these fields and machine.model_dir are replaced.
-        output_dir: exists.
-    """
+def train_nets(configs, output_dir):
+    """Train the nets of {name: TrainConfig} one after the other; return {name: result of `train_net`}."""
     results = {}
-    for name, fields in nets.items():
-        print(f'{name}, {len(results) + 1} of {len(nets)}:', flush=True)
-        schedule = config.schedule
-        if 2 * sum(fields['spec'].group_blocks) + 2 >= WARM_UP_LAYERS:
-            schedule = warmed_up(schedule)
-        net = dataclasses.replace(config, **fields, schedule=schedule)
-        results[name] = train_net(net.with_machine(model_dir=f'{output_dir}/runs/{name}'))
+    for name, config in configs.items():
+        print(f'{name}, {len(results) + 1} of {len(configs)}:', flush=True)
+        results[name] = train_net(name, config, output_dir)
     return results
 
 
-def train_net(config):
-    """Train a net, or take up its stored result; a loss that is not finite is a result too.
+def train_net(name, config, output_dir):
+    """Train a net in output_dir/runs/NAME, or take up its stored result; a loss that is not finite is a result too.
 
     Returns:
         {'failed': None or the message, 'final': {'train_error', 'train_error_inference', 'test_error'}, None in a
@@ -147,6 +130,7 @@ def train_net(config):
         entry for each epoch}. Errors are in %. train_error is the running one of an epoch: augmented images, weights
         that still change; train_error_inference is that of the final weights on the training images as they are.
     """
+    config = config.with_machine(model_dir=f'{output_dir}/runs/{name}')
     folder = pathlib.Path(config.machine.model_dir)
     path = folder / 'result.json'
     if path.is_file():
@@ -193,12 +177,9 @@ def describe(result):
     """Return one line of a result of `train_net`."""
     if result['failed']:
         return f'failed: {result["failed"]}'
-    final = result['final']
-    return (
-        f'training error {final["train_error"]:.2f} % ({final["train_error_inference"]:.2f} % in inference), '
-        f'test error {final["test_error"]:.2f} %, {result["parameters"]:,} parameters, '
-        f'{callbacks.format_seconds(result["seconds"])}'
-    )
+    training, inference, test = (f'{error:.2f} %' for error in result['final'].values())
+    size, time = f'{result["parameters"]:,} parameters', callbacks.format_seconds(result['seconds'])
+    return f'training error {training} ({inference} in inference), test error {test}, {size}, {time}'
 
 
 def print_claim(claim):
@@ -226,9 +207,7 @@ def finish(output_dir, name, result, draw):
 def images_text(config):
     """Return 'CIFAR-10, 6 epochs on 10,000 images, bf16, seed 0' for titles."""
     count = config.num_train_images or datasets.info_of(config.dataset).split_sizes['train']
-    length = f'{config.train_epochs} epochs'
-    if config.max_train_steps:
-        length = f'{config.max_train_steps:,} steps'
+    length = f'{config.max_train_steps:,} steps' if config.max_train_steps else f'{config.train_epochs} epochs'
     return f'{DATASET_NAMES[config.dataset]}, {length} on {count:,} images, {config.dtype}, seed {config.seed}'
 
 

@@ -23,7 +23,7 @@ import sys
 try:
     from absl import flags as absl_flags
 
-    from official_resnet import resnet_variants
+    from official_resnet import checkpoints, resnet_variants
     from official_resnet.command_line import definer
     from official_resnet.errors import UserError
     from official_resnet.experiments import experiment_program
@@ -88,9 +88,10 @@ def run_transfer(values):
     import tensorflow as tf
 
     from official_resnet.experiments import runs
+    from official_resnet.training import transfer
 
     tf.get_logger().setLevel('ERROR')  # it warns of a function for each net
-    output_dir = pathlib.Path(values.output_dir)
+    output_dir = values.output_dir
     folder = pathlib.Path(os.path.expanduser(values.image_folder)).absolute()
     sizes = {name: values[name].value or default for name, default in (QUICK if values.quick else FULL).items()}
     changes = {'train_epochs': sizes['source_epochs'], 'epochs_between_evals': 10**6}
@@ -99,15 +100,29 @@ def run_transfer(values):
     settings = sizes | {'image_folder': str(folder)}
     settings |= {name: values[name].value for name in ('seed', 'resnet_size', 'batch_size')} | {'dtype': config.dtype}
     runs.claim_folder(output_dir, settings)
-    images = link_pictures(folder, output_dir / 'pictures', sizes, values.seed)
-    classes = {part: sorted(path.name for path in (images[part] / 'train').iterdir()) for part in images}
+    images = link_pictures(folder, pathlib.Path(output_dir, 'pictures'), sizes, values.seed)
+    classes = {part: sorted(os.listdir(images[part] / 'train')) for part in images}
     most = len(classes['source']) * (sizes['source_images'] or config.batch_size)
-    first = _config_of(values, config, images, 'source', batch_size=min(config.batch_size, most))
+    first = {'dataset': f'folder:{images["source"]}', 'batch_size': min(config.batch_size, most)}
     print('source:', flush=True)
-    source = _train_net(first)
+    source = runs.train_net('source', dataclasses.replace(config, **first), output_dir)
     if source['failed']:
         raise UserError(f'the first net failed: {source["failed"]}; pass another --seed and --output_dir')
-    nets = _train_others(values, config, sizes, images, first.machine.model_dir)
+    first_dir = f'{output_dir}/runs/source'
+    pretrained = transfer.describe(first_dir)
+    others = {}
+    for name, way in WAYS.items():
+        if name in values.ways:
+            fields = {'dataset': f'folder:{images["target"]}', 'train_epochs': way.epochs * sizes['train_epochs']}
+            fields |= {'batch_size': values.batch_size, 'base_learning_rate': way.rate}
+            fields |= {'pretrained': first_dir} if way.is_pretrained else {}
+            other = dataclasses.replace(config, **fields, **way.fields)
+            others[name] = transfer.adopt(other, pretrained) if way.is_pretrained else other
+    nets = {'source': source} | runs.train_nets(others, output_dir)
+    for name, net in nets.items():
+        lines = checkpoints.read_metrics(f'{output_dir}/runs/{name}')
+        net['train_seconds'] = round(sum(line['seconds'] for line in lines if line['split'] == 'train'), 1)
+    del nets['source']
     print(table(source, nets, classes, sizes))
     result = {'settings': settings, 'classes': classes, 'source': source, 'nets': nets}
     runs.finish(output_dir, 'transfer', result, lambda figures: [])
@@ -144,10 +159,9 @@ def link_pictures(folder, target, sizes, seed):
             paths = [path for path, of in files[split] if of == label]
             if split == 'train' and limit:
                 if limit > len(paths):
-                    raise UserError(
-                        f"class '{name}' in '{folder}' has {len(paths)} training images, not {limit}; "
-                        'lower --images_per_class or --source_images'
-                    )
+                    found = f'{len(paths)} training images, not {limit}'
+                    remedy = 'lower --images_per_class or --source_images'
+                    raise UserError(f"class '{name}' in '{folder}' has {found}; {remedy}")
                 paths = [paths[i] for i in np.random.default_rng([seed, label]).permutation(len(paths))[:limit]]
             (part_folder / part / split / name).mkdir(parents=True)
             for i, path in enumerate(sorted(paths)):
@@ -156,43 +170,11 @@ def link_pictures(folder, target, sizes, seed):
     return parts
 
 
-def _config_of(values, config, images, name, part='source', **fields):
-    """Return the TrainConfig of the net `name` that is trained on one part of the images."""
-    config = dataclasses.replace(config, dataset=f'folder:{images[part]}', **fields)
-    return config.with_machine(model_dir=f'{values.output_dir}/runs/{name}')
-
-
-def _train_others(values, config, sizes, images, first_dir):
-    """Return {way: result of _train_net} of the nets that learn the other classes."""
-    from official_resnet.training import transfer
-
-    pretrained = transfer.describe(first_dir)
-    nets = {}
-    for name in (name for name in WAYS if name in values.ways):
-        way = WAYS[name]
-        print(f'{name}, {len(nets) + 1} of {len(set(values.ways))}:', flush=True)
-        fields = {'train_epochs': way.epochs * sizes['train_epochs'], 'batch_size': values.batch_size}
-        fields |= {'base_learning_rate': way.rate, 'pretrained': first_dir if way.is_pretrained else None}
-        other = _config_of(values, config, images, name, 'target', **fields, **way.fields)
-        nets[name] = _train_net(transfer.adopt(other, pretrained) if way.is_pretrained else other)
-    return nets
-
-
-def _train_net(config):
-    """Return runs.train_net's result with `train_seconds`, that of training alone."""
-    from official_resnet import checkpoints
-    from official_resnet.experiments import runs
-
-    result = runs.train_net(config)
-    lines = checkpoints.read_metrics(config.machine.model_dir)
-    return result | {'train_seconds': round(sum(line['seconds'] for line in lines if line['split'] == 'train'), 1)}
-
-
 def table(source, nets, classes, sizes):
-    """Return the results of _train_net as a Markdown table; `classes` are {'source', 'target': names}."""
+    """Return the results as a Markdown table; `classes` are {'source', 'target': names}."""
+    first = f'test accuracy {_accuracy(source)}, {source["train_seconds"]:.0f} s.'
     lines = [
-        f'First net: {", ".join(classes["source"])}; test accuracy {_accuracy(source)}, '
-        f'{source["train_seconds"]:.0f} s.',
+        f'First net: {", ".join(classes["source"])}; {first}',
         f'Then {", ".join(classes["target"])}: {sizes["images_per_class"]} training images each (n = 1).',
         '',
         '| what is trained | parameters | epochs | test accuracy | time |',
