@@ -25,12 +25,14 @@ from official_resnet.resnet_model import (
     shortcut_of,
 )
 
+ORDERS = ('original', 'bn_after_addition', 'relu_before_addition', 'relu_only_preactivation')
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """What an experiment changes of the block of version 1; g is a sigmoid of a 1x1 convolution of the shortcut."""
 
-    order: str = 'original'  # where batch norm, ReLU and the addition stand, a key of ORDERS
+    order: str = 'original'  # where batch norm, ReLU and the addition stand, one of ORDERS
     shortcut_scale: float = 1.0  # constants by which the two branches are multiplied (Fig. 2b)
     residual_scale: float = 1.0
     gate: str | None = None  # 'exclusive': (1 - g) x + g F(x) (Fig. 2c); 'shortcut_only': (1 - g) x + F(x) (Fig. 2d)
@@ -76,40 +78,49 @@ def make_block(experiment: dict[str, Any]) -> Callable[..., Tensor]:
                 f'the experiment {experiment} is about blocks of version 1 with a shortcut; pass a spec without '
                 'se_reduction, zero_gamma, stochastic_depth and output_stride'
             )
-        convs, first_bn, preactivated = block_convolutions(spec, filters, stride), 1, x
-        if trial.order == 'relu_only_preactivation':
-            x, preactivated, first_bn = *_preactivate(x, spec, name), 2
-        shortcut = shortcut_of(x, spec, convs[-1].filters, stride, name, is_first=is_first, preactivated=preactivated)
-        residual = preactivated
-        for i, conv in enumerate(convs):
-            if i:
-                residual = batch_norm(residual, spec, f'{name}_bn{i + first_bn - 1}')
-                residual = activation(residual, spec, f'{name}_relu{i + first_bn - 1}')
-            residual = convolution(residual, spec, conv, f'{name}_conv{i + 1}')
-        return ORDERS[trial.order](residual, shortcut, spec, name, len(convs), trial)
+        return _block(x, spec, block_convolutions(spec, filters, stride), stride, name, is_first, trial)
 
     return block
 
 
-def _preactivate(x, spec, name):
-    """Return the input of a block and its ReLU, with which F begins (Fig. 4d).
+def _block(x, spec, convs, stride, name, is_first, trial):
+    """Return the output of a block whose order of batch norm, ReLU and addition is that of Fig. 4 (a) to (d).
 
-    What the stem lacks, its batch norm, the first block of the network has. A spec with stem_bn=False says so, and a
-    stem without a pool.
+    (a) ReLU(F(x) + shortcut(x)), its branches changed as in Fig. 2; (b) ReLU(BN(F(x) + shortcut(x))), where F ends with
+    a convolution; (c) F(x) + shortcut(x), where F ends with a ReLU and so is never negative; (d) F(x) + shortcut(x),
+    where F begins with a ReLU and ends with a batch norm. Of (d), the first block of the network has the batch norm
+    that the stem lacks, which a spec with stem_bn=False says, and a ReLU follows the last block's addition (Appendix).
     """
-    if spec.stem_bn is not False or spec.stem not in ('cifar', 'mnist'):
-        raise UserError(f"order='relu_only_preactivation' needs stem_bn=False, not {spec.stem_bn}, and stem='cifar'")
-    if name == 'group1_block1':
-        x = batch_norm(x, spec, 'stem_bn')
-    return x, activation(x, spec, f'{name}_relu1')
+    order, residual, first_bn = trial.order, x, 1
+    if order == 'relu_only_preactivation':
+        if spec.stem_bn is not False or spec.stem not in ('cifar', 'mnist'):
+            raise UserError(f"order='{order}' needs stem_bn=False, not {spec.stem_bn}, and stem='cifar'")
+        if name == 'group1_block1':
+            x = batch_norm(x, spec, 'stem_bn')
+        residual, first_bn = activation(x, spec, f'{name}_relu1'), 2
+    shortcut = shortcut_of(x, spec, convs[-1].filters, stride, name, is_first=is_first, preactivated=residual)
+    for i, conv in enumerate(convs):
+        if i:
+            residual = batch_norm(residual, spec, f'{name}_bn{i + first_bn - 1}')
+            residual = activation(residual, spec, f'{name}_relu{i + first_bn - 1}')
+        residual = convolution(residual, spec, conv, f'{name}_conv{i + 1}')
+    if order == 'bn_after_addition':
+        y = keras.layers.Add(name=f'{name}_add')([residual, shortcut])
+        y = batch_norm(y, spec, f'{name}_bn{len(convs) + 1}')
+        return activation(y, spec, f'{name}_out')
+    residual = batch_norm(residual, spec, f'{name}_bn{len(convs) + first_bn - 1}')
+    if order == 'original':
+        y = keras.layers.Add(name=f'{name}_add')(_changed(residual, shortcut, spec, name, trial))
+        return activation(y, spec, f'{name}_out')
+    if order == 'relu_before_addition':
+        residual = activation(residual, spec, f'{name}_relu{len(convs)}')
+    y = keras.layers.Add(name=f'{name}_out')([residual, shortcut])
+    is_last = name == f'group{len(spec.group_blocks)}_block{spec.group_blocks[-1]}'
+    return activation(y, spec, 'head_relu') if order == 'relu_only_preactivation' and is_last else y
 
 
-# What follows the last convolution of F, of the orders below; `number` is that convolution's.
-
-
-def _original(residual, shortcut, spec, name, number, trial):
-    """Return ReLU(F(x) + shortcut(x)) with the branches scaled, gated or dropped (Fig. 2)."""
-    residual = batch_norm(residual, spec, f'{name}_bn{number}')
+def _changed(residual, shortcut, spec, name, trial):
+    """Return [F(x), shortcut(x)], scaled, gated or dropped (Fig. 2)."""
     if trial.gate:
         gate = keras.layers.Conv2D(
             residual.shape[-1],
@@ -130,35 +141,4 @@ def _original(residual, shortcut, spec, name, number, trial):
         shortcut = keras.layers.Rescaling(trial.shortcut_scale, name=f'{name}_shortcut_scale')(shortcut)
     if trial.shortcut_dropout:
         shortcut = keras.layers.Dropout(trial.shortcut_dropout, name=f'{name}_shortcut_dropout')(shortcut)
-    y = keras.layers.Add(name=f'{name}_add')([residual, shortcut])
-    return activation(y, spec, f'{name}_out')
-
-
-def _bn_after_addition(residual, shortcut, spec, name, number, trial):
-    """Return ReLU(BN(F(x) + shortcut(x))), where F ends with a convolution (Fig. 4b)."""
-    y = keras.layers.Add(name=f'{name}_add')([residual, shortcut])
-    y = batch_norm(y, spec, f'{name}_bn{number + 1}')
-    return activation(y, spec, f'{name}_out')
-
-
-def _relu_before_addition(residual, shortcut, spec, name, number, trial):
-    """Return F(x) + shortcut(x), where F ends with a ReLU and so is never negative (Fig. 4c)."""
-    residual = batch_norm(residual, spec, f'{name}_bn{number}')
-    residual = activation(residual, spec, f'{name}_relu{number}')
-    return keras.layers.Add(name=f'{name}_out')([residual, shortcut])
-
-
-def _relu_only_preactivation(residual, shortcut, spec, name, number, trial):
-    """Return F(x) + shortcut(x), where F ends with a batch norm; ReLU follows the last block's addition (Appendix)."""
-    residual = batch_norm(residual, spec, f'{name}_bn{number + 1}')
-    y = keras.layers.Add(name=f'{name}_out')([residual, shortcut])
-    is_last = name == f'group{len(spec.group_blocks)}_block{spec.group_blocks[-1]}'
-    return activation(y, spec, 'head_relu') if is_last else y
-
-
-ORDERS = {
-    'original': _original,
-    'bn_after_addition': _bn_after_addition,
-    'relu_before_addition': _relu_before_addition,
-    'relu_only_preactivation': _relu_only_preactivation,
-}
+    return [residual, shortcut]

@@ -138,17 +138,9 @@ def compare_blocks(channels=256):
     if channels < expansion or channels % expansion:
         raise UserError(f'channels={channels}: pass a multiple of {expansion}, which a bottleneck can divide')
     inner = channels // expansion
-    basic, inner_basic = (_num_weights('basic', count, count) for count in (channels, inner))
-    bottleneck = _num_weights('bottleneck', inner, channels)
+    basic, inner_basic = (2 * 9 * count**2 for count in (channels, inner))
+    bottleneck = 2 * channels * inner + 9 * inner**2
     return BlockComparison(channels, basic, bottleneck, basic / bottleneck, inner_basic, bottleneck / inner_basic)
-
-
-def _num_weights(block, filters, in_channels):
-    weights = 0
-    for conv in resnet_model.block_convolutions(resnet_spec.ResNetSpec((1,), block=block), filters, stride=1):
-        weights += conv.kernel**2 * in_channels // conv.groups * conv.filters
-        in_channels = conv.filters
-    return weights
 
 
 def _block(x, out_channels, down_sample, projection, name=None, projection_stride=1):

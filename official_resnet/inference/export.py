@@ -14,34 +14,32 @@ from official_resnet.inputs.normalization import NORMALIZATIONS
 TOLERANCE = 1e-4  # of probabilities, between the model and its export
 
 
-class Serving(tf.Module):
-    """Images -> classes int64 [n] and probabilities float32 [n, num_classes].
+def _serving(model, normalization, image_shape, views):
+    """Return a module whose `serve` gives classes int64 [n] and probabilities float32 [n, num_classes] of images.
 
     Images are [n, h, w, c], 0..255; smaller than the net's input, as MNIST's, they are centred in zeros, as the
     evaluation does it. With `views` they are JPEG or PNG bytes, string [n], seen by encoded.test_view.
     """
+    module = tf.Module(name='serving')
+    module.model = model  # whose variables are saved
+    spec = tf.TensorSpec((None, *image_shape), tf.float32, name='input')
+    if views:
+        spec = tf.TensorSpec((None,), tf.string, name='image_bytes')
 
-    def __init__(self, model, normalization, image_shape, views=None):
-        super().__init__(name='serving')
-        self.model, self.views = model, views
-        self.normalize = NORMALIZATIONS[normalization]
-        spec = tf.TensorSpec((None, *image_shape), tf.float32, name='input')
+    @tf.function(input_signature=[spec])
+    def serve(images):
         if views:
-            spec = tf.TensorSpec((None,), tf.string, name='image_bytes')
-        self.serve = tf.function(self._serve_bytes if views else self._serve, input_signature=[spec])
-
-    def _serve(self, images):
+            seen = tf.TensorSpec(image_shape, tf.float32)
+            images = tf.map_fn(functools.partial(encoded.test_view, views=views), images, fn_output_signature=seen)
         count = tf.shape(images)[0]
-        # TensorFlow 2.21's fused convolutions on a CPU fail on no pictures: they get one of zeros, which is dropped
+        # TensorFlow 2.21's fused convolutions on a CPU fail on no images: they get one of zeros, which is dropped
         images = tf.pad(images, [[0, tf.cast(count == 0, tf.int32)], [0, 0], [0, 0], [0, 0]])
-        images = self.normalize(augmentation.pad_to(images, *self.model.input_shape[1:3]))
-        probabilities = tf.nn.softmax(self.model(images, training=False))[:count]
+        images = NORMALIZATIONS[normalization](augmentation.pad_to(images, *model.input_shape[1:3]))
+        probabilities = tf.nn.softmax(model(images, training=False))[:count]
         return {'classes': tf.argmax(probabilities, -1), 'probabilities': probabilities}
 
-    def _serve_bytes(self, image_bytes):
-        seen = tf.TensorSpec((self.views.test_size, self.views.test_size, 3), tf.float32)
-        function = functools.partial(encoded.test_view, views=self.views)
-        return self._serve(tf.map_fn(function, image_bytes, fn_output_signature=seen))
+    module.serve = serve
+    return module
 
 
 def export(model, normalization, image_shape, export_dir, examples, views=None):
@@ -71,7 +69,7 @@ def export(model, normalization, image_shape, export_dir, examples, views=None):
         if not tf.TensorShape(wanted).is_compatible_with(image_shape):
             remedy = 'export it without their bytes, or with another size of the test image'
             raise UserError(f'the net takes images {wanted}, not {image_shape}, which encoded ones become; {remedy}')
-    serving = Serving(model, normalization, image_shape, views)
+    serving = _serving(model, normalization, image_shape, views)
     folder, stamp = pathlib.Path(export_dir), int(time.time())
     while (folder / str(stamp)).exists():
         stamp += 1
