@@ -15,11 +15,10 @@ COLUMNS, LABEL_WIDTH, WIDTH = 6, 17, 23  # networks side by side; characters
 
 def main(argv=()):
     """Print the table of the variants named in argv, or of all."""
-    names = list(argv) or list(resnet_variants.VARIANTS)
-    for name in names:
+    for name in argv:
         if name not in resnet_variants.VARIANTS:
             raise UserError(f'variant={name!r} must be one of {", ".join(resnet_variants.VARIANTS)}')
-    for columns in in_tables(names):
+    for columns in in_tables(argv or resnet_variants.VARIANTS):
         print(format_table(columns) + '\n', flush=True)
 
 
@@ -69,7 +68,7 @@ def describe(name):
 
 def format_table(columns):
     """Return the text of a table from a list of (name, rows of describe)."""
-    lines = [['', *(name for name, _ in columns)]]
+    lines = [('', *(name for name, _ in columns))]
     for label in columns[0][1]:
         lines += itertools.zip_longest([label], *(rows[label] for _, rows in columns), fillvalue='')
     widths = [LABEL_WIDTH] + [WIDTH] * len(columns)
@@ -86,8 +85,5 @@ def count_multiply_adds(model):
 
     The image size of the model is fixed.
     """
-    total = 0
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
-            total += math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:-1])  # of a dense layer 1 place
-    return total
+    counted = (layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense))
+    return sum(math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:-1]) for layer in counted)

@@ -18,8 +18,9 @@ def cifar_flags(output_dir: str) -> definer.Definer:
     define.known('data_dir', '/tmp/cifar10_data')
     define.known('download', True)
     define.known('use_synthetic_data', False)
-    text = 'Folder of the figure, the results in JSON and the nets; finished ones stay.'
-    define.string('output_dir', output_dir, text)
+    define.string(
+        'output_dir', output_dir, 'Folder of the figure, the results in JSON and the nets; finished ones stay.'
+    )
     define.boolean('quick', False, 'Minutes on two cores, in place of the setting of the paper.')
     define.known('seed', 0)
     return define
@@ -28,8 +29,7 @@ def cifar_flags(output_dir: str) -> definer.Definer:
 def training_flags(output_dir: str) -> definer.Definer:
     """Return cifar_flags and what changes the course of a training; each unset flag is the paper's, or quick's."""
     define = cifar_flags(output_dir)
-    text = 'Number of epochs of each net; the rate drops after 1/2 and 3/4 of them.'
-    define.known('train_epochs', None, text=text)
+    define.known('train_epochs', None, text='Number of epochs of each net; the rate drops after 1/2 and 3/4 of them.')
     define.known('num_train_images', None)
     define.known('batch_size', 128)
     define_dtype(define)

@@ -32,11 +32,8 @@ ChainGradients = collections.namedtuple('ChainGradients', 'slopes factors inputs
 def chain_gradients(weights, biases, x, activation, shortcut=False):
     """Return the ChainGradients of a chain of one neuron a layer.
 
-    Args:
-        weights, biases: [layers], or [layers, n] for n chains side by side.
-        x: input, a number or [n].
-        activation: 'sigmoid' or 'relu'.
-        shortcut: whether each layer adds its input to its output.
+    Weights and biases are [layers], and the input x a number; or [layers, n] and [n] for n chains side by side. With
+    `shortcut`, each layer adds its input to its output.
     """
     function, derivative = ACTIVATIONS[activation]
     weights, biases = np.asarray(weights, np.float64), np.asarray(biases, np.float64)
@@ -69,7 +66,7 @@ def chain_table(seed=0, num_chains=10_000, lengths=TABLE_LENGTHS):
         alive = sizes[sizes > 0]
         quartiles = np.quantile(alive, (0.25, 0.5, 0.75)).tolist() if alive.size >= 20 else (None,) * 3
         row = {'activation': activation, 'shortcut': shortcut, 'layers': layers}
-        row |= dict(zip(('low', 'median', 'high'), quartiles, strict=True))
+        row |= zip(('low', 'median', 'high'), quartiles, strict=True)
         rows.append(row | {'zero_share': float(np.mean(sizes == 0)), 'growing_share': float(np.mean(sizes > 1))})
     return rows
 
@@ -81,8 +78,6 @@ def document_chains():
         'saturated': ((1, 1, 1), (5, 4, 4)),  # z near 5
         'growing': ((8, 8, 8), (0, -4, -4)),  # z = 0: 2 a layer
     }
-    chains = {name: chain_gradients(*case, 0, 'sigmoid')._asdict() for name, case in cases.items()}
-    return {
-        name: {field: chain[field].tolist() for field in ('slopes', 'factors', 'inputs')}
-        for name, chain in chains.items()
-    }
+    chains = {name: chain_gradients(*case, 0, 'sigmoid') for name, case in cases.items()}
+    fields = ('slopes', 'factors', 'inputs')
+    return {name: {field: getattr(chain, field).tolist() for field in fields} for name, chain in chains.items()}

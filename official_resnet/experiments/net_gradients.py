@@ -19,13 +19,12 @@ LOSS_STEPS = 10  # the final loss is a mean of so many
 
 
 def measure_net(case, examples, settings, received):
-    """Train a net for a few steps, noting the gradients of its convolutions.
+    """Train a net for a few steps on `examples`, a Split, noting the gradients of its convolutions.
 
     Args:
         case: activation, has_bn, is_residual, depth.
-        examples: the split.Split to train on.
         settings: 'steps', 'batch_size', 'learning_rate', 'init', 'auxiliary_loss', 'seed'.
-        received: list to which a signal's number is appended, see devices.catch_signals.
+        received: of devices.catch_signals.
 
     Returns:
         {'layers': names, input side first, 'samples': [{'step': steps done, 'gradients': root mean square of each
@@ -54,14 +53,9 @@ def measure_net(case, examples, settings, received):
             break
         losses.append(loss)
     last = losses[-LOSS_STEPS:]
-    return {
-        'layers': layers,
-        'samples': samples,
-        'losses': losses,
-        'diverged_at': diverged_at,
-        'final_loss': sum(last) / len(last) if last and diverged_at is None else None,
-        'seconds': round(time.monotonic() - begin, 1),
-    }
+    final_loss = sum(last) / len(last) if last and diverged_at is None else None
+    result = {'layers': layers, 'samples': samples, 'losses': losses, 'diverged_at': diverged_at}
+    return result | {'final_loss': final_loss, 'seconds': round(time.monotonic() - begin, 1)}
 
 
 def make_step(case, settings):

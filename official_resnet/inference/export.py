@@ -43,22 +43,18 @@ def _serving(model, normalization, image_shape, views):
 
 
 def export(model, normalization, image_shape, export_dir, examples, views=None):
-    """Write a SavedModel below export_dir, load it again and compare.
+    """Write a SavedModel below export_dir, load it again and compare; return its folder.
 
     Its signatures `serving_default` and `predict` give `classes` and `probabilities` of any number of images: of
     `input`, float32 [n, h, w, c] in 0..255; with `views` of `image_bytes`, string [n], JPEG or PNG of any size, which
     are resized and cut as by encoded.test_view. A batch with anything else among it is an InvalidArgumentError.
 
     Args:
-        model: a net of resnet_model.
         normalization: a name in NORMALIZATIONS.
         image_shape: (h, w, c); with `views`, which decide it, it is not looked at.
         export_dir: the SavedModel becomes export_dir/<unix time>, as in official/resnet.
         examples: uint8 [n, h, w, c], or with `views` [bytes], that both are run on.
         views: Views of encoded images.
-
-    Returns:
-        The folder's path.
 
     Raises:
         UserError: the net takes other images than the views make, the folder cannot be written, or the export does

@@ -42,11 +42,9 @@ def write_card(
 
     Args:
         path: NAME.card.json beside NAME.keras.
-        spec: of the net.
         normalization: a name in NORMALIZATIONS.
         image_shape: (h, w, c) of the images it was trained on.
         input_shape: (h, w, c) of its input; where larger, images are padded.
-        class_names: a name a class.
         num_classes: where the net has more outputs than there are names.
         resize: what the shorter side of an image is resized to before image_shape is cut out; None for the whole.
         **others: further fields, for other readers.

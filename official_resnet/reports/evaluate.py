@@ -95,20 +95,16 @@ def report(labels, guesses, names, ids=None):
 def format_report(found, rows=10):
     """Return the lines to print: the totals, the worst and the best classes, the most frequent confusions.
 
-    Args:
-        found: what `report` returned.
-        rows: at most, of each table.
+    `found` is what `report` returned; no table has more than `rows`.
     """
     seen = sorted((row for row in found['classes'] if row['count']), key=lambda row: row['top1'])
     lines = [f'{found["n"]:,} images of {len(seen):,} classes: {_accuracies(found)}']
-    if len(seen) <= 2 * rows:
-        tables = [('classes, the worst first', seen)]
-    else:
-        tables = [('the worst classes', seen[:rows]), ('the best classes', seen[-rows:][::-1])]
-    for title, table in tables:
-        if table:
-            lines.append(f'{title}:')
-            lines += [f'  {_accuracies(row, 7)}  of {row["count"]:4}  {_name(row)}' for row in table]
+    tables = {'classes, the worst first': seen} if seen else {}
+    if len(seen) > 2 * rows:
+        tables = {'the worst classes': seen[:rows], 'the best classes': seen[-rows:][::-1]}
+    for title, table in tables.items():
+        lines.append(f'{title}:')
+        lines += [f'  {_accuracies(row, 7)}  of {row["count"]:4}  {_name(row)}' for row in table]
     if found['confusions']:
         lines.append('taken for another class most often:')
     for pair in found['confusions'][:rows]:
