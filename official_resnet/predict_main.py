@@ -65,6 +65,8 @@ def _name_pictures(values, arguments):
     pictures = find_pictures(arguments)
     if not pictures:
         return 1
+    import numpy as np
+
     from official_resnet.training import devices
 
     devices.start_tensorflow(1)  # one op at a time: the fastest in inference
@@ -73,16 +75,22 @@ def _name_pictures(values, arguments):
     model, card = predict.load(values.model)
     if values.labels:
         card = card_reader.with_names(card, values.labels)
-    explain = Explainer(values, model, card, pictures) if values.explain else None
+    explain = _explainer(values, model, card, pictures) if values.explain else None
     is_compiled = len(pictures) >= max(NUM_TO_COMPILE, 2 * values.batch_size)
     call = rewrite.compile_model(model, (*card.net_size, card.num_channels)) if is_compiled else model
     table = _table(pictures, card.names)
     num_read = 0
     for start in range(0, len(pictures), values.batch_size):
-        batch, images = _read(predict, card, pictures[start : start + values.batch_size])
+        batch, images = [], []
+        for picture in pictures[start : start + values.batch_size]:
+            try:
+                images.append(predict.prepare(picture, card))
+                batch.append(picture)
+            except UserError as error:
+                _leave_out(error)
         num_read += len(batch)
         if batch:
-            found = predict.guesses(card, predict.probabilities(call, card, images), values.top)
+            found = predict.guesses(card, predict.probabilities(call, card, np.stack(images)), values.top)
             explanations = explain(batch, images, found) if explain else [None] * len(batch)
             for picture, classes, explanation in zip(batch, found, explanations, strict=True):
                 if values.json:
@@ -118,20 +126,6 @@ def find_pictures(arguments):
     return pictures
 
 
-def _read(predict, card, pictures):
-    """Return (those of the files that can be read, uint8 [n, h, w, c]); name the others on stderr."""
-    import numpy as np
-
-    read, images = [], []
-    for picture in pictures:
-        try:
-            images.append(predict.prepare(picture, card))
-            read.append(picture)
-        except UserError as error:
-            _leave_out(error)
-    return read, np.stack(images) if images else None
-
-
 def class_index(card, text):
     """Return the number of a class given by number, name or WordNet id.
 
@@ -149,44 +143,42 @@ def class_index(card, text):
     raise UserError(f"--explain_class '{text}' is no class of the net; {remedy}")
 
 
-class Explainer:
-    """Writes Grad-CAM overlays into a folder."""
+def _explainer(values, model, card, pictures):
+    """Return what saves Grad-CAM overlays of images, uint8 [n, h, w, c]: its result is [{'index', 'name', 'file'}]."""
+    from PIL import Image
 
-    def __init__(self, values, model, card, pictures):
-        self.model, self.card = model, card
-        self.index = None if values.explain_class is None else class_index(card, values.explain_class)
-        self.folder = pathlib.Path(values.output_dir).expanduser()
-        with files.write_errors(f"output_dir '{self.folder}'", ' or pass another --output_dir'):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        self.taken = {picture.resolve() for picture in pictures}  # and nothing that is written twice
+    from official_resnet.inference import grad_cam, predict
 
-    def __call__(self, pictures, images, found):
-        """Return [{'index', 'name', 'file'}] of images, uint8 [n, h, w, c], and their guesses."""
-        from official_resnet.inference import grad_cam, predict
+    chosen = None if values.explain_class is None else class_index(card, values.explain_class)
+    folder = pathlib.Path(values.output_dir).expanduser()
+    with files.write_errors(f"output_dir '{folder}'", ' or pass another --output_dir'):
+        folder.mkdir(parents=True, exist_ok=True)
+    taken = {picture.resolve() for picture in pictures}  # and nothing that is written twice
+    (rows, columns), (net_rows, net_columns) = card.size, card.net_size
+    top, left = (net_rows - rows) // 2, (net_columns - columns) // 2  # of the image inside its padding
 
-        classes = [guesses[0].index if self.index is None else self.index for guesses in found]
-        maps = grad_cam.grad_cam(self.model, predict.network_input(self.card, images), classes)
-        (rows, columns), (net_rows, net_columns) = self.card.size, self.card.net_size
-        top, left = (net_rows - rows) // 2, (net_columns - columns) // 2  # of the image inside its padding
+    def explain(pictures, images, found):
+        classes = [guesses[0].index if chosen is None else chosen for guesses in found]
+        maps = grad_cam.grad_cam(model, predict.network_input(card, images), classes)
         maps = maps[:, top : top + rows, left : left + columns]
         return [
-            {'index': index, 'name': self.card.names[index], 'file': self._save(picture, grad_cam.overlay(image, cam))}
+            {'index': index, 'name': card.names[index], 'file': save(picture, grad_cam.overlay(image, cam))}
             for picture, image, cam, index in zip(pictures, images, maps, classes, strict=True)
         ]
 
-    def _save(self, picture, pixels):
-        from PIL import Image
-
-        path, number = self.folder / f'{picture.stem}_grad_cam.png', 1
-        while path.resolve() in self.taken:
+    def save(picture, pixels):
+        path, number = folder / f'{picture.stem}_grad_cam.png', 1
+        while path.resolve() in taken:
             number += 1
             path = path.with_name(f'{picture.stem}_grad_cam_{number}.png')
-        self.taken.add(path.resolve())
+        taken.add(path.resolve())
         factor = max(1, EXPLANATION_SIZE // max(pixels.shape[:2]))
         image = Image.fromarray(pixels)
         with files.write_errors(f"'{path}'", ' or pass another --output_dir'):
             image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST).save(path)
         return str(path)
+
+    return explain
 
 
 def _table(pictures, names):

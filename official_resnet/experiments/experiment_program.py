@@ -11,6 +11,8 @@ from official_resnet.inputs import datasets
 from official_resnet.resnet_spec import MAX_LAYERS
 from official_resnet.training import devices
 
+DTYPES = ('auto', 'fp32', 'bf16')
+
 
 def cifar_flags(output_dir: str) -> definer.Definer:
     """Return a Definer of the flags of an experiment on CIFAR-10: where data comes from, where results go, how much."""
@@ -32,13 +34,8 @@ def training_flags(output_dir: str) -> definer.Definer:
     define.known('train_epochs', None, text='Number of epochs of each net; the rate drops after 1/2 and 3/4 of them.')
     define.known('num_train_images', None)
     define.known('batch_size', 128)
-    define_dtype(define)
+    define.known('dtype', 'auto', choices=DTYPES)
     return define
-
-
-def define_dtype(define: definer.Definer) -> None:
-    """Define --dtype, by default the best of the device."""
-    define.known('dtype', 'auto', choices=('auto', 'fp32', 'bf16'))
 
 
 def define_list(define: definer.Definer, name: str, default: Sequence[str] | None, text: str, choices=()) -> None:

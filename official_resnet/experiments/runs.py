@@ -34,11 +34,14 @@ def run(values, name, quick_epochs, nets, conclude, draw, **settings):
         quick_epochs: train_epochs of --quick.
         nets: {name: `network`}.
         conclude: (results of train_nets) -> the claim.
-        draw: (module reports.figures, results, text of the data and the training, path) -> path of the figure.
+        draw: (module reports.figures, results, 'CIFAR-10, 6 epochs on 10,000 images, bf16, seed 0', path) -> path.
         **settings: what the nets share beside their TrainConfig.
     """
     config = train_config(values, *experiment_program.find_data(values), quick_epochs)
-    settings |= settings_of(config)
+    shared = config.to_json()
+    schedule = {f'schedule.{field}': value for field, value in shared.pop('schedule').items()}
+    own = ('spec', 'experiment', 'machine')  # of each net
+    settings |= {field: value for field, value in shared.items() if field not in own} | schedule
     claim_folder(values.output_dir, settings)
     for net in nets.values():
         is_deep = 2 * sum(net['spec'].group_blocks) + 2 >= WARM_UP_LAYERS
@@ -46,7 +49,10 @@ def run(values, name, quick_epochs, nets, conclude, draw, **settings):
     configs = {name: dataclasses.replace(config, **fields) for name, fields in nets.items()}
     nets = train_nets(configs, values.output_dir)
     result = {'settings': settings, 'nets': nets, 'claim': conclude(nets)}
-    about, path = images_text(config), f'{values.output_dir}/{name}.png'
+    count = config.num_train_images or datasets.info_of(config.dataset).split_sizes['train']
+    length = f'{config.max_train_steps:,} steps' if config.max_train_steps else f'{config.train_epochs} epochs'
+    about = f'{DATASET_NAMES[config.dataset]}, {length} on {count:,} images, {config.dtype}, seed {config.seed}'
+    path = f'{values.output_dir}/{name}.png'
     finish(values.output_dir, name, result, lambda figures: [draw(figures, nets, about, path)])
 
 
@@ -102,13 +108,6 @@ def read_json(path):
     if content is None:
         raise UserError(f"'{path}' is damaged; delete it and run the same command again")
     return content
-
-
-def settings_of(config):
-    """Return what the nets of an experiment share of a TrainConfig."""
-    values = config.to_json()
-    schedule = {f'schedule.{name}': value for name, value in values.pop('schedule').items()}
-    return {name: value for name, value in values.items() if name not in ('spec', 'experiment', 'machine')} | schedule
 
 
 def train_nets(configs, output_dir):
@@ -202,13 +201,6 @@ def finish(output_dir, name, result, draw):
         paths += draw(figures)
     for path in paths:
         print(f'  {path}')
-
-
-def images_text(config):
-    """Return 'CIFAR-10, 6 epochs on 10,000 images, bf16, seed 0' for titles."""
-    count = config.num_train_images or datasets.info_of(config.dataset).split_sizes['train']
-    length = f'{config.max_train_steps:,} steps' if config.max_train_steps else f'{config.train_epochs} epochs'
-    return f'{DATASET_NAMES[config.dataset]}, {length} on {count:,} images, {config.dtype}, seed {config.seed}'
 
 
 def _error(accuracy):

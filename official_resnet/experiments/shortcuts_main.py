@@ -13,7 +13,7 @@ loss is no longer finite is recorded as failed. The same command continues what 
 Results in --output_dir: shortcuts.png, shortcuts.json.
 """
 
-import dataclasses
+import collections
 import sys
 
 try:
@@ -26,16 +26,9 @@ except ModuleNotFoundError as error:  # run by its path, without an installation
 QUICK_SIZE, PAPER_SIZE = 20, 110
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One net of the comparison."""
-
-    label: str  # in the figure, as in the paper's tables
-    paper_error: float | None  # test error of ResNet-110 on CIFAR-10, %, median of 5 runs; None "fail", above 20 %
-    axes: dict = dataclasses.field(default_factory=dict)  # what differs of cifar_spec
-    experiment: dict = dataclasses.field(default_factory=dict)  # what differs of blocks.Experiment
-
-
+# One net of the comparison: its label in the figure, as in the paper's tables; the test error of ResNet-110 on
+# CIFAR-10, %, median of 5 runs, None "fail", above 20 %; what differs of cifar_spec; of blocks.Experiment.
+Row = collections.namedtuple('Row', 'label paper_error axes experiment', defaults=({}, {}))
 ROWS = {
     'original': Row('original: x + F, ReLU after the sum', 6.61),
     # 1603.05027 Table 1

@@ -14,6 +14,7 @@ same command continues what was stopped; finished nets are kept.
 Results in --output_dir: transfer.json, and the table that is printed.
 """
 
+import collections
 import dataclasses
 import os
 import pathlib
@@ -37,17 +38,10 @@ FULL = {'source_epochs': 20, 'source_images': None, 'train_epochs': 40, 'images_
 QUICK = {'source_epochs': 8, 'source_images': 1000, 'train_epochs': 20, 'images_per_class': 50}
 
 
-@dataclasses.dataclass(frozen=True)
-class Way:
-    """How a net learns the new classes."""
-
-    label: str  # in the table
-    rate: float  # peak, per 128 images of batch; not tuned, but lower where trained layers are to be kept
-    epochs: int = 1  # times those of the others: an epoch on features costs next to nothing
-    fields: dict = dataclasses.field(default_factory=dict)  # of TrainConfig
-    is_pretrained: bool = True  # whether it starts from the first net
-
-
+# How a net learns the new classes: its label in the table; the peak learning rate per 128 images of batch, not tuned,
+# but lower where trained layers are to be kept; how many times the epochs of the others, since an epoch on features
+# costs next to nothing; fields of TrainConfig; whether it starts from the first net.
+Way = collections.namedtuple('Way', 'label rate epochs fields is_pretrained', defaults=(1, {}, True))
 WAYS = {
     'scratch': Way('from scratch', 0.4, is_pretrained=False),
     'all': Way('all layers', 0.1),
@@ -77,7 +71,7 @@ def define_flags():
         default = ', with --quick '.join('all' if sizes[name] is None else str(sizes[name]) for sizes in (FULL, QUICK))
         define.integer(name, None, f'{text}; {default}.', 'te' if name == 'train_epochs' else None, 1)
     define.known('batch_size', 32, text='Number of images in a step; the first net has 128.')
-    experiment_program.define_dtype(define)
+    define.known('dtype', 'auto', choices=experiment_program.DTYPES)
     experiment_program.define_list(define, 'ways', ','.join(WAYS), f'Ways to learn, of {", ".join(WAYS)}.', WAYS)
     absl_flags.register_validator('image_folder', lambda path: path is not None, 'must be given', define.values)
     return define.values

@@ -88,7 +88,10 @@ def propagate_strides(model):
     strides = {}  # name of a layer -> of its pixels, those at this stride are computed
     for layer in reversed(model.layers):
         wanted, step = read[id(layer.output)], _pixel_stride(layer)
-        strides[layer.name] = max(wanted) if len(wanted) == 1 and _can_stride(layer) else 1
+        is_conv = isinstance(layer, keras.layers.Conv2D) and layer.dilation_rate == (1, 1)
+        # A convolution that has a stride and pads does so by the image size, and cannot leave out pixels.
+        can_stride = step is not None or is_conv and (layer.padding == 'valid' or layer.strides == (1, 1))
+        strides[layer.name] = max(wanted) if len(wanted) == 1 and can_stride else 1
         for tensor in keras.tree.flatten(layer.input):
             read[id(tensor)].add(strides[layer.name] * step if step else 1)
 
@@ -143,13 +146,6 @@ def _pixel_stride(layer):
     is_relu = isinstance(layer, keras.layers.ReLU) or is_activation and layer.activation is keras.activations.relu
     is_sum = isinstance(layer, keras.layers.Add) and len({tensor.shape for tensor in layer.input}) == 1
     return 1 if is_relu or is_sum or isinstance(layer, keras.layers.BatchNormalization) else None
-
-
-def _can_stride(layer):
-    """Return whether a layer can leave out pixels: not where it pads by the image size, nor in other layers."""
-    is_convolution = isinstance(layer, keras.layers.Conv2D) and layer.dilation_rate == (1, 1)
-    can_pad_before = is_convolution and (layer.padding == 'valid' or layer.strides == (1, 1))
-    return can_pad_before or _pixel_stride(layer) is not None
 
 
 def compile_model(model, image_shape=None, dtype=None):

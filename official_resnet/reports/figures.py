@@ -26,6 +26,7 @@ from matplotlib import pyplot  # noqa: E402
 # Told apart by the colour-blind too: Okabe and Ito 2008.
 _COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 _SMALL = {'fontsize': 'small'}
+_MARKER = {1: 'o'}  # by the number of points, of which one draws no line
 
 
 def training_curves(model_dir):
@@ -41,7 +42,10 @@ def training_curves(model_dir):
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout='constrained')
     for split, color in (('train', 'tab:blue'), ('test', 'tab:orange')):
         lines = [line for line in metrics if line['split'] == split]
-        epochs, style = [line['epoch'] for line in lines], {'color': color, 'label': split, 'marker': _marker(lines)}
+        epochs, style = (
+            [line['epoch'] for line in lines],
+            {'color': color, 'label': split, 'marker': _MARKER.get(len(lines))},
+        )
         axes[0].plot(epochs, [100 * (1 - line['accuracy']) for line in lines], **style)
         axes[1].plot(epochs, [line['loss'] for line in lines], **style)
         if split == 'train':
@@ -64,7 +68,7 @@ def error_curves(panels, path, title):
     for axis, (name, nets) in zip(axes[0], panels.items(), strict=True):
         for color, (net, curves) in zip(itertools.cycle(_COLORS), nets.items(), strict=False):
             epochs, tested = curves['epoch'], curves['test_error']
-            style = {'color': color, 'marker': _marker(epochs)}
+            style = {'color': color, 'marker': _MARKER.get(len(epochs))}
             axis.plot(epochs, curves['train_error'], '--', linewidth=1.2, label=f'{net}, training', **style)
             axis.plot(epochs[: len(tested)], tested, linewidth=2.4, label=f'{net}, test', **style)
             highest = max([highest, *curves['train_error'], *tested])
@@ -78,11 +82,8 @@ def error_curves(panels, path, title):
 def error_bars(rows, path, titles):
     """Draw the final errors of nets as bars, beside the published ones; return the path.
 
-    Args:
-        rows: (label, {'train_error', 'test_error'} in % or None where the net failed, published test error in %
-            or None where it failed), from top to bottom.
-        path: of the PNG.
-        titles: of our panel and of the published one.
+    `rows` are (label, {'train_error', 'test_error'}, published test error), from top to bottom: in %, None where a net
+    failed. `titles` are those of our panel and of the published one.
     """
     places, size = range(len(rows)), (13, 1.8 + 0.42 * len(rows))
     figure, axes = pyplot.subplots(1, 2, figsize=size, layout='constrained', sharey=True, width_ratios=(3, 2))
@@ -94,9 +95,8 @@ def error_bars(rows, path, titles):
             text, text_color = (failure, 'black') if value is None else (f'{value:.2f}', 'white')
             axis.annotate(text, (0, place), (6, 0), textcoords='offset points', va='center', color=text_color, **_SMALL)
         axis.set_title(title, fontsize='medium')
-        axis.set(xlabel='error (%)')
+        axis.set(xlabel='error (%)', axisbelow=True)
         axis.grid(axis='x', alpha=0.3)
-        axis.set_axisbelow(True)
     marks = [math.nan if final['train_error'] is None else final['train_error'] for final in finals]
     axes[0].plot(marks, places, 'D', color='black', markersize=5, label='training error, last epoch')
     for axis in axes:
@@ -168,10 +168,6 @@ def chain_gradients(rows, path):
     axis.grid(alpha=0.3)
     axis.legend(**_SMALL)
     return _save(figure, path, 'Chains with weights, biases and inputs of N(0, 1): median and quartiles')
-
-
-def _marker(points):
-    return 'o' if len(points) < 2 else None  # one point draws no line
 
 
 def _frame(axis, **texts):
