@@ -522,7 +522,7 @@ def test_local_archive_errors(archive, data_dir, tmp_path):
     new = tmp_path / 'new'
     with pytest.raises(UserError, match=f'MD5 {MD5} instead of {"0" * 32}.*correct --md5'):
         download.download_and_extract('cifar10', new, archive=archive, md5='0' * 32)
-    with pytest.raises(UserError, match='does not exist.*leave --archive out'):
+    with pytest.raises(UserError, match='is missing.*leave --archive out'):
         download.download_and_extract('cifar10', new, archive=tmp_path / 'absent.tar.gz')
     with pytest.raises(UserError, match='is no file'):
         download.download_and_extract('cifar10', new, archive=data_dir)
@@ -680,7 +680,7 @@ def test_script_errors_are_one_line_and_exit_code_1(archive, data_dir, refused_u
     evil.write_bytes(tar_gz({'../evil.bin': b'x'}))
     foreign.write_bytes(GOOD)
     for args, message in [
-        (['--archive=absent.tar.gz'], "'absent.tar.gz' does not exist"),
+        (['--archive=absent.tar.gz'], "'absent.tar.gz' is missing"),
         ([f'--archive={truncated}'], 'truncated, damaged or no tar.gz'),
         ([f'--archive={evil}'], "'../evil.bin'"),
         ([f'--archive={foreign}'], f'{FOLDER}/data_batch_1.bin has 6146 bytes instead of 30730000'),

@@ -107,7 +107,7 @@ def download_and_extract(
     md5: str | None = None,
     url: str | None = None,
 ) -> Path:
-    """Make sure that a data set stands under data_dir, and print one line saying what was done.
+    """Make sure that a data set stands under data_dir, print one line saying what was done, and return its folder.
 
     Args:
         dataset: a key of ARCHIVES.
@@ -115,9 +115,6 @@ def download_and_extract(
         archive: path or file:// URL of a local tar.gz in the official layout; nothing is downloaded then.
         md5: the checksum to insist on. Without it a download must have the official one, an `archive` any.
         url: another address of the archive.
-
-    Returns:
-        Path of the extracted folder.
 
     Raises:
         UserError: no network, a damaged or foreign archive, a full disk, a folder that cannot be written.
@@ -151,10 +148,8 @@ def fetch(
     A connection that drops is resumed at once, ATTEMPTS in all; then the .part waits for the next run.
 
     Args:
-        url: an http or https address.
         path: the final name; it appears in one rename, after the checks.
-        size: expected bytes, or None.
-        md5: expected checksum, or None.
+        size, md5: what is expected, in bytes and hexadecimal digits; None expects nothing.
         remedy: what to do where the network fails, as an error ends with it.
         authorization: value of the HTTP header of that name; a redirect does not take it along.
 
@@ -169,7 +164,7 @@ def fetch(
         is_web = False
     if not is_web:
         raise UserError(f"url '{url}' is not an http or https address in ASCII: correct it, or {remedy}")
-    missing = (size or 0) - max(_size(part), 0)
+    missing = (size or 0) - _size(part)
     with _disk_errors(path.parent, missing):
         _require_space(path.parent, missing)
         for attempt in range(ATTEMPTS):
@@ -179,7 +174,7 @@ def fetch(
                 break
             except DROPPED as error:
                 if isinstance(error, urllib.error.URLError) or attempt == ATTEMPTS - 1:
-                    reason = f'{getattr(error, "reason", error)}; {max(_size(part), 0)} bytes are kept'
+                    reason = f'{getattr(error, "reason", error)}; {_size(part)} bytes are kept'
                     advice = f'check the network and run the same command again, or {remedy}'
                     raise UserError(f'cannot download {url} ({reason}): {advice}') from error
         if mismatch := _mismatch(part, size, md5):
@@ -189,13 +184,10 @@ def fetch(
 
 
 def extract(archive: str | os.PathLike, data_dir: str | os.PathLike, dataset: str) -> Path:
-    """Unpack an archive of the official layout into data_dir, or leave data_dir as it was.
+    """Unpack an archive of the official layout into data_dir, or leave data_dir as it was; return its folder.
 
     Only plain files of the data set's folder are written; an archive with absolute paths, `..`, links or
     devices is refused. An incomplete folder is replaced, files in it that the archive lacks are kept.
-
-    Returns:
-        Path of the extracted folder.
 
     Raises:
         UserError: a damaged archive; a member unsafe, missing or of another size; no room on the disk.
@@ -208,14 +200,10 @@ def extract(archive: str | os.PathLike, data_dir: str | os.PathLike, dataset: st
         try:
             _unpack(archive, unpacked, row)
         except DAMAGED as error:
-            raise UserError(
-                f"archive '{archive}' is truncated, damaged or no tar.gz "
-                f'({_size(archive)} bytes, the official one has {row.size}): {remedy}'
-            ) from error
+            sizes = f'{_size(archive)} bytes, the official one has {row.size}'
+            raise UserError(f"archive '{archive}' is truncated, damaged or no tar.gz ({sizes}): {remedy}") from error
         for name, size in row.files.items():
-            found = _size(unpacked / name)
-            if found != size:
-                problem = 'is missing' if found < 0 else f'has {found} bytes instead of {size}'
+            if problem := _mismatch(unpacked / name, size, None):
                 raise UserError(f"archive '{archive}': {folder.name}/{name} {problem}; {remedy}")
         _put_in_place(unpacked, folder, aside=Path(temp_dir, 'old'))
     return folder
@@ -234,12 +222,14 @@ def _temporary_folder(folder):
 
 
 def _size(path):
-    """Return the bytes of a plain file, -1 for whatever else."""
-    return os.path.getsize(path) if os.path.isfile(path) else -1
+    """Return the bytes of a plain file, 0 for whatever else."""
+    return os.path.getsize(path) if os.path.isfile(path) else 0
 
 
 def _mismatch(path, size, md5):
     """Return what is wrong with a file, as it follows the name in a message; '' if nothing is."""
+    if not os.path.isfile(path):
+        return 'is no file' if os.path.lexists(path) else 'is missing'
     if size is not None and _size(path) != size:
         return f'has {_size(path)} bytes instead of {size}'
     if md5 is not None:
@@ -256,13 +246,9 @@ def _local_archive(archive, md5):
     if archive.startswith('file:'):
         archive = urllib.request.url2pathname(re.sub('^file:(//[^/]*)?', '', archive))
     path = Path(os.path.expanduser(archive))
-    if _size(path) < 0:
-        raise UserError(
-            f"archive '{archive}' {'is no file' if path.exists() else 'does not exist'}: "
-            'pass the path of a tar.gz, or leave --archive out to download it'
-        )
     if mismatch := _mismatch(path, None, md5):
-        raise UserError(f"archive '{archive}' {mismatch}: get it again, or correct --md5")
+        advice = 'get it again, or correct --md5' if path.is_file() else 'pass a tar.gz, or leave --archive out'
+        raise UserError(f"archive '{archive}' {mismatch}: {advice}")
     return path
 
 
@@ -275,7 +261,7 @@ def _downloaded(row, data_dir, md5, url):
             advice = 'remove it to download it again, or pass it as --archive to use it as it is'
             raise UserError(f"'{path}' {mismatch}: {advice}")
         return path
-    _require_space(data_dir, row.size + row.unpacked_size - max(_size(f'{path}.part'), 0))
+    _require_space(data_dir, row.size + row.unpacked_size - _size(f'{path}.part'))
     print(f'downloading {url} ({row.size / 1e6:.0f} MB) to {path}', flush=True)
     fetch(url, path, size, md5)
     return path
@@ -300,8 +286,8 @@ def _download_files(dataset, data_dir):
 
 def _download_rest(url, part, size, remedy, authorization):
     """Add to `part` what it lacks; raise one of DROPPED if the server stops early."""
-    offset = max(_size(part), 0)
-    if _size(part) == size:
+    offset = _size(part)
+    if offset and offset == size:
         return
     with _open(url, offset, remedy, authorization) as response:
         resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT

@@ -126,7 +126,7 @@ def to_rgb_jpeg(data: bytes, check: str = 'structure', keeps_grey: bool = False)
         raise ValueError(f'{info.width} x {info.height} are too many pixels')
     if info.precision not in (0, 8):
         raise ValueError(f'a JPEG that cannot be decoded, of {info.precision} bits')
-    is_plain = info.is_rgb_jpeg or keeps_grey and info.is_grey_jpeg
+    is_plain = info.is_rgb_jpeg or keeps_grey and info.can_be_decoded and info.colour == 'grey'
     if is_plain and check != 'decode':
         return data, info.width, info.height
     image = decode(bytes(data), SHARDS)

@@ -16,7 +16,6 @@ _HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended sequential, progressi
 _BARE = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without content: TEM, and restarts
 _ENDS_SCAN = np.ones(256, bool)
 _ENDS_SCAN[[0x00, *range(0xD0, 0xD8), 0xFF]] = False  # 0xFF itself, restarts, and fill bytes before a marker
-_CMYK_COMPONENTS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +35,11 @@ class Info:
     @property
     def is_rgb_jpeg(self) -> bool:
         """Whether tf.io.decode_jpeg gives three channels of it without a conversion."""
-        return self._is_plain_jpeg and self.colour in ('YCbCr', 'RGB')
+        return self.can_be_decoded and self.colour in ('YCbCr', 'RGB')
 
     @property
-    def is_grey_jpeg(self) -> bool:
-        """Whether it is a grey one that TensorFlow can decode."""
-        return self._is_plain_jpeg and self.colour == 'grey'
-
-    @property
-    def _is_plain_jpeg(self):
+    def can_be_decoded(self) -> bool:
+        """Whether it is a JPEG of a kind that TensorFlow decodes."""
         return self.format == 'JPEG' and self.precision == 8 and self.frame in _HUFFMAN_FRAMES
 
 
@@ -100,7 +95,10 @@ def _inspect_jpeg(data):
             has_jfif = True
         elif marker == _SCAN:
             _require_scan(frame, content)
-            has_scan, markers = True, _markers(data) if markers is None else markers
+            if not has_scan:  # where 0xFF stands before a marker that ends a scan; some of these lie inside segments
+                values = np.frombuffer(data, np.uint8)
+                places = np.flatnonzero(values[:-1] == 0xFF)
+                has_scan, markers = True, places[_ENDS_SCAN[values[places + 1]]]
             following = markers[markers.searchsorted(place) :][:1]
             place = int(following[0]) if len(following) else end
 
@@ -126,26 +124,14 @@ def _require_scan(frame, content):
         raise ValueError('it has a scan of an unknown component')
 
 
-def _markers(data):
-    """Return where 0xFF stands before a marker that ends a scan, sorted; some of these places lie inside segments."""
-    values = np.frombuffer(data, np.uint8)
-    places = np.flatnonzero(values[:-1] == 0xFF)
-    return places[_ENDS_SCAN[values[places + 1]]]
-
-
 def _info(frame, adobe, has_jfif, problem):
     if not frame:
         raise ValueError(problem or 'it has no frame header')
     marker, precision, height, width, identifiers = frame
     components = len(identifiers)
-    if components == 1:
-        colour = 'grey'
-    elif components == _CMYK_COMPONENTS:
-        colour = 'YCCK' if adobe == 2 else 'CMYK'
-    elif has_jfif:  # in the order in which libjpeg decides
-        colour = 'YCbCr'
-    elif adobe is not None:
-        colour = 'RGB' if adobe == 0 else 'YCbCr'
+    if components == 3:  # in the order in which libjpeg decides
+        is_rgb = not has_jfif and (identifiers == b'RGB' if adobe is None else adobe == 0)
+        colour = 'RGB' if is_rgb else 'YCbCr'
     else:
-        colour = 'RGB' if identifiers == b'RGB' else 'YCbCr'
+        colour = 'grey' if components == 1 else 'YCCK' if adobe == 2 else 'CMYK'
     return Info('JPEG', width, height, components, precision, colour, marker, not problem, problem)
