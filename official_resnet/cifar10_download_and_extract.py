@@ -16,6 +16,7 @@ try:
     from absl import flags
 
     from official_resnet.command_line import definer, program
+    from official_resnet.errors import UserError
     from official_resnet.inputs import download
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
@@ -27,30 +28,11 @@ def define_flags():
     define = definer.Definer(values)
     define.string('data_dir', '/tmp/cifar10_data', 'The folder to fill; created if need be.', 'dd')
     define.enum('dataset', 'cifar10', list(download.ARCHIVES), 'Which data set.')
-    define.string(
-        'archive',
-        None,
-        'Path or file:// URL of a local cifar-10-binary.tar.gz (or cifar-100-binary.tar.gz) to use instead of a '
-        'download.',
-    )
-    define.string(
-        'md5',
-        None,
-        'The checksum to insist on. Without it a download must have the official one, and --archive may have any.',
-    )
+    text = 'Path or file:// URL of a local cifar-10-binary.tar.gz (or cifar-100-binary.tar.gz) to use, not a download.'
+    define.string('archive', None, text)
+    text = 'The checksum to insist on. Without it a download must have the official one, and --archive may have any.'
+    define.string('md5', None, text)
     define.string('url', None, 'Advanced: another address of the archive, such as a mirror.')
-    flags.register_multi_flags_validator(
-        ['archive', 'url'],
-        lambda v: v['archive'] is None or v['url'] is None,
-        '--archive and --url exclude each other',
-        values,
-    )
-    flags.register_multi_flags_validator(  # before a download; a local archive is compared at once
-        ['md5', 'archive'],
-        lambda v: v['md5'] is None or v['archive'] or re.fullmatch('[0-9a-fA-F]{32}', v['md5'].strip()),
-        '--md5 must be 32 hexadecimal digits',
-        values,
-    )
     return values
 
 
@@ -58,6 +40,11 @@ def main(argv):
     """Run with the arguments `argv` (program name first); return the exit code."""
 
     def fetch(values):
+        if values.archive is not None and values.url is not None:
+            raise UserError('--archive and --url exclude each other; leave one of them out')
+        is_sum = values.md5 is None or re.fullmatch('[0-9a-fA-F]{32}', values.md5.strip())
+        if not is_sum and not values.archive:  # before a download; a local archive is compared at once
+            raise UserError(f'--md5={values.md5} must be 32 hexadecimal digits')
         download.download_and_extract(values.dataset, values.data_dir, values.archive, values.md5, values.url)
 
     return program.run_program(argv, __doc__, define_flags(), fetch)

@@ -253,7 +253,7 @@ def _rows_of_other_programs():
     yield fetch, ['--url=ftp://127.0.0.1/x'], f"'ftp://127.0.0.1/x' is not an http or https address.*, or pass {again}"
     yield fetch, ['--url=http://[::1/x'], r"'http://\[::1/x' is not an http or https address.*correct it"
     yield fetch, ['--url=http://127.0.0.1/é'], "'http://127.0.0.1/é' is not an http .*in ASCII: correct it"
-    yield fetch, ['--md5=beef'], 'md5=beef, archive=None: --md5 must be 32 hexadecimal digits'
+    yield fetch, ['--md5=beef'], '--md5=beef must be 32 hexadecimal digits'
     yield fetch, ['--data_dir={text}'], "data_dir '{text}' is a file: pass a folder"
     yield fetch, ['--archive={text}'], '--archive and --url exclude each other'
     yield fetch, ['--url=', '--archive=file://[x'], "archive 'file://.x' .*exclude|--archive and --url exclude each"

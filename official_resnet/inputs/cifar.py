@@ -20,15 +20,12 @@ _REMEDY = 'delete it and run cifar10_download_and_extract.py again'
 def read_cifar(
     paths: Iterable[str | os.PathLike], label_bytes: int = 1, num_classes: int = 10
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read CIFAR binary files, in the order given.
+    """Read CIFAR binary files in the order given: (images uint8 [n, 32, 32, 3], RGB, 0..255, labels int32 [n]).
 
     Args:
         paths: the files.
         label_bytes: label bytes of a record, 1 (CIFAR-10) or 2 (CIFAR-100); the last one is the label.
         num_classes: labels must lie in 0..num_classes-1.
-
-    Returns:
-        (images, labels): uint8 [n, 32, 32, 3], RGB, 0..255, and int32 [n].
 
     Raises:
         UserError: a file is missing, unreadable, empty or cut off inside a record; a label is out of range.

@@ -9,7 +9,7 @@ LONGEST = 32  # times its width that an image's length is looked at in evaluatio
 
 
 def train_view(jpeg: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor, views: Views, flip: bool = True) -> tf.Tensor:
-    """Crop a random part of a JPEG image, mirror it half of the time, resize it to a square.
+    """Crop a random part of a JPEG, mirror it half of the time, resize it: float32 [size, size, 3], RGB, 0..255.
 
     With views.use_boxes the part contains a tenth of one of the boxes (of the image, if it has none). Its aspect is 3/4
     to 4/3, its area views.min_area to all of the image; after 100 attempts in vain it is the whole image. Only the part
@@ -20,9 +20,6 @@ def train_view(jpeg: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor, views: Views,
         boxes: float32 [n, 4], ymin, xmin, ymax, xmax in 0..1; n may be 0.
         seed: two integers, tensor or not; the only source of randomness.
         flip: whether to mirror at all.
-
-    Returns:
-        float32 [size, size, 3], RGB, 0..255.
     """
     with tf.name_scope(DECODER):
         shape = tf.io.extract_jpeg_shape(jpeg)  # without decoding it
@@ -47,10 +44,9 @@ def train_view(jpeg: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor, views: Views,
 
 
 def test_view(image: tf.Tensor, views: Views) -> tf.Tensor:
-    """Resize the shorter side of a JPEG or PNG, string [], to views.shorter_side, crop the middle.
+    """Resize the shorter side of a JPEG or PNG, string [], to views.shorter_side, crop test_size in the middle.
 
-    Returns:
-        float32 [test_size, test_size, 3], RGB, 0..255.
+    The result is float32 [test_size, test_size, 3], RGB, 0..255.
     """
     size = views.test_size
     return tf.ensure_shape(_middle(_shorter_side(image, views), views), [size, size, 3])
@@ -68,10 +64,9 @@ def ten_views(image: tf.Tensor, views: Views) -> tf.Tensor:
 
 
 def decode_jpeg(data: tf.Tensor, views: Views, window: tf.Tensor | None = None) -> tf.Tensor:
-    """Decode a JPEG, string [], or a part of it, int32 [4]: top, left, height, width. Without a window also PNG.
+    """Decode a JPEG, string [], as uint8 [h, w, 3], RGB; without a window also PNG.
 
-    Returns:
-        uint8 [h, w, 3], RGB.
+    A window, int32 [4], is the part to decode: top, left, height, width.
     """
     with tf.name_scope(DECODER):
         if window is None:

@@ -27,17 +27,10 @@ def read_idx(
     num_classes: int = 10,
     image_size: tuple[int, int] = (28, 28),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read a pair of IDX files, each plain or packed by gzip, whatever its name.
+    """Return (images uint8 [n, rows, columns, 1], 0..255, labels int32 [n]) of a pair of IDX files.
 
-    No more is read or unpacked than the header declares, and one byte.
-
-    Args:
-        images_path, labels_path: the files.
-        num_classes: labels must lie in 0..num_classes-1.
-        image_size: (rows, columns) that the images must have.
-
-    Returns:
-        (images, labels): uint8 [n, rows, columns, 1], 0..255, and int32 [n].
+    Each is plain or packed by gzip, whatever its name. No more is read or unpacked than the header declares, and one
+    byte. Labels must lie in 0..num_classes-1, and image_size is (rows, columns).
 
     Raises:
         UserError: a file is missing, unreadable, no IDX file, cut off, too long, or a damaged gzip file; the

@@ -66,8 +66,7 @@ def read(
         log: called with a line for each file that cannot be read, and their number.
 
     Raises:
-        UserError: no class folders, only one, one without images, too many images for the memory, or none that
-            can be read.
+        UserError: no, or only one class folder, one without readable images, or too many images for the memory.
     """
     from PIL import Image
 

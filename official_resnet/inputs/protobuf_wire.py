@@ -50,13 +50,7 @@ def fields(message: bytes | memoryview) -> Iterator[tuple[int, int, int | memory
 def numbers(wire: int, content: memoryview, dtype: str) -> np.ndarray:
     """Return the numbers in what `fields` gave for fields of fixed size, or for a packed one: a view where that can be.
 
-    Args:
-        wire: the wire type: BYTES for packed numbers.
-        content: of the field.
-        dtype: '<f4', '<f8', ...
-
-    Raises:
-        ValueError: the content is no such numbers.
+    The dtype is '<f4', '<f8', ...; packed numbers have the wire type BYTES. ValueError: the content is no such numbers.
     """
     size = np.dtype(dtype).itemsize
     if wire != BYTES and _SIZES.get(wire) != size:

@@ -26,7 +26,7 @@ HEADER_BYTES = 12  # of a record before its data
 FOOTER_BYTES = 4  # after it
 _BYTES, _FLOATS, _INTS = 1, 2, 3  # field numbers of a tf.train.Feature
 _KINDS = {bytes: _BYTES, float: _FLOATS, int: _INTS}
-_REMEDY = 'build the file again'
+_FOLDER, _REMEDY = 'pass the folder of the TFRecord files', 'build the file again'
 
 
 def frame(data: bytes) -> bytes:
@@ -41,7 +41,7 @@ def read(path: str | os.PathLike) -> Iterator[bytes]:
     Raises:
         UserError: it cannot be read, is cut off, or a checksum is wrong; names the place.
     """
-    with _open(path) as file:
+    with files.read_errors(path, _FOLDER), open(path, 'rb') as file:
         for begin, end in _places(path, file.fileno()):
             yield read_at(file.fileno(), begin, end, path)
 
@@ -52,7 +52,7 @@ def index(path: str | os.PathLike) -> np.ndarray:
     Raises:
         UserError: it cannot be read, is cut off, or a header is damaged.
     """
-    with _open(path) as file:
+    with files.read_errors(path, _FOLDER), open(path, 'rb') as file:
         return np.array([0, *(end for _, end in _places(path, file.fileno()))], np.int64)
 
 
@@ -121,16 +121,14 @@ def _values(feature):
     """Return the list in a tf.train.Feature; numbers may be packed or not."""
     result = []
     for kind, values in ((kind, values) for kind in _KINDS.values() for values in _contents(feature, kind)):
-        for number, wire, content in wire_format.fields(values):
-            if number != 1:
-                continue
+        for wire, content in ((wire, content) for number, wire, content in wire_format.fields(values) if number == 1):
             if kind == _FLOATS:
                 result += wire_format.numbers(wire, content, '<f4').tolist()
-            elif kind == _INTS and wire == wire_format.VARINT:
-                result.append(_signed(content))
+            elif kind == _INTS:
+                found = [content] if wire == wire_format.VARINT else wire_format.varints(_require_bytes(wire, content))
+                result += [number - (1 << 64) if number >> 63 else number for number in found]
             else:
-                _require_bytes(wire)
-                result += [bytes(content)] if kind == _BYTES else map(_signed, wire_format.varints(content))
+                result.append(bytes(_require_bytes(wire, content)))
     return result
 
 
@@ -138,27 +136,18 @@ def _contents(data, number):
     """Yield the content of each field of that number."""
     for found, wire, content in wire_format.fields(data):
         if found == number:
-            _require_bytes(wire)
-            yield content
+            yield _require_bytes(wire, content)
 
 
-def _require_bytes(wire):
+def _require_bytes(wire, content):
     if wire != wire_format.BYTES:
         raise ValueError(f'a field has the wire type {wire}, not {wire_format.BYTES}')
-
-
-def _signed(number):
-    return number - (1 << 64) if number >> 63 else number
+    return content
 
 
 def _masked_crc(data):
     crc = google_crc32c.value(data)
     return struct.pack('<I', ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
-def _open(path):
-    with files.read_errors(path, 'pass the folder of the TFRecord files'):
-        return open(path, 'rb')
 
 
 def _places(path, descriptor):

@@ -10,10 +10,9 @@ import numpy as np
 
 
 def write_cifar(path: str | os.PathLike, images: np.ndarray, labels: np.ndarray | Sequence[int]) -> None:
-    """Write images as one CIFAR binary file.
+    """Write images as one CIFAR binary file, replaced if it exists.
 
     Args:
-        path: the file, replaced if it exists.
         images: uint8 [n, 32, 32, 3], RGB.
         labels: integers in 0..255: [n] of CIFAR-10, or the coarse and the fine ones, [n, 2], of CIFAR-100.
 
@@ -31,11 +30,7 @@ def write_cifar(path: str | os.PathLike, images: np.ndarray, labels: np.ndarray 
 
 
 def write_idx(path: str | os.PathLike, values: np.ndarray) -> None:
-    """Write bytes as one IDX file, packed by gzip if its name ends in .gz.
-
-    Args:
-        path: the file, replaced if it exists.
-        values: uint8 [n, rows, columns] images or [n] labels.
+    """Write uint8 [n, rows, columns] images or [n] labels as one IDX file, packed by gzip if its name ends in .gz.
 
     Raises:
         ValueError: an array of another shape or type.
