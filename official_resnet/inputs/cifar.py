@@ -38,18 +38,15 @@ def read_cifar(
             raise errors.UserError(f"'{path}' is empty; {_REMEDY}")
         num_records, rest = divmod(len(data), label_bytes + IMAGE_BYTES)
         if rest:
-            raise errors.UserError(
-                f"'{path}' has {len(data)} bytes: record {num_records} (counted from 0) is cut off after "
-                f'{rest} of its {label_bytes + IMAGE_BYTES} bytes; {_REMEDY}'
-            )
+            fault = f'is cut off after {rest} of its {label_bytes + IMAGE_BYTES} bytes'
+            place = f"'{path}' has {len(data)} bytes: record {num_records} (counted from 0)"
+            raise errors.UserError(f'{place} {fault}; {_REMEDY}')
         records = np.frombuffer(data, np.uint8).reshape(num_records, -1)
         file_labels = records[:, label_bytes - 1].astype(np.int32)
         wrong = np.flatnonzero(file_labels >= num_classes)
         if wrong.size:
-            raise errors.UserError(
-                f"'{path}' has label {file_labels[wrong[0]]} in record {wrong[0]} (counted from 0), "
-                f'outside 0..{num_classes - 1}; {_REMEDY}'
-            )
+            place = f'in record {wrong[0]} (counted from 0), outside 0..{num_classes - 1}'
+            raise errors.UserError(f"'{path}' has label {file_labels[wrong[0]]} {place}; {_REMEDY}")
         planes = records[:, label_bytes:].reshape(-1, 3, 32, 32)
         images.append(np.ascontiguousarray(planes.transpose(0, 2, 3, 1)))  # [3, 32, 32] -> [32, 32, 3]
         labels.append(file_labels)

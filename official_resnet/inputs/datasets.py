@@ -173,10 +173,8 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
     """
     require_batch_size(batch_size)
     if num_images < batch_size:
-        raise errors.UserError(
-            f'--batch_size={batch_size} with {num_images} training images gives an epoch without a batch; '
-            f'pass --batch_size=1..{num_images}'
-        )
+        fault = f'with {num_images} training images gives an epoch without a batch'
+        raise errors.UserError(f'--batch_size={batch_size} {fault}; pass --batch_size=1..{num_images}')
     return num_images // batch_size
 
 
@@ -189,7 +187,5 @@ def require_batch_size(batch_size: int) -> None:
 def require_images(split: 'Split', num_images: int) -> None:
     """Refuse to take more images of a split than there are, or none."""
     if not 1 <= num_images <= split.num_images:
-        raise errors.UserError(
-            f'--num_train_images={num_images} of the {split.num_images} training images of {split.name}; '
-            f'pass 1..{split.num_images}'
-        )
+        fault = f'--num_train_images={num_images} of the {split.num_images} training images of {split.name}'
+        raise errors.UserError(f'{fault}; pass 1..{split.num_images}')

@@ -47,10 +47,6 @@ class Archive:
     md5: str
     files: dict[str, int]  # name in the data set's folder -> bytes
 
-    @property
-    def unpacked_size(self):
-        return sum(self.files.values())
-
 
 # 10,000 records of 1 + 3072 bytes in each file of CIFAR-10; 50,000 and 10,000 of 2 + 3072 in CIFAR-100's.
 ARCHIVES = {
@@ -96,8 +92,19 @@ def fetch_missing(dataset: str, data_dir: str | os.PathLike) -> None:
         return
     if dataset in ARCHIVES:
         download_and_extract(dataset, data_dir)
-    else:
-        _download_files(dataset, Path(os.path.expanduser(data_dir)))
+        return
+    (url, rows), name = FILE_SETS[dataset], datasets.info_of(dataset).folders[0]
+    data_dir = _parent_of(name, Path(os.path.expanduser(data_dir)))
+    folder, part = data_dir / name, data_dir / f'{name}.part'  # of which the latter becomes the former, whole
+    remedy, total = f"put {', '.join(rows)} into '{folder}' yourself", sum(size for size, _ in rows.values())
+    with _disk_errors(data_dir, total):
+        part.mkdir(parents=True, exist_ok=True)
+        print(f'downloading {url} ({total / 1e6:.0f} MB) to {folder}', flush=True)
+        for name, (size, md5) in rows.items():
+            if _size(part / name) != size:  # else of an interrupted run, which had checked it
+                fetch(url + name, part / name, size, md5, remedy)
+        _put_in_place(part, folder)
+    print(f'{dataset} is in {folder}')
 
 
 def download_and_extract(
@@ -126,7 +133,7 @@ def download_and_extract(
             print(f'{dataset} is already complete in {folder}: nothing to do')
             return folder
     data_dir = _parent_of(name, data_dir)
-    with _disk_errors(data_dir, row.unpacked_size):
+    with _disk_errors(data_dir, sum(row.files.values())):
         if archive is not None:
             archive = _local_archive(archive, md5)
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -193,9 +200,10 @@ def extract(archive: str | os.PathLike, data_dir: str | os.PathLike, dataset: st
         UserError: a damaged archive; a member unsafe, missing or of another size; no room on the disk.
     """
     row, folder = ARCHIVES[dataset], Path(data_dir, datasets.info_of(dataset).folders[0])
+    total = sum(row.files.values())
     remedy = 'get it again (without --archive the official one is downloaded)'
-    with _disk_errors(data_dir, row.unpacked_size), _temporary_folder(folder) as temp_dir:
-        _require_space(data_dir, row.unpacked_size)
+    with _disk_errors(data_dir, total), _temporary_folder(folder) as temp_dir:
+        _require_space(data_dir, total)
         unpacked = Path(temp_dir, folder.name)
         try:
             _unpack(archive, unpacked, row)
@@ -205,7 +213,7 @@ def extract(archive: str | os.PathLike, data_dir: str | os.PathLike, dataset: st
         for name, size in row.files.items():
             if problem := _mismatch(unpacked / name, size, None):
                 raise UserError(f"archive '{archive}': {folder.name}/{name} {problem}; {remedy}")
-        _put_in_place(unpacked, folder, aside=Path(temp_dir, 'old'))
+        _put_in_place(unpacked, folder)
     return folder
 
 
@@ -261,27 +269,10 @@ def _downloaded(row, data_dir, md5, url):
             advice = 'remove it to download it again, or pass it as --archive to use it as it is'
             raise UserError(f"'{path}' {mismatch}: {advice}")
         return path
-    _require_space(data_dir, row.size + row.unpacked_size - _size(f'{path}.part'))
+    _require_space(data_dir, row.size + sum(row.files.values()) - _size(f'{path}.part'))
     print(f'downloading {url} ({row.size / 1e6:.0f} MB) to {path}', flush=True)
     fetch(url, path, size, md5)
     return path
-
-
-def _download_files(dataset, data_dir):
-    """Download a set of files into its folder below data_dir, or that folder itself: all of them or none."""
-    (url, rows), name = FILE_SETS[dataset], datasets.info_of(dataset).folders[0]
-    data_dir = _parent_of(name, data_dir)
-    folder, part = data_dir / name, data_dir / f'{name}.part'
-    remedy, total = f"put {', '.join(rows)} into '{folder}' yourself", sum(size for size, _ in rows.values())
-    with _disk_errors(data_dir, total):
-        part.mkdir(parents=True, exist_ok=True)
-        print(f'downloading {url} ({total / 1e6:.0f} MB) to {folder}', flush=True)
-        for name, (size, md5) in rows.items():
-            if _size(part / name) != size:  # else of an interrupted run, which had checked it
-                fetch(url + name, part / name, size, md5, remedy)
-        with _temporary_folder(folder) as temp_dir:
-            _put_in_place(part, folder, aside=Path(temp_dir, 'old'))
-    print(f'{dataset} is in {folder}')
 
 
 def _download_rest(url, part, size, remedy, authorization):
@@ -340,7 +331,7 @@ def _chunks(response):
 
 def _unpack(archive, folder, row):
     """Make `folder` of the archive's plain files in a folder of that name; refuse one with any unsafe member."""
-    with tarfile.open(archive, 'r:gz') as tar, _progress('extracting', row.unpacked_size) as bar:
+    with tarfile.open(archive, 'r:gz') as tar, _progress('extracting', sum(row.files.values())) as bar:
         for member in tar:
             name = PureWindowsPath(member.name)  # knows / and \ and drive letters: safe on every system
             if name.anchor or '..' in name.parts or not (member.isreg() or member.isdir()):
@@ -358,19 +349,21 @@ def _unpack(archive, folder, row):
             pass
 
 
-def _put_in_place(new, folder, aside):
+def _put_in_place(new, folder):
     """Rename `new` to `folder`; what stands there makes way, and comes back if that fails."""
-    try:
-        if os.path.lexists(folder):
-            os.rename(folder, aside)
-        os.rename(new, folder)
-    except BaseException:
-        if os.path.lexists(aside) and not os.path.lexists(folder):
-            os.rename(aside, folder)
-        raise
-    for path in aside.iterdir() if aside.is_dir() and not aside.is_symlink() else ():
-        if not os.path.lexists(folder / path.name):
-            os.rename(path, folder / path.name)
+    with _temporary_folder(folder) as temp_dir:
+        aside = Path(temp_dir, 'old')
+        try:
+            if os.path.lexists(folder):
+                os.rename(folder, aside)
+            os.rename(new, folder)
+        except BaseException:
+            if os.path.lexists(aside) and not os.path.lexists(folder):
+                os.rename(aside, folder)
+            raise
+        for path in aside.iterdir() if aside.is_dir() and not aside.is_symlink() else ():
+            if not os.path.lexists(folder / path.name):
+                os.rename(path, folder / path.name)
 
 
 def _progress(what, total, done=0):

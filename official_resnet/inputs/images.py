@@ -19,12 +19,12 @@ also that of a palette's colours; more than MAX_PIXELS are refused. Where caller
 | taken for inverted              |                  |                       | and libjpeg do                          |
 """
 
-import contextlib
 import dataclasses
 import io
 import os
 import pathlib
 import warnings
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,8 +71,17 @@ def decode(
     """
     from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
+    Image.init()  # knows only some formats before; costs nothing from the second time on
+    formats = rules.formats or [name for name in Image.ID if name != 'EPS']
     try:
-        with warnings.catch_warnings(), _opened(source, rules.formats) as image:
+        if isinstance(source, np.ndarray):
+            source = Image.fromarray(source[..., 0] if source.shape[2:] == (1,) else source)
+        source = io.BytesIO(source) if isinstance(source, bytes) else source
+        is_open = isinstance(source, Image.Image)
+        with (
+            warnings.catch_warnings(),
+            nullcontext(source) if is_open else Image.open(source, formats=formats) as image,
+        ):
             warnings.simplefilter('ignore')  # Pillow's, of odd but readable files
             image.load()
             if rules.uses_exif:
@@ -92,26 +101,12 @@ def decode(
         raise ValueError(reason) from error
 
 
-def _opened(source, formats):
-    """Return a context of a Pillow image; it closes only what it opened."""
-    from PIL import Image
-
-    if isinstance(source, Image.Image):
-        return contextlib.nullcontext(source)
-    if isinstance(source, np.ndarray):
-        return Image.fromarray(source[..., 0] if source.shape[2:] == (1,) else source)
-    Image.init()  # knows only some formats before; costs nothing from the second time on
-    formats = formats or [name for name in Image.ID if name != 'EPS']
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
-
-
 def to_rgb_jpeg(data: bytes, check: str = 'structure', keeps_grey: bool = False) -> tuple[bytes, int, int]:
     """Return (data, width, height): an image as JPEG of three components, the same bytes if it is one already.
 
     Everything else (other formats, grey, CMYK) is decoded by the rules of SHARDS and encoded anew at quality 100.
 
     Args:
-        data: bytes of the file.
         check: 'structure' trusts a JPEG whose segments are in order and whose end is there; 'decode' decodes it, which
             finds tables that contradict, but not every damage inside: libjpeg draws something for most.
         keeps_grey: whether a JPEG of one component stays as it is, which tf.io.decode_jpeg makes three of.

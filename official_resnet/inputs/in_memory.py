@@ -1,8 +1,4 @@
-"""Images that are held in memory, and which of them make a batch: CIFAR, MNIST, synthetic images, small folders.
-
-The order and the augmentation of every training batch are a pure function of (seed, epoch, step), so a run
-resumes at any step by asking for `first_step`.
-"""
+"""Images that are held in memory, and which of them make a batch: CIFAR, MNIST, synthetic images, small folders."""
 
 import contextlib
 import dataclasses
@@ -20,18 +16,14 @@ from official_resnet.inputs.normalization import NORMALIZATIONS
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class InMemorySplit:
-    """One split in memory; its methods are documented in split.Split.
+    """One split in memory; see split.Split for its methods.
 
-    Attributes:
-        images: uint8 [n, h, w, c], 0..255; or float32, of what is not to be normalized, as features.
-        labels: int32 [n], 0..num_classes-1.
-        num_classes, name, class_names, normalization: see split.Split.
-        input_size: height and width of the batches' images; None: those of `images`. Where it is larger, training crops
-            it out of the padded images; what is not augmented is centred in zeros.
+    Where `input_size`, the height and width of the batches' images, is larger than that of `images`, training crops it
+    out of the padded images; what is not augmented is centred in zeros. None: the size of `images`.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
+    images: np.ndarray  # uint8 [n, h, w, c], 0..255; or float32, of what is not to be normalized, as features
+    labels: np.ndarray  # int32 [n], 0..num_classes-1
     num_classes: int
     name: str
     class_names: tuple[str, ...]
@@ -147,9 +139,7 @@ def training_rows(
 ) -> tf.data.Dataset:
     """Return which images make each step of training: a dataset of (step int64 [], rows int32 [batch_size / n]).
 
-    Args:
-        num_images, batch_size, seed, first_step, num_epochs, share: see split.Split.training_batches.
-        reorder: (order int32 [num_images], seeds of the epoch [2]) -> another order; None keeps it.
+    See split.Split.training_batches. `reorder` maps (order int32 [num_images], seeds of the epoch) to another order.
     """
     num_steps, size = datasets.steps_per_epoch(num_images, batch_size), batch_size // share[1]
     if not 0 <= seed < 2**63:

@@ -94,7 +94,12 @@ def _inspect_jpeg(data):
         elif marker == 0xE0 and content[:5] == b'JFIF\0':
             has_jfif = True
         elif marker == _SCAN:
-            _require_scan(frame, content)
+            if not frame:
+                raise ValueError('it has a scan before the frame header')
+            if not content or not 1 <= content[0] <= len(frame[4]) or len(content) != 4 + 2 * content[0]:
+                raise ValueError('its scan header makes no sense')
+            if not set(content[1 : 1 + 2 * content[0] : 2]) <= set(frame[4]):
+                raise ValueError('it has a scan of an unknown component')
             if not has_scan:  # where 0xFF stands before a marker that ends a scan; some of these lie inside segments
                 values = np.frombuffer(data, np.uint8)
                 places = np.flatnonzero(values[:-1] == 0xFF)
@@ -113,15 +118,6 @@ def _frame(marker, content, earlier):
     if not height or not width or components not in (1, 3, 4):
         raise ValueError(f'its frame header says {width} x {height} pixels of {components} components')
     return marker, precision, height, width, content[6 : 6 + 3 * components : 3]
-
-
-def _require_scan(frame, content):
-    if not frame:
-        raise ValueError('it has a scan before the frame header')
-    if not content or not 1 <= content[0] <= len(frame[4]) or len(content) != 4 + 2 * content[0]:
-        raise ValueError('its scan header makes no sense')
-    if not set(content[1 : 1 + 2 * content[0] : 2]) <= set(frame[4]):
-        raise ValueError('it has a scan of an unknown component')
 
 
 def _info(frame, adobe, has_jfif, problem):

@@ -15,7 +15,6 @@ from official_resnet.inputs.affine import OFFICIAL
 from official_resnet.inputs.datasets import DatasetInfo
 from official_resnet.inputs.views import Views
 
-IMAGENET_TABLE = Path(__file__).with_name('imagenet_labels.tsv')  # WordNet id, tab, name of each class, by label
 _CIFAR100_CLASSES = tuple(  # fine_label_names.txt of the archive
     """
     apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
@@ -115,5 +114,5 @@ def default_normalization(dataset: str, views: Views | None = None) -> str:
 @functools.lru_cache
 def imagenet_classes() -> tuple[tuple[str, str], ...]:
     """Return ((id, name), ...) of ILSVRC2012's 1000 classes in the order of their labels; ids are WordNet's."""
-    lines = IMAGENET_TABLE.read_text(encoding='utf-8').splitlines()
+    lines = Path(__file__).with_name('imagenet_labels.tsv').read_text(encoding='utf-8').splitlines()
     return tuple(tuple(line.split('\t')) for line in lines)

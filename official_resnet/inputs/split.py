@@ -83,10 +83,7 @@ class Split(Protocol):
         """Return the same images with another normalization."""
 
     def with_background(self) -> Self:
-        """Return the same with a class 0 that has no images, as TensorFlow's own ImageNet networks have it.
-
-        UserError: the images are held in memory, whose labels are fixed.
-        """
+        """Return encoded images with a class 0 that has none, as TensorFlow's own ImageNet networks have it."""
 
     def fingerprint(self) -> str:
         """Return a hash of all that evaluation's batches depend on."""

@@ -1,7 +1,6 @@
 """Images that stay encoded, and on the disk, until a batch needs them: TFRecord shards, or folders.
 
-Any image can be read at any time, by its number. So the order of training is a pure function of seed and epoch, as
-with images in memory, and a run that is resumed has no shuffle buffer to fill again.
+Any image can be read at any time, by its number: a run that is resumed has no shuffle buffer to fill again.
 """
 
 import contextlib
@@ -29,15 +28,7 @@ GROUPS_AT_A_TIME = 16  # shards that training mixes: 20,000 images, 2 GB, of Ima
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StreamedSplit:
-    """One split of encoded images; its methods are documented in split.Split.
-
-    Attributes:
-        source: shards.Shards or Files.
-        num_classes, name, class_names, normalization, class_ids: see split.Split.
-        views: how an image becomes the network's input.
-        label_shift: outputs of the network before that of the first class: 1 where output 0 is the background.
-        count: images to use, the first of the source; None for all.
-    """
+    """One split of encoded images; see split.Split for its methods."""
 
     source: 'Source'
     num_classes: int
@@ -45,8 +36,8 @@ class StreamedSplit:
     class_names: tuple[str, ...]
     normalization: str
     views: Views
-    label_shift: int = 0
-    count: int | None = None
+    label_shift: int = 0  # outputs of the network before that of the first class: 1 where output 0 is the background
+    count: int | None = None  # images to use, the first of the source; None for all
     class_ids: tuple[str | None, ...] | None = None
 
     @property
