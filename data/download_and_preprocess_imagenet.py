@@ -63,7 +63,7 @@ def _run(values, arguments):
     raw = data_dir / 'raw-data'
     raw.mkdir(parents=True, exist_ok=True)
     synsets, texts = labels.read_classes(values.labels_file), labels.read_texts(values.metadata_file)
-    num_shards = {name: values[f'{name}_shards'].value for name in build_program.SPLITS}
+    num_shards = {name: values[f'{name}_shards'].value for name in ('train', 'validation')}
     plan = downloads.Plan(
         data_dir, num_shards, values.url, values.validation_labels_file, values.allow_partial, values.keep_extracted
     )

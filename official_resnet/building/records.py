@@ -46,7 +46,7 @@ class Options:
     @classmethod
     def load(cls, path: str | os.PathLike) -> 'Options':
         """Return what `save` wrote, the boxes mapped into memory."""
-        boxes = Boxes(*(np.load(f'{path}.{part}.npy', mmap_mode='r') for part in Boxes._fields))
+        boxes = Boxes(*(np.asarray(np.load(f'{path}.{part}.npy', mmap_mode='r')) for part in Boxes._fields))
         return cls(boxes=boxes, **json.loads(pathlib.Path(f'{path}.json').read_text()))
 
     def digest(self) -> str:

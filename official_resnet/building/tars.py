@@ -91,6 +91,8 @@ def kept_index(
     kept, arguments = f'{job.output_dir}/.{job.name}.index', [synsets, image_synsets, allow_partial]
     digest = hashlib.sha256(json.dumps(arguments).encode()).hexdigest()
     key = {'path': path, 'status': job.status(path), 'arguments': digest}
+    if key['status'][0] < 0:
+        raise UserError(f"'{path}' does not exist; pass the tar file as it was downloaded")
     if job.read_json(f'{kept}/key.json') == key:
         with contextlib.suppress(OSError, ValueError, KeyError, EOFError):  # damaged
             images = job.load(ImageList, f'{kept}/images')

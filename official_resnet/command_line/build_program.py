@@ -14,10 +14,7 @@ from official_resnet.command_line.definer import Definer
 
 SPLITS = ('validation', 'train')  # in the order in which they are built
 LISTS = {
-    'labels_file': (
-        None,
-        'Classes, one a line; the label of each is its place, from 1. Without it the 1000 of ILSVRC2012.',
-    ),
+    'labels_file': (None, "Classes, one a line; the label of each is its place, from 1. Without it ILSVRC2012's 1000."),
     'metadata_file': (None, "Lines 'class TAB name'. Without it the names of ILSVRC2012's classes."),
 }
 FOLDERS = {
