@@ -226,20 +226,23 @@ def _torch_variables(from_torch, model, path):
 
 def _first_difference(model, twin):
     """Return where two models' layers differ in what they compute, in words, or None."""
-    ours, theirs = (
-        {layer.name: layer for layer in m.layers if not isinstance(layer, keras.layers.InputLayer)}
-        for m in (model, twin)
-    )
+
+    def configs(net):
+        found = {
+            layer.name: layer.get_config() for layer in net.layers if not isinstance(layer, keras.layers.InputLayer)
+        }
+        return {
+            name: {key: value for key, value in config.items() if not key.endswith(_IRRELEVANT)}
+            for name, config in found.items()
+        }
+
+    ours, theirs = configs(model), configs(twin)
     for name in [*theirs, *ours]:
         if name not in ours or name not in theirs:
             return f'layer {name} is in one of the two only'
-        configs = [
-            {key: value for key, value in layer.get_config().items() if not key.endswith(_IRRELEVANT)}
-            for layer in (ours[name], theirs[name])
-        ]
-        for key in configs[0].keys() & configs[1].keys():
-            if configs[0][key] != configs[1][key]:
-                return f'{key} of {name} is {configs[0][key]}, there {configs[1][key]}'
+        for key in ours[name].keys() & theirs[name].keys():
+            if ours[name][key] != theirs[name][key]:
+                return f'{key} of {name} is {ours[name][key]}, there {theirs[name][key]}'
     return None
 
 
@@ -283,23 +286,12 @@ def _float32(array):
 
 def _card(source, num_classes, verified, files):
     """Return what a user of the model has to know, as JSON can hold it."""
-    is_cut = num_classes not in (None, source.num_classes)
-    return {
-        'family': source.family,
-        'variant': source.variant,
-        'spec': dataclasses.asdict(source.spec),
-        'input': dataclasses.asdict(source.input),
-        'labels': 'imagenet1000' if is_cut else source.labels,
-        'num_classes': num_classes or source.num_classes,
+    if num_classes not in (None, source.num_classes):
+        source = dataclasses.replace(source, labels='imagenet1000', num_classes=num_classes)
+    return dataclasses.asdict(source) | {
         'source_sha256': {file.name: _sha256(file) for file in files},
         'verified': verified,
-        'note': source.note,
-        'versions': {
-            'official_resnet': official_resnet.__version__,
-            'tensorflow': tf.__version__,
-            'keras': keras.__version__,
-            'numpy': np.__version__,
-        },
+        'versions': {module.__name__: module.__version__ for module in (official_resnet, tf, keras, np)},
     }
 
 

@@ -86,7 +86,7 @@ class _File:
 
     def blobs(self):
         """Return {'LAYER/i': (shape, pieces)} of a NetParameter."""
-        found, layers = {}, set()
+        found = {}
         for number, wire, layer in self.fields(memoryview(self.map)):
             if number not in _LAYERS or wire != wire_format.BYTES:
                 continue
@@ -97,9 +97,8 @@ class _File:
                     name = bytes(content[:200]).decode('utf-8', 'replace')
                 elif kind == wire_format.BYTES and field == blobs_number:
                     blobs.append(content)
-            if blobs and name in layers:
+            if f'{name}/0' in found:
                 raise ValueError(f'two layers {name!r}')
-            layers |= {name} if blobs else set()
             for i, blob in enumerate(blobs):
                 found[f'{name}/{i}'] = self.blob(blob, f'{name}/{i}')
         if not found:

@@ -42,13 +42,8 @@ MAX_INFLATION = 16  # of model.weights.h5 in a .keras file, which Keras does not
 _ROLES = {'_W': 'kernel', '_b': 'bias', 'running_mean': 'moving_mean', 'running_std': 'moving_variance'}
 _ROLES |= {role: role for role in ('kernel', 'bias', *BN_PARTS)}
 _OLD_NAMES = {'conv1': 'conv1_conv', 'bn_conv1': 'conv1_bn', 'fc1000': 'predictions'}
-_DEPTHS = {
-    sum(blocks) * 3 + len(blocks) + 1: blocks
-    for kind, blocks in resnet_variants.IMAGENET_BLOCKS.values()
-    if kind == 'bottleneck'
-}  # convolutions, projections among them -> blocks
-
-_Array = collections.namedtuple('_Array', 'shape dtype offset')  # offset in the file, bytes
+_BLOCKS = [blocks for kind, blocks in resnet_variants.IMAGENET_BLOCKS.values() if kind == 'bottleneck']
+_DEPTHS = {sum(blocks) * 3 + len(blocks) + 1: blocks for blocks in _BLOCKS}  # convolutions, projections among them
 
 
 @contextlib.contextmanager
@@ -81,7 +76,7 @@ def _unzip_weights(path, target):
 
 
 def _listing(path):
-    """Return what h5_listing says of an HDF5 file."""
+    """Return the rows of h5_listing for an HDF5 file."""
     command = [sys.executable, '-P', str(pathlib.Path(__file__).with_name('h5_listing.py')), str(path)]
     try:
         done = subprocess.run(command, capture_output=True, timeout=MAX_SECONDS)
@@ -90,39 +85,38 @@ def _listing(path):
     if done.returncode:  # the library crashed or was stopped
         raise ValueError(f'HDF5 ended with {done.returncode}')
     found = json.loads(done.stdout)
-    if 'error' in found:
+    if isinstance(found, dict):
         raise ValueError(found['error'])
     return found
 
 
 def _variables(path):
-    """Return {'LAYER/ROLE': _Array} of an HDF5 file."""
-    listing, size = _listing(path), os.path.getsize(path)
-    arrays = {tuple(place): _Array(tuple(shape), np.dtype(dtype), at) for place, shape, dtype, at in listing['arrays']}
-    lengths = {place: array.dtype.itemsize * math.prod(array.shape) for place, array in arrays.items()}
-    if sum(lengths.values()) > size or any(array.offset + lengths[place] > size for place, array in arrays.items()):
-        raise ValueError(f'it has {size} bytes and declares {sum(lengths.values())} of arrays, or some beyond its end')
-    siblings = collections.Counter(place[:-1] for place in arrays)
-    named = {place: _name(place, listing['layers'], siblings[place[:-1]]) for place in arrays}
-    kinds = {found[0] for found in named.values() if isinstance(found, tuple)}
+    """Return {'LAYER/ROLE': (shape, dtype, offset in the file)} of an HDF5 file."""
+    rows, size = _listing(path), os.path.getsize(path)
+    ends = [(offset, np.dtype(dtype).itemsize * math.prod(shape)) for _, shape, dtype, offset, _ in rows]
+    total = sum(length for _, length in ends)
+    if total > size or any(offset + length > size for offset, length in ends):
+        raise ValueError(f'it has {size} bytes and declares {total} of arrays, or some beyond its end')
+    siblings = collections.Counter(tuple(place[:-1]) for place, *_ in rows)
+    named = [_name(place, layer, siblings[tuple(place[:-1])]) for place, *_, layer in rows]
+    kinds = {found[0] for found in named if isinstance(found, tuple)}
     layers, variables = _layers_in_order(kinds) if kinds else {}, {}
-    for place, found in named.items():
+    for found, (_, shape, dtype, offset, _) in zip(named, rows, strict=True):
         if isinstance(found, tuple):
             kind, index = found
             found = f'{layers.get(kind, kind)}/{_role(index, 4 if kind.startswith("batch") else 2)}'
         if found in variables:
             raise ValueError(f'it has two variables {found!r}')
-        variables[found] = arrays[place]
+        variables[found] = tuple(shape), np.dtype(dtype), offset
     return variables
 
 
-def _name(place, layers, num_siblings):
+def _name(place, layer, num_siblings):
     """Return 'LAYER/ROLE' of an array; (kind of the layer, index) where a file does not name its layers."""
     *parents, last = place
     if not parents or parents[0].startswith('optimizer'):
         return '/'.join(place)
-    if parents[-1] == 'vars' and len(parents) > 1 and re.fullmatch(r'[0-9]{1,2}', last):
-        layer = layers.get('/'.join(parents))  # Keras 3: layers/conv2d_7/vars/0
+    if parents[-1] == 'vars' and len(parents) > 1 and re.fullmatch(r'[0-9]{1,2}', last):  # layers/conv2d_7/vars/0
         return f'{layer}/{_role(int(last), num_siblings)}' if layer else (parents[-2], int(last))
     if parents[0] == 'model_weights':  # a whole model in .h5
         parents = parents[1:]
@@ -145,11 +139,10 @@ def _layers_in_order(kinds):
         raise UserError(f'{num_convs} convolutions without names: no ResNet50, 101 or 152 of keras.applications')
     is_v2 = num_norms != num_convs
     convs, norms = ['conv1_conv'], [] if is_v2 else ['conv1_bn']
-    for group, num_blocks in enumerate(_DEPTHS[num_convs], start=2):
-        for block in range(1, num_blocks + 1):
-            order = ('1', '2', '0', '3') if block == 1 else ('1', '2', '3')  # the projection beside the third
-            convs += [f'conv{group}_block{block}_{i}_conv' for i in order]
-            norms += [f'conv{group}_block{block}_{i}_bn' for i in (('preact', '1', '2') if is_v2 else order)]
+    for group, block, _ in operations.blocks(_DEPTHS[num_convs]):
+        order = ('1', '2', '0', '3') if block == 1 else ('1', '2', '3')  # the projection beside the third
+        convs += [f'conv{group + 1}_block{block}_{i}_conv' for i in order]
+        norms += [f'conv{group + 1}_block{block}_{i}_bn' for i in (('preact', '1', '2') if is_v2 else order)]
     norms += ['post_bn'] if is_v2 else []
     layers = {'dense': 'predictions'}
     for kind, names in (('conv2d', convs), ('batch_normalization', norms)):
@@ -160,7 +153,7 @@ def _layers_in_order(kinds):
 def shapes(path: str | os.PathLike) -> Shapes:
     """Return {'LAYER/ROLE': (shape, dtype)}; the values stay on the disk."""
     with reading(path, KIND), _plain(path) as plain:
-        return {name: (array.shape, array.dtype.name) for name, array in _variables(plain).items()}
+        return {name: (shape, dtype.name) for name, (shape, dtype, _) in _variables(plain).items()}
 
 
 def read(path: str | os.PathLike) -> Lazy:
@@ -168,13 +161,11 @@ def read(path: str | os.PathLike) -> Lazy:
     opened = contextlib.ExitStack()  # lives as long as `value`: what was unzipped goes when nobody can ask any more
     with reading(path, KIND):
         plain = opened.enter_context(_plain(path))
-        file = opened.enter_context(open(plain, 'rb'))
-        variables = {name: array for name, array in _variables(plain).items() if not _is_optimizer(name)}
+        variables = {name: found for name, found in _variables(plain).items() if not _is_optimizer(name)}
 
     def value(name, keep=opened):
-        array = variables[name]
-        file.seek(array.offset)
-        return np.asarray(np.fromfile(file, array.dtype, math.prod(array.shape)).reshape(array.shape), 'float32')
+        shape, dtype, offset = variables[name]
+        return np.fromfile(plain, dtype, math.prod(shape), offset=offset).reshape(shape).astype('float32', copy=False)
 
     return Lazy(variables, value)
 

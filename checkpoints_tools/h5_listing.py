@@ -16,25 +16,24 @@ MAX_NAME = 200  # characters
 MAX_SECONDS, MAX_MEMORY = 30, 4 << 30  # of the process; the bytes are addresses, of which libraries take much
 
 
-def listing(path: str) -> dict:
-    """Return {'arrays': [[names of groups and array, shape, dtype, offset in the file]], 'layers': {group: name}}.
+def listing(path: str) -> list[list]:
+    """Return [[names of groups and array, shape, dtype, offset in the file, layer], ...].
 
-    Layers are the groups 'vars' of Keras 3, which have their layer's name as an attribute.
+    A layer's name is an attribute of its group 'vars' of Keras 3; None without one.
     """
-    arrays, layers = [], {}
+    rows = []
     with h5py.File(path, 'r') as file:
         for place, item in _datasets(file):
             offset = item.id.get_offset()
             if offset is None and item.size:
                 where = f'{"/".join(place)!r} is compressed or chunked, or its values are not in the file'
                 raise ValueError(f'{where}; h5repack -l CONTI writes what is read here')
-            arrays.append([place, item.shape, item.dtype.str, offset or 0])
             parent = '/'.join(place[:-1])
-            if place[-2:-1] == ('vars',) and parent not in layers and 'name' in file[parent].attrs:
-                layers[parent] = file[parent].attrs['name']
-                if not isinstance(layers[parent], str) or len(layers[parent]) > MAX_NAME:
-                    raise ValueError(f'{parent!r}: its name is no short string')
-    return {'arrays': arrays, 'layers': layers}
+            layer = file[parent].attrs.get('name') if place[-2:-1] == ('vars',) else None
+            if layer is not None and not (isinstance(layer, str) and len(layer) <= MAX_NAME):
+                raise ValueError(f'{parent!r}: its name is no short string')
+            rows.append([place, item.shape, item.dtype.str, offset or 0, layer])
+    return rows
 
 
 def _datasets(group, place=(), left=None):

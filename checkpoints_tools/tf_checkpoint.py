@@ -36,10 +36,10 @@ def locate(path: str | os.PathLike) -> str:
     for name in (path, prefix):
         if os.path.isfile(f'{name}.index'):
             return name
-    if prefix != path and not os.path.isfile(prefix):
-        raise UserError(f'{path}: there is no {prefix}.index, which says what the data files hold; get it, too')
     if os.path.isfile(prefix):
         return prefix
+    if prefix != path:
+        raise UserError(f'{path}: there is no {prefix}.index, which says what the data files hold; get it, too')
     raise UserError(f'there is no {path}; pass a checkpoint, of TensorFlow its prefix, its .index file or its folder')
 
 
