@@ -45,10 +45,10 @@ def convert(
 
     Args:
         path: of the checkpoint; for TensorFlow's, without .index.
-        output: ends in .keras; its folder is made if need be.
+        output: its folder is made if need be.
         family: 'auto' or a key of FAMILIES.
-        variant: name that decides what the variables cannot tell, or None.
-        num_classes: 1000 drops the background of an 'imagenet1001' source; None keeps all.
+        variant: name that decides what the variables cannot tell.
+        num_classes: 1000 drops the background of an 'imagenet1001' source.
         tolerance: of `verify`.
 
     Raises:
@@ -139,38 +139,31 @@ def fit(
         for name, shape in zip(entry.sources, entry.convert.shapes(ours[entry.target]), strict=False)
     }
     misshapen = {name: shape for name, (shape, _) in used.items() if tuple(shape) != wanted.get(name, tuple(shape))}
-    _raise_listed(
-        {
-            'missing': [name for name in uses if name not in shapes],
-            'unexpected': [name for name in shapes if name not in uses and name not in ignored],
-            'of no number type': [f'{name} {dtype}' for name, (_, dtype) in used.items() if dtype not in FLOATS],
-            'used twice': [n for n in used if uses[n] > 1 and (alone[n,] > 1 or len(used[n][0]) > 1)],
-            'misshapen': [f'{name} {shape}, not {wanted[name]}' for name, shape in misshapen.items()],
-            'no source of ours': [name for name in ours if name not in targets],
-            'not in our net': [name for name in targets if name not in ours],
-            'set twice': [name for name, count in targets.items() if count > 1],
-        },
-        path,
-        remedy,
-    )
+    problems = {
+        'missing': [name for name in uses if name not in shapes],
+        'unexpected': [name for name in shapes if name not in uses and name not in ignored],
+        'of no number type': [f'{name} {dtype}' for name, (_, dtype) in used.items() if dtype not in FLOATS],
+        'used twice': [n for n in used if uses[n] > 1 and (alone[n,] > 1 or len(used[n][0]) > 1)],
+        'misshapen': [f'{name} {shape}, not {wanted[name]}' for name, shape in misshapen.items()],
+        'no source of ours': [name for name in ours if name not in targets],
+        'not in our net': [name for name in targets if name not in ours],
+        'set twice': [name for name, count in targets.items() if count > 1],
+    }
+    _raise_listed(problems, path, remedy)
     return source, entries
 
 
 def assign(model: keras.Model, entries: list[our_net.Entry], variables: Variables, path: str | os.PathLike) -> None:
-    """Set every variable of `model`, each once.
-
-    Args:
-        model: of freshly named layers.
-        entries: of `fit`.
-        variables: of the checkpoint.
-        path: for errors.
+    """Set every variable of a model of freshly named layers, each once, by the Entries of `fit`.
 
     Raises:
         UserError: lists what is not finite, or not set.
     """
     ours, infinite = {variable.path: variable for variable in model.variables}, []
     for entry in entries:
-        array = np.asarray(entry.convert(*(_float32(variables[name]) for name in entry.sources)), np.float32)
+        with np.errstate(over='ignore'):  # what is too large for float32 becomes infinite
+            arrays = [np.asarray(variables[name]).astype(np.float32, copy=False) for name in entry.sources]
+        array = np.asarray(entry.convert(*arrays), np.float32)
         ours.pop(entry.target).assign(array)
         if not np.isfinite(array).all():
             infinite.append(' + '.join(entry.sources))
@@ -180,18 +173,13 @@ def assign(model: keras.Model, entries: list[our_net.Entry], variables: Variable
 def to_torch(path: str | os.PathLike, output: str | os.PathLike) -> Source:
     """Write one of our .keras models as .safetensors in torchvision's names, CIFAR nets in akamaster's.
 
-    Args:
-        path: of the .keras model.
-        output: ends in .safetensors.
-
     Returns:
         The Source that the file will be recognised as.
 
     Raises:
         UserError: PyTorch's nets cannot express it; nothing was written.
     """
-    from checkpoints_tools import from_torch
-
+    from_torch = _module('torch')
     path, output = pathlib.Path(path).expanduser(), _output(path, output, '.safetensors')
     if not path.is_file():
         raise UserError(f'there is no file {path}; pass a .keras model')
@@ -276,12 +264,6 @@ def _build(spec, num_classes):
         if isinstance(layer, layers.BatchNormalization):  # as rewrite.to_stock, without a second set of weights
             layer.__class__ = keras.layers.BatchNormalization
     return model
-
-
-def _float32(array):
-    """Return a float array as float32; what is too large for it becomes infinite."""
-    with np.errstate(over='ignore'):
-        return np.asarray(array).astype(np.float32, copy=False)
 
 
 def _card(source, num_classes, verified, files):

@@ -18,9 +18,9 @@ import tensorflow as tf
 
 from checkpoints_tools import operations, our_net
 from checkpoints_tools.source import Input, Lazy, Shapes, Source, Variables, check_variant, reading, shape_of
-from official_resnet import resnet_spec
 from official_resnet.errors import UserError
 from official_resnet.inputs import protobuf_wire as wire_format
+from official_resnet.resnet_spec import ResNetSpec
 
 KIND = 'a Caffe file'
 EPSILON = 1e-5  # of Caffe's BatchNorm, where the prototxt says nothing else
@@ -39,7 +39,7 @@ class _File:
     """A Caffe file in memory as far as it is looked at, and how many more fields may be read of it."""
 
     def __init__(self, path):
-        self.path, self.fields_left = path, MAX_FIELDS
+        self.fields_left = MAX_FIELDS
         with open(path, 'rb') as file:
             self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
@@ -97,7 +97,7 @@ class _File:
                     name = bytes(content[:200]).decode('utf-8', 'replace')
                 elif kind == wire_format.BYTES and field == blobs_number:
                     blobs.append(content)
-            if f'{name}/0' in found:
+            if blobs and f'{name}/0' in found:
                 raise ValueError(f'two layers {name!r}')
             for i, blob in enumerate(blobs):
                 found[f'{name}/{i}'] = self.blob(blob, f'{name}/{i}')
@@ -144,24 +144,18 @@ def read_mean(path: str | os.PathLike) -> np.ndarray:
     return np.ascontiguousarray(mean.transpose(1, 2, 0))
 
 
-def find_mean(path: str | os.PathLike) -> pathlib.Path | None:
-    """Return the only .binaryproto beside a .caffemodel, or None."""
-    found = sorted(pathlib.Path(path).parent.glob('*.binaryproto'))
-    return found[0] if len(found) == 1 else None
-
-
 def list_files(path: str | os.PathLike) -> list[str | os.PathLike]:
-    """Return the .caffemodel and the mean image that with_mean takes."""
-    return [path, *filter(None, [find_mean(path)])]
+    """Return the .caffemodel and the only .binaryproto beside it, a mean image, if there is one."""
+    found = sorted(pathlib.Path(path).parent.glob('*.binaryproto'))
+    return [path, *found] if len(found) == 1 else [path]
 
 
 def with_mean(source: Source, path: str | os.PathLike) -> Source:
-    """Return a Source whose input is less the channel means of the mean image beside a .caffemodel, if there is one."""
-    file = find_mean(path)
-    if file is None:
-        return source
-    means = tuple(float(value) for value in np.mean(read_mean(file), (0, 1), 'float64'))
-    return dataclasses.replace(source, input=dataclasses.replace(source.input, mean=means))
+    """Return the Source with the means of the mean image beside a .caffemodel, if any, for the published ones."""
+    for file in list_files(path)[1:]:
+        means = tuple(float(value) for value in np.mean(read_mean(file), (0, 1), 'float64'))
+        source = dataclasses.replace(source, input=dataclasses.replace(source.input, mean=means))
+    return source
 
 
 def recognises(shapes: Shapes) -> bool:
@@ -183,7 +177,7 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
     group_blocks = our_net.count_blocks(_blocks(shapes))
     filters, num_classes = shape_of(shapes, 'conv1/0', 4)[0], shape_of(shapes, 'fc1000/0', 2)[0]
     axes = {'shortcut': 'B', 'stem_pool': 'ceil', 'bn_momentum': 0.999, 'bn_epsilon': EPSILON}
-    spec = resnet_spec.ResNetSpec(group_blocks, filters, 'imagenet', 'bottleneck', **axes)
+    spec = ResNetSpec(group_blocks, filters, 'imagenet', 'bottleneck', **axes)
     name = f'ResNet-{spec.resnet_size}'
     check_variant(variant, name, f'resnet{spec.resnet_size}_v1')
     labels = 'imagenet1000' if num_classes == 1000 else 'unknown'

@@ -27,8 +27,9 @@ import tensorflow as tf
 from checkpoints_tools import operations, our_net
 from checkpoints_tools.our_net import BN_PARTS
 from checkpoints_tools.source import Input, Lazy, Shapes, Source, Variables, check_variant, reading, shape_of
-from official_resnet import resnet_spec, resnet_variants
+from official_resnet import resnet_variants
 from official_resnet.errors import UserError
+from official_resnet.resnet_spec import ResNetSpec
 
 EPSILON = 1.001e-5
 NOTE = (
@@ -42,6 +43,7 @@ MAX_INFLATION = 16  # of model.weights.h5 in a .keras file, which Keras does not
 _ROLES = {'_W': 'kernel', '_b': 'bias', 'running_mean': 'moving_mean', 'running_std': 'moving_variance'}
 _ROLES |= {role: role for role in ('kernel', 'bias', *BN_PARTS)}
 _OLD_NAMES = {'conv1': 'conv1_conv', 'bn_conv1': 'conv1_bn', 'fc1000': 'predictions'}
+_PLACES = r'conv([2-9])_block(\d{1,3})_1_conv/kernel', (2, 1)
 _BLOCKS = [blocks for kind, blocks in resnet_variants.IMAGENET_BLOCKS.values() if kind == 'bottleneck']
 _DEPTHS = {sum(blocks) * 3 + len(blocks) + 1: blocks for blocks in _BLOCKS}  # convolutions, projections among them
 
@@ -208,34 +210,23 @@ def _their(layer, is_v2):
     return f'conv{layer.group + 1}_block{layer.block}_{index}_{layer.kind}'
 
 
-def _group_blocks(names):
-    """Return the blocks of each group, as the layers' names have them."""
-    return our_net.named_blocks(names, r'conv([2-9])_block(\d{1,3})_1_conv/kernel', (2, 1))
-
-
 def describe(shapes: Shapes, variant: str | None = None) -> Source:
     """Return the Source of these variables; a variant, 'ResNet50V2' or 'resnet50_v2', must be what they are."""
     shapes = {name: shapes[theirs] for name, theirs in _in_todays_words(shapes).items()}
     if 'predictions/kernel' not in shapes:
         raise UserError('no classifier predictions/kernel: a file of a net without its top, or of another one')
-    group_blocks, is_v2 = _group_blocks(shapes), _is_v2(shapes)
+    group_blocks, is_v2 = our_net.named_blocks(shapes, *_PLACES), _is_v2(shapes)
     num_classes = shape_of(shapes, 'predictions/kernel', 2)[-1]
-    stem_filters, filters = (
-        shape_of(shapes, f'{name}/kernel', 4)[-1] for name in ('conv1_conv', 'conv2_block1_1_conv')
-    )
-    axes = {'version': '1', 'stem_filters': None if stem_filters == filters else stem_filters}
+    stem, filters = (shape_of(shapes, f'{name}/kernel', 4)[-1] for name in ('conv1_conv', 'conv2_block1_1_conv'))
+    axes = {'version': '1', 'bn_momentum': 0.99, 'stem_filters': None if stem == filters else stem}
     if is_v2:
         axes |= {'version': '2', 'stride_block': 'last', 'stem_bias': 'conv1_conv/bias' in shapes}
-    spec = resnet_spec.ResNetSpec(
-        group_blocks, filters, 'imagenet', 'bottleneck', shortcut='B', bn_momentum=0.99, bn_epsilon=EPSILON, **axes
-    )
+    spec = ResNetSpec(group_blocks, filters, 'imagenet', 'bottleneck', shortcut='B', bn_epsilon=EPSILON, **axes)
     name = f'ResNet{spec.resnet_size}{"V2" if is_v2 else ""}'
     check_variant(variant, name, f'resnet{spec.resnet_size}_v{spec.version}')
-    convention = Input('BGR', mean=(103.939, 116.779, 123.68))
-    if is_v2:
-        convention = Input('RGB', 1 / 127.5, mean=(1.0, 1.0, 1.0))
+    v1, v2 = Input('BGR', mean=(103.939, 116.779, 123.68)), Input('RGB', 1 / 127.5, mean=(1.0, 1.0, 1.0))
     labels = 'imagenet1000' if num_classes == 1000 else 'unknown'
-    return Source('keras_applications', name, spec, num_classes, convention, labels, NOTE)
+    return Source('keras_applications', name, spec, num_classes, v2 if is_v2 else v1, labels, NOTE)
 
 
 def ignored(shapes: Shapes) -> dict[str, str]:
@@ -258,7 +249,7 @@ def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
     """Return the logits of [n, h, w, 3] images as keras/src/applications/resnet.py computes them, biases and all."""
     in_file, of_file = _in_todays_words(variables), variables
     variables = Lazy(in_file, lambda name: of_file[in_file[name]])
-    is_v2, group_blocks = _is_v2(variables), _group_blocks(variables)
+    is_v2, group_blocks = _is_v2(variables), our_net.named_blocks(variables, *_PLACES)
 
     def conv(x, name, stride):
         kernel, bias = (variables.get(f'{name}_conv/{part}') for part in ('kernel', 'bias'))

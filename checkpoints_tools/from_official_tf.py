@@ -16,8 +16,8 @@ import tensorflow as tf
 
 from checkpoints_tools import operations, our_net, tf_checkpoint
 from checkpoints_tools.source import Input, Shapes, Source, Variables, check_variant, shape_of
-from official_resnet import resnet_spec
 from official_resnet.errors import UserError
+from official_resnet.resnet_spec import ResNetSpec
 
 shapes, read, list_files = tf_checkpoint.shapes, tf_checkpoint.read, tf_checkpoint.list_files
 ignored = tf_checkpoint.ignored
@@ -41,9 +41,8 @@ def recognises(shapes: Shapes) -> bool:
 def describe(shapes: Shapes, variant: str | None = None) -> Source:
     """Return the Source; a variant, 'resnet50_v1.5' or by its official name 'resnet50_v1', must be what is found."""
     scope = _scope(shapes)
-    num_convs, num_norms = (
-        _count(shapes, f'{scope}{layer}') for layer in ('conv2d{}/kernel', 'batch_normalization{}/gamma')
-    )
+    num_convs = _count(shapes, f'{scope}conv2d{{}}/kernel')
+    num_norms = _count(shapes, f'{scope}batch_normalization{{}}/gamma')
     if num_convs < 3:
         raise UserError(f'{num_convs} convolutions named as {scope}conv2d_1/kernel; official/resnet has more')
     convs = [shape_of(shapes, f'{_name(scope, "conv2d", i)}/kernel', 4) for i in range(num_convs)]
@@ -52,10 +51,16 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
         raise UserError(f'{scope}conv2d/kernel has the shape {convs[0]}; expected 3x3 (CIFAR) or 7x7 (ImageNet)')
     stem = 'imagenet' if size == 7 else 'cifar'
     block, group_blocks = _blocks(convs)
-    version = _version(num_convs, num_norms, len(group_blocks))
-    version = version if stem == 'imagenet' else version[0]
+    versions = {num_convs: '1.5' if stem == 'imagenet' else '1', num_convs - len(group_blocks): '2'}
+    if num_norms not in versions:
+        raise UserError(
+            f'{num_norms} BNs for {num_convs} convolutions in {len(group_blocks)} groups: v1 has {num_convs}, v2 '
+            f'{num_convs - len(group_blocks)}; {num_convs + 1} are those of a v1 from before May 2018, with a BN and a '
+            'ReLU after its last block, which no ResNetSpec has'
+        )
+    version = versions[num_norms]
     pool = 'same' if stem == 'imagenet' else 'pad1'
-    spec = resnet_spec.ResNetSpec(group_blocks, filters, stem, block, version, 'group', stem_pool=pool)
+    spec = ResNetSpec(group_blocks, filters, stem, block, version, 'group', stem_pool=pool)
     name = f'resnet{spec.resnet_size}_v'
     check_variant(variant, *(name + known_as for known_as in (version, *(('1.5', '1') if version != '2' else ()))))
     num_classes = shape_of(shapes, f'{scope}dense/kernel', 2)[1]
@@ -115,21 +120,6 @@ def _count(shapes, name):
         if i not in numbers:
             raise UserError(f'the checkpoint has {len(numbers)} of {name.format("*")}, but no {name.format(f"_{i}")}')
     return len(numbers)
-
-
-def _version(num_convs, num_norms, num_groups):
-    versions = {num_convs: '1.5', num_convs - num_groups: '2'}
-    if num_norms == num_convs + 1:
-        raise UserError(
-            f'{num_norms} BNs for {num_convs} convolutions: a v1 from before May 2018, with a BN and a '
-            'ReLU after its last block, which no ResNetSpec has'
-        )
-    if num_norms not in versions:
-        raise UserError(
-            f'{num_norms} BNs for {num_convs} convolutions in {num_groups} groups: v1 has '
-            f'{num_convs}, v2 {num_convs - num_groups}'
-        )
-    return versions[num_norms]
 
 
 def _blocks(convs):

@@ -7,8 +7,6 @@ stem's pool is SAME, logits are a 1x1 convolution, and in v2 conv1, shortcut and
 moving mean of whatever BN reads their sum.
 
 Source: tf_slim/nets/resnet_v1.py, resnet_v2.py, resnet_utils.py of tf-slim 1.1.0.
-
-    rename(name)     the names that a tutorial gives the variables of resnet_v1_50
 """
 
 import dataclasses
@@ -21,8 +19,8 @@ import tensorflow as tf
 
 from checkpoints_tools import operations, our_net, tf_checkpoint
 from checkpoints_tools.source import Input, Shapes, Source, Variables, check_variant, shape_of
-from official_resnet import resnet_spec
 from official_resnet.errors import UserError
+from official_resnet.resnet_spec import ResNetSpec
 
 read, list_files = tf_checkpoint.read, tf_checkpoint.list_files
 
@@ -35,17 +33,11 @@ INPUTS = {
 }
 LABELS = {1000: 'imagenet1000', 1001: 'imagenet1001'}
 _FIRST = re.compile(r'((?:.*/)?)block1/unit_1/bottleneck_v([12])/conv1/weights')
+_UNIT = r'block([1-9]\d{0,3})/unit_([1-9]\d{0,3})/bottleneck_v[12]/conv1/weights'
 _AXES = {'stride_block': 'last', 'stride_conv': '3x3', 'stem_pool': 'same', 'bn_epsilon': EPSILON}
 
-# The tutorial's list of what it leaves out, and its replacements in its order.
+# The tutorial's list of what it leaves out.
 DOCUMENT_EXCEPT = ('global_step', 'resnet_v1_50/mean_rgb', 'resnet_v1_50/logits/biases', 'resnet_v1_50/logits/weights')
-DOCUMENT_RENAMES = (
-    ('resnet_v1_50/', ''),
-    ('bottleneck_v1/', ''),
-    ('shortcut/weights', 'shortcut/conv1/kernel'),
-    ('weights', 'kernel'),
-    ('biases', 'bias'),
-)
 
 NOTE = (
     'slim of tensorflow/models, Apache-2.0; its released v1 weights are those of KaimingHe/deep-residual-networks, '
@@ -54,9 +46,7 @@ NOTE = (
 
 
 class _Shapes(dict):
-    """{name: (shape, dtype)}; mean_rgb is what the file's variable of this name holds, or None."""
-
-    mean_rgb = None
+    """{name: (shape, dtype)}; mean_rgb is what the file's variable of this name holds, if there is one."""
 
 
 def rename(name: str) -> str | None:
@@ -73,9 +63,9 @@ def rename(name: str) -> str | None:
     """
     if name in DOCUMENT_EXCEPT:
         return None
-    for old, new in DOCUMENT_RENAMES:
-        name = name.replace(old, new)
-    return name
+    name = name.replace('resnet_v1_50/', '').replace('bottleneck_v1/', '')
+    name = name.replace('shortcut/weights', 'shortcut/conv1/kernel')
+    return name.replace('weights', 'kernel').replace('biases', 'bias')
 
 
 def document_names(names: Iterable[str]) -> dict[str, str]:
@@ -103,17 +93,15 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
     A mean_rgb of the file's own is the input's mean in place of ImageNet's.
     """
     scope, version = _scope(shapes)
-    group_blocks = _group_blocks(shapes, scope)
+    group_blocks = our_net.named_blocks(shapes, re.escape(scope) + _UNIT)
     filters, stem, num_classes = (
         shape_of(shapes, f'{scope}{name}/weights', 4)[3]
         for name in (f'block1/unit_1/bottleneck_v{version}/conv1', 'conv1', 'logits')
     )
     found = f'resnet_v{version}_{2 + 3 * sum(group_blocks)}'
     check_variant(variant, found)
-    stem_filters = None if stem == filters else stem
-    spec = resnet_spec.ResNetSpec(
-        group_blocks, filters, 'imagenet', 'bottleneck', version, 'B', stem_filters=stem_filters, **_AXES
-    )
+    axes = {'stem_filters': None if stem == filters else stem, **_AXES}
+    spec = ResNetSpec(group_blocks, filters, 'imagenet', 'bottleneck', version, 'B', **axes)
     convention, mean_rgb = INPUTS[version], getattr(shapes, 'mean_rgb', None)
     if version == '1' and mean_rgb and np.isfinite(mean_rgb).all():
         convention = dataclasses.replace(convention, mean=mean_rgb)
@@ -167,18 +155,14 @@ def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
     x = conv(tf.constant(images, tf.float32), 'conv1', 2)
     x = x if is_v2 else tf.nn.relu(norm(x, 'conv1'))
     x = tf.nn.max_pool2d(x, 3, 2, 'SAME')
-    for block, unit, stride in operations.blocks(_group_blocks(variables, scope), strides_last=True):
+    group_blocks = our_net.named_blocks(variables, re.escape(scope) + _UNIT)
+    for block, unit, stride in operations.blocks(group_blocks, strides_last=True):
         name = f'block{block}/unit_{unit}/bottleneck_v{version}'
         projection = f'{name}/shortcut' if f'{scope}{name}/shortcut/weights' in variables else None
         names = [projection, *(f'{name}/conv{i}' for i in (1, 2, 3))]
         x = operations.residual_block(x, names, (1, stride, 1), conv, norm, f'{name}/preact' if is_v2 else None)
     x = tf.nn.relu(norm(x, 'postnorm')) if is_v2 else x
     return operations.classify(x, variables[f'{scope}logits/weights'][0, 0], variables[f'{scope}logits/biases'])
-
-
-def _group_blocks(names, scope):
-    pattern = r'block([1-9]\d{0,3})/unit_([1-9]\d{0,3})/bottleneck_v[12]/conv1/weights'
-    return our_net.named_blocks(names, re.escape(scope) + pattern)
 
 
 def _scope(names):

@@ -18,8 +18,8 @@ import tensorflow as tf
 
 from checkpoints_tools import operations, our_net
 from checkpoints_tools.source import Input, Lazy, Shapes, Source, Variables, check_variant, reading, shape_of
-from official_resnet import resnet_spec
 from official_resnet.errors import UserError
+from official_resnet.resnet_spec import ResNetSpec
 
 KIND = 'an .npz file of numbers'
 EPSILON = 1e-5
@@ -31,6 +31,7 @@ MAX_MEMBERS = 20_000
 MAX_INFLATION = 8  # bytes of arrays to one of the file; trained weights compress to nine tenths
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _BN = dict(zip(our_net.BN_PARTS, ('bn/gamma', 'bn/beta', 'bn/mean/EMA', 'bn/variance/EMA'), strict=True))
+_PLACES = r'group(\d)/block(\d{1,3})/conv1/W', (0, 0)
 _IGNORED = r'global_step|learning_rate|beta[12]_power|EMA/.*|tower.*|.*/(Momentum|Adam(_1)?|AccumGrad)'
 
 
@@ -93,22 +94,12 @@ def recognises(shapes: Shapes) -> bool:
     return {'conv0/W', 'group0/block0/conv1/W'} <= set(shapes) or _is_caffe(shapes)
 
 
-def _group_blocks(names):
-    return our_net.named_blocks(names, r'group(\d)/block(\d{1,3})/conv1/W', (0, 0))
-
-
 def describe(shapes: Shapes, variant: str | None = None) -> Source:
     """Return the Source of these variables; a variant, as 'ImageNet-ResNet50-SE', must be what they are."""
-    if _is_caffe(shapes):
-        raise UserError(
-            "names of Caffe's layers: an .npz of tensorpack.utils.loadcaffe; convert its .caffemodel "
-            'with --source caffe'
-        )
-    if 'conv0/b' in shapes:
-        raise UserError(
-            "conv0/b: an .npz that load-resnet.py made of He's ResNet-50; convert its .caffemodel with --source caffe"
-        )
-    spec, family = _spec(shapes, _group_blocks(shapes))
+    for is_caffe, maker in ((_is_caffe(shapes), 'tensorpack.utils.loadcaffe'), ('conv0/b' in shapes, 'load-resnet.py')):
+        if is_caffe:
+            raise UserError(f"Caffe's variables as {maker} writes them; convert their .caffemodel with --source caffe")
+    spec, family = _spec(shapes, our_net.named_blocks(shapes, *_PLACES))
     num_classes, size = shape_of(shapes, 'linear/b', 1)[0], spec.resnet_size
     name = f'ImageNet-{family.format(size)}'
     ours = f'{"se" if spec.se_reduction else ""}resnet{size}_v{spec.version}'
@@ -136,17 +127,12 @@ def _spec(shapes, blocks):
     if 'group0/bnlast/bn/gamma' in shapes:
         fields |= {'version': '2', 'stem_bn': True}
         family = 'PreAct' + family
-    return resnet_spec.ResNetSpec(blocks, filters, 'imagenet', shortcut='B', **fields), family
+    return ResNetSpec(blocks, filters, 'imagenet', shortcut='B', **fields), family
 
 
 def ignored(shapes: Shapes) -> dict[str, str]:
     """Return {name: why}: slots of the optimizer, averages of losses, counters."""
     return dict.fromkeys(filter(re.compile(_IGNORED).fullmatch, shapes), "training's, not the network's")
-
-
-def _constant(value):
-    """Return the Layout of a vector that is this value, made from vectors of its shape, since each has a source."""
-    return our_net.Layout(lambda mean, variance: np.full(mean.shape, value, 'float32'), lambda shape: (shape, shape))
 
 
 def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
@@ -160,7 +146,9 @@ def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
     if source.spec.version == '2':
         for part, value in zip(our_net.BN_PARTS, (1.0, 0.0, 0.0, 1 - EPSILON), strict=True):  # variance + epsilon is 1
             sources = ('conv0/bn/mean/EMA', 'conv0/bn/variance/EMA')
-            entries.append(our_net.Entry(f'group1_block1_bn1/{part}', sources, _constant(value)))
+            constant = functools.partial(lambda value, mean, _: np.full(mean.shape, value, 'float32'), value)
+            layout = our_net.Layout(constant, lambda shape: (shape, shape))
+            entries.append(our_net.Entry(f'group1_block1_bn1/{part}', sources, layout))
     return entries
 
 
@@ -199,7 +187,7 @@ def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
 
     x = tf.nn.relu(norm(conv(tf.constant(images, tf.float32), 'conv0', 2), 'conv0'))
     x = tf.nn.max_pool2d(x, 3, 2, 'SAME')
-    group_blocks = _group_blocks(variables)
+    group_blocks = our_net.named_blocks(variables, *_PLACES)
     for group, block, stride in operations.blocks(group_blocks):
         name = f'group{group - 1}/block{block - 1}'
         projection = f'{name}/convshortcut' if f'{name}/convshortcut/W' in variables else None

@@ -11,6 +11,7 @@ with zero channels on both sides; its option B says shortcut.{0,1} for downsampl
 import contextlib
 import dataclasses
 import functools
+import operator
 import os
 import pathlib
 import re
@@ -20,8 +21,9 @@ import tensorflow as tf
 
 from checkpoints_tools import operations, our_net, torch_pickle
 from checkpoints_tools.source import Input, Lazy, Shapes, Source, Variables, reading, shape_of
-from official_resnet import files, resnet_spec, resnet_variants
+from official_resnet import files, resnet_variants
 from official_resnet.errors import UserError
+from official_resnet.resnet_spec import ResNetSpec
 
 WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'net')  # keys under which trainings save the weights
 PREFIXES = ('module.', '_orig_mod.', 'model.')  # of DataParallel, of torch.compile, of Lightning
@@ -39,7 +41,7 @@ CIFAR_NOTE = 'akamaster/pytorch_resnet_cifar10, BSD-2-Clause; arXiv:1512.03385'
 # torchvision's or timm's name -> ours
 NAMES = {f'resnet{size}': f'resnet{size}_v1.5' for size in resnet_variants.IMAGENET_BLOCKS}
 NAMES |= {name: name for name in resnet_variants.VARIANTS if name.startswith(('resnext50', 'resnext101', 'wide_'))}
-_SHAPE_FIELDS = ('group_blocks', 'filters', 'stem', 'block', 'base_width', 'cardinality')
+_shape = operator.attrgetter('group_blocks', 'filters', 'stem', 'block', 'base_width', 'cardinality')
 _BN = dict(zip(our_net.BN_PARTS, ('weight', 'bias', 'running_mean', 'running_var'), strict=True))
 _VARIABLES = {'kernel': 'weight', 'bias': 'bias', **_BN}
 _SAFETENSORS_DTYPES = {'F16': 'float16', 'BF16': 'bfloat16', 'F32': 'float32', 'F64': 'float64', 'I64': 'int64'}
@@ -102,7 +104,7 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
         )
     axes = {'block': 'bottleneck' if is_bottleneck else 'basic', 'bn_momentum': 0.9, 'bn_epsilon': EPSILON} | widths
     axes |= {'version': version, 'shortcut': shortcut, 'shortcut_padding': padding}
-    spec = resnet_spec.ResNetSpec(group_blocks, stem[0], kind, **axes)
+    spec = ResNetSpec(group_blocks, stem[0], kind, **axes)
     spec = _with_version_of(spec, variant) if variant else spec
     labels = labels.get(num_classes, 'unknown')
     return Source('torch', variant or _name(spec), spec, num_classes, convention, labels, note)
@@ -159,10 +161,7 @@ def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
 def foreign_name(target: str, head: str, projection: str) -> str | None:
     """Return PyTorch's name of a variable of ours, or None: 'group1_block2_bn1/gamma' -> 'layer1.1.bn1.weight'.
 
-    Args:
-        target: 'LAYER/VARIABLE'.
-        head: 'fc' or 'linear'.
-        projection: 'downsample' or 'shortcut'.
+    The head is 'fc' or 'linear', the projection 'downsample' or 'shortcut'.
     """
     layer, _, variable = target.rpartition('/')
     module = {'stem_conv': 'conv1', 'stem_bn': 'bn1', 'logits': head}.get(layer)
@@ -174,13 +173,7 @@ def foreign_name(target: str, head: str, projection: str) -> str | None:
 
 
 def write(path: pathlib.Path, variables: Variables, metadata: dict[str, str]) -> None:
-    """Write {name: ndarray} as .safetensors, whole or not at all.
-
-    Args:
-        path: ends in .safetensors.
-        variables: float32 arrays by PyTorch's names.
-        metadata: {str: str}, stored in the file.
-    """
+    """Write {PyTorch's name: float32 array} and metadata, {str: str}, as .safetensors, whole or not at all."""
     arrays = {name: np.ascontiguousarray(array) for name, array in variables.items()}
     with files.replacing(path) as part:
         part.write_bytes(_library().numpy.save(arrays, {'format': 'pt'} | metadata))
@@ -195,22 +188,18 @@ def _widths(filters, shape):
     inner, per_group = shape[:2]
     cardinality, base_width = inner // per_group, 64 * per_group // filters
     if per_group * cardinality != inner or filters * base_width // 64 * cardinality != inner:
-        raise UserError(
-            f'layer1.0.conv2.weight of shape {shape} is of no ResNet, ResNeXt or wide ResNet '
-            f'that begins with {filters} filters'
-        )
+        raise UserError(f'layer1.0.conv2.weight {shape} is of no ResNet, ResNeXt or wide ResNet of {filters} filters')
     return {'cardinality': cardinality, 'base_width': base_width}
 
 
 def _with_version_of(spec, variant):
-    own = spec if variant == _name(spec) else None
-    named = resnet_variants.VARIANTS.get(NAMES.get(variant, variant), own)
+    named = resnet_variants.VARIANTS.get(NAMES.get(variant, variant), spec if variant == _name(spec) else None)
     if named is None:
         raise UserError(
             f'variant {variant!r} is none of {", ".join(NAMES)}, or of those of resnet_variants.VARIANTS; '
             f'leave it out for {_name(spec)}'
         )
-    if named.version == '2' or any(getattr(named, field) != getattr(spec, field) for field in _SHAPE_FIELDS):
+    if named.version == '2' or _shape(named) != _shape(spec):
         raise UserError(f'variant {variant!r} does not fit: the variables are those of {_name(spec)}; leave it out')
     return dataclasses.replace(spec, version=named.version)
 
@@ -218,12 +207,11 @@ def _with_version_of(spec, variant):
 def _name(spec):
     """Return the name of a net that has one, or describe it."""
     for name, variant in NAMES.items():
-        if all(getattr(resnet_variants.VARIANTS[variant], field) == getattr(spec, field) for field in _SHAPE_FIELDS):
+        if _shape(resnet_variants.VARIANTS[variant]) == _shape(spec):
             return name
-    blocks = '_'.join(map(str, spec.group_blocks))
     if spec.stem == 'cifar' and spec.block == 'basic' and len(set(spec.group_blocks)) == 1 and spec.filters == 16:
         return f'resnet{6 * spec.group_blocks[0] + 2}'
-    return f'resnet_{spec.block}_{blocks}_filters{spec.filters}'
+    return f'resnet_{spec.block}_{"_".join(map(str, spec.group_blocks))}_filters{spec.filters}'
 
 
 def _state_dict(saved, path):
@@ -256,10 +244,7 @@ def _library():
     try:
         import safetensors.numpy
     except ImportError:
-        raise UserError(
-            "a .safetensors file needs the package of that name: pip install 'official-resnet[convert]' "
-            'or pip install safetensors'
-        ) from None
+        raise UserError("a .safetensors file needs its package: pip install 'official-resnet[convert]'") from None
     return safetensors
 
 

@@ -44,9 +44,7 @@ class Source:
     Attributes:
         family: a key of FAMILIES.
         variant: a name a person knows it by, as 'resnet_v1_50'.
-        spec: the ResNetSpec that computes the same function.
-        num_classes: outputs.
-        input: what it is fed.
+        spec: of our net that computes the same function.
         labels: 'imagenet1000', 'imagenet1001' (0 is background), 'cifar10', or 'unknown'.
         note: license and citation, as far as known.
     """

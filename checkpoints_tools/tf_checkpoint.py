@@ -56,7 +56,7 @@ def _latest(folder):
             if os.path.isfile(path) or os.path.isfile(f'{path}.index'):
                 return path
         raise UserError(f'{listing} names {named[1]}, which is not there; pass the checkpoint itself')
-    inside = sorted(glob.glob(os.path.join(glob.escape(folder), '*')))
+    inside = glob.glob(os.path.join(glob.escape(folder), '*'))
     found = {_V2_SUFFIX.sub('', path) for path in inside if path.endswith(('.index', '.ckpt'))}
     if len(found) != 1:
         raise UserError(f'{folder} has no file "checkpoint" and {len(found)} checkpoints; pass one of them')

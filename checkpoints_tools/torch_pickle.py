@@ -14,7 +14,6 @@ Formats, of torch/serialization.py: a zip of data.pkl and data/KEY since PyTorch
 a row (magic number, protocol, byte order, the object, the storages' keys) and then the storages.
 """
 
-import contextlib
 import functools
 import io
 import math
@@ -23,7 +22,7 @@ import pickle
 import pickletools
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import ml_dtypes
@@ -32,6 +31,7 @@ import numpy as np
 from checkpoints_tools.source import reading
 from official_resnet.errors import UserError
 
+KIND = 'a .pt, .pth or .th file of PyTorch'
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py MAGIC_NUMBER
 LEGACY_PROTOCOL = 1001
 MAX_PICKLE = 8 << 20  # bytes; ResNet-152 has 150 KB of pickle
@@ -63,8 +63,10 @@ class Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-class _Refused(UserError):
-    """A file that is whole, but asks for more than weights."""
+def _refused(path, what):
+    """Return the error of a file that is whole, but asks for more than weights."""
+    remedy = 'save the weights alone, torch.save(model.state_dict(), PATH), or as .safetensors'
+    return UserError(f'{path} {what}; nothing was run: {remedy}')
 
 
 def load(path: str | os.PathLike) -> tuple[object, Callable[[Tensor], np.ndarray]]:
@@ -75,22 +77,9 @@ def load(path: str | os.PathLike) -> tuple[object, Callable[[Tensor], np.ndarray
     Raises:
         UserError: the file is damaged or not of PyTorch, or it holds more than data.
     """
-    with _explained(path), open(path, 'rb') as file:
+    with reading(path, KIND), open(path, 'rb') as file:
         saved, data = _read_zip(path) if zipfile.is_zipfile(file) else _read_legacy(path)
     return saved, functools.partial(_value, path, data)
-
-
-@contextlib.contextmanager
-def _explained(path) -> Iterator[None]:
-    """Make a UserError of whatever a strange file leads to."""
-    try:
-        with reading(path, 'a .pt, .pth or .th file of PyTorch'):
-            yield
-    except _Refused as error:
-        raise UserError(
-            f'{path} {error}; nothing was run: save the weights alone, torch.save(model.state_dict(), '
-            'PATH), or as .safetensors'
-        ) from error
 
 
 def _read_zip(path):
@@ -109,7 +98,7 @@ def _read_zip(path):
     order = entries.get(folder + 'byteorder')
     if order and (order.file_size > len('little') or archive.read(order) != b'little'):
         raise ValueError('written on a big-endian machine')
-    machine = _Unpickler(io.BytesIO(archive.read(pickles[0])))
+    machine = _Unpickler(io.BytesIO(archive.read(pickles[0])), path)
     saved = machine.load()
     for storage in machine.storages.values():
         found = entries[f'{folder}data/{storage.key}'].file_size
@@ -124,13 +113,13 @@ def _read_legacy(path):
         head, size = io.BytesIO(file.read(MAX_PICKLE)), file.seek(0, io.SEEK_END)
     if head.getbuffer()[:2] == b'PK':
         raise ValueError('a zip that is cut off')
-    if _Unpickler(head).load() != LEGACY_MAGIC or _Unpickler(head).load() != LEGACY_PROTOCOL:
+    if _Unpickler(head, path).load() != LEGACY_MAGIC or _Unpickler(head, path).load() != LEGACY_PROTOCOL:
         raise ValueError('neither zip nor the magic number of older files')
-    if _require(_Unpickler(head).load(), dict).get('little_endian') is not True:
+    if _require(_Unpickler(head, path).load(), dict).get('little_endian') is not True:
         raise ValueError('written on a big-endian machine')
-    machine = _Unpickler(head)
+    machine = _Unpickler(head, path)
     saved = machine.load()
-    keys = [_require(key, str) for key in _require(_Unpickler(head).load(), list)]
+    keys = [_require(key, str) for key in _require(_Unpickler(head, path).load(), list)]
     position, starts = head.tell(), {}
     if set(keys) != machine.storages.keys() or len(keys) != len(machine.storages):
         raise ValueError('its list of storages is not that of its tensors')
@@ -154,7 +143,7 @@ def _bytes(path, start, count):
 def _value(path, data, tensor):
     """Return the values of a Tensor, read-only."""
     storage = tensor.storage
-    with _explained(path):
+    with reading(path, KIND):
         array = np.frombuffer(data(storage), storage.dtype, storage.num_values)[tensor.offset :]
         strides = [stride * array.itemsize for stride in tensor.strides]
         return np.lib.stride_tricks.as_strided(array, tensor.shape, strides, writeable=False)
@@ -163,14 +152,14 @@ def _value(path, data, tensor):
 class _Unpickler(pickle._Unpickler):
     """Python's machine for pickles: `load` one pickle of a file and return what it built."""
 
-    def __init__(self, file):
+    def __init__(self, file, path):
         super().__init__(file, encoding='latin-1')  # of strings from Python 2
-        self.storages, self.dispatch = {}, _Instructions()
+        self.path, self.storages, self.dispatch = path, {}, _Instructions(path)
 
     def find_class(self, module, name):
         """Return the function of ours that stands for one of PyTorch's."""
         if (module, name) not in _FUNCTIONS:
-            raise _Refused(f'holds more than weights: it asks for {f"{module}.{name}"[:100]!r}')
+            raise _refused(self.path, f'holds more than weights: it asks for {f"{module}.{name}"[:100]!r}')
         return _FUNCTIONS[module, name]
 
     def persistent_load(self, pid):
@@ -183,16 +172,14 @@ class _Unpickler(pickle._Unpickler):
             raise ValueError(f'storage {key!r} is declared twice, differently')
         return storage
 
+    def update(self, items):
+        """Put [key, value, key, value ...] into the dict on the stack."""
+        _require(self.stack[-1], dict).update(_dict(zip(items[::2], items[1::2], strict=True)))
+
     def _load_dict(self):
-        self.append(_paired(self.pop_mark()))
-
-    def _load_setitem(self):
-        value, key = self.stack.pop(), self.stack.pop()
-        _require(self.stack[-1], dict).update(_paired([key, value]))
-
-    def _load_setitems(self):
         items = self.pop_mark()
-        _require(self.stack[-1], dict).update(_paired(items))
+        self.append({})
+        self.update(items)
 
     def _load_build(self):
         self.stack.pop()  # attributes of an OrderedDict, as a state dict's _metadata
@@ -209,8 +196,8 @@ _KEPT = (
 )
 _METHODS = {code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in _KEPT.split())} | {
     pickle.DICT[0]: _Unpickler._load_dict,
-    pickle.SETITEM[0]: _Unpickler._load_setitem,
-    pickle.SETITEMS[0]: _Unpickler._load_setitems,
+    pickle.SETITEM[0]: lambda machine: machine.update([machine.stack.pop(-2), machine.stack.pop()]),
+    pickle.SETITEMS[0]: lambda machine: machine.update(machine.pop_mark()),
     pickle.BUILD[0]: _Unpickler._load_build,
 }
 
@@ -218,21 +205,22 @@ _METHODS = {code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, 
 class _Instructions:
     """The table in which the machine looks up each instruction of one pickle."""
 
-    def __init__(self):
-        self.left = MAX_INSTRUCTIONS
+    def __init__(self, path):
+        self.path, self.left = path, MAX_INSTRUCTIONS
 
     def __getitem__(self, code):
         self.left -= 1
         if self.left < 0:
-            raise _Refused(f'is a pickle of more than {MAX_INSTRUCTIONS} instructions')
+            raise _refused(self.path, f'is a pickle of more than {MAX_INSTRUCTIONS} instructions')
         if code not in _METHODS:
-            raise _Refused(f'holds more than weights: the pickle instruction {pickletools.code2op[chr(code)].name}')
+            name = pickletools.code2op[chr(code)].name
+            raise _refused(self.path, f'holds more than weights: the pickle instruction {name}')
         return _METHODS[code]
 
 
-def _paired(items):
-    """[key, value, key, value ...] -> dict; other keys than these are not even hashed, which may never end."""
-    return {_require(key, (str, int)): value for key, value in zip(items[::2], items[1::2], strict=True)}
+def _dict(pairs=()):
+    """Return the dict of (key, value); other keys than these are not even hashed, which may never end."""
+    return {_require(key, (str, int)): value for key, value in pairs}
 
 
 def _require(value, kind):
@@ -245,14 +233,6 @@ def _count(number):
     if not 0 <= _require(number, int) < MAX_SIZE:
         raise ValueError('a size below 0 or beyond 64 bits')
     return number
-
-
-def _ordered_dict(pairs=()):
-    return {_require(key, (str, int)): value for key, value in pairs}
-
-
-def _parameter(data, requires_grad=False, backward_hooks=None):
-    return _require(data, Tensor)
 
 
 def _tensor(storage, offset, shape, strides, requires_grad=False, backward_hooks=None, metadata=None):
@@ -268,8 +248,10 @@ def _tensor(storage, offset, shape, strides, requires_grad=False, backward_hooks
 
 
 _FUNCTIONS = {
-    ('collections', 'OrderedDict'): _ordered_dict,
+    ('collections', 'OrderedDict'): _dict,
     ('torch._utils', '_rebuild_tensor'): _tensor,
     ('torch._utils', '_rebuild_tensor_v2'): _tensor,
-    ('torch._utils', '_rebuild_parameter'): _parameter,
+    ('torch._utils', '_rebuild_parameter'): lambda data, requires_grad=False, backward_hooks=None: _require(
+        data, Tensor
+    ),
 } | {('torch', f'{name}Storage'): np.dtype(dtype) for name, dtype in (_FLOATS | _INTEGERS).items()}

@@ -157,7 +157,6 @@ def test_the_mean_image(tmp_path):
     path = tmp_path / 'ResNet_mean.binaryproto'
     path.write_bytes(blob(mean, 'legacy'))
     (tmp_path / 'net.caffemodel').write_bytes(net(tiny()))
-    assert from_caffe.find_mean(tmp_path / 'net.caffemodel') == path
     np.testing.assert_array_equal(from_caffe.read_mean(path), mean.transpose(1, 2, 0))
     source = from_caffe.describe(from_caffe.shapes(tmp_path / 'net.caffemodel'))
     with_mean = from_caffe.with_mean(source, tmp_path / 'net.caffemodel')
@@ -167,7 +166,6 @@ def test_the_mean_image(tmp_path):
     with pytest.raises(UserError, match='3 channels'):
         from_caffe.read_mean(path)
     (tmp_path / 'another.binaryproto').write_bytes(b'')
-    assert from_caffe.find_mean(tmp_path / 'net.caffemodel') is None
     assert from_caffe.with_mean(source, tmp_path / 'net.caffemodel') == source
     assert from_caffe.list_files(tmp_path / 'net.caffemodel') == [tmp_path / 'net.caffemodel']
 
