@@ -18,6 +18,7 @@ On two cores of an AMD EPYC: 4717 images/s of a core's time against 800, 5.9 tim
 """
 
 import functools
+import io
 import itertools
 import os
 import pathlib
@@ -26,13 +27,11 @@ import statistics
 import sys
 import tarfile
 import tempfile
-import time
 
 from absl import flags
 
-from benchmarks import build_ways
 from benchmarks.child import Child
-from benchmarks.memory import Peak, largest_child, peak_bytes
+from benchmarks.machine import largest_child, memory, sampled, timed
 from official_resnet.building import labels, shards, tars
 from official_resnet.building.verify import verify
 from official_resnet.command_line import definer, program
@@ -62,12 +61,8 @@ def define_flags() -> flags.FlagValues:
     return values
 
 
-def main(argv: list[str]) -> int:
-    """Run with the arguments `argv` (program name first); return the exit code."""
-    return program.run_program(argv, __doc__, define_flags(), _run)
-
-
-def _run(values):
+def run_build(values: flags.FlagValues) -> None:
+    """Measure what the flags ask for."""
     if not values.images:
         raise UserError('--images is missing; pass a tar file or folder of JPEGs')
     sample = _read_sample(os.path.expanduser(values.images))
@@ -87,11 +82,8 @@ def _read_sample(path):
             found = [file.read_bytes() for file in sorted(images.find_files(path, images.JPEG_SUFFIXES))]
         else:
             with tarfile.open(path) as tar:
-                found = [
-                    tar.extractfile(member).read()
-                    for member in tar
-                    if member.isreg() and member.name.lower().endswith(images.JPEG_SUFFIXES)
-                ]
+                members = [one for one in tar if one.isreg() and one.name.lower().endswith(images.JPEG_SUFFIXES)]
+                found = [tar.extractfile(member).read() for member in members]
     except (OSError, tarfile.TarError) as error:
         reason = str(error).splitlines()[0].rstrip(':')
         raise UserError(f"--images '{path}' cannot be read ({reason}); pass a tar file or folder of JPEGs") from None
@@ -120,64 +112,57 @@ def _lay_out(sample, folder, count):
     for number, data in enumerate(_copies(sample, count)):
         path = pathlib.Path(folder, f'c{number % len(sample):04d}', f'{number}.JPEG')
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        total += len(data)
+        total += path.write_bytes(data)
     return total
 
 
-# --- rate, memory --------------------------------------------------------------------------------------------
+def _result(way, folder, *arguments, cores=None):
+    """Return what a process of its own measures with the images in a folder."""
+    with Child(f'benchmarks.build_ways:{way}', f'{folder}/raw', f'{folder}/out', *arguments, cores=cores) as child:
+        found = child.answer()
+    shutil.rmtree(f'{folder}/out')
+    return found
 
 
 def _measure_rate(values, sample, folder):
-    total = _lay_out(sample, f'{folder}/raw', values.count)
+    size = _lay_out(sample, f'{folder}/raw', values.count) / values.count
     found, one_core = {'ours': [], 'upstream': []}, {min(os.sched_getaffinity(0))}
     for _, way in itertools.product(range(values.runs), found):
-        found[way].append(_result(getattr(build_ways, way), folder, values.shards, cores=one_core))
+        found[way].append(_result(way, folder, values.shards, cores=one_core))
     for clock, text in (('cpu', 'by time of the core'), ('seconds', 'by the clock')):
-        middles = {}
+        middles = []
         for way, runs in found.items():
             rates = [values.count / run[clock] for run in runs]
-            middles[way] = statistics.median(rates)
+            middles.append(statistics.median(rates))
             _log(
-                f'{text}, {way}: {middles[way]:.0f} images/s, {middles[way] * total / values.count / 1e6:.0f} MB/s '
-                f'({min(rates):.0f} to {max(rates):.0f}, n = {len(rates)}, {values.count} images of '
-                f'{total / values.count / 1e3:.0f} kB)'
+                f'{text}, {way}: {middles[-1]:.0f} images/s, {middles[-1] * size / 1e6:.0f} MB/s ({min(rates):.0f} to '
+                f'{max(rates):.0f}, n = {len(rates)}, {values.count} images of {size / 1e3:.0f} kB)'
             )
-        _log(f'{text}: {middles["ours"] / middles["upstream"]:.1f} times as many')
+        _log(f'{text}: {middles[0] / middles[1]:.1f} times as many')
 
 
 def _measure_memory(values, sample, folder):
     for count in (values.count, 10 * values.count):
         _lay_out(sample, f'{folder}/raw', count)
-        parent, largest = _result(build_ways.memory, folder, values.shards, values.num_threads)
+        parent, largest = _result('memory', folder, values.shards, values.num_threads)
         _log(
             f'{count} images: peak memory {parent / 1e6:.1f} MB, the largest of {values.num_threads} processes '
             f'{largest / 1e6:.1f} MB'
         )
 
 
-def _result(way, folder, *arguments, cores=None):
-    """Return what a process of its own measures with the images in a folder."""
-    with Child(way.__name__, way, f'{folder}/raw', f'{folder}/out', *arguments, cores=cores) as child:
-        found = child.answer()
-    shutil.rmtree(f'{folder}/out')
-    return found
-
-
-# --- a synthetic ImageNet --------------------------------------------------------------------------------------
-
-
 def _measure_synthetic(values, sample, folder):
+    """Build and verify a synthetic ImageNet."""
     write, read = _measure_disk(f'{folder}/disk')
     _log(f'the disk: {write / 1e6:.0f} MB/s written, {read / 1e6:.0f} MB/s read, one after the other in big pieces')
     path, synsets = f'{folder}/ILSVRC2012_img_train.tar', labels.read_classes()[: values.synthetic]
-    total, seconds = _timed(lambda: _write_tar(path, sample, synsets, values.synthetic))
+    total, seconds, _ = timed(_write_tar, path, sample, synsets, values.synthetic)
     _log(f'{path}: {values.synthetic} images, {total / 1e9:.2f} GB, written in {seconds:.1f} s')
-    raw, seconds = _timed(lambda: tars.index('train', path, synsets, log=_log))
+    raw, seconds, _ = timed(lambda: tars.index('train', path, synsets, log=_log))
     _log(f'indexed: {len(raw)} images in {seconds:.1f} s')
     _forget(path)
-    with Peak(largest_child, 0.05) as peak:
-        manifest, seconds = _timed(
+    with sampled(largest_child, 0.05) as sizes:
+        manifest, seconds, _ = timed(
             lambda: shards.build(raw, 'train', f'{folder}/out', values.shards, values.num_threads, log=_log)
         )
     size = manifest['bytes']
@@ -185,67 +170,42 @@ def _measure_synthetic(values, sample, folder):
         f'built: {len(raw) / seconds:.0f} images/s, {size / seconds / 1e6:.0f} MB/s by {values.num_threads} '
         f'processes in {seconds:.1f} s; at the rates of the disk: {size / read + size / write:.1f} s'
     )
-    _log(f'peak memory {peak_bytes() / 1e6:.1f} MB, the largest of the processes {peak.largest / 1e6:.1f} MB')
-    code, seconds = _timed(lambda: verify(f'{folder}/out', 'train', _log))
+    _log(f'peak memory {memory("VmHWM") / 1e6:.1f} MB, the largest of the processes {max(sizes) / 1e6:.1f} MB')
+    code, seconds, _ = timed(verify, f'{folder}/out', 'train', _log)
     _log(f'verified: {len(raw) / seconds:.0f} images/s, {size / seconds / 1e6:.0f} MB/s by one process')
     if code:
         raise UserError('the shards have faults')
 
 
-def _timed(call):
-    start = time.perf_counter()
-    return call(), time.perf_counter() - start
-
-
 def _measure_disk(path):
     """Return the bytes a second that are written to and read from a disk, without what memory keeps."""
-    chunk, count = os.urandom(_CHUNK), _DISK_BYTES // _CHUNK
-    start = time.perf_counter()
-    with open(path, 'wb', buffering=0) as file:
-        for _ in range(count):
-            file.write(chunk)
-        os.fsync(file.fileno())
-    written = time.perf_counter() - start
-    _forget(path)
-    start = time.perf_counter()
-    with open(path, 'rb', buffering=0) as file:
-        while file.read(_CHUNK):
-            pass
-    rates = _DISK_BYTES / written, _DISK_BYTES / (time.perf_counter() - start)
+    chunk = bytearray(os.urandom(_CHUNK))
+    chunks = itertools.repeat(chunk, _DISK_BYTES // _CHUNK)
+    with open(path, 'w+b', buffering=0) as file:
+        _, writing, _ = timed(lambda: (file.writelines(chunks), os.fsync(file.fileno())))
+        _forget(path)
+        file.seek(0)
+        _, reading, _ = timed(lambda: sum(iter(lambda: file.readinto(chunk), 0)))
     os.remove(path)
-    return rates
+    return _DISK_BYTES / writing, _DISK_BYTES / reading
 
 
 def _write_tar(path, sample, synsets, count):
     """Write a tar of tars, `count` images spread over the classes; return its bytes."""
-    per_class = [count * (i + 1) // len(synsets) - count * i // len(synsets) for i in range(len(synsets))]
-    copies = _copies(sample, count)
+    copies, inner = _copies(sample, count), f'{path}.part'
     with open(path, 'wb') as file:
-        for synset, number in zip(synsets, per_class, strict=True):
-            start = file.tell()
-            file.seek(start + tars.BLOCK)
-            for k, data in enumerate(itertools.islice(copies, number)):
-                _write_member(file, f'{synset}_{k}.JPEG', data)
-            file.write(bytes(2 * tars.BLOCK))
-            end = file.tell()
-            file.seek(start)
-            file.write(_header(f'{synset}.tar', end - start - tars.BLOCK))
-            file.seek(end)
-        file.write(bytes(2 * tars.BLOCK))
+        with tarfile.open(fileobj=file, mode='w') as outer:
+            for i, synset in enumerate(synsets):
+                here = count * (i + 1) // len(synsets) - count * i // len(synsets)
+                with tarfile.open(inner, 'w') as tar:
+                    for k, data in enumerate(itertools.islice(copies, here)):
+                        member = tarfile.TarInfo(f'{synset}_{k}.JPEG')
+                        member.size = len(data)
+                        tar.addfile(member, io.BytesIO(data))
+                outer.add(inner, f'{synset}.tar')
+        os.remove(inner)
         os.fsync(file.fileno())
         return file.tell()
-
-
-def _write_member(file, name, data):
-    file.write(_header(name, len(data)))
-    file.write(data)
-    file.write(bytes(-len(data) % tars.BLOCK))
-
-
-def _header(name, size):
-    member = tarfile.TarInfo(name)
-    member.size = size
-    return member.tobuf(tarfile.GNU_FORMAT)
 
 
 def _forget(path):
@@ -256,4 +216,4 @@ def _forget(path):
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv))
+    sys.exit(program.run_program(sys.argv, __doc__, define_flags(), run_build))

@@ -2,9 +2,9 @@
 
 import functools
 import os
-import time
 
-from benchmarks.memory import Peak, largest_child, peak_bytes
+from benchmarks import machine
+from benchmarks.machine import timed
 from official_resnet.building import image_list, records, shards
 from official_resnet.building.job import Job
 from official_resnet.building.records import Options
@@ -15,7 +15,7 @@ def ours(folder: str, output: str, num_shards: int) -> dict[str, float]:
     """Do what a process of the builder does; return the seconds of the clock and of the core."""
     images, job, options = _images(folder), Job(output, 'train', num_shards), Options()
     os.makedirs(job.folder)
-    return _timed(
+    return _measured(
         lambda shard: job.write_shard(shard, functools.partial(shards.build_shard, images, shard, num_shards, options)),
         num_shards,
     )
@@ -42,25 +42,23 @@ def upstream(folder: str, output: str, num_shards: int) -> dict[str, float]:
                         raise ValueError('not RGB')
                     writer.write(_example(tf, records.features(images, i, Options(), data, width, height)))
 
-        return _timed(write, num_shards)
+        return _measured(write, num_shards)
 
 
 def memory(folder: str, output: str, num_shards: int, num_threads: int) -> list[int]:
     """Build the shards; return the peak memory in bytes of this process and of its largest child."""
-    with Peak(largest_child, 0.05) as peak:
+    with machine.sampled(machine.largest_child, 0.05) as sizes:
         shards.build(_images(folder), 'train', output, num_shards, num_threads, log=lambda line: None)
-    return [peak_bytes(), peak.largest]
+    return [machine.memory('VmHWM'), max(sizes)]
 
 
 def _images(folder):
     return image_list.from_folders(folder, sorted(os.listdir(folder)), JPEG_SUFFIXES)
 
 
-def _timed(write, num_shards):
-    start, cpu = time.perf_counter(), time.process_time()
-    for shard in range(num_shards):
-        write(shard)
-    return {'seconds': time.perf_counter() - start, 'cpu': time.process_time() - cpu}
+def _measured(write, num_shards):
+    _, seconds, cpu = timed(lambda: [write(shard) for shard in range(num_shards)])
+    return {'seconds': seconds, 'cpu': cpu}
 
 
 def _example(tf, features):

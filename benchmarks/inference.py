@@ -1,19 +1,20 @@
-"""Inference and building of ResNet-50 (version 1), one function a system, for speed_systems.
+"""Inference and building of ResNet-50 (version 1), one function a system, for speed.
 
 Each takes (dtype, resnet_size, batch_size), 'fp32' or 'bf16', and returns {measure: function of a number of
 steps}. A step of inference takes float32 images of 224x224 from memory, and its logits arrive in memory.
 """
 
+import importlib
 import os
 import tempfile
 
 import numpy as np
 
-from benchmarks.trainers import Measures
+from benchmarks.training import Measures
+from official_resnet import resnet_variants
 from official_resnet.training import devices
 
 IMAGE_SHAPE = (224, 224, 3)
-POLICIES = {'fp32': 'float32', 'bf16': 'mixed_bfloat16'}
 
 
 def ours(dtype: str, resnet_size: int, batch_size: int) -> Measures:
@@ -27,7 +28,7 @@ def ours(dtype: str, resnet_size: int, batch_size: int) -> Measures:
     images = tf.constant(_images(batch_size))
     return {
         'inference': lambda steps: [call(images).numpy() for _ in range(steps)],
-        'build': lambda steps: [_new_model(resnet_size) for _ in range(steps)],
+        'build': lambda steps: [resnet_variants.imagenet_resnet(resnet_size, version='1') for _ in range(steps)],
     }
 
 
@@ -51,13 +52,13 @@ def predict(dtype: str, resnet_size: int, batch_size: int) -> Measures:
 
 def torch(dtype: str, resnet_size: int, batch_size: int) -> Measures:
     """The ResNet of pytorchcv, channels_last, eager, autocast in bf16."""
-    import importlib
-
     import torch
+
+    from benchmarks import torch_peer
 
     peer = getattr(importlib.import_module('pytorchcv.models.resnet'), f'resnet{resnet_size}')()
     peer = peer.eval().to(memory_format=torch.channels_last)
-    images = torch.from_numpy(_images(batch_size).transpose(0, 3, 1, 2)).contiguous(memory_format=torch.channels_last)
+    images = torch_peer.to_torch(_images(batch_size))
 
     @torch.inference_mode()
     def infer(steps):
@@ -84,10 +85,6 @@ def onnx(dtype: str, resnet_size: int, batch_size: int) -> Measures:
     return {'inference': lambda steps: [session.run(None, images) for _ in range(steps)]}
 
 
-SYSTEMS = {f'inference:{function.__name__}': function for function in (ours, applications, predict, torch, onnx)}
-NEEDS = {'torch': ('torch', 'pytorchcv'), 'onnx': ('onnxruntime', 'tf2onnx')}  # packages of the [parity] extra
-
-
 def _images(batch_size):
     return np.random.default_rng(0).normal(size=(batch_size, *IMAGE_SHAPE)).astype('float32')
 
@@ -95,19 +92,13 @@ def _images(batch_size):
 def _application(dtype, resnet_size):
     import keras
 
-    keras.config.set_dtype_policy(POLICIES[dtype])
+    keras.config.set_dtype_policy(devices.POLICIES[dtype])
     return getattr(keras.applications, f'ResNet{resnet_size}')(weights=None)
-
-
-def _new_model(resnet_size):
-    from official_resnet import resnet_variants
-
-    return resnet_variants.imagenet_resnet(resnet_size, version='1')
 
 
 def _trained_model(resnet_size):
     """A network whose BN is no identity: what is added as a bias of 0 would be optimised away."""
-    model = _new_model(resnet_size)
+    model = resnet_variants.imagenet_resnet(resnet_size, version='1')
     random = np.random.default_rng(0)
     for variable in model.variables:
         if variable.name in ('beta', 'moving_mean'):

@@ -1,4 +1,4 @@
-"""Training input from JPEG files at 224x224, images/s, one function a system, for speed_systems.
+"""Training input from JPEG files at 224x224, images/s, one function a system, for speed.
 
 Each takes (dtype, resnet_size, batch_size, folder), of which the first two do not matter, and returns {'jpeg':
 function of a number of steps}. A turn begins with nothing prepared and makes steps * batch_size images, each file
@@ -12,7 +12,7 @@ import os
 import pathlib
 from typing import TYPE_CHECKING
 
-from benchmarks.trainers import Measures
+from benchmarks.training import Measures
 from official_resnet.errors import UserError
 from official_resnet.inputs import images
 from official_resnet.training import devices
@@ -42,14 +42,15 @@ def list_files(folder: str | None) -> list[pathlib.Path]:
     return paths
 
 
-def ours(dtype: str, resnet_size: int, batch_size: int, folder: str) -> Measures:
+def ours(dtype: str, resnet_size: int, batch_size: int, folder: str, resize: str = 'tf1') -> Measures:
     """Training batches of encoded images, resized as TensorFlow 1 did it."""
-    return _batches('tf1', batch_size, folder)
+    devices.start_tensorflow()
+    return _drawing(lambda steps: training_batches(resize, batch_size, steps, folder))
 
 
-def antialias(dtype: str, resnet_size: int, batch_size: int, folder: str) -> Measures:
+def antialias(*arguments) -> Measures:
     """The same, resized as Pillow does it."""
-    return _batches('antialias', batch_size, folder)
+    return ours(*arguments, resize='antialias')
 
 
 def decode(dtype: str, resnet_size: int, batch_size: int, folder: str) -> Measures:
@@ -59,36 +60,28 @@ def decode(dtype: str, resnet_size: int, batch_size: int, folder: str) -> Measur
 
     contents = tf.constant([path.read_bytes() for path in list_files(folder)])
 
-    @functools.cache
     def pipeline(steps):
         rows = tf.data.Dataset.range(steps * batch_size)
         decoded = rows.map(lambda i: tf.io.decode_jpeg(contents[i % len(contents)], channels=3), tf.data.AUTOTUNE)
-        return decoded.map(tf.size)  # so that Python is not handed the images
+        return decoded.map(tf.size).batch(batch_size)  # of sizes, so that Python is not handed the images
 
-    return {'jpeg': _running(lambda steps: pipeline(steps).batch(batch_size))}
+    return _drawing(pipeline)
 
 
 def pillow(dtype: str, resnet_size: int, batch_size: int, folder: str) -> Measures:
     """Pillow's decoding of the whole image and nothing else, in a thread a core."""
-    from PIL import Image
-
     paths = list_files(folder)
-
-    def load(path):
-        with Image.open(path) as image:
-            image.convert('RGB')
 
     def run(steps):
         with concurrent.futures.ThreadPoolExecutor(num_cores()) as pool:
-            list(pool.map(load, itertools.islice(itertools.cycle(paths), steps * batch_size)))
+            list(pool.map(lambda path: _load(path).size, _in_turn(paths, steps * batch_size)))
 
     return {'jpeg': run}
 
 
 def torch(dtype: str, resnet_size: int, batch_size: int, folder: str) -> Measures:
     """A DataLoader with the usual transforms of torchvision by Pillow; on more than one core, a worker a core."""
-    import torch
-    from PIL import Image
+    from torch.utils import data
 
     from benchmarks import torch_peer
 
@@ -101,34 +94,17 @@ def torch(dtype: str, resnet_size: int, batch_size: int, folder: str) -> Measure
             transforms.Normalize(MEANS, DEVIATIONS),
         ]
     )
-    paths = list_files(folder)
+    paths, num_workers = list_files(folder), num_cores() if num_cores() > 1 else 0
 
-    class Images(torch.utils.data.Dataset):
-        def __init__(self, count):
-            self.count = count
-
-        def __len__(self):
-            return self.count
-
-        def __getitem__(self, i):
-            with Image.open(paths[i % len(paths)]) as image:
-                return transform(image.convert('RGB')), 0
+    def collate(batch):  # called by the workers
+        return data.default_collate([(transform(_load(path)), 0) for path in batch])
 
     def run(steps):
-        workers = num_cores() if num_cores() > 1 else 0
-        return [
-            None
-            for _ in torch.utils.data.DataLoader(
-                Images(steps * batch_size), batch_size, shuffle=True, num_workers=workers
-            )
-        ]
+        files = _in_turn(paths, steps * batch_size)
+        loader = data.DataLoader(files, batch_size, shuffle=True, num_workers=num_workers, collate_fn=collate)
+        return [None for _ in loader]
 
     return {'jpeg': run}
-
-
-SYSTEMS = {f'jpeg:{function.__name__}': function for function in (ours, antialias, decode, torch, pillow)}
-PARTS = {'ours': ('ours', 'antialias', 'decode'), 'torch': ('torch', 'pillow')}  # of a --system
-NEEDS = {'torch': ('torch', 'torchvision')}  # packages of the [parity] extra
 
 
 def num_cores() -> int:
@@ -137,32 +113,36 @@ def num_cores() -> int:
 
 
 def training_batches(resize: str, batch_size: int, steps: int, folder: str) -> 'tf.data.Dataset':
-    """Return so many batches of training, tf.data.Dataset, normalised as torchvision's; files are repeated in turn."""
+    """Return so many batches of training, normalised as torchvision's; files are repeated in turn."""
     from official_resnet.inputs import streamed
     from official_resnet.inputs.affine import PUBLISHED
     from official_resnet.inputs.views import Views
 
-    files = list(itertools.islice(itertools.cycle(list_files(folder)), steps * batch_size))
+    files = _in_turn(list_files(folder), steps * batch_size)
     views = Views(SIZE, min_area=MIN_AREA, use_boxes=False, resize=resize)
-    split = streamed.StreamedSplit(
-        streamed.Files(files, [0] * len(files)), 1, 'folder', ('image',), PUBLISHED['torch'], views
-    )
+    source = streamed.Files(files, [0] * len(files))
+    split = streamed.StreamedSplit(source, 1, 'folder', ('image',), PUBLISHED['torch'], views)
     return split.training_batches(batch_size)
 
 
-def _batches(resize, batch_size, folder):
-    devices.start_tensorflow()
-    pipeline = functools.cache(lambda steps: training_batches(resize, batch_size, steps, folder))
-    return {'jpeg': _running(pipeline)}
+def _in_turn(paths, count):
+    return list(itertools.islice(itertools.cycle(paths), count))
 
 
-def _running(pipeline):
-    """Return the function (steps) that draws all batches of pipeline(steps), a tf.data.Dataset."""
-    iterators = []  # kept: the end of one waits for tf.data's tuning thread, which sleeps for seconds
+def _load(path):
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return image.convert('RGB')
+
+
+def _drawing(make):
+    """Return the Measures that draw all batches of make(steps), a tf.data.Dataset, which is made once."""
+    pipeline, iterators = functools.cache(make), []  # kept: the end of one waits for tf.data's tuning thread, seconds
 
     def run(steps):
         iterators.append(iter(pipeline(steps)))
         for _ in iterators[-1]:
             pass
 
-    return run
+    return {'jpeg': run}

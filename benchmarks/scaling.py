@@ -14,17 +14,18 @@ import dataclasses
 import json
 import math
 import os
+import pathlib
 import statistics
 import sys
 from collections.abc import Collection
 from typing import Any
 
-import numpy as np
 from absl import flags
 
-from benchmarks import jpeg_input, report, scaling_measures
+from benchmarks import jpeg_input, machine
 from benchmarks.child import Child
-from benchmarks.scaling_model import ADVICE, ASSUMED, BYTES, COLLECTIVES, MEASURED, Net, checkpoint_bytes, predict
+from benchmarks.scaling_model import ADVICE, ASSUMED, COLLECTIVES, MEASURED, Net, constants, line, predict
+from official_resnet import files
 from official_resnet.command_line import program
 from official_resnet.command_line.definer import Definer
 from official_resnet.errors import UserError
@@ -36,9 +37,9 @@ TIMEOUT = 600  # seconds for a measure
 
 
 def start(task: str, *arguments, cores: Collection[int] | None = None, **environment: str) -> Child:
-    """Return the Child that measures one thing, on the CPU also where there is a GPU."""
+    """Return the Child that does a task of scaling_measures, on the CPU also where there is a GPU."""
     environment |= {'TF_CPP_MIN_LOG_LEVEL': '3', 'CUDA_VISIBLE_DEVICES': '-1'}
-    return Child(f'measure {task}', scaling_measures.measure, task, *arguments, cores=cores, **environment)
+    return Child(f'benchmarks.scaling_measures:measure_{task}', *arguments, cores=cores, **environment)
 
 
 def result(*arguments, **options) -> Any:
@@ -66,30 +67,6 @@ def measure_all(names: Collection[str], size: float, folder: str | None) -> dict
     return found
 
 
-def line(rows: list[dict], x: str, y: str) -> tuple[float, float]:
-    """Return (intercept, slope) of the straight line through rows of numbers, neither below 0."""
-    slope, intercept = np.polyfit([row[x] for row in rows], [row[y] for row in rows], 1)
-    return max(0.0, float(intercept)), max(0.0, float(slope))
-
-
-def constants(found: dict) -> dict[str, float]:
-    """Return {name: value} for `predict` of what `measure_all` found."""
-    save, save_byte = line(found['checkpoint'], 'bytes', 'save_seconds')
-    memory = line(found['memory'], 'batch', 'peak_bytes')[1]
-    return {
-        'decode': statistics.median(found['input']['images_per_core_second']),
-        'read': found['input']['records_per_second'],
-        'save': save,
-        'save_byte': save_byte,
-        'restore_byte': line(found['checkpoint'], 'bytes', 'restore_seconds')[1],
-        'evaluate': line(found['evaluation'], 'images', 'seconds')[0],
-        'order': line(found['order'], 'images', 'seconds')[1],
-        'index': line(found['index'], 'records', 'seconds')[1],
-        'index_bytes': line(found['index'], 'records', 'bytes')[1],
-        'kept': memory / BYTES / found['memory'][0]['activations'],
-    }
-
-
 def predict_pair(pair: list[dict], clock: str = 'seconds') -> dict[str, float]:
     """Return what two workers' steps should take by their constants, beside what they take.
 
@@ -107,9 +84,6 @@ def predict_pair(pair: list[dict], clock: str = 'seconds') -> dict[str, float]:
     predicted = middle['alone'] + COLLECTIVES * sizes[0]['seconds'] + sent * per_byte
     return {
         'alone': middle['alone'],
-        'exchange_of_nothing': sizes[0]['seconds'],
-        'exchanged_bytes_per_second': 1 / per_byte if per_byte else 0.0,
-        'exchanged_bytes': sent,
         'predicted': predicted,
         'measured': middle['together'],
         'ratio': predicted / middle['together'],
@@ -147,16 +121,13 @@ def format_table(rows: list[dict]) -> str:
         lines.append(
             f'{row["accelerators"]:4} {row["batch"]:3}x{row["accelerators"]:<4} {1e3 * row["step"]:7.1f} '
             f'{1e3 * row["all_reduce"]:13.1f} {row["images_per_second"]:10,.0f} {row["cores"]:10.0f} '
-            f'{row["read_bytes"] / 1e6:10.0f} {row["memory"] / 1e9:10.1f} {row["epoch"]:8.1f} '
-            f' {row["bottleneck"]}'
+            f'{row["read_bytes"] / 1e6:10.0f} {row["memory"] / 1e9:10.1f} {row["epoch"]:8.1f}  {row["bottleneck"]}'
         )
     names = [part for part in ADVICE if any(part in row['parts'] for row in rows)]
     lines += ['', 'shares of an epoch, %: ' + ', '.join(names)]
     for row in rows:
-        lines.append(
-            f'{row["accelerators"]:4} '
-            + ' '.join(f'{100 * row["parts"].get(name, 0):{len(name) + 1}.1f}' for name in names)
-        )
+        shares = (f'{100 * row["parts"].get(name, 0):{len(name) + 1}.1f}' for name in names)
+        lines.append(f'{row["accelerators"]:4} {" ".join(shares)}')
     return '\n'.join(lines)
 
 
@@ -179,7 +150,7 @@ def define_flags() -> flags.FlagValues:
     define.number('size', 1.0, 'Share of the full measurements.', lower=0.01, upper=1)
     define.string('image_folder', None, 'JPEG files to decode; synthetic ones without.')
     define.string('input_json', None, 'Take the measurements of an earlier --output_json.')
-    define.string('output_json', None, 'Also write every single figure there.')
+    machine.define_output(values)
     flags.register_validator(
         'accelerators',
         lambda names: names and all(name.isdecimal() and 0 < int(name) <= 10**6 for name in names),
@@ -189,97 +160,68 @@ def define_flags() -> flags.FlagValues:
     return values
 
 
-def replaced(values: dict[str, float], pairs: list[str]) -> dict[str, float]:
-    """Return {name: number} with those of 'name=number' replaced."""
-    values = dict(values)
+def replacements(pairs: list[str]) -> dict[str, float]:
+    """Return {name: number} of 'name=number', the names being of ASSUMED or MEASURED."""
+    values = {}
     for pair in pairs:
         name, _, text = pair.partition('=')
         try:
-            number = float(text)
+            values[name] = float(text)
         except ValueError:
-            number = math.nan
-        if name not in values or not 0 <= number < math.inf or (number == 0 and name not in MAY_BE_0):
+            values[name] = math.nan
+        is_known = name in ASSUMED or name in MEASURED
+        if not is_known or not 0 <= values[name] < math.inf or (values[name] == 0 and name not in MAY_BE_0):
             raise UserError(
                 f"set '{pair}' is no assumption and a number above 0; pass name=number with a name of "
-                f'{", ".join(values)}'
+                f'{", ".join([*ASSUMED, *MEASURED])}'
             )
-        values[name] = number
     return values
 
 
 def run_scaling(values: flags.FlagValues) -> None:
     """Measure, or read what was measured; estimate; print."""
-    replaced({name: 0 for name in (*ASSUMED, *MEASURED)}, values.set)  # before what takes its time
-    output = report.check_output(values.output_json)
+    replaced = replacements(values.set)  # before what takes its time
     if values.image_folder:
         jpeg_input.list_files(values.image_folder)
     net = Net(**result('net', values.variant))
     if values.input_json:
-        stored = _read(values.input_json)
-        found, machine = stored['found'], stored['machine']
+        found, about = _read(values.input_json)
     else:
         before = f'load {os.getloadavg()[0]:.1f}'
         found = measure_all(values.measure, values.size, values.image_folder)
-        machine = f'{report.describe_machine()}, {before} before and {os.getloadavg()[0]:.1f} after'
+        about = f'{machine.describe()}, {before} before and {os.getloadavg()[0]:.1f} after'
     print(format_found(found))
-    rows, measured = [], {}
-    if _is_complete(found):
-        measured = constants(found)
-        c = replaced({name: value for name, (value, *_) in ASSUMED.items()} | measured, values.set)
+    rows, measured = [], constants(found)
+    if measured:
+        c = {name: value for name, (value, *_) in ASSUMED.items()} | measured | replaced
         rows = [predict(net, c, int(n)) for n in values.accelerators]
-        print('\nmeasured: ' + ', '.join(f'{name} {_short(c[name])} ({MEASURED[name]})' for name in measured))
-        print(
-            'assumed:\n'
-            + '\n'.join(
-                f'  {name} {_short(c[name])} {what} ({source if c[name] == value else "--set"})'
-                for name, (value, what, source) in ASSUMED.items()
-            )
-        )
+        print('\nmeasured: ' + ', '.join(f'{name} {_short(c[name])} ({MEASURED[name][0]})' for name in measured))
+        print('assumed:')
+        for name, (value, what, source) in ASSUMED.items():
+            print(f'  {name} {_short(c[name])} {what} ({source if c[name] == value else "--set"})')
         print(
             f'\n{values.variant}: {net.parameters:,} parameters, {net.multiply_adds / 1e6:,.0f} M multiply-adds, '
-            f'checkpoint {checkpoint_bytes(net) / 1e6:.0f} MB\n{format_table(rows)}'
+            f'checkpoint {net.checkpoint_bytes / 1e6:.0f} MB\n{format_table(rows)}'
         )
         for part in dict.fromkeys(row['bottleneck'] for row in rows):
             print(f'{part}: {ADVICE[part]}')
-    print(f'\n{machine}')
-    report.write(
-        output,
-        values.flag_values_dict(),
-        machine,
-        found=found,
-        constants=measured,
-        assumed=ASSUMED,
-        net=dataclasses.asdict(net),
-        rows=rows,
-    )
+    print(f'\n{about}')
+    figures = {'found': found, 'constants': measured, 'assumed': ASSUMED, 'net': dataclasses.asdict(net), 'rows': rows}
+    machine.write_output(values, about, **figures)
 
 
 def _read(path):
-    """Return what --output_json wrote."""
+    """Return (what was found, the machine) of what --output_json wrote."""
+    with files.read_errors(path, 'pass what --output_json wrote as --input_json'):
+        content = pathlib.Path(path).expanduser().read_bytes()
     try:
-        with open(os.path.expanduser(path), encoding='utf-8') as file:
-            stored = json.load(file)
+        stored = json.loads(content)
         format_found(stored['found'])
-        if _is_complete(stored['found']):
-            constants(stored['found'])
-        return {'found': stored['found'], 'machine': str(stored['machine'])}
-    except OSError as error:
-        raise UserError(
-            f"input_json '{path}' cannot be read ({error.strerror}); pass what --output_json wrote"
-        ) from None
+        constants(stored['found'])
+        return stored['found'], str(stored['machine'])
     except (ValueError, LookupError, TypeError, AttributeError):
         raise UserError(f"input_json '{path}' holds something else; pass what --output_json wrote") from None
 
 
-def _is_complete(found):
-    """Whether there is all that `constants` needs."""
-    return {'order', 'input', 'checkpoint'} <= found.keys()
-
-
-def run() -> None:
-    """Run with the arguments of the command line and exit."""
-    sys.exit(program.run_program(sys.argv, __doc__, define_flags(), run_scaling))
-
-
 if __name__ == '__main__':
-    run()
+    sys.exit(program.run_program(sys.argv, __doc__, define_flags(), run_scaling))

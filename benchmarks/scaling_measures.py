@@ -5,67 +5,74 @@ evaluations the shortest of three: other jobs disturb it less. Two workers tell 
 """
 
 import functools
+import gc
 import io
 import math
 import pathlib
 import statistics
 import tempfile
 import time
+import timeit
 import tracemalloc
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks import jpeg_input
-from benchmarks.memory import Peak, resident_bytes
-from benchmarks.trainers import ready_batches, synthetic_trainer
+from benchmarks.machine import memory, sampled, timed
+from benchmarks.scaling_model import BYTES
+from benchmarks.training import ready_batches, stepping, synthetic_trainer
 from official_resnet import resnet_variants
 from official_resnet.errors import UserError
-from official_resnet.training import devices
 
 if TYPE_CHECKING:
     import keras
 
-BYTES = 4  # of float32
+SCALES = (1, 2, 4)
 PARTS = 64  # tensors that the measured all-reduce packs into one
 IMAGENET = 1281167
+resident = functools.partial(memory, 'VmRSS')
 
 
-def measure_images(size: float) -> dict:
+def shortest(function: Callable, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Return the least seconds of three calls, garbage collected as ever."""
+    return min(timeit.repeat(function, gc.enable, clock, repeat=3, number=1))
+
+
+def measure_images(size: float) -> dict[str, list]:
     """Index and order of 1x, 2x and 4x images, and the first batch of a late step."""
     from official_resnet.inputs import in_memory, shards, streamed, tfrecords
 
     rows = {'index': [], 'order': []}
     with tempfile.TemporaryDirectory() as temporary:
-        record, paths = tfrecords.frame(bytes(500)), []
-        for scale in (1, 2, 4):
-            count = int(20000 * scale * size)
-            while len(paths) < 4 * scale:
-                paths.append(pathlib.Path(temporary) / f'train-{len(paths):05d}')
-                paths[-1].write_bytes(record * (count // (4 * scale)))
-            seconds, source = _shortest(lambda: shards.Shards(paths, log=lambda line: None), clock=time.process_time)
+        paths = [pathlib.Path(temporary) / f'train-{i:05d}' for i in range(4 * max(SCALES))]
+        for path in paths:
+            path.write_bytes(tfrecords.frame(bytes(500)) * int(5000 * size))
+        for scale in SCALES:
+            index = functools.partial(shards.Shards, paths[: 4 * scale], log=lambda line: None)
+            seconds = shortest(index, time.process_time)
             tracemalloc.start()
-            source = shards.Shards(paths, log=lambda line: None)
+            source = index()
             held, peak = tracemalloc.get_traced_memory()
             tracemalloc.stop()
             rows['index'].append({'records': source.num_images, 'seconds': seconds, 'bytes': held, 'peak_bytes': peak})
-    for scale in (1, 2, 4):
+    for scale in SCALES:
         count = int(IMAGENET * scale / 4 * size)
-        groups = np.sort(np.arange(count, dtype=np.int32) % 1024)
+        groups, late = np.sort(np.arange(count, dtype=np.int32) % 1024), count // 256 - 1
 
         def first(step, count=count, groups=groups):
             return next(iter(in_memory.training_rows(count, 256, 0, step, 1, (0, 1), streamed.mix_groups(groups))))
 
-        late = count // 256 - 1
-        with Peak(resident_bytes) as memory:
-            seconds, _ = _shortest(functools.partial(first, 0), clock=time.process_time)
+        with sampled(resident) as sizes:
+            first(0)
         rows['order'].append(
             {
                 'images': count,
-                'seconds': seconds,
-                'peak_bytes': memory.grown,
+                'seconds': shortest(functools.partial(first, 0), time.process_time),
+                'peak_bytes': max(sizes) - sizes[0],
                 'late_step': late,
-                'late_seconds': _shortest(functools.partial(first, late), clock=time.process_time)[0],
+                'late_seconds': shortest(functools.partial(first, late), time.process_time),
             }
         )
     return rows
@@ -73,53 +80,36 @@ def measure_images(size: float) -> dict:
 
 def measure_workers(size: float) -> dict:
     """All-reduces of 1x, 2x and 4x bytes, and steps with and without them, by one of two workers that do the same."""
-    import tensorflow as tf
-
-    batch, runs = max(2, int(32 * size)), 7
-
-    def trainer(strategy, images):
-        return synthetic_trainer(resnet_variants.cifar_spec(20), images, {'distribution_strategy': strategy})
-
-    def steps(trainer):
-        ready = iter(ready_batches(trainer))
-        return lambda: trainer.train_steps(ready, tf.constant(10)).numpy()
-
-    together = trainer('multi_worker_mirrored', 2 * batch)
-    process = together.process
-    turns = {'together': (steps(together), 10), 'alone': (steps(trainer('off', batch)), 10)}
-    for scale in (0, 1, 2, 4):
+    batch, runs, spec = max(2, int(32 * size)), 7, resnet_variants.cifar_spec(20)
+    together = synthetic_trainer(spec, 2 * batch, {'distribution_strategy': 'multi_worker_mirrored'})
+    alone = synthetic_trainer(spec, batch, {'distribution_strategy': 'off'})
+    trainers, process = {'together': together, 'alone': alone}, together.process
+    turns = {name: (stepping(trainer, ready_batches(trainer)), 10) for name, trainer in trainers.items()}
+    for scale in (0, *SCALES):
         count = max(PARTS, int(2**20 * scale * size) // PARTS * PARTS)
-        turns[count * BYTES] = _exchange(process.strategy, count), 5
-    seconds, busy, sent = {name: [] for name in turns}, {name: [] for name in turns}, {}
-    for _ in range(runs + 1):
-        for name, (function, count) in turns.items():
+        turns[str(count * BYTES)] = _exchange(process.strategy, count), 5
+    rows = [{'turn': name, 'seconds': [], 'cpu_seconds': [], 'loopback_bytes': math.inf} for name in turns]
+    for run in range(runs + 1):
+        for row, (function, count) in zip(rows, turns.values(), strict=True):
             process.total(0)  # both begin at once
-            before, start, clock = _loopback_bytes(), time.perf_counter(), time.process_time()
-            function()
-            seconds[name].append((time.perf_counter() - start) / count)
-            busy[name].append((time.process_time() - clock) / count)
-            sent[name] = min(sent.get(name, math.inf), (_loopback_bytes() - before) / count)
-    rows = [
-        {'turn': str(name), 'seconds': seconds[name][1:], 'cpu_seconds': busy[name][1:], 'loopback_bytes': sent[name]}
-        for name in turns
-    ]
+            before = _loopback_bytes()
+            _, seconds, cpu = timed(function, count)
+            row['loopback_bytes'] = min(row['loopback_bytes'], (_loopback_bytes() - before) / count)
+            row['seconds'] += [seconds / count] if run else []
+            row['cpu_seconds'] += [cpu / count] if run else []
     net = describe(together.model)
     process.wait()
-    return {
-        'turns': rows,
-        'batch': batch,
-        'gradient_bytes': BYTES * net['parameters'],
-        'state_bytes': BYTES * net['state'],
-    }
+    sizes = {'gradient_bytes': BYTES * net['parameters'], 'state_bytes': BYTES * net['state']}
+    return {'turns': rows, 'batch': batch, **sizes}
 
 
-def measure_model(size: float) -> dict:
+def measure_model(size: float) -> dict[str, list]:
     """Checkpoints of 1x, 2x and 4x bytes, 4x being ResNet-50's, and evaluations of 1x, 2x and 4x images."""
     from official_resnet import checkpoints
 
     rows = {'checkpoint': [], 'evaluation': []}
     with tempfile.TemporaryDirectory() as temporary:
-        for scale in (1, 2, 4):
+        for scale in SCALES:
             random, count = np.random.default_rng(scale), int(128000 * scale * size)
             arrays = {str(i): random.random(count, np.float32) for i in range(100)}
 
@@ -127,29 +117,26 @@ def measure_model(size: float) -> dict:
                 if all(np.all(np.isfinite(array)) for array in arrays.values()):  # as the loop looks at them
                     return checkpoints.save(temporary, 1, arrays, {})
 
-            seconds, path = _shortest(save)
-            restoring, _ = _shortest(functools.partial(checkpoints.restore_latest, temporary))
-            rows['checkpoint'].append(
-                {'bytes': path.stat().st_size, 'save_seconds': seconds, 'restore_seconds': restoring}
-            )
+            saving = shortest(save)
+            restoring = shortest(functools.partial(checkpoints.restore_latest, temporary))
+            num_bytes = checkpoints.paths(temporary)[-1].stat().st_size
+            rows['checkpoint'].append({'bytes': num_bytes, 'save_seconds': saving, 'restore_seconds': restoring})
     trainer = synthetic_trainer(resnet_variants.cifar_spec(8), max(2, int(100 * size)))
     whole = trainer.test
-    for scale in (1, 2, 4):
-        count = int(500 * scale * size)
-        trainer.test = whole.first(count)
-        rows['evaluation'].append({'images': count, 'seconds': _shortest(trainer.evaluate)[0]})
+    for scale in SCALES:
+        trainer.test = whole.first(int(500 * scale * size))
+        rows['evaluation'].append({'images': int(500 * scale * size), 'seconds': shortest(trainer.evaluate)})
     return rows
 
 
-def measure_memory(size: float) -> dict:
-    """The memory of two training steps of ResNet-50 at 224x224, float32, with a batch of `size`."""
-    import tensorflow as tf
-
-    trainer = synthetic_trainer(resnet_variants.VARIANTS['resnet50_v1.5'], int(size), num_train_images=64)
-    iterator = iter(trainer.train_batches())
-    with Peak(resident_bytes) as memory:
-        trainer.train_steps(iterator, tf.constant(2)).numpy()
-    return {'batch': int(size), 'peak_bytes': memory.grown, 'activations': describe(trainer.model)['activations']}
+def measure_memory(batch: int) -> dict[str, int]:
+    """The memory of two training steps of ResNet-50 at 224x224, float32."""
+    trainer = synthetic_trainer(resnet_variants.VARIANTS['resnet50_v1.5'], batch, num_train_images=64)
+    steps = stepping(trainer, trainer.train_batches())
+    with sampled(resident) as sizes:
+        steps(2)
+    activations = describe(trainer.model)['activations']
+    return {'batch': batch, 'peak_bytes': max(sizes) - sizes[0], 'activations': activations}
 
 
 def measure_input(size: float, folder: str | None = None) -> dict:
@@ -161,57 +148,29 @@ def measure_input(size: float, folder: str | None = None) -> dict:
     if folder:
         jpegs = [path.read_bytes() for path in jpeg_input.list_files(folder)]
     else:
-        jpegs = _synthetic_jpegs(max(8, int(64 * size)))
+        jpegs = [_synthetic_jpeg() for _ in range(max(8, int(64 * size)))]
     with tempfile.TemporaryDirectory() as temporary:
         path = pathlib.Path(temporary) / 'train-00000'
-        path.write_bytes(
-            b''.join(
-                tfrecords.frame(tfrecords.encode_example({'image/encoded': jpeg, 'image/class/label': 1}))
-                for jpeg in jpegs
-            )
-        )
+        records = [tfrecords.encode_example({'image/encoded': jpeg, 'image/class/label': 1}) for jpeg in jpegs]
+        path.write_bytes(b''.join(map(tfrecords.frame, records)))
         source = shards.Shards([path])
-        views = Views(224)
-        examples = streamed.StreamedSplit(source, 1, 'synthetic', ('image',), OFFICIAL, views)
-        batch = min(32, len(jpegs))
+        examples = streamed.StreamedSplit(source, 1, 'synthetic', ('image',), OFFICIAL, Views(224))
+        batch, steps = min(32, len(jpegs)), max(1, int(8 * size))
         iterator = iter(examples.training_batches(batch, num_epochs=10**6))
-        steps, rates = max(1, int(8 * size)), []
-        images = steps * batch
-        for _ in range(steps):  # until the buffers are as full as they become
-            next(iterator)
-        for _ in range(5):
-            start, clock = time.process_time(), time.perf_counter()
+
+        def draw():
             for _ in range(steps):
                 next(iterator)
-            rates.append((images / (time.process_time() - start), images / (time.perf_counter() - clock)))
-        reading = _shortest(lambda: source.read(np.arange(len(jpegs))), clock=time.thread_time)[0]
+
+        draw()  # until the buffers are as full as they become
+        turns = [timed(draw) for _ in range(5)]
+        reading = shortest(lambda: source.read(np.arange(len(jpegs))), time.thread_time)
     return {
-        'images_per_core_second': sorted(rate for rate, _ in rates),
-        'images_per_second': sorted(rate for _, rate in rates),
+        'images_per_core_second': sorted(steps * batch / cpu for _, _, cpu in turns),
+        'images_per_second': sorted(steps * batch / seconds for _, seconds, _ in turns),
         'records_per_second': len(jpegs) / reading,
         'image_bytes': statistics.mean(map(len, jpegs)),
         'images': len(jpegs),
-    }
-
-
-def describe(model: 'keras.Model') -> dict[str, int]:
-    """Return {'parameters', 'state', 'multiply_adds', 'activations'} of a keras.Model of fixed image size.
-
-    State is what is not trained, BN's moving statistics; activations are the numbers of an image that the gradients
-    need: outputs of convolutions, ReLUs and pooling.
-    """
-    import keras
-
-    from official_resnet.experiments import architecture_table
-
-    kept = (keras.layers.Conv2D, keras.layers.ReLU, keras.layers.Activation, keras.layers.MaxPooling2D)
-    activations = sum(math.prod(layer.output.shape[1:]) for layer in model.layers if isinstance(layer, kept))
-    state = sum(math.prod(variable.shape) for variable in model.non_trainable_variables)
-    return {
-        'parameters': architecture_table.count_parameters(model),
-        'state': state,
-        'multiply_adds': architecture_table.count_multiply_adds(model),
-        'activations': activations,
     }
 
 
@@ -230,18 +189,23 @@ def measure_net(variant: str) -> dict[str, int]:
         return describe(resnet_model.resnet(spec, architecture_table.NUM_CLASSES[spec.stem], shape))
 
 
-def _shortest(function, runs=3, clock=time.perf_counter):
-    """Return (the least seconds of so many calls, what the last returned)."""
-    seconds = []
-    for _ in range(runs):
-        start = clock()
-        result = function()
-        seconds.append(clock() - start)
-    return min(seconds), result
+def describe(model: 'keras.Model') -> dict[str, int]:
+    """Return the fields of scaling_model.Net for a model of fixed image size."""
+    import keras
+
+    from official_resnet.experiments import architecture_table
+
+    kept = (keras.layers.Conv2D, keras.layers.ReLU, keras.layers.Activation, keras.layers.MaxPooling2D)
+    return {
+        'parameters': architecture_table.count_parameters(model),
+        'state': sum(math.prod(variable.shape) for variable in model.non_trainable_variables),
+        'multiply_adds': architecture_table.count_multiply_adds(model),
+        'activations': sum(math.prod(layer.output.shape[1:]) for layer in model.layers if isinstance(layer, kept)),
+    }
 
 
 def _exchange(strategy, count):
-    """Return a function that adds up a vector of `count` float32 over the workers 5 times, as Keras does gradients."""
+    """Return a function that adds up `count` float32 over the workers so many times, as Keras does gradients."""
     import tensorflow as tf
 
     def replica(values):
@@ -249,13 +213,13 @@ def _exchange(strategy, count):
         return tf.concat(parts, 0) / 2
 
     @tf.function
-    def five(values):
-        for _ in tf.range(5):
+    def exchange(values, times):
+        for _ in tf.range(times):
             values = strategy.run(replica, args=(values,))
         return values[0]
 
     values = tf.ones([count])
-    return lambda: five(values).numpy()
+    return lambda times: exchange(values, tf.constant(times)).numpy()
 
 
 def _loopback_bytes():
@@ -264,31 +228,11 @@ def _loopback_bytes():
         return next((int(line.split()[9]) for line in file if line.split()[0] == 'lo:'), 0)
 
 
-def _synthetic_jpegs(count):
-    """Return so many JPEGs of 500 x 375 pixels, of about the size of ImageNet's."""
+def _synthetic_jpeg():
+    """Return a JPEG of 500 x 375 pixels, of about the size of ImageNet's."""
     from PIL import Image
 
-    result = []
-    for _ in range(count):
-        file = io.BytesIO()
-        Image.effect_noise((250, 188), 90).resize((500, 375), Image.Resampling.BILINEAR).convert('RGB').save(
-            file, 'JPEG', quality=93
-        )
-        result.append(file.getvalue())
-    return result
-
-
-TASKS = {
-    'images': measure_images,
-    'input': measure_input,
-    'model': measure_model,
-    'memory': measure_memory,
-    'workers': measure_workers,
-    'net': measure_net,
-}
-
-
-def measure(task: str, *arguments) -> dict:
-    """Be the process of a task: start TensorFlow, then do it."""
-    devices.start_tensorflow()
-    return TASKS[task](*arguments)
+    file = io.BytesIO()
+    noise = Image.effect_noise((250, 188), 90).resize((500, 375), Image.Resampling.BILINEAR)
+    noise.convert('RGB').save(file, 'JPEG', quality=93)
+    return file.getvalue()

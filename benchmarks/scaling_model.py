@@ -8,6 +8,8 @@ import dataclasses
 import math
 import statistics
 
+import numpy as np
+
 _DGX = 'NVIDIA DGX A100 data sheet'
 _NONE = 'no source: measure yours'
 ASSUMED = {  # name: (value, what it is, source)
@@ -47,17 +49,17 @@ ADVICE = {  # part of the time -> what makes it smaller
     'epoch order': 'nothing yet: each worker shuffles all numbers once an epoch',
     'memory': 'a smaller --batch_size, --dtype=bf16, a smaller --variant',
 }
-MEASURED = {  # name: what it is; see `constants`
-    'decode': 'training images a core makes in a second',
-    'read': 'records/s that a process reads',
-    'save': 's of a checkpoint of no size',
-    'save_byte': 's a byte',
-    'restore_byte': 's a byte',
-    'evaluate': 's of an evaluation of nothing',
-    'order': 's an image, to shuffle an epoch',
-    'index': 's a record, to find it',
-    'index_bytes': 'bytes a record',
-    'kept': 'numbers in memory for each activation',
+MEASURED = {  # name: (what it is, rows of scaling_measures, x, y, whether the slope of y over x is it, or y at x = 0)
+    'decode': ('training images a core makes in a second',),
+    'read': ('records/s that a process reads',),
+    'save': ('s of a checkpoint of no size', 'checkpoint', 'bytes', 'save_seconds', False),
+    'save_byte': ('s a byte', 'checkpoint', 'bytes', 'save_seconds', True),
+    'restore_byte': ('s a byte', 'checkpoint', 'bytes', 'restore_seconds', True),
+    'evaluate': ('s of an evaluation of nothing', 'evaluation', 'images', 'seconds', False),
+    'order': ('s an image, to shuffle an epoch', 'order', 'images', 'seconds', True),
+    'index': ('s a record, to find it', 'index', 'records', 'seconds', True),
+    'index_bytes': ('bytes a record', 'index', 'records', 'bytes', True),
+    'kept': ('numbers in memory for each activation', 'memory', 'batch', 'peak_bytes', True),
 }
 BYTES, COLLECTIVES = 4, 3  # of float32; a step: gradients, BN statistics, loss and accuracy
 
@@ -78,6 +80,33 @@ class Net:
     multiply_adds: int
     activations: int
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Size of a checkpoint: weights, momentum, BN statistics."""
+        return BYTES * (2 * self.parameters + self.state)
+
+
+def line(rows: list[dict], x: str, y: str) -> tuple[float, float]:
+    """Return (y at x = 0, slope) of the straight line through rows of numbers, neither below 0."""
+    slope, intercept = np.polyfit([row[x] for row in rows], [row[y] for row in rows], 1)
+    return max(0.0, float(intercept)), max(0.0, float(slope))
+
+
+def constants(found: dict) -> dict[str, float]:
+    """Return {name: value} of MEASURED, from what was found at 1x, 2x and 4x; {} if something is missing."""
+    if not {'order', 'input', 'checkpoint'} <= found.keys():
+        return {}
+    values = {
+        'decode': statistics.median(found['input']['images_per_core_second']),
+        'read': found['input']['records_per_second'],
+    }
+    for name, (_, *law) in MEASURED.items():
+        if law:
+            rows, x, y, is_slope = law
+            values[name] = line(found[rows], x, y)[is_slope]
+    values['kept'] /= BYTES * found['memory'][0]['activations']
+    return values
+
 
 def ring_seconds(n: int, size: float, link: float, latency: float) -> float:
     """Return the time of a ring all-reduce: 2(n-1) rounds, in each a chunk of size/n bytes to the next of n."""
@@ -94,32 +123,10 @@ def expected_maximum(n: int) -> float:
     return 0.0 if n == 1 else statistics.NormalDist().inv_cdf((n - 0.375) / (n + 0.25))
 
 
-def checkpoint_bytes(net: Net) -> int:
-    """Return the size of a checkpoint: weights, momentum, BN statistics."""
-    return BYTES * (2 * net.parameters + net.state)
-
-
-def accelerator_bytes(net: Net, batch: int, kept: float) -> float:
-    """Return the memory of training in bfloat16: weights, momentum, gradients twice (packed), activations.
-
-    Args:
-        net: Net.
-        batch: images on the accelerator.
-        kept: numbers in memory for each of net.activations, measured.
-    """
-    return (4 * BYTES + 2) * net.parameters + 2 * kept * net.activations * batch
-
-
-def host_rates(c: dict[str, float]) -> dict[str, float]:
-    """Return {part: images/s that a host's input can deliver}."""
-    return {'input cores': c['cores'] * c['decode'], 'reading thread': c['read'], 'disk': c['disk'] / c['image_bytes']}
-
-
 def predict(net: Net, c: dict[str, float], n: int) -> dict:
     """Return what a training on n accelerators takes, a dict of plain numbers.
 
     Args:
-        net: Net.
         c: {name: value} of ASSUMED and of what `constants` returns.
         n: accelerators.
 
@@ -136,7 +143,8 @@ def predict(net: Net, c: dict[str, float], n: int) -> dict:
     others = ring_seconds(n, BYTES * net.state, c['link'], (COLLECTIVES - 1) * c['latency'])
     exposed = step_seconds(compute / 3, compute * 2 / 3, gradients, c['packs']) - compute + others
     wait = compute * c['jitter'] * expected_maximum(n)
-    rates = host_rates(c)
+    # images/s that a host's input can deliver
+    rates = {'input cores': c['cores'] * c['decode'], 'reading thread': c['read'], 'disk': c['disk'] / c['image_bytes']}
     slowest = min(rates, key=rates.get)
     seconds = compute + exposed + wait
     step = max(seconds, batch * n / hosts / rates[slowest])
@@ -150,10 +158,11 @@ def predict(net: Net, c: dict[str, float], n: int) -> dict:
     per_image = 2 * net.multiply_adds / (c['flops'] * c['efficiency'])
     parts['evaluation'] = c['evaluate'] + c['test_images'] * max(per_image / n, 1 / rates[slowest] / hosts)
     parts['epoch order'] = c['order'] * c['images']
-    save = c['save'] + c['save_byte'] * checkpoint_bytes(net)
+    save = c['save'] + c['save_byte'] * net.checkpoint_bytes
     parts['checkpoints'] = save * (1 + sum(parts.values()) // (60 * c['save_minutes']))
     epoch = sum(parts.values())
-    memory = accelerator_bytes(net, batch, c['kept'])
+    # in bfloat16: weights, momentum, gradients twice (packed); activations, of which `kept` numbers each are in memory
+    memory = (4 * BYTES + 2) * net.parameters + 2 * c['kept'] * net.activations * batch
     lost = max((part for part in parts if part != 'arithmetic'), key=parts.get)
     bottleneck = 'memory' if memory > c['memory'] else lost if parts[lost] >= 0.05 * epoch else 'arithmetic'
     per_second = batch * n / seconds / hosts

@@ -16,19 +16,30 @@ slower for a while is so for all: read the ratios. What is not installed is left
 
 import contextlib
 import importlib.util
+import itertools
 import os
+import pkgutil
 import statistics
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from absl import flags
 
-from benchmarks import inference, jpeg_input, report, several_workers, speed_systems
+from benchmarks import jpeg_input, machine
 from benchmarks.child import Child
 from official_resnet.command_line import program
 from official_resnet.resnet_spec import MAX_LAYERS
 
-SYSTEMS = ('ours', 'keras', 'torch')
+SYSTEMS = {  # module: {--system: (its functions in the module, packages of the [parity] extra that they need)}
+    'training': {'ours': ('ours', ''), 'keras': ('keras', ''), 'torch': ('torch', 'torch')},
+    'inference': {
+        'ours': ('ours', ''),
+        'keras': ('applications predict', ''),
+        'torch': ('torch', 'torch pytorchcv'),
+        'onnx': ('onnx', 'onnxruntime tf2onnx'),
+    },
+    'jpeg_input': {'ours': ('ours antialias decode', ''), 'torch': ('torch pillow', 'torch torchvision')},
+}
 MEASURES = ('input', 'forward', 'train', 'inference', 'build')
 OTHER_MEASURES = ('jpeg', 'workers', 'save')  # not without being asked for
 SAVE_MINUTES, EPOCH_IMAGES = 10, 50_000  # checkpoints of a training at its defaults: between two, and of CIFAR's epoch
@@ -42,22 +53,22 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_integer('batch_size', 128, 'Images a step.', 1, short_name='bs', flag_values=values)
     flags.DEFINE_integer('runs', 7, 'Counted turns of each system.', 1, flag_values=values)
     flags.DEFINE_integer('steps', 10, 'Steps of a turn (input: 20 times as many).', 1, flag_values=values)
-    flags.DEFINE_multi_enum(
-        'dtype', ['fp32', 'bf16'], ['fp32', 'bf16'], 'Precision; may be given twice.', flag_values=values
-    )
-    for name, default, others in (('measure', MEASURES, OTHER_MEASURES), ('system', (*SYSTEMS, 'onnx'), ())):
-        flags.DEFINE_multi_enum(
-            name, list(default), (*default, *others), 'What to compare; may be repeated.', flag_values=values
-        )
+    for name, default, others, text in (
+        ('dtype', ('fp32', 'bf16'), (), 'Precision; may be given twice.'),
+        ('measure', MEASURES, OTHER_MEASURES, 'What to compare; may be repeated.'),
+        ('system', tuple(SYSTEMS['inference']), (), 'What to compare; may be repeated.'),
+    ):
+        flags.DEFINE_multi_enum(name, list(default), (*default, *others), text, flag_values=values)
     flags.DEFINE_string('image_folder', None, 'JPEG files for --measure=jpeg, in any subfolders.', flag_values=values)
-    flags.DEFINE_string('output_json', None, 'Also write every single figure there.', flag_values=values)
+    machine.define_output(values)
     flags.register_validator('resnet_size', lambda size: size % 6 == 2, 'must be 6n+2', values)
     return values
 
 
-def start(system: str, *arguments, cores: Collection[int] | None = None) -> Child:
-    """Return the Child that builds a system; its first answer is that it has."""
-    return Child(system.rpartition(':')[2], speed_systems.serve, system, *arguments, cores=cores)
+def serve(system: str, *arguments) -> Callable[[str, int], float]:
+    """Build a system, 'module:function'; return the function (measure, steps) -> seconds."""
+    measures = pkgutil.resolve_name(f'benchmarks.{system}')(*arguments)
+    return lambda measure, steps: machine.timed(measures[measure], steps)[1]
 
 
 def measure_in_turns(
@@ -72,7 +83,7 @@ def measure_in_turns(
     """Return [(measure, dtype, {system: [images/s of each run, or builds/s]})]; the first turn of each is not counted.
 
     Args:
-        systems: of SYSTEMS, inference.SYSTEMS or jpeg_input.SYSTEMS; a process each.
+        systems: 'module:function', a process each.
         dtype: 'fp32' or 'bf16'.
         measures: of MEASURES and OTHER_MEASURES, and more words to tell two apart.
         values: the flags.
@@ -82,118 +93,101 @@ def measure_in_turns(
     size, batch_size = size or values.resnet_size, batch_size or values.batch_size
     results = []
     with contextlib.ExitStack() as stack:
-        children = []
+        children = {}
         for system in systems:
-            folder = [values.image_folder] if system in jpeg_input.SYSTEMS else []
-            children.append(stack.enter_context(start(system, dtype, size, batch_size, *folder, cores=cores)))
-            children[-1].answer()
+            module, _, name = system.partition(':')
+            folder = [values.image_folder] if module == 'jpeg_input' else []
+            child = Child('benchmarks.speed:serve', system, dtype, size, batch_size, *folder, cores=cores)
+            children[f'resnet{size}' if name == 'save' else name] = stack.enter_context(child)
+            child.answer()  # when it has built its system
         for measure in measures:
             steps = values.steps * (20 if measure == 'input' else 1)  # a batch of input takes milliseconds
             items = 1 if measure in ('build', 'save') else batch_size
-            rates = {one.name: [] for one in children}
-            for run in range(-1, values.runs):
-                for one in children:
-                    rate = steps * items / one.ask(measure.split()[0], steps)
-                    if run >= 0:
-                        rates[one.name].append(rate)
-            results.append((measure, dtype, rates))
+            rates = {name: [] for name in children}
+            for _, (name, child) in itertools.product(range(values.runs + 1), children.items()):
+                child.tell(measure.split()[0], steps)
+                rates[name].append(steps * items / child.answer())
+            results.append((measure, dtype, {name: counted for name, (_, *counted) in rates.items()}))
     return results
 
 
 def run_benchmark(values: flags.FlagValues) -> None:
     """Measure what the flags ask for, print the table."""
-    output = report.check_output(values.output_json)
     if 'jpeg' in values.measure:
         jpeg_input.list_files(values.image_folder)  # before the others take their time
-    results, sentences = [], []
-    for measures, systems, dtype, options in _plan(values):
-        results += measure_in_turns(systems, dtype, measures, values, **options)
-    if 'workers' in values.measure:
-        results += _measure_workers(values, sentences)
-    if 'save' in values.measure:
-        results += _measure_saves(values, sentences)
-    print('\n'.join([format_table(results), *sentences]))
-    machine = f'{report.describe_machine()}, load {os.getloadavg()[0]:.1f}'
+    results = [row for arguments, options in _plan(values) for row in measure_in_turns(*arguments, values, **options)]
+    print('\n'.join([format_table(results), *_conclusions(results)]))
+    about = f'{machine.describe()}, load {os.getloadavg()[0]:.1f}'
     print(
         f'\nResNet-{values.resnet_size}, batch {values.batch_size}, {values.runs} runs of {values.steps} steps, '
-        f'input on one core; '
-        f'inference ResNet-{INFERENCE_SIZE}, batch {INFERENCE_BATCH}, 224x224; {machine}'
+        f'input on one core; inference ResNet-{INFERENCE_SIZE}, batch {INFERENCE_BATCH}, 224x224; {about}'
     )
     rows = [{'measure': measure, 'dtype': dtype, 'images_per_second': rates} for measure, dtype, rates in results]
-    report.write(output, values.flag_values_dict(), machine, results=rows)
+    machine.write_output(values, about, results=rows)
 
 
 def _plan(values):
-    """Yield what is measured: (measures, systems, dtype, more arguments of measure_in_turns)."""
+    """Yield what is measured: (systems, dtype, measures), and more arguments of measure_in_turns."""
     cores, large = sorted(os.sched_getaffinity(0)), {'size': INFERENCE_SIZE, 'batch_size': INFERENCE_BATCH}
     if 'input' in values.measure:
-        yield ['input'], ['ours'], 'fp32', {'cores': cores[:1]}
+        yield (['training:ours'], 'fp32', ['input']), {'cores': cores[:1]}
     steps = [measure for measure in ('forward', 'train') if measure in values.measure]
-    systems = [system for system in SYSTEMS if system in values.system and _is_installed(system, ('torch',))]
+    systems = _installed('training', values.system) if steps else []
     for dtype in values.dtype if steps else ():
-        yield steps, systems, dtype, {}
-    for dtype in values.dtype if 'inference' in values.measure else ():
-        yield ['inference'], _inference_systems(values.system, dtype), dtype, large
+        yield (systems, dtype, steps), {}
+    if 'inference' in values.measure:
+        systems = _installed('inference', values.system)
+        for dtype in values.dtype:
+            knowing = [system for system in systems if (system, dtype) != ('inference:onnx', 'bf16')]
+            yield (knowing, dtype, ['inference']), large
     if 'build' in values.measure:
-        yield ['build'], ['inference:ours', 'inference:applications'], 'fp32', large
+        yield (['inference:ours', 'inference:applications'], 'fp32', ['build']), large
     if 'jpeg' in values.measure:
-        chosen = [system for system in values.system if _is_installed(system, jpeg_input.NEEDS.get(system, ()))]
-        parts = [f'jpeg:{part}' for system in chosen for part in jpeg_input.PARTS.get(system, ())]
+        systems = _installed('jpeg_input', values.system)
         for name, some in (('jpeg', cores[:1]), ('jpeg all', cores))[: len(cores)]:
-            yield [name], parts, 'fp32', {'cores': some}
+            yield (systems, 'fp32', [name]), {'cores': some}
+    for dtype in values.dtype if 'workers' in values.measure else ():
+        yield (['training:several', 'training:one'], dtype, ['workers']), {}
+    if 'save' in values.measure:
+        yield (['training:save'], 'fp32', ['save']), {}
+        yield (['training:one'], 'fp32', ['workers']), {}  # which tells how long an epoch takes
+        yield (['training:save'], 'fp32', ['save']), large
 
 
-def _measure_workers(values, sentences):
-    """Return the results of 'workers'; add to the sentences how they compare."""
-    results = []
-    for dtype in values.dtype:
-        results += measure_in_turns(['workers:several', 'workers:one'], dtype, ['workers'], values)
-        rates = results[-1][2]
-        share = statistics.median(a / b for a, b in zip(rates['several'], rates['one'], strict=True))
-        sentences.append(f'{dtype}: {several_workers.COUNT} workers reach {share:.0%} of the images/s of one process')
-    return results
+def _installed(module, chosen):
+    """Return the systems of a module for the --system flags; say what is left out."""
+    found = []
+    for system, (functions, packages) in SYSTEMS[module].items():
+        missing = [package for package in packages.split() if importlib.util.find_spec(package) is None]
+        if missing and system in chosen:
+            print(f"{missing[0]} is not installed, {system} is left out: pip install -e '.[parity]'")
+        elif system in chosen:
+            found += [f'{module}:{function}' for function in functions.split()]
+    return found
 
 
-def _measure_saves(values, sentences):
-    """Return the results of 'save'; add to the sentences what share of a training at its defaults they take."""
-    results = []
-    for size, batch_size in ((values.resnet_size, values.batch_size), (INFERENCE_SIZE, INFERENCE_BATCH)):
-        ((_, _, saves),) = measure_in_turns(
-            ['save:seconds'], 'fp32', ['save'], values, size=size, batch_size=batch_size
-        )
-        results.append(('save', 'fp32', {f'resnet{size}': saves['seconds']}))
-        seconds = statistics.median(1 / rate for rate in saves['seconds'])
-        text = (
-            f'ResNet-{size}: {seconds:.3f} s a checkpoint; every {SAVE_MINUTES} minutes that is '
-            f'{seconds / (60 * SAVE_MINUTES):.3%} of the time'
-        )
-        if size == values.resnet_size:
-            ((_, _, rates),) = measure_in_turns(['workers:one'], 'fp32', ['workers'], values)
-            results.append(('workers', 'fp32', rates))
-            epoch = EPOCH_IMAGES / statistics.median(rates['one'])
-            text += f', after each epoch of {EPOCH_IMAGES} images ({epoch:.0f} s here) {seconds / epoch:.3%}'
-        sentences.append(text)
-    return results
+def _conclusions(results):
+    """Yield how workers compare, and what share of a training at its defaults checkpoints take, in words."""
+    for (measure, dtype, rates), (_, _, after) in itertools.pairwise([*results, ('', '', {})]):
+        if 'several' in rates:
+            share = _median_ratio(rates['several'], rates['one'])
+            yield f'{dtype}: 2 workers reach {share:.0%} of the images/s of one process'
+        if measure == 'save':
+            ((name, saves),) = rates.items()
+            seconds = statistics.median(1 / rate for rate in saves)
+            text = (
+                f'{name.replace("resnet", "ResNet-")}: {seconds:.3f} s a checkpoint; every {SAVE_MINUTES} minutes '
+                f'that is {seconds / (60 * SAVE_MINUTES):.3%} of the time'
+            )
+            if 'one' in after:
+                epoch = EPOCH_IMAGES / statistics.median(after['one'])
+                text += f', after each epoch of {EPOCH_IMAGES} images ({epoch:.0f} s here) {seconds / epoch:.3%}'
+            yield text
 
 
-def _inference_systems(systems, dtype):
-    """Return the names in inference.SYSTEMS that the --system flags ask for; 'keras' means two."""
-    chosen = [name for system in systems for name in (('applications', 'predict') if system == 'keras' else (system,))]
-    return [
-        f'inference:{name}'
-        for name in chosen
-        if (name, dtype) != ('onnx', 'bf16') and _is_installed(name, inference.NEEDS.get(name, ()))
-    ]
-
-
-def _is_installed(system, packages):
-    """Tell whether what a system needs is installed; say so if not."""
-    if system in ('torch', 'onnx'):
-        for package in packages:
-            if importlib.util.find_spec(package) is None:
-                print(f"{package} is not installed, {system} is left out: pip install -e '.[parity]'")
-                return False
-    return True
+def _median_ratio(ours, others):
+    """Compare turn by turn, so that the machine's moods cancel."""
+    return statistics.median(a / b for a, b in zip(ours, others, strict=True))
 
 
 def format_table(results: list[tuple[str, str, dict]]) -> str:
@@ -201,9 +195,7 @@ def format_table(results: list[tuple[str, str, dict]]) -> str:
     lines = [f'{"":9} {"":5} {"system":12} {"n":>3} {"min":>9} {"median":>9} {"max":>9}  ours/it']
     for measure, dtype, rates in results:
         for system, values in rates.items():
-            ratio = ''
-            if system != 'ours' and 'ours' in rates:  # turn by turn, so that the machine's moods cancel
-                ratio = f'{statistics.median(a / b for a, b in zip(rates["ours"], values, strict=True)):.2f}'
+            ratio = f'{_median_ratio(rates["ours"], values):.2f}' if system != 'ours' and 'ours' in rates else ''
             lines.append(
                 f'{measure:9} {dtype:5} {system:12} {len(values):3} {min(values):9.1f} '
                 f'{statistics.median(values):9.1f} {max(values):9.1f}  {ratio}'
@@ -211,10 +203,5 @@ def format_table(results: list[tuple[str, str, dict]]) -> str:
     return '\n'.join(lines)
 
 
-def run() -> None:
-    """Run with the arguments of the command line and exit."""
-    sys.exit(program.run_program(sys.argv, __doc__, define_flags(), run_benchmark))
-
-
 if __name__ == '__main__':
-    run()
+    sys.exit(program.run_program(sys.argv, __doc__, define_flags(), run_benchmark))

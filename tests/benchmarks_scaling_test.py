@@ -179,14 +179,14 @@ def test_simulated_stragglers(n, packs):
 
 
 def test_the_line_through_measurements():
-    assert scaling.line([{'x': x, 'y': 3 + 2 * x} for x in (1, 2, 4)], 'x', 'y') == pytest.approx((3, 2))
-    assert scaling.line([{'x': x, 'y': 5 - x} for x in (1, 2, 4)], 'x', 'y') == pytest.approx((5, 0))  # no gain
+    assert scaling_model.line([{'x': x, 'y': 3 + 2 * x} for x in (1, 2, 4)], 'x', 'y') == pytest.approx((3, 2))
+    assert scaling_model.line([{'x': x, 'y': 5 - x} for x in (1, 2, 4)], 'x', 'y') == pytest.approx((5, 0))  # no gain
 
 
 def test_images_grow_and_a_late_step_does_not():
     found = scaling_measures.measure_images(0.02)
     assert [row['records'] for row in found['index']] == [400, 800, 1600]
-    slope = scaling.line(found['index'], 'records', 'bytes')[1]
+    slope = scaling_model.line(found['index'], 'records', 'bytes')[1]
     assert slope == pytest.approx(20, rel=0.15)  # two int64, an int32
     assert [row['images'] for row in found['order']] == [6405, 12811, 25623]
     assert all(0 < row['late_seconds'] < 5 for row in found['order'])
@@ -209,7 +209,7 @@ def test_a_net_is_described():
     net = scaling_measures.measure_net('resnet50_v1.5')
     assert scaling_model.Net(**net) == RESNET50
     arrays = 2 * RESNET50.parameters + RESNET50.state  # weights, momentum, BN
-    assert scaling_model.checkpoint_bytes(RESNET50) == 4 * arrays == 204668736
+    assert RESNET50.checkpoint_bytes == 4 * arrays == 204668736
 
 
 def test_two_workers_are_predicted_from_their_constants():
@@ -260,7 +260,7 @@ def run(*arguments):
 def answer_at_once(monkeypatch):
     """Describe nets in this process."""
 
-    monkeypatch.setattr(scaling, 'result', lambda task, name: scaling_measures.TASKS[task](name))
+    monkeypatch.setattr(scaling, 'result', lambda task, name: getattr(scaling_measures, f'measure_{task}')(name))
 
 
 def test_reckoning_only(stored, tmp_path, monkeypatch, capsys):
@@ -299,7 +299,7 @@ def test_reckoning_only(stored, tmp_path, monkeypatch, capsys):
         (['--measure=all'], 'measure'),
         (['--image_folder=/nowhere'], "image_folder '/nowhere' is no folder"),
         (['--variant=resnet51'], "variant 'resnet51' is unknown"),
-        (['--input_json=/nowhere/a.json'], "input_json '/nowhere/a.json' cannot be read (No such file"),
+        (['--input_json=/nowhere/a.json'], "'/nowhere/a.json' does not exist; pass what --output_json wrote"),
         (['--input_json={tmp_path}/list.json'], 'holds something else; pass what --output_json wrote'),
         (['--input_json={tmp_path}/half.json'], 'holds something else; pass what --output_json wrote'),
     ],
@@ -315,8 +315,8 @@ def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch, capsys
 
 
 def test_a_process_that_fails_is_one_line():
-    with pytest.raises(UserError, match="the process of measure nothing ended: KeyError: 'nothing'"):
-        scaling.result('nothing', 1)
+    with pytest.raises(UserError, match="measure_net .*ended: variant 'resnet51' is unknown"):
+        scaling.result('net', 'resnet51')
 
 
 def test_a_process_that_takes_too_long_is_ended(monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import jpeg_input, speed
+from benchmarks.child import Child
 from official_resnet.command_line.program import run_program
 from official_resnet.errors import UserError
 
@@ -122,8 +123,8 @@ def test_input_from_jpegs_beside_pytorch(pictures, tmp_path, capsys):
 
 
 def test_a_process_that_ends_is_one_line():
-    with speed.start('nothing', 'fp32', 8, 1) as child:
-        with pytest.raises(UserError, match='the process of nothing ended: KeyError'):
+    with Child('benchmarks.speed:serve', 'training:nothing', 'fp32', 8, 1) as child:
+        with pytest.raises(UserError, match='training:nothing", "fp32", 8, 1. ended: AttributeError: .*nothing'):
             child.answer()
 
 

@@ -135,7 +135,7 @@ PROGRAMS = {
         '--output_directory={new}',
         *LISTS,
     ),
-    'build': Program(build.define_flags, build.main, ['--images={text}']),
+    'build': plain(build, build.run_build, '--images={text}'),
 }
 CIFAR = ('cifar10_main', 'cifar100_main')
 TRAIN = (*CIFAR, 'mnist_main', 'imagenet_main')
