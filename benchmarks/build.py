@@ -4,19 +4,19 @@
     python -m benchmarks.build --images=imagenet-sample.tar --memory       # peak memory for N and 10 N images
     python -m benchmarks.build --images=imagenet-sample.tar --synthetic=100000 --folder=DIR
 
-Images are repeated, each with another comment, until there are enough. Upstream's way (research/inception): every
-image is decoded in a session of TensorFlow, which tells its size, then tf.train.Example and TFRecordWriter. Both run
-on one core, taking turns, and read what has just been written, so from memory. Rates are by time of the core, which
-does not depend on the disk, and by the clock, where the builder waits for the disk (fsync) and upstream's way does not.
-Starting TensorFlow or a process of the builder (2 s, 0.2 s) does not count. --synthetic writes a tar of tars in
-ILSVRC2012's shape, about 0.1 MB an image, and as much again of shards, has the system forget what it wrote, builds,
-and removes everything.
+Images are repeated, each with another comment, until there are enough. Upstream's way (research/inception) decodes
+every image in a session of TensorFlow for its size, then uses tf.train.Example and TFRecordWriter. Both take turns on
+one core and read from memory what has just been written. Rates are by time of the core, which does not depend on the
+disk, and by the clock, where only the builder waits for the disk (fsync). Starting TensorFlow or a process of the
+builder (2 s, 0.2 s) does not count. --synthetic writes a tar of tars in ILSVRC2012's shape, about 0.1 MB an image, and
+as much again of shards, has the system forget what it wrote, builds, and removes everything.
 
 On two cores of an AMD EPYC: 4717 images/s of a core's time against 800, 5.9 times as many, and 5.0 times by the clock
 (medians, n = 5, nothing beside it); peak memory 43 MB, a process 44 MB, for 300 and for 3000 images (n = 1);
 --synthetic=100000: 2012 images/s, 211 MB/s, by two processes, where the disk wrote 317 MB/s (n = 1).
 """
 
+import contextlib
 import functools
 import io
 import itertools
@@ -30,16 +30,14 @@ import tempfile
 
 from absl import flags
 
-from benchmarks.child import Child
-from benchmarks.machine import largest_child, memory, sampled, timed
+from benchmarks.measuring import Child, largest_child, memory, sampled, timed
 from official_resnet.building import labels, shards, tars
 from official_resnet.building.verify import verify
 from official_resnet.command_line import definer, program
 from official_resnet.errors import UserError
 from official_resnet.inputs import images, jpeg
 
-_CHUNK = 1 << 24  # bytes
-_DISK_BYTES = 1 << 31  # written and read to measure the disk
+_CHUNK, _DISK_BYTES = 1 << 24, 1 << 31  # of a piece, and of all that is written and read to measure the disk
 _log = functools.partial(print, flush=True)
 
 
@@ -67,12 +65,8 @@ def run_build(values: flags.FlagValues) -> None:
         raise UserError('--images is missing; pass a tar file or folder of JPEGs')
     sample = _read_sample(os.path.expanduser(values.images))
     with tempfile.TemporaryDirectory(prefix='benchmark-', dir=values.folder) as folder:
-        if values.synthetic:
-            _measure_synthetic(values, sample, folder)
-        elif values.memory:
-            _measure_memory(values, sample, folder)
-        else:
-            _measure_rate(values, sample, folder)
+        measure = _measure_synthetic if values.synthetic else _measure_memory if values.memory else _measure_rate
+        measure(values, sample, folder)
 
 
 def _read_sample(path):
@@ -87,17 +81,13 @@ def _read_sample(path):
     except (OSError, tarfile.TarError) as error:
         reason = str(error).splitlines()[0].rstrip(':')
         raise UserError(f"--images '{path}' cannot be read ({reason}); pass a tar file or folder of JPEGs") from None
-    sample = [data for data in found if _is_colour_jpeg(data)]
+    sample = []
+    for data in found:
+        with contextlib.suppress(ValueError):
+            sample += [data] if jpeg.inspect(data).is_rgb_jpeg else []
     if not sample:
         raise UserError(f"--images '{path}' has no colour JPEG; pass another")
     return sample
-
-
-def _is_colour_jpeg(data):
-    try:
-        return jpeg.inspect(data).is_rgb_jpeg
-    except ValueError:
-        return False
 
 
 def _copies(sample, count):
@@ -129,7 +119,7 @@ def _measure_rate(values, sample, folder):
     found, one_core = {'ours': [], 'upstream': []}, {min(os.sched_getaffinity(0))}
     for _, way in itertools.product(range(values.runs), found):
         found[way].append(_result(way, folder, values.shards, cores=one_core))
-    for clock, text in (('cpu', 'by time of the core'), ('seconds', 'by the clock')):
+    for clock, text in ((1, 'by time of the core'), (0, 'by the clock')):
         middles = []
         for way, runs in found.items():
             rates = [values.count / run[clock] for run in runs]
@@ -145,10 +135,8 @@ def _measure_memory(values, sample, folder):
     for count in (values.count, 10 * values.count):
         _lay_out(sample, f'{folder}/raw', count)
         parent, largest = _result('memory', folder, values.shards, values.num_threads)
-        _log(
-            f'{count} images: peak memory {parent / 1e6:.1f} MB, the largest of {values.num_threads} processes '
-            f'{largest / 1e6:.1f} MB'
-        )
+        other = f'the largest of {values.num_threads} processes {largest / 1e6:.1f} MB'
+        _log(f'{count} images: peak memory {parent / 1e6:.1f} MB, {other}')
 
 
 def _measure_synthetic(values, sample, folder):
@@ -165,11 +153,9 @@ def _measure_synthetic(values, sample, folder):
         manifest, seconds, _ = timed(
             lambda: shards.build(raw, 'train', f'{folder}/out', values.shards, values.num_threads, log=_log)
         )
-    size = manifest['bytes']
-    _log(
-        f'built: {len(raw) / seconds:.0f} images/s, {size / seconds / 1e6:.0f} MB/s by {values.num_threads} '
-        f'processes in {seconds:.1f} s; at the rates of the disk: {size / read + size / write:.1f} s'
-    )
+    size, processes = manifest['bytes'], f'by {values.num_threads} processes in {seconds:.1f} s'
+    at_best = f'at the rates of the disk: {size / read + size / write:.1f} s'
+    _log(f'built: {len(raw) / seconds:.0f} images/s, {size / seconds / 1e6:.0f} MB/s {processes}; {at_best}')
     _log(f'peak memory {memory("VmHWM") / 1e6:.1f} MB, the largest of the processes {max(sizes) / 1e6:.1f} MB')
     code, seconds, _ = timed(verify, f'{folder}/out', 'train', _log)
     _log(f'verified: {len(raw) / seconds:.0f} images/s, {size / seconds / 1e6:.0f} MB/s by one process')

@@ -4,20 +4,18 @@ Each takes (dtype, resnet_size, batch_size), 'fp32' or 'bf16', and returns {meas
 steps}. A step of inference takes float32 images of 224x224 from memory, and its logits arrive in memory.
 """
 
-import importlib
 import os
 import tempfile
 
 import numpy as np
 
-from benchmarks.training import Measures
 from official_resnet import resnet_variants
 from official_resnet.training import devices
 
 IMAGE_SHAPE = (224, 224, 3)
 
 
-def ours(dtype: str, resnet_size: int, batch_size: int) -> Measures:
+def ours(dtype: str, resnet_size: int, batch_size: int) -> dict:
     """compile_model, 16-bit weights in bf16; one op at a time, on all cores."""
     devices.start_tensorflow(1)
     import tensorflow as tf
@@ -32,7 +30,7 @@ def ours(dtype: str, resnet_size: int, batch_size: int) -> Measures:
     }
 
 
-def applications(dtype: str, resnet_size: int, batch_size: int) -> Measures:
+def applications(dtype: str, resnet_size: int, batch_size: int) -> dict:
     """The compiled call of keras.applications."""
     import tensorflow as tf
 
@@ -44,19 +42,20 @@ def applications(dtype: str, resnet_size: int, batch_size: int) -> Measures:
     }
 
 
-def predict(dtype: str, resnet_size: int, batch_size: int) -> Measures:
+def predict(dtype: str, resnet_size: int, batch_size: int) -> dict:
     """`predict` of keras.applications."""
     model, images = _application(dtype, resnet_size), _images(batch_size)
     return {'inference': lambda steps: [model.predict(images, batch_size, verbose=0) for _ in range(steps)]}
 
 
-def torch(dtype: str, resnet_size: int, batch_size: int) -> Measures:
+def torch(dtype: str, resnet_size: int, batch_size: int) -> dict:
     """The ResNet of pytorchcv, channels_last, eager, autocast in bf16."""
     import torch
+    from pytorchcv.models import resnet
 
     from benchmarks import torch_peer
 
-    peer = getattr(importlib.import_module('pytorchcv.models.resnet'), f'resnet{resnet_size}')()
+    peer = getattr(resnet, f'resnet{resnet_size}')()
     peer = peer.eval().to(memory_format=torch.channels_last)
     images = torch_peer.to_torch(_images(batch_size))
 
@@ -69,13 +68,14 @@ def torch(dtype: str, resnet_size: int, batch_size: int) -> Measures:
     return {'inference': infer}
 
 
-def onnx(dtype: str, resnet_size: int, batch_size: int) -> Measures:
+def onnx(dtype: str, resnet_size: int, batch_size: int) -> dict:
     """The network of `ours` in ONNX Runtime, float32: its CPU kernels know no bfloat16."""
     import onnxruntime
+    import tf2onnx  # noqa: F401  needed by Keras
 
     from official_resnet.inference import rewrite
 
-    with tempfile.TemporaryDirectory() as folder, devices.hidden_stderr():
+    with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, 'model.onnx')
         model = rewrite.propagate_strides(rewrite.fold_batch_norm(_trained_model(resnet_size)))
         model(_images(1))  # Keras exports only what has been called

@@ -10,18 +10,12 @@ import functools
 import itertools
 import os
 import pathlib
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
-from benchmarks.training import Measures
 from official_resnet.errors import UserError
 from official_resnet.inputs import images
-from official_resnet.training import devices
 
-if TYPE_CHECKING:
-    import tensorflow as tf
-
-SIZE = 224
-MIN_AREA = 0.05  # official/resnet's, of a training crop
+SIZE, MIN_AREA = 224, 0.05  # official/resnet's, of a training crop
 MEANS, DEVIATIONS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's, of 0..1
 
 
@@ -29,33 +23,27 @@ def list_files(folder: str | None) -> list[pathlib.Path]:
     """Return the JPEG files below a folder, sorted.
 
     Raises:
-        UserError: there is no folder, or no JPEG in it.
+        UserError: there is no such folder, or no JPEG in it.
     """
-    if not folder:
-        raise UserError('measure=jpeg needs images; pass --image_folder with any folder of JPEG files')
-    folder = pathlib.Path(folder).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"image_folder '{folder}' is no folder; pass one of JPEG files")
-    paths = sorted(images.find_files(folder, images.JPEG_SUFFIXES))
+    paths = sorted(images.find_files(os.path.expanduser(folder or ''), images.JPEG_SUFFIXES))
     if not paths:
-        raise UserError(f"image_folder '{folder}' has no JPEG file ({' '.join(images.JPEG_SUFFIXES)}); pass another")
+        names = ' '.join(images.JPEG_SUFFIXES)
+        raise UserError(f"image_folder '{folder}' has no JPEG files ({names}); pass --image_folder with one that has")
     return paths
 
 
-def ours(dtype: str, resnet_size: int, batch_size: int, folder: str, resize: str = 'tf1') -> Measures:
+def ours(dtype: str, resnet_size: int, batch_size: int, folder: str, resize: str = 'tf1') -> dict:
     """Training batches of encoded images, resized as TensorFlow 1 did it."""
-    devices.start_tensorflow()
     return _drawing(lambda steps: training_batches(resize, batch_size, steps, folder))
 
 
-def antialias(*arguments) -> Measures:
+def antialias(*arguments) -> dict:
     """The same, resized as Pillow does it."""
     return ours(*arguments, resize='antialias')
 
 
-def decode(dtype: str, resnet_size: int, batch_size: int, folder: str) -> Measures:
+def decode(dtype: str, resnet_size: int, batch_size: int, folder: str) -> dict:
     """TensorFlow's decoding of the whole image and nothing else, from memory."""
-    devices.start_tensorflow()
     import tensorflow as tf
 
     contents = tf.constant([path.read_bytes() for path in list_files(folder)])
@@ -68,52 +56,41 @@ def decode(dtype: str, resnet_size: int, batch_size: int, folder: str) -> Measur
     return _drawing(pipeline)
 
 
-def pillow(dtype: str, resnet_size: int, batch_size: int, folder: str) -> Measures:
+def pillow(dtype: str, resnet_size: int, batch_size: int, folder: str) -> dict:
     """Pillow's decoding of the whole image and nothing else, in a thread a core."""
     paths = list_files(folder)
 
     def run(steps):
-        with concurrent.futures.ThreadPoolExecutor(num_cores()) as pool:
+        with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             list(pool.map(lambda path: _load(path).size, _in_turn(paths, steps * batch_size)))
 
     return {'jpeg': run}
 
 
-def torch(dtype: str, resnet_size: int, batch_size: int, folder: str) -> Measures:
+def torch(dtype: str, resnet_size: int, batch_size: int, folder: str) -> dict:
     """A DataLoader with the usual transforms of torchvision by Pillow; on more than one core, a worker a core."""
     from torch.utils import data
 
     from benchmarks import torch_peer
 
     transforms = torch_peer.import_torchvision().transforms
-    transform = transforms.Compose(
-        [
-            transforms.RandomResizedCrop(SIZE, scale=(MIN_AREA, 1.0)),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(MEANS, DEVIATIONS),
-        ]
-    )
-    paths, num_workers = list_files(folder), num_cores() if num_cores() > 1 else 0
+    augment = transforms.RandomResizedCrop(SIZE, scale=(MIN_AREA, 1.0)), transforms.RandomHorizontalFlip()
+    transform = transforms.Compose([*augment, transforms.ToTensor(), transforms.Normalize(MEANS, DEVIATIONS)])
+    paths, cores = list_files(folder), len(os.sched_getaffinity(0))
 
     def collate(batch):  # called by the workers
         return data.default_collate([(transform(_load(path)), 0) for path in batch])
 
     def run(steps):
         files = _in_turn(paths, steps * batch_size)
-        loader = data.DataLoader(files, batch_size, shuffle=True, num_workers=num_workers, collate_fn=collate)
+        loader = data.DataLoader(files, batch_size, True, num_workers=cores if cores > 1 else 0, collate_fn=collate)
         return [None for _ in loader]
 
     return {'jpeg': run}
 
 
-def num_cores() -> int:
-    """Return the cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def training_batches(resize: str, batch_size: int, steps: int, folder: str) -> 'tf.data.Dataset':
-    """Return so many batches of training, normalised as torchvision's; files are repeated in turn."""
+def training_batches(resize: str, batch_size: int, steps: int, folder: str) -> Iterable:
+    """Return a tf.data.Dataset of so many training batches, normalised as torchvision's; files come in turn."""
     from official_resnet.inputs import streamed
     from official_resnet.inputs.affine import PUBLISHED
     from official_resnet.inputs.views import Views
@@ -137,7 +114,7 @@ def _load(path):
 
 
 def _drawing(make):
-    """Return the Measures that draw all batches of make(steps), a tf.data.Dataset, which is made once."""
+    """Return the measure that draws all batches of make(steps), a tf.data.Dataset, which is made once."""
     pipeline, iterators = functools.cache(make), []  # kept: the end of one waits for tf.data's tuning thread, seconds
 
     def run(steps):

@@ -10,21 +10,17 @@ its source, and --set replaces any of them.
 """
 
 import contextlib
-import dataclasses
 import json
 import math
 import os
 import pathlib
 import statistics
 import sys
-from collections.abc import Collection
-from typing import Any
 
 from absl import flags
 
-from benchmarks import jpeg_input, machine
-from benchmarks.child import Child
-from benchmarks.scaling_model import ADVICE, ASSUMED, COLLECTIVES, MEASURED, Net, constants, line, predict
+from benchmarks import jpeg_input, measuring
+from benchmarks.scaling_model import ADVICE, ASSUMED, COLLECTIVES, MEASURED, checkpoint_bytes, constants, line, predict
 from official_resnet import files
 from official_resnet.command_line import program
 from official_resnet.command_line.definer import Definer
@@ -36,19 +32,19 @@ MEASURES = ('images', 'workers', 'model', 'input')
 TIMEOUT = 600  # seconds for a measure
 
 
-def start(task: str, *arguments, cores: Collection[int] | None = None, **environment: str) -> Child:
-    """Return the Child that does a task of scaling_measures, on the CPU also where there is a GPU."""
-    environment |= {'TF_CPP_MIN_LOG_LEVEL': '3', 'CUDA_VISIBLE_DEVICES': '-1'}
-    return Child(f'benchmarks.scaling_measures:measure_{task}', *arguments, cores=cores, **environment)
+def start(task: str, *arguments, **options) -> measuring.Child:
+    """Return the process that does a task of scaling_measures, on the CPU also where there is a GPU."""
+    function = f'benchmarks.scaling_measures:measure_{task}'
+    return measuring.Child(function, *arguments, CUDA_VISIBLE_DEVICES='-1', **options)
 
 
-def result(*arguments, **options) -> Any:
+def result(*arguments, **options) -> dict:
     """Return what the process that `start` starts finds."""
     with start(*arguments, **options) as child:
         return child.answer(TIMEOUT)
 
 
-def measure_all(names: Collection[str], size: float, folder: str | None) -> dict:
+def measure_all(names: list[str], size: float, folder: str | None) -> dict:
     """Return {measure: its figures}, one after another."""
     cores, found = sorted(os.sched_getaffinity(0)), {}
     if 'images' in names:
@@ -57,9 +53,9 @@ def measure_all(names: Collection[str], size: float, folder: str | None) -> dict
         found['input'] = result('input', size, folder, cores={cores[0]})
     if 'workers' in names:
         hosts = [f'localhost:{port}' for port in workers.free_ports(2)]
+        options = [{'cores': {cores[i % len(cores)]}, 'TF_CONFIG': workers.tf_config(hosts, i)} for i in range(2)]
         with contextlib.ExitStack() as stack:
-            options = [{'cores': {cores[i % len(cores)]}, 'TF_CONFIG': workers.tf_config(hosts, i)} for i in range(2)]
-            pair = [stack.enter_context(start('workers', size, **options[i])) for i in range(2)]
+            pair = [stack.enter_context(start('workers', size, **some)) for some in options]
             found['workers'] = [child.answer(TIMEOUT) for child in pair]
     if 'model' in names:
         found |= result('model', size)
@@ -68,13 +64,10 @@ def measure_all(names: Collection[str], size: float, folder: str | None) -> dict
 
 
 def predict_pair(pair: list[dict], clock: str = 'seconds') -> dict[str, float]:
-    """Return what two workers' steps should take by their constants, beside what they take.
+    """Return what two workers' steps should take by what each found, beside what they take.
 
-    A turn of `alone` is that of the slower worker, for whom the other waits; the exchanges come on top.
-
-    Args:
-        pair: what the two tasks found.
-        clock: 'seconds', or 'cpu_seconds' of the processor, which other jobs disturb less.
+    A turn of `alone` is that of the slower worker, for whom the other waits; the exchanges come on top. The clock is
+    'seconds', or 'cpu_seconds' of the processor, which other jobs disturb less.
     """
     turns = [{row['turn']: row[clock] for row in worker['turns']} for worker in pair]
     middle = {name: statistics.median(map(max, *(worker[name] for worker in turns))) for name in turns[0]}
@@ -82,12 +75,8 @@ def predict_pair(pair: list[dict], clock: str = 'seconds') -> dict[str, float]:
     per_byte = line(sizes, 'bytes', 'seconds')[1]
     sent = pair[0]['gradient_bytes'] + pair[0]['state_bytes']
     predicted = middle['alone'] + COLLECTIVES * sizes[0]['seconds'] + sent * per_byte
-    return {
-        'alone': middle['alone'],
-        'predicted': predicted,
-        'measured': middle['together'],
-        'ratio': predicted / middle['together'],
-    }
+    measured = middle['together']
+    return {'alone': middle['alone'], 'predicted': predicted, 'measured': measured, 'ratio': predicted / measured}
 
 
 def format_found(found: dict) -> str:
@@ -100,17 +89,15 @@ def format_found(found: dict) -> str:
         values = value if isinstance(value, list) else [value]
         lines.append(f'input       {name} {" ".join(map(_short, values))}')
     if 'workers' in found:
+        clocks = ('seconds', 'cpu_seconds')
         for row in found['workers'][0]['turns']:
-            lines.append(
-                f'two workers {row["turn"]:>9}  s {_short(statistics.median(row["seconds"]))}  processor s '
-                f'{_short(statistics.median(row["cpu_seconds"]))}  bytes sent {_short(row["loopback_bytes"])}'
-            )
-        for clock in ('seconds', 'cpu_seconds'):
+            by_clock, busy = (_short(statistics.median(row[clock])) for clock in clocks)
+            sent = _short(row['loopback_bytes'])
+            lines.append(f'two workers {row["turn"]:>9}  s {by_clock}  processor s {busy}  bytes sent {sent}')
+        for clock in clocks:
             row = predict_pair(found['workers'], clock)
-            lines.append(
-                f'two workers, {clock}: predicted {_short(row["predicted"])}, measured '
-                f'{_short(row["measured"])}, ratio {row["ratio"]:.2f}'
-            )
+            predicted, measured = _short(row['predicted']), _short(row['measured'])
+            lines.append(f'two workers, {clock}: predicted {predicted}, measured {measured}, ratio {row["ratio"]:.2f}')
     return '\n'.join(lines)
 
 
@@ -150,13 +137,7 @@ def define_flags() -> flags.FlagValues:
     define.number('size', 1.0, 'Share of the full measurements.', lower=0.01, upper=1)
     define.string('image_folder', None, 'JPEG files to decode; synthetic ones without.')
     define.string('input_json', None, 'Take the measurements of an earlier --output_json.')
-    machine.define_output(values)
-    flags.register_validator(
-        'accelerators',
-        lambda names: names and all(name.isdecimal() and 0 < int(name) <= 10**6 for name in names),
-        'pass numbers in 1..1000000, as 8,64',
-        values,
-    )
+    define.string('output_json', None, 'Also write every single figure there.')
     return values
 
 
@@ -165,31 +146,32 @@ def replacements(pairs: list[str]) -> dict[str, float]:
     values = {}
     for pair in pairs:
         name, _, text = pair.partition('=')
-        try:
-            values[name] = float(text)
-        except ValueError:
-            values[name] = math.nan
-        is_known = name in ASSUMED or name in MEASURED
-        if not is_known or not 0 <= values[name] < math.inf or (values[name] == 0 and name not in MAY_BE_0):
-            raise UserError(
-                f"set '{pair}' is no assumption and a number above 0; pass name=number with a name of "
-                f'{", ".join([*ASSUMED, *MEASURED])}'
-            )
+        number = math.nan
+        with contextlib.suppress(ValueError):
+            number = float(text)
+        is_allowed = 0 < number < math.inf or number == 0 and name in MAY_BE_0
+        if name not in [*ASSUMED, *MEASURED] or not is_allowed:
+            names = ', '.join([*ASSUMED, *MEASURED])
+            raise UserError(f"set '{pair}' is no assumption and a number above 0; pass name=number, a name of {names}")
+        values[name] = number
     return values
 
 
 def run_scaling(values: flags.FlagValues) -> None:
     """Measure, or read what was measured; estimate; print."""
     replaced = replacements(values.set)  # before what takes its time
+    if not values.accelerators or not all(n.isdecimal() and 0 < int(n) <= 10**6 for n in values.accelerators):
+        raise UserError(f'accelerators {",".join(values.accelerators)!r}: pass numbers in 1..1000000, as 8,64')
+    output = measuring.check_output(values.output_json)
     if values.image_folder:
         jpeg_input.list_files(values.image_folder)
-    net = Net(**result('net', values.variant))
+    net = result('net', values.variant)
     if values.input_json:
         found, about = _read(values.input_json)
     else:
         before = f'load {os.getloadavg()[0]:.1f}'
         found = measure_all(values.measure, values.size, values.image_folder)
-        about = f'{machine.describe()}, {before} before and {os.getloadavg()[0]:.1f} after'
+        about = f'{measuring.describe()}, {before} before and {os.getloadavg()[0]:.1f} after'
     print(format_found(found))
     rows, measured = [], constants(found)
     if measured:
@@ -200,14 +182,15 @@ def run_scaling(values: flags.FlagValues) -> None:
         for name, (value, what, source) in ASSUMED.items():
             print(f'  {name} {_short(c[name])} {what} ({source if c[name] == value else "--set"})')
         print(
-            f'\n{values.variant}: {net.parameters:,} parameters, {net.multiply_adds / 1e6:,.0f} M multiply-adds, '
-            f'checkpoint {net.checkpoint_bytes / 1e6:.0f} MB\n{format_table(rows)}'
+            f'\n{values.variant}: {net["parameters"]:,} parameters, {net["multiply_adds"] / 1e6:,.0f} M multiply-adds, '
+            f'checkpoint {checkpoint_bytes(net) / 1e6:.0f} MB\n{format_table(rows)}'
         )
         for part in dict.fromkeys(row['bottleneck'] for row in rows):
             print(f'{part}: {ADVICE[part]}')
     print(f'\n{about}')
-    figures = {'found': found, 'constants': measured, 'assumed': ASSUMED, 'net': dataclasses.asdict(net), 'rows': rows}
-    machine.write_output(values, about, **figures)
+    if output:
+        figures = {'found': found, 'constants': measured, 'assumed': ASSUMED, 'net': net, 'rows': rows}
+        files.write_json(output, {'flags': values.flag_values_dict(), 'machine': about, **figures})
 
 
 def _read(path):

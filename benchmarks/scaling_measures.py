@@ -14,68 +14,68 @@ import tempfile
 import time
 import timeit
 import tracemalloc
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+import keras
 import numpy as np
+import tensorflow as tf
+from PIL import Image
 
 from benchmarks import jpeg_input
-from benchmarks.machine import memory, sampled, timed
+from benchmarks.measuring import sampled, timed
 from benchmarks.scaling_model import BYTES
 from benchmarks.training import ready_batches, stepping, synthetic_trainer
-from official_resnet import resnet_variants
+from official_resnet import checkpoints, resnet_model, resnet_variants
 from official_resnet.errors import UserError
-
-if TYPE_CHECKING:
-    import keras
+from official_resnet.experiments import architecture_table
+from official_resnet.inputs import in_memory, shards, streamed, tfrecords
+from official_resnet.inputs.affine import OFFICIAL
+from official_resnet.inputs.views import Views
 
 SCALES = (1, 2, 4)
 PARTS = 64  # tensors that the measured all-reduce packs into one
 IMAGENET = 1281167
-resident = functools.partial(memory, 'VmRSS')
 
 
-def shortest(function: Callable, clock: Callable[[], float] = time.perf_counter) -> float:
+def _shortest(function, clock=time.perf_counter):
     """Return the least seconds of three calls, garbage collected as ever."""
     return min(timeit.repeat(function, gc.enable, clock, repeat=3, number=1))
 
 
 def measure_images(size: float) -> dict[str, list]:
     """Index and order of 1x, 2x and 4x images, and the first batch of a late step."""
-    from official_resnet.inputs import in_memory, shards, streamed, tfrecords
-
-    rows = {'index': [], 'order': []}
-    with tempfile.TemporaryDirectory() as temporary:
-        paths = [pathlib.Path(temporary) / f'train-{i:05d}' for i in range(4 * max(SCALES))]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [pathlib.Path(folder) / f'train-{i:05d}' for i in range(4 * max(SCALES))]
         for path in paths:
             path.write_bytes(tfrecords.frame(bytes(500)) * int(5000 * size))
-        for scale in SCALES:
-            index = functools.partial(shards.Shards, paths[: 4 * scale], log=lambda line: None)
-            seconds = shortest(index, time.process_time)
-            tracemalloc.start()
-            source = index()
-            held, peak = tracemalloc.get_traced_memory()
-            tracemalloc.stop()
-            rows['index'].append({'records': source.num_images, 'seconds': seconds, 'bytes': held, 'peak_bytes': peak})
-    for scale in SCALES:
-        count = int(IMAGENET * scale / 4 * size)
-        groups, late = np.sort(np.arange(count, dtype=np.int32) % 1024), count // 256 - 1
+        index = [_index(paths[: 4 * scale]) for scale in SCALES]
+    return {'index': index, 'order': [_order(int(IMAGENET * scale / 4 * size)) for scale in SCALES]}
 
-        def first(step, count=count, groups=groups):
-            return next(iter(in_memory.training_rows(count, 256, 0, step, 1, (0, 1), streamed.mix_groups(groups))))
 
-        with sampled(resident) as sizes:
-            first(0)
-        rows['order'].append(
-            {
-                'images': count,
-                'seconds': shortest(functools.partial(first, 0), time.process_time),
-                'peak_bytes': max(sizes) - sizes[0],
-                'late_step': late,
-                'late_seconds': shortest(functools.partial(first, late), time.process_time),
-            }
-        )
-    return rows
+def _index(paths):
+    find = functools.partial(shards.Shards, paths, log=lambda line: None)
+    seconds = _shortest(find, time.process_time)  # first, so that what the first call imports is not counted below
+    tracemalloc.start()
+    source = find()
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return {'records': source.num_images, 'seconds': seconds, 'bytes': held, 'peak_bytes': peak}
+
+
+def _order(count):
+    groups, late = np.sort(np.arange(count, dtype=np.int32) % 1024), count // 256 - 1
+
+    def first(step=0):
+        return next(iter(in_memory.training_rows(count, 256, 0, step, 1, (0, 1), streamed.mix_groups(groups))))
+
+    with sampled() as sizes:
+        first()
+    return {
+        'images': count,
+        'seconds': _shortest(first, time.process_time),
+        'peak_bytes': max(sizes) - sizes[0],
+        'late_step': late,
+        'late_seconds': _shortest(lambda: first(late), time.process_time),
+    }
 
 
 def measure_workers(size: float) -> dict:
@@ -88,13 +88,14 @@ def measure_workers(size: float) -> dict:
     for scale in (0, *SCALES):
         count = max(PARTS, int(2**20 * scale * size) // PARTS * PARTS)
         turns[str(count * BYTES)] = _exchange(process.strategy, count), 5
+    sent = pathlib.Path('/sys/class/net/lo/statistics/tx_bytes')  # by this machine to itself, by others, too
     rows = [{'turn': name, 'seconds': [], 'cpu_seconds': [], 'loopback_bytes': math.inf} for name in turns]
     for run in range(runs + 1):
         for row, (function, count) in zip(rows, turns.values(), strict=True):
             process.total(0)  # both begin at once
-            before = _loopback_bytes()
+            before = int(sent.read_text())
             _, seconds, cpu = timed(function, count)
-            row['loopback_bytes'] = min(row['loopback_bytes'], (_loopback_bytes() - before) / count)
+            row['loopback_bytes'] = min(row['loopback_bytes'], (int(sent.read_text()) - before) / count)
             row['seconds'] += [seconds / count] if run else []
             row['cpu_seconds'] += [cpu / count] if run else []
     net = describe(together.model)
@@ -105,35 +106,35 @@ def measure_workers(size: float) -> dict:
 
 def measure_model(size: float) -> dict[str, list]:
     """Checkpoints of 1x, 2x and 4x bytes, 4x being ResNet-50's, and evaluations of 1x, 2x and 4x images."""
-    from official_resnet import checkpoints
-
-    rows = {'checkpoint': [], 'evaluation': []}
-    with tempfile.TemporaryDirectory() as temporary:
-        for scale in SCALES:
-            random, count = np.random.default_rng(scale), int(128000 * scale * size)
-            arrays = {str(i): random.random(count, np.float32) for i in range(100)}
-
-            def save(arrays=arrays):
-                if all(np.all(np.isfinite(array)) for array in arrays.values()):  # as the loop looks at them
-                    return checkpoints.save(temporary, 1, arrays, {})
-
-            saving = shortest(save)
-            restoring = shortest(functools.partial(checkpoints.restore_latest, temporary))
-            num_bytes = checkpoints.paths(temporary)[-1].stat().st_size
-            rows['checkpoint'].append({'bytes': num_bytes, 'save_seconds': saving, 'restore_seconds': restoring})
+    with tempfile.TemporaryDirectory() as folder:
+        saved = [_checkpoint(folder, int(128000 * scale * size)) for scale in SCALES]
     trainer = synthetic_trainer(resnet_variants.cifar_spec(8), max(2, int(100 * size)))
-    whole = trainer.test
-    for scale in SCALES:
-        trainer.test = whole.first(int(500 * scale * size))
-        rows['evaluation'].append({'images': int(500 * scale * size), 'seconds': shortest(trainer.evaluate)})
-    return rows
+    whole, evaluations = trainer.test, []
+    for count in (int(500 * scale * size) for scale in SCALES):
+        trainer.test = whole.first(count)
+        evaluations.append({'images': count, 'seconds': _shortest(trainer.evaluate)})
+    return {'checkpoint': saved, 'evaluation': evaluations}
+
+
+def _checkpoint(folder, count):
+    arrays = {str(i): np.random.default_rng(i).random(count, np.float32) for i in range(100)}
+
+    def save():
+        if all(np.all(np.isfinite(array)) for array in arrays.values()):  # as the loop looks at them
+            return checkpoints.save(folder, 1, arrays, {})
+
+    return {
+        'bytes': save().stat().st_size,
+        'save_seconds': _shortest(save),
+        'restore_seconds': _shortest(lambda: checkpoints.restore_latest(folder)),
+    }
 
 
 def measure_memory(batch: int) -> dict[str, int]:
     """The memory of two training steps of ResNet-50 at 224x224, float32."""
     trainer = synthetic_trainer(resnet_variants.VARIANTS['resnet50_v1.5'], batch, num_train_images=64)
     steps = stepping(trainer, trainer.train_batches())
-    with sampled(resident) as sizes:
+    with sampled() as sizes:
         steps(2)
     activations = describe(trainer.model)['activations']
     return {'batch': batch, 'peak_bytes': max(sizes) - sizes[0], 'activations': activations}
@@ -141,10 +142,6 @@ def measure_memory(batch: int) -> dict[str, int]:
 
 def measure_input(size: float, folder: str | None = None) -> dict:
     """Training images of 224x224 from shards, on one core, and records read by one thread."""
-    from official_resnet.inputs import shards, streamed, tfrecords
-    from official_resnet.inputs.affine import OFFICIAL
-    from official_resnet.inputs.views import Views
-
     if folder:
         jpegs = [path.read_bytes() for path in jpeg_input.list_files(folder)]
     else:
@@ -164,7 +161,7 @@ def measure_input(size: float, folder: str | None = None) -> dict:
 
         draw()  # until the buffers are as full as they become
         turns = [timed(draw) for _ in range(5)]
-        reading = shortest(lambda: source.read(np.arange(len(jpegs))), time.thread_time)
+        reading = _shortest(lambda: source.read(np.arange(len(jpegs))), time.thread_time)
     return {
         'images_per_core_second': sorted(steps * batch / cpu for _, _, cpu in turns),
         'images_per_second': sorted(steps * batch / seconds for _, seconds, _ in turns),
@@ -176,11 +173,6 @@ def measure_input(size: float, folder: str | None = None) -> dict:
 
 def measure_net(variant: str) -> dict[str, int]:
     """Return the numbers of a network of VARIANTS, at 224x224 where it does not say."""
-    import keras
-
-    from official_resnet import resnet_model
-    from official_resnet.experiments import architecture_table
-
     if variant not in resnet_variants.VARIANTS:
         raise UserError(f"variant '{variant}' is unknown; python -m official_resnet.resnet_variants prints them all")
     spec = resnet_variants.VARIANTS[variant]
@@ -189,12 +181,12 @@ def measure_net(variant: str) -> dict[str, int]:
         return describe(resnet_model.resnet(spec, architecture_table.NUM_CLASSES[spec.stem], shape))
 
 
-def describe(model: 'keras.Model') -> dict[str, int]:
-    """Return the fields of scaling_model.Net for a model of fixed image size."""
-    import keras
+def describe(model: keras.Model) -> dict[str, int]:
+    """Return the numbers of a model of fixed image size that scaling_model needs.
 
-    from official_resnet.experiments import architecture_table
-
+    `parameters` are trainable, `state` is what is not, BN's moving statistics; `activations` are the outputs of
+    convolutions, ReLUs and pooling of an image, which the gradients need.
+    """
     kept = (keras.layers.Conv2D, keras.layers.ReLU, keras.layers.Activation, keras.layers.MaxPooling2D)
     return {
         'parameters': architecture_table.count_parameters(model),
@@ -206,7 +198,6 @@ def describe(model: 'keras.Model') -> dict[str, int]:
 
 def _exchange(strategy, count):
     """Return a function that adds up `count` float32 over the workers so many times, as Keras does gradients."""
-    import tensorflow as tf
 
     def replica(values):
         parts = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.split(values, PARTS))
@@ -222,16 +213,8 @@ def _exchange(strategy, count):
     return lambda times: exchange(values, tf.constant(times)).numpy()
 
 
-def _loopback_bytes():
-    """Return the bytes that this machine has sent to itself; those of others among them."""
-    with open('/proc/net/dev', encoding='ascii') as file:
-        return next((int(line.split()[9]) for line in file if line.split()[0] == 'lo:'), 0)
-
-
 def _synthetic_jpeg():
     """Return a JPEG of 500 x 375 pixels, of about the size of ImageNet's."""
-    from PIL import Image
-
     file = io.BytesIO()
     noise = Image.effect_noise((250, 188), 90).resize((500, 375), Image.Resampling.BILINEAR)
     noise.convert('RGB').save(file, 'JPEG', quality=93)

@@ -4,7 +4,6 @@ What is measured (MEASURED) comes from scaling_measures. An accelerator and its 
 are ASSUMED, each with its source.
 """
 
-import dataclasses
 import math
 import statistics
 
@@ -64,28 +63,6 @@ MEASURED = {  # name: (what it is, rows of scaling_measures, x, y, whether the s
 BYTES, COLLECTIVES = 4, 3  # of float32; a step: gradients, BN statistics, loss and accuracy
 
 
-@dataclasses.dataclass(frozen=True)
-class Net:
-    """What the arithmetic needs of a network.
-
-    Attributes:
-        parameters: trainable.
-        state: numbers that are not, BN's moving statistics.
-        multiply_adds: of an image.
-        activations: outputs of convolutions, ReLUs and pooling of an image, which the gradients need.
-    """
-
-    parameters: int
-    state: int
-    multiply_adds: int
-    activations: int
-
-    @property
-    def checkpoint_bytes(self) -> int:
-        """Size of a checkpoint: weights, momentum, BN statistics."""
-        return BYTES * (2 * self.parameters + self.state)
-
-
 def line(rows: list[dict], x: str, y: str) -> tuple[float, float]:
     """Return (y at x = 0, slope) of the straight line through rows of numbers, neither below 0."""
     slope, intercept = np.polyfit([row[x] for row in rows], [row[y] for row in rows], 1)
@@ -96,10 +73,8 @@ def constants(found: dict) -> dict[str, float]:
     """Return {name: value} of MEASURED, from what was found at 1x, 2x and 4x; {} if something is missing."""
     if not {'order', 'input', 'checkpoint'} <= found.keys():
         return {}
-    values = {
-        'decode': statistics.median(found['input']['images_per_core_second']),
-        'read': found['input']['records_per_second'],
-    }
+    values = {'decode': statistics.median(found['input']['images_per_core_second'])}
+    values['read'] = found['input']['records_per_second']
     for name, (_, *law) in MEASURED.items():
         if law:
             rows, x, y, is_slope = law
@@ -123,10 +98,16 @@ def expected_maximum(n: int) -> float:
     return 0.0 if n == 1 else statistics.NormalDist().inv_cdf((n - 0.375) / (n + 0.25))
 
 
-def predict(net: Net, c: dict[str, float], n: int) -> dict:
+def checkpoint_bytes(net: dict[str, int]) -> int:
+    """Return the size of a checkpoint: weights, momentum, BN statistics."""
+    return BYTES * (2 * net['parameters'] + net['state'])
+
+
+def predict(net: dict[str, int], c: dict[str, float], n: int) -> dict:
     """Return what a training on n accelerators takes, a dict of plain numbers.
 
     Args:
+        net: 'parameters', 'state', 'multiply_adds' and 'activations' of an image; see scaling_measures.describe.
         c: {name: value} of ASSUMED and of what `constants` returns.
         n: accelerators.
 
@@ -137,10 +118,10 @@ def predict(net: Net, c: dict[str, float], n: int) -> dict:
     """
     batch = max(1, min(int(c['batch']), int(c['max_batch']) // n))
     hosts, steps = math.ceil(n / c['per_host']), max(1, int(c['images']) // (batch * n))
-    arithmetic = 3 * batch * 2 * net.multiply_adds / (c['flops'] * c['efficiency'])  # backward is twice forward
+    arithmetic = 3 * batch * 2 * net['multiply_adds'] / (c['flops'] * c['efficiency'])  # backward is twice forward
     compute = arithmetic + c['overhead']
-    gradients = ring_seconds(n, BYTES * net.parameters, c['link'], c['packs'] * c['latency'])
-    others = ring_seconds(n, BYTES * net.state, c['link'], (COLLECTIVES - 1) * c['latency'])
+    gradients = ring_seconds(n, BYTES * net['parameters'], c['link'], c['packs'] * c['latency'])
+    others = ring_seconds(n, BYTES * net['state'], c['link'], (COLLECTIVES - 1) * c['latency'])
     exposed = step_seconds(compute / 3, compute * 2 / 3, gradients, c['packs']) - compute + others
     wait = compute * c['jitter'] * expected_maximum(n)
     # images/s that a host's input can deliver
@@ -155,14 +136,14 @@ def predict(net: Net, c: dict[str, float], n: int) -> dict:
         'stragglers': steps * wait,
         slowest: steps * (step - seconds),
     }
-    per_image = 2 * net.multiply_adds / (c['flops'] * c['efficiency'])
+    per_image = 2 * net['multiply_adds'] / (c['flops'] * c['efficiency'])
     parts['evaluation'] = c['evaluate'] + c['test_images'] * max(per_image / n, 1 / rates[slowest] / hosts)
     parts['epoch order'] = c['order'] * c['images']
-    save = c['save'] + c['save_byte'] * net.checkpoint_bytes
+    save = c['save'] + c['save_byte'] * checkpoint_bytes(net)
     parts['checkpoints'] = save * (1 + sum(parts.values()) // (60 * c['save_minutes']))
     epoch = sum(parts.values())
     # in bfloat16: weights, momentum, gradients twice (packed); activations, of which `kept` numbers each are in memory
-    memory = (4 * BYTES + 2) * net.parameters + 2 * c['kept'] * net.activations * batch
+    memory = (4 * BYTES + 2) * net['parameters'] + 2 * c['kept'] * net['activations'] * batch
     lost = max((part for part in parts if part != 'arithmetic'), key=parts.get)
     bottleneck = 'memory' if memory > c['memory'] else lost if parts[lost] >= 0.05 * epoch else 'arithmetic'
     per_second = batch * n / seconds / hosts

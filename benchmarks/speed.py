@@ -4,9 +4,8 @@
     python -m benchmarks.speed --measure=input      # the input pipeline alone, on one core
     python -m benchmarks.speed --measure=inference  # ResNet-50, batch 8, 224x224, also keras.applications, ONNX Runtime
     python -m benchmarks.speed --measure=build      # ResNet-50s built a second, beside keras.applications
-    python -m benchmarks.speed --measure=jpeg --image_folder=DIR
-                                                    # training input of 224x224 from JPEGs, beside PyTorch's DataLoader
-                                                    # and decoding alone, on one core and on all
+    python -m benchmarks.speed --measure=jpeg --image_folder=DIR    # training input of 224x224 from JPEGs, beside
+                                                    # PyTorch's DataLoader and decoding alone, on one core and on all
     python -m benchmarks.speed --measure=workers    # two workers that share the cores, beside one process with all
     python -m benchmarks.speed --measure=save       # what checkpoints cost of the training time
 
@@ -15,30 +14,24 @@ slower for a while is so for all: read the ratios. What is not installed is left
 """
 
 import contextlib
-import importlib.util
 import itertools
 import os
 import pkgutil
 import statistics
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from absl import flags
 
-from benchmarks import jpeg_input, machine
-from benchmarks.child import Child
+from benchmarks import jpeg_input, measuring
+from official_resnet import files
 from official_resnet.command_line import program
 from official_resnet.resnet_spec import MAX_LAYERS
 
-SYSTEMS = {  # module: {--system: (its functions in the module, packages of the [parity] extra that they need)}
-    'training': {'ours': ('ours', ''), 'keras': ('keras', ''), 'torch': ('torch', 'torch')},
-    'inference': {
-        'ours': ('ours', ''),
-        'keras': ('applications predict', ''),
-        'torch': ('torch', 'torch pytorchcv'),
-        'onnx': ('onnx', 'onnxruntime tf2onnx'),
-    },
-    'jpeg_input': {'ours': ('ours antialias decode', ''), 'torch': ('torch pillow', 'torch torchvision')},
+SYSTEMS = {  # module: {--system: its functions}
+    'training': {'ours': ['ours'], 'keras': ['keras'], 'torch': ['torch']},
+    'inference': {'ours': ['ours'], 'keras': ['applications', 'predict'], 'torch': ['torch'], 'onnx': ['onnx']},
+    'jpeg_input': {'ours': ['ours', 'antialias', 'decode'], 'torch': ['torch', 'pillow']},
 }
 MEASURES = ('input', 'forward', 'train', 'inference', 'build')
 OTHER_MEASURES = ('jpeg', 'workers', 'save')  # not without being asked for
@@ -60,46 +53,53 @@ def define_flags() -> flags.FlagValues:
     ):
         flags.DEFINE_multi_enum(name, list(default), (*default, *others), text, flag_values=values)
     flags.DEFINE_string('image_folder', None, 'JPEG files for --measure=jpeg, in any subfolders.', flag_values=values)
-    machine.define_output(values)
+    flags.DEFINE_string('output_json', None, 'Also write every single figure there.', flag_values=values)
     flags.register_validator('resnet_size', lambda size: size % 6 == 2, 'must be 6n+2', values)
     return values
 
 
-def serve(system: str, *arguments) -> Callable[[str, int], float]:
-    """Build a system, 'module:function'; return the function (measure, steps) -> seconds."""
-    measures = pkgutil.resolve_name(f'benchmarks.{system}')(*arguments)
-    return lambda measure, steps: machine.timed(measures[measure], steps)[1]
+def serve(system: str, *arguments) -> Callable[[str, int], float] | str:
+    """Build a system, 'module:function'; return the function (measure, steps) -> seconds, or what is not installed."""
+    try:
+        measures = pkgutil.resolve_name(f'benchmarks.{system}')(*arguments)
+    except ModuleNotFoundError as error:
+        return error.name
+    return lambda measure, steps: measuring.timed(measures[measure], steps)[1]
 
 
-def measure_in_turns(
-    systems: list[str],
-    dtype: str,
-    measures: list[str],
-    values: flags.FlagValues,
-    cores: Collection[int] | None = None,
-    size: int | None = None,
-    batch_size: int | None = None,
-) -> list[tuple[str, str, dict]]:
+def run_benchmark(values: flags.FlagValues) -> None:
+    """Measure what the flags ask for, print the table."""
+    output = measuring.check_output(values.output_json)
+    if 'jpeg' in values.measure:
+        jpeg_input.list_files(values.image_folder)  # before the others take their time
+    results = [row for arguments, options in _plan(values) for row in _measure_in_turns(*arguments, values, **options)]
+    print('\n'.join([format_table(results), *_conclusions(results)]))
+    about = f'{measuring.describe()}, load {os.getloadavg()[0]:.1f}'
+    print(
+        f'\nResNet-{values.resnet_size}, batch {values.batch_size}, {values.runs} runs of {values.steps} steps, '
+        f'input on one core; inference ResNet-{INFERENCE_SIZE}, batch {INFERENCE_BATCH}, 224x224; {about}'
+    )
+    rows = [{'measure': measure, 'dtype': dtype, 'images_per_second': rates} for measure, dtype, rates in results]
+    if output:
+        files.write_json(output, {'flags': values.flag_values_dict(), 'machine': about, 'results': rows})
+
+
+def _measure_in_turns(systems, dtype, measures, values, cores=None, size=None, batch_size=None):
     """Return [(measure, dtype, {system: [images/s of each run, or builds/s]})]; the first turn of each is not counted.
 
-    Args:
-        systems: 'module:function', a process each.
-        dtype: 'fp32' or 'bf16'.
-        measures: of MEASURES and OTHER_MEASURES, and more words to tell two apart.
-        values: the flags.
-        cores: what the processes may use; None for all.
-        size, batch_size: other than the flags say.
+    Each system is a process on all cores or some. Words of a measure after the first one tell two apart.
     """
-    size, batch_size = size or values.resnet_size, batch_size or values.batch_size
-    results = []
+    size, batch_size, results = size or values.resnet_size, batch_size or values.batch_size, []
     with contextlib.ExitStack() as stack:
         children = {}
         for system in systems:
             module, _, name = system.partition(':')
             folder = [values.image_folder] if module == 'jpeg_input' else []
-            child = Child('benchmarks.speed:serve', system, dtype, size, batch_size, *folder, cores=cores)
-            children[f'resnet{size}' if name == 'save' else name] = stack.enter_context(child)
-            child.answer()  # when it has built its system
+            child = measuring.Child('benchmarks.speed:serve', system, dtype, size, batch_size, *folder, cores=cores)
+            if missing := stack.enter_context(child).answer():
+                print(f"{missing} is not installed, {name} is left out: pip install -e '.[parity]'")
+            else:
+                children[f'resnet{size}' if name == 'save' else name] = child
         for measure in measures:
             steps = values.steps * (20 if measure == 'input' else 1)  # a batch of input takes milliseconds
             items = 1 if measure in ('build', 'save') else batch_size
@@ -111,59 +111,32 @@ def measure_in_turns(
     return results
 
 
-def run_benchmark(values: flags.FlagValues) -> None:
-    """Measure what the flags ask for, print the table."""
-    if 'jpeg' in values.measure:
-        jpeg_input.list_files(values.image_folder)  # before the others take their time
-    results = [row for arguments, options in _plan(values) for row in measure_in_turns(*arguments, values, **options)]
-    print('\n'.join([format_table(results), *_conclusions(results)]))
-    about = f'{machine.describe()}, load {os.getloadavg()[0]:.1f}'
-    print(
-        f'\nResNet-{values.resnet_size}, batch {values.batch_size}, {values.runs} runs of {values.steps} steps, '
-        f'input on one core; inference ResNet-{INFERENCE_SIZE}, batch {INFERENCE_BATCH}, 224x224; {about}'
-    )
-    rows = [{'measure': measure, 'dtype': dtype, 'images_per_second': rates} for measure, dtype, rates in results]
-    machine.write_output(values, about, results=rows)
-
-
 def _plan(values):
-    """Yield what is measured: (systems, dtype, measures), and more arguments of measure_in_turns."""
+    """Yield what is measured: (systems, dtype, measures), and more arguments of _measure_in_turns."""
     cores, large = sorted(os.sched_getaffinity(0)), {'size': INFERENCE_SIZE, 'batch_size': INFERENCE_BATCH}
+    chosen = {
+        module: [f'{module}:{name}' for system, names in rows.items() if system in values.system for name in names]
+        for module, rows in SYSTEMS.items()
+    }
     if 'input' in values.measure:
         yield (['training:ours'], 'fp32', ['input']), {'cores': cores[:1]}
     steps = [measure for measure in ('forward', 'train') if measure in values.measure]
-    systems = _installed('training', values.system) if steps else []
     for dtype in values.dtype if steps else ():
-        yield (systems, dtype, steps), {}
-    if 'inference' in values.measure:
-        systems = _installed('inference', values.system)
-        for dtype in values.dtype:
-            knowing = [system for system in systems if (system, dtype) != ('inference:onnx', 'bf16')]
-            yield (knowing, dtype, ['inference']), large
+        yield (chosen['training'], dtype, steps), {}
+    for dtype in values.dtype if 'inference' in values.measure else ():
+        systems = [system for system in chosen['inference'] if (system, dtype) != ('inference:onnx', 'bf16')]
+        yield (systems, dtype, ['inference']), large
     if 'build' in values.measure:
         yield (['inference:ours', 'inference:applications'], 'fp32', ['build']), large
     if 'jpeg' in values.measure:
-        systems = _installed('jpeg_input', values.system)
         for name, some in (('jpeg', cores[:1]), ('jpeg all', cores))[: len(cores)]:
-            yield (systems, 'fp32', [name]), {'cores': some}
+            yield (chosen['jpeg_input'], 'fp32', [name]), {'cores': some}
     for dtype in values.dtype if 'workers' in values.measure else ():
         yield (['training:several', 'training:one'], dtype, ['workers']), {}
     if 'save' in values.measure:
         yield (['training:save'], 'fp32', ['save']), {}
         yield (['training:one'], 'fp32', ['workers']), {}  # which tells how long an epoch takes
         yield (['training:save'], 'fp32', ['save']), large
-
-
-def _installed(module, chosen):
-    """Return the systems of a module for the --system flags; say what is left out."""
-    found = []
-    for system, (functions, packages) in SYSTEMS[module].items():
-        missing = [package for package in packages.split() if importlib.util.find_spec(package) is None]
-        if missing and system in chosen:
-            print(f"{missing[0]} is not installed, {system} is left out: pip install -e '.[parity]'")
-        elif system in chosen:
-            found += [f'{module}:{function}' for function in functions.split()]
-    return found
 
 
 def _conclusions(results):

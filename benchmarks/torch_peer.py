@@ -50,38 +50,6 @@ class CifarResNet(nn.Module):
         return self.logits(x.mean((2, 3)))
 
 
-class TrainStep:
-    """One SGD step or one inference pass at a precision, channels_last, eager.
-
-    Args:
-        model: a CifarResNet.
-        dtype: 'fp32', or 'bf16' for torch.autocast.
-    """
-
-    def __init__(self, model, dtype, learning_rate=0.1, weight_decay=2e-4):
-        self.model = model.to(memory_format=torch.channels_last)
-        self.autocast = torch.autocast('cpu', torch.bfloat16, enabled=dtype == 'bf16')
-        self.optimizer = torch.optim.SGD(model.parameters(), learning_rate, 0.9, weight_decay=weight_decay)
-
-    def train(self, images, labels):
-        """Take a step on float32 [n, 3, 32, 32] images, int64 [n] labels; return the loss before it."""
-        self.model.train()
-        with self.autocast:
-            logits = self.model(images)
-        loss = functional.cross_entropy(logits.float(), labels)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        return loss.item()
-
-    @torch.inference_mode()
-    def forward(self, images):
-        """Return the logits in inference mode."""
-        self.model.eval()
-        with self.autocast:
-            return self.model(images).float()
-
-
 def to_torch(images: np.ndarray) -> torch.Tensor:
     """float32 NHWC ndarray -> tensor [n, c, h, w] in channels_last memory."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)

@@ -9,25 +9,21 @@ worker after each call, as in training.
 import os
 import tempfile
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from benchmarks.child import Child
+import tensorflow as tf
+
+from benchmarks.measuring import Child
 from official_resnet import resnet_variants
+from official_resnet.inference import rewrite
+from official_resnet.inputs import datasets
+from official_resnet.resnet_run_loop import Trainer
 from official_resnet.resnet_spec import ResNetSpec
-from official_resnet.training import devices, workers
-
-if TYPE_CHECKING:
-    import tensorflow as tf
-
-    from official_resnet import resnet_run_loop
-
-Measures = dict[str, Callable[[int], object]]  # of a system: what takes so many steps
-NUM_EPOCHS = 10**6  # more than any benchmark takes
+from official_resnet.training import workers
+from official_resnet.training.config import MachineConfig, TrainConfig
 
 
-def ours(dtype: str, resnet_size: int, batch_size: int) -> Measures:
+def ours(dtype: str, resnet_size: int, batch_size: int) -> dict:
     """resnet_run_loop's own compiled loop."""
-    devices.start_tensorflow()
     trainer = synthetic_trainer(resnet_variants.cifar_spec(resnet_size), batch_size, dtype=dtype)
     pipeline, ready = iter(trainer.train_batches()), ready_batches(trainer)
     return {
@@ -37,17 +33,12 @@ def ours(dtype: str, resnet_size: int, batch_size: int) -> Measures:
     }
 
 
-def keras(dtype: str, resnet_size: int, batch_size: int) -> Measures:
+def keras(dtype: str, resnet_size: int, batch_size: int) -> dict:
     """The same net in stock Keras layers, with compile and fit, TensorFlow's own threads."""
-    import keras
-
-    with devices.hidden_stderr():
-        trainer = synthetic_trainer(resnet_variants.cifar_spec(resnet_size), batch_size, dtype=dtype)
-    from official_resnet.inference import rewrite
-
+    trainer = synthetic_trainer(resnet_variants.cifar_spec(resnet_size), batch_size, dtype=dtype)
     model = rewrite.to_stock(trainer.model)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss, metrics=['accuracy'])
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(tf.keras.optimizers.SGD(0.1, momentum=0.9), loss, metrics=['accuracy'])
     ready = ready_batches(trainer)
     return {
         'train': lambda steps: model.fit(ready, steps_per_epoch=steps, epochs=1, verbose=0),
@@ -55,36 +46,50 @@ def keras(dtype: str, resnet_size: int, batch_size: int) -> Measures:
     }
 
 
-def torch(dtype: str, resnet_size: int, batch_size: int) -> Measures:
-    """PyTorch, channels_last and eager."""
-    from torch import int64
+def torch(dtype: str, resnet_size: int, batch_size: int) -> dict:
+    """PyTorch, channels_last and eager, torch.autocast in bf16: steps of SGD, or inference."""
+    import torch
 
     from benchmarks import torch_peer
-    from official_resnet.inputs import datasets
 
-    examples = datasets.open_split('synthetic', 'train')
-    images, labels = next(iter(examples.training_batches(batch_size)))
-    images, labels = torch_peer.to_torch(images.numpy()), torch_peer.torch.tensor(labels.numpy(), dtype=int64)
-    step = torch_peer.TrainStep(torch_peer.CifarResNet(resnet_size), dtype)
-    return {
-        'train': lambda steps: [step.train(images, labels) for _ in range(steps)],
-        'forward': lambda steps: [step.forward(images) for _ in range(steps)],
-    }
+    images, labels = next(iter(datasets.open_split('synthetic', 'train').training_batches(batch_size)))
+    images, labels = torch_peer.to_torch(images.numpy()), torch.from_numpy(labels.numpy()).long()
+    model = torch_peer.CifarResNet(resnet_size).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=2e-4)
+
+    def logits(is_training):
+        model.train(is_training)
+        with torch.autocast('cpu', torch.bfloat16, enabled=dtype == 'bf16'):
+            return model(images).float()
+
+    def train(steps):
+        for _ in range(steps):
+            loss = torch.nn.functional.cross_entropy(logits(True), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item()
+
+    @torch.inference_mode()
+    def forward(steps):
+        return [logits(False) for _ in range(steps)]
+
+    return {'train': train, 'forward': forward}
 
 
-def one(dtype: str, resnet_size: int, batch_size: int) -> Measures:
+def one(dtype: str, resnet_size: int, batch_size: int) -> dict:
     """One process with all cores."""
     return {'workers': join(dtype, resnet_size, batch_size, 'default')}
 
 
-def several(dtype: str, resnet_size: int, batch_size: int) -> Measures:
+def several(dtype: str, resnet_size: int, batch_size: int) -> dict:
     """Two workers with half of the cores each, this process and another, which does as many steps as this one."""
     cores = sorted(os.sched_getaffinity(0))
     hosts = [f'localhost:{port}' for port in workers.free_ports(2)]
-    mine, other = ({'TF_CONFIG': workers.tf_config(hosts, i), 'TF_CPP_MIN_LOG_LEVEL': '3'} for i in range(2))
-    peer = Child('benchmarks.training:join', dtype, resnet_size, batch_size, cores=cores[1::2], **other)
+    mine, other = (workers.tf_config(hosts, i) for i in range(2))
+    peer = Child('benchmarks.training:join', dtype, resnet_size, batch_size, cores=cores[1::2], TF_CONFIG=other)
     os.sched_setaffinity(0, cores[::2])
-    os.environ |= mine
+    os.environ['TF_CONFIG'] = mine
     run = join(dtype, resnet_size, batch_size)
     peer.answer()
 
@@ -96,11 +101,8 @@ def several(dtype: str, resnet_size: int, batch_size: int) -> Measures:
     return {'workers': steps}
 
 
-def join(
-    dtype: str, resnet_size: int, batch_size: int, strategy: str = 'multi_worker_mirrored'
-) -> Callable[[int], None]:
+def join(dtype: str, resnet_size: int, batch_size: int, strategy: str = 'multi_worker_mirrored') -> Callable:
     """Be one of the workers that TF_CONFIG lists, or with another strategy the only one; return what takes steps."""
-    devices.start_tensorflow()
     if strategy == 'multi_worker_mirrored':
         workers.join(None)
     trainer = synthetic_trainer(_spec(resnet_size), batch_size, {'distribution_strategy': strategy}, dtype=dtype)
@@ -113,50 +115,37 @@ def join(
     return run
 
 
-def save(dtype: str, resnet_size: int, batch_size: int) -> Measures:
+def save(dtype: str, resnet_size: int, batch_size: int) -> dict:
     """Checkpoints of a net of CIFAR (6n+2 layers) or ImageNet and of its momentum, to where temporary files are."""
-    devices.start_tensorflow()
     folder = tempfile.TemporaryDirectory()
     trainer = synthetic_trainer(_spec(resnet_size), batch_size, {'model_dir': folder.name}, dtype=dtype)
 
-    def saves(count):
-        assert folder  # which is removed when nobody refers to it
+    def saves(count, kept=folder):  # which is removed when nobody refers to it
         for _ in range(count):
             trainer.save()
 
     return {'save': saves}
 
 
-def synthetic_trainer(
-    spec: ResNetSpec, batch_size: int, machine: dict | None = None, **config
-) -> 'resnet_run_loop.Trainer':
+def synthetic_trainer(spec: ResNetSpec, batch_size: int, machine: dict | None = None, **config) -> Trainer:
     """Return a trainer of synthetic images; `machine` and `config` are fields of the configurations."""
-    from official_resnet import resnet_run_loop
-    from official_resnet.training.config import MachineConfig, TrainConfig
-
     dataset = 'synthetic' if spec.stem == 'cifar' else 'synthetic224'
-    config = {'dataset': dataset, 'train_epochs': NUM_EPOCHS, 'machine': MachineConfig(**machine or {}), **config}
-    return resnet_run_loop.Trainer(TrainConfig(spec, batch_size=batch_size, **config))
+    config = {'dataset': dataset, 'machine': MachineConfig(**machine or {}), **config}
+    return Trainer(TrainConfig(spec, batch_size=batch_size, train_epochs=10**6, **config))  # more than any takes
 
 
-def ready_batches(trainer: 'resnet_run_loop.Trainer') -> 'tf.data.Dataset':
+def ready_batches(trainer: Trainer) -> tf.data.Dataset:
     """Return one training batch over and over: no step waits for its input."""
-    import tensorflow as tf
-
     return tf.data.Dataset.from_tensors(next(iter(trainer.train_batches()))).repeat()
 
 
-def stepping(trainer: 'resnet_run_loop.Trainer', batches: 'tf.data.Dataset') -> Callable[[int], object]:
+def stepping(trainer: Trainer, batches: tf.data.Dataset) -> Callable[[int], object]:
     """Return the function that takes so many training steps with the next of the batches."""
-    import tensorflow as tf
-
     iterator = iter(batches)
     return lambda steps: trainer.train_steps(iterator, tf.constant(steps)).numpy()
 
 
 def _forward(model, images):
-    import tensorflow as tf
-
     call = tf.function(lambda: model(images, training=False))
     return lambda steps: [call().numpy() for _ in range(steps)]
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import jpeg_input, speed
-from benchmarks.child import Child
+from benchmarks.measuring import Child
 from official_resnet.command_line.program import run_program
 from official_resnet.errors import UserError
 
@@ -96,9 +96,9 @@ def test_list_files(pictures):
 @pytest.mark.parametrize(
     'arguments,message',
     [
-        ([], 'measure=jpeg needs images; pass --image_folder'),
-        (['--image_folder=/nowhere'], "image_folder '/nowhere' is no folder; pass one of JPEG files"),
-        (['--image_folder={tmp_path}'], 'has no JPEG file (.jpeg .jpg); pass another'),
+        ([], 'has no JPEG files (.jpeg .jpg); pass --image_folder with one that has'),
+        (['--image_folder=/nowhere'], "image_folder '/nowhere' has no JPEG files (.jpeg .jpg); pass --image_folder"),
+        (['--image_folder={tmp_path}'], 'has no JPEG files (.jpeg .jpg); pass --image_folder'),
     ],
 )
 def test_pictures_that_are_not_there(arguments, message, tmp_path, capsys):

@@ -55,7 +55,7 @@ EXPECTED = {
     'flags': {
         'benchmark_build --pictures: *': 'it is --images of benchmarks.build',
         'benchmark_build --images: *': 'it was --pictures',
-        'benchmark_build --child: *': 'it was internal; benchmarks.child starts the processes now',
+        'benchmark_build --child: *': 'it was internal; benchmarks.measuring starts the processes now',
         'read_ckpt --source: type': 'the families have another order',
         '* --data_format: type': 'any value is accepted, and ignored',
     },

@@ -145,7 +145,7 @@ BUILDERS = ('build_imagenet_data', 'build_image_data')
 FREE_TEXT = {'benchmark_test_id', *(name for name, _, _ in flags.OBSOLETE)}  # stored as it is, or ignored
 ELSEWHERE = {
     'scaling': 'benchmarks_scaling_test',
-    'child': 'a process of the benchmarks, without flags',
+    'measuring': 'a process of the benchmarks, without flags',
 }
 NOT_THERE = {  # what a program says of a data set that is missing and may not be fetched
     'cifar10_main': r"'{absent}' does not exist; run cifar10_download_and_extract.py --data_dir {absent} or pass anot",
@@ -269,9 +269,9 @@ def _rows_of_other_programs():
     yield predict, ['--explain', '--explain_class=-1'], "'-1' is no class of the net; pass its number, 0..2, or its n"
     yield predict, ['--explain_class=1'], '--explain_class belongs to --explain; pass that, too'
     yield predict, ['--explain', '--output_dir={text}'], "cannot write output_dir '{text}'.* pass another --output_dir"
-    yield 'speed', [], "image_folder '{empty}' has no JPEG file .*; pass another"
-    yield 'speed', ['--image_folder='], 'measure=jpeg needs images; pass --image_folder'
-    yield 'speed', ['--image_folder={text}'], "image_folder '{text}' is no folder; pass one of JPEG files"
+    yield 'speed', [], "image_folder '{empty}' has no JPEG files .*; pass --image_folder"
+    yield 'speed', ['--image_folder='], 'image_folder .* has no JPEG files .*; pass --image_folder'
+    yield 'speed', ['--image_folder={text}'], "image_folder '{text}' has no JPEG files .*; pass --image_folder"
     yield 'speed', ['--resnet_size=33'], 'resnet_size=33: must be 6n.2'
     yield 'speed', ['--output_json={absent}/x'], '{absent}/x. is no file in a folder that is there; pass anoth'
     yield EXPERIMENTS, ['--output_dir={text}'], "cannot write output_dir '{text}': File exists; .* pass another --outp"
