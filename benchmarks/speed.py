@@ -19,6 +19,7 @@ import os
 import pkgutil
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable
 
 from absl import flags
@@ -91,11 +92,12 @@ def _measure_in_turns(systems, dtype, measures, values, cores=None, size=None, b
     """
     size, batch_size, results = size or values.resnet_size, batch_size or values.batch_size, []
     with contextlib.ExitStack() as stack:
-        children = {}
+        children, temporary = {}, stack.enter_context(tempfile.TemporaryDirectory())  # of processes that are killed
         for system in systems:
             module, _, name = system.partition(':')
             folder = [values.image_folder] if module == 'jpeg_input' else []
-            child = measuring.Child('benchmarks.speed:serve', system, dtype, size, batch_size, *folder, cores=cores)
+            arguments = (system, dtype, size, batch_size, *folder)
+            child = measuring.Child('benchmarks.speed:serve', *arguments, cores=cores, TMPDIR=temporary)
             if missing := stack.enter_context(child).answer():
                 print(f"{missing} is not installed, {name} is left out: pip install -e '.[parity]'")
             else:

@@ -117,14 +117,8 @@ def join(dtype: str, resnet_size: int, batch_size: int, strategy: str = 'multi_w
 
 def save(dtype: str, resnet_size: int, batch_size: int) -> dict:
     """Checkpoints of a net of CIFAR (6n+2 layers) or ImageNet and of its momentum, to where temporary files are."""
-    folder = tempfile.TemporaryDirectory()
-    trainer = synthetic_trainer(_spec(resnet_size), batch_size, {'model_dir': folder.name}, dtype=dtype)
-
-    def saves(count, kept=folder):  # which is removed when nobody refers to it
-        for _ in range(count):
-            trainer.save()
-
-    return {'save': saves}
+    trainer = synthetic_trainer(_spec(resnet_size), batch_size, {'model_dir': tempfile.mkdtemp()}, dtype=dtype)
+    return {'save': lambda count: [trainer.save() for _ in range(count)]}
 
 
 def synthetic_trainer(spec: ResNetSpec, batch_size: int, machine: dict | None = None, **config) -> Trainer:
