@@ -80,12 +80,13 @@ def test_fast_on_fashion_mnist(call, mnist_dir, tmp_path):
 
 def test_no_download_of_what_is_there_or_forbidden(call, mnist_dir, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(download, '_download_files', lambda *args: asked.append(args))
+    monkeypatch.setattr(download, 'fetch', lambda url, *args: asked.append(url))
     call('--data_dir', mnist_dir / 'mnist', '--model_dir', tmp_path, '--batch_size', '999')
     code, _, err = call('--data_dir', tmp_path / 'new', '--nodownload', '--model_dir', tmp_path)
     assert asked == [] and code == 1 and "new' does not exist; run mnist_main.py --data_dir" in err
     call('--dataset', 'fashion_mnist', '--data_dir', tmp_path / 'new', '--model_dir', tmp_path)
-    assert asked == [('fashion_mnist', tmp_path / 'new')]
+    folder, rows = download.FILE_SETS['fashion_mnist']
+    assert asked == [folder + name for name in rows]
 
 
 def _truncate(path):

@@ -3,6 +3,7 @@
 No TensorFlow at import.
 """
 
+import dataclasses
 import functools
 import os
 from pathlib import Path
@@ -32,18 +33,21 @@ _FASHION_CLASSES = (  # of github.com/zalandoresearch/fashion-mnist, section Lab
 # What MNIST and its double have in common. The images are cropped or padded from 28 x 28 to 32 x 32: the
 # PyTorch program of which recipes.MNIST tells pads training images by 4 and crops 32 out of the 36, feeds
 # those of the test as they are, and fails on them, since its last feature map of 7 x 7 has no 8 x 8 to average.
-_MNIST = {
-    'num_classes': 10,
-    'image_shape': (28, 28, 1),
-    'split_sizes': {'train': 60000, 'test': 10000},
-    'normalization': 'unit_range',
-    'files': {
+_MNIST = DatasetInfo(
+    num_classes=10,
+    image_shape=(28, 28, 1),
+    split_sizes={'train': 60000, 'test': 10000},
+    class_names=tuple('0123456789'),
+    normalization='unit_range',
+    folders=('mnist', 'MNIST/raw'),  # the latter is torchvision's
+    files={
         'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
         'test': ('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'),
     },
-    'format': 'idx',
-    'input_size': 32,
-}
+    format='idx',
+    fetcher='mnist_main.py',
+    input_size=32,
+)
 _SYNTHETIC = {'num_classes': 10, 'class_names': tuple(synthetic.FIGURES), 'format': 'synthetic'}
 
 DATASETS = {
@@ -58,17 +62,12 @@ DATASETS = {
         label_bytes=2,
         fetcher='cifar10_download_and_extract.py --dataset=cifar100',
     ),
-    'mnist': DatasetInfo(
-        class_names=tuple('0123456789'),
-        folders=('mnist', 'MNIST/raw'),  # the latter is torchvision's
-        fetcher='mnist_main.py',
-        **_MNIST,
-    ),
-    'fashion_mnist': DatasetInfo(
+    'mnist': _MNIST,
+    'fashion_mnist': dataclasses.replace(
+        _MNIST,
         class_names=_FASHION_CLASSES,
         folders=('fashion-mnist', 'FashionMNIST/raw'),
         fetcher='mnist_main.py --dataset=fashion_mnist',
-        **_MNIST,
     ),
     'imagenet': DatasetInfo(
         num_classes=1000,

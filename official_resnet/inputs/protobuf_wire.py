@@ -11,7 +11,6 @@ import numpy as np
 
 VARINT, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5  # wire types; 3 and 4 have not been in use since 2008
 _SIZES = {EIGHT_BYTES: 8, FOUR_BYTES: 4}
-_MAX_VARINT = (1 << 64) - 1
 
 
 def fields(message: bytes | memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
@@ -81,7 +80,7 @@ def read_varint(message: bytes | memoryview, place: int) -> tuple[int, int]:
         number |= (byte & 127) << shift
         shift += 7
         if byte < 128:
-            return number & _MAX_VARINT, place
+            return number % (1 << 64), place
 
 
 def field(number: int, content: bytes) -> bytes:

@@ -52,7 +52,6 @@ class Shards(streamed.Source):
     """TFRecord files.
 
     Args:
-        paths: the files, in their order.
         records: what they hold; without, what data/build_imagenet_data.py writes.
         num_classes: labels beyond are refused as they are read; None takes all.
         index_file: where to keep the places of the records; None: they are found anew each time.
@@ -168,13 +167,11 @@ def manifest_classes(data_dir: str | os.PathLike, split: str) -> list[tuple[str,
 def _index(paths, index_file, log):
     """Return the places of the records of each file; from index_file, if it is of these files."""
     key = streamed.files_fingerprint(paths)
-    if index_file and index_file.is_file():
-        try:
-            with np.load(index_file, allow_pickle=False) as archive:
-                if str(archive['key']) == key:
-                    return np.split(archive['offsets'], np.cumsum(archive['counts'])[:-1])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            pass
+    if index_file:
+        faults = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+        with contextlib.suppress(*faults), np.load(index_file, allow_pickle=False) as archive:
+            if str(archive['key']) == key:
+                return np.split(archive['offsets'], np.cumsum(archive['counts'])[:-1])
     if len(paths) > 100:
         log(f'finding the records of {len(paths)} shards in {os.path.dirname(paths[0])}')
     with concurrent.futures.ThreadPoolExecutor(16) as pool:  # waits for the disk

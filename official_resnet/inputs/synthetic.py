@@ -37,14 +37,10 @@ FIGURES = {
 
 
 def draw(num_images: int, seed: int | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Draw images of the ten classes, as many of each (one more of some if ten does not divide them).
+    """Draw (images uint8 [n, 32, 32, 3], RGB, 0..255, labels int32 [n]) in random order.
 
-    Args:
-        num_images: how many.
-        seed: non-negative integer, or a sequence of them; another seed draws other images.
-
-    Returns:
-        (images, labels): uint8 [n, 32, 32, 3], RGB, 0..255, and int32 [n], in random order.
+    There are as many of each class (one more of some if ten does not divide them). The seed is a non-negative integer,
+    or a sequence of them; another seed draws other images.
     """
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(num_images, dtype=np.int32) % len(FIGURES))
