@@ -1,7 +1,4 @@
-"""Normalisations by numbers, (image * scale - mean) / std, each the name of itself: those of ImageNet's networks.
-
-No TensorFlow at import.
-"""
+"""Normalisations by numbers, (image * scale - mean) / std, each the name of itself; no TensorFlow at import."""
 
 from collections.abc import Callable, Sequence
 

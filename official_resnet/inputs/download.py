@@ -165,11 +165,10 @@ def fetch(
     """
     path = Path(path)
     part = path.with_name(path.name + '.part')
-    try:
-        is_web = urllib.parse.urlsplit(url).scheme in ('http', 'https') and url.isascii()
-    except ValueError:
-        is_web = False
-    if not is_web:
+    scheme = ''
+    with contextlib.suppress(ValueError):
+        scheme = urllib.parse.urlsplit(url).scheme
+    if scheme not in ('http', 'https') or not url.isascii():
         raise UserError(f"url '{url}' is not an http or https address in ASCII: correct it, or {remedy}")
     missing = (size or 0) - _size(part)
     with _disk_errors(path.parent, missing):

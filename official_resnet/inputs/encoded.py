@@ -95,8 +95,7 @@ def _resize(image, size, views):
     """Return an image [h, w, 3] bilinearly resized to size, int32 [2]: float32."""
     if views.resize == 'antialias':
         return tf.image.resize(image, size, antialias=True)
-    resized = tf.raw_ops.ResizeBilinear(images=image[None], size=size, align_corners=False, half_pixel_centers=False)
-    return resized[0]
+    return tf.raw_ops.ResizeBilinear(images=image[None], size=size, align_corners=False, half_pixel_centers=False)[0]
 
 
 def _middle(image, views):

@@ -12,8 +12,7 @@ also that of a palette's colours; more than MAX_PIXELS are refused. Where caller
 | rule                            | FOLDER           | PREDICTION            | SHARDS                                  |
 |---------------------------------|------------------|-----------------------|-----------------------------------------|
 | used by                         | image_folder     | inference.predict     | files that are streamed, TFDS, building |
-| formats                         | FORMATS          | all of Pillow's but   | FORMATS                                 |
-|                                 |                  | EPS                   |                                         |
+| formats                         | FORMATS          | Pillow's, without EPS | FORMATS                                 |
 | turned as EXIF says             | yes              | yes                   | no, as in official/resnet               |
 | inks of a CMYK JPEG are         | always           | always                | only with Adobe's marker, as TensorFlow |
 | taken for inverted              |                  |                       | and libjpeg do                          |

@@ -1,7 +1,4 @@
-"""The data sets besides CIFAR-10: what is known of them, and how those that fit into memory are read.
-
-No TensorFlow at import.
-"""
+"""The data sets besides CIFAR-10, and how those in memory are read; no TensorFlow at import."""
 
 import dataclasses
 import functools
