@@ -14,16 +14,9 @@ from typing import Any
 import keras
 from keras import KerasTensor as Tensor
 
+from official_resnet import resnet_model
 from official_resnet.errors import UserError
 from official_resnet.layers import NHWC
-from official_resnet.resnet_model import (
-    INITIALIZERS,
-    activation,
-    batch_norm,
-    block_convolutions,
-    convolution,
-    shortcut_of,
-)
 
 ORDERS = ('original', 'bn_after_addition', 'relu_before_addition', 'relu_only_preactivation')
 
@@ -78,7 +71,7 @@ def make_block(experiment: dict[str, Any]) -> Callable[..., Tensor]:
                 f'the experiment {experiment} is about blocks of version 1 with a shortcut; pass a spec without '
                 'se_reduction, zero_gamma, stochastic_depth and output_stride'
             )
-        return _block(x, spec, block_convolutions(spec, filters, stride), stride, name, is_first, trial)
+        return _block(x, spec, resnet_model.block_convolutions(spec, filters, stride), stride, name, is_first, trial)
 
     return block
 
@@ -96,27 +89,29 @@ def _block(x, spec, convs, stride, name, is_first, trial):
         if spec.stem_bn is not False or spec.stem not in ('cifar', 'mnist'):
             raise UserError(f"order='{order}' needs stem_bn=False, not {spec.stem_bn}, and stem='cifar'")
         if name == 'group1_block1':
-            x = batch_norm(x, spec, 'stem_bn')
-        residual, first_bn = activation(x, spec, f'{name}_relu1'), 2
-    shortcut = shortcut_of(x, spec, convs[-1].filters, stride, name, is_first=is_first, preactivated=residual)
+            x = resnet_model.batch_norm(x, spec, 'stem_bn')
+        residual, first_bn = resnet_model.activation(x, spec, f'{name}_relu1'), 2
+    shortcut = resnet_model.shortcut_of(
+        x, spec, convs[-1].filters, stride, name, is_first=is_first, preactivated=residual
+    )
     for i, conv in enumerate(convs):
         if i:
-            residual = batch_norm(residual, spec, f'{name}_bn{i + first_bn - 1}')
-            residual = activation(residual, spec, f'{name}_relu{i + first_bn - 1}')
-        residual = convolution(residual, spec, conv, f'{name}_conv{i + 1}')
+            residual = resnet_model.batch_norm(residual, spec, f'{name}_bn{i + first_bn - 1}')
+            residual = resnet_model.activation(residual, spec, f'{name}_relu{i + first_bn - 1}')
+        residual = resnet_model.convolution(residual, spec, conv, f'{name}_conv{i + 1}')
     if order == 'bn_after_addition':
         y = keras.layers.Add(name=f'{name}_add')([residual, shortcut])
-        y = batch_norm(y, spec, f'{name}_bn{len(convs) + 1}')
-        return activation(y, spec, f'{name}_out')
-    residual = batch_norm(residual, spec, f'{name}_bn{len(convs) + first_bn - 1}')
+        y = resnet_model.batch_norm(y, spec, f'{name}_bn{len(convs) + 1}')
+        return resnet_model.activation(y, spec, f'{name}_out')
+    residual = resnet_model.batch_norm(residual, spec, f'{name}_bn{len(convs) + first_bn - 1}')
     if order == 'original':
         y = keras.layers.Add(name=f'{name}_add')(_changed(residual, shortcut, spec, name, trial))
-        return activation(y, spec, f'{name}_out')
+        return resnet_model.activation(y, spec, f'{name}_out')
     if order == 'relu_before_addition':
-        residual = activation(residual, spec, f'{name}_relu{len(convs)}')
+        residual = resnet_model.activation(residual, spec, f'{name}_relu{len(convs)}')
     y = keras.layers.Add(name=f'{name}_out')([residual, shortcut])
     is_last = name == f'group{len(spec.group_blocks)}_block{spec.group_blocks[-1]}'
-    return activation(y, spec, 'head_relu') if order == 'relu_only_preactivation' and is_last else y
+    return resnet_model.activation(y, spec, 'head_relu') if order == 'relu_only_preactivation' and is_last else y
 
 
 def _changed(residual, shortcut, spec, name, trial):
@@ -127,7 +122,7 @@ def _changed(residual, shortcut, spec, name, trial):
             1,
             data_format=NHWC,
             activation='sigmoid',
-            kernel_initializer=INITIALIZERS[spec.initializer](),
+            kernel_initializer=resnet_model.INITIALIZERS[spec.initializer](),
             bias_initializer=keras.initializers.Constant(trial.gate_bias),
             name=f'{name}_gate',
         )(shortcut)

@@ -26,7 +26,7 @@ KINDS = {'plain': None, 'residual': 'A'}  # the shortcut of each
 
 def define_flags():
     """Return the flags, in a set of their own."""
-    define = experiment_program.training_flags('/tmp/resnet_degradation')
+    define = experiment_program.cifar_flags('/tmp/resnet_degradation', trains=True)
     experiment_program.define_list(define, 'depths', '20,56', 'Layers of the nets, each 6n+2.')
     return define.values
 

@@ -14,27 +14,25 @@ from official_resnet.training import devices
 DTYPES = ('auto', 'fp32', 'bf16')
 
 
-def cifar_flags(output_dir: str) -> definer.Definer:
-    """Return a Definer of the flags of an experiment on CIFAR-10: where data comes from, where results go, how much."""
+def cifar_flags(output_dir: str, *, trains: bool) -> definer.Definer:
+    """Return a Definer of the flags of an experiment on CIFAR-10: where data comes from, where results go, how much.
+
+    If it trains, there are those that change the course of a training; each unset flag is the paper's, or quick's.
+    """
     define = definer.Definer(absl_flags.FlagValues())
     define.known('data_dir', '/tmp/cifar10_data')
     define.known('download', True)
     define.known('use_synthetic_data', False)
-    define.string(
-        'output_dir', output_dir, 'Folder of the figure, the results in JSON and the nets; finished ones stay.'
-    )
+    text = 'Folder of the figure, the results in JSON and the nets; finished ones stay.'
+    define.string('output_dir', output_dir, text)
     define.boolean('quick', False, 'Minutes on two cores, in place of the setting of the paper.')
     define.known('seed', 0)
-    return define
-
-
-def training_flags(output_dir: str) -> definer.Definer:
-    """Return cifar_flags and what changes the course of a training; each unset flag is the paper's, or quick's."""
-    define = cifar_flags(output_dir)
-    define.known('train_epochs', None, text='Number of epochs of each net; the rate drops after 1/2 and 3/4 of them.')
-    define.known('num_train_images', None)
-    define.known('batch_size', 128)
-    define.known('dtype', 'auto', choices=DTYPES)
+    if trains:
+        text = 'Number of epochs of each net; the rate drops after 1/2 and 3/4 of them.'
+        define.known('train_epochs', None, text=text)
+        define.known('num_train_images', None)
+        define.known('batch_size', 128)
+        define.known('dtype', 'auto', choices=DTYPES)
     return define
 
 

@@ -31,7 +31,7 @@ ACTIVATIONS = ('sigmoid', 'relu')
 
 def define_flags():
     """Return the flags, in a set of their own."""
-    define = experiment_program.cifar_flags('/tmp/resnet_gradient_flow')
+    define = experiment_program.cifar_flags('/tmp/resnet_gradient_flow', trains=False)
     text = 'Layers of the nets, each 6n+2; 20,56,110, with --quick 20,56.'
     experiment_program.define_list(define, 'depths', None, text)
     define.integer('steps', None, 'Number of steps to train a net; 300, with --quick 60.', None, 1)

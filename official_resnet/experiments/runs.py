@@ -29,7 +29,7 @@ def run(values, name, quick_epochs, nets, conclude, draw, **settings):
     """Train the nets of an experiment, conclude, draw, and write everything into --output_dir.
 
     Args:
-        values: flags of experiment_program.training_flags.
+        values: flags of experiment_program.cifar_flags.
         name: of the JSON file and the figure, without their endings.
         quick_epochs: train_epochs of --quick.
         nets: {name: `network`}.
@@ -68,8 +68,7 @@ def train_config(values, dataset, data_dir, quick_epochs):
     changes['num_train_images'] = values.num_train_images or (QUICK_IMAGES if values.quick else None)
     epochs = values.train_epochs or (quick_epochs if values.quick else None)
     if epochs:
-        boundaries = (epochs / 2, epochs * 3 / 4)
-        changes |= {'train_epochs': epochs, 'max_train_steps': None, 'lr_boundaries': boundaries}
+        changes |= {'train_epochs': epochs, 'lr_boundaries': (epochs / 2, epochs * 3 / 4), 'max_train_steps': None}
     return TrainConfig.from_settings(
         PAPER | {'resnet_size': 20, 'dtype': devices.known_dtype(values.dtype)} | changes,
         resnet_variants.cifar_spec,

@@ -52,7 +52,7 @@ ORDERS = ('bn_after_addition', 'relu_before_addition', 'relu_only_preactivation'
 
 def define_flags():
     """Return the flags, in a set of their own."""
-    define = experiment_program.training_flags('/tmp/resnet_shortcuts')
+    define = experiment_program.cifar_flags('/tmp/resnet_shortcuts', trains=True)
     text = f'Number of layers that have weights: 6n+2; {PAPER_SIZE}, with --quick {QUICK_SIZE}.'
     define.known('resnet_size', None, text=text, least=8)
     experiment_program.define_list(define, 'rows', ','.join(ROWS), f'Nets to train, of {", ".join(ROWS)}.', ROWS)

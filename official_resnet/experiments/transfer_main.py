@@ -125,11 +125,8 @@ def run_transfer(values):
 def link_pictures(folder, target, sizes, seed):
     """Make folders of links to the images of each half of the classes; return {'source', 'target': folder}.
 
-    Args:
-        folder: of all images, see image_folder.
-        target: the folders become target/source and target/target, each with train/CLASS and test/CLASS.
-        sizes: see QUICK.
-        seed: of the choice, and of the split where the folder has none.
+    They become target/source and target/target, each with train/CLASS and test/CLASS. `folder` has all images, see
+    image_folder; `seed` is that of the choice, and of the split where the folder has none.
 
     Raises:
         UserError: fewer than four classes, or not enough images.

@@ -111,14 +111,8 @@ def _converted_input(get):
     values = {name: get(f'input.{name}', *check) for name, check in _CONVERTED.items()}
     values['resize'] = get('input.resize', *model_card.resize_from(values['size']))
     fed = Input(**values, normalization=get('input.normalization', *model_card.NORMALIZATION, is_optional=True))
-    return {
-        'normalization': fed.name,
-        'num_channels': 3,
-        'size': (fed.size, fed.size),
-        'net_size': (fed.size, fed.size),
-        'resize': fed.resize or 'squash',
-        'interpolation': fed.interpolation,
-    }
+    fields = {'normalization': fed.name, 'num_channels': 3, 'resize': fed.resize or 'squash'}
+    return fields | {'interpolation': fed.interpolation} | dict.fromkeys(('size', 'net_size'), (fed.size, fed.size))
 
 
 def _are_labels(labels, num_classes):

@@ -91,13 +91,10 @@ def own_input(get: Callable) -> dict:
     net_size = get('input.size', _is_size, f'[height, width], each 1..{MAX_SIZE}')
     is_inside = (lambda size: _is_size(size) and all(map(operator.le, size, net_size))), f'[h, w], at most {net_size}'
     size = get('input.pad_from', *is_inside, is_optional=True) or net_size
-    return {
-        'normalization': get('input.normalization', *NORMALIZATION),
-        'num_channels': 3 if channels == 'RGB' else 1,
-        'size': tuple(size),
-        'net_size': tuple(net_size),
-        'resize': get('input.resize', *resize_from(max(size)), is_optional=True) or 'cover',
-    }
+    normalization = get('input.normalization', *NORMALIZATION)
+    resize = get('input.resize', *resize_from(max(size)), is_optional=True) or 'cover'
+    fields = {'normalization': normalization, 'num_channels': 3 if channels == 'RGB' else 1, 'resize': resize}
+    return fields | {'size': tuple(size), 'net_size': tuple(net_size)}
 
 
 def resize_from(least: int) -> tuple[Callable, str]:

@@ -31,10 +31,10 @@ def load(path):
     """
     path = pathlib.Path(path).expanduser()
     if path.is_dir():
-        if not (path / 'model.keras').is_file():
-            remedy = 'which the end of a training writes; let the training end, or pass a .keras file'
-            raise UserError(f"'{path}' has no model.keras, {remedy}")
         path = path / 'model.keras'
+        if not path.is_file():
+            remedy = 'which the end of a training writes; let the training end, or pass a .keras file'
+            raise UserError(f"'{path.parent}' has no model.keras, {remedy}")
     if path.suffix != '.keras' or not path.is_file():
         raise UserError(f"'{path}' is no .keras file and no model_dir; pass one of them")
     card = card_reader.read_card(path.with_suffix('.card.json'))

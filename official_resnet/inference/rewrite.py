@@ -29,7 +29,7 @@ def fold_batch_norm(model, dtype=None):
     of v1 and v1.5 nothing is left of BN, of v2 the BNs that follow a sum or another BN's ReLU stay. Not for training.
 
     Args:
-        model: a functional keras.Model; left as it is.
+        model: functional; left as it is.
         dtype: 'bfloat16' or 'float16' stores and computes in 16 bits (BN that stays and logits apart);
             None keeps each layer's own policy.
     """
@@ -76,10 +76,7 @@ def propagate_strides(model):
     version 1, those of each group's last block. Here the stride moves up through ReLU, BN, sums and 1x1
     convolutions, into the convolution that reads neighbours; an identity shortcut is sub-sampled. He's ResNet-50
     (arXiv:1512.03385) so becomes slim's, whose stride is in a group's last unit. Not for training, where BN
-    normalises by all pixels.
-
-    Args:
-        model: a functional keras.Model; left as it is.
+    normalises by all pixels. `model` is functional, and left as it is.
     """
     makers = {id(layer.output): layer for layer in model.layers}
     read = collections.defaultdict(set)  # id of a tensor -> the strides at which it is read
@@ -151,9 +148,8 @@ def _pixel_stride(layer):
 def compile_model(model, image_shape=None, dtype=None):
     """Return the compiled function images -> outputs of a model whose weights will not change any more.
 
-    It computes propagate_strides(fold_batch_norm(model, dtype)). The weights are constants of its
-    graph: TensorFlow fuses bias, addition and ReLU into the convolutions, and brings the kernels into their best
-    layout once.
+    It computes propagate_strides(fold_batch_norm(model, dtype)). The weights are constants of its graph: TensorFlow
+    fuses bias, addition and ReLU into the convolutions, and brings the kernels into their best layout once.
 
     Args:
         model: a functional keras.Model of one input, images float32 as model.input; left as it is.
@@ -162,8 +158,7 @@ def compile_model(model, image_shape=None, dtype=None):
         dtype: as fold_batch_norm has it.
     """
     model = propagate_strides(fold_batch_norm(model, dtype))
-    parts = (model.trainable_variables, model.non_trainable_variables)
-    values = [[variable.numpy() for variable in variables] for variables in parts]
+    values = [[v.numpy() for v in part] for part in (model.trainable_variables, model.non_trainable_variables)]
     shape = (None, *image_shape) if image_shape else model.input.shape
 
     @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32)])
