@@ -46,12 +46,6 @@ def define_flags():
     define.string('output_dir', '.', 'Folder of the explanations.')
     define.integer('batch_size', 8, 'Images computed at once.', 'bs', 1, None)
     flags.register_validator('model', bool, 'pass a .keras file or a model_dir', values)
-    flags.register_multi_flags_validator(
-        ['explain', 'explain_class'],
-        lambda v: v['explain'] or v['explain_class'] is None,
-        '--explain_class belongs to --explain; pass that, too',
-        values,
-    )
     return values
 
 
@@ -62,6 +56,8 @@ def main(argv):
 
 @program.reader_may_leave()
 def _name_pictures(values, arguments):
+    if values.explain_class is not None and not values.explain:
+        raise UserError('--explain_class belongs to --explain; pass that, too')
     pictures = find_pictures(arguments)
     if not pictures:
         return 1

@@ -117,15 +117,9 @@ def _block(x, spec, convs, stride, name, is_first, trial):
 def _changed(residual, shortcut, spec, name, trial):
     """Return [F(x), shortcut(x)], scaled, gated or dropped (Fig. 2)."""
     if trial.gate:
-        gate = keras.layers.Conv2D(
-            residual.shape[-1],
-            1,
-            data_format=NHWC,
-            activation='sigmoid',
-            kernel_initializer=resnet_model.INITIALIZERS[spec.initializer](),
-            bias_initializer=keras.initializers.Constant(trial.gate_bias),
-            name=f'{name}_gate',
-        )(shortcut)
+        options = {'kernel_initializer': resnet_model.INITIALIZERS[spec.initializer](), 'activation': 'sigmoid'}
+        options |= {'bias_initializer': keras.initializers.Constant(trial.gate_bias), 'data_format': NHWC}
+        gate = keras.layers.Conv2D(residual.shape[-1], 1, **options, name=f'{name}_gate')(shortcut)
         rest = keras.layers.Rescaling(-1.0, 1.0, name=f'{name}_gate_rest')(gate)  # 1 - g
         shortcut = keras.layers.Multiply(name=f'{name}_gated_shortcut')([shortcut, rest])
         if trial.gate == 'exclusive':

@@ -35,7 +35,7 @@ def run_degradation(values):
     """Train the nets the flags ask for, judge the claim, write the results."""
     from official_resnet.experiments import runs
 
-    depths = experiment_program.depths(values)
+    depths = sorted(set(map(int, values.depths)))
     nets = {f'{kind}-{n}': runs.network(n, shortcut=shortcut) for kind, shortcut in KINDS.items() for n in depths}
 
     def conclude(nets):

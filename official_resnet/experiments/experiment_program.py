@@ -54,11 +54,6 @@ def is_depth(depth: int | str) -> bool:
     return text.isdecimal() and len(text) < 6 and 8 <= int(text) <= MAX_LAYERS and int(text) % 6 == 2
 
 
-def depths(values: absl_flags.FlagValues, default: Sequence[int] = ()) -> list[int]:
-    """Return --depths as numbers, each once, in rising order; `default` where it is not given."""
-    return sorted({int(depth) for depth in values.depths or default})
-
-
 def find_data(values: absl_flags.FlagValues) -> tuple[str, str]:
     """Return the data set of the flags and its folder, and fetch it if it is missing and may be fetched."""
     dataset = 'synthetic' if values.use_synthetic_data else 'cifar10'

@@ -64,7 +64,7 @@ def run_gradient_flow(values):
     chain = {'three_layers': gradient_chain.document_chains(), 'random': gradient_chain.chain_table(values.seed)}
     print(format_chain(chain['random']))
 
-    depths = experiment_program.depths(values, (20, 56) if values.quick else (20, 56, 110))
+    depths = sorted(set(map(int, values.depths or ((20, 56) if values.quick else (20, 56, 110)))))
     activations = [activation for activation in ACTIVATIONS if activation in values.activations]
     norms = {'both': (False, True), 'on': (True,), 'off': (False,)}[values.batch_norm]
     os.makedirs(f'{values.output_dir}/runs', exist_ok=True)

@@ -14,7 +14,7 @@ from official_resnet.errors import UserError
 from official_resnet.experiments import architecture_table, blocks, experiment_program
 from official_resnet.inputs import datasets
 from official_resnet.training import callbacks, devices, recipes, step
-from official_resnet.training.config import MachineConfig, TrainConfig
+from official_resnet.training.config import TrainConfig
 
 PAPER = recipes.CIFAR['official'] | recipes.CIFAR['paper']
 # Minutes on two cores: the first fifth of the images, and the paper's shape (drops at 1/2 and 3/4) in few epochs.
@@ -29,13 +29,11 @@ def run(values, name, quick_epochs, nets, conclude, draw, **settings):
     """Train the nets of an experiment, conclude, draw, and write everything into --output_dir.
 
     Args:
-        values: flags of experiment_program.cifar_flags.
+        values: flags of experiment_program.cifar_flags; --quick trains `quick_epochs`.
         name: of the JSON file and the figure, without their endings.
-        quick_epochs: train_epochs of --quick.
-        nets: {name: `network`}.
+        nets: {name: `network`}; besides a TrainConfig they share `settings`.
         conclude: (results of train_nets) -> the claim.
         draw: (module reports.figures, results, 'CIFAR-10, 6 epochs on 10,000 images, bf16, seed 0', path) -> path.
-        **settings: what the nets share beside their TrainConfig.
     """
     config = train_config(values, *experiment_program.find_data(values), quick_epochs)
     shared = config.to_json()
@@ -69,12 +67,9 @@ def train_config(values, dataset, data_dir, quick_epochs):
     epochs = values.train_epochs or (quick_epochs if values.quick else None)
     if epochs:
         changes |= {'train_epochs': epochs, 'lr_boundaries': (epochs / 2, epochs * 3 / 4), 'max_train_steps': None}
-    return TrainConfig.from_settings(
-        PAPER | {'resnet_size': 20, 'dtype': devices.known_dtype(values.dtype)} | changes,
-        resnet_variants.cifar_spec,
-        dataset=dataset,
-        machine=MachineConfig(data_dir=data_dir),
-    )
+    settings = PAPER | {'resnet_size': 20, 'dtype': devices.known_dtype(values.dtype)} | changes
+    config = TrainConfig.from_settings(settings, resnet_variants.cifar_spec, dataset=dataset)
+    return config.with_machine(data_dir=data_dir)
 
 
 def warmed_up(schedule):

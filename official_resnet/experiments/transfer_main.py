@@ -163,7 +163,11 @@ def link_pictures(folder, target, sizes, seed):
 
 def table(source, nets, classes, sizes):
     """Return the results as a Markdown table; `classes` are {'source', 'target': names}."""
-    first = f'test accuracy {_accuracy(source)}, {source["train_seconds"]:.0f} s.'
+    accuracy = {
+        name: 'failed' if net['failed'] else f'{100 - net["final"]["test_error"]:.2f} %'
+        for name, net in (nets | {'source': source}).items()
+    }
+    first = f'test accuracy {accuracy["source"]}, {source["train_seconds"]:.0f} s.'
     lines = [
         f'First net: {", ".join(classes["source"])}; {first}',
         f'Then {", ".join(classes["target"])}: {sizes["images_per_class"]} training images each (n = 1).',
@@ -174,12 +178,8 @@ def table(source, nets, classes, sizes):
     for name, net in nets.items():
         way, time = WAYS[name], f'{net["train_seconds"]:.1f} s'
         epochs = way.epochs * sizes['train_epochs']
-        lines.append(f'| {way.label} | {net["parameters"]:,} | {epochs} | {_accuracy(net)} | {time} |')
+        lines.append(f'| {way.label} | {net["parameters"]:,} | {epochs} | {accuracy[name]} | {time} |')
     return '\n'.join(lines)
-
-
-def _accuracy(net):
-    return 'failed' if net['failed'] else f'{100 - net["final"]["test_error"]:.2f} %'
 
 
 if __name__ == '__main__':

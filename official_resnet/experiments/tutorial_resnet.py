@@ -29,6 +29,7 @@ SPEC = resnet_spec.ResNetSpec(
 IMAGE_SHAPE = (28, 28, 1)  # float32, 0..1
 # Of every kernel: a normal distribution of deviation 0.1, cut off at two of these; biases start at 0.
 INITIALIZER = functools.partial(keras.initializers.TruncatedNormal, 0.0, 0.1)
+MAX_POOL = functools.partial(keras.layers.MaxPooling2D, 2, 2, 'same', data_format=layers.NHWC)
 
 # How its program trains the net; nothing here reads it. Not yet measured.
 TRAINING = {
@@ -79,9 +80,7 @@ def residual_group(name, x, num_block, out_channels):
     Args:
         name: prefix of the layers' names, unique in the net, without '/': 'conv2' gives 'conv2_head_conv1', ...,
             'conv2_head_out', 'conv2_1_conv1', ..., 'conv2_1_out', ...
-        x: feature maps, [n, h, w, c].
-        num_block: from 1.
-        out_channels: of every block, c or more.
+        x: feature maps, [n, h, w, c], where c is at most out_channels.
 
     Raises:
         UserError: a ValueError, num_block is below 1 (the tutorial asserts it, in these words, and lets 1 pass);
@@ -103,7 +102,7 @@ def tutorial_net(num_classes=10):
     x = _conv(images, SPEC.filters, 3, 'conv1', has_bias=True)  # [28, 28, 1] -> [28, 28, 16]
     for i, num_block in enumerate(SPEC.group_blocks):  # -> [14, 14, 16] -> [7, 7, 32]
         x = residual_group(f'conv{i + 2}', x, num_block, SPEC.filters * 2**i)
-    x = _max_pool(x, 'pool')  # -> [4, 4, 32], the last row and column being pools of 2x1, 1x2 and 1x1
+    x = MAX_POOL(name='pool')(x)  # -> [4, 4, 32], the last row and column being pools of 2x1, 1x2 and 1x1
     x = keras.layers.Flatten(data_format=layers.NHWC, name='flatten')(x)  # -> [512]
     logits = keras.layers.Dense(num_classes, kernel_initializer=INITIALIZER(), dtype='float32', name='logits')(x)
     return keras.Model(images, logits, name='tutorial_net')
@@ -131,8 +130,7 @@ def compare_blocks(channels=256):
     >>> blocks.inner_basic, round(blocks.inner_ratio, 2)  # 3*3*64*64*2
     (73728, 0.94)
 
-    Args:
-        channels: of the blocks' input and output, a multiple of 4.
+    The channels are those of the blocks' input and output, a multiple of 4.
     """
     expansion = resnet_spec.BOTTLENECK_EXPANSION
     if channels < expansion or channels % expansion:
@@ -148,7 +146,7 @@ def _block(x, out_channels, down_sample, projection, name=None, projection_strid
     if len(x.shape) != 4 or x.shape[-1] is None:
         raise UserError(f'{name}: x of shape {tuple(x.shape)} is no feature map; pass [n, h, w, channels]')
     if down_sample:
-        x = _max_pool(x, f'{name}_pool')
+        x = MAX_POOL(name=f'{name}_pool')(x)
     in_channels, shortcut = x.shape[-1], x
     if in_channels != out_channels and projection:
         shortcut = _conv(x, out_channels, 1, f'{name}_shortcut_conv', projection_stride, has_bias=True)
@@ -171,10 +169,6 @@ def _conv(x, filters, kernel, name, stride=1, has_bias=False):
     # Not resnet_model's: another initial distribution, and a ReLU wherever there is a bias in place of a BN.
     options = {'use_bias': has_bias, 'activation': 'relu' if has_bias else None, 'kernel_initializer': INITIALIZER()}
     return keras.layers.Conv2D(filters, kernel, stride, 'same', data_format=layers.NHWC, **options, name=name)(x)
-
-
-def _max_pool(x, name):
-    return keras.layers.MaxPooling2D(2, 2, 'same', data_format=layers.NHWC, name=name)(x)
 
 
 def main():

@@ -70,9 +70,7 @@ def read_card(path: str | os.PathLike) -> Card:
     if not isinstance(content, dict):
         raise UserError(f'the card {path} is no JSON object; {REMEDY}')
     get = functools.partial(model_card.get_field, path, content)
-    num_classes = get(
-        'num_classes', lambda n: type(n) is int and 1 <= n <= model_card.MAX_CLASSES, f'1..{model_card.MAX_CLASSES}'
-    )
+    num_classes = get('num_classes', *model_card.NUM_CLASSES)
     words = f'at most {num_classes} names, or one of {", ".join(_TABLES)} that has {num_classes} classes'
     labels = get('labels', lambda labels: _are_labels(labels, num_classes), words)
     rows = [(None, name) for name in labels] if isinstance(labels, list) else _label_rows(labels)

@@ -24,6 +24,7 @@ from official_resnet.inputs.normalization import NORMALIZATIONS
 
 MAX_SIZE = 4096  # of a net's input, pixels a side
 MAX_CLASSES = 1_000_000
+NUM_CLASSES = (lambda value: type(value) is int and 1 <= value <= MAX_CLASSES), f'1..{MAX_CLASSES}'  # for get_field
 REMEDY = 'train or convert the net again, which writes one'
 
 
@@ -61,7 +62,7 @@ def write_card(
     num_classes = num_classes or len(class_names)
     content = {'spec': dataclasses.asdict(spec), 'num_classes': num_classes, 'labels': list(class_names), 'input': fed}
     get = functools.partial(get_field, path, content)
-    get('num_classes', lambda n: 1 <= n <= MAX_CLASSES, f'1..{MAX_CLASSES}')
+    get('num_classes', *NUM_CLASSES)
     get('labels', lambda names: len(names) <= num_classes, f'at most {num_classes} names')
     own_input(get)
     files.write_text(path, json.dumps(content | others, indent=1) + '\n')
