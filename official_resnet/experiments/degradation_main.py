@@ -45,11 +45,11 @@ def run_degradation(values):
         print(claim['text'])
         return claim
 
-    def draw(figures, nets, about, path):
+    def drawing(nets, about, path):
         panels = {f'{kind} nets': {f'{n} layers': nets[f'{kind}-{n}']['curves'] for n in depths} for kind in KINDS}
-        return figures.error_curves(panels, path, f'Plain against residual nets: {about}')
+        return 'error_curves', panels, path, f'Plain against residual nets: {about}'
 
-    runs.run(values, 'degradation', 6, nets, conclude, draw)
+    runs.run(values, 'degradation', 6, nets, conclude, drawing)
 
 
 def judge(nets, shallow, deep):

@@ -18,6 +18,7 @@ The same command continues what was stopped. Results in --output_dir: gradient_f
 import functools
 import itertools
 import json
+import operator
 import os
 import sys
 
@@ -95,25 +96,19 @@ def run_gradient_flow(values):
         f'{"with" if settings["auxiliary_loss"] else "no"} auxiliary loss'
     )
 
-    def draw(figures):
-        return [
-            figures.gradient_norms(nets, f'{values.output_dir}/gradient_flow.png', title),
-            figures.chain_gradients(chain['random'], f'{values.output_dir}/chain.png'),
-        ]
-
+    norms = 'gradient_norms', nets, f'{values.output_dir}/gradient_flow.png', title
+    chains = 'chain_gradients', chain['random'], f'{values.output_dir}/chain.png'
     result = {'settings': settings, 'chain': chain, 'nets': nets, 'claim': claim}
-    runs.finish(values.output_dir, 'gradient_flow', result, draw)
+    runs.finish(values.output_dir, 'gradient_flow', result, [norms, chains])
 
 
 def judge(nets, shallow, deep):
     """Return which statements about the nets hold, {statement: True, False, or None where nets are missing}."""
 
-    def ratio(net):
-        return _first_over_last(net, 0)
-
     def loss(net):  # a net that diverged has lost
         return float('inf') if net['diverged_at'] is not None else net['final_loss']
 
+    ratio = _first_over_last
     sigmoid, relu, bn, residual = 'sigmoid-nobn-plain', 'relu-nobn-plain', 'relu-bn-plain', 'relu-bn-residual'
     # statement -> (what is compared, the net that has less of it, the net that has more, how many times as much)
     statements = {
@@ -129,7 +124,7 @@ def judge(nets, shallow, deep):
     return claim
 
 
-def _first_over_last(net, sample):
+def _first_over_last(net, sample=0):
     """Return the first convolution's gradient relative to the last one's; None where it is not a number."""
     first, *_, last = net['samples'][sample]['gradients']
     return None if first is None or not last else first / last
@@ -140,10 +135,9 @@ def format_chain(rows):
     title = '|d output / d input| of a chain of one neuron a layer, N(0, 1) weights: median of those not 0'
     lengths = sorted({row['layers'] for row in rows})
     lines = [title, f'{"layers":20}' + ''.join(f'{length:>9}' for length in lengths)]
-    for start in range(0, len(rows), len(lengths)):
-        part = rows[start : start + len(lengths)]
-        name = part[0]['activation'] + (', shortcut' if part[0]['shortcut'] else '')
-        lines.append(f'{name:20}' + ''.join(f'{_number(row["median"]):>9}' for row in part))
+    for (name, shortcut), part in itertools.groupby(rows, operator.itemgetter('activation', 'shortcut')):
+        part = list(part)
+        lines.append(f'{name + ", shortcut" * shortcut:20}' + ''.join(f'{_number(row["median"]):>9}' for row in part))
         if any(row['zero_share'] for row in part):
             lines.append(f'{"  share that is 0":20}' + ''.join(f'{row["zero_share"]:9.3f}' for row in part))
     return '\n'.join(lines)

@@ -25,7 +25,7 @@ WARM_UP_EPOCHS = 1.024  # 400 steps of 128 images, of 50,000
 DATASET_NAMES = {'cifar10': 'CIFAR-10', 'synthetic': 'drawn pictures'}
 
 
-def run(values, name, quick_epochs, nets, conclude, draw, **settings):
+def run(values, name, quick_epochs, nets, conclude, drawing, **settings):
     """Train the nets of an experiment, conclude, draw, and write everything into --output_dir.
 
     Args:
@@ -33,7 +33,7 @@ def run(values, name, quick_epochs, nets, conclude, draw, **settings):
         name: of the JSON file and the figure, without their endings.
         nets: {name: `network`}; besides a TrainConfig they share `settings`.
         conclude: (results of train_nets) -> the claim.
-        draw: (module reports.figures, results, 'CIFAR-10, 6 epochs on 10,000 images, bf16, seed 0', path) -> path.
+        drawing: (results, 'CIFAR-10, 6 epochs on 10,000 images, bf16, seed 0', path) -> one of `finish`.
     """
     config = train_config(values, *experiment_program.find_data(values), quick_epochs)
     shared = config.to_json()
@@ -51,7 +51,7 @@ def run(values, name, quick_epochs, nets, conclude, draw, **settings):
     length = f'{config.max_train_steps:,} steps' if config.max_train_steps else f'{config.train_epochs} epochs'
     about = f'{DATASET_NAMES[config.dataset]}, {length} on {count:,} images, {config.dtype}, seed {config.seed}'
     path = f'{values.output_dir}/{name}.png'
-    finish(values.output_dir, name, result, lambda figures: [draw(figures, nets, about, path)])
+    finish(values.output_dir, name, result, [drawing(nets, about, path)])
 
 
 def network(depth, experiment=None, **axes):
@@ -79,11 +79,7 @@ def warmed_up(schedule):
 
 
 def claim_folder(output_dir, settings):
-    """Write output_dir/settings.json, what all nets share as {name: plain value}.
-
-    Raises:
-        UserError: the folder holds nets of other settings.
-    """
+    """Write output_dir/settings.json, what all nets share; UserError if the folder holds nets of other settings."""
     path = pathlib.Path(output_dir) / 'settings.json'
     settings = json.loads(json.dumps(settings))
     if path.is_file() and any((path.parent / 'runs').glob('*')):
@@ -182,8 +178,8 @@ def print_claim(claim):
     return claim
 
 
-def finish(output_dir, name, result, draw):
-    """Write output_dir/NAME.json, and the figures, whose paths draw(module reports.figures) returns; print where."""
+def finish(output_dir, name, result, drawings=()):
+    """Write output_dir/NAME.json and `drawings`, (name of a function of reports.figures, *arguments); print where."""
     paths = [f'{output_dir}/{name}.json']
     text = json.dumps(result | {'machine': devices.machine_info()}, indent=1, allow_nan=False)
     files.write_text(paths[0], text + '\n')
@@ -192,7 +188,7 @@ def finish(output_dir, name, result, draw):
     except ImportError:
         print("the figure needs matplotlib: pip install 'official-resnet[plots]', then run the same command again")
     else:
-        paths += draw(figures)
+        paths += [getattr(figures, function)(*arguments) for function, *arguments in drawings]
     for path in paths:
         print(f'  {path}')
 

@@ -77,13 +77,13 @@ def run_shortcuts(values):
             net['paper_error'] = rows[name].paper_error
         return runs.print_claim(judge(nets))
 
-    def draw(figures, nets, about, path):
+    def drawing(nets, about, path):
         bars = [(row.label, nets[name]['final'], row.paper_error) for name, row in rows.items()]
         titles = (f'ResNet-{size}, {about}', 'ResNet-110, 1603.05027, 64,000 steps, median of 5')
-        return figures.error_bars(bars, path, titles)
+        return 'error_bars', bars, path, titles
 
     nets = {name: runs.network(size, row.experiment, **row.axes) for name, row in rows.items()}
-    runs.run(values, 'shortcuts', 4, nets, conclude, draw, resnet_size=size)
+    runs.run(values, 'shortcuts', 4, nets, conclude, drawing, resnet_size=size)
 
 
 def judge(nets):

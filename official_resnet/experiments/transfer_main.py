@@ -119,7 +119,7 @@ def run_transfer(values):
     del nets['source']
     print(table(source, nets, classes, sizes))
     result = {'settings': settings, 'classes': classes, 'source': source, 'nets': nets}
-    runs.finish(output_dir, 'transfer', result, lambda figures: [])
+    runs.finish(output_dir, 'transfer', result)
 
 
 def link_pictures(folder, target, sizes, seed):

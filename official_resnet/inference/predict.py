@@ -118,10 +118,9 @@ def probabilities(model, card, images):
 
 def guesses(card, rows, top=5):
     """Return [[Guess, ...], ...], the likeliest first, of probabilities [n, num_classes]."""
-    orders = np.argsort(-np.asarray(rows), axis=1, kind='stable')[:, :top].tolist()
     return [
-        [Guess(i, card.names[i], card.ids[i], float(row[i])) for i in order]
-        for order, row in zip(orders, rows, strict=True)
+        [Guess(int(i), card.names[i], card.ids[i], float(row[i])) for i in np.argsort(-row, kind='stable')[:top]]
+        for row in rows
     ]
 
 

@@ -154,12 +154,11 @@ def chain_gradients(rows, path):
     """
     figure, axis = pyplot.subplots(figsize=(7, 4.5), layout='constrained')
     chains = dict.fromkeys((row['activation'], row['shortcut']) for row in rows)
-    for color, (activation, shortcut) in zip(_COLORS, chains, strict=False):
-        part = [row for row in rows if (row['activation'], row['shortcut']) == (activation, shortcut)]
-        part = [row for row in part if row['median'] is not None]
+    for color, chain in zip(_COLORS, chains, strict=False):
+        part = [row for row in rows if (row['activation'], row['shortcut']) == chain and row['median'] is not None]
         lengths = [row['layers'] for row in part]
         low, median, high = ([math.log10(row[name]) for row in part] for name in ('low', 'median', 'high'))
-        label = activation + (' with shortcuts' if shortcut else '')
+        label = chain[0] + ' with shortcuts' * chain[1]
         if any(row['zero_share'] for row in part):
             label += ' (those not 0; half of them die in each layer)'
         axis.plot(lengths, median, color=color, linewidth=2, marker='o', markersize=4, label=label)
