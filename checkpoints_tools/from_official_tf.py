@@ -98,7 +98,7 @@ def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
     x = tf.nn.max_pool2d(x, 3, 2, 'SAME') if spec.stem == 'imagenet' else x
     for _, block, stride in operations.blocks(spec.group_blocks):
         strides = (1, stride, 1) if spec.block == 'bottleneck' else (stride, 1)
-        names = ['projection' if block == 1 else None, *strides]  # told apart by their order alone
+        names = ['projection' if block == 1 else None, *map(str, strides)]  # which say nothing: order alone does
         x = operations.residual_block(x, names, strides, conv, norm, 'preact' if is_v2 else None)
     x = relu(norm(x, 'head')) if is_v2 else x
     return operations.classify(x, *get('dense', 'kernel', 'bias'))

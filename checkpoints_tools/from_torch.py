@@ -29,7 +29,7 @@ WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'net')  # keys under whic
 PREFIXES = ('module.', '_orig_mod.', 'model.')  # of DataParallel, of torch.compile, of Lightning
 IGNORED = {'num_batches_tracked': 'count of training steps'}
 IGNORED |= dict.fromkeys(('total_ops', 'total_params'), 'of a profiler')
-EPSILON = 1e-5  # torch.nn.BatchNorm2d; its momentum of 0.1 is what Keras calls 0.9
+EPSILON = 1e-5  # torch.nn.BatchNorm2d, and ResNetSpec's default; its momentum of 0.1 is what Keras calls 0.9
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet in 0..1; akamaster's on CIFAR-10, too
 IMAGENET_INPUT = Input(scale=1 / 255, mean=MEAN, std=STD)
 CIFAR_INPUT = Input(scale=1 / 255, mean=MEAN, std=STD, size=32, resize=None)
@@ -102,12 +102,11 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
             f"conv1.weight of shape {stem} and {len(group_blocks)} layers are neither torchvision's (7x7, "
             "4) nor akamaster's (3x3, 3); convert another checkpoint"
         )
-    axes = {'block': 'bottleneck' if is_bottleneck else 'basic', 'bn_momentum': 0.9, 'bn_epsilon': EPSILON} | widths
-    axes |= {'version': version, 'shortcut': shortcut, 'shortcut_padding': padding}
-    spec = ResNetSpec(group_blocks, stem[0], kind, **axes)
+    block = 'bottleneck' if is_bottleneck else 'basic'
+    spec = ResNetSpec(group_blocks, stem[0], kind, block, version, shortcut, padding, bn_momentum=0.9, **widths)
     spec = _with_version_of(spec, variant) if variant else spec
-    labels = labels.get(num_classes, 'unknown')
-    return Source('torch', variant or _name(spec), spec, num_classes, convention, labels, note)
+    name, labels = variant or _name(spec), labels.get(num_classes, 'unknown')
+    return Source('torch', name, spec, num_classes, convention, labels, note)
 
 
 def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:

@@ -50,8 +50,8 @@ def blocks(group_blocks: Sequence[int], strides_last: bool = False) -> Iterator[
     """
     for group, num_blocks in enumerate(group_blocks, start=1):
         for block in range(1, num_blocks + 1):
-            is_last = block == num_blocks and group < len(group_blocks)
-            yield group, block, 2 if (is_last if strides_last else block == 1 and group > 1) else 1
+            halves = block == num_blocks and group < len(group_blocks) if strides_last else block == 1 and group > 1
+            yield group, block, 2 if halves else 1
 
 
 def residual_block(
