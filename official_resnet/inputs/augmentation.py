@@ -14,7 +14,7 @@ def pad_crop_flip(
     size: int | None = None,
     part: tuple[int, int] | None = None,
 ) -> tf.Tensor:
-    """Pad each image with zeros, crop it back to its size anywhere, mirror it half of the time.
+    """Pad each image with zeros, crop it back to its size anywhere, mirror it half of the time if `flip`.
 
     Each image has its own offsets and its own coin. He et al. 2015, arXiv:1512.03385, Sec. 4.2.
 
@@ -22,7 +22,6 @@ def pad_crop_flip(
         images: [b, h, w, c] of any type, h, w and c static.
         seed: two integers, tensor or not; the only source of randomness.
         pad: zeros on every side, pixels.
-        flip: whether to mirror at all.
         size: height and width of the crops, [b, size, size, c]; None crops h x w.
         part: (first, total) where `images` are a part of a batch of `total` images that begins with the image number
             `first` of it. They get what they would get in the whole.

@@ -22,10 +22,7 @@ def read_cifar(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read CIFAR binary files in the order given: (images uint8 [n, 32, 32, 3], RGB, 0..255, labels int32 [n]).
 
-    Args:
-        paths: the files.
-        label_bytes: label bytes of a record, 1 (CIFAR-10) or 2 (CIFAR-100); the last one is the label.
-        num_classes: labels must lie in 0..num_classes-1.
+    A record begins with 1 (CIFAR-10) or 2 (CIFAR-100) label bytes; the last of them is the label, 0..num_classes-1.
 
     Raises:
         UserError: a file is missing, unreadable, empty or cut off inside a record; a label is out of range.

@@ -9,7 +9,7 @@ LONGEST = 32  # times its width that an image's length is looked at in evaluatio
 
 
 def train_view(jpeg: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor, views: Views, flip: bool = True) -> tf.Tensor:
-    """Crop a random part of a JPEG, mirror it half of the time, resize it: float32 [size, size, 3], RGB, 0..255.
+    """Crop a random part of a JPEG, mirror half of them if `flip`, resize it: float32 [size, size, 3], RGB, 0..255.
 
     With views.use_boxes the part contains a tenth of one of the boxes (of the image, if it has none). Its aspect is 3/4
     to 4/3, its area views.min_area to all of the image; after 100 attempts in vain it is the whole image. Only the part
@@ -19,7 +19,6 @@ def train_view(jpeg: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor, views: Views,
         jpeg: string [].
         boxes: float32 [n, 4], ymin, xmin, ymax, xmax in 0..1; n may be 0.
         seed: two integers, tensor or not; the only source of randomness.
-        flip: whether to mirror at all.
     """
     with tf.name_scope(DECODER):
         shape = tf.io.extract_jpeg_shape(jpeg)  # without decoding it

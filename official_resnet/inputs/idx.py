@@ -33,8 +33,7 @@ def read_idx(
     byte. Labels must lie in 0..num_classes-1, and image_size is (rows, columns).
 
     Raises:
-        UserError: a file is missing, unreadable, no IDX file, cut off, too long, or a damaged gzip file; the
-            two disagree about n; images of another size; a label out of range.
+        UserError: a file is missing or damaged, the two disagree about n, images of another size, a label out of range.
     """
     images, labels = _read_idx_file(images_path, 3), _read_idx_file(labels_path, 1).astype(np.int32)
     rows, columns = images.shape[1:]

@@ -57,8 +57,6 @@ def read(
     n of them are a fair sample.
 
     Args:
-        folder: see above.
-        split: 'train' or 'test'.
         image_size: height and width; see `decode`.
         channels: 3 for RGB, 1 for grey.
         validation_fraction: of each class, for 'test', at least one image; unless the folder says what is test.

@@ -1,7 +1,4 @@
-"""Pixel values -> what a network is fed: pure functions of batches, found by name in NORMALIZATIONS.
-
-TensorFlow is imported by the functions: the names alone are needed without it.
-"""
+"""Pixel values -> what a network is fed: pure functions of batches, by name; only they import TensorFlow."""
 
 from typing import TYPE_CHECKING
 

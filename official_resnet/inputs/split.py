@@ -13,9 +13,7 @@ class Split(Protocol):
     """One split of a data set, as in_memory.InMemorySplit and streamed.StreamedSplit implement it.
 
     The order and the augmentation of every training batch are a pure function of (seed, epoch, step), so a run resumes
-    at any step by asking for `first_step`.
-
-    A shape is (height, width, channels).
+    at any step by asking for `first_step`. A shape is (height, width, channels).
     """
 
     name: str  # a key of DATASETS, 'tfds:NAME' or 'folder:PATH'

@@ -52,7 +52,6 @@ def prepare(dataset: str, data_dir: str | os.PathLike | None, download: bool, ha
     Args:
         dataset: its name and that of its config: 'tfds:mnist', 'tfds:emnist/letters'.
         data_dir: where it is or shall be; None: where tensorflow_datasets keeps its data.
-        download: whether to fetch it when it is not there.
         has_one_size: whether all images must be of one size.
 
     Raises:
