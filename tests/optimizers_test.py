@@ -6,7 +6,7 @@ import pytest
 
 from official_resnet import resnet_variants
 from official_resnet.errors import UserError
-from official_resnet.training import adam, optimizers, recipes, schedules
+from official_resnet.training import optimizers, recipes
 from official_resnet.training.config import Schedule, TrainConfig
 
 
@@ -46,7 +46,7 @@ def test_which_variables_decay(decay, decaying):
 
 
 def test_config_round_trip():
-    schedule = schedules.WarmUp(schedules.PiecewiseLinear([0, 10], [1, 0]), 5)
+    schedule = optimizers.WarmUp(optimizers.PiecewiseLinear([0, 10], [1, 0]), 5)
     optimizer = optimizers.CoupledSGD(schedule, 0.8, True, l2=1e-4, decay='kernels')
     copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
     assert copy.get_config() == optimizer.get_config()
@@ -101,7 +101,7 @@ def test_cosine_and_warm_up():
         lambda: Schedule(warmup_epochs=-1),
         lambda: optimizers.CoupledSGD(decay='bn'),
         lambda: optimizers.CoupledSGD(l2=-1),
-        lambda: schedules.PiecewiseLinear([2, 1], [0, 0]),
+        lambda: optimizers.PiecewiseLinear([2, 1], [0, 0]),
     ],
 )
 def test_wrong_values(make):
@@ -131,7 +131,7 @@ def test_adams_rates_of_head_and_backbone():
     """Its first step is the rate, whatever the gradient."""
     variables = [keras.Variable(np.zeros(2, 'float32'), name='kernel') for _ in range(2)]
     variables[1]._path = 'logits/kernel'
-    optimizer = adam.Adam(0.01, epsilon=1e-8, backbone_factor=0.1, head_layers=['logits'])
+    optimizer = optimizers.Adam(0.01, epsilon=1e-8, backbone_factor=0.1, head_layers=['logits'])
     optimizer.apply([np.array([0.5, -3], 'float32')] * 2, variables)
     np.testing.assert_allclose(variables[0].numpy(), [-0.001, 0.001], rtol=1e-4)
     np.testing.assert_allclose(variables[1].numpy(), [-0.01, 0.01], rtol=1e-4)

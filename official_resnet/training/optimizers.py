@@ -1,6 +1,6 @@
-"""The learning rate, and the optimizer: SGD whose weight decay is coupled."""
+"""The learning rate by steps, and the optimizers: SGD whose weight decay is coupled, and Adam."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -35,19 +35,50 @@ def make_schedule(
         )
     elif schedule.kind == 'cosine':
         rate = keras.optimizers.schedules.CosineDecay(base_rate, max(total_steps, 1))
+    elif schedule.kind == 'one_cycle':
+        rate = PiecewiseLinear([0, schedule.peak * total_steps, total_steps], [0.0, base_rate, 0.0])
     else:
-        from official_resnet.training import schedules
+        rate = PiecewiseLinear([0], [base_rate])
+    return WarmUp(rate, warmup_steps) if warmup_steps else rate
 
-        if schedule.kind == 'one_cycle':
-            steps, rates = [0, schedule.peak * total_steps, total_steps], [0.0, base_rate, 0.0]
-        else:
-            steps, rates = [0], [base_rate]
-        rate = schedules.PiecewiseLinear(steps, rates)
-    if warmup_steps:
-        from official_resnet.training import schedules
 
-        rate = schedules.WarmUp(rate, warmup_steps)
-    return rate
+@keras.saving.register_keras_serializable(package='official_resnet')
+class PiecewiseLinear(keras.optimizers.schedules.LearningRateSchedule):
+    """Straight lines between (step, value) points; constant before the first and after the last."""
+
+    def __init__(self, steps: Sequence[float], values: Sequence[float]):
+        if len(steps) != len(values) or list(steps) != sorted(steps):
+            raise UserError(f'schedule steps {list(steps)} must rise, one for each of values {list(values)}')
+        self.steps = [float(step) for step in steps]
+        self.values = [float(value) for value in values]
+
+    def __call__(self, step):
+        step = tf.cast(step, tf.float32)
+        rate = tf.constant(self.values[0])
+        for i in range(1, len(self.steps)):
+            start, length = self.steps[i - 1], max(self.steps[i] - self.steps[i - 1], 1e-9)
+            part = tf.clip_by_value((step - start) / length, 0.0, 1.0)
+            rate += (self.values[i] - self.values[i - 1]) * part
+        return rate
+
+    def get_config(self):
+        return {'steps': self.steps, 'values': self.values}
+
+
+@keras.saving.register_keras_serializable(package='official_resnet')
+class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
+    """Rise linearly from 0 over `steps`, to what `schedule` gives there, then follow `schedule`."""
+
+    def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule | dict, steps: float):
+        self.schedule = keras.saving.deserialize_keras_object(schedule) if isinstance(schedule, dict) else schedule
+        self.steps = float(steps)
+
+    def __call__(self, step):
+        step = tf.cast(step, tf.float32)
+        return self.schedule(tf.maximum(step, self.steps)) * tf.minimum(step / self.steps, 1.0)
+
+    def get_config(self):
+        return {'schedule': keras.saving.serialize_keras_object(self.schedule), 'steps': self.steps}
 
 
 def build(config: TrainConfig, schedule: keras.optimizers.schedules.LearningRateSchedule) -> keras.optimizers.Optimizer:
@@ -62,15 +93,43 @@ def build(config: TrainConfig, schedule: keras.optimizers.schedules.LearningRate
         optimizer = CoupledSGD(
             schedule, config.momentum, config.nesterov, l2=config.weight_decay, decay=config.decay, **options
         )
-    else:
-        from official_resnet.training import adam
-
-        optimizer = adam.build(config, schedule, options)
+    elif config.weight_decay:
+        raise UserError(
+            f'--weight_decay={config.weight_decay} with --optimizer=adam, which has none here; '
+            'pass --weight_decay=0, or --optimizer=momentum'
+        )
+    else:  # with the numbers of 1412.6980 Alg. 1, which are torch.optim.Adam's; Keras' epsilon is 1e-7
+        optimizer = Adam(schedule, beta_1=0.9, beta_2=0.999, epsilon=1e-8, **options)
     return keras.optimizers.LossScaleOptimizer(optimizer) if scale == 'dynamic' else optimizer
 
 
+class _TwoRates:
+    """Stands before a Keras optimizer: `backbone_factor` multiplies the rate of all layers but `head_layers`."""
+
+    def __init__(self, *args, backbone_factor: float = 1.0, head_layers: Sequence[str] = (), **kwargs):
+        super().__init__(*args, **kwargs)
+        self.backbone_factor, self.head_layers = float(backbone_factor), tuple(head_layers)
+
+    def build(self, variables):
+        variables = list(variables)
+        is_head = {self._var_key(v): v.path.split('/')[0] in self.head_layers for v in variables}
+        self._rate_factor_of = {key: 1.0 if head else self.backbone_factor for key, head in is_head.items()}
+        super().build(variables)
+
+    def update_step(self, gradient, variable, learning_rate):
+        super().update_step(gradient, variable, learning_rate * self._rate_factor_of[self._var_key(variable)])
+
+    def get_config(self):
+        return super().get_config() | {'backbone_factor': self.backbone_factor, 'head_layers': list(self.head_layers)}
+
+
 @keras.saving.register_keras_serializable(package='official_resnet')
-class CoupledSGD(keras.optimizers.SGD):
+class Adam(_TwoRates, keras.optimizers.Adam):
+    """keras.optimizers.Adam (arXiv:1412.6980) with a learning rate of its own for the backbone."""
+
+
+@keras.saving.register_keras_serializable(package='official_resnet')
+class CoupledSGD(_TwoRates, keras.optimizers.SGD):
     """Momentum SGD whose weight decay is part of the gradient, as in every ResNet paper.
 
     Keras' own SGD differs twice. Its `weight_decay` is decoupled, w -= lr * decay * w outside the
@@ -89,9 +148,8 @@ class CoupledSGD(keras.optimizers.SGD):
             `l2 * tf.nn.l2_loss(w)` is the same l2; keras.regularizers.l2(c) is l2 = 2c.
         decay: which variables decay: 'all' (official/resnet on CIFAR), 'kernels' (convolutions and
             dense) or 'no_batch_norm' (kernels and the dense bias; official/resnet on ImageNet).
-        backbone_factor: multiplies the learning rate of all variables but those of `head_layers`.
-        head_layers: names of layers, the first part of a variable's path.
-        **kwargs: of keras.optimizers.SGD.
+        **kwargs: of keras.optimizers.SGD; backbone_factor, which multiplies the learning rate of all variables but
+            those of head_layers, names of layers.
     """
 
     def __init__(
@@ -101,8 +159,6 @@ class CoupledSGD(keras.optimizers.SGD):
         nesterov: bool = False,
         l2: float = 0.0,
         decay: str = 'all',
-        backbone_factor: float = 1.0,
-        head_layers: Sequence[str] = (),
         **kwargs,
     ):
         super().__init__(learning_rate, momentum=momentum, nesterov=nesterov, **{'name': 'coupled_sgd'} | kwargs)
@@ -110,16 +166,12 @@ class CoupledSGD(keras.optimizers.SGD):
             raise UserError(f'decay={decay} must be one of all, kernels, no_batch_norm')
         if l2 < 0:
             raise UserError(f'weight decay {l2} is negative; pass 0 or more')
-        self.l2 = float(l2)
-        self.decay = decay
-        self.backbone_factor = float(backbone_factor)
-        self.head_layers = tuple(head_layers)
+        self.l2, self.decay = float(l2), decay
 
     def build(self, variables):
         variables = list(variables)
         excluded = {'all': (), 'no_batch_norm': ('gamma', 'beta'), 'kernels': ('gamma', 'beta', 'bias')}
         self._l2_of = {self._var_key(v): 0.0 if v.name in excluded[self.decay] else self.l2 for v in variables}
-        self._rate_factor_of = rate_factors(self, variables)
         momentum, self.momentum = self.momentum, self.momentum or 1.0  # Keras has no velocity at momentum 0
         super().build(variables)
         self.momentum = momentum
@@ -142,17 +194,4 @@ class CoupledSGD(keras.optimizers.SGD):
     def get_config(self):
         config = super().get_config()
         config.pop('weight_decay', None)
-        return config | {
-            'l2': self.l2,
-            'decay': self.decay,
-            'backbone_factor': self.backbone_factor,
-            'head_layers': list(self.head_layers),
-        }
-
-
-def rate_factors(optimizer: keras.optimizers.Optimizer, variables: Iterable[keras.Variable]) -> dict[int, float]:
-    """Return {key of a variable: what multiplies its learning rate}."""
-    return {
-        optimizer._var_key(v): 1.0 if v.path.split('/')[0] in optimizer.head_layers else optimizer.backbone_factor
-        for v in variables
-    }
+        return config | {'l2': self.l2, 'decay': self.decay}

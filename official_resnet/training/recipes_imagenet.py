@@ -1,5 +1,18 @@
 """Named sets of hyperparameters for ImageNet; see recipes."""
 
+# What fb has, see there, and fast takes over.
+_TORCH = {
+    'shortcut': 'B',
+    'bn_momentum': 0.9,
+    'stem_pool': 'pad1',
+    'zero_gamma': True,
+    'background_class': False,
+    'batch_size': 256,
+    'nesterov': True,
+    'min_crop_area': 0.08,
+    'use_boxes': False,
+    'input_normalization': 'torch',
+}
 IMAGENET = {
     # official/resnet since September 2018 (imagenet_main.py): 76.5 top-1 with ResNet-50 in fp32, 76.3 to 76.6 its
     # regression bounds. 0.128 per 256 images; its "version 1" is 1.5, its batch of 32 is the default of its flag.
@@ -23,41 +36,23 @@ IMAGENET = {
     # and 80 of 90, Nesterov, no decay of BN, last gamma of a block 0; ResNet-50 has 23.6 % top-1 error with batches of
     # 256 and 23.7 % with 8192. Crops of fb.resnet.torch: 8 % to all of the area, no boxes.
     'fb': {
-        'shortcut': 'B',
-        'bn_momentum': 0.9,
-        'stem_pool': 'pad1',
-        'zero_gamma': True,
-        'background_class': False,
-        'batch_size': 256,
+        **_TORCH,
         'base_learning_rate': 0.1 / 2,
         'lr_boundaries': (30, 60, 80),
         'lr_factors': (1, 0.1, 0.01, 0.001),
-        'nesterov': True,
-        'min_crop_area': 0.08,
-        'use_boxes': False,
         'resize': 'antialias',
-        'input_normalization': 'torch',
     },
     # This project's, after libffcv/ffcv-imagenet (rn50_16_epochs.yaml: 16 epochs at 160 to 192 pixels, evaluated at
     # 256, label smoothing 0.1): small images in training, larger ones in evaluation (1906.06423).
     'fast': {
-        'shortcut': 'B',
-        'bn_momentum': 0.9,
-        'stem_pool': 'pad1',
-        'zero_gamma': True,
-        'background_class': False,
+        **_TORCH,
         'train_epochs': 16,
-        'batch_size': 256,
         'base_learning_rate': 0.2,
         'lr_schedule': 'one_cycle',
         'warmup_epochs': 0.0,
-        'nesterov': True,
         'decay': 'kernels',
         'image_size': 160,
         'eval_image_size': 224,
-        'min_crop_area': 0.08,
-        'use_boxes': False,
-        'input_normalization': 'torch',
         'label_smoothing': 0.1,
         'dtype': 'auto',
     },

@@ -1,5 +1,8 @@
 """Named sets of hyperparameters for MNIST and Fashion-MNIST; see recipes."""
 
+from official_resnet.training.recipes import ONE_CYCLE
+
+_QUICK = ONE_CYCLE | {'batch_size': 128, 'optimizer': 'momentum', 'dtype': 'auto'}
 MNIST = {
     # The PyTorch program of which the net comes: "epochs 100, batch 32, lr 0.001", Pad(4), RandomHorizontalFlip
     # (although a mirrored digit is a different digit, or none), RandomCrop(32), no weight decay. It names no optimizer;
@@ -18,29 +21,17 @@ MNIST = {
     # This project's: CIFAR's fast, half as long since these images are easier, and no mirrored digits.
     'fast': {
         'train_epochs': 10,
-        'batch_size': 128,
-        'optimizer': 'momentum',
         'base_learning_rate': 0.4,
-        'lr_schedule': 'one_cycle',
-        'nesterov': True,
-        'weight_decay': 5e-4,
-        'decay': 'kernels',
+        **_QUICK,
         'flip': False,
         'label_smoothing': 0.1,
-        'dtype': 'auto',
     },
     # No download: synthetic images, whose class a mirror keeps.
     'demo': {
         'use_synthetic_data': True,
         'train_epochs': 4,
-        'batch_size': 128,
-        'optimizer': 'momentum',
         'base_learning_rate': 0.2,
-        'lr_schedule': 'one_cycle',
-        'nesterov': True,
-        'weight_decay': 5e-4,
-        'decay': 'kernels',
-        'dtype': 'auto',
+        **_QUICK,
     },
 }
 FASHION_MNIST = MNIST | {'fast': MNIST['fast'] | {'flip': True}}  # a mirrored shirt is a shirt
