@@ -147,7 +147,7 @@ def test_a_cifar_training_imports_only_what_it_needs(cifar_dir, tmp_path):
     names = {name.removeprefix('official_resnet.') for name in result.stdout.split() if 'official_resnet.' in name}
     assert {'resnet_model', 'resnet_run_loop', 'training.step', 'inputs.cifar'} <= names
     assert not names & {
-        *('training.transfer', 'training.feature_cache', 'training.workers', 'training.benchmark_log'),
+        *('training.transfer', 'training.feature_cache', 'training.workers', 'command_line.more_logging'),
         *('inputs.streamed', 'inputs.shards', 'inputs.image_folder', 'inputs.tfds_source', 'inputs.download'),
         *('inference.predict', 'inference.export', 'inference.rewrite', 'experiments', 'building', 'reports.figures'),
     }

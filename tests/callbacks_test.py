@@ -9,7 +9,7 @@ from tiny_training import StopAt, make_config
 from official_resnet import resnet_run_loop, resnet_variants
 from official_resnet.command_line import more_logging
 from official_resnet.command_line.flags import RunOptions
-from official_resnet.training import benchmark_log, callbacks
+from official_resnet.training import callbacks
 from official_resnet.training.config import TrainConfig
 
 PARAMS = {'epochs': 3, 'steps': 10, 'batch_size': 4, 'first_step': 0, 'last_step': 30}
@@ -103,7 +103,7 @@ def test_a_short_training_names_no_quicker_recipe(capsys):
 )
 def test_benchmark_log(tmp_path, capsys, hooks, names):
     for folder in (tmp_path, None):
-        callback = make(benchmark_log.BenchmarkLog(folder, {'model_name': 'resnet'}, 10, hooks))
+        callback = make(more_logging.BenchmarkLog(folder, {'model_name': 'resnet'}, 10, hooks))
         callback.on_train_begin()
         callback.on_train_batch_end(8, LOGS | {'step': 9})  # no line yet
         callback.on_train_batch_end(9, LOGS)

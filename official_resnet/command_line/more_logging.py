@@ -1,22 +1,82 @@
 """What a training program logs if it is asked to: official/resnet's benchmark log, and TensorBoard."""
 
+import datetime
+import importlib.util
+import json
 import os
+import pathlib
+from collections.abc import Collection
 
 import keras
 
 from official_resnet.command_line.flags import RunOptions
 from official_resnet.errors import UserError
-from official_resnet.training import benchmark_log, devices
+from official_resnet.training import devices
 from official_resnet.training.config import TrainConfig
+
+_METRICS = (  # of a step: the hook that logs it, its name there and in the logs of the loop
+    ('examplespersecondhook', 'current_examples_per_sec', 'images_per_second'),
+    ('examplespersecondhook', 'average_examples_per_sec', 'epoch_images_per_second'),
+    ('loggingmetrichook', 'learning_rate', 'learning_rate'),
+    ('loggingmetrichook', 'cross_entropy', 'loss'),
+    ('loggingmetrichook', 'train_accuracy', 'accuracy'),
+)
+
+
+class BenchmarkLog(keras.callbacks.Callback):
+    """official/resnet's BenchmarkFileLogger: benchmark_run.log (the run) and metric.log (JSON lines).
+
+    Args:
+        folder: --benchmark_log_dir; None prints the lines (its BaseBenchmarkLogger).
+        run_info: what to store of the run: machine, versions, parameters.
+        log_steps: between the lines of training.
+        hooks: whose metrics of _METRICS are logged.
+    """
+
+    def __init__(self, folder: str | None, run_info: dict, log_steps: int, hooks: Collection[str]):
+        super().__init__()
+        self.folder = folder and pathlib.Path(folder)
+        self.run_info, self.log_steps, self.hooks, self._logged = run_info, log_steps, hooks, 0
+
+    def on_train_begin(self, logs=None):
+        self._logged = self.params['first_step']
+        if self.folder:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            info = json.dumps(self.run_info | {'run_date': _now()}, indent=1)
+            (self.folder / 'benchmark_run.log').write_text(info + '\n', encoding='utf-8')
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = int(logs['step'])
+        if step // self.log_steps > self._logged // self.log_steps:
+            self._logged = step
+            self._write({name: logs[key] for hook, name, key in _METRICS if hook in self.hooks}, step)
+
+    def on_epoch_end(self, epoch, logs=None):
+        names = [name for name in ('accuracy', 'accuracy_top_5', 'loss') if f'val_{name}' in logs]
+        self._write({name: logs[f'val_{name}'] for name in names}, int(logs['step']))
+
+    def on_train_end(self, logs=None):
+        if logs:
+            self.on_epoch_end(None, logs)
+
+    def _write(self, metrics, step):
+        rest = {'unit': None, 'global_step': step, 'timestamp': _now(), 'extras': []}
+        text = ''.join(json.dumps({'name': name, 'value': value, **rest}) + '\n' for name, value in metrics.items())
+        if self.folder is None:
+            print(text, end='', flush=True)
+        else:
+            with open(self.folder / 'metric.log', 'a', encoding='utf-8') as file:
+                file.write(text)
+
+
+def _now():
+    return datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%dT%H:%M:%S.%fZ')
 
 
 def callbacks_of(config: TrainConfig, options: RunOptions, hooks: set[str]) -> list[keras.callbacks.Callback]:
-    """Return the Keras callbacks that the flags of logging ask for, but those that every training has.
+    """Return what the flags of logging ask for besides the callbacks that every training has.
 
-    Args:
-        config: what is trained.
-        options: the flags.
-        hooks: names in --hooks, in small letters.
+    `hooks` are the names in --hooks, in small letters.
     """
     chosen = []
     if options.benchmark_log_dir or hooks & {'examplespersecondhook', 'loggingmetrichook', 'stepcounterhook'}:
@@ -30,19 +90,11 @@ def callbacks_of(config: TrainConfig, options: RunOptions, hooks: set[str]) -> l
         }
         writes_files = options.benchmark_logger_type == 'BenchmarkFileLogger'
         folder = options.benchmark_log_dir if writes_files else None
-        chosen.append(benchmark_log.BenchmarkLog(folder, info, options.log_steps, hooks))
-    if options.enable_tensorboard or options.profile_steps or 'profilerhook' in hooks:
-        chosen.append(_tensorboard(config.machine.model_dir, options.profile_steps, 'profilerhook' in hooks))
+        chosen.append(BenchmarkLog(folder, info, options.log_steps, hooks))
+    profile_steps = options.profile_steps or ('10,20' if 'profilerhook' in hooks else None)
+    if options.enable_tensorboard or profile_steps:
+        if not importlib.util.find_spec('tensorboard'):  # Keras' callback writes what only tensorboard can show
+            raise UserError("TensorBoard is not installed; pip install 'official-resnet[plots]'")
+        profile = tuple(map(int, profile_steps.split(','))) if profile_steps else 0
+        chosen.append(keras.callbacks.TensorBoard(config.machine.model_dir, write_graph=False, profile_batch=profile))
     return chosen
-
-
-def _tensorboard(model_dir, profile_steps, is_profiling):
-    """Return Keras' TensorBoard callback, or say what to install."""
-    try:
-        import tensorboard  # noqa: F401  Keras' callback writes what only tensorboard can show
-    except ImportError:
-        raise UserError("TensorBoard is not installed; pip install 'official-resnet[plots]'") from None
-    profile = (10, 20) if is_profiling else 0
-    if profile_steps:
-        profile = tuple(int(step) for step in profile_steps.split(','))
-    return keras.callbacks.TensorBoard(model_dir, write_graph=False, profile_batch=profile)
