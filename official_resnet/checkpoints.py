@@ -80,20 +80,36 @@ def restore_latest(
     return None
 
 
-def assign(variables: dict, arrays: dict[str, np.ndarray], path: str | os.PathLike) -> None:
-    """Set each of `variables` {name: variable} from `arrays` {name: ndarray}; names and shapes must agree.
+def restore_weights(
+    model_dir: str | os.PathLike | None, remedy: str = 'train there first, or pass another --model_dir'
+) -> tuple[dict[str, np.ndarray], dict, pathlib.Path]:
+    """Return what restore_latest does of a model_dir, without the variables of the optimizer.
+
+    Raises:
+        UserError: there is no checkpoint; the message ends with `remedy`.
+    """
+    found = restore_latest(pathlib.Path(model_dir) / 'checkpoints') if model_dir else None
+    if not found:
+        raise UserError(f"model_dir '{model_dir}' has no checkpoint; {remedy}")
+    arrays, *others = found
+    return {name: array for name, array in arrays.items() if not name.startswith('optimizer/')}, *others
+
+
+def assign(
+    variables: dict, arrays: dict[str, np.ndarray], path: str | os.PathLike, remedy: str = 'pass another --model_dir'
+) -> None:
+    """Set each of `variables` {name: variable} from `arrays` {name: ndarray} of a file; names and shapes must agree.
 
     Raises:
         UserError: names the first missing, unexpected or misshapen array.
     """
     for name in sorted(variables.keys() ^ arrays.keys()):
         what = 'lacks' if name in variables else 'has an unexpected'
-        raise UserError(f'checkpoint {path} {what} {name}: it belongs to another model; pass another --model_dir')
+        raise UserError(f"'{path}' {what} {name}: it belongs to another network; {remedy}")
     for name, variable in variables.items():
         if tuple(variable.shape) != arrays[name].shape:
             raise UserError(
-                f'checkpoint {path} holds {name} of shape {arrays[name].shape}, '
-                f'the model {tuple(variable.shape)}; pass another --model_dir'
+                f"'{path}' holds {name} of shape {arrays[name].shape}, not {tuple(variable.shape)}; {remedy}"
             )
     for name, variable in variables.items():
         variable.assign(arrays[name])

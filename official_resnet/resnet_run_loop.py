@@ -105,14 +105,10 @@ def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
 
     process, test = devices.this_process(config), read(config, 'test')
     model_dir = config.machine.model_dir
-    found = model_dir and checkpoints.restore_latest(pathlib.Path(model_dir) / 'checkpoints')
-    if not found:
-        raise UserError(f'model_dir {model_dir!r} has no checkpoint; train there first, or pass another --model_dir')
-    arrays, state, path = found
+    weights, state, path = checkpoints.restore_weights(model_dir)
     same_run.require_same_data({'class_names': list(test.class_names)}, state['data'], model_dir)
     with process.strategy.scope(), devices.dtype_policy(config.dtype):
         model = build_model(config, test, block)
-    weights = {name: array for name, array in arrays.items() if not name.startswith('optimizer/')}
     checkpoints.assign({variable.path: variable for variable in model.variables}, weights, path)
     stored = TrainConfig.from_json(state['config'])
     epoch = state['step'] // datasets.steps_per_epoch(state['data']['num_pictures'], stored.batch_size)

@@ -97,7 +97,7 @@ def test_assign_is_strict_both_ways(tmp_path):
     for arrays, message in (
         ({}, 'lacks a'),
         ({'a': np.ones((2, 3)), 'b': 1}, 'unexpected b'),
-        ({'a': np.ones((3, 2))}, r'\(3, 2\), the model \(2, 3\)'),
+        ({'a': np.ones((3, 2))}, r'\(3, 2\), not \(2, 3\); pass another --model_dir'),
     ):
         with pytest.raises(UserError, match=message):
             checkpoints.assign({'a': variable}, arrays, 'x')

@@ -203,10 +203,12 @@ def test_wrong_sources(tmp_path, source):
     checkpoints.save(tmp_path / 'checkpoints', 1, other, {})
     with pytest.raises(UserError, match='unexpected group1_block2.*pretrained_model_checkpoint_path'):
         transfer.load_backbone(model, tmp_path)
-    with pytest.raises(UserError, match=r'stem_conv/kernel of shape \(3, 3, 3, 4\), not \(3, 3, 3, 16\); pass another'):
+    with pytest.raises(
+        UserError, match=r'stem_conv/kernel of shape \(3, 3, 3, 4\), not \(3, 3, 3, 16\); pass .*another'
+    ):
         transfer.load_backbone(model, source)
     three = resnet_model.resnet(SPEC, 3, (32, 32, 3))
-    with pytest.raises(UserError, match='logits/.* pass --head=replace'):
+    with pytest.raises(UserError, match='logits/.* --head=replace'):
         transfer.load_backbone(three, source, 'keep')
     config = make_config('', None, head='append', pretrained_classes=10)
     appended = resnet_run_loop.build_model(config, drawn_examples(4, num_classes=3))

@@ -61,12 +61,7 @@ def _evaluate_run(values, asked, options, row, given):
     devices.start_tensorflow(machine.inter_op_threads, machine.intra_op_threads)
     from official_resnet import checkpoints, resnet_run_loop
 
-    found = checkpoints.restore_latest(pathlib.Path(machine.model_dir) / 'checkpoints')
-    if not found:
-        raise UserError(
-            f"model_dir '{machine.model_dir}' has no checkpoint; train there first, or pass another --model_dir"
-        )
-    config = TrainConfig.from_json(found[1]['config'])
+    config = TrainConfig.from_json(checkpoints.restore_weights(machine.model_dir)[1]['config'])
     _require_same(values, asked, config, row, given)
     if options.image_folder:  # the same classes, other images or another place
         config = dataclasses.replace(config, dataset=asked.dataset)

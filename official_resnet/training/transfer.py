@@ -15,10 +15,10 @@ from official_resnet import checkpoints, layers, resnet_model, resnet_spec
 from official_resnet.errors import UserError
 from official_resnet.inference import card_reader
 from official_resnet.inputs import other_datasets
-from official_resnet.training.config import TrainConfig
+from official_resnet.training.config import PRETRAINED, TrainConfig
 from official_resnet.training.optimizers import APPENDED_HEAD, HEAD
 
-_OTHER = 'pass another --pretrained_model_checkpoint_path'
+_OTHER = f'pass another --{PRETRAINED}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,20 +43,17 @@ class Pretrained:
 def describe(path: str | os.PathLike) -> Pretrained:
     """Return the Pretrained of a model_dir or a .keras file.
 
-    A .keras file is described by the card beside it, NAME.card.json, see cards; without, only its weights are
-    known.
+    A .keras file is described by the card beside it, NAME.card.json, see cards; without, only its weights are known.
 
     Raises:
         UserError: there is no net, or its card is damaged.
     """
-    path = pathlib.Path(path)
-    if path.is_dir():
-        arrays, state, _ = _newest(path)
+    weights, state = _read(path)
+    num_classes = len(weights[f'{HEAD}/bias']) if f'{HEAD}/bias' in weights else None
+    if state:
         config = TrainConfig.from_json(state['config'])
-        num_classes = len(arrays[f'{HEAD}/bias'])
         return Pretrained(config.spec, num_classes, _normalization(config), config.image_size, config.experiment)
-    num_classes = _logits_of(_load_keras(path))
-    card_path = path.with_suffix('.card.json')
+    card_path = pathlib.Path(path).with_suffix('.card.json')
     if not card_path.is_file():
         return Pretrained(num_classes=num_classes)
     read = card_reader.read_card(card_path)
@@ -67,12 +64,12 @@ def adopt(config: TrainConfig, pretrained: Pretrained, given: Mapping[str, str] 
     """Return a TrainConfig with the network, the normalisation and the image size of a Pretrained.
 
     Args:
-        config: TrainConfig.
+        config: of which these are replaced.
         pretrained: from `describe`.
-        given: {flag: names of the spec's fields it decides}, of the flags that a user gave: they must agree.
+        given: {flag: the spec's field that it decides}, of the flags that a user gave.
 
     Raises:
-        UserError: one does not.
+        UserError: a given flag contradicts the pretrained net.
     """
     if pretrained.experiment:
         raise UserError(
@@ -118,15 +115,15 @@ def build(config: TrainConfig, num_classes: int, input_shape: tuple, block: Call
     Raises:
         UserError: the classes of the net to which a head is to be appended are not known.
     """
-    if config.head != 'append':
-        model = resnet_model.resnet(config.spec, num_classes, input_shape, block)
-    elif not config.pretrained_classes:
+    is_appended = config.head == 'append'
+    num_logits = config.pretrained_classes if is_appended else num_classes
+    if not num_logits:
         raise UserError(
             f'--head=append needs the classes of {config.pretrained or "a pretrained net"}, '
             'which are unknown; pass --head=replace, or another net'
         )
-    else:
-        model = resnet_model.resnet(config.spec, config.pretrained_classes, input_shape, block)
+    model = resnet_model.resnet(config.spec, num_logits, input_shape, block)
+    if is_appended:
         logits = keras.layers.Dense(num_classes, dtype='float32', name=APPENDED_HEAD)(model.output)
         with layers.deep_graph():
             model = keras.Model(model.input, logits, name=model.name)
@@ -171,20 +168,14 @@ def load_backbone(model: keras.Model, path: str | os.PathLike, head: str = 'repl
     Raises:
         UserError: nothing can be read there, or the two nets differ.
     """
-    theirs = {name: array for name, array in _read(path).items() if not name.startswith('optimizer/')}
+    theirs, _ = _read(path)
     if head != 'replace' and any(name.startswith(f'{APPENDED_HEAD}/') for name in theirs):
         raise UserError(f'{path} has an appended head already; pass --head=replace')
     left_out = {'replace': (HEAD, APPENDED_HEAD), 'append': (APPENDED_HEAD,), 'keep': ()}[head]
     theirs = {name: array for name, array in theirs.items() if name.split('/')[0] not in left_out}
     ours = {variable.path: variable for variable in model.variables if variable.path.split('/')[0] not in left_out}
-    for name in sorted(ours.keys() ^ theirs.keys()):
-        what = 'lacks' if name in ours else 'has an unexpected'
-        raise UserError(f'{path} {what} {name}: its network is another; pass the flags of its network, or {_OTHER}')
-    for name, variable in ours.items():
-        if tuple(variable.shape) != theirs[name].shape:
-            remedy = 'pass --head=replace' if name.startswith(f'{HEAD}/') else _OTHER
-            raise UserError(f'{path} holds {name} of shape {theirs[name].shape}, not {tuple(variable.shape)}; {remedy}')
-    checkpoints.assign(ours, theirs, path)
+    other_head = '' if head == 'replace' else '--head=replace, '
+    checkpoints.assign(ours, theirs, path, f'pass the flags of its network, {other_head}or another --{PRETRAINED}')
 
 
 def _normalization(config):
@@ -193,29 +184,14 @@ def _normalization(config):
 
 
 def _read(path):
-    """Return {variable path: ndarray} of a .keras file or a model_dir."""
+    """Return ({variable path: ndarray}, state of the loop or None) of a model_dir or a .keras file."""
     if pathlib.Path(path).is_dir():
-        return _newest(path)[0]
-    return {variable.path: variable.numpy() for variable in _load_keras(path).variables}
-
-
-def _newest(path):
-    found = checkpoints.restore_latest(pathlib.Path(path) / 'checkpoints')
-    if not found:
-        raise UserError(f'{path} has no checkpoint; pass a model_dir or a .keras file')
-    return found
-
-
-def _logits_of(model):
-    """Return the classes of a net before anything was appended to it."""
-    names = [layer.name for layer in model.layers]
-    return model.get_layer(HEAD).units if HEAD in names else None
-
-
-def _load_keras(path):
+        weights, state, _ = checkpoints.restore_weights(path, 'pass a model_dir or a .keras file')
+        return weights, state
     try:
         with layers.deep_graph():
-            return keras.models.load_model(path, compile=False)
+            model = keras.models.load_model(path, compile=False)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f'cannot load {path}: {reason}; pass a model_dir or a .keras file') from error
+    return {variable.path: variable.numpy() for variable in model.variables}, None
