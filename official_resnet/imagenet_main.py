@@ -32,12 +32,7 @@ PROGRAM = Program(
     streams=True,
     synthetic='synthetic224',
 )
-
-
-def run():
-    """Run with the arguments of the command line and exit."""
-    sys.exit(train_program.main(sys.argv, __doc__, PROGRAM))
-
+run = train_program.entry(__doc__, PROGRAM)
 
 if __name__ == '__main__':
     run()

@@ -29,12 +29,7 @@ except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
 PROGRAM = Program({'mnist': MNIST, 'fashion_mnist': FASHION_MNIST}, resnet_variants.mnist_spec)
-
-
-def run():
-    """Run with the arguments of the command line and exit."""
-    sys.exit(train_program.main(sys.argv, __doc__, PROGRAM))
-
+run = train_program.entry(__doc__, PROGRAM)
 
 if __name__ == '__main__':
     run()

@@ -10,12 +10,9 @@ import time
 
 import pytest
 
-from official_resnet import resnet_variants
-from official_resnet.command_line import team
 from official_resnet.errors import UserError
 from official_resnet.inputs import datasets
 from official_resnet.training import workers
-from official_resnet.training.config import MachineConfig, TrainConfig
 
 HOSTS = ['host1:2222', 'host2:2222', 'host3:2222']
 
@@ -208,21 +205,20 @@ def test_one_worker_needs_no_meeting(monkeypatch):
 
 
 def test_data_that_nobody_brings_is_waited_for_with_an_end(monkeypatch, tmp_path, capsys):
-    config = TrainConfig(resnet_variants.cifar_spec(8), machine=MachineConfig(data_dir=str(tmp_path)))
-    monkeypatch.setattr(team, 'POLL_SECONDS', 0)
+    monkeypatch.setattr(workers, 'POLL_SECONDS', 0)
     monkeypatch.setattr(workers, 'is_chief_there', lambda: True)
-    monkeypatch.setattr(team, 'WAIT_SECONDS', 0)
-    text = message_of(team.await_data, config)
+    monkeypatch.setattr(workers, 'DATA_SECONDS', 0)
+    text = message_of(workers.await_data, 'cifar10', str(tmp_path))
     assert f"cifar10 is not in '{tmp_path}' after 0 minutes" in text and '--data_dir that all workers see' in text
     assert capsys.readouterr().out == f"waiting for the chief to fetch cifar10 into '{tmp_path}'\n"
     missing = iter([True, True, False])
-    monkeypatch.setattr(team, 'WAIT_SECONDS', 60)
+    monkeypatch.setattr(workers, 'DATA_SECONDS', 60)
     monkeypatch.setattr(datasets, 'is_missing', lambda *args: next(missing))
-    team.await_data(config)
+    workers.await_data('cifar10', str(tmp_path))
     assert capsys.readouterr().out.count('\n') == 1 and next(missing, None) is None
     monkeypatch.setattr(datasets, 'is_missing', lambda *args: True)
     monkeypatch.setattr(workers, 'is_chief_there', lambda: False)
-    assert 'the chief ended before cifar10 was there' in message_of(team.await_data, config)
+    assert 'the chief ended before cifar10 was there' in message_of(workers.await_data, 'cifar10', str(tmp_path))
 
 
 def test_whether_the_chief_answers(monkeypatch):

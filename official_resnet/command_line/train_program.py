@@ -7,7 +7,8 @@ import pathlib
 import subprocess
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from official_resnet import files
 from official_resnet.command_line import flags, program
@@ -37,6 +38,11 @@ def main(argv: Sequence[str], doc: str, row: Program) -> int:
     return code
 
 
+def entry(doc: str, row: Program) -> Callable[[], NoReturn]:
+    """Return what runs the training program of a row with the arguments of the command line, and exits."""
+    return lambda: sys.exit(main(sys.argv, doc, row))
+
+
 def _run(values, config, options, row, argv):
     """Train, evaluate or start workers, as the flags say; return the exit code."""
     for name, _, text in flags.OBSOLETE:
@@ -51,9 +57,12 @@ def _run(values, config, options, row, argv):
 
         return evaluate_program.run(values, config, options, row)
     if options.local_workers > 1:
-        from official_resnet.command_line import team
+        from official_resnet.training import workers
 
-        return team.launch(config, options, row, argv)
+        find_data(config, options, row)
+        _clean(config, options)
+        own = ['--local_workers=1', f'--distribution_strategy={flags.MULTI_WORKER}', '--noclean']
+        return workers.launch(options.local_workers, [sys.executable, *argv, *own])
     return _train(config, options, row, flags.given_axes(values))
 
 
@@ -75,23 +84,26 @@ def _train(config, options, row, given_axes):
 
         config = transfer.start(config, given_axes)
     config = dataclasses.replace(config, dtype=devices.known_dtype(config.dtype))
-    if not is_chief:
-        from official_resnet.command_line import team
+    if is_chief:
+        _clean(config, options)
+        _show(config, options.recipe)
+    try:
+        result = resnet_run_loop.train(config, _callbacks(config, options) if is_chief else ())
+    except resnet_run_loop.Interrupted as interruption:
+        if is_chief:
+            print(interruption)
+        return 128 + interruption.signal_number
+    if is_chief:
+        _finish(config, result, options)
+    result.process.wait()
+    return 0
 
-        return team.follow(config)
+
+def _clean(config, options):
     if options.clean:
         from official_resnet.training import same_run
 
         same_run.clean(config.machine.model_dir)
-    _show(config, options.recipe)
-    try:
-        result = resnet_run_loop.train(config, _callbacks(config, options))
-    except resnet_run_loop.Interrupted as interruption:
-        print(interruption)
-        return 128 + interruption.signal_number
-    _finish(config, result, options)
-    result.process.wait()
-    return 0
 
 
 def find_data(config: TrainConfig, options: RunOptions, row: Program, is_chief: bool = True) -> None:
@@ -101,9 +113,9 @@ def find_data(config: TrainConfig, options: RunOptions, row: Program, is_chief: 
     """
     dataset, data_dir = config.dataset, config.machine.data_dir
     if options.download and not is_chief:
-        from official_resnet.command_line import team
+        from official_resnet.training import workers
 
-        team.await_data(config)
+        workers.await_data(dataset, data_dir)
     may_fetch = options.download and is_chief
     if dataset.startswith('tfds:'):
         from official_resnet.inputs import tfds_source
@@ -118,10 +130,9 @@ def find_data(config: TrainConfig, options: RunOptions, row: Program, is_chief: 
 def _show(config, recipe):
     """Print the resolved configuration."""
     values = config.to_json()
-    flat = {key: value for key, value in values.items() if key not in ('spec', 'schedule', 'machine')}
-    flat |= values['machine']
-    flat |= {f'{part}.{key}': value for part in ('spec', 'schedule') for key, value in values[part].items()}
-    text = '  '.join(f'{key}={value}' for key, value in flat.items() if value is not None)
+    parts = {part: values.pop(part) for part in ('spec', 'schedule')}
+    values |= values.pop('machine') | {f'{part}.{key}': v for part in parts for key, v in parts[part].items()}
+    text = '  '.join(f'{key}={value}' for key, value in values.items() if value is not None)
     indent = {'initial_indent': '  ', 'subsequent_indent': '  '}
     print(f'recipe {recipe}:', *textwrap.wrap(text, 112, **indent, break_on_hyphens=False), sep='\n', flush=True)
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from official_resnet.errors import UserError
+from official_resnet.inputs import datasets
 from official_resnet.training import devices
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 30  # between the end of a worker that failed and that of the others by force
 WAIT_SECONDS = 600  # for the last worker to come, after which the others give up
+DATA_SECONDS, POLL_SECONDS = 1800, 1  # for the chief to fetch the data set, and between two looks
 JOIN_SECONDS = 30  # for TensorFlow to connect workers that have met
 _EXAMPLE = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
 
@@ -219,6 +221,37 @@ def is_chief_there() -> bool:
     except OSError:
         return False
     return True
+
+
+def await_data(dataset: str, data_dir: str | None) -> None:
+    """Wait until the data set that the chief fetches is there; for a worker other than the chief.
+
+    Raises:
+        UserError: the chief ended before, or it took too long.
+    """
+    deadline, has_waited = time.monotonic() + DATA_SECONDS, False
+    while not _is_there(dataset, data_dir):
+        if not has_waited:
+            has_waited = True
+            print(f"waiting for the chief to fetch {dataset} into '{data_dir}'", flush=True)
+        if not is_chief_there():
+            raise UserError(
+                f'the chief ended before {dataset} was there; read what it says, then start all workers again'
+            )
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{dataset} is not in '{data_dir}' after {DATA_SECONDS // 60} minutes; pass a --data_dir that "
+                'all workers see, or fetch it for each of them before you start them'
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _is_there(dataset, data_dir):
+    if not dataset.startswith('tfds:'):
+        return not datasets.is_missing(dataset, data_dir)
+    from official_resnet.inputs import tfds_source
+
+    return tfds_source.is_prepared(dataset, data_dir)
 
 
 @contextlib.contextmanager
