@@ -7,8 +7,8 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from official_resnet.errors import UserError
 
@@ -124,23 +124,28 @@ def dtype_policy(dtype: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def handled_signals(handler: Callable[[int, Any], Any]) -> Iterator[None]:
+    """Call `handler` for SIGTERM and Ctrl-C inside the context."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextlib.contextmanager
 def catch_signals() -> Iterator[list[int]]:
     """Yield a list to which SIGTERM and the first Ctrl-C append their number; a second Ctrl-C works as ever."""
     received = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # Python allows handlers in the main thread only
-        return
 
     def note(number, frame):
         received.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    is_allowed = threading.current_thread() is threading.main_thread()  # to handle signals, by Python
+    with handled_signals(note) if is_allowed else contextlib.nullcontext():
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def make_strategy(machine: 'MachineConfig', batch_size: int) -> 'tf.distribute.Strategy':

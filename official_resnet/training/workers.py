@@ -9,7 +9,9 @@ import contextlib
 import ctypes
 import functools
 import json
+import math
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -63,16 +65,10 @@ class Worker(devices.Process):
         """Turn what TensorFlow says when another worker is gone into WorkerLost."""
         from tensorflow import errors
 
+        lost = (errors.UnavailableError, errors.AbortedError, errors.CancelledError, errors.InternalError)
         try:
             yield
-        except (
-            errors.UnavailableError,
-            errors.AbortedError,
-            errors.CancelledError,
-            errors.InternalError,
-            errors.DeadlineExceededError,
-            errors.FailedPreconditionError,
-        ) as error:
+        except (*lost, errors.DeadlineExceededError, errors.FailedPreconditionError) as error:
             if self.count == 1:
                 raise
             raise WorkerLost(
@@ -101,11 +97,8 @@ def join(all_reduce_alg: str | None) -> 'tf.distribute.Strategy':
     import tensorflow as tf
 
     implementation = tf.distribute.experimental.CommunicationImplementation
-    options = tf.distribute.experimental.CommunicationOptions(
-        implementation={'ring': implementation.RING, 'nccl': implementation.NCCL, None: implementation.AUTO}[
-            all_reduce_alg
-        ]
-    )
+    chosen = implementation[(all_reduce_alg or 'auto').upper()]
+    options = tf.distribute.experimental.CommunicationOptions(implementation=chosen)
     meet()
     with watched(), devices.hidden_stderr():
         try:
@@ -294,47 +287,34 @@ def _listen(address):
 def _await_all(listener, addresses, deadline):
     """Let every worker but the chief come, then send all on; tell all what is wrong if something is."""
     here, fault = {}, None  # index -> connection
+    listener.settimeout(2)
     while not fault and len(here) < len(addresses) - 1:
-        listener.settimeout(0.2)
+        ready, _, _ = select.select([listener, *here.values()], [], [], 0.2)
+        for number in [number for number, connection in here.items() if connection in ready]:
+            here.pop(number).close()  # it says nothing more, so it has left, and may be the one who calls again
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # whoever else calls there
-            connection, _ = listener.accept()
-            connection.settimeout(2)
-            said = json.loads(connection.makefile().readline(100_000))
-            number, theirs = said['worker'], said['of']
-            connection.setblocking(False)
-            _forget_who_left(here)  # and may be the one who calls again
-            if theirs != addresses:
-                fault = (
-                    f'worker {number} was started with the workers {",".join(map(str, theirs))[:200]}, the chief '
-                    f'with {",".join(addresses)[:200]}; give all the same list'
-                )
-            elif number in here or number == 0:
-                fault = f'two processes are worker {number}; give each another task index'
-            here[number if number not in here else -1] = connection
-        _forget_who_left(here)
-        if not fault and time.monotonic() > deadline:
+            if listener in ready:
+                connection, _ = listener.accept()
+                connection.settimeout(2)
+                said = json.loads(connection.makefile().readline(100_000))
+                number, theirs = said['worker'], said['of']
+                if theirs != addresses:
+                    fault = (
+                        f'worker {number} was started with the workers {",".join(map(str, theirs))[:200]}, the chief '
+                        f'with {",".join(addresses)[:200]}; give all the same list'
+                    )
+                elif number in here or number == 0:
+                    fault = f'two processes are worker {number}; give each another task index'
+                here[number if number not in here else -1] = connection
+        if not fault and len(here) < len(addresses) - 1 and time.monotonic() > deadline:
             missing = [f'{i} ({addresses[i]})' for i in range(1, len(addresses)) if i not in here]
             fault = f'worker {", ".join(missing)} did not come; start all workers again, within minutes'
     for connection in here.values():
         with contextlib.suppress(OSError), connection:
-            connection.settimeout(2)
             connection.sendall(f'{json.dumps({"fault": fault})}\n'.encode())
             connection.recv(1)  # the other side ends first, which leaves the port free
     if fault:
         raise UserError(fault)
-
-
-def _forget_who_left(here):
-    """Remove the connections, which do not block, whose other side has ended."""
-    for number, connection in list(here.items()):
-        try:
-            has_left = connection.recv(1, socket.MSG_PEEK) == b''
-        except BlockingIOError:
-            has_left = False
-        except OSError:
-            has_left = True
-        if has_left:
-            here.pop(number).close()
 
 
 def _call_chief(addresses, index, deadline):
@@ -345,17 +325,17 @@ def _call_chief(addresses, index, deadline):
             with socket.create_connection(_split(addresses[0]), timeout=min(left, 10)) as connection:
                 connection.settimeout(left + 5)  # the chief, which began earlier or later, says who is missing
                 connection.sendall(f'{json.dumps({"worker": index, "of": addresses})}\n'.encode())
-                answer = json.loads(connection.makefile().readline() or '{"gone": true}')
-        except (OSError, ValueError) as error:
+                answer = connection.makefile().readline()
+            if not answer:
+                raise ConnectionError(0, 'it ended')
+            fault = json.loads(answer)['fault']
+        except (OSError, ValueError, KeyError, TypeError) as error:
             reason = getattr(error, 'strerror', None) or str(error) or reason
             time.sleep(0.2)
-            continue
-        if answer.get('fault'):
-            raise UserError(answer['fault'])
-        if not answer.get('gone'):
+        else:
+            if fault:
+                raise UserError(fault)
             return
-        reason = 'it ended'
-        time.sleep(0.2)
     raise UserError(
         f"worker {index} did not reach the chief at '{addresses[0]}' ({reason}); check the address and "
         'start all workers again, within minutes'
@@ -372,23 +352,17 @@ def launch(count: int, command: list[str]) -> int:
 
     The first that fails decides the code; the others, which notice it by themselves, have GRACE_SECONDS. SIGTERM and
     Ctrl-C are passed on, and a launcher that is killed takes its workers along.
-
-    Args:
-        count: how many.
-        command: list of strings; TF_CONFIG is set for it.
+    TF_CONFIG is set for `command`.
     """
     cores = sorted(os.sched_getaffinity(0))
     if count > len(cores):
         raise UserError(f'--local_workers={count}, but there are {len(cores)} cores; pass {len(cores)} or fewer')
     hosts = [f'localhost:{port}' for port in free_ports(count)]
-    shares = [set(cores[i::count]) for i in range(count)]
-    workers = [_start(command, tf_config(hosts, i), shares[i], is_chief=i == 0) for i in range(count)]
-    relays = [
-        threading.Thread(target=_relay, args=(worker.stdout, i), daemon=True) for i, worker in enumerate(workers) if i
-    ]
+    workers = [_start(command, tf_config(hosts, i), set(cores[i::count]), is_chief=i == 0) for i in range(count)]
+    relays = [threading.Thread(target=_relay, args=(i, workers[i].stdout), daemon=True) for i in range(1, count)]
     for relay in relays:
         relay.start()
-    with _passing_on(workers):
+    with devices.handled_signals(lambda number, frame: [worker.send_signal(number) for worker in workers]):
         code = _wait(workers)
     for relay in relays:
         relay.join(5)
@@ -421,39 +395,22 @@ def _start(command, config, cores, is_chief):
     )
 
 
-def _relay(stream, index):
+def _relay(index, stream):
     """Print what a worker other than the chief says."""
     for line in stream:
         print(f'worker {index}: {line}', end='', file=sys.stderr, flush=True)
 
 
-@contextlib.contextmanager
-def _passing_on(workers):
-    """Pass SIGTERM and SIGINT on to the workers."""
-
-    def pass_on(number, frame):
-        for worker in workers:
-            worker.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _wait(workers):
     """Return the exit code of the first worker that fails, 0 without one, when all have ended."""
-    code, deadline = 0, None
-    while None in [worker.poll() for worker in workers]:  # each is asked, which sets its returncode
-        failed = next((worker.returncode for worker in workers if worker.returncode), 0)
-        if failed and deadline is None:
-            code, deadline = failed, time.monotonic() + GRACE_SECONDS
-        if deadline and time.monotonic() > deadline:
+    code, deadline = 0, math.inf
+    while True:
+        codes = [worker.poll() for worker in workers]
+        if not code and any(codes):
+            code, deadline = next(filter(None, codes)), time.monotonic() + GRACE_SECONDS
+        if None not in codes:
+            return 128 - code if code < 0 else code
+        if time.monotonic() > deadline:
             for worker in workers:
-                if worker.poll() is None:
-                    worker.kill()
+                worker.kill()
         time.sleep(0.1)
-    code = code or next((worker.returncode for worker in workers if worker.returncode), 0)
-    return 128 - code if code < 0 else code
