@@ -26,16 +26,9 @@ LOCK = '.lock'
 def save(
     folder: str | os.PathLike, step: int, arrays: dict[str, np.ndarray], state: dict, max_to_keep: int = 5
 ) -> pathlib.Path:
-    """Write the checkpoint of a step and delete all but the newest `max_to_keep`.
+    """Write the checkpoint of a global step, delete all but the newest `max_to_keep`, and return its path.
 
-    Args:
-        folder: made if missing.
-        step: global step, part of the name.
-        arrays: {name: ndarray}.
-        state: anything JSON can hold.
-
-    Returns:
-        The file's path.
+    The folder is made if it is missing; `state` is anything that JSON can hold.
 
     Raises:
         UserError: the disk is full or the folder not writable; earlier checkpoints are kept.

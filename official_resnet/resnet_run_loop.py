@@ -44,23 +44,14 @@ class Interrupted(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """What `train` returns.
+    """What `train` returns: the trained net, and what is known of its training."""
 
-    Attributes:
-        history: the logs of the epochs that this call trained.
-        model: the trained net.
-        step: global steps done, over all restarts.
-        best: {'accuracy', 'epoch'} of the best evaluation on the test split, over all restarts.
-        card: what model_card.write_card is to say of the model.
-        process: the process that trained. Whoever is done with the result calls its wait().
-    """
-
-    history: keras.callbacks.History
+    history: keras.callbacks.History  # the logs of the epochs that this call trained
     model: keras.Model
-    step: int
-    best: dict
-    card: dict
-    process: devices.Process
+    step: int  # global steps done, over all restarts
+    best: dict  # {'accuracy', 'epoch'} of the best evaluation on the test split, over all restarts
+    card: dict  # what model_card.write_card is to say of the model
+    process: devices.Process  # which trained; whoever is done with the result calls its wait()
 
 
 def train(
@@ -245,7 +236,8 @@ class Trainer:
             callback_list.on_train_batch_begin(self.step % self.steps_per_epoch)
             seconds = self._take_steps(iterator, count)
             callback_list.on_train_batch_end((self.step - 1) % self.steps_per_epoch, self._call_logs(count, seconds))
-            asked = received[0] if received else 0, self._is_save_due(), self.model.stop_training
+            is_save_due = time.monotonic() - self._saved_at > self.config.machine.save_checkpoint_minutes * 60
+            asked = received[0] if received else 0, self.process.is_chief and is_save_due, self.model.stop_training
             signal_number, is_save_due, is_stopped, seconds = self.process.total(*asked, seconds / self.process.count)
             if not fixed:  # aim at a second; at most double, since a first call compiles as well
                 per_call = max(1, min(2 * count, int(count / seconds), 1000))
@@ -331,10 +323,6 @@ class Trainer:
         )
 
     # --- save and resume -----------------------------------------------------------------------------------------
-
-    def _is_save_due(self):
-        minutes = (time.monotonic() - self._saved_at) / 60
-        return self.process.is_chief and minutes > self.config.machine.save_checkpoint_minutes
 
     def save(self) -> pathlib.Path | None:
         """Write a checkpoint, unless a variable is not finite: then the last good one stays the last."""

@@ -148,8 +148,36 @@ class ResNetSpec:
 
     def __post_init__(self):
         object.__setattr__(self, 'group_blocks', tuple(self.group_blocks))  # JSON has lists
-        self._check_values()
-        self._check_combinations()
+        if not self.group_blocks or any(not isinstance(n, int) or n < 1 for n in self.group_blocks):
+            raise UserError(f'group_blocks={self.group_blocks!r}: pass the number of blocks of each group, 1 or more')
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UserError(f'{name}={getattr(self, name)!r} must be one of {", ".join(map(repr, choices))}')
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= least or name == 'stem_filters' and value is None):
+                raise UserError(f'{name}={value!r} must be a whole number, {least} or more')
+        if not 0 <= self.stochastic_depth < 1:
+            raise UserError(f'stochastic_depth={self.stochastic_depth} must be a rate, 0 or more and below 1')
+        if not 0 < self.bn_momentum < 1:
+            raise UserError(f'bn_momentum={self.bn_momentum} must lie between 0 and 1')
+        if not self.bn_epsilon > 0:
+            raise UserError(f'bn_epsilon={self.bn_epsilon} must be above 0')
+        if self.block != 'bottleneck' and (self.base_width, self.cardinality) != (64, 1):
+            raise UserError(
+                f'base_width={self.base_width}, cardinality={self.cardinality} need bottlenecks; '
+                "pass block='bottleneck', or width in their place"
+            )
+        if self.shortcut is None and self.stochastic_depth:
+            raise UserError(
+                f'stochastic_depth={self.stochastic_depth} drops blocks, which needs a shortcut; pass shortcut, or 0'
+            )
+        if self.zero_gamma and (self.version == '2' or not self.batch_norm):
+            raise UserError(
+                "zero_gamma=True needs a batch norm at the end of each block; pass --resnet_version=1, or version '1.5'"
+            )
+        if self.output_stride and self.stride_block == 'last':
+            raise UserError(f"output_stride={self.output_stride} needs stride_block='first'")
 
     @property
     def resnet_size(self) -> int:
@@ -210,40 +238,6 @@ class ResNetSpec:
                     'train or convert the network again'
                 )
         return cls(**{name: value for name, value in values.items() if name in known})
-
-    def _check_values(self):
-        if not self.group_blocks or any(not isinstance(n, int) or n < 1 for n in self.group_blocks):
-            raise UserError(f'group_blocks={self.group_blocks!r}: pass the number of blocks of each group, 1 or more')
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UserError(f'{name}={getattr(self, name)!r} must be one of {", ".join(map(repr, choices))}')
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if not (isinstance(value, int) and value >= least or name == 'stem_filters' and value is None):
-                raise UserError(f'{name}={value!r} must be a whole number, {least} or more')
-        if not 0 <= self.stochastic_depth < 1:
-            raise UserError(f'stochastic_depth={self.stochastic_depth} must be a rate, 0 or more and below 1')
-        if not 0 < self.bn_momentum < 1:
-            raise UserError(f'bn_momentum={self.bn_momentum} must lie between 0 and 1')
-        if not self.bn_epsilon > 0:
-            raise UserError(f'bn_epsilon={self.bn_epsilon} must be above 0')
-
-    def _check_combinations(self):
-        if self.block != 'bottleneck' and (self.base_width, self.cardinality) != (64, 1):
-            raise UserError(
-                f'base_width={self.base_width}, cardinality={self.cardinality} need bottlenecks; '
-                "pass block='bottleneck', or width in their place"
-            )
-        if self.shortcut is None and self.stochastic_depth:
-            raise UserError(
-                f'stochastic_depth={self.stochastic_depth} drops blocks, which needs a shortcut; pass shortcut, or 0'
-            )
-        if self.zero_gamma and (self.version == '2' or not self.batch_norm):
-            raise UserError(
-                "zero_gamma=True needs a batch norm at the end of each block; pass --resnet_version=1, or version '1.5'"
-            )
-        if self.output_stride and self.stride_block == 'last':
-            raise UserError(f"output_stride={self.output_stride} needs stride_block='first'")
 
 
 def cifar_spec(resnet_size: int, **axes: Any) -> ResNetSpec:

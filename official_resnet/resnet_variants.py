@@ -24,12 +24,8 @@ IMAGENET_BLOCKS = {
     152: ('bottleneck', (3, 8, 36, 3)),
     200: ('bottleneck', (3, 24, 36, 3)),
 }  # layers -> block, group_blocks: 1512.03385 Table 1; 200 is from 1603.05027 Sec. 5
-IMAGE_SHAPES = {
-    'cifar': (32, 32, 3),
-    'mnist': (32, 32, 1),
-    'imagenet': (None, None, 3),
-    'deep': (None, None, 3),
-}  # stem -> (height, width, channels) of the images; None is any size
+# stem -> (height, width, channels) of the images; None is any size
+IMAGE_SHAPES = {'cifar': (32, 32, 3), 'mnist': (32, 32, 1), 'imagenet': (None, None, 3), 'deep': (None, None, 3)}
 
 
 def imagenet_spec(resnet_size: int, **axes: Any) -> ResNetSpec:
@@ -64,45 +60,36 @@ def mnist_spec(**axes: Any) -> ResNetSpec:
     return ResNetSpec((2, 2, 2), **fields)
 
 
+_RESNEXT29 = {'block': 'bottleneck', 'version': '1.5', 'shortcut': 'B', 'filters': 64}
 VARIANTS = {
-    f'resnet{size}_v{version}': cifar_spec(size, version=version)
-    for version in '12'
-    for size in (20, 32, 44, 56, 110, 1202)
+    **{f'resnet{n}_v{v}': cifar_spec(n, version=v) for v in '12' for n in (20, 32, 44, 56, 110, 1202)},
+    **{f'plain{n}': cifar_spec(n, shortcut=None) for n in (20, 32, 44, 56, 110)},
+    # 1603.05027 Sec. 5
+    **{f'resnet{n}_v2': cifar_spec(n, block='bottleneck', version='2', shortcut='B') for n in (164, 1001)},
+    # 1611.05431 Sec. 5.3
+    **{
+        f'resnext29_{cardinality}x{width}d': cifar_spec(29, cardinality=cardinality, base_width=width, **_RESNEXT29)
+        for cardinality, width in ((32, 4), (8, 64), (16, 64))
+    },
+    # 1605.07146 Sec. 3
+    **{
+        f'wrn{n}_{width}': ResNetSpec(((n - 4) // 6,) * 3, version='2', shortcut='B', width=width)
+        for n, width in ((16, 4), (28, 10), (40, 4))
+    },
+    'mnist_resnet14': mnist_spec(),
+    **{f'resnet{n}_v{v}': imagenet_spec(n, version=v) for v in ('1', '1.5', '2') for n in IMAGENET_BLOCKS},
+    **{f'plain{n}': imagenet_spec(n, shortcut=None, version='1') for n in (18, 34)},
+    # 1611.05431 Sec. 5.1; 32x8d is torchvision's
+    **{
+        f'resnext{n}_{cardinality}x{width}d': imagenet_spec(n, cardinality=cardinality, base_width=width)
+        for n, cardinality, width in ((50, 32, 4), (101, 32, 4), (101, 32, 8), (101, 64, 4))
+    },
+    **{f'wide_resnet{n}_2': imagenet_spec(n, base_width=128) for n in (50, 101)},  # 1605.07146 Sec. 3
+    # 1709.01507 Sec. 3
+    **{f'seresnet{n}_v{v}': imagenet_spec(n, version=v, se_reduction=16) for v in ('1', '1.5') for n in (50, 101, 152)},
+    # 1812.01187 Sec. 4
+    **{f'resnet{n}_d': imagenet_spec(n, stem='deep', projection_pool=True) for n in (50, 101, 152)},
 }
-VARIANTS |= {f'plain{size}': cifar_spec(size, shortcut=None) for size in (20, 32, 44, 56, 110)}
-VARIANTS |= {
-    f'resnet{size}_v2': cifar_spec(size, block='bottleneck', version='2', shortcut='B') for size in (164, 1001)
-}  # 1603.05027 Sec. 5
-VARIANTS |= {
-    f'resnext29_{cardinality}x{base_width}d': cifar_spec(
-        29, block='bottleneck', version='1.5', shortcut='B', filters=64, cardinality=cardinality, base_width=base_width
-    )
-    for cardinality, base_width in ((32, 4), (8, 64), (16, 64))
-}  # 1611.05431 Sec. 5.3
-VARIANTS |= {
-    f'wrn{size}_{width}': ResNetSpec(((size - 4) // 6,) * 3, version='2', shortcut='B', width=width)
-    for size, width in ((16, 4), (28, 10), (40, 4))
-}  # 1605.07146 Sec. 3
-VARIANTS |= {'mnist_resnet14': mnist_spec()}
-VARIANTS |= {
-    f'resnet{size}_v{version}': imagenet_spec(size, version=version)
-    for version in ('1', '1.5', '2')
-    for size in IMAGENET_BLOCKS
-}
-VARIANTS |= {f'plain{size}': imagenet_spec(size, shortcut=None, version='1') for size in (18, 34)}
-VARIANTS |= {
-    f'resnext{size}_{cardinality}x{base_width}d': imagenet_spec(size, cardinality=cardinality, base_width=base_width)
-    for size, cardinality, base_width in ((50, 32, 4), (101, 32, 4), (101, 32, 8), (101, 64, 4))
-}  # 1611.05431 Sec. 5.1; 32x8d is torchvision's
-VARIANTS |= {f'wide_resnet{size}_2': imagenet_spec(size, base_width=128) for size in (50, 101)}  # 1605.07146 Sec. 3
-VARIANTS |= {
-    f'seresnet{size}_v{version}': imagenet_spec(size, version=version, se_reduction=16)
-    for version in ('1', '1.5')
-    for size in (50, 101, 152)
-}  # 1709.01507 Sec. 3
-VARIANTS |= {
-    f'resnet{size}_d': imagenet_spec(size, stem='deep', projection_pool=True) for size in (50, 101, 152)
-}  # 1812.01187 Sec. 4
 
 
 def build_model(variant: str, num_classes: int) -> keras.Model:

@@ -4,7 +4,6 @@ Every flag that is given with --eval_only is honoured, or agrees with the run th
 """
 
 import dataclasses
-import pathlib
 
 from absl import flags as absl_flags
 
@@ -30,13 +29,7 @@ _SOURCES = {'tfds', 'use_synthetic_data', 'dataset'}
 def run(values: absl_flags.FlagValues, asked: TrainConfig, options: RunOptions, row: Program) -> int:
     """Evaluate the pretrained net, if one is given, else the newest checkpoint of model_dir; return the exit code.
 
-    A checkpoint brings its network and its data set.
-
-    Args:
-        values: the flags.
-        asked: the training that they describe.
-        options: what else they ask for.
-        row: of the program.
+    A checkpoint brings its network and its data set. `asked` is the training that the flags describe.
     """
     given = flags.given(values) - {name for name, _, _ in flags.OBSOLETE}
     if asked.machine.distribution_strategy == flags.MULTI_WORKER:
@@ -63,15 +56,13 @@ def _evaluate_run(values, asked, options, row, given):
 
     config = TrainConfig.from_json(checkpoints.restore_weights(machine.model_dir)[1]['config'])
     _require_same(values, asked, config, row, given)
+    changes = {'batch_size': asked.batch_size} if 'batch_size' in given else {}
     if options.image_folder:  # the same classes, other images or another place
-        config = dataclasses.replace(config, dataset=asked.dataset)
-    if 'batch_size' in given:
-        config = dataclasses.replace(config, batch_size=asked.batch_size)
+        changes['dataset'] = asked.dataset
     if 'eval_image_size' in given:
-        config = dataclasses.replace(config, views=dataclasses.replace(config.views, test_size=asked.views.test_size))
-    config = dataclasses.replace(config, machine=machine).with_machine(
-        data_dir=flags.data_dir_of(values, config.dataset)
-    )
+        changes['views'] = dataclasses.replace(config.views, test_size=asked.views.test_size)
+    config = dataclasses.replace(config, machine=machine, **changes)
+    config = config.with_machine(data_dir=flags.data_dir_of(values, config.dataset))
     train_program.find_data(config, options, row)
     results = resnet_run_loop.evaluate(config)
     top_5 = f', in the top 5 {results["accuracy_top_5"]:.4f}' if config.views else ''
@@ -88,17 +79,14 @@ def _evaluate_run(values, asked, options, row, given):
 
 def _require_same(values, asked, stored, row, given):
     """Refuse a flag that describes another training than the one that is stored."""
-    recipe = {}
-    if 'recipe' in given:
-        table = next(iter(row.recipes.values()))
-        recipe = {**next(iter(table.values())), **table[values.recipe]}
+    names = given | (flags.recipe_of(values, row).keys() if 'recipe' in given else set())
     asked = dataclasses.replace(asked, dtype=devices.known_dtype(asked.dtype))
     ours, theirs = _settings(asked), _settings(stored)
     for name in _SOURCES:
         ours[name], theirs[name] = asked.dataset, stored.dataset
     if 'num_classes' in given:  # of ImageNet, 1000 and 1001 mean without and with the background
-        recipe['background_class'] = None
-    for name in sorted((given | recipe.keys()) - _OF_RUN - {'recipe'}):
+        names |= {'background_class'}
+    for name in sorted(names - _OF_RUN - {'recipe'}):
         if ours[name] != theirs.get(name):
             flag = f'--{name}' if name in given or 'recipe' not in given else f'--recipe={values.recipe}'
             raise UserError(
@@ -115,14 +103,6 @@ def _settings(config):
     parts = [config, config.spec, config.schedule, *([config.views] if config.views else [])]
     found = {flag: getattr(part, field.name) for part in parts for flag, field in flags_of(type(part)).items()}
     return found | {'resnet_size': config.spec.resnet_size}
-
-
-def require_export_dir(export_dir: str) -> None:
-    """Refuse a folder below a file, before the training that it is for."""
-    path = pathlib.Path(export_dir).absolute()
-    there = next(path for path in (path, *path.parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f"cannot make export_dir '{export_dir}': '{there}' is a file; pass another --export_dir")
 
 
 def export_net(model, config: TrainConfig, options: RunOptions) -> None:

@@ -139,6 +139,13 @@ class RunOptions:
             raise UserError('--local_workers and --worker_hosts exclude each other; pass one of them')
         if self.clean and self.worker_hosts:
             raise UserError('--clean with --worker_hosts: delete model_dir yourself, before you start the workers')
+        path = self.export_dir and os.path.abspath(self.export_dir)
+        while path and not os.path.exists(path):
+            path = os.path.dirname(path)
+        if path and not os.path.isdir(path):
+            raise UserError(
+                f"cannot make export_dir '{self.export_dir}': '{path}' is a file; pass another --export_dir"
+            )
 
 
 PARTS = (MachineConfig, RunOptions, ResNetSpec, TrainConfig, Schedule)
@@ -188,15 +195,7 @@ def define(program: Program) -> flags.FlagValues:
 
 
 def define_flag(values: flags.FlagValues, name: str, default: Any, kind: Any, about: Mapping[str, Any]) -> None:
-    """Define a flag.
-
-    Args:
-        values: where.
-        name: of the flag.
-        default: of the flag.
-        kind: type of its field.
-        about: metadata of its field, see config.setting.
-    """
+    """Define the flag of a field of type `kind`, whose metadata, see config.setting, are `about`."""
     common = {'help': about['text'], 'short_name': about.get('short'), 'flag_values': values}
     low, high = about.get('least', about.get('above')), about.get('most', about.get('below'))
     words = about.get('words', about.get('choices'))
@@ -267,10 +266,15 @@ def given_axes(values: flags.FlagValues) -> dict[str, str]:
     return {flag: field.name for flag, field in flags_of(ResNetSpec).items() if flag in given(values)}
 
 
-def settings(values: flags.FlagValues, program: Program) -> dict[str, Any]:
-    """Return {flag: value}: the first recipe, changed by --recipe, changed by the flags that were given."""
+def recipe_of(values: flags.FlagValues, program: Program) -> dict[str, Any]:
+    """Return {flag: value} of --recipe: the first recipe, changed by that."""
     table = program.recipes[values.dataset if 'dataset' in values else next(iter(program.recipes))]
-    chosen = {**next(iter(table.values())), **table[values.recipe]}
+    return {**next(iter(table.values())), **table[values.recipe]}
+
+
+def settings(values: flags.FlagValues, program: Program) -> dict[str, Any]:
+    """Return {flag: value}: the recipe, changed by the flags that were given."""
+    chosen = recipe_of(values, program)
     for flag, (field, kind) in fields_of(program).items():
         value = values[flag].value
         if values[flag].present or (value is not None and flag not in chosen):
@@ -336,9 +340,8 @@ def _require_partners(values, chosen, program):
         raise UserError(f'--fine_tune is --transfer=head, not --transfer={values.transfer}; pass one of them')
     if values.image_bytes_as_serving_input and not program.streams:
         raise UserError('--image_bytes_as_serving_input is for ImageNet; small images are exported as arrays')
-    asks_for_workers = (
-        '--worker_hosts' if values.worker_hosts else '--local_workers' if values.local_workers > 1 else ''
-    )
+    asks_for_workers = values.worker_hosts or values.local_workers > 1
     if asks_for_workers and values.distribution_strategy not in ('default', MULTI_WORKER):
+        flag = '--worker_hosts' if values.worker_hosts else '--local_workers'
         strategy = f'--distribution_strategy={MULTI_WORKER}, not {values.distribution_strategy}'
-        raise UserError(f'{asks_for_workers} needs {strategy}; leave that out')
+        raise UserError(f'{flag} needs {strategy}; leave that out')

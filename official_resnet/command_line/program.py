@@ -32,10 +32,9 @@ def run_program(
 
     Args:
         argv: the program's name first.
-        doc: the head of --help.
-        values: the flags.
-        body: what the program does.
-        row: of a training program, whose --help groups the flags; --helpfull has all of them as absl shows them.
+        doc, row: the head of --help, and the row of a training program, whose --help groups the flags; --helpfull has
+            all of them as absl shows them.
+        values, body: the flags, and what the program does with them.
         takes_arguments: whether arguments may follow the flags; then body(values, arguments) is called.
     """
     name = os.path.basename(argv[0]).removesuffix('.py')
@@ -96,7 +95,7 @@ def _help(argv, doc, values, row):
 
     with contextlib.suppress(flags.Error, ValueError, RecursionError):  # wrong flags beside --help
         values([argument for argument in argv if argument not in _HELP])  # for --recipe
-    return usage.text(doc, usage.groups(values, row) if row else usage.one_group(values))
+    return usage.text(doc, values, row)
 
 
 def _drop_output():

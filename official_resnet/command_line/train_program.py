@@ -48,10 +48,6 @@ def _run(values, config, options, row, argv):
     for name, _, text in flags.OBSOLETE:
         if values[name].present:
             print(f'--{name} is obsolete and ignored: {text}')
-    if options.export_dir:
-        from official_resnet.command_line import evaluate_program
-
-        evaluate_program.require_export_dir(options.export_dir)
     if options.eval_only:
         from official_resnet.command_line import evaluate_program
 
@@ -146,13 +142,13 @@ def _store(config, recipe):
 def _callbacks(config, options):
     """Return the Keras callbacks that the flags ask for."""
     import keras
+    import tensorflow as tf
 
     from official_resnet.training import callbacks
 
     hooks = {name.lower() for name in options.hooks}
-    quicker = None
-    if not devices.has_gpu() and options.recipe not in ('fast', 'demo'):
-        quicker = '--recipe=fast gives most of the accuracy in a fraction of the time'
+    is_slow = not tf.config.list_physical_devices('GPU') and options.recipe not in ('fast', 'demo')
+    quicker = '--recipe=fast gives most of the accuracy in a fraction of the time' if is_slow else None
     chosen = [
         callbacks.Progress(options.log_steps if 'loggingtensorhook' in hooks else 0, quicker),
         callbacks.MetricsJSON(config.machine.model_dir),

@@ -2,8 +2,6 @@
 
 import difflib
 import textwrap
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from absl import flags
 
@@ -54,33 +52,21 @@ def unknown(name: str, values: flags.FlagValues) -> str:
     return f'there is no flag --{name}' + (f'; use --{values[meant].name}' if meant else '')
 
 
-def text(doc: str, groups: Mapping[str, Sequence[tuple[flags.Flag, Any]]]) -> str:
-    """Return the text of --help.
-
-    Args:
-        doc: the program's docstring.
-        groups: {heading: (flag, its default here)}.
-    """
+def text(doc: str, values: flags.FlagValues, row: Program | None) -> str:
+    """Return the text of --help: a program's docstring, and its flags, in groups where it is a training program."""
+    if row:
+        chosen, groups = settings(values, row), {heading: [] for heading in _HEADINGS}
+        for flag, (field, _) in fields_of(row).items():
+            groups[field.metadata['group']].append((values[flag], chosen.get(flag, field.default)))
+    else:
+        names = sorted(name for name in values if values[name].name == name)
+        groups = {'Flags': [(values[name], values[name].default) for name in names]}
     lines = [_wrap_prose(doc.strip('\n'))]
     for heading, entries in groups.items():
         lines += ['', f'{heading}:']
         for flag, default in entries:
             lines += _entry(flag, default)
     return '\n'.join([*lines, '', 'Defaults are in brackets. --helpfull lists all flags, also the obsolete ones.'])
-
-
-def groups(values: flags.FlagValues, program: Program) -> dict[str, list[tuple[flags.Flag, Any]]]:
-    """Return {heading: (flag, its value by default and --recipe)}, as usage.text takes them."""
-    chosen, found = settings(values, program), {heading: [] for heading in _HEADINGS}
-    for flag, (field, _) in fields_of(program).items():
-        found[field.metadata['group']].append((values[flag], chosen.get(flag, field.default)))
-    return found
-
-
-def one_group(values: flags.FlagValues) -> dict[str, list[tuple[flags.Flag, Any]]]:
-    """Return the groups of a program whose flags have none."""
-    names = sorted(name for name in values if values[name].name == name)
-    return {'Flags': [(values[name], values[name].default) for name in names]}
 
 
 def _entry(flag, default):

@@ -21,10 +21,7 @@ class Progress(keras.callbacks.Callback):
 
     This is what official/resnet's LoggingTensorHook is here.
 
-    Args:
-        log_steps: between lines where there is no terminal; 0 for none.
-        quicker: what to name when the training will take long, as '--recipe=fast'; None for nothing.
-        stream: where the bar goes.
+    `log_steps` 0 prints no lines. `quicker` is what to name when the training will take long, as '--recipe=fast'.
     """
 
     LONG = 1800  # seconds; above it the quicker recipe is named

@@ -287,12 +287,9 @@ class TrainConfig:
     def from_settings(
         cls, settings: Mapping[str, Any], make_spec: Callable[..., ResNetSpec], **fields: Any
     ) -> 'TrainConfig':
-        """Return the TrainConfig of settings by the names of their flags, as recipes have them.
+        """Return the TrainConfig of settings by the names of their flags, as recipes have them; `fields` overrule them.
 
-        Args:
-            settings: what is missing has the field's default.
-            make_spec: (resnet_size, **fields of the spec) -> ResNetSpec, without resnet_size where there is none.
-            **fields: of TrainConfig, which no setting decides, or which overrule one.
+        `make_spec` is (resnet_size, **fields of the spec) -> ResNetSpec, without resnet_size where there is none.
         """
         spec = part_of(ResNetSpec, settings)
         size = [spec.pop('group_blocks')] if 'group_blocks' in spec else []

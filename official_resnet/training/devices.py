@@ -36,13 +36,6 @@ def start_tensorflow(inter_op_threads: int = 0, intra_op_threads: int = 0) -> No
     tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads)
 
 
-def has_gpu() -> bool:
-    """Return whether TensorFlow sees a GPU."""
-    import tensorflow as tf
-
-    return bool(tf.config.list_physical_devices('GPU'))
-
-
 def known_dtype(dtype: str) -> str:
     """Return a precision: 'auto' is 'bf16' where the GPU or CPU computes in bfloat16 itself, else 'fp32'."""
     import tensorflow as tf

@@ -34,9 +34,7 @@ def head_of(model: keras.Model) -> keras.Model:
 def replace_images(trainer, received: list[int]) -> None:
     """Let a resnet_run_loop.Trainer train the last layer alone, on what the frozen layers before it make of the images.
 
-    Args:
-        trainer: whose data, test split and compiled functions are replaced.
-        received: gets the number of a signal that comes, which ends this.
+    Its data, test split and compiled functions are replaced. A signal, whose number `received` gets, ends this.
     """
 
     def check():
@@ -59,13 +57,10 @@ def features(
     path: str | os.PathLike | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> InMemorySplit:
-    """Return a split in memory whose images are what the last layer of a model is fed.
+    """Return a split in memory whose images are what the last layer of a model is fed: nothing else of it will change.
 
-    Args:
-        model: in which nothing but the last layer will change.
-        examples: the split.Split of images.
-        path: the .npz file to take them from, or to write; None keeps nothing.
-        check: called after each batch; may raise to stop.
+    `path` is the .npz file to take them from, or to write; None keeps nothing. `check` is called after each batch and
+    may raise to stop.
     """
     key = _key(model, examples)
     arrays = _load(path, key) if path else None

@@ -18,7 +18,6 @@ def make_schedule(
     """Return the learning rate by steps, of a schedule that is given in epochs.
 
     Args:
-        schedule: in epochs.
         base_rate: the rate that factors multiply, or the peak.
         steps_per_epoch: images / batch size, a fraction, although an epoch has whole batches only. Boundaries and the
             warm-up are cut to whole steps, as in official/resnet: 390.625 steps put epoch 91 at step 35,546.

@@ -50,26 +50,19 @@ def require_same_data(ours: dict, theirs: dict, model_dir: str) -> None:
 
 def print_place(path: pathlib.Path, epoch: int, step: int, ours: TrainConfig, theirs: TrainConfig) -> None:
     """Print from which checkpoint and place a stored run goes on, and what has changed since it was stored."""
-    changed = ', '.join(changes(ours, theirs))
-    print(f'continuing from {path}: epoch {epoch}, step {step}{changed and "; changed: "}{changed}', flush=True)
-
-
-def changes(ours: TrainConfig, theirs: TrainConfig) -> list[str]:
-    """Return what differs from a stored config, its folders left out, as '--flag theirs, not ours'."""
     ours, theirs = ours.to_json(), theirs.to_json()
     for values in (ours, theirs):
         values |= {f'machine.{name}': value for name, value in values.pop('machine').items()}
     names = [name for name in ours if ours[name] != theirs[name] and not name.endswith(('data_dir', 'model_dir'))]
-    return [difference(name, ours[name], theirs[name]) for name in names]
+    changed = ', '.join(difference(name, ours[name], theirs[name]) for name in names)
+    print(f'continuing from {path}: epoch {epoch}, step {step}{changed and "; changed: "}{changed}', flush=True)
 
 
 def difference(name: str, ours: Any, theirs: Any) -> str:
     """Return '--flag old, not new', going into the field of a spec or schedule that differs.
 
-    Args:
-        name: of a field of TrainConfig, or of anything else that two runs have, as 'class_names'.
-        ours: its plain value, as to_json has it, in the run that is asked for.
-        theirs: the same of the run that is there.
+    `name` is a field of TrainConfig, or anything else that two runs have, as 'class_names'; the others are its plain
+    values, as to_json has them, in the run that is asked for and in the one that is there.
     """
     if isinstance(ours, list) and isinstance(theirs, list):  # a sentence holds no thousand class names
         i = next((i for i, (one, other) in enumerate(zip(ours, theirs, strict=False)) if one != other), None)

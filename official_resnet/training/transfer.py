@@ -23,21 +23,13 @@ _OTHER = f'pass another --{PRETRAINED}'
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """What is known of a trained net; None is unknown.
-
-    Attributes:
-        spec: its ResNetSpec.
-        num_classes: its logits.
-        normalization: of its input, a name in NORMALIZATIONS.
-        image_size: height and width of its input.
-        experiment: what a block function of its own changes, see TrainConfig.
-    """
+    """What is known of a trained net; None is unknown."""
 
     spec: resnet_spec.ResNetSpec | None = None
-    num_classes: int | None = None
-    normalization: str | None = None
-    image_size: int | None = None
-    experiment: dict | None = None
+    num_classes: int | None = None  # its logits
+    normalization: str | None = None  # of its input, a name in NORMALIZATIONS
+    image_size: int | None = None  # height and width of its input
+    experiment: dict | None = None  # what a block function of its own changes, see TrainConfig
 
 
 def describe(path: str | os.PathLike) -> Pretrained:
@@ -63,13 +55,8 @@ def describe(path: str | os.PathLike) -> Pretrained:
 def adopt(config: TrainConfig, pretrained: Pretrained, given: Mapping[str, str] | None = None) -> TrainConfig:
     """Return a TrainConfig with the network, the normalisation and the image size of a Pretrained.
 
-    Args:
-        config: of which these are replaced.
-        pretrained: from `describe`.
-        given: {flag: the spec's field that it decides}, of the flags that a user gave.
-
     Raises:
-        UserError: a given flag contradicts the pretrained net.
+        UserError: it contradicts a flag that a user gave: `given` is {flag: the spec's field that it decides}.
     """
     if pretrained.experiment:
         raise UserError(
@@ -134,12 +121,8 @@ def build(config: TrainConfig, num_classes: int, input_shape: tuple, block: Call
 def freeze(model: keras.Model, transfer: str, train_last_groups: int = 1) -> None:
     """Leave trainable what a way of transfer trains; frozen BN stays in inference mode.
 
-    With 'last', stochastic depth still drops frozen blocks in training.
-
-    Args:
-        model: from `build` or resnet_model.
-        transfer: 'all', 'last' or 'head'.
-        train_last_groups: how many groups 'last' trains, besides all that follows them.
+    `train_last_groups` is the number of groups that 'last' trains, besides all that follows them. With 'last',
+    stochastic depth still drops frozen blocks in training.
     """
     if transfer == 'all':
         return
@@ -158,12 +141,9 @@ def freeze(model: keras.Model, transfer: str, train_last_groups: int = 1) -> Non
 
 
 def load_backbone(model: keras.Model, path: str | os.PathLike, head: str = 'replace') -> None:
-    """Set the weights of `model` from a trained net of the same spec.
+    """Set the weights of `model` from a trained net of the same spec: a .keras file or a model_dir's newest checkpoint.
 
-    Args:
-        model: from `build` or resnet_model; its classes may differ from the trained one's.
-        path: a .keras file, or a model_dir, whose newest checkpoint is taken.
-        head: 'replace' leaves the last layer as it is, 'append' the layer after the pretrained last one, 'keep' none.
+    `head` 'replace' leaves the last layer as it is, 'append' the layer after the pretrained last one, 'keep' none.
 
     Raises:
         UserError: nothing can be read there, or the two nets differ.

@@ -128,11 +128,7 @@ def _make_sum_function(strategy, num_workers):
 def configure(worker_hosts: list[str] | None = None, task_index: int | None = None) -> tuple[int, int]:
     """Return (this worker's index, number of workers), from TF_CONFIG or the flags, which become TF_CONFIG.
 
-    To be called before TensorFlow is imported, which it tells to be silent.
-
-    Args:
-        worker_hosts: ['host:port', ...]; None takes TF_CONFIG.
-        task_index: which of them is this process.
+    To be called before TensorFlow is imported, which it tells to be silent. worker_hosts are ['host:port', ...].
 
     Raises:
         UserError: they say nothing, contradict each other, or name no worker.
