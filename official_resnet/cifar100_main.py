@@ -12,15 +12,14 @@ Recipes: official (default), paper, fast, demo; a flag that is given overrides i
 import sys
 
 try:
-    from official_resnet.command_line import train_program
-    from official_resnet.command_line.flags import Program
+    from official_resnet.command_line.train_program import Program, entry
     from official_resnet.resnet_spec import cifar_spec
     from official_resnet.training import recipes
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
 PROGRAM = Program({'cifar100': recipes.CIFAR}, cifar_spec, sizes='6n+2, as 8, 14, 20')
-run = train_program.entry(__doc__, PROGRAM)
+run = entry(__doc__, PROGRAM)
 
 if __name__ == '__main__':
     run()

@@ -22,14 +22,13 @@ import sys
 
 try:
     from official_resnet import resnet_variants
-    from official_resnet.command_line import train_program
-    from official_resnet.command_line.flags import Program
+    from official_resnet.command_line.train_program import Program, entry
     from official_resnet.training.recipes_mnist import FASHION_MNIST, MNIST
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
 PROGRAM = Program({'mnist': MNIST, 'fashion_mnist': FASHION_MNIST}, resnet_variants.mnist_spec)
-run = train_program.entry(__doc__, PROGRAM)
+run = entry(__doc__, PROGRAM)
 
 if __name__ == '__main__':
     run()

@@ -235,7 +235,10 @@ class Trainer:
             count = min(per_call, end - self.step)
             callback_list.on_train_batch_begin(self.step % self.steps_per_epoch)
             seconds = self._take_steps(iterator, count)
-            callback_list.on_train_batch_end((self.step - 1) % self.steps_per_epoch, self._call_logs(count, seconds))
+            logs = self._epoch_logs()
+            logs['epoch_images_per_second'] = logs['images_per_second']
+            logs['images_per_second'] = count * self.config.batch_size / seconds
+            callback_list.on_train_batch_end((self.step - 1) % self.steps_per_epoch, logs)
             is_save_due = time.monotonic() - self._saved_at > self.config.machine.save_checkpoint_minutes * 60
             asked = received[0] if received else 0, self.process.is_chief and is_save_due, self.model.stop_training
             signal_number, is_save_due, is_stopped, seconds = self.process.total(*asked, seconds / self.process.count)
@@ -307,13 +310,6 @@ class Trainer:
             'images_per_second': images / max(self.sums['seconds'], 1e-9),
             'seconds': self.sums['seconds'],
             'step': self.step,
-        }
-
-    def _call_logs(self, count, seconds):
-        logs = self._epoch_logs()
-        return logs | {
-            'epoch_images_per_second': logs['images_per_second'],
-            'images_per_second': count * self.config.batch_size / seconds,
         }
 
     def _diverged(self, what, step):

@@ -33,13 +33,7 @@ class Definer:
         flags.DEFINE_list(name, default, text, short_name=short, flag_values=self.values)
 
     def known(self, flag: str, default: Any, **about: Any) -> None:
-        """Define a flag that training programs have, too.
-
-        Args:
-            flag: its name.
-            default: of the flag.
-            **about: what differs of the metadata of its field, see config.setting.
-        """
+        """Define a flag that training programs have, too; `about` differs of the metadata of its field."""
         part = next(part for part in PARTS if flag in flags_of(part))
         field = flags_of(part)[flag]
         define_flag(self.values, flag, default, types_of(part)[flag], {**field.metadata, **about})

@@ -48,22 +48,16 @@ _OBSOLETE_SWITCHES = ('multi_gpu', 'use_train_and_evaluate', 'tf_data_experiment
 class Program:
     """What distinguishes one training program from another.
 
-    Attributes:
-        recipes: {data set: {name: {flag: value}}}. The first data set and the first recipe are the defaults; a recipe
-            changes the fields' defaults, and every other recipe the first one.
-        make_spec: as of TrainConfig.from_settings.
-        sizes: what --resnet_size may be, in words; '' where the net has one size.
-        versions: what --resnet_version may be.
-        streams: whether its images are encoded, of any size, and streamed.
-        synthetic: the data set of --use_synthetic_data.
+    `recipes` are {data set: {name: {flag: value}}}. The first data set and the first recipe are the defaults; a recipe
+    changes the fields' defaults, and every other recipe the first one.
     """
 
     recipes: Mapping[str, Mapping[str, Mapping[str, Any]]]
-    make_spec: Callable[..., ResNetSpec]
-    sizes: str = ''
-    versions: tuple[str, ...] = ('1', '2')
-    streams: bool = False
-    synthetic: str = 'synthetic'
+    make_spec: Callable[..., ResNetSpec]  # as of TrainConfig.from_settings
+    sizes: str = ''  # what --resnet_size may be, in words; '' where the net has one size
+    versions: tuple[str, ...] = ('1', '2')  # what --resnet_version may be
+    streams: bool = False  # whether its images are encoded, of any size, and streamed
+    synthetic: str = 'synthetic'  # the data set of --use_synthetic_data
 
 
 _data = functools.partial(setting, group='Data')

@@ -11,12 +11,9 @@ PARTS = (Views,)
 
 
 def fields_of(chosen: Mapping[str, Any], dataset: str, has_normalization: bool) -> dict[str, Any]:
-    """Return the fields of TrainConfig that flags of images decide.
+    """Return the fields of TrainConfig that flags of images, `chosen`, decide.
 
-    Args:
-        chosen: {flag: value}.
-        dataset: the name of the data set.
-        has_normalization: whether --input_normalization was given; else that of a pretrained net is taken.
+    Without has_normalization, --input_normalization was not given, and that of a pretrained net is taken.
     """
     if dataset.startswith('synthetic'):
         return {'image_size': None, 'num_classes': None, 'background': False, 'normalization': None}

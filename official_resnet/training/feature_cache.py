@@ -68,7 +68,12 @@ def features(
         print(f'computing the features of {examples.num_images:,} pictures', flush=True)
         arrays = compute(model, examples, check)
         if path:
-            _save(pathlib.Path(path), key, *arrays)
+            try:  # whole or not at all; without it a resumed run computes them again
+                pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+                with files.replacing(path) as part, open(part, 'wb') as file:
+                    np.savez(file, key=np.array(key), features=arrays[0], labels=arrays[1])
+            except OSError as error:
+                print(f'cannot keep the features in {path}: {error.strerror}; going on without', flush=True)
     else:
         print(f'features of {examples.num_images:,} pictures taken from {path}', flush=True)
     array, labels = arrays
@@ -118,13 +123,3 @@ def _load(path, key):
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass
     return None
-
-
-def _save(path, key, array, labels):
-    """Write the file whole or not at all; without it a resumed run computes them again."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with files.replacing(path) as part, open(part, 'wb') as file:
-            np.savez(file, key=np.array(key), features=array, labels=labels)
-    except OSError as error:
-        print(f'cannot keep the features in {path}: {error.strerror}; going on without', flush=True)

@@ -140,9 +140,7 @@ class CoupledSGD(_TwoRates, keras.optimizers.SGD):
     as TensorFlow 1's MomentumOptimizer and torch.optim.SGD have it.
 
     Args:
-        learning_rate: a number or a Keras schedule in steps.
         momentum: 0.9 in 1512.03385 Sec. 3.4.
-        nesterov: take Nesterov's step.
         l2: coefficient of w in the gradient: the loss holds l2 / 2 * |w|^2. TensorFlow 1's
             `l2 * tf.nn.l2_loss(w)` is the same l2; keras.regularizers.l2(c) is l2 = 2c.
         decay: which variables decay: 'all' (official/resnet on CIFAR), 'kernels' (convolutions and

@@ -49,10 +49,23 @@ class Worker(devices.Process):
         self.index, self.count = configure()
         super().__init__(join(all_reduce_alg))
         devices.require_even(batch_size, self.strategy.num_replicas_in_sync)
-        self._sum = _make_sum_function(self.strategy, self.count)
+        import tensorflow as tf
+
+        strategy, per_worker = self.strategy, self.strategy.num_replicas_in_sync // self.count
+
+        def first_replica_only(values):
+            number = tf.distribute.get_replica_context().replica_id_in_sync_group
+            return values * tf.cast(number % per_worker == 0, values.dtype)
+
+        @tf.function
+        def total(values):
+            parts = strategy.run(first_replica_only, args=(values,))
+            return strategy.reduce(tf.distribute.ReduceOp.SUM, parts, axis=None)
+
+        self._sum = lambda numbers: total(tf.constant(numbers, tf.float64)).numpy().tolist()
 
     def total(self, *numbers):
-        return self._sum([float(number) for number in numbers]).tolist()
+        return self._sum([float(number) for number in numbers])
 
     def distribute(self, batches, batch_size):
         replicas = self.strategy.num_replicas_in_sync
@@ -108,23 +121,6 @@ def join(all_reduce_alg: str | None) -> 'tf.distribute.Strategy':
     raise UserError(f'the workers cannot join: {fault}; start all workers again')
 
 
-def _make_sum_function(strategy, num_workers):
-    """Return the compiled (float64 vector) -> its sum over the workers, on every one of them."""
-    import tensorflow as tf
-
-    per_worker = strategy.num_replicas_in_sync // num_workers
-
-    def first_replica_only(values):
-        number = tf.distribute.get_replica_context().replica_id_in_sync_group
-        return values * tf.cast(number % per_worker == 0, values.dtype)
-
-    @tf.function
-    def total(values):
-        return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(first_replica_only, args=(values,)), axis=None)
-
-    return lambda values: total(tf.constant(values, tf.float64)).numpy()
-
-
 def configure(worker_hosts: list[str] | None = None, task_index: int | None = None) -> tuple[int, int]:
     """Return (this worker's index, number of workers), from TF_CONFIG or the flags, which become TF_CONFIG.
 
@@ -135,12 +131,8 @@ def configure(worker_hosts: list[str] | None = None, task_index: int | None = No
     """
     if worker_hosts:
         for host in worker_hosts:
-            try:
-                _split(host)
-            except ValueError:
-                raise UserError(
-                    f"--worker_hosts has '{host}', which is no host:port; pass as host1:2222,host2:2222"
-                ) from None
+            if not _split(host):
+                raise UserError(f"--worker_hosts has '{host}', which is no host:port; pass as host1:2222,host2:2222")
         if len(set(worker_hosts)) < len(worker_hosts):
             raise UserError(f'--worker_hosts={",".join(worker_hosts)} names a worker twice; pass each once')
         if task_index is None or not 0 <= task_index < len(worker_hosts):
@@ -171,19 +163,18 @@ def _cluster():
         if index < 0 or not all(isinstance(hosts, list) for hosts in (chiefs, others)):
             raise ValueError(index)
         {'chief': chiefs, 'worker': others}[kind][index]  # KeyError, IndexError
-        for host in chiefs + others:
-            _split(host)
+        if not all(map(_split, chiefs + others)):
+            raise ValueError(chiefs + others)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise UserError(f'TF_CONFIG {" ".join(text.split())[:200]} describes no worker; set it as {_EXAMPLE}') from None
     return chiefs + others, index + (len(chiefs) if kind == 'worker' else 0)
 
 
 def _split(address):
-    """Return (host, port) of 'host:port'; ValueError where it is none."""
+    """Return (host, port) of 'host:port'; None where it is none."""
     host, _, port = address.rpartition(':')
-    if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
-        raise ValueError(address)
-    return host.removeprefix('[').removesuffix(']'), int(port)
+    is_port = port.isascii() and port.isdigit() and 0 < int(port) < 65536
+    return (host.removeprefix('[').removesuffix(']'), int(port)) if host and is_port else None
 
 
 def meet(seconds: float = WAIT_SECONDS) -> None:
@@ -205,11 +196,9 @@ def meet(seconds: float = WAIT_SECONDS) -> None:
 
 def is_chief_there() -> bool:
     """Tell whether TensorFlow's server of the chief still answers, after all have joined."""
-    try:
-        socket.create_connection(_split(_cluster()[0][0]), timeout=10).close()
-    except OSError:
-        return False
-    return True
+    with contextlib.suppress(OSError), socket.create_connection(_split(_cluster()[0][0]), timeout=10):
+        return True
+    return False
 
 
 def await_data(dataset: str, data_dir: str | None) -> None:
