@@ -37,7 +37,6 @@ NO_TENSORFLOW = (
         'inputs.download',
         'command_line.program',
         'command_line.flags',
-        'command_line.streamed_flags',
     ),
     *('command_line.train_program', 'command_line.build_program', 'building.shards', 'building.beam'),
 )

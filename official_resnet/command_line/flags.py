@@ -155,9 +155,9 @@ def fields_of(program: Program) -> dict[str, tuple[dataclasses.Field, Any]]:
     """Return {name of a flag: (its field, the type of the field)} of a program."""
     found, parts = {}, PARTS
     if program.streams:
-        from official_resnet.command_line import streamed_flags
+        from official_resnet.inputs.views import Views
 
-        parts += streamed_flags.PARTS
+        parts += (Views,)
     for part in parts:
         types = types_of(part)
         for flag, field in flags_of(part).items():
@@ -311,12 +311,27 @@ def resolve(values: flags.FlagValues, program: Program) -> tuple[TrainConfig, Ru
     elif options.use_synthetic_data:
         dataset = program.synthetic
     chosen['data_dir'] = data_dir_of(values, dataset)
-    fields = {}
-    if program.streams:
-        from official_resnet.command_line import streamed_flags
-
-        fields = streamed_flags.fields_of(chosen, dataset, values['input_normalization'].present)
+    fields = _streamed_fields(values, chosen, dataset) if program.streams else {}
     return TrainConfig.from_settings(chosen, program.make_spec, dataset=dataset, **fields), options
+
+
+def _streamed_fields(values, chosen, dataset):
+    """Return the fields of TrainConfig that the flags of encoded images, which are streamed, decide."""
+    from official_resnet.inputs.affine import PUBLISHED
+    from official_resnet.inputs.views import Views
+
+    if dataset.startswith('synthetic'):
+        return {'image_size': None, 'num_classes': None, 'background': False, 'normalization': None}
+    views = part_of(Views, chosen)
+    if 'size' in views:
+        views.setdefault('test_size', views['size'])
+    takes_theirs = chosen.get(PRETRAINED) and not values['input_normalization'].present
+    normalization = None if takes_theirs else PUBLISHED[chosen.get('input_normalization', 'official')]
+    fields = {'views': Views(**views), 'image_size': None, 'normalization': normalization}
+    is_imagenet = dataset.removeprefix('tfds:').startswith('imagenet')
+    if is_imagenet and chosen.get('num_classes') in (1000, 1001):  # with the background or not, as official/resnet
+        fields |= {'background': chosen['num_classes'] == 1001, 'num_classes': None}
+    return fields
 
 
 def _require_partners(values, chosen, program):

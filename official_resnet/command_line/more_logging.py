@@ -26,11 +26,7 @@ _METRICS = (  # of a step: the hook that logs it, its name there and in the logs
 class BenchmarkLog(keras.callbacks.Callback):
     """official/resnet's BenchmarkFileLogger: benchmark_run.log (the run) and metric.log (JSON lines).
 
-    Args:
-        folder: --benchmark_log_dir; None prints the lines (its BaseBenchmarkLogger).
-        run_info: what to store of the run: machine, versions, parameters.
-        log_steps: between the lines of training.
-        hooks: whose metrics of _METRICS are logged.
+    `folder` None prints the lines (its BaseBenchmarkLogger). `hooks` are those of _METRICS that are logged.
     """
 
     def __init__(self, folder: str | None, run_info: dict, log_steps: int, hooks: Collection[str]):

@@ -19,8 +19,7 @@ from official_resnet import checkpoints, files
 class Progress(keras.callbacks.Callback):
     """A bar an epoch on a terminal, a line every `log_steps` elsewhere; a line after each evaluation.
 
-    This is what official/resnet's LoggingTensorHook is here.
-
+    It stands for official/resnet's LoggingTensorHook.
     `log_steps` 0 prints no lines. `quicker` is what to name when the training will take long, as '--recipe=fast'.
     """
 

@@ -25,10 +25,8 @@ class ReplicaStatistics:
     """What the batch norms of a model find on each of several replicas, in one step of training.
 
     A batch norm that was handed this leaves its moving statistics alone and reports what it found instead. At the end
-    of the step, the reports of all replicas become the same update everywhere, in one exchange.
-
-    Args:
-        is_synchronized: batch norms also normalise by the batches of all replicas, which have one size.
+    of the step, the reports of all replicas become the same update everywhere, in one exchange. With is_synchronized,
+    batch norms also normalise by the batches of all replicas, which have one size.
     """
 
     def __init__(self, is_synchronized: bool):
