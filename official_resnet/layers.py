@@ -35,13 +35,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
     4-D inputs without a mask, [n, h, w, c], in float32, bfloat16 or float16; scale,
     offset and statistics are float32 throughout. Anything else falls back to the stock code.
 
-    Attributes:
-        replicas: a training.replicas.ReplicaStatistics while a step for several replicas is traced, else None.
-
     Source: batch normalisation, arXiv:1502.03167 Algorithms 1 and 2.
     """
 
-    replicas = None
+    replicas = None  # a training.replicas.ReplicaStatistics while a step for several replicas is traced
 
     def call(self, inputs, training=None, mask=None):
         if not self._is_fusable(inputs, mask):

@@ -1,5 +1,6 @@
 """Flags of programs that do not train."""
 
+import functools
 from typing import Any
 
 from absl import flags
@@ -14,23 +15,21 @@ class Definer:
     def __init__(self, values: flags.FlagValues):
         self.values = values
 
-    def string(self, name, default, text, short=None):
-        flags.DEFINE_string(name, default, text, short_name=short, flag_values=self.values)
+    def _define(self, define, name, default, text, short=None, **more):
+        define(name, default, help=text, short_name=short, flag_values=self.values, **more)
 
-    def boolean(self, name, default, text, short=None):
-        flags.DEFINE_boolean(name, default, text, short_name=short, flag_values=self.values)
+    string = functools.partialmethod(_define, flags.DEFINE_string)
+    boolean = functools.partialmethod(_define, flags.DEFINE_boolean)
+    names = functools.partialmethod(_define, flags.DEFINE_list)
 
     def enum(self, name, default, choices, text, short=None):
-        flags.DEFINE_enum(name, default, choices, text, short_name=short, flag_values=self.values)
+        self._define(flags.DEFINE_enum, name, default, text, short, enum_values=choices)
 
     def integer(self, name, default, text, short=None, lower=None, upper=MAX_INTEGER):
-        flags.DEFINE_integer(name, default, text, lower, upper, short_name=short, flag_values=self.values)
+        self._define(flags.DEFINE_integer, name, default, text, short, lower_bound=lower, upper_bound=upper)
 
     def number(self, name, default, text, short=None, lower=None, upper=None):
-        flags.DEFINE(Number(lower, upper), name, default, text, short_name=short, flag_values=self.values)
-
-    def names(self, name, default, text, short=None):
-        flags.DEFINE_list(name, default, text, short_name=short, flag_values=self.values)
+        self._define(functools.partial(flags.DEFINE, Number(lower, upper)), name, default, text, short)
 
     def known(self, flag: str, default: Any, **about: Any) -> None:
         """Define a flag that training programs have, too; `about` differs of the metadata of its field."""

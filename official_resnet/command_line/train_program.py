@@ -133,12 +133,6 @@ def _show(config, recipe):
     print(f'recipe {recipe}:', *textwrap.wrap(text, 112, **indent, break_on_hyphens=False), sep='\n', flush=True)
 
 
-def _store(config, recipe):
-    """Write model_dir/config.json; once training begins, so that a refused model_dir keeps its own."""
-    content = {'recipe': recipe, 'config': config.to_json(), 'machine': devices.machine_info()}
-    files.write_text(pathlib.Path(config.machine.model_dir) / 'config.json', json.dumps(content, indent=1) + '\n')
-
-
 def _callbacks(config, options):
     """Return the Keras callbacks that the flags ask for."""
     import keras
@@ -146,13 +140,17 @@ def _callbacks(config, options):
 
     from official_resnet.training import callbacks
 
+    def store(logs):  # once training begins, so that a refused model_dir keeps its own
+        content = {'recipe': options.recipe, 'config': config.to_json(), 'machine': devices.machine_info()}
+        files.write_text(pathlib.Path(config.machine.model_dir) / 'config.json', json.dumps(content, indent=1) + '\n')
+
     hooks = {name.lower() for name in options.hooks}
     is_slow = not tf.config.list_physical_devices('GPU') and options.recipe not in ('fast', 'demo')
     quicker = '--recipe=fast gives most of the accuracy in a fraction of the time' if is_slow else None
     chosen = [
         callbacks.Progress(options.log_steps if 'loggingtensorhook' in hooks else 0, quicker),
         callbacks.MetricsJSON(config.machine.model_dir),
-        keras.callbacks.LambdaCallback(on_train_begin=lambda logs: _store(config, options.recipe)),
+        keras.callbacks.LambdaCallback(on_train_begin=store),
     ]
     asks_for_logs = options.benchmark_log_dir or options.enable_tensorboard or options.profile_steps
     if asks_for_logs or hooks - {'loggingtensorhook'}:
@@ -174,8 +172,7 @@ def _finish(config, result, options):
         result.model.save(part)
     card = final.with_suffix('.card.json')
     model_card.write_card(card, **result.card)
-    metrics = checkpoints.read_metrics(model_dir)
-    tests = [line for line in metrics if line['split'] == 'test']
+    tests = [line for line in checkpoints.read_metrics(model_dir) if line['split'] == 'test']
     if tests:
         best = max(tests, key=lambda line: line['accuracy'])
         print(
