@@ -293,7 +293,7 @@ def test_a_chief_that_errs_ends_the_others(cifar_dir, tmp_path):
     results = finish(start_pair(flags_of(cifar_dir, tmp_path / 'file' / 'model')), NOTICED)
     assert [code for code, _, _ in results] == [1, 1]
     assert [err.count('\n') for _, _, err in results] == [1, 1], results
-    assert "cifar10_main: cannot make model_dir '" in results[0][2] and 'Not a directory' in results[0][2]
+    assert "cifar10_main: cannot write into model_dir '" in results[0][2] and 'Not a directory' in results[0][2]
     assert 'worker 1 of 2 (from 0) has lost another' in results[1][2]
 
 
