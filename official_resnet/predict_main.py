@@ -189,8 +189,8 @@ def _table(pictures, names):
         if explanation:
             rows.append(('', '', f'-> {explanation["file"]} ({explanation["name"]})', ''))
         for file, rank, name, probability in rows:
-            text = f'{file:{file_width}}  {rank:>4}  {name:{name_width}}  {probability:>11}'
-            print(one_line(text.rstrip()), flush=True)
+            line = f'{file:{file_width}}  {rank:>4}  {name:{name_width}}  {probability:>11}'
+            print(one_line(line.rstrip()), flush=True)
         rows.clear()
 
     return show

@@ -81,9 +81,6 @@ def count_parameters(model):
 
 
 def count_multiply_adds(model):
-    """Return the multiplications of an image through the convolutions and the last layer, as the papers count.
-
-    The image size of the model is fixed.
-    """
+    """Return the multiplications in convolutions and the last layer, as the papers count; the image size is fixed."""
     counted = (layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense))
     return sum(math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:-1]) for layer in counted)

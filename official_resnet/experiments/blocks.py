@@ -45,15 +45,12 @@ class Experiment:
 
 
 def make_block(experiment: dict[str, Any]) -> Callable[..., Tensor]:
-    """Return the block function of an experiment, with the signature of resnet_model.residual_block.
+    """Return the block function, called as residual_block, of the fields of Experiment that are not its defaults.
 
     >>> from official_resnet.resnet_spec import ResNetSpec
     >>> block = make_block({'order': 'relu_before_addition'})
     >>> block(keras.Input((8, 8, 16)), ResNetSpec((3, 3, 3)), filters=16, stride=1, name='block').shape
     (None, 8, 8, 16)
-
-    Args:
-        experiment: the fields of Experiment that differ from its defaults.
 
     Raises:
         UserError: an unknown field or a wrong value. The block function raises it for a network that no experiment

@@ -86,7 +86,7 @@ def run_gradient_flow(values):
                 result = net_gradients.measure_net(case, examples(), settings, received)
                 files.write_text(path, json.dumps(result) + '\n')
             nets[name] = net = runs.read_json(path)
-            before, after = (_number(_first_over_last(net, sample)) for sample in (0, -1))
+            before, after = (_number(_ratio(net, sample)) for sample in (0, -1))
             print(f'{name:27} {before:>20} {after:>9} {_number(net["final_loss"]):>11}', flush=True)
     claim = runs.print_claim(judge(nets, depths[0], depths[-1]))
     title = (
@@ -108,12 +108,11 @@ def judge(nets, shallow, deep):
     def loss(net):  # a net that diverged has lost
         return float('inf') if net['diverged_at'] is not None else net['final_loss']
 
-    ratio = _first_over_last
     sigmoid, relu, bn, residual = 'sigmoid-nobn-plain', 'relu-nobn-plain', 'relu-bn-plain', 'relu-bn-residual'
     # statement -> (what is compared, the net that has less of it, the net that has more, how many times as much)
     statements = {
-        'sigmoid_gradients_vanish_more_with_depth': (ratio, f'{sigmoid}-{deep}', f'{sigmoid}-{shallow}', 10),
-        'relu_gradients_vanish_less_than_sigmoid': (ratio, f'{sigmoid}-{deep}', f'{relu}-{deep}', 10),
+        'sigmoid_gradients_vanish_more_with_depth': (_ratio, f'{sigmoid}-{deep}', f'{sigmoid}-{shallow}', 10),
+        'relu_gradients_vanish_less_than_sigmoid': (_ratio, f'{sigmoid}-{deep}', f'{relu}-{deep}', 10),
         'deep_plain_relu_trains_worse_than_shallow': (loss, f'{bn}-{shallow}', f'{bn}-{deep}', 1),
         'deep_residual_relu_trains_better_than_deep_plain': (loss, f'{residual}-{deep}', f'{bn}-{deep}', 1),
     }
@@ -124,7 +123,7 @@ def judge(nets, shallow, deep):
     return claim
 
 
-def _first_over_last(net, sample=0):
+def _ratio(net, sample=0):
     """Return the first convolution's gradient relative to the last one's; None where it is not a number."""
     first, *_, last = net['samples'][sample]['gradients']
     return None if first is None or not last else first / last

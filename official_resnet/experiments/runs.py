@@ -50,8 +50,7 @@ def run(values, name, quick_epochs, nets, conclude, drawing, **settings):
     count = config.num_train_images or datasets.info_of(config.dataset).split_sizes['train']
     length = f'{config.max_train_steps:,} steps' if config.max_train_steps else f'{config.train_epochs} epochs'
     about = f'{DATASET_NAMES[config.dataset]}, {length} on {count:,} images, {config.dtype}, seed {config.seed}'
-    path = f'{values.output_dir}/{name}.png'
-    finish(values.output_dir, name, result, [drawing(nets, about, path)])
+    finish(values.output_dir, name, result, [drawing(nets, about, f'{values.output_dir}/{name}.png')])
 
 
 def network(depth, experiment=None, **axes):
@@ -126,8 +125,7 @@ def train_net(name, config, output_dir):
         result = read_json(path)
         print(f'  finished before, kept: {describe(result)}', flush=True)
         return result
-    progress = callbacks.Progress()
-    failed, train_error = None, None
+    progress, failed, train_error = callbacks.Progress(), None, None
     try:
         block = blocks.make_block(config.experiment) if config.experiment else None
         result = resnet_run_loop.train(config, [progress, callbacks.MetricsJSON(folder)], block=block)

@@ -115,7 +115,7 @@ BlockComparison = collections.namedtuple('BlockComparison', 'channels basic bott
 
 
 def compare_blocks(channels=256):
-    """Return the BlockComparison at `channels`, as 1512.03385 Sec. 4.1 argues for bottlenecks (Fig. 5).
+    """Return the BlockComparison at `channels`, a multiple of 4: 1512.03385 Sec. 4.1 argues for bottlenecks (Fig. 5).
 
     That a bottleneck has "about half the parameters" is found in tutorials and is true of neither comparison: with
     256 channels outside it has a 17th, and beside a basic block of 64, the paper's pair of similar cost, 0.94.
@@ -129,8 +129,6 @@ def compare_blocks(channels=256):
     16.94
     >>> blocks.inner_basic, round(blocks.inner_ratio, 2)  # 3*3*64*64*2
     (73728, 0.94)
-
-    The channels are those of the blocks' input and output, a multiple of 4.
     """
     expansion = resnet_spec.BOTTLENECK_EXPANSION
     if channels < expansion or channels % expansion:

@@ -53,9 +53,7 @@ def grad_cam(model, images, class_index=None):
 def overlay(image, cam):
     """Return an image coloured by its map: uint8 [h, w, 3]; where the map is 0, the image as it is.
 
-    Args:
-        image: uint8 [h, w, 3], or [h, w, 1] for grey.
-        cam: [h, w], 0..1.
+    The image is uint8 [h, w, 3], or [h, w, 1] for grey, `cam` [h, w], 0..1.
     """
     stops = np.linspace(0, 1, len(COLOURS))
     colours = np.stack([np.interp(cam, stops, channel) for channel in np.transpose(COLOURS)], -1)

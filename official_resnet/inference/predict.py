@@ -87,9 +87,21 @@ def prepare(picture, card):
     except ValueError as error:
         name = f"'{picture}'" if isinstance(picture, (str, pathlib.Path)) else 'the image'
         raise UserError(f'cannot read {name}: {error}') from error
-    kind = Image.Resampling[card.interpolation.upper()]
-    image = image.resize(card.size[::-1], kind, box=_box(*image.size, card))
-    return np.asarray(image).reshape(*card.size, card.num_channels)
+    (width, height), (rows, columns) = image.size, card.size
+    # One resizing of a part, `box`, not a resizing and a cut: an image of 1 x 5000 would fill the memory in between.
+    left, top, box_width, box_height = 0, 0, width, height  # float pixels
+    if card.resize == 'cover':
+        scale = min(width / columns, height / rows)
+        box_width, box_height = scale * columns, scale * rows
+        left, top = (width - box_width) / 2, (height - box_height) / 2
+    elif card.resize != 'squash':  # rounded as torchvision's Resize and CenterCrop do it
+        new_width, new_height = (card.resize * side // min(width, height) for side in (width, height))
+        left = round((new_width - columns) / 2) * width / new_width
+        top = round((new_height - rows) / 2) * height / new_height
+        box_width, box_height = columns * width / new_width, rows * height / new_height
+    box = max(left, 0), max(top, 0), min(left + box_width, width), min(top + box_height, height)
+    image = image.resize((columns, rows), Image.Resampling[card.interpolation.upper()], box=box)
+    return np.asarray(image).reshape(rows, columns, card.num_channels)
 
 
 def encoded_view(card):
@@ -122,24 +134,3 @@ def guesses(card, rows, top=5):
         [Guess(int(i), card.names[i], card.ids[i], float(row[i])) for i in np.argsort(-row, kind='stable')[:top]]
         for row in rows
     ]
-
-
-def _box(width, height, card):
-    """Return (left, top, right, bottom) of the part of an image that becomes card.size: float pixels.
-
-    One resizing of a part, not a resizing and a cut: an image of 1 x 5000 would fill the memory in between.
-    """
-    rows, columns = card.size
-    if card.resize == 'squash':
-        return 0, 0, width, height
-    if card.resize == 'cover':
-        scale = min(width / columns, height / rows)
-        box_width, box_height = scale * columns, scale * rows
-        left, top = (width - box_width) / 2, (height - box_height) / 2
-    else:  # rounded as torchvision's Resize and CenterCrop do it
-        shorter = min(width, height)
-        new_width, new_height = (card.resize * side // shorter for side in (width, height))
-        left = round((new_width - columns) / 2) * width / new_width
-        top = round((new_height - rows) / 2) * height / new_height
-        box_width, box_height = columns * width / new_width, rows * height / new_height
-    return max(left, 0), max(top, 0), min(left + box_width, width), min(top + box_height, height)

@@ -10,10 +10,7 @@ from official_resnet.layers import NHWC, BatchNormalization, deep_graph
 
 
 def to_stock(model):
-    """Return the same functional model in stock Keras layers only: equal weights and outputs.
-
-    The result needs nothing of this package to be loaded. `model` is left as it is.
-    """
+    """Return an equal functional model in stock Keras layers, which load without this package; `model` stays as it is."""
 
     def clone(layer):
         kind = keras.layers.BatchNormalization if isinstance(layer, BatchNormalization) else layer.__class__

@@ -93,10 +93,7 @@ def report(labels, guesses, names, ids=None):
 
 
 def format_report(found, rows=10):
-    """Return the lines to print: the totals, the worst and the best classes, the most frequent confusions.
-
-    `found` is what `report` returned; no table has more than `rows`.
-    """
+    """Return the lines to print of a report: totals, and up to `rows` worst, best and most confused classes."""
     seen = sorted((row for row in found['classes'] if row['count']), key=lambda row: row['top1'])
     lines = [f'{found["n"]:,} images of {len(seen):,} classes: {_accuracies(found)}']
     tables = {'classes, the worst first': seen} if seen else {}

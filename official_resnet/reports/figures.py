@@ -148,10 +148,7 @@ def gradient_norms(nets, path, title):
 
 
 def chain_gradients(rows, path):
-    """Draw |d output / d input| of random chains of one neuron a layer over their length; return the path.
-
-    `rows` are those of gradient_chain.chain_table.
-    """
+    """Draw |d output / d input| of gradient_chain.chain_table over the lengths of the chains; return the path."""
     figure, axis = pyplot.subplots(figsize=(7, 4.5), layout='constrained')
     chains = dict.fromkeys((row['activation'], row['shortcut']) for row in rows)
     for color, chain in zip(_COLORS, chains, strict=False):
