@@ -10,7 +10,7 @@ from official_resnet.layers import NHWC, BatchNormalization, deep_graph
 
 
 def to_stock(model):
-    """Return an equal functional model in stock Keras layers, which load without this package; `model` stays as it is."""
+    """Return an equal functional model in stock Keras layers, which load without this package; `model` is kept."""
 
     def clone(layer):
         kind = keras.layers.BatchNormalization if isinstance(layer, BatchNormalization) else layer.__class__
