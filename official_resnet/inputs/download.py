@@ -199,8 +199,7 @@ def extract(archive: str | os.PathLike, data_dir: str | os.PathLike, dataset: st
         UserError: a damaged archive; a member unsafe, missing or of another size; no room on the disk.
     """
     row, folder = ARCHIVES[dataset], Path(data_dir, datasets.info_of(dataset).folders[0])
-    total = sum(row.files.values())
-    remedy = 'get it again (without --archive the official one is downloaded)'
+    total, remedy = sum(row.files.values()), 'get it again (without --archive the official one is downloaded)'
     with _disk_errors(data_dir, total), _temporary_folder(folder) as temp_dir:
         _require_space(data_dir, total)
         unpacked = Path(temp_dir, folder.name)

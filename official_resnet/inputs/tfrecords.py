@@ -120,8 +120,9 @@ def _feature(key, values):
 def _values(feature):
     """Return the list in a tf.train.Feature; numbers may be packed or not."""
     result = []
-    for kind, values in ((kind, values) for kind in _KINDS.values() for values in _contents(feature, kind)):
-        for wire, content in ((wire, content) for number, wire, content in wire_format.fields(values) if number == 1):
+    for kind in _KINDS.values():
+        fields = [field for values in _contents(feature, kind) for field in wire_format.fields(values)]
+        for wire, content in (field[1:] for field in fields if field[0] == 1):
             if kind == _FLOATS:
                 result += wire_format.numbers(wire, content, '<f4').tolist()
             elif kind == _INTS:
