@@ -32,9 +32,13 @@ def test_varints_come_back(number):
 
 def test_fields_of_every_type():
     message = (
-        wire_format.field(1, b'ab') + wire_format.varint(2 << 3) + b'\x05' + fixed(3, b'1234') + fixed(4, b'8' * 8)
+        b''.join(wire_format.field(1, b'ab'))
+        + wire_format.varint(2 << 3)
+        + b'\x05'
+        + fixed(3, b'1234')
+        + fixed(4, b'8' * 8)
     )
-    message += wire_format.field(1000, b'') + fixed(16, b'5678')
+    message += b''.join(wire_format.field(1000, b'')) + fixed(16, b'5678')
     assert read(message) == [(1, 2, b'ab'), (2, 0, 5), (3, 5, b'\x1d1234'), (4, 1, b'!' + b'8' * 8)] + [
         (1000, 2, b''),
         (16, 5, b'5678'),
@@ -48,7 +52,7 @@ def test_runs_of_numbers(count, dtype, number):
     """Numbers that are not packed come as one field if their tag has one byte."""
     values = [float(i) for i in range(count)]
     run = b''.join(fixed(number, struct.pack('<f' if dtype == '<f4' else '<d', value)) for value in values)
-    found = list(wire_format.fields(run + wire_format.field(6, b'x')))
+    found = list(wire_format.fields(run + b''.join(wire_format.field(6, b'x'))))
     assert len(found) == (2 if number == 5 else count + 1) and found[-1][0] == 6
     assert [x for _, wire, content in found[:-1] for x in wire_format.numbers(wire, content, dtype)] == values
     packed = struct.pack(f'<{count}{"f" if dtype == "<f4" else "d"}', *values)

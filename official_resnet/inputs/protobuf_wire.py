@@ -11,6 +11,7 @@ import numpy as np
 
 VARINT, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5  # wire types; 3 and 4 have not been in use since 2008
 _SIZES = {EIGHT_BYTES: 8, FOUR_BYTES: 4}
+_SMALL = [bytes([number]) for number in range(128)]  # varints of one byte
 
 
 def fields(message: bytes | memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
@@ -83,13 +84,15 @@ def read_varint(message: bytes | memoryview, place: int) -> tuple[int, int]:
             return number % (1 << 64), place
 
 
-def field(number: int, content: bytes) -> bytes:
-    """Return a field of wire type BYTES."""
-    return varint(number << 3 | BYTES) + varint(len(content)) + content
+def field(number: int, *parts: bytes) -> list[bytes]:
+    """Return a field of wire type BYTES, in parts that are to be joined, with the tag and the length as the first."""
+    return [varint(number << 3 | BYTES) + varint(sum(map(len, parts))), *parts]
 
 
 def varint(number: int) -> bytes:
     """Return a number of 0..2**64-1 as a varint."""
+    if number < 128:
+        return _SMALL[number]
     result = bytearray()
     while number > 127:
         result.append(number & 127 | 128)

@@ -78,9 +78,10 @@ def encode_example(features: dict[str, Any]) -> bytes:
     Raises:
         ValueError: a value of another type, or an int outside of 64 bits.
     """
-    field = wire_format.field
-    entries = [field(1, key.encode()) + field(2, _feature(key, features[key])) for key in sorted(features)]
-    return field(1, b''.join(field(1, entry) for entry in entries))
+    field, parts = wire_format.field, []
+    for key in sorted(features):
+        parts += field(1, *field(1, key.encode()), *field(2, *_feature(key, features[key])))
+    return b''.join(field(1, *parts))
 
 
 def decode_example(data: bytes) -> dict[str, list]:
@@ -98,6 +99,7 @@ def decode_example(data: bytes) -> dict[str, list]:
 
 
 def _feature(key, values):
+    """Return the parts of a tf.train.Feature, which are joined once: images are large."""
     if isinstance(values, np.ndarray):
         kind, values = {'f': _FLOATS, 'i': _INTS}.get(values.dtype.kind), values.tolist()
     else:
@@ -107,14 +109,14 @@ def _feature(key, values):
     if kind is None:
         raise ValueError(f'{key} has {values!r}, not bytes, floats or ints of one kind')
     if kind == _BYTES:
-        return wire_format.field(kind, b''.join(wire_format.field(1, value) for value in values))
+        return wire_format.field(kind, *(part for value in values for part in wire_format.field(1, value)))
     if kind == _FLOATS:
         content = struct.pack(f'<{len(values)}f', *values)
     elif all(-1 << 63 <= value < 1 << 63 for value in values):
         content = b''.join(wire_format.varint(value % (1 << 64)) for value in values)
     else:
         raise ValueError(f'{key} has {values!r}, outside of 64 bits')
-    return wire_format.field(kind, wire_format.field(1, content) if content else b'')
+    return wire_format.field(kind, *wire_format.field(1, content) if content else ())
 
 
 def _values(feature):
