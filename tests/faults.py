@@ -76,7 +76,7 @@ FAULTS = [
         'official_resnet/resnet_model.py',
         "if spec.padding == 'symmetric' and conv.stride > 1",
         "if spec.padding == 'symmetric' and conv.stride > 2",
-        'tests/from_torch_test.py -k our_net_computes_the_same',
+        'tests/checkpoints_tools/from_torch_test.py -k our_net_computes_the_same',
     ),
     Fault(
         'unbiased-variance',
@@ -109,7 +109,7 @@ FAULTS = [
         'official_resnet/training/optimizers.py',
         'gradient = gradient + l2 * tf.convert_to_tensor(variable)',
         'variable.assign(variable * (1 - learning_rate * l2))',
-        'tests/optimizers_test.py -k update_with_a_drop',
+        'tests/training/optimizers_test.py -k update_with_a_drop',
     ),
     Fault(
         'schedule-boundary',
@@ -117,7 +117,7 @@ FAULTS = [
         'official_resnet/training/optimizers.py',
         'int(epoch * steps_per_epoch + 1e-6)',
         'round(epoch * steps_per_epoch)',
-        'tests/optimizers_test.py -k official_boundaries',
+        'tests/training/optimizers_test.py -k official_boundaries',
     ),
     Fault(
         'label-smoothing',
@@ -134,7 +134,7 @@ FAULTS = [
         'official_resnet/inputs/in_memory.py',
         'return tf.data.Dataset.range(0, num_images, batch_size)',
         'return tf.data.Dataset.range(0, num_images - batch_size + 1, batch_size)',
-        'tests/in_memory_test.py -k every_picture_once_in_order',
+        'tests/inputs/in_memory_test.py -k every_picture_once_in_order',
     ),
     Fault(
         'augmentation-seed',
@@ -142,7 +142,7 @@ FAULTS = [
         'official_resnet/inputs/in_memory.py',
         'seeds, part = tf.stack([seed, step]), (first, batch_size)',
         'seeds, part = tf.stack([0 * seed, step]), (first, batch_size)',
-        'tests/in_memory_test.py -k "depend_on_seed or gather_augment"',
+        'tests/inputs/in_memory_test.py -k "depend_on_seed or gather_augment"',
     ),
     Fault(
         'epoch-order',
@@ -150,7 +150,7 @@ FAULTS = [
         'official_resnet/inputs/in_memory.py',
         'tf.stack([seed, -1 - epoch])',
         'tf.stack([seed, -1 - 0 * epoch])',
-        'tests/in_memory_test.py -k no_picture_comes_twice',
+        'tests/inputs/in_memory_test.py -k no_picture_comes_twice',
     ),
     Fault(
         'one-crop',
@@ -158,7 +158,7 @@ FAULTS = [
         'official_resnet/inputs/augmentation.py',
         'return crop_flip(images, tops, lefts, flips, pad, size)',
         'return crop_flip(images, 0 * tops + tops[0], 0 * lefts + lefts[0], flips, pad, size)',
-        'tests/augmentation_test.py -k its_own_offsets',
+        'tests/inputs/augmentation_test.py -k its_own_offsets',
     ),
     Fault(
         'digits-mirrored',
@@ -174,7 +174,7 @@ FAULTS = [
         'official_resnet/inputs/shards.py',
         'return jpegs, labels - records.first_label, boxes',
         'return jpegs, labels, boxes',
-        'tests/shards_test.py -k any_picture',
+        'tests/inputs/shards_test.py -k any_picture',
     ),
     Fault(
         'cmyk',
@@ -182,7 +182,7 @@ FAULTS = [
         'official_resnet/inputs/images.py',
         "'adobe_transform' not in image.info:",
         "'adobe_transform' in image.info:",
-        'tests/jpeg_test.py -k cmyk',
+        'tests/inputs/jpeg_test.py -k cmyk',
     ),
     Fault(
         'exif',
@@ -190,7 +190,7 @@ FAULTS = [
         'official_resnet/inputs/images.py',
         'PREDICTION = Rules(None, uses_exif=True,',
         'PREDICTION = Rules(None, uses_exif=False,',
-        'tests/images_test.py -k exif',
+        'tests/inputs/images_test.py -k exif',
     ),
     # The run and its state.
     Fault(
@@ -248,7 +248,7 @@ FAULTS = [
         'official_resnet/inputs/in_memory.py',
         'rows[:, share[0] * size : (share[0] + 1) * size]',
         'rows[:, :size]',
-        'tests/distribution_test.py -m workers -k share_each_batch',
+        'tests/training/distribution_test.py -m workers -k share_each_batch',
     ),
     Fault(
         'fillers-counted',
@@ -264,7 +264,7 @@ FAULTS = [
         'official_resnet/training/replicas.py',
         'moving.assign(tf.convert_to_tensor(moving) * momentum + batch * (1 - momentum))',
         'moving.assign(tf.convert_to_tensor(moving) * momentum + _ * (1 - momentum))',
-        'tests/distribution_test.py -m workers -k replicas_hold_the_same',
+        'tests/training/distribution_test.py -m workers -k replicas_hold_the_same',
     ),
     Fault(
         'synchronized-variance',
@@ -281,7 +281,7 @@ FAULTS = [
         'official_resnet/training/feature_cache.py',
         'digest.update(np.ascontiguousarray(variable.numpy()))',
         'pass',
-        'tests/feature_cache_test.py -k computed_anew',
+        'tests/training/feature_cache_test.py -k computed_anew',
     ),
     Fault(
         'export-unchecked',
@@ -289,7 +289,7 @@ FAULTS = [
         'official_resnet/inference/export.py',
         'if not difference <= TOLERANCE:',
         'if difference < 0:',
-        'tests/prediction_test.py -k differs_is_refused',
+        'tests/inference/prediction_test.py -k differs_is_refused',
     ),
     Fault(
         'grad-cam-weights',
@@ -297,7 +297,7 @@ FAULTS = [
         'official_resnet/inference/grad_cam.py',
         'weights = tf.reduce_mean(tf.cast(tape.gradient(chosen, maps), tf.float32), [1, 2], keepdims=True)',
         'weights = tf.cast(tape.gradient(chosen, maps), tf.float32)',
-        'tests/grad_cam_test.py -k residual_net',
+        'tests/inference/grad_cam_test.py -k residual_net',
     ),
     # Files from elsewhere, and shards.
     Fault(
@@ -306,7 +306,7 @@ FAULTS = [
         'official_resnet/inputs/download.py',
         'if found != md5.strip().lower():',
         'if not found:',
-        'tests/download_test.py -k wrong_md5',
+        'tests/inputs/download_test.py -k wrong_md5',
     ),
     Fault(
         'path-traversal',
@@ -314,7 +314,7 @@ FAULTS = [
         'official_resnet/inputs/download.py',
         "name.anchor or '..' in name.parts or",
         'name.anchor or',
-        'tests/download_test.py -k unsafe_member',
+        'tests/inputs/download_test.py -k unsafe_member',
     ),
     Fault(
         'record-checksum',
@@ -322,7 +322,7 @@ FAULTS = [
         'official_resnet/inputs/tfrecords.py',
         'if rest[size : size + FOOTER_BYTES] != _masked_crc(data):',
         'if not rest[size : size + FOOTER_BYTES]:',
-        'tests/tfrecords_test.py -k flipped_bit',
+        'tests/inputs/tfrecords_test.py -k flipped_bit',
     ),
     Fault(
         'shard-in-place',
@@ -330,7 +330,7 @@ FAULTS = [
         'official_resnet/building/job.py',
         'with files.replacing(path, part=part) as part, open(part,',
         'with open(path,',
-        'tests/building_shards_test.py -k no_room_on_the_disk',
+        'tests/building/building_shards_test.py -k no_room_on_the_disk',
     ),
     # Conversion.
     Fault(
@@ -339,7 +339,7 @@ FAULTS = [
         'checkpoints_tools/our_net.py',
         'np.transpose(kernel, (2, 3, 1, 0))',
         'np.transpose(kernel, (3, 2, 1, 0))',
-        'tests/from_torch_test.py -k our_net_computes_the_same',
+        'tests/checkpoints_tools/from_torch_test.py -k our_net_computes_the_same',
     ),
     Fault(
         'conversion-unverified',
@@ -347,7 +347,7 @@ FAULTS = [
         'checkpoints_tools/verify.py',
         'if relative > tolerance:',
         'if relative < 0:',
-        'tests/convert_test.py -k computes_something_else',
+        'tests/checkpoints_tools/convert_test.py -k computes_something_else',
     ),
     Fault(
         'pickle-global',
@@ -355,7 +355,7 @@ FAULTS = [
         'checkpoints_tools/torch_pickle.py',
         'if (module, name) not in _FUNCTIONS:',
         "if (module, name) not in _FUNCTIONS and module not in ('os', 'builtins'):",
-        'tests/torch_pickle_test.py -k would_run_code',
+        'tests/checkpoints_tools/torch_pickle_test.py -k would_run_code',
     ),
     # Commands.
     Fault(
@@ -364,7 +364,7 @@ FAULTS = [
         'official_resnet/command_line/train_program.py',
         'return 128 + interruption.signal_number',
         'return 1',
-        'tests/mains_test.py -k sigterm',
+        'tests/programs/mains_test.py -k sigterm',
     ),
     Fault(
         'slow-help',

@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from fixtures.random_weights import randomize
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_weights import randomize
 
 from official_resnet import layers, resnet_model, resnet_spec, resnet_variants
 from official_resnet.inference import model_card, rewrite

@@ -10,10 +10,10 @@ import tempfile
 import threading
 
 import download_test
-import ilsvrc
 import numpy as np
 import pytest
 import wrong_inputs_test
+from fixtures import ilsvrc
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 

@@ -12,7 +12,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tiny_training import StopAt, config_of
+from fixtures import tiny_training
+from fixtures.tiny_training import StopAt, config_of
 
 from official_resnet import checkpoints, resnet_run_loop, resnet_spec
 from official_resnet.errors import UserError
@@ -141,7 +142,7 @@ def test_sigkill_at_several_steps_is_bit_identical(cifar_dir, tmp_path):
     """Real processes, SIGKILLed mid-epoch, at the end of an epoch and while nothing is saved yet."""
 
     def run(model_dir, kill_at=None):
-        program = [sys.executable, str(pathlib.Path(__file__).with_name('killed_training.py'))]
+        program = [sys.executable, str(pathlib.Path(tiny_training.__file__).with_name('killed_training.py'))]
         return subprocess.run(
             [*program, str(cifar_dir), str(model_dir), str(kill_at)], capture_output=True, text=True, timeout=120
         )
@@ -150,7 +151,7 @@ def test_sigkill_at_several_steps_is_bit_identical(cifar_dir, tmp_path):
         subprocess.Popen(
             [
                 sys.executable,
-                str(pathlib.Path(__file__).with_name('killed_training.py')),
+                str(pathlib.Path(tiny_training.__file__).with_name('killed_training.py')),
                 str(cifar_dir),
                 str(tmp_path / 'whole'),
                 'None',

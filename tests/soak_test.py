@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from worker_processes import finish, flags_of, last_step, start_pair, start_program, wait_for
+from fixtures.worker_processes import finish, flags_of, last_step, start_pair, start_program, wait_for
 
 from official_resnet import checkpoints
 

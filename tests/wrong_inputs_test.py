@@ -15,13 +15,11 @@ import socket
 import sys
 import types
 
-import data_commands
-import ilsvrc
-import imagenet_shards
 import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags as absl_flags
+from fixtures import data_commands, ilsvrc, imagenet_shards
 from PIL import Image
 
 import official_resnet
@@ -144,7 +142,7 @@ EXPERIMENTS = (*CURVES, 'gradient_flow_main')
 BUILDERS = ('build_imagenet_data', 'build_image_data')
 FREE_TEXT = {'benchmark_test_id', *(name for name, _, _ in flags.OBSOLETE)}  # stored as it is, or ignored
 ELSEWHERE = {
-    'scaling': 'benchmarks_scaling_test',
+    'scaling': 'benchmarks/scaling_test',
     'measuring': 'a process of the benchmarks, without flags',
 }
 NOT_THERE = {  # what a program says of a data set that is missing and may not be fetched

@@ -1,0 +1,359 @@
+"""PyTorch's pickles without PyTorch: both formats; nothing runs, crashes or takes memory, whatever a file asks for."""
+
+import contextlib
+import pathlib
+import pickle
+import pickletools
+import struct
+import sys
+import time
+import tracemalloc
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+from fixtures import torch_files
+from fixtures.torch_files import Call, Global, Stored, pickled
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from checkpoints_tools import from_torch, torch_pickle
+from official_resnet.errors import UserError
+
+MAX_MEMORY, MAX_SECONDS = 300e6, 60  # of reading the worst of these files; most take nothing, and a millisecond
+EVENTS = None  # what Python's audit reports while it is a list
+RUNS = {'import', 'exec', 'compile', 'os', 'subprocess', 'socket', 'ctypes', 'marshal', 'pickle', 'shutil', 'code'}
+
+
+def _audit(name, arguments):
+    if EVENTS is not None:
+        EVENTS.append((name, arguments))
+
+
+sys.addaudithook(_audit)  # for good: a hook cannot be taken away
+
+
+@contextlib.contextmanager
+def nothing_but(path):
+    """Fail if anything is run or opened but `path`, a function is changed, or much memory or time is taken."""
+    global EVENTS
+    start, EVENTS = time.monotonic(), []
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        events, EVENTS = EVENTS, None
+    assert {str(arguments[0]) for name, arguments in events if name == 'open'} <= {str(path)}
+    assert not [event for event in events if event[0].split('.')[0] in RUNS or event[0] == 'object.__setattr__']
+    assert peak < MAX_MEMORY and time.monotonic() - start < MAX_SECONDS
+
+
+def refuse(path, reason):
+    """Reading a file ends in one line, which says `reason`."""
+    with nothing_but(path), pytest.raises(UserError, match=reason) as caught:
+        from_torch.read(path)
+    assert '\n' not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+def test_types_views_and_strides(tmp_path):
+    path = tmp_path / 'net.pt'
+    data = np.arange(12, dtype='float32')
+    tensors = {
+        'transposed': torch_files.tensor('a', 'float32', 12, (4, 3), (1, 4)),
+        'tail': torch_files.tensor('a', 'float32', 12, (2, 2), None, 8),
+        'parameter': Call(
+            Global('torch._utils', '_rebuild_parameter'), (torch_files.tensor('a', 'float32', 12, (12,)), True, None)
+        ),
+        'brain': torch_files.tensor('b', 'bfloat16', 2, (2,)),
+        'count': torch_files.tensor('c', 'int64', 1, ()),
+    }
+    torch_files.write_zip_of(
+        path,
+        pickled(tensors),
+        {'a': data.tobytes(), 'b': np.array([1.5, -2], ml_dtypes.bfloat16).tobytes(), 'c': struct.pack('<q', 7)},
+    )
+    read = from_torch.read(path)
+    np.testing.assert_array_equal(read['transposed'], data.reshape(3, 4).T)
+    np.testing.assert_array_equal(read['tail'], [[8, 9], [10, 11]])
+    np.testing.assert_array_equal(read['parameter'], data)
+    np.testing.assert_array_equal(read['brain'].astype('float32'), [1.5, -2])
+    assert read['count'] == 7 and from_torch.shapes(path)['count'] == ((), 'int64')
+
+
+MARK = 'RAN'
+EVIL = {
+    'os.system': Call(Global('os', 'system'), (f'touch {MARK}',)),
+    'builtins.eval': Call(Global('builtins', 'eval'), (f'open({MARK!r}, "w")',)),
+    'torch.hub.load': Call(Global('torch.hub', 'load'), ('x/y',)),
+    'torch.storage._load_from_bytes': Call(Global('torch.storage', '_load_from_bytes'), ('x',)),
+    'torchvision.models.resnet.ResNet': Global('torchvision.models.resnet', 'ResNet'),
+    'torch._utils._rebuild_sparse_tensor': Call(Global('torch._utils', '_rebuild_sparse_tensor'), (1, (2, 3))),
+    'torch._utils._rebuild_qtensor': Call(Global('torch._utils', '_rebuild_qtensor'), (1, 2, 3)),
+    'collections.OrderedDict.__init__': Global('collections', 'OrderedDict.__init__'),
+}
+
+
+@pytest.mark.parametrize('is_zip', [True, False])
+@pytest.mark.parametrize('name', EVIL)
+def test_what_would_run_code_is_refused_by_name(name, is_zip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    value = {'conv1.weight': EVIL[name]}
+    if is_zip:
+        torch_files.write_zip_of('evil.pth', pickled(value), {})
+    else:
+        torch_files.write_legacy('evil.pth', {}, lambda tensors: value)
+    refuse('evil.pth', f"asks for '{name}'; nothing was run")
+    assert [path.name for path in tmp_path.iterdir()] == ['evil.pth']
+
+
+def test_no_function_but_these_is_there_to_be_called():
+    assert {name for _, name in torch_pickle._FUNCTIONS if not name.endswith('Storage')} == {
+        *('OrderedDict', '_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter')
+    }
+
+
+DEEP_TUPLE = b')' + b'\x85' * 250_000  # whose hash overflows the stack of Python itself
+ENDLESS_TUPLE = b')' + b'q\x00h\x00\x86' * 60  # of 2**60 leaves, for whoever takes its hash
+ORDERED = b'ccollections\nOrderedDict\n'
+
+
+@pytest.mark.parametrize(
+    'instructions,reason',
+    [
+        (b'(X\x01\x00\x00\x00acos\nsystem\no', "asks for 'os.system'"),
+        (b'(X\x01\x00\x00\x00aios\nsystem\n', 'instruction INST'),
+        (b'(' + ORDERED + b'o', 'instruction OBJ'),
+        (b'}\x81', 'instruction NEWOBJ'),
+        (b'})}\x92', 'instruction NEWOBJ_EX'),
+        (b'\x82\x01', 'instruction EXT1'),
+        (b'\x83\x01\x00', 'instruction EXT2'),
+        (b'\x84\x01\x00\x00\x00', 'instruction EXT4'),
+        (b'Pkey\n', 'instruction PERSID'),
+        (b'\x8f(\x90', 'instruction EMPTY_SET'),
+        (b'(\x91', 'instruction FROZENSET'),
+        (b'\x97', 'instruction NEXT_BUFFER'),
+        (b'\x96\xff\xff\xff\xff\xff\xff\xff\x3f', 'instruction BYTEARRAY8'),
+        (b'\x8e\xff\xff\xff\xff\xff\xff\xff\x3fabc', 'instruction BINBYTES8'),
+        (b'\x8c\x02os\x8c\x06system\x93', "asks for 'os.system'"),
+        (b'}(h\x07u', 'damaged'),  # a memo that was never set
+        (b'Q', 'damaged'),
+        (b'N}s', 'damaged'),
+        (b'}}Ns', 'damaged'),  # a dict as key
+        (ORDERED + b'}X\x0b\x00\x00\x00__globals__Nsb', 'damaged'),  # BUILD would set attributes of a function
+        (ORDERED + b'N}X\x0c\x00\x00\x00__defaults__Ns\x86b', 'damaged'),
+        (b']N}b', 'damaged'),
+        (b'ctorch\nFloatStorage\n)R', 'damaged'),
+        (b'K\x05)R', 'damaged'),
+        (b'}r\xff\xff\xff\xff', 'no weights by name'),  # a memo of 4 billion places, if it were an array
+        (b'B\xff\xff\xff\x7fabc', 'damaged'),  # 2 GB of bytes declared
+        (b'\x8d\xff\xff\xff\xff\xff\xff\xff\x3fabc', 'damaged'),
+        (b'\x8b\xff\xff\xff\x7fabc', 'damaged'),
+        (b'\x95\xff\xff\xff\xff\xff\xff\xff\x7f}', 'no weights by name|damaged'),
+        (b'\x95\x05\x00\x00\x00\x00\x00\x00\x00}\x95\x01', 'damaged'),  # a frame in a frame
+        (b'\x8a\x01\x01' * 10, 'no weights by name'),
+        (b'}' * 1_000_010, 'more than 1000000 instructions'),
+        (DEEP_TUPLE, 'no weights by name'),
+        (b']' * 200_000 + b'a' * 200_000, 'no weights by name|damaged'),
+        *(
+            (before + key + after, 'damaged')
+            for key in (DEEP_TUPLE, ENDLESS_TUPLE)
+            for before, after in (
+                *((b'}', b'Ns'), (b'}(', b'Nu'), (b'(', b'Nd')),
+                (ORDERED + b'](', b'N\x86e\x85R'),
+                (b'(X\x07\x00\x00\x00storagectorch\nFloatStorage\n', b'NK\x01tQ'),
+            )
+        ),
+        # A list of many times one long list of pairs: all pairs are more than there is memory for.
+        (ORDERED + b'](' + b'N' * 400_000 + b'eq\x00](' + b'h\x00' * 100_000 + b'e\x85R', 'damaged'),
+        # A function that takes as many arguments as there are, called very often.
+        (
+            b'ctorch._utils\n_rebuild_tensor\nq\x01]((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000N'
+            b'K\x01tQK\x00))' + b'N' * 400_000 + b'eq\x00' + b'h\x01h\x00R' * 30_000,
+            'damaged',
+        ),
+        # Numbers of eight million digits, multiplied.
+        (
+            b'ctorch._utils\n_rebuild_tensor\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000N'
+            b'\x8b\x00\x00\x10\x00' + b'\x7f' * (1 << 20) + b'q\x00tQK\x00(' + b'h\x00' * 7 + b'K\x00t(K\x00ttR',
+            'damaged',
+        ),
+    ],
+)
+def test_pickles_by_hand(instructions, reason, tmp_path):
+    path = tmp_path / 'net.pth'
+    torch_files.write_zip_of(path, b'\x80\x04' + instructions + b'.', {})
+    refuse(path, reason)
+
+
+@pytest.mark.parametrize('key', [DEEP_TUPLE, ENDLESS_TUPLE])
+def test_list_of_storages(key, tmp_path):
+    system = {'protocol_version': 1001, 'little_endian': True}
+    start = b''.join(map(pickled, (torch_files.MAGIC, 1001, system, {'a': 1})))
+    (tmp_path / 'net.th').write_bytes(start + b'\x80\x02](' + key + b'e.')
+    refuse(tmp_path / 'net.th', 'damaged')
+
+
+def storage(num_values, kind='FloatStorage'):
+    return Stored(('storage', Global('torch', kind), '0', 'cpu', num_values))
+
+
+@pytest.mark.parametrize(
+    'offset,shape,strides,num_values',
+    [
+        (0, (1 << 40,), (1,), 1 << 40),  # more than the file has
+        (0, (1 << 20, 1 << 20), (0, 0), 4),  # more than the storage has, one value over and over
+        (2, (3,), (1,), 4),
+        (0, (2, 2), (3, 1), 4),
+        (-1, (2,), (1,), 4),
+        (0, (-2,), (1,), 4),
+        (0, (2,), (-1,), 4),
+        (0, (2, 2), (1,), 4),
+        (0, ('x',), (1,), 4),
+        (0, (1,) * 40, (1,) * 40, 4),
+        (0, (4,), (1,), -4),
+    ],
+)
+def test_tensors_outside_of_their_storage(offset, shape, strides, num_values, tmp_path):
+    path = tmp_path / 'net.pth'
+    call = Call(Global('torch._utils', '_rebuild_tensor'), (storage(num_values), offset, shape, strides))
+    torch_files.write_zip_of(path, pickled({'x': call}), {'0': bytes(16)})
+    refuse(path, 'is damaged or not a .pt, .pth or .th file')
+
+
+def test_compressed_zip_is_refused(tmp_path):
+    path = tmp_path / 'bomb.pth'
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('archive/data.pkl', pickled({'x': torch_files.tensor('0', 'float32', 1 << 24, (1 << 24,))}))
+        archive.writestr('archive/data/0', bytes(1 << 26))
+    refuse(path, 'compressed or longer than the file')
+
+
+def test_cut_off_zip_is_said_to_be_damaged(tmp_path):
+    """Not to hold more than weights: its first letter is an instruction of pickles."""
+    path = tmp_path / 'net.pth'
+    torch_files.write_zip(path, {'a': np.ones(100, 'float32')})
+    path.write_bytes(path.read_bytes()[:-100])
+    refuse(path, 'is damaged .*; get it again')
+
+
+class Pairs(tuple):
+    """(key, value) of a dict, whatever the keys."""
+
+
+NAMES = st.sampled_from(['a', '0', 'storage', 'cpu', 'fc.bias', '__class__', '\ud800'])
+GLOBALS = st.sampled_from(
+    [
+        *(Global(*names) for names in torch_pickle._FUNCTIONS),
+        *(
+            Global('os', 'system'),
+            Global('builtins', 'exec'),
+            Global('torch', 'Tensor'),
+            Global('collections', 'deque'),
+        ),
+    ]
+)
+NUMBERS = st.integers(-2, 9) | st.sampled_from([1 << 31, 1 << 62, 1 << 64, -(1 << 63)])
+VALUES = st.recursive(
+    st.none() | st.booleans() | NUMBERS | st.floats() | NAMES | GLOBALS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.lists(inner, max_size=4).map(tuple),
+        st.lists(st.tuples(NAMES | inner, inner), max_size=3).map(Pairs),
+        st.builds(Call, GLOBALS | inner, st.lists(inner, max_size=6).map(tuple)),
+        st.builds(Stored, st.tuples(st.just('storage'), GLOBALS, NAMES, NAMES, NUMBERS) | inner),
+    ),
+    max_leaves=25,
+)
+INSTRUCTIONS = st.sampled_from([opcode.code.encode('latin-1') for opcode in pickletools.opcodes])
+
+
+def dumped(value):
+    """Return the pickle of a value of VALUES without its start and end."""
+    if isinstance(value, Pairs):
+        return b'}(' + b''.join(dumped(key) + dumped(item) for key, item in value) + b'u'
+    if isinstance(value, (Call, Stored)):
+        return b''.join(map(dumped, value)) + (b'R' if isinstance(value, Call) else b'Q')
+    if type(value) in (tuple, list):
+        start, end = (b'(', b't') if isinstance(value, tuple) else (b'](', b'e')
+        return start + b''.join(map(dumped, value)) + end
+    if isinstance(value, Global):
+        return f'c{value.module}\n{value.name}\n'.encode()
+    return pickle.dumps(value, 2)[2:-1]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A folder in which a file has been read, so that all is imported that reading imports."""
+    folder = tmp_path_factory.mktemp('fuzz')
+    for write in (torch_files.write_zip, torch_files.write_legacy):
+        write(folder / 'net.pth', {'a': np.ones(2, 'float32')})
+        assert from_torch.read(folder / 'net.pth')['a'].sum() == 2
+    torch_files.write_zip_of(folder / 'net.pth', b'\x80\x02Va\nU\x01a.', {})
+    with pytest.raises(UserError):
+        from_torch.shapes(folder / 'net.pth')
+    return folder
+
+
+def read_or_refuse(path):
+    with nothing_but(path):
+        try:
+            for array in from_torch.read(path).values():
+                assert isinstance(array, np.ndarray)
+        except UserError as error:
+            assert '\n' not in str(error)
+
+
+@settings(max_examples=300, deadline=None)
+@given(VALUES, st.booleans())
+def test_any_values_in_any_place(folder, value, is_zip):
+    data = b'\x80\x02' + b'}(X\x01\x00\x00\x00a' + dumped(value) + b'u.'
+    if is_zip:
+        torch_files.write_zip_of(folder / 'net.pth', data, {'0': bytes(16)})
+    else:
+        system = {'protocol_version': 1001, 'little_endian': True}
+        start = b''.join(map(pickled, (torch_files.MAGIC, 1001, system)))
+        (folder / 'net.pth').write_bytes(start + data + b'\x80\x02' + dumped(value) + b'.' + bytes(20))
+    read_or_refuse(folder / 'net.pth')
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.one_of(INSTRUCTIONS, VALUES.map(dumped), st.binary(max_size=9)), max_size=12))
+def test_any_instructions(folder, parts):
+    torch_files.write_zip_of(folder / 'net.pth', b'\x80\x04}' + b''.join(parts) + b'.', {'0': bytes(16)})
+    read_or_refuse(folder / 'net.pth')
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 500), INSTRUCTIONS), min_size=1, max_size=4))
+def test_other_instructions_in_a_real_pickle(folder, changes):
+    call = torch_files.tensor('0', 'float32', 4, (2, 2))
+    data = bytearray(pickled({'a': call, 'b': Call(Global('collections', 'OrderedDict'), ([['c', call]],))}))
+    for place, instruction in changes:
+        data[place % len(data)] = instruction[0]
+    torch_files.write_zip_of(folder / 'net.pth', data, {'0': bytes(16)})
+    read_or_refuse(folder / 'net.pth')
+
+
+def test_instructions_are_those_of_a_state_dict():
+    """What a machine without these cannot do: call but by REDUCE, or set attributes but by our BUILD."""
+    names = {pickletools.code2op[chr(code)].name for code in torch_pickle._METHODS}
+    assert not names & {
+        'INST',
+        'OBJ',
+        'NEWOBJ',
+        'NEWOBJ_EX',
+        'EXT1',
+        'EXT2',
+        'EXT4',
+        'PERSID',
+        'DUP',
+        'POP',
+        'ADDITEMS',
+    }
+    for code in map(ord, '}dsub'):
+        method = torch_pickle._METHODS.get(code)
+        assert (method is pickle._Unpickler.dispatch[code]) == (code == ord('}'))
+    assert pathlib.Path(pickle.__file__).name == 'pickle.py'

@@ -1,0 +1,380 @@
+"""Encoded pictures -> the net's input: by hand, against TensorFlow 1's resize and Pillow, and over many seeds."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from fixtures import ilsvrc
+from PIL import Image
+
+from official_resnet import errors
+from official_resnet.inputs import encoded
+from official_resnet.inputs.views import RESIZES, Views
+
+NO_BOXES = np.zeros([0, 4], np.float32)
+# test_size 2 out of the shorter side resized to 4
+SMALL = {resize: Views(size=2, test_size=2, test_resize=4, resize=resize) for resize in RESIZES}
+
+
+def encode(pixels, kind='PNG', **options):
+    """Return a picture's bytes; JPEGs are as exact as they can be."""
+    file = io.BytesIO()
+    options = {'quality': 100, 'subsampling': 0} | options if kind == 'JPEG' else options
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(file, kind, **options)
+    return file.getvalue()
+
+
+def coordinates(height=256, width=256):
+    """Return a JPEG whose red is its column and whose green is its row, as shares of 255."""
+    rows, columns = np.indices((height, width)) * 255 / np.array([height - 1, width - 1])[:, None, None]
+    return encode(np.stack([columns, rows, np.full_like(rows, 128)], -1).round(), 'JPEG')
+
+
+def blocks(values):
+    """Return a grey JPEG of 8 x 8 blocks of these levels, which it keeps exactly."""
+    return encode(np.kron(values, np.ones([8, 8])), 'JPEG')
+
+
+def sample():
+    """Return [JPEG] of ImageNet's pictures, in the order of their synsets."""
+    return [jpeg for _, (_, jpeg) in sorted(ilsvrc.sample().items())]
+
+
+def train_views(jpeg, seeds, views, boxes=NO_BOXES):
+    """Return train_view of each seed, by tf.data."""
+    dataset = tf.data.Dataset.range(seeds).map(
+        lambda i: encoded.train_view(jpeg, tf.constant(boxes), tf.stack([7, i]), views), num_parallel_calls=2
+    )
+    return np.stack(list(dataset.as_numpy_iterator()))
+
+
+def windows(pictures, side=256):
+    """Return ymin, xmin, ymax, xmax in pixels and whether mirrored, of train views of `coordinates`, resize 'tf1'.
+
+    That takes its first column from the left edge of the window, and column j from j / size of its width.
+    """
+    size = pictures.shape[1]
+    steps = np.arange(size)
+    scale = (side - 1) / 255
+    slope, left = np.polyfit(steps, pictures[..., 0].mean(1).T * scale, 1)
+    height, top = np.polyfit(steps, pictures[..., 1].mean(2).T * scale, 1)
+    mirrored = slope < 0  # and then its first column is the right edge
+    left = np.where(mirrored, left + 1 + slope * size, left)
+    return np.stack([top, left, top + height * size, left + abs(slope) * size], 1), mirrored
+
+
+# --- by hand ---------------------------------------------------------------------------------------------------
+
+RAMP = encode([[0, 40, 80, 120], [100, 140, 180, 220]])
+
+
+@pytest.mark.parametrize(
+    'resize,expected',
+    [
+        # 4 x 8 pixels are at rows 0, 0.5, 1 .. and columns 0, 0.5 .. 3.5 of 2 x 4;
+        # the middle is rows 1, 2, columns 3, 4
+        ('tf1', [[110, 130], [160, 180]]),
+        # with the centres upon each other, at rows -0.25, 0.25, 0.75 and columns .. 1.25, 1.75
+        ('antialias', [[75, 95], [125, 145]]),
+    ],
+)
+def test_the_middle_of_a_ramp(resize, expected):
+    view = encoded.test_view(RAMP, SMALL[resize])
+    assert view.dtype == tf.float32 and view.shape == (2, 2, 3)
+    np.testing.assert_allclose(view[..., 0], expected, atol=1e-4)
+    np.testing.assert_array_equal(view[..., 0], view[..., 2])  # grey becomes RGB
+
+
+def test_halving():
+    """tf1 takes every second pixel, antialias a triangle of weights 1 3 3 1."""
+    pixels = np.tile(np.array([0, 8, 16, 80, 160, 240, 248, 255], np.uint8), (8, 1))
+    for resize, expected in (('tf1', [16, 160]), ('antialias', [(8 + 48 + 240 + 160) / 8, (80 + 480 + 720 + 248) / 8])):
+        view = encoded.test_view(encode(pixels), SMALL[resize])
+        np.testing.assert_allclose(view[0, :, 0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize('resize', RESIZES)
+def test_ten_views_of_sixteen_pixels(resize):
+    views = encoded.ten_views(encode(np.arange(16).reshape(4, 4)), SMALL[resize])
+    assert views.shape == (10, 2, 2, 3) and views.dtype == tf.float32
+    expected = [[[0, 1], [4, 5]], [[2, 3], [6, 7]], [[8, 9], [12, 13]], [[10, 11], [14, 15]], [[5, 6], [9, 10]]]
+    np.testing.assert_allclose(views[:5, :, :, 1], expected, atol=1e-5)
+    np.testing.assert_array_equal(views[5:], views[:5, :, ::-1])
+
+
+@pytest.mark.parametrize(
+    'resize,expected',
+    [
+        ('tf1', {False: [0, 100, 200, 40], True: [40, 200, 100, 0]}),  # the first of eight columns, each time
+        # a triangle over 16 columns: 3/4 of its own block, 1/8 of either neighbour; 6/7 and 1/7 at the border
+        ('antialias', {False: [100 / 7, 100, 167.5, 440 / 7], True: [440 / 7, 167.5, 100, 100 / 7]}),
+    ],
+)
+def test_the_whole_picture_and_its_mirror_image(resize, expected):
+    """No part has all of the area and another aspect, so it is the picture."""
+    seen = train_views(blocks([[0, 100, 200, 40]] * 4), 40, Views(size=4, min_area=1.0, resize=resize))[..., 0]
+    mirrored = [bool(row[0, 0] > row[0, 3]) for row in seen]
+    assert 10 < sum(mirrored) < 30
+    for row, is_mirrored in zip(seen, mirrored, strict=True):
+        np.testing.assert_allclose(row, [expected[is_mirrored]] * 4, atol=1e-4)
+
+
+def test_the_mirror_image_is_resized_not_the_resized_mirrored():
+    """By TensorFlow 1's bilinear these differ: of 0 .. 7 it takes 0, 4, and of 7 .. 0 it takes 7, 3."""
+    pixels = np.kron(np.arange(0, 128, 16), np.ones([64, 8]))
+    seen = {tuple(row) for row in train_views(encode(pixels, 'JPEG'), 12, Views(size=2, min_area=1.0))[:, 0, :, 0]}
+    assert seen == {(0, 64), (112, 48)}
+
+
+# --- against others --------------------------------------------------------------------------------------------
+
+
+def shapes_of_official(height, width, side):
+    """Return (h, w) by official/resnet's rule: float32 throughout, truncated."""
+    ratio = np.float32(side) / np.float32(min(height, width))
+    return int(np.float32(height) * ratio), int(np.float32(width) * ratio)
+
+
+def test_some_shorter_sides_become_255():
+    assert shapes_of_official(375, 500, 256) == (256, 341) and 255 in {
+        shapes_of_official(side, side, 256)[0] for side in range(100, 600)
+    }
+
+
+def first_short_by_one(side):
+    return next(n for n in range(100, 3000) if shapes_of_official(n, n, side)[0] == side - 1)
+
+
+@pytest.mark.parametrize(
+    'height,width',
+    [(375, 500), (500, 333), (100, 100), (224, 300), (256, 256), (300, 1000), (first_short_by_one(256), 400)],
+)
+def test_official_evaluation(height, width):
+    """tf.compat.v1.image.resize to official's size, the middle cut out in whole numbers."""
+    pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+    rows, columns = shapes_of_official(height, width, 256)
+    resized = tf.compat.v1.image.resize(pixels, [rows, columns]).numpy()
+    top, left = (rows - 224) // 2, (columns - 224) // 2
+    view = encoded.test_view(encode(pixels), Views())
+    np.testing.assert_array_equal(view, resized[top : top + 224, left : left + 224])
+    corners = encoded.ten_views(encode(pixels), Views()).numpy()
+    np.testing.assert_array_equal(corners[0], resized[:224, :224])
+    np.testing.assert_array_equal(corners[3], resized[-224:, -224:])
+    np.testing.assert_array_equal(corners[9], view[:, ::-1])
+
+
+def test_what_is_resized_to_the_very_size_is_never_too_small():
+    """Official's 255.99998 would leave 255 of 256 pixels."""
+    side = first_short_by_one(256)
+    views = Views(test_size=256, test_resize=256)
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    expected = tf.compat.v1.image.resize(pixels, [256, 256])
+    np.testing.assert_array_equal(encoded.test_view(encode(pixels), views), expected)
+    np.testing.assert_array_equal(encoded.ten_views(encode(pixels), views)[0], expected)
+
+
+@pytest.mark.parametrize('height,width', [(375, 500), (500, 334), (100, 120), (224, 1000), (300, 301)])
+def test_antialiased_evaluation(height, width):
+    """tf.image.resize(antialias=True) of torchvision's size, cut where torchvision cuts."""
+    pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+    shorter = min(height, width)
+    rows, columns = int(256 * height / shorter), int(256 * width / shorter)
+    resized = tf.image.resize(pixels, [rows, columns], antialias=True)
+    top, left = round((rows - 224) / 2), round((columns - 224) / 2)
+    view = encoded.test_view(encode(pixels), Views(resize='antialias'))
+    np.testing.assert_array_equal(view, resized[top : top + 224, left : left + 224])
+
+
+def test_antialiased_evaluation_of_imagenet_is_pillows():
+    """Within a level, of 105 JPEGs; Pillow rounds after either direction."""
+    views = Views(test_size=56, resize='antialias')
+    for jpeg in sample():
+        image = Image.open(io.BytesIO(jpeg)).convert('RGB')
+        size = tuple(int(64 * side / min(image.size)) for side in image.size)
+        left, top = (round((side - 56) / 2) for side in size)
+        expected = image.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + 56, top + 56))
+        view = encoded.test_view(jpeg, views).numpy()
+        assert np.abs(view - np.asarray(expected)).max() <= 1.001
+
+
+@pytest.mark.parametrize('resize', RESIZES)
+def test_training_views_of_imagenet_are_of_the_decoded_picture(resize):
+    """What is decoded is only the part, resized as TensorFlow 1 and Pillow do it."""
+    views = Views(size=64, resize=resize, use_boxes=False)
+    for i, jpeg in enumerate(sample()[::5]):
+        begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+            tf.io.extract_jpeg_shape(jpeg),
+            NO_BOXES[None],
+            [7, i],
+            min_object_covered=0.0,
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            area_range=(0.05, 1),
+            max_attempts=100,
+            use_image_if_no_bounding_boxes=True,
+        )
+        (top, left, _), (height, width, _) = begin.numpy(), size.numpy()
+        part = tf.io.decode_and_crop_jpeg(jpeg, [top, left, height, width], 3, dct_method=views.dct_method).numpy()
+        whole = tf.io.decode_jpeg(jpeg, 3, dct_method=views.dct_method).numpy()[top : top + height, left : left + width]
+        assert np.abs(part - whole.astype(int))[1:-1, 2:-2].max() == 0  # libjpeg has no colours of beyond the edge
+        view = encoded.train_view(jpeg, NO_BOXES, [7, i], views).numpy()
+        differences = []
+        for either in (part, part[:, ::-1]):
+            if resize == 'tf1':
+                resized = tf.compat.v1.image.resize(either, [64, 64]).numpy()
+            else:
+                resized = np.asarray(Image.fromarray(either).resize((64, 64), Image.Resampling.BILINEAR))
+            differences.append(np.abs(view - resized).max())
+        assert min(differences) <= (0 if resize == 'tf1' else 1.001), (i, differences)
+
+
+# --- over many seeds -------------------------------------------------------------------------------------------
+
+
+def test_parts_have_the_area_and_the_aspect_that_were_asked_for():
+    parts, mirrored = windows(train_views(coordinates(), 400, Views(size=32, use_boxes=False)))
+    heights, widths = parts[:, 2] - parts[:, 0], parts[:, 3] - parts[:, 1]
+    areas, aspects = heights * widths / 256**2, widths / heights
+    assert parts.min() > -2 and parts.max() < 258  # JPEG has clipped the ends of the ramps
+    assert areas.min() > 0.047 and aspects.min() > 0.73 and aspects.max() < 1.37  # they are whole pixels
+    assert areas.min() < 0.1 and areas.max() > 0.8 and aspects.min() < 0.8 and aspects.max() > 1.25
+    assert 160 < mirrored.sum() < 240  # 4 standard deviations
+    for edge in (0, 1):  # parts lie anywhere
+        assert np.ptp(parts[areas < 0.3][:, edge]) > 120
+
+
+@pytest.mark.parametrize(
+    'options,least', [({'min_area': 0.5}, 0.5), ({'min_area': 0.3, 'use_boxes': False}, 0.3), ({}, 0.1)]
+)  # without a box, the picture is one, and a tenth of it must be in the part
+def test_another_least_area(options, least):
+    parts, _ = windows(train_views(coordinates(), 200, Views(size=32, **options)))
+    smallest = ((parts[:, 2] - parts[:, 0]) * (parts[:, 3] - parts[:, 1]) / 256**2).min()
+    assert least * 0.97 < smallest < least + 0.06
+
+
+BOXES = np.array([[0, 0, 0.125, 0.125], [0.5, 0.625, 0.75, 1]], np.float32)
+
+
+def covered(parts, boxes):
+    """Return the share of each box that lies in each part: [parts, boxes]."""
+    edges = boxes * 256
+    low, high = np.maximum(parts[:, None, :2], edges[:, :2]), np.minimum(parts[:, None, 2:], edges[:, 2:])
+    return np.maximum(high - low, 0).prod(-1) / (edges[:, 2:] - edges[:, :2]).prod(-1)
+
+
+@pytest.mark.parametrize('boxes', [BOXES[:1], BOXES])
+def test_parts_contain_a_tenth_of_a_box(boxes):
+    parts, _ = windows(train_views(coordinates(), 300, Views(size=32), boxes))
+    shares = covered(parts, boxes)
+    assert (shares.max(1) > 0.08).all()  # a tenth, but for whole pixels
+    assert shares.max(1).min() < 0.9
+    if len(boxes) == 2:
+        assert shares.min(0).max() == 0  # of any one, and not always of the same
+    without, _ = windows(train_views(coordinates(), 300, Views(size=32, use_boxes=False), boxes))
+    assert (covered(without, boxes).max(1) < 0.05).any()
+
+
+def test_a_seed_is_a_view():
+    jpeg, views = coordinates(), Views(size=32)
+    mapped = train_views(jpeg, 20, views)
+    for i in range(20):
+        eager = encoded.train_view(jpeg, NO_BOXES, [7, i], views)
+        np.testing.assert_array_equal(mapped[i], eager)
+        np.testing.assert_array_equal(eager, encoded.train_view(jpeg, NO_BOXES, tf.constant([7, i]), views))
+    assert len({view.tobytes() for view in mapped}) == 20
+    assert not np.array_equal(encoded.train_view(jpeg, NO_BOXES, [8, 0], views), mapped[0])
+
+
+@pytest.mark.parametrize('resize', RESIZES)
+@pytest.mark.parametrize('function', [encoded.test_view, encoded.ten_views])
+def test_the_same_eagerly_and_inside_tf_data(function, resize):
+    views = Views(test_size=48, resize=resize)
+    pictures = [*sample()[:6], RAMP, coordinates(70, 300)]
+    dataset = tf.data.Dataset.from_tensor_slices(pictures).map(lambda picture: function(picture, views))
+    assert dataset.element_spec.shape == ((48, 48, 3) if function is encoded.test_view else (10, 48, 48, 3))
+    for picture, mapped in zip(pictures, dataset, strict=True):
+        np.testing.assert_array_equal(mapped, function(picture, views))
+
+
+# --- odd pictures, mistakes ------------------------------------------------------------------------------------
+
+ODD = {
+    'grey': np.full((60, 90), 80),
+    '1 x 500': np.full((1, 500, 3), 80),
+    '500 x 1': np.full((500, 1, 3), 80),
+    '1 x 1': np.full((1, 1), 80),
+    'smaller than the crop': np.full((20, 30, 3), 80),
+    '1 x 60000': np.full((1, 60000), 80),
+}
+
+
+@pytest.mark.parametrize('resize', RESIZES)
+@pytest.mark.parametrize('name', ODD)
+def test_odd_pictures(name, resize):
+    views = Views(size=32, test_size=28, resize=resize)
+    jpeg = encode(ODD[name], 'JPEG')
+    for view in (
+        encoded.train_view(jpeg, NO_BOXES, [0, 0], views),
+        *(encoded.test_view(picture, views) for picture in (jpeg, encode(ODD[name]))),
+    ):
+        assert view.shape[1:] == (view.shape[0], 3) and view.shape[0] in (28, 32)
+        np.testing.assert_allclose(view, np.full_like(view, 80), atol=1e-3)
+    assert encoded.ten_views(jpeg, views).shape == (10, 28, 28, 3)
+
+
+@pytest.mark.parametrize('resize', RESIZES)
+@pytest.mark.parametrize('length', [500, 501])
+def test_of_a_very_long_picture_only_the_middle_is_resized(length, resize):
+    """The same pixels as the middle of the whole: what is cut off before is as long on both sides."""
+    views = Views(test_size=28, test_resize=32, resize=resize)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, length, 3), np.uint8)
+    whole = encoded._resize(tf.constant(pixels), [32, 32 * length], views)
+    left = (32 * length - 28) // 2
+    np.testing.assert_allclose(encoded.test_view(encode(pixels), views), whole[2:30, left : left + 28], atol=1e-2)
+
+
+def test_png_of_other_kinds():
+    """A palette, transparency and 16 bits; a PNG is not for training."""
+    for image in (
+        Image.new('RGB', (40, 30), (255, 0, 102)).convert('P'),
+        Image.new('RGBA', (40, 30), (255, 0, 102, 9)),
+        Image.fromarray(np.full((30, 40), 0x66FF, np.uint16)),
+    ):
+        file = io.BytesIO()
+        image.save(file, 'PNG')
+        view = encoded.test_view(file.getvalue(), Views(test_size=16))
+        assert view.shape == (16, 16, 3) and (view[..., 2] == 102).numpy().all()
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        encoded.train_view(file.getvalue(), NO_BOXES, [0, 0], Views(size=16))
+
+
+def test_what_is_no_picture():
+    for data in (b'', b'hello', coordinates()[:300]):
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            encoded.test_view(data, Views())
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            encoded.train_view(data, NO_BOXES, [0, 0], Views())
+
+
+def test_defaults():
+    assert Views() == Views(224, 224, None, 0.05, True, 'tf1') and Views().dct_method == 'INTEGER_FAST'
+    assert Views(resize='antialias').dct_method == 'INTEGER_ACCURATE'
+    assert [Views(test_size=size).shorter_side for size in (224, 112, 299, 7)] == [256, 128, 342, 8]
+    assert Views(test_resize=232).shorter_side == 232
+
+
+@pytest.mark.parametrize(
+    'options,message',
+    [
+        ({'resize': 'area'}, '--resize=area must be one of tf1, antialias'),
+        ({'size': 0}, '--image_size=0 must be 1 or more'),
+        ({'test_size': -3}, '--eval_image_size=-3 must be 1 or more'),
+        ({'min_area': 0}, '--min_crop_area=0 must be above 0 and at most 1'),
+        ({'min_area': 1.5}, '--min_crop_area=1.5 must be above 0 and at most 1'),
+        ({'test_size': 224, 'test_resize': 223}, 'test_resize 223 leaves no 224 pixels to cut out; pass 224 or more'),
+    ],
+)
+def test_wrong_views(options, message):
+    with pytest.raises(errors.UserError) as caught:
+        Views(**options)
+    assert str(caught.value) == message

@@ -1,0 +1,132 @@
+"""What is shown and logged."""
+
+import io
+import json
+
+import pytest
+from fixtures.tiny_training import StopAt, make_config
+
+from official_resnet import resnet_run_loop, resnet_variants
+from official_resnet.command_line import more_logging
+from official_resnet.command_line.flags import RunOptions
+from official_resnet.training import callbacks
+from official_resnet.training.config import TrainConfig
+
+PARAMS = {'epochs': 3, 'steps': 10, 'batch_size': 4, 'first_step': 0, 'last_step': 30}
+LOGS = {
+    'loss': 1.5,
+    'accuracy': 0.5,
+    'learning_rate': 0.1,
+    'images_per_second': 40.0,
+    'epoch_images_per_second': 30.0,
+    'seconds': 1.0,
+    'step': 10.0,
+}  # Keras hands floats over
+TEST = {'val_loss': 1.25, 'val_accuracy': 0.75, 'val_seconds': 0.5, 'val_images_per_second': 80.0}
+
+
+def make(callback, **params):
+    callback.set_params(PARAMS | params)
+    return callback
+
+
+def test_metrics_lines(tmp_path):
+    callback = make(callbacks.MetricsJSON(tmp_path))
+    callback.on_train_begin()
+    callback.on_epoch_end(0, LOGS)
+    callback.on_epoch_end(1, LOGS | TEST | {'step': 20})
+    lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    assert [(line['split'], line['epoch'], line['step']) for line in lines] == [
+        ('train', 1, 10),
+        ('train', 2, 20),
+        ('test', 2, 20),
+    ]
+    assert lines[2] == {
+        'split': 'test',
+        'epoch': 2,
+        'step': 20,
+        'loss': 1.25,
+        'accuracy': 0.75,
+        'learning_rate': 0.1,
+        'images_per_second': 80.0,
+        'seconds': 0.5,
+    }
+
+
+def test_a_resumed_run_removes_lines_beyond_its_checkpoint_and_a_cut_one(tmp_path):
+    path = tmp_path / 'metrics.jsonl'
+    path.write_text('{"step": 10}\n{"step": 20}\n{"step": 30}\n{"ste')
+    make(callbacks.MetricsJSON(tmp_path), first_step=20).on_train_begin()
+    assert path.read_text() == '{"step": 10}\n{"step": 20}\n'
+
+
+@pytest.mark.parametrize('is_terminal', [True, False])
+def test_progress(capsys, is_terminal):
+    stream = io.StringIO()
+    stream.isatty = lambda: is_terminal
+    callback = make(callbacks.Progress(5, '--recipe=fast is quicker', stream), last_step=10**6)
+    callback.on_epoch_begin(0)
+    for step in (1, 4, 6, 10):
+        callback.on_train_batch_end(step - 1, LOGS | {'step': step})
+    callback.on_epoch_end(0, LOGS | TEST)
+    out = capsys.readouterr().out
+    assert 'expected time: 27 h 47 min at 40 images/s' in out and '--recipe=fast is quicker' in out
+    assert 'epoch 1/3: loss 1.5000, accuracy 0.5000, 40 images/s; test loss 1.2500, test accuracy 0.7500' in out
+    assert out.count('\nstep ') == (0 if is_terminal else 2)  # at 6 and 10
+    assert ('epoch 1/3' in stream.getvalue() and 'images/s' in stream.getvalue()) == is_terminal
+
+
+def test_the_bar_is_removed_whatever_ends_the_training(cifar_dir):
+    """Wherever it stands in the list; a second Ctrl-C and an error leave no half bar before their line."""
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    progress = callbacks.Progress(stream=stream)
+    with pytest.raises(RuntimeError, match='killed'):
+        resnet_run_loop.train(make_config(cifar_dir, None), [StopAt(3), progress])
+    assert stream.getvalue().endswith('\r')  # tqdm has wiped its line
+
+
+def test_a_short_training_names_no_quicker_recipe(capsys):
+    callback = make(callbacks.Progress(quicker='--recipe=fast', stream=io.StringIO()))
+    callback.on_epoch_begin(0)
+    for step in (1, 2):
+        callback.on_train_batch_end(step - 1, LOGS | {'step': step})
+    assert '--recipe' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'hooks,names',
+    [
+        ({'examplespersecondhook'}, ['current_examples_per_sec', 'average_examples_per_sec']),
+        ({'loggingmetrichook'}, ['learning_rate', 'cross_entropy', 'train_accuracy']),
+    ],
+)
+def test_benchmark_log(tmp_path, capsys, hooks, names):
+    for folder in (tmp_path, None):
+        callback = make(more_logging.BenchmarkLog(folder, {'model_name': 'resnet'}, 10, hooks))
+        callback.on_train_begin()
+        callback.on_train_batch_end(8, LOGS | {'step': 9})  # no line yet
+        callback.on_train_batch_end(9, LOGS)
+        callback.on_epoch_end(0, LOGS | TEST)
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    written = [json.loads(line) for line in (tmp_path / 'metric.log').read_text().splitlines()]
+    assert [line['name'] for line in written] == [line['name'] for line in printed] == [*names, 'accuracy', 'loss']
+    assert all(line['global_step'] == 10 for line in written)
+    assert json.loads((tmp_path / 'benchmark_run.log').read_text())['model_name'] == 'resnet'
+
+
+@pytest.mark.parametrize('kind,is_written', [('BaseBenchmarkLogger', False), ('BenchmarkFileLogger', True)])
+def test_the_base_logger_prints_and_the_file_logger_writes(kind, is_written, tmp_path, capsys):
+    """As in official/resnet, also where --benchmark_log_dir is given."""
+    options = RunOptions(benchmark_logger_type=kind, benchmark_log_dir=str(tmp_path / 'log'))
+    config = TrainConfig(resnet_variants.cifar_spec(8))
+    [callback] = more_logging.callbacks_of(config, options, hooks=set())
+    make(callback).on_train_begin()
+    callback.on_epoch_end(0, LOGS | TEST)
+    assert (tmp_path / 'log').exists() is is_written
+    assert ('"accuracy"' in capsys.readouterr().out) is not is_written
+
+
+@pytest.mark.parametrize('seconds,text', [(40, '40 s'), (720, '12 min'), (7500, '2 h 05 min'), (5399, '1 h 30 min')])
+def test_format_seconds(seconds, text):
+    assert callbacks.format_seconds(seconds) == text

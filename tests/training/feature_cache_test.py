@@ -1,0 +1,99 @@
+"""Features computed once: equal to those of the net, kept on the disk, and training on them is the same training."""
+
+import dataclasses
+import signal
+
+import keras
+import numpy as np
+import pytest
+from fixtures.tiny_training import StopAt, drawn_examples, make_config
+
+from official_resnet import checkpoints, resnet_model, resnet_run_loop
+from official_resnet.inputs.normalization import per_image_standardization
+from official_resnet.training import callbacks, feature_cache
+
+HEAD_ONLY = {'transfer': 'head', 'augment': False}
+
+
+def final(model_dir):
+    arrays, state, _ = checkpoints.restore_latest(model_dir / 'checkpoints')
+    return arrays, state
+
+
+@pytest.mark.parametrize(
+    'fields', [{}, {'dtype': 'bf16', 'head': 'append', 'pretrained_classes': 10, 'train_epochs': 1}]
+)
+def test_training_on_features_equals_training_on_pictures(cifar_dir, source, monkeypatch, fields):
+    config = make_config(cifar_dir, None, pretrained=str(source), **HEAD_ONLY | fields)
+    cached = resnet_run_loop.train(config)
+    monkeypatch.setattr(resnet_run_loop.TrainConfig, 'trains_on_features', False)
+    plain = resnet_run_loop.train(config)
+    for one, other in zip(cached.model.variables, plain.model.variables, strict=True):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), atol=1e-4, err_msg=one.path)
+    np.testing.assert_allclose(cached.history.history['loss'], plain.history.history['loss'], rtol=1e-4)
+    assert cached.history.history['val_accuracy'] == plain.history.history['val_accuracy']
+
+
+def test_head_training_killed_and_resumed_is_bit_identical(cifar_dir, source, tmp_path, capsys):
+    fields = HEAD_ONLY | {'pretrained': str(source), 'train_epochs': 3}
+    for name, deaths in (('whole', ()), ('killed', (4, 8, 14))):
+        for step in deaths:
+            config = make_config(cifar_dir, tmp_path / name, save_checkpoint_minutes=0, **fields)
+            with pytest.raises(RuntimeError, match='killed'):
+                resnet_run_loop.train(config, [StopAt(step)])
+        capsys.readouterr()
+        resnet_run_loop.train(make_config(cifar_dir, tmp_path / name, **fields), [callbacks.Progress(0)])
+        out = capsys.readouterr().out
+        for count in (120, 30):
+            assert (f'features of {count} pictures taken from' in out) == (name == 'killed')
+            assert (f'computing the features of {count} pictures' in out) == (name == 'whole')
+    (arrays, state), (others, other_state) = final(tmp_path / 'whole'), final(tmp_path / 'killed')
+    assert state['step'] == other_state['step'] == 3 * 7 and arrays.keys() == others.keys()
+    for name in arrays:
+        np.testing.assert_array_equal(arrays[name], others[name], err_msg=name)
+    results = resnet_run_loop.evaluate(make_config(cifar_dir, tmp_path / 'whole', **fields))  # on the pictures
+    assert results['accuracy'] == state['evaluation']['accuracy']
+    assert results['loss'] == pytest.approx(state['evaluation']['loss'], rel=1e-4)
+
+
+def test_features_are_computed_anew_where_they_are_of_something_else(source, tmp_path, capsys):
+    model = keras.models.load_model(source / 'model.keras')
+
+    path = tmp_path / 'features.npz'
+
+    def lines(examples):
+        feature_cache.features(model, examples, path)
+        return capsys.readouterr().out.partition(' ')[0]
+
+    examples = drawn_examples(5)
+    assert lines(examples) == 'computing' and lines(examples) == 'features'
+    assert lines(dataclasses.replace(examples, images=examples.images + 1)) == 'computing'
+    assert lines(dataclasses.replace(examples, normalization='unit_range')) == 'computing'
+    model.get_layer('logits').bias.assign(np.ones(10))  # the last layer does not matter
+    assert lines(dataclasses.replace(examples, normalization='unit_range')) == 'features'
+    assert lines(examples) == 'computing' and lines(examples) == 'features'
+    model.get_layer('stem_bn').moving_mean.assign(np.ones(4))
+    assert lines(examples) == 'computing'
+    path.write_bytes(path.read_bytes()[:-100])
+    assert lines(examples) == 'computing' and lines(examples) == 'features'
+    path.unlink()
+    path.mkdir()  # cannot be written
+    assert lines(examples) == 'computing'
+
+
+def test_features_are_what_the_last_layer_is_fed(source):
+    model = keras.models.load_model(source / 'model.keras')
+    examples = drawn_examples(feature_cache.BATCH_SIZE + 3)
+    made = feature_cache.features(model, examples)
+    assert made.images.shape == (len(examples.labels), 1, 1, 16) and made.images.dtype == np.float32
+    images = per_image_standardization(examples.images)
+    expected = resnet_model.features(model)(images, training=False)
+    np.testing.assert_allclose(made.images[:, 0, 0], expected['pre_logits'], atol=1e-4)
+    np.testing.assert_allclose(feature_cache.head_of(model)(made.images), expected['logits'], atol=1e-4)
+
+
+def test_a_signal_while_features_are_computed_saves(cifar_dir, source, tmp_path):
+    config = make_config(cifar_dir, tmp_path, pretrained=str(source), **HEAD_ONLY)
+    with pytest.raises(resnet_run_loop.Interrupted, match='SIGTERM at step 0: state saved'):
+        resnet_run_loop.Trainer(config).run([], [signal.SIGTERM])
+    assert resnet_run_loop.train(config).step == 14

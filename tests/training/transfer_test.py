@@ -1,0 +1,248 @@
+"""Weights of another net: what is taken, what is frozen, bit for bit."""
+
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pytest
+from fixtures.tiny_training import SPEC, drawn_examples, make_config
+
+from official_resnet import checkpoints, resnet_model, resnet_run_loop, resnet_variants
+from official_resnet.errors import UserError
+from official_resnet.inference import card_reader, model_card
+from official_resnet.inputs.normalization import NORMALIZATIONS
+from official_resnet.training import transfer
+
+
+@pytest.fixture(scope='module')
+def weights(source):
+    """{path: array} of that net."""
+    return {
+        name: array
+        for name, array in checkpoints.restore_latest(source / 'checkpoints')[0].items()
+        if not name.startswith('optimizer/')
+    }
+
+
+def changed(model, before):
+    """Return the names of the layers of which a variable is not what it was, bit for bit; new ones are left out."""
+    return {
+        variable.path.split('/')[0]
+        for variable in model.variables
+        if variable.path in before and not np.array_equal(variable.numpy(), before[variable.path])
+    }
+
+
+# --- what is loaded, what is trained -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', ['', 'model.keras'])
+@pytest.mark.parametrize('head', ['replace', 'append', 'keep'])
+def test_what_is_loaded(source, weights, name, head):
+    config = dataclasses.replace(make_config('', None, head=head, pretrained_classes=10), num_classes=10)
+    examples = drawn_examples(4, num_classes=10)
+    model = resnet_run_loop.build_model(config, examples)
+    before = {variable.path: variable.numpy() for variable in model.variables}
+    transfer.load_backbone(model, source / name, head)
+    new = {
+        'replace': {'logits/kernel', 'logits/bias'},
+        'keep': set(),
+        'append': {'appended_logits/kernel', 'appended_logits/bias'},
+    }[head]
+    for variable in model.variables:
+        expected = before if variable.path in new else weights
+        np.testing.assert_array_equal(variable.numpy(), expected[variable.path], err_msg=variable.path)
+
+
+@pytest.mark.parametrize(
+    'fields,still',
+    [
+        ({'transfer': 'all'}, set()),
+        ({'transfer': 'last', 'train_last_groups': 1}, {'stem', 'group1', 'group2'}),
+        ({'transfer': 'last', 'train_last_groups': 2, 'dtype': 'bf16'}, {'stem', 'group1'}),
+        ({'transfer': 'head'}, {'stem', 'group1', 'group2', 'group3'}),
+        ({'transfer': 'head', 'augment': False}, {'stem', 'group1', 'group2', 'group3'}),
+        (
+            {'transfer': 'head', 'augment': False, 'head': 'append', 'pretrained_classes': 10},
+            {'stem', 'group1', 'group2', 'group3', 'logits'},
+        ),
+    ],
+)
+def test_frozen_weights_and_statistics_are_bit_identical(cifar_dir, source, weights, fields, still):
+    model = resnet_run_loop.train(make_config(cifar_dir, None, pretrained=str(source), train_epochs=1, **fields)).model
+    layers = {path.split('/')[0] for path in weights}  # BN with its moving statistics
+    assert changed(model, weights) == {name for name in layers if name.partition('_')[0] not in still}
+
+
+def test_last_of_version_2_trains_its_last_normalisation():
+    model = resnet_model.resnet(dataclasses.replace(SPEC, version='2'), 10, (32, 32, 3))
+    transfer.freeze(model, 'last', 1)
+    names = {variable.path.split('_')[0] for variable in model.trainable_variables}
+    assert names == {'group3', 'head', 'logits/kernel', 'logits/bias'}
+
+
+@pytest.mark.parametrize(
+    'spec',
+    [
+        dataclasses.replace(SPEC, shortcut='C', projection_pool=True),
+        dataclasses.replace(SPEC, block='bottleneck', shortcut='B', se_reduction=4, stochastic_depth=0.2),
+    ],
+)
+def test_freezing_goes_by_group(spec):
+    model = resnet_model.resnet(spec, 10, (32, 32, 3))
+    transfer.freeze(model, 'last', 2)
+    groups = {variable.path.partition('_')[0] for variable in model.trainable_variables if '_' in variable.path}
+    frozen = {
+        variable.path.partition('_')[0]
+        for layer in model.layers
+        for variable in layer.variables
+        if not layer.trainable and 'seed' not in variable.path
+    }
+    assert groups >= {'group2', 'group3'} and frozen == {'stem', 'group1'}
+
+
+def test_train_last_groups_out_of_range():
+    with pytest.raises(UserError, match='--train_last_groups=4, but the net has 3 groups; pass 1..3'):
+        transfer.freeze(resnet_model.resnet(SPEC, 10, (32, 32, 3)), 'last', 4)
+
+
+def test_appended_head_is_a_dense_layer_of_the_original_logits(source, weights):
+    config = make_config('', None, head='append', pretrained_classes=10, transfer='head')
+    model = resnet_run_loop.build_model(config, drawn_examples(4, num_classes=3))
+    transfer.load_backbone(model, source, 'append')
+    assert [v.path for v in model.trainable_variables] == ['appended_logits/kernel', 'appended_logits/bias']
+    images = np.random.default_rng(0).normal(size=(5, 32, 32, 3)).astype('float32')
+    original = keras.models.load_model(source / 'model.keras')(images, training=False).numpy()
+    layer = model.get_layer('appended_logits')
+    expected = original @ layer.kernel.numpy() + layer.bias.numpy()
+    np.testing.assert_allclose(model(images, training=False), expected, atol=1e-5)
+
+
+def test_num_classes():
+    config = make_config('', None, num_classes=7)
+    assert resnet_run_loop.build_model(config, drawn_examples(4, num_classes=3)).output_shape == (None, 7)
+    assert resnet_run_loop.build_model(make_config('', None), drawn_examples(4, num_classes=3)).output_shape == (
+        None,
+        3,
+    )
+    with pytest.raises(UserError, match='num_classes=2 with 3 classes in drawn; pass 3 or more'):
+        resnet_run_loop.build_model(dataclasses.replace(config, num_classes=2), drawn_examples(4, num_classes=3))
+
+
+# --- the pretrained net decides the network ------------------------------------------------------------------
+
+
+def test_the_network_is_that_of_the_pretrained_model_dir(cifar_dir, source):
+    described = transfer.describe(source)
+    assert (described.spec, described.num_classes) == (SPEC, 10)
+    other = dataclasses.replace(
+        make_config(cifar_dir, None, pretrained=str(source), head='append'), spec=resnet_variants.cifar_spec(20)
+    )
+    adopted = transfer.adopt(other, described)
+    assert adopted.spec == SPEC and adopted.pretrained_classes == 10
+    assert adopted.normalization is None  # what CIFAR's is anyway
+    mnist = transfer.adopt(dataclasses.replace(other, dataset='mnist'), described)
+    assert mnist.normalization == 'per_image_standardization'
+    momentum = dataclasses.replace(other, spec=resnet_variants.cifar_spec(20, bn_momentum=0.5))
+    assert transfer.adopt(momentum, described, {'bn_momentum': 'bn_momentum'}).spec.bn_momentum == 0.5
+    with pytest.raises(UserError, match='--resnet_size=20, but .* has 8; '):
+        transfer.adopt(other, described, {'resnet_size': 'group_blocks'})
+
+
+def test_a_converted_net_brings_its_card(source, tmp_path):
+    """As checkpoints_tools writes it: the spec, and how the source fed its net."""
+    (tmp_path / 'net.keras').write_bytes((source / 'model.keras').read_bytes())
+    assert transfer.describe(tmp_path / 'net.keras') == transfer.Pretrained(num_classes=10)
+    card = {
+        'variant': 'resnet20',
+        'spec': dataclasses.asdict(SPEC),
+        'num_classes': 10,
+        'labels': 'cifar10',
+        'input': {
+            'channels': 'BGR',
+            'scale': 1 / 255,
+            'mean': [0.1, 0.2, 0.3],
+            'std': [1, 2, 4],
+            'size': 32,
+            'resize': None,
+            'interpolation': 'bilinear',
+        },
+    }
+    (tmp_path / 'net.card.json').write_text(json.dumps(card))
+    described = transfer.describe(tmp_path / 'net.keras')
+    assert described.spec == SPEC and described.image_size == 32
+    picture = np.array([255, 51, 102], np.uint8).reshape(1, 1, 1, 3)
+    got = NORMALIZATIONS[described.normalization](picture)
+    np.testing.assert_allclose(np.ravel(got), [0.4 - 0.1, (0.2 - 0.2) / 2, (1 - 0.3) / 4], atol=1e-6)
+    config = make_config('', None, pretrained=str(tmp_path / 'net.keras'))
+    assert transfer.adopt(config, described).normalization == described.normalization
+    for text in ('{', '[]', json.dumps(card | {'spec': {'group_blocks': [0]}})):
+        (tmp_path / 'net.card.json').write_text(text)
+        with pytest.raises(UserError, match='net.card.json'):
+            transfer.describe(tmp_path / 'net.keras')
+
+
+def test_a_card_of_ours_is_read_again(source, tmp_path, cifar_dir):
+    result = resnet_run_loop.train(make_config(cifar_dir, None, train_epochs=1, max_train_steps=1))
+    (tmp_path / 'net.keras').write_bytes((source / 'model.keras').read_bytes())
+    model_card.write_card(tmp_path / 'net.card.json', **result.card)
+    assert transfer.describe(tmp_path / 'net.keras') == transfer.Pretrained(SPEC, 10, 'per_image_standardization', 32)
+    card = card_reader.read_card(tmp_path / 'net.card.json')
+    assert card.names[3] == 'cat' and card.size == card.net_size == (32, 32)
+
+
+def test_wrong_sources(tmp_path, source):
+    model = resnet_variants.cifar_resnet(8)
+    for read in (transfer.describe, lambda path: transfer.load_backbone(model, path)):
+        with pytest.raises(UserError, match='has no checkpoint'):
+            read(tmp_path)
+        with pytest.raises(UserError, match='cannot load'):
+            read(tmp_path / 'absent.keras')
+    other = {variable.path: variable.numpy() for variable in resnet_variants.cifar_resnet(14).variables}
+    checkpoints.save(tmp_path / 'checkpoints', 1, other, {})
+    with pytest.raises(UserError, match='unexpected group1_block2.*pretrained_model_checkpoint_path'):
+        transfer.load_backbone(model, tmp_path)
+    with pytest.raises(
+        UserError, match=r'stem_conv/kernel of shape \(3, 3, 3, 4\), not \(3, 3, 3, 16\); pass .*another'
+    ):
+        transfer.load_backbone(model, source)
+    three = resnet_model.resnet(SPEC, 3, (32, 32, 3))
+    with pytest.raises(UserError, match='logits/.* --head=replace'):
+        transfer.load_backbone(three, source, 'keep')
+    config = make_config('', None, head='append', pretrained_classes=10)
+    appended = resnet_run_loop.build_model(config, drawn_examples(4, num_classes=3))
+    appended.save(tmp_path / 'appended.keras')
+    with pytest.raises(UserError, match='has an appended head already; pass --head=replace'):
+        transfer.load_backbone(appended, tmp_path / 'appended.keras', 'append')
+    assert transfer.describe(tmp_path / 'appended.keras').num_classes == 10
+    transfer.load_backbone(three, tmp_path / 'appended.keras')  # its backbone can be used
+
+
+def test_append_needs_to_know_the_classes(cifar_dir):
+    with pytest.raises(UserError, match='--head=append needs the classes of a pretrained net'):
+        resnet_run_loop.Trainer(make_config(cifar_dir, None, head='append'))
+
+
+# --- what a checkpoint of another transfer answers -----------------------------------------------------------
+
+
+def test_a_model_dir_of_another_transfer_is_refused(cifar_dir, source, tmp_path):
+    config = make_config(cifar_dir, tmp_path / 'run', pretrained=str(source), train_epochs=1, transfer='last')
+    resnet_run_loop.train(config)
+    resnet_run_loop.train(dataclasses.replace(config, backbone_learning_rate_factor=0.1, train_epochs=1))
+    for change, message in (
+        ({'transfer': 'all'}, '--transfer last, not all'),
+        ({'train_last_groups': 2}, '--train_last_groups 1, not 2'),
+        ({'head': 'keep'}, '--head replace, not keep'),
+        ({'normalization': 'unit_range'}, '--input_normalization None, not unit_range'),
+        ({'pretrained': str(tmp_path)}, 'holds a run with --pretrained_model_checkpoint_path'),
+    ):
+        with pytest.raises(UserError, match=message):
+            resnet_run_loop.train(dataclasses.replace(config, **change))
+    arrays, state, path = checkpoints.restore_latest(tmp_path / 'run' / 'checkpoints')
+    state['config']['pretrained'] = str(tmp_path / 'moved since')
+    state['data']['class_names'][3] = 'lion'
+    checkpoints.save(path.parent, state['step'] + 1, arrays, state)
+    with pytest.raises(UserError, match=r"on data with class_names\[3\] 'lion', not 'cat'"):
+        resnet_run_loop.train(config)
