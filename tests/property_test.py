@@ -1,8 +1,7 @@
-"""What must hold for any bytes, any arguments and any server: read, refused in one line, or fetched whole."""
+"""What must hold for any bytes and any server: read, refused in one line, or fetched whole."""
 
 import contextlib
 import gzip
-import io
 import pathlib
 import re
 import struct
@@ -12,18 +11,13 @@ import threading
 import download_test
 import numpy as np
 import pytest
-import wrong_inputs_test
 from fixtures import ilsvrc
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from official_resnet import cifar10_main, cifar100_main, imagenet_main, mnist_main
 from official_resnet.building import tars
-from official_resnet.command_line import flags
-from official_resnet.command_line.program import run_program
 from official_resnet.errors import UserError
 from official_resnet.inputs import cifar, download, idx, images, jpeg, tfrecords
-from official_resnet.training.config import flags_of
 
 SEGMENTS = st.sampled_from([b'\xff\xfe\x00\x02', b'\xff\xfe\x00\x06\xff\xd9\xff\xd8', b'\xff\xe7\x00\x05abc', b'\xff'])
 EDITS = st.lists(
@@ -226,129 +220,6 @@ def test_a_changed_tar_is_indexed_or_refused(edits, aligned):
         else:
             assert (found.rows['offset'] + found.rows['size'] <= len(data)).all()
             assert all(len(found.read_bytes(i)) == found.rows[i]['size'] for i in range(len(found)))
-
-
-# --- arguments -------------------------------------------------------------------------------------------------
-
-
-TEXT = st.text(st.characters(exclude_characters='\0', exclude_categories=()), max_size=12)  # no argument has a NUL
-VALUES = TEXT | st.sampled_from(
-    [
-        '',
-        '0',
-        '-1',
-        '1e400',
-        'nan',
-        '²',
-        '٣',
-        '1_0',
-        '9' * 5000,
-        'true',
-        ',',
-        'a,b',
-        '1,2',
-        '=',
-        '-',
-        '--',
-        '"',
-        '~',
-        '~nobody',
-        'no',
-        '\udcff',
-        '\n',
-        '\x1b[31m',
-    ]
-)
-
-
-@st.composite
-def arguments(draw, names):
-    """Draw the arguments of a program with these flags: sensible, senseless, cut off."""
-    result = []
-    for _ in range(draw(st.integers(0, 5))):
-        name, value = draw(st.sampled_from(names)), draw(VALUES)
-        result += draw(
-            st.sampled_from(
-                [
-                    [f'--{name}={value}'],
-                    [f'--{name}', value],
-                    [f'-{name}', value],
-                    [f'--no{name}'],
-                    [f'--no{name}={value}'],
-                    [f'--{name}'],
-                    [value],
-                    [f'--{value}'],
-                    [f'--{name[:-1]}={value}'],
-                    [f'--undefok={name}'],
-                ]
-            )
-        )
-    return result
-
-
-@pytest.mark.parametrize('program', wrong_inputs_test.PROGRAMS)
-@settings(quick, max_examples=40)
-@given(data=st.data())
-def test_any_arguments_are_taken_or_refused_in_one_line(program, data):
-    names = sorted(wrong_inputs_test.PROGRAMS[program].define_flags()) or ['none']
-    args = data.draw(arguments(names))
-    values, ran = wrong_inputs_test.PROGRAMS[program].define_flags(), []
-    out, err = io.StringIO(), io.StringIO()
-    if program in ('predict_main', 'download_and_preprocess_imagenet'):
-        values.set_gnu_getopt(True)
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run_program([f'{program}.py', *args], 'doc', values, ran.append)
-    text = err.getvalue()
-    text.encode()  # no lone surrogates
-    if code == 0:
-        assert text == '' and (ran or '--help' in args or '-h' in args)
-    else:
-        assert code == 1 and text.startswith(f'{program}: ') and text.splitlines() == [text[:-1]] and not ran
-
-
-TRAINING = {
-    'cifar10_main': cifar10_main.PROGRAM,
-    'cifar100_main': cifar100_main.PROGRAM,
-    'mnist_main': mnist_main.PROGRAM,
-    'imagenet_main': imagenet_main.PROGRAM,
-}
-
-
-@pytest.mark.parametrize('program', TRAINING)
-@settings(quick, max_examples=40)
-@given(data=st.data())
-def test_what_the_flags_take_is_resolved_or_refused_in_one_line(program, data):
-    """A flag that is given has its value, whatever the recipe says."""
-    values = flags.define(TRAINING[program])
-    args = []
-    for name in data.draw(st.lists(st.sampled_from(sorted(wrong_inputs_test.canonical(values))), max_size=6)):
-        parser = values[name].parser
-        right = (
-            st.sampled_from(parser.enum_values)
-            if hasattr(parser, 'enum_values')
-            else st.integers(parser.lower_bound or 0, 4000)
-            if hasattr(parser, 'lower_bound')
-            else TEXT
-        )
-        args.append(f'--{name}={data.draw(right)}')
-    resolved, err = [], io.StringIO()
-    with contextlib.redirect_stderr(err):
-        code = run_program(
-            [f'{program}.py', *args],
-            'doc',
-            values,
-            lambda values: resolved.append(flags.resolve(values, TRAINING[program])),
-        )
-    assert (code, len(resolved), len(err.getvalue().splitlines())) in ((0, 1, 0), (1, 0, 1)), args
-    if code == 0:
-        [(config, options)] = resolved
-        for part in (config, config.machine, options):
-            for flag, field in flags_of(type(part)).items():
-                is_plain = field.name not in ('distribution_strategy', 'data_dir', 'num_classes', 'background')
-                if flag in flags.given(values) and is_plain and not field.metadata.get('is_path') and not config.views:
-                    value = values[flag].value
-                    is_alike = getattr(part, field.name) == (tuple(value) if isinstance(value, list) else value)
-                    assert is_alike or (flag == 'transfer' and values.fine_tune), flag
 
 
 # --- download ------------------------------------------------------------------------------------------------

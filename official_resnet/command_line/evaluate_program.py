@@ -65,7 +65,7 @@ def _evaluate_run(values, asked, options, row, given):
     config = config.with_machine(data_dir=flags.data_dir_of(values, config.dataset))
     train_program.find_data(config, options, row)
     results = resnet_run_loop.evaluate(config)
-    top_5 = f', in the top 5 {results["accuracy_top_5"]:.4f}' if results["test"].resize else ''
+    top_5 = f', in the top 5 {results["accuracy_top_5"]:.4f}' if results['test'].resize else ''
     print(
         f'epoch {results["epoch"]}, step {results["step"]}: test loss {results["loss"]:.4f}, '
         f'test accuracy {results["accuracy"]:.4f}{top_5} ({results["num_images"]} images)'
