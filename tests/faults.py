@@ -134,7 +134,7 @@ FAULTS = [
         'official_resnet/inputs/in_memory.py',
         'return tf.data.Dataset.range(0, num_images, batch_size)',
         'return tf.data.Dataset.range(0, num_images - batch_size + 1, batch_size)',
-        'tests/inputs/in_memory_test.py -k every_picture_once_in_order',
+        'tests/inputs/in_memory_test.py -k every_image_once_in_order',
     ),
     Fault(
         'augmentation-seed',
@@ -150,7 +150,7 @@ FAULTS = [
         'official_resnet/inputs/in_memory.py',
         'tf.stack([seed, -1 - epoch])',
         'tf.stack([seed, -1 - 0 * epoch])',
-        'tests/inputs/in_memory_test.py -k no_picture_comes_twice',
+        'tests/inputs/in_memory_test.py -k no_image_comes_twice',
     ),
     Fault(
         'one-crop',
@@ -174,7 +174,7 @@ FAULTS = [
         'official_resnet/inputs/shards.py',
         'return jpegs, labels - records.first_label, boxes',
         'return jpegs, labels, boxes',
-        'tests/inputs/shards_test.py -k any_picture',
+        'tests/inputs/shards_test.py -k any_image',
     ),
     Fault(
         'cmyk',
@@ -306,7 +306,7 @@ FAULTS = [
         'official_resnet/inputs/download.py',
         'if found != md5.strip().lower():',
         'if not found:',
-        'tests/inputs/download_test.py -k wrong_md5',
+        'tests/inputs/download_test.py -k gets_no_name',
     ),
     Fault(
         'path-traversal',
@@ -314,7 +314,7 @@ FAULTS = [
         'official_resnet/inputs/download.py',
         "name.anchor or '..' in name.parts or",
         'name.anchor or',
-        'tests/inputs/download_test.py -k unsafe_member',
+        'tests/inputs/download_test.py -k refused_and_leaves_nothing',
     ),
     Fault(
         'record-checksum',

@@ -1,4 +1,4 @@
-"""download: resumed, checked and atomic; tried on archives of a few kB and a server on the loopback."""
+"""Downloads are resumed, checked and atomic: archives of a few kB and a server on the loopback."""
 
 import errno
 import gzip
@@ -6,23 +6,26 @@ import hashlib
 import http.server
 import io
 import os
+import pathlib
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
-from pathlib import Path
 
 import pytest
+from fixtures import loopback
+from fixtures.any_bytes import EDITS, edited, files, quick, refused
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from official_resnet import cifar10_download_and_extract
 from official_resnet.errors import UserError
 from official_resnet.inputs import datasets, download
 
-SCRIPT = cifar10_download_and_extract.__file__
 FOLDER = 'cifar-10-batches-bin'
 NAME = 'cifar-10-binary.tar.gz'
 RECORD = 1 + 3072
@@ -30,6 +33,7 @@ FILES = {
     'data_batch_1.bin': random.Random(1).randbytes(2 * RECORD),  # does not compress
     'test_batch.bin': random.Random(2).randbytes(RECORD),
 }
+TOTAL = 3 * RECORD
 
 
 def tar_gz(members):
@@ -37,37 +41,26 @@ def tar_gz(members):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode='w:gz') as tar:
         for name, data in members.items():
-            if isinstance(data, tarfile.TarInfo):
-                data.name = name
-                tar.addfile(data)
-            else:
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+            info = data if isinstance(data, tarfile.TarInfo) else tarfile.TarInfo()
+            content = b'' if info is data else data
+            info.name, info.size = name, len(content)
+            tar.addfile(info, io.BytesIO(content))
     return buffer.getvalue()
 
 
-def official(files=None):
-    return {f'{FOLDER}/{name}': data for name, data in (files or FILES).items()}
-
-
-def link(kind, target):
+def special(kind, target=''):
     info = tarfile.TarInfo()
     info.type, info.linkname = kind, target
     return info
 
 
-GOOD = tar_gz({**official(), f'{FOLDER}/batches.meta.txt': b'airplane\n'})
-MD5 = hashlib.md5(GOOD).hexdigest()
-IDX = {
-    name: random.Random(name).randbytes(2000 + 100 * len(name))
-    for name in (  # what they hold is not looked at
-        'train-images-idx3-ubyte.gz',
-        'train-labels-idx1-ubyte.gz',
-        't10k-images-idx3-ubyte.gz',
-        't10k-labels-idx1-ubyte.gz',
-    )
+MEMBERS = {**{f'{FOLDER}/{name}': data for name, data in FILES.items()}, f'{FOLDER}/batches.meta.txt': b'airplane\n'}
+GOOD = tar_gz(MEMBERS)
+SIZE, MD5 = len(GOOD), hashlib.md5(GOOD).hexdigest()
+IDX = {  # MNIST's file names; no test looks into the files
+    name: random.Random(name).randbytes(2000 + 100 * len(name)) for name in download.FILE_SETS['mnist'][1]
 }
+REAL_ARCHIVES, REAL_FILE_SETS = dict(download.ARCHIVES), dict(download.FILE_SETS)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -96,46 +89,31 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def server():
-    """A server that counts requests in .ranges; .cuts holds after how many bytes each response breaks off."""
-    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    server.ranges, server.cuts, server.knows_range, server.status = [], [], True, None
-    server.may_close = threading.Event()
-    server.may_close.set()
-    server.url = f'http://127.0.0.1:{server.server_port}/{NAME}'
-    thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01})
-    thread.start()
-    yield server
-    server.may_close.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    """A server that records requests in .ranges; .cuts says after how many bytes each response breaks off."""
+    with loopback.serve(Handler, may_close=threading.Event()) as server:
+        yield server
+        server.may_close.set()
 
 
-@pytest.fixture
-def refused_url():
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        return f'http://127.0.0.1:{free.getsockname()[1]}/{NAME}'
+def reset(server, **attributes):
+    """Make a server a good one, but for the attributes given."""
+    vars(server).update({'ranges': [], 'cuts': [], 'knows_range': True, 'status': None} | attributes)
+    server.may_close.set()
 
 
 @pytest.fixture(autouse=True)
-def tiny_archives(monkeypatch, refused_url):
+def tiny_archives(monkeypatch, server):
     """Make the data sets some kB, their addresses unreachable, and the waiting short."""
+    reset(server)
+    row = download.Archive(loopback.refused_url(NAME), SIZE, MD5, {name: len(data) for name, data in FILES.items()})
     for dataset in download.ARCHIVES:
-        monkeypatch.setitem(
-            download.ARCHIVES,
-            dataset,
-            download.Archive(refused_url, len(GOOD), MD5, {name: len(data) for name, data in FILES.items()}),
-        )
-    monkeypatch.setitem(download.FILE_SETS, 'mnist', file_set(f'{refused_url}/'))
+        monkeypatch.setitem(download.ARCHIVES, dataset, row)
+    rows = {name: (len(data), hashlib.md5(data).hexdigest()) for name, data in IDX.items()}
+    monkeypatch.setitem(download.FILE_SETS, 'mnist', (f'{server.url}/mirror/', rows))
     monkeypatch.setattr(download, 'RETRY_SECONDS', 0)
     monkeypatch.setenv('no_proxy', '127.0.0.1')
-
-
-def file_set(url):
-    return url, {name: (len(data), hashlib.md5(data).hexdigest()) for name, data in IDX.items()}
 
 
 @pytest.fixture
@@ -152,418 +130,22 @@ def data_dir(tmp_path):
     return path
 
 
-def assert_extracted(data_dir):
-    assert {path.name: path.read_bytes() for path in (data_dir / FOLDER).iterdir()} == {
-        **FILES,
-        'batches.meta.txt': b'airplane\n',
-    }
-    assert not [path for path in data_dir.iterdir() if path.name.startswith('.') or path.suffix == '.part']
-
-
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-# The table.
+def assert_extracted(data_dir):
+    found = {f'{FOLDER}/{path.name}': path.read_bytes() for path in (data_dir / FOLDER).iterdir()}
+    assert found == MEMBERS
+    assert not [path for path in data_dir.iterdir() if path.name.startswith('.') or path.suffix == '.part']
 
-REAL_ARCHIVES = dict(download.ARCHIVES)
-REAL_FILE_SETS = dict(download.FILE_SETS)
 
-
-def test_table_states_the_published_archives():
+def test_the_tables_state_the_published_files():
     cifar10, cifar100 = REAL_ARCHIVES['cifar10'], REAL_ARCHIVES['cifar100']
     assert (cifar10.size, cifar10.md5) == (170052171, 'c32a1d4ab5d03f1284b67883e8d87530')
     assert (cifar100.size, cifar100.md5) == (168513733, '03b5dce01913d631647c71ecec9e9cb8')
     assert [size / (1 + 3072) for size in cifar10.files.values()] == [10000] * 6
     assert {name: size / (2 + 3072) for name, size in cifar100.files.items()} == {'train.bin': 50000, 'test.bin': 10000}
-
-
-# fetch: the network.
-
-
-def test_fetch_downloads_and_leaves_no_part(server, data_dir):
-    download.fetch(server.url, data_dir / NAME, len(GOOD), MD5)
-    assert (data_dir / NAME).read_bytes() == GOOD
-    assert names(data_dir) == [NAME]
-    assert server.ranges == [None]
-
-
-def test_fetch_without_known_size_or_md5(server, data_dir):
-    download.fetch(server.url, data_dir / NAME)
-    assert (data_dir / NAME).read_bytes() == GOOD
-
-
-def test_fetch_resumes_a_part_file(server, data_dir):
-    (data_dir / f'{NAME}.part').write_bytes(GOOD[:1000])
-    download.fetch(server.url, data_dir / NAME, len(GOOD), MD5)
-    assert server.ranges == ['bytes=1000-']
-    assert (data_dir / NAME).read_bytes() == GOOD
-
-
-def test_fetch_starts_over_where_the_server_ignores_range(server, data_dir):
-    server.knows_range = False
-    (data_dir / f'{NAME}.part').write_bytes(b'x' * 1000)
-    download.fetch(server.url, data_dir / NAME, len(GOOD), MD5)
-    assert server.ranges == ['bytes=1000-']
-    assert (data_dir / NAME).read_bytes() == GOOD
-
-
-def test_fetch_needs_no_request_for_a_complete_part(refused_url, data_dir):
-    (data_dir / f'{NAME}.part').write_bytes(GOOD)
-    download.fetch(refused_url, data_dir / NAME, len(GOOD), MD5)
-    assert names(data_dir) == [NAME]
-
-
-def test_fetch_takes_416_at_the_right_size_as_complete(server, data_dir):
-    (data_dir / f'{NAME}.part').write_bytes(GOOD)
-    download.fetch(server.url, data_dir / NAME, None, MD5)
-    assert server.ranges == [f'bytes={len(GOOD)}-']
-    assert names(data_dir) == [NAME]
-
-
-def test_fetch_drops_a_part_that_is_too_long(server, data_dir):
-    (data_dir / f'{NAME}.part').write_bytes(GOOD + b'x')
-    download.fetch(server.url, data_dir / NAME, len(GOOD), MD5)
-    assert server.ranges == [f'bytes={len(GOOD) + 1}-', None]
-    assert (data_dir / NAME).read_bytes() == GOOD
-
-
-def test_fetch_resumes_a_broken_connection_by_itself(server, data_dir):
-    server.cuts = [1000, 500]
-    download.fetch(server.url, data_dir / NAME, len(GOOD), MD5)
-    assert server.ranges == [None, 'bytes=1000-', 'bytes=1500-']
-    assert (data_dir / NAME).read_bytes() == GOOD
-
-
-def test_fetch_gives_up_after_three_breaks_and_the_next_call_resumes(server, data_dir):
-    server.cuts = [1000, 500, 500]
-    with pytest.raises(UserError, match='2000 bytes are kept.*run the same command again'):
-        download.fetch(server.url, data_dir / NAME, len(GOOD), MD5)
-    assert names(data_dir) == [f'{NAME}.part']
-    download.fetch(server.url, data_dir / NAME, len(GOOD), MD5)
-    assert server.ranges[3:] == ['bytes=2000-']
-    assert (data_dir / NAME).read_bytes() == GOOD
-
-
-def test_fetch_removes_a_part_with_the_wrong_md5(server, data_dir):
-    (data_dir / f'{NAME}.part').write_bytes(b'x' * 1000)
-    with pytest.raises(UserError, match=f'has MD5 .* instead of {MD5} and was removed: run the same command'):
-        download.fetch(server.url, data_dir / NAME, len(GOOD), MD5)
-    assert names(data_dir) == []
-
-
-def test_fetch_refuses_a_file_of_another_size_before_touching_the_part(server, data_dir):
-    (data_dir / f'{NAME}.part').write_bytes(GOOD[:1000])
-    server.knows_range = False
-    with pytest.raises(UserError, match=f'{len(GOOD)} bytes instead of {len(GOOD) + 1}'):
-        download.fetch(server.url, data_dir / NAME, len(GOOD) + 1, MD5)
-    assert (data_dir / f'{NAME}.part').read_bytes() == GOOD[:1000]
-
-
-@pytest.mark.parametrize('status, reason', [(404, 'Not Found'), (503, 'Service Unavailable')])
-def test_fetch_reports_an_http_error(server, data_dir, status, reason):
-    server.status = status
-    with pytest.raises(UserError, match=f'answers {status} {reason}.*--archive'):
-        download.fetch(server.url, data_dir / NAME, len(GOOD), MD5)
-    assert names(data_dir) == []
-
-
-def test_fetch_times_out(server, data_dir, monkeypatch):
-    monkeypatch.setattr(download, 'TIMEOUT', 0.05)
-    server.may_close.clear()
-    server.cuts = [1000, 0, 0]
-    with pytest.raises(UserError, match='timed out; 1000 bytes are kept'):
-        download.fetch(server.url, data_dir / NAME, len(GOOD), MD5)
-
-
-def test_fetch_without_a_network(refused_url, data_dir):
-    with pytest.raises(UserError, match='refused.*check the network.*--archive'):
-        download.fetch(refused_url, data_dir / NAME, len(GOOD), MD5)
-    assert names(data_dir) == []
-
-
-@pytest.mark.parametrize('url', ['ftp://127.0.0.1/x', '/tmp/x.tar.gz', 'http://127.0.0.1:port/x', 'http://'])
-def test_fetch_refuses_a_bad_url(url, data_dir):
-    with pytest.raises(UserError, match='--archive'):
-        download.fetch(url, data_dir / NAME, len(GOOD), MD5)
-
-
-def test_ctrl_c_keeps_the_part(server, data_dir, monkeypatch):
-    def interrupted(response):
-        yield response.read(1000)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(download, '_chunks', interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        download.fetch(server.url, data_dir / NAME, len(GOOD), MD5)
-    assert (data_dir / f'{NAME}.part').read_bytes() == GOOD[:1000]
-
-
-# extract: hostile and damaged archives.
-
-DEVICE = tarfile.TarInfo()
-DEVICE.type = tarfile.CHRTYPE
-OUTSIDE = {
-    '../evil.bin': b'x',
-    f'{FOLDER}/../../evil.bin': b'x',
-    '/evil.bin': b'x',
-    'C:/evil.bin': b'x',
-    '..\\evil.bin': b'x',
-    f'{FOLDER}/link': link(tarfile.SYMTYPE, '../../evil.bin'),
-    f'{FOLDER}/hard': link(tarfile.LNKTYPE, '/etc/passwd'),
-    f'{FOLDER}/device': DEVICE,
-}
-
-
-@pytest.mark.parametrize('member', OUTSIDE)
-def test_unsafe_member_is_refused_by_name(member, archive, data_dir):
-    archive.write_bytes(tar_gz({**official(), member: OUTSIDE[member]}))
-    with pytest.raises(UserError) as error:
-        download.extract(archive, data_dir, 'cifar10')
-    assert f"'{member}'" in str(error.value) and 'refused' in str(error.value)
-    assert names(data_dir) == [] and names(data_dir.parent) == ['data', 'mine.tar.gz']
-
-
-TEST_BATCH = FILES['test_batch.bin']
-DAMAGED = {
-    'truncated inside a member': GOOD[: len(GOOD) // 2],
-    'without its last byte': GOOD[:-1],
-    'a flipped bit': GOOD[:5000] + bytes([GOOD[5000] ^ 1]) + GOOD[5001:],
-    'empty': b'',
-    'a web page': b'<html>Please log in</html>',
-    'gzip of something else': gzip.compress(b'no tar' * 1000),
-}
-
-
-@pytest.mark.parametrize('what', DAMAGED)
-def test_damaged_archive_leaves_nothing(what, archive, data_dir):
-    archive.write_bytes(DAMAGED[what])
-    with pytest.raises(UserError, match='truncated, damaged or no tar.gz.*get it again'):
-        download.extract(archive, data_dir, 'cifar10')
-    assert names(data_dir) == []
-
-
-@pytest.mark.parametrize(
-    'files, problem',
-    [
-        ({'data_batch_1.bin': FILES['data_batch_1.bin']}, 'test_batch.bin is missing'),
-        ({**FILES, 'test_batch.bin': TEST_BATCH[:-1]}, 'test_batch.bin has 3072 bytes instead of 3073'),
-        ({**FILES, 'test_batch.bin': TEST_BATCH * 2}, 'test_batch.bin has 6146 bytes instead of 3073'),
-    ],
-)
-def test_missing_or_missized_member_is_named(files, problem, archive, data_dir):
-    archive.write_bytes(tar_gz(official(files)))
-    with pytest.raises(UserError, match=f'{FOLDER}/{problem}.*get it again'):
-        download.extract(archive, data_dir, 'cifar10')
-    assert names(data_dir) == []
-
-
-def test_only_the_folder_is_extracted_and_dots_are_fine(archive, data_dir):
-    archive.write_bytes(
-        tar_gz(
-            {
-                '.': link(tarfile.DIRTYPE, ''),
-                './README': b'x',
-                f'./{FOLDER}': link(tarfile.DIRTYPE, ''),
-                **{f'./{name}': data for name, data in official().items()},
-                f'./{FOLDER}/batches.meta.txt': b'airplane\n',
-            }
-        )
-    )
-    assert download.extract(archive, data_dir, 'cifar10') == data_dir / FOLDER
-    assert_extracted(data_dir)
-    assert names(data_dir) == [FOLDER]
-
-
-def test_extract_replaces_an_incomplete_folder_and_keeps_foreign_files(archive, data_dir):
-    (data_dir / FOLDER).mkdir()
-    (data_dir / FOLDER / 'test_batch.bin').write_bytes(b'half')
-    (data_dir / FOLDER / 'notes.txt').write_bytes(b'mine')
-    download.extract(archive, data_dir, 'cifar10')
-    assert (data_dir / FOLDER / 'notes.txt').read_bytes() == b'mine'
-    (data_dir / FOLDER / 'notes.txt').unlink()
-    assert_extracted(data_dir)
-
-
-def test_old_folder_comes_back_when_the_rename_fails(archive, data_dir, monkeypatch):
-    (data_dir / FOLDER).mkdir()
-    (data_dir / FOLDER / 'test_batch.bin').write_bytes(b'half')
-    rename = os.rename
-
-    def failing(source, target):
-        if (Path(source) / 'data_batch_1.bin').exists():
-            raise PermissionError(errno.EACCES, 'Permission denied', str(target))
-        rename(source, target)
-
-    monkeypatch.setattr(os, 'rename', failing)
-    with pytest.raises(UserError, match='Permission denied'):
-        download.extract(archive, data_dir, 'cifar10')
-    assert names(data_dir) == [FOLDER]
-    assert (data_dir / FOLDER / 'test_batch.bin').read_bytes() == b'half'
-
-
-def test_ctrl_c_while_extracting_leaves_no_folder(archive, data_dir, monkeypatch):
-    def interrupted(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(download, '_put_in_place', interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        download.extract(archive, data_dir, 'cifar10')
-    assert names(data_dir) == []
-
-
-# The disk.
-
-
-def test_full_disk_is_noticed_before_anything_is_written(server, archive, data_dir, monkeypatch):
-    monkeypatch.setattr(download.shutil, 'disk_usage', lambda folder: type('Usage', (), {'free': 10}))
-    with pytest.raises(UserError, match=f"'{data_dir}' has 10 bytes free, {len(GOOD)} are needed: free some"):
-        download.fetch(server.url, data_dir / NAME, len(GOOD), MD5)
-    with pytest.raises(UserError, match=f'{len(GOOD) + 3 * RECORD} are needed'):
-        download.download_and_extract('cifar10', data_dir, url=server.url)
-    with pytest.raises(UserError, match=f'{3 * RECORD} are needed'):
-        download.extract(archive, data_dir, 'cifar10')
-    assert names(data_dir) == [] and server.ranges == []
-
-
-@pytest.mark.parametrize(
-    'code, message',
-    [
-        (errno.ENOSPC, f"the disk of '.*data' is full, {3 * RECORD} bytes are needed: free some space"),
-        (errno.EACCES, 'Permission denied.*pass another --data_dir'),
-    ],
-)
-def test_disk_that_fails_while_extracting(code, message, archive, data_dir, monkeypatch):
-    def failing_open(path, mode):
-        file = open(path, mode)
-        if mode != 'rb':
-            file.close()
-            raise OSError(code, os.strerror(code))
-        return file
-
-    monkeypatch.setattr(download, 'open', failing_open, raising=False)
-    with pytest.raises(UserError, match=message):
-        download.download_and_extract('cifar10', data_dir, archive=archive)
-    assert names(data_dir) == []
-
-
-def test_disk_that_fills_while_downloading_keeps_the_part(server, data_dir, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    (data_dir / f'{NAME}.part').write_bytes(GOOD[:1000])
-    monkeypatch.setattr(download, 'open', full, raising=False)
-    with pytest.raises(UserError, match=f"the disk of '{data_dir}' is full, {len(GOOD) - 1000} bytes"):
-        download.fetch(server.url, data_dir / NAME, len(GOOD), MD5)
-    assert names(data_dir) == [f'{NAME}.part']
-
-
-def test_data_dir_that_cannot_be_made(archive, tmp_path):
-    with pytest.raises(UserError, match="data_dir '.*mine.tar.gz' is a file: pass a folder"):
-        download.download_and_extract('cifar10', archive, archive=archive)
-    with pytest.raises(UserError, match='No such file or directory.*another --data_dir'):
-        download.fetch('http://127.0.0.1/x', tmp_path / 'absent' / NAME)
-    with pytest.raises(UserError, match='Not a directory.*another --data_dir'):
-        download.download_and_extract('cifar10', archive / 'below', archive=archive)
-    assert names(tmp_path) == ['mine.tar.gz']
-
-
-# download_and_extract.
-
-
-def test_download_and_extract_then_nothing_to_do(server, data_dir, capsys, monkeypatch):
-    assert download.download_and_extract('cifar10', data_dir, url=server.url) == data_dir / FOLDER
-    assert_extracted(data_dir)
-    assert not datasets.is_missing('cifar10', data_dir) and not datasets.is_missing('cifar10', data_dir / FOLDER)
-    capsys.readouterr()
-    monkeypatch.setattr(download.urllib.request, 'urlopen', None)
-    before = {path: path.stat().st_mtime_ns for path in data_dir.rglob('*')}
-    for folder in (data_dir, data_dir / FOLDER):
-        assert download.download_and_extract('cifar10', folder) == data_dir / FOLDER
-        out = capsys.readouterr().out
-        assert out == f'cifar10 is already complete in {data_dir / FOLDER}: nothing to do\n'
-    assert {path: path.stat().st_mtime_ns for path in data_dir.rglob('*')} == before
-
-
-def test_official_address_is_the_default(data_dir):
-    with pytest.raises(UserError, match=f'cannot download {download.ARCHIVES["cifar10"].url}'):
-        download.download_and_extract('cifar10', data_dir)
-
-
-def test_archive_that_is_there_is_verified_and_not_downloaded_again(data_dir):
-    (data_dir / NAME).write_bytes(GOOD)
-    download.download_and_extract('cifar10', data_dir)
-    assert_extracted(data_dir)
-
-
-@pytest.mark.parametrize('content', [GOOD[:-100], GOOD[:-1] + b'x'], ids=['truncated', 'changed'])
-def test_wrong_archive_that_is_there_is_not_trusted(content, data_dir):
-    (data_dir / NAME).write_bytes(content)
-    with pytest.raises(UserError, match='remove it to download it again'):
-        download.download_and_extract('cifar10', data_dir)
-    assert names(data_dir) == [NAME]
-
-
-@pytest.mark.parametrize('as_url', [False, True])
-def test_local_archive(as_url, archive, data_dir):
-    archive = archive.rename(archive.with_name('mine, with 100% blanks.tar.gz'))
-    given = archive.as_uri() if as_url else str(archive)
-    download.download_and_extract('cifar10', data_dir, archive=given, md5=MD5.upper())
-    assert_extracted(data_dir)
-
-
-def test_local_archive_needs_no_official_checksum(archive, data_dir):
-    archive.write_bytes(tar_gz({**official(), f'{FOLDER}/batches.meta.txt': b'airplane\n'}) + bytes(512))
-    download.download_and_extract('cifar10', data_dir, archive=archive)
-    assert_extracted(data_dir)
-
-
-def test_local_archive_errors(archive, data_dir, tmp_path):
-    new = tmp_path / 'new'
-    with pytest.raises(UserError, match=f'MD5 {MD5} instead of {"0" * 32}.*correct --md5'):
-        download.download_and_extract('cifar10', new, archive=archive, md5='0' * 32)
-    with pytest.raises(UserError, match='is missing.*leave --archive out'):
-        download.download_and_extract('cifar10', new, archive=tmp_path / 'absent.tar.gz')
-    with pytest.raises(UserError, match='is no file'):
-        download.download_and_extract('cifar10', new, archive=data_dir)
-    assert not new.exists()
-
-
-def test_mirror_with_its_own_md5(server, data_dir, monkeypatch):
-    monkeypatch.setitem(
-        download.ARCHIVES,
-        'cifar10',
-        download.Archive(server.url, 1, '0' * 32, {name: len(data) for name, data in FILES.items()}),
-    )
-    with pytest.raises(UserError, match=f'{len(GOOD)} bytes instead of 1'):
-        download.download_and_extract('cifar10', data_dir, url=server.url)
-    download.download_and_extract('cifar10', data_dir, url=server.url, md5=MD5)
-    assert_extracted(data_dir)
-
-
-def test_data_dir_named_like_the_folder_becomes_the_folder(archive, tmp_path):
-    folder = tmp_path / FOLDER
-    assert download.download_and_extract('cifar10', folder, archive=archive) == folder
-    assert not (folder / FOLDER).exists() and not datasets.is_missing('cifar10', folder)
-
-
-def test_home_is_expanded(archive, tmp_path, monkeypatch):
-    monkeypatch.setenv('HOME', str(tmp_path))
-    download.download_and_extract('cifar10', '~/new', archive='~/mine.tar.gz')
-    assert_extracted(tmp_path / 'new')
-    assert not datasets.is_missing('cifar10', '~/new')
-
-
-# fetch_missing: sets of files.
-
-
-@pytest.fixture
-def mnist_server(server, monkeypatch):
-    monkeypatch.setitem(download.FILE_SETS, 'mnist', file_set(f'{server.url.rpartition("/")[0]}/mirror/'))
-    return server
-
-
-def test_table_states_the_published_files_of_mnist():
     sizes = {name: [size for size, _ in files.values()] for name, (_, files) in REAL_FILE_SETS.items()}
     assert sizes == {'mnist': [9912422, 28881, 1648877, 4542], 'fashion_mnist': [26421880, 29515, 4422102, 5148]}
     sums = [md5 for _, files in REAL_FILE_SETS.values() for _, md5 in files.values()]
@@ -571,158 +153,446 @@ def test_table_states_the_published_files_of_mnist():
     assert (sums[0], sums[4]) == ('f68b3c2dcbeaaa9fbdd348bbdeb94873', '8d4fb7e6c68d591d4c3dfef9ec88bf0d')
 
 
+# --- fetch: the network --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'part, is_size_known, server_is, requests',
+    [
+        (None, True, {}, [None]),
+        (GOOD[:1000], True, {}, ['bytes=1000-']),
+        (b'x' * 1000, True, {'knows_range': False}, ['bytes=1000-']),  # it sends the whole file
+        (GOOD, True, {}, []),
+        (GOOD, False, {}, [f'bytes={SIZE}-']),  # answered by 416 with the size
+        (GOOD + b'x', True, {}, [f'bytes={SIZE + 1}-', None]),
+        (None, True, {'cuts': [1000, 500]}, [None, 'bytes=1000-', 'bytes=1500-']),
+    ],
+)
+def test_fetch_asks_for_what_is_missing(server, data_dir, part, is_size_known, server_is, requests):
+    reset(server, **server_is)
+    if part:
+        (data_dir / f'{NAME}.part').write_bytes(part)
+    download.fetch(server.url, data_dir / NAME, SIZE if is_size_known else None, MD5)
+    assert server.ranges == requests and names(data_dir) == [NAME] and (data_dir / NAME).read_bytes() == GOOD
+
+
+@pytest.mark.parametrize(
+    'part, size, server_is, message, kept',
+    [
+        (0, SIZE, {'cuts': [1000, 500, 500]}, '2000 bytes are kept.*run the same command again', 2000),
+        (1000, SIZE + 1, {'knows_range': False}, f'{SIZE} bytes instead of {SIZE + 1}', 1000),
+        (0, SIZE, {'status': 404}, '404 Not Found.*--archive', 0),
+        (0, SIZE, {'status': 503}, '503 Service Unavailable.*--archive', 0),
+        (0, SIZE, {'cuts': [1000, 0, 0], 'is_slow': True}, 'timed out; 1000 bytes are kept', 1000),
+    ],
+)
+def test_fetch_says_what_failed_and_keeps_what_came(
+    server, data_dir, monkeypatch, part, size, server_is, message, kept
+):
+    reset(server, **server_is)
+    if 'is_slow' in server_is:
+        monkeypatch.setattr(download, 'TIMEOUT', 0.05)
+        server.may_close.clear()
+    if part:
+        (data_dir / f'{NAME}.part').write_bytes(GOOD[:part])
+    with pytest.raises(UserError, match=message):
+        download.fetch(server.url, data_dir / NAME, size, MD5)
+    assert {path.name: path.read_bytes() for path in data_dir.iterdir()} == (
+        {f'{NAME}.part': GOOD[:kept]} if kept else {}
+    )
+
+
+@pytest.mark.parametrize('url', ['ftp://127.0.0.1/x', '/tmp/x.tar.gz', 'http://127.0.0.1:port/x', 'http://', None])
+def test_fetch_without_a_server(url, data_dir):
+    with pytest.raises(UserError, match='--archive' if url else 'refused.*check the network.*--archive'):
+        download.fetch(url or loopback.refused_url(), data_dir / NAME, SIZE, MD5)
+    assert names(data_dir) == []
+
+
+PLACES = st.integers(0, SIZE) | st.sampled_from([0, 1, SIZE - 1, SIZE])
+
+
+@quick
+@given(
+    offset=PLACES,
+    is_right=st.booleans(),
+    surplus=st.sampled_from([0, 0, 1, 5000]),
+    knows_range=st.booleans(),
+    cuts=st.lists(PLACES, max_size=5),
+    knows_size=st.booleans(),
+    status=st.sampled_from([None, None, 404, 503]),
+)
+@example(SIZE, True, 0, True, [], False, None)
+@example(SIZE, True, 1, True, [], True, None)
+def test_a_download_ends_whole_however_often_it_is_cut(
+    server, offset, is_right, surplus, knows_range, cuts, knows_size, status
+):
+    """From any .part, right or wrong: what stands under the final name is whole, and failures keep or drop the part.
+
+    As many calls as the server cuts responses, and two, are enough: one may end with a wrong part that is removed.
+    """
+    reset(server, cuts=list(cuts), knows_range=knows_range, status=status)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, 'archive')
+        part = pathlib.Path(folder, 'archive.part')
+        begun = (GOOD[:offset] if is_right else bytes(offset)) + b'x' * surplus
+        part.write_bytes(begun)
+        for _ in range(len(cuts) + 3):
+            try:
+                download.fetch(server.url, path, SIZE if knows_size else None, MD5)
+                break
+            except UserError as error:
+                assert '\n' not in str(error) and '--archive' in str(error) and not path.exists()
+                if status:  # which is not asked where the part is whole
+                    assert f'{status}' in str(error) or 'removed' in str(error)
+                    server.status = status = None
+        assert path.read_bytes() == GOOD and not part.exists()
+
+
+@quick
+@example(size=0, md5='0' * 32, knows_size=True)
+@given(size=st.integers(0, 2 * SIZE), md5=st.from_regex('[0-9a-f]{32}', fullmatch=True), knows_size=st.booleans())
+def test_a_file_of_another_size_or_sum_gets_no_name(server, size, md5, knows_size):
+    reset(server)
+    size = size if size != SIZE and knows_size else None
+    with tempfile.TemporaryDirectory() as folder, pytest.raises(UserError, match='instead of') as caught:
+        download.fetch(server.url, pathlib.Path(folder, 'archive'), size, md5)
+    assert '\n' not in str(caught.value) and '--archive' in str(caught.value)
+
+
+# --- extract: hostile and damaged archives -------------------------------------------------------------------
+
+OUTSIDE = {
+    '../evil.bin': b'x',
+    f'{FOLDER}/../../evil.bin': b'x',
+    '/evil.bin': b'x',
+    'C:/evil.bin': b'x',
+    '..\\evil.bin': b'x',
+    f'{FOLDER}/link': special(tarfile.SYMTYPE, '../../evil.bin'),
+    f'{FOLDER}/hard': special(tarfile.LNKTYPE, '/etc/passwd'),
+    f'{FOLDER}/device': special(tarfile.CHRTYPE),
+}
+TEST_BATCH = f'{FOLDER}/test_batch.bin'
+REFUSED = {  # archive, what the message says
+    **{name: (tar_gz(MEMBERS | {name: data}), ('refused', f"'{name}'", 'trust')) for name, data in OUTSIDE.items()},
+    **{
+        what: (data, ('truncated, damaged or no tar.gz', f'{len(data)} bytes', 'get it again'))
+        for what, data in {
+            'truncated inside a member': GOOD[: SIZE // 2],
+            'without its last byte': GOOD[:-1],
+            'empty': b'',
+            'a web page': b'<html>Please log in</html>',
+            'gzip of something else': gzip.compress(b'no tar' * 1000),
+        }.items()
+    },
+    'a member missing': (
+        tar_gz({name: data for name, data in MEMBERS.items() if name != TEST_BATCH}),
+        (f'{TEST_BATCH} is missing', 'get it again'),
+    ),
+    'a member cut off': (
+        tar_gz(MEMBERS | {TEST_BATCH: bytes(3072)}),
+        (f'{TEST_BATCH} has 3072 bytes instead of 3073',),
+    ),
+    'a member doubled': (tar_gz(MEMBERS | {TEST_BATCH: bytes(6146)}), ('6146 bytes instead of 3073', 'get it again')),
+}
+
+
+@pytest.mark.parametrize('what', REFUSED)
+def test_a_bad_archive_is_refused_and_leaves_nothing(what, archive, data_dir):
+    data, words = REFUSED[what]
+    archive.write_bytes(data)
+    with pytest.raises(UserError) as caught:
+        download.extract(archive, data_dir, 'cifar10')
+    assert [word for word in (f"'{archive}'", *words) if word not in str(caught.value)] == [], caught.value
+    assert names(data_dir) == [] and names(data_dir.parent) == ['data', 'mine.tar.gz']
+
+
+@settings(quick, max_examples=100)
+@given(edits=EDITS)
+def test_a_changed_archive_is_unpacked_whole_or_not_at_all(edits):
+    with files(edited(GOOD, edits)) as [path]:
+        folder = path.parent / 'data'
+        folder.mkdir()
+        try:
+            download.extract(path, folder, 'cifar10')
+        except UserError as error:
+            assert refused(error, path) and list(folder.iterdir()) == []
+        else:
+            assert {name: (folder / FOLDER / name).read_bytes() for name in FILES} == FILES
+
+
+def test_only_the_folder_is_extracted_and_dots_are_fine(archive, data_dir):
+    folders = {'.': special(tarfile.DIRTYPE), f'./{FOLDER}': special(tarfile.DIRTYPE)}
+    archive.write_bytes(tar_gz(folders | {'./README': b'x'} | {f'./{name}': data for name, data in MEMBERS.items()}))
+    assert download.extract(archive, data_dir, 'cifar10') == data_dir / FOLDER
+    assert_extracted(data_dir)
+    assert names(data_dir) == [FOLDER]
+
+
+@pytest.fixture
+def incomplete(data_dir):
+    """A folder of an earlier, interrupted download, with a file of the user's."""
+    (data_dir / FOLDER).mkdir()
+    (data_dir / FOLDER / 'test_batch.bin').write_bytes(b'half')
+    (data_dir / FOLDER / 'notes.txt').write_bytes(b'mine')
+    return data_dir / FOLDER
+
+
+def test_extract_replaces_an_incomplete_folder_and_keeps_foreign_files(archive, data_dir, incomplete):
+    download.extract(archive, data_dir, 'cifar10')
+    assert (incomplete / 'notes.txt').read_bytes() == b'mine'
+    (incomplete / 'notes.txt').unlink()
+    assert_extracted(data_dir)
+
+
+def test_the_old_folder_comes_back_when_the_rename_fails(archive, data_dir, incomplete, monkeypatch):
+    rename = os.rename
+
+    def failing(source, target):
+        if pathlib.Path(source, 'data_batch_1.bin').exists():
+            raise PermissionError(errno.EACCES, 'Permission denied', str(target))
+        rename(source, target)
+
+    monkeypatch.setattr(os, 'rename', failing)
+    with pytest.raises(UserError, match='Permission denied'):
+        download.extract(archive, data_dir, 'cifar10')
+    assert names(data_dir) == [FOLDER] and names(incomplete) == ['notes.txt', 'test_batch.bin']
+
+
+def test_ctrl_c_keeps_the_part_and_leaves_no_folder(server, archive, data_dir, monkeypatch):
+    def interrupted(source, *args):
+        if hasattr(source, 'read'):
+            yield source.read(1000)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(download, '_put_in_place', lambda *args: next(interrupted(*args)))
+    with pytest.raises(KeyboardInterrupt):
+        download.extract(archive, data_dir, 'cifar10')
+    assert names(data_dir) == []
+    monkeypatch.setattr(download, '_chunks', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        download.fetch(server.url, data_dir / NAME, SIZE, MD5)
+    assert (data_dir / f'{NAME}.part').read_bytes() == GOOD[:1000]
+
+
+# --- the disk ------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(server, archive, data_dir, monkeypatch):
+    monkeypatch.setattr(download.shutil, 'disk_usage', lambda folder: type('Usage', (), {'free': 10}))
+    for needed, function, args in (
+        (SIZE, download.fetch, (server.url, data_dir / NAME, SIZE, MD5)),
+        (SIZE + TOTAL, download.download_and_extract, ('cifar10', data_dir, None, None, server.url)),
+        (TOTAL, download.extract, (archive, data_dir, 'cifar10')),
+        (len(IDX['train-images-idx3-ubyte.gz']), download.fetch_missing, ('mnist', data_dir)),
+    ):
+        with pytest.raises(UserError, match=f"'{data_dir}.*' has 10 bytes free, .*free some") as caught:
+            function(*args)
+        assert f' {needed} ' in str(caught.value)
+    assert server.ranges == [] and not [path for path in data_dir.rglob('*') if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    'code, message',
+    [(errno.ENOSPC, f'full, {TOTAL} bytes are needed: free some'), (errno.EACCES, 'another --data_dir')],
+)
+def test_a_disk_that_fails_while_extracting(code, message, archive, data_dir, monkeypatch):
+    def failing_open(path, mode):
+        if mode != 'rb':
+            raise OSError(code, os.strerror(code))
+        return open(path, mode)
+
+    monkeypatch.setattr(download, 'open', failing_open, raising=False)
+    with pytest.raises(UserError, match=message):
+        download.download_and_extract('cifar10', data_dir, archive=archive)
+    assert names(data_dir) == []
+
+
+def test_a_disk_that_fills_while_downloading_keeps_the_part(server, data_dir, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (data_dir / f'{NAME}.part').write_bytes(GOOD[:1000])
+    monkeypatch.setattr(download, 'open', full, raising=False)
+    with pytest.raises(UserError, match=f"'{data_dir}' is full, {SIZE - 1000} bytes"):
+        download.fetch(server.url, data_dir / NAME, SIZE, MD5)
+    assert names(data_dir) == [f'{NAME}.part']
+
+
+def test_a_data_dir_that_cannot_be_made(archive, tmp_path):
+    with pytest.raises(UserError, match='No such file or directory.*another --data_dir'):
+        download.fetch('http://127.0.0.1/x', tmp_path / 'absent' / NAME)
+    for data_dir, message in ((archive, "mine.tar.gz' is a file: pass a folder"), (archive / 'below', '--data_dir')):
+        with pytest.raises(UserError, match=message):
+            download.download_and_extract('cifar10', data_dir, archive=archive)
+        with pytest.raises(UserError, match=message):
+            download.fetch_missing('mnist', data_dir)
+    assert names(tmp_path) == ['mine.tar.gz']
+
+
+# --- download_and_extract ------------------------------------------------------------------------------------
+
+
+def test_download_and_extract_then_nothing_to_do(server, data_dir, capsys, monkeypatch):
+    assert download.download_and_extract('cifar10', data_dir, url=server.url) == data_dir / FOLDER
+    assert_extracted(data_dir)
+    capsys.readouterr()
+    monkeypatch.setattr(download.urllib.request, 'urlopen', None)
+    before = {path: path.stat().st_mtime_ns for path in data_dir.rglob('*')}
+    for folder in (data_dir, data_dir / FOLDER):
+        assert not datasets.is_missing('cifar10', folder)
+        assert download.download_and_extract('cifar10', folder) == data_dir / FOLDER
+        assert str(data_dir / FOLDER) in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in data_dir.rglob('*')} == before
+
+
+def test_an_archive_that_is_there_is_verified_and_not_downloaded_again(data_dir):
+    with pytest.raises(UserError, match=download.ARCHIVES['cifar10'].url):  # the default address
+        download.download_and_extract('cifar10', data_dir)
+    for wrong in (GOOD[:-100], GOOD[:-1] + b'x'):
+        (data_dir / NAME).write_bytes(wrong)
+        with pytest.raises(UserError, match=f"'{data_dir / NAME}' .*remove it.*--archive"):
+            download.download_and_extract('cifar10', data_dir)
+        assert names(data_dir) == [NAME]
+    (data_dir / NAME).write_bytes(GOOD)
+    download.download_and_extract('cifar10', data_dir)
+    assert_extracted(data_dir)
+
+
+def test_a_local_archive_is_given_by_path_or_address(archive, tmp_path, monkeypatch):
+    """Its checksum need not be the official one, its name may have blanks, and '~' is the home folder."""
+    archive.write_bytes(GOOD + bytes(512))
+    archive = archive.rename(tmp_path / 'mine, with 100% blanks.tar.gz')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    md5 = hashlib.md5(archive.read_bytes()).hexdigest().upper()
+    for i, (name, expected) in enumerate(((str(archive), None), (archive.as_uri(), md5), (f'~/{archive.name}', None))):
+        download.download_and_extract('cifar10', f'~/{i}', archive=name, md5=expected)
+        assert_extracted(tmp_path / f'{i}')
+    assert not datasets.is_missing('cifar10', '~/0')
+    folder = tmp_path / FOLDER  # a data_dir of this name becomes the folder
+    assert download.download_and_extract('cifar10', folder, archive=archive) == folder
+    assert not (folder / FOLDER).exists() and not datasets.is_missing('cifar10', folder)
+
+
+def test_a_mirror_with_its_own_md5(server, data_dir, monkeypatch):
+    row = download.Archive(server.url, 1, '0' * 32, download.ARCHIVES['cifar10'].files)
+    monkeypatch.setitem(download.ARCHIVES, 'cifar10', row)
+    with pytest.raises(UserError, match=f'{SIZE} bytes instead of 1'):
+        download.download_and_extract('cifar10', data_dir, url=server.url)
+    download.download_and_extract('cifar10', data_dir, url=server.url, md5=MD5)
+    assert_extracted(data_dir)
+
+
+# --- fetch_missing: sets of files ----------------------------------------------------------------------------
+
+
 def assert_files(folder):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == IDX
 
 
 @pytest.mark.parametrize('below', ['', 'mnist'])
-def test_a_missing_set_of_files_is_fetched_once(below, mnist_server, tmp_path, capsys):
+def test_a_missing_set_of_files_is_fetched_once(below, server, tmp_path, capsys):
     data_dir = tmp_path / 'new'
     download.fetch_missing('mnist', data_dir / below)
     assert_files(data_dir / 'mnist')
-    assert names(data_dir) == ['mnist']
-    assert capsys.readouterr().out.endswith(f'mnist is in {data_dir / "mnist"}\n')
+    assert names(data_dir) == ['mnist'] and str(data_dir / 'mnist') in capsys.readouterr().out
     for again in (data_dir, data_dir / 'mnist'):
         download.fetch_missing('mnist', again)
-    assert len(mnist_server.ranges) == 4 and capsys.readouterr().out == ''
+    assert len(server.ranges) == 4 and capsys.readouterr().out == ''
 
 
 @pytest.mark.parametrize(
     'name', ['train-labels-idx1-ubyte.gz', 'mnist/t10k-images-idx3-ubyte', 'MNIST/raw/t10k-labels-idx1-ubyte.gz']
 )
-def test_files_that_are_there_are_used_as_they_are(name, mnist_server, data_dir):
+def test_files_that_are_there_are_used_as_they_are(name, server, data_dir):
     (data_dir / name).parent.mkdir(parents=True, exist_ok=True)
     (data_dir / name).write_bytes(b'mine')
     download.fetch_missing('mnist', data_dir)
-    assert mnist_server.ranges == [] and (data_dir / name).read_bytes() == b'mine'
+    download.fetch_missing('synthetic', data_dir)
+    assert server.ranges == [] and (data_dir / name).read_bytes() == b'mine'
     assert len([path for path in data_dir.rglob('*') if path.is_file()]) == 1
 
 
-def test_an_interrupted_set_goes_on_where_it_stopped(mnist_server, data_dir):
+def test_an_interrupted_set_goes_on_where_it_stopped(server, data_dir):
     first, second = list(IDX)[:2]
-    mnist_server.cuts = [len(IDX[first]), 100, 0, 0]  # three attempts at the second
-    with pytest.raises(
-        UserError,
-        match=f"cannot download .*/{second} .*100 bytes are kept.*or put {first}, .* into '{data_dir}/mnist' yourself",
-    ):
+    reset(server, cuts=[len(IDX[first]), 100, 0, 0])  # three attempts at the second
+    with pytest.raises(UserError, match=f"/{second} .*100 bytes are kept.*put {first}, .* into '{data_dir}/mnist'"):
         download.fetch_missing('mnist', data_dir)
     assert names(data_dir) == ['mnist.part'] and datasets.is_missing('mnist', data_dir)
-    mnist_server.cuts, mnist_server.ranges[:] = [], []
+    reset(server)
     (data_dir / 'mnist').mkdir()
     (data_dir / 'mnist' / 'notes.txt').write_text('kept')
     download.fetch_missing('mnist', data_dir)
-    assert mnist_server.ranges == ['bytes=100-', None, None]
+    assert server.ranges == ['bytes=100-', None, None]
     (data_dir / 'mnist' / 'notes.txt').unlink()
     assert_files(data_dir / 'mnist')
     assert names(data_dir) == ['mnist']
 
 
-def test_a_wrong_file_of_a_set_is_not_kept(mnist_server, data_dir, monkeypatch):
-    row = file_set(download.FILE_SETS['mnist'][0])
-    row[1]['train-labels-idx1-ubyte.gz'] = (len(IDX['train-labels-idx1-ubyte.gz']), '0' * 32)
-    monkeypatch.setitem(download.FILE_SETS, 'mnist', row)
-    with pytest.raises(UserError, match=f'has MD5 .* instead of {"0" * 32} and was removed: run .* or put train-im'):
+def test_a_wrong_file_of_a_set_is_not_kept(server, data_dir):
+    first, second = list(IDX)[:2]
+    download.FILE_SETS['mnist'][1][second] = len(IDX[second]), '0' * 32
+    with pytest.raises(UserError, match=f'instead of {"0" * 32} .*put {first}'):
         download.fetch_missing('mnist', data_dir)
-    assert names(data_dir) == ['mnist.part'] and names(data_dir / 'mnist.part') == ['train-images-idx3-ubyte.gz']
-
-
-def test_set_of_files_without_a_network_or_a_place(data_dir, archive, mnist_server, monkeypatch):
-    with pytest.raises(UserError, match="data_dir '.*mine.tar.gz' is a file: pass a folder"):
-        download.fetch_missing('mnist', archive)
-    mnist_server.status = 404
-    with pytest.raises(UserError, match='answers 404 Not Found: try again later, or put train-images-idx3-ubyte.gz, '):
-        download.fetch_missing('mnist', data_dir)
-    monkeypatch.setattr(download.shutil, 'disk_usage', lambda folder: type('Usage', (), {'free': 10}))
-    with pytest.raises(UserError, match='has 10 bytes free'):
+    assert names(data_dir) == ['mnist.part'] and names(data_dir / 'mnist.part') == [first]
+    reset(server, status=404)
+    with pytest.raises(UserError, match=f'404 Not Found.*put {first}, '):
         download.fetch_missing('mnist', data_dir)
 
 
-def test_fetch_missing_leaves_what_needs_no_download(mnist_server, data_dir, archive):
-    download.fetch_missing('synthetic', data_dir)
-    download.download_and_extract('cifar10', data_dir, archive=archive)
-    download.fetch_missing('cifar10', data_dir)
-    assert mnist_server.ranges == []
+# --- the program ---------------------------------------------------------------------------------------------
 
 
-# The program, in a process of its own: here the sizes are the official ones.
-
-
-def run_script(cwd, *args):
-    command = [sys.executable, SCRIPT, *map(str, args)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-
-
-def test_importing_defines_no_flag_and_needs_no_tensorflow(tmp_path):
-    code = (
-        'import sys; from absl import flags; before = list(flags.FLAGS)\n'
-        'from official_resnet import cifar10_download_and_extract as program\n'
-        'program.define_flags(); program.define_flags(); assert list(flags.FLAGS) == before\n'
-        'assert not {"tensorflow", "numpy", "keras"} & set(sys.modules)'
-    )
-    subprocess.run([sys.executable, '-c', code], cwd=Path(SCRIPT).parents[1], check=True)
-
-
-@pytest.mark.parametrize('flag, code', [('--help', 0), ('-h', 0), ('--datset=cifar10', 1)])
-def test_help_and_flag_errors_answer_within_a_second(flag, code, tmp_path):
-    seconds = []
-    for _ in range(3):
-        start = time.monotonic()
-        result = run_script(tmp_path, flag)
-        seconds.append(time.monotonic() - start)
-    assert result.returncode == code
-    assert '--data_dir' in result.stdout or 'use --dataset ' in result.stderr
-    assert min(seconds) < 1
-
-
-def test_script_errors_are_one_line_and_exit_code_1(archive, data_dir, refused_url, tmp_path):
-    truncated, evil, foreign = (tmp_path / f'{name}.tar.gz' for name in ('truncated', 'evil', 'foreign'))
-    truncated.write_bytes(GOOD[: len(GOOD) // 2])
+def test_mistakes_are_one_line_and_exit_code_1(archive, data_dir, tmp_path, capsys):
+    truncated, evil = tmp_path / 'truncated.tar.gz', tmp_path / 'evil.tar.gz'
+    truncated.write_bytes(GOOD[: SIZE // 2])
     evil.write_bytes(tar_gz({'../evil.bin': b'x'}))
-    foreign.write_bytes(GOOD)
-    for args, message in [
-        (['--archive=absent.tar.gz'], "'absent.tar.gz' is missing"),
-        ([f'--archive={truncated}'], 'truncated, damaged or no tar.gz'),
-        ([f'--archive={evil}'], "'../evil.bin'"),
-        ([f'--archive={foreign}'], f'{FOLDER}/data_batch_1.bin has 6146 bytes instead of 30730000'),
-        ([f'--archive={foreign}', '--md5=00'], f'has MD5 {MD5} instead of 00'),
-        ([f'--archive={foreign}', '--dataset=cifar100'], 'cifar-100-binary/train.bin is missing'),
-        ([f'--archive={foreign}', f'--url={refused_url}'], 'exclude each other'),
-        ([f'--url={refused_url}'], 'check the network'),
-        (['--url=file:///x.tar.gz'], 'is not an http or https address'),
-        ([f'--data_dir={foreign}'], 'is a file'),
-        (['--dataset=mnist'], 'cifar10|cifar100'),
-        (['extra'], "unexpected argument 'extra'"),
-    ]:
-        result = run_script(tmp_path, '--data_dir', data_dir, *args)
-        assert result.returncode == 1, args
-        assert result.stderr.startswith('cifar10_download_and_extract: ') and message in result.stderr
-        assert result.stderr.count('\n') == 1 and result.stderr.endswith('\n'), result.stderr
+    for args, words in (
+        (['--archive=absent.tar.gz'], ["'absent.tar.gz'", 'leave --archive out']),
+        ([f'--archive={data_dir}'], [f"'{data_dir}' is no file"]),
+        ([f'--archive={truncated}'], [f"'{truncated}'", 'get it again']),
+        ([f'--archive={evil}'], ["'../evil.bin'"]),
+        ([f'--archive={archive}', '--md5=00'], [f'MD5 {MD5} instead of 00', 'correct --md5']),
+        ([f'--archive={archive}', '--dataset=cifar100'], ['cifar-100-binary/data_batch_1.bin is missing']),
+    ):
+        assert cifar10_download_and_extract.main(['x.py', f'--data_dir={data_dir}', *args]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith('x: ') and error.count('\n') == 1, error
+        assert [word for word in words if word not in error] == [], error
         assert names(data_dir) == []
 
 
-def test_script_leaves_a_complete_data_set_alone(data_dir):
-    row = REAL_ARCHIVES['cifar10']
+COMMAND = [sys.executable, cifar10_download_and_extract.__file__]
+
+
+def test_the_program_leaves_a_complete_data_set_alone(data_dir):
     (data_dir / FOLDER).mkdir()
-    for name, size in row.files.items():
+    for name, size in REAL_ARCHIVES['cifar10'].files.items():
         with open(data_dir / FOLDER / name, 'wb') as file:
             file.truncate(size)  # sparse: no disk used
-    result = run_script(data_dir, '--data_dir=.')
-    assert (result.returncode, result.stdout, result.stderr) == (
-        0,
-        f'cifar10 is already complete in {FOLDER}: nothing to do\n',
-        '',
-    )
+    result = subprocess.run([*COMMAND, '--data_dir=.'], cwd=data_dir, capture_output=True, text=True)
+    assert (result.returncode, result.stdout.count('\n'), result.stderr) == (0, 1, '')
+    assert FOLDER in result.stdout and names(data_dir) == [FOLDER]
+
+
+@pytest.mark.timed
+def test_help_answers_within_a_second():
+    seconds = []
+    for _ in range(3):
+        start = time.monotonic()
+        subprocess.run([*COMMAND, '--help'], capture_output=True, check=True)
+        seconds.append(time.monotonic() - start)
+    assert min(seconds) < 1
 
 
 @pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_script_keeps_the_part_when_stopped(number, code, server, data_dir):
+def test_the_program_keeps_the_part_when_stopped(number, code, server, data_dir):
+    reset(server, cuts=[2000])
     server.may_close.clear()
-    server.cuts = [2000]
     part = data_dir / f'{NAME}.part'
-    command = [sys.executable, SCRIPT, f'--data_dir={data_dir}', f'--url={server.url}', f'--md5={MD5}']
     # As at a terminal: tests that run in the background of a shell have Ctrl-C ignored, and so would the program.
     with subprocess.Popen(
-        command,
+        [*COMMAND, f'--data_dir={data_dir}', f'--url={server.url}', f'--md5={MD5}'],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

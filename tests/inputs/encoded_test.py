@@ -1,28 +1,30 @@
-"""Encoded pictures -> the net's input: by hand, against TensorFlow 1's resize and Pillow, and over many seeds."""
+"""Encoded images -> the network's input: by hand, against TensorFlow 1's resize and Pillow, and over many seeds."""
 
 import io
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from fixtures import ilsvrc
+from fixtures import ilsvrc, imagenet_shards
+from fixtures.batches import message_of
 from PIL import Image
 
-from official_resnet import errors
 from official_resnet.inputs import encoded
 from official_resnet.inputs.views import RESIZES, Views
 
 NO_BOXES = np.zeros([0, 4], np.float32)
 # test_size 2 out of the shorter side resized to 4
 SMALL = {resize: Views(size=2, test_size=2, test_resize=4, resize=resize) for resize in RESIZES}
+BOTH = pytest.mark.parametrize('resize', RESIZES)
 
 
-def encode(pixels, kind='PNG', **options):
-    """Return a picture's bytes; JPEGs are as exact as they can be."""
-    file = io.BytesIO()
-    options = {'quality': 100, 'subsampling': 0} | options if kind == 'JPEG' else options
-    Image.fromarray(np.asarray(pixels, np.uint8)).save(file, kind, **options)
-    return file.getvalue()
+def encode(pixels, kind='PNG'):
+    """Return an image's bytes; JPEGs are as exact as they can be."""
+    return imagenet_shards.encoded(pixels, kind, **({'quality': 100, 'subsampling': 0} if kind == 'JPEG' else {}))
+
+
+def noise(height, width):
+    return np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
 
 
 def coordinates(height=256, width=256):
@@ -31,13 +33,8 @@ def coordinates(height=256, width=256):
     return encode(np.stack([columns, rows, np.full_like(rows, 128)], -1).round(), 'JPEG')
 
 
-def blocks(values):
-    """Return a grey JPEG of 8 x 8 blocks of these levels, which it keeps exactly."""
-    return encode(np.kron(values, np.ones([8, 8])), 'JPEG')
-
-
 def sample():
-    """Return [JPEG] of ImageNet's pictures, in the order of their synsets."""
+    """Return [JPEG] of ImageNet's images, in the order of their synsets."""
     return [jpeg for _, (_, jpeg) in sorted(ilsvrc.sample().items())]
 
 
@@ -49,16 +46,16 @@ def train_views(jpeg, seeds, views, boxes=NO_BOXES):
     return np.stack(list(dataset.as_numpy_iterator()))
 
 
-def windows(pictures, side=256):
+def windows(images, side=256):
     """Return ymin, xmin, ymax, xmax in pixels and whether mirrored, of train views of `coordinates`, resize 'tf1'.
 
     That takes its first column from the left edge of the window, and column j from j / size of its width.
     """
-    size = pictures.shape[1]
+    size = images.shape[1]
     steps = np.arange(size)
     scale = (side - 1) / 255
-    slope, left = np.polyfit(steps, pictures[..., 0].mean(1).T * scale, 1)
-    height, top = np.polyfit(steps, pictures[..., 1].mean(2).T * scale, 1)
+    slope, left = np.polyfit(steps, images[..., 0].mean(1).T * scale, 1)
+    height, top = np.polyfit(steps, images[..., 1].mean(2).T * scale, 1)
     mirrored = slope < 0  # and then its first column is the right edge
     left = np.where(mirrored, left + 1 + slope * size, left)
     return np.stack([top, left, top + height * size, left + abs(slope) * size], 1), mirrored
@@ -86,15 +83,7 @@ def test_the_middle_of_a_ramp(resize, expected):
     np.testing.assert_array_equal(view[..., 0], view[..., 2])  # grey becomes RGB
 
 
-def test_halving():
-    """tf1 takes every second pixel, antialias a triangle of weights 1 3 3 1."""
-    pixels = np.tile(np.array([0, 8, 16, 80, 160, 240, 248, 255], np.uint8), (8, 1))
-    for resize, expected in (('tf1', [16, 160]), ('antialias', [(8 + 48 + 240 + 160) / 8, (80 + 480 + 720 + 248) / 8])):
-        view = encoded.test_view(encode(pixels), SMALL[resize])
-        np.testing.assert_allclose(view[0, :, 0], expected, atol=1e-4)
-
-
-@pytest.mark.parametrize('resize', RESIZES)
+@BOTH
 def test_ten_views_of_sixteen_pixels(resize):
     views = encoded.ten_views(encode(np.arange(16).reshape(4, 4)), SMALL[resize])
     assert views.shape == (10, 2, 2, 3) and views.dtype == tf.float32
@@ -111,20 +100,14 @@ def test_ten_views_of_sixteen_pixels(resize):
         ('antialias', {False: [100 / 7, 100, 167.5, 440 / 7], True: [440 / 7, 167.5, 100, 100 / 7]}),
     ],
 )
-def test_the_whole_picture_and_its_mirror_image(resize, expected):
-    """No part has all of the area and another aspect, so it is the picture."""
-    seen = train_views(blocks([[0, 100, 200, 40]] * 4), 40, Views(size=4, min_area=1.0, resize=resize))[..., 0]
+def test_the_whole_image_and_its_mirror_image(resize, expected):
+    """No part has all of the area and another aspect, so it is the image. It is mirrored before it is resized."""
+    blocks = encode(np.kron([[0, 100, 200, 40]] * 4, np.ones([8, 8])), 'JPEG')  # which keeps these levels exactly
+    seen = train_views(blocks, 40, Views(size=4, min_area=1.0, resize=resize))[..., 0]
     mirrored = [bool(row[0, 0] > row[0, 3]) for row in seen]
     assert 10 < sum(mirrored) < 30
     for row, is_mirrored in zip(seen, mirrored, strict=True):
         np.testing.assert_allclose(row, [expected[is_mirrored]] * 4, atol=1e-4)
-
-
-def test_the_mirror_image_is_resized_not_the_resized_mirrored():
-    """By TensorFlow 1's bilinear these differ: of 0 .. 7 it takes 0, 4, and of 7 .. 0 it takes 7, 3."""
-    pixels = np.kron(np.arange(0, 128, 16), np.ones([64, 8]))
-    seen = {tuple(row) for row in train_views(encode(pixels, 'JPEG'), 12, Views(size=2, min_area=1.0))[:, 0, :, 0]}
-    assert seen == {(0, 64), (112, 48)}
 
 
 # --- against others --------------------------------------------------------------------------------------------
@@ -136,29 +119,22 @@ def shapes_of_official(height, width, side):
     return int(np.float32(height) * ratio), int(np.float32(width) * ratio)
 
 
-def test_some_shorter_sides_become_255():
-    assert shapes_of_official(375, 500, 256) == (256, 341) and 255 in {
-        shapes_of_official(side, side, 256)[0] for side in range(100, 600)
-    }
-
-
-def first_short_by_one(side):
-    return next(n for n in range(100, 3000) if shapes_of_official(n, n, side)[0] == side - 1)
+SHORT_BY_ONE = next(n for n in range(100, 3000) if shapes_of_official(n, n, 256)[0] == 255)
 
 
 @pytest.mark.parametrize(
     'height,width',
-    [(375, 500), (500, 333), (100, 100), (224, 300), (256, 256), (300, 1000), (first_short_by_one(256), 400)],
+    [(375, 500), (500, 333), (100, 100), (224, 300), (256, 256), (300, 1000), (SHORT_BY_ONE, 400)],
 )
 def test_official_evaluation(height, width):
     """tf.compat.v1.image.resize to official's size, the middle cut out in whole numbers."""
-    pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+    png = encode(noise(height, width))
     rows, columns = shapes_of_official(height, width, 256)
-    resized = tf.compat.v1.image.resize(pixels, [rows, columns]).numpy()
+    resized = tf.compat.v1.image.resize(noise(height, width), [rows, columns]).numpy()
     top, left = (rows - 224) // 2, (columns - 224) // 2
-    view = encoded.test_view(encode(pixels), Views())
+    view = encoded.test_view(png, Views())
     np.testing.assert_array_equal(view, resized[top : top + 224, left : left + 224])
-    corners = encoded.ten_views(encode(pixels), Views()).numpy()
+    corners = encoded.ten_views(png, Views()).numpy()
     np.testing.assert_array_equal(corners[0], resized[:224, :224])
     np.testing.assert_array_equal(corners[3], resized[-224:, -224:])
     np.testing.assert_array_equal(corners[9], view[:, ::-1])
@@ -166,9 +142,7 @@ def test_official_evaluation(height, width):
 
 def test_what_is_resized_to_the_very_size_is_never_too_small():
     """Official's 255.99998 would leave 255 of 256 pixels."""
-    side = first_short_by_one(256)
-    views = Views(test_size=256, test_resize=256)
-    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    pixels, views = noise(SHORT_BY_ONE, SHORT_BY_ONE), Views(test_size=256, test_resize=256)
     expected = tf.compat.v1.image.resize(pixels, [256, 256])
     np.testing.assert_array_equal(encoded.test_view(encode(pixels), views), expected)
     np.testing.assert_array_equal(encoded.ten_views(encode(pixels), views)[0], expected)
@@ -177,12 +151,11 @@ def test_what_is_resized_to_the_very_size_is_never_too_small():
 @pytest.mark.parametrize('height,width', [(375, 500), (500, 334), (100, 120), (224, 1000), (300, 301)])
 def test_antialiased_evaluation(height, width):
     """tf.image.resize(antialias=True) of torchvision's size, cut where torchvision cuts."""
-    pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
     shorter = min(height, width)
     rows, columns = int(256 * height / shorter), int(256 * width / shorter)
-    resized = tf.image.resize(pixels, [rows, columns], antialias=True)
+    resized = tf.image.resize(noise(height, width), [rows, columns], antialias=True)
     top, left = round((rows - 224) / 2), round((columns - 224) / 2)
-    view = encoded.test_view(encode(pixels), Views(resize='antialias'))
+    view = encoded.test_view(encode(noise(height, width)), Views(resize='antialias'))
     np.testing.assert_array_equal(view, resized[top : top + 224, left : left + 224])
 
 
@@ -198,8 +171,8 @@ def test_antialiased_evaluation_of_imagenet_is_pillows():
         assert np.abs(view - np.asarray(expected)).max() <= 1.001
 
 
-@pytest.mark.parametrize('resize', RESIZES)
-def test_training_views_of_imagenet_are_of_the_decoded_picture(resize):
+@BOTH
+def test_training_views_of_imagenet_are_of_the_decoded_image(resize):
     """What is decoded is only the part, resized as TensorFlow 1 and Pillow do it."""
     views = Views(size=64, resize=resize, use_boxes=False)
     for i, jpeg in enumerate(sample()[::5]):
@@ -231,25 +204,20 @@ def test_training_views_of_imagenet_are_of_the_decoded_picture(resize):
 # --- over many seeds -------------------------------------------------------------------------------------------
 
 
-def test_parts_have_the_area_and_the_aspect_that_were_asked_for():
-    parts, mirrored = windows(train_views(coordinates(), 400, Views(size=32, use_boxes=False)))
+@pytest.mark.parametrize(
+    'options,least',
+    [({'use_boxes': False}, 0.05), ({'min_area': 0.5}, 0.5), ({'min_area': 0.3, 'use_boxes': False}, 0.3), ({}, 0.1)],
+)  # without a box, the image is one, and a tenth of it must be in the part
+def test_parts_have_the_area_and_the_aspect_that_were_asked_for(options, least):
+    parts, mirrored = windows(train_views(coordinates(), 300, Views(size=32, **options)))
     heights, widths = parts[:, 2] - parts[:, 0], parts[:, 3] - parts[:, 1]
     areas, aspects = heights * widths / 256**2, widths / heights
     assert parts.min() > -2 and parts.max() < 258  # JPEG has clipped the ends of the ramps
-    assert areas.min() > 0.047 and aspects.min() > 0.73 and aspects.max() < 1.37  # they are whole pixels
-    assert areas.min() < 0.1 and areas.max() > 0.8 and aspects.min() < 0.8 and aspects.max() > 1.25
-    assert 160 < mirrored.sum() < 240  # 4 standard deviations
+    assert least * 0.94 < areas.min() < least + 0.06 and areas.max() > 0.8  # they are whole pixels
+    assert 0.73 < aspects.min() < 0.8 and 1.25 < aspects.max() < 1.37
+    assert 115 < mirrored.sum() < 185  # 4 standard deviations
     for edge in (0, 1):  # parts lie anywhere
-        assert np.ptp(parts[areas < 0.3][:, edge]) > 120
-
-
-@pytest.mark.parametrize(
-    'options,least', [({'min_area': 0.5}, 0.5), ({'min_area': 0.3, 'use_boxes': False}, 0.3), ({}, 0.1)]
-)  # without a box, the picture is one, and a tenth of it must be in the part
-def test_another_least_area(options, least):
-    parts, _ = windows(train_views(coordinates(), 200, Views(size=32, **options)))
-    smallest = ((parts[:, 2] - parts[:, 0]) * (parts[:, 3] - parts[:, 1]) / 256**2).min()
-    assert least * 0.97 < smallest < least + 0.06
+        assert np.ptp(parts[areas < least + 0.25][:, edge]) > 120 * (1 - least)
 
 
 BOXES = np.array([[0, 0, 0.125, 0.125], [0.5, 0.625, 0.75, 1]], np.float32)
@@ -278,59 +246,47 @@ def test_a_seed_is_a_view():
     jpeg, views = coordinates(), Views(size=32)
     mapped = train_views(jpeg, 20, views)
     for i in range(20):
-        eager = encoded.train_view(jpeg, NO_BOXES, [7, i], views)
-        np.testing.assert_array_equal(mapped[i], eager)
-        np.testing.assert_array_equal(eager, encoded.train_view(jpeg, NO_BOXES, tf.constant([7, i]), views))
+        for seed in ([7, i], tf.constant([7, i])):
+            np.testing.assert_array_equal(mapped[i], encoded.train_view(jpeg, NO_BOXES, seed, views))
     assert len({view.tobytes() for view in mapped}) == 20
     assert not np.array_equal(encoded.train_view(jpeg, NO_BOXES, [8, 0], views), mapped[0])
 
 
-@pytest.mark.parametrize('resize', RESIZES)
+@BOTH
 @pytest.mark.parametrize('function', [encoded.test_view, encoded.ten_views])
 def test_the_same_eagerly_and_inside_tf_data(function, resize):
     views = Views(test_size=48, resize=resize)
-    pictures = [*sample()[:6], RAMP, coordinates(70, 300)]
-    dataset = tf.data.Dataset.from_tensor_slices(pictures).map(lambda picture: function(picture, views))
+    images = [*sample()[:6], RAMP, coordinates(70, 300)]
+    dataset = tf.data.Dataset.from_tensor_slices(images).map(lambda image: function(image, views))
     assert dataset.element_spec.shape == ((48, 48, 3) if function is encoded.test_view else (10, 48, 48, 3))
-    for picture, mapped in zip(pictures, dataset, strict=True):
-        np.testing.assert_array_equal(mapped, function(picture, views))
+    for image, mapped in zip(images, dataset, strict=True):
+        np.testing.assert_array_equal(mapped, function(image, views))
 
 
-# --- odd pictures, mistakes ------------------------------------------------------------------------------------
-
-ODD = {
-    'grey': np.full((60, 90), 80),
-    '1 x 500': np.full((1, 500, 3), 80),
-    '500 x 1': np.full((500, 1, 3), 80),
-    '1 x 1': np.full((1, 1), 80),
-    'smaller than the crop': np.full((20, 30, 3), 80),
-    '1 x 60000': np.full((1, 60000), 80),
-}
+# --- odd images, mistakes ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('resize', RESIZES)
-@pytest.mark.parametrize('name', ODD)
-def test_odd_pictures(name, resize):
+@BOTH
+@pytest.mark.parametrize('shape', [(60, 90), (1, 500, 3), (500, 1, 3), (1, 1), (20, 30, 3), (1, 60000)])
+def test_odd_images(shape, resize):
+    """Grey ones, ones smaller than the crop, and ones of a single row, which would take gigabytes when resized."""
     views = Views(size=32, test_size=28, resize=resize)
-    jpeg = encode(ODD[name], 'JPEG')
-    for view in (
-        encoded.train_view(jpeg, NO_BOXES, [0, 0], views),
-        *(encoded.test_view(picture, views) for picture in (jpeg, encode(ODD[name]))),
-    ):
-        assert view.shape[1:] == (view.shape[0], 3) and view.shape[0] in (28, 32)
-        np.testing.assert_allclose(view, np.full_like(view, 80), atol=1e-3)
+    png, jpeg = (encode(np.full(shape, 80), kind) for kind in ('PNG', 'JPEG'))
+    train = encoded.train_view(jpeg, NO_BOXES, [0, 0], views)
+    for view, size in ((train, 32), *((encoded.test_view(image, views), 28) for image in (jpeg, png))):
+        np.testing.assert_allclose(view, np.full([size, size, 3], 80), atol=1e-3)
     assert encoded.ten_views(jpeg, views).shape == (10, 28, 28, 3)
 
 
-@pytest.mark.parametrize('resize', RESIZES)
+@BOTH
 @pytest.mark.parametrize('length', [500, 501])
-def test_of_a_very_long_picture_only_the_middle_is_resized(length, resize):
+def test_of_a_very_long_image_only_the_middle_is_resized(length, resize):
     """The same pixels as the middle of the whole: what is cut off before is as long on both sides."""
     views = Views(test_size=28, test_resize=32, resize=resize)
-    pixels = np.random.default_rng(0).integers(0, 256, (1, length, 3), np.uint8)
-    whole = encoded._resize(tf.constant(pixels), [32, 32 * length], views)
+    whole = encoded._resize(tf.constant(noise(1, length)), [32, 32 * length], views)
     left = (32 * length - 28) // 2
-    np.testing.assert_allclose(encoded.test_view(encode(pixels), views), whole[2:30, left : left + 28], atol=1e-2)
+    view = encoded.test_view(encode(noise(1, length)), views)
+    np.testing.assert_allclose(view, whole[2:30, left : left + 28], atol=1e-2)
 
 
 def test_png_of_other_kinds():
@@ -340,15 +296,14 @@ def test_png_of_other_kinds():
         Image.new('RGBA', (40, 30), (255, 0, 102, 9)),
         Image.fromarray(np.full((30, 40), 0x66FF, np.uint16)),
     ):
-        file = io.BytesIO()
-        image.save(file, 'PNG')
-        view = encoded.test_view(file.getvalue(), Views(test_size=16))
+        png = imagenet_shards.encoded(image, 'PNG')
+        view = encoded.test_view(png, Views(test_size=16))
         assert view.shape == (16, 16, 3) and (view[..., 2] == 102).numpy().all()
-    with pytest.raises(tf.errors.InvalidArgumentError):
-        encoded.train_view(file.getvalue(), NO_BOXES, [0, 0], Views(size=16))
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            encoded.train_view(png, NO_BOXES, [0, 0], Views(size=16))
 
 
-def test_what_is_no_picture():
+def test_what_is_no_image():
     for data in (b'', b'hello', coordinates()[:300]):
         with pytest.raises(tf.errors.InvalidArgumentError):
             encoded.test_view(data, Views())
@@ -356,25 +311,18 @@ def test_what_is_no_picture():
             encoded.train_view(data, NO_BOXES, [0, 0], Views())
 
 
-def test_defaults():
+def test_views():
     assert Views() == Views(224, 224, None, 0.05, True, 'tf1') and Views().dct_method == 'INTEGER_FAST'
     assert Views(resize='antialias').dct_method == 'INTEGER_ACCURATE'
     assert [Views(test_size=size).shorter_side for size in (224, 112, 299, 7)] == [256, 128, 342, 8]
     assert Views(test_resize=232).shorter_side == 232
-
-
-@pytest.mark.parametrize(
-    'options,message',
-    [
+    for options, words in (
         ({'resize': 'area'}, '--resize=area must be one of tf1, antialias'),
         ({'size': 0}, '--image_size=0 must be 1 or more'),
         ({'test_size': -3}, '--eval_image_size=-3 must be 1 or more'),
         ({'min_area': 0}, '--min_crop_area=0 must be above 0 and at most 1'),
-        ({'min_area': 1.5}, '--min_crop_area=1.5 must be above 0 and at most 1'),
-        ({'test_size': 224, 'test_resize': 223}, 'test_resize 223 leaves no 224 pixels to cut out; pass 224 or more'),
-    ],
-)
-def test_wrong_views(options, message):
-    with pytest.raises(errors.UserError) as caught:
-        Views(**options)
-    assert str(caught.value) == message
+        ({'min_area': 1.5}, '--min_crop_area=1.5 must be above 0'),
+        ({'test_size': 224, 'test_resize': 223}, 'test_resize 223 |224 or more'),
+    ):
+        message = message_of(lambda options=options: Views(**options))
+        assert all(word in message for word in words.split('|')), message

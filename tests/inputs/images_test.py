@@ -1,11 +1,10 @@
 """The rules of decoding, format by format, and how far the two decoders differ on real images."""
 
-import io
-
 import numpy as np
 import pytest
 import tensorflow as tf
 from fixtures.ilsvrc import sample
+from fixtures.imagenet_shards import encoded as file_of
 from PIL import Image
 
 from official_resnet.inputs import encoded, images
@@ -14,12 +13,6 @@ from official_resnet.inputs.views import Views
 
 RED = (200, 30, 60)
 RULES = pytest.mark.parametrize('rules', [FOLDER, PREDICTION, SHARDS], ids=['folder', 'prediction', 'shards'])
-
-
-def file_of(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def pixels(source, rules, mode='RGB'):
@@ -73,13 +66,10 @@ def test_all_greys_of_16_bits_keep_their_upper_byte(rules):
     grey = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     np.testing.assert_array_equal(pixels(file_of(Image.fromarray(grey), 'PNG'), rules, 'L'), grey >> 8)
     np.testing.assert_array_equal(pixels(Image.fromarray(grey.astype(np.int32)), rules, 'L'), grey >> 8)  # mode I
-
-
-@pytest.mark.parametrize('dtype', ['<u2', '>u2'])
-def test_tiff_of_16_bits_in_either_byte_order(dtype):
-    grey = np.array([[0, 0x1234], [0x80FF, 0xFFFF]], dtype)
-    got = pixels(file_of(Image.fromarray(grey), 'TIFF'), PREDICTION)
-    np.testing.assert_array_equal(got, np.repeat(np.uint8([[0, 0x12], [0x80, 0xFF]])[..., None], 3, -1))
+    if not rules.formats:  # TIFF, in either byte order
+        for dtype in ('<u2', '>u2'):
+            tiff = file_of(Image.fromarray(grey.astype(dtype)), 'TIFF')
+            np.testing.assert_array_equal(pixels(tiff, rules)[..., 1], grey >> 8)
 
 
 @pytest.mark.parametrize('shape', [(2, 3), (2, 3, 1), (2, 3, 3)])
@@ -92,20 +82,17 @@ def test_arrays(shape):
 @pytest.mark.parametrize('kind', ['GIF', 'WEBP'])
 def test_first_frame_of_an_animation(rules, kind):
     frames = [Image.new('RGB', (4, 4), (level, level, level)) for level in (0, 255)]
-    data = file_of(frames[0], kind, save_all=True, append_images=frames[1:])
-    assert pixels(data, rules).max() < 5
+    assert pixels(file_of(frames[0], kind, save_all=True, append_images=frames[1:]), rules).max() < 5
 
 
 @RULES
-@pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'TIFF'])
+@pytest.mark.parametrize('kind', ['PNG', 'JPEG'])
 def test_exif_orientation(rules, kind):
-    if rules.formats and kind not in rules.formats:
-        return
     stored = np.zeros((8, 8, 3), np.uint8)
     stored[:, :4] = 255  # the left half
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    got = pixels(file_of(Image.fromarray(stored), kind, exif=exif), rules)
+    got = pixels(file_of(stored, kind, exif=exif), rules)
     np.testing.assert_allclose(got, stored if rules is SHARDS else stored.swapaxes(0, 1), atol=4)
 
 
@@ -122,7 +109,7 @@ def test_inks_without_adobes_marker(rules):
 
 @RULES
 def test_what_cannot_be_decoded_is_a_reason_in_one_line(rules, tmp_path):
-    whole = file_of(Image.effect_noise((64, 64), 90), 'JPEG')
+    whole = file_of(Image.effect_noise((64, 64), 90))
     program = file_of(Image.new('RGB', (8, 8)), 'EPS')  # which Ghostscript would run
     for data in (whole[:900], b'hello', b'', program):
         with pytest.raises(ValueError, match='^[^\n<]+$'):

@@ -16,16 +16,16 @@ from official_resnet.inputs.affine import OFFICIAL
 from official_resnet.inputs.normalization import NORMALIZATIONS
 from official_resnet.inputs.views import Views
 
-DRAWN = draw(26)
+IMAGES = draw(26)
 VIEWS = Views(12, 16)
 
 
 @pytest.fixture(scope='module')
 def shard_dir(tmp_path_factory):
-    """Thirteen training shards of two pictures, and two of validation with seven of them."""
+    """Thirteen training shards of two images, and two of validation with seven of them."""
     folder = tmp_path_factory.mktemp('shards')
-    write_shards(folder, DRAWN, 'train', 13)
-    write_shards(folder, DRAWN[:7], 'test', 2)
+    write_shards(folder, IMAGES, 'train', 13)
+    write_shards(folder, IMAGES[:7], 'test', 2)
     return folder
 
 
@@ -34,7 +34,7 @@ def stream(folder, split='train', views=VIEWS):
 
 
 class Numbered:
-    """Encoded pictures whose labels are their numbers."""
+    """Encoded images whose labels are their numbers."""
 
     def __init__(self, source):
         self.source, self.groups, self.num_images, self.paths = source, source.groups, source.num_images, source.paths
@@ -46,7 +46,7 @@ class Numbered:
 
 @pytest.fixture
 def encoded_train(shard_dir):
-    """The training pictures, whose labels are their numbers."""
+    """The training images, whose labels are their numbers."""
     train = stream(shard_dir)
     return dataclasses.replace(train, source=Numbered(train.source), normalization='none')
 
@@ -56,7 +56,7 @@ def numbers_of(dataset):
 
 
 @pytest.mark.parametrize('at_a_time', [2, 16])
-def test_every_encoded_picture_once_in_an_epoch_each_in_another_order(encoded_train, monkeypatch, at_a_time):
+def test_every_encoded_image_once_in_an_epoch_each_in_another_order(encoded_train, monkeypatch, at_a_time):
     monkeypatch.setattr(streamed, 'GROUPS_AT_A_TIME', at_a_time)
     tiny = dataclasses.replace(encoded_train, views=Views(2, 2))
     dataset = tiny.training_batches(13, num_epochs=20, seed=4)
@@ -64,7 +64,7 @@ def test_every_encoded_picture_once_in_an_epoch_each_in_another_order(encoded_tr
     epochs = numbers_of(dataset).reshape(20, 26)
     assert all(sorted(epoch) == list(range(26)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 20
-    windows = epochs[:, :24].reshape(20, 6, 4) // 2  # the shards of each four pictures, and two of one are left
+    windows = epochs[:, :24].reshape(20, 6, 4) // 2  # the shards of each four images, and two of one are left
     is_of_two = [len(set(window)) == 2 for window in windows.reshape(-1, 4)]
     if at_a_time == 2:
         assert all(is_of_two) and (epochs[:, 24] // 2 == epochs[:, 25] // 2).all()
@@ -81,10 +81,10 @@ def test_an_encoded_training_batch_is_its_views_normalized(shard_dir):
         dataset = train.training_batches(8, seed=6, flip=flip)
         for step, (images, labels) in enumerate(dataset.as_numpy_iterator()):
             rows = numbers[8 * step : 8 * step + 8]
-            assert labels.tolist() == [DRAWN[row][1] for row in rows]
+            assert labels.tolist() == [IMAGES[row][1] for row in rows]
             views = [
                 encoded.train_view(
-                    DRAWN[row][0], np.float32(DRAWN[row][2]).reshape(-1, 4), [6, 8 * step + i], VIEWS, flip
+                    IMAGES[row][0], np.float32(IMAGES[row][2]).reshape(-1, 4), [6, 8 * step + i], VIEWS, flip
                 )
                 for i, row in enumerate(rows)
             ]
@@ -122,33 +122,27 @@ def test_a_seed_and_an_epoch_change_encoded_batches(shard_dir, encoded_uninterru
     assert len({image.tobytes() for image in images}) == len(images) == 72  # no view comes back
 
 
-def test_evaluation_of_encoded_pictures(shard_dir):
+def test_evaluation_of_encoded_images(shard_dir):
     test = stream(shard_dir, 'test')
     dataset = test.evaluation_batches(3)
     assert dataset.element_spec[0].shape.as_list() == [None, 16, 16, 3]
-    batches = list(dataset.as_numpy_iterator())
-    assert len(dataset) == 3 and [labels.tolist() for _, labels in batches] == [[0, 1, 2], [3, 4, 5], [0]]
-    expected = tf.stack([encoded.test_view(jpeg, VIEWS) for jpeg, _, _ in DRAWN[:7]])
-    np.testing.assert_allclose(
-        np.concatenate([images for images, _ in batches]), expected - np.float32([123.68, 116.78, 103.94]), atol=1e-3
-    )
+    assert len(dataset) == 3 and labels_of(dataset) == [[0, 1, 2], [3, 4, 5], [0]]
+    expected = tf.stack([encoded.test_view(jpeg, VIEWS) for jpeg, _, _ in IMAGES[:7]])
+    found = np.concatenate([images for images, _ in dataset.as_numpy_iterator()])
+    np.testing.assert_allclose(found, expected - np.float32([123.68, 116.78, 103.94]), atol=1e-3)
     shifted = dataclasses.replace(test, label_shift=2)
     assert labels_of(shifted.evaluation_batches(7)) == [[2, 3, 4, 5, 6, 7, 2]]
-    assert test.example_bytes(4) == [jpeg for jpeg, _, _ in DRAWN[:4]]
+    assert test.example_bytes(4) == [jpeg for jpeg, _, _ in IMAGES[:4]]
     np.testing.assert_allclose(test.example_images(4), expected[:4], atol=1e-3)
 
 
-def test_several_views_of_a_picture_are_several_images_with_one_label(shard_dir):
+def test_several_views_of_a_image_are_several_images_with_one_label(shard_dir):
     test = dataclasses.replace(stream(shard_dir, 'test'), normalization='none')
     dataset = test.evaluation_batches(3, view=lambda jpeg: encoded.ten_views(jpeg, VIEWS))
     batches = list(dataset.as_numpy_iterator())
-    assert [(images.shape, len(labels)) for images, labels in batches] == [
-        ((30, 16, 16, 3), 3),
-        ((30, 16, 16, 3), 3),
-        ((10, 16, 16, 3), 1),
-    ]
+    assert [(len(images), len(labels)) for images, labels in batches] == [(30, 3), (30, 3), (10, 1)]
     for (images, _), first in zip(batches, (0, 3, 6), strict=True):
-        expected = [encoded.ten_views(jpeg, VIEWS) for jpeg, _, _ in DRAWN[first : min(first + 3, 7)]]
+        expected = [encoded.ten_views(jpeg, VIEWS) for jpeg, _, _ in IMAGES[first : min(first + 3, 7)]]
         np.testing.assert_allclose(images, np.concatenate(expected), atol=1e-3)
 
 
@@ -156,11 +150,11 @@ def test_training_without_augmentation_sees_the_middle(encoded_train):
     dataset = encoded_train.training_batches(6, augment=False)
     assert dataset.element_spec[0].shape.as_list() == [6, 16, 16, 3]
     for images, numbers in dataset.take(2).as_numpy_iterator():
-        expected = [encoded.test_view(DRAWN[number][0], VIEWS) for number in numbers]
+        expected = [encoded.test_view(IMAGES[number][0], VIEWS) for number in numbers]
         np.testing.assert_allclose(images, expected, atol=1e-3)
 
 
-def test_training_on_the_first_encoded_pictures(encoded_train):
+def test_training_on_the_first_encoded_images(encoded_train):
     dataset = encoded_train.first(7).training_batches(3, num_epochs=9)
     epochs = numbers_of(dataset).reshape(9, 6)
     assert set(epochs.ravel()) == set(range(7)) and all(len(set(epoch)) == 6 for epoch in epochs)
@@ -170,44 +164,35 @@ def test_training_on_the_first_encoded_pictures(encoded_train):
 
 
 def test_files_of_every_kind_become_rgb_jpegs(tmp_path):
-    picture = Image.open(io.BytesIO(DRAWN[0][0]))
-    kinds = {
-        'a.jpg': ('JPEG', 'RGB'),
-        'b.png': ('PNG', 'RGB'),
-        'c.png': ('PNG', 'RGBA'),
-        'd.png': ('PNG', 'P'),
-        'e.jpg': ('JPEG', 'CMYK'),
-        'f.jpg': ('JPEG', 'L'),
-        'g.webp': ('WEBP', 'RGB'),
-        'h.bmp': ('BMP', 'RGB'),
-        'i.gif': ('GIF', 'P'),
-    }
-    for name, (kind, mode) in kinds.items():
-        (tmp_path / name).write_bytes(encode(picture.convert(mode), kind))
+    image = Image.open(io.BytesIO(IMAGES[0][0]))
+    kinds = 'JPEG RGB, PNG RGB, PNG RGBA, PNG P, JPEG CMYK, JPEG L, WEBP RGB, BMP RGB, GIF P'.split(', ')
+    for i, (kind, mode) in enumerate(map(str.split, kinds)):
+        (tmp_path / f'{i}.{kind}').write_bytes(encode(image.convert(mode), kind))
     paths = sorted(tmp_path.iterdir())
     source = streamed.Files(paths, range(len(paths)))
     jpegs, labels, boxes = source.load(tf.constant([8, 7, 6, 5, 4, 3, 2, 1, 0]))
     assert labels.numpy().tolist() == [8, 7, 6, 5, 4, 3, 2, 1, 0] and boxes.to_list() == [[]] * 9
-    assert jpegs.numpy()[-1] == (tmp_path / 'a.jpg').read_bytes()
+    assert jpegs.numpy()[-1] == (tmp_path / '0.JPEG').read_bytes()
     for path, jpeg in zip(paths[::-1], jpegs.numpy(), strict=True):
-        channels = 1 if path.name == 'f.jpg' else 3  # a grey JPEG stays as it is
-        shape = [picture.height, picture.width, channels]
+        channels = 1 if path.name == '5.JPEG' else 3  # a grey JPEG stays as it is
+        shape = [image.height, image.width, channels]
         assert tf.io.extract_jpeg_shape(jpeg).numpy().tolist() == shape, path
         view = encoded.train_view(jpeg, tf.zeros([0, 4]), [1, 2], VIEWS)  # which takes nothing but JPEGs
         assert view.shape == (12, 12, 3)
-        if path.name != 'f.jpg':
+        if path.name != '5.JPEG':
             decoded = tf.io.decode_jpeg(jpeg).numpy().astype(int)
-            assert np.abs(decoded - np.asarray(picture)).mean() < 25, path
+            assert np.abs(decoded - np.asarray(image)).mean() < 25, path
     assert source.groups.tolist() == [0] * 9
 
 
 def test_a_broken_file_is_named(tmp_path):
     good, cut, text = (tmp_path / name for name in ('good.jpg', 'cut.jpg', 'text.png'))
-    good.write_bytes(DRAWN[0][0])
-    cut.write_bytes(DRAWN[0][0][:500])
-    text.write_text('no picture')
+    good.write_bytes(IMAGES[0][0])
+    cut.write_bytes(IMAGES[0][0][:500])
+    text.write_text('no image')
     source = streamed.Files([good, cut, text], [0, 1, 2])
-    assert f"'{cut}' is no whole image (cut off" in message_of(source.read, np.array([0, 1]))
-    assert f"'{text}' is no whole image (no JPEG, PNG" in message_of(source.read, np.array([2]))
+    for row, path, reason in ((1, cut, 'cut off'), (2, text, 'no JPEG, PNG')):
+        message = message_of(source.read, np.array([0, row]))
+        assert message.startswith(f"'{path}' ") and reason in message
     good.unlink()
     assert f"'{good}' does not exist; put it back" in message_of(source.read, np.array([0]))

@@ -1,4 +1,4 @@
-"""The drawn pictures: reproducible, balanced, and to be learned by a net but not by a linear model."""
+"""Synthetic images: reproducible, balanced, and to be learned by a network but not by a linear model."""
 
 import time
 
@@ -19,36 +19,29 @@ def test():
     return datasets.open_split('synthetic', 'test')
 
 
-def test_pictures_are_a_pure_function_of_the_seed():
+def test_images_are_a_pure_function_of_the_seed():
     images, labels = synthetic.draw(123, seed=5)
     assert images.dtype == np.uint8 and images.shape == (123, 32, 32, 3)
     assert labels.dtype == np.int32 and labels.shape == (123,)
     again, labels_again = synthetic.draw(123, seed=5)
     assert images.tobytes() == again.tobytes() and labels.tolist() == labels_again.tolist()
     assert labels.tolist() != synthetic.draw(123, seed=6)[1].tolist()
+    assert synthetic.draw(0, seed=1)[0].shape == (0, 32, 32, 3)
 
 
-def test_classes_are_balanced_and_in_random_order(train, test):
+def test_classes_are_balanced_in_random_order_and_no_image_comes_twice(train, test):
     assert np.bincount(train.labels).tolist() == [1000] * 10
     assert np.bincount(test.labels).tolist() == [200] * 10
     assert np.bincount(synthetic.draw(13, seed=0)[1]).tolist() == [2, 2, 2, 1, 1, 1, 1, 1, 1, 1]
     assert len(set(train.labels[:50])) == 10
-
-
-def test_train_and_test_share_no_picture(train, test):
-    pictures = {image.tobytes() for images in (train.images, test.images) for image in images}
-    assert len(pictures) == 10000 + 2000
+    assert len({image.tobytes() for split in (train, test) for image in split.images}) == 10000 + 2000
 
 
 def test_neither_colour_nor_brightness_tells_the_class(train):
     colours = train.images.mean(axis=(1, 2))  # [n, 3]
     means = np.stack([colours[train.labels == label].mean(axis=0) for label in range(10)])
-    assert np.abs(means - colours.mean(axis=0)).max() < 6  # of 0..255; one picture's std is about 30
+    assert np.abs(means - colours.mean(axis=0)).max() < 6  # of 0..255; one image's std is about 30
     assert colours.std(axis=0).min() > 20
-
-
-def test_no_pictures_at_all():
-    assert synthetic.draw(0, seed=1)[0].shape == (0, 32, 32, 3)
 
 
 def test_a_linear_model_stays_far_below(train, test):
@@ -75,8 +68,9 @@ def test_a_linear_model_stays_far_below(train, test):
     assert 0.2 < accuracy(inputs(test), test.labels) < 0.35
 
 
+@pytest.mark.timed
 @pytest.mark.slow
-def test_drawing_12000_pictures_takes_under_2_seconds():
+def test_making_12000_images_takes_under_2_seconds():
     seconds = []
     for seed in range(3):
         start = time.perf_counter()
