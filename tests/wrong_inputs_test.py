@@ -342,14 +342,7 @@ def _make_networks(made):
 
 
 def _make_ilsvrc(made):
-    layout, raw = ilsvrc.make(made('ilsvrc')), made('raw')
-    for split, files, synsets in (
-        ('train', layout.train, [name[:9] for name in layout.train]),
-        ('validation', layout.validation, layout.validation_synsets),
-    ):
-        for (name, data), synset in zip(files.items(), synsets, strict=True):
-            (raw / split / synset).mkdir(parents=True, exist_ok=True)
-            (raw / split / synset / name).write_bytes(data)
+    ilsvrc.unpack(ilsvrc.make(made('ilsvrc')), made('raw'))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Bazel: the documented command builds offline, and what it builds runs by the python3 of the environment."""
+"""Bazel builds the documented targets offline, and they run with the python3 of the environment."""
 
 import os
 import pathlib
@@ -25,84 +25,68 @@ def workspace(tmp_path_factory):
     bazel = shutil.which('bazel')
     assert bazel, 'bazel is missing: apt-get install bazel-bootstrap'
     start = [bazel, f'--output_user_root={tmp_path_factory.mktemp("bazel")}', '--max_idle_secs=60']
-    environment = {**os.environ, 'HOME': str(folder)}
+    options = {'cwd': folder, 'env': {**os.environ, 'HOME': str(folder)}, 'capture_output': True, 'text': True}
     try:
-        built = subprocess.run(
-            [*start, 'build', '--jobs=2', *(f'//data:{name}' for name in TARGETS)],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
+        built = subprocess.run([*start, 'build', '--jobs=2', *(f'//data:{name}' for name in TARGETS)], **options)
         assert built.returncode == 0, built.stderr
         yield folder
     finally:
-        subprocess.run([*start, 'shutdown'], cwd=folder, env=environment, capture_output=True)
+        subprocess.run([*start, 'shutdown'], **options)
 
 
 @pytest.fixture
-def environment(tmp_path):
-    """A PATH on which python3 is this one."""
-    (tmp_path / 'bin').mkdir()
-    launcher = tmp_path / 'bin' / 'python3'
-    launcher.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    launcher.chmod(0o755)
-    return {**os.environ, 'PATH': f'{launcher.parent}{os.pathsep}{os.environ["PATH"]}'}
+def python_runs(tmp_path):
+    """Return the environment with a PATH on which python3 is a script that ends with these lines."""
+
+    def environment(*lines):
+        launcher = tmp_path / 'bin' / 'python3'
+        launcher.parent.mkdir()
+        launcher.write_text('\n'.join(['#!/bin/sh', *lines]))
+        launcher.chmod(0o755)
+        return {**os.environ, 'PATH': f'{launcher.parent}{os.pathsep}{os.environ["PATH"]}'}
+
+    return environment
 
 
-def run(workspace, name, *arguments, **options):
-    return subprocess.run(
-        [f'bazel-bin/data/{name}', *map(str, arguments)],
-        **{'cwd': workspace, 'capture_output': True, 'text': True, **options},
-    )
+def run(command, *arguments, env, cwd='/'):
+    return subprocess.run([command, *arguments], env=env, cwd=cwd, capture_output=True, text=True)
 
 
-def test_the_command_of_the_readme(workspace, environment, tmp_path):
-    layout = ilsvrc.make(tmp_path / 'data')
-    done = run(
-        workspace,
-        TARGETS[0],
-        layout.folder,
-        '--train_shards=2',
-        '--validation_shards=1',
-        *layout.flags,
-        env=environment,
-    )
+def test_the_command_of_the_readme(workspace, python_runs, tmp_path):
+    layout, environment = ilsvrc.make(tmp_path / 'data'), python_runs(f'exec {sys.executable} "$@"')
+    shards = ['--train_shards=2', '--validation_shards=1']
+    command = f'bazel-bin/data/{TARGETS[0]}'
+    done = run(command, layout.folder, *shards, *layout.flags, env=environment, cwd=workspace)
     assert done.returncode == 0, done.stderr
     assert 'Finished writing all 24 images in data set.' in done.stdout.splitlines()[-1]
-    done = run(workspace, TARGETS[0], env=environment)
+    done = run(command, env=environment, cwd=workspace)
     assert done.returncode == 1 and 'DATA_DIR' in done.stderr
 
 
-@pytest.mark.parametrize('name', TARGETS[:3])
-def test_each_target_runs_from_anywhere(workspace, environment, tmp_path, name):
+@pytest.mark.parametrize('name', TARGETS)
+def test_each_target_runs_from_anywhere(workspace, python_runs, tmp_path, name):
     (tmp_path / 'link').symlink_to(workspace / 'bazel-bin' / 'data' / name)
-    for command in (workspace / 'bazel-bin' / 'data' / name, tmp_path / 'link'):
-        done = subprocess.run([command, '--help'], env=environment, cwd='/', capture_output=True, text=True)
+    # All but the script belongs to the package, which is installed.
+    (runfiles,) = (workspace / 'bazel-bin' / 'data' / f'{name}.runfiles').glob('*/data')
+    assert [path.name for path in runfiles.glob('*.py')] == [f'{name}.py']
+    environment = python_runs(f'exec {sys.executable} "$@"')
+    for command in (workspace / 'bazel-bin' / 'data' / name, tmp_path / 'link') if name != TARGETS[3] else ():
+        done = run(command, '--help', env=environment)
         assert done.returncode == 0 and '--seed' in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize('name', TARGETS)
-def test_the_runfiles_hold_the_script_alone(workspace, name):
-    """All else is of the package, which is installed."""
-    (runfiles,) = (workspace / 'bazel-bin' / 'data' / f'{name}.runfiles').glob('*/data')
-    assert [path.name for path in runfiles.glob('*.py')] == [f'{name}.py']
-
-
-def test_a_python_without_the_package(workspace, tmp_path):
-    (tmp_path / 'python3').write_text('#!/bin/sh\nexit 1\n')
-    (tmp_path / 'python3').chmod(0o755)
-    path = f'{tmp_path}{os.pathsep}{os.environ["PATH"]}'
-    done = run(workspace, TARGETS[0], tmp_path, env={**os.environ, 'PATH': path})
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    assert 'cannot import official_resnet;' in done.stderr and f"'{tmp_path}/python3 -m pip install .'" in done.stderr
-    done = run(workspace, TARGETS[3], tmp_path, env={**os.environ, 'PATH': path})
-    assert done.returncode == 1 and 'cannot import official_resnet, apache_beam;' in done.stderr
-    assert "pip install .[beam]'" in done.stderr
+def test_a_python_without_the_package(workspace, python_runs, tmp_path):
+    environment = python_runs('exit 1')
+    for name, parts in (
+        (TARGETS[0], ('import official_resnet;', f"'{tmp_path}/bin/python3 -m pip install .'")),
+        (TARGETS[3], ('import official_resnet, apache_beam;', "pip install .[beam]'")),
+    ):
+        done = run(workspace / 'bazel-bin' / 'data' / name, tmp_path, env=environment)
+        assert done.returncode == 1 and done.stderr.count('\n') == 1 and all(part in done.stderr for part in parts)
 
 
 def test_no_python(workspace, tmp_path):
     for name in ('bash', 'dirname', 'readlink'):
         (tmp_path / name).symlink_to(shutil.which(name))
-    done = run(workspace, TARGETS[0], tmp_path, env={'PATH': str(tmp_path)})
-    assert done.returncode == 1 and 'there is no python3 on the PATH' in done.stderr
+    done = run(workspace / 'bazel-bin' / 'data' / TARGETS[0], tmp_path, env={'PATH': str(tmp_path)})
+    assert done.returncode == 1 and 'no python3' in done.stderr
