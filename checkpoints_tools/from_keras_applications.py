@@ -83,7 +83,7 @@ def _listing(path):
     try:
         done = subprocess.run(command, capture_output=True, timeout=MAX_SECONDS)
     except subprocess.TimeoutExpired:
-        raise ValueError('HDF5 does not come to an end with it') from None
+        raise ValueError(f'HDF5 has not listed its arrays in {MAX_SECONDS} s') from None
     if done.returncode:  # the library crashed or was stopped
         raise ValueError(f'HDF5 ended with {done.returncode}')
     found = json.loads(done.stdout)

@@ -77,23 +77,22 @@ def write_images(folder, count=1, seed=2):
 
 def write_checkpoints(folder):
     """Write a checkpoint of each family; <family>.<suffix>, of TensorFlow's formats <family>/model.ckpt.*."""
-    torch_files, caffe, tensorpack = (
-        importlib.import_module(name) for name in ('torch_files', 'from_caffe_test', 'from_tensorpack_test')
-    )
+    from fixtures import foreign_files, torch_files
+
     folder.mkdir()
     torch_files.write_zip(folder / 'torch.pth', torch_files.random_weights(torch_files.TINY['bottleneck']))
     torch_files.write_legacy(folder / 'torch_cifar.th', torch_files.random_weights(torch_files.TINY['cifar_a']))
-    (folder / 'caffe.caffemodel').write_bytes(caffe.net(caffe.he_net((2, 1), 8, 7)))
-    np.savez(folder / 'tensorpack.npz', **tensorpack.variables_of('se'))
-    applications = importlib.import_module('from_keras_applications_test')
-    applications.tiny(is_v2=True).save(folder / 'keras_applications.keras')
-    applications.write_old(folder / 'keras_applications_v1.h5', applications.tiny(is_v2=False))
-    slim = importlib.import_module('from_slim_test')
+    variables = foreign_files.caffe_variables((2, 1), 8, 7)
+    (folder / 'caffe.caffemodel').write_bytes(foreign_files.caffe_file(variables))
+    np.savez(folder / 'tensorpack.npz', **foreign_files.tensorpack_variables('se'))
+    foreign_files.applications_net(is_v2=True).save(folder / 'keras_applications.keras')
+    model = foreign_files.applications_net(is_v2=False)
+    foreign_files.write_old_applications(folder / 'keras_applications_v1.h5', model)
     for family in ('slim', 'official_tf'):
         (folder / family).mkdir()
-    importlib.import_module('tf_checkpoint_writer').write(folder / 'slim/model.ckpt', slim.slim_variables(2, (2, 1)))
+    foreign_files.write_tf(folder / 'slim/model.ckpt', foreign_files.slim_variables(2, (2, 1)))
     images = np.zeros((1, 32, 32, 3), np.float32)
-    importlib.import_module('from_official_tf_test').save(folder / 'official_tf/model.ckpt', 'cifar v1', images)
+    foreign_files.write_official(folder / 'official_tf/model.ckpt', 'cifar v1', images)
 
 
 def main(folder, shared):

@@ -6,7 +6,7 @@ opencv-python-headless below 5: later versions read no Caffe.
 import numpy as np
 import pytest
 from fixtures.conversion import assert_equal, converted, images_of
-from from_caffe_test import he_blocks, he_net, net
+from fixtures.foreign_files import caffe_file, caffe_variables, he_blocks
 
 from checkpoints_tools import from_caffe
 
@@ -73,7 +73,7 @@ def test_same_logits_as_opencv(tmp_path, blocks, filters, num_classes, has_bias,
     import cv2
 
     path = tmp_path / 'net.caffemodel'
-    path.write_bytes(net(he_net(blocks, filters, num_classes, has_bias, is_numbered)))
+    path.write_bytes(caffe_file(caffe_variables(blocks, filters, num_classes, has_bias, is_numbered)))
     source, variables, model = converted(from_caffe, path)
     assert source.variant == f'ResNet-{2 + 3 * sum(blocks)}'
     # 224: the published size; 64, 75, 70: the pool sees 32, 38 and 35 pixels, and its last window is cut off or not.

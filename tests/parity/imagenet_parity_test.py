@@ -1,53 +1,37 @@
-"""A converted net on ImageNet's pictures: the same answers as PyTorch gives. And the program can learn them."""
+"""A converted network gives PyTorch's answers to ImageNet's images, and the program can learn these images."""
 
 import csv
 import io
 import json
-import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from fixtures import programs
 from fixtures.imagenet_shards import write_sample
 from PIL import Image
 
-import official_resnet
 from checkpoints_tools import read_ckpt
-from official_resnet import checkpoints, imagenet_main
-from official_resnet.command_line import train_program
-from official_resnet.training import devices
+from official_resnet import checkpoints
 
 pytestmark = pytest.mark.parity
-PROGRAM = pathlib.Path(official_resnet.__file__).with_name('imagenet_main.py')
-NUM_FIRST, NUM_SECOND = 60, 25  # of the sample's 105 pictures: fitted, and fitted to come second
-OVERFIT = [
-    '--recipe=fast',
-    '-rs',
-    '18',
-    '--image_size=64',
-    '--eval_image_size=64',
-    '-bs',
-    '35',
-    '-te',
-    '25',
-    '--min_crop_area=0.8',
-    '--nozero_gamma',
-    '--epochs_between_evals=25',
-]
+NUM_FIRST, NUM_SECOND = 60, 25  # of the sample's 105 images: those fitted, and those fitted to come second
+OVERFIT = (
+    '--recipe=fast -rs 18 --image_size=64 --eval_image_size=64 -bs 35 -te 25 --min_crop_area=0.8 --nozero_gamma '
+    '--epochs_between_evals=25'
+)
 
 
 @pytest.fixture(scope='module')
 def sample(tmp_path_factory):
-    """(data_dir, [(JPEG, label, boxes)]) of the sample, as training and as validation pictures."""
+    """Return (data_dir, [(JPEG, label, boxes)]) of the sample, as training and as validation images."""
     folder = tmp_path_factory.mktemp('sample')
     return folder, write_sample(folder)
 
 
 @pytest.fixture(scope='module')
 def peer(sample):
-    """(torchvision's ResNet-18, its logits [105, 1000]): random, but for a head that knows some of the pictures."""
+    """Return (torchvision's ResNet-18, its logits [105, 1000]): random, but its head knows some of the images."""
     import torch
 
     from benchmarks import torch_peer
@@ -80,7 +64,7 @@ def peer(sample):
 
 
 def fit(head, features, labels):
-    """Set a linear layer so that it is right in the first pictures, second in the next, and anything in the rest."""
+    """Set a linear layer so that it names the first images, puts the next ones second, and guesses the rest."""
     import torch
 
     count = NUM_FIRST + NUM_SECOND
@@ -95,41 +79,26 @@ def fit(head, features, labels):
     head.bias.copy_(-mean @ weights)
 
 
-def test_evaluation_equals_pytorch_picture_by_picture(sample, peer, tmp_path, capsys, monkeypatch):
+def test_evaluation_equals_pytorch_image_by_image(sample, peer, tmp_path):
     import torch
 
-    data_dir, pictures = sample
+    data_dir, images = sample
     net, logits = peer
     torch.save(net.state_dict(), tmp_path / 'net.pth')
     model = tmp_path / 'net.keras'
     assert read_ckpt.main(['read_ckpt.py', '--input', str(tmp_path / 'net.pth'), '--output', str(model)]) == 0
-    capsys.readouterr()
-    monkeypatch.setattr(devices, 'start_tensorflow', lambda *threads: None)
-    assert (
-        train_program.main(
-            [
-                'imagenet_main.py',
-                '--eval_only',
-                f'--pretrained_model_checkpoint_path={model}',
-                f'--data_dir={data_dir}',
-                f'--model_dir={tmp_path / "none"}',
-                f'--eval_report={tmp_path / "report"}',
-            ],
-            '',
-            imagenet_main.PROGRAM,
-        )
-        == 0
+    out = programs.succeed(
+        f'imagenet_main --eval_only --pretrained_model_checkpoint_path={model} --data_dir={data_dir} '
+        f'--model_dir={tmp_path / "none"} --eval_report={tmp_path / "report"}'
     )
-    out = capsys.readouterr().out
-
-    labels = np.array([label for _, label, _ in pictures])
+    labels = np.array([label for _, label, _ in images])
     expected = logits.argmax(1)
     top1, top5 = (expected == labels).mean(), (np.argsort(-logits, 1)[:, :5] == labels[:, None]).any(1).mean()
     assert 0.4 < top1 < 0.7 < top5 < 0.95 and len(set(expected)) > 40
-    print(f'top-1 {top1:.4f}, top-5 {top5:.4f} of {len(labels)} pictures; {out}')
+    print(f'top-1 {top1:.4f}, top-5 {top5:.4f} of {len(labels)} images; {out}')
     assert f'one crop: top-1 {top1:.4f}, top-5 {top5:.4f} (105 images)' in out
     report = json.loads((tmp_path / 'report' / 'report.json').read_text())
-    guesses = {pair['true']: pair['guessed'] for pair in report['confusions']}  # each class has one picture
+    guesses = {pair['true']: pair['guessed'] for pair in report['confusions']}  # each class has one image
     assert [guesses.get(label, label) for label in labels] == expected.tolist()
     with open(tmp_path / 'report' / 'per_class.csv', newline='') as file:
         rows = list(csv.DictReader(file))
@@ -137,12 +106,11 @@ def test_evaluation_equals_pytorch_picture_by_picture(sample, peer, tmp_path, ca
 
 
 def test_the_program_learns_the_sample_by_heart(sample, tmp_path):
-    """The command of the README, in a process of its own; the pictures are cropped and mirrored anew in each epoch."""
-    command = [sys.executable, PROGRAM, '--data_dir', sample[0], '--model_dir', tmp_path, *OVERFIT]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert process.returncode == 0, process.stderr
+    """Train in a process of its own; each epoch crops and mirrors the images anew."""
+    code, out, err = programs.run(f'imagenet_main --data_dir {sample[0]} --model_dir {tmp_path} {OVERFIT}', 900)
+    assert code == 0, err
     *_, train, test = checkpoints.read_metrics(tmp_path)
-    print(process.stdout)
+    print(out)
     assert (train['split'], test['split'], train['epoch']) == ('train', 'test', 25)
-    assert train['accuracy'] > 0.95 and test['accuracy'] > 0.9, process.stdout
-    assert re.search(r'test accuracy 0\.9|test accuracy 1\.0', process.stdout)
+    assert train['accuracy'] > 0.95 and test['accuracy'] > 0.9, out
+    assert re.search(r'test accuracy 0\.9|test accuracy 1\.0', out)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from fixtures.conversion import assert_equal, images_of
 from fixtures.random_weights import randomize
 
 from official_resnet import resnet_model, resnet_variants
@@ -22,14 +23,14 @@ def torch():
 
 
 def copy_weights(torch, model, peer):
-    """Copy ours into the peer; random statistics and scales, so that no layer is an identity."""
+    """Copy our weights into the peer, with random statistics and scales, so that no layer is an identity."""
     randomize(model)
     for ours, theirs in pairs(model, peer):
         theirs.data = torch.tensor(ours).contiguous()
 
 
 def pairs(model, peer):
-    """[(our value in torch's layout, the peer's tensor)] of all convolutions, BN and the dense layer."""
+    """Return [(our value in torch's layout, the peer's tensor)] of all convolutions, BN and the dense layer."""
     from torch import nn
 
     ours = [layer for layer in model.layers if layer.weights]
@@ -37,18 +38,12 @@ def pairs(model, peer):
     assert len(ours) == len(theirs)
     result = []
     for layer, module in zip(ours, theirs, strict=True):
-        weights = {weight.name: weight.numpy() for weight in layer.weights}
-        if isinstance(module, nn.Conv2d):
-            result.append((weights['kernel'].transpose(3, 2, 0, 1), module.weight))
-        elif isinstance(module, nn.Linear):
-            result += [(weights['kernel'].T, module.weight), (weights['bias'], module.bias)]
-        else:
-            result += [
-                (weights['gamma'], module.weight),
-                (weights['beta'], module.bias),
-                (weights['moving_mean'], module.running_mean),
-                (weights['moving_variance'], module.running_var),
-            ]
+        # Kernels [h, w, in, out] -> [out, in, h, w], and [in, out] -> [out, in].
+        values = [value.transpose((3, 2, 0, 1) if value.ndim == 4 else None) for value in layer.get_weights()]
+        parameters = [module.weight] if isinstance(module, nn.Conv2d) else [module.weight, module.bias]
+        if isinstance(module, nn.BatchNorm2d):
+            parameters += [module.running_mean, module.running_var]
+        result += zip(values, parameters, strict=True)
     return result
 
 
@@ -61,15 +56,14 @@ def test_same_logits_at_an_even_and_an_odd_size(torch, size):
     peer = torch_peer.CifarResNet(20).eval()
     assert sum(p.numel() for p in peer.parameters()) == 269_722
     copy_weights(torch, model, peer)
-    images = np.random.default_rng(1).normal(size=(4, size, size, 3)).astype('float32')
     with torch.inference_mode():
-        expected = peer(torch_peer.to_torch(images)).numpy()
-    np.testing.assert_allclose(model(images), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+        expected = peer(torch_peer.to_torch(images_of(size))).numpy()
+    assert_equal(model(images_of(size)).numpy(), expected)
 
 
 @pytest.mark.parametrize('nesterov', [False, True])
 def test_same_weights_after_three_steps(torch, nesterov):
-    """Loss, gradients, coupled L2, momentum and BN statistics: a whole training, three steps long."""
+    """Three steps pin the loss, the gradients, the coupled L2, momentum and BN's statistics."""
     from benchmarks import torch_peer
 
     keras.utils.set_random_seed(SEED)

@@ -1,12 +1,12 @@
-"""Checkpoints of the real tf-slim: its nets, random weights and statistics, converted to ours with equal logits."""
+"""Checkpoints of the real tf-slim, with random weights and statistics, converted with equal logits."""
 
 import os
 import pathlib
-import subprocess
 import sys
 
 import numpy as np
 import pytest
+from fixtures import programs
 from fixtures.conversion import assert_equal, our_model
 
 from checkpoints_tools import from_slim
@@ -20,15 +20,9 @@ WRITER = pathlib.Path(__file__).parents[1] / 'fixtures' / 'slim_writer.py'
     'net,num_classes,file_version', [('resnet_v1_50', 1000, 1), ('resnet_v1_101', 1000, 2), ('resnet_v2_50', 1001, 2)]
 )
 def test_same_logits_as_slim(tmp_path, net, num_classes, file_version):
-    arguments = [net, str(num_classes), str(file_version), str(tmp_path), *map(str, SIZES)]
-    result = subprocess.run(
-        [sys.executable, WRITER, *arguments],
-        env=os.environ | {'TF_USE_LEGACY_KERAS': '1'},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    command = [sys.executable, WRITER, net, str(num_classes), str(file_version), str(tmp_path), *map(str, SIZES)]
+    end = programs.run(command, env=os.environ | {'TF_USE_LEGACY_KERAS': '1'})
+    assert end.code == 0, end.err[-3000:]
     expected = np.load(tmp_path / 'expected.npz')
     shapes = from_slim.shapes(tmp_path)
     variables = from_slim.read(tmp_path)

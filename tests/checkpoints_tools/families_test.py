@@ -1,0 +1,134 @@
+"""What holds for every family: nothing missing, strange or damaged passes, and what is wrong is said in a line."""
+
+import functools
+import re
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from fixtures import foreign_files, torch_files
+from fixtures.conversion import fuzz, refuse, shapes_of
+
+from checkpoints_tools import (
+    convert,
+    from_caffe,
+    from_keras_applications,
+    from_official_tf,
+    from_slim,
+    from_tensorpack,
+    from_torch,
+)
+
+MODULES = (from_caffe, from_keras_applications, from_official_tf, from_slim, from_tensorpack, from_torch)
+
+
+def caffe():
+    return shapes_of(foreign_files.caffe_variables((2, 1)))
+
+
+def applications(is_v2):
+    model = foreign_files.applications_net(is_v2, (2, 2))
+    return shapes_of({f'{layer.name}/{v.name}': v.numpy() for layer in model.layers for v in layer.weights})
+
+
+def official(*net):
+    return foreign_files.official_shapes(*net, filters=16, num_classes=10)
+
+
+def slim(version):
+    return shapes_of(foreign_files.slim_variables(version, (1, 2)))
+
+
+def tensorpack(mode, is_basic):
+    return shapes_of(foreign_files.tensorpack_variables(mode, (1, 2), is_basic=is_basic))
+
+
+def torch(name):
+    return {name: (shape, 'float32') for name, shape in torch_files.TINY[name].items()}
+
+
+# module, function and its arguments that return {name: (shape, dtype)}, names of the variant
+NETS = [
+    (from_caffe, caffe, (), ('ResNet-11', 'resnet11_v1')),
+    (from_keras_applications, applications, (False,), ('ResNet14', 'resnet14_v1')),
+    (from_keras_applications, applications, (True,), ('ResNet14V2', 'resnet14_v2')),
+    (from_official_tf, official, (3, False, (1, 1, 1), 1), ('resnet8_v1',)),
+    (from_official_tf, official, (7, False, (1, 1, 2, 1), 1), ('resnet12_v1.5', 'resnet12_v1')),
+    (from_official_tf, official, (7, True, (1, 1, 2, 1), 2), ('resnet17_v2',)),
+    (from_slim, slim, (1,), ('resnet_v1_11',)),
+    (from_slim, slim, (2,), ('resnet_v2_11',)),
+    (from_tensorpack, tensorpack, ('resnet', True), ('ImageNet-ResNet8', 'resnet8_v1.5')),
+    (from_tensorpack, tensorpack, ('resnet', False), ('ImageNet-ResNet11', 'resnet11_v1.5')),
+    (from_tensorpack, tensorpack, ('se', False), ('ImageNet-ResNet11-SE', 'seresnet11_v1.5')),
+    # With the published 64 filters, it is 32x4d.
+    (from_tensorpack, tensorpack, ('resnext32x4d', False), ('ImageNet-ResNeXt11-32x1d', 'resnext11_32x4d')),
+    (from_tensorpack, tensorpack, ('preact', True), ('ImageNet-PreActResNet8', 'resnet8_v2')),
+    (from_tensorpack, tensorpack, ('preact', False), ('ImageNet-PreActResNet11', 'resnet11_v2')),
+    (from_torch, torch, ('basic',), ('resnet_basic_1_2_1_1_filters4',)),
+    (from_torch, torch, ('bottleneck',), ('resnet_bottleneck_1_1_2_1_filters4',)),
+    (from_torch, torch, ('grouped',), ('resnet_bottleneck_1_1_1_1_filters16',)),
+    (from_torch, torch, ('cifar_a',), ('resnet_basic_2_1_2_filters4',)),
+    (from_torch, torch, ('cifar_b',), ('resnet_basic_1_1_1_filters4',)),
+]
+OPTIONAL = re.compile(r'conv\d_.*conv/bias')  # without it, the network is another one that exists
+
+
+@pytest.mark.parametrize('module,make,arguments,variants', NETS, ids=[names[0] for *_, names in NETS])
+def test_every_variable_is_needed_in_its_shape_and_type(module, make, arguments, variants):
+    shapes = make(*arguments)
+    refused = functools.partial(refuse, function=convert.fit, module=module, path='x')
+    for name, (shape, _) in shapes.items():
+        others = {other: value for other, value in shapes.items() if other != name}
+        if not OPTIONAL.fullmatch(name):
+            refused('.', shapes=others)
+        for strange in ((*shape, 1), shape[1:], (*shape[:-1], 0), (*shape[:-1], shape[-1] + 1), (2**40, *shape[1:])):
+            refused('.', shapes=others | {name: (strange, 'float32')})
+        refused(f'{re.escape(name)} int64', shapes=others | {name: (shape, 'int64')})
+    refused('unexpected: strange/bias', shapes=shapes | {'strange/bias': ((3,), 'float32')})
+
+
+@pytest.mark.parametrize('module,make,arguments,variants', NETS, ids=[names[0] for *_, names in NETS])
+def test_family_and_variant_are_told(module, make, arguments, variants):
+    shapes = make(*arguments)
+    assert [other for other in MODULES if other.recognises(shapes)] == [module]
+    source = module.describe(shapes)
+    assert source.variant == variants[0] and not module.ignored(shapes)
+    assert all(module.describe(shapes, variant) == source for variant in variants)
+    refuse(re.escape(variants[0]), module.describe, shapes, 'resnet50_v9')
+
+
+CAFFE = foreign_files.caffe_variables((1, 1), has_bias=True)
+TENSORPACK = foreign_files.tensorpack_variables('resnet', (1, 1), 2, 3)
+TORCH = torch_files.random_weights(torch_files.net_shapes((1, 1, 1), filters=2, classes=3, is_cifar=True, option='A'))
+
+
+def keras_net():
+    return foreign_files.applications_net(False, (1, 1), 2, 3)
+
+
+FILES = {
+    'packed.caffemodel': (from_caffe, lambda path: path.write_bytes(foreign_files.caffe_file(CAFFE))),
+    'unpacked.caffemodel': (from_caffe, lambda path: path.write_bytes(foreign_files.caffe_file(CAFFE, 'unpacked'))),
+    'legacy.caffemodel': (from_caffe, lambda path: path.write_bytes(foreign_files.caffe_file(CAFFE, 'legacy'))),
+    'plain.npz': (from_tensorpack, lambda path: np.savez(path, **TENSORPACK)),
+    'compressed.npz': (from_tensorpack, lambda path: np.savez_compressed(path, **TENSORPACK)),
+    'net.keras': (from_keras_applications, lambda path: keras_net().save(path)),
+    'net.weights.h5': (from_keras_applications, lambda path: keras_net().save_weights(path)),
+    'old.h5': (from_keras_applications, lambda path: foreign_files.write_old_applications(path, keras_net())),
+    'zip.pth': (from_torch, lambda path: torch_files.write_zip(path, TORCH)),
+    'legacy.pth': (from_torch, lambda path: torch_files.write_legacy(path, TORCH)),
+    'net.safetensors': (from_torch, lambda path: safetensors.numpy.save_file(TORCH, path)),
+}
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_damaged_files(name, tmp_path, monkeypatch):
+    module, write = FILES[name]
+    monkeypatch.setattr(from_keras_applications, 'MAX_SECONDS', 4)
+    write(tmp_path / name)
+    fuzz(module, tmp_path / name, 10 if module is from_keras_applications else 90)  # Keras' need a process each
+
+
+def test_files_that_are_not_there(tmp_path):
+    for module in MODULES:
+        refuse('(there is no|cannot read) .*none', module.read, tmp_path / 'none')
