@@ -51,14 +51,14 @@ def define_flags():
 
 def main(argv):
     """Run with the arguments `argv` (program name first); return the exit code."""
-    return program.run_program(argv, __doc__, define_flags(), _name_pictures, takes_arguments=True)
+    return program.run_program(argv, __doc__, define_flags(), _name_images, takes_arguments=True)
 
 
 @program.reader_may_leave()
-def _name_pictures(values, arguments):
+def _name_images(values, arguments):
     if values.explain_class is not None and not values.explain:
         raise UserError('--explain_class belongs to --explain; pass that, too')
-    pictures = find_pictures(arguments)
+    pictures = find_images(arguments)
     if not pictures:
         return 1
     import numpy as np
@@ -97,7 +97,7 @@ def _name_pictures(values, arguments):
     return 0 if num_read else 1
 
 
-def find_pictures(arguments):
+def find_images(arguments):
     """Return the files of files and folders, in this order; say on stderr what is none and what has none.
 
     Raises:

@@ -12,29 +12,19 @@ Version 1.5 is version 1 with the stride of a bottleneck on its 3x3 convolution;
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import keras
 from keras import KerasTensor as Tensor
 
 from official_resnet.errors import UserError
 from official_resnet.layers import NHWC, BatchNormalization, deep_graph
-from official_resnet.resnet_spec import BOTTLENECK_EXPANSION, ResNetSpec
+from official_resnet.resnet_spec import Convolution, ResNetSpec, block_convolutions, stem_convolutions
 
 INITIALIZERS = {
     'he': lambda: keras.initializers.VarianceScaling(2.0, 'fan_out', 'uniform'),
     'normal_0.01': lambda: keras.initializers.RandomNormal(0.0, 0.01),
     'normal_1': lambda: keras.initializers.RandomNormal(0.0, 1.0),
 }  # he: the variance of arXiv:1502.01852 Sec. 2.2, backward form; a normal distribution takes 3 times as long to draw
-
-
-class Convolution(NamedTuple):
-    """A convolution of a block: its filters, the side of its kernel, its stride, and its groups (cardinality)."""
-
-    filters: int
-    kernel: int
-    stride: int = 1
-    groups: int = 1
 
 
 # --- the network ---
@@ -209,30 +199,6 @@ def block_v2(
     return residual if shortcut is None else keras.layers.Add(name=f'{name}_out')([residual, shortcut])
 
 
-def block_convolutions(spec: ResNetSpec, filters: int, stride: int) -> tuple[Convolution, ...]:
-    """Return the convolutions of a block, the first one first.
-
-    >>> for convolution in block_convolutions(ResNetSpec((3, 4, 6, 3), block='bottleneck'), filters=128, stride=2):
-    ...     print(convolution)
-    Convolution(filters=128, kernel=1, stride=2, groups=1)
-    Convolution(filters=128, kernel=3, stride=1, groups=1)
-    Convolution(filters=512, kernel=1, stride=1, groups=1)
-    """
-    filters *= spec.width
-    if spec.block == 'single':
-        return (Convolution(filters, 3, stride),)
-    if spec.block == 'basic':
-        return Convolution(filters, 3, stride), Convolution(filters, 3)
-    inner = filters * spec.base_width // 64 * spec.cardinality  # arXiv:1611.05431 Table 1: C = 32 paths of d = 4
-    stride_conv = spec.stride_conv or ('first' if spec.version == '1' else '3x3')
-    first, second = (stride, 1) if stride_conv == 'first' else (1, stride)
-    return (
-        Convolution(inner, 1, first),
-        Convolution(inner, 3, second, spec.cardinality),
-        Convolution(filters * BOTTLENECK_EXPANSION, 1),
-    )
-
-
 # --- the shortcut ---
 
 
@@ -298,14 +264,13 @@ def stem(images: Tensor, spec: ResNetSpec) -> Tensor:
 
     Batch norm and ReLU follow, except in version 2, whose first block begins with its own (1603.05027, Appendix).
     """
-    x, filters = images, spec.stem_filters or spec.filters
-    if spec.stem == 'deep':  # two more convolutions, with half of the filters (arXiv:1812.01187 Fig. 2b)
-        for i, stride in ((1, 2), (2, 1)):
-            x = convolution(x, spec, Convolution(filters // 2, 3, stride), f'stem_conv{i}')
-            x = batch_norm(x, spec, f'stem_bn{i}')
-            x = activation(x, spec, f'stem_relu{i}')
-    conv = Convolution(filters, 7, 2) if spec.stem == 'imagenet' else Convolution(filters, 3)
-    x = convolution(x, spec, conv, 'stem_conv', has_bias=spec.stem_bias)
+    x = images
+    *first, last = stem_convolutions(spec)
+    for i, conv in enumerate(first, start=1):
+        x = convolution(x, spec, conv, f'stem_conv{i}')
+        x = batch_norm(x, spec, f'stem_bn{i}')
+        x = activation(x, spec, f'stem_relu{i}')
+    x = convolution(x, spec, last, 'stem_conv', has_bias=spec.stem_bias)
     if spec.version != '2' if spec.stem_bn is None else spec.stem_bn:
         x = batch_norm(x, spec, 'stem_bn')
         x = activation(x, spec, 'stem_relu')

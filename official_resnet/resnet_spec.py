@@ -5,7 +5,7 @@ resnet_variants names the published networks, resnet_model builds the keras.Mode
 """
 
 import dataclasses
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from official_resnet.errors import UserError
 
@@ -240,6 +240,59 @@ class ResNetSpec:
         return cls(**{name: value for name, value in values.items() if name in known})
 
 
+class Convolution(NamedTuple):
+    """A convolution: its filters, the side of its kernel, its stride, and its groups (cardinality)."""
+
+    filters: int
+    kernel: int
+    stride: int = 1
+    groups: int = 1
+
+
+def block_convolutions(spec: ResNetSpec, filters: int, stride: int) -> tuple[Convolution, ...]:
+    """Return the convolutions of a block, the first one first.
+
+    >>> for convolution in block_convolutions(ResNetSpec((3, 4, 6, 3), block='bottleneck'), filters=128, stride=2):
+    ...     print(convolution)
+    Convolution(filters=128, kernel=1, stride=2, groups=1)
+    Convolution(filters=128, kernel=3, stride=1, groups=1)
+    Convolution(filters=512, kernel=1, stride=1, groups=1)
+    """
+    filters *= spec.width
+    if spec.block == 'single':
+        return (Convolution(filters, 3, stride),)
+    if spec.block == 'basic':
+        return Convolution(filters, 3, stride), Convolution(filters, 3)
+    inner = filters * spec.base_width // 64 * spec.cardinality  # arXiv:1611.05431 Table 1: C = 32 paths of d = 4
+    stride_conv = spec.stride_conv or ('first' if spec.version == '1' else '3x3')
+    first, second = (stride, 1) if stride_conv == 'first' else (1, stride)
+    return (
+        Convolution(inner, 1, first),
+        Convolution(inner, 3, second, spec.cardinality),
+        Convolution(filters * BOTTLENECK_EXPANSION, 1),
+    )
+
+
+def stem_convolutions(spec: ResNetSpec) -> tuple[Convolution, ...]:
+    """Return the convolutions of the stem, the first one first; a max-pool follows those for ImageNet."""
+    filters = spec.stem_filters or spec.filters
+    if spec.stem == 'deep':  # two more convolutions, with half of the filters (arXiv:1812.01187 Fig. 2b)
+        return Convolution(filters // 2, 3, 2), Convolution(filters // 2, 3), Convolution(filters, 3)
+    return (Convolution(filters, 7, 2) if spec.stem == 'imagenet' else Convolution(filters, 3),)
+
+
+def spec_of(group_blocks: tuple[int, ...], axes: dict[str, Any]) -> ResNetSpec:
+    """Return ResNetSpec(group_blocks, **axes); an unknown name in `axes` raises UserError with the nearest field."""
+    known = [field.name for field in dataclasses.fields(ResNetSpec)]
+    for name, value in axes.items():
+        if name not in known:
+            import difflib
+
+            remedy = ' or '.join(difflib.get_close_matches(name, known, 1) or [f'one of {", ".join(known)}'])
+            raise UserError(f'ResNetSpec has no field for {name}={value!r}, but pass {remedy}')
+    return ResNetSpec(group_blocks, **axes)
+
+
 def cifar_spec(resnet_size: int, **axes: Any) -> ResNetSpec:
     """Return the spec of a CIFAR network with 6n+2 layers, or 9n+2 with bottlenecks (1512.03385 Sec. 4.2).
 
@@ -257,4 +310,4 @@ def cifar_spec(resnet_size: int, **axes: Any) -> ResNetSpec:
     if resnet_size < layers + 2 or resnet_size % layers != 2:
         below = max(layers + 2, (resnet_size - 2) // layers * layers + 2)
         raise UserError(f'resnet_size={resnet_size} is not {layers}n+2; the nearest are {below} and {below + layers}')
-    return ResNetSpec(((resnet_size - 2) // layers,) * 3, **axes)
+    return spec_of(((resnet_size - 2) // layers,) * 3, axes)

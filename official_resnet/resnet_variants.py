@@ -1,6 +1,6 @@
 """The published networks: which ResNetSpec has which name.
 
-    python -m official_resnet.resnet_variants                            # all as a table, in about a minute
+    python -m official_resnet.resnet_variants                            # all as a table, in about a second
     python -m official_resnet.resnet_variants resnet50_v1 resnet50_v1.5  # these two
 
 The specs need no Keras. build_model, cifar_resnet, imagenet_resnet and mnist_resnet import it when they are called.
@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from official_resnet.errors import UserError
-from official_resnet.resnet_spec import ResNetSpec, cifar_spec
+from official_resnet.resnet_spec import ResNetSpec, cifar_spec, spec_of
 
 if TYPE_CHECKING:
     import keras
@@ -47,7 +47,7 @@ def imagenet_spec(resnet_size: int, **axes: Any) -> ResNetSpec:
     fields = {'filters': 64, 'stem': 'imagenet', 'block': block, 'shortcut': 'B', 'version': '1.5'} | axes
     if fields['version'] == '2':
         fields.setdefault('stem_pool', 'same')
-    return ResNetSpec(group_blocks, **fields)
+    return spec_of(group_blocks, fields)
 
 
 def mnist_spec(**axes: Any) -> ResNetSpec:
@@ -57,7 +57,7 @@ def mnist_spec(**axes: Any) -> ResNetSpec:
     (2, 2, 2)
     """
     fields = {'stem': 'mnist', 'shortcut': 'B', 'projection_kernel': 3, 'bn_momentum': 0.9} | axes
-    return ResNetSpec((2, 2, 2), **fields)
+    return spec_of((2, 2, 2), fields)
 
 
 _RESNEXT29 = {'block': 'bottleneck', 'version': '1.5', 'shortcut': 'B', 'filters': 64}
@@ -92,6 +92,23 @@ VARIANTS = {
 }
 
 
+def find_spec(variant: str) -> ResNetSpec:
+    """Return the spec of a row of VARIANTS.
+
+    Raises:
+        UserError: there is no such row. The message has the nearest names, version 1.5 first.
+    """
+    if variant not in VARIANTS:
+        import difflib
+
+        wanted = variant.lower().replace('-', '')
+        near = [name for name in VARIANTS if name.startswith(f'{wanted}_')]
+        near = near or difflib.get_close_matches(wanted, VARIANTS, 6) or list(VARIANTS)
+        near.sort(key=lambda name: not name.endswith('_v1.5'))
+        raise UserError(f'there is no network {variant!r}; pass {", ".join(near[:-1])} or {near[-1]}')
+    return VARIANTS[variant]
+
+
 def build_model(variant: str, num_classes: int) -> keras.Model:
     """Return the network of a row of VARIANTS, for images as IMAGE_SHAPES has them.
 
@@ -101,9 +118,7 @@ def build_model(variant: str, num_classes: int) -> keras.Model:
     Raises:
         UserError: there is no such row.
     """
-    if variant not in VARIANTS:
-        raise UserError(f'variant={variant!r} must be one of {", ".join(VARIANTS)}')
-    return _model(VARIANTS[variant], num_classes)
+    return _model(find_spec(variant), num_classes)
 
 
 def cifar_resnet(resnet_size: int, num_classes: int = 10, **axes: Any) -> keras.Model:
@@ -142,6 +157,9 @@ def _model(spec, num_classes):
 if __name__ == '__main__':
     import sys
 
+    from absl import flags
+
+    from official_resnet.command_line import program
     from official_resnet.experiments import architecture_table
 
-    architecture_table.main(sys.argv[1:])
+    sys.exit(program.run_program(sys.argv, __doc__, flags.FlagValues(), architecture_table.main, takes_arguments=True))

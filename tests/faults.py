@@ -49,7 +49,7 @@ FAULTS = [
     Fault(
         'v1.5-stride',
         'Version 1.5 has the stride of a bottleneck on its 3x3 convolution, version 1 on its first 1x1.',
-        'official_resnet/resnet_model.py',
+        'official_resnet/resnet_spec.py',
         "spec.stride_conv or ('first' if spec.version == '1' else '3x3')",
         "spec.stride_conv or ('first' if spec.version != '2' else '3x3')",
         'tests/resnet_model_test.py -k where_a_bottleneck_strides',

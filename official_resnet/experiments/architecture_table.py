@@ -1,86 +1,151 @@
-"""What each network consists of and costs: 1512.03385 Table 1; see resnet_variants, which prints it."""
+"""What each network consists of and costs: 1512.03385 Table 1. resnet_variants prints it.
+
+Everything is counted from the ResNetSpec, without Keras, so that the table takes no time. A test compares the counts
+with those of the networks that resnet_model builds.
+"""
 
 import itertools
 import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-import keras
+from absl import flags
 
-from official_resnet import resnet_model, resnet_variants
-from official_resnet.errors import UserError
+from official_resnet import resnet_variants
+from official_resnet.resnet_spec import Convolution, ResNetSpec, block_convolutions, stem_convolutions
+
+if TYPE_CHECKING:
+    import keras
 
 IMAGE_SIZE = 224  # pixels, where the variant does not say
 NUM_CLASSES = {'cifar': 10, 'mnist': 10, 'imagenet': 1000, 'deep': 1000}  # by stem
 COLUMNS, LABEL_WIDTH, WIDTH = 6, 17, 23  # networks side by side; characters
 
 
-def main(argv=()):
-    """Print the table of the variants named in argv, or of all."""
-    for name in argv:
-        if name not in resnet_variants.VARIANTS:
-            raise UserError(f'variant={name!r} must be one of {", ".join(resnet_variants.VARIANTS)}')
-    for columns in in_tables(argv or resnet_variants.VARIANTS):
+class Counts(NamedTuple):
+    """What a network costs: trainable parameters, multiply-adds of an image, (height, width) behind stem and groups."""
+
+    parameters: int
+    multiply_adds: int
+    sizes: list[tuple[int, int]]
+
+
+def main(values: flags.FlagValues, names: Sequence[str]) -> None:
+    """Print the table of the variants named, or of all; `values` are no flags, for program.run_program."""
+    for name in names:
+        resnet_variants.find_spec(name)
+    for columns in in_tables(names or resnet_variants.VARIANTS):
         print(format_table(columns) + '\n', flush=True)
 
 
-def in_tables(names):
-    """Return lists of (name, rows of describe), each list for one table: six at most that share their sizes."""
+def in_tables(names: Iterable[str]) -> Iterator[list[tuple[str, dict[str, list[str]]]]]:
+    """Yield a list of (name, rows of describe) for each table: at most six networks that share their sizes."""
     columns = ((name, describe(name)) for name in names)
     for _, alike in itertools.groupby(columns, key=lambda column: list(column[1])):
         while table := list(itertools.islice(alike, COLUMNS)):
             yield table
 
 
-def describe(name):
-    """Return {what and its output size: lines} of a variant: stem, groups, parameters, multiply-adds, blocks.
-
-    The network is built without values in its weights, which takes a fraction of the time and no memory.
-    """
-    spec = resnet_variants.VARIANTS[name]
-    shape = tuple(size or IMAGE_SIZE for size in resnet_variants.IMAGE_SHAPES[spec.stem])
-    with keras.StatelessScope(initialize_variables=False):
-        model = resnet_model.resnet(spec, NUM_CLASSES[spec.stem], shape)
-
-    def label(part):
-        last = [layer for layer in model.layers if layer.name.startswith(part)][-1]
-        return f'{part.removesuffix("_")} {last.output.shape[1]}x{last.output.shape[2]}'
-
-    stem = []
-    for layer in model.layers:
-        if layer.name.startswith('stem') and isinstance(layer, keras.layers.Conv2D):
-            (side, _), (stride, _) = layer.kernel_size, layer.strides
-            stem.append(f'{side}x{side}, {layer.filters}' + (f', /{stride}' if stride > 1 else ''))
-    stem += ['3x3 max-pool, /2' for layer in model.layers if layer.name == 'stem_pool']
-    rows = {'images ' + 'x'.join(map(str, shape)): [''], label('stem'): stem}
+def describe(name: str) -> dict[str, list[str]]:
+    """Return {what and its output size: lines} of a variant: stem, groups, parameters, multiply-adds, blocks."""
+    spec = resnet_variants.find_spec(name)
+    height, width, channels = resnet_variants.IMAGE_SHAPES[spec.stem]
+    shape, num_classes = (height or IMAGE_SIZE, width or IMAGE_SIZE, channels), NUM_CLASSES[spec.stem]
+    counts = count(spec, num_classes, shape)
+    stem = [
+        f'{conv.kernel}x{conv.kernel}, {conv.filters}' + ', /2' * (conv.stride > 1) for conv in stem_convolutions(spec)
+    ]
+    stem += ['3x3 max-pool, /2'] * (spec.stem in ('imagenet', 'deep'))
+    parts = [stem]
     for i, num_blocks in enumerate(spec.group_blocks):
         lines = [
             f'[{kernel}x{kernel}, {filters}' + (f', C={groups}]' if groups > 1 else ']')
-            for filters, kernel, _, groups in resnet_model.block_convolutions(spec, spec.filters * 2**i, 1)
+            for filters, kernel, _, groups in block_convolutions(spec, spec.filters * 2**i, 1)
         ]
         lines[len(lines) // 2] += f' x{num_blocks}'
-        rows[label(f'group{i + 1}_')] = lines
+        parts.append(lines)
+    labels = ['stem', *(f'group{i + 1}' for i in range(len(spec.group_blocks)))]
+    rows = {'images ' + 'x'.join(map(str, shape)): ['']}
+    rows |= {f'{label} {h}x{w}': part for label, (h, w), part in zip(labels, counts.sizes, parts, strict=True)}
     return rows | {
-        'head': [f'mean, {NUM_CLASSES[spec.stem]} logits'],
-        'parameters': [f'{count_parameters(model):,}'],
+        'head': [f'mean, {num_classes} logits'],
+        'parameters': [f'{counts.parameters:,}'],
         'blocks': [str(sum(spec.group_blocks))],
-        'multiply-adds': [f'{count_multiply_adds(model) / 1e6:,.0f} M'],
+        'multiply-adds': [f'{counts.multiply_adds / 1e6:,.0f} M'],
     }
 
 
-def format_table(columns):
+def format_table(columns: Sequence[tuple[str, dict[str, list[str]]]]) -> str:
     """Return the text of a table from a list of (name, rows of describe)."""
-    lines = [('', *(name for name, _ in columns))]
+    lines: list[Sequence[str]] = [('', *(name for name, _ in columns))]
     for label in columns[0][1]:
         lines += itertools.zip_longest([label], *(rows[label] for _, rows in columns), fillvalue='')
     widths = [LABEL_WIDTH] + [WIDTH] * len(columns)
     return '\n'.join(''.join(map(str.ljust, cells, widths)).rstrip() for cells in lines)
 
 
-def count_parameters(model):
-    """Return the trainable parameters: BN scale and offset counted, moving statistics not."""
+def count(spec: ResNetSpec, num_classes: int, image_shape: tuple[int, int, int]) -> Counts:
+    """Return what the network of a spec costs, for images of (height, width, channels).
+
+    Parameters are counted as by count_parameters, multiply-adds as by count_multiply_adds.
+    """
+    is_v2 = spec.version == '2'
+    (*size, channels), sizes = image_shape, []
+    parameters = multiply_adds = 0
+
+    def convolve(size: list[int], channels: int, conv: Convolution, has_bias: bool = not spec.batch_norm) -> list[int]:
+        nonlocal parameters, multiply_adds
+        size = [-(-side // conv.stride) for side in size]
+        weights = conv.kernel**2 * channels // conv.groups * conv.filters
+        parameters += weights + conv.filters * has_bias
+        multiply_adds += weights * math.prod(size)
+        return size
+
+    def normalize(channels: int) -> None:
+        nonlocal parameters
+        parameters += 2 * channels * spec.batch_norm
+
+    *deep, last = stem_convolutions(spec)
+    for conv in (*deep, last):
+        size = convolve(size, channels, conv, not spec.batch_norm or conv is last and spec.stem_bias)
+        channels = conv.filters
+        if conv is not last or (not is_v2 if spec.stem_bn is None else spec.stem_bn):
+            normalize(channels)
+    if spec.stem in ('imagenet', 'deep'):
+        size = [side // 2 if spec.stem_pool == 'ceil' else -(-side // 2) for side in size]
+    sizes.append(tuple(size))
+    for i, (num_blocks, (group_stride, _)) in enumerate(zip(spec.group_blocks, spec.group_strides(), strict=True)):
+        strided = 0 if spec.stride_block == 'first' else num_blocks - 1
+        for j in range(num_blocks):
+            stride = group_stride if j == strided else 1
+            convs = block_convolutions(spec, spec.filters * 2**i, stride)
+            outer = convs[-1].filters
+            if spec.is_projection(channels, outer, stride, is_first=j == 0):
+                kernel = Convolution(outer, spec.projection_kernel, stride)
+                convolve(size, channels, kernel)
+                normalize(0 if is_v2 else outer)
+            for conv in convs:
+                normalize(channels if is_v2 else conv.filters)
+                size = convolve(size, channels, conv)
+                channels = conv.filters
+            if spec.se_reduction:
+                narrow = max(1, channels // spec.se_reduction)
+                convolve([1, 1], channels, Convolution(narrow, 1), True)
+                convolve([1, 1], narrow, Convolution(channels, 1), True)
+        sizes.append(tuple(size))
+    normalize(channels if is_v2 else 0)
+    convolve([1, 1], channels, Convolution(num_classes, 1), True)  # the last layer
+    return Counts(parameters, multiply_adds, sizes)
+
+
+def count_parameters(model: 'keras.Model | keras.layers.Layer') -> int:
+    """Return the number of trainable parameters: BN scale and offset counted, moving statistics not."""
     return sum(math.prod(variable.shape) for variable in model.trainable_variables)
 
 
-def count_multiply_adds(model):
+def count_multiply_adds(model: 'keras.Model') -> int:
     """Return the multiplications in convolutions and the last layer, as the papers count; the image size is fixed."""
+    import keras
+
     counted = (layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense))
     return sum(math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:-1]) for layer in counted)

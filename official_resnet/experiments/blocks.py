@@ -17,6 +17,7 @@ from keras import KerasTensor as Tensor
 from official_resnet import resnet_model
 from official_resnet.errors import UserError
 from official_resnet.layers import NHWC
+from official_resnet.resnet_spec import block_convolutions
 
 ORDERS = ('original', 'bn_after_addition', 'relu_before_addition', 'relu_only_preactivation')
 
@@ -68,7 +69,7 @@ def make_block(experiment: dict[str, Any]) -> Callable[..., Tensor]:
                 f'the experiment {experiment} is about blocks of version 1 with a shortcut; pass a spec without '
                 'se_reduction, zero_gamma, stochastic_depth and output_stride'
             )
-        return _block(x, spec, resnet_model.block_convolutions(spec, filters, stride), stride, name, is_first, trial)
+        return _block(x, spec, block_convolutions(spec, filters, stride), stride, name, is_first, trial)
 
     return block
 

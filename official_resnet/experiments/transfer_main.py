@@ -94,7 +94,7 @@ def run_transfer(values):
     settings = sizes | {'image_folder': str(folder)}
     settings |= {name: values[name].value for name in ('seed', 'resnet_size', 'batch_size')} | {'dtype': config.dtype}
     runs.claim_folder(output_dir, settings)
-    images = link_pictures(folder, pathlib.Path(output_dir, 'pictures'), sizes, values.seed)
+    images = link_images(folder, pathlib.Path(output_dir, 'pictures'), sizes, values.seed)
     classes = {part: sorted(os.listdir(images[part] / 'train')) for part in images}
     most = len(classes['source']) * (sizes['source_images'] or config.batch_size)
     first = {'dataset': f'folder:{images["source"]}', 'batch_size': min(config.batch_size, most)}
@@ -122,7 +122,7 @@ def run_transfer(values):
     runs.finish(output_dir, 'transfer', result)
 
 
-def link_pictures(folder, target, sizes, seed):
+def link_images(folder, target, sizes, seed):
     """Make folders of links to the images of each half of the classes; return {'source', 'target': folder}.
 
     They become target/source and target/target, each with train/CLASS and test/CLASS. `folder` has all images, see

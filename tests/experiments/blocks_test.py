@@ -6,6 +6,7 @@ import doctest
 import keras
 import numpy as np
 import pytest
+from fixtures.networks import model_of, normal
 from fixtures.tiny_training import make_config
 
 from official_resnet import checkpoints, resnet_model, resnet_run_loop, resnet_spec
@@ -19,8 +20,7 @@ SPEC = resnet_spec.ResNetSpec((1,), filters=2)
 
 
 def block_model(experiment, spec=SPEC):
-    inputs = keras.Input((4, 4, 2))
-    return keras.Model(inputs, blocks.make_block(experiment)(inputs, spec, 2, 1, 'b'))
+    return model_of(blocks.make_block(experiment), (4, 4, 2), spec, 2, 1, 'b')
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_experiments_are_what_figures_2_and_4_draw(trial, names):
 @pytest.mark.parametrize('gate', ['exclusive', 'shortcut_only'])
 def test_gates_compute_what_they_say(gate):
     model = block_model({'gate': gate, 'gate_bias': -1.0})
-    images = np.random.default_rng(7).uniform(0, 1, (2, 4, 4, 2)).astype('float32')
+    images = normal(2, 4, 4, 2)
     layer = model.get_layer('b_gate')
     g = 1 / (1 + np.exp(-(images @ layer.kernel.numpy()[0, 0] - 1.0)))
     residual = keras.Model(model.input, model.get_layer('b_bn2').output)(images).numpy()
@@ -57,11 +57,10 @@ def test_gates_compute_what_they_say(gate):
 
 
 def test_without_a_change_it_is_the_block_of_version_1():
-    ours, theirs = block_model({}), keras.Input((4, 4, 2))
-    theirs = keras.Model(theirs, resnet_model.residual_block(theirs, SPEC, 2, 1, 'b'))
+    ours, theirs = block_model({}), model_of(resnet_model.residual_block, (4, 4, 2), SPEC, 2, 1, 'b')
     assert [layer.name for layer in ours.layers[1:]] == [layer.name for layer in theirs.layers[1:]]
     theirs.set_weights(ours.get_weights())
-    images = np.random.default_rng(3).normal(size=(2, 4, 4, 2)).astype('float32')
+    images = normal(2, 4, 4, 2)
     np.testing.assert_array_equal(ours(images), theirs(images))
 
 

@@ -1,5 +1,6 @@
-"""Gradients of nets: measured as GradientTape has them, before and during training; the program end to end."""
+"""Gradients of networks: measured as GradientTape has them, before and during training; the program end to end."""
 
+import functools
 import json
 import signal
 
@@ -7,13 +8,18 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from fixtures.experiments import main_of
 
 from official_resnet import resnet_run_loop, resnet_variants
-from official_resnet.experiments import experiment_program, gradient_flow_main, net_gradients
+from official_resnet.experiments import gradient_flow_main, net_gradients
 from official_resnet.inputs import datasets
-from official_resnet.training import devices
 
 SETTINGS = {'steps': 4, 'batch_size': 8, 'learning_rate': 0.01, 'init': 'he', 'auxiliary_loss': False, 'seed': 0}
+
+
+@pytest.fixture
+def examples(cifar_dir):
+    return datasets.open_split('cifar10', 'train', data_dir=str(cifar_dir))
 
 
 def test_small_gradients_do_not_become_zero():
@@ -23,8 +29,7 @@ def test_small_gradients_do_not_become_zero():
     assert float(net_gradients.root_mean_square(tf.zeros(3))) == 0
 
 
-def test_gradients_before_training_are_those_of_the_tape(cifar_dir):
-    examples = datasets.open_split('cifar10', 'train', data_dir=str(cifar_dir))
+def test_gradients_before_training_are_those_of_the_tape(examples):
     result = net_gradients.measure_net(('sigmoid', False, False, 8), examples, SETTINGS, [])
     assert [sample['step'] for sample in result['samples']] == [0, 1, 2, 3, 4]
     assert result['layers'][0] == 'stem_conv' and result['layers'][-1] == 'group3_block1_conv2'
@@ -41,17 +46,15 @@ def test_gradients_before_training_are_those_of_the_tape(cifar_dir):
     assert result['losses'][0] == pytest.approx(float(loss), rel=1e-5)
 
 
-def test_a_net_that_diverges_ends_there(cifar_dir):
-    examples = datasets.open_split('cifar10', 'train', data_dir=str(cifar_dir))
+def test_a_network_that_diverges_ends_there(examples):
     settings = SETTINGS | {'learning_rate': 1e30}
     result = net_gradients.measure_net(('relu', False, True, 8), examples, settings, [])
     assert result['diverged_at'] in (1, 2) and result['final_loss'] is None
     json.dumps(result, allow_nan=False)
 
 
-def test_a_signal_ends_the_net(cifar_dir):
-    examples = datasets.open_split('cifar10', 'train', data_dir=str(cifar_dir))
-    with pytest.raises(resnet_run_loop.Interrupted, match='SIGTERM: .*the same command continues'):
+def test_a_signal_ends_the_measurement(examples):
+    with pytest.raises(resnet_run_loop.Interrupted, match='SIGTERM.*same command'):
         net_gradients.measure_net(('relu', False, True, 8), examples, SETTINGS, [signal.SIGTERM])
 
 
@@ -65,34 +68,12 @@ def test_auxiliary_heads_reach_the_weights_behind_which_they_stand():
     assert float(tf.reduce_max(tf.abs(near))) > 0 and far is None
 
 
-def test_end_to_end_with_every_remedy_switched(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(devices, 'start_tensorflow', lambda *threads: None)
-
-    def call(*args):
-        argv = [
-            'gradient_flow_main.py',
-            '--use_synthetic_data',
-            '--output_dir',
-            str(tmp_path),
-            '--depths',
-            '8',
-            '--steps',
-            '2',
-            '-bs',
-            '8',
-            '--init',
-            'normal_0.01',
-            '--nostandardize',
-            '--auxiliary_loss',
-            *args,
-        ]
-        code = experiment_program.run_experiment(
-            argv, '', gradient_flow_main.define_flags(), gradient_flow_main.run_gradient_flow
-        )
-        return code, capsys.readouterr()
-
-    code, output = call('--batch_norm', 'off', '--activations', 'relu')
-    assert code == 0, output.err
+def test_end_to_end_with_every_remedy_switched(call_here, monkeypatch, tmp_path):
+    args = f'--output_dir {tmp_path} --depths 8 --steps 2 -bs 8 --batch_norm off --activations relu'.split()
+    args += '--use_synthetic_data --init normal_0.01 --nostandardize --auxiliary_loss'.split()
+    call = functools.partial(call_here, main_of(gradient_flow_main), *args)
+    code, _, err = call()
+    assert code == 0, err
     result = json.loads((tmp_path / 'gradient_flow.json').read_text())
     assert list(result['nets']) == ['relu-nobn-plain-8', 'relu-nobn-residual-8']
     assert result['settings']['standardize'] is False and result['settings']['auxiliary_loss'] is True
@@ -100,9 +81,9 @@ def test_end_to_end_with_every_remedy_switched(monkeypatch, capsys, tmp_path):
     for name in ('gradient_flow.png', 'chain.png'):
         assert (tmp_path / name).read_bytes()[:4] == b'\x89PNG'
     monkeypatch.setattr(net_gradients, 'measure_net', lambda *args: pytest.fail('measured again'))
-    assert call('--batch_norm', 'off', '--activations', 'relu')[0] == 0
-    code, output = call('--init', 'he')
-    assert code == 1 and "init 'normal_0.01', not 'he'" in output.err and output.err.count('\n') == 1
+    assert call()[0] == 0
+    code, _, err = call('--init', 'he')
+    assert code == 1 and "init 'normal_0.01', not 'he'" in err and err.count('\n') == 1
 
 
 def test_conclusions():

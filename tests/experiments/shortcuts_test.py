@@ -1,77 +1,48 @@
-"""The shortcuts and orders of 1603.05027: the rows, a net of each kind trained, a net that fails."""
+"""The shortcuts and orders of 1603.05027: the rows, a network of each kind trained, a network that fails."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
+from fixtures.experiments import main_of
 
 from official_resnet import resnet_model, resnet_variants
-from official_resnet.experiments import blocks, experiment_program, runs, shortcuts_main
+from official_resnet.experiments import blocks, runs, shortcuts_main
 from official_resnet.reports import figures
-from official_resnet.training import devices
 
-# 1603.05027, ResNet-110 on CIFAR-10, %: Table 1 and Table 2; None is "fail".
-PAPER = {
-    'original': 6.61,
-    'scaled_shortcut': None,
-    'scaled_both': 12.35,
-    'exclusive_gate': 8.70,
-    'shortcut_gate_0': 12.86,
-    'shortcut_gate': 6.91,
-    'conv_shortcut': 12.22,
-    'dropout_shortcut': None,
-    'bn_after_addition': 8.17,
-    'relu_before_addition': 7.84,
-    'relu_only_preactivation': 6.71,
-    'full_preactivation': 6.37,
-}
+# 1603.05027, ResNet-110 on CIFAR-10, %: Table 1 and Table 2; None is "fail". The order is that of the tables.
+PAPER = [6.61, None, 12.35, 8.70, 12.86, 6.91, 12.22, None, 8.17, 7.84, 6.71, 6.37]
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, cifar_dir, tmp_path):
-    monkeypatch.setattr(devices, 'start_tensorflow', lambda *threads: None)
-
-    def run_here(*args):
-        argv = [
-            'shortcuts_main.py',
-            '--data_dir',
-            str(cifar_dir),
-            '--output_dir',
-            str(tmp_path),
-            '-rs',
-            '8',
-            '-bs',
-            '60',
-            '--train_epochs',
-            '1',
-            '--dtype',
-            'fp32',
-            *args,
-        ]
-        code = experiment_program.run_experiment(argv, '', shortcuts_main.define_flags(), shortcuts_main.run_shortcuts)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run_here
+def call(call_here, cifar_dir, tmp_path):
+    args = f'--data_dir {cifar_dir} --output_dir {tmp_path} -rs 8 -bs 60 --train_epochs 1 --dtype fp32'.split()
+    return functools.partial(call_here, main_of(shortcuts_main), *args)
 
 
-def test_rows_are_the_papers():
-    assert {name: row.paper_error for name, row in shortcuts_main.ROWS.items()} == PAPER
-    networks = {name: runs.network(110, row.experiment, **row.axes) for name, row in shortcuts_main.ROWS.items()}
-    assert len({str(network) for network in networks.values()}) == len(PAPER)  # no two nets are the same
+def test_rows_are_the_papers(tmp_path):
+    rows = shortcuts_main.ROWS
+    assert [row.paper_error for row in rows.values()] == PAPER
+    networks = {name: runs.network(110, row.experiment, **row.axes) for name, row in rows.items()}
+    assert len({str(network) for network in networks.values()}) == len(PAPER)  # no two networks are the same
     specs = {name: network['spec'] for name, network in networks.items()}
     experiments = {name: network['experiment'] for name, network in networks.items() if network['experiment']}
     assert specs['original'] == resnet_variants.cifar_spec(110, bn_momentum=0.9)
     assert all(spec.group_blocks == (18, 18, 18) for spec in specs.values())
     assert specs['conv_shortcut'].shortcut == 'C' and specs['full_preactivation'].version == '2'
-    assert PAPER.keys() - experiments.keys() == {'original', 'conv_shortcut', 'full_preactivation'}
+    assert rows.keys() - experiments.keys() == {'original', 'conv_shortcut', 'full_preactivation'}
     assert experiments['exclusive_gate'] == {'gate': 'exclusive', 'gate_bias': -6.0}
     assert experiments['scaled_both'] == {'shortcut_scale': 0.5, 'residual_scale': 0.5}
     assert experiments['dropout_shortcut'] == {'shortcut_dropout': 0.5}
     for name, experiment in experiments.items():
-        resnet_model.resnet(
-            dataclasses.replace(specs[name], group_blocks=(1, 1)), 10, (8, 8, 3), blocks.make_block(experiment)
-        )
+        spec = dataclasses.replace(specs[name], group_blocks=(1, 1))
+        resnet_model.resnet(spec, 10, (8, 8, 3), blocks.make_block(experiment))
+    errors = [
+        (row.label, {'train_error': 0.0, 'test_error': row.paper_error}, row.paper_error) for row in rows.values()
+    ]
+    path = figures.error_bars(errors, tmp_path / 'bars.png', ('ours', 'theirs'))
+    assert path.read_bytes()[:4] == b'\x89PNG'
 
 
 def test_two_rows_end_to_end(call, tmp_path):
@@ -88,7 +59,7 @@ def test_two_rows_end_to_end(call, tmp_path):
     assert code == 0 and out.count('finished before') == 1
 
 
-def test_a_net_that_diverges_is_recorded_as_failed(call, tmp_path, monkeypatch):
+def test_a_network_that_diverges_is_recorded_as_failed(call, tmp_path, monkeypatch):
     monkeypatch.setitem(runs.PAPER, 'base_learning_rate', 1e30)
     for words in ('failed: ', 'finished before, kept: failed: '):
         code, out, err = call('--rows', 'shortcut_gate')
@@ -99,22 +70,14 @@ def test_a_net_that_diverges_is_recorded_as_failed(call, tmp_path, monkeypatch):
     assert (tmp_path / 'shortcuts.png').exists()
 
 
-def test_conclusions():
-    def judge(**errors):
-        return shortcuts_main.judge({name: {'final': {'test_error': error}} for name, error in errors.items()})
-
-    assert judge(original=6.6, conv_shortcut=12.2, dropout_shortcut=None, full_preactivation=6.4) == {
-        'identity_is_the_best_shortcut': True,
-        'full_preactivation_is_better_than_the_original': True,
-    }
-    assert judge(original=6.6, shortcut_gate=6.0)['identity_is_the_best_shortcut'] is False
-    assert judge(original=None, full_preactivation=6.0)['full_preactivation_is_better_than_the_original'] is None
-
-
-def test_the_figure_of_the_papers_numbers(tmp_path):
-    rows = [
-        (row.label, {'train_error': 0.0, 'test_error': row.paper_error}, row.paper_error)
-        for row in shortcuts_main.ROWS.values()
-    ]
-    path = figures.error_bars(rows, tmp_path / 'bars.png', ('ours', 'theirs'))
-    assert path.read_bytes()[:4] == b'\x89PNG'
+@pytest.mark.parametrize(
+    'errors,is_identity_best,is_preactivation_better',
+    [
+        ({'original': 6.6, 'conv_shortcut': 12.2, 'dropout_shortcut': None, 'full_preactivation': 6.4}, True, True),
+        ({'original': 6.6, 'shortcut_gate': 6.0}, False, None),
+        ({'original': None, 'full_preactivation': 6.0}, None, None),
+    ],
+)
+def test_conclusions(errors, is_identity_best, is_preactivation_better):
+    claim = shortcuts_main.judge({name: {'final': {'test_error': error}} for name, error in errors.items()})
+    assert list(claim.values()) == [is_identity_best, is_preactivation_better]

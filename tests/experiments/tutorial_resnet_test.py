@@ -1,4 +1,4 @@
-"""The tutorial's block and net to the letter, the arithmetic of its text, and ResNeXt's three equal forms."""
+"""The tutorial's block and network to the letter, the arithmetic of its text, and ResNeXt's three equal forms."""
 
 import doctest
 import inspect
@@ -7,18 +7,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from fixtures.networks import model_of, normal
 
 from official_resnet import resnet_model, resnet_spec, resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.experiments import blocks, tutorial_resnet
-
-
-def trainable(model):
-    return sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype('float32')
+from official_resnet.experiments.architecture_table import count_parameters
+from official_resnet.experiments.tutorial_resnet import block_as_printed, residual_block, residual_group
 
 
 def max_pooled(x):
@@ -28,60 +23,58 @@ def max_pooled(x):
     return x.reshape(n, (h + 1) // 2, 2, (w + 1) // 2, 2, c).max((2, 4))
 
 
-def block_model(input_shape, *arguments, block=tutorial_resnet.residual_block):
-    inputs = keras.Input(input_shape)
-    return keras.Model(inputs, block(inputs, *arguments))
-
-
 def layer(model, suffix):
     (found,) = [layer for layer in model.layers if layer.name.endswith(suffix)]
     return found
 
 
 def test_signatures_are_the_tutorials():
-    signature = inspect.signature
-    assert str(signature(tutorial_resnet.residual_block)) == '(x, out_channels, down_sample, projection=False)'
-    assert str(signature(tutorial_resnet.residual_group)) == '(name, x, num_block, out_channels)'
-    assert signature(tutorial_resnet.block_as_printed) == signature(tutorial_resnet.residual_block)
+    assert list(inspect.signature(residual_block).parameters) == ['x', 'out_channels', 'down_sample', 'projection']
+    assert list(inspect.signature(residual_group).parameters) == ['name', 'x', 'num_block', 'out_channels']
+    assert inspect.signature(block_as_printed) == inspect.signature(residual_block)
+    assert inspect.signature(residual_block).parameters['projection'].default is False
 
 
 @pytest.mark.parametrize(
-    'size,down_sample,projection,expected',
-    [(28, True, False, 14), (14, True, False, 7), (7, True, False, 4), (7, False, False, 7), (14, True, True, 7)],
+    'size,channels,down_sample,projection,expected',
+    [
+        (28, 6, True, False, 14),
+        (14, 6, True, False, 7),
+        (7, 6, True, False, 4),
+        (7, 6, False, False, 7),
+        (14, 6, True, True, 7),
+        (8, 3, True, True, 4),  # fewer channels, by a projection
+    ],
 )
-def test_shapes(size, down_sample, projection, expected):
-    outputs = tutorial_resnet.residual_block(keras.Input((size, size, 4)), 6, down_sample, projection)
-    assert outputs.shape == (None, expected, expected, 6)
+def test_shapes(size, channels, down_sample, projection, expected):
+    outputs = residual_block(keras.Input((size, size, 4)), channels, down_sample, projection)
+    assert outputs.shape == (None, expected, expected, channels)
 
 
 @pytest.mark.parametrize('size', [6, 7])
 @pytest.mark.parametrize('out_channels', [3, 5])
 def test_shortcut_is_the_pooled_input_with_zero_channels_at_the_end(size, out_channels):
-    model = block_model((size, size, 3), out_channels, True)
-    images = normal(2, size, size, 3)
+    model, images = model_of(residual_block, (size, size, 3), out_channels, True), normal(2, size, size, 3)
     shortcut = np.pad(max_pooled(images), ((0, 0), (0, 0), (0, 0), (0, out_channels - 3)))
     residual = keras.Model(model.input, layer(model, '_relu2').output)(images).numpy()
     assert residual.shape == shortcut.shape and residual.min() == 0 and residual.max() > 0
     outputs = model(images).numpy()
     np.testing.assert_allclose(outputs, residual + shortcut, atol=1e-6)
     assert (outputs >= shortcut).all() and outputs.min() < 0  # no ReLU after the addition
-    layer(model, '_bn2').gamma.assign(np.zeros(out_channels))  # F = 0
-    np.testing.assert_array_equal(model(images), shortcut)
 
 
 @pytest.mark.parametrize('in_channels', [3, 4])
 def test_without_pooling_it_is_the_block_of_the_order_relu_before_addition(in_channels):
-    model = block_model((5, 5, in_channels), 4, False)
+    model, images = model_of(residual_block, (5, 5, in_channels), 4, False), normal(2, 5, 5, in_channels)
     block = blocks.make_block({'order': 'relu_before_addition'})
-    ours = block_model((5, 5, in_channels), tutorial_resnet.SPEC, 4, 1, 'b', block=block)
+    ours = model_of(block, (5, 5, in_channels), tutorial_resnet.SPEC, 4, 1, 'b')
     ours.set_weights(model.get_weights())
-    images = normal(2, 5, 5, in_channels)
     for training in (False, True):
         np.testing.assert_allclose(model(images, training=training), ours(images, training=training), atol=1e-5)
 
 
 def test_layers_are_the_tutorials():
-    model = block_model((8, 8, 3), 200, True)
+    model = model_of(residual_block, (8, 8, 3), 200, True)
     for i in (1, 2):
         conv, bn = layer(model, f'_conv{i}'), layer(model, f'_bn{i}')
         assert (conv.kernel_size, conv.strides, conv.padding, conv.use_bias) == ((3, 3), (1, 1), 'same', False)
@@ -93,26 +86,23 @@ def test_layers_are_the_tutorials():
 
 def test_blocks_have_names_of_their_own():
     inputs = keras.Input((8, 8, 3))
-    x = tutorial_resnet.residual_block(inputs, 4, True)
-    model = keras.Model(inputs, tutorial_resnet.residual_block(x, 4, False))  # Keras refuses equal names
+    x = residual_block(inputs, 4, True)
+    model = keras.Model(inputs, residual_block(x, 4, False))  # Keras refuses equal names
     assert len([layer for layer in model.layers if layer.name.endswith('_out')]) == 2
 
 
 @pytest.mark.parametrize('num_block', [1, 3])
 def test_group(num_block):
-    inputs = keras.Input((8, 8, 4))
-    outputs = tutorial_resnet.residual_group('g', inputs, num_block, 6)
-    model = keras.Model(inputs, outputs)
+    model = model_of(lambda x: residual_group('g', x, num_block, 6), (8, 8, 4))
     names = [layer.name for layer in model.layers]
-    assert outputs.shape == (None, 4, 4, 6)
+    assert model.output.shape == (None, 4, 4, 6)
     assert [name for name in names if name.endswith('_out')] == ['g_head_out', 'g_1_out', 'g_2_out'][:num_block]
     assert [name for name in names if name.endswith('_pool')] == ['g_head_pool']
     assert [name for name in names if 'shortcut' in name] == ['g_head_shortcut_pad']
 
 
 def test_projection_at_stride_1_is_added_after_its_relu():
-    model = block_model((6, 6, 3), 5, True, True)
-    images = normal(2, 6, 6, 3)
+    model, images = model_of(residual_block, (6, 6, 3), 5, True, True), normal(2, 6, 6, 3)
     projection = layer(model, '_shortcut_conv')
     assert (projection.kernel_size, projection.strides, projection.use_bias) == ((1, 1), (1, 1), True)
     projection.bias.assign(normal(5, seed=1))
@@ -121,38 +111,32 @@ def test_projection_at_stride_1_is_added_after_its_relu():
     np.testing.assert_allclose(model(images), shortcut, atol=1e-5)
 
 
-def test_projection_of_equal_channels_is_the_identity():
-    for block in (tutorial_resnet.residual_block, tutorial_resnet.block_as_printed):
-        model = block_model((6, 6, 3), 3, True, True, block=block)
-        assert not any('shortcut' in layer.name for layer in model.layers)
-
-
 @pytest.mark.parametrize('size,down_sample,residual,projected', [(28, True, 14, 7), (14, True, 7, 4), (7, False, 7, 4)])
 def test_projection_as_printed_cannot_be_added(size, down_sample, residual, projected):
-    images = keras.Input((size, size, 16))
-    pooled = keras.layers.MaxPooling2D(2, 2, 'same')(images) if down_sample else images
-    assert keras.layers.Conv2D(32, 3, 1, 'same')(pooled).shape == (None, residual, residual, 32)
-    assert keras.layers.Conv2D(32, 1, 2, 'same')(pooled).shape == (None, projected, projected, 32)
     with pytest.raises(UserError) as error:
-        tutorial_resnet.block_as_printed(images, 32, down_sample, True)
-    assert f'({residual}, {residual}, 32) and a shortcut of shape ({projected}, {projected}, 32)' in str(error.value)
+        block_as_printed(keras.Input((size, size, 16)), 32, down_sample, True)
+    for side in (residual, projected):
+        assert f'({side}, {side}, 32)' in str(error.value)
     assert '\n' not in str(error.value)
 
 
 def test_block_as_printed_is_the_block_where_it_works():
-    pixel = tutorial_resnet.block_as_printed(keras.Input((2, 2, 3)), 5, True, True)
-    padded = tutorial_resnet.block_as_printed(keras.Input((8, 8, 3)), 5, True)
+    pixel = block_as_printed(keras.Input((2, 2, 3)), 5, True, True)
+    padded = block_as_printed(keras.Input((8, 8, 3)), 5, True)
     assert pixel.shape == (None, 1, 1, 5) and padded.shape == (None, 4, 4, 5)
+    for block in (residual_block, block_as_printed):  # between equal channels a projection is an identity
+        model = model_of(block, (6, 6, 3), 3, True, True)
+        assert not any('shortcut' in layer.name for layer in model.layers)
 
 
 @pytest.mark.parametrize(
     'make,message',
     [
-        (lambda x: tutorial_resnet.residual_group('g', x, 0, 16), 'num_block must greater than 1'),
-        (lambda x: tutorial_resnet.residual_group('g', x, -1, 16), 'was given -1'),
-        (lambda x: tutorial_resnet.residual_group('g', x, 1, 3), 'g_head: zero padding cannot reduce 4 channels to 3'),
-        (lambda x: tutorial_resnet.residual_block(keras.Input((8,)), 16, True), 'pass [n, h, w, channels]'),
-        (lambda x: tutorial_resnet.residual_block(keras.Input((8, 8, None)), 16, True), 'pass [n, h, w, channels]'),
+        (lambda x: residual_group('g', x, 0, 16), 'num_block must greater than 1'),
+        (lambda x: residual_group('g', x, -1, 16), 'given -1'),
+        (lambda x: residual_group('g', x, 1, 3), 'projection=True'),
+        (lambda x: residual_block(keras.Input((8,)), 16, True), 'pass [n, h, w, channels]'),
+        (lambda x: residual_block(keras.Input((8, 8, None)), 16, True), 'pass [n, h, w, channels]'),
         (lambda x: tutorial_resnet.compare_blocks(254), 'channels=254: pass a multiple of 4'),
         (lambda x: tutorial_resnet.compare_blocks(0), 'channels=0'),
     ],
@@ -161,41 +145,24 @@ def test_errors_are_one_line(make, message):
     with pytest.raises(UserError) as error:
         make(keras.Input((8, 8, 4)))
     assert message in str(error.value) and '\n' not in str(error.value)
-    assert isinstance(error.value, ValueError)
 
 
-def test_channels_shrink_with_a_projection():
-    assert tutorial_resnet.residual_block(keras.Input((8, 8, 4)), 3, True, True).shape == (None, 4, 4, 3)
-
-
-def test_net():
+def test_network():
     model = tutorial_resnet.tutorial_net()
-    shapes = {
-        'images': (28, 28, 1),
-        'conv1': (28, 28, 16),
-        'conv2_head_out': (14, 14, 16),
-        'conv2_1_out': (14, 14, 16),
-        'conv3_head_out': (7, 7, 32),
-        'conv3_1_out': (7, 7, 32),
-        'pool': (4, 4, 32),
-        'flatten': (4 * 4 * 32,),
-        'logits': (10,),
-    }
+    shapes = {'images': (28, 28, 1), 'conv1': (28, 28, 16), 'conv2_head_out': (14, 14, 16), 'conv2_1_out': (14, 14, 16)}
+    shapes |= {'conv3_head_out': (7, 7, 32), 'conv3_1_out': (7, 7, 32), 'pool': (4, 4, 32), 'flatten': (4 * 4 * 32,)}
     assert {name: model.get_layer(name).output.shape[1:] for name in shapes} == shapes
     # conv1          9 * 1 * 16 + 16                            =    160
     # conv2          4 convolutions 9 * 16 * 16, 4 BN 2 * 16    =  9,344
     # conv3          9 * 16 * 32, 3 of 9 * 32 * 32, 4 BN 2 * 32 = 32,512
     # logits         512 * 10 + 10                              =  5,130
-    assert trainable(model) == 160 + 9_344 + 32_512 + 5_130 == 47_146
+    assert count_parameters(model) == 160 + 9_344 + 32_512 + 5_130 == 47_146
     assert model.count_params() == 47_146 + 2 * 4 * (16 + 32)  # and the moving averages
     assert model.get_layer('conv1').activation is keras.activations.relu
     assert tutorial_resnet.tutorial_net(7).output.shape == (None, 7)
 
 
-def test_net_gives_finite_float32_logits():
-    images = np.random.default_rng(2).uniform(0, 1, (8, 28, 28, 1)).astype('float32')
-    logits = tutorial_resnet.tutorial_net()(images, training=True)
-    assert logits.dtype == 'float32' and logits.shape == (8, 10) and np.isfinite(logits).all()
+def test_logits_are_float32_under_mixed_precision():
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy('mixed_bfloat16')
     try:
@@ -214,16 +181,11 @@ def test_training_settings():
 
 def test_one_step_changes_every_weight_and_lowers_the_loss():
     keras.utils.set_random_seed(3)
-    model = tutorial_resnet.tutorial_net()
-    settings = tutorial_resnet.TRAINING
-    model.compile(
-        keras.optimizers.Adam(settings['learning_rate'], epsilon=settings['epsilon']),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        run_eagerly=True,
-    )
+    model, settings = tutorial_resnet.tutorial_net(), tutorial_resnet.TRAINING
+    optimizer = keras.optimizers.Adam(settings['learning_rate'], epsilon=settings['epsilon'])
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), run_eagerly=True)
     random = np.random.default_rng(3)
-    images = random.uniform(0, 1, (12, 28, 28, 1)).astype('float32')
-    labels = random.integers(0, 10, 12)
+    images, labels = random.uniform(0, 1, (12, 28, 28, 1)).astype('float32'), random.integers(0, 10, 12)
     before = model.get_weights()
     loss = float(model.train_on_batch(images, labels))
     after = model.get_weights()
@@ -233,28 +195,18 @@ def test_one_step_changes_every_weight_and_lowers_the_loss():
 
 
 def test_hard_wired_training_makes_a_class_depend_on_its_batch():
-    model = tutorial_resnet.tutorial_net()
-    images = np.random.default_rng(5).uniform(0, 1, (6, 28, 28, 1)).astype('float32')
+    model, images = tutorial_resnet.tutorial_net(), np.abs(normal(6, 28, 28, 1))
     alone, beside = model(images[:2], training=True), model(images, training=True)[:2]
     assert np.abs(alone - beside).max() > 1e-3
     np.testing.assert_allclose(model(images[:2]), model(images)[:2], atol=1e-4)
 
 
-def test_compare_blocks():
-    blocks = tutorial_resnet.compare_blocks()
-    assert blocks.basic == 3 * 3 * 256 * 256 * 2 == 1_179_648
-    assert blocks.bottleneck == 1 * 1 * 256 * 64 + 3 * 3 * 64 * 64 + 1 * 1 * 64 * 256 == 69_632
-    assert round(blocks.ratio, 2) == 16.94
-    assert blocks.inner_basic == 3 * 3 * 64 * 64 * 2 == 73_728
-    assert round(blocks.inner_ratio, 2) == 0.94
-    assert tutorial_resnet.compare_blocks(channels=512).ratio == blocks.ratio
-
-
 @pytest.mark.parametrize('block,filters,weights', [('basic', 256, 1_179_648), ('bottleneck', 64, 69_632)])
 def test_compare_blocks_counts_the_blocks_that_are_built(block, filters, weights):
     spec = resnet_spec.ResNetSpec((1,), block=block)
-    model = block_model((4, 4, 256), spec, filters, 1, 'b', block=resnet_model.residual_block)
+    model = model_of(resnet_model.residual_block, (4, 4, 256), spec, filters, 1, 'b')
     assert sum(int(np.prod(w.shape)) for w in model.weights if w.path.endswith('kernel')) == weights
+    assert getattr(tutorial_resnet.compare_blocks(), block) == weights
 
 
 def test_doctest():
@@ -264,26 +216,18 @@ def test_doctest():
 
 def test_program(capsys):
     tutorial_resnet.main()
-    out = capsys.readouterr().out
-    first, *_, last = out.splitlines()
+    first, *rows, last = capsys.readouterr().out.splitlines()
     header = ' '.join(tutorial_resnet.__doc__.split())
     assert first in header and last == '47,146 parameters' and last in header
-    assert 'conv3_1_out                 7 x 7 x 32        0\n' in out
+    assert 'conv3_1_out                 7 x 7 x 32        0' in rows
 
 
 def test_resnext_is_one_sum_in_three_forms():
     """1611.05431 Fig. 3: branches that are summed (a), joined before their last 1x1 (b), a grouped convolution (c)."""
     branches, depth = 4, 2
-    spec = resnet_spec.ResNetSpec(
-        (1,),
-        block='bottleneck',
-        version='1.5',
-        shortcut=None,
-        base_width=depth,
-        cardinality=branches,
-        batch_norm=False,
-    )
-    model = block_model((5, 5, 12), spec, 64, 1, 'b', block=resnet_model.residual_block)
+    axes = {'base_width': depth, 'cardinality': branches, 'batch_norm': False}
+    spec = resnet_spec.ResNetSpec((1,), block='bottleneck', version='1.5', shortcut=None, **axes)
+    model = model_of(resnet_model.residual_block, (5, 5, 12), spec, 64, 1, 'b')
     model.set_weights([normal(*w.shape, seed=i) for i, w in enumerate(model.weights)])
     (w1, b1), (w2, b2), (w3, b3) = (model.get_layer(f'b_conv{i}').get_weights() for i in (1, 2, 3))
     assert (w1.shape, w2.shape, w3.shape) == ((1, 1, 12, 8), (3, 3, 2, 8), (1, 1, 8, 256))
@@ -304,14 +248,13 @@ def test_resnext_is_one_sum_in_three_forms():
 
 
 def test_resnext_doubles_the_inner_filters_alone():
+    spec = resnet_variants.imagenet_spec(50, cardinality=32, base_width=4)
     resnet, resnext = (
-        resnet_model.block_convolutions(resnet_variants.imagenet_spec(50, **axes), 64, 1)
-        for axes in ({}, {'cardinality': 32, 'base_width': 4})
+        resnet_spec.block_convolutions(each, 64, 1) for each in (resnet_variants.imagenet_spec(50), spec)
     )
     assert [filters for filters, *_ in resnet] == [64, 64, 256]
     assert [filters for filters, *_ in resnext] == [128, 128, 256]
     assert [groups for *_, groups in resnext] == [1, 32, 1]
     # A grouped convolution has 1 / groups of the weights: 3*3*128*128 / 32.
-    spec = resnet_variants.imagenet_spec(50, cardinality=32, base_width=4)
-    model = block_model((4, 4, 256), spec, 64, 1, 'b', block=resnet_model.residual_block)
-    assert model.get_layer('b_conv2').kernel.shape == (3, 3, 4, 128) and 3 * 3 * 4 * 128 == 3 * 3 * 128 * 128 // 32
+    model = model_of(resnet_model.residual_block, (4, 4, 256), spec, 64, 1, 'b')
+    assert model.get_layer('b_conv2').kernel.shape == (3, 3, 4, 128)

@@ -1,4 +1,4 @@
-"""predict_main as a user runs it: tables, JSON, explanations, odd pictures, one line for each mistake."""
+"""predict_main as a user runs it: tables, JSON, explanations, odd images, one line for each mistake."""
 
 import json
 import os
@@ -6,235 +6,175 @@ import pathlib
 import subprocess
 import sys
 
-import keras
 import numpy as np
 import pytest
+from fixtures.networks import save_network
 from PIL import Image
 
 import official_resnet
-from official_resnet import predict_main, resnet_model, resnet_spec
-from official_resnet.inference import model_card, predict
-from official_resnet.training import devices
+from official_resnet import predict_main
+from official_resnet.inference import predict
 
 PROGRAM = pathlib.Path(official_resnet.__file__).with_name('predict_main.py')
-SPEC = resnet_spec.ResNetSpec((1, 1), filters=4)
 NAMES = ('dark', 'red', 'green\tand\x1b blue')
 
 
 @pytest.fixture(scope='module')
 def model_dir(tmp_path_factory):
-    """A model_dir of a net with three classes, as a training leaves it."""
+    """A model_dir of a network with three classes, as a training leaves it."""
     folder = tmp_path_factory.mktemp('model_dir')
-    keras.utils.set_random_seed(0)
-    model = resnet_model.resnet(SPEC, 3, (16, 16, 3))
-    model.save(folder / 'model.keras')
-    model_card.write_card(folder / 'model.card.json', SPEC, 'unit_range', (16, 16, 3), (16, 16, 3), NAMES)
+    save_network(folder, NAMES, (16, 16, 3))
     return folder
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """A folder of two pictures, one of them deeper, and what is none."""
-    folder = tmp_path / 'pictures'
+def folder(tmp_path):
+    """A folder of two images, one of them deeper, and what is none."""
+    folder = tmp_path / 'images'
     (folder / 'deeper').mkdir(parents=True)
     random = np.random.default_rng(0)
     for name in ('b.png', 'deeper/b.jpg'):
         Image.fromarray(random.integers(0, 256, (30, 20, 3), np.uint8)).save(folder / name)
-    (folder / 'notes.txt').write_text('no picture')
+    (folder / 'notes.txt').write_text('no image')
     (folder / '._b.png').write_bytes(b'not one either')
     return folder
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Run the program in this process, which has TensorFlow already."""
-    monkeypatch.setattr(devices, 'start_tensorflow', lambda *threads: None)
-
-    def run_here(*args):
-        code = predict_main.main(['predict_main.py', *map(str, args)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run_here
+def call(call_here, model_dir):
+    """Call the program with a model unless --model is among its arguments."""
+    return lambda *args: call_here(predict_main.main, *(() if '--model' in args else ('--model', model_dir)), *args)
 
 
 def expected_guesses(model_dir, paths, top):
-    model, card = predict.load(model_dir)
-    return predict.predict(model, card, paths, top)
+    return predict.predict(*predict.load(model_dir), paths, top)
 
 
-def test_json(call, model_dir, pictures):
-    code, out, err = call('--model', model_dir, pictures, pictures / 'b.png', '--json', '--top', '2')  # flags follow
+def rows_of(result):
+    code, out, err = result
     assert (code, err) == (0, '')
-    rows = [json.loads(line) for line in out.splitlines()]
-    paths = [pictures / 'b.png', pictures / 'deeper' / 'b.jpg', pictures / 'b.png']
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_json(call, model_dir, folder):
+    rows = rows_of(call(folder, folder / 'b.png', '--json', '--top', '2'))  # flags follow
+    paths = [folder / 'b.png', folder / 'deeper' / 'b.jpg', folder / 'b.png']
     assert [row['file'] for row in rows] == list(map(str, paths))
     for row, guesses in zip(rows, expected_guesses(model_dir, paths, 2), strict=True):
         assert set(row) == {'file', 'classes', 'explanation'} and row['explanation'] is None
-        assert [(guess['index'], guess['name'], guess['id']) for guess in row['classes']] == [
-            guess[:3] for guess in guesses
-        ]
-        np.testing.assert_allclose(
-            [guess['probability'] for guess in row['classes']], [guess.probability for guess in guesses], rtol=1e-5
-        )
-        assert row['classes'][0]['probability'] >= row['classes'][1]['probability']
+        for found, guess in zip(row['classes'], guesses, strict=True):
+            assert found == guess._asdict() | {'probability': pytest.approx(guess.probability, rel=1e-5)}
 
 
-def test_the_table_is_aligned_and_obeys_no_name(call, model_dir, pictures):
-    code, out, err = call('--model', model_dir / 'model.keras', pictures)
+def test_the_table_is_aligned_and_obeys_no_name(call, model_dir, folder):
+    code, out, err = call('--model', model_dir / 'model.keras', folder)
     assert (code, err) == (0, '')
     lines = out.splitlines()
     assert lines[0].split() == ['file', 'rank', 'name', 'probability'] and len(lines) == 1 + 2 * 3
     assert len(set(map(len, lines))) == 1
-    assert [line.split()[0] for line in lines[1::3]] == [str(pictures / 'b.png'), str(pictures / 'deeper' / 'b.jpg')]
+    assert [line.split()[0] for line in lines[1::3]] == [str(folder / 'b.png'), str(folder / 'deeper' / 'b.jpg')]
     assert [line[lines[0].index('rank') :].split()[0] for line in lines[1:]] == ['1', '2', '3'] * 2
     assert out.count('green?and? blue') == 2 and '\x1b' not in out
-    first = expected_guesses(model_dir, [pictures / 'b.png'], 1)[0][0]
+    [[first]] = expected_guesses(model_dir, [folder / 'b.png'], 1)
     assert lines[1].endswith(f'{first.probability:.4f}')
 
 
-def test_many_pictures_are_computed_by_a_compiled_net(call, model_dir, pictures):
-    few = call('--model', model_dir, pictures, '--json')[1].splitlines()
-    code, out, err = call('--model', model_dir, *[pictures] * 16, '--json', '--batch_size', '5')
-    assert code == 0 and err == ''
-    many = out.splitlines()
+def test_many_images_are_computed_by_a_compiled_network(call, folder):
+    few, many = rows_of(call(folder, '--json')), rows_of(call(*[folder] * 16, '--json', '--batch_size', '5'))
     assert len(many) == predict_main.NUM_TO_COMPILE
-    for got, expected in zip(map(json.loads, many), map(json.loads, few * 16), strict=True):
+    for got, expected in zip(many, few * 16, strict=True):
         assert got['file'] == expected['file']
         np.testing.assert_allclose(got['classes'][0]['probability'], expected['classes'][0]['probability'], rtol=1e-4)
 
 
-def test_explanations(call, model_dir, pictures, tmp_path):
+def test_explanations(call, folder, tmp_path):
     output_dir = tmp_path / 'new' / 'folder'
-    code, out, err = call('--model', model_dir, pictures, '--explain', '--output_dir', output_dir, '--json')
-    assert code == 0, err
-    rows = [json.loads(line) for line in out.splitlines()]
-    assert [row['explanation']['file'] for row in rows] == [
-        str(output_dir / name) for name in ('b_grad_cam.png', 'b_grad_cam_2.png')
-    ]  # two pictures are called b
-    for row in rows:
+    rows = rows_of(call(folder, '--explain', '--output_dir', output_dir, '--json'))
+    paths = [row['explanation']['file'] for row in rows]  # two images are called b
+    assert paths == [str(output_dir / name) for name in ('b_grad_cam.png', 'b_grad_cam_2.png')]
+    for row, path in zip(rows, paths, strict=True):
         assert row['explanation']['index'] == row['classes'][0]['index']
-        with Image.open(row['explanation']['file']) as image:
+        with Image.open(path) as image:
             assert image.size == (224, 224) and image.mode == 'RGB'  # 16 x 16, enlarged
     for text in ('1', 'red'):
-        code, out, err = call(
-            '--model', model_dir, pictures / 'b.png', '--explain', '--explain_class', text, '--output_dir', output_dir
-        )
-        assert code == 0 and out.splitlines()[-1].split() == ['->', str(output_dir / 'b_grad_cam.png'), '(red)'], err
+        result = call(folder / 'b.png', '--explain', '--explain_class', text, '--output_dir', output_dir)
+        assert result[1].splitlines()[-1].split() == ['->', paths[0], '(red)'], result
 
 
-def test_an_explanation_overwrites_no_picture(call, model_dir, pictures):
-    (pictures / 'b.png').rename(pictures / 'b_grad_cam.png')
-    Image.new('RGB', (9, 9)).save(pictures / 'b.bmp')
-    before = (pictures / 'b_grad_cam.png').read_bytes()
-    code, out, _ = call('--model', model_dir, pictures, '--explain', '--output_dir', pictures)
-    assert code == 0 and str(pictures / 'b_grad_cam_2.png') in out
-    assert (pictures / 'b_grad_cam.png').read_bytes() == before
+def test_an_explanation_overwrites_no_image(call, folder):
+    (folder / 'b.png').rename(folder / 'b_grad_cam.png')
+    Image.new('RGB', (9, 9)).save(folder / 'b.bmp')
+    before = (folder / 'b_grad_cam.png').read_bytes()
+    code, out, _ = call(folder, '--explain', '--output_dir', folder)
+    assert code == 0 and str(folder / 'b_grad_cam_2.png') in out
+    assert (folder / 'b_grad_cam.png').read_bytes() == before
 
 
-def test_grey_padded_pictures_are_explained_without_the_padding(call, tmp_path):
-    spec = resnet_spec.ResNetSpec((1, 1), filters=4, stem='mnist')
-    resnet_model.resnet(spec, 10, (32, 32, 1)).save(tmp_path / 'm.keras')
-    model_card.write_card(tmp_path / 'm.card.json', spec, 'unit_range', (28, 28, 1), (32, 32, 1), list('0123456789'))
+def test_grey_padded_images_are_explained_without_the_padding(call, tmp_path):
+    save_network(tmp_path, '0123456789', (32, 32, 1), image_shape=(28, 28, 1))
     Image.new('L', (28, 28), 90).save(tmp_path / 'a.png')
-    code, out, err = call('--model', tmp_path / 'm.keras', tmp_path / 'a.png', '--explain', '--output_dir', tmp_path)
+    code, _, err = call('--model', tmp_path, tmp_path / 'a.png', '--explain', '--output_dir', tmp_path)
     assert code == 0, err
     with Image.open(tmp_path / 'a_grad_cam.png') as image:
         assert image.size == (224, 224)  # 8 times 28
 
 
-def test_what_cannot_be_read_is_named_and_left_out(call, model_dir, pictures, tmp_path):
-    whole = (pictures / 'deeper' / 'b.jpg').read_bytes()
+def test_what_cannot_be_read_is_named_and_left_out(call, folder, tmp_path):
+    whole = (folder / 'deeper' / 'b.jpg').read_bytes()
     bad = {'cut.jpg': whole[: len(whole) // 2], 'text.png': b'hello', 'empty.gif': b'', 'nul.bmp': bytes(100)}
     for name, content in bad.items():
-        (pictures / name).write_bytes(content)
+        (folder / name).write_bytes(content)
     (tmp_path / 'nothing').mkdir()
-    code, out, err = call(
-        '--model',
-        model_dir,
-        pictures,
-        tmp_path / 'nothing',
-        tmp_path / 'absent.png',
-        pictures / 'notes.txt',
-        '--json',
-        '--batch_size',
-        '2',
-    )
+    others = [tmp_path / 'nothing', tmp_path / 'absent.png', folder / 'notes.txt']
+    code, out, err = call(folder, *others, '--json', '--batch_size', '2')
     assert code == 0 and len(out.splitlines()) == 2
     lines = err.splitlines()
-    assert len(lines) == len(bad) + 3 and all(line.startswith('predict_main: left out: ') for line in lines), err
-    for name in (*bad, 'nothing', 'absent.png', 'notes.txt'):
+    assert len(lines) == len(bad) + len(others) and all(line.startswith('predict_main: ') for line in lines), err
+    for name in (*bad, *(path.name for path in others)):
         assert sum(name in line for line in lines) == 1, err
-    code, out, err = call('--model', model_dir, *[pictures / name for name in bad])
-    assert code == 1 and out == '' and len(err.splitlines()) == len(bad)
-    code, out, err = call('--model', model_dir, tmp_path / 'nothing')
-    assert code == 1 and 'has no image' in err and err.count('\n') == 1
+    for paths in ([folder / name for name in bad], others[:1]):
+        code, out, err = call(*paths)
+        assert code == 1 and out == '' and err.count('\n') == len(paths)
 
 
-def test_other_names(call, model_dir, pictures, tmp_path):
+def test_other_names(call, folder, tmp_path):
     (tmp_path / 'names.txt').write_text('eins\nzwei\ndrei\n')
-    code, out, err = call('--model', model_dir, pictures / 'b.png', '--labels', tmp_path / 'names.txt', '--json')
-    assert code == 0, err
-    assert {guess['name'] for guess in json.loads(out)['classes']} == {'eins', 'zwei', 'drei'}
+    [row] = rows_of(call(folder / 'b.png', '--labels', tmp_path / 'names.txt', '--json'))
+    assert {guess['name'] for guess in row['classes']} == {'eins', 'zwei', 'drei'}
 
 
-def test_mistakes_are_one_line(call, model_dir, pictures, tmp_path):
-    picture = pictures / 'b.png'
-    (tmp_path / 'two.txt').write_text('a\nb\n')
-    (tmp_path / 'bytes.txt').write_bytes(b'\xff\xfe\xff')
+def test_mistakes_are_one_line(call, folder, tmp_path):
+    """Those that the table of wrong_inputs_test does not have."""
+    image = folder / 'b.png'
     (tmp_path / 'same.txt').write_text('crane\ncrane\nx\n')
-    (tmp_path / 'bare.keras').write_bytes((model_dir / 'model.keras').read_bytes())
-    (tmp_path / 'broken.keras').write_bytes(b'PK')
-    (tmp_path / 'broken.card.json').write_bytes((model_dir / 'model.card.json').read_bytes())
-    model = ['--model', model_dir]
-    wrong = [
-        ([picture], 'model_dir'),
-        ([*model], 'no images'),
-        ([*model, 'http://a.b/c.jpg'], 'network'),
-        (['--model', tmp_path, picture], 'has no model.keras'),
-        (['--model', tmp_path / 'bare.keras', picture], "bare.card.json' does not exist"),
-        (['--model', tmp_path / 'broken.keras', picture], 'cannot load'),
-        (['--model', picture, picture], 'no .keras file'),
-        ([*model, picture, '--labels', tmp_path / 'two.txt'], '2 lines, the net 3 classes'),
-        ([*model, picture, '--labels', tmp_path / 'bytes.txt'], 'UTF-8'),
-        ([*model, picture, '--labels', tmp_path / 'none.txt'], 'none.txt'),
-        ([*model, picture, '--labels', tmp_path / 'same.txt', '--explain', '--explain_class', 'crane'], '0, 1'),
-        ([*model, picture, '--explain', '--explain_class', '3'], 'pass its number, 0..2'),
-        ([*model, picture, '--explain', '--explain_class', 'blue'], "'blue' is no class"),
-        ([*model, picture, '--explain_class', '1'], '--explain_class belongs to --explain'),
-        ([*model, picture, '--explain', '--output_dir', picture / 'x'], 'output_dir'),
-        ([*model, picture, '--top', '0'], 'top'),
-        ([*model, picture, '--batch_size', '0'], 'batch_size'),
-        ([*model, picture, '--nonsense'], 'nonsense'),
-    ]
-    for args, message in wrong:
+    for args, message in (
+        ([], 'no images'),
+        (['http://a.b/c.jpg'], 'http://a.b/c.jpg'),
+        ([image, '--labels', tmp_path / 'same.txt', '--explain', '--explain_class', 'crane'], '0, 1'),
+        ([image, '--explain', '--explain_class', '3'], '0..2'),
+        ([image, '--explain', '--explain_class', 'blue'], "'blue'"),
+        ([image, '--explain', '--output_dir', image / 'x'], '--output_dir'),
+    ):
         code, out, err = call(*args)
         assert (code, out) == (1, '') and err.count('\n') == 1 and message in err, (args, out, err)
 
 
-def test_the_program_itself(model_dir, pictures, tmp_path):
-    command = [
-        sys.executable,
-        str(PROGRAM),
-        '--model',
-        str(model_dir),
-        '--top=1',
-        str(pictures / 'b.png'),
-        str(pictures / 'notes.txt'),
-    ]
+def test_the_program_itself(model_dir, folder, tmp_path):
+    args = ['--model', model_dir, '--top=1', folder / 'b.png', folder / 'notes.txt']
     environment = os.environ | {'CUDA_VISIBLE_DEVICES': '-1'}
+    command = [sys.executable, str(PROGRAM), *map(str, args)]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0 and result.stderr.count('\n') == 1, result.stderr  # no start-up noise
     assert 'notes.txt' in result.stderr and len(result.stdout.splitlines()) == 2
 
 
-def test_a_reader_that_has_enough(model_dir, pictures, monkeypatch, capfd):
+def test_a_reader_that_has_enough(model_dir, folder, monkeypatch, capfd):
     replaced = []
 
     def closed(*args):
         raise BrokenPipeError
 
-    monkeypatch.setattr(predict_main, 'find_pictures', closed)
+    monkeypatch.setattr(predict_main, 'find_images', closed)
     monkeypatch.setattr(os, 'dup2', lambda *args: replaced.append(args))
-    assert predict_main.main(['predict_main.py', '--model', str(model_dir), str(pictures)]) == 0
+    assert predict_main.main(['predict_main.py', '--model', str(model_dir), str(folder)]) == 0
     assert replaced and capfd.readouterr().err == ''
