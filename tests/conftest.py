@@ -63,21 +63,3 @@ def source(cifar_dir, tmp_path_factory):
     model.compiled = False
     model.save(model_dir / 'model.keras')
     return model_dir
-
-
-@pytest.fixture
-def call_here(monkeypatch, capsys):
-    """Return a function that calls a program's main in this process, which has TensorFlow already.
-
-    call_here(main, *arguments) returns (exit code, stdout, stderr).
-    """
-    from official_resnet.training import devices
-
-    monkeypatch.setattr(devices, 'start_tensorflow', lambda *threads: None)
-
-    def run(main, *arguments):
-        code = main(['program.py', *map(str, arguments)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run

@@ -1,1 +1,1 @@
-"""What a trained net is used for: its card, predictions, export, rewriting as an equal and faster net."""
+"""What trained networks are used for: cards, predictions, Grad-CAM, export, rewriting as equal and faster networks."""

@@ -1,27 +1,31 @@
-"""SavedModel with the preprocessing inside, compared with the model it was written from."""
+"""Export a network as a SavedModel that contains its preprocessing, and compare the two."""
 
 import functools
+import os
 import pathlib
 import time
+from collections.abc import Sequence
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from official_resnet.errors import UserError
 from official_resnet.inputs import augmentation, encoded
 from official_resnet.inputs.normalization import NORMALIZATIONS
+from official_resnet.inputs.views import Views
 
-TOLERANCE = 1e-4  # of probabilities, between the model and its export
+TOLERANCE = 1e-4  # largest difference between the probabilities of the model and of its export
 
 
 def _serving(model, normalization, image_shape, views):
-    """Return a module whose `serve` gives classes int64 [n] and probabilities float32 [n, num_classes] of images.
+    """Return a module whose `serve` maps images to classes int64 [n] and probabilities float32 [n, num_classes].
 
-    Images are [n, h, w, c], 0..255; smaller than the net's input, as MNIST's, they are centred in zeros, as the
-    evaluation does it. With `views` they are JPEG or PNG bytes, string [n], seen by encoded.test_view.
+    Images are [n, h, w, c], 0..255. Images smaller than the network's input, such as MNIST's, are surrounded by zeros,
+    as in evaluation. With `views`, images are JPEG or PNG bytes, string [n], which encoded.test_view decodes.
     """
     module = tf.Module(name='serving')
-    module.model = model  # whose variables are saved
+    module.model = model  # so that its variables are saved
     spec = tf.TensorSpec((None, *image_shape), tf.float32, name='input')
     if views:
         spec = tf.TensorSpec((None,), tf.string, name='image_bytes')
@@ -32,7 +36,7 @@ def _serving(model, normalization, image_shape, views):
             seen = tf.TensorSpec(image_shape, tf.float32)
             images = tf.map_fn(functools.partial(encoded.test_view, views=views), images, fn_output_signature=seen)
         count = tf.shape(images)[0]
-        # TensorFlow 2.21's fused convolutions on a CPU fail on no images: they get one of zeros, which is dropped
+        # TensorFlow 2.21's fused convolutions on a CPU fail on an empty batch, so it gets one image, which is dropped.
         images = tf.pad(images, [[0, tf.cast(count == 0, tf.int32)], [0, 0], [0, 0], [0, 0]])
         images = NORMALIZATIONS[normalization](augmentation.pad_to(images, *model.input_shape[1:3]))
         probabilities = tf.nn.softmax(model(images, training=False))[:count]
@@ -42,29 +46,37 @@ def _serving(model, normalization, image_shape, views):
     return module
 
 
-def export(model, normalization, image_shape, export_dir, examples, views=None):
-    """Write a SavedModel below export_dir, load it again and compare; return its folder.
+def export(
+    model: keras.Model,
+    normalization: str,
+    image_shape: Sequence[int] | None,
+    export_dir: str | os.PathLike,
+    examples: np.ndarray | Sequence[bytes],
+    views: Views | None = None,
+) -> pathlib.Path:
+    """Write a SavedModel, load it again, compare it with the model, and return its folder.
 
-    Its signatures `serving_default` and `predict` give `classes` and `probabilities` of any number of images: of
-    `input`, float32 [n, h, w, c] in 0..255; with `views` of `image_bytes`, string [n], JPEG or PNG of any size, which
-    are resized and cut as by encoded.test_view. A batch with anything else among it is an InvalidArgumentError.
+    Its signatures `serving_default` and `predict` return `classes` and `probabilities` of any number of images. They
+    take `input`, float32 [n, h, w, c] in 0..255. With `views` they take `image_bytes`, string [n], JPEG or PNG files
+    of any size, which encoded.test_view resizes and crops. Other bytes in a batch raise InvalidArgumentError.
 
     Args:
-        normalization: a name in NORMALIZATIONS.
-        image_shape: (h, w, c); with `views`, which decide it, it is not looked at.
-        export_dir: the SavedModel becomes export_dir/<unix time>, as in official/resnet.
-        examples: uint8 [n, h, w, c], or with `views` [bytes], that both are run on.
-        views: Views of encoded images.
+        model: The network to export.
+        normalization: A name in NORMALIZATIONS.
+        image_shape: (h, w, c) of the images. Ignored with `views`, which decide it.
+        export_dir: The SavedModel is written to export_dir/<unix time>, as in official/resnet.
+        examples: Images on which the model and its export are compared: uint8 [n, h, w, c], or files with `views`.
+        views: How encoded images become the network's input. None exports a network that takes pixels.
 
     Raises:
-        UserError: the net takes other images than the views make, the folder cannot be written, or the export does
-            not compute the same.
+        UserError: The network cannot take what the views produce, the folder cannot be written, or the export computes
+            something else.
     """
     if views:
         image_shape, wanted = (views.test_size, views.test_size, 3), model.input_shape[1:]
         if not tf.TensorShape(wanted).is_compatible_with(image_shape):
-            remedy = 'export it without their bytes, or with another size of the test image'
-            raise UserError(f'the net takes images {wanted}, not {image_shape}, which encoded ones become; {remedy}')
+            remedy = 'export a network that takes pixels, or choose another size of the test image'
+            raise UserError(f'the network takes images {wanted}, but decoded images are {image_shape}; {remedy}')
     serving = _serving(model, normalization, image_shape, views)
     folder, stamp = pathlib.Path(export_dir), int(time.time())
     while (folder / str(stamp)).exists():

@@ -1,4 +1,6 @@
-"""Where a net looks: Grad-CAM, arXiv:1610.02391 Sec. 3, on what the last group of residual blocks gives."""
+"""Show where a network looks: Grad-CAM (arXiv:1610.02391 Sec. 3) on the output of the last residual group."""
+
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -7,41 +9,45 @@ import tensorflow as tf
 from official_resnet import layers, resnet_model
 from official_resnet.errors import UserError
 
-# Of 0, 1/4 .. 1: RGB, 0..255; the brighter the more.
+# The colours of 0, 1/4, ..., 1, RGB in 0..255. A brighter colour means more.
 COLOURS = ((0, 0, 130), (60, 20, 200), (220, 30, 120), (255, 130, 20), (255, 245, 120))
-OPACITY = 0.65  # of the brightest colour
+OPACITY = 0.65  # opacity of the brightest colour
 
 
-def grad_cam(model, images, class_index=None):
-    """Return how much each place of each image speaks for a class: float32 [n, h, w], 0..1.
+def grad_cam(
+    model: keras.Model, images: np.ndarray | tf.Tensor, class_index: int | Sequence[int] | None = None
+) -> np.ndarray:
+    """Return how strongly each pixel of each image supports a class, float32 [n, h, w] in 0..1.
 
-    The feature maps of the last group, weighted by the mean gradient of the class's logit with respect to each;
-    what is negative becomes 0, the largest value of an image 1 (where anything speaks for the class at all).
+    The map of an image is the sum of the last group's feature maps, each weighted by the mean gradient of the class's
+    logit with respect to it. Negative values become 0, and the largest value becomes 1 unless all are 0.
 
     Args:
-        model: a net of resnet_model, also one with its BN folded.
-        images: as the net is fed them, float32 [n, h, w, c].
-        class_index: of the class, or one for each image; None takes the likeliest of each.
+        model: A network of resnet_model, whose batch norms may have been folded.
+        images: The network's input, float32 [n, h, w, c].
+        class_index: The class to explain, or one class for each image. None explains the likeliest class of each.
 
     Raises:
-        UserError: a class that the net does not have, or a net of other layers.
+        UserError: The network has no such class, or it has other layers than resnet_model's.
     """
     images = tf.convert_to_tensor(images, tf.float32)
     try:
         outputs = resnet_model.features(model).output
         last = max(int(name.removeprefix('group')) for name in outputs if name.startswith('group'))
-    except (ValueError, AttributeError) as error:  # of features: no functional model; of max: no group
-        raise UserError('Grad-CAM needs the layers of resnet_model, from group1_block1_out to head_pool') from error
+    except (ValueError, AttributeError) as error:  # from features: no functional model; from max: no group
+        raise UserError(
+            'Grad-CAM needs the layers of resnet_model, from group1_block1_out to head_pool; pass its network'
+        ) from error
     with layers.deep_graph():
         both = keras.Model(model.input, [outputs[f'group{last}'], model.output])
     num_classes = model.output_shape[-1]
     with tf.GradientTape() as tape:
-        tape.watch(images)  # the weights may all be frozen
+        tape.watch(images)  # because all weights may be frozen
         maps, logits = both(images, training=False)
         if class_index is None:
             class_index = tf.argmax(logits, -1)
         elif not np.all((0 <= np.asarray(class_index)) & (np.asarray(class_index) < num_classes)):
-            raise UserError(f'class {class_index} is none of the {num_classes} of the net; pass 0..{num_classes - 1}')
+            raise UserError(f'class {class_index} is not a class of the network; pass 0..{num_classes - 1}')
         chosen = tf.reduce_sum(logits * tf.one_hot(class_index, num_classes, dtype=logits.dtype), -1)
     weights = tf.reduce_mean(tf.cast(tape.gradient(chosen, maps), tf.float32), [1, 2], keepdims=True)
     cam = tf.nn.relu(tf.reduce_sum(weights * tf.cast(maps, tf.float32), -1, keepdims=True))
@@ -50,10 +56,12 @@ def grad_cam(model, images, class_index=None):
     return tf.math.divide_no_nan(cam, largest).numpy()
 
 
-def overlay(image, cam):
-    """Return an image coloured by its map: uint8 [h, w, 3]; where the map is 0, the image as it is.
+def overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
+    """Return an image coloured by its map, uint8 [h, w, 3]. Where the map is 0, the image is unchanged.
 
-    The image is uint8 [h, w, 3], or [h, w, 1] for grey, `cam` [h, w], 0..1.
+    Args:
+        image: uint8 [h, w, 3], or [h, w, 1] for grey.
+        cam: The map, [h, w] in 0..1.
     """
     stops = np.linspace(0, 1, len(COLOURS))
     colours = np.stack([np.interp(cam, stops, channel) for channel in np.transpose(COLOURS)], -1)

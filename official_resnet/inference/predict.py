@@ -1,8 +1,10 @@
-"""Images -> names by a trained net and its card."""
+"""Name what is in images, with a trained network and its card."""
 
-import collections
+import os
 import pathlib
 import zlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 from zipfile import BadZipFile
 
 import keras
@@ -17,70 +19,85 @@ from official_resnet.inputs import augmentation
 from official_resnet.inputs.images import PREDICTION, decode
 from official_resnet.inputs.normalization import NORMALIZATIONS
 
-# One of the classes an image may belong to; id is WordNet's ('n01440764'), or None.
-Guess = collections.namedtuple('Guess', 'index name id probability')
+Picture = str | pathlib.Path | Image.Image | np.ndarray  # what can be named: a file, a PIL image or pixels
 # What Keras raises for files that are cut short, changed, or something else.
 _DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError, zlib.error, BadZipFile)
 
 
-def load(path):
-    """Return (keras.Model of images [n, h, w, c], its Card) of a .keras file or of a training program's model_dir.
+class Guess(NamedTuple):
+    """A class that an image may belong to. The id is WordNet's, for example 'n01440764', or None."""
+
+    index: int
+    name: str
+    id: str | None
+    probability: float
+
+
+def load(path: str | os.PathLike) -> tuple[keras.Model, card_reader.Card]:
+    """Return the network of a .keras file, or of a training program's model_dir, and its card.
+
+    The network maps images [n, h, w, c], as network_input makes them, to logits [n, num_classes].
 
     Raises:
-        UserError: there is no net or no card, one is damaged, or they do not belong together.
+        UserError: The network or its card is missing or damaged, or they do not belong together.
     """
     path = pathlib.Path(path).expanduser()
     if path.is_dir():
         path = path / 'model.keras'
         if not path.is_file():
-            remedy = 'which the end of a training writes; let the training end, or pass a .keras file'
+            remedy = 'which is written when a training ends; let the training end, or pass a .keras file'
             raise UserError(f"'{path.parent}' has no model.keras, {remedy}")
     if path.suffix != '.keras' or not path.is_file():
-        raise UserError(f"'{path}' is no .keras file and no model_dir; pass one of them")
+        raise UserError(f"'{path}' is neither a .keras file nor a model_dir; pass one of them")
     card = card_reader.read_card(path.with_suffix('.card.json'))
     try:
         with layers.deep_graph():
             model = keras.models.load_model(path, compile=False)
     except _DAMAGED as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f'cannot load {path}: {reason[:200]}; pass a .keras model of ours') from error
+        raise UserError(
+            f'cannot load {path}: {reason[:200]}; pass a .keras file that a training or read_ckpt.py wrote'
+        ) from error
     shapes = [tensor.shape for tensor in (*model.inputs, *model.outputs)]
     expected = [(None, *card.net_size, card.num_channels), (None, card.num_classes)]
     fit = (tf.TensorShape(want).is_compatible_with(shape) for want, shape in zip(expected, shapes, strict=False))
     if len(shapes) != 2 or not all(fit):
-        said = f'inputs and outputs {shapes}, its card says {expected}'
-        raise UserError(f'{path} has {said}: they do not belong together; {card_reader.REMEDY}')
+        said = f'has inputs and outputs {shapes}, but its card has {expected}'
+        raise UserError(f'{path} {said}; {card_reader.REMEDY}')
     return model, card
 
 
-def predict(model, card, pictures, top=5):
-    """Return the `top` likeliest classes of each image: [[Guess, ...], ...].
+def predict(
+    model: Callable[..., tf.Tensor], card: card_reader.Card, images: Sequence[Picture], top: int = 5
+) -> list[list[Guess]]:
+    """Return the likeliest classes of each image, the likeliest first.
 
     Args:
-        model, card: from `load`; for `model` also what `compile_model` makes of it.
-        pictures: what `prepare` takes; all in one batch.
-        top: as many as there are classes, if fewer.
+        model: The network from `load`, or what rewrite.compile_model makes of it.
+        card: The card from `load`.
+        images: Files, PIL images or arrays, see `prepare`. They are computed in one batch.
+        top: Number of classes for each image. All of them are returned if there are fewer.
 
     Raises:
-        UserError: an image cannot be read, or the net gives no numbers.
+        UserError: An image cannot be read, or the network's outputs are not finite.
     """
-    if not len(pictures):
+    if not len(images):
         return []
-    return guesses(card, probabilities(model, card, np.stack([prepare(picture, card) for picture in pictures])), top)
+    return guesses(card, probabilities(model, card, np.stack([prepare(image, card) for image in images])), top)
 
 
-def prepare(picture, card):
-    """Return an image as the net is to see it before normalisation: uint8 [h, w, c] of card.size.
+def prepare(picture: Picture, card: card_reader.Card) -> np.ndarray:
+    """Return an image as the network sees it before normalisation, uint8 [h, w, c] of card.size.
 
-    Turned as EXIF says; the first frame of an animation; transparency ignored; 16-bit grey by its upper byte: all as
-    image_folder has it for training.
+    As in image_folder's training, an image is turned as its EXIF data says, only the first frame of an animation
+    counts, transparency is ignored, and 16-bit grey values lose their lower byte.
 
     Args:
-        picture: a path, a PIL image, or an array uint8 [h, w, c] or [h, w], of any size.
-        card: card_reader.Card.
+        picture: A path, a PIL image, or an array uint8 [h, w, c] or [h, w], of any size.
+        card: The card of the network.
 
     Raises:
-        UserError: it cannot be read; names it, if it is a path.
+        UserError: The image cannot be read. The message has its path if it has one.
     """
     try:
         image = decode(picture, PREDICTION, 'RGB' if card.num_channels == 3 else 'L')
@@ -88,13 +105,13 @@ def prepare(picture, card):
         name = f"'{picture}'" if isinstance(picture, (str, pathlib.Path)) else 'the image'
         raise UserError(f'cannot read {name}: {error}') from error
     (width, height), (rows, columns) = image.size, card.size
-    # One resizing of a part, `box`, not a resizing and a cut: an image of 1 x 5000 would fill the memory in between.
+    # Only the part that is needed, `box`, is resized. Resizing a 1 x 5000 image as a whole could fill the memory.
     left, top, box_width, box_height = 0, 0, width, height  # float pixels
     if card.resize == 'cover':
         scale = min(width / columns, height / rows)
         box_width, box_height = scale * columns, scale * rows
         left, top = (width - box_width) / 2, (height - box_height) / 2
-    elif card.resize != 'squash':  # rounded as torchvision's Resize and CenterCrop do it
+    elif card.resize != 'squash':  # rounded as in torchvision's Resize and CenterCrop
         new_width, new_height = (card.resize * side // min(width, height) for side in (width, height))
         left = round((new_width - columns) / 2) * width / new_width
         top = round((new_height - rows) / 2) * height / new_height
@@ -104,32 +121,32 @@ def prepare(picture, card):
     return np.asarray(image).reshape(rows, columns, card.num_channels)
 
 
-def encoded_view(card):
-    """Return the function (encoded image, string []) -> uint8 [h, w, c], a tensor, that is `prepare`."""
-    return lambda picture: tf.ensure_shape(
-        tf.numpy_function(lambda data: prepare(data, card), [picture], tf.uint8), [*card.size, card.num_channels]
+def encoded_view(card: card_reader.Card) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return `prepare` as a function of tensors: (encoded image, string []) -> uint8 [h, w, c]."""
+    return lambda image: tf.ensure_shape(
+        tf.numpy_function(lambda data: prepare(data, card), [image], tf.uint8), [*card.size, card.num_channels]
     )
 
 
-def network_input(card, images):
-    """Return prepared images, uint8 [n, h, w, c], as the net is fed them: float32 [n, *card.net_size, c]."""
+def network_input(card: card_reader.Card, images: np.ndarray) -> tf.Tensor:
+    """Return prepared images, uint8 [n, h, w, c], padded and normalised: float32 [n, *card.net_size, c]."""
     return NORMALIZATIONS[card.normalization](augmentation.pad_to(tf.constant(images), *card.net_size))
 
 
-def probabilities(model, card, images):
-    """Return float32 [n, num_classes] of prepared images, uint8 [n, h, w, c].
+def probabilities(model: Callable[..., tf.Tensor], card: card_reader.Card, images: np.ndarray) -> np.ndarray:
+    """Return the probability of each class, float32 [n, num_classes], for prepared images, uint8 [n, h, w, c].
 
     Raises:
-        UserError: the net gives no finite numbers.
+        UserError: The network's outputs are not finite.
     """
     result = tf.nn.softmax(tf.cast(model(network_input(card, images)), tf.float32)).numpy()
     if not np.isfinite(result).all():
-        raise UserError('the net gives no finite numbers; its training diverged, or its file is damaged')
+        raise UserError('the outputs of the network are not finite: its training diverged; train it again')
     return result
 
 
-def guesses(card, rows, top=5):
-    """Return [[Guess, ...], ...], the likeliest first, of probabilities [n, num_classes]."""
+def guesses(card: card_reader.Card, rows: np.ndarray, top: int = 5) -> list[list[Guess]]:
+    """Return the likeliest classes of each row of probabilities [n, num_classes], the likeliest first."""
     return [
         [Guess(int(i), card.names[i], card.ids[i], float(row[i])) for i in np.argsort(-row, kind='stable')[:top]]
         for row in rows

@@ -1,6 +1,5 @@
 """Plain against residual networks, and what the programs of the experiments share: settings, resume, mistakes."""
 
-import functools
 import json
 import os
 import pathlib
@@ -10,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from fixtures.experiments import main_of
+from fixtures import programs
 
 from official_resnet import resnet_model, resnet_run_loop, resnet_variants
 from official_resnet.errors import UserError
@@ -22,20 +21,20 @@ from official_resnet.training.config import MachineConfig
 FOLDER = pathlib.Path(degradation_main.__file__).parent
 
 
-def test_interrupted_continued_and_kept(call_here, cifar_dir, tmp_path, monkeypatch):
-    args = f'--data_dir {cifar_dir} --output_dir {tmp_path} --depths 8 -bs 16 --train_epochs 2 --dtype fp32'.split()
-    call = functools.partial(call_here, main_of(degradation_main), *args)
+def test_interrupted_continued_and_kept(cifar_dir, tmp_path, monkeypatch):
+    line = f'experiments.degradation_main --data_dir {cifar_dir} --output_dir {tmp_path} --depths 8 -bs 16'
+    line += ' --train_epochs 2 --dtype fp32'
 
     def terminate(progress, epoch, logs):
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
         patch.setattr(callbacks.Progress, 'on_epoch_end', terminate)
-        code, out, _ = call()
+        code, out, _ = programs.call(line)
     assert code == 128 + signal.SIGTERM and 'same command' in out
     assert not (tmp_path / 'degradation.json').exists()
 
-    code, out, err = call()
+    code, out, err = programs.call(line)
     assert code == 0, err
     assert 'plain-8, 1 of 2' in out and 'residual-8, 2 of 2' in out
     assert (tmp_path / 'degradation.png').read_bytes()[:4] == b'\x89PNG'
@@ -50,18 +49,18 @@ def test_interrupted_continued_and_kept(call_here, cifar_dir, tmp_path, monkeypa
         assert net['final']['test_error'] == net['curves']['test_error'][-1]
 
     monkeypatch.setattr(resnet_run_loop, 'train', lambda *args: pytest.fail('trained again'))
-    code, out, _ = call()
+    code, out, _ = programs.call(line)
     assert code == 0 and out.count('finished before') == 2
     assert json.loads((tmp_path / 'degradation.json').read_text()) == result
 
     for name in ('official_resnet.reports.figures', 'matplotlib'):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delattr('official_resnet.reports.figures')
-    code, out, _ = call()
+    code, out, _ = programs.call(line)
     assert code == 0 and "pip install 'official-resnet[plots]'" in out
 
-    code, _, err = call('--seed', '5')
-    assert code == 1 and err.count('\n') == 1 and 'seed 0, not 5' in err and '--output_dir' in err
+    err = programs.mistake(f'{line} --seed 5')
+    assert 'seed 0, not 5' in err and '--output_dir' in err
 
 
 def test_the_error_in_inference_is_that_of_the_training_images(cifar_dir):
@@ -122,16 +121,18 @@ def test_the_claim(errors, is_plain_worse, is_residual_worse):
     assert claim['residual']['is_deep_worse'] is is_residual_worse
 
 
-def test_mistakes_are_one_line(call_here, tmp_path):
+@pytest.mark.parametrize(
+    'flags,message',
+    [
+        ('--depths 20,57', '6n+2'),
+        ('--depths=', '6n+2'),
+        ('--train_epochs 0', 'train_epochs'),
+        ('--data_dir /no --nodownload', 'cifar10_download_and_extract'),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, flags, message):
     """Those that the table of wrong_inputs_test does not have."""
-    for args, message in (
-        (['--depths', '20,57'], '6n+2'),
-        (['--depths='], '6n+2'),
-        (['--train_epochs', '0'], 'train_epochs'),
-        (['--data_dir', tmp_path, '--nodownload'], 'cifar-10-batches-bin'),
-    ):
-        code, _, err = call_here(main_of(degradation_main), '--output_dir', tmp_path / 'out', *args)
-        assert code == 1 and err.count('\n') == 1 and message in err, (args, err)
+    assert message in programs.mistake(f'experiments.degradation_main --output_dir {tmp_path} {flags}')
 
 
 def test_every_way_to_start_a_program(tmp_path):

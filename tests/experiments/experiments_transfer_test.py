@@ -1,11 +1,10 @@
 """The comparison of the ways to transfer: which images, the networks end to end on a tiny folder, the table."""
 
-import functools
 import json
 
 import numpy as np
 import pytest
-from fixtures.experiments import main_of
+from fixtures import programs
 from PIL import Image
 
 from official_resnet import checkpoints
@@ -14,7 +13,7 @@ from official_resnet.experiments import transfer_main
 from official_resnet.inputs import image_folder
 
 CLASSES = ('ant', 'bee', 'cow', 'dog')
-TINY = '-rs 8 -bs 8 --source_epochs 1 --source_images 10 --train_epochs 2 --images_per_class 6 --dtype fp32'.split()
+TINY = '-rs 8 -bs 8 --source_epochs 1 --source_images 10 --train_epochs 2 --images_per_class 6 --dtype fp32'
 
 
 @pytest.fixture(scope='module')
@@ -32,10 +31,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_three_ways_end_to_end(call_here, folder, tmp_path):
-    args = ['--image_folder', folder, '--output_dir', tmp_path, *TINY]
-    call = functools.partial(call_here, main_of(transfer_main), *args)
-    code, out, err = call('--ways', 'scratch,append,last')
+def test_three_ways_end_to_end(folder, tmp_path):
+    line = f'experiments.transfer_main --image_folder {folder} --output_dir {tmp_path} {TINY}'
+    code, out, err = programs.call(f'{line} --ways scratch,append,last')
     assert code == 0, err
     result = json.loads((tmp_path / 'transfer.json').read_text())
     assert result['classes'] == {'source': ['ant', 'bee'], 'target': ['cow', 'dog']}
@@ -54,7 +52,7 @@ def test_three_ways_end_to_end(call_here, folder, tmp_path):
             np.testing.assert_array_equal(array, arrays['append'][name], err_msg=name)
     kernels = [arrays[name]['group3_block1_conv1/kernel'] for name in ('source', 'last')]
     assert not np.array_equal(*kernels)
-    code, out, _ = call('--ways', 'scratch')  # fewer ways of the same setting: nothing to train
+    code, out, _ = programs.call(f'{line} --ways scratch')  # fewer ways of the same setting: nothing to train
     assert code == 0 and out.count('finished before') == 2
 
 

@@ -1,6 +1,5 @@
 """Gradients of networks: measured as GradientTape has them, before and during training; the program end to end."""
 
-import functools
 import json
 import signal
 
@@ -8,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from fixtures.experiments import main_of
+from fixtures import programs
 
 from official_resnet import resnet_run_loop, resnet_variants
 from official_resnet.experiments import gradient_flow_main, net_gradients
@@ -68,11 +67,10 @@ def test_auxiliary_heads_reach_the_weights_behind_which_they_stand():
     assert float(tf.reduce_max(tf.abs(near))) > 0 and far is None
 
 
-def test_end_to_end_with_every_remedy_switched(call_here, monkeypatch, tmp_path):
-    args = f'--output_dir {tmp_path} --depths 8 --steps 2 -bs 8 --batch_norm off --activations relu'.split()
-    args += '--use_synthetic_data --init normal_0.01 --nostandardize --auxiliary_loss'.split()
-    call = functools.partial(call_here, main_of(gradient_flow_main), *args)
-    code, _, err = call()
+def test_end_to_end_with_every_remedy_switched(monkeypatch, tmp_path):
+    line = f'experiments.gradient_flow_main --output_dir {tmp_path} --depths 8 --steps 2 -bs 8 --batch_norm off'
+    line += ' --activations relu --use_synthetic_data --init normal_0.01 --nostandardize --auxiliary_loss'
+    code, _, err = programs.call(line)
     assert code == 0, err
     result = json.loads((tmp_path / 'gradient_flow.json').read_text())
     assert list(result['nets']) == ['relu-nobn-plain-8', 'relu-nobn-residual-8']
@@ -81,9 +79,8 @@ def test_end_to_end_with_every_remedy_switched(call_here, monkeypatch, tmp_path)
     for name in ('gradient_flow.png', 'chain.png'):
         assert (tmp_path / name).read_bytes()[:4] == b'\x89PNG'
     monkeypatch.setattr(net_gradients, 'measure_net', lambda *args: pytest.fail('measured again'))
-    assert call()[0] == 0
-    code, _, err = call('--init', 'he')
-    assert code == 1 and "init 'normal_0.01', not 'he'" in err and err.count('\n') == 1
+    assert programs.call(line).code == 0
+    assert "init 'normal_0.01', not 'he'" in programs.mistake(f'{line} --init he')
 
 
 def test_conclusions():

@@ -1,11 +1,10 @@
 """The shortcuts and orders of 1603.05027: the rows, a network of each kind trained, a network that fails."""
 
 import dataclasses
-import functools
 import json
 
 import pytest
-from fixtures.experiments import main_of
+from fixtures import programs
 
 from official_resnet import resnet_model, resnet_variants
 from official_resnet.experiments import blocks, runs, shortcuts_main
@@ -16,9 +15,9 @@ PAPER = [6.61, None, 12.35, 8.70, 12.86, 6.91, 12.22, None, 8.17, 7.84, 6.71, 6.
 
 
 @pytest.fixture
-def call(call_here, cifar_dir, tmp_path):
-    args = f'--data_dir {cifar_dir} --output_dir {tmp_path} -rs 8 -bs 60 --train_epochs 1 --dtype fp32'.split()
-    return functools.partial(call_here, main_of(shortcuts_main), *args)
+def call(cifar_dir, tmp_path):
+    line = f'experiments.shortcuts_main --data_dir {cifar_dir} --output_dir {tmp_path} -rs 8 -bs 60 --train_epochs 1'
+    return lambda rows: programs.call(f'{line} --dtype fp32 --rows {rows}')
 
 
 def test_rows_are_the_papers(tmp_path):
@@ -46,7 +45,7 @@ def test_rows_are_the_papers(tmp_path):
 
 
 def test_two_rows_end_to_end(call, tmp_path):
-    code, out, err = call('--rows', 'full_preactivation,original')
+    code, out, err = call('full_preactivation,original')
     assert code == 0, err
     result = json.loads((tmp_path / 'shortcuts.json').read_text())
     assert list(result['nets']) == ['original', 'full_preactivation']  # in the order of the table
@@ -55,14 +54,14 @@ def test_two_rows_end_to_end(call, tmp_path):
     assert result['claim']['full_preactivation_is_better_than_the_original'] in (True, False)
     assert result['claim']['identity_is_the_best_shortcut'] is None  # no other shortcut was trained
     assert (tmp_path / 'shortcuts.png').read_bytes()[:4] == b'\x89PNG'
-    code, out, _ = call('--rows', 'original')  # fewer rows of the same setting: nothing to train
+    code, out, _ = call('original')  # fewer rows of the same setting: nothing to train
     assert code == 0 and out.count('finished before') == 1
 
 
 def test_a_network_that_diverges_is_recorded_as_failed(call, tmp_path, monkeypatch):
     monkeypatch.setitem(runs.PAPER, 'base_learning_rate', 1e30)
     for words in ('failed: ', 'finished before, kept: failed: '):
-        code, out, err = call('--rows', 'shortcut_gate')
+        code, out, err = call('shortcut_gate')
         assert code == 0 and words in out, (out, err)
     net = json.loads((tmp_path / 'shortcuts.json').read_text())['nets']['shortcut_gate']
     assert 'not finite' in net['failed'] or 'nan' in net['failed']

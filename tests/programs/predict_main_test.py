@@ -2,20 +2,16 @@
 
 import json
 import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from fixtures import programs
 from fixtures.networks import save_network
 from PIL import Image
 
-import official_resnet
 from official_resnet import predict_main
 from official_resnet.inference import predict
 
-PROGRAM = pathlib.Path(official_resnet.__file__).with_name('predict_main.py')
 NAMES = ('dark', 'red', 'green\tand\x1b blue')
 
 
@@ -41,9 +37,11 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def call(call_here, model_dir):
+def call(model_dir):
     """Call the program with a model unless --model is among its arguments."""
-    return lambda *args: call_here(predict_main.main, *(() if '--model' in args else ('--model', model_dir)), *args)
+    return lambda *args: programs.call(
+        ' '.join(map(str, ['predict_main', *args, *([] if '--model' in args else ['--model', model_dir])]))
+    )
 
 
 def expected_guesses(model_dir, paths, top):
@@ -143,29 +141,26 @@ def test_other_names(call, folder, tmp_path):
     assert {guess['name'] for guess in row['classes']} == {'eins', 'zwei', 'drei'}
 
 
-def test_mistakes_are_one_line(call, folder, tmp_path):
+def test_mistakes_are_one_line(model_dir, folder, tmp_path):
     """Those that the table of wrong_inputs_test does not have."""
-    image = folder / 'b.png'
+    line, image = f'predict_main --model {model_dir}', folder / 'b.png'
     (tmp_path / 'same.txt').write_text('crane\ncrane\nx\n')
     for args, message in (
-        ([], 'no images'),
-        (['http://a.b/c.jpg'], 'http://a.b/c.jpg'),
-        ([image, '--labels', tmp_path / 'same.txt', '--explain', '--explain_class', 'crane'], '0, 1'),
-        ([image, '--explain', '--explain_class', '3'], '0..2'),
-        ([image, '--explain', '--explain_class', 'blue'], "'blue'"),
-        ([image, '--explain', '--output_dir', image / 'x'], '--output_dir'),
+        ('', 'no images'),
+        ('http://a.b/c.jpg', 'http://a.b/c.jpg'),
+        (f'{image} --labels {tmp_path}/same.txt --explain --explain_class crane', '0, 1'),
+        (f'{image} --explain --explain_class 3', '0..2'),
+        (f'{image} --explain --explain_class blue', "'blue'"),
+        (f'{image} --explain --output_dir {image}/x', '--output_dir'),
     ):
-        code, out, err = call(*args)
-        assert (code, out) == (1, '') and err.count('\n') == 1 and message in err, (args, out, err)
+        assert message in programs.mistake(f'{line} {args}')
 
 
 def test_the_program_itself(model_dir, folder, tmp_path):
-    args = ['--model', model_dir, '--top=1', folder / 'b.png', folder / 'notes.txt']
-    environment = os.environ | {'CUDA_VISIBLE_DEVICES': '-1'}
-    command = [sys.executable, str(PROGRAM), *map(str, args)]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0 and result.stderr.count('\n') == 1, result.stderr  # no start-up noise
-    assert 'notes.txt' in result.stderr and len(result.stdout.splitlines()) == 2
+    line = f'predict_main --model {model_dir} --top=1 {folder}/b.png {folder}/notes.txt'
+    code, out, err = programs.run(line, cwd=tmp_path, env=os.environ | {'CUDA_VISIBLE_DEVICES': '-1'})
+    assert code == 0 and err.count('\n') == 1, err  # no start-up noise
+    assert 'notes.txt' in err and len(out.splitlines()) == 2
 
 
 def test_a_reader_that_has_enough(model_dir, folder, monkeypatch, capfd):
