@@ -4,8 +4,8 @@
     python cifar10_download_and_extract.py --data_dir ~ --dataset=cifar100   # makes ~/cifar-100-binary
     python cifar10_download_and_extract.py --data_dir ~ --archive=PATH       # without a network
 
-About 170 MB to download, as much again on disk. Size and MD5 are checked, an interrupted download continues
-where it stopped, and a data set that is complete is left alone.
+The download has about 170 MB and needs as much disk space again. Size and MD5 are checked, an interrupted download
+continues where it stopped, and a complete data set is left alone.
 """
 
 import re
@@ -22,28 +22,28 @@ except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
 
-def define_flags():
-    """Return the flags, in a set of their own: importing or calling this leaves absl's FLAGS alone."""
+def define_flags() -> flags.FlagValues:
+    """Return the flags as a set of their own, which leaves absl's global FLAGS alone."""
     values = flags.FlagValues()
     define = definer.Definer(values)
-    define.string('data_dir', '/tmp/cifar10_data', 'The folder to fill; created if need be.', 'dd')
-    define.enum('dataset', 'cifar10', list(download.ARCHIVES), 'Which data set.')
-    text = 'Path or file:// URL of a local cifar-10-binary.tar.gz (or cifar-100-binary.tar.gz) to use, not a download.'
+    define.string('data_dir', '/tmp/cifar10_data', 'The folder to fill. It is created if it is missing.', 'dd')
+    define.enum('dataset', 'cifar10', list(download.ARCHIVES), 'The data set to download.')
+    text = 'Use a local cifar-10-binary.tar.gz (or cifar-100-binary.tar.gz) instead: its path or file:// URL.'
     define.string('archive', None, text)
-    text = 'The checksum to insist on. Without it a download must have the official one, and --archive may have any.'
+    text = 'The MD5 to require. By default, a download must have the official one, and --archive is not checked.'
     define.string('md5', None, text)
     define.string('url', None, 'Advanced: another address of the archive, such as a mirror.')
     return values
 
 
-def main(argv):
-    """Run with the arguments `argv` (program name first); return the exit code."""
+def main(argv: list[str]) -> int:
+    """Run with the arguments `argv`, whose first is the program's name, and return the exit code."""
 
     def fetch(values):
         if values.archive is not None and values.url is not None:
             raise UserError('--archive and --url exclude each other; leave one of them out')
         is_sum = values.md5 is None or re.fullmatch('[0-9a-fA-F]{32}', values.md5.strip())
-        if not is_sum and not values.archive:  # before a download; a local archive is compared at once
+        if not is_sum and not values.archive:  # checked before a download; a local archive is compared at once
             raise UserError(f'--md5={values.md5} must be 32 hexadecimal digits')
         download.download_and_extract(values.dataset, values.data_dir, values.archive, values.md5, values.url)
 
@@ -51,5 +51,5 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that the temporary folder goes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that the temporary folder is deleted
     sys.exit(main(sys.argv))

@@ -1,1 +1,1 @@
-"""Data sets, from their files to batches: found, decoded, augmented, normalised. TensorFlow, no Keras."""
+"""Find data sets, decode, augment and normalize their images, and make batches. Uses TensorFlow, not Keras."""

@@ -1,4 +1,4 @@
-"""Normalisations by numbers, (image * scale - mean) / std, each the name of itself; no TensorFlow at import."""
+"""Normalizations (image * scale - mean) / std, whose names contain their numbers. No TensorFlow at import."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,18 +9,18 @@ def affine_name(
     """Return the name in NORMALIZATIONS of (image * scale - mean) / std.
 
     Args:
-        order: of the channels that the net is fed, 'RGB' or 'BGR'; mean and std are in this order.
-        scale: of pixel values 0..255.
-        mean, std: a number a channel, or one for all.
+        order: Order of the network's input channels, 'RGB' or 'BGR'. `mean` and `std` have the same order.
+        scale: Factor of the pixel values 0..255.
+        mean, std: One number for each channel, or one for all.
     """
     return ':'.join(['affine', order, repr(float(scale)), *(','.join(map(repr, map(float, v))) for v in (mean, std))])
 
 
 def function_of(name: str) -> Callable:
-    """Return the normalization of a name that `affine_name` made; KeyError where it did not."""
+    """Return the normalization of a name that `affine_name` made. Any other name raises KeyError."""
     try:
-        kind, order, scale, *offsets = name.split(':')
-        scale = float(scale)
+        kind, order, factor, *offsets = name.split(':')
+        scale = float(factor)
         mean, std = ([float(number) for number in numbers.split(',')] for numbers in offsets)  # lists, repeated below
     except ValueError:
         raise KeyError(name) from None
@@ -35,7 +35,7 @@ def function_of(name: str) -> Callable:
         width, channels = images.shape[-2:]
         if None in (width, channels):
             return (images * scale - tf.constant(mean)) / tf.constant(std)
-        # The same numbers along a whole row of pixels: several times as fast as numbers for three channels.
+        # Repeating the numbers along a whole row of pixels is several times as fast as broadcasting three channels.
         means, stds = (tf.constant(values * (width * channels // len(values))) for values in (mean, std))
         rows = tf.reshape(images, [-1, width * channels])
         return tf.reshape((rows * scale - means) / stds, tf.shape(images))
@@ -43,7 +43,7 @@ def function_of(name: str) -> Callable:
     return normalize
 
 
-OFFICIAL = affine_name(mean=(123.68, 116.78, 103.94))  # official/resnet: RGB minus the means, 0..255
+OFFICIAL = affine_name(mean=(123.68, 116.78, 103.94))  # as in official/resnet: RGB, 0..255, minus the mean
 PUBLISHED = {
     'official': OFFICIAL,
     'torch': affine_name(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),

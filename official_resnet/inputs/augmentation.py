@@ -1,6 +1,6 @@
-"""Batch of images [b, h, w, c] -> batch of images: pure functions, the same eagerly and inside tf.data.
+"""Augment a batch of images, [b, h, w, c], by pure functions that compute the same eagerly and inside tf.data.
 
-They take whole batches, because a map over single small images costs many times the arithmetic.
+They take whole batches because mapping over single small images costs many times as much as the arithmetic.
 """
 
 import tensorflow as tf
@@ -14,17 +14,17 @@ def pad_crop_flip(
     size: int | None = None,
     part: tuple[int, int] | None = None,
 ) -> tf.Tensor:
-    """Pad each image with zeros, crop it back to its size anywhere, mirror it half of the time if `flip`.
+    """Pad each image with zeros, crop it at a random place and, if `flip`, mirror half of the images.
 
     Each image has its own offsets and its own coin. He et al. 2015, arXiv:1512.03385, Sec. 4.2.
 
     Args:
-        images: [b, h, w, c] of any type, h, w and c static.
-        seed: two integers, tensor or not; the only source of randomness.
-        pad: zeros on every side, pixels.
-        size: height and width of the crops, [b, size, size, c]; None crops h x w.
-        part: (first, total) where `images` are a part of a batch of `total` images that begins with the image number
-            `first` of it. They get what they would get in the whole.
+        images: Images of any dtype, [b, h, w, c], where h, w and c are static.
+        seed: Two integers, as a tensor or not. They are the only source of randomness.
+        pad: Number of zero pixels added on every side.
+        size: Height and width of the crops, [b, size, size, c]. None crops h x w.
+        part: (first, total) if `images` are only a part of a batch: the images from number `first` on, of `total`.
+            They get the offsets and coins that they would get in the whole batch.
     """
     height, width = images.shape[1:3]
     last_top, last_left = height + 2 * pad - (size or height), width + 2 * pad - (size or width)
@@ -35,7 +35,7 @@ def pad_crop_flip(
     )
     if part:
         bits = bits[:, part[0] : part[0] + tf.shape(images)[0]]
-    # 2**32 is no multiple of the number of offsets: of 9 (pad 4), some are more frequent by 1 in 500 million.
+    # 2**32 is not a multiple of the number of offsets: of 9 (pad 4), some are more frequent by 1 in 500 million.
     tops, lefts, coins = tf.unstack(tf.math.floormod(bits, [[last_top + 1], [last_left + 1], [2]]))
     flips = tf.logical_and(tf.equal(coins, 1), flip)
     return crop_flip(images, tops, lefts, flips, pad, size)
@@ -44,13 +44,13 @@ def pad_crop_flip(
 def crop_flip(
     images: tf.Tensor, tops: tf.Tensor, lefts: tf.Tensor, flips: tf.Tensor, pad: int, size: int | None = None
 ) -> tf.Tensor:
-    """Cut h x w, or size x size, out of each zero-padded image, then mirror where asked.
+    """Crop h x w, or size x size, out of each zero-padded image, then mirror the crops that `flips` selects.
 
     Args:
-        images, pad, size: see pad_crop_flip.
-        tops, lefts: int32 [b], first row and column of the cut in the padded image: 0..2*pad, or
-            0..h+2*pad-size and 0..w+2*pad-size.
-        flips: bool [b], which cuts to mirror left to right.
+        images, pad, size: See pad_crop_flip.
+        tops, lefts: First row and column of each crop in the padded image, int32 [b]: 0..2*pad, or 0..h+2*pad-size
+            and 0..w+2*pad-size.
+        flips: Which crops to mirror left to right, bool [b].
     """
     num_images = tf.shape(images)[0]
     height, width, channels = images.shape[1:]
@@ -60,16 +60,16 @@ def crop_flip(
     padded = tf.pad(rows_of_bytes, [[0, 0], [pad, pad], [pad * channels, pad * channels]])
     pixels = tf.reshape(padded, [num_images * padded_height * padded_width, channels])
 
-    height, width = size or height, size or width  # from here on of the cut
+    height, width = size or height, size or width  # from here on, the size of a crop
     rows = (tf.range(num_images) * padded_height + tops)[:, None] + tf.range(height)  # [b, h]
     columns = tf.where(flips[:, None], tf.range(width)[::-1], tf.range(width)) + lefts[:, None]  # [b, w]
     return tf.gather(pixels, rows[:, :, None] * padded_width + columns[:, None, :])
 
 
 def pad_to(images: tf.Tensor, height: int | None, width: int | None) -> tf.Tensor:
-    """Put each image, h and w static, into the middle of height x width zeros; an odd row or column goes last.
+    """Put each image, [b, h, w, c], into the middle of height x width zeros. An odd row or column is added at the end.
 
-    `height` and `width` are not below h and w; None keeps these.
+    h, w and c are static. `height` and `width` are at least h and w; None keeps h or w.
     """
     rows, columns = (height or images.shape[1]) - images.shape[1], (width or images.shape[2]) - images.shape[2]
     if rows == columns == 0:

@@ -1,7 +1,7 @@
-"""Bytes -> (uint8 images, int32 labels): the CIFAR binary format.
+"""Read the CIFAR binary format.
 
-A CIFAR record is the label (CIFAR-10: one byte; CIFAR-100: the coarse, then the fine label) and 3072 bytes
-of pixels: the red, the green and the blue plane, each 32 rows of 32. A file is records and nothing else.
+A CIFAR record is the label (CIFAR-10: one byte; CIFAR-100: the coarse, then the fine label) and 3072 bytes of pixels:
+the red, the green and the blue plane, each 32 rows of 32. A file contains only records.
 Source: https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
@@ -20,12 +20,12 @@ _REMEDY = 'delete it and run cifar10_download_and_extract.py again'
 def read_cifar(
     paths: Iterable[str | os.PathLike], label_bytes: int = 1, num_classes: int = 10
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read CIFAR binary files in the order given: (images uint8 [n, 32, 32, 3], RGB, 0..255, labels int32 [n]).
+    """Return (images uint8 [n, 32, 32, 3], RGB, 0..255, labels int32 [n]) of CIFAR binary files, in the order given.
 
     A record begins with 1 (CIFAR-10) or 2 (CIFAR-100) label bytes; the last of them is the label, 0..num_classes-1.
 
     Raises:
-        UserError: a file is missing, unreadable, empty or cut off inside a record; a label is out of range.
+        UserError: A file is missing, unreadable, empty or cut off inside a record, or a label is out of range.
     """
     images, labels = [], []
     for path in paths:
@@ -35,9 +35,8 @@ def read_cifar(
             raise errors.UserError(f"'{path}' is empty; {_REMEDY}")
         num_records, rest = divmod(len(data), label_bytes + IMAGE_BYTES)
         if rest:
-            fault = f'is cut off after {rest} of its {label_bytes + IMAGE_BYTES} bytes'
-            place = f"'{path}' has {len(data)} bytes: record {num_records} (counted from 0)"
-            raise errors.UserError(f'{place} {fault}; {_REMEDY}')
+            fault = f'record {num_records} (counted from 0) is cut off after {rest} of its {label_bytes + IMAGE_BYTES}'
+            raise errors.UserError(f"'{path}' has {len(data)} bytes: {fault} bytes; {_REMEDY}")
         records = np.frombuffer(data, np.uint8).reshape(num_records, -1)
         file_labels = records[:, label_bytes - 1].astype(np.int32)
         wrong = np.flatnonzero(file_labels >= num_classes)

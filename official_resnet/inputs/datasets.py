@@ -1,11 +1,11 @@
-"""The data sets: what is known of each, and how one split of it is opened.
+"""What is known about each data set, and how to open one split of it.
 
     split = open_split('cifar10', 'train', data_dir='/tmp/cifar10_data')
     for images, labels in split.training_batches(128, seed=1, num_epochs=2):
         ...
 
-Every split, whether its images are held in memory or streamed from the disk, offers what split.Split lists; nobody
-needs to know which kind it is. No TensorFlow at import: flags and messages use the table.
+Every split has the methods of split.Split, whether its images are held in memory or streamed from the disk, so callers
+need not know which. No TensorFlow at import, because flags and messages use the table.
 """
 
 import dataclasses
@@ -25,19 +25,19 @@ MAX_IMAGE_SIZE = 4096  # pixels a side
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a data set before a byte of it is read."""
+    """What is known about a data set before any of it is read."""
 
     num_classes: int
     image_shape: tuple[int, int, int]  # height, width, channels
-    split_sizes: dict[str, int]  # 'train' and 'test' -> images, when complete
-    class_names: tuple[str, ...] = ()  # in the order of the labels; none where a split brings its own
+    split_sizes: dict[str, int]  # number of images of the complete 'train' and 'test'
+    class_names: tuple[str, ...] = ()  # in the order of the labels; empty if each split brings its own
     normalization: str = 'per_image_standardization'  # a name in NORMALIZATIONS
-    folders: tuple[str, ...] = ()  # below data_dir, ours first; none: generated, or in any folder
-    files: dict[str, tuple[str, ...]] | None = None  # 'train' and 'test' -> names in the folder, in reading order
-    format: str = 'cifar'  # 'idx', whose files may also be packed: NAME.gz; 'shards' of TFRecord; 'synthetic'
+    folders: tuple[str, ...] = ()  # its names below data_dir, ours first; empty if it is generated or in any folder
+    files: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # of each split, in reading order
+    format: str = 'cifar'  # or 'idx', whose files may also be packed (NAME.gz), 'shards' of TFRecord, 'synthetic'
     label_bytes: int = 1  # of a CIFAR record
     fetcher: str = ''  # the command that fetches it, without --data_dir
-    input_size: int | None = None  # height and width of the network's input; None: those of the images
+    input_size: int | None = None  # height and width of the network's input; None keeps those of the images
 
 
 CIFAR10 = DatasetInfo(
@@ -52,7 +52,7 @@ CIFAR10 = DatasetInfo(
 
 
 def info_of(dataset: str) -> DatasetInfo:
-    """Return what is known of a data set by its name. UserError: there is none of that name."""
+    """Return what is known about a data set. An unknown name raises UserError."""
     if dataset == 'cifar10':
         return CIFAR10
     from official_resnet.inputs.other_datasets import DATASETS
@@ -75,17 +75,17 @@ def open_split(
     """Open one split of a data set: read small images into memory, or find those that are streamed.
 
     Args:
-        dataset: a key of other_datasets.DATASETS, 'tfds:NAME' for a data set of tensorflow_datasets, or 'folder:PATH'
-            for own images, a subfolder of PATH for each class (image_folder).
-        split: 'train' or 'test'. A TFDS data set without 'test' gives its 'validation'.
-        data_dir: where the data is; see `find_folder`; for TFDS its data_dir. Not used by 'synthetic' and folders.
-        download: for TFDS only, whether to fetch and prepare a data set that is not in data_dir.
-        views: how encoded images become the network's input: 'imagenet', and those of a folder or of TFDS, are then
-            streamed. None: Views() for 'imagenet'; the others are read into memory.
-        folder: for folders only, arguments of image_folder.read.
+        dataset: A key of other_datasets.DATASETS, 'tfds:NAME' for a data set of tensorflow_datasets, or 'folder:PATH'
+            for your own images, in a subfolder of PATH for each class (see image_folder).
+        split: 'train' or 'test'. If a TFDS data set has no 'test', its 'validation' is opened.
+        data_dir: Where the data is: see `find_folder`, or the data_dir of TFDS. 'synthetic' and folders ignore it.
+        download: For TFDS only: whether to fetch and prepare a data set that is not in data_dir.
+        views: How encoded images become the network's input. If given, the images of a folder or of TFDS are streamed,
+            otherwise they are read into memory. 'imagenet' is always streamed; None means Views().
+        folder: For folders only: keyword arguments of image_folder.read.
 
     Raises:
-        UserError: an unknown name, or data that is missing, damaged or of no fixed image size.
+        UserError: The name is unknown, or the data is missing, damaged or has images of different sizes.
 
     Example:
         >>> split = open_split('synthetic', 'test')
@@ -115,10 +115,9 @@ def open_split(
     if info.format == 'cifar':
         from official_resnet.inputs import cifar
 
-        folder = find_folder(dataset, data_dir)
-        images, labels = cifar.read_cifar(
-            [folder / name for name in info.files[split]], info.label_bytes, info.num_classes
-        )
+        place = find_folder(dataset, data_dir)
+        paths = [place / name for name in info.files[split]]
+        images, labels = cifar.read_cifar(paths, info.label_bytes, info.num_classes)
     else:
         from official_resnet.inputs import other_datasets
 
@@ -129,12 +128,12 @@ def open_split(
 
 
 def find_folder(dataset: str, data_dir: str | os.PathLike | None) -> Path:
-    """Return the data set's folder in `data_dir`, as cifar-10-batches-bin, or `data_dir` itself.
+    """Return the data set's folder in `data_dir`, such as cifar-10-batches-bin, or `data_dir` itself.
 
-    Both, because official/resnet took the parent in 2018 and the folder from 2019.
+    Both are accepted because official/resnet took the parent in 2018 and the folder from 2019.
 
     Raises:
-        UserError: neither is such a folder.
+        UserError: Neither is such a folder.
     """
     info = info_of(dataset)
     name = info.folders[0]
@@ -152,24 +151,24 @@ def find_folder(dataset: str, data_dir: str | os.PathLike | None) -> Path:
 
 
 def is_missing(dataset: str, data_dir: str | os.PathLike) -> bool:
-    """Tell whether `data_dir`, or the data set's folder below it, has no file of the data set, of any size."""
+    """Return whether neither `data_dir` nor the data set's folder below it has any file of the data set."""
     if dataset.startswith(('tfds:', 'folder:')) or not info_of(dataset).folders:
         return False
     return not _folders_with_files(info_of(dataset), Path(os.path.expanduser(data_dir)))
 
 
 def _folders_with_files(info, path):
-    """Return which of the data set's folders below `path`, and `path` itself, have any of its files, packed or not."""
+    """Return those of the data set's folders below `path`, and of `path` itself, that have any of its files."""
     names = [name + suffix for split in info.files.values() for name in split for suffix in ('', '.gz')]
     folders = [*(path / folder for folder in info.folders), path]
     return [folder for folder in folders if any((folder / name).exists() for name in names)]
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
-    """Return the number of full batches; which images are left over differs from epoch to epoch.
+    """Return the number of full batches in an epoch; which images are left over differs from epoch to epoch.
 
     Raises:
-        UserError: there is none.
+        UserError: The images do not fill one batch.
     """
     require_batch_size(batch_size)
     if num_images < batch_size:
@@ -179,13 +178,13 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
 
 
 def require_batch_size(batch_size: int) -> None:
-    """Refuse a batch without images."""
+    """Raise UserError for a batch without images."""
     if batch_size < 1:
         raise errors.UserError(f'--batch_size={batch_size} must be 1 or more')
 
 
 def require_images(split: 'Split', num_images: int) -> None:
-    """Refuse to take more images of a split than there are, or none."""
+    """Raise UserError unless `num_images` is at least 1 and at most what the split has."""
     if not 1 <= num_images <= split.num_images:
         fault = f'--num_train_images={num_images} of the {split.num_images} training images of {split.name}'
         raise errors.UserError(f'{fault}; pass 1..{split.num_images}')

@@ -1,8 +1,8 @@
-"""Fetch CIFAR-10, CIFAR-100, MNIST and Fashion-MNIST: resumable, checked, and put in place by a rename.
+"""Fetch CIFAR-10, CIFAR-100, MNIST and Fashion-MNIST: downloads are resumed, checked, and put in place by a rename.
 
-A file grows as `<name>.part` and gets its name once size and MD5 agree. An archive (CIFAR) is unpacked into a
-temporary folder beside its destination, a set of files (MNIST) is collected in `<folder>.part`: what stands
-under a final name is whole. What the user can fix (network, disk, a damaged archive) is a UserError with the remedy.
+A file grows as `<name>.part` and gets its name when its size and MD5 are right. An archive (CIFAR) is unpacked into a
+temporary folder beside its destination; a set of files (MNIST) is collected in `<folder>.part`. So whatever has its
+final name is complete. Faults that the user can fix (network, disk, a damaged archive) raise UserError with the remedy.
 """
 
 import contextlib
@@ -40,15 +40,15 @@ MAKE_ROOM = 'free some space, or pass a --data_dir on another disk'
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """Where an archive is, how it is recognised, and what it unpacks to."""
+    """Where an archive is, how it is recognized, and what it contains."""
 
     url: str
     size: int  # bytes
     md5: str
-    files: dict[str, int]  # name in the data set's folder -> bytes
+    files: dict[str, int]  # size in bytes of each file, by its name in the data set's folder
 
 
-# 10,000 records of 1 + 3072 bytes in each file of CIFAR-10; 50,000 and 10,000 of 2 + 3072 in CIFAR-100's.
+# Each file of CIFAR-10 has 10,000 records of 1 + 3072 bytes; those of CIFAR-100 have 50,000 and 10,000 of 2 + 3072.
 ARCHIVES = {
     'cifar10': Archive(
         url='https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz',
@@ -63,7 +63,7 @@ ARCHIVES = {
         files={'train.bin': 153_700_000, 'test.bin': 30_740_000},
     ),
 }
-# Files that are used as they come: (address of the folder, {name: (bytes, MD5, which are torchvision's, too)}).
+# Files that are used as they are: (address of their folder, {name: (bytes, MD5)}). torchvision has the same MD5 sums.
 FILE_SETS = {
     'mnist': (
         'https://ossci-datasets.s3.amazonaws.com/mnist/',
@@ -87,21 +87,21 @@ FILE_SETS = {
 
 
 def fetch_missing(dataset: str, data_dir: str | os.PathLike) -> None:
-    """Download a data set of the tables of which data_dir has no file at all; leave the rest to its reader."""
+    """Download a data set of the tables if data_dir has no file of it. If some are there, its reader checks them."""
     if not datasets.is_missing(dataset, data_dir):
         return
     if dataset in ARCHIVES:
         download_and_extract(dataset, data_dir)
         return
     (url, rows), name = FILE_SETS[dataset], datasets.info_of(dataset).folders[0]
-    data_dir = _parent_of(name, Path(os.path.expanduser(data_dir)))
-    folder, part = data_dir / name, data_dir / f'{name}.part'  # of which the latter becomes the former, whole
+    parent = _parent_of(name, Path(os.path.expanduser(data_dir)))
+    folder, part = parent / name, parent / f'{name}.part'  # `part` is renamed to `folder` when it is complete
     remedy, total = f"put {', '.join(rows)} into '{folder}' yourself", sum(size for size, _ in rows.values())
-    with _disk_errors(data_dir, total):
+    with _disk_errors(parent, total):
         part.mkdir(parents=True, exist_ok=True)
         print(f'downloading {url} ({total / 1e6:.0f} MB) to {folder}', flush=True)
         for name, (size, md5) in rows.items():
-            if _size(part / name) != size:  # else of an interrupted run, which had checked it
+            if _size(part / name) != size:  # otherwise an interrupted run has fetched and checked it
                 fetch(url + name, part / name, size, md5, remedy)
         _put_in_place(part, folder)
     print(f'{dataset} is in {folder}')
@@ -114,30 +114,30 @@ def download_and_extract(
     md5: str | None = None,
     url: str | None = None,
 ) -> Path:
-    """Make sure that a data set stands under data_dir, print one line saying what was done, and return its folder.
+    """Make sure that data_dir has a complete data set, print one line that says what was done, and return its folder.
 
     Args:
-        dataset: a key of ARCHIVES.
-        data_dir: the folder to fill, created if need be; or the extracted folder itself.
-        archive: path or file:// URL of a local tar.gz in the official layout; nothing is downloaded then.
-        md5: the checksum to insist on. Without it a download must have the official one, an `archive` any.
-        url: another address of the archive.
+        dataset: A key of ARCHIVES.
+        data_dir: The folder to fill, which is created if it is missing, or the extracted folder itself.
+        archive: Path or file:// URL of a local tar.gz in the official layout, used instead of a download.
+        md5: The MD5 to require. Without it, a download must have the official one; an `archive` is not checked.
+        url: Another address of the archive.
 
     Raises:
-        UserError: no network, a damaged or foreign archive, a full disk, a folder that cannot be written.
+        UserError: No network, a damaged or foreign archive, a full disk, or a folder that cannot be written.
     """
     row, name = ARCHIVES[dataset], datasets.info_of(dataset).folders[0]
-    data_dir = Path(os.path.expanduser(data_dir))
-    for folder in (data_dir / name, data_dir):
+    place = Path(os.path.expanduser(data_dir))
+    for folder in (place / name, place):
         if all(_size(folder / file) == size for file, size in row.files.items()):
             print(f'{dataset} is already complete in {folder}: nothing to do')
             return folder
-    data_dir = _parent_of(name, data_dir)
-    with _disk_errors(data_dir, sum(row.files.values())):
+    place = _parent_of(name, place)
+    with _disk_errors(place, sum(row.files.values())):
         if archive is not None:
             archive = _local_archive(archive, md5)
-        data_dir.mkdir(parents=True, exist_ok=True)
-        folder = extract(archive or _downloaded(row, data_dir, md5, url), data_dir, dataset)
+        place.mkdir(parents=True, exist_ok=True)
+        folder = extract(archive or _downloaded(row, place, md5, url), place, dataset)
     print(f'{dataset} is in {folder}')
     return folder
 
@@ -152,16 +152,16 @@ def fetch(
 ) -> None:
     """Download `url` to `path`, continuing the `<path>.part` that an interrupted run left.
 
-    A connection that drops is resumed at once, ATTEMPTS in all; then the .part waits for the next run.
+    A dropped connection is resumed at once, ATTEMPTS connections in all; after that, the next run continues the .part.
 
     Args:
-        path: the final name; it appears in one rename, after the checks.
-        size, md5: what is expected, in bytes and hexadecimal digits; None expects nothing.
-        remedy: what to do where the network fails, as an error ends with it.
-        authorization: value of the HTTP header of that name; a redirect does not take it along.
+        path: The final name. It appears in one rename, after the checks.
+        size, md5: The expected size in bytes and MD5 in hexadecimal digits. None is not checked.
+        remedy: What the user can do if the network fails; errors end with it.
+        authorization: Value of the HTTP header of that name. It is not sent to the target of a redirect.
 
     Raises:
-        UserError: no network, an HTTP error, another size or checksum than expected, no room on the disk.
+        UserError: No network, an HTTP error, a wrong size or MD5, or too little space on the disk.
     """
     path = Path(path)
     part = path.with_name(path.name + '.part')
@@ -190,13 +190,13 @@ def fetch(
 
 
 def extract(archive: str | os.PathLike, data_dir: str | os.PathLike, dataset: str) -> Path:
-    """Unpack an archive of the official layout into data_dir, or leave data_dir as it was; return its folder.
+    """Unpack an archive of the official layout into data_dir and return the data set's folder.
 
-    Only plain files of the data set's folder are written; an archive with absolute paths, `..`, links or
-    devices is refused. An incomplete folder is replaced, files in it that the archive lacks are kept.
+    Only plain files of that folder are written. An archive with absolute paths, `..`, links or devices is refused, and
+    after any error data_dir is as it was. An incomplete folder is replaced; other files in it are kept.
 
     Raises:
-        UserError: a damaged archive; a member unsafe, missing or of another size; no room on the disk.
+        UserError: The archive is damaged, a member is unsafe, missing or has a wrong size, or the disk is full.
     """
     row, folder = ARCHIVES[dataset], Path(data_dir, datasets.info_of(dataset).folders[0])
     total, remedy = sum(row.files.values()), 'get it again (without --archive the official one is downloaded)'
@@ -216,24 +216,24 @@ def extract(archive: str | os.PathLike, data_dir: str | os.PathLike, dataset: st
 
 
 def _parent_of(name, data_dir):
-    """Return the folder that the data set's folder `name` is made in: data_dir, or its parent if it has that name."""
+    """Return the folder in which to make the data set's folder `name`: data_dir, or its parent if it has that name."""
     if data_dir.exists() and not data_dir.is_dir():
         raise UserError(f"data_dir '{data_dir}' is a file: pass a folder")
     return data_dir.parent if data_dir.name == name else data_dir
 
 
 def _temporary_folder(folder):
-    """Return a context of a hidden folder beside `folder`, which is deleted at the end."""
+    """Return a context manager of a hidden folder beside `folder`, which is deleted at the end."""
     return tempfile.TemporaryDirectory(prefix=f'.{folder.name}-', dir=folder.parent, ignore_cleanup_errors=True)
 
 
 def _size(path):
-    """Return the bytes of a plain file, 0 for whatever else."""
+    """Return the size of a plain file in bytes, or 0 for anything else."""
     return os.path.getsize(path) if os.path.isfile(path) else 0
 
 
 def _mismatch(path, size, md5):
-    """Return what is wrong with a file, as it follows the name in a message; '' if nothing is."""
+    """Return what is wrong with a file, as the words after its name in a message, or '' if nothing is."""
     if not os.path.isfile(path):
         return 'is no file' if os.path.lexists(path) else 'is missing'
     if size is not None and _size(path) != size:
@@ -259,7 +259,7 @@ def _local_archive(archive, md5):
 
 
 def _downloaded(row, data_dir, md5, url):
-    """Return the path of the verified archive in data_dir, downloading it unless it is there."""
+    """Return the path of the verified archive in data_dir, downloading it if it is missing."""
     path, url, md5 = data_dir / row.url.rsplit('/', 1)[-1], url or row.url, md5 or row.md5
     size = row.size if md5 == row.md5 else None
     if path.exists():
@@ -274,7 +274,7 @@ def _downloaded(row, data_dir, md5, url):
 
 
 def _download_rest(url, part, size, remedy, authorization):
-    """Add to `part` what it lacks; raise one of DROPPED if the server stops early."""
+    """Append the missing bytes to `part`. Raise one of DROPPED if the server stops early."""
     offset = _size(part)
     if offset and offset == size:
         return
@@ -302,7 +302,7 @@ def _download_rest(url, part, size, remedy, authorization):
 
 
 def _open(url, offset, remedy, authorization):
-    """Return the response to a GET of `url` from byte `offset` on, also if that is status 416."""
+    """Return the response to a GET of `url` from byte `offset` on, even one with status 416."""
     request = urllib.request.Request(url, headers={'Range': f'bytes={offset}-'} if offset else {})
     if authorization:
         request.add_unredirected_header('Authorization', authorization)
@@ -319,21 +319,21 @@ def _open(url, offset, remedy, authorization):
 
 
 def _chunks(response):
-    """Yield what arrives; the network fails as ConnectionError, which tells it from the disk's OSErrors."""
+    """Yield what arrives. Network errors become ConnectionError, to tell them from the disk's OSErrors."""
     try:
-        while chunk := response.read1(CHUNK):  # read() would lose what came before a time-out
+        while chunk := response.read1(CHUNK):  # read() would lose what arrived before a time-out
             yield chunk
     except OSError as error:
         raise ConnectionError(error) from error
 
 
 def _unpack(archive, folder, row):
-    """Make `folder` of the archive's plain files in a folder of that name; refuse one with any unsafe member."""
+    """Make `folder` of the archive's plain files in a folder of that name. Refuse an archive with an unsafe member."""
     with tarfile.open(archive, 'r:gz') as tar, _progress('extracting', sum(row.files.values())) as bar:
         for member in tar:
-            name = PureWindowsPath(member.name)  # knows / and \ and drive letters: safe on every system
+            name = PureWindowsPath(member.name)  # understands /, \ and drive letters, so it is safe on every system
             if name.anchor or '..' in name.parts or not (member.isreg() or member.isdir()):
-                fault = f"'{member.name}' is a link, a device or a path to outside"
+                fault = f"'{member.name}' is a link, a device or a path outside of it"
                 raise UserError(f"archive '{archive}' is refused: {fault}; get it from a source you trust")
             if member.isdir() or name.parts[:1] != (folder.name,):
                 continue
@@ -343,12 +343,12 @@ def _unpack(archive, folder, row):
                 while chunk := source.read(CHUNK):
                     file.write(chunk)
                     bar.update(len(chunk) if target.name in row.files else 0)
-        while tar.fileobj.read(CHUNK):  # the checksum of gzip stands at the very end
+        while tar.fileobj.read(CHUNK):  # gzip's checksum is at the very end
             pass
 
 
 def _put_in_place(new, folder):
-    """Rename `new` to `folder`; what stands there makes way, and comes back if that fails."""
+    """Rename `new` to `folder`. An existing `folder` is moved out of the way first, and back if the rename fails."""
     with _temporary_folder(folder) as temp_dir:
         aside = Path(temp_dir, 'old')
         try:
@@ -365,7 +365,7 @@ def _put_in_place(new, folder):
 
 
 def _progress(what, total, done=0):
-    """Return a bar with rate and time left; silent where standard error is not a terminal."""
+    """Return a progress bar, which is silent if standard error is not a terminal."""
     return tqdm(desc=what, total=total, initial=done, unit='B', unit_scale=True, disable=None)
 
 
@@ -377,7 +377,7 @@ def _require_space(folder, num_bytes):
 
 @contextlib.contextmanager
 def _disk_errors(folder, num_bytes):
-    """Turn what the operating system says about files into a UserError with the remedy."""
+    """Turn the operating system's errors about files into a UserError with the remedy."""
     try:
         yield
     except OSError as error:

@@ -1,27 +1,28 @@
-"""Encoded image -> what a network sees of it: pure functions of single images, the same eagerly and inside tf.data."""
+"""Turn an encoded image into a network's input, by pure functions that compute the same eagerly and inside tf.data."""
 
 import tensorflow as tf
 
 from official_resnet.inputs.views import Views
 
-DECODER = 'decode_image'  # the name scope of TensorFlow's decoder, by which its errors are told from others
-LONGEST = 32  # times its width that an image's length is looked at in evaluation
+DECODER = 'decode_image'  # name scope of TensorFlow's decoder, which identifies its errors
+LONGEST = 32  # evaluation uses at most this many times an image's shorter side of its longer side
 
 
 def train_view(jpeg: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor, views: Views, flip: bool = True) -> tf.Tensor:
-    """Crop a random part of a JPEG, mirror half of them if `flip`, resize it: float32 [size, size, 3], RGB, 0..255.
+    """Return a random part of a JPEG, resized and mirrored half of the time: float32 [size, size, 3], RGB, 0..255.
 
-    With views.use_boxes the part contains a tenth of one of the boxes (of the image, if it has none). Its aspect is 3/4
-    to 4/3, its area views.min_area to all of the image; after 100 attempts in vain it is the whole image. Only the part
-    is decoded. arXiv:1409.4842 Sec. 6, with the numbers of official/resnet.
+    The part has an aspect ratio of 3/4 to 4/3 and an area from views.min_area to all of the image. With views.use_boxes
+    it contains a tenth of one of the boxes (or of the image, if it has none). After 100 failed attempts it is the whole
+    image. Only the part is decoded. arXiv:1409.4842 Sec. 6, with the numbers of official/resnet.
 
     Args:
-        jpeg: string [].
-        boxes: float32 [n, 4], ymin, xmin, ymax, xmax in 0..1; n may be 0.
-        seed: two integers, tensor or not; the only source of randomness.
+        jpeg: The encoded image, string [].
+        boxes: ymin, xmin, ymax, xmax of each box, float32 [n, 4] in 0..1; n may be 0.
+        seed: Two integers, as a tensor or not. They are the only source of randomness.
+        flip: Whether to mirror at all.
     """
     with tf.name_scope(DECODER):
-        shape = tf.io.extract_jpeg_shape(jpeg)  # without decoding it
+        shape = tf.io.extract_jpeg_shape(jpeg)  # reads the header only
     if not views.use_boxes:
         boxes = tf.zeros([0, 4])
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
@@ -37,13 +38,13 @@ def train_view(jpeg: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor, views: Views,
     window = tf.concat([begin[:2], size[:2]], 0)  # top, left, height, width
     image = decode_jpeg(jpeg, views, window)
     coin = tf.random.stateless_uniform([], tf.random.experimental.stateless_fold_in(seed, 1))
-    # before the resizing, as official/resnet: mirroring and the bilinear of TensorFlow 1 do not commute
+    # Mirror before resizing, as official/resnet does: with TensorFlow 1's bilinear resize, the order matters.
     image = tf.cond(tf.logical_and(coin < 0.5, flip), lambda: tf.reverse(image, [1]), lambda: image)
     return _resize(image, [views.size, views.size], views)
 
 
 def test_view(image: tf.Tensor, views: Views) -> tf.Tensor:
-    """Resize the shorter side of a JPEG or PNG, string [], to views.shorter_side, crop test_size in the middle.
+    """Resize the shorter side of a JPEG or PNG, string [], to views.shorter_side and crop test_size in the middle.
 
     The result is float32 [test_size, test_size, 3], RGB, 0..255.
     """
@@ -52,7 +53,7 @@ def test_view(image: tf.Tensor, views: Views) -> tf.Tensor:
 
 
 def ten_views(image: tf.Tensor, views: Views) -> tf.Tensor:
-    """Return corners and middle of an image, resized as by `test_view`, and their mirror images: [10, h, w, 3].
+    """Return the corners and the middle of an image resized as in `test_view`, and their mirror images: [10, h, w, 3].
 
     arXiv:1512.03385 Sec. 3.4, after Krizhevsky 2012.
     """
@@ -63,7 +64,7 @@ def ten_views(image: tf.Tensor, views: Views) -> tf.Tensor:
 
 
 def decode_jpeg(data: tf.Tensor, views: Views, window: tf.Tensor | None = None) -> tf.Tensor:
-    """Decode a JPEG, string [], as uint8 [h, w, 3], RGB; without a window also PNG.
+    """Decode a JPEG, string [], to uint8 [h, w, 3], RGB. Without a window, PNG is decoded, too.
 
     A window, int32 [4], is the part to decode: top, left, height, width.
     """
@@ -74,9 +75,9 @@ def decode_jpeg(data: tf.Tensor, views: Views, window: tf.Tensor | None = None) 
 
 
 def _shorter_side(encoded, views):
-    """Return an encoded image, its shorter side resized: float32 [h, w, 3], each at least views.test_size.
+    """Decode an image and resize its shorter side: float32 [h, w, 3], where h and w are at least views.test_size.
 
-    Of what is more than LONGEST times as long as wide, only the middle: an image of 1 x 60000 would take 47 GB.
+    Of an image more than LONGEST times as long as wide, only the middle is used: 1 x 60000 would take 47 GB.
     """
     image = decode_jpeg(encoded, views)
     shorter = tf.reduce_min(tf.shape(image)[:2])
@@ -84,21 +85,21 @@ def _shorter_side(encoded, views):
     image = image[cut[0] : tf.shape(image)[0] - cut[0], cut[1] : tf.shape(image)[1] - cut[1]]
     shape = tf.shape(image)[:2]
     if views.resize == 'antialias':
-        size = shape * views.shorter_side // shorter  # in whole numbers, as torchvision
-    else:  # in float32, as official/resnet: 255.99998 becomes 255
+        size = shape * views.shorter_side // shorter  # in whole numbers, as torchvision does
+    else:  # in float32, as official/resnet does: 255.99998 becomes 255
         size = tf.cast(tf.cast(shape, tf.float32) * (views.shorter_side / tf.cast(shorter, tf.float32)), tf.int32)
     return _resize(image, tf.maximum(size, views.test_size), views)
 
 
 def _resize(image, size, views):
-    """Return an image [h, w, 3] bilinearly resized to size, int32 [2]: float32."""
+    """Resize an image [h, w, 3] bilinearly to `size`, int32 [2]; return float32."""
     if views.resize == 'antialias':
         return tf.image.resize(image, size, antialias=True)
     return tf.raw_ops.ResizeBilinear(images=image[None], size=size, align_corners=False, half_pixel_centers=False)[0]
 
 
 def _middle(image, views):
-    """Cut test_size x test_size out of the middle; what is half a pixel goes as the two models of `resize` have it."""
+    """Crop test_size x test_size from the middle. Half a pixel is rounded as torchvision or official/resnet does it."""
     spare = tf.shape(image)[:2] - views.test_size
     top, left = tf.unstack(tf.cast(tf.round(spare / 2), tf.int32) if views.resize == 'antialias' else spare // 2)
     return image[top : top + views.test_size, left : left + views.test_size]

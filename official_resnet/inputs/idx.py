@@ -1,8 +1,8 @@
-"""Bytes -> (uint8 images, int32 labels): IDX, the format of MNIST.
+"""Read IDX, the format of MNIST.
 
-An IDX file is two zero bytes, the type of the values (8: unsigned bytes), the number of dimensions, each
-dimension as 4 bytes, high byte first, and the values in C order; often packed by gzip. Images are
-[n, rows, columns], so begin with 0x00000803, labels [n], 0x00000801. Source: http://yann.lecun.com/exdb/mnist/
+An IDX file is two zero bytes, the type of the values (8: unsigned bytes), the number of dimensions, each dimension as 4
+bytes, high byte first, and the values in C order. It is often packed by gzip. Images are [n, rows, columns], so they
+begin with 0x00000803; labels are [n] and begin with 0x00000801. Source: http://yann.lecun.com/exdb/mnist/
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import numpy as np
 
 from official_resnet import errors, files
 
-_IDX_LIMIT = 1 << 30  # bytes of values in a file; the largest of its kind, EMNIST's, has 547 million
+_IDX_LIMIT = 1 << 30  # bytes of values in a file; the largest known one, of EMNIST, has 547 million
 _CHUNK = 1 << 20  # bytes
 _REMEDY = 'replace it, or pass another --data_dir'
 
@@ -29,11 +29,11 @@ def read_idx(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (images uint8 [n, rows, columns, 1], 0..255, labels int32 [n]) of a pair of IDX files.
 
-    Each is plain or packed by gzip, whatever its name. No more is read or unpacked than the header declares, and one
-    byte. Labels must lie in 0..num_classes-1, and image_size is (rows, columns).
+    Each file is plain or packed by gzip, whatever its name. At most one byte more than its header declares is read or
+    unpacked. Images must have the size `image_size`, (rows, columns), and labels must be in 0..num_classes-1.
 
     Raises:
-        UserError: a file is missing or damaged, the two disagree about n, images of another size, a label out of range.
+        UserError: A file is missing or damaged, or has images of another size or a wrong label, or the two differ in n.
     """
     images, labels = _read_idx_file(images_path, 3), _read_idx_file(labels_path, 1).astype(np.int32)
     rows, columns = images.shape[1:]
@@ -51,7 +51,7 @@ def read_idx(
 
 
 def _read_idx_file(path, num_dimensions):
-    """Return the values of an IDX file, uint8 of so many dimensions; the first is not 0."""
+    """Return the values of an IDX file, a uint8 array with so many dimensions, none of which is 0."""
     with files.read_errors(path, 'pass another --data_dir'), open(path, 'rb') as file:
         is_packed = file.read(2) == b'\x1f\x8b'
         file.seek(0)
@@ -59,7 +59,7 @@ def _read_idx_file(path, num_dimensions):
             try:
                 shape = _idx_shape(path, unpacked.read(4 + 4 * num_dimensions), num_dimensions)
                 size = math.prod(shape)
-                data = bytearray()  # grows with what is there: a header may promise anything
+                data = bytearray()  # grows with what is read, because a header may promise anything
                 while len(data) <= size and (chunk := unpacked.read(min(_CHUNK, size + 1 - len(data)))):
                     data += chunk
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -71,11 +71,11 @@ def _read_idx_file(path, num_dimensions):
 
 
 def _idx_shape(path, header, num_dimensions):
-    """Return the dimensions that an IDX header declares, each from 1."""
+    """Return the dimensions that an IDX header declares, each at least 1."""
     kind = 'images' if num_dimensions == 3 else 'labels'
     shape = struct.unpack(f'>{len(header) // 4 - 1}I', header[4 : len(header) // 4 * 4]) if len(header) >= 4 else ()
     if len(header) < 4 or header[:2] != b'\0\0':
-        fault = f'is no IDX file: it begins with 0x{header[:4].hex()}'
+        fault = f'is not an IDX file: it begins with 0x{header[:4].hex()}'
     elif header[2:4] != bytes([8, num_dimensions]):
         fault = f'has type 0x{header[2]:02x} and {header[3]} dimensions; {kind} have 0x08, bytes, and {num_dimensions}'
     elif len(shape) < num_dimensions:

@@ -1,9 +1,9 @@
-"""Own images: a folder with a subfolder for each class, read into memory at one size.
+"""Your own images: a folder with a subfolder for each class, read into memory at one size or streamed.
 
-    DIR/cats/1.jpg, DIR/dogs/a/b.png ...                   split by a seed, class by class
-    DIR/train/cats/1.jpg ..., DIR/test/cats/7.jpg ...      split as it is; test may be called val or validation
+    DIR/cats/1.jpg, DIR/dogs/a/b.png ...                   split at random by a seed, class by class
+    DIR/train/cats/1.jpg ..., DIR/test/cats/7.jpg ...      split already; test may also be called val or validation
 
-Images are decoded by images.decode, once; what cannot be decoded is named and left out.
+Each image is decoded once, by images.decode. An image that cannot be decoded is named and left out.
 """
 
 import concurrent.futures
@@ -22,11 +22,11 @@ from official_resnet.inputs.split import Split
 from official_resnet.inputs.views import Views
 
 TEST_NAMES = ('test', 'val', 'validation')
-MEMORY_SHARE = 1 / 4  # of the machine's memory that the images may take
+MEMORY_SHARE = 1 / 4  # the images may take this share of the machine's memory
 
 
 def open_split(dataset: str, split: str, options: Mapping[str, Any], views: Views | None) -> Split:
-    """Open a split of 'folder:PATH'; see datasets.open_split. With views it is streamed."""
+    """Open a split of 'folder:PATH', see datasets.open_split. With views it is streamed."""
     folder, seed = dataset.removeprefix('folder:'), options.get('seed', 0)
     normalization = default_normalization(dataset, views)
     if views is None:
@@ -51,20 +51,20 @@ def read(
     seed: int = 0,
     log: Callable = print,
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Read one split: (images uint8 [n, image_size, image_size, channels], labels int32 [n], class names).
+    """Return one split: (images uint8 [n, image_size, image_size, channels], labels int32 [n], class names).
 
-    Classes are numbered by name. The images have a random order that depends on `seed` alone, so that the first
-    n of them are a fair sample.
+    Classes are numbered in the order of their names. The images are in a random order that depends on `seed` alone, so
+    that the first n of them are a fair sample.
 
     Args:
-        image_size: height and width; see `decode`.
+        image_size: Height and width, see `decode`.
         channels: 3 for RGB, 1 for grey.
-        validation_fraction: of each class, for 'test', at least one image; unless the folder says what is test.
-        seed: of the split and the order.
-        log: called with a line for each file that cannot be read, and their number.
+        validation_fraction: Fraction of each class for 'test', at least one image. Ignored if there is a test folder.
+        seed: Seed of the split and of the order.
+        log: Called with a line for each file that cannot be read, and with one that counts them.
 
     Raises:
-        UserError: no, or only one class folder, one without readable images, or too many images for the memory.
+        UserError: There are less than two class folders, a class without readable images, or too many images.
     """
     from PIL import Image
 
@@ -80,7 +80,7 @@ def read(
             failures[i] = error
 
     Image.init()  # before the threads
-    # The warnings of Pillow are caught here, once, since catching them is not safe among threads.
+    # Pillow's warnings are caught once, here, because catching them inside threads is not safe.
     with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor() as pool:
         list(pool.map(decode_one, range(len(paths))))
     for i in sorted(failures, key=paths.__getitem__):
@@ -97,7 +97,7 @@ def read(
 def list_files(
     folder: str | os.PathLike, validation_fraction: float = 0.1, seed: int = 0
 ) -> tuple[tuple[str, ...], dict[str, list[tuple[pathlib.Path, int]]]]:
-    """Return (class names, {'train': [(path, label)], 'test': ...}), without opening a file."""
+    """Return (class names, {'train': [(path, label), ...], 'test': ...}), without opening a file; raises as `read`."""
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise UserError(f"image_folder '{folder}' is no folder; pass one that has a subfolder for each class")
@@ -105,9 +105,10 @@ def list_files(
     if test and (folder / 'train').is_dir():
         classes = _classes(folder / 'train')
         if unknown := [name for name in _subfolders(test) if name not in classes]:
-            raise UserError(f"'{test / unknown[0]}' is of no class of '{folder / 'train'}'; remove or rename it")
+            raise UserError(f"'{test / unknown[0]}' is not a class of '{folder / 'train'}'; remove or rename it")
         return classes, {'train': _files(folder / 'train', classes), 'test': _files(test, classes, is_complete=False)}
-    classes, parts = _classes(folder), {'train': [], 'test': []}
+    parts: dict[str, list[tuple[pathlib.Path, int]]] = {'train': [], 'test': []}
+    classes = _classes(folder)
     files = _files(folder, classes)
     for label, name in enumerate(classes):
         found = [file for file in files if file[1] == label]
@@ -122,13 +123,13 @@ def list_files(
 
 
 def decode(path: str | os.PathLike, image_size: int, channels: int = 3) -> np.ndarray:
-    """Return an image as uint8 [image_size, image_size, channels]; see images.FOLDER.
+    """Return an image as uint8 [image_size, image_size, channels], decoded by the rules of images.FOLDER.
 
-    The shorter side is resized to it, bilinearly and antialiased, and the middle cut out; an image of that size is left
-    as it is.
+    The shorter side is resized, bilinearly and antialiased, and the middle is cropped. An image that has this size
+    already is left as it is.
 
     Raises:
-        ValueError: it cannot be decoded; the message is the reason.
+        ValueError: The image cannot be decoded; the message is the reason.
     """
     from PIL import Image, ImageOps
 
@@ -138,24 +139,22 @@ def decode(path: str | os.PathLike, image_size: int, channels: int = 3) -> np.nd
 
 
 def memory_bytes() -> int:
-    """Return the machine's memory."""
+    """Return the size of the machine's memory."""
     return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
 
 def _require_memory(folder, count, image_size, channels):
     needed, limit = count * image_size**2 * channels, MEMORY_SHARE * memory_bytes()
     if needed > limit:
-        raise UserError(
-            f"the {count:,} images of '{folder}' take {needed / 1e9:.1f} GB at {image_size} x {image_size}, more than "
-            f'{limit / 1e9:.1f} GB, a quarter of the memory; lower --image_size, or pass a folder with fewer'
-        )
+        size = f'{needed / 1e9:.1f} GB at {image_size} x {image_size}, more than a quarter of the memory'
+        raise UserError(f"the {count:,} images of '{folder}' take {size}; lower --image_size, or pass fewer images")
 
 
 def _classes(folder):
     """Return the class names of a folder, sorted."""
     names = _subfolders(folder)
     if not names:
-        raise UserError(f"'{folder}' has no subfolders; put the images of each class into one of its own")
+        raise UserError(f"'{folder}' has no subfolders; put the images of each class into a subfolder of its own")
     if len(names) == 1:
         raise UserError(f"'{folder}' has one class only, '{names[0]}'; add a subfolder for another")
     return tuple(names)
@@ -173,9 +172,8 @@ def _files(folder, classes, is_complete=True):
         place = folder / name
         paths = sorted(images.find_files(place), key=lambda path, place=place: path.relative_to(place).as_posix())
         if not paths and is_complete:
-            raise UserError(
-                f"class folder '{place}' has no image ({' '.join(images.SUFFIXES)}); add some, or remove it"
-            )
+            suffixes = ' '.join(images.SUFFIXES)
+            raise UserError(f"class folder '{place}' has no image ({suffixes}); add some, or remove it")
         result += [(path, label) for path in paths]
     if not result:
         raise UserError(f"'{folder}' has no image ({' '.join(images.SUFFIXES)}); add some")
@@ -183,6 +181,6 @@ def _files(folder, classes, is_complete=True):
 
 
 def _shuffled(files, seed):
-    """Return (paths, labels int32) in a random order, so that the first n of them are a fair sample."""
+    """Return (paths, labels int32) in a random order, so that the first n are a fair sample."""
     order = np.random.default_rng([seed, 2]).permutation(len(files))
     return [files[i][0] for i in order], np.array([files[i][1] for i in order], np.int32)

@@ -1,29 +1,29 @@
-"""The home of decoding: from the bytes of an image to its pixels. What needs Pillow imports it.
+"""Decode an image from its bytes to its pixels. Only the functions that need Pillow import it.
 
-Two decoders. TensorFlow's (encoded.decode_jpeg) reads plain JPEG (8 bits, one or three components), also a part of an
-image alone, in the threads of tf.data; so whatever is streamed is made plain JPEG first, by `to_rgb_jpeg`, which leaves
-alone what is one. Pillow reads everything else. Of the same JPEG, TensorFlow's accurate transform gives the very pixels
-that Pillow gives; its fast one, the default of official/resnet, differs by at most 24 of 255, and by 1.2 on average
-(ImageNet's images).
+There are two decoders. TensorFlow's (encoded.decode_jpeg) reads plain JPEG (8 bits, one or three components), even only
+a part of an image, in the threads of tf.data. Therefore streamed images are converted to plain JPEG first, by
+`to_rgb_jpeg`, unless they are plain already. Pillow reads all other images. From the same JPEG, TensorFlow's accurate
+transform gives exactly Pillow's pixels. Its fast transform, the default of official/resnet, differs by at most 24 of
+255, and by 1.2 on average (ImageNet's images).
 
-The rules, whatever the format: the first frame of an animation; the upper byte of 16 bits; transparency is ignored,
-also that of a palette's colours; more than MAX_PIXELS are refused. Where callers differ:
+Rules for all formats: of an animation, the first frame is used; of 16 bits, the upper byte; transparency is ignored,
+even in a palette; an image of more than MAX_PIXELS is refused. Some rules depend on the caller:
 
 | rule                            | FOLDER           | PREDICTION            | SHARDS                                  |
 |---------------------------------|------------------|-----------------------|-----------------------------------------|
-| used by                         | image_folder     | inference.predict     | files that are streamed, TFDS, building |
-| formats                         | FORMATS          | Pillow's, without EPS | FORMATS                                 |
+| used by                         | image_folder     | inference.predict     | streamed files, TFDS, building          |
+| formats                         | FORMATS          | Pillow's, except EPS  | FORMATS                                 |
 | turned as EXIF says             | yes              | yes                   | no, as in official/resnet               |
-| inks of a CMYK JPEG are         | always           | always                | only with Adobe's marker, as TensorFlow |
-| taken for inverted              |                  |                       | and libjpeg do                          |
+| inks of a CMYK JPEG are read    | always           | always                | only with Adobe's marker, as TensorFlow |
+| as inverted                     |                  |                       | and libjpeg do                          |
 """
 
+import contextlib
 import dataclasses
 import io
 import os
 import pathlib
 import warnings
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,14 +38,14 @@ JPEG_SUFFIXES = ('.jpeg', '.jpg')
 SUFFIXES = ('.bmp', '.gif', '.jpe', *JPEG_SUFFIXES, '.png', '.webp')  # of files of FORMATS
 PREDICTION_SUFFIXES = tuple(sorted((*SUFFIXES, '.tif', '.tiff')))  # prediction reads other formats, too
 MAX_PIXELS = 178_956_970  # twice Pillow's MAX_IMAGE_PIXELS, above which it refuses to decode
-QUALITY = 100  # of what is encoded anew, as TensorFlow's own build script had it
+QUALITY = 100  # of images that are encoded again, as in TensorFlow's own build script
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """How Pillow decodes where there is a choice; see the table above."""
+    """How Pillow decodes where there is a choice, see the table above."""
 
-    formats: tuple[str, ...] | None  # Pillow's names of those that are read; None: all but EPS, which runs Ghostscript
+    formats: tuple[str, ...] | None  # Pillow's names of formats; None is all except EPS, which would run Ghostscript
     uses_exif: bool
     inverts_all_cmyk: bool
 
@@ -58,60 +58,59 @@ SHARDS = Rules(FORMATS, uses_exif=False, inverts_all_cmyk=False)
 def decode(
     source: 'str | os.PathLike | bytes | np.ndarray | PIL.Image.Image', rules: Rules, mode: str = 'RGB'
 ) -> 'PIL.Image.Image':
-    """Decode an image by Pillow.
+    """Decode an image with Pillow.
 
     Args:
-        source: its file, its bytes, an array uint8 [h, w, c] or [h, w], or an image that Pillow opened.
+        source: A file, its bytes, an array, uint8 [h, w, c] or [h, w], or an image that Pillow opened.
         rules: FOLDER, PREDICTION or SHARDS.
-        mode: of the result, 'RGB' or 'L', grey.
+        mode: Mode of the result, 'RGB' or 'L' (grey).
 
     Raises:
-        ValueError: it cannot be decoded; the message is the reason, one line without the name of the file.
+        ValueError: The image cannot be decoded; the message is the reason, one line without the file's name.
     """
     from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
-    Image.init()  # knows only some formats before; costs nothing from the second time on
+    Image.init()  # registers all formats; costs nothing from the second time on
     formats = rules.formats or [name for name in Image.ID if name != 'EPS']
     try:
         if isinstance(source, np.ndarray):
             source = Image.fromarray(source[..., 0] if source.shape[2:] == (1,) else source)
-        source = io.BytesIO(source) if isinstance(source, bytes) else source
-        is_open = isinstance(source, Image.Image)
-        with (
-            warnings.catch_warnings(),
-            nullcontext(source) if is_open else Image.open(source, formats=formats) as image,
-        ):
-            warnings.simplefilter('ignore')  # Pillow's, of odd but readable files
+        if isinstance(source, Image.Image):
+            opened: contextlib.AbstractContextManager[Image.Image] = contextlib.nullcontext(source)
+        else:
+            opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+        with warnings.catch_warnings(), opened as image:
+            warnings.simplefilter('ignore')  # Pillow warns of odd but readable files
             image.load()
             if rules.uses_exif:
                 image = ImageOps.exif_transpose(image)
-            if image.mode.startswith('I'):  # 16 bits: their upper byte, as libpng gives it
+            if image.mode.startswith('I'):  # 16 bits: use the upper byte, as libpng does
                 pixels = np.asarray(image).astype(np.int64)
                 image = Image.fromarray(np.clip(pixels >> 8, 0, 255).astype(np.uint8))
             if image.mode == 'CMYK' and not rules.inverts_all_cmyk and 'adobe_transform' not in image.info:
                 image = ImageChops.invert(image)  # Pillow has inverted it
-            if image.mode in ('P', 'PA'):  # a palette may hold transparent colours
+            if image.mode in ('P', 'PA'):  # a palette may have transparent colours
                 image = image.convert('RGBA')
             return image.convert(mode)
-    except UnidentifiedImageError:  # its message has an address of memory
+    except UnidentifiedImageError:  # its message contains a memory address
         raise ValueError('cannot identify image file') from None
-    except Exception as error:  # noqa: BLE001  Pillow raises whatever a broken file provokes
+    except Exception as error:  # noqa: BLE001  a broken file makes Pillow raise anything
         reason = getattr(error, 'strerror', None) or next(iter(str(error).splitlines()), '') or type(error).__name__
         raise ValueError(reason) from error
 
 
 def to_rgb_jpeg(data: bytes, check: str = 'structure', keeps_grey: bool = False) -> tuple[bytes, int, int]:
-    """Return (data, width, height): an image as JPEG of three components, the same bytes if it is one already.
+    """Return (data, width, height) of an image as JPEG of three components: the same bytes if it is one already.
 
-    Everything else (other formats, grey, CMYK) is decoded by the rules of SHARDS and encoded anew at quality 100.
+    Any other image (another format, grey, CMYK) is decoded by the rules of SHARDS and encoded again at quality 100.
 
     Args:
-        check: 'structure' trusts a JPEG whose segments are in order and whose end is there; 'decode' decodes it, which
-            finds tables that contradict, but not every damage inside: libjpeg draws something for most.
-        keeps_grey: whether a JPEG of one component stays as it is, which tf.io.decode_jpeg makes three of.
+        check: 'structure' trusts a JPEG whose segments are in order and whose end is there. 'decode' decodes it, which
+            finds contradicting tables, but not all damage: libjpeg makes pixels of most damaged data.
+        keeps_grey: Whether to keep a JPEG of one component, which tf.io.decode_jpeg converts to three by itself.
 
     Raises:
-        ValueError: broken; the message is the reason.
+        ValueError: The image is broken; the message is the reason.
     """
     info = jpeg.inspect(data)
     if not info.is_whole:
@@ -131,8 +130,8 @@ def to_rgb_jpeg(data: bytes, check: str = 'structure', keeps_grey: bool = False)
     return buffer.getvalue(), *image.size
 
 
-def find_files(folder: str | os.PathLike, suffixes: tuple[str, ...] = SUFFIXES) -> list[pathlib.Path]:
-    """Return the image files below a folder, in no order; hidden ones are none ('._1.jpg' of macOS)."""
+def find_files(folder: str | os.PathLike[str], suffixes: tuple[str, ...] = SUFFIXES) -> list[pathlib.Path]:
+    """Return the image files below a folder, in no order, without hidden ones (such as '._1.jpg' of macOS)."""
     return [
         pathlib.Path(parent, name)
         for parent, _, names in os.walk(folder)

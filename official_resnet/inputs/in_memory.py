@@ -1,4 +1,4 @@
-"""Images that are held in memory, and which of them make a batch: CIFAR, MNIST, synthetic images, small folders."""
+"""Splits whose images are held in memory (CIFAR, MNIST, synthetic images, small folders), and the order of batches."""
 
 import contextlib
 import dataclasses
@@ -18,11 +18,11 @@ from official_resnet.inputs.normalization import NORMALIZATIONS
 class InMemorySplit:
     """One split in memory; see split.Split for its methods.
 
-    Where `input_size`, the height and width of the batches' images, is larger than that of `images`, training crops it
-    out of the padded images; what is not augmented is centred in zeros. None: the size of `images`.
+    `input_size` is the height and width of the batches' images; None keeps the size of `images`. If it is larger,
+    training crops it from the padded images, and images that are not augmented are centred in zeros.
     """
 
-    images: np.ndarray  # uint8 [n, h, w, c], 0..255; or float32, of what is not to be normalized, as features
+    images: np.ndarray  # uint8 [n, h, w, c], 0..255, or float32 if they are not normalized, as features are
     labels: np.ndarray  # int32 [n], 0..num_classes-1
     num_classes: int
     name: str
@@ -31,7 +31,7 @@ class InMemorySplit:
     input_size: int | None = None
     class_ids: ClassVar[None] = None
     resize: ClassVar[None] = None
-    num_cpu_threads: ClassVar[int] = 1  # slices of memory are no work
+    num_cpu_threads: ClassVar[int] = 1  # slicing memory needs no more
 
     @property
     def num_images(self) -> int:
@@ -59,10 +59,10 @@ class InMemorySplit:
         flip: bool = True,
         share: tuple[int, int] = (0, 1),
     ) -> tf.data.Dataset:
-        """Make shuffled, augmented batches: gather, pad_crop_flip, normalize; see split.Split."""
+        """Return shuffled, augmented batches: gather, pad_crop_flip, normalize. See split.Split."""
         normalize = NORMALIZATIONS[self.normalization]
         all_images, all_labels = self._tensors()
-        first = share[0] * (batch_size // share[1])  # the place of this worker's first image in the batch
+        first = share[0] * (batch_size // share[1])  # position in the batch of this worker's first image
 
         def make_batch(step, rows):
             images = tf.gather(all_images, rows)
@@ -79,11 +79,10 @@ class InMemorySplit:
     def evaluation_batches(
         self, batch_size: int, *, view: Callable | None = None, share: tuple[int, int] = (0, 1)
     ) -> tf.data.Dataset:
-        """Make batches of every image once, in order: gather, pad_to, normalize; see split.Split."""
+        """Return batches of every image once, in order: gather, pad_to, normalize. See split.Split."""
         if view:
-            raise errors.UserError(
-                f'the images of {self.name} are held in memory, which leaves one view of each; leave out --ten_crop'
-            )
+            fault = f'{self.name} is held in memory, which allows only one view of each image'
+            raise errors.UserError(f'{fault}; leave out --ten_crop')
         normalize = NORMALIZATIONS[self.normalization]
         all_images, all_labels = self._tensors()
 
@@ -104,14 +103,13 @@ class InMemorySplit:
         return dataclasses.replace(self, normalization=name)
 
     def with_background(self) -> Self:
-        raise errors.UserError(
-            f'a background class with {self.name}, whose images are held in memory; leave out --background_class'
-        )
+        fault = f'{self.name} is held in memory, which allows no background class'
+        raise errors.UserError(f'{fault}; leave out --background_class')
 
     def fingerprint(self) -> str:
-        """Return a hash of the images as a network is fed them."""
+        """Return a hash of the images and of what is done to them before a network gets them."""
         digest = hashlib.sha256(repr((self.images.shape, self.input_size, self.normalization)).encode())
-        digest.update(np.ascontiguousarray(self.images))
+        digest.update(np.ascontiguousarray(self.images).data)
         return digest.hexdigest()
 
     def input_errors(self) -> contextlib.AbstractContextManager:
@@ -124,7 +122,7 @@ class InMemorySplit:
         """Return None: the images are not encoded."""
 
     def _tensors(self):
-        with tf.device('CPU:0'):  # held once, captured by reference; a GPU has no use for it
+        with tf.device('CPU:0'):  # held once and captured by reference; a GPU does not need it
             return tf.constant(self.images), tf.constant(self.labels)
 
 
@@ -137,7 +135,7 @@ def training_rows(
     share: tuple[int, int],
     reorder: Callable | None = None,
 ) -> tf.data.Dataset:
-    """Return which images make each step of training: a dataset of (step int64 [], rows int32 [batch_size / n]).
+    """Return which images each step of training uses: a dataset of (step int64 [], rows int32 [batch_size / n]).
 
     See split.Split.training_batches. `reorder` maps (order int32 [num_images], seeds of the epoch) to another order.
     """
@@ -146,8 +144,8 @@ def training_rows(
         raise errors.UserError(f'seed {seed} is out of range; pass one in 0..{2**63 - 1}')
 
     def epoch_rows(epoch):
-        # Steps >= 0 seed the augmentation, so -1 - epoch gives numbers of their own. Not index_shuffle, which
-        # spares the permutation in memory but gives the same order for seeds that are equal modulo 256.
+        # The augmentation is seeded by steps >= 0, so -1 - epoch is a seed of its own. index_shuffle would need no
+        # permutation in memory, but it gives the same order for seeds that are equal modulo 256.
         seeds = tf.stack([seed, -1 - epoch])
         order = tf.random.experimental.stateless_shuffle(tf.range(num_images), seeds, alg='philox')
         if reorder:
@@ -163,7 +161,7 @@ def training_rows(
 
 
 def evaluation_rows(num_images: int, batch_size: int, share: tuple[int, int]) -> tf.data.Dataset:
-    """Return (rows int64 [b] that worker i of n takes, bool [b]: which only fill the batch) of each batch."""
+    """Return, for each batch, (rows int64 [b] of worker i of n, whether a row only fills the batch, bool [b])."""
     datasets.require_batch_size(batch_size)
     size = batch_size // share[1]
 

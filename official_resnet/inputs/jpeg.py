@@ -1,8 +1,8 @@
-"""What the bytes of an image are, told from the bytes alone.
+"""Find out what an encoded image is without decoding it.
 
-A JPEG is a chain of segments: 0xFF, a marker, two bytes of length, content; after a start of scan comes entropy-coded
-data, in which 0xFF stands only before 0x00, a restart marker or the next segment. Source: ITU-T T.81, annex B. Walking
-over it tells size, components and whether the end is there in 0.1 ms; decoding takes some milliseconds.
+A JPEG is a chain of segments: 0xFF, a marker, two bytes of length, content. A start of scan precedes entropy coding, in
+which 0xFF occurs only before 0x00, a restart marker or the next segment. Source: ITU-T T.81, annex B. Walking over
+the segments gives size, components and whether the end is there in 0.1 ms; decoding takes some milliseconds.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import numpy as np
 
 _START, _END, _SCAN, _ADOBE = 0xD8, 0xD9, 0xDA, 0xEE
 _FRAMES = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
-_HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended sequential, progressive: what TensorFlow decodes
+_HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended sequential, progressive: those that TensorFlow decodes
 _BARE = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without content: TEM, and restarts
 _ENDS_SCAN = np.ones(256, bool)
 _ENDS_SCAN[[0x00, *range(0xD0, 0xD8), 0xFF]] = False  # 0xFF itself, restarts, and fill bytes before a marker
@@ -20,7 +20,7 @@ _ENDS_SCAN[[0x00, *range(0xD0, 0xD8), 0xFF]] = False  # 0xFF itself, restarts, a
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-    """What an image is; all but the format only of a JPEG."""
+    """What an encoded image is. Only a JPEG has more than the format."""
 
     format: str  # 'JPEG', 'PNG', 'GIF', 'WEBP' or 'BMP'
     width: int = 0  # pixels
@@ -29,12 +29,12 @@ class Info:
     precision: int = 0  # bits of a component
     colour: str = ''  # 'grey', 'YCbCr', 'RGB', 'CMYK' or 'YCCK'
     frame: int = 0  # the marker of the frame header: 0xC0 baseline, 0xC2 progressive
-    is_whole: bool = True  # its end is there
+    is_whole: bool = True  # whether its end is there
     problem: str = ''  # why it is not whole
 
     @property
     def is_rgb_jpeg(self) -> bool:
-        """Whether tf.io.decode_jpeg gives three channels of it without a conversion."""
+        """Whether tf.io.decode_jpeg decodes it to three channels without a conversion."""
         return self.can_be_decoded and self.colour in ('YCbCr', 'RGB')
 
     @property
@@ -44,10 +44,10 @@ class Info:
 
 
 def inspect(data: bytes) -> Info:
-    """Return the Info of an image, from its bytes, without decoding it.
+    """Return the Info of an encoded image without decoding it.
 
     Raises:
-        ValueError: no image of a known format, or a JPEG whose header is cut off or makes no sense.
+        ValueError: The format is unknown, or a JPEG's header is cut off or makes no sense.
     """
     data = bytes(data)
     if data[:2] == b'\xff\xd8':
@@ -61,7 +61,7 @@ def inspect(data: bytes) -> Info:
 
 
 def reason(info: Info) -> str:
-    """Return why an image has to be encoded anew, as 'PNG' or 'JPEG, CMYK'."""
+    """Return why an image has to be encoded again, such as 'PNG' or 'JPEG, CMYK'."""
     return info.format if info.format != 'JPEG' else f'JPEG, {info.colour}'
 
 
@@ -69,7 +69,7 @@ def _inspect_jpeg(data):
     """Walk over the segments."""
     frame, adobe, markers, has_jfif, has_scan, place, end = None, None, None, False, False, 2, len(data)
     while True:
-        place = data.find(b'\xff', place)  # bytes before it are skipped, as libjpeg does
+        place = data.find(b'\xff', place)  # bytes before it are skipped, as in libjpeg
         while 0 <= place < end and data[place] == 0xFF:
             place += 1
         if not 0 <= place < end:
@@ -100,7 +100,7 @@ def _inspect_jpeg(data):
                 raise ValueError('its scan header makes no sense')
             if not set(content[1 : 1 + 2 * content[0] : 2]) <= set(frame[4]):
                 raise ValueError('it has a scan of an unknown component')
-            if not has_scan:  # where 0xFF stands before a marker that ends a scan; some of these lie inside segments
+            if not has_scan:  # find each 0xFF before a marker that ends a scan; some of them are inside segments
                 values = np.frombuffer(data, np.uint8)
                 places = np.flatnonzero(values[:-1] == 0xFF)
                 has_scan, markers = True, places[_ENDS_SCAN[values[places + 1]]]
@@ -125,7 +125,7 @@ def _info(frame, adobe, has_jfif, problem):
         raise ValueError(problem or 'it has no frame header')
     marker, precision, height, width, identifiers = frame
     components = len(identifiers)
-    if components == 3:  # in the order in which libjpeg decides
+    if components == 3:  # libjpeg decides in this order
         is_rgb = not has_jfif and (identifiers == b'RGB' if adobe is None else adobe == 0)
         colour = 'RGB' if is_rgb else 'YCbCr'
     else:

@@ -1,4 +1,4 @@
-"""Pixel values -> what a network is fed: pure functions of batches, by name; only they import TensorFlow."""
+"""Turn pixel values into a network's input, by pure functions of batches. Only the functions import TensorFlow."""
 
 from typing import TYPE_CHECKING
 
@@ -7,9 +7,9 @@ if TYPE_CHECKING:
 
 
 def per_image_standardization(images: 'tf.Tensor') -> 'tf.Tensor':
-    """Give each image, [h, w, c] of any number type and range, mean 0 and standard deviation 1: float32 [b, h, w, c].
+    """Give each image, [h, w, c] of any dtype and range, mean 0 and standard deviation 1: float32 [b, h, w, c].
 
-    Divides by max(std, 1 / sqrt(h * w * c)), so that an image of one colour becomes zeros:
+    The divisor is max(std, 1 / sqrt(h * w * c)), so an image of one colour becomes zeros. This is
     tf.image.per_image_standardization of a batch.
     """
     import tensorflow as tf
@@ -24,19 +24,19 @@ def per_image_standardization(images: 'tf.Tensor') -> 'tf.Tensor':
 
 
 def no_normalization(images: 'tf.Tensor') -> 'tf.Tensor':
-    """Only cast to float32: values 0..255 stay 0..255."""
+    """Cast to float32 only: values 0..255 stay 0..255."""
     import tensorflow as tf
 
     return tf.cast(images, tf.float32)
 
 
 def unit_range(images: 'tf.Tensor') -> 'tf.Tensor':
-    """Scale 0..255 to 0..1: torchvision's ToTensor."""
+    """Scale 0..255 to 0..1, as torchvision's ToTensor does."""
     return no_normalization(images) / 255
 
 
 class _Normalizations(dict):
-    """The table below, in which every name that affine.affine_name makes can be looked up, too."""
+    """The table below, which also knows every name that affine.affine_name makes."""
 
     def __missing__(self, name):
         from official_resnet.inputs import affine
@@ -44,7 +44,7 @@ class _Normalizations(dict):
         return affine.function_of(name)
 
 
-# name -> function of a batch [b, h, w, c], uint8 or float in 0..255, that returns float32
+# Each function takes a batch [b, h, w, c], uint8 or float in 0..255, and returns float32.
 NORMALIZATIONS = _Normalizations(
     per_image_standardization=per_image_standardization, unit_range=unit_range, none=no_normalization
 )

@@ -1,8 +1,8 @@
-"""The data sets besides CIFAR-10, and how those in memory are read; no TensorFlow at import."""
+"""The data sets besides CIFAR-10, and how those in memory are read. No TensorFlow at import."""
 
-import dataclasses
 import functools
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,9 @@ _CIFAR100_CLASSES = tuple(  # fine_label_names.txt of the archive
 _FASHION_CLASSES = (  # of github.com/zalandoresearch/fashion-mnist, section Labels
     'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot',
 )  # fmt: skip
-# What MNIST and its double have in common. The images are cropped or padded from 28 x 28 to 32 x 32: the
-# PyTorch program of which recipes.MNIST tells pads training images by 4 and crops 32 out of the 36, feeds
-# those of the test as they are, and fails on them, since its last feature map of 7 x 7 has no 8 x 8 to average.
+# What MNIST and Fashion-MNIST have in common. Images of 28 x 28 are cropped or padded to 32 x 32. The PyTorch program
+# that recipes.MNIST follows pads training images by 4 and crops 32 from the 36, but leaves test images as they are and
+# fails on them, because it averages 8 x 8 values and their last feature map has 7 x 7.
 _MNIST = DatasetInfo(
     num_classes=10,
     image_shape=(28, 28, 1),
@@ -45,7 +45,7 @@ _MNIST = DatasetInfo(
     fetcher='mnist_main.py',
     input_size=32,
 )
-_SYNTHETIC = {'num_classes': 10, 'class_names': tuple(synthetic.FIGURES), 'format': 'synthetic'}
+_SYNTHETIC = DatasetInfo(10, (32, 32, 3), {'train': 10000, 'test': 2000}, tuple(synthetic.FIGURES), format='synthetic')
 
 DATASETS = {
     'cifar10': datasets.CIFAR10,
@@ -60,7 +60,7 @@ DATASETS = {
         fetcher='cifar10_download_and_extract.py --dataset=cifar100',
     ),
     'mnist': _MNIST,
-    'fashion_mnist': dataclasses.replace(
+    'fashion_mnist': replace(
         _MNIST,
         class_names=_FASHION_CLASSES,
         folders=('fashion-mnist', 'FashionMNIST/raw'),
@@ -74,9 +74,9 @@ DATASETS = {
         format='shards',
         fetcher='data/download_and_preprocess_imagenet.py',
     ),
-    'synthetic': DatasetInfo(image_shape=(32, 32, 3), split_sizes={'train': 10000, 'test': 2000}, **_SYNTHETIC),
-    # the same, each pixel 7 x 7 times: for the speed of ImageNet networks
-    'synthetic224': DatasetInfo(image_shape=(224, 224, 3), split_sizes={'train': 1280, 'test': 256}, **_SYNTHETIC),
+    'synthetic': _SYNTHETIC,
+    # the same with each pixel repeated 7 x 7 times, to measure the speed of ImageNet networks
+    'synthetic224': replace(_SYNTHETIC, image_shape=(224, 224, 3), split_sizes={'train': 1280, 'test': 256}),
 }
 
 
@@ -84,10 +84,10 @@ def read(dataset: str, split: str, data_dir: str | os.PathLike | None) -> tuple[
     """Return (images uint8 [n, h, w, c], labels int32 [n]) of a split of a data set of IDX files or synthetic images.
 
     Raises:
-        UserError: data_dir is that of another data set with the same file names; see find_folder and idx.read_idx.
+        UserError: data_dir belongs to another data set with the same file names; see also find_folder and idx.read_idx.
     """
     info = DATASETS[dataset]
-    if info.format == 'synthetic':  # always the same images, like a file; those of the splits differ by the seed
+    if info.format == 'synthetic':  # always the same images, as from a file; each split has a seed of its own
         images, labels = synthetic.draw(info.split_sizes[split], seed=('train', 'test').index(split))
         scale = info.image_shape[0] // synthetic.SIZE
         return images.repeat(scale, axis=1).repeat(scale, axis=2), labels
@@ -96,8 +96,8 @@ def read(dataset: str, split: str, data_dir: str | os.PathLike | None) -> tuple[
         if other != dataset and row.files == info.files and any(map(folder.absolute().match, row.folders)):
             raise errors.UserError(f"data_dir '{folder}' is the folder of {other}, not of {dataset}; pass another")
     pairs = [(folder / name, folder / f'{name}.gz') for name in info.files[split]]
-    paths = [packed if packed.exists() and not path.exists() else path for path, packed in pairs]
-    return idx.read_idx(*paths, info.num_classes, info.image_shape[:2])
+    images_path, labels_path = (packed if packed.exists() and not path.exists() else path for path, packed in pairs)
+    return idx.read_idx(images_path, labels_path, info.num_classes, info.image_shape[:2])
 
 
 def default_normalization(dataset: str, views: Views | None = None) -> str:
@@ -109,6 +109,6 @@ def default_normalization(dataset: str, views: Views | None = None) -> str:
 
 @functools.lru_cache
 def imagenet_classes() -> tuple[tuple[str, str], ...]:
-    """Return ((id, name), ...) of ILSVRC2012's 1000 classes in the order of their labels; ids are WordNet's."""
+    """Return ((WordNet's id, name), ...) of ILSVRC2012's 1000 classes in the order of their labels."""
     lines = Path(__file__).with_name('imagenet_labels.tsv').read_text(encoding='utf-8').splitlines()
-    return tuple(tuple(line.split('\t')) for line in lines)
+    return tuple((synset, name) for synset, name in (line.split('\t') for line in lines))

@@ -1,8 +1,8 @@
-"""Protobuf's wire format: the fields of a message, read and written without the message's schema.
+"""Read and write the fields of a message in protobuf's wire format, without the message's schema.
 
-A message is fields and nothing else. A field is a tag, which is a varint of its number << 3 | wire type, and its
-content: a varint (wire type 0), 8 bytes (1), 4 bytes (5), or a length as a varint and so many bytes (2), which may be
-a message again. Source: https://protobuf.dev/programming-guides/encoding.
+A message is a sequence of fields. A field is a tag, the varint number << 3 | wire type, and its content: a varint (wire
+type 0), 8 bytes (1), 4 bytes (5), or a length as a varint and that many bytes (2), which may be a message again.
+Source: https://protobuf.dev/programming-guides/encoding.
 """
 
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ _SMALL = [bytes([number]) for number in range(128)]  # varints of one byte
 
 
 def fields(message: bytes | memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
-    """Yield (number, wire type, content) of each field; nothing is copied.
+    """Yield (number, wire type, content) of each field, without copying.
 
-    The content of a varint is an int below 2**64, all others are a memoryview. Fields of fixed size that follow one
-    another under one number below 16 come as one, tags included, because a repeated float may be millions of them:
-    read it by `numbers`.
+    The content of a varint is an int below 2**64; any other content is a memoryview. Consecutive fields of fixed size
+    with the same number below 16 come as one, tags included, because a repeated float may have millions of them. Read
+    such a content with `numbers`.
 
     Raises:
-        ValueError: the message is cut off, or is none.
+        ValueError: The bytes are cut off, or are not a message.
     """
     message, place = memoryview(message), 0
     while place < len(message):
@@ -48,15 +48,15 @@ def fields(message: bytes | memoryview) -> Iterator[tuple[int, int, int | memory
 
 
 def numbers(wire: int, content: memoryview, dtype: str) -> np.ndarray:
-    """Return the numbers in what `fields` gave for fields of fixed size, or for a packed one: a view where that can be.
+    """Return the numbers in the content of fields of fixed size or of a packed field (BYTES), as a view if possible.
 
-    The dtype is '<f4', '<f8', ...; packed numbers have the wire type BYTES. ValueError: the content is no such numbers.
+    The dtype is '<f4', '<f8', ... A content that does not hold such numbers raises ValueError.
     """
     size = np.dtype(dtype).itemsize
     if wire != BYTES and _SIZES.get(wire) != size:
         raise ValueError(f'wire type {wire} has no numbers of {size} bytes')
     if wire != BYTES and len(content) != size:  # a tag of a byte before each number
-        content = np.ascontiguousarray(np.frombuffer(content, np.uint8).reshape(-1, 1 + size)[:, 1:]).reshape(-1)
+        content = memoryview(np.frombuffer(content, np.uint8).reshape(-1, 1 + size)[:, 1:].tobytes())
     if len(content) % size:
         raise ValueError(f'{len(content)} bytes are no numbers of {size} bytes')
     return np.frombuffer(content, dtype)
@@ -85,12 +85,12 @@ def read_varint(message: bytes | memoryview, place: int) -> tuple[int, int]:
 
 
 def field(number: int, *parts: bytes) -> list[bytes]:
-    """Return a field of wire type BYTES, in parts that are to be joined, with the tag and the length as the first."""
+    """Return a field of wire type BYTES as parts to be joined, the first of which is the tag and the length."""
     return [varint(number << 3 | BYTES) + varint(sum(map(len, parts))), *parts]
 
 
 def varint(number: int) -> bytes:
-    """Return a number of 0..2**64-1 as a varint."""
+    """Return a number in 0..2**64-1 as a varint."""
     if number < 128:
         return _SMALL[number]
     result = bytearray()
@@ -102,9 +102,9 @@ def varint(number: int) -> bytes:
 
 
 def _run_length(message: memoryview, size: int) -> int:
-    """Return how many records of `size` bytes, at least 1, begin with the first byte of the message."""
+    """Return how many records of `size` bytes, at least 1, begin with the message's first byte."""
     data, count = np.frombuffer(message, np.uint8), 1
-    while True:  # twice as many at a time: a run of n costs n, and a run of 1 costs 1
+    while True:  # checks twice as many each time, so that a run of n costs n, and a run of 1 costs 1
         same = data[count * size : 2 * count * size : size] == data[0]
         if len(same) == count and same.all():
             count *= 2

@@ -1,4 +1,4 @@
-"""TFRecord shards of encoded images: found, indexed, and read at any place."""
+"""Find and index TFRecord shards of encoded images, and read any image by its number."""
 
 import concurrent.futures
 import contextlib
@@ -18,8 +18,8 @@ from official_resnet import errors, files
 from official_resnet.inputs import images, other_datasets, streamed, tfrecords
 from official_resnet.inputs.views import Views
 
-OPEN_FILES = 256  # kept open at a time
-_PREFIXES = {'train': 'train', 'test': 'validation'}  # of a split's files
+OPEN_FILES = 256  # how many files are kept open
+_PREFIXES = {'train': 'train', 'test': 'validation'}  # of the file names of a split
 _SHARD = re.compile(r'-(\d{5})-of-(\d{5})$')
 _BUILD = 'build them with data/build_imagenet_data.py'
 
@@ -27,7 +27,7 @@ _BUILD = 'build them with data/build_imagenet_data.py'
 def open_split(
     dataset: str, split: str, data_dir: str | os.PathLike | None, views: Views | None
 ) -> streamed.StreamedSplit:
-    """Find a split of a folder of shards; see datasets.open_split."""
+    """Open a split of a folder of shards, see datasets.open_split."""
     if data_dir is None:
         raise errors.UserError(f'{dataset} needs a data_dir; pass --data_dir, the folder of its TFRecord shards')
     paths = find_shards(data_dir, split)
@@ -40,22 +40,22 @@ def open_split(
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """What the records of a kind of files hold: tf.train.Example with these keys."""
+    """The keys of the tf.train.Example in each record, and what their values are."""
 
     image: str = 'image/encoded'
     label: str = 'image/class/label'
-    first_label: int = 1  # the label in the files of the class that is 0 here
-    is_rgb_jpeg: bool = True  # whether all images are; else they are made so as they are read, as in streamed.Files
+    first_label: int = 1  # the files' label of class 0
+    is_rgb_jpeg: bool = True  # whether all images are RGB JPEGs; if not, they are converted as they are read
 
 
 class Shards(streamed.Source):
-    """TFRecord files.
+    """TFRecord files as a source of images.
 
     Args:
-        records: what they hold; without, what data/build_imagenet_data.py writes.
-        num_classes: labels beyond are refused as they are read; None takes all.
-        index_file: where to keep the places of the records; None: they are found anew each time.
-        log: called with a line before something that takes a while.
+        records: What the records contain. The default is what data/build_imagenet_data.py writes.
+        num_classes: Number of classes. A larger label is refused when it is read; None allows any label.
+        index_file: File in which to keep the positions of the records. Without it, they are found again each time.
+        log: Called with a line before something that takes a while.
     """
 
     remedy = 'find it with data/build_imagenet_data.py --verify'
@@ -68,8 +68,7 @@ class Shards(streamed.Source):
         index_file: str | os.PathLike | None = None,
         log: Callable = print,
     ):
-        paths = [str(path) for path in paths]
-        offsets = _index(paths, index_file and pathlib.Path(index_file), log)
+        offsets = _index([str(path) for path in paths], index_file and pathlib.Path(index_file), log)
         counts = [len(places) - 1 for places in offsets]
         super().__init__(paths, sum(counts), np.repeat(np.arange(len(counts), dtype=np.int32), counts))
         self._records = records
@@ -81,15 +80,15 @@ class Shards(streamed.Source):
     def _read_one(self, row):
         path = self.paths[self.groups[row]]
         with files.read_errors(path, 'put it back'):
-            file = self._open(self.groups[row])  # closed when the cache and the last reader let go of it
+            file = self._open(self.groups[row])  # closed when neither the cache nor a reader holds it any more
             return tfrecords.read_at(file.fileno(), int(self._begins[row]), int(self._ends[row]), path)
 
     def load(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.RaggedTensor]:
-        """Return (JPEG string [n], labels int32 [n], boxes float32 [n, (k), 4]) of int rows [n]."""
+        """Return (JPEGs string [n], labels int32 [n], boxes float32 [n, (k), 4]) of int rows [n]."""
         records = self._records
         sides = [f'image/object/bbox/{side}' for side in ('ymin', 'xmin', 'ymax', 'xmax')]
         features = {
-            records.image: tf.io.FixedLenFeature([], tf.string, ''),  # what is missing is found by _check
+            records.image: tf.io.FixedLenFeature([], tf.string, ''),  # _check refuses records without it
             records.label: tf.io.FixedLenFeature([], tf.int64, records.first_label - 1),
         }
         features |= {side: tf.io.RaggedFeature(tf.float32) for side in sides}
@@ -103,7 +102,7 @@ class Shards(streamed.Source):
         return jpegs, labels - records.first_label, boxes
 
     def _check(self, rows, labels, sizes):
-        """Return the labels, int32 [n]; refuse records of other things, or of other classes."""
+        """Return the labels, int32 [n]. Raise UserError for a record without an image, or with a wrong label."""
         records = self._records
         for row, label, size in zip(rows, labels, sizes, strict=True):
             fault = None if size else f'without an image {records.image}; pass the folder of the data set'
@@ -115,7 +114,7 @@ class Shards(streamed.Source):
         return labels.astype(np.int32)
 
     def _convert(self, rows, encoded):
-        """Return the images as RGB JPEGs."""
+        """Return the encoded images as RGB JPEGs."""
         result = np.empty(len(rows), object)
         for i, (row, image) in enumerate(zip(rows, encoded, strict=True)):
             try:
@@ -128,31 +127,31 @@ class Shards(streamed.Source):
 
 
 def find_shards(data_dir: str | os.PathLike, split: str) -> list[pathlib.Path]:
-    """Return the paths of train-00000-of-01024 ... in a folder, or for 'test' of validation-..., all there are.
+    """Return the paths of all shards of a split in a folder: train-00000-of-01024 ..., or for 'test' validation-...
 
     Raises:
-        UserError: there are none, or not all, or those of two builds.
+        UserError: There are no shards, some are missing, or they belong to two builds.
     """
     folder, prefix = pathlib.Path(data_dir), _PREFIXES[split]
     if not folder.is_dir():
         fault = 'is not a folder' if folder.exists() else 'does not exist'
         raise errors.UserError(f"data_dir '{folder}' {fault}; pass the folder of {prefix}-00000-of-..., or {_BUILD}")
-    found = sorted(path for path in folder.glob(f'{prefix}-*-of-*') if _SHARD.search(path.name))
-    if not found:
+    matches = [(match, path) for path in sorted(folder.glob(f'{prefix}-*-of-*')) if (match := _SHARD.search(path.name))]
+    if not matches:
         raise errors.UserError(f"data_dir '{folder}' has no {prefix}-00000-of-...; {_BUILD}, or pass another")
-    totals = sorted({int(_SHARD.search(path.name)[2]) for path in found})
+    totals = sorted({int(match[2]) for match, _ in matches})
     if len(totals) > 1:
         fault = f'has {prefix} shards of a set of {totals[0]} and of one of {totals[1]}'
         raise errors.UserError(f"data_dir '{folder}' {fault}; remove one of them")
-    missing = sorted(set(range(totals[0])) - {int(_SHARD.search(path.name)[1]) for path in found})
+    missing = sorted(set(range(totals[0])) - {int(match[1]) for match, _ in matches})
     if missing:
-        fault = f'lacks {len(missing)} of {totals[0]} {prefix} shards, the first is {missing[0]:05d}'
-        raise errors.UserError(f"data_dir '{folder}' {fault}; {_BUILD}, which goes on where it stopped")
-    return found
+        fault = f'lacks {len(missing)} of {totals[0]} {prefix} shards; the first is {missing[0]:05d}'
+        raise errors.UserError(f"data_dir '{folder}' {fault}; {_BUILD}, which continues where it stopped")
+    return [path for _, path in matches]
 
 
 def manifest_classes(data_dir: str | os.PathLike, split: str) -> list[tuple[str, str]]:
-    """Return [(id, name), ...] of the classes of a folder of shards: ILSVRC2012's, where no builder left a manifest."""
+    """Return [(id, name), ...] of the classes of a folder of shards, which are ILSVRC2012's if it has no manifest."""
     prefix = _PREFIXES[split]
     known = dict(other_datasets.imagenet_classes())
     try:
@@ -165,7 +164,7 @@ def manifest_classes(data_dir: str | os.PathLike, split: str) -> list[tuple[str,
 
 
 def _index(paths, index_file, log):
-    """Return the places of the records of each file; from index_file, if it is of these files."""
+    """Return the positions of the records of each file, from index_file if it was made from these files."""
     key = streamed.files_fingerprint(paths)
     if index_file:
         faults = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
@@ -174,10 +173,10 @@ def _index(paths, index_file, log):
                 return np.split(archive['offsets'], np.cumsum(archive['counts'])[:-1])
     if len(paths) > 100:
         log(f'finding the records of {len(paths)} shards in {os.path.dirname(paths[0])}')
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:  # waits for the disk
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:  # the threads mostly wait for the disk
         offsets = list(pool.map(tfrecords.index, paths))
     if index_file:
-        with contextlib.suppress(OSError):  # a data_dir that may only be read
+        with contextlib.suppress(OSError):  # the data_dir may be read-only
             with files.replacing(index_file, is_shared=True) as part, open(part, 'wb') as file:
                 np.savez(file, key=key, offsets=np.concatenate(offsets), counts=[len(places) for places in offsets])
     return offsets

@@ -1,4 +1,4 @@
-"""What a split of a data set offers, whether its images are held in memory or streamed from the disk."""
+"""The methods of every split of a data set, whether its images are held in memory or streamed from the disk."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -13,21 +13,31 @@ class Split(Protocol):
     """One split of a data set, as in_memory.InMemorySplit and streamed.StreamedSplit implement it.
 
     The order and the augmentation of every training batch are a pure function of (seed, epoch, step), so a run resumes
-    at any step by asking for `first_step`. A shape is (height, width, channels).
+    at any step by passing `first_step`. A shape is (height, width, channels).
     """
 
-    name: str  # a key of DATASETS, 'tfds:NAME' or 'folder:PATH'
-    num_images: int
-    num_classes: int  # labels are 0..num_classes-1
-    class_names: tuple[str, ...]
-    class_ids: tuple[str | None, ...] | None  # one a class, as WordNet's
-    image_shape: tuple[int, int, int]  # of an image before it is padded to the network's input
-    input_shape: tuple[int, int, int]  # of the images in evaluation's batches
-    # what a network for both kinds of batches needs: input_shape, but (None, None, 3) where training has another size
-    model_shape: tuple[int | None, int | None, int]
-    normalization: str  # a name in NORMALIZATIONS
-    resize: int | None  # what evaluation resizes the shorter side to before it crops, pixels; None: it does neither
-    num_cpu_threads: int  # that tf.data needs to make batches: one copies out of memory, decoding needs each core
+    @property
+    def name(self) -> str: ...  # a key of DATASETS, 'tfds:NAME' or 'folder:PATH'
+    @property
+    def num_images(self) -> int: ...
+    @property
+    def num_classes(self) -> int: ...  # labels are 0..num_classes-1
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+    @property
+    def class_ids(self) -> tuple[str | None, ...] | None: ...  # one for each class, such as WordNet's
+    @property
+    def image_shape(self) -> tuple[int, int, int]: ...  # of an image before it is padded to the network's input
+    @property
+    def input_shape(self) -> tuple[int, int, int]: ...  # of the images in evaluation's batches
+    @property
+    def model_shape(self) -> tuple[int | None, int | None, int]: ...  # (None, None, 3) if training has another size
+    @property
+    def normalization(self) -> str: ...  # a name in NORMALIZATIONS
+    @property
+    def resize(self) -> int | None: ...  # pixels of the shorter side before evaluation crops; None: it does not crop
+    @property
+    def num_cpu_threads(self) -> int: ...  # that tf.data needs: one to copy from memory, one per core to decode
 
     def training_batches(
         self,
@@ -40,57 +50,56 @@ class Split(Protocol):
         flip: bool = True,
         share: tuple[int, int] = (0, 1),
     ) -> 'tf.data.Dataset':
-        """Make shuffled batches of (images float32 [batch_size, h, w, c], labels int32 [batch_size]), of known number.
+        """Return shuffled batches, of known number: (images float32 [batch_size, h, w, c], labels int32 [batch_size]).
 
-        The epochs follow each other without a break, each a fresh permutation in which no image comes twice; what
-        does not fill a batch is dropped, other images in each epoch.
+        The epochs follow each other without a break. Each is a new permutation, in which no image comes twice. The
+        images that do not fill a batch are dropped; they are different in each epoch.
 
         Args:
-            batch_size: images in a batch, over all replicas.
-            seed: of order and augmentation, 0..2**63-1.
-            first_step: the step to begin with, counted from 0 over all epochs; a late one costs nothing.
-            num_epochs: where to end: after step num_epochs * steps_per_epoch - 1, wherever it began.
-            augment: whether images are cropped at random, and flipped.
-            flip: whether augmentation flips; a mirrored digit is a different digit, or none.
-            share: (i, n), the i-th of n equal parts of every batch, for worker i of n.
+            batch_size: Number of images in a batch, over all replicas.
+            seed: Seed of the order and the augmentation, 0..2**63-1.
+            first_step: The step to begin with, counted from 0 over all epochs. A late one costs nothing.
+            num_epochs: The last step is num_epochs * steps_per_epoch - 1, whatever the first.
+            augment: Whether to crop images at random, and to flip them.
+            flip: Whether augmentation flips. A mirrored digit is a different digit, or none.
+            share: (i, n) returns the i-th of n equal parts of every batch, for worker i of n.
 
         Raises:
-            UserError: fewer images than batch_size, batch_size below 1, or a seed out of range.
+            UserError: There are fewer images than batch_size, or batch_size or seed is out of range.
         """
 
     def evaluation_batches(
         self, batch_size: int, *, view: Callable | None = None, share: tuple[int, int] = (0, 1)
     ) -> 'tf.data.Dataset':
-        """Make batches of (images float32 [b, *input_shape], labels int32 [b]): every image once, in order.
+        """Return batches of (images float32 [b, *input_shape], labels int32 [b]): every image once, in order.
 
         Args:
-            batch_size: images in a batch, over all replicas; the last one is smaller if need be.
-            view: for encoded images, in place of encoded.test_view: string [] -> [h, w, c] or, for several views
-                with one label, [k, h, w, c].
-            share: as in training; where the last batch has too few images for that, a worker's part is filled with
-                some of label -1.
+            batch_size: Number of images in a batch, over all replicas. The last batch may be smaller.
+            view: For encoded images, a function to use instead of encoded.test_view: string [] -> [h, w, c] or, for
+                several views with one label, [k, h, w, c].
+            share: As in training. If the last batch is too small for all workers, it is filled with images of label -1.
 
         Raises:
-            UserError: batch_size below 1, or a view of images that are not encoded.
+            UserError: batch_size is below 1, or there is a `view` but the images are not encoded.
         """
 
     def first(self, num_images: int | None) -> Self:
-        """Return the first `num_images`; None takes them all. UserError: there are fewer."""
+        """Return the first `num_images`, or all for None. Raise UserError if there are fewer."""
 
     def with_normalization(self, name: str) -> Self:
         """Return the same images with another normalization."""
 
     def with_background(self) -> Self:
-        """Return encoded images with a class 0 that has none, as TensorFlow's own ImageNet networks have it."""
+        """Return the split with an empty class 0, as TensorFlow's own ImageNet networks have it; only if encoded."""
 
     def fingerprint(self) -> str:
-        """Return a hash of all that evaluation's batches depend on."""
+        """Return a hash of everything that evaluation's batches depend on."""
 
     def input_errors(self) -> AbstractContextManager:
-        """Return a context that turns TensorFlow's report of an unreadable image into a UserError of one line."""
+        """Return a context manager that turns TensorFlow's report of an unreadable image into a UserError."""
 
     def example_images(self, count: int) -> 'np.ndarray':
-        """Return the first images as a network's export takes them, [count, *image_shape], 0..255."""
+        """Return the first images as an exported network takes them, [count, *image_shape], 0..255."""
 
     def example_bytes(self, count: int) -> list[bytes] | None:
-        """Return the first images encoded; None where they are held in memory."""
+        """Return the first images, encoded, or None if they are held in memory."""

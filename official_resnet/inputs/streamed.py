@@ -1,6 +1,6 @@
-"""Images that stay encoded, and on the disk, until a batch needs them: TFRecord shards, or folders.
+"""Splits whose images stay encoded on the disk until a batch needs them: TFRecord shards and folders.
 
-Any image can be read at any time, by its number: a run that is resumed has no shuffle buffer to fill again.
+Any image can be read at any time, by its number, so a resumed run has no shuffle buffer to fill again.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from official_resnet.inputs import datasets, encoded, images, in_memory
 from official_resnet.inputs.normalization import NORMALIZATIONS
 from official_resnet.inputs.views import Views
 
-_FAULT = 'input fault: '  # before the text of a UserError, as JSON, in TensorFlow's error
-_AT_DECODER = re.compile(rf'{{{{node [^}}]*\b{encoded.DECODER}/')  # as TensorFlow names the operation that failed
-GROUPS_AT_A_TIME = 16  # shards that training mixes: 20,000 images, 2 GB, of ImageNet's 1024
+_FAULT = 'input fault: '  # marks the text of a UserError, as JSON, in TensorFlow's error
+_AT_DECODER = re.compile(rf'{{{{node [^}}]*\b{encoded.DECODER}/')  # how TensorFlow names the operation that failed
+GROUPS_AT_A_TIME = 16  # number of shards that training mixes: of ImageNet's 1024, 20,000 images or 2 GB
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,8 +36,8 @@ class StreamedSplit:
     class_names: tuple[str, ...]
     normalization: str
     views: Views
-    label_shift: int = 0  # outputs of the network before that of the first class: 1 where output 0 is the background
-    count: int | None = None  # images to use, the first of the source; None for all
+    label_shift: int = 0  # the network's output for class 0: 1 if output 0 is the background
+    count: int | None = None  # number of images to use, the first of the source; None uses all
     class_ids: tuple[str | None, ...] | None = None
 
     @property
@@ -60,7 +60,7 @@ class StreamedSplit:
 
     @property
     def num_cpu_threads(self) -> int:
-        return os.cpu_count()
+        return os.cpu_count() or 1
 
     def training_batches(
         self,
@@ -73,13 +73,12 @@ class StreamedSplit:
         flip: bool = True,
         share: tuple[int, int] = (0, 1),
     ) -> tf.data.Dataset:
-        """Make shuffled batches of encoded.train_view, or without `augment` of test_view; see split.Split."""
-
+        """Return shuffled batches of encoded.train_view, or without `augment` of test_view. See split.Split."""
         size = batch_size // share[1]  # of this worker's part of a batch
 
         def load(step, rows):
             jpegs, labels, boxes = self.source.load(rows)
-            numbers = step * batch_size + share[0] * size + tf.range(size, dtype=tf.int64)  # of images in the training
+            numbers = step * batch_size + share[0] * size + tf.range(size, dtype=tf.int64)  # counted over all steps
             return jpegs, labels + self.label_shift, boxes, numbers
 
         def see(image, label, boxes, number):
@@ -94,7 +93,7 @@ class StreamedSplit:
     def evaluation_batches(
         self, batch_size: int, *, view: Callable | None = None, share: tuple[int, int] = (0, 1)
     ) -> tf.data.Dataset:
-        """Make batches of encoded.test_view, or of `view`, of every image once, in order; see split.Split."""
+        """Return batches of encoded.test_view, or of `view`, of every image once, in order. See split.Split."""
 
         def load(rows, is_filling):
             jpegs, labels, _ = self.source.load(rows)
@@ -103,7 +102,7 @@ class StreamedSplit:
         def see(image, label):
             if view is None:
                 return encoded.test_view(image, self.views), label
-            with tf.name_scope(encoded.DECODER):  # a view of the caller's may decode by itself
+            with tf.name_scope(encoded.DECODER):  # the caller's view may decode by itself
                 return view(image), label
 
         batches = in_memory.evaluation_rows(self.num_images, batch_size, share)
@@ -111,7 +110,7 @@ class StreamedSplit:
         return self._batches(loaded, see, batch_size // share[1], drop_remainder=False)
 
     def _batches(self, loaded, see, batch_size, drop_remainder):
-        """Return batches of what `see` makes of the images of a dataset of batches, normalized."""
+        """Apply `see` to each image of a dataset of batches; batch and normalize the results."""
         normalize, parallel = NORMALIZATIONS[self.normalization], tf.data.AUTOTUNE
         seen = loaded.unbatch().map(see, parallel, deterministic=True)
         batched = seen.batch(batch_size, drop_remainder, num_parallel_calls=parallel, deterministic=True)
@@ -131,22 +130,18 @@ class StreamedSplit:
         return dataclasses.replace(self, normalization=name)
 
     def with_background(self) -> Self:
-        return dataclasses.replace(
-            self,
-            num_classes=self.num_classes + 1,
-            label_shift=self.label_shift + 1,
-            class_names=('background', *self.class_names),
-            class_ids=self.class_ids and (None, *self.class_ids),
-        )
+        names, ids = ('background', *self.class_names), self.class_ids and (None, *self.class_ids)
+        count, shift = self.num_classes + 1, self.label_shift + 1
+        return dataclasses.replace(self, num_classes=count, label_shift=shift, class_names=names, class_ids=ids)
 
     def fingerprint(self) -> str:
-        """Return a hash of what evaluation depends on: files by their names and sizes."""
+        """Return a hash of everything evaluation depends on. The names and sizes of files stand for their content."""
         text = repr((files_fingerprint(self.source.paths), self.num_images, self.normalization, self.views))
         return hashlib.sha256(text.encode()).hexdigest()
 
     @contextlib.contextmanager
     def input_errors(self) -> Iterator[None]:
-        """Turn TensorFlow's errors of what the source or the decoder refused into a UserError; leave all others."""
+        """Turn TensorFlow's errors about what the source or the decoder refused into UserError; pass on all others."""
         try:
             yield
         except tf.errors.InvalidArgumentError as error:
@@ -158,17 +153,16 @@ class StreamedSplit:
             raise errors.UserError(f'an image of {self.name} cannot be decoded; {self.source.remedy}') from error
 
     def example_images(self, count: int) -> np.ndarray:
-        batch, _ = next(iter(self.with_normalization('none').evaluation_batches(count)))
-        return batch.numpy()
+        return next(iter(self.with_normalization('none').evaluation_batches(count)))[0].numpy()
 
     def example_bytes(self, count: int) -> list[bytes]:
         return self.source.load(tf.range(count))[0].numpy().tolist()
 
 
 def mix_groups(groups: np.ndarray) -> Callable:
-    """Return the `reorder` of in_memory.training_rows that takes GROUPS_AT_A_TIME random groups after another.
+    """Return a `reorder` for in_memory.training_rows that mixes GROUPS_AT_A_TIME random groups at a time.
 
-    So the disk is read in neighbouring places. `groups` are those of the images, see Source.
+    So the disk is read at neighbouring positions. `groups` has the group of each image, see Source.
     """
 
     def reorder(order, seeds):
@@ -183,15 +177,15 @@ def mix_groups(groups: np.ndarray) -> Callable:
 
 
 def call_python(function: Callable, tensors: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
-    """Return what a Python function makes of tensors [n], each a value: [n].
+    """Apply a Python function of arrays [n] to tensors and return its result, [n].
 
-    TensorFlow passes on no exception, only its text: a UserError's is marked there, for StreamedSplit.input_errors.
+    TensorFlow passes on only the text of an exception, so that of a UserError is marked for StreamedSplit.input_errors.
     """
 
     def call(*arrays):
         try:
             return function(*arrays)
-        except errors.UserError as error:  # as JSON, since a path may hold bytes that are no text
+        except errors.UserError as error:  # as JSON, because a path may contain bytes that are not text
             raise errors.UserError(_FAULT + json.dumps(str(error))) from None
 
     return tf.ensure_shape(tf.numpy_function(call, tensors, dtype, stateful=False), tensors[0].shape)
@@ -200,25 +194,30 @@ def call_python(function: Callable, tensors: Sequence[tf.Tensor], dtype: tf.DTyp
 class Source:
     """Encoded images that are read by their numbers.
 
-    `groups` has the shard of each image, int32 [num_images], ascending: its images are neighbours on the disk.
+    `groups` has the shard of each image, int32 [num_images], ascending. Images of a shard are neighbours on the disk.
     """
 
-    remedy = 'fix or remove it'  # an image that cannot be decoded
+    remedy = 'fix or remove it'  # what to do with an image that cannot be decoded
 
     def __init__(self, paths: Sequence[str | os.PathLike], num_images: int, groups: np.ndarray):
-        self.paths = [str(path) for path in paths]
-        self.num_images = num_images
-        self.groups = groups
+        self.paths, self.num_images, self.groups = [str(path) for path in paths], num_images, groups
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Return an object array of bytes, one of each number in rows."""
+        """Return the encoded images of these numbers, as an object array of bytes."""
         result = np.empty(len(rows), object)
         result[:] = [self._read_one(row) for row in rows]
         return result
 
+    def _read_one(self, row: int) -> bytes:
+        raise NotImplementedError
+
+    def load(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.RaggedTensor]:
+        """Return (JPEGs string [n], labels int32 [n], boxes float32 [n, (k), 4]) of int rows [n]."""
+        raise NotImplementedError
+
 
 class Files(Source):
-    """Image files; what is no RGB JPEG is turned into one as it is read."""
+    """Image files. An image that is not an RGB or grey JPEG is converted to one as it is read."""
 
     def __init__(self, paths: Sequence[str | os.PathLike], labels: Sequence[int]):
         super().__init__(paths, len(paths), np.zeros(len(paths), np.int32))
@@ -231,16 +230,15 @@ class Files(Source):
         try:
             return images.to_rgb_jpeg(data, keeps_grey=True)[0]
         except ValueError as error:
-            raise errors.UserError(f"'{path}' is no whole image ({error}); fix or remove it") from None
+            raise errors.UserError(f"'{path}' is not a whole image ({error}); fix or remove it") from None
 
     def load(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.RaggedTensor]:
-        """Return what Shards.load returns; there are no boxes."""
         boxes = tf.RaggedTensor.from_row_lengths(tf.zeros([0, 4]), tf.zeros_like(rows))
         return call_python(self.read, [rows], tf.string), tf.gather(self._labels, rows), boxes
 
 
 def files_fingerprint(paths: Sequence[str]) -> str:
-    """Return a hash of files, by their names and sizes."""
+    """Return a hash of the names and sizes of files."""
     digest = hashlib.sha256()
     for path in paths:
         with files.read_errors(path, 'put it back'):

@@ -1,9 +1,9 @@
 """Synthetic images: a data set of ten classes that needs no download.
 
-Each image shows one figure. Everything else is random: its place, size and colours, whether it is brighter or darker
-than the ground, the shades and waves of the ground, the noise. So no pixel and no colour tells the class, and a linear
-model cannot learn it, while a small residual network learns it in a few epochs. Mirroring left to right and shifting
-by 4 pixels, the augmentation of training, keep the class.
+Each image shows one figure. Everything else is random: its position, size and colours, whether it is brighter or darker
+than the background, the shades and waves of the background, and the noise. No pixel and no colour gives the class away,
+so a linear model cannot learn it, but a small residual network learns it in a few epochs. The augmentation of training,
+mirroring left to right and shifting by up to 4 pixels, keeps the class.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 SIZE = 32  # pixels, height and width
-NOISE = 30  # the noise of a value is uniform in -NOISE..NOISE, of 0..255
-_CHUNK = 500  # images drawn at once: the arrays stay in the cache
+NOISE = 30  # uniform noise of -NOISE..NOISE is added to values of 0..255
+_CHUNK = 500  # number of images made at once, so that the arrays stay in the cache
 
 
 def _plus(y, x):
@@ -20,8 +20,8 @@ def _plus(y, x):
     return np.maximum(np.minimum(y, x) - 0.25, np.maximum(y, x) - 1)
 
 
-# A figure maps coordinates, 0 at its middle and 1 at its radius, to a value that is negative inside and, near
-# the edge, the distance from it. The order is the order of the labels.
+# A figure maps coordinates, 0 at its middle and 1 at its radius, to a value that is negative inside and, near the edge,
+# the distance from it. The order of the figures is that of the labels.
 FIGURES = {
     'disc': lambda y, x: np.sqrt(y * y + x * x) - 1,
     'ring': lambda y, x: np.abs(np.sqrt(y * y + x * x) - 0.75) - 0.25,
@@ -37,10 +37,10 @@ FIGURES = {
 
 
 def draw(num_images: int, seed: int | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Draw (images uint8 [n, 32, 32, 3], RGB, 0..255, labels int32 [n]) in random order.
+    """Return (images uint8 [n, 32, 32, 3], RGB, 0..255, labels int32 [n]) in random order.
 
-    There are as many of each class (one more of some if ten does not divide them). The seed is a non-negative integer,
-    or a sequence of them; another seed draws other images.
+    The classes are equally frequent, but for one image if ten does not divide their number. The seed is a non-negative
+    integer or a sequence of them; each seed gives other images.
     """
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(num_images, dtype=np.int32) % len(FIGURES))
@@ -54,7 +54,7 @@ def draw(num_images: int, seed: int | Sequence[int]) -> tuple[np.ndarray, np.nda
 
 
 def _draw_figures(rng, figure, num_images):
-    """Draw images of one class: uint8 [n, 32, 32, 3]."""
+    """Return images of one class, uint8 [n, 32, 32, 3]."""
 
     def uniform(low, high, *shape):
         return rng.uniform(low, high, (num_images, *shape)).astype(np.float32)
@@ -66,13 +66,13 @@ def _draw_figures(rng, figure, num_images):
     distance = figure((y - middle_y) / radius, (x - middle_x) / radius) * radius  # pixels, [n, 32, 32]
     inside = np.clip(0.5 - distance, 0, 1)
 
-    # Ground and figure differ by 60..110 in brightness, either way, and besides in hue.
+    # The figure is brighter or darker than the background by 60..110, and has another hue.
     ground = uniform(90, 165, 1) + uniform(-35, 35, 3)
     contrast = uniform(60, 110, 1) * rng.choice(np.float32([-1, 1]), (num_images, 1)) + uniform(-35, 35, 3)
 
-    # A plane wave of any direction, from half a period (a shade) to four over the image.
+    # A plane wave in any direction, with half a period (a shade) to four periods over the image.
     direction, phase = uniform(0, 2 * np.pi, 2, 1, 1).swapaxes(0, 1)
-    frequency = uniform(0.5, 4, 1, 1) * (2 * np.pi / SIZE)  # radians a pixel
+    frequency = uniform(0.5, 4, 1, 1) * (2 * np.pi / SIZE)  # radians per pixel
     wave = np.sin((np.cos(direction) * y + np.sin(direction) * x) * frequency + phase)
     wave *= uniform(5, 25, 1, 1)  # [n, 32, 32]
 

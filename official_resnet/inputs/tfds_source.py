@@ -1,4 +1,4 @@
-"""Data sets of tensorflow_datasets: found, prepared, checked, and read into memory or streamed."""
+"""Find, prepare and check data sets of tensorflow_datasets, and read them into memory or stream them."""
 
 import os
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 def open_split(
     dataset: str, split: str, data_dir: str | os.PathLike | None, download: bool, views: 'Views | None'
 ) -> Split:
-    """Open a split of 'tfds:NAME'; see datasets.open_split. With views it is streamed."""
+    """Open a split of 'tfds:NAME', see datasets.open_split. With views it is streamed."""
     builder, label = prepare(dataset, data_dir, download, has_one_size=views is None)
     subject, names, splits = _subject(dataset), tuple(label.names), list(builder.info.splits)
-    if split == 'test' and ('test' not in splits or builder.name.startswith('imagenet')):  # whose test has no labels
+    if split == 'test' and ('test' not in splits or builder.name.startswith('imagenet')):  # its test has no labels
         split = 'validation'
     if split not in splits:
         raise UserError(f"{subject} has no split '{split}', only {', '.join(splits)}; choose another")
@@ -39,7 +39,7 @@ def open_split(
 
     file_format = builder.info.file_format.value
     if file_format != 'tfrecord':
-        fault = f"in '{builder.data_path}' is kept as {file_format}, which cannot be streamed"
+        fault = f"in '{builder.data_path}' is stored as {file_format}, which cannot be streamed"
         raise UserError(f'{subject} {fault}; prepare it as tfrecord in another data_dir')
     records = shards.Records('image', 'label', first_label=0, is_rgb_jpeg=False)
     source = shards.Shards(builder.info.splits[split].filepaths, records, label.num_classes)
@@ -47,15 +47,15 @@ def open_split(
 
 
 def prepare(dataset: str, data_dir: str | os.PathLike | None, download: bool, has_one_size: bool) -> tuple[Any, Any]:
-    """Return (builder, its ClassLabel) of a data set of images, prepared.
+    """Return (builder, its ClassLabel) of a data set of images after preparing it.
 
     Args:
-        dataset: its name and that of its config: 'tfds:mnist', 'tfds:emnist/letters'.
-        data_dir: where it is or shall be; None: where tensorflow_datasets keeps its data.
-        has_one_size: whether all images must be of one size.
+        dataset: Its name and that of its config, such as 'tfds:mnist' or 'tfds:emnist/letters'.
+        data_dir: Where it is or will be. None is the folder where tensorflow_datasets keeps its data.
+        has_one_size: Whether all images must have the same size.
 
     Raises:
-        UserError: an unknown name, something else than images, no data or no network.
+        UserError: The name is unknown, the data set has no images or labels, or it is missing and cannot be fetched.
     """
     import tensorflow_datasets as tfds
 
@@ -76,12 +76,12 @@ def prepare(dataset: str, data_dir: str | os.PathLike | None, download: bool, ha
 
 
 def is_prepared(dataset: str, data_dir: str | os.PathLike | None) -> bool:
-    """Tell whether a data set is there. UserError: there is no such data set."""
+    """Return whether a data set has been prepared. Raise UserError if TFDS has no such data set."""
     return _builder(dataset, data_dir).is_prepared()
 
 
 def _builder(dataset, data_dir):
-    import tensorflow_datasets as tfds  # here, because it takes a while and few need it
+    import tensorflow_datasets as tfds  # here, because the import is slow and few programs need it
 
     try:
         return tfds.builder(dataset.removeprefix('tfds:'), data_dir=data_dir)

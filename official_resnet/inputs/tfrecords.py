@@ -1,13 +1,13 @@
-"""TFRecord files of tf.train.Example, without TensorFlow: written, indexed, read at any place, checked.
+"""Write, index, check and read TFRecord files of tf.train.Example without TensorFlow.
 
-A TFRecord file is records and nothing else. A record is the length of its data (uint64), the masked CRC-32C of those
-eight bytes (uint32), the data, and the data's masked CRC-32C; all low byte first.
+A TFRecord file contains only records. A record is the length of its data (uint64), the masked CRC-32C of those eight
+bytes (uint32), the data, and the data's masked CRC-32C, all low byte first.
 Source: https://www.tensorflow.org/tutorials/load_data/tfrecord, section TFRecords format details.
 
 The data is a serialized tf.train.Example: a map from keys to lists of bytes, float32 or int64.
 Source: tensorflow/core/example/feature.proto.
 
-Plain functions of bytes, because a program that only moves images should start at once and fit into small memory.
+These are plain functions of bytes, so that a program that only moves images starts at once and needs little memory.
 """
 
 import os
@@ -22,8 +22,8 @@ from official_resnet import files
 from official_resnet.errors import UserError
 from official_resnet.inputs import protobuf_wire as wire_format
 
-HEADER_BYTES = 12  # of a record before its data
-FOOTER_BYTES = 4  # after it
+HEADER_BYTES = 12  # of a record, before its data
+FOOTER_BYTES = 4  # after its data
 _BYTES, _FLOATS, _INTS = 1, 2, 3  # field numbers of a tf.train.Feature
 _KINDS = {bytes: _BYTES, float: _FLOATS, int: _INTS}
 _FOLDER, _REMEDY = 'pass the folder of the TFRecord files', 'build the file again'
@@ -36,10 +36,10 @@ def frame(data: bytes) -> bytes:
 
 
 def read(path: str | os.PathLike) -> Iterator[bytes]:
-    """Yield the data of each record of a file, checked.
+    """Yield the data of each record of a file after checking it.
 
     Raises:
-        UserError: it cannot be read, is cut off, or a checksum is wrong; names the place.
+        UserError: The file cannot be read, is cut off, or has a wrong checksum; the message names the position.
     """
     with files.read_errors(path, _FOLDER), open(path, 'rb') as file:
         for begin, end in _places(path, file.fileno()):
@@ -47,17 +47,17 @@ def read(path: str | os.PathLike) -> Iterator[bytes]:
 
 
 def index(path: str | os.PathLike) -> np.ndarray:
-    """Return where the records of a file begin, and where the last ends: int64 [records + 1], reading only headers.
+    """Return where the records of a file begin, and where the last one ends, int64 [records + 1]. Only reads headers.
 
     Raises:
-        UserError: it cannot be read, is cut off, or a header is damaged.
+        UserError: The file cannot be read or is cut off, or a header is damaged.
     """
     with files.read_errors(path, _FOLDER), open(path, 'rb') as file:
         return np.array([0, *(end for _, end in _places(path, file.fileno()))], np.int64)
 
 
 def read_at(descriptor: int, offset: int, end: int, path: str | os.PathLike) -> bytes:
-    """Return the data of the record at bytes offset..end of an open file, checked; `path` is for errors."""
+    """Check and return the data of the record at bytes offset..end of an open file. `path` is for errors."""
     record = os.pread(descriptor, end - offset, offset)
     size, rest = _data_bytes(path, offset, record[:HEADER_BYTES]), record[HEADER_BYTES:]
     if len(rest) < size + FOOTER_BYTES:
@@ -69,14 +69,14 @@ def read_at(descriptor: int, offset: int, end: int, path: str | os.PathLike) -> 
 
 
 def encode_example(features: dict[str, Any]) -> bytes:
-    """Return a tf.train.Example of {key: values}, the same bytes for the same features.
+    """Return the serialized tf.train.Example of {key: values}, always the same bytes for the same features.
 
     Args:
-        features: a value is bytes, an int or a float, a list of one of these, or an array of floats or ints, which may
-            be empty. Keys are written in their sorted order.
+        features: A value is bytes, an int or a float, a list of one of these, or an array of floats or ints, which may
+            be empty. Keys are written in sorted order.
 
     Raises:
-        ValueError: a value of another type, or an int outside of 64 bits.
+        ValueError: A value has another type, or an int needs more than 64 bits.
     """
     field, parts = wire_format.field, []
     for key in sorted(features):
@@ -88,18 +88,18 @@ def decode_example(data: bytes) -> dict[str, list]:
     """Return {key: list of bytes, floats or ints} of a tf.train.Example.
 
     Raises:
-        ValueError: it is none.
+        ValueError: The bytes are not a tf.train.Example.
     """
     result = {}
     for features in _contents(data, 1):
         for entry in _contents(features, 1):
-            key, feature = ([b'', *_contents(entry, number)][-1] for number in (1, 2))  # the last one counts
+            key, feature = ([b'', *_contents(entry, number)][-1] for number in (1, 2))  # the last one is valid
             result[str(key, 'utf-8')] = _values(feature)
     return result
 
 
 def _feature(key, values):
-    """Return the parts of a tf.train.Feature, which are joined once: images are large."""
+    """Return the parts of a tf.train.Feature. They are joined only once, because images are large."""
     if isinstance(values, np.ndarray):
         kind, values = {'f': _FLOATS, 'i': _INTS}.get(values.dtype.kind), values.tolist()
     else:
@@ -120,7 +120,7 @@ def _feature(key, values):
 
 
 def _values(feature):
-    """Return the list in a tf.train.Feature; numbers may be packed or not."""
+    """Return the list in a tf.train.Feature, whose numbers may be packed or not."""
     result = []
     for kind in _KINDS.values():
         fields = [field for values in _contents(feature, kind) for field in wire_format.fields(values)]
@@ -136,7 +136,7 @@ def _values(feature):
 
 
 def _contents(data, number):
-    """Yield the content of each field of that number."""
+    """Yield the content of each field with this number."""
     for found, wire, content in wire_format.fields(data):
         if found == number:
             yield _require_bytes(wire, content)
@@ -154,8 +154,8 @@ def _masked_crc(data):
 
 
 def _places(path, descriptor):
-    """Yield where each record begins and ends, reading only headers."""
-    begin, size = 0, os.fstat(descriptor).st_size  # a length may promise anything
+    """Yield where each record begins and ends. Only reads headers."""
+    begin, size = 0, os.fstat(descriptor).st_size  # because a damaged length may be anything
     while begin < size:
         end = begin + HEADER_BYTES + _data_bytes(path, begin, os.pread(descriptor, HEADER_BYTES, begin)) + FOOTER_BYTES
         if end > size:
@@ -165,7 +165,7 @@ def _places(path, descriptor):
 
 
 def _data_bytes(path, offset, header):
-    """Return the length that a record's header gives, checked."""
+    """Check a record's header and return the length in it."""
     if len(header) < HEADER_BYTES:
         raise _cut_off(path, offset)
     if header[8:] != _masked_crc(header[:8]):

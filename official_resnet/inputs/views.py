@@ -1,4 +1,4 @@
-"""How encoded images become the input of a network, as a row of numbers; augmentation has the functions."""
+"""The options of how encoded images become a network's input. The functions are in encoded."""
 
 import dataclasses
 
@@ -6,26 +6,26 @@ from official_resnet import errors
 from official_resnet.inputs.datasets import MAX_IMAGE_SIZE
 
 RESIZES = ('tf1', 'antialias')
-_SIDE = {'least': 8, 'most': MAX_IMAGE_SIZE}  # of images, pixels
+_SIDE = {'least': 8, 'most': MAX_IMAGE_SIZE}  # bounds of an image's height and width in pixels
 
 
 def _flag(default, text, **about):
-    """Return a field that has a flag: see training.config.setting."""
+    """Return a field that has a flag, see training.config.setting."""
     about = {'group': 'Data', 'streams': True, 'is_open': True, **about}
     return dataclasses.field(default=default, metadata={'text': text, **about})
 
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """How an encoded image of any size becomes the network's input; the defaults are official/resnet's.
+    """How an encoded image of any size becomes the network's input. The defaults are official/resnet's.
 
     Attributes:
-        test_resize: what evaluation resizes the shorter side to before it crops; None cuts the same share, 224 of 256.
-        min_area: of a training crop; arXiv:1409.4842 Sec. 6 has 0.08.
-        use_boxes: where an image has no box, a crop contains a tenth of the image.
-        resize: 'tf1', the bilinear of TensorFlow 1, on the grid of the upper left corners and not antialiased; or
-            'antialias', as Pillow and so torchvision have it, but for their rounding to whole numbers. The former
-            decodes JPEG by the fast transform, which is TensorFlow's default, the latter by the accurate one.
+        test_resize: Pixels of the shorter side before evaluation crops. None keeps the ratio 256 : 224 to `test_size`.
+        min_area: Least area of a training crop. arXiv:1409.4842 Sec. 6 has 0.08.
+        use_boxes: If an image has no box, a crop contains a tenth of the image.
+        resize: 'tf1' is TensorFlow 1's bilinear resize, aligned at the upper left corners and not antialiased. It uses
+            the fast JPEG transform, TensorFlow's default. 'antialias' is the bilinear resize of Pillow, and so of
+            torchvision, without their rounding to whole numbers. It uses the accurate JPEG transform.
     """
 
     size: int = _flag(
@@ -33,7 +33,7 @@ class Views:
     )
     test_size: int = _flag(
         224,
-        'Height and width, in pixels, cut out of the middle for evaluation; as --image_size without.',
+        'Height and width, in pixels, of the middle that evaluation crops; the default is --image_size.',
         flag='eval_image_size',
         **_SIDE,
     )
@@ -53,15 +53,15 @@ class Views:
         if not 0 < self.min_area <= 1:
             raise errors.UserError(f'--min_crop_area={self.min_area} must be above 0 and at most 1')
         if self.test_resize is not None and self.test_resize < self.test_size:
-            fault = f'test_resize {self.test_resize} leaves no {self.test_size} pixels to cut out'
+            fault = f'test_resize {self.test_resize} leaves less than {self.test_size} pixels to crop'
             raise errors.UserError(f'{fault}; pass {self.test_size} or more')
 
     @property
-    def dct_method(self):
-        """The argument of that name of tf.io.decode_jpeg."""
+    def dct_method(self) -> str:
+        """The argument `dct_method` of tf.io.decode_jpeg."""
         return 'INTEGER_ACCURATE' if self.resize == 'antialias' else 'INTEGER_FAST'
 
     @property
-    def shorter_side(self):
-        """What evaluation resizes the shorter side to."""
+    def shorter_side(self) -> int:
+        """Pixels to which evaluation resizes the shorter side."""
         return self.test_resize or round(self.test_size * 256 / 224)

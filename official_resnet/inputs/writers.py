@@ -1,4 +1,4 @@
-"""uint8 images and labels -> the files that cifar.read_cifar and idx.read_idx read back unchanged."""
+"""Write images and labels to files that cifar.read_cifar and idx.read_idx read back unchanged."""
 
 import gzip
 import os
@@ -10,14 +10,14 @@ import numpy as np
 
 
 def write_cifar(path: str | os.PathLike, images: np.ndarray, labels: np.ndarray | Sequence[int]) -> None:
-    """Write images as one CIFAR binary file, replaced if it exists.
+    """Write images to one CIFAR binary file. An existing file is replaced.
 
     Args:
         images: uint8 [n, 32, 32, 3], RGB.
-        labels: integers in 0..255: [n] of CIFAR-10, or the coarse and the fine ones, [n, 2], of CIFAR-100.
+        labels: Integers in 0..255: [n] for CIFAR-10, or [n, 2], coarse and fine, for CIFAR-100.
 
     Raises:
-        ValueError: arrays of another shape or type.
+        ValueError: An array has another shape or dtype, or a label is out of range.
     """
     images, labels = np.asarray(images), np.asarray(labels)
     if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3):
@@ -30,10 +30,10 @@ def write_cifar(path: str | os.PathLike, images: np.ndarray, labels: np.ndarray 
 
 
 def write_idx(path: str | os.PathLike, values: np.ndarray) -> None:
-    """Write uint8 [n, rows, columns] images or [n] labels as one IDX file, packed by gzip if its name ends in .gz.
+    """Write uint8 images [n, rows, columns] or labels [n] to one IDX file, packed by gzip if its name ends in .gz.
 
     Raises:
-        ValueError: an array of another shape or type.
+        ValueError: The array has another shape or dtype.
     """
     values = np.asarray(values)
     if values.dtype != np.uint8 or values.ndim not in (1, 3):

@@ -575,16 +575,6 @@ def test_the_program_leaves_a_complete_data_set_alone(data_dir):
     assert FOLDER in result.stdout and names(data_dir) == [FOLDER]
 
 
-@pytest.mark.timed
-def test_help_answers_within_a_second():
-    seconds = []
-    for _ in range(3):
-        start = time.monotonic()
-        subprocess.run([*COMMAND, '--help'], capture_output=True, check=True)
-        seconds.append(time.monotonic() - start)
-    assert min(seconds) < 1
-
-
 @pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_program_keeps_the_part_when_stopped(number, code, server, data_dir):
     reset(server, cuts=[2000])

@@ -148,17 +148,6 @@ def test_what_is_resized_to_the_very_size_is_never_too_small():
     np.testing.assert_array_equal(encoded.ten_views(encode(pixels), views)[0], expected)
 
 
-@pytest.mark.parametrize('height,width', [(375, 500), (500, 334), (100, 120), (224, 1000), (300, 301)])
-def test_antialiased_evaluation(height, width):
-    """tf.image.resize(antialias=True) of torchvision's size, cut where torchvision cuts."""
-    shorter = min(height, width)
-    rows, columns = int(256 * height / shorter), int(256 * width / shorter)
-    resized = tf.image.resize(noise(height, width), [rows, columns], antialias=True)
-    top, left = round((rows - 224) / 2), round((columns - 224) / 2)
-    view = encoded.test_view(encode(noise(height, width)), Views(resize='antialias'))
-    np.testing.assert_array_equal(view, resized[top : top + 224, left : left + 224])
-
-
 def test_antialiased_evaluation_of_imagenet_is_pillows():
     """Within a level, of 105 JPEGs; Pillow rounds after either direction."""
     views = Views(test_size=56, resize='antialias')

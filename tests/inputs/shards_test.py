@@ -101,17 +101,6 @@ def test_any_image_can_be_read_by_its_number(folder):
     assert len(source.read(np.array([], np.int64))) == 0
 
 
-def test_other_keys_and_labels_from_0(tmp_path):
-    """As tensorflow_datasets writes them."""
-    path = tmp_path / 'x.tfrecord-00000-of-00001'
-    records = (tfrecords.encode_example({'image': jpeg, 'label': label}) for jpeg, label, _ in IMAGES)
-    path.write_bytes(b''.join(map(tfrecords.frame, records)))
-    source = shards.Shards([path], shards.Records('image', 'label', first_label=0))
-    jpegs, labels, boxes = source.load(tf.constant([5, 3]))
-    assert jpegs.numpy().tolist() == [IMAGES[5][0], IMAGES[3][0]] and labels.numpy().tolist() == [5, 3]
-    assert boxes.to_list() == [[], []]
-
-
 def test_more_shards_than_may_be_open(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, 'OPEN_FILES', 2)
     write_shards(tmp_path, IMAGES, num_shards=11)
@@ -205,14 +194,6 @@ def test_the_background_comes_before_all_classes(folder):
     assert (background.class_ids[:2], background.label_shift) == ((None, CLASSES[0][0]), 1)
     assert labels_of(background.evaluation_batches(30)) == [[label + 1 for _, label, _ in IMAGES]]
     assert background.image_shape == background.input_shape == (16, 16, 3)
-
-
-def test_the_first_images(folder):
-    read = open_train(folder)
-    assert (read.first(8).num_images, read.first(8).source.num_images) == (8, NUM_IMAGES)
-    assert read.first(None) is read
-    message = message_of(read.first, 23)
-    assert '--num_train_images=23 of the 22 ' in message and 'pass 1..22' in message
 
 
 # --- damage --------------------------------------------------------------------------------------------------
