@@ -25,7 +25,7 @@ tf.config.set_logical_device_configuration(
 
 @pytest.fixture(scope='session')
 def cifar_dir(tmp_path_factory):
-    """A data_dir in CIFAR-10's layout: 5 x 24 training and 30 test pictures, learnable: brightness is the class."""
+    """A data_dir in CIFAR-10's layout: 5 x 24 training and 30 test images, whose brightness shows the class."""
     folder = tmp_path_factory.mktemp('data') / 'cifar-10-batches-bin'
     folder.mkdir()
     random = np.random.default_rng(0)
@@ -39,7 +39,7 @@ def cifar_dir(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def mnist_dir(tmp_path_factory):
-    """A data_dir with a folder mnist: 120 training pictures in plain files, 30 of the test in packed ones."""
+    """A data_dir with a folder mnist: 120 training images in plain files and 30 test images in packed ones."""
     folder = tmp_path_factory.mktemp('data') / 'mnist'
     folder.mkdir()
     random = np.random.default_rng(1)
