@@ -1,1 +1,1 @@
-"""Speed side by side with the peers, and what scales how. Not installed; run from the folder of the repository."""
+"""Benchmarks: speed beside the peers, and scaling. They are not installed; run them from the repository root."""

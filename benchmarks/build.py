@@ -1,19 +1,19 @@
-"""Measure the builder of shards: its rate beside upstream's way, its memory, and a synthetic ImageNet on a real disk.
+"""Measure the builder of shards: its rate beside upstream's, its memory, and a synthetic ImageNet on a real disk.
 
-    python -m benchmarks.build --images=imagenet-sample.tar                # images/s of one core, both ways
+    python -m benchmarks.build --images=imagenet-sample.tar                # images/s of one core, ours and upstream's
     python -m benchmarks.build --images=imagenet-sample.tar --memory       # peak memory for N and 10 N images
     python -m benchmarks.build --images=imagenet-sample.tar --synthetic=100000 --folder=DIR
 
-Images are repeated, each with another comment, until there are enough. Upstream's way (research/inception) decodes
-every image in a session of TensorFlow for its size, then uses tf.train.Example and TFRecordWriter. Both take turns on
-one core and read from memory what has just been written. Rates are by time of the core, which does not depend on the
-disk, and by the clock, where only the builder waits for the disk (fsync). Starting TensorFlow or a process of the
-builder (2 s, 0.2 s) does not count. --synthetic writes a tar of tars in ILSVRC2012's shape, about 0.1 MB an image, and
-as much again of shards, has the system forget what it wrote, builds, and removes everything.
+Images are repeated with different comments until there are enough. Upstream (research/inception) decodes each image in
+a TensorFlow session to find its size, then uses tf.train.Example and TFRecordWriter. The two take turns on one core and
+read from memory what has just been written. Rates are measured in processor time, which does not depend on the disk,
+and in wall time, where only our builder waits for the disk (fsync). Starting TensorFlow (2 s) or a builder process
+(0.2 s) does not count. --synthetic writes a tar of tars like ILSVRC2012's, 0.1 MB an image, drops it from the page
+cache, builds shards of the same size, and removes everything.
 
-On two cores of an AMD EPYC: 4717 images/s of a core's time against 800, 5.9 times as many, and 5.0 times by the clock
-(medians, n = 5, nothing beside it); peak memory 43 MB, a process 44 MB, for 300 and for 3000 images (n = 1);
---synthetic=100000: 2012 images/s, 211 MB/s, by two processes, where the disk wrote 317 MB/s (n = 1).
+On two cores of an AMD EPYC: 4717 images/s of processor time against 800, 5.9 times as many; 5.0 times in wall time
+(medians, n = 5, no other load); peak memory 43 MB, 44 MB for a process, for 300 and for 3000 images (n = 1);
+--synthetic=100000: 2012 images/s, 211 MB/s, with two processes, where the disk wrote 317 MB/s (n = 1).
 """
 
 import contextlib
@@ -37,22 +37,24 @@ from official_resnet.command_line import definer, program
 from official_resnet.errors import UserError
 from official_resnet.inputs import images, jpeg
 
-_CHUNK, _DISK_BYTES = 1 << 24, 1 << 31  # of a piece, and of all that is written and read to measure the disk
+_CHUNK, _DISK_BYTES = 1 << 24, 1 << 31  # for measuring the disk: bytes of a piece, and in total
 _log = functools.partial(print, flush=True)
 
 
 def define_flags() -> flags.FlagValues:
-    """Return the flags, in a set of their own."""
+    """Return the flags of this program."""
     values = flags.FlagValues()
     define = definer.Definer(values)
     define.string('images', None, 'Tar file or folder of JPEGs.')
-    define.string('folder', None, 'Where to write, and afterwards remove; the temporary folder without it.')
+    define.string(
+        'folder', None, 'Folder for temporary files, which are removed. Default: the temporary folder of the system.'
+    )
     for name, default, text in (
-        ('count', 5000, 'Images.'),
-        ('runs', 5, 'Of each way.'),
-        ('num_threads', os.cpu_count(), 'Processes; one where rates are compared.'),
-        ('synthetic', None, 'Measure with a tar of tars of so many images.'),
-        ('shards', 16, 'Files.'),
+        ('count', 5000, 'Number of images.'),
+        ('runs', 5, 'Runs of each builder.'),
+        ('num_threads', os.cpu_count(), 'Number of processes; rates are compared with one.'),
+        ('synthetic', None, 'Measure with a tar of tars of this many images.'),
+        ('shards', 16, 'Number of shards.'),
     ):
         define.integer(name, default, text, lower=1, upper=None)
     define.boolean('memory', False, 'Measure memory.')
@@ -60,7 +62,7 @@ def define_flags() -> flags.FlagValues:
 
 
 def run_build(values: flags.FlagValues) -> None:
-    """Measure what the flags ask for."""
+    """Measure what the flags ask for, and print it."""
     if not values.images:
         raise UserError('--images is missing; pass a tar file or folder of JPEGs')
     sample = _read_sample(os.path.expanduser(values.images))
@@ -91,13 +93,13 @@ def _read_sample(path):
 
 
 def _copies(sample, count):
-    """Yield so many images, all different: those of the sample with a comment that counts."""
+    """Yield `count` different images: those of the sample, each with its number in a comment."""
     for number, data in zip(range(count), itertools.cycle(sample), strict=False):
         yield b'\xff\xd8\xff\xfe\x00\x0a%08d' % number + data[2:]
 
 
 def _lay_out(sample, folder, count):
-    """Write images as <folder>/<class>/<number>.JPEG, a class for each of the sample; return their bytes."""
+    """Write <folder>/<class>/<number>.JPEG, with a class for each image of the sample; return the total bytes."""
     total = 0
     for number, data in enumerate(_copies(sample, count)):
         path = pathlib.Path(folder, f'c{number % len(sample):04d}', f'{number}.JPEG')
@@ -107,7 +109,7 @@ def _lay_out(sample, folder, count):
 
 
 def _result(way, folder, *arguments, cores=None):
-    """Return what a process of its own measures with the images in a folder."""
+    """Return what a separate process measures with the images in a folder."""
     with Child(f'benchmarks.build_ways:{way}', f'{folder}/raw', f'{folder}/out', *arguments, cores=cores) as child:
         found = child.answer()
     shutil.rmtree(f'{folder}/out')
@@ -119,7 +121,7 @@ def _measure_rate(values, sample, folder):
     found, one_core = {'ours': [], 'upstream': []}, {min(os.sched_getaffinity(0))}
     for _, way in itertools.product(range(values.runs), found):
         found[way].append(_result(way, folder, values.shards, cores=one_core))
-    for clock, text in ((1, 'by time of the core'), (0, 'by the clock')):
+    for clock, text in ((1, 'processor time'), (0, 'wall time')):
         middles = []
         for way, runs in found.items():
             rates = [values.count / run[clock] for run in runs]
@@ -142,7 +144,7 @@ def _measure_memory(values, sample, folder):
 def _measure_synthetic(values, sample, folder):
     """Build and verify a synthetic ImageNet."""
     write, read = _measure_disk(f'{folder}/disk')
-    _log(f'the disk: {write / 1e6:.0f} MB/s written, {read / 1e6:.0f} MB/s read, one after the other in big pieces')
+    _log(f'the disk: {write / 1e6:.0f} MB/s written, {read / 1e6:.0f} MB/s read, sequentially in big pieces')
     path, synsets = f'{folder}/ILSVRC2012_img_train.tar', labels.read_classes()[: values.synthetic]
     total, seconds, _ = timed(_write_tar, path, sample, synsets, values.synthetic)
     _log(f'{path}: {values.synthetic} images, {total / 1e9:.2f} GB, written in {seconds:.1f} s')
@@ -153,18 +155,18 @@ def _measure_synthetic(values, sample, folder):
         manifest, seconds, _ = timed(
             lambda: shards.build(raw, 'train', f'{folder}/out', values.shards, values.num_threads, log=_log)
         )
-    size, processes = manifest['bytes'], f'by {values.num_threads} processes in {seconds:.1f} s'
+    size, processes = manifest['bytes'], f'with {values.num_threads} processes in {seconds:.1f} s'
     at_best = f'at the rates of the disk: {size / read + size / write:.1f} s'
     _log(f'built: {len(raw) / seconds:.0f} images/s, {size / seconds / 1e6:.0f} MB/s {processes}; {at_best}')
     _log(f'peak memory {memory("VmHWM") / 1e6:.1f} MB, the largest of the processes {max(sizes) / 1e6:.1f} MB')
     code, seconds, _ = timed(verify, f'{folder}/out', 'train', _log)
-    _log(f'verified: {len(raw) / seconds:.0f} images/s, {size / seconds / 1e6:.0f} MB/s by one process')
+    _log(f'verified: {len(raw) / seconds:.0f} images/s, {size / seconds / 1e6:.0f} MB/s with one process')
     if code:
         raise UserError('the shards have faults')
 
 
 def _measure_disk(path):
-    """Return the bytes a second that are written to and read from a disk, without what memory keeps."""
+    """Return the bytes/s that are written to and read from a disk, without the page cache."""
     chunk = bytearray(os.urandom(_CHUNK))
     chunks = itertools.repeat(chunk, _DISK_BYTES // _CHUNK)
     with open(path, 'w+b', buffering=0) as file:
@@ -177,7 +179,7 @@ def _measure_disk(path):
 
 
 def _write_tar(path, sample, synsets, count):
-    """Write a tar of tars, `count` images spread over the classes; return its bytes."""
+    """Write a tar of tars with `count` images spread over the classes; return its size in bytes."""
     copies, inner = _copies(sample, count), f'{path}.part'
     with open(path, 'wb') as file:
         with tarfile.open(fileobj=file, mode='w') as outer:
@@ -195,7 +197,7 @@ def _write_tar(path, sample, synsets, count):
 
 
 def _forget(path):
-    """Have the system forget what it keeps of a file in memory."""
+    """Drop a file from the page cache."""
     with open(path, 'rb') as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,4 +1,4 @@
-"""What a process of benchmarks.build measures: the builder's way and upstream's with the images of a folder."""
+"""What a process of benchmarks.build measures: our builder and upstream's with the images of a folder."""
 
 import functools
 import os
@@ -11,7 +11,7 @@ from official_resnet.inputs.images import JPEG_SUFFIXES
 
 
 def ours(folder: str, output: str, num_shards: int) -> tuple[float, float]:
-    """Do what a process of the builder does; return the seconds of the clock and of the core."""
+    """Build the shards as a process of our builder does; return the seconds of wall time and of processor time."""
     images, job, options = _images(folder), Job(output, 'train', num_shards), Options()
     os.makedirs(job.folder)
 
@@ -22,7 +22,7 @@ def ours(folder: str, output: str, num_shards: int) -> tuple[float, float]:
 
 
 def upstream(folder: str, output: str, num_shards: int) -> tuple[float, float]:
-    """Write the same images into as many shards as upstream did; return the same."""
+    """Build the same shards as upstream did; return the seconds of wall time and of processor time."""
     os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
     import tensorflow as tf
 
@@ -31,7 +31,7 @@ def upstream(folder: str, output: str, num_shards: int) -> tuple[float, float]:
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         source = tf.compat.v1.placeholder(tf.string)
         decoded = tf.io.decode_jpeg(source, channels=3)
-        session.run(decoded, {source: images.read_bytes(0)})  # the first run builds things
+        session.run(decoded, {source: images.read_bytes(0)})  # the first run is slow, so it does not count
 
         def write(shard):
             with tf.io.TFRecordWriter(job.shard_path(shard)) as writer:

@@ -1,7 +1,7 @@
-"""Inference and building of ResNet-50 (version 1), one function a system, for speed.
+"""Inference and building of ResNet-50 (version 1), with one function for each system, for speed.
 
-Each takes (dtype, resnet_size, batch_size), 'fp32' or 'bf16', and returns {measure: function of a number of
-steps}. A step of inference takes float32 images of 224x224 from memory, and its logits arrive in memory.
+Each function takes (dtype, resnet_size, batch_size), where dtype is 'fp32' or 'bf16', and returns {measure: function of
+a number of steps}. A step of inference reads float32 images of 224x224 from memory and leaves the logits in memory.
 """
 
 import os
@@ -16,7 +16,7 @@ IMAGE_SHAPE = (224, 224, 3)
 
 
 def ours(dtype: str, resnet_size: int, batch_size: int) -> dict:
-    """compile_model, 16-bit weights in bf16; one op at a time, on all cores."""
+    """Our compile_model, with 16-bit weights in bf16; each op uses all cores, one op at a time."""
     devices.start_tensorflow(1)
     import tensorflow as tf
 
@@ -49,7 +49,7 @@ def predict(dtype: str, resnet_size: int, batch_size: int) -> dict:
 
 
 def torch(dtype: str, resnet_size: int, batch_size: int) -> dict:
-    """The ResNet of pytorchcv, channels_last, eager, autocast in bf16."""
+    """The ResNet of pytorchcv in eager mode, with channels_last, and with autocast in bf16."""
     import torch
     from pytorchcv.models import resnet
 
@@ -69,7 +69,7 @@ def torch(dtype: str, resnet_size: int, batch_size: int) -> dict:
 
 
 def onnx(dtype: str, resnet_size: int, batch_size: int) -> dict:
-    """The network of `ours` in ONNX Runtime, float32: its CPU kernels know no bfloat16."""
+    """The network of `ours` in ONNX Runtime, in float32, as its CPU kernels do not have bfloat16."""
     import onnxruntime
     import tf2onnx  # noqa: F401  needed by Keras
 
@@ -97,7 +97,7 @@ def _application(dtype, resnet_size):
 
 
 def _trained_model(resnet_size):
-    """A network whose BN is no identity: what is added as a bias of 0 would be optimised away."""
+    """Return a network whose BN is not the identity, as adding a bias of 0 would be optimised away."""
     model = resnet_variants.imagenet_resnet(resnet_size, version='1')
     random = np.random.default_rng(0)
     for variable in model.variables:

@@ -1,8 +1,8 @@
-"""Training input from JPEG files at 224x224, images/s, one function a system, for speed.
+"""Training input from JPEG files at 224x224, with one function for each system, for speed.
 
-Each takes (dtype, resnet_size, batch_size, folder), of which the first two do not matter, and returns {'jpeg':
-function of a number of steps}. A turn begins with nothing prepared and makes steps * batch_size images, each file
-as often as any other. It works on the cores that its process may use.
+Each function takes (dtype, resnet_size, batch_size, folder), of which the first two do not matter, and returns {'jpeg':
+function of a number of steps}. A turn starts with nothing prepared and makes steps * batch_size images, using all files
+equally often. It runs on the cores that its process may use.
 """
 
 import concurrent.futures
@@ -15,15 +15,15 @@ from collections.abc import Iterable
 from official_resnet.errors import UserError
 from official_resnet.inputs import images
 
-SIZE, MIN_AREA = 224, 0.05  # official/resnet's, of a training crop
-MEANS, DEVIATIONS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's, of 0..1
+SIZE, MIN_AREA = 224, 0.05  # of a training crop, as in official/resnet
+MEANS, DEVIATIONS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's, for 0..1
 
 
 def list_files(folder: str | None) -> list[pathlib.Path]:
     """Return the JPEG files below a folder, sorted.
 
     Raises:
-        UserError: there is no such folder, or no JPEG in it.
+        UserError: The folder is missing, or has no JPEG.
     """
     paths = sorted(images.find_files(os.path.expanduser(folder or ''), images.JPEG_SUFFIXES))
     if not paths:
@@ -33,17 +33,17 @@ def list_files(folder: str | None) -> list[pathlib.Path]:
 
 
 def ours(dtype: str, resnet_size: int, batch_size: int, folder: str, resize: str = 'tf1') -> dict:
-    """Training batches of encoded images, resized as TensorFlow 1 did it."""
+    """Our training batches of encoded images, resized as in TensorFlow 1."""
     return _drawing(lambda steps: training_batches(resize, batch_size, steps, folder))
 
 
-def antialias(*arguments) -> dict:
-    """The same, resized as Pillow does it."""
-    return ours(*arguments, resize='antialias')
+def antialias(dtype: str, resnet_size: int, batch_size: int, folder: str) -> dict:
+    """Our training batches, resized as in Pillow."""
+    return ours(dtype, resnet_size, batch_size, folder, resize='antialias')
 
 
 def decode(dtype: str, resnet_size: int, batch_size: int, folder: str) -> dict:
-    """TensorFlow's decoding of the whole image and nothing else, from memory."""
+    """TensorFlow's decoding of whole images from memory, and nothing else."""
     import tensorflow as tf
 
     contents = tf.constant([path.read_bytes() for path in list_files(folder)])
@@ -51,13 +51,13 @@ def decode(dtype: str, resnet_size: int, batch_size: int, folder: str) -> dict:
     def pipeline(steps):
         rows = tf.data.Dataset.range(steps * batch_size)
         decoded = rows.map(lambda i: tf.io.decode_jpeg(contents[i % len(contents)], channels=3), tf.data.AUTOTUNE)
-        return decoded.map(tf.size).batch(batch_size)  # of sizes, so that Python is not handed the images
+        return decoded.map(tf.size).batch(batch_size)  # sizes, so that the images do not come to Python
 
     return _drawing(pipeline)
 
 
 def pillow(dtype: str, resnet_size: int, batch_size: int, folder: str) -> dict:
-    """Pillow's decoding of the whole image and nothing else, in a thread a core."""
+    """Pillow's decoding of whole images, and nothing else, in a thread for each core."""
     paths = list_files(folder)
 
     def run(steps):
@@ -68,7 +68,7 @@ def pillow(dtype: str, resnet_size: int, batch_size: int, folder: str) -> dict:
 
 
 def torch(dtype: str, resnet_size: int, batch_size: int, folder: str) -> dict:
-    """A DataLoader with the usual transforms of torchvision by Pillow; on more than one core, a worker a core."""
+    """A DataLoader with torchvision's usual transforms on Pillow; on several cores, a worker for each core."""
     from torch.utils import data
 
     from benchmarks import torch_peer
@@ -78,7 +78,7 @@ def torch(dtype: str, resnet_size: int, batch_size: int, folder: str) -> dict:
     transform = transforms.Compose([*augment, transforms.ToTensor(), transforms.Normalize(MEANS, DEVIATIONS)])
     paths, cores = list_files(folder), len(os.sched_getaffinity(0))
 
-    def collate(batch):  # called by the workers
+    def collate(batch):  # the workers call it
         return data.default_collate([(transform(_load(path)), 0) for path in batch])
 
     def run(steps):
@@ -90,7 +90,7 @@ def torch(dtype: str, resnet_size: int, batch_size: int, folder: str) -> dict:
 
 
 def training_batches(resize: str, batch_size: int, steps: int, folder: str) -> Iterable:
-    """Return a tf.data.Dataset of so many training batches, normalised as torchvision's; files come in turn."""
+    """Return a tf.data.Dataset of `steps` training batches, normalised as in torchvision; files are used in turn."""
     from official_resnet.inputs import streamed
     from official_resnet.inputs.affine import PUBLISHED
     from official_resnet.inputs.views import Views
@@ -114,8 +114,8 @@ def _load(path):
 
 
 def _drawing(make):
-    """Return the measure that draws all batches of make(steps), a tf.data.Dataset, which is made once."""
-    pipeline, iterators = functools.cache(make), []  # kept: the end of one waits for tf.data's tuning thread, seconds
+    """Return the measure that iterates over make(steps), a tf.data.Dataset, which is made once."""
+    pipeline, iterators = functools.cache(make), []  # kept, as its end waits seconds for tf.data's tuning thread
 
     def run(steps):
         iterators.append(iter(pipeline(steps)))

@@ -1,10 +1,10 @@
-"""How the benchmarks measure: processes, started, asked and ended; their time and memory; the machine's name.
+"""How the benchmarks measure: separate processes, their time and memory, and a description of the machine.
 
     python -m benchmarks.measuring benchmarks.scaling_measures:measure_net '["resnet50_v1.5"]'
 
-calls that function and prints its result as a line of JSON. If the result is a function, null is printed instead, and
-then what the function returns for each line of the standard input, a JSON list of its arguments. In between the process
-sleeps in a read, so that whatever else is measured has the machine for itself.
+calls that function and prints its result as a line of JSON. If the result is a function, it prints null, and then, for
+each line of standard input, a JSON list of arguments, what that function returns. Between the lines the process waits,
+so that other measurements have the machine to themselves.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import IO, Any, cast
 
 from official_resnet.errors import UserError
 from official_resnet.training import devices
 
 
 class Child(contextlib.AbstractContextManager):
-    """A process that calls a function, 'module:name', as above, on some cores or all, with an environment of its own.
+    """A process that calls a function, 'module:name', as above, on some or all cores, with more environment variables.
 
     It ends with this process, or at the end of a `with`.
     """
@@ -39,20 +39,21 @@ class Child(contextlib.AbstractContextManager):
     def __init__(self, function: str, *arguments, cores: set[int] | list[int] | None = None, **environment: str):
         self.command = ['-m', 'benchmarks.measuring', function, json.dumps(arguments)]
         self.errors = tempfile.TemporaryFile('w+')  # not a pipe, which blocks when nobody reads it
-        options = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'stderr': self.errors, 'text': True}
-        self.process = subprocess.Popen([sys.executable, *self.command], env=os.environ | environment, **options)
+        command, pipe, variables = [sys.executable, *self.command], subprocess.PIPE, os.environ | environment
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True, env=variables)
+        self.input, self.output = (cast(IO[str], end) for end in (self.process.stdin, self.process.stdout))
         if cores:
-            os.sched_setaffinity(self.process.pid, cores)  # before it has imported anything that starts threads
+            os.sched_setaffinity(self.process.pid, cores)  # before it imports anything that starts threads
 
     def answer(self, timeout: float | None = None) -> Any:
-        """Wait for the next result, at most `timeout` seconds, and return it.
+        """Wait at most `timeout` seconds for the next result and return it.
 
         Raises:
-            UserError: the process ended, with its last words, or took too long.
+            UserError: The process ended, with the last line of its errors, or took too long.
         """
-        if not select.select([self.process.stdout], [], [], timeout)[0]:
-            raise UserError(f'python {" ".join(self.command)}: no end after {timeout} s')
-        if line := self.process.stdout.readline():
+        if not select.select([self.output], [], [], timeout)[0]:
+            raise UserError(f'python {" ".join(self.command)}: no result after {timeout} s')
+        if line := self.output.readline():
             return json.loads(line)
         self.process.wait()
         self.errors.seek(0)
@@ -60,9 +61,9 @@ class Child(contextlib.AbstractContextManager):
         raise UserError(f'python {" ".join(self.command)} ended: {words[-1]}')
 
     def tell(self, *arguments) -> None:
-        """Have it call the function that its function returned; `answer` has the result."""
-        self.process.stdin.write(f'{json.dumps(arguments)}\n')
-        self.process.stdin.flush()
+        """Make the process call the function that its function returned; `answer` returns the result."""
+        self.input.write(f'{json.dumps(arguments)}\n')
+        self.input.flush()
 
     def __exit__(self, *_):
         self.process.kill()
@@ -71,14 +72,14 @@ class Child(contextlib.AbstractContextManager):
 
 
 def timed(function: Callable, *arguments) -> tuple[Any, float, float]:
-    """Return (result of a call, its seconds by the clock, its seconds of the processor)."""
+    """Return (result of a call, its seconds of wall time, its seconds of processor time)."""
     start, cpu = time.perf_counter(), time.process_time()
     result = function(*arguments)
     return result, time.perf_counter() - start, time.process_time() - cpu
 
 
 def memory(field: str, process: int | str = 'self') -> int:
-    """Return what a process has now ('VmRSS') or has had at most ('VmHWM'), in bytes; 0 once it has ended."""
+    """Return the memory of a process in bytes, now ('VmRSS') or at its peak ('VmHWM'); 0 once it has ended."""
     with contextlib.suppress(OSError):
         found = re.search(rf'{field}:\s*(\d+) kB', pathlib.Path(f'/proc/{process}/status').read_text())
         return int(found[1]) * 1024 if found else 0
@@ -86,17 +87,17 @@ def memory(field: str, process: int | str = 'self') -> int:
 
 
 def largest_child() -> int:
-    """Return the peak memory of the largest child of this process, in bytes; what they share counts in each."""
+    """Return the peak memory in bytes of the largest child of this process; shared memory counts in each child."""
     children = []
     for path in pathlib.Path('/proc/self/task').glob('*/children'):
-        with contextlib.suppress(OSError):  # of a thread that ended meanwhile
+        with contextlib.suppress(OSError):  # the thread has ended
             children += path.read_text().split()
     return max((memory('VmHWM', child) for child in children), default=0)
 
 
 @contextlib.contextmanager
 def sampled(measure: Callable[[], int] = lambda: memory('VmRSS'), seconds: float = 0.002) -> Iterator[list[int]]:
-    """Yield a list of what a function returns, of the memory that this process has: now, and every so many seconds."""
+    """Yield a growing list of what a function returns every `seconds`; by default the memory of this process."""
     samples, is_done = [measure()], threading.Event()
 
     def watch():
@@ -113,7 +114,7 @@ def sampled(measure: Callable[[], int] = lambda: memory('VmRSS'), seconds: float
 
 
 def describe() -> str:
-    """Return one line: CPU, cores, memory, versions."""
+    """Return one line with the CPU, cores, memory and versions."""
     names = filter(importlib.util.find_spec, ('tensorflow', 'keras', 'numpy', 'torch'))
     versions = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in names)
     gibibytes = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
@@ -122,19 +123,19 @@ def describe() -> str:
 
 
 def check_output(path: str | None) -> str:
-    """Return the path in --output_json, '' without one; raise UserError if no file can be there."""
+    """Return the path of --output_json, '' without one; raise UserError if a file cannot be written there."""
     path = os.path.expanduser(path or '')
     if path and (os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or '.')):
-        raise UserError(f"output_json '{path}' is no file in a folder that is there; pass another")
+        raise UserError(f"output_json '{path}' is a folder, or its folder is missing; pass another --output_json")
     return path
 
 
 def main() -> None:
-    """Be the process of a Child."""
+    """Run as the process of a Child."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the process that started this one
-    os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'  # TensorFlow shall not speak before it fails
+    os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'  # so that TensorFlow prints nothing before an error
     answers = os.fdopen(os.dup(1), 'w')
-    os.dup2(2, 1)  # what else is printed is no answer
+    os.dup2(2, 1)  # whatever else is printed is not an answer
     try:
         result = pkgutil.resolve_name(sys.argv[1])(*json.loads(sys.argv[2]))
         print(json.dumps(None if callable(result) else result), file=answers, flush=True)
@@ -143,7 +144,7 @@ def main() -> None:
     except UserError as error:
         sys.exit(str(error))
     sys.stdout.flush()
-    os._exit(0)  # what TensorFlow does for the end of a worker takes it many seconds
+    os._exit(0)  # TensorFlow needs many seconds to shut a worker down, and nothing is left to do
 
 
 if __name__ == '__main__':

@@ -1,12 +1,12 @@
-"""Measure what training costs here, and estimate from it what bounds a training on 8 to 1024 accelerators.
+"""Measure what training costs on this machine, and estimate what limits training on 8 to 1024 accelerators.
 
     python -m benchmarks.scaling --output_json=scaling.json    # measures, then estimates: 2 minutes on two cores
     python -m benchmarks.scaling --image_folder=DIR            # decodes these JPEGs instead of synthetic ones
     python -m benchmarks.scaling --input_json=scaling.json --variant=resnet152_v1.5 --set=link=1.25e9  # estimates only
 
-Figures, machine and what follows from them: docs/scaling.md. What is measured (by scaling_measures, a process for
-each measure) is of this machine. An accelerator and its network are not here, so their numbers are ASSUMED, each with
-its source, and --set replaces any of them.
+docs/scaling.md has figures, their machine and conclusions. scaling_measures measures this machine, with a process for
+each measure. The numbers of accelerators and their network are ASSUMED, each with its source, as this machine has none;
+--set replaces any of them.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import os
 import pathlib
 import statistics
 import sys
+from typing import Any
 
 from absl import flags
 
@@ -33,20 +34,20 @@ TIMEOUT = 600  # seconds for a measure
 
 
 def start(task: str, *arguments, **options) -> measuring.Child:
-    """Return the process that does a task of scaling_measures, on the CPU also where there is a GPU."""
+    """Return the process that runs a measure of scaling_measures, always on the CPU."""
     function = f'benchmarks.scaling_measures:measure_{task}'
     return measuring.Child(function, *arguments, CUDA_VISIBLE_DEVICES='-1', **options)
 
 
 def result(*arguments, **options) -> dict:
-    """Return what the process that `start` starts finds."""
+    """Start a process, see `start`, and return its result."""
     with start(*arguments, **options) as child:
         return child.answer(TIMEOUT)
 
 
 def measure_all(names: list[str], size: float, folder: str | None) -> dict:
-    """Return {measure: its figures}, one after another."""
-    cores, found = sorted(os.sched_getaffinity(0)), {}
+    """Run the measures one after another; return {measure: figures}."""
+    cores, found = sorted(os.sched_getaffinity(0)), dict[str, Any]()
     if 'images' in names:
         found |= result('images', size)
     if 'input' in names:
@@ -64,10 +65,10 @@ def measure_all(names: list[str], size: float, folder: str | None) -> dict:
 
 
 def predict_pair(pair: list[dict], clock: str = 'seconds') -> dict[str, float]:
-    """Return what two workers' steps should take by what each found, beside what they take.
+    """Return the predicted and the measured seconds of two workers' steps.
 
-    A turn of `alone` is that of the slower worker, for whom the other waits; the exchanges come on top. The clock is
-    'seconds', or 'cpu_seconds' of the processor, which other jobs disturb less.
+    A turn of `alone` is that of the slower worker, as the other one waits for it; the exchanges are added. The clock is
+    'seconds' (wall time) or 'cpu_seconds' (processor time), which other jobs disturb less.
     """
     turns = [{row['turn']: row[clock] for row in worker['turns']} for worker in pair]
     middle = {name: statistics.median(map(max, *(worker[name] for worker in turns))) for name in turns[0]}
@@ -80,7 +81,7 @@ def predict_pair(pair: list[dict], clock: str = 'seconds') -> dict[str, float]:
 
 
 def format_found(found: dict) -> str:
-    """Return the measured figures as lines."""
+    """Return the measured figures as lines of text."""
     lines = []
     for name in ('index', 'order', 'checkpoint', 'evaluation', 'memory'):
         for row in found.get(name, ()):
@@ -102,7 +103,7 @@ def format_found(found: dict) -> str:
 
 
 def format_table(rows: list[dict]) -> str:
-    """Return what `predict` says of several numbers of accelerators, a line each."""
+    """Return a line of text for each result of `predict`."""
     lines = ['   n    batch  step ms  all-reduce ms  images/s  cores/host  MB/s host  GB/accel.  epoch s  bottleneck']
     for row in rows:
         lines.append(
@@ -123,26 +124,24 @@ def _short(value):
 
 
 def define_flags() -> flags.FlagValues:
-    """Return the flags, in a set of their own."""
+    """Return the flags of this program."""
     values = flags.FlagValues()
     define = Definer(values)
-    flags.DEFINE_multi_enum(
-        'measure', list(MEASURES), MEASURES, 'May be repeated. An estimate needs all but workers.', flag_values=values
-    )
-    define.string('variant', 'resnet50_v1.5', 'The network of the estimate.')
-    define.names('accelerators', '8,16,64,256,1024', 'How many, a comma list.')
-    flags.DEFINE_multi_string(
-        'set', [], 'name=value of an assumption, or of a measured constant, to replace.', flag_values=values
-    )
-    define.number('size', 1.0, 'Share of the full measurements.', lower=0.01, upper=1)
-    define.string('image_folder', None, 'JPEG files to decode; synthetic ones without.')
-    define.string('input_json', None, 'Take the measurements of an earlier --output_json.')
-    define.string('output_json', None, 'Also write every single figure there.')
+    text = 'What to measure; may be repeated. An estimate needs all but workers.'
+    flags.DEFINE_multi_enum('measure', list(MEASURES), MEASURES, text, flag_values=values)
+    define.string('variant', 'resnet50_v1.5', 'Network of the estimate.')
+    define.names('accelerators', '8,16,64,256,1024', 'Numbers of accelerators, as a comma list.')
+    text = 'name=value replaces an assumption or a measured constant; may be repeated.'
+    flags.DEFINE_multi_string('set', [], text, flag_values=values)
+    define.number('size', 1.0, 'Size of the measurements, as a fraction of the full ones.', lower=0.01, upper=1)
+    define.string('image_folder', None, 'Folder of JPEG files to decode. Default: synthetic images.')
+    define.string('input_json', None, 'File that an earlier --output_json wrote; it replaces the measurements.')
+    define.string('output_json', None, 'File for every single figure.')
     return values
 
 
 def replacements(pairs: list[str]) -> dict[str, float]:
-    """Return {name: number} of 'name=number', the names being of ASSUMED or MEASURED."""
+    """Return {name: number} from strings 'name=number' with names of ASSUMED or MEASURED."""
     values = {}
     for pair in pairs:
         name, _, text = pair.partition('=')
@@ -152,16 +151,16 @@ def replacements(pairs: list[str]) -> dict[str, float]:
         is_allowed = 0 < number < math.inf or number == 0 and name in MAY_BE_0
         if name not in [*ASSUMED, *MEASURED] or not is_allowed:
             names = ', '.join([*ASSUMED, *MEASURED])
-            raise UserError(f"set '{pair}' is no assumption and a number above 0; pass name=number, a name of {names}")
+            raise UserError(f"set '{pair}' must be name=number, with a number above 0 and a name of {names}")
         values[name] = number
     return values
 
 
 def run_scaling(values: flags.FlagValues) -> None:
-    """Measure, or read what was measured; estimate; print."""
-    replaced = replacements(values.set)  # before what takes its time
+    """Measure, or read measurements; estimate; print."""
+    replaced = replacements(values.set)  # before the slow measurements
     if not values.accelerators or not all(n.isdecimal() and 0 < int(n) <= 10**6 for n in values.accelerators):
-        raise UserError(f'accelerators {",".join(values.accelerators)!r}: pass numbers in 1..1000000, as 8,64')
+        raise UserError(f'accelerators {",".join(values.accelerators)!r}: pass numbers in 1..1000000, such as 8,64')
     output = measuring.check_output(values.output_json)
     if values.image_folder:
         jpeg_input.list_files(values.image_folder)
@@ -194,7 +193,7 @@ def run_scaling(values: flags.FlagValues) -> None:
 
 
 def _read(path):
-    """Return (what was found, the machine) of what --output_json wrote."""
+    """Return (measurements, description of the machine) from a file that --output_json wrote."""
     with files.read_errors(path, 'pass what --output_json wrote as --input_json'):
         content = pathlib.Path(path).expanduser().read_bytes()
     try:
@@ -203,7 +202,7 @@ def _read(path):
         constants(stored['found'])
         return stored['found'], str(stored['machine'])
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise UserError(f"input_json '{path}' holds something else; pass what --output_json wrote") from None
+        raise UserError(f"input_json '{path}' was not written by --output_json; pass a file that was") from None
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
-"""What grows with a training, measured at 1x, 2x and 4x: the parts of scaling, each for a process of its own.
+"""The measures of scaling: what grows with a training, at 1x, 2x and 4x. Each runs in a separate process.
 
-On two cores 5 to 25 seconds each. Time of index, order, decoding and reading is the processor's, of checkpoints and
-evaluations the shortest of three: other jobs disturb it less. Two workers tell both, in turns.
+Each takes 5 to 25 seconds on two cores. Index, order, decoding and reading are measured in processor time, checkpoints
+and evaluations by the shortest of three runs, as other jobs disturb these less. Two workers measure both times.
 """
 
 import functools
@@ -14,6 +14,7 @@ import tempfile
 import time
 import timeit
 import tracemalloc
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -37,12 +38,12 @@ IMAGENET = 1281167
 
 
 def _shortest(function, clock=time.perf_counter):
-    """Return the least seconds of three calls, garbage collected as ever."""
+    """Return the least seconds of three calls, with garbage collection on."""
     return min(timeit.repeat(function, gc.enable, clock, repeat=3, number=1))
 
 
 def measure_images(size: float) -> dict[str, list]:
-    """Index and order of 1x, 2x and 4x images, and the first batch of a late step."""
+    """Measure the index and order of 1x, 2x and 4x images, and the first batch of a late step."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [pathlib.Path(folder) / f'train-{i:05d}' for i in range(4 * max(SCALES))]
         for path in paths:
@@ -53,7 +54,7 @@ def measure_images(size: float) -> dict[str, list]:
 
 def _index(paths):
     find = functools.partial(shards.Shards, paths, log=lambda line: None)
-    seconds = _shortest(find, time.process_time)  # first, so that what the first call imports is not counted below
+    seconds = _shortest(find, time.process_time)  # first, so that imports of the first call do not count below
     tracemalloc.start()
     source = find()
     held, peak = tracemalloc.get_traced_memory()
@@ -79,7 +80,7 @@ def _order(count):
 
 
 def measure_workers(size: float) -> dict:
-    """All-reduces of 1x, 2x and 4x bytes, and steps with and without them, by one of two workers that do the same."""
+    """Measure all-reduces of 1x, 2x and 4x bytes, and steps with and without them, as one of two equal workers."""
     batch, runs, spec = max(2, int(32 * size)), 7, resnet_variants.cifar_spec(20)
     together = synthetic_trainer(spec, 2 * batch, {'distribution_strategy': 'multi_worker_mirrored'})
     alone = synthetic_trainer(spec, batch, {'distribution_strategy': 'off'})
@@ -88,11 +89,11 @@ def measure_workers(size: float) -> dict:
     for scale in (0, *SCALES):
         count = max(PARTS, int(2**20 * scale * size) // PARTS * PARTS)
         turns[str(count * BYTES)] = _exchange(process.strategy, count), 5
-    sent = pathlib.Path('/sys/class/net/lo/statistics/tx_bytes')  # by this machine to itself, by others, too
-    rows = [{'turn': name, 'seconds': [], 'cpu_seconds': [], 'loopback_bytes': math.inf} for name in turns]
+    sent = pathlib.Path('/sys/class/net/lo/statistics/tx_bytes')  # to this machine itself, from any program
+    rows: Any = [{'turn': name, 'seconds': [], 'cpu_seconds': [], 'loopback_bytes': math.inf} for name in turns]
     for run in range(runs + 1):
         for row, (function, count) in zip(rows, turns.values(), strict=True):
-            process.total(0)  # both begin at once
+            process.total(0)  # both workers start at the same time
             before = int(sent.read_text())
             _, seconds, cpu = timed(function, count)
             row['loopback_bytes'] = min(row['loopback_bytes'], (int(sent.read_text()) - before) / count)
@@ -105,7 +106,7 @@ def measure_workers(size: float) -> dict:
 
 
 def measure_model(size: float) -> dict[str, list]:
-    """Checkpoints of 1x, 2x and 4x bytes, 4x being ResNet-50's, and evaluations of 1x, 2x and 4x images."""
+    """Measure checkpoints of 1x, 2x and 4x bytes (4x is ResNet-50's), and evaluations of 1x, 2x and 4x images."""
     with tempfile.TemporaryDirectory() as folder:
         saved = [_checkpoint(folder, int(128000 * scale * size)) for scale in SCALES]
     trainer = synthetic_trainer(resnet_variants.cifar_spec(8), max(2, int(100 * size)))
@@ -120,7 +121,7 @@ def _checkpoint(folder, count):
     arrays = {str(i): np.random.default_rng(i).random(count, np.float32) for i in range(100)}
 
     def save():
-        if all(np.all(np.isfinite(array)) for array in arrays.values()):  # as the loop looks at them
+        if all(np.all(np.isfinite(array)) for array in arrays.values()):  # as the training loop checks them
             return checkpoints.save(folder, 1, arrays, {})
 
     return {
@@ -131,7 +132,7 @@ def _checkpoint(folder, count):
 
 
 def measure_memory(batch: int) -> dict[str, int]:
-    """The memory of two training steps of ResNet-50 at 224x224, float32."""
+    """Measure the memory of two training steps of ResNet-50 at 224x224 in float32."""
     trainer = synthetic_trainer(resnet_variants.VARIANTS['resnet50_v1.5'], batch, num_train_images=64)
     steps = stepping(trainer, trainer.train_batches())
     with sampled() as sizes:
@@ -141,7 +142,7 @@ def measure_memory(batch: int) -> dict[str, int]:
 
 
 def measure_input(size: float, folder: str | None = None) -> dict:
-    """Training images of 224x224 from shards, on one core, and records read by one thread."""
+    """Measure training images of 224x224 from shards on one core, and records read by one thread."""
     if folder:
         jpegs = [path.read_bytes() for path in jpeg_input.list_files(folder)]
     else:
@@ -159,7 +160,7 @@ def measure_input(size: float, folder: str | None = None) -> dict:
             for _ in range(steps):
                 next(iterator)
 
-        draw()  # until the buffers are as full as they become
+        draw()  # fills the buffers
         turns = [timed(draw) for _ in range(5)]
         reading = _shortest(lambda: source.read(np.arange(len(jpegs))), time.thread_time)
     return {
@@ -172,20 +173,20 @@ def measure_input(size: float, folder: str | None = None) -> dict:
 
 
 def measure_net(variant: str) -> dict[str, int]:
-    """Return the numbers of a network of VARIANTS, at 224x224 where it does not say."""
+    """Return the numbers of a network of VARIANTS, at 224x224 if it takes any image size."""
     if variant not in resnet_variants.VARIANTS:
         raise UserError(f"variant '{variant}' is unknown; python -m official_resnet.resnet_variants prints them all")
     spec = resnet_variants.VARIANTS[variant]
     with keras.StatelessScope(initialize_variables=False):
-        shape = tuple(side or 224 for side in resnet_variants.IMAGE_SHAPES[spec.stem])
+        shape = cast(Any, tuple(side or 224 for side in resnet_variants.IMAGE_SHAPES[spec.stem]))
         return describe(resnet_model.resnet(spec, architecture_table.NUM_CLASSES[spec.stem], shape))
 
 
 def describe(model: keras.Model) -> dict[str, int]:
-    """Return the numbers of a model of fixed image size that scaling_model needs.
+    """Return the numbers that scaling_model needs of a model with a fixed image size.
 
-    `parameters` are trainable, `state` is what is not, BN's moving statistics; `activations` are the outputs of
-    convolutions, ReLUs and pooling of an image, which the gradients need.
+    'parameters' are trainable; 'state' are the others, BN's moving statistics; 'activations' are the outputs of
+    convolutions, ReLUs and pooling for one image, which the gradients need.
     """
     kept = (keras.layers.Conv2D, keras.layers.ReLU, keras.layers.Activation, keras.layers.MaxPooling2D)
     return {
@@ -197,7 +198,7 @@ def describe(model: keras.Model) -> dict[str, int]:
 
 
 def _exchange(strategy, count):
-    """Return a function that adds up `count` float32 over the workers so many times, as Keras does gradients."""
+    """Return a function that sums `count` float32 over the workers a number of times, as Keras sums gradients."""
 
     def replica(values):
         parts = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.split(values, PARTS))
@@ -214,7 +215,7 @@ def _exchange(strategy, count):
 
 
 def _synthetic_jpeg():
-    """Return a JPEG of 500 x 375 pixels, of about the size of ImageNet's."""
+    """Return a JPEG of 500 x 375 pixels with about as many bytes as one of ImageNet."""
     file = io.BytesIO()
     noise = Image.effect_noise((250, 188), 90).resize((500, 375), Image.Resampling.BILINEAR)
     noise.convert('RGB').save(file, 'JPEG', quality=93)

@@ -1,7 +1,6 @@
-"""The arithmetic of a training on many accelerators: what bounds it, from a few constants.
+"""The arithmetic of training on many accelerators: what limits it, from a few constants.
 
-What is measured (MEASURED) comes from scaling_measures. An accelerator and its network are not here, so their numbers
-are ASSUMED, each with its source.
+scaling_measures finds the constants in MEASURED. Those of accelerators and their network are ASSUMED, with sources.
 """
 
 import math
@@ -15,9 +14,8 @@ ASSUMED = {  # name: (value, what it is, source)
     'flops': (312e12, 'FLOP/s of an accelerator', 'NVIDIA A100 data sheet, bfloat16, dense'),
     'efficiency': (
         0.196,
-        'share of that which arithmetic reaches',
-        'with the overhead 2375 images/s of ResNet-50 v1.5 '
-        'on an A100, batch 256, mixed precision, XLA: NVIDIA DeepLearningExamples, its TensorFlow README',
+        'fraction of that which arithmetic reaches',
+        'with the overhead 2375 images/s of ResNet-50 v1.5 on an A100, batch 256, mixed precision, XLA: NVIDIA README',
     ),
     'overhead': (5e-3, 's a step that no batch shortens', f'a thousand kernels of 5 us; {_NONE}'),
     'jitter': (0.02, 'deviation of a step, relative, from one accelerator to another', _NONE),
@@ -25,52 +23,53 @@ ASSUMED = {  # name: (value, what it is, source)
     'cores': (128, 'cores of a host, taken to be as fast as one here', _DGX),
     'memory': (40e9, 'bytes of an accelerator', _DGX),
     'link': (0.8 * 25e9, 'bytes/s from an accelerator to the next in the ring', f'200 Gb/s a port: {_DGX}; 0.8 of it'),
-    'latency': (5e-6, 's of a message to the next', _NONE),
-    'packs': (1, 'all-reduces that the gradients are split into', 'TensorFlow 2.21 with bytes_per_pack=0'),
+    'latency': (5e-6, 's for a message to the next', _NONE),
+    'packs': (1, 'all-reduces into which the gradients are split', 'TensorFlow 2.21 with bytes_per_pack=0'),
     'disk': (5e9, 'bytes/s that a host reads', _NONE),
-    'batch': (256, 'images a step of an accelerator, at most', 'as efficiency'),
-    'max_batch': (8192, 'images a step of all, at most', 'arXiv:1706.02677 Fig. 1: SGD loses accuracy above'),
+    'batch': (256, 'images of an accelerator in a step, at most', 'as efficiency'),
+    'max_batch': (8192, 'images of all in a step, at most', 'arXiv:1706.02677 Fig. 1: SGD loses accuracy above'),
     'images': (1281167, 'training images', 'ILSVRC2012'),
     'test_images': (50000, 'images of an evaluation', 'ILSVRC2012'),
     'image_bytes': (107.7e3, 'bytes of an image', 'ILSVRC2012: 138 GB of training images'),
     'save_minutes': (10, 'minutes between checkpoints inside an epoch', 'default of --save_checkpoint_minutes'),
 }
-ADVICE = {  # part of the time -> what makes it smaller
-    'arithmetic': 'nothing is lost that is worth a flag',
-    'overhead': 'fewer accelerators, or a larger --batch_size with a rate that bears it (--warmup_epochs)',
+ADVICE = {  # part of the time: what makes it smaller
+    'arithmetic': 'no flag would gain much',
+    'overhead': 'fewer accelerators, or a larger --batch_size with a learning rate that allows it (--warmup_epochs)',
     'all-reduce': 'a faster network, --all_reduce_alg=nccl; a larger --batch_size',
-    'stragglers': 'equal hosts with nothing else on them; --datasets_num_private_threads below the cores',
-    'input cores': 'more cores a host; fewer accelerators a host; smaller --image_size',
-    'reading thread': 'fewer accelerators a worker (one process reads with one Python thread at a time)',
+    'stragglers': 'equal hosts without other load; --datasets_num_private_threads below the number of cores',
+    'input cores': 'more cores or fewer accelerators in a host; a smaller --image_size',
+    'reading thread': 'fewer accelerators for each worker (a process reads with one Python thread at a time)',
     'disk': 'shards on a local disk, or in memory',
     'evaluation': '--epochs_between_evals',
-    'checkpoints': 'a faster disk for --model_dir; one is written after each epoch, however short',
-    'epoch order': 'nothing yet: each worker shuffles all numbers once an epoch',
+    'checkpoints': 'a faster disk for --model_dir; one is written after every epoch, however short',
+    'epoch order': 'nothing yet: each worker shuffles all numbers once in each epoch',
     'memory': 'a smaller --batch_size, --dtype=bf16, a smaller --variant',
 }
-MEASURED = {  # name: (what it is, rows of scaling_measures, x, y, whether the slope of y over x is it, or y at x = 0)
-    'decode': ('training images a core makes in a second',),
-    'read': ('records/s that a process reads',),
-    'save': ('s of a checkpoint of no size', 'checkpoint', 'bytes', 'save_seconds', False),
+# name: (what it is, rows of scaling_measures, x, y, whether it is the slope of y over x, or else y at x = 0)
+MEASURED: dict[str, tuple] = {
+    'decode': ('training images/s of a core',),
+    'read': ('records/s of a reading process',),
+    'save': ('s for an empty checkpoint', 'checkpoint', 'bytes', 'save_seconds', False),
     'save_byte': ('s a byte', 'checkpoint', 'bytes', 'save_seconds', True),
     'restore_byte': ('s a byte', 'checkpoint', 'bytes', 'restore_seconds', True),
-    'evaluate': ('s of an evaluation of nothing', 'evaluation', 'images', 'seconds', False),
-    'order': ('s an image, to shuffle an epoch', 'order', 'images', 'seconds', True),
-    'index': ('s a record, to find it', 'index', 'records', 'seconds', True),
+    'evaluate': ('s for an empty evaluation', 'evaluation', 'images', 'seconds', False),
+    'order': ('s an image, for shuffling an epoch', 'order', 'images', 'seconds', True),
+    'index': ('s a record, for finding it', 'index', 'records', 'seconds', True),
     'index_bytes': ('bytes a record', 'index', 'records', 'bytes', True),
     'kept': ('numbers in memory for each activation', 'memory', 'batch', 'peak_bytes', True),
 }
-BYTES, COLLECTIVES = 4, 3  # of float32; a step: gradients, BN statistics, loss and accuracy
+BYTES, COLLECTIVES = 4, 3  # of a float32; of a step: gradients, BN statistics, loss and accuracy
 
 
 def line(rows: list[dict], x: str, y: str) -> tuple[float, float]:
-    """Return (y at x = 0, slope) of the straight line through rows of numbers, neither below 0."""
+    """Return (y at x = 0, slope) of the least-squares line through rows of numbers; both at least 0."""
     slope, intercept = np.polyfit([row[x] for row in rows], [row[y] for row in rows], 1)
     return max(0.0, float(intercept)), max(0.0, float(slope))
 
 
 def constants(found: dict) -> dict[str, float]:
-    """Return {name: value} of MEASURED, from what was found at 1x, 2x and 4x; {} if something is missing."""
+    """Return {name: value} of MEASURED from measurements at 1x, 2x and 4x; {} if some are missing."""
     if not {'order', 'input', 'checkpoint'} <= found.keys():
         return {}
     values = {'decode': statistics.median(found['input']['images_per_core_second'])}
@@ -84,37 +83,37 @@ def constants(found: dict) -> dict[str, float]:
 
 
 def ring_seconds(n: int, size: float, link: float, latency: float) -> float:
-    """Return the time of a ring all-reduce: 2(n-1) rounds, in each a chunk of size/n bytes to the next of n."""
+    """Return the seconds of a ring all-reduce of n: 2(n-1) rounds, each with a chunk of size/n bytes to the next."""
     return 2 * (n - 1) * (size / n / link + latency)
 
 
-def step_seconds(forward: float, backward: float, exchange: float, packs: int) -> float:
-    """Return the time of a step whose gradients are ready, and sent, in so many equal packs, one after another."""
+def step_seconds(forward: float, backward: float, exchange: float, packs: float) -> float:
+    """Return the seconds of a step whose gradients are ready, and sent, in `packs` equal parts, one after another."""
     return forward + max(backward + exchange / packs, backward / packs + exchange)
 
 
 def expected_maximum(n: int) -> float:
-    """Return the expected largest of n standard normal numbers, within 0.03 (Blom 1958)."""
+    """Return the expected maximum of n standard normal numbers, within 0.03 (Blom 1958)."""
     return 0.0 if n == 1 else statistics.NormalDist().inv_cdf((n - 0.375) / (n + 0.25))
 
 
 def checkpoint_bytes(net: dict[str, int]) -> int:
-    """Return the size of a checkpoint: weights, momentum, BN statistics."""
+    """Return the bytes of a checkpoint: weights, momentum, BN statistics."""
     return BYTES * (2 * net['parameters'] + net['state'])
 
 
 def predict(net: dict[str, int], c: dict[str, float], n: int) -> dict:
-    """Return what a training on n accelerators takes, a dict of plain numbers.
+    """Return the estimate of a training on n accelerators, a dict of plain numbers.
 
     Args:
-        net: 'parameters', 'state', 'multiply_adds' and 'activations' of an image; see scaling_measures.describe.
+        net: What scaling_measures.describe returns.
         c: {name: value} of ASSUMED and of what `constants` returns.
-        n: accelerators.
+        n: Number of accelerators.
 
     Returns:
-        'batch' (an accelerator's), 'global_batch', 'step' (s), 'all_reduce' (s), 'images_per_second', 'cores' and
-        'read_bytes' (a host's, to keep up), 'memory' (bytes of an accelerator), 'epoch' (s), 'parts' ({name: share of
-        the epoch}), 'bottleneck' (the largest part but the arithmetic, if 5 % or more).
+        'batch' (of an accelerator), 'global_batch', 'step' (s), 'all_reduce' (s), 'images_per_second', 'cores' and
+        'read_bytes' (that a host needs), 'memory' (bytes of an accelerator), 'epoch' (s), 'parts' ({name: fraction of
+        the epoch}), 'bottleneck' (the largest part other than arithmetic, if it is 5 % or more).
     """
     batch = max(1, min(int(c['batch']), int(c['max_batch']) // n))
     hosts, steps = math.ceil(n / c['per_host']), max(1, int(c['images']) // (batch * n))
@@ -124,9 +123,9 @@ def predict(net: dict[str, int], c: dict[str, float], n: int) -> dict:
     others = ring_seconds(n, BYTES * net['state'], c['link'], (COLLECTIVES - 1) * c['latency'])
     exposed = step_seconds(compute / 3, compute * 2 / 3, gradients, c['packs']) - compute + others
     wait = compute * c['jitter'] * expected_maximum(n)
-    # images/s that a host's input can deliver
+    # images/s of a host's input
     rates = {'input cores': c['cores'] * c['decode'], 'reading thread': c['read'], 'disk': c['disk'] / c['image_bytes']}
-    slowest = min(rates, key=rates.get)
+    slowest = min(rates, key=lambda name: rates[name])
     seconds = compute + exposed + wait
     step = max(seconds, batch * n / hosts / rates[slowest])
     parts = {
@@ -142,9 +141,9 @@ def predict(net: dict[str, int], c: dict[str, float], n: int) -> dict:
     save = c['save'] + c['save_byte'] * checkpoint_bytes(net)
     parts['checkpoints'] = save * (1 + sum(parts.values()) // (60 * c['save_minutes']))
     epoch = sum(parts.values())
-    # in bfloat16: weights, momentum, gradients twice (packed); activations, of which `kept` numbers each are in memory
+    # float32 weights, momentum and gradients twice (packed), bfloat16 weights; `kept` bfloat16 numbers per activation
     memory = (4 * BYTES + 2) * net['parameters'] + 2 * c['kept'] * net['activations'] * batch
-    lost = max((part for part in parts if part != 'arithmetic'), key=parts.get)
+    lost = max((part for part in parts if part != 'arithmetic'), key=lambda part: parts[part])
     bottleneck = 'memory' if memory > c['memory'] else lost if parts[lost] >= 0.05 * epoch else 'arithmetic'
     per_second = batch * n / seconds / hosts
     return {

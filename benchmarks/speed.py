@@ -1,16 +1,16 @@
-"""Measure images/s side by side: ours, the same net in stock Keras layers with fit, and PyTorch.
+"""Measure images/s side by side: ours, the same network in stock Keras layers with fit, and PyTorch.
 
     python -m benchmarks.speed                      # ResNet-32, batch 128, fp32 and bf16: about 7 minutes on two cores
     python -m benchmarks.speed --measure=input      # the input pipeline alone, on one core
     python -m benchmarks.speed --measure=inference  # ResNet-50, batch 8, 224x224, also keras.applications, ONNX Runtime
-    python -m benchmarks.speed --measure=build      # ResNet-50s built a second, beside keras.applications
+    python -m benchmarks.speed --measure=build      # ResNet-50s built per second, beside keras.applications
     python -m benchmarks.speed --measure=jpeg --image_folder=DIR    # training input of 224x224 from JPEGs, beside
                                                     # PyTorch's DataLoader and decoding alone, on one core and on all
-    python -m benchmarks.speed --measure=workers    # two workers that share the cores, beside one process with all
-    python -m benchmarks.speed --measure=save       # what checkpoints cost of the training time
+    python -m benchmarks.speed --measure=workers    # two workers that share the cores, beside one process
+    python -m benchmarks.speed --measure=save       # the part of the training time that checkpoints take
 
-Each system lives in a process of its own and all take turns, one at a time, so that a machine that is faster or
-slower for a while is so for all: read the ratios. What is not installed is left out: pip install -e '.[parity]'.
+Each system runs in a separate process, and all take turns, one at a time. If the machine is faster or slower for a
+while, this affects all of them, so read the ratios. Missing systems are left out: pip install -e '.[parity]'.
 """
 
 import contextlib
@@ -35,45 +35,45 @@ SYSTEMS = {  # module: {--system: its functions}
     'jpeg_input': {'ours': ['ours', 'antialias', 'decode'], 'torch': ['torch', 'pillow']},
 }
 MEASURES = ('input', 'forward', 'train', 'inference', 'build')
-OTHER_MEASURES = ('jpeg', 'workers', 'save')  # not without being asked for
-SAVE_MINUTES, EPOCH_IMAGES = 10, 50_000  # checkpoints of a training at its defaults: between two, and of CIFAR's epoch
+OTHER_MEASURES = ('jpeg', 'workers', 'save')  # only on request
+SAVE_MINUTES, EPOCH_IMAGES = 10, 50_000  # between checkpoints by default; of an epoch of CIFAR
 INFERENCE_SIZE, INFERENCE_BATCH = 50, 8
 
 
 def define_flags() -> flags.FlagValues:
-    """Return the flags, in a set of their own."""
+    """Return the flags of this program."""
     values = flags.FlagValues()
-    flags.DEFINE_integer('resnet_size', 32, 'Layers: 6n+2.', 8, MAX_LAYERS, short_name='rs', flag_values=values)
-    flags.DEFINE_integer('batch_size', 128, 'Images a step.', 1, short_name='bs', flag_values=values)
+    flags.DEFINE_integer('resnet_size', 32, 'Layers, 6n+2.', 8, MAX_LAYERS, short_name='rs', flag_values=values)
+    flags.DEFINE_integer('batch_size', 128, 'Images per step.', 1, short_name='bs', flag_values=values)
     flags.DEFINE_integer('runs', 7, 'Counted turns of each system.', 1, flag_values=values)
-    flags.DEFINE_integer('steps', 10, 'Steps of a turn (input: 20 times as many).', 1, flag_values=values)
+    flags.DEFINE_integer('steps', 10, 'Steps per turn (20 times as many for input).', 1, flag_values=values)
     for name, default, others, text in (
-        ('dtype', ('fp32', 'bf16'), (), 'Precision; may be given twice.'),
-        ('measure', MEASURES, OTHER_MEASURES, 'What to compare; may be repeated.'),
-        ('system', tuple(SYSTEMS['inference']), (), 'What to compare; may be repeated.'),
+        ('dtype', ('fp32', 'bf16'), (), 'Precision; may be repeated.'),
+        ('measure', MEASURES, OTHER_MEASURES, 'What to measure; may be repeated.'),
+        ('system', tuple(SYSTEMS['inference']), (), 'Systems to compare; may be repeated.'),
     ):
         flags.DEFINE_multi_enum(name, list(default), (*default, *others), text, flag_values=values)
-    flags.DEFINE_string('image_folder', None, 'JPEG files for --measure=jpeg, in any subfolders.', flag_values=values)
-    flags.DEFINE_string('output_json', None, 'Also write every single figure there.', flag_values=values)
+    flags.DEFINE_string('image_folder', None, 'Folder with the JPEG files for --measure=jpeg.', flag_values=values)
+    flags.DEFINE_string('output_json', None, 'File for every single figure.', flag_values=values)
     flags.register_validator('resnet_size', lambda size: size % 6 == 2, 'must be 6n+2', values)
     return values
 
 
 def serve(system: str, *arguments) -> Callable[[str, int], float] | str:
-    """Build a system, 'module:function'; return the function (measure, steps) -> seconds, or what is not installed."""
+    """Build a system, 'module:function'; return (measure, steps) -> seconds, or the name of a missing package."""
     try:
         measures = pkgutil.resolve_name(f'benchmarks.{system}')(*arguments)
     except ModuleNotFoundError as error:
-        return error.name
+        return error.name or str(error)
     return lambda measure, steps: measuring.timed(measures[measure], steps)[1]
 
 
 def run_benchmark(values: flags.FlagValues) -> None:
-    """Measure what the flags ask for, print the table."""
+    """Measure what the flags ask for, and print the table."""
     output = measuring.check_output(values.output_json)
     if 'jpeg' in values.measure:
-        jpeg_input.list_files(values.image_folder)  # before the others take their time
-    results = [row for arguments, options in _plan(values) for row in _measure_in_turns(*arguments, values, **options)]
+        jpeg_input.list_files(values.image_folder)  # before the slow measurements
+    results = [row for arguments, options in _plan(values) for row in _measure_in_turns(values, *arguments, **options)]
     print('\n'.join([format_table(results), *_conclusions(results)]))
     about = f'{measuring.describe()}, load {os.getloadavg()[0]:.1f}'
     print(
@@ -85,21 +85,21 @@ def run_benchmark(values: flags.FlagValues) -> None:
         files.write_json(output, {'flags': values.flag_values_dict(), 'machine': about, 'results': rows})
 
 
-def _measure_in_turns(systems, dtype, measures, values, cores=None, size=None, batch_size=None):
-    """Return [(measure, dtype, {system: [images/s of each run, or builds/s]})]; the first turn of each is not counted.
+def _measure_in_turns(values, systems, dtype, measures, cores=None, size=None, batch_size=None):
+    """Return [(measure, dtype, {system: [images/s or builds/s of each run]})]; the first turn of each does not count.
 
-    Each system is a process on all cores or some. Words of a measure after the first one tell two apart.
+    Each system is a process on all or some cores. Words after the first one distinguish two measures of the same kind.
     """
     size, batch_size, results = size or values.resnet_size, batch_size or values.batch_size, []
     with contextlib.ExitStack() as stack:
-        children, temporary = {}, stack.enter_context(tempfile.TemporaryDirectory())  # of processes that are killed
+        children, temporary = {}, stack.enter_context(tempfile.TemporaryDirectory())  # for processes that are killed
         for system in systems:
             module, _, name = system.partition(':')
             folder = [values.image_folder] if module == 'jpeg_input' else []
             arguments = (system, dtype, size, batch_size, *folder)
             child = measuring.Child('benchmarks.speed:serve', *arguments, cores=cores, TMPDIR=temporary)
             if missing := stack.enter_context(child).answer():
-                print(f"{missing} is not installed, {name} is left out: pip install -e '.[parity]'")
+                print(f"{missing} is not installed, so {name} is left out; run pip install -e '.[parity]'")
             else:
                 children[f'resnet{size}' if name == 'save' else name] = child
         for measure in measures:
@@ -114,7 +114,7 @@ def _measure_in_turns(systems, dtype, measures, values, cores=None, size=None, b
 
 
 def _plan(values):
-    """Yield what is measured: (systems, dtype, measures), and more arguments of _measure_in_turns."""
+    """Yield the measurements as arguments of _measure_in_turns: (systems, dtype, measures), and options."""
     cores, large = sorted(os.sched_getaffinity(0)), {'size': INFERENCE_SIZE, 'batch_size': INFERENCE_BATCH}
     chosen = {
         module: [f'{module}:{name}' for system, names in rows.items() if system in values.system for name in names]
@@ -137,12 +137,12 @@ def _plan(values):
         yield (['training:several', 'training:one'], dtype, ['workers']), {}
     if 'save' in values.measure:
         yield (['training:save'], 'fp32', ['save']), {}
-        yield (['training:one'], 'fp32', ['workers']), {}  # which tells how long an epoch takes
+        yield (['training:one'], 'fp32', ['workers']), {}  # for the duration of an epoch
         yield (['training:save'], 'fp32', ['save']), large
 
 
 def _conclusions(results):
-    """Yield how workers compare, and what share of a training at its defaults checkpoints take, in words."""
+    """Yield sentences: how workers compare, and the part of a default training that checkpoints take."""
     for (measure, dtype, rates), (_, _, after) in itertools.pairwise([*results, ('', '', {})]):
         if 'several' in rates:
             share = _median_ratio(rates['several'], rates['one'])
@@ -161,12 +161,12 @@ def _conclusions(results):
 
 
 def _median_ratio(ours, others):
-    """Compare turn by turn, so that the machine's moods cancel."""
+    """Compare turn by turn, so that changes of the machine's speed cancel out."""
     return statistics.median(a / b for a, b in zip(ours, others, strict=True))
 
 
 def format_table(results: list[tuple[str, str, dict]]) -> str:
-    """Return lines: measure, precision, system, n, min, median, max images/s (builds/s), the ratio of ours to it."""
+    """Return lines with measure, precision, system, n, min, median and max images/s (builds/s), and ours / system."""
     lines = [f'{"":9} {"":5} {"system":12} {"n":>3} {"min":>9} {"median":>9} {"max":>9}  ours/it']
     for measure, dtype, rates in results:
         for system, values in rates.items():

@@ -1,4 +1,4 @@
-"""The CIFAR residual network in PyTorch: the peer of benchmarks and parity tests. Needs torch."""
+"""The CIFAR residual network in PyTorch, a peer for benchmarks and parity tests. It needs torch."""
 
 import contextlib
 import importlib
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 
 class Block(nn.Module):
-    """Basic block of v1 with shortcut A (1512.03385 Sec. 4.2)."""
+    """Basic block of version 1 with shortcut A (arXiv:1512.03385 Sec. 4.2)."""
 
     def __init__(self, in_filters, filters, stride):
         super().__init__()
@@ -31,7 +31,7 @@ class Block(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """6n+2 layers: float32 [n, 3, 32, 32] -> logits. Its parameters come in the order of our model's layers."""
+    """Network of 6n+2 layers: float32 [n, 3, 32, 32] -> logits. Its parameters are in the order of our layers."""
 
     def __init__(self, resnet_size, num_classes=10):
         super().__init__()
@@ -51,16 +51,16 @@ class CifarResNet(nn.Module):
 
 
 def to_torch(images: np.ndarray) -> torch.Tensor:
-    """float32 NHWC ndarray -> tensor [n, c, h, w] in channels_last memory."""
+    """Convert float32 images [n, h, w, c] to a tensor [n, c, h, w] in channels_last memory."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
 def import_torchvision() -> types.ModuleType:
-    """Return torchvision; its compiled operators, of which nets and transforms need none, may be of another torch."""
+    """Return torchvision, even if its compiled operators, which nothing here uses, belong to another torch."""
     with contextlib.suppress(ImportError, RuntimeError):
         return importlib.import_module('torchvision')
     for module in [module for module in sys.modules if module.startswith('torchvision')]:
         del sys.modules[module]
-    name = 'torchvision._meta_registrations'  # what fails without the operators
+    name = 'torchvision._meta_registrations'  # this import fails without the operators
     sys.modules[name] = types.ModuleType(name)
     return importlib.import_module('torchvision')

@@ -1,14 +1,14 @@
-"""Training, one function a system, for speed: by us, Keras and PyTorch; by two workers; and what checkpoints cost.
+"""Training with one function for each system, for speed: ours, Keras, PyTorch, two workers, and checkpoints.
 
-Each takes (dtype, resnet_size, batch_size), the first 'fp32' or 'bf16', and returns {measure: function of a number of
-steps}. Steps of `ours`, `keras` and `torch`, all of CIFAR's nets, are fed with one batch that is ready in memory; the
-input is a measure of its own. Steps of `one` and `several` read their input from the pipeline and agree with the other
-worker after each call, as in training.
+Each takes (dtype, resnet_size, batch_size), where dtype is 'fp32' or 'bf16', and returns {measure: function of a number
+of steps}. `ours`, `keras` and `torch` train networks of CIFAR with one batch that is ready in memory; the input is a
+separate measure. `one` and `several` read their input from the pipeline, and synchronise after each call.
 """
 
 import os
 import tempfile
 from collections.abc import Callable
+from typing import Any, cast
 
 import tensorflow as tf
 
@@ -23,7 +23,7 @@ from official_resnet.training.config import MachineConfig, TrainConfig
 
 
 def ours(dtype: str, resnet_size: int, batch_size: int) -> dict:
-    """resnet_run_loop's own compiled loop."""
+    """The compiled loop of resnet_run_loop."""
     trainer = synthetic_trainer(resnet_variants.cifar_spec(resnet_size), batch_size, dtype=dtype)
     pipeline, ready = iter(trainer.train_batches()), ready_batches(trainer)
     return {
@@ -34,7 +34,7 @@ def ours(dtype: str, resnet_size: int, batch_size: int) -> dict:
 
 
 def keras(dtype: str, resnet_size: int, batch_size: int) -> dict:
-    """The same net in stock Keras layers, with compile and fit, TensorFlow's own threads."""
+    """The same network in stock Keras layers, with compile, fit, and TensorFlow's default threads."""
     trainer = synthetic_trainer(resnet_variants.cifar_spec(resnet_size), batch_size, dtype=dtype)
     model = rewrite.to_stock(trainer.model)
     loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -47,14 +47,14 @@ def keras(dtype: str, resnet_size: int, batch_size: int) -> dict:
 
 
 def torch(dtype: str, resnet_size: int, batch_size: int) -> dict:
-    """PyTorch, channels_last and eager, torch.autocast in bf16: steps of SGD, or inference."""
+    """PyTorch in eager mode with channels_last, and torch.autocast in bf16: steps of SGD, or inference."""
     import torch
 
     from benchmarks import torch_peer
 
     images, labels = next(iter(datasets.open_split('synthetic', 'train').training_batches(batch_size)))
     images, labels = torch_peer.to_torch(images.numpy()), torch.from_numpy(labels.numpy()).long()
-    model = torch_peer.CifarResNet(resnet_size).to(memory_format=torch.channels_last)
+    model = cast(Any, torch_peer.CifarResNet(resnet_size)).to(memory_format=torch.channels_last)  # not in the stubs
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=2e-4)
 
     def logits(is_training):
@@ -83,7 +83,7 @@ def one(dtype: str, resnet_size: int, batch_size: int) -> dict:
 
 
 def several(dtype: str, resnet_size: int, batch_size: int) -> dict:
-    """Two workers with half of the cores each, this process and another, which does as many steps as this one."""
+    """Two workers with half of the cores each: this process, and another one that takes the same steps."""
     cores = sorted(os.sched_getaffinity(0))
     hosts = [f'localhost:{port}' for port in workers.free_ports(2)]
     mine, other = (workers.tf_config(hosts, i) for i in range(2))
@@ -102,7 +102,7 @@ def several(dtype: str, resnet_size: int, batch_size: int) -> dict:
 
 
 def join(dtype: str, resnet_size: int, batch_size: int, strategy: str = 'multi_worker_mirrored') -> Callable:
-    """Be one of the workers that TF_CONFIG lists, or with another strategy the only one; return what takes steps."""
+    """Become a worker of TF_CONFIG, or with another strategy the only one; return the function that takes steps."""
     if strategy == 'multi_worker_mirrored':
         workers.join(None)
     trainer = synthetic_trainer(_spec(resnet_size), batch_size, {'distribution_strategy': strategy}, dtype=dtype)
@@ -116,25 +116,25 @@ def join(dtype: str, resnet_size: int, batch_size: int, strategy: str = 'multi_w
 
 
 def save(dtype: str, resnet_size: int, batch_size: int) -> dict:
-    """Checkpoints of a net of CIFAR (6n+2 layers) or ImageNet and of its momentum, to where temporary files are."""
+    """Save a network of CIFAR (6n+2 layers) or ImageNet, with its momentum, to the folder of temporary files."""
     trainer = synthetic_trainer(_spec(resnet_size), batch_size, {'model_dir': tempfile.mkdtemp()}, dtype=dtype)
     return {'save': lambda count: [trainer.save() for _ in range(count)]}
 
 
 def synthetic_trainer(spec: ResNetSpec, batch_size: int, machine: dict | None = None, **config) -> Trainer:
-    """Return a trainer of synthetic images; `machine` and `config` are fields of the configurations."""
+    """Return a trainer on synthetic images; `machine` and `config` are fields of the configurations."""
     dataset = 'synthetic' if spec.stem == 'cifar' else 'synthetic224'
     config = {'dataset': dataset, 'machine': MachineConfig(**machine or {}), **config}
-    return Trainer(TrainConfig(spec, batch_size=batch_size, train_epochs=10**6, **config))  # more than any takes
+    return Trainer(TrainConfig(spec, batch_size=batch_size, train_epochs=10**6, **config))  # more than any needs
 
 
 def ready_batches(trainer: Trainer) -> tf.data.Dataset:
-    """Return one training batch over and over: no step waits for its input."""
+    """Return one training batch over and over, so that no step waits for its input."""
     return tf.data.Dataset.from_tensors(next(iter(trainer.train_batches()))).repeat()
 
 
 def stepping(trainer: Trainer, batches: tf.data.Dataset) -> Callable[[int], object]:
-    """Return the function that takes so many training steps with the next of the batches."""
+    """Return the function that takes a number of training steps with the next batches."""
     iterator = iter(batches)
     return lambda steps: trainer.train_steps(iterator, tf.constant(steps)).numpy()
 

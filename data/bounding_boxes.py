@@ -1,11 +1,11 @@
-"""Boxes of ILSVRC2012's training images: XML files -> one sorted CSV file.
+"""Convert the boxes of ILSVRC2012's training images from XML files to one sorted CSV file.
 
     python data/bounding_boxes.py ILSVRC2012_bbox_train_v2.tar.gz SYNSETS > imagenet_2012_bounding_boxes.csv
 
-The first argument is the tar file, read as a stream without unpacking it, or a folder <synset>/<image>.xml. SYNSETS
-is a list of classes, one a line; without it all are taken. A line of the result is `name.JPEG,xmin,ymin,xmax,ymax`,
-each a fraction of the image's size in the XML, with four decimals; lines are in the order of their bytes. What was
-left out is counted on standard error.
+The first argument is the tar file, which is read without unpacking it, or a folder <synset>/<image>.xml. SYNSETS is a
+file with one class on each line; without it, all classes are taken. A line of the result is
+`name.JPEG,xmin,ymin,xmax,ymax`. Each number is a fraction of the image's size in the XML, with four decimals. The lines
+are sorted by their bytes. Standard error says what was left out.
 """
 
 import sys
@@ -16,19 +16,19 @@ try:
     from official_resnet.building import boxes, labels
     from official_resnet.command_line import program
     from official_resnet.errors import UserError
-except ModuleNotFoundError as error:  # run by its path, without an installation
+except ModuleNotFoundError as error:  # run by its path without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
 
 def main(argv):
-    """Run with the arguments `argv` (program name first); return the exit code."""
+    """Run with the arguments `argv`, the program's name first; return the exit code."""
     return program.run_program(argv, __doc__, flags.FlagValues(), _run, takes_arguments=True)
 
 
 def _run(_, arguments):
     if not 1 <= len(arguments) <= 2:
         extra = f'unexpected argument {arguments[2]!r}; ' if arguments else ''
-        raise UserError(f'{extra}pass the tar file or folder of boxes, and perhaps SYNSETS')
+        raise UserError(f'{extra}pass the tar file or folder of boxes, and optionally SYNSETS')
     synsets = labels.read_classes(arguments[1], 'SYNSETS') if arguments[1:] else None
     lines, told = boxes.read_xml(arguments[0], synsets)
     with program.reader_may_leave():

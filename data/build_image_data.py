@@ -1,12 +1,12 @@
-"""Build TFRecord shards from own images: a folder for each class.
+"""Build TFRecord shards from your own images, with a folder for each class.
 
     python data/build_image_data.py --train_directory=pets/train --validation_directory=pets/validation \\
         --output_directory=shards --labels_file=labels.txt
 
-Reads <train_directory>/<class>/<file> and validation images in folders of the same names: JPEG, PNG, GIF (its first
-frame), WebP and BMP, by their bytes, whatever they are called. labels_file has a class a line, the label of each is its
-place, from 1; label 0 is kept for the background. Writes train-00000-of-00002 ..., validation-00000-of-00002 ... and a
-manifest of each, which also names what was left out. A build that was stopped continues with the same command.
+The program reads <train_directory>/<class>/<file> and <validation_directory>/<class>/<file>, and recognises JPEG, PNG,
+GIF (the first frame), WebP and BMP by their bytes. labels_file has one class on each line. The label is the line
+number; 0 is the background. The output is train-00000-of-00002 ..., validation-00000-of-00002 ... and manifests, which
+also list the images that were left out. A build that was stopped continues with the same command.
 """
 
 import functools
@@ -18,24 +18,24 @@ try:
     from official_resnet.command_line import build_program, program
     from official_resnet.errors import UserError
     from official_resnet.inputs import images
-except ModuleNotFoundError as error:  # run by its path, without an installation
+except ModuleNotFoundError as error:  # run by its path without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
 
 def define_flags():
-    """Return the flags, in a set of their own."""
-    text = 'Classes, one a line. Without it the folders in train_directory, or else validation_directory, by name.'
+    """Return the flags of this program."""
+    text = 'Classes, one on each line. Default: the folders of train_directory, or of validation_directory.'
     strings = {**build_program.FOLDERS, 'labels_file': ('', text)}
     return build_program.define_flags(strings, build_program.VERIFY, num_shards=(2, 2), num_threads=2)
 
 
 def main(argv):
-    """Run with the arguments `argv` (program name first); return the exit code."""
+    """Run with the arguments `argv`, the program's name first; return the exit code."""
     return program.run_program(argv, __doc__, define_flags(), _run)
 
 
 def _run(values):
-    @functools.cache  # not before there is something to build
+    @functools.cache  # called only if there is something to build
     def classes():
         if values.labels_file:
             return labels.read_classes(values.labels_file)
@@ -47,7 +47,7 @@ def _run(values):
             raise UserError(f"'{root}' cannot be read ({error.strerror}); {remedy}") from None
         names = [name for name in found if not name.startswith(('.', '__MACOSX'))]
         if not names:
-            raise UserError(f"'{root}' has no folders; put the images of each class into one of its own")
+            raise UserError(f"'{root}' has no folders; put the images of each class into a folder of their own")
         return names
 
     def list_images(name, folder):

@@ -1,14 +1,14 @@
-"""Build the shards of ILSVRC2012 by Apache Beam, on one machine or on a cluster: the bytes of build_imagenet_data.py.
+"""Build the shards of ILSVRC2012 with Apache Beam, on one machine or a cluster.
 
     python data/build_imagenet_data_beam.py --train_tar=gs://BUCKET/ILSVRC2012_img_train.tar \\
         --validation_tar=gs://BUCKET/ILSVRC2012_img_val.tar --validation_labels_file=ILSVRC2012_devkit_t12.tar.gz \\
         --bounding_box_file=ILSVRC2012_bbox_train_v2.tar.gz --output_directory=gs://BUCKET/imagenet \\
         --runner=DataflowRunner --project=... --region=... --temp_location=gs://BUCKET/tmp
 
-Every flag that is not listed below goes to Beam. Tar files and output may lie wherever Beam reads and writes (gs://,
-s3://, hdfs://, a folder); images are read inside the tar files, by each worker those of its shards. The same command
-continues what was stopped: shards that are finished stay. Needs `pip install '.[beam]'`; see data/README.md for
-clusters.
+The shards have the same bytes as those of build_imagenet_data.py. Flags that are not listed below go to Beam. The tar
+files and the output may be anywhere Beam can read and write (gs://, s3://, hdfs://, a folder). Each worker reads the
+images of its shards inside the tar files. If the program is stopped, run the same command again: finished shards stay.
+It needs `pip install '.[beam]'`; data/README.md describes clusters.
 """
 
 import functools
@@ -22,49 +22,49 @@ try:
     from official_resnet.building import boxes, job, labels, shards, tars
     from official_resnet.command_line import build_program, program
     from official_resnet.errors import UserError
-except ModuleNotFoundError as error:  # run by its path, without an installation
+except ModuleNotFoundError as error:  # run by its path without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
 
 class _Flags(flags.FlagValues):
-    """Flags of this program; all others are arguments, for Beam."""
+    """The flags of this program. All other flags become arguments, for Beam."""
 
     def __call__(self, argv, known_only=True):
         return super().__call__(argv, known_only=True)
 
 
 STRINGS = {
-    'train_tar': (None, 'ILSVRC2012_img_train.tar.'),
-    'validation_tar': (None, 'ILSVRC2012_img_val.tar.'),
-    'validation_labels_file': (None, f'{", ".join(labels.FILES[:-1])} or {labels.FILES[-1]}.'),
+    'train_tar': (None, 'Path of ILSVRC2012_img_train.tar.'),
+    'validation_tar': (None, 'Path of ILSVRC2012_img_val.tar.'),
+    'validation_labels_file': (None, f'Path of {", ".join(labels.FILES[:-1])} or {labels.FILES[-1]}.'),
     'bounding_box_file': (
         None,
-        'ILSVRC2012_bbox_train_v2.tar.gz, or the CSV that bounding_boxes.py makes of it. '
-        'Without it records have no boxes.',
+        'Path of ILSVRC2012_bbox_train_v2.tar.gz, or of the CSV that bounding_boxes.py makes from it. '
+        'Without it, records have no boxes.',
     ),
-    'output_directory': (None, 'Where shards go.'),
+    'output_directory': (None, 'Folder of the shards.'),
     **build_program.LISTS,
 }
 
 
 def define_flags():
-    """Return the flags, in a set of their own."""
-    booleans = {'allow_partial': (False, 'Take tar files that lack classes or images.')}
+    """Return the flags of this program."""
+    booleans = {'allow_partial': (False, 'Accept tar files that lack classes or images.')}
     return build_program.define_flags(STRINGS, booleans, values=_Flags())
 
 
 def main(argv):
-    """Run with the arguments `argv` (program name first); return the exit code."""
+    """Run with the arguments `argv`, the program's name first; return the exit code."""
     return program.run_program(argv, __doc__, define_flags(), _run, takes_arguments=True)
 
 
 def _run(values, arguments):
     for is_wrong, message in (
-        (not values.output_directory, '--output_directory=: pass where the shards go'),
+        (not values.output_directory, '--output_directory is empty; pass the folder of the shards'),
         (not (values.train_tar or values.validation_tar), 'pass --train_tar, --validation_tar or both'),
         (
             bool(values.validation_tar) != bool(values.validation_labels_file),
-            '--validation_tar and --validation_labels_file go together',
+            '--validation_tar and --validation_labels_file need each other; pass both or neither',
         ),
         (
             arguments and not arguments[0].startswith('-'),
@@ -78,7 +78,7 @@ def _run(values, arguments):
     except ImportError:
         raise UserError(
             "apache_beam is not installed; run `pip install '.[beam]'` in the folder of the repository, or "
-            'use build_imagenet_data.py, which does without'
+            'use build_imagenet_data.py, which does not need it'
         ) from None
     synsets, texts = labels.read_classes(values.labels_file), labels.read_texts(values.metadata_file)
     log = build_program.log

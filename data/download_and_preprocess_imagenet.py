@@ -1,14 +1,14 @@
-"""Turn ILSVRC2012's tar files into TFRecord shards: all of ImageNet by one command, which can be stopped and repeated.
+"""Turn ILSVRC2012's tar files into TFRecord shards with one command, which can be stopped and repeated.
 
     python data/download_and_preprocess_imagenet.py DATA_DIR
 
 Put ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, ILSVRC2012_bbox_train_v2.tar.gz and one of
 imagenet_2012_validation_synset_labels.txt, ILSVRC2012_devkit_t12.tar.gz, ILSVRC2012_bbox_val_v3.tgz into DATA_DIR or
-DATA_DIR/raw-data. What is missing is downloaded if IMAGENET_USERNAME and IMAGENET_ACCESS_KEY are set; files that are
-there need no account. Without the tar file of boxes, records have none.
+DATA_DIR/raw-data. Missing files are downloaded if IMAGENET_USERNAME and IMAGENET_ACCESS_KEY are set. If you already
+have the files, no account is needed. Without the tar file of boxes, records have no boxes.
 
-DATA_DIR gets train-00000-of-01024 ... and validation-00000-of-00128 ..., 155 GB, beside as much of tar files; images
-are read in the tar files, which are not unpacked (--keep_extracted does that, too). data/README.md tells more.
+The program writes train-00000-of-01024 ... and validation-00000-of-00128 ... to DATA_DIR: 155 GB, beside tar files of
+the same size. The images are read inside the tar files; --keep_extracted also unpacks them. data/README.md has more.
 """
 
 import os
@@ -21,34 +21,34 @@ try:
     from official_resnet.building.verify import verify
     from official_resnet.command_line import build_program, program
     from official_resnet.errors import UserError
-except ModuleNotFoundError as error:  # run by its path, without an installation
+except ModuleNotFoundError as error:  # run by its path without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
 
 STRINGS = {
-    'data_dir': (None, 'DATA_DIR by name.'),
-    'url': (downloads.URL, 'Where missing files are downloaded from, a folder: a mirror needs no user name.'),
+    'data_dir': (None, 'DATA_DIR, as a flag.'),
+    'url': (downloads.URL, 'Address of the folder of missing files to download. A mirror needs no user name.'),
     **build_program.LISTS,
     'validation_labels_file': (
         None,
-        'The classes of the validation images: any of the three files named above, or a list like the first.',
+        'Path of the validation labels: one of the three files named above, or a list like the first.',
     ),
 }
 BOOLEANS = {
-    'verify': (False, 'Read all shards back and compare.'),
-    'verify_checksums': (True, 'Compare the MD5 of the big tar files, once, if they have the official size.'),
-    'allow_partial': (False, 'Take tar files that lack classes or images, or one of the two.'),
+    'verify': (False, 'Read all shards back and check them.'),
+    'verify_checksums': (True, 'Compare the MD5 of the big tar files once, if they have the official size.'),
+    'allow_partial': (False, 'Accept tar files that lack classes or images, or only one of the two tar files.'),
     'keep_extracted': (False, 'Also unpack images to DATA_DIR/raw-data/train/<class> and .../validation.'),
 }
 
 
 def define_flags():
-    """Return the flags, in a set of their own."""
+    """Return the flags of this program."""
     return build_program.define_flags(STRINGS, BOOLEANS, num_threads=8)
 
 
 def main(argv):
-    """Run with the arguments `argv` (program name first); return the exit code."""
+    """Run with the arguments `argv`, the program's name first; return the exit code."""
     return program.run_program(argv, __doc__, define_flags(), _run, takes_arguments=True)
 
 

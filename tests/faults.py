@@ -328,7 +328,7 @@ FAULTS = [
         'shard-in-place',
         'A shard has its final name only when it is whole.',
         'official_resnet/building/job.py',
-        'with files.replacing(path, part=part) as part, open(part,',
+        'with files.replacing(path, part=part) as part_path, open(part_path,',
         'with open(path,',
         'tests/building/building_shards_test.py -k no_room_on_the_disk',
     ),

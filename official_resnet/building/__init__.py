@@ -1,1 +1,1 @@
-"""ImageNet and own images -> TFRecord shards: what the commands in data/ do. Nothing here imports TensorFlow."""
+"""Build TFRecord shards of ImageNet or of your own images for the commands in data/. TensorFlow is not imported."""

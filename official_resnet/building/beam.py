@@ -1,6 +1,6 @@
-"""A build by Apache Beam, wherever Beam reads and writes: the bytes of `shards.build`, one element a shard.
+"""Build shards with Apache Beam, on any file system that Beam knows, with the bytes of `shards.build`.
 
-Beam's workers import this module by its name; what they call gets strings, numbers and a BeamJob, which travel pickled.
+One element is one shard. Beam's workers import this module, and receive pickled strings, numbers and a BeamJob.
 """
 
 import contextlib
@@ -24,53 +24,54 @@ from official_resnet.building.job import Job, absolute
 from official_resnet.building.records import Options
 from official_resnet.errors import UserError
 
-_AS_IT_IS = {'compression_type': CompressionTypes.UNCOMPRESSED}
+_UNCHANGED = {'compression_type': CompressionTypes.UNCOMPRESSED}
 _CHUNK = 1 << 20  # bytes
 
 
 class BeamJob(Job):
-    """A build on whatever file system Beam knows; nothing locks it."""
+    """A build on any file system that Beam knows, without a lock."""
 
     @staticmethod
     def open_file(path: str) -> IO[bytes]:
-        """Open a file as it is, packed or not."""
-        return FileSystems.open(path, **_AS_IT_IS)
+        """Open a file without decompressing it."""
+        return FileSystems.open(path, **_UNCHANGED)
 
     @staticmethod
-    def status(path: str) -> list:
-        """Return [bytes, time of the last change] of a file, [-1, 0] if there is none."""
-        found = FileSystems.match([path])[0].metadata_list
+    def status(path: str | os.PathLike) -> list[int]:
+        """Return [bytes, time of the last change] of a file; [-1, 0] if it is missing."""
+        found = FileSystems.match([str(path)])[0].metadata_list
         return [found[0].size_in_bytes, found[0].last_updated_in_seconds] if found else [-1, 0]
 
-    def read_json(self, path: str) -> dict | None:
-        """Return what write_json wrote, None if it is missing or damaged."""
+    @staticmethod
+    def read_json(path: str | os.PathLike) -> dict | None:
+        """Return what write_json wrote; None if it is missing or damaged."""
         with tempfile.TemporaryDirectory() as folder:
-            return files.read_json(to_local(path, folder)) if self.status(path)[0] >= 0 else None
+            return files.read_json(to_local(str(path), folder)) if BeamJob.status(path)[0] >= 0 else None
 
     def enter(self, manifest: dict | None) -> None:
-        """Do nothing."""
+        """Do nothing, as there is no lock."""
 
     @contextlib.contextmanager
     def writing(self, path: str, part: str | None = None) -> Iterator[IO[bytes]]:
-        """Yield a file to write, which becomes `path` when the block ends, or goes if that raises."""
-        part = f'{part or path}.{uuid.uuid4().hex}'  # a runner may build a shard twice at a time
+        """Yield a file to write. It becomes `path` when the block ends; on an error it is deleted."""
+        part = f'{part or path}.{uuid.uuid4().hex}'  # a runner may build a shard twice at the same time
         try:
-            with FileSystems.create(part, **_AS_IT_IS) as file:
+            with FileSystems.create(part, **_UNCHANGED) as file:
                 yield file
         except BaseException:
             _delete(part)
             raise
-        _delete(path)  # HDFS does not replace a file by itself
+        _delete(path)  # HDFS does not replace a file
         FileSystems.rename([part], [path])
 
     def remove(self) -> None:
-        """Delete the job's folder; where there are no folders, all that is named so."""
+        """Delete the folder of the job, or, on a file system without folders, the files whose names begin with it."""
         _delete(f'{self.folder}/*')
         if FileSystems.exists(self.folder):
             FileSystems.delete([self.folder])
 
     def save(self, value: Any, path: str) -> None:
-        """Keep an ImageList or Options as files that begin with `path`."""
+        """Write an ImageList or Options to files whose names begin with `path`."""
         place, _, stem = path.rpartition('/')
         with tempfile.TemporaryDirectory() as folder:
             value.save(f'{folder}/{stem}')
@@ -79,22 +80,22 @@ class BeamJob(Job):
                     shutil.copyfileobj(source, file, _CHUNK)
 
     @staticmethod
-    def load(kind: type, path: str) -> Any:
-        """Return what `save` kept of the class `kind`, mapped from a copy on this machine's disk."""
+    def load(kind: Any, path: str) -> Any:
+        """Return the ImageList or Options that `save` kept, mapped from a copy on the disk of this machine."""
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             for found in FileSystems.match([f'{path}.*'])[0].metadata_list:
                 _download(found.path, folder)
-            return kind.load(f'{folder}/{os.path.basename(path)}')  # the maps stay
+            return kind.load(f'{folder}/{os.path.basename(path)}')  # what is mapped stays mapped
 
 
 def write_shards(job: BeamJob, arguments: Sequence[str], todo: list[int]) -> list[dict]:
-    """Have Beam, by its flags `arguments`, build the shards of `todo` that are not finished; for shards.complete.
+    """Build the shards of `todo` that are not finished in a pipeline with Beam's flags `arguments`.
 
     Returns:
-        The summaries of all of `todo`.
+        The summaries of all shards of `todo`, for shards.complete.
 
     Raises:
-        UserError: Beam refuses the flags, an image cannot be read, or is broken and on_broken is 'fail'.
+        UserError: Beam refuses the flags; an image cannot be read, or is broken and on_broken is 'fail'.
     """
     path = f'{job.folder}/summaries.json'
     job.write_json(path, {})
@@ -114,7 +115,7 @@ def write_shards(job: BeamJob, arguments: Sequence[str], todo: list[int]) -> lis
     summaries = (job.read_json(path) or {}).get('summaries')
     if summaries is None:
         raise UserError(
-            f"'{path}' was not written; see what the runner says, and run the same command again, which continues"
+            f"'{path}' was not written; read the runner's messages, and run the same command again, which continues"
         )
     errors = sorted(summary['error'] for summary in summaries if 'error' in summary)
     if errors:
@@ -123,14 +124,14 @@ def write_shards(job: BeamJob, arguments: Sequence[str], todo: list[int]) -> lis
 
 
 def build_one(shard: int, job: BeamJob, run: str) -> dict:
-    """Write a shard, unless that was done; return its summary, or {'error': message} of what a user can fix."""
+    """Write a shard that is not finished; return its summary, or {'error': message} if the user can fix the error."""
     images, options = _load(job.folder, run)
     summary = job.summary(shard, options.on_broken)
     if summary:
         return summary
     with contextlib.ExitStack() as stack:
 
-        @functools.cache  # one handle a tar file, of this shard: other threads have theirs
+        @functools.cache  # one handle for each tar file; other threads have their own
         def open_once(path):
             return contextlib.nullcontext(stack.enter_context(BeamJob.open_file(path)))
 
@@ -143,17 +144,17 @@ def build_one(shard: int, job: BeamJob, run: str) -> dict:
 
 @functools.lru_cache(maxsize=1)
 def _load(folder, run):
-    """Return the ImageList and the Options of a job; once a process, for each run of the pipeline."""
+    """Return the ImageList and the Options of a job, loaded once for each process and run of the pipeline."""
     return BeamJob.load(ImageList, f'{folder}/images'), BeamJob.load(Options, f'{folder}/options')
 
 
 def to_local(path: str, folder: str) -> str:
-    """Return the path of a file on this machine, copied into a folder if it lies elsewhere."""
+    """Return the path of a file on this machine; a file from elsewhere is copied into `folder`."""
     return _download(path, folder) if '://' in path else absolute(path)
 
 
 def _delete(pattern):
-    """Delete the files of a name or pattern, if there are any."""
+    """Delete the files that match a name or pattern, if there are any."""
     found = [file.path for file in FileSystems.match([pattern])[0].metadata_list]
     if found:
         FileSystems.delete(found)

@@ -1,12 +1,12 @@
 """Boxes of ILSVRC2012's training images: XML files -> one sorted CSV file -> arrays.
 
-A line of the CSV is `name.JPEG,xmin,ymin,xmax,ymax`, each a fraction of the image's size in the XML, with four
-decimals; lines are in the order of their bytes.
+A line of the CSV is `name.JPEG,xmin,ymin,xmax,ymax`. Each number is a fraction of the image's size in the XML, with
+four decimals. The lines are sorted by their bytes.
 
-What is odd in the official files: a box may belong to another class of the list (left out), while a box of a dog
-carries the text Scottish_deerhound (kept); corners may be exchanged (put right), lie outside of the image (moved to
-its edge), or enclose nothing (left out); the name inside may be '%s' (the file's own name counts). Upstream's totals
-are 544,546 XML files and 615,299 boxes.
+Irregularities of the official files: a box may belong to another class of the list (left out), but a dog may be called
+Scottish_deerhound (kept). Corners may be exchanged (swapped back), lie outside the image (moved to its edge), or
+enclose nothing (left out). The name inside may be '%s' (the name of the file counts). Upstream's totals are 544,546
+XML files and 615,299 boxes.
 """
 
 import collections
@@ -20,7 +20,7 @@ import warnings
 import xml.etree.ElementTree as ET
 import zlib
 from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 
@@ -31,13 +31,13 @@ from official_resnet.building.progress import Log
 from official_resnet.errors import UserError
 
 BOXES, CSV = 'ILSVRC2012_bbox_train_v2.tar.gz', 'imagenet_2012_bounding_boxes.csv'
-LARGEST = 1 << 20  # bytes of an XML file or another member; an official XML has about 1000
+LARGEST = 1 << 20  # bytes of an XML file or another member; an official XML file has about 1000
 _NO_END = 1 << 62
 _ROW = np.dtype([('name', 'S64'), ('box', '<f4', 4)])
 
 
 class Boxes(NamedTuple):
-    """Boxes of images: names, bytes [n], sorted, and coordinates xmin, ymin, xmax, ymax, float32 [n, 4], each 0..1."""
+    """Boxes of images: sorted names, bytes [n], and their xmin, ymin, xmax, ymax, float32 [n, 4], in 0..1."""
 
     names: np.ndarray
     coordinates: np.ndarray
@@ -53,14 +53,14 @@ NO_BOXES = Boxes(np.empty(0, 'S1'), np.empty((0, 4), np.float32))
 
 
 def read_csv(path: str | os.PathLike) -> Boxes:
-    """Return the Boxes of a CSV file; those of an image keep their order.
+    """Return the Boxes of a CSV file. The boxes of one image keep their order.
 
     Raises:
-        UserError: it cannot be read, or a line is no name and box.
+        UserError: The file cannot be read, or a line is not a name and a box.
     """
-    remedy = 'make it by data/bounding_boxes.py, or pass another --bounding_box_file'
+    remedy = 'make it with data/bounding_boxes.py, or pass another --bounding_box_file'
     try:
-        with warnings.catch_warnings(action='ignore'):  # numpy's, of an empty file
+        with warnings.catch_warnings(action='ignore'):  # numpy warns of an empty file
             table = np.loadtxt(os.path.expanduser(path), _ROW, delimiter=',', comments=None, ndmin=1)
     except OSError as error:
         raise UserError(f"bounding_box_file '{path}' cannot be read ({error.strerror}); {remedy}") from None
@@ -72,7 +72,7 @@ def read_csv(path: str | os.PathLike) -> Boxes:
         wrong = int(np.argmin(is_right))
         raise UserError(
             f"bounding_box_file '{path}' has the box {table['box'][wrong].tolist()} in line {wrong + 1}, "
-            f'not xmin, ymin, xmax, ymax in 0..1; {remedy}'
+            f'which must be xmin, ymin, xmax, ymax in 0..1; {remedy}'
         )
     order = np.argsort(table['name'], kind='stable')
     width = max(1, int(np.char.str_len(table['name']).max(initial=1)))
@@ -80,17 +80,18 @@ def read_csv(path: str | os.PathLike) -> Boxes:
 
 
 def read_xml(path: str | os.PathLike, synsets: Collection[str] | None = None) -> tuple[list[bytes], list[str]]:
-    """Return the CSV lines of a folder or tar file of XMLs, sorted, without line ends; and what to tell the user.
+    """Return the CSV lines of a folder or tar file of XML files, sorted, without line ends, and lines for the user.
 
     Args:
-        path: ILSVRC2012_bbox_train_v2.tar.gz, or a tar file or folder of the same shape: <synset>/<image>.xml.
-        synsets: the listed classes; None takes all, and every box.
+        path: ILSVRC2012_bbox_train_v2.tar.gz, or a tar file or folder that holds <synset>/<image>.xml.
+        synsets: The listed classes. None takes all classes and every box.
 
     Raises:
-        UserError: it cannot be read, is damaged or cut off, or has no XML file.
+        UserError: The file or folder cannot be read, is damaged or cut off, or has no XML file.
     """
-    synsets, lines = None if synsets is None else frozenset(synsets), []
-    counts, broken = collections.Counter(), []
+    synsets, lines = None if synsets is None else frozenset(synsets), list[bytes]()
+    counts: collections.Counter[str] = collections.Counter()
+    broken: list[str] = []
     for name, data in _folder_files(path) if os.path.isdir(path) else tar_files(path):
         parts = pathlib.PurePosixPath(name).parts
         if len(parts) < 2 or not name.endswith('.xml') or parts[-1].startswith('.'):
@@ -103,14 +104,14 @@ def read_xml(path: str | os.PathLike, synsets: Collection[str] | None = None) ->
         try:
             boxes = parse(data, synset, synsets, counts)
         except ValueError as error:
-            broken.append(f"broken XML, left out: '{synset}/{parts[-1]}' ({error})")
+            broken.append(f"left out the broken XML file '{synset}/{parts[-1]}' ({error})")
             continue
         counts['files'] += 1
         counts['images'] += bool(boxes)
         image = parts[-1].removesuffix('.xml')
         lines += [f'{image}.JPEG,{box[0]:.4f},{box[1]:.4f},{box[2]:.4f},{box[3]:.4f}'.encode() for box in boxes]
     if not counts['all files']:
-        raise UserError(f"'{path}' has no <synset>/<image>.xml; pass {BOXES}, or the folder it unpacks to")
+        raise UserError(f"'{path}' has no <synset>/<image>.xml; pass {BOXES}, or the folder that it unpacks to")
     told = (
         f'{len(lines)} boxes of {counts["images"]} images from {counts["files"]} XML files; left out: '
         f'{counts["unlisted files"]} files of unlisted synsets, {counts["other boxes"]} boxes of another synset, '
@@ -120,7 +121,7 @@ def read_xml(path: str | os.PathLike, synsets: Collection[str] | None = None) ->
 
 
 def update_csv(path: str | os.PathLike | None, folder: pathlib.Path, synsets: Collection[str], log: Log) -> Boxes:
-    """Return the boxes of the CSV in a folder, made of the tar file `path` if that is new; none without both."""
+    """Return the boxes of the CSV in a folder; make it from the tar file `path` if that is new. Without both, none."""
     csv, stamp_path = folder / CSV, folder / '.boxes.json'
     if path:
         stamp = {'status': status(path), 'synsets': hashlib.sha256(json.dumps(synsets).encode()).hexdigest()}
@@ -136,10 +137,10 @@ def update_csv(path: str | os.PathLike | None, folder: pathlib.Path, synsets: Co
 
 
 def parse(data: bytes, synset: str, synsets: Collection[str] | None, counts: collections.Counter) -> list[tuple]:
-    """Return the boxes (xmin, ymin, xmax, ymax) of an XML's bytes, 0..1; `counts` gets what is left out.
+    """Return the boxes (xmin, ymin, xmax, ymax) of an XML file, each 0..1, and add to `counts` what is left out.
 
     Raises:
-        ValueError: it is no such XML, or gives the image no size.
+        ValueError: The bytes are not such a file, or give the image no size.
     """
     root, boxes = xml(data), []
     width, height = _number(root, 'size/width'), _number(root, 'size/height')
@@ -162,7 +163,7 @@ def parse(data: bytes, synset: str, synsets: Collection[str] | None, counts: col
 
 
 def xml(data: bytes) -> ET.Element:
-    """Return the root of an XML document; ValueError if it is none or long, or declares a document type or entities."""
+    """Return the root of an XML document; ValueError if it is damaged, too long, or declares a document type."""
     if len(data) > LARGEST:
         raise ValueError(f'more than {LARGEST} bytes')
     try:
@@ -172,7 +173,7 @@ def xml(data: bytes) -> ET.Element:
 
 
 class _NoDoctype(ET.TreeBuilder):
-    """A tree without a document type: with none, no entity can expand or read a file."""
+    """Refuse document types. Without one, no entity can expand or read a file."""
 
     def doctype(self, name, pubid, system):
         raise ValueError('it declares a document type')
@@ -199,21 +200,21 @@ def _folder_files(path):
 
 
 def tar_files(path: str | os.PathLike) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, content) of each file in a tar file, packed by gzip or not; no more than LARGEST + 1 bytes of each.
+    """Yield (name, content) of each file in a tar file, compressed by gzip or not; at most LARGEST + 1 bytes of each.
 
     Raises:
-        UserError: it cannot be read, is damaged or cut off, which is known for sure at the end only.
+        UserError: The tar file cannot be read, is damaged or cut off. A cut may only show at the end.
     """
-    with files.read_errors(path, f'pass {BOXES}, or the folder it unpacks to'), open(path, 'rb') as file:
+    with files.read_errors(path, f'pass {BOXES}, or the folder that it unpacks to'), open(path, 'rb') as file:
         is_packed = file.read(2) == b'\x1f\x8b'
         file.seek(0)
         try:
             with gzip.open(file) if is_packed else contextlib.nullcontext(file) as tar:
-                for member in tars.members(tar, 0, _NO_END, f"'{path}'"):
+                for member in tars.members(cast(IO[bytes], tar), 0, _NO_END, f"'{path}'"):
                     if member.isreg():
                         tar.seek(member.offset_data)
                         yield member.name, tar.read(min(member.size, LARGEST + 1))
-                while tar.read(1 << 16):  # the checksum of gzip stands at the very end
+                while tar.read(1 << 16):  # gzip's checksum is at the very end
                     pass
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(f"'{path}' is a cut off or damaged gzip file ({error}); get it again") from None
+            raise UserError(f"'{path}' is a gzip file that is cut off or damaged ({error}); get it again") from None

@@ -1,4 +1,4 @@
-"""ILSVRC2012's files: which are there, which are downloaded, whether they are whole and what room they need."""
+"""ILSVRC2012's files: find them, download what is missing, and check their MD5 and the space on the disk."""
 
 import base64
 import dataclasses
@@ -26,7 +26,7 @@ _CHUNK = 1 << 22  # bytes
 
 
 class Tar(NamedTuple):
-    """One of the big tar files; size and MD5 are the official one's (image-net.org, torchvision's imagenet.py)."""
+    """One of the two big tar files, with the official size and MD5 (image-net.org; torchvision's imagenet.py)."""
 
     name: str
     size: int  # bytes
@@ -41,15 +41,15 @@ TARS = {
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is to be built, and of what.
+    """What to build, and from which files.
 
     Attributes:
-        data_dir: where tar files are or go, here or in raw-data, and where the shards go.
-        num_shards: {'train': files, 'validation': files}.
-        url: the folder that missing files are downloaded from.
-        validation_labels: path of the file that tells them, if not one of labels.FILES.
-        allow_partial: whether one of the two tar files may be missing.
-        keep_extracted: whether images are unpacked, too.
+        data_dir: The folder of the shards. The tar files are here or in its raw-data; downloads go here.
+        num_shards: {'train': number of files, 'validation': number of files}.
+        url: The address of the folder from which missing files are downloaded.
+        validation_labels: The path of the validation labels, if it is not one of labels.FILES in data_dir.
+        allow_partial: Whether one of the two tar files may be missing.
+        keep_extracted: Whether to unpack the images too.
     """
 
     data_dir: pathlib.Path
@@ -60,72 +60,72 @@ class Plan:
     keep_extracted: bool = False
 
     def find(self, name: str) -> pathlib.Path | None:
-        """Return the path of a file that is there, else None."""
+        """Return the path of a file in DATA_DIR or its raw-data; None if it is missing."""
         folders = self.data_dir, self.data_dir / 'raw-data'
         return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
     def find_tars(self) -> dict[str, pathlib.Path]:
-        """Return {split: path} of the big tar files that are there."""
+        """Return {split: path} of the big tar files that exist."""
         found = {name: self.find(tar.name) for name, tar in TARS.items()}
         return {name: path for name, path in found.items() if path}
 
     def find_labels(self) -> str | pathlib.Path | None:
-        """Return the path of the file that tells the labels of validation, else None."""
+        """Return the path of a file with the validation labels; None if there is none."""
         return self.validation_labels or next(filter(None, map(self.find, labels.FILES)), None)
 
     def official_size(self, name: str) -> int:
-        """Return the bytes of a tar file at the official address; 0 of other files and addresses."""
+        """Return the bytes of a tar file at the official address; 0 for other files and addresses."""
         return {tar.name: tar.size for tar in TARS.values()}.get(name, 0) if self.url == URL else 0
 
     def is_built(self, name: str) -> bool:
-        """Tell whether the manifest of a split is there, and each shard in full size."""
+        """Return whether a split has its manifest and every shard in full size."""
         job = Job(self.data_dir, name, self.num_shards[name])
         try:
-            manifest = job.read_json(job.manifest_path)
+            manifest = job.read_json(job.manifest_path) or {}
             return len(manifest['shards']) == job.num_shards and not job.missing(manifest)
-        except (KeyError, TypeError):  # there is none, or it is damaged
+        except (KeyError, TypeError):  # it is missing or damaged
             return False
 
     def require_space(self, tars: dict[str, pathlib.Path], wanted: Iterable[str] = ()) -> None:
-        """Raise UserError if the disk has no room for what is yet to be written; shards are as large as a tar file.
+        """Raise UserError if the disk lacks space for the rest of the build. Shards are as large as their tar file.
 
         Args:
-            tars: {split: path} of those that are there.
-            wanted: names of files that are to be downloaded.
+            tars: {split: path} of the tar files that exist.
+            wanted: Names of the files to download.
         """
         sizes = {name: status(path)[0] for name, path in tars.items()}
         sizes |= {name: self.official_size(tar.name) for name, tar in TARS.items() if tar.name in wanted}
         needed = {'shards': 0, 'tar files to download': 0, 'extracted images': 0}
         for name, size in sizes.items():
             if not self.is_built(name):
-                begun = *self.data_dir.glob(f'{name}-*-of-*'), *(self.data_dir / f'.{name}.progress').glob('*')
+                begun = [*self.data_dir.glob(f'{name}-*-of-*'), *(self.data_dir / f'.{name}.progress').glob('*')]
                 needed['shards'] += max(0, size - sum(status(path)[0] for path in begun))
             if self.keep_extracted and not (self.data_dir / 'raw-data' / name).exists():
                 needed['extracted images'] += size
         for name in wanted:
-            begun = max(0, status(self.data_dir / f'{name}.part')[0])
-            needed['tar files to download'] += max(0, self.official_size(name) - begun)
+            downloaded = max(0, status(self.data_dir / f'{name}.part')[0])
+            needed['tar files to download'] += max(0, self.official_size(name) - downloaded)
         free, total = shutil.disk_usage(self.data_dir).free, sum(needed.values())
         if free < total:
             parts = ', '.join(f'{what} {size / 1e9:.1f}' for what, size in needed.items() if size)
             raise UserError(
-                f"the disk of '{self.data_dir}' has {free / 1e9:.1f} GB free, {total / 1e9:.1f} are needed "
-                f'({parts}); free some, or pass a DATA_DIR on another disk'
+                f"the disk of '{self.data_dir}' has {free / 1e9:.1f} GB free, but {total / 1e9:.1f} GB are needed "
+                f'({parts}); free some space, or pass a DATA_DIR on another disk'
             )
 
 
 def acquire(plan: Plan, log: Log = print) -> dict[str, pathlib.Path]:
-    """Return {split: path} of the tar files to build from, downloaded if need be, as are labels and boxes.
+    """Download the tar files, labels and boxes that are missing; return {split: path} of the tar files to build from.
 
-    Splits whose shards are complete and whose tar file is gone are left out.
+    A split whose shards are complete and whose tar file is gone is left out.
 
     Raises:
-        UserError: something is missing and cannot be downloaded, or does not fit on the disk.
+        UserError: A file is missing and cannot be downloaded, or the disk lacks space.
     """
     tars = plan.find_tars()
     done = [name for name in TARS if name not in tars and plan.is_built(name)]
     for name in done:
-        log(f'{name}: all {plan.num_shards[name]} shards are in {plan.data_dir}; its tar file is gone and not needed')
+        log(f'{name}: all {plan.num_shards[name]} shards are in {plan.data_dir}; the missing tar file is not needed')
     wanted = [tar.name for name, tar in TARS.items() if name not in tars and name not in done]
     if not plan.find_labels() and 'validation' not in done:
         wanted.append(DEVKIT)
@@ -142,10 +142,10 @@ def acquire(plan: Plan, log: Log = print) -> dict[str, pathlib.Path]:
 
 
 def _authorization(wanted):
-    """Return the HTTP header for what is to be downloaded, asking for it on a terminal; None without both parts."""
+    """Return the HTTP header for the downloads; ask for the account on a terminal. Return None without an account."""
     user, key = (os.environ.get(name, '') for name in CREDENTIALS)
     if set(wanted) - {BOXES} and not (user and key) and sys.stdin is not None and sys.stdin.isatty():
-        print(f'{", ".join(wanted)} must be downloaded, with your account at image-net.org:', flush=True)
+        print(f'{", ".join(wanted)} must be downloaded with your account at image-net.org:', flush=True)
         try:
             user = user or input('user name: ')
             key = key or getpass.getpass('access key: ')
@@ -155,12 +155,12 @@ def _authorization(wanted):
 
 
 def _require_local(plan, wanted, log):
-    """Say what is missing and cannot be downloaded; raise UserError for what cannot be done without."""
+    """Log what is missing and cannot be downloaded. Raise UserError if the build needs it."""
     variables = ' and '.join(CREDENTIALS)
     missing = [name for name in wanted if name != BOXES]
     if missing == [DEVKIT] and not plan.allow_partial:
         raise UserError(
-            f"nothing in '{plan.data_dir}' tells the labels of the validation images; "
+            f"'{plan.data_dir}' has no file with the labels of the validation images; "
             f'{labels.REMEDY}, or set {variables} to download it'
         )
     has_validation = not {TARS['validation'].name, DEVKIT} & set(missing)
@@ -168,12 +168,12 @@ def _require_local(plan, wanted, log):
     if missing and (not plan.allow_partial or is_useless):
         raise UserError(
             f"'{plan.data_dir}' lacks {', '.join(missing)}; put it there, or set {variables} "
-            'to those of your account at image-net.org to download it'
+            'to your account at image-net.org to download it'
         )
     if missing:
-        log(f'{", ".join(missing)} not there; going on with what is')
+        log(f'continuing without {", ".join(missing)}')
     if BOXES in wanted:
-        log(f'{BOXES} is not there: records have no boxes (put it into {plan.data_dir}, or set {variables})')
+        log(f'{BOXES} is missing, so records have no boxes; put it into {plan.data_dir}, or set {variables}')
 
 
 def _download(plan, wanted, authorization, log):
@@ -187,16 +187,16 @@ def _download(plan, wanted, authorization, log):
         except UserError as error:
             if name != BOXES:
                 raise
-            log(f'{error}; going on without boxes')
+            log(f'{error}; continuing without boxes')
 
 
 def check_md5(path: pathlib.Path, tar: Tar, stamps_path: pathlib.Path, log: Log = print) -> None:
-    """Raise UserError if a file of the official size has another MD5; the file `stamps_path` says what was compared."""
+    """Raise UserError if a file of the official size has another MD5. `stamps_path` keeps what was compared."""
     stamps, stamp = files.read_json(stamps_path) or {}, [*status(path), tar.md5]
     if stamp[0] != tar.size:
-        log(f'{path} has {stamp[0]} bytes, the official file {tar.size}: taken as a subset, MD5 not compared')
+        log(f'{path} has {stamp[0]} bytes, not the official {tar.size}: it is a subset, so its MD5 is not compared')
     elif stamps.get(tar.name) != stamp:
-        log(f'comparing the MD5 of {path} (once; --noverify_checksums leaves it out)')
+        log(f'comparing the MD5 of {path}, once (--noverify_checksums skips this)')
         digest = hashlib.md5(usedforsecurity=False)
         with open(path, 'rb', buffering=0) as file, Progress(f'MD5 of {path}', tar.size, log, unit='B') as progress:
             while chunk := file.read(_CHUNK):

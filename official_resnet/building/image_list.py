@@ -1,7 +1,7 @@
-"""Which images a data set has and where their bytes lie: an array of rows, one an image.
+"""The images of a data set and where their bytes are: an array with a row for each image.
 
-A row takes about 60 bytes, so that all of ImageNet fits into 80 MB; saved, it is mapped into memory, which processes
-share. An image is a file of its own or lies in a tar file, where it is read without unpacking.
+A row takes about 60 bytes, so all of ImageNet takes 80 MB. A saved array is mapped into memory, which processes share.
+An image is a file of its own or is inside a tar file, where it is read without unpacking.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ from official_resnet import files
 from official_resnet.building.progress import Log, Progress
 from official_resnet.errors import UserError
 
-# file: its place in ImageList.files; offset and size in bytes, both -1 for a plain file; label from 1.
+# file: index in ImageList.files. offset and size: in bytes, both -1 for a plain file. label: from 1.
 ROW_FIELDS = [('file', '<i4'), ('offset', '<i8'), ('size', '<i8'), ('label', '<i4')]
 Opener = Callable[[str], IO[bytes]]  # path -> seekable binary file
 
 
 def open_unbuffered(path: str) -> IO[bytes]:
-    """The Opener of this machine's files: what is read lies far apart, so reading ahead would be in vain."""
+    """Open a file of this machine. Images are far apart in it, so reading ahead would be useless."""
     return open(path, 'rb', buffering=0)
 
 
@@ -33,9 +33,9 @@ class ImageList:
     """A list of images.
 
     Attributes:
-        files: tar files, or folders that hold plain files.
-        rows: ROW_FIELDS and 'name', bytes: the path of a plain file below its folder, the file name in a tar file.
-        synsets: the class by label; the first is '', since labels begin with 1.
+        files: Paths of tar files, or of folders that hold plain files.
+        rows: ROW_FIELDS and 'name' (bytes), the path of a plain file below its folder, or the file name in a tar file.
+        synsets: The class of each label. The first is '', since labels begin with 1.
     """
 
     files: tuple[str, ...]
@@ -53,31 +53,31 @@ class ImageList:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> 'ImageList':
-        """Return what `save` wrote; the rows are mapped into memory, not read."""
+        """Return what `save` wrote. The rows are mapped into memory, not read."""
         kept = json.loads(pathlib.Path(f'{path}.json').read_text())
         return cls(tuple(kept['files']), np.load(f'{path}.npy', mmap_mode='r'), tuple(kept['synsets']))
 
     def name(self, i: int) -> str:
-        """Return the path below the folder, or the file name in the tar file."""
+        """Return the path of image i below its folder, or its file name in the tar file."""
         return os.fsdecode(bytes(self.rows[i]['name']))
 
     def basename(self, i: int) -> str:
-        """Return the file name without folders."""
+        """Return the file name of image i without folders."""
         return self.name(i).rpartition('/')[2]
 
     def label(self, i: int) -> int:
-        """Return the label, from 1."""
+        """Return the label of image i, from 1."""
         return int(self.rows[i]['label'])
 
     def synset(self, i: int) -> str:
-        """Return the class."""
+        """Return the class of image i."""
         return self.synsets[self.label(i)]
 
     def read_bytes(self, i: int, opener: Opener = open_unbuffered) -> bytes:
-        """Return the bytes of the image of row i.
+        """Return the bytes of image i.
 
         Raises:
-            UserError: it cannot be read, or the tar file ends before it.
+            UserError: The file cannot be read, or the tar file ends inside the image.
         """
         row = self.rows[i]
         path, offset, size = self.files[row['file']], int(row['offset']), int(row['size'])
@@ -88,7 +88,7 @@ class ImageList:
                 file.seek(max(offset, 0))
                 data = file.read(size)
                 while len(data) < size and (more := file.read(size - len(data))):
-                    data += more  # a read may stop early, on network disks and above 2 GB
+                    data += more  # a read may stop early, on network disks or above 2 GB
         except OSError as error:
             raise UserError(
                 f"'{path}' cannot be read ({error.strerror or error}); fix that and run the same command again"
@@ -98,15 +98,15 @@ class ImageList:
         return data
 
     def digest(self) -> str:
-        """Return the SHA-256 of rows and classes; where the files lie does not count."""
+        """Return the SHA-256 of the rows and classes, which does not depend on where the files are."""
         rows = np.ascontiguousarray(self.rows)
         digest = hashlib.sha256(json.dumps([self.synsets, len(self.files), str(rows.dtype.descr)]).encode())
-        digest.update(rows.view(np.uint8))
+        digest.update(rows.view(np.uint8).data)
         return digest.hexdigest()
 
 
 def extract(images: ImageList, folder: pathlib.Path, log: Log = print) -> None:
-    """Write each image to `<folder>/<class>/<name>`; those that are there in full size stay."""
+    """Write each image to `<folder>/<class>/<name>`, unless it is there in full size."""
     count = 0
     with Progress(f'unpacking to {folder}', len(images), log) as progress:
         for i in range(len(images)):
@@ -122,19 +122,19 @@ def extract(images: ImageList, folder: pathlib.Path, log: Log = print) -> None:
 def from_folders(
     root: str | os.PathLike, synsets: Sequence[str], suffixes: Sequence[str], *, is_complete: bool = True
 ) -> ImageList:
-    """Return the images `<root>/<class>/<file>`, by label, then name.
+    """Return the images `<root>/<class>/<file>`, ordered by label, then name.
 
     Args:
-        root: the folder.
-        synsets: names of the class folders; the label of each is its place, from 1.
-        suffixes: of images, in small letters; a file's may be in capitals. Hidden files are left out.
-        is_complete: whether each class must have an image.
+        root: The folder that holds the class folders.
+        synsets: Names of the class folders. The label of a class is its position here, from 1.
+        suffixes: Suffixes of images, in lower case; files may have them in capitals. Hidden files are left out.
+        is_complete: Whether each class must have an image.
 
     Raises:
-        UserError: the folder, one of a class, or images are missing.
+        UserError: The folder of a class is missing, or has no images.
     """
     root = os.path.abspath(os.path.expanduser(root))
-    remedy, names = 'add some, or pass another --labels_file', []
+    remedy, parts = 'add some, or pass another --labels_file', []
     for synset in synsets:
         try:
             found = sorted(
@@ -149,10 +149,10 @@ def from_folders(
             ) from None
         if not found and is_complete:
             raise UserError(f"class folder '{root}/{synset}' has no image ({' '.join(suffixes)}); {remedy}")
-        names.append(np.array(found, 'S'))  # a fraction of the memory of a list
-    counts, names = list(map(len, names)), np.concatenate(names)
+        parts.append(np.array(found, 'S'))  # a fraction of the memory of a list
+    counts, names = list(map(len, parts)), np.concatenate(parts)
     if not len(names):
-        raise UserError(f"'{root}' has no image ({' '.join(suffixes)}) in the folders of its classes; {remedy}")
+        raise UserError(f"'{root}' has no image ({' '.join(suffixes)}) in its class folders; {remedy}")
     rows = np.empty(len(names), [*ROW_FIELDS, ('name', names.dtype)])
     rows['file'], rows['offset'], rows['size'], rows['name'] = 0, -1, -1, names
     rows['label'] = np.repeat(np.arange(1, len(synsets) + 1), counts)

@@ -1,12 +1,12 @@
-"""A build that survives being killed: where its files lie, and who may write them.
+"""A build that survives being killed: where its files are, and who may write them.
 
 OUTPUT/<name>-00003-of-01024             a finished shard
        <name>.manifest.json              written last
-       .<name>.progress/lock             held by the build and its processes as long as one of them lives
+       .<name>.progress/lock             held by the build and its processes until the last of them ends
                         job.json         fingerprint of images and options
                         images.npy ...   the job, as the processes read it
                         <name>-00003-of-01024.part   a shard that is being written
-                        <name>-00003-of-01024.json   summary of a finished one
+                        <name>-00003-of-01024.json   the summary of a finished shard
 """
 
 import contextlib
@@ -22,17 +22,17 @@ from official_resnet import files
 from official_resnet.building.image_list import open_unbuffered
 from official_resnet.errors import UserError
 
-LOCK_SECONDS = 10  # that the processes of a killed build may take to end
+LOCK_SECONDS = 10  # the time that the processes of a killed build have to end
 _POLL_SECONDS = 0.1
 
 
 def absolute(path: str | os.PathLike) -> str:
-    """Return the absolute path of a file of this machine; an address of Beam's, as gs://a/b, as it is."""
+    """Return the absolute path of a file of this machine. An address such as gs://a/b, for Beam, stays as it is."""
     return str(path).rstrip('/') if '://' in str(path) else os.path.abspath(os.path.expanduser(path))
 
 
 def status(path: str | os.PathLike) -> list[int]:
-    """Return [bytes, time of the last change in ns] of a file, [-1, 0] if there is none."""
+    """Return [bytes, time of the last change in ns] of a file; [-1, 0] if it is missing."""
     try:
         found = os.stat(path)
     except OSError:
@@ -41,15 +41,15 @@ def status(path: str | os.PathLike) -> list[int]:
 
 
 class Job:
-    """A build on this machine, which one process at a time may have open. beam.BeamJob accesses files by Beam."""
+    """A build on this machine, which one process at a time may have open. beam.BeamJob accesses files through Beam."""
 
     status, read_json, open_file = staticmethod(status), staticmethod(files.read_json), staticmethod(open_unbuffered)
+    lock: IO[str] | None = None
 
     def __init__(self, output_dir: str | os.PathLike, name: str, num_shards: int):
         self.output_dir, self.name, self.num_shards = absolute(output_dir), name, num_shards
         self.folder = f'{self.output_dir}/.{name}.progress'
         self.manifest_path = f'{self.output_dir}/{name}.manifest.json'
-        self.lock = None
 
     def shard_name(self, shard: int) -> str:
         """Return the name of a shard's file."""
@@ -60,19 +60,19 @@ class Job:
         return f'{self.output_dir}/{self.shard_name(shard)}'
 
     def missing(self, manifest: dict) -> list[int]:
-        """Return which shards of a manifest are not in their place in full size."""
+        """Return the numbers of the shards of a manifest that are missing or do not have their full size."""
         entries = enumerate(manifest['shards'])
         return [shard for shard, entry in entries if self.status(self.shard_path(shard))[0] != entry['bytes']]
 
     def summary(self, shard: int, on_broken: str = 'skip') -> dict | None:
-        """Return the summary of a finished shard; None if it is not finished, or has what on_broken='fail' refuses."""
+        """Return the summary of a shard; None if it is not finished, or on_broken='fail' refuses its images."""
         summary = self.read_json(f'{self.folder}/{self.shard_name(shard)}.json')
         if not summary or self.status(self.shard_path(shard))[0] != summary['bytes']:
             return None
         return None if summary['broken'] and on_broken == 'fail' else summary
 
     def open(self, fingerprint: str) -> dict | None:
-        """Lock the folder, made if need be; refuse the files of another build; return the manifest if there is one."""
+        """Create and lock the folder; return the manifest, if any. Files of another build raise UserError."""
         manifest = self.read_json(self.manifest_path)
         self.enter(manifest)
         key_path = f'{self.folder}/job.json'
@@ -80,9 +80,9 @@ class Job:
         for kept, where in ((manifest, self.manifest_path), (key, self.folder)):
             if kept and kept.get('fingerprint') != fingerprint:
                 if not key:
-                    self.remove()  # the folder was made for the lock alone
+                    self.remove()  # the folder was made only for the lock
                 raise UserError(
-                    f"'{where}' is of a build of other images or options; give those again, or delete it and "
+                    f"'{where}' belongs to a build of other images or options; pass those again, or delete it and "
                     f"'{self.output_dir}/{self.name}-*' to start over, or pass another --output_directory"
                 )
         if not key:
@@ -90,20 +90,22 @@ class Job:
         return manifest
 
     def enter(self, manifest: dict | None) -> None:
-        """Take the lock; the processes inherit it, so that none of a killed build is left when it is free."""
+        """Take the lock. The processes inherit it, so no process of a killed build is left when it is free."""
         shards = pathlib.Path(self.output_dir).glob(f'{self.name}-[0-9]*-of-[0-9]*')
         stranger = None if manifest or os.path.isdir(self.folder) else next(shards, None)
         if stranger:
             raise UserError(
-                f"'{stranger}' is there already, without '{self.name}.manifest.json' that would tell how it was built; "
+                f"'{stranger}' exists without '{self.name}.manifest.json', which would say how it was built; "
                 'move it, or pass another --output_directory'
             )
         end = time.monotonic() + LOCK_SECONDS
         while True:
             os.makedirs(self.folder, exist_ok=True)
-            with contextlib.suppress(BlockingIOError, FileNotFoundError):  # held, or ended and removed meanwhile
-                self.lock = files.lock(f'{self.folder}/lock')
-                if os.path.samestat(os.fstat(self.lock.fileno()), os.stat(self.lock.name)):
+            with contextlib.suppress(
+                BlockingIOError, FileNotFoundError
+            ):  # another build holds it, or has just removed it
+                self.lock = lock = files.lock(f'{self.folder}/lock')
+                if os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name)):
                     return
             if time.monotonic() > end:
                 raise UserError(
@@ -113,7 +115,7 @@ class Job:
             time.sleep(_POLL_SECONDS)
 
     def close(self) -> None:
-        """Let another build in; after a build that was stopped its processes still keep it out until they end."""
+        """Release the lock. After a build that was stopped, its processes hold it until they end."""
         if self.lock is not None:
             self.lock.close()
 
@@ -122,7 +124,7 @@ class Job:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def write_shard(self, shard: int, write: Callable[[IO[bytes]], dict]) -> dict:
-        """Write a shard by write(file) -> summary, put it in its place, then keep the summary; return that."""
+        """Write a shard by write(file) -> summary, give it its final name, then keep and return the summary."""
         kept = f'{self.folder}/{self.shard_name(shard)}'
         with self.writing(self.shard_path(shard), part=f'{kept}.part') as file:
             summary = write(file)
@@ -134,20 +136,18 @@ class Job:
         with self.writing(path) as file:
             file.write(json.dumps(value, indent=1).encode())
 
-    @staticmethod
     @contextlib.contextmanager
-    def writing(path: str, part: str | None = None) -> Iterator[IO[bytes]]:
-        """Yield a file to write, named `part` until the block ends, which becomes `path`, or goes if that raises."""
+    def writing(self, path: str, part: str | None = None) -> Iterator[IO[bytes]]:
+        """Yield a file to write, named `part`. It becomes `path` when the block ends; on an error it is deleted."""
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with files.replacing(path, part=part) as part, open(part, 'wb', buffering=1 << 20) as file:
+        with files.replacing(path, part=part) as part_path, open(part_path, 'wb', buffering=1 << 20) as file:
             yield file
 
-    @staticmethod
-    def save(value: Any, path: str) -> None:
+    def save(self, value: Any, path: str) -> None:
         """Keep an ImageList or Options as `<path>.npy` and `<path>.json`."""
         value.save(path)
 
     @staticmethod
-    def load(kind: type, path: str) -> Any:
-        """Return what `save` kept of the class `kind`."""
+    def load(kind: Any, path: str) -> Any:
+        """Return the ImageList or Options, as the class `kind` says, that `save` kept."""
         return kind.load(path)

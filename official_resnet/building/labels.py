@@ -1,8 +1,8 @@
-"""Which classes there are, what people call them, and which class each of ILSVRC2012's validation images has.
+"""Lists of classes and of their names, and the class of each of ILSVRC2012's validation images.
 
-Any of three files tells the last: imagenet_2012_validation_synset_labels.txt of the Inception pipeline, a synset a
-line; the development kit ILSVRC2012_devkit_t12.tar.gz, a number an image and a MATLAB table of what the numbers mean;
-and ILSVRC2012_bbox_val_v3.tgz, an XML file an image with the synset of its objects.
+The classes of the validation images come from one of three files: imagenet_2012_validation_synset_labels.txt of the
+Inception pipeline has a synset on each line; the development kit ILSVRC2012_devkit_t12.tar.gz has a number for each
+image and a MATLAB table of their meaning; ILSVRC2012_bbox_val_v3.tgz has an XML file for each image.
 """
 
 import collections
@@ -18,28 +18,28 @@ from official_resnet.errors import UserError
 from official_resnet.inputs import other_datasets
 
 FILES = ('imagenet_2012_validation_synset_labels.txt', 'ILSVRC2012_devkit_t12.tar.gz', 'ILSVRC2012_bbox_val_v3.tgz')
-REMEDY = f'put {FILES[0]}, {FILES[1]} or {FILES[2]} beside ILSVRC2012_img_val.tar'  # as it ends a message
-_TRUTH, _META = 'ILSVRC2012_validation_ground_truth.txt', 'meta.mat'  # of the development kit
+REMEDY = f'put {FILES[0]}, {FILES[1]} or {FILES[2]} beside ILSVRC2012_img_val.tar'  # the end of a message
+_TRUTH, _META = 'ILSVRC2012_validation_ground_truth.txt', 'meta.mat'  # files of the development kit
 _SYNSET = re.compile(r'n\d{8}')
 _XML = re.compile(r'ILSVRC2012_val_(\d{8})\.xml')
 
 
 def read_classes(path: str | os.PathLike | None = None, flag: str = 'labels_file') -> list[str]:
-    """Return the classes of a file, one a line; without a path ILSVRC2012's 1000 synsets.
+    """Return the classes of a file with one class on each line, or ILSVRC2012's 1000 synsets without a path.
 
-    `flag` is what an error calls the file.
+    Messages call the file `flag`.
 
     Raises:
-        UserError: it cannot be read, is empty, or has a class twice.
+        UserError: The file cannot be read, is empty, or has a class twice.
     """
     if path is None:
         return list(read_texts())
     classes = [line.strip() for line in _lines(path, flag) if line.strip()]
-    nul = next((name for name in classes if '\0' in name), None)  # which no folder's name can have
+    nul = next((name for name in classes if '\0' in name), None)  # no folder's name can have one
     if nul:
-        raise UserError(f"{flag} '{path}' has a NUL byte in {nul[:40]!r}; write a class a line")
+        raise UserError(f"{flag} '{path}' has a NUL byte in {nul[:40]!r}; write one class on each line")
     if not classes:
-        raise UserError(f"{flag} '{path}' is empty; write a class a line")
+        raise UserError(f"{flag} '{path}' is empty; write one class on each line")
     name, count = collections.Counter(classes).most_common(1)[0]
     if count > 1:
         raise UserError(f"{flag} '{path}' has '{name}' {count} times; keep one of them")
@@ -47,12 +47,12 @@ def read_classes(path: str | os.PathLike | None = None, flag: str = 'labels_file
 
 
 def read_texts(path: str | os.PathLike | None = None, flag: str = 'metadata_file') -> dict[str, str]:
-    """Return {class: what people call it} of a file of lines 'class TAB text'; without a path ILSVRC2012's.
+    """Return {class: its name in words} of a file of lines 'class TAB text', or ILSVRC2012's without a path.
 
-    `flag` is what an error calls the file.
+    Messages call the file `flag`.
 
     Raises:
-        UserError: it cannot be read, or a line has no tabulator.
+        UserError: The file cannot be read, or a line has no tab.
     """
     if path is None:
         return dict(other_datasets.imagenet_classes())
@@ -60,7 +60,7 @@ def read_texts(path: str | os.PathLike | None = None, flag: str = 'metadata_file
     for number, line in enumerate(_lines(path, flag), 1):
         name, tab, text = line.rstrip('\r\n').partition('\t')
         if not tab and line.strip():
-            raise UserError(f"{flag} '{path}' has no tabulator in line {number}; write 'class TAB text'")
+            raise UserError(f"{flag} '{path}' has no tab in line {number}; write 'class TAB text'")
         if tab:
             texts[name] = text
     return texts
@@ -76,10 +76,10 @@ def _lines(path, flag):
 
 
 def read_validation(path: str | os.PathLike) -> list[str]:
-    """Return the synset of validation image 1, 2, ... from a list, the development kit or the validation boxes.
+    """Return the synsets of validation images 1, 2, ... from a list, the development kit or the validation boxes.
 
     Raises:
-        UserError: it cannot be read, is damaged, lacks a part, or names something else than synsets.
+        UserError: The file cannot be read, is damaged, lacks a part, or names anything but synsets.
     """
     path = pathlib.Path(path).expanduser()
     with files.read_errors(path, REMEDY):
@@ -92,14 +92,14 @@ def _from_list(path):
     synsets = path.read_bytes().decode('latin-1').split()
     for number, synset in enumerate(synsets, 1):
         if not _SYNSET.fullmatch(synset):
-            raise UserError(f"'{path}' has {synset[:20]!r} in line {number}, no synset as n01440764; {REMEDY}")
+            raise UserError(f"'{path}' has {synset[:20]!r} in line {number}, not a synset like n01440764; {REMEDY}")
     if not synsets:
         raise UserError(f"'{path}' is empty; {REMEDY}")
     return synsets
 
 
 def _from_tar(path):
-    """Read the development kit or the XML files, whichever the tar file holds."""
+    """Return the synsets from the development kit or the XML files, whichever the tar file holds."""
     parts, synsets = {}, {}
     for path_inside, data in boxes.tar_files(path):
         name = os.path.basename(path_inside)
@@ -108,24 +108,23 @@ def _from_tar(path):
             synsets[int(match[1])] = _synset_of_xml(path, name, data)
         elif name in (_TRUTH, _META):
             if len(data) > boxes.LARGEST:
-                raise UserError(f"{name} in '{path}' has {len(data)} bytes or more, not ILSVRC2012's; {REMEDY}")
+                raise UserError(f"{name} in '{path}' has {len(data)} bytes or more, unlike ILSVRC2012's; {REMEDY}")
             parts[name] = data
     if synsets:
         missing = set(range(1, max(synsets) + 1)) - set(synsets)
         if missing:
             raise UserError(
-                f"'{path}' lacks {len(missing)} XML files, as ILSVRC2012_val_{min(missing):08d}.xml; get it again"
+                f"'{path}' lacks {len(missing)} XML files, such as ILSVRC2012_val_{min(missing):08d}.xml; get it again"
             )
         return [synsets[number] for number in range(1, len(synsets) + 1)]
     for name in (_TRUTH, _META):
         if name not in parts:
-            raise UserError(f"'{path}' has no {name}, nor ILSVRC2012_val_00000001.xml; {REMEDY}")
+            raise UserError(f"'{path}' has neither {name} nor ILSVRC2012_val_00000001.xml; {REMEDY}")
     meta, numbers = _meta(path, parts[_META]), parts[_TRUTH].decode('latin-1').split()
     for place, number in enumerate(numbers, 1):
         if number not in meta:
             raise UserError(
-                f"'{path}' has {number[:20]!r} as the class of image {place}, which its meta.mat does not list; get it "
-                'again'
+                f"'{path}' has {number[:20]!r} as the class of image {place}, but not in its meta.mat; get it again"
             )
     if not numbers:
         raise UserError(f"'{path}' has an empty list of classes; get it again")
@@ -133,7 +132,7 @@ def _from_tar(path):
 
 
 def _meta(path, data):
-    """Return {ILSVRC2012_ID, as text: synset} of a meta.mat."""
+    """Return {ILSVRC2012_ID as text: synset} from the bytes of meta.mat."""
     try:
         import scipy.io
     except ImportError:
@@ -145,7 +144,7 @@ def _meta(path, data):
         table = scipy.io.loadmat(io.BytesIO(data), squeeze_me=True, variable_names=['synsets'])['synsets']
         ids, names = table['ILSVRC2012_ID'].ravel(), table['WNID'].ravel()
         return {str(int(number)): str(name) for number, name in zip(ids, names, strict=True)}
-    except Exception as error:  # scipy raises whatever a damaged file provokes
+    except Exception as error:  # on a damaged file, scipy may raise anything
         raise UserError(
             f"meta.mat in '{path}' is damaged ({type(error).__name__}: {error}); get it again".replace('\n', ' ')
         ) from None
@@ -157,5 +156,5 @@ def _synset_of_xml(path, name, data):
     except ValueError as error:
         raise UserError(f"'{name}' in '{path}' is broken ({error}); get it again") from None
     if not found or not _SYNSET.fullmatch(found.strip()):
-        raise UserError(f"'{name}' in '{path}' names no synset but {found!r}; {REMEDY}")
+        raise UserError(f"'{name}' in '{path}' names {found!r}, which is not a synset; {REMEDY}")
     return found.strip()

@@ -1,7 +1,7 @@
-"""The records of a shard: which features an image becomes.
+"""The records of a shard: the features of an image.
 
-They are those of the Inception pipeline (github.com/tensorflow/models, research/inception), which official/resnet
-reads.
+They are the features of the Inception pipeline (github.com/tensorflow/models, research/inception), which
+official/resnet reads.
 """
 
 import dataclasses
@@ -27,17 +27,17 @@ KEYS = {'imagenet': IMAGENET_KEYS, 'folder': FOLDER_KEYS}  # by layout
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Options:
-    """What goes into the records besides the images."""
+    """What decides the records besides the images."""
 
-    texts: dict = dataclasses.field(default_factory=dict)  # class -> what people call it
+    texts: dict[str, str] = dataclasses.field(default_factory=dict)  # class -> its name in words
     boxes: Boxes = NO_BOXES
-    seed: int = 12345  # of the order; upstream's
+    seed: int = 12345  # for the order of the images; upstream's
     check: str = 'structure'  # or 'decode', see images.to_rgb_jpeg
     on_broken: str = 'skip'  # or 'fail'
-    layout: str = 'imagenet'  # or 'folder': without synset and boxes
+    layout: str = 'imagenet'  # or 'folder', which has no synset and no boxes
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write `<path>.names.npy` and `<path>.coordinates.npy`, the boxes, and `<path>.json`, the rest."""
+        """Write the boxes to `<path>.names.npy` and `<path>.coordinates.npy`, and the rest to `<path>.json`."""
         plain = {field: getattr(self, field) for field in ('texts', 'seed', 'check', 'on_broken', 'layout')}
         pathlib.Path(f'{path}.json').write_text(json.dumps(plain))
         for part, array in self.boxes._asdict().items():
@@ -45,12 +45,12 @@ class Options:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> 'Options':
-        """Return what `save` wrote, the boxes mapped into memory."""
+        """Return what `save` wrote. The boxes are mapped into memory."""
         boxes = Boxes(*(np.asarray(np.load(f'{path}.{part}.npy', mmap_mode='r')) for part in Boxes._fields))
         return cls(boxes=boxes, **json.loads(pathlib.Path(f'{path}.json').read_text()))
 
     def digest(self) -> str:
-        """Return a SHA-256 of what shards depend on; of on_broken they do not, as long as there are any."""
+        """Return a SHA-256 of all that shards depend on. on_broken decides only whether there are shards."""
         digest = hashlib.sha256(json.dumps([self.texts, self.seed, self.check, self.layout], sort_keys=True).encode())
         for array in self.boxes:
             digest.update(array.tobytes())
@@ -58,7 +58,7 @@ class Options:
 
 
 def features(images: ImageList, i: int, options: Options, encoded: bytes, width: int, height: int) -> dict:
-    """Return the features of image i, for tfrecords.encode_example; `encoded` is it as an RGB JPEG."""
+    """Return the features of image i, whose RGB JPEG is `encoded`, for tfrecords.encode_example."""
     label, synset, basename = images.label(i), images.synset(i), images.basename(i)
     is_own = options.layout == 'folder'
     text = options.texts.get(synset, synset if is_own else '')
@@ -70,7 +70,7 @@ def features(images: ImageList, i: int, options: Options, encoded: bytes, width:
         'image/height': height,
         'image/width': width,
         'image/filename': os.fsencode(basename),
-        'image/class/label': label,  # from 1; 0 is kept for the background
+        'image/class/label': label,  # from 1; 0 is the background
         'image/class/text': text.encode(errors='surrogateescape'),
     }
     if is_own:

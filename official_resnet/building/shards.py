@@ -1,11 +1,11 @@
-"""Images -> `<name>-00000-of-01024` ...: TFRecord files of tf.train.Example, built by several processes.
+"""Several processes build shards, `<name>-00000-of-01024` ...: TFRecord files of tf.train.Example.
 
-A shard's bytes depend on the images, the seed and its number alone. Each is written in `.<name>.progress`, the job's
-folder, and put in place by a rename; so a build that is killed at any point goes on with the same command and ends with
-the same bytes. `<name>.manifest.json` comes last and says what was written, encoded anew and left out.
+The bytes of a shard depend only on the images, the options and its number. A shard is written in `.<name>.progress`,
+the folder of the job, and then renamed. A build that is killed at any point therefore continues with the same command
+and ends with the same bytes. `<name>.manifest.json`, written last, lists shards, reencoded images and broken images.
 
-Processes are programs of their own, which stop when the pipe to them closes; they map images and boxes from the job's
-folder into memory and hold one image at a time.
+The processes are separate programs. They stop when the pipe to them closes, map images and boxes from the folder of the
+job into memory, and hold one image at a time.
 """
 
 import collections
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -35,18 +35,18 @@ from official_resnet.errors import UserError
 from official_resnet.inputs import jpeg, tfrecords
 from official_resnet.inputs.images import to_rgb_jpeg
 
-_TICK_SECONDS = 0.1  # between two messages of a process about images
-_VERSION = 1  # of what a shard's bytes depend on
+_TICK_SECONDS = 0.1  # between two messages of a process about its progress
+_VERSION = 1  # changes when the same images and options give other bytes
 
 
 def shard_rows(count: int, shard: int, num_shards: int, seed: int) -> np.ndarray:
-    """Return which of `count` images a shard has, in its order."""
+    """Return the numbers of the images that a shard has, in order; int32, of 0..count-1."""
     return _order(count, seed)[count * shard // num_shards : count * (shard + 1) // num_shards]
 
 
 @functools.lru_cache(maxsize=1)
 def _order(count, seed):
-    """Return 0..count-1 shuffled. By raw numbers, which numpy keeps forever; its shuffles may change (NEP 19)."""
+    """Return 0..count-1 shuffled by raw random numbers, which numpy keeps forever. Its shuffles may change (NEP 19)."""
     return np.argsort(np.random.PCG64(seed).random_raw(count), kind='stable').astype(np.int32)
 
 
@@ -60,19 +60,19 @@ def build_shard(
     opener: Opener = open_unbuffered,
     on_image: Callable[[int], None] = lambda num_bytes: None,
 ) -> dict:
-    """Write one shard and return its summary.
+    """Write one shard to `output` and return its summary.
 
-    `on_image` is called with the bytes of each record written, 0 for a broken image.
+    `on_image` is called with the number of bytes of each record, or with 0 for a broken image.
 
     Returns:
         JSON values: 'shard', 'records', 'bytes', 'sha256', 'classes' {class: records}, 'reencoded' and 'broken', both
         {name of the image: reason}.
 
     Raises:
-        UserError: an image cannot be read, or is broken and on_broken is 'fail'.
+        UserError: An image cannot be read, or is broken and on_broken is 'fail'.
     """
-    digest, classes = hashlib.sha256(), collections.Counter()
-    summary = {'shard': shard, 'records': 0, 'bytes': 0, 'reencoded': {}, 'broken': {}}
+    digest, classes = hashlib.sha256(), collections.Counter[str]()
+    summary: dict[str, Any] = {'shard': shard, 'records': 0, 'bytes': 0, 'reencoded': {}, 'broken': {}}
     for i in shard_rows(len(images), shard, num_shards, options.seed).tolist():
         data, name = images.read_bytes(i, opener), images.name(i)
         try:
@@ -107,20 +107,20 @@ def build(
     options: Options | None = None,
     log: Log = print,
 ) -> dict:
-    """Write all shards that are not there yet, then the manifest; return it.
+    """Write all shards that are missing, then the manifest; return the manifest.
 
     Args:
-        name: 'train', 'validation'; files begin with it.
-        output_dir: made if need be.
-        num_threads: processes; upstream's name.
+        name: 'train' or 'validation', the beginning of the file names.
+        output_dir: Created if it does not exist.
+        num_threads: Number of processes. The name is upstream's.
 
     Returns:
         The manifest: 'name', 'layout', 'seed', 'check', 'fingerprint', 'records', 'bytes', 'synsets', 'classes'
         {class: records}, 'shards' [{'name', 'records', 'bytes', 'sha256'}], 'reencoded' and 'broken' {name: reason}.
 
     Raises:
-        UserError: files of another build stand there, another one is going on, the disk is full or read-only, an image
-            cannot be read, or is broken and on_broken is 'fail'. What is finished stays.
+        UserError: The folder has files of another build, or one is running there; the disk is full or read-only; an
+            image cannot be read, or is broken and on_broken is 'fail'. Finished shards stay.
     """
     job, options = Job(output_dir, name, num_shards), options or Options()
     with _write_errors(job), contextlib.closing(job):
@@ -129,22 +129,22 @@ def build(
 
 
 def complete(job: Job, images: ImageList, options: Options, write: Callable[[list[int]], list[dict]], log: Log) -> dict:
-    """Have write(shards) -> summaries write the shards of a job that are missing, then the manifest; return it.
+    """Complete a job: call write(missing shards), then write the manifest; return the manifest.
 
-    The summaries are those of build_shard, in any order.
+    `write` returns the summaries of build_shard, in any order.
 
     Raises:
-        UserError: files of another build stand there, or shards that were missing come out differently.
+        UserError: The folder has files of another build, or a shard that was missing now has other bytes.
     """
     all_that_decides = [_VERSION, job.num_shards, images.digest(), options.digest()]
     fingerprint = hashlib.sha256(json.dumps(all_that_decides).encode()).hexdigest()
     kept = job.open(fingerprint)
     todo = job.missing(kept) if kept else list(range(job.num_shards))
-    if not todo:
+    if kept and not todo:
         what = f'{kept["records"]} images in {job.num_shards} shards'
         log(f"{job.name} is complete, {what} in '{job.output_dir}': nothing to do")
     else:
-        job.save(images, f'{job.folder}/images')  # also when going on: the images may have moved
+        job.save(images, f'{job.folder}/images')  # also when continuing, as the images may have moved
         job.save(options, f'{job.folder}/options')
         summaries = write(todo)
         if not kept:
@@ -154,12 +154,12 @@ def complete(job: Job, images: ImageList, options: Options, write: Callable[[lis
             entry = kept['shards'][summary['shard']]
             if summary['sha256'] != entry['sha256']:
                 raise UserError(
-                    f"'{entry['name']}' was missing, and the images now give another one than "
-                    f"'{job.manifest_path}' tells of; delete that and '{job.output_dir}/{job.name}-*' to start over"
+                    f"'{entry['name']}' was missing, and the images now give other bytes than '{job.manifest_path}' "
+                    f"states; delete that and '{job.output_dir}/{job.name}-*' to start over"
                 )
         odd = [
             f'{len(kept[key])} {what}'
-            for key, what in (('reencoded', 'images encoded anew'), ('broken', 'broken ones left out'))
+            for key, what in (('reencoded', 'images encoded anew'), ('broken', 'broken images left out'))
             if kept[key]
         ]
         names = f"; {', '.join(odd)}, named in '{job.manifest_path}'" if odd else ''
@@ -170,7 +170,7 @@ def complete(job: Job, images: ImageList, options: Options, write: Callable[[lis
 
 
 def _manifest(job, images, options, fingerprint, summaries):
-    """Return the manifest, see `build`, of the summaries of all shards."""
+    """Return the manifest, as `build` describes it, from the summaries of all shards."""
     summaries = sorted(summaries, key=lambda summary: summary['shard'])
     classes = collections.Counter(dict.fromkeys(images.synsets[1:], 0))
     for summary in summaries:
@@ -200,37 +200,37 @@ def _write_errors(job):
 
 
 def _write_shards(job, images, on_broken, num_threads, log, todo):
-    """Have processes build those shards of `todo` that are not finished; return the summaries of all of `todo`."""
+    """Build the shards of `todo` that are not finished in processes; return the summaries of all of `todo`."""
     unfinished = [shard for shard in todo if job.summary(shard, on_broken) is None]
-    sizes = images.rows['size']  # as far as they are known
+    sizes = images.rows['size']  # -1 where it is not known
     needed, free = int(sizes[sizes > 0].sum()) * len(unfinished) // job.num_shards, shutil.disk_usage(job.folder).free
     if needed > free:
         raise UserError(
-            f"'{job.output_dir}' has {free / 1e9:.1f} GB free, {job.name} takes {needed / 1e9:.1f} GB; "
+            f"'{job.output_dir}' has {free / 1e9:.1f} GB free, but {job.name} needs {needed / 1e9:.1f} GB; "
             'free some space, or pass another --output_directory'
         )
     done = len(images) - sum(len(shard_rows(len(images), shard, job.num_shards, 0)) for shard in unfinished)
     if done:
-        log(f'{job.name}: going on, {job.num_shards - len(unfinished)} of {job.num_shards} shards are finished')
+        log(f'{job.name}: continuing, {job.num_shards - len(unfinished)} of {job.num_shards} shards are finished')
     with Progress(job.name, len(images), log, done) as progress:
         _run_processes(job, unfinished, num_threads, progress)
-    summaries = [job.summary(shard) for shard in todo]
-    if None in summaries:
-        lost = todo[summaries.index(None)]
-        raise UserError(f"'{job.shard_path(lost)}' has gone away; run the same command again")
-    return summaries
+    summaries = {shard: job.summary(shard) for shard in todo}
+    for shard, summary in summaries.items():
+        if summary is None:
+            raise UserError(f"'{job.shard_path(shard)}' has disappeared; run the same command again")
+    return list(summaries.values())
 
 
 def _run_processes(job, todo, num_threads, progress):
-    """Give shards to processes until all are built. Whatever ends this ends them, too."""
+    """Hand out shards to processes until all are built. Whatever ends this function also ends the processes."""
     num_bytes, left = 0, iter(todo)
     command = [sys.executable, '-P', '-m', __name__, job.output_dir, job.name, str(job.num_shards)]
     with contextlib.ExitStack() as stack:
         processes = {}  # by the connection to each
         for _ in range(min(num_threads, len(todo))):
             ours, theirs = multiprocessing.Pipe()
-            inherited = theirs.fileno(), job.lock.fileno()  # they hold the lock as long as they live
-            # A session of their own: Ctrl-C on the terminal reaches the build alone.
+            inherited = theirs.fileno(), job.lock.fileno()  # a process holds the lock as long as it lives
+            # Each has its own session, so Ctrl-C on the terminal reaches only the build.
             process = subprocess.Popen([*command, str(inherited[0])], pass_fds=inherited, start_new_session=True)
             processes[ours] = stack.enter_context(process)
             stack.callback(process.kill)
@@ -254,19 +254,20 @@ def _run_processes(job, todo, num_threads, progress):
                 if result is None:
                     continue
                 for name, reason in result.items():
-                    progress.log(f"broken, left out: '{name}' ({reason})")
+                    progress.log(f"left out the broken image '{name}' ({reason})")
                 shard = next(left, None)
                 if shard is None:
                     del processes[connection]
                 else:
-                    with contextlib.suppress(ConnectionError):  # it ended; its next message says so
+                    with contextlib.suppress(ConnectionError):  # the process has ended, which the next recv() reports
                         connection.send(shard)
 
 
 def _serve(output_dir, name, num_shards, descriptor):
-    """Be a process of a build, until its connection ends: write shards whose numbers it gets.
+    """Run as a process of a build until the connection closes: receive numbers of shards, and write these shards.
 
-    It tells the sizes of records since the last time, and None while it is busy, else what was broken, or the error.
+    Each message has the sizes of the records since the last one, and None during a shard; at its end the broken images,
+    or the error.
     """
     job, connection = Job(output_dir, name, int(num_shards)), multiprocessing.connection.Connection(int(descriptor))
     images, options = job.load(ImageList, f'{job.folder}/images'), job.load(Options, f'{job.folder}/options')
@@ -283,7 +284,7 @@ def _serve(output_dir, name, num_shards, descriptor):
         if time.monotonic() - last > _TICK_SECONDS:
             tell(None)
 
-    with contextlib.suppress(EOFError, ConnectionError):  # of a build that has gone
+    with contextlib.suppress(EOFError, ConnectionError):  # the build has ended
         tell({})
         while True:
             shard = connection.recv()

@@ -1,9 +1,9 @@
-"""Where images lie inside ILSVRC2012's tar files, so that they are read there: no copy on the disk, no unpacking.
+"""The positions of the images inside ILSVRC2012's tar files, so that they are read in place, without unpacking.
 
-ILSVRC2012_img_train.tar holds a tar file `<synset>.tar` for each class, and each of these images
-`<synset>_<number>.JPEG`; ILSVRC2012_img_val.tar holds ILSVRC2012_val_00000001.JPEG to ..._00050000.JPEG.
-Only headers are read. The images come out by label, then name, however the tar files are ordered: as
-image_list.from_folders gives them for the unpacked folders.
+ILSVRC2012_img_train.tar holds a tar file `<synset>.tar` for each class, and each of these holds images
+`<synset>_<number>.JPEG`. ILSVRC2012_img_val.tar holds ILSVRC2012_val_00000001.JPEG to ..._00050000.JPEG.
+Only headers are read. The images are ordered by label, then name, whatever the order in the tar files, as
+image_list.from_folders orders those of the unpacked folders.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import re
 import tarfile
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import IO
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -25,12 +25,12 @@ from official_resnet.building.progress import Log, Progress
 from official_resnet.errors import UserError
 
 BLOCK = 512  # bytes of a tar header
-_LARGEST_HEADER = 1 << 20  # bytes; of long names and pax records. Names are short here: more is damage
+_LARGEST_HEADER = 1 << 20  # bytes of long names and pax records; names are short here, so more means damage
 _VALIDATION_NAME = re.compile(r'ILSVRC2012_val_(\d{8})\.JPEG')
 _PACKED_NAME = re.compile(r'n\d{8}\.(tar\.\w+|t[gbx]z2?|zip)')
 _PACKERS = (('gzip', b'\x1f\x8b'), ('bzip2', b'BZh'), ('xz', b'\xfd7zXZ'), ('zstd', b'\x28\xb5\x2f\xfd'))
-_UNPACK = 'images are read in their place, so unpack it to a plain tar first'
-_CUT_OFF = 'unexpected end of data'  # what tarfile says of data that another header should follow
+_UNPACK = 'images are read in place, so unpack it to a plain tar file first'
+_CUT_OFF = 'unexpected end of data'  # tarfile's message where another header should follow
 _BROKEN = (tarfile.TarError, ValueError, IndexError, KeyError, OverflowError)
 
 
@@ -48,14 +48,14 @@ def index(
 
     Args:
         split: 'train' for a tar of tars, 'validation' for a tar of ILSVRC2012_val_<number>.JPEG.
-        path: of ILSVRC2012_img_train.tar or ILSVRC2012_img_val.tar, or a tar file of the same shape.
-        synsets: the classes; the label of each is its place, from 1. Images of others are left out.
-        image_synsets: the synset of validation image 1, 2, ...; labels.read_validation reads it.
-        allow_partial: take the file also if classes or images are missing.
+        path: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, or a tar file with the same structure.
+        synsets: The classes. The label of a class is its position here, from 1. Images of other classes are left out.
+        image_synsets: The synsets of validation images 1, 2, ..., from labels.read_validation.
+        allow_partial: Whether classes or images may be missing.
 
     Raises:
-        UserError: it cannot be read, is no tar, packed, damaged or cut off, which names member and byte; classes or
-            images are missing; a validation image has no synset.
+        UserError: The file cannot be read, or is compressed, damaged or cut off; the message names the member and the
+            byte. Classes or images are missing. A validation image has no synset.
     """
     labels = {synset: label for label, synset in enumerate(synsets, 1)}
     with files.read_errors(path, 'pass the tar file as it was downloaded'):
@@ -65,38 +65,38 @@ def index(
         if split == 'train':
             missing = _add_train(rows, file, labels)
             name, kind, what = 'ILSVRC2012_img_train.tar', 'a <synset>.tar', 'synsets'
-            why = 'no tar file of a listed synset, or no .JPEG'
+            why = 'not the tar file of a listed synset, or not a .JPEG'
         else:
             missing = _add_validation(rows, file, labels, image_synsets)
             name, kind, what = 'ILSVRC2012_img_val.tar', 'ILSVRC2012_val_<number>.JPEG', 'images'
-            why = 'not named as a validation image, or of no listed synset'
+            why = 'not named like a validation image, or not of a listed synset'
     if rows.num_skipped:
-        log(f"'{path}': left out {rows.num_skipped} members ({why}), as {', '.join(map(repr, rows.skipped))}")
+        log(f"'{path}': left out {rows.num_skipped} members ({why}), such as {', '.join(map(repr, rows.skipped))}")
     if not rows.names:
-        raise UserError(
-            f"'{path}' has no image in {kind} of a listed synset, as {synsets[0]}; pass {name} as it was downloaded"
-        )
+        what = f'image in {kind} of a listed synset, such as {synsets[0]}'
+        raise UserError(f"'{path}' has no {what}; pass {name} as it was downloaded")
     if missing:
-        text = f"'{path}' lacks {len(missing)} {what}, as {', '.join(missing[:3])}"
+        text = f"'{path}' lacks {len(missing)} {what}, such as {', '.join(missing[:3])}"
         if not allow_partial:
-            raise UserError(f'{text}; get it again, or pass --allow_partial to use what is there')
-        log(f'{text}; going on with what is there')
+            raise UserError(f'{text}; get it again, or pass --allow_partial to do without them')
+        log(f'{text}; continuing without them')
     return ImageList((str(path),), rows.sorted(log), ('', *synsets))
 
 
 def kept_index(
     job: Job, path: str, synsets: Sequence[str], image_synsets: Sequence[str], allow_partial: bool, log: Log = print
 ) -> ImageList:
-    """Return `index` of a job's tar file, kept beside its output for the next call with the same file and arguments."""
+    """Return `index` of a job's tar file, and keep it beside the output for the next call with the same arguments."""
     kept, arguments = f'{job.output_dir}/.{job.name}.index', [synsets, image_synsets, allow_partial]
     digest = hashlib.sha256(json.dumps(arguments).encode()).hexdigest()
-    key = {'path': path, 'status': job.status(path), 'arguments': digest}
-    if key['status'][0] < 0:
+    status = job.status(path)
+    key = {'path': path, 'status': status, 'arguments': digest}
+    if status[0] < 0:
         raise UserError(f"'{path}' does not exist; pass the tar file as it was downloaded")
     if job.read_json(f'{kept}/key.json') == key:
         with contextlib.suppress(OSError, ValueError, KeyError, EOFError):  # damaged
             images = job.load(ImageList, f'{kept}/images')
-            log(f"'{kept}' has the index of {len(images)} images already")
+            log(f"'{kept}' already has the index of {len(images)} images")
             return images
     images = index(job.name, path, synsets, image_synsets, allow_partial=allow_partial, log=log, opener=job.open_file)
     job.write_json(f'{kept}/key.json', {})
@@ -106,7 +106,7 @@ def kept_index(
 
 
 def _add_train(rows, file, labels):
-    """Add the rows of a tar of tars; return the synsets that it lacks."""
+    """Add the rows of a tar of tars; return the missing synsets."""
     found = set()
     for member in rows.outer_members(file):
         synset, suffix = os.path.splitext(_basename(member))
@@ -125,7 +125,7 @@ def _add_train(rows, file, labels):
 
 
 def _add_validation(rows, file, labels, image_synsets):
-    """Add the rows of a tar of numbered images; return the images that it lacks."""
+    """Add the rows of a tar of numbered images; return the names of the missing images."""
     is_missing = np.array([synset in labels for synset in image_synsets], bool)
     for member in rows.outer_members(file):
         name = _basename(member)
@@ -136,7 +136,7 @@ def _add_validation(rows, file, labels, image_synsets):
         number = int(match[1])
         if not 1 <= number <= len(image_synsets):
             raise UserError(
-                f"'{name}' in '{rows.path}' has no label, there are {len(image_synsets)}; pass the labels "
+                f"'{name}' in '{rows.path}' has no label, as there are only {len(image_synsets)}; pass the labels "
                 'that belong to this tar file'
             )
         is_missing[number - 1] = False
@@ -149,22 +149,22 @@ def _add_validation(rows, file, labels, image_synsets):
 
 
 def members(file: IO[bytes], begin: int, end: int, where: str) -> Iterator[tarfile.TarInfo]:
-    """Yield the TarInfo of each member of the tar at bytes begin..end of a file, with offsets in the file.
+    """Yield the TarInfo of each member of the tar at bytes begin..end of a file. Offsets count from the file's start.
 
     Raises:
-        UserError: packed, damaged, or cut off; `where` names it.
+        UserError: The tar is compressed, damaged or cut off. `where` is its name in the message.
     """
     file.seek(begin)
     magic = file.read(min(6, end - begin))
     for packer, start in _PACKERS:
         if magic.startswith(start):
-            raise UserError(f'{where} is packed by {packer}; {_UNPACK}')
+            raise UserError(f'{where} is compressed by {packer}; {_UNPACK}')
     file.seek(begin)
     headers, inside, offset = _Headers(file, end), '', begin
     try:
-        tar = tarfile.TarFile(fileobj=headers, mode='r')
+        tar: Any = tarfile.TarFile(fileobj=cast(IO[bytes], headers), mode='r')
         while (member := tar.next()) is not None:
-            tar.members = []  # else it keeps all
+            tar.members = []  # or it would keep them all; the stubs do not know this list
             inside, offset = f" at member '{member.name}'", member.offset
             if member.size < 0 or member.issparse():
                 raise tarfile.ReadError('it has no plain size')
@@ -182,7 +182,7 @@ def members(file: IO[bytes], begin: int, end: int, where: str) -> Iterator[tarfi
 
 
 class _Headers:
-    """A file as tarfile reads it: its reads are of headers only, and so small, and end at byte `end`."""
+    """A file for tarfile, which reads only headers: reads are small and end at byte `end`."""
 
     def __init__(self, file, end):
         self.file, self.end, self.tell, self.seek = file, end, file.tell, file.seek
@@ -194,7 +194,7 @@ class _Headers:
 
 
 class _Rows:
-    """Growing rows of an ImageList; numbers in arrays, because a million Python objects take fifty times the memory."""
+    """Growing rows of an ImageList. Numbers are in arrays, as a million Python objects take fifty times the memory."""
 
     def __init__(self, path, progress):
         self.path, self.progress = path, progress
@@ -202,10 +202,10 @@ class _Rows:
         self.num_skipped, self.skipped = 0, []
 
     def outer_members(self, file):
-        """Yield the members of the file itself."""
+        """Yield the members of the outer tar."""
         for member in members(file, 0, self.progress.total, f"'{self.path}'"):
             if _PACKED_NAME.fullmatch(_basename(member)):
-                raise UserError(f"'{_basename(member)}' in '{self.path}' is packed; {_UNPACK}")
+                raise UserError(f"'{_basename(member)}' in '{self.path}' is compressed; {_UNPACK}")
             yield member
             self.progress.update_to(member.offset_data + member.size, f'{len(self.names)} images')
 
@@ -214,24 +214,24 @@ class _Rows:
         self.numbers.extend((member.offset_data, member.size, label))
 
     def skip(self, member):
-        """Leave out a member: count it, and name the first ones. Of folders nothing is said."""
+        """Leave out a member: count it, and keep the names of the first ones. Folders are not counted."""
         if not member.isdir():
             self.num_skipped += 1
             self.skipped += [_basename(member)] if len(self.skipped) < 3 else []
 
     def sorted(self, log):
-        """Return the rows by label, then name; of two of one name the later stays."""
+        """Return the rows ordered by label, then name. Of two images with the same name, the later one stays."""
         names, self.names = np.array(self.names), []  # a third of the memory, or less
         rows = np.zeros(len(names), [*ROW_FIELDS, ('name', names.dtype)])
         rows['offset'], rows['size'], rows['label'] = np.reshape(self.numbers, (-1, 3)).T
         rows['name'] = names
-        rows = rows[np.lexsort((names, rows['label']))]  # stable: the later of two stands behind
+        rows = rows[np.lexsort((names, rows['label']))]  # stable: the later of two comes last
         is_last = np.ones(len(rows), bool)
         is_last[:-1] = (rows['name'][1:] != rows['name'][:-1]) | (rows['label'][1:] != rows['label'][:-1])
         if not is_last.all():
             name = os.fsdecode(rows['name'][~is_last][0])
-            twice = f"'{self.path}' has {np.sum(~is_last)} images twice, as '{name}'"
-            log(f'{twice}; the later of two is used, as tar would leave it')
+            twice = f"'{self.path}' has {np.sum(~is_last)} images twice, such as '{name}'"
+            log(f'{twice}; the later one is used, as tar itself would do')
         return rows[is_last]
 
 

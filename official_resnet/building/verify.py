@@ -1,4 +1,4 @@
-"""Shards are read back and compared with their manifest."""
+"""Read shards back and compare them with their manifest."""
 
 import collections
 import hashlib
@@ -13,23 +13,23 @@ from official_resnet.building.records import KEYS
 from official_resnet.errors import UserError
 from official_resnet.inputs import jpeg, tfrecords
 
-_MAX_FAULTS = 10  # of a shard that are told
+_MAX_FAULTS = 10  # reported for each shard
 
 
 def verify(output_dir: str | os.PathLike, name: str, log: Log = print) -> int:
-    """Read every shard back, compare it with the manifest, and log a line for each fault; return an exit code.
+    """Read every shard back, compare it with the manifest, and log a line for each fault; return the exit code.
 
-    Size, SHA-256 and checksums of a shard, its number of records, their keys and labels, and each JPEG's structure.
-    The code is 0 if all is as it was built, 1 if not.
+    Checked are the size, SHA-256 and checksums of a shard, its number of records, their keys and labels, and the
+    structure of each JPEG. The exit code is 0 if nothing has changed since the build, else 1.
 
     Raises:
-        UserError: there is no manifest.
+        UserError: There is no manifest.
     """
     path = pathlib.Path(os.path.expanduser(output_dir), f'{name}.manifest.json')
     manifest = files.read_json(path)
     if manifest is None:
         raise UserError(f"'{path}' is missing or damaged; build {name} first, or pass another --output_directory")
-    classes, num_faults = collections.Counter(), 0
+    classes, num_faults = collections.Counter[str](), 0
     with Progress(f'verify {name}', manifest['records'], log) as progress:
         for entry in manifest['shards']:
             found = _faults(path.parent, entry, manifest, classes, progress)
@@ -45,8 +45,8 @@ def verify(output_dir: str | os.PathLike, name: str, log: Log = print) -> int:
     return int(num_faults > 0)
 
 
-def _faults(folder: pathlib.Path, entry: dict, manifest: dict, classes: dict, progress: Progress) -> Iterator[str]:
-    """Yield what is wrong with a shard, counting the records of each class."""
+def _faults(folder, entry, manifest, classes, progress) -> Iterator[str]:
+    """Yield the faults of a shard, and count the records of each class."""
     path = folder / entry['name']
     try:
         with open(path, 'rb') as file:
@@ -75,17 +75,17 @@ def _faults(folder: pathlib.Path, entry: dict, manifest: dict, classes: dict, pr
 
 
 def _fault(data, manifest, classes):
-    """Return what is wrong with a record, '' if nothing is; count its class."""
+    """Return the fault of a record, '' if there is none, and count its class."""
     try:
         example = tfrecords.decode_example(data)
     except ValueError as error:
-        return f'is no tf.train.Example ({error})'
+        return f'is not a tf.train.Example ({error})'
     wrong = example.keys() ^ KEYS[manifest['layout']]
     if wrong:
-        return f'has keys too many or lacks some: {", ".join(sorted(wrong))}'
+        return f'has surplus keys or lacks some: {", ".join(sorted(wrong))}'
     label, synsets = example['image/class/label'], manifest['synsets']
     if len(label) != 1 or not 1 <= label[0] < len(synsets):
-        return f'has the label {label}, not one of 1..{len(synsets) - 1}'
+        return f'has the label {label}, which is not in 1..{len(synsets) - 1}'
     synset = example.get('image/class/synset', [synsets[label[0]].encode()])
     if synset != [synsets[label[0]].encode()]:
         return f'has the class {synset} with the label {label[0]}, which is {synsets[label[0]]}'
@@ -95,8 +95,8 @@ def _fault(data, manifest, classes):
     except ValueError as error:
         return f'has a broken image ({error})'
     if not info.is_whole or not info.is_rgb_jpeg:
-        return f'has an image that is no RGB JPEG ({info.problem or jpeg.reason(info)})'
+        return f'has an image that is not a whole RGB JPEG ({info.problem or jpeg.reason(info)})'
     size = example['image/width'], example['image/height']
     if size != ([info.width], [info.height]):
-        return f'has the size {size}, its image {info.width} x {info.height}'
+        return f'has the size {size}, but its image has {info.width} x {info.height}'
     return ''

@@ -1,4 +1,4 @@
-"""What the commands in data/ share: their flags, and how the two splits are built from folders."""
+"""What the commands in data/ share: their flags, and the build of both splits from folders."""
 
 import functools
 import os
@@ -14,15 +14,15 @@ from official_resnet.command_line.definer import Definer
 
 SPLITS = ('validation', 'train')  # in the order in which they are built
 LISTS = {
-    'labels_file': (None, "Classes, one a line; the label of each is its place, from 1. Without it ILSVRC2012's 1000."),
-    'metadata_file': (None, "Lines 'class TAB name'. Without it the names of ILSVRC2012's classes."),
+    'labels_file': (None, "Classes, one on each line; the label is the line number. Default: ILSVRC2012's 1000."),
+    'metadata_file': (None, "Lines 'class TAB name'. Default: the names of ILSVRC2012's classes."),
 }
 FOLDERS = {
-    'train_directory': ('/tmp/', 'Training images, <class>/<file>; empty for none.'),
-    'validation_directory': ('/tmp/', 'Validation images, <class>/<file>; empty for none.'),
-    'output_directory': ('/tmp/', 'Where the shards go.'),
+    'train_directory': ('/tmp/', 'Folder of training images, <class>/<file>. Empty: build no such shards.'),
+    'validation_directory': ('/tmp/', 'Folder of validation images, <class>/<file>. Empty: build no such shards.'),
+    'output_directory': ('/tmp/', 'Folder of the shards.'),
 }
-VERIFY = {'verify': (False, 'Read all shards back and compare; what has a manifest is not built, and needs no images.')}
+VERIFY = {'verify': (False, 'Read all shards back and check them. A split that has a manifest is not built.')}
 log = functools.partial(print, flush=True)
 
 
@@ -33,13 +33,13 @@ def define_flags(
     num_threads: int | None = None,
     values: flags.FlagValues | None = None,
 ) -> flags.FlagValues:
-    """Return a set of flags: strings and booleans, {name: (default, help)}, and what decides the bytes of the shards.
+    """Return a set of flags: `strings`, `booleans`, and the flags that decide the bytes of the shards.
 
     Args:
-        strings, booleans: flags of this program alone, or a table of this module.
-        num_shards: defaults of training and validation.
-        num_threads: default of the flag of that name, which Beam does without.
-        values: the set, if it is not a plain one.
+        strings, booleans: {name: (default, help)} of this program, or a table of this module.
+        num_shards: Defaults of --train_shards and --validation_shards.
+        num_threads: Default of --num_threads. None leaves the flag out.
+        values: The set to extend; None makes a new one.
     """
     values = flags.FlagValues() if values is None else values
     values.set_gnu_getopt(True)  # flags may follow an argument
@@ -47,31 +47,31 @@ def define_flags(
     for name, (default, text) in strings.items():
         define.string(name, default, text)
     if num_threads:
-        define.integer('num_threads', num_threads, 'Processes.', lower=1, upper=1000)
+        define.integer('num_threads', num_threads, 'Number of processes.', lower=1, upper=1000)
     for name, default, kind in zip(('train', 'validation'), num_shards, ('training', 'validation'), strict=True):
-        define.integer(f'{name}_shards', default, f'Files of {kind} images.', lower=1, upper=99999)
-    define.integer('seed', 12345, 'Of the order of the images.', lower=0, upper=None)
+        define.integer(f'{name}_shards', default, f'Number of files of {kind} images.', lower=1, upper=99999)
+    define.integer('seed', 12345, 'Seed of the order of the images.', lower=0, upper=None)
     checks = ['structure', 'decode']
-    define.enum('check', checks[0], checks, 'How images are looked at: whole by their markers, or decoded.')
-    define.enum('on_broken', 'skip', ['skip', 'fail'], 'What to do about a broken image.')
+    define.enum('check', checks[0], checks, 'How to check images: by their markers, or by decoding them.')
+    define.enum('on_broken', 'skip', ['skip', 'fail'], 'What to do with a broken image.')
     for name, (default, text) in booleans.items():
         define.boolean(name, default, text)
     return values
 
 
 def options(values: flags.FlagValues, **more) -> Options:
-    """Return the Options that flags and other arguments describe."""
+    """Return the Options that the flags and the other arguments describe."""
     return Options(seed=values.seed, check=values.check, on_broken=values.on_broken, **more)
 
 
 def build_folders(values: flags.FlagValues, list_images: Callable[[str, str], ImageList], options: Options) -> int:
-    """Build the shards of each split of list_images(split, folder), and verify them if asked to; return the exit code.
+    """Build the shards of each split from list_images(split, folder), and verify them if asked; return the exit code.
 
     `values` has the flags FOLDERS and VERIFY.
     """
     code, output_dir = 0, os.path.expanduser(values.output_directory)
     for name in SPLITS:
-        folder, num_shards = values[f'{name}_directory'].value, values[f'{name}_shards'].value
+        folder, num_shards = getattr(values, f'{name}_directory'), getattr(values, f'{name}_shards')
         if values.verify and os.path.exists(f'{output_dir}/{name}.manifest.json'):
             code |= verify(output_dir, name, log)
         elif folder:
