@@ -60,7 +60,7 @@ def main(argv):
 
 def _run(values, arguments):
     for is_wrong, message in (
-        (not values.output_directory, '--output_directory is empty; pass the folder of the shards'),
+        (not values.output_directory, '--output_directory= is empty; pass the folder of the shards'),
         (not (values.train_tar or values.validation_tar), 'pass --train_tar, --validation_tar or both'),
         (
             bool(values.validation_tar) != bool(values.validation_labels_file),
