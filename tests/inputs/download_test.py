@@ -326,34 +326,25 @@ def test_only_the_folder_is_extracted_and_dots_are_fine(archive, data_dir):
     assert names(data_dir) == [FOLDER]
 
 
-@pytest.fixture
-def incomplete(data_dir):
-    """A folder of an earlier, interrupted download, with a file of the user's."""
-    (data_dir / FOLDER).mkdir()
-    (data_dir / FOLDER / 'test_batch.bin').write_bytes(b'half')
-    (data_dir / FOLDER / 'notes.txt').write_bytes(b'mine')
-    return data_dir / FOLDER
-
-
-def test_extract_replaces_an_incomplete_folder_and_keeps_foreign_files(archive, data_dir, incomplete):
-    download.extract(archive, data_dir, 'cifar10')
-    assert (incomplete / 'notes.txt').read_bytes() == b'mine'
-    (incomplete / 'notes.txt').unlink()
-    assert_extracted(data_dir)
-
-
-def test_the_old_folder_comes_back_when_the_rename_fails(archive, data_dir, incomplete, monkeypatch):
-    rename = os.rename
+def test_an_incomplete_folder_is_replaced_or_comes_back(archive, data_dir, monkeypatch):
+    incomplete, rename = data_dir / FOLDER, os.rename
+    incomplete.mkdir()
+    (incomplete / 'test_batch.bin').write_bytes(b'half')
+    (incomplete / 'notes.txt').write_bytes(b'mine')
 
     def failing(source, target):
         if pathlib.Path(source, 'data_batch_1.bin').exists():
             raise PermissionError(errno.EACCES, 'Permission denied', str(target))
         rename(source, target)
 
-    monkeypatch.setattr(os, 'rename', failing)
-    with pytest.raises(UserError, match='Permission denied'):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match='Permission denied'):
+        patch.setattr(os, 'rename', failing)
         download.extract(archive, data_dir, 'cifar10')
     assert names(data_dir) == [FOLDER] and names(incomplete) == ['notes.txt', 'test_batch.bin']
+    download.extract(archive, data_dir, 'cifar10')
+    assert (incomplete / 'notes.txt').read_bytes() == b'mine'  # other files are kept
+    (incomplete / 'notes.txt').unlink()
+    assert_extracted(data_dir)
 
 
 def test_ctrl_c_keeps_the_part_and_leaves_no_folder(server, archive, data_dir, monkeypatch):
@@ -540,15 +531,10 @@ def test_a_wrong_file_of_a_set_is_not_kept(server, data_dir):
 # --- the program ---------------------------------------------------------------------------------------------
 
 
-def test_mistakes_are_one_line_and_exit_code_1(archive, data_dir, tmp_path, capsys):
-    truncated, evil = tmp_path / 'truncated.tar.gz', tmp_path / 'evil.tar.gz'
-    truncated.write_bytes(GOOD[: SIZE // 2])
-    evil.write_bytes(tar_gz({'../evil.bin': b'x'}))
+def test_mistakes_are_one_line_and_exit_code_1(archive, data_dir, capsys):
     for args, words in (
         (['--archive=absent.tar.gz'], ["'absent.tar.gz'", 'leave --archive out']),
         ([f'--archive={data_dir}'], [f"'{data_dir}' is no file"]),
-        ([f'--archive={truncated}'], [f"'{truncated}'", 'get it again']),
-        ([f'--archive={evil}'], ["'../evil.bin'"]),
         ([f'--archive={archive}', '--md5=00'], [f'MD5 {MD5} instead of 00', 'correct --md5']),
         ([f'--archive={archive}', '--dataset=cifar100'], ['cifar-100-binary/data_batch_1.bin is missing']),
     ):

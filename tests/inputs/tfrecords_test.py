@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from official_resnet.errors import UserError
 from official_resnet.inputs import tfrecords
+from official_resnet.inputs.protobuf_wire import field
 
 RECORDS = [b'', b'a', bytes(range(256)) * 5]
 VALUES = st.one_of(
@@ -136,15 +137,10 @@ def test_empty_arrays_keep_their_kind():
 
 
 def test_numbers_that_are_not_packed_are_read():
-    value = struct.pack('<f', 1.5)
-    floats = b'\x12' + bytes([10]) + b'\x0d' + value + b'\x0d' + value
-    ints = b'\x1a\x04\x08\x05\x08\x07'
-    entries = [
-        b'\x0a\x01' + name + b'\x12' + bytes([len(feature)]) + feature
-        for name, feature in ((b'f', floats), (b'i', ints))
-    ]
-    features = b''.join(b'\x0a' + bytes([len(entry)]) + entry for entry in entries)
-    data = b'\x0a' + bytes([len(features)]) + features
+    floats = field(2, *[b'\x0d' + struct.pack('<f', 1.5)] * 2)
+    ints = field(3, b'\x08\x05\x08\x07')
+    entries = (field(1, *field(1, name), *field(2, *feature)) for name, feature in ((b'f', floats), (b'i', ints)))
+    data = b''.join(field(1, *(part for entry in entries for part in entry)))
     assert tf.train.Example.FromString(data).features.feature['i'].int64_list.value == [5, 7]
     assert tfrecords.decode_example(data) == {'f': [1.5, 1.5], 'i': [5, 7]}
 
