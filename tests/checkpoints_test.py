@@ -24,55 +24,49 @@ def test_round_trip_and_the_oldest_go(tmp_path):
     assert not list(tmp_path.glob('part.*'))
 
 
-def test_nothing_there(tmp_path):
-    assert checkpoints.restore_latest(tmp_path / 'absent') is None
-
-
 @pytest.mark.parametrize('damage', ['truncate', 'flip', 'empty'])
 def test_a_damaged_file_is_named_and_passed_over(tmp_path, damage):
+    assert checkpoints.restore_latest(tmp_path / 'absent') is None
     checkpoints.save(tmp_path, 1, ARRAYS, {'step': 1})
     path = checkpoints.save(tmp_path, 2, ARRAYS, {'step': 2})
-    data = bytearray(path.read_bytes())
-    if damage == 'flip':
-        data[data.index(b'kernel.npy') + 150] ^= 0xFF
-    path.write_bytes(data[: len(data) // 2] if damage == 'truncate' else data if damage == 'flip' else b'')
+    data = path.read_bytes()
+    place = data.index(b'kernel.npy') + 150
+    flipped = data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
+    path.write_bytes({'truncate': data[: len(data) // 2], 'flip': flipped, 'empty': b''}[damage])
     said = []
     _, state, _ = checkpoints.restore_latest(tmp_path, said.append)
     assert state['step'] == 1 and len(said) == 1 and str(path) in said[0]
     checkpoints.paths(tmp_path)[0].unlink()
-    with pytest.raises(UserError, match='no checkpoint in .* can be read'):
+    with pytest.raises(UserError, match=f'{tmp_path} .*delete'):
         checkpoints.restore_latest(tmp_path, said.append)
 
 
-def test_a_full_disk_keeps_the_last_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    'error,raised,message',
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), UserError, 'No space left on device; free some space'),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+    ],
+)
+def test_a_full_disk_or_a_kill_while_writing_leaves_only_whole_checkpoints(
+    tmp_path, monkeypatch, error, raised, message
+):
     checkpoints.save(tmp_path, 1, ARRAYS, {'step': 1})
 
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def write_half(file, **arrays):
+        file.write(b'half')
+        file.flush()
+        raise error
 
-    monkeypatch.setattr(np, 'savez', full)
-    with pytest.raises(UserError, match='No space left on device; free some space'):
+    monkeypatch.setattr(np, 'savez', write_half)
+    with pytest.raises(raised, match=message):
         checkpoints.save(tmp_path, 2, ARRAYS, {'step': 2})
     assert [path.name for path in tmp_path.iterdir()] == ['step-000000001.npz']
 
 
-def test_a_kill_while_writing_leaves_only_whole_checkpoints(tmp_path, monkeypatch):
-    checkpoints.save(tmp_path, 1, ARRAYS, {'step': 1})
-
-    def kill(file, **arrays):
-        file.write(b'half')
-        file.flush()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(np, 'savez', kill)
-    with pytest.raises(KeyboardInterrupt):
-        checkpoints.save(tmp_path, 2, ARRAYS, {'step': 2})
-    assert [path.name for path in checkpoints.paths(tmp_path)] == ['step-000000001.npz']
-
-
 def test_a_model_dir_has_one_job_at_a_time(tmp_path):
     with checkpoints.lock(tmp_path):
-        with pytest.raises(UserError, match=f'in use by process {os.getpid()} on .*--model_dir'):
+        with pytest.raises(UserError, match=f'process {os.getpid()} .*--model_dir'):
             checkpoints.lock(tmp_path)
     checkpoints.lock(tmp_path).close()
 
@@ -86,8 +80,7 @@ def test_a_file_system_without_locks_is_not_another_job(tmp_path, monkeypatch, c
     with checkpoints.lock(tmp_path):
         pass
     out = capsys.readouterr().out
-    assert out.count('\n') == 1 and os.strerror(code) in out and 'no other job' in out and str(tmp_path) in out
-    assert 'in use' not in out
+    assert out.count('\n') == 1 and os.strerror(code) in out and str(tmp_path) in out
 
 
 def test_assign_is_strict_both_ways(tmp_path):
@@ -95,9 +88,9 @@ def test_assign_is_strict_both_ways(tmp_path):
     checkpoints.assign({'a': variable}, {'a': np.ones((2, 3))}, 'x')
     assert variable.numpy().sum() == 6
     for arrays, message in (
-        ({}, 'lacks a'),
-        ({'a': np.ones((2, 3)), 'b': 1}, 'unexpected b'),
-        ({'a': np.ones((3, 2))}, r'\(3, 2\), not \(2, 3\); pass another --model_dir'),
+        ({}, ' a: .*--model_dir'),
+        ({'a': np.ones((2, 3)), 'b': 1}, ' b: .*--model_dir'),
+        ({'a': np.ones((3, 2))}, r'\(3, 2\), not \(2, 3\).*--model_dir'),
     ):
         with pytest.raises(UserError, match=message):
             checkpoints.assign({'a': variable}, arrays, 'x')

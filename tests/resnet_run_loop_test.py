@@ -1,19 +1,18 @@
 """The loop's promises: it learns, n epochs are n epochs, and interrupted + resumed equals uninterrupted."""
 
 import dataclasses
-import json
-import os
+import functools
 import pathlib
 import signal
-import subprocess
 import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from fixtures import tiny_training
-from fixtures.tiny_training import StopAt, config_of
+from fixtures import programs, tiny_training
+from fixtures.tiny_training import BATCH, SendAt, StopAt, assert_equal_runs, final_arrays
+from fixtures.worker_processes import flags_of
 
 from official_resnet import checkpoints, resnet_run_loop, resnet_spec
 from official_resnet.errors import UserError
@@ -23,114 +22,64 @@ from official_resnet.training import callbacks, same_run, step
 from official_resnet.training.config import Schedule
 
 SPEC = resnet_spec.ResNetSpec((1, 1), filters=4, bn_momentum=0.9)
-BATCH = 16
-STEPS = 120 // BATCH  # an epoch of the fixture's 120 pictures: 7
-
-
-def make_config(cifar_dir, model_dir, **fields):
-    fields = {
-        'train_epochs': 3,
-        'batch_size': BATCH,
-        'steps_per_call': 2,
-        'base_learning_rate': 0.4,
-        'weight_decay': 5e-4,
-        'seed': 7,
-    } | fields
-    return config_of(SPEC, data_dir=str(cifar_dir), model_dir=None if model_dir is None else str(model_dir), **fields)
-
-
-class SendAt(StopAt):
-    """Send this process a signal at a step."""
-
-    def __init__(self, step, number):
-        super().__init__(step)
-        self.number = number
-
-    def on_train_batch_end(self, batch, logs=None):
-        if logs['step'] == self.step:
-            os.kill(os.getpid(), self.number)
-
-
+STEPS = 120 // BATCH  # an epoch of the fixture's 120 images: 7
 ADAM = {'optimizer': 'adam', 'base_learning_rate': 0.01, 'weight_decay': 0.0}
+make_config = functools.partial(
+    tiny_training.make_config, spec=SPEC, train_epochs=3, steps_per_call=2, weight_decay=5e-4, seed=7
+)
 
 
-def final_arrays(model_dir):
-    arrays, state, _ = checkpoints.restore_latest(pathlib.Path(model_dir) / 'checkpoints')
-    for name in ('config', 'evaluation', 'sums'):  # hold seconds and paths
-        state.pop(name)
-    return arrays, state
+def train(config, *others):
+    """Train with metrics and other callbacks."""
+    return resnet_run_loop.train(config, [callbacks.MetricsJSON(config.machine.model_dir), *others])
 
 
-def metrics(model_dir):
-    """The lines without what depends on the clock."""
-    return [
-        {key: line[key] for key in line if key not in ('seconds', 'images_per_second')}
-        for line in checkpoints.read_metrics(model_dir)
-    ]
-
-
-def assert_equal_runs(one, other):
-    (arrays, state), (others, other_state) = final_arrays(one), final_arrays(other)
-    assert state == other_state and arrays.keys() == others.keys()
-    for name in arrays:
-        np.testing.assert_array_equal(arrays[name], others[name], err_msg=name)
-    assert metrics(one) == metrics(other)
+def die(config, step):
+    """Train up to a step and end as by SIGKILL; each step before it is saved."""
+    with pytest.raises(RuntimeError, match='killed'):
+        train(config.with_machine(save_checkpoint_minutes=0), StopAt(step))
 
 
 @pytest.fixture(scope='module')
 def uninterrupted(cifar_dir, tmp_path_factory):
+    """(model_dir, TrainResult) of a training that nobody touched."""
     model_dir = tmp_path_factory.mktemp('uninterrupted')
-    config = make_config(cifar_dir, model_dir)
-    result = resnet_run_loop.train(config, [callbacks.MetricsJSON(model_dir)])
-    return model_dir, result
+    return model_dir, train(make_config(cifar_dir, model_dir))
 
 
 def test_history_and_metrics(uninterrupted):
     model_dir, result = uninterrupted
+    history = result.history.history
     assert result.history.epoch == [0, 1, 2] and result.step == 3 * STEPS
-    assert len(result.history.history['loss']) == len(result.history.history['val_accuracy']) == 3
-    assert result.history.history['loss'][-1] < result.history.history['loss'][0]
+    assert len(history['loss']) == len(history['val_accuracy']) == 3 and history['loss'][-1] < history['loss'][0]
     lines = checkpoints.read_metrics(model_dir)
     assert [(line['split'], line['epoch'], line['step']) for line in lines] == [
         (split, epoch, epoch * STEPS) for epoch in (1, 2, 3) for split in ('train', 'test')
     ]
-    assert set(lines[0]) == {
-        'split',
-        'epoch',
-        'step',
-        'loss',
-        'accuracy',
-        'learning_rate',
-        'images_per_second',
-        'seconds',
-    }
+    assert set(lines[0]) == set('split epoch step loss accuracy learning_rate images_per_second seconds'.split())
     assert result.best['accuracy'] == max(line['accuracy'] for line in lines if line['split'] == 'test')
+
+
+# --- the end of a run, and its continuation ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('deaths', [(1,), (STEPS,), (4, 10, 16), (3 * STEPS,)])
 def test_killed_and_resumed_is_bit_identical(cifar_dir, tmp_path, uninterrupted, deaths):
     """Also with other numbers of steps a call, before and after: the result must not depend on them."""
     for i, death in enumerate(deaths):
-        config = make_config(cifar_dir, tmp_path, save_checkpoint_minutes=0, steps_per_call=1 + i)
-        with pytest.raises(RuntimeError, match='killed'):
-            resnet_run_loop.train(config, [callbacks.MetricsJSON(tmp_path), StopAt(death)])
-    resnet_run_loop.train(make_config(cifar_dir, tmp_path), [callbacks.MetricsJSON(tmp_path)])
+        die(make_config(cifar_dir, tmp_path, steps_per_call=1 + i), death)
+    train(make_config(cifar_dir, tmp_path))
     assert_equal_runs(uninterrupted[0], tmp_path)
 
 
 def test_adam_killed_and_resumed_is_bit_identical(mnist_dir, tmp_path):
-    """Also on pictures that are cropped to another size, without flips, and with the first 100 only."""
+    """Also on images that are cropped to another size, without flips, and with the first 100 only."""
     fields = ADAM | {'dataset': 'mnist', 'num_train_images': 100, 'flip': False}
     steps = 100 // BATCH
     for name, deaths in (('whole', ()), ('killed', (1, steps + 2, 2 * steps))):
-        (tmp_path / name).mkdir()
         for death in deaths:
-            config = make_config(mnist_dir, tmp_path / name, save_checkpoint_minutes=0, **fields)
-            with pytest.raises(RuntimeError, match='killed'):
-                resnet_run_loop.train(config, [callbacks.MetricsJSON(tmp_path / name), StopAt(death)])
-        result = resnet_run_loop.train(
-            make_config(mnist_dir, tmp_path / name, **fields), [callbacks.MetricsJSON(tmp_path / name)]
-        )
+            die(make_config(mnist_dir, tmp_path / name, **fields), death)
+        result = train(make_config(mnist_dir, tmp_path / name, **fields))
     assert result.step == 3 * steps and result.model.input_shape == (None, 32, 32, 1)
     arrays, _ = final_arrays(tmp_path / 'whole')
     moments = [name for name in arrays if name.startswith('optimizer/') and 'stem_conv_kernel' in name]
@@ -140,31 +89,15 @@ def test_adam_killed_and_resumed_is_bit_identical(mnist_dir, tmp_path):
 
 def test_sigkill_at_several_steps_is_bit_identical(cifar_dir, tmp_path):
     """Real processes, SIGKILLed mid-epoch, at the end of an epoch and while nothing is saved yet."""
-
-    def run(model_dir, kill_at=None):
-        program = [sys.executable, str(pathlib.Path(tiny_training.__file__).with_name('killed_training.py'))]
-        return subprocess.run(
-            [*program, str(cifar_dir), str(model_dir), str(kill_at)], capture_output=True, text=True, timeout=120
-        )
-
-    runs = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                str(pathlib.Path(tiny_training.__file__).with_name('killed_training.py')),
-                str(cifar_dir),
-                str(tmp_path / 'whole'),
-                'None',
-            ]
-        )
-    ]
-    for kill_at in (2, 5, STEPS + 1):
-        result = run(tmp_path / 'killed', kill_at)
-        assert result.returncode == -signal.SIGKILL, result.stderr
-    result = run(tmp_path / 'killed')
-    assert result.returncode == 0, result.stderr
-    assert 'continuing from' in result.stdout
-    assert runs[0].wait(120) == 0
+    killer = pathlib.Path(tiny_training.__file__).with_name('killed_training.py')
+    whole = programs.start(f'cifar10_main {flags_of(cifar_dir, tmp_path / "whole", 2)}')
+    flags = flags_of(cifar_dir, tmp_path / 'killed', 2)
+    for kill_at in (1, 5, STEPS + 1):
+        killed = programs.run([sys.executable, str(killer), str(kill_at), *flags.split()])
+        assert killed.code == -signal.SIGKILL, killed.err
+    code, out, err = programs.run(f'cifar10_main {flags}')
+    assert (code, err) == (0, '') and 'continuing from' in out
+    assert programs.finish([whole])[0].code == 0
     assert_equal_runs(tmp_path / 'whole', tmp_path / 'killed')
 
 
@@ -175,80 +108,96 @@ def test_signals_save_and_the_run_continues(cifar_dir, tmp_path, uninterrupted, 
     """At the end of an epoch, which is not evaluated yet, too."""
     config = make_config(cifar_dir, tmp_path, steps_per_call=1)
     before = signal.getsignal(number)
-    with pytest.raises(resnet_run_loop.Interrupted, match=f'at step {step}: state saved in .*step-{step:09d}.npz'):
-        resnet_run_loop.train(config, [callbacks.MetricsJSON(tmp_path), SendAt(step, number)])
+    with pytest.raises(resnet_run_loop.Interrupted, match=f' {step}: .*step-{step:09d}.npz'):
+        train(config, SendAt(step, number))
     assert signal.getsignal(number) is before
-    resnet_run_loop.train(config, [callbacks.MetricsJSON(tmp_path)])
+    train(config)
     assert_equal_runs(uninterrupted[0], tmp_path)
 
 
 def test_train_epochs_is_the_total(cifar_dir, tmp_path, uninterrupted):
-    resnet_run_loop.train(make_config(cifar_dir, tmp_path, train_epochs=1), [callbacks.MetricsJSON(tmp_path)])
-    result = resnet_run_loop.train(make_config(cifar_dir, tmp_path), [callbacks.MetricsJSON(tmp_path)])
-    assert result.history.epoch == [1, 2]
+    train(make_config(cifar_dir, tmp_path, train_epochs=1))
+    assert train(make_config(cifar_dir, tmp_path)).history.epoch == [1, 2]
     assert_equal_runs(uninterrupted[0], tmp_path)
     again = resnet_run_loop.train(make_config(cifar_dir, tmp_path))
     assert again.history.epoch == [] and again.step == 3 * STEPS
+
+
+def test_a_checkpoint_from_before_a_field_was_added_goes_on(cifar_dir, tmp_path, uninterrupted, capsys):
+    config = make_config(cifar_dir, tmp_path)
+    train(dataclasses.replace(config, train_epochs=1))
+    arrays, state, path = checkpoints.restore_latest(tmp_path / 'checkpoints')
+    for name in ('optimizer', 'flip', 'num_train_images'):
+        state['config'].pop(name)
+    state['config']['spec'].pop('bn_epsilon')  # the same of the network's fields
+    checkpoints.save(path.parent, state['step'], arrays, state)
+    with pytest.raises(UserError, match='--flip True, not False'):
+        resnet_run_loop.train(dataclasses.replace(config, flip=False))
+    train(config)
+    assert 'changed: --train_epochs 1, not 3\n' in capsys.readouterr().out
+    assert_equal_runs(uninterrupted[0], tmp_path)
+
+
+@pytest.mark.parametrize(
+    'change,message',
+    [
+        ({'seed': 8}, '--seed 7, not 8'),
+        ({'batch_size': 8}, '--batch_size 16, not 8'),
+        ({'spec': dataclasses.replace(SPEC, filters=8)}, 'spec.filters 4, not 8'),
+        ({'flip': False}, '--flip True, not False'),
+        ({'num_train_images': 100}, '--num_train_images None, not 100'),
+        ({'dataset': 'synthetic'}, "dataset 'cifar10', not 'synthetic'"),
+        ({'sync_batch_norm': True}, '--sync_batch_norm False, not True'),
+        (ADAM, '--optimizer momentum, not adam'),
+    ],
+)
+def test_a_model_dir_of_another_run_is_refused_and_left_as_it_is(cifar_dir, uninterrupted, change, message):
+    files = [path for path in uninterrupted[0].rglob('*') if path.is_file() and path.name != '.lock']
+    before = [path.read_bytes() for path in files]
+    with pytest.raises(UserError, match=f'--model_dir=.*{message}.*--model_dir'):
+        resnet_run_loop.train(dataclasses.replace(make_config(cifar_dir, uninterrupted[0]), **change))
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_nan_stops_with_step_and_rate_and_keeps_the_last_good_checkpoint(cifar_dir, tmp_path):
+    resnet_run_loop.train(make_config(cifar_dir, tmp_path, train_epochs=1))
+    with pytest.raises(UserError, match=r'step \d+, .*4e\+3\d.*--base_learning_rate'):
+        resnet_run_loop.train(make_config(cifar_dir, tmp_path, base_learning_rate=3.2e38, steps_per_call=1))
+    arrays, state = final_arrays(tmp_path)
+    assert state['step'] == STEPS and all(np.all(np.isfinite(array)) for array in arrays.values())
+
+
+# --- how long it trains, and when it evaluates ---------------------------------------------------------------
 
 
 def test_max_train_steps_stops_inside_an_epoch_and_evaluates(cifar_dir, tmp_path, uninterrupted):
     result = resnet_run_loop.train(make_config(cifar_dir, tmp_path, max_train_steps=9))
     assert result.step == 9 and 'val_accuracy' in result.history.history
     resnet_run_loop.train(make_config(cifar_dir, tmp_path))
-    np.testing.assert_array_equal(
-        final_arrays(tmp_path)[0]['logits/kernel'], final_arrays(uninterrupted[0])[0]['logits/kernel']
-    )
+    ours, theirs = (final_arrays(model_dir)[0]['logits/kernel'] for model_dir in (tmp_path, uninterrupted[0]))
+    np.testing.assert_array_equal(ours, theirs)
 
 
-def test_max_train_steps_does_not_bend_the_schedule(cifar_dir):
-    one_cycle = Schedule('one_cycle')
-    rates = [
-        resnet_run_loop.train(make_config(cifar_dir, None, schedule=one_cycle, max_train_steps=steps)).history.history[
-            'learning_rate'
-        ][0]
-        for steps in (STEPS, None)
-    ]
-    assert rates[0] == rates[1]
-
-
-def test_an_epoch_of_the_schedule_has_the_fraction_of_a_batch_that_training_leaves_out(cifar_dir):
+def test_the_schedule_counts_fractions_of_epochs_and_ignores_max_train_steps(cifar_dir):
     """120 images in batches of 16: 7 steps an epoch, but epoch 2 of the schedule is at 15, not 14."""
-    schedule = Schedule(boundaries=(2,), factors=(1, 0.5))
-    trainer = resnet_run_loop.Trainer(make_config(cifar_dir, None, schedule=schedule, base_learning_rate=0.8))
+    drop = Schedule(boundaries=(2,), factors=(1, 0.5))
+    trainer = resnet_run_loop.Trainer(make_config(cifar_dir, None, schedule=drop, base_learning_rate=0.8))
     assert trainer.steps_per_epoch == 7
     assert [round(float(trainer.schedule(step)), 6) for step in (14, 15, 16)] == [0.1, 0.1, 0.05]
+    short, whole = (
+        resnet_run_loop.Trainer(make_config(cifar_dir, None, schedule=Schedule('one_cycle'), max_train_steps=steps))
+        for steps in (STEPS, None)
+    )
+    assert short.last_step == STEPS and float(short.schedule(STEPS)) == float(whole.schedule(STEPS)) > 0
 
 
 def test_epochs_between_evals_and_the_last(cifar_dir):
-    class Seen(keras.callbacks.Callback):
-        epochs = []
-
-        def on_epoch_end(self, epoch, logs=None):
-            if 'val_loss' in logs:
-                self.epochs.append(epoch + 1)
-
-    resnet_run_loop.train(make_config(cifar_dir, None, train_epochs=5, epochs_between_evals=2), [Seen()])
-    assert Seen.epochs == [2, 4, 5]
-
-
-@pytest.mark.parametrize(
-    'error',
-    [
-        tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating a tensor for the image'),
-        tf.errors.UnavailableError(None, None, 'the image of the process is gone'),
-        tf.errors.InvalidArgumentError(None, None, 'images and jpegs do not match'),
-    ],
-)
-def test_an_error_that_speaks_of_images_keeps_its_own_text(cifar_dir, monkeypatch, error):
-    """No image in memory is damaged; one process has lost no other."""
-
-    def fail(*args):
-        raise error
-
-    monkeypatch.setattr(resnet_run_loop.step, 'make_train_function', lambda *args: fail)
-    with pytest.raises(type(error)) as caught:
-        resnet_run_loop.train(make_config(cifar_dir, None))
-    assert caught.value is error
+    epochs = []
+    see = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: epochs.append(epoch + 1) if 'val_loss' in logs else None
+    )
+    resnet_run_loop.train(make_config(cifar_dir, None, train_epochs=5, epochs_between_evals=2), [see])
+    assert epochs == [2, 4, 5]
 
 
 @pytest.mark.parametrize('hook,step', [('on_epoch_end', 2 * STEPS), ('on_train_batch_end', STEPS + 3)])
@@ -273,9 +222,28 @@ def test_stop_threshold_stops_and_stays_stopped(cifar_dir, tmp_path):
     assert resnet_run_loop.train(config).step == STEPS
 
 
+def test_standard_keras_callbacks_work(cifar_dir, tmp_path):
+    standard = [
+        keras.callbacks.CSVLogger(tmp_path / 'log.csv'),
+        keras.callbacks.TensorBoard(tmp_path / 'tb'),
+        keras.callbacks.EarlyStopping('val_loss', patience=0, min_delta=100),
+        keras.callbacks.ModelCheckpoint(tmp_path / '{epoch}.keras'),
+    ]
+    result = resnet_run_loop.train(make_config(cifar_dir, None, train_epochs=9), standard)
+    assert result.history.epoch == [0, 1]  # EarlyStopping
+    header = (tmp_path / 'log.csv').read_text().splitlines()[0].split(',')
+    assert {'epoch', 'loss', 'accuracy', 'val_loss', 'val_accuracy', 'learning_rate'} <= set(header)
+    assert list((tmp_path / 'tb').rglob('events.*'))
+    loaded = keras.models.load_model(tmp_path / '2.keras')
+    np.testing.assert_array_equal(loaded.get_weights()[0], result.model.get_weights()[0])
+
+
+# --- what is computed ----------------------------------------------------------------------------------------
+
+
 def test_evaluation_scores_every_image_once(cifar_dir, uninterrupted):
-    results = resnet_run_loop.evaluate(make_config(cifar_dir, uninterrupted[0], train_epochs=3))
-    assert results['num_images'] == 30 and results['epoch'] == 3 and results['step'] == 3 * STEPS
+    results = resnet_run_loop.evaluate(make_config(cifar_dir, uninterrupted[0]))
+    assert (results['num_images'], results['epoch'], results['step']) == (30, 3, 3 * STEPS)
     assert results['accuracy'] == uninterrupted[1].history.history['val_accuracy'][-1]
     model = results['model']
     test = datasets.open_split('cifar10', 'test', data_dir=str(cifar_dir))
@@ -300,6 +268,11 @@ def test_training_takes_the_batches_that_its_config_describes(cifar_dir, fields)
     expected = trainer.data.training_batches(BATCH, **{'seed': 7} | fields)
     for ours, theirs in zip(next(iter(trainer.train_batches())), next(iter(expected)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_num_train_images_takes_the_first(cifar_dir):
+    trainer = resnet_run_loop.Trainer(make_config(cifar_dir, None, num_train_images=40))
+    assert (len(trainer.data.labels), len(trainer.test.labels), trainer.steps_per_epoch) == (40, 30, 2)
 
 
 def test_a_step_is_the_stock_step(cifar_dir):
@@ -333,27 +306,29 @@ def test_a_step_of_adam_is_that_of_the_paper(cifar_dir):
     assert (trainer.optimizer.beta_1, trainer.optimizer.beta_2, trainer.optimizer.epsilon) == (0.9, 0.999, 1e-8)
     before = [variable.numpy() for variable in trainer.model.trainable_variables]
     trainer.run([], [])
-    steps = [
-        np.abs(variable.numpy() - old) for variable, old in zip(trainer.model.trainable_variables, before, strict=True)
-    ]
+    steps = [abs(v.numpy() - old) for v, old in zip(trainer.model.trainable_variables, before, strict=True)]
     assert max(step.max() for step in steps) == pytest.approx(0.01, rel=1e-3)
     assert np.median(steps[0]) == pytest.approx(0.01, rel=1e-2)
 
 
-@pytest.mark.parametrize('fields', [{'dtype': 'fp16'}, {'dtype': 'fp16', 'loss_scale': 'dynamic'}])
-def test_adam_in_mixed_precision(cifar_dir, fields):
-    result = resnet_run_loop.train(make_config(cifar_dir, None, **ADAM | fields))
-    assert result.history.history['loss'][-1] < result.history.history['loss'][0]
-
-
-@pytest.mark.parametrize('dtype,scale', [('bf16', None), ('fp16', None), ('fp16', 'dynamic'), ('fp16', 1024.0)])
-def test_mixed_precision_learns_and_resumes(cifar_dir, tmp_path, dtype, scale):
-    config = make_config(cifar_dir, tmp_path, dtype=dtype, loss_scale=scale, train_epochs=3)
-    with pytest.raises(RuntimeError):
-        resnet_run_loop.train(config.with_machine(save_checkpoint_minutes=0), [StopAt(9)])
+@pytest.mark.parametrize(
+    'fields',
+    [
+        {'dtype': 'bf16'},
+        {'dtype': 'fp16'},
+        {'dtype': 'fp16', 'loss_scale': 'dynamic'},
+        {'dtype': 'fp16', 'loss_scale': 1024.0},
+        ADAM | {'dtype': 'fp16'},
+        ADAM | {'dtype': 'fp16', 'loss_scale': 'dynamic'},
+    ],
+)
+def test_mixed_precision_learns_and_resumes(cifar_dir, tmp_path, fields):
+    config = make_config(cifar_dir, tmp_path, **fields)
+    die(config, 9)
     result = resnet_run_loop.train(config)
     assert result.history.history['loss'][-1] < 2.25 and np.isfinite(result.history.history['val_loss'][-1])
-    assert result.model.get_layer('stem_conv').compute_dtype == {'bf16': 'bfloat16', 'fp16': 'float16'}[dtype]
+    policy = {'bf16': 'bfloat16', 'fp16': 'float16'}[config.dtype]
+    assert result.model.get_layer('stem_conv').compute_dtype == policy
     assert keras.config.dtype_policy().name == 'float32'
 
 
@@ -369,124 +344,26 @@ def test_fp16_gradients_equal_float32_ones(cifar_dir):
 @pytest.mark.parametrize('fields', [{}, ADAM])
 def test_two_replicas_equal_one(cifar_dir, fields):
     """The global batch is what counts: gradients, evaluation; BN statistics are per replica and so differ."""
-    frozen_bn = dict(train_epochs=1, transfer='head') | fields
-    one = resnet_run_loop.train(make_config(cifar_dir, None, **frozen_bn))
-    two = resnet_run_loop.train(make_config(cifar_dir, None, distribution_strategy='mirrored', **frozen_bn))
+    config = make_config(cifar_dir, None, train_epochs=1, transfer='head', **fields)  # frozen batch norms
+    one, two = (resnet_run_loop.train(c) for c in (config, config.with_machine(distribution_strategy='mirrored')))
     for variable, other in zip(one.model.variables, two.model.variables, strict=True):
         np.testing.assert_allclose(other.numpy(), variable.numpy(), atol=1e-6, err_msg=variable.path)
     assert two.history.history['val_accuracy'] == one.history.history['val_accuracy']
-    resnet_run_loop.train(make_config(cifar_dir, None, train_epochs=1, distribution_strategy='mirrored'))
+    resnet_run_loop.train(dataclasses.replace(config, transfer='all').with_machine(distribution_strategy='mirrored'))
 
 
 def test_two_replicas_with_synchronized_bn_equal_one(cifar_dir):
     """Small steps: the replicas sum up a batch in another order, which larger ones would make more of."""
     config = make_config(cifar_dir, None, train_epochs=1, sync_batch_norm=True, base_learning_rate=0.005)
-    one = resnet_run_loop.train(config)
-    two = resnet_run_loop.train(config.with_machine(distribution_strategy='mirrored'))
+    one, two = (resnet_run_loop.train(c) for c in (config, config.with_machine(distribution_strategy='mirrored')))
     for variable, other in zip(one.model.variables, two.model.variables, strict=True):
         np.testing.assert_allclose(other.numpy(), variable.numpy(), atol=1e-4, err_msg=variable.path)
 
 
-def test_fine_tune_trains_the_head_only_from_pretrained_weights(cifar_dir, tmp_path, uninterrupted):
-    source = final_arrays(uninterrupted[0])[0]
-    result = resnet_run_loop.train(
-        make_config(cifar_dir, tmp_path, pretrained=str(uninterrupted[0]), transfer='head', train_epochs=1)
-    )
-    for variable in result.model.variables:
-        is_same = np.array_equal(variable.numpy(), source[variable.path])
-        assert is_same == (not variable.path.startswith('logits/')), variable.path
-
-
-def test_nan_stops_with_step_and_rate_and_keeps_the_last_good_checkpoint(cifar_dir, tmp_path):
-    resnet_run_loop.train(make_config(cifar_dir, tmp_path, train_epochs=1))
-    message = r'(the loss is (nan|inf) at step \d+|not finite after step \d+), learning rate 4e\+3\d'
-    with pytest.raises(UserError, match=message):
-        resnet_run_loop.train(make_config(cifar_dir, tmp_path, base_learning_rate=3.2e38, steps_per_call=1))
-    arrays, state = final_arrays(tmp_path)
-    assert state['step'] == STEPS and all(np.all(np.isfinite(array)) for array in arrays.values())
-
-
-def test_an_epoch_without_a_batch_is_an_error(cifar_dir):
-    with pytest.raises(UserError, match='121.*120|120.*121'):
-        resnet_run_loop.train(make_config(cifar_dir, None, batch_size=121))
-
-
-@pytest.mark.parametrize(
-    'change,message',
-    [
-        ({'seed': 8}, '--seed 7, not 8'),
-        ({'batch_size': 8}, '--batch_size 16, not 8'),
-        ({'spec': dataclasses.replace(SPEC, filters=8)}, 'spec.filters 4, not 8'),
-        ({'flip': False}, '--flip True, not False'),
-        ({'num_train_images': 100}, '--num_train_images None, not 100'),
-        (ADAM, '--optimizer momentum, not adam'),
-    ],
-)
-def test_a_model_dir_of_another_run_is_refused(cifar_dir, uninterrupted, change, message):
-    config = dataclasses.replace(make_config(cifar_dir, uninterrupted[0]), **change)
-    with pytest.raises(UserError, match=message):
-        resnet_run_loop.train(config)
-
-
-def test_a_checkpoint_from_before_a_field_was_added_goes_on(cifar_dir, tmp_path, uninterrupted, capsys):
-    config = make_config(cifar_dir, tmp_path)
-    resnet_run_loop.train(dataclasses.replace(config, train_epochs=1), [callbacks.MetricsJSON(tmp_path)])
-    arrays, state, path = checkpoints.restore_latest(tmp_path / 'checkpoints')
-    for name in ('optimizer', 'flip', 'num_train_images'):
-        state['config'].pop(name)
-    state['config']['spec'].pop('bn_epsilon')  # the same of the network's fields
-    checkpoints.save(path.parent, state['step'], arrays, state)
-    with pytest.raises(UserError, match='--flip True, not False'):
-        resnet_run_loop.train(dataclasses.replace(config, flip=False))
-    resnet_run_loop.train(config, [callbacks.MetricsJSON(tmp_path)])
-    assert 'changed: --train_epochs 1, not 3\n' in capsys.readouterr().out
-    assert_equal_runs(uninterrupted[0], tmp_path)
-
-
-def test_num_train_images_takes_the_first(cifar_dir):
-    trainer = resnet_run_loop.Trainer(make_config(cifar_dir, None, num_train_images=40))
-    assert (len(trainer.data.labels), len(trainer.test.labels), trainer.steps_per_epoch) == (40, 30, 2)
-    with pytest.raises(UserError, match='--num_train_images=121 of the 120 training images of cifar10; pass 1..120'):
-        resnet_run_loop.train(make_config(cifar_dir, None, num_train_images=121))
-    with pytest.raises(UserError, match='--batch_size=16 with 15 training images .* pass --batch_size=1..15'):
-        resnet_run_loop.train(make_config(cifar_dir, None, num_train_images=15))
-
-
-def test_wrong_optimizers(cifar_dir):
-    with pytest.raises(UserError, match='--weight_decay=0.0005 with --optimizer=adam, .*; pass --weight_decay=0'):
-        resnet_run_loop.train(make_config(cifar_dir, None, optimizer='adam'))
-    with pytest.raises(UserError, match='sgd must be one of momentum, adam'):
-        resnet_run_loop.train(make_config(cifar_dir, None, optimizer='sgd'))
-
-
 def test_other_wrong_input(cifar_dir, tmp_path):
-    with pytest.raises(UserError, match='sees 0; lower --num_gpus'):
-        resnet_run_loop.train(make_config(cifar_dir, None, num_gpus=2))
-    with pytest.raises(UserError, match='batch_size=15 does not divide by 2 devices; try --batch_size=14'):
+    with pytest.raises(UserError, match='batch_size=15.* 2 .*--batch_size=14'):
         resnet_run_loop.train(make_config(cifar_dir, None, batch_size=15, distribution_strategy='mirrored'))
-    with pytest.raises(UserError, match='has no checkpoint'):
-        resnet_run_loop.evaluate(make_config(cifar_dir, tmp_path))
     (tmp_path / 'precious.txt').write_text('x')
-    with pytest.raises(UserError, match='holds no checkpoints'):
+    with pytest.raises(UserError, match=f'--clean.*{tmp_path}'):
         same_run.clean(tmp_path)
-
-
-def test_standard_keras_callbacks_work(cifar_dir, tmp_path):
-    standard = [
-        keras.callbacks.CSVLogger(tmp_path / 'log.csv'),
-        keras.callbacks.TensorBoard(tmp_path / 'tb'),
-        keras.callbacks.EarlyStopping('val_loss', patience=0, min_delta=100),
-        keras.callbacks.ModelCheckpoint(tmp_path / '{epoch}.keras'),
-    ]
-    result = resnet_run_loop.train(make_config(cifar_dir, None, train_epochs=9), standard)
-    assert result.history.epoch == [0, 1]  # EarlyStopping
-    header = (tmp_path / 'log.csv').read_text().splitlines()[0].split(',')
-    assert {'epoch', 'loss', 'accuracy', 'val_loss', 'val_accuracy', 'learning_rate'} <= set(header)
-    assert list((tmp_path / 'tb').rglob('events.*'))
-    loaded = keras.models.load_model(tmp_path / '2.keras')
-    np.testing.assert_array_equal(loaded.get_weights()[0], result.model.get_weights()[0])
-
-
-def test_config_survives_json(cifar_dir):
-    config = make_config(cifar_dir, None)
-    assert resnet_run_loop.TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert (tmp_path / 'precious.txt').exists()

@@ -12,7 +12,8 @@ import time
 
 import numpy as np
 import pytest
-from fixtures.worker_processes import finish, flags_of, last_step, start_pair, start_program, wait_for
+from fixtures.programs import finish, start
+from fixtures.worker_processes import flags_of, last_step, start_pair, wait_for
 
 from official_resnet import checkpoints
 
@@ -32,17 +33,19 @@ def outcome(model_dir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    'start,num_kills', [(lambda flags: [start_program(flags)], 40), (start_pair, 10)], ids=['alone', 'two workers']
-)
-def test_killed_at_random_moments(cifar_dir, tmp_path, start, num_kills):
+@pytest.mark.parametrize('is_alone,num_kills', [(True, 40), (False, 10)], ids=['alone', 'two workers'])
+def test_killed_at_random_moments(cifar_dir, tmp_path, is_alone, num_kills):
+    def begin_training(name):
+        flags = flags_of(cifar_dir, tmp_path / name, EPOCHS)
+        return [start(f'cifar10_main {flags}')] if is_alone else start_pair(flags)
+
     begin = time.monotonic()
-    for code, out, err in finish(start(flags_of(cifar_dir, tmp_path / 'whole', EPOCHS)), 600):
+    for code, out, err in finish(begin_training('whole'), 600):
         assert code == 0, (out, err)
     draw = random.Random(num_kills)
     reached = []
     for step in sorted(draw.randrange(NUM_STEPS - 50) for _ in range(num_kills)):
-        processes = start(flags_of(cifar_dir, tmp_path / 'killed', EPOCHS))
+        processes = begin_training('killed')
         begun = last_step(tmp_path / 'killed')
         if step > begun:
             wait_for(step, tmp_path / 'killed', processes)
@@ -56,7 +59,7 @@ def test_killed_at_random_moments(cifar_dir, tmp_path, start, num_kills):
         codes = [code for code, _, _ in finish(processes, 60)]  # what is left of the workers notices
         assert sorted(codes) in ([-9], [-9, 1], [-9, -9])  # or is killed, where TensorFlow was about to connect them
         reached.append(last_step(tmp_path / 'killed'))
-    for code, out, err in finish(start(flags_of(cifar_dir, tmp_path / 'killed', EPOCHS)), 600):
+    for code, out, err in finish(begin_training('killed'), 600):
         assert code == 0, (out, err)
     (ours, our_tests), (expected, expected_tests) = outcome(tmp_path / 'killed'), outcome(tmp_path / 'whole')
     assert our_tests == expected_tests and ours.keys() == expected.keys() and our_tests[0] == NUM_STEPS

@@ -38,7 +38,7 @@ def test_the_identity_of_a_run_is_what_a_checkpoint_depends_on():
     }
 
 
-@pytest.mark.parametrize('old', [{'fine_tune': True}, {'model_dir': '/tmp'}, {'machine': {'cores': 2}}])
+@pytest.mark.parametrize('old', [{'fine_tune': True}, {'machine': {'cores': 2}}])
 def test_a_run_that_an_older_version_stored_is_refused(old):
     with pytest.raises(UserError, match=f'{list(old.get("machine", old))[0]}.*--model_dir'):
         TrainConfig.from_json(CONFIG.to_json() | old)
@@ -53,7 +53,6 @@ def test_a_field_that_was_added_since_has_its_default():
 def test_the_machine_may_change():
     other = CONFIG.with_machine(model_dir='/tmp', num_gpus=2)
     assert (other.machine.model_dir, other.machine.num_gpus, other.machine.data_dir) == ('/tmp', 2, None)
-    assert dataclasses.replace(other, machine=CONFIG.machine) == CONFIG
 
 
 def test_learning_rate():
@@ -73,12 +72,12 @@ def test_how_a_folder_is_read():
     def options(spec, **fields):
         return dataclasses.replace(CONFIG, spec=spec, **fields).folder_options()
 
-    names = ('image_size', 'channels', 'validation_fraction', 'seed')
-    assert options(resnet_variants.cifar_spec(8)) == dict(zip(names, (40, 3, 0.1, 0), strict=True))
-    assert options(resnet_variants.cifar_spec(8), image_size=None)['image_size'] == 32
-    assert options(resnet_variants.imagenet_spec(18), image_size=None)['image_size'] == 224
-    grey = options(resnet_variants.mnist_spec(), image_size=None, seed=3)
-    assert grey == dict(zip(names, (32, 1, 0.1, 3), strict=True))
+    own = options(resnet_variants.cifar_spec(8), seed=3)
+    assert own == {'image_size': 40, 'channels': 3, 'validation_fraction': 0.1, 'seed': 3}
+    sizes = {resnet_variants.cifar_spec(8): (32, 3), resnet_variants.imagenet_spec(18): (224, 3)}
+    for spec, expected in (sizes | {resnet_variants.mnist_spec(): (32, 1)}).items():
+        made = options(spec, image_size=None)
+        assert (made['image_size'], made['channels']) == expected
 
 
 @pytest.mark.parametrize(
@@ -92,6 +91,7 @@ def test_how_a_folder_is_read():
 )
 def test_difference(ours, theirs, text):
     assert difference('x', ours, theirs) == text
+    assert difference('views', {'size': 48}, {'size': 32}) == '--image_size 32, not 48'
 
 
 @pytest.mark.parametrize(
@@ -99,11 +99,7 @@ def test_difference(ours, theirs, text):
     [
         ({'spec': resnet_variants.cifar_spec(14)}, 'spec', '--resnet_size 8, not 14'),
         ({'spec': resnet_variants.cifar_spec(8, shortcut=None)}, 'spec', '--shortcut A, not None'),
-        (
-            {'spec': resnet_variants.imagenet_spec(50, version='1')},
-            'spec',
-            '--resnet_size 8, not 50, spec.filters 16, n',
-        ),
+        ({'spec': resnet_variants.imagenet_spec(50)}, 'spec', '--resnet_size 8, not 50, spec.filters 16, not 64'),
         ({'spec': resnet_variants.cifar_spec(8, width=2)}, 'spec', 'spec.width 1, not 2'),
         ({'spec': resnet_variants.cifar_spec(11, block='bottleneck')}, 'spec', '--resnet_size 8, not 11'),
         ({'batch_size': 64}, 'batch_size', '--batch_size 128, not 64'),
@@ -118,20 +114,9 @@ def test_a_difference_has_the_name_of_its_flag(change, name, text):
     assert [field for field in ours if ours[field] != theirs[field]] == [name]
 
 
-def test_a_view_of_another_size_is_named_by_its_flag():
-    ours, theirs = (dataclasses.asdict(Views(size, 224)) for size in (48, 32))
-    assert difference('views', ours, theirs) == '--image_size 32, not 48'
-
-
 def test_settings_by_the_names_of_flags_make_a_config():
-    settings = {
-        'resnet_size': 20,
-        'shortcut': 'none',
-        'lr_schedule': 'one_cycle',
-        'lr_boundaries': (1, 2),
-        'steps_per_loop': 3,
-        'use_synthetic_data': True,
-    }
+    settings = {'resnet_size': 20, 'shortcut': 'none', 'lr_schedule': 'one_cycle', 'lr_boundaries': (1, 2)}
+    settings |= {'steps_per_loop': 3, 'use_synthetic_data': True}
     made = TrainConfig.from_settings(settings, resnet_variants.cifar_spec, dataset='synthetic')
     assert made == TrainConfig(
         resnet_variants.cifar_spec(20, shortcut=None),
@@ -149,22 +134,22 @@ def test_no_two_fields_have_the_same_flag():
 
 @pytest.mark.parametrize('boundaries,factors', [((2, 1), (1, 1, 1)), ((1,), (1,)), ((), ())])
 def test_a_schedule_that_does_not_fit(boundaries, factors):
-    with pytest.raises(UserError, match='--lr_boundaries=.* must rise, with one number more in --lr_factors='):
+    with pytest.raises(UserError, match='--lr_boundaries=.*--lr_factors='):
         Schedule('piecewise', boundaries, factors)
 
 
 @pytest.mark.parametrize(
     'fields,message',
     [
-        ({'transfer': 'some'}, '--transfer=some must be one of all, last, head'),
-        ({'head': 'new'}, '--head=new must be one of replace, append, keep'),
-        ({'transfer': 'all', 'backbone_learning_rate_factor': 0}, '--backbone_learning_rate_factor=0 must be above 0'),
-        ({'backbone_learning_rate_factor': 0.5}, 'factor=0.5 with --transfer=head'),
-        ({'momentum': 1.5}, '--momentum=1.5 must be at most 1'),
-        ({'validation_fraction': 1}, '--validation_fraction=1 must be below 1'),
-        ({'base_learning_rate': math.nan}, '--base_learning_rate=nan must be at least 0'),
-        ({'batch_size': 0}, '--batch_size=0 must be at least 1'),
-        ({'background': True}, '--background_class needs encoded images'),
+        ({'transfer': 'some'}, '--transfer=some .*all, last, head'),
+        ({'head': 'new'}, '--head=new .*replace, append, keep'),
+        ({'transfer': 'all', 'backbone_learning_rate_factor': 0}, '--backbone_learning_rate_factor=0 .* 0'),
+        ({'backbone_learning_rate_factor': 0.5}, 'factor=0.5 .*--transfer=head'),
+        ({'momentum': 1.5}, '--momentum=1.5 .* 1'),
+        ({'validation_fraction': 1}, '--validation_fraction=1 .* 1'),
+        ({'base_learning_rate': math.nan}, '--base_learning_rate=nan .* 0'),
+        ({'batch_size': 0}, '--batch_size=0 .* 1'),
+        ({'background': True}, '--background_class '),
     ],
 )
 def test_wrong_values(fields, message):

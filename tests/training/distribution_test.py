@@ -4,6 +4,7 @@ The workers are processes of worker_program.py or of cifar10_main.py on this mac
 since TensorFlow takes seconds to start.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -13,21 +14,20 @@ import resource
 import signal
 import sys
 import tempfile
-import time
 
 import numpy as np
 import pytest
 from fixtures import worker_processes
+from fixtures.batches import message_of
 from fixtures.imagenet_shards import draw, write_shards
-from fixtures.tiny_training import SPEC, drawn_examples, make_config
-from fixtures.worker_processes import finish, flags_of, last_step, start_pair, start_program, start_workers, wait_for
+from fixtures.programs import finish, start
+from fixtures.tiny_training import drawn_examples, make_config
+from fixtures.worker_processes import flags_of, last_step, start_pair, start_workers, wait_for
 
-from official_resnet import checkpoints, cifar10_main, resnet_run_loop
-from official_resnet.command_line import train_program
+from official_resnet import checkpoints, resnet_run_loop
 from official_resnet.errors import UserError
-from official_resnet.inputs import datasets, shards
+from official_resnet.inputs import datasets
 from official_resnet.inputs.views import Views
-from official_resnet.training import devices
 
 pytestmark = pytest.mark.workers
 
@@ -48,12 +48,7 @@ def configs(cifar_dir, tmp_path_factory):
     def config(name, **fields):
         return make_config(cifar_dir, name and folder / name, **{'max_train_steps': STEPS, 'train_epochs': 3} | fields)
 
-    streamed = {
-        'dataset': 'imagenet',
-        'max_train_steps': 4,
-        'train_epochs': 2,
-        'views': Views(16, 16),
-    }
+    streamed = {'dataset': 'imagenet', 'max_train_steps': 4, 'train_epochs': 2, 'views': Views(16, 16)}
     plain = config('plain')
     # One device sums up a batch in another order, which differs in the last bits; steps of this size leave it at that,
     # at the usual rate each makes it several times as much.
@@ -61,11 +56,8 @@ def configs(cifar_dir, tmp_path_factory):
     return {
         'plain': (plain, {}),
         'synchronized': (config('synchronized', **alike), {}),
-        'streamed': (
-            dataclasses.replace(config('streamed'), **streamed).with_machine(data_dir=str(folder / 'shards')),
-            {},
-        ),
-        # 30 test pictures, of which worker 1 has none.
+        'streamed': (config('streamed', **streamed | {'data_dir': str(folder / 'shards')}), {}),
+        # 30 test images, of which worker 1 has none.
         'large batch': (config(None, batch_size=64, max_train_steps=2, train_epochs=2, **alike), {}),
         'another seed': (dataclasses.replace(plain, seed=5), {}),
         'another model_dir': (plain, {'model_dir': str(folder / 'nowhere')}),
@@ -77,19 +69,15 @@ def configs(cifar_dir, tmp_path_factory):
 def by_workers(configs, tmp_path_factory):
     """Name -> what each of two workers made of the training."""
     folder = tmp_path_factory.mktemp('workers')
-    (folder / 'jobs.json').write_text(
-        json.dumps(
-            [
-                config.with_machine(distribution_strategy='multi_worker_mirrored').to_json() | {'_worker_1': own}
-                for config, own in configs.values()
-            ]
-        )
-    )
+    jobs = [
+        config.with_machine(distribution_strategy='multi_worker_mirrored').to_json() | {'_worker_1': own}
+        for config, own in configs.values()
+    ]
+    (folder / 'jobs.json').write_text(json.dumps(jobs))
     program = pathlib.Path(worker_processes.__file__).with_name('worker_program.py')
-    for code, _, err in finish(
-        start_workers([sys.executable, str(program), str(folder / 'jobs.json'), str(folder / 'out')], has_chief=True)
-    ):
-        assert code == 0, err
+    command = [sys.executable, str(program), str(folder / 'jobs.json'), str(folder / 'out')]
+    for end in finish(start_workers(command, has_chief=True)):
+        assert end.code == 0, end.err
     return {
         name: [dict(np.load(folder / f'out-{worker}-{number}.npz')) for worker in (0, 1)]
         for number, name in enumerate(configs)
@@ -106,7 +94,7 @@ def by_replicas(configs):
 
 
 def assert_same(trained, result, tolerance):
-    """Variables, losses and evaluations, of which counts and pictures right must agree to the last digit."""
+    """Variables, losses and evaluations, of which counts and images right must agree to the last digit."""
     for variable in trained.model.variables:
         np.testing.assert_allclose(result[variable.path], variable.numpy(), 0, tolerance, err_msg=variable.path)
     for name in ('loss', 'val_loss'):
@@ -122,7 +110,7 @@ def test_two_workers_equal_two_replicas(by_workers, by_replicas, name):
     assert_same(by_replicas[name], by_workers[name][0], 1e-6)
     one, other = by_workers[name]
     assert one.keys() == other.keys()
-    for key in one:  # also the moving statistics, which each computes from pictures of its own
+    for key in one:  # also the moving statistics, which each computes from images of its own
         np.testing.assert_array_equal(one[key], other[key], err_msg=key)
 
 
@@ -161,15 +149,9 @@ def test_only_the_chief_writes(by_workers, configs):
 @pytest.mark.parametrize(
     'name,messages',
     [
-        ('another seed', ['--model_dir=.*/plain holds a run with --seed 0, not 5; pass its value'] * 2),
-        (
-            'another model_dir',
-            [
-                f'worker {i} is at step {step}, another is not; .* one folder that all workers see'
-                for i, step in ((0, STEPS), (1, 0))
-            ],
-        ),
-        ('another batch', ['batch_size=15 does not divide by 2 devices; try --batch_size=14'] * 2),
+        ('another seed', ['--model_dir=.*/plain .*--seed 0, not 5'] * 2),
+        ('another model_dir', [f'worker {i} is at step {step}.*one folder' for i, step in ((0, STEPS), (1, 0))]),
+        ('another batch', ['batch_size=15 .* 2 .*--batch_size=14'] * 2),
     ],
 )
 def test_mistakes_are_said_by_all_workers(by_workers, name, messages):
@@ -186,42 +168,32 @@ def shared_batches(make_batches, count, **options):
     return list(zip(*parts, strict=True))
 
 
+def assert_shared(make_batches, count, **options):
+    """The parts of all workers, without what only fills them, are the batch of one process."""
+    whole = list(make_batches(12, **options).as_numpy_iterator())
+    for (images, labels), parts in zip(whole, shared_batches(make_batches, count, **options), strict=True):
+        assert all(len(part[1]) == 12 // count for part in parts)
+        ours, ids = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
+        np.testing.assert_array_equal(ids[ids >= 0], labels)
+        np.testing.assert_array_equal(ours[ids >= 0], images)  # augmented alike
+
+
 @pytest.mark.parametrize('count', [2, 3, 4])
 def test_workers_share_each_batch_without_overlap(count):
     examples = dataclasses.replace(drawn_examples(40), normalization='none')  # which would differ in its last bits
-    options, make_batches = {'seed': 3, 'num_epochs': 2}, examples.training_batches
-    whole = make_batches(12, **options).as_numpy_iterator()
-    for (images, labels), parts in zip(whole, shared_batches(make_batches, count, **options), strict=True):
-        assert all(len(part[1]) == 12 // count for part in parts)
-        np.testing.assert_array_equal(np.concatenate([part[0] for part in parts]), images)  # augmented alike
-        np.testing.assert_array_equal(np.concatenate([part[1] for part in parts]), labels)
+    assert_shared(examples.training_batches, count, seed=3, num_epochs=2)
 
 
 @pytest.mark.parametrize('num_images', [1, 5, 12, 25, 40])
-def test_workers_evaluate_each_picture_once(num_images):
-    examples = dataclasses.replace(drawn_examples(num_images), normalization='none')
-    whole = list(examples.evaluation_batches(12).as_numpy_iterator())
-    for (images, labels), parts in zip(whole, shared_batches(examples.evaluation_batches, 3), strict=True):
-        assert all(len(part[1]) == 4 for part in parts)
-        ours, ids = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
-        np.testing.assert_array_equal(ids[ids >= 0], labels)
-        np.testing.assert_array_equal(ours[ids >= 0], images)
+def test_workers_evaluate_each_image_once(num_images):
+    assert_shared(dataclasses.replace(drawn_examples(num_images), normalization='none').evaluation_batches, 3)
 
 
 def test_workers_share_streamed_batches(tmp_path):
-    write_shards(tmp_path, draw(31))
-    paths = shards.find_shards(tmp_path, 'train')
-    assert len(paths) == 4
+    assert len(write_shards(tmp_path, draw(31))) == 4
     examples = datasets.open_split('imagenet', 'train', data_dir=tmp_path, views=Views(16, 16))
-    for make_batches, options in (
-        (examples.training_batches, {'seed': 3, 'num_epochs': 2}),
-        (examples.evaluation_batches, {}),
-    ):
-        whole = make_batches(12, **options).as_numpy_iterator()
-        for (images, labels), parts in zip(whole, shared_batches(make_batches, 3, **options), strict=True):
-            ours, ids = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
-            np.testing.assert_array_equal(ours[ids >= 0], images)
-            np.testing.assert_array_equal(ids[ids >= 0], labels)
+    assert_shared(examples.training_batches, 3, seed=3, num_epochs=2)
+    assert_shared(examples.evaluation_batches, 3)
 
 
 # --- faults --------------------------------------------------------------------------------------------------
@@ -231,22 +203,16 @@ def test_workers_share_streamed_batches(tmp_path):
 def undisturbed(cifar_dir, tmp_path_factory):
     """The model_dir of a training by the launcher, which a second job tried to join."""
     model_dir = tmp_path_factory.mktemp('undisturbed') / 'model'
-    process = start_program([*flags_of(cifar_dir, model_dir), '--local_workers=2'])
+    process = start(f'cifar10_main {flags_of(cifar_dir, model_dir)} --local_workers=2')
     wait_for(2, model_dir, [process])
-    with pytest.raises(UserError) as caught:
-        resnet_run_loop.train(make_config(cifar_dir, model_dir))
+    message = message_of(resnet_run_loop.train, make_config(cifar_dir, model_dir))
     ((code, out, err),) = finish([process])
     assert code == 0 and 'after epoch 3 (step 21)' in out and err == '', err
-    return model_dir, str(caught.value)
+    return model_dir, message
 
 
 def test_a_second_job_on_one_model_dir_is_refused(undisturbed):
-    model_dir, message = undisturbed
-    assert re.fullmatch(
-        rf"model_dir '{model_dir}' is in use by process \d+ on \S+; wait for it, or pass another "
-        '--model_dir',
-        message,
-    )
+    assert re.search(rf"'{undisturbed[0]}' .*process \d+ on \S+; .*--model_dir", undisturbed[1])
 
 
 def test_whoever_is_killed_loses_nothing(cifar_dir, tmp_path, undisturbed):
@@ -255,26 +221,17 @@ def test_whoever_is_killed_loses_nothing(cifar_dir, tmp_path, undisturbed):
         processes = start_pair(flags_of(cifar_dir, tmp_path))
         wait_for(step, tmp_path, processes)
         processes[victim].send_signal(number)
-        begin = time.monotonic()
-        results = finish(processes)
-        assert time.monotonic() - begin < NOTICED
-        other = 1 - victim
+        ends = finish(processes, NOTICED)
         if number == signal.SIGKILL:
-            line = (
-                f'cifar10_main: worker {other} of 2 (from 0) has lost another; start all workers again, they '
-                'continue from the last checkpoint\n'
-            )
-            assert (results[other][0], results[other][2]) == (1, line)
+            code, _, err = ends[1 - victim]
+            assert code == 1 and re.fullmatch(f'cifar10_main: worker {1 - victim} of 2 .*start all .*\n', err), err
         else:
-            assert [code for code, _, _ in results] == [128 + signal.SIGTERM] * 2
-            assert [err for _, _, err in results] == ['', '']
-            saved = re.search(
-                r'^SIGTERM at step (\d+): state saved in .*; the same command continues$', results[0][1], re.MULTILINE
-            )
-            assert int(saved[1]) == last_step(tmp_path) and results[1][1] == ''
-    results = finish(start_pair(flags_of(cifar_dir, tmp_path)))
-    assert [code for code, _, _ in results] == [0, 0] and results[1][2] == '', results
-    assert 'continuing from ' in results[0][1] and 'after epoch 3 (step 21)' in results[0][1]
+            assert [(code, err) for code, _, err in ends] == [(128 + signal.SIGTERM, '')] * 2
+            saved = re.search(r'^SIGTERM at step (\d+): .*same command', ends[0].out, re.MULTILINE)
+            assert int(saved[1]) == last_step(tmp_path) and ends[1].out == ''
+    ends = finish(start_pair(flags_of(cifar_dir, tmp_path)))
+    assert [code for code, _, _ in ends] == [0, 0] and ends[1].err == '', ends
+    assert 'continuing from ' in ends[0].out and 'after epoch 3 (step 21)' in ends[0].out
     (ours, _, _), (expected, _, _) = (
         checkpoints.restore_latest(folder / 'checkpoints') for folder in (tmp_path, undisturbed[0])
     )
@@ -291,11 +248,9 @@ def test_whoever_is_killed_loses_nothing(cifar_dir, tmp_path, undisturbed):
 def test_a_chief_that_errs_ends_the_others(cifar_dir, tmp_path):
     """Its model_dir lies below a file; the others learn of it, whatever they do at that moment."""
     (tmp_path / 'file').touch()
-    results = finish(start_pair(flags_of(cifar_dir, tmp_path / 'file' / 'model')), NOTICED)
-    assert [code for code, _, _ in results] == [1, 1]
-    assert [err.count('\n') for _, _, err in results] == [1, 1], results
-    assert "cifar10_main: cannot write into model_dir '" in results[0][2] and 'Not a directory' in results[0][2]
-    assert 'worker 1 of 2 (from 0) has lost another' in results[1][2]
+    ends = finish(start_pair(flags_of(cifar_dir, tmp_path / 'file' / 'model')), NOTICED)
+    assert [(code, err.count('\n')) for code, _, err in ends] == [(1, 1)] * 2, ends
+    assert f"model_dir '{tmp_path}/file/model'" in ends[0].err and 'worker 1 of 2' in ends[1].err
 
 
 FETCHING = """
@@ -319,17 +274,15 @@ def test_other_workers_wait_for_the_data_that_the_chief_fetches(cifar_dir, tmp_p
     """Or learn that it has ended without."""
     code = FETCHING.format(source=str(cifar_dir) if is_found else '')
     flags = flags_of(tmp_path / 'data', tmp_path / 'model', train_epochs=1)
-    flags[flags.index('--nodownload')] = '--distribution_strategy=multi_worker_mirrored'
-    results = finish(start_workers([sys.executable, '-c', code, *flags]))
-    line = f"waiting for the chief to fetch cifar10 into '{tmp_path / 'data'}'\n"
-    assert results[1][1].startswith(line), results
+    flags = flags.replace('--nodownload', '--distribution_strategy=multi_worker_mirrored')
+    ends = finish(start_workers([sys.executable, '-c', code, *flags.split()]))
+    assert f"cifar10 into '{tmp_path / 'data'}'\n" in ends[1].out, ends
     if is_found:
-        assert [code for code, _, _ in results] == [0, 0] and results[1][2] == '', results
-        assert 'after epoch 1 (step 7)' in results[0][1]
+        assert [code for code, _, _ in ends] == [0, 0] and ends[1].err == '', ends
+        assert 'after epoch 1 (step 7)' in ends[0].out
     else:
-        assert [code for code, _, _ in results] == [1, 1]
-        assert 'does not exist; run cifar10_download_and_extract' in results[0][2]
-        assert [err.count('\n') for _, _, err in results] == [1, 1] and 'start all workers again' in results[1][2]
+        assert [(code, err.count('\n')) for code, _, err in ends] == [(1, 1)] * 2, ends
+        assert 'cifar10_download_and_extract' in ends[0].err and 'start all workers again' in ends[1].err
 
 
 def contents(folder):
@@ -353,87 +306,30 @@ def test_a_read_only_model_dir_is_left_as_it_is(trained):
         user = os.geteuid()
         os.seteuid(65534 if user == 0 else user)
         try:
-            with pytest.raises(UserError) as caught:
-                resnet_run_loop.train(trained.with_machine(model_dir=str(model_dir)))
+            message = message_of(resnet_run_loop.train, trained.with_machine(model_dir=str(model_dir)))
         finally:
             os.seteuid(user)
         os.chmod(model_dir, 0o755)
         after = contents(model_dir)
-    assert str(caught.value) == (
-        f"cannot write into model_dir '{model_dir}': Permission denied; make it writable, or pass another --model_dir"
-    )
+    assert re.search(f"'{model_dir}'.*Permission denied; .*--model_dir", message)
     assert sorted(map(len, after.values())) == sorted(map(len, before.values()))
 
 
-def test_a_full_disk_keeps_the_last_good_state(trained, monkeypatch):
-    before = contents(trained.machine.model_dir)
+@contextlib.contextmanager
+def largest_file(size):
+    """Let no file grow above a size: writing fails half-way, as on a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))  # no file may be longer: the write fails half-way
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
-        with pytest.raises(
-            UserError,
-            match='cannot write checkpoint .*/step-000000014.npz: File too large; free some '
-            'space and run the same command again, it continues from the last',
-        ):
-            resnet_run_loop.train(trained)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert contents(trained.machine.model_dir).keys() - before.keys() <= {
-        pathlib.Path(trained.machine.model_dir) / '.lock'
-    }
+
+
+def test_a_full_disk_keeps_the_last_good_state(trained):
+    model_dir = pathlib.Path(trained.machine.model_dir)
+    before = contents(model_dir)
+    with largest_file(4000), pytest.raises(UserError, match='step-000000014.npz.*free some space.*same command'):
+        resnet_run_loop.train(trained)
+    assert contents(model_dir).keys() - before.keys() <= {model_dir / '.lock'}
     assert resnet_run_loop.train(trained).history.epoch == [1]
-
-
-def test_a_checkpoint_cut_short_is_passed_over(trained, capsys):
-    whole = resnet_run_loop.train(trained).model
-    newest = checkpoints.paths(pathlib.Path(trained.machine.model_dir) / 'checkpoints')[-1]
-    newest.write_bytes(newest.read_bytes()[:1000])
-    again = resnet_run_loop.train(trained)
-    assert f'checkpoint {newest} is damaged' in capsys.readouterr().out and again.history.epoch == [1]
-    for one, other in zip(whole.variables, again.model.variables, strict=True):
-        np.testing.assert_array_equal(one.numpy(), other.numpy(), err_msg=one.path)
-
-
-@pytest.mark.parametrize(
-    'change,message',
-    [
-        ({'spec': dataclasses.replace(SPEC, filters=8)}, 'a run with spec.filters 4, not 8; pass its value, another'),
-        (
-            {'dataset': 'synthetic'},
-            "a run with dataset 'cifar10', not 'synthetic'; pass its value, another --model_dir",
-        ),
-        ({'sync_batch_norm': True}, 'a run with --sync_batch_norm False, not True; pass its value'),
-    ],
-)
-def test_the_model_dir_of_another_run_is_left_as_it_is(trained, change, message):
-    before = contents(trained.machine.model_dir)
-    with pytest.raises(UserError, match=message):
-        resnet_run_loop.train(dataclasses.replace(trained, **change))
-    after = contents(trained.machine.model_dir)
-    assert {path: data for path, data in after.items() if path.name != '.lock'} == {
-        path: data for path, data in before.items() if path.name != '.lock'
-    }
-
-
-@pytest.mark.parametrize(
-    'text,message',
-    [
-        (
-            '',
-            'does not know the workers; pass --worker_hosts and --task_index, or set TF_CONFIG, '
-            'or try --local_workers=2',
-        ),
-        ('{', 'TF_CONFIG { describes no worker; set it as {"cluster"'),
-    ],
-)
-def test_mistakes_in_naming_workers_are_one_line(text, message, cifar_dir, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(devices, 'start_tensorflow', lambda *threads: pytest.fail('before TensorFlow'))
-    monkeypatch.setattr(train_program.os, '_exit', lambda code: None)
-    monkeypatch.setenv('TF_CONFIG', text)
-    code = train_program.main(
-        ['cifar10_main.py', *flags_of(cifar_dir, tmp_path), '--distribution_strategy=multi_worker_mirrored'],
-        '',
-        cifar10_main.PROGRAM,
-    )
-    err = capsys.readouterr().err
-    assert code == 1 and err.count('\n') == 1 and message in err

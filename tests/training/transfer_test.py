@@ -18,11 +18,7 @@ from official_resnet.training import transfer
 @pytest.fixture(scope='module')
 def weights(source):
     """{path: array} of that net."""
-    return {
-        name: array
-        for name, array in checkpoints.restore_latest(source / 'checkpoints')[0].items()
-        if not name.startswith('optimizer/')
-    }
+    return checkpoints.restore_weights(source)[0]
 
 
 def changed(model, before):
@@ -61,8 +57,10 @@ def test_what_is_loaded(source, weights, name, head):
         ({'transfer': 'all'}, set()),
         ({'transfer': 'last', 'train_last_groups': 1}, {'stem', 'group1', 'group2'}),
         ({'transfer': 'last', 'train_last_groups': 2, 'dtype': 'bf16'}, {'stem', 'group1'}),
-        ({'transfer': 'head'}, {'stem', 'group1', 'group2', 'group3'}),
-        ({'transfer': 'head', 'augment': False}, {'stem', 'group1', 'group2', 'group3'}),
+        *(
+            ({'transfer': 'head', 'augment': augment}, {'stem', 'group1', 'group2', 'group3'})
+            for augment in (True, False)
+        ),
         (
             {'transfer': 'head', 'augment': False, 'head': 'append', 'pretrained_classes': 10},
             {'stem', 'group1', 'group2', 'group3', 'logits'},
@@ -103,7 +101,7 @@ def test_freezing_goes_by_group(spec):
 
 
 def test_train_last_groups_out_of_range():
-    with pytest.raises(UserError, match='--train_last_groups=4, but the net has 3 groups; pass 1..3'):
+    with pytest.raises(UserError, match='--train_last_groups=4, .* 1..3'):
         transfer.freeze(resnet_model.resnet(SPEC, 10, (32, 32, 3)), 'last', 4)
 
 
@@ -122,11 +120,9 @@ def test_appended_head_is_a_dense_layer_of_the_original_logits(source, weights):
 def test_num_classes():
     config = make_config('', None, num_classes=7)
     assert resnet_run_loop.build_model(config, drawn_examples(4, num_classes=3)).output_shape == (None, 7)
-    assert resnet_run_loop.build_model(make_config('', None), drawn_examples(4, num_classes=3)).output_shape == (
-        None,
-        3,
-    )
-    with pytest.raises(UserError, match='num_classes=2 with 3 classes in drawn; pass 3 or more'):
+    own = resnet_run_loop.build_model(make_config('', None), drawn_examples(4, num_classes=3))
+    assert own.output_shape == (None, 3)
+    with pytest.raises(UserError, match='num_classes=2 .* 3 or more'):
         resnet_run_loop.build_model(dataclasses.replace(config, num_classes=2), drawn_examples(4, num_classes=3))
 
 
@@ -146,7 +142,7 @@ def test_the_network_is_that_of_the_pretrained_model_dir(cifar_dir, source):
     assert mnist.normalization == 'per_image_standardization'
     momentum = dataclasses.replace(other, spec=resnet_variants.cifar_spec(20, bn_momentum=0.5))
     assert transfer.adopt(momentum, described, {'bn_momentum': 'bn_momentum'}).spec.bn_momentum == 0.5
-    with pytest.raises(UserError, match='--resnet_size=20, but .* has 8; '):
+    with pytest.raises(UserError, match='--resnet_size=20, .* 8'):
         transfer.adopt(other, described, {'resnet_size': 'group_blocks'})
 
 
@@ -154,26 +150,14 @@ def test_a_converted_net_brings_its_card(source, tmp_path):
     """As checkpoints_tools writes it: the spec, and how the source fed its net."""
     (tmp_path / 'net.keras').write_bytes((source / 'model.keras').read_bytes())
     assert transfer.describe(tmp_path / 'net.keras') == transfer.Pretrained(num_classes=10)
-    card = {
-        'variant': 'resnet20',
-        'spec': dataclasses.asdict(SPEC),
-        'num_classes': 10,
-        'labels': 'cifar10',
-        'input': {
-            'channels': 'BGR',
-            'scale': 1 / 255,
-            'mean': [0.1, 0.2, 0.3],
-            'std': [1, 2, 4],
-            'size': 32,
-            'resize': None,
-            'interpolation': 'bilinear',
-        },
-    }
+    image = {'channels': 'BGR', 'scale': 1 / 255, 'mean': [0.1, 0.2, 0.3], 'std': [1, 2, 4]}
+    image |= {'size': 32, 'resize': None, 'interpolation': 'bilinear'}
+    card = {'variant': 'resnet20', 'spec': dataclasses.asdict(SPEC), 'num_classes': 10, 'labels': 'cifar10'}
+    card['input'] = image
     (tmp_path / 'net.card.json').write_text(json.dumps(card))
     described = transfer.describe(tmp_path / 'net.keras')
     assert described.spec == SPEC and described.image_size == 32
-    picture = np.array([255, 51, 102], np.uint8).reshape(1, 1, 1, 3)
-    got = NORMALIZATIONS[described.normalization](picture)
+    got = NORMALIZATIONS[described.normalization](np.array([255, 51, 102], np.uint8).reshape(1, 1, 1, 3))
     np.testing.assert_allclose(np.ravel(got), [0.4 - 0.1, (0.2 - 0.2) / 2, (1 - 0.3) / 4], atol=1e-6)
     config = make_config('', None, pretrained=str(tmp_path / 'net.keras'))
     assert transfer.adopt(config, described).normalization == described.normalization
@@ -201,26 +185,25 @@ def test_wrong_sources(tmp_path, source):
             read(tmp_path / 'absent.keras')
     other = {variable.path: variable.numpy() for variable in resnet_variants.cifar_resnet(14).variables}
     checkpoints.save(tmp_path / 'checkpoints', 1, other, {})
-    with pytest.raises(UserError, match='unexpected group1_block2.*pretrained_model_checkpoint_path'):
-        transfer.load_backbone(model, tmp_path)
-    with pytest.raises(
-        UserError, match=r'stem_conv/kernel of shape \(3, 3, 3, 4\), not \(3, 3, 3, 16\); pass .*another'
-    ):
-        transfer.load_backbone(model, source)
     three = resnet_model.resnet(SPEC, 3, (32, 32, 3))
-    with pytest.raises(UserError, match='logits/.* --head=replace'):
-        transfer.load_backbone(three, source, 'keep')
+    for target, path, head, message in (
+        (model, tmp_path, 'replace', 'group1_block2.*--pretrained_model_checkpoint_path'),
+        (model, source, 'replace', r'stem_conv/kernel .*\(3, 3, 3, 4\), not \(3, 3, 3, 16\); pass .*another'),
+        (three, source, 'keep', 'logits/.* --head=replace'),
+    ):
+        with pytest.raises(UserError, match=message):
+            transfer.load_backbone(target, path, head)
     config = make_config('', None, head='append', pretrained_classes=10)
     appended = resnet_run_loop.build_model(config, drawn_examples(4, num_classes=3))
     appended.save(tmp_path / 'appended.keras')
-    with pytest.raises(UserError, match='has an appended head already; pass --head=replace'):
+    with pytest.raises(UserError, match='appended.keras .*--head=replace'):
         transfer.load_backbone(appended, tmp_path / 'appended.keras', 'append')
     assert transfer.describe(tmp_path / 'appended.keras').num_classes == 10
     transfer.load_backbone(three, tmp_path / 'appended.keras')  # its backbone can be used
 
 
 def test_append_needs_to_know_the_classes(cifar_dir):
-    with pytest.raises(UserError, match='--head=append needs the classes of a pretrained net'):
+    with pytest.raises(UserError, match='--head=append .*--head=replace'):
         resnet_run_loop.Trainer(make_config(cifar_dir, None, head='append'))
 
 
@@ -236,7 +219,7 @@ def test_a_model_dir_of_another_transfer_is_refused(cifar_dir, source, tmp_path)
         ({'train_last_groups': 2}, '--train_last_groups 1, not 2'),
         ({'head': 'keep'}, '--head replace, not keep'),
         ({'normalization': 'unit_range'}, '--input_normalization None, not unit_range'),
-        ({'pretrained': str(tmp_path)}, 'holds a run with --pretrained_model_checkpoint_path'),
+        ({'pretrained': str(tmp_path)}, '--pretrained_model_checkpoint_path'),
     ):
         with pytest.raises(UserError, match=message):
             resnet_run_loop.train(dataclasses.replace(config, **change))
@@ -244,5 +227,5 @@ def test_a_model_dir_of_another_transfer_is_refused(cifar_dir, source, tmp_path)
     state['config']['pretrained'] = str(tmp_path / 'moved since')
     state['data']['class_names'][3] = 'lion'
     checkpoints.save(path.parent, state['step'] + 1, arrays, state)
-    with pytest.raises(UserError, match=r"on data with class_names\[3\] 'lion', not 'cat'"):
+    with pytest.raises(UserError, match=r"class_names\[3\] 'lion', not 'cat'"):
         resnet_run_loop.train(config)

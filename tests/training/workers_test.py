@@ -2,15 +2,16 @@
 
 import json
 import os
+import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
+from fixtures.batches import message_of
+from fixtures.programs import finish
+from fixtures.worker_processes import start_python
 
-from official_resnet.errors import UserError
 from official_resnet.inputs import datasets
 from official_resnet.training import workers
 
@@ -25,14 +26,6 @@ def cluster(task_type='worker', index=0, **jobs):
 def no_config(monkeypatch):
     monkeypatch.setenv('TF_CONFIG', '')
     monkeypatch.setenv('TF_CPP_MIN_LOG_LEVEL', '2')
-
-
-def message_of(function, *args):
-    """Return the one line of the UserError that a call ends with."""
-    with pytest.raises(UserError) as caught:
-        function(*args)
-    assert '\n' not in str(caught.value)
-    return str(caught.value)
 
 
 # --- who they are --------------------------------------------------------------------------------------------
@@ -63,32 +56,26 @@ def test_tf_config(monkeypatch, config, expected):
 @pytest.mark.parametrize(
     'hosts,index,message',
     [
-        (['host1'], 0, "worker_hosts has 'host1', which is no host:port; pass as host1:2222,host2:2222"),
-        (['host1:0'], 0, "'host1:0', which is no host:port"),
-        (['host1:65536'], 0, "'host1:65536', which is no host:port"),
-        ([':2222'], 0, "':2222', which is no host:port"),
-        (['host1:x'], 0, "'host1:x', which is no host:port"),
-        (['host1:²'], 0, 'which is no host:port'),
-        (['a:1', 'a:1'], 0, '--worker_hosts=a:1,a:1 names a worker twice; pass each once'),
-        (HOSTS, 3, '--task_index=3 is none of the 3 --worker_hosts; pass 0..2'),
-        (HOSTS, None, '--task_index=None is none of'),
-        (HOSTS, -1, '--task_index=-1 is none of'),
+        (['host1'], 0, "'host1'.* host1:2222,host2:2222"),
+        (['host1:0'], 0, "'host1:0'"),
+        (['host1:65536'], 0, "'host1:65536'"),
+        ([':2222'], 0, "':2222'"),
+        (['host1:x'], 0, "'host1:x'"),
+        (['host1:²'], 0, "'host1:²'"),
+        (['a:1', 'a:1'], 0, '--worker_hosts=a:1,a:1 .*once'),
+        (HOSTS, 3, '--task_index=3 .*0..2'),
+        (HOSTS, None, '--task_index=None .*0..2'),
+        (HOSTS, -1, '--task_index=-1 .*0..2'),
     ],
 )
 def test_wrong_hosts(hosts, index, message):
-    assert message in message_of(workers.configure, hosts, index)
+    assert re.search(message, message_of(workers.configure, hosts, index))
 
 
 @pytest.mark.parametrize(
     'text',
     [
-        '{',
-        '[]',
-        '1',
-        'null',
-        '{}',
-        '{"cluster": {}}',
-        '{"cluster": {"worker": ["a:1"]}}',
+        *('{', '[]', '1', 'null', '{}', '{"cluster": {}}', '{"cluster": {"worker": ["a:1"]}}', '{\n' * 9),
         cluster(),
         cluster('ps', 0),
         cluster(index=3, worker=HOSTS),
@@ -99,41 +86,35 @@ def test_wrong_hosts(hosts, index, message):
         cluster(worker=[1]),
         cluster('chief', 0, worker=HOSTS),
         cluster('evaluator', 0, worker=HOSTS),
-        '{\n' * 9,
     ],
 )
 def test_a_tf_config_that_describes_no_worker(monkeypatch, text):
     monkeypatch.setenv('TF_CONFIG', text)
     message = message_of(workers.configure)
-    assert message.startswith('TF_CONFIG ') and 'describes no worker; set it as {"cluster": {"worker": ["' in message
+    assert f'TF_CONFIG {" ".join(text.split())} ' in message and '{"cluster": {"worker": ["' in message
 
 
 def test_nothing_said():
-    assert message_of(workers.configure).endswith(
-        'pass --worker_hosts and --task_index, or set TF_CONFIG, or try --local_workers=2'
-    )
+    assert re.search('--worker_hosts and --task_index.*TF_CONFIG.*--local_workers=2', message_of(workers.configure))
 
 
 # --- how they meet -------------------------------------------------------------------------------------------
 
 
-def start_meeting(hosts, index, seconds, address_list=None):
+MEET = """
+import sys; from official_resnet import errors; from official_resnet.training import workers
+try: workers.meet(float(sys.argv[1])); print('met', end='')
+except errors.UserError as error: print(error, end='')
+"""
+
+
+def start_meeting(hosts, index, seconds):
     """Start a process that comes to the meeting; it prints what became of it."""
-    code = (
-        'import sys; from official_resnet import errors; from official_resnet.training import workers\n'
-        'try: workers.meet(float(sys.argv[1])); print("met", end="")\n'
-        'except errors.UserError as error: print(error, end="")'
-    )
-    return subprocess.Popen(
-        [sys.executable, '-c', code, str(seconds)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {'TF_CONFIG': workers.tf_config(hosts, index)},
-    )
+    return start_python(MEET, seconds, env={'TF_CONFIG': workers.tf_config(hosts, index)})
 
 
 def ends(processes):
-    return [process.communicate(timeout=30)[0] for process in processes]
+    return [end.out for end in finish(processes, 30)]
 
 
 def local_hosts(count):
@@ -164,8 +145,8 @@ def test_all_meet_whoever_comes_first_or_calls_besides():
 
 def test_who_does_not_come_is_named_by_all():
     hosts = local_hosts(3)
-    line = f'worker 1 ({hosts[1]}) did not come; start all workers again, within minutes'
-    assert ends([start_meeting(hosts, i, 2) for i in (0, 2)]) == [line] * 2
+    one, other = ends([start_meeting(hosts, i, 2) for i in (0, 2)])
+    assert one == other and f'worker 1 ({hosts[1]})' in one and 'start all workers again' in one
 
 
 @pytest.mark.parametrize('chief', ['localhost:1', 'no-such-host.invalid:2222'])
@@ -177,14 +158,8 @@ def test_a_chief_that_cannot_be_reached(chief, monkeypatch):
 def test_workers_that_contradict_each_other():
     hosts, other = local_hosts(2), local_hosts(1)
     chief, worker = ends([start_meeting(hosts, 0, 10), start_meeting([hosts[0], *other], 1, 10)])
-    assert (
-        chief
-        == worker
-        == (
-            f'worker 1 was started with the workers {hosts[0]},{other[0]}, the chief with '
-            f'{",".join(hosts)}; give all the same list'
-        )
-    )
+    assert chief == worker
+    assert f'worker 1 was started with the workers {hosts[0]},{other[0]}, ' in chief and ','.join(hosts) in chief
 
 
 def test_a_port_in_use(monkeypatch):
@@ -193,10 +168,7 @@ def test_a_port_in_use(monkeypatch):
         for index in (0, 1):
             hosts = [host, *local_hosts(1)] if index == 0 else [*local_hosts(1), host]
             monkeypatch.setenv('TF_CONFIG', workers.tf_config(hosts, index))
-            assert message_of(workers.meet, 5) == (
-                f"cannot listen at port {host.split(':')[1]} of '{host}': Address already in use; end what is there, "
-                'or pass another port to all workers'
-            )
+            assert re.search(rf"port {host.split(':')[1]} of '{host}'.*another port", message_of(workers.meet, 5))
 
 
 def test_one_worker_needs_no_meeting(monkeypatch):
@@ -209,8 +181,8 @@ def test_data_that_nobody_brings_is_waited_for_with_an_end(monkeypatch, tmp_path
     monkeypatch.setattr(workers, 'is_chief_there', lambda: True)
     monkeypatch.setattr(workers, 'DATA_SECONDS', 0)
     text = message_of(workers.await_data, 'cifar10', str(tmp_path))
-    assert f"cifar10 is not in '{tmp_path}' after 0 minutes" in text and '--data_dir that all workers see' in text
-    assert capsys.readouterr().out == f"waiting for the chief to fetch cifar10 into '{tmp_path}'\n"
+    assert f"cifar10 is not in '{tmp_path}' after 0 minutes" in text and '--data_dir' in text
+    assert f"cifar10 into '{tmp_path}'\n" in capsys.readouterr().out
     missing = iter([True, True, False])
     monkeypatch.setattr(workers, 'DATA_SECONDS', 60)
     monkeypatch.setattr(datasets, 'is_missing', lambda *args: next(missing))
@@ -218,7 +190,7 @@ def test_data_that_nobody_brings_is_waited_for_with_an_end(monkeypatch, tmp_path
     assert capsys.readouterr().out.count('\n') == 1 and next(missing, None) is None
     monkeypatch.setattr(datasets, 'is_missing', lambda *args: True)
     monkeypatch.setattr(workers, 'is_chief_there', lambda: False)
-    assert 'the chief ended before cifar10 was there' in message_of(workers.await_data, 'cifar10', str(tmp_path))
+    assert 'cifar10' in message_of(workers.await_data, 'cifar10', str(tmp_path))
 
 
 def test_whether_the_chief_answers(monkeypatch):
@@ -230,20 +202,11 @@ def test_whether_the_chief_answers(monkeypatch):
 
 
 def test_who_waits_too_long_for_a_worker_that_has_gone_is_killed():
-    code = (
-        'import time; from official_resnet.training import workers\n'
-        'with workers.watched({}): time.sleep({})\nprint("on")'
-    )
-    ends = [
-        subprocess.run([sys.executable, '-c', code.format(*seconds)], capture_output=True, text=True, timeout=30)
-        for seconds in ((20, 0), (0.5, 20))
-    ]
-    assert [end.returncode for end in ends] == [0, -signal.SIGKILL] and [end.stdout for end in ends] == ['on\n', '']
-    assert [end.stderr for end in ends] == [
-        '',
-        '-c: another worker ended while this one connected to it; start all '
-        'workers again, they continue from the last checkpoint\n',
-    ]
+    code = 'import sys, time; from official_resnet.training import workers\n'
+    code += 'with workers.watched(float(sys.argv[1])): time.sleep(float(sys.argv[2]))\nprint("on")'
+    on, killed = finish([start_python(code, *seconds) for seconds in ((20, 0), (0.5, 20))], 30)
+    assert on == (0, 'on\n', '') and killed[:2] == (-signal.SIGKILL, '')
+    assert re.fullmatch('-c: .*start all workers again.*\n', killed.err)
 
 
 @pytest.mark.parametrize('count,is_lost', [(2, True), (1, False)])
@@ -256,7 +219,7 @@ def test_what_tensorflow_says_of_a_lost_worker(count, is_lost):
     with pytest.raises(workers.WorkerLost if is_lost else errors.UnavailableError) as caught, worker.explained():
         raise errors.UnavailableError(None, None, 'connection reset while it sent an image')
     if is_lost:
-        assert 'worker 0 of 2 (from 0) has lost another; start all workers again' in str(caught.value)
+        assert re.search('worker 0 of 2 .*start all workers again', str(caught.value))
     with pytest.raises(errors.ResourceExhaustedError), worker.explained():
         raise errors.ResourceExhaustedError(None, None, 'OOM when allocating a tensor')
 
@@ -273,15 +236,11 @@ def start_launcher(code, grace=30, count=2):
         f'import sys; from official_resnet.training import workers\nworkers.GRACE_SECONDS = {grace}\n'
         f'sys.exit(workers.launch({count}, [sys.executable, "-c", {HEAD + code!r}]))'
     )
-    return subprocess.Popen(
-        [sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    return start_python(code, start_new_session=True)
 
 
 def launch(code, **options):
-    process = start_launcher(code, **options)
-    out, err = process.communicate(timeout=60)
-    return process.returncode, out, err
+    return finish([start_launcher(code, **options)], 60)[0]
 
 
 def test_each_worker_has_a_core_and_a_place():
@@ -356,7 +315,7 @@ def _is_alive(pid):
 def test_more_workers_than_cores():
     cores = len(os.sched_getaffinity(0))
     message = message_of(workers.launch, cores + 1, ['false'])
-    assert message == f'--local_workers={cores + 1}, but there are {cores} cores; pass {cores} or fewer'
+    assert re.search(f'--local_workers={cores + 1}, .*{cores} or fewer', message)
 
 
 def test_free_ports_differ_and_are_free():
