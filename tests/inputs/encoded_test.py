@@ -123,8 +123,7 @@ SHORT_BY_ONE = next(n for n in range(100, 3000) if shapes_of_official(n, n, 256)
 
 
 @pytest.mark.parametrize(
-    'height,width',
-    [(375, 500), (500, 333), (100, 100), (224, 300), (256, 256), (300, 1000), (SHORT_BY_ONE, 400)],
+    'height,width', [(375, 500), (500, 333), (100, 100), (224, 300), (256, 256), (300, 1000), (SHORT_BY_ONE, 400)]
 )
 def test_official_evaluation(height, width):
     """tf.compat.v1.image.resize to official's size, the middle cut out in whole numbers."""
@@ -134,10 +133,6 @@ def test_official_evaluation(height, width):
     top, left = (rows - 224) // 2, (columns - 224) // 2
     view = encoded.test_view(png, Views())
     np.testing.assert_array_equal(view, resized[top : top + 224, left : left + 224])
-    corners = encoded.ten_views(png, Views()).numpy()
-    np.testing.assert_array_equal(corners[0], resized[:224, :224])
-    np.testing.assert_array_equal(corners[3], resized[-224:, -224:])
-    np.testing.assert_array_equal(corners[9], view[:, ::-1])
 
 
 def test_what_is_resized_to_the_very_size_is_never_too_small():
