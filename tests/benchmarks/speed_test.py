@@ -1,7 +1,10 @@
 """The benchmark measures and prints what it says, and ends its processes."""
 
+import contextlib
 import json
 import os
+import pathlib
+import re
 
 import pytest
 from fixtures.data_commands import write_files
@@ -95,3 +98,25 @@ def test_inference_against_every_peer(monkeypatch, run):
     systems = ['ours', 'applications', 'predict', 'torch', 'onnx']
     expected = [('fp32', name) for name in systems] + [('bf16', name) for name in systems[:-1]]
     assert rows == [['inference', *row] for row in expected]
+
+
+@pytest.mark.workers
+def test_workers_and_checkpoints(tmp_path, monkeypatch, run):
+    """It measures both, says what the figures mean, and leaves no process behind."""
+    monkeypatch.setattr(speed, 'INFERENCE_SIZE', 14)  # not minutes, either
+    sizes = ['-rs=8', '-bs=16', '--runs=2', '--steps=2', '--dtype=fp32', f'--output_json={tmp_path}/b.json']
+    out = run('--measure=workers', '--measure=save', *sizes)
+    rows = json.loads((tmp_path / 'b.json').read_text())['results']
+    names = [('workers', ['several', 'one']), ('save', ['resnet8']), ('workers', ['one']), ('save', ['resnet14'])]
+    assert [(row['measure'], list(row['images_per_second'])) for row in rows] == names
+    rates = [row['images_per_second'] for row in rows]
+    several, one = rates[0].values()
+    assert len(several) == len(one) == 2
+    assert f'2 workers reach {(several[0] / one[0] + several[1] / one[1]) / 2:.0%} of the images/s' in out
+    seconds = sum(1 / rate for rate in rates[1]['resnet8']) / 2
+    epoch = 50_000 / (sum(rates[2]['one']) / 2)
+    numbers = (f'{seconds:.3f} s', f'{seconds / 600:.3%}', rf'\({epoch:.0f} s here\)', f'{seconds / epoch:.3%}')
+    assert re.search(f'ResNet-8: {".*".join(numbers)}\n', out) and 'ResNet-14: ' in out
+    for path in pathlib.Path('/proc').glob('[0-9]*/cmdline'):
+        with contextlib.suppress(OSError):  # it has ended
+            assert b'training:join' not in path.read_bytes()

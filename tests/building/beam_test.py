@@ -1,7 +1,6 @@
 """building.beam and its command write the bytes of the local builder, wherever the files are."""
 
 import importlib
-import io
 import json
 import os
 import subprocess
@@ -149,16 +148,3 @@ def test_mistakes(built, tmp_path, capfd, monkeypatch):
     monkeypatch.delattr(official_resnet.building, 'beam', raising=False)
     assert run(built, tmp_path) == 1
     one_line(capfd, "pip install '.[beam]'")
-
-
-def test_the_file_system_of_the_test_is_used(tmp_path):
-    import apache_beam
-
-    from official_resnet.building import beam
-
-    assert apache_beam.io.filesystems.FileSystems.get_filesystem('elsewhere://x').scheme() == 'elsewhere'
-    with beam.BeamJob('/nowhere', 'x', 1).writing(f'elsewhere://{tmp_path}/a') as file:
-        file.write(b'abc')
-    with beam.BeamJob.open_file(f'elsewhere://{tmp_path}/a') as file:
-        assert file.seek(0, io.SEEK_END) == 3
-    assert [path.name for path in tmp_path.iterdir()] == ['a.elsewhere']

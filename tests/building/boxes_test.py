@@ -9,7 +9,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from fixtures import data_commands, ilsvrc
+from fixtures import data_commands, ilsvrc, programs
 
 from official_resnet.building import boxes
 from official_resnet.errors import UserError
@@ -102,14 +102,6 @@ def test_tar_stream_and_folder_give_the_same(layout, tmp_path):
     assert len(every) == len(lines) + 1 + 4 and any(line.startswith(ilsvrc.OTHER_SYNSET.encode()) for line in every)
 
 
-def test_update_csv_writes_whole_files_and_says_what_it_did(layout, tmp_path):
-    lines = []
-    found = boxes.update_csv(layout.folder / ilsvrc.BOXES, tmp_path, layout.synsets, lines.append)
-    assert (tmp_path / boxes.CSV).read_bytes() == layout.csv and len(found.names) == layout.csv.count(b'\n')
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['.boxes.json', boxes.CSV]
-    assert '4 empty' in lines[1] and '_900.xml' in lines[2]
-
-
 @pytest.mark.parametrize(
     'spoil,pattern',
     [
@@ -140,9 +132,9 @@ def test_a_huge_xml_is_broken_not_read(tmp_path):
 
 def test_the_command_writes_the_csv(layout):
     lists = layout.folder / 'imagenet_lsvrc_2015_synsets.txt'
-    done = data_commands.run_script('bounding_boxes', layout.folder / ilsvrc.BOXES, lists)
-    assert done.returncode == 0 and done.stdout.encode() == layout.csv
-    assert '1 files of unlisted' in done.stderr and 'Traceback' not in done.stderr
+    done = programs.run(data_commands.command('bounding_boxes', layout.folder / ilsvrc.BOXES, lists))
+    assert (done.code, done.out.encode()) == (0, layout.csv)
+    assert '1 files of unlisted' in done.err and 'Traceback' not in done.err
 
 
 def test_memory_does_not_keep_tar_members(tmp_path):
