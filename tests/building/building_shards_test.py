@@ -8,16 +8,14 @@ import os
 import pathlib
 import re
 import resource
-import shutil
 import signal
-import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from fixtures import ilsvrc
+from fixtures import ilsvrc, programs
 from fixtures.data_commands import examples, outputs, write_images
 from fixtures.imagenet_shards import encoded
 from PIL import Image
@@ -32,9 +30,8 @@ from official_resnet.inputs import jpeg, tfrecords
 BUILD = """
 import sys
 from official_resnet.building import image_list, shards
-folder, name, num_shards, processes = sys.argv[1:]
-shards.build(image_list.ImageList.load(folder), name, folder + '.out', int(num_shards), int(processes),
-             log=lambda line: print(line, flush=True))
+folder, processes = sys.argv[1:]
+shards.build(image_list.ImageList.load(folder), 'train', folder + '.out', 10, int(processes))
 """
 
 
@@ -56,21 +53,11 @@ def simple(tmp_path):
     return write_images(tmp_path / 'raw', {f'c{k % 4}/c{k % 4}_{k}.JPEG': small(k) for k in range(40)})
 
 
-@pytest.fixture(scope='module')
-def built_once(tmp_path_factory):
-    """The same images as 4 shards of training."""
-    folder = tmp_path_factory.mktemp('built')
-    raw = write_images(folder / 'raw', {f'c{k % 4}/c{k % 4}_{k}.JPEG': small(k) for k in range(40)})
-    build(raw, 'train', folder / 'out', 4, 2)
-    return raw, folder / 'out'
-
-
 @pytest.fixture
-def built(built_once, tmp_path):
+def built(simple, tmp_path):
     """(images, folder of 4 shards), to be damaged."""
-    raw, out = built_once
-    shutil.copytree(out, tmp_path / 'out')
-    return raw, tmp_path / 'out'
+    build(simple, 'train', tmp_path / 'out', 4, 1)
+    return simple, tmp_path / 'out'
 
 
 def contents(folder):
@@ -185,8 +172,11 @@ def test_shards_depend_on_images_seed_and_number_alone(tmp_path, simple):
     assert [entry['records'] for entry in manifest['shards']] == [5, 6, 6, 5, 6, 6, 6]
     assert json.loads((tmp_path / 'a' / 'train.manifest.json').read_text()) == manifest
     assert sorted(os.listdir(tmp_path / 'a')) == sorted([*found, 'train.manifest.json'])
-    build(simple, 'train', tmp_path / 'c', 7, 2, options=Options(seed=1))
-    assert not set(found.values()) & set(contents(tmp_path / 'c').values())
+    manifest = build(simple, 'train', tmp_path / 'c', 50, 2, options=Options(seed=1))  # more shards than images
+    assert sum(entry['records'] == 0 for entry in manifest['shards']) == 10
+    assert verify(tmp_path / 'c', 'train', quiet) == 0 and list(examples(tmp_path / 'c')) != list(
+        examples(tmp_path / 'a')
+    )
 
 
 def test_the_order_is_fixed():
@@ -194,12 +184,6 @@ def test_the_order_is_fixed():
     assert shards.shard_rows(12, 0, 1, 12345).tolist() == [7, 0, 10, 1, 5, 4, 6, 8, 3, 2, 9, 11]
     rows = np.concatenate([shards.shard_rows(1001, shard, 8, 12345) for shard in range(8)])
     assert sorted(rows.tolist()) == list(range(1001))
-
-
-def test_more_shards_than_images(tmp_path, simple):
-    manifest = build(simple, 'train', tmp_path / 'out', 50, 2)
-    assert sum(entry['records'] == 0 for entry in manifest['shards']) == 10
-    assert verify(tmp_path / 'out', 'train', quiet) == 0
 
 
 def test_nothing_to_do_and_what_is_missing(built):
@@ -280,13 +264,7 @@ def slow(tmp_path):
 
 def start(folder, processes=2):
     """Start a build of 10 shards as a program, and wait for the first shard."""
-    process = subprocess.Popen(
-        [sys.executable, '-c', BUILD, str(folder), 'train', '10', str(processes)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = programs.start_interruptible([sys.executable, '-c', BUILD, str(folder), str(processes)])
     wait_for(lambda: contents(pathlib.Path(f'{folder}.out')))
     return process
 
@@ -300,15 +278,7 @@ def wait_for(condition, seconds=60):
 
 def processes_of(folder):
     """Return the command lines of processes that name a folder."""
-    found = []
-    for path in pathlib.Path('/proc').glob('[0-9]*/cmdline'):
-        try:
-            command = path.read_bytes()
-        except OSError:
-            continue
-        if os.fsencode(str(folder)) in command:
-            found.append(command)
-    return found
+    return [line for line in programs.command_lines() if os.fsencode(folder) in line]
 
 
 def test_killed_and_started_again(tmp_path, slow):

@@ -2,10 +2,9 @@
 
 import os
 import signal
-import subprocess
 
 import pytest
-from fixtures import data_commands, ilsvrc
+from fixtures import data_commands, ilsvrc, programs
 from fixtures.data_commands import examples, write_files
 
 from official_resnet.building.verify import verify
@@ -114,18 +113,12 @@ def test_ctrl_c(raw):
     slow.unlink()
     os.mkfifo(slow)  # opening it takes until somebody writes
     argv = arguments(folder, validation_directory='', num_threads=1)
-    with subprocess.Popen(
-        data_commands.command('build_imagenet_data', *argv),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
-        descriptor = os.open(slow, os.O_WRONLY)  # as long as nobody reads
-        process.send_signal(signal.SIGINT)
-        _, problems = process.communicate(timeout=60)
-        os.close(descriptor)
-    assert process.returncode == 130 and problems.count('\n') == 1 and 'the same command continues' in problems
+    process = programs.start_interruptible(data_commands.command('build_imagenet_data', *argv))
+    descriptor = os.open(slow, os.O_WRONLY)  # waits until a process reads
+    process.send_signal(signal.SIGINT)
+    [(code, _, problems)] = programs.finish([process])
+    os.close(descriptor)
+    assert code == 130 and problems.count('\n') == 1 and 'the same command continues' in problems
     slow.unlink()
     slow.write_bytes(layout.train[slow.name])
     assert run(folder, validation_directory='') == 0

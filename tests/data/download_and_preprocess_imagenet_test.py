@@ -1,6 +1,7 @@
 """download_and_preprocess_imagenet: from tar files to shards by one command: stopped, repeated, over a network."""
 
 import base64
+import contextlib
 import hashlib
 import http.server
 import json
@@ -11,12 +12,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
 import pytest
-from fixtures import data_commands, ilsvrc
+from fixtures import data_commands, ilsvrc, loopback, programs
 from fixtures.data_commands import examples, outputs
 
 from official_resnet.building import downloads
@@ -170,20 +170,12 @@ def test_killed_at_any_time_it_continues_to_the_same_bytes(built, tmp_path):
 def test_signals(built, tmp_path, sent, code):
     link(built, tmp_path)
     os.mkfifo(tmp_path / 'labels')  # it waits for someone to write, as for a slow disk
-    process = subprocess.Popen(
-        command(tmp_path, built, f'--labels_file={tmp_path}/labels'),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    end = time.monotonic() + 60
-    while not (tmp_path / 'raw-data').exists() and time.monotonic() < end:
-        time.sleep(0.01)
-    time.sleep(0.1)
+    process = programs.start_interruptible(command(tmp_path, built, f'--labels_file={tmp_path}/labels'))
+    descriptor = os.open(tmp_path / 'labels', os.O_WRONLY)  # waits until the program reads
     process.send_signal(sent)
-    error = process.communicate(timeout=60)[1]
-    assert process.returncode == code and 'Traceback' not in error and len(error.splitlines()) <= 1
+    [(found, _, error)] = programs.finish([process])
+    os.close(descriptor)
+    assert found == code and 'Traceback' not in error and len(error.splitlines()) <= 1
 
 
 @pytest.mark.parametrize('lost', ['train*', 'train-00002-of-00006', 'raw-data/*', '.train.index/*'])
@@ -325,21 +317,13 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def start_server(built):
-    servers = []
+    with contextlib.ExitStack() as stack:
 
-    def start(**options):
-        server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-        vars(server).update({'folder': built.folder, 'requests': [], 'is_locked': True, 'moved_to': None, **options})
-        server.url = f'http://127.0.0.1:{server.server_port}'
-        servers.append((server, threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01})))
-        servers[-1][1].start()
-        return server
+        def start(**changed):
+            attributes = {'folder': built.folder, 'requests': [], 'is_locked': True, 'moved_to': None, **changed}
+            return stack.enter_context(loopback.serve(Handler, **attributes))
 
-    yield start
-    for server, thread in servers:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+        yield start
 
 
 @pytest.fixture
