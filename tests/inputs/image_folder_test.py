@@ -41,7 +41,7 @@ def test_resizing_is_antialiased(tmp_path):
     np.testing.assert_allclose(got, 127, atol=8)
 
 
-def test_a_image_of_the_right_size_is_left_as_it_is(tmp_path):
+def test_an_image_of_the_right_size_is_left_as_it_is(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / 'a.png')
     np.testing.assert_array_equal(image_folder.decode(tmp_path / 'a.png', 6), pixels)
@@ -127,7 +127,7 @@ def test_unreadable_files_are_named_counted_and_left_out(tmp_path):
     assert all(name in line for line, name in zip(lines, names, strict=False)), lines
 
 
-def test_a_image_too_large_to_be_one_is_unreadable(tmp_path, monkeypatch):
+def test_an_image_too_large_to_be_one_is_unreadable(tmp_path, monkeypatch):
     fill(tmp_path, {'ant': 3, 'bee': 3})
     save(tmp_path / 'ant' / 'bomb.png', size=(300, 300))
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)

@@ -136,7 +136,7 @@ def test_evaluation_of_encoded_images(shard_dir):
     np.testing.assert_allclose(test.example_images(4), expected[:4], atol=1e-3)
 
 
-def test_several_views_of_a_image_are_several_images_with_one_label(shard_dir):
+def test_several_views_of_an_image_are_several_images_with_one_label(shard_dir):
     test = dataclasses.replace(stream(shard_dir, 'test'), normalization='none')
     dataset = test.evaluation_batches(3, view=lambda jpeg: encoded.ten_views(jpeg, VIEWS))
     batches = list(dataset.as_numpy_iterator())
