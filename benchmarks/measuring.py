@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, cast
 
 from official_resnet.errors import UserError
@@ -36,7 +36,7 @@ class Child(contextlib.AbstractContextManager):
     It ends with this process, or at the end of a `with`.
     """
 
-    def __init__(self, function: str, *arguments, cores: set[int] | list[int] | None = None, **environment: str):
+    def __init__(self, function: str, *arguments: Any, cores: Iterable[int] | None = None, **environment: str):
         self.command = ['-m', 'benchmarks.measuring', function, json.dumps(arguments)]
         self.errors = tempfile.TemporaryFile('w+')  # not a pipe, which blocks when nobody reads it
         command, pipe, variables = [sys.executable, *self.command], subprocess.PIPE, os.environ | environment
@@ -60,18 +60,18 @@ class Child(contextlib.AbstractContextManager):
         words = self.errors.read().strip().splitlines() or ['no message']
         raise UserError(f'python {" ".join(self.command)} ended: {words[-1]}')
 
-    def tell(self, *arguments) -> None:
+    def tell(self, *arguments: Any) -> None:
         """Make the process call the function that its function returned; `answer` returns the result."""
         self.input.write(f'{json.dumps(arguments)}\n')
         self.input.flush()
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.communicate()
         self.errors.close()
 
 
-def timed(function: Callable, *arguments) -> tuple[Any, float, float]:
+def timed(function: Callable, *arguments: Any) -> tuple[Any, float, float]:
     """Return (result of a call, its seconds of wall time, its seconds of processor time)."""
     start, cpu = time.perf_counter(), time.process_time()
     result = function(*arguments)

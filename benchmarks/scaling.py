@@ -4,9 +4,8 @@
     python -m benchmarks.scaling --image_folder=DIR            # decodes these JPEGs instead of synthetic ones
     python -m benchmarks.scaling --input_json=scaling.json --variant=resnet152_v1.5 --set=link=1.25e9  # estimates only
 
-docs/scaling.md has figures, their machine and conclusions. scaling_measures measures this machine, with a process for
-each measure. The numbers of accelerators and their network are ASSUMED, each with its source, as this machine has none;
---set replaces any of them.
+docs/scaling.md has figures and conclusions. scaling_measures measures this machine, with a process for each measure.
+The numbers of accelerators and their network are ASSUMED, each with its source; --set replaces any of them.
 """
 
 import contextlib
@@ -33,13 +32,13 @@ MEASURES = ('images', 'workers', 'model', 'input')
 TIMEOUT = 600  # seconds for a measure
 
 
-def start(task: str, *arguments, **options) -> measuring.Child:
+def start(task: str, *arguments: Any, **options: Any) -> measuring.Child:
     """Return the process that runs a measure of scaling_measures, always on the CPU."""
     function = f'benchmarks.scaling_measures:measure_{task}'
     return measuring.Child(function, *arguments, CUDA_VISIBLE_DEVICES='-1', **options)
 
 
-def result(*arguments, **options) -> dict:
+def result(*arguments: Any, **options: Any) -> dict:
     """Start a process, see `start`, and return its result."""
     with start(*arguments, **options) as child:
         return child.answer(TIMEOUT)

@@ -59,7 +59,7 @@ def define_flags() -> flags.FlagValues:
     return values
 
 
-def serve(system: str, *arguments) -> Callable[[str, int], float] | str:
+def serve(system: str, *arguments: object) -> Callable[[str, int], float] | str:
     """Build a system, 'module:function'; return (measure, steps) -> seconds, or the name of a missing package."""
     try:
         measures = pkgutil.resolve_name(f'benchmarks.{system}')(*arguments)

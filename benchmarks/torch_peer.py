@@ -14,7 +14,7 @@ from torch.nn import functional
 class Block(nn.Module):
     """Basic block of version 1 with shortcut A (arXiv:1512.03385 Sec. 4.2)."""
 
-    def __init__(self, in_filters, filters, stride):
+    def __init__(self, in_filters: int, filters: int, stride: int):
         super().__init__()
         self.conv1 = nn.Conv2d(in_filters, filters, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(filters)
@@ -23,7 +23,7 @@ class Block(nn.Module):
         self.stride = stride
         self.new_filters = filters - in_filters
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         residual = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
         if self.stride > 1:
             x = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_filters))
@@ -33,7 +33,7 @@ class Block(nn.Module):
 class CifarResNet(nn.Module):
     """Network of 6n+2 layers: float32 [n, 3, 32, 32] -> logits. Its parameters are in the order of our layers."""
 
-    def __init__(self, resnet_size, num_classes=10):
+    def __init__(self, resnet_size: int, num_classes: int = 10):
         super().__init__()
         self.conv = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn = nn.BatchNorm2d(16)
@@ -45,7 +45,7 @@ class CifarResNet(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.logits = nn.Linear(64, num_classes)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.blocks(functional.relu(self.bn(self.conv(x))))
         return self.logits(x.mean((2, 3)))
 

@@ -121,7 +121,7 @@ def save(dtype: str, resnet_size: int, batch_size: int) -> dict:
     return {'save': lambda count: [trainer.save() for _ in range(count)]}
 
 
-def synthetic_trainer(spec: ResNetSpec, batch_size: int, machine: dict | None = None, **config) -> Trainer:
+def synthetic_trainer(spec: ResNetSpec, batch_size: int, machine: dict | None = None, **config: Any) -> Trainer:
     """Return a trainer on synthetic images; `machine` and `config` are fields of the configurations."""
     dataset = 'synthetic' if spec.stem == 'cifar' else 'synthetic224'
     config = {'dataset': dataset, 'machine': MachineConfig(**machine or {}), **config}

@@ -20,7 +20,7 @@ except ModuleNotFoundError as error:  # run by its path without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
     """Run with the arguments `argv`, the program's name first; return the exit code."""
     return program.run_program(argv, __doc__, flags.FlagValues(), _run, takes_arguments=True)
 

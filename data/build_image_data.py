@@ -4,9 +4,9 @@
         --output_directory=shards --labels_file=labels.txt
 
 The program reads <train_directory>/<class>/<file> and <validation_directory>/<class>/<file>, and recognises JPEG, PNG,
-GIF (the first frame), WebP and BMP by their bytes. labels_file has one class on each line. The label is the line
-number; 0 is the background. The output is train-00000-of-00002 ..., validation-00000-of-00002 ... and manifests, which
-also list the images that were left out. A build that was stopped continues with the same command.
+GIF (the first frame), WebP and BMP by their bytes. labels_file has one class on each line; labels count from 1, as 0 is
+the background. The output is train-00000-of-00002 ..., validation-00000-of-00002 ... and manifests, which list the
+images that were left out. A build that was stopped continues with the same command.
 """
 
 import functools
@@ -14,6 +14,8 @@ import os
 import sys
 
 try:
+    from absl.flags import FlagValues
+
     from official_resnet.building import image_list, labels
     from official_resnet.command_line import build_program, program
     from official_resnet.errors import UserError
@@ -22,14 +24,14 @@ except ModuleNotFoundError as error:  # run by its path without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
 
-def define_flags():
+def define_flags() -> FlagValues:
     """Return the flags of this program."""
     text = 'Classes, one on each line. Default: the folders of train_directory, or of validation_directory.'
     strings = {**build_program.FOLDERS, 'labels_file': ('', text)}
     return build_program.define_flags(strings, build_program.VERIFY, num_shards=(2, 2), num_threads=2)
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
     """Run with the arguments `argv`, the program's name first; return the exit code."""
     return program.run_program(argv, __doc__, define_flags(), _run)
 

@@ -12,6 +12,8 @@ import os
 import sys
 
 try:
+    from absl.flags import FlagValues
+
     from official_resnet.building import boxes, image_list, labels
     from official_resnet.command_line import build_program, program
 except ModuleNotFoundError as error:  # run by its path without an installation
@@ -20,10 +22,7 @@ except ModuleNotFoundError as error:  # run by its path without an installation
 
 STRINGS = {
     **build_program.FOLDERS,
-    'labels_file': (
-        'imagenet_lsvrc_2015_synsets.txt',
-        "Synsets, one on each line; the label is the line number. If the default file is missing: ILSVRC2012's 1000.",
-    ),
+    'labels_file': ('imagenet_lsvrc_2015_synsets.txt', "Synsets, one on each line. If missing: ILSVRC2012's 1000."),
     'imagenet_metadata_file': ('imagenet_metadata.txt', "Lines 'synset TAB name'. If missing: ILSVRC2012's names."),
     'bounding_box_file': (
         './imagenet_2012_bounding_boxes.csv',
@@ -32,12 +31,12 @@ STRINGS = {
 }
 
 
-def define_flags():
+def define_flags() -> FlagValues:
     """Return the flags of this program."""
     return build_program.define_flags(STRINGS, build_program.VERIFY, num_threads=8)
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
     """Run with the arguments `argv`, the program's name first; return the exit code."""
     return program.run_program(argv, __doc__, define_flags(), _run)
 

@@ -15,6 +15,7 @@ import functools
 import pathlib
 import sys
 import tempfile
+from collections.abc import Sequence
 
 try:
     from absl import flags
@@ -29,7 +30,7 @@ except ModuleNotFoundError as error:  # run by its path without an installation
 class _Flags(flags.FlagValues):
     """The flags of this program. All other flags become arguments, for Beam."""
 
-    def __call__(self, argv, known_only=True):
+    def __call__(self, argv: Sequence[str], known_only: bool = True) -> list[str]:
         return super().__call__(argv, known_only=True)
 
 
@@ -37,23 +38,19 @@ STRINGS = {
     'train_tar': (None, 'Path of ILSVRC2012_img_train.tar.'),
     'validation_tar': (None, 'Path of ILSVRC2012_img_val.tar.'),
     'validation_labels_file': (None, f'Path of {", ".join(labels.FILES[:-1])} or {labels.FILES[-1]}.'),
-    'bounding_box_file': (
-        None,
-        'Path of ILSVRC2012_bbox_train_v2.tar.gz, or of the CSV that bounding_boxes.py makes from it. '
-        'Without it, records have no boxes.',
-    ),
+    'bounding_box_file': (None, 'ILSVRC2012_bbox_train_v2.tar.gz, or the CSV of bounding_boxes.py. Default: no boxes.'),
     'output_directory': (None, 'Folder of the shards.'),
     **build_program.LISTS,
 }
 
 
-def define_flags():
+def define_flags() -> flags.FlagValues:
     """Return the flags of this program."""
     booleans = {'allow_partial': (False, 'Accept tar files that lack classes or images.')}
     return build_program.define_flags(STRINGS, booleans, values=_Flags())
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
     """Run with the arguments `argv`, the program's name first; return the exit code."""
     return program.run_program(argv, __doc__, define_flags(), _run, takes_arguments=True)
 

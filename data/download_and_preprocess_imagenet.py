@@ -4,8 +4,8 @@
 
 Put ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, ILSVRC2012_bbox_train_v2.tar.gz and one of
 imagenet_2012_validation_synset_labels.txt, ILSVRC2012_devkit_t12.tar.gz, ILSVRC2012_bbox_val_v3.tgz into DATA_DIR or
-DATA_DIR/raw-data. Missing files are downloaded if IMAGENET_USERNAME and IMAGENET_ACCESS_KEY are set. If you already
-have the files, no account is needed. Without the tar file of boxes, records have no boxes.
+DATA_DIR/raw-data. Missing files are downloaded if IMAGENET_USERNAME and IMAGENET_ACCESS_KEY are set. Files that you
+already have need no account. Without the tar file of boxes, records have no boxes.
 
 The program writes train-00000-of-01024 ... and validation-00000-of-00128 ... to DATA_DIR: 155 GB, beside tar files of
 the same size. The images are read inside the tar files; --keep_extracted also unpacks them. data/README.md has more.
@@ -17,6 +17,8 @@ import signal
 import sys
 
 try:
+    from absl.flags import FlagValues
+
     from official_resnet.building import boxes, downloads, image_list, job, labels, shards, tars
     from official_resnet.building.verify import verify
     from official_resnet.command_line import build_program, program
@@ -42,12 +44,12 @@ BOOLEANS = {
 }
 
 
-def define_flags():
+def define_flags() -> FlagValues:
     """Return the flags of this program."""
     return build_program.define_flags(STRINGS, BOOLEANS, num_threads=8)
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
     """Run with the arguments `argv`, the program's name first; return the exit code."""
     return program.run_program(argv, __doc__, define_flags(), _run, takes_arguments=True)
 

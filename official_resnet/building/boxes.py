@@ -90,8 +90,7 @@ def read_xml(path: str | os.PathLike, synsets: Collection[str] | None = None) ->
         UserError: The file or folder cannot be read, is damaged or cut off, or has no XML file.
     """
     synsets, lines = None if synsets is None else frozenset(synsets), list[bytes]()
-    counts: collections.Counter[str] = collections.Counter()
-    broken: list[str] = []
+    counts, broken = collections.Counter[str](), list[str]()
     for name, data in _folder_files(path) if os.path.isdir(path) else tar_files(path):
         parts = pathlib.PurePosixPath(name).parts
         if len(parts) < 2 or not name.endswith('.xml') or parts[-1].startswith('.'):

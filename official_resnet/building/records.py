@@ -1,7 +1,6 @@
-"""The records of a shard: the features of an image.
+"""The records of a shard, which have the features of the Inception pipeline. official/resnet reads them.
 
-They are the features of the Inception pipeline (github.com/tensorflow/models, research/inception), which
-official/resnet reads.
+Source: github.com/tensorflow/models, research/inception.
 """
 
 import dataclasses

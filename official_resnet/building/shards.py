@@ -266,8 +266,7 @@ def _run_processes(job, todo, num_threads, progress):
 def _serve(output_dir, name, num_shards, descriptor):
     """Run as a process of a build until the connection closes: receive numbers of shards, and write these shards.
 
-    Each message has the sizes of the records since the last one, and None during a shard; at its end the broken images,
-    or the error.
+    It sends the sizes of new records, with None during a shard, and with its broken images or the error at its end.
     """
     job, connection = Job(output_dir, name, int(num_shards)), multiprocessing.connection.Connection(int(descriptor))
     images, options = job.load(ImageList, f'{job.folder}/images'), job.load(Options, f'{job.folder}/options')

@@ -3,6 +3,7 @@
 import functools
 import os
 from collections.abc import Callable
+from typing import Any
 
 from absl import flags
 
@@ -14,7 +15,7 @@ from official_resnet.command_line.definer import Definer
 
 SPLITS = ('validation', 'train')  # in the order in which they are built
 LISTS = {
-    'labels_file': (None, "Classes, one on each line; the label is the line number. Default: ILSVRC2012's 1000."),
+    'labels_file': (None, "Classes, one on each line, with labels from 1. Default: ILSVRC2012's 1000."),
     'metadata_file': (None, "Lines 'class TAB name'. Default: the names of ILSVRC2012's classes."),
 }
 FOLDERS = {
@@ -59,7 +60,7 @@ def define_flags(
     return values
 
 
-def options(values: flags.FlagValues, **more) -> Options:
+def options(values: flags.FlagValues, **more: Any) -> Options:
     """Return the Options that the flags and the other arguments describe."""
     return Options(seed=values.seed, check=values.check, on_broken=values.on_broken, **more)
 
