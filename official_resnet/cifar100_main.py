@@ -4,9 +4,9 @@
     python cifar100_main.py --data_dir ~                  # ResNet-56 as official/resnet trains it, 182 epochs
     python cifar100_main.py --recipe=demo                 # synthetic images, no download
 
-Not yet measured. A missing data set is fetched into data_dir. The same command continues a run that was
+Not yet measured. A missing data set is downloaded into data_dir. The same command continues a run that was
 stopped or killed.
-Recipes: official (default), paper, fast, demo; a flag that is given overrides its recipe.
+Recipes: official (default), paper, fast, demo. Flags that you pass override the recipe.
 """
 
 import sys

@@ -7,8 +7,8 @@
 On two cores of a Xeon with AMX, fast took 35 minutes beside other jobs and gave 84.93 % (n = 1) on images that had
 been through JPEG (README, Results). official and paper have not yet been measured.
 
-A missing data set is fetched into data_dir. The same command continues a run that was stopped or killed.
-Recipes: official (default), paper, fast, demo; a flag that is given overrides its recipe.
+A missing data set is downloaded into data_dir. The same command continues a run that was stopped or killed.
+Recipes: official (default), paper, fast, demo. Flags that you pass override the recipe.
 """
 
 import sys

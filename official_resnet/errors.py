@@ -1,12 +1,12 @@
-"""The one exception that means: the user can fix this, and the message says how; and how it is printed."""
+"""UserError, for what the user can fix, and how its message becomes one line on a terminal."""
 
 
 class UserError(ValueError):
-    """A wrong path, file or flag value; programs print its one line and exit with 1."""
+    """A wrong path, file or flag value. Its message is one line that says how to fix it; programs exit with 1."""
 
 
 def one_line(text: object) -> str:
-    """Return text as one line without control characters: names are a user's or a file's, and a terminal obeys some.
+    """Return text as one line, with control characters replaced by '?', because a terminal may obey them.
 
     Example:
         >>> one_line('cat\\x1b[2J\\n.jpg')

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and locks: what every writer of this package needs, written once."""
+"""Atomic writes, locks and the errors of reading and writing: shared by everything in this package that writes."""
 
 import contextlib
 import errno
@@ -11,7 +11,7 @@ from typing import IO
 
 from official_resnet.errors import UserError
 
-# What flock says where a file system, mostly one of a network, has no locks.
+# Errors of flock on a file system that has no locks, usually a network file system.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -20,15 +20,15 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def replacing(
     path: str | os.PathLike, is_shared: bool = False, part: str | os.PathLike | None = None
 ) -> Iterator[pathlib.Path]:
-    """Yield the path of a file to write; when the block ends, that file becomes `path` in one step.
+    """Yield the path of a temporary file to write; when the block ends, that file replaces `path` in one step.
 
-    A kill, a crash, a power cut or a full disk leaves the old `path` as it was: the new file is flushed to the disk
-    before the rename, and so is the folder after it. If the block raises, the new file is deleted.
+    A kill, a crash, a power failure or a full disk leaves the old `path` unchanged: the new file is flushed to the disk
+    before the rename, and the folder after it. If the block raises an exception, the new file is deleted.
 
     Args:
-        path: the final name. Its folder exists.
-        is_shared: several processes may write `path` at once, so each needs a name of its own until the rename.
-        part: the name until then, on the same file system; without it one beside `path`.
+        path: The final name. Its folder must exist.
+        is_shared: Several processes may write `path` at once, so each uses its own temporary name.
+        part: The temporary name, on the same file system. By default it is in the folder of `path`.
 
     Example:
         >>> with replacing('/tmp/answer.txt') as part:
@@ -48,18 +48,18 @@ def replacing(
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a small UTF-8 text file, whole or not at all."""
+    """Write a small UTF-8 text file atomically."""
     with replacing(path) as part:
         part.write_text(text, encoding='utf-8')
 
 
 def write_json(path: str | os.PathLike, value: dict) -> None:
-    """Write a small JSON file, whole or not at all."""
+    """Write a small JSON file atomically."""
     write_text(path, json.dumps(value, indent=1))
 
 
 def read_json(path: str | os.PathLike) -> dict | None:
-    """Return what `write_json` wrote; None if the file is missing, or holds anything else."""
+    """Return what `write_json` wrote, or None if the file is missing or holds anything else."""
     try:
         value = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -68,13 +68,13 @@ def read_json(path: str | os.PathLike) -> dict | None:
 
 
 def lock(path: str | os.PathLike) -> IO[str]:
-    """Return the file `path`, made if need be, open and locked; closing it, or the end of the process, unlocks it.
+    """Open and lock the file `path`, creating it if necessary. Closing it or ending the process releases the lock.
 
-    Where the file system has no locks, a line says so and the file is returned without one.
+    If the file system has no locks, a printed line says so, and the file is returned unlocked.
 
     Raises:
-        BlockingIOError: another process holds the lock.
-        OSError: the file cannot be written.
+        BlockingIOError: Another process holds the lock.
+        OSError: The file cannot be written.
     """
     file = open(path, 'a+', encoding='utf-8')
     try:
@@ -85,8 +85,8 @@ def lock(path: str | os.PathLike) -> IO[str]:
             raise
         folder = pathlib.Path(path).parent
         print(
-            f"no lock for '{folder}': its file system has none ({error.strerror}); make sure that no other job uses "
-            'this folder',
+            f"cannot lock '{folder}': its file system has no locks ({error.strerror}); make sure that no other job "
+            'uses this folder',
             flush=True,
         )
     return file
@@ -94,7 +94,7 @@ def lock(path: str | os.PathLike) -> IO[str]:
 
 @contextlib.contextmanager
 def read_errors(path: str | os.PathLike, remedy: str) -> Iterator[None]:
-    """Turn what the operating system says about reading a file into a UserError; `remedy` is for a missing one."""
+    """Turn an OSError from reading a file into UserError; `remedy` is the advice for a missing file."""
     try:
         yield
     except FileNotFoundError:
@@ -107,11 +107,11 @@ def read_errors(path: str | os.PathLike, remedy: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def write_errors(what: str, remedy: str) -> Iterator[None]:
-    """Turn what the operating system says about writing into a UserError.
+    """Turn an OSError from writing into UserError.
 
     Args:
-        what: is written, as 'checkpoint /tmp/x'.
-        remedy: what follows the advice to make it writable or, if the disk is full, to free some space.
+        what: What is being written, for example 'checkpoint /tmp/x'.
+        remedy: What follows the advice to make it writable or, on a full disk, to free some space.
     """
     try:
         yield
@@ -121,12 +121,12 @@ def write_errors(what: str, remedy: str) -> Iterator[None]:
 
 
 def _sync(path: pathlib.Path) -> None:
-    """Make a file's content, or the names in a folder, survive a power cut."""
+    """Flush a file's content, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of a file system that cannot do it for folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot do this for folders
             raise
     finally:
         os.close(descriptor)

@@ -8,10 +8,10 @@
 
 No recipe has been run on the whole of ImageNet by this project yet.
 
-data_dir has the TFRecord shards train-00000-of-01024 ... and validation-00000-of-00128 ..., of any number, which
-data/download_and_preprocess_imagenet.py builds. Images are streamed from the disk.
+data_dir holds TFRecord shards, train-00000-of-01024 ... and validation-00000-of-00128 ... or another number of them.
+data/download_and_preprocess_imagenet.py builds them. Images are streamed from the disk.
 The same command continues a run that was stopped or killed, at the same step and with the same images.
-Recipes: official (default), fb, fast; a flag that is given overrides its recipe.
+Recipes: official (default), fb, fast. Flags that you pass override the recipe.
 """
 
 import sys

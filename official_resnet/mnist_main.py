@@ -8,14 +8,14 @@
 On two cores beside other jobs (n = 1), fast gave 99.53 % on the first 3,000 test images of MNIST in 8 minutes and
 93.68 % on Fashion-MNIST in 9; 3 epochs of documents gave 97.33 % and 89.01 % in 4.
 
-Three groups of two basic blocks, 16, 32 and 64 filters, 195,450 parameters; the images are cropped (training) or
-padded (test) to 32 x 32.
+The network has three groups of two basic blocks with 16, 32 and 64 filters, and 195,450 parameters. The images are
+cropped (training) or padded (test) to 32 x 32.
 
-data_dir is the folder of the IDX files, plain or packed, or its parent. Files that are there are used as they are; if
-there are none, the data set is fetched into data_dir/mnist or data_dir/fashion-mnist.
+data_dir is the folder of the IDX files, plain or gzipped, or its parent. Existing files are used as they are; if there
+are none, the data set is downloaded into data_dir/mnist or data_dir/fashion-mnist.
 The same command continues a run that was stopped or killed.
-Recipes: documents (default; the PyTorch program that the net comes from), fast, demo. A flag that is given overrides
-its recipe.
+Recipes: documents (default; the PyTorch program that the network comes from), fast, demo. Flags that you pass override
+the recipe.
 """
 
 import sys

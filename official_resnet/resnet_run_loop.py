@@ -1,11 +1,11 @@
-"""The training loop: a TrainConfig in, a TrainResult out. A run that is killed continues exactly where it was.
+"""The training loop: it turns a TrainConfig into a TrainResult. A run that is killed continues exactly where it was.
 
     result = train(config, callbacks)        # result.model, result.best, ...
     evaluate(config)['accuracy']
 
-Read it from Trainer.run, which takes epochs, to _train_epoch, which takes steps (the step itself is in
-training/step.py), evaluate, save and _resume. Around the compiled steps stand standard Keras callbacks; Keras' own
-`fit` can neither resume inside an epoch nor train in several processes.
+Start reading at Trainer.run, the loop over epochs, then _train_epoch, the loop over steps (the step itself is in
+training/step.py), evaluate, save and _resume. The loop calls standard Keras callbacks. It does not use Keras' own
+`fit`, which cannot resume inside an epoch and cannot train in several processes.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import pathlib
 import signal
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import keras
 import numpy as np
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 
 class Diverged(UserError):
-    """The loss or a variable is not finite any more."""
+    """The loss or a variable is not finite."""
 
 
 class Interrupted(Exception):
-    """SIGTERM or Ctrl-C: the state is saved, the message says where."""
+    """SIGTERM or Ctrl-C ended the training; the message says where its state is saved."""
 
     def __init__(self, signal_number: int, message: str):
         super().__init__(message)
@@ -44,33 +44,34 @@ class Interrupted(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """What `train` returns: the trained net, and what is known of its training."""
+    """What `train` returns: the trained network and a summary of its training."""
 
-    history: keras.callbacks.History  # the logs of the epochs that this call trained
+    history: keras.callbacks.History  # logs of the epochs trained by this call
     model: keras.Model
-    step: int  # global steps done, over all restarts
+    step: int  # number of steps done, over all restarts
     best: dict  # {'accuracy', 'epoch'} of the best evaluation on the test split, over all restarts
-    card: dict  # what model_card.write_card is to say of the model
-    process: devices.Process  # which trained; whoever is done with the result calls its wait()
+    card: dict  # arguments of model_card.write_card
+    process: devices.Process  # the process that trained; call its wait() before the process ends
 
 
 def train(
     config: TrainConfig, callbacks: Sequence[keras.callbacks.Callback] = (), *, block: Callable | None = None
 ) -> TrainResult:
-    """Train to the end of config.train_epochs, from the newest checkpoint in model_dir if there is one.
+    """Train until config.train_epochs are done, starting from the newest checkpoint in model_dir if there is one.
 
     Args:
-        config: what to train, and where.
-        callbacks: Keras callbacks. Logs of an epoch: loss, accuracy (training), learning_rate, images_per_second,
-            seconds, step; after an evaluation also val_loss, val_accuracy, val_accuracy_top_5, val_seconds,
-            val_images_per_second (of the test split: Keras' prefix). A callback that is a context manager, as
-            callbacks.Progress, is entered before training and left after it. Where a callback ends the training at the
-            end of an epoch that is not evaluated, the evaluation follows, and on_train_end gets the logs with it.
-        block: the block function whose changes config.experiment names, see resnet_model.resnet; None for the spec's.
+        config: What to train, and where.
+        callbacks: Keras callbacks. The logs of an epoch are loss, accuracy (training), learning_rate,
+            images_per_second, seconds, step; after an evaluation also val_loss, val_accuracy, val_accuracy_top_5,
+            val_seconds, val_images_per_second ('val_' is Keras' prefix; this is the test split). Callbacks that are
+            context managers, like callbacks.Progress, are entered before training and left afterwards. If a callback
+            stops training after an epoch that is not evaluated, the loop evaluates and passes the logs to on_train_end.
+        block: The block function for config.experiment, see resnet_model.resnet; None for that of the spec.
 
     Raises:
-        UserError: wrong input, a checkpoint of another run, a full disk; Diverged: a loss that is not finite.
-        Interrupted: after SIGTERM or Ctrl-C, the state being saved.
+        UserError: The input is wrong, the checkpoint is of another run, the disk is full, or (Diverged) the loss is
+            not finite.
+        Interrupted: SIGTERM or Ctrl-C arrived. The state has been saved.
     """
     process = devices.this_process(config)
     with contextlib.ExitStack() as stack:
@@ -89,7 +90,7 @@ def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
     """Evaluate the newest checkpoint in config.machine.model_dir on the whole test split.
 
     Returns:
-        {'loss': mean cross-entropy, 'accuracy': 0..1, 'accuracy_top_5', 'num_images', 'step', 'epoch',
+        {'loss': mean cross-entropy, 'accuracy': 0..1, 'accuracy_top_5': 0..1, 'num_images', 'step', 'epoch',
         'images_per_second', 'seconds', 'model', 'test': the Split}.
     """
     from official_resnet.training import same_run
@@ -112,7 +113,7 @@ def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
 
 
 def read(config: TrainConfig, split: str) -> 'Split':
-    """Return the 'train' or 'test' split that a config names; see datasets.open_split for errors."""
+    """Return the 'train' or 'test' split of a config. datasets.open_split lists the errors."""
     opened = datasets.open_split(
         config.dataset, split, data_dir=config.machine.data_dir, views=config.views, folder=config.folder_options()
     )
@@ -124,10 +125,10 @@ def read(config: TrainConfig, split: str) -> 'Split':
 
 
 def build_model(config: TrainConfig, split: 'Split', block: Callable | None = None) -> keras.Model:
-    """Return the untrained net of a config for the images and classes of a split.
+    """Return the untrained network of a config for the images and classes of a split.
 
     Raises:
-        UserError: the split has more classes than config.num_classes, or an experiment comes without its `block`.
+        UserError: The split has more classes than config.num_classes, or an experiment lacks its `block`.
     """
     if bool(config.experiment) != bool(block):
         raise UserError(
@@ -148,15 +149,15 @@ def build_model(config: TrainConfig, split: 'Split', block: Callable | None = No
 
 
 class Trainer:
-    """One training: the net, its optimizer, the data, and the place that is reached.
+    """A training: the network, its optimizer, the data, and how far it has come.
 
     Attributes:
-        data, test: the training and the test split.
-        step: global steps done, over all restarts.
-        sums: of the epoch under way: loss and correct of its images, steps, seconds.
-        is_epoch_open: steps were taken since the last epoch was evaluated, logged and saved, perhaps all of one.
-        evaluation: the newest, as `evaluate` returns it; best: {'accuracy', 'epoch'} of the best.
-        train_steps: (iterator of train_batches, number of steps) -> see step.make_train_function.
+        data, test: The training split and the test split.
+        step: Number of steps done, over all restarts.
+        sums: Sums over the current epoch: the loss and number correct of its images, its steps and seconds.
+        is_epoch_open: Whether steps were taken that no evaluation, log and checkpoint of an epoch covers yet.
+        evaluation: The newest result of `evaluate`; best: {'accuracy', 'epoch'} of the best one.
+        train_steps: The compiled function of step.make_train_function, called with train_batches' iterator.
     """
 
     def __init__(self, config: TrainConfig, process: devices.Process | None = None, *, block: Callable | None = None):
@@ -164,36 +165,36 @@ class Trainer:
         keras.utils.set_random_seed(config.seed % 2**32)
         self.data, self.test = read(config, 'train'), read(config, 'test')
         self.steps_per_epoch = datasets.steps_per_epoch(self.data.num_images, config.batch_size)
-        total_steps = config.train_epochs * self.steps_per_epoch  # the schedule's end, whatever max_train_steps cuts
+        total_steps = config.train_epochs * self.steps_per_epoch  # the schedule ends here, also with max_train_steps
         self.last_step = min(total_steps, config.max_train_steps or total_steps)
-        # Its epochs are images / batch_size steps long, a fraction, as in official/resnet.
+        # For the schedule, an epoch has images / batch_size steps, not rounded, as in official/resnet.
         schedule_epoch = self.data.num_images / config.batch_size
         self.schedule = optimizers.make_schedule(config.schedule, config.learning_rate, schedule_epoch, total_steps)
         with self.process.strategy.scope(), devices.dtype_policy(config.dtype):
             self.model = build_model(config, self.data, block)
             self.optimizer = optimizers.build(config, self.schedule)
             self.optimizer.build(self.model.trainable_variables)
-            # For callbacks that look at model.optimizer, and for model.evaluate of who loads the model.
+            # For callbacks that use model.optimizer, and for model.evaluate after the model is loaded.
             self.model.compile(
                 self.optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=['accuracy']
             )
         self.compile(self.model)
         self.step, self.is_epoch_open = 0, False
         self.sums = dict.fromkeys(('loss', 'correct', 'steps', 'seconds'), 0)
-        self.evaluation = {}
-        self.best = {'accuracy': None, 'epoch': None}
+        self.evaluation: dict[str, float] = {}
+        self.best: dict[str, Any] = {'accuracy': None, 'epoch': None}
         self._data_info = {'class_names': list(self.test.class_names), 'num_pictures': self.data.num_images}
         self._card = _card(config, self.test)
         self._saved_at = time.monotonic()
         self._resume()
 
     def compile(self, net: keras.Model) -> None:
-        """Make the functions that train and evaluate a net; they are compiled when they are first called."""
+        """Create the functions that train and evaluate a network. They are compiled when they are first called."""
         self.train_steps = step.make_train_function(self.process.strategy, net, self.optimizer, self.config)
         self._evaluate_batch = step.make_evaluate_function(self.process.strategy, net)
 
     def run(self, callbacks: Sequence[keras.callbacks.Callback], received: list[int]) -> TrainResult:
-        """Train; see `train`. `received` is a list that the number of a signal is appended to."""
+        """Train; see `train`. `received` is the list to which the number of a signal is appended."""
         config = self.config
         if config.trains_on_features:
             from official_resnet.training import feature_cache
@@ -216,8 +217,10 @@ class Trainer:
             if is_end or (epoch + 1) % config.epochs_between_evals == 0:
                 logs |= self._test(epoch, callback_list)
             callback_list.on_epoch_end(epoch, logs)
-            self.model.stop_training = any(self.process.total(self.model.stop_training))  # also the chief's callbacks
-            if self.model.stop_training and 'val_loss' not in logs:  # a callback ends the training here
+            self.model.stop_training = any(
+                self.process.total(self.model.stop_training)
+            )  # also by the chief's callbacks
+            if self.model.stop_training and 'val_loss' not in logs:  # a callback stopped the training here
                 final_logs = logs | self._test(epoch, callback_list)
             self.is_epoch_open = False
             if self.step % self.steps_per_epoch == 0:
@@ -227,7 +230,7 @@ class Trainer:
         return TrainResult(history, self.model, self.step, self.best, self._card, self.process)
 
     def _train_epoch(self, epoch, iterator, callback_list, received):
-        """Take steps to the end of the epoch, or of the training: several in each call of the compiled loop."""
+        """Train to the end of the epoch, or of the training, with several steps in each call of the compiled loop."""
         end = min((epoch + 1) * self.steps_per_epoch, self.last_step)
         fixed = self.config.machine.steps_per_call
         per_call = fixed or 1
@@ -242,16 +245,16 @@ class Trainer:
             is_save_due = time.monotonic() - self._saved_at > self.config.machine.save_checkpoint_minutes * 60
             asked = received[0] if received else 0, self.process.is_chief and is_save_due, self.model.stop_training
             signal_number, is_save_due, is_stopped, seconds = self.process.total(*asked, seconds / self.process.count)
-            if not fixed:  # aim at a second; at most double, since a first call compiles as well
+            if not fixed:  # aim at a second; at most double, since the first call also compiles
                 per_call = max(1, min(2 * count, int(count / seconds), 1000))
             self.model.stop_training = bool(is_stopped)
             if signal_number:
                 self.interrupt(received[0] if received else signal.SIGTERM)
-            if is_save_due and self.step < end:  # after an epoch it is saved anyway
+            if is_save_due and self.step < end:  # at the end of an epoch, run() saves
                 self.save()
 
     def _take_steps(self, iterator, count):
-        """Train on the next batches and add up what they gave; return the seconds that it took."""
+        """Train on the next `count` batches and add up their results; return the seconds that it took."""
         start = time.monotonic()
         with self.data.input_errors():
             results = self.train_steps(iterator, tf.constant(count)).numpy()  # [count, 2]: sums of loss, correct
@@ -260,7 +263,7 @@ class Trainer:
         if not np.all(np.isfinite(losses)):
             bad = int(np.argmin(np.isfinite(losses)))
             raise self._diverged(f'the loss is {losses[bad]} at step {self.step + bad + 1}', self.step + bad)
-        for loss, correct in results.tolist():  # one by one, so that no sum depends on `count`
+        for loss, correct in results.tolist():  # one by one, so that the sums do not depend on `count`
             self.sums['loss'] += loss
             self.sums['correct'] += correct
         self.sums['steps'] += count
@@ -270,7 +273,7 @@ class Trainer:
         return seconds
 
     def train_batches(self):
-        """Return the batches from here to the end of the training, as `train_steps` takes them."""
+        """Return the batches from the current step to the end of the training, for `train_steps`."""
         batches = self.data.training_batches(
             self.config.batch_size,
             seed=self.config.seed,
@@ -287,7 +290,7 @@ class Trainer:
         return _score(self.test, self._evaluate_batch, self.process, self.config)
 
     def _test(self, epoch, callback_list):
-        """Evaluate after an epoch, note the best, and return the logs of it."""
+        """Evaluate after an epoch, update `best`, and return the logs."""
         callback_list.on_test_begin()
         self.evaluation = self.evaluate()
         accuracy = self.evaluation['accuracy']
@@ -321,7 +324,7 @@ class Trainer:
     # --- save and resume -----------------------------------------------------------------------------------------
 
     def save(self) -> pathlib.Path | None:
-        """Write a checkpoint, unless a variable is not finite: then the last good one stays the last."""
+        """Write a checkpoint and return its path. If a variable is not finite, raise Diverged and write nothing."""
         if self.config.machine.model_dir is None or not self.process.is_chief:
             return None
         arrays = {name: variable.numpy() for name, variable in self._variables().items()}
@@ -342,10 +345,10 @@ class Trainer:
         return path
 
     def _resume(self):
-        """Take up the newest checkpoint, or begin with pretrained weights, or with those that there are.
+        """Continue from the newest checkpoint; without one, load the pretrained weights, if any.
 
         Raises:
-            UserError: the checkpoint is of another run, of other classes, or of other images.
+            UserError: The checkpoint is of another run, or of other classes or images.
         """
         model_dir = self.config.machine.model_dir
         found = model_dir and checkpoints.restore_latest(self._folder)
@@ -358,7 +361,7 @@ class Trainer:
             same_run.require_same_data(self._data_info, state['data'], model_dir)
             checkpoints.assign(self._variables(), arrays, path)
             self.step, self.sums = state['step'], state['sums']
-            self.is_epoch_open = state.get('is_epoch_open', False)  # an older checkpoint does not say
+            self.is_epoch_open = state.get('is_epoch_open', False)  # older checkpoints lack it
             self.best, self.evaluation = state['best'], state['evaluation']
             if self.process.is_chief:
                 same_run.print_place(path, self.step // self.steps_per_epoch, self.step, self.config, stored)
@@ -369,9 +372,9 @@ class Trainer:
         self.process.require_same_step(self.step, model_dir)
 
     def interrupt(self, signal_number: int) -> NoReturn:
-        """Save the state, and end the training by Interrupted."""
+        """Save the state, and end the training with Interrupted."""
         path = self.save()
-        where = 'nothing saved without a model_dir'
+        where = 'nothing is saved without a model_dir'
         if self.config.machine.model_dir:
             where = f'state saved in {path or self._folder}; the same command continues'
         self.process.wait()  # until the state is saved
@@ -383,14 +386,14 @@ class Trainer:
 
     def _variables(self):
         named = {variable.path: variable for variable in self.model.variables}
-        # Numbered: Keras counts optimizers up within a process, and wrapped ones share names.
+        # Numbered, because Keras numbers optimizers within a process, and a wrapped optimizer repeats names.
         return named | {
             f'optimizer/{i}/{variable.name}': variable for i, variable in enumerate(self.optimizer.variables)
         }
 
 
 def _score(test, evaluate_batch, process, config):
-    """Return loss, accuracy, accuracy_top_5, seconds, images_per_second over a split, each image once."""
+    """Return loss, accuracy, accuracy_top_5, seconds, images_per_second; each image of the split counts once."""
     start = time.monotonic()
     batches = test.evaluation_batches(config.batch_size, share=(process.index, process.count))
     totals = np.zeros(3)
@@ -404,14 +407,14 @@ def _score(test, evaluate_batch, process, config):
 
 
 def _feed(batches, num_threads, process, config):
-    """Return batches that threads of their own make, split over the devices of a process."""
+    """Return batches that are made by private threads and split over the devices of a process."""
     options = tf.data.Options()
     options.threading.private_threadpool_size = config.machine.input_threads or num_threads
     return process.distribute(batches.with_options(options), config.batch_size)
 
 
 def _card(config, test):
-    """Return what model_card.write_card is to say of the net of a config, trained on images as those of a split."""
+    """Return the arguments of model_card.write_card for the network of a config and images like those of a split."""
     experiment = {'experiment': config.experiment} if config.experiment else {}
     return experiment | {
         'spec': config.spec,

@@ -1,6 +1,7 @@
-"""Flags of programs that do not train."""
+"""The flags of programs that do not train."""
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
@@ -8,31 +9,37 @@ from absl import flags
 from official_resnet.command_line.flags import MAX_INTEGER, PARTS, Number, define_flag, types_of
 from official_resnet.training.config import flags_of
 
+_Text, _Int, _Float = str | None, int | None, float | None
+
 
 class Definer:
-    """absl's DEFINE functions with the flag set filled in."""
+    """Define flags in a FlagValues: name, default, help text, short name, and what the kind of flag needs."""
 
     def __init__(self, values: flags.FlagValues):
         self.values = values
 
-    def _define(self, define, name, default, text, short=None, **more):
+    def _define(self, define: Callable, name: str, default: Any, text: str, short: _Text = None, **more: Any) -> None:
         define(name, default, help=text, short_name=short, flag_values=self.values, **more)
 
     string = functools.partialmethod(_define, flags.DEFINE_string)
     boolean = functools.partialmethod(_define, flags.DEFINE_boolean)
     names = functools.partialmethod(_define, flags.DEFINE_list)
 
-    def enum(self, name, default, choices, text, short=None):
+    def enum(self, name: str, default: _Text, choices: Sequence[str], text: str, short: _Text = None) -> None:
         self._define(flags.DEFINE_enum, name, default, text, short, enum_values=choices)
 
-    def integer(self, name, default, text, short=None, lower=None, upper=MAX_INTEGER):
+    def integer(
+        self, name: str, default: _Int, text: str, short: _Text = None, lower: _Int = None, upper: _Int = MAX_INTEGER
+    ) -> None:
         self._define(flags.DEFINE_integer, name, default, text, short, lower_bound=lower, upper_bound=upper)
 
-    def number(self, name, default, text, short=None, lower=None, upper=None):
+    def number(
+        self, name: str, default: _Float, text: str, short: _Text = None, lower: _Float = None, upper: _Float = None
+    ) -> None:
         self._define(functools.partial(flags.DEFINE, Number(lower, upper)), name, default, text, short)
 
     def known(self, flag: str, default: Any, **about: Any) -> None:
-        """Define a flag that training programs have, too; `about` differs of the metadata of its field."""
+        """Define a flag that training programs also have; `about` replaces metadata of its field."""
         part = next(part for part in PARTS if flag in flags_of(part))
         field = flags_of(part)[flag]
         define_flag(self.values, flag, default, types_of(part)[flag], {**field.metadata, **about})

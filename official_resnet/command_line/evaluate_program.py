@@ -1,9 +1,10 @@
-"""What --eval_only and --export_dir of a training program do.
+"""The --eval_only and --export_dir of a training program.
 
-Every flag that is given with --eval_only is honoured, or agrees with the run that is evaluated, or is refused.
+Each flag that is passed with --eval_only has an effect, or agrees with the evaluated run, or is refused.
 """
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
@@ -13,11 +14,14 @@ from official_resnet.errors import UserError
 from official_resnet.training import devices
 from official_resnet.training.config import PRETRAINED, TrainConfig, flags_of
 
+if TYPE_CHECKING:
+    import keras
+
 _BOTH = {
     *('eval_only', 'eval_report', 'ten_crop', 'model_dir', 'data_dir', 'download', 'image_folder', 'batch_size'),
     *('inter_op_parallelism_threads', 'intra_op_parallelism_threads'),
 }
-# What the evaluation of a run in a model_dir honours, and that of a net from elsewhere.
+# The flags that have an effect when a run in a model_dir is evaluated, and when another network is.
 _OF_RUN = _BOTH | {
     *('num_gpus', 'distribution_strategy', 'all_reduce_alg', 'datasets_num_private_threads', 'eval_image_size'),
     *('export_dir', 'image_bytes_as_serving_input'),
@@ -27,19 +31,19 @@ _SOURCES = {'tfds', 'use_synthetic_data', 'dataset'}
 
 
 def run(values: absl_flags.FlagValues, asked: TrainConfig, options: RunOptions, row: Program) -> int:
-    """Evaluate the pretrained net, if one is given, else the newest checkpoint of model_dir; return the exit code.
+    """Evaluate the pretrained network if the flags name one, else the newest checkpoint of model_dir.
 
-    A checkpoint brings its network and its data set. `asked` is the training that the flags describe.
+    A checkpoint defines its network and data set. `asked` is the training that the flags describe. The exit code is 0.
     """
     given = flags.given(values) - {name for name, _, _ in flags.OBSOLETE}
     if asked.machine.distribution_strategy == flags.MULTI_WORKER:
-        raise UserError('--eval_only is for one process; leave the flags of workers out')
+        raise UserError('--eval_only runs in one process; leave the flags for workers out')
     if asked.pretrained:
         _refuse(given - _OF_NET, f'not for --{PRETRAINED}')
         return _evaluate_net(values, asked, options, row)
     _refuse(given - _OF_RUN - _SOURCES - {'recipe'} - _settings(asked).keys(), 'not for --eval_only')
     if options.image_bytes_as_serving_input and not options.export_dir:
-        raise UserError('--image_bytes_as_serving_input needs --export_dir; pass that too')
+        raise UserError('--image_bytes_as_serving_input needs --export_dir; pass that, too')
     return _evaluate_run(values, asked, options, row, given)
 
 
@@ -57,7 +61,7 @@ def _evaluate_run(values, asked, options, row, given):
     config = TrainConfig.from_json(checkpoints.restore_weights(machine.model_dir)[1]['config'])
     _require_same(values, asked, config, row, given)
     changes = {'batch_size': asked.batch_size} if 'batch_size' in given else {}
-    if options.image_folder:  # the same classes, other images or another place
+    if options.image_folder:  # the same classes; other images, or another folder
         changes['dataset'] = asked.dataset
     if 'eval_image_size' in given:
         changes['views'] = dataclasses.replace(config.views, test_size=asked.views.test_size)
@@ -78,35 +82,35 @@ def _evaluate_run(values, asked, options, row, given):
 
 
 def _require_same(values, asked, stored, row, given):
-    """Refuse a flag that describes another training than the one that is stored."""
+    """Raise UserError if a flag that was passed differs from the stored training."""
     names = given | (flags.recipe_of(values, row).keys() if 'recipe' in given else set())
     asked = dataclasses.replace(asked, dtype=devices.known_dtype(asked.dtype))
     ours, theirs = _settings(asked), _settings(stored)
     for name in _SOURCES:
         ours[name], theirs[name] = asked.dataset, stored.dataset
-    if 'num_classes' in given:  # of ImageNet, 1000 and 1001 mean without and with the background
+    if 'num_classes' in given:  # for ImageNet, 1000 and 1001 mean without and with the background
         names |= {'background_class'}
     for name in sorted(names - _OF_RUN - {'recipe'}):
         if ours[name] != theirs.get(name):
             flag = f'--{name}' if name in given or 'recipe' not in given else f'--recipe={values.recipe}'
             raise UserError(
-                f'{flag} asks for {name} {ours[name]}, but the run in {asked.machine.model_dir} has '
+                f'{flag}: {name} would be {ours[name]}, but the run in {asked.machine.model_dir} has '
                 f'{theirs.get(name)}; leave {flag} out'
             )
     if not stored.views:
         for name in given & {'eval_image_size', 'image_bytes_as_serving_input'}:
-            raise UserError(f'--{name} needs encoded images, which {stored.dataset} has not; leave it out')
+            raise UserError(f'--{name} needs encoded images, and {stored.dataset} has none; leave it out')
 
 
 def _settings(config):
-    """Return {flag: value} of a TrainConfig and its parts, but the machine."""
+    """Return {flag: value} for a TrainConfig and its parts, without the machine."""
     parts = filter(None, (config, config.spec, config.schedule, config.views))
     found = {flag: getattr(part, field.name) for part in parts for flag, field in flags_of(type(part)).items()}
     return found | {'resnet_size': config.spec.resnet_size}
 
 
-def export_net(model, config: TrainConfig, options: RunOptions) -> None:
-    """Write the SavedModel of --export_dir, and say where it is."""
+def export_net(model: 'keras.Model', config: TrainConfig, options: RunOptions) -> None:
+    """Write the SavedModel for --export_dir, and print its path."""
     from official_resnet import resnet_run_loop
     from official_resnet.inference import export
 
@@ -119,15 +123,14 @@ def export_net(model, config: TrainConfig, options: RunOptions) -> None:
 
 
 def _evaluate_net(values, asked, options, row):
-    """Evaluate a net that need be no training's, its images prepared as its card says."""
-    machine = asked.machine
+    """Evaluate a network from anywhere, on images prepared as its card says."""
+    machine, path = asked.machine, asked.pretrained
     devices.start_tensorflow(machine.inter_op_threads, machine.intra_op_threads)
     from official_resnet.inference import predict
     from official_resnet.inputs import datasets
 
-    path = asked.pretrained
     if values['model_dir'].present:
-        print(f'evaluating {path}, not what is in --model_dir={machine.model_dir}')
+        print(f'evaluating {path}, not the run in --model_dir={machine.model_dir}')
     model, card = predict.load(path)
     train_program.find_data(asked, options, row)
     is_encoded = row.streams and not options.use_synthetic_data
@@ -139,11 +142,11 @@ def _evaluate_net(values, asked, options, row):
     if card.num_classes < test.num_classes:
         raise UserError(
             f'{path} has {card.num_classes} classes, the images of {test.name} have {test.num_classes}; '
-            'pass the images of its classes'
+            'pass images of its classes'
         )
     if test.input_shape != (*card.net_size, card.num_channels):
         raise UserError(
-            f'{path} takes images of {(*card.net_size, card.num_channels)}, those of {test.name} are '
+            f'{path} takes images of shape {(*card.net_size, card.num_channels)}, those of {test.name} have '
             f'{test.input_shape}; pass images of its size'
         )
     test = test.with_normalization(card.normalization)
@@ -152,17 +155,17 @@ def _evaluate_net(values, asked, options, row):
 
 
 def _report(model, test, batch_size, options, view=None):
-    """Print top-1 and top-5, class by class where a report is asked for; also of ten crops, if they are."""
+    """Print top-1 and top-5 accuracy; with --eval_report also per class, with --ten_crop also over ten crops."""
     from official_resnet.inputs import encoded
     from official_resnet.reports import evaluate
 
-    unnamed = model.output_shape[-1] - test.num_classes  # logits for which there are no images
+    unnamed = model.output_shape[-1] - test.num_classes  # logits without images
     names = [*test.class_names, *(f'class {test.num_classes + i}' for i in range(unnamed))]
     ids = [*test.class_ids, *[None] * unnamed] if test.class_ids else None
     name = 'one crop' if test.resize else 'test'
     views = {name: view}
     if options.ten_crop:
-        views['ten crops'] = lambda picture: encoded.ten_views(picture, test.views)
+        views['ten crops'] = lambda image: encoded.ten_views(image, test.views)
     for name, function in views.items():
         batches = test.evaluation_batches(batch_size, view=function)
         with test.input_errors():

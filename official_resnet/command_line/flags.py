@@ -1,6 +1,6 @@
-"""Flags from the fields of configurations, and configurations from flags. No TensorFlow.
+"""Make flags from the fields of configurations, and configurations from flags, without TensorFlow.
 
-A training program is a row, `Program`; its flags live in a FlagValues of their own, so that importing it defines none.
+A training program is a row, `Program`. Its flags are in a FlagValues of their own, so importing it defines no flags.
 """
 
 import dataclasses
@@ -18,27 +18,27 @@ from official_resnet.errors import UserError
 from official_resnet.resnet_spec import ResNetSpec
 from official_resnet.training.config import PRETRAINED, MachineConfig, Schedule, TrainConfig, flags_of, part_of, setting
 
-MAX_INTEGER = 2**31 - 1  # of counts: TensorFlow keeps some in 32 bits
+MAX_INTEGER = 2**31 - 1  # of counts, because TensorFlow stores some in 32 bits
 MULTI_WORKER = 'multi_worker_mirrored'
 HOOKS = ('LoggingTensorHook', 'ProfilerHook', 'ExamplesPerSecondHook', 'LoggingMetricHook', 'StepCounterHook')
-_BIG_QUERY = 'BigQuery upload is gone; --benchmark_log_dir writes the same JSON'
-# Flags of official/resnet that have no meaning any more: (name, short name, what to do instead).
+_BIG_QUERY = 'there is no BigQuery upload; --benchmark_log_dir writes the same JSON'
+# Flags of official/resnet that have no effect any more: (name, short name, what to use instead).
 OBSOLETE = (
     ('gcp_project', 'gp', _BIG_QUERY),
     ('bigquery_data_set', 'bds', _BIG_QUERY),
     ('bigquery_run_table', 'brt', _BIG_QUERY),
     ('bigquery_run_status_table', 'brst', _BIG_QUERY),
     ('bigquery_metric_table', 'bmt', _BIG_QUERY),
-    ('data_format', 'df', 'images are channels_last; TensorFlow itself arranges them as a GPU likes'),
+    ('data_format', 'df', 'images are channels_last; TensorFlow chooses the layout for a GPU itself'),
     ('fp16_implementation', None, '--dtype=fp16 is Keras mixed precision'),
     ('num_packs', None, 'gradients are packed by TensorFlow itself'),
-    ('tf_gpu_thread_mode', 'gt_mode', 'the environment variable TF_GPU_THREAD_MODE does that'),
-    ('per_gpu_thread_count', 'pgtc', 'the environment variable TF_GPU_THREAD_COUNT does that'),
+    ('tf_gpu_thread_mode', 'gt_mode', 'set the environment variable TF_GPU_THREAD_MODE'),
+    ('per_gpu_thread_count', 'pgtc', 'set the environment variable TF_GPU_THREAD_COUNT'),
     ('datasets_num_parallel_batches', None, 'batches are made in parallel as needed'),
     ('num_parallel_calls', 'npc', 'batches are made in parallel as needed'),
-    ('multi_gpu', None, '--num_gpus says how many'),
-    ('version', None, '--resnet_version is its name since May 2018'),
-    ('use_train_and_evaluate', None, 'training and evaluation always alternate, by --epochs_between_evals'),
+    ('multi_gpu', None, 'use --num_gpus'),
+    ('version', None, 'use --resnet_version, its name since May 2018'),
+    ('use_train_and_evaluate', None, 'training and evaluation always alternate, see --epochs_between_evals'),
     ('tf_data_experimental_slack', None, 'the input prefetches as needed'),
 )
 _OBSOLETE_SWITCHES = ('multi_gpu', 'use_train_and_evaluate', 'tf_data_experimental_slack')
@@ -48,15 +48,15 @@ _OBSOLETE_SWITCHES = ('multi_gpu', 'use_train_and_evaluate', 'tf_data_experiment
 class Program:
     """What distinguishes one training program from another.
 
-    `recipes` are {data set: {name: {flag: value}}}. The first data set and the first recipe are the defaults; a recipe
-    changes the fields' defaults, and every other recipe the first one.
+    `recipes` are {data set: {name: {flag: value}}}. The first data set and the first recipe are the defaults. The first
+    recipe lists changes from the fields' defaults, the others list changes from the first.
     """
 
     recipes: Mapping[str, Mapping[str, Mapping[str, Any]]]
-    make_spec: Callable[..., ResNetSpec]  # as of TrainConfig.from_settings
-    sizes: str = ''  # what --resnet_size may be, in words; '' where the net has one size
-    versions: tuple[str, ...] = ('1', '2')  # what --resnet_version may be
-    streams: bool = False  # whether its images are encoded, of any size, and streamed
+    make_spec: Callable[..., ResNetSpec]  # see TrainConfig.from_settings
+    sizes: str = ''  # the values of --resnet_size, in words; '' if there is only one
+    versions: tuple[str, ...] = ('1', '2')  # the values of --resnet_version
+    streams: bool = False  # whether its images are streamed: encoded, of any size
     synthetic: str = 'synthetic'  # the data set of --use_synthetic_data
 
 
@@ -69,70 +69,78 @@ _logging = functools.partial(setting, group='Logging')
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """What a training program does besides: which data and recipe, evaluation, export, workers, logging."""
+    """The other options of a training program: data and recipe, evaluation, export, workers, logging."""
 
-    recipe: str = setting('', 'Named hyperparameters; a flag that is given overrides them.', group='Training')
-    dataset: str = _data('', 'Which data set.')
-    tfds: str | None = _data(None, 'Train on a data set of tensorflow_datasets, by its name.')
+    recipe: str = setting('', 'Named set of hyperparameters; flags that you pass override it.', group='Training')
+    dataset: str = _data('', 'The data set.')
+    tfds: str | None = _data(None, 'Train on a data set of tensorflow_datasets, given its name.')
     image_folder: str | None = _data(
         None,
-        'Train on your own images: a folder with a subfolder for each class, or with such folders train and test (or '
-        'val, validation).',
+        'Train on your own images: a folder with a subfolder for each class, or with folders train and test (or val, '
+        'validation) that have such subfolders.',
         is_path=True,
     )
     use_synthetic_data: bool = _data(False, 'Train on synthetic images: no download.', short='synth')
-    download: bool = _data(True, 'Fetch a data set that is missing; --nodownload forbids it.')
+    download: bool = _data(True, 'Download a missing data set; --nodownload forbids it.')
     clean: bool = _data(False, 'Delete --model_dir first.')
     eval_only: bool = _evaluation(
-        False, 'Evaluate the newest checkpoint in --model_dir, or a pretrained net; with --export_dir also export it.'
+        False,
+        'Evaluate the newest checkpoint in --model_dir, or a pretrained network; with --export_dir also export it.',
     )
     eval_report: str | None = _of_evaluation(
         None, 'Folder for report.json, per_class.csv and confusion.csv of --eval_only.', is_path=True
     )
     ten_crop: bool = _of_evaluation(
-        False, 'Also evaluate the mean over the corners, the middle and their mirror images.'
+        False, 'Also evaluate the mean over ten crops: the corners, the centre and their mirror images.'
     )
     export_dir: str | None = _evaluation(
-        None, 'Folder for a SavedModel: images in, classes and probabilities out.', short='ed', is_path=True
+        None,
+        'Folder for a SavedModel, which takes images and returns classes and probabilities.',
+        short='ed',
+        is_path=True,
     )
-    image_bytes_as_serving_input: bool = _evaluation(False, 'The SavedModel takes JPEG files; for ImageNet only.')
+    image_bytes_as_serving_input: bool = _evaluation(False, 'The SavedModel takes JPEG files (only for ImageNet).')
     fine_tune: bool = setting(False, 'The same as --transfer=head.', group='Transfer', short='ft', needs=PRETRAINED)
     worker_hosts: tuple[str, ...] = _workers(
         (),
-        'All workers, as host1:2222,host2:2222, the same list for each. The first is the chief, which alone writes.',
+        'All workers, as host1:2222,host2:2222; the same list for each. The first, the chief, writes all files.',
         is_open=True,
         needs='task_index',
     )
     task_index: int | None = _workers(
-        None, 'Which of --worker_hosts this process is, from 0.', least=0, needs='worker_hosts'
+        None, 'The place of this process in --worker_hosts, from 0.', least=0, needs='worker_hosts'
     )
     local_workers: int = _workers(1, 'Number of workers on this machine, which share its cores.', least=1)
-    hooks: tuple[str, ...] = _logging(('LoggingTensorHook',), f'What to log, a list of {", ".join(HOOKS)}.', short='hk')
-    log_steps: int = _logging(100, 'Number of steps between the lines of --hooks.', least=1)
+    hooks: tuple[str, ...] = _logging(('LoggingTensorHook',), f'What to log: any of {", ".join(HOOKS)}.', short='hk')
+    log_steps: int = _logging(100, 'Number of steps between logged lines.', least=1)
     enable_tensorboard: bool = _logging(False, 'Write TensorBoard summaries into --model_dir.')
-    profile_steps: str | None = _logging(None, "Profile the steps 'first,last' for TensorBoard, as 10,20.")
+    profile_steps: str | None = _logging(None, 'Profile these steps for TensorBoard: first,last, for example 10,20.')
     benchmark_log_dir: str | None = _logging(None, 'Folder for benchmark logs.', short='bld', is_path=True)
     benchmark_logger_type: str = _logging(
         'BaseBenchmarkLogger',
-        'BaseBenchmarkLogger prints its metrics, BenchmarkFileLogger writes them into --benchmark_log_dir.',
+        'BaseBenchmarkLogger prints the metrics, BenchmarkFileLogger writes them into --benchmark_log_dir.',
         choices=('BaseBenchmarkLogger', 'BenchmarkFileLogger'),
     )
-    benchmark_test_id: str | None = _logging(None, 'Stored with the benchmark log.', short='bti')
+    benchmark_test_id: str | None = _logging(None, 'An identifier to store in the benchmark log.', short='bti')
 
     def __post_init__(self):
         names = {hook.lower() for hook in HOOKS}
         wrong = [name for name in self.hooks if name.lower() not in names]
         if wrong:
-            raise UserError(f'--hooks={",".join(wrong)} must be of {", ".join(HOOKS)}, in any case')
+            raise UserError(f'--hooks={",".join(wrong)} must be one of {", ".join(HOOKS)}, in any case')
         steps = re.fullmatch(r'(\d{1,9}),(\d{1,9})', self.profile_steps or '', re.ASCII)
         if self.profile_steps is not None and not (steps and int(steps[1]) <= int(steps[2])):
-            raise UserError(f"--profile_steps={self.profile_steps}: pass 'first,last', as 10,20")
+            raise UserError(
+                f'--profile_steps={self.profile_steps}: pass the first and the last step, for example 10,20'
+            )
         if self.benchmark_logger_type == 'BenchmarkFileLogger' and not self.benchmark_log_dir:
             raise UserError('--benchmark_logger_type=BenchmarkFileLogger needs --benchmark_log_dir; pass both')
         if self.local_workers > 1 and self.worker_hosts:
             raise UserError('--local_workers and --worker_hosts exclude each other; pass one of them')
         if self.clean and self.worker_hosts:
-            raise UserError('--clean with --worker_hosts: delete model_dir yourself, before you start the workers')
+            raise UserError(
+                '--clean does not go with --worker_hosts; delete model_dir yourself before you start the workers'
+            )
         path = self.export_dir and os.path.abspath(self.export_dir)
         while path and not os.path.exists(path):
             path = os.path.dirname(path)
@@ -142,18 +150,19 @@ class RunOptions:
             )
 
 
-PARTS = (MachineConfig, RunOptions, ResNetSpec, TrainConfig, Schedule)
+PARTS: tuple[type, ...] = (MachineConfig, RunOptions, ResNetSpec, TrainConfig, Schedule)
 
 
 def types_of(part: type) -> dict[str, Any]:
-    """Return {name of a flag: type} of a part of a configuration."""
-    types = typing.get_type_hints(part, localns={'Views': Any})  # which is not imported without need
+    """Return {flag name: type} for a part of a configuration."""
+    types = typing.get_type_hints(part, localns={'Views': Any})  # Views is imported only if it is needed
     return {flag: field.metadata.get('type', types[field.name]) for flag, field in flags_of(part).items()}
 
 
 def fields_of(program: Program) -> dict[str, tuple[dataclasses.Field, Any]]:
-    """Return {name of a flag: (its field, the type of the field)} of a program."""
-    found, parts = {}, PARTS
+    """Return {flag name: (field, type of the field)} for a program."""
+    found: dict[str, tuple[dataclasses.Field, Any]] = {}
+    parts = PARTS
     if program.streams:
         from official_resnet.inputs.views import Views
 
@@ -189,8 +198,8 @@ def define(program: Program) -> flags.FlagValues:
 
 
 def define_flag(values: flags.FlagValues, name: str, default: Any, kind: Any, about: Mapping[str, Any]) -> None:
-    """Define the flag of a field of type `kind`, whose metadata, see config.setting, are `about`."""
-    common = {'help': about['text'], 'short_name': about.get('short'), 'flag_values': values}
+    """Define the flag of a field. `kind` is the field's type, `about` its metadata, see config.setting."""
+    common: dict[str, Any] = {'help': about['text'], 'short_name': about.get('short'), 'flag_values': values}
     low, high = about.get('least', about.get('above')), about.get('most', about.get('below'))
     words = about.get('words', about.get('choices'))
     if words:
@@ -209,65 +218,65 @@ def define_flag(values: flags.FlagValues, name: str, default: Any, kind: Any, ab
 
 
 class Number(flags.FloatParser):
-    """A finite number within bounds: absl's own takes nan for one."""
+    """Parse a finite number within bounds. absl's own parser accepts nan."""
 
-    def convert(self, argument):
+    def convert(self, argument: str | float) -> float:
         number = super().convert(argument)
         if not math.isfinite(number):
-            raise ValueError(f'{argument} is no finite number; pass one')
+            raise ValueError(f'{argument} must be a finite number')
         return number
 
 
 class Numbers(flags.ArgumentParser):
-    """'91,136' -> (91.0, 136.0)."""
+    """Parse '91,136' as (91.0, 136.0)."""
 
-    def parse(self, argument):
+    def parse(self, argument: str) -> tuple[float, ...]:
         try:
             numbers = tuple(float(part) for part in argument.split(',') if part)
         except ValueError:
             numbers = (math.nan,)
         if not all(map(math.isfinite, numbers)):
-            raise ValueError(f'{argument!r} is no comma list of numbers')
+            raise ValueError(f'{argument!r} must be numbers with commas between them')
         return numbers
 
-    def flag_type(self):
+    def flag_type(self) -> str:
         return 'comma list of numbers'
 
 
 class Scale(flags.ArgumentParser):
-    """'dynamic', or a number above 0."""
+    """Parse 'dynamic' or a number above 0."""
 
-    def parse(self, argument):
+    def parse(self, argument: str) -> float | str:
         try:
             number = float(argument)
         except ValueError:
-            number = 0
+            number = 0.0
         if argument != 'dynamic' and not 0 < number < math.inf:
             raise ValueError("pass a number above 0, or 'dynamic'")
         return number or argument
 
-    def flag_type(self):
+    def flag_type(self) -> str:
         return 'number'
 
 
 def given(values: flags.FlagValues) -> set[str]:
-    """Return the names of the flags that were given."""
+    """Return the names of the flags that the user passed."""
     return {name for name in values if values[name].name == name and values[name].present}
 
 
 def given_axes(values: flags.FlagValues) -> dict[str, str]:
-    """Return {flag: field of ResNetSpec} of the flags that were given and decide the network."""
+    """Return {flag: field of ResNetSpec} for the flags that the user passed and that decide the network."""
     return {flag: field.name for flag, field in flags_of(ResNetSpec).items() if flag in given(values)}
 
 
 def recipe_of(values: flags.FlagValues, program: Program) -> dict[str, Any]:
-    """Return {flag: value} of --recipe: the first recipe, changed by that."""
+    """Return {flag: value} for --recipe: the first recipe with the changes of that one."""
     table = program.recipes[values.dataset if 'dataset' in values else next(iter(program.recipes))]
     return {**next(iter(table.values())), **table[values.recipe]}
 
 
 def settings(values: flags.FlagValues, program: Program) -> dict[str, Any]:
-    """Return {flag: value}: the recipe, changed by the flags that were given."""
+    """Return {flag: value}: the recipe with the flags that the user passed."""
     chosen = recipe_of(values, program)
     for flag, (field, kind) in fields_of(program).items():
         value = values[flag].value
@@ -276,24 +285,24 @@ def settings(values: flags.FlagValues, program: Program) -> dict[str, Any]:
                 if not value:
                     raise UserError(f'--{flag}= is empty; pass a path')
                 value = os.path.expanduser(value)
-            chosen[flag] = tuple(value) if kind == tuple[str, ...] else value
+            chosen[flag] = tuple(value or ()) if kind == tuple[str, ...] else value
     return chosen
 
 
 def data_dir_of(values: flags.FlagValues, dataset: str) -> str | None:
-    """Return the data_dir of a data set: none for a folder, and tensorflow_datasets' own unless one is given."""
+    """Return the data_dir of a data set, or None for a folder and for the default of tensorflow_datasets."""
     if dataset.startswith('folder:') or (dataset.startswith('tfds:') and not values['data_dir'].present):
         return None
     return os.path.expanduser(values.data_dir)
 
 
 def resolve(values: flags.FlagValues, program: Program) -> tuple[TrainConfig, RunOptions]:
-    """Return what the flags ask for.
+    """Return the configuration and the options that the flags describe.
 
-    dtype may be 'auto', and the network of a pretrained net is not looked at: both need TensorFlow.
+    dtype may still be 'auto', and the pretrained network has not been read yet, because both need TensorFlow.
 
     Raises:
-        UserError: flags contradict each other, or a value is wrong.
+        UserError: Flags contradict each other, or a value is wrong.
     """
     chosen = settings(values, program)
     _require_partners(values, chosen, program)
@@ -316,7 +325,7 @@ def resolve(values: flags.FlagValues, program: Program) -> tuple[TrainConfig, Ru
 
 
 def _streamed_fields(values, chosen, dataset):
-    """Return the fields of TrainConfig that the flags of encoded images, which are streamed, decide."""
+    """Return the fields of TrainConfig that depend on the flags for streamed images."""
     from official_resnet.inputs.affine import PUBLISHED
     from official_resnet.inputs.views import Views
 
@@ -327,28 +336,31 @@ def _streamed_fields(values, chosen, dataset):
         views.setdefault('test_size', views['size'])
     takes_theirs = chosen.get(PRETRAINED) and not values['input_normalization'].present
     normalization = None if takes_theirs else PUBLISHED[chosen.get('input_normalization', 'official')]
-    fields = {'views': Views(**views), 'image_size': None, 'normalization': normalization}
+    fields: dict[str, Any] = {'views': Views(**views), 'image_size': None, 'normalization': normalization}
     is_imagenet = dataset.removeprefix('tfds:').startswith('imagenet')
-    if is_imagenet and chosen.get('num_classes') in (1000, 1001):  # with the background or not, as official/resnet
+    if is_imagenet and chosen.get('num_classes') in (
+        1000,
+        1001,
+    ):  # without or with the background, as in official/resnet
         fields |= {'background': chosen['num_classes'] == 1001, 'num_classes': None}
     return fields
 
 
 def _require_partners(values, chosen, program):
-    """Refuse flags that mean nothing without another one, or that exclude each other."""
+    """Raise UserError for flags that need another flag, or that exclude each other."""
     for flag, (field, _) in fields_of(program).items():
         need, _, wanted = field.metadata.get('needs', '').partition('=')
         if need and values[flag].value != values[flag].default:
             is_met = chosen.get(need) == wanted if wanted else values[need].value not in (None, False, '', [])
             if not is_met and not (need == 'task_index' and values[need].present):
-                raise UserError(f'--{flag} needs --{field.metadata["needs"]}; pass that too, or leave --{flag} out')
+                raise UserError(f'--{flag} needs --{field.metadata["needs"]}; pass that, too, or leave --{flag} out')
     sources = [f'--{name}' for name in ('tfds', 'image_folder', 'use_synthetic_data') if values[name].value]
     if len(sources) > 1:
         raise UserError(f'{" and ".join(sources)} exclude each other; pass one of them')
     if values.fine_tune and values.transfer not in (None, 'head'):
-        raise UserError(f'--fine_tune is --transfer=head, not --transfer={values.transfer}; pass one of them')
+        raise UserError(f'--fine_tune means --transfer=head, not --transfer={values.transfer}; pass one of them')
     if values.image_bytes_as_serving_input and not program.streams:
-        raise UserError('--image_bytes_as_serving_input is for ImageNet; small images are exported as arrays')
+        raise UserError('--image_bytes_as_serving_input is only for ImageNet; leave it out')
     asks_for_workers = values.worker_hosts or values.local_workers > 1
     if asks_for_workers and values.distribution_strategy not in ('default', MULTI_WORKER):
         flag = '--worker_hosts' if values.worker_hosts else '--local_workers'

@@ -1,4 +1,4 @@
-"""What a training program logs if it is asked to: official/resnet's benchmark log, and TensorBoard."""
+"""Optional logs of a training program: official/resnet's benchmark log, and TensorBoard."""
 
 import datetime
 import importlib.util
@@ -14,7 +14,7 @@ from official_resnet.errors import UserError
 from official_resnet.training import devices
 from official_resnet.training.config import TrainConfig
 
-_METRICS = (  # of a step: the hook that logs it, its name there and in the logs of the loop
+_METRICS = (  # of a step: (hook that logs it, name in the log, name in the loop's logs)
     ('examplespersecondhook', 'current_examples_per_sec', 'images_per_second'),
     ('examplespersecondhook', 'average_examples_per_sec', 'epoch_images_per_second'),
     ('loggingmetrichook', 'learning_rate', 'learning_rate'),
@@ -24,9 +24,9 @@ _METRICS = (  # of a step: the hook that logs it, its name there and in the logs
 
 
 class BenchmarkLog(keras.callbacks.Callback):
-    """official/resnet's BenchmarkFileLogger: benchmark_run.log (the run) and metric.log (JSON lines).
+    """Write official/resnet's BenchmarkFileLogger files: benchmark_run.log (the run) and metric.log (JSON lines).
 
-    `folder` None prints the lines (its BaseBenchmarkLogger). `hooks` are those of _METRICS that are logged.
+    With `folder` None, print the lines instead (BaseBenchmarkLogger). `hooks` says which of _METRICS to log.
     """
 
     def __init__(self, folder: str | None, run_info: dict, log_steps: int, hooks: Collection[str]):
@@ -70,11 +70,11 @@ def _now():
 
 
 def callbacks_of(config: TrainConfig, options: RunOptions, hooks: set[str]) -> list[keras.callbacks.Callback]:
-    """Return what the flags of logging ask for besides the callbacks that every training has.
+    """Return the callbacks for the logging flags, without those that every training has.
 
-    `hooks` are the names in --hooks, in small letters.
+    `hooks` are the names in --hooks, in lower case.
     """
-    chosen = []
+    chosen: list[keras.callbacks.Callback] = []
     if options.benchmark_log_dir or hooks & {'examplespersecondhook', 'loggingmetrichook', 'stepcounterhook'}:
         info = {
             'model_name': 'resnet',
@@ -89,7 +89,7 @@ def callbacks_of(config: TrainConfig, options: RunOptions, hooks: set[str]) -> l
         chosen.append(BenchmarkLog(folder, info, options.log_steps, hooks))
     profile_steps = options.profile_steps or ('10,20' if 'profilerhook' in hooks else None)
     if options.enable_tensorboard or profile_steps:
-        if not importlib.util.find_spec('tensorboard'):  # Keras' callback writes what only tensorboard can show
+        if not importlib.util.find_spec('tensorboard'):  # without it, nothing could show what Keras writes
             raise UserError("TensorBoard is not installed; pip install 'official-resnet[plots]'")
         profile = tuple(map(int, profile_steps.split(','))) if profile_steps else 0
         chosen.append(keras.callbacks.TensorBoard(config.machine.model_dir, write_graph=False, profile_batch=profile))

@@ -1,6 +1,7 @@
-"""A program from its arguments to its exit code: parse, run, one line for a mistake."""
+"""Run a program: parse its arguments, call it, print one line for a mistake, return the exit code."""
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -27,18 +28,18 @@ def run_program(
 ) -> int:
     """Parse argv into `values` and call body(values); return the exit code.
 
-    --help, a wrong flag, a UserError, an OSError and memory that is too small end without a traceback, with one line:
-    0, 1, 1, 1 and 1. Ctrl-C gives 130.
+    The exit code is 0 for --help and 130 for Ctrl-C. A wrong flag, a UserError, an OSError and too little memory print
+    one line instead of a traceback and give 1.
 
     Args:
-        argv: the program's name first.
-        doc, row: the head of --help, and the row of a training program, whose --help groups the flags; --helpfull has
-            all of them as absl shows them.
-        values, body: the flags, and what the program does with them.
-        takes_arguments: whether arguments may follow the flags; then body(values, arguments) is called.
+        argv: The arguments, with the program's name first.
+        doc, row: The head of --help, and the row of a training program, whose --help groups the flags. --helpfull
+            shows all flags in absl's format.
+        values, body: The flags, and the function to call with them.
+        takes_arguments: Whether arguments may follow the flags; then body(values, arguments) is called.
     """
     name = os.path.basename(argv[0]).removesuffix('.py')
-    with contextlib.suppress(AttributeError):  # of a stream that is no file: a path may have bytes that are no text
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may have bytes that are no text
         sys.stdout.reconfigure(errors='backslashreplace')
     if _HELP.intersection(argv[1:]):
         with reader_may_leave():
@@ -52,22 +53,22 @@ def run_program(
         from official_resnet.command_line import usage
 
         return _fail(name, f'{usage.unknown(error.flagname, values)} (--help lists the flags)')
-    except (flags.Error, ValueError) as error:  # the latter of --noflag=value, or a --flagfile that is no text
+    except (flags.Error, ValueError) as error:  # ValueError: --noflag=value, or a --flagfile that is no text
         return _fail(name, f'{error} (--help lists the flags)')
-    except RecursionError:  # of absl, which looks for a name that is like it
-        return _fail(name, 'a flag is unknown, with a name of a thousand characters (--help lists the flags)')
+    except RecursionError:  # absl looks for a similar name
+        return _fail(name, 'a flag with a name of a thousand characters is unknown (--help lists the flags)')
     try:
         return (body(values, extra) if takes_arguments else body(values)) or 0
     except UserError as error:
         return _fail(name, error)
     except BrokenPipeError:
         _drop_output()
-        return _fail(name, 'nobody reads what it prints any more, so it stopped; run the same command again')
-    except OSError as error:  # a disk that is full or goes away while a log is written
-        return _fail(name, f'{error}; mend that and run the same command again')
+        return _fail(name, 'stopped, because nothing reads its output any more; run the same command again')
+    except OSError as error:  # for example a full disk while a log is written
+        return _fail(name, f'{error}; fix that and run the same command again')
     except _out_of_memory() as error:
         reason = (str(error).splitlines() or ['no more is free'])[0]
-        return _fail(name, f'the memory is too small ({reason}); lower what takes it, as --batch_size')
+        return _fail(name, f'out of memory ({reason}); use less, for example by a smaller --batch_size')
     except KeyboardInterrupt:
         print(f'{name}: stopped; the same command continues', file=sys.stderr)
         return 130
@@ -75,7 +76,7 @@ def run_program(
 
 @contextlib.contextmanager
 def reader_may_leave() -> Iterator[None]:
-    """Let whoever reads what the block prints, as `head`, have enough of it: that is no error, here or at the end."""
+    """Let the reader of the output, for example `head`, close it early without an error."""
     try:
         yield
         sys.stdout.flush()
@@ -93,17 +94,17 @@ def _help(argv, doc, values, row):
         return f'{doc}\nflags:\n{values.get_help()}'
     from official_resnet.command_line import usage
 
-    with contextlib.suppress(flags.Error, ValueError, RecursionError):  # wrong flags beside --help
+    with contextlib.suppress(flags.Error, ValueError, RecursionError):  # other flags may be wrong
         values([argument for argument in argv if argument not in _HELP])  # for --recipe
     return usage.text(doc, values, row)
 
 
 def _drop_output():
-    """Let Python's own flush at the end find a reader."""
+    """Redirect standard output, so that Python's final flush does not fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _out_of_memory():
-    """Return the exceptions that say so; TensorFlow's if it is there."""
+    """Return the exceptions for too little memory, with TensorFlow's if it is imported."""
     tensorflow = sys.modules.get('tensorflow')
     return (MemoryError, *([tensorflow.errors.ResourceExhaustedError] if tensorflow else []))

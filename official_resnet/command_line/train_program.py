@@ -1,4 +1,4 @@
-"""A training program around resnet_run_loop: flags, data set, callbacks, results. No TensorFlow at import."""
+"""A training program around resnet_run_loop: flags, data set, callbacks, results. It imports TensorFlow late."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from official_resnet.training.config import TrainConfig
 
 
 def main(argv: Sequence[str], doc: str, row: Program) -> int:
-    """Be the training program of a row with the arguments `argv` (its name first); return the exit code."""
+    """Run the training program of a row with the arguments `argv` (program name first); return the exit code."""
     is_worker = False
 
     def body(values):
@@ -39,12 +39,12 @@ def main(argv: Sequence[str], doc: str, row: Program) -> int:
 
 
 def entry(doc: str, row: Program) -> Callable[[], NoReturn]:
-    """Return what runs the training program of a row with the arguments of the command line, and exits."""
+    """Return a function that runs the training program of a row with sys.argv, and exits."""
     return lambda: sys.exit(main(sys.argv, doc, row))
 
 
 def _run(values, config, options, row, argv):
-    """Train, evaluate or start workers, as the flags say; return the exit code."""
+    """Train, evaluate or start workers, depending on the flags; return the exit code."""
     for name, _, text in flags.OBSOLETE:
         if values[name].present:
             print(f'--{name} is obsolete and ignored: {text}')
@@ -72,7 +72,7 @@ def _train(config, options, row, given_axes):
     devices.start_tensorflow(config.machine.inter_op_threads, config.machine.intra_op_threads)
     from official_resnet import resnet_run_loop
 
-    if has_team:  # before all else that TensorFlow does
+    if has_team:  # must be the first thing that TensorFlow does
         workers.join(config.machine.all_reduce_alg)
     find_data(config, options, row, is_chief)
     if config.pretrained:
@@ -103,9 +103,9 @@ def _clean(config, options):
 
 
 def find_data(config: TrainConfig, options: RunOptions, row: Program, is_chief: bool = True) -> None:
-    """Fetch the data set of a config if it is missing and may be fetched; workers other than the chief wait for it.
+    """Download the data set of a config if it is missing and if that is allowed; other workers wait for the chief.
 
-    One that is damaged or cut down is left for its reader to judge.
+    A damaged or incomplete data set is left for its reader to report.
     """
     dataset, data_dir = config.dataset, config.machine.data_dir
     if options.download and not is_chief:
@@ -117,7 +117,7 @@ def find_data(config: TrainConfig, options: RunOptions, row: Program, is_chief: 
         from official_resnet.inputs import tfds_source
 
         tfds_source.prepare(dataset, data_dir, may_fetch, has_one_size=not row.streams)
-    elif may_fetch and datasets.is_missing(dataset, data_dir):
+    elif may_fetch and data_dir and datasets.is_missing(dataset, data_dir):
         from official_resnet.inputs import download
 
         download.fetch_missing(dataset, data_dir)
@@ -140,7 +140,7 @@ def _callbacks(config, options):
 
     from official_resnet.training import callbacks
 
-    def store(logs):  # once training begins, so that a refused model_dir keeps its own
+    def store(logs):  # when training begins, so that a refused model_dir keeps its file
         content = {'recipe': options.recipe, 'config': config.to_json(), 'machine': devices.machine_info()}
         files.write_text(pathlib.Path(config.machine.model_dir) / 'config.json', json.dumps(content, indent=1) + '\n')
 
@@ -161,13 +161,13 @@ def _callbacks(config, options):
 
 
 def _finish(config, result, options):
-    """Save the final model, its card and the curves, export, and say where everything is."""
+    """Save the final model, its card and the curves, export the model, and print the paths."""
     from official_resnet import checkpoints
     from official_resnet.inference import model_card
 
     model_dir = pathlib.Path(config.machine.model_dir)
     final = model_dir / 'model.keras'
-    result.model.compiled = False  # for inference: whoever loads it needs our layers, not our optimizer
+    result.model.compiled = False  # saved for inference: loading it needs our layers, but not our optimizer
     with files.replacing(final) as part:
         result.model.save(part)
     card = final.with_suffix('.card.json')
@@ -190,15 +190,15 @@ def _finish(config, result, options):
 
 
 def _draw_curves(model_dir):
-    """Return [the path of curves.png], drawn by a process of its own; [] with a line on why, if that fails."""
+    """Return [path of curves.png], which another process draws; if that fails, print a line and return []."""
     command = [sys.executable, '-P', '-m', 'official_resnet.reports.figures', '--', str(model_dir)]
-    environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}  # it finds the package where this process did
+    environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}  # so that it finds the same package
     try:
         child = subprocess.run(command, env=environment, capture_output=True, text=True, errors='replace')
-    except OSError as error:  # there is no memory for another process
+    except OSError as error:  # for example too little memory for another process
         child = subprocess.CompletedProcess(command, 1, '', str(error))
     if child.returncode == 0:
         return [model_dir / 'curves.png']
-    lines = child.stderr.splitlines() or [f'drawing it ended with code {child.returncode}']
+    lines = child.stderr.splitlines() or [f'its process ended with code {child.returncode}']
     print(one_line(lines[-1] if 'curves.png' in lines[-1] else f'no curves.png: {lines[-1]}'))
     return []

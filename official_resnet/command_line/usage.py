@@ -1,4 +1,4 @@
-"""--help, and what to say of a flag that does not exist."""
+"""The text of --help, and the message for an unknown flag."""
 
 import difflib
 import textwrap
@@ -9,8 +9,8 @@ from official_resnet.command_line.flags import Program, fields_of, settings
 
 WIDTH = 80  # columns
 _HEADINGS = ('Data', 'Network', 'Training', 'Transfer', 'Evaluation and export', 'Machine', 'Logging')
-_KINDS = {'int': 'N', 'float': 'X', 'string': 'TEXT', 'number': 'X'}  # of absl -> here
-# A flag here -> what other programs call it. Where two flags have the same other name, the first one is preferred.
+_KINDS = {'int': 'N', 'float': 'X', 'string': 'TEXT', 'number': 'X'}  # absl's name -> ours
+# A flag of ours -> its names in other programs. If two flags share such a name, the first flag is suggested.
 OTHER_NAMES = {
     'base_learning_rate': 'learning_rate lr initial_learning_rate',
     'learning_rate': 'lr',
@@ -44,7 +44,7 @@ OTHER_NAMES = {
 
 
 def unknown(name: str, values: flags.FlagValues) -> str:
-    """Return what to say of an unknown flag: its name, and the flag that was probably meant."""
+    """Return the message for an unknown flag: its name, and the flag that was probably meant."""
     bare = name.replace('-', '_')
     meant_by_others = [flag for flag, others in OTHER_NAMES.items() if bare in others.split()]
     known = [bare, *meant_by_others, *difflib.get_close_matches(bare[:100], list(values), 1, 0.7)]
@@ -53,9 +53,10 @@ def unknown(name: str, values: flags.FlagValues) -> str:
 
 
 def text(doc: str, values: flags.FlagValues, row: Program | None) -> str:
-    """Return the text of --help: a program's docstring, and its flags, in groups where it is a training program."""
+    """Return the text of --help: a program's docstring and its flags, which a training program groups."""
     if row:
-        chosen, groups = settings(values, row), {heading: [] for heading in _HEADINGS}
+        chosen = settings(values, row)
+        groups: dict[str, list] = {heading: [] for heading in _HEADINGS}
         for flag, (field, _) in fields_of(row).items():
             groups[field.metadata['group']].append((values[flag], chosen.get(flag, field.default)))
     else:
@@ -66,11 +67,11 @@ def text(doc: str, values: flags.FlagValues, row: Program | None) -> str:
         lines += ['', f'{heading}:']
         for flag, default in entries:
             lines += _entry(flag, default)
-    return '\n'.join([*lines, '', 'Defaults are in brackets. --helpfull lists all flags, also the obsolete ones.'])
+    return '\n'.join([*lines, '', 'Defaults are in brackets. --helpfull also lists the obsolete flags.'])
 
 
 def _entry(flag, default):
-    """Return the lines of a flag: its names and type, then its meaning and default."""
+    """Return the lines for a flag: its names and type, then its meaning and default."""
     name = f'--[no]{flag.name}' if flag.boolean else f'--{flag.name}'
     names = ', '.join([name, *([f'-{flag.short_name}'] if flag.short_name else [])])
     words = getattr(flag.parser, 'enum_values', None)
@@ -85,7 +86,7 @@ def _wrapped(line, indent):
 
 
 def _wrap_prose(doc):
-    """Return a docstring in WIDTH columns: paragraphs wrapped, the comment of a long command above it."""
+    """Return a docstring in WIDTH columns. Paragraphs are wrapped; the comment of a long command goes above it."""
     paragraphs = []
     for paragraph in doc.split('\n\n'):
         lines = paragraph.splitlines()

@@ -1,7 +1,7 @@
 """Keras callbacks: progress, and metrics as JSON lines.
 
-All of them are driven by resnet_run_loop.train and read the logs it documents. It also enters those that are context
-managers before training and leaves them after it, whatever ends it.
+resnet_run_loop.train drives them; its docstring lists the logs that they read. It enters callbacks that are context
+managers before training and leaves them afterwards, also if an exception ends the training.
 """
 
 import json
@@ -17,13 +17,13 @@ from official_resnet import checkpoints, files
 
 
 class Progress(keras.callbacks.Callback):
-    """A bar an epoch on a terminal, a line every `log_steps` elsewhere; a line after each evaluation.
+    """Show a bar per epoch on a terminal, or print a line every `log_steps`; print a line after each evaluation.
 
-    It stands for official/resnet's LoggingTensorHook.
-    `log_steps` 0 prints no lines. `quicker` is what to name when the training will take long, as '--recipe=fast'.
+    It replaces official/resnet's LoggingTensorHook. With `log_steps` 0 there are no lines between evaluations.
+    `quicker` is the advice to print if the training will take long, for example '--recipe=fast'.
     """
 
-    LONG = 1800  # seconds; above it the quicker recipe is named
+    LONG = 1800  # seconds; longer trainings print the advice
 
     def __init__(self, log_steps: int = 100, quicker: str | None = None, stream: TextIO | None = None):
         super().__init__()
@@ -69,14 +69,14 @@ class Progress(keras.callbacks.Callback):
         return self
 
     def __exit__(self, *exception):
-        """Remove the bar, which is still there when training ends by an exception."""
+        """Remove the bar, which is still shown if an exception ends the training."""
         if self._bar is not None:
             self._bar.close()
 
     def _say_expected_time(self, logs):
         seconds = (self.params['last_step'] - logs['step']) * self.params['batch_size'] / logs['images_per_second']
         rate = f'{logs["images_per_second"]:.0f} images/s'
-        text = f'expected time: {format_seconds(seconds)} at {rate}, evaluation not counted'
+        text = f'expected time: {format_seconds(seconds)} at {rate}, without evaluation'
         if self.quicker and seconds > self.LONG:
             text += f'; no GPU was found: {self.quicker}'
         tqdm.tqdm.write(text, file=sys.stdout)
@@ -84,11 +84,11 @@ class Progress(keras.callbacks.Callback):
 
 
 class MetricsJSON(keras.callbacks.Callback):
-    """Append a line a split and epoch to model_dir/metrics.jsonl.
+    """Append a line per split and epoch to model_dir/metrics.jsonl.
 
     Keys: split ('train' or 'test'), epoch (from 1), step (global), loss, accuracy (0..1), learning_rate,
-    images_per_second, seconds; of 'test' also accuracy_top_5. A resumed run first removes the lines that lie beyond
-    its checkpoint.
+    images_per_second, seconds; for 'test' also accuracy_top_5. A resumed run first removes the lines that were
+    written after its checkpoint.
     """
 
     def __init__(self, model_dir: str | os.PathLike):

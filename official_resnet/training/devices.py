@@ -1,4 +1,4 @@
-"""What this machine can do: TensorFlow started quietly, threads, precision, tf.distribute strategies."""
+"""What this machine offers: TensorFlow started quietly, threads, precision, signals, tf.distribute strategies."""
 
 import contextlib
 import os
@@ -17,27 +17,28 @@ if TYPE_CHECKING:
 
     from official_resnet.training.config import MachineConfig, TrainConfig
 
-POLICIES = {'fp32': 'float32', 'bf16': 'mixed_bfloat16', 'fp16': 'mixed_float16'}  # a TrainConfig's dtype -> Keras'
+POLICIES = {'fp32': 'float32', 'bf16': 'mixed_bfloat16', 'fp16': 'mixed_float16'}  # TrainConfig.dtype -> Keras' name
 
 
 def start_tensorflow(inter_op_threads: int = 0, intra_op_threads: int = 0) -> None:
-    """Import TensorFlow without its start-up lines, check it, and set its threads.
+    """Import TensorFlow without its start-up messages, and set its number of threads.
 
     Args:
-        inter_op_threads: ops side by side; 0 is TensorFlow's choice, the fastest in training; 1 is in inference.
-        intra_op_threads: threads of one op; 0 is all cores. Sums depend on it in their last bits.
+        inter_op_threads: Operations that run at the same time. 0, TensorFlow's choice, is the fastest for training, 1
+            for inference.
+        intra_op_threads: Threads per operation; 0 is one per core. The last bits of sums depend on this number.
     """
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     with hidden_stderr():
         import tensorflow as tf
 
-        tf.config.list_physical_devices()  # looks for GPUs, and says what it misses
+        tf.config.list_physical_devices()  # looks for GPUs, and reports missing libraries
     tf.config.threading.set_inter_op_parallelism_threads(inter_op_threads)
     tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads)
 
 
 def known_dtype(dtype: str) -> str:
-    """Return a precision: 'auto' is 'bf16' where the GPU or CPU computes in bfloat16 itself, else 'fp32'."""
+    """Return a precision. 'auto' becomes 'bf16' if the GPU or CPU computes in bfloat16 natively, else 'fp32'."""
     import tensorflow as tf
 
     if dtype != 'auto':
@@ -51,11 +52,11 @@ def known_dtype(dtype: str) -> str:
 
 
 class Process:
-    """The process that trains, which is alone. Where there are several, workers.Worker takes its place.
+    """The only process of a training. If there are several, each is a workers.Worker instead.
 
     Attributes:
-        strategy: tf.distribute.Strategy of its devices.
-        index, count: which of the processes this is, from 0, and how many there are.
+        strategy: The tf.distribute.Strategy of its devices.
+        index, count: The number of this process, from 0, and the number of processes.
     """
 
     index, count = 0, 1
@@ -69,32 +70,32 @@ class Process:
         return self.index == 0
 
     def total(self, *numbers: float) -> list[float]:
-        """Return the sums of numbers over the processes, the same in each; all must ask at the same place."""
+        """Return the sums of the numbers over all processes. Each process must make the same call."""
         return [float(number) for number in numbers]
 
     def distribute(self, batches: 'tf.data.Dataset', batch_size: int) -> Iterable:
-        """Return batches of a tf.data.Dataset, this process' share of them, split over its devices."""
+        """Return this process' shard of the batches, split over its devices."""
         del batch_size  # the strategy splits what it is given
         if self.strategy.num_replicas_in_sync == 1:
             return batches
         return self.strategy.experimental_distribute_dataset(batches)
 
     def explained(self) -> contextlib.AbstractContextManager:
-        """Return a context in which an error that only other processes explain says so."""
+        """Return a context that turns the errors of a lost process into one that says so."""
         return contextlib.nullcontext()
 
     def require_same_step(self, step: int, model_dir: str | None) -> None:
-        """Refuse to go on from another step than the other processes."""
+        """Raise UserError if the processes would continue from different steps."""
 
     def wait(self) -> None:
-        """Wait for the others before this process ends."""
+        """Wait until the other processes get here, too."""
 
 
 def this_process(config: 'TrainConfig') -> Process:
-    """Return the process that trains as a TrainConfig says; for several processes, call this before TensorFlow works.
+    """Return the process that trains a TrainConfig. If there are several, call this before TensorFlow computes.
 
     Raises:
-        UserError: devices or workers that are not there, or a batch that does not divide by their number.
+        UserError: Devices or workers are missing, or the batch size is not a multiple of their number.
     """
     if config.machine.distribution_strategy == 'multi_worker_mirrored':
         from official_resnet.training import workers
@@ -105,7 +106,7 @@ def this_process(config: 'TrainConfig') -> Process:
 
 @contextlib.contextmanager
 def dtype_policy(dtype: str) -> Iterator[None]:
-    """Make the precision of a TrainConfig Keras' default inside the context only."""
+    """Make TrainConfig.dtype the default precision of Keras inside the context."""
     import keras
 
     before = keras.config.dtype_policy()
@@ -129,23 +130,23 @@ def handled_signals(handler: Callable[[int, Any], Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """Yield a list to which SIGTERM and the first Ctrl-C append their number; a second Ctrl-C works as ever."""
+    """Yield a list to which SIGTERM and the first Ctrl-C append their number. A second Ctrl-C interrupts as usual."""
     received = []
 
     def note(number, frame):
         received.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    is_allowed = threading.current_thread() is threading.main_thread()  # to handle signals, by Python
+    is_allowed = threading.current_thread() is threading.main_thread()  # Python handles signals only there
     with handled_signals(note) if is_allowed else contextlib.nullcontext():
         yield received
 
 
 def make_strategy(machine: 'MachineConfig', batch_size: int) -> 'tf.distribute.Strategy':
-    """Return the tf.distribute.Strategy of a MachineConfig in one process.
+    """Return the tf.distribute.Strategy of a MachineConfig for one process.
 
     Raises:
-        UserError: more GPUs asked for than are there, or a batch that does not divide by them.
+        UserError: There are fewer GPUs than requested, or the batch size is not a multiple of their number.
     """
     import tensorflow as tf
 
@@ -154,7 +155,7 @@ def make_strategy(machine: 'MachineConfig', batch_size: int) -> 'tf.distribute.S
     count = min(len(gpus), 1) if asked is None else len(gpus) if asked == -1 else asked
     if count > len(gpus):
         raise UserError(
-            f'--num_gpus={count}, but TensorFlow sees {len(gpus)}; lower --num_gpus, or pip install '
+            f'--num_gpus={count}, but TensorFlow finds {len(gpus)}; lower --num_gpus, or pip install '
             "'tensorflow[and-cuda]' and check the driver with nvidia-smi"
         )
     if kind == 'off' and count > 1:
@@ -173,14 +174,14 @@ def make_strategy(machine: 'MachineConfig', batch_size: int) -> 'tf.distribute.S
 
 
 def require_even(batch_size: int, replicas: int) -> None:
-    """Refuse a batch that does not divide by the devices."""
+    """Raise UserError if the batch size is not a multiple of the number of devices."""
     if batch_size % replicas:
         nearest = max(batch_size // replicas, 1) * replicas
-        raise UserError(f'--batch_size={batch_size} does not divide by {replicas} devices; try --batch_size={nearest}')
+        raise UserError(f'--batch_size={batch_size} is no multiple of {replicas} devices; try --batch_size={nearest}')
 
 
 def machine_info() -> dict:
-    """Return a dict of the CPU, memory, GPUs and versions, for logs."""
+    """Return the CPU, memory, GPUs and versions as JSON values, for logs."""
     import keras
     import tensorflow as tf
 
@@ -199,12 +200,12 @@ def machine_info() -> dict:
 
 
 def cpu_model() -> str:
-    """Return the CPU's name as the system gives it."""
+    """Return the name of the CPU."""
     return _cpu_field('model name') or platform.processor() or platform.machine()
 
 
 def _cpu_field(name):
-    """Return the first value of a /proc/cpuinfo field, '' where there is none."""
+    """Return the first value of a field in /proc/cpuinfo, or '' if there is none."""
     try:
         with open('/proc/cpuinfo', encoding='utf-8') as file:
             return next((line.partition(':')[2].strip() for line in file if line.startswith(name)), '')
@@ -214,7 +215,7 @@ def _cpu_field(name):
 
 @contextlib.contextmanager
 def hidden_stderr() -> Iterator[None]:
-    """Keep what C++ code writes to stderr; show it only when the block fails."""
+    """Hide what C++ code writes to stderr, unless the block raises an exception."""
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as file:

@@ -1,8 +1,7 @@
-"""What a frozen backbone makes of each image, computed once and kept: training the head then costs next to nothing.
+"""Features of a frozen backbone, computed once for each image: training the head then costs almost nothing.
 
-The features are a split in memory like any other, float32 [n, 1, 1, d], so that the loop's order, resume and
-evaluation are the same on them. In model_dir they are a file a split, with a key of all they depend on: a run that is
-resumed takes them from there.
+The features are an ordinary split in memory, float32 [n, 1, 1, d], so order, resume and evaluation work as usual. Each
+split is kept as a file in model_dir, with a hash of everything it depends on; a resumed run reads it again.
 """
 
 import hashlib
@@ -11,6 +10,7 @@ import pathlib
 import time
 import zipfile
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -20,21 +20,24 @@ from official_resnet import files, layers
 from official_resnet.inputs.in_memory import InMemorySplit
 from official_resnet.inputs.split import Split
 
+if TYPE_CHECKING:
+    from official_resnet.resnet_run_loop import Trainer
+
 FILES = {'train': 'features-train.npz', 'test': 'features-test.npz'}
 BATCH_SIZE = 128
 
 
 def head_of(model: keras.Model) -> keras.Model:
-    """Return the last layer of a model as a model of its own: features [n, 1, 1, d] -> logits, the same variables."""
+    """Return the last layer of a model as a model with the same variables: features [n, 1, 1, d] -> logits."""
     layer = model.layers[-1]
     flat = keras.layers.Flatten(dtype='float32')
     return keras.Sequential([keras.Input((1, 1, layer.input.shape[-1])), flat, layer])
 
 
-def replace_images(trainer, received: list[int]) -> None:
-    """Let a resnet_run_loop.Trainer train the last layer alone, on what the frozen layers before it make of the images.
+def replace_images(trainer: 'Trainer', received: list[int]) -> None:
+    """Make a Trainer train only the last layer, on the features that the frozen layers compute from the images.
 
-    Its data, test split and compiled functions are replaced. A signal, whose number `received` gets, ends this.
+    Its training split, test split and compiled functions are replaced. A signal, appended to `received`, ends this.
     """
 
     def check():
@@ -48,7 +51,7 @@ def replace_images(trainer, received: list[int]) -> None:
     trainer.data = features(trainer.model, trainer.data, kept['train'], check)
     trainer.compile(head_of(trainer.model))
     if trainer.step == 0:
-        trainer.sums['seconds'] += time.monotonic() - start  # the first epoch pays for them
+        trainer.sums['seconds'] += time.monotonic() - start  # counted in the first epoch
 
 
 def features(
@@ -57,25 +60,24 @@ def features(
     path: str | os.PathLike | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> InMemorySplit:
-    """Return a split in memory whose images are what the last layer of a model is fed: nothing else of it will change.
+    """Return a split in memory whose images are the inputs of the model's last layer.
 
-    `path` is the .npz file to take them from, or to write; None keeps nothing. `check` is called after each batch and
-    may raise to stop.
+    `path` is the .npz file to read or write; None keeps nothing. `check` is called after each batch and may raise.
     """
     key = _key(model, examples)
     arrays = _load(path, key) if path else None
     if arrays is None:
-        print(f'computing the features of {examples.num_images:,} pictures', flush=True)
+        print(f'computing the features of {examples.num_images:,} images', flush=True)
         arrays = compute(model, examples, check)
         if path:
-            try:  # whole or not at all; without it a resumed run computes them again
+            try:  # without the file, a resumed run computes them again
                 pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
                 with files.replacing(path) as part, open(part, 'wb') as file:
                     np.savez(file, key=np.array(key), features=arrays[0], labels=arrays[1])
             except OSError as error:
-                print(f'cannot keep the features in {path}: {error.strerror}; going on without', flush=True)
+                print(f'cannot keep the features in {path}: {error.strerror}; continuing without', flush=True)
     else:
-        print(f'features of {examples.num_images:,} pictures taken from {path}', flush=True)
+        print(f'features of {examples.num_images:,} images read from {path}', flush=True)
     array, labels = arrays
     return InMemorySplit(
         array[:, None, None, :], labels, examples.num_classes, examples.name, examples.class_names, normalization='none'
@@ -85,7 +87,7 @@ def features(
 def compute(
     model: keras.Model, examples: Split, check: Callable[[], None] = lambda: None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (float32 [n, d], labels int32 [n]): what a model's last layer is fed in inference mode, in order."""
+    """Return (features float32 [n, d], labels int32 [n]): the inputs of the last layer in inference mode, in order."""
     with layers.deep_graph():
         backbone = keras.Model(model.input, model.layers[-1].input)
 
@@ -93,16 +95,17 @@ def compute(
     def call(images):
         return tf.cast(backbone(images, training=False), tf.float32)
 
-    parts = []
+    parts, all_labels = [], []
     with examples.input_errors():
         for images, labels in examples.evaluation_batches(BATCH_SIZE):
-            parts.append((call(images).numpy(), labels.numpy()))
+            parts.append(call(images).numpy())
+            all_labels.append(labels.numpy())
             check()
-    return tuple(map(np.concatenate, zip(*parts, strict=True)))
+    return np.concatenate(parts), np.concatenate(all_labels)
 
 
 def _key(model, examples):
-    """Return a hash of the weights and the precision of the backbone, and of the images as it is fed them."""
+    """Return a hash of the backbone's weights, its precision and its input."""
     digest = hashlib.sha256()
     head = {variable.path for variable in model.layers[-1].variables}
     for variable in model.variables:
@@ -115,7 +118,7 @@ def _key(model, examples):
 
 
 def _load(path, key):
-    """Return the features and labels in a file, or None where it is missing, damaged or of something else."""
+    """Return the features and labels in a file, or None if it is missing, damaged or has another key."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             if str(archive['key']) == key:

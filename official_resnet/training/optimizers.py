@@ -1,6 +1,7 @@
-"""The learning rate by steps, and the optimizers: SGD whose weight decay is coupled, and Adam."""
+"""Learning-rate schedules in steps, and the optimizers: SGD with coupled weight decay, and Adam."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -8,24 +9,24 @@ import tensorflow as tf
 from official_resnet.errors import UserError
 from official_resnet.training.config import Schedule, TrainConfig
 
-# The last layer of a net of ours, and what transfer appends to it.
-HEAD, APPENDED_HEAD = 'logits', 'appended_logits'
+HEAD, APPENDED_HEAD = 'logits', 'appended_logits'  # a network's last layer, and the layer that transfer appends
 
 
 def make_schedule(
     schedule: Schedule, base_rate: float, steps_per_epoch: float, total_steps: int
 ) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Return the learning rate by steps, of a schedule that is given in epochs.
+    """Return the learning rate as a function of the step, for a schedule given in epochs.
 
     Args:
-        base_rate: the rate that factors multiply, or the peak.
-        steps_per_epoch: images / batch size, a fraction, although an epoch has whole batches only. Boundaries and the
-            warm-up are cut to whole steps, as in official/resnet: 390.625 steps put epoch 91 at step 35,546.
-        total_steps: of the whole training; cosine and one_cycle end there.
+        base_rate: The rate that factors multiply, or the highest rate.
+        steps_per_epoch: images / batch size, which need not be whole, although an epoch has whole batches only.
+            Boundaries and the warm-up are rounded down to whole steps, as in official/resnet: with 390.625 steps per
+            epoch, epoch 91 is step 35,546.
+        total_steps: Steps of the whole training, where cosine and one_cycle end.
     """
 
     def step_of(epoch):
-        return int(epoch * steps_per_epoch + 1e-6)  # 81.92 * 390.625 is 32,000 but for rounding
+        return int(epoch * steps_per_epoch + 1e-6)  # 81.92 * 390.625 is 32,000 up to rounding
 
     warmup_steps = step_of(schedule.warmup_epochs)
     if schedule.kind == 'piecewise' and schedule.boundaries:
@@ -43,11 +44,11 @@ def make_schedule(
 
 @keras.saving.register_keras_serializable(package='official_resnet')
 class PiecewiseLinear(keras.optimizers.schedules.LearningRateSchedule):
-    """Straight lines between (step, value) points; constant before the first and after the last."""
+    """Interpolate linearly between (step, value) points; constant before the first and after the last."""
 
     def __init__(self, steps: Sequence[float], values: Sequence[float]):
         if len(steps) != len(values) or list(steps) != sorted(steps):
-            raise UserError(f'schedule steps {list(steps)} must rise, one for each of values {list(values)}')
+            raise UserError(f'schedule steps {list(steps)} must increase, one for each of values {list(values)}')
         self.steps = [float(step) for step in steps]
         self.values = [float(value) for value in values]
 
@@ -66,7 +67,7 @@ class PiecewiseLinear(keras.optimizers.schedules.LearningRateSchedule):
 
 @keras.saving.register_keras_serializable(package='official_resnet')
 class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
-    """Rise linearly from 0 over `steps`, to what `schedule` gives there, then follow `schedule`."""
+    """Rise linearly from 0 over `steps` to the value of `schedule` there, then follow `schedule`."""
 
     def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule | dict, steps: float):
         self.schedule = keras.saving.deserialize_keras_object(schedule) if isinstance(schedule, dict) else schedule
@@ -81,9 +82,9 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def build(config: TrainConfig, schedule: keras.optimizers.schedules.LearningRateSchedule) -> keras.optimizers.Optimizer:
-    """Return the optimizer of a config, which scales the loss where that is asked for."""
+    """Return the optimizer of a config, with loss scaling if the config asks for it."""
     scale = config.loss_scale or (128.0 if config.dtype == 'fp16' else 1.0)
-    options = {
+    options: dict[str, Any] = {
         'loss_scale_factor': None if scale in (1, 'dynamic') else float(scale),
         'backbone_factor': config.backbone_learning_rate_factor,
         'head_layers': (APPENDED_HEAD,) if config.head == 'append' else (HEAD,),
@@ -94,16 +95,16 @@ def build(config: TrainConfig, schedule: keras.optimizers.schedules.LearningRate
         )
     elif config.weight_decay:
         raise UserError(
-            f'--weight_decay={config.weight_decay} with --optimizer=adam, which has none here; '
+            f'--weight_decay={config.weight_decay} does not go with --optimizer=adam; '
             'pass --weight_decay=0, or --optimizer=momentum'
         )
-    else:  # with the numbers of 1412.6980 Alg. 1, which are torch.optim.Adam's; Keras' epsilon is 1e-7
+    else:  # the numbers of arXiv:1412.6980 Alg. 1, as in torch.optim.Adam; Keras' default epsilon is 1e-7
         optimizer = Adam(schedule, beta_1=0.9, beta_2=0.999, epsilon=1e-8, **options)
     return keras.optimizers.LossScaleOptimizer(optimizer) if scale == 'dynamic' else optimizer
 
 
 class _TwoRates:
-    """Stands before a Keras optimizer: `backbone_factor` multiplies the rate of all layers but `head_layers`."""
+    """Mixin before a Keras optimizer: `backbone_factor` multiplies the rate of all layers but `head_layers`."""
 
     def __init__(self, *args, backbone_factor: float = 1.0, head_layers: Sequence[str] = (), **kwargs):
         super().__init__(*args, **kwargs)
@@ -124,29 +125,28 @@ class _TwoRates:
 
 @keras.saving.register_keras_serializable(package='official_resnet')
 class Adam(_TwoRates, keras.optimizers.Adam):
-    """keras.optimizers.Adam (arXiv:1412.6980) with a learning rate of its own for the backbone."""
+    """keras.optimizers.Adam (arXiv:1412.6980) with a separate learning rate for the backbone."""
 
 
 @keras.saving.register_keras_serializable(package='official_resnet')
 class CoupledSGD(_TwoRates, keras.optimizers.SGD):
     """Momentum SGD whose weight decay is part of the gradient, as in every ResNet paper.
 
-    Keras' own SGD differs twice. Its `weight_decay` is decoupled, w -= lr * decay * w outside the
-    momentum, which at momentum 0.9 decays ten times less than the papers' number. And it stores the
-    learning rate inside the velocity, so that a drop of the rate takes ten steps to arrive. Here
+    Keras' own SGD differs in two ways. Its `weight_decay` is decoupled, w -= lr * decay * w outside the momentum, so at
+    momentum 0.9 it decays ten times less than the papers' number. And its velocity contains the learning rate, so a
+    drop of the rate takes about ten steps to take effect. Here, as in TensorFlow 1's MomentumOptimizer and
+    torch.optim.SGD:
 
         g = gradient + l2 * w;  m = momentum * m + g;  w -= lr * m  (Nesterov: lr * (g + momentum * m))
 
-    as TensorFlow 1's MomentumOptimizer and torch.optim.SGD have it.
-
     Args:
-        momentum: 0.9 in 1512.03385 Sec. 3.4.
-        l2: coefficient of w in the gradient: the loss holds l2 / 2 * |w|^2. TensorFlow 1's
-            `l2 * tf.nn.l2_loss(w)` is the same l2; keras.regularizers.l2(c) is l2 = 2c.
-        decay: which variables decay: 'all' (official/resnet on CIFAR), 'kernels' (convolutions and
+        momentum: Momentum of SGD, 0.9 in arXiv:1512.03385 Sec. 3.4.
+        l2: The coefficient of w in the gradient; it stands for l2 / 2 * |w|^2 in the loss. TensorFlow 1's
+            `l2 * tf.nn.l2_loss(w)` has the same l2; keras.regularizers.l2(c) corresponds to l2 = 2c.
+        decay: The variables that decay: 'all' (official/resnet on CIFAR), 'kernels' (convolutions and
             dense) or 'no_batch_norm' (kernels and the dense bias; official/resnet on ImageNet).
-        **kwargs: of keras.optimizers.SGD; backbone_factor, which multiplies the learning rate of all variables but
-            those of head_layers, names of layers.
+        **kwargs: Arguments of keras.optimizers.SGD; backbone_factor, which multiplies the learning rate of all layers
+            but head_layers (names of layers).
     """
 
     def __init__(

@@ -1,16 +1,16 @@
 """Named sets of hyperparameters for CIFAR-10 and CIFAR-100, by the names of their flags, each number with its source.
 
-Pure data, so that the programs can print it without TensorFlow. The first of a table is its default and says what it
-changes of the defaults of the fields (config.py), which are those of official/resnet on CIFAR; the others say what
-they change of the first. Learning rates are per 128 images of batch, Adam's as they are; boundaries are epochs.
-recipes_mnist and recipes_imagenet have the tables of the other programs.
+This is pure data, so that the programs can print it without TensorFlow. The first recipe of a table is the default; it
+lists the changes from the defaults of the fields (config.py), which are those of official/resnet on CIFAR. The others
+list their changes from the first. Learning rates are per 128 images, Adam's are absolute; boundaries are epochs.
+recipes_mnist and recipes_imagenet hold the tables of the other programs.
 """
 
-# Of the quick recipes, also those of MNIST.
+# Shared by the quick recipes, also those for MNIST.
 ONE_CYCLE = {'lr_schedule': 'one_cycle', 'nesterov': True, 'weight_decay': 5e-4, 'decay': 'kernels'}
 CIFAR = {
     # official/resnet since September 2018 (cifar10_main.py): 93.12 +- 0.2 over 5 runs on CIFAR-10. All weights decay,
-    # BN and bias included: "it helped", its comment says.
+    # including BN and bias: "it helped", says its comment.
     'official': {
         'resnet_size': 56,
         'shortcut': 'group',
@@ -40,9 +40,9 @@ CIFAR = {
         'base_learning_rate': 0.4,
         **ONE_CYCLE,
         'label_smoothing': 0.1,
-        'dtype': 'auto',  # bf16 where it is
+        'dtype': 'auto',  # bf16 where the device supports it
     },
-    # Minutes on two cores and no download: synthetic images, a net of 8 layers.
+    # Minutes on two cores and no download: synthetic images, a network of 8 layers.
     'demo': {
         'use_synthetic_data': True,
         'resnet_size': 8,

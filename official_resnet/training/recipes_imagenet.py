@@ -1,6 +1,6 @@
 """Named sets of hyperparameters for ImageNet; see recipes."""
 
-# What fb has, see there, and fast takes over.
+# Shared by fb, which gives the sources, and fast.
 _TORCH = {
     'shortcut': 'B',
     'bn_momentum': 0.9,
@@ -14,8 +14,8 @@ _TORCH = {
     'input_normalization': 'torch',
 }
 IMAGENET = {
-    # official/resnet since September 2018 (imagenet_main.py): 76.5 top-1 with ResNet-50 in fp32, 76.3 to 76.6 its
-    # regression bounds. 0.128 per 256 images; its "version 1" is 1.5, its batch of 32 is the default of its flag.
+    # official/resnet since September 2018 (imagenet_main.py): 76.5 top-1 with ResNet-50 in fp32; its regression test
+    # allows 76.3 to 76.6. 0.128 per 256 images; its "version 1" is our 1.5, and a batch of 32 is its flag's default.
     'official': {
         'resnet_size': 50,
         'resnet_version': '1.5',
@@ -33,8 +33,8 @@ IMAGENET = {
         'input_normalization': 'official',
     },
     # 1706.02677 Sec. 5.1, "Accurate, large minibatch SGD": 0.1 per 256 images, 5 epochs of warm-up, drops at 30, 60
-    # and 80 of 90, Nesterov, no decay of BN, last gamma of a block 0; ResNet-50 has 23.6 % top-1 error with batches of
-    # 256 and 23.7 % with 8192. Crops of fb.resnet.torch: 8 % to all of the area, no boxes.
+    # and 80 of 90, Nesterov, no decay of BN, the last gamma of a block is 0; ResNet-50 has 23.6 % top-1 error with
+    # batches of 256 and 23.7 % with 8192. Crops as in fb.resnet.torch: 8 % to 100 % of the area, no boxes.
     'fb': {
         **_TORCH,
         'base_learning_rate': 0.1 / 2,
@@ -42,7 +42,7 @@ IMAGENET = {
         'lr_factors': (1, 0.1, 0.01, 0.001),
         'resize': 'antialias',
     },
-    # This project's, after libffcv/ffcv-imagenet (rn50_16_epochs.yaml: 16 epochs at 160 to 192 pixels, evaluated at
+    # Our own, after libffcv/ffcv-imagenet (rn50_16_epochs.yaml: 16 epochs at 160 to 192 pixels, evaluated at
     # 256, label smoothing 0.1): small images in training, larger ones in evaluation (1906.06423).
     'fast': {
         **_TORCH,

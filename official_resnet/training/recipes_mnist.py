@@ -4,10 +4,10 @@ from official_resnet.training.recipes import ONE_CYCLE
 
 _QUICK = ONE_CYCLE | {'batch_size': 128, 'optimizer': 'momentum', 'dtype': 'auto'}
 MNIST = {
-    # The PyTorch program of which the net comes: "epochs 100, batch 32, lr 0.001", Pad(4), RandomHorizontalFlip
+    # The PyTorch program that this network comes from: "epochs 100, batch 32, lr 0.001", Pad(4), RandomHorizontalFlip
     # (although a mirrored digit is a different digit, or none), RandomCrop(32), no weight decay. It names no optimizer;
-    # Adam is that of its template (yunjey/pytorch-tutorial, deep_residual_network), whose decay of the rate it leaves
-    # out. BN as torch has it: 0.9 is its "0.1".
+    # Adam is the one in its template (yunjey/pytorch-tutorial, deep_residual_network), without the template's decay of
+    # the rate. BN as in torch: our momentum 0.9 is its "0.1".
     'documents': {
         'shortcut': 'B',
         'bn_momentum': 0.9,
@@ -18,7 +18,7 @@ MNIST = {
         'lr_schedule': 'constant',
         'weight_decay': 0.0,
     },
-    # This project's: CIFAR's fast, half as long since these images are easier, and no mirrored digits.
+    # This project's own: CIFAR's fast, but half as long since these images are easier, and without mirrored digits.
     'fast': {
         'train_epochs': 10,
         'base_learning_rate': 0.4,
@@ -26,7 +26,7 @@ MNIST = {
         'flip': False,
         'label_smoothing': 0.1,
     },
-    # No download: synthetic images, whose class a mirror keeps.
+    # No download: synthetic images, which keep their class when they are mirrored.
     'demo': {
         'use_synthetic_data': True,
         'train_epochs': 4,

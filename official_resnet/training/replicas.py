@@ -1,6 +1,6 @@
-"""Several devices that train together, each on its part of a batch: one process' mirrored strategy, and batch norm.
+"""Several devices that train together, each on its part of a batch: the mirrored strategy, and batch normalisation.
 
-Imported only where there is more than one.
+This module is imported only if there is more than one device.
 """
 
 import collections
@@ -16,26 +16,26 @@ from official_resnet.layers import BatchNormalization
 
 @functools.lru_cache
 def mirror(devices: tuple[str, ...], all_reduce_alg: str | None) -> tf.distribute.Strategy:
-    """Return the one MirroredStrategy of these devices: a second would number its collective ops from the start."""
+    """Return the only MirroredStrategy of these devices: a second one would reuse the numbers of collective ops."""
     ops = {'nccl': tf.distribute.NcclAllReduce, 'ring': tf.distribute.HierarchicalCopyAllReduce}
     return tf.distribute.MirroredStrategy(devices, ops[all_reduce_alg]() if all_reduce_alg else None)
 
 
 class ReplicaStatistics:
-    """What the batch norms of a model find on each of several replicas, in one step of training.
+    """Batch statistics that the batch norms of a model compute on each replica in a training step.
 
-    A batch norm that was handed this leaves its moving statistics alone and reports what it found instead. At the end
-    of the step, the reports of all replicas become the same update everywhere, in one exchange. With is_synchronized,
-    batch norms also normalise by the batches of all replicas, which have one size.
+    A batch norm with this object reports its batch statistics instead of updating its moving statistics. At the end of
+    the step the reports of all replicas are averaged in one exchange, so every replica makes the same update. With
+    is_synchronized, batch norms also normalise by the statistics of all replicas, whose batches have the same size.
     """
 
     def __init__(self, is_synchronized: bool):
         self.is_synchronized = is_synchronized
-        self._found = collections.defaultdict(list)  # replica id -> reports
+        self._found: dict[int, list] = collections.defaultdict(list)  # replica id -> reports
 
     @contextlib.contextmanager
     def handed_to(self, model: keras.Model) -> Iterator[None]:
-        """Hand this to the batch norms of a model while the block traces a step for all replicas."""
+        """Give this object to the batch norms of a model while the block traces a step for all replicas."""
         norms = [layer for layer in model.layers if isinstance(layer, BatchNormalization)]
         for norm in norms:
             norm.replicas = self
@@ -47,11 +47,11 @@ class ReplicaStatistics:
                 norm.replicas = None
 
     def normalize(self, norm: BatchNormalization, inputs: tf.Tensor) -> tf.Tensor:
-        """Return [n, h, w, c] normalised by the statistics of the batches of all replicas, which are reported."""
+        """Return inputs [n, h, w, c] normalised by the statistics of all replicas, and report those statistics."""
         values = tf.cast(inputs, tf.float32)
         mean, variance = tf.nn.moments(values, [0, 1, 2], keepdims=True)
-        # The variance of equal parts is the mean of theirs and the variance of their means: no small difference of
-        # large numbers but between the parts.
+        # The total variance is the mean of the replicas' variances plus the variance of their means. This subtracts
+        # large numbers only for the second term.
         mean, variance, square = tf.distribute.get_replica_context().all_reduce(
             tf.distribute.ReduceOp.MEAN, [mean, variance, tf.square(mean)]
         )
@@ -67,11 +67,11 @@ class ReplicaStatistics:
         return tf.cast(outputs, inputs.dtype)
 
     def report(self, moving: keras.Variable, batch: tf.Tensor, momentum: float) -> None:
-        """Take down a moving statistic, the same of this replica's batch, and its momentum."""
+        """Report a moving statistic, its value for this replica's batch, and its momentum."""
         self._found[_replica_id()].append((moving, batch, momentum))
 
     def update_moving(self) -> None:
-        """Update the moving statistics on every replica by the mean of what the replicas reported."""
+        """Update the moving statistics on every replica with the mean of the reports."""
         reports = self._found.pop(_replica_id(), [])
         if not reports:  # every batch norm is frozen
             return

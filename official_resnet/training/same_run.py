@@ -1,4 +1,4 @@
-"""A run that is stored: whether it is the one that is asked for, what differs in the words of the flags, its end."""
+"""A stored run: whether it is the one that is asked for, how they differ in terms of flags, and how to delete it."""
 
 import dataclasses
 import os
@@ -20,16 +20,16 @@ _FLAGS = {
 
 
 def require_same_run(ours: TrainConfig, theirs: TrainConfig) -> None:
-    """Refuse to continue a stored run `theirs` by a config of another.
+    """Make sure that the config `ours` may continue the stored run `theirs`.
 
     Raises:
-        UserError: a field that is part of a run's identity differs.
+        UserError: A field that is part of a run's identity differs.
     """
     mine, stored = ours.to_json(), theirs.to_json()
     wrong = [difference(name, mine[name], stored[name]) for name in IDENTITY if mine[name] != stored[name]]
-    sources = ours.pretrained, theirs.pretrained
-    # Where the stored source is not there any more, it may have been moved.
-    if all(sources) and pathlib.Path(sources[1]).exists() and len({pathlib.Path(one).resolve() for one in sources}) > 1:
+    sources = [source for source in (ours.pretrained, theirs.pretrained) if source]
+    # A stored source that does not exist any more may have been moved.
+    if len(sources) == 2 and pathlib.Path(sources[1]).exists() and len({*map(os.path.realpath, sources)}) > 1:
         wrong.append(difference('pretrained', *sources))
     if wrong:
         raise UserError(
@@ -38,8 +38,8 @@ def require_same_run(ours: TrainConfig, theirs: TrainConfig) -> None:
         )
 
 
-def require_same_data(ours: dict, theirs: dict, model_dir: str) -> None:
-    """Refuse to continue a run, or to evaluate it, on other data: the two differ in a field that `ours` has."""
+def require_same_data(ours: dict, theirs: dict, model_dir: str | None) -> None:
+    """Raise UserError if a run would be continued or evaluated on other data: a field of `ours` differs."""
     for name, value in ours.items():
         if value != theirs[name]:
             raise UserError(
@@ -49,22 +49,23 @@ def require_same_data(ours: dict, theirs: dict, model_dir: str) -> None:
 
 
 def print_place(path: pathlib.Path, epoch: int, step: int, ours: TrainConfig, theirs: TrainConfig) -> None:
-    """Print from which checkpoint and place a stored run goes on, and what has changed since it was stored."""
-    ours, theirs = ours.to_json(), theirs.to_json()
-    for values in (ours, theirs):
+    """Print from which checkpoint, epoch and step a run continues, and what has changed since it was stored."""
+    new, old = ours.to_json(), theirs.to_json()
+    for values in (new, old):
         values |= {f'machine.{name}': value for name, value in values.pop('machine').items()}
-    names = [name for name in ours if ours[name] != theirs[name] and not name.endswith(('data_dir', 'model_dir'))]
-    changed = ', '.join(difference(name, ours[name], theirs[name]) for name in names)
+    names = [name for name in new if new[name] != old[name] and not name.endswith(('data_dir', 'model_dir'))]
+    changed = ', '.join(difference(name, new[name], old[name]) for name in names)
     print(f'continuing from {path}: epoch {epoch}, step {step}{changed and "; changed: "}{changed}', flush=True)
 
 
 def difference(name: str, ours: Any, theirs: Any) -> str:
-    """Return '--flag old, not new', going into the field of a spec or schedule that differs.
+    """Return '--flag theirs, not ours', for the fields of a spec or schedule that differ.
 
-    `name` is a field of TrainConfig, or anything else that two runs have, as 'class_names'; the others are its plain
-    values, as to_json has them, in the run that is asked for and in the one that is there.
+    Args:
+        name: A field of TrainConfig or of the data, for example 'class_names'.
+        ours, theirs: Its JSON values in the run that is asked for and in the stored run.
     """
-    if isinstance(ours, list) and isinstance(theirs, list):  # a sentence holds no thousand class names
+    if isinstance(ours, list) and isinstance(theirs, list):  # do not print a thousand class names
         i = next((i for i, (one, other) in enumerate(zip(ours, theirs, strict=False)) if one != other), None)
         return difference(name, len(ours), len(theirs)) if i is None else difference(f'{name}[{i}]', ours[i], theirs[i])
     if isinstance(ours, dict) and isinstance(theirs, dict):
@@ -72,7 +73,7 @@ def difference(name: str, ours: Any, theirs: Any) -> str:
         texts = []
         if name == 'spec':
             sizes = [ResNetSpec.from_json(spec).resnet_size for spec in (ours, theirs)]
-            if sizes[0] != sizes[1]:  # which names the blocks and their kind
+            if sizes[0] != sizes[1]:  # resnet_size tells the blocks and their kind
                 differing -= {'group_blocks', 'block'}
                 texts = [difference('spec.group_blocks', *sizes)]
         texts += [difference(f'{name}.{key}', ours.get(key), theirs.get(key)) for key in sorted(differing)]
@@ -82,16 +83,16 @@ def difference(name: str, ours: Any, theirs: Any) -> str:
 
 
 def clean(model_dir: str | os.PathLike) -> None:
-    """Delete what earlier runs left in model_dir; refuse a folder that is no model_dir.
+    """Delete what earlier runs left in model_dir.
 
     Raises:
-        UserError: the folder holds something, but no checkpoints and no config.json; or another job is there.
+        UserError: The folder has files, but neither checkpoints nor a config.json; or another job uses it.
     """
     folder = pathlib.Path(model_dir)
     if not folder.exists() or not any(path.name != checkpoints.LOCK for path in folder.iterdir()):
         return
     if not (folder / 'checkpoints').is_dir() and not (folder / 'config.json').is_file():
-        raise UserError(f'--clean: {folder} holds no checkpoints and no config.json; delete it by hand if you mean it')
+        raise UserError(f'--clean: {folder} has no checkpoints and no config.json; if you mean it, delete it yourself')
     with checkpoints.lock(folder):
         for path in folder.iterdir():
             if path.is_dir() and not path.is_symlink():

@@ -17,20 +17,20 @@ def make_train_function(
     optimizer: keras.optimizers.Optimizer,
     config: TrainConfig,
 ) -> Callable:
-    """Return the compiled (iterator, num_steps) -> float32 [num_steps, 2]: summed loss and correct of each step."""
+    """Return the compiled (iterator, num_steps) -> float32 [num_steps, 2]: summed loss and number correct per step."""
     variables = model.trainable_variables
     statistics = None
     if strategy.num_replicas_in_sync > 1:
         from official_resnet.training import replicas
 
         statistics = replicas.ReplicaStatistics(config.sync_batch_norm)
-    is_training = config.transfer != 'head'  # a frozen backbone drops no block either (stochastic depth)
+    is_training = config.transfer != 'head'  # a frozen backbone drops no blocks (stochastic depth)
 
     def replica_step(images, labels):
         with tf.GradientTape() as tape:
             logits = model(images, training=is_training)
             losses = cross_entropy(labels, logits, config.label_smoothing)
-            # Divided by the global batch: the optimizer adds the replicas' gradients up.
+            # Divided by the global batch size, because the optimizer adds up the replicas' gradients.
             loss = optimizer.scale_loss(tf.reduce_sum(losses) / config.batch_size)
         optimizer.apply(tape.gradient(loss, variables), variables)
         if statistics:
@@ -53,9 +53,9 @@ def make_train_function(
 
 
 def make_evaluate_function(strategy: tf.distribute.Strategy, model: keras.Model) -> Callable:
-    """Return the compiled (images, labels) -> float32 [3]: sums of cross-entropy, of correct, of in the top 5.
+    """Return the compiled (images, labels) -> float32 [3]: summed cross-entropy, number correct, number in the top 5.
 
-    An image with label -1 does not count.
+    Images with label -1 are not counted.
     """
 
     def replica_step(images, labels):
@@ -76,7 +76,7 @@ def make_evaluate_function(strategy: tf.distribute.Strategy, model: keras.Model)
 
 
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, smoothing: float = 0.0) -> tf.Tensor:
-    """Return float32 [n] softmax cross-entropy of int [n] labels and float32 [n, classes] logits."""
+    """Return the softmax cross-entropy, float32 [n], of labels, int [n], and logits, float32 [n, classes]."""
     if not smoothing:
         return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     num_classes = logits.shape[-1]
@@ -85,6 +85,6 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, smoothing: float = 0.0) 
 
 
 def count_correct(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Return the float32 number of images whose largest logit is their label's."""
+    """Return the number of images whose largest logit is that of their label, as float32."""
     is_correct = tf.equal(tf.argmax(logits, -1, tf.int32), tf.cast(labels, tf.int32))
     return tf.reduce_sum(tf.cast(is_correct, tf.float32))

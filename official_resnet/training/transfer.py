@@ -1,7 +1,7 @@
-"""Start from another net's weights: what it is, what is taken from it, what is trained.
+"""Start from a pretrained network: what it is, which weights are loaded, which layers are trained.
 
-Three ways: 'all' trains everything from the loaded weights, 'last' the last groups and the head, 'head' the last
-layer only. That layer replaces the pretrained net's, is appended to it, or is the pretrained one itself.
+There are three ways: 'all' trains all layers, 'last' the last groups and the head, 'head' only the last layer. The last
+layer replaces the pretrained one, is appended to it, or is the pretrained one itself.
 """
 
 import dataclasses
@@ -23,22 +23,22 @@ _OTHER = f'pass another --{PRETRAINED}'
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """What is known of a trained net; None is unknown."""
+    """What is known about a trained network. None means unknown."""
 
     spec: resnet_spec.ResNetSpec | None = None
-    num_classes: int | None = None  # its logits
-    normalization: str | None = None  # of its input, a name in NORMALIZATIONS
+    num_classes: int | None = None  # number of logits
+    normalization: str | None = None  # a name in NORMALIZATIONS
     image_size: int | None = None  # height and width of its input
-    experiment: dict | None = None  # what a block function of its own changes, see TrainConfig
+    experiment: dict | None = None  # changes by its own block function, see TrainConfig
 
 
 def describe(path: str | os.PathLike) -> Pretrained:
-    """Return the Pretrained of a model_dir or a .keras file.
+    """Return the Pretrained for a model_dir or a .keras file.
 
-    A .keras file is described by the card beside it, NAME.card.json, see cards; without, only its weights are known.
+    The card beside a .keras file, NAME.card.json, describes it. Without a card, only the number of logits is known.
 
     Raises:
-        UserError: there is no net, or its card is damaged.
+        UserError: There is no network, or its card is damaged.
     """
     weights, state = _read(path)
     num_classes = len(weights[f'{HEAD}/bias']) if f'{HEAD}/bias' in weights else None
@@ -53,21 +53,21 @@ def describe(path: str | os.PathLike) -> Pretrained:
 
 
 def adopt(config: TrainConfig, pretrained: Pretrained, given: Mapping[str, str] | None = None) -> TrainConfig:
-    """Return a TrainConfig with the network, the normalisation and the image size of a Pretrained.
+    """Return a TrainConfig with the network, normalisation and image size of a Pretrained.
 
     Raises:
-        UserError: it contradicts a flag that a user gave: `given` is {flag: the spec's field that it decides}.
+        UserError: It contradicts a flag that the user passed; `given` is {flag: the field of the spec that it sets}.
     """
     if pretrained.experiment:
         raise UserError(
-            f'{config.pretrained} holds the network of an experiment, {pretrained.experiment}, '
-            f'which no flag can build again; {_OTHER}'
+            f'{config.pretrained} is the network of an experiment, {pretrained.experiment}, '
+            f'which flags cannot build; {_OTHER}'
         )
     spec = config.spec
     if pretrained.spec:
         spec = pretrained.spec
         for flag, field in (given or {}).items():
-            if field == 'bn_momentum':  # no part of the network's function
+            if field == 'bn_momentum':  # not part of the network's function
                 spec = dataclasses.replace(spec, bn_momentum=config.spec.bn_momentum)
             elif getattr(config.spec, field) != getattr(spec, field):
                 ours, theirs = (getattr(one, flag if flag == 'resnet_size' else field) for one in (config.spec, spec))
@@ -87,27 +87,25 @@ def adopt(config: TrainConfig, pretrained: Pretrained, given: Mapping[str, str] 
 
 
 def start(config: TrainConfig, given: Mapping[str, str]) -> TrainConfig:
-    """Return `adopt` of a config's own pretrained net, which must lie outside of model_dir, where --clean deletes."""
-    model_dir = config.machine.model_dir
-    if pathlib.Path(config.pretrained).resolve().is_relative_to(pathlib.Path(model_dir).resolve()):
-        raise UserError(
-            f'the pretrained net {config.pretrained} is in --model_dir={model_dir}; pass another --model_dir'
-        )
-    return adopt(config, describe(config.pretrained), given)
+    """Return `adopt` for a config's own pretrained network, which must be outside model_dir, where --clean deletes."""
+    model_dir, path = config.machine.model_dir or '', config.pretrained or ''
+    if pathlib.Path(path).resolve().is_relative_to(pathlib.Path(model_dir).resolve()):
+        raise UserError(f'the pretrained network {path} is in --model_dir={model_dir}; pass another --model_dir')
+    return adopt(config, describe(path), given)
 
 
 def build(config: TrainConfig, num_classes: int, input_shape: tuple, block: Callable | None = None) -> keras.Model:
-    """Return the net of a config, with the head that it asks for, what is not trained being frozen.
+    """Return the network of a config, with its head, and with the layers frozen that are not trained.
 
     Raises:
-        UserError: the classes of the net to which a head is to be appended are not known.
+        UserError: A head is to be appended, but the number of classes of the pretrained network is unknown.
     """
     is_appended = config.head == 'append'
     num_logits = config.pretrained_classes if is_appended else num_classes
     if not num_logits:
         raise UserError(
-            f'--head=append needs the classes of {config.pretrained or "a pretrained net"}, '
-            'which are unknown; pass --head=replace, or another net'
+            f'--head=append: the classes of {config.pretrained or "the pretrained network"} are unknown; '
+            'pass --head=replace, or another network'
         )
     model = resnet_model.resnet(config.spec, num_logits, input_shape, block)
     if is_appended:
@@ -119,9 +117,9 @@ def build(config: TrainConfig, num_classes: int, input_shape: tuple, block: Call
 
 
 def freeze(model: keras.Model, transfer: str, train_last_groups: int = 1) -> None:
-    """Leave trainable what a way of transfer trains; frozen BN stays in inference mode.
+    """Freeze the layers that a way of transfer does not train. Frozen batch norms stay in inference mode.
 
-    `train_last_groups` is the number of groups that 'last' trains, besides all that follows them. With 'last',
+    `train_last_groups` is the number of groups that 'last' trains, together with all layers after them. With 'last',
     stochastic depth still drops frozen blocks in training.
     """
     if transfer == 'all':
@@ -132,7 +130,7 @@ def freeze(model: keras.Model, transfer: str, train_last_groups: int = 1) -> Non
         num_groups = len({name.partition('_')[0] for name in names if name.startswith('group')})
         if not 1 <= train_last_groups <= num_groups:
             raise UserError(
-                f'--train_last_groups={train_last_groups}, but the net has {num_groups} groups; pass 1..{num_groups}'
+                f'--train_last_groups={train_last_groups}, but the network has {num_groups}; pass 1..{num_groups}'
             )
         prefix = f'group{num_groups + 1 - train_last_groups}_'
         first = next(i for i, name in enumerate(names) if name.startswith(prefix))
@@ -141,16 +139,16 @@ def freeze(model: keras.Model, transfer: str, train_last_groups: int = 1) -> Non
 
 
 def load_backbone(model: keras.Model, path: str | os.PathLike, head: str = 'replace') -> None:
-    """Set the weights of `model` from a trained net of the same spec: a .keras file or a model_dir's newest checkpoint.
+    """Load the weights of a trained network of the same spec: a .keras file or the newest checkpoint of a model_dir.
 
-    `head` 'replace' leaves the last layer as it is, 'append' the layer after the pretrained last one, 'keep' none.
+    `head` 'replace' does not load the last layer, 'append' not the layer after the pretrained last one, 'keep' all.
 
     Raises:
-        UserError: nothing can be read there, or the two nets differ.
+        UserError: Nothing can be read there, or the two networks differ.
     """
     theirs, _ = _read(path)
     if head != 'replace' and any(name.startswith(f'{APPENDED_HEAD}/') for name in theirs):
-        raise UserError(f'{path} has an appended head already; pass --head=replace')
+        raise UserError(f'{path} already has an appended head; pass --head=replace')
     left_out = {'replace': (HEAD, APPENDED_HEAD), 'append': (APPENDED_HEAD,), 'keep': ()}[head]
     theirs = {name: array for name, array in theirs.items() if name.split('/')[0] not in left_out}
     ours = {variable.path: variable for variable in model.variables if variable.path.split('/')[0] not in left_out}
@@ -159,12 +157,12 @@ def load_backbone(model: keras.Model, path: str | os.PathLike, head: str = 'repl
 
 
 def _normalization(config):
-    """Return the normalisation of a training's images."""
+    """Return the normalisation of a config's images."""
     return config.normalization or other_datasets.default_normalization(config.dataset, config.views)
 
 
 def _read(path):
-    """Return ({variable path: ndarray}, state of the loop or None) of a model_dir or a .keras file."""
+    """Return ({variable path: ndarray}, state of the loop or None) for a model_dir or a .keras file."""
     if pathlib.Path(path).is_dir():
         weights, state, _ = checkpoints.restore_weights(path, 'pass a model_dir or a .keras file')
         return weights, state

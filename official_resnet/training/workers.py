@@ -1,8 +1,8 @@
-"""Several processes that train one net: who they are, how they agree, and a launcher of them for one machine.
+"""Several processes that train one network: how they are named, how they meet, and a launcher for one machine.
 
-A worker is a process, on this or another machine, that has all GPUs of its machine, or its CPU. All run the same
-command; TF_CONFIG, or --worker_hosts and --task_index, say which worker a process is. The first is the chief, which
-alone writes. No TensorFlow at import.
+A worker is a process, on this or another machine, that uses all GPUs of its machine, or its CPU. All workers run the
+same command; TF_CONFIG, or --worker_hosts and --task_index, tell a process which worker it is. The first worker is the
+chief, and only the chief writes files. This module does not import TensorFlow until it is needed.
 """
 
 import contextlib
@@ -28,21 +28,21 @@ from official_resnet.training import devices
 if TYPE_CHECKING:
     import tensorflow as tf
 
-GRACE_SECONDS = 30  # between the end of a worker that failed and that of the others by force
-WAIT_SECONDS = 600  # for the last worker to come, after which the others give up
-DATA_SECONDS, POLL_SECONDS = 1800, 1  # for the chief to fetch the data set, and between two looks
+GRACE_SECONDS = 30  # for the other workers to stop after one has failed, before they are killed
+WAIT_SECONDS = 600  # for the last worker to arrive, before the others give up
+DATA_SECONDS, POLL_SECONDS = 1800, 1  # for the chief to download the data set, and between two checks
 JOIN_SECONDS = 30  # for TensorFlow to connect workers that have met
 _EXAMPLE = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
 
 
 class WorkerLost(UserError):
-    """Another worker ended without a word."""
+    """Another worker ended without a message."""
 
 
 class Worker(devices.Process):
-    """The process that trains, one of several: the others run the same program at the same time.
+    """One of several processes that train together, at the same time and with the same program.
 
-    TensorFlow must not have computed anything in this process before.
+    Create it before TensorFlow computes anything in this process.
     """
 
     def __init__(self, batch_size: int, all_reduce_alg: str | None = None):
@@ -69,13 +69,13 @@ class Worker(devices.Process):
 
     def distribute(self, batches, batch_size):
         replicas = self.strategy.num_replicas_in_sync
-        if replicas == self.count:  # a device for each worker, which has its share already
+        if replicas == self.count:  # one device per worker, so the worker's shard is the device's
             return batches
         return self.strategy.distribute_datasets_from_function(lambda _: batches.rebatch(batch_size // replicas))
 
     @contextlib.contextmanager
     def explained(self):
-        """Turn what TensorFlow says when another worker is gone into WorkerLost."""
+        """Turn the errors that TensorFlow raises when another worker is gone into WorkerLost."""
         from tensorflow import errors
 
         lost = (errors.UnavailableError, errors.AbortedError, errors.CancelledError, errors.InternalError)
@@ -85,19 +85,19 @@ class Worker(devices.Process):
             if self.count == 1:
                 raise
             raise WorkerLost(
-                f'worker {self.index} of {self.count} (from 0) has lost another; start all workers again, '
-                'they continue from the last checkpoint'
+                f'worker {self.index} of {self.count} (from 0) has lost another worker; start all workers again, '
+                'and they continue from the last checkpoint'
             ) from error
 
     def require_same_step(self, step, model_dir):
         if self.total(step) != [step * self.count]:
             raise UserError(
-                f'worker {self.index} is at step {step}, another is not; model_dir {model_dir!r} must be one folder '
-                'that all workers see'
+                f'worker {self.index} is at step {step}, but another is not; --model_dir={model_dir} must be one '
+                'folder that all workers share'
             )
 
     def wait(self):
-        """Wait until all are here: TensorFlow reports a worker that ends early as lost to the others."""
+        """Wait for all workers: if one worker exits early, TensorFlow reports it to the others as lost."""
         from tensorflow import errors
 
         with contextlib.suppress(errors.OpError):
@@ -106,7 +106,7 @@ class Worker(devices.Process):
 
 @functools.lru_cache
 def join(all_reduce_alg: str | None) -> 'tf.distribute.Strategy':
-    """Return the one tf.distribute.Strategy of the workers of TF_CONFIG, when all of them are there."""
+    """Return the only tf.distribute.Strategy of the workers in TF_CONFIG, after all of them have arrived."""
     import tensorflow as tf
 
     implementation = tf.distribute.experimental.CommunicationImplementation
@@ -116,44 +116,44 @@ def join(all_reduce_alg: str | None) -> 'tf.distribute.Strategy':
     with watched(), devices.hidden_stderr():
         try:
             return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
-        except (tf.errors.OpError, RuntimeError) as error:  # one came, and ended before it began
+        except (tf.errors.OpError, RuntimeError) as error:  # a worker arrived, but ended before it connected
             fault = str(error).splitlines()[0][:200]
     raise UserError(f'the workers cannot join: {fault}; start all workers again')
 
 
 def configure(worker_hosts: list[str] | None = None, task_index: int | None = None) -> tuple[int, int]:
-    """Return (this worker's index, number of workers), from TF_CONFIG or the flags, which become TF_CONFIG.
+    """Return (index of this worker, number of workers), from TF_CONFIG or from the flags, which set TF_CONFIG.
 
-    To be called before TensorFlow is imported, which it tells to be silent. worker_hosts are ['host:port', ...].
+    Call it before TensorFlow is imported, because it also silences TensorFlow. worker_hosts are ['host:port', ...].
 
     Raises:
-        UserError: they say nothing, contradict each other, or name no worker.
+        UserError: Neither names the workers, or a value is wrong.
     """
     if worker_hosts:
         for host in worker_hosts:
             if not _split(host):
-                raise UserError(f"--worker_hosts has '{host}', which is no host:port; pass as host1:2222,host2:2222")
+                raise UserError(f"--worker_hosts has '{host}', which is no host:port; pass e.g. host1:2222,host2:2222")
         if len(set(worker_hosts)) < len(worker_hosts):
-            raise UserError(f'--worker_hosts={",".join(worker_hosts)} names a worker twice; pass each once')
+            raise UserError(f'--worker_hosts={",".join(worker_hosts)} has a worker twice; pass each once')
         if task_index is None or not 0 <= task_index < len(worker_hosts):
             raise UserError(
-                f'--task_index={task_index} is none of the {len(worker_hosts)} --worker_hosts; '
+                f'--task_index={task_index} is not in --worker_hosts, which has {len(worker_hosts)}; '
                 f'pass 0..{len(worker_hosts) - 1}'
             )
         os.environ['TF_CONFIG'] = tf_config(worker_hosts, task_index)
     addresses, index = _cluster()
     if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '2') == '2':
-        os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'  # where another one ends, TensorFlow's C++ writes pages
+        os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'  # TensorFlow's C++ prints pages when a worker ends
     return index, len(addresses)
 
 
 def _cluster():
-    """Return (addresses of all workers, the chief's first; this one's index) of TF_CONFIG."""
+    """Return (addresses of all workers, the chief first; index of this worker) from TF_CONFIG."""
     text = os.environ.get('TF_CONFIG', '')
     if not text:
         raise UserError(
-            '--distribution_strategy=multi_worker_mirrored does not know the workers; pass --worker_hosts '
-            'and --task_index, or set TF_CONFIG, or try --local_workers=2'
+            '--distribution_strategy=multi_worker_mirrored needs the workers; pass --worker_hosts and --task_index, '
+            'or set TF_CONFIG, or try --local_workers=2'
         )
     try:
         config = json.loads(text)
@@ -171,23 +171,23 @@ def _cluster():
 
 
 def _split(address):
-    """Return (host, port) of 'host:port'; None where it is none."""
+    """Return (host, port) of 'host:port', or None if the address has another form."""
     host, _, port = address.rpartition(':')
     is_port = port.isascii() and port.isdigit() and 0 < int(port) < 65536
     return (host.removeprefix('[').removesuffix(']'), int(port)) if host and is_port else None
 
 
 def meet(seconds: float = WAIT_SECONDS) -> None:
-    """Wait at the chief's address until all workers of TF_CONFIG are there, as TensorFlow does without an end.
+    """Wait at the chief's address until all workers in TF_CONFIG have arrived; TensorFlow itself would wait forever.
 
     Raises:
-        UserError: some do not come in time, two are the same, they know other workers, or a port is in use.
+        UserError: A worker is late, two have the same index, their lists of workers differ, or a port is in use.
     """
     addresses, index = _cluster()
     if len(addresses) == 1:
         return
     deadline = time.monotonic() + seconds
-    with _listen(addresses[index]) as listener:  # also where nobody calls: TensorFlow needs it next
+    with _listen(addresses[index]) as listener:  # workers that nobody calls also listen: TensorFlow needs the port next
         if index == 0:
             _await_all(listener, addresses, deadline)
         else:
@@ -195,31 +195,31 @@ def meet(seconds: float = WAIT_SECONDS) -> None:
 
 
 def is_chief_there() -> bool:
-    """Tell whether TensorFlow's server of the chief still answers, after all have joined."""
+    """Return whether the chief's TensorFlow server still answers, after all workers have joined."""
     with contextlib.suppress(OSError), socket.create_connection(_split(_cluster()[0][0]), timeout=10):
         return True
     return False
 
 
 def await_data(dataset: str, data_dir: str | None) -> None:
-    """Wait until the data set that the chief fetches is there; for a worker other than the chief.
+    """Wait until the chief has downloaded the data set. The other workers call this.
 
     Raises:
-        UserError: the chief ended before, or it took too long.
+        UserError: The chief ended before that, or it takes too long.
     """
     deadline, has_waited = time.monotonic() + DATA_SECONDS, False
     while not _is_there(dataset, data_dir):
         if not has_waited:
             has_waited = True
-            print(f"waiting for the chief to fetch {dataset} into '{data_dir}'", flush=True)
+            print(f"waiting for the chief to download {dataset} into '{data_dir}'", flush=True)
         if not is_chief_there():
             raise UserError(
-                f'the chief ended before {dataset} was there; read what it says, then start all workers again'
+                f'the chief ended before {dataset} was complete; read its message, then start all workers again'
             )
         if time.monotonic() > deadline:
             raise UserError(
                 f"{dataset} is not in '{data_dir}' after {DATA_SECONDS // 60} minutes; pass a --data_dir that "
-                'all workers see, or fetch it for each of them before you start them'
+                'all workers share, or download it for each worker before you start them'
             )
         time.sleep(POLL_SECONDS)
 
@@ -234,14 +234,14 @@ def _is_there(dataset, data_dir):
 
 @contextlib.contextmanager
 def watched(seconds: float = JOIN_SECONDS) -> Iterator[None]:
-    """Kill this process where the block takes longer, with a line that says why.
+    """Kill this process, with a line that says why, if the block takes longer.
 
-    For a block in which TensorFlow waits for another worker without an end, and lets no signal or thread through.
+    In the block, TensorFlow may wait for another worker forever, without letting signals or Python threads run.
     """
     program = os.path.basename(sys.argv[0]).removesuffix('.py')
     line = (
-        f'{program}: another worker ended while this one connected to it; start all workers again, they continue '
-        'from the last checkpoint'
+        f'{program}: another worker ended while this one connected to it; start all workers again, and they '
+        'continue from the last checkpoint'
     )
     code = (
         'import os, select, sys\n'
@@ -253,8 +253,7 @@ def watched(seconds: float = JOIN_SECONDS) -> Iterator[None]:
     try:
         yield
     finally:
-        watcher.stdin.close()
-        watcher.wait()
+        watcher.communicate()  # closes its input
 
 
 def _listen(address):
@@ -264,20 +263,21 @@ def _listen(address):
         return socket.create_server(('', port), **family)
     except OSError as error:
         raise UserError(
-            f"cannot listen at port {port} of '{address}': {os.strerror(error.errno)}; end what is "
-            'there, or pass another port to all workers'
+            f"cannot listen on port {port} of '{address}': {os.strerror(error.errno)}; stop the "
+            'program that uses it, or pass another port to all workers'
         ) from error
 
 
 def _await_all(listener, addresses, deadline):
-    """Let every worker but the chief come, then send all on; tell all what is wrong if something is."""
-    here, fault = {}, None  # index -> connection
+    """Wait for all workers but the chief, then let them continue, or tell all of them what is wrong."""
+    here: dict[int, socket.socket] = {}
+    fault = None
     listener.settimeout(2)
     while not fault and len(here) < len(addresses) - 1:
         ready, _, _ = select.select([listener, *here.values()], [], [], 0.2)
         for number in [number for number, connection in here.items() if connection in ready]:
-            here.pop(number).close()  # it says nothing more, so it has left, and may be the one who calls again
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # whoever else calls there
+            here.pop(number).close()  # a worker sends nothing more, so this one has left; it may call again
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a stranger's message
             if listener in ready:
                 connection, _ = listener.accept()
                 connection.settimeout(2)
@@ -286,29 +286,29 @@ def _await_all(listener, addresses, deadline):
                 if theirs != addresses:
                     fault = (
                         f'worker {number} was started with the workers {",".join(map(str, theirs))[:200]}, the chief '
-                        f'with {",".join(addresses)[:200]}; give all the same list'
+                        f'with {",".join(addresses)[:200]}; pass the same list to all'
                     )
                 elif number in here or number == 0:
-                    fault = f'two processes are worker {number}; give each another task index'
+                    fault = f'two processes are worker {number}; give each its own --task_index'
                 here[number if number not in here else -1] = connection
         if not fault and len(here) < len(addresses) - 1 and time.monotonic() > deadline:
             missing = [f'{i} ({addresses[i]})' for i in range(1, len(addresses)) if i not in here]
-            fault = f'worker {", ".join(missing)} did not come; start all workers again, within minutes'
+            fault = f'worker {", ".join(missing)} did not arrive; start all workers again, within minutes'
     for connection in here.values():
         with contextlib.suppress(OSError), connection:
             connection.sendall(f'{json.dumps({"fault": fault})}\n'.encode())
-            connection.recv(1)  # the other side ends first, which leaves the port free
+            connection.recv(1)  # the other side closes first, so the port is free at once
     if fault:
         raise UserError(fault)
 
 
 def _call_chief(addresses, index, deadline):
-    """Tell the chief that this worker is here, and wait until all are."""
+    """Tell the chief that this worker has arrived, and wait until all have."""
     reason = 'no answer'
     while (left := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection(_split(addresses[0]), timeout=min(left, 10)) as connection:
-                connection.settimeout(left + 5)  # the chief, which began earlier or later, says who is missing
+                connection.settimeout(left + 5)  # the chief's deadline differs a little; it says who is missing
                 connection.sendall(f'{json.dumps({"worker": index, "of": addresses})}\n'.encode())
                 answer = connection.makefile().readline()
             if not answer:
@@ -328,20 +328,19 @@ def _call_chief(addresses, index, deadline):
 
 
 def tf_config(hosts: Sequence[str], index: int) -> str:
-    """Return the value of TF_CONFIG of one of the workers."""
+    """Return the value of TF_CONFIG for one of the workers."""
     return json.dumps({'cluster': {'worker': list(hosts)}, 'task': {'type': 'worker', 'index': index}})
 
 
 def launch(count: int, command: list[str]) -> int:
-    """Run `count` workers on this machine, each with its share of the cores, and return the exit code of all.
+    """Run `count` workers of a command on this machine, each with its part of the cores, and return their exit code.
 
-    The first that fails decides the code; the others, which notice it by themselves, have GRACE_SECONDS. SIGTERM and
-    Ctrl-C are passed on, and a launcher that is killed takes its workers along.
-    TF_CONFIG is set for `command`.
+    Each worker gets its TF_CONFIG. The first worker that fails decides the exit code; the others notice it themselves
+    and have GRACE_SECONDS to stop. SIGTERM and Ctrl-C are passed on. If the launcher is killed, its workers end, too.
     """
     cores = sorted(os.sched_getaffinity(0))
     if count > len(cores):
-        raise UserError(f'--local_workers={count}, but there are {len(cores)} cores; pass {len(cores)} or fewer')
+        raise UserError(f'--local_workers={count}, but this machine has {len(cores)} cores; pass {len(cores)} or fewer')
     hosts = [f'localhost:{port}' for port in free_ports(count)]
     workers = [_start(command, tf_config(hosts, i), set(cores[i::count]), is_chief=i == 0) for i in range(count)]
     relays = [threading.Thread(target=_relay, args=(i, workers[i].stdout), daemon=True) for i in range(1, count)]
@@ -355,7 +354,7 @@ def launch(count: int, command: list[str]) -> int:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return TCP ports of localhost that nothing listens on now."""
+    """Return TCP ports of localhost that are free now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -364,14 +363,14 @@ def free_ports(count: int) -> list[int]:
 
 
 def _start(command, config, cores, is_chief):
-    """Start a worker: its own session, so that Ctrl-C reaches it once; TERM when the launcher dies."""
+    """Start a worker in its own session, so that Ctrl-C reaches it once. It gets SIGTERM if the launcher dies."""
     parent = os.getpid()
 
     def prepare():
         os.sched_setaffinity(0, cores)
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if os.getppid() != parent:  # it died before the line above
+        if os.getppid() != parent:  # the launcher died before prctl
             os._exit(1)
 
     output = {} if is_chief else {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
@@ -381,13 +380,13 @@ def _start(command, config, cores, is_chief):
 
 
 def _relay(index, stream):
-    """Print what a worker other than the chief says."""
+    """Print the output of a worker other than the chief."""
     for line in stream:
         print(f'worker {index}: {line}', end='', file=sys.stderr, flush=True)
 
 
 def _wait(workers):
-    """Return the exit code of the first worker that fails, 0 without one, when all have ended."""
+    """Wait until all workers have ended; return the exit code of the first that failed, or 0."""
     code, deadline = 0, math.inf
     while True:
         codes = [worker.poll() for worker in workers]
