@@ -61,16 +61,15 @@ def train(
 
     Args:
         config: What to train, and where.
-        callbacks: Keras callbacks. The logs of an epoch are loss, accuracy (training), learning_rate,
-            images_per_second, seconds, step; after an evaluation also val_loss, val_accuracy, val_accuracy_top_5,
-            val_seconds, val_images_per_second ('val_' is Keras' prefix; this is the test split). Callbacks that are
-            context managers, like callbacks.Progress, are entered before training and left afterwards. If a callback
-            stops training after an epoch that is not evaluated, the loop evaluates and passes the logs to on_train_end.
+        callbacks: Keras callbacks. An epoch's logs are loss, accuracy (training), learning_rate, images_per_second,
+            seconds, step; after an evaluation also val_loss, val_accuracy, val_accuracy_top_5, val_seconds,
+            val_images_per_second (of the test split: 'val_' is Keras' prefix). Callbacks that are context managers,
+            like callbacks.Progress, are entered before training and left afterwards. If a callback stops training
+            after an epoch that is not evaluated, the loop evaluates and passes the logs to on_train_end.
         block: The block function for config.experiment, see resnet_model.resnet; None for that of the spec.
 
     Raises:
-        UserError: The input is wrong, the checkpoint is of another run, the disk is full, or (Diverged) the loss is
-            not finite.
+        UserError: Wrong input, a checkpoint of another run, a full disk; Diverged: a loss that is not finite.
         Interrupted: SIGTERM or Ctrl-C arrived. The state has been saved.
     """
     process = devices.this_process(config)
@@ -180,7 +179,7 @@ class Trainer:
             )
         self.compile(self.model)
         self.step, self.is_epoch_open = 0, False
-        self.sums = dict.fromkeys(('loss', 'correct', 'steps', 'seconds'), 0)
+        self.sums: dict[str, float] = dict.fromkeys(('loss', 'correct', 'steps', 'seconds'), 0)
         self.evaluation: dict[str, float] = {}
         self.best: dict[str, Any] = {'accuracy': None, 'epoch': None}
         self._data_info = {'class_names': list(self.test.class_names), 'num_pictures': self.data.num_images}

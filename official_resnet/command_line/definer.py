@@ -9,7 +9,9 @@ from absl import flags
 from official_resnet.command_line.flags import MAX_INTEGER, PARTS, Number, define_flag, types_of
 from official_resnet.training.config import flags_of
 
-_Text, _Int, _Float = str | None, int | None, float | None
+_Text = str | None
+_Int = int | None
+_Float = float | None
 
 
 class Definer:

@@ -31,9 +31,9 @@ _SOURCES = {'tfds', 'use_synthetic_data', 'dataset'}
 
 
 def run(values: absl_flags.FlagValues, asked: TrainConfig, options: RunOptions, row: Program) -> int:
-    """Evaluate the pretrained network if the flags name one, else the newest checkpoint of model_dir.
+    """Evaluate the pretrained network if the flags name one, else the newest checkpoint of model_dir; return 0.
 
-    A checkpoint defines its network and data set. `asked` is the training that the flags describe. The exit code is 0.
+    A checkpoint defines its network and data set. `asked` is the training that the flags describe.
     """
     given = flags.given(values) - {name for name, _, _ in flags.OBSOLETE}
     if asked.machine.distribution_strategy == flags.MULTI_WORKER:

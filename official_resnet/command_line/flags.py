@@ -84,8 +84,7 @@ class RunOptions:
     download: bool = _data(True, 'Download a missing data set; --nodownload forbids it.')
     clean: bool = _data(False, 'Delete --model_dir first.')
     eval_only: bool = _evaluation(
-        False,
-        'Evaluate the newest checkpoint in --model_dir, or a pretrained network; with --export_dir also export it.',
+        False, 'Evaluate the newest checkpoint in --model_dir, or a pretrained network. --export_dir also exports it.'
     )
     eval_report: str | None = _of_evaluation(
         None, 'Folder for report.json, per_class.csv and confusion.csv of --eval_only.', is_path=True
@@ -94,10 +93,7 @@ class RunOptions:
         False, 'Also evaluate the mean over ten crops: the corners, the centre and their mirror images.'
     )
     export_dir: str | None = _evaluation(
-        None,
-        'Folder for a SavedModel, which takes images and returns classes and probabilities.',
-        short='ed',
-        is_path=True,
+        None, 'Folder for a SavedModel from images to classes and probabilities.', short='ed', is_path=True
     )
     image_bytes_as_serving_input: bool = _evaluation(False, 'The SavedModel takes JPEG files (only for ImageNet).')
     fine_tune: bool = setting(False, 'The same as --transfer=head.', group='Transfer', short='ft', needs=PRETRAINED)
@@ -130,24 +126,18 @@ class RunOptions:
             raise UserError(f'--hooks={",".join(wrong)} must be one of {", ".join(HOOKS)}, in any case')
         steps = re.fullmatch(r'(\d{1,9}),(\d{1,9})', self.profile_steps or '', re.ASCII)
         if self.profile_steps is not None and not (steps and int(steps[1]) <= int(steps[2])):
-            raise UserError(
-                f'--profile_steps={self.profile_steps}: pass the first and the last step, for example 10,20'
-            )
+            raise UserError(f'--profile_steps={self.profile_steps}: pass the first and last step, for example 10,20')
         if self.benchmark_logger_type == 'BenchmarkFileLogger' and not self.benchmark_log_dir:
             raise UserError('--benchmark_logger_type=BenchmarkFileLogger needs --benchmark_log_dir; pass both')
         if self.local_workers > 1 and self.worker_hosts:
             raise UserError('--local_workers and --worker_hosts exclude each other; pass one of them')
         if self.clean and self.worker_hosts:
-            raise UserError(
-                '--clean does not go with --worker_hosts; delete model_dir yourself before you start the workers'
-            )
+            raise UserError('--clean does not go with --worker_hosts; delete model_dir before you start the workers')
         path = self.export_dir and os.path.abspath(self.export_dir)
         while path and not os.path.exists(path):
             path = os.path.dirname(path)
         if path and not os.path.isdir(path):
-            raise UserError(
-                f"cannot make export_dir '{self.export_dir}': '{path}' is a file; pass another --export_dir"
-            )
+            raise UserError(f"--export_dir={self.export_dir}: '{path}' is a file; pass another --export_dir")
 
 
 PARTS: tuple[type, ...] = (MachineConfig, RunOptions, ResNetSpec, TrainConfig, Schedule)

@@ -102,9 +102,7 @@ class Schedule:
         flag='lr_schedule',
         choices=('piecewise', 'cosine', 'one_cycle', 'constant'),
     )
-    boundaries: tuple[float, ...] = _rate(
-        (), 'Epochs at which a piecewise schedule changes the rate.', flag='lr_boundaries'
-    )
+    boundaries: tuple[float, ...] = _rate((), 'Epochs at which a piecewise rate changes.', flag='lr_boundaries')
     factors: tuple[float, ...] = _rate((1.0,), 'Factors of the rate, one more than boundaries.', flag='lr_factors')
     peak: float = setting(0.25, 'Fraction of the training at which one_cycle peaks.', flag=None, above=0, below=1)
     warmup_epochs: float = _rate(0.0, 'Number of epochs over which the rate first rises linearly from 0.', least=0)
@@ -199,9 +197,7 @@ class TrainConfig:
         streams=True,
         is_open=True,
     )
-    experiment: dict | None = _network(
-        None, 'The changes made by the block function that is passed to the loop.', flag=None
-    )
+    experiment: dict | None = _network(None, "Changes by the loop's own block function.", flag=None)
     train_epochs: int = _rate(182, 'Number of epochs to train in total, over all restarts.', short='te', least=1)
     max_train_steps: int | None = _training(None, 'Stop at this step, over all restarts.', short='mts', least=1)
     batch_size: int = _rate(128, 'Number of images in a step, over all devices.', short='bs', least=1, is_identity=True)
@@ -224,9 +220,7 @@ class TrainConfig:
     label_smoothing: float = _rate(
         0.0, 'Probability that is spread evenly over all classes (arXiv:1512.00567 Sec. 7).', least=0, most=0.999
     )
-    seed: int = _training(
-        0, 'Seed of initial weights, order and augmentation.', least=0, most=2**63 - 1, is_identity=True
-    )
+    seed: int = _training(0, 'Seed of weights, order and augmentation.', least=0, most=2**63 - 1, is_identity=True)
     dtype: str = _rate(
         'fp32',
         'Precision of the computation; weights and logits stay fp32. auto is bf16 if the device has it, else fp32.',
@@ -239,8 +233,7 @@ class TrainConfig:
     sync_batch_norm: bool = _machine(False, 'Batch norms use statistics of all devices.', is_identity=True)
     pretrained: str | None = setting(
         None,
-        'Start from the weights, and with the network, of this model_dir or .keras file. With --eval_only, evaluate '
-        'it.',
+        'Start from the network and weights in this model_dir or .keras file. With --eval_only, evaluate it.',
         group='Transfer',
         flag=PRETRAINED,
         short='pmcp',

@@ -78,10 +78,9 @@ def features(
                 print(f'cannot keep the features in {path}: {error.strerror}; continuing without', flush=True)
     else:
         print(f'features of {examples.num_images:,} images read from {path}', flush=True)
-    array, labels = arrays
-    return InMemorySplit(
-        array[:, None, None, :], labels, examples.num_classes, examples.name, examples.class_names, normalization='none'
-    )
+    images, labels = arrays[0][:, None, None, :], arrays[1]
+    num_classes, name, class_names = examples.num_classes, examples.name, examples.class_names
+    return InMemorySplit(images, labels, num_classes, name, class_names, normalization='none')
 
 
 def compute(

@@ -203,7 +203,7 @@ def test_wrong_sources(tmp_path, source):
 
 
 def test_append_needs_to_know_the_classes(cifar_dir):
-    with pytest.raises(UserError, match='--head=append .*--head=replace'):
+    with pytest.raises(UserError, match='--head=append.*--head=replace'):
         resnet_run_loop.Trainer(make_config(cifar_dir, None, head='append'))
 
 
