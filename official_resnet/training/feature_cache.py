@@ -10,7 +10,7 @@ import pathlib
 import time
 import zipfile
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import keras
 import numpy as np
@@ -19,9 +19,6 @@ import tensorflow as tf
 from official_resnet import files, layers
 from official_resnet.inputs.in_memory import InMemorySplit
 from official_resnet.inputs.split import Split
-
-if TYPE_CHECKING:
-    from official_resnet.resnet_run_loop import Trainer
 
 FILES = {'train': 'features-train.npz', 'test': 'features-test.npz'}
 BATCH_SIZE = 128
@@ -34,8 +31,8 @@ def head_of(model: keras.Model) -> keras.Model:
     return keras.Sequential([keras.Input((1, 1, layer.input.shape[-1])), flat, layer])
 
 
-def replace_images(trainer: 'Trainer', received: list[int]) -> None:
-    """Make a Trainer train only the last layer, on the features that the frozen layers compute from the images.
+def replace_images(trainer: Any, received: list[int]) -> None:
+    """Make a resnet_run_loop.Trainer train only the last layer, on features that the frozen layers compute once.
 
     Its training split, test split and compiled functions are replaced. A signal, appended to `received`, ends this.
     """
