@@ -12,6 +12,9 @@ import tarfile
 import numpy as np
 import pytest
 from fixtures import ilsvrc
+from fixtures.any_bytes import EDITS, edited, files, quick, refused
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from official_resnet.building import tars
 from official_resnet.building.job import Job
@@ -60,7 +63,26 @@ def contents(images):
     return {images.basename(i): images.read_bytes(i) for i in range(len(images))}
 
 
-def test_the_order_of_the_tar_does_not_matter(tmp_path):  # nor the format: property_test
+NAMES = st.from_regex(r'[a-zA-Z0-9_ é]{1,60}', fullmatch=True).map('{}.JPEG'.format)
+
+
+@quick
+@given(
+    images=st.tuples(*[st.dictionaries(NAMES, st.binary(max_size=1200), min_size=1, max_size=4)] * 3),
+    tar_format=st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+)
+def test_images_in_a_tar_of_tars_are_found_where_they_are(images, tar_format):
+    named = dict(zip(SYNSETS, images, strict=True))
+    inner = {f'{synset}.tar': ilsvrc.tar_bytes(some, tar_format) for synset, some in named.items()}
+    with files(ilsvrc.tar_bytes(inner, tar_format)) as [path]:
+        found = index(path, None)
+        by_synset = {synset: {} for synset in SYNSETS}
+        for i in range(len(found)):
+            by_synset[found.synset(i)][found.basename(i)] = found.read_bytes(i)
+    assert by_synset == named
+
+
+def test_the_order_of_the_tar_does_not_matter(tmp_path):
     images = index(tmp_path / 'a.tar', outer(synsets=SYNSETS[::-1], prefix='./train/'))
     names = [images.basename(i) for i in range(len(images))]
     assert names == [f'{synset}_{number}.JPEG' for synset in SYNSETS for number in (1, 12, 3)]
@@ -171,6 +193,23 @@ def test_any_cut_is_found(tmp_path):
     for size in random.Random(1).sample(range(END), 60):
         with pytest.raises(UserError):
             index(tmp_path / 'train.tar', WHOLE[:size])
+
+
+@settings(quick, max_examples=150)
+@given(edits=EDITS, aligned=st.booleans())
+def test_a_changed_tar_is_indexed_or_refused(edits, aligned):
+    """There is no image beyond the end of the file, and no exception but ours."""
+    if aligned:  # so that whole headers are removed or replaced
+        edits = [(place // 512 * 512, deleted // 512 * 512, inserted) for place, deleted, inserted in edits]
+    data = edited(WHOLE, edits)
+    with files(data) as [path]:
+        try:
+            found = index(path, None)
+        except UserError as error:
+            assert refused(error, path), error
+        else:
+            assert (found.rows['offset'] + found.rows['size'] <= len(data)).all()
+            assert all(len(found.read_bytes(i)) == found.rows[i]['size'] for i in range(len(found)))
 
 
 def test_any_damage_of_a_header_is_found_or_harmless(tmp_path):
