@@ -1,6 +1,6 @@
-"""Foreign checkpoints in, Keras models out, verified: see README.md; read_ckpt.py is the command."""
+"""Convert foreign checkpoints to verified Keras models. The command is read_ckpt.py; README.md describes it."""
 
-# Family -> endings of its files, by which `auto` begins; the module is from_FAMILY.
+# Family -> the endings of its files, which --source=auto tries first. The module is from_FAMILY.
 FAMILIES = {
     'torch': ('.pt', '.pth', '.th', '.tar', '.bin', '.safetensors'),
     'caffe': ('.caffemodel',),

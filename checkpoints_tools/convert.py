@@ -1,7 +1,7 @@
-"""A foreign checkpoint into a .keras model, strictly and verified; and ours out again in PyTorch's names.
+"""Convert a foreign checkpoint to a .keras model, strictly and verified, and ours back to PyTorch's names.
 
-What makes a conversion exact is in from_FAMILY.py; here each weight is used exactly once, the result is
-compared with the source's own definition, and only then written, with a card beside it.
+What makes a conversion exact is in from_FAMILY.py. This module uses each weight exactly once, compares the result
+with the source's own definition, and only then writes it, with a card beside it.
 """
 
 import collections
@@ -26,10 +26,10 @@ from official_resnet import files, layers, resnet_model, resnet_variants
 from official_resnet.errors import UserError
 
 FLOATS = ('float16', 'bfloat16', 'float32', 'float64')
-MAX_NAMES = 8  # in one line of an error
+MAX_NAMES = 8  # of variables in an error message, which is one line
 WHOLE = 'get the whole checkpoint, or pass another --source or --variant'
-PYTORCH = 'only nets that torchvision, timm or akamaster have can be written'
-# Of a layer's config, what does not change what it computes in inference.
+PYTORCH = 'pass a network that torchvision, timm or akamaster has'
+# Endings of the keys in a layer's config that do not change what the layer computes in inference.
 _IRRELEVANT = ('initializer', 'regularizer', 'constraint', 'dtype', 'trainable', 'momentum', 'synchronized')
 
 
@@ -41,24 +41,24 @@ def convert(
     num_classes: int | None = None,
     tolerance: float = verify.TOLERANCE,
 ) -> dict:
-    """Convert a checkpoint to OUTPUT (.keras) and its card (.card.json), both or neither; return the card.
+    """Convert a checkpoint to a .keras file and its card (.card.json), or write nothing; return the card.
 
     Args:
-        path: of the checkpoint; for TensorFlow's, without .index.
-        output: its folder is made if need be.
+        path: The checkpoint's path. For a TensorFlow checkpoint, leave out .index.
+        output: The .keras file to write. Its folder is made if it is not there.
         family: 'auto' or a key of FAMILIES.
-        variant: name that decides what the variables cannot tell.
-        num_classes: 1000 drops the background of an 'imagenet1001' source.
-        tolerance: of `verify`.
+        variant: The variant's name. It decides what the variables do not tell.
+        num_classes: 1000 drops the background class of a source with the labels 'imagenet1001'.
+        tolerance: The largest difference that `verify` allows, as a part of the largest logit.
 
     Raises:
-        UserError: nothing was written.
+        UserError: The checkpoint cannot be read or converted exactly. Nothing was written.
     """
     path, output = pathlib.Path(path).expanduser(), _output(path, output, '.keras')
     module, shapes = identify(path, family)
     if module is None:
         raise UserError(
-            f'{path} holds {len(shapes)} variables of no known family: {_some(shapes)}; '
+            f'{path} has {len(shapes)} variables that no family knows: {_some(shapes)}; '
             'pass --source, or convert another checkpoint'
         )
     source, entries = fit(module, shapes, path, variant)
@@ -76,10 +76,10 @@ def convert(
 
 
 def identify(path: str | os.PathLike, family: str = 'auto') -> tuple[types.ModuleType | None, Shapes]:
-    """Return (module, {name: (shape, dtype)}) of a checkpoint; the module is None if no family knows its names.
+    """Return a checkpoint's (module, {name: (shape, dtype)}); the module is None if no family knows the names.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: The checkpoint cannot be read.
     """
     path = pathlib.Path(path).expanduser()
     if not path.exists():
@@ -104,26 +104,26 @@ def identify(path: str | os.PathLike, family: str = 'auto') -> tuple[types.Modul
     for name in likely:
         if name in problems:
             raise problems[name]
-    raise UserError(f'{path} is no checkpoint of {", ".join(FAMILIES)}; if it is, say which by --source')
+    raise UserError(f'{path} is not a checkpoint of {", ".join(FAMILIES)}; if it is one, pass its family as --source')
 
 
 def fit(
     module: types.ModuleType, shapes: Shapes, path: object, variant: str | None = None, remedy: str = WHOLE
 ) -> tuple[Source, list[our_net.Entry]]:
-    """Return the Source of a checkpoint and where its variables go.
+    """Return the Source of a checkpoint and the Entries that say where its variables go.
 
-    Each variable of ours is set once, and each of the checkpoint used once or ignored, in the shape that ours need:
-    what passes is no larger than its net, and its net no larger than it. A vector may be folded into several variables
-    of ours, as a bias into the means of all BNs that follow.
+    Each of our variables is set once. Each variable of the checkpoint is used once or ignored, and has the shape that
+    our variable needs, so a checkpoint that passes is as large as its network. A vector may be folded into several of
+    our variables, for example a bias into the means of all BNs that follow.
 
     Args:
-        module: a from_FAMILY.
-        shapes: of the checkpoint.
-        path, remedy: for errors.
-        variant: as `convert` takes it.
+        module: The family's module, from_FAMILY.
+        shapes: The checkpoint's variables.
+        path, remedy: What an error names, and what it tells the user to do.
+        variant: As in `convert`.
 
     Raises:
-        UserError: lists what does not fit.
+        UserError: The message lists what does not fit.
     """
     source = module.describe(shapes, variant)
     entries = module.name_map(source, shapes)
@@ -142,11 +142,11 @@ def fit(
     problems = {
         'missing': [name for name in uses if name not in shapes],
         'unexpected': [name for name in shapes if name not in uses and name not in ignored],
-        'of no number type': [f'{name} {dtype}' for name, (_, dtype) in used.items() if dtype not in FLOATS],
+        'not floating-point numbers': [f'{name} {dtype}' for name, (_, dtype) in used.items() if dtype not in FLOATS],
         'used twice': [n for n in used if uses[n] > 1 and (alone[n,] > 1 or len(used[n][0]) > 1)],
         'misshapen': [f'{name} {shape}, not {wanted[name]}' for name, shape in misshapen.items()],
-        'no source of ours': [name for name in ours if name not in targets],
-        'not in our net': [name for name in targets if name not in ours],
+        'no source for ours': [name for name in ours if name not in targets],
+        'not in our network': [name for name in targets if name not in ours],
         'set twice': [name for name, count in targets.items() if count > 1],
     }
     _raise_listed(problems, path, remedy)
@@ -154,33 +154,33 @@ def fit(
 
 
 def assign(model: keras.Model, entries: list[our_net.Entry], variables: Variables, path: str | os.PathLike) -> None:
-    """Set every variable of a model of freshly named layers, each once, by the Entries of `fit`.
+    """Set every variable of a model once, by the Entries of `fit`.
 
     Raises:
-        UserError: lists what is not finite, or not set.
+        UserError: The message lists the variables that are not finite or not set.
     """
     ours, infinite = {variable.path: variable for variable in model.variables}, []
     for entry in entries:
-        with np.errstate(over='ignore'):  # what is too large for float32 becomes infinite
+        with np.errstate(over='ignore'):  # a number too large for float32 becomes infinite
             arrays = [np.asarray(variables[name]).astype(np.float32, copy=False) for name in entry.sources]
         array = np.asarray(entry.convert(*arrays), np.float32)
         ours.pop(entry.target).assign(array)
         if not np.isfinite(array).all():
             infinite.append(' + '.join(entry.sources))
-    _raise_listed({'with NaN or infinite values': infinite, 'no source of ours': list(ours)}, path, WHOLE)
+    _raise_listed({'with NaN or infinite values': infinite, 'no source for ours': list(ours)}, path, WHOLE)
 
 
 def to_torch(path: str | os.PathLike, output: str | os.PathLike) -> Source:
-    """Write one of our .keras models as .safetensors in torchvision's names, CIFAR nets in akamaster's.
+    """Write one of our .keras models as .safetensors with torchvision's names, CIFAR networks with akamaster's.
 
     Returns:
-        The Source that the file will be recognised as.
+        The Source as which the file will be recognised.
 
     Raises:
-        UserError: PyTorch's nets cannot express it; nothing was written.
+        UserError: No network of PyTorch's computes the same. Nothing was written.
     """
     from_torch = _module('torch')
-    path, output = pathlib.Path(path).expanduser(), _output(path, output, '.safetensors')
+    path, target = pathlib.Path(path).expanduser(), _output(path, output, '.safetensors')
     if not path.is_file():
         raise UserError(f'there is no file {path}; pass a .keras model')
     with reading(path, 'a .keras model of ours'), layers.deep_graph():
@@ -188,66 +188,62 @@ def to_torch(path: str | os.PathLike, output: str | os.PathLike) -> Source:
     variables = _torch_variables(from_torch, model, path)
     shapes = {name: (array.shape, array.dtype.name) for name, array in variables.items()}
     source, _ = fit(from_torch, shapes, f"{path} in PyTorch's names", remedy=PYTORCH)
-    different = _first_difference(model, _build(source.spec, source.num_classes))
-    if different:
-        raise UserError(f'{path} is no {source.variant} of PyTorch, {different}: {PYTORCH}')
+    if different := _first_difference(model, _build(source.spec, source.num_classes)):
+        raise UserError(f"{path} differs from PyTorch's {source.variant}, {different}: {PYTORCH}")
     verify.verify(model, from_torch, variables, source)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    from_torch.write(output, variables, {'variant': source.variant})
+    target.parent.mkdir(parents=True, exist_ok=True)
+    from_torch.write(target, variables, {'variant': source.variant})
     return source
 
 
 def _torch_variables(from_torch, model, path):
-    """Return {PyTorch's name: float32 array in its layout} of one of our models."""
+    """Return the weights of one of our models as {PyTorch's name: float32 array in PyTorch's layout}."""
     if model.get_config()['layers'][0]['class_name'] != 'InputLayer' or len(model.input_shape) != 4:
-        raise UserError(f'{path} is no model of images [n, h, w, c]; pass one of ours')
+        raise UserError(f'{path} takes no images [n, h, w, c]; pass one of our models')
     is_cifar = all(layer.name != 'stem_pool' for layer in model.layers)
     head, projection = ('linear', 'shortcut') if is_cifar else ('fc', 'downsample')
     names = {variable.path: from_torch.foreign_name(variable.path, head, projection) for variable in model.variables}
-    strange = [name for name, foreign in names.items() if foreign is None]
-    if strange:
+    if strange := [name for name, foreign in names.items() if foreign is None]:
         raise UserError(f'{path} has {_some(strange)}, for which PyTorch has no name: {PYTORCH}')
     arrays = {names[variable.path]: np.asarray(variable, np.float32) for variable in model.variables}
-    # Convolutions HWIO -> OIHW, the last layer [in, out] -> [out, in].
+    # Convolutions [h, w, in, out] -> [out, in, h, w], the last layer [in, out] -> [out, in].
     return {name: array.transpose((3, 2, 0, 1) if array.ndim == 4 else None) for name, array in arrays.items()}
 
 
 def _first_difference(model, twin):
-    """Return where two models' layers differ in what they compute, in words, or None."""
+    """Return in words where the layers of two models first differ in what they compute, or None."""
 
     def configs(net):
-        found = {
-            layer.name: layer.get_config() for layer in net.layers if not isinstance(layer, keras.layers.InputLayer)
-        }
         return {
-            name: {key: value for key, value in config.items() if not key.endswith(_IRRELEVANT)}
-            for name, config in found.items()
+            layer.name: {key: value for key, value in layer.get_config().items() if not key.endswith(_IRRELEVANT)}
+            for layer in net.layers
+            if not isinstance(layer, keras.layers.InputLayer)
         }
 
     ours, theirs = configs(model), configs(twin)
     for name in [*theirs, *ours]:
         if name not in ours or name not in theirs:
-            return f'layer {name} is in one of the two only'
+            return f'layer {name} is in only one of them'
         for key in ours[name].keys() & theirs[name].keys():
             if ours[name][key] != theirs[name][key]:
-                return f'{key} of {name} is {ours[name][key]}, there {theirs[name][key]}'
+                return f'{key} of {name} is {ours[name][key]}, not {theirs[name][key]}'
     return None
 
 
 def _module(family):
     if family not in FAMILIES:
-        raise UserError(f'source {family!r} is none of auto, {", ".join(FAMILIES)}')
+        raise UserError(f'--source={family} must be one of auto, {", ".join(FAMILIES)}')
     return importlib.import_module(f'checkpoints_tools.from_{family}')
 
 
 def _with_classes(entries, source, num_classes):
-    """Return the entries for a net of num_classes: without the background, where there is one."""
+    """Return the Entries for a network of num_classes, which may be one less: without the background."""
     if num_classes in (None, source.num_classes):
         return entries
     if source.labels != 'imagenet1001' or num_classes != source.num_classes - 1:
         raise UserError(
-            f'num_classes={num_classes}: the checkpoint has {source.num_classes} classes (labels '
-            f'{source.labels}), and only the background of imagenet1001 can be dropped; leave it out'
+            f'--num_classes={num_classes}, but the checkpoint has {source.num_classes} classes (labels '
+            f'{source.labels}), and only the background of imagenet1001 can be dropped; leave --num_classes out'
         )
     return [
         entry._replace(convert=lambda *arrays, convert=entry.convert: convert(*arrays)[..., 1:])
@@ -258,16 +254,16 @@ def _with_classes(entries, source, num_classes):
 
 
 def _build(spec, num_classes):
-    """Return the net in stock Keras layers alone: the file then loads without this package."""
+    """Return the network in stock Keras layers, so that its file loads without this package."""
     model = resnet_model.resnet(spec, num_classes, resnet_variants.IMAGE_SHAPES[spec.stem])
     for layer in model.layers:
-        if isinstance(layer, layers.BatchNormalization):  # as rewrite.to_stock, without a second set of weights
+        if isinstance(layer, layers.BatchNormalization):  # like rewrite.to_stock, but without a second set of weights
             layer.__class__ = keras.layers.BatchNormalization
     return model
 
 
 def _card(source, num_classes, verified, files):
-    """Return what a user of the model has to know, as JSON can hold it."""
+    """Return what a user of the model has to know, in values that JSON can hold."""
     if num_classes not in (None, source.num_classes):
         source = dataclasses.replace(source, labels='imagenet1000', num_classes=num_classes)
     return dataclasses.asdict(source) | {
@@ -283,17 +279,17 @@ def _sha256(path):
 
 
 def _output(path, output, suffix):
-    """Return the output's path, which can be written and is not the input."""
+    """Return the output's path. UserError: it has another suffix, is a folder, or is the input."""
     output = pathlib.Path(output).expanduser()
     if output.suffix != suffix:
-        raise UserError(f'output {output} does not end in {suffix}; name it so')
+        raise UserError(f'--output={output} must end in {suffix}; pass such a name')
     if output.is_dir() or output.resolve() == pathlib.Path(path).expanduser().resolve():
-        raise UserError(f'output {output} is a folder or the input; pass another name')
+        raise UserError(f'--output={output} is a folder or the input; pass another name')
     return output
 
 
 def _write(model, card, output):
-    """Put model and card in place by renames, the model last: where it is, its card is, too."""
+    """Put the card and then the model in place by renames, so that a model is never without its card."""
     with files.write_errors(str(output), ', or pass another --output'):
         output.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(output) as part:
@@ -302,18 +298,17 @@ def _write(model, card, output):
 
 
 def _save(model, path):
-    """Write the model as a .keras file, without Keras' second copy in memory."""
+    """Write the model as a .keras file without the second copy in memory that Keras makes."""
     with tempfile.TemporaryDirectory(prefix=f'.{path.stem}-', dir=path.parent) as folder:
         model.save(pathlib.Path(folder, 'files'), zipped=False)
-        with zipfile.ZipFile(path, 'w') as archive:  # which is what a .keras file is
+        with zipfile.ZipFile(path, 'w') as archive:  # a .keras file is a zip of these
             for name in ('metadata.json', 'config.json', 'model.weights.h5'):
                 archive.write(pathlib.Path(folder, 'files', name), name)
 
 
 def _raise_listed(problems, path, remedy):
-    """Raise one UserError of all problems, {what: names}, if any."""
-    listed = [f'{what}: {_some(names)}' for what, names in problems.items() if names]
-    if listed:
+    """Raise one UserError that lists all problems, {what: names}, if there are any."""
+    if listed := [f'{what}: {_some(names)}' for what, names in problems.items() if names]:
         raise UserError(f'{path} does not fit, {"; ".join(listed)}: {remedy}')
 
 

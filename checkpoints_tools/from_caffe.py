@@ -1,8 +1,8 @@
-"""He's ResNet-50, 101 and 152 for Caffe: the .caffemodel of github.com/KaimingHe/deep-residual-networks.
+"""He's ResNet-50, 101 and 152 for Caffe: the .caffemodel files of github.com/KaimingHe/deep-residual-networks.
 
-Read without Caffe, from protobuf's wire format and the field numbers of BVLC/caffe's caffe.proto. Variables are blobs,
-named 'LAYER/i': conv1/0 is the kernel, conv1/1 a bias; of BatchNorm 0 and 1 are sums of means and variances, and 2 is
-what to divide them by; of Scale 0 is gamma and 1 beta.
+They are read without Caffe, by protobuf's wire format and the field numbers of BVLC/caffe's caffe.proto. Variables are
+blobs with names 'LAYER/i'. A convolution has its kernel in conv1/0 and a bias in conv1/1. A BatchNorm has sums of means
+and variances in 0 and 1, and their divisor in 2. A Scale has gamma in 0 and beta in 1.
 """
 
 import dataclasses
@@ -23,20 +23,20 @@ from official_resnet.inputs import protobuf_wire as wire_format
 from official_resnet.resnet_spec import ResNetSpec
 
 KIND = 'a Caffe file'
-EPSILON = 1e-5  # of Caffe's BatchNorm, where the prototxt says nothing else
-CHANNEL_MEANS = (103.0626, 115.9029, 123.1516)  # B, G, R: of the published ResNet_mean.binaryproto
+EPSILON = 1e-5  # the default of Caffe's BatchNorm and of ResNetSpec
+CHANNEL_MEANS = (103.0626, 115.9029, 123.1516)  # B, G, R: the means of the published ResNet_mean.binaryproto
 NOTE = 'KaimingHe/deep-residual-networks, MIT license; arXiv:1512.03385'
-MAX_FIELDS = 100_000  # of one file; ResNet-152 has about 30,000
-MAX_SHAPE_BYTES = 320  # of 32 numbers
-# Field numbers: a NetParameter's layers -> the layer's name and blobs (V1LayerParameter in older files).
+MAX_FIELDS = 100_000  # in a file; ResNet-152 has about 30,000
+MAX_SHAPE_BYTES = 320  # 32 numbers
+# Field numbers: a NetParameter's layers -> the layer's name and blobs. Older files have V1LayerParameter.
 _LAYERS = {100: (1, 7), 2: (4, 6)}
-_DIMENSIONS = (1, 2, 3, 4)  # of a BlobProto before it had a shape: num, channels, height, width
+_DIMENSIONS = (1, 2, 3, 4)  # num, channels, height and width, which a BlobProto had before `shape`
 _VALUES = {5: '<f4', 8: '<f8'}  # data and double_data
 _SHAPE = 7
 
 
 class _File:
-    """A Caffe file in memory as far as it is looked at, and how many more fields may be read of it."""
+    """A memory-mapped Caffe file, with the number of fields that may still be read."""
 
     def __init__(self, path):
         self.fields_left = MAX_FIELDS
@@ -52,7 +52,7 @@ class _File:
             yield field
 
     def blob(self, message, name):
-        """Return (shape, pieces of its values) of a BlobProto."""
+        """Return a BlobProto's (shape, arrays of its values in order)."""
         shape, legacy, pieces = None, {}, []
         for number, wire, content in self.fields(message):
             if number in _VALUES and wire != wire_format.VARINT:
@@ -64,7 +64,7 @@ class _File:
         count = sum(len(piece) for piece in pieces)
         if shape is None and legacy:
             shape = tuple(legacy.get(number, 1) for number in _DIMENSIONS)
-            while len(shape) > 1 and shape[0] == 1:  # vectors and matrices were four-dimensional, too
+            while len(shape) > 1 and shape[0] == 1:  # vectors and matrices had four dimensions, too
                 shape = shape[1:]
         elif shape is None:
             shape = (count,)
@@ -81,7 +81,7 @@ class _File:
             elif number == 1 and wire == wire_format.BYTES and len(content) <= MAX_SHAPE_BYTES:
                 sizes += wire_format.varints(content)
         if len(sizes) > 32:
-            raise ValueError(f'a shape of {len(sizes)} numbers')
+            raise ValueError(f'a shape has {len(sizes)} numbers')
         return tuple(sizes)
 
     def blobs(self):
@@ -107,7 +107,7 @@ class _File:
 
 
 def shapes(path: str | os.PathLike) -> Shapes:
-    """Return {'LAYER/i': (shape, dtype)} of a .caffemodel; the values stay on the disk."""
+    """Return {'LAYER/i': (shape, dtype)} of a .caffemodel without reading the values."""
     with reading(path, KIND):
         return {
             name: (shape, 'float64' if any(piece.dtype == 'f8' for piece in pieces) else 'float32')
@@ -116,42 +116,42 @@ def shapes(path: str | os.PathLike) -> Shapes:
 
 
 def read(path: str | os.PathLike) -> Lazy:
-    """Return {'LAYER/i': float32 array} of a .caffemodel, each copied out of the file when it is asked for."""
+    """Return {'LAYER/i': float32 array} of a .caffemodel; each array is copied from the file on access."""
     with reading(path, KIND):
         file = _File(path)
         blobs = file.blobs()
 
     def value(name):
         array = _array(*blobs[name])
-        file.map.madvise(mmap.MADV_DONTNEED)  # or the file would count as memory beside its copy
+        file.map.madvise(mmap.MADV_DONTNEED)  # else the file's pages would stay in memory beside the copy
         return array
 
     return Lazy(blobs, value)
 
 
 def _array(shape, pieces):
-    # A copy always: the file may go, and its values lie at any address.
+    # Always copy: the file may be deleted, and its values are not aligned.
     return np.concatenate([np.asarray(piece, 'float32') for piece in [*pieces, np.zeros(0, '<f4')]]).reshape(shape)
 
 
 def read_mean(path: str | os.PathLike) -> np.ndarray:
-    """Return the mean image of a .binaryproto, [h, w, 3] float32, BGR, 0..255."""
+    """Return the mean image of a .binaryproto: float32 [h, w, 3], BGR, 0..255."""
     with reading(path, KIND):
         file = _File(path)
         mean = _array(*file.blob(memoryview(file.map), 'mean'))
     if mean.ndim != 3 or mean.shape[0] != 3:
-        raise UserError(f'{path} holds an array of shape {mean.shape}, not of 3 channels, height, width; get it again')
+        raise UserError(f'{path} has the shape {mean.shape}, not (3 channels, height, width); get it again')
     return np.ascontiguousarray(mean.transpose(1, 2, 0))
 
 
 def list_files(path: str | os.PathLike) -> list[str | os.PathLike]:
-    """Return the .caffemodel and the only .binaryproto beside it, a mean image, if there is one."""
+    """Return the .caffemodel and, if there is exactly one .binaryproto (a mean image) beside it, that one."""
     found = sorted(pathlib.Path(path).parent.glob('*.binaryproto'))
     return [path, *found] if len(found) == 1 else [path]
 
 
 def with_mean(source: Source, path: str | os.PathLike) -> Source:
-    """Return the Source with the means of the mean image beside a .caffemodel, if any, for the published ones."""
+    """Return the Source with the means of the mean image beside a .caffemodel, if there is one."""
     for file in list_files(path)[1:]:
         means = tuple(float(value) for value in np.mean(read_mean(file), (0, 1), 'float64'))
         source = dataclasses.replace(source, input=dataclasses.replace(source.input, mean=means))
@@ -159,12 +159,12 @@ def with_mean(source: Source, path: str | os.PathLike) -> Source:
 
 
 def recognises(shapes: Shapes) -> bool:
-    """Return whether these are the blobs of He's nets."""
+    """Return whether these are the blobs of He's networks."""
     return {'conv1/0', 'bn_conv1/0', 'scale_conv1/0', 'res2a_branch2a/0'} <= set(shapes)
 
 
 def _blocks(names: Iterable[str]):
-    """Return {(group, block): '2a', ...}: a, b, c.. in short groups, and a, b1, b2.. in long ones."""
+    """Return {(group, block): '2a', ...}. Short groups have blocks a, b, c and so on, long ones a, b1, b2 and so on."""
     found = {}
     for match in filter(None, map(re.compile(r'res([2-9])([a-z])(\d{0,3})_branch2a/0').fullmatch, names)):
         group, letter, digits = match.groups()
@@ -173,11 +173,10 @@ def _blocks(names: Iterable[str]):
 
 
 def describe(shapes: Shapes, variant: str | None = None) -> Source:
-    """Return the Source of these blobs; a variant, 'ResNet-50' or 'resnet50_v1', must be what they are."""
-    group_blocks = our_net.count_blocks(_blocks(shapes))
+    """Return the Source of these blobs. A variant, 'ResNet-50' or 'resnet50_v1', must name the network found."""
+    blocks = our_net.count_blocks(_blocks(shapes))
     filters, num_classes = shape_of(shapes, 'conv1/0', 4)[0], shape_of(shapes, 'fc1000/0', 2)[0]
-    axes = {'shortcut': 'B', 'stem_pool': 'ceil', 'bn_momentum': 0.999, 'bn_epsilon': EPSILON}
-    spec = ResNetSpec(group_blocks, filters, 'imagenet', 'bottleneck', **axes)
+    spec = ResNetSpec(blocks, filters, 'imagenet', 'bottleneck', shortcut='B', stem_pool='ceil', bn_momentum=0.999)
     name = f'ResNet-{spec.resnet_size}'
     check_variant(variant, name, f'resnet{spec.resnet_size}_v1')
     labels = 'imagenet1000' if num_classes == 1000 else 'unknown'
@@ -190,7 +189,7 @@ def ignored(shapes: Shapes) -> dict[str, str]:
 
 
 def _divide(total, factor, bias=0.0):
-    """Return what BatchNorm stores as a sum, less the convolution's bias, which our convolutions lack."""
+    """Return a sum in a BatchNorm by its factor, less the convolution's bias, which our convolutions lack."""
     factor = float(factor[0])
     return (np.asarray(total, 'float64') * (1 / factor if factor else 0.0) - bias).astype('float32')
 
@@ -199,12 +198,12 @@ _statistic = our_net.Layout(_divide, lambda shape: (shape, (1,), shape))
 
 
 def _norm_names(conv):
-    """Return the names of the BatchNorm and the Scale behind a convolution."""
+    """Return the names of the BatchNorm and the Scale after a convolution."""
     return ('bn_conv1', 'scale_conv1') if conv == 'conv1' else (f'bn{conv[3:]}', f'scale{conv[3:]}')
 
 
 def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
-    """Return the Entries; the statistics' divisors and the biases are in more than one."""
+    """Return the Entries. A statistics' divisor and a bias are in more than one of them."""
     blocks, entry = _blocks(shapes), our_net.Entry
     entries = [entry('logits/kernel', ('fc1000/0',), our_net.transposed), entry('logits/bias', ('fc1000/1',))]
     for layer in our_net.layers(source.spec, source.num_classes):
@@ -226,10 +225,10 @@ def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
 
 
 def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
-    """Return the logits of [n, h, w, 3] images, BGR less the mean, layer by layer as the prototxts have them.
+    """Return the logits of images, [n, h, w, 3], BGR minus the mean, layer by layer as in the prototxts.
 
-    Convolutions pad 3 of 7x7 and 1 of 3x3 on all sides; pool1 covers its input, the last window cut off
-    (pooling_layer.cpp); the first block of groups 3 to 5 has its stride in both 1x1s.
+    A 7x7 convolution pads 3 and a 3x3 one 1 on all sides. pool1 covers its whole input, and its last window may be cut
+    off (pooling_layer.cpp). In groups 3 to 5, both 1x1 convolutions that read the first block's input have stride 2.
     """
 
     def conv(x, name, stride):
@@ -245,8 +244,8 @@ def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
     x = _ceil_pool(tf.nn.relu(norm(conv(tf.constant(images, tf.float32), 'conv1', 2), 'conv1')))
     for (group, block), name in sorted(_blocks(variables).items()):
         projection = f'res{name}_branch1' if block == 1 else None
-        names = [projection, *(f'res{name}_branch{branch}' for branch in ('2a', '2b', '2c'))]
-        x = operations.residual_block(x, names, (2 if group > 1 and block == 1 else 1, 1, 1), conv, norm)
+        names = [f'res{name}_branch{branch}' for branch in ('2a', '2b', '2c')]
+        x = operations.residual_block(x, projection, names, (2 if group > 1 and block == 1 else 1, 1, 1), conv, norm)
     return operations.classify(x, variables['fc1000/0'].T, variables['fc1000/1'])
 
 

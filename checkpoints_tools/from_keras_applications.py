@@ -1,10 +1,9 @@
-"""Keras' own ResNet50, 101, 152 and their V2: .h5 of Keras 1 to 3, .weights.h5 and .keras files.
+"""Keras' own ResNet50, 101, 152 and their V2: .h5 files of Keras 1 to 3, .weights.h5 and .keras files.
 
-Only arrays are read: no model config is looked at, no link followed, no compressed data inflated (Keras writes none).
-Where they lie in a file is found by h5_listing, in a process of its own.
-Variables are named 'LAYER/kernel', bias, gamma, beta, moving_mean, moving_variance, the layer as in the file:
-conv2_block1_1_conv, or res2a_branch2a in files before keras-applications 1.0.7. The function is that of today's
-keras.applications for both; code of the older names had BN with epsilon 1e-3 and a pool of 112 to 55 without padding.
+Only arrays are read: no model config is used, no link is followed, and no compressed data is inflated (Keras writes
+none). h5_listing finds the arrays in a process of its own. Variables are named 'LAYER/kernel', bias, gamma, beta,
+moving_mean or moving_variance, with the layer as in the file: conv2_block1_1_conv, or res2a_branch2a before
+keras-applications 1.0.7, whose BN had an epsilon of 1e-3 and whose pool had no padding. Both are computed as today.
 Source: keras/src/applications/resnet.py, keras/src/saving/saving_lib.py.
 """
 
@@ -20,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -39,7 +39,7 @@ NOTE = (
 KIND = 'an HDF5 or .keras file'
 MAX_SECONDS = 60  # for the list of an HDF5 file's arrays
 MAX_INFLATION = 16  # of model.weights.h5 in a .keras file, which Keras does not compress
-# How a variable's name ends, without a number as of conv1_W_1:0 -> its role. running_std is a variance.
+# The end of a variable's name, without a number as in conv1_W_1:0 -> its role. running_std is a variance.
 _ROLES = {'_W': 'kernel', '_b': 'bias', 'running_mean': 'moving_mean', 'running_std': 'moving_variance'}
 _ROLES |= {role: role for role in ('kernel', 'bias', *BN_PARTS)}
 _OLD_NAMES = {'conv1': 'conv1_conv', 'bn_conv1': 'conv1_bn', 'fc1000': 'predictions'}
@@ -50,7 +50,7 @@ _DEPTHS = {sum(blocks) * 3 + len(blocks) + 1: blocks for blocks in _BLOCKS}  # c
 
 @contextlib.contextmanager
 def _plain(path):
-    """Give the path of the HDF5 file that a path is, or that a .keras file has in it."""
+    """Yield the path of an HDF5 file: the path itself, or what is unzipped from a .keras file."""
     with open(path, 'rb') as file:
         magic = file.read(8)
     if magic == b'\x89HDF\r\n\x1a\n':
@@ -60,17 +60,17 @@ def _plain(path):
             _unzip_weights(path, file)
             yield file.name
     else:
-        raise ValueError('it begins as neither')
+        raise ValueError('it begins like neither')
 
 
 def _unzip_weights(path, target):
-    """Copy a .keras file's HDF5 to an open file, not to memory."""
+    """Copy a .keras file's HDF5 file to an open file, not to memory."""
     name = 'model.weights.h5'
     with zipfile.ZipFile(path) as archive:
         info, limit = archive.getinfo(name), MAX_INFLATION * os.path.getsize(path)
         if info.file_size > limit:
-            raise ValueError(f'it declares {info.file_size} bytes of {name}; no more than {limit} are read')
-        with archive.open(info) as file:  # which gives no more bytes than are declared
+            raise ValueError(f'it declares {info.file_size} bytes of {name}, and at most {limit} are read')
+        with archive.open(info) as file:  # zipfile gives no more bytes than are declared
             shutil.copyfileobj(file, target, 1 << 20)
     target.flush()
     if target.tell() != info.file_size:
@@ -78,7 +78,7 @@ def _unzip_weights(path, target):
 
 
 def _listing(path):
-    """Return the rows of h5_listing for an HDF5 file."""
+    """Return the rows that h5_listing prints of an HDF5 file."""
     command = [sys.executable, '-P', str(pathlib.Path(__file__).with_name('h5_listing.py')), str(path)]
     try:
         done = subprocess.run(command, capture_output=True, timeout=MAX_SECONDS)
@@ -98,7 +98,7 @@ def _variables(path):
     ends = [(offset, np.dtype(dtype).itemsize * math.prod(shape)) for _, shape, dtype, offset, _ in rows]
     total = sum(length for _, length in ends)
     if total > size or any(offset + length > size for offset, length in ends):
-        raise ValueError(f'it has {size} bytes and declares {total} of arrays, or some beyond its end')
+        raise ValueError(f'it has {size} bytes, but declares {total} bytes of arrays, or some beyond its end')
     siblings = collections.Counter(tuple(place[:-1]) for place, *_ in rows)
     named = [_name(place, layer, siblings[tuple(place[:-1])]) for place, *_, layer in rows]
     kinds = {found[0] for found in named if isinstance(found, tuple)}
@@ -114,7 +114,7 @@ def _variables(path):
 
 
 def _name(place, layer, num_siblings):
-    """Return 'LAYER/ROLE' of an array; (kind of the layer, index) where a file does not name its layers."""
+    """Return an array's 'LAYER/ROLE', or (the layer's kind, index) if the file does not name its layers."""
     *parents, last = place
     if not parents or parents[0].startswith('optimizer'):
         return '/'.join(place)
@@ -128,21 +128,21 @@ def _name(place, layer, num_siblings):
 
 
 def _role(index, num_variables):
-    """Return the role of a layer's variable, of which BN has four."""
+    """Return the role of a layer's variable by its index. A BN has four variables."""
     roles = BN_PARTS if num_variables == 4 else ('kernel', 'bias')
     return roles[index] if index < len(roles) else index
 
 
 def _layers_in_order(kinds):
-    """Return {'conv2d_7': 'conv2_block2_1_conv', ..}: Keras' numbers of a ResNet's layers, which go by depth."""
+    """Return {'conv2d_7': 'conv2_block2_1_conv', ...}: Keras numbers the layers of a ResNet in this order."""
     num_convs = sum(re.fullmatch(r'conv2d(_\d+)?', kind) is not None for kind in kinds)
     num_norms = sum(re.fullmatch(r'batch_normalization(_\d+)?', kind) is not None for kind in kinds)
     if num_convs not in _DEPTHS:
-        raise UserError(f'{num_convs} convolutions without names: no ResNet50, 101 or 152 of keras.applications')
+        raise UserError(f'{num_convs} convolutions without names are no ResNet50, 101 or 152; save the weights again')
     is_v2 = num_norms != num_convs
     convs, norms = ['conv1_conv'], [] if is_v2 else ['conv1_bn']
     for group, block, _ in operations.blocks(_DEPTHS[num_convs]):
-        order = ('1', '2', '0', '3') if block == 1 else ('1', '2', '3')  # the projection beside the third
+        order = ('1', '2', '0', '3') if block == 1 else ('1', '2', '3')  # the projection comes before the third
         convs += [f'conv{group + 1}_block{block}_{i}_conv' for i in order]
         norms += [f'conv{group + 1}_block{block}_{i}_bn' for i in (('preact', '1', '2') if is_v2 else order)]
     norms += ['post_bn'] if is_v2 else []
@@ -153,14 +153,14 @@ def _layers_in_order(kinds):
 
 
 def shapes(path: str | os.PathLike) -> Shapes:
-    """Return {'LAYER/ROLE': (shape, dtype)}; the values stay on the disk."""
+    """Return {'LAYER/ROLE': (shape, dtype)} without reading the values."""
     with reading(path, KIND), _plain(path) as plain:
         return {name: (shape, dtype.name) for name, (shape, dtype, _) in _variables(plain).items()}
 
 
 def read(path: str | os.PathLike) -> Lazy:
-    """Return {'LAYER/ROLE': float32 array}, without an optimizer's, each read when it is asked for."""
-    opened = contextlib.ExitStack()  # lives as long as `value`: what was unzipped goes when nobody can ask any more
+    """Return {'LAYER/ROLE': float32 array} without the optimizer's; each array is read on access."""
+    opened = contextlib.ExitStack()  # lives as long as `value`, and so does the unzipped file
     with reading(path, KIND):
         plain = opened.enter_context(_plain(path))
         variables = {name: found for name, found in _variables(plain).items() if not _is_optimizer(name)}
@@ -177,17 +177,17 @@ def _is_optimizer(name):
 
 
 def recognises(shapes: Shapes) -> bool:
-    """Return whether these are the variables of a ResNet of keras.applications."""
+    """Return whether these are the variables of a ResNet from keras.applications."""
     return 'conv2_block1_1_conv/kernel' in _in_todays_words(shapes)
 
 
 def _in_todays_words(names):
-    """Return {today's name: the file's} of variables, which were named otherwise before keras-applications 1.0.7."""
+    """Return {today's name: the name in the file}; keras-applications before 1.0.7 had other names."""
     return {_todays_name(name) if 'res2a_branch2a/kernel' in names else name: name for name in names}
 
 
 def _todays_name(name):
-    """Return the name, of keras-applications since 1.0.7, of a variable of a file from before."""
+    """Return the name since keras-applications 1.0.7 of a variable in an older file."""
     layer, _, role = name.rpartition('/')
     found = re.fullmatch(r'(res|bn)([2-9])([a-z])_branch(1|2[abc])', layer)
     if found:
@@ -202,7 +202,7 @@ def _is_v2(names):
 
 
 def _their(layer, is_v2):
-    """Return the file's name of a layer of ours."""
+    """Return the name in the file of one of our layers."""
     if not layer.group:
         named = {'stem_conv': 'conv1_conv', 'stem_bn': 'conv1_bn', 'head_bn': 'post_bn', 'logits': 'predictions'}
         return named[layer.name]
@@ -211,14 +211,14 @@ def _their(layer, is_v2):
 
 
 def describe(shapes: Shapes, variant: str | None = None) -> Source:
-    """Return the Source of these variables; a variant, 'ResNet50V2' or 'resnet50_v2', must be what they are."""
+    """Return the Source. A variant, 'ResNet50V2' or 'resnet50_v2', must name the network found."""
     shapes = {name: shapes[theirs] for name, theirs in _in_todays_words(shapes).items()}
     if 'predictions/kernel' not in shapes:
-        raise UserError('no classifier predictions/kernel: a file of a net without its top, or of another one')
+        raise UserError('there is no classifier predictions/kernel; get the weights with the top')
     group_blocks, is_v2 = our_net.named_blocks(shapes, *_PLACES), _is_v2(shapes)
     num_classes = shape_of(shapes, 'predictions/kernel', 2)[-1]
     stem, filters = (shape_of(shapes, f'{name}/kernel', 4)[-1] for name in ('conv1_conv', 'conv2_block1_1_conv'))
-    axes = {'version': '1', 'bn_momentum': 0.99, 'stem_filters': None if stem == filters else stem}
+    axes: dict[str, Any] = {'version': '1', 'bn_momentum': 0.99, 'stem_filters': None if stem == filters else stem}
     if is_v2:
         axes |= {'version': '2', 'stride_block': 'last', 'stem_bias': 'conv1_conv/bias' in shapes}
     spec = ResNetSpec(group_blocks, filters, 'imagenet', 'bottleneck', shortcut='B', bn_epsilon=EPSILON, **axes)
@@ -230,12 +230,12 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
 
 
 def ignored(shapes: Shapes) -> dict[str, str]:
-    """Return the optimizer's variables, {name: why}."""
-    return dict.fromkeys(filter(_is_optimizer, shapes), "the optimizer's")
+    """Return {name: why} of the optimizer's variables."""
+    return dict.fromkeys(filter(_is_optimizer, shapes), 'state of the optimizer')
 
 
 def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
-    """Return the Entries; biases go into the means of the BNs that come next on each path."""
+    """Return the Entries. Biases go into the means of the BNs that come next on each path."""
     in_file, is_v2 = _in_todays_words(shapes), _is_v2(shapes)
 
     def is_folded(layer):
@@ -246,7 +246,7 @@ def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
 
 
 def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
-    """Return the logits of [n, h, w, 3] images as keras/src/applications/resnet.py computes them, biases and all."""
+    """Return the logits of images [n, h, w, 3] as keras/src/applications/resnet.py computes them, with all biases."""
     in_file, of_file = _in_todays_words(variables), variables
     variables = Lazy(in_file, lambda name: of_file[in_file[name]])
     is_v2, group_blocks = _is_v2(variables), our_net.named_blocks(variables, *_PLACES)
@@ -263,8 +263,8 @@ def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
     x = operations.max_pool(x, [(1, 1), (1, 1)], 0.0)
     for group, block, stride in operations.blocks(group_blocks, strides_last=is_v2):
         name = f'conv{group + 1}_block{block}'
-        names = [f'{name}_0' if block == 1 else None, *(f'{name}_{i}' for i in (1, 2, 3))]
+        projection, names = f'{name}_0' if block == 1 else None, [f'{name}_{i}' for i in (1, 2, 3)]
         strides, preact = ((1, stride, 1), f'{name}_preact') if is_v2 else ((stride, 1, 1), None)
-        x = operations.residual_block(x, names, strides, conv, norm, preact)
+        x = operations.residual_block(x, projection, names, strides, conv, norm, preact)
     x = tf.nn.relu(norm(x, 'post')) if is_v2 else x
     return operations.classify(x, variables['predictions/kernel'], variables['predictions/bias'])

@@ -1,8 +1,8 @@
-"""Checkpoints of TensorFlow's official/resnet (TF1): v1, which is 1.5, and v2; ImageNet 18 to 200 and CIFAR 6n+2.
+"""Checkpoints of TensorFlow's official/resnet (TF1): v1, which is 1.5 here, and v2; ImageNet 18 to 200, CIFAR 6n+2.
 
-Its variables are numbered in the order of their creation, `resnet_model/conv2d_7/kernel`; in the first block of every
-group the projection is made before the block's own convolutions, in v2 after the block's first BN and without one of
-its own. Until April 2018 there was no `resnet_model/`. From stem kernel, shapes and counts follows what network it is.
+Variables are numbered in the order of their creation, as in `resnet_model/conv2d_7/kernel`. The first block of every
+group has a projection, which is made before the block's own convolutions; in v2 it comes after the block's first BN and
+has no BN of its own. Until April 2018 there was no `resnet_model/`. The shapes and counts tell which network it is.
 
 Source: official/resnet/resnet_model.py and imagenet_main.py, May 2018 to 2019.
 """
@@ -30,6 +30,7 @@ INPUTS = {
 }
 NOTE = 'official/resnet of tensorflow/models, Apache-2.0'
 _SCOPE = 'resnet_model/'
+_Numbers = collections.defaultdict[str, 'itertools.count[int]']  # kind of layer -> its next number
 
 
 def recognises(shapes: Shapes) -> bool:
@@ -39,24 +40,24 @@ def recognises(shapes: Shapes) -> bool:
 
 
 def describe(shapes: Shapes, variant: str | None = None) -> Source:
-    """Return the Source; a variant, 'resnet50_v1.5' or by its official name 'resnet50_v1', must be what is found."""
+    """Return the Source. A variant, 'resnet50_v1.5' or officially 'resnet50_v1', must name the network found."""
     scope = _scope(shapes)
     num_convs = _count(shapes, f'{scope}conv2d{{}}/kernel')
     num_norms = _count(shapes, f'{scope}batch_normalization{{}}/gamma')
     if num_convs < 3:
-        raise UserError(f'{num_convs} convolutions named as {scope}conv2d_1/kernel; official/resnet has more')
+        raise UserError(f'{num_convs} convolutions with names as {scope}conv2d_1/kernel; official/resnet has more')
     convs = [shape_of(shapes, f'{_name(scope, "conv2d", i)}/kernel', 4) for i in range(num_convs)]
     size, filters = convs[0][0], convs[0][3]
     if size not in (3, 7):
-        raise UserError(f'{scope}conv2d/kernel has the shape {convs[0]}; expected 3x3 (CIFAR) or 7x7 (ImageNet)')
+        raise UserError(f'{scope}conv2d/kernel has the shape {convs[0]}, not 3x3 (CIFAR) or 7x7 (ImageNet)')
     stem = 'imagenet' if size == 7 else 'cifar'
     block, group_blocks = _blocks(convs)
     versions = {num_convs: '1.5' if stem == 'imagenet' else '1', num_convs - len(group_blocks): '2'}
     if num_norms not in versions:
         raise UserError(
             f'{num_norms} BNs for {num_convs} convolutions in {len(group_blocks)} groups: v1 has {num_convs}, v2 '
-            f'{num_convs - len(group_blocks)}; {num_convs + 1} are those of a v1 from before May 2018, with a BN and a '
-            'ReLU after its last block, which no ResNetSpec has'
+            f'{num_convs - len(group_blocks)}; a v1 from before May 2018 has {num_convs + 1}, the last one after the '
+            'last block, and cannot be converted'
         )
     version = versions[num_norms]
     pool = 'same' if stem == 'imagenet' else 'pad1'
@@ -69,18 +70,15 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
 
 
 def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
-    """Return the Entries: our layers are in the order in which official/resnet creates its own."""
-    scope, numbers = _scope(shapes), collections.defaultdict(itertools.count)
+    """Return the Entries. Our layers are in the order in which official/resnet creates its own."""
+    scope, numbers = _scope(shapes), _Numbers(itertools.count)
     kinds = {'conv': 'conv2d', 'bn': 'batch_normalization', 'dense': 'dense'}
     return our_net.entries(source, lambda layer: _name(scope, kinds[layer.kind], next(numbers[layer.kind])))
 
 
 def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
-    """Return logits, float32 [n, classes], of float32 [n, h, w, 3] by official/resnet's definition, in its order.
-
-    The source's spec says how many blocks of what kind there are.
-    """
-    spec, scope, numbers = source.spec, _scope(variables), collections.defaultdict(itertools.count)
+    """Return the logits, float32 [n, classes], of images [n, h, w, 3] in the order of official/resnet."""
+    spec, scope, numbers = source.spec, _scope(variables), _Numbers(itertools.count)
     is_v2, relu = spec.version == '2', tf.nn.relu
 
     def get(kind, *parts):
@@ -98,8 +96,8 @@ def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
     x = tf.nn.max_pool2d(x, 3, 2, 'SAME') if spec.stem == 'imagenet' else x
     for _, block, stride in operations.blocks(spec.group_blocks):
         strides = (1, stride, 1) if spec.block == 'bottleneck' else (stride, 1)
-        names = ['projection' if block == 1 else None, *map(str, strides)]  # which say nothing: order alone does
-        x = operations.residual_block(x, names, strides, conv, norm, 'preact' if is_v2 else None)
+        projection, names = 'projection' if block == 1 else None, ['conv'] * len(strides)  # the order is what counts
+        x = operations.residual_block(x, projection, names, strides, conv, norm, 'preact' if is_v2 else None)
     x = relu(norm(x, 'head')) if is_v2 else x
     return operations.classify(x, *get('dense', 'kernel', 'bias'))
 
@@ -113,7 +111,7 @@ def _name(scope, kind, number):
 
 
 def _count(shapes, name):
-    """Return how many layers of a kind there are, '{}' its number in a name; UserError where one is left out."""
+    """Return the number of layers with a name, where '{}' is a layer's number. UserError: one is left out."""
     pattern = re.compile(name.format(r'(?:_([1-9]\d{0,4}))?'))
     numbers = {int(match[1] or 0) for match in map(pattern.fullmatch, shapes) if match}
     for i in range(len(numbers)):
@@ -123,13 +121,13 @@ def _count(shapes, name):
 
 
 def _blocks(convs):
-    """Return (block, group_blocks) from the kernels' shapes: 3x3 ones are counted by their filters."""
+    """Return (block, group_blocks) from the kernels' shapes: the 3x3 kernels are counted by their filters."""
     filters = convs[0][3]
-    block = 'bottleneck' if convs[2][0] == 1 else 'basic'  # 0 is the stem, 1 a projection
+    block = 'bottleneck' if convs[2][0] == 1 else 'basic'  # 0 is the stem, 1 is a projection
     num_3x3 = collections.Counter(shape[3] for shape in convs[1:] if shape[0] == 3)
     group_blocks = []
     while num_3x3[filters * 2 ** len(group_blocks)]:
         group_blocks.append(num_3x3[filters * 2 ** len(group_blocks)] // (1 if block == 'bottleneck' else 2))
     if not group_blocks or not all(group_blocks):
-        raise UserError(f'the convolutions after the stem, with {filters} filters, do not form groups of blocks')
+        raise UserError(f'the convolutions after a stem of {filters} filters form no groups; get the whole checkpoint')
     return block, tuple(group_blocks)

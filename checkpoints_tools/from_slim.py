@@ -1,10 +1,10 @@
-"""tf-slim's ResNets: checkpoints of resnet_v1_50, 101, 152, 200 and resnet_v2_*, V1 and V2 files, converted exactly.
+"""tf-slim's ResNets: checkpoints of resnet_v1_50, 101, 152, 200 and resnet_v2_*, in V1 and V2 files.
 
-slim halves the resolution in the last unit of block1 to 3, on its 3x3 convolution, where its shortcut is sub-sampled
-by a 1x1 max-pool. In v1 that is the same function as the paper's, which halves on the first 1x1 of the next group;
-it is not v1.5, which halves on the 3x3 of the next group. Other marks: conv2d_same pads from the kernel alone, the
-stem's pool is SAME, logits are a 1x1 convolution, and in v2 conv1, shortcut and conv3 have biases, which go into the
-moving mean of whatever BN reads their sum.
+slim halves the resolution in the 3x3 convolution of the last unit of block1 to block3, where a 1x1 max-pool sub-samples
+the shortcut. In v1 that is the same function as the paper's, which halves in the first 1x1 of the next group; it is not
+v1.5, which halves in the 3x3 of the next group. Further, conv2d_same pads by the kernel's size alone, the stem's pool
+is SAME, the logits are a 1x1 convolution, and in v2 conv1, shortcut and conv3 have biases, which go into the moving
+mean of each BN that reads their sum.
 
 Source: tf_slim/nets/resnet_v1.py, resnet_v2.py, resnet_utils.py of tf-slim 1.1.0.
 """
@@ -13,6 +13,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -34,9 +35,9 @@ INPUTS = {
 LABELS = {1000: 'imagenet1000', 1001: 'imagenet1001'}
 _FIRST = re.compile(r'((?:.*/)?)block1/unit_1/bottleneck_v([12])/conv1/weights')
 _UNIT = r'block([1-9]\d{0,3})/unit_([1-9]\d{0,3})/bottleneck_v[12]/conv1/weights'
-_AXES = {'stride_block': 'last', 'stride_conv': '3x3', 'stem_pool': 'same', 'bn_epsilon': EPSILON}
+_AXES: dict[str, Any] = {'stride_block': 'last', 'stride_conv': '3x3', 'stem_pool': 'same', 'bn_epsilon': EPSILON}
 
-# The tutorial's list of what it leaves out.
+# The variables that the document leaves out.
 DOCUMENT_EXCEPT = ('global_step', 'resnet_v1_50/mean_rgb', 'resnet_v1_50/logits/biases', 'resnet_v1_50/logits/weights')
 
 NOTE = (
@@ -45,21 +46,21 @@ NOTE = (
 )
 
 
-class _Shapes(dict):
-    """{name: (shape, dtype)}; mean_rgb is what the file's variable of this name holds, if there is one."""
+class _Shapes(dict):  # {name: (shape, dtype)}
+    mean_rgb: tuple[float, ...] | None = None  # the value of the file's variable of this name, if there is one
 
 
 def rename(name: str) -> str | None:
-    """Return the name that the document's read_ckpt.py gives a variable of resnet_v1_50, or None for one it drops.
+    """Return the name that the document's read_ckpt.py gives a variable of resnet_v1_50, or None if it drops it.
 
-    The renamed weights load into a Keras net whose layers have these names, but the document's net is a v1.5, where
-    the same weights are another function. Pooled features of [3, 4, 6, 3] nets with random weights, loaded as v1.5,
-    differ from slim's by 27 % (norm of the difference / norm; 16 filters, 64 x 64 pixels, random BN statistics), and
-    by 144 % where the statistics fit the weights, as after training (8 filters, 128 x 128); of the net that `describe`
-    finds, by rounding, 0.001 %.
+    The renamed weights load into a Keras network with layers of these names. But the document's network is a v1.5, in
+    which the same weights compute another function. The pooled features of [3, 4, 6, 3] networks with random weights,
+    loaded as v1.5, differ from slim's by 27 % (norm of the difference / norm; 16 filters, 64 x 64 pixels, random BN
+    statistics), and by 144 % if the statistics fit the weights, as after training (8 filters, 128 x 128). Those of the
+    network that `describe` finds differ by rounding, 0.001 %.
 
-    Source: the document's `read_ckpt.py`, its except list and five `replace` in their order; 'weights' comes after
-    'shortcut/weights', which would not be found any more.
+    Source: the document's `read_ckpt.py`, its except list and its five `replace` in their order: 'shortcut/weights'
+    would not be found after 'weights'.
     """
     if name in DOCUMENT_EXCEPT:
         return None
@@ -69,12 +70,12 @@ def rename(name: str) -> str | None:
 
 
 def document_names(names: Iterable[str]) -> dict[str, str]:
-    """Return {their name: the document's name} of those that the document keeps, in the order given."""
+    """Return {slim's name: the document's name} of the variables that the document keeps, in the order given."""
     return {name: kept for name in names if (kept := rename(name)) is not None}
 
 
 def shapes(path: str | os.PathLike) -> Shapes:
-    """Return {name: (shape, dtype)} of a checkpoint; of the values only three numbers are read, mean_rgb."""
+    """Return {name: (shape, dtype)} of a checkpoint. The only value read is mean_rgb, three numbers."""
     found = _Shapes(tf_checkpoint.shapes(path))
     for name in found:
         if name.rpartition('/')[2] == 'mean_rgb' and found[name] == ((3,), 'float32'):
@@ -88,9 +89,9 @@ def recognises(shapes: Shapes) -> bool:
 
 
 def describe(shapes: Shapes, variant: str | None = None) -> Source:
-    """Return the Source; a variant, as 'resnet_v1_50', must be what is found.
+    """Return the Source. A variant, for example 'resnet_v1_50', must name the network found.
 
-    A mean_rgb of the file's own is the input's mean in place of ImageNet's.
+    If the file has a mean_rgb, it is the input's mean in place of ImageNet's.
     """
     scope, version = _scope(shapes)
     group_blocks = our_net.named_blocks(shapes, re.escape(scope) + _UNIT)
@@ -100,7 +101,7 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
     )
     found = f'resnet_v{version}_{2 + 3 * sum(group_blocks)}'
     check_variant(variant, found)
-    axes = {'stem_filters': None if stem == filters else stem, **_AXES}
+    axes = _AXES | {'stem_filters': None if stem == filters else stem}
     spec = ResNetSpec(group_blocks, filters, 'imagenet', 'bottleneck', version, 'B', **axes)
     convention, mean_rgb = INPUTS[version], getattr(shapes, 'mean_rgb', None)
     if version == '1' and mean_rgb and np.isfinite(mean_rgb).all():
@@ -109,13 +110,13 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
 
 
 def ignored(shapes: Shapes) -> dict[str, str]:
-    """Return {name: why} of variables that carry no weight of the network."""
+    """Return {name: why} of the variables that are not weights of the network."""
     means = [name for name in shapes if name.rpartition('/')[2] == 'mean_rgb']
-    return tf_checkpoint.ignored(shapes) | dict.fromkeys(means, 'the mean of the images, which the input lacks already')
+    return tf_checkpoint.ignored(shapes) | dict.fromkeys(means, 'mean of the images, part of the input')
 
 
 def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
-    """Return the Entries; the biases of v2 come off the moving means of all BNs that read a sum they are part of."""
+    """Return the Entries. The biases of v2 are subtracted from the moving means of all BNs that read their sums."""
     scope, version = _scope(shapes)
     words = {'kernel': 'weights', 'bias': 'biases'}
     return our_net.entries(
@@ -128,7 +129,7 @@ def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
 
 
 def _their(layer, version):
-    """Return slim's name of a layer of ours, below its scope."""
+    """Return slim's name of one of our layers, without the scope."""
     if not layer.group:
         named = {'stem_conv': 'conv1', 'stem_bn': 'conv1/BatchNorm', 'head_bn': 'postnorm', 'logits': 'logits'}
         return named[layer.name]
@@ -140,7 +141,7 @@ def _their(layer, version):
 
 
 def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
-    """Return logits, float32 [n, classes], of float32 [n, h, w, 3] by slim's definition, from slim's names alone."""
+    """Return the logits, float32 [n, classes], of images [n, h, w, 3] by slim's definition and slim's names."""
     scope, version = _scope(variables)
     is_v2 = version == '2'
 
@@ -159,17 +160,17 @@ def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
     for block, unit, stride in operations.blocks(group_blocks, strides_last=True):
         name = f'block{block}/unit_{unit}/bottleneck_v{version}'
         projection = f'{name}/shortcut' if f'{scope}{name}/shortcut/weights' in variables else None
-        names = [projection, *(f'{name}/conv{i}' for i in (1, 2, 3))]
-        x = operations.residual_block(x, names, (1, stride, 1), conv, norm, f'{name}/preact' if is_v2 else None)
+        names, preact = [f'{name}/conv{i}' for i in (1, 2, 3)], f'{name}/preact' if is_v2 else None
+        x = operations.residual_block(x, projection, names, (1, stride, 1), conv, norm, preact)
     x = tf.nn.relu(norm(x, 'postnorm')) if is_v2 else x
     return operations.classify(x, variables[f'{scope}logits/weights'][0, 0], variables[f'{scope}logits/biases'])
 
 
 def _scope(names):
-    """Return ('resnet_v1_50/', '1'): under what the only ResNet is, and its version."""
+    """Return the scope of the only ResNet and its version, for example ('resnet_v1_50/', '1')."""
     found = [match for match in map(_FIRST.fullmatch, names) if match]
     if not found:
-        raise UserError('no variable is named as block1/unit_1/bottleneck_v1/conv1/weights of a slim ResNet')
+        raise UserError('no variable ends in block1/unit_1/bottleneck_v1/conv1/weights; pass a checkpoint of slim')
     if len(found) > 1:
-        raise UserError(f'the checkpoint holds {len(found)} ResNets: {", ".join(match[1] for match in found)}')
+        raise UserError(f'{len(found)} ResNets, {", ".join(match[1] for match in found)}; pass a checkpoint of one')
     return found[0].groups()

@@ -1,9 +1,9 @@
-"""tensorpack's ImageNet nets, the .npz of models.tensorpack.com: ResNet 18 to 152, SE, ResNeXt 32x4d, pre-activation.
+"""tensorpack's ImageNet networks, .npz of models.tensorpack.com: ResNet 18 to 152, SE, ResNeXt 32x4d, pre-activation.
 
-Arrays are read without pickle, after what their headers declare is compared with the file. Variables are named as
-in it, conv0/W, group0/block0/conv1/bn/mean/EMA, linear/b, without the ':0' that older files append.
-Source: tensorpack/examples/ResNet/resnet_model.py. Two files of other origin share the suffix and are told by their
-names: what tensorpack.utils.loadcaffe makes of a .caffemodel, and what load-resnet.py --convert makes of that.
+Arrays are read without pickle, after their headers have been compared with the file. Variables keep the names of the
+file, conv0/W, group0/block0/conv1/bn/mean/EMA, linear/b, without the ':0' that older files append.
+Source: tensorpack/examples/ResNet/resnet_model.py. Two other files have the same suffix and are recognised by their
+names: what tensorpack.utils.loadcaffe makes from a .caffemodel, and what load-resnet.py --convert makes from that.
 """
 
 import functools
@@ -28,7 +28,7 @@ NOTE = (
     '1611.05431 (ResNeXt)'
 )
 MAX_MEMBERS = 20_000
-MAX_INFLATION = 8  # bytes of arrays to one of the file; trained weights compress to nine tenths
+MAX_INFLATION = 8  # bytes of arrays for a byte of the file; trained weights compress to nine tenths
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _BN = dict(zip(our_net.BN_PARTS, ('bn/gamma', 'bn/beta', 'bn/mean/EMA', 'bn/variance/EMA'), strict=True))
 _PLACES = r'group(\d)/block(\d{1,3})/conv1/W', (0, 0)
@@ -36,46 +36,46 @@ _IGNORED = r'global_step|learning_rate|beta[12]_power|EMA/.*|tower.*|.*/(Momentu
 
 
 def _members(path) -> Iterator[tuple]:
-    """Yield (name, name in the zip, shape, dtype) of the arrays of an .npz."""
+    """Yield (name, name in the zip, shape, dtype) of each array in an .npz."""
     with reading(path, KIND), zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
         limit = MAX_INFLATION * os.path.getsize(path) + (1 << 20)
         total = sum(info.file_size for info in infos)
         if len(infos) > MAX_MEMBERS or total > limit:
             raise UserError(
-                f'{path} declares {len(infos)} arrays, {total} bytes; no more than {MAX_MEMBERS} and {limit} are read'
+                f'{path} declares {len(infos)} arrays, {total} bytes; at most {MAX_MEMBERS} and {limit} are read'
             )
         names = set()
         for info in infos:
             name = info.filename.removesuffix('.npy').removesuffix(':0')
             if name in names or name == info.filename:
-                raise ValueError(f'{info.filename!r} occurs twice, or is no array')
+                raise ValueError(f'{info.filename!r} is there twice, or is not an array')
             names.add(name)
             with archive.open(info) as file:
                 yield name, info.filename, *_header(file, info)
 
 
 def _header(file, info):
-    """Return (shape, dtype) of an .npy; numpy takes its header for a literal, not for code."""
+    """Return (shape, dtype) of an .npy; numpy reads the header as a literal, not as code."""
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:
-        raise ValueError(f'{info.filename!r} is of .npy version {version}')
+        raise ValueError(f'{info.filename!r} has the .npy version {version}')
     shape, _, dtype = _HEADERS[version](file)
     if dtype.kind not in 'fiu' or dtype.hasobject:
         raise ValueError(f'{info.filename!r} has {dtype}, not numbers; pickled objects are not opened')
     size = info.file_size - file.tell()
     if min(shape, default=0) < 0 or dtype.itemsize * math.prod(shape) != size:
-        raise ValueError(f'{info.filename!r} of shape {shape} has {size} bytes')
+        raise ValueError(f'{info.filename!r} has the shape {shape}, but {size} bytes')
     return shape, dtype
 
 
 def shapes(path: str | os.PathLike) -> Shapes:
-    """Return {name: (shape, dtype)}; the values stay on the disk."""
+    """Return {name: (shape, dtype)} without reading the values."""
     return {name: (shape, dtype.name) for name, _, shape, dtype in _members(path)}
 
 
 def read(path: str | os.PathLike) -> Lazy:
-    """Return {name: float32 array}, without what `ignored` names, each read when it is asked for."""
+    """Return {name: float32 array} without those that `ignored` names; each array is read on access."""
     members = {name: member for name, member, *_ in _members(path) if not re.fullmatch(_IGNORED, name)}
 
     def value(name):
@@ -90,15 +90,15 @@ def _is_caffe(names):
 
 
 def recognises(shapes: Shapes) -> bool:
-    """Return whether these are variables of tensorpack's nets, of loadcaffe's dialect among them."""
+    """Return whether these are variables of tensorpack's networks, or of Caffe's as loadcaffe writes them."""
     return {'conv0/W', 'group0/block0/conv1/W'} <= set(shapes) or _is_caffe(shapes)
 
 
 def describe(shapes: Shapes, variant: str | None = None) -> Source:
-    """Return the Source of these variables; a variant, as 'ImageNet-ResNet50-SE', must be what they are."""
+    """Return the Source. A variant, for example 'ImageNet-ResNet50-SE', must name the network found."""
     for is_caffe, maker in ((_is_caffe(shapes), 'tensorpack.utils.loadcaffe'), ('conv0/b' in shapes, 'load-resnet.py')):
         if is_caffe:
-            raise UserError(f"Caffe's variables as {maker} writes them; convert their .caffemodel with --source caffe")
+            raise UserError(f"Caffe's variables as {maker} writes them; convert the .caffemodel, with --source=caffe")
     spec, family = _spec(shapes, our_net.named_blocks(shapes, *_PLACES))
     num_classes, size = shape_of(shapes, 'linear/b', 1)[0], spec.resnet_size
     name = f'ImageNet-{family.format(size)}'
@@ -111,7 +111,7 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
 
 
 def _spec(shapes, blocks):
-    """Return the ResNetSpec and a pattern of tensorpack's name."""
+    """Return the ResNetSpec, and tensorpack's name with '{}' for the size."""
     filters, first, family = shape_of(shapes, 'conv0/W', 4)[-1], 'group0/block0', 'ResNet{}'
     fields = {'version': '1.5', 'padding': 'same', 'stem_pool': 'same', 'bn_momentum': 0.9, 'bn_epsilon': EPSILON}
     if f'{first}/conv3/W' in shapes:
@@ -131,15 +131,15 @@ def _spec(shapes, blocks):
 
 
 def ignored(shapes: Shapes) -> dict[str, str]:
-    """Return {name: why}: slots of the optimizer, averages of losses, counters."""
-    return dict.fromkeys(filter(re.compile(_IGNORED).fullmatch, shapes), "training's, not the network's")
+    """Return {name: why} of the optimizer's slots, averages of losses and counters."""
+    return dict.fromkeys(filter(re.compile(_IGNORED).fullmatch, shapes), 'state of the training')
 
 
 def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
     """Return the Entries.
 
-    Of V2 the first block begins without BN and ReLU, and ours with both: a BN that changes nothing and the ReLU of
-    what is positive already. Its values are written as made from the statistics of the stem's BN before it.
+    The first block of V2 begins without BN and ReLU. Ours begins with both: a BN that changes nothing, and a ReLU of
+    values that are not negative. As every Entry needs a source, this BN's is the statistics of the stem's BN.
     """
     words, kernels = {'kernel': 'W', 'bias': 'b', **_BN}, {'se_conv': our_net.as_1x1}
     entries = our_net.entries(source, lambda layer: _their(layer, source.spec), words, kernels)
@@ -153,25 +153,25 @@ def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
 
 
 def _their(layer, spec):
-    """Return tensorpack's name of a layer of ours; None for the one BN of ours, of V2, that the file lacks."""
+    """Return tensorpack's name of one of our layers; None for the one BN of V2 that the file lacks."""
     group, block, index = layer.group - 1, layer.block - 1, layer.index
     if layer.name == 'head_bn':
         return f'group{len(spec.group_blocks) - 1}/bnlast'
     if not layer.group:
         return 'linear' if layer.kind == 'dense' else 'conv0'
-    if spec.version == '2' and layer.kind == 'bn' and index == 0:  # of a first block, behind the group before
+    if spec.version == '2' and layer.kind == 'bn' and index == 0:  # a first block's is in the group before
         return f'group{group}/block{block}/preact' if block else f'group{group - 1}/bnlast' if group else None
     kind = f'fc{index}' if layer.kind == 'se_conv' else f'conv{index or "shortcut"}'
     return f'group{group}/block{block}/{kind}'
 
 
 def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
-    """Return the logits of [n, h, w, 3] images as tensorpack's resnet_model.py computes them, all padding SAME."""
+    """Return the logits of images [n, h, w, 3] as tensorpack's resnet_model.py computes them; padding is SAME."""
     is_preact = 'group0/bnlast/bn/gamma' in variables
     num_convs = 3 if 'group0/block0/conv3/W' in variables else 2
 
     def norm(x, name):
-        if name.endswith('/block0/preact'):  # the first block of a group has none: `bnlast` or the stem's is before it
+        if name.endswith('/block0/preact'):  # a group's first block has none: `bnlast` or the stem's BN comes before it
             return x
         return operations.batch_norm(x, *(variables[f'{name}/{part}'] for part in _BN.values()), EPSILON)
 
@@ -191,11 +191,11 @@ def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
     for group, block, stride in operations.blocks(group_blocks):
         name = f'group{group - 1}/block{block - 1}'
         projection = f'{name}/convshortcut' if f'{name}/convshortcut/W' in variables else None
-        names = [projection, *(f'{name}/conv{i + 1}' for i in range(num_convs))]
-        strides = (1, stride, 1)[3 - num_convs :]  # of a bottleneck the second
+        names = [f'{name}/conv{i + 1}' for i in range(num_convs)]
+        strides = (1, stride, 1)[3 - num_convs :]  # a bottleneck has its stride in the second convolution
         preact = f'{name}/preact' if is_preact else None
         branch = functools.partial(excited, name)
-        x = operations.residual_block(x, names, strides, conv, norm, preact, branch=branch)
+        x = operations.residual_block(x, projection, names, strides, conv, norm, preact, branch=branch)
         if is_preact and block == group_blocks[group - 1]:
             x = tf.nn.relu(norm(x, f'group{group - 1}/bnlast'))
     return operations.classify(x, variables['linear/W'], variables['linear/b'])

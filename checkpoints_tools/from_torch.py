@@ -1,11 +1,11 @@
-"""PyTorch's residual networks: torchvision's and timm's names, akamaster's CIFAR nets, .pth and .safetensors.
+"""PyTorch's residual networks with the names of torchvision, timm and akamaster (CIFAR), in .pth and .safetensors.
 
     conv1.weight  bn1.{weight,bias,running_mean,running_var}  layer1.0.conv1.weight  layer1.0.bn1.*
     layer1.0.downsample.{0,1}.*  fc.{weight,bias}
 
-akamaster (github.com/akamaster/pytorch_resnet_cifar10) says linear for fc and has option A: x[:, :, ::2, ::2]
-with zero channels on both sides; its option B says shortcut.{0,1} for downsample.{0,1}. Convolutions are
-[out, in / groups, h, w], all bottlenecks halve on their 3x3 (version 1.5), and padding is symmetric.
+akamaster (github.com/akamaster/pytorch_resnet_cifar10) has linear in place of fc. Its option A is x[:, :, ::2, ::2]
+with zero channels on both sides, and its option B has shortcut.{0,1} in place of downsample.{0,1}. Kernels are
+[out, in / groups, h, w], every bottleneck has its stride in the 3x3 (version 1.5), and padding is symmetric.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ from official_resnet import files, resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.resnet_spec import ResNetSpec
 
-WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'net')  # keys under which trainings save the weights
-PREFIXES = ('module.', '_orig_mod.', 'model.')  # of DataParallel, of torch.compile, of Lightning
+WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'net')  # keys under which training programs save the weights
+PREFIXES = ('module.', '_orig_mod.', 'model.')  # DataParallel's, torch.compile's, Lightning's
 IGNORED = {'num_batches_tracked': 'count of training steps'}
-IGNORED |= dict.fromkeys(('total_ops', 'total_params'), 'of a profiler')
-EPSILON = 1e-5  # torch.nn.BatchNorm2d, and ResNetSpec's default; its momentum of 0.1 is what Keras calls 0.9
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet in 0..1; akamaster's on CIFAR-10, too
+IGNORED |= dict.fromkeys(('total_ops', 'total_params'), 'count of a profiler')
+EPSILON = 1e-5  # torch.nn.BatchNorm2d's, and ResNetSpec's default; PyTorch's momentum of 0.1 is 0.9 in Keras
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, in 0..1; akamaster uses them for CIFAR-10, too
 IMAGENET_INPUT = Input(scale=1 / 255, mean=MEAN, std=STD)
 CIFAR_INPUT = Input(scale=1 / 255, mean=MEAN, std=STD, size=32, resize=None)
 IMAGENET_NOTE = (
@@ -48,23 +48,23 @@ _SAFETENSORS_DTYPES = {'F16': 'float16', 'BF16': 'bfloat16', 'F32': 'float32', '
 
 
 def recognises(shapes: Shapes) -> bool:
-    """Tell whether these variables have torchvision's or akamaster's names."""
+    """Return whether these variables have torchvision's or akamaster's names."""
     return {'conv1.weight', 'bn1.weight', 'layer1.0.conv1.weight'} <= shapes.keys()
 
 
 def shapes(path: str | os.PathLike) -> Shapes:
-    """Return {name: (shape, dtype)}; wrappers are stripped, values are not read."""
+    """Return {name: (shape, dtype)} without wrappers and without reading the values."""
     return {name: (shape, dtype) for name, (shape, dtype, _) in _tensors(path).items()}
 
 
 def read(path: str | os.PathLike) -> Lazy:
-    """Return {name: ndarray}, wrappers stripped, each value read from the file when it is asked for."""
+    """Return {name: ndarray} without wrappers; each array is read on access."""
     tensors = _tensors(path)
     return Lazy(tensors, lambda name: tensors[name][2]())
 
 
 def _tensors(path):
-    """Return {name: (shape, dtype, function that returns the values)}."""
+    """Return {name: (shape, dtype, function that reads the values)}."""
     if _is_safetensors(path):
         found = {}
         with _safetensors(path) as file:
@@ -81,10 +81,10 @@ def _tensors(path):
 
 
 def describe(shapes: Shapes, variant: str | None = None) -> Source:
-    """Return the Source; depth, width and cardinality are seen from names and shapes.
+    """Return the Source. Names and shapes tell the depth, the width and the cardinality.
 
-    A variant is torchvision's name or one of ours. The only thing it can change is the version: weights do not tell
-    whether a bottleneck halves on its 3x3 ('resnet50', 'resnet50_v1.5') or its 1x1 ('resnet50_v1').
+    A variant is torchvision's name or one of ours. It can change only the version, because weights do not tell whether
+    a bottleneck has its stride in the 3x3 ('resnet50', 'resnet50_v1.5') or in the first 1x1 ('resnet50_v1').
     """
     stem, num_classes = shape_of(shapes, 'conv1.weight', 4), shape_of(shapes, f'{_head(shapes)}.weight', 2)[0]
     group_blocks = our_net.named_blocks(shapes, r'layer(\d{1,4})\.(\d{1,6})\..*', (1, 0))
@@ -100,40 +100,41 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
     else:
         raise UserError(
             f"conv1.weight of shape {stem} and {len(group_blocks)} layers are neither torchvision's (7x7, "
-            "4) nor akamaster's (3x3, 3); convert another checkpoint"
+            "4 layers) nor akamaster's (3x3, 3 layers); convert another checkpoint"
         )
     block = 'bottleneck' if is_bottleneck else 'basic'
     spec = ResNetSpec(group_blocks, stem[0], kind, block, version, shortcut, padding, bn_momentum=0.9, **widths)
     spec = _with_version_of(spec, variant) if variant else spec
-    name, labels = variant or _name(spec), labels.get(num_classes, 'unknown')
-    return Source('torch', name, spec, num_classes, convention, labels, note)
+    name, label = variant or _name(spec), labels.get(num_classes, 'unknown')
+    return Source('torch', name, spec, num_classes, convention, label, note)
 
 
 def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
-    """Return the Entry of each variable that the source's spec has."""
+    """Return an Entry for each variable of the source's spec."""
     head, projection = _head(shapes), 'shortcut' if any('.shortcut.' in name for name in shapes) else 'downsample'
     by_rank = {1: our_net.identity, 2: our_net.transposed, 4: our_net.from_oihw}
     return [
-        our_net.Entry(target, (foreign_name(target, head, projection),), by_rank[len(shape)])
+        our_net.Entry(target, (name,), by_rank[len(shape)])
         for target, shape in our_net.variables(source.spec, source.num_classes).items()
+        if (name := foreign_name(target, head, projection))
     ]
 
 
 def ignored(shapes: Shapes) -> dict[str, str]:
-    """Return {name: why} of what is no weight."""
+    """Return {name: why} of the variables that are not weights."""
     return {name: IGNORED[name.rpartition('.')[2]] for name in shapes if name.rpartition('.')[2] in IGNORED}
 
 
 def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
-    """Return logits [n, classes] of float32 [n, h, w, 3] by PyTorch's definition, from the names.
+    """Return the logits, float32 [n, classes], of images [n, h, w, 3] by PyTorch's definition and names.
 
-    The source says whether a bottleneck has its stride on the first 1x1.
+    The source tells whether a bottleneck has its stride in the first 1x1.
     """
 
     def conv(x, name, stride):  # nn.Conv2d with padding (kernel - 1) // 2
         return operations.conv2d(x, variables[f'{name}.weight'].transpose(2, 3, 1, 0), stride)
 
-    def norm(x, name):  # nn.BatchNorm2d in inference, bn1 behind conv1 and downsample.1 behind downsample.0
+    def norm(x, name):  # nn.BatchNorm2d in inference; bn1 follows conv1, downsample.1 follows downsample.0
         name = f'{name[:-1]}1' if name.endswith('.0') else name.replace('conv', 'bn')
         return operations.batch_norm(x, *(variables[f'{name}.{part}'] for part in _BN.values()), EPSILON)
 
@@ -148,17 +149,16 @@ def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
     for layer, i, stride in operations.blocks(source.spec.group_blocks):
         name = f'layer{layer}.{i - 1}'
         projections = (f'{name}.downsample.0', f'{name}.shortcut.0')
-        numbers = range(1, num_convs + 1)
-        names = [next((p for p in projections if f'{p}.weight' in variables), None)]
-        names += [f'{name}.conv{i}' for i in numbers]
-        strides = [stride if i == strided else 1 for i in numbers]
-        x = operations.residual_block(x, names, strides, conv, norm, identity=option_a)
+        projection = next((p for p in projections if f'{p}.weight' in variables), None)
+        names = [f'{name}.conv{i}' for i in range(1, num_convs + 1)]
+        strides = [stride if i == strided else 1 for i in range(1, num_convs + 1)]
+        x = operations.residual_block(x, projection, names, strides, conv, norm, identity=option_a)
     head = _head(variables)
     return operations.classify(x, variables[f'{head}.weight'].T, variables[f'{head}.bias'])
 
 
 def foreign_name(target: str, head: str, projection: str) -> str | None:
-    """Return PyTorch's name of a variable of ours, or None: 'group1_block2_bn1/gamma' -> 'layer1.1.bn1.weight'.
+    """Return PyTorch's name of one of our variables, or None: 'group1_block2_bn1/gamma' -> 'layer1.1.bn1.weight'.
 
     The head is 'fc' or 'linear', the projection 'downsample' or 'shortcut'.
     """
@@ -172,7 +172,7 @@ def foreign_name(target: str, head: str, projection: str) -> str | None:
 
 
 def write(path: pathlib.Path, variables: Variables, metadata: dict[str, str]) -> None:
-    """Write {PyTorch's name: float32 array} and metadata, {str: str}, as .safetensors, whole or not at all."""
+    """Write {PyTorch's name: float32 array} and metadata to a .safetensors file, whole or not at all."""
     arrays = {name: np.ascontiguousarray(array) for name, array in variables.items()}
     with files.replacing(path) as part:
         part.write_bytes(_library().numpy.save(arrays, {'format': 'pt'} | metadata))
@@ -187,7 +187,7 @@ def _widths(filters, shape):
     inner, per_group = shape[:2]
     cardinality, base_width = inner // per_group, 64 * per_group // filters
     if per_group * cardinality != inner or filters * base_width // 64 * cardinality != inner:
-        raise UserError(f'layer1.0.conv2.weight {shape} is of no ResNet, ResNeXt or wide ResNet of {filters} filters')
+        raise UserError(f'layer1.0.conv2.weight {shape} fits no network of {filters} filters; get the checkpoint again')
     return {'cardinality': cardinality, 'base_width': base_width}
 
 
@@ -195,16 +195,16 @@ def _with_version_of(spec, variant):
     named = resnet_variants.VARIANTS.get(NAMES.get(variant, variant), spec if variant == _name(spec) else None)
     if named is None:
         raise UserError(
-            f'variant {variant!r} is none of {", ".join(NAMES)}, or of those of resnet_variants.VARIANTS; '
+            f'--variant={variant} must be one of {", ".join(NAMES)}, or one of resnet_variants.VARIANTS; '
             f'leave it out for {_name(spec)}'
         )
     if named.version == '2' or _shape(named) != _shape(spec):
-        raise UserError(f'variant {variant!r} does not fit: the variables are those of {_name(spec)}; leave it out')
+        raise UserError(f'--variant={variant} does not fit: the variables are those of {_name(spec)}; leave it out')
     return dataclasses.replace(spec, version=named.version)
 
 
 def _name(spec):
-    """Return the name of a net that has one, or describe it."""
+    """Return the network's published name, or else a description."""
     for name, variant in NAMES.items():
         if _shape(resnet_variants.VARIANTS[variant]) == _shape(spec):
             return name
@@ -214,25 +214,25 @@ def _name(spec):
 
 
 def _state_dict(saved, path):
-    """Return {name: Tensor} out of what was saved: the dict that has tensors, without prefixes."""
+    """Return {name: Tensor}, without prefixes, from the object that was saved."""
     if isinstance(saved, dict):
         saved = next((saved[name] for name in WRAPPERS if isinstance(saved.get(name), dict)), saved)
     items = saved.items() if isinstance(saved, dict) else ()
     tensors = {name: value for name, value in items if isinstance(name, str) and isinstance(value, torch_pickle.Tensor)}
     if not tensors:
-        raise UserError(f'{path} holds no weights by name; save them with torch.save(model.state_dict(), PATH)')
+        raise UserError(f'{path} has no weights by name; save them with torch.save(model.state_dict(), PATH)')
     return _stripped(tensors)
 
 
 def _stripped(values):
-    """Return {name: value} without the prefixes that all names have."""
+    """Return {name: value} without the prefixes that all names share."""
     while values and (prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in values)), None)):
         values = {name.removeprefix(prefix): value for name, value in values.items()}
     return values
 
 
 def _is_safetensors(path):
-    """Tell a .safetensors file by its name, or by its start: 8 bytes of length, then JSON."""
+    """Return whether a file is a .safetensors file, by its name or its start: 8 bytes of length, then JSON."""
     if str(path).endswith('.safetensors'):
         return True
     with reading(path, 'a .pth, .th or .safetensors file'), open(path, 'rb') as file:
@@ -243,13 +243,13 @@ def _library():
     try:
         import safetensors.numpy
     except ImportError:
-        raise UserError("a .safetensors file needs its package: pip install 'official-resnet[convert]'") from None
+        raise UserError("a .safetensors file needs safetensors: pip install 'official-resnet[convert]'") from None
     return safetensors
 
 
 @contextlib.contextmanager
 def _safetensors(path):
-    """Yield the open file; what is wrong with it is a UserError, also when a tensor is read."""
+    """Yield the open file. A damaged file raises UserError, also when a tensor is read."""
     with reading(path, 'a .safetensors file'), _library().safe_open(path, framework='numpy') as file:
         yield file
 

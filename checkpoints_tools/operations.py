@@ -1,6 +1,6 @@
-"""What the families' own definitions consist of, as plain formulas on [n, h, w, c]: layers, blocks, nothing fused.
+"""The operations in the families' own definitions, as plain formulas on [n, h, w, c] without fused kernels.
 
-The values of a checkpoint are computed with in float32, whatever their type.
+Whatever the type of a checkpoint's values, they are used in float32.
 """
 
 import math
@@ -9,44 +9,45 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
+Array = np.ndarray
 
-def conv2d(x: tf.Tensor, kernel: np.ndarray, stride: int = 1, bias=None, padding: str = 'symmetric') -> tf.Tensor:
-    """Convolve with a kernel [h, w, in / groups, out], one group of channels after the other.
 
-    'symmetric' padding is (kernel - 1) // 2 on each side, whatever the stride and the size of the image: PyTorch's,
-    Caffe's, slim's conv2d_same and the fixed padding of official/resnet. 'SAME' is TensorFlow's.
+def conv2d(x: tf.Tensor, kernel: Array, stride: int, bias: Array | None = None, padding: str = 'fixed') -> tf.Tensor:
+    """Convolve with a kernel [h, w, in / cardinality, out], one group of channels after the other.
+
+    'fixed' padding is (kernel - 1) // 2 on each side, whatever the stride and the size of the image, as in PyTorch,
+    Caffe, slim's conv2d_same and official/resnet. 'SAME' is TensorFlow's.
     """
     kernel = np.asarray(kernel, 'float32')
-    if padding == 'symmetric':
-        pads = [(kernel.shape[0] - 1) // 2] * 2
-        padding = [[0, 0], pads, pads, [0, 0]]
-    groups = x.shape[-1] // kernel.shape[2]
-    parts = zip(tf.split(x, groups, -1), tf.split(kernel, groups, -1), strict=True)
-    x = tf.concat([tf.nn.conv2d(*part, stride, padding) for part in parts], -1)
+    side = [(kernel.shape[0] - 1) // 2] * 2
+    pads = [[0, 0], side, side, [0, 0]] if padding == 'fixed' else padding
+    cardinality = x.shape[-1] // kernel.shape[2]
+    parts = zip(tf.split(x, cardinality, -1), tf.split(kernel, cardinality, -1), strict=True)
+    x = tf.concat([tf.nn.conv2d(*part, stride, pads) for part in parts], -1)
     return x if bias is None else x + np.asarray(bias, 'float32')
 
 
-def batch_norm(x: tf.Tensor, gamma, beta, mean, variance, epsilon: float) -> tf.Tensor:
-    """Normalise by moving statistics."""
+def batch_norm(x: tf.Tensor, gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float) -> tf.Tensor:
+    """Normalise by moving statistics, [channels] each."""
     gamma, beta, mean, variance = (np.asarray(value, 'float32') for value in (gamma, beta, mean, variance))
     return (x - mean) / tf.sqrt(variance + np.float32(epsilon)) * gamma + beta
 
 
 def max_pool(x: tf.Tensor, pads: Sequence[Sequence[int]], value: float = -np.inf) -> tf.Tensor:
-    """Return the largest of each 3x3 at stride 2, with (before, after) rows and columns of a value around."""
+    """Return the largest of each 3x3 at stride 2. The pads are (before, after) of rows and of columns of `value`."""
     return tf.nn.max_pool2d(tf.pad(x, [(0, 0), *pads, (0, 0)], constant_values=value), 3, 2, 'VALID')
 
 
-def classify(x: tf.Tensor, kernel, bias) -> np.ndarray:
-    """Return the logits, float32 [n, classes], of feature maps: a dense layer on their means."""
+def classify(x: tf.Tensor, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Return the logits of feature maps, float32 [n, classes]: a dense layer on the maps' means."""
     return (tf.reduce_mean(x, [1, 2]) @ np.asarray(kernel, 'float32') + np.asarray(bias, 'float32')).numpy()
 
 
 def blocks(group_blocks: Sequence[int], strides_last: bool = False) -> Iterator[tuple[int, int, int]]:
     """Yield (group, block, stride) of all blocks, counted from 1.
 
-    The first block of each group but the first one halves the resolution, or with `strides_last` the last block of
-    each group but the last one.
+    The first block of each group after group 1 halves the resolution. With `strides_last` it is the last block of each
+    group before the last one.
     """
     for group, num_blocks in enumerate(group_blocks, start=1):
         for block in range(1, num_blocks + 1):
@@ -56,7 +57,8 @@ def blocks(group_blocks: Sequence[int], strides_last: bool = False) -> Iterator[
 
 def residual_block(
     x: tf.Tensor,
-    names: Sequence[str | None],
+    projection: str | None,
+    names: Sequence[str],
     strides: Sequence[int],
     conv: Callable[[tf.Tensor, str, int], tf.Tensor],
     norm: Callable[[tf.Tensor, str], tf.Tensor],
@@ -64,17 +66,17 @@ def residual_block(
     identity: Callable[[tf.Tensor, int], tf.Tensor] = lambda x, stride: x[:, ::stride, ::stride],
     branch: Callable[[tf.Tensor], tf.Tensor] = lambda x: x,
 ) -> tf.Tensor:
-    """Return the output of a block: of version 1 (arXiv:1512.03385), or with `preact` of version 2 (arXiv:1603.05027).
+    """Return a block's output: version 1 (arXiv:1512.03385), or with `preact` version 2 (arXiv:1603.05027).
 
     Args:
-        names: of the projection, None where there is none, and of the convolutions.
-        strides: of the convolutions.
-        conv: (x, name, stride) -> the convolution; called for the projection first, as the families create them.
-        norm: (x, name) -> the BN behind the convolution of this name, or before all of them the one named `preact`.
+        projection: The name of the projection, None if there is none.
+        names, strides: Those of the other convolutions.
+        conv: (x, name, stride) -> the convolution. The projection comes first, as the families create them.
+        norm: (x, name) -> the BN after the convolution of this name, or the one named `preact` before all of them.
+        preact: The name of the BN at the start of a block of version 2.
         identity: (x, stride) -> the shortcut without a projection.
-        branch: what becomes of the last convolution's output before the sum.
+        branch: What to do with the last convolution's output before the sum, for example SE.
     """
-    projection, *names = names
     y, stride = tf.nn.relu(norm(x, preact)) if preact else x, math.prod(strides)
     shortcut = conv(y, projection, stride) if projection else identity(x, stride)
     shortcut = norm(shortcut, projection) if projection and not preact else shortcut

@@ -1,6 +1,7 @@
-"""What our net of a spec consists of, by arithmetic: no layer is made, so no number in a file can make it large."""
+"""Compute the layers of our network for a spec. No layer is made, so no number in a file can use up memory."""
 
 import collections
+import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -15,17 +16,18 @@ from official_resnet.resnet_spec import ResNetSpec
 BN_PARTS = ('gamma', 'beta', 'moving_mean', 'moving_variance')
 
 
-class Layer(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Layer:
     """A layer that has weights.
 
     Attributes:
         name: 'group1_block2_conv1'.
         kind: 'conv', 'bn', 'se_conv' or 'dense'.
-        group, block: from 1; 0 outside of the groups.
-        index: of a convolution in its block, from 1; 0 on the shortcut and in the stem. A BN has that of the
-            convolution before it; in version 2, 0 at the start of a block and at the end, where it reads a sum.
-        shape: of the kernel, [h, w, in, out] or [in, out], or of each part of a BN, [channels].
-        has_bias: whether there is a bias beside the kernel.
+        group, block: Counted from 1; 0 outside of the groups.
+        index: The convolution's place in its block, from 1; 0 on the shortcut and in the stem. A BN has the index of
+            the convolution before it; in version 2, 0 at the start of a block and in the head, where it reads a sum.
+        shape: The kernel's shape, [h, w, in, out] or [in, out], or that of each part of a BN, [channels].
+        has_bias: Whether the layer has a bias beside the kernel.
     """
 
     name: str
@@ -37,7 +39,7 @@ class Layer(NamedTuple):
     has_bias: bool = False
 
     def variables(self) -> dict[str, Shape]:
-        """Return {'kernel': shape, ...}."""
+        """Return {'kernel': shape, ...} of the layer's variables."""
         if self.kind == 'bn':
             return dict.fromkeys(BN_PARTS, self.shape)
         return {'kernel': self.shape} | ({'bias': self.shape[-1:]} if self.has_bias else {})
@@ -97,29 +99,29 @@ def variables(spec: ResNetSpec, num_classes: int) -> dict[str, Shape]:
 
 
 def named_blocks(names: Iterable[str], pattern: str, first: tuple[int, int] = (1, 1)) -> tuple[int, ...]:
-    """Return `count_blocks` of the (group, block) that a pattern finds in names, counted from `first`."""
+    """Return `count_blocks` of the (group, block) that a pattern finds in names, where counting starts at `first`."""
     found = filter(None, map(re.compile(pattern).fullmatch, names))
     return count_blocks((int(place[1]) - first[0] + 1, int(place[2]) - first[1] + 1) for place in found)
 
 
 def count_blocks(places: Iterable[tuple[int, int]]) -> tuple[int, ...]:
-    """Return the number of blocks of each group, of (group, block) from 1; UserError if one is left out, or all."""
+    """Return the number of blocks in each group from (group, block), counted from 1. UserError: one is left out."""
     found = collections.defaultdict(set)
     for group, block in places:
         found[group].add(block)
     blocks = tuple(len(found[group]) for group in sorted(found))
     if not found or any(found.get(i) != set(range(1, 1 + n)) for i, n in enumerate(blocks, start=1)):
         some = {group: sorted(found[group])[:40] for group in sorted(found)[:9]}
-        raise UserError(f'no residual network: groups and blocks as {some}, of which some are left out')
+        raise UserError(f'groups and blocks {some} are not without gaps from 1; get the whole checkpoint')
     return blocks
 
 
 class Layout(NamedTuple):
-    """How arrays of a source become a variable of ours: `layout(*arrays)`.
+    """How arrays of a source become one of our variables: `layout(*arrays)`.
 
     Attributes:
         function: arrays -> the variable.
-        shapes: the variable's shape -> those that the arrays must have; may be more than there are arrays.
+        shapes: The variable's shape -> the arrays' shapes, and perhaps more.
     """
 
     function: Callable[..., np.ndarray]
@@ -138,18 +140,17 @@ from_oihw = Layout(lambda kernel: np.transpose(kernel, (2, 3, 1, 0)), lambda sha
 transposed = Layout(np.transpose, lambda shape: [shape[::-1]])
 squeezed = Layout(lambda kernel: kernel[0, 0], lambda shape: [(1, 1, *shape)])  # a dense layer stored as a convolution
 as_1x1 = Layout(lambda matrix: matrix[None, None], lambda shape: [shape[2:]])  # a convolution stored as a dense layer
-less_biases = Layout(_less, itertools.repeat)  # the moving mean of a BN whose input lacks these biases in our net
+less_biases = Layout(_less, itertools.repeat)  # the moving mean of a BN whose input lacks these biases in ours
 
 
 class Entry(NamedTuple):
     """Where variables of a source go.
 
     Attributes:
-        target: a variable of ours as 'LAYER/VARIABLE', 'group1_block1_conv1/kernel'.
-        sources: names of one or more variables, in the order that `convert` takes them. Each is used once; only a
-            vector that is folded into several targets, as a bias into the means of BNs, may be in several, one of
-            them at most on its own.
-        convert: Layout.
+        target: One of our variables as 'LAYER/VARIABLE', for example 'group1_block1_conv1/kernel'.
+        sources: The names of one or more variables in the order in which `convert` takes them. Each is used once, but
+            a vector may be folded into several targets, for example a bias into the means of BNs.
+        convert: Makes the target from the sources.
     """
 
     target: str
@@ -164,19 +165,19 @@ def entries(
     kernels: Mapping[str, Layout] | None = None,
     is_folded: Callable[[Layer], bool] = lambda layer: False,
 ) -> list[Entry]:
-    """Return the Entries of a source that has a variable for each of ours, called LAYER/WORD.
+    """Return the Entries of a source that has a variable LAYER/WORD for each of ours.
 
-    Our convolutions have no bias; one of the source lowers the moving means of the BNs that read it. A BN reads the
-    convolution before it, or in version 2, at the start of a block and at the end, the sum of the blocks so far, which
-    a projection begins anew. The stem's pool pads with -inf, and its maxima move with a bias.
+    Our convolutions have no bias. A bias of the source lowers the moving means of the BNs that read it. A BN reads the
+    convolution before it, or in version 2, at the start of a block and in the head, the sum of the blocks so far; a
+    projection starts a new sum. The stem's pool pads with -inf, so its maxima move with a bias.
 
     Args:
-        their: layer -> the source's name of it, None for one that it lacks; called once a layer, in order.
-        words: the source's words for 'kernel', 'bias', and the parts of a BN, where they are other words.
-        kernels: kind -> Layout of the kernel, where it is another one.
-        is_folded: whether the source has a bias with a convolution for which ours has none.
+        their: Layer -> its name in the source, or None if the source lacks it. Called once for each layer, in order.
+        words: The source's words for 'kernel', 'bias' and the parts of a BN, if they differ.
+        kernels: Kind of layer -> Layout of its kernel, if it is not `identity`.
+        is_folded: Whether the source's convolution has a bias and ours has none.
     """
-    words, found, sums, latest = words or {}, [], [], []
+    words, found, sums, latest = words or {}, [], list[str](), list[str]()
     num_convs = 3 if source.spec.block == 'bottleneck' else 2
     for layer in layers(source.spec, source.num_classes):
         name = their(layer)

@@ -4,14 +4,16 @@
     python checkpoints_tools/read_ckpt.py --input resnet50.pth --output resnet50.keras
     python checkpoints_tools/read_ckpt.py --input resnet50.keras --output resnet50.safetensors --to torch
 
-The model takes images as its source did, float32 [n, h, w, 3] in the source's order and scale of channels
-(OUT.card.json says which), and gives float32 logits. It is written only if it computes the same as the source.
-TensorFlow's checkpoints are named without .index. Families, names and measured differences: README.md.
+The model takes float32 images [n, h, w, 3] in its source's order and scale of channels, which OUT.card.json
+describes, and returns float32 logits. It is written only if it computes the same as its source.
+Name a TensorFlow checkpoint without .index. README.md lists the families, names and measured differences.
 """
 
 import os
 import signal
 import sys
+import types
+from collections.abc import Iterator
 
 try:
     from absl import flags
@@ -19,34 +21,33 @@ try:
     from checkpoints_tools import FAMILIES
     from official_resnet.command_line import definer, program
     from official_resnet.errors import one_line
-except ModuleNotFoundError as error:  # run by its path, without an installation
+except ModuleNotFoundError as error:  # run by its path without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
 
-def define_flags():
-    """Return the flags, in a set of their own."""
+def define_flags() -> flags.FlagValues:
+    """Return the program's flags in a new FlagValues."""
     values = flags.FlagValues()
     define = definer.Definer(values)
-    define.string('list', None, 'Print the variables of this checkpoint: name, shape, dtype, target.')
-    define.string('input', None, 'The checkpoint to convert; for --to torch a .keras model.')
-    define.string('output', None, 'The .keras file to write; for --to torch a .safetensors file.')
+    define.string('list', None, 'Print the variables of this checkpoint: name, shape, dtype, and where it goes.')
+    define.string('input', None, 'The checkpoint to convert; with --to torch, a .keras model.')
+    define.string('output', None, 'The .keras file to write; with --to torch, a .safetensors file.')
     define.enum('source', 'auto', ('auto', *FAMILIES), 'Family of the checkpoint.')
-    define.string('variant', None, 'Name of the net, where the variables do not tell, as resnet50_v1.')
-    define.integer('num_classes', None, '1000 drops the background class of a checkpoint with 1001.', None, 1, None)
-    define.enum('to', 'keras', ('keras', 'torch'), 'What to write.')
+    define.string('variant', None, 'Name of the network, if the variables do not tell, for example resnet50_v1.')
+    define.integer('num_classes', None, '1000 drops the background of a checkpoint with 1001 classes.', None, 1, None)
+    define.enum('to', 'keras', ('keras', 'torch'), 'What to write: a Keras model, or PyTorch weights.')
+    paths = ['list', 'input', 'output']
     flags.register_multi_flags_validator(
-        ['list', 'input', 'output'],
-        lambda v: (
-            [bool(v[name]) for name in ('list', 'input', 'output')] in ([True, False, False], [False, True, True])
-        ),
+        paths,
+        lambda v: [bool(v[name]) for name in paths] in ([True, False, False], [False, True, True]),
         'pass --list PATH, or --input PATH and --output PATH',
         values,
     )
     return values
 
 
-def main(argv):
-    """Run with the arguments `argv` (program name first); return the exit code."""
+def main(argv: list[str]) -> int:
+    """Run with the arguments `argv`, the program's name first; return the exit code."""
     return program.run_program(argv, __doc__, define_flags(), _run)
 
 
@@ -76,10 +77,11 @@ def _run(values):
         )
 
 
-def list_lines(convert, path, family, variant):
-    """Yield a line for each variable of a checkpoint, and one for the whole."""
+def list_lines(convert: types.ModuleType, path: str, family: str, variant: str | None) -> Iterator[str]:
+    """Yield a line for each variable of a checkpoint, and one for the checkpoint; `convert` is imported late."""
     module, shapes = convert.identify(path, family)
-    targets, ignored, summary = {}, {}, f'{len(shapes)} variables of no known family'
+    targets: dict[str, list[str]] = {}
+    ignored, summary = {}, f'{len(shapes)} variables that no family knows; pass --source'
     if module:
         ignored = module.ignored(shapes)
         try:
@@ -97,9 +99,9 @@ def list_lines(convert, path, family, variant):
     yield one_line(summary)
 
 
-def run():
+def run() -> None:
     """Run with the arguments of the command line and exit."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that part files go
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds the stack, so that part files are deleted
     sys.exit(main(sys.argv))
 
 

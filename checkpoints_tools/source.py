@@ -1,22 +1,22 @@
-"""What the readers of foreign checkpoints have in common.
+"""What the readers of foreign checkpoints share.
 
 Each module from_FAMILY has
 
-    recognises(shapes)                  whether these variables are of the family
-    shapes(path)                        {name: (shape, dtype)}, without reading values where the format allows
-    read(path)                          {name: ndarray}, nothing executed, bounded by the file's size; or Lazy
-    describe(shapes, variant=None)      Source: what network the variables are of, and what it is fed
-    name_map(source, shapes)            [Entry]: where each variable goes; every variable in one entry or in `ignored`
-    ignored(shapes)                     names that carry no weight of the network, {name: why}
-    run(variables, images, source)      logits by the source's own definition, not by our model
+    recognises(shapes)                  whether these variables belong to the family
+    shapes(path)                        {name: (shape, dtype)}, without the values if the format allows it
+    read(path)                          {name: ndarray} or Lazy; executes nothing, and is bounded by the file's size
+    describe(shapes, variant=None)      Source: which network the variables belong to, and what it is fed
+    name_map(source, shapes)            [Entry]: where each variable goes; each is in an Entry or in `ignored`
+    ignored(shapes)                     {name: why} of the variables that are not weights of the network
+    run(variables, images, source)      the logits by the source's own definition, not by our model
 
 and may have
 
-    list_files(path)                    the files that are read, where it is not the path alone
+    list_files(path)                    the files that are read, if the path is not the only one
     with_mean(source, path)             the Source with the means of a mean image beside the checkpoint, if there is one
 
-`convert.fit` sees to it that all variables are there and of the right shape, for all families. Whatever is wrong with
-a file is a UserError.
+For all families, `convert.fit` checks that every variable is there and has the right shape. A file that is damaged, or
+not what it should be, raises UserError.
 """
 
 import collections.abc
@@ -33,7 +33,7 @@ from official_resnet.inference.card_reader import Input
 from official_resnet.inputs.normalization import NORMALIZATIONS
 
 Shape = tuple[int, ...]
-Shapes = collections.abc.Mapping[str, tuple[Shape, str]]  # of a checkpoint: {name: (shape, dtype)}
+Shapes = collections.abc.Mapping[str, tuple[Shape, str]]  # a checkpoint's {name: (shape, dtype)}
 Variables = collections.abc.Mapping[str, np.ndarray]
 
 
@@ -42,11 +42,12 @@ class Source:
     """What a checkpoint is.
 
     Attributes:
-        family: a key of FAMILIES.
-        variant: a name a person knows it by, as 'resnet_v1_50'.
-        spec: of our net that computes the same function.
-        labels: 'imagenet1000', 'imagenet1001' (0 is background), 'cifar10', or 'unknown'.
-        note: license and citation, as far as known.
+        family: A key of FAMILIES.
+        variant: The name by which people know it, for example 'resnet_v1_50'.
+        spec: Our network that computes the same function.
+        input: What the network is fed.
+        labels: 'imagenet1000', 'imagenet1001' (0 is the background), 'cifar10' or 'unknown'.
+        note: License and citation, as far as they are known.
     """
 
     family: str
@@ -59,7 +60,7 @@ class Source:
 
 
 class Lazy(collections.UserDict):
-    """{name: ndarray} that reads a value each time it is asked for: a checkpoint is never in memory as a whole."""
+    """{name: ndarray} that reads a value on each access, so that a checkpoint is never in memory as a whole."""
 
     def __init__(self, names: Iterable[str], read: Callable[[str], np.ndarray]):
         self.data, self._read = dict.fromkeys(names), read
@@ -70,7 +71,7 @@ class Lazy(collections.UserDict):
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike, kind: str) -> Iterator[None]:
-    """Make one UserError of whatever a strange file leads to; `kind` says what it should be, as 'an .npz file'."""
+    """Turn every exception that a strange file causes into UserError. The kind it should be is 'an .npz file'."""
     try:
         yield
     except UserError:
@@ -82,13 +83,13 @@ def reading(path: str | os.PathLike, kind: str) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Return what an exception says, on a line that is not too long."""
+    """Return an exception's message on one line of at most 200 characters."""
     text = one_line(' '.join((getattr(error, 'message', '') or str(error)).split())) or type(error).__name__
     return text if len(text) <= 200 else f'{text[:197]}...'
 
 
 def shape_of(shapes: Shapes, name: str, rank: int) -> Shape:
-    """Return the shape of a variable; UserError if it is not there, of another rank, or empty."""
+    """Return the shape of a variable. UserError: it is not there, has another rank, or is empty."""
     if name not in shapes:
         raise UserError(f'the checkpoint has no variable {name}; get the whole checkpoint')
     shape = tuple(shapes[name][0])
@@ -98,11 +99,11 @@ def shape_of(shapes: Shapes, name: str, rank: int) -> Shape:
 
 
 def check_variant(variant: str | None, *names: str) -> None:
-    """Raise UserError if a variant is asked for that is not called by one of these names."""
+    """Raise UserError if a variant was asked for that is not one of these names of the network."""
     if variant not in (None, *names):
-        raise UserError(f'variant {variant!r}: by its variables the checkpoint is of {names[0]}; leave the variant out')
+        raise UserError(f'--variant={variant}, but the variables are those of {names[0]}; leave --variant out')
 
 
 def normalized(images: np.ndarray, convention: Input) -> np.ndarray:
-    """Return images, [n, h, w, 3] in RGB and 0..255, as a net is fed them: float32, in the convention's order."""
+    """Return RGB images, [n, h, w, 3] in 0..255, as a network is fed them: float32, channels in its order."""
     return np.asarray(NORMALIZATIONS[convention.name](np.asarray(images)))

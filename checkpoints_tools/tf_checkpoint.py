@@ -1,7 +1,7 @@
-"""TensorFlow 1 checkpoints: finding, listing and reading them, for from_slim and from_official_tf.
+"""Find, list and read TensorFlow 1 checkpoints, for from_slim and from_official_tf.
 
-A checkpoint is one file (V1, as slim's of 2016) or PREFIX.index and PREFIX.data-00000-of-00001 (V2). TensorFlow's
-own reader checks the checksum of every block and tensor, and executes nothing.
+A checkpoint is one file (V1, slim's of 2016) or PREFIX.index and PREFIX.data-00000-of-00001 (V2). TensorFlow's own
+reader checks the checksum of every block and tensor, and executes nothing.
 """
 
 import glob
@@ -17,7 +17,7 @@ from official_resnet.errors import UserError
 
 KIND = 'a TensorFlow checkpoint'
 _V2_SUFFIX = re.compile(r'\.(index|meta|data-\d{5}-of-\d{5})$')
-# tf.train optimizers' and averages' variables of a variable, as 'conv2d/kernel/Momentum'.
+# What optimizers and averages of tf.train keep for a variable: 'conv2d/kernel/Momentum'.
 SLOTS = {'Momentum', 'RMSProp', 'RMSProp_1', 'Adam', 'Adam_1', 'Adagrad', 'Adadelta', 'Adadelta_1', 'Ftrl', 'Ftrl_1'}
 SLOTS |= {'ExponentialMovingAverage'}
 COUNTERS = {'global_step': 'counts steps', '_CHECKPOINTABLE_OBJECT_GRAPH': 'says how objects were nested'}
@@ -26,7 +26,7 @@ COUNTERS |= dict.fromkeys(('current_loss_scale', 'loss_scale', 'good_steps'), "t
 
 
 def locate(path: str | os.PathLike) -> str:
-    """Return what tf.train.load_checkpoint takes, of a prefix, one of its files, a V1 file or a folder of one."""
+    """Return the path for tf.train.load_checkpoint, from a prefix, one of its files, a V1 file or a folder."""
     path = os.fspath(path)
     if os.path.isdir(path):
         return _latest(path)
@@ -39,19 +39,19 @@ def locate(path: str | os.PathLike) -> str:
     if os.path.isfile(prefix):
         return prefix
     if prefix != path:
-        raise UserError(f'{path}: there is no {prefix}.index, which says what the data files hold; get it, too')
-    raise UserError(f'there is no {path}; pass a checkpoint, of TensorFlow its prefix, its .index file or its folder')
+        raise UserError(f'{path}: there is no {prefix}.index, which lists the variables; get it, too')
+    raise UserError(f'there is no {path}; pass a checkpoint, for TensorFlow its prefix, .index file or folder')
 
 
 def _latest(folder):
-    """Return the checkpoint that the file `checkpoint` of a folder names, or the only one that is there."""
+    """Return the checkpoint that a folder's file `checkpoint` names, or the only one in the folder."""
     listing = os.path.join(folder, 'checkpoint')
     if os.path.isfile(listing):
         with open(listing, encoding='utf-8', errors='replace') as file:
             named = re.search(r'^model_checkpoint_path: *"(.*)"', file.read(1 << 20), re.MULTILINE)
         if not named:
             raise UserError(f'{listing} names no model_checkpoint_path; pass the checkpoint itself')
-        # A folder that has been moved may still name its old place.
+        # The file in a folder that was moved may still name the old place.
         for path in (os.path.join(folder, named[1]), os.path.join(folder, os.path.basename(named[1]))):
             if os.path.isfile(path) or os.path.isfile(f'{path}.index'):
                 return path
@@ -59,7 +59,7 @@ def _latest(folder):
     inside = glob.glob(os.path.join(glob.escape(folder), '*'))
     found = {_V2_SUFFIX.sub('', path) for path in inside if path.endswith(('.index', '.ckpt'))}
     if len(found) != 1:
-        raise UserError(f'{folder} has no file "checkpoint" and {len(found)} checkpoints; pass one of them')
+        raise UserError(f'{folder} has no file "checkpoint", and has {len(found)} checkpoints; pass one checkpoint')
     return found.pop()
 
 
@@ -67,13 +67,13 @@ def shapes(path: str | os.PathLike) -> Shapes:
     """Return {name: (shape, dtype)}, sorted by name.
 
     Raises:
-        UserError: there is no checkpoint, it is damaged, or it declares more than its files can hold.
+        UserError: There is no checkpoint, it is damaged, or it declares more than its files can hold.
     """
     return _open(locate(path))[1]
 
 
 def list_files(path: str | os.PathLike) -> list[str]:
-    """Return the files of a checkpoint, sorted: one, or the index and the data files."""
+    """Return a checkpoint's files, sorted: a single file, or the index and the data files."""
     prefix = locate(path)
     if os.path.isfile(f'{prefix}.index'):
         pattern = f'{glob.escape(prefix)}.data-{"[0-9]" * 5}-of-{"[0-9]" * 5}'
@@ -82,10 +82,10 @@ def list_files(path: str | os.PathLike) -> list[str]:
 
 
 def read(path: str | os.PathLike) -> Lazy:
-    """Return {name: ndarray}, sorted by name, each value read when it is asked for.
+    """Return {name: ndarray}, sorted by name; each array is read on access.
 
     Raises:
-        UserError: as in shapes; when asked for, a value does not agree with its checksum.
+        UserError: As in `shapes`; on access, a value does not agree with its checksum.
     """
     prefix = locate(path)
     reader, found = _open(prefix)
@@ -98,30 +98,30 @@ def read(path: str | os.PathLike) -> Lazy:
 
 
 def _open(prefix):
-    """Return (reader, {name: (shape, dtype)}); UserError if they need more bytes than there are: a lie, or cut off."""
+    """Return (reader, {name: (shape, dtype)}). UserError: they need more bytes than the files have."""
     if re.search(r'[*?\[\]\\]', prefix):
-        raise UserError(f'{prefix}: TensorFlow takes *, ?, [, ] and \\ in a path for patterns; rename or move it')
+        raise UserError(f'{prefix}: to TensorFlow, *, ?, [, ] and \\ in a path are a pattern; rename or move it')
     with reading(prefix, KIND):
         reader = tf.train.load_checkpoint(prefix)
         lengths, types = sorted(reader.get_variable_to_shape_map().items()), reader.get_variable_to_dtype_map()
         found = {name: (tuple(shape), types[name].name) for name, shape in lengths}
     index, *data_files = list_files(prefix)
     if index == f'{prefix}.index' and not data_files:
-        raise UserError(f'{index} has no data file beside it, as {prefix}.data-00000-of-00001; get it, too')
+        raise UserError(f'{index} has no data file beside it, {prefix}.data-00000-of-00001; get it, too')
     held = sum(os.path.getsize(file) for file in data_files or [index])
-    # V1 stores whole numbers, and both text, in one byte or more each.
+    # V1 stores a whole number, and both formats a character, in one byte or more.
     sizes = {'float32': 4, 'float64': 8}
     declared = sum(math.prod(shape) * sizes.get(dtype, 1) for shape, dtype in found.values())
     if declared > held:
         raise UserError(
-            f'{prefix} declares variables of {declared:,} bytes, but its data are {held:,}: '
-            'part of it is missing, or it is damaged; get it again'
+            f'{prefix} declares variables of {declared:,} bytes, but has {held:,} bytes of data: '
+            'it is damaged, or part of it is missing; get it again'
         )
     return reader, found
 
 
 def ignored(found: Shapes) -> dict[str, str]:
-    """Return {name: why} of counters, and of slots whose variable is there too."""
+    """Return {name: why} of counters, and of the optimizer's slots for variables that are there."""
     reasons = {}
     for name in found:
         variable, _, last = name.rpartition('/')

@@ -1,17 +1,16 @@
-"""Read PyTorch's .pt, .pth and .th without PyTorch, and run nothing that a file asks for.
+"""Read PyTorch's .pt, .pth and .th files without PyTorch, and run nothing that a file asks for.
 
-A pickle is a program for a small stack machine. Python's own machine runs it here, narrowed to what a state dict
-consists of: numbers, strings, tuples, lists, dicts and tensors, which stay descriptions until their values are asked
-for. Any other function, class or instruction is refused by its name. What a file declares is checked against its size
-first.
+A pickle is a program for a small stack machine. Here Python's own machine runs it, restricted to the parts of a state
+dict: numbers, strings, tuples, lists, dicts and tensors, which are only descriptions until their values are read. Any
+other function, class or instruction is refused by its name. What a file declares is first compared with its size.
 
-The machine is `pickle._Unpickler`, which is `pickle.Unpickler` written in Python: only that one lets its instructions
-be chosen. The one written in C hashes a key before anybody can look at it, and a key of a million nested tuples
-overflows its stack, one of 60 tuples that each hold the one before twice keeps it busy for ever; it fills a memo of
-any length that a file names, and takes memory for a string before it knows whether the file has so many bytes.
+The machine is `pickle._Unpickler`, the `pickle.Unpickler` written in Python, because only its instructions can be
+chosen. The one in C hashes any key: a million nested tuples overflow its stack, and 60 tuples, each with the one before
+in it twice, keep it busy for ever. It also makes a memo of any length that a file names, and takes memory for a string
+before it knows whether the file has so many bytes.
 
-Formats, of torch/serialization.py: a zip of data.pkl and data/KEY since PyTorch 1.6; before, five pickles in
-a row (magic number, protocol, byte order, the object, the storages' keys) and then the storages.
+The formats are those of torch/serialization.py. Since PyTorch 1.6 it is a zip of data.pkl and data/KEY. Before, it was
+five pickles (magic number, protocol, byte order, the object, the storages' keys) and then the storages.
 """
 
 import functools
@@ -36,13 +35,13 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py MAGIC_NUMBER
 LEGACY_PROTOCOL = 1001
 MAX_PICKLE = 8 << 20  # bytes; ResNet-152 has 150 KB of pickle
 MAX_INSTRUCTIONS = 1_000_000  # ResNet-152 has 30,000
-MAX_SIZE = 1 << 63  # of any dimension or offset
+MAX_SIZE = 1 << 63  # of a dimension or an offset
 _FLOATS = {'Float': '<f4', 'Double': '<f8', 'Half': '<f2', 'BFloat16': ml_dtypes.bfloat16}
 _INTEGERS = {'Long': '<i8', 'Int': '<i4', 'Short': '<i2', 'Char': 'i1', 'Byte': 'u1', 'Bool': '?'}
 
 
 class Storage(NamedTuple):
-    """A row of values in a file."""
+    """Consecutive values in a file."""
 
     dtype: np.dtype
     key: str
@@ -50,12 +49,12 @@ class Storage(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes in the file."""
+        """The number of bytes in the file."""
         return self.num_values * self.dtype.itemsize
 
 
 class Tensor(NamedTuple):
-    """A view of a storage; offset and strides count values."""
+    """A view of a storage. Offset and strides are in values, not bytes."""
 
     storage: Storage
     offset: int
@@ -64,18 +63,18 @@ class Tensor(NamedTuple):
 
 
 def _refused(path, what):
-    """Return the error of a file that is whole, but asks for more than weights."""
-    remedy = 'save the weights alone, torch.save(model.state_dict(), PATH), or as .safetensors'
+    """Return the error for a file that is not damaged, but asks for more than weights."""
+    remedy = 'save only the weights, by torch.save(model.state_dict(), PATH) or as .safetensors'
     return UserError(f'{path} {what}; nothing was run: {remedy}')
 
 
 def load(path: str | os.PathLike) -> tuple[object, Callable[[Tensor], np.ndarray]]:
-    """Return (object, values): what was saved, of dicts and Tensors, and a function Tensor -> ndarray.
+    """Return (object, values): the saved object with Tensors in it, and a function Tensor -> ndarray.
 
-    Nothing but the pickle is read before a value is asked for.
+    Only the pickle is read; the function reads the values.
 
     Raises:
-        UserError: the file is damaged or not of PyTorch, or it holds more than data.
+        UserError: The file is damaged or not PyTorch's, or it holds more than data.
     """
     with reading(path, KIND), open(path, 'rb') as file:
         saved, data = _read_zip(path) if zipfile.is_zipfile(file) else _read_legacy(path)
@@ -83,7 +82,7 @@ def load(path: str | os.PathLike) -> tuple[object, Callable[[Tensor], np.ndarray
 
 
 def _read_zip(path):
-    """Return (object, function Storage -> its bytes) of the zip format; zipfile compares the bytes' checksum."""
+    """Return (object, function Storage -> its bytes) of the zip format; zipfile checks the bytes' checksum."""
     archive, size = zipfile.ZipFile(path), os.path.getsize(path)
     entries = {info.filename: info for info in archive.infolist()}
     for name, info in entries.items():
@@ -93,7 +92,7 @@ def _read_zip(path):
         raise ValueError('its parts are longer than the file')
     pickles = [name for name in entries if name.endswith('/data.pkl')]
     if len(pickles) != 1 or entries[pickles[0]].file_size > MAX_PICKLE:
-        raise ValueError('a zip without data.pkl, or one of more than 8 MB')
+        raise ValueError('a zip without data.pkl, or with one of more than 8 MB')
     folder = pickles[0].removesuffix('data.pkl')
     order = entries.get(folder + 'byteorder')
     if order and (order.file_size > len('little') or archive.read(order) != b'little'):
@@ -122,15 +121,15 @@ def _read_legacy(path):
     keys = [_require(key, str) for key in _require(_Unpickler(head, path).load(), list)]
     position, starts = head.tell(), {}
     if set(keys) != machine.storages.keys() or len(keys) != len(machine.storages):
-        raise ValueError('its list of storages is not that of its tensors')
+        raise ValueError('its list of storages differs from that of its tensors')
     for key in keys:
         storage = machine.storages[key]
         if struct.unpack('<q', _bytes(path, position, 8)) != (storage.num_values,):
-            raise ValueError(f'storage {key!r} is not of the length declared')
+            raise ValueError(f'storage {key!r} has not the length that is declared')
         starts[key] = position + 8
         position += 8 + storage.num_bytes
         if position > size:
-            raise ValueError(f'cut off: {size} bytes, {position} and more are declared')
+            raise ValueError(f'cut off: {size} bytes, but at least {position} are declared')
     return saved, lambda storage: _bytes(path, starts[storage.key], storage.num_bytes)
 
 
@@ -150,14 +149,14 @@ def _value(path, data, tensor):
 
 
 class _Unpickler(pickle._Unpickler):
-    """Python's machine for pickles: `load` one pickle of a file and return what it built."""
+    """Python's machine for pickles: `load` runs one pickle of a file and returns what it built."""
 
     def __init__(self, file, path):
-        super().__init__(file, encoding='latin-1')  # of strings from Python 2
+        super().__init__(file, encoding='latin-1')  # for strings from Python 2
         self.path, self.storages, self.dispatch = path, {}, _Instructions(path)
 
     def find_class(self, module, name):
-        """Return the function of ours that stands for one of PyTorch's."""
+        """Return our function in place of PyTorch's."""
         if (module, name) not in _FUNCTIONS:
             raise _refused(self.path, f'holds more than weights: it asks for {f"{module}.{name}"[:100]!r}')
         return _FUNCTIONS[module, name]
@@ -166,14 +165,14 @@ class _Unpickler(pickle._Unpickler):
         """Return the Storage that a file declares."""
         kind, storage_type, key, _, num_values, *view = _require(pid, tuple)
         if kind != 'storage' or view not in ([], [None]):
-            raise ValueError('a storage that is part of another')
+            raise ValueError('a storage is part of another')
         storage = Storage(_require(storage_type, np.dtype), _require(key, str), _count(num_values))
         if self.storages.setdefault(key, storage) != storage:
             raise ValueError(f'storage {key!r} is declared twice, differently')
         return storage
 
     def update(self, items):
-        """Put [key, value, key, value ...] into the dict on the stack."""
+        """Put [key, value, key, value, ...] into the dict on the stack."""
         _require(self.stack[-1], dict).update(_dict(zip(items[::2], items[1::2], strict=True)))
 
     def _load_dict(self):
@@ -182,12 +181,12 @@ class _Unpickler(pickle._Unpickler):
         self.update(items)
 
     def _load_build(self):
-        self.stack.pop()  # attributes of an OrderedDict, as a state dict's _metadata
+        self.stack.pop()  # attributes of an OrderedDict, for example a state dict's _metadata
         _require(self.stack[-1], dict)
 
 
-# What is left of the machine. No instruction here calls or changes an object but REDUCE, which finds no function on
-# the stack but those of `find_class`; those that look into dicts, of which BUILD would set attributes, are ours.
+# The instructions that are kept. Of these, only REDUCE calls a function, and it finds none on the stack but those of
+# `find_class`. The instructions that fill dicts are ours, and so is BUILD, which would set attributes.
 _KEPT = (
     'PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT '
     'UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES '
@@ -203,7 +202,7 @@ _METHODS = {code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, 
 
 
 class _Instructions:
-    """The table in which the machine looks up each instruction of one pickle."""
+    """The table in which the machine looks up the instructions of one pickle, and counts them."""
 
     def __init__(self, path):
         self.path, self.left = path, MAX_INSTRUCTIONS
@@ -211,7 +210,7 @@ class _Instructions:
     def __getitem__(self, code):
         self.left -= 1
         if self.left < 0:
-            raise _refused(self.path, f'is a pickle of more than {MAX_INSTRUCTIONS} instructions')
+            raise _refused(self.path, f'has a pickle of more than {MAX_INSTRUCTIONS} instructions')
         if code not in _METHODS:
             name = pickletools.code2op[chr(code)].name
             raise _refused(self.path, f'holds more than weights: the pickle instruction {name}')
@@ -219,24 +218,24 @@ class _Instructions:
 
 
 def _dict(pairs=()):
-    """Return the dict of (key, value); other keys than these are not even hashed, which may never end."""
+    """Return the dict of (key, value) pairs. Keys of other types are not even hashed, which might never end."""
     return {_require(key, (str, int)): value for key, value in pairs}
 
 
 def _require(value, kind):
     if not isinstance(value, kind):
-        raise ValueError(f'a {type(value).__name__} where none belongs')
+        raise ValueError(f'a {type(value).__name__} is out of place')
     return value
 
 
 def _count(number):
     if not 0 <= _require(number, int) < MAX_SIZE:
-        raise ValueError('a size below 0 or beyond 64 bits')
+        raise ValueError('a size is below 0 or beyond 64 bits')
     return number
 
 
 def _tensor(storage, offset, shape, strides, requires_grad=False, backward_hooks=None, metadata=None):
-    """Return a Tensor that lies inside its storage and has no more values than that."""
+    """Return a Tensor that lies inside its storage and has no more values than the storage."""
     _require(storage, Storage)
     shape, strides = ([_count(n) for n in _require(numbers, tuple)] for numbers in (shape, strides))
     if len(shape) > 8 or math.prod(shape) > storage.num_values:

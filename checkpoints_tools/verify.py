@@ -1,4 +1,4 @@
-"""Proof that a converted net computes what its source does: the same images through both."""
+"""Check that a converted network computes what its source does, with the same images through both."""
 
 import types
 
@@ -9,7 +9,7 @@ from checkpoints_tools.source import Input, Source, Variables, normalized
 from official_resnet.errors import UserError
 
 TOLERANCE = 1e-4  # of the largest logit; float32 sums in another order differ by 1e-6 to 1e-5
-SIZES = (96, 75)  # pixels, where any will do; paddings that agree at even sizes differ at odd ones
+SIZES = (96, 75)  # pixels, if the size is free; paddings that agree at even sizes differ at odd ones
 
 
 def verify(
@@ -18,17 +18,17 @@ def verify(
     """Compare the logits of our model with those of the source's own definition.
 
     Args:
-        model: [n, h, w, 3] -> logits [n, classes]. Where it has one output less than the source's 'imagenet1001', the
-            source's background, number 0, is left out.
-        family: a from_FAMILY with `run`.
-        variables, source: of the checkpoint.
-        tolerance: the largest difference allowed, as a part of the largest logit.
+        model: Images [n, h, w, 3] -> logits [n, classes]. If it has one class less than a source with the labels
+            'imagenet1001', class 0 of the source, the background, is left out.
+        family: The family's module, from_FAMILY.
+        variables, source: The checkpoint's.
+        tolerance: The largest difference that is allowed, as a part of the largest logit.
 
     Returns:
         {'max_difference', 'max_relative_difference', 'max_logit', 'tolerance', 'images': [n, h, w, c] each}.
 
     Raises:
-        UserError: over the tolerance, or not finite.
+        UserError: A difference is above the tolerance, or a logit is not finite.
     """
     found, shapes, fixed = [], [], model.input_shape[1]
     for size in (fixed,) if fixed else SIZES:
@@ -40,7 +40,7 @@ def verify(
             expected = expected[:, 1:]
         if got.shape != expected.shape:
             raise UserError(
-                f'the converted net gives {got.shape[-1]} logits and the source {expected.shape[-1]}: '
+                f'the converted network has {got.shape[-1]} logits and the source {expected.shape[-1]}: '
                 'nothing was written; pass another --variant'
             )
         if not (np.isfinite(got).all() and np.isfinite(expected).all()):
@@ -49,11 +49,11 @@ def verify(
                 'damaged, or belong to another network'
             )
         difference, largest = float(np.abs(got - expected).max()), float(np.abs(expected).max())
-        relative = difference / max(largest, np.finfo(np.float32).tiny)
+        relative = difference / max(largest, float(np.finfo(np.float32).tiny))
         if relative > tolerance:
             raise UserError(
-                f'the converted net differs from its source by {relative:.2g} of the largest logit at {size} x {size} '
-                f'pixels, more than {tolerance:g}: nothing was written; pass another --variant, or none'
+                f'the converted network differs from its source by {relative:.2g} of the largest logit at {size} x '
+                f'{size} pixels, more than {tolerance:g}: nothing was written; pass another --variant, or none'
             )
         found.append((difference, relative, largest))
     names = ('max_difference', 'max_relative_difference', 'max_logit')
@@ -61,9 +61,9 @@ def verify(
 
 
 def random_images(convention: Input, count: int, size: int) -> np.ndarray:
-    """Return seeded random images as a source's network is fed them: float32 [count, size, size, 3].
+    """Return seeded random images as the source's network is fed them: float32 [count, size, size, 3].
 
-    Coarse and fine noise together, so that all layers see something of their scale.
+    They are coarse and fine noise together, so that all layers see something of their scale.
     """
     random = np.random.default_rng(size)
     coarse = random.uniform(0, 255, (count, -(-size // 8), -(-size // 8), 3)).repeat(8, 1).repeat(8, 2)

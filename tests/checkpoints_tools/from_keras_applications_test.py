@@ -1,4 +1,4 @@
-"""keras.applications' own nets with random weights, biases included, saved in each of Keras' formats; hostile files."""
+"""keras.applications' own networks with random weights and biases, saved in each of Keras' formats; hostile files."""
 
 import json
 import zipfile
@@ -7,7 +7,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from fixtures.conversion import assert_runs_alike, changed, converted, refuse, refuse_file, shapes_of
+from fixtures.conversion import assert_runs_alike, converted, refuse_file
 from fixtures.foreign_files import applications_net, with_biases, write_old_applications
 
 from checkpoints_tools import convert, from_keras_applications
@@ -82,22 +82,6 @@ def test_formats(tmp_path, write, suffix, is_v2):
     assert_runs_alike(from_keras_applications, source, variables, model, (64,), peer)
     optimizer = {name for name in from_keras_applications.shapes(path) if name.startswith('optimizer')}
     assert (len(optimizer) > 10) == (write is write_trained) and not optimizer & set(variables)
-
-
-@pytest.mark.parametrize(
-    'name,shape,message',
-    [
-        ('conv2_block2_2_conv/kernel', None, 'missing: conv2_block2_2_conv/kernel'),
-        ('conv2_block2_2_conv/bias', (3,), r'misshapen: conv2_block2_2_conv/bias \(3,\), not \(8,\)'),
-        ('predictions/kernel', None, 'predictions/kernel'),
-        ('conv3_block2_1_conv/kernel', None, r'2: \[1, 3\]'),
-    ],
-)
-def test_what_does_not_fit_is_named(name, shape, message):
-    model = applications_net(False)
-    shapes = shapes_of({f'{layer.name}/{v.name}': v.numpy() for layer in model.layers for v in layer.weights})
-    shapes = changed(shapes, {name: shape and (shape, 'float32')})
-    refuse(message, convert.fit, from_keras_applications, shapes, 'x')
 
 
 def virtual(file):

@@ -85,8 +85,8 @@ def test_help_and_flag_errors_need_no_tensorflow(arguments, code, words, tmp_pat
 @pytest.mark.parametrize(
     'arguments,message',
     [
-        ('--input net.pth --output x.keras --variant resnet50', "variant 'resnet50'"),
-        ('--input net.pth --output x.keras --num_classes 6', 'num_classes=6: the checkpoint has 7'),
+        ('--input net.pth --output x.keras --variant resnet50', '--variant=resnet50 '),
+        ('--input net.pth --output x.keras --num_classes 6', '--num_classes=6, but the checkpoint has 7'),
         ('--input net.pth --output x.safetensors --to torch', 'net.pth is damaged or not a .keras model'),
         ('--input net.pth --output net.pth/x.keras', 'cannot write'),
         ('--input cut.pth --output x.keras', 'cut.pth is damaged'),

@@ -1,11 +1,11 @@
-"""A caffemodel and its prototxt, both written here, run by OpenCV's own reader of Caffe's nets, and converted by ours.
+"""OpenCV runs a caffemodel and its prototxt, both written here, and our converted network computes the same.
 
-opencv-python-headless below 5: later versions read no Caffe.
+This needs opencv-python-headless below 5, because later versions do not read Caffe's files.
 """
 
 import numpy as np
 import pytest
-from fixtures.conversion import assert_equal, converted, images_of
+from fixtures.conversion import assert_runs_alike, converted, images_of
 from fixtures.foreign_files import caffe_file, caffe_variables, he_blocks
 
 from checkpoints_tools import from_caffe
@@ -19,24 +19,19 @@ def layer(name, kind, bottoms, top, parameters=''):
 
 
 def conv_norm(name, bottom, outputs, kernel, stride, has_bias=False):
-    """A convolution, its BatchNorm and its Scale, as in ResNet-50-deploy.prototxt."""
+    """Return a convolution, its BatchNorm and its Scale, as in ResNet-50-deploy.prototxt."""
     suffix = '_conv1' if name == 'conv1' else name[3:]
+    sizes = f'num_output: {outputs} kernel_size: {kernel} pad: {kernel // 2} stride: {stride}'
+    convolution = f'convolution_param {{ {sizes} bias_term: {str(has_bias).lower()} }}'
     return (
-        layer(
-            name,
-            'Convolution',
-            [bottom],
-            name,
-            f'convolution_param {{ num_output: {outputs} kernel_size: '
-            f'{kernel} pad: {kernel // 2} stride: {stride} bias_term: {str(has_bias).lower()} }}',
-        )
+        layer(name, 'Convolution', [bottom], name, convolution)
         + layer(f'bn{suffix}', 'BatchNorm', [name], name, 'batch_norm_param { use_global_stats: true }')
         + layer(f'scale{suffix}', 'Scale', [name], name, 'scale_param { bias_term: true }')
     )
 
 
 def prototxt(group_blocks, filters, num_classes, size, has_bias, is_numbered):
-    """The deploy.prototxt of a net of He's, without the softmax."""
+    """Return the deploy.prototxt of one of He's networks, without the softmax."""
     text = (
         f'name: "ResNet" input: "data" input_dim: 2 input_dim: 3 input_dim: {size} input_dim: {size}\n'
         + conv_norm('conv1', 'data', filters, 7, 2, has_bias)
@@ -51,12 +46,10 @@ def prototxt(group_blocks, filters, num_classes, size, has_bias, is_numbered):
             stride, shortcut = 2 if group > 2 else 1, f'{name}_branch1'
             text += conv_norm(shortcut, bottom, 4 * inner, 1, stride)
         for branch, outputs, kernel in (('2a', inner, 1), ('2b', inner, 3), ('2c', 4 * inner, 1)):
-            text += conv_norm(f'{name}_branch{branch}', bottom, outputs, kernel, stride)
-            if branch != '2c':
-                text += layer(
-                    f'{name}_branch{branch}_relu', 'ReLU', [f'{name}_branch{branch}'], f'{name}_branch{branch}'
-                )
-            bottom, stride = f'{name}_branch{branch}', 1
+            conv = f'{name}_branch{branch}'
+            text += conv_norm(conv, bottom, outputs, kernel, stride)
+            text += layer(f'{conv}_relu', 'ReLU', [conv], conv) if branch != '2c' else ''
+            bottom, stride = conv, 1
         text += layer(name, 'Eltwise', [shortcut, bottom], name) + layer(f'{name}_relu', 'ReLU', [name], name)
         bottom = name
     text += layer('pool5', 'Pooling', [bottom], 'pool5', 'pooling_param { global_pooling: true pool: AVE }')
@@ -80,8 +73,6 @@ def test_same_logits_as_opencv(tmp_path, blocks, filters, num_classes, has_bias,
     for size in (64, 75, 70, 224):
         (tmp_path / 'deploy.prototxt').write_text(prototxt(blocks, filters, num_classes, size, has_bias, is_numbered))
         peer = cv2.dnn.readNetFromCaffe(str(tmp_path / 'deploy.prototxt'), str(path))
-        images = images_of(size)
-        peer.setInput(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))  # NHWC -> NCHW
+        peer.setInput(np.ascontiguousarray(images_of(size).transpose(0, 3, 1, 2)))  # NHWC -> NCHW
         expected = peer.forward().reshape(2, num_classes)
-        assert_equal(model(images).numpy(), expected)
-        assert_equal(from_caffe.run(variables, images, source), expected)
+        assert_runs_alike(from_caffe, source, variables, model, (size,), lambda _, expected=expected: expected)
