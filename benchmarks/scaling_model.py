@@ -141,7 +141,7 @@ def predict(net: dict[str, int], c: dict[str, float], n: int) -> dict:
     save = c['save'] + c['save_byte'] * checkpoint_bytes(net)
     parts['checkpoints'] = save * (1 + sum(parts.values()) // (60 * c['save_minutes']))
     epoch = sum(parts.values())
-    # float32 weights, momentum and gradients twice (packed), bfloat16 weights; `kept` bfloat16 numbers per activation
+    # in bfloat16: weights, momentum, gradients twice (packed), and `kept` numbers in memory for each activation
     memory = (4 * BYTES + 2) * net['parameters'] + 2 * c['kept'] * net['activations'] * batch
     lost = max((part for part in parts if part != 'arithmetic'), key=lambda part: parts[part])
     bottleneck = 'memory' if memory > c['memory'] else lost if parts[lost] >= 0.05 * epoch else 'arithmetic'
