@@ -5,7 +5,7 @@
     python cifar10_main.py --recipe=demo                 # synthetic images, no download: 99.3 % in 2 minutes (n = 1)
 
 On two cores of a Xeon with AMX, fast took 35 minutes beside other jobs and gave 84.93 % (n = 1) on images that had
-been through JPEG (README, Results). official and paper have not yet been measured.
+been through JPEG (docs/results.md). official and paper have not yet been measured.
 
 A missing data set is downloaded into data_dir. The same command continues a run that was stopped or killed.
 Recipes: official (default), paper, fast, demo. Flags that you pass override the recipe.

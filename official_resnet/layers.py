@@ -7,16 +7,16 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
-RECURSION_LEVELS = 40_000  # a level a layer: a network of 10,000 layers with weights has about 35,000
-NHWC = 'channels_last'  # of every layer, whatever ~/.keras/keras.json says: [images, height, width, channels]
+RECURSION_LEVELS = 40_000  # one for each layer: a network of 10,000 layers with weights has about 35,000 layers
+NHWC = 'channels_last'  # [images, height, width, channels] in every layer, whatever ~/.keras/keras.json says
 
 
 @contextlib.contextmanager
 def deep_graph() -> Iterator[None]:
     """Raise Python's recursion limit while Keras walks a network, and put it back.
 
-    Keras builds, clones and loads a functional model by recursion, a level a layer. 1202 layers with weights, and all
-    between them, exceed Python's 1000 levels.
+    Keras builds, clones and loads a functional model by recursion, one level for each layer. A network with 1202 layers
+    that have weights, and more between them, exceeds Python's limit of 1000 levels.
     """
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(max(before, RECURSION_LEVELS))
@@ -30,10 +30,10 @@ def deep_graph() -> Iterator[None]:
 class BatchNormalization(keras.layers.BatchNormalization):
     """keras.layers.BatchNormalization, computed by TensorFlow's fused kernel where it applies.
 
-    Same weights, config, results and moving statistics as the stock layer (which on TensorFlow is a
-    chain of a dozen ops and takes almost half of a ResNet's training step). The kernel applies to
-    4-D inputs without a mask, [n, h, w, c], in float32, bfloat16 or float16; scale,
-    offset and statistics are float32 throughout. Anything else falls back to the stock code.
+    Weights, config, results and moving statistics equal those of the stock layer, which on TensorFlow is a chain of a
+    dozen ops and takes almost half of a ResNet's training step. The kernel applies to inputs [n, h, w, c] without a
+    mask, in float32, bfloat16 or float16. Scale, offset and statistics are always float32. For all other inputs, the
+    stock code runs.
 
     Source: batch normalisation, arXiv:1502.03167 Algorithms 1 and 2.
     """

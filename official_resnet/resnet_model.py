@@ -12,6 +12,7 @@ Version 1.5 is version 1 with the stride of a bottleneck on its 3x3 convolution;
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import KerasTensor as Tensor
@@ -24,7 +25,7 @@ INITIALIZERS = {
     'he': lambda: keras.initializers.VarianceScaling(2.0, 'fan_out', 'uniform'),
     'normal_0.01': lambda: keras.initializers.RandomNormal(0.0, 0.01),
     'normal_1': lambda: keras.initializers.RandomNormal(0.0, 1.0),
-}  # he: the variance of arXiv:1502.01852 Sec. 2.2, backward form; a normal distribution takes 3 times as long to draw
+}  # 'he' has the variance of arXiv:1502.01852 Sec. 2.2, backward form; a normal distribution takes 3 times as long
 
 
 # --- the network ---
@@ -40,10 +41,10 @@ def resnet(
     (None, 10)
 
     Args:
-        spec: what the network consists of.
-        num_classes: number of logits.
+        spec: What the network consists of.
+        num_classes: Number of logits.
         input_shape: (height, width, channels) of an image. A height or width of None allows any.
-        block: a function with the signature of residual_block to build every block with, in place of that one.
+        block: A function with the signature of residual_block that builds every block instead of it.
     """
     images = keras.Input(input_shape, name='images')
     x = stem(images, spec)
@@ -81,13 +82,13 @@ def residual_group(
     (None, 16, 16, 32)
 
     Args:
-        x: feature maps, [n, height, width, channels].
-        filters: of the group, before spec.width and the expansion of a bottleneck.
+        x: Feature maps, [n, height, width, channels].
+        filters: Filters of the group, before spec.width and the expansion of a bottleneck.
         stride: 2 halves the height and width, 1 keeps them.
-        name: prefix of the layers' names, for example 'group2'.
-        dilation: of the 3x3 convolutions.
-        first_block: number of blocks in the network before this group, on which stochastic depth depends.
-        block: see resnet.
+        name: Prefix of the layers' names, for example 'group2'.
+        dilation: Dilation of the 3x3 convolutions.
+        first_block: Number of blocks in the network before this group, on which stochastic depth depends.
+        block: See resnet.
 
     Returns:
         Feature maps, [n, ceil(height / stride), ceil(width / stride), filters * spec.width * spec.expansion].
@@ -95,7 +96,7 @@ def residual_group(
     block = block or residual_block
     strided = 0 if spec.stride_block == 'first' else num_blocks - 1
     for i in range(num_blocks):
-        options = {
+        options: dict[str, Any] = {
             'is_first': i == 0,
             'dilation': dilation if i else (dilation + 1) // 2,  # the first block stands where a stride would act
             'drop_rate': spec.stochastic_depth * (first_block + i + 1) / sum(spec.group_blocks),
@@ -126,13 +127,13 @@ def residual_block(
     (None, 56, 56, 256)
 
     Args:
-        x: feature maps, [n, height, width, channels].
-        filters: of the group, before spec.width and the expansion of a bottleneck.
+        x: Feature maps, [n, height, width, channels].
+        filters: Filters of the group, before spec.width and the expansion of a bottleneck.
         stride: 2 halves the height and width, 1 keeps them.
-        name: prefix of the layers' names, for example 'group1_block1'.
-        is_first: whether this is the first block of its group, which has a projection with shortcut='group'.
-        dilation: of the 3x3 convolutions.
-        drop_rate: rate at which F(x) is dropped in training, image by image (stochastic depth).
+        name: Prefix of the layers' names, for example 'group1_block1'.
+        is_first: Whether this is the first block of its group, which has a projection with shortcut='group'.
+        dilation: Dilation of the 3x3 convolutions.
+        drop_rate: Rate at which F(x) is dropped in training, image by image (stochastic depth).
 
     Returns:
         Feature maps, [n, ceil(height / stride), ceil(width / stride), filters * spec.width * spec.expansion].
@@ -216,12 +217,12 @@ def shortcut_of(
     """Return what a block adds to F(x): x itself, x with zero channels, or a projection W x. None in a plain network.
 
     Args:
-        x: the input of the block, [n, height, width, in_channels].
-        channels: of F(x).
-        stride, name, is_first: see residual_block.
+        x: The input of the block, [n, height, width, in_channels].
+        channels: Number of channels of F(x).
+        stride, name, is_first: See residual_block.
         preactivated: x after the batch norm and ReLU of a block of version 2. The shortcut starts there if it changes
             the number of channels, and is x itself if not (as in the authors' code, official/resnet, slim).
-        has_bn: whether batch norm follows a projection.
+        has_bn: Whether batch norm follows a projection.
 
     Returns:
         [n, ceil(height / stride), ceil(width / stride), channels], or None.
@@ -232,7 +233,7 @@ def shortcut_of(
     preactivated = x if preactivated is None else preactivated
     if spec.is_projection(in_channels, channels, stride, is_first):
         projected = preactivated
-        if spec.projection_pool and stride > 1:  # 'same' averages what is inside of the image at an odd edge
+        if spec.projection_pool and stride > 1:  # at an odd edge, 'same' averages only the pixels inside the image
             pool = keras.layers.AveragePooling2D(2, stride, 'same', data_format=NHWC, name=f'{name}_shortcut_pool')
             projected, stride = pool(projected), 1
         conv = Convolution(channels, spec.projection_kernel, stride)
@@ -289,7 +290,7 @@ def convolution(
     """Return x convolved, [n, ceil(height / stride), ceil(width / stride), conv.filters]. A 1x1 is not dilated."""
     padding = 'same'
     if spec.padding == 'symmetric' and conv.stride > 1 and conv.kernel > 1:
-        # By the kernel size alone, so that the same pixels meet whether the image size is even or odd.
+        # The padding depends on the kernel size only, so that even and odd image sizes are aligned alike.
         before = (conv.kernel - 1) // 2
         pads = (before, conv.kernel - 1 - before)
         x = keras.layers.ZeroPadding2D((pads, pads), data_format=NHWC, name=f'{name}_pad')(x)

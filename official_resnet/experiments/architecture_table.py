@@ -27,7 +27,7 @@ class Counts(NamedTuple):
 
     parameters: int
     multiply_adds: int
-    sizes: list[tuple[int, int]]
+    sizes: list[tuple[int, ...]]
 
 
 def main(values: flags.FlagValues, names: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Show the degradation problem: plain nets against residual nets on CIFAR-10, 1512.03385 Fig. 1 and 6.
+"""Show the degradation problem: plain against residual networks on CIFAR-10, 1512.03385 Fig. 1 and 6.
 
     python degradation_main.py --data_dir ~ --quick     # plain and residual, 20 and 56 layers: minutes on two cores
     python degradation_main.py --data_dir ~             # the paper's 64,000 steps each
@@ -6,33 +6,36 @@
 On two cores of an AMD EPYC, --quick --train_epochs=40 took 43 minutes (n = 1): training error of plain-20
 22.0 %, plain-56 68.8 %, residual-20 14.3 %, residual-56 23.7 %. The paper's steps have not been run.
 
-A plain net of 56 layers has a higher *training* error than one of 20: it is not overfitting but harder to
-optimise. With shortcuts (option A, which adds no parameter) the order is reversed, in the end. --quick: the
-first 10,000 training pictures, 6 epochs, the rate dropped after 3 and 4.5. Nets of 110 layers or more begin
-with an epoch at a tenth of the rate, as in the paper. The same command continues what was stopped; finished
-nets are kept.
-Results in --output_dir: degradation.png, degradation.json (curves, final errors, and what became of the claim).
+A plain network of 56 layers has a higher *training* error than one of 20, so it does not overfit but is harder to
+optimise. With shortcuts (option A, which adds no parameters) the order is reversed in the end. --quick trains on the
+first 10,000 training images for 6 epochs; the learning rate drops after epochs 3 and 4.5. As in the paper, networks of
+110 layers or more begin with about an epoch at a tenth of the learning rate. If it is stopped, the same command
+continues and keeps finished networks. Figure and numbers: docs/experiments.md, docs/results.md.
+--output_dir receives degradation.png and degradation.json (curves, final errors, and whether the claim holds).
 """
 
 import sys
+from typing import Any
 
 try:
+    from absl import flags as absl_flags
+
     from official_resnet.experiments import experiment_program
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
-KINDS = {'plain': None, 'residual': 'A'}  # the shortcut of each
+KINDS = {'plain': None, 'residual': 'A'}  # kind of network -> its shortcut
 
 
-def define_flags():
-    """Return the flags, in a set of their own."""
+def define_flags() -> absl_flags.FlagValues:
+    """Return the flags of this program."""
     define = experiment_program.cifar_flags('/tmp/resnet_degradation', trains=True)
-    experiment_program.define_list(define, 'depths', '20,56', 'Layers of the nets, each 6n+2.')
+    experiment_program.define_list(define, 'depths', '20,56', 'Numbers of layers of the networks, each 6n+2.')
     return define.values
 
 
-def run_degradation(values):
-    """Train the nets the flags ask for, judge the claim, write the results."""
+def run_degradation(values: absl_flags.FlagValues) -> None:
+    """Train the networks that the flags ask for, judge the claim, and write the results."""
     from official_resnet.experiments import runs
 
     depths = sorted(set(map(int, values.depths)))
@@ -46,18 +49,18 @@ def run_degradation(values):
         return claim
 
     def drawing(nets, about, path):
-        panels = {f'{kind} nets': {f'{n} layers': nets[f'{kind}-{n}']['curves'] for n in depths} for kind in KINDS}
-        return 'error_curves', panels, path, f'Plain against residual nets: {about}'
+        panels = {f'{kind} networks': {f'{n} layers': nets[f'{kind}-{n}']['curves'] for n in depths} for kind in KINDS}
+        return 'error_curves', panels, path, f'Plain against residual networks: {about}'
 
     runs.run(values, 'degradation', 6, nets, conclude, drawing)
 
 
-def judge(nets, shallow, deep):
+def judge(nets: dict[str, dict[str, Any]], shallow: int, deep: int) -> dict[str, Any]:
     """Return what the final training errors of two depths say: {'text', 'plain', 'residual'}.
 
-    The errors compared are those of the final weights on the training images as they are (train_error_inference): the
-    same for every net, while the running error of the curves is that of weights that still change. `nets` is
-    {'plain-20': result of runs.train_net, ...}.
+    It compares train_error_inference, the error of the final weights on training images that are not augmented. The
+    error in the curves is an average over an epoch, while the weights change. `nets` is {'plain-20': result of
+    runs.train_net, ...}.
     """
     claim, sentences, depths = {}, [], [shallow, deep]
     for kind, verdict in (('plain', 'degradation'), ('residual', 'the deeper one is not better')):
@@ -67,7 +70,7 @@ def judge(nets, shallow, deep):
         texts = ['failed' if error is None else f'{error:.2f} %' for error in errors]
         verdict = {True: verdict, False: 'no degradation', None: 'not compared'}[is_worse]
         compared = f'{shallow} layers {texts[0]}, {deep} layers {texts[1]}: {verdict}'
-        sentences.append(f'training error of {kind} nets: {compared}')
+        sentences.append(f'training error of {kind} networks: {compared}')
     return claim | {'text': '; '.join(sentences)}
 
 

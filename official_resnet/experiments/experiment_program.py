@@ -1,7 +1,7 @@
-"""What the programs of the experiments share: flags, start, exit codes. No TensorFlow at import."""
+"""What the programs of the experiments share: flags, start, exit codes. Importing this imports no TensorFlow."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from absl import flags as absl_flags
 
@@ -15,20 +15,20 @@ DTYPES = ('auto', 'fp32', 'bf16')
 
 
 def cifar_flags(output_dir: str, *, trains: bool) -> definer.Definer:
-    """Return a Definer of the flags of an experiment on CIFAR-10: where data comes from, where results go, how much.
+    """Return a Definer with the flags of an experiment on CIFAR-10: the data, the output, the amount.
 
-    If it trains, there are those that change the course of a training; each unset flag is the paper's, or quick's.
+    With `trains`, there are also flags of the training. A flag that is not given has the paper's value, or --quick's.
     """
     define = definer.Definer(absl_flags.FlagValues())
     define.known('data_dir', '/tmp/cifar10_data')
     define.known('download', True)
     define.known('use_synthetic_data', False)
-    text = 'Folder of the figure, the results in JSON and the nets; finished ones stay.'
+    text = 'Folder of the figure, the results in JSON and the networks; finished networks are kept.'
     define.string('output_dir', output_dir, text)
-    define.boolean('quick', False, 'Minutes on two cores, in place of the setting of the paper.')
+    define.boolean('quick', False, 'Train for minutes on two cores instead of as long as in the paper.')
     define.known('seed', 0)
     if trains:
-        text = 'Number of epochs of each net; the rate drops after 1/2 and 3/4 of them.'
+        text = 'Number of epochs of each network; the learning rate drops after 1/2 and 3/4 of them.'
         define.known('train_epochs', None, text=text)
         define.known('num_train_images', None)
         define.known('batch_size', 128)
@@ -36,8 +36,10 @@ def cifar_flags(output_dir: str, *, trains: bool) -> definer.Definer:
     return define
 
 
-def define_list(define: definer.Definer, name: str, default: Sequence[str] | None, text: str, choices=()) -> None:
-    """Define a comma list: of names out of `choices`; without them of numbers of layers, see is_depth."""
+def define_list(
+    define: definer.Definer, name: str, default: Sequence[str] | None, text: str, choices: Collection[str] = ()
+) -> None:
+    """Define a flag for a comma list of names out of `choices`, or of numbers of layers (is_depth) without choices."""
     define.names(name, default, text)
     is_right, right = (choices.__contains__, ', '.join(choices)) if choices else (is_depth, 'numbers 6n+2: 8, 14, ...')
     absl_flags.register_validator(
@@ -49,13 +51,13 @@ def define_list(define: definer.Definer, name: str, default: Sequence[str] | Non
 
 
 def is_depth(depth: int | str) -> bool:
-    """Return whether 20 or '20' is the number of layers of a CIFAR net, 6n+2."""
+    """Return whether a number, for example 20 or '20', is one of layers of a CIFAR network, 6n+2."""
     text = str(depth).strip()
     return text.isdecimal() and len(text) < 6 and 8 <= int(text) <= MAX_LAYERS and int(text) % 6 == 2
 
 
 def find_data(values: absl_flags.FlagValues) -> tuple[str, str]:
-    """Return the data set of the flags and its folder, and fetch it if it is missing and may be fetched."""
+    """Return the data set and its folder. Download it first if it is missing and --download allows it."""
     dataset = 'synthetic' if values.use_synthetic_data else 'cifar10'
     data_dir = os.path.expanduser(values.data_dir)
     if values.download and datasets.is_missing(dataset, data_dir):
@@ -68,7 +70,7 @@ def find_data(values: absl_flags.FlagValues) -> tuple[str, str]:
 def run_experiment(
     argv: Sequence[str], doc: str, values: absl_flags.FlagValues, body: Callable[[absl_flags.FlagValues], None]
 ) -> int:
-    """Parse argv, start TensorFlow, make --output_dir, call body(values); return the exit code."""
+    """Parse argv, start TensorFlow, create --output_dir, call body(values), and return the exit code."""
 
     def start(values):
         devices.start_tensorflow()

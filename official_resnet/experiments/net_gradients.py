@@ -1,38 +1,48 @@
-"""The gradients of a net's convolutions, before and during a short training."""
+"""Measure the gradients of a network's convolutions before and during a short training."""
 
 import math
 import signal
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from official_resnet import resnet_model, resnet_run_loop, resnet_variants
 from official_resnet.inputs import datasets
+from official_resnet.inputs.in_memory import InMemorySplit
 from official_resnet.layers import deep_graph
 from official_resnet.training import optimizers, step
 
 NUM_CLASSES = 10
-AUXILIARY_WEIGHT = 0.3  # of each auxiliary loss, arXiv:1409.4842 Sec. 5
-NUM_SAMPLES = 5  # times at which gradients are stored: before training, after each quarter of it
-LOSS_STEPS = 10  # the final loss is a mean of so many
+AUXILIARY_WEIGHT = 0.3  # weight of each auxiliary loss, arXiv:1409.4842 Sec. 5
+NUM_SAMPLES = 5  # gradients are stored before training and after each quarter of it
+LOSS_STEPS = 10  # number of steps over which the final loss is averaged
 
 
-def measure_net(case, examples, settings, received):
-    """Train a net for a few steps on `examples`, a Split, noting the gradients of its convolutions.
+def measure_net(
+    case: tuple[str, bool, bool, int], examples: InMemorySplit, settings: dict[str, Any], received: Sequence[int]
+) -> dict[str, Any]:
+    """Train a network for a few steps and record the gradients of its convolutions.
 
     Args:
-        case: activation, has_bn, is_residual, depth.
+        case: (activation, has_bn, is_residual, depth).
+        examples: The training images.
         settings: 'steps', 'batch_size', 'learning_rate', 'init', 'auxiliary_loss', 'seed'.
-        received: of devices.catch_signals.
+        received: The signals that have arrived, from devices.catch_signals.
 
     Returns:
-        {'layers': names, input side first, 'samples': [{'step': steps done, 'gradients': root mean square of each
-        kernel's gradient, None where not finite}], 'losses': of each step, 'final_loss': mean of the last ones,
-        'diverged_at': step of the first loss that is not finite or None, 'seconds'}.
+        'layers': The names of the convolutions, the first one first.
+        'samples': [{'step': number of steps before, 'gradients': root mean square of each kernel's gradient, or None if
+            it is not finite}, ...].
+        'losses': The loss of each step.
+        'final_loss': The mean of the last losses, or None if training diverged.
+        'diverged_at': The step whose loss is not finite, or None.
+        'seconds': How long it took.
 
     Raises:
-        resnet_run_loop.Interrupted: after a signal.
+        resnet_run_loop.Interrupted: A signal has arrived.
     """
     begin = time.monotonic()
     layers, train_step = make_step(case, settings)
@@ -46,7 +56,7 @@ def measure_net(case, examples, settings, received):
         if done in wanted:
             samples.append({'step': done, 'gradients': [g if math.isfinite(g) else None for g in gradients]})
         if received:
-            text = f'{signal.Signals(received[0]).name}: finished nets are stored; the same command continues'
+            text = f'{signal.Signals(received[0]).name}: finished networks are stored; the same command continues'
             raise resnet_run_loop.Interrupted(received[0], text)
         if not math.isfinite(loss):
             diverged_at = done
@@ -58,10 +68,12 @@ def measure_net(case, examples, settings, received):
     return result | {'final_loss': final_loss, 'seconds': round(time.monotonic() - begin, 1)}
 
 
-def make_step(case, settings):
-    """Return the convolutions' names and the compiled step, (images, labels) -> loss, gradients [layers].
+def make_step(
+    case: tuple[str, bool, bool, int], settings: dict[str, Any]
+) -> tuple[list[str], Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
+    """Return the names of the convolutions and a compiled training step, (images, labels) -> loss, gradients [layers].
 
-    The gradients are those of the weights before the step's update; the loss is the last classifier's alone.
+    Gradients are computed before the step changes the weights. The loss is that of the last classifier only.
     """
     activation, has_bn, is_residual, depth = case
     keras.utils.set_random_seed(settings['seed'] % 2**32)
@@ -88,8 +100,8 @@ def make_step(case, settings):
     return [layer.name for layer in convolutions], train_step
 
 
-def with_auxiliary_heads(net):
-    """Return a model of the net's logits and those of a new classifier (mean, dense) behind each other group."""
+def with_auxiliary_heads(net: keras.Model) -> keras.Model:
+    """Return a model with the network's logits and those of a new classifier (mean, dense) after each other group."""
     maps = resnet_model.features(net)(net.input)
     outputs = [maps['logits']]
     for name in sorted(name for name in maps if name.startswith('group'))[:-1]:
@@ -99,7 +111,7 @@ def with_auxiliary_heads(net):
         return keras.Model(net.input, outputs)
 
 
-def root_mean_square(tensor):
-    """Return the root of the mean square; scaled, because squares of 1e-20 are 0 in float32."""
+def root_mean_square(tensor: tf.Tensor) -> tf.Tensor:
+    """Return the root of the mean square, computed from scaled values: in float32, the square of 1e-30 is 0."""
     largest = tf.reduce_max(tf.abs(tensor))
     return largest * tf.sqrt(tf.reduce_mean(tf.square(tf.math.divide_no_nan(tensor, largest))))

@@ -1,39 +1,56 @@
-"""The nets of an experiment, trained one after the other, and its results.
+"""Train the networks of an experiment one after the other, and write its results.
 
-An output_dir belongs to one setting: settings.json names it, and a command of another setting is refused. Below it
-runs/NET is the model_dir of a net, whose result.json says that the net is finished: the same command trains only
-what is missing, also when it asks for more nets than before.
+An output_dir belongs to one setting. settings.json records it, and a command with another setting is refused. The
+model_dir of a network is runs/NAME below it. A network with a result.json is finished, so the same command, or one that
+asks for more networks, trains only those that are missing.
 """
 
 import dataclasses
 import json
+import os
 import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import keras
+from absl import flags as absl_flags
 
 from official_resnet import checkpoints, files, resnet_run_loop, resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.experiments import architecture_table, blocks, experiment_program
 from official_resnet.inputs import datasets
 from official_resnet.training import callbacks, devices, recipes, step
-from official_resnet.training.config import TrainConfig
+from official_resnet.training.config import Schedule, TrainConfig
 
 PAPER = recipes.CIFAR['official'] | recipes.CIFAR['paper']
-# Minutes on two cores: the first fifth of the images, and the paper's shape (drops at 1/2 and 3/4) in few epochs.
+# For minutes on two cores: the first fifth of the images, and few epochs, with drops at 1/2 and 3/4 as in the paper.
 QUICK_IMAGES = 10_000
-# "0.01 to warm up ... about 400 iterations": 1512.03385 Sec. 4.2 of its ResNet-110, 1603.05027 of all its nets.
+# "0.01 to warm up ... about 400 iterations": 1512.03385 Sec. 4.2 for its ResNet-110, 1603.05027 for all networks.
 WARM_UP_LAYERS, WARM_UP_FACTOR = 110, 0.1
-WARM_UP_EPOCHS = 1.024  # 400 steps of 128 images, of 50,000
-DATASET_NAMES = {'cifar10': 'CIFAR-10', 'synthetic': 'drawn pictures'}
+WARM_UP_EPOCHS = 1.024  # 400 steps with 128 of 50,000 images
+DATASET_NAMES = {'cifar10': 'CIFAR-10', 'synthetic': 'synthetic images'}
 
 
-def run(values, name, quick_epochs, nets, conclude, drawing, **settings):
-    """Train the nets of an experiment, conclude, draw, and write everything into --output_dir.
+def run(
+    values: absl_flags.FlagValues,
+    name: str,
+    quick_epochs: int,
+    nets: dict[str, dict[str, Any]],
+    conclude: Callable[[dict[str, Any]], Any],
+    drawing: Callable[[dict[str, Any], str, str], tuple],
+    **settings: Any,
+) -> None:
+    """Train the networks of an experiment, judge the claim, plot, and write everything into --output_dir.
 
     Args:
-        values: flags of experiment_program.cifar_flags; --quick trains `quick_epochs`.
-        name: of the JSON file and the figure, without their endings.
-        nets: {name: `network`}; besides a TrainConfig they share `settings`.
-        conclude: (results of train_nets) -> the claim.
-        drawing: (results, 'CIFAR-10, 6 epochs on 10,000 images, bf16, seed 0', path) -> one of `finish`.
+        values: The flags of experiment_program.cifar_flags.
+        name: Name of the JSON file and of the figure, without their suffixes.
+        quick_epochs: Number of epochs with --quick.
+        nets: {name: fields from `network`}.
+        conclude: A function from the results of train_nets to the claim.
+        drawing: A function (results, 'CIFAR-10, 6 epochs on 10,000 images, bf16, seed 0', path) -> a drawing for
+            `finish`.
+        **settings: Further settings that the networks share.
     """
     config = train_config(values, *experiment_program.find_data(values), quick_epochs)
     shared = config.to_json()
@@ -53,14 +70,14 @@ def run(values, name, quick_epochs, nets, conclude, drawing, **settings):
     finish(values.output_dir, name, result, [drawing(nets, about, f'{values.output_dir}/{name}.png')])
 
 
-def network(depth, experiment=None, **axes):
-    """Return the fields of TrainConfig that say which network is trained: the papers' of so many layers, but `axes`."""
+def network(depth: int, experiment: dict[str, Any] | None = None, **axes: Any) -> dict[str, Any]:
+    """Return the fields of TrainConfig for the papers' network with `depth` layers, in which `axes` differ."""
     spec = resnet_variants.cifar_spec(depth, bn_momentum=PAPER['bn_momentum'], **axes)
     return {'spec': spec, 'experiment': experiment or None}
 
 
-def train_config(values, dataset, data_dir, quick_epochs):
-    """Return the TrainConfig of the flags, in which each net replaces `spec` and `machine.model_dir`."""
+def train_config(values: absl_flags.FlagValues, dataset: str, data_dir: str | None, quick_epochs: int) -> TrainConfig:
+    """Return the TrainConfig of the flags, in which each network replaces `spec` and `machine.model_dir`."""
     changes = {name: values[name].value for name in ('batch_size', 'seed')}
     changes['num_train_images'] = values.num_train_images or (QUICK_IMAGES if values.quick else None)
     epochs = values.train_epochs or (quick_epochs if values.quick else None)
@@ -71,14 +88,18 @@ def train_config(values, dataset, data_dir, quick_epochs):
     return config.with_machine(data_dir=data_dir)
 
 
-def warmed_up(schedule):
-    """Return a piecewise schedule with the papers' warm-up before it: constant at a tenth, not a rise."""
+def warmed_up(schedule: Schedule) -> Schedule:
+    """Return a piecewise schedule that begins with the papers' warm-up: constant at a tenth of the rate."""
     boundaries = (WARM_UP_EPOCHS, *(max(epoch, WARM_UP_EPOCHS) for epoch in schedule.boundaries))
     return dataclasses.replace(schedule, boundaries=boundaries, factors=(WARM_UP_FACTOR, *schedule.factors))
 
 
-def claim_folder(output_dir, settings):
-    """Write output_dir/settings.json, what all nets share; UserError if the folder holds nets of other settings."""
+def claim_folder(output_dir: str | os.PathLike, settings: dict[str, Any]) -> None:
+    """Write output_dir/settings.json, the settings that all networks share.
+
+    Raises:
+        UserError: The folder holds networks with other settings.
+    """
     path = pathlib.Path(output_dir) / 'settings.json'
     settings = json.loads(json.dumps(settings))
     if path.is_file() and any((path.parent / 'runs').glob('*')):
@@ -91,35 +112,38 @@ def claim_folder(output_dir, settings):
     files.write_json(path, settings)
 
 
-def read_json(path):
-    """Return the object in a JSON file of an experiment; UserError if it is damaged, which a stopped run never is."""
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """Return the object in a JSON file of an experiment. A damaged file raises UserError."""
     content = files.read_json(path)
     if content is None:
         raise UserError(f"'{path}' is damaged; delete it and run the same command again")
     return content
 
 
-def train_nets(configs, output_dir):
-    """Train the nets of {name: TrainConfig} one after the other; return {name: result of `train_net`}."""
-    results = {}
+def train_nets(configs: Mapping[str, TrainConfig], output_dir: str) -> dict[str, dict[str, Any]]:
+    """Train networks one after the other; return {name: result of train_net}."""
+    results: dict[str, dict[str, Any]] = {}
     for name, config in configs.items():
         print(f'{name}, {len(results) + 1} of {len(configs)}:', flush=True)
         results[name] = train_net(name, config, output_dir)
     return results
 
 
-def train_net(name, config, output_dir):
-    """Train a net in output_dir/runs/NAME, or take up its stored result; a loss that is not finite is a result too.
+def train_net(name: str, config: TrainConfig, output_dir: str) -> dict[str, Any]:
+    """Train a network in output_dir/runs/NAME and return its result, or return the stored result if it is finished.
 
     Returns:
-        {'failed': None or the message, 'final': {'train_error', 'train_error_inference', 'test_error'}, None in a
-        failed net, 'parameters': trainable, 'seconds': of training and test, over all restarts,
-        'curves': {'epoch', 'step', 'learning_rate', 'train_loss', 'train_error', 'test_error'}: a list each, with an
-        entry for each epoch}. Errors are in %. train_error is the running one of an epoch: augmented images, weights
-        that still change; train_error_inference is that of the final weights on the training images as they are.
+        'failed': None, or the message of a training whose loss is not finite.
+        'final': {'train_error', 'train_error_inference', 'test_error'} in %, each None if the training failed.
+            train_error is the average over an epoch, on augmented images and while the weights change.
+            train_error_inference is the error of the final weights on training images that are not augmented.
+        'parameters': Number of trainable parameters.
+        'seconds': Time of training and tests, over all restarts.
+        'curves': {'epoch', 'step', 'learning_rate', 'train_loss', 'train_error', 'test_error'}, each a list with one
+            entry for each epoch.
     """
+    folder = pathlib.Path(f'{output_dir}/runs/{name}')
     config = config.with_machine(model_dir=f'{output_dir}/runs/{name}')
-    folder = pathlib.Path(config.machine.model_dir)
     path = folder / 'result.json'
     if path.is_file():
         result = read_json(path)
@@ -128,8 +152,8 @@ def train_net(name, config, output_dir):
     progress, failed, train_error = callbacks.Progress(), None, None
     try:
         block = blocks.make_block(config.experiment) if config.experiment else None
-        result = resnet_run_loop.train(config, [progress, callbacks.MetricsJSON(folder)], block=block)
-        train_error = inference_error(result.model, config)
+        trained = resnet_run_loop.train(config, [progress, callbacks.MetricsJSON(folder)], block=block)
+        train_error = inference_error(trained.model, config)
     except resnet_run_loop.Diverged as error:
         failed = str(error).partition(';')[0]  # without the loop's advice on flags
     lines = checkpoints.read_metrics(folder)
@@ -150,8 +174,8 @@ def train_net(name, config, output_dir):
     return result
 
 
-def inference_error(model, config):
-    """Return the error, in %, of a model in inference mode on its training images, not augmented."""
+def inference_error(model: keras.Model, config: TrainConfig) -> float:
+    """Return the error, in %, of a model in inference mode on its training images without augmentation."""
     examples = resnet_run_loop.read(config, 'train')
     strategy = devices.make_strategy(config.machine, config.batch_size)
     evaluate_batch = step.make_evaluate_function(strategy, model)
@@ -160,8 +184,8 @@ def inference_error(model, config):
     return _error(correct / examples.num_images)
 
 
-def describe(result):
-    """Return one line of a result of `train_net`."""
+def describe(result: Mapping[str, Any]) -> str:
+    """Return a result of train_net as one line of text."""
     if result['failed']:
         return f'failed: {result["failed"]}'
     training, inference, test = (f'{error:.2f} %' for error in result['final'].values())
@@ -169,15 +193,18 @@ def describe(result):
     return f'training error {training} ({inference} in inference), test error {test}, {size}, {time}'
 
 
-def print_claim(claim):
-    """Print {statement: True, False or None}, a line each, and return it."""
+def print_claim(claim: dict[str, bool | None]) -> dict[str, bool | None]:
+    """Print the statements of a claim, one line each, and return the claim."""
     for name, is_true in claim.items():
         print(f'{name.replace("_", " ")}: {"not compared" if is_true is None else is_true}')
     return claim
 
 
-def finish(output_dir, name, result, drawings=()):
-    """Write output_dir/NAME.json and `drawings`, (name of a function of reports.figures, *arguments); print where."""
+def finish(output_dir: str, name: str, result: dict[str, Any], drawings: Iterable[tuple] = ()) -> None:
+    """Write output_dir/NAME.json, plot each drawing, and print the paths.
+
+    A drawing is the name of a function of reports.figures, followed by its arguments.
+    """
     paths = [f'{output_dir}/{name}.json']
     text = json.dumps(result | {'machine': devices.machine_info()}, indent=1, allow_nan=False)
     files.write_text(paths[0], text + '\n')
@@ -192,5 +219,5 @@ def finish(output_dir, name, result, drawings=()):
 
 
 def _error(accuracy):
-    """Return the error in % of an accuracy 0..1."""
+    """Return the error in % for an accuracy in 0..1."""
     return round(100 * (1 - accuracy), 4)

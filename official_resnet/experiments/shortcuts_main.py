@@ -4,17 +4,18 @@
     python shortcuts_main.py --data_dir ~ --quick --rows=original,conv_shortcut
     python shortcuts_main.py --data_dir ~                                  # ResNet-110, 64,000 steps each
 
-On two cores, quick took 13 minutes beside other jobs (n = 1): original 55.3 % test error, 1x1 convolutions 56.0,
-dropout 88.8, ReLU-only pre-activation 52.2; README shows the figure. ResNet-110 has not been run.
+On two cores, --quick took 13 minutes beside other jobs (n = 1): original 55.3 % test error, 1x1 convolutions 56.0,
+dropout 88.8, ReLU-only pre-activation 52.2. ResNet-110 has not been run. Figure and numbers: docs/experiments.md,
+docs/results.md.
 
---quick: the first 10,000 training pictures, 4 epochs; a net of 20 layers suffers less from a bad shortcut than the
-paper's of 110. Nets of 110 layers or more begin with an epoch at a tenth of the rate, as in the paper. A net whose
-loss is no longer finite is recorded as failed. The same command continues what was stopped; finished nets are kept.
-Results in --output_dir: shortcuts.png, shortcuts.json.
+--quick trains ResNet-20 on the first 10,000 training images for 4 epochs; a bad shortcut harms it less than the paper's
+ResNet-110. As in the paper, networks of 110 layers or more begin with about an epoch at a tenth of the learning rate. A
+network whose loss is not finite is recorded as failed. If it is stopped, the same command continues and keeps finished
+networks. --output_dir receives shortcuts.png and shortcuts.json.
 """
 
-import collections
 import sys
+from typing import Any, NamedTuple
 
 try:
     from absl import flags as absl_flags
@@ -26,9 +27,15 @@ except ModuleNotFoundError as error:  # run by its path, without an installation
 QUICK_SIZE, PAPER_SIZE = 20, 110
 
 
-# One net of the comparison: its label in the figure, as in the paper's tables; the test error of ResNet-110 on
-# CIFAR-10, %, median of 5 runs, None "fail", above 20 %; what differs of cifar_spec; of blocks.Experiment.
-Row = collections.namedtuple('Row', 'label paper_error axes experiment', defaults=({}, {}))
+class Row(NamedTuple):
+    """One network of the comparison."""
+
+    label: str  # in the figure, as in the paper's tables
+    paper_error: float | None  # test error of ResNet-110 on CIFAR-10, %, median of 5 runs; None is "fail", above 20 %
+    axes: dict[str, Any] = {}  # arguments of cifar_spec
+    experiment: dict[str, Any] = {}  # fields of blocks.Experiment
+
+
 ROWS = {
     'original': Row('original: x + F, ReLU after the sum', 6.61),
     # 1603.05027 Table 1
@@ -50,12 +57,14 @@ ROWS = {
 ORDERS = ('bn_after_addition', 'relu_before_addition', 'relu_only_preactivation', 'full_preactivation')
 
 
-def define_flags():
-    """Return the flags, in a set of their own."""
+def define_flags() -> absl_flags.FlagValues:
+    """Return the flags of this program."""
     define = experiment_program.cifar_flags('/tmp/resnet_shortcuts', trains=True)
     text = f'Number of layers that have weights: 6n+2; {PAPER_SIZE}, with --quick {QUICK_SIZE}.'
     define.known('resnet_size', None, text=text, least=8)
-    experiment_program.define_list(define, 'rows', ','.join(ROWS), f'Nets to train, of {", ".join(ROWS)}.', ROWS)
+    experiment_program.define_list(
+        define, 'rows', ','.join(ROWS), f'Networks to train, a list of {", ".join(ROWS)}.', ROWS
+    )
     absl_flags.register_validator(
         'resnet_size',
         lambda size: size is None or experiment_program.is_depth(size),
@@ -65,8 +74,8 @@ def define_flags():
     return define.values
 
 
-def run_shortcuts(values):
-    """Train the rows the flags ask for, write the results."""
+def run_shortcuts(values: absl_flags.FlagValues) -> None:
+    """Train the rows that the flags ask for and write the results."""
     from official_resnet.experiments import runs
 
     size = values.resnet_size or (QUICK_SIZE if values.quick else PAPER_SIZE)
@@ -86,13 +95,13 @@ def run_shortcuts(values):
     runs.run(values, 'shortcuts', 4, nets, conclude, drawing, resnet_size=size)
 
 
-def judge(nets):
-    """Return whether the paper's two conclusions show in the test errors; None where a net is missing or failed."""
+def judge(nets: dict[str, dict[str, Any]]) -> dict[str, bool | None]:
+    """Return whether the test errors show the paper's two conclusions, None where a network is missing or failed."""
     errors = {name: net['final']['test_error'] for name, net in nets.items()}
     original, preactivated = errors.get('original'), errors.get('full_preactivation')
     others = [error for name, error in errors.items() if name not in ('original', *ORDERS)]
     is_best = all(error is None or original < error for error in others) if original is not None and others else None
-    is_better = None if None in (original, preactivated) else preactivated < original
+    is_better = None if original is None or preactivated is None else preactivated < original
     return {
         'identity_is_the_best_shortcut': is_best,
         'full_preactivation_is_better_than_the_original': is_better,

@@ -1,25 +1,25 @@
-"""Transfer learning on pictures in folders: a net trained on half of the classes learns the others from few pictures.
+"""Transfer learning from folders of images: a network trained on half of the classes learns the others from few images.
 
     python transfer_main.py --image_folder ~/pictures --quick     # minutes on two cores
     python transfer_main.py --image_folder ~/pictures
 
-On two cores: 17 minutes for the first net, paused for some of them, one and a half for the others; from scratch
-70.46 %, all layers 83.28 %, last group 83.22 %, frozen backbone 73.92 % (n = 1; the table is in the README).
+On two cores the first network took 17 minutes, which include pauses, and the others one and a half: from scratch
+70.46 %, all layers 83.28 %, last group 83.22 %, frozen backbone 73.92 % (n = 1; table in docs/results.md).
 
-The folder has a subfolder for each class, or train/CLASS and test/CLASS, as CIFAR-10's pictures in JPEG. A ResNet-20
-learns the first half of the classes, in alphabetical order; from its weights, and from scratch, nets then learn the
-other half, each in a way of its own (WAYS), all from the same few pictures. Time is that of training, with the
-features of a frozen backbone, without tests. --quick: fewer pictures and epochs for the first net and the others. The
-same command continues what was stopped; finished nets are kept.
-Results in --output_dir: transfer.json, and the table that is printed.
+The folder has a subfolder for each class, or train/CLASS and test/CLASS, for example CIFAR-10's images as JPEG files. A
+ResNet-20 learns the first half of the classes, in alphabetical order. Then networks learn the other half in several
+ways (WAYS), from its weights or from scratch, all from the same few images. Times are those of training; they include
+the features of a frozen backbone, but not the tests. --quick takes fewer images and epochs. If it is stopped, the same
+command continues and keeps finished networks. It prints a table, and --output_dir receives transfer.json.
 """
 
-import collections
 import dataclasses
 import os
 import pathlib
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 try:
     from absl import flags as absl_flags
@@ -38,10 +38,16 @@ FULL = {'source_epochs': 20, 'source_images': None, 'train_epochs': 40, 'images_
 QUICK = {'source_epochs': 8, 'source_images': 1000, 'train_epochs': 20, 'images_per_class': 50}
 
 
-# How a net learns the new classes: its label in the table; the peak learning rate per 128 images of batch, not tuned,
-# but lower where trained layers are to be kept; how many times the epochs of the others, since an epoch on features
-# costs next to nothing; fields of TrainConfig; whether it starts from the first net.
-Way = collections.namedtuple('Way', 'label rate epochs fields is_pretrained', defaults=(1, {}, True))
+class Way(NamedTuple):
+    """How a network learns the new classes."""
+
+    label: str  # in the table
+    rate: float  # peak learning rate for a batch of 128; not tuned, but lower where trained layers should be kept
+    epochs: int = 1  # factor of --train_epochs; an epoch on features costs next to nothing
+    fields: dict[str, Any] = {}  # of TrainConfig
+    is_pretrained: bool = True  # whether it starts from the first network
+
+
 WAYS = {
     'scratch': Way('from scratch', 0.4, is_pretrained=False),
     'all': Way('all layers', 0.1),
@@ -52,62 +58,67 @@ WAYS = {
 }
 
 
-def define_flags():
-    """Return the flags, in a set of their own."""
+def define_flags() -> absl_flags.FlagValues:
+    """Return the flags of this program."""
     define = definer.Definer(absl_flags.FlagValues())
     define.known('image_folder', None)
-    text = 'Folder of the results in JSON and the nets; finished ones stay.'
+    text = 'Folder of the results in JSON and the networks; finished networks are kept.'
     define.string('output_dir', '/tmp/resnet_transfer', text)
-    define.boolean('quick', False, 'Minutes on two cores.')
+    define.boolean('quick', False, 'Train for minutes on two cores.')
     define.known('seed', 0, text='Seed of the choice of images, initial weights, order and augmentation.')
     define.known('resnet_size', 20, text='Number of layers that have weights: 6n+2.', least=8)
-    frozen = f', {WAYS["head"].epochs} times as many of those whose backbone is frozen'
+    frozen = f', {WAYS["head"].epochs} times as many with a frozen backbone'
     for name, text in (
-        ('source_epochs', 'Number of epochs of the first net'),
-        ('source_images', 'Number of training images of a class for the first net'),
+        ('source_epochs', 'Number of epochs of the first network'),
+        ('source_images', 'Number of training images of a class for the first network'),
         ('train_epochs', f'Number of epochs of the others{frozen}'),
         ('images_per_class', 'Number of training images of a class for the others'),
     ):
         default = ', with --quick '.join('all' if sizes[name] is None else str(sizes[name]) for sizes in (FULL, QUICK))
         define.integer(name, None, f'{text}; {default}.', 'te' if name == 'train_epochs' else None, 1)
-    define.known('batch_size', 32, text='Number of images in a step; the first net has 128.')
+    define.known('batch_size', 32, text='Number of images in a step; 128 for the first network.')
     define.known('dtype', 'auto', choices=experiment_program.DTYPES)
-    experiment_program.define_list(define, 'ways', ','.join(WAYS), f'Ways to learn, of {", ".join(WAYS)}.', WAYS)
+    experiment_program.define_list(define, 'ways', ','.join(WAYS), f'Ways to learn, a list of {", ".join(WAYS)}.', WAYS)
     absl_flags.register_validator('image_folder', lambda path: path is not None, 'must be given', define.values)
     return define.values
 
 
-def run_transfer(values):
-    """Train the first net and the others, print the table, write the results."""
+def run_transfer(values: absl_flags.FlagValues) -> None:
+    """Train the first network and the others, print the table, and write the results."""
     import tensorflow as tf
 
     from official_resnet.experiments import runs
     from official_resnet.training import transfer
 
-    tf.get_logger().setLevel('ERROR')  # it warns of a function for each net
+    tf.get_logger().setLevel('ERROR')  # it warns because each network compiles a function
     output_dir = values.output_dir
     folder = pathlib.Path(os.path.expanduser(values.image_folder)).absolute()
-    sizes = {name: values[name].value or default for name, default in (QUICK if values.quick else FULL).items()}
+    sizes: dict[str, Any] = {
+        name: values[name].value or default for name, default in (QUICK if values.quick else FULL).items()
+    }
     changes = {'train_epochs': sizes['source_epochs'], 'epochs_between_evals': 10**6}
     changes |= {'dtype': devices.known_dtype(values.dtype), 'resnet_size': values.resnet_size, 'seed': values.seed}
-    config = TrainConfig.from_settings(FAST | changes, resnet_variants.cifar_spec)  # of the first net
+    config = TrainConfig.from_settings(FAST | changes, resnet_variants.cifar_spec)  # of the first network
     settings = sizes | {'image_folder': str(folder)}
     settings |= {name: values[name].value for name in ('seed', 'resnet_size', 'batch_size')} | {'dtype': config.dtype}
     runs.claim_folder(output_dir, settings)
     images = link_images(folder, pathlib.Path(output_dir, 'pictures'), sizes, values.seed)
     classes = {part: sorted(os.listdir(images[part] / 'train')) for part in images}
     most = len(classes['source']) * (sizes['source_images'] or config.batch_size)
-    first = {'dataset': f'folder:{images["source"]}', 'batch_size': min(config.batch_size, most)}
+    first: dict[str, Any] = {'dataset': f'folder:{images["source"]}', 'batch_size': min(config.batch_size, most)}
     print('source:', flush=True)
     source = runs.train_net('source', dataclasses.replace(config, **first), output_dir)
     if source['failed']:
-        raise UserError(f'the first net failed: {source["failed"]}; pass another --seed and --output_dir')
+        raise UserError(f'the first network failed: {source["failed"]}; pass another --seed and --output_dir')
     first_dir = f'{output_dir}/runs/source'
     pretrained = transfer.describe(first_dir)
     others = {}
     for name, way in WAYS.items():
         if name in values.ways:
-            fields = {'dataset': f'folder:{images["target"]}', 'train_epochs': way.epochs * sizes['train_epochs']}
+            fields: dict[str, Any] = {
+                'dataset': f'folder:{images["target"]}',
+                'train_epochs': way.epochs * sizes['train_epochs'],
+            }
             fields |= {'batch_size': values.batch_size, 'base_learning_rate': way.rate}
             fields |= {'pretrained': first_dir} if way.is_pretrained else {}
             other = dataclasses.replace(config, **fields, **way.fields)
@@ -122,14 +133,19 @@ def run_transfer(values):
     runs.finish(output_dir, 'transfer', result)
 
 
-def link_images(folder, target, sizes, seed):
-    """Make folders of links to the images of each half of the classes; return {'source', 'target': folder}.
+def link_images(
+    folder: pathlib.Path, target: pathlib.Path, sizes: Mapping[str, int | None], seed: int
+) -> dict[str, pathlib.Path]:
+    """Make a folder of links to images for each half of the classes: target/source and target/target.
 
-    They become target/source and target/target, each with train/CLASS and test/CLASS. `folder` has all images, see
-    image_folder; `seed` is that of the choice, and of the split where the folder has none.
+    Args:
+        folder: The folder of all images, see image_folder.
+        target: Each half goes below this folder, into train/CLASS and test/CLASS.
+        sizes: 'source_images' and 'images_per_class', None for all images.
+        seed: Seed of the choice of images, and of the split if the folder has none.
 
     Raises:
-        UserError: fewer than four classes, or not enough images.
+        UserError: There are fewer than four classes, or too few images.
     """
     import numpy as np
 
@@ -140,7 +156,7 @@ def link_images(folder, target, sizes, seed):
         return parts
     classes, files = image_folder.list_files(folder, seed=seed)
     if len(classes) < 4:
-        raise UserError(f"'{folder}' has {len(classes)} classes; pass a folder with 4 or more, of which half are new")
+        raise UserError(f"'{folder}' has {len(classes)} classes; pass a folder with 4 or more")
     part_folder = target.with_name('part.pictures')
     shutil.rmtree(part_folder, ignore_errors=True)
     for label, name in enumerate(classes):
@@ -161,15 +177,20 @@ def link_images(folder, target, sizes, seed):
     return parts
 
 
-def table(source, nets, classes, sizes):
-    """Return the results as a Markdown table; `classes` are {'source', 'target': names}."""
+def table(
+    source: dict[str, Any],
+    nets: dict[str, dict[str, Any]],
+    classes: Mapping[str, Sequence[str]],
+    sizes: Mapping[str, Any],
+) -> str:
+    """Return the results as a Markdown table; `classes` has the names of 'source' and 'target'."""
     accuracy = {
         name: 'failed' if net['failed'] else f'{100 - net["final"]["test_error"]:.2f} %'
         for name, net in (nets | {'source': source}).items()
     }
     first = f'test accuracy {accuracy["source"]}, {source["train_seconds"]:.0f} s.'
     lines = [
-        f'First net: {", ".join(classes["source"])}; {first}',
+        f'First network: {", ".join(classes["source"])}; {first}',
         f'Then {", ".join(classes["target"])}: {sizes["images_per_class"]} training images each (n = 1).',
         '',
         '| what is trained | parameters | epochs | test accuracy | time |',

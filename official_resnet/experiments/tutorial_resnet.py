@@ -1,90 +1,91 @@
-"""The residual block of a widely read tutorial, the small MNIST net it comes from, and the tutorial's arithmetic.
+"""The residual block of a widely read tutorial, the small MNIST network it comes from, and the tutorial's arithmetic.
 
     python -m official_resnet.experiments.tutorial_resnet
-        # the two kinds of block compared, the net's layers; seconds on any CPU
+        # compare two kinds of block, list the network's layers; takes seconds on any CPU
 
     basic 1,179,648 weights, bottleneck 69,632 at 256 channels: 16.94 to 1; basic at its inner 64: 73,728, 0.94 of it
     47,146 parameters
 
-The block is the tutorial's, not a paper's. It halves by a 2x2 max-pool of the input, before both branches, so that
-every convolution has stride 1; new channels are zeros at the end; BN and ReLU follow both convolutions and nothing the
-addition, so F >= 0 and the output is never below the shortcut ('relu_before_addition' of experiments/blocks.py,
-arXiv:1603.05027 Fig. 4c, which that paper found to be worse). The first block of every group halves, also the first
-group's. For nets of the papers use resnet_model.
+The block is the tutorial's, not a paper's. It halves the input by a 2x2 max-pool before both branches, so every
+convolution has stride 1. New channels are zeros at the end. Batch norm and ReLU follow both convolutions and nothing
+follows the addition, so F >= 0 and the output is never below the shortcut ('relu_before_addition' of
+experiments/blocks.py, arXiv:1603.05027 Fig. 4c, which that paper found to be worse). The first block of every group
+halves its input, also in the first group. For the networks of the papers use resnet_model.
 """
 
-import collections
 import functools
+from typing import Any, NamedTuple
 
 import keras
+from keras import KerasTensor as Tensor
 
 from official_resnet import layers, resnet_model, resnet_spec
 from official_resnet.errors import UserError
 from official_resnet.experiments.architecture_table import count_parameters
 
-# Where the zero channels go, and the tutorial's BN: decay 0.999, epsilon 0.001.
+# The tutorial's batch norm has decay 0.999 and epsilon 0.001.
 SPEC = resnet_spec.ResNetSpec(
     (2, 2), filters=16, stem='mnist', shortcut='A', shortcut_padding='end', bn_momentum=0.999, bn_epsilon=1e-3
 )
 IMAGE_SHAPE = (28, 28, 1)  # float32, 0..1
-# Of every kernel: a normal distribution of deviation 0.1, cut off at two of these; biases start at 0.
+# Kernels start from a normal distribution with deviation 0.1 that is cut off at 0.2, biases from 0.
 INITIALIZER = functools.partial(keras.initializers.TruncatedNormal, 0.0, 0.1)
 MAX_POOL = functools.partial(keras.layers.MaxPooling2D, 2, 2, 'same', data_format=layers.NHWC)
 
-# How its program trains the net; nothing here reads it. Not yet measured.
-TRAINING = {
+# How the tutorial's program trains the network. Nothing here reads it. Not yet measured.
+TRAINING: dict[str, Any] = {
     'optimizer': 'adam',
     'learning_rate': 1e-3,
     'epsilon': 1e-8,  # TensorFlow 1's default; Keras' is 1e-7
     'loss': 'softmax cross entropy, mean of the batch',
     'batch_size': 120,
-    'train_steps': 799,  # `step = 1; while step < 800`: 1.7 epochs of the 55,000 images that were its training set
-    'test_images': 256,  # the first ones of the test set, every 10 steps, the only test
-    # Hard-wired, an error: the test, too, normalises by its own batch, so that an image's class depends on those
-    # beside it, and updates the moving averages, which nothing reads. model(images, training=True) does the same.
-    # The averages come too late to serve: after 799 updates 0.999 ** 799 = 45 % of them is what they started from.
+    'train_steps': 799,  # `step = 1; while step < 800`: 1.7 epochs of its 55,000 training images
+    'test_images': 256,  # the first ones of the test set, tested every 10 steps; there is no other test
+    # This is hard-wired and an error: the test, too, normalises by its own batch, so the class of an image depends on
+    # the images beside it, and updates the moving averages, which nothing reads. model(images, training=True) does the
+    # same. The averages would not serve: after 799 updates, 0.999 ** 799 = 45 % of them is still their initial value.
     'is_training': True,
 }
 
 
-def residual_block(x, out_channels, down_sample, projection=False):
+def residual_block(x: Tensor, out_channels: int, down_sample: bool, projection: bool = False) -> Tensor:
     """Return F(x) + shortcut(x), where F is conv, BN, ReLU, conv, BN, ReLU.
 
-    The tutorial's own projection has stride 2, on an input that the max-pool has halved already; its addition fails
+    The tutorial's own projection has stride 2 although the max-pool has halved its input already, so the addition fails
     (block_as_printed). Here the stride is 1.
 
     Args:
-        x: feature maps, [n, h, w, c].
-        out_channels: of both convolutions. If it is c, the shortcut is the (pooled) input itself.
-        down_sample: whether to max-pool x to [n, ceil(h / 2), ceil(w / 2), c] first.
-        projection: where channels change, a 1x1 convolution with bias and ReLU in place of zero channels.
+        x: Feature maps, [n, h, w, c].
+        out_channels: Filters of both convolutions. If there are c, the shortcut is the (pooled) input itself.
+        down_sample: Whether to max-pool x to [n, ceil(h / 2), ceil(w / 2), c] first.
+        projection: Whether a 1x1 convolution with bias and ReLU, instead of zero channels, changes the channels.
 
     Raises:
-        UserError: x is no feature map, or has more channels than out_channels and there is no projection.
+        UserError: x is not a feature map, or it has more than out_channels channels and there is no projection.
     """
     return _block(x, out_channels, down_sample, projection)
 
 
-def block_as_printed(x, out_channels, down_sample, projection=False):
+def block_as_printed(x: Tensor, out_channels: int, down_sample: bool, projection: bool = False) -> Tensor:
     """Return residual_block as the tutorial prints it, with a projection of stride 2.
 
     Raises:
-        UserError: as residual_block; and whenever there is a projection, unless x is pooled to a single pixel.
+        UserError: As in residual_block, and for every projection unless x is pooled to a single pixel.
     """
     return _block(x, out_channels, down_sample, projection, projection_stride=2)
 
 
-def residual_group(name, x, num_block, out_channels):
-    """Return the output of `num_block` blocks in a row; the first halves, and none has a projection.
+def residual_group(name: str, x: Tensor, num_block: int, out_channels: int) -> Tensor:
+    """Return the output of `num_block` blocks in a row. The first one halves its input, and none has a projection.
 
     Args:
-        name: prefix of the layers' names, unique in the net, without '/': 'conv2' gives 'conv2_head_conv1', ...,
+        name: Prefix of the layers' names, unique in the network, without '/': 'conv2' gives 'conv2_head_conv1', ...,
             'conv2_head_out', 'conv2_1_conv1', ..., 'conv2_1_out', ...
-        x: feature maps, [n, h, w, c], where c is at most out_channels.
+        x: Feature maps, [n, h, w, c], where c is at most out_channels.
 
     Raises:
-        UserError: a ValueError, num_block is below 1 (the tutorial asserts it, in these words, and lets 1 pass);
-            or as residual_block.
+        UserError: As in residual_block, or num_block is below 1. (The tutorial asserts this in the words of the
+            message, but allows 1.)
     """
     if num_block < 1:
         raise UserError(f'num_block must greater than 1: group {name!r} was given {num_block}; pass 1 or more')
@@ -93,10 +94,10 @@ def residual_group(name, x, num_block, out_channels):
     return x
 
 
-def tutorial_net(num_classes=10):
-    """Return the tutorial's keras.Model for MNIST: [n, 28, 28, 1] images, 0..1 -> float32 logits, no softmax.
+def tutorial_net(num_classes: int = 10) -> keras.Model:
+    """Return the tutorial's network for MNIST, from images [n, 28, 28, 1] in 0..1 to float32 logits.
 
-    47,146 parameters with 10 classes. Its names conv1, conv2, conv3 are the tutorial's.
+    It has 47,146 parameters with 10 classes. The names conv1, conv2, conv3 are the tutorial's.
     """
     images = keras.Input(IMAGE_SHAPE, name='images')
     x = _conv(images, SPEC.filters, 3, 'conv1', has_bias=True)  # [28, 28, 1] -> [28, 28, 16]
@@ -108,17 +109,22 @@ def tutorial_net(num_classes=10):
     return keras.Model(images, logits, name='tutorial_net')
 
 
-# Convolution weights, without biases and BN, of blocks between `channels` and `channels` channels: `basic` of two 3x3
-# convolutions; `bottleneck` of 1x1, 3x3, 1x1, the inner ones of a quarter of the channels, and `ratio` times as many in
-# the basic block; `inner_basic` of a basic block of that quarter, of which the bottleneck has `inner_ratio`.
-BlockComparison = collections.namedtuple('BlockComparison', 'channels basic bottleneck ratio inner_basic inner_ratio')
+class BlockComparison(NamedTuple):
+    """The numbers of convolution weights, without biases and batch norm, of blocks from `channels` to `channels`."""
+
+    channels: int
+    basic: int  # of two 3x3 convolutions
+    bottleneck: int  # of 1x1, 3x3, 1x1, where a quarter of the channels is between them
+    ratio: float  # basic / bottleneck
+    inner_basic: int  # of a basic block with a quarter of the channels
+    inner_ratio: float  # bottleneck / inner_basic
 
 
-def compare_blocks(channels=256):
-    """Return the BlockComparison at `channels`, a multiple of 4: 1512.03385 Sec. 4.1 argues for bottlenecks (Fig. 5).
+def compare_blocks(channels: int = 256) -> BlockComparison:
+    """Return the BlockComparison at `channels`, a multiple of 4 (1512.03385 Sec. 4.1, Fig. 5).
 
-    That a bottleneck has "about half the parameters" is found in tutorials and is true of neither comparison: with
-    256 channels outside it has a 17th, and beside a basic block of 64, the paper's pair of similar cost, 0.94.
+    Tutorials say that a bottleneck has "about half the parameters", which holds in neither comparison. Compared with a
+    basic block of 256 channels it has a 17th, and compared with one of 64, the paper's pair of similar cost, 0.94.
 
     >>> blocks = compare_blocks(256)
     >>> blocks.basic       # 3*3*256*256*2
@@ -142,7 +148,7 @@ def compare_blocks(channels=256):
 def _block(x, out_channels, down_sample, projection, name=None, projection_stride=1):
     name = name or f'residual_block{keras.backend.get_uid("residual_block")}'
     if len(x.shape) != 4 or x.shape[-1] is None:
-        raise UserError(f'{name}: x of shape {tuple(x.shape)} is no feature map; pass [n, h, w, channels]')
+        raise UserError(f'{name}: x of shape {tuple(x.shape)} is not a feature map; pass [n, h, w, channels]')
     if down_sample:
         x = MAX_POOL(name=f'{name}_pool')(x)
     in_channels, shortcut = x.shape[-1], x
@@ -150,7 +156,7 @@ def _block(x, out_channels, down_sample, projection, name=None, projection_strid
         shortcut = _conv(x, out_channels, 1, f'{name}_shortcut_conv', projection_stride, has_bias=True)
     elif in_channels > out_channels:
         reduced = f'{in_channels} channels to {out_channels}'
-        raise UserError(f'{name}: zero padding cannot reduce {reduced}; residual_block(..., projection=True) can')
+        raise UserError(f'{name}: zero padding cannot reduce {reduced}; pass projection=True to residual_block')
     elif in_channels < out_channels:
         shortcut = resnet_model.pad_channels(x, SPEC, out_channels - in_channels, f'{name}_shortcut_pad')
     for i in (1, 2):
@@ -164,13 +170,13 @@ def _block(x, out_channels, down_sample, projection, name=None, projection_strid
 
 
 def _conv(x, filters, kernel, name, stride=1, has_bias=False):
-    # Not resnet_model's: another initial distribution, and a ReLU wherever there is a bias in place of a BN.
+    # Unlike resnet_model's, it has another initial distribution, and a ReLU where a bias replaces the batch norm.
     options = {'use_bias': has_bias, 'activation': 'relu' if has_bias else None, 'kernel_initializer': INITIALIZER()}
     return keras.layers.Conv2D(filters, kernel, stride, 'same', data_format=layers.NHWC, **options, name=name)(x)
 
 
-def main():
-    """Print the comparison of the blocks and the layers of the net."""
+def main() -> None:
+    """Print the comparison of the blocks and the layers of the network."""
     blocks = compare_blocks()
     print(
         f'basic {blocks.basic:,} weights, bottleneck {blocks.bottleneck:,} at {blocks.channels} channels: '

@@ -1,4 +1,4 @@
-"""Read a card: what images become, and what outputs mean. model_card says what stands in one, and writes it."""
+"""Read a card: how images become a network's input, and what its outputs mean. model_card describes and writes it."""
 
 import dataclasses
 import functools
@@ -13,68 +13,68 @@ from official_resnet.inference.model_card import REMEDY
 from official_resnet.inputs import datasets, other_datasets
 from official_resnet.inputs.affine import affine_name
 
-_TABLES = {'imagenet1000': 1000, 'imagenet1001': 1001, 'cifar10': 10, 'unknown': None}  # name -> its classes
+_TABLES = {'imagenet1000': 1000, 'imagenet1001': 1001, 'cifar10': 10, 'unknown': None}  # name -> number of classes
 
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """What a converted net is fed: RGB in 0..255 in another order, times `scale`, less `mean`, by `std`."""
+    """The input of a converted network: (RGB in 0..255, or BGR, times `scale`, minus `mean`) / `std`."""
 
-    channels: str = 'RGB'  # or 'BGR', the order of `mean`, `std` and the net's input
-    scale: float = 1.0  # of values in 0..255, as 1 or 1/255
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)  # a number a channel, after `scale`; so is `std`
+    channels: str = 'RGB'  # or 'BGR': the order of `mean`, `std` and the network's input
+    scale: float = 1.0  # factor of the values 0..255, for example 1 or 1/255
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)  # one number for each channel, as in `std`; subtracted after scaling
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
-    size: int = 224  # height and width, pixels, of the published evaluation
+    size: int = 224  # height and width in pixels, as in the published evaluation
     resize: int | None = 256  # shorter side before the central crop of `size`; None resizes the whole image to `size`
     interpolation: str = 'bilinear'  # or 'bicubic'
-    normalization: str | None = None  # a name in NORMALIZATIONS, where channels, scale, mean and std cannot say it
+    normalization: str | None = None  # a name in NORMALIZATIONS that replaces channels, scale, mean, std
 
     @property
     def name(self) -> str:
-        """The name in NORMALIZATIONS of what turns RGB in 0..255 into the net's input."""
+        """The name in NORMALIZATIONS of what turns RGB in 0..255 into the network's input."""
         return self.normalization or affine_name(self.channels, self.scale, self.mean, self.std)
 
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What a net makes of images, and what its outputs mean."""
+    """How images become a network's input, and what its outputs mean."""
 
     spec: resnet_spec.ResNetSpec
-    num_classes: int  # outputs
-    names: tuple[str, ...]  # of the classes, in their order
-    ids: tuple[str | None, ...]  # WordNet's, or None for each
+    num_classes: int  # number of outputs
+    names: tuple[str, ...]  # of the classes, in the order of the outputs
+    ids: tuple[str | None, ...]  # WordNet's ids of the classes, or None for each
     normalization: str  # a name in NORMALIZATIONS
     num_channels: int  # 3, or 1 for grey
-    size: tuple[int, int]  # (h, w) of what is cut out of an image
-    net_size: tuple[int, int]  # (h, w) of the net's input; zeros fill the rest
-    # 'cover' cuts the largest middle of the shape of `size` and resizes it; 'squash' resizes the whole; a number
-    # resizes the shorter side to it, then cuts `size` out of the middle.
+    size: tuple[int, int]  # (h, w) of the crop of an image
+    net_size: tuple[int, int]  # (h, w) of the network's input; zeros surround a smaller crop
+    # 'cover' resizes the largest central part that has the shape of `size`. 'squash' resizes the whole image. A number
+    # is the length to which the shorter side is resized before `size` is cropped from the centre.
     resize: int | str = 'cover'
     interpolation: str = 'bilinear'  # or 'bicubic', antialiased
-    experiment: dict | None = None  # what a block function of its own changes of the net
+    experiment: dict | None = None  # what a special block function changes, see experiments.blocks
 
 
 def read_card(path: str | os.PathLike) -> Card:
-    """Return the Card in a file.
+    """Return the card in a file.
 
     Raises:
-        UserError: it is missing or damaged; says where.
+        UserError: The file is missing or damaged. The message names the field.
     """
     path = pathlib.Path(path)
-    with files.read_errors(path, f'only this card says what images the net wants; {REMEDY}'):
+    with files.read_errors(path, f'only this card says how images become the input of the network; {REMEDY}'):
         text = path.read_bytes()
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise UserError(f'the card {path} is no JSON object; {REMEDY}')
+        raise UserError(f'the card {path} is not a JSON object; {REMEDY}')
     get = functools.partial(model_card.get_field, path, content)
     num_classes = get('num_classes', *model_card.NUM_CLASSES)
     words = f'at most {num_classes} names, or one of {", ".join(_TABLES)} that has {num_classes} classes'
     labels = get('labels', lambda labels: _are_labels(labels, num_classes), words)
     rows = [(None, name) for name in labels] if isinstance(labels, list) else _label_rows(labels)
-    rows += [(None, f'class {i}') for i in range(len(rows), num_classes)]  # those beyond a list are called so
+    rows += [(None, f'class {i}') for i in range(len(rows), num_classes)]  # where the list ends early
     ids, names = zip(*rows, strict=True)
     fed = get('input', lambda fed: isinstance(fed, dict), 'an object')
     convention = _converted_input(get) if 'scale' in fed else model_card.own_input(get)
@@ -83,29 +83,29 @@ def read_card(path: str | os.PathLike) -> Card:
     try:
         spec = resnet_spec.ResNetSpec.from_json(spec)
     except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f'the card {path} has a spec of no net ({error}); {REMEDY}') from error
+        raise UserError(f'the card {path} has a wrong spec ({error}); {REMEDY}') from error
     return Card(spec, num_classes, names, ids, **convention, experiment=experiment)
 
 
 def with_names(card: Card, path: str | os.PathLike) -> Card:
-    """Return the card with the class names of a text file, one a line.
+    """Return the card with the class names of a UTF-8 text file that has one name on each line.
 
     Raises:
-        UserError: it cannot be read, or has another number of lines than the net classes.
+        UserError: The file cannot be read, or its number of lines is not the network's number of classes.
     """
     remedy = 'pass a file with the name of a class on each line'
     try:
         names = tuple(pathlib.Path(path).expanduser().read_text(encoding='utf-8-sig').splitlines())
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, 'strerror', 'it is no text in UTF-8')
+        reason = getattr(error, 'strerror', 'it is not UTF-8 text')
         raise UserError(f"cannot read the names of the classes in '{path}': {reason}; {remedy}") from error
     if len(names) != card.num_classes:
-        raise UserError(f"'{path}' has {len(names)} lines, the net {card.num_classes} classes; {remedy}")
+        raise UserError(f"'{path}' has {len(names)} lines, but the network has {card.num_classes} classes; {remedy}")
     return dataclasses.replace(card, names=names, ids=(None,) * len(names))
 
 
 def _converted_input(get):
-    """Return fields of Card of a converted net; `get` is get_field of its card."""
+    """Return fields of Card for a converted network; `get` is get_field of its card."""
     values = {name: get(f'input.{name}', *check) for name, check in _CONVERTED.items()}
     values['resize'] = get('input.resize', *model_card.resize_from(values['size']))
     fed = Input(**values, normalization=get('input.normalization', *model_card.NORMALIZATION, is_optional=True))
@@ -127,7 +127,7 @@ def _are_numbers(values):
     return isinstance(values, list) and len(values) == 3 and all(map(_is_number, values))
 
 
-# Fields of the input: which values are right, and how that is said.
+# For each field of the input: a check of its value, and the words for right values.
 _CONVERTED = {
     'channels': (('RGB', 'BGR').__contains__, "'RGB' or 'BGR'"),
     'scale': (lambda scale: _is_number(scale) and scale > 0, 'a number above 0'),
@@ -139,7 +139,7 @@ _CONVERTED = {
 
 
 def _label_rows(table):
-    """Return [(id, name), ...] of a named table, [] of 'unknown'."""
+    """Return [(id, name), ...] of a named table, or [] for 'unknown'."""
     if table == 'cifar10':
         return [(None, name) for name in datasets.CIFAR10.class_names]
     rows = list(other_datasets.imagenet_classes())

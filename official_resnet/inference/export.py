@@ -93,6 +93,6 @@ def export(
     got = tf.saved_model.load(str(path)).signatures['serving_default'](**{spec.name: examples})
     difference = float(np.max(np.abs(expected - got['probabilities'].numpy())))
     if not difference <= TOLERANCE:
-        difference = f'{difference:.2g} in probability, more than {TOLERANCE:g}'
-        raise UserError(f'the SavedModel {path} differs from the model by {difference}; do not use it')
+        text = f'{difference:.2g} in probability, more than {TOLERANCE:g}'
+        raise UserError(f'the SavedModel {path} differs from the model by {text}; do not use it')
     return path

@@ -36,7 +36,7 @@ def grad_cam(
         last = max(int(name.removeprefix('group')) for name in outputs if name.startswith('group'))
     except (ValueError, AttributeError) as error:  # from features: no functional model; from max: no group
         raise UserError(
-            'Grad-CAM needs the layers of resnet_model, from group1_block1_out to head_pool; pass its network'
+            'Grad-CAM needs a network of resnet_model, with layers group1_block1_out to head_pool'
         ) from error
     with layers.deep_graph():
         both = keras.Model(model.input, [outputs[f'group{last}'], model.output])
@@ -66,4 +66,4 @@ def overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
     stops = np.linspace(0, 1, len(COLOURS))
     colours = np.stack([np.interp(cam, stops, channel) for channel in np.transpose(COLOURS)], -1)
     opacity = OPACITY * np.asarray(cam, np.float32)[..., None]
-    return np.uint8(np.round(image * (1 - opacity) + colours * opacity))
+    return np.round(image * (1 - opacity) + colours * opacity).astype(np.uint8)

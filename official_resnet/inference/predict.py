@@ -27,7 +27,7 @@ _DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, Runtime
 class Guess(NamedTuple):
     """A class that an image may belong to. The id is WordNet's, for example 'n01440764', or None."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # the name of a method of tuples
     name: str
     id: str | None
     probability: float
@@ -106,12 +106,12 @@ def prepare(picture: Picture, card: card_reader.Card) -> np.ndarray:
         raise UserError(f'cannot read {name}: {error}') from error
     (width, height), (rows, columns) = image.size, card.size
     # Only the part that is needed, `box`, is resized. Resizing a 1 x 5000 image as a whole could fill the memory.
-    left, top, box_width, box_height = 0, 0, width, height  # float pixels
+    left, top, box_width, box_height = 0.0, 0.0, float(width), float(height)  # pixels
     if card.resize == 'cover':
         scale = min(width / columns, height / rows)
         box_width, box_height = scale * columns, scale * rows
         left, top = (width - box_width) / 2, (height - box_height) / 2
-    elif card.resize != 'squash':  # rounded as in torchvision's Resize and CenterCrop
+    elif isinstance(card.resize, int):  # rounded as in torchvision's Resize and CenterCrop
         new_width, new_height = (card.resize * side // min(width, height) for side in (width, height))
         left = round((new_width - columns) / 2) * width / new_width
         top = round((new_height - rows) / 2) * height / new_height

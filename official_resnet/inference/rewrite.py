@@ -1,6 +1,7 @@
-"""What rewrites a network as an equal one: of stock layers, with BN folded, with strides moved up, compiled."""
+"""Rewrite a network as one that computes the same: with stock layers, with folded batch norms, faster, compiled."""
 
 import collections
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -9,8 +10,8 @@ import tensorflow as tf
 from official_resnet.layers import NHWC, BatchNormalization, deep_graph
 
 
-def to_stock(model):
-    """Return an equal functional model in stock Keras layers, which load without this package; `model` is kept."""
+def to_stock(model: keras.Model) -> keras.Model:
+    """Return a functional model of stock Keras layers, which load without this package. `model` stays as it is."""
 
     def clone(layer):
         kind = keras.layers.BatchNormalization if isinstance(layer, BatchNormalization) else layer.__class__
@@ -19,27 +20,27 @@ def to_stock(model):
     return _rebuilt(model, clone)
 
 
-def fold_batch_norm(model, dtype=None):
-    """Return a functional model that computes the same in inference, with BN inside the convolutions before it.
+def fold_batch_norm(model: keras.Model, dtype: str | None = None) -> keras.Model:
+    """Return a model that computes the same in inference, with batch norms folded into the convolutions before them.
 
-    A convolution followed by BN alone becomes one with scaled kernel and a bias, in stock Keras layers;
-    of v1 and v1.5 nothing is left of BN, of v2 the BNs that follow a sum or another BN's ReLU stay. Not for training.
+    If a batch norm is the only reader of a convolution, both become one convolution with a scaled kernel and a bias.
+    No batch norm is left in versions 1 and 1.5. In version 2, those that follow a sum stay. Do not train the result.
 
     Args:
-        model: functional; left as it is.
-        dtype: 'bfloat16' or 'float16' stores and computes in 16 bits (BN that stays and logits apart);
-            None keeps each layer's own policy.
+        model: A functional model, which stays as it is.
+        dtype: 'bfloat16' or 'float16' stores and computes in 16 bits, except for the logits and for the batch norms
+            that are left. None keeps the policy of each layer.
     """
     makers = {id(layer.output): layer for layer in model.layers}
     readers = [tensor for layer in model.layers for tensor in keras.tree.flatten(layer.input)]
     num_readers = collections.Counter(id(tensor) for tensor in (*readers, *model.outputs))
-    norms = {}  # name of a convolution -> the BN that it swallows
+    norms = {}  # name of a convolution -> the batch norm that is folded into it
     for norm in (layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)):
         conv = makers.get(id(norm.input))
         if isinstance(conv, keras.layers.Conv2D) and num_readers[id(conv.output)] == 1:
             if conv.activation is keras.activations.linear:
                 norms[conv.name] = norm
-    swallowed = {norm.name for norm in norms.values()}
+    folded = {norm.name for norm in norms.values()}
 
     def clone(layer):
         config = layer.get_config()
@@ -50,10 +51,10 @@ def fold_batch_norm(model, dtype=None):
         return layer.__class__.from_config(config)
 
     def call(layer, *args, **kwargs):
-        return args[0] if layer.name in swallowed else layer(*args, **kwargs)
+        return args[0] if layer.name in folded else layer(*args, **kwargs)
 
     def weights_of(layer):
-        """Return [kernel, bias] of a convolution and the BN behind it, computed in float64."""
+        """Return [kernel, bias] of a convolution with its batch norm, computed in float64, or a layer's own weights."""
         if layer.name not in norms:
             return layer.get_weights()
         norm = norms[layer.name]
@@ -66,31 +67,31 @@ def fold_batch_norm(model, dtype=None):
     return _rebuilt(model, clone, call, weights_of)
 
 
-def propagate_strides(model):
-    """Return a functional model that computes the same in inference, without the pixels that nobody reads.
+def propagate_strides(model: keras.Model) -> keras.Model:
+    """Return a model that computes the same in inference, but not the pixels that no layer reads.
 
-    Where all readers of a map are 1x1 convolutions of stride 2, three of four of its pixels are made in vain: in
-    version 1, those of each group's last block. Here the stride moves up through ReLU, BN, sums and 1x1
-    convolutions, into the convolution that reads neighbours; an identity shortcut is sub-sampled. He's ResNet-50
-    (arXiv:1512.03385) so becomes slim's, whose stride is in a group's last unit. Not for training, where BN
-    normalises by all pixels. `model` is functional, and left as it is.
+    If all readers of a feature map are 1x1 convolutions with stride 2, three quarters of its pixels are not needed. In
+    version 1 this is so for the last block of each group. The stride moves up through ReLU, batch norm, sums and 1x1
+    convolutions into the nearest convolution that reads neighbouring pixels, and identity shortcuts are subsampled.
+    This turns He's ResNet-50 (arXiv:1512.03385) into slim's, where the last block of a group has the stride. Do not
+    train the result, because batch norm would see fewer pixels. `model` is functional and stays as it is.
     """
     makers = {id(layer.output): layer for layer in model.layers}
     read = collections.defaultdict(set)  # id of a tensor -> the strides at which it is read
     for output in model.outputs:
         read[id(output)].add(1)
-    strides = {}  # name of a layer -> of its pixels, those at this stride are computed
+    strides = {}  # name of a layer -> stride of the pixels that are computed
     for layer in reversed(model.layers):
         wanted, step = read[id(layer.output)], _pixel_stride(layer)
         is_conv = isinstance(layer, keras.layers.Conv2D) and layer.dilation_rate == (1, 1)
-        # A convolution that has a stride and pads does so by the image size, and cannot leave out pixels.
+        # The padding of a strided convolution depends on the image size, so such a convolution cannot skip pixels.
         can_stride = step is not None or is_conv and (layer.padding == 'valid' or layer.strides == (1, 1))
         strides[layer.name] = max(wanted) if len(wanted) == 1 and can_stride else 1
         for tensor in keras.tree.flatten(layer.input):
             read[id(tensor)].add(strides[layer.name] * step if step else 1)
 
     def remaining(layer, tensor):
-        """Return the stride at which `layer` has to read what becomes of `tensor`."""
+        """Return the stride at which `layer` has to read the new `tensor`."""
         return strides[layer.name] * _pixel_stride(layer) // strides[makers[id(tensor)].name]
 
     def clone(layer):
@@ -100,7 +101,7 @@ def propagate_strides(model):
                 config['strides'] = remaining(layer, layer.input)
             elif strides[layer.name] > 1:
                 config['strides'] = [stride * strides[layer.name] for stride in layer.strides]
-                config['padding'] = 'valid'  # padded by `call`, at any stride as at stride 1
+                config['padding'] = 'valid'  # because `call` pads as at stride 1
         return layer.__class__.from_config(config)
 
     def call(layer, inputs, **kwargs):
@@ -122,7 +123,7 @@ def propagate_strides(model):
 
 
 def _rebuilt(model, clone, call=None, weights_of=keras.layers.Layer.get_weights):
-    """Return a model of clone(layer), called by call(layer, inputs), with weights_of(layer): of layers of `model`."""
+    """Return a copy of a model: clone(layer), called as call(layer, inputs), gets weights_of(layer of `model`)."""
     with deep_graph():
         rebuilt = keras.models.clone_model(model, clone_function=clone, call_function=call)
     for layer in rebuilt.layers:
@@ -132,7 +133,10 @@ def _rebuilt(model, clone, call=None, weights_of=keras.layers.Layer.get_weights)
 
 
 def _pixel_stride(layer):
-    """Return the stride at which a layer reads the pixels of which it makes one each; None if it is no such layer."""
+    """Return a pointwise layer's stride: 1 for ReLU, addition and batch norm, the stride of a 1x1 convolution.
+
+    Return None for a layer that mixes neighbouring pixels.
+    """
     if isinstance(layer, keras.layers.Conv2D):
         is_1x1 = layer.kernel_size == layer.dilation_rate == (1, 1) and len(set(layer.strides)) == 1
         return layer.strides[0] if is_1x1 else None
@@ -142,17 +146,19 @@ def _pixel_stride(layer):
     return 1 if is_relu or is_sum or isinstance(layer, keras.layers.BatchNormalization) else None
 
 
-def compile_model(model, image_shape=None, dtype=None):
-    """Return the compiled function images -> outputs of a model whose weights will not change any more.
+def compile_model(
+    model: keras.Model, image_shape: Sequence[int] | None = None, dtype: str | None = None
+) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return a compiled function from images to outputs, for a model whose weights will not change any more.
 
-    It computes propagate_strides(fold_batch_norm(model, dtype)). The weights are constants of its graph: TensorFlow
-    fuses bias, addition and ReLU into the convolutions, and brings the kernels into their best layout once.
+    It computes propagate_strides(fold_batch_norm(model, dtype)). The weights are constants of its graph, so TensorFlow
+    can fuse bias, addition and ReLU into the convolutions, and chooses the best layout of the kernels once.
 
     Args:
-        model: a functional keras.Model of one input, images float32 as model.input; left as it is.
-        image_shape: of an image, where the model leaves it open. Without it, TensorFlow does not see that the two
-            branches of a strided block have one shape, and adds them outside the convolutions.
-        dtype: as fold_batch_norm has it.
+        model: A functional model with one input, float32 images. It stays as it is.
+        image_shape: (h, w, c) of the images, if the model allows any size. Without it, TensorFlow cannot tell that the
+            two branches of a strided block have the same shape, and does not fuse their addition.
+        dtype: See fold_batch_norm.
     """
     model = propagate_strides(fold_batch_norm(model, dtype))
     values = [[v.numpy() for v in part] for part in (model.trainable_variables, model.non_trainable_variables)]

@@ -1,10 +1,12 @@
-"""What an evaluation found, class by class: the accuracies, the worst and best classes, what is taken for what."""
+"""Report an evaluation class by class: accuracies, the worst and best classes, which classes are confused."""
 
 import csv
 import io
 import json
+import os
 import pathlib
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,16 +16,17 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-TOP = 5
+TOP = 5  # guesses for each image, at most
+Report = dict[str, Any]  # see `report`
 
 
 def guess(model: 'keras.Model', batches: 'tf.data.Dataset') -> tuple[np.ndarray, np.ndarray]:
-    """Return what a model takes images for: (labels int32 [n], guesses int32 [n, 5], the likeliest first).
+    """Return labels, int32 [n], and the model's guesses, int32 [n, 5], the likeliest class first.
 
     Args:
-        model: of resnet_model.
-        batches: of (images, labels), with a multiple of images for each label, over whose probabilities the mean is
-            taken (ten-crop).
+        model: A network of resnet_model.
+        batches: Pairs (images, labels). If there are several images for each label, as in ten-crop evaluation, their
+            probabilities are averaged.
     """
     import tensorflow as tf
 
@@ -36,33 +39,40 @@ def guess(model: 'keras.Model', batches: 'tf.data.Dataset') -> tuple[np.ndarray,
         return tf.math.top_k(tf.reduce_mean(of_images, 1), num_guesses).indices
 
     parts = [(labels.numpy(), guess_batch(images, labels).numpy()) for images, labels in batches]
-    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    labels, guesses = zip(*parts, strict=True)
+    return np.concatenate(labels), np.concatenate(guesses)
 
 
-def report(labels, guesses, names, ids=None):
-    """Return the counts of an evaluation, ready for JSON.
+def report(
+    labels: np.ndarray | Sequence[int],
+    guesses: np.ndarray | Sequence[Sequence[int]],
+    names: Sequence[str],
+    ids: Sequence[str | None] | None = None,
+) -> Report:
+    """Return the counts and accuracies of an evaluation, ready for JSON.
 
     Args:
-        labels: int [n], 0..classes-1.
-        guesses: int [n, k], k from 1 to 5, the likeliest class first.
-        names: one a class.
-        ids: one a class, as WordNet's, or None; or None for all.
+        labels: The true classes, int [n] in 0..classes-1.
+        guesses: int [n, k] with k in 1..5, the likeliest class first.
+        names: One name for each class.
+        ids: One id for each class, such as WordNet's, or None. None means that no class has an id.
 
     Returns:
-        {'n', 'top1', 'top5', 'classes', 'confusions'}. Accuracies are shares of 1; top5 is None with fewer than six
-        classes or five guesses, and both are None of no images. 'classes': {'class', 'name', 'id', 'count', 'top1',
-        'top5'} of each, in their order. 'confusions': {'true', 'guessed', 'count', 'share'} of each pair of different
-        classes that occurs, by the first guess; share is of the true class's images; the most frequent first.
+        {'n', 'top1', 'top5', 'classes', 'confusions'}. Accuracies are in 0..1. top5 is None if there are fewer than
+        six classes or five guesses. Without images both accuracies are None.
+        'classes' has {'class', 'name', 'id', 'count', 'top1', 'top5'} for each class, in order.
+        'confusions' has {'true', 'guessed', 'count', 'share'} for each pair of classes that the first guesses confuse,
+        the most frequent pair first. share is the fraction of the true class's images.
 
     Raises:
-        ValueError: arrays of other shapes, or classes without a name.
+        ValueError: The shapes do not fit, or a label or guess is not one of the classes.
     """
     labels, guesses, classes = np.asarray(labels), np.asarray(guesses), len(names)
     ids = [None] * classes if ids is None else ids
     if labels.ndim != 1 or guesses.ndim != 2 or len(labels) != len(guesses) or not 1 <= guesses.shape[1] <= TOP:
         raise ValueError(f'labels {labels.shape} and guesses {guesses.shape} must be [n] and [n, 1..{TOP}]')
     if len(ids) != classes:
-        raise ValueError(f'{len(ids)} ids are not one for each of {classes} classes')
+        raise ValueError(f'{len(ids)} ids for {classes} classes; pass one for each class')
     for values in (labels, guesses):
         is_whole = np.issubdtype(values.dtype, np.integer)
         if values.size and not (is_whole and 0 <= values.min() <= values.max() < classes):
@@ -92,29 +102,29 @@ def report(labels, guesses, names, ids=None):
     }
 
 
-def format_report(found, rows=10):
-    """Return the lines to print of a report: totals, and up to `rows` worst, best and most confused classes."""
+def format_report(found: Report, rows: int = 10) -> list[str]:
+    """Return a report as lines of text: the totals, and up to `rows` worst, best and most confused classes."""
     seen = sorted((row for row in found['classes'] if row['count']), key=lambda row: row['top1'])
     lines = [f'{found["n"]:,} images of {len(seen):,} classes: {_accuracies(found)}']
-    tables = {'classes, the worst first': seen} if seen else {}
+    tables = {'classes, worst first': seen} if seen else {}
     if len(seen) > 2 * rows:
         tables = {'the worst classes': seen[:rows], 'the best classes': seen[-rows:][::-1]}
     for title, table in tables.items():
         lines.append(f'{title}:')
         lines += [f'  {_accuracies(row, 7)}  of {row["count"]:4}  {_name(row)}' for row in table]
     if found['confusions']:
-        lines.append('taken for another class most often:')
+        lines.append('most frequent confusions:')
     for pair in found['confusions'][:rows]:
         true, guessed = (_name(found['classes'][pair[which]]) for which in ('true', 'guessed'))
         lines.append(f'  {pair["count"]:4}, {pair["share"]:6.1%} of  {true}  ->  {guessed}')
     return lines
 
 
-def write(found, folder):
-    """Write report.json, the whole of it, per_class.csv and confusion.csv into a folder, made if need be.
+def write(found: Report, folder: str | os.PathLike) -> None:
+    """Write the whole report as report.json, and its tables as per_class.csv and confusion.csv, into a folder.
 
     Raises:
-        UserError: they cannot be written.
+        UserError: The files cannot be written.
     """
     folder, classes, pairs = pathlib.Path(folder), found['classes'], []
     for pair in found['confusions']:
@@ -139,7 +149,7 @@ def _name(row):
 
 
 def _csv(columns, rows):
-    """Return a table of tuples as CSV, RFC 4180; None is empty."""
+    """Return rows as CSV (RFC 4180), in which None is an empty field."""
     file = io.StringIO()
     csv.writer(file).writerows([columns, *rows])
     return file.getvalue()

@@ -1,14 +1,17 @@
-"""The figures; the only importer of matplotlib.
+"""Plot figures. No other module imports matplotlib.
 
-    python -m official_resnet.reports.figures MODEL_DIR    # draw MODEL_DIR/curves.png, also a second time
+    python -m official_resnet.reports.figures MODEL_DIR    # plot MODEL_DIR/curves.png, or plot it again
 
-The command reads metrics.jsonl alone, takes about a second, and is what a training runs at its end.
+The command reads metrics.jsonl only and takes about a second. A training runs it when it ends.
 """
 
 import itertools
 import math
+import os
 import pathlib
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 try:
     import matplotlib
@@ -20,17 +23,17 @@ except ImportError:
 from official_resnet import checkpoints
 from official_resnet.errors import UserError, one_line
 
-matplotlib.use('Agg')  # a file, whatever display there is
+matplotlib.use('Agg')  # write files, whether there is a display or not
 from matplotlib import pyplot  # noqa: E402
 
-# Told apart by the colour-blind too: Okabe and Ito 2008.
+# The colour-blind can tell these apart, too (Okabe and Ito 2008).
 _COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 _SMALL = {'fontsize': 'small'}
-_MARKER = {1: 'o'}  # by the number of points, of which one draws no line
+_MARKER = {1: 'o'}  # by the number of points, because a single point makes no line
 
 
-def training_curves(model_dir):
-    """Draw error (%) and loss of both splits, and the learning rate, over epochs into model_dir/curves.png.
+def training_curves(model_dir: str | os.PathLike) -> pathlib.Path:
+    """Plot error (%) and loss of both splits and the learning rate over epochs; return model_dir/curves.png.
 
     Raises:
         UserError: model_dir has no metrics.jsonl.
@@ -42,10 +45,8 @@ def training_curves(model_dir):
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout='constrained')
     for split, color in (('train', 'tab:blue'), ('test', 'tab:orange')):
         lines = [line for line in metrics if line['split'] == split]
-        epochs, style = (
-            [line['epoch'] for line in lines],
-            {'color': color, 'label': split, 'marker': _MARKER.get(len(lines))},
-        )
+        epochs = [line['epoch'] for line in lines]
+        style = {'color': color, 'label': split, 'marker': _MARKER.get(len(lines))}
         axes[0].plot(epochs, [100 * (1 - line['accuracy']) for line in lines], **style)
         axes[1].plot(epochs, [line['loss'] for line in lines], **style)
         if split == 'train':
@@ -54,13 +55,15 @@ def training_curves(model_dir):
         _frame(axis, xlabel='epoch', ylabel=label, ylim=(0, None))
     axes[0].legend()
     figure.suptitle(one_line(model_dir.name))
-    return _save(figure, model_dir / 'curves.png')
+    _save(figure, model_dir / 'curves.png')
+    return model_dir / 'curves.png'
 
 
-def error_curves(panels, path, title):
-    """Draw training (thin, dashed) and test error (bold) in % over epochs, as 1512.03385 Fig. 6; return the path.
+def error_curves(panels: Mapping[str, Mapping[str, Any]], path: str | os.PathLike, title: str) -> str | os.PathLike:
+    """Plot training error (thin, dashed) and test error (bold) in % over epochs, as in 1512.03385 Fig. 6.
 
-    `panels` are {name of a panel: {name of a net: {'epoch', 'train_error', 'test_error'}, lists}}.
+    `panels` are {name of the panel: {name of the network: {'epoch': list, 'train_error': list, 'test_error': list}}}.
+    Return the path.
     """
     size = (6 * len(panels), 4.5)
     figure, axes = pyplot.subplots(1, len(panels), figsize=size, layout='constrained', sharey=True, squeeze=False)
@@ -79,11 +82,15 @@ def error_curves(panels, path, title):
     return _save(figure, path, title)
 
 
-def error_bars(rows, path, titles):
-    """Draw the final errors of nets as bars, beside the published ones; return the path.
+def error_bars(
+    rows: Sequence[tuple[str, Mapping[str, float | None], float | None]],
+    path: str | os.PathLike,
+    titles: tuple[str, str],
+) -> str | os.PathLike:
+    """Plot the final errors of networks as bars beside the published ones; return the path.
 
-    `rows` are (label, {'train_error', 'test_error'}, published test error), from top to bottom: in %, None where a net
-    failed. `titles` are those of our panel and of the published one.
+    `rows` are (label, {'train_error', 'test_error'}, published test error), from top to bottom. Errors are in %, and
+    None where training failed. `titles` are the titles of our panel and of the published one.
     """
     places, size = range(len(rows)), (13, 1.8 + 0.42 * len(rows))
     figure, axes = pyplot.subplots(1, 2, figsize=size, layout='constrained', sharey=True, width_ratios=(3, 2))
@@ -91,7 +98,7 @@ def error_bars(rows, path, titles):
     bars = (([final['test_error'] for final in finals], 'loss not finite'), (published, 'fails (above 20)'))
     for axis, (values, failure), color, title in zip(axes, bars, _COLORS[:2], titles, strict=True):
         axis.barh(places, [value or 0 for value in values], color=color, height=0.7, label='test error')
-        for place, value in enumerate(values):  # inside the bar, clear of the training errors
+        for place, value in enumerate(values):  # inside the bar, where no training error is
             text, text_color = (failure, 'black') if value is None else (f'{value:.2f}', 'white')
             axis.annotate(text, (0, place), (6, 0), textcoords='offset points', va='center', color=text_color, **_SMALL)
         axis.set_title(title, fontsize='medium')
@@ -107,13 +114,13 @@ def error_bars(rows, path, titles):
     return _save(figure, path)
 
 
-def gradient_norms(nets, path, title):
-    """Draw each layer's gradient over its place in the net, before and after training; return the path.
+def gradient_norms(nets: Mapping[str, Mapping[str, Any]], path: str | os.PathLike, title: str) -> str | os.PathLike:
+    """Plot each convolution's gradient over its place in the network, before and after training; return the path.
 
-    `nets` are {'ACTIVATION-bn|nobn-plain|residual-DEPTH': {'samples': [{'step', 'gradients': [layers], None where not
-    finite}], 'diverged_at'}}.
+    `nets` are {'ACTIVATION-bn|nobn-plain|residual-DEPTH': {'samples': [{'step', 'gradients'}], 'diverged_at'}}, where
+    'gradients' has one number for each convolution, or None if it is not finite.
     """
-    columns = {}  # (activation, norm) -> [(kind, depth, net)]
+    columns: dict[tuple[str, str], list] = {}  # (activation, norm) -> [(kind, depth, net)]
     for name, net in nets.items():
         activation, norm, kind, depth = name.split('-')
         columns.setdefault((activation, norm), []).append((kind, int(depth), net))
@@ -147,8 +154,8 @@ def gradient_norms(nets, path, title):
     return _save(figure, path, title)
 
 
-def chain_gradients(rows, path):
-    """Draw |d output / d input| of gradient_chain.chain_table over the lengths of the chains; return the path."""
+def chain_gradients(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> str | os.PathLike:
+    """Plot |d output / d input| of gradient_chain.chain_table over the lengths of the chains; return the path."""
     figure, axis = pyplot.subplots(figsize=(7, 4.5), layout='constrained')
     chains = dict.fromkeys((row['activation'], row['shortcut']) for row in rows)
     for color, chain in zip(_COLORS, chains, strict=False):
@@ -157,17 +164,17 @@ def chain_gradients(rows, path):
         low, median, high = ([math.log10(row[name]) for row in part] for name in ('low', 'median', 'high'))
         label = chain[0] + ' with shortcuts' * chain[1]
         if any(row['zero_share'] for row in part):
-            label += ' (those not 0; half of them die in each layer)'
+            label += ' (those that are not 0; half of them die in each layer)'
         axis.plot(lengths, median, color=color, linewidth=2, marker='o', markersize=4, label=label)
         axis.fill_between(lengths, low, high, color=color, alpha=0.15, linewidth=0)
     axis.set(xlabel='layers, one neuron each', ylabel='log10 of |d output / d input|')
     axis.grid(alpha=0.3)
     axis.legend(**_SMALL)
-    return _save(figure, path, 'Chains with weights, biases and inputs of N(0, 1): median and quartiles')
+    return _save(figure, path, 'Chains with weights, biases and inputs drawn from N(0, 1): median and quartiles')
 
 
 def _frame(axis, **texts):
-    """Give axes over epochs their texts and limits, whole epochs and a grid."""
+    """Set the texts and limits of axes over epochs, with ticks at whole epochs and a grid."""
     axis.set(**texts)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
@@ -181,10 +188,10 @@ def _save(figure, path, title=None):
     return path
 
 
-def main(values, arguments):
-    """Draw the curves of the model_dir in `arguments`, say where they are; for program.run_program."""
+def main(values: Any, arguments: Sequence[str]) -> None:
+    """Plot the curves of the model_dir in `arguments` and print their path; for program.run_program."""
     if len(arguments) != 1:
-        raise UserError('pass one MODEL_DIR, the folder of a training')
+        raise UserError('pass one MODEL_DIR, the model_dir of a training')
     print(training_curves(*arguments))
 
 
