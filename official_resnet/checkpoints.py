@@ -132,9 +132,8 @@ def lock(model_dir: str | os.PathLike) -> IO[str]:
             file = files.lock(path)
         except BlockingIOError:
             owner = path.read_text(encoding='utf-8').strip() or 'another process'
-            raise UserError(
-                f"model_dir '{model_dir}' is in use by {owner}; wait for it, or pass another --model_dir"
-            ) from None
+            reason = f"model_dir '{model_dir}' is in use by {owner}"
+            raise UserError(f'{reason}; wait for it, or pass another --model_dir') from None
         file.truncate(0)
         print(f'process {os.getpid()} on {socket.gethostname()}', file=file, flush=True)
     return file

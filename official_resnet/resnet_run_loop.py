@@ -344,11 +344,7 @@ class Trainer:
         return path
 
     def _resume(self):
-        """Continue from the newest checkpoint; without one, load the pretrained weights, if any.
-
-        Raises:
-            UserError: The checkpoint is of another run, or of other classes or images.
-        """
+        """Continue from the newest checkpoint, which must be of this run and data, else load pretrained weights."""
         model_dir = self.config.machine.model_dir
         found = model_dir and checkpoints.restore_latest(self._folder)
         if found:

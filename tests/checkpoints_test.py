@@ -56,6 +56,7 @@ def test_a_full_disk_or_a_kill_while_writing_leaves_only_whole_checkpoints(
     def write_half(file, **arrays):
         file.write(b'half')
         file.flush()
+        assert len(checkpoints.paths(tmp_path)) == 1  # what SIGKILL would leave, which deletes nothing
         raise error
 
     monkeypatch.setattr(np, 'savez', write_half)

@@ -114,7 +114,7 @@ def export_net(model: 'keras.Model', config: TrainConfig, options: RunOptions) -
     from official_resnet import resnet_run_loop
     from official_resnet.inference import export
 
-    test, folder = resnet_run_loop.read(config, 'test'), options.export_dir
+    test, folder = resnet_run_loop.read(config, 'test'), options.export_dir or ''
     count = min(test.num_images, 16)
     encoded = test.example_bytes(count) if options.image_bytes_as_serving_input else None
     views, examples = (test.views, encoded) if encoded else (None, test.example_images(count))
@@ -141,8 +141,7 @@ def _evaluate_net(values, asked, options, row):
         test = test.with_background()
     if card.num_classes < test.num_classes:
         raise UserError(
-            f'{path} has {card.num_classes} classes, the images of {test.name} have {test.num_classes}; '
-            'pass images of its classes'
+            f'{path} has {card.num_classes} classes, but {test.name} has {test.num_classes}; pass images of its classes'
         )
     if test.input_shape != (*card.net_size, card.num_channels):
         raise UserError(

@@ -81,12 +81,7 @@ _training = functools.partial(setting, group='Training')
 _rate = functools.partial(setting, group='Training', is_open=True)
 _folder = functools.partial(setting, group='Data', is_path=True)
 _machine = functools.partial(setting, group='Machine')
-
-
-def _transfer(default: Any, text: str, **about: Any) -> Any:
-    return setting(default, text, **{'group': 'Transfer', 'is_identity': True, 'needs': PRETRAINED} | about)
-
-
+_transfer = functools.partial(setting, group='Transfer', is_identity=True, needs=PRETRAINED)
 _threads = functools.partial(_machine, 0, least=0, most=MAX_THREADS)
 
 

@@ -24,8 +24,7 @@ def start_tensorflow(inter_op_threads: int = 0, intra_op_threads: int = 0) -> No
     """Import TensorFlow without its start-up messages, and set its number of threads.
 
     Args:
-        inter_op_threads: Operations that run at the same time. 0, TensorFlow's choice, is the fastest for training, 1
-            for inference.
+        inter_op_threads: Operations at the same time. 0 (TensorFlow chooses) is best for training, 1 for inference.
         intra_op_threads: Threads per operation; 0 is one per core. The last bits of sums depend on this number.
     """
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')

@@ -20,11 +20,7 @@ _FLAGS = {
 
 
 def require_same_run(ours: TrainConfig, theirs: TrainConfig) -> None:
-    """Make sure that the config `ours` may continue the stored run `theirs`.
-
-    Raises:
-        UserError: A field that is part of a run's identity differs.
-    """
+    """Raise UserError if `ours` may not continue the stored run `theirs`: a field of a run's identity differs."""
     mine, stored = ours.to_json(), theirs.to_json()
     wrong = [difference(name, mine[name], stored[name]) for name in IDENTITY if mine[name] != stored[name]]
     sources = [source for source in (ours.pretrained, theirs.pretrained) if source]

@@ -60,8 +60,7 @@ def adopt(config: TrainConfig, pretrained: Pretrained, given: Mapping[str, str] 
     """
     if pretrained.experiment:
         raise UserError(
-            f'{config.pretrained} is the network of an experiment, {pretrained.experiment}, '
-            f'which flags cannot build; {_OTHER}'
+            f'{config.pretrained} is of an experiment, {pretrained.experiment}, which flags cannot build; {_OTHER}'
         )
     spec = config.spec
     if pretrained.spec:
