@@ -47,8 +47,8 @@ class ResNetSpec:
     (16, 'basic', 'A')
 
     Attributes:
-        group_blocks: number of residual blocks in each group.
-        filters: of the first group. Each further group has twice as many.
+        group_blocks: Number of residual blocks in each group.
+        filters: Filters of the first group. Each further group has twice as many.
         stem: 'cifar' or 'mnist' is a 3x3 convolution. 'imagenet' is a 7x7 convolution and a 3x3 max-pool, both with
             stride 2. 'deep' replaces the 7x7 by three 3x3 convolutions (ResNet-C of arXiv:1812.01187).
         block: 'basic' is two 3x3 convolutions, 'bottleneck' is 1x1, 3x3, 1x1 (1512.03385 Fig. 5). 'single' is one
@@ -63,33 +63,33 @@ class ResNetSpec:
             last one ends with the stride.
         stride_conv: which convolution of a bottleneck halves the resolution, the 'first' (1x1) or the '3x3'. None
             follows the version: 'first' in version 1 only.
-        width: multiplies the filters of every group (k of arXiv:1605.07146).
+        width: Multiplies the filters of every group (k of arXiv:1605.07146).
         base_width: d of ResNeXt (arXiv:1611.05431), bottlenecks only. A 32x4d network has base_width 4.
         cardinality: C of ResNeXt, the number of groups of the 3x3 convolution. A 32x4d network has cardinality 32.
-        padding: of convolutions with a stride. 'symmetric' depends on the kernel size alone, 'same' pads as
+        padding: Padding of convolutions with a stride. 'symmetric' depends on the kernel size alone, 'same' pads as
             TensorFlow does, which for an even image is at the bottom and right only.
-        stem_pool: padding of the stem's max-pool. 'pad1' adds a row of zeros on each side, 'same' is TensorFlow's,
+        stem_pool: Padding of the stem's max-pool. 'pad1' adds a row of zeros on each side, 'same' is TensorFlow's,
             'ceil' is Caffe's, which cuts the last window off at the bottom and right.
-        stem_filters: filters of the stem. None takes those of the first group, before width.
-        stem_bn: whether batch norm and ReLU follow the stem. None: in versions 1 and 1.5, whose blocks do not begin
+        stem_filters: Filters of the stem. None takes those of the first group, before width.
+        stem_bn: Whether batch norm and ReLU follow the stem. None: in versions 1 and 1.5, whose blocks do not begin
             with their own.
-        stem_bias: whether the stem's convolution has a bias (He's ResNet-50, V2 of keras.applications).
+        stem_bias: Whether the stem's convolution has a bias (He's ResNet-50, V2 of keras.applications).
         projection_kernel: 1, or 3 for projections by a 3x3 convolution.
-        projection_pool: halve by a 2x2 average before a projection without stride (ResNet-D of arXiv:1812.01187).
-        output_stride: limit of image size / size of the feature maps. Further groups dilate their convolutions
+        projection_pool: Whether a 2x2 average pool halves instead of the projection (ResNet-D of arXiv:1812.01187).
+        output_stride: Limit of image size / size of the feature maps. Further groups dilate their convolutions
             instead of halving (arXiv:1606.00915 Sec. 3.1).
-        se_reduction: reduction of squeeze-and-excitation (arXiv:1709.01507), there 16. 0 leaves it out.
-        stochastic_depth: rate at which the last block is dropped in training (arXiv:1603.09382 Sec. 3). It grows
+        se_reduction: Reduction of squeeze-and-excitation (arXiv:1709.01507), there 16. 0 leaves it out.
+        stochastic_depth: Rate at which the last block is dropped in training (arXiv:1603.09382 Sec. 3). It grows
             linearly with the depth. Blocks that are kept are scaled up, so inference needs no change. 0 is none.
-        zero_gamma: the scale of the last batch norm in each block starts at 0, so the block starts as its shortcut
+        zero_gamma: The scale of the last batch norm in each block starts at 0, so the block starts as its shortcut
             (arXiv:1706.02677 Sec. 5.1).
-        bn_momentum, bn_epsilon: of batch norm. 0.997 and 1e-5 are official/resnet's.
+        bn_momentum, bn_epsilon: Parameters of batch norm. 0.997 and 1e-5 are official/resnet's.
         batch_norm: False leaves batch norm out and gives the convolutions biases.
         activation: 'relu', or 'sigmoid' in its place.
-        initializer: of the convolutions: 'he' (arXiv:1502.01852), or a normal distribution with this deviation.
+        initializer: Of the convolutions: 'he' (arXiv:1502.01852), or a normal distribution with this deviation.
 
     Raises:
-        UserError: a value that no network can have. The message names the value and what to pass.
+        UserError: No network can have this value. The message names the value and what to pass.
     """
 
     group_blocks: tuple[int, ...] = _flag(
@@ -213,9 +213,9 @@ class ResNetSpec:
         """Return whether a block's shortcut has weights (options A, B and C of 1512.03385 Sec. 4.1).
 
         Args:
-            in_channels, channels: of the block's input and output.
-            stride: of the block.
-            is_first: whether the block is the first one of its group.
+            in_channels, channels: Of the block's input and output.
+            stride: Stride of the block.
+            is_first: Whether the block is the first one of its group.
         """
         if self.shortcut == 'C' or (self.shortcut == 'group' and is_first):
             return True
@@ -228,7 +228,7 @@ class ResNetSpec:
         """Return the ResNetSpec whose fields a checkpoint or a card holds.
 
         Raises:
-            UserError: a field that this version does not know, or a wrong value.
+            UserError: This version does not know a field, or a value is wrong.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         for name, value in values.items():
@@ -289,7 +289,7 @@ def spec_of(group_blocks: tuple[int, ...], axes: dict[str, Any]) -> ResNetSpec:
             import difflib
 
             remedy = ' or '.join(difflib.get_close_matches(name, known, 1) or [f'one of {", ".join(known)}'])
-            raise UserError(f'ResNetSpec has no field for {name}={value!r}, but pass {remedy}')
+            raise UserError(f'{name}={value!r} is not a field of ResNetSpec; pass {remedy}')
     return ResNetSpec(group_blocks, **axes)
 
 
@@ -300,11 +300,11 @@ def cifar_spec(resnet_size: int, **axes: Any) -> ResNetSpec:
     (3, 3, 3)
 
     Args:
-        resnet_size: number of layers that have weights, the shortcuts' not counted: 8, 14, 20, ...
-        **axes: further fields of ResNetSpec, for example version='2', shortcut='group'.
+        resnet_size: Number of layers that have weights, without those of shortcuts: 8, 14, 20, ...
+        **axes: Further fields of ResNetSpec, for example version='2', shortcut='group'.
 
     Raises:
-        UserError: no network has this number of layers, or a field is wrong.
+        UserError: No network has this number of layers, or a field is wrong.
     """
     layers = 9 if axes.get('block') == 'bottleneck' else 6
     if resnet_size < layers + 2 or resnet_size % layers != 2:

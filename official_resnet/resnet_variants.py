@@ -36,10 +36,10 @@ def imagenet_spec(resnet_size: int, **axes: Any) -> ResNetSpec:
 
     Args:
         resnet_size: 18, 34, 50, 101, 152 or 200 layers.
-        **axes: further fields of ResNetSpec.
+        **axes: Further fields of ResNetSpec.
 
     Raises:
-        UserError: no network has this number of layers, or a field is wrong.
+        UserError: No network has this number of layers, or a field is wrong.
     """
     if resnet_size not in IMAGENET_BLOCKS:
         raise UserError(f'resnet_size={resnet_size} must be one of {", ".join(map(str, IMAGENET_BLOCKS))}')
@@ -96,7 +96,7 @@ def find_spec(variant: str) -> ResNetSpec:
     """Return the spec of a row of VARIANTS.
 
     Raises:
-        UserError: there is no such row. The message has the nearest names, version 1.5 first.
+        UserError: There is no such row. The message has the nearest names, version 1.5 first.
     """
     if variant not in VARIANTS:
         import difflib
@@ -116,7 +116,7 @@ def build_model(variant: str, num_classes: int) -> keras.Model:
     (None, 10)
 
     Raises:
-        UserError: there is no such row.
+        UserError: There is no such row.
     """
     return _model(find_spec(variant), num_classes)
 
