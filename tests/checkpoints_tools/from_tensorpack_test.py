@@ -1,15 +1,13 @@
 """tensorpack's networks in .npz files written here, each compared with its own definition; hostile files."""
 
-import io
 import math
-import os
-import pickle
 import zipfile
 
 import numpy as np
 import pytest
 from fixtures.conversion import assert_runs_alike, converted, images_of, refuse, refuse_file, shapes_of
 from fixtures.foreign_files import tensorpack_variables
+from fixtures.torch_files import Call, Global, pickled
 
 from checkpoints_tools import convert, from_tensorpack
 from official_resnet import resnet_variants
@@ -81,26 +79,13 @@ def test_caffes_dialects_are_told():
     refuse('load-resnet.py.*caffemodel', from_tensorpack.describe, shapes)
 
 
-class Trap:
-    """An object whose pickle makes a folder when it is opened."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
+TRAP = pickled(Call(Global('os', 'mkdir'), ('trap',)))
 
 
 def npy(dtype, shape, data=b'', header="{'descr': '%s', 'fortran_order': False, 'shape': %s}"):
     """Return the bytes of an .npy that declares an array."""
     header = (header % (dtype, shape)).encode()
     return b'\x93NUMPY\1\0' + len(header).to_bytes(2, 'little') + header + data
-
-
-def pickled_array(path):
-    file = io.BytesIO()
-    np.lib.format.write_array(file, np.array([Trap(path)]))
-    return file.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -115,7 +100,7 @@ def pickled_array(path):
         (b'\x93NUMPY\x09\0' + bytes(20), 'version'),
         (b'no array', 'damaged'),
         (b'', 'damaged'),
-        (pickled_array('trap'), 'pickle'),
+        (npy('|O', '(1,)', TRAP), 'pickle'),
     ],
 )
 def test_hostile_arrays(tmp_path, data, message, monkeypatch):
@@ -126,9 +111,10 @@ def test_hostile_arrays(tmp_path, data, message, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ['net.npz']
 
 
-def test_hostile_files(tmp_path):
+def test_hostile_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / 'net.npz'
-    path.write_bytes(pickle.dumps(Trap(tmp_path / 'trap')))
+    path.write_bytes(TRAP)
     refuse_file('not an .npz file', from_tensorpack, path)
     assert not (tmp_path / 'trap').exists()
     np.savez_compressed(path, zeros=np.zeros(30 << 20, 'uint8'))
