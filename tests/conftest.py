@@ -53,7 +53,7 @@ def mnist_dir(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def source(cifar_dir, tmp_path_factory):
-    """The model_dir of a tiny net trained on CIFAR's ten classes."""
+    """The model_dir of a tiny network trained on CIFAR's ten classes."""
     from fixtures.tiny_training import make_config
 
     from official_resnet import resnet_run_loop
