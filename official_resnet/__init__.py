@@ -1,6 +1,12 @@
 """Deep residual networks on TensorFlow and Keras 3.
 
-Where to find things:
+    import official_resnet as resnet
+
+    model = resnet.cifar_resnet(20)            # or imagenet_resnet, mnist_resnet, build_model('resnet50_v1.5', 1000)
+    result = resnet.train(resnet.TrainConfig(resnet.ResNetSpec((3, 3, 3))))
+    model, card = resnet.load('model.keras')
+
+These names are imported when they are first used, so importing the package is free. Where to find things:
 
     resnet_model      the networks: residual_block, residual_group, resnet
     resnet_spec       ResNetSpec: what distinguishes one network from another
@@ -9,7 +15,7 @@ Where to find things:
     layers            the fused BatchNormalization
     inputs            data sets: from their files to batches
     training          configuration, recipes, steps, optimizers, devices, workers, transfer
-    inference         the card beside a net, predictions, export, rewriting as an equal and faster net
+    inference         the card beside a network, predictions, export, rewriting as an equal and faster network
     reports           what an evaluation found, figures
     command_line      flags and programs
     experiments       degradation, gradient flow, kinds of shortcut, transfer
@@ -18,4 +24,27 @@ Where to find things:
     *_main            the programs
 """
 
+import importlib
+
 __version__ = '0.1.0'
+
+_HOMES = {
+    'resnet_spec': ('ResNetSpec',),
+    'resnet_model': ('residual_block', 'residual_group', 'resnet', 'features'),
+    'resnet_variants': ('VARIANTS', 'build_model', 'cifar_resnet', 'imagenet_resnet', 'mnist_resnet'),
+    'training.config': ('TrainConfig', 'MachineConfig'),
+    'resnet_run_loop': ('train', 'evaluate'),
+    'inference.predict': ('load', 'predict'),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = list(_HOME_OF)
+
+
+def __getattr__(name):
+    if name not in _HOME_OF:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(importlib.import_module(f'{__name__}.{_HOME_OF[name]}'), name)
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

@@ -38,6 +38,10 @@ def load(path: str | os.PathLike) -> tuple[keras.Model, card_reader.Card]:
 
     The network maps images [n, h, w, c], as network_input makes them, to logits [n, num_classes].
 
+    >>> model, card = load('demo_model')
+    >>> card.num_classes
+    10
+
     Raises:
         UserError: The network or its card is missing or damaged, or they do not belong together.
     """
@@ -71,6 +75,12 @@ def predict(
     model: Callable[..., tf.Tensor], card: card_reader.Card, images: Sequence[Picture], top: int = 5
 ) -> list[list[Guess]]:
     """Return the likeliest classes of each image, the likeliest first.
+
+    >>> model, card = resnet.load('demo_model')
+    >>> images = np.zeros((1, 32, 32, 3), 'uint8')
+    >>> [[guess]] = predict(model, card, images, top=1)
+    >>> guess.name in card.names
+    True
 
     Args:
         model: The network from `load`, or what rewrite.compile_model makes of it.

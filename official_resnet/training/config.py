@@ -146,7 +146,11 @@ class MachineConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides the trained weights; stored as JSON in `config.json` and in each checkpoint."""
+    """Everything that decides the trained weights; stored as JSON in `config.json` and in each checkpoint.
+
+    >>> TrainConfig(resnet.ResNetSpec((3, 3, 3)), batch_size=256).learning_rate  # 0.1 for 128 images
+    0.2
+    """
 
     spec: ResNetSpec = dataclasses.field(metadata={'text': 'The network.', 'flag': None, 'is_identity': True})
     dataset: str = _data(
