@@ -48,7 +48,7 @@ setup(
             'opencv-python-headless<5',
             'safetensors>=0.8',
         ],
-        'lint': ['ruff==0.17.6'],  # one version, one style
+        'lint': ['ruff==0.17.6', 'mypy==2.4.1'],  # one version, one style and one check of types
         'test': [
             'pytest>=8',
             'pytest-xdist>=3.6',

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -38,7 +39,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     Source: batch normalisation, arXiv:1502.03167 Algorithms 1 and 2.
     """
 
-    replicas = None  # a training.replicas.ReplicaStatistics while a step for several replicas is traced
+    replicas: Any = None  # a training.replicas.ReplicaStatistics while a step for several replicas is traced
 
     def call(self, inputs, training=None, mask=None):
         if not self._is_fusable(inputs, mask):

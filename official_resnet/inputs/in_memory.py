@@ -31,6 +31,7 @@ class InMemorySplit:
     input_size: int | None = None
     class_ids: ClassVar[None] = None
     resize: ClassVar[None] = None
+    views: ClassVar[None] = None
     num_cpu_threads: ClassVar[int] = 1  # slicing memory needs no more
 
     @property

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     import numpy as np
     import tensorflow as tf
 
+    from official_resnet.inputs.views import Views
+
 
 class Split(Protocol):
     """One split of a data set, as in_memory.InMemorySplit and streamed.StreamedSplit implement it.
@@ -36,6 +38,8 @@ class Split(Protocol):
     def normalization(self) -> str: ...  # a name in NORMALIZATIONS
     @property
     def resize(self) -> int | None: ...  # pixels of the shorter side before evaluation crops; None: it does not crop
+    @property
+    def views(self) -> 'Views | None': ...  # how encoded images become the input; None: they are held in memory
     @property
     def num_cpu_threads(self) -> int: ...  # that tf.data needs: one to copy from memory, one per core to decode
 
