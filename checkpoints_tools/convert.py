@@ -186,6 +186,11 @@ def to_torch(path: str | os.PathLike, output: str | os.PathLike) -> Source:
     with reading(path, 'a .keras model of ours'), layers.deep_graph():
         model = keras.models.load_model(path, compile=False)
     variables = _torch_variables(from_torch, model, path)
+    _raise_listed(
+        {'with NaN or infinite values': [name for name in variables if not np.isfinite(variables[name]).all()]},
+        path,
+        PYTORCH,
+    )
     shapes = {name: (array.shape, array.dtype.name) for name, array in variables.items()}
     source, _ = fit(from_torch, shapes, f"{path} in PyTorch's names", remedy=PYTORCH)
     if different := _first_difference(model, _build(source.spec, source.num_classes)):

@@ -62,8 +62,9 @@ def _run(values):
     from checkpoints_tools import convert
 
     if values.list:
-        for line in list_lines(convert, values.list, values.source, values.variant):
-            print(line)
+        with program.reader_may_leave():
+            for line in list_lines(convert, values.list, values.source, values.variant):
+                print(line)
     elif values.to == 'torch':
         source = convert.to_torch(values.input, values.output)
         print(f'{values.output}: {source.variant}, {source.num_classes} classes')

@@ -303,6 +303,11 @@ def test_to_torch_of_other_files(tmp_path):
         refuse('not a .keras model', convert.to_torch, path, tmp_path / 'net.safetensors')
     keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save(path)
     refuse(r'net.keras .*\[n, h, w, c\]', convert.to_torch, path, tmp_path / 'net.safetensors')
+    model = resnet_model.resnet(resnet_variants.cifar_spec(8), 10, (32, 32, 3))
+    variance = model.get_layer('stem_bn').moving_variance  # one that is infinite leaves the logits finite
+    variance.assign(np.r_[np.inf, np.ones(15)].astype('float32'))
+    model.save(path)
+    refuse('NaN or infinite values: bn1.running_var', convert.to_torch, path, tmp_path / 'net.safetensors')
 
 
 def test_images_are_as_the_source_wants_them():
