@@ -42,8 +42,8 @@ def main(argv: list[str]) -> int:
 
 
 def _run(values):
-    classes, texts, box_file = (  # None for a default file that is missing
-        values[name].value if values[name].present or os.path.exists(values[name].value) else None
+    classes, texts, box_file = (  # None for an empty flag, and for a default file that is missing
+        (values[name].present or os.path.exists(values[name].value)) and values[name].value or None
         for name in ('labels_file', 'imagenet_metadata_file', 'bounding_box_file')
     )
     synsets, texts = labels.read_classes(classes), labels.read_texts(texts, 'imagenet_metadata_file')

@@ -77,7 +77,7 @@ def _run(values, arguments):
             "apache_beam is not installed; run `pip install '.[beam]'` in the folder of the repository, or "
             'use build_imagenet_data.py, which does not need it'
         ) from None
-    synsets, texts = labels.read_classes(values.labels_file), labels.read_texts(values.metadata_file)
+    synsets, texts = labels.read_classes(values.labels_file or None), labels.read_texts(values.metadata_file or None)
     log = build_program.log
     with tempfile.TemporaryDirectory() as temp_dir:
         for name in build_program.SPLITS:

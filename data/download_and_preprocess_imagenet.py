@@ -64,7 +64,7 @@ def _run(values, arguments):
         raise UserError(f"DATA_DIR '{data_dir}' is a file; pass a folder")
     raw = data_dir / 'raw-data'
     raw.mkdir(parents=True, exist_ok=True)
-    synsets, texts = labels.read_classes(values.labels_file), labels.read_texts(values.metadata_file)
+    synsets, texts = labels.read_classes(values.labels_file or None), labels.read_texts(values.metadata_file or None)
     num_shards = {name: values[f'{name}_shards'].value for name in ('train', 'validation')}
     plan = downloads.Plan(
         data_dir, num_shards, values.url, values.validation_labels_file, values.allow_partial, values.keep_extracted

@@ -66,9 +66,10 @@ class BeamJob(Job):
 
     def remove(self) -> None:
         """Delete the folder of the job, or, on a file system without folders, the files whose names begin with it."""
-        _delete(f'{self.folder}/*')
-        if FileSystems.exists(self.folder):
-            FileSystems.delete([self.folder])
+        matches = FileSystems.match([f'{self.folder}/*'])[0].metadata_list  # of another folder, too: [1] is a pattern
+        if paths := [match.path for match in matches if match.path.startswith(f'{self.folder}/')]:
+            FileSystems.delete(paths)
+        _delete(self.folder)
 
     def save(self, value: Any, path: str) -> None:
         """Write an ImageList or Options to files whose names begin with `path`."""
@@ -153,11 +154,10 @@ def to_local(path: str, folder: str) -> str:
     return _download(path, folder) if '://' in path else absolute(path)
 
 
-def _delete(pattern):
-    """Delete the files that match a name or pattern, if there are any."""
-    found = [file.path for file in FileSystems.match([pattern])[0].metadata_list]
-    if found:
-        FileSystems.delete(found)
+def _delete(path):
+    """Delete a file or folder, if it is there; its name is no pattern."""
+    if FileSystems.exists(path):
+        FileSystems.delete([path])
 
 
 def _download(path, folder):

@@ -60,8 +60,9 @@ def read_csv(path: str | os.PathLike) -> Boxes:
     """
     remedy = 'make it with data/bounding_boxes.py, or pass another --bounding_box_file'
     try:
-        with warnings.catch_warnings(action='ignore'):  # numpy warns of an empty file
-            table = np.loadtxt(os.path.expanduser(path), _ROW, delimiter=',', comments=None, ndmin=1)
+        # numpy warns of an empty file. By itself it would open other files than this one, such as .gz or an address.
+        with warnings.catch_warnings(action='ignore'), open(os.path.expanduser(path), 'rb') as file:
+            table = np.loadtxt(file, _ROW, delimiter=',', comments=None, ndmin=1)
     except OSError as error:
         raise UserError(f"bounding_box_file '{path}' cannot be read ({error.strerror}); {remedy}") from None
     except ValueError as error:

@@ -73,8 +73,8 @@ class Job:
 
     def open(self, fingerprint: str) -> dict | None:
         """Create and lock the folder; return the manifest, if any. Files of another build raise UserError."""
-        manifest = self.read_json(self.manifest_path)
-        self.enter(manifest)
+        self.enter(self.read_json(self.manifest_path))
+        manifest = self.read_json(self.manifest_path)  # another build may have written it while this one waited
         key_path = f'{self.folder}/job.json'
         key = self.read_json(key_path)
         for kept, where in ((manifest, self.manifest_path), (key, self.folder)):

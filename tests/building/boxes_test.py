@@ -135,6 +135,10 @@ def test_the_command_writes_the_csv(layout):
     done = programs.run(data_commands.command('bounding_boxes', layout.folder / ilsvrc.BOXES, lists))
     assert (done.code, done.out.encode()) == (0, layout.csv)
     assert '1 files of unlisted' in done.err and 'Traceback' not in done.err
+    with_words = layout.folder / 'synsets_with_words.txt'  # the class is the first word of a line
+    with_words.write_text(''.join(f'{line}\tsome, words\n' for line in lists.read_text().splitlines()))
+    done = programs.run(data_commands.command('bounding_boxes', layout.folder / ilsvrc.BOXES, with_words))
+    assert (done.code, done.out.encode()) == (0, layout.csv)
 
 
 def test_memory_does_not_keep_tar_members(tmp_path):
@@ -178,6 +182,8 @@ def test_boxes_of_a_csv(tmp_path):
 def test_mistakes_in_boxes(tmp_path, text, pattern):
     if text is not None:
         (tmp_path / 'b.csv').write_text(text)
+    else:  # which numpy would open in its place
+        (tmp_path / 'b.csv.gz').write_bytes(gzip.compress(b'a,0,0,1,1\n'))
     with pytest.raises(UserError, match=f"b.csv'.*{pattern}.*--bounding_box_file") as error:
         boxes.read_csv(tmp_path / 'b.csv')
     assert '\n' not in str(error.value)

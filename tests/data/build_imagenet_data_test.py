@@ -77,6 +77,7 @@ def test_without_lists_and_boxes(raw, capfd):
     out, err = capfd.readouterr()
     assert "'./imagenet_2012_bounding_boxes.csv'" in out and "validation/n01440764' cannot be read" in err
     assert run(folder, bounding_box_file=None, validation_directory='') == 0
+    assert run(folder, bounding_box_file='', validation_directory='') == 0  # an empty flag means none, too
     assert not any(example['image/object/bbox/xmin'] for example in examples(folder / 'out').values())
     assert not list((folder / 'out').glob('validation*'))
 
