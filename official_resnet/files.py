@@ -115,6 +115,8 @@ def write_errors(what: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # whoever reads what the program prints has gone; no file is to blame
+        raise
     except OSError as error:
         advice = 'free some space' if error.errno in _FULL else 'make it writable'
         raise UserError(f'cannot write {what}: {error.strerror or error}; {advice}{remedy}') from error

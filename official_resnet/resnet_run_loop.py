@@ -59,6 +59,11 @@ def train(
 ) -> TrainResult:
     """Train until config.train_epochs are done, starting from the newest checkpoint in model_dir if there is one.
 
+    >>> network, machine = resnet.ResNetSpec((1, 1), filters=4), resnet.MachineConfig(model_dir='run')
+    >>> config = resnet.TrainConfig(network, dataset='synthetic', max_train_steps=2, machine=machine)
+    >>> train(config).step
+    2
+
     Args:
         config: What to train, and where.
         callbacks: Keras callbacks. An epoch's logs are loss, accuracy (training), learning_rate, images_per_second,
@@ -88,6 +93,13 @@ def train(
 def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
     """Evaluate the newest checkpoint in config.machine.model_dir on the whole test split.
 
+    >>> network, machine = resnet.ResNetSpec((1, 1), filters=4), resnet.MachineConfig(model_dir='run')
+    >>> config = resnet.TrainConfig(network, dataset='synthetic', max_train_steps=2, machine=machine)
+    >>> _ = resnet.train(config)
+    >>> evaluate(config)['num_images']
+    evaluating run/checkpoints/step-000000002.npz: epoch 0, step 2
+    2000
+
     Returns:
         {'loss': mean cross-entropy, 'accuracy': 0..1, 'accuracy_top_5': 0..1, 'num_images', 'step', 'epoch',
         'images_per_second', 'seconds', 'model', 'test': the Split}.
@@ -104,7 +116,7 @@ def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
     stored = TrainConfig.from_json(state['config'])
     epoch = state['step'] // datasets.steps_per_epoch(state['data']['num_pictures'], stored.batch_size)
     if process.is_chief:
-        same_run.print_place(path, epoch, state['step'], config, stored)
+        same_run.print_place('evaluating', path, (epoch, state['step']), config, stored)
     process.require_same_step(state['step'], model_dir)
     results = _score(test, step.make_evaluate_function(process.strategy, model), process, config)
     place = {'step': state['step'], 'epoch': epoch}
@@ -359,7 +371,8 @@ class Trainer:
             self.is_epoch_open = state.get('is_epoch_open', False)  # older checkpoints lack it
             self.best, self.evaluation = state['best'], state['evaluation']
             if self.process.is_chief:
-                same_run.print_place(path, self.step // self.steps_per_epoch, self.step, self.config, stored)
+                place = self.step // self.steps_per_epoch, self.step
+                same_run.print_place('continuing from', path, place, self.config, stored)
         elif self.config.pretrained:
             from official_resnet.training import transfer
 

@@ -95,6 +95,11 @@ OF_TRAINING = [
     (TRAIN, f'{PRETRAINED}={{absent}}', '{absent}.*pass'),
     (TRAIN, f'{PRETRAINED}={{text}}', '{text}.*model_dir .*.keras'),
     (TRAIN, f'{PRETRAINED}={{new}} --model_dir={{new}}', '{new}.*pass another --model_dir'),
+    (
+        TRAIN,
+        f'{PRETRAINED}={{new}}/model.keras --model_dir={{new}} --local_workers=2 --clean',
+        '{new}.*pass another --model_dir',
+    ),
     (TRAIN, f'{PRETRAINED}=x --fine_tune --transfer=last', '--fine_tune .*--transfer=last'),
     (TRAIN, '--transfer=last', f'--transfer needs {PRETRAINED}'),
     (TRAIN, '--fine_tune', f'--fine_tune needs {PRETRAINED}'),

@@ -13,7 +13,7 @@ from typing import NoReturn
 from official_resnet import files
 from official_resnet.command_line import flags, program
 from official_resnet.command_line.flags import Program, RunOptions
-from official_resnet.errors import one_line
+from official_resnet.errors import UserError, one_line
 from official_resnet.inputs import datasets
 from official_resnet.training import devices
 from official_resnet.training.config import TrainConfig
@@ -52,6 +52,11 @@ def _run(values, config, options, row, argv):
         from official_resnet.command_line import evaluate_program
 
         return evaluate_program.run(values, config, options, row)
+    pretrained, model_dir = (
+        pathlib.Path(path or '').resolve() for path in (config.pretrained, config.machine.model_dir)
+    )
+    if config.pretrained and pretrained.is_relative_to(model_dir):  # where --clean deletes
+        raise UserError(f'the pretrained network {pretrained} is in --model_dir={model_dir}; pass another --model_dir')
     if options.local_workers > 1:
         from official_resnet.training import workers
 
@@ -78,7 +83,7 @@ def _train(config, options, row, given_axes):
     if config.pretrained:
         from official_resnet.training import transfer
 
-        config = transfer.start(config, given_axes)
+        config = transfer.adopt(config, transfer.describe(config.pretrained), given_axes)
     config = dataclasses.replace(config, dtype=devices.known_dtype(config.dtype))
     if is_chief:
         _clean(config, options)
@@ -129,8 +134,8 @@ def _show(config, recipe):
     parts = {part: values.pop(part) for part in ('spec', 'schedule')}
     values |= values.pop('machine') | {f'{part}.{key}': v for part in parts for key, v in parts[part].items()}
     text = '  '.join(f'{key}={value}' for key, value in values.items() if value is not None)
-    indent = {'initial_indent': '  ', 'subsequent_indent': '  '}
-    print(f'recipe {recipe}:', *textwrap.wrap(text, 112, **indent, break_on_hyphens=False), sep='\n', flush=True)
+    options = {'initial_indent': '  ', 'subsequent_indent': '  ', 'break_long_words': False, 'break_on_hyphens': False}
+    print(f'recipe {recipe}:', *textwrap.wrap(text, 112, **options), sep='\n', flush=True)
 
 
 def _callbacks(config, options):

@@ -113,5 +113,6 @@ def _default_text(default):
     if isinstance(default, bool):
         return f' [{"on" if default else "off"}]'
     if isinstance(default, tuple | list):
-        default = ','.join(f'{value:g}' if isinstance(value, float) else str(value) for value in default)
+        texts = [f'{value:g}' if isinstance(value, float) else str(value) for value in default]
+        default = ', '.join(texts) if len(','.join(texts)) > WIDTH // 2 else ','.join(texts)  # a long list is wrapped
     return f' [{default:g}]' if isinstance(default, float) else f' [{default}]'

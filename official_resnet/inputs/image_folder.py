@@ -7,6 +7,7 @@ Each image is decoded once, by images.decode. An image that cannot be decoded is
 """
 
 import concurrent.futures
+import itertools
 import os
 import pathlib
 import warnings
@@ -109,9 +110,10 @@ def list_files(
         return classes, {'train': _files(folder / 'train', classes), 'test': _files(test, classes, is_complete=False)}
     parts: dict[str, list[tuple[pathlib.Path, int]]] = {'train': [], 'test': []}
     classes = _classes(folder)
-    files = _files(folder, classes)
+    groups = dict.fromkeys(range(len(classes)), ())
+    groups |= {label: tuple(files) for label, files in itertools.groupby(_files(folder, classes), lambda file: file[1])}
     for label, name in enumerate(classes):
-        found = [file for file in files if file[1] == label]
+        found = groups[label]
         if len(found) < 2:
             fault = 'has one image, which cannot be split into training and test'
             raise UserError(f"class '{name}' in '{folder}' {fault}; add more")

@@ -85,14 +85,6 @@ def adopt(config: TrainConfig, pretrained: Pretrained, given: Mapping[str, str] 
     )
 
 
-def start(config: TrainConfig, given: Mapping[str, str]) -> TrainConfig:
-    """Return `adopt` for a config's own pretrained network, which must be outside model_dir, where --clean deletes."""
-    model_dir, path = config.machine.model_dir or '', config.pretrained or ''
-    if pathlib.Path(path).resolve().is_relative_to(pathlib.Path(model_dir).resolve()):
-        raise UserError(f'the pretrained network {path} is in --model_dir={model_dir}; pass another --model_dir')
-    return adopt(config, describe(path), given)
-
-
 def build(config: TrainConfig, num_classes: int, input_shape: tuple, block: Callable | None = None) -> keras.Model:
     """Return the network of a config, with its head, and with the layers frozen that are not trained.
 
