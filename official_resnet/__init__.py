@@ -30,11 +30,12 @@ __version__ = '0.1.0'
 
 _HOMES = {
     'resnet_spec': ('ResNetSpec',),
-    'resnet_model': ('residual_block', 'residual_group', 'resnet', 'features'),
+    'resnet_model': ('residual_block', 'residual_group', 'resnet'),
     'resnet_variants': ('VARIANTS', 'build_model', 'cifar_resnet', 'imagenet_resnet', 'mnist_resnet'),
     'training.config': ('TrainConfig', 'MachineConfig'),
     'resnet_run_loop': ('train', 'evaluate'),
     'inference.predict': ('load', 'predict'),
+    'inference.grad_cam': ('features',),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = list(_HOME_OF)

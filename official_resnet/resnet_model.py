@@ -341,21 +341,3 @@ def squeeze_and_excite(x: Tensor, spec: ResNetSpec, name: str) -> Tensor:
 def drop_whole(x: Tensor, rate: float, name: str) -> Tensor:
     """Return x, in training with all of it 0 for some images (stochastic depth, arXiv:1603.09382 Sec. 3)."""
     return keras.layers.Dropout(rate, noise_shape=(None, 1, 1, 1), name=name)(x) if rate else x
-
-
-def features(model: keras.Model) -> keras.Model:
-    """Return a model of the same weights with the outputs {'stem', 'group1', ..., 'pre_logits', 'logits'}.
-
-    >>> model = features(resnet(ResNetSpec((1, 1)), num_classes=10, input_shape=(32, 32, 3)))
-    >>> {name: output.shape[1:] for name, output in model.output.items()}
-    {'stem': (32, 32, 16), 'group1': (32, 32, 16), 'group2': (16, 16, 32), 'pre_logits': (32,), 'logits': (10,)}
-    """
-    outputs = {}
-    for layer in model.layers:
-        if layer.name in ('stem_conv', 'stem_relu', 'stem_pool'):
-            outputs['stem'] = layer.output  # the last of them that the network has
-        elif layer.name.startswith('group'):
-            outputs[layer.name.partition('_')[0]] = layer.output  # the group's last layer
-    outputs |= {'pre_logits': model.get_layer('head_pool').output, 'logits': model.output}
-    with deep_graph():
-        return keras.Model(model.input, outputs, name=f'{model.name}_features')

@@ -55,22 +55,24 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, callbacks: Sequence[keras.callbacks.Callback] = (), *, block: Callable | None = None
+    config: TrainConfig, callbacks: Sequence[keras.callbacks.Callback] | None = None, *, block: Callable | None = None
 ) -> TrainResult:
     """Train until config.train_epochs are done, starting from the newest checkpoint in model_dir if there is one.
 
     >>> network, machine = resnet.ResNetSpec((1, 1), filters=4), resnet.MachineConfig(model_dir='run')
     >>> config = resnet.TrainConfig(network, dataset='synthetic', max_train_steps=2, machine=machine)
     >>> train(config).step
+    expected time: ...
+    epoch 1/182: loss ...
     2
 
     Args:
         config: What to train, and where.
-        callbacks: Keras callbacks. An epoch's logs are loss, accuracy (training), learning_rate, images_per_second,
-            seconds, step; after an evaluation also val_loss, val_accuracy, val_accuracy_top_5, val_seconds,
-            val_images_per_second (of the test split: 'val_' is Keras' prefix). Callbacks that are context managers,
-            like callbacks.Progress, are entered before training and left afterwards. If a callback stops training
-            after an epoch that is not evaluated, the loop evaluates and passes the logs to on_train_end.
+        callbacks: Keras callbacks; None shows the progress. An epoch's logs are loss, accuracy (training),
+            learning_rate, images_per_second, seconds, step; after an evaluation also val_loss, val_accuracy,
+            val_accuracy_top_5, val_seconds, val_images_per_second (of the test split: 'val_' is Keras' prefix). Those
+            that are context managers, like callbacks.Progress, are entered before training and left afterwards. After
+            a callback stopped training, the loop evaluates if it has not, and passes the logs to on_train_end.
         block: The block function for config.experiment, see resnet_model.resnet; None for that of the spec.
 
     Raises:
@@ -82,6 +84,10 @@ def train(
         if config.machine.model_dir and process.is_chief:
             stack.enter_context(checkpoints.lock(config.machine.model_dir))
         received = stack.enter_context(devices.catch_signals())
+        if callbacks is None:
+            from official_resnet.training.callbacks import Progress
+
+            callbacks = (Progress(),)
         callbacks = callbacks if process.is_chief else ()
         for callback in callbacks:
             if isinstance(callback, contextlib.AbstractContextManager):
@@ -95,7 +101,7 @@ def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
 
     >>> network, machine = resnet.ResNetSpec((1, 1), filters=4), resnet.MachineConfig(model_dir='run')
     >>> config = resnet.TrainConfig(network, dataset='synthetic', max_train_steps=2, machine=machine)
-    >>> _ = resnet.train(config)
+    >>> _ = resnet.train(config, callbacks=())
     >>> evaluate(config)['num_images']
     evaluating run/checkpoints/step-000000002.npz: epoch 0, step 2
     2000
@@ -212,7 +218,8 @@ class Trainer:
 
             feature_cache.replace_images(self, received)
         params = {'epochs': config.train_epochs, 'steps': self.steps_per_epoch, 'batch_size': config.batch_size}
-        params |= {'first_step': self.step, 'last_step': self.last_step}
+        params |= {'first_step': self.step, 'last_step': self.last_step, 'num_images': self.data.num_images}
+        params |= {'num_test_images': self.test.num_images, 'input_shape': self._card['input_shape']}
         callback_list = keras.callbacks.CallbackList(list(callbacks), add_history=True, model=self.model, **params)
         history = self.model.history
         self.model.stop_training = self._has_reached_threshold()

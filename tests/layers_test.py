@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from official_resnet import layers, resnet_model, resnet_spec, resnet_variants
-from official_resnet.inference import model_card, rewrite
+from official_resnet.inference import grad_cam, model_card, rewrite
 from official_resnet.training import replicas
 
 POLICY = {'float32': 'float32', 'bfloat16': 'mixed_bfloat16', 'float16': 'mixed_float16'}
@@ -191,7 +191,7 @@ def test_folded_model_is_equal(variant, num_left):
     assert_same_outputs(model, folded, height or 33, channels=channels)
     assert sum(isinstance(layer, keras.layers.BatchNormalization) for layer in folded.layers) == num_left
     assert num_left or {type(layer).__module__.split('.')[0] for layer in folded.layers} == {'keras'}
-    assert 'pre_logits' in resnet_model.features(folded).output
+    assert 'pre_logits' in grad_cam.features(folded).output
 
 
 def test_folded_in_bfloat16_stores_half_and_answers_in_float32():
@@ -248,7 +248,7 @@ def test_where_every_pixel_is_read_strides_stay(changes):
 
 
 def test_pixels_that_an_output_shows_are_kept():
-    maps = resnet_model.features(randomize(resnet_model.resnet(BOTTLENECKS, 10, (None, None, 3))))
+    maps = grad_cam.features(randomize(resnet_model.resnet(BOTTLENECKS, 10, (None, None, 3))))
     assert_same_outputs(maps, rewrite.propagate_strides(maps), 64)
 
 

@@ -18,6 +18,7 @@ from official_resnet import resnet_model, resnet_spec, resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.experiments import architecture_table
 from official_resnet.experiments.architecture_table import count_multiply_adds, count_parameters
+from official_resnet.inference import grad_cam
 
 ResNetSpec = resnet_spec.ResNetSpec
 
@@ -136,7 +137,7 @@ def test_a_spec_is_counted_as_its_network(spec, sides, num_classes):
         return
     counts = architecture_table.count(spec, num_classes, shape)
     assert counts[:2] == (count_parameters(model), count_multiply_adds(model))
-    maps = resnet_model.features(model).output
+    maps = grad_cam.features(model).output
     assert counts.sizes == [tuple(maps[name].shape[1:3]) for name in maps if name.startswith(('stem', 'group'))]
 
 

@@ -1,12 +1,10 @@
 """A training program around resnet_run_loop: flags, data set, callbacks, results. It imports TensorFlow late."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -87,7 +85,6 @@ def _train(config, options, row, given_axes):
     config = dataclasses.replace(config, dtype=devices.known_dtype(config.dtype))
     if is_chief:
         _clean(config, options)
-        _show(config, options.recipe)
     try:
         result = resnet_run_loop.train(config, _callbacks(config, options) if is_chief else ())
     except resnet_run_loop.Interrupted as interruption:
@@ -128,26 +125,11 @@ def find_data(config: TrainConfig, options: RunOptions, row: Program, is_chief: 
         download.fetch_missing(dataset, data_dir)
 
 
-def _show(config, recipe):
-    """Print the resolved configuration."""
-    values = config.to_json()
-    parts = {part: values.pop(part) for part in ('spec', 'schedule')}
-    values |= values.pop('machine') | {f'{part}.{key}': v for part in parts for key, v in parts[part].items()}
-    text = '  '.join(f'{key}={value}' for key, value in values.items() if value is not None)
-    options = {'initial_indent': '  ', 'subsequent_indent': '  ', 'break_long_words': False, 'break_on_hyphens': False}
-    print(f'recipe {recipe}:', *textwrap.wrap(text, 112, **options), sep='\n', flush=True)
-
-
 def _callbacks(config, options):
     """Return the Keras callbacks that the flags ask for."""
-    import keras
     import tensorflow as tf
 
     from official_resnet.training import callbacks
-
-    def store(logs):  # when training begins, so that a refused model_dir keeps its file
-        content = {'recipe': options.recipe, 'config': config.to_json(), 'machine': devices.machine_info()}
-        files.write_text(pathlib.Path(config.machine.model_dir) / 'config.json', json.dumps(content, indent=1) + '\n')
 
     hooks = {name.lower() for name in options.hooks}
     is_slow = not tf.config.list_physical_devices('GPU') and options.recipe not in ('fast', 'demo')
@@ -155,7 +137,7 @@ def _callbacks(config, options):
     chosen = [
         callbacks.Progress(options.log_steps if 'loggingtensorhook' in hooks else 0, quicker),
         callbacks.MetricsJSON(config.machine.model_dir),
-        keras.callbacks.LambdaCallback(on_train_begin=store),
+        callbacks.Summary(config, options.recipe),
     ]
     asks_for_logs = options.benchmark_log_dir or options.enable_tensorboard or options.profile_steps
     if asks_for_logs or hooks - {'loggingtensorhook'}:

@@ -9,7 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from official_resnet import resnet_model, resnet_run_loop, resnet_variants
+from official_resnet import resnet_run_loop, resnet_variants
+from official_resnet.inference import grad_cam
 from official_resnet.inputs import datasets
 from official_resnet.inputs.in_memory import InMemorySplit
 from official_resnet.layers import deep_graph
@@ -102,7 +103,7 @@ def make_step(
 
 def with_auxiliary_heads(net: keras.Model) -> keras.Model:
     """Return a model with the network's logits and those of a new classifier (mean, dense) after each other group."""
-    maps = resnet_model.features(net)(net.input)
+    maps = grad_cam.features(net)(net.input)
     outputs = [maps['logits']]
     for name in sorted(name for name in maps if name.startswith('group'))[:-1]:
         means = keras.layers.GlobalAveragePooling2D()(maps[name])

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from official_resnet import layers, resnet_model
+from official_resnet import layers
 from official_resnet.errors import UserError
 
 # The colours of 0, 1/4, ..., 1, RGB in 0..255. A brighter colour means more.
@@ -32,7 +32,7 @@ def grad_cam(
     """
     images = tf.convert_to_tensor(images, tf.float32)
     try:
-        outputs = resnet_model.features(model).output
+        outputs = features(model).output
         last = max(int(name.removeprefix('group')) for name in outputs if name.startswith('group'))
     except (ValueError, AttributeError) as error:  # from features: no functional model; from max: no group
         raise UserError(
@@ -67,3 +67,21 @@ def overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
     colours = np.stack([np.interp(cam, stops, channel) for channel in np.transpose(COLOURS)], -1)
     opacity = OPACITY * np.asarray(cam, np.float32)[..., None]
     return np.round(image * (1 - opacity) + colours * opacity).astype(np.uint8)
+
+
+def features(model: keras.Model) -> keras.Model:
+    """Return a model of the same weights with the outputs {'stem', 'group1', ..., 'pre_logits', 'logits'}.
+
+    >>> model = features(resnet.resnet(resnet.ResNetSpec((1, 1)), num_classes=10, input_shape=(32, 32, 3)))
+    >>> {name: output.shape[1:] for name, output in model.output.items()}
+    {'stem': (32, 32, 16), 'group1': (32, 32, 16), 'group2': (16, 16, 32), 'pre_logits': (32,), 'logits': (10,)}
+    """
+    outputs = {}
+    for layer in model.layers:
+        if layer.name in ('stem_conv', 'stem_relu', 'stem_pool'):
+            outputs['stem'] = layer.output  # the last of them that the network has
+        elif layer.name.startswith('group'):
+            outputs[layer.name.partition('_')[0]] = layer.output  # the group's last layer
+    outputs |= {'pre_logits': model.get_layer('head_pool').output, 'logits': model.output}
+    with layers.deep_graph():
+        return keras.Model(model.input, outputs, name=f'{model.name}_features')

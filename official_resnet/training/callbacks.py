@@ -8,12 +8,16 @@ import json
 import os
 import pathlib
 import sys
+import time
 from typing import TextIO
 
 import keras
+import numpy as np
 import tqdm
 
 from official_resnet import checkpoints, files
+from official_resnet.training import devices
+from official_resnet.training.config import TrainConfig
 
 
 class Progress(keras.callbacks.Callback):
@@ -23,34 +27,43 @@ class Progress(keras.callbacks.Callback):
     `quicker` is the advice to print if the training will take long, for example '--recipe=fast'.
     """
 
-    LONG = 1800  # seconds; longer trainings print the advice
+    LONG, SILENT = 1800, 60  # seconds: longer trainings print the advice; lines come at least so often
+    BAR = '{desc}{percentage:4.0f} %|{bar}|{remaining} left, {rate_fmt}{postfix}'  # in 80 columns
 
     def __init__(self, log_steps: int = 100, quicker: str | None = None, stream: TextIO | None = None):
         super().__init__()
         self.log_steps, self.quicker, self.stream = log_steps, quicker, stream or sys.stderr
-        self._bar, self._calls, self._logged = None, 0, 0
+        self._bar, self._calls, self._logged, self._printed_at = None, 0, 0, time.monotonic()
 
     def on_epoch_begin(self, epoch, logs=None):
         steps, batch_size = self.params['steps'], self.params['batch_size']
         done = self.params['first_step'] % steps if not self._calls else 0
         options = {'unit': ' images', 'unit_scale': True, 'leave': False, 'dynamic_ncols': True, 'file': self.stream}
         options |= {'desc': f'epoch {epoch + 1}/{self.params["epochs"]}', 'disable': not self.stream.isatty()}
-        self._bar = tqdm.tqdm(total=steps * batch_size, initial=done * batch_size, **options)
+        options['postfix'] = 'compiling' if not self._calls else None
+        self._bar = tqdm.tqdm(total=steps * batch_size, initial=done * batch_size, bar_format=self.BAR, **options)
+
+    def on_test_begin(self, logs=None):
+        self._bar.set_postfix_str('evaluating')
 
     def on_train_batch_end(self, batch, logs=None):
         self._calls += 1
         if self._calls == 2:  # the first call compiles
             self._say_expected_time(logs)
-        self._bar.set_postfix(loss=f'{logs["loss"]:.3f}', accuracy=f'{logs["accuracy"]:.3f}', refresh=False)
+        self._bar.set_postfix_str(f'loss {logs["loss"]:.3f}, top-1 {logs["accuracy"]:.3f}', refresh=False)
         self._bar.update((batch + 1) * self.params['batch_size'] - self._bar.n)
         step = int(logs['step'])  # Keras turns the numbers in logs into floats
-        if self._bar.disable and self.log_steps and step // self.log_steps > self._logged // self.log_steps:
+        is_silent = time.monotonic() - self._printed_at > self.SILENT
+        is_due = self.log_steps and (is_silent or step // self.log_steps > self._logged // self.log_steps)
+        if self._bar.disable and is_due:
             rates = f'learning rate {logs["learning_rate"]:.5g}, {logs["images_per_second"]:.0f} images/s'
             print(f'step {step}: {self._train_text(logs)}, {rates}', flush=True)
+            self._printed_at = time.monotonic()
         self._logged = step
 
     def on_epoch_end(self, epoch, logs=None):
         self._bar.close()
+        self._printed_at = time.monotonic()
         text = f'{self._train_text(logs)}, {logs["images_per_second"]:.0f} images/s'
         text += f'; {self._test_text(logs)}' if 'val_accuracy' in logs else ''
         print(f'epoch {epoch + 1}/{self.params["epochs"]}: {text}', flush=True)
@@ -81,6 +94,25 @@ class Progress(keras.callbacks.Callback):
             text += f'; no GPU was found: {self.quicker}'
         tqdm.tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
+
+
+class Summary(keras.callbacks.Callback):
+    """Print a run in three lines and write config.json when it begins, so that a refused model_dir keeps its own."""
+
+    def __init__(self, config: TrainConfig, recipe: str):
+        super().__init__()
+        self.config, self.recipe = config, recipe
+
+    def on_train_begin(self, logs=None):
+        config, spec, params = self.config, self.config.spec, self.params
+        content = {'recipe': self.recipe, 'config': config.to_json(), 'machine': devices.machine_info()}
+        files.write_json(pathlib.Path(config.machine.model_dir or '.') / 'config.json', content)
+        count = sum(int(np.prod(variable.shape)) for variable in self.model.trainable_variables)
+        network = f'ResNet-{spec.resnet_size} version {spec.version}, shortcut {spec.shortcut}, {count:,} parameters'
+        data = f'{config.dataset}: {params["num_images"]:,} training, {params["num_test_images"]:,} test images'
+        course = f'{config.optimizer}, rate {config.base_learning_rate:g} {config.schedule.kind}, seed {config.seed}'
+        print(f'network   {network}, {config.dtype}\ndata      {data} of {params["input_shape"]}')
+        print(f'training  {self.recipe}: {config.train_epochs} epochs, batch {config.batch_size}, {course}', flush=True)
 
 
 class MetricsJSON(keras.callbacks.Callback):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from fixtures.tiny_training import StopAt, drawn_examples, final_arrays, make_config
 
-from official_resnet import checkpoints, resnet_model, resnet_run_loop
+from official_resnet import checkpoints, resnet_run_loop
+from official_resnet.inference import grad_cam
 from official_resnet.inputs.normalization import per_image_standardization
 from official_resnet.training import callbacks, feature_cache
 
@@ -83,7 +84,7 @@ def test_features_are_what_the_last_layer_is_fed(source):
     made = feature_cache.features(model, examples)
     assert made.images.shape == (len(examples.labels), 1, 1, 16) and made.images.dtype == np.float32
     images = per_image_standardization(examples.images)
-    expected = resnet_model.features(model)(images, training=False)
+    expected = grad_cam.features(model)(images, training=False)
     np.testing.assert_allclose(made.images[:, 0, 0], expected['pre_logits'], atol=1e-4)
     np.testing.assert_allclose(feature_cache.head_of(model)(made.images), expected['logits'], atol=1e-4)
 
