@@ -306,7 +306,7 @@ FAULTS = [
         'official_resnet/inputs/download.py',
         'if found != md5.strip().lower():',
         'if not found:',
-        'tests/inputs/download_test.py -k gets_no_name',
+        'tests/inputs/download_property_test.py -k gets_no_name',
     ),
     Fault(
         'path-traversal',

@@ -3,90 +3,40 @@
 import errno
 import gzip
 import hashlib
-import http.server
-import io
 import os
 import pathlib
-import random
 import signal
 import subprocess
 import sys
 import tarfile
-import tempfile
 import threading
 import time
 
 import pytest
 from fixtures import loopback
 from fixtures.any_bytes import EDITS, edited, files, quick, refused
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from fixtures.archives import (
+    FILES,
+    FOLDER,
+    GOOD,
+    IDX,
+    MD5,
+    MEMBERS,
+    NAME,
+    SIZE,
+    TOTAL,
+    Handler,
+    reset,
+    special,
+    tar_gz,
+)
+from hypothesis import given, settings
 
 from official_resnet import cifar10_download_and_extract
 from official_resnet.errors import UserError
 from official_resnet.inputs import datasets, download
 
-FOLDER = 'cifar-10-batches-bin'
-NAME = 'cifar-10-binary.tar.gz'
-RECORD = 1 + 3072
-FILES = {
-    'data_batch_1.bin': random.Random(1).randbytes(2 * RECORD),  # does not compress
-    'test_batch.bin': random.Random(2).randbytes(RECORD),
-}
-TOTAL = 3 * RECORD
-
-
-def tar_gz(members):
-    """Return a tar.gz of {name: bytes}; a value may be a TarInfo, for members that are no plain files."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode='w:gz') as tar:
-        for name, data in members.items():
-            info = data if isinstance(data, tarfile.TarInfo) else tarfile.TarInfo()
-            content = b'' if info is data else data
-            info.name, info.size = name, len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def special(kind, target=''):
-    info = tarfile.TarInfo()
-    info.type, info.linkname = kind, target
-    return info
-
-
-MEMBERS = {**{f'{FOLDER}/{name}': data for name, data in FILES.items()}, f'{FOLDER}/batches.meta.txt': b'airplane\n'}
-GOOD = tar_gz(MEMBERS)
-SIZE, MD5 = len(GOOD), hashlib.md5(GOOD).hexdigest()
-IDX = {  # MNIST's file names; no test looks into the files
-    name: random.Random(name).randbytes(2000 + 100 * len(name)) for name in download.FILE_SETS['mnist'][1]
-}
 REAL_ARCHIVES, REAL_FILE_SETS = dict(download.ARCHIVES), dict(download.FILE_SETS)
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves IDX by name and GOOD at any other path; the server's attributes say how badly."""
-
-    def do_GET(self):
-        server, good = self.server, IDX.get(self.path.rpartition('/')[2], GOOD)
-        server.ranges.append(self.headers.get('Range'))
-        start = int(server.ranges[-1][len('bytes=') : -1]) if server.ranges[-1] and server.knows_range else 0
-        status = server.status or (206 if start else 200)
-        if status == 206 and start >= len(good):
-            status = 416
-        body = {200: good, 206: good[start:]}.get(status, b'')
-        self.send_response(status)
-        self.send_header('Content-Length', str(len(body)))
-        if status == 206:
-            self.send_header('Content-Range', f'bytes {start}-{len(good) - 1}/{len(good)}')
-        if status == 416:
-            self.send_header('Content-Range', f'bytes */{len(good)}')
-        self.end_headers()
-        self.wfile.write(body[: server.cuts.pop(0)] if server.cuts else body)
-        self.wfile.flush()
-        server.may_close.wait(10)
-
-    def log_message(self, *args):
-        pass
 
 
 @pytest.fixture(scope='module')
@@ -95,12 +45,6 @@ def server():
     with loopback.serve(Handler, may_close=threading.Event()) as server:
         yield server
         server.may_close.set()
-
-
-def reset(server, **attributes):
-    """Make a server a good one, but for the attributes given."""
-    vars(server).update({'ranges': [], 'cuts': [], 'knows_range': True, 'status': None} | attributes)
-    server.may_close.set()
 
 
 @pytest.fixture(autouse=True)
@@ -203,57 +147,6 @@ def test_fetch_without_a_server(url, data_dir):
     with pytest.raises(UserError, match='--archive' if url else 'refused.*check the network.*--archive'):
         download.fetch(url or loopback.refused_url(), data_dir / NAME, SIZE, MD5)
     assert names(data_dir) == []
-
-
-PLACES = st.integers(0, SIZE) | st.sampled_from([0, 1, SIZE - 1, SIZE])
-
-
-@quick
-@given(
-    offset=PLACES,
-    is_right=st.booleans(),
-    surplus=st.sampled_from([0, 0, 1, 5000]),
-    knows_range=st.booleans(),
-    cuts=st.lists(PLACES, max_size=5),
-    knows_size=st.booleans(),
-    status=st.sampled_from([None, None, 404, 503]),
-)
-@example(SIZE, True, 0, True, [], False, None)
-@example(SIZE, True, 1, True, [], True, None)
-def test_a_download_ends_whole_however_often_it_is_cut(
-    server, offset, is_right, surplus, knows_range, cuts, knows_size, status
-):
-    """From any .part, right or wrong: what stands under the final name is whole, and failures keep or drop the part.
-
-    As many calls as the server cuts responses, and two, are enough: one may end with a wrong part that is removed.
-    """
-    reset(server, cuts=list(cuts), knows_range=knows_range, status=status)
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder, 'archive')
-        part = pathlib.Path(folder, 'archive.part')
-        begun = (GOOD[:offset] if is_right else bytes(offset)) + b'x' * surplus
-        part.write_bytes(begun)
-        for _ in range(len(cuts) + 3):
-            try:
-                download.fetch(server.url, path, SIZE if knows_size else None, MD5)
-                break
-            except UserError as error:
-                assert '\n' not in str(error) and '--archive' in str(error) and not path.exists()
-                if status:  # which is not asked where the part is whole
-                    assert f'{status}' in str(error) or 'removed' in str(error)
-                    server.status = status = None
-        assert path.read_bytes() == GOOD and not part.exists()
-
-
-@quick
-@example(size=0, md5='0' * 32, knows_size=True)
-@given(size=st.integers(0, 2 * SIZE), md5=st.from_regex('[0-9a-f]{32}', fullmatch=True), knows_size=st.booleans())
-def test_a_file_of_another_size_or_sum_gets_no_name(server, size, md5, knows_size):
-    reset(server)
-    size = size if size != SIZE and knows_size else None
-    with tempfile.TemporaryDirectory() as folder, pytest.raises(UserError, match='instead of') as caught:
-        download.fetch(server.url, pathlib.Path(folder, 'archive'), size, md5)
-    assert '\n' not in str(caught.value) and '--archive' in str(caught.value)
 
 
 # --- extract: hostile and damaged archives -------------------------------------------------------------------
