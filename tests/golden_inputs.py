@@ -106,9 +106,9 @@ def main(folder, shared):
     for number, (split, count) in enumerate((('train', 3), ('validation', 1))):
         for label, name in enumerate(('cat', 'dog', 'sea lion')):
             write_images(folder / 'folder' / split / name, count, 10 * number + label + 3)
-    importlib.import_module('ilsvrc').make(
-        folder / 'ilsvrc', shared / 'imagenet-sample.tar', train_pictures=65, validation_pictures=3
-    )
+    ilsvrc = importlib.import_module('fixtures.ilsvrc')
+    ilsvrc.SAMPLE = shared / 'imagenet-sample.tar'
+    ilsvrc.make(folder / 'ilsvrc', train_images=65, validation_images=3)
     write_checkpoints(folder / 'checkpoints')
     shutil.copy(shared / 'akamaster-resnet20.th', folder / 'checkpoints/akamaster.th')
 
