@@ -13,7 +13,7 @@ import dataclasses
 import pathlib
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import keras
@@ -290,7 +290,7 @@ class Trainer:
         self.is_epoch_open = True
         return seconds
 
-    def train_batches(self):
+    def train_batches(self) -> Iterable:
         """Return the batches from the current step to the end of the training, for `train_steps`."""
         batches = self.data.training_batches(
             self.config.batch_size,

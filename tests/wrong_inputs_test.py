@@ -283,11 +283,11 @@ def places(tmp_path_factory, cifar_dir, mnist_dir):
     for name, content in (('text', b'one'), ('bytes', b'\xff\xfe\xff'), ('nul', b'a\0b\n'), ('twice', b'cat\ncat\n')):
         made(name).write_bytes(content)
     made('empty').mkdir()
-    made('picture')
-    Image.new('RGB', (20, 20)).save(folder / 'picture', 'PNG')
+    made('image')
+    Image.new('RGB', (20, 20)).save(folder / 'image', 'PNG')
     for path in (made('one') / 'cat', made('hollow') / 'cat', found['hollow'] / 'dog'):
         path.mkdir(parents=True)
-    shutil.copy(folder / 'picture', found['one'] / 'cat' / '1.png')
+    shutil.copy(folder / 'image', found['one'] / 'cat' / '1.png')
     (made('damaged') / 'checkpoints').mkdir(parents=True)
     (found['damaged'] / 'checkpoints' / 'step-000000001.npz').write_bytes(b'PK')
     _make_cifar100(made)

@@ -1,7 +1,7 @@
 """Transfer learning from folders of images: a network trained on half of the classes learns the others from few images.
 
-    python transfer_main.py --image_folder ~/pictures --quick     # minutes on two cores
-    python transfer_main.py --image_folder ~/pictures
+    python transfer_main.py --image_folder ~/images --quick     # minutes on two cores
+    python transfer_main.py --image_folder ~/images
 
 On two cores the first network took 17 minutes, which include pauses, and the others one and a half: from scratch
 70.46 %, all layers 83.28 %, last group 83.22 %, frozen backbone 73.92 % (n = 1; table in docs/results.md).
@@ -102,7 +102,7 @@ def run_transfer(values: absl_flags.FlagValues) -> None:
     settings = sizes | {'image_folder': str(folder)}
     settings |= {name: values[name].value for name in ('seed', 'resnet_size', 'batch_size')} | {'dtype': config.dtype}
     runs.claim_folder(output_dir, settings)
-    images = link_images(folder, pathlib.Path(output_dir, 'pictures'), sizes, values.seed)
+    images = link_images(folder, pathlib.Path(output_dir, 'images'), sizes, values.seed)
     classes = {part: sorted(os.listdir(images[part] / 'train')) for part in images}
     most = len(classes['source']) * (sizes['source_images'] or config.batch_size)
     first: dict[str, Any] = {'dataset': f'folder:{images["source"]}', 'batch_size': min(config.batch_size, most)}
@@ -157,7 +157,7 @@ def link_images(
     classes, files = image_folder.list_files(folder, seed=seed)
     if len(classes) < 4:
         raise UserError(f"'{folder}' has {len(classes)} classes; pass a folder with 4 or more")
-    part_folder = target.with_name('part.pictures')
+    part_folder = target.with_name('part.images')
     shutil.rmtree(part_folder, ignore_errors=True)
     for label, name in enumerate(classes):
         part = 'source' if label < len(classes) // 2 else 'target'

@@ -19,7 +19,7 @@ from official_resnet.inputs import augmentation
 from official_resnet.inputs.images import PREDICTION, decode
 from official_resnet.inputs.normalization import NORMALIZATIONS
 
-Picture = str | pathlib.Path | Image.Image | np.ndarray  # what can be named: a file, a PIL image or pixels
+ImageLike = str | pathlib.Path | Image.Image | np.ndarray  # what can be named: a file, a PIL image or pixels
 # What Keras raises for files that are cut short, changed, or something else.
 _DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError, zlib.error, BadZipFile)
 
@@ -72,7 +72,7 @@ def load(path: str | os.PathLike) -> tuple[keras.Model, card_reader.Card]:
 
 
 def predict(
-    model: Callable[..., tf.Tensor], card: card_reader.Card, images: Sequence[Picture], top: int = 5
+    model: Callable[..., tf.Tensor], card: card_reader.Card, images: Sequence[ImageLike], top: int = 5
 ) -> list[list[Guess]]:
     """Return the likeliest classes of each image, the likeliest first.
 
@@ -96,23 +96,23 @@ def predict(
     return guesses(card, probabilities(model, card, np.stack([prepare(image, card) for image in images])), top)
 
 
-def prepare(picture: Picture, card: card_reader.Card) -> np.ndarray:
+def prepare(source: ImageLike, card: card_reader.Card) -> np.ndarray:
     """Return an image as the network sees it before normalisation, uint8 [h, w, c] of card.size.
 
     As in image_folder's training, an image is turned as its EXIF data says, only the first frame of an animation
     counts, transparency is ignored, and 16-bit grey values lose their lower byte.
 
     Args:
-        picture: A path, a PIL image, or an array uint8 [h, w, c] or [h, w], of any size.
+        source: A path, a PIL image, or an array uint8 [h, w, c] or [h, w], of any size.
         card: The card of the network.
 
     Raises:
         UserError: The image cannot be read. The message has its path if it has one.
     """
     try:
-        image = decode(picture, PREDICTION, 'RGB' if card.num_channels == 3 else 'L')
+        image = decode(source, PREDICTION, 'RGB' if card.num_channels == 3 else 'L')
     except ValueError as error:
-        name = f"'{picture}'" if isinstance(picture, (str, pathlib.Path)) else 'the image'
+        name = f"'{source}'" if isinstance(source, (str, pathlib.Path)) else 'the image'
         raise UserError(f'cannot read {name}: {error}') from error
     (width, height), (rows, columns) = image.size, card.size
     # Only the part that is needed, `box`, is resized. Resizing a 1 x 5000 image as a whole could fill the memory.

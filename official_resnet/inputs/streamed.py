@@ -3,6 +3,7 @@
 Any image can be read at any time, by its number, so a resumed run has no shuffle buffer to fill again.
 """
 
+import abc
 import contextlib
 import dataclasses
 import hashlib
@@ -191,7 +192,7 @@ def call_python(function: Callable, tensors: Sequence[tf.Tensor], dtype: tf.DTyp
     return tf.ensure_shape(tf.numpy_function(call, tensors, dtype, stateful=False), tensors[0].shape)
 
 
-class Source:
+class Source(abc.ABC):
     """Encoded images that are read by their numbers.
 
     `groups` has the shard of each image, int32 [num_images], ascending. Images of a shard are neighbours on the disk.
@@ -208,12 +209,13 @@ class Source:
         result[:] = [self._read_one(row) for row in rows]
         return result
 
+    @abc.abstractmethod
     def _read_one(self, row: int) -> bytes:
-        raise NotImplementedError
+        """Return one encoded image."""
 
+    @abc.abstractmethod
     def load(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.RaggedTensor]:
         """Return (JPEGs string [n], labels int32 [n], boxes float32 [n, (k), 4]) of int rows [n]."""
-        raise NotImplementedError
 
 
 class Files(Source):

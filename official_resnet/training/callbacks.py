@@ -4,12 +4,13 @@ resnet_run_loop.train drives them; its docstring lists the logs that they read. 
 managers before training and leaves them afterwards, also if an exception ends the training.
 """
 
+import contextlib
 import json
 import os
 import pathlib
 import sys
 import time
-from typing import TextIO
+from typing import Any, TextIO
 
 import keras
 import numpy as np
@@ -20,7 +21,7 @@ from official_resnet.training import devices
 from official_resnet.training.config import TrainConfig
 
 
-class Progress(keras.callbacks.Callback):
+class Progress(keras.callbacks.Callback, contextlib.AbstractContextManager):
     """Show a bar per epoch on a terminal, or print a line every `log_steps`; print a line after each evaluation.
 
     It replaces official/resnet's LoggingTensorHook. With `log_steps` 0 there are no lines between evaluations.
@@ -33,9 +34,10 @@ class Progress(keras.callbacks.Callback):
     def __init__(self, log_steps: int = 100, quicker: str | None = None, stream: TextIO | None = None):
         super().__init__()
         self.log_steps, self.quicker, self.stream = log_steps, quicker, stream or sys.stderr
-        self._bar, self._calls, self._logged, self._printed_at = None, 0, 0, time.monotonic()
+        self._bar: Any = None
+        self._calls, self._logged, self._printed_at = 0, 0, time.monotonic()
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch, logs=None) -> None:
         steps, batch_size = self.params['steps'], self.params['batch_size']
         done = self.params['first_step'] % steps if not self._calls else 0
         options = {'unit': ' images', 'unit_scale': True, 'leave': False, 'dynamic_ncols': True, 'file': self.stream}
@@ -43,10 +45,10 @@ class Progress(keras.callbacks.Callback):
         options['postfix'] = 'compiling' if not self._calls else None
         self._bar = tqdm.tqdm(total=steps * batch_size, initial=done * batch_size, bar_format=self.BAR, **options)
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs=None) -> None:
         self._bar.set_postfix_str('evaluating')
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch, logs=None) -> None:
         self._calls += 1
         if self._calls == 2:  # the first call compiles
             self._say_expected_time(logs)
@@ -61,14 +63,14 @@ class Progress(keras.callbacks.Callback):
             self._printed_at = time.monotonic()
         self._logged = step
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch, logs=None) -> None:
         self._bar.close()
         self._printed_at = time.monotonic()
         text = f'{self._train_text(logs)}, {logs["images_per_second"]:.0f} images/s'
         text += f'; {self._test_text(logs)}' if 'val_accuracy' in logs else ''
         print(f'epoch {epoch + 1}/{self.params["epochs"]}: {text}', flush=True)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs=None) -> None:
         if logs:
             print(self._test_text(logs), flush=True)
 
@@ -77,9 +79,6 @@ class Progress(keras.callbacks.Callback):
 
     def _test_text(self, logs):
         return f'test loss {logs["val_loss"]:.4f}, test accuracy {logs["val_accuracy"]:.4f}'
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *exception):
         """Remove the bar, which is still shown if an exception ends the training."""
@@ -103,7 +102,7 @@ class Summary(keras.callbacks.Callback):
         super().__init__()
         self.config, self.recipe = config, recipe
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs=None) -> None:
         config, spec, params = self.config, self.config.spec, self.params
         content = {'recipe': self.recipe, 'config': config.to_json(), 'machine': devices.machine_info()}
         files.write_json(pathlib.Path(config.machine.model_dir or '.') / 'config.json', content)
@@ -128,18 +127,18 @@ class MetricsJSON(keras.callbacks.Callback):
         self.path = pathlib.Path(model_dir) / checkpoints.METRICS_FILE
         self._epoch = 0
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs=None) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines, first_step = checkpoints.read_metrics(self.path.parent), self.params['first_step']
         files.write_text(self.path, ''.join(json.dumps(line) + '\n' for line in lines if line['step'] <= first_step))
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch, logs=None) -> None:
         self._epoch = epoch + 1
         self._write('train', '', logs)
         if 'val_loss' in logs:
             self._write('test', 'val_', logs)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs=None) -> None:
         if logs:
             self._write('test', 'val_', logs)
 

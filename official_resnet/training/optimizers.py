@@ -61,7 +61,7 @@ class PiecewiseLinear(keras.optimizers.schedules.LearningRateSchedule):
             rate += (self.values[i] - self.values[i - 1]) * part
         return rate
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {'steps': self.steps, 'values': self.values}
 
 
@@ -77,7 +77,7 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
         step = tf.cast(step, tf.float32)
         return self.schedule(tf.maximum(step, self.steps)) * tf.minimum(step / self.steps, 1.0)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {'schedule': keras.saving.serialize_keras_object(self.schedule), 'steps': self.steps}
 
 
@@ -173,7 +173,7 @@ class CoupledSGD(_TwoRates, keras.optimizers.SGD):
         super().build(variables)
         self.momentum = momentum
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(self, gradient, variable, learning_rate) -> None:
         l2 = self._l2_of[self._var_key(variable)]
         if l2:
             gradient = gradient + l2 * tf.convert_to_tensor(variable)
@@ -188,7 +188,7 @@ class CoupledSGD(_TwoRates, keras.optimizers.SGD):
             use_nesterov=self.nesterov,
         )
 
-    def get_config(self):
+    def get_config(self) -> dict:
         config = super().get_config()
         config.pop('weight_decay', None)
         return config | {'l2': self.l2, 'decay': self.decay}

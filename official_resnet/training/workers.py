@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from official_resnet.errors import UserError
@@ -64,17 +64,17 @@ class Worker(devices.Process):
 
         self._sum = lambda numbers: total(tf.constant(numbers, tf.float64)).numpy().tolist()
 
-    def total(self, *numbers):
+    def total(self, *numbers: float) -> list[float]:
         return self._sum([float(number) for number in numbers])
 
-    def distribute(self, batches, batch_size):
+    def distribute(self, batches: 'tf.data.Dataset', batch_size: int) -> Iterable:
         replicas = self.strategy.num_replicas_in_sync
         if replicas == self.count:  # one device per worker, so the worker's shard is the device's
             return batches
         return self.strategy.distribute_datasets_from_function(lambda _: batches.rebatch(batch_size // replicas))
 
     @contextlib.contextmanager
-    def explained(self):
+    def explained(self) -> Iterator[None]:
         """Turn the errors that TensorFlow raises when another worker is gone into WorkerLost."""
         from tensorflow import errors
 
@@ -89,14 +89,14 @@ class Worker(devices.Process):
                 'and they continue from the last checkpoint'
             ) from error
 
-    def require_same_step(self, step, model_dir):
+    def require_same_step(self, step: int, model_dir: str | None) -> None:
         if self.total(step) != [step * self.count]:
             raise UserError(
                 f'worker {self.index} is at step {step}, but another is not; --model_dir={model_dir} must be one '
                 'folder that all workers share'
             )
 
-    def wait(self):
+    def wait(self) -> None:
         """Wait for all workers: if one worker exits early, TensorFlow reports it to the others as lost."""
         from tensorflow import errors
 

@@ -2,25 +2,15 @@
 
 import pathlib
 import tempfile
-import threading
 
 import pytest
-from fixtures import loopback
 from fixtures.any_bytes import quick
-from fixtures.archives import GOOD, MD5, SIZE, Handler, reset
+from fixtures.archives import GOOD, MD5, SIZE, reset
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from official_resnet.errors import UserError
 from official_resnet.inputs import download
-
-
-@pytest.fixture(scope='module')
-def server():
-    """A server that records requests in .ranges; .cuts says after how many bytes each response breaks off."""
-    with loopback.serve(Handler, may_close=threading.Event()) as server:
-        yield server
-        server.may_close.set()
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 
 import pytest
@@ -25,7 +24,6 @@ from fixtures.archives import (
     NAME,
     SIZE,
     TOTAL,
-    Handler,
     reset,
     special,
     tar_gz,
@@ -37,14 +35,6 @@ from official_resnet.errors import UserError
 from official_resnet.inputs import datasets, download
 
 REAL_ARCHIVES, REAL_FILE_SETS = dict(download.ARCHIVES), dict(download.FILE_SETS)
-
-
-@pytest.fixture(scope='module')
-def server():
-    """A server that records requests in .ranges; .cuts says after how many bytes each response breaks off."""
-    with loopback.serve(Handler, may_close=threading.Event()) as server:
-        yield server
-        server.may_close.set()
 
 
 @pytest.fixture(autouse=True)

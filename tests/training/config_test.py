@@ -15,7 +15,7 @@ from official_resnet.training.same_run import IDENTITY, difference
 
 CONFIG = TrainConfig(
     resnet_variants.cifar_spec(8),
-    dataset='folder:/pictures',
+    dataset='folder:/images',
     schedule=Schedule('one_cycle'),
     transfer='head',
     head='append',
