@@ -10,8 +10,7 @@ if 'PYTEST_XDIST_WORKER' in os.environ:  # as many of them as there are cores
 import numpy as np
 import pytest
 import tensorflow as tf
-
-from official_resnet.inputs import writers
+from fixtures import writers
 
 MNIST_FILES = {
     'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),

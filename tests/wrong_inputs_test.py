@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags as absl_flags
-from fixtures import data_commands, ilsvrc, imagenet_shards
+from fixtures import data_commands, ilsvrc, imagenet_shards, writers
 from fixtures.program_table import EXPERIMENTS, PROGRAMS, TRAINING, canonical
 from PIL import Image
 
@@ -34,7 +34,6 @@ from official_resnet.command_line.flags import Number
 from official_resnet.command_line.program import run_program
 from official_resnet.errors import UserError
 from official_resnet.inference import model_card
-from official_resnet.inputs import writers
 from official_resnet.training import devices
 
 PACKAGE = pathlib.Path(official_resnet.__file__).parent

@@ -4,9 +4,10 @@ import re
 
 import numpy as np
 import pytest
+from fixtures import writers
 from fixtures.batches import labels_of, message_of
 
-from official_resnet.inputs import augmentation, datasets, download, other_datasets, writers
+from official_resnet.inputs import augmentation, datasets, download, other_datasets
 from official_resnet.inputs.normalization import NORMALIZATIONS
 
 MNIST = 'train-images-idx3-ubyte train-labels-idx1-ubyte t10k-images-idx3-ubyte t10k-labels-idx1-ubyte'.split()
@@ -43,22 +44,11 @@ def test_cifar100_takes_the_fine_label_and_has_its_own_command(tmp_path):
     assert (examples.labels.tolist(), examples.num_classes) == ([99], 100)
 
 
-@pytest.mark.parametrize(
-    'make, data_dir, pattern',
-    [
-        (('x/cifar-10-batches-bin',), 'x', "'.*/x' has no cifar-10-batches-bin; .* another --data_dir"),  # a file
-        (('x/cifar-10-batches-bin/',), 'x', "'.*/x/cifar-10-batches-bin/data_batch_1.bin' does not exist; run"),
-        (('cifar-10-batches-bin/',), 'cifar-10-batches-bin', "'.*data_batch_1.bin' does not exist; run"),
-        (('x/test_batch.bin',), 'x', "'.*/x/data_batch_1.bin' does not exist; run"),
-    ],
-)
-def test_a_wrong_data_dir_is_one_line_with_the_remedy(tmp_path, make, data_dir, pattern):
-    for name in make:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir() if name.endswith('/') else path.touch()
+@pytest.mark.parametrize('data_dir', ['x', 'x/cifar-10-batches-bin'])
+def test_an_incomplete_folder_is_said_to_lack_its_first_file(tmp_path, data_dir):
+    (tmp_path / 'x' / 'cifar-10-batches-bin').mkdir(parents=True)
     message = message_of(lambda: datasets.open_split('cifar10', 'train', data_dir=tmp_path / data_dir))
-    assert re.search(pattern, message), message
+    assert re.match("'.*/x/cifar-10-batches-bin/data_batch_1.bin' does not exist; run", message), message
 
 
 @pytest.mark.parametrize(
@@ -67,8 +57,6 @@ def test_a_wrong_data_dir_is_one_line_with_the_remedy(tmp_path, make, data_dir, 
         ('cifar11', 'train', "'cifar11' .* cifar10, .*synthetic224, tfds:NAME or folder:PATH"),
         ('cifar10', 'validation', "'validation' .*'train' or 'test'"),
         ('cifar10', 'train', 'pass --data_dir'),
-        ('tfds:no_such_images', 'train', "'no_such_images': .*not found. See"),
-        ('tfds:glue/cola', 'train', r"'glue/cola' .*sentence \(\), label \(\), idx \(\); choose"),
         ('tfds:imagenet2012', 'train', r"'imagenet2012' .*image \(None, None, 3\).*; choose"),
     ],
 )
@@ -123,13 +111,8 @@ def test_mnist_in_every_place(tmp_path, below, dataset, suffix):
 def test_the_folder_of_the_other_is_refused(tmp_path, monkeypatch):
     folder = write_mnist(tmp_path / 'fashion-mnist')
     monkeypatch.chdir(folder)
-    for data_dir, pattern in (
-        ('.', r"'\.' is the folder of fashion_mnist"),
-        (folder, "fashion-mnist' is the folder of fashion_mnist, .*; pass another"),
-        (tmp_path, 'no mnist; run mnist_main.py --data_dir .* or pass another'),
-    ):
-        message = message_of(lambda data_dir=data_dir: datasets.open_split('mnist', 'test', data_dir=data_dir))
-        assert re.search(pattern, message), message
+    message = message_of(lambda: datasets.open_split('mnist', 'test', data_dir='.'))
+    assert re.search(r"'\.' is the folder of fashion_mnist, .*; pass another", message), message
 
 
 def test_a_plain_file_comes_before_a_packed_one_and_both_may_be_mixed(tmp_path):

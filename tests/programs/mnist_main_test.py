@@ -8,9 +8,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from fixtures import writers
 from fixtures.programs import mistake, succeed
 
-from official_resnet.inputs import datasets, download, writers
+from official_resnet.inputs import datasets, download
 
 TINY = '--train_epochs 2 --batch_size 16'
 
