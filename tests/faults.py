@@ -306,7 +306,7 @@ FAULTS = [
         'official_resnet/inputs/download.py',
         'if found != md5.strip().lower():',
         'if not found:',
-        'tests/inputs/download_property_test.py -k gets_no_name',
+        'tests/inputs/download_test.py -k gets_no_name',
     ),
     Fault(
         'path-traversal',
@@ -322,7 +322,7 @@ FAULTS = [
         'official_resnet/inputs/tfrecords.py',
         'if rest[size : size + FOOTER_BYTES] != _masked_crc(data):',
         'if not rest[size : size + FOOTER_BYTES]:',
-        'tests/inputs/tfrecords_test.py -k flipped_bit',
+        'tests/inputs/shards_test.py -k damaged_record_is_named',
     ),
     Fault(
         'shard-in-place',

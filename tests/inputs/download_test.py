@@ -1,7 +1,6 @@
 """Downloads are resumed, checked and atomic: archives of a few kB and a server on the loopback."""
 
 import errno
-import gzip
 import hashlib
 import os
 import pathlib
@@ -9,32 +8,30 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
+import threading
 import time
 
 import pytest
 from fixtures import loopback
 from fixtures.any_bytes import EDITS, edited, files, quick, refused
-from fixtures.archives import (
-    FILES,
-    FOLDER,
-    GOOD,
-    IDX,
-    MD5,
-    MEMBERS,
-    NAME,
-    SIZE,
-    TOTAL,
-    reset,
-    special,
-    tar_gz,
-)
-from hypothesis import given, settings
+from fixtures.archives import FILES, FOLDER, GOOD, IDX, MD5, MEMBERS, NAME, SIZE, TOTAL, Handler, reset, special, tar_gz
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from official_resnet import cifar10_download_and_extract
 from official_resnet.errors import UserError
 from official_resnet.inputs import datasets, download
 
 REAL_ARCHIVES, REAL_FILE_SETS = dict(download.ARCHIVES), dict(download.FILE_SETS)
+
+
+@pytest.fixture(scope='module')
+def server():
+    """A server that records requests in .ranges; .cuts says after how many bytes each response breaks off."""
+    with loopback.serve(Handler, may_close=threading.Event()) as server:
+        yield server
+        server.may_close.set()
 
 
 @pytest.fixture(autouse=True)
@@ -88,23 +85,71 @@ def test_the_tables_state_the_published_files():
 
 
 @pytest.mark.parametrize(
-    'part, is_size_known, server_is, requests',
+    'part, is_size_known, cuts, requests',
     [
-        (None, True, {}, [None]),
-        (GOOD[:1000], True, {}, ['bytes=1000-']),
-        (b'x' * 1000, True, {'knows_range': False}, ['bytes=1000-']),  # it sends the whole file
-        (GOOD, True, {}, []),
-        (GOOD, False, {}, [f'bytes={SIZE}-']),  # answered by 416 with the size
-        (GOOD + b'x', True, {}, [f'bytes={SIZE + 1}-', None]),
-        (None, True, {'cuts': [1000, 500]}, [None, 'bytes=1000-', 'bytes=1500-']),
+        (GOOD[:1000], True, [], ['bytes=1000-']),
+        (GOOD, True, [], []),
+        (GOOD, False, [], [f'bytes={SIZE}-']),  # answered by 416 with the size
+        (GOOD + b'x', True, [], [f'bytes={SIZE + 1}-', None]),
+        (b'', True, [1000, 500], [None, 'bytes=1000-', 'bytes=1500-']),
     ],
 )
-def test_fetch_asks_for_what_is_missing(server, data_dir, part, is_size_known, server_is, requests):
-    reset(server, **server_is)
-    if part:
-        (data_dir / f'{NAME}.part').write_bytes(part)
+def test_fetch_asks_for_what_is_missing(server, data_dir, part, is_size_known, cuts, requests):
+    reset(server, cuts=cuts)
+    (data_dir / f'{NAME}.part').write_bytes(part)
     download.fetch(server.url, data_dir / NAME, SIZE if is_size_known else None, MD5)
     assert server.ranges == requests and names(data_dir) == [NAME] and (data_dir / NAME).read_bytes() == GOOD
+
+
+PLACES = st.integers(0, SIZE) | st.sampled_from([0, 1, SIZE - 1, SIZE])
+
+
+@quick
+@given(
+    offset=PLACES,
+    is_right=st.booleans(),
+    surplus=st.sampled_from([0, 0, 1, 5000]),
+    knows_range=st.booleans(),
+    cuts=st.lists(PLACES, max_size=5),
+    knows_size=st.booleans(),
+    status=st.sampled_from([None, None, 404, 503]),
+)
+@example(SIZE, True, 0, True, [], False, None)
+@example(SIZE, True, 1, True, [], True, None)
+def test_a_download_ends_whole_however_often_it_is_cut(
+    server, offset, is_right, surplus, knows_range, cuts, knows_size, status
+):
+    """From any .part, right or wrong: what stands under the final name is whole, and failures keep or drop the part.
+
+    As many calls as the server cuts responses, and two, are enough: one may end with a wrong part that is removed.
+    """
+    reset(server, cuts=list(cuts), knows_range=knows_range, status=status)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, 'archive')
+        part = pathlib.Path(folder, 'archive.part')
+        begun = (GOOD[:offset] if is_right else bytes(offset)) + b'x' * surplus
+        part.write_bytes(begun)
+        for _ in range(len(cuts) + 3):
+            try:
+                download.fetch(server.url, path, SIZE if knows_size else None, MD5)
+                break
+            except UserError as error:
+                assert '\n' not in str(error) and '--archive' in str(error) and not path.exists()
+                if status:  # which is not asked where the part is whole
+                    assert f'{status}' in str(error) or 'removed' in str(error)
+                    server.status = status = None
+        assert path.read_bytes() == GOOD and not part.exists()
+
+
+@quick
+@example(size=0, md5='0' * 32, knows_size=True)
+@given(size=st.integers(0, 2 * SIZE), md5=st.binary(min_size=16, max_size=16).map(bytes.hex), knows_size=st.booleans())
+def test_a_file_of_another_size_or_sum_gets_no_name(server, size, md5, knows_size):
+    reset(server)
+    size = size if size != SIZE and knows_size else None
+    with tempfile.TemporaryDirectory() as folder, pytest.raises(UserError, match='instead of') as caught:
+        download.fetch(server.url, pathlib.Path(folder, 'archive'), size, md5)
+    assert '\n' not in str(caught.value) and '--archive' in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -123,13 +168,10 @@ def test_fetch_says_what_failed_and_keeps_what_came(
     if 'is_slow' in server_is:
         monkeypatch.setattr(download, 'TIMEOUT', 0.05)
         server.may_close.clear()
-    if part:
-        (data_dir / f'{NAME}.part').write_bytes(GOOD[:part])
+    (data_dir / f'{NAME}.part').write_bytes(GOOD[:part])
     with pytest.raises(UserError, match=message):
         download.fetch(server.url, data_dir / NAME, size, MD5)
-    assert {path.name: path.read_bytes() for path in data_dir.iterdir()} == (
-        {f'{NAME}.part': GOOD[:kept]} if kept else {}
-    )
+    assert {path.name: path.read_bytes() for path in data_dir.iterdir()} == {f'{NAME}.part': GOOD[:kept]}
 
 
 @pytest.mark.parametrize('url', ['ftp://127.0.0.1/x', '/tmp/x.tar.gz', 'http://127.0.0.1:port/x', 'http://', None])
@@ -142,37 +184,25 @@ def test_fetch_without_a_server(url, data_dir):
 # --- extract: hostile and damaged archives -------------------------------------------------------------------
 
 OUTSIDE = {
-    '../evil.bin': b'x',
     f'{FOLDER}/../../evil.bin': b'x',
     '/evil.bin': b'x',
     'C:/evil.bin': b'x',
-    '..\\evil.bin': b'x',
     f'{FOLDER}/link': special(tarfile.SYMTYPE, '../../evil.bin'),
-    f'{FOLDER}/hard': special(tarfile.LNKTYPE, '/etc/passwd'),
     f'{FOLDER}/device': special(tarfile.CHRTYPE),
 }
 TEST_BATCH = f'{FOLDER}/test_batch.bin'
 REFUSED = {  # archive, what the message says
     **{name: (tar_gz(MEMBERS | {name: data}), ('refused', f"'{name}'", 'trust')) for name, data in OUTSIDE.items()},
-    **{
-        what: (data, ('truncated, damaged or no tar.gz', f'{len(data)} bytes', 'get it again'))
-        for what, data in {
-            'truncated inside a member': GOOD[: SIZE // 2],
-            'without its last byte': GOOD[:-1],
-            'empty': b'',
-            'a web page': b'<html>Please log in</html>',
-            'gzip of something else': gzip.compress(b'no tar' * 1000),
-        }.items()
-    },
+    'without its last byte': (GOOD[:-1], ('truncated, damaged or no tar.gz', f'{SIZE - 1} bytes', 'get it again')),
+    'a web page': (b'<html>Please log in</html>', ('truncated, damaged or no tar.gz', '26 bytes', 'get it again')),
     'a member missing': (
         tar_gz({name: data for name, data in MEMBERS.items() if name != TEST_BATCH}),
         (f'{TEST_BATCH} is missing', 'get it again'),
     ),
-    'a member cut off': (
-        tar_gz(MEMBERS | {TEST_BATCH: bytes(3072)}),
-        (f'{TEST_BATCH} has 3072 bytes instead of 3073',),
+    'a member doubled': (
+        tar_gz(MEMBERS | {TEST_BATCH: bytes(6146)}),
+        (f'{TEST_BATCH} has 6146 bytes instead of 3073',),
     ),
-    'a member doubled': (tar_gz(MEMBERS | {TEST_BATCH: bytes(6146)}), ('6146 bytes instead of 3073', 'get it again')),
 }
 
 
@@ -229,22 +259,6 @@ def test_an_incomplete_folder_is_replaced_or_comes_back(archive, data_dir, monke
     assert_extracted(data_dir)
 
 
-def test_ctrl_c_keeps_the_part_and_leaves_no_folder(server, archive, data_dir, monkeypatch):
-    def interrupted(source, *args):
-        if hasattr(source, 'read'):
-            yield source.read(1000)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(download, '_put_in_place', lambda *args: next(interrupted(*args)))
-    with pytest.raises(KeyboardInterrupt):
-        download.extract(archive, data_dir, 'cifar10')
-    assert names(data_dir) == []
-    monkeypatch.setattr(download, '_chunks', interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        download.fetch(server.url, data_dir / NAME, SIZE, MD5)
-    assert (data_dir / f'{NAME}.part').read_bytes() == GOOD[:1000]
-
-
 # --- the disk ------------------------------------------------------------------------------------------------
 
 
@@ -262,41 +276,28 @@ def test_a_full_disk_is_noticed_before_anything_is_written(server, archive, data
     assert server.ranges == [] and not [path for path in data_dir.rglob('*') if path.is_file()]
 
 
-@pytest.mark.parametrize(
-    'code, message',
-    [(errno.ENOSPC, f'full, {TOTAL} bytes are needed: free some'), (errno.EACCES, 'another --data_dir')],
-)
-def test_a_disk_that_fails_while_extracting(code, message, archive, data_dir, monkeypatch):
-    def failing_open(path, mode):
-        if mode != 'rb':
-            raise OSError(code, os.strerror(code))
-        return open(path, mode)
-
-    monkeypatch.setattr(download, 'open', failing_open, raising=False)
-    with pytest.raises(UserError, match=message):
-        download.download_and_extract('cifar10', data_dir, archive=archive)
-    assert names(data_dir) == []
-
-
-def test_a_disk_that_fills_while_downloading_keeps_the_part(server, data_dir, monkeypatch):
-    def full(*args, **kwargs):
+def test_a_disk_that_fills_keeps_the_part_and_leaves_no_folder(server, archive, data_dir, monkeypatch):
+    def full(path, mode):
+        if mode == 'rb':
+            return open(path, mode)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     (data_dir / f'{NAME}.part').write_bytes(GOOD[:1000])
     monkeypatch.setattr(download, 'open', full, raising=False)
-    with pytest.raises(UserError, match=f"'{data_dir}' is full, {SIZE - 1000} bytes"):
-        download.fetch(server.url, data_dir / NAME, SIZE, MD5)
-    assert names(data_dir) == [f'{NAME}.part']
+    for needed, function, *args in (
+        (SIZE - 1000, download.fetch, server.url, data_dir / NAME, SIZE, MD5),
+        (TOTAL, download.extract, archive, data_dir, 'cifar10'),
+    ):
+        with pytest.raises(UserError, match=f"'{data_dir}' is full, {needed} bytes are needed: free some"):
+            function(*args)
+        assert names(data_dir) == [f'{NAME}.part']
 
 
 def test_a_data_dir_that_cannot_be_made(archive, tmp_path):
-    with pytest.raises(UserError, match='No such file or directory.*another --data_dir'):
-        download.fetch('http://127.0.0.1/x', tmp_path / 'absent' / NAME)
     for data_dir, message in ((archive, "mine.tar.gz' is a file: pass a folder"), (archive / 'below', '--data_dir')):
-        with pytest.raises(UserError, match=message):
-            download.download_and_extract('cifar10', data_dir, archive=archive)
-        with pytest.raises(UserError, match=message):
-            download.fetch_missing('mnist', data_dir)
+        for function, *args in ((download.download_and_extract, 'cifar10'), (download.fetch_missing, 'mnist')):
+            with pytest.raises(UserError, match=message):
+                function(*args, data_dir)
     assert names(tmp_path) == ['mine.tar.gz']
 
 
@@ -405,9 +406,6 @@ def test_a_wrong_file_of_a_set_is_not_kept(server, data_dir):
     with pytest.raises(UserError, match=f'instead of {"0" * 32} .*put {first}'):
         download.fetch_missing('mnist', data_dir)
     assert names(data_dir) == ['mnist.part'] and names(data_dir / 'mnist.part') == [first]
-    reset(server, status=404)
-    with pytest.raises(UserError, match=f'404 Not Found.*put {first}, '):
-        download.fetch_missing('mnist', data_dir)
 
 
 # --- the program ---------------------------------------------------------------------------------------------

@@ -23,16 +23,12 @@ def pixels(source, rules, mode='RGB'):
 @pytest.mark.parametrize(
     'kind,mode,options',
     [
-        ('PNG', 'RGB', {}),
         ('PNG', 'RGBA', {}),
-        ('PNG', 'P', {}),
         ('PNG', 'P', {'transparency': bytes(256)}),
         ('JPEG', 'RGB', {'quality': 100}),
         ('JPEG', 'CMYK', {'quality': 100}),
-        ('GIF', 'P', {}),
         ('GIF', 'P', {'transparency': 0}),
         ('BMP', 'RGB', {}),
-        ('WEBP', 'RGB', {'quality': 100}),
         ('WEBP', 'RGBA', {'lossless': True}),
         ('TIFF', 'CMYK', {}),
         ('PPM', 'RGB', {}),
@@ -133,7 +129,7 @@ def test_both_decoders_refuse_what_has_too_many_pixels(monkeypatch):
 def test_the_two_decoders_agree_on_real_images():
     """TensorFlow's accurate transform gives Pillow's very pixels; its fast one other ones, by a little."""
     greatest, means = [], []
-    for _, data in sample().values():
+    for _, data in [*sample().values()][::3]:
         expected = pixels(data, SHARDS).astype(int)
         np.testing.assert_array_equal(encoded.decode_jpeg(data, Views(resize='antialias')), expected)
         difference = np.abs(encoded.decode_jpeg(data, Views(resize='tf1')).numpy() - expected)

@@ -43,12 +43,9 @@ def adobe(data, transform):
 @pytest.mark.parametrize(
     'options',
     [
-        {'quality': 90},
         {'progressive': True},
-        {'restart_marker_blocks': 2},
-        {'subsampling': 2},
-        {'comment': b'\xff\xd9 in a comment'},
-        {'exif': b'Exif\0\0\xff\xd8\xff\xd9'},
+        {'restart_marker_blocks': 2, 'subsampling': 2},
+        {'exif': b'Exif\0\0\xff\xd8\xff\xd9', 'comment': b'\xff\xd9 in a comment'},
         {'keep_rgb': True},
     ],
 )
@@ -72,10 +69,7 @@ def test_adobe_marker_of_three_components(transform, colour):
 @pytest.mark.parametrize(
     'mode,kind,options',
     [
-        ('RGBA', 'PNG', {}),
-        ('P', 'PNG', {'transparency': bytes(256)}),
         ('P', 'GIF', {}),
-        ('RGB', 'BMP', {}),
         ('RGBA', 'WEBP', {'lossless': True}),
         ('CMYK', 'JPEG', {'quality': 100, 'progressive': True}),
         ('L', 'JPEG', {'quality': 100}),
@@ -122,11 +116,7 @@ FRAME = encode().index(b'\xff\xc0')
         (encode()[:2] + encode(), 'second image'),
         (encode()[: FRAME + 4] + b'\x0c' + encode()[FRAME + 5 :], '12 bits'),
         (encode()[: FRAME + 5] + b'\xff' * 4 + encode()[FRAME + 9 :], 'too many'),
-        *(
-            (encode(kind=kind, size=(200, 200))[:size], '')
-            for kind in ('PNG', 'GIF', 'WEBP', 'BMP')
-            for size in (12, 80)
-        ),
+        *((encode(kind=kind, size=(200, 200))[:80], '.') for kind in ('PNG', 'GIF', 'WEBP', 'BMP')),
     ],
     ids=lambda value: value if isinstance(value, str) else len(value),
 )
@@ -184,7 +174,7 @@ def damaged(draw):
     return bytes(data)
 
 
-@settings(quick, max_examples=400)
+@settings(quick, max_examples=150)
 @given(
     damaged() | st.binary(max_size=80).map(lambda data: b'\xff\xd8' + data), st.sampled_from(['structure', 'decode'])
 )

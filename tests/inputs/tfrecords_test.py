@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from fixtures.any_bytes import EDITS, edited, files, quick, refused
-from fixtures.batches import message_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -85,28 +84,6 @@ def test_a_changed_tfrecord_file_gives_its_records_up_to_the_damage(contents, ed
             assert offsets[-1] == len(data) and (np.diff(offsets) >= 16).all()
 
 
-@pytest.mark.parametrize(
-    'place, words',
-    [
-        (16, 'checksum of the length at byte 16'),
-        (26, 'checksum of the length at byte 16'),
-        (28, 'checksum of the record at byte 16'),
-        (31, 'checksum of the record at byte 16'),
-    ],
-)
-def test_a_flipped_bit_is_found(place, words):
-    with files(edited(framed(RECORDS), [(place, 1, bytes([framed(RECORDS)[place] ^ 4]))])) as [path]:
-        assert words in message_of(list, tfrecords.read(path))
-
-
-@pytest.mark.parametrize('read', [tfrecords.index, lambda path: list(tfrecords.read(path))], ids=['index', 'read'])
-def test_a_file_that_is_cut_off_or_missing(read, tmp_path):
-    for size, offset in ((10, 0), (20, 16), (40, 33), (33 + 12 + 1280, 33), (33 + 15 + 1280, 33)):
-        with files(framed(RECORDS)[:size]) as [path]:
-            assert f'cut off inside the record at byte {offset}; build' in message_of(read, path)
-    assert 'does not exist; pass the folder' in message_of(read, tmp_path / 'absent')
-
-
 @settings(quick, max_examples=100)
 @given(st.dictionaries(st.text(min_size=3, max_size=3), VALUES, min_size=1, max_size=6))
 def test_examples_are_those_of_tensorflow(features):
@@ -130,9 +107,6 @@ def test_empty_arrays_keep_their_kind():
     example.features.feature['i'].int64_list.SetInParent()
     data = tfrecords.encode_example({'f': np.zeros(0, np.float32), 'i': np.zeros(0, np.int64)})
     assert data == example.SerializeToString(deterministic=True)
-    kinds = {'f': tf.float32, 'i': tf.int64}
-    parsed = tf.io.parse_single_example(data, {key: tf.io.VarLenFeature(kind) for key, kind in kinds.items()})
-    assert parsed['f'].shape == parsed['i'].shape == (0,)
     assert tfrecords.decode_example(data) == {'f': [], 'i': []}
 
 
@@ -159,7 +133,7 @@ SMALL_EDITS = st.lists(
 )
 
 
-@settings(quick, max_examples=400)
+@settings(quick, max_examples=150)
 @given(st.binary(max_size=60) | SMALL_EDITS.map(lambda edits: edited(EXAMPLE, edits)))
 def test_garbage_is_an_example_or_a_value_error(data):
     with contextlib.suppress(ValueError):
