@@ -6,7 +6,7 @@
     result = resnet.train(resnet.TrainConfig(resnet.ResNetSpec((3, 3, 3))))
     model, card = resnet.load('model.keras')
 
-These names are imported when they are first used, so importing the package is free. Where to find things:
+These names are imported when they are first used, so importing the package takes almost no time. Where to find things:
 
     resnet_model      the networks: residual_block, residual_group, resnet
     resnet_spec       ResNetSpec: what distinguishes one network from another
@@ -15,11 +15,11 @@ These names are imported when they are first used, so importing the package is f
     layers            the fused BatchNormalization
     inputs            data sets: from their files to batches
     training          configuration, recipes, steps, optimizers, devices, workers, transfer
-    inference         the card beside a network, predictions, export, rewriting as an equal and faster network
-    reports           what an evaluation found, figures
+    inference         the card beside a network, predictions, export, rewriting for faster inference
+    reports           results of evaluations, figures
     command_line      flags and programs
     experiments       degradation, gradient flow, kinds of shortcut, transfer
-    files, errors     atomic writes and locks; the one exception that a user sees as a line
+    files, errors     atomic writes and locks; the exception whose message a user sees as one line
     checkpoints       the container of a run's state
     *_main            the programs
 """

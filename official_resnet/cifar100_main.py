@@ -18,7 +18,7 @@ try:
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
-PROGRAM = Program({'cifar100': recipes.CIFAR}, cifar_spec, sizes='6n+2, as 8, 14, 20')
+PROGRAM = Program({'cifar100': recipes.CIFAR}, cifar_spec, sizes='6n+2, for example 8, 14, 20')
 run = entry(__doc__, PROGRAM)
 
 if __name__ == '__main__':

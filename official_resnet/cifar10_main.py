@@ -4,8 +4,8 @@
     python cifar10_main.py --data_dir ~                  # ResNet-56 as official/resnet trains it, 182 epochs
     python cifar10_main.py --recipe=demo                 # synthetic images, no download: 99.3 % in 2 minutes (n = 1)
 
-On two cores of a Xeon with AMX, fast took 35 minutes beside other jobs and gave 84.93 % (n = 1) on images that had
-been through JPEG (docs/results.md). official and paper have not yet been measured.
+On two cores of a Xeon with AMX, fast took 35 minutes while other jobs were running, and reached 84.93 % (n = 1)
+on images that had been stored as JPEG (docs/results.md). official and paper have not yet been measured.
 
 A missing data set is downloaded into data_dir. The same command continues a run that was stopped or killed.
 Recipes: official (default), paper, fast, demo. Flags that you pass override the recipe.
@@ -20,7 +20,7 @@ try:
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
-PROGRAM = Program({'cifar10': recipes.CIFAR}, cifar_spec, sizes='6n+2, as 8, 14, 20')
+PROGRAM = Program({'cifar10': recipes.CIFAR}, cifar_spec, sizes='6n+2, for example 8, 14, 20')
 run = entry(__doc__, PROGRAM)
 
 if __name__ == '__main__':

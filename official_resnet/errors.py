@@ -1,4 +1,4 @@
-"""UserError, for what the user can fix, and how its message becomes one line on a terminal."""
+"""UserError, for mistakes that the user can fix, and one_line, which makes a text safe for a terminal."""
 
 
 class UserError(ValueError):

@@ -1,4 +1,4 @@
-"""Atomic writes, locks and the errors of reading and writing: shared by everything in this package that writes."""
+"""Atomic writes, locks, and one-line messages for errors of reading and writing. All modules that write use it."""
 
 import contextlib
 import errno
@@ -11,7 +11,7 @@ from typing import IO
 
 from official_resnet.errors import UserError
 
-# Errors of flock on a file system that has no locks, usually a network file system.
+# Errors of flock on a file system that does not support locks, usually a network file system.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -59,7 +59,7 @@ def write_json(path: str | os.PathLike, value: dict) -> None:
 
 
 def read_json(path: str | os.PathLike) -> dict | None:
-    """Return what `write_json` wrote, or None if the file is missing or holds anything else."""
+    """Return what `write_json` wrote, or None if the file is missing or does not hold a JSON object."""
     try:
         value = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -70,7 +70,7 @@ def read_json(path: str | os.PathLike) -> dict | None:
 def lock(path: str | os.PathLike) -> IO[str]:
     """Open and lock the file `path`, creating it if necessary. Closing it or ending the process releases the lock.
 
-    If the file system has no locks, a printed line says so, and the file is returned unlocked.
+    If the file system does not support locks, a line is printed, and the file is returned unlocked.
 
     Raises:
         BlockingIOError: Another process holds the lock.
@@ -85,8 +85,8 @@ def lock(path: str | os.PathLike) -> IO[str]:
             raise
         folder = pathlib.Path(path).parent
         print(
-            f"cannot lock '{folder}': its file system has no locks ({error.strerror}); make sure that no other job "
-            'uses this folder',
+            f"cannot lock '{folder}': its file system does not support locks ({error.strerror}); make sure that no "
+            'other job uses this folder',
             flush=True,
         )
     return file
@@ -100,9 +100,7 @@ def read_errors(path: str | os.PathLike, remedy: str) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"'{path}' does not exist; {remedy}") from None
     except OSError as error:
-        raise UserError(
-            f"'{path}' cannot be read ({error.strerror or error}); make it a file that you may read"
-        ) from None
+        raise UserError(f"'{path}' cannot be read ({error.strerror or error}); pass a file that you may read") from None
 
 
 @contextlib.contextmanager
@@ -111,11 +109,11 @@ def write_errors(what: str, remedy: str) -> Iterator[None]:
 
     Args:
         what: What is being written, for example 'checkpoint /tmp/x'.
-        remedy: What follows the advice to make it writable or, on a full disk, to free some space.
+        remedy: The text that follows 'make it writable' or, on a full disk, 'free some space' in the message.
     """
     try:
         yield
-    except BrokenPipeError:  # whoever reads what the program prints has gone; no file is to blame
+    except BrokenPipeError:  # the reader of the program's output has exited; no file is at fault
         raise
     except OSError as error:
         advice = 'free some space' if error.errno in _FULL else 'make it writable'

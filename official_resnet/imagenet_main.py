@@ -4,10 +4,10 @@
     python imagenet_main.py --data_dir ~/imagenet-data --recipe=fast     # 16 epochs at 160 pixels
     python imagenet_main.py --image_folder ~/images -rs 18               # a subfolder for each class
     python imagenet_main.py --tfds=imagenet2012 --data_dir ~/tensorflow_datasets
-    python imagenet_main.py --eval_only --pretrained_model_checkpoint_path net.keras --data_dir ~/imagenet-data
+    python imagenet_main.py --eval_only --data_dir ~/imagenet-data \\
+        --pretrained_model_checkpoint_path net.keras
 
-No recipe has been run on the whole of ImageNet by this project yet.
-
+This project has not yet run any recipe on the whole of ImageNet.
 data_dir holds TFRecord shards, train-00000-of-01024 ... and validation-00000-of-00128 ... or another number of them.
 data/download_and_preprocess_imagenet.py builds them. Images are streamed from the disk.
 The same command continues a run that was stopped or killed, at the same step and with the same images.

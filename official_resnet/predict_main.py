@@ -1,12 +1,12 @@
-"""Name what is in images, with a network that was trained here or converted.
+"""Classify images with a network that was trained here or converted.
 
     python predict_main.py --model /tmp/cifar10_model cat.jpg         # the model_dir of a training program
     python predict_main.py --model resnet50.keras --top 3 holiday/    # a file that checkpoints_tools/read_ckpt.py wrote
     python predict_main.py --model resnet50.keras --json *.jpg > names.jsonl
-    python predict_main.py --model resnet50.keras --explain --output_dir /tmp cat.jpg    # also show where it looked
+    python predict_main.py --model resnet50.keras --explain cat.jpg   # also show where it looked
 
-On two cores, with other jobs beside it, akamaster's ResNet-20 named 82 of 100 test images of CIFAR-10, as JPEG files,
-in 11 seconds (n = 1), most of which TensorFlow needed to start. A converted ImageNet network: not yet measured.
+On two cores, while other jobs were running, akamaster's ResNet-20 named 82 of 100 test images of CIFAR-10 (as JPEG)
+correctly in 11 seconds (n = 1), most of which TensorFlow needed to start. ImageNet networks: not yet measured.
 
 The card beside the model, here resnet50.card.json, says how an image becomes the network's input. A model without a
 card is refused. Folders are searched for images. An image that cannot be read is reported and skipped. With --json,
@@ -31,8 +31,8 @@ except ModuleNotFoundError as error:  # run by its path, without an installation
 if TYPE_CHECKING:
     from official_resnet.inference.card_reader import Card
 
-NUM_TO_COMPILE = 32  # number of images for which it pays to fold and compile the network, which takes seconds
-MAX_NAME_WIDTH = 32  # characters of the table's column of names
+NUM_TO_COMPILE = 32  # least number of images for which folding and compiling, which takes seconds, is worth it
+MAX_NAME_WIDTH = 32  # width limit of the table's column of names, in characters
 EXPLANATION_SIZE = 224  # least height or width of an explanation, in pixels
 
 
@@ -45,7 +45,7 @@ def define_flags() -> flags.FlagValues:
     define.integer('top', 5, 'Number of classes to name for each image.', None, 1, None)
     define.boolean('json', False, 'Print one line of JSON for each image.')
     define.string('labels', None, "Text file with the names of the classes, one on each line, that replace the card's.")
-    define.boolean('explain', False, 'Save NAME_grad_cam.png, where the network sees the class (arXiv:1610.02391).')
+    define.boolean('explain', False, 'Save NAME_grad_cam.png: where the network sees the class (arXiv:1610.02391).')
     define.string('explain_class', None, 'Number, name or WordNet id of the class to explain; default: the likeliest.')
     define.string('output_dir', '.', 'Folder to save explanations in.')
     define.integer('batch_size', 8, 'Number of images computed at once.', 'bs', 1, None)
@@ -102,7 +102,7 @@ def _name_images(values, arguments):
 
 
 def find_images(arguments: Sequence[str]) -> list[pathlib.Path]:
-    """Return the image files among files and folders, in this order, and report on stderr what is skipped.
+    """Return the image files that the arguments name or contain, in order. Report skipped arguments on stderr.
 
     Raises:
         UserError: There are no arguments, or one is a URL.
@@ -127,7 +127,7 @@ def find_images(arguments: Sequence[str]) -> list[pathlib.Path]:
 
 
 def class_index(card: 'Card', text: str) -> int:
-    """Return the number of the class that `text` means: a number, a name or a WordNet id.
+    """Return the number of the class that `text` gives as a number, a name or a WordNet id.
 
     Raises:
         UserError: There is no such class, or several classes have this name.
@@ -145,7 +145,7 @@ def class_index(card: 'Card', text: str) -> int:
 
 
 def _explainer(values, model, card, paths):
-    """Return a function that saves the Grad-CAM overlays of images, uint8 [n, h, w, c], as the rows of --json."""
+    """Return a function that saves Grad-CAM overlays of images, uint8 [n, h, w, c], and returns --json entries."""
     from PIL import Image
 
     from official_resnet.inference import grad_cam, predict
@@ -154,7 +154,7 @@ def _explainer(values, model, card, paths):
     folder = pathlib.Path(values.output_dir).expanduser()
     with files.write_errors(f"output_dir '{folder}'", ' or pass another --output_dir'):
         folder.mkdir(parents=True, exist_ok=True)
-    taken = {path.resolve() for path in paths}  # nothing is overwritten, neither an image nor an explanation
+    taken = {path.resolve() for path in paths}  # no image and no explanation is overwritten
     (rows, columns), (net_rows, net_columns) = card.size, card.net_size
     top, left = (net_rows - rows) // 2, (net_columns - columns) // 2  # place of the image inside its padding
 
@@ -183,7 +183,7 @@ def _explainer(values, model, card, paths):
 
 
 def _table(paths, names):
-    """Return a function that prints the rows of an image, first a header; columns fit all files and names."""
+    """Return a function that prints an image's rows, at its first call after a header; columns fit all rows."""
     file_width = max(len('file'), *(len(str(path)) for path in paths))
     name_width = min(max(len('name'), *map(len, names)), MAX_NAME_WIDTH)
     rows = [('file', 'rank', 'name', 'probability')]

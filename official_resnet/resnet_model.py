@@ -25,7 +25,7 @@ INITIALIZERS = {
     'he': lambda: keras.initializers.VarianceScaling(2.0, 'fan_out', 'uniform'),
     'normal_0.01': lambda: keras.initializers.RandomNormal(0.0, 0.01),
     'normal_1': lambda: keras.initializers.RandomNormal(0.0, 1.0),
-}  # 'he' has the variance of arXiv:1502.01852 Sec. 2.2, backward form; a normal distribution takes 3 times as long
+}  # 'he' has the variance of arXiv:1502.01852 Sec. 2.2, backward form; sampling a normal distribution is 3 times slower
 
 
 # --- the network ---
@@ -41,9 +41,9 @@ def resnet(
     (None, 10)
 
     Args:
-        spec: What the network consists of.
+        spec: Depth, width, version, shortcuts and all other choices.
         num_classes: Number of logits.
-        input_shape: (height, width, channels) of an image. A height or width of None allows any.
+        input_shape: (height, width, channels) of an image. None as height or width accepts any size.
         block: A function with the signature of residual_block that builds every block instead of it.
     """
     images = keras.Input(input_shape, name='images')
@@ -53,7 +53,7 @@ def resnet(
         x = residual_group(
             x, spec, filters, num_blocks, stride, name, dilation=dilation, first_block=first_block, block=block
         )
-    if spec.version == '2':  # nothing has been done to the last block's sum (1603.05027, Appendix)
+    if spec.version == '2':  # no batch norm or ReLU has followed the last sum (1603.05027, Appendix)
         x = batch_norm(x, spec, 'head_bn')
         x = activation(x, spec, 'head_relu')
     x = keras.layers.GlobalAveragePooling2D(data_format=NHWC, name='head_pool')(x)
@@ -87,7 +87,7 @@ def residual_group(
         stride: 2 halves the height and width, 1 keeps them.
         name: Prefix of the layers' names, for example 'group2'.
         dilation: Dilation of the 3x3 convolutions.
-        first_block: Number of blocks in the network before this group, on which stochastic depth depends.
+        first_block: Number of blocks before this group; the rates of stochastic depth grow with the depth.
         block: See resnet.
 
     Returns:
@@ -98,7 +98,7 @@ def residual_group(
     for i in range(num_blocks):
         options: dict[str, Any] = {
             'is_first': i == 0,
-            'dilation': dilation if i else (dilation + 1) // 2,  # the first block stands where a stride would act
+            'dilation': dilation if i else (dilation + 1) // 2,  # block 1 keeps the dilation of the group before
             'drop_rate': spec.stochastic_depth * (first_block + i + 1) / sum(spec.group_blocks),
         }
         x = block(x, spec, filters, stride if i == strided else 1, f'{name}_block{i + 1}', **options)
@@ -151,7 +151,7 @@ def block_v1(
     last one. The last ReLU comes after the addition.
     """
     convs = block_convolutions(spec, filters, stride)
-    # x, or W x where the shapes differ. Made before F, because initial weights are drawn in the order of the layers.
+    # x, or W x where the shapes differ. Built before F, because initial weights are drawn in the order of the layers.
     shortcut = shortcut_of(x, spec, convs[-1].filters, stride, name, is_first=is_first)
 
     # F(x)
@@ -181,7 +181,7 @@ def block_v2(
     convs = block_convolutions(spec, filters, stride)
     preactivated = batch_norm(x, spec, f'{name}_bn1')
     preactivated = activation(preactivated, spec, f'{name}_relu1')
-    # x, or W x of the pre-activated x where the shapes differ. Made before the convolutions of F, as in block_v1.
+    # x, or W x of the pre-activated x where the shapes differ. Built before the convolutions of F, as in block_v1.
     shortcut = shortcut_of(
         x, spec, convs[-1].filters, stride, name, is_first=is_first, preactivated=preactivated, has_bn=False
     )
@@ -214,7 +214,7 @@ def shortcut_of(
     preactivated: Tensor | None = None,
     has_bn: bool = True,
 ) -> Tensor | None:
-    """Return what a block adds to F(x): x itself, x with zero channels, or a projection W x. None in a plain network.
+    """Return a block's shortcut: x itself, x with zero channels added, or a projection W x. None in a plain network.
 
     Args:
         x: The input of the block, [n, height, width, in_channels].
@@ -241,18 +241,18 @@ def shortcut_of(
         return batch_norm(projected, spec, f'{name}_shortcut_bn') if has_bn else projected
     if in_channels > channels:
         raise UserError(f"{name}: option A cannot reduce {in_channels} channels to {channels}; pass shortcut='B'")
-    carried = x if in_channels == channels else preactivated
+    identity = x if in_channels == channels else preactivated
     if stride > 1:  # every second pixel
-        carried = keras.layers.MaxPooling2D(1, stride, data_format=NHWC, name=f'{name}_shortcut_pool')(carried)
+        identity = keras.layers.MaxPooling2D(1, stride, data_format=NHWC, name=f'{name}_shortcut_pool')(identity)
     if in_channels < channels:
-        carried = pad_channels(carried, spec, channels - in_channels, f'{name}_shortcut_pad')
-    return carried
+        identity = pad_channels(identity, spec, channels - in_channels, f'{name}_shortcut_pad')
+    return identity
 
 
 def pad_channels(x: Tensor, spec: ResNetSpec, num_zeros: int, name: str) -> Tensor:
-    """Return x with zero channels added at the end or on both sides, by a stock layer that every Keras can load."""
+    """Return x with zero channels added at the end or on both sides, by a stock layer of Keras."""
     before = num_zeros // 2 if spec.shortcut_padding == 'both' else 0
-    # ZeroPadding2D pads axes 1 and 2. Told that axis 1 holds the channels, it pads axes 2 and 3.
+    # ZeroPadding2D pads the last two axes if it is told 'channels_first'. Here these are the width and the channels.
     pads = ((0, 0), (before, num_zeros - before))
     return keras.layers.ZeroPadding2D(pads, data_format='channels_first', name=name)(x)
 
@@ -263,7 +263,7 @@ def pad_channels(x: Tensor, spec: ResNetSpec, num_zeros: int, name: str) -> Tens
 def stem(images: Tensor, spec: ResNetSpec) -> Tensor:
     """Return the first feature maps: [n, height, width, filters], a quarter as high and wide for ImageNet.
 
-    Batch norm and ReLU follow, except in version 2, whose first block begins with its own (1603.05027, Appendix).
+    Batch norm and ReLU follow, except in version 2, whose blocks begin with their own (1603.05027, Appendix).
     """
     x = images
     *first, last = stem_convolutions(spec)
@@ -287,7 +287,7 @@ def stem(images: Tensor, spec: ResNetSpec) -> Tensor:
 def convolution(
     x: Tensor, spec: ResNetSpec, conv: Convolution, name: str, *, dilation: int = 1, has_bias: bool = False
 ) -> Tensor:
-    """Return x convolved, [n, ceil(height / stride), ceil(width / stride), conv.filters]. A 1x1 is not dilated."""
+    """Return x convolved, [n, ceil(height / stride), ceil(width / stride), conv.filters]. A 1x1 is never dilated."""
     padding = 'same'
     if spec.padding == 'symmetric' and conv.stride > 1 and conv.kernel > 1:
         # The padding depends on the kernel size only, so that even and odd image sizes are aligned alike.
@@ -319,14 +319,14 @@ def batch_norm(x: Tensor, spec: ResNetSpec, name: str, *, starts_at_zero: bool =
 
 
 def activation(x: Tensor, spec: ResNetSpec, name: str) -> Tensor:
-    """Return ReLU(x), or what the spec has in its place."""
+    """Return ReLU(x), or the function that spec.activation names."""
     is_relu = spec.activation == 'relu'
     layer = keras.layers.ReLU(name=name) if is_relu else keras.layers.Activation(spec.activation, name=name)
     return layer(x)
 
 
 def squeeze_and_excite(x: Tensor, spec: ResNetSpec, name: str) -> Tensor:
-    """Return x with each channel scaled by two layers on the means of all channels (arXiv:1709.01507 Sec. 3)."""
+    """Return x with each channel scaled by a factor that depends on all channel means (arXiv:1709.01507 Sec. 3)."""
     if not spec.se_reduction:
         return x
     channels = x.shape[-1]
@@ -339,5 +339,5 @@ def squeeze_and_excite(x: Tensor, spec: ResNetSpec, name: str) -> Tensor:
 
 
 def drop_whole(x: Tensor, rate: float, name: str) -> Tensor:
-    """Return x, in training with all of it 0 for some images (stochastic depth, arXiv:1603.09382 Sec. 3)."""
+    """Return x; in training, a fraction `rate` of the images gets 0 (stochastic depth, arXiv:1603.09382 Sec. 3)."""
     return keras.layers.Dropout(rate, noise_shape=(None, 1, 1, 1), name=name)(x) if rate else x

@@ -1,6 +1,6 @@
 """ResNetSpec: the fields that distinguish one residual network from another.
 
-It needs no Keras, so a program can check the network that was asked for before TensorFlow starts.
+It does not import Keras, so a program can check a requested network before TensorFlow starts.
 resnet_variants names the published networks, resnet_model builds the keras.Model of a spec.
 """
 
@@ -28,19 +28,19 @@ _CHOICES = {
 }
 _LEAST = {'filters': 1, 'width': 1, 'base_width': 1, 'cardinality': 1, 'stem_filters': 1, 'se_reduction': 0}
 MAX_LAYERS = 10_000
-_CONVOLUTIONS = {'single': 1, 'basic': 2, 'bottleneck': 3}  # of a block
-# Fields of earlier versions, each with the value that meant what every network is now.
+_CONVOLUTIONS = {'single': 1, 'basic': 2, 'bottleneck': 3}  # number in a block
+# Fields that earlier versions had, each with the value that describes the networks of this version.
 _REMOVED = {'data_format': 'channels_last', 'experiment': None}
 
 
 def _flag(default, text, **about):
-    """Return a field that has a flag: see training.config.setting."""
+    """Return a field that has a flag; see training.config.setting."""
     return dataclasses.field(default=default, metadata={'text': text, 'group': 'Network', 'is_open': True, **about})
 
 
 @dataclasses.dataclass(frozen=True)
 class ResNetSpec:
-    """What distinguishes one residual network from another. Every checkpoint and every card holds one.
+    """The fields that distinguish one residual network from another. Each checkpoint and each card holds them.
 
     >>> spec = ResNetSpec(group_blocks=(3, 3, 3))  # the ResNet-20 of 1512.03385 Sec. 4.2: 2 * 9 + 2 layers
     >>> spec.filters, spec.block, spec.shortcut
@@ -58,10 +58,10 @@ class ResNetSpec:
         shortcut: 'A' pads with zero channels, 'B' projects where the shape changes, 'C' projects everywhere
             (1512.03385 Sec. 4.1). 'group' projects in the first block of every group (official/resnet). None is a
             plain network.
-        shortcut_padding: option A adds its zero channels at the 'end' or on 'both' sides.
-        stride_block: which block of a group halves the resolution. 'last' is slim's way, where every group but the
-            last one ends with the stride.
-        stride_conv: which convolution of a bottleneck halves the resolution, the 'first' (1x1) or the '3x3'. None
+        shortcut_padding: Where option A adds its zero channels, at the 'end' or on 'both' sides.
+        stride_block: Which block of a group halves the resolution, the 'first', or as in slim the 'last' (of every
+            group but the last one).
+        stride_conv: Which convolution of a bottleneck halves the resolution, the 'first' (1x1) or the '3x3'. None
             follows the version: 'first' in version 1 only.
         width: Multiplies the filters of every group (k of arXiv:1605.07146).
         base_width: d of ResNeXt (arXiv:1611.05431), bottlenecks only. A 32x4d network has base_width 4.
@@ -69,24 +69,24 @@ class ResNetSpec:
         padding: Padding of convolutions with a stride. 'symmetric' depends on the kernel size alone, 'same' pads as
             TensorFlow does, which for an even image is at the bottom and right only.
         stem_pool: Padding of the stem's max-pool. 'pad1' adds a row of zeros on each side, 'same' is TensorFlow's,
-            'ceil' is Caffe's, which cuts the last window off at the bottom and right.
-        stem_filters: Filters of the stem. None takes those of the first group, before width.
-        stem_bn: Whether batch norm and ReLU follow the stem. None: in versions 1 and 1.5, whose blocks do not begin
+            'ceil' is Caffe's, where the last window may extend beyond the bottom and right.
+        stem_filters: Filters of the stem. None: as many as in the first group, before width.
+        stem_bn: Whether batch norm and ReLU follow the stem. None: in all versions but 2, whose blocks begin
             with their own.
         stem_bias: Whether the stem's convolution has a bias (He's ResNet-50, V2 of keras.applications).
-        projection_kernel: 1, or 3 for projections by a 3x3 convolution.
-        projection_pool: Whether a 2x2 average pool halves instead of the projection (ResNet-D of arXiv:1812.01187).
-        output_stride: Limit of image size / size of the feature maps. Further groups dilate their convolutions
-            instead of halving (arXiv:1606.00915 Sec. 3.1).
-        se_reduction: Reduction of squeeze-and-excitation (arXiv:1709.01507), there 16. 0 leaves it out.
+        projection_kernel: Kernel size of projections, 1 or 3.
+        projection_pool: Whether a 2x2 average pool replaces the stride of projections (ResNet-D of arXiv:1812.01187).
+        output_stride: The largest ratio of image size to feature map size, 8 or 16. Further groups dilate their
+            convolutions instead of halving the resolution (arXiv:1606.00915 Sec. 3.1). None is no limit.
+        se_reduction: Reduction ratio of squeeze-and-excitation (16 in arXiv:1709.01507). 0 leaves it out.
         stochastic_depth: Rate at which the last block is dropped in training (arXiv:1603.09382 Sec. 3). It grows
-            linearly with the depth. Blocks that are kept are scaled up, so inference needs no change. 0 is none.
+            linearly with the depth. Blocks that are kept are scaled up, so inference needs no change. 0 drops none.
         zero_gamma: The scale of the last batch norm in each block starts at 0, so the block starts as its shortcut
             (arXiv:1706.02677 Sec. 5.1).
         bn_momentum, bn_epsilon: Parameters of batch norm. 0.997 and 1e-5 are official/resnet's.
         batch_norm: False leaves batch norm out and gives the convolutions biases.
         activation: 'relu', or 'sigmoid' in its place.
-        initializer: Of the convolutions: 'he' (arXiv:1502.01852), or a normal distribution with this deviation.
+        initializer: Initial kernels: 'he' (arXiv:1502.01852), or a normal distribution with this standard deviation.
 
     Raises:
         UserError: No network can have this value. The message names the value and what to pass.
@@ -139,7 +139,7 @@ class ResNetSpec:
     output_stride: int | None = None
     se_reduction: int = 0
     stochastic_depth: float = 0.0
-    zero_gamma: bool = _flag(False, 'The last BN of each block starts at 0.', streams=True)
+    zero_gamma: bool = _flag(False, 'The scale of the last BN in each block starts at 0.', streams=True)
     bn_momentum: float = _flag(0.997, 'Momentum of the moving statistics of batch norms.', least=0, most=1)
     bn_epsilon: float = 1e-5
     batch_norm: bool = True
@@ -166,11 +166,11 @@ class ResNetSpec:
         if self.block != 'bottleneck' and (self.base_width, self.cardinality) != (64, 1):
             raise UserError(
                 f'base_width={self.base_width}, cardinality={self.cardinality} need bottlenecks; '
-                "pass block='bottleneck', or width in their place"
+                "pass block='bottleneck', or use width instead"
             )
         if self.shortcut is None and self.stochastic_depth:
             raise UserError(
-                f'stochastic_depth={self.stochastic_depth} drops blocks, which needs a shortcut; pass shortcut, or 0'
+                f'stochastic_depth={self.stochastic_depth} drops blocks, which needs a shortcut; pass one, or 0'
             )
         if self.zero_gamma and (self.version == '2' or not self.batch_norm):
             raise UserError(
@@ -181,7 +181,7 @@ class ResNetSpec:
 
     @property
     def resnet_size(self) -> int:
-        """Number of layers that have weights, shortcuts not counted: 56 of ResNet-56."""
+        """Number of layers that have weights, not counting shortcuts: 56 for ResNet-56."""
         return _CONVOLUTIONS[self.block] * sum(self.group_blocks) + 2
 
     @property
@@ -213,7 +213,7 @@ class ResNetSpec:
         """Return whether a block's shortcut has weights (options A, B and C of 1512.03385 Sec. 4.1).
 
         Args:
-            in_channels, channels: Of the block's input and output.
+            in_channels, channels: Numbers of channels of the block's input and output.
             stride: Stride of the block.
             is_first: Whether the block is the first one of its group.
         """
@@ -225,7 +225,7 @@ class ResNetSpec:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """Return the ResNetSpec whose fields a checkpoint or a card holds.
+        """Return the ResNetSpec that a checkpoint or a card holds as {field: value}.
 
         Raises:
             UserError: This version does not know a field, or a value is wrong.
@@ -234,7 +234,7 @@ class ResNetSpec:
         for name, value in values.items():
             if name not in known and (name, value) not in _REMOVED.items():
                 raise UserError(
-                    f'{name}={value!r} of a network that another version wrote: this version has no such field; '
+                    f'the network has {name}={value!r}, a field that this version does not know; '
                     'train or convert the network again'
                 )
         return cls(**{name: value for name, value in values.items() if name in known})
@@ -250,7 +250,7 @@ class Convolution(NamedTuple):
 
 
 def block_convolutions(spec: ResNetSpec, filters: int, stride: int) -> tuple[Convolution, ...]:
-    """Return the convolutions of a block, the first one first.
+    """Return the convolutions of a block in the order in which they are computed.
 
     >>> for convolution in block_convolutions(ResNetSpec((3, 4, 6, 3), block='bottleneck'), filters=128, stride=2):
     ...     print(convolution)
@@ -274,7 +274,7 @@ def block_convolutions(spec: ResNetSpec, filters: int, stride: int) -> tuple[Con
 
 
 def stem_convolutions(spec: ResNetSpec) -> tuple[Convolution, ...]:
-    """Return the convolutions of the stem, the first one first; a max-pool follows those for ImageNet."""
+    """Return the convolutions of the stem in order. In ImageNet networks, a max-pool follows them."""
     filters = spec.stem_filters or spec.filters
     if spec.stem == 'deep':  # two more convolutions, with half of the filters (arXiv:1812.01187 Fig. 2b)
         return Convolution(filters // 2, 3, 2), Convolution(filters // 2, 3), Convolution(filters, 3)
@@ -282,7 +282,7 @@ def stem_convolutions(spec: ResNetSpec) -> tuple[Convolution, ...]:
 
 
 def spec_of(group_blocks: tuple[int, ...], axes: dict[str, Any]) -> ResNetSpec:
-    """Return ResNetSpec(group_blocks, **axes); an unknown name in `axes` raises UserError with the nearest field."""
+    """Return ResNetSpec(group_blocks, **axes). For an unknown name, UserError suggests the most similar field."""
     known = [field.name for field in dataclasses.fields(ResNetSpec)]
     for name, value in axes.items():
         if name not in known:

@@ -1,9 +1,9 @@
-"""The published networks: which ResNetSpec has which name.
+"""The named networks, each with its ResNetSpec.
 
-    python -m official_resnet.resnet_variants                            # all as a table, in about a second
+    python -m official_resnet.resnet_variants                            # table of all networks, in about a second
     python -m official_resnet.resnet_variants resnet50_v1 resnet50_v1.5  # these two
 
-The specs need no Keras. build_model, cifar_resnet, imagenet_resnet and mnist_resnet import it when they are called.
+The specs need no Keras. build_model, cifar_resnet, imagenet_resnet and mnist_resnet import Keras when called.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ IMAGENET_BLOCKS = {
     152: ('bottleneck', (3, 8, 36, 3)),
     200: ('bottleneck', (3, 24, 36, 3)),
 }  # layers -> block, group_blocks: 1512.03385 Table 1; 200 is from 1603.05027 Sec. 5
-# stem -> (height, width, channels) of the images; None is any size
+# stem -> (height, width, channels) of the images; None accepts any size
 IMAGE_SHAPES = {'cifar': (32, 32, 3), 'mnist': (32, 32, 1), 'imagenet': (None, None, 3), 'deep': (None, None, 3)}
 
 
@@ -93,10 +93,10 @@ VARIANTS = {
 
 
 def find_spec(variant: str) -> ResNetSpec:
-    """Return the spec of a row of VARIANTS.
+    """Return the spec of a named network, for example 'resnet50_v1.5'.
 
     Raises:
-        UserError: There is no such row. The message has the nearest names, version 1.5 first.
+        UserError: No network has this name. The message suggests similar names, version 1.5 first.
     """
     if variant not in VARIANTS:
         import difflib
@@ -110,13 +110,13 @@ def find_spec(variant: str) -> ResNetSpec:
 
 
 def build_model(variant: str, num_classes: int) -> keras.Model:
-    """Return the network of a row of VARIANTS, for images as IMAGE_SHAPES has them.
+    """Return the network with a name in VARIANTS, for images of the shape that IMAGE_SHAPES has for its stem.
 
     >>> build_model('resnet20_v1', num_classes=10).output_shape
     (None, 10)
 
     Raises:
-        UserError: There is no such row.
+        UserError: No network has this name.
     """
     return _model(find_spec(variant), num_classes)
 
@@ -140,7 +140,7 @@ def imagenet_resnet(resnet_size: int, num_classes: int = 1000, **axes: Any) -> k
 
 
 def mnist_resnet(num_classes: int = 10, **axes: Any) -> keras.Model:
-    """Return a network for float [n, 32, 32, 1] images, 28x28 digits with zeros around them.
+    """Return a network for float [n, 32, 32, 1] images, for example 28x28 digits padded with zeros.
 
     >>> mnist_resnet().input_shape
     (None, 32, 32, 1)
