@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import random
-import subprocess
 import tarfile
 
 import numpy as np
@@ -33,8 +32,8 @@ def inner(synset=SYNSETS[0]):
     return ilsvrc.tar_bytes({name: data for name, data in FILES.items() if name.startswith(synset)})
 
 
-def outer(synsets=SYNSETS, prefix='', **changed):
-    return ilsvrc.tar_bytes({**{f'{prefix}{synset}.tar': inner(synset) for synset in synsets}, **changed})
+def outer(synsets=SYNSETS, **changed):
+    return ilsvrc.tar_bytes({**{f'{synset}.tar': inner(synset) for synset in synsets}, **changed})
 
 
 def with_members(*members):
@@ -53,7 +52,11 @@ def member(name, kind=tarfile.REGTYPE):
     return info
 
 
-def index(path, data, split='train', image_synsets=(), synsets=SYNSETS, log=lambda line: None, **options):
+def quiet(line):
+    """Tell nobody."""
+
+
+def index(path, data, split='train', image_synsets=(), synsets=SYNSETS, log=quiet, **options):
     if data is not None:
         path.write_bytes(data)
     return tars.index(split, path, synsets, image_synsets, log=log, **options)
@@ -69,40 +72,29 @@ NAMES = st.from_regex(r'[a-zA-Z0-9_ é]{1,60}', fullmatch=True).map('{}.JPEG'.fo
 @quick
 @given(
     images=st.tuples(*[st.dictionaries(NAMES, st.binary(max_size=1200), min_size=1, max_size=4)] * 3),
+    order=st.permutations(SYNSETS),
+    folder=st.sampled_from(['', './train/', 'long' * 30 + '/']),
     tar_format=st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
 )
-def test_images_in_a_tar_of_tars_are_found_where_they_are(images, tar_format):
+def test_images_in_a_tar_of_tars_are_found_where_they_are_and_sorted(images, order, folder, tar_format):
+    """Whatever opens the file."""
     named = dict(zip(SYNSETS, images, strict=True))
-    inner = {f'{synset}.tar': ilsvrc.tar_bytes(some, tar_format) for synset, some in named.items()}
-    with files(ilsvrc.tar_bytes(inner, tar_format)) as [path]:
-        found = index(path, None)
-        by_synset = {synset: {} for synset in SYNSETS}
-        for i in range(len(found)):
-            by_synset[found.synset(i)][found.basename(i)] = found.read_bytes(i)
-    assert by_synset == named
-
-
-def test_the_order_of_the_tar_does_not_matter(tmp_path):
-    images = index(tmp_path / 'a.tar', outer(synsets=SYNSETS[::-1], prefix='./train/'))
-    names = [images.basename(i) for i in range(len(images))]
-    assert names == [f'{synset}_{number}.JPEG' for synset in SYNSETS for number in (1, 12, 3)]
-    assert contents(images) == FILES and images.files == (str(tmp_path / 'a.tar'),)
-    assert images.rows['label'].tolist() == [1] * 3 + [2] * 3 + [3] * 3 and images.synsets == ('', *SYNSETS)
-
-
-def test_gnu_tar_with_long_names(tmp_path):
-    """The system's tar writes folders, gives a long name a header of its own, and pads to 20 blocks."""
-    folder = tmp_path / ('long' * 30)
-    for synset in SYNSETS:
-        (folder / synset).mkdir(parents=True)
-        for name, data in FILES.items():
-            if name.startswith(synset):
-                (folder / synset / name).write_bytes(data)
-        subprocess.run(['tar', 'cf', folder / f'{synset}.tar', '-C', tmp_path, f'{folder.name}/{synset}'], check=True)
-    members = [f'{folder.name}/{synset}.tar' for synset in SYNSETS]
-    for options in (['--format=gnu'], ['--format=posix', '--pax-option=comment=x'], ['-b', '1']):
-        subprocess.run(['tar', 'cf', tmp_path / 'train.tar', *options, '-C', tmp_path, *members], check=True)
-        assert contents(index(tmp_path / 'train.tar', None)) == FILES, options
+    inner = {
+        f'{folder}{synset}.tar': ilsvrc.tar_bytes(
+            {folder + name: named[synset][name] for name in named[synset]}, tar_format
+        )
+        for synset in order
+    }
+    data = ilsvrc.tar_bytes(inner, tar_format)
+    found = tars.index('train', 'gs://bucket/train.tar', SYNSETS, log=quiet, opener=lambda path: io.BytesIO(data))
+    assert found.files == ('gs://bucket/train.tar',) and found.synsets == ('', *SYNSETS)
+    rows = [
+        (found.synset(i), found.basename(i), found.read_bytes(i, lambda path: io.BytesIO(data)))
+        for i in range(len(found))
+    ]
+    assert rows == [
+        (synset, name, named[synset][name]) for synset in SYNSETS for name in sorted(named[synset], key=os.fsencode)
+    ]
 
 
 def test_members_that_are_not_images_are_left_out_and_counted(tmp_path):
@@ -121,14 +113,6 @@ def test_the_later_of_two_members_with_the_same_name_counts(tmp_path):
     lines = []
     images = index(tmp_path / 'a.tar', with_members((member('n01440764_3.JPEG'), b'late')), log=lines.append)
     assert contents(images) == {**FILES, 'n01440764_3.JPEG': b'late'} and '1 images twice' in lines[0]
-
-
-def test_any_opener_serves():
-    data = outer()
-    images = tars.index('train', 'gs://bucket/train.tar', SYNSETS, opener=lambda path: io.BytesIO(data))
-    assert images.files == ('gs://bucket/train.tar',)
-    for row in images.rows:
-        assert data[row['offset'] : row['offset'] + row['size']] == FILES[os.fsdecode(row['name'])]
 
 
 # --- what is missing or wrong ---------------------------------------------------------------------------------
@@ -161,20 +145,13 @@ WHOLE, INNER = outer(), inner()
 END = len(WHOLE.rstrip(b'\0'))
 BROKEN = {
     'absent': (None, 'pass the tar file'),
-    'empty': (b'', 'no tar file'),
-    'random bytes': (random.Random(0).randbytes(5000), 'no tar file: .*byte 0'),
-    'zeros': (bytes(10240), 'has no image in a <synset>.tar'),
     'packed': (gzip.compress(WHOLE), 'gzip; .*unpack'),
     'inner packed': (changed(gzip.compress(INNER)), "'n01440764.tar' in .*gzip"),
     'inner tar.gz': (outer(**{'n01440764.tar.gz': b'x'}), "'n01440764.tar.gz' in .*unpack"),
     'cut in the last': (WHOLE[: END - 50], "cut off: .*'n02105855.tar', byte"),
-    'cut in the first': (WHOLE[:700], "cut off: .*'n01440764.tar', byte 0"),
-    'no end': (WHOLE[: END // 512 * 512 + 512], 'cut off'),
     'outer header': (spoilt(WHOLE, 512 + len(INNER), b'garbage' * 40), "no header .*'n01440764.tar', byte 10752"),
     'inner login page': (changed(b'<html>' * 500), "'n01440764.tar' in .*no tar file"),
-    'inner empty': (changed(b''), "'n01440764.tar' in .*cut off: .*byte 512"),
     'inner cut': (changed(INNER[:1500]), "'n01440764.tar' in .*cut off: .*'n01440764_3.JPEG', byte 512"),
-    'inner header': (changed(spoilt(INNER, 1536, b'garbage' * 20)), "no header .*'n01440764_3.JPEG', byte 2048"),
     'negative size': (changed(negative_size()), 'no plain size|no header'),
     'sparse': (with_members((member('n01440764_5.JPEG', tarfile.GNUTYPE_SPARSE), b'')), "size .*'n01440764_5.JPEG'"),
     'not nested': (ilsvrc.tar_bytes(FILES), 'has no image in a <synset>.tar'),
@@ -190,43 +167,42 @@ def test_broken_train_tars(tmp_path, case):
 
 
 def test_any_cut_is_found(tmp_path):
-    for size in random.Random(1).sample(range(END), 60):
+    for size in [*random.Random(1).sample(range(END), 30), END // 512 * 512 + 512]:  # with its last byte, but no end
         with pytest.raises(UserError):
             index(tmp_path / 'train.tar', WHOLE[:size])
 
 
+@st.composite
+def damaged(draw):
+    """Return the tar file with any bytes changed, with whole headers removed or replaced, or with a changed header."""
+    kind = draw(st.sampled_from(['bytes', 'blocks', 'header']))
+    if kind != 'header':
+        edits, unit = draw(EDITS), 512 if kind == 'blocks' else 1
+        return edited(WHOLE, [(place // unit * unit, deleted // unit * unit, new) for place, deleted, new in edits])
+    data, place = (
+        bytearray(WHOLE),
+        draw(st.sampled_from([0, 512, 512 + len(INNER)])),
+    )  # the first, its first, the second
+    for offset, byte in draw(st.dictionaries(st.integers(0, 511), st.integers(0, 255), min_size=1, max_size=8)).items():
+        data[place + offset] = byte
+    header = data[place : place + 512]
+    data[place + 148 : place + 156] = b'%06o\0 ' % (sum(header[:148]) + 256 + sum(header[156:]))  # a right checksum
+    return bytes(data)
+
+
 @settings(quick, max_examples=150)
-@given(edits=EDITS, aligned=st.booleans())
-def test_a_changed_tar_is_indexed_or_refused(edits, aligned):
-    """There is no image beyond the end of the file, and no exception but ours."""
-    if aligned:  # so that whole headers are removed or replaced
-        edits = [(place // 512 * 512, deleted // 512 * 512, inserted) for place, deleted, inserted in edits]
-    data = edited(WHOLE, edits)
+@given(data=damaged(), allow_partial=st.booleans())
+def test_a_damaged_tar_is_indexed_or_refused(data, allow_partial):
+    """There is no image beyond the end of the file, no endless loop, and no exception but ours."""
     with files(data) as [path]:
         try:
-            found = index(path, None)
+            found = index(path, None, allow_partial=allow_partial)
         except UserError as error:
             assert refused(error, path), error
         else:
+            assert (found.rows['offset'] >= 0).all()
             assert (found.rows['offset'] + found.rows['size'] <= len(data)).all()
             assert all(len(found.read_bytes(i)) == found.rows[i]['size'] for i in range(len(found)))
-
-
-def test_any_damage_of_a_header_is_found_or_harmless(tmp_path):
-    """No other exception, no endless loop, and no image beyond the end of the file."""
-    generator = random.Random(2)
-    for _ in range(300):
-        data = bytearray(WHOLE)
-        place = generator.choice([0, 512, 512 + len(INNER)])  # the first, its first, the second header
-        for _ in range(generator.randint(1, 8)):
-            data[place + generator.randrange(512)] = generator.randrange(256)
-        header = data[place : place + 512]
-        data[place + 148 : place + 156] = b'%06o\0 ' % (sum(header[:148]) + 256 + sum(header[156:]))  # a right checksum
-        try:
-            images = index(tmp_path / 'train.tar', bytes(data), allow_partial=True)
-        except UserError:
-            continue
-        assert (images.rows['offset'] >= 0).all() and (images.rows['offset'] + images.rows['size'] <= len(WHOLE)).all()
 
 
 def validation(*numbers, folder=''):
@@ -247,7 +223,7 @@ def test_validation_mistakes(tmp_path):
     path, labels = tmp_path / 'val.tar', [SYNSETS[0]] * 3
     for data, pattern in (
         (validation(1, 2, 4), "00000004.JPEG' .*no label.* 3"),
-        (validation(0, 1, 2, 3), '00000000.JPEG.* no label'),
+        (validation(0), '00000000.JPEG.* no label'),
         (ilsvrc.tar_bytes({'a.JPEG': b''}), 'ILSVRC2012_val_<number>'),
         (validation(2), '2 images.* ILSVRC2012_val_00000001.JPEG, ILSVRC2012_val_00000003.JPEG;'),
     ):
