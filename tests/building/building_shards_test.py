@@ -1,5 +1,6 @@
 """building.shards: what it writes, that a killed build continues, and that verify finds damage."""
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -8,14 +9,14 @@ import os
 import pathlib
 import re
 import resource
+import shutil
 import signal
 import sys
-import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from fixtures import ilsvrc, programs
+from fixtures import programs
 from fixtures.data_commands import examples, outputs, write_images
 from fixtures.imagenet_shards import encoded
 from PIL import Image
@@ -25,13 +26,12 @@ from official_resnet.building import boxes, image_list, job, progress, records, 
 from official_resnet.building.image_list import ImageList
 from official_resnet.building.records import Options
 from official_resnet.building.verify import verify
-from official_resnet.inputs import jpeg, tfrecords
+from official_resnet.inputs import tfrecords
 
 BUILD = """
 import sys
 from official_resnet.building import image_list, shards
-folder, processes = sys.argv[1:]
-shards.build(image_list.ImageList.load(folder), 'train', folder + '.out', 10, int(processes))
+shards.build(image_list.ImageList.load(sys.argv[1]), 'train', sys.argv[1] + '.out', 4, 1)
 """
 
 
@@ -45,19 +45,28 @@ def quiet(line):
 
 
 build = functools.partial(shards.build, log=quiet)
+SIMPLE = {f'c{k % 4}/c{k % 4}_{k}.JPEG': small(k) for k in range(40)}
 
 
 @pytest.fixture
 def simple(tmp_path):
     """40 small images of 4 classes."""
-    return write_images(tmp_path / 'raw', {f'c{k % 4}/c{k % 4}_{k}.JPEG': small(k) for k in range(40)})
+    return write_images(tmp_path / 'raw', SIMPLE)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """(images, folder of 4 shards), to be left as they are."""
+    folder = tmp_path_factory.mktemp('whole')
+    images = write_images(folder / 'raw', SIMPLE)
+    build(images, 'train', folder / 'out', 4, 1)
+    return images, folder / 'out'
 
 
 @pytest.fixture
-def built(simple, tmp_path):
+def built(whole, tmp_path):
     """(images, folder of 4 shards), to be damaged."""
-    build(simple, 'train', tmp_path / 'out', 4, 1)
-    return simple, tmp_path / 'out'
+    return whole[0], pathlib.Path(shutil.copytree(whole[1], tmp_path / 'out'))
 
 
 def contents(folder):
@@ -112,45 +121,25 @@ def test_records_as_tensorflow_reads_them(tmp_path):
     assert sorted(found, key=lambda record: record['filename']) == expected
 
 
-# The 22 CMYK images, and the PNG named JPEG, of ILSVRC2012: official/resnet knew them by name.
-CMYK = """n01739381_1309 n02077923_14822 n02447366_23489 n02492035_15739 n02747177_10752 n03018349_4028 n03062245_4620
-    n03347037_9675 n03467068_12171 n03529860_11437 n03544143_17228 n03633091_5218 n03710637_5125 n03961711_5286
-    n04033995_2932 n04258138_17003 n04264628_27969 n04336792_7448 n04371774_5854 n04596742_4225 n07583066_647
-    n13037406_4650""".split()
-PNG = 'n02105855_2933'
-
-
 def test_odd_images(tmp_path):
-    files = {f'{name[:9]}/{name}.JPEG': small(9 * k, 'CMYK', quality=100) for k, name in enumerate(CMYK)}
-    odd = dict.fromkeys(files, 'JPEG, CMYK') | {f'{PNG[:9]}/{PNG}.JPEG': 'PNG', 'n1/grey.JPEG': 'JPEG, grey'}
-    files |= {f'{PNG[:9]}/{PNG}.JPEG': small(1234, kind='PNG'), 'n1/grey.JPEG': small(40, 'L')}
-    broken = {'n1/cut.JPEG': small(41)[:-2], 'n1/empty.JPEG': b'', 'n1/text.JPEG': b'no image'}
-    files |= {'n1/whole.JPEG': small(41), **broken}
-    raw, lines = write_images(tmp_path / 'raw', files), []
-    manifest = build(raw, 'train', tmp_path / 'out', 3, 2, log=lines.append)
-    assert manifest['records'] == len(files) - 3 == 25 and manifest['reencoded'] == odd
-    assert manifest['broken'].keys() == broken.keys() and 'no end of image' in manifest['broken']['n1/cut.JPEG']
+    """Odd ones are encoded anew, broken ones left out; how is in jpeg_test."""
+    damaged = bytearray(small(5))
+    damaged[damaged.index(b'\xff\xc4') + 8] ^= 255  # a Huffman table, which only decoding reads
+    plain = {'a/whole.JPEG': small(41), 'b/damaged.JPEG': bytes(damaged)}
+    odd = {'a/cmyk.JPEG': small(9, 'CMYK'), 'a/png.JPEG': small(1234, kind='PNG'), 'b/grey.JPEG': small(40, 'L')}
+    broken = {'a/cut.JPEG': small(41)[:-2], 'b/empty.JPEG': b'', 'b/text.JPEG': b'no image'}
+    raw, lines = write_images(tmp_path / 'raw', plain | odd | broken), []
+    manifest = build(raw, 'train', tmp_path / 'out', 2, 2, log=lines.append)
+    assert manifest['records'] == 5 and manifest['classes'] == {'a': 3, 'b': 2}
+    assert manifest['reencoded'] == dict(zip(odd, ('JPEG, CMYK', 'PNG', 'JPEG, grey'), strict=True))
+    assert manifest['broken'].keys() == broken.keys() and 'no end of image' in manifest['broken']['a/cut.JPEG']
     for name in broken:
         assert sum(f"'{name}'" in line for line in lines) == 1
-    assert manifest['classes']['n1'] == 2 and sum(manifest['classes'].values()) == manifest['records']
-    assert lines[-1] == 'Finished writing all 25 images in data set.'
+    assert lines[-1] == 'Finished writing all 5 images in data set.'
     found = {name: example['image/encoded'][0] for name, example in examples(tmp_path / 'out').items()}
-    assert found['whole.JPEG'] == small(41)
-    for name in CMYK:
-        assert jpeg.inspect(found[f'{name}.JPEG']).is_rgb_jpeg
-        original = tf.io.decode_jpeg(files[f'{name[:9]}/{name}.JPEG'], channels=3).numpy().astype(int)
-        np.testing.assert_allclose(tf.io.decode_jpeg(found[f'{name}.JPEG']).numpy(), original, atol=4, err_msg=name)
-    assert verify(tmp_path / 'out', 'train', quiet) == 0
-    with pytest.raises(errors.UserError, match="'n1/(cut|empty|text).JPEG' .*--on_broken=skip"):
-        build(raw, 'train', tmp_path / 'other', 3, 1, options=Options(on_broken='fail'))
-
-
-def test_decoding_leaves_out_more(tmp_path):
-    damaged = bytearray(small(5))
-    damaged[damaged.index(b'\xff\xc4') + 8] ^= 255  # a Huffman table
-    raw = write_images(tmp_path / 'raw', {'a/1.JPEG': small(6), 'a/2.JPEG': bytes(damaged)})
-    for check, count in (('structure', 2), ('decode', 1)):
-        assert build(raw, 'train', tmp_path / check, 1, 1, options=Options(check=check))['records'] == count
+    assert [found[name[2:]] for name in plain] == list(plain.values()) and verify(tmp_path / 'out', 'train', quiet) == 0
+    manifest = build(raw, 'train', tmp_path / 'decoded', 1, 1, options=Options(check='decode'))
+    assert manifest['broken'].keys() - broken.keys() == {'b/damaged.JPEG'}
 
 
 # --- shards --------------------------------------------------------------------------------------------------
@@ -160,10 +149,8 @@ def test_shards_depend_on_images_seed_and_number_alone(tmp_path, simple):
     simple.save(tmp_path / 'kept')
     kept = ImageList.load(tmp_path / 'kept')
     manifest = build(simple, 'train', tmp_path / 'a', 7, 2)
-    build(kept, 'train', tmp_path / 'b', 7, 1)
     found = contents(tmp_path / 'a')
-    assert found == contents(tmp_path / 'b') and len(examples(tmp_path / 'a')) == 40
-    for shard, entry in enumerate(manifest['shards']):
+    for shard, entry in enumerate(manifest['shards']):  # by one process, and this one
         output = io.BytesIO()
         summary = shards.build_shard(kept, shard, 7, Options(), output, opener=lambda path: open(path, 'rb'))
         assert json.loads(json.dumps(summary)) == summary and output.getvalue() == found[entry['name']]
@@ -172,9 +159,9 @@ def test_shards_depend_on_images_seed_and_number_alone(tmp_path, simple):
     assert [entry['records'] for entry in manifest['shards']] == [5, 6, 6, 5, 6, 6, 6]
     assert json.loads((tmp_path / 'a' / 'train.manifest.json').read_text()) == manifest
     assert sorted(os.listdir(tmp_path / 'a')) == sorted([*found, 'train.manifest.json'])
-    manifest = build(simple, 'train', tmp_path / 'c', 50, 2, options=Options(seed=1))  # more shards than images
+    manifest = build(simple, 'train', tmp_path / 'b', 50, 2, options=Options(seed=1))  # more shards than images
     assert sum(entry['records'] == 0 for entry in manifest['shards']) == 10
-    assert verify(tmp_path / 'c', 'train', quiet) == 0 and list(examples(tmp_path / 'c')) != list(
+    assert verify(tmp_path / 'b', 'train', quiet) == 0 and list(examples(tmp_path / 'b')) != list(
         examples(tmp_path / 'a')
     )
 
@@ -254,68 +241,56 @@ def test_a_disk_that_is_too_small_is_noticed_before(tmp_path):
 
 
 @pytest.fixture
-def slow(tmp_path):
-    """100 images that take some time: PNGs, which are encoded anew."""
-    noise = encoded(np.random.default_rng(0).integers(0, 256, (300, 300, 3)), 'PNG', compress_level=0)
-    raw = write_images(tmp_path / 'raw', {f'c{k % 3}/{k}.JPEG': noise + bytes([k]) for k in range(100)})
-    raw.save(tmp_path / 'job')
-    return tmp_path / 'job'
+def waiting(tmp_path, simple):
+    """(build, its process, function): it has written 2 of 4 shards, and waits for an image until the call."""
+    simple.save(tmp_path / 'job')
+    image = pathlib.Path(simple.files[0], simple.name(shards.shard_rows(40, 2, 4, Options().seed)[-1]))
+    data = image.read_bytes()
+    image.unlink()
+    os.mkfifo(image)  # opening it takes until somebody writes
+    build = programs.start([sys.executable, '-c', BUILD, str(tmp_path / 'job')])
+    programs.wait_for((tmp_path / 'job.out' / '.train.progress' / 'train-00002-of-00004.part').exists, build)
+    [process] = pathlib.Path(f'/proc/{build.pid}/task/{build.pid}/children').read_text().split()
+
+    def go_on():
+        stack.callback(os.close, os.open(image, os.O_RDWR))  # which never takes time
+        image.unlink()
+        image.write_bytes(data)
+
+    with contextlib.ExitStack() as stack:
+        yield build, int(process), go_on
+        programs.finish([build])
 
 
-def start(folder, processes=2):
-    """Start a build of 10 shards as a program, and wait for the first shard."""
-    process = programs.start_interruptible([sys.executable, '-c', BUILD, str(folder), str(processes)])
-    wait_for(lambda: contents(pathlib.Path(f'{folder}.out')))
-    return process
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, 'it did not happen'
-        time.sleep(0.02)
-
-
-def processes_of(folder):
-    """Return the command lines of processes that name a folder."""
-    return [line for line in programs.command_lines() if os.fsencode(folder) in line]
-
-
-def test_killed_and_started_again(tmp_path, slow):
-    out = pathlib.Path(f'{slow}.out')
-    first = start(slow)
-    first.kill()
-    first.communicate()
-    wait_for(lambda: not processes_of(tmp_path))
-    times = {name: os.stat(out / name).st_mtime_ns for name in contents(out)}
-    assert 1 <= len(times) < 10 and not (out / 'train.manifest.json').exists()
-    lines = []
-    build(ImageList.load(slow), 'train', out, 10, 2, log=lines.append)
-    assert re.search(r'\d of 10 shards', lines[0]) and lines[-1] == 'Finished writing all 100 images in data set.'
-    kept = sum(os.stat(out / name).st_mtime_ns == moment for name, moment in times.items())
-    assert kept >= len(times) - 2  # one a process may have been in its place, but not in the journal
-    build(ImageList.load(slow), 'train', tmp_path / 'undisturbed', 10, 2)
-    assert outputs(out) == outputs(tmp_path / 'undisturbed')
-    assert not list(out.glob('.*')) and not list(out.glob('*.part'))
-
-
-def test_interrupted(tmp_path, slow):
-    """Ctrl-C ends the processes too. Another build meanwhile is refused."""
-    first = start(slow)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(errors.UserError, match='another --output_directory'):
+def test_killed_and_started_again(tmp_path, whole, simple, waiting, monkeypatch):
+    """As long as its process lives, no other build may write there; it ends when it has something to tell."""
+    killed, _, go_on = waiting
+    out = tmp_path / 'job.out'
+    killed.kill()
+    killed.wait()
+    with monkeypatch.context() as patch, pytest.raises(errors.UserError, match='wait .*another --output_directory'):
         patch.setattr(job, 'LOCK_SECONDS', 0)
-        build(ImageList.load(slow), 'train', f'{slow}.out', 10, 2)
-    first.send_signal(signal.SIGINT)
-    first.communicate(timeout=60)
-    assert first.returncode != 0 and not processes_of(tmp_path)
+        build(simple, 'train', out, 4, 1)
+    times = {path: path.stat().st_mtime_ns for path in out.glob('train-*')}
+    assert [int(path.name[6:11]) for path in sorted(times)] == [0, 1]
+    go_on()
+    lines = []
+    build(simple, 'train', out, 4, 1, log=lines.append)
+    assert re.search('[23] of 4 shards', lines[0]) and lines[-1] == 'Finished writing all 40 images in data set.'
+    assert not [line for line in programs.command_lines() if os.fsencode(out) in line]
+    assert all(path.stat().st_mtime_ns == moment for path, moment in times.items())
+    assert outputs(out) == outputs(whole[1])
 
 
-def test_a_process_that_is_killed_is_reported(slow):
-    first = start(slow, processes=1)
-    [child] = pathlib.Path(f'/proc/{first.pid}/task/{first.pid}/children').read_text().split()
-    os.kill(int(child), signal.SIGKILL)
-    _, problems = first.communicate(timeout=60)
-    assert first.returncode == 1 and re.search('SIGKILL; .*same command', problems)
+def test_a_process_that_is_killed_is_reported(tmp_path, simple, waiting):
+    failed, process, go_on = waiting
+    os.kill(process, signal.SIGKILL)
+    [(code, _, problems)] = programs.finish([failed])
+    assert code == 1 and re.search('SIGKILL; .*same command', problems)
+    assert list((tmp_path / 'job.out').rglob('*.part'))
+    go_on()
+    build(simple, 'train', tmp_path / 'job.out', 4, 1)
+    assert sorted(os.listdir(tmp_path / 'job.out')) == sorted([*contents(tmp_path / 'job.out'), 'train.manifest.json'])
 
 
 def test_progress_without_a_terminal(tmp_path, simple, monkeypatch):
@@ -359,9 +334,9 @@ def test_verify_finds_damage_to_files(built):
         verify(out, 'validation', quiet)
 
 
-@pytest.mark.parametrize(
-    'key,value,pattern',
-    [
+def test_verify_finds_wrong_contents(built):
+    (_, out), lines, name = built, [], 'train-00002-of-00004'
+    wrong = (
         ('image/class/label', [9], 'label'),
         ('image/class/label', [2, 2], 'label'),
         ('image/height', [13], '13'),
@@ -370,20 +345,10 @@ def test_verify_finds_damage_to_files(built):
         ('image/encoded', [b'x'], 'broken image'),
         ('image/encoded', [small(1, 'L')], 'RGB JPEG'),
         ('image/depth', [3], 'image/depth'),
-        (None, None, '9 records .* 10'),
-    ],
-)
-def test_verify_finds_wrong_contents(built, key, value, pattern):
-    (_, out), lines, name = built, [], 'train-00002-of-00004'
-    change(out, name, lambda rows: [{**row, key: value} for row in rows] if key else rows[1:])
+    )
+    change(out, name, lambda rows: [row | {key: value} for row, (key, value, _) in zip(rows[:8], wrong, strict=True)])
     assert verify(out, 'train', lines.append) == 1
-    faults = [line for line in lines if re.search(f'^{name}: .*{pattern}', line)]
-    assert len(faults) == (10 if key else 1), lines
-
-
-def test_real_images(tmp_path):
-    sample = ilsvrc.sample()
-    raw = write_images(tmp_path / 'raw', {f'{synset}/{synset}_1.JPEG': data for synset, (_, data) in sample.items()})
-    manifest = build(raw, 'validation', tmp_path / 'out', 2, 2, options=Options(check='decode'))
-    assert manifest['records'] == len(sample) and not manifest['broken'] and len(manifest['reencoded']) in (6, 7)
-    assert verify(tmp_path / 'out', 'validation', quiet) == 0
+    patterns = [*(f'record {i} .*{pattern}' for i, (_, _, pattern) in enumerate(wrong)), '8 records .* 10']
+    found = [line.removeprefix(f'{name}: ') for line in lines if line.startswith('train-')]
+    for line, pattern in zip(found, patterns, strict=True):
+        assert re.match(f'.*{pattern}', line), line
