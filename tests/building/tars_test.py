@@ -79,22 +79,16 @@ NAMES = st.from_regex(r'[a-zA-Z0-9_ é]{1,60}', fullmatch=True).map('{}.JPEG'.fo
 def test_images_in_a_tar_of_tars_are_found_where_they_are_and_sorted(images, order, folder, tar_format):
     """Whatever opens the file."""
     named = dict(zip(SYNSETS, images, strict=True))
-    inner = {
-        f'{folder}{synset}.tar': ilsvrc.tar_bytes(
-            {folder + name: named[synset][name] for name in named[synset]}, tar_format
-        )
-        for synset in order
-    }
-    data = ilsvrc.tar_bytes(inner, tar_format)
-    found = tars.index('train', 'gs://bucket/train.tar', SYNSETS, log=quiet, opener=lambda path: io.BytesIO(data))
-    assert found.files == ('gs://bucket/train.tar',) and found.synsets == ('', *SYNSETS)
-    rows = [
-        (found.synset(i), found.basename(i), found.read_bytes(i, lambda path: io.BytesIO(data)))
-        for i in range(len(found))
-    ]
-    assert rows == [
-        (synset, name, named[synset][name]) for synset in SYNSETS for name in sorted(named[synset], key=os.fsencode)
-    ]
+    inner = {synset: {folder + name: data for name, data in named[synset].items()} for synset in order}
+    inner = {f'{folder}{synset}.tar': ilsvrc.tar_bytes(inner[synset], tar_format) for synset in order}
+    whole = ilsvrc.tar_bytes(inner, tar_format)
+    found = tars.index('train', 'gs://x', SYNSETS, log=quiet, opener=lambda path: io.BytesIO(whole))
+    assert found.files == ('gs://x',) and found.synsets == ('', *SYNSETS)
+    rows = [(found.synset(i), found.basename(i), row['offset'], row['size']) for i, row in enumerate(found.rows)]
+    expected = [(synset, name) for synset in SYNSETS for name in sorted(named[synset], key=os.fsencode)]
+    assert [row[:2] for row in rows] == expected
+    for synset, name, offset, size in rows:
+        assert whole[offset : offset + size] == named[synset][name]
 
 
 def test_members_that_are_not_images_are_left_out_and_counted(tmp_path):
@@ -131,16 +125,6 @@ def changed(data):
     return outer(**{FIRST: data})
 
 
-def spoilt(data, place, value):
-    return data[:place] + value + data[place + len(value) :]
-
-
-def negative_size():
-    info = member('n01440764_5.JPEG')
-    info.size = -512
-    return info.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
-
-
 WHOLE, INNER = outer(), inner()
 END = len(WHOLE.rstrip(b'\0'))
 BROKEN = {
@@ -149,10 +133,9 @@ BROKEN = {
     'inner packed': (changed(gzip.compress(INNER)), "'n01440764.tar' in .*gzip"),
     'inner tar.gz': (outer(**{'n01440764.tar.gz': b'x'}), "'n01440764.tar.gz' in .*unpack"),
     'cut in the last': (WHOLE[: END - 50], "cut off: .*'n02105855.tar', byte"),
-    'outer header': (spoilt(WHOLE, 512 + len(INNER), b'garbage' * 40), "no header .*'n01440764.tar', byte 10752"),
+    'outer header': (WHOLE[: 512 + len(INNER)] + b'garbage' * 400, "no header .*'n01440764.tar', byte 10752"),
     'inner login page': (changed(b'<html>' * 500), "'n01440764.tar' in .*no tar file"),
     'inner cut': (changed(INNER[:1500]), "'n01440764.tar' in .*cut off: .*'n01440764_3.JPEG', byte 512"),
-    'negative size': (changed(negative_size()), 'no plain size|no header'),
     'sparse': (with_members((member('n01440764_5.JPEG', tarfile.GNUTYPE_SPARSE), b'')), "size .*'n01440764_5.JPEG'"),
     'not nested': (ilsvrc.tar_bytes(FILES), 'has no image in a <synset>.tar'),
 }

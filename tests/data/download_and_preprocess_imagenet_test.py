@@ -16,7 +16,7 @@ import pytest
 from fixtures import data_commands, ilsvrc, loopback, programs
 from fixtures.data_commands import examples, outputs
 
-from official_resnet.building import downloads
+from official_resnet.building import boxes, downloads
 from official_resnet.building.boxes import CSV
 from official_resnet.errors import UserError
 from official_resnet.inputs import download
@@ -78,23 +78,21 @@ def one_line(capsys, *expected):
 
 
 def test_records(built):
-    train = examples(built.folder, 'train')
-    assert {name: row['image/encoded'][0] for name, row in train.items()} == built.train
-    assert list(train) != sorted(train)
-    csv = [line.split(',') for line in built.csv.decode().splitlines()]
-    for name, row in train.items():
-        synset = row['image/class/synset'][0].decode()
-        assert name.startswith(synset) and row['image/class/label'] == [built.synsets.index(synset) + 1]
-        boxes = np.array([line[1:] for line in csv if line[0] == name], float).reshape(-1, 4)
-        found = [row[f'image/object/bbox/{side}'] for side in ('xmin', 'ymin', 'xmax', 'ymax')]
-        np.testing.assert_allclose(np.transpose(found), boxes)
-        assert row['image/object/bbox/label'] == row['image/class/label'] * len(boxes)
-    validation = examples(built.folder, 'validation')
-    assert {name: row['image/encoded'][0] for name, row in validation.items()} == built.validation
-    for number, synset in enumerate(built.validation_synsets, 1):
-        row = validation[f'ILSVRC2012_val_{number:08d}.JPEG']
-        assert row['image/class/synset'] == [synset.encode()] and row['image/object/bbox/xmin'] == []
+    """Each has its image, label and boxes; building_shards_test has the rest."""
     assert (built.folder / 'raw-data' / CSV).read_bytes() == built.csv
+    found = boxes.read_csv(built.folder / 'raw-data' / CSV)
+    synsets = {name: name[:9] for name in built.train}
+    synsets |= zip(built.validation, built.validation_synsets, strict=True)
+    for split in ('train', 'validation'):
+        rows = examples(built.folder, split)
+        assert {name: row['image/encoded'][0] for name, row in rows.items()} == getattr(built, split)
+        assert list(rows) != sorted(rows)
+        for name, row in rows.items():
+            label = built.synsets.index(synsets[name]) + 1
+            assert row['image/class/synset'] == [synsets[name].encode()] and row['image/class/label'] == [label]
+            sides = [row[f'image/object/bbox/{side}'] for side in ('xmin', 'ymin', 'xmax', 'ymax')]
+            np.testing.assert_array_equal(np.transpose(sides), found.of(name) if split == 'train' else np.empty((0, 4)))
+            assert row['image/object/bbox/label'] == [label] * len(sides[0])
 
 
 def test_nothing_is_unpacked_and_no_account_is_needed(built, capsys):
@@ -106,25 +104,26 @@ def test_nothing_is_unpacked_and_no_account_is_needed(built, capsys):
 
 
 def test_keep_extracted_from_tars_in_raw_data(built, data_dir, tmp_path, capsys):
-    raw, files = data_dir / 'raw-data', {f'train/{name[:9]}/{name}': data for name, data in built.train.items()}
-    for (name, data), synset in zip(built.validation.items(), built.validation_synsets, strict=True):
-        files[f'validation/{synset}/{name}'] = data
+    """The images of the folders give the same shards by build_imagenet_data."""
+    raw = data_dir / 'raw-data'
+    ilsvrc.unpack(built, tmp_path / 'expected')
     for path in data_dir.glob('ILSVRC2012*'):
         path.rename(raw / path.name)
-    first = next(iter(files))
     for _ in range(2):
         assert run(data_dir, built, '--keep_extracted') == 0
-        assert {path.relative_to(raw).as_posix(): path.read_bytes() for path in raw.rglob('*.JPEG')} == files
-        (raw / first).write_bytes(b'cut off')  # as of a run that was killed
-    (raw / first).write_bytes(files[first])
-    assert '24 of them' in capsys.readouterr().out
-    again = {name: f'{raw}/{name.partition("_")[0]}' for name in ('train_directory', 'validation_directory')}
-    again |= {'output_directory': tmp_path / 'again', 'bounding_box_file': raw / CSV}
-    again |= {'imagenet_metadata_file': built.folder / 'imagenet_metadata.txt'}
-    flags = [f'--{name}={value}' for name, value in again.items()]
-    assert data_commands.load('build_imagenet_data').main(['x', *flags, built.flags[0], *SHARDS]) == 0
-    shards = list((tmp_path / 'again').glob('*-of-*'))
-    assert len(shards) == 8 and all(path.read_bytes() == (data_dir / path.name).read_bytes() for path in shards)
+        for path in (paths := list((tmp_path / 'expected').rglob('*.JPEG'))):
+            assert (raw / path.relative_to(tmp_path / 'expected')).read_bytes() == path.read_bytes()
+        assert len(paths) == len(list(raw.rglob('*.JPEG'))) == 32
+        next(raw.glob('train/*/*.JPEG')).write_bytes(b'cut off')  # as of a run that was killed
+    assert run(data_dir, built, '--keep_extracted') == 0
+    told = capsys.readouterr().out
+    assert '24 of them' in told and told.count(' 1 of them') == 2
+    flags = [f'--{name}_directory={raw / name}' for name in ('train', 'validation')]
+    flags += [f'--output_directory={tmp_path}', f'--bounding_box_file={raw / CSV}', built.flags[0]]
+    flags += [f'--imagenet_metadata_file={built.folder}/imagenet_metadata.txt']
+    assert data_commands.load('build_imagenet_data').main(['x', *flags, *SHARDS]) == 0
+    assert len(shards := list(tmp_path.glob('*-of-*'))) == 8
+    assert all(path.read_bytes() == (data_dir / path.name).read_bytes() for path in shards)
 
 
 def test_boxes_are_read_again_when_their_tar_changes(built, data_dir, capsys):
