@@ -6,11 +6,11 @@ renamed, so that a kill, a crash or a full disk leaves the previous checkpoint i
 """
 
 import json
+import logging
 import os
 import pathlib
 import socket
 import zipfile
-from collections.abc import Callable
 from typing import IO, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from official_resnet import files
 from official_resnet.errors import UserError
 
-METRICS_FILE = 'metrics.jsonl'  # in model_dir; written by training.callbacks.MetricsJSON
+METRICS_FILE, NETWORK_FILE = 'metrics.jsonl', 'network.json'  # in model_dir; written by training.callbacks.Record
 _STATE = 'state.json'
 LOCK = '.lock'
 
@@ -51,27 +51,30 @@ def paths(folder: str | os.PathLike) -> list[pathlib.Path]:
     return sorted(pathlib.Path(folder).glob('step-*.npz'))
 
 
-def restore_latest(
-    folder: str | os.PathLike, log: Callable[[str], None] = print
-) -> tuple[dict[str, np.ndarray], dict, pathlib.Path] | None:
+def restore_latest(folder: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict, pathlib.Path] | None:
     """Return (arrays, state, path) of the newest intact checkpoint, or None if there are no checkpoints.
 
-    Damaged files are reported through `log` and skipped. If all are damaged, UserError is raised.
+    Damaged files are logged and skipped. If all are damaged, UserError is raised.
     """
-    damaged = []
-    for path in reversed(paths(folder)):
+    found = paths(folder)
+    for path in reversed(found):
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            state = json.loads(str(arrays.pop(_STATE)))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            log(f'checkpoint {path} is damaged ({error}); trying the previous one')
-            damaged.append(path)
-        else:
-            return arrays, state, path
-    if damaged:
+            return *read(path), path
+        except UserError as error:
+            logging.getLogger(__name__).warning(f'{error}; trying the previous one')
+    if found:
         raise UserError(f'no checkpoint in {folder} can be read; delete the folder to start again')
     return None
+
+
+def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict]:
+    """Return the (arrays, state) of a checkpoint. A damaged one raises UserError."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        return arrays, json.loads(str(arrays.pop(_STATE)))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f'checkpoint {path} is damaged ({error})') from error
 
 
 def restore_weights(
@@ -86,7 +89,12 @@ def restore_weights(
     if not found:
         raise UserError(f"model_dir '{model_dir}' has no checkpoint; {remedy}")
     arrays, state, path = found
-    return {name: array for name, array in arrays.items() if not name.startswith('optimizer/')}, state, path
+    return without_optimizer(arrays), state, path
+
+
+def without_optimizer(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays of the network's variables."""
+    return {name: array for name, array in arrays.items() if not name.startswith('optimizer/')}
 
 
 def assign(

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Iterator
@@ -70,7 +71,7 @@ def read_json(path: str | os.PathLike) -> dict | None:
 def lock(path: str | os.PathLike) -> IO[str]:
     """Open and lock the file `path`, creating it if necessary. Closing it or ending the process releases the lock.
 
-    If the file system does not support locks, a line is printed, and the file is returned unlocked.
+    If the file system does not support locks, a warning says so, and the file is returned unlocked.
 
     Raises:
         BlockingIOError: Another process holds the lock.
@@ -84,10 +85,9 @@ def lock(path: str | os.PathLike) -> IO[str]:
             file.close()
             raise
         folder = pathlib.Path(path).parent
-        print(
+        logging.getLogger(__name__).warning(
             f"cannot lock '{folder}': its file system does not support locks ({error.strerror}); make sure that no "
-            'other job uses this folder',
-            flush=True,
+            'other job uses this folder'
         )
     return file
 

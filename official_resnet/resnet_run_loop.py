@@ -24,6 +24,7 @@ from official_resnet import checkpoints, resnet_model
 from official_resnet.errors import UserError
 from official_resnet.inputs import datasets
 from official_resnet.training import devices, optimizers, step
+from official_resnet.training.callbacks import Progress, Record
 from official_resnet.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -50,14 +51,19 @@ class TrainResult:
     model: keras.Model
     step: int  # number of steps done, over all restarts
     best: dict  # {'accuracy', 'epoch'} of the best evaluation on the test split, over all restarts
-    card: dict  # arguments of model_card.write_card
     process: devices.Process  # the process that trained; call its wait() before the process ends
 
 
 def train(
-    config: TrainConfig, callbacks: Sequence[keras.callbacks.Callback] | None = None, *, block: Callable | None = None
+    config: TrainConfig,
+    callbacks: Sequence[keras.callbacks.Callback] | None = None,
+    *,
+    block: Callable | None = None,
+    recipe: str | None = None,
 ) -> TrainResult:
     """Train until config.train_epochs are done, starting from the newest checkpoint in model_dir if there is one.
+
+    What callbacks.Record lists is written into config.machine.model_dir, if that is not None.
 
     >>> network, machine = resnet.ResNetSpec((1, 1), filters=4), resnet.MachineConfig(model_dir='run')
     >>> config = resnet.TrainConfig(network, dataset='synthetic', max_train_steps=2, machine=machine)
@@ -74,6 +80,7 @@ def train(
             that are context managers, like callbacks.Progress, are entered before training and left afterwards. After
             a callback stopped training, the loop evaluates if it has not, and passes the logs to on_train_end.
         block: The block function for config.experiment, see resnet_model.resnet; None for that of the spec.
+        recipe: The name of the recipe that made the config, for config.json.
 
     Raises:
         UserError: Wrong input, a checkpoint of another run, a full disk; Diverged: a loss that is not finite.
@@ -84,16 +91,15 @@ def train(
         if config.machine.model_dir and process.is_chief:
             stack.enter_context(checkpoints.lock(config.machine.model_dir))
         received = stack.enter_context(devices.catch_signals())
-        if callbacks is None:
-            from official_resnet.training.callbacks import Progress
-
-            callbacks = (Progress(),)
-        callbacks = callbacks if process.is_chief else ()
-        for callback in callbacks:
+        chosen = list((Progress(),) if callbacks is None else callbacks) if process.is_chief else []
+        for callback in chosen:
             if isinstance(callback, contextlib.AbstractContextManager):
                 stack.enter_context(callback)
         stack.enter_context(process.explained())
-        return Trainer(config, process, block=block).run(callbacks, received)
+        trainer = Trainer(config, process, block=block)
+        if config.machine.model_dir and process.is_chief:
+            chosen.insert(0, Record(config, trainer.card, recipe))
+        return trainer.run(chosen, received)
 
 
 def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
@@ -122,7 +128,7 @@ def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
     stored = TrainConfig.from_json(state['config'])
     epoch = state['step'] // datasets.steps_per_epoch(state['data']['num_pictures'], stored.batch_size)
     if process.is_chief:
-        same_run.print_place('evaluating', path, (epoch, state['step']), config, stored)
+        same_run.log_place('evaluating', path, (epoch, state['step']), config, stored)
     process.require_same_step(state['step'], model_dir)
     results = _score(test, step.make_evaluate_function(process.strategy, model), process, config)
     place = {'step': state['step'], 'epoch': epoch}
@@ -173,6 +179,7 @@ class Trainer:
         step: Number of steps done, over all restarts.
         sums: Sums over the current epoch: the loss and number correct of its images, its steps and seconds.
         is_epoch_open: Whether steps were taken that no evaluation, log and checkpoint of an epoch covers yet.
+        card: Arguments of model_card.write_card.
         evaluation: The newest result of `evaluate`; best: {'accuracy', 'epoch'} of the best one.
         train_steps: The compiled function of step.make_train_function, called with train_batches' iterator.
     """
@@ -201,7 +208,7 @@ class Trainer:
         self.evaluation: dict[str, float] = {}
         self.best: dict[str, Any] = {'accuracy': None, 'epoch': None}
         self._data_info = {'class_names': list(self.test.class_names), 'num_pictures': self.data.num_images}
-        self._card = _card(config, self.test)
+        self.card = _card(config, self.test)
         self._saved_at = time.monotonic()
         self._resume()
 
@@ -219,7 +226,7 @@ class Trainer:
             feature_cache.replace_images(self, received)
         params = {'epochs': config.train_epochs, 'steps': self.steps_per_epoch, 'batch_size': config.batch_size}
         params |= {'first_step': self.step, 'last_step': self.last_step, 'num_images': self.data.num_images}
-        params |= {'num_test_images': self.test.num_images, 'input_shape': self._card['input_shape']}
+        params |= {'num_test_images': self.test.num_images, 'input_shape': self.card['input_shape']}
         callback_list = keras.callbacks.CallbackList(list(callbacks), add_history=True, model=self.model, **params)
         history = self.model.history
         self.model.stop_training = self._has_reached_threshold()
@@ -245,7 +252,7 @@ class Trainer:
                 self.sums = dict.fromkeys(self.sums, 0)
             self.save()
         callback_list.on_train_end(final_logs)
-        return TrainResult(history, self.model, self.step, self.best, self._card, self.process)
+        return TrainResult(history, self.model, self.step, self.best, self.process)
 
     def _train_epoch(self, epoch, iterator, callback_list, received):
         """Train to the end of the epoch, or of the training, with several steps in each call of the compiled loop."""
@@ -379,7 +386,7 @@ class Trainer:
             self.best, self.evaluation = state['best'], state['evaluation']
             if self.process.is_chief:
                 place = self.step // self.steps_per_epoch, self.step
-                same_run.print_place('continuing from', path, place, self.config, stored)
+                same_run.log_place('continuing from', path, place, self.config, stored)
         elif self.config.pretrained:
             from official_resnet.training import transfer
 

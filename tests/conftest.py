@@ -58,7 +58,5 @@ def source(cifar_dir, tmp_path_factory):
     from official_resnet import resnet_run_loop
 
     model_dir = tmp_path_factory.mktemp('source')
-    model = resnet_run_loop.train(make_config(cifar_dir, model_dir, train_epochs=1)).model
-    model.compiled = False
-    model.save(model_dir / 'model.keras')
+    resnet_run_loop.train(make_config(cifar_dir, model_dir, train_epochs=1), ())
     return model_dir

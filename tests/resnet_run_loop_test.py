@@ -16,7 +16,7 @@ from fixtures.worker_processes import flags_of
 
 from official_resnet import checkpoints, resnet_run_loop, resnet_spec
 from official_resnet.errors import UserError
-from official_resnet.inference import rewrite
+from official_resnet.inference import predict, rewrite
 from official_resnet.inputs import datasets
 from official_resnet.training import callbacks, same_run, step
 from official_resnet.training.config import Schedule
@@ -29,9 +29,9 @@ make_config = functools.partial(
 )
 
 
-def train(config, *others):
-    """Train with metrics and other callbacks."""
-    return resnet_run_loop.train(config, [callbacks.MetricsJSON(config.machine.model_dir), *others])
+def train(config, *callbacks):
+    """Train without showing the progress."""
+    return resnet_run_loop.train(config, callbacks)
 
 
 def die(config, step):
@@ -123,7 +123,7 @@ def test_train_epochs_is_the_total(cifar_dir, tmp_path, uninterrupted):
     assert again.history.epoch == [] and again.step == 3 * STEPS
 
 
-def test_a_checkpoint_from_before_a_field_was_added_goes_on(cifar_dir, tmp_path, uninterrupted, capsys):
+def test_a_checkpoint_from_before_a_field_was_added_goes_on(cifar_dir, tmp_path, uninterrupted, caplog):
     config = make_config(cifar_dir, tmp_path)
     train(dataclasses.replace(config, train_epochs=1))
     arrays, state, path = checkpoints.restore_latest(tmp_path / 'checkpoints')
@@ -134,7 +134,7 @@ def test_a_checkpoint_from_before_a_field_was_added_goes_on(cifar_dir, tmp_path,
     with pytest.raises(UserError, match='--flip True, not False'):
         resnet_run_loop.train(dataclasses.replace(config, flip=False))
     train(config)
-    assert 'changed: --train_epochs 1, not 3\n' in capsys.readouterr().out
+    assert 'changed: --train_epochs 1, not 3\n' in caplog.text
     assert_equal_runs(uninterrupted[0], tmp_path)
 
 
@@ -165,6 +165,24 @@ def test_nan_stops_with_step_and_rate_and_keeps_the_last_good_checkpoint(cifar_d
         resnet_run_loop.train(make_config(cifar_dir, tmp_path, base_learning_rate=3.2e38, steps_per_call=1))
     arrays, state = final_arrays(tmp_path)
     assert state['step'] == STEPS and all(np.all(np.isfinite(array)) for array in arrays.values())
+
+
+def test_what_a_library_call_writes_and_load_reads(cifar_dir, tmp_path):
+    """A run that is not finished is loaded from its newest checkpoint, or from one that is named."""
+    config = make_config(cifar_dir, tmp_path)
+    die(config, 9)
+    for source, is_killed in ((tmp_path, True), (sorted(tmp_path.rglob('*.npz'))[-1], True), (tmp_path, False)):
+        if not is_killed:
+            train(config)
+        model, card = predict.load(source)
+        arrays, _ = final_arrays(tmp_path)
+        assert card.spec == SPEC and card.names[0] == 'airplane'
+        for variable in model.variables:
+            np.testing.assert_array_equal(variable.numpy(), arrays[variable.path], err_msg=variable.path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *('.lock', 'checkpoints', 'config.json', 'metrics.jsonl'),
+        *('model.card.json', 'model.keras', 'network.json'),
+    }
 
 
 # --- how long it trains, and when it evaluates ---------------------------------------------------------------
@@ -207,7 +225,7 @@ def test_a_callback_that_stops_between_evaluations_leaves_the_final_weights_eval
     stop = keras.callbacks.Callback()
     setattr(stop, hook, lambda index, logs: setattr(stop.model, 'stop_training', logs['step'] >= step))
     config = make_config(cifar_dir, tmp_path, train_epochs=9, epochs_between_evals=5, steps_per_call=1)
-    result = resnet_run_loop.train(config, [stop, callbacks.MetricsJSON(tmp_path), callbacks.Progress()])
+    result = resnet_run_loop.train(config, [stop, callbacks.Progress()])
     accuracy = resnet_run_loop.evaluate(config)['accuracy']
     assert result.step == step and result.best == {'accuracy': accuracy, 'epoch': 2}
     tests = [line for line in checkpoints.read_metrics(tmp_path) if line['split'] == 'test']

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -58,7 +59,8 @@ def run_program(
     except RecursionError:  # absl looks for a similar name
         return _fail(name, 'a flag with a name of a thousand characters is unknown (--help lists the flags)')
     try:
-        return (body(values, extra) if takes_arguments else body(values)) or 0
+        with _printed_log():
+            return (body(values, extra) if takes_arguments else body(values)) or 0
     except UserError as error:
         return _fail(name, error)
     except BrokenPipeError:
@@ -82,6 +84,26 @@ def reader_may_leave() -> Iterator[None]:
         sys.stdout.flush()
     except BrokenPipeError:
         _drop_output()
+
+
+class _Printer(logging.Handler):
+    """Print what the library logs."""
+
+    def emit(self, record):
+        print(self.format(record), flush=True)
+
+
+@contextlib.contextmanager
+def _printed_log():
+    logger, printer = logging.getLogger('official_resnet'), _Printer(logging.INFO)
+    before = logger.level, logger.propagate
+    logger.level, logger.propagate = logging.INFO, False
+    logger.addHandler(printer)
+    try:
+        yield
+    finally:
+        logger.removeHandler(printer)
+        logger.level, logger.propagate = before
 
 
 def _fail(name, text):

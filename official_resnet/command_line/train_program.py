@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from official_resnet import files
 from official_resnet.command_line import flags, program
 from official_resnet.command_line.flags import Program, RunOptions
 from official_resnet.errors import UserError, one_line
@@ -86,7 +85,8 @@ def _train(config, options, row, given_axes):
     if is_chief:
         _clean(config, options)
     try:
-        result = resnet_run_loop.train(config, _callbacks(config, options) if is_chief else ())
+        chosen = _callbacks(config, options) if is_chief else ()
+        result = resnet_run_loop.train(config, chosen, recipe=options.recipe)
     except resnet_run_loop.Interrupted as interruption:
         if is_chief:
             print(interruption)
@@ -136,7 +136,6 @@ def _callbacks(config, options):
     quicker = '--recipe=fast gives most of the accuracy in a fraction of the time' if is_slow else None
     chosen = [
         callbacks.Progress(options.log_steps if 'loggingtensorhook' in hooks else 0, quicker),
-        callbacks.MetricsJSON(config.machine.model_dir),
         callbacks.Summary(config, options.recipe),
     ]
     asks_for_logs = options.benchmark_log_dir or options.enable_tensorboard or options.profile_steps
@@ -148,17 +147,10 @@ def _callbacks(config, options):
 
 
 def _finish(config, result, options):
-    """Save the final model, its card and the curves, export the model, and print the paths."""
+    """Print the results and the paths of the files, plot the curves, and export the model."""
     from official_resnet import checkpoints
-    from official_resnet.inference import model_card
 
     model_dir = pathlib.Path(config.machine.model_dir)
-    final = model_dir / 'model.keras'
-    result.model.compiled = False  # saved for inference: loading it needs our layers, but not our optimizer
-    with files.replacing(final) as part:
-        result.model.save(part)
-    card = final.with_suffix('.card.json')
-    model_card.write_card(card, **result.card)
     tests = [line for line in checkpoints.read_metrics(model_dir) if line['split'] == 'test']
     if tests:
         best = max(tests, key=lambda line: line['accuracy'])
@@ -166,8 +158,8 @@ def _finish(config, result, options):
             f'test accuracy {tests[-1]["accuracy"]:.4f} after epoch {tests[-1]["epoch"]} (step {result.step}); '
             f'best {best["accuracy"]:.4f} after epoch {best["epoch"]}'
         )
-    paths = [final, card, model_dir / checkpoints.METRICS_FILE, model_dir / 'config.json']
-    paths += checkpoints.paths(model_dir / 'checkpoints')[-1:]
+    names = ('model.keras', 'model.card.json', checkpoints.METRICS_FILE, 'config.json')
+    paths = [model_dir / name for name in names] + checkpoints.paths(model_dir / 'checkpoints')[-1:]
     for path in [*paths, *_draw_curves(model_dir)]:
         print(f'  {path}')
     if options.export_dir:

@@ -152,7 +152,7 @@ def train_net(name: str, config: TrainConfig, output_dir: str) -> dict[str, Any]
     progress, failed, train_error = callbacks.Progress(), None, None
     try:
         block = blocks.make_block(config.experiment) if config.experiment else None
-        trained = resnet_run_loop.train(config, [progress, callbacks.MetricsJSON(folder)], block=block)
+        trained = resnet_run_loop.train(config, [progress], block=block)
         train_error = inference_error(trained.model, config)
     except resnet_run_loop.Diverged as error:
         failed = str(error).partition(';')[0]  # without the loop's advice on flags

@@ -3,16 +3,20 @@
 import dataclasses
 import functools
 import json
+import operator
 import os
 import pathlib
 
 from official_resnet import files, resnet_spec
 from official_resnet.errors import UserError
-from official_resnet.inference import model_card
-from official_resnet.inference.model_card import REMEDY
 from official_resnet.inputs import datasets, other_datasets
 from official_resnet.inputs.affine import affine_name
+from official_resnet.inputs.normalization import NORMALIZATIONS
 
+_MAX_SIZE = 4096  # pixels, of each side of a network's input
+_MAX_CLASSES = 1_000_000
+_NUM_CLASSES = (lambda value: type(value) is int and 1 <= value <= _MAX_CLASSES), f'1..{_MAX_CLASSES}'  # for _get_field
+REMEDY = 'train or convert the network again to write one'
 _TABLES = {'imagenet1000': 1000, 'imagenet1001': 1001, 'cifar10': 10, 'unknown': None}  # name -> number of classes
 
 
@@ -69,15 +73,15 @@ def read_card(path: str | os.PathLike) -> Card:
         content = None
     if not isinstance(content, dict):
         raise UserError(f'the card {path} is not a JSON object; {REMEDY}')
-    get = functools.partial(model_card.get_field, path, content)
-    num_classes = get('num_classes', *model_card.NUM_CLASSES)
+    get = functools.partial(_get_field, path, content)
+    num_classes = get('num_classes', *_NUM_CLASSES)
     words = f'at most {num_classes} names, or one of {", ".join(_TABLES)} that has {num_classes} classes'
     labels = get('labels', lambda labels: _are_labels(labels, num_classes), words)
     rows = [(None, name) for name in labels] if isinstance(labels, list) else _label_rows(labels)
     rows += [(None, f'class {i}') for i in range(len(rows), num_classes)]  # where the list ends early
     ids, names = zip(*rows, strict=True)
     fed = get('input', lambda fed: isinstance(fed, dict), 'an object')
-    convention = _converted_input(get) if 'scale' in fed else model_card.own_input(get)
+    convention = _converted_input(get) if 'scale' in fed else _own_input(get)
     experiment = get('experiment', lambda value: isinstance(value, dict), 'an object', is_optional=True)
     spec = get('spec', lambda value: True, '')
     try:
@@ -105,10 +109,10 @@ def with_names(card: Card, path: str | os.PathLike) -> Card:
 
 
 def _converted_input(get):
-    """Return fields of Card for a converted network; `get` is get_field of its card."""
+    """Return fields of Card for a converted network; `get` is _get_field of its card."""
     values = {name: get(f'input.{name}', *check) for name, check in _CONVERTED.items()}
-    values['resize'] = get('input.resize', *model_card.resize_from(values['size']))
-    fed = Input(**values, normalization=get('input.normalization', *model_card.NORMALIZATION, is_optional=True))
+    values['resize'] = get('input.resize', *_resize_from(values['size']))
+    fed = Input(**values, normalization=get('input.normalization', *_NORMALIZATION, is_optional=True))
     fields = {'normalization': fed.name, 'num_channels': 3, 'resize': fed.resize or 'squash'}
     return fields | {'interpolation': fed.interpolation} | dict.fromkeys(('size', 'net_size'), (fed.size, fed.size))
 
@@ -127,13 +131,64 @@ def _are_numbers(values):
     return isinstance(values, list) and len(values) == 3 and all(map(_is_number, values))
 
 
+def _get_field(path, content, name, is_right, right, is_optional=False):
+    """Return a field of a card, for example 'input.size', or None if it is optional and missing.
+
+    If the field is missing or is_right(value) is false, raise UserError. The words `right` describe the right values.
+    """
+    parent, _, key = name.rpartition('.')
+    fields = content[parent] if parent else content
+    value = fields.get(key)
+    if value is None and is_optional:
+        return None
+    if key not in fields:
+        raise UserError(f'the card {path} has no {name}; {REMEDY}')
+    if not is_right(value):
+        raise UserError(f'the card {path} has {name} {json.dumps(value):.60}, not {right}; {REMEDY}')
+    return value
+
+
+def _own_input(get):
+    """Return fields of Card for a network that we trained; `get` is _get_field of its card."""
+    channels = get('input.channels', ('RGB', 'grey').__contains__, "'RGB' or 'grey'")
+    net_size = get('input.size', _is_size, f'[height, width], each 1..{_MAX_SIZE}')
+    is_inside = (lambda size: _is_size(size) and all(map(operator.le, size, net_size))), f'[h, w], at most {net_size}'
+    size = get('input.pad_from', *is_inside, is_optional=True) or net_size
+    normalization = get('input.normalization', *_NORMALIZATION)
+    resize = get('input.resize', *_resize_from(max(size)), is_optional=True) or 'cover'
+    fields = {'normalization': normalization, 'num_channels': 3 if channels == 'RGB' else 1, 'resize': resize}
+    return fields | {'size': tuple(size), 'net_size': tuple(net_size)}
+
+
+def _resize_from(least):
+    """Return _get_field's `is_right` and `right` for a `resize` before a crop of `least` pixels."""
+    return lambda resize: resize is None or _is_side(resize) and resize >= least, f'null or {least}..{_MAX_SIZE}'
+
+
+def _is_side(value):
+    """Return whether a value of a card is a possible height or width in pixels."""
+    return type(value) is int and 1 <= value <= _MAX_SIZE
+
+
+def _is_size(size):
+    return isinstance(size, list) and len(size) == 2 and all(map(_is_side, size))
+
+
+def _is_normalization(name):
+    try:
+        return NORMALIZATIONS[name] is not None
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
+_NORMALIZATION = _is_normalization, f'one of {", ".join(NORMALIZATIONS)}'
 # For each field of the input: a check of its value, and the words for right values.
 _CONVERTED = {
     'channels': (('RGB', 'BGR').__contains__, "'RGB' or 'BGR'"),
     'scale': (lambda scale: _is_number(scale) and scale > 0, 'a number above 0'),
     'mean': (_are_numbers, 'three numbers'),
     'std': (lambda std: _are_numbers(std) and min(std) > 0, 'three numbers above 0'),
-    'size': (model_card.is_side, f'1..{model_card.MAX_SIZE}'),
+    'size': (_is_side, f'1..{_MAX_SIZE}'),
     'interpolation': (('bilinear', 'bicubic').__contains__, "'bilinear' or 'bicubic'"),
 }
 

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from official_resnet import layers
+from official_resnet import checkpoints, layers
 from official_resnet.errors import UserError
 from official_resnet.inference import card_reader
 from official_resnet.inputs import augmentation
@@ -34,8 +34,9 @@ class Guess(NamedTuple):
 
 
 def load(path: str | os.PathLike) -> tuple[keras.Model, card_reader.Card]:
-    """Return the network of a .keras file, or of a training program's model_dir, and its card.
+    """Return the network of a .keras file, a model_dir or a checkpoint in it, and its card.
 
+    A model_dir stands for its model.keras, which is written when a training ends, or else for its newest checkpoint.
     The network maps images [n, h, w, c], as network_input makes them, to logits [n, num_classes].
 
     >>> model, card = load('demo_model')
@@ -46,21 +47,28 @@ def load(path: str | os.PathLike) -> tuple[keras.Model, card_reader.Card]:
         UserError: The network or its card is missing or damaged, or they do not belong together.
     """
     path = pathlib.Path(path).expanduser()
+    folder, weights = path.parent, None
     if path.is_dir():
-        path = path / 'model.keras'
+        folder, path = path, path / 'model.keras'
         if not path.is_file():
-            remedy = 'which is written when a training ends; let the training end, or pass a .keras file'
-            raise UserError(f"'{path.parent}' has no model.keras, {remedy}")
-    if path.suffix != '.keras' or not path.is_file():
+            weights, _, path = checkpoints.restore_weights(folder, 'train there, or pass a .keras file')
+    elif path.suffix == '.npz' and path.is_file():
+        folder, weights = path.parents[1], checkpoints.without_optimizer(checkpoints.read(path)[0])
+    elif path.suffix != '.keras' or not path.is_file():
         raise UserError(f"'{path}' is neither a .keras file nor a model_dir; pass one of them")
-    card = card_reader.read_card(path.with_suffix('.card.json'))
+    card = card_reader.read_card(path.with_suffix('.card.json') if weights is None else folder / 'model.card.json')
+    source = path if weights is None else folder / checkpoints.NETWORK_FILE
     try:
         with layers.deep_graph():
-            model = keras.models.load_model(path, compile=False)
+            if weights is None:
+                model = keras.models.load_model(path, compile=False)
+            else:
+                model = keras.models.model_from_json(source.read_text(encoding='utf-8'))
+                checkpoints.assign({variable.path: variable for variable in model.variables}, weights, path)
     except _DAMAGED as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f'cannot load {path}: {reason[:200]}; pass a .keras file that a training or read_ckpt.py wrote'
+            f'cannot load {source}: {reason[:200]}; pass a .keras file that a training or read_ckpt.py wrote'
         ) from error
     shapes = [tensor.shape for tensor in (*model.inputs, *model.outputs)]
     expected = [(None, *card.net_size, card.num_channels), (None, card.num_classes)]

@@ -11,6 +11,7 @@ import errno
 import gzip
 import hashlib
 import http.client
+import logging
 import os
 import re
 import shutil
@@ -28,6 +29,7 @@ from tqdm import tqdm
 from official_resnet.errors import UserError
 from official_resnet.inputs import datasets
 
+_LOG = logging.getLogger(__name__)
 CHUNK = 1 << 16  # bytes
 TIMEOUT = 30  # seconds without a byte
 ATTEMPTS = 3  # connections per call of fetch
@@ -99,12 +101,12 @@ def fetch_missing(dataset: str, data_dir: str | os.PathLike) -> None:
     remedy, total = f"put {', '.join(rows)} into '{folder}' yourself", sum(size for size, _ in rows.values())
     with _disk_errors(parent, total):
         part.mkdir(parents=True, exist_ok=True)
-        print(f'downloading {url} ({total / 1e6:.0f} MB) to {folder}', flush=True)
+        _LOG.info(f'downloading {url} ({total / 1e6:.0f} MB) to {folder}')
         for name, (size, md5) in rows.items():
             if _size(part / name) != size:  # otherwise an interrupted run has fetched and checked it
                 fetch(url + name, part / name, size, md5, remedy)
         _put_in_place(part, folder)
-    print(f'{dataset} is in {folder}')
+    _LOG.info(f'{dataset} is in {folder}')
 
 
 def download_and_extract(
@@ -114,7 +116,7 @@ def download_and_extract(
     md5: str | None = None,
     url: str | None = None,
 ) -> Path:
-    """Make sure that data_dir has a complete data set, print one line that says what was done, and return its folder.
+    """Make sure that data_dir has a complete data set, log what was done, and return its folder.
 
     Args:
         dataset: A key of ARCHIVES.
@@ -130,7 +132,7 @@ def download_and_extract(
     place = Path(os.path.expanduser(data_dir))
     for folder in (place / name, place):
         if all(_size(folder / file) == size for file, size in row.files.items()):
-            print(f'{dataset} is already complete in {folder}: nothing to do')
+            _LOG.info(f'{dataset} is already complete in {folder}: nothing to do')
             return folder
     place = _parent_of(name, place)
     with _disk_errors(place, sum(row.files.values())):
@@ -138,7 +140,7 @@ def download_and_extract(
             archive = _local_archive(archive, md5)
         place.mkdir(parents=True, exist_ok=True)
         folder = extract(archive or _downloaded(row, place, md5, url), place, dataset)
-    print(f'{dataset} is in {folder}')
+    _LOG.info(f'{dataset} is in {folder}')
     return folder
 
 
@@ -268,7 +270,7 @@ def _downloaded(row, data_dir, md5, url):
             raise UserError(f"'{path}' {mismatch}: {advice}")
         return path
     _require_space(data_dir, row.size + sum(row.files.values()) - _size(f'{path}.part'))
-    print(f'downloading {url} ({row.size / 1e6:.0f} MB) to {path}', flush=True)
+    _LOG.info(f'downloading {url} ({row.size / 1e6:.0f} MB) to {path}')
     fetch(url, path, size, md5)
     return path
 

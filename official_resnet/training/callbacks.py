@@ -1,4 +1,4 @@
-"""Keras callbacks: progress, and metrics as JSON lines.
+"""Keras callbacks: what a training shows, and the files that it writes beside its checkpoints.
 
 resnet_run_loop.train drives them; its docstring lists the logs that they read. It enters callbacks that are context
 managers before training and leaves them afterwards, also if an exception ends the training.
@@ -6,7 +6,6 @@ managers before training and leaves them afterwards, also if an exception ends t
 
 import contextlib
 import json
-import os
 import pathlib
 import sys
 import time
@@ -17,6 +16,7 @@ import numpy as np
 import tqdm
 
 from official_resnet import checkpoints, files
+from official_resnet.inference import model_card
 from official_resnet.training import devices
 from official_resnet.training.config import TrainConfig
 
@@ -96,7 +96,7 @@ class Progress(keras.callbacks.Callback, contextlib.AbstractContextManager):
 
 
 class Summary(keras.callbacks.Callback):
-    """Print a run in three lines and write config.json when it begins, so that a refused model_dir keeps its own."""
+    """Describe a run in three lines when it begins."""
 
     def __init__(self, config: TrainConfig, recipe: str):
         super().__init__()
@@ -104,8 +104,6 @@ class Summary(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None) -> None:
         config, spec, params = self.config, self.config.spec, self.params
-        content = {'recipe': self.recipe, 'config': config.to_json(), 'machine': devices.machine_info()}
-        files.write_json(pathlib.Path(config.machine.model_dir or '.') / 'config.json', content)
         count = sum(int(np.prod(variable.shape)) for variable in self.model.trainable_variables)
         network = f'ResNet-{spec.resnet_size} version {spec.version}, shortcut {spec.shortcut}, {count:,} parameters'
         data = f'{config.dataset}: {params["num_images"]:,} training, {params["num_test_images"]:,} test images'
@@ -114,22 +112,28 @@ class Summary(keras.callbacks.Callback):
         print(f'training  {self.recipe}: {config.train_epochs} epochs, batch {config.batch_size}, {course}', flush=True)
 
 
-class MetricsJSON(keras.callbacks.Callback):
-    """Append a line per split and epoch to model_dir/metrics.jsonl.
+class Record(keras.callbacks.Callback):
+    """Write a run into its model_dir; `train` adds this callback.
 
-    Keys: split ('train' or 'test'), epoch (from 1), step (global), loss, accuracy (0..1), learning_rate,
-    images_per_second, seconds; for 'test' also accuracy_top_5. A resumed run first removes the lines that were
-    written after its checkpoint.
+    When it begins: config.json; network.json and model.card.json, with which inference.predict.load reads a
+    checkpoint. After an epoch: a line per split in metrics.jsonl, with the keys split ('train' or 'test'), epoch (from
+    1), step (global), loss, accuracy (0..1), learning_rate, images_per_second, seconds; for 'test' also
+    accuracy_top_5. A resumed run first removes the lines that were written after its checkpoint. At its end:
+    model.keras.
     """
 
-    def __init__(self, model_dir: str | os.PathLike):
+    def __init__(self, config: TrainConfig, card: dict[str, Any], recipe: str | None = None):
         super().__init__()
-        self.path = pathlib.Path(model_dir) / checkpoints.METRICS_FILE
-        self._epoch = 0
+        self.folder = pathlib.Path(str(config.machine.model_dir))
+        self.path = self.folder / checkpoints.METRICS_FILE
+        self._about = {'recipe': recipe, 'config': config.to_json(), 'machine': devices.machine_info()}
+        self._card, self._epoch = card, 0
 
     def on_train_begin(self, logs=None) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines, first_step = checkpoints.read_metrics(self.path.parent), self.params['first_step']
+        files.write_json(self.folder / 'config.json', self._about)
+        files.write_text(self.folder / checkpoints.NETWORK_FILE, self.model.to_json())
+        model_card.write_card(self.folder / 'model.card.json', **self._card)
+        lines, first_step = checkpoints.read_metrics(self.folder), self.params['first_step']
         files.write_text(self.path, ''.join(json.dumps(line) + '\n' for line in lines if line['step'] <= first_step))
 
     def on_epoch_end(self, epoch, logs=None) -> None:
@@ -141,6 +145,10 @@ class MetricsJSON(keras.callbacks.Callback):
     def on_train_end(self, logs=None) -> None:
         if logs:
             self._write('test', 'val_', logs)
+        self.model.compiled = False  # saved for inference: loading it needs our layers, but not our optimizer
+        with files.replacing(self.folder / 'model.keras') as part:
+            self.model.save(part)
+        self.model.compiled = True
 
     def _write(self, split, prefix, logs):
         names = ('loss', 'accuracy', 'learning_rate', 'images_per_second', 'seconds', 'accuracy_top_5')

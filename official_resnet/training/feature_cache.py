@@ -5,6 +5,7 @@ split is kept as a file in model_dir, with a hash of everything it depends on; a
 """
 
 import hashlib
+import logging
 import os
 import pathlib
 import time
@@ -19,6 +20,8 @@ import tensorflow as tf
 from official_resnet import files, layers
 from official_resnet.inputs.in_memory import InMemorySplit
 from official_resnet.inputs.split import Split
+
+_LOG = logging.getLogger(__name__)
 
 FILES = {'train': 'features-train.npz', 'test': 'features-test.npz'}
 BATCH_SIZE = 128
@@ -64,7 +67,7 @@ def features(
     key = _key(model, examples)
     arrays = _load(path, key) if path else None
     if arrays is None:
-        print(f'computing the features of {examples.num_images:,} images', flush=True)
+        _LOG.info(f'computing the features of {examples.num_images:,} images')
         arrays = compute(model, examples, check)
         if path:
             try:  # without the file, a resumed run computes them again
@@ -72,9 +75,9 @@ def features(
                 with files.replacing(path) as part, open(part, 'wb') as file:
                     np.savez(file, key=np.array(key), features=arrays[0], labels=arrays[1])
             except OSError as error:
-                print(f'cannot keep the features in {path}: {error.strerror}; continuing without', flush=True)
+                _LOG.warning(f'cannot keep the features in {path}: {error.strerror}; continuing without')
     else:
-        print(f'features of {examples.num_images:,} images read from {path}', flush=True)
+        _LOG.info(f'features of {examples.num_images:,} images read from {path}')
     images, labels = arrays[0][:, None, None, :], arrays[1]
     num_classes, name, class_names = examples.num_classes, examples.name, examples.class_names
     return InMemorySplit(images, labels, num_classes, name, class_names, normalization='none')

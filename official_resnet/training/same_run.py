@@ -1,6 +1,7 @@
 """A stored run: whether it is the one that is asked for, how they differ in terms of flags, and how to delete it."""
 
 import dataclasses
+import logging
 import os
 import pathlib
 import shutil
@@ -44,14 +45,15 @@ def require_same_data(ours: dict, theirs: dict, model_dir: str | None) -> None:
             )
 
 
-def print_place(does: str, path: pathlib.Path, place: tuple[int, int], ours: TrainConfig, theirs: TrainConfig) -> None:
-    """Print what is done with a checkpoint, its place (epoch, step), and what has changed since it was stored."""
+def log_place(does: str, path: pathlib.Path, place: tuple[int, int], ours: TrainConfig, theirs: TrainConfig) -> None:
+    """Log what is done with a checkpoint, its place (epoch, step), and what has changed since it was stored."""
     new, old = ours.to_json(), theirs.to_json()
     for values in (new, old):
         values |= {f'machine.{name}': value for name, value in values.pop('machine').items()}
     names = [name for name in new if new[name] != old[name] and not name.endswith(('data_dir', 'model_dir'))]
     changed = ', '.join(difference(name, new[name], old[name]) for name in names)
-    print(f'{does} {path}: epoch {place[0]}, step {place[1]}{changed and "; changed: "}{changed}', flush=True)
+    text = f'{does} {path}: epoch {place[0]}, step {place[1]}{changed and "; changed: "}{changed}'
+    logging.getLogger(__name__).info(text)
 
 
 def difference(name: str, ours: Any, theirs: Any) -> str:

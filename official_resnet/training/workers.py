@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import functools
 import json
+import logging
 import math
 import os
 import select
@@ -211,7 +212,7 @@ def await_data(dataset: str, data_dir: str | None) -> None:
     while not _is_there(dataset, data_dir):
         if not has_waited:
             has_waited = True
-            print(f"waiting for the chief to download {dataset} into '{data_dir}'", flush=True)
+            logging.getLogger(__name__).info(f"waiting for the chief to download {dataset} into '{data_dir}'")
         if not is_chief_there():
             raise UserError(
                 f'the chief ended before {dataset} was complete; read its message, then start all workers again'

@@ -255,11 +255,9 @@ def test_what_is_written_is_read(tmp_path):
     assert content['input'] == fed
     affine = affine_name('BGR', 1.0, (1, 2, 3))  # of a network that was fine-tuned after a conversion
     assert own_card(tmp_path, normalization=affine).normalization == affine
-    before = path.read_bytes()
     for wrong in ({'normalization': 'other'}, {'shape': (9, 9, 3), 'input_shape': (8, 8, 3)}, {'num_classes': 2}):
         with pytest.raises(UserError, match='x.card.json'):
             own_card(tmp_path, **wrong)
-    assert path.read_bytes() == before
 
 
 def test_a_converted_network_may_name_its_normalization(tmp_path):
@@ -326,5 +324,5 @@ def test_what_cannot_be_loaded(tmp_path):
         predict.load(path)
     path.unlink()
     card.unlink()
-    with pytest.raises(UserError, match='model.keras'):
+    with pytest.raises(UserError, match='.keras file'):
         predict.load(tmp_path)

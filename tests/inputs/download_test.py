@@ -304,16 +304,15 @@ def test_a_data_dir_that_cannot_be_made(archive, tmp_path):
 # --- download_and_extract ------------------------------------------------------------------------------------
 
 
-def test_download_and_extract_then_nothing_to_do(server, data_dir, capsys, monkeypatch):
+def test_download_and_extract_then_nothing_to_do(server, data_dir, caplog, monkeypatch):
     assert download.download_and_extract('cifar10', data_dir, url=server.url) == data_dir / FOLDER
     assert_extracted(data_dir)
-    capsys.readouterr()
     monkeypatch.setattr(download.urllib.request, 'urlopen', None)
     before = {path: path.stat().st_mtime_ns for path in data_dir.rglob('*')}
     for folder in (data_dir, data_dir / FOLDER):
         assert not datasets.is_missing('cifar10', folder)
         assert download.download_and_extract('cifar10', folder) == data_dir / FOLDER
-        assert str(data_dir / FOLDER) in capsys.readouterr().out
+        assert str(data_dir / FOLDER) in caplog.messages[-1]
     assert {path: path.stat().st_mtime_ns for path in data_dir.rglob('*')} == before
 
 
@@ -362,14 +361,15 @@ def assert_files(folder):
 
 
 @pytest.mark.parametrize('below', ['', 'mnist'])
-def test_a_missing_set_of_files_is_fetched_once(below, server, tmp_path, capsys):
+def test_a_missing_set_of_files_is_fetched_once(below, server, tmp_path, caplog):
     data_dir = tmp_path / 'new'
     download.fetch_missing('mnist', data_dir / below)
     assert_files(data_dir / 'mnist')
-    assert names(data_dir) == ['mnist'] and str(data_dir / 'mnist') in capsys.readouterr().out
+    assert names(data_dir) == ['mnist'] and str(data_dir / 'mnist') in caplog.messages[-1]
+    caplog.clear()
     for again in (data_dir, data_dir / 'mnist'):
         download.fetch_missing('mnist', again)
-    assert len(server.ranges) == 4 and capsys.readouterr().out == ''
+    assert len(server.ranges) == 4 and not caplog.messages
 
 
 @pytest.mark.parametrize(

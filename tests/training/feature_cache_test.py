@@ -11,7 +11,7 @@ from fixtures.tiny_training import StopAt, drawn_examples, final_arrays, make_co
 from official_resnet import checkpoints, resnet_run_loop
 from official_resnet.inference import grad_cam
 from official_resnet.inputs.normalization import per_image_standardization
-from official_resnet.training import callbacks, feature_cache
+from official_resnet.training import feature_cache
 
 HEAD_ONLY = {'transfer': 'head', 'augment': False}
 
@@ -30,16 +30,16 @@ def test_training_on_features_equals_training_on_images(cifar_dir, source, monke
     assert cached.history.history['val_accuracy'] == plain.history.history['val_accuracy']
 
 
-def test_head_training_killed_and_resumed_is_bit_identical(cifar_dir, source, tmp_path, capsys):
+def test_head_training_killed_and_resumed_is_bit_identical(cifar_dir, source, tmp_path, caplog):
     fields = HEAD_ONLY | {'pretrained': str(source), 'train_epochs': 3}
     for name, deaths in (('whole', ()), ('killed', (4, 8, 14))):
         for step in deaths:
             config = make_config(cifar_dir, tmp_path / name, save_checkpoint_minutes=0, **fields)
             with pytest.raises(RuntimeError, match='killed'):
                 resnet_run_loop.train(config, [StopAt(step)])
-        capsys.readouterr()
-        resnet_run_loop.train(make_config(cifar_dir, tmp_path / name, **fields), [callbacks.Progress(0)])
-        out = capsys.readouterr().out
+        caplog.clear()
+        resnet_run_loop.train(make_config(cifar_dir, tmp_path / name, **fields), ())
+        out = caplog.text
         for count in (120, 30):
             assert (f'features of {count}' in out and 'computing' not in out) == (name == 'killed')
             assert (f'computing the features of {count}' in out) == (name == 'whole')
@@ -53,14 +53,14 @@ def test_head_training_killed_and_resumed_is_bit_identical(cifar_dir, source, tm
     assert results['loss'] == pytest.approx(evaluation['loss'], rel=1e-4)
 
 
-def test_features_are_computed_anew_where_they_are_of_something_else(source, tmp_path, capsys):
+def test_features_are_computed_anew_where_they_are_of_something_else(source, tmp_path, caplog):
     model = keras.models.load_model(source / 'model.keras')
 
     path = tmp_path / 'features.npz'
 
     def lines(examples):
         feature_cache.features(model, examples, path)
-        return capsys.readouterr().out.partition(' ')[0]
+        return caplog.messages[-1].partition(' ')[0]
 
     examples = drawn_examples(5)
     assert lines(examples) == 'computing' and lines(examples) == 'features'

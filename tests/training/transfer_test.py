@@ -10,7 +10,7 @@ from fixtures.tiny_training import SPEC, drawn_examples, make_config
 
 from official_resnet import checkpoints, resnet_model, resnet_run_loop, resnet_variants
 from official_resnet.errors import UserError
-from official_resnet.inference import card_reader, model_card
+from official_resnet.inference import card_reader
 from official_resnet.inputs.normalization import NORMALIZATIONS
 from official_resnet.training import transfer
 
@@ -167,12 +167,9 @@ def test_a_converted_net_brings_its_card(source, tmp_path):
             transfer.describe(tmp_path / 'net.keras')
 
 
-def test_a_card_of_ours_is_read_again(source, tmp_path, cifar_dir):
-    result = resnet_run_loop.train(make_config(cifar_dir, None, train_epochs=1, max_train_steps=1))
-    (tmp_path / 'net.keras').write_bytes((source / 'model.keras').read_bytes())
-    model_card.write_card(tmp_path / 'net.card.json', **result.card)
-    assert transfer.describe(tmp_path / 'net.keras') == transfer.Pretrained(SPEC, 10, 'per_image_standardization', 32)
-    card = card_reader.read_card(tmp_path / 'net.card.json')
+def test_a_card_of_ours_is_read_again(source):
+    assert transfer.describe(source / 'model.keras') == transfer.Pretrained(SPEC, 10, 'per_image_standardization', 32)
+    card = card_reader.read_card(source / 'model.card.json')
     assert card.names[3] == 'cat' and card.size == card.net_size == (32, 32)
 
 

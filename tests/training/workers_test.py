@@ -176,18 +176,19 @@ def test_one_worker_needs_no_meeting(monkeypatch):
     workers.meet(0)
 
 
-def test_data_that_nobody_brings_is_waited_for_with_an_end(monkeypatch, tmp_path, capsys):
+def test_data_that_nobody_brings_is_waited_for_with_an_end(monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(workers, 'POLL_SECONDS', 0)
     monkeypatch.setattr(workers, 'is_chief_there', lambda: True)
     monkeypatch.setattr(workers, 'DATA_SECONDS', 0)
     text = message_of(workers.await_data, 'cifar10', str(tmp_path))
     assert f"cifar10 is not in '{tmp_path}' after 0 minutes" in text and '--data_dir' in text
-    assert f"cifar10 into '{tmp_path}'\n" in capsys.readouterr().out
+    assert caplog.messages[-1].endswith(f"cifar10 into '{tmp_path}'")
+    caplog.clear()
     missing = iter([True, True, False])
     monkeypatch.setattr(workers, 'DATA_SECONDS', 60)
     monkeypatch.setattr(datasets, 'is_missing', lambda *args: next(missing))
     workers.await_data('cifar10', str(tmp_path))
-    assert capsys.readouterr().out.count('\n') == 1 and next(missing, None) is None
+    assert len(caplog.messages) == 1 and next(missing, None) is None
     monkeypatch.setattr(datasets, 'is_missing', lambda *args: True)
     monkeypatch.setattr(workers, 'is_chief_there', lambda: False)
     assert 'cifar10' in message_of(workers.await_data, 'cifar10', str(tmp_path))
