@@ -123,25 +123,20 @@ def test_odd_images(tmp_path):
 # --- shards --------------------------------------------------------------------------------------------------
 
 
-def test_shards_depend_on_images_seed_and_number_alone(tmp_path, simple):
-    simple.save(tmp_path / 'kept')
-    kept = ImageList.load(tmp_path / 'kept')
-    manifest = build(simple, 'train', tmp_path / 'a', 7, 2)
-    found = contents(tmp_path / 'a')
-    for shard, entry in enumerate(manifest['shards']):  # by one process, and this one
+def test_shards_depend_on_images_seed_and_number_alone(tmp_path, whole):
+    whole[0].save(tmp_path / 'kept')
+    kept, options, out = ImageList.load(tmp_path / 'kept'), Options(seed=1), tmp_path / 'out'
+    manifest, found = build(whole[0], 'train', out, 50, 2, options=options), contents(out)  # more shards than images
+    for shard, entry in enumerate(manifest['shards']):
         output = io.BytesIO()
-        summary = shards.build_shard(kept, shard, 7, Options(), output, opener=lambda path: open(path, 'rb'))
+        summary = shards.build_shard(kept, shard, 50, options, output, opener=lambda path: open(path, 'rb'))
         assert json.loads(json.dumps(summary)) == summary and output.getvalue() == found[entry['name']]
         assert hashlib.sha256(output.getvalue()).hexdigest() == entry['sha256'] == summary['sha256']
         assert (entry['records'], entry['bytes']) == (summary['records'], len(output.getvalue()))
-    assert [entry['records'] for entry in manifest['shards']] == [5, 6, 6, 5, 6, 6, 6]
-    assert json.loads((tmp_path / 'a' / 'train.manifest.json').read_text()) == manifest
-    assert sorted(os.listdir(tmp_path / 'a')) == sorted([*found, 'train.manifest.json'])
-    manifest = build(simple, 'train', tmp_path / 'b', 50, 2, options=Options(seed=1))  # more shards than images
-    assert sum(entry['records'] == 0 for entry in manifest['shards']) == 10
-    assert verify(tmp_path / 'b', 'train', quiet) == 0 and list(examples(tmp_path / 'b')) != list(
-        examples(tmp_path / 'a')
-    )
+    assert sorted(entry['records'] for entry in manifest['shards']) == [0] * 10 + [1] * 40
+    assert json.loads((out / 'train.manifest.json').read_text()) == manifest
+    assert sorted(os.listdir(out)) == sorted([*found, 'train.manifest.json'])
+    assert verify(out, 'train', quiet) == 0 and [*examples(out)] != [*examples(whole[1])]
 
 
 def test_the_order_is_fixed():
@@ -226,9 +221,9 @@ def waiting(tmp_path, simple):
     data = image.read_bytes()
     image.unlink()
     os.mkfifo(image)  # opening it takes until somebody writes
-    build = programs.start([sys.executable, '-c', BUILD, str(tmp_path / 'job')])
-    programs.wait_for((tmp_path / 'job.out' / '.train.progress' / 'train-00002-of-00004.part').exists, build)
-    [process] = pathlib.Path(f'/proc/{build.pid}/task/{build.pid}/children').read_text().split()
+    started = programs.start([sys.executable, '-c', BUILD, str(tmp_path / 'job')])
+    programs.wait_for((tmp_path / 'job.out' / '.train.progress' / 'train-00002-of-00004.part').exists, started)
+    [process] = pathlib.Path(f'/proc/{started.pid}/task/{started.pid}/children').read_text().split()
 
     def go_on():
         stack.callback(os.close, os.open(image, os.O_RDWR))  # which never takes time
@@ -236,8 +231,8 @@ def waiting(tmp_path, simple):
         image.write_bytes(data)
 
     with contextlib.ExitStack() as stack:
-        yield build, int(process), go_on
-        programs.finish([build])
+        yield started, int(process), go_on
+        programs.finish([started])
 
 
 def test_killed_and_started_again(tmp_path, whole, simple, waiting, monkeypatch):

@@ -26,7 +26,6 @@ program = data_commands.load(NAME)
 NUM_SHARDS = {'train': 6, 'validation': 2}
 SHARDS = ['--train_shards=6', '--validation_shards=2', '--num_threads=1']
 USER, KEY = 'someone', 'secret:word'
-ALL_BUT_TRAIN = {ilsvrc.VALIDATION, ilsvrc.LABELS, ilsvrc.BOXES}
 
 
 @pytest.fixture(autouse=True)
@@ -261,13 +260,6 @@ def test_official_files_are_stated():
     assert downloads.URL == 'https://image-net.org/data/ILSVRC/2012/'
 
 
-@pytest.mark.parametrize('name', data_commands.NAMES)
-def test_no_command_imports_tensorflow(name):
-    """A worker of a cluster has none, and a program that moves images should start at once."""
-    imported = data_commands.imports(name, '--help')
-    assert 'official_resnet.errors' in imported and not {'tensorflow', 'keras'} & imported
-
-
 # --- downloads ------------------------------------------------------------------------------------------------
 
 
@@ -333,21 +325,17 @@ def test_wrong_password(tmp_path, start_server, account, monkeypatch):
     assert not any(secret in str(error.value) for secret in (USER, KEY, 'mistyped', '\n'))
 
 
-def test_a_redirect_does_not_get_the_password(built, tmp_path, start_server, account):
-    link(built, tmp_path, ALL_BUT_TRAIN)
-    other = start_server(is_locked=False)
-    acquire(tmp_path, start_server(moved_to=other.url))
-    assert other.requests == [(ilsvrc.TRAIN, None)]
-    assert (tmp_path / ilsvrc.TRAIN).read_bytes() == (built.folder / ilsvrc.TRAIN).read_bytes()
-
-
-def test_a_mirror_needs_no_account_and_no_boxes(built, tmp_path, start_server):
-    site = link(built, tmp_path / 'site', {ilsvrc.TRAIN})
+@pytest.mark.parametrize('is_moved', [False, True])
+def test_a_mirror_needs_no_account_and_no_boxes(built, tmp_path, start_server, account, monkeypatch, is_moved):
+    """Nor does it get an account where the official address redirects to it."""
+    mirror = start_server(folder=link(built, tmp_path / 'site', {ilsvrc.TRAIN}), is_locked=False)
     link(built, tmp_path / 'data', {ilsvrc.VALIDATION, ilsvrc.LABELS})
-    server = start_server(folder=site, is_locked=False)
-    told = acquire(tmp_path / 'data', server)
-    assert server.requests == [(ilsvrc.TRAIN, None), (ilsvrc.BOXES, None)]
+    if not is_moved:
+        monkeypatch.delenv(downloads.CREDENTIALS[1])
+    told = acquire(tmp_path / 'data', start_server(moved_to=mirror.url) if is_moved else mirror)
+    assert mirror.requests == [(ilsvrc.TRAIN, None), (ilsvrc.BOXES, None)]
     assert '404' in told and 'without boxes' in told
+    assert (tmp_path / 'data' / ilsvrc.TRAIN).read_bytes() == (built.folder / ilsvrc.TRAIN).read_bytes()
 
 
 def test_the_account_is_asked_for_on_a_terminal(built, data_dir, start_server, monkeypatch):
