@@ -41,7 +41,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     replicas: Any = None  # a training.replicas.ReplicaStatistics while a step for several replicas is traced
 
-    def call(self, inputs, training=None, mask=None) -> tf.Tensor:
+    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None) -> tf.Tensor:
         if not self._is_fusable(inputs, mask):
             return super().call(inputs, training=training, mask=mask)
         is_training = bool(training and self.trainable)

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 from collections.abc import Collection
+from typing import Any
 
 import keras
 
@@ -34,24 +35,24 @@ class BenchmarkLog(keras.callbacks.Callback):
         self.folder = folder and pathlib.Path(folder)
         self.run_info, self.log_steps, self.hooks, self._logged = run_info, log_steps, hooks, 0
 
-    def on_train_begin(self, logs=None) -> None:
+    def on_train_begin(self, logs: Any = None) -> None:
         self._logged = self.params['first_step']
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
             info = json.dumps(self.run_info | {'run_date': _now()}, indent=1)
             (self.folder / 'benchmark_run.log').write_text(info + '\n', encoding='utf-8')
 
-    def on_train_batch_end(self, batch, logs=None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         step = int(logs['step'])
         if step // self.log_steps > self._logged // self.log_steps:
             self._logged = step
             self._write({name: logs[key] for hook, name, key in _METRICS if hook in self.hooks}, step)
 
-    def on_epoch_end(self, epoch, logs=None) -> None:
+    def on_epoch_end(self, epoch: int | None, logs: Any = None) -> None:
         names = [name for name in ('accuracy', 'accuracy_top_5', 'loss') if f'val_{name}' in logs]
         self._write({name: logs[f'val_{name}'] for name in names}, int(logs['step']))
 
-    def on_train_end(self, logs=None) -> None:
+    def on_train_end(self, logs: Any = None) -> None:
         if logs:
             self.on_epoch_end(None, logs)
 

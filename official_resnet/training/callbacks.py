@@ -37,7 +37,7 @@ class Progress(keras.callbacks.Callback, contextlib.AbstractContextManager):
         self._bar: Any = None
         self._calls, self._logged, self._printed_at = 0, 0, time.monotonic()
 
-    def on_epoch_begin(self, epoch, logs=None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         steps, batch_size = self.params['steps'], self.params['batch_size']
         done = self.params['first_step'] % steps if not self._calls else 0
         options = {'unit': ' images', 'unit_scale': True, 'leave': False, 'dynamic_ncols': True, 'file': self.stream}
@@ -45,10 +45,10 @@ class Progress(keras.callbacks.Callback, contextlib.AbstractContextManager):
         options['postfix'] = 'compiling' if not self._calls else None
         self._bar = tqdm.tqdm(total=steps * batch_size, initial=done * batch_size, bar_format=self.BAR, **options)
 
-    def on_test_begin(self, logs=None) -> None:
+    def on_test_begin(self, logs: Any = None) -> None:
         self._bar.set_postfix_str('evaluating')
 
-    def on_train_batch_end(self, batch, logs=None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._calls += 1
         if self._calls == 2:  # the first call compiles
             self._say_expected_time(logs)
@@ -63,14 +63,14 @@ class Progress(keras.callbacks.Callback, contextlib.AbstractContextManager):
             self._printed_at = time.monotonic()
         self._logged = step
 
-    def on_epoch_end(self, epoch, logs=None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._bar.close()
         self._printed_at = time.monotonic()
         text = f'{self._train_text(logs)}, {logs["images_per_second"]:.0f} images/s'
         text += f'; {self._test_text(logs)}' if 'val_accuracy' in logs else ''
         print(f'epoch {epoch + 1}/{self.params["epochs"]}: {text}', flush=True)
 
-    def on_train_end(self, logs=None) -> None:
+    def on_train_end(self, logs: Any = None) -> None:
         if logs:
             print(self._test_text(logs), flush=True)
 
@@ -102,7 +102,7 @@ class Summary(keras.callbacks.Callback):
         super().__init__()
         self.config, self.recipe = config, recipe
 
-    def on_train_begin(self, logs=None) -> None:
+    def on_train_begin(self, logs: Any = None) -> None:
         config, spec, params = self.config, self.config.spec, self.params
         count = sum(int(np.prod(variable.shape)) for variable in self.model.trainable_variables)
         network = f'ResNet-{spec.resnet_size} version {spec.version}, shortcut {spec.shortcut}, {count:,} parameters'
@@ -129,20 +129,20 @@ class Record(keras.callbacks.Callback):
         self._about = {'recipe': recipe, 'config': config.to_json(), 'machine': devices.machine_info()}
         self._card, self._epoch = card, 0
 
-    def on_train_begin(self, logs=None) -> None:
+    def on_train_begin(self, logs: Any = None) -> None:
         files.write_json(self.folder / 'config.json', self._about)
         files.write_text(self.folder / checkpoints.NETWORK_FILE, self.model.to_json())
         model_card.write_card(self.folder / 'model.card.json', **self._card)
         lines, first_step = checkpoints.read_metrics(self.folder), self.params['first_step']
         files.write_text(self.path, ''.join(json.dumps(line) + '\n' for line in lines if line['step'] <= first_step))
 
-    def on_epoch_end(self, epoch, logs=None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._epoch = epoch + 1
         self._write('train', '', logs)
         if 'val_loss' in logs:
             self._write('test', 'val_', logs)
 
-    def on_train_end(self, logs=None) -> None:
+    def on_train_end(self, logs: Any = None) -> None:
         if logs:
             self._write('test', 'val_', logs)
         self.model.compiled = False  # saved for inference: loading it needs our layers, but not our optimizer

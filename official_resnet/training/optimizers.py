@@ -1,6 +1,6 @@
 """Learning-rate schedules in steps, and the optimizers: SGD with coupled weight decay, and Adam."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -52,7 +52,7 @@ class PiecewiseLinear(keras.optimizers.schedules.LearningRateSchedule):
         self.steps = [float(step) for step in steps]
         self.values = [float(value) for value in values]
 
-    def __call__(self, step):
+    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
         step = tf.cast(step, tf.float32)
         rate = tf.constant(self.values[0])
         for i in range(1, len(self.steps)):
@@ -73,7 +73,7 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
         self.schedule = keras.saving.deserialize_keras_object(schedule) if isinstance(schedule, dict) else schedule
         self.steps = float(steps)
 
-    def __call__(self, step):
+    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
         step = tf.cast(step, tf.float32)
         return self.schedule(tf.maximum(step, self.steps)) * tf.minimum(step / self.steps, 1.0)
 
@@ -149,6 +149,8 @@ class CoupledSGD(_TwoRates, keras.optimizers.SGD):
             but head_layers (names of layers).
     """
 
+    momentum: float
+
     def __init__(
         self,
         learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 0.1,
@@ -156,7 +158,7 @@ class CoupledSGD(_TwoRates, keras.optimizers.SGD):
         nesterov: bool = False,
         l2: float = 0.0,
         decay: str = 'all',
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(learning_rate, momentum=momentum, nesterov=nesterov, **{'name': 'coupled_sgd'} | kwargs)
         if decay not in ('all', 'kernels', 'no_batch_norm'):
@@ -165,7 +167,7 @@ class CoupledSGD(_TwoRates, keras.optimizers.SGD):
             raise UserError(f'weight decay {l2} is negative; pass 0 or more')
         self.l2, self.decay = float(l2), decay
 
-    def build(self, variables):
+    def build(self, variables: Iterable[keras.Variable]) -> None:
         variables = list(variables)
         excluded = {'all': (), 'no_batch_norm': ('gamma', 'beta'), 'kernels': ('gamma', 'beta', 'bias')}
         self._l2_of = {self._var_key(v): 0.0 if v.name in excluded[self.decay] else self.l2 for v in variables}
@@ -173,7 +175,7 @@ class CoupledSGD(_TwoRates, keras.optimizers.SGD):
         super().build(variables)
         self.momentum = momentum
 
-    def update_step(self, gradient, variable, learning_rate) -> None:
+    def update_step(self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor) -> None:
         l2 = self._l2_of[self._var_key(variable)]
         if l2:
             gradient = gradient + l2 * tf.convert_to_tensor(variable)
