@@ -14,7 +14,9 @@ from official_resnet.errors import UserError
 
 # Errors of flock on a file system that does not support locks, usually a network file system.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ADVICE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), 'free some space') | dict.fromkeys(
+    (errno.EEXIST, errno.ENOTDIR), 'move away the file that is in its place'
+)
 
 
 @contextlib.contextmanager
@@ -109,14 +111,14 @@ def write_errors(what: str, remedy: str) -> Iterator[None]:
 
     Args:
         what: What is being written, for example 'checkpoint /tmp/x'.
-        remedy: The text that follows 'make it writable' or, on a full disk, 'free some space' in the message.
+        remedy: The text that follows the advice in the message, for example 'make it writable' or 'free some space'.
     """
     try:
         yield
     except BrokenPipeError:  # the reader of the program's output has exited; no file is at fault
         raise
     except OSError as error:
-        advice = 'free some space' if error.errno in _FULL else 'make it writable'
+        advice = _ADVICE.get(error.errno or 0, 'make it writable')
         raise UserError(f'cannot write {what}: {error.strerror or error}; {advice}{remedy}') from error
 
 

@@ -69,10 +69,10 @@ def _evaluate_run(values, asked, options, row, given):
     config = config.with_machine(data_dir=flags.data_dir_of(values, config.dataset))
     train_program.find_data(config, options, row)
     results = resnet_run_loop.evaluate(config)
-    top_5 = f', in the top 5 {results["accuracy_top_5"]:.4f}' if results['test'].resize else ''
+    top_5 = f', top-5 {results["accuracy_top_5"]:.4f}' if results['test'].resize else ''
     print(
         f'epoch {results["epoch"]}, step {results["step"]}: test loss {results["loss"]:.4f}, '
-        f'test accuracy {results["accuracy"]:.4f}{top_5} ({results["num_images"]} images)'
+        f'{"top-1" if top_5 else "test accuracy"} {results["accuracy"]:.4f}{top_5} ({results["num_images"]} images)'
     )
     if options.eval_report or options.ten_crop:
         _report(results['model'], results['test'], config.batch_size, options)

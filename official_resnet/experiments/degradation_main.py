@@ -63,15 +63,14 @@ def judge(nets: dict[str, dict[str, Any]], shallow: int, deep: int) -> dict[str,
     runs.train_net, ...}.
     """
     claim, sentences, depths = {}, [], [shallow, deep]
-    for kind, verdict in (('plain', 'degradation'), ('residual', 'the deeper one is not better')):
+    for kind in KINDS:
         errors = [nets[f'{kind}-{depth}']['final']['train_error_inference'] for depth in depths]
         is_worse = None if None in errors else errors[1] > errors[0]
         claim[kind] = {'depths': depths, 'train_error_inference': errors, 'is_deep_worse': is_worse}
         texts = ['failed' if error is None else f'{error:.2f} %' for error in errors]
-        verdict = {True: verdict, False: 'no degradation', None: 'not compared'}[is_worse]
-        compared = f'{shallow} layers {texts[0]}, {deep} layers {texts[1]}: {verdict}'
-        sentences.append(f'training error of {kind} networks: {compared}')
-    return claim | {'text': '; '.join(sentences)}
+        verdict = {True: 'worse', False: 'not worse', None: 'not compared'}[is_worse]
+        sentences.append(f'training error, {kind}: {shallow} layers {texts[0]}, {deep} layers {texts[1]} ({verdict})')
+    return claim | {'text': '\n'.join(sentences)}
 
 
 if __name__ == '__main__':

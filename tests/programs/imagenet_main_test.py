@@ -99,7 +99,7 @@ def test_own_images_need_no_shards(tmp_path):
     assert f'folder:{tmp_path}/images: ' in succeed(f'{own} {SMALL} -te 1 --validation_fraction=0.4')
     assert predict.load(tmp_path / 'model')[1].names == names
     out = succeed(f'--eval_only {own}')
-    assert '(6 images)' in out and 'in the top 5 1.0000' in out
+    assert '(6 images)' in out and 'top-5 1.0000' in out
 
 
 def test_a_new_head_on_features_that_are_computed_once(data_dir, trained, tmp_path):
@@ -113,7 +113,7 @@ def test_a_new_head_on_features_that_are_computed_once(data_dir, trained, tmp_pa
     before, after = (keras.models.load_model(folder / 'model.keras') for folder in (trained[0], tmp_path))
     for one, other in zip(before.variables[:-2], after.variables[:-2], strict=True):
         np.testing.assert_array_equal(one.numpy(), other.numpy(), err_msg=one.path)
-    assert f'test accuracy {accuracy}, in the top 5' in succeed(f'--eval_only {there}')
+    assert f'top-1 {accuracy}, top-5' in succeed(f'--eval_only {there}')
 
 
 def test_killed_and_resumed_is_bit_identical(data_dir, trained, tmp_path, monkeypatch):
@@ -138,7 +138,7 @@ def test_evaluation_alone_gives_the_last_numbers_and_a_report(data_dir, trained,
     last = metrics(trained[0])[-1]
     there = f'--data_dir {data_dir} --model_dir {trained[0]}'
     out = succeed(f'--eval_only {there} -bs 5 --ten_crop --eval_report {tmp_path}/report')
-    numbers = f'{last["accuracy"]:.4f}, in the top 5 {last["accuracy_top_5"]:.4f} ({NUM_TEST} images)'
+    numbers = f'{last["accuracy"]:.4f}, top-5 {last["accuracy_top_5"]:.4f} ({NUM_TEST} images)'
     assert f'epoch 2, step 6: test loss {last["loss"]:.4f}, test accuracy {numbers}' in out
     assert f'one crop: top-1 {last["accuracy"]:.4f}, top-5 {last["accuracy_top_5"]:.4f} ({NUM_TEST} images)' in out
     assert re.search(rf'ten crops: top-1 \d\.\d{{4}}, top-5 \d\.\d{{4}} \({NUM_TEST} images\)', out)
