@@ -57,6 +57,7 @@ def test_an_incomplete_folder_is_said_to_lack_its_first_file(tmp_path, data_dir)
         ('cifar11', 'train', "'cifar11' .* cifar10, .*synthetic224, tfds:NAME or folder:PATH"),
         ('cifar10', 'validation', "'validation' .*'train' or 'test'"),
         ('cifar10', 'train', 'pass --data_dir'),
+        ('imagenet', 'train', 'pass --data_dir'),
         ('tfds:imagenet2012', 'train', r"'imagenet2012' .*image \(None, None, 3\).*; choose"),
     ],
 )

@@ -50,23 +50,14 @@ def test_shards_are_found_in_their_order_whatever_else_is_there(folder):
     assert shards.find_shards(folder, 'test') == [folder / f'validation-0000{i}-of-00002' for i in range(2)]
 
 
-def test_what_is_wrong_with_the_folder_is_said_in_one_line(folder, tmp_path):
-    def find(folder=folder, split='train'):
-        return message_of(shards.find_shards, folder, split)
-
+def test_shards_that_are_missing_or_of_two_sets_are_said_in_one_line(folder):
     (folder / 'train-00001-of-00004').rename(folder / 'train-00001-of-00004.part')
     (folder / 'train-00003-of-00004').unlink()
-    assert f"'{folder}' lacks 2 of 4 train shards" in find() and '00001; build them' in find()
+    message = message_of(shards.find_shards, folder, 'train')
+    assert f"'{folder}' lacks 2 of 4 train shards" in message and '00001; build them' in message
     (folder / 'train-00000-of-00008').touch()
-    assert 'set of 4 ' in find() and 'of 8; remove one of them' in find()
-    for path in folder.glob('train-*'):
-        path.unlink()
-    assert 'no train-00000-of-...; build them with data/build_imagenet_data.py, or pass another' in find()
-    assert 'no validation-00000-of-...' in find(tmp_path, 'test')
-    (tmp_path / 'file').touch()
-    assert 'not a folder; pass the folder of train-' in find(tmp_path / 'file')
-    assert 'does not exist; pass the folder' in find(tmp_path / 'absent')
-    assert 'needs a data_dir' in message_of(datasets.open_split, 'imagenet', 'train')
+    message = message_of(shards.find_shards, folder, 'train')
+    assert 'set of 4 ' in message and 'of 8; remove one of them' in message
 
 
 def test_the_manifest_names_the_classes(folder):
@@ -166,7 +157,7 @@ def test_each_split_keeps_an_index_unless_the_folder_may_not_be_written(folder, 
     assert {path.name for path in folder.glob('.*.npz')} == {'.train.index.npz', '.validation.index.npz'}
 
 
-@pytest.mark.parametrize('content', [b'', b'garbage', b'PK\x03\x04 and no more', None])
+@pytest.mark.parametrize('content', [b'garbage', b'PK\x03\x04 and no more', None])
 def test_a_damaged_index_is_made_again(folder, tmp_path, searched, content):
     kept = tmp_path / 'index.npz'
     open_shards(folder, index_file=kept)
@@ -218,7 +209,7 @@ def read_all(split, view=None):
             pass
 
 
-@pytest.mark.parametrize('row', [0, 9, 21])
+@pytest.mark.parametrize('row', [0, 9])
 def test_a_damaged_record_is_named_with_its_place(folder, row):
     path, begin, end = place_of(folder, row)
     source = open_shards(folder)
@@ -255,9 +246,7 @@ def config(folder, strategy, **fields):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    'split,row,strategy', [('train', 9, 'default'), ('test', 5, 'default'), ('test', 5, 'mirrored')]
-)
+@pytest.mark.parametrize('split,row,strategy', [('train', 9, 'default'), ('test', 5, 'mirrored')])
 def test_a_training_ends_with_the_line_of_the_damaged_record(folder, split, row, strategy):
     path, begin, _ = place_of(folder, row, split)
     trainer = resnet_run_loop.Trainer(config(folder, strategy, batch_size=22))
@@ -266,10 +255,9 @@ def test_a_training_ends_with_the_line_of_the_damaged_record(folder, split, row,
     assert message.startswith(f"'{path}' is damaged: ") and f'at byte {begin}; build' in message
 
 
-@pytest.mark.parametrize('strategy', ['default', 'mirrored'])
-def test_a_training_ends_with_a_line_where_an_image_cannot_be_decoded(folder, strategy):
+def test_a_training_ends_with_a_line_where_an_image_cannot_be_decoded(folder):
     write_shards(folder, BROKEN)
-    message = message_of(resnet_run_loop.train, config(folder, strategy, batch_size=8))
+    message = message_of(resnet_run_loop.train, config(folder, 'mirrored', batch_size=8))
     assert 'imagenet cannot be decoded; find it with' in message
 
 
@@ -280,18 +268,14 @@ def test_an_image_that_the_decoder_refuses(folder, view):
     assert 'imagenet cannot be decoded; find it with' in message and '--verify' in message
 
 
-@pytest.mark.parametrize('label', [-1, 6, 2**40])
-def test_a_label_of_no_class_is_refused(folder, label):
-    write_shards(folder, [(jpeg, label, boxes) for jpeg, _, boxes in IMAGES])
-    message = message_of(read_all, open_train(folder))
-    assert f'label {label + 1}, not 1..6; ' in message and 'manifest' in message
-
-
-def test_a_record_without_an_image_is_refused(folder):
+@pytest.mark.parametrize('label', [None, 0, 7, 2**40])
+def test_a_record_without_an_image_or_with_a_label_of_no_class_is_refused(folder, label):
     path = folder / 'train-00000-of-00004'
-    path.write_bytes(tfrecords.frame(tfrecords.encode_example({'something': 1})))
+    features = {'something': 1} if label is None else {'image/encoded': IMAGES[0][0], 'image/class/label': label}
+    path.write_bytes(tfrecords.frame(tfrecords.encode_example(features)))
     message = message_of(read_all, open_train(folder))
-    assert message.startswith(f"'{path}' ") and 'image/encoded; pass' in message
+    assert message.startswith(f"'{path}' ")
+    assert ('image/encoded; pass' if label is None else f'label {label}, not 1..6; put the manifest') in message
 
 
 BLAMELESS = [
