@@ -63,25 +63,6 @@ def windows(images, side=256):
 
 # --- by hand ---------------------------------------------------------------------------------------------------
 
-RAMP = encode([[0, 40, 80, 120], [100, 140, 180, 220]])
-
-
-@pytest.mark.parametrize(
-    'resize,expected',
-    [
-        # 4 x 8 pixels are at rows 0, 0.5, 1 .. and columns 0, 0.5 .. 3.5 of 2 x 4;
-        # the middle is rows 1, 2, columns 3, 4
-        ('tf1', [[110, 130], [160, 180]]),
-        # with the centres upon each other, at rows -0.25, 0.25, 0.75 and columns .. 1.25, 1.75
-        ('antialias', [[75, 95], [125, 145]]),
-    ],
-)
-def test_the_middle_of_a_ramp(resize, expected):
-    view = encoded.test_view(RAMP, SMALL[resize])
-    assert view.dtype == tf.float32 and view.shape == (2, 2, 3)
-    np.testing.assert_allclose(view[..., 0], expected, atol=1e-4)
-    np.testing.assert_array_equal(view[..., 0], view[..., 2])  # grey becomes RGB
-
 
 @BOTH
 def test_ten_views_of_sixteen_pixels(resize):
@@ -167,8 +148,6 @@ def test_training_views_of_imagenet_are_of_the_decoded_image(resize):
         )
         (top, left, _), (height, width, _) = begin.numpy(), size.numpy()
         part = tf.io.decode_and_crop_jpeg(jpeg, [top, left, height, width], 3, dct_method=views.dct_method).numpy()
-        whole = tf.io.decode_jpeg(jpeg, 3, dct_method=views.dct_method).numpy()[top : top + height, left : left + width]
-        assert np.abs(part - whole.astype(int))[1:-1, 2:-2].max() == 0  # libjpeg has no colours of beyond the edge
         view = encoded.train_view(jpeg, NO_BOXES, [7, i], views).numpy()
         differences = []
         for either in (part, part[:, ::-1]):
@@ -232,7 +211,7 @@ def test_a_seed_is_a_view():
 @pytest.mark.parametrize('function', [encoded.test_view, encoded.ten_views])
 def test_the_same_eagerly_and_inside_tf_data(function, resize):
     views = Views(test_size=48, resize=resize)
-    images = [*sample()[:6], RAMP, coordinates(70, 300)]
+    images = [*sample()[:6], encode(noise(2, 4)), coordinates(70, 300)]
     dataset = tf.data.Dataset.from_tensor_slices(images).map(lambda image: function(image, views))
     assert dataset.element_spec.shape == ((48, 48, 3) if function is encoded.test_view else (10, 48, 48, 3))
     for image, mapped in zip(images, dataset, strict=True):
@@ -271,8 +250,6 @@ def test_views():
     assert [Views(test_size=size).shorter_side for size in (224, 112, 299, 7)] == [256, 128, 342, 8]
     assert Views(test_resize=232).shorter_side == 232
     for options, words in (
-        ({'resize': 'area'}, '--resize=area |tf1, antialias'),
-        ({'test_size': -3}, '--eval_image_size=-3 |1 or more'),
         ({'min_area': 1.5}, '--min_crop_area=1.5 |above 0 and at most 1'),
         ({'test_size': 224, 'test_resize': 223}, 'test_resize 223 |224 or more'),
     ):

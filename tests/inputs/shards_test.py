@@ -1,13 +1,12 @@
 """TFRecord shards: finding, reading by number, and every kind of damage to encoded images."""
 
 import dataclasses
-import os
 import pathlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from fixtures.batches import labels_of, message_of
+from fixtures.batches import labels_of, message_of, read_all
 from fixtures.imagenet_shards import CLASSES, draw, write_shards
 from fixtures.tiny_training import config_of
 
@@ -190,9 +189,9 @@ def test_the_background_comes_before_all_classes(folder):
 # --- damage --------------------------------------------------------------------------------------------------
 
 
-def place_of(folder, row, split='train'):
+def place_of(folder, row):
     """Return (path, first byte, end) of an image's record."""
-    source = shards.Shards(shards.find_shards(folder, split))
+    source = open_shards(folder)
     return pathlib.Path(source.paths[source.groups[row]]), int(source._begins[row]), int(source._ends[row])
 
 
@@ -200,13 +199,6 @@ def flip(path, place):
     data = bytearray(path.read_bytes())
     data[place] ^= 1
     path.write_bytes(data)
-
-
-def read_all(split, view=None):
-    """Read all batches as the programs do."""
-    with split.input_errors():
-        for _ in split.evaluation_batches(8, view=view):
-            pass
 
 
 @pytest.mark.parametrize('row', [0, 9])
@@ -239,17 +231,16 @@ def test_a_file_that_is_cut_off_or_goes_away(folder, tmp_path):
     assert 'lacks 1 of 4 train shards' in message_of(open_shards, folder)
 
 
-def config(folder, strategy, **fields):
+def config(folder, batch_size):
     return config_of(
         resnet_spec.ResNetSpec((1, 1), filters=4), dataset='imagenet', data_dir=str(folder), model_dir=None,
-        views=VIEWS, train_epochs=1, distribution_strategy=strategy, **fields,
+        views=VIEWS, train_epochs=1, distribution_strategy='mirrored', batch_size=batch_size,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize('split,row,strategy', [('train', 9, 'default'), ('test', 5, 'mirrored')])
-def test_a_training_ends_with_the_line_of_the_damaged_record(folder, split, row, strategy):
-    path, begin, _ = place_of(folder, row, split)
-    trainer = resnet_run_loop.Trainer(config(folder, strategy, batch_size=22))
+def test_a_training_ends_with_the_line_of_the_damaged_record(folder):
+    path, begin, _ = place_of(folder, 9)
+    trainer = resnet_run_loop.Trainer(config(folder, batch_size=22))
     flip(path, begin + 60)
     message = message_of(trainer.run, [], [])
     assert message.startswith(f"'{path}' is damaged: ") and f'at byte {begin}; build' in message
@@ -257,7 +248,7 @@ def test_a_training_ends_with_the_line_of_the_damaged_record(folder, split, row,
 
 def test_a_training_ends_with_a_line_where_an_image_cannot_be_decoded(folder):
     write_shards(folder, BROKEN)
-    message = message_of(resnet_run_loop.train, config(folder, 'mirrored', batch_size=8))
+    message = message_of(resnet_run_loop.train, config(folder, batch_size=8))
     assert 'imagenet cannot be decoded; find it with' in message
 
 
@@ -293,32 +284,9 @@ def test_images_are_blamed_for_what_their_decoder_says_alone(folder, error):
         assert caught.value is error
 
 
-def test_a_fault_is_told_once(folder):
-    """Not again for an error that comes later, when the file is whole again."""
-    split = open_train(folder)
-    path, begin, _ = place_of(folder, 9)
-    flip(path, begin + 60)
-    assert f'checksum of the record at byte {begin}' in message_of(read_all, split)
-    flip(path, begin + 60)
-    read_all(split)
-    with pytest.raises(tf.errors.ResourceExhaustedError), split.input_errors():
-        raise BLAMELESS[0]
-
-
-def test_a_fault_in_a_file_whose_name_is_no_text(tmp_path):
-    path = pathlib.Path(os.fsdecode(bytes(tmp_path) + b'/caf\xe9 "1".jpg'))
-    path.write_bytes(IMAGES[0][0][:500])
-    split = streamed.StreamedSplit(streamed.Files([path], [0]), 1, 'x', ('a',), 'none', VIEWS)
-    message = message_of(read_all, split)
-    assert message.startswith(f"'{path}' ") and 'cut off' in message
-
-
-def test_a_log_line_before_what_takes_long(folder):
+def test_a_log_line_before_what_takes_long(tmp_path):
     lines = []
-    open_shards(folder, log=lines.append)
-    assert lines == []
-    for path in folder.glob('validation-*'):
-        path.unlink()
-    write_shards(folder, IMAGES, 'test', 101)
-    shards.Shards(shards.find_shards(folder, 'test'), log=lines.append)
-    assert len(lines) == 1 and f'101 shards in {folder}' in lines[0]
+    for num_shards in (100, 101):
+        write_shards(tmp_path / f'{num_shards}', IMAGES, num_shards=num_shards)
+        open_shards(tmp_path / f'{num_shards}', log=lines.append)
+    assert len(lines) == 1 and f'101 shards in {tmp_path}' in lines[0]

@@ -130,12 +130,10 @@ def test_shards_folders_and_tfds_give_the_same_images(tmp_path, monkeypatch):
     EncodedImages(data_dir=tmp_path / 'png').download_and_prepare()
     read = datasets.open_split('tfds:encoded_images', 'train', data_dir=tmp_path / 'png', views=VIEWS)
     assert sorted(labels_of(read.training_batches(26))[0]) == sorted(row[1] for row in IMAGES)
-    ((images, labels),) = read.evaluation_batches(26).as_numpy_iterator()
-    originals = images_of('imagenet', 'train', shard_dir)
-    pixels = np.stack([np.frombuffer(original, np.float32) for original in originals])
-    for image, label in zip(images, labels, strict=True):
-        distances = np.abs(pixels - image.ravel()).mean(1)
-        assert distances.min() < 3 and list(originals.values())[distances.argmin()] == read.class_names[label]
+    ((images, _),) = read.evaluation_batches(26).as_numpy_iterator()
+    originals = np.stack([np.frombuffer(image, np.float32) for image in images_of('imagenet', 'train', shard_dir)])
+    distances = np.abs(images.reshape(26, 1, -1) - originals).mean(2)
+    assert distances.min(1).max() < 3 and len(set(distances.argmin(1))) == 26
 
 
 def test_tfds_in_another_file_format_cannot_be_streamed(monkeypatch):
