@@ -213,8 +213,8 @@ FAULTS = [
         'damaged-checkpoint',
         'A damaged checkpoint is passed over for the one before it.',
         'official_resnet/checkpoints.py',
-        'reversed(paths(folder))',
-        'paths(folder)[-1:]',
+        'reversed(found)',
+        'found[-1:]',
         'tests/checkpoints_test.py -k passed_over',
     ),
     Fault(
