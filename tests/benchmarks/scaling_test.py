@@ -112,16 +112,7 @@ def simulate_step(n, forward, backward, link, packs=1, jitter=0.0, steps=50):
     return float(now.max() / steps)
 
 
-def test_simulated_ring():
-    """A simulation of each chunk gives the closed form exactly, and waits for the last worker."""
-    for n in (2, 3, 8, 64):
-        expected = scaling_model.ring_seconds(n, 1e8, 2e10, LATENCY)
-        np.testing.assert_allclose(simulate_ring([0.0] * n, 1e8, 2e10), expected, rtol=1e-9)
-        ends = simulate_ring([1.0, *[0.0] * (n - 1)], 1e8, 2e10)
-        assert ends.max() == pytest.approx(1 + expected, rel=1e-9) and ends.min() >= 1
-
-
-@pytest.mark.parametrize('n', [8, 64])
+@pytest.mark.parametrize('n', [3, 64])
 @pytest.mark.parametrize('packs', [1, 4])
 def test_simulated_steps(n, packs):
     """Exact without stragglers; with them within 3 %: the slowest of n sets the pace of all."""
@@ -138,28 +129,6 @@ def test_simulated_steps(n, packs):
 def test_the_line_through_measurements():
     assert scaling_model.line([{'x': x, 'y': 3 + 2 * x} for x in (1, 2, 4)], 'x', 'y') == pytest.approx((3, 2))
     assert scaling_model.line([{'x': x, 'y': 5 - x} for x in (1, 2, 4)], 'x', 'y') == pytest.approx((5, 0))  # no gain
-
-
-def test_each_measure_finds_its_sizes(monkeypatch):
-    """Counts and bytes are exact; how long anything took is not looked at."""
-
-    def call_once(function, clock=None):
-        function()
-        return 1.0
-
-    monkeypatch.setattr(scaling_measures, '_shortest', call_once)
-    monkeypatch.setattr(scaling_measures, 'SCALES', (1, 2))
-    found = scaling_measures.measure_images(0.02)
-    assert [row['records'] for row in found['index']] == [400, 800]
-    assert scaling_model.line(found['index'], 'records', 'bytes')[1] == pytest.approx(20, rel=0.15)  # 2 int64, an int32
-    assert [row['images'] for row in found['order']] == [6405, 12811]
-    found = scaling_measures.measure_model(0.01)
-    sizes = [row['bytes'] for row in found['checkpoint']]
-    assert sizes[1] - sizes[0] == 100 * 1280 * 4  # of float32
-    assert [row['images'] for row in found['evaluation']] == [5, 10]
-    found = scaling_measures.measure_input(0.1)
-    assert found['images'] == 8 and 50e3 < found['image_bytes'] < 200e3
-    assert len(found['images_per_core_second']) == 5
 
 
 def test_a_network_is_described():
@@ -254,11 +223,18 @@ def test_mistakes_are_one_line(argument, expected, tmp_path, run):
 
 @pytest.mark.slow
 def test_the_whole_measurement_at_a_tenth(tmp_path):
-    """Two real workers send what the arithmetic says."""
+    """Counts and bytes are exact, and two real workers send what the arithmetic says."""
     output = tmp_path / 'out.json'
     command = [sys.executable, '-m', 'benchmarks.scaling', '--size=0.1', f'--output_json={output}']
     subprocess.run(command, check=True, env=os.environ | {'CUDA_VISIBLE_DEVICES': '-1'}, timeout=600)
     found = json.loads(output.read_text())['found']
+    assert [row['records'] for row in found['index']] == [2000, 4000, 8000]
+    assert scaling_model.line(found['index'], 'records', 'bytes')[1] == pytest.approx(20, rel=0.15)  # 2 int64, an int32
+    assert [row['images'] for row in found['order']] == [32029, 64058, 128116]
+    sizes = [row['bytes'] for row in found['checkpoint']]
+    assert sizes[2] - sizes[0] == 3 * 100 * 12800 * 4  # of float32
+    assert [row['images'] for row in found['evaluation']] == [50, 100, 200]
+    assert found['input']['images'] == 8 and 50e3 < found['input']['image_bytes'] < 200e3
     turns = {row['turn']: row for row in found['workers'][0]['turns']}
     largest = max((name for name in turns if name.isdigit()), key=int)
     assert turns[largest]['loopback_bytes'] == pytest.approx(2 * int(largest), rel=0.05)  # 2 workers send all of it

@@ -3,8 +3,6 @@
 import collections
 import contextlib
 import gzip
-import io
-import tarfile
 import tracemalloc
 
 import numpy as np
@@ -78,12 +76,9 @@ def test_tar_stream_and_folder_give_the_same(layout, tmp_path):
     for part in (f'{len(lines)} boxes', '1 files of unlisted', '4 boxes of another', '4 empty', '1 broken'):
         assert part in told[0]
     assert len(told) == 2 and f'{layout.synsets[0]}/{layout.synsets[0]}_900.xml' in told[1]
-    plain = tmp_path / 'plain.tar'
-    with tarfile.open(path) as tar, tarfile.open(plain, 'w') as copy:
-        tar.extractall(tmp_path, filter='data')
-        for member in tar:
-            member.name, data = f'./annotations/{member.name}', tar.extractfile(member)
-            copy.addfile(member, data)
+    plain, files = tmp_path / 'plain.tar', dict(boxes.tar_files(path))
+    ilsvrc.write_tar(plain, {f'./annotations/{name}': data for name, data in files.items()})
+    data_commands.write_files(tmp_path, files)
     assert boxes.read_xml(tmp_path, layout.synsets) == (lines, told)
     assert boxes.read_xml(plain, layout.synsets)[0] == lines
     every = boxes.read_xml(path)[0]  # without a list, all classes and all boxes are taken
@@ -125,10 +120,7 @@ def test_the_command_writes_the_csv(layout, tmp_path, capfdbinary):
 
 def test_memory_does_not_keep_tar_members(tmp_path):
     """tarfile keeps half a kB for each member it has passed, unless told otherwise."""
-    with tarfile.open(fileobj=(buffer := io.BytesIO()), mode='w') as tar:
-        for k in range(2000):
-            tar.addfile(tarfile.TarInfo(f'n01440764/{k}.xml'))
-    (tmp_path / 'a.tar').write_bytes(buffer.getvalue())
+    ilsvrc.write_tar(tmp_path / 'a.tar', {f'n01440764/{k}.xml': b'' for k in range(2000)})
     tracemalloc.start()
     try:
         sizes = [tracemalloc.get_traced_memory()[0] for _ in boxes.tar_files(tmp_path / 'a.tar')]
@@ -150,20 +142,13 @@ def test_boxes_of_a_csv(tmp_path):
     assert boxes.read_csv(tmp_path / 'b.csv').of('n2_1.JPEG').shape == (0, 4)
 
 
-@pytest.mark.parametrize(
-    'text,pattern',
-    [
-        ('a,0,0,1,1\nb,0.5,0,0.4,1\n', 'line 2'),
-        ('a,0,0,1,2\n', 'line 1'),
-        ('a,nan,0,1,1\n', 'line 1'),
-        (None, 'cannot be read'),
-    ],
-)
-def test_mistakes_in_boxes(tmp_path, text, pattern):
+def test_mistakes_in_boxes(tmp_path):
     """What is no CSV is in the table of wrong inputs."""
-    if text is not None:
-        (tmp_path / 'b.csv').write_text(text)
-    else:  # which numpy would open in its place
-        (tmp_path / 'b.csv.gz').write_bytes(gzip.compress(b'a,0,0,1,1\n'))
-    with pytest.raises(UserError, match=f"b.csv'.*{pattern}.*--bounding_box_file"):
-        boxes.read_csv(tmp_path / 'b.csv')
+    path = tmp_path / 'b.csv'
+    (tmp_path / 'b.csv.gz').write_bytes(gzip.compress(b'a,0,0,1,1\n'))  # which numpy would open in its place
+    with pytest.raises(UserError, match="b.csv' cannot be read.*--bounding_box_file"):
+        boxes.read_csv(path)
+    for text, number in (('a,0,0,1,1\nb,0.5,0,0.4,1\n', 2), ('a,0,0,1,2\n', 1), ('a,nan,0,1,1\n', 1)):
+        path.write_text(text)
+        with pytest.raises(UserError, match=f"b.csv'.*line {number}.*--bounding_box_file"):
+            boxes.read_csv(path)

@@ -57,15 +57,14 @@ def test_no_command_imports_tensorflow(name):
 
 
 def test_defaults_are_upstreams():
-    values = build_imagenet_data.define_flags()
-    for name, value in {
-        **{'train_directory': '/tmp/', 'validation_directory': '/tmp/', 'output_directory': '/tmp/'},
+    expected = {
+        **dict.fromkeys(('train_directory', 'validation_directory', 'output_directory'), '/tmp/'),
         **{'train_shards': 1024, 'validation_shards': 128, 'num_threads': 8, 'seed': 12345},
-        'labels_file': 'imagenet_lsvrc_2015_synsets.txt',
-        'imagenet_metadata_file': 'imagenet_metadata.txt',
+        **{'labels_file': 'imagenet_lsvrc_2015_synsets.txt', 'imagenet_metadata_file': 'imagenet_metadata.txt'},
         'bounding_box_file': './imagenet_2012_bounding_boxes.csv',
-    }.items():
-        assert values[name].value == value
+    }
+    values = build_imagenet_data.define_flags()
+    assert {name: values[name].value for name in expected} == expected
 
 
 def test_without_lists_and_boxes(raw, capfd):
