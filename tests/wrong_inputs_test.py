@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags as absl_flags
-from fixtures import data_commands, ilsvrc, imagenet_shards, writers
+from fixtures import data_commands, ilsvrc, imagenet_shards, loopback, writers
 from fixtures.program_table import EXPERIMENTS, PROGRAMS, TRAINING, canonical
 from PIL import Image
 
@@ -296,9 +296,7 @@ def places(tmp_path_factory, cifar_dir, mnist_dir):
     for name, content in (('other_experiment', '{"dataset": "mine"}'), ('bad_experiment', '{"dataset"')):
         (made(name) / 'runs' / 'plain-20').mkdir(parents=True)
         (found[name] / 'settings.json').write_text(content)
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        found['refused'] = f'http://127.0.0.1:{free.getsockname()[1]}/x.tar.gz'
+    found['refused'] = loopback.refused_url()
     return found
 
 

@@ -3,7 +3,6 @@
 import random
 
 import numpy as np
-import pytest
 from fixtures.any_bytes import EDITS, edited, files, quick, refused
 from fixtures.batches import message_of
 from hypothesis import given
@@ -51,19 +50,9 @@ def test_any_bytes_are_cifar_records_or_refused(label_bytes, count, rest, labels
             )
 
 
-def test_wrong_file_is_named_with_the_place_and_the_reason(tmp_path, monkeypatch):
-    path = tmp_path / 'data_batch_3.bin'
-    for content, words in (
-        (bytes(3073 * 2 + 5), '6151 bytes: record 2 |after 5 of its 3073 bytes; delete it'),
-        (bytes(3073) + b'\x0a' + bytes(3072), 'label 10 in record 1 |outside 0..9; delete it'),
-    ):
-        path.write_bytes(content)
-        message = message_of(cifar.read_cifar, [path])
-        assert message.startswith(f"'{path}' ") and all(word in message for word in words.split('|')), message
-
+def test_a_file_that_may_not_be_read(monkeypatch):
     def refuse(path):
         raise PermissionError(13, 'Permission denied')  # as users other than root get it
 
     monkeypatch.setattr(cifar.Path, 'read_bytes', refuse)
-    with pytest.raises(UserError, match=rf"'{path}' .*\(Permission denied\); "):
-        cifar.read_cifar([path])
+    assert message_of(cifar.read_cifar, ['a.bin']).startswith("'a.bin' cannot be read (Permission denied); ")
