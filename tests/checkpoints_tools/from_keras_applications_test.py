@@ -1,6 +1,5 @@
 """keras.applications' own networks with random weights and biases, saved in each of Keras' formats; hostile files."""
 
-import json
 import zipfile
 
 import h5py
@@ -8,27 +7,10 @@ import keras
 import numpy as np
 import pytest
 from fixtures.conversion import assert_runs_alike, converted, refuse_file
-from fixtures.foreign_files import applications_net, with_biases, write_old_applications
+from fixtures.foreign_files import applications_net, write_old_applications
 
 from checkpoints_tools import convert, from_keras_applications
-
-
-@pytest.mark.parametrize('name,suffix', [('ResNet50', '.keras'), ('ResNet50V2', '.weights.h5')])
-def test_equals_keras_applications(tmp_path, name, suffix):
-    keras.utils.set_random_seed(0)
-    make = getattr(keras.applications, name)
-    peer = with_biases(make(weights=None, classifier_activation=None, input_shape=(64, 64, 3)))
-    path = tmp_path / f'net{suffix}'
-    peer.save(path) if suffix == '.keras' else peer.save_weights(path)
-    assert convert.identify(path)[0] is from_keras_applications
-    source, variables, model = converted(from_keras_applications, path)
-    assert (source.variant, source.labels) == (name, 'imagenet1000')
-    assert_runs_alike(from_keras_applications, source, variables, model, (64,), peer)
-    assert_runs_alike(from_keras_applications, source, variables, model, (75,))
-    module = keras.applications.resnet_v2 if name.endswith('V2') else keras.applications.resnet
-    images, fed = np.random.default_rng(0).uniform(0, 255, (1, 3, 3, 3)).astype('float32'), source.input
-    ordered = images[..., ::-1] if fed.channels == 'BGR' else images
-    np.testing.assert_allclose((ordered * fed.scale - fed.mean) / fed.std, module.preprocess_input(images), atol=1e-4)
+from checkpoints_tools.source import normalized
 
 
 def write_unnamed(path, peer):
@@ -51,6 +33,16 @@ def write_without_biases(path, peer):
                 del group['vars/1']
 
 
+def write_with_another_config(path, peer):
+    """Write a whole model whose config would run code; it is not looked at."""
+    peer.save(path)
+    with zipfile.ZipFile(path) as archive:
+        weights = archive.read('model.weights.h5')
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('config.json', '{"class_name": "Lambda", "module": "builtins", "config": "exec"')
+        archive.writestr('model.weights.h5', weights)
+
+
 def write_trained(path, peer):
     """Write a whole model with its optimizer's variables."""
     peer.compile('adam', 'mse')
@@ -63,31 +55,31 @@ def write_trained(path, peer):
     [
         (write_trained, '.keras', True),
         (write_trained, '.h5', False),
-        (write_trained, '.h5', True),
         (write_old_applications, '.h5', False),
         (write_unnamed, '.weights.h5', False),
         (write_unnamed, '.weights.h5', True),
-        (write_without_biases, '.weights.h5', False),
+        (write_with_another_config, '.keras', False),
         (write_without_biases, '.weights.h5', True),
     ],
 )
 def test_formats(tmp_path, write, suffix, is_v2):
     # Only in a published network does the order tell the layers.
     blocks, filters = ((3, 4, 6, 3), 4) if write is write_unnamed else ((2, 3), 8)
-    peer, path = applications_net(is_v2, blocks, filters), tmp_path / f'net{suffix}'
+    peer, path = applications_net(is_v2, blocks, filters, 1000), tmp_path / f'net{suffix}'
     write(path, peer)
+    assert convert.identify(path)[0] is from_keras_applications
     source, variables, model = converted(from_keras_applications, path)
     assert source.spec.group_blocks == blocks and source.spec.stem_filters == 64
     assert source.spec.stem_bias == (is_v2 and write is not write_without_biases)
+    assert source.variant == f'ResNet{3 * sum(blocks) + 2}{"V2" * is_v2}' and source.labels == 'imagenet1000'
     assert_runs_alike(from_keras_applications, source, variables, model, (64,), peer)
+    if write is write_trained:
+        assert_runs_alike(from_keras_applications, source, variables, model, (75,))
+    module = keras.applications.resnet_v2 if is_v2 else keras.applications.resnet
+    images = np.random.default_rng(0).uniform(0, 255, (1, 3, 3, 3)).astype('float32')
+    np.testing.assert_allclose(normalized(images, source.input), module.preprocess_input(images.copy()), atol=1e-4)
     optimizer = {name for name in from_keras_applications.shapes(path) if name.startswith('optimizer')}
     assert (len(optimizer) > 10) == (write is write_trained) and not optimizer & set(variables)
-
-
-def virtual(file):
-    layout = h5py.VirtualLayout((4,), 'float32')
-    layout[:] = h5py.VirtualSource('/etc/passwd', 'a', (4,))
-    file.create_virtual_dataset('a/kernel', layout)
 
 
 def circle(file):
@@ -118,15 +110,10 @@ def named(name):
     'fill,message',
     [
         (lambda file: file.__setitem__('a', h5py.ExternalLink('other.h5', '/a')), "'a' is a link"),
-        (lambda file: file.__setitem__('a', h5py.SoftLink('/b')), "'a' is a link"),
         (lambda file: file.create_dataset('a', (1,), h5py.ref_dtype), 'array of numbers'),
-        (lambda file: file.__setitem__('a', 'text'), 'array of numbers'),
         (lambda file: file.create_dataset('a', (4,), 'f4', external=[('/etc/passwd', 0, 16)]), 'not in the file'),
         (lambda file: file.create_dataset('a/kernel', data=np.zeros(9), compression='gzip'), 'compressed'),
-        (lambda file: file.create_dataset('a/kernel', (2**40,), 'float32'), 'not in the file'),  # no byte is written
-        (virtual, 'compressed or chunked'),
         (circle, '20000 objects, 12 groups'),
-        (lambda file: file.__setitem__('/'.join('a' * 20), np.zeros(2)), '20000 objects, 12 groups'),
         (twice, '160000 bytes'),
         (two_names, "'a/kernel'"),
         (named('x' * 5000), 'layers/conv2d/vars.* string'),
@@ -140,7 +127,7 @@ def test_hostile_hdf5(tmp_path, fill, message):
 
 
 def test_hdf5s_library_is_ended_when_it_does_not_come_to_an_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(from_keras_applications, 'MAX_SECONDS', 3)
+    monkeypatch.setattr(from_keras_applications, 'MAX_SECONDS', 1)
     path = tmp_path / 'net.h5'
     with h5py.File(path, 'w') as file:
         named('conv1_conv')(file)
@@ -148,7 +135,7 @@ def test_hdf5s_library_is_ended_when_it_does_not_come_to_an_end(tmp_path, monkey
     data = bytearray(path.read_bytes())
     data[data.index(b'GCOL') + 9] = 0x43  # a heap of strings that is longer than it was
     path.write_bytes(data)
-    refuse_file(r'3 s\b', from_keras_applications, path)
+    refuse_file(r'1 s\b', from_keras_applications, path)
 
 
 def test_hostile_zips(tmp_path):
@@ -162,21 +149,5 @@ def test_hostile_zips(tmp_path):
         lie[start : start + 4] = declared.to_bytes(4, 'little')
         path.write_bytes(lie)
         refuse_file('net.keras', from_keras_applications, path)
-    with zipfile.ZipFile(path, 'w') as archive:
-        archive.writestr('config.json', json.dumps({'module': 'os', 'class_name': 'system'}))
-    refuse_file('model.weights.h5', from_keras_applications, path)
-    for content, message in ((b'PK\3\4 and no more', 'damaged'), (b'text', 'not an HDF5 or .keras file')):
-        path.write_bytes(content)
-        refuse_file(message, from_keras_applications, path)
-
-
-def test_a_models_config_is_not_looked_at(tmp_path):
-    peer = applications_net(False)
-    peer.save(tmp_path / 'net.keras')
-    with zipfile.ZipFile(tmp_path / 'net.keras') as archive:
-        weights = archive.read('model.weights.h5')
-    with zipfile.ZipFile(tmp_path / 'evil.keras', 'w') as archive:
-        archive.writestr('config.json', '{"class_name": "Lambda", "module": "builtins", "config": "exec"')
-        archive.writestr('model.weights.h5', weights)
-    source, variables, model = converted(from_keras_applications, tmp_path / 'evil.keras')
-    assert_runs_alike(from_keras_applications, source, variables, model, (64,), peer)
+    path.write_bytes(b'text')
+    refuse_file('not an HDF5 or .keras file', from_keras_applications, path)

@@ -1,7 +1,5 @@
 """official/resnet's checkpoints, written in graph mode as it did: recognised, mapped one to one, computed alike."""
 
-import math
-
 import pytest
 from fixtures.conversion import assert_equal, assert_runs_alike, changed, images_of, our_model, refuse
 from fixtures.foreign_files import BN_PARTS, OFFICIAL_NETS, official_shapes, write_official
@@ -26,32 +24,25 @@ def test_our_net_computes_what_the_graph_does(tmp_path, name):
     assert_runs_alike(from_official_tf, source, variables, model, sizes)
 
 
-@pytest.mark.parametrize('size', [18, 34, 50, 101, 152, 200])
+@pytest.mark.parametrize('size', [18, 50, 200])
 @pytest.mark.parametrize('version,ours', [(1, '1.5'), (2, '2')])
 def test_published_nets_of_imagenet_are_recognised(size, version, ours):
     block, group_blocks = resnet_variants.IMAGENET_BLOCKS[size]
     shapes = official_shapes(7, block == 'bottleneck', group_blocks, version)
-    source, entries = convert.fit(from_official_tf, shapes, 'x', f'resnet{size}_v{ours}')
+    source, _ = convert.fit(from_official_tf, shapes, 'x', f'resnet{size}_v{ours}')
     assert source.spec == resnet_variants.imagenet_spec(size, version=ours, shortcut='group', stem_pool='same')
     assert source.labels == 'imagenet1001' and source.num_classes == 1001
     assert source.input.mean == (123.68, 116.78, 103.94)
-    if size == 50:  # in v2 the last BN has the number 48; convolutions go from 0 to 52 in both
-        last = [entry for entry in entries if entry.target.endswith('/gamma')][-1]
-        target, number = {1: ('group4_block3_bn3', 52), 2: ('head_bn', 48)}[version]
-        assert last[:2] == (f'{target}/gamma', (f'resnet_model/batch_normalization_{number}/gamma',))
 
 
-@pytest.mark.parametrize('size', [8, 32, 56, 110])
+@pytest.mark.parametrize('size', [8, 32, 56])
 @pytest.mark.parametrize('version', [1, 2])
 def test_published_nets_of_cifar_are_recognised(size, version):
     shapes = official_shapes(3, False, ((size - 2) // 6,) * 3, version, scope='', filters=16, num_classes=10)
-    source = from_official_tf.describe(shapes)
+    source, _ = convert.fit(from_official_tf, shapes, 'x')
     spec = resnet_variants.cifar_spec(size, version=str(version), shortcut='group')
     assert (source.spec, source.variant, source.labels) == (spec, f'resnet{size}_v{version}', 'cifar10')
     assert source.input.normalization == 'per_image_standardization' and source.input.size == 32
-    if size in (32, 56):  # the published numbers of trainable parameters
-        trainable = sum(math.prod(shape) for name, (shape, _) in shapes.items() if '/moving' not in name)
-        assert trainable == {(32, 1): 467194, (32, 2): 466970, (56, 1): 856058, (56, 2): 855834}[size, version]
 
 
 SHAPES = official_shapes(3, False, (1, 1, 1), 1, filters=16, num_classes=10)
@@ -62,11 +53,6 @@ SHAPES = official_shapes(3, False, (1, 1, 1), 1, filters=16, num_classes=10)
     [
         (['conv2d_9/kernel'], None, '16 filters'),
         (['conv2d/kernel'], (5, 5, 3, 16), r'\(5, 5, 3, 16\).* 3x3 .* 7x7'),
-        (
-            ['conv2d_2/kernel'],
-            (3, 3, 8, 16),
-            r'misshapen: resnet_model/conv2d_2/kernel \(3, 3, 8, 16\), not',
-        ),
         ([f'batch_normalization_9/{part}' for part in BN_PARTS], None, '9 BNs for 10 .*v1 has 10, v2 7'),
         # As in v1 until May 2018.
         ([f'batch_normalization_10/{part}' for part in BN_PARTS], (16,), '11 BNs for 10 .* before May 2018'),

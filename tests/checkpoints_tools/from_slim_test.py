@@ -12,19 +12,13 @@ from checkpoints_tools import convert, from_slim, operations
 from official_resnet import resnet_variants
 
 BLOCKS = {size: blocks for size, (kind, blocks) in resnet_variants.IMAGENET_BLOCKS.items() if kind == 'bottleneck'}
-NUM_VARIABLES = {(1, 50): 267, (1, 101): 522, (1, 152): 777, (2, 50): 272, (2, 101): 544, (2, 152): 816}
-
-
-def typed(shapes):
-    return {name: (shape, 'float32') for name, shape in shapes.items()}
 
 
 @pytest.mark.parametrize('size', BLOCKS)
 @pytest.mark.parametrize('version,classes', [(1, 1000), (2, 1001)])
 def test_published_nets_are_recognised(version, classes, size):
     variant = f'resnet_v{version}_{size}'
-    shapes = typed(slim_shapes(version, BLOCKS[size], 64, num_classes=classes, scope=variant))
-    assert len(shapes) == NUM_VARIABLES.get((version, size), len(shapes))
+    shapes = slim_shapes(version, BLOCKS[size], 64, num_classes=classes, scope=variant)
     source, _ = convert.fit(from_slim, shapes, 'x', variant)
     assert (source.family, source.num_classes, source.labels) == ('slim', classes, f'imagenet{classes}')
     assert source.spec == resnet_variants.imagenet_spec(
@@ -35,18 +29,16 @@ def test_published_nets_are_recognised(version, classes, size):
 
 
 @pytest.mark.parametrize('version', [1, 2])
-@pytest.mark.parametrize('units', [(2, 1, 3), (1, 1, 1, 1)])
 @pytest.mark.parametrize('stem_filters', [None, 16])
-def test_our_net_computes_what_slim_does(version, units, stem_filters):
+def test_our_net_computes_what_slim_does(version, stem_filters):
     """16 stem filters: the first unit's shortcut is an identity, since the number of channels stays."""
-    variables = slim_variables(version, units, stem_filters=stem_filters, scope='some/where')
+    variables = slim_variables(version, stem_filters=stem_filters, scope='some/where')
     assert all(np.abs(value).max() > 0.01 for name, value in variables.items() if name.endswith('biases'))
     model, source = our_model(from_slim, variables)
     assert_runs_alike(from_slim, source, variables, model)
 
 
-@pytest.mark.parametrize('version', [1, 2])
-def test_read_from_both_formats(tmp_path, version):
+def test_what_is_not_a_weight(tmp_path):
     """The file's mean_rgb is the input's mean; slots and counters are ignored, but not a slot without its variable."""
     extra = {
         'resnet_v1_50/mean_rgb': np.float32([123.5, 117.25, 104.0]),
@@ -55,7 +47,7 @@ def test_read_from_both_formats(tmp_path, version):
         'beta1_power': np.float32(0.9),
     }
     variables = slim_variables(1) | extra
-    shapes = from_slim.shapes(write_tf(tmp_path / 'model.ckpt', variables, version))
+    shapes = from_slim.shapes(write_tf(tmp_path / 'model.ckpt', variables))
     assert shapes == shapes_of(variables)
     assert from_slim.ignored(shapes | {'some/Momentum': ((3,), 'float32')}).keys() == extra.keys()
     model, source = our_model(from_slim, from_slim.read(tmp_path / 'model.ckpt'), shapes)
@@ -65,7 +57,7 @@ def test_read_from_both_formats(tmp_path, version):
 
 def test_there_is_one_net():
     first = 'block1/unit_1/bottleneck_v1/conv1/weights'
-    refuse('2 ResNets', from_slim.describe, typed(slim_shapes() | {first: (1, 1, 4, 4)}))
+    refuse('2 ResNets', from_slim.describe, slim_shapes() | {first: ((1, 1, 4, 4), 'float32')})
     refuse(first, from_slim.describe, {'conv2d/kernel': ((3, 3, 3, 16), 'float32')})
 
 
@@ -94,6 +86,7 @@ def fit_statistics(monkeypatch, variables, images):
         from_slim.run(variables, images, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('filters,size,fits,percent', [(16, 64, False, 27), (8, 128, True, 144)])
 def test_how_wrong_it_is_to_load_them_as_v15(monkeypatch, filters, size, fits, percent):
     """The numbers of `rename`: norm of the difference of the pooled features / norm of slim's."""

@@ -1,26 +1,15 @@
 """tensorpack's networks in .npz files written here, each compared with its own definition; hostile files."""
 
-import math
 import zipfile
 
 import numpy as np
 import pytest
-from fixtures.conversion import assert_runs_alike, converted, images_of, refuse, refuse_file, shapes_of
+from fixtures.conversion import assert_runs_alike, converted, refuse, refuse_file, shapes_of
 from fixtures.foreign_files import tensorpack_variables
 from fixtures.torch_files import Call, Global, pickled
 
 from checkpoints_tools import convert, from_tensorpack
 from official_resnet import resnet_variants
-
-
-def test_resnet50(tmp_path):
-    path = tmp_path / 'ImageNet-ResNet50.npz'
-    np.savez(path, **tensorpack_variables(blocks=(3, 4, 6, 3), filters=64, num_classes=1000))
-    assert convert.identify(path)[0] is from_tensorpack
-    source, variables, model = converted(from_tensorpack, path)
-    assert (source.variant, source.labels, source.input.channels) == ('ImageNet-ResNet50', 'imagenet1000', 'BGR')
-    assert sum(math.prod(weight.shape) for weight in model.trainable_variables) == 25_557_032
-    assert_runs_alike(from_tensorpack, source, variables, model)
 
 
 @pytest.mark.parametrize(
@@ -42,30 +31,29 @@ def test_families(tmp_path, mode, is_basic, suffix, dtype):
     extra = {'global_step': np.int64(7), 'learning_rate': np.float32(0.1), 'conv0/W/Momentum': expected['conv0/W']}
     saved = {f'{name}{suffix}': value for name, value in (expected | extra).items()}
     np.savez_compressed(tmp_path / 'net.npz', **saved)
+    assert convert.identify(tmp_path / 'net.npz')[0] is from_tensorpack
     source, variables, model = converted(from_tensorpack, tmp_path / 'net.npz')
     assert set(from_tensorpack.ignored(from_tensorpack.shapes(tmp_path / 'net.npz'))) == set(extra)
     for name, value in expected.items():
         np.testing.assert_array_equal(variables[name], value.astype('float32'))
     assert_runs_alike(from_tensorpack, source, variables, model)
-    if mode == 'preact':  # the BN that the file lacks changes nothing
-        x = np.tile(images_of(8), (1, 1, 1, 6))[..., :16]
-        np.testing.assert_allclose(model.get_layer('group1_block1_bn1')(x), x, rtol=3e-7)
 
 
 @pytest.mark.parametrize(
     'mode,size,variant',
     [
-        *(('resnet', size, f'resnet{size}_v1.5') for size in (18, 34, 101, 152)),
+        ('resnet', 18, 'resnet18_v1.5'),
+        ('resnet', 50, 'resnet50_v1.5'),
         ('se', 50, 'seresnet50_v1.5'),
-        ('resnext32x4d', 101, 'resnext101_32x4d'),
+        ('resnext32x4d', 50, 'resnext50_32x4d'),
     ],
 )
 def test_published_nets(mode, size, variant):
     kind, blocks = resnet_variants.IMAGENET_BLOCKS[size]
-    spec = from_tensorpack.describe(
-        shapes_of(tensorpack_variables(mode, blocks, 64, 1000, kind == 'basic')), variant
-    ).spec
-    ours = resnet_variants.VARIANTS[variant]
+    shapes = shapes_of(tensorpack_variables(mode, blocks, 64, 1000, kind == 'basic'))
+    source, _ = convert.fit(from_tensorpack, shapes, 'x', variant)
+    assert (source.labels, source.input.channels) == ('imagenet1000', 'BGR')
+    spec, ours = source.spec, resnet_variants.VARIANTS[variant]
     for field in ('group_blocks', 'filters', 'block', 'version', 'base_width', 'cardinality', 'se_reduction'):
         assert getattr(spec, field) == getattr(ours, field)
     assert spec.padding == spec.stem_pool == 'same' and spec.bn_epsilon == 1e-5
@@ -93,13 +81,10 @@ def npy(dtype, shape, data=b'', header="{'descr': '%s', 'fortran_order': False, 
     [
         (npy('<f4', f'({2**60},)', bytes(16)), '16 bytes'),
         (npy('<f4', '(-4, -1)', bytes(16)), '16 bytes'),
-        (npy('<f4', '(4,)', bytes(20)), '20 bytes'),
         (npy('|S4', '(4,)', bytes(16)), r'\|S4'),
         (npy('<f4', '(open("x", "w"),)', bytes(16)), 'damaged'),
         (npy('', '', header='(%s%s' + '(' * 9000), 'damaged'),
         (b'\x93NUMPY\x09\0' + bytes(20), 'version'),
-        (b'no array', 'damaged'),
-        (b'', 'damaged'),
         (npy('|O', '(1,)', TRAP), 'pickle'),
     ],
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from fixtures import torch_files
-from fixtures.conversion import changed, images_of, our_model, refuse, shapes_of
+from fixtures.conversion import images_of, our_model, refuse, shapes_of
 from fixtures.torch_files import Call, Global
 
 from checkpoints_tools import convert, from_torch, verify
@@ -65,8 +65,7 @@ def test_variant_moves_the_stride_and_nothing_else():
     shapes = typed(torch_files.net_shapes((3, 4, 6, 3), True))
     assert from_torch.describe(shapes, 'resnet50').spec.version == '1.5'
     assert from_torch.describe(shapes, 'resnet50_v1').spec.version == '1'
-    for other in ('resnet101', 'resnet51'):
-        refuse(f'--variant={other} .* resnet50', from_torch.describe, shapes, other)
+    refuse('--variant=resnet101 .* resnet50', from_torch.describe, shapes, 'resnet101')
     variables = torch_files.random_weights(torch_files.TINY['bottleneck'])
     source = from_torch.describe(shapes_of(variables))
     other = dataclasses.replace(source, spec=dataclasses.replace(source.spec, version='1'))
@@ -105,27 +104,6 @@ def test_safetensors(tmp_path):
     assert from_torch.shapes(tmp_path / 'net.bin').keys() == half.keys()  # known by its content
 
 
-@pytest.mark.parametrize('content', [b'', b'PK\x03\x04', b'\x80\x02.', b'hello, world', bytes(1000), b'\x89HDF\r\n'])
-@pytest.mark.parametrize('name', ['net.pth', 'net.safetensors'])
-def test_other_files(content, name, tmp_path):
-    (tmp_path / name).write_bytes(content)
-    refuse(f'{name} .*get it again', from_torch.shapes, tmp_path / name)
-
-
 def test_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'safetensors.numpy', None)
     refuse(r"pip install 'official-resnet\[convert\]'", from_torch.shapes, tmp_path / 'net.safetensors')
-
-
-@pytest.mark.parametrize(
-    'name,shape,message',
-    [
-        ('conv1.weight', (4, 3, 5, 5), r'\(4, 3, 5, 5\).*7x7.*3x3'),
-        ('conv1.weight', (4, 3), r'conv1.weight .*\(4, 3\)'),
-        ('conv1.weight', (0, 3, 7, 7), r'conv1.weight .*\(0, 3, 7, 7\)'),
-        ('layer1.0.conv2.weight', (5, 3, 3, 3), r'layer1.0.conv2.weight .*\(5, 3, 3, 3\)'),
-        ('fc.weight', None, 'no variable fc.weight'),
-    ],
-)
-def test_strange_shapes(name, shape, message):
-    refuse(message, from_torch.describe, typed(changed(torch_files.TINY['bottleneck'], {name: shape})))

@@ -1,6 +1,5 @@
-"""Reading TF1 checkpoints: whatever a path may be, and damage of every kind."""
+"""Reading TF1 checkpoints: whatever a path may be, and files that are missing; families_test.py damages them."""
 
-import random
 import shutil
 
 import numpy as np
@@ -9,13 +8,10 @@ from fixtures.conversion import refuse, refuse_file, shapes_of
 from fixtures.foreign_files import write_tf
 
 from checkpoints_tools import tf_checkpoint
-from official_resnet.errors import UserError
-from official_resnet.inputs import tfrecords
 
 VARIABLES = {
     f'scope/conv{i}/weights': np.random.default_rng(i).normal(size=(3, 3, 16, 8)).astype('float32') for i in range(20)
 } | {'global_step': np.int64(1234), 'double': np.float64([1.5, 2])}
-NUM_DAMAGED = 60
 DATA = 'data-00000-of-00001'
 
 
@@ -65,9 +61,7 @@ def test_folders(folder, tmp_path):
     [
         ('y.ckpt', b'', 'x.ckpt', 'there is no .*x.ckpt; pass'),
         ('x.ckpt/y', b'', 'x.ckpt', '0 checkpoints'),
-        ('x.ckpt', b'', 'x.ckpt', 'damaged or not a TensorFlow checkpoint'),
         ('x.ckpt', b'PK\x03\x04' * 500, 'x.ckpt', 'damaged or not a TensorFlow checkpoint'),
-        ('x.ckpt.index', b'no index' * 50, 'x.ckpt', 'damaged or not a TensorFlow checkpoint'),
         (f'x.ckpt.{DATA}', b'', 'x.ckpt', 'there is no .*x.ckpt; pass'),
         (f'x.{DATA}', b'1', f'x.{DATA}', 'there is no .*x.index'),
         ('x[1].ckpt.index', b'', 'x[1].ckpt', r'x\[1\].ckpt: .*rename'),
@@ -91,48 +85,3 @@ def test_missing_and_cut_off_data(folder, tmp_path):
     refuse('Read less bytes|declares .* bytes', lambda: dict(tf_checkpoint.read(path)))
     (tmp_path / f'v2.ckpt.{DATA}').write_bytes(data[: len(data) // 2])
     refuse_file('declares .* bytes', tf_checkpoint, path)
-
-
-@pytest.mark.parametrize('damaged', ['v1.ckpt', 'v2.ckpt.index', f'v2.ckpt.{DATA}'])
-@pytest.mark.parametrize('damage', ['cut', 'flip', 'noise'])
-def test_damage(folder, tmp_path, damaged, damage):
-    """Read as it was, where the damage hit nothing that is used, or refused in one line."""
-    for file in folder.glob('v*'):
-        shutil.copy(file, tmp_path)
-    whole, dice = (folder / damaged).read_bytes(), random.Random(damaged + damage)
-    num_refused = 0
-    for _ in range(NUM_DAMAGED):
-        data = bytearray(whole)
-        place = dice.randrange(len(data))
-        if damage == 'cut':
-            data = data[:place]
-        elif damage == 'flip':
-            data[place] ^= 1 << dice.randrange(8)
-        else:
-            data[place : place + 100] = dice.randbytes(len(data[place : place + 100]))
-        (tmp_path / damaged).write_bytes(data)
-        try:
-            assert_read(tmp_path / (damaged.split('.')[0] + '.ckpt'))
-        except UserError as error:
-            num_refused += 1
-            assert '\n' not in str(error) and len(str(error)) < 1000
-    assert num_refused > NUM_DAMAGED / 2
-
-
-def test_huge_declared_size(tmp_path):
-    """An index with right checksums that declares 4 TiB: refused before memory is asked for."""
-    length = 2**40
-    path = write_tf(tmp_path / 'x.ckpt', {'a': np.zeros((length, 0), 'float32')})
-    index = tmp_path / 'x.ckpt.index'
-    data = bytearray(index.read_bytes())
-    end = next(i for i in range(len(data)) if masked_crc(data[: i + 1]) == data[i + 1 : i + 5])
-    dimensions = data.index(b'\x12\x07\x08\x80\x80')  # of 7 bytes; the second, `12 00`, becomes an empty name of this
-    data[dimensions + 1] = 9
-    data[end + 1 : end + 5] = masked_crc(data[: end + 1])
-    index.write_bytes(data)
-    refuse_file('4,398,046,511,104 bytes', tf_checkpoint, path)
-
-
-def masked_crc(data):
-    """Return the CRC-32C of a table's block as LevelDB's format masks it, 4 bytes; TFRecord has the same."""
-    return tfrecords.frame(bytes(data))[-4:]
