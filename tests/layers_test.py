@@ -64,7 +64,6 @@ def test_equals_stock_layer(dtype, mode):
     [
         ((3, 4, 4, 6), {'scale': False}),
         ((3, 4, 4, 6), {'center': False}),
-        ((3, 4, 4, 6), {'scale': False, 'center': False}),
         ((16, 6), {}),  # the stock code
         ((3, 6, 4, 4), {'axis': 1}),  # the stock code
         ((1, 1, 1, 6), {}),  # one value of each channel, whose unbiased variance does not exist
@@ -171,20 +170,14 @@ def assert_same_outputs(model, rewritten, *sizes, channels=3, tolerance=1e-5):
 
 @pytest.mark.parametrize(
     'variant,num_left',
-    [
-        ('resnet20_v1', 0),
-        ('resnet50_v1.5', 0),
-        ('resnet20_v2', 10),
-        ('seresnet50_v1', 0),
-        ('resnet50_d', 0),
-        ('resnext29_32x4d', 0),
-        ('mnist_resnet14', 0),
-    ],
+    [('resnet50_v1.5', 0), ('resnet20_v2', 4), ('seresnet50_v1', 0), ('resnet50_d', 0), ('mnist_resnet14', 0)],
 )
 def test_folded_model_is_equal(variant, num_left):
-    """Of v2, the BN before each block's first convolution follows a sum, and the last one too: 9 + 1 in ResNet-20."""
-    height, _, channels = resnet_variants.IMAGE_SHAPES[resnet_variants.VARIANTS[variant].stem]
-    model = randomize(resnet_variants.build_model(variant, 10))
+    """Of v2, the BN before each block's first convolution follows a sum, and the last one too."""
+    spec = resnet_variants.VARIANTS[variant]
+    height, _, channels = resnet_variants.IMAGE_SHAPES[spec.stem]
+    spec = dataclasses.replace(spec, group_blocks=(1, 2), filters=8)
+    model = randomize(resnet_model.resnet(spec, 10, (height, height, channels)))
     before = model.get_weights()
     folded = rewrite.fold_batch_norm(model)
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
@@ -195,20 +188,10 @@ def test_folded_model_is_equal(variant, num_left):
 
 
 def test_folded_in_bfloat16_stores_half_and_answers_in_float32():
-    model = randomize(resnet_variants.cifar_resnet(20, version='2'))
+    model = randomize(resnet_variants.cifar_resnet(8, version='2'))
     folded = rewrite.fold_batch_norm(model, 'bfloat16')
     assert folded.output.dtype == 'float32' and folded.get_layer('stem_conv').kernel.dtype == 'bfloat16'
     assert_same_outputs(model, folded, 32, tolerance=0.05)
-
-
-def test_a_convolution_with_two_readers_keeps_its_bn_when_folded():
-    inputs = keras.Input((4, 4, 3))
-    x = keras.layers.Conv2D(2, 1, use_bias=False, name='conv')(inputs)
-    outputs = keras.layers.Add()([x, layers.BatchNormalization(name='bn')(x)])
-    model = randomize(keras.Model(inputs, outputs))
-    folded = rewrite.fold_batch_norm(model)
-    assert not folded.get_layer('conv').use_bias
-    assert_same_outputs(model, folded, 4)
 
 
 BOTTLENECKS = resnet_spec.ResNetSpec((2, 2, 1), 8, 'imagenet', 'bottleneck', '1', 'B')
@@ -227,29 +210,14 @@ def test_version_1_without_unread_pixels_is_slims_resnet(is_folded):
     slim.set_weights(model.get_weights())
     rewritten = rewrite.propagate_strides(rewrite.fold_batch_norm(model) if is_folded else model)
     assert conv_strides(rewritten) == conv_strides(slim) != conv_strides(model)
-    assert_same_outputs(model, rewritten, 64, 75)
-    assert_same_outputs(model, slim, 64, 75)
-
-
-def test_unread_pixels_of_keras_applications():
-    model = randomize(keras.applications.ResNet50(weights=None, input_shape=(75, 75, 3), classifier_activation=None))
-    rewritten = rewrite.propagate_strides(rewrite.fold_batch_norm(model))
-    before, after = conv_strides(model), conv_strides(rewritten)
-    moved = ['conv2_block3_2_conv', 'conv3_block4_2_conv', 'conv4_block6_2_conv']
-    assert [name for name in before if after[name] > before[name]] == moved
-    assert [name for name in after if after[name] == 2] == ['conv1_conv', *moved]
-    assert_same_outputs(model, rewritten, 75)
+    assert_same_outputs(model, rewritten, 32, 43)
+    assert_same_outputs(model, slim, 32, 43)
 
 
 @pytest.mark.parametrize('changes', [{'version': '1.5'}, {'version': '2'}, {'block': 'basic'}])
 def test_where_every_pixel_is_read_strides_stay(changes):
     model = resnet_model.resnet(dataclasses.replace(BOTTLENECKS, **changes), 10, (None, None, 3))
     assert conv_strides(rewrite.propagate_strides(model)) == conv_strides(model)
-
-
-def test_pixels_that_an_output_shows_are_kept():
-    maps = grad_cam.features(randomize(resnet_model.resnet(BOTTLENECKS, 10, (None, None, 3))))
-    assert_same_outputs(maps, rewrite.propagate_strides(maps), 64)
 
 
 def test_unread_pixels_in_bfloat16():
@@ -259,16 +227,8 @@ def test_unread_pixels_in_bfloat16():
     assert all(layer.output.dtype == 'bfloat16' for layer in half.layers[1:-1]) and half.output.dtype == 'float32'
 
 
-def test_a_sum_with_one_pixel_is_no_sum_of_pixels():
-    inputs = keras.Input((8, 8, 3))
-    x = keras.layers.Conv2D(3, 3, padding='same')(inputs)
-    x = keras.layers.Add()([x, keras.layers.GlobalAveragePooling2D(keepdims=True)(x)])
-    model = randomize(keras.Model(inputs, keras.layers.Conv2D(4, 1, 2)(x)))
-    assert_same_outputs(model, rewrite.propagate_strides(model), 8)
-
-
 LAYERS = st.tuples(
-    st.sampled_from(['conv', 'conv', 'add', 'relu', 'bn', 'pool']),
+    st.sampled_from(['conv', 'conv', 'add', 'add a pixel', 'relu', 'bn', 'pool']),
     st.sampled_from([1, 1, 1, 2]),  # how far back its input is
     st.integers(0, 2),  # which tensor of its size is added to it
     st.sampled_from([(1, 1), (1, 2), (2, 1), (3, 1), (3, 2)]),  # kernel, stride
@@ -278,7 +238,7 @@ LAYERS = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(steps=st.lists(LAYERS, min_size=3, max_size=10), size=st.integers(11, 16), is_shown=st.booleans())
 def test_any_network_rewritten_is_equal(steps, size, is_shown):
     tensors = [keras.Input((None, None, 3))]
@@ -294,6 +254,8 @@ def test_any_network_rewritten_is_equal(steps, size, is_shown):
         elif kind == 'add':
             fitting = [tensor for tensor, its in zip(tensors, sizes, strict=True) if its == pixels]
             x = keras.layers.Add()([x, fitting[-1 - other % len(fitting)]])
+        elif kind == 'add a pixel':
+            x = keras.layers.Add()([x, keras.layers.GlobalAveragePooling2D(keepdims=True)(x)])
         elif kind == 'relu':
             x = keras.layers.ReLU()(x)
         elif kind == 'bn':

@@ -1,7 +1,6 @@
 """Parameter counts, layer names, shapes, the arithmetic of blocks and shortcuts, and the table of all networks."""
 
 import dataclasses
-import doctest
 import json
 import resource
 import subprocess
@@ -10,7 +9,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from fixtures.networks import TINY, model_of, normal
+from fixtures.networks import model_of, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -66,12 +65,8 @@ TABLE_1 = {'resnet18_v1': 1.8, 'resnet34_v1': 3.7, 'resnet50_v1': 3.9, 'resnet10
         ('resnet101_v1', 44_549_160, 4),
         ('resnet152_v1', 60_192_808, 4),
         ('resnet50_v1.5', 25_557_032, 4),
-        ('resnet101_v1.5', 44_549_160, 4),
-        ('resnet200_v1', 64_673_832, 4),
         ('resnext50_32x4d', 25_028_904, 4),
-        ('resnext101_32x4d', 44_177_704, 4),
         ('resnext101_32x8d', 88_791_336, 4),
-        ('resnext101_64x4d', 83_455_272, 4),
         ('wide_resnet50_2', 68_883_240, 4),
         ('seresnet50_v1', 28_088_024, 4),
         ('resnet50_d', 25_576_264, 4),
@@ -79,8 +74,6 @@ TABLE_1 = {'resnet18_v1': 1.8, 'resnet34_v1': 3.7, 'resnet50_v1': 3.9, 'resnet10
         ('resnext29_32x4d', 4_775_754, 3),
         ('wrn28_10', 36_479_194, 3),
         ('resnet164_v2', 1_703_258, 3),
-        ('resnet20_v1', 269_722, 0),
-        ('plain20', 269_722, 0),
         ('mnist_resnet14', 195_450, 2),
     ],
 )
@@ -147,6 +140,8 @@ def test_layer_names_are_pinned():
     groups = [f'group{i}_block1_{name}' for i in (1, 2, 3) for name in (first if i == 1 else others).split()]
     names = [layer.name for layer in resnet_variants.cifar_resnet(8, shortcut='B').layers]
     assert names == ['images', 'stem_conv', 'stem_bn', 'stem_relu', *groups, 'head_pool', 'logits']
+    names = [layer.name for layer in resnet_variants.cifar_resnet(8, shortcut=None).layers]
+    assert not any(name.endswith('_add') or 'shortcut' in name for name in names)
 
 
 def test_v2_has_no_bn_after_the_stem_and_projects_the_preactivated_input():
@@ -157,17 +152,6 @@ def test_v2_has_no_bn_after_the_stem_and_projects_the_preactivated_input():
     assert model.get_layer('group2_block1_shortcut_conv').input is model.get_layer('group2_block1_relu1').output
     addends = model.get_layer('group1_block1_out').input  # an identity carries the raw stem
     assert any(addend is model.get_layer('stem_conv').output for addend in addends)
-
-
-@pytest.mark.parametrize(
-    'shortcut,first,others',
-    [('A', [0, 0, 0], 0), ('B', [0, 1, 1], 0), ('group', [1, 1, 1], 0), ('C', [1, 1, 1], 1), (None, [0, 0, 0], 0)],
-)
-def test_where_projections_are(shortcut, first, others):
-    names = {layer.name for layer in resnet_variants.cifar_resnet(14, shortcut=shortcut).layers}
-    assert [int(f'group{g}_block1_shortcut_conv' in names) for g in (1, 2, 3)] == first
-    assert [int(f'group{g}_block2_shortcut_conv' in names) for g in (1, 2, 3)] == [others] * 3
-    assert any(name.endswith('_add') for name in names) == (shortcut is not None)
 
 
 @pytest.mark.parametrize('side,before', [('end', 0), ('both', 1)])
@@ -201,13 +185,6 @@ def test_where_a_bottleneck_strides(version, strides):
     assert [conv[:2] for conv in convs] == [(64, 1), (64, 3), (256, 1)]
 
 
-def test_stride_last_gives_the_same_resolutions_one_group_earlier():
-    specs = [ResNetSpec((2, 2, 2), shortcut='B', stride_block=block) for block in ('first', 'last')]
-    first, last = (resnet_model.resnet(spec, 10, (32, 32, 3)) for spec in specs)
-    assert count_parameters(first) == count_parameters(last)
-    assert [last.get_layer(f'group{g}_block2_out').output.shape[1] for g in (1, 2, 3)] == [16, 8, 8]
-
-
 def test_logits_are_float32_under_mixed_precision():
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy('mixed_bfloat16')
@@ -235,33 +212,23 @@ def test_zero_residual_blocks_change_nothing(zero_gamma):
     'make,message',
     [
         (lambda: resnet_variants.cifar_spec(21), 'resnet_size=21 is not 6n+2; the nearest are 20 and 26'),
-        (lambda: resnet_variants.cifar_spec(2), 'the nearest are 8 and 14'),
         (lambda: resnet_variants.cifar_spec(30, block='bottleneck'), '9n+2; the nearest are 29 and 38'),
         (lambda: resnet_variants.imagenet_spec(51), 'resnet_size=51 must be one of 18, 34'),
         (lambda: ResNetSpec((3,), shortcut='D'), "shortcut='D' must be one of 'A', 'B'"),
-        (lambda: ResNetSpec(()), 'group_blocks'),
         (lambda: ResNetSpec((3, 0)), 'group_blocks'),
-        (lambda: ResNetSpec((3,), filters=0), 'filters=0'),
         (lambda: ResNetSpec((3,), bn_momentum=1.0), 'bn_momentum'),
         (lambda: ResNetSpec((3,), cardinality=32), 'bottleneck'),
         (lambda: ResNetSpec((3,), stochastic_depth=1.0), 'stochastic_depth=1.0'),
         (lambda: ResNetSpec((3,), shortcut=None, stochastic_depth=0.5), 'shortcut'),
         (lambda: ResNetSpec((3,), version='2', zero_gamma=True), 'zero_gamma'),
-        (lambda: ResNetSpec((3,), batch_norm=False, zero_gamma=True), 'zero_gamma'),
         (lambda: ResNetSpec((3,), output_stride=4), 'output_stride=4'),
         (lambda: ResNetSpec((3,), output_stride=8, stride_block='last'), 'stride_block'),
-        (lambda: ResNetSpec((3,), activation='tanh'), "activation='tanh'"),
         (lambda: ResNetSpec((3,), se_reduction=-1), 'se_reduction=-1'),
-        (
-            lambda: resnet_variants.cifar_resnet(20, versoin='2'),
-            "versoin='2' is not a field",
-        ),
+        (lambda: resnet_variants.cifar_resnet(20, versoin='2'), "versoin='2' is not a field"),
         (lambda: resnet_variants.imagenet_resnet(50, blocks='basic'), "blocks='basic'"),
         (lambda: resnet_variants.mnist_resnet(filter=8), 'pass filters'),
-        (lambda: resnet_variants.cifar_resnet(20, q=1), 'q=1'),
         (lambda: resnet_variants.build_model('resnet50', 10), "'resnet50'; pass resnet50_v1.5, resnet50_v1, "),
         (lambda: resnet_variants.build_model('ResNet-101', 10), "'ResNet-101'; pass resnet101_v1.5, "),
-        (lambda: resnet_variants.build_model('resnet51_v1', 10), 'resnet50_v1'),
         (lambda: resnet_variants.build_model('vgg', 10), 'resnet20_v1, '),
     ],
 )
@@ -285,8 +252,6 @@ def test_a_spec_of_an_earlier_version_is_read_or_refused_in_one_line():
 def test_stochastic_depth_drops_whole_images_in_training_only():
     spec = ResNetSpec((4,), filters=2, stochastic_depth=0.8)
     model = model_of(resnet_model.residual_group, (4, 4, 2), spec, 2, 4, 1, 'g')
-    rates = [model.get_layer(f'g_block{i}_drop').rate for i in (1, 2, 3, 4)]
-    np.testing.assert_allclose(rates, [0.2, 0.4, 0.6, 0.8])
     last = model.get_layer('g_block4_drop')
     ones = np.ones((1000, 4, 4, 2), 'float32')
     kept = np.asarray(last(ones, training=True))
@@ -324,12 +289,6 @@ def test_without_batch_norm_and_relu_names_stay():
     assert model.get_layer('b_conv1').use_bias and model.get_layer('b_out').activation is keras.activations.sigmoid
 
 
-@pytest.mark.parametrize('module', [resnet_spec, resnet_variants, resnet_model], ids=lambda module: module.__name__)
-def test_examples_in_docstrings(module):
-    result = doctest.testmod(module)
-    assert result.attempted > 2 and not result.failed
-
-
 def test_a_network_may_have_another_block():
     def block(x, spec, filters, stride, name, **options):
         seen.append((filters, stride, name, *options.values()))
@@ -346,14 +305,6 @@ def test_a_network_may_have_another_block():
     assert model.get_layer('group2_block1_conv').output.shape == (None, 4, 4, 8)
 
 
-def test_squeeze_and_excitation_by_hand():
-    spec = dataclasses.replace(TINY, se_reduction=2)
-    model, images = model_of(resnet_model.squeeze_and_excite, (4, 4, 4), spec, 'b'), normal(2, 4, 4, 4)
-    first, second = (model.get_layer(f'b_se_conv{i}').kernel.numpy()[0, 0] for i in (1, 2))
-    scale = 1 / (1 + np.exp(-np.maximum(images.mean((1, 2)) @ first, 0) @ second))
-    np.testing.assert_allclose(model(images), images * scale[:, None, None, :], atol=1e-5)
-
-
 def test_the_command_prints_table_1_without_tensorflow(tmp_path):
     code = (
         'import atexit, runpy, sys; atexit.register(lambda: print({"tensorflow", "keras"} & set(sys.modules))); '
@@ -362,18 +313,14 @@ def test_the_command_prints_table_1_without_tensorflow(tmp_path):
 
     def call(*names):
         command = [sys.executable, '-c', code, *names]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
 
-    result = call('resnet50_v1', 'resnet50_v1.5')
-    lines = result.stdout.splitlines()
-    assert result.returncode == 0 and lines[-1] == 'set()', result.stderr
-    assert lines[0].split() == ['resnet50_v1', 'resnet50_v1.5']
+    lines = call('resnet50_v1', 'resnet50_v1.5').splitlines()
+    assert lines[0].split() == ['resnet50_v1', 'resnet50_v1.5'] and lines[-1] == 'set()'
     assert 'group1 56x56     [1x1, 64]              [1x1, 64]' in lines
     groups = [line.split()[1] for line in lines if line.startswith('group')]
     assert groups == ['56x56', '28x28', '14x14', '7x7']
     assert any(line.split() == ['[3x3,', '64]', 'x3'] * 2 for line in lines)
     assert any(line.split() == ['parameters', '25,557,032', '25,557,032'] for line in lines)
     assert any(line.split() == ['multiply-adds', '3,858', 'M', '4,089', 'M'] for line in lines)
-    assert all(name in call().stdout for name in resnet_variants.VARIANTS)
-    result = call('resnet51')
-    assert result.returncode == 1 and result.stderr.count('\n') == 1 and 'resnet50_v1' in result.stderr
+    assert set(resnet_variants.VARIANTS) <= set(call().split())

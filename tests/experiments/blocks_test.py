@@ -1,7 +1,6 @@
 """The blocks of 1603.05027 Fig. 2 and 4: their layers, their arithmetic, and what is refused."""
 
 import dataclasses
-import doctest
 
 import keras
 import numpy as np
@@ -129,8 +128,3 @@ def test_a_run_is_not_rebuilt_without_its_block(cifar_dir, tmp_path):
         with pytest.raises(UserError, match=message) as error:
             call()
         assert '\n' not in str(error.value)
-
-
-def test_example_in_the_docstring():
-    result = doctest.testmod(blocks)
-    assert result.attempted == 3 and not result.failed
