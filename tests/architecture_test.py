@@ -22,7 +22,8 @@ NO_TENSORFLOW = """
     errors files resnet_spec resnet_variants checkpoints training.config training.recipes training.devices
     training.workers inputs.datasets inputs.images inputs.views inputs.jpeg inputs.tfrecords inputs.download
     command_line.program command_line.flags command_line.train_program command_line.build_program building.shards
-    building.beam reports.evaluate experiments.architecture_table
+    building.beam reports.evaluate experiments.architecture_table experiments.degradation_main
+    experiments.gradient_flow_main experiments.shortcuts_main experiments.transfer_main
     """.split()
 PROGRAMS = ('_main', '_download_and_extract', 'read_ckpt')  # how a program's name ends
 COMMANDS = sorted((ROOT / 'data').glob('*.py'))
@@ -106,7 +107,7 @@ def test_no_module_hides_another(tmp_path):
 def test_importing_the_package_imports_nothing(tmp_path):
     code = (
         'import sys; import official_resnet, official_resnet.cifar10_main, official_resnet.command_line.flags; '
-        'print(sorted({"tensorflow", "keras", "numpy"} & sys.modules.keys())); '
+        'dir(official_resnet); print(sorted({"tensorflow", "keras", "numpy"} & sys.modules.keys())); '
         'from absl import flags; print("data_dir" in flags.FLAGS)'
     )
     result = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=True)

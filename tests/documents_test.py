@@ -18,6 +18,7 @@ ROOT = pathlib.Path(official_resnet.__file__).parent.parent
 NAMES = ('README.md', 'CONTRIBUTING.md', 'data/README.md', 'checkpoints_tools/README.md')
 DOCUMENTS = sorted([*(ROOT / name for name in NAMES), *(ROOT / 'docs').glob('*.md')])
 MAX_README_LINES = 250
+MAX_FILES, MAX_LINES = 12, 2600  # of the walk
 PACKAGES = ('official_resnet', 'checkpoints_tools', 'benchmarks', 'data', 'tests')
 TREES = ('.ci/', 'docs/', *(f'{name}/' for name in PACKAGES))  # a path that begins so is of the repository
 PLACEHOLDER = 'FAMILY'  # in a name that the reader fills in
@@ -34,6 +35,7 @@ FENCE = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r'(?<!`)`([^`\n]+)`(?!`)')
 LINK = re.compile(r'!?\[[^\]]*\]\(([^)\s]+)\)')
 HEADING = re.compile(r'^#+ (.+)$', re.MULTILINE)
+WALK = re.compile(r'^\| \d+ \| `(\S+\.py)` \| (.*?) \|', re.MULTILINE)  # | 1 | `path` | `name`, `name` | what happens |
 FLAG = re.compile(r'(?<![\w-])(--?)([a-zA-Z][\w-]*)')
 PROGRAM = re.compile(r'(?:\S+/)?\w+\.py|-m [\w.]+|bazel-bin/data/\w+')
 
@@ -123,31 +125,14 @@ def modules():
 
 @functools.cache
 def names_in(path):
-    """{name: names inside it} of what a module defines or imports; of a package also its modules."""
-    found = {}
-    for node in ast.walk(ast.parse(text_of(path))):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            found |= {alias.asname or alias.name: None for alias in node.names}
-    for node in ast.parse(text_of(path)).body:
-        targets = getattr(node, 'targets', [getattr(node, 'target', None)])
-        found |= {target.id: None for target in targets if isinstance(target, ast.Name)}
-        if isinstance(node, ast.FunctionDef):
-            found[node.name] = None
-        if isinstance(node, ast.ClassDef):
-            inside = {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
-            inside |= {part.target.id for part in node.body if isinstance(part, ast.AnnAssign)}
-            found[node.name] = None if node.bases and not inside else inside
-    if path.name == '__init__.py':
-        found |= {child.stem: None for child in path.parent.iterdir()}
-    return found
-
-
-def has_name(path, names):
-    """Whether a file has a name, or a name inside a name."""
-    found = names_in(path)
-    if not names or names[0] not in found:
-        return not names
-    return len(names) == 1 or found[names[0]] is None or names[1] in found[names[0]]
+    """What a module and its classes define, and what it imports anywhere; of a package also its modules."""
+    nodes = list(ast.walk(ast.parse(text_of(path))))
+    imported = [alias for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names]
+    found = {alias.asname or alias.name for alias in imported}
+    for node in (node for scope in nodes if isinstance(scope, ast.Module | ast.ClassDef) for node in scope.body):
+        targets = getattr(node, 'targets', [getattr(node, 'target', node)])
+        found |= {getattr(target, 'id', getattr(target, 'name', None)) for target in targets}
+    return found | {child.stem for child in path.parent.iterdir() if path.name == '__init__.py'}
 
 
 def wrong_name(dotted):
@@ -155,11 +140,20 @@ def wrong_name(dotted):
     parts = dotted.split('.')
     for count in range(len(parts), 0, -1):
         if paths := modules().get('.'.join(parts[:count])):
-            if count == 1 and len(parts) == 1:
-                return False
-            return not any(has_name(path, parts[count:]) for path in paths)
-    owners = {path for paths in modules().values() for path in paths if names_in(path).get(parts[0])}  # of a class
-    return parts[0] in PACKAGES or bool(owners) and not any(has_name(path, parts) for path in owners)
+            return not any(names_in(path).issuperset(parts[count:]) for path in paths)
+    paths = {path for paths in modules().values() for path in paths if f'\nclass {parts[0]}' in text_of(path)}
+    return parts[0] in PACKAGES or bool(paths) and not any(names_in(path).issuperset(parts) for path in paths)
+
+
+def test_the_walk_names_what_exists_and_is_short():
+    """How much of the project a reader of a CIFAR training meets."""
+    rows = WALK.findall(text_of(ROOT / 'CONTRIBUTING.md'))
+    assert len(rows) >= 6, 'CONTRIBUTING.md has no table of the walk'
+    for path, names in rows:
+        for name in re.findall(r'`([\w.]+)`', names):
+            assert names_in(ROOT / path).issuperset(name.split('.')), f'{path} has no {name}'
+    num_lines = sum(len(text_of(ROOT / path).splitlines()) for path, _ in set(rows))
+    assert len(rows) <= MAX_FILES and num_lines <= MAX_LINES, (len(rows), num_lines)
 
 
 @pytest.mark.parametrize('path', DOCUMENTS, ids=name_of)
@@ -232,45 +226,26 @@ def has_flag(path, dashes, name):
     return name in listed or (dashes == '--' and name.removeprefix('no') in listed)
 
 
-def command_flags():
-    """[(document, program, dashes, name)] of every flag in a command line of a program of ours."""
-    found = []
-    for path in DOCUMENTS:
-        for command in commands_of(path):
-            if program := program_of(command):
-                after = command[PROGRAM.search(command).end() :]
-                found += [(path, program, dashes, name) for dashes, name in FLAG.findall(after)]
-    return found
-
-
-@pytest.fixture(scope='module')
-def helps():
-    """Ask all programs that have flags in the documents, two at a time."""
-    programs = {program for _, program, _, _ in command_flags()}
+def test_flags_exist():
+    """In commands, those of the program; in prose, those of any program."""
+    commands = [(path, command) for path in DOCUMENTS for command in commands_of(path) if program_of(command)]
+    programs = {program_of(command) for _, command in commands}
     programs |= {ROOT / 'official_resnet' / f'{name}_main.py' for name in ('cifar10', 'imagenet')}
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         list(pool.map(help_of, programs))
-    return programs
-
-
-def test_flags_in_commands_exist(helps):
-    found = command_flags()
+    found = []
+    for path, command in commands:
+        flags = FLAG.findall(command[PROGRAM.search(command).end() :])
+        found += [(path, [program_of(command)], *flag) for flag in flags]
     assert len(found) > 100, 'the commands of the documents are not found any more'
-    wrong = [
-        f'{name_of(path)}: {name_of(program)} has no {dashes}{name}'
-        for path, program, dashes, name in found
-        if name not in FOREIGN and not has_flag(program, dashes, name)
-    ]
-    assert not wrong, wrong
-
-
-def test_flags_in_prose_exist(helps):
-    wrong = []
     for path in DOCUMENTS:
-        for span in spans(path):
-            if span.startswith('--'):
-                names = {name for dashes, name in FLAG.findall(span) if dashes == '--'} - FOREIGN
-                wrong += [f'{name_of(path)}: --{n}' for n in names if not any(has_flag(p, '--', n) for p in helps)]
+        flags = [flag for span in spans(path) if span.startswith('--') for flag in FLAG.findall(span)]
+        found += [(path, programs, dashes, name) for dashes, name in flags if dashes == '--']
+    wrong = [
+        f'{name_of(path)}: {dashes}{name}'
+        for path, programs, dashes, name in found
+        if name not in FOREIGN and not any(has_flag(program, dashes, name) for program in programs)
+    ]
     assert not wrong, wrong
 
 
@@ -291,20 +266,13 @@ def test_versions_agree():
         assert re.search(pattern, text_of(ROOT / name), re.MULTILINE)[1] == version, name
 
 
-def test_the_readme_is_short():
-    assert len(text_of(ROOT / 'README.md').splitlines()) <= MAX_README_LINES
+def test_the_readme_is_short_and_has_the_command_that_ci_runs():
+    text = text_of(ROOT / 'README.md')
+    assert len(text.splitlines()) <= MAX_README_LINES
+    assert '-m pytest' in re.search(r'<!-- test command -->\n```bash\n(.+?)\n```\n', text, re.DOTALL)[1]
 
 
-def test_the_readme_has_the_command_that_ci_runs():
-    command = r'<!-- test command -->\n```bash\n(.+?)\n```\n'
-    assert '-m pytest' in re.search(command, text_of(ROOT / 'README.md'), re.DOTALL)[1]
-
-
-def test_the_readmes_python_runs(tmp_path):
-    blocks = fences(ROOT / 'README.md', 'python')
-    assert blocks
-    environment = os.environ | {'TF_CPP_MIN_LOG_LEVEL': '3', 'CUDA_VISIBLE_DEVICES': '-1', 'PYTHONPATH': str(ROOT)}
-    options = {'cwd': tmp_path, 'env': environment, 'capture_output': True, 'text': True}
-    result = subprocess.run([sys.executable, '-c', '\n'.join(blocks)], **options)
-    assert result.returncode == 0, result.stderr
-    assert 0 <= float(result.stdout.split()[-1]) <= 1  # the accuracy that it prints last
+def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec('\n'.join(fences(ROOT / 'README.md', 'python')), {})
+    assert 0 <= float(capsys.readouterr().out.split()[-1]) <= 1  # the accuracy that it prints last

@@ -100,8 +100,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         ({'guesses': LABELS}, 'guesses'),
         ({'guesses': [row + [0] for row in GUESSES]}, r'1\.\.5'),
         ({'labels': [7] * 10}, r'0\.\.6'),
-        ({'labels': [-1] * 10}, r'0\.\.6'),
-        ({'guesses': np.full((10, 1), 9)}, r'0\.\.6'),
+        ({'guesses': np.full((10, 1), -1)}, r'0\.\.6'),
         ({'labels': np.zeros(10)}, 'integers'),
         ({'ids': IDS[:-1]}, '6 ids'),
     ],
@@ -109,12 +108,3 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 def test_wrong_arrays(changes, message):
     with pytest.raises(ValueError, match=message):
         found(**changes)
-
-
-def test_a_thousand_classes():
-    random = np.random.default_rng(0)
-    labels, guesses = np.arange(50_000) % 1000, random.integers(0, 1000, (50_000, 5))
-    result = evaluate.report(labels, guesses, [f'class {i}' for i in range(1000)])
-    assert len(evaluate.format_report(result)) == 1 + 11 + 11 + 11 and len(result['confusions']) < 50_000
-    assert sum(pair['count'] for pair in result['confusions']) == (guesses[:, 0] != labels).sum()
-    assert sum(row['count'] for row in result['classes']) == 50_000
