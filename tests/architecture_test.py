@@ -2,10 +2,10 @@
 
 import ast
 import pathlib
-import subprocess
 import sys
 
 import pytest
+from fixtures import programs
 
 import official_resnet
 
@@ -97,10 +97,7 @@ def test_no_module_hides_another(tmp_path):
     names = [path.stem for folder in folders for path in folder.iterdir() if path.suffix == '.py' or path.is_dir()]
     names = [name for name in names if not name.startswith('__')]
     code = f'import importlib.util, sys; print([n for n in {names} if importlib.util.find_spec(n)])'
-    result = subprocess.run(
-        [sys.executable, '-P', '-c', code], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == '[]'
+    assert programs.run([sys.executable, '-P', '-c', code], cwd=tmp_path) == (0, '[]\n', '')
     assert not set(names) & set(sys.stdlib_module_names)
 
 
@@ -110,13 +107,12 @@ def test_importing_the_package_imports_nothing(tmp_path):
         'dir(official_resnet); print(sorted({"tensorflow", "keras", "numpy"} & sys.modules.keys())); '
         'from absl import flags; print("data_dir" in flags.FLAGS)'
     )
-    result = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert result.stdout.split('\n')[:2] == ['[]', 'False']
+    assert programs.run([sys.executable, '-c', code], cwd=tmp_path) == (0, '[]\nFalse\n', '')
 
 
 @pytest.mark.parametrize('path', [path for path in FILES if room_of(dotted(path)) == 'PROGRAM'], ids=dotted)
 def test_a_program_without_an_installation_says_so(path, tmp_path):
     """Started by its path by a Python that has no package but the standard library's."""
-    result = subprocess.run([sys.executable, '-S', '-E', path], cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 1 and result.stdout == '' and result.stderr.count('\n') == 1
-    assert "run 'pip install .' in the folder of the repository" in result.stderr
+    code, out, err = programs.run([sys.executable, '-S', '-E', path], cwd=tmp_path)
+    assert code == 1 and out == '' and err.count('\n') == 1
+    assert "run 'pip install .' in the folder of the repository" in err

@@ -18,7 +18,6 @@ ROOT = pathlib.Path(official_resnet.__file__).parent.parent
 NAMES = ('README.md', 'CONTRIBUTING.md', 'data/README.md', 'checkpoints_tools/README.md')
 DOCUMENTS = sorted([*(ROOT / name for name in NAMES), *(ROOT / 'docs').glob('*.md')])
 MAX_README_LINES = 250
-MAX_FILES, MAX_LINES = 12, 2600  # of the walk
 PACKAGES = ('official_resnet', 'checkpoints_tools', 'benchmarks', 'data', 'tests')
 TREES = ('.ci/', 'docs/', *(f'{name}/' for name in PACKAGES))  # a path that begins so is of the repository
 PLACEHOLDER = 'FAMILY'  # in a name that the reader fills in
@@ -35,7 +34,6 @@ FENCE = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r'(?<!`)`([^`\n]+)`(?!`)')
 LINK = re.compile(r'!?\[[^\]]*\]\(([^)\s]+)\)')
 HEADING = re.compile(r'^#+ (.+)$', re.MULTILINE)
-WALK = re.compile(r'^\| \d+ \| `(\S+\.py)` \| (.*?) \|', re.MULTILINE)  # | 1 | `path` | `name`, `name` | what happens |
 FLAG = re.compile(r'(?<![\w-])(--?)([a-zA-Z][\w-]*)')
 PROGRAM = re.compile(r'(?:\S+/)?\w+\.py|-m [\w.]+|bazel-bin/data/\w+')
 
@@ -143,29 +141,6 @@ def wrong_name(dotted):
             return not any(names_in(path).issuperset(parts[count:]) for path in paths)
     paths = {path for paths in modules().values() for path in paths if f'\nclass {parts[0]}' in text_of(path)}
     return parts[0] in PACKAGES or bool(paths) and not any(names_in(path).issuperset(parts) for path in paths)
-
-
-def test_the_walk_names_what_exists_and_is_short():
-    """How much of the project a reader of a CIFAR training meets."""
-    rows = WALK.findall(text_of(ROOT / 'CONTRIBUTING.md'))
-    assert len(rows) >= 6, 'CONTRIBUTING.md has no table of the walk'
-    for path, names in rows:
-        for name in re.findall(r'`([\w.]+)`', names):
-            assert names_in(ROOT / path).issuperset(name.split('.')), f'{path} has no {name}'
-    num_lines = sum(len(text_of(ROOT / path).splitlines()) for path, _ in set(rows))
-    assert len(rows) <= MAX_FILES and num_lines <= MAX_LINES, (len(rows), num_lines)
-
-
-@pytest.mark.parametrize('path', DOCUMENTS, ids=name_of)
-def test_names_exist(path):
-    words = [word for span in spans(path) for word in re.findall(r'(?<![\w./-])[a-zA-Z_]\w*(?:\.[a-zA-Z_]\w*)+', span)]
-    words += [
-        word for body in fences(path, 'bash') for word in re.findall(r'-m ((?:official_resnet|benchmarks)\S+)', body)
-    ]
-    for body in fences(path, 'python'):
-        words += list(dotted_names(ast.parse(body)))
-    wrong = {word for word in words if word.rpartition('.')[2] not in SUFFIXES and wrong_name(word)}
-    assert not wrong, sorted(wrong)
 
 
 def dotted_names(tree):

@@ -1,16 +1,16 @@
 """The fused BatchNormalization against Keras' own, and rewritten networks against what they were."""
 
 import dataclasses
-import subprocess
 import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from fixtures import programs
 from fixtures.networks import normal
 from fixtures.random_weights import randomize
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from official_resnet import layers, resnet_model, resnet_spec, resnet_variants
@@ -155,8 +155,7 @@ def test_a_network_deeper_than_pythons_limit_is_built_saved_and_loaded_elsewhere
         f'model, card = predict.load({str(tmp_path / "deep.keras")!r}); rewrite.fold_batch_norm(model); '
         'print(len(model.layers), sys.getrecursionlimit())'
     )
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-    assert result.stdout.split() == [str(len(model.layers)), str(before)]
+    assert programs.run([sys.executable, '-c', code]).out.split() == [str(len(model.layers)), str(before)]
 
 
 def assert_same_outputs(model, rewritten, *sizes, channels=3, tolerance=1e-5):
@@ -238,7 +237,11 @@ LAYERS = st.tuples(
 )
 
 
+REST = ((1, 1), 'same', None, 1)
+
+
 @settings(max_examples=30, deadline=None)
+@example([('conv', 1, 0, *REST), ('bn', 1, 0, *REST), ('add', 1, 1, *REST)], 11, False)  # the sum reads both
 @given(steps=st.lists(LAYERS, min_size=3, max_size=10), size=st.integers(11, 16), is_shown=st.booleans())
 def test_any_network_rewritten_is_equal(steps, size, is_shown):
     tensors = [keras.Input((None, None, 3))]

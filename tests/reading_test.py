@@ -1,14 +1,19 @@
-"""How much of the project a CIFAR training imports; for what its reader meets, see documents_test."""
+"""How much of the project a reader of a CIFAR training meets, and how much a run imports: see CONTRIBUTING.md."""
 
+import ast
 import json
 import pathlib
-import subprocess
+import re
 import sys
+
+from fixtures import programs
 
 import official_resnet
 
 PACKAGE = pathlib.Path(official_resnet.__file__).parent
 ROOT = PACKAGE.parent
+WALK = re.compile(r'^\| \d+ \| `(\S+\.py)` \| (.*?) \|', re.MULTILINE)  # | 1 | `path` | `name`, `name` | what happens |
+MAX_FILES, MAX_LINES = 12, 2600  # of the walk
 # Of what a run imports, __init__.py not counted; the lines are counted with those of the program itself.
 MAX_INPUT_LINES = 620  # of these in inputs/
 MAX_MODULES, MAX_IMPORTED_LINES = 22, 3900
@@ -33,11 +38,27 @@ def count_lines(paths):
     return sum(len(path.read_text(encoding='utf-8').splitlines()) for path in paths)
 
 
+def names_in(path):
+    """The functions, classes and methods of a file."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding='utf-8')))
+    return {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
+def test_the_walk_names_what_exists_and_is_short():
+    rows = WALK.findall((ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8'))
+    paths = {ROOT / path for path, _ in rows}
+    assert len(rows) >= 6, 'CONTRIBUTING.md has no table of the walk'
+    for path, names in rows:
+        for name in re.findall(r'`([\w.]+)`', names):
+            assert names_in(ROOT / path).issuperset(name.split('.')), f'{path} has no {name}'
+    assert len(paths) <= MAX_FILES and count_lines(paths) <= MAX_LINES, (len(paths), count_lines(paths))
+
+
 def test_a_cifar_training_imports_little_of_ours(cifar_dir, tmp_path):
     flags = ['--data_dir', cifar_dir, '--model_dir', tmp_path, '-rs', '8', '-bs', '16', '--max_train_steps', '2']
-    result = subprocess.run([sys.executable, '-c', RUN, *map(str, flags)], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    paths = {pathlib.Path(path) for path in json.loads(result.stdout.splitlines()[-1])}
+    code, out, err = programs.run([sys.executable, '-c', RUN, *map(str, flags)])
+    assert code == 0, err
+    paths = {pathlib.Path(path) for path in json.loads(out.splitlines()[-1])}
     paths = {path for path in paths if path.name != '__init__.py'}
     assert PACKAGE / 'resnet_run_loop.py' in paths and (tmp_path / 'model.keras').is_file()
     names = {str(path.relative_to(PACKAGE)) for path in paths}

@@ -1,10 +1,11 @@
-"""The figure of a training: a command of its own, and what a training says when it fails."""
+"""The figure of a training: it is plotted by a process of its own, and a training says when that fails."""
 
 import json
-import subprocess
+import pathlib
 import sys
 
 import pytest
+from fixtures.batches import message_of
 
 from official_resnet.command_line import train_program
 from official_resnet.reports import figures
@@ -22,26 +23,16 @@ def model_dir(tmp_path):
     return folder
 
 
-def call(*args, **options):
-    command = [sys.executable, '-m', 'official_resnet.reports.figures', *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, **options)
-
-
-def test_the_command_plots_what_a_training_plots(model_dir):
-    assert train_program._draw_curves(model_dir) == [model_dir / 'curves.png']
+def test_the_process_of_a_training_plots_what_the_function_does(model_dir, monkeypatch):
+    monkeypatch.chdir(model_dir.parent)
+    assert train_program._draw_curves(pathlib.Path(model_dir.name)) == [pathlib.Path(model_dir.name, 'curves.png')]
     plotted = (model_dir / 'curves.png').read_bytes()
-    assert plotted[:4] == b'\x89PNG'
-    (model_dir / 'curves.png').unlink()
-    result = call('--', '-a b', cwd=model_dir.parent)
-    assert (result.returncode, result.stderr) == (0, '') and result.stdout.endswith('curves.png\n')
-    assert (model_dir / 'curves.png').read_bytes() == plotted == figures.training_curves(model_dir).read_bytes()
+    assert plotted[:4] == b'\x89PNG' and plotted == figures.training_curves(model_dir).read_bytes()
 
 
 def test_mistakes_are_one_line(tmp_path):
-    for args, message in (((), 'MODEL_DIR'), ((tmp_path,), f"'{tmp_path}' has no metrics.jsonl")):
-        result = call(*args)
-        assert (result.returncode, result.stdout) == (1, '') and result.stderr.count('\n') == 1
-        assert message in result.stderr
+    assert 'MODEL_DIR' in message_of(figures.main, None, ())
+    assert f"'{tmp_path}' has no metrics.jsonl" in message_of(figures.main, None, (tmp_path,))
 
 
 @pytest.mark.parametrize('reason', ['no epoch', 'no python', 'no matplotlib'])
