@@ -66,15 +66,15 @@ class ChildHere(contextlib.AbstractContextManager):
         self.result = self.function(*arguments)
 
 
-def test_a_tiny_run(tmp_path, monkeypatch, run):
+@pytest.mark.parametrize('systems', [['ours'], pytest.param(['keras', 'ours'], marks=pytest.mark.slow)])
+def test_a_tiny_run(tmp_path, monkeypatch, run, systems):
     monkeypatch.setattr(measuring, 'Child', ChildHere)
     sizes = ['-rs=8', '-bs=16', '--runs=1', '--steps=1', '--dtype=fp32', f'--output_json={tmp_path}/b.json']
     measures = [f'--measure={name}' for name in ('input', 'forward', 'train')]
-    out = run(*sizes, *measures, '--system=ours', '--system=keras')
+    out = run(*sizes, *measures, *(f'--system={name}' for name in systems))
     stored = json.loads((tmp_path / 'b.json').read_text())['results']
-    both = ['keras', 'ours']
     names = [(row['measure'], sorted(row['images_per_second'])) for row in stored]
-    assert names == [('input', ['ours']), ('forward', both), ('train', both)]
+    assert names == [('input', ['ours']), ('forward', systems), ('train', systems)]
     assert all(rate > 0 for row in stored for rates in row['images_per_second'].values() for rate in rates)
     assert 'tensorflow 2.21' in out and 'cores' in out
 
