@@ -6,20 +6,21 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from fixtures.batches import assert_same_batches, labels_of, message_of, numbered
+from fixtures.batches import assert_same_batches, labels_of, message_of
 
 from official_resnet.inputs import augmentation, datasets, in_memory
 from official_resnet.inputs.normalization import per_image_standardization
 
 
 def noise(num_images, shape=(8, 8, 3)):
+    """Return a split of noise, in which the label of an image is its number."""
     images = np.random.default_rng(0).integers(0, 256, (num_images, *shape), np.uint8)
     labels = np.arange(num_images, dtype=np.int32)
     return in_memory.InMemorySplit(images, labels, num_images, 'noise', (), 'per_image_standardization')
 
 
 def test_no_image_comes_twice_in_an_epoch():
-    dataset = numbered(23).training_batches(5, seed=1, num_epochs=40)
+    dataset = noise(23).training_batches(5, seed=1, num_epochs=40)
     assert len(dataset) == 40 * 4  # 23 // 5 = 4 steps, three images left out
     epochs = np.array(labels_of(dataset)).reshape(40, 20)
     assert all(len(set(epoch)) == 20 for epoch in epochs)
@@ -29,7 +30,7 @@ def test_no_image_comes_twice_in_an_epoch():
 
 
 def test_all_orders_are_equally_likely():
-    dataset = numbered(3).training_batches(3, num_epochs=600)
+    dataset = noise(3).training_batches(3, num_epochs=600)
     counts = collections.Counter(map(tuple, labels_of(dataset)))
     assert len(counts) == 6 and min(counts.values()) > 60 and max(counts.values()) < 140  # 100 +- 9
 
@@ -65,7 +66,7 @@ def test_num_epochs_only_says_where_to_end(uninterrupted):
 
 
 def test_a_late_first_step_costs_nothing():
-    dataset = numbered(100).training_batches(10, first_step=10**10 + 3, num_epochs=10**9 + 1)
+    dataset = noise(100).training_batches(10, first_step=10**10 + 3, num_epochs=10**9 + 1)
     assert len(dataset) == 7 and len(labels_of(dataset)) == 7
 
 
@@ -82,21 +83,21 @@ def test_order_and_augmentation_depend_on_seed_and_epoch():
 
 
 def test_evaluation_scores_every_image_once_in_order():
-    batches = numbered(23).evaluation_batches(5)
+    batches = noise(23).evaluation_batches(5)
     assert len(batches) == 5 and labels_of(batches) == [*np.arange(20).reshape(4, 5).tolist(), [20, 21, 22]]
-    images = np.concatenate([images for images, _ in batches.as_numpy_iterator()])
-    np.testing.assert_array_equal(images, numbered(23).images)  # not augmented
-    assert labels_of(numbered(3).evaluation_batches(5)) == [[0, 1, 2]]
+    unchanged = noise(23).with_normalization('none').evaluation_batches(5).as_numpy_iterator()
+    np.testing.assert_array_equal(np.concatenate([images for images, _ in unchanged]), noise(23).images)
+    assert labels_of(noise(3).evaluation_batches(5)) == [[0, 1, 2]]
 
 
 @pytest.mark.parametrize('method, size', [('training_batches', 5), ('evaluation_batches', None)])
 def test_types_and_static_shapes(method, size):
-    images, labels = getattr(numbered(23, (28, 28, 1)), method)(5).element_spec
+    images, labels = getattr(noise(23, (28, 28, 1)), method)(5).element_spec
     assert images == tf.TensorSpec([size, 28, 28, 1], tf.float32) and labels == tf.TensorSpec([size], tf.int32)
 
 
 def test_the_first_images_and_steps():
-    examples = numbered(9).first(4)
+    examples = noise(9).first(4)
     assert examples.labels.tolist() == [0, 1, 2, 3] and len(examples.images) == 4
     assert examples.first(None) is examples
     assert [datasets.steps_per_epoch(*sizes) for sizes in ((50000, 128), (10000, 128), (5, 5))] == [390, 78, 1]
@@ -109,12 +110,12 @@ def test_the_first_images_and_steps():
     [
         ('evaluation_batches', {'batch_size': 0}, '--batch_size=0 |1 or more'),
         ('training_batches', {'batch_size': 5, 'seed': 2**63}, f'seed {2**63} |0..'),
-        ('with_background', {}, 'numbered|in memory|leave out --background_class'),
-        ('evaluation_batches', {'batch_size': 3, 'view': len}, 'numbered|in memory|leave out --ten_crop'),
+        ('with_background', {}, 'noise|in memory|leave out --background_class'),
+        ('evaluation_batches', {'batch_size': 3, 'view': len}, 'noise|in memory|leave out --ten_crop'),
     ],
 )
 def test_what_is_refused(method, arguments, words):
-    message = message_of(lambda: getattr(numbered(10), method)(**arguments))
+    message = message_of(lambda: getattr(noise(10), method)(**arguments))
     assert all(word in message for word in words.split('|')), message
 
 
