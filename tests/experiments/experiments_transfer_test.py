@@ -77,3 +77,9 @@ def test_a_folder_with_too_few_classes(folder, tmp_path):
         (tmp_path / 'three' / name).symlink_to(folder / 'train' / name)
     with pytest.raises(UserError, match='3 classes'):
         transfer_main.link_images(tmp_path / 'three', tmp_path / 'x', {'source_images': None, 'images_per_class': 1}, 0)
+
+
+def test_only_the_ways_that_freeze_the_network_do_not_augment_and_train_longer():
+    for way in transfer_main.WAYS.values():
+        is_frozen = way.fields.get('transfer') == 'head'
+        assert (way.fields.get('augment', True) is False) == is_frozen == (way.epochs > 1)
