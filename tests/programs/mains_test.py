@@ -3,21 +3,18 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
 
 import keras
-import numpy as np
 import pytest
 import tensorflow as tf
 from fixtures.imagenet_shards import draw, write_folder
-from fixtures.programs import PACKAGE, mistake, run, start, succeed
+from fixtures.programs import PACKAGE, mistake, run, succeed
 
-from official_resnet import layers
 from official_resnet.inference import predict
-from official_resnet.inputs import datasets, download
+from official_resnet.inputs import download
 
 TINY = (
     '-rs 8 -bs 16 --train_epochs 2 --base_learning_rate 0.2 --lr_schedule constant --epochs_between_evals 1 '
@@ -98,26 +95,11 @@ def test_stored_configuration_and_benchmark_log(trained):
     assert {'name', 'value', 'unit', 'global_step', 'timestamp', 'extras'} == set(lines[0])
 
 
-def test_savedmodel_takes_images_and_equals_the_model(trained, cifar_dir):
-    test = datasets.open_split('cifar10', 'test', data_dir=str(cifar_dir))
-    model = keras.models.load_model(trained[0] / 'model.keras')
-    assert type(model.get_layer('stem_bn')) is layers.BatchNormalization
-    expected = tf.nn.softmax(model(tf.image.per_image_standardization(tf.cast(test.images, tf.float32)))).numpy()
-    path = next((trained[0].parent / 'export').iterdir())
-    served = tf.saved_model.load(str(path)).signatures['serving_default']
-    for count in (1, 30):  # any batch size
-        got = served(input=tf.constant(test.images[:count], tf.float32))
-        np.testing.assert_allclose(got['probabilities'], expected[:count], atol=1e-5)
-        np.testing.assert_array_equal(got['classes'], expected[:count].argmax(-1))
-
-
 @pytest.mark.parametrize(
     'args',
     [
-        '',
         f'{TINY} --seed 0 --datasets_num_private_threads 2 --augment',  # as the run has them
-        '-bs 7',
-        '--num_gpus 0 --distribution_strategy off',
+        '-bs 7 --num_gpus 0 --distribution_strategy off',
     ],
 )
 def test_eval_only_honours_what_it_can(trained, accuracy, cifar_dir, args):
@@ -129,13 +111,9 @@ def test_eval_only_honours_what_it_can(trained, accuracy, cifar_dir, args):
     'args,message',
     [
         ('-rs 14', '--resnet_size.*14.* 8; leave --resnet_size out'),
-        ('-te 3', '--train_epochs.*3.* 2; leave --train_epochs out'),
         ('--recipe fast', '--recipe=fast.*leave --recipe=fast out'),
         ('--use_synthetic_data', 'synthetic, .*cifar10'),
         ('--clean', '--clean .*leave'),
-        ('--hooks ProfilerHook', '--hooks .*leave'),
-        ('--steps_per_loop 3', '--steps_per_loop .*leave'),
-        ('--export_dir /tmp/x --image_bytes_as_serving_input', '--image_bytes_as_serving_input .*ImageNet'),
         ('--local_workers 2', '--eval_only .*leave'),
     ],
 )
@@ -147,40 +125,18 @@ def test_eval_only_refuses_the_rest(trained, cifar_dir, args, message):
 def test_a_pretrained_network_that_is_named_is_evaluated_in_place_of_a_run(trained, accuracy, source, cifar_dir):
     """Not the checkpoint of --model_dir, as that of a program that trained something else there."""
     command = f'cifar10_main --eval_only --data_dir {cifar_dir} -pmcp {trained[0]}/model.keras'
-    for args in ('', f'--model_dir {source}', '-bs 7'):
+    for args in ('', f'--model_dir {source} -bs 7'):
         out = succeed(f'{command} {args}')
         assert f'test: top-1 {accuracy}, top-5' in out and '(30 images)' in out
         assert (f'--model_dir={source}' in out) == ('--model_dir' in args)
-    for args in ('--resnet_size 8', '--export_dir /tmp/x', '--num_gpus 0', '--transfer head'):
-        assert f'{args.split()[0]} is for training' in mistake(f'{command} {args}')
-
-
-def test_a_refused_model_dir_keeps_its_files(trained, cifar_dir):
-    before = {path: path.read_bytes() for path in trained[0].iterdir() if path.is_file() and path.name != '.lock'}
-    error = mistake(f'cifar10_main --data_dir {cifar_dir} --model_dir {trained[0]} {TINY} --seed 5')
-    assert '--seed 0, not 5' in error
-    assert {path: path.read_bytes() for path in before} == before
+    for flag in ('--resnet_size', '--num_gpus'):
+        assert f'{flag} is for training' in mistake(f'{command} {flag} 8')
 
 
 def test_eval_only_fetches_nothing_for_synthetic_images(tmp_path, monkeypatch):
     monkeypatch.setattr(download, 'download_and_extract', lambda *args: pytest.fail('fetched'))
     succeed(f'cifar10_main --recipe demo --max_train_steps 1 --model_dir {tmp_path}')
     assert '(2000 images)' in succeed(f'cifar10_main --eval_only --model_dir {tmp_path} --data_dir {tmp_path}')
-
-
-def test_sigterm_saves_and_the_same_command_continues(cifar_dir, tmp_path):
-    command = f'cifar10_main --data_dir {cifar_dir} --model_dir {tmp_path} {TINY} --train_epochs 100000'
-    command += ' --steps_per_loop 1 --epochs_between_evals 1000'
-    process = start(command)
-    for line in process.stdout:
-        if line.startswith('epoch 2/'):
-            process.send_signal(signal.SIGTERM)
-            break
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM and err == ''
-    step = int(re.search(r'SIGTERM at step (\d+): .*same command', out)[1])
-    code, out, err = run(f'{command} --max_train_steps {step + 2}')
-    assert code == 0 and f'step {step}' in out and f'(step {step + 2})' in out, (out, err)
 
 
 def test_a_missing_data_set_is_fetched_but_not_into_what_is_there(cifar_dir, tmp_path, monkeypatch):
@@ -236,12 +192,10 @@ def test_own_images_and_a_new_head_end_to_end(images, old_net, tmp_path):
     out = succeed(f'{head} --train_epochs 3 --export_dir {tmp_path}/export')
     assert 'features of 10' in out and 'computing' not in out and 'SavedModel' in out
     accuracy = re.search(r'test accuracy (\S+) after epoch 3 \(step 12\)', out)[1]
-    old, new = (keras.models.load_model(folder / 'model.keras') for folder in (old_net, tmp_path / 'new_net'))
-    for one, other in zip(old.variables[:-2], new.variables[:-2], strict=True):
-        np.testing.assert_array_equal(one.numpy(), other.numpy(), err_msg=one.path)
-    assert new.output_shape == (None, 2)
-    out = succeed(f'cifar10_main --eval_only --model_dir {tmp_path}/new_net')
-    assert f'test accuracy {accuracy} (10 images)' in out
+    assert keras.models.load_model(tmp_path / 'new_net' / 'model.keras').output_shape == (None, 2)
+    assert f'test accuracy {accuracy} (10 images)' in succeed(
+        f'cifar10_main --eval_only --model_dir {tmp_path}/new_net'
+    )
 
 
 def test_an_appended_head_by_flags(images, old_net, tmp_path):
