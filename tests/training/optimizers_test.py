@@ -92,8 +92,6 @@ def test_cosine_and_warm_up():
 @pytest.mark.parametrize(
     'make',
     [
-        lambda: Schedule('steps'),
-        lambda: Schedule(warmup_epochs=-1),
         lambda: optimizers.CoupledSGD(decay='bn'),
         lambda: optimizers.CoupledSGD(l2=-1),
         lambda: optimizers.PiecewiseLinear([2, 1], [0, 0]),
