@@ -10,26 +10,13 @@ and 10 of one of two workers in 127 s, all variables, tests and the state equal 
 import random
 import time
 
-import numpy as np
 import pytest
 from fixtures.programs import finish, start
+from fixtures.tiny_training import assert_equal_runs
 from fixtures.worker_processes import flags_of, last_step, start_pair, wait_for
-
-from official_resnet import checkpoints
 
 EPOCHS = 150  # of 7 steps
 NUM_STEPS = 7 * EPOCHS
-
-
-def outcome(model_dir):
-    """What a training came to: variables, the loop's state, and its tests, without seconds and paths."""
-    arrays, state, _ = checkpoints.restore_latest(model_dir / 'checkpoints')
-    tests = [
-        (line['epoch'], line['loss'], line['accuracy'])
-        for line in checkpoints.read_metrics(model_dir)
-        if line['split'] == 'test'
-    ]
-    return arrays, [state['step'], state['best'], *tests]
 
 
 @pytest.mark.slow
@@ -61,8 +48,5 @@ def test_killed_at_random_moments(cifar_dir, tmp_path, is_alone, num_kills):
         reached.append(last_step(tmp_path / 'killed'))
     for code, out, err in finish(begin_training('killed'), 600):
         assert code == 0, (out, err)
-    (ours, our_tests), (expected, expected_tests) = outcome(tmp_path / 'killed'), outcome(tmp_path / 'whole')
-    assert our_tests == expected_tests and ours.keys() == expected.keys() and our_tests[0] == NUM_STEPS
-    for name, value in expected.items():
-        np.testing.assert_array_equal(ours[name], value, err_msg=name)
+    assert_equal_runs(tmp_path / 'killed', tmp_path / 'whole')
     print(f'\n{num_kills} kills in {time.monotonic() - begin:.0f} s, after the steps {reached}: equal to the last bit')
