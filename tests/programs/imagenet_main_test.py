@@ -86,11 +86,6 @@ def test_other_recipes_take_a_step(data_dir, tmp_path, recipe, num_logits, size)
     assert card.names[:1] == (('background',) if recipe == 'official' else (CLASSES[0][1],))
 
 
-def test_synthetic_images_need_no_data(tmp_path):
-    out = succeed(f'--use_synthetic_data --model_dir {tmp_path} -rs 18 -bs 4 -mts 1')
-    assert 'synthetic224: 1,280 training' in out and '(step 1)' in out
-
-
 def test_own_images_need_no_shards(tmp_path):
     names = ('ant', 'bee', 'cat')
     write_folder(tmp_path / 'images', draw(15, num_classes=3), names)
@@ -102,14 +97,10 @@ def test_own_images_need_no_shards(tmp_path):
 
 
 def test_a_new_head_on_features_that_are_computed_once(data_dir, trained, tmp_path):
-    there = f'--data_dir {data_dir} --model_dir {tmp_path}'
-    command = f'{there} {SMALL} -pmcp {trained[0]}/model.keras --transfer=head'
-    out = succeed(f'{command} -te 1')
-    assert 'computing the features of 24' in out
-    out = succeed(f'{command} -te 3')
-    assert 'features of 24' in out and 'computing' not in out and '(step 9)' in out
-    accuracy = re.search(r'test accuracy (\S+) after epoch 3', out)[1]
-    assert f'top-1 {accuracy}, top-5' in succeed(f'--eval_only {there}')
+    command = f'--data_dir {data_dir} --model_dir {tmp_path} {SMALL} -pmcp {trained[0]}/model.keras --transfer=head'
+    assert 'computing the features of 24' in succeed(f'{command} -te 1')
+    out = succeed(f'{command} -te 2')
+    assert 'features of 24' in out and 'computing' not in out and '(step 6)' in out
 
 
 def test_killed_and_resumed_is_bit_identical(data_dir, trained, tmp_path, monkeypatch):
@@ -176,14 +167,7 @@ def test_a_model_dir_of_imagenet_under_cifars_program(data_dir, trained):
 # --- mistakes ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    'args',
-    [
-        '--model_dir {new} {small} -te 1',
-        '--model_dir {trained} --eval_only',
-        '--model_dir {new} --eval_only -pmcp {trained}/model.keras',
-    ],
-)
+@pytest.mark.parametrize('args', ['--model_dir {new} {small} -te 1', '--model_dir {trained} --eval_only'])
 def test_damage_that_only_reading_finds_is_one_line(data_dir, trained, tmp_path, args):
     shutil.copytree(data_dir, tmp_path / 'data')
     path = tmp_path / 'data' / 'validation-00001-of-00002'

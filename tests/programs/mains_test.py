@@ -122,32 +122,32 @@ def test_eval_only_refuses_the_rest(trained, cifar_dir, args, message):
     assert re.search(message, error), error
 
 
-def test_a_pretrained_network_that_is_named_is_evaluated_in_place_of_a_run(trained, accuracy, source, cifar_dir):
+def test_a_pretrained_network_that_is_named_is_evaluated_in_place_of_a_run(trained, accuracy, old_net, cifar_dir):
     """Not the checkpoint of --model_dir, as that of a program that trained something else there."""
     command = f'cifar10_main --eval_only --data_dir {cifar_dir} -pmcp {trained[0]}/model.keras'
-    for args in ('', f'--model_dir {source} -bs 7'):
+    for args in ('', f'--model_dir {old_net} -bs 7'):
         out = succeed(f'{command} {args}')
         assert f'test: top-1 {accuracy}, top-5' in out and '(30 images)' in out
-        assert (f'--model_dir={source}' in out) == ('--model_dir' in args)
+        assert (f'--model_dir={old_net}' in out) == ('--model_dir' in args)
     for flag in ('--resnet_size', '--num_gpus'):
         assert f'{flag} is for training' in mistake(f'{command} {flag} 8')
 
 
 def test_eval_only_fetches_nothing_for_synthetic_images(tmp_path, monkeypatch):
     monkeypatch.setattr(download, 'download_and_extract', lambda *args: pytest.fail('fetched'))
-    succeed(f'cifar10_main --recipe demo --max_train_steps 1 --model_dir {tmp_path}')
+    succeed(f'cifar10_main --recipe demo -rs 8 --max_train_steps 1 --model_dir {tmp_path}')
     assert '(2000 images)' in succeed(f'cifar10_main --eval_only --model_dir {tmp_path} --data_dir {tmp_path}')
 
 
 def test_a_missing_data_set_is_fetched_but_not_into_what_is_there(cifar_dir, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(download, 'download_and_extract', lambda *args: asked.append(args))
-    succeed(f'cifar10_main --data_dir {cifar_dir} --model_dir {tmp_path}/m {TINY} --max_train_steps 1')
-    mistake(f'cifar10_main --data_dir {tmp_path}/new --nodownload --model_dir {tmp_path}/m {TINY}')
+    mistake(f'cifar10_main --data_dir {cifar_dir} --model_dir {tmp_path}/m --batch_size 999')
+    mistake(f'cifar10_main --data_dir {tmp_path}/new --nodownload --model_dir {tmp_path}/m')
     assert asked == []
-    mistake(f'cifar10_main --data_dir {tmp_path}/new --model_dir {tmp_path}/m {TINY}')
+    mistake(f'cifar10_main --data_dir {tmp_path}/new --model_dir {tmp_path}/m')
     assert asked == [('cifar10', str(tmp_path / 'new'))]
-    assert len(list((tmp_path / 'm').glob('checkpoints/*'))) == 1  # of the first
+    assert not list((tmp_path / 'm').glob('checkpoints/*'))
 
 
 # --- own images and transfer ---------------------------------------------------------------------------------
@@ -180,8 +180,7 @@ def old_net(images, tmp_path_factory):
 def test_own_images_and_a_new_head_end_to_end(images, old_net, tmp_path):
     card = json.loads((old_net / 'model.card.json').read_text())
     assert card['labels'] == ['blue', 'green', 'red'] and card['num_classes'] == 3
-    out = succeed(f'cifar10_main --eval_only --model_dir {old_net} --export_dir {tmp_path}/export')
-    assert '(18 images)' in out
+    assert '(18 images)' in succeed(f'cifar10_main --eval_only --model_dir {old_net}')
     assert 'class_names' in mistake(f'cifar10_main --eval_only --model_dir {old_net} --image_folder {images}/new')
 
     head = f'cifar10_main --image_folder {images}/new --model_dir {tmp_path}/new_net -pmcp {old_net}/model.keras '
@@ -189,9 +188,9 @@ def test_own_images_and_a_new_head_end_to_end(images, old_net, tmp_path):
     out = succeed(f'{head} --train_epochs 1')
     assert 'computing the features of 32' in out
     assert json.loads((tmp_path / 'new_net' / 'config.json').read_text())['config']['augment'] is False
-    out = succeed(f'{head} --train_epochs 3 --export_dir {tmp_path}/export')
-    assert 'features of 10' in out and 'computing' not in out and 'SavedModel' in out
-    accuracy = re.search(r'test accuracy (\S+) after epoch 3 \(step 12\)', out)[1]
+    out = succeed(f'{head} --train_epochs 2')
+    assert 'features of 10' in out and 'computing' not in out
+    accuracy = re.search(r'test accuracy (\S+) after epoch 2 \(step 8\)', out)[1]
     assert keras.models.load_model(tmp_path / 'new_net' / 'model.keras').output_shape == (None, 2)
     assert f'test accuracy {accuracy} (10 images)' in succeed(
         f'cifar10_main --eval_only --model_dir {tmp_path}/new_net'

@@ -5,9 +5,7 @@ import re
 import shutil
 
 import keras
-from fixtures.programs import mistake, succeed
-
-from official_resnet.inputs import download
+from fixtures.programs import succeed
 
 TINY = '--train_epochs 2 --batch_size 16'
 
@@ -32,14 +30,3 @@ def test_fast_on_fashion_mnist(mnist_dir, tmp_path):
     assert '(step 4)' in succeed(f'{command} --num_train_images 64 {TINY} --batch_size 32')
     stored = json.loads((tmp_path / 'm' / 'config.json').read_text())['config']
     assert (stored['dataset'], stored['num_train_images'], stored['flip']) == ('fashion_mnist', 64, True)
-
-
-def test_no_download_of_what_is_there_or_forbidden(mnist_dir, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(download, 'fetch', lambda url, *args: asked.append(url))
-    mistake(f'mnist_main --data_dir {mnist_dir}/mnist --model_dir {tmp_path} --batch_size 999')
-    mistake(f'mnist_main --data_dir {tmp_path}/new --nodownload --model_dir {tmp_path}')
-    assert asked == []
-    mistake(f'mnist_main --dataset fashion_mnist --data_dir {tmp_path}/new --model_dir {tmp_path}')
-    folder, rows = download.FILE_SETS['fashion_mnist']
-    assert asked == [folder + name for name in rows]
