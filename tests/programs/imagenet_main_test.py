@@ -126,7 +126,7 @@ def test_evaluation_alone_gives_the_last_numbers_and_a_report(data_dir, trained,
     there = f'--data_dir {data_dir} --model_dir {trained[0]}'
     out = succeed(f'--eval_only {there} -bs 5 --ten_crop --eval_report {tmp_path}/report')
     numbers = f'{last["accuracy"]:.4f}, top-5 {last["accuracy_top_5"]:.4f} ({NUM_TEST} images)'
-    assert f'epoch 2, step 6: test loss {last["loss"]:.4f}, test accuracy {numbers}' in out
+    assert f'epoch 2, step 6: test loss {last["loss"]:.4f}, top-1 {numbers}' in out
     assert f'one crop: top-1 {last["accuracy"]:.4f}, top-5 {last["accuracy_top_5"]:.4f} ({NUM_TEST} images)' in out
     assert re.search(rf'ten crops: top-1 \d\.\d{{4}}, top-5 \d\.\d{{4}} \({NUM_TEST} images\)', out)
     report = json.loads((tmp_path / 'report' / 'report.json').read_text())

@@ -55,8 +55,9 @@ def test_features_are_computed_anew_where_they_are_of_something_else(source, tmp
     path = tmp_path / 'features.npz'
 
     def lines(examples):
+        caplog.clear()
         feature_cache.features(model, examples, path)
-        return caplog.messages[-1].partition(' ')[0]
+        return caplog.messages[0].partition(' ')[0]
 
     examples = synthetic_split(5)
     assert lines(examples) == 'computing' and lines(examples) == 'features'
