@@ -57,7 +57,7 @@ def resnet(
         x = batch_norm(x, spec, 'head_bn')
         x = activation(x, spec, 'head_relu')
     x = keras.layers.GlobalAveragePooling2D(data_format=NHWC, name='head_pool')(x)
-    # float32 whatever the policy, because a softmax in 16 bits loses small probabilities.
+    # float32 under every dtype policy, because a softmax in 16 bits loses small probabilities.
     logits = keras.layers.Dense(num_classes, dtype='float32', name='logits')(x)
     with deep_graph():
         return keras.Model(images, logits, name='resnet')

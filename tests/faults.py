@@ -254,8 +254,8 @@ FAULTS = [
         'fillers-counted',
         'What only fills the last batch of evaluation is not counted.',
         'official_resnet/training/step.py',
-        'counts = labels >= 0',
-        'counts = labels >= -1',
+        'is_counted = labels >= 0',
+        'is_counted = labels >= -1',
         'tests/resnet_run_loop_test.py -k only_fills_a_batch',
     ),
     Fault(

@@ -1,1 +1,1 @@
-"""The door: flags and programs. Nothing below this package knows of argv."""
+"""Flags and programs. Only this package and the programs read command-line arguments."""

@@ -1,4 +1,4 @@
-"""What the commands in data/ share: their flags, and the build of both splits from folders."""
+"""The parts that the commands in data/ share: their flags, and building both splits from folders."""
 
 import functools
 import os
@@ -19,11 +19,11 @@ LISTS = {
     'metadata_file': (None, "Lines 'class TAB name'. Default: the names of ILSVRC2012's classes."),
 }
 FOLDERS = {
-    'train_directory': ('/tmp/', 'Folder of training images, <class>/<file>. Empty: build no such shards.'),
-    'validation_directory': ('/tmp/', 'Folder of validation images, <class>/<file>. Empty: build no such shards.'),
+    'train_directory': ('/tmp/', 'Folder of training images, <class>/<file>. Empty: build no shards of them.'),
+    'validation_directory': ('/tmp/', 'Folder of validation images, <class>/<file>. Empty: build no shards of them.'),
     'output_directory': ('/tmp/', 'Folder of the shards.'),
 }
-VERIFY = {'verify': (False, 'Read all shards back and check them. A split that has a manifest is not built.')}
+VERIFY = {'verify': (False, 'Read all shards back and check them. A split that has a manifest is not built again.')}
 log = functools.partial(print, flush=True)
 
 

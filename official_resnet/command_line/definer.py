@@ -1,4 +1,4 @@
-"""The flags of programs that do not train."""
+"""Define the flags of programs that do not train."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ _Float = float | None
 
 
 class Definer:
-    """Define flags in a FlagValues: name, default, help text, short name, and what the kind of flag needs."""
+    """Define flags in a FlagValues: name, default, help text, short name, and bounds or choices."""
 
     def __init__(self, values: flags.FlagValues):
         self.values = values

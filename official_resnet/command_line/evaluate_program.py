@@ -1,6 +1,6 @@
 """The --eval_only and --export_dir of a training program.
 
-Each flag that is passed with --eval_only has an effect, or agrees with the evaluated run, or is refused.
+Each flag that is passed with --eval_only has an effect, agrees with the evaluated run, or is refused.
 """
 
 import dataclasses
@@ -61,7 +61,7 @@ def _evaluate_run(values, asked, options, row, given):
     config = TrainConfig.from_json(checkpoints.restore_weights(machine.model_dir)[1]['config'])
     _require_same(values, asked, config, row, given)
     changes = {'batch_size': asked.batch_size} if 'batch_size' in given else {}
-    if options.image_folder:  # the same classes; other images, or another folder
+    if options.image_folder:  # it has the same classes, but may have other images
         changes['dataset'] = asked.dataset
     if 'eval_image_size' in given:
         changes['views'] = dataclasses.replace(config.views, test_size=asked.views.test_size)
@@ -123,7 +123,7 @@ def export_net(model: 'keras.Model', config: TrainConfig, options: RunOptions) -
 
 
 def _evaluate_net(values, asked, options, row):
-    """Evaluate a network from anywhere, on images prepared as its card says."""
+    """Evaluate a trained or converted network on images that are prepared as its card says."""
     machine, path = asked.machine, asked.pretrained
     devices.start_tensorflow(machine.inter_op_threads, machine.intra_op_threads)
     from official_resnet.inference import predict
@@ -145,8 +145,8 @@ def _evaluate_net(values, asked, options, row):
         )
     if test.input_shape != (*card.net_size, card.num_channels):
         raise UserError(
-            f'{path} takes images of shape {(*card.net_size, card.num_channels)}, those of {test.name} have '
-            f'{test.input_shape}; pass images of its size'
+            f'{path} takes images of shape {(*card.net_size, card.num_channels)}, but those of {test.name} have '
+            f'{test.input_shape}; pass images of this size'
         )
     test = test.with_normalization(card.normalization)
     _report(model, test, asked.batch_size, options, predict.encoded_view(card) if is_encoded else None)

@@ -18,7 +18,7 @@ from official_resnet.errors import UserError
 from official_resnet.resnet_spec import ResNetSpec
 from official_resnet.training.config import PRETRAINED, MachineConfig, Schedule, TrainConfig, flags_of, part_of, setting
 
-MAX_INTEGER = 2**31 - 1  # of counts, because TensorFlow stores some in 32 bits
+MAX_INTEGER = 2**31 - 1  # the largest count, because TensorFlow stores some in 32 bits
 MULTI_WORKER = 'multi_worker_mirrored'
 HOOKS = ('LoggingTensorHook', 'ProfilerHook', 'ExamplesPerSecondHook', 'LoggingMetricHook', 'StepCounterHook')
 _BIG_QUERY = 'there is no BigQuery upload; --benchmark_log_dir writes the same JSON'
@@ -77,10 +77,10 @@ class RunOptions:
     image_folder: str | None = _data(
         None,
         'Train on your own images: a folder with a subfolder for each class, or with folders train and test (or val, '
-        'validation) that have such subfolders.',
+        'validation) that each have these subfolders.',
         is_path=True,
     )
-    use_synthetic_data: bool = _data(False, 'Train on synthetic images: no download.', short='synth')
+    use_synthetic_data: bool = _data(False, 'Train on synthetic images, without a download.', short='synth')
     download: bool = _data(True, 'Download a missing data set; --nodownload forbids it.')
     clean: bool = _data(False, 'Delete --model_dir first.')
     eval_only: bool = _evaluation(
@@ -95,22 +95,23 @@ class RunOptions:
     export_dir: str | None = _evaluation(
         None, 'Folder for a SavedModel from images to classes and probabilities.', short='ed', is_path=True
     )
-    image_bytes_as_serving_input: bool = _evaluation(False, 'The SavedModel takes JPEG files (only for ImageNet).')
+    image_bytes_as_serving_input: bool = _evaluation(False, 'The SavedModel takes JPEG or PNG files (ImageNet only).')
     fine_tune: bool = setting(False, 'The same as --transfer=head.', group='Transfer', short='ft', needs=PRETRAINED)
     worker_hosts: tuple[str, ...] = _workers(
         (),
-        'All workers, as host1:2222,host2:2222; the same list for each. The first, the chief, writes all files.',
+        'Addresses of all workers, for example host1:2222,host2:2222. Pass the same list to each. The first worker, '
+        'the chief, writes all files.',
         is_open=True,
         needs='task_index',
     )
     task_index: int | None = _workers(
-        None, 'The place of this process in --worker_hosts, from 0.', least=0, needs='worker_hosts'
+        None, 'The index of this worker in --worker_hosts, from 0.', least=0, needs='worker_hosts'
     )
     local_workers: int = _workers(1, 'Number of workers on this machine, which share its cores.', least=1)
     hooks: tuple[str, ...] = _logging(('LoggingTensorHook',), f'What to log: any of {", ".join(HOOKS)}.', short='hk')
     log_steps: int = _logging(100, 'Number of steps between logged lines.', least=1)
     enable_tensorboard: bool = _logging(False, 'Write TensorBoard summaries into --model_dir.')
-    profile_steps: str | None = _logging(None, 'Profile these steps for TensorBoard: first,last, for example 10,20.')
+    profile_steps: str | None = _logging(None, 'Steps to profile for TensorBoard: first,last, for example 10,20.')
     benchmark_log_dir: str | None = _logging(None, 'Folder for benchmark logs.', short='bld', is_path=True)
     benchmark_logger_type: str = _logging(
         'BaseBenchmarkLogger',
@@ -324,14 +325,11 @@ def _streamed_fields(values, chosen, dataset):
     views = part_of(Views, chosen)
     if 'size' in views:
         views.setdefault('test_size', views['size'])
-    takes_theirs = chosen.get(PRETRAINED) and not values['input_normalization'].present
-    normalization = None if takes_theirs else PUBLISHED[chosen.get('input_normalization', 'official')]
+    uses_pretrained = chosen.get(PRETRAINED) and not values['input_normalization'].present
+    normalization = None if uses_pretrained else PUBLISHED[chosen.get('input_normalization', 'official')]
     fields: dict[str, Any] = {'views': Views(**views), 'image_size': None, 'normalization': normalization}
     is_imagenet = dataset.removeprefix('tfds:').startswith('imagenet')
-    if is_imagenet and chosen.get('num_classes') in (
-        1000,
-        1001,
-    ):  # without or with the background, as in official/resnet
+    if is_imagenet and chosen.get('num_classes') in (1000, 1001):  # without or with the background (official/resnet)
         fields |= {'background': chosen['num_classes'] == 1001, 'num_classes': None}
     return fields
 

@@ -1,4 +1,4 @@
-"""Run a program: parse its arguments, call it, print one line for a mistake, return the exit code."""
+"""Run a program: parse its arguments, call it, print one line for an error, return the exit code."""
 
 import contextlib
 import io
@@ -34,13 +34,13 @@ def run_program(
 
     Args:
         argv: The arguments, with the program's name first.
-        doc, row: The head of --help, and the row of a training program, whose --help groups the flags. --helpfull
+        doc, row: The first part of --help, and the Program that trains, whose --help groups the flags. --helpfull
             shows all flags in absl's format.
         values, body: The flags, and the function to call with them.
         takes_arguments: Whether arguments may follow the flags; then body(values, arguments) is called.
     """
     name = os.path.basename(argv[0]).removesuffix('.py')
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may have bytes that are no text
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may have bytes that are not text
         sys.stdout.reconfigure(errors='backslashreplace')
     if _HELP.intersection(argv[1:]):
         with reader_may_leave():
@@ -54,10 +54,10 @@ def run_program(
         from official_resnet.command_line import usage
 
         return _fail(name, f'{usage.unknown(error.flagname, values)} (--help lists the flags)')
-    except (flags.Error, ValueError) as error:  # ValueError: --noflag=value, or a --flagfile that is no text
+    except (flags.Error, ValueError) as error:  # ValueError: --noflag=value, or a --flagfile that is not text
         return _fail(name, f'{error} (--help lists the flags)')
-    except RecursionError:  # absl looks for a similar name
-        return _fail(name, 'a flag with a name of a thousand characters is unknown (--help lists the flags)')
+    except RecursionError:  # absl's search for a similar name
+        return _fail(name, 'a flag whose name has about a thousand characters is unknown (--help lists the flags)')
     try:
         with _printed_log():
             return (body(values, extra) if takes_arguments else body(values)) or 0
@@ -69,7 +69,7 @@ def run_program(
     except OSError as error:  # for example a full disk while a log is written
         return _fail(name, f'{error}; fix that and run the same command again')
     except _out_of_memory() as error:
-        reason = (str(error).splitlines() or ['no more is free'])[0]
+        reason = (str(error).splitlines() or ['none is free'])[0]
         return _fail(name, f'out of memory ({reason}); use less, for example by a smaller --batch_size')
     except KeyboardInterrupt:
         print(f'{name}: stopped; the same command continues', file=sys.stderr)

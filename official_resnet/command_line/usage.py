@@ -10,7 +10,7 @@ from official_resnet.command_line.flags import Program, fields_of, settings
 WIDTH = 80  # columns
 _HEADINGS = ('Data', 'Network', 'Training', 'Transfer', 'Evaluation and export', 'Machine', 'Logging')
 _KINDS = {'int': 'N', 'float': 'X', 'string': 'TEXT', 'number': 'X'}  # absl's name -> ours
-# A flag of ours -> its names in other programs. If two flags share such a name, the first flag is suggested.
+# A flag of ours -> its names in other programs. If two flags share a name, the first flag is suggested.
 OTHER_NAMES = {
     'base_learning_rate': 'learning_rate lr initial_learning_rate',
     'learning_rate': 'lr',

@@ -1,1 +1,1 @@
-"""What trained networks are used for: cards, predictions, Grad-CAM, export, rewriting as equal and faster networks."""
+"""The use of trained networks: cards, predictions, Grad-CAM, export, and rewriting for faster inference."""

@@ -35,7 +35,7 @@ class Input:
 
     @property
     def name(self) -> str:
-        """The name in NORMALIZATIONS of what turns RGB in 0..255 into the network's input."""
+        """The name in NORMALIZATIONS of the function that turns RGB in 0..255 into the network's input."""
         return self.normalization or affine_name(self.channels, self.scale, self.mean, self.std)
 
 
@@ -45,11 +45,11 @@ class Card:
 
     spec: resnet_spec.ResNetSpec
     num_classes: int  # number of outputs
-    names: tuple[str, ...]  # of the classes, in the order of the outputs
+    names: tuple[str, ...]  # names of the classes, in the order of the outputs
     ids: tuple[str | None, ...]  # WordNet's ids of the classes, or None for each
     normalization: str  # a name in NORMALIZATIONS
     num_channels: int  # 3, or 1 for grey
-    size: tuple[int, int]  # (h, w) of the crop of an image
+    size: tuple[int, int]  # (h, w) of the crop that is taken from an image
     net_size: tuple[int, int]  # (h, w) of the network's input; zeros surround a smaller crop
     # 'cover' resizes the largest central part that has the shape of `size`. 'squash' resizes the whole image. A number
     # is the length to which the shorter side is resized before `size` is cropped from the centre.
@@ -78,10 +78,10 @@ def read_card(path: str | os.PathLike) -> Card:
     words = f'at most {num_classes} names, or one of {", ".join(_TABLES)} that has {num_classes} classes'
     labels = get('labels', lambda labels: _are_labels(labels, num_classes), words)
     rows = [(None, name) for name in labels] if isinstance(labels, list) else _label_rows(labels)
-    rows += [(None, f'class {i}') for i in range(len(rows), num_classes)]  # where the list ends early
+    rows += [(None, f'class {i}') for i in range(len(rows), num_classes)]  # if the list is shorter
     ids, names = zip(*rows, strict=True)
-    fed = get('input', lambda fed: isinstance(fed, dict), 'an object')
-    convention = _converted_input(get) if 'scale' in fed else _own_input(get)
+    fields = get('input', lambda value: isinstance(value, dict), 'an object')
+    convention = _converted_input(get) if 'scale' in fields else _own_input(get)
     experiment = get('experiment', lambda value: isinstance(value, dict), 'an object', is_optional=True)
     spec = get('spec', lambda value: True, '')
     try:
@@ -112,9 +112,10 @@ def _converted_input(get):
     """Return fields of Card for a converted network; `get` is _get_field of its card."""
     values = {name: get(f'input.{name}', *check) for name, check in _CONVERTED.items()}
     values['resize'] = get('input.resize', *_resize_from(values['size']))
-    fed = Input(**values, normalization=get('input.normalization', *_NORMALIZATION, is_optional=True))
-    fields = {'normalization': fed.name, 'num_channels': 3, 'resize': fed.resize or 'squash'}
-    return fields | {'interpolation': fed.interpolation} | dict.fromkeys(('size', 'net_size'), (fed.size, fed.size))
+    convention = Input(**values, normalization=get('input.normalization', *_NORMALIZATION, is_optional=True))
+    fields = {'normalization': convention.name, 'num_channels': 3, 'resize': convention.resize or 'squash'}
+    size = (convention.size, convention.size)
+    return fields | {'interpolation': convention.interpolation, 'size': size, 'net_size': size}
 
 
 def _are_labels(labels, num_classes):
@@ -134,7 +135,7 @@ def _are_numbers(values):
 def _get_field(path, content, name, is_right, right, is_optional=False):
     """Return a field of a card, for example 'input.size', or None if it is optional and missing.
 
-    If the field is missing or is_right(value) is false, raise UserError. The words `right` describe the right values.
+    If the field is missing or is_right(value) is false, raise UserError. `right` describes the allowed values.
     """
     parent, _, key = name.rpartition('.')
     fields = content[parent] if parent else content
@@ -182,7 +183,7 @@ def _is_normalization(name):
 
 
 _NORMALIZATION = _is_normalization, f'one of {", ".join(NORMALIZATIONS)}'
-# For each field of the input: a check of its value, and the words for right values.
+# Field of the input -> (check of its value, description of the allowed values).
 _CONVERTED = {
     'channels': (('RGB', 'BGR').__contains__, "'RGB' or 'BGR'"),
     'scale': (lambda scale: _is_number(scale) and scale > 0, 'a number above 0'),

@@ -1,4 +1,4 @@
-"""Export a network as a SavedModel that contains its preprocessing, and compare the two."""
+"""Export a network as a SavedModel that contains its preprocessing, and compare both."""
 
 import functools
 import os
@@ -33,10 +33,10 @@ def _serving(model, normalization, image_shape, views):
     @tf.function(input_signature=[spec])
     def serve(images):
         if views:
-            seen = tf.TensorSpec(image_shape, tf.float32)
-            images = tf.map_fn(functools.partial(encoded.test_view, views=views), images, fn_output_signature=seen)
+            view = tf.TensorSpec(image_shape, tf.float32)
+            images = tf.map_fn(functools.partial(encoded.test_view, views=views), images, fn_output_signature=view)
         count = tf.shape(images)[0]
-        # TensorFlow 2.21's fused convolutions on a CPU fail on an empty batch, so it gets one image, which is dropped.
+        # TensorFlow 2.21's fused convolutions on a CPU fail on an empty batch, so that gets one image, later dropped.
         images = tf.pad(images, [[0, tf.cast(count == 0, tf.int32)], [0, 0], [0, 0], [0, 0]])
         images = NORMALIZATIONS[normalization](augmentation.pad_to(images, *model.input_shape[1:3]))
         probabilities = tf.nn.softmax(model(images, training=False))[:count]
@@ -58,7 +58,7 @@ def export(
 
     Its signatures `serving_default` and `predict` return `classes` and `probabilities` of any number of images. They
     take `input`, float32 [n, h, w, c] in 0..255. With `views` they take `image_bytes`, string [n], JPEG or PNG files
-    of any size, which encoded.test_view resizes and crops. Other bytes in a batch raise InvalidArgumentError.
+    of any size, which encoded.test_view resizes and crops. Bytes of other kinds raise InvalidArgumentError.
 
     Args:
         model: The network to export.
@@ -69,8 +69,8 @@ def export(
         views: How encoded images become the network's input. None exports a network that takes pixels.
 
     Raises:
-        UserError: The network cannot take what the views produce, the folder cannot be written, or the export computes
-            something else.
+        UserError: The network cannot take what the views produce, the folder cannot be written, or the export does not
+            compute the same.
     """
     if views:
         image_shape, wanted = (views.test_size, views.test_size, 3), model.input_shape[1:]

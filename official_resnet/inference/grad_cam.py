@@ -28,7 +28,7 @@ def grad_cam(
         class_index: The class to explain, or one class for each image. None explains the likeliest class of each.
 
     Raises:
-        UserError: The network has no such class, or it has other layers than resnet_model's.
+        UserError: The network has no such class, or is not a network of resnet_model.
     """
     images = tf.convert_to_tensor(images, tf.float32)
     try:
@@ -70,7 +70,7 @@ def overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
 
 
 def features(model: keras.Model) -> keras.Model:
-    """Return a model of the same weights with the outputs {'stem', 'group1', ..., 'pre_logits', 'logits'}.
+    """Return a model with the same weights and the outputs {'stem', 'group1', ..., 'pre_logits', 'logits'}.
 
     >>> model = features(resnet.resnet(resnet.ResNetSpec((1, 1)), num_classes=10, input_shape=(32, 32, 3)))
     >>> {name: output.shape[1:] for name, output in model.output.items()}

@@ -31,7 +31,7 @@ def write_card(
     resize: int | None = None,
     **others: Any,
 ) -> None:
-    """Write the card of a network that we trained, whole or not at all.
+    """Write the card of a network that we trained, atomically.
 
     Args:
         path: NAME.card.json beside NAME.keras.
@@ -46,11 +46,11 @@ def write_card(
         **others: Further fields for other readers.
     """
     channels = 'grey' if input_shape[2] == 1 else 'RGB'
-    fed: dict[str, Any] = {'normalization': normalization, 'size': list(input_shape[:2]), 'channels': channels}
+    fields: dict[str, Any] = {'normalization': normalization, 'size': list(input_shape[:2]), 'channels': channels}
     if tuple(image_shape[:2]) != tuple(input_shape[:2]):
-        fed['pad_from'] = list(image_shape[:2])
+        fields['pad_from'] = list(image_shape[:2])
     if resize:
-        fed['resize'] = resize
+        fields['resize'] = resize
     content = {'spec': dataclasses.asdict(spec), 'num_classes': num_classes or len(class_names)}
-    content |= {'labels': list(class_names), 'input': fed}
+    content |= {'labels': list(class_names), 'input': fields}
     files.write_text(path, json.dumps(content | others, indent=1) + '\n')

@@ -1,4 +1,4 @@
-"""Rewrite a network as one that computes the same: with stock layers, with folded batch norms, faster, compiled."""
+"""Rewrite a network without changing its function: stock layers, folded batch norms, fewer pixels, compiled."""
 
 import collections
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from official_resnet.layers import NHWC, BatchNormalization, deep_graph
 
 
 def to_stock(model: keras.Model) -> keras.Model:
-    """Return a functional model of stock Keras layers, which load without this package. `model` stays as it is."""
+    """Return a functional model of stock Keras layers, which load without this package. `model` is not changed."""
 
     def clone(layer):
         kind = keras.layers.BatchNormalization if isinstance(layer, BatchNormalization) else layer.__class__
@@ -27,7 +27,7 @@ def fold_batch_norm(model: keras.Model, dtype: str | None = None) -> keras.Model
     No batch norm is left in versions 1 and 1.5. In version 2, those that follow a sum stay. Do not train the result.
 
     Args:
-        model: A functional model, which stays as it is.
+        model: A functional model, which is not changed.
         dtype: 'bfloat16' or 'float16' stores and computes in 16 bits, except for the logits and for the batch norms
             that are left. None keeps the policy of each layer.
     """
@@ -68,13 +68,13 @@ def fold_batch_norm(model: keras.Model, dtype: str | None = None) -> keras.Model
 
 
 def propagate_strides(model: keras.Model) -> keras.Model:
-    """Return a model that computes the same in inference, but not the pixels that no layer reads.
+    """Return a model that computes the same in inference, without the pixels that no layer reads.
 
     If all readers of a feature map are 1x1 convolutions with stride 2, three quarters of its pixels are not needed. In
     version 1 this is so for the last block of each group. The stride moves up through ReLU, batch norm, sums and 1x1
     convolutions into the nearest convolution that reads neighbouring pixels, and identity shortcuts are subsampled.
     This turns He's ResNet-50 (arXiv:1512.03385) into slim's, where the last block of a group has the stride. Do not
-    train the result, because batch norm would see fewer pixels. `model` is functional and stays as it is.
+    train the result, because batch norm would see fewer pixels. `model` is functional and is not changed.
     """
     makers = {id(layer.output): layer for layer in model.layers}
     read = collections.defaultdict(set)  # id of a tensor -> the strides at which it is read
@@ -155,7 +155,7 @@ def compile_model(
     can fuse bias, addition and ReLU into the convolutions, and chooses the best layout of the kernels once.
 
     Args:
-        model: A functional model with one input, float32 images. It stays as it is.
+        model: A functional model with one input, float32 images. It is not changed.
         image_shape: (h, w, c) of the images, if the model allows any size. Without it, TensorFlow cannot tell that the
             two branches of a strided block have the same shape, and does not fuse their addition.
         dtype: See fold_batch_norm.

@@ -1,4 +1,4 @@
-"""What a training is (TrainConfig) and where it runs (MachineConfig): each hyperparameter, written once.
+"""The configuration of a training (TrainConfig) and of the machine that runs it (MachineConfig).
 
 A field holds its default and, in its metadata, everything else about it (see `setting`). The flags of the programs,
 their --help, the checks, the JSON of a run and the comparison of two runs are made from the fields; recipes are changes
@@ -29,11 +29,11 @@ def setting(default: Any, text: str, **about: Any) -> Any:
 
     Args:
         default: The field's default.
-        text: Its meaning and unit, in whole sentences: the help of its flag.
+        text: Its meaning and unit, in whole sentences. This is the help text of its flag.
         **about: Everything else about the field:
             group: The heading under which --help lists it.
             flag, short: The flag's name (by default the field's) and short name. flag=None: there is no flag.
-            choices: The values allowed; `words`: the flag's values, where they differ.
+            choices: The allowed values. `words`: those of the flag, if they differ.
             least, most, above, below: Bounds of the value.
             is_open: The flag has no default of its own; the recipe or the field provides it.
             needs: The flag without which this one has no effect, for example 'image_folder' or 'transfer=last'.
@@ -109,18 +109,18 @@ class Schedule:
         check(self)
         if len(self.factors) != len(self.boundaries) + 1 or list(self.boundaries) != sorted(self.boundaries):
             boundaries, factors = (','.join(f'{value:g}' for value in row) for row in (self.boundaries, self.factors))
-            raise UserError(f'--lr_boundaries={boundaries} must increase; --lr_factors={factors} needs one number more')
+            raise UserError(f'--lr_boundaries={boundaries} must increase; --lr_factors={factors} needs one more number')
 
 
 @dataclasses.dataclass(frozen=True)
 class MachineConfig:
-    """Where a training runs; this may change when a run is continued. See `TrainConfig.machine`."""
+    """Where and how a training runs. This may change when a run is continued. See `TrainConfig.machine`."""
 
-    data_dir: str | None = _folder(None, 'Folder of the data set, which is downloaded if it is missing.', short='dd')
-    model_dir: str | None = _folder(None, 'Folder of the run. A run that is there is continued.', short='md')
+    data_dir: str | None = _folder(None, 'Folder of the data set, downloaded if missing (except ImageNet).', short='dd')
+    model_dir: str | None = _folder(None, 'Folder of the run. A run that is already there is continued.', short='md')
     save_checkpoint_minutes: float = _machine(10.0, 'Minutes between checkpoints inside an epoch.', least=0)
     steps_per_call: int = _machine(0, 'Steps per TensorFlow call; 0: about a second.', flag='steps_per_loop', least=0)
-    num_gpus: int | None = _machine(None, 'Number of GPUs; by default 0 or 1, -1 for all.', short='ng', least=-1)
+    num_gpus: int | None = _machine(None, 'Number of GPUs; -1: all; default: 1 if there is one.', short='ng', least=-1)
     distribution_strategy: str = _machine(
         'default',
         'How the devices share the work. default follows --num_gpus and --worker_hosts; multi_worker_mirrored uses the '
@@ -159,7 +159,7 @@ class TrainConfig:
     num_train_images: int | None = _data(None, 'Train only on the first N images.', least=1)
     image_size: int | None = _data(
         None,
-        'Height and width in pixels to which --image_folder is read; 32, or 224 for an ImageNet network.',
+        'Height and width in pixels to which --image_folder is resized; 32, or 224 for an ImageNet network.',
         least=8,
         most=MAX_IMAGE_SIZE,
         needs='image_folder',
@@ -196,9 +196,9 @@ class TrainConfig:
         streams=True,
         is_open=True,
     )
-    experiment: dict | None = _network(None, "Changes by the loop's own block function.", flag=None)
+    experiment: dict | None = _network(None, 'What a special block function changes.', flag=None)
     train_epochs: int = _rate(182, 'Number of epochs to train in total, over all restarts.', short='te', least=1)
-    max_train_steps: int | None = _training(None, 'Stop at this step, over all restarts.', short='mts', least=1)
+    max_train_steps: int | None = _training(None, 'Stop after this step, over all restarts.', short='mts', least=1)
     batch_size: int = _rate(128, 'Number of images in a step, over all devices.', short='bs', least=1, is_identity=True)
     epochs_between_evals: int = _rate(1, 'Evaluate every N epochs, and after the last.', short='ebe', least=1)
     stop_threshold: float | None = _training(None, 'Stop at this test accuracy, 0 to 1.', short='st', least=0, most=1)
@@ -229,7 +229,7 @@ class TrainConfig:
     loss_scale: float | str | None = _training(
         None, "Loss scale: a number or 'dynamic'. Default: 128 with fp16, otherwise 1.", short='ls'
     )
-    sync_batch_norm: bool = _machine(False, 'Batch norms use statistics of all devices.', is_identity=True)
+    sync_batch_norm: bool = _machine(False, 'Batch norms use the statistics of all devices.', is_identity=True)
     pretrained: str | None = setting(
         None,
         'Start from the network and weights in this model_dir or .keras file. With --eval_only, evaluate it.',
@@ -253,11 +253,11 @@ class TrainConfig:
         'Whether a new last layer replaces the pretrained one, is appended to it, or the pretrained one is kept.',
         choices=('replace', 'append', 'keep'),
     )
-    pretrained_classes: int | None = _transfer(None, 'Logits below an appended head.', flag=None)
+    pretrained_classes: int | None = _transfer(None, 'Number of logits below an appended head.', flag=None)
     backbone_learning_rate_factor: float = _transfer(
         1.0, 'Factor of the learning rate of all layers but the last.', above=0, is_identity=False
     )
-    machine: MachineConfig = setting(MachineConfig(), 'Where it runs.', flag=None)
+    machine: MachineConfig = setting(MachineConfig(), 'Where the training runs.', flag=None)
 
     def __post_init__(self):
         check(self)

@@ -1,4 +1,4 @@
-"""What this machine offers: TensorFlow started quietly, threads, precision, signals, tf.distribute strategies."""
+"""What depends on the machine: starting TensorFlow, threads, precision, signals, tf.distribute strategies."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ def start_tensorflow(inter_op_threads: int = 0, intra_op_threads: int = 0) -> No
     """Import TensorFlow without its start-up messages, and set its number of threads.
 
     Args:
-        inter_op_threads: Operations at the same time. 0 (TensorFlow chooses) is best for training, 1 for inference.
+        inter_op_threads: Operations that run at once. 0 (TensorFlow chooses) is best for training, 1 for inference.
         intra_op_threads: Threads per operation; 0 is one per core. The last bits of sums depend on this number.
     """
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
@@ -37,7 +37,7 @@ def start_tensorflow(inter_op_threads: int = 0, intra_op_threads: int = 0) -> No
 
 
 def known_dtype(dtype: str) -> str:
-    """Return a precision. 'auto' becomes 'bf16' if the GPU or CPU computes in bfloat16 natively, else 'fp32'."""
+    """Return `dtype`. 'auto' becomes 'bf16' if the GPU or CPU computes in bfloat16 natively, else 'fp32'."""
     import tensorflow as tf
 
     if dtype != 'auto':
@@ -80,18 +80,18 @@ class Process:
         return self.strategy.experimental_distribute_dataset(batches)
 
     def explained(self) -> contextlib.AbstractContextManager:
-        """Return a context that turns the errors of a lost process into one that says so."""
+        """Return a context that turns the errors after the loss of another process into workers.WorkerLost."""
         return contextlib.nullcontext()
 
     def require_same_step(self, step: int, model_dir: str | None) -> None:
         """Raise UserError if the processes would continue from different steps."""
 
     def wait(self) -> None:
-        """Wait until the other processes get here, too."""
+        """Wait until all processes have made this call."""
 
 
 def this_process(config: 'TrainConfig') -> Process:
-    """Return the process that trains a TrainConfig. If there are several, call this before TensorFlow computes.
+    """Return the Process that trains a TrainConfig. If there are several, call this before TensorFlow computes.
 
     Raises:
         UserError: Devices or workers are missing, or the batch size is not a multiple of their number.
@@ -176,7 +176,7 @@ def require_even(batch_size: int, replicas: int) -> None:
     """Raise UserError if the batch size is not a multiple of the number of devices."""
     if batch_size % replicas:
         nearest = max(batch_size // replicas, 1) * replicas
-        raise UserError(f'--batch_size={batch_size} is no multiple of {replicas} devices; try --batch_size={nearest}')
+        raise UserError(f'--batch_size={batch_size} is not a multiple of {replicas} devices; try {nearest}')
 
 
 def machine_info() -> dict:
@@ -216,15 +216,15 @@ def _cpu_field(name):
 def hidden_stderr() -> Iterator[None]:
     """Hide what C++ code writes to stderr, unless the block raises an exception."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    stderr = os.dup(2)
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 2)
         try:
             yield
         except BaseException:
             file.seek(0)
-            os.write(kept, file.read())
+            os.write(stderr, file.read())
             raise
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(stderr, 2)
+            os.close(stderr)

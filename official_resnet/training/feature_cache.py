@@ -1,7 +1,7 @@
 """Features of a frozen backbone, computed once for each image: training the head then costs almost nothing.
 
 The features are an ordinary split in memory, float32 [n, 1, 1, d], so order, resume and evaluation work as usual. Each
-split is kept as a file in model_dir, with a hash of everything it depends on; a resumed run reads it again.
+split is kept in a file in model_dir, with a hash of everything that the features depend on; a resumed run reads it.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from official_resnet.inputs.split import Split
 _LOG = logging.getLogger(__name__)
 
 FILES = {'train': 'features-train.npz', 'test': 'features-test.npz'}
-BATCH_SIZE = 128
+BATCH_SIZE = 128  # images for which features are computed at once
 
 
 def head_of(model: keras.Model) -> keras.Model:
@@ -37,7 +37,7 @@ def head_of(model: keras.Model) -> keras.Model:
 def replace_images(trainer: Any, received: list[int]) -> None:
     """Make a resnet_run_loop.Trainer train only the last layer, on features that the frozen layers compute once.
 
-    Its training split, test split and compiled functions are replaced. A signal, appended to `received`, ends this.
+    Its training split, test split and compiled functions are replaced. A signal in `received` interrupts the trainer.
     """
 
     def check():
@@ -46,9 +46,9 @@ def replace_images(trainer: Any, received: list[int]) -> None:
 
     start = time.monotonic()
     folder = trainer.config.machine.model_dir if trainer.process.is_chief else None
-    kept = {name: folder and pathlib.Path(folder) / file for name, file in FILES.items()}
-    trainer.test = features(trainer.model, trainer.test, kept['test'], check)
-    trainer.data = features(trainer.model, trainer.data, kept['train'], check)
+    paths = {name: folder and pathlib.Path(folder) / file for name, file in FILES.items()}
+    trainer.test = features(trainer.model, trainer.test, paths['test'], check)
+    trainer.data = features(trainer.model, trainer.data, paths['train'], check)
     trainer.compile(head_of(trainer.model))
     if trainer.step == 0:
         trainer.sums['seconds'] += time.monotonic() - start  # counted in the first epoch
@@ -62,7 +62,7 @@ def features(
 ) -> InMemorySplit:
     """Return a split in memory whose images are the inputs of the model's last layer.
 
-    `path` is the .npz file to read or write; None keeps nothing. `check` is called after each batch and may raise.
+    `path` is the .npz file to read or write; None uses no file. `check` is called after each batch and may raise.
     """
     key = _key(model, examples)
     arrays = _load(path, key) if path else None
@@ -70,12 +70,12 @@ def features(
         _LOG.info(f'computing the features of {examples.num_images:,} images')
         arrays = compute(model, examples, check)
         if path:
-            try:  # without the file, a resumed run computes them again
+            try:  # without the file, a resumed run computes the features again
                 pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
                 with files.replacing(path) as part, open(part, 'wb') as file:
                     np.savez(file, key=np.array(key), features=arrays[0], labels=arrays[1])
             except OSError as error:
-                _LOG.warning(f'cannot keep the features in {path}: {error.strerror}; continuing without')
+                _LOG.warning(f'cannot keep the features in {path}: {error.strerror}; continuing without a file')
     else:
         _LOG.info(f'features of {examples.num_images:,} images read from {path}')
     images, labels = arrays[0][:, None, None, :], arrays[1]

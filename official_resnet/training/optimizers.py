@@ -18,8 +18,8 @@ def make_schedule(
     """Return the learning rate as a function of the step, for a schedule given in epochs.
 
     Args:
-        base_rate: The rate that factors multiply, or the highest rate.
-        steps_per_epoch: images / batch size, which need not be whole, although an epoch has whole batches only.
+        base_rate: The rate that the factors multiply; of cosine and one_cycle, the highest rate.
+        steps_per_epoch: images / batch size, not rounded, although an epoch consists of whole batches.
             Boundaries and the warm-up are rounded down to whole steps, as in official/resnet: with 390.625 steps per
             epoch, epoch 91 is step 35,546.
         total_steps: Steps of the whole training, where cosine and one_cycle end.
@@ -57,8 +57,8 @@ class PiecewiseLinear(keras.optimizers.schedules.LearningRateSchedule):
         rate = tf.constant(self.values[0])
         for i in range(1, len(self.steps)):
             start, length = self.steps[i - 1], max(self.steps[i] - self.steps[i - 1], 1e-9)
-            part = tf.clip_by_value((step - start) / length, 0.0, 1.0)
-            rate += (self.values[i] - self.values[i - 1]) * part
+            fraction = tf.clip_by_value((step - start) / length, 0.0, 1.0)
+            rate += (self.values[i] - self.values[i - 1]) * fraction
         return rate
 
     def get_config(self) -> dict:
@@ -104,7 +104,7 @@ def build(config: TrainConfig, schedule: keras.optimizers.schedules.LearningRate
 
 
 class _TwoRates:
-    """Mixin before a Keras optimizer: `backbone_factor` multiplies the rate of all layers but `head_layers`."""
+    """Mixin for Keras optimizers: `backbone_factor` multiplies the rate of all layers but `head_layers`."""
 
     def __init__(self, *args, backbone_factor: float = 1.0, head_layers: Sequence[str] = (), **kwargs):
         super().__init__(*args, **kwargs)
@@ -133,7 +133,7 @@ class CoupledSGD(_TwoRates, keras.optimizers.SGD):
     """Momentum SGD whose weight decay is part of the gradient, as in every ResNet paper.
 
     Keras' own SGD differs in two ways. Its `weight_decay` is decoupled, w -= lr * decay * w outside the momentum, so at
-    momentum 0.9 it decays ten times less than the papers' number. And its velocity contains the learning rate, so a
+    momentum 0.9 the papers' number decays ten times less. And its velocity contains the learning rate, so a
     drop of the rate takes about ten steps to take effect. Here, as in TensorFlow 1's MomentumOptimizer and
     torch.optim.SGD:
 
@@ -141,7 +141,7 @@ class CoupledSGD(_TwoRates, keras.optimizers.SGD):
 
     Args:
         momentum: Momentum of SGD, 0.9 in arXiv:1512.03385 Sec. 3.4.
-        l2: The coefficient of w in the gradient; it stands for l2 / 2 * |w|^2 in the loss. TensorFlow 1's
+        l2: The coefficient of w in the gradient, which equals a loss term l2 / 2 * |w|^2. TensorFlow 1's
             `l2 * tf.nn.l2_loss(w)` has the same l2; keras.regularizers.l2(c) corresponds to l2 = 2c.
         decay: The variables that decay: 'all' (official/resnet on CIFAR), 'kernels' (convolutions and
             dense) or 'no_batch_norm' (kernels and the dense bias; official/resnet on ImageNet).

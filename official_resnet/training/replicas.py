@@ -31,7 +31,7 @@ class ReplicaStatistics:
 
     def __init__(self, is_synchronized: bool):
         self.is_synchronized = is_synchronized
-        self._found: dict[int, list] = collections.defaultdict(list)  # replica id -> reports
+        self._reports: dict[int, list] = collections.defaultdict(list)  # replica id -> reports
 
     @contextlib.contextmanager
     def handed_to(self, model: keras.Model) -> Iterator[None]:
@@ -42,7 +42,7 @@ class ReplicaStatistics:
         try:
             yield
         finally:
-            self._found.clear()
+            self._reports.clear()
             for norm in norms:
                 norm.replicas = None
 
@@ -68,11 +68,11 @@ class ReplicaStatistics:
 
     def report(self, moving: keras.Variable, batch: tf.Tensor, momentum: float) -> None:
         """Report a moving statistic, its value for this replica's batch, and its momentum."""
-        self._found[_replica_id()].append((moving, batch, momentum))
+        self._reports[_replica_id()].append((moving, batch, momentum))
 
     def update_moving(self) -> None:
         """Update the moving statistics on every replica with the mean of the reports."""
-        reports = self._found.pop(_replica_id(), [])
+        reports = self._reports.pop(_replica_id(), [])
         if not reports:  # every batch norm is frozen
             return
         batches = [batch for _, batch, _ in reports]

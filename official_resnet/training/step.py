@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from official_resnet.training.config import TrainConfig
 
-NUM_GUESSES = 5  # of top-5 accuracy
+NUM_GUESSES = 5  # likeliest classes that top-5 accuracy considers
 
 
 def make_train_function(
@@ -17,7 +17,7 @@ def make_train_function(
     optimizer: keras.optimizers.Optimizer,
     config: TrainConfig,
 ) -> Callable:
-    """Return the compiled (iterator, num_steps) -> float32 [num_steps, 2]: summed loss and number correct per step."""
+    """Return the compiled (iterator, num_steps) -> float32 [num_steps, 2]: summed loss and number of hits per step."""
     variables = model.trainable_variables
     statistics = None
     if strategy.num_replicas_in_sync > 1:
@@ -53,18 +53,18 @@ def make_train_function(
 
 
 def make_evaluate_function(strategy: tf.distribute.Strategy, model: keras.Model) -> Callable:
-    """Return the compiled (images, labels) -> float32 [3]: summed cross-entropy, number correct, number in the top 5.
+    """Return the compiled (images, labels) -> float32 [3]: summed cross-entropy, hits, hits in the top 5.
 
     Images with label -1 are not counted.
     """
 
     def replica_step(images, labels):
         logits = model(images, training=False)
-        counts = labels >= 0
-        losses = tf.where(counts, cross_entropy(tf.maximum(labels, 0), logits), 0.0)
-        is_near = tf.logical_and(tf.math.in_top_k(tf.maximum(labels, 0), logits, NUM_GUESSES), counts)
+        is_counted = labels >= 0
+        losses = tf.where(is_counted, cross_entropy(tf.maximum(labels, 0), logits), 0.0)
+        is_in_top = tf.logical_and(tf.math.in_top_k(tf.maximum(labels, 0), logits, NUM_GUESSES), is_counted)
         return tf.stack(
-            [tf.reduce_sum(losses), count_correct(labels, logits), tf.reduce_sum(tf.cast(is_near, tf.float32))]
+            [tf.reduce_sum(losses), count_correct(labels, logits), tf.reduce_sum(tf.cast(is_in_top, tf.float32))]
         )
 
     @tf.function(reduce_retracing=True)

@@ -29,7 +29,7 @@ class Pretrained:
     num_classes: int | None = None  # number of logits
     normalization: str | None = None  # a name in NORMALIZATIONS
     image_size: int | None = None  # height and width of its input
-    experiment: dict | None = None  # changes by its own block function, see TrainConfig
+    experiment: dict | None = None  # what a special block function changes, see TrainConfig
 
 
 def describe(path: str | os.PathLike) -> Pretrained:
@@ -60,13 +60,13 @@ def adopt(config: TrainConfig, pretrained: Pretrained, given: Mapping[str, str] 
     """
     if pretrained.experiment:
         raise UserError(
-            f'{config.pretrained} is of an experiment, {pretrained.experiment}, which flags cannot build; {_OTHER}'
+            f'{config.pretrained} has blocks of an experiment, {pretrained.experiment}, that no flag builds; {_OTHER}'
         )
     spec = config.spec
     if pretrained.spec:
         spec = pretrained.spec
         for flag, field in (given or {}).items():
-            if field == 'bn_momentum':  # not part of the network's function
+            if field == 'bn_momentum':  # does not change what the network computes in inference
                 spec = dataclasses.replace(spec, bn_momentum=config.spec.bn_momentum)
             elif getattr(config.spec, field) != getattr(spec, field):
                 ours, theirs = (getattr(one, flag if flag == 'resnet_size' else field) for one in (config.spec, spec))
@@ -86,10 +86,10 @@ def adopt(config: TrainConfig, pretrained: Pretrained, given: Mapping[str, str] 
 
 
 def build(config: TrainConfig, num_classes: int, input_shape: tuple, block: Callable | None = None) -> keras.Model:
-    """Return the network of a config, with its head, and with the layers frozen that are not trained.
+    """Return the network of a config, with its head, with frozen layers where they are not trained.
 
     Raises:
-        UserError: A head is to be appended, but the number of classes of the pretrained network is unknown.
+        UserError: A head must be appended, but the number of classes of the pretrained network is unknown.
     """
     is_appended = config.head == 'append'
     num_logits = config.pretrained_classes if is_appended else num_classes
@@ -108,7 +108,7 @@ def build(config: TrainConfig, num_classes: int, input_shape: tuple, block: Call
 
 
 def freeze(model: keras.Model, transfer: str, train_last_groups: int = 1) -> None:
-    """Freeze the layers that a way of transfer does not train. Frozen batch norms stay in inference mode.
+    """Freeze the layers that TrainConfig.transfer does not train. Frozen batch norms stay in inference mode.
 
     `train_last_groups` is the number of groups that 'last' trains, together with all layers after them. With 'last',
     stochastic depth still drops frozen blocks in training.
@@ -132,10 +132,10 @@ def freeze(model: keras.Model, transfer: str, train_last_groups: int = 1) -> Non
 def load_backbone(model: keras.Model, path: str | os.PathLike, head: str = 'replace') -> None:
     """Load the weights of a trained network of the same spec: a .keras file or the newest checkpoint of a model_dir.
 
-    `head` 'replace' does not load the last layer, 'append' not the layer after the pretrained last one, 'keep' all.
+    `head` 'replace' leaves the last layer as it is, 'append' leaves the appended one as it is, 'keep' loads all layers.
 
     Raises:
-        UserError: Nothing can be read there, or the two networks differ.
+        UserError: The network cannot be read, or the two networks differ.
     """
     theirs, _ = _read(path)
     if head != 'replace' and any(name.startswith(f'{APPENDED_HEAD}/') for name in theirs):

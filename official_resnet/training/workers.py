@@ -133,9 +133,9 @@ def configure(worker_hosts: list[str] | None = None, task_index: int | None = No
     if worker_hosts:
         for host in worker_hosts:
             if not _split(host):
-                raise UserError(f"--worker_hosts has '{host}', which is no host:port; pass e.g. host1:2222,host2:2222")
+                raise UserError(f"--worker_hosts has '{host}', not host:port; pass for example host1:2222,host2:2222")
         if len(set(worker_hosts)) < len(worker_hosts):
-            raise UserError(f'--worker_hosts={",".join(worker_hosts)} has a worker twice; pass each once')
+            raise UserError(f'--worker_hosts={",".join(worker_hosts)} lists a worker twice; list each once')
         if task_index is None or not 0 <= task_index < len(worker_hosts):
             raise UserError(
                 f'--task_index={task_index} is not in --worker_hosts, which has {len(worker_hosts)}; '
@@ -144,7 +144,7 @@ def configure(worker_hosts: list[str] | None = None, task_index: int | None = No
         os.environ['TF_CONFIG'] = tf_config(worker_hosts, task_index)
     addresses, index = _cluster()
     if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '2') == '2':
-        os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'  # TensorFlow's C++ prints pages when a worker ends
+        os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'  # TensorFlow prints pages of messages when a worker ends
     return index, len(addresses)
 
 
@@ -188,7 +188,7 @@ def meet(seconds: float = WAIT_SECONDS) -> None:
     if len(addresses) == 1:
         return
     deadline = time.monotonic() + seconds
-    with _listen(addresses[index]) as listener:  # workers that nobody calls also listen: TensorFlow needs the port next
+    with _listen(addresses[index]) as listener:  # all listen, to see that the port which TensorFlow needs is free
         if index == 0:
             _await_all(listener, addresses, deadline)
         else:
@@ -235,7 +235,7 @@ def _is_there(dataset, data_dir):
 
 @contextlib.contextmanager
 def watched(seconds: float = JOIN_SECONDS) -> Iterator[None]:
-    """Kill this process, with a line that says why, if the block takes longer.
+    """Print a line that says why and kill this process, if the block takes longer than `seconds`.
 
     In the block, TensorFlow may wait for another worker forever, without letting signals or Python threads run.
     """
@@ -246,7 +246,7 @@ def watched(seconds: float = JOIN_SECONDS) -> Iterator[None]:
     )
     code = (
         'import os, select, sys\n'
-        'if not select.select([0], [], [], float(sys.argv[1]))[0]:\n'  # closed in time, or with the process
+        'if not select.select([0], [], [], float(sys.argv[1]))[0]:\n'  # closed: the block or the process has ended
         '    print(sys.argv[2], file=sys.stderr, flush=True)\n'
         '    os.kill(os.getppid(), 9)\n'
     )
@@ -271,31 +271,31 @@ def _listen(address):
 
 def _await_all(listener, addresses, deadline):
     """Wait for all workers but the chief, then let them continue, or tell all of them what is wrong."""
-    here: dict[int, socket.socket] = {}
+    arrived: dict[int, socket.socket] = {}
     fault = None
     listener.settimeout(2)
-    while not fault and len(here) < len(addresses) - 1:
-        ready, _, _ = select.select([listener, *here.values()], [], [], 0.2)
-        for number in [number for number, connection in here.items() if connection in ready]:
-            here.pop(number).close()  # a worker sends nothing more, so this one has left; it may call again
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a stranger's message
+    while not fault and len(arrived) < len(addresses) - 1:
+        ready, _, _ = select.select([listener, *arrived.values()], [], [], 0.2)
+        for number in [number for number, connection in arrived.items() if connection in ready]:
+            arrived.pop(number).close()  # a worker sends one message only, so this one has left; it may call again
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a message that is not from a worker
             if listener in ready:
                 connection, _ = listener.accept()
                 connection.settimeout(2)
-                said = json.loads(connection.makefile().readline(100_000))
-                number, theirs = said['worker'], said['of']
+                message = json.loads(connection.makefile().readline(100_000))
+                number, theirs = message['worker'], message['of']
                 if theirs != addresses:
                     fault = (
                         f'worker {number} was started with the workers {",".join(map(str, theirs))[:200]}, the chief '
                         f'with {",".join(addresses)[:200]}; pass the same list to all'
                     )
-                elif number in here or number == 0:
+                elif number in arrived or number == 0:
                     fault = f'two processes are worker {number}; give each its own --task_index'
-                here[number if number not in here else -1] = connection
-        if not fault and len(here) < len(addresses) - 1 and time.monotonic() > deadline:
-            missing = [f'{i} ({addresses[i]})' for i in range(1, len(addresses)) if i not in here]
+                arrived[number if number not in arrived else -1] = connection
+        if not fault and len(arrived) < len(addresses) - 1 and time.monotonic() > deadline:
+            missing = [f'{i} ({addresses[i]})' for i in range(1, len(addresses)) if i not in arrived]
             fault = f'worker {", ".join(missing)} did not arrive; start all workers again, within minutes'
-    for connection in here.values():
+    for connection in arrived.values():
         with contextlib.suppress(OSError), connection:
             connection.sendall(f'{json.dumps({"fault": fault})}\n'.encode())
             connection.recv(1)  # the other side closes first, so the port is free at once
@@ -309,11 +309,11 @@ def _call_chief(addresses, index, deadline):
     while (left := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection(_split(addresses[0]), timeout=min(left, 10)) as connection:
-                connection.settimeout(left + 5)  # the chief's deadline differs a little; it says who is missing
+                connection.settimeout(left + 5)  # a little longer than the chief, which says who is missing
                 connection.sendall(f'{json.dumps({"worker": index, "of": addresses})}\n'.encode())
                 answer = connection.makefile().readline()
             if not answer:
-                raise ConnectionError(0, 'it ended')
+                raise ConnectionError(0, 'the chief ended')
             fault = json.loads(answer)['fault']
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = getattr(error, 'strerror', None) or str(error) or reason
@@ -358,9 +358,9 @@ def free_ports(count: int) -> list[int]:
     """Return TCP ports of localhost that are free now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(('localhost', 0))
-        return [one.getsockname()[1] for one in sockets]
+        for sock in sockets:
+            sock.bind(('localhost', 0))
+        return [sock.getsockname()[1] for sock in sockets]
 
 
 def _start(command, config, cores, is_chief):
