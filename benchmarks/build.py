@@ -1,18 +1,18 @@
 """Measure the builder of shards: its rate beside upstream's, its memory, and a synthetic ImageNet on a real disk.
 
-    python -m benchmarks.build --images=imagenet-sample.tar                # images/s of one core, ours and upstream's
-    python -m benchmarks.build --images=imagenet-sample.tar --memory       # peak memory for N and 10 N images
-    python -m benchmarks.build --images=imagenet-sample.tar --synthetic=100000 --folder=DIR
+    python -m benchmarks.build --images=sample.tar             # images/s of one core, ours and upstream's
+    python -m benchmarks.build --images=sample.tar --memory    # peak memory for N and 10 N images
+    python -m benchmarks.build --images=sample.tar --synthetic=100000 --folder=DIR
 
 Images are repeated with different comments until there are enough. Upstream (research/inception) decodes each image in
 a TensorFlow session to find its size, then uses tf.train.Example and TFRecordWriter. The two take turns on one core and
-read from memory what has just been written. Rates are measured in processor time, which does not depend on the disk,
-and in wall time, where only our builder waits for the disk (fsync). Starting TensorFlow (2 s) or a builder process
-(0.2 s) does not count. --synthetic writes a tar of tars like ILSVRC2012's, 0.1 MB an image, drops it from the page
+read from memory what has just been written. Rates are measured in CPU time, which does not depend on the disk, and in
+wall-clock time, where only our builder waits for the disk (fsync). Starting TensorFlow (2 s) or a builder process
+(0.2 s) does not count. --synthetic writes a tar of tars like ILSVRC2012's, 0.1 MB per image, drops it from the page
 cache, builds shards of the same size, and removes everything.
 
-On two cores of an AMD EPYC: 4717 images/s of processor time against 800, 5.9 times as many; 5.0 times in wall time
-(medians, n = 5, no other load); peak memory 43 MB, 44 MB for a process, for 300 and for 3000 images (n = 1);
+On two cores of an AMD EPYC: 4717 images per second of CPU time against 800, 5.9 times as many; 5.0 times in wall-clock
+time (medians, n = 5, no other load); peak memory 43 MB, 44 MB for a process, for 300 and for 3000 images (n = 1);
 --synthetic=100000: 2012 images/s, 211 MB/s, with two processes, where the disk wrote 317 MB/s (n = 1).
 """
 
@@ -37,7 +37,7 @@ from official_resnet.command_line import definer, program
 from official_resnet.errors import UserError
 from official_resnet.inputs import images, jpeg
 
-_CHUNK, _DISK_BYTES = 1 << 24, 1 << 31  # for measuring the disk: bytes of a piece, and in total
+_CHUNK, _DISK_BYTES = 1 << 24, 1 << 31  # for measuring the disk: bytes of a chunk, and in total
 _log = functools.partial(print, flush=True)
 
 
@@ -52,12 +52,12 @@ def define_flags() -> flags.FlagValues:
     for name, default, text in (
         ('count', 5000, 'Number of images.'),
         ('runs', 5, 'Runs of each builder.'),
-        ('num_threads', os.cpu_count(), 'Number of processes; rates are compared with one.'),
-        ('synthetic', None, 'Measure with a tar of tars of this many images.'),
+        ('num_threads', os.cpu_count(), 'Number of processes; rates are measured with one.'),
+        ('synthetic', None, 'Build shards from a synthetic tar of tars with this many images.'),
         ('shards', 16, 'Number of shards.'),
     ):
         define.integer(name, default, text, lower=1, upper=None)
-    define.boolean('memory', False, 'Measure memory.')
+    define.boolean('memory', False, 'Measure memory, not rates.')
     return values
 
 
@@ -72,7 +72,7 @@ def run_build(values: flags.FlagValues) -> None:
 
 
 def _read_sample(path):
-    """Return the whole RGB JPEGs of a tar file or folder."""
+    """Return the intact RGB JPEGs of a tar file or folder."""
     try:
         if os.path.isdir(path):
             found = [file.read_bytes() for file in sorted(images.find_files(path, images.JPEG_SUFFIXES))]
@@ -109,7 +109,7 @@ def _lay_out(sample, folder, count):
 
 
 def _result(way, folder, *arguments, cores=None):
-    """Return what a separate process measures with the images in a folder."""
+    """Measure with the images in a folder in a separate process, and return its result."""
     with Child(f'benchmarks.build_ways:{way}', f'{folder}/raw', f'{folder}/out', *arguments, cores=cores) as child:
         found = child.answer()
     shutil.rmtree(f'{folder}/out')
@@ -121,16 +121,16 @@ def _measure_rate(values, sample, folder):
     found, one_core = {'ours': [], 'upstream': []}, {min(os.sched_getaffinity(0))}
     for _, way in itertools.product(range(values.runs), found):
         found[way].append(_result(way, folder, values.shards, cores=one_core))
-    for clock, text in ((1, 'processor time'), (0, 'wall time')):
-        middles = []
+    for clock, text in ((1, 'CPU time'), (0, 'wall-clock time')):
+        medians = []
         for way, runs in found.items():
             rates = [values.count / run[clock] for run in runs]
-            middles.append(statistics.median(rates))
+            medians.append(statistics.median(rates))
             _log(
-                f'{text}, {way}: {middles[-1]:.0f} images/s, {middles[-1] * size / 1e6:.0f} MB/s ({min(rates):.0f} to '
+                f'{text}, {way}: {medians[-1]:.0f} images/s, {medians[-1] * size / 1e6:.0f} MB/s ({min(rates):.0f} to '
                 f'{max(rates):.0f}, n = {len(rates)}, {values.count} images of {size / 1e3:.0f} kB)'
             )
-        _log(f'{text}: {middles[0] / middles[1]:.1f} times as many')
+        _log(f'{text}: {medians[0] / medians[1]:.1f} times as many')
 
 
 def _measure_memory(values, sample, folder):
@@ -144,7 +144,7 @@ def _measure_memory(values, sample, folder):
 def _measure_synthetic(values, sample, folder):
     """Build and verify a synthetic ImageNet."""
     write, read = _measure_disk(f'{folder}/disk')
-    _log(f'the disk: {write / 1e6:.0f} MB/s written, {read / 1e6:.0f} MB/s read, sequentially in big pieces')
+    _log(f'the disk: {write / 1e6:.0f} MB/s written, {read / 1e6:.0f} MB/s read, sequentially in large chunks')
     path, synsets = f'{folder}/ILSVRC2012_img_train.tar', labels.read_classes()[: values.synthetic]
     total, seconds, _ = timed(_write_tar, path, sample, synsets, values.synthetic)
     _log(f'{path}: {values.synthetic} images, {total / 1e9:.2f} GB, written in {seconds:.1f} s')
@@ -166,7 +166,7 @@ def _measure_synthetic(values, sample, folder):
 
 
 def _measure_disk(path):
-    """Return the bytes/s that are written to and read from a disk, without the page cache."""
+    """Return the bytes/s at which a disk is written and read, without the page cache."""
     chunk = bytearray(os.urandom(_CHUNK))
     chunks = itertools.repeat(chunk, _DISK_BYTES // _CHUNK)
     with open(path, 'w+b', buffering=0) as file:

@@ -1,4 +1,4 @@
-"""What a process of benchmarks.build measures: our builder and upstream's with the images of a folder."""
+"""What benchmarks.build measures in separate processes: our builder and upstream's, on the images of a folder."""
 
 import functools
 import os
@@ -11,7 +11,7 @@ from official_resnet.inputs.images import JPEG_SUFFIXES
 
 
 def ours(folder: str, output: str, num_shards: int) -> tuple[float, float]:
-    """Build the shards as a process of our builder does; return the seconds of wall time and of processor time."""
+    """Build the shards as a process of our builder does; return the wall-clock and CPU seconds."""
     images, job, options = _images(folder), Job(output, 'train', num_shards), Options()
     os.makedirs(job.folder)
 
@@ -22,7 +22,7 @@ def ours(folder: str, output: str, num_shards: int) -> tuple[float, float]:
 
 
 def upstream(folder: str, output: str, num_shards: int) -> tuple[float, float]:
-    """Build the same shards as upstream did; return the seconds of wall time and of processor time."""
+    """Build the same shards as upstream did; return the wall-clock and CPU seconds."""
     os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
     import tensorflow as tf
 

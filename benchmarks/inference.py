@@ -1,4 +1,4 @@
-"""Inference and building of ResNet-50 (version 1), with one function for each system, for speed.
+"""Inference and building of ResNet-50 (version 1), with one function for each system, for benchmarks.speed.
 
 Each function takes (dtype, resnet_size, batch_size), where dtype is 'fp32' or 'bf16', and returns {measure: function of
 a number of steps}. A step of inference reads float32 images of 224x224 from memory and leaves the logits in memory.
@@ -69,7 +69,7 @@ def torch(dtype: str, resnet_size: int, batch_size: int) -> dict:
 
 
 def onnx(dtype: str, resnet_size: int, batch_size: int) -> dict:
-    """The network of `ours` in ONNX Runtime, in float32, as its CPU kernels do not have bfloat16."""
+    """The network of `ours` in ONNX Runtime, in float32, because its CPU kernels do not have bfloat16."""
     import onnxruntime
     import tf2onnx  # noqa: F401  needed by Keras
 
@@ -97,7 +97,7 @@ def _application(dtype, resnet_size):
 
 
 def _trained_model(resnet_size):
-    """Return a network whose BN is not the identity, as adding a bias of 0 would be optimised away."""
+    """Return a network whose BN is not the identity, because adding a bias of 0 would be optimised away."""
     model = resnet_variants.imagenet_resnet(resnet_size, version='1')
     random = np.random.default_rng(0)
     for variable in model.variables:

@@ -1,6 +1,6 @@
-"""Training input from JPEG files at 224x224, with one function for each system, for speed.
+"""Training input from JPEG files at 224x224, with one function for each system, for benchmarks.speed.
 
-Each function takes (dtype, resnet_size, batch_size, folder), of which the first two do not matter, and returns {'jpeg':
+Each function takes (dtype, resnet_size, batch_size, folder), ignores the first two, and returns {'jpeg':
 function of a number of steps}. A turn starts with nothing prepared and makes steps * batch_size images, using all files
 equally often. It runs on the cores that its process may use.
 """
@@ -34,7 +34,7 @@ def list_files(folder: str | None) -> list[pathlib.Path]:
 
 def ours(dtype: str, resnet_size: int, batch_size: int, folder: str, resize: str = 'tf1') -> dict:
     """Our training batches of encoded images, resized as in TensorFlow 1."""
-    return _drawing(lambda steps: training_batches(resize, batch_size, steps, folder))
+    return _iterating(lambda steps: training_batches(resize, batch_size, steps, folder))
 
 
 def antialias(dtype: str, resnet_size: int, batch_size: int, folder: str) -> dict:
@@ -53,7 +53,7 @@ def decode(dtype: str, resnet_size: int, batch_size: int, folder: str) -> dict:
         decoded = rows.map(lambda i: tf.io.decode_jpeg(contents[i % len(contents)], channels=3), tf.data.AUTOTUNE)
         return decoded.map(tf.size).batch(batch_size)  # sizes, so that the images do not come to Python
 
-    return _drawing(pipeline)
+    return _iterating(pipeline)
 
 
 def pillow(dtype: str, resnet_size: int, batch_size: int, folder: str) -> dict:
@@ -113,9 +113,9 @@ def _load(path):
         return image.convert('RGB')
 
 
-def _drawing(make):
+def _iterating(make):
     """Return the measure that iterates over make(steps), a tf.data.Dataset, which is made once."""
-    pipeline, iterators = functools.cache(make), []  # kept, as its end waits seconds for tf.data's tuning thread
+    pipeline, iterators = functools.cache(make), []  # kept: ending one waits seconds for tf.data
 
     def run(steps):
         iterators.append(iter(pipeline(steps)))

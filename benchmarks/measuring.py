@@ -2,9 +2,9 @@
 
     python -m benchmarks.measuring benchmarks.scaling_measures:measure_net '["resnet50_v1.5"]'
 
-calls that function and prints its result as a line of JSON. If the result is a function, it prints null, and then, for
-each line of standard input, a JSON list of arguments, what that function returns. Between the lines the process waits,
-so that other measurements have the machine to themselves.
+calls that function and prints its result as a line of JSON. If the result is itself a function, it prints null, reads
+lines of standard input, JSON lists of arguments, and prints for each what that function returns. Between the lines the
+process waits, so that other measurements have the machine to themselves.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from official_resnet.training import devices
 
 
 class Child(contextlib.AbstractContextManager):
-    """A process that calls a function, 'module:name', as above, on some or all cores, with more environment variables.
+    """A process that calls a function, 'module:name', as above. It may be limited to some cores.
 
     It ends with this process, or at the end of a `with`.
     """
@@ -72,7 +72,7 @@ class Child(contextlib.AbstractContextManager):
 
 
 def timed(function: Callable, *arguments: Any) -> tuple[Any, float, float]:
-    """Return (result of a call, its seconds of wall time, its seconds of processor time)."""
+    """Return (result of a call, its wall-clock seconds, its CPU seconds)."""
     start, cpu = time.perf_counter(), time.process_time()
     result = function(*arguments)
     return result, time.perf_counter() - start, time.process_time() - cpu
@@ -135,7 +135,7 @@ def main() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the process that started this one
     os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'  # so that TensorFlow prints nothing before an error
     answers = os.fdopen(os.dup(1), 'w')
-    os.dup2(2, 1)  # whatever else is printed is not an answer
+    os.dup2(2, 1)  # everything else that is printed goes to stderr
     try:
         result = pkgutil.resolve_name(sys.argv[1])(*json.loads(sys.argv[2]))
         print(json.dumps(None if callable(result) else result), file=answers, flush=True)

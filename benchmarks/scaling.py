@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling --output_json=scaling.json    # measures, then estimates: 2 minutes on two cores
     python -m benchmarks.scaling --image_folder=DIR            # decodes these JPEGs instead of synthetic ones
-    python -m benchmarks.scaling --input_json=scaling.json --variant=resnet152_v1.5 --set=link=1.25e9  # estimates only
+    python -m benchmarks.scaling --input_json=scaling.json --set=link=1.25e9    # estimates only
 
 docs/scaling.md has figures and conclusions. scaling_measures measures this machine, with a process for each measure.
 The numbers of accelerators and their network are ASSUMED, each with its source; --set replaces any of them.
@@ -66,17 +66,17 @@ def measure_all(names: list[str], size: float, folder: str | None) -> dict:
 def predict_pair(pair: list[dict], clock: str = 'seconds') -> dict[str, float]:
     """Return the predicted and the measured seconds of two workers' steps.
 
-    A turn of `alone` is that of the slower worker, as the other one waits for it; the exchanges are added. The clock is
-    'seconds' (wall time) or 'cpu_seconds' (processor time), which other jobs disturb less.
+    A turn of `alone` is that of the slower worker, because the other one waits for it; the exchanges are added. The
+    clock is 'seconds' (wall-clock time) or 'cpu_seconds' (CPU time), which other jobs disturb less.
     """
     turns = [{row['turn']: row[clock] for row in worker['turns']} for worker in pair]
-    middle = {name: statistics.median(map(max, *(worker[name] for worker in turns))) for name in turns[0]}
-    sizes = [{'bytes': int(name), 'seconds': seconds} for name, seconds in middle.items() if name.isdigit()]
+    medians = {name: statistics.median(map(max, *(worker[name] for worker in turns))) for name in turns[0]}
+    sizes = [{'bytes': int(name), 'seconds': seconds} for name, seconds in medians.items() if name.isdigit()]
     per_byte = line(sizes, 'bytes', 'seconds')[1]
     sent = pair[0]['gradient_bytes'] + pair[0]['state_bytes']
-    predicted = middle['alone'] + COLLECTIVES * sizes[0]['seconds'] + sent * per_byte
-    measured = middle['together']
-    return {'alone': middle['alone'], 'predicted': predicted, 'measured': measured, 'ratio': predicted / measured}
+    predicted = medians['alone'] + COLLECTIVES * sizes[0]['seconds'] + sent * per_byte
+    measured = medians['together']
+    return {'alone': medians['alone'], 'predicted': predicted, 'measured': measured, 'ratio': predicted / measured}
 
 
 def format_found(found: dict) -> str:
@@ -93,7 +93,7 @@ def format_found(found: dict) -> str:
         for row in found['workers'][0]['turns']:
             by_clock, busy = (_short(statistics.median(row[clock])) for clock in clocks)
             sent = _short(row['loopback_bytes'])
-            lines.append(f'two workers {row["turn"]:>9}  s {by_clock}  processor s {busy}  bytes sent {sent}')
+            lines.append(f'two workers {row["turn"]:>9}  s {by_clock}  CPU s {busy}  bytes sent {sent}')
         for clock in clocks:
             row = predict_pair(found['workers'], clock)
             predicted, measured = _short(row['predicted']), _short(row['measured'])
@@ -135,7 +135,7 @@ def define_flags() -> flags.FlagValues:
     define.number('size', 1.0, 'Size of the measurements, as a fraction of the full ones.', lower=0.01, upper=1)
     define.string('image_folder', None, 'Folder of JPEG files to decode. Default: synthetic images.')
     define.string('input_json', None, 'File that an earlier --output_json wrote; it replaces the measurements.')
-    define.string('output_json', None, 'File for every single figure.')
+    define.string('output_json', None, 'JSON file for all figures.')
     return values
 
 

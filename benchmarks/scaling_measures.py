@@ -1,7 +1,7 @@
-"""The measures of scaling: what grows with a training, at 1x, 2x and 4x. Each runs in a separate process.
+"""The measures of benchmarks.scaling: what grows with a training, at 1x, 2x and 4x, each in a separate process.
 
-Each takes 5 to 25 seconds on two cores. Index, order, decoding and reading are measured in processor time, checkpoints
-and evaluations by the shortest of three runs, as other jobs disturb these less. Two workers measure both times.
+Each takes 5 to 25 seconds on two cores. Index, order, decoding and reading are measured in CPU time, checkpoints and
+evaluations by the shortest of three runs, because other jobs disturb these less. Two workers measure both times.
 """
 
 import functools
@@ -38,7 +38,7 @@ IMAGENET = 1281167
 
 
 def _shortest(function, clock=time.perf_counter):
-    """Return the least seconds of three calls, with garbage collection on."""
+    """Return the seconds of the shortest of three calls, with garbage collection on."""
     return min(timeit.repeat(function, gc.enable, clock, repeat=3, number=1))
 
 
@@ -156,12 +156,12 @@ def measure_input(size: float, folder: str | None = None) -> dict:
         batch, steps = min(32, len(jpegs)), max(1, int(8 * size))
         iterator = iter(examples.training_batches(batch, num_epochs=10**6))
 
-        def draw():
+        def take_batches():
             for _ in range(steps):
                 next(iterator)
 
-        draw()  # fills the buffers
-        turns = [timed(draw) for _ in range(5)]
+        take_batches()  # fills the buffers
+        turns = [timed(take_batches) for _ in range(5)]
         reading = _shortest(lambda: source.read(np.arange(len(jpegs))), time.thread_time)
     return {
         'images_per_core_second': sorted(steps * batch / cpu for _, _, cpu in turns),

@@ -14,20 +14,20 @@ ASSUMED = {  # name: (value, what it is, source)
     'flops': (312e12, 'FLOP/s of an accelerator', 'NVIDIA A100 data sheet, bfloat16, dense'),
     'efficiency': (
         0.196,
-        'fraction of that which arithmetic reaches',
+        'fraction of these FLOP/s that the arithmetic reaches',
         'with the overhead 2375 images/s of ResNet-50 v1.5 on an A100, batch 256, mixed precision, XLA: NVIDIA README',
     ),
-    'overhead': (5e-3, 's a step that no batch shortens', f'a thousand kernels of 5 us; {_NONE}'),
-    'jitter': (0.02, 'deviation of a step, relative, from one accelerator to another', _NONE),
+    'overhead': (5e-3, 's of each step that do not shrink with the batch', f'a thousand kernels of 5 us; {_NONE}'),
+    'jitter': (0.02, 'relative deviation of step times between accelerators', _NONE),
     'per_host': (8, 'accelerators of a host, which are one worker', _DGX),
-    'cores': (128, 'cores of a host, taken to be as fast as one here', _DGX),
+    'cores': (128, 'cores of a host, assumed to be as fast as one here', _DGX),
     'memory': (40e9, 'bytes of an accelerator', _DGX),
     'link': (0.8 * 25e9, 'bytes/s from an accelerator to the next in the ring', f'200 Gb/s a port: {_DGX}; 0.8 of it'),
     'latency': (5e-6, 's for a message to the next', _NONE),
     'packs': (1, 'all-reduces into which the gradients are split', 'TensorFlow 2.21 with bytes_per_pack=0'),
     'disk': (5e9, 'bytes/s that a host reads', _NONE),
-    'batch': (256, 'images of an accelerator in a step, at most', 'as efficiency'),
-    'max_batch': (8192, 'images of all in a step, at most', 'arXiv:1706.02677 Fig. 1: SGD loses accuracy above'),
+    'batch': (256, 'maximum number of images of an accelerator in a step', 'as for efficiency'),
+    'max_batch': (8192, 'maximum number of images in a step', 'arXiv:1706.02677 Fig. 1: SGD loses accuracy above'),
     'images': (1281167, 'training images', 'ILSVRC2012'),
     'test_images': (50000, 'images of an evaluation', 'ILSVRC2012'),
     'image_bytes': (107.7e3, 'bytes of an image', 'ILSVRC2012: 138 GB of training images'),
@@ -51,13 +51,13 @@ MEASURED: dict[str, tuple] = {
     'decode': ('training images/s of a core',),
     'read': ('records/s of a reading process',),
     'save': ('s for an empty checkpoint', 'checkpoint', 'bytes', 'save_seconds', False),
-    'save_byte': ('s a byte', 'checkpoint', 'bytes', 'save_seconds', True),
-    'restore_byte': ('s a byte', 'checkpoint', 'bytes', 'restore_seconds', True),
+    'save_byte': ('s per byte', 'checkpoint', 'bytes', 'save_seconds', True),
+    'restore_byte': ('s per byte', 'checkpoint', 'bytes', 'restore_seconds', True),
     'evaluate': ('s for an empty evaluation', 'evaluation', 'images', 'seconds', False),
-    'order': ('s an image, for shuffling an epoch', 'order', 'images', 'seconds', True),
-    'index': ('s a record, for finding it', 'index', 'records', 'seconds', True),
-    'index_bytes': ('bytes a record', 'index', 'records', 'bytes', True),
-    'kept': ('numbers in memory for each activation', 'memory', 'batch', 'peak_bytes', True),
+    'order': ('s per image, to shuffle an epoch', 'order', 'images', 'seconds', True),
+    'index': ('s per record, to index it', 'index', 'records', 'seconds', True),
+    'index_bytes': ('bytes per record', 'index', 'records', 'bytes', True),
+    'kept': ('numbers in memory per activation', 'memory', 'batch', 'peak_bytes', True),
 }
 BYTES, COLLECTIVES = 4, 3  # of a float32; of a step: gradients, BN statistics, loss and accuracy
 
@@ -83,7 +83,7 @@ def constants(found: dict) -> dict[str, float]:
 
 
 def ring_seconds(n: int, size: float, link: float, latency: float) -> float:
-    """Return the seconds of a ring all-reduce of n: 2(n-1) rounds, each with a chunk of size/n bytes to the next."""
+    """Return the seconds of a ring all-reduce of n: 2(n-1) rounds, each sending size/n bytes to the next."""
     return 2 * (n - 1) * (size / n / link + latency)
 
 

@@ -7,7 +7,7 @@
     python -m benchmarks.speed --measure=jpeg --image_folder=DIR    # training input of 224x224 from JPEGs, beside
                                                     # PyTorch's DataLoader and decoding alone, on one core and on all
     python -m benchmarks.speed --measure=workers    # two workers that share the cores, beside one process
-    python -m benchmarks.speed --measure=save       # the part of the training time that checkpoints take
+    python -m benchmarks.speed --measure=save       # the fraction of the training time that checkpoints take
 
 Each system runs in a separate process, and all take turns, one at a time. If the machine is faster or slower for a
 while, this affects all of them, so read the ratios. Missing systems are left out: pip install -e '.[parity]'.
@@ -54,7 +54,7 @@ def define_flags() -> flags.FlagValues:
     ):
         flags.DEFINE_multi_enum(name, list(default), (*default, *others), text, flag_values=values)
     flags.DEFINE_string('image_folder', None, 'Folder with the JPEG files for --measure=jpeg.', flag_values=values)
-    flags.DEFINE_string('output_json', None, 'File for every single figure.', flag_values=values)
+    flags.DEFINE_string('output_json', None, 'JSON file for all figures.', flag_values=values)
     flags.register_validator('resnet_size', lambda size: size % 6 == 2, 'must be 6n+2', values)
     return values
 
@@ -88,7 +88,7 @@ def run_benchmark(values: flags.FlagValues) -> None:
 def _measure_in_turns(values, systems, dtype, measures, cores=None, size=None, batch_size=None):
     """Return [(measure, dtype, {system: [images/s or builds/s of each run]})]; the first turn of each does not count.
 
-    Each system is a process on all or some cores. Words after the first one distinguish two measures of the same kind.
+    Each system is a process on all or some cores. A second word, as in 'jpeg all', only labels a measure.
     """
     size, batch_size, results = size or values.resnet_size, batch_size or values.batch_size, []
     with contextlib.ExitStack() as stack:
@@ -142,7 +142,7 @@ def _plan(values):
 
 
 def _conclusions(results):
-    """Yield sentences: how workers compare, and the part of a default training that checkpoints take."""
+    """Yield sentences: how workers compare, and the fraction of a default training that checkpoints take."""
     for (measure, dtype, rates), (_, _, after) in itertools.pairwise([*results, ('', '', {})]):
         if 'several' in rates:
             share = _median_ratio(rates['several'], rates['one'])
@@ -151,7 +151,7 @@ def _conclusions(results):
             ((name, saves),) = rates.items()
             seconds = statistics.median(1 / rate for rate in saves)
             text = (
-                f'{name.replace("resnet", "ResNet-")}: {seconds:.3f} s a checkpoint; every {SAVE_MINUTES} minutes '
+                f'{name.replace("resnet", "ResNet-")}: {seconds:.3f} s per checkpoint; every {SAVE_MINUTES} minutes '
                 f'that is {seconds / (60 * SAVE_MINUTES):.3%} of the time'
             )
             if 'one' in after:

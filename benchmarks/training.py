@@ -1,7 +1,7 @@
-"""Training with one function for each system, for speed: ours, Keras, PyTorch, two workers, and checkpoints.
+"""Training with one function for each system, for benchmarks.speed: ours, Keras, PyTorch, two workers, and checkpoints.
 
 Each takes (dtype, resnet_size, batch_size), where dtype is 'fp32' or 'bf16', and returns {measure: function of a number
-of steps}. `ours`, `keras` and `torch` train networks of CIFAR with one batch that is ready in memory; the input is a
+of steps}. `ours`, `keras` and `torch` train CIFAR networks with one batch that is ready in memory; the input is a
 separate measure. `one` and `several` read their input from the pipeline, and synchronise after each call.
 """
 
@@ -102,7 +102,7 @@ def several(dtype: str, resnet_size: int, batch_size: int) -> dict:
 
 
 def join(dtype: str, resnet_size: int, batch_size: int, strategy: str = 'multi_worker_mirrored') -> Callable:
-    """Become a worker of TF_CONFIG, or with another strategy the only one; return the function that takes steps."""
+    """Become a worker of TF_CONFIG, or the only process of another strategy; return the function that takes steps."""
     if strategy == 'multi_worker_mirrored':
         workers.join(None)
     trainer = synthetic_trainer(_spec(resnet_size), batch_size, {'distribution_strategy': strategy}, dtype=dtype)
@@ -116,7 +116,7 @@ def join(dtype: str, resnet_size: int, batch_size: int, strategy: str = 'multi_w
 
 
 def save(dtype: str, resnet_size: int, batch_size: int) -> dict:
-    """Save a network of CIFAR (6n+2 layers) or ImageNet, with its momentum, to the folder of temporary files."""
+    """Save a CIFAR (6n+2 layers) or ImageNet network, with its momentum, to the folder of temporary files."""
     trainer = synthetic_trainer(_spec(resnet_size), batch_size, {'model_dir': tempfile.mkdtemp()}, dtype=dtype)
     return {'save': lambda count: [trainer.save() for _ in range(count)]}
 

@@ -1,6 +1,6 @@
 """Convert a foreign checkpoint to a .keras model, strictly and verified, and ours back to PyTorch's names.
 
-What makes a conversion exact is in from_FAMILY.py. This module uses each weight exactly once, compares the result
+The modules from_FAMILY.py know the formats. This module uses each weight exactly once, compares the result
 with the source's own definition, and only then writes it, with a card beside it.
 """
 
@@ -45,11 +45,11 @@ def convert(
 
     Args:
         path: The checkpoint's path. For a TensorFlow checkpoint, leave out .index.
-        output: The .keras file to write. Its folder is made if it is not there.
+        output: The .keras file to write. Its folder is created if it is missing.
         family: 'auto' or a key of FAMILIES.
-        variant: The variant's name. It decides what the variables do not tell.
+        variant: The variant's name. It decides what the variables leave open.
         num_classes: 1000 drops the background class of a source with the labels 'imagenet1001'.
-        tolerance: The largest difference that `verify` allows, as a part of the largest logit.
+        tolerance: The largest difference that `verify` allows, as a fraction of the largest logit.
 
     Raises:
         UserError: The checkpoint cannot be read or converted exactly. Nothing was written.
@@ -119,11 +119,11 @@ def fit(
     Args:
         module: The family's module, from_FAMILY.
         shapes: The checkpoint's variables.
-        path, remedy: What an error names, and what it tells the user to do.
+        path, remedy: The file that an error names, and what it tells the user to do.
         variant: As in `convert`.
 
     Raises:
-        UserError: The message lists what does not fit.
+        UserError: Variables do not fit. The message lists them.
     """
     source = module.describe(shapes, variant)
     entries = module.name_map(source, shapes)
@@ -177,7 +177,7 @@ def to_torch(path: str | os.PathLike, output: str | os.PathLike) -> Source:
         The Source as which the file will be recognised.
 
     Raises:
-        UserError: No network of PyTorch's computes the same. Nothing was written.
+        UserError: No network of PyTorch computes the same. Nothing was written.
     """
     from_torch = _module('torch')
     path, target = pathlib.Path(path).expanduser(), _output(path, output, '.safetensors')
@@ -204,7 +204,7 @@ def to_torch(path: str | os.PathLike, output: str | os.PathLike) -> Source:
 def _torch_variables(from_torch, model, path):
     """Return the weights of one of our models as {PyTorch's name: float32 array in PyTorch's layout}."""
     if model.get_config()['layers'][0]['class_name'] != 'InputLayer' or len(model.input_shape) != 4:
-        raise UserError(f'{path} takes no images [n, h, w, c]; pass one of our models')
+        raise UserError(f'{path} does not take images [n, h, w, c]; pass one of our models')
     is_cifar = all(layer.name != 'stem_pool' for layer in model.layers)
     head, projection = ('linear', 'shortcut') if is_cifar else ('fc', 'downsample')
     names = {variable.path: from_torch.foreign_name(variable.path, head, projection) for variable in model.variables}
@@ -216,7 +216,7 @@ def _torch_variables(from_torch, model, path):
 
 
 def _first_difference(model, twin):
-    """Return in words where the layers of two models first differ in what they compute, or None."""
+    """Return a description of the first difference in what the layers of two models compute, or None."""
 
     def configs(net):
         return {
@@ -242,7 +242,7 @@ def _module(family):
 
 
 def _with_classes(entries, source, num_classes):
-    """Return the Entries for a network of num_classes, which may be one less: without the background."""
+    """Return the Entries for a network of num_classes, which may leave out the background."""
     if num_classes in (None, source.num_classes):
         return entries
     if source.labels != 'imagenet1001' or num_classes != source.num_classes - 1:
@@ -268,7 +268,7 @@ def _build(spec, num_classes):
 
 
 def _card(source, num_classes, verified, files):
-    """Return what a user of the model has to know, in values that JSON can hold."""
+    """Return the content of the card, which describes the model to its users, as JSON values."""
     if num_classes not in (None, source.num_classes):
         source = dataclasses.replace(source, labels='imagenet1000', num_classes=num_classes)
     return dataclasses.asdict(source) | {
@@ -287,14 +287,14 @@ def _output(path, output, suffix):
     """Return the output's path. UserError: it has another suffix, is a folder, or is the input."""
     output = pathlib.Path(output).expanduser()
     if output.suffix != suffix:
-        raise UserError(f'--output={output} must end in {suffix}; pass such a name')
+        raise UserError(f'--output={output} must end in {suffix}; pass another name')
     if output.is_dir() or output.resolve() == pathlib.Path(path).expanduser().resolve():
         raise UserError(f'--output={output} is a folder or the input; pass another name')
     return output
 
 
 def _write(model, card, output):
-    """Put the card and then the model in place by renames, so that a model is never without its card."""
+    """Write the card and then the model, atomically, so that a model is never without its card."""
     with files.write_errors(str(output), ', or pass another --output'):
         output.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(output) as part:
@@ -312,7 +312,7 @@ def _save(model, path):
 
 
 def _raise_listed(problems, path, remedy):
-    """Raise one UserError that lists all problems, {what: names}, if there are any."""
+    """Raise one UserError that lists all problems, {kind: names}, if there are any."""
     if listed := [f'{what}: {_some(names)}' for what, names in problems.items() if names]:
         raise UserError(f'{path} does not fit, {"; ".join(listed)}: {remedy}')
 

@@ -130,7 +130,7 @@ def read(path: str | os.PathLike) -> Lazy:
 
 
 def _array(shape, pieces):
-    # Always copy: the file may be deleted, and its values are not aligned.
+    # Always copy, because the file may be deleted, and its values are not aligned.
     return np.concatenate([np.asarray(piece, 'float32') for piece in [*pieces, np.zeros(0, '<f4')]]).reshape(shape)
 
 
@@ -189,7 +189,7 @@ def ignored(shapes: Shapes) -> dict[str, str]:
 
 
 def _divide(total, factor, bias=0.0):
-    """Return a sum in a BatchNorm by its factor, less the convolution's bias, which our convolutions lack."""
+    """Return a BatchNorm's sum divided by its factor, minus the bias that our convolutions lack."""
     factor = float(factor[0])
     return (np.asarray(total, 'float64') * (1 / factor if factor else 0.0) - bias).astype('float32')
 
@@ -203,7 +203,7 @@ def _norm_names(conv):
 
 
 def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
-    """Return the Entries. A statistics' divisor and a bias are in more than one of them."""
+    """Return the Entries. The divisor of the statistics, and a bias, are in several of them."""
     blocks, entry = _blocks(shapes), our_net.Entry
     entries = [entry('logits/kernel', ('fc1000/0',), our_net.transposed), entry('logits/bias', ('fc1000/1',))]
     for layer in our_net.layers(source.spec, source.num_classes):

@@ -50,7 +50,7 @@ _DEPTHS = {sum(blocks) * 3 + len(blocks) + 1: blocks for blocks in _BLOCKS}  # c
 
 @contextlib.contextmanager
 def _plain(path):
-    """Yield the path of an HDF5 file: the path itself, or what is unzipped from a .keras file."""
+    """Yield the path of an HDF5 file: the path itself, or that of the file inside a .keras file, unzipped."""
     with open(path, 'rb') as file:
         magic = file.read(8)
     if magic == b'\x89HDF\r\n\x1a\n':
@@ -60,17 +60,17 @@ def _plain(path):
             _unzip_weights(path, file)
             yield file.name
     else:
-        raise ValueError('it begins like neither')
+        raise ValueError('its first bytes belong to neither')
 
 
 def _unzip_weights(path, target):
-    """Copy a .keras file's HDF5 file to an open file, not to memory."""
+    """Copy the HDF5 file inside a .keras file to the open file `target` without holding it in memory."""
     name = 'model.weights.h5'
     with zipfile.ZipFile(path) as archive:
         info, limit = archive.getinfo(name), MAX_INFLATION * os.path.getsize(path)
         if info.file_size > limit:
             raise ValueError(f'it declares {info.file_size} bytes of {name}, and at most {limit} are read')
-        with archive.open(info) as file:  # zipfile gives no more bytes than are declared
+        with archive.open(info) as file:  # zipfile returns at most as many bytes as are declared
             shutil.copyfileobj(file, target, 1 << 20)
     target.flush()
     if target.tell() != info.file_size:
@@ -138,7 +138,7 @@ def _layers_in_order(kinds):
     num_convs = sum(re.fullmatch(r'conv2d(_\d+)?', kind) is not None for kind in kinds)
     num_norms = sum(re.fullmatch(r'batch_normalization(_\d+)?', kind) is not None for kind in kinds)
     if num_convs not in _DEPTHS:
-        raise UserError(f'{num_convs} convolutions without names are no ResNet50, 101 or 152; save the weights again')
+        raise UserError(f'{num_convs} unnamed convolutions do not form a ResNet50, 101 or 152; save the weights again')
     is_v2 = num_norms != num_convs
     convs, norms = ['conv1_conv'], [] if is_v2 else ['conv1_bn']
     for group, block, _ in operations.blocks(_DEPTHS[num_convs]):
@@ -178,15 +178,15 @@ def _is_optimizer(name):
 
 def recognises(shapes: Shapes) -> bool:
     """Return whether these are the variables of a ResNet from keras.applications."""
-    return 'conv2_block1_1_conv/kernel' in _in_todays_words(shapes)
+    return 'conv2_block1_1_conv/kernel' in _by_current_name(shapes)
 
 
-def _in_todays_words(names):
-    """Return {today's name: the name in the file}; keras-applications before 1.0.7 had other names."""
-    return {_todays_name(name) if 'res2a_branch2a/kernel' in names else name: name for name in names}
+def _by_current_name(names):
+    """Return {current name: name in the file}; keras-applications before 1.0.7 had other names."""
+    return {_current_name(name) if 'res2a_branch2a/kernel' in names else name: name for name in names}
 
 
-def _todays_name(name):
+def _current_name(name):
     """Return the name since keras-applications 1.0.7 of a variable in an older file."""
     layer, _, role = name.rpartition('/')
     found = re.fullmatch(r'(res|bn)([2-9])([a-z])_branch(1|2[abc])', layer)
@@ -212,7 +212,7 @@ def _their(layer, is_v2):
 
 def describe(shapes: Shapes, variant: str | None = None) -> Source:
     """Return the Source. A variant, 'ResNet50V2' or 'resnet50_v2', must name the network found."""
-    shapes = {name: shapes[theirs] for name, theirs in _in_todays_words(shapes).items()}
+    shapes = {name: shapes[theirs] for name, theirs in _by_current_name(shapes).items()}
     if 'predictions/kernel' not in shapes:
         raise UserError('there is no classifier predictions/kernel; get the weights with the top')
     group_blocks, is_v2 = our_net.named_blocks(shapes, *_PLACES), _is_v2(shapes)
@@ -236,7 +236,7 @@ def ignored(shapes: Shapes) -> dict[str, str]:
 
 def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
     """Return the Entries. Biases go into the means of the BNs that come next on each path."""
-    in_file, is_v2 = _in_todays_words(shapes), _is_v2(shapes)
+    in_file, is_v2 = _by_current_name(shapes), _is_v2(shapes)
 
     def is_folded(layer):
         return not layer.has_bias and f'{_their(layer, is_v2)}/bias' in in_file
@@ -247,7 +247,7 @@ def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
 
 def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
     """Return the logits of images [n, h, w, 3] as keras/src/applications/resnet.py computes them, with all biases."""
-    in_file, of_file = _in_todays_words(variables), variables
+    in_file, of_file = _by_current_name(variables), variables
     variables = Lazy(in_file, lambda name: of_file[in_file[name]])
     is_v2, group_blocks = _is_v2(variables), our_net.named_blocks(variables, *_PLACES)
 

@@ -45,7 +45,7 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
     num_convs = _count(shapes, f'{scope}conv2d{{}}/kernel')
     num_norms = _count(shapes, f'{scope}batch_normalization{{}}/gamma')
     if num_convs < 3:
-        raise UserError(f'{num_convs} convolutions with names as {scope}conv2d_1/kernel; official/resnet has more')
+        raise UserError(f'{num_convs} convolutions named like {scope}conv2d_1/kernel, fewer than in official/resnet')
     convs = [shape_of(shapes, f'{_name(scope, "conv2d", i)}/kernel', 4) for i in range(num_convs)]
     size, filters = convs[0][0], convs[0][3]
     if size not in (3, 7):
@@ -96,7 +96,7 @@ def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
     x = tf.nn.max_pool2d(x, 3, 2, 'SAME') if spec.stem == 'imagenet' else x
     for _, block, stride in operations.blocks(spec.group_blocks):
         strides = (1, stride, 1) if spec.block == 'bottleneck' else (stride, 1)
-        projection, names = 'projection' if block == 1 else None, ['conv'] * len(strides)  # the order is what counts
+        projection, names = 'projection' if block == 1 else None, ['conv'] * len(strides)  # only the order matters
         x = operations.residual_block(x, projection, names, strides, conv, norm, 'preact' if is_v2 else None)
     x = relu(norm(x, 'head')) if is_v2 else x
     return operations.classify(x, *get('dense', 'kernel', 'bias'))

@@ -37,7 +37,7 @@ _FIRST = re.compile(r'((?:.*/)?)block1/unit_1/bottleneck_v([12])/conv1/weights')
 _UNIT = r'block([1-9]\d{0,3})/unit_([1-9]\d{0,3})/bottleneck_v[12]/conv1/weights'
 _AXES: dict[str, Any] = {'stride_block': 'last', 'stride_conv': '3x3', 'stem_pool': 'same', 'bn_epsilon': EPSILON}
 
-# The variables that the document leaves out.
+# The variables that the document's read_ckpt.py leaves out.
 DOCUMENT_EXCEPT = ('global_step', 'resnet_v1_50/mean_rgb', 'resnet_v1_50/logits/biases', 'resnet_v1_50/logits/weights')
 
 NOTE = (

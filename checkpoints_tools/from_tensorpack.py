@@ -2,8 +2,8 @@
 
 Arrays are read without pickle, after their headers have been compared with the file. Variables keep the names of the
 file, conv0/W, group0/block0/conv1/bn/mean/EMA, linear/b, without the ':0' that older files append.
-Source: tensorpack/examples/ResNet/resnet_model.py. Two other files have the same suffix and are recognised by their
-names: what tensorpack.utils.loadcaffe makes from a .caffemodel, and what load-resnet.py --convert makes from that.
+Source: tensorpack/examples/ResNet/resnet_model.py. Two other kinds of file have this suffix and are recognised by
+their names: those that tensorpack.utils.loadcaffe makes from a .caffemodel, and load-resnet.py --convert from these.
 """
 
 import functools
@@ -28,7 +28,7 @@ NOTE = (
     '1611.05431 (ResNeXt)'
 )
 MAX_MEMBERS = 20_000
-MAX_INFLATION = 8  # bytes of arrays for a byte of the file; trained weights compress to nine tenths
+MAX_INFLATION = 8  # bytes of arrays per byte of the file; trained weights compress to nine tenths
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _BN = dict(zip(our_net.BN_PARTS, ('bn/gamma', 'bn/beta', 'bn/mean/EMA', 'bn/variance/EMA'), strict=True))
 _PLACES = r'group(\d)/block(\d{1,3})/conv1/W', (0, 0)
@@ -98,7 +98,7 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
     """Return the Source. A variant, for example 'ImageNet-ResNet50-SE', must name the network found."""
     for is_caffe, maker in ((_is_caffe(shapes), 'tensorpack.utils.loadcaffe'), ('conv0/b' in shapes, 'load-resnet.py')):
         if is_caffe:
-            raise UserError(f"Caffe's variables as {maker} writes them; convert the .caffemodel, with --source=caffe")
+            raise UserError(f"{maker} wrote this from Caffe's variables; convert the .caffemodel, with --source=caffe")
     spec, family = _spec(shapes, our_net.named_blocks(shapes, *_PLACES))
     num_classes, size = shape_of(shapes, 'linear/b', 1)[0], spec.resnet_size
     name = f'ImageNet-{family.format(size)}'
@@ -116,10 +116,10 @@ def _spec(shapes, blocks):
     fields = {'version': '1.5', 'padding': 'same', 'stem_pool': 'same', 'bn_momentum': 0.9, 'bn_epsilon': EPSILON}
     if f'{first}/conv3/W' in shapes:
         fields['block'] = 'bottleneck'
-        _, _, taken, given = shape_of(shapes, f'{first}/conv2/W', 4)
-        if taken != given:
-            fields |= {'cardinality': given // taken, 'base_width': taken * 64 // filters}
-            family = f'ResNeXt{{}}-{given // taken}x{taken}d'
+        _, _, num_in, num_out = shape_of(shapes, f'{first}/conv2/W', 4)
+        if num_in != num_out:
+            fields |= {'cardinality': num_out // num_in, 'base_width': num_in * 64 // filters}
+            family = f'ResNeXt{{}}-{num_out // num_in}x{num_in}d'
         if f'{first}/fc1/W' in shapes:
             outer, reduced = shape_of(shapes, f'{first}/fc1/W', 2)
             fields['se_reduction'] = max(1, outer // reduced)
@@ -139,7 +139,7 @@ def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
     """Return the Entries.
 
     The first block of V2 begins without BN and ReLU. Ours begins with both: a BN that changes nothing, and a ReLU of
-    values that are not negative. As every Entry needs a source, this BN's is the statistics of the stem's BN.
+    values that are not negative. Every Entry needs a source, so this BN has the statistics of the stem's BN as one.
     """
     words, kernels = {'kernel': 'W', 'bias': 'b', **_BN}, {'se_conv': our_net.as_1x1}
     entries = our_net.entries(source, lambda layer: _their(layer, source.spec), words, kernels)
@@ -159,7 +159,7 @@ def _their(layer, spec):
         return f'group{len(spec.group_blocks) - 1}/bnlast'
     if not layer.group:
         return 'linear' if layer.kind == 'dense' else 'conv0'
-    if spec.version == '2' and layer.kind == 'bn' and index == 0:  # a first block's is in the group before
+    if spec.version == '2' and layer.kind == 'bn' and index == 0:  # that of a first block belongs to the group before
         return f'group{group}/block{block}/preact' if block else f'group{group - 1}/bnlast' if group else None
     kind = f'fc{index}' if layer.kind == 'se_conv' else f'conv{index or "shortcut"}'
     return f'group{group}/block{block}/{kind}'

@@ -13,7 +13,7 @@ import h5py
 MAX_OBJECTS = 20_000  # groups and arrays in a file; ResNet152V2 with Adam's slots has about 6,000
 MAX_DEPTH = 12
 MAX_NAME = 200  # characters
-MAX_SECONDS, MAX_MEMORY = 30, 4 << 30  # CPU time, and bytes of address space, of which libraries take much
+MAX_SECONDS, MAX_MEMORY = 30, 4 << 30  # CPU time, and bytes of address space, much of which the libraries take
 
 
 def listing(path: str) -> list[list]:

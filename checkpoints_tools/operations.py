@@ -1,4 +1,4 @@
-"""The operations in the families' own definitions, as plain formulas on [n, h, w, c] without fused kernels.
+"""The operations that the families' definitions (`run`) use, as plain formulas on [n, h, w, c].
 
 Whatever the type of a checkpoint's values, they are used in float32.
 """
@@ -34,7 +34,7 @@ def batch_norm(x: tf.Tensor, gamma: Array, beta: Array, mean: Array, variance: A
 
 
 def max_pool(x: tf.Tensor, pads: Sequence[Sequence[int]], value: float = -np.inf) -> tf.Tensor:
-    """Return the largest of each 3x3 at stride 2. The pads are (before, after) of rows and of columns of `value`."""
+    """Pool 3x3 windows at stride 2. `pads` are (before, after) for rows and columns, filled with `value`."""
     return tf.nn.max_pool2d(tf.pad(x, [(0, 0), *pads, (0, 0)], constant_values=value), 3, 2, 'VALID')
 
 

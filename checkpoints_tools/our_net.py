@@ -1,4 +1,4 @@
-"""Compute the layers of our network for a spec. No layer is made, so no number in a file can use up memory."""
+"""List the layers of our network without building it, so that no number in a file can use up memory."""
 
 import collections
 import dataclasses
@@ -78,10 +78,10 @@ def _block(spec, group, block, channels):
     if spec.block == 'bottleneck':
         inner = filters * spec.base_width // 64 * spec.cardinality
         convs = [(1, channels, inner), (3, inner // spec.cardinality, inner), (1, inner, outer)]
-    for i, (size, taken, given) in enumerate(convs, start=1):
-        add(f'conv{i}', 'conv', i, size, size, taken, given)
+    for i, (size, num_in, num_out) in enumerate(convs, start=1):
+        add(f'conv{i}', 'conv', i, size, size, num_in, num_out)
         if not is_v2 or i < len(convs):
-            add(f'bn{i + is_v2}', 'bn', i, given)
+            add(f'bn{i + is_v2}', 'bn', i, num_out)
     if spec.se_reduction:
         reduced = max(1, outer // spec.se_reduction)
         add('se_conv1', 'se_conv', 1, 1, 1, outer, reduced)
@@ -99,7 +99,7 @@ def variables(spec: ResNetSpec, num_classes: int) -> dict[str, Shape]:
 
 
 def named_blocks(names: Iterable[str], pattern: str, first: tuple[int, int] = (1, 1)) -> tuple[int, ...]:
-    """Return `count_blocks` of the (group, block) that a pattern finds in names, where counting starts at `first`."""
+    """Return `count_blocks` of the (group, block) that a pattern finds in names; `first` is the first pair there."""
     found = filter(None, map(re.compile(pattern).fullmatch, names))
     return count_blocks((int(place[1]) - first[0] + 1, int(place[2]) - first[1] + 1) for place in found)
 
@@ -112,7 +112,7 @@ def count_blocks(places: Iterable[tuple[int, int]]) -> tuple[int, ...]:
     blocks = tuple(len(found[group]) for group in sorted(found))
     if not found or any(found.get(i) != set(range(1, 1 + n)) for i, n in enumerate(blocks, start=1)):
         some = {group: sorted(found[group])[:40] for group in sorted(found)[:9]}
-        raise UserError(f'groups and blocks {some} are not without gaps from 1; get the whole checkpoint')
+        raise UserError(f'groups and blocks {some} have gaps, or do not start at 1; get the whole checkpoint')
     return blocks
 
 
@@ -131,7 +131,7 @@ class Layout(NamedTuple):
         return self.function(*arrays)
 
 
-def _less(mean, *biases):
+def _minus(mean, *biases):
     return (np.asarray(mean, 'float64') - np.sum(biases, axis=0, dtype='float64')).astype('float32')
 
 
@@ -140,11 +140,11 @@ from_oihw = Layout(lambda kernel: np.transpose(kernel, (2, 3, 1, 0)), lambda sha
 transposed = Layout(np.transpose, lambda shape: [shape[::-1]])
 squeezed = Layout(lambda kernel: kernel[0, 0], lambda shape: [(1, 1, *shape)])  # a dense layer stored as a convolution
 as_1x1 = Layout(lambda matrix: matrix[None, None], lambda shape: [shape[2:]])  # a convolution stored as a dense layer
-less_biases = Layout(_less, itertools.repeat)  # the moving mean of a BN whose input lacks these biases in ours
+minus_biases = Layout(_minus, itertools.repeat)  # the moving mean of a BN whose input in our network lacks the biases
 
 
 class Entry(NamedTuple):
-    """Where variables of a source go.
+    """One of our variables, and the variables of the source that it is made from.
 
     Attributes:
         target: One of our variables as 'LAYER/VARIABLE', for example 'group1_block1_conv1/kernel'.
@@ -191,6 +191,6 @@ def entries(
                 layout = (kernels or {}).get(layer.kind, layout)
             elif part == 'moving_mean':
                 names += sums if source.spec.version == '2' and layer.index == 0 else latest
-                layout = less_biases if len(names) > 1 else layout
+                layout = minus_biases if len(names) > 1 else layout
             found.append(Entry(f'{layer.name}/{part}', tuple(names), layout))
     return found

@@ -1,12 +1,12 @@
 """List the variables of a foreign checkpoint, or convert it to a verified Keras model.
 
-    python checkpoints_tools/read_ckpt.py --list resnet50.pth
-    python checkpoints_tools/read_ckpt.py --input resnet50.pth --output resnet50.keras
-    python checkpoints_tools/read_ckpt.py --input resnet50.keras --output resnet50.safetensors --to torch
+    python checkpoints_tools/read_ckpt.py --list net.pth
+    python checkpoints_tools/read_ckpt.py --input net.pth --output net.keras
+    python checkpoints_tools/read_ckpt.py --input net.keras --to torch \\
+        --output net.safetensors
 
-The model takes float32 images [n, h, w, 3] in its source's order and scale of channels, which OUT.card.json
-describes, and returns float32 logits. It is written only if it computes the same as its source.
-Name a TensorFlow checkpoint without .index. README.md lists the families, names and measured differences.
+The model takes float32 images [n, h, w, 3] as its card, net.card.json, describes, and returns float32 logits. It is
+written only if it computes the same as its source. Name a TensorFlow checkpoint without .index. More: README.md.
 """
 
 import os
@@ -33,7 +33,7 @@ def define_flags() -> flags.FlagValues:
     define.string('input', None, 'The checkpoint to convert; with --to torch, a .keras model.')
     define.string('output', None, 'The .keras file to write; with --to torch, a .safetensors file.')
     define.enum('source', 'auto', ('auto', *FAMILIES), 'Family of the checkpoint.')
-    define.string('variant', None, 'Name of the network, if the variables do not tell, for example resnet50_v1.')
+    define.string('variant', None, 'Name of the network, if the variables leave it open, for example resnet50_v1.')
     define.integer('num_classes', None, '1000 drops the background of a checkpoint with 1001 classes.', None, 1, None)
     define.enum('to', 'keras', ('keras', 'torch'), 'What to write: a Keras model, or PyTorch weights.')
     paths = ['list', 'input', 'output']
@@ -79,7 +79,7 @@ def _run(values):
 
 
 def list_lines(convert: types.ModuleType, path: str, family: str, variant: str | None) -> Iterator[str]:
-    """Yield a line for each variable of a checkpoint, and one for the checkpoint; `convert` is imported late."""
+    """Yield a line for each variable of a checkpoint, and one for the checkpoint. `convert` is the module."""
     module, shapes = convert.identify(path, family)
     targets: dict[str, list[str]] = {}
     ignored, summary = {}, f'{len(shapes)} variables that no family knows; pass --source'

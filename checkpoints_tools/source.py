@@ -1,11 +1,11 @@
-"""What the readers of foreign checkpoints share.
+"""The types and functions that the readers of foreign checkpoints share.
 
 Each module from_FAMILY has
 
     recognises(shapes)                  whether these variables belong to the family
     shapes(path)                        {name: (shape, dtype)}, without the values if the format allows it
     read(path)                          {name: ndarray} or Lazy; executes nothing, and is bounded by the file's size
-    describe(shapes, variant=None)      Source: which network the variables belong to, and what it is fed
+    describe(shapes, variant=None)      Source: which network the variables belong to, and its input
     name_map(source, shapes)            [Entry]: where each variable goes; each is in an Entry or in `ignored`
     ignored(shapes)                     {name: why} of the variables that are not weights of the network
     run(variables, images, source)      the logits by the source's own definition, not by our model
@@ -39,13 +39,13 @@ Variables = collections.abc.Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What a checkpoint is.
+    """What a checkpoint contains.
 
     Attributes:
         family: A key of FAMILIES.
-        variant: The name by which people know it, for example 'resnet_v1_50'.
+        variant: The name under which it was published, for example 'resnet_v1_50'.
         spec: Our network that computes the same function.
-        input: What the network is fed.
+        input: How images become the network's input.
         labels: 'imagenet1000', 'imagenet1001' (0 is the background), 'cifar10' or 'unknown'.
         note: License and citation, as far as they are known.
     """
@@ -71,7 +71,7 @@ class Lazy(collections.UserDict):
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike, kind: str) -> Iterator[None]:
-    """Turn every exception that a strange file causes into UserError. The kind it should be is 'an .npz file'."""
+    """Turn all exceptions that a damaged file causes into UserError. `kind` is what it should be: 'an .npz file'."""
     try:
         yield
     except UserError:
@@ -105,5 +105,5 @@ def check_variant(variant: str | None, *names: str) -> None:
 
 
 def normalized(images: np.ndarray, convention: Input) -> np.ndarray:
-    """Return RGB images, [n, h, w, 3] in 0..255, as a network is fed them: float32, channels in its order."""
+    """Return RGB images, [n, h, w, 3] in 0..255, as a network's input: float32, with its order of channels."""
     return np.asarray(NORMALIZATIONS[convention.name](np.asarray(images)))

@@ -17,10 +17,10 @@ from official_resnet.errors import UserError
 
 KIND = 'a TensorFlow checkpoint'
 _V2_SUFFIX = re.compile(r'\.(index|meta|data-\d{5}-of-\d{5})$')
-# What optimizers and averages of tf.train keep for a variable: 'conv2d/kernel/Momentum'.
+# Variables that tf.train keeps beside a variable, for example 'conv2d/kernel/Momentum'.
 SLOTS = {'Momentum', 'RMSProp', 'RMSProp_1', 'Adam', 'Adam_1', 'Adagrad', 'Adadelta', 'Adadelta_1', 'Ftrl', 'Ftrl_1'}
 SLOTS |= {'ExponentialMovingAverage'}
-COUNTERS = {'global_step': 'counts steps', '_CHECKPOINTABLE_OBJECT_GRAPH': 'says how objects were nested'}
+COUNTERS = {'global_step': 'the number of steps', '_CHECKPOINTABLE_OBJECT_GRAPH': 'the nesting of objects'}
 COUNTERS |= dict.fromkeys(('beta1_power', 'beta2_power'), "Adam's state")
 COUNTERS |= dict.fromkeys(('current_loss_scale', 'loss_scale', 'good_steps'), "the loss scale's state")
 
@@ -128,5 +128,5 @@ def ignored(found: Shapes) -> dict[str, str]:
         if last in COUNTERS:
             reasons[name] = COUNTERS[last]
         elif last in SLOTS and variable in found:
-            reasons[name] = f'what training kept of {variable}'
+            reasons[name] = f'state that training kept for {variable}'
     return reasons

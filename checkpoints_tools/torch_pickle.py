@@ -1,4 +1,4 @@
-"""Read PyTorch's .pt, .pth and .th files without PyTorch, and run nothing that a file asks for.
+"""Read PyTorch's .pt, .pth and .th files without PyTorch, and without running code that a file asks for.
 
 A pickle is a program for a small stack machine. Here Python's own machine runs it, restricted to the parts of a state
 dict: numbers, strings, tuples, lists, dicts and tensors, which are only descriptions until their values are read. Any
@@ -6,7 +6,7 @@ other function, class or instruction is refused by its name. What a file declare
 
 The machine is `pickle._Unpickler`, the `pickle.Unpickler` written in Python, because only its instructions can be
 chosen. The one in C hashes any key: a million nested tuples overflow its stack, and 60 tuples, each with the one before
-in it twice, keep it busy for ever. It also makes a memo of any length that a file names, and takes memory for a string
+in it twice, keep it busy forever. It also makes a memo of any length that a file names, and takes memory for a string
 before it knows whether the file has so many bytes.
 
 The formats are those of torch/serialization.py. Since PyTorch 1.6 it is a zip of data.pkl and data/KEY. Before, it was
@@ -125,7 +125,7 @@ def _read_legacy(path):
     for key in keys:
         storage = machine.storages[key]
         if struct.unpack('<q', _bytes(path, position, 8)) != (storage.num_values,):
-            raise ValueError(f'storage {key!r} has not the length that is declared')
+            raise ValueError(f'storage {key!r} does not have the declared length')
         starts[key] = position + 8
         position += 8 + storage.num_bytes
         if position > size:
@@ -185,7 +185,7 @@ class _Unpickler(pickle._Unpickler):
         _require(self.stack[-1], dict)
 
 
-# The instructions that are kept. Of these, only REDUCE calls a function, and it finds none on the stack but those of
+# The instructions that are kept. Of these, only REDUCE calls a function, and the only ones on the stack are those of
 # `find_class`. The instructions that fill dicts are ours, and so is BUILD, which would set attributes.
 _KEPT = (
     'PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT '
@@ -218,7 +218,7 @@ class _Instructions:
 
 
 def _dict(pairs=()):
-    """Return the dict of (key, value) pairs. Keys of other types are not even hashed, which might never end."""
+    """Return the dict of (key, value) pairs. Keys of other types are refused unhashed: hashing might never end."""
     return {_require(key, (str, int)): value for key, value in pairs}
 
 

@@ -1,4 +1,4 @@
-"""Check that a converted network computes what its source does, with the same images through both."""
+"""Check that a converted network computes the same as its source, on the same images."""
 
 import types
 
@@ -18,11 +18,11 @@ def verify(
     """Compare the logits of our model with those of the source's own definition.
 
     Args:
-        model: Images [n, h, w, 3] -> logits [n, classes]. If it has one class less than a source with the labels
+        model: Images [n, h, w, 3] -> logits [n, classes]. If it has one class fewer than a source with the labels
             'imagenet1001', class 0 of the source, the background, is left out.
         family: The family's module, from_FAMILY.
         variables, source: The checkpoint's.
-        tolerance: The largest difference that is allowed, as a part of the largest logit.
+        tolerance: The largest difference that is allowed, as a fraction of the largest logit.
 
     Returns:
         {'max_difference', 'max_relative_difference', 'max_logit', 'tolerance', 'images': [n, h, w, c] each}.
@@ -61,9 +61,9 @@ def verify(
 
 
 def random_images(convention: Input, count: int, size: int) -> np.ndarray:
-    """Return seeded random images as the source's network is fed them: float32 [count, size, size, 3].
+    """Return seeded random images as the source network's input: float32 [count, size, size, 3].
 
-    They are coarse and fine noise together, so that all layers see something of their scale.
+    They mix coarse and fine noise, so that every layer sees structure at its own scale.
     """
     random = np.random.default_rng(size)
     coarse = random.uniform(0, 255, (count, -(-size // 8), -(-size // 8), 3)).repeat(8, 1).repeat(8, 2)
