@@ -1,8 +1,8 @@
 """Measure the builder of shards: its rate beside upstream's, its memory, and a synthetic ImageNet on a real disk.
 
-    python -m benchmarks.build --images=sample.tar             # images/s of one core, ours and upstream's
-    python -m benchmarks.build --images=sample.tar --memory    # peak memory for N and 10 N images
-    python -m benchmarks.build --images=sample.tar --synthetic=100000 --folder=DIR
+    python -m benchmarks.build --images=TAR             # images/s of one core, ours and upstream's
+    python -m benchmarks.build --images=TAR --memory    # peak memory for N and 10 N images
+    python -m benchmarks.build --images=TAR --synthetic=100000 --folder=DIR
 
 Images are repeated with different comments until there are enough. Upstream (research/inception) decodes each image in
 a TensorFlow session to find its size, then uses tf.train.Example and TFRecordWriter. The two take turns on one core and

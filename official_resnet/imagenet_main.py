@@ -8,6 +8,7 @@
         --pretrained_model_checkpoint_path net.keras
 
 This project has not yet run any recipe on the whole of ImageNet.
+
 data_dir holds TFRecord shards, train-00000-of-01024 ... and validation-00000-of-00128 ... or another number of them.
 data/download_and_preprocess_imagenet.py builds them. Images are streamed from the disk.
 The same command continues a run that was stopped or killed, at the same step and with the same images.
