@@ -138,7 +138,7 @@ def _layers_in_order(kinds):
     num_convs = sum(re.fullmatch(r'conv2d(_\d+)?', kind) is not None for kind in kinds)
     num_norms = sum(re.fullmatch(r'batch_normalization(_\d+)?', kind) is not None for kind in kinds)
     if num_convs not in _DEPTHS:
-        raise UserError(f'{num_convs} unnamed convolutions do not form a ResNet50, 101 or 152; save the weights again')
+        raise UserError(f'{num_convs} convolutions without names form no ResNet50, 101 or 152; save the weights again')
     is_v2 = num_norms != num_convs
     convs, norms = ['conv1_conv'], [] if is_v2 else ['conv1_bn']
     for group, block, _ in operations.blocks(_DEPTHS[num_convs]):
