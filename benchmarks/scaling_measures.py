@@ -63,10 +63,10 @@ def _index(paths):
 
 
 def _order(count):
-    groups, late = np.sort(np.arange(count, dtype=np.int32) % 1024), count // 256 - 1
+    numbers, late = np.sort(np.arange(count, dtype=np.int32) % 1024), count // 256 - 1
 
     def first(step=0):
-        return next(iter(in_memory.training_rows(count, 256, 0, step, 1, (0, 1), streamed.mix_groups(groups))))
+        return next(iter(in_memory.training_rows(count, 256, 0, step, 1, (0, 1), streamed.mix_shards(numbers))))
 
     with sampled() as sizes:
         first()

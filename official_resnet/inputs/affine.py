@@ -1,4 +1,4 @@
-"""Normalizations (image * scale - mean) / std, whose names contain their numbers. No TensorFlow at import."""
+"""Normalizations (image * scale - mean) / std, whose names contain their numbers. TensorFlow is imported late."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,18 +6,18 @@ from collections.abc import Callable, Sequence
 def affine_name(
     order: str = 'RGB', scale: float = 1.0, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)
 ) -> str:
-    """Return the name in NORMALIZATIONS of (image * scale - mean) / std.
+    """Return the name of (image * scale - mean) / std in NORMALIZATIONS.
 
     Args:
         order: Order of the network's input channels, 'RGB' or 'BGR'. `mean` and `std` have the same order.
-        scale: Factor of the pixel values 0..255.
+        scale: Factor that multiplies the pixel values, 0..255.
         mean, std: One number for each channel, or one for all.
     """
     return ':'.join(['affine', order, repr(float(scale)), *(','.join(map(repr, map(float, v))) for v in (mean, std))])
 
 
 def function_of(name: str) -> Callable:
-    """Return the normalization of a name that `affine_name` made. Any other name raises KeyError."""
+    """Return the function images [..., h, w, c] -> float32 of a name from `affine_name`. Other names raise KeyError."""
     try:
         kind, order, factor, *offsets = name.split(':')
         scale = float(factor)

@@ -16,26 +16,26 @@ def pad_crop_flip(
 ) -> tf.Tensor:
     """Pad each image with zeros, crop it at a random place and, if `flip`, mirror half of the images.
 
-    Each image has its own offsets and its own coin. He et al. 2015, arXiv:1512.03385, Sec. 4.2.
+    Each image gets its own offsets and its own toss of a coin. Source: He et al. 2015, arXiv:1512.03385, Sec. 4.2.
 
     Args:
-        images: Images of any dtype, [b, h, w, c], where h, w and c are static.
+        images: Images of any dtype, which the crops keep, [b, h, w, c], where h, w and c are static.
         seed: Two integers, as a tensor or not. They are the only source of randomness.
         pad: Number of zero pixels added on every side.
         size: Height and width of the crops, [b, size, size, c]. None crops h x w.
-        part: (first, total) if `images` are only a part of a batch: the images from number `first` on, of `total`.
-            They get the offsets and coins that they would get in the whole batch.
+        part: (first, total) if `images` are only a part of a batch of `total` images, from its image `first` on. They
+            get the offsets and coins that they would get in the whole batch.
     """
     height, width = images.shape[1:3]
     last_top, last_left = height + 2 * pad - (size or height), width + 2 * pad - (size or width)
     if min(last_top, last_left) < 0:
-        raise ValueError(f'images of {height} x {width} padded by {pad} hold no crop of {size} x {size}')
+        raise ValueError(f'images of {height} x {width} padded by {pad} are smaller than a crop of {size} x {size}')
     bits = tf.random.stateless_uniform(
         [3, part[1] if part else tf.shape(images)[0]], seed, minval=None, maxval=None, dtype=tf.int32, alg='philox'
     )
     if part:
         bits = bits[:, part[0] : part[0] + tf.shape(images)[0]]
-    # 2**32 is not a multiple of the number of offsets: of 9 (pad 4), some are more frequent by 1 in 500 million.
+    # As 2**32 is not a multiple of the number of offsets, 9 for pad 4, some are more frequent by 1 in 500 million.
     tops, lefts, coins = tf.unstack(tf.math.floormod(bits, [[last_top + 1], [last_left + 1], [2]]))
     flips = tf.logical_and(tf.equal(coins, 1), flip)
     return crop_flip(images, tops, lefts, flips, pad, size)
@@ -48,16 +48,16 @@ def crop_flip(
 
     Args:
         images, pad, size: See pad_crop_flip.
-        tops, lefts: First row and column of each crop in the padded image, int32 [b]: 0..2*pad, or 0..h+2*pad-size
-            and 0..w+2*pad-size.
+        tops, lefts: First row and column of each crop in the padded image, int32 [b]: 0..2*pad, or with `size`
+            0..h+2*pad-size and 0..w+2*pad-size.
         flips: Which crops to mirror left to right, bool [b].
     """
     num_images = tf.shape(images)[0]
     height, width, channels = images.shape[1:]
     padded_height, padded_width = height + 2 * pad, width + 2 * pad
     # tf.pad is several times faster with the channels folded into the width.
-    rows_of_bytes = tf.reshape(images, [num_images, height, width * channels])
-    padded = tf.pad(rows_of_bytes, [[0, 0], [pad, pad], [pad * channels, pad * channels]])
+    folded = tf.reshape(images, [num_images, height, width * channels])
+    padded = tf.pad(folded, [[0, 0], [pad, pad], [pad * channels, pad * channels]])
     pixels = tf.reshape(padded, [num_images * padded_height * padded_width, channels])
 
     height, width = size or height, size or width  # from here on, the size of a crop
@@ -67,7 +67,7 @@ def crop_flip(
 
 
 def pad_to(images: tf.Tensor, height: int | None, width: int | None) -> tf.Tensor:
-    """Put each image, [b, h, w, c], into the middle of height x width zeros. An odd row or column is added at the end.
+    """Put each image, [b, h, w, c], in the middle of height x width zeros. An odd row or column is added at the end.
 
     h, w and c are static. `height` and `width` are at least h and w; None keeps h or w.
     """

@@ -5,7 +5,7 @@
         ...
 
 Every split has the methods of split.Split, whether its images are held in memory or streamed from the disk, so callers
-need not know which. No TensorFlow at import, because flags and messages use the table.
+need not know which. Importing this module imports no TensorFlow, because flags and messages use the table.
 """
 
 import dataclasses
@@ -32,9 +32,9 @@ class DatasetInfo:
     split_sizes: dict[str, int]  # number of images of the complete 'train' and 'test'
     class_names: tuple[str, ...] = ()  # in the order of the labels; empty if each split brings its own
     normalization: str = 'per_image_standardization'  # a name in NORMALIZATIONS
-    folders: tuple[str, ...] = ()  # its names below data_dir, ours first; empty if it is generated or in any folder
+    folders: tuple[str, ...] = ()  # possible names below data_dir, ours first; empty: generated, or any folder
     files: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # of each split, in reading order
-    format: str = 'cifar'  # or 'idx', whose files may also be packed (NAME.gz), 'shards' of TFRecord, 'synthetic'
+    format: str = 'cifar'  # or 'idx' (files may be compressed, NAME.gz), 'shards' (TFRecord), 'synthetic'
     label_bytes: int = 1  # of a CIFAR record
     fetcher: str = ''  # the command that fetches it, without --data_dir
     input_size: int | None = None  # height and width of the network's input; None keeps those of the images
@@ -133,7 +133,7 @@ def find_folder(dataset: str, data_dir: str | os.PathLike | None) -> Path:
     Both are accepted because official/resnet took the parent in 2018 and the folder from 2019.
 
     Raises:
-        UserError: Neither is such a folder.
+        UserError: Neither is the data set's folder.
     """
     info = info_of(dataset)
     name = info.folders[0]
@@ -151,14 +151,14 @@ def find_folder(dataset: str, data_dir: str | os.PathLike | None) -> Path:
 
 
 def is_missing(dataset: str, data_dir: str | os.PathLike) -> bool:
-    """Return whether neither `data_dir` nor the data set's folder below it has any file of the data set."""
+    """Return whether files are needed and neither `data_dir` nor the data set's folder below it has any of them."""
     if dataset.startswith(('tfds:', 'folder:')) or not info_of(dataset).folders:
         return False
     return not _folders_with_files(info_of(dataset), Path(os.path.expanduser(data_dir)))
 
 
 def _folders_with_files(info, path):
-    """Return those of the data set's folders below `path`, and of `path` itself, that have any of its files."""
+    """Return the folders, out of the data set's folders below `path` and `path` itself, that have any of its files."""
     names = [name + suffix for split in info.files.values() for name in split for suffix in ('', '.gz')]
     folders = [*(path / folder for folder in info.folders), path]
     return [folder for folder in folders if any((folder / name).exists() for name in names)]
@@ -168,23 +168,23 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
     """Return the number of full batches in an epoch; which images are left over differs from epoch to epoch.
 
     Raises:
-        UserError: The images do not fill one batch.
+        UserError: The images do not fill one batch, or batch_size is below 1.
     """
     require_batch_size(batch_size)
     if num_images < batch_size:
-        fault = f'with {num_images} training images gives an epoch without a batch'
+        fault = f'is more than the {num_images} training images'
         raise errors.UserError(f'--batch_size={batch_size} {fault}; pass --batch_size=1..{num_images}')
     return num_images // batch_size
 
 
 def require_batch_size(batch_size: int) -> None:
-    """Raise UserError for a batch without images."""
+    """Raise UserError if batch_size is below 1."""
     if batch_size < 1:
         raise errors.UserError(f'--batch_size={batch_size} must be 1 or more')
 
 
 def require_images(split: 'Split', num_images: int) -> None:
-    """Raise UserError unless `num_images` is at least 1 and at most what the split has."""
+    """Raise UserError unless `num_images` is at least 1 and at most the number that the split has."""
     if not 1 <= num_images <= split.num_images:
-        fault = f'--num_train_images={num_images} of the {split.num_images} training images of {split.name}'
+        fault = f'--num_train_images={num_images} is out of range: {split.name} has {split.num_images} training images'
         raise errors.UserError(f'{fault}; pass 1..{split.num_images}')

@@ -1,8 +1,8 @@
 """Fetch CIFAR-10, CIFAR-100, MNIST and Fashion-MNIST: downloads are resumed, checked, and put in place by a rename.
 
-A file grows as `<name>.part` and gets its name when its size and MD5 are right. An archive (CIFAR) is unpacked into a
+A file is written as `<name>.part` and renamed when its size and MD5 are right. An archive (CIFAR) is unpacked into a
 temporary folder beside its destination; a set of files (MNIST) is collected in `<folder>.part`. So whatever has its
-final name is complete. Faults that the user can fix (network, disk, a damaged archive) raise UserError with the remedy.
+final name is complete. Errors that the user can fix (network, disk, damaged archive) raise UserError with the remedy.
 """
 
 import contextlib
@@ -34,8 +34,8 @@ CHUNK = 1 << 16  # bytes
 TIMEOUT = 30  # seconds without a byte
 ATTEMPTS = 3  # connections per call of fetch
 RETRY_SECONDS = 1  # before the second attempt; twice that before the third
-DROPPED = (urllib.error.URLError, ConnectionError, http.client.HTTPException)
-DAMAGED = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
+DROPPED = (urllib.error.URLError, ConnectionError, http.client.HTTPException)  # raised when a connection fails
+DAMAGED = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)  # raised for a damaged archive
 LOCAL_COPY = 'pass cifar10_download_and_extract.py another --url or a local --archive'
 MAKE_ROOM = 'free some space, or pass a --data_dir on another disk'
 
@@ -89,7 +89,7 @@ FILE_SETS = {
 
 
 def fetch_missing(dataset: str, data_dir: str | os.PathLike) -> None:
-    """Download a data set of the tables if data_dir has no file of it. If some are there, its reader checks them."""
+    """Download a data set of the tables above if data_dir has none of its files. Its reader checks files that exist."""
     if not datasets.is_missing(dataset, data_dir):
         return
     if dataset in ARCHIVES:
@@ -126,7 +126,7 @@ def download_and_extract(
         url: Another address of the archive.
 
     Raises:
-        UserError: No network, a damaged or foreign archive, a full disk, or a folder that cannot be written.
+        UserError: No network, a damaged or wrong archive, a full disk, or a folder that cannot be written.
     """
     row, name = ARCHIVES[dataset], datasets.info_of(dataset).folders[0]
     place = Path(os.path.expanduser(data_dir))
@@ -154,7 +154,7 @@ def fetch(
 ) -> None:
     """Download `url` to `path`, continuing the `<path>.part` that an interrupted run left.
 
-    A dropped connection is resumed at once, ATTEMPTS connections in all; after that, the next run continues the .part.
+    A dropped connection is resumed after a pause, with ATTEMPTS connections in all. After that, the next run continues.
 
     Args:
         path: The final name. It appears in one rename, after the checks.
@@ -209,7 +209,7 @@ def extract(archive: str | os.PathLike, data_dir: str | os.PathLike, dataset: st
             _unpack(archive, unpacked, row)
         except DAMAGED as error:
             sizes = f'{_size(archive)} bytes, the official one has {row.size}'
-            raise UserError(f"archive '{archive}' is truncated, damaged or no tar.gz ({sizes}): {remedy}") from error
+            raise UserError(f"archive '{archive}' is truncated, damaged or not a tar.gz ({sizes}): {remedy}") from error
         for name, size in row.files.items():
             if problem := _mismatch(unpacked / name, size, None):
                 raise UserError(f"archive '{archive}': {folder.name}/{name} {problem}; {remedy}")
@@ -235,9 +235,9 @@ def _size(path):
 
 
 def _mismatch(path, size, md5):
-    """Return what is wrong with a file, as the words after its name in a message, or '' if nothing is."""
+    """Return what is wrong with a file, in words that follow its name in a message, or '' if nothing is."""
     if not os.path.isfile(path):
-        return 'is no file' if os.path.lexists(path) else 'is missing'
+        return 'is not a file' if os.path.lexists(path) else 'is missing'
     if size is not None and _size(path) != size:
         return f'has {_size(path)} bytes instead of {size}'
     if md5 is not None:
@@ -321,7 +321,7 @@ def _open(url, offset, remedy, authorization):
 
 
 def _chunks(response):
-    """Yield what arrives. Network errors become ConnectionError, to tell them from the disk's OSErrors."""
+    """Yield the bytes as they arrive. Network errors become ConnectionError, unlike the OSErrors of the disk."""
     try:
         while chunk := response.read1(CHUNK):  # read() would lose what arrived before a time-out
             yield chunk
@@ -330,12 +330,12 @@ def _chunks(response):
 
 
 def _unpack(archive, folder, row):
-    """Make `folder` of the archive's plain files in a folder of that name. Refuse an archive with an unsafe member."""
+    """Unpack the files of the archive's folder of that name into `folder`. Refuse an archive with an unsafe member."""
     with tarfile.open(archive, 'r:gz') as tar, _progress('extracting', sum(row.files.values())) as bar:
         for member in tar:
             name = PureWindowsPath(member.name)  # understands /, \ and drive letters, so it is safe on every system
             if name.anchor or '..' in name.parts or not (member.isreg() or member.isdir()):
-                fault = f"'{member.name}' is a link, a device or a path outside of it"
+                fault = f"'{member.name}' is a link, a device or a path outside of the folder"
                 raise UserError(f"archive '{archive}' is refused: {fault}; get it from a source you trust")
             if member.isdir() or name.parts[:1] != (folder.name,):
                 continue
@@ -350,7 +350,7 @@ def _unpack(archive, folder, row):
 
 
 def _put_in_place(new, folder):
-    """Rename `new` to `folder`. An existing `folder` is moved out of the way first, and back if the rename fails."""
+    """Replace `folder` by `new`, or restore it if that fails. Keep the files of the old `folder` that `new` lacks."""
     with _temporary_folder(folder) as temp_dir:
         aside = Path(temp_dir, 'old')
         try:

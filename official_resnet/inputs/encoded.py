@@ -5,7 +5,7 @@ import tensorflow as tf
 from official_resnet.inputs.views import Views
 
 DECODER = 'decode_image'  # name scope of TensorFlow's decoder, which identifies its errors
-LONGEST = 32  # evaluation uses at most this many times an image's shorter side of its longer side
+LONGEST = 32  # evaluation crops an image that is longer than this many times its shorter side
 
 
 def train_view(jpeg: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor, views: Views, flip: bool = True) -> tf.Tensor:
@@ -53,9 +53,9 @@ def test_view(image: tf.Tensor, views: Views) -> tf.Tensor:
 
 
 def ten_views(image: tf.Tensor, views: Views) -> tf.Tensor:
-    """Return the corners and the middle of an image resized as in `test_view`, and their mirror images: [10, h, w, 3].
+    """Return crops of the corners and the middle of an image resized as in `test_view`, and their mirror images.
 
-    arXiv:1512.03385 Sec. 3.4, after Krizhevsky 2012.
+    The result is float32 [10, test_size, test_size, 3], RGB, 0..255. arXiv:1512.03385 Sec. 3.4, after Krizhevsky 2012.
     """
     resized, size = _shorter_side(image, views), views.test_size
     corners = [resized[:size, :size], resized[:size, -size:], resized[-size:, :size], resized[-size:, -size:]]
@@ -64,9 +64,9 @@ def ten_views(image: tf.Tensor, views: Views) -> tf.Tensor:
 
 
 def decode_jpeg(data: tf.Tensor, views: Views, window: tf.Tensor | None = None) -> tf.Tensor:
-    """Decode a JPEG, string [], to uint8 [h, w, 3], RGB. Without a window, PNG is decoded, too.
+    """Decode a JPEG, string [], to uint8 [h, w, 3], RGB. Without a window, it also decodes PNG.
 
-    A window, int32 [4], is the part to decode: top, left, height, width.
+    A window, int32 [4], is the part to decode: top, left, height and width in pixels.
     """
     with tf.name_scope(DECODER):
         if window is None:
@@ -77,7 +77,7 @@ def decode_jpeg(data: tf.Tensor, views: Views, window: tf.Tensor | None = None) 
 def _shorter_side(encoded, views):
     """Decode an image and resize its shorter side: float32 [h, w, 3], where h and w are at least views.test_size.
 
-    Of an image more than LONGEST times as long as wide, only the middle is used: 1 x 60000 would take 47 GB.
+    If an image is more than LONGEST times as long as wide, only its middle is used: 1 x 60000 would take 47 GB.
     """
     image = decode_jpeg(encoded, views)
     shorter = tf.reduce_min(tf.shape(image)[:2])
@@ -99,7 +99,7 @@ def _resize(image, size, views):
 
 
 def _middle(image, views):
-    """Crop test_size x test_size from the middle. Half a pixel is rounded as torchvision or official/resnet does it."""
+    """Crop test_size x test_size from the middle. Half pixels are rounded as torchvision or official/resnet does it."""
     spare = tf.shape(image)[:2] - views.test_size
     top, left = tf.unstack(tf.cast(tf.round(spare / 2), tf.int32) if views.resize == 'antialias' else spare // 2)
     return image[top : top + views.test_size, left : left + views.test_size]

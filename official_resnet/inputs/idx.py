@@ -1,8 +1,8 @@
 """Read IDX, the format of MNIST.
 
 An IDX file is two zero bytes, the type of the values (8: unsigned bytes), the number of dimensions, each dimension as 4
-bytes, high byte first, and the values in C order. It is often packed by gzip. Images are [n, rows, columns], so they
-begin with 0x00000803; labels are [n] and begin with 0x00000801. Source: http://yann.lecun.com/exdb/mnist/
+bytes, high byte first, and the values in C order. It is often compressed by gzip. Images are [n, rows, columns], so
+they begin with 0x00000803; labels are [n] and begin with 0x00000801. Source: http://yann.lecun.com/exdb/mnist/
 """
 
 import contextlib
@@ -29,11 +29,11 @@ def read_idx(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (images uint8 [n, rows, columns, 1], 0..255, labels int32 [n]) of a pair of IDX files.
 
-    Each file is plain or packed by gzip, whatever its name. At most one byte more than its header declares is read or
-    unpacked. Images must have the size `image_size`, (rows, columns), and labels must be in 0..num_classes-1.
+    Each file may be compressed by gzip, whatever its name. At most one byte more than its header declares is read or
+    decompressed. Images must have the size `image_size`, (rows, columns), and labels must be in 0..num_classes-1.
 
     Raises:
-        UserError: A file is missing or damaged, or has images of another size or a wrong label, or the two differ in n.
+        UserError: A file is missing or damaged, has images of another size or a wrong label, or the two differ in n.
     """
     images, labels = _read_idx_file(images_path, 3), _read_idx_file(labels_path, 1).astype(np.int32)
     rows, columns = images.shape[1:]
@@ -51,7 +51,7 @@ def read_idx(
 
 
 def _read_idx_file(path, num_dimensions):
-    """Return the values of an IDX file, a uint8 array with so many dimensions, none of which is 0."""
+    """Return the values of an IDX file, a uint8 array with `num_dimensions` dimensions, each at least 1."""
     with files.read_errors(path, 'pass another --data_dir'), open(path, 'rb') as file:
         is_packed = file.read(2) == b'\x1f\x8b'
         file.seek(0)
@@ -59,7 +59,7 @@ def _read_idx_file(path, num_dimensions):
             try:
                 shape = _idx_shape(path, unpacked.read(4 + 4 * num_dimensions), num_dimensions)
                 size = math.prod(shape)
-                data = bytearray()  # grows with what is read, because a header may promise anything
+                data = bytearray()  # grows as bytes arrive, because a header may declare any size
                 while len(data) <= size and (chunk := unpacked.read(min(_CHUNK, size + 1 - len(data)))):
                     data += chunk
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -77,7 +77,7 @@ def _idx_shape(path, header, num_dimensions):
     if len(header) < 4 or header[:2] != b'\0\0':
         fault = f'is not an IDX file: it begins with 0x{header[:4].hex()}'
     elif header[2:4] != bytes([8, num_dimensions]):
-        fault = f'has type 0x{header[2]:02x} and {header[3]} dimensions; {kind} have 0x08, bytes, and {num_dimensions}'
+        fault = f'has type 0x{header[2]:02x} and {header[3]} dimensions; {kind} have 0x08 (bytes) and {num_dimensions}'
     elif len(shape) < num_dimensions:
         fault = f'is cut off in its header, after {len(header)} bytes'
     elif 0 in shape or math.prod(shape) > _IDX_LIMIT:

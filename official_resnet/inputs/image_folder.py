@@ -1,9 +1,9 @@
 """Your own images: a folder with a subfolder for each class, read into memory at one size or streamed.
 
     DIR/cats/1.jpg, DIR/dogs/a/b.png ...                   split at random by a seed, class by class
-    DIR/train/cats/1.jpg ..., DIR/test/cats/7.jpg ...      split already; test may also be called val or validation
+    DIR/train/cats/1.jpg ..., DIR/test/cats/7.jpg ...      already split; test may also be called val or validation
 
-Each image is decoded once, by images.decode. An image that cannot be decoded is named and left out.
+Each image is decoded once, by images.decode. An image that cannot be decoded is reported and left out.
 """
 
 import concurrent.futures
@@ -23,7 +23,7 @@ from official_resnet.inputs.split import Split
 from official_resnet.inputs.views import Views
 
 TEST_NAMES = ('test', 'val', 'validation')
-MEMORY_SHARE = 1 / 4  # the images may take this share of the machine's memory
+MEMORY_SHARE = 1 / 4  # the images may take this fraction of the machine's memory
 
 
 def open_split(dataset: str, split: str, options: Mapping[str, Any], views: Views | None) -> Split:
@@ -65,7 +65,7 @@ def read(
         log: Called with a line for each file that cannot be read, and with one that counts them.
 
     Raises:
-        UserError: There are less than two class folders, a class without readable images, or too many images.
+        UserError: There are fewer than two classes, a class has no readable image, or the images need too much memory.
     """
     from PIL import Image
 
@@ -98,10 +98,10 @@ def read(
 def list_files(
     folder: str | os.PathLike, validation_fraction: float = 0.1, seed: int = 0
 ) -> tuple[tuple[str, ...], dict[str, list[tuple[pathlib.Path, int]]]]:
-    """Return (class names, {'train': [(path, label), ...], 'test': ...}), without opening a file; raises as `read`."""
+    """Return (class names, {'train': [(path, label), ...], 'test': ...}) without opening a file; raises like `read`."""
     folder = pathlib.Path(folder)
     if not folder.is_dir():
-        raise UserError(f"image_folder '{folder}' is no folder; pass one that has a subfolder for each class")
+        raise UserError(f"image_folder '{folder}' is not a folder; pass one that has a subfolder for each class")
     test = next((folder / name for name in TEST_NAMES if (folder / name).is_dir()), None)
     if test and (folder / 'train').is_dir():
         classes = _classes(folder / 'train')
@@ -110,10 +110,10 @@ def list_files(
         return classes, {'train': _files(folder / 'train', classes), 'test': _files(test, classes, is_complete=False)}
     parts: dict[str, list[tuple[pathlib.Path, int]]] = {'train': [], 'test': []}
     classes = _classes(folder)
-    groups = dict.fromkeys(range(len(classes)), ())
-    groups |= {label: tuple(files) for label, files in itertools.groupby(_files(folder, classes), lambda file: file[1])}
+    listed = dict.fromkeys(range(len(classes)), ())
+    listed |= {label: tuple(files) for label, files in itertools.groupby(_files(folder, classes), lambda file: file[1])}
     for label, name in enumerate(classes):
-        found = groups[label]
+        found = listed[label]
         if len(found) < 2:
             fault = 'has one image, which cannot be split into training and test'
             raise UserError(f"class '{name}' in '{folder}' {fault}; add more")
@@ -127,8 +127,8 @@ def list_files(
 def decode(path: str | os.PathLike, image_size: int, channels: int = 3) -> np.ndarray:
     """Return an image as uint8 [image_size, image_size, channels], decoded by the rules of images.FOLDER.
 
-    The shorter side is resized, bilinearly and antialiased, and the middle is cropped. An image that has this size
-    already is left as it is.
+    The shorter side is resized, bilinearly and antialiased, and the middle is cropped. An image that already
+    has this size is left as it is.
 
     Raises:
         ValueError: The image cannot be decoded; the message is the reason.

@@ -4,10 +4,10 @@ There are two decoders. TensorFlow's (encoded.decode_jpeg) reads plain JPEG (8 b
 a part of an image, in the threads of tf.data. Therefore streamed images are converted to plain JPEG first, by
 `to_rgb_jpeg`, unless they are plain already. Pillow reads all other images. From the same JPEG, TensorFlow's accurate
 transform gives exactly Pillow's pixels. Its fast transform, the default of official/resnet, differs by at most 24 of
-255, and by 1.2 on average (ImageNet's images).
+255, and by 1.2 on average, for ImageNet's images.
 
-Rules for all formats: of an animation, the first frame is used; of 16 bits, the upper byte; transparency is ignored,
-even in a palette; an image of more than MAX_PIXELS is refused. Some rules depend on the caller:
+Rules for all formats: the first frame of an animation and the upper byte of 16-bit values are used; transparency is
+ignored, even in a palette; an image of more than MAX_PIXELS is refused. Some rules depend on the caller:
 
 | rule                            | FOLDER           | PREDICTION            | SHARDS                                  |
 |---------------------------------|------------------|-----------------------|-----------------------------------------|
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'WEBP')  # Pillow's names
 JPEG_SUFFIXES = ('.jpeg', '.jpg')
-SUFFIXES = ('.bmp', '.gif', '.jpe', *JPEG_SUFFIXES, '.png', '.webp')  # of files of FORMATS
+SUFFIXES = ('.bmp', '.gif', '.jpe', *JPEG_SUFFIXES, '.png', '.webp')  # of files in FORMATS
 PREDICTION_SUFFIXES = tuple(sorted((*SUFFIXES, '.tif', '.tiff')))  # prediction reads other formats, too
 MAX_PIXELS = 178_956_970  # twice Pillow's MAX_IMAGE_PIXELS, above which it refuses to decode
 QUALITY = 100  # of images that are encoded again, as in TensorFlow's own build script
@@ -43,7 +43,7 @@ QUALITY = 100  # of images that are encoded again, as in TensorFlow's own build 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """How Pillow decodes where there is a choice, see the table above."""
+    """How Pillow decodes where there is a choice; see the table above."""
 
     formats: tuple[str, ...] | None  # Pillow's names of formats; None is all except EPS, which would run Ghostscript
     uses_exif: bool
@@ -100,13 +100,13 @@ def decode(
 
 
 def to_rgb_jpeg(data: bytes, check: str = 'structure', keeps_grey: bool = False) -> tuple[bytes, int, int]:
-    """Return (data, width, height) of an image as JPEG of three components: the same bytes if it is one already.
+    """Return an image as a JPEG of three components, (data, width, height). If it is one already, data is unchanged.
 
     Any other image (another format, grey, CMYK) is decoded by the rules of SHARDS and encoded again at quality 100.
 
     Args:
-        check: 'structure' trusts a JPEG whose segments are in order and whose end is there. 'decode' decodes it, which
-            finds contradicting tables, but not all damage: libjpeg makes pixels of most damaged data.
+        check: 'structure' accepts a JPEG whose segments are in order and whose end is present. 'decode' decodes it and
+            finds contradicting tables, but not all damage: libjpeg turns most damaged data into pixels.
         keeps_grey: Whether to keep a JPEG of one component, which tf.io.decode_jpeg converts to three by itself.
 
     Raises:
@@ -116,9 +116,9 @@ def to_rgb_jpeg(data: bytes, check: str = 'structure', keeps_grey: bool = False)
     if not info.is_whole:
         raise ValueError(info.problem)
     if info.width * info.height > MAX_PIXELS:
-        raise ValueError(f'{info.width} x {info.height} are too many pixels')
+        raise ValueError(f'{info.width} x {info.height} pixels are too many; the limit is {MAX_PIXELS}')
     if info.precision not in (0, 8):
-        raise ValueError(f'a JPEG that cannot be decoded, of {info.precision} bits')
+        raise ValueError(f'a JPEG of {info.precision} bits, which cannot be decoded')
     is_plain = info.is_rgb_jpeg or keeps_grey and info.can_be_decoded and info.colour == 'grey'
     if is_plain and check != 'decode':
         return data, info.width, info.height
@@ -131,7 +131,7 @@ def to_rgb_jpeg(data: bytes, check: str = 'structure', keeps_grey: bool = False)
 
 
 def find_files(folder: str | os.PathLike[str], suffixes: tuple[str, ...] = SUFFIXES) -> list[pathlib.Path]:
-    """Return the image files below a folder, in no order, without hidden ones (such as '._1.jpg' of macOS)."""
+    """Return the image files below a folder, in any order, without hidden ones (such as '._1.jpg' of macOS)."""
     return [
         pathlib.Path(parent, name)
         for parent, _, names in os.walk(folder)

@@ -22,7 +22,7 @@ class InMemorySplit:
     training crops it from the padded images, and images that are not augmented are centred in zeros.
     """
 
-    images: np.ndarray  # uint8 [n, h, w, c], 0..255, or float32 if they are not normalized, as features are
+    images: np.ndarray  # uint8 [n, h, w, c], 0..255, or float32 that is not normalized, such as features
     labels: np.ndarray  # int32 [n], 0..num_classes-1
     num_classes: int
     name: str
@@ -108,7 +108,7 @@ class InMemorySplit:
         raise errors.UserError(f'{fault}; leave out --background_class')
 
     def fingerprint(self) -> str:
-        """Return a hash of the images and of what is done to them before a network gets them."""
+        """Return a hash of the images and of how they become the input of a network."""
         digest = hashlib.sha256(repr((self.images.shape, self.input_size, self.normalization)).encode())
         digest.update(np.ascontiguousarray(self.images).data)
         return digest.hexdigest()
@@ -123,7 +123,7 @@ class InMemorySplit:
         """Return None: the images are not encoded."""
 
     def _tensors(self):
-        with tf.device('CPU:0'):  # held once and captured by reference; a GPU does not need it
+        with tf.device('CPU:0'):  # held once and captured by reference; a GPU does not need them
             return tf.constant(self.images), tf.constant(self.labels)
 
 
@@ -138,7 +138,7 @@ def training_rows(
 ) -> tf.data.Dataset:
     """Return which images each step of training uses: a dataset of (step int64 [], rows int32 [batch_size / n]).
 
-    See split.Split.training_batches. `reorder` maps (order int32 [num_images], seeds of the epoch) to another order.
+    `share` is (i, n); see split.Split. `reorder` maps (order int32 [num_images], seeds of the epoch) to another order.
     """
     num_steps, size = datasets.steps_per_epoch(num_images, batch_size), batch_size // share[1]
     if not 0 <= seed < 2**63:
@@ -162,7 +162,7 @@ def training_rows(
 
 
 def evaluation_rows(num_images: int, batch_size: int, share: tuple[int, int]) -> tf.data.Dataset:
-    """Return, for each batch, (rows int64 [b] of worker i of n, whether a row only fills the batch, bool [b])."""
+    """Return a dataset of (rows int64 [b] of worker i of n, bool [b]: whether a row only fills the batch)."""
     datasets.require_batch_size(batch_size)
     size = batch_size // share[1]
 

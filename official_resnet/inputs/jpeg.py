@@ -2,7 +2,7 @@
 
 A JPEG is a chain of segments: 0xFF, a marker, two bytes of length, content. A start of scan precedes entropy coding, in
 which 0xFF occurs only before 0x00, a restart marker or the next segment. Source: ITU-T T.81, annex B. Walking over
-the segments gives size, components and whether the end is there in 0.1 ms; decoding takes some milliseconds.
+the segments takes 0.1 ms and finds size, components and whether the end is present; decoding takes some milliseconds.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ _ENDS_SCAN[[0x00, *range(0xD0, 0xD8), 0xFF]] = False  # 0xFF itself, restarts, a
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-    """What an encoded image is. Only a JPEG has more than the format."""
+    """The properties of an encoded image. Only a JPEG has more than the format."""
 
     format: str  # 'JPEG', 'PNG', 'GIF', 'WEBP' or 'BMP'
     width: int = 0  # pixels
@@ -29,7 +29,7 @@ class Info:
     precision: int = 0  # bits of a component
     colour: str = ''  # 'grey', 'YCbCr', 'RGB', 'CMYK' or 'YCCK'
     frame: int = 0  # the marker of the frame header: 0xC0 baseline, 0xC2 progressive
-    is_whole: bool = True  # whether its end is there
+    is_whole: bool = True  # whether its end is present
     problem: str = ''  # why it is not whole
 
     @property
@@ -57,7 +57,7 @@ def inspect(data: bytes) -> Info:
             return Info(name)
     if data[:4] == b'RIFF' and data[8:12] == b'WEBP':
         return Info('WEBP')
-    raise ValueError(f'no JPEG, PNG, GIF, WebP or BMP: it begins with 0x{data[:4].hex()}' if data else 'it is empty')
+    raise ValueError(f'not a JPEG, PNG, GIF, WebP or BMP: it begins with 0x{data[:4].hex()}' if data else 'it is empty')
 
 
 def reason(info: Info) -> str:
@@ -66,7 +66,7 @@ def reason(info: Info) -> str:
 
 
 def _inspect_jpeg(data):
-    """Walk over the segments."""
+    """Return the Info of a JPEG, by walking over its segments."""
     frame, adobe, markers, has_jfif, has_scan, place, end = None, None, None, False, False, 2, len(data)
     while True:
         place = data.find(b'\xff', place)  # bytes before it are skipped, as in libjpeg
@@ -116,7 +116,7 @@ def _frame(marker, content, earlier):
         raise ValueError('its frame header is cut off')
     precision, height, width, components = struct.unpack('>BHHB', content[:6])
     if not height or not width or components not in (1, 3, 4):
-        raise ValueError(f'its frame header says {width} x {height} pixels of {components} components')
+        raise ValueError(f'its frame header declares {width} x {height} pixels of {components} components')
     return marker, precision, height, width, content[6 : 6 + 3 * components : 3]
 
 

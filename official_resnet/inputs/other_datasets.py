@@ -1,4 +1,4 @@
-"""The data sets besides CIFAR-10, and how those in memory are read. No TensorFlow at import."""
+"""The data sets besides CIFAR-10, and how those in memory are read. Importing this imports no TensorFlow."""
 
 import functools
 import os
@@ -13,7 +13,7 @@ from official_resnet.inputs.affine import OFFICIAL
 from official_resnet.inputs.datasets import DatasetInfo
 from official_resnet.inputs.views import Views
 
-_CIFAR100_CLASSES = tuple(  # fine_label_names.txt of the archive
+_CIFAR100_CLASSES = tuple(  # from fine_label_names.txt in the archive
     """
     apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
     castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
@@ -24,7 +24,7 @@ _CIFAR100_CLASSES = tuple(  # fine_label_names.txt of the archive
     telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
     """.split()
 )
-_FASHION_CLASSES = (  # of github.com/zalandoresearch/fashion-mnist, section Labels
+_FASHION_CLASSES = (  # from github.com/zalandoresearch/fashion-mnist, section Labels
     'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot',
 )  # fmt: skip
 # What MNIST and Fashion-MNIST have in common. Images of 28 x 28 are cropped or padded to 32 x 32. The PyTorch program
@@ -109,6 +109,6 @@ def default_normalization(dataset: str, views: Views | None = None) -> str:
 
 @functools.lru_cache
 def imagenet_classes() -> tuple[tuple[str, str], ...]:
-    """Return ((WordNet's id, name), ...) of ILSVRC2012's 1000 classes in the order of their labels."""
+    """Return ((WordNet id, name), ...) of ILSVRC2012's 1000 classes in the order of their labels."""
     lines = Path(__file__).with_name('imagenet_labels.tsv').read_text(encoding='utf-8').splitlines()
     return tuple((synset, name) for synset, name in (line.split('\t') for line in lines))

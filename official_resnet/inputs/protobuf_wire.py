@@ -1,7 +1,7 @@
 """Read and write the fields of a message in protobuf's wire format, without the message's schema.
 
 A message is a sequence of fields. A field is a tag, the varint number << 3 | wire type, and its content: a varint (wire
-type 0), 8 bytes (1), 4 bytes (5), or a length as a varint and that many bytes (2), which may be a message again.
+type 0), 8 bytes (1), 4 bytes (5), or a length as a varint and that many bytes (2), which may be a message itself.
 Source: https://protobuf.dev/programming-guides/encoding.
 """
 
@@ -18,8 +18,8 @@ def fields(message: bytes | memoryview) -> Iterator[tuple[int, int, int | memory
     """Yield (number, wire type, content) of each field, without copying.
 
     The content of a varint is an int below 2**64; any other content is a memoryview. Consecutive fields of fixed size
-    with the same number below 16 come as one, tags included, because a repeated float may have millions of them. Read
-    such a content with `numbers`.
+    with the same number below 16 are yielded as one, tags included, because a repeated float may have millions of
+    them. Read such content with `numbers`.
 
     Raises:
         ValueError: The bytes are cut off, or are not a message.
@@ -50,7 +50,7 @@ def fields(message: bytes | memoryview) -> Iterator[tuple[int, int, int | memory
 def numbers(wire: int, content: memoryview, dtype: str) -> np.ndarray:
     """Return the numbers in the content of fields of fixed size or of a packed field (BYTES), as a view if possible.
 
-    The dtype is '<f4', '<f8', ... A content that does not hold such numbers raises ValueError.
+    The dtype is '<f4', '<f8', ... ValueError is raised if the content does not consist of such numbers.
     """
     size = np.dtype(dtype).itemsize
     if wire != BYTES and _SIZES.get(wire) != size:
@@ -58,7 +58,7 @@ def numbers(wire: int, content: memoryview, dtype: str) -> np.ndarray:
     if wire != BYTES and len(content) != size:  # a tag of a byte before each number
         content = memoryview(np.frombuffer(content, np.uint8).reshape(-1, 1 + size)[:, 1:].tobytes())
     if len(content) % size:
-        raise ValueError(f'{len(content)} bytes are no numbers of {size} bytes')
+        raise ValueError(f'{len(content)} bytes do not make numbers of {size} bytes')
     return np.frombuffer(content, dtype)
 
 
@@ -72,7 +72,7 @@ def varints(content: memoryview) -> list[int]:
 
 
 def read_varint(message: bytes | memoryview, place: int) -> tuple[int, int]:
-    """Return the number that begins at byte `place`, below 2**64, and the place after it."""
+    """Return the number at byte `place`, below 2**64, and the place after it. ValueError is raised if there is none."""
     number = shift = 0
     while True:
         if place >= len(message) or shift > 63:
@@ -85,7 +85,7 @@ def read_varint(message: bytes | memoryview, place: int) -> tuple[int, int]:
 
 
 def field(number: int, *parts: bytes) -> list[bytes]:
-    """Return a field of wire type BYTES as parts to be joined, the first of which is the tag and the length."""
+    """Return a field of wire type BYTES as a list of bytes to join. The first item is the tag and the length."""
     return [varint(number << 3 | BYTES) + varint(sum(map(len, parts))), *parts]
 
 
@@ -104,7 +104,7 @@ def varint(number: int) -> bytes:
 def _run_length(message: memoryview, size: int) -> int:
     """Return how many records of `size` bytes, at least 1, begin with the message's first byte."""
     data, count = np.frombuffer(message, np.uint8), 1
-    while True:  # checks twice as many each time, so that a run of n costs n, and a run of 1 costs 1
+    while True:  # checks twice as many each time, so the cost is proportional to the run
         same = data[count * size : 2 * count * size : size] == data[0]
         if len(same) == count and same.all():
             count *= 2

@@ -18,7 +18,7 @@ from official_resnet import errors, files
 from official_resnet.inputs import images, other_datasets, streamed, tfrecords
 from official_resnet.inputs.views import Views
 
-OPEN_FILES = 256  # how many files are kept open
+OPEN_FILES = 256  # number of files that are kept open
 _PREFIXES = {'train': 'train', 'test': 'validation'}  # of the file names of a split
 _SHARD = re.compile(r'-(\d{5})-of-(\d{5})$')
 _BUILD = 'build them with data/build_imagenet_data.py'
@@ -44,7 +44,7 @@ class Records:
 
     image: str = 'image/encoded'
     label: str = 'image/class/label'
-    first_label: int = 1  # the files' label of class 0
+    first_label: int = 1  # label of class 0 in the files
     is_rgb_jpeg: bool = True  # whether all images are RGB JPEGs; if not, they are converted as they are read
 
 
@@ -53,9 +53,9 @@ class Shards(streamed.Source):
 
     Args:
         records: What the records contain. The default is what data/build_imagenet_data.py writes.
-        num_classes: Number of classes. A larger label is refused when it is read; None allows any label.
+        num_classes: Number of classes. A larger label is refused when it is read. None allows any label.
         index_file: File in which to keep the positions of the records. Without it, they are found again each time.
-        log: Called with a line before something that takes a while.
+        log: Called with a line before a step that takes a while.
     """
 
     remedy = 'find it with data/build_imagenet_data.py --verify'
@@ -78,9 +78,9 @@ class Shards(streamed.Source):
         self._open = functools.lru_cache(OPEN_FILES)(lambda i: open(self.paths[i], 'rb', buffering=0))
 
     def _read_one(self, row):
-        path = self.paths[self.groups[row]]
+        path = self.paths[self.shard_numbers[row]]
         with files.read_errors(path, 'put it back'):
-            file = self._open(self.groups[row])  # closed when neither the cache nor a reader holds it any more
+            file = self._open(self.shard_numbers[row])  # closed when neither the cache nor a reader holds it any more
             return tfrecords.read_at(file.fileno(), int(self._begins[row]), int(self._ends[row]), path)
 
     def load(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.RaggedTensor]:
@@ -110,7 +110,7 @@ class Shards(streamed.Source):
                 fault = f'with the label {label}, not {records.first_label}..{self._last_label}; put the '
                 fault += 'manifest.json that its builder wrote beside it, or build it again'
             if fault:
-                raise errors.UserError(f"'{self.paths[self.groups[row]]}' has a record {fault}")
+                raise errors.UserError(f"'{self.paths[self.shard_numbers[row]]}' has a record {fault}")
         return labels.astype(np.int32)
 
     def _convert(self, rows, encoded):
@@ -121,7 +121,7 @@ class Shards(streamed.Source):
                 result[i] = images.to_rgb_jpeg(image)[0]
             except ValueError as error:
                 place = f'in the record at byte {self._begins[row]}'
-                path = self.paths[self.groups[row]]
+                path = self.paths[self.shard_numbers[row]]
                 raise errors.UserError(f"'{path}' has a broken image {place} ({error}); fetch it again") from None
         return result
 
@@ -151,7 +151,7 @@ def find_shards(data_dir: str | os.PathLike, split: str) -> list[pathlib.Path]:
 
 
 def manifest_classes(data_dir: str | os.PathLike, split: str) -> list[tuple[str, str]]:
-    """Return [(id, name), ...] of the classes of a folder of shards, which are ILSVRC2012's if it has no manifest."""
+    """Return [(id, name), ...] of the manifest's classes, by default ILSVRC2012's. Raise UserError if it is damaged."""
     prefix = _PREFIXES[split]
     known = dict(other_datasets.imagenet_classes())
     try:

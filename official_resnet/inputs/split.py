@@ -54,19 +54,19 @@ class Split(Protocol):
         flip: bool = True,
         share: tuple[int, int] = (0, 1),
     ) -> 'tf.data.Dataset':
-        """Return shuffled batches, of known number: (images float32 [batch_size, h, w, c], labels int32 [batch_size]).
+        """Return a dataset of shuffled batches: (images float32 [batch_size, h, w, c], labels int32 [batch_size]).
 
-        The epochs follow each other without a break. Each is a new permutation, in which no image comes twice. The
-        images that do not fill a batch are dropped; they are different in each epoch.
+        The dataset knows its cardinality. The epochs follow each other without a break. Each is a new permutation, in
+        which no image comes twice. The images that do not fill a batch are dropped; they differ from epoch to epoch.
 
         Args:
             batch_size: Number of images in a batch, over all replicas.
             seed: Seed of the order and the augmentation, 0..2**63-1.
-            first_step: The step to begin with, counted from 0 over all epochs. A late one costs nothing.
-            num_epochs: The last step is num_epochs * steps_per_epoch - 1, whatever the first.
+            first_step: The step to begin with, counted from 0 over all epochs. A late start costs no time.
+            num_epochs: Epochs from step 0 on: the last step is num_epochs * steps_per_epoch - 1, whatever the first is.
             augment: Whether to crop images at random, and to flip them.
             flip: Whether augmentation flips. A mirrored digit is a different digit, or none.
-            share: (i, n) returns the i-th of n equal parts of every batch, for worker i of n.
+            share: (i, n) returns part i of n equal parts of every batch, for worker i of n, counted from 0.
 
         Raises:
             UserError: There are fewer images than batch_size, or batch_size or seed is out of range.
@@ -94,7 +94,7 @@ class Split(Protocol):
         """Return the same images with another normalization."""
 
     def with_background(self) -> Self:
-        """Return the split with an empty class 0, as TensorFlow's own ImageNet networks have it; only if encoded."""
+        """Return a split with an empty class 0, the background. A split in memory raises UserError."""
 
     def fingerprint(self) -> str:
         """Return a hash of everything that evaluation's batches depend on."""

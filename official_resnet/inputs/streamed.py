@@ -24,7 +24,7 @@ from official_resnet.inputs.views import Views
 
 _FAULT = 'input fault: '  # marks the text of a UserError, as JSON, in TensorFlow's error
 _AT_DECODER = re.compile(rf'{{{{node [^}}]*\b{encoded.DECODER}/')  # how TensorFlow names the operation that failed
-GROUPS_AT_A_TIME = 16  # number of shards that training mixes: of ImageNet's 1024, 20,000 images or 2 GB
+SHARDS_AT_A_TIME = 16  # number of shards that training mixes: 20,000 images or 2 GB of ImageNet's 1024 shards
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class StreamedSplit:
     normalization: str
     views: Views
     label_shift: int = 0  # the network's output for class 0: 1 if output 0 is the background
-    count: int | None = None  # number of images to use, the first of the source; None uses all
+    count: int | None = None  # number of images to use, from the first on; None uses all
     class_ids: tuple[str | None, ...] | None = None
 
     @property
@@ -74,7 +74,7 @@ class StreamedSplit:
         flip: bool = True,
         share: tuple[int, int] = (0, 1),
     ) -> tf.data.Dataset:
-        """Return shuffled batches of encoded.train_view, or without `augment` of test_view. See split.Split."""
+        """Return shuffled batches of encoded.train_view, or of test_view if not `augment`. See split.Split."""
         size = batch_size // share[1]  # of this worker's part of a batch
 
         def load(step, rows):
@@ -82,14 +82,14 @@ class StreamedSplit:
             numbers = step * batch_size + share[0] * size + tf.range(size, dtype=tf.int64)  # counted over all steps
             return jpegs, labels + self.label_shift, boxes, numbers
 
-        def see(image, label, boxes, number):
+        def apply_view(image, label, boxes, number):
             if augment:
                 return encoded.train_view(image, boxes, tf.stack([seed, number]), self.views, flip), label
             return encoded.test_view(image, self.views), label
 
-        reorder = mix_groups(self.source.groups[: self.num_images])
+        reorder = mix_shards(self.source.shard_numbers[: self.num_images])
         steps = in_memory.training_rows(self.num_images, batch_size, seed, first_step, num_epochs, share, reorder)
-        return self._batches(steps.map(load, tf.data.AUTOTUNE, deterministic=True), see, size, drop_remainder=True)
+        return self._batches(steps.map(load, tf.data.AUTOTUNE, deterministic=True), apply_view, size, True)
 
     def evaluation_batches(
         self, batch_size: int, *, view: Callable | None = None, share: tuple[int, int] = (0, 1)
@@ -100,7 +100,7 @@ class StreamedSplit:
             jpegs, labels, _ = self.source.load(rows)
             return jpegs, tf.where(is_filling, -1, labels + self.label_shift)
 
-        def see(image, label):
+        def apply_view(image, label):
             if view is None:
                 return encoded.test_view(image, self.views), label
             with tf.name_scope(encoded.DECODER):  # the caller's view may decode by itself
@@ -108,14 +108,14 @@ class StreamedSplit:
 
         batches = in_memory.evaluation_rows(self.num_images, batch_size, share)
         loaded = batches.map(load, tf.data.AUTOTUNE, deterministic=True)
-        return self._batches(loaded, see, batch_size // share[1], drop_remainder=False)
+        return self._batches(loaded, apply_view, batch_size // share[1], False)
 
-    def _batches(self, loaded, see, batch_size, drop_remainder):
-        """Apply `see` to each image of a dataset of batches; batch and normalize the results."""
+    def _batches(self, loaded, apply_view, batch_size, drop_remainder):
+        """Call `apply_view` for each image of a dataset of batches; batch and normalize the views."""
         normalize, parallel = NORMALIZATIONS[self.normalization], tf.data.AUTOTUNE
-        seen = loaded.unbatch().map(see, parallel, deterministic=True)
-        batched = seen.batch(batch_size, drop_remainder, num_parallel_calls=parallel, deterministic=True)
-        shape = (-1, *seen.element_spec[0].shape[-3:])  # several views of an image become images of their own
+        views = loaded.unbatch().map(apply_view, parallel, deterministic=True)
+        batched = views.batch(batch_size, drop_remainder, num_parallel_calls=parallel, deterministic=True)
+        shape = (-1, *views.element_spec[0].shape[-3:])  # several views of an image become images of their own
         normalized = batched.map(
             lambda batch, labels: (normalize(tf.reshape(batch, shape)), labels), parallel, deterministic=True
         )
@@ -142,7 +142,7 @@ class StreamedSplit:
 
     @contextlib.contextmanager
     def input_errors(self) -> Iterator[None]:
-        """Turn TensorFlow's errors about what the source or the decoder refused into UserError; pass on all others."""
+        """Turn TensorFlow's errors about images that the source or decoder refused into UserError; pass on others."""
         try:
             yield
         except tf.errors.InvalidArgumentError as error:
@@ -160,18 +160,18 @@ class StreamedSplit:
         return self.source.load(tf.range(count))[0].numpy().tolist()
 
 
-def mix_groups(groups: np.ndarray) -> Callable:
-    """Return a `reorder` for in_memory.training_rows that mixes GROUPS_AT_A_TIME random groups at a time.
+def mix_shards(shard_numbers: np.ndarray) -> Callable:
+    """Return a `reorder` for in_memory.training_rows that mixes the images of SHARDS_AT_A_TIME random shards at a time.
 
-    So the disk is read at neighbouring positions. `groups` has the group of each image, see Source.
+    Reads from the disk are then close to each other. `shard_numbers` has the shard of each image, see Source.
     """
 
     def reorder(order, seeds):
-        num_groups = int(groups[-1]) + 1
-        if num_groups <= GROUPS_AT_A_TIME:
+        num_shards = int(shard_numbers[-1]) + 1
+        if num_shards <= SHARDS_AT_A_TIME:
             return order
-        ranks = tf.random.experimental.stateless_shuffle(tf.range(num_groups), seeds, alg='philox')
-        windows = tf.gather(ranks, groups) // GROUPS_AT_A_TIME  # of each image
+        ranks = tf.random.experimental.stateless_shuffle(tf.range(num_shards), seeds, alg='philox')
+        windows = tf.gather(ranks, shard_numbers) // SHARDS_AT_A_TIME  # of each image
         return tf.gather(order, tf.argsort(tf.gather(windows, order), stable=True))
 
     return reorder
@@ -180,7 +180,7 @@ def mix_groups(groups: np.ndarray) -> Callable:
 def call_python(function: Callable, tensors: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
     """Apply a Python function of arrays [n] to tensors and return its result, [n].
 
-    TensorFlow passes on only the text of an exception, so that of a UserError is marked for StreamedSplit.input_errors.
+    TensorFlow keeps only the text of an exception, so the text of a UserError is marked for StreamedSplit.input_errors.
     """
 
     def call(*arrays):
@@ -193,15 +193,15 @@ def call_python(function: Callable, tensors: Sequence[tf.Tensor], dtype: tf.DTyp
 
 
 class Source(abc.ABC):
-    """Encoded images that are read by their numbers.
+    """Encoded images that are read by number.
 
-    `groups` has the shard of each image, int32 [num_images], ascending. Images of a shard are neighbours on the disk.
+    `shard_numbers` has the shard of each image, int32 [num_images], ascending. Images of a shard are close on the disk.
     """
 
     remedy = 'fix or remove it'  # what to do with an image that cannot be decoded
 
-    def __init__(self, paths: Sequence[str | os.PathLike], num_images: int, groups: np.ndarray):
-        self.paths, self.num_images, self.groups = [str(path) for path in paths], num_images, groups
+    def __init__(self, paths: Sequence[str | os.PathLike], num_images: int, shard_numbers: np.ndarray):
+        self.paths, self.num_images, self.shard_numbers = [str(path) for path in paths], num_images, shard_numbers
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return the encoded images of these numbers, as an object array of bytes."""
@@ -215,7 +215,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def load(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.RaggedTensor]:
-        """Return (JPEGs string [n], labels int32 [n], boxes float32 [n, (k), 4]) of int rows [n]."""
+        """Return (JPEGs string [n], labels int32 [n], boxes float32 [n, (k), 4]) of the images `rows`, int [n]."""
 
 
 class Files(Source):

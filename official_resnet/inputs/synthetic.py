@@ -39,8 +39,8 @@ FIGURES = {
 def draw(num_images: int, seed: int | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Return (images uint8 [n, 32, 32, 3], RGB, 0..255, labels int32 [n]) in random order.
 
-    The classes are equally frequent, but for one image if ten does not divide their number. The seed is a non-negative
-    integer or a sequence of them; each seed gives other images.
+    The classes are equally frequent, up to one image if ten does not divide num_images. The seed is a non-negative
+    integer or a sequence of them; different seeds give different images.
     """
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(num_images, dtype=np.int32) % len(FIGURES))

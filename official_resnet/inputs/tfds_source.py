@@ -50,8 +50,8 @@ def prepare(dataset: str, data_dir: str | os.PathLike | None, download: bool, ha
     """Return (builder, its ClassLabel) of a data set of images after preparing it.
 
     Args:
-        dataset: Its name and that of its config, such as 'tfds:mnist' or 'tfds:emnist/letters'.
-        data_dir: Where it is or will be. None is the folder where tensorflow_datasets keeps its data.
+        dataset: Its name, with a config if it has several, such as 'tfds:mnist' or 'tfds:emnist/letters'.
+        data_dir: Where it is, or with `download` will be. None is the folder where tensorflow_datasets keeps its data.
         has_one_size: Whether all images must have the same size.
 
     Raises:
@@ -69,7 +69,7 @@ def prepare(dataset: str, data_dir: str | os.PathLike | None, download: bool, ha
     if not builder.is_prepared() and not download:
         raise UserError(f"{subject} is not prepared in '{builder.data_path}'; allow the download, or pass its data_dir")
     try:
-        builder.download_and_prepare()  # does nothing when prepared
+        builder.download_and_prepare()  # does nothing if it is prepared
     except OSError as error:
         raise UserError(f'{subject} cannot be fetched ({str(error).splitlines()[0]}); try again') from None
     return builder, label

@@ -30,7 +30,7 @@ _FOLDER, _REMEDY = 'pass the folder of the TFRecord files', 'build the file agai
 
 
 def frame(data: bytes) -> bytes:
-    """Return the bytes of a record."""
+    """Return the bytes of the record that contains `data`."""
     length = struct.pack('<Q', len(data))
     return b''.join((length, _masked_crc(length), data, _masked_crc(data)))
 
@@ -47,7 +47,7 @@ def read(path: str | os.PathLike) -> Iterator[bytes]:
 
 
 def index(path: str | os.PathLike) -> np.ndarray:
-    """Return where the records of a file begin, and where the last one ends, int64 [records + 1]. Only reads headers.
+    """Return where the records of a file begin, and where the last one ends, int64 [records + 1]. Reads only headers.
 
     Raises:
         UserError: The file cannot be read or is cut off, or a header is damaged.
@@ -57,7 +57,7 @@ def index(path: str | os.PathLike) -> np.ndarray:
 
 
 def read_at(descriptor: int, offset: int, end: int, path: str | os.PathLike) -> bytes:
-    """Check and return the data of the record at bytes offset..end of an open file. `path` is for errors."""
+    """Return the data of the record at bytes offset..end of an open file. Raise UserError about `path` if damaged."""
     record = os.pread(descriptor, end - offset, offset)
     size, rest = _data_bytes(path, offset, record[:HEADER_BYTES]), record[HEADER_BYTES:]
     if len(rest) < size + FOOTER_BYTES:
@@ -154,8 +154,8 @@ def _masked_crc(data):
 
 
 def _places(path, descriptor):
-    """Yield where each record begins and ends. Only reads headers."""
-    begin, size = 0, os.fstat(descriptor).st_size  # because a damaged length may be anything
+    """Yield where each record begins and ends. Reads only headers."""
+    begin, size = 0, os.fstat(descriptor).st_size  # as a damaged length may have any value
     while begin < size:
         end = begin + HEADER_BYTES + _data_bytes(path, begin, os.pread(descriptor, HEADER_BYTES, begin)) + FOOTER_BYTES
         if end > size:
@@ -169,7 +169,7 @@ def _data_bytes(path, offset, header):
     if len(header) < HEADER_BYTES:
         raise _cut_off(path, offset)
     if header[8:] != _masked_crc(header[:8]):
-        fault = f'is damaged or no TFRecord file: wrong checksum of the length at byte {offset}'
+        fault = f'is damaged or not a TFRecord file: wrong checksum of the length at byte {offset}'
         raise UserError(f"'{path}' {fault}; {_REMEDY}")
     return struct.unpack('<Q', header[:8])[0]
 

@@ -1,4 +1,4 @@
-"""The options of how encoded images become a network's input. The functions are in encoded."""
+"""Options that decide how an encoded image becomes a network's input. The functions that use them are in encoded."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ class Views:
     Attributes:
         test_resize: Pixels of the shorter side before evaluation crops. None keeps the ratio 256 : 224 to `test_size`.
         min_area: Least area of a training crop. arXiv:1409.4842 Sec. 6 has 0.08.
-        use_boxes: If an image has no box, a crop contains a tenth of the image.
+        use_boxes: If an image has no box, a crop contains at least a tenth of the image.
         resize: 'tf1' is TensorFlow 1's bilinear resize, aligned at the upper left corners and not antialiased. It uses
             the fast JPEG transform, TensorFlow's default. 'antialias' is the bilinear resize of Pillow, and so of
             torchvision, without their rounding to whole numbers. It uses the accurate JPEG transform.
@@ -33,7 +33,7 @@ class Views:
     )
     test_size: int = _flag(
         224,
-        'Height and width, in pixels, of the middle that evaluation crops; the default is --image_size.',
+        'Height and width, in pixels, of the central crop in evaluation; the default is --image_size.',
         flag='eval_image_size',
         **_SIDE,
     )
@@ -41,7 +41,7 @@ class Views:
     min_area: float = _flag(
         0.05, 'Least area of a training crop, as a fraction of the image.', flag='min_crop_area', least=0, most=1
     )
-    use_boxes: bool = _flag(True, 'Training crops contain a tenth of a bounding box, if the image has one.')
+    use_boxes: bool = _flag(True, 'Training crops contain at least a tenth of a bounding box, if the image has one.')
     resize: str = _flag('tf1', "TensorFlow 1's bilinear resize, or Pillow's (torchvision).", words=RESIZES)
 
     def __post_init__(self):
@@ -53,7 +53,7 @@ class Views:
         if not 0 < self.min_area <= 1:
             raise errors.UserError(f'--min_crop_area={self.min_area} must be above 0 and at most 1')
         if self.test_resize is not None and self.test_resize < self.test_size:
-            fault = f'test_resize {self.test_resize} leaves less than {self.test_size} pixels to crop'
+            fault = f'test_resize {self.test_resize} leaves fewer than {self.test_size} pixels to crop'
             raise errors.UserError(f'{fault}; pass {self.test_size} or more')
 
     @property

@@ -193,8 +193,8 @@ OUTSIDE = {
 TEST_BATCH = f'{FOLDER}/test_batch.bin'
 REFUSED = {  # archive, what the message says
     **{name: (tar_gz(MEMBERS | {name: data}), ('refused', f"'{name}'", 'trust')) for name, data in OUTSIDE.items()},
-    'without its last byte': (GOOD[:-1], ('truncated, damaged or no tar.gz', f'{SIZE - 1} bytes', 'get it again')),
-    'a web page': (b'<html>Please log in</html>', ('truncated, damaged or no tar.gz', '26 bytes', 'get it again')),
+    'without its last byte': (GOOD[:-1], ('truncated, damaged or not a tar.gz', f'{SIZE - 1} bytes', 'get it again')),
+    'a web page': (b'<html>Please log in</html>', ('truncated, damaged or not a tar.gz', '26 bytes', 'get it again')),
     'a member missing': (
         tar_gz({name: data for name, data in MEMBERS.items() if name != TEST_BATCH}),
         (f'{TEST_BATCH} is missing', 'get it again'),
@@ -414,7 +414,7 @@ def test_a_wrong_file_of_a_set_is_not_kept(server, data_dir):
 def test_mistakes_are_one_line_and_exit_code_1(archive, data_dir, capsys):
     for args, words in (
         (['--archive=absent.tar.gz'], ["'absent.tar.gz'", 'leave --archive out']),
-        ([f'--archive={data_dir}'], [f"'{data_dir}' is no file"]),
+        ([f'--archive={data_dir}'], [f"'{data_dir}' is not a file"]),
         ([f'--archive={archive}', '--md5=00'], [f'MD5 {MD5} instead of 00', 'correct --md5']),
         ([f'--archive={archive}', '--dataset=cifar100'], ['cifar-100-binary/data_batch_1.bin is missing']),
     ):

@@ -80,7 +80,7 @@ def test_the_manifest_names_the_classes(folder):
 
 def test_any_image_can_be_read_by_its_number(folder):
     source = open_shards(folder)
-    assert source.num_images == NUM_IMAGES and source.groups.tolist() == [0] * 6 + [1] * 6 + [2] * 5 + [3] * 5
+    assert source.num_images == NUM_IMAGES and source.shard_numbers.tolist() == [0] * 6 + [1] * 6 + [2] * 5 + [3] * 5
     rows = np.random.default_rng(0).permutation(NUM_IMAGES)
     jpegs, labels, boxes = source.load(tf.constant(rows))
     assert jpegs.numpy().tolist() == [IMAGES[row][0] for row in rows]
@@ -112,7 +112,7 @@ def test_empty_shards_are_allowed(tmp_path):
     assert source.num_images == 3 and source.load(tf.constant([2]))[1].numpy().tolist() == [2]
     write_shards(tmp_path / 'none', [], num_shards=2)
     empty = open_train(tmp_path / 'none', views=None)
-    assert '--batch_size=4 with 0 training images' in message_of(empty.training_batches, 4)
+    assert '--batch_size=4 is more than the 0 training images' in message_of(empty.training_batches, 4)
 
 
 # --- the index -----------------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def test_the_background_comes_before_all_classes(folder):
 def place_of(folder, row):
     """Return (path, first byte, end) of an image's record."""
     source = open_shards(folder)
-    return pathlib.Path(source.paths[source.groups[row]]), int(source._begins[row]), int(source._ends[row])
+    return pathlib.Path(source.paths[source.shard_numbers[row]]), int(source._begins[row]), int(source._ends[row])
 
 
 def flip(path, place):

@@ -47,7 +47,7 @@ def numbers_of(dataset):
 
 @pytest.mark.parametrize('at_a_time', [2, 16])
 def test_every_encoded_image_once_in_an_epoch_each_in_another_order(encoded_train, monkeypatch, at_a_time):
-    monkeypatch.setattr(streamed, 'GROUPS_AT_A_TIME', at_a_time)
+    monkeypatch.setattr(streamed, 'SHARDS_AT_A_TIME', at_a_time)
     tiny = dataclasses.replace(encoded_train, views=Views(2, 2))
     dataset = tiny.training_batches(13, num_epochs=20, seed=4)
     assert len(dataset) == 40
@@ -156,7 +156,7 @@ def test_files_are_read_as_jpegs(tmp_path):
     source = streamed.Files(paths, range(4))
     jpegs, labels, boxes = source.load(tf.constant([3, 2, 1, 0]))
     assert labels.numpy().tolist() == [3, 2, 1, 0] and boxes.to_list() == [[]] * 4
-    assert source.groups.tolist() == [0] * 4
+    assert source.shard_numbers.tolist() == [0] * 4
     assert list(jpegs.numpy()[2:]) == [paths[1].read_bytes(), paths[0].read_bytes()]
     for (_, _, channels), jpeg in zip(kinds[::-1], jpegs.numpy(), strict=True):
         assert tf.io.extract_jpeg_shape(jpeg).numpy().tolist() == [image.height, image.width, channels]
@@ -170,7 +170,7 @@ def test_a_broken_file_is_named(tmp_path):
     cut.write_bytes(IMAGES[0][0][:500])
     text.write_text('no image')
     absent = tmp_path / 'absent.jpg'
-    for path, reason in ((cut, 'cut off'), (text, 'no JPEG, PNG'), (absent, 'does not exist; put it back')):
+    for path, reason in ((cut, 'cut off'), (text, 'not a JPEG, PNG'), (absent, 'does not exist; put it back')):
         source = streamed.Files([good, path], [0, 1])
         message = message_of(read_all, streamed.StreamedSplit(source, 2, 'x', ('a', 'b'), 'none', VIEWS))
         assert message.startswith(f"'{path}' ") and reason in message
