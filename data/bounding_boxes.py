@@ -1,11 +1,12 @@
 """Convert the boxes of ILSVRC2012's training images from XML files to one sorted CSV file.
 
-    python data/bounding_boxes.py ILSVRC2012_bbox_train_v2.tar.gz SYNSETS > imagenet_2012_bounding_boxes.csv
+    python data/bounding_boxes.py ILSVRC2012_bbox_train_v2.tar.gz SYNSETS \\
+        > imagenet_2012_bounding_boxes.csv
 
-The first argument is the tar file, which is read without unpacking it, or a folder <synset>/<image>.xml. SYNSETS is a
-file with one class on each line, as its first word; without it, all classes are taken. A line of the result is
+The first argument is the tar file, which is read without unpacking it, or a folder <synset>/<image>.xml. The first word
+of each line of the file SYNSETS is a class; without it, all classes are taken. A line of the result is
 `name.JPEG,xmin,ymin,xmax,ymax`. Each number is a fraction of the image's size in the XML, with four decimals. The lines
-are sorted by their bytes. Standard error says what was left out.
+are sorted by their bytes. A report of what was left out is printed to standard error.
 """
 
 import sys
@@ -30,10 +31,10 @@ def _run(_, arguments):
         extra = f'unexpected argument {arguments[2]!r}; ' if arguments else ''
         raise UserError(f'{extra}pass the tar file or folder of boxes, and optionally SYNSETS')
     synsets = [line.split()[0] for line in labels.read_classes(arguments[1], 'SYNSETS')] if arguments[1:] else None
-    lines, told = boxes.read_xml(arguments[0], synsets)
+    lines, report = boxes.read_xml(arguments[0], synsets)
     with program.reader_may_leave():
         sys.stdout.buffer.writelines(line + b'\n' for line in lines)
-    print(*told, sep='\n', file=sys.stderr)
+    print(*report, sep='\n', file=sys.stderr)
 
 
 if __name__ == '__main__':

@@ -1,12 +1,12 @@
 """Build TFRecord shards from your own images, with a folder for each class.
 
-    python data/build_image_data.py --train_directory=pets/train --validation_directory=pets/validation \\
-        --output_directory=shards --labels_file=labels.txt
+    python data/build_image_data.py --train_directory=pets/train \\
+        --validation_directory=pets/validation --output_directory=shards
 
 The program reads <train_directory>/<class>/<file> and <validation_directory>/<class>/<file>, and recognises JPEG, PNG,
-GIF (the first frame), WebP and BMP by their bytes. labels_file has one class on each line; labels count from 1, as 0 is
+GIF (the first frame), WebP and BMP by their bytes. labels_file has one class on each line; labels begin with 1, as 0 is
 the background. The output is train-00000-of-00002 ..., validation-00000-of-00002 ... and manifests, which list the
-images that were left out. A build that was stopped continues with the same command.
+images that were left out. If a build is stopped, run the same command again to continue.
 """
 
 import functools

@@ -1,11 +1,12 @@
 """Build ImageNet's TFRecord shards from folders of JPEGs.
 
-    python data/build_imagenet_data.py --train_directory=raw-data/train --validation_directory=raw-data/validation \\
-        --output_directory=DIR --bounding_box_file=raw-data/imagenet_2012_bounding_boxes.csv
+    python data/build_imagenet_data.py --train_directory=raw-data/train \\
+        --validation_directory=raw-data/validation --output_directory=DIR \\
+        --bounding_box_file=raw-data/imagenet_2012_bounding_boxes.csv
 
 The program reads <train_directory>/<synset>/*.JPEG and <validation_directory>/<synset>/*.JPEG. It writes first
-validation-00000-of-00128 ..., then train-00000-of-01024 ..., and a manifest for each split. A build that was stopped
-continues with the same command. data/download_and_preprocess_imagenet.py does everything without unpacking.
+validation-00000-of-00128 ..., then train-00000-of-01024 ..., and a manifest for each split. If a build is stopped, run
+the same command again to continue. data/download_and_preprocess_imagenet.py does everything without unpacking.
 """
 
 import os

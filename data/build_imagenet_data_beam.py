@@ -1,9 +1,12 @@
 """Build the shards of ILSVRC2012 with Apache Beam, on one machine or a cluster.
 
-    python data/build_imagenet_data_beam.py --train_tar=gs://BUCKET/ILSVRC2012_img_train.tar \\
-        --validation_tar=gs://BUCKET/ILSVRC2012_img_val.tar --validation_labels_file=ILSVRC2012_devkit_t12.tar.gz \\
-        --bounding_box_file=ILSVRC2012_bbox_train_v2.tar.gz --output_directory=gs://BUCKET/imagenet \\
-        --runner=DataflowRunner --project=... --region=... --temp_location=gs://BUCKET/tmp
+    python data/build_imagenet_data_beam.py \\
+        --train_tar=gs://BUCKET/ILSVRC2012_img_train.tar \\
+        --validation_tar=gs://BUCKET/ILSVRC2012_img_val.tar \\
+        --validation_labels_file=ILSVRC2012_devkit_t12.tar.gz \\
+        --bounding_box_file=ILSVRC2012_bbox_train_v2.tar.gz \\
+        --output_directory=gs://BUCKET/imagenet --runner=DataflowRunner \\
+        --project=... --region=... --temp_location=gs://BUCKET/tmp
 
 The shards have the same bytes as those of build_imagenet_data.py. Flags that are not listed below go to Beam. The tar
 files and the output may be anywhere Beam can read and write (gs://, s3://, hdfs://, a folder). Each worker reads the
@@ -38,7 +41,7 @@ STRINGS = {
     'train_tar': (None, 'Path of ILSVRC2012_img_train.tar.'),
     'validation_tar': (None, 'Path of ILSVRC2012_img_val.tar.'),
     'validation_labels_file': (None, f'Path of {", ".join(labels.FILES[:-1])} or {labels.FILES[-1]}.'),
-    'bounding_box_file': (None, 'ILSVRC2012_bbox_train_v2.tar.gz, or the CSV of bounding_boxes.py. Default: no boxes.'),
+    'bounding_box_file': (None, 'ILSVRC2012_bbox_train_v2.tar.gz, or a CSV from bounding_boxes.py. Default: no boxes.'),
     'output_directory': (None, 'Folder of the shards.'),
     **build_program.LISTS,
 }
@@ -56,17 +59,12 @@ def main(argv: list[str]) -> int:
 
 
 def _run(values, arguments):
+    lacks_one, argument = bool(values.validation_tar) != bool(values.validation_labels_file), [*arguments, '-'][0]
     for is_wrong, message in (
         (not values.output_directory, '--output_directory= is empty; pass the folder of the shards'),
         (not (values.train_tar or values.validation_tar), 'pass --train_tar, --validation_tar or both'),
-        (
-            bool(values.validation_tar) != bool(values.validation_labels_file),
-            '--validation_tar and --validation_labels_file need each other; pass both or neither',
-        ),
-        (
-            arguments and not arguments[0].startswith('-'),
-            f"unexpected argument '{''.join(arguments[:1])}'; --help lists the flags",
-        ),
+        (lacks_one, '--validation_tar and --validation_labels_file need each other; pass both or neither'),
+        (not argument.startswith('-'), f"unexpected argument '{argument}'; --help lists the flags"),
     ):
         if is_wrong:
             raise UserError(message)

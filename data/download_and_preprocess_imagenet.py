@@ -7,8 +7,8 @@ imagenet_2012_validation_synset_labels.txt, ILSVRC2012_devkit_t12.tar.gz, ILSVRC
 DATA_DIR/raw-data. Missing files are downloaded if IMAGENET_USERNAME and IMAGENET_ACCESS_KEY are set. Files that you
 already have need no account. Without the tar file of boxes, records have no boxes.
 
-The program writes train-00000-of-01024 ... and validation-00000-of-00128 ... to DATA_DIR: 155 GB, beside tar files of
-the same size. The images are read inside the tar files; --keep_extracted also unpacks them. data/README.md has more.
+The program writes train-00000-of-01024 ... and validation-00000-of-00128 ... to DATA_DIR, 155 GB like
+the tar files. It reads the images inside the tar files; --keep_extracted also unpacks them. data/README.md has more.
 """
 
 import os
@@ -28,13 +28,10 @@ except ModuleNotFoundError as error:  # run by its path without an installation
 
 
 STRINGS = {
-    'data_dir': (None, 'DATA_DIR, as a flag.'),
-    'url': (downloads.URL, 'Address of the folder of missing files to download. A mirror needs no user name.'),
+    'data_dir': (None, 'Another way to pass DATA_DIR.'),
+    'url': (downloads.URL, 'Address of the folder from which missing files are downloaded. A mirror needs no account.'),
     **build_program.LISTS,
-    'validation_labels_file': (
-        None,
-        'Path of the validation labels: one of the three files named above, or a list like the first.',
-    ),
+    'validation_labels_file': (None, 'Validation labels: one of the three files named above, or one like the first.'),
 }
 BOOLEANS = {
     'verify': (False, 'Read all shards back and check them.'),

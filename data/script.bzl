@@ -1,7 +1,7 @@
 """Run a Python script of this folder with the python3 of the environment, as an executable with runfiles.
 
-Rules of our own because py_binary and sh_binary left Bazel in version 8, and want downloads in Debian's 4.2.3. Nothing
-here needs a repository from elsewhere: it builds offline, with WORKSPACE and with MODULE.bazel.
+This is a rule of our own because Bazel 8 removed py_binary and sh_binary, and Debian's Bazel 4.2.3 needs downloads for
+them. It needs no external repository, so it builds offline, with WORKSPACE and with MODULE.bazel.
 """
 
 _LAUNCHER = """#!/usr/bin/env bash
@@ -46,7 +46,7 @@ script = rule(
     implementation = _script_impl,
     doc = "An executable that runs a Python script; the packages it imports are those of the environment.",
     attrs = {
-        "install": attr.string(default = ".", doc = "What pip installs, for a message."),
+        "install": attr.string(default = ".", doc = "What a message tells the user to install with pip."),
         "main": attr.label(allow_single_file = [".py"], mandatory = True),
         "modules": attr.string_list(default = ["official_resnet"], doc = "Modules without which it cannot start."),
     },

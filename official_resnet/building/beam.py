@@ -1,6 +1,6 @@
-"""Build shards with Apache Beam, on any file system that Beam knows, with the bytes of `shards.build`.
+"""Build shards with Apache Beam, on any file system that Beam knows, with the same bytes as `shards.build`.
 
-One element is one shard. Beam's workers import this module, and receive pickled strings, numbers and a BeamJob.
+Each element is a shard. Beam's workers import this module and receive pickled strings, numbers and a BeamJob.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ class BeamJob(Job):
 
     @staticmethod
     def status(path: str | os.PathLike) -> list[int]:
-        """Return [bytes, time of the last change] of a file; [-1, 0] if it is missing."""
+        """Return [bytes, time of the last change in seconds] of a file; [-1, 0] if it is missing."""
         found = FileSystems.match([str(path)])[0].metadata_list
         return [found[0].size_in_bytes, found[0].last_updated_in_seconds] if found else [-1, 0]
 
@@ -61,12 +61,12 @@ class BeamJob(Job):
         except BaseException:
             _delete(part)
             raise
-        _delete(path)  # HDFS does not replace a file
+        _delete(path)  # because HDFS does not rename a file to an existing name
         FileSystems.rename([part], [path])
 
     def remove(self) -> None:
         """Delete the folder of the job, or, on a file system without folders, the files whose names begin with it."""
-        matches = FileSystems.match([f'{self.folder}/*'])[0].metadata_list  # of another folder, too: [1] is a pattern
+        matches = FileSystems.match([f'{self.folder}/*'])[0].metadata_list  # match reads '[1]' as a pattern
         if paths := [match.path for match in matches if match.path.startswith(f'{self.folder}/')]:
             FileSystems.delete(paths)
         _delete(self.folder)
@@ -86,11 +86,11 @@ class BeamJob(Job):
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             for found in FileSystems.match([f'{path}.*'])[0].metadata_list:
                 _download(found.path, folder)
-            return kind.load(f'{folder}/{os.path.basename(path)}')  # what is mapped stays mapped
+            return kind.load(f'{folder}/{os.path.basename(path)}')  # mapped files can be read after their deletion
 
 
 def write_shards(job: BeamJob, arguments: Sequence[str], todo: list[int]) -> list[dict]:
-    """Build the shards of `todo` that are not finished in a pipeline with Beam's flags `arguments`.
+    """Build the unfinished shards of `todo` in a pipeline; `arguments` are the flags for Beam.
 
     Returns:
         The summaries of all shards of `todo`, for shards.complete.
@@ -125,7 +125,7 @@ def write_shards(job: BeamJob, arguments: Sequence[str], todo: list[int]) -> lis
 
 
 def build_one(shard: int, job: BeamJob, run: str) -> dict:
-    """Write a shard that is not finished; return its summary, or {'error': message} if the user can fix the error."""
+    """Write a shard unless it is finished; return its summary, or {'error': message} for an error of the user."""
     images, options = _load(job.folder, run)
     summary = job.summary(shard, options.on_broken)
     if summary:
@@ -150,12 +150,12 @@ def _load(folder, run):
 
 
 def to_local(path: str, folder: str) -> str:
-    """Return the path of a file on this machine; a file from elsewhere is copied into `folder`."""
+    """Return the path of a file on this machine. A file from elsewhere is first copied into `folder`."""
     return _download(path, folder) if '://' in path else absolute(path)
 
 
 def _delete(path):
-    """Delete a file or folder, if it is there; its name is no pattern."""
+    """Delete a file or folder if it exists. Its name is not read as a pattern."""
     if FileSystems.exists(path):
         FileSystems.delete([path])
 

@@ -5,7 +5,7 @@ four decimals. The lines are sorted by their bytes.
 
 Irregularities of the official files: a box may belong to another class of the list (left out), but a dog may be called
 Scottish_deerhound (kept). Corners may be exchanged (swapped back), lie outside the image (moved to its edge), or
-enclose nothing (left out). The name inside may be '%s' (the name of the file counts). Upstream's totals are 544,546
+enclose nothing (left out). The name in the file may be '%s' (the file's own name counts). Upstream's totals are 544,546
 XML files and 615,299 boxes.
 """
 
@@ -42,7 +42,7 @@ class Boxes(NamedTuple):
     names: np.ndarray
     coordinates: np.ndarray
 
-    def of(self, basename: str) -> np.ndarray:
+    def for_image(self, basename: str) -> np.ndarray:
         """Return the coordinates of an image's boxes, float32 [boxes, 4]."""
         name = np.bytes_(os.fsencode(basename))
         begin, end = (np.searchsorted(self.names, name, side) for side in ('left', 'right'))
@@ -60,7 +60,7 @@ def read_csv(path: str | os.PathLike) -> Boxes:
     """
     remedy = 'make it with data/bounding_boxes.py, or pass another --bounding_box_file'
     try:
-        # numpy warns of an empty file. By itself it would open other files than this one, such as .gz or an address.
+        # numpy warns of an empty file. Given the path, it would also unpack a .gz file or fetch an address.
         with warnings.catch_warnings(action='ignore'), open(os.path.expanduser(path), 'rb') as file:
             table = np.loadtxt(file, _ROW, delimiter=',', comments=None, ndmin=1)
     except OSError as error:
@@ -81,7 +81,7 @@ def read_csv(path: str | os.PathLike) -> Boxes:
 
 
 def read_xml(path: str | os.PathLike, synsets: Collection[str] | None = None) -> tuple[list[bytes], list[str]]:
-    """Return the CSV lines of a folder or tar file of XML files, sorted, without line ends, and lines for the user.
+    """Return the sorted CSV lines, without line ends, of a tar file or folder of XML files, and the lines of a report.
 
     Args:
         path: ILSVRC2012_bbox_train_v2.tar.gz, or a tar file or folder that holds <synset>/<image>.xml.
@@ -112,35 +112,35 @@ def read_xml(path: str | os.PathLike, synsets: Collection[str] | None = None) ->
         lines += [f'{image}.JPEG,{box[0]:.4f},{box[1]:.4f},{box[2]:.4f},{box[3]:.4f}'.encode() for box in boxes]
     if not counts['all files']:
         raise UserError(f"'{path}' has no <synset>/<image>.xml; pass {BOXES}, or the folder that it unpacks to")
-    told = (
+    report = (
         f'{len(lines)} boxes of {counts["images"]} images from {counts["files"]} XML files; left out: '
         f'{counts["unlisted files"]} files of unlisted synsets, {counts["other boxes"]} boxes of another synset, '
         f'{counts["empty boxes"]} empty boxes, {len(broken)} broken files'
     )
-    return sorted(lines), [told, *broken[:5]]
+    return sorted(lines), [report, *broken[:5]]
 
 
 def update_csv(path: str | os.PathLike | None, folder: pathlib.Path, synsets: Collection[str], log: Log) -> Boxes:
-    """Return the boxes of the CSV in a folder; make it from the tar file `path` if that is new. Without both, none."""
+    """Return the boxes of the CSV in `folder`, or NO_BOXES. It is made first if the tar file `path` is new."""
     csv, stamp_path = folder / CSV, folder / '.boxes.json'
     if path:
         stamp = {'status': status(path), 'synsets': hashlib.sha256(json.dumps(synsets).encode()).hexdigest()}
         if not csv.exists() or files.read_json(stamp_path) != stamp:
             log(f'reading the boxes of {path}')
             stamp_path.unlink(missing_ok=True)
-            lines, told = read_xml(path, synsets)
+            lines, report = read_xml(path, synsets)
             files.write_text(csv, b''.join(line + b'\n' for line in lines).decode())
-            for line in told:
+            for line in report:
                 log(line)
             files.write_json(stamp_path, stamp)
     return read_csv(csv) if csv.exists() else NO_BOXES
 
 
 def parse(data: bytes, synset: str, synsets: Collection[str] | None, counts: collections.Counter) -> list[tuple]:
-    """Return the boxes (xmin, ymin, xmax, ymax) of an XML file, each 0..1, and add to `counts` what is left out.
+    """Return the boxes (xmin, ymin, xmax, ymax) of an XML file, each 0..1, and count in `counts` what is left out.
 
     Raises:
-        ValueError: The bytes are not such a file, or give the image no size.
+        ValueError: The bytes are not an XML file of boxes, or give the image no size.
     """
     root, boxes = xml(data), []
     width, height = _number(root, 'size/width'), _number(root, 'size/height')
@@ -169,11 +169,11 @@ def xml(data: bytes) -> ET.Element:
     try:
         return ET.fromstring(data, ET.XMLParser(target=_NoDoctype()))
     except (ET.ParseError, LookupError) as error:
-        raise ValueError(f'no XML: {error}') from None
+        raise ValueError(f'not XML: {error}') from None
 
 
 class _NoDoctype(ET.TreeBuilder):
-    """Refuse document types. Without one, no entity can expand or read a file."""
+    """Refuse document types, because their entities could expand without limit or read a file."""
 
     def doctype(self, name, pubid, system):
         raise ValueError('it declares a document type')
@@ -203,7 +203,7 @@ def tar_files(path: str | os.PathLike) -> Iterator[tuple[str, bytes]]:
     """Yield (name, content) of each file in a tar file, compressed by gzip or not; at most LARGEST + 1 bytes of each.
 
     Raises:
-        UserError: The tar file cannot be read, is damaged or cut off. A cut may only show at the end.
+        UserError: The tar file cannot be read, is damaged or cut off. A cut-off file may raise it only at the end.
     """
     with files.read_errors(path, f'pass {BOXES}, or the folder that it unpacks to'), open(path, 'rb') as file:
         is_packed = file.read(2) == b'\x1f\x8b'

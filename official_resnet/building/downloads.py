@@ -74,7 +74,7 @@ class Plan:
         return self.validation_labels or next(filter(None, map(self.find, labels.FILES)), None)
 
     def official_size(self, name: str) -> int:
-        """Return the bytes of a tar file at the official address; 0 for other files and addresses."""
+        """Return the size in bytes of a tar file at the official address; 0 for other files and addresses."""
         return {tar.name: tar.size for tar in TARS.values()}.get(name, 0) if self.url == URL else 0
 
     def is_built(self, name: str) -> bool:
@@ -83,7 +83,7 @@ class Plan:
         try:
             manifest = job.read_json(job.manifest_path) or {}
             return len(manifest['shards']) == job.num_shards and not job.missing(manifest)
-        except (KeyError, TypeError):  # it is missing or damaged
+        except (KeyError, TypeError):  # the manifest is missing or damaged
             return False
 
     def require_space(self, tars: dict[str, pathlib.Path], wanted: Iterable[str] = ()) -> None:
@@ -142,7 +142,7 @@ def acquire(plan: Plan, log: Log = print) -> dict[str, pathlib.Path]:
 
 
 def _authorization(wanted):
-    """Return the HTTP header for the downloads; ask for the account on a terminal. Return None without an account."""
+    """Return the HTTP header for the downloads, or None without an account, which is asked for on a terminal."""
     user, key = (os.environ.get(name, '') for name in CREDENTIALS)
     if set(wanted) - {BOXES} and not (user and key) and sys.stdin is not None and sys.stdin.isatty():
         print(f'{", ".join(wanted)} must be downloaded with your account at image-net.org:', flush=True)
@@ -191,7 +191,7 @@ def _download(plan, wanted, authorization, log):
 
 
 def check_md5(path: pathlib.Path, tar: Tar, stamps_path: pathlib.Path, log: Log = print) -> None:
-    """Raise UserError if a file of the official size has another MD5. `stamps_path` keeps what was compared."""
+    """Raise UserError if a file of the official size has another MD5. `stamps_path` records what was compared."""
     stamps, stamp = files.read_json(stamps_path) or {}, [*status(path), tar.md5]
     if stamp[0] != tar.size:
         log(f'{path} has {stamp[0]} bytes, not the official {tar.size}: it is a subset, so its MD5 is not compared')

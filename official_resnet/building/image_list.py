@@ -1,7 +1,7 @@
 """The images of a data set and where their bytes are: an array with a row for each image.
 
-A row takes about 60 bytes, so all of ImageNet takes 80 MB. A saved array is mapped into memory, which processes share.
-An image is a file of its own or is inside a tar file, where it is read without unpacking.
+A row takes about 60 bytes, so all of ImageNet takes 80 MB. Processes map a saved array into memory and share it.
+An image is a file of its own, or is inside a tar file and is read there, without unpacking.
 """
 
 import dataclasses
@@ -116,7 +116,7 @@ def extract(images: ImageList, folder: pathlib.Path, log: Log = print) -> None:
                 path.write_bytes(images.read_bytes(i))
                 count += 1
             progress.update()
-    log(f'{len(images)} images are in {folder}, {count} of them written now')
+    log(f'{len(images)} images are in {folder}, {count} of them newly written')
 
 
 def from_folders(
@@ -127,7 +127,7 @@ def from_folders(
     Args:
         root: The folder that holds the class folders.
         synsets: Names of the class folders. The label of a class is its position here, from 1.
-        suffixes: Suffixes of images, in lower case; files may have them in capitals. Hidden files are left out.
+        suffixes: Suffixes of images, in lower case. Files may have them in upper case. Hidden files are left out.
         is_complete: Whether each class must have an image.
 
     Raises:

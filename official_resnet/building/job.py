@@ -4,7 +4,7 @@ OUTPUT/<name>-00003-of-01024             a finished shard
        <name>.manifest.json              written last
        .<name>.progress/lock             held by the build and its processes until the last of them ends
                         job.json         fingerprint of images and options
-                        images.npy ...   the job, as the processes read it
+                        images.npy ...   images and options, for the processes
                         <name>-00003-of-01024.part   a shard that is being written
                         <name>-00003-of-01024.json   the summary of a finished shard
 """
@@ -90,12 +90,12 @@ class Job:
         return manifest
 
     def enter(self, manifest: dict | None) -> None:
-        """Take the lock. The processes inherit it, so no process of a killed build is left when it is free."""
+        """Take the lock. The processes inherit it, so when it is free, no process of a killed build is left."""
         shards = pathlib.Path(self.output_dir).glob(f'{self.name}-[0-9]*-of-[0-9]*')
-        stranger = None if manifest or os.path.isdir(self.folder) else next(shards, None)
-        if stranger:
+        foreign = None if manifest or os.path.isdir(self.folder) else next(shards, None)
+        if foreign:
             raise UserError(
-                f"'{stranger}' exists without '{self.name}.manifest.json', which would say how it was built; "
+                f"'{foreign}' exists without '{self.name}.manifest.json', which would say how it was built; "
                 'move it, or pass another --output_directory'
             )
         end = time.monotonic() + LOCK_SECONDS
@@ -120,11 +120,11 @@ class Job:
             self.lock.close()
 
     def remove(self) -> None:
-        """Delete the folder."""
+        """Delete the folder of the job."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def write_shard(self, shard: int, write: Callable[[IO[bytes]], dict]) -> dict:
-        """Write a shard by write(file) -> summary, give it its final name, then keep and return the summary."""
+        """Call write(file), which writes the shard and returns its summary; rename the file, and keep the summary."""
         kept = f'{self.folder}/{self.shard_name(shard)}'
         with self.writing(self.shard_path(shard), part=f'{kept}.part') as file:
             summary = write(file)
@@ -144,10 +144,10 @@ class Job:
             yield file
 
     def save(self, value: Any, path: str) -> None:
-        """Keep an ImageList or Options as `<path>.npy` and `<path>.json`."""
+        """Save an ImageList or Options as `<path>.npy` and `<path>.json`."""
         value.save(path)
 
     @staticmethod
     def load(kind: Any, path: str) -> Any:
-        """Return the ImageList or Options, as the class `kind` says, that `save` kept."""
+        """Return what `save` saved, an object of the class `kind`: ImageList or Options."""
         return kind.load(path)

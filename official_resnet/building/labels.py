@@ -25,9 +25,9 @@ _XML = re.compile(r'ILSVRC2012_val_(\d{8})\.xml')
 
 
 def read_classes(path: str | os.PathLike | None = None, flag: str = 'labels_file') -> list[str]:
-    """Return the classes of a file with one class on each line, or ILSVRC2012's 1000 synsets without a path.
+    """Return the classes of a file with one class on each line, or ILSVRC2012's 1000 synsets if there is no path.
 
-    Messages call the file `flag`.
+    Error messages call the file `flag`.
 
     Raises:
         UserError: The file cannot be read, is empty, or has a class twice.
@@ -47,9 +47,9 @@ def read_classes(path: str | os.PathLike | None = None, flag: str = 'labels_file
 
 
 def read_texts(path: str | os.PathLike | None = None, flag: str = 'metadata_file') -> dict[str, str]:
-    """Return {class: its name in words} of a file of lines 'class TAB text', or ILSVRC2012's without a path.
+    """Return {class: its name in words} of a file of lines 'class TAB text', or ILSVRC2012's if there is no path.
 
-    Messages call the file `flag`.
+    Error messages call the file `flag`.
 
     Raises:
         UserError: The file cannot be read, or a line has no tab.
@@ -79,7 +79,7 @@ def read_validation(path: str | os.PathLike) -> list[str]:
     """Return the synsets of validation images 1, 2, ... from a list, the development kit or the validation boxes.
 
     Raises:
-        UserError: The file cannot be read, is damaged, lacks a part, or names anything but synsets.
+        UserError: The file cannot be read, is damaged, lacks a part, or has a class that is not a synset.
     """
     path = pathlib.Path(path).expanduser()
     with files.read_errors(path, REMEDY):
@@ -124,7 +124,7 @@ def _from_tar(path):
     for place, number in enumerate(numbers, 1):
         if number not in meta:
             raise UserError(
-                f"'{path}' has {number[:20]!r} as the class of image {place}, but not in its meta.mat; get it again"
+                f"'{path}' has {number[:20]!r} as the class of image {place}, but its meta.mat lacks it; get it again"
             )
     if not numbers:
         raise UserError(f"'{path}' has an empty list of classes; get it again")

@@ -1,4 +1,4 @@
-"""The progress of a long task: tqdm's bar on a terminal, and one of its lines from time to time elsewhere."""
+"""Show the progress of a long task: as tqdm's bar on a terminal, otherwise as a line every SECONDS."""
 
 import sys
 import types
@@ -7,29 +7,29 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 Log = Callable[[str], object]  # takes a line for the user
-SECONDS = 30  # between two lines without a terminal
+SECONDS = 30  # between two lines if there is no terminal
 
 
 class Progress(tqdm):
     """A bar, or lines for `log`, with tqdm's `update(n)` and `set_postfix_str(text, refresh=False)`.
 
     Args:
-        what: The task, in a word or two.
-        done: The part of the total that was done before.
+        task: The task, in a word or two.
+        done: How much of the total was done before.
         unit: The unit of the total: ' images', or 'B', which is printed with k, M, G.
     """
 
-    def __init__(self, what: str, total: int, log: Log, done: int = 0, unit: str = ' images'):
+    def __init__(self, task: str, total: int, log: Log, done: int = 0, unit: str = ' images'):
         self._log = log
         if sys.stderr.isatty():
-            where = {'file': sys.stderr, 'dynamic_ncols': True}
+            display = {'file': sys.stderr, 'dynamic_ncols': True}
         else:  # a stream that passes each line on to the log
             file = types.SimpleNamespace(write=self._write, flush=lambda: None)
-            where = {'file': file, 'leave': False, 'ncols': 0, 'mininterval': SECONDS, 'delay': SECONDS}
-        super().__init__(desc=what, total=total, initial=done, unit=unit, unit_scale=unit == 'B', miniters=1, **where)
+            display = {'file': file, 'leave': False, 'ncols': 0, 'mininterval': SECONDS, 'delay': SECONDS}
+        super().__init__(desc=task, total=total, initial=done, unit=unit, unit_scale=unit == 'B', miniters=1, **display)
 
     def update_to(self, place: int, postfix: str = '') -> None:
-        """Advance to a position, and show a text after it."""
+        """Advance to a position, and show a text after the bar."""
         self.set_postfix_str(postfix, refresh=False)
         self.update(place - self.n)
 

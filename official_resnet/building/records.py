@@ -26,11 +26,11 @@ KEYS = {'imagenet': IMAGENET_KEYS, 'folder': FOLDER_KEYS}  # by layout
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Options:
-    """What decides the records besides the images."""
+    """The settings that decide the records, besides the images."""
 
     texts: dict[str, str] = dataclasses.field(default_factory=dict)  # class -> its name in words
     boxes: Boxes = NO_BOXES
-    seed: int = 12345  # for the order of the images; upstream's
+    seed: int = 12345  # of the order of the images; upstream's default
     check: str = 'structure'  # or 'decode', see images.to_rgb_jpeg
     on_broken: str = 'skip'  # or 'fail'
     layout: str = 'imagenet'  # or 'folder', which has no synset and no boxes
@@ -49,7 +49,7 @@ class Options:
         return cls(boxes=boxes, **json.loads(pathlib.Path(f'{path}.json').read_text()))
 
     def digest(self) -> str:
-        """Return a SHA-256 of all that shards depend on. on_broken decides only whether there are shards."""
+        """Return a SHA-256 of the options that decide the bytes of shards, which on_broken does not."""
         digest = hashlib.sha256(json.dumps([self.texts, self.seed, self.check, self.layout], sort_keys=True).encode())
         for array in self.boxes:
             digest.update(array.tobytes())
@@ -74,7 +74,7 @@ def features(images: ImageList, i: int, options: Options, encoded: bytes, width:
     }
     if is_own:
         return result
-    boxes = options.boxes.of(basename)
+    boxes = options.boxes.for_image(basename)
     result['image/class/synset'] = synset.encode()
     for side, values in zip(('xmin', 'ymin', 'xmax', 'ymax'), boxes.T, strict=True):
         result[f'image/object/bbox/{side}'] = values

@@ -1,8 +1,8 @@
-"""Several processes build shards, `<name>-00000-of-01024` ...: TFRecord files of tf.train.Example.
+"""Build shards, `<name>-00000-of-01024` ..., in several processes. They are TFRecord files of tf.train.Example.
 
 The bytes of a shard depend only on the images, the options and its number. A shard is written in `.<name>.progress`,
 the folder of the job, and then renamed. A build that is killed at any point therefore continues with the same command
-and ends with the same bytes. `<name>.manifest.json`, written last, lists shards, reencoded images and broken images.
+and ends with the same bytes. `<name>.manifest.json`, written last, lists shards, re-encoded images and broken images.
 
 The processes are separate programs. They stop when the pipe to them closes, map images and boxes from the folder of the
 job into memory, and hold one image at a time.
@@ -40,13 +40,13 @@ _VERSION = 1  # changes when the same images and options give other bytes
 
 
 def shard_rows(count: int, shard: int, num_shards: int, seed: int) -> np.ndarray:
-    """Return the numbers of the images that a shard has, in order; int32, of 0..count-1."""
+    """Return the numbers of the images in a shard, in their order: int32, from 0..count-1."""
     return _order(count, seed)[count * shard // num_shards : count * (shard + 1) // num_shards]
 
 
 @functools.lru_cache(maxsize=1)
 def _order(count, seed):
-    """Return 0..count-1 shuffled by raw random numbers, which numpy keeps forever. Its shuffles may change (NEP 19)."""
+    """Return 0..count-1, shuffled by raw random numbers: numpy may change its shuffles, but not these (NEP 19)."""
     return np.argsort(np.random.PCG64(seed).random_raw(count), kind='stable').astype(np.int32)
 
 
@@ -136,8 +136,8 @@ def complete(job: Job, images: ImageList, options: Options, write: Callable[[lis
     Raises:
         UserError: The folder has files of another build, or a shard that was missing now has other bytes.
     """
-    all_that_decides = [_VERSION, job.num_shards, images.digest(), options.digest()]
-    fingerprint = hashlib.sha256(json.dumps(all_that_decides).encode()).hexdigest()
+    decisive = [_VERSION, job.num_shards, images.digest(), options.digest()]
+    fingerprint = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
     kept = job.open(fingerprint)
     todo = job.missing(kept) if kept else list(range(job.num_shards))
     if kept and not todo:
@@ -157,12 +157,12 @@ def complete(job: Job, images: ImageList, options: Options, write: Callable[[lis
                     f"'{entry['name']}' was missing, and the images now give other bytes than '{job.manifest_path}' "
                     f"states; delete that and '{job.output_dir}/{job.name}-*' to start over"
                 )
-        odd = [
+        notes = [
             f'{len(kept[key])} {what}'
-            for key, what in (('reencoded', 'images encoded anew'), ('broken', 'broken images left out'))
+            for key, what in (('reencoded', 'images re-encoded'), ('broken', 'broken images left out'))
             if kept[key]
         ]
-        names = f"; {', '.join(odd)}, named in '{job.manifest_path}'" if odd else ''
+        names = f"; {', '.join(notes)}, named in '{job.manifest_path}'" if notes else ''
         log(f'{job.name}: {kept["bytes"] / 1e9:.3f} GB in {job.num_shards} shards{names}')
         log(f'Finished writing all {kept["records"]} images in data set.')
     job.remove()
@@ -200,9 +200,9 @@ def _write_errors(job):
 
 
 def _write_shards(job, images, on_broken, num_threads, log, todo):
-    """Build the shards of `todo` that are not finished in processes; return the summaries of all of `todo`."""
+    """Build the unfinished shards of `todo` in several processes; return the summaries of all shards of `todo`."""
     unfinished = [shard for shard in todo if job.summary(shard, on_broken) is None]
-    sizes = images.rows['size']  # -1 where it is not known
+    sizes = images.rows['size']  # -1 for plain files
     needed, free = int(sizes[sizes > 0].sum()) * len(unfinished) // job.num_shards, shutil.disk_usage(job.folder).free
     if needed > free:
         raise UserError(
@@ -222,7 +222,7 @@ def _write_shards(job, images, on_broken, num_threads, log, todo):
 
 
 def _run_processes(job, todo, num_threads, progress):
-    """Hand out shards to processes until all are built. Whatever ends this function also ends the processes."""
+    """Hand out shards to processes until all are built. However this function ends, the processes end with it."""
     num_bytes, left = 0, iter(todo)
     command = [sys.executable, '-P', '-m', __name__, job.output_dir, job.name, str(job.num_shards)]
     with contextlib.ExitStack() as stack:
@@ -264,15 +264,15 @@ def _run_processes(job, todo, num_threads, progress):
 
 
 def _serve(output_dir, name, num_shards, descriptor):
-    """Run as a process of a build until the connection closes: receive numbers of shards, and write these shards.
+    """Run as a process of a build until the connection closes: receive the numbers of shards and write them.
 
-    It sends the sizes of new records, with None during a shard, and with its broken images or the error at its end.
+    It sends (sizes of new records, result): None during a shard, and its broken images or the error at its end.
     """
     job, connection = Job(output_dir, name, int(num_shards)), multiprocessing.connection.Connection(int(descriptor))
     images, options = job.load(ImageList, f'{job.folder}/images'), job.load(Options, f'{job.folder}/options')
     sizes, last = [], time.monotonic()
 
-    def tell(result):
+    def send(result):
         nonlocal last
         connection.send((sizes, result))
         sizes.clear()
@@ -281,10 +281,10 @@ def _serve(output_dir, name, num_shards, descriptor):
     def tick(size):
         sizes.append(size)
         if time.monotonic() - last > _TICK_SECONDS:
-            tell(None)
+            send(None)
 
     with contextlib.suppress(EOFError, ConnectionError):  # the build has ended
-        tell({})
+        send({})
         while True:
             shard = connection.recv()
             write = functools.partial(build_shard, images, shard, job.num_shards, options, on_image=tick)
@@ -293,7 +293,7 @@ def _serve(output_dir, name, num_shards, descriptor):
                     result = job.write_shard(shard, write)['broken']
             except UserError as error:
                 result = error
-            tell(result)
+            send(result)
 
 
 if __name__ == '__main__':

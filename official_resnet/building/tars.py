@@ -30,7 +30,7 @@ _VALIDATION_NAME = re.compile(r'ILSVRC2012_val_(\d{8})\.JPEG')
 _PACKED_NAME = re.compile(r'n\d{8}\.(tar\.\w+|t[gbx]z2?|zip)')
 _PACKERS = (('gzip', b'\x1f\x8b'), ('bzip2', b'BZh'), ('xz', b'\xfd7zXZ'), ('zstd', b'\x28\xb5\x2f\xfd'))
 _UNPACK = 'images are read in place, so unpack it to a plain tar file first'
-_CUT_OFF = 'unexpected end of data'  # tarfile's message where another header should follow
+_CUT_OFF = 'unexpected end of data'  # tarfile's message if another header should follow
 _BROKEN = (tarfile.TarError, ValueError, IndexError, KeyError, OverflowError)
 
 
@@ -164,7 +164,7 @@ def members(file: IO[bytes], begin: int, end: int, where: str) -> Iterator[tarfi
     try:
         tar: Any = tarfile.TarFile(fileobj=cast(IO[bytes], headers), mode='r')
         while (member := tar.next()) is not None:
-            tar.members = []  # or it would keep them all; the stubs do not know this list
+            tar.members = []  # or tar would keep them all; the type stubs lack this list
             inside, offset = f" at member '{member.name}'", member.offset
             if member.size < 0 or member.issparse():
                 raise tarfile.ReadError('it has no plain size')
@@ -177,12 +177,12 @@ def members(file: IO[bytes], begin: int, end: int, where: str) -> Iterator[tarfi
         if not last or last.strip(b'\0'):
             raise tarfile.ReadError('no header' if last else _CUT_OFF)
     except _BROKEN as error:
-        what = 'cut off' if str(error) == _CUT_OFF else 'damaged or no tar file'
+        what = 'cut off' if str(error) == _CUT_OFF else 'damaged or not a tar file'
         raise UserError(f'{where} is {what}: {error}{inside}, byte {offset}; get it again') from None
 
 
 class _Headers:
-    """A file for tarfile, which reads only headers: reads are small and end at byte `end`."""
+    """A file for tarfile, which reads only headers: a read is small and ends at byte `end`."""
 
     def __init__(self, file, end):
         self.file, self.end, self.tell, self.seek = file, end, file.tell, file.seek
@@ -220,7 +220,7 @@ class _Rows:
             self.skipped += [_basename(member)] if len(self.skipped) < 3 else []
 
     def sorted(self, log):
-        """Return the rows ordered by label, then name. Of two images with the same name, the later one stays."""
+        """Return the rows ordered by label, then name. If two images have the same name, the later one stays."""
         names, self.names = np.array(self.names), []  # a third of the memory, or less
         rows = np.zeros(len(names), [*ROW_FIELDS, ('name', names.dtype)])
         rows['offset'], rows['size'], rows['label'] = np.reshape(self.numbers, (-1, 3)).T

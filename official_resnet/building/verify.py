@@ -19,7 +19,7 @@ _MAX_FAULTS = 10  # reported for each shard
 def verify(output_dir: str | os.PathLike, name: str, log: Log = print) -> int:
     """Read every shard back, compare it with the manifest, and log a line for each fault; return the exit code.
 
-    Checked are the size, SHA-256 and checksums of a shard, its number of records, their keys and labels, and the
+    It checks the size, SHA-256 and checksums of a shard, its number of records, their keys and labels, and the
     structure of each JPEG. The exit code is 0 if nothing has changed since the build, else 1.
 
     Raises:
@@ -75,14 +75,14 @@ def _faults(folder, entry, manifest, classes, progress) -> Iterator[str]:
 
 
 def _fault(data, manifest, classes):
-    """Return the fault of a record, '' if there is none, and count its class."""
+    """Return the fault of a record, or '' if there is none, and count its class."""
     try:
         example = tfrecords.decode_example(data)
     except ValueError as error:
         return f'is not a tf.train.Example ({error})'
     wrong = example.keys() ^ KEYS[manifest['layout']]
     if wrong:
-        return f'has surplus keys or lacks some: {", ".join(sorted(wrong))}'
+        return f'has additional or missing keys: {", ".join(sorted(wrong))}'
     label, synsets = example['image/class/label'], manifest['synsets']
     if len(label) != 1 or not 1 <= label[0] < len(synsets):
         return f'has the label {label}, which is not in 1..{len(synsets) - 1}'

@@ -119,7 +119,7 @@ def test_it_continues_after_a_broken_image(built, tmp_path, capfd):
 def test_mistakes(built, tmp_path, capfd, monkeypatch):
     for changed, expected in (
         ({'train_tar': '/nowhere', **NO_VALIDATION}, "'/nowhere' does not exist"),
-        ({'train_tar': built.folder / ilsvrc.LABELS, **NO_VALIDATION}, 'no tar file'),
+        ({'train_tar': built.folder / ilsvrc.LABELS, **NO_VALIDATION}, 'not a tar file'),
         ({'runner': 'Nobody'}, '--runner=Nobody'),
     ):
         assert run(built, tmp_path, **changed) == 1

@@ -44,8 +44,8 @@ def test_parse(objects, expected):
 @pytest.mark.parametrize(
     'data,pattern',
     [
-        (b'<annotation><size>', 'no XML'),
-        (b'<?xml version="1.0" encoding="klingon"?><a/>', 'no XML'),
+        (b'<annotation><size>', 'not XML'),
+        (b'<?xml version="1.0" encoding="klingon"?><a/>', 'not XML'),
         (b'<a/>', 'size/width .*None'),
         (ilsvrc.xml((0, 400)), '0 x 400'),
         (ilsvrc.xml(('nan', 400)), "width .*'nan'"),
@@ -134,12 +134,12 @@ def test_boxes_of_a_csv(tmp_path):
         'n2_1.JPEG,0.1,0.2,0.3,0.4\nn1_10.JPEG,0,0,1,1\nn1_1.JPEG,0.5,0.5,0.6,0.6\nn2_1.JPEG,0.0,0.1,0.2,0.3\n'
     )
     found = boxes.read_csv(tmp_path / 'b.csv')
-    np.testing.assert_allclose(found.of('n2_1.JPEG'), [(0.1, 0.2, 0.3, 0.4), (0, 0.1, 0.2, 0.3)])
-    assert found.of('n1_10.JPEG').tolist() == [[0, 0, 1, 1]] and len(found.of('n1_1.JPEG')) == 1
+    np.testing.assert_allclose(found.for_image('n2_1.JPEG'), [(0.1, 0.2, 0.3, 0.4), (0, 0.1, 0.2, 0.3)])
+    assert found.for_image('n1_10.JPEG').tolist() == [[0, 0, 1, 1]] and len(found.for_image('n1_1.JPEG')) == 1
     for name in ('n1', '', 'n2_1.JPEGs', 'n1_10.JPEG and more'):
-        assert found.of(name).shape == (0, 4)
+        assert found.for_image(name).shape == (0, 4)
     (tmp_path / 'b.csv').write_text('')
-    assert boxes.read_csv(tmp_path / 'b.csv').of('n2_1.JPEG').shape == (0, 4)
+    assert boxes.read_csv(tmp_path / 'b.csv').for_image('n2_1.JPEG').shape == (0, 4)
 
 
 def test_mistakes_in_boxes(tmp_path):
