@@ -1,4 +1,4 @@
-"""What each network consists of and costs: 1512.03385 Table 1. resnet_variants prints it.
+"""What each network consists of and costs, as in 1512.03385 Table 1. resnet_variants prints the table.
 
 Everything is counted from the ResNetSpec, without Keras, so that the table takes no time. A test compares the counts
 with those of the networks that resnet_model builds.
@@ -17,13 +17,13 @@ from official_resnet.resnet_spec import Convolution, ResNetSpec, block_convoluti
 if TYPE_CHECKING:
     import keras
 
-IMAGE_SIZE = 224  # pixels, where the variant does not say
+IMAGE_SIZE = 224  # pixels, if the variant does not fix it
 NUM_CLASSES = {'cifar': 10, 'mnist': 10, 'imagenet': 1000, 'deep': 1000}  # by stem
-COLUMNS, LABEL_WIDTH, WIDTH = 6, 17, 23  # networks side by side; characters
+COLUMNS, LABEL_WIDTH, WIDTH = 6, 17, 23  # number of networks side by side; characters
 
 
 class Counts(NamedTuple):
-    """What a network costs: trainable parameters, multiply-adds of an image, (height, width) behind stem and groups."""
+    """What a network costs: trainable parameters, multiply-adds of an image, (height, width) after stem and groups."""
 
     parameters: int
     multiply_adds: int
@@ -31,7 +31,7 @@ class Counts(NamedTuple):
 
 
 def main(values: flags.FlagValues, names: Sequence[str]) -> None:
-    """Print the table of the variants named, or of all; `values` are no flags, for program.run_program."""
+    """Print the table of the named variants, or of all. `values` is empty; program.run_program passes it."""
     for name in names:
         resnet_variants.find_spec(name)
     for columns in in_tables(names or resnet_variants.VARIANTS):
@@ -47,7 +47,7 @@ def in_tables(names: Iterable[str]) -> Iterator[list[tuple[str, dict[str, list[s
 
 
 def describe(name: str) -> dict[str, list[str]]:
-    """Return {what and its output size: lines} of a variant: stem, groups, parameters, multiply-adds, blocks."""
+    """Return the rows of a variant, {label: lines}: stem and groups with their output sizes, then the totals."""
     spec = resnet_variants.find_spec(name)
     height, width, channels = resnet_variants.IMAGE_SHAPES[spec.stem]
     shape, num_classes = (height or IMAGE_SIZE, width or IMAGE_SIZE, channels), NUM_CLASSES[spec.stem]
@@ -59,8 +59,8 @@ def describe(name: str) -> dict[str, list[str]]:
     parts = [stem]
     for i, num_blocks in enumerate(spec.group_blocks):
         lines = [
-            f'[{kernel}x{kernel}, {filters}' + (f', C={groups}]' if groups > 1 else ']')
-            for filters, kernel, _, groups in block_convolutions(spec, spec.filters * 2**i, 1)
+            f'[{kernel}x{kernel}, {filters}' + (f', C={cardinality}]' if cardinality > 1 else ']')
+            for filters, kernel, _, cardinality in block_convolutions(spec, spec.filters * 2**i, 1)
         ]
         lines[len(lines) // 2] += f' x{num_blocks}'
         parts.append(lines)
@@ -121,8 +121,8 @@ def count(spec: ResNetSpec, num_classes: int, image_shape: tuple[int, int, int])
             convs = block_convolutions(spec, spec.filters * 2**i, stride)
             outer = convs[-1].filters
             if spec.is_projection(channels, outer, stride, is_first=j == 0):
-                kernel = Convolution(outer, spec.projection_kernel, stride)
-                convolve(size, channels, kernel)
+                projection = Convolution(outer, spec.projection_kernel, stride)
+                convolve(size, channels, projection)
                 normalize(0 if is_v2 else outer)
             for conv in convs:
                 normalize(channels if is_v2 else conv.filters)
@@ -144,7 +144,7 @@ def count_parameters(model: 'keras.Model | keras.layers.Layer') -> int:
 
 
 def count_multiply_adds(model: 'keras.Model') -> int:
-    """Return the multiplications in convolutions and the last layer, as the papers count; the image size is fixed."""
+    """Return the multiplications in convolutions and the last layer, as the papers do. The image size must be fixed."""
     import keras
 
     counted = (layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense))

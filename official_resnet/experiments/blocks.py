@@ -1,10 +1,10 @@
-"""The blocks that arXiv:1603.05027 compares with the original one: other shortcuts (Fig. 2), other orders (Fig. 4).
+"""The residual blocks of arXiv:1603.05027: other shortcuts (Fig. 2), and batch norm and ReLU in other orders (Fig. 4).
 
     block = make_block({'gate': 'exclusive', 'gate_bias': -6.0})
     model = resnet_model.resnet(spec, num_classes, input_shape, block)
 
-An experiment is a dict, which a run stores as TrainConfig.experiment. Two rows of the paper need no block of their
-own: a 1x1 convolution as the shortcut is shortcut='C', full pre-activation is version='2'.
+An experiment is a dict of fields of Experiment, which a run stores as TrainConfig.experiment. Two rows of the paper
+need only a spec: a 1x1 convolution as the shortcut is shortcut='C', full pre-activation is version='2'.
 """
 
 import dataclasses
@@ -24,14 +24,14 @@ ORDERS = ('original', 'bn_after_addition', 'relu_before_addition', 'relu_only_pr
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What an experiment changes of the block of version 1; g is a sigmoid of a 1x1 convolution of the shortcut."""
+    """The changes to the block of version 1. A gate g is the sigmoid of a 1x1 convolution of the shortcut, 0..1."""
 
-    order: str = 'original'  # where batch norm, ReLU and the addition stand, one of ORDERS
-    shortcut_scale: float = 1.0  # constants by which the two branches are multiplied (Fig. 2b)
-    residual_scale: float = 1.0
+    order: str = 'original'  # of batch norm, ReLU and addition, one of ORDERS
+    shortcut_scale: float = 1.0  # constant factor of the shortcut (Fig. 2b)
+    residual_scale: float = 1.0  # constant factor of F(x) (Fig. 2b)
     gate: str | None = None  # 'exclusive': (1 - g) x + g F(x) (Fig. 2c); 'shortcut_only': (1 - g) x + F(x) (Fig. 2d)
-    gate_bias: float = 0.0  # what the bias of that convolution starts at
-    shortcut_dropout: float = 0.0  # rate of dropout on the shortcut (Fig. 2f)
+    gate_bias: float = 0.0  # initial bias of the convolution of the gate
+    shortcut_dropout: float = 0.0  # rate of the dropout on the shortcut (Fig. 2f), 0 or more and below 1
 
     def __post_init__(self):
         if self.order not in ORDERS:
@@ -40,13 +40,13 @@ class Experiment:
             raise UserError(f"gate={self.gate!r} must be 'exclusive', 'shortcut_only' or None")
         if not 0 <= self.shortcut_dropout < 1:
             raise UserError(f'shortcut_dropout={self.shortcut_dropout} must be a rate, 0 or more and below 1')
-        others = (self.shortcut_scale, self.residual_scale, self.gate, self.gate_bias, self.shortcut_dropout)
-        if self.order != 'original' and others != (1.0, 1.0, None, 0.0, 0.0):
-            raise UserError(f'order={self.order!r} goes with no other change; leave the others out')
+        changes = (self.shortcut_scale, self.residual_scale, self.gate, self.gate_bias, self.shortcut_dropout)
+        if self.order != 'original' and changes != (1.0, 1.0, None, 0.0, 0.0):
+            raise UserError(f'order={self.order!r} cannot be combined with other changes; leave them out')
 
 
 def make_block(experiment: dict[str, Any]) -> Callable[..., Tensor]:
-    """Return the block function, called as residual_block, of the fields of Experiment that are not its defaults.
+    """Return a block function, called like residual_block, for the fields of Experiment that `experiment` changes.
 
     >>> from official_resnet.resnet_spec import ResNetSpec
     >>> block = make_block({'order': 'relu_before_addition'})
@@ -54,35 +54,35 @@ def make_block(experiment: dict[str, Any]) -> Callable[..., Tensor]:
     (None, 8, 8, 16)
 
     Raises:
-        UserError: an unknown field or a wrong value. The block function raises it for a network that no experiment
-            is about.
+        UserError: A field is unknown or a value is wrong. The block function raises it for an unsuitable spec.
     """
     unknown = experiment.keys() - {field.name for field in dataclasses.fields(Experiment)}
     if unknown:
         raise UserError(f'the experiment {experiment} has an unknown field, {min(unknown)}; leave it out')
-    trial = Experiment(**experiment)
+    changes = Experiment(**experiment)
 
     def block(x, spec, filters, stride, name, *, is_first=False, dilation=1, drop_rate=0.0):
-        others = (spec.version == '2', spec.shortcut is None, spec.se_reduction, spec.zero_gamma, drop_rate)
-        if any(others) or dilation > 1:
+        unsuitable = (spec.version == '2', spec.shortcut is None, spec.se_reduction, spec.zero_gamma, drop_rate)
+        if any(unsuitable) or dilation > 1:
             raise UserError(
-                f'the experiment {experiment} is about blocks of version 1 with a shortcut; pass a spec without '
+                f'the experiment {experiment} needs blocks of version 1 with a shortcut; pass a spec without '
                 'se_reduction, zero_gamma, stochastic_depth and output_stride'
             )
-        return _block(x, spec, block_convolutions(spec, filters, stride), stride, name, is_first, trial)
+        return _block(x, spec, block_convolutions(spec, filters, stride), stride, name, is_first, changes)
 
     return block
 
 
-def _block(x, spec, convs, stride, name, is_first, trial):
-    """Return the output of a block whose order of batch norm, ReLU and addition is that of Fig. 4 (a) to (d).
+def _block(x, spec, convs, stride, name, is_first, changes):
+    """Return the output of a block with one of the four orders of Fig. 4 (a) to (d), the rows of ORDERS.
 
-    (a) ReLU(F(x) + shortcut(x)), its branches changed as in Fig. 2; (b) ReLU(BN(F(x) + shortcut(x))), where F ends with
-    a convolution; (c) F(x) + shortcut(x), where F ends with a ReLU and so is never negative; (d) F(x) + shortcut(x),
-    where F begins with a ReLU and ends with a batch norm. Of (d), the first block of the network has the batch norm
-    that the stem lacks, which a spec with stem_bn=False says, and a ReLU follows the last block's addition (Appendix).
+    (a) ReLU(F(x) + shortcut(x)), where an experiment may change the branches as in Fig. 2.
+    (b) ReLU(BN(F(x) + shortcut(x))), where F ends with a convolution.
+    (c) F(x) + shortcut(x), where F ends with a ReLU, so it is never negative.
+    (d) F(x) + shortcut(x), where F begins with a ReLU and ends with a batch norm. The stem has no batch norm
+    (stem_bn=False), so the first block begins with one, and a ReLU follows the addition of the last block (Appendix).
     """
-    order, residual, first_bn = trial.order, x, 1
+    order, residual, first_bn = changes.order, x, 1
     if order == 'relu_only_preactivation':
         if spec.stem_bn is not False or spec.stem not in ('cifar', 'mnist'):
             raise UserError(f"order='{order}' needs stem_bn=False, not {spec.stem_bn}, and stem='cifar'")
@@ -103,7 +103,7 @@ def _block(x, spec, convs, stride, name, is_first, trial):
         return resnet_model.activation(y, spec, f'{name}_out')
     residual = resnet_model.batch_norm(residual, spec, f'{name}_bn{len(convs) + first_bn - 1}')
     if order == 'original':
-        y = keras.layers.Add(name=f'{name}_add')(_changed(residual, shortcut, spec, name, trial))
+        y = keras.layers.Add(name=f'{name}_add')(_change_branches(residual, shortcut, spec, name, changes))
         return resnet_model.activation(y, spec, f'{name}_out')
     if order == 'relu_before_addition':
         residual = resnet_model.activation(residual, spec, f'{name}_relu{len(convs)}')
@@ -112,20 +112,20 @@ def _block(x, spec, convs, stride, name, is_first, trial):
     return resnet_model.activation(y, spec, 'head_relu') if order == 'relu_only_preactivation' and is_last else y
 
 
-def _changed(residual, shortcut, spec, name, trial):
-    """Return [F(x), shortcut(x)], scaled, gated or dropped (Fig. 2)."""
-    if trial.gate:
+def _change_branches(residual, shortcut, spec, name, changes):
+    """Return [F(x), shortcut(x)] after scaling, gating or dropout (Fig. 2)."""
+    if changes.gate:
         options = {'kernel_initializer': resnet_model.INITIALIZERS[spec.initializer](), 'activation': 'sigmoid'}
-        options |= {'bias_initializer': keras.initializers.Constant(trial.gate_bias), 'data_format': NHWC}
+        options |= {'bias_initializer': keras.initializers.Constant(changes.gate_bias), 'data_format': NHWC}
         gate = keras.layers.Conv2D(residual.shape[-1], 1, **options, name=f'{name}_gate')(shortcut)
-        rest = keras.layers.Rescaling(-1.0, 1.0, name=f'{name}_gate_rest')(gate)  # 1 - g
-        shortcut = keras.layers.Multiply(name=f'{name}_gated_shortcut')([shortcut, rest])
-        if trial.gate == 'exclusive':
+        one_minus_gate = keras.layers.Rescaling(-1.0, 1.0, name=f'{name}_gate_rest')(gate)
+        shortcut = keras.layers.Multiply(name=f'{name}_gated_shortcut')([shortcut, one_minus_gate])
+        if changes.gate == 'exclusive':
             residual = keras.layers.Multiply(name=f'{name}_gated')([residual, gate])
-    if trial.residual_scale != 1:
-        residual = keras.layers.Rescaling(trial.residual_scale, name=f'{name}_scale')(residual)
-    if trial.shortcut_scale != 1:
-        shortcut = keras.layers.Rescaling(trial.shortcut_scale, name=f'{name}_shortcut_scale')(shortcut)
-    if trial.shortcut_dropout:
-        shortcut = keras.layers.Dropout(trial.shortcut_dropout, name=f'{name}_shortcut_dropout')(shortcut)
+    if changes.residual_scale != 1:
+        residual = keras.layers.Rescaling(changes.residual_scale, name=f'{name}_scale')(residual)
+    if changes.shortcut_scale != 1:
+        shortcut = keras.layers.Rescaling(changes.shortcut_scale, name=f'{name}_shortcut_scale')(shortcut)
+    if changes.shortcut_dropout:
+        shortcut = keras.layers.Dropout(changes.shortcut_dropout, name=f'{name}_shortcut_dropout')(shortcut)
     return [residual, shortcut]

@@ -15,9 +15,9 @@ DTYPES = ('auto', 'fp32', 'bf16')
 
 
 def cifar_flags(output_dir: str, *, trains: bool) -> definer.Definer:
-    """Return a Definer with the flags of an experiment on CIFAR-10: the data, the output, the amount.
+    """Return a Definer with the flags of an experiment on CIFAR-10: data, output and duration.
 
-    With `trains`, there are also flags of the training. A flag that is not given has the paper's value, or --quick's.
+    With `trains`, there are also flags of the training. By default, a flag has the paper's value, or that of --quick.
     """
     define = definer.Definer(absl_flags.FlagValues())
     define.known('data_dir', '/tmp/cifar10_data')
@@ -39,19 +39,19 @@ def cifar_flags(output_dir: str, *, trains: bool) -> definer.Definer:
 def define_list(
     define: definer.Definer, name: str, default: Sequence[str] | None, text: str, choices: Collection[str] = ()
 ) -> None:
-    """Define a flag for a comma list of names out of `choices`, or of numbers of layers (is_depth) without choices."""
+    """Define a flag for a comma-separated list of names in `choices` or, without choices, of depths (see is_depth)."""
     define.names(name, default, text)
-    is_right, right = (choices.__contains__, ', '.join(choices)) if choices else (is_depth, 'numbers 6n+2: 8, 14, ...')
+    is_valid, valid = (choices.__contains__, ', '.join(choices)) if choices else (is_depth, 'numbers 6n+2: 8, 14, ...')
     absl_flags.register_validator(
         name,
-        lambda items: items is None or items and all(map(is_right, items)),
-        f'must be a comma list of {right}',
+        lambda items: items is None or items and all(map(is_valid, items)),
+        f'must be a comma-separated list of {valid}',
         define.values,
     )
 
 
 def is_depth(depth: int | str) -> bool:
-    """Return whether a number, for example 20 or '20', is one of layers of a CIFAR network, 6n+2."""
+    """Return whether `depth`, such as 20 or '20', is a number of layers of a CIFAR network: 6n+2, 8..MAX_LAYERS."""
     text = str(depth).strip()
     return text.isdecimal() and len(text) < 6 and 8 <= int(text) <= MAX_LAYERS and int(text) % 6 == 2
 

@@ -1,4 +1,4 @@
-"""Vanishing and exploding gradients in the smallest network that shows them, a chain of one neuron in each layer.
+"""Vanishing and exploding gradients in the smallest network that shows them, a chain with one neuron in each layer.
 
     z_i = w_i a_(i-1) + b_i;  a_i = f(z_i), with a shortcut f(z_i) + a_(i-1);  a_0 = x
 
@@ -32,9 +32,9 @@ class ChainGradients(NamedTuple):
 
     slopes: np.ndarray  # f'(z_i)
     factors: np.ndarray  # d a_i / d a_(i-1) = w_i f'(z_i), plus 1 with a shortcut
-    inputs: np.ndarray  # gradient of the output with respect to a_(i-1), the product of the factors from i to the last
-    weights: np.ndarray  # with respect to w_i
-    biases: np.ndarray  # with respect to b_i
+    inputs: np.ndarray  # d a_n / d a_(i-1), the product of the factors from layer i to the last
+    weights: np.ndarray  # d a_n / d w_i
+    biases: np.ndarray  # d a_n / d b_i
 
 
 def chain_gradients(
@@ -54,18 +54,18 @@ def chain_gradients(
     """
     function, derivative = ACTIVATIONS[activation]
     weights, biases = np.asarray(weights, np.float64), np.asarray(biases, np.float64)
-    entered, derivatives = [], []
+    layer_inputs, derivatives = [], []
     a = np.broadcast_to(np.asarray(x, np.float64), weights.shape[1:])
     for w, b in zip(weights, biases, strict=True):
         z = w * a + b
-        entered.append(a)
+        layer_inputs.append(a)
         derivatives.append(derivative(z))
         a = function(z) + a * shortcut
-    inputs, slopes = np.array(entered), np.array(derivatives)
+    inputs, slopes = np.array(layer_inputs), np.array(derivatives)
     factors = weights * slopes + shortcut
     products = np.cumprod(factors[::-1], axis=0)[::-1]
-    behind = np.concatenate([products[1:], np.ones_like(products[:1])])  # from the output of layer i on
-    return ChainGradients(slopes, factors, products, inputs * slopes * behind, slopes * behind)
+    after = np.concatenate([products[1:], np.ones_like(products[:1])])  # d a_n / d a_i
+    return ChainGradients(slopes, factors, products, inputs * slopes * after, slopes * after)
 
 
 def chain_table(

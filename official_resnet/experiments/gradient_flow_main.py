@@ -2,18 +2,20 @@
 
     python gradient_flow_main.py --data_dir ~ --quick                      # 20 and 56 layers, 60 steps of 64
     python gradient_flow_main.py --data_dir ~                              # 20, 56 and 110 layers, 300 steps of 128
-    python gradient_flow_main.py --data_dir ~ --quick --batch_norm=off --init=normal_0.01 --nostandardize
-    python gradient_flow_main.py --data_dir ~ --quick --activations=sigmoid --auxiliary_loss
+    python gradient_flow_main.py --data_dir ~ --quick --batch_norm=off \\
+        --init=normal_0.01 --nostandardize
+    python gradient_flow_main.py --data_dir ~ --quick --activations=sigmoid \\
+        --auxiliary_loss
 
 On two cores, --quick took 6 minutes beside other jobs (n = 1). The longer form has not been run. Figure and numbers:
 docs/experiments.md, docs/results.md.
 
-It begins with chains of one neuron in each layer (gradient_chain.py), where the gradient is a product that can be
-written down. Then it trains networks on CIFAR images and measures the root mean square of each convolution's gradient,
-before and during training. Each remedy of vanishing gradients has a flag: --init, --batch_norm, --standardize,
---auxiliary_loss. A ReLU removes the saturation of the sigmoid, but a deep plain network of ReLUs still trains worse
-than a shallow one; shortcuts fix that. Without batch norm, each residual block of ReLUs doubles the variance of its
-input, so a deep network may overflow, which is recorded. If it is stopped, the same command continues.
+The program begins with chains of one neuron in each layer (gradient_chain.py), where the gradient is a product that
+can be written down. Then it trains networks on CIFAR images and measures the root mean square of the gradient of each
+convolution, before and during training. Each remedy for vanishing gradients has a flag: --init, --batch_norm,
+--standardize, --auxiliary_loss. A ReLU removes the saturation of the sigmoid, but a deep plain network of ReLUs still
+trains worse than a shallow one; shortcuts fix that. Without batch norm, each residual block of ReLUs doubles the
+variance of its input, so a deep network may overflow, which is recorded. If it is stopped, the same command continues.
 --output_dir receives gradient_flow.png, chain.png and gradient_flow.json.
 """
 
@@ -48,7 +50,7 @@ def define_flags() -> absl_flags.FlagValues:
     define.enum('batch_norm', 'both', ['both', 'on', 'off'], 'Networks with batch norm, without it, or both.')
     text = 'Initializer of the convolutions: He et al., or a normal distribution with this standard deviation.'
     define.enum('init', 'he', ['he', 'normal_0.01', 'normal_1'], text)
-    define.boolean('standardize', True, 'Give each image mean 0 and standard deviation 1, instead of 0..255.')
+    define.boolean('standardize', True, 'Give each image mean 0 and standard deviation 1, instead of values 0..255.')
     define.boolean('auxiliary_loss', False, 'Add a classifier with a loss after each group, not only after the last.')
     return define.values
 
@@ -141,8 +143,8 @@ def format_chain(rows: Sequence[dict[str, Any]]) -> str:
     title = '|d output / d input| of chains of one neuron in each layer, weights of N(0, 1): median of those not 0'
     lengths = sorted({row['layers'] for row in rows})
     lines = [title, f'{"layers":20}' + ''.join(f'{length:>9}' for length in lengths)]
-    for (name, shortcut), group in itertools.groupby(rows, operator.itemgetter('activation', 'shortcut')):
-        part = list(group)
+    for (name, shortcut), chain in itertools.groupby(rows, operator.itemgetter('activation', 'shortcut')):
+        part = list(chain)
         lines.append(f'{name + ", shortcut" * shortcut:20}' + ''.join(f'{_number(row["median"]):>9}' for row in part))
         if any(row['zero_share'] for row in part):
             lines.append(f'{"  share that is 0":20}' + ''.join(f'{row["zero_share"]:9.3f}' for row in part))

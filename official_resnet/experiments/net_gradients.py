@@ -34,8 +34,8 @@ def measure_net(
         received: The signals that have arrived, from devices.catch_signals.
 
     Returns:
-        'layers': The names of the convolutions, the first one first.
-        'samples': [{'step': number of steps before, 'gradients': root mean square of each kernel's gradient, or None if
+        'layers': The names of the convolutions, from input to output.
+        'samples': [{'step': number of steps done, 'gradients': root mean square of each kernel's gradient, or None if
             it is not finite}, ...].
         'losses': The loss of each step.
         'final_loss': The mean of the last losses, or None if training diverged.
@@ -57,7 +57,7 @@ def measure_net(
         if done in wanted:
             samples.append({'step': done, 'gradients': [g if math.isfinite(g) else None for g in gradients]})
         if received:
-            text = f'{signal.Signals(received[0]).name}: finished networks are stored; the same command continues'
+            text = f'{signal.Signals(received[0]).name}: finished networks are kept; run the same command to continue'
             raise resnet_run_loop.Interrupted(received[0], text)
         if not math.isfinite(loss):
             diverged_at = done
@@ -102,7 +102,7 @@ def make_step(
 
 
 def with_auxiliary_heads(net: keras.Model) -> keras.Model:
-    """Return a model with the network's logits and those of a new classifier (mean, dense) after each other group."""
+    """Return a model with the network's logits and those of new mean and dense layers after all groups but the last."""
     maps = grad_cam.features(net)(net.input)
     outputs = [maps['logits']]
     for name in sorted(name for name in maps if name.startswith('group'))[:-1]:

@@ -1,6 +1,6 @@
 """Train the networks of an experiment one after the other, and write its results.
 
-An output_dir belongs to one setting. settings.json records it, and a command with another setting is refused. The
+All networks of an output_dir have the same settings. settings.json records them, and other settings are refused. The
 model_dir of a network is runs/NAME below it. A network with a result.json is finished, so the same command, or one that
 asks for more networks, trains only those that are missing.
 """
@@ -23,7 +23,7 @@ from official_resnet.training import callbacks, devices, recipes, step
 from official_resnet.training.config import Schedule, TrainConfig
 
 PAPER = recipes.CIFAR['official'] | recipes.CIFAR['paper']
-# For minutes on two cores: the first fifth of the images, and few epochs, with drops at 1/2 and 3/4 as in the paper.
+# --quick uses the first fifth of the images and few epochs, with drops at 1/2 and 3/4 as in the paper.
 QUICK_IMAGES = 10_000
 # "0.01 to warm up ... about 400 iterations": 1512.03385 Sec. 4.2 for its ResNet-110, 1603.05027 for all networks.
 WARM_UP_LAYERS, WARM_UP_FACTOR = 110, 0.1
@@ -55,7 +55,7 @@ def run(
     config = train_config(values, *experiment_program.find_data(values), quick_epochs)
     shared = config.to_json()
     schedule = {f'schedule.{field}': value for field, value in shared.pop('schedule').items()}
-    own = ('spec', 'experiment', 'machine')  # of each net
+    own = ('spec', 'experiment', 'machine')  # that each network has of its own
     settings |= {field: value for field, value in shared.items() if field not in own} | schedule
     claim_folder(values.output_dir, settings)
     for net in nets.values():
@@ -71,13 +71,13 @@ def run(
 
 
 def network(depth: int, experiment: dict[str, Any] | None = None, **axes: Any) -> dict[str, Any]:
-    """Return the fields of TrainConfig for the papers' network with `depth` layers, in which `axes` differ."""
+    """Return the fields of TrainConfig for the papers' network with `depth` layers; `axes` are fields of its spec."""
     spec = resnet_variants.cifar_spec(depth, bn_momentum=PAPER['bn_momentum'], **axes)
     return {'spec': spec, 'experiment': experiment or None}
 
 
 def train_config(values: absl_flags.FlagValues, dataset: str, data_dir: str | None, quick_epochs: int) -> TrainConfig:
-    """Return the TrainConfig of the flags, in which each network replaces `spec` and `machine.model_dir`."""
+    """Return the TrainConfig of the flags. Each network replaces its `spec` and `machine.model_dir`."""
     changes = {name: values[name].value for name in ('batch_size', 'seed')}
     changes['num_train_images'] = values.num_train_images or (QUICK_IMAGES if values.quick else None)
     epochs = values.train_epochs or (quick_epochs if values.quick else None)
@@ -160,7 +160,7 @@ def train_net(name: str, config: TrainConfig, output_dir: str) -> dict[str, Any]
     train, test = ([line for line in lines if line['split'] == split] for split in ('train', 'test'))
     curves = {name: [line[name] for line in train] for name in ('epoch', 'step', 'learning_rate')}
     curves['train_loss'] = [line['loss'] for line in train]
-    curves['train_error'], curves['test_error'] = ([_error(line['accuracy']) for line in of] for of in (train, test))
+    curves['train_error'], curves['test_error'] = ([_error(line['accuracy']) for line in run] for run in (train, test))
     errors = (None,) * 3 if failed else (curves['train_error'][-1], train_error, curves['test_error'][-1])
     result = {
         'failed': failed,

@@ -62,9 +62,7 @@ def define_flags() -> absl_flags.FlagValues:
     define = experiment_program.cifar_flags('/tmp/resnet_shortcuts', trains=True)
     text = f'Number of layers that have weights: 6n+2; {PAPER_SIZE}, with --quick {QUICK_SIZE}.'
     define.known('resnet_size', None, text=text, least=8)
-    experiment_program.define_list(
-        define, 'rows', ','.join(ROWS), f'Networks to train, a list of {", ".join(ROWS)}.', ROWS
-    )
+    experiment_program.define_list(define, 'rows', ','.join(ROWS), 'Networks to train; all by default.', ROWS)
     absl_flags.register_validator(
         'resnet_size',
         lambda size: size is None or experiment_program.is_depth(size),
@@ -102,10 +100,7 @@ def judge(nets: dict[str, dict[str, Any]]) -> dict[str, bool | None]:
     others = [error for name, error in errors.items() if name not in ('original', *ORDERS)]
     is_best = all(error is None or original < error for error in others) if original is not None and others else None
     is_better = None if original is None or preactivated is None else preactivated < original
-    return {
-        'identity_is_the_best_shortcut': is_best,
-        'full_preactivation_is_better_than_the_original': is_better,
-    }
+    return {'identity_is_the_best_shortcut': is_best, 'full_preactivation_is_better_than_the_original': is_better}
 
 
 if __name__ == '__main__':

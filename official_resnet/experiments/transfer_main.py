@@ -3,14 +3,14 @@
     python transfer_main.py --image_folder ~/images --quick     # minutes on two cores
     python transfer_main.py --image_folder ~/images
 
-On two cores the first network took 17 minutes, which include pauses, and the others one and a half: from scratch
+On two cores the first network took 17 minutes, pauses included, and all others one and a half: from scratch
 70.46 %, all layers 83.28 %, last group 83.22 %, frozen backbone 73.92 % (n = 1; table in docs/results.md).
 
 The folder has a subfolder for each class, or train/CLASS and test/CLASS, for example CIFAR-10's images as JPEG files. A
 ResNet-20 learns the first half of the classes, in alphabetical order. Then networks learn the other half in several
 ways (WAYS), from its weights or from scratch, all from the same few images. Times are those of training; they include
 the features of a frozen backbone, but not the tests. --quick takes fewer images and epochs. If it is stopped, the same
-command continues and keeps finished networks. It prints a table, and --output_dir receives transfer.json.
+command continues and keeps finished networks. The program prints a table, and --output_dir receives transfer.json.
 """
 
 import dataclasses
@@ -78,7 +78,7 @@ def define_flags() -> absl_flags.FlagValues:
         define.integer(name, None, f'{text}; {default}.', 'te' if name == 'train_epochs' else None, 1)
     define.known('batch_size', 32, text='Number of images in a step; 128 for the first network.')
     define.known('dtype', 'auto', choices=experiment_program.DTYPES)
-    experiment_program.define_list(define, 'ways', ','.join(WAYS), f'Ways to learn, a list of {", ".join(WAYS)}.', WAYS)
+    experiment_program.define_list(define, 'ways', ','.join(WAYS), 'Ways to learn; all by default.', WAYS)
     absl_flags.register_validator('image_folder', lambda path: path is not None, 'must be given', define.values)
     return define.values
 
@@ -163,7 +163,7 @@ def link_images(
         part = 'source' if label < len(classes) // 2 else 'target'
         limit = sizes['source_images' if part == 'source' else 'images_per_class']
         for split in ('train', 'test'):
-            paths = [path for path, of in files[split] if of == label]
+            paths = [path for path, file_label in files[split] if file_label == label]
             if split == 'train' and limit:
                 if limit > len(paths):
                     found = f'{len(paths)} training images, not {limit}'

@@ -28,7 +28,7 @@ SPEC = resnet_spec.ResNetSpec(
     (2, 2), filters=16, stem='mnist', shortcut='A', shortcut_padding='end', bn_momentum=0.999, bn_epsilon=1e-3
 )
 IMAGE_SHAPE = (28, 28, 1)  # float32, 0..1
-# Kernels start from a normal distribution with deviation 0.1 that is cut off at 0.2, biases from 0.
+# Kernels start from a normal distribution with deviation 0.1 that is truncated at 0.2, biases from 0.
 INITIALIZER = functools.partial(keras.initializers.TruncatedNormal, 0.0, 0.1)
 MAX_POOL = functools.partial(keras.layers.MaxPooling2D, 2, 2, 'same', data_format=layers.NHWC)
 
@@ -41,9 +41,9 @@ TRAINING: dict[str, Any] = {
     'batch_size': 120,
     'train_steps': 799,  # `step = 1; while step < 800`: 1.7 epochs of its 55,000 training images
     'test_images': 256,  # the first ones of the test set, tested every 10 steps; there is no other test
-    # This is hard-wired and an error: the test, too, normalises by its own batch, so the class of an image depends on
-    # the images beside it, and updates the moving averages, which nothing reads. model(images, training=True) does the
-    # same. The averages would not serve: after 799 updates, 0.999 ** 799 = 45 % of them is still their initial value.
+    # The tutorial never changes this. That is an error: its test also normalises by the batch, so the class of an image
+    # depends on the other images, and it updates the moving averages, which nothing reads. model(images, training=True)
+    # does the same. The averages would be useless: after 799 updates, 0.999 ** 799 = 45 % of each is its initial value.
     'is_training': True,
 }
 

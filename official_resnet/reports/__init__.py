@@ -1,1 +1,1 @@
-"""What an evaluation found, in numbers and figures."""
+"""Reports of an evaluation, in numbers and figures."""

@@ -1,4 +1,4 @@
-"""Report an evaluation class by class: accuracies, the worst and best classes, which classes are confused."""
+"""Report an evaluation class by class: accuracies, the worst and best classes, and confused classes."""
 
 import csv
 import io
@@ -35,8 +35,8 @@ def guess(model: 'keras.Model', batches: 'tf.data.Dataset') -> tuple[np.ndarray,
     @tf.function(reduce_retracing=True)
     def guess_batch(images, labels):
         probabilities = tf.nn.softmax(model(images, training=False))
-        of_images = tf.reshape(probabilities, [tf.shape(labels)[0], -1, probabilities.shape[-1]])
-        return tf.math.top_k(tf.reduce_mean(of_images, 1), num_guesses).indices
+        per_image = tf.reshape(probabilities, [tf.shape(labels)[0], -1, probabilities.shape[-1]])
+        return tf.math.top_k(tf.reduce_mean(per_image, 1), num_guesses).indices
 
     parts = [(labels.numpy(), guess_batch(images, labels).numpy()) for images, labels in batches]
     labels, guesses = zip(*parts, strict=True)
@@ -65,7 +65,7 @@ def report(
         the most frequent pair first. share is the fraction of the true class's images.
 
     Raises:
-        ValueError: The shapes do not fit, or a label or guess is not one of the classes.
+        ValueError: The shapes do not fit each other, or a label or guess is not one of the classes.
     """
     labels, guesses, classes = np.asarray(labels), np.asarray(guesses), len(names)
     ids = [None] * classes if ids is None else ids
@@ -79,7 +79,7 @@ def report(
             raise ValueError(f'classes must be integers in 0..{classes - 1}')
     labels, hits = labels.astype(np.int64), guesses == labels[:, None]
     has_top5 = classes > TOP and guesses.shape[1] == TOP
-    counts, top1, top5 = (np.bincount(labels[of], minlength=classes) for of in (slice(None), hits[:, 0], hits.any(1)))
+    counts, top1, top5 = (np.bincount(labels[i], minlength=classes) for i in (slice(None), hits[:, 0], hits.any(1)))
 
     def accuracies(which):
         count = int(counts[which].sum())

@@ -1,8 +1,8 @@
 """Plot figures. No other module imports matplotlib.
 
-    python -m official_resnet.reports.figures MODEL_DIR    # plot MODEL_DIR/curves.png, or plot it again
+    python -m official_resnet.reports.figures MODEL_DIR    # plot MODEL_DIR/curves.png, or replace it
 
-The command reads metrics.jsonl only and takes about a second. A training runs it when it ends.
+The command reads metrics.jsonl only and takes about a second. Training programs run it when they end.
 """
 
 import itertools
@@ -23,10 +23,10 @@ except ImportError:
 from official_resnet import checkpoints
 from official_resnet.errors import UserError, one_line
 
-matplotlib.use('Agg')  # write files, whether there is a display or not
+matplotlib.use('Agg')  # write files, with or without a display
 from matplotlib import pyplot  # noqa: E402
 
-# The colour-blind can tell these apart, too (Okabe and Ito 2008).
+# Colour-blind readers can distinguish these, too (Okabe and Ito 2008).
 _COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 _SMALL = {'fontsize': 'small'}
 _MARKER = {1: 'o'}  # by the number of points, because a single point makes no line
@@ -98,7 +98,7 @@ def error_bars(
     bars = (([final['test_error'] for final in finals], 'loss not finite'), (published, 'fails (above 20)'))
     for axis, (values, failure), color, title in zip(axes, bars, _COLORS[:2], titles, strict=True):
         axis.barh(places, [value or 0 for value in values], color=color, height=0.7, label='test error')
-        for place, value in enumerate(values):  # inside the bar, where no training error is
+        for place, value in enumerate(values):  # inside the bar, away from the training error
             text, text_color = (failure, 'black') if value is None else (f'{value:.2f}', 'white')
             axis.annotate(text, (0, place), (6, 0), textcoords='offset points', va='center', color=text_color, **_SMALL)
         axis.set_title(title, fontsize='medium')
@@ -159,11 +159,11 @@ def chain_gradients(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike) 
     figure, axis = pyplot.subplots(figsize=(7, 4.5), layout='constrained')
     chains = dict.fromkeys((row['activation'], row['shortcut']) for row in rows)
     for color, chain in zip(_COLORS, chains, strict=False):
-        part = [row for row in rows if (row['activation'], row['shortcut']) == chain and row['median'] is not None]
-        lengths = [row['layers'] for row in part]
-        low, median, high = ([math.log10(row[name]) for row in part] for name in ('low', 'median', 'high'))
+        known = [row for row in rows if (row['activation'], row['shortcut']) == chain and row['median'] is not None]
+        lengths = [row['layers'] for row in known]
+        low, median, high = ([math.log10(row[name]) for row in known] for name in ('low', 'median', 'high'))
         label = chain[0] + ' with shortcuts' * chain[1]
-        if any(row['zero_share'] for row in part):
+        if any(row['zero_share'] for row in known):
             label += ' (those that are not 0; half of them die in each layer)'
         axis.plot(lengths, median, color=color, linewidth=2, marker='o', markersize=4, label=label)
         axis.fill_between(lengths, low, high, color=color, alpha=0.15, linewidth=0)
