@@ -90,7 +90,9 @@ def test_records(built):
             label = built.synsets.index(synsets[name]) + 1
             assert row['image/class/synset'] == [synsets[name].encode()] and row['image/class/label'] == [label]
             sides = [row[f'image/object/bbox/{side}'] for side in ('xmin', 'ymin', 'xmax', 'ymax')]
-            np.testing.assert_array_equal(np.transpose(sides), found.of(name) if split == 'train' else np.empty((0, 4)))
+            np.testing.assert_array_equal(
+                np.transpose(sides), found.for_image(name) if split == 'train' else np.empty((0, 4))
+            )
             assert row['image/object/bbox/label'] == [label] * len(sides[0])
 
 
