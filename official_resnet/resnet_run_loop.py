@@ -109,7 +109,6 @@ def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
     >>> config = resnet.TrainConfig(network, dataset='synthetic', max_train_steps=2, machine=machine)
     >>> _ = resnet.train(config, callbacks=())
     >>> evaluate(config)['num_images']
-    evaluating run/checkpoints/step-000000002.npz: epoch 0, step 2
     2000
 
     Returns:
