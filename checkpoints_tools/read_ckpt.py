@@ -1,7 +1,7 @@
 """List the variables of a foreign checkpoint, or convert it to a verified Keras model.
 
     python checkpoints_tools/read_ckpt.py --list resnet50.pth
-    python checkpoints_tools/read_ckpt.py --input resnet50.pth --output net.keras
+    python checkpoints_tools/read_ckpt.py --input net.pth --output net.keras
     python checkpoints_tools/read_ckpt.py --input net.keras --to torch \\
         --output net.safetensors
 
