@@ -175,8 +175,8 @@ def make_strategy(machine: 'MachineConfig', batch_size: int) -> 'tf.distribute.S
 def require_even(batch_size: int, replicas: int) -> None:
     """Raise UserError if the batch size is not a multiple of the number of devices."""
     if batch_size % replicas:
-        nearest = max(batch_size // replicas, 1) * replicas
-        raise UserError(f'--batch_size={batch_size} is not a multiple of {replicas} devices; try {nearest}')
+        remedy = f'pass --batch_size={max(batch_size // replicas, 1) * replicas}'
+        raise UserError(f'--batch_size={batch_size} is not a multiple of {replicas} devices; {remedy}')
 
 
 def machine_info() -> dict:
