@@ -51,7 +51,11 @@ EXPECTED = {
         *('transfer_head', 'replicas', 'workers'),
     )
 } | {
-    'conversions': {'* card: verified.max_*': "the families' own definitions share their formulas"} | _SPEC,
+    'conversions': {
+        '* card: verified.max_*': "the families' own definitions share their formulas",
+        'official_tf: --list': 'why a variable is ignored is said in a whole sentence',
+    }
+    | _SPEC,
     'flags': {
         'benchmark_build --pictures: *': 'it is --images of benchmarks.build',
         'benchmark_build --images: *': 'it was --pictures',
