@@ -96,7 +96,7 @@ def training_batches(resize: str, batch_size: int, steps: int, folder: str) -> I
     from official_resnet.inputs.views import Views
 
     files = _in_turn(list_files(folder), steps * batch_size)
-    views = Views(SIZE, min_area=MIN_AREA, use_boxes=False, resize=resize)
+    views = Views(SIZE, min_area=MIN_AREA, use_boxes=False, resize=resize, crop='torch')
     source = streamed.Files(files, [0] * len(files))
     split = streamed.StreamedSplit(source, 1, 'folder', ('image',), PUBLISHED['torch'], views)
     return split.training_batches(batch_size)

@@ -62,14 +62,16 @@ EXPECTED = {
         'benchmark_build --child: *': 'it was internal; benchmarks.measuring starts the processes now',
         'read_ckpt --source: type': 'the families have another order',
         '* --data_format: type': 'any value is accepted, and ignored',
+        'imagenet_main --crop_sampler: *': 'it is new',
     },
-    'imagenet': {'*': 'the warm-up counts images / batch size, a fraction, as official/resnet does'},
+    'imagenet': {'*': 'the warm-up counts images / batch size, and crops are 0.75 to 1.33 as wide as high (official)'},
     'shortcuts': {'shortcuts.json: settings.*': 'where a training runs is no setting of an experiment'},
     'evaluation': {'stdout: *': 'a first line names the net that is evaluated'},
     'recipes': {
         'cifar10-paper: config.schedule.boundaries': 'in epochs of 390.625 steps: still 32,000 and 48,000',
         '*: config.machine.in*_op_threads': 'was not stored',
         '*: config.experiment': 'was part of the spec',
+        'imagenet-*: config.views.crop': "it is new; fb and fast have torchvision's crops",
     }
     | _SPEC,
 }

@@ -1,5 +1,7 @@
 """Turn an encoded image into a network's input, by pure functions that compute the same eagerly and inside tf.data."""
 
+import math
+
 import tensorflow as tf
 
 from official_resnet.inputs.views import Views
@@ -11,9 +13,7 @@ LONGEST = 32  # evaluation crops an image that is longer than this many times it
 def train_view(jpeg: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor, views: Views, flip: bool = True) -> tf.Tensor:
     """Return a random part of a JPEG, resized and mirrored half of the time: float32 [size, size, 3], RGB, 0..255.
 
-    The part has an aspect ratio of 3/4 to 4/3 and an area from views.min_area to all of the image. With views.use_boxes
-    it contains a tenth of one of the boxes (or of the image, if it has none). After 100 failed attempts it is the whole
-    image. Only the part is decoded. arXiv:1409.4842 Sec. 6, with the numbers of official/resnet.
+    `official_crop` or `torch_crop` draws the part, as views.crop says, and only the part is decoded.
 
     Args:
         jpeg: The encoded image, string [].
@@ -23,24 +23,52 @@ def train_view(jpeg: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor, views: Views,
     """
     with tf.name_scope(DECODER):
         shape = tf.io.extract_jpeg_shape(jpeg)  # reads the header only
-    if not views.use_boxes:
-        boxes = tf.zeros([0, 4])
-    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-        shape,
-        tf.expand_dims(boxes, 0),
-        seed,
-        min_object_covered=0.1 if views.use_boxes else 0.0,
-        aspect_ratio_range=(0.75, 4 / 3),
-        area_range=(views.min_area, 1.0),
-        max_attempts=100,
-        use_image_if_no_bounding_boxes=True,
-    )
-    window = tf.concat([begin[:2], size[:2]], 0)  # top, left, height, width
+    window = torch_crop(shape, seed, views) if views.crop == 'torch' else official_crop(shape, boxes, seed, views)
     image = decode_jpeg(jpeg, views, window)
     coin = tf.random.stateless_uniform([], tf.random.experimental.stateless_fold_in(seed, 1))
     # Mirror before resizing, as official/resnet does: with TensorFlow 1's bilinear resize, the order matters.
     image = tf.cond(tf.logical_and(coin < 0.5, flip), lambda: tf.reverse(image, [1]), lambda: image)
     return _resize(image, [views.size, views.size], views)
+
+
+def official_crop(shape: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor, views: Views) -> tf.Tensor:
+    """Return a random part of an image of `shape` [h, w, c] as official/resnet draws it: top, left, height, width.
+
+    The part has an aspect ratio of 0.75 to 1.33 and an area from views.min_area to all of the image. With
+    views.use_boxes it contains a tenth of one of the boxes (or of the image, if it has none). After 100 failed attempts
+    it is the whole image. arXiv:1409.4842 Sec. 6, with the numbers of official/resnet.
+    """
+    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+        shape,
+        tf.expand_dims(boxes if views.use_boxes else tf.zeros([0, 4]), 0),
+        seed,
+        min_object_covered=0.1 if views.use_boxes else 0.0,
+        aspect_ratio_range=(0.75, 1.33),
+        area_range=(views.min_area, 1.0),
+        max_attempts=100,
+        use_image_if_no_bounding_boxes=True,
+    )
+    return tf.concat([begin[:2], size[:2]], 0)
+
+
+def torch_crop(shape: tf.Tensor, seed: tf.Tensor, views: Views) -> tf.Tensor:
+    """Return a random part of an image as torchvision's RandomResizedCrop draws it; see official_crop.
+
+    Its area is uniform from views.min_area to 1, and the logarithm of its aspect ratio is uniform between those of 3/4
+    and 4/3. After ten attempts that do not fit into the image, it is the largest part of such a ratio in the middle.
+    """
+    # [10] each. TensorFlow's sampler instead draws the height among those that fit, which prefers small parts.
+    areas, ratios, tops, lefts = tf.unstack(tf.random.stateless_uniform([4, 10], seed))
+    image = tf.cast(shape[:2], tf.float32)  # height, width
+    areas = (views.min_area + (1 - views.min_area) * areas) * image[0] * image[1]
+    ratios = tf.exp((2 * ratios - 1) * math.log(4 / 3))
+    sizes = tf.round(tf.sqrt(tf.stack([areas / ratios, areas * ratios], 1)))  # [10, 2]
+    fits = tf.reduce_all((sizes > 0) & (sizes <= image), 1)
+    middle = tf.minimum(image, tf.round(image[::-1] * 4 / 3))
+    first = tf.argmax(fits)
+    size = tf.where(fits[first], sizes[first], middle)
+    place = tf.where(fits[first], tf.stack([tops[first], lefts[first]]) * (image - size + 1), (image - size) / 2)
+    return tf.cast(tf.concat([tf.minimum(tf.floor(place), image - size), size], 0), tf.int32)
 
 
 def test_view(image: tf.Tensor, views: Views) -> tf.Tensor:

@@ -6,6 +6,7 @@ from official_resnet import errors
 from official_resnet.inputs.datasets import MAX_IMAGE_SIZE
 
 RESIZES = ('tf1', 'antialias')
+CROPS = ('tensorflow', 'torch')
 _SIDE = {'least': 8, 'most': MAX_IMAGE_SIZE}  # bounds of an image's height and width in pixels
 
 
@@ -26,6 +27,8 @@ class Views:
         resize: 'tf1' is TensorFlow 1's bilinear resize, aligned at the upper left corners and not antialiased. It uses
             the fast JPEG transform, TensorFlow's default. 'antialias' is the bilinear resize of Pillow, and so of
             torchvision, without their rounding to whole numbers. It uses the accurate JPEG transform.
+        crop: What draws training crops. 'tensorflow' is sample_distorted_bounding_box, 'torch' is RandomResizedCrop of
+            torchvision, whose crops are larger on average and which knows no boxes.
     """
 
     size: int = _flag(
@@ -43,10 +46,22 @@ class Views:
     )
     use_boxes: bool = _flag(True, 'Training crops contain at least a tenth of a bounding box, if the image has one.')
     resize: str = _flag('tf1', "TensorFlow 1's bilinear resize, or Pillow's (torchvision).", words=RESIZES)
+    crop: str = _flag(
+        'tensorflow',
+        "What draws training crops: TensorFlow's sample_distorted_bounding_box, or torchvision's RandomResizedCrop, "
+        'which ignores boxes.',
+        flag='crop_sampler',
+        words=CROPS,
+    )
 
     def __post_init__(self):
-        if self.resize not in RESIZES:
-            raise errors.UserError(f'--resize={self.resize} must be one of {", ".join(RESIZES)}')
+        for flag, word, words in (('resize', self.resize, RESIZES), ('crop_sampler', self.crop, CROPS)):
+            if word not in words:
+                raise errors.UserError(f'--{flag}={word} must be one of {", ".join(words)}')
+        if self.crop == 'torch' and self.use_boxes:
+            raise errors.UserError(
+                '--crop_sampler=torch knows no boxes; pass --nouse_boxes, or --crop_sampler=tensorflow to use boxes'
+            )
         for flag, size in (('image_size', self.size), ('eval_image_size', self.test_size)):
             if size < 1:
                 raise errors.UserError(f'--{flag}={size} must be 1 or more')

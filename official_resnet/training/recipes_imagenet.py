@@ -11,6 +11,7 @@ _TORCH = {
     'nesterov': True,
     'min_crop_area': 0.08,
     'use_boxes': False,
+    'crop_sampler': 'torch',
     'input_normalization': 'torch',
 }
 IMAGENET = {

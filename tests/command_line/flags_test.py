@@ -213,7 +213,7 @@ def test_whoever_reads_help_may_leave_early():
 
 # --- ImageNet ------------------------------------------------------------------------------------------------
 
-OFFICIAL_VIEWS = Views(224, 224, min_area=0.05, use_boxes=True, resize='tf1')
+OFFICIAL_VIEWS = Views(224, 224, min_area=0.05, use_boxes=True, resize='tf1', crop='tensorflow')
 
 
 def test_official_is_the_default_of_imagenet():
@@ -249,7 +249,8 @@ def test_every_recipe_of_imagenet_makes_a_config():
     assert fields_of(fb, 'batch_size nesterov background') == (256, True, False)
     assert fb.learning_rate == pytest.approx(0.1)
     assert fields_of(fb.spec, 'shortcut zero_gamma bn_momentum stem_pool') == ('B', True, 0.9, 'pad1')
-    assert fb.views == Views(min_area=0.08, use_boxes=False, resize='antialias')
+    assert fb.views == Views(min_area=0.08, use_boxes=False, resize='antialias', crop='torch')
+    assert fields_of(fast.views, 'min_area crop resize') == (0.08, 'torch', 'tf1')
     assert fb.schedule.boundaries == (30, 60, 80) and fb.schedule.warmup_epochs == 5
     assert (*fields_of(fast.views, 'size test_size'), fast.schedule.kind) == (160, 224, 'one_cycle')
     assert fields_of(fast, 'train_epochs dtype label_smoothing') == (16, 'auto', 0.1)

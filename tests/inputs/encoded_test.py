@@ -141,7 +141,7 @@ def test_training_views_of_imagenet_are_of_the_decoded_image(resize):
             NO_BOXES[None],
             [7, i],
             min_object_covered=0.0,
-            aspect_ratio_range=(3 / 4, 4 / 3),
+            aspect_ratio_range=(0.75, 1.33),
             area_range=(0.05, 1),
             max_attempts=100,
             use_image_if_no_bounding_boxes=True,
@@ -176,6 +176,51 @@ def test_parts_have_the_area_and_the_aspect_that_were_asked_for(options, least):
     assert 115 < mirrored.sum() < 185  # 4 standard deviations
     for edge in (0, 1):  # parts lie anywhere
         assert np.ptp(parts[areas < least + 0.25][:, edge]) > 120 * (1 - least)
+
+
+def draw_windows(draw, shape, count=2000):
+    """Return top, left, height, width of `count` crops of an image of a shape, [count, 4]."""
+    dataset = tf.data.Dataset.range(count).map(lambda i: draw(tf.constant([*shape, 3]), tf.stack([7, i])))
+    return np.stack(list(dataset.as_numpy_iterator()))
+
+
+@pytest.mark.parametrize(
+    'views,aspect,mean,deciles',  # deciles 1, 5 and 9 of the area
+    [
+        # torchvision 0.28, 4,000 crops by RandomResizedCrop((0.08, 1)) of this image: 0.435; 0.149, 0.423, 0.735
+        (Views(min_area=0.08, use_boxes=False, crop='torch'), 4 / 3, 0.435, (0.149, 0.423, 0.735)),
+        (Views(), 1.33, 0.384, (0.139, 0.346, 0.688)),  # official/resnet: 0.75 to 1.33
+    ],
+)
+def test_the_areas_and_aspects_of_both_samplers(views, aspect, mean, deciles):
+    def draw(shape, seed):
+        return (
+            encoded.torch_crop(shape, seed, views)
+            if views.crop == 'torch'
+            else encoded.official_crop(shape, tf.zeros([0, 4]), seed, views)
+        )
+
+    tops, lefts, heights, widths = draw_windows(draw, (3000, 4000)).T
+    assert min(tops.min(), lefts.min()) >= 0 and (tops + heights).max() <= 3000 and (lefts + widths).max() <= 4000
+    assert min(tops.min(), lefts.min()) < 10 and (tops + heights).max() > 2990 and (lefts + widths).max() > 3990
+    areas = heights * widths / 12e6
+    assert [areas.mean(), *np.quantile(areas, (0.1, 0.5, 0.9))] == pytest.approx([mean, *deciles], abs=0.015)
+    aspects = widths / heights
+    assert 0.749 < aspects.min() < 0.752 and aspect - 0.002 < aspects.max() < aspect + 0.001
+
+
+@pytest.mark.parametrize(
+    'shape,window',
+    [
+        ((100, 1000), (0, 433, 100, 133)),
+        ((1000, 100), (433, 0, 133, 100)),
+        ((1, 60000), (0, 29999, 1, 1)),
+    ],
+)
+def test_without_a_part_that_fits_torchs_sampler_takes_the_middle(shape, window):
+    """4/3 as long as wide, because half of the area has no part of such a ratio."""
+    views = Views(min_area=0.5, use_boxes=False, crop='torch')
+    assert encoded.torch_crop(tf.constant([*shape, 3]), [7, 0], views).numpy().tolist() == list(window)
 
 
 BOXES = np.array([[0, 0, 0.125, 0.125], [0.5, 0.625, 0.75, 1]], np.float32)
@@ -245,11 +290,13 @@ def test_of_a_very_long_image_only_the_middle_is_resized(length, resize):
 
 
 def test_views():
-    assert Views() == Views(224, 224, None, 0.05, True, 'tf1') and Views().dct_method == 'INTEGER_FAST'
+    assert Views() == Views(224, 224, None, 0.05, True, 'tf1', 'tensorflow') and Views().dct_method == 'INTEGER_FAST'
     assert Views(resize='antialias').dct_method == 'INTEGER_ACCURATE'
     assert [Views(test_size=size).shorter_side for size in (224, 112, 299, 7)] == [256, 128, 342, 8]
     assert Views(test_resize=232).shorter_side == 232
     for options, words in (
+        ({'crop': 'torch'}, '--crop_sampler=torch |--nouse_boxes|--crop_sampler=tensorflow'),
+        ({'crop': 'tf'}, '--crop_sampler=tf |tensorflow, torch'),
         ({'min_area': 1.5}, '--min_crop_area=1.5 |above 0 and at most 1'),
         ({'test_size': 224, 'test_resize': 223}, 'test_resize 223 |224 or more'),
     ):
