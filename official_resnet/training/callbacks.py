@@ -6,6 +6,7 @@ managers before training and leaves them afterwards, also if an exception ends t
 
 import contextlib
 import json
+import math
 import pathlib
 import sys
 import time
@@ -36,6 +37,12 @@ class Progress(keras.callbacks.Callback, contextlib.AbstractContextManager):
         self.log_steps, self.quicker, self.stream = log_steps, quicker, stream or sys.stderr
         self._bar: Any = None
         self._calls, self._logged, self._printed_at = 0, 0, time.monotonic()
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        norms = (layer for layer in self.model.layers if isinstance(layer, keras.layers.BatchNormalization))
+        momentum = max((layer.momentum for layer in norms if layer.trainable), default=0.0)
+        if advice := statistics_advice(momentum, self.params['last_step']):
+            print(advice, flush=True)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         steps, batch_size = self.params['steps'], self.params['batch_size']
@@ -157,6 +164,16 @@ class Record(keras.callbacks.Callback):
         line |= {name: value for name, value in found.items() if value is not None}
         with open(self.path, 'a', encoding='utf-8') as file:
             file.write(json.dumps(line) + '\n')
+
+
+def statistics_advice(bn_momentum: float, steps: int) -> str:
+    """Return what to do if batch norms, after so few steps, still hold exp(-3) of their first statistics; else ''."""
+    if steps * (1 - bn_momentum) > 3 - 1e-9:
+        return ''
+    fitting = min(0.9, math.floor(100 - 300 / steps) / 100)
+    needs = f'--bn_momentum={bn_momentum:g} needs {3 / (1 - bn_momentum):,.0f} steps for the statistics of evaluation'
+    remedy = f'pass --bn_momentum={fitting:g}, or train longer' if fitting >= 0.5 else 'train longer'
+    return f'{needs}, and this training has {steps:,}: test accuracy may be far too low; {remedy}'
 
 
 def format_seconds(seconds: float) -> str:
