@@ -9,7 +9,6 @@ The model takes float32 images [n, h, w, 3] as its card, net.card.json, describe
 written only if it computes the same as its source. Name a TensorFlow checkpoint without .index. More: README.md.
 """
 
-import os
 import signal
 import sys
 import types
@@ -52,13 +51,9 @@ def main(argv: list[str]) -> int:
 
 
 def _run(values):
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     from official_resnet.training import devices
 
-    with devices.hidden_stderr():  # TensorFlow's start-up lines
-        import tensorflow as tf
-
-        tf.config.list_physical_devices()
+    devices.start_tensorflow()
     from checkpoints_tools import convert
 
     if values.list:

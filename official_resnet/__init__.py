@@ -25,6 +25,11 @@ These names are imported when they are first used, so importing the package take
 """
 
 import importlib
+import os
+import sys
+
+if 'keras' not in sys.modules:  # Keras reads the variable when it is imported, and prefers it to ~/.keras/keras.json
+    os.environ.setdefault('KERAS_BACKEND', 'tensorflow')
 
 __version__ = '0.1.0'
 
@@ -41,9 +46,23 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = list(_HOME_OF)
 
 
+def require_tensorflow() -> None:
+    """Raise UserError if Keras runs on another backend than TensorFlow, or would do so when it is imported."""
+    keras = sys.modules.get('keras')
+    backend = keras.config.backend() if keras else os.environ.get('KERAS_BACKEND')
+    if backend not in (None, '', 'tensorflow'):
+        from official_resnet.errors import UserError
+
+        raise UserError(
+            f'Keras runs on {backend}, but official_resnet needs TensorFlow; set KERAS_BACKEND=tensorflow before Keras '
+            'is imported'
+        )
+
+
 def __getattr__(name):
     if name not in _HOME_OF:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    require_tensorflow()
     return getattr(importlib.import_module(f'{__name__}.{_HOME_OF[name]}'), name)
 
 

@@ -8,6 +8,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+import official_resnet
+
+official_resnet.require_tensorflow()
+
 RECURSION_LEVELS = 40_000  # one per Keras layer: a network of 10,000 layers with weights has about 35,000
 NHWC = 'channels_last'  # [images, height, width, channels] in every layer, whatever ~/.keras/keras.json says
 

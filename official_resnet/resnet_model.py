@@ -46,7 +46,7 @@ def resnet(
         input_shape: (height, width, channels) of an image. None as height or width accepts any size.
         block: A function with the signature of residual_block that builds every block instead of it.
     """
-    images = keras.Input(input_shape, name='images')
+    images = keras.Input(input_shape, name='images', dtype='float32')
     x = stem(images, spec)
     for i, (num_blocks, (stride, dilation)) in enumerate(zip(spec.group_blocks, spec.group_strides(), strict=True)):
         filters, name, first_block = spec.filters * 2**i, f'group{i + 1}', sum(spec.group_blocks[:i])

@@ -83,11 +83,13 @@ def train(
         recipe: The name of the recipe that made the config, for config.json.
 
     Raises:
-        UserError: Wrong input, a checkpoint of another run, a full disk; Diverged: a loss that is not finite.
+        UserError: Wrong input, a checkpoint of another run, a full disk, another train() in this process;
+            Diverged: a loss that is not finite.
         Interrupted: SIGTERM or Ctrl-C arrived. The state has been saved.
     """
-    process = devices.this_process(config)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(devices.only_training())
+        process = devices.this_process(config)
         if config.machine.model_dir and process.is_chief:
             stack.enter_context(checkpoints.lock(config.machine.model_dir))
         received = stack.enter_context(devices.catch_signals())

@@ -13,7 +13,7 @@ from official_resnet import resnet_run_loop, resnet_variants
 from official_resnet.inference import grad_cam
 from official_resnet.inputs import datasets
 from official_resnet.inputs.in_memory import InMemorySplit
-from official_resnet.layers import deep_graph
+from official_resnet.layers import NHWC, deep_graph
 from official_resnet.training import optimizers, step
 
 NUM_CLASSES = 10
@@ -106,7 +106,7 @@ def with_auxiliary_heads(net: keras.Model) -> keras.Model:
     maps = grad_cam.features(net)(net.input)
     outputs = [maps['logits']]
     for name in sorted(name for name in maps if name.startswith('group'))[:-1]:
-        means = keras.layers.GlobalAveragePooling2D()(maps[name])
+        means = keras.layers.GlobalAveragePooling2D(data_format=NHWC)(maps[name])
         outputs.append(keras.layers.Dense(NUM_CLASSES, name=f'{name}_logits')(means))
     with deep_graph():
         return keras.Model(net.input, outputs)

@@ -18,22 +18,33 @@ if TYPE_CHECKING:
     from official_resnet.training.config import MachineConfig, TrainConfig
 
 POLICIES = {'fp32': 'float32', 'bf16': 'mixed_bfloat16', 'fp16': 'mixed_float16'}  # TrainConfig.dtype -> Keras' name
+_DTYPE_LOCK, _TRAINING_LOCK = threading.RLock(), threading.Lock()  # of what Keras has once in a process
 
 
 def start_tensorflow(inter_op_threads: int = 0, intra_op_threads: int = 0) -> None:
-    """Import TensorFlow without its start-up messages, and set its number of threads.
+    """Import TensorFlow without its start-up messages, set its number of threads, and give Keras its default settings.
+
+    Only programs call this, because the settings are those of the whole process: what KERAS_BACKEND and
+    ~/.keras/keras.json say is meant for the user's other programs.
 
     Args:
         inter_op_threads: Operations that run at once. 0 (TensorFlow chooses) is best for training, 1 for inference.
         intra_op_threads: Threads per operation; 0 is one per core. The last bits of sums depend on this number.
     """
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    os.environ['KERAS_BACKEND'] = 'tensorflow'
     with hidden_stderr():
         import tensorflow as tf
 
         tf.config.list_physical_devices()  # looks for GPUs, and reports missing libraries
-    tf.config.threading.set_inter_op_parallelism_threads(inter_op_threads)
-    tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads)
+    import keras
+
+    keras.config.set_floatx('float32')
+    keras.config.set_image_data_format('channels_last')
+    if inter_op_threads:
+        tf.config.threading.set_inter_op_parallelism_threads(inter_op_threads)
+    if intra_op_threads:
+        tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads)
 
 
 def known_dtype(dtype: str) -> str:
@@ -105,15 +116,37 @@ def this_process(config: 'TrainConfig') -> Process:
 
 @contextlib.contextmanager
 def dtype_policy(dtype: str) -> Iterator[None]:
-    """Make TrainConfig.dtype the default precision of Keras inside the context."""
+    """Make TrainConfig.dtype the default precision of Keras inside the context, whatever the user's floatx is.
+
+    The default belongs to the whole process, so another thread that calls this waits until the context is left.
+    """
     import keras
 
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(POLICIES[known_dtype(dtype)])
+    with _DTYPE_LOCK:
+        before = keras.config.floatx(), keras.config.dtype_policy()
+        keras.config.set_floatx('float32')
+        keras.config.set_dtype_policy(POLICIES[known_dtype(dtype)])
+        try:
+            yield
+        finally:
+            keras.config.set_floatx(before[0])
+            keras.config.set_dtype_policy(before[1])
+
+
+@contextlib.contextmanager
+def only_training() -> Iterator[None]:
+    """Refuse a second training inside the context.
+
+    Raises:
+        UserError: Another training runs in this process. Both would draw from its random generators, so that neither
+            would get the weights of its seed.
+    """
+    if not _TRAINING_LOCK.acquire(blocking=False):
+        raise UserError('another train() runs in this process; wait until it returns, or train in another process')
     try:
         yield
     finally:
-        keras.config.set_dtype_policy(before)
+        _TRAINING_LOCK.release()
 
 
 @contextlib.contextmanager

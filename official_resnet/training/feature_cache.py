@@ -31,7 +31,7 @@ def head_of(model: keras.Model) -> keras.Model:
     """Return the last layer of a model as a model with the same variables: features [n, 1, 1, d] -> logits."""
     layer = model.layers[-1]
     flat = keras.layers.Flatten(dtype='float32')
-    return keras.Sequential([keras.Input((1, 1, layer.input.shape[-1])), flat, layer])
+    return keras.Sequential([keras.Input((1, 1, layer.input.shape[-1]), dtype='float32'), flat, layer])
 
 
 def replace_images(trainer: Any, received: list[int]) -> None:

@@ -1,0 +1,127 @@
+"""Keras has one backend, floatx, policy and random seed in a process: what its user set decides nothing here."""
+
+import json
+import os
+import sys
+import threading
+
+import keras
+import numpy as np
+import pytest
+from fixtures import programs
+from fixtures.tiny_training import StopAt, make_config
+
+from official_resnet import resnet_run_loop
+from official_resnet.errors import UserError
+from official_resnet.inference import predict
+from official_resnet.training import devices
+
+
+@pytest.fixture
+def keras_in_16_bits():
+    """Keras as it is after set_floatx('float16') in a new process."""
+    before = keras.config.floatx(), keras.config.dtype_policy()
+    keras.config.set_floatx('float16')
+    keras.config.set_dtype_policy('float16')
+    yield
+    assert keras.config.floatx() == 'float16' and keras.config.dtype_policy().name == 'float16'  # put back after a use
+    keras.config.set_floatx(before[0])
+    keras.config.set_dtype_policy(before[1])
+
+
+@pytest.fixture(scope='module')
+def short(cifar_dir, source):
+    """{name: TrainConfig of four steps}."""
+    common = {'train_epochs': 1, 'max_train_steps': 4}
+    adam = {'optimizer': 'adam', 'base_learning_rate': 1e-3, 'weight_decay': 0.0}
+    return {
+        'momentum': make_config(cifar_dir, None, **common),
+        'head': make_config(
+            cifar_dir, None, **common, **adam, transfer='head', augment=False, pretrained=str(source / 'model.keras')
+        ),
+    }
+
+
+@pytest.fixture(scope='module')
+def expected(short):
+    """{name: weights}, trained with Keras' defaults."""
+    return {name: resnet_run_loop.train(config, ()).model.get_weights() for name, config in short.items()}
+
+
+@pytest.mark.parametrize('name', ['momentum', 'head'])
+def test_floatx_does_not_change_a_training(name, short, expected, keras_in_16_bits):
+    model = resnet_run_loop.train(short[name], ()).model
+    assert model.input.dtype == 'float32'
+    for ours, theirs in zip(model.get_weights(), expected[name], strict=True):
+        assert ours.dtype == np.float32
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_floatx_does_not_change_a_prediction(source, request):
+    images = np.arange(2 * 32 * 32 * 3, dtype=np.uint32).reshape(2, 32, 32, 3).astype(np.uint8)
+    ours = predict.predict(*predict.load(source), images)
+    request.getfixturevalue('keras_in_16_bits')
+    assert predict.predict(*predict.load(source), images) == ours
+
+
+def test_a_training_in_another_thread_is_refused(short, expected):
+    errors = []
+
+    class TrainsToo(StopAt):
+        def on_train_batch_end(self, batch, logs=None):
+            def other():
+                with pytest.raises(UserError, match='another train.* wait') as caught:
+                    resnet_run_loop.train(short['head'], ())
+                errors.append(caught.value)
+
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+
+    model = resnet_run_loop.train(short['momentum'], [TrainsToo(0)]).model
+    assert errors
+    for ours, theirs in zip(model.get_weights(), expected['momentum'], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_policies_of_two_threads_do_not_mix():
+    seen = []
+
+    def other():
+        with devices.dtype_policy('bf16'):
+            seen.append(keras.config.dtype_policy().name)
+
+    with devices.dtype_policy('fp32'):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(0.1)
+        assert keras.config.dtype_policy().name == 'float32' and not seen
+    thread.join()
+    assert seen == ['mixed_bfloat16']
+
+
+@pytest.fixture
+def other_keras(tmp_path):
+    """Environment variables of somebody who uses Keras without TensorFlow, in float16 and with the channels first."""
+    settings = {'floatx': 'float16', 'image_data_format': 'channels_first', 'backend': 'jax', 'epsilon': 1e-7}
+    (tmp_path / 'keras.json').write_text(json.dumps(settings))
+    environment = {name: value for name, value in os.environ.items() if name != 'KERAS_BACKEND'}
+    return environment | {'KERAS_HOME': str(tmp_path)}
+
+
+def test_a_program_sets_keras_itself(other_keras):
+    code = (
+        'from official_resnet.training import devices; devices.start_tensorflow(); import keras; '
+        'print(keras.config.backend(), keras.config.floatx(), keras.config.image_data_format())'
+    )
+    end = programs.run([sys.executable, '-c', code], env=other_keras | {'KERAS_BACKEND': 'numpy'})
+    assert end == (0, 'tensorflow float32 channels_last\n', '')
+
+
+def test_the_library_names_a_wrong_backend(other_keras):
+    command = [sys.executable, '-c', 'import official_resnet; official_resnet.cifar_resnet(8)']
+    code, _, err = programs.run(command, env=other_keras | {'KERAS_BACKEND': 'numpy'})
+    assert code == 1
+    assert 'Keras runs on numpy' in err.splitlines()[-1] and 'KERAS_BACKEND=tensorflow' in err.splitlines()[-1]
+    command[2] = 'import os, official_resnet; print(os.environ["KERAS_BACKEND"])'
+    assert programs.run(command, env=other_keras).out == 'tensorflow\n'  # not jax, as keras.json says
