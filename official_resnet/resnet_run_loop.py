@@ -119,10 +119,10 @@ def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
     """
     from official_resnet.training import same_run
 
-    process, test = devices.this_process(config), read(config, 'test')
-    model_dir = config.machine.model_dir
+    process, model_dir = devices.this_process(config), config.machine.model_dir
     weights, state, path = checkpoints.restore_weights(model_dir)
-    same_run.require_same_data({'class_names': list(test.class_names)}, state['data'], model_dir)
+    names, ids = state['data']['class_names'], state['data'].get('class_ids')  # older checkpoints have no ids
+    test = _with_classes(read(config, 'test'), names, ids, f'the training images of {model_dir}')
     with process.strategy.scope(), devices.dtype_policy(config.dtype):
         model = build_model(config, test, block)
     checkpoints.assign({variable.path: variable for variable in model.variables}, weights, path)
@@ -146,6 +146,25 @@ def read(config: TrainConfig, split: str) -> 'Split':
     if config.background:
         opened = opened.with_background()
     return opened.with_normalization(config.normalization or opened.normalization)
+
+
+def _read_both(config):
+    """Return the training split and the test split, both with the classes of the training split or of a kept head."""
+    data, test = read(config, 'train'), read(config, 'test')
+    if config.head == 'keep' and config.pretrained:
+        from official_resnet.training import transfer
+
+        data = transfer.with_kept_classes(data, config.pretrained)
+    return data, _with_classes(test, data.class_names, data.class_ids, 'the training images')
+
+
+def _with_classes(test, names, ids, whose):
+    """Return a test split whose labels are the positions of its classes in `names`, the classes of `whose`."""
+    if list(test.class_names) == list(names):
+        return test
+    from official_resnet.inputs import classes
+
+    return classes.align(test, names, ids, whose)
 
 
 def build_model(config: TrainConfig, split: 'Split', block: Callable | None = None) -> keras.Model:
@@ -188,7 +207,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, process: devices.Process | None = None, *, block: Callable | None = None):
         self.config, self.process = config, process or devices.this_process(config)
         keras.utils.set_random_seed(config.seed % 2**32)
-        self.data, self.test = read(config, 'train'), read(config, 'test')
+        self.data, self.test = _read_both(config)
         self.steps_per_epoch = datasets.steps_per_epoch(self.data.num_images, config.batch_size)
         total_steps = config.train_epochs * self.steps_per_epoch  # the schedule ends here, also with max_train_steps
         self.last_step = min(total_steps, config.max_train_steps or total_steps)
@@ -208,7 +227,8 @@ class Trainer:
         self.sums: dict[str, float] = dict.fromkeys(('loss', 'correct', 'steps', 'seconds'), 0)
         self.evaluation: dict[str, float] = {}
         self.best: dict[str, Any] = {'accuracy': None, 'epoch': None}
-        self._data_info = {'class_names': list(self.test.class_names), 'num_pictures': self.data.num_images}
+        self._data_info = {'class_names': list(self.data.class_names), 'num_pictures': self.data.num_images}
+        self._data_info |= {'class_ids': list(self.data.class_ids)} if self.data.class_ids else {}
         self.card = _card(config, self.test)
         self._saved_at = time.monotonic()
         self._resume()
@@ -438,8 +458,10 @@ def _feed(batches, num_threads, process, config):
 
 def _card(config, test):
     """Return the arguments of model_card.write_card for the network of a config and images like those of a split."""
-    experiment = {'experiment': config.experiment} if config.experiment else {}
-    return experiment | {
+    others = {'experiment': config.experiment} if config.experiment else {}
+    if test.class_ids and list(test.class_ids) != list(test.class_names):  # the ids of own images are their names
+        others['ids'] = list(test.class_ids)
+    return others | {
         'spec': config.spec,
         'normalization': test.normalization,
         'image_shape': test.image_shape,

@@ -137,12 +137,7 @@ def _evaluate_net(values, asked, options, row):
     views = dataclasses.replace(asked.views, test_size=card.net_size[0]) if is_encoded else None
     folder = asked.folder_options() | {'image_size': card.net_size[0], 'channels': card.num_channels}
     test = datasets.open_split(asked.dataset, 'test', data_dir=machine.data_dir, views=views, folder=folder)
-    if is_encoded and card.num_classes == test.num_classes + 1:
-        test = test.with_background()
-    if card.num_classes < test.num_classes:
-        raise UserError(
-            f'{path} has {card.num_classes} classes, but {test.name} has {test.num_classes}; pass images of its classes'
-        )
+    test = _with_classes_of(card, test, path, is_encoded)
     if test.input_shape != (*card.net_size, card.num_channels):
         raise UserError(
             f'{path} takes images of shape {(*card.net_size, card.num_channels)}, but those of {test.name} have '
@@ -151,6 +146,31 @@ def _evaluate_net(values, asked, options, row):
     test = test.with_normalization(card.normalization)
     _report(model, test, asked.batch_size, options, predict.encoded_view(card) if is_encoded else None)
     return 0
+
+
+def _with_classes_of(card, test, path, is_encoded):
+    """Return a test split with the classes of a card; print how many of its classes are among them."""
+    from official_resnet.inputs import classes
+
+    if not card.has_names:
+        if is_encoded and card.num_classes == test.num_classes + 1:
+            test = test.with_background()
+        if card.num_classes < test.num_classes:
+            raise UserError(
+                f'{path} has {card.num_classes} classes, but {test.name} has {test.num_classes}; pass images of its '
+                'classes'
+            )
+        print(f'the card of {path} names no classes, so those of {test.name} are taken in their order')
+        return test
+    outputs = classes.match(test.class_names, test.class_ids, card.names, card.ids)
+    unknown = [name for name, i in zip(test.class_names, outputs, strict=True) if i < 0]
+    if len(unknown) == test.num_classes:
+        fault = f'no class of {test.name} ({classes.listed(unknown)}) is one of {path} ({classes.listed(card.names)})'
+        raise UserError(f'{fault}; name the folders by its classes or their WordNet ids, or pass another network')
+    left_out = f'; without the images of {classes.listed(unknown)}' if unknown else ''
+    count = test.num_classes - len(unknown)
+    print(f'{count} of the {test.num_classes} classes are among the {card.num_classes} of {path}{left_out}')
+    return test.with_classes(card.names, card.known_ids, outputs)
 
 
 def _report(model, test, batch_size, options, view=None):

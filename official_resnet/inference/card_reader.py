@@ -57,6 +57,16 @@ class Card:
     interpolation: str = 'bilinear'  # or 'bicubic', antialiased
     experiment: dict | None = None  # what a special block function changes, see experiments.blocks
 
+    @property
+    def has_names(self) -> bool:
+        """Whether the card names classes, other than by their numbers."""
+        return any(name != f'class {i}' for i, name in enumerate(self.names))
+
+    @property
+    def known_ids(self) -> tuple[str | None, ...] | None:
+        """The ids, or None if no class has one."""
+        return self.ids if any(self.ids) else None
+
 
 def read_card(path: str | os.PathLike) -> Card:
     """Return the card in a file.
@@ -78,6 +88,8 @@ def read_card(path: str | os.PathLike) -> Card:
     words = f'at most {num_classes} names, or one of {", ".join(_TABLES)} that has {num_classes} classes'
     labels = get('labels', lambda labels: _are_labels(labels, num_classes), words)
     rows = [(None, name) for name in labels] if isinstance(labels, list) else _label_rows(labels)
+    ids = get('ids', lambda ids: _are_ids(ids, len(rows)), f'{len(rows)} ids or nulls', is_optional=True)
+    rows = rows if ids is None else [(key, name) for key, (_, name) in zip(ids, rows, strict=True)]
     rows += [(None, f'class {i}') for i in range(len(rows), num_classes)]  # if the list is shorter
     ids, names = zip(*rows, strict=True)
     fields = get('input', lambda value: isinstance(value, dict), 'an object')
@@ -122,6 +134,10 @@ def _are_labels(labels, num_classes):
     if isinstance(labels, list):
         return len(labels) <= num_classes and all(isinstance(name, str) for name in labels)
     return isinstance(labels, str) and _TABLES.get(labels, 0) in (num_classes, None)
+
+
+def _are_ids(ids, count):
+    return isinstance(ids, list) and len(ids) == count and all(key is None or isinstance(key, str) for key in ids)
 
 
 def _is_number(value):

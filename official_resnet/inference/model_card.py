@@ -3,6 +3,7 @@
     spec          the fields of ResNetSpec
     num_classes   number of outputs
     labels        [name, ...], or 'imagenet1000', 'imagenet1001' (class 0 is the background), 'cifar10', 'unknown'
+    ids           optional: [id, ...] of WordNet, one for each label, or null
     input         In a card of our own programs (`write_card`): `normalization`, a name in NORMALIZATIONS; `size`,
                   [h, w] of the network's input; `channels`, 'RGB' or 'grey'; `pad_from`, [h, w] of images that are
                   padded with zeros to `size`, for example MNIST's 28 x 28 to 32 x 32.

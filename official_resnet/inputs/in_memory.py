@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Self
 
 import numpy as np
@@ -106,6 +106,10 @@ class InMemorySplit:
     def with_background(self) -> Self:
         fault = f'{self.name} is held in memory, which allows no background class'
         raise errors.UserError(f'{fault}; leave out --background_class')
+
+    def with_classes(self, names: Sequence[str], ids: Sequence[str | None] | None, outputs: Sequence[int]) -> Self:
+        labels = np.array([*outputs, -1], np.int32)[self.labels]  # -1 stays
+        return dataclasses.replace(self, labels=labels, num_classes=len(names), class_names=tuple(names))
 
     def fingerprint(self) -> str:
         """Return a hash of the images and of how they become the input of a network."""

@@ -1,6 +1,6 @@
 """The methods of every split of a data set, whether its images are held in memory or streamed from the disk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -95,6 +95,12 @@ class Split(Protocol):
 
     def with_background(self) -> Self:
         """Return a split with an empty class 0, the background. A split in memory raises UserError."""
+
+    def with_classes(self, names: Sequence[str], ids: Sequence[str | None] | None, outputs: Sequence[int]) -> Self:
+        """Return a split with other classes, see classes.match; outputs[i] is the new label of class i.
+
+        Images of a class whose output is -1 have no class any more, so they cannot be scored.
+        """
 
     def fingerprint(self) -> str:
         """Return a hash of everything that evaluation's batches depend on."""

@@ -37,7 +37,7 @@ class StreamedSplit:
     class_names: tuple[str, ...]
     normalization: str
     views: Views
-    label_shift: int = 0  # the network's output for class 0: 1 if output 0 is the background
+    outputs: Sequence[int] | None = None  # the network's output for each class of the source; None: in order; -1: none
     count: int | None = None  # number of images to use, from the first on; None uses all
     class_ids: tuple[str | None, ...] | None = None
 
@@ -80,7 +80,7 @@ class StreamedSplit:
         def load(step, rows):
             jpegs, labels, boxes = self.source.load(rows)
             numbers = step * batch_size + share[0] * size + tf.range(size, dtype=tf.int64)  # counted over all steps
-            return jpegs, labels + self.label_shift, boxes, numbers
+            return jpegs, self._outputs_of(labels), boxes, numbers
 
         def apply_view(image, label, boxes, number):
             if augment:
@@ -98,7 +98,7 @@ class StreamedSplit:
 
         def load(rows, is_filling):
             jpegs, labels, _ = self.source.load(rows)
-            return jpegs, tf.where(is_filling, -1, labels + self.label_shift)
+            return jpegs, tf.where(is_filling, -1, self._outputs_of(labels))
 
         def apply_view(image, label):
             if view is None:
@@ -109,6 +109,9 @@ class StreamedSplit:
         batches = in_memory.evaluation_rows(self.num_images, batch_size, share)
         loaded = batches.map(load, tf.data.AUTOTUNE, deterministic=True)
         return self._batches(loaded, apply_view, batch_size // share[1], False)
+
+    def _outputs_of(self, labels):
+        return labels if self.outputs is None else tf.gather(tf.constant(self.outputs, tf.int32), labels)
 
     def _batches(self, loaded, apply_view, batch_size, drop_remainder):
         """Call `apply_view` for each image of a dataset of batches; batch and normalize the views."""
@@ -132,12 +135,18 @@ class StreamedSplit:
 
     def with_background(self) -> Self:
         names, ids = ('background', *self.class_names), self.class_ids and (None, *self.class_ids)
-        count, shift = self.num_classes + 1, self.label_shift + 1
-        return dataclasses.replace(self, num_classes=count, label_shift=shift, class_names=names, class_ids=ids)
+        return self.with_classes(names, ids, range(1, len(names)))
+
+    def with_classes(self, names: Sequence[str], ids: Sequence[str | None] | None, outputs: Sequence[int]) -> Self:
+        before = range(self.num_classes) if self.outputs is None else self.outputs
+        after, kept = [-1 if i < 0 else outputs[i] for i in before], tuple(ids) if ids else None
+        split = dataclasses.replace(self, class_names=tuple(names), class_ids=kept, num_classes=len(names))
+        return dataclasses.replace(split, outputs=after)
 
     def fingerprint(self) -> str:
         """Return a hash of everything evaluation depends on. The names and sizes of files stand for their content."""
-        text = repr((files_fingerprint(self.source.paths), self.num_images, self.normalization, self.views))
+        outputs = () if self.outputs is None else (self.outputs,)
+        text = repr((files_fingerprint(self.source.paths), self.num_images, self.normalization, self.views, *outputs))
         return hashlib.sha256(text.encode()).hexdigest()
 
     @contextlib.contextmanager

@@ -25,8 +25,8 @@ def guess(model: 'keras.Model', batches: 'tf.data.Dataset') -> tuple[np.ndarray,
 
     Args:
         model: A network of resnet_model.
-        batches: Pairs (images, labels). If there are several images for each label, as in ten-crop evaluation, their
-            probabilities are averaged.
+        batches: Pairs (images, labels). Images with the label -1, of no class, are left out. If there are several
+            images for each label, as in ten-crop evaluation, their probabilities are averaged.
     """
     import tensorflow as tf
 
@@ -39,8 +39,8 @@ def guess(model: 'keras.Model', batches: 'tf.data.Dataset') -> tuple[np.ndarray,
         return tf.math.top_k(tf.reduce_mean(per_image, 1), num_guesses).indices
 
     parts = [(labels.numpy(), guess_batch(images, labels).numpy()) for images, labels in batches]
-    labels, guesses = zip(*parts, strict=True)
-    return np.concatenate(labels), np.concatenate(guesses)
+    labels, guesses = map(np.concatenate, zip(*parts, strict=True))
+    return labels[labels >= 0], guesses[labels >= 0]
 
 
 def report(

@@ -1,6 +1,7 @@
 """A stored run: whether it is the one that is asked for, how they differ in terms of flags, and how to delete it."""
 
 import dataclasses
+import json
 import logging
 import os
 import pathlib
@@ -9,6 +10,7 @@ from typing import Any
 
 from official_resnet import checkpoints
 from official_resnet.errors import UserError
+from official_resnet.inputs import classes
 from official_resnet.inputs.views import Views
 from official_resnet.resnet_spec import ResNetSpec
 from official_resnet.training.config import MachineConfig, Schedule, TrainConfig, flags_of
@@ -38,9 +40,10 @@ def require_same_run(ours: TrainConfig, theirs: TrainConfig) -> None:
 def require_same_data(ours: dict, theirs: dict, model_dir: str | None) -> None:
     """Raise UserError if a run would be continued or evaluated on other data: a field of `ours` differs."""
     for name, value in ours.items():
-        if value != theirs[name]:
+        stored = theirs.get(name, value)  # an older version did not store it
+        if len({classes.canonical(json.dumps(one, ensure_ascii=False)) for one in (value, stored)}) > 1:
             raise UserError(
-                f'--model_dir={model_dir} holds a run on data with {difference(name, value, theirs[name])}; '
+                f'--model_dir={model_dir} holds a run on data with {difference(name, value, stored)}; '
                 'pass that data, or another --model_dir'
             )
 

@@ -14,7 +14,8 @@ import keras
 from official_resnet import checkpoints, layers, resnet_model, resnet_spec
 from official_resnet.errors import UserError
 from official_resnet.inference import card_reader
-from official_resnet.inputs import other_datasets
+from official_resnet.inputs import classes, other_datasets
+from official_resnet.inputs.split import Split
 from official_resnet.training.config import PRETRAINED, TrainConfig
 from official_resnet.training.optimizers import APPENDED_HEAD, HEAD
 
@@ -45,7 +46,7 @@ def describe(path: str | os.PathLike) -> Pretrained:
     if state:
         config = TrainConfig.from_json(state['config'])
         return Pretrained(config.spec, num_classes, _normalization(config), config.image_size, config.experiment)
-    card_path = pathlib.Path(path).with_suffix('.card.json')
+    card_path = _card_path(path)
     if not card_path.is_file():
         return Pretrained(num_classes=num_classes)
     read = card_reader.read_card(card_path)
@@ -107,6 +108,18 @@ def build(config: TrainConfig, num_classes: int, input_shape: tuple, block: Call
     return model
 
 
+def with_kept_classes(split: Split, path: str | os.PathLike) -> Split:
+    """Return a split whose labels are the outputs of a trained network for its classes, as the network's card has them.
+
+    A network whose card names no classes, or that has none, takes them in their order.
+    """
+    card_path = pathlib.Path(path) / 'model.card.json' if pathlib.Path(path).is_dir() else _card_path(path)
+    card = card_reader.read_card(card_path) if card_path.is_file() else None
+    if card is None or not card.has_names:
+        return split
+    return classes.align(split, card.names, card.known_ids, str(path), ', or pass --head=replace')
+
+
 def freeze(model: keras.Model, transfer: str, train_last_groups: int = 1) -> None:
     """Freeze the layers that TrainConfig.transfer does not train. Frozen batch norms stay in inference mode.
 
@@ -145,6 +158,10 @@ def load_backbone(model: keras.Model, path: str | os.PathLike, head: str = 'repl
     ours = {variable.path: variable for variable in model.variables if variable.path.split('/')[0] not in left_out}
     other_head = '' if head == 'replace' else '--head=replace, '
     checkpoints.assign(ours, theirs, path, f'pass the flags of its network, {other_head}or another --{PRETRAINED}')
+
+
+def _card_path(path):
+    return pathlib.Path(path).with_suffix('.card.json')
 
 
 def _normalization(config):

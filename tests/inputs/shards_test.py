@@ -178,9 +178,27 @@ def test_the_fingerprint_tells_what_evaluation_depends_on(folder):
 def test_the_background_comes_before_all_classes(folder):
     background = open_train(folder).with_background()
     assert (background.num_classes, background.class_names[:2]) == (7, ('background', CLASSES[0][1]))
-    assert (background.class_ids[:2], background.label_shift) == ((None, CLASSES[0][0]), 1)
+    assert background.class_ids[:2] == (None, CLASSES[0][0])
     assert labels_of(background.evaluation_batches(30)) == [[label + 1 for _, label, _ in IMAGES]]
     assert background.image_shape == background.input_shape == (16, 16, 3)
+
+
+def test_the_labels_of_test_shards_are_those_of_the_training_shards(folder):
+    """Their manifest lacks a class and has the others in another order; the card has all classes."""
+    images, order = draw(7, seed=1), [5, 1, 2, 4, 3]
+    write_shards(
+        folder, [(jpeg, order.index(label), boxes) for jpeg, label, boxes in images if label], 'test', 2,
+        classes=[CLASSES[i] for i in order],
+    )  # fmt: skip
+    trainer = resnet_run_loop.Trainer(config(folder, batch_size=22))
+    assert labels_of(trainer.test.evaluation_batches(30)) == [[1, 2, 3, 4, 5]]
+    assert trainer.card['class_names'] == trainer.test.class_names == tuple(name for _, name in CLASSES)
+    assert trainer.card['ids'] == [synset for synset, _ in CLASSES] and trainer.model.output_shape == (None, 6)
+    background = resnet_run_loop._read_both(dataclasses.replace(config(folder, batch_size=22), background=True))
+    assert labels_of(background[1].evaluation_batches(30)) == [[2, 3, 4, 5, 6]]
+    write_shards(folder, images, 'test', 2, classes=[*CLASSES[:5], ('cats of mine', '')])
+    message = message_of(resnet_run_loop.Trainer, config(folder, batch_size=22))
+    assert "'cats of mine', which" in message and 'rename or remove' in message
 
 
 # --- damage --------------------------------------------------------------------------------------------------

@@ -113,8 +113,11 @@ def test_evaluation_of_encoded_images(shard_dir):
     expected = tf.stack([encoded.test_view(jpeg, VIEWS) for jpeg, _, _ in IMAGES[:7]])
     found = np.concatenate([images for images, _ in dataset.as_numpy_iterator()])
     np.testing.assert_allclose(found, expected - np.float32([123.68, 116.78, 103.94]), atol=1e-3)
-    shifted = dataclasses.replace(test, label_shift=2)
-    assert labels_of(shifted.evaluation_batches(7)) == [[2, 3, 4, 5, 6, 7, 8]]
+    outputs = [6, 3, -1, 0, 5, 4, 2, *[1] * (test.num_classes - 7)]
+    moved = test.with_classes([*test.class_names, 'cat'], None, outputs)
+    assert labels_of(moved.evaluation_batches(7)) == [[6, 3, -1, 0, 5, 4, 2]]
+    assert moved.num_classes == test.num_classes + 1
+    assert moved.fingerprint() != test.fingerprint() and moved.class_ids is None
     assert test.example_bytes(4) == [jpeg for jpeg, _, _ in IMAGES[:4]]
     np.testing.assert_allclose(test.example_images(4), expected[:4], atol=1e-3)
 

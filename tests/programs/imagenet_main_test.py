@@ -143,7 +143,30 @@ def test_a_network_that_was_not_trained_here_is_evaluated_too(data_dir, trained,
     assert out.count(f'({NUM_TEST} images)') == 2 and 'one crop: top-1' in out
     assert json.loads((tmp_path / 'report' / 'report.json').read_text())['n'] == NUM_TEST
     write_shards(tmp_path / 'thousand', draw(4), 'test', 1, classes=None)
-    assert re.search(' 6 classes.* 1000', mistake(f'{command} --data_dir {tmp_path}/thousand'))
+    out = succeed(f'{command} --data_dir {tmp_path}/thousand')
+    assert '6 of the 1000 classes are among the 6' in out and "'hammerhead'" not in out and '(4 images)' in out
+
+
+def test_images_of_some_classes_are_scored_by_the_ids_or_names_of_their_classes(data_dir, trained, tmp_path):
+    command = f'--eval_only -pmcp {trained[0]}/model.keras --eval_report {tmp_path}/report'
+    succeed(f'{command} --data_dir {data_dir}')
+    rows = json.loads((tmp_path / 'report' / 'report.json').read_text())['classes']
+    right = sum(round(row['top1'] * row['count']) for row in rows[1:])
+    images = [image for image in draw(NUM_TEST, seed=1) if image[1]]
+    for i in (0, 1):  # folders named by ids, and by names
+        names = [*(row[i] for row in CLASSES)]
+        names[5] = names[5] if i else 'my own'
+        write_folder(tmp_path / f'{i}' / 'train', images, names)
+        write_folder(tmp_path / f'{i}' / 'val', images, names)
+    out = succeed(f'{command} --image_folder {tmp_path}/1')
+    assert '5 of the 5 classes are among the 6' in out and f'top-1 {right / 11:.4f}, ' in out and '(11 images)' in out
+    out = succeed(f'{command} --image_folder {tmp_path}/0')
+    right -= round(rows[5]['top1'] * rows[5]['count'])
+    assert '4 of the 5 classes' in out and "'my own'" in out and f'top-1 {right / 9:.4f}, ' in out
+    write_folder(tmp_path / 'none' / 'train', images, tuple('abcdef'))
+    write_folder(tmp_path / 'none' / 'val', images, tuple('abcdef'))
+    error = mistake(f'{command} --image_folder {tmp_path}/none')
+    assert "'b', 'c', 'd' and 2 more" in error and f"'{CLASSES[0][1]}'" in error
 
 
 def test_the_export_takes_files(data_dir, trained, tmp_path):
