@@ -20,7 +20,7 @@ import sys
 try:
     from official_resnet import resnet_variants
     from official_resnet.command_line.train_program import Program, entry
-    from official_resnet.training.recipes_imagenet import IMAGENET
+    from official_resnet.training.recipes_imagenet import FINE_TUNE, IMAGENET
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
@@ -31,6 +31,7 @@ PROGRAM = Program(
     versions=('1', '1.5', '2'),
     streams=True,
     synthetic='synthetic224',
+    fine_tune=FINE_TUNE,
 )
 run = entry(__doc__, PROGRAM)
 

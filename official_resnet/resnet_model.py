@@ -23,6 +23,7 @@ from official_resnet.resnet_spec import Convolution, ResNetSpec, block_convoluti
 
 INITIALIZERS = {
     'he': lambda: keras.initializers.VarianceScaling(2.0, 'fan_out', 'uniform'),
+    'official': lambda: keras.initializers.VarianceScaling(1.0, 'fan_in', 'truncated_normal'),
     'normal_0.01': lambda: keras.initializers.RandomNormal(0.0, 0.01),
     'normal_1': lambda: keras.initializers.RandomNormal(0.0, 1.0),
 }  # 'he' has the variance of arXiv:1502.01852 Sec. 2.2, backward form; sampling a normal distribution is 3 times slower

@@ -24,7 +24,7 @@ _CHOICES = {
     'projection_kernel': (1, 3),
     'output_stride': (8, 16, None),
     'activation': ('relu', 'sigmoid'),
-    'initializer': ('he', 'normal_0.01', 'normal_1'),
+    'initializer': ('he', 'official', 'normal_0.01', 'normal_1'),
 }
 _LEAST = {'filters': 1, 'width': 1, 'base_width': 1, 'cardinality': 1, 'stem_filters': 1, 'se_reduction': 0}
 MAX_LAYERS = 10_000
@@ -86,7 +86,8 @@ class ResNetSpec:
         bn_momentum, bn_epsilon: Parameters of batch norm. 0.997 and 1e-5 are official/resnet's.
         batch_norm: False leaves batch norm out and gives the convolutions biases.
         activation: 'relu', or 'sigmoid' in its place.
-        initializer: Initial kernels: 'he' (arXiv:1502.01852), or a normal distribution with this standard deviation.
+        initializer: Initial kernels: 'he' (arXiv:1502.01852, variance 2 / fan-out), 'official' (variance 1 / fan-in, as
+            official/resnet draws them), or a normal distribution with this standard deviation.
 
     Raises:
         UserError: No network can have this value. The message names the value and what to pass.
@@ -144,7 +145,11 @@ class ResNetSpec:
     bn_epsilon: float = 1e-5
     batch_norm: bool = True
     activation: str = 'relu'
-    initializer: str = 'he'
+    initializer: str = _flag(
+        'he',
+        "Initial kernels of convolutions: variance 2 / fan-out (arXiv:1502.01852), or 1 / fan-in (official/resnet's).",
+        words=('he', 'official'),
+    )
 
     def __post_init__(self):
         object.__setattr__(self, 'group_blocks', tuple(self.group_blocks))  # JSON has lists

@@ -407,9 +407,10 @@ def recipes(checkout, folder, shards):
 CIFAR = '--data_dir={inputs} -rs=8 -bs=16 -te=3 --max_train_steps=40 --epochs_between_evals=1 --dtype=fp32'
 TRANSFER = '--pretrained_model_checkpoint_path={needs[0]}/model --data_dir={inputs} -bs=16 -te=2 --max_train_steps=20'
 FAST = '--recipe=fast -rv=2'
+PAPER = '--recipe=paper --shortcut=group'  # the initial weights of official were others before
 cifar = functools.partial(train, name='cifar10_main')
 CHECKS = {
-    'cifar_v1': functools.partial(cifar, flags=CIFAR),
+    'cifar_v1': functools.partial(cifar, flags=f'{CIFAR} {PAPER}'),
     'shards': shards,
     'conversions': conversions,
     'rows_imagenet': functools.partial(rows, stems='imagenet,deep', size=64),
@@ -417,7 +418,7 @@ CHECKS = {
     'recipes': recipes,
     'cifar_v2': functools.partial(cifar, flags=f'{CIFAR} {FAST}'),
     'cifar_resumed': functools.partial(cifar, flags=f'{CIFAR} {FAST}', further=('--max_train_steps=25', '')),
-    'cifar100': functools.partial(train, name='cifar100_main', flags=f'{CIFAR} --max_train_steps=6'),
+    'cifar100': functools.partial(train, name='cifar100_main', flags=f'{CIFAR} {PAPER} --max_train_steps=6'),
     'mnist': functools.partial(train, name='mnist_main', flags='--data_dir={inputs} -te=8 --max_train_steps=40'),
     'imagenet': functools.partial(
         train,
@@ -425,12 +426,12 @@ CHECKS = {
         flags='--data_dir={needs[0]}/ilsvrc -rs=18 -bs=8 -te=1 --max_train_steps=10 --image_size=32',
     ),
     'image_folder': functools.partial(
-        cifar, flags='--image_folder={inputs}/folder -rs=8 -bs=8 -te=2 --max_train_steps=12'
+        cifar, flags=PAPER + ' --image_folder={inputs}/folder -rs=8 -bs=8 -te=2 --max_train_steps=12'
     ),
     'transfer_last': functools.partial(cifar, flags=f'{TRANSFER} --transfer=last'),
     'transfer_head': functools.partial(cifar, flags=f'{TRANSFER} --transfer=head'),
-    'replicas': functools.partial(cifar, flags=f'{CIFAR} --distribution_strategy=mirrored', code=REPLICAS),
-    'workers': functools.partial(cifar, flags=f'{CIFAR} --local_workers=2'),
+    'replicas': functools.partial(cifar, flags=f'{CIFAR} {PAPER} --distribution_strategy=mirrored', code=REPLICAS),
+    'workers': functools.partial(cifar, flags=f'{CIFAR} {PAPER} --local_workers=2'),
     'shortcuts': shortcuts,
     'gradients': gradients,
     'table': table,

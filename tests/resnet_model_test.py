@@ -95,6 +95,28 @@ def test_variants_have_the_published_sizes_and_the_table_says_so(variant, parame
     assert [f'group{i + 1} {size}x{size}' for i, size in enumerate(sizes)] == [row for row in rows if 'group' in row]
 
 
+@pytest.mark.parametrize(
+    'initializer,fan,variance,bound',
+    [
+        ('he', 1, 2, 3**0.5),  # arXiv:1502.01852 Sec. 2.2, backward form, uniform: up to sqrt(3) deviations
+        (
+            'official',
+            0,
+            1,
+            2 / 0.87962566,
+        ),  # as tf.compat.v1.variance_scaling_initializer(): cut off at 2 of the normal
+    ],
+)
+def test_initial_kernels(initializer, fan, variance, bound):
+    keras.utils.set_random_seed(1)
+    model = resnet_variants.cifar_resnet(14, initializer=initializer)
+    for name, fans in {'group2_block1_conv1': (144, 288), 'group3_block1_conv1': (288, 576)}.items():
+        kernel = model.get_layer(name).kernel.numpy()
+        deviation = (variance / fans[fan]) ** 0.5
+        assert kernel.std() == pytest.approx(deviation, rel=0.02)
+        assert 0.98 * bound * deviation < abs(kernel).max() < 1.001 * bound * deviation
+
+
 def possible(**axes):
     """The ResNetSpec, or None where no network has these axes."""
     try:

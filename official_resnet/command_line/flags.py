@@ -40,8 +40,9 @@ OBSOLETE = (
     ('version', None, 'use --resnet_version, its name since May 2018'),
     ('use_train_and_evaluate', None, 'training and evaluation always alternate, see --epochs_between_evals'),
     ('tf_data_experimental_slack', None, 'the input prefetches as needed'),
+    ('enable_lars', None, 'there is no LARS; large batches train with --warmup_epochs (1706.02677)'),
 )
-_OBSOLETE_SWITCHES = ('multi_gpu', 'use_train_and_evaluate', 'tf_data_experimental_slack')
+_OBSOLETE_SWITCHES = ('multi_gpu', 'use_train_and_evaluate', 'tf_data_experimental_slack', 'enable_lars')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Program:
     versions: tuple[str, ...] = ('1', '2')  # the values of --resnet_version
     streams: bool = False  # whether its images are streamed: encoded, of any size
     synthetic: str = 'synthetic'  # the data set of --use_synthetic_data
+    fine_tune: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what --fine_tune changes of first recipes
 
 
 _data = functools.partial(setting, group='Data')
@@ -96,7 +98,14 @@ class RunOptions:
         None, 'Folder for a SavedModel from images to classes and probabilities.', short='ed', is_path=True
     )
     image_bytes_as_serving_input: bool = _evaluation(False, 'The SavedModel takes JPEG or PNG files (ImageNet only).')
-    fine_tune: bool = setting(False, 'The same as --transfer=head.', group='Transfer', short='ft', needs=PRETRAINED)
+    fine_tune: bool = setting(
+        False,
+        'The same as --transfer=head. With the recipe official of ImageNet, also 0.1 per 256 images and no warm-up, as '
+        'in official/resnet.',
+        group='Transfer',
+        short='ft',
+        needs=PRETRAINED,
+    )
     worker_hosts: tuple[str, ...] = _workers(
         (),
         'Addresses of all workers, for example host1:2222,host2:2222. Pass the same list to each. The first worker, '
@@ -261,9 +270,11 @@ def given_axes(values: flags.FlagValues) -> dict[str, str]:
 
 
 def recipe_of(values: flags.FlagValues, program: Program) -> dict[str, Any]:
-    """Return {flag: value} for --recipe: the first recipe with the changes of that one."""
-    table = program.recipes[values.dataset if 'dataset' in values else next(iter(program.recipes))]
-    return {**next(iter(table.values())), **table[values.recipe]}
+    """Return {flag: value} for --recipe: the first recipe with the changes of that one, or of --fine_tune."""
+    table = program.recipes[values['dataset'].value if 'dataset' in values else next(iter(program.recipes))]
+    first, name = next(iter(table)), values['recipe'].value
+    changes = program.fine_tune if values['fine_tune'].value and name == first else {}
+    return {**table[first], **table[name], **changes}
 
 
 def settings(values: flags.FlagValues, program: Program) -> dict[str, Any]:

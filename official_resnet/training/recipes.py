@@ -14,6 +14,7 @@ CIFAR = {
     'official': {
         'resnet_size': 56,
         'shortcut': 'group',
+        'initializer': 'official',
         'epochs_between_evals': 10,
         'lr_boundaries': (91, 136, 182),
         'lr_factors': (1, 0.1, 0.01, 0.001),
@@ -22,6 +23,7 @@ CIFAR = {
     # --warmup_epochs=1 ("0.01 to warm up until the training error is below 80 %, about 400 iterations").
     'paper': {
         'shortcut': 'A',
+        'initializer': 'he',
         'bn_momentum': 0.9,
         'train_epochs': 165,
         'max_train_steps': 64000,
@@ -34,6 +36,7 @@ CIFAR = {
     'fast': {
         'resnet_size': 20,
         'shortcut': 'A',
+        'initializer': 'he',
         'bn_momentum': 0.9,
         'train_epochs': 20,
         'epochs_between_evals': 1,
@@ -47,6 +50,7 @@ CIFAR = {
         'use_synthetic_data': True,
         'resnet_size': 8,
         'shortcut': 'A',
+        'initializer': 'he',
         'bn_momentum': 0.9,
         'train_epochs': 6,
         'epochs_between_evals': 1,

@@ -3,6 +3,7 @@
 # Shared by fb, which gives the sources, and fast.
 _TORCH = {
     'shortcut': 'B',
+    'initializer': 'he',
     'bn_momentum': 0.9,
     'stem_pool': 'pad1',
     'zero_gamma': True,
@@ -21,6 +22,7 @@ IMAGENET = {
         'resnet_size': 50,
         'resnet_version': '1.5',
         'shortcut': 'group',
+        'initializer': 'official',
         'stem_pool': 'same',
         'background_class': True,
         'train_epochs': 90,
@@ -58,3 +60,5 @@ IMAGENET = {
         'dtype': 'auto',
     },
 }
+# What --fine_tune changes of official, as in official/resnet: 0.1 per 256 images, and no warm-up.
+FINE_TUNE = {'base_learning_rate': 0.1 / 2, 'warmup_epochs': 0.0}

@@ -67,8 +67,8 @@ def adopt(config: TrainConfig, pretrained: Pretrained, given: Mapping[str, str] 
     if pretrained.spec:
         spec = pretrained.spec
         for flag, field in (given or {}).items():
-            if field == 'bn_momentum':  # does not change what the network computes in inference
-                spec = dataclasses.replace(spec, bn_momentum=config.spec.bn_momentum)
+            if field in ('bn_momentum', 'initializer'):  # do not change what the network computes in inference
+                spec = dataclasses.replace(spec, **{field: getattr(config.spec, field)})
             elif getattr(config.spec, field) != getattr(spec, field):
                 ours, theirs = (getattr(one, flag if flag == 'resnet_size' else field) for one in (config.spec, spec))
                 raise UserError(

@@ -23,6 +23,7 @@ max_train_steps/mts loss_scale/ls data_format/df benchmark_log_dir/bld benchmark
 resnet_size/rs fine_tune/ft pretrained_model_checkpoint_path/pmcp eval_only/ image_bytes_as_serving_input/ clean/
 benchmark_test_id/bti log_steps/ distribution_strategy/ds label_smoothing/ weight_decay/ datasets_num_private_threads/
 gcp_project/gp bigquery_data_set/bds bigquery_run_table/brt bigquery_metric_table/bmt use_train_and_evaluate/
+enable_lars/
 """
 
 
@@ -59,7 +60,7 @@ def test_official_defaults():
     assert fields_of(made.machine, 'data_dir model_dir') == ('/tmp/cifar10_data', '/tmp/cifar10_model')
     assert fields_of(made, 'train_epochs epochs_between_evals batch_size stop_threshold') == (182, 10, 128, None)
     assert fields_of(made.spec, 'resnet_size version shortcut') == (56, '1', 'group')
-    assert fields_of(made.spec, 'bn_momentum bn_epsilon') == (0.997, 1e-5)
+    assert fields_of(made.spec, 'bn_momentum bn_epsilon initializer') == (0.997, 1e-5, 'official')
     assert fields_of(made, 'learning_rate weight_decay decay dtype') == (0.1, 2e-4, 'all', 'fp32')
     assert fields_of(made.schedule, 'boundaries factors') == ((91, 136, 182), (1, 0.1, 0.01, 0.001))
     assert fields_of(options, 'hooks benchmark_logger_type') == (('LoggingTensorHook',), 'BaseBenchmarkLogger')
@@ -78,7 +79,7 @@ def test_flags_override_the_recipe_even_with_its_default():
 
 def test_every_recipe_makes_a_config():
     for recipe in recipes.CIFAR:
-        config(f'--recipe={recipe}')
+        assert config(f'--recipe={recipe}').spec.initializer == ('official' if recipe == 'official' else 'he')
     fast = config('--recipe=fast')
     assert fields_of(fast, 'dtype label_smoothing') == ('auto', 0.1)
     assert fields_of(fast.schedule, 'kind boundaries factors') == ('one_cycle', (), (1.0,))
@@ -170,9 +171,26 @@ def test_transfer_flags(monkeypatch):
     made = adopted('-pmcp x --transfer=last --train_last_groups=2 --backbone_learning_rate_factor=0.1')
     assert (made.spec.group_blocks, made.transfer, made.train_last_groups) == ((1, 1, 1), 'last', 2)
     assert fields_of(made, 'backbone_learning_rate_factor head pretrained_classes') == (0.1, 'replace', None)
+    assert adopted('-pmcp x --initializer=official').spec.initializer == 'official'  # of what is computed, no part
     assert adopted('-pmcp x --head=append --recipe=fast').pretrained_classes == 7
     with pytest.raises(UserError, match='--shortcut=B.* A'):
         adopted('-pmcp x -rs 8 --shortcut B')
+
+
+@pytest.mark.parametrize(
+    'line,program,rate,warmup',
+    [
+        ('', 'imagenet', 0.128, 5),
+        ('-pmcp x --fine_tune', 'imagenet', 0.1, 0),  # official/resnet's imagenet_main.py
+        ('-pmcp x -ft --warmup_epochs=2 --base_learning_rate=0.2', 'imagenet', 0.4, 2),
+        ('-pmcp x --transfer=head', 'imagenet', 0.128, 5),
+        ('-pmcp x -ft --recipe=fb', 'imagenet', 0.1, 5),
+        ('-pmcp x -ft', 'cifar10', 0.2, 0),  # its cifar10_main.py has one rate
+    ],
+)
+def test_the_rate_of_fine_tuning(line, program, rate, warmup):
+    made = config(f'-bs 256 {line}', program)
+    assert (made.learning_rate, made.schedule.warmup_epochs) == (pytest.approx(rate), warmup)
 
 
 @pytest.mark.parametrize('names', ['ProfilerHook', 'loggingtensorhook,EXAMPLESPERSECONDHOOK', 'LoggingMetricHook'])
@@ -191,7 +209,8 @@ def test_help_is_grouped_by_task_and_shows_the_defaults_of_the_recipe():
     assert re.search(r'--train_epochs, -te N\n .*\[182\]', text) and re.search(r'--recipe [^[]*\[official\]', text)
     fast = succeed('cifar10_main --recipe=fast -h')
     assert re.search(r'--train_epochs, -te N\n .*\[20\]', fast) and re.search(r'--dtype, [^[]*\[auto\]', fast)
-    assert re.search(r'--train_epochs, -te N\n .*\[20\]', succeed('cifar10_main --recipe=fast --help --lr=3'))
+    for args, epochs in (('--recipe=fast --help', 20), ('--help', 182)):  # whatever other flags are wrong
+        assert re.search(rf'--train_epochs, -te N\n .*\[{epochs}\]', succeed(f'cifar10_main {args} --lr=3'))
     assert 'fashion_mnist' in succeed('mnist_main --help')
 
 
@@ -223,7 +242,7 @@ def test_official_is_the_default_of_imagenet():
     assert fields_of(made, 'dataset train_epochs batch_size') == ('imagenet', 90, 32)
     assert made.learning_rate == pytest.approx(0.128 / 8)
     assert fields_of(made.spec, 'group_blocks version shortcut stem_pool') == ((3, 4, 6, 3), '1.5', 'group', 'same')
-    assert fields_of(made.spec, 'bn_momentum bn_epsilon zero_gamma') == (0.997, 1e-5, False)
+    assert fields_of(made.spec, 'bn_momentum bn_epsilon zero_gamma initializer') == (0.997, 1e-5, False, 'official')
     assert fields_of(made, 'optimizer momentum nesterov') == ('momentum', 0.9, False)
     assert fields_of(made, 'weight_decay decay') == (1e-4, 'no_batch_norm')
     assert fields_of(made, 'dtype label_smoothing background num_classes') == ('fp32', 0, True, None)
@@ -248,7 +267,7 @@ def test_every_recipe_of_imagenet_makes_a_config():
     fb, fast = (config(f'--recipe={name}', 'imagenet') for name in ('fb', 'fast'))
     assert fields_of(fb, 'batch_size nesterov background') == (256, True, False)
     assert fb.learning_rate == pytest.approx(0.1)
-    assert fields_of(fb.spec, 'shortcut zero_gamma bn_momentum stem_pool') == ('B', True, 0.9, 'pad1')
+    assert fields_of(fb.spec, 'shortcut zero_gamma bn_momentum stem_pool initializer') == ('B', True, 0.9, 'pad1', 'he')
     assert fb.views == Views(min_area=0.08, use_boxes=False, resize='antialias', crop='torch')
     assert fields_of(fast.views, 'min_area crop resize') == (0.08, 'torch', 'tf1')
     assert fb.schedule.boundaries == (30, 60, 80) and fb.schedule.warmup_epochs == 5
