@@ -271,8 +271,8 @@ def given_axes(values: flags.FlagValues) -> dict[str, str]:
 
 def recipe_of(values: flags.FlagValues, program: Program) -> dict[str, Any]:
     """Return {flag: value} for --recipe: the first recipe with the changes of that one, or of --fine_tune."""
-    table = program.recipes[values['dataset'].value if 'dataset' in values else next(iter(program.recipes))]
-    first, name = next(iter(table)), values['recipe'].value
+    table = program.recipes[str(values['dataset'].value) if 'dataset' in values else next(iter(program.recipes))]
+    first, name = next(iter(table)), str(values['recipe'].value)
     changes = program.fine_tune if values['fine_tune'].value and name == first else {}
     return {**table[first], **table[name], **changes}
 
