@@ -6,7 +6,7 @@ import pytest
 
 from official_resnet import resnet_variants
 from official_resnet.errors import UserError
-from official_resnet.training import optimizers, recipes
+from official_resnet.training import optimizers, recipes, schedules
 from official_resnet.training.config import Schedule, TrainConfig
 
 
@@ -46,7 +46,7 @@ def test_which_variables_decay(decay, decaying):
 
 
 def test_config_round_trip():
-    schedule = optimizers.WarmUp(optimizers.PiecewiseLinear([0, 10], [1, 0]), 5)
+    schedule = schedules.WarmUp(schedules.PiecewiseLinear([0, 10], [1, 0]), 5)
     optimizer = optimizers.CoupledSGD(schedule, 0.8, True, l2=1e-4, decay='kernels')
     copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
     assert copy.get_config() == optimizer.get_config()
@@ -94,7 +94,7 @@ def test_cosine_and_warm_up():
     [
         lambda: optimizers.CoupledSGD(decay='bn'),
         lambda: optimizers.CoupledSGD(l2=-1),
-        lambda: optimizers.PiecewiseLinear([2, 1], [0, 0]),
+        lambda: schedules.PiecewiseLinear([2, 1], [0, 0]),
     ],
 )
 def test_wrong_values(make):
