@@ -8,12 +8,9 @@ import collections
 import dataclasses
 import hashlib
 import importlib
-import json
 import os
 import pathlib
-import tempfile
 import types
-import zipfile
 
 import keras
 import numpy as np
@@ -24,6 +21,7 @@ from checkpoints_tools import FAMILIES, our_net, tf_checkpoint, verify
 from checkpoints_tools.source import Shapes, Source, Variables, reading
 from official_resnet import files, layers, resnet_model, resnet_variants
 from official_resnet.errors import UserError
+from official_resnet.inference import model_card
 
 FLOATS = ('float16', 'bfloat16', 'float32', 'float64')
 MAX_NAMES = 8  # of variables in an error message, which is one line
@@ -196,8 +194,9 @@ def to_torch(path: str | os.PathLike, output: str | os.PathLike) -> Source:
     if different := _first_difference(model, _build(source.spec, source.num_classes)):
         raise UserError(f"{path} differs from PyTorch's {source.variant}, {different}: {PYTORCH}")
     verify.verify(model, from_torch, variables, source)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    from_torch.write(target, variables, {'variant': source.variant})
+    with files.write_errors(f"'{target}'", ', or pass another --output'):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        from_torch.write(target, variables, {'variant': source.variant})
     return source
 
 
@@ -295,20 +294,9 @@ def _output(path, output, suffix):
 
 def _write(model, card, output):
     """Write the card and then the model, atomically, so that a model is never without its card."""
-    with files.write_errors(str(output), ', or pass another --output'):
+    with files.write_errors(f"'{output}'", ', or pass another --output'):
         output.parent.mkdir(parents=True, exist_ok=True)
-        with files.replacing(output) as part:
-            _save(model, part)
-            files.write_text(output.with_suffix('.card.json'), json.dumps(card, indent=2) + '\n')
-
-
-def _save(model, path):
-    """Write the model as a .keras file without the second copy in memory that Keras makes."""
-    with tempfile.TemporaryDirectory(prefix=f'.{path.stem}-', dir=path.parent) as folder:
-        model.save(pathlib.Path(folder, 'files'), zipped=False)
-        with zipfile.ZipFile(path, 'w') as archive:  # a .keras file is a zip of these
-            for name in ('metadata.json', 'config.json', 'model.weights.h5'):
-                archive.write(pathlib.Path(folder, 'files', name), name)
+    model_card.write_network(output, model, ', or pass another --output', card)
 
 
 def _raise_listed(problems, path, remedy):

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from checkpoints_tools.source import Lazy, Shapes, reading
+from official_resnet import files
 from official_resnet.errors import UserError
 
 KIND = 'a TensorFlow checkpoint'
@@ -99,8 +100,7 @@ def read(path: str | os.PathLike) -> Lazy:
 
 def _open(prefix):
     """Return (reader, {name: (shape, dtype)}). UserError: they need more bytes than the files have."""
-    if re.search(r'[*?\[\]\\]', prefix):
-        raise UserError(f'{prefix}: to TensorFlow, *, ?, [, ] and \\ in a path are a pattern; rename or move it')
+    files.require_no_pattern(prefix)
     with reading(prefix, KIND):
         reader = tf.train.load_checkpoint(prefix)
         lengths, types = sorted(reader.get_variable_to_shape_map().items()), reader.get_variable_to_dtype_map()

@@ -20,6 +20,7 @@ from official_resnet.errors import UserError
 
 METRICS_FILE, NETWORK_FILE = 'metrics.jsonl', 'network.json'  # in model_dir; written by training.callbacks.Record
 _STATE = 'state.json'
+AGAIN = ' and run the same command again; it continues from the last checkpoint'  # the end of a message
 LOCK = '.lock'
 
 
@@ -35,8 +36,7 @@ def save(
     """
     folder = pathlib.Path(folder)
     path = folder / f'step-{step:09d}.npz'
-    remedy = ' and run the same command again; it continues from the last checkpoint'
-    with files.write_errors(f'checkpoint {path}', remedy):
+    with files.write_errors(f"checkpoint '{path}'", AGAIN):
         folder.mkdir(parents=True, exist_ok=True)
         with files.replacing(path) as part, open(part, 'wb') as file:
             contents: dict[str, Any] = {**arrays, _STATE: np.array(json.dumps(state))}

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import IO
 
@@ -14,9 +15,16 @@ from official_resnet.errors import UserError
 
 # Errors of flock on a file system that does not support locks, usually a network file system.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-_ADVICE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), 'free some space') | dict.fromkeys(
-    (errno.EEXIST, errno.ENOTDIR), 'move away the file that is in its place'
-)
+# What to do about an error of reading or writing, where its cause decides that.
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), 'free some space'),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), 'move away the file that is in its place'),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), 'get the permission for it (chmod, chown)'),
+    errno.EMFILE: 'raise the limit of open files (ulimit -n)',
+    errno.ENFILE: 'close other programs, which have too many files open',
+    errno.EIO: 'check its disk or network connection',
+    errno.ESTALE: 'mount its network file system again',
+}
 
 
 @contextlib.contextmanager
@@ -43,7 +51,9 @@ def replacing(
         yield part
         _sync(part)
         os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and not error.filename:
+            error.filename = str(path)  # a full disk has none
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         raise
@@ -61,13 +71,26 @@ def write_json(path: str | os.PathLike, value: dict) -> None:
     write_text(path, json.dumps(value, indent=1))
 
 
+def read_text(path: str | os.PathLike) -> str:
+    """Return the content of a UTF-8 text file, without the byte order mark that some editors write."""
+    return pathlib.Path(path).expanduser().read_text(encoding='utf-8-sig')
+
+
 def read_json(path: str | os.PathLike) -> dict | None:
     """Return what `write_json` wrote, or None if the file is missing or does not hold a JSON object."""
     try:
-        value = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+        value = json.loads(read_text(path))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def require_no_pattern(path: str | os.PathLike, what: str = '', reader: str = 'TensorFlow') -> None:
+    """Raise UserError if `reader` would take a path for the pattern of several. `what` precedes it in the message."""
+    if re.search(r'[*?\[\\]', str(path)):
+        raise UserError(
+            f'{what}{path}: to {reader}, *, ?, [ and \\ in a path are a pattern; rename it, or pass another'
+        )
 
 
 def lock(path: str | os.PathLike) -> IO[str]:
@@ -94,20 +117,32 @@ def lock(path: str | os.PathLike) -> IO[str]:
     return file
 
 
+def advice(error: OSError, otherwise: str) -> str:
+    """Return what to do about an error: what its cause demands, or else `otherwise`."""
+    return _ADVICE.get(error.errno or 0, otherwise)
+
+
 @contextlib.contextmanager
-def read_errors(path: str | os.PathLike, remedy: str) -> Iterator[None]:
-    """Turn an OSError from reading a file into UserError; `remedy` is the advice for a missing file."""
+def read_errors(path: str | os.PathLike, remedy: str, what: str = '') -> Iterator[None]:
+    """Turn an OSError from reading a file into UserError.
+
+    Args:
+        path: The file.
+        remedy: What to do if it is missing or not a file.
+        what: What the message calls the file, for example 'labels_file '.
+    """
     try:
         yield
-    except FileNotFoundError:
-        raise UserError(f"'{path}' does not exist; {remedy}") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{what}'{path}' does not exist; {remedy}") from None
     except OSError as error:
-        raise UserError(f"'{path}' cannot be read ({error.strerror or error}); pass a file that you may read") from None
+        reason = error.strerror or error
+        raise UserError(f"{what}'{path}' cannot be read ({reason}); {advice(error, remedy)}") from None
 
 
 @contextlib.contextmanager
 def write_errors(what: str, remedy: str) -> Iterator[None]:
-    """Turn an OSError from writing into UserError.
+    """Turn an OSError from writing, or a RuntimeError that it causes in h5py, into UserError.
 
     Args:
         what: What is being written, for example 'checkpoint /tmp/x'.
@@ -117,9 +152,14 @@ def write_errors(what: str, remedy: str) -> Iterator[None]:
         yield
     except BrokenPipeError:  # the reader of the program's output has exited; no file is at fault
         raise
-    except OSError as error:
-        advice = _ADVICE.get(error.errno or 0, 'make it writable')
-        raise UserError(f'cannot write {what}: {error.strerror or error}; {advice}{remedy}') from error
+    except (OSError, RuntimeError) as error:
+        cause: BaseException | None = error
+        while cause and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        if not isinstance(cause, OSError):
+            raise
+        reason = os.strerror(cause.errno) if cause.errno else cause  # h5py's own text is long
+        raise UserError(f'cannot write {what}: {reason}; {advice(cause, "make it writable")}{remedy}') from error
 
 
 def _sync(path: pathlib.Path) -> None:

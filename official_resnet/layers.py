@@ -31,7 +31,6 @@ def deep_graph() -> Iterator[None]:
         sys.setrecursionlimit(before)
 
 
-@keras.saving.register_keras_serializable(package='official_resnet')
 class BatchNormalization(keras.layers.BatchNormalization):
     """keras.layers.BatchNormalization, computed by TensorFlow's fused kernel where it applies.
 
@@ -40,9 +39,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
     mask, in float32, bfloat16 or float16. Scale, offset and statistics are always float32. For all other inputs, the
     stock code runs.
 
+    Keras saves this layer under the name of its own, so that a file loads, as the stock layer, without this package.
+
     Source: batch normalisation, arXiv:1502.03167 Algorithms 1 and 2.
     """
 
+    __module__ = 'keras.layers'
     replicas: Any = None  # a training.replicas.ReplicaStatistics while a step for several replicas is traced
 
     def call(self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None) -> tf.Tensor:
@@ -86,3 +88,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 self.replicas.report(moving, batch, self.momentum)
             else:
                 moving.assign(tf.convert_to_tensor(moving) * self.momentum + batch * (1 - self.momentum))
+
+
+# Its name in files that were written before 2026-11-29.
+keras.saving.get_custom_objects()['official_resnet>BatchNormalization'] = BatchNormalization

@@ -4,10 +4,12 @@ Each flag that is passed with --eval_only has an effect, agrees with the evaluat
 """
 
 import dataclasses
+import os
 from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
+from official_resnet import files
 from official_resnet.command_line import flags, train_program
 from official_resnet.command_line.flags import Program, RunOptions
 from official_resnet.errors import UserError
@@ -45,6 +47,17 @@ def run(values: absl_flags.FlagValues, asked: TrainConfig, options: RunOptions, 
     if options.image_bytes_as_serving_input and not options.export_dir:
         raise UserError('--image_bytes_as_serving_input needs --export_dir; pass that, too')
     return _evaluate_run(values, asked, options, row, given)
+
+
+def check_export_dir(folder: str | None) -> None:
+    """Raise UserError if no SavedModel can be written into --export_dir. A training would find that out at its end."""
+    if folder:
+        files.require_no_pattern(folder, '--export_dir=')
+        path = os.path.abspath(folder)
+        while not os.path.exists(path):
+            path = os.path.dirname(path)
+        if not os.path.isdir(path):
+            raise UserError(f"--export_dir={folder}: '{path}' is a file; pass another --export_dir")
 
 
 def _refuse(names, purpose):

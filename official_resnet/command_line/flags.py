@@ -143,11 +143,6 @@ class RunOptions:
             raise UserError('--local_workers and --worker_hosts exclude each other; pass one of them')
         if self.clean and self.worker_hosts:
             raise UserError('--clean does not go with --worker_hosts; delete model_dir before you start the workers')
-        path = self.export_dir and os.path.abspath(self.export_dir)
-        while path and not os.path.exists(path):
-            path = os.path.dirname(path)
-        if path and not os.path.isdir(path):
-            raise UserError(f"--export_dir={self.export_dir}: '{path}' is a file; pass another --export_dir")
 
 
 PARTS: tuple[type, ...] = (MachineConfig, RunOptions, ResNetSpec, TrainConfig, Schedule)
@@ -322,27 +317,12 @@ def resolve(values: flags.FlagValues, program: Program) -> tuple[TrainConfig, Ru
     elif options.use_synthetic_data:
         dataset = program.synthetic
     chosen['data_dir'] = data_dir_of(values, dataset)
-    fields = _streamed_fields(values, chosen, dataset) if program.streams else {}
+    fields: dict[str, Any] = {}
+    if program.streams:
+        from official_resnet.command_line import streamed_flags
+
+        fields = streamed_flags.fields(values, chosen, dataset)
     return TrainConfig.from_settings(chosen, program.make_spec, dataset=dataset, **fields), options
-
-
-def _streamed_fields(values, chosen, dataset):
-    """Return the fields of TrainConfig that depend on the flags for streamed images."""
-    from official_resnet.inputs.affine import PUBLISHED
-    from official_resnet.inputs.views import Views
-
-    if dataset.startswith('synthetic'):
-        return {'image_size': None, 'num_classes': None, 'background': False, 'normalization': None}
-    views = part_of(Views, chosen)
-    if 'size' in views:
-        views.setdefault('test_size', views['size'])
-    uses_pretrained = chosen.get(PRETRAINED) and not values['input_normalization'].present
-    normalization = None if uses_pretrained else PUBLISHED[chosen.get('input_normalization', 'official')]
-    fields: dict[str, Any] = {'views': Views(**views), 'image_size': None, 'normalization': normalization}
-    is_imagenet = dataset.removeprefix('tfds:').startswith('imagenet')
-    if is_imagenet and chosen.get('num_classes') in (1000, 1001):  # without or with the background (official/resnet)
-        fields |= {'background': chosen['num_classes'] == 1001, 'num_classes': None}
-    return fields
 
 
 def _require_partners(values, chosen, program):

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from official_resnet import files
 from official_resnet.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from official_resnet.command_line.flags import Program
 
-_HELP = {'-h', '--help', '--helpshort', '--helpfull'}
+HELP = {'-h', '--help', '--helpshort', '--helpfull'}
 
 
 def run_program(
@@ -42,11 +43,17 @@ def run_program(
     name = os.path.basename(argv[0]).removesuffix('.py')
     if isinstance(sys.stdout, io.TextIOWrapper):  # a path may have bytes that are not text
         sys.stdout.reconfigure(errors='backslashreplace')
-    if _HELP.intersection(argv[1:]):
+    if HELP.intersection(argv[1:]):
         with reader_may_leave():
-            print(_help(argv, doc, values, row))
+            from official_resnet.command_line import usage
+
+            print(usage.help_of(argv, doc, values, row))
         return 0
     try:
+        if any('flagfile' in argument for argument in argv):
+            from official_resnet.command_line import usage
+
+            argv = usage.with_flag_files(argv, values)
         extra = values(argv)[1:]
         if extra and not takes_arguments:
             raise flags.Error(f'unexpected argument {extra[0]!r}')
@@ -67,7 +74,7 @@ def run_program(
         _drop_output()
         return _fail(name, 'stopped, because nothing reads its output any more; run the same command again')
     except OSError as error:  # for example a full disk while a log is written
-        return _fail(name, f'{error}; fix that and run the same command again')
+        return _fail(name, f'{error}; {files.advice(error, "fix that")} and run the same command again')
     except _out_of_memory() as error:
         reason = (str(error).splitlines() or ['none is free'])[0]
         return _fail(name, f'out of memory ({reason}); use less, for example by a smaller --batch_size')
@@ -109,16 +116,6 @@ def _printed_log():
 def _fail(name, text):
     print(f'{name}: {one_line(text)}', file=sys.stderr)
     return 1
-
-
-def _help(argv, doc, values, row):
-    if '--helpfull' in argv:
-        return f'{doc}\nflags:\n{values.get_help()}'
-    from official_resnet.command_line import usage
-
-    with contextlib.suppress(flags.Error, ValueError, RecursionError):  # other flags may be wrong
-        values([argument for argument in argv if argument not in _HELP])  # for --recipe
-    return usage.text(doc, values, row)
 
 
 def _drop_output():

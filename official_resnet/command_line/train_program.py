@@ -45,9 +45,11 @@ def _run(values, config, options, row, argv):
     for name, _, text in flags.OBSOLETE:
         if values[name].present:
             print(f'--{name} is obsolete and ignored: {text}')
-    if options.eval_only:
+    if options.export_dir or options.eval_only:
         from official_resnet.command_line import evaluate_program
 
+        evaluate_program.check_export_dir(options.export_dir)
+    if options.eval_only:
         return evaluate_program.run(values, config, options, row)
     pretrained, model_dir = (
         pathlib.Path(path or '').resolve() for path in (config.pretrained, config.machine.model_dir)

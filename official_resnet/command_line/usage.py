@@ -1,11 +1,14 @@
 """The text of --help, and the message for an unknown flag."""
 
+import contextlib
 import difflib
 import textwrap
+from collections.abc import Sequence
 
 from absl import flags
 
 from official_resnet.command_line.flags import Program, fields_of, settings
+from official_resnet.command_line.program import HELP
 
 WIDTH = 80  # columns
 _HEADINGS = ('Data', 'Network', 'Training', 'Transfer', 'Evaluation and export', 'Machine', 'Logging')
@@ -41,6 +44,25 @@ OTHER_NAMES = {
     'top': 'topk',
     'image_size': 'input_size img_size',
 }
+
+
+def with_flag_files(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
+    """Return the arguments with the content of each --flagfile in its place, without byte order marks."""
+    arguments = values.read_flags_from_files(argv[1:], force_gnu=values.is_gnu_getopt())
+    for i in reversed(range(len(arguments))):
+        if arguments[i].startswith('\ufeff'):  # absl has not looked at what follows
+            line = arguments[i][1:].strip()
+            arguments[i : i + 1] = [line] if line and not line.startswith(('#', '//')) else []
+    return [argv[0], *arguments]
+
+
+def help_of(argv: Sequence[str], doc: str, values: flags.FlagValues, row: Program | None) -> str:
+    """Return the answer to --help, or to --helpfull: `text`, or absl's list of all flags."""
+    if '--helpfull' in argv:
+        return f'{doc}\nflags:\n{values.get_help()}'
+    with contextlib.suppress(flags.Error, ValueError, RecursionError):  # other flags may be wrong
+        values([argument for argument in argv if argument not in HELP])  # for --recipe
+    return text(doc, values, row)
 
 
 def unknown(name: str, values: flags.FlagValues) -> str:

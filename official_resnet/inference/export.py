@@ -1,8 +1,11 @@
 """Export a network as a SavedModel that contains its preprocessing, and compare both."""
 
+import contextlib
+import errno
 import functools
 import os
 import pathlib
+import shutil
 import time
 from collections.abc import Sequence
 
@@ -10,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from official_resnet import files
 from official_resnet.errors import UserError
 from official_resnet.inputs import augmentation, encoded
 from official_resnet.inputs.normalization import NORMALIZATIONS
@@ -77,22 +81,39 @@ def export(
         if not tf.TensorShape(wanted).is_compatible_with(image_shape):
             remedy = 'export a network that takes pixels, or choose another size of the test image'
             raise UserError(f'the network takes images {wanted}, but decoded images are {image_shape}; {remedy}')
+    files.require_no_pattern(export_dir, '--export_dir=')
     serving = _serving(model, normalization, image_shape, views)
     folder, stamp = pathlib.Path(export_dir), int(time.time())
     while (folder / str(stamp)).exists():
         stamp += 1
-    path = folder / str(stamp)
+    path, part = folder / str(stamp), folder / f'part.{stamp}'
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tf.saved_model.save(serving, str(path), signatures={'serving_default': serving.serve, 'predict': serving.serve})
-    except OSError as error:
-        raise UserError(f'cannot export to {path}: {error}; pass another --export_dir') from error
-    (spec,) = serving.serve.input_signature
-    examples = tf.constant(examples, spec.dtype)
-    expected = serving.serve(examples)['probabilities'].numpy()
-    got = tf.saved_model.load(str(path)).signatures['serving_default'](**{spec.name: examples})
-    difference = float(np.max(np.abs(expected - got['probabilities'].numpy())))
-    if not difference <= TOLERANCE:
-        text = f'{difference:.2g} in probability, more than {TOLERANCE:g}'
-        raise UserError(f'the SavedModel {path} differs from the model by {text}; do not use it')
+        with files.write_errors(f"'{path}'", ', or pass another --export_dir'), _os_errors():
+            folder.mkdir(parents=True, exist_ok=True)
+            signatures = {'serving_default': serving.serve, 'predict': serving.serve}
+            tf.saved_model.save(serving, str(part), signatures=signatures)
+        (spec,) = serving.serve.input_signature
+        examples = tf.constant(examples, spec.dtype)
+        expected = serving.serve(examples)['probabilities'].numpy()
+        got = tf.saved_model.load(str(part)).signatures['serving_default'](**{spec.name: examples})
+        difference = float(np.max(np.abs(expected - got['probabilities'].numpy())))
+        if not difference <= TOLERANCE:
+            text = f'{difference:.2g} in probability, more than {TOLERANCE:g}'
+            raise UserError(f'the SavedModel would differ from the model by {text}; it was not written, report this')
+        part.rename(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return path
+
+
+@contextlib.contextmanager
+def _os_errors():
+    """Turn TensorFlow's errors of writing into OSError."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+    except tf.errors.PermissionDeniedError as error:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES)) from error
+    except tf.errors.OpError as error:
+        raise OSError(error.message.splitlines()[0]) from error

@@ -1,4 +1,4 @@
-"""The card NAME.card.json beside NAME.keras: how images become the network's input, and what its outputs mean.
+"""Write NAME.keras, a network, and NAME.card.json: how images become its input, and what its outputs mean.
 
     spec          the fields of ResNetSpec
     num_classes   number of outputs
@@ -15,10 +15,14 @@ card_reader reads these fields and ignores all others.
 import dataclasses
 import json
 import os
+import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from official_resnet import files, resnet_spec
+
+if TYPE_CHECKING:
+    import keras
 
 
 def write_card(
@@ -55,3 +59,28 @@ def write_card(
     content = {'spec': dataclasses.asdict(spec), 'num_classes': num_classes or len(class_names)}
     content |= {'labels': list(class_names), 'input': fields}
     files.write_text(path, json.dumps(content | others, indent=1) + '\n')
+
+
+def write_network(path: str | os.PathLike, model: 'keras.Model', remedy: str, card: dict | None = None) -> None:
+    """Write a network as a .keras file, without its optimizer: the whole file, or nothing.
+
+    Args:
+        path: NAME.keras. A card belongs beside it.
+        model: The network. The file loads without this package.
+        remedy: What the message of an error says after its advice, for example ' and run the same command again'.
+        card: The content of the card to write, too. A network is never without its card.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    of_training = {name: getattr(model, name) for name in ('compiled', 'optimizer') if hasattr(model, name)}
+    try:
+        for name in of_training:
+            setattr(model, name, None)
+        with files.write_errors(f"'{path}'", remedy), files.replacing(path) as part:
+            model.save(part)
+            if card is not None:
+                files.write_text(pathlib.Path(path).with_suffix('.card.json'), json.dumps(card, indent=2) + '\n')
+    finally:
+        for name, value in of_training.items():
+            setattr(model, name, value)

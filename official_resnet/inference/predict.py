@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from official_resnet import checkpoints, layers
+from official_resnet import checkpoints, files, layers
 from official_resnet.errors import UserError
 from official_resnet.inference import card_reader
 from official_resnet.inputs import augmentation
@@ -58,12 +58,13 @@ def load(path: str | os.PathLike) -> tuple[keras.Model, card_reader.Card]:
         raise UserError(f"'{path}' is neither a .keras file nor a model_dir; pass one of them")
     card = card_reader.read_card(path.with_suffix('.card.json') if weights is None else folder / 'model.card.json')
     source = path if weights is None else folder / checkpoints.NETWORK_FILE
+    fast = {'BatchNormalization': layers.BatchNormalization}  # in place of Keras' own
     try:
         with layers.deep_graph():
             if weights is None:
-                model = keras.models.load_model(path, compile=False)
+                model = keras.models.load_model(path, fast, compile=False)
             else:
-                model = keras.models.model_from_json(source.read_text(encoding='utf-8'))
+                model = keras.models.model_from_json(files.read_text(source), fast)
                 checkpoints.assign({variable.path: variable for variable in model.variables}, weights, path)
     except _DAMAGED as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from official_resnet import files
 from official_resnet.errors import UserError
 from official_resnet.inputs.other_datasets import default_normalization
 from official_resnet.inputs.split import Split
@@ -81,6 +82,7 @@ def is_prepared(dataset: str, data_dir: str | os.PathLike | None) -> bool:
 
 
 def _builder(dataset, data_dir):
+    files.require_no_pattern(data_dir or '', '--data_dir=')
     import tensorflow_datasets as tfds  # here, because the import is slow and few programs need it
 
     try:

@@ -152,17 +152,17 @@ class Record(keras.callbacks.Callback):
     def on_train_end(self, logs: Any = None) -> None:
         if logs:
             self._write('test', 'val_', logs)
-        self.model.compiled = False  # saved for inference: loading it needs our layers, but not our optimizer
-        with files.replacing(self.folder / 'model.keras') as part:
-            self.model.save(part)
-        self.model.compiled = True
+        self._write_network('model')
+
+    def _write_network(self, name):
+        model_card.write_network(self.folder / f'{name}.keras', self.model, checkpoints.AGAIN)
 
     def _write(self, split, prefix, logs):
         names = ('loss', 'accuracy', 'learning_rate', 'images_per_second', 'seconds', 'accuracy_top_5')
         found = {name: logs.get(prefix + name, logs.get(name)) for name in names}
         line = {'split': split, 'epoch': self._epoch, 'step': int(logs['step'])}
         line |= {name: value for name, value in found.items() if value is not None}
-        with open(self.path, 'a', encoding='utf-8') as file:
+        with files.write_errors(f"'{self.path}'", checkpoints.AGAIN), open(self.path, 'a', encoding='utf-8') as file:
             file.write(json.dumps(line) + '\n')
 
 

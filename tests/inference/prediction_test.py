@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import json
+import pathlib
 
 import keras
 import numpy as np
@@ -77,8 +78,23 @@ def test_an_export_that_differs_is_refused(tmp_path, monkeypatch):
         signatures = {'serving_default': lambda input: {'probabilities': tf.fill([len(input), 10], 0.5)}}
 
     monkeypatch.setattr(tf.saved_model, 'load', lambda path: Broken)
-    with pytest.raises(UserError, match='do not use it'):
+    with pytest.raises(UserError, match='differ from the model'):
         export.export(resnet_model.resnet(TINY, 10, (8, 8, 3)), 'none', (8, 8, 3), tmp_path, pixels(5, 8, 8, 3))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    'kind,message', [('ResourceExhausted', 'free some space'), ('PermissionDenied', 'chmod'), ('Unknown', 'a reason;')]
+)
+def test_an_export_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, kind, message):
+    def fail(module, path, **options):
+        pathlib.Path(path).mkdir()
+        raise getattr(tf.errors, f'{kind}Error')(None, None, 'a reason\nmore')
+
+    monkeypatch.setattr(tf.saved_model, 'save', fail)
+    with pytest.raises(UserError, match=f"'{tmp_path}/.*{message}.* or pass another --export_dir"):
+        export.export(resnet_model.resnet(TINY, 10, (8, 8, 3)), 'none', (8, 8, 3), tmp_path, pixels(5, 8, 8, 3))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import io
 import json
+import resource
+import zipfile
 
 import pytest
 from fixtures.tiny_training import StopAt, make_config
@@ -9,6 +11,7 @@ from fixtures.tiny_training import StopAt, make_config
 from official_resnet import resnet_run_loop, resnet_variants
 from official_resnet.command_line import more_logging
 from official_resnet.command_line.flags import RunOptions
+from official_resnet.errors import UserError
 from official_resnet.training import callbacks
 from official_resnet.training.config import TrainConfig
 
@@ -31,6 +34,25 @@ def test_a_resumed_run_removes_lines_beyond_its_checkpoint_and_a_cut_one(cifar_d
     record.path.write_text('{"step": 10}\n{"step": 20}\n{"step": 30}\n{"ste')
     record.on_train_begin()
     assert record.path.read_text() == '{"step": 10}\n{"step": 20}\n'
+
+
+def test_a_full_disk_at_the_end_names_the_file_and_leaves_no_part(cifar_dir, tmp_path):
+    trainer = resnet_run_loop.Trainer(make_config(cifar_dir, tmp_path))
+    record = make(callbacks.Record(trainer.config, trainer.card))
+    record.set_model(trainer.model)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12000, limits[1]))  # bytes
+    try:
+        with pytest.raises(UserError, match=f"'{tmp_path}/model.keras': .*free some space and run the same command"):
+            record.on_train_end()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir()) and trainer.model.compiled
+    record.on_train_end()
+    assert [path.name for path in tmp_path.iterdir()] == ['model.keras']
+    with zipfile.ZipFile(tmp_path / 'model.keras') as archive:
+        assert 'official_resnet' not in archive.read('config.json').decode()  # so it loads without this package
+        assert b'optimizer' not in archive.read('model.weights.h5')
 
 
 @pytest.mark.parametrize('is_terminal,last_step', [(True, 10**6), (False, 10**6), (False, 30)])
