@@ -175,41 +175,15 @@ def catch_signals() -> Iterator[list[int]]:
 
 
 def make_strategy(machine: 'MachineConfig', batch_size: int) -> 'tf.distribute.Strategy':
-    """Return the tf.distribute.Strategy of a MachineConfig for one process.
-
-    Raises:
-        UserError: There are fewer GPUs than requested, or the batch size is not a multiple of their number.
-    """
+    """Return the tf.distribute.Strategy of one process; raises like replicas.choose_strategy."""
     import tensorflow as tf
 
     gpus = tf.config.list_logical_devices('GPU')
-    asked, kind = machine.num_gpus, machine.distribution_strategy
-    count = min(len(gpus), 1) if asked is None else len(gpus) if asked == -1 else asked
-    if count > len(gpus):
-        raise UserError(
-            f'--num_gpus={count}, but TensorFlow finds {len(gpus)}; lower --num_gpus, or pip install '
-            "'tensorflow[and-cuda]' and check the driver with nvidia-smi"
-        )
-    if kind == 'off' and count > 1:
-        raise UserError(f"--num_gpus={count} needs --distribution_strategy=mirrored, not 'off'")
-    if kind == 'mirrored' or (kind == 'default' and count > 1):
-        devices = gpus[:count] or tf.config.list_logical_devices('CPU')
-        from official_resnet.training import replicas
+    if not gpus and machine.num_gpus in (None, 0, -1) and machine.distribution_strategy in ('default', 'one_device'):
+        return tf.distribute.OneDeviceStrategy('CPU:0')
+    from official_resnet.training import replicas
 
-        strategy = replicas.mirror(tuple(device.name for device in devices), machine.all_reduce_alg)
-    elif kind == 'off':
-        strategy = tf.distribute.get_strategy()
-    else:
-        strategy = tf.distribute.OneDeviceStrategy('GPU:0' if count else 'CPU:0')
-    require_even(batch_size, strategy.num_replicas_in_sync)
-    return strategy
-
-
-def require_even(batch_size: int, replicas: int) -> None:
-    """Raise UserError if the batch size is not a multiple of the number of devices."""
-    if batch_size % replicas:
-        remedy = f'pass --batch_size={max(batch_size // replicas, 1) * replicas}'
-        raise UserError(f'--batch_size={batch_size} is not a multiple of {replicas} devices; {remedy}')
+    return replicas.choose_strategy(machine, batch_size, gpus)
 
 
 def machine_info() -> dict:

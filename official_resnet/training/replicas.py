@@ -1,6 +1,6 @@
 """Several devices that train together, each on its part of a batch: the mirrored strategy, and batch normalisation.
 
-This module is imported only if there is more than one device.
+A training on the CPU alone does not import this module.
 """
 
 import collections
@@ -11,7 +11,9 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
+from official_resnet.errors import UserError
 from official_resnet.layers import BatchNormalization
+from official_resnet.training.config import MachineConfig
 
 
 @functools.lru_cache
@@ -19,6 +21,39 @@ def mirror(devices: tuple[str, ...], all_reduce_alg: str | None) -> tf.distribut
     """Return the only MirroredStrategy of these devices: a second one would reuse the numbers of collective ops."""
     ops = {'nccl': tf.distribute.NcclAllReduce, 'ring': tf.distribute.HierarchicalCopyAllReduce}
     return tf.distribute.MirroredStrategy(devices, ops[all_reduce_alg]() if all_reduce_alg else None)
+
+
+def choose_strategy(machine: MachineConfig, batch_size: int, gpus: list) -> tf.distribute.Strategy:
+    """Return the tf.distribute.Strategy of a MachineConfig for one process that has these logical GPUs.
+
+    Raises:
+        UserError: There are fewer GPUs than requested, or the batch size is not a multiple of their number.
+    """
+    asked, kind = machine.num_gpus, machine.distribution_strategy
+    count = min(len(gpus), 1) if asked is None else len(gpus) if asked == -1 else asked
+    if count > len(gpus):
+        raise UserError(
+            f'--num_gpus={count}, but TensorFlow finds {len(gpus)}; lower --num_gpus, or pip install '
+            "'tensorflow[and-cuda]' and check the driver with nvidia-smi"
+        )
+    if kind == 'off' and count > 1:
+        raise UserError(f"--num_gpus={count} needs --distribution_strategy=mirrored, not 'off'")
+    if kind == 'mirrored' or (kind == 'default' and count > 1):
+        devices = gpus[:count] or tf.config.list_logical_devices('CPU')
+        strategy = mirror(tuple(device.name for device in devices), machine.all_reduce_alg)
+    elif kind == 'off':
+        strategy = tf.distribute.get_strategy()
+    else:
+        strategy = tf.distribute.OneDeviceStrategy('GPU:0' if count else 'CPU:0')
+    require_even(batch_size, strategy.num_replicas_in_sync)
+    return strategy
+
+
+def require_even(batch_size: int, replicas: int) -> None:
+    """Raise UserError if the batch size is not a multiple of the number of devices."""
+    if batch_size % replicas:
+        remedy = f'pass --batch_size={max(batch_size // replicas, 1) * replicas}'
+        raise UserError(f'--batch_size={batch_size} is not a multiple of {replicas} devices; {remedy}')
 
 
 class ReplicaStatistics:

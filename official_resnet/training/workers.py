@@ -49,9 +49,11 @@ class Worker(devices.Process):
     def __init__(self, batch_size: int, all_reduce_alg: str | None = None):
         self.index, self.count = configure()
         super().__init__(join(all_reduce_alg))
-        devices.require_even(batch_size, self.strategy.num_replicas_in_sync)
         import tensorflow as tf
 
+        from official_resnet.training import replicas
+
+        replicas.require_even(batch_size, self.strategy.num_replicas_in_sync)
         strategy, per_worker = self.strategy, self.strategy.num_replicas_in_sync // self.count
 
         def first_replica_only(values):
