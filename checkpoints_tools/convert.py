@@ -17,7 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 import official_resnet
-from checkpoints_tools import FAMILIES, our_net, tf_checkpoint, verify
+from checkpoints_tools import FAMILIES, our_net, selection, tf_checkpoint, verify
+from checkpoints_tools.selection import Choice
 from checkpoints_tools.source import Shapes, Source, Variables, reading
 from official_resnet import files, layers, resnet_model, resnet_variants
 from official_resnet.errors import UserError
@@ -38,6 +39,7 @@ def convert(
     variant: str | None = None,
     num_classes: int | None = None,
     tolerance: float = verify.TOLERANCE,
+    choice: Choice = selection.DEFAULT,
 ) -> dict:
     """Convert a checkpoint to a .keras file and its card (.card.json), or write nothing; return the card.
 
@@ -48,6 +50,7 @@ def convert(
         variant: The variant's name. It decides what the variables leave open.
         num_classes: 1000 drops the background class of a source with the labels 'imagenet1001'.
         tolerance: The largest difference that `verify` allows, as a fraction of the largest logit.
+        choice: Which of its weights, and whether with the classifier.
 
     Raises:
         UserError: The checkpoint cannot be read or converted exactly. Nothing was written.
@@ -59,16 +62,25 @@ def convert(
             f'{path} has {len(shapes)} variables that no family knows: {_some(shapes)}; '
             'pass --source, or convert another checkpoint'
         )
-    source, entries = fit(module, shapes, path, variant)
+    if num_classes and not choice.has_head:
+        raise UserError(
+            f'--num_classes={num_classes} is the size of a classifier, which --no_head leaves out; pass one'
+        )
+    selected = selection.select(module, shapes, path, choice, variant)
+    source, entries = fit(module, selected.shapes, path, variant)
+    _raise_listed({'without an average': selected.without_average(entries)}, path, 'leave --weights out')
     source = module.with_mean(source, path) if hasattr(module, 'with_mean') else source
-    entries = _with_classes(entries, source, num_classes)
     model = _build(source.spec, num_classes or source.num_classes)
-    variables = module.read(path)
+    if choice.has_head:
+        entries = _with_classes(entries, source, num_classes)
+    else:
+        model, entries = _without_head(model, entries)
+    variables = selected.variables(module.read(path))
     assign(model, entries, variables, path)
     verified = verify.verify(model, module, variables, source, tolerance)
     del variables
     sources = module.list_files(path) if hasattr(module, 'list_files') else [path]
-    card = _card(source, num_classes, verified, map(pathlib.Path, sources))
+    card = _card(source, num_classes, verified, map(pathlib.Path, sources)) | _selected(selected)
     _write(model, card, output)
     return card
 
@@ -94,7 +106,7 @@ def identify(path: str | os.PathLike, family: str = 'auto') -> tuple[types.Modul
         except UserError as error:
             problems[name] = error
             continue
-        if module.recognises(shapes):
+        if selection.kinds_of(module, shapes):
             return module, shapes
         unknown = unknown or shapes
     if unknown:
@@ -255,6 +267,22 @@ def _with_classes(entries, source, num_classes):
         else entry
         for entry in entries
     ]
+
+
+def _without_head(model, entries):
+    """Return a network up to the means of its feature maps, float32 [n, features], and the Entries of its variables."""
+    with layers.deep_graph():
+        model = keras.Model(model.input, model.get_layer('head_pool').output, name=model.name)
+    return model, [entry for entry in entries if not entry.target.startswith('logits/')]
+
+
+def _selected(selected):
+    """Return what the card says about the part of a checkpoint that was converted."""
+    outside = [name for name in selected.shapes if name in getattr(selected.shapes, 'outside', {})]
+    chosen = {'weights': selected.weights, 'other_weights': selected.others, 'left_out': outside}
+    if selected.stand_in:
+        chosen |= {'num_classes': 0, 'labels': 'unknown', 'num_features': selected.num_features}
+    return {name: value for name, value in chosen.items() if value not in ((), [])}
 
 
 def _build(spec, num_classes):

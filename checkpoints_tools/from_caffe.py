@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from checkpoints_tools import operations, our_net
-from checkpoints_tools.source import Input, Lazy, Shapes, Source, Variables, check_variant, reading, shape_of
+from checkpoints_tools.source import Input, Lazy, Shape, Shapes, Source, Variables, check_variant, reading, shape_of
 from official_resnet.errors import UserError
 from official_resnet.inputs import protobuf_wire as wire_format
 from official_resnet.resnet_spec import ResNetSpec
@@ -181,6 +181,11 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
     check_variant(variant, name, f'resnet{spec.resnet_size}_v1')
     labels = 'imagenet1000' if num_classes == 1000 else 'unknown'
     return Source('caffe', name, spec, num_classes, Input('BGR', mean=CHANNEL_MEANS), labels, NOTE)
+
+
+def classifier(shapes: Shapes, features: int) -> dict[str, Shape]:
+    """Return the shapes of a classifier that has as many outputs as features."""
+    return {'fc1000/0': (features, features), 'fc1000/1': (features,)}
 
 
 def ignored(shapes: Shapes) -> dict[str, str]:

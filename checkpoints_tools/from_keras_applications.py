@@ -26,7 +26,7 @@ import tensorflow as tf
 
 from checkpoints_tools import operations, our_net
 from checkpoints_tools.our_net import BN_PARTS
-from checkpoints_tools.source import Input, Lazy, Shapes, Source, Variables, check_variant, reading, shape_of
+from checkpoints_tools.source import Input, Lazy, Shape, Shapes, Source, Variables, check_variant, reading, shape_of
 from official_resnet import resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.resnet_spec import ResNetSpec
@@ -213,8 +213,6 @@ def _their(layer, is_v2):
 def describe(shapes: Shapes, variant: str | None = None) -> Source:
     """Return the Source. A variant, 'ResNet50V2' or 'resnet50_v2', must name the network found."""
     shapes = {name: shapes[theirs] for name, theirs in _by_current_name(shapes).items()}
-    if 'predictions/kernel' not in shapes:
-        raise UserError('there is no classifier predictions/kernel; get the weights with the top')
     group_blocks, is_v2 = our_net.named_blocks(shapes, *_PLACES), _is_v2(shapes)
     num_classes = shape_of(shapes, 'predictions/kernel', 2)[-1]
     stem, filters = (shape_of(shapes, f'{name}/kernel', 4)[-1] for name in ('conv1_conv', 'conv2_block1_1_conv'))
@@ -227,6 +225,12 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
     v1, v2 = Input('BGR', mean=(103.939, 116.779, 123.68)), Input('RGB', 1 / 127.5, mean=(1.0, 1.0, 1.0))
     labels = 'imagenet1000' if num_classes == 1000 else 'unknown'
     return Source('keras_applications', name, spec, num_classes, v2 if is_v2 else v1, labels, NOTE)
+
+
+def classifier(shapes: Shapes, features: int) -> dict[str, Shape]:
+    """Return the shapes of a classifier that has as many outputs as features."""
+    layer = 'fc1000' if 'res2a_branch2a/kernel' in shapes else 'predictions'
+    return {f'{layer}/kernel': (features, features), f'{layer}/bias': (features,)}
 
 
 def ignored(shapes: Shapes) -> dict[str, str]:

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from checkpoints_tools import operations, our_net, tf_checkpoint
-from checkpoints_tools.source import Input, Shapes, Source, Variables, check_variant, shape_of
+from checkpoints_tools.source import Input, Shape, Shapes, Source, Variables, check_variant, shape_of
 from official_resnet.errors import UserError
 from official_resnet.resnet_spec import ResNetSpec
 
@@ -35,7 +35,7 @@ _Numbers = collections.defaultdict[str, 'itertools.count[int]']  # kind of layer
 
 def recognises(shapes: Shapes) -> bool:
     """Return whether these are variables of official/resnet."""
-    names = ('conv2d/kernel', 'conv2d_1/kernel', 'batch_normalization/gamma', 'dense/kernel')
+    names = ('conv2d/kernel', 'conv2d_1/kernel', 'batch_normalization/gamma')
     return any(all(f'{scope}{name}' in shapes for name in names) for scope in (_SCOPE, ''))
 
 
@@ -67,6 +67,11 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
     num_classes = shape_of(shapes, f'{scope}dense/kernel', 2)[1]
     labels = LABELS[stem].get(num_classes, 'unknown')
     return Source('official_tf', f'{name}{version}', spec, num_classes, INPUTS[stem], labels, NOTE)
+
+
+def classifier(shapes: Shapes, features: int) -> dict[str, Shape]:
+    """Return the shapes of a classifier that has as many outputs as features."""
+    return {f'{_scope(shapes)}dense/kernel': (features, features), f'{_scope(shapes)}dense/bias': (features,)}
 
 
 def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from checkpoints_tools import operations, our_net, tf_checkpoint
-from checkpoints_tools.source import Input, Shapes, Source, Variables, check_variant, shape_of
+from checkpoints_tools.source import Input, Listing, Shape, Shapes, Source, Variables, check_variant, shape_of
 from official_resnet.errors import UserError
 from official_resnet.resnet_spec import ResNetSpec
 
@@ -46,7 +46,7 @@ NOTE = (
 )
 
 
-class _Shapes(dict):  # {name: (shape, dtype)}
+class _Shapes(Listing):
     mean_rgb: tuple[float, ...] | None = None  # the value of the file's variable of this name, if there is one
 
 
@@ -107,6 +107,12 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
     if version == '1' and mean_rgb and np.isfinite(mean_rgb).all():
         convention = dataclasses.replace(convention, mean=mean_rgb)
     return Source('slim', found, spec, num_classes, convention, LABELS.get(num_classes, 'unknown'), NOTE)
+
+
+def classifier(shapes: Shapes, features: int) -> dict[str, Shape]:
+    """Return the shapes of a classifier that has as many outputs as features."""
+    scope, _ = _scope(shapes)
+    return {f'{scope}logits/weights': (1, 1, features, features), f'{scope}logits/biases': (features,)}
 
 
 def ignored(shapes: Shapes) -> dict[str, str]:

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from checkpoints_tools import operations, our_net
-from checkpoints_tools.source import Input, Lazy, Shapes, Source, Variables, check_variant, reading, shape_of
+from checkpoints_tools.source import Input, Lazy, Shape, Shapes, Source, Variables, check_variant, reading, shape_of
 from official_resnet.errors import UserError
 from official_resnet.resnet_spec import ResNetSpec
 
@@ -128,6 +128,11 @@ def _spec(shapes, blocks):
         fields |= {'version': '2', 'stem_bn': True}
         family = 'PreAct' + family
     return ResNetSpec(blocks, filters, 'imagenet', shortcut='B', **fields), family
+
+
+def classifier(shapes: Shapes, features: int) -> dict[str, Shape]:
+    """Return the shapes of a classifier that has as many outputs as features."""
+    return {'linear/W': (features, features), 'linear/b': (features,)}
 
 
 def ignored(shapes: Shapes) -> dict[str, str]:

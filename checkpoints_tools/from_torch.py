@@ -20,13 +20,16 @@ import numpy as np
 import tensorflow as tf
 
 from checkpoints_tools import operations, our_net, torch_pickle
-from checkpoints_tools.source import Input, Lazy, Shapes, Source, Variables, reading, shape_of
+from checkpoints_tools.source import AVERAGE, Input, Lazy, Listing, Shape, Shapes, Source, Variables, reading, shape_of
 from official_resnet import files, resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.resnet_spec import ResNetSpec
 
-WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'net')  # keys under which training programs save the weights
-PREFIXES = ('module.', '_orig_mod.', 'model.')  # DataParallel's, torch.compile's, Lightning's
+CORE = ('conv1.weight', 'bn1.weight', 'layer1.0.conv1.weight')  # names that every network has
+HEADS = re.compile(r'(fc|linear|head|classifier)\..*')
+# In the keys and prefixes of averages: timm's state_dict_ema, torchvision's model_ema, MoCo's encoder_k.
+_AVERAGES = re.compile(r'(^|[._])(ema|swa|encoder_k|momentum_encoder)[._]')
+_LOSSES = re.compile(r'(criterion|loss\w*)\..*')
 IGNORED = {'num_batches_tracked': 'count of training steps'}
 IGNORED |= dict.fromkeys(('total_ops', 'total_params'), 'count of a profiler')
 EPSILON = 1e-5  # torch.nn.BatchNorm2d's, and ResNetSpec's default; PyTorch's momentum of 0.1 is 0.9 in Keras
@@ -44,27 +47,31 @@ NAMES |= {name: name for name in resnet_variants.VARIANTS if name.startswith(('r
 _shape = operator.attrgetter('group_blocks', 'filters', 'stem', 'block', 'base_width', 'cardinality')
 _BN = dict(zip(our_net.BN_PARTS, ('weight', 'bias', 'running_mean', 'running_var'), strict=True))
 _VARIABLES = {'kernel': 'weight', 'bias': 'bias', **_BN}
+MAX_CONTAINERS, MAX_DEPTH = 10_000, 4  # dicts in a file, and how deep they are nested
 _SAFETENSORS_DTYPES = {'F16': 'float16', 'BF16': 'bfloat16', 'F32': 'float32', 'F64': 'float64', 'I64': 'int64'}
 
 
 def recognises(shapes: Shapes) -> bool:
     """Return whether these variables have torchvision's or akamaster's names."""
-    return {'conv1.weight', 'bn1.weight', 'layer1.0.conv1.weight'} <= shapes.keys()
+    return shapes.keys() >= set(CORE)
 
 
 def shapes(path: str | os.PathLike) -> Shapes:
-    """Return {name: (shape, dtype)} without wrappers and without reading the values."""
-    return {name: (shape, dtype) for name, (shape, dtype, _) in _tensors(path).items()}
+    """Return {name: (shape, dtype)} without wrappers and prefixes, and without reading the values."""
+    found, outside = _tensors(path)
+    listing = Listing({name: (shape, dtype) for name, (shape, dtype, _) in found.items()})
+    listing.outside = outside
+    return listing
 
 
 def read(path: str | os.PathLike) -> Lazy:
-    """Return {name: ndarray} without wrappers; each array is read on access."""
-    tensors = _tensors(path)
+    """Return {name: ndarray} without wrappers and prefixes; each array is read on access."""
+    tensors, _ = _tensors(path)
     return Lazy(tensors, lambda name: tensors[name][2]())
 
 
 def _tensors(path):
-    """Return {name: (shape, dtype, function that reads the values)}."""
+    """Return {name: (shape, dtype, function that reads the values)} and {name: why} of those outside of the network."""
     if _is_safetensors(path):
         found = {}
         with _safetensors(path) as file:
@@ -72,12 +79,13 @@ def _tensors(path):
                 part, value = file.get_slice(name), functools.partial(_safetensor, path, name)
                 dtype = _SAFETENSORS_DTYPES.get(part.get_dtype(), part.get_dtype())
                 found[name] = tuple(part.get_shape()), dtype, value
-        return _stripped(found)
+        return _networks({'': found}, path)
     saved, values = torch_pickle.load(path)
+    tensors, outside = _networks(dict(_containers(saved)), path)
     return {
         name: (tensor.shape, tensor.storage.dtype.name, functools.partial(values, tensor))
-        for name, tensor in _state_dict(saved, path).items()
-    }
+        for name, tensor in tensors.items()
+    }, outside
 
 
 def describe(shapes: Shapes, variant: str | None = None) -> Source:
@@ -122,7 +130,13 @@ def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
 
 def ignored(shapes: Shapes) -> dict[str, str]:
     """Return {name: why} of the variables that are not weights."""
-    return {name: IGNORED[name.rpartition('.')[2]] for name in shapes if name.rpartition('.')[2] in IGNORED}
+    counts = {name: IGNORED[name.rpartition('.')[2]] for name in shapes if name.rpartition('.')[2] in IGNORED}
+    return counts | dict(getattr(shapes, 'outside', {}))
+
+
+def classifier(shapes: Shapes, features: int) -> dict[str, Shape]:
+    """Return the shapes of a classifier that has as many outputs as features."""
+    return {f'{_head(shapes)}.weight': (features, features), f'{_head(shapes)}.bias': (features,)}
 
 
 def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
@@ -213,22 +227,57 @@ def _name(spec):
     return f'resnet_{spec.block}_{"_".join(map(str, spec.group_blocks))}_filters{spec.filters}'
 
 
-def _state_dict(saved, path):
-    """Return {name: Tensor}, without prefixes, from the object that was saved."""
-    if isinstance(saved, dict):
-        saved = next((saved[name] for name in WRAPPERS if isinstance(saved.get(name), dict)), saved)
-    items = saved.items() if isinstance(saved, dict) else ()
-    tensors = {name: value for name, value in items if isinstance(name, str) and isinstance(value, torch_pickle.Tensor)}
-    if not tensors:
+def _containers(saved, place='', seen=None):
+    """Yield (place, {name: Tensor}) of each dict in the object that was saved. That of 'model_ema' is 'model_ema.'."""
+    seen = set() if seen is None else seen
+    if not isinstance(saved, dict) or id(saved) in seen or len(seen) > MAX_CONTAINERS:
+        return
+    seen.add(id(saved))
+    named = {name: value for name, value in saved.items() if isinstance(name, str)}
+    if tensors := {name: value for name, value in named.items() if isinstance(value, torch_pickle.Tensor)}:
+        yield place, tensors
+    for name, value in named.items():
+        yield from _containers(value, f'{place}{name}.', seen) if place.count('.') < MAX_DEPTH else ()
+
+
+def _networks(containers, path):
+    """Return {name: value} of the network's variables and averages, and {name: why} of what else is beside them.
+
+    A network is where all CORE names share a prefix. If no container has one, all names of the largest are returned.
+    """
+    if not containers:
         raise UserError(f'{path} has no weights by name; save them with torch.save(model.state_dict(), PATH)')
-    return _stripped(tensors)
+    prefixes = {place: _prefixes(values) for place, values in containers.items()}
+    networks: dict[str, list] = {'': [], AVERAGE: []}
+    for place, values in containers.items():
+        for prefix in prefixes[place]:
+            is_average = 'n_averaged' in values or _AVERAGES.search(place + prefix)
+            networks[AVERAGE if is_average else ''].append((place, prefix))
+    if not any(networks.values()):
+        return max(containers.values(), key=len), {}
+    found, outside = {}, {}
+    for ending, places in networks.items():
+        if len(places) > 1:
+            names = ', '.join(f'{place}{prefix}*' for place, prefix in places)
+            raise UserError(f'{path} has {len(places)} networks, {names}; save one of them by itself')
+        for place, prefix in places:
+            for name, value in containers[place].items():
+                owner = max((p for p in prefixes[place] if name.startswith(p)), key=len, default=None)
+                inner = name.removeprefix(prefix)
+                if owner is None:
+                    outside[name] = f'outside of the network, whose names start with {prefix}'
+                    found.setdefault(name, value)
+                elif owner == prefix:
+                    found[inner + ending] = value
+                    if _LOSSES.fullmatch(inner):
+                        outside[inner] = 'part of the loss'
+    return found, outside
 
 
-def _stripped(values):
-    """Return {name: value} without the prefixes that all names share."""
-    while values and (prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in values)), None)):
-        values = {name.removeprefix(prefix): value for name, value in values.items()}
-    return values
+def _prefixes(names):
+    """Return the prefixes that all CORE names have: ['module.'] in a checkpoint of DataParallel."""
+    found = [name.removesuffix(CORE[-1]) for name in names if name.endswith(CORE[-1])]
+    return [prefix for prefix in found if all(prefix + name in names for name in CORE)]
 
 
 def _is_safetensors(path):

@@ -13,6 +13,7 @@ import signal
 import sys
 import types
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 try:
     from absl import flags
@@ -22,6 +23,9 @@ try:
     from official_resnet.errors import one_line
 except ModuleNotFoundError as error:  # run by its path without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
+
+if TYPE_CHECKING:
+    from checkpoints_tools.selection import Choice
 
 
 def define_flags() -> flags.FlagValues:
@@ -34,6 +38,8 @@ def define_flags() -> flags.FlagValues:
     define.enum('source', 'auto', ('auto', *FAMILIES), 'Family of the checkpoint.')
     define.string('variant', None, 'Name of the network, if the variables leave it open, for example resnet50_v1.')
     define.integer('num_classes', None, '1000 drops the background of a checkpoint with 1001 classes.', None, 1, None)
+    define.enum('weights', None, ('plain', 'ema'), 'Take the weights, or their moving averages. Default: the weights.')
+    define.boolean('no_head', False, 'Leave the classifier out: the model returns features, [n, channels].')
     define.enum('to', 'keras', ('keras', 'torch'), 'What to write: a Keras model, or PyTorch weights.')
     paths = ['list', 'input', 'output']
     flags.register_multi_flags_validator(
@@ -56,24 +62,44 @@ def _run(values):
     devices.start_tensorflow()
     from checkpoints_tools import convert
 
+    choice = convert.Choice(values.weights, not values.no_head)
     if values.list:
         with program.reader_may_leave():
-            for line in list_lines(convert, values.list, values.source, values.variant):
+            for line in list_lines(convert, values.list, values.source, values.variant, choice):
                 print(line)
     elif values.to == 'torch':
         source = convert.to_torch(values.input, values.output)
         print(f'{values.output}: {source.variant}, {source.num_classes} classes')
     else:
-        card = convert.convert(values.input, values.output, values.source, values.variant, values.num_classes)
-        verified = card['verified']
-        print(
-            f'{values.output}: {card["family"]} {card["variant"]}, {card["num_classes"]} classes ({card["labels"]}); '
-            f'largest difference {verified["max_relative_difference"]:.1e} of the largest logit '
-            f'{verified["max_logit"]:.3g}'
+        card = convert.convert(
+            values.input, values.output, values.source, values.variant, values.num_classes, choice=choice
         )
+        print(f'{values.output}: {_summary(card)}')
 
 
-def list_lines(convert: types.ModuleType, path: str, family: str, variant: str | None) -> Iterator[str]:
+def _summary(card):
+    """Return a line about a conversion: what was converted, what was not, and how exact it is."""
+    outputs = f'{card["num_classes"]} classes ({card["labels"]})' if card['num_classes'] else 'no classifier, '
+    outputs += f'{card["num_features"]} features' if 'num_features' in card else ''
+    kinds = _kinds(card['weights'], card.get('other_weights', ()))
+    left_out = f'; left out: {", ".join(card["left_out"])}' if 'left_out' in card else ''
+    verified = card['verified']
+    return one_line(
+        f'{card["family"]} {card["variant"]}, {outputs}{kinds}{left_out}; largest difference '
+        f'{verified["max_relative_difference"]:.1e} of the largest {"logit" if card["num_classes"] else "feature"} '
+        f'{verified["max_logit"]:.3g}'
+    )
+
+
+def _kinds(weights, others):
+    """Return the words for which weights were taken, if there was a choice or if they are averages."""
+    words = ''.join(f'; there are {kind} ones, too: --weights={kind}' for kind in others)
+    return f', {weights} weights{words}' if others or weights != 'plain' else ''
+
+
+def list_lines(
+    convert: types.ModuleType, path: str, family: str, variant: str | None, choice: 'Choice'
+) -> Iterator[str]:
     """Yield a line for each variable of a checkpoint, and one for the checkpoint. `convert` is the module."""
     module, shapes = convert.identify(path, family)
     targets: dict[str, list[str]] = {}
@@ -81,12 +107,16 @@ def list_lines(convert: types.ModuleType, path: str, family: str, variant: str |
     if module:
         ignored = module.ignored(shapes)
         try:
-            source = module.describe(shapes, variant)
-            for entry in module.name_map(source, shapes):
+            selected = convert.selection.select(module, shapes, path, choice, variant)
+            ignored |= selected.left_out
+            source = module.describe(selected.shapes, variant)
+            for entry in module.name_map(source, selected.shapes):
                 for name in entry.sources:
-                    targets.setdefault(name, []).append(entry.target)
-            convert.fit(module, shapes, path, variant)
-            summary = f'{len(shapes)} variables: {source.family} {source.variant}, {source.num_classes} classes'
+                    targets.setdefault(selected.names.get(name, name), []).append(entry.target)
+            convert.fit(module, selected.shapes, path, variant)
+            summary = f'{len(shapes)} variables: {source.family} {source.variant}, {source.num_classes} '
+            summary += 'features' if selected.stand_in else 'classes'
+            summary += _kinds(selected.weights, selected.others)
         except convert.UserError as error:
             summary = f'{len(shapes)} variables: {error}'
     for name, (shape, dtype) in shapes.items():

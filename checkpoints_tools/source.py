@@ -9,11 +9,15 @@ Each module from_FAMILY has
     name_map(source, shapes)            [Entry]: where each variable goes; each is in an Entry or in `ignored`
     ignored(shapes)                     {name: why} of the variables that are not weights of the network
     run(variables, images, source)      the logits by the source's own definition, not by our model
+    classifier(shapes, features)        {name: shape} of a classifier with as many outputs as features, kernel first
 
 and may have
 
     list_files(path)                    the files that are read, if the path is not the only one
     with_mean(source, path)             the Source with the means of a mean image beside the checkpoint, if there is one
+    HEADS                               pattern of the names of further classifiers, which --no_head leaves out, too
+
+The moving average of a variable NAME is listed as NAME and AVERAGE; `selection` takes one of the two.
 
 For all families, `convert.fit` checks that every variable is there and has the right shape. A file that is damaged, or
 not what it should be, raises UserError.
@@ -23,7 +27,8 @@ import collections.abc
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 
 import numpy as np
 
@@ -33,8 +38,9 @@ from official_resnet.inference.card_reader import Input
 from official_resnet.inputs.normalization import NORMALIZATIONS
 
 Shape = tuple[int, ...]
-Shapes = collections.abc.Mapping[str, tuple[Shape, str]]  # a checkpoint's {name: (shape, dtype)}
-Variables = collections.abc.Mapping[str, np.ndarray]
+Shapes = MutableMapping[str, tuple[Shape, str]]  # a checkpoint's {name: (shape, dtype)}
+Variables = Mapping[str, np.ndarray]
+AVERAGE = '/ExponentialMovingAverage'  # what TensorFlow appends to the name of a variable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +63,12 @@ class Source:
     input: Input
     labels: str
     note: str = ''
+
+
+class Listing(dict[str, tuple[Shape, str]]):
+    """{name: (shape, dtype)}, with {name: why} of the variables among them that lie outside of the network."""
+
+    outside: Mapping[str, str] = types.MappingProxyType({})
 
 
 class Lazy(collections.UserDict):

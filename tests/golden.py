@@ -54,6 +54,7 @@ EXPECTED = {
     'conversions': {
         '* card: verified.max_*': "the families' own definitions share their formulas",
         'official_tf: --list': 'why a variable is ignored is said in a whole sentence',
+        '* card: weights': 'the card says whether the weights are moving averages',
     }
     | _SPEC,
     'flags': {

@@ -15,7 +15,8 @@ from official_resnet.inputs.normalization import NORMALIZATIONS
 
 _MAX_SIZE = 4096  # pixels, of each side of a network's input
 _MAX_CLASSES = 1_000_000
-_NUM_CLASSES = (lambda value: type(value) is int and 1 <= value <= _MAX_CLASSES), f'1..{_MAX_CLASSES}'  # for _get_field
+# For _get_field. 0: the network has no classifier, and returns features.
+_NUM_CLASSES = (lambda value: type(value) is int and 0 <= value <= _MAX_CLASSES), f'0..{_MAX_CLASSES}'
 REMEDY = 'train or convert the network again to write one'
 _TABLES = {'imagenet1000': 1000, 'imagenet1001': 1001, 'cifar10': 10, 'unknown': None}  # name -> number of classes
 
@@ -44,7 +45,7 @@ class Card:
     """How images become a network's input, and what its outputs mean."""
 
     spec: resnet_spec.ResNetSpec
-    num_classes: int  # number of outputs
+    num_classes: int  # number of outputs; 0 if they are features
     names: tuple[str, ...]  # names of the classes, in the order of the outputs
     ids: tuple[str | None, ...]  # WordNet's ids of the classes, or None for each
     normalization: str  # a name in NORMALIZATIONS
@@ -91,7 +92,7 @@ def read_card(path: str | os.PathLike) -> Card:
     ids = get('ids', lambda ids: _are_ids(ids, len(rows)), f'{len(rows)} ids or nulls', is_optional=True)
     rows = rows if ids is None else [(key, name) for key, (_, name) in zip(ids, rows, strict=True)]
     rows += [(None, f'class {i}') for i in range(len(rows), num_classes)]  # if the list is shorter
-    ids, names = zip(*rows, strict=True)
+    ids, names = zip(*rows, strict=True) if rows else ((), ())
     fields = get('input', lambda value: isinstance(value, dict), 'an object')
     convention = _converted_input(get) if 'scale' in fields else _own_input(get)
     experiment = get('experiment', lambda value: isinstance(value, dict), 'an object', is_optional=True)

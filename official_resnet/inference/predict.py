@@ -57,6 +57,11 @@ def load(path: str | os.PathLike) -> tuple[keras.Model, card_reader.Card]:
     elif path.suffix != '.keras' or not path.is_file():
         raise UserError(f"'{path}' is neither a .keras file nor a model_dir; pass one of them")
     card = card_reader.read_card(path.with_suffix('.card.json') if weights is None else folder / 'model.card.json')
+    if not card.num_classes:
+        raise UserError(
+            f'{path} has no classifier; train one, with --pretrained_model_checkpoint_path={path}, or get its features '
+            'by keras.models.load_model'
+        )
     source = path if weights is None else folder / checkpoints.NETWORK_FILE
     fast = {'BatchNormalization': layers.BatchNormalization}  # in place of Keras' own
     try:

@@ -17,6 +17,8 @@ from checkpoints_tools import (
     from_slim,
     from_tensorpack,
     from_torch,
+    our_net,
+    selection,
 )
 
 MODULES = (from_caffe, from_keras_applications, from_official_tf, from_slim, from_tensorpack, from_torch)
@@ -99,6 +101,22 @@ def test_family_and_variant_are_told(module, make, arguments, variants):
     assert source.variant == variants[0] and not module.ignored(shapes)
     assert all(module.describe(shapes, variant) == source for variant in variants)
     refuse(re.escape(variants[0]), module.describe, shapes, 'resnet50_v9')
+
+
+@pytest.mark.parametrize('module,make,arguments,variants', NETS, ids=[names[0] for *_, names in NETS])
+def test_every_family_makes_features_of_a_net_without_its_classifier(module, make, arguments, variants):
+    shapes = make(*arguments)
+    head = module.classifier(shapes, 1)
+    spec = module.describe(shapes).spec
+    others = {name: shape for name, shape in shapes.items() if name not in head}
+    assert len(others) == len(shapes) - 2 and module.recognises(others)
+    for given in (shapes, others):
+        selected = selection.select(module, given, 'x', selection.Choice(has_head=False))
+        source, _ = convert.fit(module, selected.shapes, 'x')
+        assert source.spec == spec
+        assert selected.num_features == source.num_classes == our_net.layers(spec, 1)[-1].shape[0]
+    name = next(iter(module.classifier(others, 1)))
+    refuse(f'{re.escape(name)}.*--no_head', selection.select, module, others, 'x', selection.DEFAULT)
 
 
 CAFFE = foreign_files.caffe_variables((1, 1), has_bias=True)

@@ -279,7 +279,7 @@ def test_a_converted_network_may_name_its_normalization(tmp_path):
         (OWN, 'size', [8, [8], [8, -1], [8, True]]),
         (OWN, 'channels', ['BGR']),
         (OWN, 'pad_from', [[9, 8], 'x']),
-        (None, 'num_classes', [0, '3', 10**12]),
+        (None, 'num_classes', [-1, '3', 10**12]),
         (None, 'labels', [['a', 3], ['a'] * 4, 'imagenet', 'cifar10', None, {}]),
         (None, 'input', [None, [1]]),
         (None, 'spec', [{}, [], {'group_blocks': [0]}, {'group_blocks': [1], 'wings': 2}, {'group_blocks': 3}]),

@@ -1,0 +1,153 @@
+"""What is taken of a checkpoint: plain weights or averages, behind which prefix, with or without a classifier."""
+
+import json
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+from fixtures import foreign_files, torch_files
+from fixtures.conversion import assert_equal, images_of, refuse
+
+from checkpoints_tools import convert, from_slim, from_torch, read_ckpt, selection
+from checkpoints_tools.selection import Choice
+from official_resnet.inference import predict
+from official_resnet.training import transfer
+
+SHAPES = torch_files.TINY['cifar_a']
+PLAIN, EMA = (torch_files.random_weights(SHAPES, seed) for seed in (0, 1))
+COUNT = {'n_averaged': np.array(7)}
+STRAY = {'criterion.weight': np.ones(10, 'float32')}
+QUEUE = {'module.queue': np.ones((4, 5), 'float32')}
+MLP = {'fc.0.weight': np.ones((16, 16), 'float32'), 'fc.2.weight': np.ones((4, 16), 'float32')}
+
+
+def under(prefix, values):
+    return {prefix + name: value for name, value in values.items()}
+
+
+def body(values):
+    return {name: value for name, value in values.items() if not name.startswith('linear')}
+
+
+AVERAGED = under('module.', EMA) | COUNT
+# What was saved: an object of dicts of arrays -> weights, others, names that are left out
+SAVED = {
+    'timm': ({'state_dict': PLAIN, 'state_dict_ema': EMA, 'epoch': 3}, 'plain', ['ema'], []),
+    'torchvision': ({'model': PLAIN, 'model_ema': AVERAGED}, 'plain', ['ema'], ['n_averaged']),
+    'one dict': ({'state_dict': under('net.', PLAIN) | under('net_ema.module.', EMA)}, 'plain', ['ema'], []),
+    'nested': ({'model': {'module': PLAIN}, 'ema': {'shadow': EMA}}, 'plain', ['ema'], []),
+    'AveragedModel': (AVERAGED, 'ema', [], ['n_averaged']),
+    'only averages': ({'ema_state_dict': EMA}, 'ema', [], []),
+    'loss': (PLAIN | STRAY, 'plain', [], ['criterion.weight']),
+    'Lightning': ({'state_dict': under('model.', PLAIN) | STRAY}, 'plain', [], ['criterion.weight']),
+    'MoCo': (
+        {'state_dict': under('module.encoder_q.', PLAIN) | under('module.encoder_k.', EMA) | QUEUE},
+        *('plain', ['ema'], ['module.queue']),
+    ),
+}
+
+
+@pytest.fixture
+def save(tmp_path, monkeypatch):
+    """Write nested dicts of arrays to net.pth in the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(saved):
+        arrays = []
+
+        def described(value):
+            if isinstance(value, dict):
+                return {name: described(item) for name, item in value.items()}
+            if not isinstance(value, np.ndarray):
+                return value
+            arrays.append(value)
+            return torch_files.tensor(str(len(arrays) - 1), value.dtype.name, value.size, value.shape)
+
+        pickle = torch_files.pickled(described(saved))
+        torch_files.write_zip_of('net.pth', pickle, {str(i): array.tobytes() for i, array in enumerate(arrays)})
+
+    return run
+
+
+def taken(choice=selection.DEFAULT, path='net.pth'):
+    """Return (Selection, {name: array}) of a checkpoint that fits."""
+    module, shapes = convert.identify(path)
+    selected = selection.select(module, shapes, path, choice)
+    convert.fit(module, selected.shapes, path)
+    return selected, selected.variables(module.read(path))
+
+
+@pytest.mark.parametrize('name', SAVED)
+def test_weights_and_prefixes(name, save):
+    saved, kind, others, left_out = SAVED[name]
+    save(saved)
+    selected, variables = taken()
+    assert (selected.weights, list(selected.others)) == (kind, others)
+    assert sorted(from_torch.ignored(selected.shapes)) == left_out
+    weights = {'plain': PLAIN, 'ema': EMA}
+    for choice in (selection.DEFAULT, *map(Choice, [kind, *others])):
+        variables = taken(choice)[1]
+        assert all(np.array_equal(variables[name], value) for name, value in weights[choice.weights or kind].items())
+    for missing in {'plain', 'ema'} - {kind, *others}:
+        refuse(f'--weights={missing}, but net.pth has only {kind} weights', taken, Choice(missing))
+
+
+def test_two_networks_are_not_guessed_at(save):
+    save({'student': PLAIN, 'teacher': EMA})
+    refuse(r'2 networks, student\.\*, teacher\.\*; save one', from_torch.shapes, 'net.pth')
+
+
+def test_the_command_prints_and_the_card_says_which(save, capsys):
+    save({'state_dict': PLAIN | STRAY, 'state_dict_ema': EMA})
+    for flags, value in ((), PLAIN), (('--weights=ema',), EMA):
+        assert read_ckpt.main(['read_ckpt.py', '--input', 'net.pth', '--output', 'net.keras', *flags]) == 0
+        card, out = json.loads(pathlib.Path('net.card.json').read_text()), capsys.readouterr().out
+        kinds = ('ema', ['plain']) if flags else ('plain', ['ema'])
+        assert (card['weights'], card['other_weights']) == kinds
+        assert f'{kinds[0]} weights' in out and f'--weights={kinds[1][0]}' in out
+        assert 'left out: criterion.weight' in out and card['left_out'] == ['criterion.weight']
+        bias = keras.models.load_model('net.keras').get_layer('logits').bias
+        np.testing.assert_array_equal(bias, value['linear.bias'])
+        assert read_ckpt.main(['read_ckpt.py', '--list', 'net.pth', *flags]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        name = 'linear.bias' + ('' if flags else '/ExponentialMovingAverage')
+        assert [line for line in lines if line.startswith(name + ' ')] == [
+            f'{name}  (10,) float32  ignored: --weights={kinds[1][0]} takes it'
+        ]
+
+
+def test_averages_in_a_tensorflow_checkpoint(tmp_path):
+    """Statistics that are not averaged are taken as they are; a kernel without an average is not."""
+    plain = foreign_files.slim_variables(1, (1, 1), 2)
+    averages = {f'{name}/ExponentialMovingAverage': value + 1 for name, value in plain.items() if 'moving' not in name}
+    loss = {'total_loss/ExponentialMovingAverage': np.float32(3)}
+    path = foreign_files.write_tf(tmp_path / 'x.ckpt', plain | averages | loss)
+    for choice, shift in ((selection.DEFAULT, 0), (Choice('ema'), 1)):
+        selected, variables = taken(choice, path)
+        assert selected.weights == (choice.weights or 'plain') and len(selected.others) == 1
+        for name, value in plain.items():
+            np.testing.assert_array_equal(variables[name], value + (0 if 'moving' in name else shift), name)
+    assert convert.convert(path, tmp_path / 'x.keras', choice=Choice('ema'))['weights'] == 'ema'
+    del averages['resnet_v1_50/block2/unit_1/bottleneck_v1/conv2/weights/ExponentialMovingAverage']
+    path = foreign_files.write_tf(tmp_path / 'y.ckpt', plain | averages)
+    message = 'without an average: .*block2/unit_1/bottleneck_v1/conv2/weights'
+    refuse(message, convert.convert, path, tmp_path / 'y.keras', choice=Choice('ema'))
+    path = foreign_files.write_tf(tmp_path / 'z.ckpt', plain | loss)
+    assert selection.kinds_of(from_slim, from_slim.shapes(path)).keys() == {'plain'}
+
+
+@pytest.mark.parametrize('saved', [body(PLAIN), under('backbone.', body(PLAIN)), body(PLAIN) | MLP, PLAIN])
+def test_features_of_a_checkpoint_without_its_classifier(saved, save):
+    save(saved)
+    if saved is not PLAIN:
+        refuse(r'fc\.weight.*pass --no_head', convert.convert, 'net.pth', 'net.keras')
+    card = convert.convert('net.pth', 'net.keras', choice=Choice(has_head=False))
+    assert (card['num_classes'], card['num_features'], card['labels']) == (0, 16, 'unknown')
+    features = keras.models.load_model('net.keras')(images_of(32)).numpy()
+    logits = from_torch.run(PLAIN, images_of(32), from_torch.describe({n: (s, '') for n, s in SHAPES.items()}))
+    assert_equal(features @ PLAIN['linear.weight'].T + PLAIN['linear.bias'], logits)
+    refuse('no classifier; train one, with --pretrained_model_checkpoint_path', predict.load, 'net.keras')
+    described = transfer.describe('net.keras')
+    assert described.num_classes is None and described.spec.group_blocks == (2, 1, 2)
+    refuse('--num_classes=3', convert.convert, 'net.pth', 'net.keras', num_classes=3, choice=Choice(has_head=False))
