@@ -114,12 +114,13 @@ def sampled(measure: Callable[[], int] = lambda: memory('VmRSS'), seconds: float
 
 
 def describe() -> str:
-    """Return one line with the CPU, cores, memory and versions."""
+    """Return one line with the CPU, cores, memory, versions and whether TensorFlow uses oneDNN in our processes."""
     names = filter(importlib.util.find_spec, ('tensorflow', 'keras', 'numpy', 'torch'))
     versions = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in names)
     gibibytes = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
     cpu = f'{devices.cpu_model()}, {os.cpu_count()} cores, {gibibytes:.0f} GiB'
-    return f'{cpu}; Python {sys.version.split()[0]}, {versions}'
+    onednn = f'TF_ENABLE_ONEDNN_OPTS={os.environ["TF_ENABLE_ONEDNN_OPTS"]}'  # set by importing official_resnet
+    return f'{cpu}; Python {sys.version.split()[0]}, {versions}, {onednn}'
 
 
 def check_output(path: str | None) -> str:

@@ -6,7 +6,10 @@
     result = resnet.train(resnet.TrainConfig(resnet.ResNetSpec((3, 3, 3))))
     model, card = resnet.load('model.keras')
 
-These names are imported when they are first used, so importing the package takes almost no time. Where to find things:
+These names are imported when they are first used, so importing the package takes almost no time. It sets two
+environment variables unless you did: TF_ENABLE_ONEDNN_OPTS=1 (faster kernels) and KERAS_BACKEND=tensorflow.
+
+Where to find things:
 
     resnet_model      the networks: residual_block, residual_group, resnet
     resnet_spec       ResNetSpec: what distinguishes one network from another
@@ -25,9 +28,20 @@ These names are imported when they are first used, so importing the package take
 """
 
 import importlib
+import logging
 import os
 import sys
 
+if 'tensorflow' not in sys.modules:  # TensorFlow reads the variable when it is imported
+    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
+elif 'TF_ENABLE_ONEDNN_OPTS' not in os.environ:
+    from official_resnet.training import devices
+
+    if not devices.uses_onednn():
+        logging.getLogger(__name__).warning(
+            'TensorFlow was imported before official_resnet, and leaves oneDNN off on this CPU, with which a training '
+            'may be almost twice as fast; import official_resnet first, or set TF_ENABLE_ONEDNN_OPTS=1'
+        )
 if 'keras' not in sys.modules:  # Keras reads the variable when it is imported, and prefers it to ~/.keras/keras.json
     os.environ.setdefault('KERAS_BACKEND', 'tensorflow')
 

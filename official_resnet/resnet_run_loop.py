@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import pathlib
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -29,6 +30,9 @@ from official_resnet.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from official_resnet.inputs.split import Split
+
+
+_TRAINING = threading.Lock()
 
 
 class Diverged(UserError):
@@ -88,7 +92,9 @@ def train(
         Interrupted: SIGTERM or Ctrl-C arrived. The state has been saved.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(devices.only_training())
+        if not _TRAINING.acquire(blocking=False):  # two would draw from the random generators of one process
+            raise UserError('another train() runs in this process; wait until it returns, or train in another process')
+        stack.callback(_TRAINING.release)
         process = devices.this_process(config)
         if config.machine.model_dir and process.is_chief:
             stack.enter_context(checkpoints.lock(config.machine.model_dir))
@@ -129,7 +135,7 @@ def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
     stored = TrainConfig.from_json(state['config'])
     epoch = state['step'] // datasets.steps_per_epoch(state['data']['num_pictures'], stored.batch_size)
     if process.is_chief:
-        same_run.log_place('evaluating', path, (epoch, state['step']), config, stored)
+        same_run.log_place('evaluating', path, (epoch, state['step']), config, stored, state.get('uses_onednn'))
     process.require_same_step(state['step'], model_dir)
     results = _score(test, step.make_evaluate_function(process.strategy, model), process, config)
     place = {'step': state['step'], 'epoch': epoch}
@@ -385,6 +391,7 @@ class Trainer:
             'evaluation': self.evaluation,
             'config': self.config.to_json(),
             'data': self._data_info,
+            'uses_onednn': devices.uses_onednn(),
         }
         path = checkpoints.save(self._folder, self.step, arrays, state)
         self._saved_at = time.monotonic()
@@ -407,7 +414,7 @@ class Trainer:
             self.best, self.evaluation = state['best'], state['evaluation']
             if self.process.is_chief:
                 place = self.step // self.steps_per_epoch, self.step
-                same_run.log_place('continuing from', path, place, self.config, stored)
+                same_run.log_place('continuing from', path, place, self.config, stored, state.get('uses_onednn'))
         elif self.config.pretrained:
             from official_resnet.training import transfer
 

@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')  # as in programs
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')  # the numbers in the tests are a CPU's
 if 'PYTEST_XDIST_WORKER' in os.environ:  # as many of them as there are cores
     os.environ.setdefault('TF_NUM_INTRAOP_THREADS', '1')

@@ -18,7 +18,7 @@ from official_resnet import checkpoints, resnet_run_loop, resnet_spec
 from official_resnet.errors import UserError
 from official_resnet.inference import predict, rewrite
 from official_resnet.inputs import datasets
-from official_resnet.training import callbacks, same_run, step
+from official_resnet.training import callbacks, devices, same_run, step
 from official_resnet.training.config import Schedule
 
 SPEC = resnet_spec.ResNetSpec((1, 1), filters=4, bn_momentum=0.9)
@@ -118,6 +118,9 @@ def test_train_epochs_is_the_total_also_after_fields_were_added(cifar_dir, tmp_p
     config = make_config(cifar_dir, tmp_path)
     train(dataclasses.replace(config, train_epochs=1))
     arrays, state, path = checkpoints.restore_latest(tmp_path / 'checkpoints')
+    onednn = devices.uses_onednn()
+    assert state['uses_onednn'] is onednn
+    state['uses_onednn'] = not onednn
     for name in ('optimizer', 'flip', 'num_train_images'):  # an older version stored none of them
         state['config'].pop(name)
     state['config']['spec'].pop('bn_epsilon')  # the same of the network's fields
@@ -125,7 +128,8 @@ def test_train_epochs_is_the_total_also_after_fields_were_added(cifar_dir, tmp_p
     with pytest.raises(UserError, match='--flip True, not False'):
         resnet_run_loop.train(dataclasses.replace(config, flip=False))
     assert train(config).history.epoch == [1, 2]
-    assert 'changed: --train_epochs 1, not 3\n' in caplog.text
+    changed = f'--train_epochs 1, not 3, TF_ENABLE_ONEDNN_OPTS {int(not onednn)}, not {int(onednn)} '
+    assert f'changed: {changed}(set it to {int(not onednn)} ' in caplog.text
     assert_equal_runs(uninterrupted[0], tmp_path)
     again = train(config)
     assert again.history.epoch == [] and again.step == 3 * STEPS

@@ -10,15 +10,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from official_resnet.errors import UserError
-
 if TYPE_CHECKING:
     import tensorflow as tf
 
     from official_resnet.training.config import MachineConfig, TrainConfig
 
 POLICIES = {'fp32': 'float32', 'bf16': 'mixed_bfloat16', 'fp16': 'mixed_float16'}  # TrainConfig.dtype -> Keras' name
-_DTYPE_LOCK, _TRAINING_LOCK = threading.RLock(), threading.Lock()  # of what Keras has once in a process
+_DTYPE_LOCK = threading.RLock()  # the default precision belongs to the whole process
 
 
 def start_tensorflow(inter_op_threads: int = 0, intra_op_threads: int = 0) -> None:
@@ -57,8 +55,14 @@ def known_dtype(dtype: str) -> str:
     if gpus:
         capability = tf.config.experimental.get_device_details(gpus[0]).get('compute_capability', (0, 0))
         return 'bf16' if capability >= (8, 0) else 'fp32'  # Ampere
-    cpu_flags = (_cpu_field('flags') or _cpu_field('Features')).split()
-    return 'bf16' if {'amx_bf16', 'avx512_bf16', 'bf16'} & set(cpu_flags) else 'fp32'
+    return 'bf16' if {'amx_bf16', 'avx512_bf16', 'bf16'} & cpu_flags() else 'fp32'
+
+
+def uses_onednn() -> bool:
+    """Return whether TensorFlow computes with oneDNN's kernels on the CPU. TF_ENABLE_ONEDNN_OPTS decides at import."""
+    from tensorflow.python.util import _pywrap_util_port
+
+    return _pywrap_util_port.IsMklEnabled()
 
 
 class Process:
@@ -116,10 +120,7 @@ def this_process(config: 'TrainConfig') -> Process:
 
 @contextlib.contextmanager
 def dtype_policy(dtype: str) -> Iterator[None]:
-    """Make TrainConfig.dtype the default precision of Keras inside the context, whatever the user's floatx is.
-
-    The default belongs to the whole process, so another thread that calls this waits until the context is left.
-    """
+    """Make TrainConfig.dtype the default precision of Keras in the context, whatever floatx is. Other threads wait."""
     import keras
 
     with _DTYPE_LOCK:
@@ -131,22 +132,6 @@ def dtype_policy(dtype: str) -> Iterator[None]:
         finally:
             keras.config.set_floatx(before[0])
             keras.config.set_dtype_policy(before[1])
-
-
-@contextlib.contextmanager
-def only_training() -> Iterator[None]:
-    """Refuse a second training inside the context.
-
-    Raises:
-        UserError: Another training runs in this process. Both would draw from its random generators, so that neither
-            would get the weights of its seed.
-    """
-    if not _TRAINING_LOCK.acquire(blocking=False):
-        raise UserError('another train() runs in this process; wait until it returns, or train in another process')
-    try:
-        yield
-    finally:
-        _TRAINING_LOCK.release()
 
 
 @contextlib.contextmanager
@@ -202,12 +187,18 @@ def machine_info() -> dict:
         'python': platform.python_version(),
         'tensorflow': tf.__version__,
         'keras': keras.__version__,
+        'uses_onednn': uses_onednn(),
     }
 
 
 def cpu_model() -> str:
     """Return the name of the CPU."""
     return _cpu_field('model name') or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> set[str]:
+    """Return the names of the instruction sets that the CPU has."""
+    return set((_cpu_field('flags') or _cpu_field('Features')).split())
 
 
 def _cpu_field(name):

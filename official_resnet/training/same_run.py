@@ -13,6 +13,7 @@ from official_resnet.errors import UserError
 from official_resnet.inputs import classes
 from official_resnet.inputs.views import Views
 from official_resnet.resnet_spec import ResNetSpec
+from official_resnet.training import devices
 from official_resnet.training.config import MachineConfig, Schedule, TrainConfig, flags_of
 
 IDENTITY = tuple(field.name for field in dataclasses.fields(TrainConfig) if field.metadata.get('is_identity'))
@@ -48,13 +49,31 @@ def require_same_data(ours: dict, theirs: dict, model_dir: str | None) -> None:
             )
 
 
-def log_place(does: str, path: pathlib.Path, place: tuple[int, int], ours: TrainConfig, theirs: TrainConfig) -> None:
-    """Log what is done with a checkpoint, its place (epoch, step), and what has changed since it was stored."""
+def log_place(
+    does: str,
+    path: pathlib.Path,
+    place: tuple[int, int],
+    ours: TrainConfig,
+    theirs: TrainConfig,
+    used_onednn: bool | None,
+) -> None:
+    """Log what is done with a checkpoint, its place (epoch, step), and what has changed since it was stored.
+
+    `used_onednn` is devices.uses_onednn() of the process that stored it. Older versions did not store it, nor did they
+    set the variable, so that TensorFlow decided by the CPU (tensorflow/core/util/util.cc).
+    """
+    if used_onednn is None:
+        by_itself = {'avx512_vnni', 'avx512_bf16', 'avx_vnni', 'amx_tile', 'amx_int8', 'amx_bf16'}
+        used_onednn = bool(by_itself & devices.cpu_flags())
     new, old = ours.to_json(), theirs.to_json()
     for values in (new, old):
         values |= {f'machine.{name}': value for name, value in values.pop('machine').items()}
     names = [name for name in new if new[name] != old[name] and not name.endswith(('data_dir', 'model_dir'))]
-    changed = ', '.join(difference(name, new[name], old[name]) for name in names)
+    changes = [difference(name, new[name], old[name]) for name in names]
+    if used_onednn != devices.uses_onednn():
+        was, now = int(used_onednn), int(not used_onednn)
+        changes.append(f'TF_ENABLE_ONEDNN_OPTS {was}, not {now} (set it to {was} for the same last digits as before)')
+    changed = ', '.join(changes)
     text = f'{does} {path}: epoch {place[0]}, step {place[1]}{changed and "; changed: "}{changed}'
     logging.getLogger(__name__).info(text)
 

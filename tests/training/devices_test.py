@@ -1,5 +1,6 @@
 """Keras has one backend, floatx, policy and random seed in a process: what its user set decides nothing here."""
 
+import importlib
 import json
 import os
 import sys
@@ -11,6 +12,7 @@ import pytest
 from fixtures import programs
 from fixtures.tiny_training import StopAt, make_config
 
+import official_resnet
 from official_resnet import resnet_run_loop
 from official_resnet.errors import UserError
 from official_resnet.inference import predict
@@ -125,3 +127,28 @@ def test_the_library_names_a_wrong_backend(other_keras):
     assert 'Keras runs on numpy' in err.splitlines()[-1] and 'KERAS_BACKEND=tensorflow' in err.splitlines()[-1]
     command[2] = 'import os, official_resnet; print(os.environ["KERAS_BACKEND"])'
     assert programs.run(command, env=other_keras).out == 'tensorflow\n'  # not jax, as keras.json says
+
+
+# --- oneDNN ---
+
+
+@pytest.mark.parametrize('given', [None, '0', '1'])
+def test_the_package_turns_onednn_on_unless_the_user_decided(given):
+    environment = {name: value for name, value in os.environ.items() if name != 'TF_ENABLE_ONEDNN_OPTS'}
+    environment |= {} if given is None else {'TF_ENABLE_ONEDNN_OPTS': given}
+    code = 'import os, official_resnet; print(os.environ["TF_ENABLE_ONEDNN_OPTS"])'
+    assert programs.run([sys.executable, '-c', code], env=environment) == (0, f'{given or 1}\n', '')
+
+
+@pytest.mark.parametrize('given,is_on,count', [(None, False, 1), (None, True, 0), ('0', False, 0)])
+def test_the_package_says_when_tensorflow_came_first(given, is_on, count, monkeypatch, caplog):
+    monkeypatch.delenv('TF_ENABLE_ONEDNN_OPTS')
+    if given:
+        monkeypatch.setenv('TF_ENABLE_ONEDNN_OPTS', given)
+    monkeypatch.setattr(devices, 'uses_onednn', lambda: is_on)
+    importlib.reload(official_resnet)
+    assert len(caplog.messages) == count and all('TF_ENABLE_ONEDNN_OPTS=1' in text for text in caplog.messages)
+
+
+def test_onednn_as_tensorflow_has_it():
+    assert devices.machine_info()['uses_onednn'] is (os.environ['TF_ENABLE_ONEDNN_OPTS'] == '1')
