@@ -123,12 +123,13 @@ def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
         {'loss': mean cross-entropy, 'accuracy': 0..1, 'accuracy_top_5': 0..1, 'num_images', 'step', 'epoch',
         'images_per_second', 'seconds', 'model', 'test': the Split}.
     """
+    from official_resnet.inputs import classes
     from official_resnet.training import same_run
 
     process, model_dir = devices.this_process(config), config.machine.model_dir
     weights, state, path = checkpoints.restore_weights(model_dir)
     names, ids = state['data']['class_names'], state['data'].get('class_ids')  # older checkpoints have no ids
-    test = _with_classes(read(config, 'test'), names, ids, f'the training images of {model_dir}')
+    test = classes.align(read(config, 'test'), names, ids, f'the training images of {model_dir}')
     with process.strategy.scope(), devices.dtype_policy(config.dtype):
         model = build_model(config, test, block)
     checkpoints.assign({variable.path: variable for variable in model.variables}, weights, path)
@@ -152,25 +153,6 @@ def read(config: TrainConfig, split: str) -> 'Split':
     if config.background:
         opened = opened.with_background()
     return opened.with_normalization(config.normalization or opened.normalization)
-
-
-def _read_both(config):
-    """Return the training split and the test split, both with the classes of the training split or of a kept head."""
-    data, test = read(config, 'train'), read(config, 'test')
-    if config.head == 'keep' and config.pretrained:
-        from official_resnet.training import transfer
-
-        data = transfer.with_kept_classes(data, config.pretrained)
-    return data, _with_classes(test, data.class_names, data.class_ids, 'the training images')
-
-
-def _with_classes(test, names, ids, whose):
-    """Return a test split whose labels are the positions of its classes in `names`, the classes of `whose`."""
-    if list(test.class_names) == list(names):
-        return test
-    from official_resnet.inputs import classes
-
-    return classes.align(test, names, ids, whose)
 
 
 def build_model(config: TrainConfig, split: 'Split', block: Callable | None = None) -> keras.Model:
@@ -213,7 +195,11 @@ class Trainer:
     def __init__(self, config: TrainConfig, process: devices.Process | None = None, *, block: Callable | None = None):
         self.config, self.process = config, process or devices.this_process(config)
         keras.utils.set_random_seed(config.seed % 2**32)
-        self.data, self.test = _read_both(config)
+        self.data, self.test = read(config, 'train'), read(config, 'test')
+        if config.head == 'keep' or self.test.class_names != self.data.class_names:
+            from official_resnet.training import transfer
+
+            self.data, self.test = transfer.with_same_classes(self.data, self.test, config)
         self.steps_per_epoch = datasets.steps_per_epoch(self.data.num_images, config.batch_size)
         total_steps = config.train_epochs * self.steps_per_epoch  # the schedule ends here, also with max_train_steps
         self.last_step = min(total_steps, config.max_train_steps or total_steps)
@@ -465,15 +451,14 @@ def _feed(batches, num_threads, process, config):
 
 def _card(config, test):
     """Return the arguments of model_card.write_card for the network of a config and images like those of a split."""
-    others = {'experiment': config.experiment} if config.experiment else {}
-    if test.class_ids and list(test.class_ids) != list(test.class_names):  # the ids of own images are their names
-        others['ids'] = list(test.class_ids)
-    return others | {
+    experiment = {'experiment': config.experiment} if config.experiment else {}
+    return experiment | {
         'spec': config.spec,
         'normalization': test.normalization,
         'image_shape': test.image_shape,
         'input_shape': test.input_shape,
         'class_names': test.class_names,
+        'ids': test.class_ids if test.class_ids != test.class_names else None,  # ids of own images are their names
         'num_classes': config.num_classes,
         'resize': test.resize,
         'head': config.head,

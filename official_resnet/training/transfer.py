@@ -108,16 +108,16 @@ def build(config: TrainConfig, num_classes: int, input_shape: tuple, block: Call
     return model
 
 
-def with_kept_classes(split: Split, path: str | os.PathLike) -> Split:
-    """Return a split whose labels are the outputs of a trained network for its classes, as the network's card has them.
+def with_same_classes(data: Split, test: Split, config: TrainConfig) -> tuple[Split, Split]:
+    """Return both splits of a training with one list of classes: that of a kept head, or else of the training images.
 
-    A network whose card names no classes, or that has none, takes them in their order.
+    If the card of the network whose head is kept names no classes, its outputs are the classes in their order.
     """
-    card_path = pathlib.Path(path) / 'model.card.json' if pathlib.Path(path).is_dir() else _card_path(path)
-    card = card_reader.read_card(card_path) if card_path.is_file() else None
-    if card is None or not card.has_names:
-        return split
-    return classes.align(split, card.names, card.known_ids, str(path), ', or pass --head=replace')
+    path = config.pretrained if config.head == 'keep' else None
+    card_path = path and (pathlib.Path(path) / 'model.card.json' if pathlib.Path(path).is_dir() else _card_path(path))
+    if card_path and card_path.is_file() and (card := card_reader.read_card(card_path)).has_names:
+        data = classes.align(data, card.names, card.known_ids, str(path), ', or pass --head=replace')
+    return data, classes.align(test, data.class_names, data.class_ids, 'the training images')
 
 
 def freeze(model: keras.Model, transfer: str, train_last_groups: int = 1) -> None:

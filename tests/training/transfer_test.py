@@ -50,6 +50,18 @@ def test_what_is_loaded(source, weights, name, head):
         np.testing.assert_array_equal(variable.numpy(), expected[variable.path], err_msg=variable.path)
 
 
+def test_a_kept_head_keeps_its_classes(source):
+    """The images of two classes of CIFAR-10, in another order, train the outputs of these classes."""
+    two = dataclasses.replace(synthetic_split(8, num_classes=2), class_names=('dog', 'cat'))
+    config = make_config('', None, head='keep', pretrained=str(source))
+    for split in transfer.with_same_classes(two, two, config):
+        assert split.labels.tolist() == [{0: 5, 1: 3}[label] for label in two.labels.tolist()]
+        assert split.num_classes == 10
+    own = dataclasses.replace(two, class_names=('lion', 'cat'))
+    with pytest.raises(UserError, match="'lion', which .* or pass --head=replace"):
+        transfer.with_same_classes(own, own, config)
+
+
 @pytest.mark.parametrize(
     'fields,still',
     [
