@@ -3,7 +3,7 @@
     import official_resnet as resnet
 
     model = resnet.cifar_resnet(20)            # or imagenet_resnet, mnist_resnet, build_model('resnet50_v1.5', 1000)
-    result = resnet.train(resnet.TrainConfig(resnet.ResNetSpec((3, 3, 3))))
+    result = resnet.train(resnet.TrainConfig(resnet.ResNetSpec((3, 3, 3)), dataset='synthetic'))
     model, card = resnet.load('model.keras')
 
 These names are imported when they are first used, so importing the package takes almost no time. It sets two
@@ -51,7 +51,8 @@ _HOMES = {
     'resnet_spec': ('ResNetSpec',),
     'resnet_model': ('residual_block', 'residual_group', 'resnet'),
     'resnet_variants': ('VARIANTS', 'build_model', 'cifar_resnet', 'imagenet_resnet', 'mnist_resnet'),
-    'training.config': ('TrainConfig', 'MachineConfig'),
+    'training.config': ('TrainConfig', 'MachineConfig', 'Schedule'),
+    'errors': ('UserError',),
     'resnet_run_loop': ('train', 'evaluate'),
     'inference.predict': ('load', 'predict'),
     'inference.grad_cam': ('features',),

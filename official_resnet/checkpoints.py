@@ -107,7 +107,7 @@ def assign(
     """
     for name in sorted(variables.keys() ^ arrays.keys()):
         what = 'has no' if name in variables else 'has an unexpected'
-        raise UserError(f"'{path}' {what} {name}: it is of another network; {remedy}")
+        raise UserError(f"'{path}' {what} {name}: it belongs to another network; {remedy}")
     for name, variable in variables.items():
         if tuple(variable.shape) != arrays[name].shape:
             raise UserError(f"'{path}' has {name} of shape {arrays[name].shape}, not {tuple(variable.shape)}; {remedy}")
@@ -135,6 +135,8 @@ def lock(model_dir: str | os.PathLike) -> IO[str]:
     """
     path = pathlib.Path(model_dir) / LOCK
     with files.write_errors(f"into model_dir '{model_dir}'", ', or pass another --model_dir'):
+        if path.parent.is_file():
+            raise UserError(f"--model_dir='{model_dir}' is a file; pass a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             file = files.lock(path)

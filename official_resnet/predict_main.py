@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from official_resnet.inference.card_reader import Card
 
 NUM_TO_COMPILE = 32  # least number of images for which folding and compiling, which takes seconds, is worth it
+_NO_IMAGE = 'no image could be read; pass files or folders of images'
 MAX_NAME_WIDTH = 32  # width limit of the table's column of names, in characters
 EXPLANATION_SIZE = 224  # least height or width of an explanation, in pixels
 
@@ -64,7 +65,7 @@ def _name_images(values, arguments):
         raise UserError('--explain_class needs --explain; pass both')
     paths = find_images(arguments)
     if not paths:
-        return 1
+        raise UserError(_NO_IMAGE)
     import numpy as np
 
     from official_resnet.training import devices
@@ -98,7 +99,9 @@ def _name_images(values, arguments):
                     print(json.dumps(row | {'explanation': explanation}), flush=True)
                 else:
                     table(path, classes, explanation)
-    return 0 if num_read else 1
+    if not num_read:
+        raise UserError(_NO_IMAGE)
+    return 0
 
 
 def find_images(arguments: Sequence[str]) -> list[pathlib.Path]:

@@ -1,4 +1,5 @@
-"""The training loop: it turns a TrainConfig into a TrainResult. A run that is killed continues exactly where it was.
+"""The training loop: it turns a TrainConfig into a TrainResult. A run that is killed continues exactly where it was:
+a checkpoint has every variable and the open epoch's sums, and the input is a function of (seed, step) alone.
 
     result = train(config, callbacks)        # result.model, result.best, ...
     evaluate(config)['accuracy']
@@ -72,8 +73,9 @@ def train(
     >>> network, machine = resnet.ResNetSpec((1, 1), filters=4), resnet.MachineConfig(model_dir='run')
     >>> config = resnet.TrainConfig(network, dataset='synthetic', max_train_steps=2, machine=machine)
     >>> train(config).step
+    --bn_momentum=0.997 needs ...
     expected time: ...
-    epoch 1/182: loss ...
+    epoch 1/1: loss ...
     2
 
     Args:
@@ -186,7 +188,7 @@ class Trainer:
         data, test: The training split and the test split.
         step: Number of steps done, over all restarts.
         sums: Sums over the current epoch: the loss and number correct of its images, its steps and seconds.
-        is_epoch_open: Whether steps were taken that no evaluation, log and checkpoint of an epoch covers yet.
+        is_epoch_open: Whether the current epoch has steps that have not been evaluated, logged and saved.
         card: Arguments of model_card.write_card.
         evaluation: The newest result of `evaluate`; best: {'accuracy', 'epoch'} of the best one.
         train_steps: The compiled function of step.make_train_function, called with train_batches' iterator.
@@ -237,9 +239,10 @@ class Trainer:
             from official_resnet.training import feature_cache
 
             feature_cache.replace_images(self, received)
-        params = {'epochs': config.train_epochs, 'steps': self.steps_per_epoch, 'batch_size': config.batch_size}
-        params |= {'first_step': self.step, 'last_step': self.last_step, 'num_images': self.data.num_images}
-        params |= {'num_test_images': self.test.num_images, 'input_shape': self.card['input_shape']}
+        params = {'epochs': -(-self.last_step // self.steps_per_epoch), 'steps': self.steps_per_epoch}
+        params |= {'batch_size': config.batch_size, 'first_step': self.step, 'last_step': self.last_step}
+        params |= {'num_images': self.data.num_images, 'num_test_images': self.test.num_images}
+        params['input_shape'] = self.card['input_shape']
         callback_list = keras.callbacks.CallbackList(list(callbacks), add_history=True, model=self.model, **params)
         history = self.model.history
         self.model.stop_training = self._has_reached_threshold()
@@ -400,7 +403,8 @@ class Trainer:
             self.best, self.evaluation = state['best'], state['evaluation']
             if self.process.is_chief:
                 place = self.step // self.steps_per_epoch, self.step
-                same_run.log_place('continuing from', path, place, self.config, stored, state.get('uses_onednn'))
+                does = 'continuing from' if self.step < self.last_step else 'already finished:'
+                same_run.log_place(does, path, place, self.config, stored, state.get('uses_onednn'))
         elif self.config.pretrained:
             from official_resnet.training import transfer
 

@@ -152,8 +152,13 @@ class ResNetSpec:
     )
 
     def __post_init__(self):
-        object.__setattr__(self, 'group_blocks', tuple(self.group_blocks))  # JSON has lists
-        if not self.group_blocks or any(not isinstance(n, int) or n < 1 for n in self.group_blocks):
+        if isinstance(self.group_blocks, list):  # from JSON
+            object.__setattr__(self, 'group_blocks', tuple(self.group_blocks))
+        if (
+            not isinstance(self.group_blocks, tuple)
+            or not self.group_blocks
+            or any(not isinstance(n, int) or n < 1 for n in self.group_blocks)
+        ):
             raise UserError(f'group_blocks={self.group_blocks!r}: pass the number of blocks of each group, 1 or more')
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:

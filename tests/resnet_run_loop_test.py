@@ -128,7 +128,7 @@ def test_train_epochs_is_the_total_also_after_fields_were_added(cifar_dir, tmp_p
     with pytest.raises(UserError, match='--flip True, not False'):
         resnet_run_loop.train(dataclasses.replace(config, flip=False))
     assert train(config).history.epoch == [1, 2]
-    changed = f'--train_epochs 1, not 3, TF_ENABLE_ONEDNN_OPTS {int(not onednn)}, not {int(onednn)} '
+    changed = f'--train_epochs 1, now 3, TF_ENABLE_ONEDNN_OPTS {int(not onednn)}, now {int(onednn)} '
     assert f'changed: {changed}(set it to {int(not onednn)} ' in caplog.text
     assert_equal_runs(uninterrupted[0], tmp_path)
     again = train(config)

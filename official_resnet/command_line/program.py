@@ -79,7 +79,7 @@ def run_program(
         reason = (str(error).splitlines() or ['none is free'])[0]
         return _fail(name, f'out of memory ({reason}); use less, for example by a smaller --batch_size')
     except KeyboardInterrupt:
-        print(f'{name}: stopped; the same command continues', file=sys.stderr)
+        print(f'{name}: stopped; run the same command again', file=sys.stderr)
         return 130
 
 

@@ -19,8 +19,8 @@ OTHER_NAMES = {
     'learning_rate': 'lr',
     'lr_schedule': 'scheduler lr_scheduler',
     'warmup_epochs': 'warmup',
-    'train_epochs': 'epochs num_epochs',
-    'max_train_steps': 'steps max_steps train_steps',
+    'train_epochs': 'epoch epochs num_epochs',
+    'max_train_steps': 'step steps max_steps train_steps',
     'batch_size': 'batch train_batch_size bs',
     'weight_decay': 'wd',
     'optimizer': 'opt',
@@ -89,7 +89,8 @@ def text(doc: str, values: flags.FlagValues, row: Program | None) -> str:
         lines += ['', f'{heading}:']
         for flag, default in entries:
             lines += _entry(flag, default)
-    return '\n'.join([*lines, '', 'Defaults are in brackets. --helpfull also lists the obsolete flags.'])
+    obsolete = ' --helpfull also lists the obsolete flags.' if row else ''
+    return '\n'.join([*lines, '', f'Defaults are in brackets.{obsolete}'])
 
 
 def _entry(flag, default):

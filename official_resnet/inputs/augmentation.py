@@ -20,7 +20,7 @@ def pad_crop_flip(
 
     Args:
         images: Images of any dtype, which the crops keep, [b, h, w, c], where h, w and c are static.
-        seed: Two integers, as a tensor or not. They are the only source of randomness.
+        seed: Two integers, the only source of randomness: in training, --seed and the step.
         pad: Number of zero pixels added on every side.
         size: Height and width of the crops, [b, size, size, c]. None crops h x w.
         part: (first, total) if `images` are only a part of a batch of `total` images, from its image `first` on. They

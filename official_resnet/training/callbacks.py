@@ -39,6 +39,7 @@ class Progress(keras.callbacks.Callback, contextlib.AbstractContextManager):
         self._calls, self._logged, self._printed_at = 0, 0, time.monotonic()
 
     def on_train_begin(self, logs: Any = None) -> None:
+        self._logged = self.params['first_step']
         norms = (layer for layer in self.model.layers if isinstance(layer, keras.layers.BatchNormalization))
         momentum = max((layer.momentum for layer in norms if layer.trainable), default=0.0)
         if advice := statistics_advice(momentum, self.params['last_step']):
@@ -138,7 +139,9 @@ class Record(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         files.write_json(self.folder / 'config.json', self._about)
+        self.model.compiled = False  # loading it must not need our optimizer
         files.write_text(self.folder / checkpoints.NETWORK_FILE, self.model.to_json())
+        self.model.compiled = True
         model_card.write_card(self.folder / 'model.card.json', **self._card)
         lines, first_step = checkpoints.read_metrics(self.folder), self.params['first_step']
         files.write_text(self.path, ''.join(json.dumps(line) + '\n' for line in lines if line['step'] <= first_step))

@@ -98,7 +98,7 @@ class Schedule:
         choices=('piecewise', 'cosine', 'one_cycle', 'constant'),
     )
     boundaries: tuple[float, ...] = _rate((), 'Epochs at which a piecewise rate changes.', flag='lr_boundaries')
-    factors: tuple[float, ...] = _rate((1.0,), 'Factors of the rate, one more than boundaries.', flag='lr_factors')
+    factors: tuple[float, ...] = _rate((1.0,), 'Factors of the base rate: one more than drops.', flag='lr_factors')
     peak: float = setting(0.25, 'Fraction of the training at which one_cycle peaks.', flag=None, above=0, below=1)
     warmup_epochs: float = _rate(0.0, 'Number of epochs over which the rate first rises linearly from 0.', least=0)
 
@@ -119,7 +119,7 @@ class MachineConfig:
     data_dir: str | None = _folder(None, 'Folder of the data set, downloaded if missing (except ImageNet).', short='dd')
     model_dir: str | None = _folder(None, 'Folder of the run. A run that is already there is continued.', short='md')
     save_checkpoint_minutes: float = _machine(10.0, 'Minutes between checkpoints inside an epoch.', least=0)
-    steps_per_call: int = _machine(0, 'Steps per TensorFlow call; 0: about a second.', flag='steps_per_loop', least=0)
+    steps_per_call: int = _machine(0, 'Steps per TensorFlow call; 0 fills a second.', flag='steps_per_loop', least=0)
     num_gpus: int | None = _machine(None, 'Number of GPUs; -1: all; default: 1 if there is one.', short='ng', least=-1)
     distribution_strategy: str = _machine(
         'default',
@@ -187,7 +187,7 @@ class TrainConfig:
         None, 'How streamed, encoded images become the input; None: the images are held in memory.', flag=None
     )
     augment: bool = _data(True, 'Crop and flip the training images at random.')
-    flip: bool = _data(True, 'Whether --augment flips. A mirrored digit is a different digit, or none.', is_open=True)
+    flip: bool = _data(True, 'Whether --augment also mirrors images at random. Not for digits.', is_open=True)
     num_classes: int | None = _network(None, 'Number of logits; by default one per class.', least=2, most=MAX_CLASSES)
     background: bool = _network(
         False,
@@ -198,7 +198,7 @@ class TrainConfig:
     )
     experiment: dict | None = _network(None, 'What a special block function changes.', flag=None)
     train_epochs: int = _rate(182, 'Number of epochs to train in total, over all restarts.', short='te', least=1)
-    max_train_steps: int | None = _training(None, 'Stop after this step, over all restarts.', short='mts', least=1)
+    max_train_steps: int | None = _training(None, 'Stop after so many steps, over all restarts.', short='mts', least=1)
     batch_size: int = _rate(128, 'Number of images in a step, over all devices.', short='bs', least=1, is_identity=True)
     epochs_between_evals: int = _rate(1, 'Evaluate every N epochs, and after the last.', short='ebe', least=1)
     stop_threshold: float | None = _training(None, 'Stop at this test accuracy, 0 to 1.', short='st', least=0, most=1)

@@ -212,14 +212,14 @@ def _cpu_field(name):
 
 @contextlib.contextmanager
 def hidden_stderr() -> Iterator[None]:
-    """Hide what C++ code writes to stderr, unless the block raises an exception."""
+    """Hide what C++ code writes to stderr, unless an error ends the block."""
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:
             file.seek(0)
             os.write(stderr, file.read())
             raise

@@ -69,17 +69,17 @@ def log_place(
     for values in (new, old):
         values |= {f'machine.{name}': value for name, value in values.pop('machine').items()}
     names = [name for name in new if new[name] != old[name] and not name.endswith(('data_dir', 'model_dir'))]
-    changes = [difference(name, new[name], old[name]) for name in names]
+    changes = [difference(name, new[name], old[name], 'now') for name in names]
     if used_onednn != devices.uses_onednn():
         was, now = int(used_onednn), int(not used_onednn)
-        changes.append(f'TF_ENABLE_ONEDNN_OPTS {was}, not {now} (set it to {was} for the same last digits as before)')
+        changes.append(f'TF_ENABLE_ONEDNN_OPTS {was}, now {now} (set it to {was} for the same last digits as before)')
     changed = ', '.join(changes)
     text = f'{does} {path}: epoch {place[0]}, step {place[1]}{changed and "; changed: "}{changed}'
     logging.getLogger(__name__).info(text)
 
 
-def difference(name: str, ours: Any, theirs: Any) -> str:
-    """Return '--flag theirs, not ours', for the fields of a spec or schedule that differ.
+def difference(name: str, ours: Any, theirs: Any, word: str = 'not') -> str:
+    """Return '--flag theirs, not ours', for the fields of a spec or schedule that differ; `word` replaces 'not'.
 
     Args:
         name: A field of TrainConfig or of the data, for example 'class_names'.
@@ -87,7 +87,9 @@ def difference(name: str, ours: Any, theirs: Any) -> str:
     """
     if isinstance(ours, list) and isinstance(theirs, list):  # do not print a thousand class names
         i = next((i for i, (one, other) in enumerate(zip(ours, theirs, strict=False)) if one != other), None)
-        return difference(name, len(ours), len(theirs)) if i is None else difference(f'{name}[{i}]', ours[i], theirs[i])
+        if i is None:
+            return difference(name, len(ours), len(theirs), word)
+        return difference(f'{name}[{i}]', ours[i], theirs[i], word)
     if isinstance(ours, dict) and isinstance(theirs, dict):
         differing = {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
         texts = []
@@ -95,11 +97,11 @@ def difference(name: str, ours: Any, theirs: Any) -> str:
             sizes = [ResNetSpec.from_json(spec).resnet_size for spec in (ours, theirs)]
             if sizes[0] != sizes[1]:  # resnet_size tells the blocks and their kind
                 differing -= {'group_blocks', 'block'}
-                texts = [difference('spec.group_blocks', *sizes)]
-        texts += [difference(f'{name}.{key}', ours.get(key), theirs.get(key)) for key in sorted(differing)]
+                texts = [difference('spec.group_blocks', *sizes, word)]
+        texts += [difference(f'{name}.{key}', ours.get(key), theirs.get(key), word) for key in sorted(differing)]
         return ', '.join(texts)
     flag = _FLAGS.get(name)
-    return f'{flag} {theirs}, not {ours}' if flag else f'{name} {theirs!r}, not {ours!r}'
+    return f'{flag} {theirs}, {word} {ours}' if flag else f'{name} {theirs!r}, {word} {ours!r}'
 
 
 def clean(model_dir: str | os.PathLike) -> None:

@@ -103,7 +103,7 @@ def test_ctrl_c(raw):
     programs.wait_for((folder / 'out' / '.train.progress' / 'train-00000-of-00001.part').exists, process)
     process.send_signal(signal.SIGINT)
     [(code, _, problems)] = programs.finish([process])
-    assert code == 130 and problems.count('\n') == 1 and 'the same command continues' in problems
+    assert code == 130 and problems.count('\n') == 1 and 'same command again' in problems
     assert not [line for line in programs.command_lines() if os.fsencode(folder) in line]
     slow.unlink()
     slow.write_bytes(layout.train[slow.name])

@@ -132,7 +132,7 @@ def test_what_cannot_be_read_is_named_and_left_out(call, folder, tmp_path):
         assert sum(name in line for line in lines) == 1, err
     for paths in ([folder / name for name in bad], others[:1]):
         code, out, err = call(*paths)
-        assert code == 1 and out == '' and err.count('\n') == len(paths)
+        assert code == 1 and out == '' and err.count('\n') == len(paths) + 1
 
 
 def test_other_names(call, folder, tmp_path):
@@ -154,8 +154,8 @@ def test_mistakes_are_one_line(model_dir, folder, tmp_path):
         assert message in programs.mistake(f'{line} {args}')
 
 
-def test_the_program_itself(model_dir, folder, tmp_path):
-    line = f'predict_main --model {model_dir} --top=1 {folder}/b.png {folder}/notes.txt'
+def test_the_program_itself_reads_a_checkpoint(source, folder, tmp_path):
+    line = f'predict_main --model {max(source.rglob("step-*.npz"))} --top=1 {folder}/b.png {folder}/notes.txt'
     code, out, err = programs.run(line, cwd=tmp_path, env=os.environ | {'CUDA_VISIBLE_DEVICES': '-1'})
     assert code == 0 and err.count('\n') == 1, err  # no start-up noise
     assert 'notes.txt' in err and len(out.splitlines()) == 2
