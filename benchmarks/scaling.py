@@ -129,7 +129,7 @@ def define_flags() -> flags.FlagValues:
     text = 'What to measure; may be repeated. An estimate needs all but workers.'
     flags.DEFINE_multi_enum('measure', list(MEASURES), MEASURES, text, flag_values=values)
     define.string('variant', 'resnet50_v1.5', 'Network of the estimate.')
-    define.names('accelerators', '8,16,64,256,1024', 'Numbers of accelerators, as a comma list.')
+    define.names('accelerators', '8,16,64,256,1024', 'Numbers of accelerators, as a comma-separated list.')
     text = 'name=value replaces an assumption or a measured constant; may be repeated.'
     flags.DEFINE_multi_string('set', [], text, flag_values=values)
     define.number('size', 1.0, 'Size of the measurements, as a fraction of the full ones.', lower=0.01, upper=1)

@@ -1,4 +1,4 @@
-"""The measures of benchmarks.scaling: what grows with a training, at 1x, 2x and 4x, each in a separate process.
+"""The measures of benchmarks.scaling: what grows with a run, at 1x, 2x and 4x, each in a separate process.
 
 Each takes 5 to 25 seconds on two cores. Index, order, decoding and reading are measured in CPU time, checkpoints and
 evaluations by the shortest of three runs, because other jobs disturb these less. Two workers measure both times.

@@ -103,7 +103,7 @@ def checkpoint_bytes(net: dict[str, int]) -> int:
 
 
 def predict(net: dict[str, int], c: dict[str, float], n: int) -> dict:
-    """Return the estimate of a training on n accelerators, a dict of plain numbers.
+    """Return the estimate of a training run on n accelerators, a dict of plain numbers.
 
     Args:
         net: What scaling_measures.describe returns.

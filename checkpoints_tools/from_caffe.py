@@ -64,7 +64,7 @@ class _File:
         count = sum(len(piece) for piece in pieces)
         if shape is None and legacy:
             shape = tuple(legacy.get(number, 1) for number in _DIMENSIONS)
-            while len(shape) > 1 and shape[0] == 1:  # vectors and matrices had four dimensions, too
+            while len(shape) > 1 and shape[0] == 1:  # vectors and matrices also had four dimensions
                 shape = shape[1:]
         elif shape is None:
             shape = (count,)

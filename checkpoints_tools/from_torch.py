@@ -33,7 +33,7 @@ _LOSSES = re.compile(r'(criterion|loss\w*)\..*')
 IGNORED = {'num_batches_tracked': 'count of training steps'}
 IGNORED |= dict.fromkeys(('total_ops', 'total_params'), 'count of a profiler')
 EPSILON = 1e-5  # torch.nn.BatchNorm2d's, and ResNetSpec's default; PyTorch's momentum of 0.1 is 0.9 in Keras
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, in 0..1; akamaster uses them for CIFAR-10, too
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, in 0..1; akamaster also uses them for CIFAR-10
 IMAGENET_INPUT = Input(scale=1 / 255, mean=MEAN, std=STD)
 CIFAR_INPUT = Input(scale=1 / 255, mean=MEAN, std=STD, size=32, resize=None)
 IMAGENET_NOTE = (

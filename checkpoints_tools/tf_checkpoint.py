@@ -40,7 +40,7 @@ def locate(path: str | os.PathLike) -> str:
     if os.path.isfile(prefix):
         return prefix
     if prefix != path:
-        raise UserError(f'{path}: there is no {prefix}.index, which lists the variables; get it, too')
+        raise UserError(f'{path}: there is no {prefix}.index, which lists the variables; also get it')
     raise UserError(f'there is no {path}; pass a checkpoint, for TensorFlow its prefix, .index file or folder')
 
 
@@ -107,7 +107,7 @@ def _open(prefix):
         found = {name: (tuple(shape), types[name].name) for name, shape in lengths}
     index, *data_files = list_files(prefix)
     if index == f'{prefix}.index' and not data_files:
-        raise UserError(f'{index} has no data file beside it, {prefix}.data-00000-of-00001; get it, too')
+        raise UserError(f'{index} has no data file beside it, {prefix}.data-00000-of-00001; also get it')
     held = sum(os.path.getsize(file) for file in data_files or [index])
     # V1 stores a whole number, and both formats a character, in one byte or more.
     sizes = {'float32': 4, 'float64': 8}

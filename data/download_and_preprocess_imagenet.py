@@ -29,7 +29,7 @@ except ModuleNotFoundError as error:  # run by its path without an installation
 
 STRINGS = {
     'data_dir': (None, 'Another way to pass DATA_DIR.'),
-    'url': (downloads.URL, 'Address of the folder from which missing files are downloaded. A mirror needs no account.'),
+    'url': (downloads.URL, 'Address from which missing files are downloaded. A mirror needs no account, but gets it.'),
     **build_program.LISTS,
     'validation_labels_file': (None, 'Validation labels: one of the three files named above, or one like the first.'),
 }

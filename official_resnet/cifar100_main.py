@@ -4,8 +4,8 @@
     python cifar100_main.py --data_dir ~                  # ResNet-56 as official/resnet trains it, 182 epochs
     python cifar100_main.py --recipe=demo                 # synthetic images, no download
 
-Not yet measured. A missing data set is downloaded into data_dir. The same command continues a run that was
-stopped or killed.
+Not yet measured. A missing data set is downloaded into data_dir.
+If a run is stopped or killed, run the same command again to continue.
 Recipes: official (default), paper, fast, demo. Flags that you pass override the recipe.
 """
 

@@ -2,9 +2,9 @@
 
     python cifar10_download_and_extract.py --data_dir ~                      # makes ~/cifar-10-batches-bin
     python cifar10_download_and_extract.py --data_dir ~ --dataset=cifar100   # makes ~/cifar-100-binary
-    python cifar10_download_and_extract.py --data_dir ~ --archive=PATH       # without a network
+    python cifar10_download_and_extract.py --data_dir ~ --archive=PATH       # offline
 
-The download has about 170 MB and needs as much disk space again. Size and MD5 are checked, an interrupted download
+The download is about 170 MB; unpacked, it needs as much again. Size and MD5 are checked, an interrupted download
 continues where it stopped, and a complete data set is left alone.
 """
 
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
 
     def fetch(values):
         if values.archive is not None and values.url is not None:
-            raise UserError('--archive and --url exclude each other; leave one of them out')
+            raise UserError('--archive and --url cannot be used together; leave one of them out')
         is_sum = values.md5 is None or re.fullmatch('[0-9a-fA-F]{32}', values.md5.strip())
         if not is_sum and not values.archive:  # checked before a download; a local archive is compared at once
             raise UserError(f'--md5={values.md5} must be 32 hexadecimal digits')

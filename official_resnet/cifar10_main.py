@@ -7,7 +7,7 @@
 On two cores of a Xeon with AMX, fast took 35 minutes while other jobs were running, and reached 84.93 % (n = 1)
 on images that had been stored as JPEG (docs/results.md). official and paper have not yet been measured.
 
-A missing data set is downloaded into data_dir. The same command continues a run that was stopped or killed.
+A missing data set is downloaded into data_dir. If a run is stopped or killed, run the same command again to continue.
 Recipes: official (default), paper, fast, demo. Flags that you pass override the recipe.
 """
 

@@ -11,7 +11,7 @@ This project has not yet run any recipe on the whole of ImageNet.
 
 data_dir holds TFRecord shards, train-00000-of-01024 ... and validation-00000-of-00128 ... or another number of them.
 data/download_and_preprocess_imagenet.py builds them. Images are streamed from the disk.
-The same command continues a run that was stopped or killed, at the same step and with the same images.
+If a run is stopped or killed, run the same command again to continue at the same step, with the same images.
 Recipes: official (default), fb, fast. Flags that you pass override the recipe.
 """
 

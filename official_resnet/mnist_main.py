@@ -13,9 +13,9 @@ cropped (training) or padded (test) to 32 x 32.
 
 data_dir is the folder of the IDX files, plain or gzipped, or its parent. Existing files are used as they are; if there
 are none, the data set is downloaded into data_dir/mnist or data_dir/fashion-mnist.
-The same command continues a run that was stopped or killed.
-Recipes: documents (default; the PyTorch program that the network comes from), fast, demo. Flags that you pass override
-the recipe.
+If a run is stopped or killed, run the same command again to continue.
+Recipes: documents (default; the PyTorch program of a tutorial, a variant of yunjey/pytorch-tutorial's
+deep_residual_network, from which the network comes), fast, demo. Flags that you pass override the recipe.
 """
 
 import sys

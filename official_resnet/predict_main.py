@@ -49,7 +49,7 @@ def define_flags() -> flags.FlagValues:
     define.boolean('explain', False, 'Save NAME_grad_cam.png: where the network sees the class (arXiv:1610.02391).')
     define.string('explain_class', None, 'Number, name or WordNet id of the class to explain; default: the likeliest.')
     define.string('output_dir', '.', 'Folder to save explanations in.')
-    define.integer('batch_size', 8, 'Number of images computed at once.', 'bs', 1, None)
+    define.integer('batch_size', 8, 'Number of images processed at once.', 'bs', 1, None)
     flags.register_validator('model', bool, 'pass a .keras file or a model_dir', values)
     return values
 
@@ -124,7 +124,7 @@ def find_images(arguments: Sequence[str]) -> list[pathlib.Path]:
             found = sorted(images.find_files(path, images.PREDICTION_SUFFIXES))
         if not found:
             suffixes = ' '.join(images.PREDICTION_SUFFIXES)
-            _skip(f"'{path}' has no image ({suffixes})" if path.is_dir() else f"there is no '{path}'")
+            _skip(f"'{path}' has no images ({suffixes})" if path.is_dir() else f"there is no '{path}'")
         paths += found
     return paths
 

@@ -301,7 +301,7 @@ def convolution(
         conv.kernel,
         conv.stride,
         padding,
-        groups=conv.groups,
+        groups=conv.cardinality,
         data_format=NHWC,
         use_bias=has_bias or not spec.batch_norm,  # the offset of a batch norm takes the place of a bias
         dilation_rate=dilation if conv.kernel > 1 else 1,

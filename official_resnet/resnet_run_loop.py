@@ -83,8 +83,8 @@ def train(
         callbacks: Keras callbacks; None shows the progress. An epoch's logs are loss, accuracy (training),
             learning_rate, images_per_second, seconds, step; after an evaluation also val_loss, val_accuracy,
             val_accuracy_top_5, val_seconds, val_images_per_second (of the test split: 'val_' is Keras' prefix). Those
-            that are context managers, like callbacks.Progress, are entered before training and left afterwards. After
-            a callback stopped training, the loop evaluates if it has not, and passes the logs to on_train_end.
+            that are context managers, like callbacks.Progress, are entered before training and left afterwards. If a
+            callback stops the run, the loop evaluates (unless it just has) and passes the logs to on_train_end.
         block: The block function for config.experiment, see resnet_model.resnet; None for that of the spec.
         recipe: The name of the recipe that made the config, for config.json.
 
@@ -182,7 +182,7 @@ def build_model(config: TrainConfig, split: 'Split', block: Callable | None = No
 
 
 class Trainer:
-    """A training: the network, its optimizer, the data, and how far it has come.
+    """A run: the network, its optimizer, the data, and how far it has come.
 
     Attributes:
         data, test: The training split and the test split.
@@ -412,11 +412,11 @@ class Trainer:
         self.process.require_same_step(self.step, model_dir)
 
     def interrupt(self, signal_number: int) -> NoReturn:
-        """Save the state, and end the training with Interrupted."""
+        """Save the state, and end the run with Interrupted."""
         path = self.save()
         where = 'nothing is saved without a model_dir'
         if self.config.machine.model_dir:
-            where = f'state saved in {path or self._folder}; the same command continues'
+            where = f'state saved in {path or self._folder}; run the same command again to continue'
         self.process.wait()  # until the state is saved
         raise Interrupted(signal_number, f'{signal.Signals(signal_number).name} at step {self.step}: {where}')
 

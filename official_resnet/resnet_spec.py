@@ -251,12 +251,12 @@ class ResNetSpec:
 
 
 class Convolution(NamedTuple):
-    """A convolution: its filters, the side of its kernel, its stride, and its groups (cardinality)."""
+    """A convolution: its filters, the side of its kernel, its stride, and its cardinality (number of groups)."""
 
     filters: int
     kernel: int
     stride: int = 1
-    groups: int = 1
+    cardinality: int = 1
 
 
 def block_convolutions(spec: ResNetSpec, filters: int, stride: int) -> tuple[Convolution, ...]:
@@ -264,9 +264,9 @@ def block_convolutions(spec: ResNetSpec, filters: int, stride: int) -> tuple[Con
 
     >>> for convolution in block_convolutions(ResNetSpec((3, 4, 6, 3), block='bottleneck'), filters=128, stride=2):
     ...     print(convolution)
-    Convolution(filters=128, kernel=1, stride=2, groups=1)
-    Convolution(filters=128, kernel=3, stride=1, groups=1)
-    Convolution(filters=512, kernel=1, stride=1, groups=1)
+    Convolution(filters=128, kernel=1, stride=2, cardinality=1)
+    Convolution(filters=128, kernel=3, stride=1, cardinality=1)
+    Convolution(filters=512, kernel=1, stride=1, cardinality=1)
     """
     filters *= spec.width
     if spec.block == 'single':

@@ -69,12 +69,12 @@ def test_imports_go_one_way(path):
             assert other != 'building' or room in ('building', 'command_line', 'PROGRAM')
         assert top != 'keras' or room not in NO_KERAS, f'{path} imports Keras'
         assert top != 'matplotlib' or dotted(path) == 'reports.figures'
-        assert below != 'reports.figures' or room == 'experiments', f'{path}: a training draws in another process'
+        assert below != 'reports.figures' or room == 'experiments', f'{path}: a run draws in another process'
 
 
 def test_nothing_changes_the_path_of_imports():
     files = [*FILES, *(ROOT / 'benchmarks').rglob('*.py'), *(ROOT / 'tests').rglob('*_test.py')]
-    text = 'sys.' + 'path'  # which stands in this file, too
+    text = 'sys.' + 'path'  # which also stands in this file
     assert [path for path in files if f'{text}.' in path.read_text() or f'{text}[' in path.read_text()] == []
 
 

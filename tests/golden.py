@@ -6,7 +6,7 @@
 
 OLD and NEW are folders that hold a checkout each. Commands and flags are assumed to stay where they are; modules may
 move. Results of a checkout whose work tree is clean are kept in --cache, so OLD is computed once. Children run with
-one thread an operation, without a GPU and without a network. The exit code is 1 if anything differs that the table
+one thread an operation, without a GPU, and offline. The exit code is 1 if anything differs that the table
 EXPECTED does not list. This program is not part of the test suite.
 """
 
@@ -305,7 +305,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('old', nargs='?', help='The folder of the checkout to compare with.')
     parser.add_argument('new', nargs='?', help='The folder of the checkout to judge.')
-    parser.add_argument('--only', help='Run only these checks, a comma list of their names.')
+    parser.add_argument('--only', help='Run only these checks, a comma-separated list of their names.')
     parser.add_argument('--list', action='store_true', help='Print the names of the checks and what each does.')
     default = pathlib.Path(tempfile.gettempdir()) / 'resnet_golden'
     parser.add_argument('--cache', type=pathlib.Path, default=default, help='The folder that keeps inputs and results.')

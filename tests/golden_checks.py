@@ -387,7 +387,7 @@ def program_flags(checkout, folder):
 
 
 def recipes(checkout, folder, shards):
-    """Start a training with each recipe and stop it before its first step; return its configuration."""
+    """Start a run with each recipe and stop it before its first step; return its configuration."""
     commands = {}
     for name, names in RECIPES.items():
         data_dir = f'{shards}/ilsvrc' if name == 'imagenet' else str(checkout.inputs)

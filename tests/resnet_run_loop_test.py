@@ -42,7 +42,7 @@ def die(config, step):
 
 @pytest.fixture(scope='module')
 def uninterrupted(cifar_dir, tmp_path_factory):
-    """(model_dir, TrainResult) of a training that nobody touched."""
+    """(model_dir, TrainResult) of a run that nobody touched."""
     model_dir = tmp_path_factory.mktemp('uninterrupted')
     return model_dir, train(make_config(cifar_dir, model_dir))
 
@@ -104,7 +104,7 @@ def test_a_killed_program_continues_bit_identically(cifar_dir, tmp_path):
 
 @pytest.mark.parametrize('step,number', [(9, signal.SIGINT), (3 * STEPS, signal.SIGTERM)])
 def test_signals_save_and_the_run_continues(cifar_dir, tmp_path, uninterrupted, step, number):
-    """At the end of an epoch, which is not evaluated yet, too."""
+    """The same at the end of an epoch that is not evaluated yet."""
     config = make_config(cifar_dir, tmp_path, steps_per_call=1)
     before = signal.getsignal(number)
     with pytest.raises(resnet_run_loop.Interrupted, match=f' {step}: .*step-{step:09d}.npz'):

@@ -1,4 +1,4 @@
-"""Kill a training 50 times, wherever it is, and begin again: it ends with the weights of one that nobody touched.
+"""Kill a run 50 times, wherever it is, and begin again: it ends with the weights of one that nobody touched.
 
     python -m pytest -m slow tests/soak_test.py -s    # 5 minutes on two quiet cores
 

@@ -116,7 +116,7 @@ def write_shards(job: BeamJob, arguments: Sequence[str], todo: list[int]) -> lis
     summaries = (job.read_json(path) or {}).get('summaries')
     if summaries is None:
         raise UserError(
-            f"'{path}' was not written; read the runner's messages, and run the same command again, which continues"
+            f"'{path}' was not written; read the runner's messages, and run the same command again to continue"
         )
     errors = sorted(summary['error'] for summary in summaries if 'error' in summary)
     if errors:

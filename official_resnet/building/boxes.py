@@ -3,10 +3,11 @@
 A line of the CSV is `name.JPEG,xmin,ymin,xmax,ymax`. Each number is a fraction of the image's size in the XML, with
 four decimals. The lines are sorted by their bytes.
 
-Irregularities of the official files: a box may belong to another class of the list (left out), but a dog may be called
-Scottish_deerhound (kept). Corners may be exchanged (swapped back), lie outside the image (moved to its edge), or
-enclose nothing (left out). The name in the file may be '%s' (the file's own name counts). Upstream's totals are 544,546
-XML files and 615,299 boxes.
+The official files have irregularities. A box with the id of another class of the list is left out. A box that is
+called Scottish_deerhound is kept, because that is not an id. If the corners of a box are exchanged, they are swapped
+back. Corners outside the image are moved to its edge, and a box without an area is left out. The name of the image
+inside an XML file may be '%s', so the name of the XML file itself is used. Upstream's totals are 544,546 XML files and
+615,299 boxes.
 """
 
 import collections

@@ -148,11 +148,11 @@ def from_folders(
                 'folder, or another --labels_file'
             ) from None
         if not found and is_complete:
-            raise UserError(f"class folder '{root}/{synset}' has no image ({' '.join(suffixes)}); {remedy}")
+            raise UserError(f"class folder '{root}/{synset}' has no images ({' '.join(suffixes)}); {remedy}")
         parts.append(np.array(found, 'S'))  # a fraction of the memory of a list
     counts, names = list(map(len, parts)), np.concatenate(parts)
     if not len(names):
-        raise UserError(f"'{root}' has no image ({' '.join(suffixes)}) in its class folders; {remedy}")
+        raise UserError(f"'{root}' has no images ({' '.join(suffixes)}) in its class folders; {remedy}")
     rows = np.empty(len(names), [*ROW_FIELDS, ('name', names.dtype)])
     rows['file'], rows['offset'], rows['size'], rows['name'] = 0, -1, -1, names
     rows['label'] = np.repeat(np.arange(1, len(synsets) + 1), counts)

@@ -1,8 +1,9 @@
 """Build shards, `<name>-00000-of-01024` ..., in several processes. They are TFRecord files of tf.train.Example.
 
 The bytes of a shard depend only on the images, the options and its number. A shard is written in `.<name>.progress`,
-the folder of the job, and then renamed. A build that is killed at any point therefore continues with the same command
-and ends with the same bytes. `<name>.manifest.json`, written last, lists shards, re-encoded images and broken images.
+the folder of the job, and then renamed. A build that is killed at any point therefore continues if the same command
+is run again, and ends with the same bytes. `<name>.manifest.json`, written last, lists the shards, and the images that
+were encoded again or are broken.
 
 The processes are separate programs. They stop when the pipe to them closes, map images and boxes from the folder of the
 job into memory, and hold one image at a time.
@@ -195,7 +196,7 @@ def _manifest(job, images, options, fingerprint, summaries):
 
 
 def _write_errors(job):
-    remedy = ' and run the same command again, which continues, or pass another --output_directory'
+    remedy = ' and run the same command again to continue, or pass another --output_directory'
     return files.write_errors(f"'{job.output_dir}'", remedy)
 
 
@@ -243,7 +244,7 @@ def _run_processes(job, todo, num_threads, progress):
                     code = processes[connection].wait()
                     ending = f'was ended by {signal.Signals(-code).name}' if code < 0 else f'ended with {code}'
                     raise UserError(
-                        f'a process of the build {ending}; run the same command again, which continues, with a lower '
+                        f'a process of the build {ending}; run the same command again to continue, with a lower '
                         '--num_threads if memory was short'
                     ) from None
                 num_bytes += sum(sizes)

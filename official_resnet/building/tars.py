@@ -221,7 +221,7 @@ class _Rows:
 
     def sorted(self, log):
         """Return the rows ordered by label, then name. If two images have the same name, the later one stays."""
-        names, self.names = np.array(self.names), []  # a third of the memory, or less
+        names, self.names = np.array(self.names), []  # an array needs a third of a list's memory, or less
         rows = np.zeros(len(names), [*ROW_FIELDS, ('name', names.dtype)])
         rows['offset'], rows['size'], rows['label'] = np.reshape(self.numbers, (-1, 3)).T
         rows['name'] = names

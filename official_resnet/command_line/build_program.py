@@ -19,8 +19,8 @@ LISTS = {
     'metadata_file': (None, "Lines 'class TAB name'. Default: the names of ILSVRC2012's classes."),
 }
 FOLDERS = {
-    'train_directory': ('/tmp/', 'Folder of training images, <class>/<file>. Empty: build no shards of them.'),
-    'validation_directory': ('/tmp/', 'Folder of validation images, <class>/<file>. Empty: build no shards of them.'),
+    'train_directory': ('/tmp/', 'Training images, <class>/<file>. If empty, their shards are not built.'),
+    'validation_directory': ('/tmp/', 'Validation images, <class>/<file>. If empty, their shards are not built.'),
     'output_directory': ('/tmp/', 'Folder of the shards.'),
 }
 VERIFY = {'verify': (False, 'Read all shards back and check them. A split that has a manifest is not built again.')}

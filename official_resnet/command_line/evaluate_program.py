@@ -45,7 +45,7 @@ def run(values: absl_flags.FlagValues, asked: TrainConfig, options: RunOptions, 
         return _evaluate_net(values, asked, options, row)
     _refuse(given - _OF_RUN - _SOURCES - {'recipe'} - _settings(asked).keys(), 'not for --eval_only')
     if options.image_bytes_as_serving_input and not options.export_dir:
-        raise UserError('--image_bytes_as_serving_input needs --export_dir; pass that, too')
+        raise UserError('--image_bytes_as_serving_input needs --export_dir; also pass it')
     return _evaluate_run(values, asked, options, row, given)
 
 

@@ -1,6 +1,6 @@
 """Make flags from the fields of configurations, and configurations from flags, without TensorFlow.
 
-A training program is a row, `Program`. Its flags are in a FlagValues of their own, so importing it defines no flags.
+A `Program` describes a training program. Its flags are in a FlagValues of their own, so importing it defines no flags.
 """
 
 import dataclasses
@@ -140,9 +140,9 @@ class RunOptions:
         if self.benchmark_logger_type == 'BenchmarkFileLogger' and not self.benchmark_log_dir:
             raise UserError('--benchmark_logger_type=BenchmarkFileLogger needs --benchmark_log_dir; pass both')
         if self.local_workers > 1 and self.worker_hosts:
-            raise UserError('--local_workers and --worker_hosts exclude each other; pass one of them')
+            raise UserError('--local_workers and --worker_hosts cannot be used together; pass one of them')
         if self.clean and self.worker_hosts:
-            raise UserError('--clean does not go with --worker_hosts; delete model_dir before you start the workers')
+            raise UserError('--clean cannot be combined with --worker_hosts; delete model_dir before you start them')
 
 
 PARTS: tuple[type, ...] = (MachineConfig, RunOptions, ResNetSpec, TrainConfig, Schedule)
@@ -235,7 +235,7 @@ class Numbers(flags.ArgumentParser):
         return numbers
 
     def flag_type(self) -> str:
-        return 'comma list of numbers'
+        return 'comma-separated list of numbers'
 
 
 class Scale(flags.ArgumentParser):
@@ -326,16 +326,16 @@ def resolve(values: flags.FlagValues, program: Program) -> tuple[TrainConfig, Ru
 
 
 def _require_partners(values, chosen, program):
-    """Raise UserError for flags that need another flag, or that exclude each other."""
+    """Raise UserError for flags that need another flag, or that cannot be used together."""
     for flag, (field, _) in fields_of(program).items():
         need, _, wanted = field.metadata.get('needs', '').partition('=')
         if need and values[flag].value != values[flag].default:
             is_met = chosen.get(need) == wanted if wanted else values[need].value not in (None, False, '', [])
             if not is_met and not (need == 'task_index' and values[need].present):
-                raise UserError(f'--{flag} needs --{field.metadata["needs"]}; pass that, too, or leave --{flag} out')
+                raise UserError(f'--{flag} needs --{field.metadata["needs"]}; also pass it, or leave --{flag} out')
     sources = [f'--{name}' for name in ('tfds', 'image_folder', 'use_synthetic_data') if values[name].value]
     if len(sources) > 1:
-        raise UserError(f'{" and ".join(sources)} exclude each other; pass one of them')
+        raise UserError(f'{" and ".join(sources)} cannot be used together; pass one of them')
     if values.fine_tune and values.transfer not in (None, 'head'):
         raise UserError(f'--fine_tune means --transfer=head, not --transfer={values.transfer}; pass one of them')
     if values.image_bytes_as_serving_input and not program.streams:

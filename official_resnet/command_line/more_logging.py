@@ -71,7 +71,7 @@ def _now():
 
 
 def callbacks_of(config: TrainConfig, options: RunOptions, hooks: set[str]) -> list[keras.callbacks.Callback]:
-    """Return the callbacks for the logging flags, without those that every training has.
+    """Return the callbacks for the logging flags, without those that every run has.
 
     `hooks` are the names in --hooks, in lower case.
     """

@@ -35,8 +35,8 @@ def run_program(
 
     Args:
         argv: The arguments, with the program's name first.
-        doc, row: The first part of --help, and the Program that trains, whose --help groups the flags. --helpfull
-            shows all flags in absl's format.
+        doc, row: The first part of --help, and the `Program` that describes a training program, whose --help groups
+            the flags. --helpfull shows all flags in absl's format.
         values, body: The flags, and the function to call with them.
         takes_arguments: Whether arguments may follow the flags; then body(values, arguments) is called.
     """

@@ -17,7 +17,7 @@ from official_resnet.training.config import TrainConfig
 
 
 def main(argv: Sequence[str], doc: str, row: Program) -> int:
-    """Run the training program of a row with the arguments `argv` (program name first); return the exit code."""
+    """Run the program described by a `Program` with the arguments `argv` (name first); return the exit code."""
     is_worker = False
 
     def body(values):
@@ -36,7 +36,7 @@ def main(argv: Sequence[str], doc: str, row: Program) -> int:
 
 
 def entry(doc: str, row: Program) -> Callable[[], NoReturn]:
-    """Return a function that runs the training program of a row with sys.argv, and exits."""
+    """Return a function that runs the program described by a `Program` with sys.argv, and exits."""
     return lambda: sys.exit(main(sys.argv, doc, row))
 
 

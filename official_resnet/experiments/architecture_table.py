@@ -96,7 +96,7 @@ def count(spec: ResNetSpec, num_classes: int, image_shape: tuple[int, int, int])
     def convolve(size: list[int], channels: int, conv: Convolution, has_bias: bool = not spec.batch_norm) -> list[int]:
         nonlocal parameters, multiply_adds
         size = [-(-side // conv.stride) for side in size]
-        weights = conv.kernel**2 * channels // conv.groups * conv.filters
+        weights = conv.kernel**2 * channels // conv.cardinality * conv.filters
         parameters += weights + conv.filters * has_bias
         multiply_adds += weights * math.prod(size)
         return size

@@ -17,7 +17,7 @@ DTYPES = ('auto', 'fp32', 'bf16')
 def cifar_flags(output_dir: str, *, trains: bool) -> definer.Definer:
     """Return a Definer with the flags of an experiment on CIFAR-10: data, output and duration.
 
-    With `trains`, there are also flags of the training. By default, a flag has the paper's value, or that of --quick.
+    With `trains`, there are also flags of the training. A default is the paper's, where it has one, or that of --quick.
     """
     define = definer.Definer(absl_flags.FlagValues())
     define.known('data_dir', '/tmp/cifar10_data')
@@ -25,7 +25,7 @@ def cifar_flags(output_dir: str, *, trains: bool) -> definer.Definer:
     define.known('use_synthetic_data', False)
     text = 'Folder of the figure, the results in JSON and the networks; finished networks are kept.'
     define.string('output_dir', output_dir, text)
-    define.boolean('quick', False, 'Train for minutes on two cores instead of as long as in the paper.')
+    define.boolean('quick', False, "Train for minutes on two cores. Default: the paper's setting, where there is one.")
     define.known('seed', 0)
     if trains:
         text = 'Number of epochs of each network; the learning rate drops after 1/2 and 3/4 of them.'

@@ -91,7 +91,7 @@ def chain_table(
 
 
 def document_chains() -> dict[str, dict[str, list[float]]]:
-    """Return three chains of 3 layers as examples: {case: {'slopes', 'factors', 'inputs'}}."""
+    """Return three chains of 3 layers, as tutorials draw them, as examples: {case: {'slopes', 'factors', 'inputs'}}."""
     cases = {  # weights and biases; the bias b = z - w a gives the wanted z, and the sigmoid of 0 is 0.5
         'largest': ((1, 1, 1), (0, -0.5, -0.5)),  # z = 0, where the sigmoid is steepest: 0.25 a layer
         'saturated': ((1, 1, 1), (5, 4, 4)),  # z near 5

@@ -7,15 +7,16 @@
     python gradient_flow_main.py --data_dir ~ --quick --activations=sigmoid \\
         --auxiliary_loss
 
-On two cores, --quick took 6 minutes beside other jobs (n = 1). The longer form has not been run. Figure and numbers:
-docs/experiments.md, docs/results.md.
+On two cores, --quick took 6 minutes while other jobs were running (n = 1). The longer form has not been run. See
+docs/experiments.md and docs/results.md for the figure and the numbers.
 
 The program begins with chains of one neuron in each layer (gradient_chain.py), where the gradient is a product that
 can be written down. Then it trains networks on CIFAR images and measures the root mean square of the gradient of each
 convolution, before and during training. Each remedy for vanishing gradients has a flag: --init, --batch_norm,
 --standardize, --auxiliary_loss. A ReLU removes the saturation of the sigmoid, but a deep plain network of ReLUs still
 trains worse than a shallow one; shortcuts fix that. Without batch norm, each residual block of ReLUs doubles the
-variance of its input, so a deep network may overflow, which is recorded. If it is stopped, the same command continues.
+variance of its input, so a deep network may overflow, which is recorded.
+If the program is stopped, run the same command again to continue.
 --output_dir receives gradient_flow.png, chain.png and gradient_flow.json.
 """
 

@@ -133,8 +133,8 @@ def train_net(name: str, config: TrainConfig, output_dir: str) -> dict[str, Any]
     """Train a network in output_dir/runs/NAME and return its result, or return the stored result if it is finished.
 
     Returns:
-        'failed': None, or the message of a training whose loss is not finite.
-        'final': {'train_error', 'train_error_inference', 'test_error'} in %, each None if the training failed.
+        'failed': None, or the message of a run whose loss is not finite.
+        'final': {'train_error', 'train_error_inference', 'test_error'} in %, each None if the run failed.
             train_error is the average over an epoch, on augmented images and while the weights change.
             train_error_inference is the error of the final weights on training images that are not augmented.
         'parameters': Number of trainable parameters.
@@ -147,7 +147,7 @@ def train_net(name: str, config: TrainConfig, output_dir: str) -> dict[str, Any]
     path = folder / 'result.json'
     if path.is_file():
         result = read_json(path)
-        print(f'  finished before, kept: {describe(result)}', flush=True)
+        print(f'  already finished, kept: {describe(result)}', flush=True)
         return result
     progress, failed, train_error = callbacks.Progress(), None, None
     try:

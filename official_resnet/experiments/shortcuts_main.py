@@ -4,14 +4,14 @@
     python shortcuts_main.py --data_dir ~ --quick --rows=original,conv_shortcut
     python shortcuts_main.py --data_dir ~                                  # ResNet-110, 64,000 steps each
 
-On two cores, --quick took 13 minutes beside other jobs (n = 1): original 55.3 % test error, 1x1 convolutions 56.0,
-dropout 88.8, ReLU-only pre-activation 52.2. ResNet-110 has not been run. Figure and numbers: docs/experiments.md,
-docs/results.md.
+On two cores, --quick took 13 minutes while other jobs were running (n = 1): original 55.3 % test error, 1x1
+convolutions 56.0, dropout 88.8, ReLU-only pre-activation 52.2. ResNet-110 has not been run. See docs/experiments.md and
+docs/results.md for the figure and the numbers.
 
 --quick trains ResNet-20 on the first 10,000 training images for 4 epochs; a bad shortcut harms it less than the paper's
 ResNet-110. As in the paper, networks of 110 layers or more begin with about an epoch at a tenth of the learning rate. A
-network whose loss is not finite is recorded as failed. If it is stopped, the same command continues and keeps finished
-networks. --output_dir receives shortcuts.png and shortcuts.json.
+network whose loss is not finite is recorded as failed. If the program is stopped, run the same command again to
+continue; finished networks are kept. --output_dir receives shortcuts.png and shortcuts.json.
 """
 
 import sys

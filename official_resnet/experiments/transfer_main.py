@@ -9,8 +9,9 @@ On two cores the first network took 17 minutes, pauses included, and all others 
 The folder has a subfolder for each class, or train/CLASS and test/CLASS, for example CIFAR-10's images as JPEG files. A
 ResNet-20 learns the first half of the classes, in alphabetical order. Then networks learn the other half in several
 ways (WAYS), from its weights or from scratch, all from the same few images. Times are those of training; they include
-the features of a frozen backbone, but not the tests. --quick takes fewer images and epochs. If it is stopped, the same
-command continues and keeps finished networks. The program prints a table, and --output_dir receives transfer.json.
+the features of a frozen backbone, but not the tests. --quick takes fewer images and epochs. If the program is
+stopped, run the same command again to continue; finished networks are kept. The program prints a table, and
+--output_dir receives transfer.json.
 """
 
 import dataclasses

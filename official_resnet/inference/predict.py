@@ -1,4 +1,4 @@
-"""Name what is in images, with a trained network and its card."""
+"""Classify images with a trained network and its card."""
 
 import os
 import pathlib
@@ -36,7 +36,7 @@ class Guess(NamedTuple):
 def load(path: str | os.PathLike) -> tuple[keras.Model, card_reader.Card]:
     """Return the network of a .keras file, a model_dir or a checkpoint in it, and its card.
 
-    A model_dir stands for its model.keras, which is written when a training ends, or else for its newest checkpoint.
+    A model_dir stands for its model.keras, which is written when a run ends, or else for its newest checkpoint.
     The network maps images [n, h, w, c], as network_input makes them, to logits [n, num_classes].
 
     >>> model, card = load('demo_model')
@@ -74,7 +74,7 @@ def load(path: str | os.PathLike) -> tuple[keras.Model, card_reader.Card]:
     except _DAMAGED as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f'cannot load {source}: {reason[:200]}; pass a .keras file that a training or read_ckpt.py wrote'
+            f'cannot load {source}: {reason[:200]}; pass a .keras file that a training program or read_ckpt.py wrote'
         ) from error
     shapes = [tensor.shape for tensor in (*model.inputs, *model.outputs)]
     expected = [(None, *card.net_size, card.num_channels), (None, card.num_classes)]
@@ -99,7 +99,7 @@ def predict(
     Args:
         model: The network from `load`, or what rewrite.compile_model makes of it.
         card: The card from `load`.
-        images: Files, PIL images or arrays, see `prepare`. They are computed in one batch.
+        images: Files, PIL images or arrays, see `prepare`. They are processed in one batch.
         top: Number of classes for each image. All of them are returned if there are fewer.
 
     Raises:

@@ -126,7 +126,7 @@ def download_and_extract(
         url: Another address of the archive.
 
     Raises:
-        UserError: No network, a damaged or wrong archive, a full disk, or a folder that cannot be written.
+        UserError: No internet connection, a damaged or wrong archive, a full disk, or a folder that cannot be written.
     """
     row, name = ARCHIVES[dataset], datasets.info_of(dataset).folders[0]
     place = Path(os.path.expanduser(data_dir))
@@ -159,11 +159,11 @@ def fetch(
     Args:
         path: The final name. It appears in one rename, after the checks.
         size, md5: The expected size in bytes and MD5 in hexadecimal digits. None is not checked.
-        remedy: What the user can do if the network fails; errors end with it.
+        remedy: What the user can do if the connection fails; errors end with it.
         authorization: Value of the HTTP header of that name. It is not sent to the target of a redirect.
 
     Raises:
-        UserError: No network, an HTTP error, a wrong size or MD5, or too little space on the disk.
+        UserError: No internet connection, an HTTP error, a wrong size or MD5, or too little space on the disk.
     """
     path = Path(path)
     part = path.with_name(path.name + '.part')
@@ -183,7 +183,7 @@ def fetch(
             except DROPPED as error:
                 if isinstance(error, urllib.error.URLError) or attempt == ATTEMPTS - 1:
                     reason = f'{getattr(error, "reason", error)}; {_size(part)} bytes are kept'
-                    advice = f'check the network and run the same command again, or {remedy}'
+                    advice = f'check the connection and run the same command again, or {remedy}'
                     raise UserError(f'cannot download {url} ({reason}): {advice}') from error
         if mismatch := _mismatch(part, size, md5):
             part.unlink()

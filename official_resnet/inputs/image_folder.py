@@ -175,10 +175,10 @@ def _files(folder, classes, is_complete=True):
         paths = sorted(images.find_files(place), key=lambda path, place=place: path.relative_to(place).as_posix())
         if not paths and is_complete:
             suffixes = ' '.join(images.SUFFIXES)
-            raise UserError(f"class folder '{place}' has no image ({suffixes}); add some, or remove it")
+            raise UserError(f"class folder '{place}' has no images ({suffixes}); add some, or remove it")
         result += [(path, label) for path in paths]
     if not result:
-        raise UserError(f"'{folder}' has no image ({' '.join(images.SUFFIXES)}); add some")
+        raise UserError(f"'{folder}' has no images ({' '.join(images.SUFFIXES)}); add some")
     return result
 
 

@@ -1,7 +1,7 @@
 """Decode an image from its bytes to its pixels. Only the functions that need Pillow import it.
 
-There are two decoders. TensorFlow's (encoded.decode_jpeg) reads plain JPEG (8 bits, one or three components), even only
-a part of an image, in the threads of tf.data. Therefore streamed images are converted to plain JPEG first, by
+There are two decoders. TensorFlow's (encoded.decode_jpeg) reads plain JPEG (8 bits, one or three components), and can
+decode just part of an image, in the threads of tf.data. Therefore streamed images are converted to plain JPEG first, by
 `to_rgb_jpeg`, unless they are plain already. Pillow reads all other images. From the same JPEG, TensorFlow's accurate
 transform gives exactly Pillow's pixels. Its fast transform, the default of official/resnet, differs by at most 24 of
 255, and by 1.2 on average, for ImageNet's images.
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'WEBP')  # Pillow's names
 JPEG_SUFFIXES = ('.jpeg', '.jpg')
 SUFFIXES = ('.bmp', '.gif', '.jpe', *JPEG_SUFFIXES, '.png', '.webp')  # of files in FORMATS
-PREDICTION_SUFFIXES = tuple(sorted((*SUFFIXES, '.tif', '.tiff')))  # prediction reads other formats, too
+PREDICTION_SUFFIXES = tuple(sorted((*SUFFIXES, '.tif', '.tiff')))  # prediction also reads other formats
 MAX_PIXELS = 178_956_970  # twice Pillow's MAX_IMAGE_PIXELS, above which it refuses to decode
 QUALITY = 100  # of images that are encoded again, as in TensorFlow's own build script
 

@@ -105,7 +105,7 @@ class Shards(streamed.Source):
         """Return the labels, int32 [n]. Raise UserError for a record without an image, or with a wrong label."""
         records = self._records
         for row, label, size in zip(rows, labels, sizes, strict=True):
-            fault = None if size else f'without an image {records.image}; pass the folder of the data set'
+            fault = None if size else f'without the key {records.image}; pass the folder of the data set'
             if size and not records.first_label <= label <= self._last_label:
                 fault = f'with the label {label}, not {records.first_label}..{self._last_label}; put the '
                 fault += 'manifest.json that its builder wrote beside it, or build it again'
@@ -142,7 +142,7 @@ def find_shards(data_dir: str | os.PathLike, split: str) -> list[pathlib.Path]:
     totals = sorted({int(match[2]) for match, _ in matches})
     if len(totals) > 1:
         fault = f'has {prefix} shards of a set of {totals[0]} and of one of {totals[1]}'
-        raise errors.UserError(f"data_dir '{folder}' {fault}; remove one of them")
+        raise errors.UserError(f"data_dir '{folder}' {fault}; remove the shards of one set")
     missing = sorted(set(range(totals[0])) - {int(match[1]) for match, _ in matches})
     if missing:
         fault = f'lacks {len(missing)} of {totals[0]} {prefix} shards; the first is {missing[0]:05d}'

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Split(Protocol):
     """One split of a data set, as in_memory.InMemorySplit and streamed.StreamedSplit implement it.
 
-    The order and the augmentation of every training batch are a pure function of (seed, epoch, step), so a run resumes
+    The order and the augmentation of every training batch are pure functions of (seed, epoch, step), so a run resumes
     at any step by passing `first_step`. A shape is (height, width, channels).
     """
 

@@ -26,7 +26,7 @@ from official_resnet.errors import UserError, one_line
 matplotlib.use('Agg')  # write files, with or without a display
 from matplotlib import pyplot  # noqa: E402
 
-# Colour-blind readers can distinguish these, too (Okabe and Ito 2008).
+# Colour-blind readers can also distinguish these (Okabe and Ito 2008).
 _COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 _SMALL = {'fontsize': 'small'}
 _MARKER = {1: 'o'}  # by the number of points, because a single point makes no line
@@ -40,7 +40,7 @@ def training_curves(model_dir: str | os.PathLike) -> pathlib.Path:
     """
     model_dir = pathlib.Path(model_dir)
     if not (model_dir / checkpoints.METRICS_FILE).is_file():
-        raise UserError(f"'{model_dir}' has no {checkpoints.METRICS_FILE}; pass the model_dir of a training")
+        raise UserError(f"'{model_dir}' has no {checkpoints.METRICS_FILE}; pass the model_dir of a run")
     metrics = checkpoints.read_metrics(model_dir)
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout='constrained')
     for split, color in (('train', 'tab:blue'), ('test', 'tab:orange')):
@@ -191,7 +191,7 @@ def _save(figure, path, title=None):
 def main(values: Any, arguments: Sequence[str]) -> None:
     """Plot the curves of the model_dir in `arguments` and print their path; for program.run_program."""
     if len(arguments) != 1:
-        raise UserError('pass one MODEL_DIR, the model_dir of a training')
+        raise UserError('pass one MODEL_DIR, the model_dir of a run')
     print(training_curves(*arguments))
 
 

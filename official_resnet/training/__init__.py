@@ -1,1 +1,1 @@
-"""What a training needs besides the loop: configuration, steps, optimizers, devices, workers, transfer."""
+"""What a run needs besides the loop: configuration, steps, optimizers, devices, workers, transfer."""

@@ -1,4 +1,4 @@
-"""Keras callbacks: what a training shows, and the files that it writes beside its checkpoints.
+"""Keras callbacks: what a run shows, and the files that it writes beside its checkpoints.
 
 resnet_run_loop.train drives them; its docstring lists the logs that they read. It enters callbacks that are context
 managers before training and leaves them afterwards, also if an exception ends the training.
@@ -29,7 +29,7 @@ class Progress(keras.callbacks.Callback, contextlib.AbstractContextManager):
     `quicker` is the advice to print if the training will take long, for example '--recipe=fast'.
     """
 
-    LONG, SILENT = 1800, 60  # seconds: longer trainings print the advice; lines come at least so often
+    LONG, SILENT = 1800, 60  # seconds: longer runs print the advice; lines come at least so often
     BAR = '{desc}{percentage:4.0f} %|{bar}|{remaining} left, {rate_fmt}{postfix}'  # in 80 columns
 
     def __init__(self, log_steps: int = 100, quicker: str | None = None, stream: TextIO | None = None):
@@ -176,7 +176,7 @@ def statistics_advice(bn_momentum: float, steps: int) -> str:
     fitting = min(0.9, math.floor(100 - 300 / steps) / 100)
     needs = f'--bn_momentum={bn_momentum:g} needs {3 / (1 - bn_momentum):,.0f} steps for the statistics of evaluation'
     remedy = f'pass --bn_momentum={fitting:g}, or train longer' if fitting >= 0.5 else 'train longer'
-    return f'{needs}, and this training has {steps:,}: test accuracy may be far too low; {remedy}'
+    return f'{needs}, and this run has {steps:,}: test accuracy may be far too low; {remedy}'
 
 
 def format_seconds(seconds: float) -> str:

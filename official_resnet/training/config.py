@@ -1,4 +1,4 @@
-"""The configuration of a training (TrainConfig) and of the machine that runs it (MachineConfig).
+"""The configuration of a run (TrainConfig) and of the machine that runs it (MachineConfig).
 
 A field holds its default and, in its metadata, everything else about it (see `setting`). The flags of the programs,
 their --help, the checks, the JSON of a run and the comparison of two runs are made from the fields; recipes are changes
@@ -87,7 +87,7 @@ _threads = functools.partial(_machine, 0, least=0, most=MAX_THREADS)
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How the learning rate changes over a training, in epochs and relative to its base (or peak) rate."""
+    """How the learning rate changes over a run, in epochs and relative to its base (or peak) rate."""
 
     kind: str = _rate(
         'piecewise',

@@ -66,7 +66,7 @@ def uses_onednn() -> bool:
 
 
 class Process:
-    """The only process of a training. If there are several, each is a workers.Worker instead.
+    """The only process of a run. If there are several, each is a workers.Worker instead.
 
     Attributes:
         strategy: The tf.distribute.Strategy of its devices.

@@ -63,7 +63,7 @@ def build(config: TrainConfig, schedule: keras.optimizers.schedules.LearningRate
         )
     elif config.weight_decay:
         raise UserError(
-            f'--weight_decay={config.weight_decay} does not go with --optimizer=adam; '
+            f'--weight_decay={config.weight_decay} cannot be combined with --optimizer=adam; '
             'pass --weight_decay=0, or --optimizer=momentum'
         )
     else:  # the numbers of arXiv:1412.6980 Alg. 1, as in torch.optim.Adam; Keras' default epsilon is 1e-7

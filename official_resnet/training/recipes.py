@@ -1,9 +1,9 @@
-"""Named sets of hyperparameters for CIFAR-10 and CIFAR-100, by the names of their flags, each number with its source.
+"""Named sets of hyperparameters for CIFAR-10 and CIFAR-100, by the names of their flags, with their sources.
 
 This is pure data, so that the programs can print it without TensorFlow. The first recipe of a table is the default; it
 lists the changes from the defaults of the fields (config.py), which are those of official/resnet on CIFAR. The others
-list their changes from the first. Learning rates are per 128 images, Adam's are absolute; boundaries are epochs.
-recipes_mnist and recipes_imagenet hold the tables of the other programs.
+list their changes from the first. Learning rates are per 128 images, except Adam's, which are absolute. Boundaries are
+epochs. recipes_mnist and recipes_imagenet hold the tables of the other programs.
 """
 
 # Shared by the quick recipes, also those for MNIST.
@@ -16,7 +16,7 @@ CIFAR = {
         'shortcut': 'group',
         'initializer': 'official',
         'epochs_between_evals': 10,
-        'lr_boundaries': (91, 136, 182),
+        'lr_boundaries': (91, 136, 182),  # the third is step 71,093 of 128 images, after the last: 182 x 390 = 70,980
         'lr_factors': (1, 0.1, 0.01, 0.001),
     },
     # 1512.03385 Sec. 4.2: option A, 64k iterations of 128, drops at 32k and 48k. Its ResNet-110 needs
@@ -32,7 +32,7 @@ CIFAR = {
         'lr_factors': (1, 0.1, 0.01),
         'weight_decay': 1e-4,
     },
-    # One cycle (after 1708.07120): most of the accuracy in an eighth of the time, for a machine without a GPU.
+    # One cycle (after 1708.07120) of an eighth of the epochs, on a smaller network, for a machine without a GPU.
     'fast': {
         'resnet_size': 20,
         'shortcut': 'A',

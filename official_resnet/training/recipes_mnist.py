@@ -4,7 +4,7 @@ from official_resnet.training.recipes import ONE_CYCLE
 
 _QUICK = ONE_CYCLE | {'batch_size': 128, 'optimizer': 'momentum', 'dtype': 'auto'}
 MNIST = {
-    # The PyTorch program that this network comes from: "epochs 100, batch 32, lr 0.001", Pad(4), RandomHorizontalFlip
+    # The PyTorch program that this network comes from (docs/mnist.md): "epochs 100, batch 32, lr 0.001", Pad(4), flips
     # (although a mirrored digit is a different digit, or none), RandomCrop(32), no weight decay. It names no optimizer;
     # Adam is the one in its template (yunjey/pytorch-tutorial, deep_residual_network), without the template's decay of
     # the rate. BN as in torch: our momentum 0.9 is its "0.1".

@@ -87,7 +87,7 @@ def adopt(config: TrainConfig, pretrained: Pretrained, given: Mapping[str, str] 
 
 
 def build(config: TrainConfig, num_classes: int, input_shape: tuple, block: Callable | None = None) -> keras.Model:
-    """Return the network of a config, with its head, with frozen layers where they are not trained.
+    """Return the network of a config with its head. Layers that are not trained are frozen.
 
     Raises:
         UserError: A head must be appended, but the number of classes of the pretrained network is unknown.

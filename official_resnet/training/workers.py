@@ -339,7 +339,7 @@ def launch(count: int, command: list[str]) -> int:
     """Run `count` workers of a command on this machine, each with its part of the cores, and return their exit code.
 
     Each worker gets its TF_CONFIG. The first worker that fails decides the exit code; the others notice it themselves
-    and have GRACE_SECONDS to stop. SIGTERM and Ctrl-C are passed on. If the launcher is killed, its workers end, too.
+    and have GRACE_SECONDS to stop. SIGTERM and Ctrl-C are passed on. If the launcher is killed, its workers also end.
     """
     cores = sorted(os.sched_getaffinity(0))
     if count > len(cores):

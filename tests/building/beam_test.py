@@ -27,7 +27,7 @@ download_and_preprocess_imagenet = data_commands.load('download_and_preprocess_i
 
 @pytest.fixture(scope='module', autouse=True)
 def elsewhere():
-    """Make Beam know elsewhere://; not at import, since tests that are deselected are imported, too."""
+    """Make Beam know elsewhere://; not at import, since deselected tests are also imported."""
     importlib.import_module('fixtures.beam_elsewhere')
 
 

@@ -42,6 +42,6 @@ def test_images_of_a_tar_file(tmp_path):
 def test_classes_without_images(tmp_path):
     data_commands.write_files(tmp_path, {'a/1.JPEG': b'x', 'b/notes.txt': b''})
     for classes, is_complete in ((['a', 'b'], True), (['b'], False)):
-        with pytest.raises(errors.UserError, match='has no image.*--labels_file'):
+        with pytest.raises(errors.UserError, match='has no images.*--labels_file'):
             image_list.from_folders(tmp_path, classes, ('.jpeg',), is_complete=is_complete)
     assert len(image_list.from_folders(tmp_path, ['a', 'b'], ('.jpeg',), is_complete=False)) == 1

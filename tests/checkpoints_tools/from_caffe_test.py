@@ -33,7 +33,7 @@ def test_published_nets_are_recognised(size, is_numbered):
 def test_forms_of_the_wire_format(path, form, is_v1):
     expected = caffe_variables(has_bias=True, is_numbered=True)
     if form == 'double':
-        expected['bn2a_branch1/2'][:] = 0  # Caffe does not divide by 0: the statistics are 0, too
+        expected['bn2a_branch1/2'][:] = 0  # Caffe does not divide by 0: the statistics are also 0
     path.write_bytes(caffe_file(expected, form, is_v1))
     assert convert.identify(path)[0] is from_caffe
     source, variables, model = converted(from_caffe, path)

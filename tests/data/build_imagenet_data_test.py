@@ -93,7 +93,7 @@ def test_a_broken_image(raw, capfd):
 
 
 def test_ctrl_c(raw):
-    """Ctrl-C ends it and its processes, with one line and code 130, and the same command continues."""
+    """Ctrl-C ends it and its processes, with one line and code 130, and names the command that continues."""
     folder, layout = raw
     slow = folder / 'train' / layout.synsets[0] / next(iter(layout.train))
     slow.unlink()

@@ -47,7 +47,7 @@ def test_interrupted_continued_and_kept(cifar_dir, tmp_path, monkeypatch):
 
     monkeypatch.setattr(resnet_run_loop, 'train', lambda *args: pytest.fail('trained again'))
     code, out, _ = programs.call(line)
-    assert code == 0 and out.count('finished before') == 2
+    assert code == 0 and out.count('already finished') == 2
     assert json.loads((tmp_path / 'degradation.json').read_text()) == result
 
     for name in ('official_resnet.reports.figures', 'matplotlib'):

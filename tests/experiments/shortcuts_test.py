@@ -45,12 +45,12 @@ def test_two_rows_end_to_end(call, tmp_path):
     assert result['claim']['identity_is_the_best_shortcut'] is None  # no other shortcut was trained
     assert (tmp_path / 'shortcuts.png').read_bytes()[:4] == b'\x89PNG'
     code, out, _ = call('original')  # fewer rows of the same setting: nothing to train
-    assert code == 0 and out.count('finished before') == 1
+    assert code == 0 and out.count('already finished') == 1
 
 
 def test_a_network_that_diverges_is_recorded_as_failed(call, tmp_path, monkeypatch):
     monkeypatch.setitem(runs.PAPER, 'base_learning_rate', 1e30)
-    for words in ('failed: ', 'finished before, kept: failed: '):
+    for words in ('failed: ', 'already finished, kept: failed: '):
         code, out, err = call('shortcut_gate')
         assert code == 0 and words in out, (out, err)
     net = json.loads((tmp_path / 'shortcuts.json').read_text())['nets']['shortcut_gate']

@@ -56,7 +56,7 @@ def test_shards_that_are_missing_or_of_two_sets_are_said_in_one_line(folder):
     assert f"'{folder}' lacks 2 of 4 train shards" in message and '00001; build them' in message
     (folder / 'train-00000-of-00008').touch()
     message = message_of(shards.find_shards, folder, 'train')
-    assert 'set of 4 ' in message and 'of 8; remove one of them' in message
+    assert 'set of 4 ' in message and 'of 8; remove the shards of one set' in message
 
 
 def test_the_manifest_names_the_classes(folder):

@@ -17,7 +17,7 @@ NAMES = ('dark', 'red', 'green\tand\x1b blue')
 
 @pytest.fixture(scope='module')
 def model_dir(tmp_path_factory):
-    """A model_dir of a network with three classes, as a training leaves it."""
+    """A model_dir of a network with three classes, as a run leaves it."""
     folder = tmp_path_factory.mktemp('model_dir')
     save_network(folder, NAMES, (16, 16, 3))
     return folder

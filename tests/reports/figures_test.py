@@ -1,4 +1,4 @@
-"""The figure of a training: it is plotted by a process of its own, and a training says when that fails."""
+"""The figure of a run: it is plotted by a process of its own, and a run says when that fails."""
 
 import json
 import pathlib

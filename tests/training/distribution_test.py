@@ -81,7 +81,7 @@ def by_workers(configs, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def by_replicas(configs):
-    """Name -> the TrainResult of a training on two logical CPUs."""
+    """Name -> the TrainResult of a run on two logical CPUs."""
     return {
         name: resnet_run_loop.train(configs[name][0].with_machine(distribution_strategy='mirrored', model_dir=None))
         for name in ('plain', 'synchronized', 'streamed', 'large batch')
@@ -196,7 +196,7 @@ def test_workers_share_streamed_batches(tmp_path):
 
 @pytest.fixture(scope='module')
 def undisturbed(cifar_dir, tmp_path_factory):
-    """The model_dir of a training by the launcher, which a second job tried to join."""
+    """The model_dir of a run by the launcher, which a second job tried to join."""
     model_dir = tmp_path_factory.mktemp('undisturbed') / 'model'
     process = start(f'cifar10_main {flags_of(cifar_dir, model_dir)} --local_workers=2')
     wait_for(2, model_dir, [process])
