@@ -261,7 +261,7 @@ class Trainer:
             self.model.stop_training = any(
                 self.process.total(self.model.stop_training)
             )  # also by the chief's callbacks
-            if self.model.stop_training and 'val_loss' not in logs:  # a callback stopped the training here
+            if self.model.stop_training and 'val_loss' not in logs:  # a callback stopped the run here
                 final_logs = logs | self._test(epoch, callback_list)
             self.is_epoch_open = False
             if self.step % self.steps_per_epoch == 0:

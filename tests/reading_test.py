@@ -1,4 +1,4 @@
-"""How much of the project a reader of a CIFAR training meets, and how much a run imports: see CONTRIBUTING.md."""
+"""How much of the project a reader of a CIFAR-10 run meets, and how much a run imports: see CONTRIBUTING.md."""
 
 import ast
 import json

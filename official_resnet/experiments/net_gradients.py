@@ -1,4 +1,4 @@
-"""Measure the gradients of a network's convolutions before and during a short training."""
+"""Measure the gradients of a network's convolutions before and during a short run."""
 
 import math
 import signal
@@ -57,7 +57,7 @@ def measure_net(
         if done in wanted:
             samples.append({'step': done, 'gradients': [g if math.isfinite(g) else None for g in gradients]})
         if received:
-            text = f'{signal.Signals(received[0]).name}: finished networks are kept; run the same command to continue'
+            text = f'{signal.Signals(received[0]).name}: finished networks kept; run the same command again to continue'
             raise resnet_run_loop.Interrupted(received[0], text)
         if not math.isfinite(loss):
             diverged_at = done

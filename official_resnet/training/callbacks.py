@@ -1,7 +1,7 @@
 """Keras callbacks: what a run shows, and the files that it writes beside its checkpoints.
 
 resnet_run_loop.train drives them; its docstring lists the logs that they read. It enters callbacks that are context
-managers before training and leaves them afterwards, also if an exception ends the training.
+managers before training and leaves them afterwards, also if an exception ends the run.
 """
 
 import contextlib
@@ -89,7 +89,7 @@ class Progress(keras.callbacks.Callback, contextlib.AbstractContextManager):
         return f'test loss {logs["val_loss"]:.4f}, test accuracy {logs["val_accuracy"]:.4f}'
 
     def __exit__(self, *exception):
-        """Remove the bar, which is still shown if an exception ends the training."""
+        """Remove the bar, which is still shown if an exception ends the run."""
         if self._bar is not None:
             self._bar.close()
 
