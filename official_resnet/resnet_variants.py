@@ -8,6 +8,8 @@ The specs need no Keras. build_model, cifar_resnet, imagenet_resnet and mnist_re
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from official_resnet.errors import UserError
@@ -107,6 +109,34 @@ def find_spec(variant: str) -> ResNetSpec:
         near.sort(key=lambda name: not name.endswith('_v1.5'))
         raise UserError(f'there is no network {variant!r}; pass {", ".join(near[:-1])} or {near[-1]}')
     return VARIANTS[variant]
+
+
+def with_flags(variant: str, given: Mapping[str, str], *resnet_size: int, **axes: Any) -> ResNetSpec:
+    """Return the spec of a named network, with what recipe and flags say about initial weights and batch norms.
+
+    >>> with_flags('seresnet50_v1', {}, 18, version='2', bn_momentum=0.9).bn_momentum
+    0.9
+
+    Args:
+        variant: A name in VARIANTS.
+        given: {flag: field of ResNetSpec} of the flags that the user passed.
+        *resnet_size, **axes: The number of layers, if there is one, and the fields, by the recipe and the flags.
+
+    Raises:
+        UserError: No network has this name, or a flag contradicts it.
+    """
+    spec = find_spec(variant)
+    changes = {name: axes[name] for name in ('bn_momentum', 'zero_gamma', 'initializer') if name in axes}
+    if spec.version == '2' and 'zero_gamma' not in given:  # its blocks do not end in a batch norm
+        changes.pop('zero_gamma', None)
+    asked = axes | dict(zip(['resnet_size'], resnet_size, strict=False))
+    for flag, field in given.items():
+        name = flag if flag == 'resnet_size' else field
+        if name not in changes and asked[name] != getattr(spec, name):
+            raise UserError(
+                f'--{flag}={asked[name]}, but --variant={variant} has {getattr(spec, name)}; leave one of them out'
+            )
+    return dataclasses.replace(spec, **changes)
 
 
 def build_model(variant: str, num_classes: int) -> keras.Model:

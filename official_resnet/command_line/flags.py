@@ -74,6 +74,12 @@ class RunOptions:
     """The other options of a training program: data and recipe, evaluation, export, workers, logging."""
 
     recipe: str = setting('', 'Named set of hyperparameters; flags that you pass override it.', group='Training')
+    variant: str | None = setting(
+        None,
+        'Train the network of this name, for example seresnet50_v1.5, resnext50_32x4d or wrn28_10, in place of '
+        '--resnet_size, --resnet_version and --shortcut. python -m official_resnet.resnet_variants lists the names.',
+        group='Network',
+    )
     dataset: str = _data('', 'The data set.')
     tfds: str | None = _data(None, 'Train on a data set of tensorflow_datasets, given its name.')
     image_folder: str | None = _data(
@@ -167,7 +173,8 @@ def fields_of(program: Program) -> dict[str, tuple[dataclasses.Field, Any]]:
         for flag, field in flags_of(part).items():
             if field.metadata.get('streams') in (None, program.streams):
                 found[flag] = field, types[flag]
-    left_out = {'dataset': len(program.recipes) == 1, 'resnet_size': not program.sizes}
+    has_sizes = bool(program.sizes)
+    left_out = {'dataset': len(program.recipes) == 1, 'resnet_size': not has_sizes, 'variant': not has_sizes}
     return {flag: found[flag] for flag in found if not left_out.get(flag)}
 
 
@@ -322,7 +329,12 @@ def resolve(values: flags.FlagValues, program: Program) -> tuple[TrainConfig, Ru
         from official_resnet.command_line import streamed_flags
 
         fields = streamed_flags.fields(values, chosen, dataset)
-    return TrainConfig.from_settings(chosen, program.make_spec, dataset=dataset, **fields), options
+    make_spec = program.make_spec
+    if options.variant:
+        from official_resnet import resnet_variants
+
+        make_spec = functools.partial(resnet_variants.with_flags, options.variant, given_axes(values))
+    return TrainConfig.from_settings(chosen, make_spec, dataset=dataset, **fields), options
 
 
 def _require_partners(values, chosen, program):
@@ -333,6 +345,8 @@ def _require_partners(values, chosen, program):
             is_met = chosen.get(need) == wanted if wanted else values[need].value not in (None, False, '', [])
             if not is_met and not (need == 'task_index' and values[need].present):
                 raise UserError(f'--{flag} needs --{field.metadata["needs"]}; also pass it, or leave --{flag} out')
+    if chosen.get('variant') and chosen.get(PRETRAINED):
+        raise UserError(f'--variant={values.variant}: --{PRETRAINED} has its own network; leave --variant out')
     sources = [f'--{name}' for name in ('tfds', 'image_folder', 'use_synthetic_data') if values[name].value]
     if len(sources) > 1:
         raise UserError(f'{" and ".join(sources)} cannot be used together; pass one of them')

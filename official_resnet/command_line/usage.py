@@ -26,6 +26,7 @@ OTHER_NAMES = {
     'optimizer': 'opt',
     'label_smoothing': 'smoothing',
     'resnet_size': 'model arch depth layers num_layers size',
+    'variant': 'mode net network net_type',
     'depths': 'depth layers',
     'data_dir': 'data data_path dataset_dir',
     'image_folder': 'data_path image',

@@ -15,18 +15,38 @@ def path(tmp_path):
     return tmp_path / 'net.caffemodel'
 
 
-@pytest.mark.parametrize('size,is_numbered', [(50, False), (101, True)])
-def test_published_nets_are_recognised(size, is_numbered):
+def numbered(group, last):
+    return [f'{group}a', *(f'{group}b{i}' for i in range(1, last + 1))]
+
+
+# The blocks of the published prototxts, in the order of computation.
+HE_BLOCKS = {
+    50: ['2a', '2b', '2c', '3a', '3b', '3c', '3d', '4a', '4b', '4c', '4d', '4e', '4f', '5a', '5b', '5c'],
+    101: ['2a', '2b', '2c', *numbered(3, 3), *numbered(4, 22), '5a', '5b', '5c'],
+    152: ['2a', '2b', '2c', *numbered(3, 7), *numbered(4, 35), '5a', '5b', '5c'],
+}
+
+
+@pytest.mark.parametrize('size', HE_BLOCKS)
+def test_published_nets_are_recognised(size):
+    """By their real names: only res3 and res4 of the deeper two are numbered."""
     _, blocks = resnet_variants.IMAGENET_BLOCKS[size]
-    shapes = shapes_of(caffe_variables(blocks, 8, 1000, has_bias=True, is_numbered=is_numbered))
+    shapes = shapes_of(caffe_variables(blocks, 8, 1000, has_bias=size == 50, is_numbered=size > 50))
+    assert {name for name in shapes if name.endswith('_branch2a/0') and name.startswith('res')} == {
+        f'res{block}_branch2a/0' for block in HE_BLOCKS[size]
+    }
     source, entries = convert.fit(from_caffe, shapes, 'x')
     spec = resnet_variants.imagenet_spec(size, version='1', filters=8, stem_pool='ceil', bn_momentum=0.999)
     assert (source.variant, source.labels, source.spec) == (f'ResNet-{size}', 'imagenet1000', spec)
     assert source.input.channels == 'BGR' and source.input.mean == (103.0626, 115.9029, 123.1516)
     sources = {entry.target: entry.sources for entry in entries}
-    found = [sources[f'group3_block{i}_conv1/kernel'] for i in (1, 2, 6)]
-    names = ('res4a', 'res4b1', 'res4b5') if is_numbered else ('res4a', 'res4b', 'res4f')
-    assert found == [(f'{name}_branch2a/0',) for name in names]
+    places = [(group, block) for group, count in enumerate(blocks, 1) for block in range(1, count + 1)]
+    for name, (group, block) in zip(HE_BLOCKS[size], places, strict=True):
+        target = f'group{group}_block{block}_bn3/moving_mean'
+        assert sources[target] == (f'bn{name}_branch2c/0', f'bn{name}_branch2c/2')
+        assert sources[f'group{group}_block{block}_conv1/kernel'] == (f'res{name}_branch2a/0',)
+    stem = ('bn_conv1/0', 'bn_conv1/2', 'conv1/1') if size == 50 else ('bn_conv1/0', 'bn_conv1/2')
+    assert sources['stem_bn/moving_mean'] == stem  # only ResNet-50 has a bias in conv1
 
 
 @pytest.mark.parametrize('form,is_v1', [('packed', False), ('unpacked', False), ('double', False), ('legacy', True)])

@@ -1,5 +1,6 @@
 """Flags: names, short names and defaults of official/resnet; recipes; --help; unknown flags."""
 
+import dataclasses
 import re
 
 import pytest
@@ -77,6 +78,36 @@ def test_flags_override_the_recipe_even_with_its_default():
     assert config('--recipe=paper -mts 10').max_train_steps == 10
 
 
+@pytest.mark.parametrize('program', ['cifar10', 'imagenet'])
+def test_every_variant_has_a_flag(program):
+    """--variant leaves the momentum of batch norms and the initial weights to the recipe, and nothing else."""
+    table = next(iter(PROGRAMS[program].recipes.values()))
+    for i, (name, spec) in enumerate(resnet_variants.VARIANTS.items()):
+        recipe = list(table)[i % len(table)]
+        settings = {**next(iter(table.values())), **table[recipe]}
+        made = config(f'--variant={name} --recipe={recipe}', program).spec
+        is_zero = settings.get('zero_gamma', False) and spec.version != '2'
+        kept = {field: settings.get(field, getattr(spec, field)) for field in ('bn_momentum', 'initializer')}
+        assert made == dataclasses.replace(spec, zero_gamma=is_zero, **kept), name
+    assert config('--variant=seresnet50_v1.5 -rs 50 --bn_momentum=0.5', 'imagenet').spec.bn_momentum == 0.5
+
+
+@pytest.mark.parametrize(
+    'line,message',
+    [
+        ('--variant=se', "no network 'se'"),
+        ('--variant=seresnet50_v1.5 -rs 18', '--resnet_size=18, but --variant=seresnet50_v1.5 has 50'),
+        ('--variant=resnet50_v2 -rv 1', '--resnet_version=1, but --variant=resnet50_v2 has 2'),
+        ('--variant=plain18 --shortcut=B', '--shortcut=B, but --variant=plain18 has None'),
+        ('--variant=resnet50_v2 --zero_gamma', 'zero_gamma'),
+        ('--variant=resnet50_v2 -pmcp x.keras', 'leave --variant out'),
+    ],
+)
+def test_a_variant_is_not_contradicted(line, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        config(line, 'imagenet')
+
+
 def test_every_recipe_makes_a_config():
     for recipe in recipes.CIFAR:
         assert config(f'--recipe={recipe}').spec.initializer == ('official' if recipe == 'official' else 'he')
@@ -125,6 +156,7 @@ def test_obsolete_flags_are_accepted():
         ('--learning_rate=1', 'base_learning_rate'),
         ('-lr', 'base_learning_rate'),
         ('--resnet-size=20', 'resnet_size'),
+        ('--mode=se', 'variant'),
         ('--trian_epochs=3', 'train_epochs'),
         ('--notensorboard', 'enable_tensorboard'),
         ('--xyzzy', None),
