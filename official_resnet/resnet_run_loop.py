@@ -190,7 +190,7 @@ class Trainer:
         sums: Sums over the current epoch: the loss and number correct of its images, its steps and seconds.
         is_epoch_open: Whether the current epoch has steps that have not been evaluated, logged and saved.
         card: Arguments of model_card.write_card.
-        evaluation: The newest result of `evaluate`; best: {'accuracy', 'epoch'} of the best one.
+        evaluation: The newest result of `evaluate`, with its epoch; best: {'accuracy', 'epoch'} of the best one.
         train_steps: The compiled function of step.make_train_function, called with train_batches' iterator.
     """
 
@@ -245,7 +245,7 @@ class Trainer:
         params['input_shape'] = self.card['input_shape']
         callback_list = keras.callbacks.CallbackList(list(callbacks), add_history=True, model=self.model, **params)
         history = self.model.history
-        self.model.stop_training = self._has_reached_threshold()
+        self.model.stop_training = self._should_stop()
         iterator = iter(self.train_batches())
         callback_list.on_train_begin()
         final_logs = None
@@ -333,17 +333,20 @@ class Trainer:
     def _test(self, epoch, callback_list):
         """Evaluate after an epoch, update `best`, and return the logs."""
         callback_list.on_test_begin()
-        self.evaluation = self.evaluate()
-        accuracy = self.evaluation['accuracy']
+        scores = self.evaluate()
+        self.evaluation, accuracy = scores | {'epoch': epoch + 1}, scores['accuracy']
         if self.best['accuracy'] is None or accuracy > self.best['accuracy']:
             self.best = {'accuracy': accuracy, 'epoch': epoch + 1}
-        callback_list.on_test_end({'loss': self.evaluation['loss'], 'accuracy': accuracy})
-        self.model.stop_training |= self._has_reached_threshold()
-        return {f'val_{name}': value for name, value in self.evaluation.items()}
+        callback_list.on_test_end({'loss': scores['loss'], 'accuracy': accuracy})
+        self.model.stop_training |= self._should_stop()
+        return {f'val_{name}': value for name, value in scores.items()}
 
-    def _has_reached_threshold(self):
-        threshold = self.config.stop_threshold
-        return threshold is not None and self.evaluation.get('accuracy', -1) >= threshold
+    def _should_stop(self):
+        """Return whether the newest evaluation reached stop_threshold or used up the patience."""
+        threshold, patience = self.config.stop_threshold, self.config.patience
+        waited = self.evaluation.get('epoch', 0) - (self.best['epoch'] or 0)  # older checkpoints lack the epoch
+        is_reached = threshold is not None and self.evaluation.get('accuracy', -1) >= threshold
+        return is_reached or patience is not None and waited >= patience
 
     def _epoch_logs(self):
         images = max(self.sums['steps'], 1) * self.config.batch_size

@@ -173,7 +173,7 @@ def test_what_a_library_call_writes_and_load_reads(cifar_dir, tmp_path):
             np.testing.assert_array_equal(variable.numpy(), arrays[variable.path], err_msg=variable.path)
     assert {path.name for path in tmp_path.iterdir()} == {
         *('.lock', 'checkpoints', 'config.json', 'metrics.jsonl'),
-        *('model.card.json', 'model.keras', 'network.json'),
+        *('model.card.json', 'model.keras', 'best.card.json', 'best.keras', 'network.json'),
     }
 
 
@@ -230,6 +230,36 @@ def test_stop_threshold_stops_and_stays_stopped(cifar_dir, tmp_path):
     config = make_config(cifar_dir, tmp_path, stop_threshold=0.0)
     assert resnet_run_loop.train(config).step == STEPS
     assert resnet_run_loop.train(config).step == STEPS
+
+
+def test_the_best_network_is_kept_and_patience_stops_also_after_a_kill(cifar_dir, tmp_path, monkeypatch):
+    accuracies = (0.3, 0.5, 0.4, 0.5, 0.6)  # after each epoch
+
+    def evaluate(trainer):
+        scores = dict.fromkeys(('loss', 'accuracy_top_5', 'seconds', 'images_per_second'), 1.0)
+        return scores | {'accuracy': accuracies[trainer.step // STEPS - 1]}
+
+    monkeypatch.setattr(resnet_run_loop.Trainer, 'evaluate', evaluate)
+    configs = {
+        name: make_config(cifar_dir, tmp_path / name, train_epochs=5, patience=2) for name in ('whole', 'killed')
+    }
+    for death in (STEPS + 2, 2 * STEPS, 3 * STEPS + 2):
+        die(configs['killed'], death)
+    for name in ('whole', 'killed', 'whole'):  # the last one has stopped, and stays stopped
+        result = train(configs[name])
+        assert (result.step, result.best) == (4 * STEPS, {'accuracy': 0.5, 'epoch': 2})
+    assert_equal_runs(tmp_path / 'whole', tmp_path / 'killed')
+    train(make_config(cifar_dir, tmp_path / 'two', train_epochs=5, max_train_steps=2 * STEPS))
+    paths = [tmp_path / name for name in ('two/model.keras', 'two/best.keras', 'whole/best.keras', 'killed/best.keras')]
+    (expected, card), *others = [predict.load(path) for path in paths]
+    for model, other_card in others:
+        assert other_card == card
+        for ours, theirs in zip(model.get_weights(), expected.get_weights(), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    patient = dataclasses.replace(configs['whole'], patience=3)
+    assert train(patient).best == {'accuracy': 0.6, 'epoch': 5}
+    newest, _ = final_arrays(tmp_path / 'whole')
+    np.testing.assert_array_equal(predict.load(paths[2])[0].get_layer('logits').kernel, newest['logits/kernel'])
 
 
 def test_standard_keras_callbacks_work(cifar_dir, tmp_path):

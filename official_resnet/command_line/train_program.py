@@ -160,9 +160,9 @@ def _finish(config, result, options):
             f'test accuracy {tests[-1]["accuracy"]:.4f} after epoch {tests[-1]["epoch"]} (step {result.step}); '
             f'best {best["accuracy"]:.4f} after epoch {best["epoch"]}'
         )
-    names = ('model.keras', 'model.card.json', checkpoints.METRICS_FILE, 'config.json')
-    paths = [model_dir / name for name in names] + checkpoints.paths(model_dir / 'checkpoints')[-1:]
-    for path in [*paths, *_draw_curves(model_dir)]:
+    names = ('model.keras', 'model.card.json', 'best.keras', checkpoints.METRICS_FILE, 'config.json')
+    paths = [path for name in names if (path := model_dir / name).exists()]  # an older run may have no best.keras
+    for path in [*paths, *checkpoints.paths(model_dir / 'checkpoints')[-1:], *_draw_curves(model_dir)]:
         print(f'  {path}')
     if options.export_dir:
         from official_resnet.command_line import evaluate_program

@@ -24,6 +24,7 @@ OTHER_NAMES = {
     'batch_size': 'batch train_batch_size bs',
     'weight_decay': 'wd',
     'optimizer': 'opt',
+    'patience': 'early_stopping early_stopping_patience',
     'label_smoothing': 'smoothing',
     'resnet_size': 'model arch depth layers num_layers size',
     'variant': 'mode net network net_type',

@@ -37,6 +37,7 @@ def load(path: str | os.PathLike) -> tuple[keras.Model, card_reader.Card]:
     """Return the network of a .keras file, a model_dir or a checkpoint in it, and its card.
 
     A model_dir stands for its model.keras, which is written when a run ends, or else for its newest checkpoint.
+    The network of the best test accuracy is model_dir/best.keras.
     The network maps images [n, h, w, c], as network_input makes them, to logits [n, num_classes].
 
     >>> model, card = load('demo_model')

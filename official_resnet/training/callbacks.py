@@ -126,8 +126,8 @@ class Record(keras.callbacks.Callback):
     When it begins: config.json; network.json and model.card.json, with which inference.predict.load reads a
     checkpoint. After an epoch: a line per split in metrics.jsonl, with the keys split ('train' or 'test'), epoch (from
     1), step (global), loss, accuracy (0..1), learning_rate, images_per_second, seconds; for 'test' also
-    accuracy_top_5. A resumed run first removes the lines that were written after its checkpoint. At its end:
-    model.keras.
+    accuracy_top_5. A resumed run first removes the lines that were written after its checkpoint. After an evaluation
+    that is better than all before: best.keras. At its end: model.keras.
     """
 
     def __init__(self, config: TrainConfig, card: dict[str, Any], recipe: str | None = None):
@@ -135,27 +135,35 @@ class Record(keras.callbacks.Callback):
         self.folder = pathlib.Path(str(config.machine.model_dir))
         self.path = self.folder / checkpoints.METRICS_FILE
         self._about = {'recipe': recipe, 'config': config.to_json(), 'machine': devices.machine_info()}
-        self._card, self._epoch = card, 0
+        self._card, self._epoch, self._best = card, 0, -1.0  # the best test accuracy
 
     def on_train_begin(self, logs: Any = None) -> None:
         files.write_json(self.folder / 'config.json', self._about)
         self.model.compiled = False  # loading it must not need our optimizer
         files.write_text(self.folder / checkpoints.NETWORK_FILE, self.model.to_json())
         self.model.compiled = True
-        model_card.write_card(self.folder / 'model.card.json', **self._card)
-        lines, first_step = checkpoints.read_metrics(self.folder), self.params['first_step']
-        files.write_text(self.path, ''.join(json.dumps(line) + '\n' for line in lines if line['step'] <= first_step))
+        for name in ('model', 'best'):
+            model_card.write_card(self.folder / f'{name}.card.json', **self._card)
+        lines = [line for line in checkpoints.read_metrics(self.folder) if line['step'] <= self.params['first_step']]
+        self._best = max((line['accuracy'] for line in lines if line['split'] == 'test'), default=-1)
+        files.write_text(self.path, ''.join(json.dumps(line) + '\n' for line in lines))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._epoch = epoch + 1
         self._write('train', '', logs)
         if 'val_loss' in logs:
-            self._write('test', 'val_', logs)
+            self._write_test(logs)
 
     def on_train_end(self, logs: Any = None) -> None:
         if logs:
-            self._write('test', 'val_', logs)
+            self._write_test(logs)
         self._write_network('model')
+
+    def _write_test(self, logs):
+        if logs['val_accuracy'] > self._best:  # before its line, which a killed run would find
+            self._best = logs['val_accuracy']
+            self._write_network('best')
+        self._write('test', 'val_', logs)
 
     def _write_network(self, name):
         model_card.write_network(self.folder / f'{name}.keras', self.model, checkpoints.AGAIN)

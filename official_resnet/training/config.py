@@ -202,6 +202,7 @@ class TrainConfig:
     batch_size: int = _rate(128, 'Number of images in a step, over all devices.', short='bs', least=1, is_identity=True)
     epochs_between_evals: int = _rate(1, 'Evaluate every N epochs, and after the last.', short='ebe', least=1)
     stop_threshold: float | None = _training(None, 'Stop at this test accuracy, 0 to 1.', short='st', least=0, most=1)
+    patience: int | None = _training(None, 'Stop when the test accuracy has not risen for N epochs.', least=1)
     optimizer: str = _rate(
         'momentum', 'SGD with momentum, or Adam (arXiv:1412.6980).', choices=('momentum', 'adam'), is_identity=True
     )
