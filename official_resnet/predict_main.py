@@ -1,7 +1,7 @@
 """Classify images with a network that was trained here or converted.
 
     python predict_main.py --model /tmp/cifar10_model cat.jpg         # the model_dir of a training program
-    python predict_main.py --model /tmp/cifar10_model/best.keras *.png # that of the best epoch
+    python predict_main.py --model demo_model/best.keras cat.jpg      # the network of its best epoch
     python predict_main.py --model resnet50.keras --top 3 holiday/    # a file that checkpoints_tools/read_ckpt.py wrote
     python predict_main.py --model resnet50.keras --json *.jpg > names.jsonl
     python predict_main.py --model resnet50.keras --explain cat.jpg   # also show where it looked
