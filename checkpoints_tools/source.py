@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 
 import numpy as np
 
-from official_resnet import resnet_spec
+from official_resnet import files, resnet_spec
 from official_resnet.errors import UserError, one_line
 from official_resnet.inference.card_reader import Input
 from official_resnet.inputs.normalization import NORMALIZATIONS
@@ -89,7 +89,8 @@ def reading(path: str | os.PathLike, kind: str) -> Iterator[None]:
     except UserError:
         raise
     except OSError as error:
-        raise UserError(f'cannot read {path}: {error.strerror or reason(error)}; pass {kind}') from error
+        remedy = files.advice(error, f'pass {kind}')
+        raise UserError(f'cannot read {path}: {error.strerror or reason(error)}; {remedy}') from error
     except Exception as error:  # the readers of zips, HDF5 and TensorFlow raise most of Python's built-in exceptions
         raise UserError(f'{path} is damaged or not {kind} ({reason(error)}); get it again') from error
 

@@ -48,7 +48,7 @@ def _latest(folder):
     """Return the checkpoint that a folder's file `checkpoint` names, or the only one in the folder."""
     listing = os.path.join(folder, 'checkpoint')
     if os.path.isfile(listing):
-        with open(listing, encoding='utf-8', errors='replace') as file:
+        with open(listing, encoding='utf-8-sig', errors='replace') as file:
             named = re.search(r'^model_checkpoint_path: *"(.*)"', file.read(1 << 20), re.MULTILINE)
         if not named:
             raise UserError(f'{listing} names no model_checkpoint_path; pass the checkpoint itself')

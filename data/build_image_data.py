@@ -16,6 +16,7 @@ import sys
 try:
     from absl.flags import FlagValues
 
+    from official_resnet import files
     from official_resnet.building import image_list, labels
     from official_resnet.command_line import build_program, program
     from official_resnet.errors import UserError
@@ -45,7 +46,7 @@ def _run(values):
         try:
             found = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
         except OSError as error:
-            remedy = 'pass a folder that has one for each class'
+            remedy = files.advice(error, 'pass a folder that has one for each class')
             raise UserError(f"'{root}' cannot be read ({error.strerror}); {remedy}") from None
         names = [name for name in found if not name.startswith(('.', '__MACOSX'))]
         if not names:

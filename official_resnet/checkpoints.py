@@ -24,6 +24,10 @@ AGAIN = ' and run the same command again; it continues from the last checkpoint'
 LOCK = '.lock'
 
 
+class Damaged(UserError):
+    """The content of a checkpoint is not what was written."""
+
+
 def save(
     folder: str | os.PathLike, step: int, arrays: dict[str, np.ndarray], state: dict, max_to_keep: int = 5
 ) -> pathlib.Path:
@@ -54,13 +58,13 @@ def paths(folder: str | os.PathLike) -> list[pathlib.Path]:
 def restore_latest(folder: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict, pathlib.Path] | None:
     """Return (arrays, state, path) of the newest intact checkpoint, or None if there are no checkpoints.
 
-    Damaged files are logged and skipped. If all are damaged, UserError is raised.
+    Damaged files are logged and skipped. If all are damaged, or a file cannot be read, UserError is raised.
     """
     found = paths(folder)
     for path in reversed(found):
         try:
             return *read(path), path
-        except UserError as error:
+        except Damaged as error:
             logging.getLogger(__name__).warning(f'{error}; trying the previous one')
     if found:
         raise UserError(f'no checkpoint in {folder} can be read; delete the folder to start again')
@@ -68,13 +72,16 @@ def restore_latest(folder: str | os.PathLike) -> tuple[dict[str, np.ndarray], di
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict]:
-    """Return the (arrays, state) of a checkpoint. A damaged one raises UserError."""
+    """Return the (arrays, state) of a checkpoint. It raises UserError, which is Damaged if the file's content is."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         return arrays, json.loads(str(arrays.pop(_STATE)))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f'checkpoint {path} is damaged ({error})') from error
+        with files.read_errors(path, 'pass another --model_dir'):
+            if isinstance(error, OSError) and error.errno:  # numpy's own errors have none
+                raise
+        raise Damaged(f'checkpoint {path} is damaged ({error})') from error
 
 
 def restore_weights(

@@ -117,6 +117,11 @@ def lock(path: str | os.PathLike) -> IO[str]:
     return file
 
 
+def is_of_machine(error: OSError) -> bool:
+    """Return whether an error would meet any file: too many are open, or the disk or its connection fails."""
+    return error.errno in (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE)
+
+
 def advice(error: OSError, otherwise: str) -> str:
     """Return what to do about an error: what its cause demands, or else `otherwise`."""
     return _ADVICE.get(error.errno or 0, otherwise)

@@ -10,6 +10,7 @@ inside an XML file may be '%s', so the name of the XML file itself is used. Upst
 615,299 boxes.
 """
 
+import codecs
 import collections
 import contextlib
 import gzip
@@ -63,9 +64,12 @@ def read_csv(path: str | os.PathLike) -> Boxes:
     try:
         # numpy warns of an empty file. Given the path, it would also unpack a .gz file or fetch an address.
         with warnings.catch_warnings(action='ignore'), open(os.path.expanduser(path), 'rb') as file:
+            if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+                file.seek(0)
             table = np.loadtxt(file, _ROW, delimiter=',', comments=None, ndmin=1)
     except OSError as error:
-        raise UserError(f"bounding_box_file '{path}' cannot be read ({error.strerror}); {remedy}") from None
+        reason = f'({error.strerror}); {files.advice(error, remedy)}'
+        raise UserError(f"bounding_box_file '{path}' cannot be read {reason}") from None
     except ValueError as error:
         raise UserError(f"bounding_box_file '{path}': {str(error).splitlines()[0].rstrip('.')}; {remedy}") from None
     xmin, ymin, xmax, ymax = table['box'].T

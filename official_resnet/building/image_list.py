@@ -90,9 +90,8 @@ class ImageList:
                 while len(data) < size and (more := file.read(size - len(data))):
                     data += more  # a read may stop early, on network disks or above 2 GB
         except OSError as error:
-            raise UserError(
-                f"'{path}' cannot be read ({error.strerror or error}); fix that and run the same command again"
-            ) from None
+            remedy = f'{files.advice(error, "fix that")} and run the same command again'
+            raise UserError(f"'{path}' cannot be read ({error.strerror or error}); {remedy}") from None
         if 0 <= size != len(data):
             raise UserError(f"'{path}' ends inside '{self.name(i)}' at byte {offset}; get it again")
         return data
@@ -143,10 +142,8 @@ def from_folders(
                 if name.lower().endswith(tuple(suffixes)) and not name.startswith('.')
             )
         except OSError as error:
-            raise UserError(
-                f"class folder '{root}/{synset}' cannot be read ({error.strerror}); make it, pass another "
-                'folder, or another --labels_file'
-            ) from None
+            remedy = files.advice(error, 'make it, pass another folder, or another --labels_file')
+            raise UserError(f"class folder '{root}/{synset}' cannot be read ({error.strerror}); {remedy}") from None
         if not found and is_complete:
             raise UserError(f"class folder '{root}/{synset}' has no images ({' '.join(suffixes)}); {remedy}")
         parts.append(np.array(found, 'S'))  # a fraction of the memory of a list

@@ -5,6 +5,7 @@ Inception pipeline has a synset on each line; the development kit ILSVRC2012_dev
 image and a MATLAB table of their meaning; ILSVRC2012_bbox_val_v3.tgz has an XML file for each image.
 """
 
+import codecs
 import collections
 import io
 import os
@@ -68,11 +69,12 @@ def read_texts(path: str | os.PathLike | None = None, flag: str = 'metadata_file
 
 def _lines(path, flag):
     try:
-        with open(os.path.expanduser(path), encoding='utf-8') as file:
-            return file.read().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, 'strerror', None) or 'not UTF-8'
-        raise UserError(f"{flag} '{path}' cannot be read ({reason}); pass another") from None
+        return files.read_text(path).splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{flag} '{path}' cannot be read (not UTF-8); pass another") from None
+    except OSError as error:
+        remedy = files.advice(error, 'pass another')
+        raise UserError(f"{flag} '{path}' cannot be read ({error.strerror}); {remedy}") from None
 
 
 def read_validation(path: str | os.PathLike) -> list[str]:
@@ -89,7 +91,7 @@ def read_validation(path: str | os.PathLike) -> list[str]:
 
 
 def _from_list(path):
-    synsets = path.read_bytes().decode('latin-1').split()
+    synsets = path.read_bytes().removeprefix(codecs.BOM_UTF8).decode('latin-1').split()
     for number, synset in enumerate(synsets, 1):
         if not _SYNSET.fullmatch(synset):
             raise UserError(f"'{path}' has {synset[:20]!r} in line {number}, not a synset like n01440764; {REMEDY}")

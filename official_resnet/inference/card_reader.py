@@ -112,10 +112,12 @@ def with_names(card: Card, path: str | os.PathLike) -> Card:
     """
     remedy = 'pass a file with the name of a class on each line'
     try:
-        names = tuple(pathlib.Path(path).expanduser().read_text(encoding='utf-8-sig').splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, 'strerror', 'it is not UTF-8 text')
-        raise UserError(f"cannot read the names of the classes in '{path}': {reason}; {remedy}") from error
+        names = tuple(files.read_text(path).splitlines())
+    except UnicodeDecodeError as error:
+        raise UserError(f"cannot read the names of the classes in '{path}': it is not UTF-8 text; {remedy}") from error
+    except OSError as error:
+        reason = f'{error.strerror}; {files.advice(error, remedy)}'
+        raise UserError(f"cannot read the names of the classes in '{path}': {reason}") from error
     if len(names) != card.num_classes:
         raise UserError(f"'{path}' has {len(names)} lines, but the network has {card.num_classes} classes; {remedy}")
     return dataclasses.replace(card, names=names, ids=(None,) * len(names))

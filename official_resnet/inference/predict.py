@@ -74,9 +74,9 @@ def load(path: str | os.PathLike) -> tuple[keras.Model, card_reader.Card]:
                 checkpoints.assign({variable.path: variable for variable in model.variables}, weights, path)
     except _DAMAGED as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f'cannot load {source}: {reason[:200]}; pass a .keras file that a training program or read_ckpt.py wrote'
-        ) from error
+        remedy = 'pass a .keras file that a training program or read_ckpt.py wrote'
+        remedy = files.advice(error, remedy) if isinstance(error, OSError) else remedy
+        raise UserError(f'cannot load {source}: {reason[:200]}; {remedy}') from error
     shapes = [tensor.shape for tensor in (*model.inputs, *model.outputs)]
     expected = [(None, *card.net_size, card.num_channels), (None, card.num_classes)]
     fit = (tf.TensorShape(want).is_compatible_with(shape) for want, shape in zip(expected, shapes, strict=False))

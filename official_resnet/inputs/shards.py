@@ -153,13 +153,16 @@ def find_shards(data_dir: str | os.PathLike, split: str) -> list[pathlib.Path]:
 def manifest_classes(data_dir: str | os.PathLike, split: str) -> list[tuple[str, str]]:
     """Return [(id, name), ...] of the manifest's classes, by default ILSVRC2012's. Raise UserError if it is damaged."""
     prefix = _PREFIXES[split]
+    path = pathlib.Path(data_dir) / f'{prefix}.manifest.json'
     known = dict(other_datasets.imagenet_classes())
     try:
-        manifest = json.loads((pathlib.Path(data_dir) / f'{prefix}.manifest.json').read_text(encoding='utf-8'))
+        manifest = json.loads(files.read_text(path))
         return [(synset, known.get(synset, synset)) for synset in manifest['synsets'][1:]]
     except FileNotFoundError:
         return list(known.items())
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise errors.UserError(f"'{path}' cannot be read ({error.strerror}); {files.advice(error, _BUILD)}") from None
+    except (ValueError, KeyError, TypeError) as error:
         raise errors.UserError(f"the manifest of {prefix} in '{data_dir}' is damaged ({error}); {_BUILD}") from None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import keras
 
-from official_resnet import checkpoints, layers, resnet_model, resnet_spec
+from official_resnet import checkpoints, files, layers, resnet_model, resnet_spec
 from official_resnet.errors import UserError
 from official_resnet.inference import card_reader
 from official_resnet.inputs import classes, other_datasets
@@ -178,6 +178,7 @@ def _read(path):
         with layers.deep_graph():
             model = keras.models.load_model(path, compile=False)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f'cannot load {path}: {reason}; pass a model_dir or a .keras file') from error
+        reason, remedy = str(error).splitlines()[0], 'pass a model_dir or a .keras file'
+        remedy = files.advice(error, remedy) if isinstance(error, OSError) else remedy
+        raise UserError(f'cannot load {path}: {reason}; {remedy}') from error
     return {variable.path: variable.numpy() for variable in model.variables}, None

@@ -1,0 +1,101 @@
+"""Remedies that follow the cause of an error, and the texts of a user."""
+
+import errno
+import json
+import os
+
+import numpy as np
+import PIL.Image
+import pytest
+from absl import flags as absl_flags
+from fixtures.batches import message_of
+
+from official_resnet import checkpoints, files
+from official_resnet.building import boxes, labels
+from official_resnet.command_line.program import run_program
+from official_resnet.errors import UserError
+from official_resnet.inference import card_reader
+from official_resnet.inputs import images, shards
+
+REMEDIES = {
+    errno.EMFILE: 'ulimit -n',
+    errno.ENFILE: 'close other programs',
+    errno.EIO: 'check its disk',
+    errno.ESTALE: 'mount',
+    errno.EACCES: 'chmod',
+    errno.ENOSPC: 'free some space',
+}
+
+
+def fail_with(code):
+    def fail(*args, **options):
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+@pytest.mark.parametrize('code', REMEDIES, ids=errno.errorcode.get)
+def test_the_remedy_follows_the_cause(code, tmp_path, monkeypatch):
+    """Also of a checkpoint: one that cannot be read is not passed over for the one before, as a damaged one is."""
+    for context in (files.read_errors('a', 'put it back'), files.write_errors("'a'", ' and run it again')):
+        with pytest.raises(UserError) as error, context:
+            fail_with(code)()
+        said = str(error.value)
+        assert "'a'" in said and os.strerror(code) in said and REMEDIES[code] in said
+        assert 'put it back' not in said and 'make it writable' not in said
+    for step in (1, 2):
+        path = checkpoints.save(tmp_path, step, {}, {})
+    monkeypatch.setattr(np, 'load', fail_with(code))
+    said = message_of(checkpoints.restore_latest, tmp_path)
+    assert str(path) in said and REMEDIES[code] in said
+
+
+@pytest.mark.parametrize('code,words', [(errno.ENOENT, 'does not exist'), (errno.ENOTDIR, 'does not exist')])
+def test_what_is_missing_has_the_remedy_of_its_reader(code, words):
+    with pytest.raises(UserError, match=f"'a' {words}; put it back"), files.read_errors('a', 'put it back'):
+        fail_with(code)()
+
+
+@pytest.mark.parametrize('code,kind', [(errno.EMFILE, OSError), (errno.EIO, OSError), (errno.EACCES, ValueError)])
+def test_an_image_is_not_called_broken_if_no_file_can_be_opened(code, kind, monkeypatch):
+    monkeypatch.setattr(PIL.Image, 'open', fail_with(code))
+    with pytest.raises(kind, match=os.strerror(code)):
+        images.decode('a.png', images.FOLDER, 'RGB')
+
+
+def read_manifest(path):
+    return shards.manifest_classes(path.parent, 'train')
+
+
+def read_names(path):
+    card = card_reader.Card(None, 2, ('a', 'b'), (None,) * 2, 'none', 3, (8, 8), (8, 8))
+    return card_reader.with_names(card, path).names
+
+
+TEXTS = [
+    (files.read_json, '{"a": 1}', {'a': 1}),
+    (labels.read_classes, 'cat\ndog\n', ['cat', 'dog']),
+    (labels.read_texts, 'n1\tcat\n', {'n1': 'cat'}),
+    (labels.read_validation, 'n01440764\n', ['n01440764']),
+    (lambda path: boxes.read_csv(path).names.tolist(), 'a.JPEG,0,0,1,1\n', [b'a.JPEG']),
+    (read_names, 'Katze\nHünd\n', ('Katze', 'Hünd')),
+    (read_manifest, json.dumps({'synsets': ['', 'cat', 'dog']}), [('cat', 'cat'), ('dog', 'dog')]),
+]
+
+
+@pytest.mark.parametrize('read,text,expected', TEXTS)
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig'])
+def test_a_byte_order_mark_is_no_part_of_a_text(read, text, expected, encoding, tmp_path):
+    path = tmp_path / 'train.manifest.json'
+    path.write_text(text, encoding=encoding)
+    assert read(path) == expected
+
+
+@pytest.mark.parametrize('text', ['--size=3\n', '# a comment\n--size=3', '\n--size=3', '--flagfile={folder}/plain'])
+def test_a_byte_order_mark_in_a_flagfile(text, tmp_path, capsys):
+    (tmp_path / 'plain').write_text('--size=3')
+    (tmp_path / 'flags').write_text(text.format(folder=tmp_path), encoding='utf-8-sig')
+    values = absl_flags.FlagValues()
+    absl_flags.DEFINE_integer('size', 1, 'A number.', flag_values=values)
+    assert run_program(['x.py', f'--flagfile={tmp_path}/flags'], '', values, lambda values: print(values.size)) == 0
+    assert capsys.readouterr() == ('3\n', '')
