@@ -85,7 +85,8 @@ class RunOptions:
     image_folder: str | None = _data(
         None,
         'Train on your own images: a folder with a subfolder for each class, or with folders train and test (or val, '
-        'validation) that each have these subfolders.',
+        'validation) that each have these subfolders. Fewer than 50,000 images decide --recipe, --batch_size and '
+        '--train_epochs by their number.',
         is_path=True,
     )
     use_synthetic_data: bool = _data(False, 'Train on synthetic images, without a download.', short='synth')
@@ -271,17 +272,18 @@ def given_axes(values: flags.FlagValues) -> dict[str, str]:
     return {flag: field.name for flag, field in flags_of(ResNetSpec).items() if flag in given(values)}
 
 
-def recipe_of(values: flags.FlagValues, program: Program) -> dict[str, Any]:
-    """Return {flag: value} for --recipe: the first recipe with the changes of that one, or of --fine_tune."""
+def recipe_of(values: flags.FlagValues, program: Program, recipe: str | None = None) -> dict[str, Any]:
+    """Return {flag: value} for a recipe, None: --recipe. It is the first one with its own changes, or --fine_tune's."""
     table = program.recipes[str(values['dataset'].value) if 'dataset' in values else next(iter(program.recipes))]
-    first, name = next(iter(table)), str(values['recipe'].value)
+    first, name = next(iter(table)), recipe or str(values['recipe'].value)
     changes = program.fine_tune if values['fine_tune'].value and name == first else {}
     return {**table[first], **table[name], **changes}
 
 
-def settings(values: flags.FlagValues, program: Program) -> dict[str, Any]:
-    """Return {flag: value}: the recipe with the flags that the user passed."""
-    chosen = recipe_of(values, program)
+def settings(values: flags.FlagValues, program: Program, by_size: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return {flag: value}: the recipe with what own_images.choose has chosen and the flags that the user passed."""
+    by_size = by_size or {}
+    chosen = {**recipe_of(values, program, by_size.get('recipe')), **by_size}
     for flag, (field, kind) in fields_of(program).items():
         value = values[flag].value
         if values[flag].present or (value is not None and flag not in chosen):
@@ -300,15 +302,17 @@ def data_dir_of(values: flags.FlagValues, dataset: str) -> str | None:
     return os.path.expanduser(values.data_dir)
 
 
-def resolve(values: flags.FlagValues, program: Program) -> tuple[TrainConfig, RunOptions]:
-    """Return the configuration and the options that the flags describe.
+def resolve(
+    values: flags.FlagValues, program: Program, by_size: Mapping[str, Any] | None = None
+) -> tuple[TrainConfig, RunOptions]:
+    """Return the configuration and the options that the flags describe, with what own_images.choose has chosen.
 
     dtype may still be 'auto', and the pretrained network has not been read yet, because both need TensorFlow.
 
     Raises:
         UserError: Flags contradict each other, or a value is wrong.
     """
-    chosen = settings(values, program)
+    chosen = settings(values, program, by_size)
     _require_partners(values, chosen, program)
     options = RunOptions(**part_of(RunOptions, chosen))
     chosen['transfer'] = 'head' if options.fine_tune else chosen.get('transfer', 'all')

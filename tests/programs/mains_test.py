@@ -197,6 +197,13 @@ def test_own_images_and_a_new_head_end_to_end(images, old_net, tmp_path):
     )
 
 
+def test_the_number_of_own_images_decides_how_they_are_trained(images, tmp_path):
+    out = succeed(f'cifar10_main --image_folder {images}/new --model_dir {tmp_path} -rs 8 -mts 1')
+    assert '32 training images: --recipe=fast --batch_size=8 --train_epochs=100;' in out
+    stored = json.loads((tmp_path / 'config.json').read_text())
+    assert (stored['recipe'], stored['config']['batch_size']) == ('fast', 8)
+
+
 def test_an_appended_head_by_flags(images, old_net, tmp_path):
     command = f'cifar10_main --image_folder {images}/new -pmcp {old_net} --recipe fast -bs 8 -te 1 --fine_tune'
     succeed(f'{command} --head append --model_dir {tmp_path}')
