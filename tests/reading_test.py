@@ -55,7 +55,8 @@ def test_the_walk_names_what_exists_and_is_short():
 
 
 def test_a_cifar_training_imports_little_of_ours(cifar_dir, tmp_path):
-    flags = ['--data_dir', cifar_dir, '--model_dir', tmp_path, '-rs', '8', '-bs', '16', '--max_train_steps', '2']
+    flags = ['--data_dir', cifar_dir, '--model_dir', tmp_path, '-rs', '8', '-bs', '16', '--max_train_steps', '4']
+    flags += ['--bn_momentum', '0.1']  # for which 4 steps are enough
     code, out, err = programs.run([sys.executable, '-c', RUN, *map(str, flags)])
     assert code == 0, err
     paths = {pathlib.Path(path) for path in json.loads(out.splitlines()[-1])}

@@ -36,7 +36,7 @@ def choose(values: flags.FlagValues, program: Program, asked: TrainConfig) -> di
     if num_images >= LARGE:
         return {}
     name = values.recipe if values.fine_tune else 'fast'
-    defaults = {flag: field.default for flag, field in flags_of(TrainConfig).items()}
+    defaults: dict[str, Any] = {flag: field.default for flag, field in flags_of(TrainConfig).items()}
     recipe = defaults | recipe_of(values, program, name)
     batch_size = values.batch_size or fitting_batch(num_images, recipe['batch_size'])
     epochs = fitting_epochs(num_images, batch_size, recipe['train_epochs'])

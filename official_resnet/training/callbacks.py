@@ -6,7 +6,6 @@ managers before training and leaves them afterwards, also if an exception ends t
 
 import contextlib
 import json
-import math
 import pathlib
 import sys
 import time
@@ -42,8 +41,10 @@ class Progress(keras.callbacks.Callback, contextlib.AbstractContextManager):
         self._logged = self.params['first_step']
         norms = (layer for layer in self.model.layers if isinstance(layer, keras.layers.BatchNormalization))
         momentum = max((layer.momentum for layer in norms if layer.trainable), default=0.0)
-        if advice := statistics_advice(momentum, self.params['last_step']):
-            print(advice, flush=True)
+        if self.params['last_step'] * (1 - momentum) < 3:
+            from official_resnet.training import few_steps
+
+            print(few_steps.advice(momentum, self.params['last_step']), flush=True)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         steps, batch_size = self.params['steps'], self.params['batch_size']
@@ -175,16 +176,6 @@ class Record(keras.callbacks.Callback):
         line |= {name: value for name, value in found.items() if value is not None}
         with files.write_errors(f"'{self.path}'", checkpoints.AGAIN), open(self.path, 'a', encoding='utf-8') as file:
             file.write(json.dumps(line) + '\n')
-
-
-def statistics_advice(bn_momentum: float, steps: int) -> str:
-    """Return what to do if batch norms, after so few steps, still hold exp(-3) of their first statistics; else ''."""
-    if steps * (1 - bn_momentum) > 3 - 1e-9:
-        return ''
-    fitting = min(0.9, math.floor(100 - 300 / steps) / 100)
-    needs = f'--bn_momentum={bn_momentum:g} needs {3 / (1 - bn_momentum):,.0f} steps for the statistics of evaluation'
-    remedy = f'pass --bn_momentum={fitting:g}, or train longer' if fitting >= 0.5 else 'train longer'
-    return f'{needs}, and this run has {steps:,}: test accuracy may be far too low; {remedy}'
 
 
 def format_seconds(seconds: float) -> str:
