@@ -41,7 +41,7 @@ class Progress(keras.callbacks.Callback, contextlib.AbstractContextManager):
         self._logged = self.params['first_step']
         norms = (layer for layer in self.model.layers if isinstance(layer, keras.layers.BatchNormalization))
         momentum = max((layer.momentum for layer in norms if layer.trainable), default=0.0)
-        if self.params['last_step'] * (1 - momentum) < 3:
+        if self.params['last_step'] * (1 - momentum) < 3 - 1e-9:
             from official_resnet.training import few_steps
 
             print(few_steps.advice(momentum, self.params['last_step']), flush=True)

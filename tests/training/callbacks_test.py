@@ -75,7 +75,7 @@ def test_progress(capsys, is_terminal, last_step):
 def test_too_few_steps_for_the_statistics_of_batch_norms_are_told(cifar_dir, capsys, transfer):
     progress = make(callbacks.Progress())
     progress.set_model(resnet_run_loop.Trainer(make_config(cifar_dir, None, transfer=transfer)).model)
-    for steps, is_too_few in ((20, True), (29, True), (31, False)):  # with a momentum of 0.9
+    for steps, is_too_few in ((20, True), (29, True), (30, False)):  # with a momentum of 0.9
         make(progress, last_step=steps).on_train_begin()
         is_told = f'--bn_momentum=0.9 needs 30 steps for the statistics of evaluation, and this run has {steps}'
         # Frozen statistics need no steps.
