@@ -23,10 +23,11 @@ TOLERANCE = 1e-4  # largest difference between the probabilities of the model an
 
 
 def _serving(model, normalization, image_shape, views):
-    """Return a module whose `serve` maps images to classes int64 [n] and probabilities float32 [n, num_classes].
+    """Return a module whose functions map images to classes int64 [n] and probabilities float32 [n, num_classes].
 
-    Images are [n, h, w, c], 0..255. Images smaller than the network's input, such as MNIST's, are surrounded by zeros,
-    as in evaluation. With `views`, images are JPEG or PNG bytes, string [n], which encoded.test_view decodes.
+    `serve` takes float32 [n, h, w, c], `serve_uint8` the same in uint8, in 0..255. Images smaller than the network's
+    input, such as MNIST's, are surrounded by zeros, as in evaluation. With `views`, `serve` takes JPEG or PNG bytes,
+    string [n], which encoded.test_view decodes, and there is no `serve_uint8`.
     """
     module = tf.Module(name='serving')
     module.model = model  # so that its variables are saved
@@ -47,6 +48,9 @@ def _serving(model, normalization, image_shape, views):
         return {'classes': tf.argmax(probabilities, -1), 'probabilities': probabilities}
 
     module.serve = serve
+    if not views:
+        pixels = tf.TensorSpec(spec.shape, tf.uint8, name='input')
+        module.serve_uint8 = tf.function(lambda images: serve(tf.cast(images, tf.float32)), input_signature=[pixels])
     return module
 
 
@@ -60,9 +64,10 @@ def export(
 ) -> pathlib.Path:
     """Write a SavedModel, load it again, compare it with the model, and return its folder.
 
-    Its signatures `serving_default` and `predict` return `classes` and `probabilities` of any number of images. They
-    take `input`, float32 [n, h, w, c] in 0..255. With `views` they take `image_bytes`, string [n], JPEG or PNG files
-    of any size, which encoded.test_view resizes and crops. Bytes of other kinds raise InvalidArgumentError.
+    Its signatures `serving_default`, `predict` and `predict_uint8` return `classes` and `probabilities` of any number
+    of images, `input`, [n, h, w, c] in 0..255: float32, or uint8 for the last one. With `views` there is no
+    `predict_uint8`, and the others take `image_bytes`, string [n], JPEG or PNG files of any size, which
+    encoded.test_view resizes and crops. Bytes of other kinds raise InvalidArgumentError.
 
     Args:
         model: The network to export.
@@ -91,15 +96,17 @@ def export(
         with files.write_errors(f"'{path}'", ', or pass another --export_dir'), _os_errors():
             folder.mkdir(parents=True, exist_ok=True)
             signatures = {'serving_default': serving.serve, 'predict': serving.serve}
+            signatures |= {} if views else {'predict_uint8': serving.serve_uint8}
             tf.saved_model.save(serving, str(part), signatures=signatures)
-        (spec,) = serving.serve.input_signature
-        examples = tf.constant(examples, spec.dtype)
-        expected = serving.serve(examples)['probabilities'].numpy()
-        got = tf.saved_model.load(str(part)).signatures['serving_default'](**{spec.name: examples})
-        difference = float(np.max(np.abs(expected - got['probabilities'].numpy())))
-        if not difference <= TOLERANCE:
-            text = f'{difference:.2g} in probability, more than {TOLERANCE:g}'
-            raise UserError(f'the SavedModel would differ from the model by {text}; it was not written, report this')
+        loaded = tf.saved_model.load(str(part)).signatures
+        for name, function in signatures.items():
+            (spec,) = function.input_signature
+            inputs = tf.constant(examples) if views else tf.cast(examples, spec.dtype)
+            got = loaded[name](**{spec.name: inputs})['probabilities'].numpy()
+            difference = float(np.max(np.abs(function(inputs)['probabilities'].numpy() - got)))
+            if not difference <= TOLERANCE:
+                text = f'{difference:.2g} in probability, more than {TOLERANCE:g}'
+                raise UserError(f'the SavedModel would differ from the model by {text}; it was not written')
         part.rename(path)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -61,10 +61,11 @@ def test_export_computes_what_the_model_computes(tmp_path, normalization, shape,
     path = write(folder, inputs.numpy(), views)
     assert path.name.isdigit() and (views or path != write(folder, inputs.numpy()))
     signatures = tf.saved_model.load(str(path)).signatures
-    assert set(signatures) == {'serving_default', 'predict'}
-    for call in signatures.values():
+    assert set(signatures) == {'serving_default', 'predict', *([] if views else ['predict_uint8'])}
+    for name, call in signatures.items():
         for count in (0, 1, 5):
-            got = call(**{'image_bytes' if views else 'input': inputs[:count]})
+            given = tf.cast(inputs[:count], tf.uint8) if name == 'predict_uint8' else inputs[:count]
+            got = call(**{'image_bytes' if views else 'input': given})
             assert got.keys() == {'classes', 'probabilities'} and got['probabilities'].shape == (count, 7)
             np.testing.assert_allclose(got['probabilities'], expected[:count], atol=1e-5)
             np.testing.assert_array_equal(got['classes'], expected[:count].argmax(-1))
