@@ -1,6 +1,6 @@
 """Several devices that train together, each on its part of a batch: the mirrored strategy, and batch normalisation.
 
-A training on the CPU alone does not import this module.
+A run on the CPU alone does not import this module.
 """
 
 import collections

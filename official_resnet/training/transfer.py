@@ -109,7 +109,7 @@ def build(config: TrainConfig, num_classes: int, input_shape: tuple, block: Call
 
 
 def with_same_classes(data: Split, test: Split, config: TrainConfig) -> tuple[Split, Split]:
-    """Return both splits of a training with one list of classes: that of a kept head, or else of the training images.
+    """Return both splits of a run with one list of classes: that of a kept head, or else of the training images.
 
     If the card of the network whose head is kept names no classes, its outputs are the classes in their order.
     """
