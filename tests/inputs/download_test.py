@@ -176,7 +176,7 @@ def test_fetch_says_what_failed_and_keeps_what_came(
 
 @pytest.mark.parametrize('url', ['ftp://127.0.0.1/x', '/tmp/x.tar.gz', 'http://127.0.0.1:port/x', 'http://', None])
 def test_fetch_without_a_server(url, data_dir):
-    with pytest.raises(UserError, match='--archive' if url else 'refused.*check the network.*--archive'):
+    with pytest.raises(UserError, match='--archive' if url else 'refused.*check the connection.*--archive'):
         download.fetch(url or loopback.refused_url(), data_dir / NAME, SIZE, MD5)
     assert names(data_dir) == []
 
