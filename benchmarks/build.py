@@ -75,7 +75,7 @@ def _read_sample(path):
     """Return the intact RGB JPEGs of a tar file or folder."""
     try:
         if os.path.isdir(path):
-            found = [file.read_bytes() for file in sorted(images.find_files(path, images.JPEG_SUFFIXES))]
+            found = [file.read_bytes() for file in sorted(images.find_files(path, images.is_jpeg_name)[0])]
         else:
             with tarfile.open(path) as tar:
                 members = [one for one in tar if one.isreg() and one.name.lower().endswith(images.JPEG_SUFFIXES)]

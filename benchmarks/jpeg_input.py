@@ -25,7 +25,7 @@ def list_files(folder: str | None) -> list[pathlib.Path]:
     Raises:
         UserError: The folder is missing, or has no JPEG.
     """
-    paths = sorted(images.find_files(os.path.expanduser(folder or ''), images.JPEG_SUFFIXES))
+    paths = sorted(images.find_files(os.path.expanduser(folder or ''), images.is_jpeg_name)[0])
     if not paths:
         names = ' '.join(images.JPEG_SUFFIXES)
         raise UserError(f"image_folder '{folder}' has no JPEG files ({names}); pass --image_folder with one that has")

@@ -111,7 +111,7 @@ def find_images(arguments: Sequence[str]) -> list[pathlib.Path]:
     Raises:
         UserError: There are no arguments, or one is a URL.
     """
-    from official_resnet.inputs import images
+    from official_resnet.inputs import classes, images
 
     if not arguments:
         raise UserError('no images; pass files or folders of images')
@@ -120,11 +120,13 @@ def find_images(arguments: Sequence[str]) -> list[pathlib.Path]:
         path = pathlib.Path(argument)
         if '://' in argument:
             raise UserError(f'{argument} is not a local file; download it and pass the file')
-        found = [path] if path.exists() else []
+        found, others = ([path] if path.exists() else []), []
         if path.is_dir():
-            found = sorted(images.find_files(path, images.PREDICTION_SUFFIXES))
+            found, others = map(sorted, images.find_files(path))
+        if others:
+            _skip(f'{len(others)} files that are not images: {classes.listed(others)}')
         if not found:
-            suffixes = ' '.join(images.PREDICTION_SUFFIXES)
+            suffixes = ' '.join(images.SUFFIXES)
             _skip(f"'{path}' has no images ({suffixes})" if path.is_dir() else f"there is no '{path}'")
         paths += found
     return paths

@@ -207,7 +207,7 @@ OF_TOOLS = [
     (BUILDERS, '--output_directory={shards}', '{shards}'),
     (BUILDERS, '--output_directory={strangers}', 'manifest.json.*move'),
     (BUILDERS, '--train_directory={absent}', "'{absent}.*' .*pass"),
-    (BUILDERS, '--validation_directory={absent}', "'{absent}/.*' .*pass"),
+    (BUILDERS, '--validation_directory={absent}', "'{absent}.*' .*pass"),
     ('build_image_data', '--train_directory={empty}', "'{empty}' .*folder"),
     ('bounding_boxes', '', 'SYNSETS'),
     ('bounding_boxes', '{text} {text} more', "'more'"),

@@ -17,6 +17,8 @@ import numpy as np
 from official_resnet import files
 from official_resnet.building.progress import Log, Progress
 from official_resnet.errors import UserError
+from official_resnet.inputs import classes
+from official_resnet.inputs.images import SUFFIXES, is_image
 
 # file: index in ImageList.files. offset and size: in bytes, both -1 for a plain file. label: from 1.
 ROW_FIELDS = [('file', '<i4'), ('offset', '<i8'), ('size', '<i8'), ('label', '<i4')]
@@ -36,11 +38,13 @@ class ImageList:
         files: Paths of tar files, or of folders that hold plain files.
         rows: ROW_FIELDS and 'name' (bytes), the path of a plain file below its folder, or the file name in a tar file.
         synsets: The class of each label. The first is '', since labels begin with 1.
+        skipped: Files of class folders that are not images, and folders that are not classes.
     """
 
     files: tuple[str, ...]
     rows: np.ndarray
     synsets: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -119,7 +123,12 @@ def extract(images: ImageList, folder: pathlib.Path, log: Log = print) -> None:
 
 
 def from_folders(
-    root: str | os.PathLike, synsets: Sequence[str], suffixes: Sequence[str], *, is_complete: bool = True
+    root: str | os.PathLike,
+    synsets: Sequence[str],
+    suffixes: Sequence[str] = SUFFIXES,
+    *,
+    by_bytes: bool = False,
+    is_complete: bool = True,
 ) -> ImageList:
     """Return the images `<root>/<class>/<file>`, ordered by label, then name.
 
@@ -127,30 +136,37 @@ def from_folders(
         root: The folder that holds the class folders.
         synsets: Names of the class folders. The label of a class is its position here, from 1.
         suffixes: Suffixes of images, in lower case. Files may have them in upper case. Hidden files are left out.
-        is_complete: Whether each class must have an image.
+        by_bytes: Whether a file with another suffix is an image, too, if it begins like one in images.FORMATS.
+        is_complete: Whether each class must have a folder and an image.
 
     Raises:
         UserError: The folder of a class is missing, or has no images.
     """
     root = os.path.abspath(os.path.expanduser(root))
-    remedy, parts = 'add some, or pass another --labels_file', []
+    remedy, parts, skipped = 'add some, or pass another --labels_file', [], list[str]()
+    folders = {name: path.name for name, path in classes.folders(root).items()} if os.path.isdir(root) else {}
+
+    def is_wanted(path):
+        return path.lower().endswith(tuple(suffixes)) or by_bytes and is_image(f'{root}/{path}')
+
     for synset in synsets:
+        found: list[str] = []
+        folder = folders.pop(classes.canonical(synset), synset)
         try:
-            found = sorted(
-                os.fsencode(f'{synset}/{name}')
-                for name in os.listdir(f'{root}/{synset}')
-                if name.lower().endswith(tuple(suffixes)) and not name.startswith('.')
-            )
+            is_missing = not is_complete and os.path.isdir(root) and not os.path.isdir(f'{root}/{folder}')
+            for name in [] if is_missing else sorted(os.listdir(f'{root}/{folder}')):
+                if not name.startswith('.'):
+                    (found if is_wanted(f'{folder}/{name}') else skipped).append(f'{folder}/{name}')
         except OSError as error:
             remedy = files.advice(error, 'make it, pass another folder, or another --labels_file')
             raise UserError(f"class folder '{root}/{synset}' cannot be read ({error.strerror}); {remedy}") from None
         if not found and is_complete:
             raise UserError(f"class folder '{root}/{synset}' has no images ({' '.join(suffixes)}); {remedy}")
-        parts.append(np.array(found, 'S'))  # a fraction of the memory of a list
+        parts.append(np.array(sorted(map(os.fsencode, found)), 'S'))  # a fraction of the memory of a list
     counts, names = list(map(len, parts)), np.concatenate(parts)
     if not len(names):
         raise UserError(f"'{root}' has no images ({' '.join(suffixes)}) in its class folders; {remedy}")
     rows = np.empty(len(names), [*ROW_FIELDS, ('name', names.dtype)])
     rows['file'], rows['offset'], rows['size'], rows['name'] = 0, -1, -1, names
     rows['label'] = np.repeat(np.arange(1, len(synsets) + 1), counts)
-    return ImageList((root,), rows, ('', *synsets))
+    return ImageList((root,), rows, ('', *synsets), (*skipped, *(f'{name}/' for name in folders.values())))

@@ -17,6 +17,7 @@ from official_resnet import files
 from official_resnet.building import boxes
 from official_resnet.errors import UserError
 from official_resnet.inputs import other_datasets
+from official_resnet.inputs.classes import canonical
 
 FILES = ('imagenet_2012_validation_synset_labels.txt', 'ILSVRC2012_devkit_t12.tar.gz', 'ILSVRC2012_bbox_val_v3.tgz')
 REMEDY = f'put {FILES[0]}, {FILES[1]} or {FILES[2]} beside ILSVRC2012_img_val.tar'  # the end of a message
@@ -35,7 +36,7 @@ def read_classes(path: str | os.PathLike | None = None, flag: str = 'labels_file
     """
     if path is None:
         return list(read_texts())
-    classes = [line.strip() for line in _lines(path, flag) if line.strip()]
+    classes = [canonical(line.strip()) for line in _lines(path, flag) if line.strip()]
     nul = next((name for name in classes if '\0' in name), None)  # no folder's name can have one
     if nul:
         raise UserError(f"{flag} '{path}' has a NUL byte in {nul[:40]!r}; write one class on each line")
@@ -63,7 +64,7 @@ def read_texts(path: str | os.PathLike | None = None, flag: str = 'metadata_file
         if not tab and line.strip():
             raise UserError(f"{flag} '{path}' has no tab in line {number}; write 'class TAB text'")
         if tab:
-            texts[name] = text
+            texts[canonical(name)] = text
     return texts
 
 

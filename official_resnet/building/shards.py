@@ -117,7 +117,8 @@ def build(
 
     Returns:
         The manifest: 'name', 'layout', 'seed', 'check', 'fingerprint', 'records', 'bytes', 'synsets', 'classes'
-        {class: records}, 'shards' [{'name', 'records', 'bytes', 'sha256'}], 'reencoded' and 'broken' {name: reason}.
+        {class: records}, 'shards' [{'name', 'records', 'bytes', 'sha256'}], 'reencoded' and 'broken' {name: reason},
+        'skipped' [name]: files that are not images, and folders that are not classes.
 
     Raises:
         UserError: The folder has files of another build, or one is running there; the disk is full or read-only; an
@@ -158,11 +159,14 @@ def complete(job: Job, images: ImageList, options: Options, write: Callable[[lis
                     f"'{entry['name']}' was missing, and the images now give other bytes than '{job.manifest_path}' "
                     f"states; delete that and '{job.output_dir}/{job.name}-*' to start over"
                 )
+        words = {
+            'reencoded': 'images re-encoded',
+            'broken': 'broken images left out',
+            'skipped': 'other files left out',
+        }
         notes = [
-            f'{len(kept[key])} {what}'
-            for key, what in (('reencoded', 'images re-encoded'), ('broken', 'broken images left out'))
-            if kept[key]
-        ]
+            f'{len(kept[key])} {text}' for key, text in words.items() if kept.get(key)
+        ]  # older ones lack 'skipped'
         names = f"; {', '.join(notes)}, named in '{job.manifest_path}'" if notes else ''
         log(f'{job.name}: {kept["bytes"] / 1e9:.3f} GB in {job.num_shards} shards{names}')
         log(f'Finished writing all {kept["records"]} images in data set.')
@@ -192,6 +196,7 @@ def _manifest(job, images, options, fingerprint, summaries):
         ],
         'reencoded': {name: reason for summary in summaries for name, reason in summary['reencoded'].items()},
         'broken': {name: reason for summary in summaries for name, reason in summary['broken'].items()},
+        'skipped': list(images.skipped),
     }
 
 

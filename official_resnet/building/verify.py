@@ -19,8 +19,9 @@ _MAX_FAULTS = 10  # reported for each shard
 def verify(output_dir: str | os.PathLike, name: str, log: Log = print) -> int:
     """Read every shard back, compare it with the manifest, and log a line for each fault; return the exit code.
 
-    It checks the size, SHA-256 and checksums of a shard, its number of records, their keys and labels, and the
-    structure of each JPEG. The exit code is 0 if nothing has changed since the build, else 1.
+    It checks the size, SHA-256 and checksums of a shard, its number of records, their keys and labels, the structure
+    of each JPEG, and whether validation shards have the classes of the training shards beside them. The exit code is 0
+    if nothing has changed since the build, else 1.
 
     Raises:
         UserError: There is no manifest.
@@ -36,6 +37,9 @@ def verify(output_dir: str | os.PathLike, name: str, log: Log = print) -> int:
             for fault in itertools.islice(found, _MAX_FAULTS):
                 progress.log(f'{entry["name"]}: {fault}')
                 num_faults += 1
+        if fault := _fault_of_classes(path, manifest):
+            progress.log(fault)
+            num_faults += 1
         for synset, count in manifest['classes'].items() if not num_faults else ():
             if classes[synset] != count:
                 progress.log(f"class '{synset}' has {classes[synset]} records, not {count}")
@@ -43,6 +47,19 @@ def verify(output_dir: str | os.PathLike, name: str, log: Log = print) -> int:
     count = f'{num_faults or "no"} fault{"s" * (num_faults != 1)}'
     log(f'{name}: {count} in {len(manifest["shards"])} shards of {manifest["records"]} images')
     return int(num_faults > 0)
+
+
+def _fault_of_classes(path, manifest):
+    """Return how the classes of the validation shards differ from those of the training shards beside them, or ''."""
+    train = files.read_json(path.with_name('train.manifest.json'))
+    if not train or train['synsets'] == manifest['synsets']:
+        return ''
+    ours, theirs = ({name: label for label, name in enumerate(one['synsets'])} for one in (manifest, train))
+    differing = [name for name in [*ours, *theirs] if ours.get(name) != theirs.get(name)]
+    labels = ' but '.join(
+        f'{one.get(differing[0], "none")} in {kind}' for one, kind in ((ours, manifest['name']), (theirs, 'train'))
+    )
+    return f"class '{differing[0]}' has the label {labels}; delete '{manifest['name']}*' and build it again"
 
 
 def _faults(folder, entry, manifest, classes, progress) -> Iterator[str]:

@@ -85,8 +85,8 @@ class RunOptions:
     image_folder: str | None = _data(
         None,
         'Train on your own images: a folder with a subfolder for each class, or with folders train and test (or val, '
-        'validation) that each have these subfolders. Fewer than 50,000 images decide --recipe, --batch_size and '
-        '--train_epochs by their number.',
+        'validation, valid, dev) that each have these subfolders. Fewer than 50,000 images decide --recipe, '
+        '--batch_size and --train_epochs by their number.',
         is_path=True,
     )
     use_synthetic_data: bool = _data(False, 'Train on synthetic images, without a download.', short='synth')

@@ -4,6 +4,8 @@ Names are compared in Unicode's form NFC, because macOS writes 'é' as two chara
 """
 
 import collections
+import os
+import pathlib
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -28,6 +30,21 @@ def listed(names: Iterable[object], most: int = 3) -> str:
     names = list(names)
     more = f' and {len(names) - most} more' if len(names) > most else ''
     return ', '.join(f"'{name}'" for name in names[:most]) + more
+
+
+def folders(root: str | os.PathLike) -> dict[str, pathlib.Path]:
+    """Return {class: its folder} for the subfolders of a folder, in the order of their names, without hidden ones.
+
+    Raises:
+        UserError: Two names are equal, but written in different characters.
+    """
+    found: dict[str, pathlib.Path] = {}
+    for path in sorted(pathlib.Path(root).iterdir()):
+        if path.is_dir() and not path.name.startswith(('.', '__MACOSX')):
+            other = found.setdefault(canonical(path.name), path)
+            if other != path:
+                raise UserError(f"'{root}' has two folders '{other.name}', in different Unicode forms; join them")
+    return dict(sorted(found.items()))
 
 
 def match(names: Sequence[str], ids: Ids, their_names: Sequence[str], their_ids: Ids) -> list[int]:

@@ -1,9 +1,10 @@
 """Your own images: a folder with a subfolder for each class, read into memory at one size or streamed.
 
     DIR/cats/1.jpg, DIR/dogs/a/b.png ...                   split at random by a seed, class by class
-    DIR/train/cats/1.jpg ..., DIR/test/cats/7.jpg ...      already split; test may also be called val or validation
+    DIR/train/cats/1.jpg ..., DIR/test/cats/7.jpg ...      already split; test may also be called as in TEST_NAMES
 
-Each image is decoded once, by images.decode. An image that cannot be decoded is reported and left out.
+Upper and lower case of train and test do not matter. Each image is decoded once, by images.decode. What is not an image
+by its bytes, or cannot be decoded, is reported and left out.
 """
 
 import concurrent.futures
@@ -12,17 +13,18 @@ import os
 import pathlib
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from official_resnet.errors import UserError
-from official_resnet.inputs import images
+from official_resnet.inputs import classes, images
 from official_resnet.inputs.other_datasets import default_normalization
 from official_resnet.inputs.split import Split
 from official_resnet.inputs.views import Views
 
-TEST_NAMES = ('test', 'val', 'validation')
+TEST_NAMES = ('test', 'val', 'validation', 'valid', 'dev')  # the first that is there is used
+SPLIT_NAMES = {'train', 'training', *TEST_NAMES, 'testing', 'eval'}
 MEMORY_SHARE = 1 / 4  # the images may take this fraction of the machine's memory
 
 
@@ -33,13 +35,14 @@ def open_split(dataset: str, split: str, options: Mapping[str, Any], views: View
     if views is None:
         from official_resnet.inputs import in_memory
 
-        pixels, labels, classes = read(folder, split, **options)
-        return in_memory.InMemorySplit(pixels, labels, len(classes), dataset, classes, normalization)
+        pixels, labels, names = read(folder, split, **options)
+        return in_memory.InMemorySplit(pixels, labels, len(names), dataset, names, normalization)
     from official_resnet.inputs import streamed
 
-    classes, splits = list_files(folder, options.get('validation_fraction', 0.1), seed)
-    files = streamed.Files(*_shuffled(splits[split], seed))
-    return streamed.StreamedSplit(files, len(classes), dataset, classes, normalization, views)
+    listing = list_files(folder, options.get('validation_fraction', 0.1), seed)
+    _report(listing, folder, split, views.size, print)
+    files = streamed.Files(*_shuffled(listing.splits[split], seed))
+    return streamed.StreamedSplit(files, len(listing.classes), dataset, listing.classes, normalization, views)
 
 
 def read(
@@ -62,16 +65,17 @@ def read(
         channels: 3 for RGB, 1 for grey.
         validation_fraction: Fraction of each class for 'test', at least one image. Ignored if there is a test folder.
         seed: Seed of the split and of the order.
-        log: Called with a line for each file that cannot be read, and with one that counts them.
+        log: Called with lines about the split and what is left out: with one for each image that cannot be read.
 
     Raises:
         UserError: There are fewer than two classes, a class has no readable image, or the images need too much memory.
     """
     from PIL import Image
 
-    classes, splits = list_files(folder, validation_fraction, seed)
-    _require_memory(folder, sum(map(len, splits.values())), image_size, channels)
-    paths, labels = _shuffled(splits[split], seed)
+    listing = list_files(folder, validation_fraction, seed)
+    _report(listing, folder, split, image_size, log)
+    _require_memory(folder, sum(map(len, listing.splits.values())), image_size, channels)
+    paths, labels = _shuffled(listing.splits[split], seed)
     pixels, failures = np.empty([len(paths), image_size, image_size, channels], np.uint8), {}
 
     def decode_one(i):
@@ -89,30 +93,44 @@ def read(
     if failures:
         log(f'{len(failures)} of {len(paths)} images for {split} in {folder} are unreadable')
         pixels, labels = np.delete(pixels, list(failures), axis=0), np.delete(labels, list(failures))
-    for label, name in enumerate(classes):
+    for label, name in enumerate(listing.classes):
         if label not in labels and (split == 'train' or not len(labels)):
             raise UserError(f"no image of class '{name}' for {split} in '{folder}' can be read; fix or remove it")
-    return pixels, labels, classes
+    return pixels, labels, listing.classes
 
 
-def list_files(
-    folder: str | os.PathLike, validation_fraction: float = 0.1, seed: int = 0
-) -> tuple[tuple[str, ...], dict[str, list[tuple[pathlib.Path, int]]]]:
-    """Return (class names, {'train': [(path, label), ...], 'test': ...}) without opening a file; raises like `read`."""
+class Listing(NamedTuple):
+    """The files of a folder."""
+
+    classes: tuple[str, ...]
+    splits: dict[str, list[tuple[pathlib.Path, int]]]  # {'train': [(path, label), ...], 'test': ...}
+    others: dict[str, list[pathlib.Path]]  # what is not used: files that are not images, folders that are not classes
+    test_name: str  # of the folder of the test images; '' if they are set aside by a seed
+
+
+def list_files(folder: str | os.PathLike, validation_fraction: float = 0.1, seed: int = 0) -> Listing:
+    """Return the Listing of a folder. No file with the suffix of an image is opened. It raises what `read` raises."""
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise UserError(f"image_folder '{folder}' is not a folder; pass one that has a subfolder for each class")
-    test = next((folder / name for name in TEST_NAMES if (folder / name).is_dir()), None)
-    if test and (folder / 'train').is_dir():
-        classes = _classes(folder / 'train')
-        if unknown := [name for name in _subfolders(test) if name not in classes]:
-            raise UserError(f"'{test / unknown[0]}' is not a class of '{folder / 'train'}'; remove or rename it")
-        return classes, {'train': _files(folder / 'train', classes), 'test': _files(test, classes, is_complete=False)}
+    by_name = {name.casefold(): path for name, path in classes.folders(folder).items()}
+    test = next((by_name[name] for name in TEST_NAMES if name in by_name), None)
+    if test and 'train' in by_name:
+        train = by_name['train']
+        ours, theirs = _classes(train), classes.folders(test)
+        if unknown := [name for name in theirs if name not in ours]:
+            raise UserError(f"'{theirs[unknown[0]]}' is not a class of '{train}'; remove or rename it")
+        files, others = _files(train, ours)
+        test_files, test_others = _files(test, {name: theirs.get(name) for name in ours}, is_complete=False)
+        others += _unused(folder, (train, test))
+        return Listing(
+            tuple(ours), {'train': files, 'test': test_files}, {'train': others, 'test': test_others}, test.name
+        )
     parts: dict[str, list[tuple[pathlib.Path, int]]] = {'train': [], 'test': []}
-    classes = _classes(folder)
-    listed = dict.fromkeys(range(len(classes)), ())
-    listed |= {label: tuple(files) for label, files in itertools.groupby(_files(folder, classes), lambda file: file[1])}
-    for label, name in enumerate(classes):
+    ours = _classes(folder)
+    files, others = _files(folder, ours)
+    listed = {label: tuple(files) for label, files in itertools.groupby(files, lambda file: file[1])}
+    for label, name in enumerate(ours):
         found = listed[label]
         if len(found) < 2:
             fault = 'has one image, which cannot be split into training and test'
@@ -121,7 +139,7 @@ def list_files(
         num_test = min(max(1, round(validation_fraction * len(found))), len(found) - 1)
         parts['test'] += [found[k] for k in order[:num_test]]
         parts['train'] += [found[k] for k in order[num_test:]]
-    return classes, parts
+    return Listing(tuple(ours), parts, {'train': others, 'test': []}, '')
 
 
 def decode(path: str | os.PathLike, image_size: int, channels: int = 3) -> np.ndarray:
@@ -153,33 +171,64 @@ def _require_memory(folder, count, image_size, channels):
 
 
 def _classes(folder):
-    """Return the class names of a folder, sorted."""
-    names = _subfolders(folder)
-    if not names:
+    """Return {class: its folder} of a folder, in order. Raise UserError if the subfolders do not look like classes."""
+    found = classes.folders(folder)
+    if not found:
         raise UserError(f"'{folder}' has no subfolders; put the images of each class into a subfolder of its own")
-    if len(names) == 1:
-        raise UserError(f"'{folder}' has one class only, '{names[0]}'; add a subfolder for another")
-    return tuple(names)
+    nested = [name for name, path in found.items() if _holds_only_folders(path)]
+    splits = [name for name in found if name.casefold() in SPLIT_NAMES]  # a class may be called train, as in CIFAR-100
+    if splits and (len(splits) == len(found) or set(splits) & set(nested)):
+        fault = f"the subfolders {classes.listed(splits)} of '{folder}' are splits, not classes"
+        raise UserError(f'{fault}; call them train and test, or pass --image_folder={found[splits[0]]}')
+    if len(nested) == len(found):
+        fault = f"the subfolders {classes.listed(nested)} of '{folder}' hold only folders"
+        raise UserError(f'{fault}; pass the folder whose subfolders hold the images of a class each')
+    if len(found) == 1:
+        raise UserError(f"'{folder}' has one class only, '{next(iter(found))}'; add a subfolder for another")
+    return found
 
 
-def _subfolders(folder):
-    hidden = ('.', '__MACOSX')
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(hidden))
+def _holds_only_folders(folder):
+    kinds = {entry.is_dir() for entry in os.scandir(folder) if not entry.name.startswith('.')}
+    return kinds == {True}
 
 
-def _files(folder, classes, is_complete=True):
-    """Return [(path, label), ...] of the image files of all classes, sorted."""
-    result = []
-    for label, name in enumerate(classes):
-        place = folder / name
-        paths = sorted(images.find_files(place), key=lambda path, place=place: path.relative_to(place).as_posix())
+def _unused(folder, used):
+    """Return what is in a folder, besides hidden files and the folders that are used."""
+    return [path for path in folder.iterdir() if path not in used and not path.name.startswith(('.', '__MACOSX'))]
+
+
+def _files(folder, places, is_complete=True):
+    """Return ([(path, label), ...], other files) of all classes, sorted. `places` has the folder of each class."""
+    result, others = [], _unused(folder, places.values())
+    for label, place in enumerate(places.values()):
+        paths, more = images.find_files(place) if place else ([], [])
         if not paths and is_complete:
             suffixes = ' '.join(images.SUFFIXES)
             raise UserError(f"class folder '{place}' has no images ({suffixes}); add some, or remove it")
+        paths.sort(key=lambda path, place=place: path.relative_to(place).as_posix())
         result += [(path, label) for path in paths]
+        others += more
     if not result:
         raise UserError(f"'{folder}' has no images ({' '.join(images.SUFFIXES)}); add some")
-    return result
+    return result, others
+
+
+def _report(listing, folder, split, image_size, log):
+    """Log what was understood, once for both splits, and what of a split is not used."""
+    if split == 'train':
+        where = f"test images from '{listing.test_name}'" if listing.test_name else 'test images set aside at random'
+        train, test = (_span(listing, name) for name in ('train', 'test'))
+        text = f'{len(listing.classes)} classes in {folder}: {classes.listed(listing.classes)}; {train} training and'
+        log(f'{text} {test} test images of each ({where}); {image_size} x {image_size} pixels')
+    if others := sorted(os.path.relpath(path, folder) for path in listing.others[split]):
+        log(f'not used: {len(others)} files or folders that are not images of a class: {classes.listed(others)}')
+
+
+def _span(listing, split):
+    """Return the least and the greatest number of images of a class, as text."""
+    counts = np.bincount([label for _, label in listing.splits[split]], minlength=len(listing.classes))
+    return f'{counts.min()} to {counts.max()}' if counts.min() < counts.max() else f'{counts.max()}'
 
 
 def _shuffled(files, seed):

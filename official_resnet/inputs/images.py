@@ -24,6 +24,7 @@ import io
 import os
 import pathlib
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,10 +35,9 @@ from official_resnet.inputs import jpeg
 if TYPE_CHECKING:
     import PIL.Image
 
-FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'WEBP')  # Pillow's names
+FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')  # Pillow's names
 JPEG_SUFFIXES = ('.jpeg', '.jpg')
-SUFFIXES = ('.bmp', '.gif', '.jpe', *JPEG_SUFFIXES, '.png', '.webp')  # of files in FORMATS
-PREDICTION_SUFFIXES = tuple(sorted((*SUFFIXES, '.tif', '.tiff')))  # prediction also reads other formats
+SUFFIXES = ('.bmp', '.gif', '.jpe', *JPEG_SUFFIXES, '.png', '.tif', '.tiff', '.webp')  # of files in FORMATS
 MAX_PIXELS = 178_956_970  # twice Pillow's MAX_IMAGE_PIXELS, above which it refuses to decode
 QUALITY = 100  # of images that are encoded again, as in TensorFlow's own build script
 
@@ -88,7 +88,8 @@ def decode(
             if image.mode.startswith('I'):  # 16 bits: use the upper byte, as libpng does
                 pixels = np.asarray(image).astype(np.int64)
                 image = Image.fromarray(np.clip(pixels >> 8, 0, 255).astype(np.uint8))
-            if image.mode == 'CMYK' and not rules.inverts_all_cmyk and 'adobe_transform' not in image.info:
+            is_jpeg, has_marker = image.format == 'JPEG', 'adobe_transform' in image.info
+            if image.mode == 'CMYK' and is_jpeg and not rules.inverts_all_cmyk and not has_marker:
                 image = ImageChops.invert(image)  # Pillow has inverted it
             if image.mode in ('P', 'PA'):  # a palette may have transparent colours
                 image = image.convert('RGBA')
@@ -133,11 +134,33 @@ def to_rgb_jpeg(data: bytes, check: str = 'structure', keeps_grey: bool = False)
     return buffer.getvalue(), *image.size
 
 
-def find_files(folder: str | os.PathLike[str], suffixes: tuple[str, ...] = SUFFIXES) -> list[pathlib.Path]:
-    """Return the image files below a folder, in any order, without hidden ones (such as '._1.jpg' of macOS)."""
-    return [
-        pathlib.Path(parent, name)
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if name.lower().endswith(suffixes) and not name.startswith('.')
-    ]
+def is_image(path: str) -> bool:
+    """Return whether a file is an image in one of FORMATS: by its suffix, which decoding confirms, or by its bytes."""
+    if path.lower().endswith(SUFFIXES):
+        return True
+    if not os.path.isfile(path):  # nothing is read from a FIFO or a device
+        return False
+    with contextlib.suppress(OSError), open(path, 'rb') as file:
+        head = file.read(12)
+        return bool(jpeg.format_of(head)) and (head[:2] != b'BM' or head[6:10] == bytes(4))  # a text may begin with BM
+    return False
+
+
+def find_files(
+    folder: str | os.PathLike[str], is_wanted: Callable[[str], bool] = is_image
+) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+    """Return the image files below a folder and its other files, in any order.
+
+    Hidden files, such as '._1.jpg' of macOS, belong to neither.
+    """
+    found: dict[bool, list[pathlib.Path]] = {True: [], False: []}
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if not name.startswith('.'):
+                found[is_wanted(f'{parent}/{name}')].append(pathlib.Path(parent, name))
+    return found[True], found[False]
+
+
+def is_jpeg_name(path: str) -> bool:
+    """Return whether a path has a suffix of JPEG files."""
+    return path.lower().endswith(JPEG_SUFFIXES)

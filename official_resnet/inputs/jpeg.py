@@ -10,6 +10,10 @@ import struct
 
 import numpy as np
 
+_MAGIC = {
+    b'\xff\xd8': 'JPEG', b'\x89PNG\r\n\x1a\n': 'PNG', b'GIF87a': 'GIF', b'GIF89a': 'GIF', b'BM': 'BMP',
+    b'II*\0': 'TIFF', b'MM\0*': 'TIFF',
+}  # fmt: skip
 _START, _END, _SCAN, _ADOBE = 0xD8, 0xD9, 0xDA, 0xEE
 _FRAMES = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
 _HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended sequential, progressive: those that TensorFlow decodes
@@ -22,7 +26,7 @@ _ENDS_SCAN[[0x00, *range(0xD0, 0xD8), 0xFF]] = False  # 0xFF itself, restarts, a
 class Info:
     """The properties of an encoded image. Only a JPEG has more than the format."""
 
-    format: str  # 'JPEG', 'PNG', 'GIF', 'WEBP' or 'BMP'
+    format: str  # 'JPEG', 'PNG', 'GIF', 'WEBP', 'BMP' or 'TIFF'
     width: int = 0  # pixels
     height: int = 0
     components: int = 0
@@ -50,14 +54,20 @@ def inspect(data: bytes) -> Info:
         ValueError: The format is unknown, or a JPEG's header is cut off or makes no sense.
     """
     data = bytes(data)
-    if data[:2] == b'\xff\xd8':
+    name = format_of(data)
+    if name == 'JPEG':
         return _inspect_jpeg(data)
-    for name, magic in (('PNG', b'\x89PNG\r\n\x1a\n'), ('GIF', b'GIF87a'), ('GIF', b'GIF89a'), ('BMP', b'BM')):
-        if data.startswith(magic):
-            return Info(name)
-    if data[:4] == b'RIFF' and data[8:12] == b'WEBP':
-        return Info('WEBP')
-    raise ValueError(f'not a JPEG, PNG, GIF, WebP or BMP: it begins with 0x{data[:4].hex()}' if data else 'it is empty')
+    if name:
+        return Info(name)
+    kinds = 'a JPEG, PNG, GIF, WebP, BMP or TIFF'
+    raise ValueError(f'not {kinds}: it begins with 0x{data[:4].hex()}' if data else 'it is empty')
+
+
+def format_of(head: bytes) -> str | None:
+    """Return the format of an image from its first 12 bytes, as in Info, or None if they are not an image's."""
+    if head[:4] == b'RIFF' and head[8:12] == b'WEBP':
+        return 'WEBP'
+    return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
 
 
 def reason(info: Info) -> str:

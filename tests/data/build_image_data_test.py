@@ -1,5 +1,8 @@
 """build_image_data builds shards of your own images; wrong_inputs_test has its mistakes."""
 
+import json
+import shutil
+
 import pytest
 from fixtures import data_commands
 from fixtures.imagenet_shards import encoded
@@ -40,6 +43,32 @@ def test_classes_of_a_list_or_of_the_folders(folder, capfd, classes):
             label, text = example['image/class/label'][0], example['image/class/text'][0].decode()
             assert example.keys() == FOLDER_KEYS and classes[label - 1] == text and name in files[text]
     assert "'cat/broken.jpg'" in capfd.readouterr().out
+
+
+def test_classes_of_validation_images_that_are_built_later(folder, capfd):
+    """They lack a class, and have the labels of the training images; another class is refused."""
+    out = folder / 'out'
+
+    def build(*arguments):
+        code = build_image_data.main(['x', '--train_directory=', f'--output_directory={out}', *arguments])
+        return code, ''.join(capfd.readouterr())
+
+    assert build(f'--train_directory={folder}/train', '--validation_directory=')[0] == 0
+    (folder / 'validation' / 'new').mkdir()
+    code, text = build(f'--validation_directory={folder}/validation')
+    assert code == 1 and "'new'" in text and not list(out.glob('validation*'))
+    (folder / 'validation' / 'new').rename(folder / 'new')
+    shutil.rmtree(folder / 'validation' / 'big cat')
+    (folder / 'validation' / 'dog' / 'w').write_bytes((folder / 'train' / 'dog' / 'a.jpg').read_bytes())
+    assert build(f'--validation_directory={folder}/validation', '--verify')[0] == 0
+    found = data_commands.examples(out, 'validation')
+    assert {name: example['image/class/label'] for name, example in found.items()} == {'v.jpg': [2], 'w': [3]}
+    manifest = json.loads((out / 'train.manifest.json').read_text())
+    assert manifest['skipped'] == ['cat/notes.txt'] and list(manifest['broken']) == ['cat/broken.jpg']
+    manifest['synsets'][2:] = ['dog', 'cat']
+    (out / 'train.manifest.json').write_text(json.dumps(manifest))
+    code, text = build('--validation_directory=', '--verify')
+    assert code == 1 and "class 'cat' has the label 2 in validation but 3 in train" in text
 
 
 def test_defaults_are_upstreams():

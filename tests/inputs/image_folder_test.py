@@ -1,11 +1,14 @@
 """Own images: how they are cut and resized, the split, what is left out, and what is a mistake."""
 
+import re
+
 import numpy as np
 import pytest
 from fixtures.batches import message_of
 from PIL import Image
 
 from official_resnet.inputs import datasets, image_folder
+from official_resnet.inputs.views import Views
 
 RED = (200, 30, 60)
 
@@ -65,14 +68,57 @@ def test_split_of_each_class_by_seed(tmp_path):
     assert [sum(row[0] == label for row in read('test', validation_fraction=0.5)) for label in range(3)] == [15, 2, 10]
 
 
-@pytest.mark.parametrize('name', ['test', 'val', 'validation'])
+@pytest.mark.parametrize(
+    'name', ['test', 'val', 'validation', 'valid', 'dev', 'Train Test', 'TRAIN VALID', 'train Val']
+)
 def test_a_split_that_is_there_is_used(tmp_path, name):
-    fill(tmp_path / 'train', {'ant': 4, 'bee': 2})
-    fill(tmp_path / name, {'ant': 1, 'bee': 3})
-    (tmp_path / 'train' / 'bee' / 'more').mkdir()
-    save(tmp_path / 'train' / 'bee' / 'more' / 'x.png')  # of any depth
-    labels = {split: image_folder.read(tmp_path, split, image_size=8)[1] for split in ('train', 'test')}
+    train, test = ['train', *name.split()][-2:]
+    fill(tmp_path / train, {'ant': 4, 'bee': 2})
+    fill(tmp_path / test, {'ant': 1, 'bee': 3})
+    (tmp_path / train / 'bee' / 'more').mkdir()
+    save(tmp_path / train / 'bee' / 'more' / 'x.png')  # of any depth
+    lines = []
+    labels = {part: image_folder.read(tmp_path, part, image_size=8, log=lines.append)[1] for part in ('train', 'test')}
     assert sorted(labels['train']) == [0] * 4 + [1] * 3 and sorted(labels['test']) == [0] + [1] * 3
+    assert len(lines) == 1 and '2 classes' in lines[0] and f"'{test}'" in lines[0]
+    assert '3 to 4 training and 1 to 3 test images' in lines[0] and '8 x 8 pixels' in lines[0]
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    fill(tmp_path, {'bus': 2, 'train': 2})
+    assert image_folder.list_files(tmp_path).classes == ('bus', 'train')
+
+
+def test_names_in_two_unicode_forms_are_one_class(tmp_path):
+    nfc, nfd = 'caf\u00e9', 'cafe\u0301'
+    fill(tmp_path / 'train', {nfd: 2, 'caff': 1})
+    fill(tmp_path / 'val', {nfc: 3})
+    listing = image_folder.list_files(tmp_path)
+    assert listing.classes == ('caff', nfc) and [label for _, label in listing.splits['test']] == [1] * 3
+    assert [label for _, label in listing.splits['train']] == [0, 1, 1]
+    fill(tmp_path / 'train', {nfc: 1})
+    assert 'join them' in message_of(image_folder.list_files, tmp_path)
+
+
+def test_what_is_no_image_of_a_class_is_named_and_counted(tmp_path):
+    for part in ('train', 'test'):
+        fill(tmp_path / part, {'ant': 2, 'bee': 2})
+        save(tmp_path / part / 'ant' / 'a.jfif', format='JPEG')
+        save(tmp_path / part / 'bee' / 'b.tif')
+        save(tmp_path / part / 'bee' / 'c', format='PNG')
+        (tmp_path / part / 'bee' / 'd.txt').write_text('no image')
+    save(tmp_path / 'val' / 'ant' / '0.png')
+    save(tmp_path / 'train' / 'of no class.png')
+    for part, others in (
+        ('train', "3 .*: 'train/bee/d.txt', 'train/of no class.png', 'val'"),
+        ('test', "1 .*: 'test/bee/d"),
+    ):
+        lines = []
+        assert sorted(image_folder.read(tmp_path, part, image_size=8, log=lines.append)[1]) == [0] * 3 + [1] * 4
+        assert re.match(f'not used: {others}', lines[-1]), lines
+        streamed = datasets.open_split(f'folder:{tmp_path}', part, views=Views(8, 8))
+        images, labels = next(iter(streamed.evaluation_batches(9)))
+        assert sorted(labels.numpy()) == [0] * 3 + [1] * 4 and images.shape == (7, 8, 8, 3)
 
 
 def test_links_to_folders_and_images(tmp_path):
@@ -116,6 +162,7 @@ def test_unreadable_files_are_named_counted_and_left_out(tmp_path, monkeypatch):
     assert sorted(labels) == [0] * 4 + [1] * 4 and len(images) == 8
     for image, label in zip(images, labels, strict=True):
         assert image[0, 0, 0] == 10 * label  # still together
+    assert '2 classes' in lines.pop(0)
     assert len(lines) == 7 and '6 of 14 images' in lines[-1] and 'decompression bomb' in lines[0]
     names = ('ant/bomb.png', 'ant/cut.jpg', 'ant/empty.png', 'bee/flipped.png', 'bee/other.png', 'bee/text.webp')
     assert all(name in line for line, name in zip(lines, names, strict=False)), lines
@@ -130,6 +177,11 @@ def test_unreadable_files_are_named_counted_and_left_out(tmp_path, monkeypatch):
         ('ant/0.txt.png ant/1.txt.png bee/0.txt.png bee/1.txt.png', "class 'ant' for train|fix or remove"),
         ('train/ant/0.png train/bee/0.png val/cow/', "val/cow' |train'; remove"),
         ('train/ant/0.png train/bee/0.png val/ant/', "val' has no images"),
+        ('train/ant/0.png train/bee/0.png', "'train'|are splits, not classes|--image_folder="),
+        ('training/ant/0.png testing/ant/0.png', "'testing', 'training'|are splits"),
+        ('train/0.png eval/0.png', "'eval', 'train'|are splits"),
+        ('Train/ant/0.png Train/bee/0.png more/0.png', "'Train'|are splits"),
+        ('all/ant/0.png some/bee/0.png', "'all', 'some'|hold only folders"),
     ],
 )
 def test_mistakes_of_structure(tmp_path, files, words):

@@ -1,5 +1,7 @@
 """The rules of decoding, format by format, and how far the two decoders differ on real images."""
 
+import os
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -138,15 +140,22 @@ def test_the_two_decoders_agree_on_real_images():
     assert 0 < max(greatest) <= 24 and max(means) < 2.1 and np.mean(means) < 1.3
 
 
-def test_files_are_found_by_their_suffixes(tmp_path):
+def test_files_are_found_by_their_bytes(tmp_path):
     for name in ('b/1.JPG', 'a/2.png', 'a/c/3.webp', 'a/._2.png', 'a/4.tif', 'a/5.txt', 'jpg'):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
+    for kind in images.FORMATS:
+        Image.new('RGB', (2, 2)).save(tmp_path / f'{kind}.download', kind)
+    (tmp_path / 'bmw.txt').write_text('BMW makes cars.')
+    os.mkfifo(tmp_path / 'fifo')
 
-    def found(*suffixes):
-        return sorted(path.relative_to(tmp_path).as_posix() for path in images.find_files(tmp_path, *suffixes))
+    def found(*is_wanted):
+        return [
+            sorted(path.relative_to(tmp_path).as_posix() for path in paths)
+            for paths in images.find_files(tmp_path, *is_wanted)
+        ]
 
-    assert found() == ['a/2.png', 'a/c/3.webp', 'b/1.JPG']
-    assert found(images.PREDICTION_SUFFIXES) == ['a/2.png', 'a/4.tif', 'a/c/3.webp', 'b/1.JPG']
-    assert found(images.JPEG_SUFFIXES) == ['b/1.JPG']
-    assert list(images.PREDICTION_SUFFIXES) == sorted((*images.SUFFIXES, '.tif', '.tiff'))
+    by_bytes = [f'{kind}.download' for kind in images.FORMATS]
+    others = ['a/5.txt', 'bmw.txt', 'fifo', 'jpg']
+    assert found() == [[*by_bytes, 'a/2.png', 'a/4.tif', 'a/c/3.webp', 'b/1.JPG'], others]
+    assert found(images.is_jpeg_name)[0] == ['b/1.JPG']
