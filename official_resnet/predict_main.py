@@ -14,6 +14,7 @@ card is refused. Folders are searched for images. An image that cannot be read i
 each image becomes one line: file, classes: [{index, name, id, probability}], explanation: {index, name, file} or null.
 """
 
+import hashlib
 import json
 import pathlib
 import sys
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 NUM_TO_COMPILE = 32  # least number of images for which folding and compiling, which takes seconds, is worth it
 _NO_IMAGE = 'no image could be read; pass files or folders of images'
 MAX_NAME_WIDTH = 32  # width limit of the table's column of names, in characters
+_SOURCE = 'Source SHA-256'  # key of a PNG's text: only an explanation of the same image is overwritten
 EXPLANATION_SIZE = 224  # least height or width of an explanation, in pixels
 
 
@@ -152,7 +154,7 @@ def class_index(card: 'Card', text: str) -> int:
 
 def _explainer(values, model, card, paths):
     """Return a function that saves Grad-CAM overlays of images, uint8 [n, h, w, c], and returns --json entries."""
-    from PIL import Image
+    from PIL import Image, PngImagePlugin
 
     from official_resnet.inference import grad_cam, predict
 
@@ -174,18 +176,32 @@ def _explainer(values, model, card, paths):
         ]
 
     def save(image_path, pixels):
+        source, about = hashlib.sha256(image_path.read_bytes()).hexdigest(), PngImagePlugin.PngInfo()
+        about.add_text(_SOURCE, source)
         path, number = folder / f'{image_path.stem}_grad_cam.png', 1
-        while path.resolve() in taken:
+        while path.resolve() in taken or (path.exists() and _source_of(path) != source):
             number += 1
             path = path.with_name(f'{image_path.stem}_grad_cam_{number}.png')
         taken.add(path.resolve())
         factor = max(1, EXPLANATION_SIZE // max(pixels.shape[:2]))
         image = Image.fromarray(pixels)
         with files.write_errors(f"'{path}'", ' or pass another --output_dir'):
-            image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST).save(path)
+            resized = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+            resized.save(path, pnginfo=about)
         return str(path)
 
     return explain
+
+
+def _source_of(path):
+    """Return the SHA-256 of the image that an explanation in a file explains, or None for any other file."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.info.get(_SOURCE)
+    except OSError:
+        return None
 
 
 def _table(paths, names):

@@ -17,6 +17,7 @@ import zipfile
 
 import h5py
 import numpy as np
+from PIL import Image
 
 MAX_SECONDS = 900  # of a child
 ENVIRONMENT = {
@@ -357,7 +358,8 @@ def predict(checkout, folder, conversions, cifar_v1):
     values = {}
     for name, (out, code) in zip(commands, several(checkout, folder, list(commands.values())), strict=True):
         values |= {f'{name}: exit code': code} | {f'{name}: {i}': line for i, line in enumerate(out.splitlines())}
-    return values | files_values((folder / 'explained').iterdir(), 'explained')
+    explained = sorted((folder / 'explained').iterdir())
+    return values | {f'explained: {path.name}': np.asarray(Image.open(path)) for path in explained}
 
 
 def evaluation(checkout, folder, conversions, shards):

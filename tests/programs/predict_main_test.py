@@ -99,6 +99,17 @@ def test_explanations(call, folder, tmp_path):
         assert result[1].splitlines()[-1].split() == ['->', paths[0], '(red)'], result
 
 
+def test_an_explanation_overwrites_only_one_of_the_same_image(call, tmp_path):
+    """Also if images of one name are explained one after the other, and if something else has the name."""
+    (tmp_path / 'x_grad_cam_2.png').write_text('no image')
+    for name, level in (('a', 90), ('b', 200)):
+        (tmp_path / name).mkdir()
+        Image.new('RGB', (16, 16), (level, 0, 0)).save(tmp_path / name / 'x.png')
+    for name, number in (('a', ''), ('b', '_3'), ('a', ''), ('b', '_3')):
+        [row] = rows_of(call(tmp_path / name / 'x.png', '--explain', '--output_dir', tmp_path, '--json'))
+        assert row['explanation']['file'] == f'{tmp_path}/x_grad_cam{number}.png'
+
+
 def test_an_explanation_overwrites_no_image(call, folder):
     (folder / 'b.png').rename(folder / 'b_grad_cam.png')
     Image.new('RGB', (9, 9)).save(folder / 'b.bmp')
