@@ -88,8 +88,8 @@ def decode(
             if image.mode.startswith('I'):  # 16 bits: use the upper byte, as libpng does
                 pixels = np.asarray(image).astype(np.int64)
                 image = Image.fromarray(np.clip(pixels >> 8, 0, 255).astype(np.uint8))
-            is_jpeg, has_marker = image.format == 'JPEG', 'adobe_transform' in image.info
-            if image.mode == 'CMYK' and is_jpeg and not rules.inverts_all_cmyk and not has_marker:
+            is_cmyk_jpeg = (image.format, image.mode) == ('JPEG', 'CMYK')
+            if is_cmyk_jpeg and not rules.inverts_all_cmyk and 'adobe_transform' not in image.info:
                 image = ImageChops.invert(image)  # Pillow has inverted it
             if image.mode in ('P', 'PA'):  # a palette may have transparent colours
                 image = image.convert('RGBA')
