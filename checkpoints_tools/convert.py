@@ -19,7 +19,7 @@ import tensorflow as tf
 import official_resnet
 from checkpoints_tools import FAMILIES, our_net, selection, tf_checkpoint, verify
 from checkpoints_tools.selection import Choice
-from checkpoints_tools.source import Shapes, Source, Variables, reading
+from checkpoints_tools.source import Shapes, Source, Variables, output_path, reading
 from official_resnet import files, layers, resnet_model, resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.inference import model_card
@@ -55,7 +55,7 @@ def convert(
     Raises:
         UserError: The checkpoint cannot be read or converted exactly. Nothing was written.
     """
-    path, output = pathlib.Path(path).expanduser(), _output(path, output, '.keras')
+    path, output = pathlib.Path(path).expanduser(), output_path(path, output, '.keras')
     module, shapes = identify(path, family)
     if module is None:
         raise UserError(
@@ -190,7 +190,7 @@ def to_torch(path: str | os.PathLike, output: str | os.PathLike) -> Source:
         UserError: No network of PyTorch computes the same. Nothing was written.
     """
     from_torch = _module('torch')
-    path, target = pathlib.Path(path).expanduser(), _output(path, output, '.safetensors')
+    path, target = pathlib.Path(path).expanduser(), output_path(path, output, '.safetensors')
     if not path.is_file():
         raise UserError(f'there is no file {path}; pass a .keras model')
     with reading(path, 'a .keras model of ours'), layers.deep_graph():
@@ -308,16 +308,6 @@ def _card(source, num_classes, verified, files):
 def _sha256(path):
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def _output(path, output, suffix):
-    """Return the output's path. UserError: it has another suffix, is a folder, or is the input."""
-    output = pathlib.Path(output).expanduser()
-    if output.suffix != suffix:
-        raise UserError(f'--output={output} must end in {suffix}; pass another name')
-    if output.is_dir() or output.resolve() == pathlib.Path(path).expanduser().resolve():
-        raise UserError(f'--output={output} is a folder or the input; pass another name')
-    return output
 
 
 def _write(model, card, output):

@@ -9,6 +9,7 @@ The model takes float32 images [n, h, w, 3] as its card, net.card.json, describe
 written only if it computes the same as its source. Name a TensorFlow checkpoint without .index. More: README.md.
 """
 
+import os
 import signal
 import sys
 import types
@@ -57,6 +58,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(values):
+    _check_paths(values)
     from official_resnet.training import devices
 
     devices.start_tensorflow()
@@ -75,6 +77,20 @@ def _run(values):
             values.input, values.output, values.source, values.variant, values.num_classes, choice=choice
         )
         print(f'{values.output}: {_summary(card)}')
+
+
+def _check_paths(values):
+    """Raise UserError for a wrong path before TensorFlow is imported, which takes a while."""
+    from checkpoints_tools import source, tf_checkpoint
+    from official_resnet.inference import network_files
+
+    path = os.path.expanduser(values.list or values.input)
+    if values.output:
+        source.output_path(path, values.output, '.safetensors' if values.to == 'torch' else '.keras')
+    if values.to == 'torch' and not values.list:
+        network_files.require_keras_file(path, 'pass a .keras model')
+    elif not os.path.isfile(path):  # a prefix or a folder
+        tf_checkpoint.locate(path)
 
 
 def _summary(card):

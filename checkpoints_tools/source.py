@@ -27,6 +27,7 @@ import collections.abc
 import contextlib
 import dataclasses
 import os
+import pathlib
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 
@@ -120,3 +121,13 @@ def check_variant(variant: str | None, *names: str) -> None:
 def normalized(images: np.ndarray, convention: Input) -> np.ndarray:
     """Return RGB images, [n, h, w, 3] in 0..255, as a network's input: float32, with its order of channels."""
     return np.asarray(NORMALIZATIONS[convention.name](np.asarray(images)))
+
+
+def output_path(path: str | os.PathLike, output: str | os.PathLike, suffix: str) -> pathlib.Path:
+    """Return the path of the file to write. UserError: it has another suffix, is a folder, or is the input, `path`."""
+    output = pathlib.Path(output).expanduser()
+    if output.suffix != suffix:
+        raise UserError(f'--output={output} must end in {suffix}; pass another name')
+    if output.is_dir() or output.resolve() == pathlib.Path(path).expanduser().resolve():
+        raise UserError(f'--output={output} is a folder or the input; pass another name')
+    return output

@@ -10,7 +10,6 @@ import os
 import re
 
 import numpy as np
-import tensorflow as tf
 
 from checkpoints_tools.source import Lazy, Shapes, reading
 from official_resnet import files
@@ -102,6 +101,8 @@ def _open(prefix):
     """Return (reader, {name: (shape, dtype)}). UserError: they need more bytes than the files have."""
     files.require_no_pattern(prefix)
     with reading(prefix, KIND):
+        import tensorflow as tf
+
         reader = tf.train.load_checkpoint(prefix)
         lengths, types = sorted(reader.get_variable_to_shape_map().items()), reader.get_variable_to_dtype_map()
         found = {name: (tuple(shape), types[name].name) for name, shape in lengths}

@@ -71,15 +71,17 @@ def _name_images(values, arguments):
         raise UserError(_NO_IMAGE)
     import numpy as np
 
+    from official_resnet.inference import card_reader, network_files
     from official_resnet.training import devices
 
+    card = network_files.find(values.model).card  # mistakes are told before TensorFlow is imported
+    card = card_reader.with_names(card, values.labels) if values.labels else card
+    explained = _explained_class(values, card)
     devices.start_tensorflow(1)  # one op at a time: the fastest in inference
-    from official_resnet.inference import card_reader, predict, rewrite
+    from official_resnet.inference import predict, rewrite
 
-    model, card = predict.load(values.model)
-    if values.labels:
-        card = card_reader.with_names(card, values.labels)
-    explain = _explainer(values, model, card, paths) if values.explain else None
+    model, _ = predict.load(values.model)
+    explain = _explainer(values, model, card, paths, explained) if values.explain else None
     is_compiled = len(paths) >= max(NUM_TO_COMPILE, 2 * values.batch_size)
     call = rewrite.compile_model(model, (*card.net_size, card.num_channels)) if is_compiled else model
     table = _table(paths, card.names)
@@ -152,16 +154,22 @@ def class_index(card: 'Card', text: str) -> int:
     raise UserError(f"--explain_class '{text}' is not a class of the network; {remedy}")
 
 
-def _explainer(values, model, card, paths):
+def _explained_class(values, card):
+    """Return the number of the class of --explain_class, if any, and create --output_dir, if --explain needs it."""
+    if values.explain:
+        folder = pathlib.Path(values.output_dir).expanduser()
+        with files.write_errors(f"output_dir '{folder}'", ' or pass another --output_dir'):
+            folder.mkdir(parents=True, exist_ok=True)
+    return None if values.explain_class is None else class_index(card, values.explain_class)
+
+
+def _explainer(values, model, card, paths, chosen):
     """Return a function that saves Grad-CAM overlays of images, uint8 [n, h, w, c], and returns --json entries."""
     from PIL import Image, PngImagePlugin
 
     from official_resnet.inference import grad_cam, predict
 
-    chosen = None if values.explain_class is None else class_index(card, values.explain_class)
     folder = pathlib.Path(values.output_dir).expanduser()
-    with files.write_errors(f"output_dir '{folder}'", ' or pass another --output_dir'):
-        folder.mkdir(parents=True, exist_ok=True)
     taken = {path.resolve() for path in paths}  # no image and no explanation is overwritten
     (rows, columns), (net_rows, net_columns) = card.size, card.net_size
     top, left = (net_rows - rows) // 2, (net_columns - columns) // 2  # place of the image inside its padding

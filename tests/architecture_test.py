@@ -21,9 +21,9 @@ NO_KERAS = ('errors', 'files', 'inputs', 'building', 'resnet_spec')  # rooms tha
 NO_TENSORFLOW = """
     errors files resnet_spec resnet_variants checkpoints training.config training.recipes training.devices
     training.workers inputs.datasets inputs.images inputs.views inputs.jpeg inputs.tfrecords inputs.download
-    command_line.program command_line.flags command_line.train_program command_line.build_program building.shards
-    building.beam reports.evaluate experiments.architecture_table experiments.degradation_main
-    experiments.gradient_flow_main experiments.shortcuts_main experiments.transfer_main
+    inputs.shard_files inference.network_files command_line.program command_line.flags command_line.train_program
+    command_line.build_program building.shards building.beam reports.evaluate experiments.architecture_table
+    experiments.degradation_main experiments.gradient_flow_main experiments.shortcuts_main experiments.transfer_main
     """.split()
 PROGRAMS = ('_main', '_download_and_extract', 'read_ckpt')  # how a program's name ends
 COMMANDS = sorted((ROOT / 'data').glob('*.py'))

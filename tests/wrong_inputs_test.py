@@ -5,6 +5,7 @@ is added for every flag of every program, so that a new flag is in the table at 
 """
 
 import itertools
+import json
 import os
 import pathlib
 import re
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags as absl_flags
-from fixtures import data_commands, ilsvrc, imagenet_shards, loopback, writers
+from fixtures import data_commands, ilsvrc, imagenet_shards, loopback, programs, writers
 from fixtures.program_table import EXPERIMENTS, PROGRAMS, TRAINING, canonical
 from PIL import Image
 
@@ -35,7 +36,7 @@ from official_resnet.errors import UserError
 from official_resnet.inference import model_card
 from official_resnet.training import devices
 
-PACKAGE = pathlib.Path(official_resnet.__file__).parent
+PACKAGE, TESTS = pathlib.Path(official_resnet.__file__).parent, pathlib.Path(__file__).parent
 HUGE = '999999999999999999999'
 CIFAR = ('cifar10_main', 'cifar100_main')
 SMALL = (*CIFAR, 'mnist_main')
@@ -233,6 +234,11 @@ OF_TOOLS = [
 ]
 
 
+# A wrong path is told before TensorFlow is imported, but for what only TensorFlow or a large file's content tells.
+PATHS = re.compile(r'eval_only|--\w*(data_dir|folder|model|path|input|list|labels|file|directory|tar|images|archive)=')
+LATE = re.compile(r'--tfds|--num_train_images|shards_(cut|text)|--input={bytes}')
+
+
 def values_of_wrong_type(flag):
     """Return [(value, pattern)] that the type of a flag refuses."""
     name, parser = flag.name, flag.parser
@@ -249,8 +255,8 @@ def values_of_wrong_type(flag):
 
 
 def table():
-    for programs, args, pattern in (*OF_TRAINING, *OF_DATA, *OF_OTHER_PROGRAMS, *OF_TOOLS):
-        for program in (programs,) if isinstance(programs, str) else programs:
+    for several, args, pattern in (*OF_TRAINING, *OF_DATA, *OF_OTHER_PROGRAMS, *OF_TOOLS):
+        for program in (several,) if isinstance(several, str) else several:
             yield Row(program, args, pattern)
     for program, (define_flags, _, _) in PROGRAMS.items():
         for name, flag in canonical(define_flags()).items():
@@ -414,6 +420,18 @@ def test_a_mistake_is_one_line_and_exit_code_1(row, places, call, tmp_path):
     assert 'Traceback' not in out and '\x1b' not in err
 
 
+def test_a_wrong_path_is_told_before_tensorflow_is_imported(places, tmp_path):
+    rows = [row for row in ROWS if PATHS.search(text := f'{row.program} {row.args}') and not LATE.search(text)]
+    assert {row.program for row in rows} | {'bounding_boxes'} == PROGRAMS.keys()  # which has no flags
+    lines = [f'{PROGRAMS[row.program].base} {row.args}'.format_map({**places, 'new': tmp_path}) for row in rows]
+    calls = [[row.program, line.split()] for row, line in zip(rows, lines, strict=True)]
+    answers = programs.run([sys.executable, '-m', 'fixtures.early_answers', json.dumps(calls)], cwd=TESTS)
+    assert answers.code == 0, answers.err
+    answers = zip(rows, map(json.loads, answers.out.splitlines()), strict=True)
+    wrong = [(row, *answer) for row, answer in answers if answer[:2] != [1, []] or 'network  ' in answer[2]]
+    assert wrong == [], '\n'.join(f'{line[:4]}' for line in wrong)
+
+
 @pytest.mark.parametrize('program', PROGRAMS)
 def test_every_flag_has_a_wrong_value_in_the_table_or_cannot_be_wrong(program):
     values = PROGRAMS[program].define_flags()
@@ -427,9 +445,9 @@ def test_every_program_is_in_the_table():
     benchmarks = pathlib.Path(build.__file__).parent
     folders = (PACKAGE.glob('*_main.py'), PACKAGE.glob('experiments/*_main.py'), data_commands.FOLDER.glob('*.py'))
     files = [*itertools.chain(*folders), *benchmarks.glob('*.py')]
-    programs = {path.stem for path in files if "if __name__ == '__main__':" in path.read_text(encoding='utf-8')}
+    found = {path.stem for path in files if "if __name__ == '__main__':" in path.read_text(encoding='utf-8')}
     assert {row.program for row in ROWS} == PROGRAMS.keys()
-    assert programs - ELSEWHERE.keys() | {'cifar10_download_and_extract', 'read_ckpt'} == PROGRAMS.keys()
+    assert found - ELSEWHERE.keys() | {'cifar10_download_and_extract', 'read_ckpt'} == PROGRAMS.keys()
 
 
 @pytest.mark.parametrize('program', [*TRAINING, *EXPERIMENTS, 'predict_main'])

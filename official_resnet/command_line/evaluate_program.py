@@ -67,11 +67,12 @@ def _refuse(names, purpose):
 
 def _evaluate_run(values, asked, options, row, given):
     """Evaluate the newest checkpoint of model_dir, with the network and data set stored in it."""
-    machine = asked.machine
-    devices.start_tensorflow(machine.inter_op_threads, machine.intra_op_threads)
-    from official_resnet import checkpoints, resnet_run_loop
+    from official_resnet import checkpoints
 
+    machine = asked.machine
     config = TrainConfig.from_json(checkpoints.restore_weights(machine.model_dir)[1]['config'])
+    if asked.dtype == 'auto':  # depends on the devices
+        devices.start_tensorflow(machine.inter_op_threads, machine.intra_op_threads)
     _require_same(values, asked, config, row, given)
     changes = {'batch_size': asked.batch_size} if 'batch_size' in given else {}
     if options.image_folder:  # it has the same classes, but may have other images
@@ -80,7 +81,10 @@ def _evaluate_run(values, asked, options, row, given):
         changes['views'] = dataclasses.replace(config.views, test_size=asked.views.test_size)
     config = dataclasses.replace(config, machine=machine, **changes)
     config = config.with_machine(data_dir=flags.data_dir_of(values, config.dataset))
-    train_program.find_data(config, options, row)
+    train_program.find_data(config, options, row, ('test',))
+    devices.start_tensorflow(machine.inter_op_threads, machine.intra_op_threads)
+    from official_resnet import resnet_run_loop
+
     results = resnet_run_loop.evaluate(config)
     top_5 = f', top-5 {results["accuracy_top_5"]:.4f}' if results['test'].resize else ''
     print(
@@ -138,14 +142,17 @@ def export_net(model: 'keras.Model', config: TrainConfig, options: RunOptions) -
 def _evaluate_net(values, asked, options, row):
     """Evaluate a trained or converted network on images that are prepared as its card says."""
     machine, path = asked.machine, asked.pretrained
+    from official_resnet.inference import network_files
+    from official_resnet.inputs import datasets
+
+    network_files.find(path)
+    train_program.find_data(asked, options, row, ('test',))
     devices.start_tensorflow(machine.inter_op_threads, machine.intra_op_threads)
     from official_resnet.inference import predict
-    from official_resnet.inputs import datasets
 
     if values['model_dir'].present:
         print(f'evaluating {path}, not the run in --model_dir={machine.model_dir}')
     model, card = predict.load(path)
-    train_program.find_data(asked, options, row)
     is_encoded = row.streams and not options.use_synthetic_data
     views = dataclasses.replace(asked.views, test_size=card.net_size[0]) if is_encoded else None
     folder = asked.folder_options() | {'image_size': card.net_size[0], 'channels': card.num_channels}

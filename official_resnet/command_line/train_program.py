@@ -77,12 +77,18 @@ def _train(config, options, row, given_axes):
         from official_resnet.training import workers
 
         is_chief = workers.configure(list(options.worker_hosts), options.task_index)[0] == 0
+    if config.pretrained:
+        from official_resnet.inference import network_files
+
+        network_files.require_weights(config.pretrained)
+    if not has_team:  # before TensorFlow is imported, which takes a while
+        find_data(config, options, row)
     devices.start_tensorflow(config.machine.inter_op_threads, config.machine.intra_op_threads)
     from official_resnet import resnet_run_loop
 
     if has_team:  # must be the first thing that TensorFlow does
         workers.join(config.machine.all_reduce_alg)
-    find_data(config, options, row, is_chief)
+        find_data(config, options, row, is_chief=is_chief)
     if config.pretrained:
         from official_resnet.training import transfer
 
@@ -110,10 +116,19 @@ def _clean(config, options):
         same_run.clean(config.machine.model_dir)
 
 
-def find_data(config: TrainConfig, options: RunOptions, row: Program, is_chief: bool = True) -> None:
+def find_data(
+    config: TrainConfig,
+    options: RunOptions,
+    row: Program,
+    splits: Sequence[str] = ('train', 'test'),
+    is_chief: bool = True,
+) -> None:
     """Download the data set of a config if it is missing and if that is allowed; other workers wait for the chief.
 
-    A damaged or incomplete data set is left for its reader to report.
+    TensorFlow is imported only for the data sets of tensorflow_datasets.
+
+    Raises:
+        UserError: The data set is missing, incomplete or damaged, as far as datasets.require_data finds out.
     """
     dataset, data_dir = config.dataset, config.machine.data_dir
     if options.download and not is_chief:
@@ -122,6 +137,7 @@ def find_data(config: TrainConfig, options: RunOptions, row: Program, is_chief: 
         workers.await_data(dataset, data_dir)
     may_fetch = options.download and is_chief
     if dataset.startswith('tfds:'):
+        devices.start_tensorflow(config.machine.inter_op_threads, config.machine.intra_op_threads)
         from official_resnet.inputs import tfds_source
 
         tfds_source.prepare(dataset, data_dir, may_fetch, has_one_size=not row.streams)
@@ -129,6 +145,7 @@ def find_data(config: TrainConfig, options: RunOptions, row: Program, is_chief: 
         from official_resnet.inputs import download
 
         download.fetch_missing(dataset, data_dir)
+    datasets.require_data(dataset, data_dir, config.folder_options(), splits)
 
 
 def _callbacks(config, options):

@@ -70,15 +70,19 @@ def find_data(values: absl_flags.FlagValues) -> tuple[str, str]:
 def run_experiment(
     argv: Sequence[str], doc: str, values: absl_flags.FlagValues, body: Callable[[absl_flags.FlagValues], None]
 ) -> int:
-    """Parse argv, start TensorFlow, create --output_dir, call body(values), and return the exit code."""
+    """Parse argv, create --output_dir, find the data, start TensorFlow, call body(values), and return the exit code."""
 
     def start(values):
-        devices.start_tensorflow()
-        from official_resnet import resnet_run_loop
-
         values.output_dir = os.path.expanduser(values.output_dir)
         with files.write_errors(f"output_dir '{values.output_dir}'", ' or pass another --output_dir'):
             os.makedirs(values.output_dir, exist_ok=True)
+        if 'image_folder' in values:
+            datasets.require_data(f'folder:{os.path.expanduser(values.image_folder)}', None)
+        else:
+            datasets.require_data(*find_data(values))
+        devices.start_tensorflow()
+        from official_resnet import resnet_run_loop
+
         try:
             return body(values)
         except resnet_run_loop.Interrupted as interruption:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from official_resnet import checkpoints, files, layers
 from official_resnet.errors import UserError
-from official_resnet.inference import card_reader
+from official_resnet.inference import card_reader, network_files
 from official_resnet.inputs import augmentation
 from official_resnet.inputs.images import PREDICTION, decode
 from official_resnet.inputs.normalization import NORMALIZATIONS
@@ -47,23 +47,7 @@ def load(path: str | os.PathLike) -> tuple[keras.Model, card_reader.Card]:
     Raises:
         UserError: The network or its card is missing or damaged, or they do not belong together.
     """
-    path = pathlib.Path(path).expanduser()
-    folder, weights = path.parent, None
-    if path.is_dir():
-        folder, path = path, path / 'model.keras'
-        if not path.is_file():
-            weights, _, path = checkpoints.restore_weights(folder, 'train there, or pass a .keras file')
-    elif path.suffix == '.npz' and path.is_file():
-        folder, weights = path.parents[1], checkpoints.without_optimizer(checkpoints.read(path)[0])
-    elif path.suffix != '.keras' or not path.is_file():
-        raise UserError(f"'{path}' is neither a .keras file nor a model_dir; pass one of them")
-    card = card_reader.read_card(path.with_suffix('.card.json') if weights is None else folder / 'model.card.json')
-    if not card.num_classes:
-        raise UserError(
-            f'{path} has no classifier; train one, with --pretrained_model_checkpoint_path={path}, or get its features '
-            'by keras.models.load_model'
-        )
-    source = path if weights is None else folder / checkpoints.NETWORK_FILE
+    path, card, source, weights = network_files.find(path)
     fast = {'BatchNormalization': layers.BatchNormalization}  # in place of Keras' own
     try:
         with layers.deep_graph():

@@ -10,7 +10,7 @@ need not know which. Importing this module imports no TensorFlow, because flags 
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,19 +112,53 @@ def open_split(
         return shards.open_split(dataset, split, data_dir, views)
     from official_resnet.inputs import in_memory
 
+    images, labels = _read(dataset, split, data_dir)
+    return in_memory.InMemorySplit(
+        images, labels, info.num_classes, dataset, info.class_names, info.normalization, info.input_size
+    )
+
+
+def require_data(
+    dataset: str,
+    data_dir: str | os.PathLike | None,
+    folder: Mapping[str, Any] | None = None,
+    splits: Sequence[str] = ('train', 'test'),
+) -> None:
+    """Raise the UserErrors of `open_split` that show in a second and without TensorFlow.
+
+    Small images are read, large ones are only listed. The data sets of tensorflow_datasets are left to `open_split`.
+    """
+    if dataset.startswith('tfds:'):
+        return
+    if dataset.startswith('folder:'):
+        from official_resnet.inputs import image_folder
+
+        options = folder or {}
+        image_folder.list_files(dataset.removeprefix('folder:'), options.get('validation_fraction', 0.1))
+        return
+    info = info_of(dataset)
+    if info.format == 'shards':
+        from official_resnet.inputs import shard_files
+
+        for split in splits:
+            shard_files.find_shards(data_dir or '', split)
+            shard_files.manifest_classes(data_dir or '', split)
+    elif info.files:  # else the images are generated
+        for split in splits:
+            _read(dataset, split, data_dir)
+
+
+def _read(dataset, split, data_dir):
+    """Return (images uint8 [n, h, w, c], labels int32 [n]) of a data set that is held in memory."""
+    info = info_of(dataset)
     if info.format == 'cifar':
         from official_resnet.inputs import cifar
 
         place = find_folder(dataset, data_dir)
-        paths = [place / name for name in info.files[split]]
-        images, labels = cifar.read_cifar(paths, info.label_bytes, info.num_classes)
-    else:
-        from official_resnet.inputs import other_datasets
+        return cifar.read_cifar([place / name for name in info.files[split]], info.label_bytes, info.num_classes)
+    from official_resnet.inputs import other_datasets
 
-        images, labels = other_datasets.read(dataset, split, data_dir)
-    return in_memory.InMemorySplit(
-        images, labels, info.num_classes, dataset, info.class_names, info.normalization, info.input_size
-    )
+    return other_datasets.read(dataset, split, data_dir)
 
 
 def find_folder(dataset: str, data_dir: str | os.PathLike | None) -> Path:

@@ -4,10 +4,8 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import pathlib
-import re
 import zipfile
 from collections.abc import Callable, Sequence
 
@@ -15,13 +13,10 @@ import numpy as np
 import tensorflow as tf
 
 from official_resnet import errors, files
-from official_resnet.inputs import images, other_datasets, streamed, tfrecords
+from official_resnet.inputs import images, other_datasets, shard_files, streamed, tfrecords
 from official_resnet.inputs.views import Views
 
 OPEN_FILES = 256  # number of files that are kept open
-_PREFIXES = {'train': 'train', 'test': 'validation'}  # of the file names of a split
-_SHARD = re.compile(r'-(\d{5})-of-(\d{5})$')
-_BUILD = 'build them with data/build_imagenet_data.py'
 
 
 def open_split(
@@ -30,9 +25,9 @@ def open_split(
     """Open a split of a folder of shards, see datasets.open_split."""
     if data_dir is None:
         raise errors.UserError(f'{dataset} needs a data_dir; pass --data_dir, the folder of its TFRecord shards')
-    paths = find_shards(data_dir, split)
-    ids, names = zip(*manifest_classes(data_dir, split), strict=True)
-    index_file = pathlib.Path(data_dir) / f'.{_PREFIXES[split]}.index.npz'
+    paths = shard_files.find_shards(data_dir, split)
+    ids, names = zip(*shard_files.manifest_classes(data_dir, split), strict=True)
+    index_file = pathlib.Path(data_dir) / f'.{shard_files.PREFIXES[split]}.index.npz'
     source = Shards(paths, num_classes=len(names), index_file=index_file)
     normalization = other_datasets.default_normalization(dataset)
     return streamed.StreamedSplit(source, len(names), dataset, names, normalization, views or Views(), class_ids=ids)
@@ -124,46 +119,6 @@ class Shards(streamed.Source):
                 path = self.paths[self.shard_numbers[row]]
                 raise errors.UserError(f"'{path}' has a broken image {place} ({error}); fetch it again") from None
         return result
-
-
-def find_shards(data_dir: str | os.PathLike, split: str) -> list[pathlib.Path]:
-    """Return the paths of all shards of a split in a folder: train-00000-of-01024 ..., or for 'test' validation-...
-
-    Raises:
-        UserError: There are no shards, some are missing, or they belong to two builds.
-    """
-    folder, prefix = pathlib.Path(data_dir), _PREFIXES[split]
-    if not folder.is_dir():
-        fault = 'is not a folder' if folder.exists() else 'does not exist'
-        raise errors.UserError(f"data_dir '{folder}' {fault}; pass the folder of {prefix}-00000-of-..., or {_BUILD}")
-    matches = [(match, path) for path in sorted(folder.glob(f'{prefix}-*-of-*')) if (match := _SHARD.search(path.name))]
-    if not matches:
-        raise errors.UserError(f"data_dir '{folder}' has no {prefix}-00000-of-...; {_BUILD}, or pass another")
-    totals = sorted({int(match[2]) for match, _ in matches})
-    if len(totals) > 1:
-        fault = f'has {prefix} shards of a set of {totals[0]} and of one of {totals[1]}'
-        raise errors.UserError(f"data_dir '{folder}' {fault}; remove the shards of one set")
-    missing = sorted(set(range(totals[0])) - {int(match[1]) for match, _ in matches})
-    if missing:
-        fault = f'lacks {len(missing)} of {totals[0]} {prefix} shards; the first is {missing[0]:05d}'
-        raise errors.UserError(f"data_dir '{folder}' {fault}; {_BUILD}, which continues where it stopped")
-    return [path for _, path in matches]
-
-
-def manifest_classes(data_dir: str | os.PathLike, split: str) -> list[tuple[str, str]]:
-    """Return [(id, name), ...] of the manifest's classes, by default ILSVRC2012's. Raise UserError if it is damaged."""
-    prefix = _PREFIXES[split]
-    path = pathlib.Path(data_dir) / f'{prefix}.manifest.json'
-    known = dict(other_datasets.imagenet_classes())
-    try:
-        manifest = json.loads(files.read_text(path))
-        return [(synset, known.get(synset, synset)) for synset in manifest['synsets'][1:]]
-    except FileNotFoundError:
-        return list(known.items())
-    except OSError as error:
-        raise errors.UserError(f"'{path}' cannot be read ({error.strerror}); {files.advice(error, _BUILD)}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise errors.UserError(f"the manifest of {prefix} in '{data_dir}' is damaged ({error}); {_BUILD}") from None
 
 
 def _index(paths, index_file, log):

@@ -47,10 +47,10 @@ def start_tensorflow(inter_op_threads: int = 0, intra_op_threads: int = 0) -> No
 
 def known_dtype(dtype: str) -> str:
     """Return `dtype`. 'auto' becomes 'bf16' if the GPU or CPU computes in bfloat16 natively, else 'fp32'."""
-    import tensorflow as tf
-
     if dtype != 'auto':
         return dtype
+    import tensorflow as tf
+
     gpus = tf.config.list_physical_devices('GPU')
     if gpus:
         capability = tf.config.experimental.get_device_details(gpus[0]).get('compute_capability', (0, 0))

@@ -13,7 +13,7 @@ import keras
 
 from official_resnet import checkpoints, files, layers, resnet_model, resnet_spec
 from official_resnet.errors import UserError
-from official_resnet.inference import card_reader
+from official_resnet.inference import card_reader, network_files
 from official_resnet.inputs import classes, other_datasets
 from official_resnet.inputs.split import Split
 from official_resnet.training.config import PRETRAINED, TrainConfig
@@ -174,6 +174,7 @@ def _read(path):
     if pathlib.Path(path).is_dir():
         weights, state, _ = checkpoints.restore_weights(path, 'pass a model_dir or a .keras file')
         return weights, state
+    network_files.require_keras_file(path, 'pass a model_dir or a .keras file')
     try:
         with layers.deep_graph():
             model = keras.models.load_model(path, compile=False)

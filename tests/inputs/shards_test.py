@@ -11,7 +11,7 @@ from fixtures.imagenet_shards import CLASSES, draw, write_shards
 from fixtures.tiny_training import config_of
 
 from official_resnet import resnet_run_loop, resnet_spec
-from official_resnet.inputs import datasets, in_memory, shards, streamed, tfrecords
+from official_resnet.inputs import datasets, in_memory, shard_files, shards, streamed, tfrecords
 from official_resnet.inputs.views import Views
 
 NUM_IMAGES = 22
@@ -29,7 +29,7 @@ def folder(tmp_path):
 
 
 def open_shards(folder, **options):
-    return shards.Shards(shards.find_shards(folder, 'train'), **options)
+    return shards.Shards(shard_files.find_shards(folder, 'train'), **options)
 
 
 def open_train(folder, views=VIEWS):
@@ -45,31 +45,31 @@ def test_shards_are_found_in_their_order_whatever_else_is_there(folder):
         *('train-00000-of-00004.index', 'xtrain-00000-of-00007', 'training-00000-of-00003'),
     ):
         (folder / name).touch()
-    assert shards.find_shards(str(folder), 'train') == [folder / f'train-0000{i}-of-00004' for i in range(4)]
-    assert shards.find_shards(folder, 'test') == [folder / f'validation-0000{i}-of-00002' for i in range(2)]
+    assert shard_files.find_shards(str(folder), 'train') == [folder / f'train-0000{i}-of-00004' for i in range(4)]
+    assert shard_files.find_shards(folder, 'test') == [folder / f'validation-0000{i}-of-00002' for i in range(2)]
 
 
 def test_shards_that_are_missing_or_of_two_sets_are_said_in_one_line(folder):
     (folder / 'train-00001-of-00004').rename(folder / 'train-00001-of-00004.part')
     (folder / 'train-00003-of-00004').unlink()
-    message = message_of(shards.find_shards, folder, 'train')
+    message = message_of(shard_files.find_shards, folder, 'train')
     assert f"'{folder}' lacks 2 of 4 train shards" in message and '00001; build them' in message
     (folder / 'train-00000-of-00008').touch()
-    message = message_of(shards.find_shards, folder, 'train')
+    message = message_of(shard_files.find_shards, folder, 'train')
     assert 'set of 4 ' in message and 'of 8; remove the shards of one set' in message
 
 
 def test_the_manifest_names_the_classes(folder):
-    assert shards.manifest_classes(folder, 'train') == list(CLASSES)
+    assert shard_files.manifest_classes(folder, 'train') == list(CLASSES)
     read = datasets.open_split('imagenet', 'test', data_dir=folder, views=VIEWS)
     assert (read.num_classes, read.class_names) == (6, tuple(name for _, name in CLASSES))
     assert read.class_ids == tuple(synset for synset, _ in CLASSES)
     path = folder / 'validation.manifest.json'
     path.write_text('{"synsets": ["", "n01443537", "cats of mine"], "more": 1}')
-    assert shards.manifest_classes(folder, 'test') == [('n01443537', 'goldfish'), ('cats of mine', 'cats of mine')]
+    assert shard_files.manifest_classes(folder, 'test') == [('n01443537', 'goldfish'), ('cats of mine', 'cats of mine')]
     for text in ('{', '[]', '{"synsets": 3}', '{}', '\xff'):
         path.write_text(text, encoding='latin-1')
-        assert f"validation in '{folder}' is damaged (" in message_of(shards.manifest_classes, folder, 'test')
+        assert f"validation in '{folder}' is damaged (" in message_of(shard_files.manifest_classes, folder, 'test')
     path.unlink()
     read = datasets.open_split('imagenet', 'test', data_dir=folder)  # ImageNet's own thousand
     assert (read.num_classes, read.class_ids[0], read.class_names[0]) == (1000, 'n01440764', 'tench')

@@ -1,0 +1,66 @@
+"""Find the files of a trained network, and read its card. Importing this module imports no TensorFlow."""
+
+import os
+import pathlib
+import zipfile
+from typing import NamedTuple
+
+import numpy as np
+
+from official_resnet import checkpoints
+from official_resnet.errors import UserError
+from official_resnet.inference import card_reader
+
+_REMEDY = 'pass a .keras file that a training or read_ckpt.py wrote'
+
+
+class NetworkFiles(NamedTuple):
+    """What predict.load reads."""
+
+    path: pathlib.Path  # the .keras file, or the checkpoint
+    card: card_reader.Card
+    source: pathlib.Path  # the file with the layers
+    weights: dict[str, np.ndarray] | None  # those of a checkpoint; None: they are in `source`
+
+
+def find(path: str | os.PathLike) -> NetworkFiles:
+    """Return the files of a network, given its .keras file, a model_dir or a checkpoint in it; see predict.load.
+
+    Raises:
+        UserError: The network or its card is missing or damaged, or it has no classifier.
+    """
+    path = pathlib.Path(path).expanduser()
+    folder, weights = path.parent, None
+    if path.is_dir():
+        folder, path = path, path / 'model.keras'
+        if not path.is_file():
+            weights, _, path = checkpoints.restore_weights(folder, 'train there, or pass a .keras file')
+    elif path.suffix == '.npz' and path.is_file():
+        folder, weights = path.parents[1], checkpoints.without_optimizer(checkpoints.read(path)[0])
+    elif path.suffix != '.keras' or not path.is_file():
+        raise UserError(f"'{path}' is neither a .keras file nor a model_dir; pass one of them")
+    card = card_reader.read_card(path.with_suffix('.card.json') if weights is None else folder / 'model.card.json')
+    if not card.num_classes:
+        raise UserError(
+            f'{path} has no classifier; train one, with --pretrained_model_checkpoint_path={path}, or get its features '
+            'by keras.models.load_model'
+        )
+    if weights is None:
+        require_keras_file(path)
+    return NetworkFiles(path, card, path if weights is None else folder / checkpoints.NETWORK_FILE, weights)
+
+
+def require_weights(path: str | os.PathLike) -> None:
+    """Raise UserError unless transfer.describe can read `path`: a model_dir with a checkpoint, or a .keras file."""
+    if os.path.isdir(path):
+        checkpoints.restore_weights(path, 'pass a model_dir or a .keras file')
+    else:
+        require_keras_file(path, 'pass a model_dir or a .keras file')
+
+
+def require_keras_file(path: str | os.PathLike, remedy: str = _REMEDY) -> None:
+    """Raise UserError unless a file exists and is a whole zip archive, as every .keras file is."""
+    if not os.path.exists(path):
+        raise UserError(f'cannot load {path}: there is no such file; {remedy}')
+    if not zipfile.is_zipfile(path):
+        raise UserError(f'cannot load {path}: it is cut short, or not a .keras file; {remedy}')
