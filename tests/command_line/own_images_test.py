@@ -4,6 +4,7 @@ import pytest
 
 from official_resnet import cifar10_main, imagenet_main, mnist_main
 from official_resnet.command_line import flags, own_images
+from official_resnet.inputs import image_folder
 
 PROGRAMS = {'cifar10': cifar10_main.PROGRAM, 'imagenet': imagenet_main.PROGRAM, 'mnist': mnist_main.PROGRAM}
 
@@ -32,8 +33,8 @@ PROGRAMS = {'cifar10': cifar10_main.PROGRAM, 'imagenet': imagenet_main.PROGRAM, 
     ],
 )
 def test_recipe_batch_size_and_epochs_by_the_number_of_images(monkeypatch, program, num_images, line, expected):
-    listed = ('a', 'b'), {'train': [('x.png', 0)] * num_images, 'test': []}
-    monkeypatch.setattr(own_images.image_folder, 'list_files', lambda *args: listed)
+    listed = image_folder.Listing(('a', 'b'), {'train': [('x.png', 0)] * num_images, 'test': []}, {}, '')
+    monkeypatch.setattr(image_folder, 'list_files', lambda *args: listed)
     values, row = flags.define(PROGRAMS[program]), PROGRAMS[program]
     values(['main.py', '--image_folder=x', *line.split()])
     chosen = own_images.choose(values, row, flags.resolve(values, row)[0])
