@@ -467,7 +467,7 @@ def _card(config, test):
         'class_names': test.class_names,
         'ids': test.class_ids if test.class_ids != test.class_names else None,  # ids of own images are their names
         'num_classes': config.num_classes,
-        'resize': test.resize,
+        'view': {'resize': test.resize, 'exif': not test.views or test.views.uses_exif},
         'head': config.head,
         'pretrained_classes': config.pretrained_classes,
     }

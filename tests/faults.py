@@ -188,8 +188,8 @@ FAULTS = [
         'exif',
         'An image to be named is turned as its EXIF says.',
         'official_resnet/inputs/images.py',
-        'PREDICTION = Rules(None, uses_exif=True,',
-        'PREDICTION = Rules(None, uses_exif=False,',
+        'PREDICTION = Rules(None, uses_exif=True)',
+        'PREDICTION = Rules(None, uses_exif=False)',
         'tests/inputs/images_test.py -k exif',
     ),
     # The run and its state.

@@ -39,7 +39,11 @@ from golden_checks import CHECKS, NEEDS, run
 _SPEC = {
     f'*spec.{name}': 'the spec has one layout, and no experiment within it'
     for name in ('data_format', 'experiment', 'batch_norm', 'activation')
-} | {'*spec.initializer': "a field since the experiments; official's is official/resnet's"}
+} | {
+    '*spec.initializer': "a field since the experiments; official's is official/resnet's",
+    '*input.exif': 'the card says whether images are turned as their EXIF says',
+    '*views.uses_exif': 'the data set decides whether images are turned',
+}
 _MACHINE = (
     *('data_dir', 'model_dir', 'save_checkpoint_minutes', 'steps_per_call', 'num_gpus', 'distribution_strategy'),
     *('all_reduce_alg', 'enable_xla', 'input_threads'),

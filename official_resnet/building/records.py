@@ -13,6 +13,7 @@ import numpy as np
 
 from official_resnet.building.boxes import NO_BOXES, Boxes
 from official_resnet.building.image_list import ImageList
+from official_resnet.inputs.images import FOLDER, SHARDS, Rules
 
 IMAGENET_KEYS = frozenset(
     """
@@ -33,7 +34,12 @@ class Options:
     seed: int = 12345  # of the order of the images; upstream's default
     check: str = 'structure'  # or 'decode', see images.to_rgb_jpeg
     on_broken: str = 'skip'  # or 'fail'
-    layout: str = 'imagenet'  # or 'folder', which has no synset and no boxes
+    layout: str = 'imagenet'  # or 'folder', your own images, without synset and boxes
+
+    @property
+    def rules(self) -> Rules:
+        """How images are decoded: your own images are turned as EXIF says, ILSVRC2012 stays as it was published."""
+        return FOLDER if self.layout == 'folder' else SHARDS
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the boxes to `<path>.names.npy` and `<path>.coordinates.npy`, and the rest to `<path>.json`."""

@@ -37,7 +37,7 @@ from official_resnet.inputs import jpeg, tfrecords
 from official_resnet.inputs.images import to_rgb_jpeg
 
 _TICK_SECONDS = 0.1  # between two messages of a process about its progress
-_VERSION = 1  # changes when the same images and options give other bytes
+_VERSIONS = {'imagenet': 1, 'folder': 2}  # of a layout; changes when the same images and options give other bytes
 
 
 def shard_rows(count: int, shard: int, num_shards: int, seed: int) -> np.ndarray:
@@ -77,7 +77,7 @@ def build_shard(
     for i in shard_rows(len(images), shard, num_shards, options.seed).tolist():
         data, name = images.read_bytes(i, opener), images.name(i)
         try:
-            encoded, width, height = to_rgb_jpeg(data, options.check)
+            encoded, width, height = to_rgb_jpeg(data, options.check, options.rules)
         except ValueError as error:
             if options.on_broken == 'fail':
                 raise UserError(
@@ -138,7 +138,7 @@ def complete(job: Job, images: ImageList, options: Options, write: Callable[[lis
     Raises:
         UserError: The folder has files of another build, or a shard that was missing now has other bytes.
     """
-    decisive = [_VERSION, job.num_shards, images.digest(), options.digest()]
+    decisive = [_VERSIONS[options.layout], job.num_shards, images.digest(), options.digest()]
     fingerprint = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
     kept = job.open(fingerprint)
     todo = job.missing(kept) if kept else list(range(job.num_shards))

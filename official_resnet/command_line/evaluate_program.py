@@ -5,6 +5,7 @@ Each flag that is passed with --eval_only has an effect, agrees with the evaluat
 
 import dataclasses
 import os
+import pathlib
 from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
@@ -68,6 +69,7 @@ def _refuse(names, purpose):
 def _evaluate_run(values, asked, options, row, given):
     """Evaluate the newest checkpoint of model_dir, with the network and data set stored in it."""
     from official_resnet import checkpoints
+    from official_resnet.inference import card_reader
 
     machine = asked.machine
     config = TrainConfig.from_json(checkpoints.restore_weights(machine.model_dir)[1]['config'])
@@ -75,10 +77,14 @@ def _evaluate_run(values, asked, options, row, given):
         devices.start_tensorflow(machine.inter_op_threads, machine.intra_op_threads)
     _require_same(values, asked, config, row, given)
     changes = {'batch_size': asked.batch_size} if 'batch_size' in given else {}
+    views = {'test_size': asked.views.test_size} if 'eval_image_size' in given else {}
     if options.image_folder:  # it has the same classes, but may have other images
         changes['dataset'] = asked.dataset
-    if 'eval_image_size' in given:
-        changes['views'] = dataclasses.replace(config.views, test_size=asked.views.test_size)
+        card = pathlib.Path(machine.model_dir, 'model.card.json')
+        if config.views and card.exists() and not card_reader.read_card(card).uses_exif:  # as in prediction
+            views['uses_exif'] = False
+    if views:
+        changes['views'] = dataclasses.replace(config.views, **views)
     config = dataclasses.replace(config, machine=machine, **changes)
     config = config.with_machine(data_dir=flags.data_dir_of(values, config.dataset))
     train_program.find_data(config, options, row, ('test',))
@@ -155,6 +161,8 @@ def _evaluate_net(values, asked, options, row):
     model, card = predict.load(path)
     is_encoded = row.streams and not options.use_synthetic_data
     views = dataclasses.replace(asked.views, test_size=card.net_size[0]) if is_encoded else None
+    if views and not card.uses_exif:
+        views = dataclasses.replace(views, uses_exif=False)
     folder = asked.folder_options() | {'image_size': card.net_size[0], 'channels': card.num_channels}
     test = datasets.open_split(asked.dataset, 'test', data_dir=machine.data_dir, views=views, folder=folder)
     test = _with_classes_of(card, test, path, is_encoded)
@@ -164,6 +172,8 @@ def _evaluate_net(values, asked, options, row):
             f'{test.input_shape}; pass images of this size'
         )
     test = test.with_normalization(card.normalization)
+    if is_encoded and not test.views.uses_exif:  # ILSVRC2012 stays as it was published
+        card = dataclasses.replace(card, uses_exif=False)
     _report(model, test, asked.batch_size, options, predict.encoded_view(card) if is_encoded else None)
     return 0
 

@@ -33,6 +33,7 @@ class Input:
     resize: int | None = 256  # shorter side before the central crop of `size`; None resizes the whole image to `size`
     interpolation: str = 'bilinear'  # or 'bicubic'
     normalization: str | None = None  # a name in NORMALIZATIONS that replaces channels, scale, mean, std
+    exif: bool = True  # whether images are turned as EXIF says; your own are, even if those of the training were not
 
     @property
     def name(self) -> str:
@@ -57,6 +58,7 @@ class Card:
     resize: int | str = 'cover'
     interpolation: str = 'bilinear'  # or 'bicubic', antialiased
     experiment: dict | None = None  # what a special block function changes, see experiments.blocks
+    uses_exif: bool = True  # whether an image is turned as its EXIF says
 
     @property
     def has_names(self) -> bool:
@@ -96,12 +98,13 @@ def read_card(path: str | os.PathLike) -> Card:
     fields = get('input', lambda value: isinstance(value, dict), 'an object')
     convention = _converted_input(get) if 'scale' in fields else _own_input(get)
     experiment = get('experiment', lambda value: isinstance(value, dict), 'an object', is_optional=True)
+    exif = get('input.exif', lambda value: isinstance(value, bool), 'true or false', is_optional=True)
     spec = get('spec', lambda value: True, '')
     try:
         spec = resnet_spec.ResNetSpec.from_json(spec)
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f'the card {path} has a wrong spec ({error}); {REMEDY}') from error
-    return Card(spec, num_classes, names, ids, **convention, experiment=experiment)
+    return Card(spec, num_classes, names, ids, **convention, experiment=experiment, uses_exif=exif is not False)
 
 
 def with_names(card: Card, path: str | os.PathLike) -> Card:

@@ -6,7 +6,8 @@
     ids           optional: [id, ...] of WordNet, one for each label, or null
     input         In a card of our own programs (`write_card`): `normalization`, a name in NORMALIZATIONS; `size`,
                   [h, w] of the network's input; `channels`, 'RGB' or 'grey'; `pad_from`, [h, w] of images that are
-                  padded with zeros to `size`, for example MNIST's 28 x 28 to 32 x 32.
+                  padded with zeros to `size`, for example MNIST's 28 x 28 to 32 x 32; `exif`, whether images are
+                  turned as their EXIF says (true if it is missing).
                   In a card of a converted network (checkpoints_tools): the fields of card_reader.Input.
 
 card_reader reads these fields and ignores all others.
@@ -16,7 +17,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from official_resnet import files, resnet_spec
@@ -33,7 +34,7 @@ def write_card(
     input_shape: Sequence[int],
     class_names: Sequence[str],
     num_classes: int | None = None,
-    resize: int | None = None,
+    view: Mapping[str, Any] | None = None,
     **others: Any,
 ) -> None:
     """Write the card of a network that we trained, atomically.
@@ -46,16 +47,15 @@ def write_card(
         input_shape: (h, w, c) of the network's input. If it is larger than image_shape, images are padded.
         class_names: The names of the classes, in the order of the outputs.
         num_classes: Number of outputs, if there are more of them than names.
-        resize: Length to which an image's shorter side is resized before image_shape is cropped. None resizes the
-            largest central part of that shape.
+        view: `exif`, see above, and `resize`, the length to which an image's shorter side is resized before image_shape
+            is cropped. Without `resize`, the largest central part of that shape is resized.
         **others: Further fields for other readers.
     """
     channels = 'grey' if input_shape[2] == 1 else 'RGB'
     fields: dict[str, Any] = {'normalization': normalization, 'size': list(input_shape[:2]), 'channels': channels}
     if tuple(image_shape[:2]) != tuple(input_shape[:2]):
         fields['pad_from'] = list(image_shape[:2])
-    if resize:
-        fields['resize'] = resize
+    fields |= {'exif': True, **{name: value for name, value in (view or {}).items() if value is not None}}
     content = {'spec': dataclasses.asdict(spec), 'num_classes': num_classes or len(class_names)}
     content |= {'labels': list(class_names), 'input': fields}
     files.write_text(path, json.dumps(content | others, indent=1) + '\n')

@@ -1,5 +1,7 @@
 """Classify images with a trained network and its card."""
 
+import dataclasses
+import functools
 import os
 import pathlib
 import zlib
@@ -98,8 +100,8 @@ def predict(
 def prepare(source: ImageLike, card: card_reader.Card) -> np.ndarray:
     """Return an image as the network sees it before normalisation, uint8 [h, w, c] of card.size.
 
-    As in image_folder's training, an image is turned as its EXIF data says, only the first frame of an animation
-    counts, transparency is ignored, and 16-bit grey values lose their lower byte.
+    An image is turned as its EXIF says if card.uses_exif. Only the first frame of an animation counts, transparency is
+    ignored, and 16-bit values lose their lower byte, as in training; see inputs.images.
 
     Args:
         source: A path, a PIL image, or an array uint8 [h, w, c] or [h, w], of any size.
@@ -108,11 +110,18 @@ def prepare(source: ImageLike, card: card_reader.Card) -> np.ndarray:
     Raises:
         UserError: The image cannot be read. The message has its path if it has one.
     """
+    mode, rules = 'RGB' if card.num_channels == 3 else 'L', dataclasses.replace(PREDICTION, uses_exif=card.uses_exif)
+    least = max(card.size) if isinstance(card.resize, str) else card.resize
     try:
-        image = decode(source, PREDICTION, 'RGB' if card.num_channels == 3 else 'L')
+        pixels = decode(source, rules, mode, functools.partial(_resized, card=card), least)
     except ValueError as error:
         name = f"'{source}'" if isinstance(source, (str, pathlib.Path)) else 'the image'
         raise UserError(f'cannot read {name}: {error}') from error
+    return pixels.reshape(*card.size, card.num_channels)
+
+
+def _resized(image, card):
+    """Return the part of an image that the network sees, resized: uint8 [h, w, c] or [h, w]."""
     (width, height), (rows, columns) = image.size, card.size
     # Only the part that is needed, `box`, is resized. Resizing a 1 x 5000 image as a whole could fill the memory.
     left, top, box_width, box_height = 0.0, 0.0, float(width), float(height)  # pixels
@@ -126,8 +135,7 @@ def prepare(source: ImageLike, card: card_reader.Card) -> np.ndarray:
         top = round((new_height - rows) / 2) * height / new_height
         box_width, box_height = columns * width / new_width, rows * height / new_height
     box = max(left, 0), max(top, 0), min(left + box_width, width), min(top + box_height, height)
-    image = image.resize((columns, rows), Image.Resampling[card.interpolation.upper()], box=box)
-    return np.asarray(image).reshape(rows, columns, card.num_channels)
+    return np.asarray(image.resize((columns, rows), Image.Resampling[card.interpolation.upper()], box=box))
 
 
 def encoded_view(card: card_reader.Card) -> Callable[[tf.Tensor], tf.Tensor]:

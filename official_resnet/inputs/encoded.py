@@ -4,6 +4,7 @@ import math
 
 import tensorflow as tf
 
+from official_resnet.inputs import jpeg as jpeg_format
 from official_resnet.inputs.views import Views
 
 DECODER = 'decode_image'  # name scope of TensorFlow's decoder, which identifies its errors
@@ -23,8 +24,11 @@ def train_view(jpeg: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor, views: Views,
     """
     with tf.name_scope(DECODER):
         shape = tf.io.extract_jpeg_shape(jpeg)  # reads the header only
+    turn = orientation(jpeg) if views.uses_exif else None
+    if turn is not None:
+        shape = tf.where(turn > 4, tf.gather(shape, [1, 0, 2]), shape)
     window = torch_crop(shape, seed, views) if views.crop == 'torch' else official_crop(shape, boxes, seed, views)
-    image = decode_jpeg(jpeg, views, window)
+    image = _decode(jpeg, views, window, turn)
     coin = tf.random.stateless_uniform([], tf.random.experimental.stateless_fold_in(seed, 1))
     # Mirror before resizing, as official/resnet does: with TensorFlow 1's bilinear resize, the order matters.
     image = tf.cond(tf.logical_and(coin < 0.5, flip), lambda: tf.reverse(image, [1]), lambda: image)
@@ -94,12 +98,92 @@ def ten_views(image: tf.Tensor, views: Views) -> tf.Tensor:
 def decode_jpeg(data: tf.Tensor, views: Views, window: tf.Tensor | None = None) -> tf.Tensor:
     """Decode a JPEG, string [], to uint8 [h, w, 3], RGB. Without a window, it also decodes PNG.
 
-    A window, int32 [4], is the part to decode: top, left, height and width in pixels.
+    With views.uses_exif, the image is turned. A window, int32 [4], is the part to decode: top, left, height and width
+    in pixels of the turned image.
     """
+    return _decode(data, views, window, orientation(data) if views.uses_exif else None)
+
+
+def _decode(data, views, window, turn):
+    """Compute decode_jpeg; `turn` is the orientation, None for 1."""
+    options = {'channels': 3, 'dct_method': views.dct_method}
     with tf.name_scope(DECODER):
+        if turn is None:
+            if window is None:
+                return tf.io.decode_jpeg(data, **options)
+            return tf.io.decode_and_crop_jpeg(data, window, **options)
+        swaps, flips = _swaps_and_flips(turn)
         if window is None:
-            return tf.io.decode_jpeg(data, channels=3, dct_method=views.dct_method)
-        return tf.io.decode_and_crop_jpeg(data, window, channels=3, dct_method=views.dct_method)
+            stored = tf.io.decode_jpeg(data, **options)
+        else:
+            begin, size = (tf.where(swaps, part[::-1], part) for part in (window[:2], window[2:]))
+            begin = tf.where(flips, tf.io.extract_jpeg_shape(data)[:2] - begin - size, begin)
+            stored = tf.io.decode_and_crop_jpeg(data, tf.concat([begin, size], 0), **options)
+    return upright(stored, turn)
+
+
+def upright(image: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
+    """Turn an image [h, w, c] by its orientation, int32 [] in 1..8."""
+    swaps, flips = _swaps_and_flips(turn)
+    for axis, flip in enumerate(flips):
+        image = tf.cond(flip, lambda image=image, axis=axis: tf.reverse(image, [axis]), lambda image=image: image)
+    return tf.cond(swaps, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
+
+
+def _swaps_and_flips(turn):
+    """Return whether an orientation swaps rows and columns, and whether it flips the stored rows and columns first."""
+    return turn > 4, [tf.reduce_any(turn == list(some)) for some in ((3, 4, 6, 7), (2, 3, 7, 8))]
+
+
+def orientation(data: tf.Tensor) -> tf.Tensor:
+    """Return how EXIF says that a JPEG or PNG, string [], is to be turned, as jpeg.orientation does: int32 [], 1..8.
+
+    Only ops of TensorFlow, because a SavedModel contains it.
+    """
+    size, is_png = tf.strings.length(data), tf.strings.substr(data, 0, 4) == b'\x89PNG'
+
+    def step(place, begin):
+        """Go from one segment of a JPEG or chunk of a PNG to the next; `begin` is where EXIF begins, 0 if unknown."""
+        head = tf.cast(tf.io.decode_raw(tf.strings.substr(data, place, 8), tf.uint8), tf.int32)
+        is_png_exif = tf.strings.substr(data, place + 4, 4) == b'eXIf'
+        if_png = tf.where(is_png_exif, place + 8, 0), place + 12 + _integer(head[:4], True, size)
+        is_exif = (head[1] == 0xE1) & (tf.strings.substr(data, place + 4, 6) == b'Exif\0\0')
+        is_last = (head[0] != 0xFF) | (head[1] // 16 == 0xC) | (head[1] == 0xDA)  # the frame header or a scan
+        if_jpeg = tf.where(is_exif, place + 10, 0), tf.where(is_last, size, place + 2 + _integer(head[2:4], True, size))
+        begin, place = (tf.where(is_png, *either) for either in zip(if_png, if_jpeg, strict=True))
+        return place, begin
+
+    start = tf.where(is_png, 8, 2), tf.constant(0)
+    place, begin = tf.while_loop(lambda place, begin: (begin == 0) & (place <= size - 8), step, start)
+    begin, end = tf.minimum(begin, size), tf.minimum(place - tf.where(is_png, 4, 0), size)
+    exif = tf.strings.substr(data, begin, tf.maximum(end - begin, 0))
+    is_big, is_small = (tf.strings.substr(exif, 0, 4) == order for order in (b'MM\0*', b'II*\0'))
+    digits = tf.cast(tf.io.decode_raw(exif, tf.uint8), tf.int32)
+    return tf.cond((begin > 0) & (is_big | is_small), lambda: _tag_of_exif(digits, is_big), lambda: 1)
+
+
+def _tag_of_exif(exif, is_big):
+    """Return the orientation in the first directory of EXIF, int32 [n] of its bytes."""
+    length = tf.size(exif)
+    place = _integer(exif[4:8], is_big, length)
+    count = _integer(exif[place : place + 2], is_big, length)
+    entries = exif[place + 2 : place + 2 + 12 * count]
+    entries = tf.reshape(entries[: tf.size(entries) // 12 * 12], [-1, 12])
+
+    def shorts(column):  # of 16 bits
+        pair = entries[:, column : column + 2]
+        return tf.where(is_big, pair[:, 0] * 256 + pair[:, 1], pair[:, 1] * 256 + pair[:, 0])
+
+    values = tf.where(is_big & (shorts(2) == 4), shorts(10), shorts(8))  # 4: an integer of 32 bits
+    found = tf.boolean_mask(values, shorts(0) == jpeg_format.ORIENTATION)[:1]
+    return tf.reduce_sum(tf.where((1 <= found) & (found <= 8), found, 1)) + tf.cast(tf.size(found) == 0, tf.int32)
+
+
+def _integer(digits, is_big, most):
+    """Return the number that bytes, int32 [n], are, but at most `most`: int32 []."""
+    digits = tf.cast(tf.where(is_big, digits[::-1], digits), tf.int64)  # the least significant first
+    value = tf.reduce_sum(digits * tf.constant([1, 1 << 8, 1 << 16, 1 << 24], tf.int64)[: tf.size(digits)])
+    return tf.cast(tf.minimum(value, tf.cast(most, tf.int64)), tf.int32)
 
 
 def _shorter_side(encoded, views):

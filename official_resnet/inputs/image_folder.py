@@ -42,6 +42,7 @@ def open_split(dataset: str, split: str, options: Mapping[str, Any], views: View
     listing = list_files(folder, options.get('validation_fraction', 0.1), seed)
     _report(listing, folder, split, views.size, print)
     files = streamed.Files(*_shuffled(listing.splits[split], seed))
+    views = views.with_exif(True)
     return streamed.StreamedSplit(files, len(listing.classes), dataset, listing.classes, normalization, views)
 
 
@@ -153,9 +154,11 @@ def decode(path: str | os.PathLike, image_size: int, channels: int = 3) -> np.nd
     """
     from PIL import Image, ImageOps
 
-    image = images.decode(path, images.FOLDER, 'RGB' if channels == 3 else 'L')
-    image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
-    return np.asarray(image).reshape(image_size, image_size, channels)
+    def fit(image):
+        return np.asarray(ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR))
+
+    pixels = images.decode(path, images.FOLDER, 'RGB' if channels == 3 else 'L', fit, image_size)
+    return pixels.reshape(image_size, image_size, channels)
 
 
 def memory_bytes() -> int:

@@ -6,26 +6,31 @@ decode just part of an image, in the threads of tf.data. Therefore streamed imag
 transform gives exactly Pillow's pixels. Its fast transform, the default of official/resnet, differs by at most 24 of
 255, and by 1.2 on average, for ImageNet's images.
 
-Rules for all formats: the first frame of an animation and the upper byte of 16-bit values are used; transparency is
-ignored, even in a palette; an image of more than MAX_PIXELS is refused. Some rules depend on the caller:
+Rules for all formats: the first frame of an animation is used; transparency is ignored, even in a palette; inks of a
+CMYK JPEG are read as inverted if it has Adobe's marker, as in libjpeg; an image of more than MAX_PIXELS is refused. Of
+16-bit values, the upper byte is used. Values of floating point are 0..1, others are refused, and so are integers of 32
+bits, because nothing says which of them is white. Some rules depend on the caller:
 
-| rule                            | FOLDER           | PREDICTION            | SHARDS                                  |
-|---------------------------------|------------------|-----------------------|-----------------------------------------|
-| used by                         | image_folder     | inference.predict     | streamed files, TFDS, building          |
-| formats                         | FORMATS          | Pillow's, except EPS  | FORMATS                                 |
-| turned as EXIF says             | yes              | yes                   | no, as in official/resnet               |
-| inks of a CMYK JPEG are read    | always           | always                | only with Adobe's marker, as TensorFlow |
-| as inverted                     |                  |                       | and libjpeg do                          |
+| rule                | FOLDER                              | PREDICTION           | SHARDS                         |
+|---------------------|-------------------------------------|----------------------|--------------------------------|
+| used by             | your own images: image_folder, TFDS | inference.predict    | ILSVRC2012, also TFDS's        |
+|                     | and build_image_data                |                      |                                |
+| formats             | FORMATS                             | Pillow's, except EPS | FORMATS                        |
+| turned as EXIF says | yes                                 | as the card says     | no, as in official/resnet      |
+
+Threads decode at the same time while their images have at most PIXELS_AT_A_TIME pixels together.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import io
 import os
 import pathlib
+import threading
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,7 +43,11 @@ if TYPE_CHECKING:
 FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')  # Pillow's names
 JPEG_SUFFIXES = ('.jpeg', '.jpg')
 SUFFIXES = ('.bmp', '.gif', '.jpe', *JPEG_SUFFIXES, '.png', '.tif', '.tiff', '.webp')  # of files in FORMATS
+_SIXTEEN_BITS = (None, 'PNG', 'PPM')  # formats whose values are 0..65535 if Pillow reads them as 32-bit integers
 MAX_PIXELS = 178_956_970  # twice Pillow's MAX_IMAGE_PIXELS, above which it refuses to decode
+PIXELS_AT_A_TIME = 2**27  # that all threads decode at once; Pillow needs 4 bytes for a pixel of RGB, so 0.5 GB
+LARGE_PIXELS = 2**24  # the memory of a larger image is given back to the system at once
+DRAFT_PIXELS = 2**25  # libjpeg reduces a JPEG that has more pixels as it decodes it, if a small image is wanted
 QUALITY = 100  # of images that are encoded again, as in TensorFlow's own build script
 
 
@@ -48,52 +57,85 @@ class Rules:
 
     formats: tuple[str, ...] | None  # Pillow's names of formats; None is all except EPS, which would run Ghostscript
     uses_exif: bool
-    inverts_all_cmyk: bool
 
 
-FOLDER = Rules(FORMATS, uses_exif=True, inverts_all_cmyk=True)
-PREDICTION = Rules(None, uses_exif=True, inverts_all_cmyk=True)
-SHARDS = Rules(FORMATS, uses_exif=False, inverts_all_cmyk=False)
+FOLDER = Rules(FORMATS, uses_exif=True)
+PREDICTION = Rules(None, uses_exif=True)
+SHARDS = Rules(FORMATS, uses_exif=False)
+
+
+class _Budget:
+    """Pixels that are decoded at the same time. A larger image waits until it is alone."""
+
+    def __init__(self, limit: int):
+        self.limit, self.used, self._changed = limit, 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def take(self, pixels: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self.used or self.used + pixels <= self.limit)
+            self.used += pixels
+        try:
+            yield
+        finally:
+            if pixels > LARGE_PIXELS:  # malloc keeps what it freed, for each thread
+                with contextlib.suppress(AttributeError):  # other than glibc
+                    ctypes.CDLL(None).malloc_trim(0)
+            with self._changed:
+                self.used -= pixels
+                self._changed.notify_all()
+
+
+_BUDGET = _Budget(PIXELS_AT_A_TIME)
 
 
 def decode(
-    source: 'str | os.PathLike | bytes | np.ndarray | PIL.Image.Image', rules: Rules, mode: str = 'RGB'
-) -> 'PIL.Image.Image':
+    source: 'str | os.PathLike | bytes | np.ndarray | PIL.Image.Image',
+    rules: Rules,
+    mode: str = 'RGB',
+    finish: 'Callable[[PIL.Image.Image], Any]' = lambda image: image,
+    least: int | None = None,
+) -> Any:
     """Decode an image with Pillow.
 
     Args:
         source: A file, its bytes, an array, uint8 [h, w, c] or [h, w], or an image that Pillow opened.
         rules: FOLDER, PREDICTION or SHARDS.
         mode: Mode of the result, 'RGB' or 'L' (grey).
+        finish: Called with the decoded image; its result is returned. It counts as a part of decoding, so that only
+            small results of many large images are in memory. Default: the image itself.
+        least: Height and width, in pixels, that `finish` needs. A JPEG of more than DRAFT_PIXELS is then reduced to no
+            less than twice this size as it is decoded.
 
     Raises:
         ValueError: The image cannot be decoded; the message is the reason, one line without the file's name.
     """
-    from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     Image.init()  # registers all formats; costs nothing from the second time on
     formats = rules.formats or [name for name in Image.ID if name != 'EPS']
     try:
+        given: Any = source
         if isinstance(source, np.ndarray):
-            source = Image.fromarray(source[..., 0] if source.shape[2:] == (1,) else source)
-        if isinstance(source, Image.Image):
-            opened: contextlib.AbstractContextManager[Image.Image] = contextlib.nullcontext(source)
-        else:
-            opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
-        with warnings.catch_warnings(), opened as image:
+            given = Image.fromarray(source[..., 0] if source.shape[2:] == (1,) else source)
+        with warnings.catch_warnings(), contextlib.ExitStack() as stack:
             warnings.simplefilter('ignore')  # Pillow warns of odd but readable files
-            image.load()
-            if rules.uses_exif:
-                image = ImageOps.exif_transpose(image)
-            if image.mode.startswith('I'):  # 16 bits: use the upper byte, as libpng does
-                pixels = np.asarray(image).astype(np.int64)
-                image = Image.fromarray(np.clip(pixels >> 8, 0, 255).astype(np.uint8))
-            is_cmyk_jpeg = (image.format, image.mode) == ('JPEG', 'CMYK')
-            if is_cmyk_jpeg and not rules.inverts_all_cmyk and 'adobe_transform' not in image.info:
-                image = ImageChops.invert(image)  # Pillow has inverted it
-            if image.mode in ('P', 'PA'):  # a palette may have transparent colours
-                image = image.convert('RGBA')
-            return image.convert(mode)
+            if isinstance(given, bytes):
+                given = io.BytesIO(given)
+            elif not isinstance(given, Image.Image):
+                given = stack.enter_context(open(given, 'rb'))
+            image = given if isinstance(given, Image.Image) else Image.open(given, formats=formats)
+            if least and image is not given and image.width * image.height > DRAFT_PIXELS:
+                image.draft(None, (2 * least, 2 * least))
+            stack.enter_context(_BUDGET.take(image.width * image.height))
+            try:  # each image replaces the one before it, whose memory is free then
+                image.load()
+                if rules.uses_exif:
+                    image = _upright(image)
+                image = _to_8_bits(image)
+                return finish(image if image.mode == mode else image.convert(mode))
+            finally:
+                del image  # before its pixels are given back
     except UnidentifiedImageError:  # its message contains a memory address
         raise ValueError('cannot identify image file') from None
     except Exception as error:  # noqa: BLE001  a broken file makes Pillow raise anything
@@ -103,15 +145,57 @@ def decode(
         raise ValueError(reason) from error
 
 
-def to_rgb_jpeg(data: bytes, check: str = 'structure', keeps_grey: bool = False) -> tuple[bytes, int, int]:
+def _upright(image):
+    """Return an image that was loaded, turned as its EXIF says. Pillow has turned a TIFF by itself."""
+    from PIL import Image
+
+    exif = image.info.get('exif')
+    turns = [
+        *(Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM),
+        *(Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90),
+    ]
+    orientation = jpeg.orientation(exif) if isinstance(exif, bytes) and image.format != 'TIFF' else 1
+    return image if orientation == 1 else image.transpose(turns[orientation - 2])
+
+
+def _to_8_bits(image):
+    """Return an image that was loaded, with values of 8 bits and inks and a palette as the rules say."""
+    from PIL import Image, ImageChops
+
+    if image.mode.startswith('I'):
+        pixels = np.asarray(image)
+        if image.mode == 'I' and (image.format not in _SIXTEEN_BITS or not 0 <= pixels.min() <= pixels.max() < 1 << 16):
+            raise ValueError('integers of 32 bits or with a sign, whose white is unknown; save it with 8 or 16 bits')
+        return Image.fromarray((pixels >> 8).astype(np.uint8))  # the upper byte, as libpng does
+    if image.mode == 'F':
+        pixels = np.asarray(image)
+        if not 0 <= pixels.min() <= pixels.max() <= 1:  # NaN is not in it
+            raise ValueError(f'values {pixels.min():g}..{pixels.max():g}, not 0..1; save it with 8 or 16 bits')
+        return Image.fromarray((pixels * 255 + 0.5).astype(np.uint8))
+    if image.mode == 'CMYK' and image.format in ('JPEG', 'MPO') and 'adobe_transform' not in image.info:
+        return ImageChops.invert(image)  # Pillow has inverted it
+    if image.mode in ('P', 'PA'):  # a palette may have transparent colours
+        return image.convert('RGBA')
+    return image
+
+
+def to_rgb_jpeg(
+    data: bytes,
+    check: str = 'structure',
+    rules: Rules = SHARDS,
+    keeps_grey: bool = False,
+    keeps_exif: bool = False,
+) -> tuple[bytes, int, int]:
     """Return an image as a JPEG of three components, (data, width, height). If it is one already, data is unchanged.
 
-    Any other image (another format, grey, CMYK) is decoded by the rules of SHARDS and encoded again at quality 100.
+    Any other image (another format, grey, CMYK) is decoded by `rules` and encoded again at quality 100, without EXIF.
 
     Args:
         check: 'structure' accepts a JPEG whose segments are in order and whose end is present. 'decode' decodes it and
             finds contradicting tables, but not all damage: libjpeg turns most damaged data into pixels.
+        rules: FOLDER, or SHARDS, which does not turn images as EXIF says.
         keeps_grey: Whether to keep a JPEG of one component, which tf.io.decode_jpeg converts to three by itself.
+        keeps_exif: Whether to keep a JPEG that `rules` turn, because who decodes it turns it (encoded.orientation).
 
     Raises:
         ValueError: The image is broken; the message is the reason.
@@ -124,14 +208,17 @@ def to_rgb_jpeg(data: bytes, check: str = 'structure', keeps_grey: bool = False)
     if info.precision not in (0, 8):
         raise ValueError(f'a JPEG of {info.precision} bits, which cannot be decoded')
     is_plain = info.is_rgb_jpeg or keeps_grey and info.can_be_decoded and info.colour == 'grey'
-    if is_plain and check != 'decode':
-        return data, info.width, info.height
-    image = decode(bytes(data), SHARDS)
-    if is_plain:
-        return data, info.width, info.height
-    buffer = io.BytesIO()
-    image.save(buffer, 'JPEG', quality=QUALITY, subsampling=0)
-    return buffer.getvalue(), *image.size
+    if rules.uses_exif and not keeps_exif and info.orientation > 1:
+        is_plain = False
+
+    def encode(image):
+        buffer = io.BytesIO()
+        image.save(buffer, 'JPEG', quality=QUALITY, subsampling=0)
+        return buffer.getvalue(), *image.size
+
+    if is_plain and check == 'decode':
+        decode(bytes(data), rules, finish=lambda image: None)
+    return (data, info.width, info.height) if is_plain else decode(bytes(data), rules, finish=encode)
 
 
 def is_image(path: str) -> bool:

@@ -5,6 +5,7 @@ which 0xFF occurs only before 0x00, a restart marker or the next segment. Source
 the segments takes 0.1 ms and finds size, components and whether the end is present; decoding takes some milliseconds.
 """
 
+import contextlib
 import dataclasses
 import struct
 
@@ -14,7 +15,8 @@ _MAGIC = {
     b'\xff\xd8': 'JPEG', b'\x89PNG\r\n\x1a\n': 'PNG', b'GIF87a': 'GIF', b'GIF89a': 'GIF', b'BM': 'BMP',
     b'II*\0': 'TIFF', b'MM\0*': 'TIFF',
 }  # fmt: skip
-_START, _END, _SCAN, _ADOBE = 0xD8, 0xD9, 0xDA, 0xEE
+_START, _END, _SCAN, _EXIF, _ADOBE = 0xD8, 0xD9, 0xDA, 0xE1, 0xEE
+ORIENTATION = 0x0112  # a tag of EXIF
 _FRAMES = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
 _HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended sequential, progressive: those that TensorFlow decodes
 _BARE = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without content: TEM, and restarts
@@ -35,6 +37,7 @@ class Info:
     frame: int = 0  # the marker of the frame header: 0xC0 baseline, 0xC2 progressive
     is_whole: bool = True  # whether its end is present
     problem: str = ''  # why it is not whole
+    orientation: int = 1  # see `orientation`
 
     @property
     def is_rgb_jpeg(self) -> bool:
@@ -71,31 +74,55 @@ def format_of(head: bytes) -> str | None:
 
 
 def reason(info: Info) -> str:
-    """Return why an image has to be encoded again, such as 'PNG' or 'JPEG, CMYK'."""
+    """Return why an image has to be encoded again, such as 'PNG', 'JPEG, CMYK' or 'JPEG, EXIF orientation 6'."""
+    if info.is_rgb_jpeg and info.orientation > 1:
+        return f'JPEG, EXIF orientation {info.orientation}'
     return info.format if info.format != 'JPEG' else f'JPEG, {info.colour}'
+
+
+def orientation(exif: bytes) -> int:
+    """Return how a block of EXIF says that an image is to be turned, 1..8; 1 (not at all) if it does not say so.
+
+    EXIF is a TIFF file, possibly after 'Exif' and two zeros. Only its first directory counts, as in TIFF 6.0.
+    """
+    exif = bytes(exif).removeprefix(b'Exif\0\0')
+    order = {b'II*\0': '<', b'MM\0*': '>'}.get(exif[:4])
+    if order is None:
+        return 1
+    with contextlib.suppress(struct.error):  # it is cut off
+        (place,) = struct.unpack_from(f'{order}I', exif, 4)
+        (count,) = struct.unpack_from(f'{order}H', exif, place)
+        for entry in range(place + 2, place + 2 + 12 * count, 12):
+            tag, kind, _, short, second = struct.unpack_from(f'{order}HHIHH', exif, entry)
+            if tag == ORIENTATION:
+                value = second if kind == 4 and order == '>' else short  # 4: an integer of 32 bits
+                return value if 1 <= value <= 8 else 1
+    return 1
 
 
 def _inspect_jpeg(data):
     """Return the Info of a JPEG, by walking over its segments."""
-    frame, adobe, markers, has_jfif, has_scan, place, end = None, None, None, False, False, 2, len(data)
+    frame, adobe, exif, markers, has_jfif, has_scan, place, end = None, None, b'', None, False, False, 2, len(data)
     while True:
         place = data.find(b'\xff', place)  # bytes before it are skipped, as in libjpeg
         while 0 <= place < end and data[place] == 0xFF:
             place += 1
         if not 0 <= place < end:
-            return _info(frame, adobe, has_jfif, 'cut off: it has no end of image')
+            return _info(frame, adobe, exif, has_jfif, 'cut off: it has no end of image')
         marker, place = data[place], place + 1
         if marker == _END:
-            return _info(frame, adobe, has_jfif, '' if has_scan else 'it ends without a scan')
+            return _info(frame, adobe, exif, has_jfif, '' if has_scan else 'it ends without a scan')
         if marker in _BARE or marker == 0:
             continue
         if marker == _START:
             raise ValueError(f'a second image begins inside, at byte {place - 2}')
         size = int.from_bytes(data[place : place + 2], 'big')
         if place + max(size, 2) > end:
-            return _info(frame, adobe, has_jfif, f'cut off in the segment at byte {place - 2}')
+            return _info(frame, adobe, exif, has_jfif, f'cut off in the segment at byte {place - 2}')
         if size < 2:
             raise ValueError(f'the segment at byte {place - 2} has the length {size}')
+        if marker == _EXIF and not (frame or has_scan or exif) and data[place + 2 : place + 8] == b'Exif\0\0':
+            exif = data[place + 2 : place + size]
         content, place = data[place + 2 : min(place + size, place + 64)], place + size
         if marker in _FRAMES:
             frame = _frame(marker, content, frame)
@@ -130,7 +157,7 @@ def _frame(marker, content, earlier):
     return marker, precision, height, width, content[6 : 6 + 3 * components : 3]
 
 
-def _info(frame, adobe, has_jfif, problem):
+def _info(frame, adobe, exif, has_jfif, problem):
     if not frame:
         raise ValueError(problem or 'it has no frame header')
     marker, precision, height, width, identifiers = frame
@@ -140,4 +167,5 @@ def _info(frame, adobe, has_jfif, problem):
         colour = 'RGB' if is_rgb else 'YCbCr'
     else:
         colour = 'grey' if components == 1 else 'YCCK' if adobe == 2 else 'CMYK'
-    return Info('JPEG', width, height, components, precision, colour, marker, not problem, problem)
+    is_whole = not problem
+    return Info('JPEG', width, height, components, precision, colour, marker, is_whole, problem, orientation(exif))

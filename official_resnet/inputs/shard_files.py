@@ -51,3 +51,9 @@ def manifest_classes(data_dir: str | os.PathLike, split: str) -> list[tuple[str,
         raise errors.UserError(f"'{path}' cannot be read ({error.strerror}); {files.advice(error, _BUILD)}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise errors.UserError(f"the manifest of {prefix} in '{data_dir}' is damaged ({error}); {_BUILD}") from None
+
+
+def are_own_images(data_dir: str | os.PathLike, split: str) -> bool:
+    """Return whether data/build_image_data.py wrote the shards, which once did not turn images as EXIF says."""
+    manifest = files.read_json(pathlib.Path(data_dir) / f'{PREFIXES[split]}.manifest.json') or {}
+    return manifest.get('layout') == 'folder'

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from official_resnet import errors, files
-from official_resnet.inputs import images, other_datasets, shard_files, streamed, tfrecords
+from official_resnet.inputs import images, jpeg, other_datasets, shard_files, streamed, tfrecords
 from official_resnet.inputs.views import Views
 
 OPEN_FILES = 256  # number of files that are kept open
@@ -30,7 +30,8 @@ def open_split(
     index_file = pathlib.Path(data_dir) / f'.{shard_files.PREFIXES[split]}.index.npz'
     source = Shards(paths, num_classes=len(names), index_file=index_file)
     normalization = other_datasets.default_normalization(dataset)
-    return streamed.StreamedSplit(source, len(names), dataset, names, normalization, views or Views(), class_ids=ids)
+    views = (views or Views()).with_exif(shard_files.are_own_images(data_dir, split))
+    return streamed.StreamedSplit(source, len(names), dataset, names, normalization, views, class_ids=ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Records:
     image: str = 'image/encoded'
     label: str = 'image/class/label'
     first_label: int = 1  # label of class 0 in the files
-    is_rgb_jpeg: bool = True  # whether all images are RGB JPEGs; if not, they are converted as they are read
+    rules: images.Rules | None = None  # by which images become RGB JPEGs as they are read; None: all are JPEGs
 
 
 class Shards(streamed.Source):
@@ -91,19 +92,24 @@ class Shards(streamed.Source):
         boxes = parsed[sides[0]].with_flat_values(tf.stack([parsed[side].flat_values for side in sides], -1))
         jpegs = parsed[records.image]
         sizes = tf.strings.length(jpegs)
-        labels = streamed.call_python(self._check, [rows, parsed[records.label], sizes], tf.int32)
-        if not records.is_rgb_jpeg:
+        beginnings = tf.strings.substr(jpegs, 0, 12)
+        labels = streamed.call_python(self._check, [rows, parsed[records.label], sizes, beginnings], tf.int32)
+        if records.rules:
             jpegs = streamed.call_python(self._convert, [rows, jpegs], tf.string)
         return jpegs, labels - records.first_label, boxes
 
-    def _check(self, rows, labels, sizes):
-        """Return the labels, int32 [n]. Raise UserError for a record without an image, or with a wrong label."""
+    def _check(self, rows, labels, sizes, beginnings):
+        """Return the labels, int32 [n]. Raise UserError for a record without a JPEG, or with a wrong label."""
         records = self._records
-        for row, label, size in zip(rows, labels, sizes, strict=True):
+        for row, label, size, beginning in zip(rows, labels, sizes, beginnings, strict=True):
             fault = None if size else f'without the key {records.image}; pass the folder of the data set'
             if size and not records.first_label <= label <= self._last_label:
                 fault = f'with the label {label}, not {records.first_label}..{self._last_label}; put the '
                 fault += 'manifest.json that its builder wrote beside it, or build it again'
+            if size and not (fault or records.rules or beginning.startswith(b'\xff\xd8')):
+                kind = jpeg.format_of(beginning) or f'it begins with 0x{beginning[:4].hex()}'
+                fault = f'at byte {self._begins[row]} whose image is not a JPEG ({kind}); build the shards again with '
+                fault += 'data/build_imagenet_data.py or data/build_image_data.py, which convert such images'
             if fault:
                 raise errors.UserError(f"'{self.paths[self.shard_numbers[row]]}' has a record {fault}")
         return labels.astype(np.int32)
@@ -113,7 +119,7 @@ class Shards(streamed.Source):
         result = np.empty(len(rows), object)
         for i, (row, image) in enumerate(zip(rows, encoded, strict=True)):
             try:
-                result[i] = images.to_rgb_jpeg(image)[0]
+                result[i] = images.to_rgb_jpeg(image, rules=self._records.rules, keeps_exif=True)[0]
             except ValueError as error:
                 place = f'in the record at byte {self._begins[row]}'
                 path = self.paths[self.shard_numbers[row]]

@@ -239,7 +239,7 @@ class Files(Source):
         with files.read_errors(path, 'put it back'):
             data = pathlib.Path(path).read_bytes()
         try:
-            return images.to_rgb_jpeg(data, keeps_grey=True)[0]
+            return images.to_rgb_jpeg(data, rules=images.FOLDER, keeps_grey=True, keeps_exif=True)[0]
         except ValueError as error:
             raise errors.UserError(f"'{path}' is not a whole image ({error}); fix or remove it") from None
 

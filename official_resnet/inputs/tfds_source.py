@@ -7,6 +7,7 @@ import numpy as np
 
 from official_resnet import files
 from official_resnet.errors import UserError
+from official_resnet.inputs.images import FOLDER, SHARDS
 from official_resnet.inputs.other_datasets import default_normalization
 from official_resnet.inputs.split import Split
 
@@ -25,6 +26,7 @@ def open_split(
     if split not in splits:
         raise UserError(f"{subject} has no split '{split}', only {', '.join(splits)}; choose another")
     normalization = default_normalization(dataset, views)
+    is_own = not builder.name.startswith('imagenet')  # ILSVRC2012 stays as it was published
     if views is None:
         import tensorflow_datasets as tfds
 
@@ -35,6 +37,9 @@ def open_split(
         images, labels = arrays['image'], arrays['label'].astype(np.int32)
         if labels.min() < 0:
             raise UserError(f"{subject} has no labels in its split '{split}'; choose another")
+        if is_own:
+            encoded = builder.as_dataset(split=split, decoders={'image': tfds.decode.SkipDecoding()})
+            images = _upright(images, (example['image'] for example in tfds.as_numpy(encoded)), subject)
         return in_memory.InMemorySplit(images, labels, label.num_classes, dataset, names, normalization)
     from official_resnet.inputs import shards, streamed
 
@@ -42,9 +47,9 @@ def open_split(
     if file_format != 'tfrecord':
         fault = f"in '{builder.data_path}' is stored as {file_format}, which cannot be streamed"
         raise UserError(f'{subject} {fault}; prepare it as tfrecord in another data_dir')
-    records = shards.Records('image', 'label', first_label=0, is_rgb_jpeg=False)
+    records = shards.Records('image', 'label', first_label=0, rules=FOLDER if is_own else SHARDS)
     source = shards.Shards(builder.info.splits[split].filepaths, records, label.num_classes)
-    return streamed.StreamedSplit(source, label.num_classes, dataset, names, normalization, views)
+    return streamed.StreamedSplit(source, label.num_classes, dataset, names, normalization, views.with_exif(is_own))
 
 
 def prepare(dataset: str, data_dir: str | os.PathLike | None, download: bool, has_one_size: bool) -> tuple[Any, Any]:
@@ -79,6 +84,21 @@ def prepare(dataset: str, data_dir: str | os.PathLike | None, download: bool, ha
 def is_prepared(dataset: str, data_dir: str | os.PathLike | None) -> bool:
     """Return whether a data set has been prepared. Raise UserError if TFDS has no such data set."""
     return _builder(dataset, data_dir).is_prepared()
+
+
+def _upright(images, encoded_images, subject):
+    """Return decoded images [n, h, w, c], turned as the EXIF of the encoded images says."""
+    from official_resnet.inputs import encoded
+
+    found = [(i, data) for i, data in enumerate(encoded_images) if b'Exif\0\0' in data or b'eXIf' in data]
+    images = images.copy() if found else images
+    for i, data in found:
+        upright = np.asarray(encoded.upright(images[i], encoded.orientation(data)))
+        if upright.shape != images[i].shape:
+            fault = f'its EXIF turns an image of {images[i].shape} to {upright.shape}'
+            raise UserError(f'{subject} has images of several sizes ({fault}); pass it to imagenet_main.py --tfds')
+        images[i] = upright
+    return images
 
 
 def _builder(dataset, data_dir):

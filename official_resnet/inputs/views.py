@@ -29,6 +29,7 @@ class Views:
             torchvision, without their rounding to whole numbers. It uses the accurate JPEG transform.
         crop: What draws training crops. 'tensorflow' is sample_distorted_bounding_box, 'torch' is RandomResizedCrop of
             torchvision, whose crops are larger on average and which knows no boxes.
+        uses_exif: Whether an image is turned as its EXIF says. None: the data set decides. ILSVRC2012 is not turned.
     """
 
     size: int = _flag(
@@ -53,6 +54,7 @@ class Views:
         flag='crop_sampler',
         words=CROPS,
     )
+    uses_exif: bool | None = None
 
     def __post_init__(self):
         for flag, word, words in (('resize', self.resize, RESIZES), ('crop_sampler', self.crop, CROPS)):
@@ -70,6 +72,10 @@ class Views:
         if self.test_resize is not None and self.test_resize < self.test_size:
             fault = f'test_resize {self.test_resize} leaves fewer than {self.test_size} pixels to crop'
             raise errors.UserError(f'{fault}; pass {self.test_size} or more')
+
+    def with_exif(self, is_own: bool) -> 'Views':
+        """Return the same views for a data set, which are your own images or not."""
+        return dataclasses.replace(self, uses_exif=is_own) if self.uses_exif is None else self
 
     @property
     def dct_method(self) -> str:

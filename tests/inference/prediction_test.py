@@ -26,22 +26,23 @@ def pixels(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
-def encode(image, kind='JPEG'):
-    file = io.BytesIO()
-    image.save(file, kind)
+def encode(image, kind='JPEG', orientation=1):
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = orientation
+    image.save(file, kind, exif=exif)
     return file.getvalue()
 
 
 NOISE = Image.fromarray(pixels(10, 14, 3)).resize((70, 50))
 GREY, SMALL, CLEAR = NOISE.convert('L'), NOISE.resize((9, 40)), NOISE.convert('RGBA')
-ENCODED = [encode(NOISE), encode(GREY), encode(NOISE, 'PNG'), encode(SMALL), encode(CLEAR, 'PNG')]
+ENCODED = [encode(NOISE), encode(GREY), encode(NOISE, 'PNG'), encode(SMALL), encode(CLEAR, 'PNG', 6)]
 CENTRED = ((0, 0), (2, 2), (2, 2), (0, 0))  # 28 x 28 in 32 x 32
 RGB = affine_name('RGB', 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CASES = [  # the export's arguments between the model and the folder, the model's image shape, the views
     ('per_image_standardization', (6, 5, 3), (6, 5, 3), None),
     ('unit_range', (28, 28, 1), (32, 32, 1), None),  # centred in zeros
     (RGB, None, (16, 16, 3), Views(test_size=16, resize=RESIZES[0])),
-    (RGB, None, (None, None, 3), Views(test_size=16, resize=RESIZES[1])),
+    (RGB, None, (None, None, 3), Views(test_size=16, resize=RESIZES[1], uses_exif=True)),
 ]
 
 
@@ -249,8 +250,10 @@ def test_what_is_written_is_read(tmp_path):
     [path] = tmp_path.iterdir()
     content = json.loads(path.read_text())
     assert set(content) == {'spec', 'num_classes', 'labels', 'input', 'head'} and content['head'] == 'append'
-    fed = {'normalization': 'unit_range', 'size': [32, 32], 'channels': 'grey', 'pad_from': [28, 28]}
-    assert content['input'] == fed
+    fed = {'normalization': 'unit_range', 'size': [32, 32], 'channels': 'grey', 'pad_from': [28, 28], 'exif': True}
+    assert content['input'] == fed and written.uses_exif
+    assert not own_card(tmp_path, view={'exif': False}).uses_exif
+    assert card_of(tmp_path, OWN).uses_exif and not card_of(tmp_path, CAFFE | {'exif': False}).uses_exif
     affine = affine_name('BGR', 1.0, (1, 2, 3))  # of a network that was fine-tuned after a conversion
     assert own_card(tmp_path, normalization=affine).normalization == affine
     for wrong in ({'normalization': 'other'}, {'shape': (9, 9, 3), 'input_shape': (8, 8, 3)}, {'num_classes': 2}):
@@ -279,6 +282,7 @@ def test_a_converted_network_may_name_its_normalization(tmp_path):
         (OWN, 'normalization', ['x', 3, []]),
         (OWN, 'size', [8, [8], [8, -1], [8, True]]),
         (OWN, 'channels', ['BGR']),
+        (OWN, 'exif', ['no', 0]),
         (OWN, 'pad_from', [[9, 8], 'x']),
         (None, 'num_classes', [-1, '3', 10**12]),
         (None, 'labels', [['a', 3], ['a'] * 4, 'imagenet', 'cifar10', None, {}]),
@@ -288,7 +292,7 @@ def test_a_converted_network_may_name_its_normalization(tmp_path):
 )
 def test_each_field_is_checked(tmp_path, fed, field, values):
     """`fed` is the input that has the field, None where the card itself has it."""
-    is_optional = field == 'pad_from' or fed is CAFFE and field in ('scale', 'normalization')
+    is_optional = field in ('pad_from', 'exif') or fed is CAFFE and field in ('scale', 'normalization')
     for value in [*values, *([] if is_optional else ['absent'])]:
         changed = {name: old for name, old in ((fed or {}) | {field: value}).items() if old != 'absent'}
         with pytest.raises(

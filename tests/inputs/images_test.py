@@ -1,15 +1,27 @@
-"""The rules of decoding, format by format, and how far the two decoders differ on real images."""
+"""The rules of decoding, odd images through every door, and how far the two decoders differ on real images."""
 
+import concurrent.futures
+import dataclasses
+import io
 import os
+import threading
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from fixtures.any_bytes import EDITS, edited, quick
 from fixtures.ilsvrc import sample
 from fixtures.imagenet_shards import encoded as file_of
+from fixtures.odd_images import SHOWN, SIZE, odd_images, with_exif, without_adobe
+from hypothesis import example, given
 from PIL import Image
 
-from official_resnet.inputs import encoded, images
+from official_resnet import resnet_spec
+from official_resnet.building import image_list, shards
+from official_resnet.building.records import Options
+from official_resnet.errors import UserError
+from official_resnet.inference import card_reader, predict
+from official_resnet.inputs import encoded, image_folder, images, jpeg, streamed, tfrecords
 from official_resnet.inputs.images import FOLDER, PREDICTION, SHARDS
 from official_resnet.inputs.views import Views
 
@@ -63,7 +75,10 @@ def test_grey(rules, kind, mode):
 def test_all_greys_of_16_bits_keep_their_upper_byte(rules):
     grey = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     np.testing.assert_array_equal(pixels(file_of(Image.fromarray(grey), 'PNG'), rules, 'L'), grey >> 8)
-    np.testing.assert_array_equal(pixels(Image.fromarray(grey.astype(np.int32)), rules, 'L'), grey >> 8)  # mode I
+    wide = Image.fromarray(grey.astype(np.int32))  # mode I
+    np.testing.assert_array_equal(pixels(wide, rules, 'L'), grey >> 8)
+    with pytest.raises(ValueError, match='32 bits or with a sign'):
+        images.decode(wide.point(lambda value: value + 1), rules)
     if not rules.formats:  # TIFF, in either byte order
         for dtype in ('<u2', '>u2'):
             tiff = file_of(Image.fromarray(grey.astype(dtype)), 'TIFF')
@@ -86,23 +101,144 @@ def test_first_frame_of_an_animation(rules, kind):
 @RULES
 @pytest.mark.parametrize('kind', ['PNG', 'JPEG'])
 def test_exif_orientation(rules, kind):
-    stored = np.zeros((8, 8, 3), np.uint8)
-    stored[:, :4] = 255  # the left half
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    got = pixels(file_of(stored, kind, exif=exif), rules)
-    np.testing.assert_allclose(got, stored if rules is SHARDS else stored.swapaxes(0, 1), atol=4)
+    for orientation in range(1, 9):
+        data, stored = with_exif(kind, orientation)
+        np.testing.assert_allclose(pixels(data, rules), stored if rules is SHARDS else SHOWN, atol=4)
 
 
 @RULES
 def test_inks_without_adobes_marker(rules):
-    """As they are, or taken for inverted as Photoshop writes them; TensorFlow has them as they are."""
-    data = file_of(Image.new('CMYK', (8, 8), (255, 0, 0, 0)), 'JPEG', quality=100)  # cyan
-    place = data.index(b'\xff\xee')
-    plain = data[:place] + data[place + 16 :]
-    np.testing.assert_allclose(pixels(data, rules)[4, 4], (0, 255, 255), atol=2)
-    expected = (0, 255, 255) if rules.inverts_all_cmyk else tf.io.decode_jpeg(plain, channels=3)[4, 4]
-    np.testing.assert_allclose(pixels(plain, rules)[4, 4], expected, atol=2)
+    """As TensorFlow and libjpeg read them: only Adobe's are inverted."""
+    for data in (row := without_adobe(odd_images()['CMYK, Adobe'][1]), odd_images()['CMYK, no marker'][1]):
+        expected = tf.io.decode_jpeg(data, channels=3, dct_method='INTEGER_ACCURATE')
+        np.testing.assert_allclose(pixels(data, rules), expected, atol=4)
+    assert pixels(row, rules).max() < 5  # black: the ink that Adobe's marker inverts is none
+
+
+# --- every door --------------------------------------------------------------------------------------------------
+
+# No resizing; the only training crop is the whole image, and it is not mirrored.
+VIEWS = Views(SIZE, SIZE, SIZE, 1.0, False, 'antialias', uses_exif=True)
+CARD = card_reader.Card(
+    resnet_spec.ResNetSpec((1, 1)), 2, ('a', 'b'), (None, None), 'none', 3, (SIZE, SIZE), (SIZE, SIZE), SIZE
+)
+TEST_VIEW = tf.function(lambda data: encoded.test_view(data, VIEWS), input_signature=[tf.TensorSpec([], tf.string)])
+TRAIN_VIEW = tf.function(
+    lambda data: encoded.train_view(data, tf.zeros([0, 4]), [0, 0], VIEWS, flip=False),
+    input_signature=[tf.TensorSpec([], tf.string)],
+)
+
+
+def streamed_file(path):
+    return streamed.Files([path], [0]).read([0])[0]
+
+
+def built(path):
+    """Return the JPEG in a shard of build_image_data."""
+    found, file = image_list.from_folders(path.parent.parent, [path.parent.name], ['.jpg']), io.BytesIO()
+    shards.build_shard(found, 0, 1, Options(layout='folder', on_broken='fail'), file)
+    record = file.getvalue()[tfrecords.HEADER_BYTES : -tfrecords.FOOTER_BYTES]
+    return tfrecords.decode_example(record)['image/encoded'][0]
+
+
+DOORS = {  # name -> (formats, function of a path)
+    'folder in memory': (images.FORMATS, lambda path: image_folder.decode(path, SIZE)),
+    'training': (images.FORMATS, lambda path: TRAIN_VIEW(streamed_file(path))),
+    'evaluation': (images.FORMATS, lambda path: TEST_VIEW(streamed_file(path))),
+    'builder': (images.FORMATS, lambda path: tf.io.decode_jpeg(built(path), dct_method='INTEGER_ACCURATE')),
+    'serving': (('JPEG', 'PNG'), lambda path: TEST_VIEW(path.read_bytes())),
+    'prediction': ((*images.FORMATS, 'TIFF'), lambda path: predict.prepare(path, CARD)),
+}
+
+
+@pytest.mark.parametrize('door', DOORS)
+def test_odd_images_are_the_same_through_every_door(door, tmp_path):
+    """They are refused where their format is, or their values have no scale. Encoding as JPEG changes 4 of 255."""
+    formats, function = DOORS[door]
+    for i, (name, (kind, data, shown)) in enumerate(odd_images().items()):
+        path = tmp_path / 'images' / f'{i}' / '0.jpg'
+        path.parent.mkdir(parents=True)
+        path.write_bytes(data)
+        if shown is None or kind not in formats:
+            with pytest.raises((ValueError, UserError, tf.errors.InvalidArgumentError)):
+                print(f'{name} is accepted', function(path))
+        else:
+            np.testing.assert_allclose(np.asarray(function(path)).astype(int), shown, atol=4, err_msg=name)
+
+
+def test_the_card_decides_whether_prediction_turns_an_image():
+    data, stored = with_exif('PNG', 6)
+    for uses_exif, expected in ((True, SHOWN), (False, stored)):
+        card = dataclasses.replace(CARD, uses_exif=uses_exif)
+        np.testing.assert_array_equal(predict.prepare(Image.open(io.BytesIO(data)), card), expected)
+
+
+@pytest.mark.parametrize('order', '<>')
+def test_both_parsers_of_exif_agree_on_any_bytes(order):
+    """Python's, for images that Pillow decodes, and that of TensorFlow's ops; neither fails."""
+    data = with_exif('PNG', 6, order)[0]
+    exif = data[data.index(b'eXIf') + 4 :][:50]
+    parse = tf.function(encoded.orientation, input_signature=[tf.TensorSpec([], tf.string)])
+    seen = set()
+
+    @quick
+    @given(EDITS)
+    @example([])
+    @example([(18, 2, b'\0\4')])
+    def check(edits):
+        block = edited(exif, edits)[:60000]
+        size = len(block)
+        expected = jpeg.orientation(b'Exif\0\0' + block)
+        seen.add(expected)
+        start = b'\xff\xd8\xff\xe0\0\4ab\xff\xe1' + (size + 8).to_bytes(2, 'big') + b'Exif\0\0'
+        assert parse(start + block + b'\xff\xda' + bytes(8)) == expected
+        assert parse(b'\x89PNG\r\n\x1a\n' + size.to_bytes(4, 'big') + b'eXIf' + block + bytes(4)) == expected
+        assert 1 <= parse(edited(data, edits)) <= 8
+
+    check()
+    assert {1, 6} <= seen
+
+
+# --- memory ------------------------------------------------------------------------------------------------------
+
+
+def test_threads_decode_a_number_of_pixels_at_a_time(monkeypatch):
+    monkeypatch.setattr(images, '_BUDGET', images._Budget(100))
+    data = [file_of(Image.new('RGB', (side, side)), 'PNG') for side in (5, 6, 7, 20, 5, 3, 8, 20, 9)]
+    used, barrier = [], threading.Event()
+
+    def finish(image):
+        used.append((images._BUDGET.used, image.width**2))
+        barrier.wait(0.02)  # so that others would run
+        return image.width
+
+    with concurrent.futures.ThreadPoolExecutor(9) as pool:
+        found = list(pool.map(lambda one: images.decode(one, FOLDER, finish=finish), data))
+    assert found == [5, 6, 7, 20, 5, 3, 8, 20, 9] and images._BUDGET.used == 0
+    assert all(total <= 100 or total == own == 400 for total, own in used), used
+    assert max(total for total, own in used if own < 400) > 49  # of several at the same time
+
+
+def test_an_upright_rgb_image_is_not_copied(monkeypatch):
+    for name in ('convert', 'copy', 'transpose'):
+        monkeypatch.setattr(Image.Image, name, None)
+    for kind in ('PNG', 'JPEG'):
+        assert images.decode(file_of(SHOWN, kind), PREDICTION).size == (SIZE, SIZE)
+
+
+def test_a_huge_jpeg_is_reduced_as_it_is_decoded(tmp_path, monkeypatch):
+    """To no less than twice the size that is needed, and to the same image within 3 of 255."""
+    y, x = np.mgrid[:400, :600] / 400
+    smooth = np.stack([x * 160, y * 250, 120 + 60 * np.sin(9 * x)], -1).astype(np.uint8)
+    (tmp_path / 'a.jpg').write_bytes(file_of(smooth, quality=100))
+    card = dataclasses.replace(CARD, size=(28, 28), net_size=(28, 28))
+    doors = [lambda: image_folder.decode(tmp_path / 'a.jpg', 32), lambda: predict.prepare(tmp_path / 'a.jpg', card)]
+    whole = [door().astype(int) for door in doors]
+    monkeypatch.setattr(images, 'DRAFT_PIXELS', 1000)
+    for least, size in ((None, (600, 400)), (32, (150, 100)), (101, (600, 400))):
+        assert images.decode(tmp_path / 'a.jpg', FOLDER, least=least).size == size
+    for door, expected in zip(doors, whole, strict=True):
+        np.testing.assert_allclose(door(), expected, atol=3)
 
 
 @RULES

@@ -1,11 +1,13 @@
 """TFRecord shards: finding, reading by number, and every kind of damage to encoded images."""
 
 import dataclasses
+import json
 import pathlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from fixtures import odd_images
 from fixtures.batches import labels_of, message_of, read_all
 from fixtures.imagenet_shards import CLASSES, draw, write_shards
 from fixtures.tiny_training import config_of
@@ -272,6 +274,38 @@ def test_an_image_that_the_decoder_refuses(folder):
     for view in (None, lambda jpeg: tf.ensure_shape(tf.io.decode_jpeg(jpeg, channels=3), [16, 16, 3])):
         message = message_of(read_all, open_train(folder), view)
         assert 'imagenet cannot be decoded; find it with' in message and '--verify' in message
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'WEBP', 'TIFF'])
+def test_an_image_that_is_not_a_jpeg_is_named_with_its_shard_and_the_remedy(folder, kind):
+    paths = write_shards(folder, [*IMAGES[:5], (odd_images.encode(odd_images.SHOWN, kind), 2, [])])
+    split = open_train(folder)
+    begin = int(split.source._begins[5])
+
+    def train():
+        with split.input_errors():
+            list(split.training_batches(6))
+
+    for message in (message_of(read_all, split), message_of(train)):
+        assert message.startswith(f"'{paths[3]}' has a record at byte {begin} ") and 'build_image_data.py' in message
+        assert ('0x49492a00' if kind == 'TIFF' else kind) in message
+
+
+@pytest.mark.parametrize('layout', ['imagenet', 'folder'])
+def test_own_images_are_turned_and_ilsvrc_is_not(folder, layout):
+    """Those of shards that were built before build_image_data turned images, too."""
+    data, stored = odd_images.with_exif('JPEG', 6)
+    write_shards(folder, [(data, 2, [])] * 2, 'test', 2)
+    path = folder / 'validation.manifest.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'layout': layout}))
+    size = odd_images.SIZE
+    views = Views(size, size, size, resize='antialias')
+    split = datasets.open_split('imagenet', 'test', data_dir=folder, views=views)
+    assert split.views.uses_exif == (layout == 'folder')
+    expected = odd_images.SHOWN if layout == 'folder' else stored
+    np.testing.assert_allclose(split.example_images(1)[0], expected, atol=4)
+    forced = datasets.open_split('imagenet', 'test', data_dir=folder, views=dataclasses.replace(views, uses_exif=False))
+    np.testing.assert_allclose(forced.example_images(1)[0], stored, atol=4)
 
 
 @pytest.mark.parametrize('label', [None, 0, 7, 2**40])

@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from fixtures import odd_images
 from fixtures.batches import labels_of, message_of
 from fixtures.imagenet_shards import CLASSES, draw, write_folder, write_shards
 from fixtures.imagenet_shards import encoded as encode
@@ -87,18 +88,18 @@ with tfds.core.registered.skip_registration():
         """The synthetic images as they are, of any size."""
 
         SPLITS = {'train': 26, 'test': 7}
-        FORMAT = 'jpeg'
+        FORMAT, SHAPE = 'jpeg', (None, None, 3)
 
         def _info(self):
             features = {
-                'image': tfds.features.Image(shape=(None, None, 3), encoding_format=self.FORMAT),
+                'image': tfds.features.Image(shape=self.SHAPE, encoding_format=self.FORMAT),
                 'label': tfds.features.ClassLabel(names=[name for _, name in CLASSES]),
             }
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
         def _generate_examples(self, size):
             for i, (jpeg, label, _) in enumerate(IMAGES[:size]):
-                if self.FORMAT == 'png':
+                if self.FORMAT == 'png' and not jpeg.startswith(b'\x89PNG'):
                     jpeg = encode(Image.open(io.BytesIO(jpeg)), 'PNG')
                 yield i, {'image': io.BytesIO(jpeg), 'label': label}
 
@@ -134,6 +135,23 @@ def test_shards_folders_and_tfds_give_the_same_images(tmp_path, monkeypatch):
     originals = np.stack([np.frombuffer(image, np.float32) for image in images_of('imagenet', 'train', shard_dir)])
     distances = np.abs(images.reshape(26, 1, -1) - originals).mean(2)
     assert distances.min(1).max() < 3 and len(set(distances.argmin(1))) == 26
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+def test_images_are_turned_as_exif_says(tmp_path, monkeypatch, kind):
+    """In memory and streamed."""
+    images = [(odd_images.with_exif(kind, orientation)[0], 0, []) for orientation in (1, 3, 6, 7)]
+    size = odd_images.SIZE
+    monkeypatch.setattr(EncodedImages, 'SPLITS', {'train': 4, 'test': 4})
+    monkeypatch.setattr(EncodedImages, 'SHAPE', (size, size, 3))
+    monkeypatch.setitem(globals(), 'IMAGES', images)
+    monkeypatch.setattr(EncodedImages, 'FORMAT', kind.lower())
+    EncodedImages(data_dir=tmp_path).download_and_prepare()
+    held = datasets.open_split('tfds:encoded_images', 'test', data_dir=tmp_path)
+    views = Views(size, size, size, resize='antialias')
+    stream = datasets.open_split('tfds:encoded_images', 'test', data_dir=tmp_path, views=views)
+    for found in (held.images, stream.example_images(4)):
+        np.testing.assert_allclose(found, np.broadcast_to(odd_images.SHOWN, [4, size, size, 3]), atol=12)
 
 
 def test_tfds_in_another_file_format_cannot_be_streamed(monkeypatch):

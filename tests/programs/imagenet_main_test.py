@@ -12,6 +12,7 @@ import tensorflow as tf
 from fixtures import programs
 from fixtures.imagenet_shards import CLASSES, draw, write_folder, write_shards
 from fixtures.tiny_training import SendAt, StopAt, assert_equal_runs, metrics
+from PIL import Image
 
 from official_resnet import cifar10_main, imagenet_main, resnet_variants
 from official_resnet.command_line import train_program
@@ -72,7 +73,7 @@ def test_training_leaves_everything_behind(trained):
         for name in ('accuracy', 'accuracy_top_5'):  # of all test images, each once
             assert line[name] * NUM_TEST == pytest.approx(round(line[name] * NUM_TEST))
     model, card = predict.load(model_dir)
-    assert (card.num_classes, card.size, card.resize) == (6, (40, 40), 46)  # 40 * 256 / 224
+    assert (card.num_classes, card.size, card.resize, card.uses_exif) == (6, (40, 40), 46, False)  # 40 * 256 / 224
     assert card.names == tuple(name for _, name in CLASSES)
     assert len(predict.predict(model, card, [np.zeros((50, 60, 3), np.uint8)])[0]) == 5
 
@@ -91,7 +92,8 @@ def test_own_images_need_no_shards(tmp_path):
     write_folder(tmp_path / 'images', draw(15, num_classes=3), names)
     own = f'--image_folder {tmp_path}/images --model_dir {tmp_path}/model'
     assert f'folder:{tmp_path}/images: ' in succeed(f'{own} {SMALL} -te 1 --validation_fraction=0.4')
-    assert predict.load(tmp_path / 'model')[1].names == names
+    card = predict.load(tmp_path / 'model')[1]
+    assert card.names == names and card.uses_exif
     out = succeed(f'--eval_only {own}')
     assert '(6 images)' in out and 'top-5 1.0000' in out
 
@@ -135,6 +137,18 @@ def test_evaluation_alone_gives_the_last_numbers_and_a_report(data_dir, trained,
     assert [row['count'] for row in report['classes']] == [3, 3, 2, 2, 2, 2]
     assert [(row['id'], row['name']) for row in report['classes']] == list(CLASSES)
     assert {path.name for path in (tmp_path / 'report').iterdir()} == {'report.json', 'per_class.csv', 'confusion.csv'}
+
+
+def test_a_run_on_ilsvrc_is_evaluated_on_a_folder_as_its_card_says(trained, tmp_path):
+    """Without EXIF, as in training and as predict_main names the same files."""
+    exif, images, found = Image.Exif(), draw(12), set()
+    exif[0x0112] = 3
+    segment = b'\xff\xe1' + (len(exif.tobytes()) + 2).to_bytes(2, 'big') + exif.tobytes()
+    for name, added in (('plain', b''), ('turned', segment)):
+        write_folder(tmp_path / name, [(jpeg[:2] + added + jpeg[2:], *rest) for jpeg, *rest in images])
+        out = succeed(f'--eval_only --model_dir {trained[0]} --image_folder {tmp_path}/{name}')
+        found.add(re.search('test loss .*', out)[0])
+    assert len(found) == 1
 
 
 def test_a_network_that_was_not_trained_here_is_evaluated_too(data_dir, trained, tmp_path):
