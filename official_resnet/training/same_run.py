@@ -97,7 +97,7 @@ def difference(name: str, ours: Any, theirs: Any, word: str = 'not') -> str:
             sizes = [ResNetSpec.from_json(spec).resnet_size for spec in (ours, theirs)]
             if sizes[0] != sizes[1]:  # resnet_size tells the blocks and their kind
                 differing -= {'group_blocks', 'block'}
-                texts = [difference('spec.group_blocks', *sizes, word)]
+                texts = [difference('spec.group_blocks', sizes[0], sizes[1], word)]
         texts += [difference(f'{name}.{key}', ours.get(key), theirs.get(key), word) for key in sorted(differing)]
         return ', '.join(texts)
     flag = _FLAGS.get(name)
