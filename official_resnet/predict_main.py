@@ -128,7 +128,7 @@ def find_images(arguments: Sequence[str]) -> list[pathlib.Path]:
         if path.is_dir():
             found, others = map(sorted, images.find_files(path))
         if others:
-            _skip(f'{len(others)} files that are not images: {classes.listed(others)}')
+            _skip(f'not images ({len(others)}): {classes.listed(others)}')
         if not found:
             suffixes = ' '.join(images.SUFFIXES)
             _skip(f"'{path}' has no images ({suffixes})" if path.is_dir() else f"there is no '{path}'")

@@ -225,7 +225,7 @@ def _report(listing, folder, split, image_size, log):
         text = f'{len(listing.classes)} classes in {folder}: {classes.listed(listing.classes)}; {train} training and'
         log(f'{text} {test} test images of each ({where}); {image_size} x {image_size} pixels')
     if others := sorted(os.path.relpath(path, folder) for path in listing.others[split]):
-        log(f'not used: {len(others)} files or folders that are not images of a class: {classes.listed(others)}')
+        log(f'not images of a class, so not used ({len(others)}): {classes.listed(others)}')
 
 
 def _span(listing, split):

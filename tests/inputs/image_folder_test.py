@@ -1,7 +1,5 @@
 """Own images: how they are cut and resized, the split, what is left out, and what is a mistake."""
 
-import re
-
 import numpy as np
 import pytest
 from fixtures.batches import message_of
@@ -110,12 +108,12 @@ def test_what_is_no_image_of_a_class_is_named_and_counted(tmp_path):
     save(tmp_path / 'val' / 'ant' / '0.png')
     save(tmp_path / 'train' / 'of no class.png')
     for part, others in (
-        ('train', "3 .*: 'train/bee/d.txt', 'train/of no class.png', 'val'"),
-        ('test', "1 .*: 'test/bee/d"),
+        ('train', "(3): 'train/bee/d.txt', 'train/of no class.png', 'val'"),
+        ('test', "(1): 'test/bee/d"),
     ):
         lines = []
         assert sorted(image_folder.read(tmp_path, part, image_size=8, log=lines.append)[1]) == [0] * 3 + [1] * 4
-        assert re.match(f'not used: {others}', lines[-1]), lines
+        assert others in lines[-1], lines
         streamed = datasets.open_split(f'folder:{tmp_path}', part, views=Views(8, 8))
         images, labels = next(iter(streamed.evaluation_batches(9)))
         assert sorted(labels.numpy()) == [0] * 3 + [1] * 4 and images.shape == (7, 8, 8, 3)

@@ -31,7 +31,6 @@ def folder(tmp_path):
     random = np.random.default_rng(0)
     for name in ('b.png', 'deeper/b.jpg'):
         Image.fromarray(random.integers(0, 256, (30, 20, 3), np.uint8)).save(folder / name)
-    (folder / 'notes.txt').write_text('no image')
     (folder / '._b.png').write_bytes(b'not one either')
     return folder
 
@@ -134,11 +133,18 @@ def test_what_cannot_be_read_is_named_and_left_out(call, folder, tmp_path):
     for name, content in bad.items():
         (folder / name).write_bytes(content)
     (tmp_path / 'nothing').mkdir()
-    others = [tmp_path / 'nothing', tmp_path / 'absent.png', folder / 'notes.txt']
+    others = [tmp_path / 'nothing', tmp_path / 'absent.png', tmp_path / 'notes.txt']
+    for path in (others[2], folder / 'readme.md'):
+        path.write_text('no image')
+    (folder / 'c.jfif').write_bytes(whole)
     code, out, err = call(folder, *others, '--json', '--batch_size', '2')
-    assert code == 0 and len(out.splitlines()) == 2
+    assert code == 0 and len(out.splitlines()) == 3 and 'c.jfif' in out
     lines = err.splitlines()
-    assert len(lines) == len(bad) + len(others) and all(line.startswith('predict_main: ') for line in lines), err
+    assert (
+        len(lines) == len(bad) + len(others) + 1
+        and f"(1): '{folder}/readme.md'" in err
+        and all(line.startswith('predict_main: ') for line in lines)
+    ), err
     for name in (*bad, *(path.name for path in others)):
         assert sum(name in line for line in lines) == 1, err
     for paths in ([folder / name for name in bad], others[:1]):
@@ -167,6 +173,7 @@ def test_mistakes_are_one_line(model_dir, folder, tmp_path):
 
 def test_the_program_itself_reads_a_checkpoint(source, folder, tmp_path):
     line = f'predict_main --model {max(source.rglob("step-*.npz"))} --top=1 {folder}/b.png {folder}/notes.txt'
+    (folder / 'notes.txt').write_text('no image')
     code, out, err = programs.run(line, cwd=tmp_path, env=os.environ | {'CUDA_VISIBLE_DEVICES': '-1'})
     assert code == 0 and err.count('\n') == 1, err  # no start-up noise
     assert 'notes.txt' in err and len(out.splitlines()) == 2
