@@ -142,7 +142,10 @@ def class_index(card: 'Card', text: str) -> int:
     Raises:
         UserError: There is no such class, or several classes have this name.
     """
-    found = [i for i in range(card.num_classes) if text in (card.names[i], card.ids[i])]
+    from official_resnet.inputs import classes
+
+    name = classes.canonical(text)
+    found = [i for i in range(card.num_classes) if name in (classes.canonical(card.names[i]), card.ids[i])]
     if text.isdecimal():
         found = [int(text)] if int(text) < card.num_classes else []
     if len(found) == 1:

@@ -1,5 +1,6 @@
 """predict_main as a user runs it: tables, JSON, explanations, odd images, one line for each mistake."""
 
+import dataclasses
 import json
 import os
 
@@ -156,6 +157,11 @@ def test_other_names(call, folder, tmp_path):
     (tmp_path / 'names.txt').write_text('eins\nzwei\ndrei\n')
     [row] = rows_of(call(folder / 'b.png', '--labels', tmp_path / 'names.txt', '--json'))
     assert {guess['name'] for guess in row['classes']} == {'eins', 'zwei', 'drei'}
+
+
+def test_a_class_is_named_in_either_unicode_form(model_dir):
+    card = dataclasses.replace(predict.load(model_dir)[1], names=('a', 'cafe\u0301', 'b'))
+    assert [predict_main.class_index(card, name) for name in ('caf\u00e9', 'cafe\u0301', 'b')] == [1, 1, 2]
 
 
 def test_mistakes_are_one_line(model_dir, folder, tmp_path):
