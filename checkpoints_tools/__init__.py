@@ -8,4 +8,6 @@ FAMILIES = {
     'keras_applications': ('.h5', '.hdf5', '.keras'),
     'slim': ('.ckpt', '.index'),
     'official_tf': ('.index',),
+    'ry': ('.ckpt', '.index'),
+    'wenxinxu': ('.index',),
 }

@@ -19,7 +19,7 @@ import tensorflow as tf
 import official_resnet
 from checkpoints_tools import FAMILIES, our_net, selection, tf_checkpoint, verify
 from checkpoints_tools.selection import Choice
-from checkpoints_tools.source import Shapes, Source, Variables, output_path, reading
+from checkpoints_tools.source import Lazy, Shapes, Source, Variables, output_path, reading
 from official_resnet import files, layers, resnet_model, resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.inference import model_card
@@ -75,12 +75,12 @@ def convert(
         entries = _with_classes(entries, source, num_classes)
     else:
         model, entries = _without_head(model, entries)
-    variables = selected.variables(module.read(path))
+    variables, statistics = _with_statistics(module, selected, source, path, choice.data_dir)
     assign(model, entries, variables, path)
     verified = verify.verify(model, module, variables, source, tolerance)
     del variables
     sources = module.list_files(path) if hasattr(module, 'list_files') else [path]
-    card = _card(source, num_classes, verified, map(pathlib.Path, sources)) | _selected(selected)
+    card = _card(source, num_classes, verified, map(pathlib.Path, sources)) | _selected(selected) | statistics
     _write(model, card, output)
     return card
 
@@ -267,6 +267,25 @@ def _with_classes(entries, source, num_classes):
         else entry
         for entry in entries
     ]
+
+
+def _with_statistics(module, selected, source, path, data_dir):
+    """Return the variables of a selection with the statistics that it lacks, and what the card says about them."""
+    variables = selected.variables(module.read(path))
+    if not selected.unstored:
+        if data_dir:
+            raise UserError(f'{path} has statistics of its batch norms; leave --data_dir out')
+        return variables, {}
+    if not data_dir:
+        raise UserError(
+            f'{path} has no moving statistics, because its program normalises by the batch; pass --data_dir, the '
+            'folder of its data set, to estimate them from training images'
+        )
+    found, words = module.estimate(variables, source, data_dir)
+    names = [*variables, *selected.unstored]
+    return Lazy(names, lambda name: found[name] if name in selected.unstored else variables[name]), {
+        'statistics': words
+    }
 
 
 def _without_head(model, entries):

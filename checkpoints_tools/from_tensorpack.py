@@ -144,16 +144,13 @@ def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
     """Return the Entries.
 
     The first block of V2 begins without BN and ReLU. Ours begins with both: a BN that changes nothing, and a ReLU of
-    values that are not negative. Every Entry needs a source, so this BN has the statistics of the stem's BN as one.
+    values that are not negative.
     """
     words, kernels = {'kernel': 'W', 'bias': 'b', **_BN}, {'se_conv': our_net.as_1x1}
     entries = our_net.entries(source, lambda layer: _their(layer, source.spec), words, kernels)
     if source.spec.version == '2':
-        for part, value in zip(our_net.BN_PARTS, (1.0, 0.0, 0.0, 1 - EPSILON), strict=True):  # variance + epsilon is 1
-            sources = ('conv0/bn/mean/EMA', 'conv0/bn/variance/EMA')
-            constant = functools.partial(lambda value, mean, _: np.full(mean.shape, value, 'float32'), value)
-            layout = our_net.Layout(constant, lambda shape: (shape, shape))
-            entries.append(our_net.Entry(f'group1_block1_bn1/{part}', sources, layout))
+        statistics = ('conv0/bn/mean/EMA', 'conv0/bn/variance/EMA')
+        entries += our_net.constant_bn('group1_block1_bn1', statistics, EPSILON)
     return entries
 
 

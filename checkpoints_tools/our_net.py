@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -193,4 +194,16 @@ def entries(
                 names += sums if source.spec.version == '2' and layer.index == 0 else latest
                 layout = minus_biases if len(names) > 1 else layout
             found.append(Entry(f'{layer.name}/{part}', tuple(names), layout))
+    return found
+
+
+def constant_bn(name: str, statistics: tuple[str, str], epsilon: float) -> list[Entry]:
+    """Return the Entries of a BN that changes nothing, where the source has none.
+
+    Every Entry needs a source, so these have the statistics of another BN with as many channels.
+    """
+    found = []
+    for part, value in zip(BN_PARTS, (1.0, 0.0, 0.0, 1 - epsilon), strict=True):  # variance + epsilon is 1
+        constant = functools.partial(lambda value, mean, _: np.full(mean.shape, value, 'float32'), value)
+        found.append(Entry(f'{name}/{part}', statistics, Layout(constant, lambda shape: (shape, shape))))
     return found

@@ -41,6 +41,7 @@ def define_flags() -> flags.FlagValues:
     define.integer('num_classes', None, '1000 drops the background of a checkpoint with 1001 classes.', None, 1, None)
     define.enum('weights', None, ('plain', 'ema'), 'Take the weights, or their moving averages. Default: the weights.')
     define.boolean('no_head', False, 'Leave the classifier out: the model returns features, [n, channels].')
+    define.string('data_dir', None, 'Data set of a checkpoint without moving statistics, which are estimated from it.')
     define.enum('to', 'keras', ('keras', 'torch'), 'What to write: a Keras model, or PyTorch weights.')
     paths = ['list', 'input', 'output']
     flags.register_multi_flags_validator(
@@ -64,7 +65,7 @@ def _run(values):
     devices.start_tensorflow()
     from checkpoints_tools import convert
 
-    choice = convert.Choice(values.weights, not values.no_head)
+    choice = convert.Choice(values.weights, not values.no_head, values.data_dir)
     if values.list:
         with program.reader_may_leave():
             for line in list_lines(convert, values.list, values.source, values.variant, choice):
@@ -99,6 +100,7 @@ def _summary(card):
     outputs += f'{card["num_features"]} features' if 'num_features' in card else ''
     kinds = _kinds(card['weights'], card.get('other_weights', ()))
     left_out = f'; left out: {", ".join(card["left_out"])}' if 'left_out' in card else ''
+    left_out += f'; {card["statistics"]}' if 'statistics' in card else ''
     verified = card['verified']
     return one_line(
         f'{card["family"]} {card["variant"]}, {outputs}{kinds}{left_out}; largest difference '

@@ -21,10 +21,12 @@ class Choice:
     Attributes:
         weights: 'plain' as they were trained, or 'ema', their moving averages. None: plain, if the checkpoint has both.
         has_head: Whether the network keeps its classifier. Without it, the outputs are the features.
+        data_dir: Where the training images are from which statistics are estimated that the checkpoint lacks.
     """
 
     weights: str | None = None
     has_head: bool = True
+    data_dir: str | None = None
 
 
 DEFAULT = Choice()
@@ -40,6 +42,7 @@ class Selection(NamedTuple):
         weights: 'plain' or 'ema'.
         others: The kinds of weights that the checkpoint has beside these.
         left_out: {name in the file: why} of what is not converted.
+        unstored: {name: shape} of the statistics of BNs that the checkpoint lacks.
     """
 
     shapes: Shapes
@@ -48,6 +51,7 @@ class Selection(NamedTuple):
     weights: str
     others: tuple[str, ...]
     left_out: dict[str, str]
+    unstored: dict[str, Shape]
 
     def variables(self, read: Variables) -> Lazy:
         """Return {name: ndarray} of the selection from what the family's `read` returned."""
@@ -119,5 +123,6 @@ def select(
     listing = copy.copy(shapes)  # with what a reader has noted beside the shapes
     listing.clear()
     listing.update({name: shapes[theirs] for name, theirs in names.items()})
-    listing.update({name: (shape, 'float32') for name, shape in stand_in.items()})
-    return Selection(listing, names, stand_in, weights, tuple(set(others.values())), left_out)
+    unstored = module.unstored(listing) if hasattr(module, 'unstored') else {}
+    listing.update({name: (shape, 'float32') for name, shape in (stand_in | unstored).items()})
+    return Selection(listing, names, stand_in, weights, tuple(set(others.values())), left_out, unstored)

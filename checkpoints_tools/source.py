@@ -15,6 +15,8 @@ and may have
 
     list_files(path)                    the files that are read, if the path is not the only one
     with_mean(source, path)             the Source with the means of a mean image beside the checkpoint, if there is one
+    unstored(shapes)                    {name: shape} of statistics of BNs that the family's checkpoints lack, and
+    estimate(variables, source, data_dir)       ({name: array} of them, in words what they were estimated from)
     HEADS                               pattern of the names of further classifiers, which --no_head leaves out, too
 
 The moving average of a variable NAME is listed as NAME and AVERAGE; `selection` takes one of the two.

@@ -124,10 +124,14 @@ def _open(prefix):
 def ignored(found: Shapes) -> dict[str, str]:
     """Return {name: why} of counters, and of the optimizer's slots for variables that are there."""
     reasons = {}
-    for name in found:
+    for name, (shape, dtype) in found.items():
         variable, _, last = name.rpartition('/')
         if last in COUNTERS:
             reasons[name] = COUNTERS[last]
+        elif tuple(shape) == () and dtype.startswith('int'):
+            reasons[name] = 'a counter'
+        elif last in ('biased', 'local_step'):
+            reasons[name] = 'state of a moving average'
         elif last in SLOTS and variable in found:
             reasons[name] = f'state that training kept for {variable}'
     return reasons

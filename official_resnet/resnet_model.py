@@ -242,8 +242,11 @@ def shortcut_of(
         return batch_norm(projected, spec, f'{name}_shortcut_bn') if has_bn else projected
     if in_channels > channels:
         raise UserError(f"{name}: option A cannot reduce {in_channels} channels to {channels}; pass shortcut='B'")
-    identity = x if in_channels == channels else preactivated
-    if stride > 1:  # every second pixel
+    identity = x if in_channels == channels or spec.identity_pool == 'average' else preactivated
+    if stride > 1 and spec.identity_pool == 'average':
+        pool = keras.layers.AveragePooling2D(2, stride, 'same', data_format=NHWC, name=f'{name}_shortcut_pool')
+        identity = pool(identity)
+    elif stride > 1:  # every second pixel
         identity = keras.layers.MaxPooling2D(1, stride, data_format=NHWC, name=f'{name}_shortcut_pool')(identity)
     if in_channels < channels:
         identity = pad_channels(identity, spec, channels - in_channels, f'{name}_shortcut_pad')

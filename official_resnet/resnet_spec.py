@@ -16,6 +16,7 @@ _CHOICES = {
     'version': ('1', '1.5', '2'),
     'shortcut': ('A', 'B', 'C', 'group', None),
     'shortcut_padding': ('end', 'both'),
+    'identity_pool': ('sample', 'average'),
     'stride_block': ('first', 'last'),
     'stride_conv': ('first', '3x3', None),
     'padding': ('symmetric', 'same'),
@@ -59,6 +60,8 @@ class ResNetSpec:
             (1512.03385 Sec. 4.1). 'group' projects in the first block of every group (official/resnet). None is a
             plain network.
         shortcut_padding: Where option A adds its zero channels, at the 'end' or on 'both' sides.
+        identity_pool: How option A halves the resolution: 'sample' takes every second pixel, 'average' the means of 2x2
+            pixels, in version 2 of a block's input before its batch norm (wenxinxu's CIFAR networks).
         stride_block: Which block of a group halves the resolution, the 'first', or as in slim the 'last' (of every
             group but the last one).
         stride_conv: Which convolution of a bottleneck halves the resolution, the 'first' (1x1) or the '3x3'. None
@@ -120,6 +123,7 @@ class ResNetSpec:
         words=('A', 'B', 'C', 'group', 'none'),
     )
     shortcut_padding: str = 'end'
+    identity_pool: str = 'sample'
     stride_block: str = 'first'
     stride_conv: str | None = None
     width: int = 1

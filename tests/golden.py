@@ -43,6 +43,7 @@ _SPEC = {
     '*spec.initializer': "a field since the experiments; official's is official/resnet's",
     '*input.exif': 'the card says whether images are turned as their EXIF says',
     '*views.uses_exif': 'the data set decides whether images are turned',
+    '*spec.identity_pool': "it is new; wenxinxu's networks average",
 }
 _MACHINE = (
     *('data_dir', 'model_dir', 'save_checkpoint_minutes', 'steps_per_call', 'num_gpus', 'distribution_strategy'),
@@ -72,6 +73,7 @@ EXPECTED = {
         '*_main --variant: *': 'it is new',
         'read_ckpt --weights: *': 'it is new',
         'read_ckpt --no_head: *': 'it is new',
+        'read_ckpt --data_dir: *': 'it is new',
         '*_main --enable_lars: *': 'it is new',
     },
     'imagenet': {'*': "the warm-up counts images / batch size; crops and initial weights are official/resnet's"},

@@ -14,14 +14,19 @@ from checkpoints_tools import (
     from_caffe,
     from_keras_applications,
     from_official_tf,
+    from_ry,
     from_slim,
     from_tensorpack,
     from_torch,
+    from_wenxinxu,
     our_net,
     selection,
 )
 
-MODULES = (from_caffe, from_keras_applications, from_official_tf, from_slim, from_tensorpack, from_torch)
+MODULES = (
+    *(from_caffe, from_keras_applications, from_official_tf, from_ry, from_slim, from_tensorpack, from_torch),
+    from_wenxinxu,
+)
 
 
 def caffe():
@@ -35,6 +40,14 @@ def applications(is_v2):
 
 def official(*net):
     return foreign_files.official_shapes(*net, filters=16, num_classes=10)
+
+
+def ry(blocks, convs):
+    return shapes_of(foreign_files.ry_variables(blocks, convs))
+
+
+def wenxinxu():
+    return shapes_of(foreign_files.wenxinxu_variables(1))
 
 
 def slim(version):
@@ -57,6 +70,8 @@ NETS = [
     (from_official_tf, official, (3, False, (1, 1, 1), 1), ('resnet8_v1',)),
     (from_official_tf, official, (7, False, (1, 1, 2, 1), 1), ('resnet12_v1.5', 'resnet12_v1')),
     (from_official_tf, official, (7, True, (1, 1, 2, 1), 2), ('resnet17_v2',)),
+    (from_ry, ry, ((1, 2, 1, 1), 'abc'), ('ResNet-L17', 'resnet17_v1')),
+    (from_ry, ry, ((1, 1, 1), 'AB'), ('ResNet-L8', 'resnet8_v1')),
     (from_slim, slim, (1,), ('resnet_v1_11',)),
     (from_slim, slim, (2,), ('resnet_v2_11',)),
     (from_tensorpack, tensorpack, ('resnet', True), ('ImageNet-ResNet8', 'resnet8_v1.5')),
@@ -71,6 +86,7 @@ NETS = [
     (from_torch, torch, ('grouped',), ('resnet_bottleneck_1_1_1_1_filters16',)),
     (from_torch, torch, ('cifar_a',), ('resnet_basic_2_1_2_filters4',)),
     (from_torch, torch, ('cifar_b',), ('resnet_basic_1_1_1_filters4',)),
+    (from_wenxinxu, wenxinxu, (), ('model_8', 'resnet8_v2')),
 ]
 OPTIONAL = re.compile(r'conv\d_.*conv/bias')  # without it, the network is another one that exists
 
