@@ -18,7 +18,8 @@ import numpy as np
 from official_resnet import files
 from official_resnet.errors import UserError
 
-METRICS_FILE, NETWORK_FILE = 'metrics.jsonl', 'network.json'  # in model_dir; written by training.callbacks.Record
+# In model_dir; written by training.callbacks.Record.
+METRICS_FILE, NETWORK_FILE, RATES_FILE = 'metrics.jsonl', 'network.json', 'learning_rate.csv'
 _STATE = 'state.json'
 AGAIN = ' and run the same command again; it continues from the last checkpoint'  # the end of a message
 LOCK = '.lock'

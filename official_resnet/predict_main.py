@@ -37,7 +37,7 @@ NUM_TO_COMPILE = 32  # least number of images for which folding and compiling, w
 _NO_IMAGE = 'no image could be read; pass files or folders of images'
 MAX_NAME_WIDTH = 32  # width limit of the table's column of names, in characters
 _SOURCE = 'Source SHA-256'  # key of a PNG's text: only an explanation of the same image is overwritten
-EXPLANATION_SIZE = 224  # least height or width of an explanation, in pixels
+EXPLANATION_SIZE = 224  # least height or width of an image in an explanation, in pixels
 
 
 def define_flags() -> flags.FlagValues:
@@ -96,8 +96,9 @@ def _name_images(values, arguments):
                 _skip(error)
         num_read += len(batch)
         if batch:
-            found = predict.guesses(card, predict.probabilities(call, card, np.stack(images)), values.top)
-            explanations = explain(batch, images, found) if explain else [None] * len(batch)
+            probabilities = predict.probabilities(call, card, np.stack(images))
+            found = predict.guesses(card, probabilities, values.top)
+            explanations = explain(batch, images, probabilities) if explain else [None] * len(batch)
             for path, classes, explanation in zip(batch, found, explanations, strict=True):
                 if values.json:
                     row = {'file': str(path), 'classes': [guess._asdict() for guess in classes]}
@@ -167,8 +168,8 @@ def _explained_class(values, card):
 
 
 def _explainer(values, model, card, paths, chosen):
-    """Return a function that saves Grad-CAM overlays of images, uint8 [n, h, w, c], and returns --json entries."""
-    from PIL import Image, PngImagePlugin
+    """Return a function that saves a page for each image, uint8 [n, h, w, c], and returns the entries of --json."""
+    from PIL import PngImagePlugin
 
     from official_resnet.inference import grad_cam, predict
 
@@ -177,16 +178,18 @@ def _explainer(values, model, card, paths, chosen):
     (rows, columns), (net_rows, net_columns) = card.size, card.net_size
     top, left = (net_rows - rows) // 2, (net_columns - columns) // 2  # place of the image inside its padding
 
-    def explain(paths, images, found):
-        classes = [guesses[0].index if chosen is None else chosen for guesses in found]
+    def explain(paths, images, probabilities):
+        classes = [int(row.argmax()) if chosen is None else chosen for row in probabilities]
         maps = grad_cam.grad_cam(model, predict.network_input(card, images), classes)
         maps = maps[:, top : top + rows, left : left + columns]
-        return [
-            {'index': index, 'name': card.names[index], 'file': save(path, grad_cam.overlay(image, cam))}
-            for path, image, cam, index in zip(paths, images, maps, classes, strict=True)
-        ]
+        entries = []
+        for path, image, cam, index, row in zip(paths, images, maps, classes, probabilities, strict=True):
+            name = card.names[index]
+            page = grad_cam.page(image, cam, f'{one_line(name)}, {row[index]:.1%}', EXPLANATION_SIZE)
+            entries.append({'index': index, 'name': name, 'file': save(path, page)})
+        return entries
 
-    def save(image_path, pixels):
+    def save(image_path, page):
         source, about = hashlib.sha256(image_path.read_bytes()).hexdigest(), PngImagePlugin.PngInfo()
         about.add_text(_SOURCE, source)
         path, number = folder / f'{image_path.stem}_grad_cam.png', 1
@@ -194,11 +197,8 @@ def _explainer(values, model, card, paths, chosen):
             number += 1
             path = path.with_name(f'{image_path.stem}_grad_cam_{number}.png')
         taken.add(path.resolve())
-        factor = max(1, EXPLANATION_SIZE // max(pixels.shape[:2]))
-        image = Image.fromarray(pixels)
         with files.write_errors(f"'{path}'", ' or pass another --output_dir'):
-            resized = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-            resized.save(path, pnginfo=about)
+            page.save(path, pnginfo=about)
         return str(path)
 
     return explain

@@ -108,7 +108,7 @@ def train(
         stack.enter_context(process.explained())
         trainer = Trainer(config, process, block=block)
         if config.machine.model_dir and process.is_chief:
-            chosen.insert(0, Record(config, trainer.card, recipe))
+            chosen.insert(0, Record(config, trainer.card, recipe, trainer.learning_rates()))
         return trainer.run(chosen, received)
 
 
@@ -312,6 +312,12 @@ class Trainer:
         self.step += count
         self.is_epoch_open = True
         return seconds
+
+    def learning_rates(self, most: int = 1000) -> list[tuple[int, float]]:
+        """Return (step, learning rate) of at most `most` steps, spread evenly over the training."""
+        steps = np.unique(np.linspace(0, max(self.last_step - 1, 0), most).astype(int))
+        rates = np.broadcast_to(self.schedule(tf.constant(steps)), steps.shape)
+        return list(zip(steps.tolist(), rates.tolist(), strict=True))
 
     def train_batches(self) -> Iterable:
         """Return the batches from the current step to the end of the training, for `train_steps`."""

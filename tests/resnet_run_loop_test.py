@@ -198,6 +198,8 @@ def test_the_schedule_counts_fractions_of_epochs_and_ignores_max_train_steps(cif
         resnet_run_loop.Trainer(make_config(cifar_dir, None, schedule=Schedule('one_cycle'), max_train_steps=steps))
         for steps in (STEPS, None)
     )
+    assert whole.learning_rates() == [(step, float(whole.schedule(step))) for step in range(whole.last_step)]
+    assert [step for step, _ in whole.learning_rates(3)] == [0, (whole.last_step - 1) // 2, whole.last_step - 1]
     assert short.last_step == STEPS and float(short.schedule(STEPS)) == float(whole.schedule(STEPS)) > 0
 
 

@@ -5,13 +5,15 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 import tensorflow as tf
+from PIL import Image, ImageDraw, ImageFont
 
 from official_resnet import layers
 from official_resnet.errors import UserError
 
 # The colours of 0, 1/4, ..., 1, RGB in 0..255. A brighter colour means more.
 COLOURS = ((0, 0, 130), (60, 20, 200), (220, 30, 120), (255, 130, 20), (255, 245, 120))
-OPACITY = 0.65  # opacity of the brightest colour
+CAPTION, GAP = 32, 4  # pixels: height of the caption of a page, and width between its images
+OPACITY = 0.5  # opacity of the brightest colour; the object must stay visible
 
 
 def grad_cam(
@@ -67,6 +69,26 @@ def overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
     colours = np.stack([np.interp(cam, stops, channel) for channel in np.transpose(COLOURS)], -1)
     opacity = OPACITY * np.asarray(cam, np.float32)[..., None]
     return np.round(image * (1 - opacity) + colours * opacity).astype(np.uint8)
+
+
+def page(image: np.ndarray, cam: np.ndarray, caption: str, least: int = 224) -> Image.Image:
+    """Return the image and its overlay side by side, below a caption, for example 'horse, 98.2 %'.
+
+    `image` and `cam` are those of `overlay`. If both sides are shorter than `least` pixels, they are enlarged to it.
+    """
+    factor = max(1, least // max(image.shape[:2]))
+    size = (image.shape[1] * factor, image.shape[0] * factor)
+    enlarged = Image.fromarray(np.broadcast_to(image, (*image.shape[:2], 3))).resize(size, Image.Resampling.BICUBIC)
+    heat = np.asarray(Image.fromarray(np.asarray(cam, np.float32)).resize(size, Image.Resampling.BILINEAR))
+    coloured = Image.fromarray(overlay(np.asarray(enlarged), np.clip(heat, 0, 1)))
+    font = ImageFont.load_default(CAPTION // 2)
+    while font.getlength(caption) > 2 * size[0] - CAPTION and len(caption) > 4:
+        caption = f'{caption[:-4]}...'
+    canvas = Image.new('RGB', (2 * size[0] + GAP, CAPTION + size[1]), 'white')
+    ImageDraw.Draw(canvas).text((canvas.width / 2, CAPTION / 2), caption, 'black', font, anchor='mm')
+    canvas.paste(enlarged, (0, CAPTION))
+    canvas.paste(coloured, (size[0] + GAP, CAPTION))
+    return canvas
 
 
 def features(model: keras.Model) -> keras.Model:

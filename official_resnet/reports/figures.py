@@ -2,9 +2,10 @@
 
     python -m official_resnet.reports.figures MODEL_DIR    # plot MODEL_DIR/curves.png, or replace it
 
-The command reads metrics.jsonl only and takes about a second. Training programs run it when they end.
+The command reads metrics.jsonl and learning_rate.csv, and takes about a second. Training programs run it when they end.
 """
 
+import csv
 import itertools
 import math
 import os
@@ -33,7 +34,7 @@ _MARKER = {1: 'o'}  # by the number of points, because a single point makes no l
 
 
 def training_curves(model_dir: str | os.PathLike) -> pathlib.Path:
-    """Plot error (%) and loss of both splits and the learning rate over epochs; return model_dir/curves.png.
+    """Plot error (%) and loss of both splits over epochs, the learning rate over steps; return model_dir/curves.png.
 
     Raises:
         UserError: model_dir has no metrics.jsonl.
@@ -46,17 +47,34 @@ def training_curves(model_dir: str | os.PathLike) -> pathlib.Path:
     for split, color in (('train', 'tab:blue'), ('test', 'tab:orange')):
         lines = [line for line in metrics if line['split'] == split]
         epochs = [line['epoch'] for line in lines]
-        style = {'color': color, 'label': split, 'marker': _MARKER.get(len(lines))}
-        axes[0].plot(epochs, [100 * (1 - line['accuracy']) for line in lines], **style)
-        axes[1].plot(epochs, [line['loss'] for line in lines], **style)
-        if split == 'train':
-            axes[2].plot(epochs, [line['learning_rate'] for line in lines], **style | {'color': 'tab:gray'})
-    for axis, label in zip(axes, ('error (%)', 'cross-entropy', 'learning rate'), strict=True):
-        _frame(axis, xlabel='epoch', ylabel=label, ylim=(0, None))
-    axes[0].legend()
-    figure.suptitle(one_line(model_dir.name))
+        errors, losses = [100 * (1 - line['accuracy']) for line in lines], [line['loss'] for line in lines]
+        for axis, values in zip(axes, (errors, losses), strict=False):
+            label = f'{split}, {values[-1]:.4g} at the end' if values else split
+            axis.plot(epochs, values, color=color, label=label, marker=_MARKER.get(len(lines)))
+    steps, rates = _learning_rates(model_dir, metrics)
+    label = f'{rates[-1]:.4g} at the end' if rates else ''
+    axes[2].plot(steps, rates, color='tab:gray', label=label, marker=_MARKER.get(len(steps)))
+    panels = (('error (%)', 'epoch'), ('cross-entropy', 'epoch'), ('learning rate', 'step'))
+    for axis, (title, place) in zip(axes, panels, strict=True):
+        _frame(axis, title=title, xlabel=place, ylim=(0, 1.05 * axis.dataLim.y1 or 1))
+        axis.legend(**_SMALL)
+    tested = [line['accuracy'] for line in metrics if line['split'] == 'test']
+    best = f': best test accuracy {max(tested):.2%}' if tested else ''
+    figure.suptitle(one_line(model_dir.name) + best)
     _save(figure, model_dir / 'curves.png')
     return model_dir / 'curves.png'
+
+
+def _learning_rates(model_dir, metrics):
+    """Return (steps, learning rates) of a run, up to its last step; of older runs one for each epoch."""
+    try:
+        with open(model_dir / checkpoints.RATES_FILE, encoding='utf-8') as file:
+            rows = [(int(row['step']), float(row['learning_rate'])) for row in csv.DictReader(file)]
+        last = max((line['step'] for line in metrics), default=0)
+        rows = [row for row in rows if row[0] < last]
+    except FileNotFoundError:
+        rows = [(line['step'], line['learning_rate']) for line in metrics if line['split'] == 'train']
+    return [step for step, _ in rows], [rate for _, rate in rows]
 
 
 def error_curves(panels: Mapping[str, Mapping[str, Any]], path: str | os.PathLike, title: str) -> str | os.PathLike:
@@ -174,8 +192,10 @@ def chain_gradients(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike) 
 
 
 def _frame(axis, **texts):
-    """Set the texts and limits of axes over epochs, with ticks at whole epochs and a grid."""
+    """Set the texts and limits of axes over epochs or steps, with ticks at whole numbers and a grid."""
     axis.set(**texts)
+    if axis.dataLim.x0 == axis.dataLim.x1:  # one epoch only
+        axis.set_xlim(axis.dataLim.x0 - 1, axis.dataLim.x1 + 1)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
 

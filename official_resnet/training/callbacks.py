@@ -9,6 +9,7 @@ import json
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 import keras
@@ -124,22 +125,30 @@ class Summary(keras.callbacks.Callback):
 class Record(keras.callbacks.Callback):
     """Write a run into its model_dir; `train` adds this callback.
 
-    When it begins: config.json; network.json and model.card.json, with which inference.predict.load reads a
-    checkpoint. After an epoch: a line per split in metrics.jsonl, with the keys split ('train' or 'test'), epoch (from
-    1), step (global), loss, accuracy (0..1), learning_rate, images_per_second, seconds; for 'test' also
-    accuracy_top_5. A resumed run first removes the lines that were written after its checkpoint. After an evaluation
-    that is better than all before: best.keras. At its end: model.keras.
+    When it begins: config.json; learning_rate.csv, the rates of up to 1000 steps; network.json and model.card.json,
+    with which inference.predict.load reads a checkpoint. After an epoch: a line per split in metrics.jsonl, with the
+    keys split ('train' or 'test'), epoch (from 1), step (global), loss, accuracy (0..1), learning_rate,
+    images_per_second, seconds; for 'test' also accuracy_top_5. A resumed run first removes the lines that were written
+    after its checkpoint. After an evaluation that is better than all before: best.keras. At its end: model.keras.
     """
 
-    def __init__(self, config: TrainConfig, card: dict[str, Any], recipe: str | None = None):
+    def __init__(
+        self,
+        config: TrainConfig,
+        card: dict[str, Any],
+        recipe: str | None = None,
+        rates: Sequence[tuple[int, float]] = (),
+    ):
         super().__init__()
         self.folder = pathlib.Path(str(config.machine.model_dir))
         self.path = self.folder / checkpoints.METRICS_FILE
         self._about = {'recipe': recipe, 'config': config.to_json(), 'machine': devices.machine_info()}
+        self._rates = 'step,learning_rate\n' + ''.join(f'{step},{rate:.6g}\n' for step, rate in rates)
         self._card, self._epoch, self._best = card, 0, -1.0  # the best test accuracy
 
     def on_train_begin(self, logs: Any = None) -> None:
         files.write_json(self.folder / 'config.json', self._about)
+        files.write_text(self.folder / checkpoints.RATES_FILE, self._rates)
         self.model.compiled = False  # loading it must not need our optimizer
         files.write_text(self.folder / checkpoints.NETWORK_FILE, self.model.to_json())
         self.model.compiled = True

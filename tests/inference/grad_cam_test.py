@@ -79,6 +79,22 @@ def test_overlay():
     image = np.full((1, 3, 3), 100, np.uint8)
     got = grad_cam.overlay(image, np.array([[0, 0.5, 1]]))
     assert got.dtype == np.uint8
-    # 0 leaves the image; 1/2 has opacity 0.325 of the middle colour, 1 0.65 of the last.
-    np.testing.assert_array_equal(got, [[[100, 100, 100], [139, 77, 106], [201, 194, 113]]])
+    # 0 leaves the image; 1/2 has opacity 0.25 of the middle colour, 1 0.5 of the last.
+    np.testing.assert_array_equal(got, [[[100, 100, 100], [130, 82, 105], [178, 172, 110]]])
     np.testing.assert_array_equal(grad_cam.overlay(image[..., :1], np.array([[0, 0.5, 1]])), got)
+
+
+def test_a_page_has_the_image_the_overlay_and_a_caption():
+    image, cam = np.full((2, 3, 1), 100, np.uint8), np.zeros((2, 3), np.float32)
+    cam[:, 2] = 1
+    page = np.asarray(grad_cam.page(image, cam, 'horse, 98.2%', least=30))
+    assert page.shape == (32 + 20, 2 * 30 + 4, 3)  # enlarged ten times
+    caption, ours, theirs = page[:32], page[32:, :30], page[32:, 34:]
+    assert caption.min() < 100 and (caption[0] == 255).all()
+    assert (ours == 100).all() and (page[32:, 30:34] == 255).all()
+    assert (theirs[:, 0] == 100).all() and (theirs[:, -1] == [178, 172, 110]).all()
+
+
+def test_a_long_caption_is_cut_at_the_width_of_a_page():
+    page = np.asarray(grad_cam.page(np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8)), 'x' * 999, least=100))
+    assert page.shape[1] == 2 * 96 + 4 and (page[:32, :2] == 255).all()

@@ -93,7 +93,7 @@ def test_explanations(call, folder, tmp_path):
     for row, path in zip(rows, paths, strict=True):
         assert row['explanation']['index'] == row['classes'][0]['index']
         with Image.open(path) as image:
-            assert image.size == (224, 224) and image.mode == 'RGB'  # 16 x 16, enlarged
+            assert image.size == (2 * 224 + 4, 224 + 32) and image.mode == 'RGB'  # 16 x 16, enlarged
     for text in ('1', 'red'):
         result = call(folder / 'b.png', '--explain', '--explain_class', text, '--output_dir', output_dir)
         assert result[1].splitlines()[-1].split() == ['->', paths[0], '(red)'], result
@@ -125,7 +125,7 @@ def test_grey_padded_images_are_explained_without_the_padding(call, tmp_path):
     code, _, err = call('--model', tmp_path, tmp_path / 'a.png', '--explain', '--output_dir', tmp_path)
     assert code == 0, err
     with Image.open(tmp_path / 'a_grad_cam.png') as image:
-        assert image.size == (224, 224)  # 8 times 28
+        assert image.size == (2 * 224 + 4, 224 + 32)  # 8 times 28
 
 
 def test_what_cannot_be_read_is_named_and_left_out(call, folder, tmp_path):

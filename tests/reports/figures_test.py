@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import sys
 
 import pytest
@@ -28,6 +29,39 @@ def test_the_process_of_a_training_plots_what_the_function_does(model_dir, monke
     assert train_program._draw_curves(pathlib.Path(model_dir.name)) == [pathlib.Path(model_dir.name, 'curves.png')]
     plotted = (model_dir / 'curves.png').read_bytes()
     assert plotted[:4] == b'\x89PNG' and plotted == figures.training_curves(model_dir).read_bytes()
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """A function that plots the curves of a model_dir and returns their axes."""
+    figures_drawn = []
+    monkeypatch.setattr(figures, '_save', lambda figure, *args: figures_drawn.append(figure))
+
+    def draw(folder):
+        figures.training_curves(folder)
+        return figures_drawn[-1].axes
+
+    yield draw
+    figures.pyplot.close('all')
+
+
+def test_the_learning_rate_is_plotted_by_step(model_dir, drawn):
+    rows = [(0, 0.0), (1, 0.4), (2, 0.04)]  # metrics.jsonl ends at step 2, so step 2 has not been taken
+    (model_dir / 'learning_rate.csv').write_text('step,learning_rate\n' + ''.join(f'{a},{b}\n' for a, b in rows))
+    errors, losses, rate = drawn(model_dir)
+    assert rate.lines[0].get_xydata().tolist() == [[0, 0.0], [1, 0.4]] and rate.get_xlabel() == 'step'
+    assert [axis.get_title() for axis in (errors, losses, rate)] == ['error (%)', 'cross-entropy', 'learning rate']
+    assert errors.lines[1].get_xydata().tolist() == [[1, 50], [2, 50]]
+    texts = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in (errors, losses, rate)]
+    ends = [['50', '50'], ['0.5', '0.5'], ['0.4']]
+    assert [[re.search(r'([\d.]+) at the end', text)[1] for text in row] for row in texts] == ends
+
+
+def test_one_epoch_has_whole_ticks_and_a_margin(model_dir, drawn):
+    (model_dir / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, LINES[:2])))
+    for axis in drawn(model_dir):  # the last from metrics.jsonl, as of an older run
+        assert axis.get_xlim() == (0, 2) and set(axis.get_xticks()) == {0, 1, 2}
+        assert axis.get_ylim() == (0, pytest.approx(1.05 * axis.dataLim.y1))
 
 
 def test_mistakes_are_one_line(tmp_path):

@@ -29,11 +29,13 @@ def make(callback, **params):
 
 def test_a_resumed_run_removes_lines_beyond_its_checkpoint_and_a_cut_one(cifar_dir, tmp_path):
     trainer = resnet_run_loop.Trainer(make_config(cifar_dir, tmp_path))
-    record = make(callbacks.Record(trainer.config, trainer.card), first_step=20)
+    record = make(callbacks.Record(trainer.config, trainer.card, None, [(0, 0.1), (9, 0.01)]), first_step=20)
     record.set_model(trainer.model)
-    record.path.write_text('{"step": 10}\n{"step": 20}\n{"step": 30}\n{"ste')
+    kept = ''.join(f'{{"split": "train", "step": {step}}}\n' for step in (10, 20))
+    record.path.write_text(kept + '{"split": "train", "step": 30}\n{"spl')
     record.on_train_begin()
-    assert record.path.read_text() == '{"step": 10}\n{"step": 20}\n'
+    assert record.path.read_text() == kept
+    assert (tmp_path / 'learning_rate.csv').read_text() == 'step,learning_rate\n0,0.1\n9,0.01\n'
 
 
 def test_a_full_disk_at_the_end_names_the_file_and_leaves_no_part(cifar_dir, tmp_path):
