@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from official_resnet import errors
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from official_resnet.inputs.split import Split
     from official_resnet.inputs.views import Views
 
@@ -112,7 +114,7 @@ def open_split(
         return shards.open_split(dataset, split, data_dir, views)
     from official_resnet.inputs import in_memory
 
-    images, labels = _read(dataset, split, data_dir)
+    images, labels = read_arrays(dataset, split, data_dir)
     return in_memory.InMemorySplit(
         images, labels, info.num_classes, dataset, info.class_names, info.normalization, info.input_size
     )
@@ -128,27 +130,15 @@ def require_data(
 
     Small images are read, large ones are only listed. The data sets of tensorflow_datasets are left to `open_split`.
     """
-    if dataset.startswith('tfds:'):
-        return
-    if dataset.startswith('folder:'):
-        from official_resnet.inputs import image_folder
+    if dataset != 'cifar10':
+        from official_resnet.inputs import other_datasets
 
-        options = folder or {}
-        image_folder.list_files(dataset.removeprefix('folder:'), options.get('validation_fraction', 0.1))
-        return
-    info = info_of(dataset)
-    if info.format == 'shards':
-        from official_resnet.inputs import shard_files
-
-        for split in splits:
-            shard_files.find_shards(data_dir or '', split)
-            shard_files.manifest_classes(data_dir or '', split)
-    elif info.files:  # else the images are generated
-        for split in splits:
-            _read(dataset, split, data_dir)
+        return other_datasets.require_data(dataset, data_dir, folder or {}, splits)
+    for split in splits:
+        read_arrays(dataset, split, data_dir)
 
 
-def _read(dataset, split, data_dir):
+def read_arrays(dataset: str, split: str, data_dir: str | os.PathLike | None) -> tuple['np.ndarray', 'np.ndarray']:
     """Return (images uint8 [n, h, w, c], labels int32 [n]) of a data set that is held in memory."""
     info = info_of(dataset)
     if info.format == 'cifar':

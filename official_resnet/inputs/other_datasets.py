@@ -2,8 +2,10 @@
 
 import functools
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -112,3 +114,25 @@ def imagenet_classes() -> tuple[tuple[str, str], ...]:
     """Return ((WordNet id, name), ...) of ILSVRC2012's 1000 classes in the order of their labels."""
     lines = Path(__file__).with_name('imagenet_labels.tsv').read_text(encoding='utf-8').splitlines()
     return tuple((synset, name) for synset, name in (line.split('\t') for line in lines))
+
+
+def require_data(
+    dataset: str, data_dir: str | os.PathLike | None, folder: Mapping[str, Any], splits: Sequence[str]
+) -> None:
+    """Do what datasets.require_data does, for a data set other than CIFAR-10."""
+    if dataset.startswith('tfds:'):
+        return
+    if dataset.startswith('folder:'):
+        from official_resnet.inputs import image_folder
+
+        image_folder.list_files(dataset.removeprefix('folder:'), folder.get('validation_fraction', 0.1))
+        return
+    info = datasets.info_of(dataset)
+    for split in splits:
+        if info.format == 'shards':
+            from official_resnet.inputs import shard_files
+
+            shard_files.find_shards(data_dir or '', split)
+            shard_files.manifest_classes(data_dir or '', split)
+        elif info.files:  # else the images are generated
+            datasets.read_arrays(dataset, split, data_dir)
