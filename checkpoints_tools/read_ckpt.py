@@ -86,6 +86,8 @@ def _check_paths(values):
     from official_resnet.inference import network_files
 
     path = os.path.expanduser(values.list or values.input)
+    if values.data_dir and not os.path.isdir(values.data_dir):
+        raise UserError(f"--data_dir='{values.data_dir}' is not a folder; pass the folder of the data set")
     if values.output:
         source.output_path(path, values.output, '.safetensors' if values.to == 'torch' else '.keras')
     if values.to == 'torch' and not values.list:

@@ -5,7 +5,6 @@ import json
 import os
 
 import numpy as np
-import PIL.Image
 import pytest
 from absl import flags as absl_flags
 from fixtures.batches import message_of
@@ -15,7 +14,7 @@ from official_resnet.building import boxes, labels
 from official_resnet.command_line.program import run_program
 from official_resnet.errors import UserError
 from official_resnet.inference import card_reader
-from official_resnet.inputs import images, shards
+from official_resnet.inputs import images, shard_files
 
 REMEDIES = {
     errno.EMFILE: 'ulimit -n',
@@ -58,13 +57,13 @@ def test_what_is_missing_has_the_remedy_of_its_reader(code, words):
 
 @pytest.mark.parametrize('code,kind', [(errno.EMFILE, OSError), (errno.EIO, OSError), (errno.EACCES, ValueError)])
 def test_an_image_is_not_called_broken_if_no_file_can_be_opened(code, kind, monkeypatch):
-    monkeypatch.setattr(PIL.Image, 'open', fail_with(code))
+    monkeypatch.setattr(images, 'open', fail_with(code), raising=False)
     with pytest.raises(kind, match=os.strerror(code)):
         images.decode('a.png', images.FOLDER, 'RGB')
 
 
 def read_manifest(path):
-    return shards.manifest_classes(path.parent, 'train')
+    return shard_files.manifest_classes(path.parent, 'train')
 
 
 def read_names(path):

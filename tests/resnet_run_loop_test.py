@@ -172,7 +172,7 @@ def test_what_a_library_call_writes_and_load_reads(cifar_dir, tmp_path):
         for variable in model.variables:
             np.testing.assert_array_equal(variable.numpy(), arrays[variable.path], err_msg=variable.path)
     assert {path.name for path in tmp_path.iterdir()} == {
-        *('.lock', 'checkpoints', 'config.json', 'metrics.jsonl'),
+        *('.lock', 'checkpoints', 'config.json', 'learning_rate.csv', 'metrics.jsonl'),
         *('model.card.json', 'model.keras', 'best.card.json', 'best.keras', 'network.json'),
     }
 

@@ -46,10 +46,7 @@ DEPTHS = ('degradation_main', 'gradient_flow_main')
 TRAINED = (*DEPTHS, 'shortcuts_main')
 BUILDERS = ('build_imagenet_data', 'build_image_data')
 FREE_TEXT = {'benchmark_test_id', *(name for name, _, _ in flags.OBSOLETE)}  # stored as it is, or ignored
-ELSEWHERE = {
-    'scaling': 'benchmarks/scaling_test',
-    'measuring': 'a process of the benchmarks, without flags',
-}
+ELSEWHERE = {'scaling': 'benchmarks/scaling_test', 'measuring': 'a process of the benchmarks, without flags'}
 PRETRAINED = '--pretrained_model_checkpoint_path'
 GET_CIFAR = 'cifar10_download_and_extract.py'
 
@@ -118,6 +115,7 @@ OF_TRAINING = [
     (CIFAR, '--resnet_size=21', r'resnet_size=21 .*6n\+2.* 20 and 26'),
     ('mnist_main', '--weight_decay=1e-4', '--weight_decay=0.0001 .*--weight_decay=0, .*--optimizer=momentum'),
     ('mnist_main', '--resnet_size=20', '--resnet_size'),
+    ((*CIFAR, 'imagenet_main'), '--variant=none', "'none'.*resnet20_v1"),
     ('mnist_main', '--dataset=fashion_mnist', '--dataset=fashion_mnist --data_dir {mnist}'),
     ('imagenet_main', '--resnet_size=20', 'resnet_size=20 .*18, 34, 50, 101, 152, 200'),
     ('imagenet_main', '--min_crop_area=0', '--min_crop_area=0.0 .*above 0'),
@@ -184,6 +182,7 @@ WHOLE, BEAM = 'download_and_preprocess_imagenet', 'build_imagenet_data_beam'
 OF_TOOLS = [
     ('read_ckpt', '', '{text} .*--source'),
     ('read_ckpt', '--input={absent}', '{absent}.*pass'),
+    ('read_ckpt', '--data_dir={absent}', '{absent}.*folder'),
     ('read_ckpt', '--list={text}', '--list .*--input .*--output'),
     ('read_ckpt', '--output={new}/net.h5', 'net.h5 .*.keras'),
     ('read_ckpt', '--to=torch --output={new}/net.pth', 'net.pth .*.safetensors'),
@@ -438,7 +437,7 @@ def test_every_flag_has_a_wrong_value_in_the_table_or_cannot_be_wrong(program):
     typed = re.findall(r'(?<!\S)-+(\w+)', ' '.join(row.args for row in ROWS if row.program == program))
     used = {values[name].name for name in typed if name in values}
     assert canonical(values).keys() - used - FREE_TEXT == set()
-    assert not used & FREE_TEXT - {'multi_gpu', 'use_train_and_evaluate', 'tf_data_experimental_slack'}  # switches
+    assert not used & FREE_TEXT - {*flags.OBSOLETE_SWITCHES}
 
 
 def test_every_program_is_in_the_table():

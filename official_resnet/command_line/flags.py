@@ -42,7 +42,7 @@ OBSOLETE = (
     ('tf_data_experimental_slack', None, 'the input prefetches as needed'),
     ('enable_lars', None, 'there is no LARS; large batches train with --warmup_epochs (1706.02677)'),
 )
-_OBSOLETE_SWITCHES = ('multi_gpu', 'use_train_and_evaluate', 'tf_data_experimental_slack', 'enable_lars')
+OBSOLETE_SWITCHES = ('multi_gpu', 'use_train_and_evaluate', 'tf_data_experimental_slack', 'enable_lars')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +195,7 @@ def define(program: Program) -> flags.FlagValues:
             default = words[flag][0]
         define_flag(values, flag, None if about.get('is_open') else default, kind, about)
     for name, short, text in OBSOLETE:
-        kind = bool if name in _OBSOLETE_SWITCHES else str
+        kind = bool if name in OBSOLETE_SWITCHES else str
         define_flag(values, name, None, kind, {'text': f'Obsolete: {text}.', 'short': short})
     return values
 
