@@ -21,7 +21,7 @@ try:
 
     from checkpoints_tools import FAMILIES
     from official_resnet.command_line import definer, program
-    from official_resnet.errors import one_line
+    from official_resnet.errors import UserError, one_line
 except ModuleNotFoundError as error:  # run by its path without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
