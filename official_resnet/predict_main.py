@@ -147,7 +147,7 @@ def class_index(card: 'Card', text: str) -> int:
 
     name = classes.canonical(text)
     found = [i for i in range(card.num_classes) if name in (classes.canonical(card.names[i]), card.ids[i])]
-    if text.isdecimal():
+    if text.isdecimal() and not found:  # a class may be called '10'
         found = [int(text)] if int(text) < card.num_classes else []
     if len(found) == 1:
         return found[0]

@@ -6,6 +6,7 @@ An image is a file of its own, or is inside a tar file and is read there, withou
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -18,7 +19,7 @@ from official_resnet import files
 from official_resnet.building.progress import Log, Progress
 from official_resnet.errors import UserError
 from official_resnet.inputs import classes
-from official_resnet.inputs.images import SUFFIXES, is_image
+from official_resnet.inputs.images import SUFFIXES, find_files, is_image
 
 # file: index in ImageList.files. offset and size: in bytes, both -1 for a plain file. label: from 1.
 ROW_FIELDS = [('file', '<i4'), ('offset', '<i8'), ('size', '<i8'), ('label', '<i4')]
@@ -154,7 +155,11 @@ def from_folders(
         folder = folders.pop(classes.canonical(synset), synset)
         try:
             is_missing = not is_complete and os.path.isdir(root) and not os.path.isdir(f'{root}/{folder}')
-            for name in [] if is_missing else sorted(os.listdir(f'{root}/{folder}')):
+            names = [] if is_missing else sorted(os.listdir(f'{root}/{folder}'))
+            if by_bytes and not is_missing:  # your own images, which training also reads from subfolders
+                paths = itertools.chain(*find_files(f'{root}/{folder}', lambda path: True))
+                names = sorted(os.path.relpath(path, f'{root}/{folder}') for path in paths)
+            for name in names:
                 if not name.startswith('.'):
                     (found if is_wanted(f'{folder}/{name}') else skipped).append(f'{folder}/{name}')
         except OSError as error:

@@ -103,8 +103,9 @@ def _fault(data, manifest, classes):
     label, synsets = example['image/class/label'], manifest['synsets']
     if len(label) != 1 or not 1 <= label[0] < len(synsets):
         return f'has the label {label}, which is not in 1..{len(synsets) - 1}'
-    synset = example.get('image/class/synset', [synsets[label[0]].encode()])
-    if synset != [synsets[label[0]].encode()]:
+    expected = [os.fsencode(synsets[label[0]])]
+    synset = example.get('image/class/synset', expected)
+    if synset != expected:
         return f'has the class {synset} with the label {label[0]}, which is {synsets[label[0]]}'
     classes[synsets[label[0]]] += 1
     try:

@@ -63,4 +63,6 @@ def require_keras_file(path: str | os.PathLike, remedy: str = _REMEDY) -> None:
     if not os.path.exists(path):
         raise UserError(f'cannot load {path}: there is no such file; {remedy}')
     if not zipfile.is_zipfile(path):
-        raise UserError(f'cannot load {path}: it is cut short, or not a .keras file; {remedy}')
+        raise UserError(
+            f'cannot load {path}: it is cut short, or not a .keras file; {remedy}, or convert it with read_ckpt.py'
+        )

@@ -238,10 +238,18 @@ def find_files(
 ) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     """Return the image files below a folder and its other files, in any order.
 
-    Hidden files, such as '._1.jpg' of macOS, belong to neither.
+    Hidden files and folders, such as '._1.jpg' of macOS and Jupyter's copies in .ipynb_checkpoints, belong to neither,
+    nor do the thumbnails of a disk station in @eaDir. Links are followed; a folder is read once.
     """
     found: dict[bool, list[pathlib.Path]] = {True: [], False: []}
-    for parent, _, names in os.walk(folder):
+    seen = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in seen:  # a link leads back
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith(('.', '@')) and name != '__MACOSX')
         for name in names:
             if not name.startswith('.'):
                 found[is_wanted(f'{parent}/{name}')].append(pathlib.Path(parent, name))

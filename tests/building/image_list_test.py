@@ -41,10 +41,16 @@ def test_images_of_a_tar_file(tmp_path):
 
 def test_images_are_known_by_their_bytes_and_the_rest_is_listed(tmp_path):
     nfc, nfd = 'caf\u00e9', 'cafe\u0301'
-    files = {'a/1.jpg': b'x', 'a/2.jfif': b'\xff\xd8\xff', 'a/3': b'II*\0', f'{nfd}/4.txt': b'no', f'{nfd}/5.png': b''}
+    files = {
+        'a/1.jpg': b'x',
+        'a/2.jfif': b'\xff\xd8\xff',
+        'a/3': b'II*\0',
+        f'{nfd}/4.txt': b'no',
+        f'{nfd}/b/5.png': b'',
+    }
     data_commands.write_files(tmp_path, files | {'b/6.jpg': b'', 'a/.hidden': b''})
     found = image_list.from_folders(tmp_path, ['a', nfc], by_bytes=True)
-    assert [found.name(i) for i in range(4)] == ['a/1.jpg', 'a/2.jfif', 'a/3', f'{nfd}/5.png']
+    assert [found.name(i) for i in range(4)] == ['a/1.jpg', 'a/2.jfif', 'a/3', f'{nfd}/b/5.png']
     assert found.skipped == (f'{nfd}/4.txt', 'b/') and [found.synset(i) for i in (2, 3)] == ['a', nfc]
     assert image_list.from_folders(tmp_path, ['a'], ('.jpg',)).skipped == ('a/2.jfif', 'a/3', 'b/', f'{nfd}/')
 

@@ -295,3 +295,14 @@ def test_files_are_found_by_their_bytes(tmp_path):
     others = ['a/5.txt', 'bmw.txt', 'fifo', 'jpg']
     assert found() == [[*by_bytes, 'a/2.png', 'a/4.tif', 'a/c/3.webp', 'b/1.JPG'], others]
     assert found(images.is_jpeg_name)[0] == ['b/1.JPG']
+
+
+def test_folders_of_tools_are_left_out_and_links_are_followed_once(tmp_path):
+    for name in ('a/1.png', 'a/.ipynb_checkpoints/1.png', 'a/@eaDir/1.png', 'a/__MACOSX/1.png', 'else/2.png'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / 'a' / 'more').symlink_to(tmp_path / 'else')
+    (tmp_path / 'else' / 'back').symlink_to(tmp_path / 'a')
+    found, others = images.find_files(tmp_path / 'a')
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in found) == ['a/1.png', 'a/more/2.png']
+    assert others == []

@@ -162,6 +162,8 @@ def test_other_names(call, folder, tmp_path):
 def test_a_class_is_named_in_either_unicode_form(model_dir):
     card = dataclasses.replace(predict.load(model_dir)[1], names=('a', 'cafe\u0301', 'b'))
     assert [predict_main.class_index(card, name) for name in ('caf\u00e9', 'cafe\u0301', 'b')] == [1, 1, 2]
+    numbers = dataclasses.replace(card, names=('2', '10', 'b'))  # the name wins over the number
+    assert [predict_main.class_index(numbers, text) for text in ('2', '10', '1')] == [0, 1, 1]
 
 
 def test_mistakes_are_one_line(model_dir, folder, tmp_path):
