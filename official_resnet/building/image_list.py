@@ -155,11 +155,11 @@ def from_folders(
         folder = folders.pop(classes.canonical(synset), synset)
         try:
             is_missing = not is_complete and os.path.isdir(root) and not os.path.isdir(f'{root}/{folder}')
-            names = [] if is_missing else sorted(os.listdir(f'{root}/{folder}'))
+            listed = [] if is_missing else sorted(os.listdir(f'{root}/{folder}'))
             if by_bytes and not is_missing:  # your own images, which training also reads from subfolders
                 paths = itertools.chain(*find_files(f'{root}/{folder}', lambda path: True))
-                names = sorted(os.path.relpath(path, f'{root}/{folder}') for path in paths)
-            for name in names:
+                listed = sorted(os.path.relpath(path, f'{root}/{folder}') for path in paths)
+            for name in listed:
                 if not name.startswith('.'):
                     (found if is_wanted(f'{folder}/{name}') else skipped).append(f'{folder}/{name}')
         except OSError as error:
