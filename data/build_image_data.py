@@ -66,8 +66,9 @@ def _run(values):
     def list_images(name, folder):
         unknown = [] if values.labels_file else [one for one in folders_of(folder) if one not in class_names()]
         if unknown:
-            fault = f"'{folder}' has {classes.listed(unknown)}, which the training images lack"
-            raise UserError(f'{fault}; rename or remove what is not a class of theirs, or pass --labels_file')
+            fault = f"--{name}_directory='{folder}' has {classes.listed(unknown)}, which the training images lack"
+            remedy = f'rename or remove what is not a class of theirs, or pass --labels_file or --{name}_directory='
+            raise UserError(f'{fault}; {remedy}')
         return image_list.from_folders(folder, class_names(), by_bytes=True, is_complete=name == 'train')
 
     return build_program.build_folders(values, list_images, build_program.options(values, layout='folder'))

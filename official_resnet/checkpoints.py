@@ -69,6 +69,10 @@ def restore_latest(folder: str | os.PathLike) -> tuple[dict[str, np.ndarray], di
             logging.getLogger(__name__).warning(f'{error}; trying the previous one')
     if found:
         raise UserError(f'no checkpoint in {folder} can be read; delete the folder to start again')
+    model_dir = pathlib.Path(folder).parent
+    if (model_dir / 'checkpoint').is_file():
+        fault = f"model_dir '{model_dir}' holds a TensorFlow checkpoint, which is not continued"
+        raise UserError(f'{fault}; convert it with checkpoints_tools/read_ckpt.py, or pass another --model_dir')
     return None
 
 

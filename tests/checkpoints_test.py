@@ -27,6 +27,9 @@ def test_round_trip_and_the_oldest_go(tmp_path):
 @pytest.mark.parametrize('damage', ['truncate', 'flip', 'empty'])
 def test_a_damaged_file_is_named_and_passed_over(tmp_path, damage, caplog):
     assert checkpoints.restore_latest(tmp_path / 'absent') is None
+    (tmp_path / 'checkpoint').write_text('model_checkpoint_path: "model.ckpt-0"')  # of TensorFlow
+    with pytest.raises(UserError, match='read_ckpt.py.*--model_dir'):
+        checkpoints.restore_weights(tmp_path)
     checkpoints.save(tmp_path, 1, ARRAYS, {'step': 1})
     path = checkpoints.save(tmp_path, 2, ARRAYS, {'step': 2})
     data = path.read_bytes()
