@@ -161,6 +161,8 @@ class StreamedSplit:
             if not _AT_DECODER.search(error.message):
                 raise
             raise errors.UserError(f'an image of {self.name} cannot be decoded; {self.source.remedy}') from error
+        except tf.errors.OutOfRangeError as error:  # what one of several devices may see of an error of another
+            raise errors.UserError(f'an image of {self.name} cannot be read; {self.source.remedy}') from error
 
     def example_images(self, count: int) -> np.ndarray:
         return next(iter(self.with_normalization('none').evaluation_batches(count)))[0].numpy()
