@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from official_resnet.errors import UserError
-from official_resnet.inputs import classes, images
+from official_resnet.files import is_of_machine
+from official_resnet.inputs import classes, images, jpeg
 from official_resnet.inputs.other_datasets import default_normalization
 from official_resnet.inputs.split import Split
 from official_resnet.inputs.views import Views
@@ -41,7 +42,11 @@ def open_split(dataset: str, split: str, options: Mapping[str, Any], views: View
 
     listing = list_files(folder, options.get('validation_fraction', 0.1), seed)
     _report(listing, folder, split, views.size, print)
-    files = streamed.Files(*_shuffled(listing.splits[split], seed))
+    paths, labels = _shuffled(listing.splits[split], seed)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        faults = {i: fault for i, fault in enumerate(pool.map(_fault_of, paths)) if fault}
+    labels = _leave_out(faults, paths, labels, listing, split, folder, print)
+    files = streamed.Files([path for i, path in enumerate(paths) if i not in faults], labels)
     views = views.with_exif(True)
     return streamed.StreamedSplit(files, len(listing.classes), dataset, listing.classes, normalization, views)
 
@@ -89,15 +94,34 @@ def read(
     # Pillow's warnings are caught once, here, because catching them inside threads is not safe.
     with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor() as pool:
         list(pool.map(decode_one, range(len(paths))))
-    for i in sorted(failures, key=paths.__getitem__):
-        log(f'unreadable, left out: {paths[i]} ({failures[i]})')
-    if failures:
-        log(f'{len(failures)} of {len(paths)} images for {split} in {folder} are unreadable')
-        pixels, labels = np.delete(pixels, list(failures), axis=0), np.delete(labels, list(failures))
+    labels = _leave_out(failures, paths, labels, listing, split, folder, log)
+    return np.delete(pixels, list(failures), axis=0) if failures else pixels, labels, listing.classes
+
+
+def _fault_of(path):
+    """Return why a file is not an image or a JPEG with a whole header, or ''. Its pixels are not decoded."""
+    try:
+        jpeg.inspect(path.read_bytes())
+    except ValueError as error:
+        return str(error)
+    except OSError as error:
+        if is_of_machine(error):  # not the image's fault: it is not left out
+            raise
+        return error.strerror
+    return ''
+
+
+def _leave_out(faults, paths, labels, listing, split, folder, log):
+    """Log the images that cannot be read, {their index: why}, and return the labels of the others."""
+    for i in sorted(faults, key=paths.__getitem__):
+        log(f'unreadable, left out: {paths[i]} ({faults[i]})')
+    if faults:
+        log(f'{len(faults)} of {len(paths)} images for {split} in {folder} are unreadable')
+        labels = np.delete(labels, list(faults))
     for label, name in enumerate(listing.classes):
         if label not in labels and (split == 'train' or not len(labels)):
             raise UserError(f"no image of class '{name}' for {split} in '{folder}' can be read; fix or remove it")
-    return pixels, labels, listing.classes
+    return labels
 
 
 class Listing(NamedTuple):

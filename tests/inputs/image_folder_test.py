@@ -119,6 +119,19 @@ def test_what_is_no_image_of_a_class_is_named_and_counted(tmp_path):
         assert sorted(labels.numpy()) == [0] * 3 + [1] * 4 and images.shape == (7, 8, 8, 3)
 
 
+@pytest.mark.parametrize('views', [None, Views(8, 8)])
+def test_images_that_cannot_be_read_are_left_out_in_memory_and_streamed(tmp_path, capsys, views):
+    for part in ('train', 'test'):
+        fill(tmp_path / part, {'ant': 3, 'bee': 3})
+    (tmp_path / 'train' / 'bee' / 'empty.jpg').touch()
+    (tmp_path / 'train' / 'ant' / 'page.png').write_text('<html>')
+    split = datasets.open_split(f'folder:{tmp_path}', 'train', views=views, folder={'image_size': 8})
+    images, labels = next(iter(split.evaluation_batches(8)))
+    assert split.num_images == len(images) == 6 and sorted(labels.numpy()) == [0, 0, 0, 1, 1, 1]
+    out = capsys.readouterr().out
+    assert 'empty.jpg' in out and 'page.png' in out and '2 of 8 images' in out
+
+
 def test_links_to_folders_and_images(tmp_path):
     fill(tmp_path / 'all', {'ant': 3, 'bee': 3})
     (tmp_path / 'some' / 'bee').mkdir(parents=True)
