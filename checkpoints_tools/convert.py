@@ -80,7 +80,7 @@ def convert(
     verified = verify.verify(model, module, variables, source, tolerance)
     del variables
     sources = module.list_files(path) if hasattr(module, 'list_files') else [path]
-    card = _card(source, num_classes, verified, map(pathlib.Path, sources)) | _selected(selected) | statistics
+    card = _card(source, num_classes, verified, map(pathlib.Path, sources)) | _selected(selected, entries) | statistics
     _write(model, card, output)
     return card
 
@@ -229,7 +229,7 @@ def _torch_variables(from_torch, model, path):
 def _first_difference(model, twin):
     """Return a description of the first difference in what the layers of two models compute, or None."""
 
-    def configs(net):
+    def configs(net) -> dict[str, dict]:
         return {
             layer.name: {key: value for key, value in layer.get_config().items() if not key.endswith(_IRRELEVANT)}
             for layer in net.layers
@@ -295,9 +295,10 @@ def _without_head(model, entries):
     return model, [entry for entry in entries if not entry.target.startswith('logits/')]
 
 
-def _selected(selected):
-    """Return what the card says about the part of a checkpoint that was converted."""
-    outside = [name for name in selected.shapes if name in getattr(selected.shapes, 'outside', {})]
+def _selected(selected, entries):
+    """Return what the card says about the part of a checkpoint that was converted, from which `entries` were made."""
+    outside = getattr(selected.shapes, 'outside', {}).keys() - {name for entry in entries for name in entry.sources}
+    outside = [name for name in selected.shapes if name in outside]
     chosen = {'weights': selected.weights, 'other_weights': selected.others, 'left_out': outside}
     if selected.stand_in:
         chosen |= {'num_classes': 0, 'labels': 'unknown', 'num_features': selected.num_features}

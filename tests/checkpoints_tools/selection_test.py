@@ -98,6 +98,15 @@ def test_two_networks_are_not_guessed_at(save):
     refuse(r'2 networks, student\.\*, teacher\.\*; save one', from_torch.shapes, 'net.pth')
 
 
+def test_a_head_outside_of_the_prefix_is_used_and_not_called_left_out(save):
+    head = {name: value for name, value in PLAIN.items() if name.startswith('linear')}
+    save(under('backbone.', body(PLAIN)) | head | STRAY)
+    assert read_ckpt.main(['read_ckpt.py', '--input', 'net.pth', '--output', 'net.keras']) == 0
+    assert json.loads(pathlib.Path('net.card.json').read_text())['left_out'] == ['criterion.weight']
+    bias = keras.models.load_model('net.keras').get_layer('logits').bias
+    np.testing.assert_array_equal(bias, PLAIN['linear.bias'])
+
+
 def test_the_command_prints_and_the_card_says_which(save, capsys):
     save({'state_dict': PLAIN | STRAY, 'state_dict_ema': EMA})
     for flags, value in ((), PLAIN), (('--weights=ema',), EMA):
