@@ -15,10 +15,10 @@ def ours(folder: str, output: str, num_shards: int) -> tuple[float, float]:
     images, job, options = _images(folder), Job(output, 'train', num_shards), Options()
     os.makedirs(job.folder)
 
-    def write(shard):
+    def write(shard) -> None:
         job.write_shard(shard, functools.partial(shards.build_shard, images, shard, num_shards, options))
 
-    return measuring.timed(lambda: [write(shard) for shard in range(num_shards)])[1:]
+    return measuring.timed(lambda: list(map(write, range(num_shards))))[1:]
 
 
 def upstream(folder: str, output: str, num_shards: int) -> tuple[float, float]:
@@ -33,7 +33,7 @@ def upstream(folder: str, output: str, num_shards: int) -> tuple[float, float]:
         decoded = tf.io.decode_jpeg(source, channels=3)
         session.run(decoded, {source: images.read_bytes(0)})  # the first run is slow, so it does not count
 
-        def write(shard):
+        def write(shard) -> None:
             with tf.io.TFRecordWriter(job.shard_path(shard)) as writer:
                 for i in shards.shard_rows(len(images), shard, num_shards, 12345).tolist():
                     data = images.read_bytes(i)
@@ -42,7 +42,7 @@ def upstream(folder: str, output: str, num_shards: int) -> tuple[float, float]:
                         raise ValueError('not RGB')
                     writer.write(_example(tf, records.features(images, i, Options(), data, width, height)))
 
-        return measuring.timed(lambda: [write(shard) for shard in range(num_shards)])[1:]
+        return measuring.timed(lambda: list(map(write, range(num_shards))))[1:]
 
 
 def memory(folder: str, output: str, num_shards: int, num_threads: int) -> list[int]:

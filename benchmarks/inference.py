@@ -60,7 +60,7 @@ def torch(dtype: str, resnet_size: int, batch_size: int) -> dict:
     images = torch_peer.to_torch(_images(batch_size))
 
     @torch.inference_mode()
-    def infer(steps):
+    def infer(steps) -> None:
         with torch.autocast('cpu', torch.bfloat16, enabled=dtype == 'bf16'):
             for _ in range(steps):
                 peer(images).float().numpy()

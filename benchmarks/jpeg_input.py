@@ -11,6 +11,7 @@ import itertools
 import os
 import pathlib
 from collections.abc import Iterable
+from typing import Any
 
 from official_resnet.errors import UserError
 from official_resnet.inputs import images
@@ -48,7 +49,7 @@ def decode(dtype: str, resnet_size: int, batch_size: int, folder: str) -> dict:
 
     contents = tf.constant([path.read_bytes() for path in list_files(folder)])
 
-    def pipeline(steps):
+    def pipeline(steps) -> 'tf.data.Dataset':
         rows = tf.data.Dataset.range(steps * batch_size)
         decoded = rows.map(lambda i: tf.io.decode_jpeg(contents[i % len(contents)], channels=3), tf.data.AUTOTUNE)
         return decoded.map(tf.size).batch(batch_size)  # sizes, so that the images do not come to Python
@@ -60,7 +61,7 @@ def pillow(dtype: str, resnet_size: int, batch_size: int, folder: str) -> dict:
     """Pillow's decoding of whole images, and nothing else, in a thread for each core."""
     paths = list_files(folder)
 
-    def run(steps):
+    def run(steps) -> None:
         with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             list(pool.map(lambda path: _load(path).size, _in_turn(paths, steps * batch_size)))
 
@@ -78,13 +79,14 @@ def torch(dtype: str, resnet_size: int, batch_size: int, folder: str) -> dict:
     transform = transforms.Compose([*augment, transforms.ToTensor(), transforms.Normalize(MEANS, DEVIATIONS)])
     paths, cores = list_files(folder), len(os.sched_getaffinity(0))
 
-    def collate(batch):  # the workers call it
+    def collate(batch) -> Any:  # the workers call it
         return data.default_collate([(transform(_load(path)), 0) for path in batch])
 
-    def run(steps):
+    def run(steps) -> None:
         files = _in_turn(paths, steps * batch_size)
         loader = data.DataLoader(files, batch_size, True, num_workers=cores if cores > 1 else 0, collate_fn=collate)
-        return [None for _ in loader]
+        for _ in loader:
+            pass
 
     return {'jpeg': run}
 
@@ -117,7 +119,7 @@ def _iterating(make):
     """Return the measure that iterates over make(steps), a tf.data.Dataset, which is made once."""
     pipeline, iterators = functools.cache(make), []  # kept: ending one waits seconds for tf.data
 
-    def run(steps):
+    def run(steps) -> None:
         iterators.append(iter(pipeline(steps)))
         for _ in iterators[-1]:
             pass

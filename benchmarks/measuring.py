@@ -100,7 +100,7 @@ def sampled(measure: Callable[[], int] = lambda: memory('VmRSS'), seconds: float
     """Yield a growing list of what a function returns every `seconds`; by default the memory of this process."""
     samples, is_done = [measure()], threading.Event()
 
-    def watch():
+    def watch() -> None:
         while not is_done.wait(seconds):
             samples.append(measure())
 

@@ -65,7 +65,7 @@ def _index(paths):
 def _order(count):
     numbers, late = np.sort(np.arange(count, dtype=np.int32) % 1024), count // 256 - 1
 
-    def first(step=0):
+    def first(step=0) -> Any:
         return next(iter(in_memory.training_rows(count, 256, 0, step, 1, (0, 1), streamed.mix_shards(numbers))))
 
     with sampled() as sizes:
@@ -120,9 +120,9 @@ def measure_model(size: float) -> dict[str, list]:
 def _checkpoint(folder, count):
     arrays = {str(i): np.random.default_rng(i).random(count, np.float32) for i in range(100)}
 
-    def save():
+    def save() -> None:
         if all(np.all(np.isfinite(array)) for array in arrays.values()):  # as the training loop checks them
-            return checkpoints.save(folder, 1, arrays, {})
+            checkpoints.save(folder, 1, arrays, {})
 
     return {
         'bytes': save().stat().st_size,
@@ -156,7 +156,7 @@ def measure_input(size: float, folder: str | None = None) -> dict:
         batch, steps = min(32, len(jpegs)), max(1, int(8 * size))
         iterator = iter(examples.training_batches(batch, num_epochs=10**6))
 
-        def take_batches():
+        def take_batches() -> None:
             for _ in range(steps):
                 next(iterator)
 
@@ -200,12 +200,12 @@ def describe(model: keras.Model) -> dict[str, int]:
 def _exchange(strategy, count):
     """Return a function that sums `count` float32 over the workers a number of times, as Keras sums gradients."""
 
-    def replica(values):
+    def replica(values) -> tf.Tensor:
         parts = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.split(values, PARTS))
         return tf.concat(parts, 0) / 2
 
     @tf.function
-    def exchange(values, times):
+    def exchange(values, times) -> tf.Tensor:
         for _ in tf.range(times):
             values = strategy.run(replica, args=(values,))
         return values[0]

@@ -57,12 +57,12 @@ def torch(dtype: str, resnet_size: int, batch_size: int) -> dict:
     model = cast(Any, torch_peer.CifarResNet(resnet_size)).to(memory_format=torch.channels_last)  # not in the stubs
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=2e-4)
 
-    def logits(is_training):
+    def logits(is_training) -> 'torch.Tensor':
         model.train(is_training)
         with torch.autocast('cpu', torch.bfloat16, enabled=dtype == 'bf16'):
             return model(images).float()
 
-    def train(steps):
+    def train(steps) -> None:
         for _ in range(steps):
             loss = torch.nn.functional.cross_entropy(logits(True), labels)
             optimizer.zero_grad()
@@ -71,7 +71,7 @@ def torch(dtype: str, resnet_size: int, batch_size: int) -> dict:
             loss.item()
 
     @torch.inference_mode()
-    def forward(steps):
+    def forward(steps) -> Any:
         return [logits(False) for _ in range(steps)]
 
     return {'train': train, 'forward': forward}
@@ -93,7 +93,7 @@ def several(dtype: str, resnet_size: int, batch_size: int) -> dict:
     run = join(dtype, resnet_size, batch_size)
     peer.answer()
 
-    def steps(count):
+    def steps(count) -> None:
         peer.tell(count)
         run(count)
         peer.answer()
@@ -108,7 +108,7 @@ def join(dtype: str, resnet_size: int, batch_size: int, strategy: str = 'multi_w
     trainer = synthetic_trainer(_spec(resnet_size), batch_size, {'distribution_strategy': strategy}, dtype=dtype)
     train = stepping(trainer, trainer.train_batches())
 
-    def run(count):
+    def run(count) -> None:
         train(count)
         trainer.process.total(count)
 

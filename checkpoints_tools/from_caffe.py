@@ -11,7 +11,7 @@ import mmap
 import os
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -43,7 +43,7 @@ class _File:
         with open(path, 'rb') as file:
             self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
-    def fields(self, message):
+    def fields(self, message) -> Iterator[tuple]:
         """Yield (number, wire type, content) of a message."""
         for field in wire_format.fields(message):
             self.fields_left -= 1
@@ -51,7 +51,7 @@ class _File:
                 raise ValueError(f'more than {MAX_FIELDS} fields')
             yield field
 
-    def blob(self, message, name):
+    def blob(self, message, name) -> tuple:
         """Return a BlobProto's (shape, arrays of its values in order)."""
         shape, legacy, pieces = None, {}, []
         for number, wire, content in self.fields(message):
@@ -72,7 +72,7 @@ class _File:
             raise ValueError(f'blob {name!r} of shape {shape} has {count} values')
         return shape, pieces
 
-    def dimensions(self, message):
+    def dimensions(self, message) -> tuple[int, ...]:
         """Return the sizes in a BlobShape: field 1, packed or not."""
         sizes = []
         for number, wire, content in self.fields(message):
@@ -84,7 +84,7 @@ class _File:
             raise ValueError(f'a shape has {len(sizes)} numbers')
         return tuple(sizes)
 
-    def blobs(self):
+    def blobs(self) -> dict:
         """Return {'LAYER/i': (shape, pieces)} of a NetParameter."""
         found = {}
         for number, wire, layer in self.fields(memoryview(self.map)):
@@ -121,7 +121,7 @@ def read(path: str | os.PathLike) -> Lazy:
         file = _File(path)
         blobs = file.blobs()
 
-    def value(name):
+    def value(name) -> np.ndarray:
         array = _array(*blobs[name])
         file.map.madvise(mmap.MADV_DONTNEED)  # else the file's pages would stay in memory beside the copy
         return array
@@ -236,15 +236,17 @@ def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
     off (pooling_layer.cpp). In groups 3 to 5, both 1x1 convolutions that read the first block's input have stride 2.
     """
 
-    def conv(x, name, stride):
+    def conv(x, name, stride) -> tf.Tensor:
         return operations.conv2d(x, variables[f'{name}/0'].transpose(2, 3, 1, 0), stride, variables.get(f'{name}/1'))
 
-    def norm(x, name):
+    def norm(x, name) -> tf.Tensor:
         norm, scale = _norm_names(name)
         factor = variables[f'{norm}/2'][0]
         factor = 0.0 if factor == 0 else 1 / factor
         mean, variance = (variables[f'{norm}/{i}'] * factor for i in (0, 1))
-        return operations.batch_norm(x, variables[f'{scale}/0'], variables[f'{scale}/1'], mean, variance, EPSILON)
+        return operations.batch_norm(
+            x, variables[f'{scale}/0'], variables[f'{scale}/1'], mean, variance, epsilon=EPSILON
+        )
 
     x = _ceil_pool(tf.nn.relu(norm(conv(tf.constant(images, tf.float32), 'conv1', 2), 'conv1')))
     for (group, block), name in sorted(_blocks(variables).items()):

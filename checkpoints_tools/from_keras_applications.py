@@ -165,7 +165,7 @@ def read(path: str | os.PathLike) -> Lazy:
         plain = opened.enter_context(_plain(path))
         variables = {name: found for name, found in _variables(plain).items() if not _is_optimizer(name)}
 
-    def value(name, keep=opened):
+    def value(name, keep=opened) -> np.ndarray:
         shape, dtype, offset = variables[name]
         return np.fromfile(plain, dtype, math.prod(shape), offset=offset).reshape(shape).astype('float32', copy=False)
 
@@ -242,7 +242,7 @@ def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
     """Return the Entries. Biases go into the means of the BNs that come next on each path."""
     in_file, is_v2 = _by_current_name(shapes), _is_v2(shapes)
 
-    def is_folded(layer):
+    def is_folded(layer) -> bool:
         return not layer.has_bias and f'{_their(layer, is_v2)}/bias' in in_file
 
     entries = our_net.entries(source, lambda layer: _their(layer, is_v2), is_folded=is_folded)
@@ -255,12 +255,12 @@ def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
     variables = Lazy(in_file, lambda name: of_file[in_file[name]])
     is_v2, group_blocks = _is_v2(variables), our_net.named_blocks(variables, *_PLACES)
 
-    def conv(x, name, stride):
-        kernel, bias = (variables.get(f'{name}_conv/{part}') for part in ('kernel', 'bias'))
-        return operations.conv2d(x, kernel, stride, bias)
+    def conv(x, name, stride) -> tf.Tensor:
+        bias = variables.get(f'{name}_conv/bias')
+        return operations.conv2d(x, variables[f'{name}_conv/kernel'], stride, bias)
 
-    def norm(x, name):
-        return operations.batch_norm(x, *(variables[f'{name}_bn/{role}'] for role in BN_PARTS), EPSILON)
+    def norm(x, name) -> tf.Tensor:
+        return operations.batch_norm(x, *(variables[f'{name}_bn/{role}'] for role in BN_PARTS), epsilon=EPSILON)
 
     x = conv(tf.constant(images, tf.float32), 'conv1', 2)
     x = x if is_v2 else tf.nn.relu(norm(x, 'conv1'))

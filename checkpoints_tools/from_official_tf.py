@@ -86,15 +86,15 @@ def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
     spec, scope, numbers = source.spec, _scope(variables), _Numbers(itertools.count)
     is_v2, relu = spec.version == '2', tf.nn.relu
 
-    def get(kind, *parts):
+    def get(kind, *parts) -> list[np.ndarray]:
         name = _name(scope, kind, next(numbers[kind]))
         return [variables[f'{name}/{part}'] for part in parts]
 
-    def conv(x, _, stride):
-        return operations.conv2d(x, *get('conv2d', 'kernel'), stride)
+    def conv(x, _, stride) -> tf.Tensor:
+        return operations.conv2d(x, get('conv2d', 'kernel')[0], stride)
 
-    def norm(x, _):
-        return operations.batch_norm(x, *get('batch_normalization', *our_net.BN_PARTS), EPSILON)
+    def norm(x, _) -> tf.Tensor:
+        return operations.batch_norm(x, *get('batch_normalization', *our_net.BN_PARTS), epsilon=EPSILON)
 
     x = conv(tf.constant(images, tf.float32), 'stem', 2 if spec.stem == 'imagenet' else 1)
     x = x if is_v2 else relu(norm(x, 'stem'))

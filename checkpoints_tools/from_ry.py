@@ -68,7 +68,7 @@ def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
     """Return the Entries: a convolution and its BN share a scope."""
     first, convs, _ = _places(shapes)
 
-    def their(layer):
+    def their(layer) -> str:
         if not layer.group:
             return 'fc' if layer.kind == 'dense' else 'scale1'
         place = convs[layer.index - 1] if layer.index else 'shortcut'
@@ -81,11 +81,11 @@ def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
     """Return the logits, float32 [n, classes], of images [n, h, w, 3] as resnet.py computes them; padding is SAME."""
     first, convs, group_blocks = _places(variables)
 
-    def conv(x, name, stride):
+    def conv(x, name, stride) -> tf.Tensor:
         return operations.conv2d(x, variables[f'{name}/weights'], stride, padding='SAME')
 
-    def norm(x, name):
-        return operations.batch_norm(x, *(variables[f'{name}/{part}'] for part in our_net.BN_PARTS), EPSILON)
+    def norm(x, name) -> tf.Tensor:
+        return operations.batch_norm(x, *(variables[f'{name}/{part}'] for part in our_net.BN_PARTS), epsilon=EPSILON)
 
     is_large = variables['scale1/weights'].shape[0] == 7
     x = tf.nn.relu(norm(conv(tf.constant(images, tf.float32), 'scale1', 2 if is_large else 1), 'scale1'))

@@ -151,13 +151,13 @@ def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
     scope, version = _scope(variables)
     is_v2 = version == '2'
 
-    def conv(x, name, stride):
-        kernel, bias = (variables.get(f'{scope}{name}/{part}') for part in ('weights', 'biases'))
-        return operations.conv2d(x, kernel, stride, bias)
+    def conv(x, name, stride) -> tf.Tensor:
+        bias = variables.get(f'{scope}{name}/biases')
+        return operations.conv2d(x, variables[f'{scope}{name}/weights'], stride, bias)
 
-    def norm(x, name):
+    def norm(x, name) -> tf.Tensor:
         name = f'{scope}{name}' if name.endswith(('preact', 'postnorm')) else f'{scope}{name}/BatchNorm'
-        return operations.batch_norm(x, *(variables[f'{name}/{part}'] for part in our_net.BN_PARTS), EPSILON)
+        return operations.batch_norm(x, *(variables[f'{name}/{part}'] for part in our_net.BN_PARTS), epsilon=EPSILON)
 
     x = conv(tf.constant(images, tf.float32), 'conv1', 2)
     x = x if is_v2 else tf.nn.relu(norm(x, 'conv1'))

@@ -78,7 +78,7 @@ def read(path: str | os.PathLike) -> Lazy:
     """Return {name: float32 array} without those that `ignored` names; each array is read on access."""
     members = {name: member for name, member, *_ in _members(path) if not re.fullmatch(_IGNORED, name)}
 
-    def value(name):
+    def value(name) -> np.ndarray:
         with reading(path, KIND), zipfile.ZipFile(path) as archive, archive.open(members[name]) as file:
             return np.asarray(np.lib.format.read_array(file, allow_pickle=False), 'float32', order='C')
 
@@ -172,15 +172,15 @@ def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
     is_preact = 'group0/bnlast/bn/gamma' in variables
     num_convs = 3 if 'group0/block0/conv3/W' in variables else 2
 
-    def norm(x, name):
+    def norm(x, name) -> tf.Tensor:
         if name.endswith('/block0/preact'):  # a group's first block has none: `bnlast` or the stem's BN comes before it
             return x
-        return operations.batch_norm(x, *(variables[f'{name}/{part}'] for part in _BN.values()), EPSILON)
+        return operations.batch_norm(x, *(variables[f'{name}/{part}'] for part in _BN.values()), epsilon=EPSILON)
 
-    def conv(x, name, stride):
+    def conv(x, name, stride) -> tf.Tensor:
         return operations.conv2d(x, variables[f'{name}/W'], stride, padding='SAME')
 
-    def excited(name, x):
+    def excited(name, x) -> tf.Tensor:
         if f'{name}/fc1/W' not in variables:
             return x
         scale = tf.nn.relu(tf.reduce_mean(x, (1, 2)) @ variables[f'{name}/fc1/W'] + variables[f'{name}/fc1/b'])

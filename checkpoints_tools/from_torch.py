@@ -145,14 +145,16 @@ def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
     The source tells whether a bottleneck has its stride in the first 1x1.
     """
 
-    def conv(x, name, stride):  # nn.Conv2d with padding (kernel - 1) // 2
+    def conv(x, name, stride) -> tf.Tensor:  # nn.Conv2d with padding (kernel - 1) // 2
         return operations.conv2d(x, variables[f'{name}.weight'].transpose(2, 3, 1, 0), stride)
 
-    def norm(x, name):  # nn.BatchNorm2d in inference; bn1 follows conv1, downsample.1 follows downsample.0
+    def norm(x, name) -> tf.Tensor:  # nn.BatchNorm2d in inference; bn1 follows conv1, downsample.1 follows downsample.0
         name = f'{name[:-1]}1' if name.endswith('.0') else name.replace('conv', 'bn')
-        return operations.batch_norm(x, *(variables[f'{name}.{part}'] for part in _BN.values()), EPSILON)
+        return operations.batch_norm(x, *(variables[f'{name}.{part}'] for part in _BN.values()), epsilon=EPSILON)
 
-    def option_a(x, stride):  # akamaster's F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, planes // 4, planes // 4))
+    def option_a(
+        x, stride
+    ) -> tf.Tensor:  # akamaster's F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, planes // 4, planes // 4))
         pads = [x.shape[-1] // 2 if stride > 1 else 0] * 2  # planes are twice as many as the channels of x
         return tf.pad(x[:, ::stride, ::stride], [[0, 0], [0, 0], [0, 0], pads])
 

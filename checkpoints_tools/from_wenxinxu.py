@@ -66,7 +66,7 @@ def unstored(shapes: Shapes) -> dict[str, Shape]:
 def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
     """Return the Entries. The first block begins without BN and ReLU; ours has a BN there that changes nothing."""
 
-    def their(layer):
+    def their(layer) -> str | None:
         if not layer.group:
             return {'head_bn': 'fc', 'logits': None}.get(layer.name, 'conv0')
         if layer.kind == 'bn' and (layer.group, layer.block, layer.index) == (1, 1, 0):
@@ -83,8 +83,8 @@ def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
 def run(variables: Variables, images: np.ndarray, source: Source) -> np.ndarray:
     """Return the logits, float32 [n, classes], of images [n, h, w, 3], normalised by the moving statistics."""
 
-    def norm(x, scope):
-        return operations.batch_norm(x, *(variables[f'{scope}/{part}'] for part in our_net.BN_PARTS), EPSILON)
+    def norm(x, scope) -> tf.Tensor:
+        return operations.batch_norm(x, *(variables[f'{scope}/{part}'] for part in our_net.BN_PARTS), epsilon=EPSILON)
 
     return _logits(variables, images, source, norm)
 
@@ -104,11 +104,11 @@ def estimate(variables: Variables, source: Source, data_dir: str | os.PathLike) 
     split = datasets.open_split(dataset, 'train', data_dir=data_dir).with_normalization(source.input.name)
     sums: dict[str, list[np.ndarray]] = {}  # scope -> sums of [x] and [x^2] over images
 
-    def norm(x, scope):
+    def norm(x, scope) -> tf.Tensor:
         mean, variance = tf.nn.moments(x, [0, 1, 2])
         sums.setdefault(scope, []).append(len(x) * np.stack([mean, variance + mean**2]).astype('float64'))
         return operations.batch_norm(
-            x, variables[f'{scope}/gamma'], variables[f'{scope}/beta'], mean, variance, EPSILON
+            x, variables[f'{scope}/gamma'], variables[f'{scope}/beta'], mean, variance, epsilon=EPSILON
         )
 
     count = 0
@@ -126,17 +126,17 @@ def estimate(variables: Variables, source: Source, data_dir: str | os.PathLike) 
 def _logits(variables, images, source, norm):
     """Return the logits by the program's definition; norm(x, scope) normalises."""
 
-    def conv(x, name, stride):
+    def conv(x, name, stride) -> tf.Tensor:
         return operations.conv2d(x, variables[f'{name}/conv'], stride, padding='SAME')
 
-    def norm_at(x, name):
+    def norm_at(x, name) -> tf.Tensor:
         """Normalise at the start of a block or, by the name of its first convolution, before the second."""
         block, _, place = name.partition('/')
         if place == 'start':
             return x if f'{block}/conv1_in_block' == _FIRST else norm(x, f'{block}/conv1_in_block')
         return norm(x, f'{block}/conv2_in_block')
 
-    def identity(x, stride):
+    def identity(x, stride) -> tf.Tensor:
         if stride == 1:
             return x
         side = [x.shape[-1] // 2] * 2

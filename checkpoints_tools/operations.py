@@ -27,7 +27,7 @@ def conv2d(x: tf.Tensor, kernel: Array, stride: int, bias: Array | None = None, 
     return x if bias is None else x + np.asarray(bias, 'float32')
 
 
-def batch_norm(x: tf.Tensor, gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float) -> tf.Tensor:
+def batch_norm(x: tf.Tensor, gamma: Array, beta: Array, mean: Array, variance: Array, *, epsilon: float) -> tf.Tensor:
     """Normalise by moving statistics, [channels] each."""
     gamma, beta, mean, variance = (np.asarray(value, 'float32') for value in (gamma, beta, mean, variance))
     return (x - mean) / tf.sqrt(variance + np.float32(epsilon)) * gamma + beta

@@ -66,7 +66,7 @@ def _block(spec, group, block, channels):
     filters = spec.filters * spec.width * 2 ** (group - 1)
     outer, is_v2, found = filters * spec.expansion, spec.version == '2', []
 
-    def add(name, kind, index, *shape):
+    def add(name, kind, index, *shape) -> None:
         found.append(Layer(f'group{group}_block{block}_{name}', kind, group, block, index, shape, kind == 'se_conv'))
 
     if is_v2:

@@ -90,7 +90,7 @@ def read(path: str | os.PathLike) -> Lazy:
     prefix = locate(path)
     reader, found = _open(prefix)
 
-    def value(name):
+    def value(name) -> np.ndarray:
         with reading(f'{name} of {prefix}', KIND):
             return np.asarray(reader.get_tensor(name))
 

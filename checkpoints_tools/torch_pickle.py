@@ -22,7 +22,7 @@ import pickletools
 import struct
 import zipfile
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -155,13 +155,13 @@ class _Unpickler(pickle._Unpickler):
         super().__init__(file, encoding='latin-1')  # for strings from Python 2
         self.path, self.storages, self.dispatch = path, {}, _Instructions(path)
 
-    def find_class(self, module, name):
+    def find_class(self, module, name) -> Any:
         """Return our function in place of PyTorch's."""
         if (module, name) not in _FUNCTIONS:
             raise _refused(self.path, f'holds more than weights: it asks for {f"{module}.{name}"[:100]!r}')
         return _FUNCTIONS[module, name]
 
-    def persistent_load(self, pid):
+    def persistent_load(self, pid) -> Any:
         """Return the Storage that a file declares."""
         kind, storage_type, key, _, num_values, *view = _require(pid, tuple)
         if kind != 'storage' or view not in ([], [None]):

@@ -51,7 +51,7 @@ def folders_of(root: str) -> list[str]:
 
 def _run(values):
     @functools.cache  # called only if there is something to build
-    def class_names():
+    def class_names() -> list[str]:
         if values.labels_file:
             return labels.read_classes(values.labels_file)
         built = files.read_json(os.path.expanduser(f'{values.output_directory}/train.manifest.json'))
@@ -63,7 +63,7 @@ def _run(values):
             raise UserError(f"'{root}' has no folders; put the images of each class into a folder of their own")
         return names
 
-    def list_images(name, folder):
+    def list_images(name, folder) -> image_list.ImageList:
         unknown = [] if values.labels_file else [one for one in folders_of(folder) if one not in class_names()]
         if unknown:
             fault = f"--{name}_directory='{folder}' has {classes.listed(unknown)}, which the training images lack"

@@ -39,7 +39,7 @@ def define_flags() -> flags.FlagValues:
 def main(argv: list[str]) -> int:
     """Run with the arguments `argv`, whose first is the program's name, and return the exit code."""
 
-    def fetch(values):
+    def fetch(values) -> None:
         if values.archive is not None and values.url is not None:
             raise UserError('--archive and --url cannot be used together; leave one of them out')
         is_sum = values.md5 is None or re.fullmatch('[0-9a-fA-F]{32}', values.md5.strip())

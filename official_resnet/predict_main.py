@@ -178,7 +178,7 @@ def _explainer(values, model, card, paths, chosen):
     (rows, columns), (net_rows, net_columns) = card.size, card.net_size
     top, left = (net_rows - rows) // 2, (net_columns - columns) // 2  # place of the image inside its padding
 
-    def explain(paths, images, probabilities):
+    def explain(paths, images, probabilities) -> list[dict]:
         classes = [int(row.argmax()) if chosen is None else chosen for row in probabilities]
         maps = grad_cam.grad_cam(model, predict.network_input(card, images), classes)
         maps = maps[:, top : top + rows, left : left + columns]
@@ -189,7 +189,7 @@ def _explainer(values, model, card, paths, chosen):
             entries.append({'index': index, 'name': name, 'file': save(path, page)})
         return entries
 
-    def save(image_path, page):
+    def save(image_path, page) -> str:
         source, about = hashlib.sha256(image_path.read_bytes()).hexdigest(), PngImagePlugin.PngInfo()
         about.add_text(_SOURCE, source)
         path, number = folder / f'{image_path.stem}_grad_cam.png', 1
@@ -221,7 +221,7 @@ def _table(paths, names):
     name_width = min(max(len('name'), *map(len, names)), MAX_NAME_WIDTH)
     rows = [('file', 'rank', 'name', 'probability')]
 
-    def show(path, guesses, explanation):
+    def show(path, guesses, explanation) -> None:
         for rank, guess in enumerate(guesses, 1):
             rows.append(('' if rank > 1 else str(path), rank, guess.name, f'{guess.probability:.4f}'))
         if explanation:

@@ -133,7 +133,7 @@ def build_one(shard: int, job: BeamJob, run: str) -> dict:
     with contextlib.ExitStack() as stack:
 
         @functools.cache  # one handle for each tar file; other threads have their own
-        def open_once(path):
+        def open_once(path) -> Any:
             return contextlib.nullcontext(stack.enter_context(BeamJob.open_file(path)))
 
         write = functools.partial(shards.build_shard, images, shard, job.num_shards, options, opener=open_once)

@@ -180,7 +180,7 @@ def xml(data: bytes) -> ET.Element:
 class _NoDoctype(ET.TreeBuilder):
     """Refuse document types, because their entities could expand without limit or read a file."""
 
-    def doctype(self, name, pubid, system):
+    def doctype(self, name, pubid, system) -> None:
         raise ValueError('it declares a document type')
 
 

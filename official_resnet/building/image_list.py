@@ -147,7 +147,7 @@ def from_folders(
     remedy, parts, skipped = 'add some, or pass another --labels_file', [], list[str]()
     folders = {name: path.name for name, path in classes.folders(root).items()} if os.path.isdir(root) else {}
 
-    def is_wanted(path):
+    def is_wanted(path) -> bool:
         return path.lower().endswith(tuple(suffixes)) or by_bytes and is_image(f'{root}/{path}')
 
     for synset in synsets:

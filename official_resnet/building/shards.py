@@ -278,13 +278,13 @@ def _serve(output_dir, name, num_shards, descriptor):
     images, options = job.load(ImageList, f'{job.folder}/images'), job.load(Options, f'{job.folder}/options')
     sizes, last = [], time.monotonic()
 
-    def send(result):
+    def send(result) -> None:
         nonlocal last
         connection.send((sizes, result))
         sizes.clear()
         last = time.monotonic()
 
-    def tick(size):
+    def tick(size) -> None:
         sizes.append(size)
         if time.monotonic() - last > _TICK_SECONDS:
             send(None)

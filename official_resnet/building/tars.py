@@ -187,7 +187,7 @@ class _Headers:
     def __init__(self, file, end):
         self.file, self.end, self.tell, self.seek = file, end, file.tell, file.seek
 
-    def read(self, size):
+    def read(self, size) -> bytes:
         if size > _LARGEST_HEADER:
             raise tarfile.ReadError(f'a header of {size} bytes')
         return self.file.read(max(0, min(size, self.end - self.tell())))
@@ -201,7 +201,7 @@ class _Rows:
         self.names, self.numbers = [], array('q')  # offset, size and label of each name
         self.num_skipped, self.skipped = 0, []
 
-    def outer_members(self, file):
+    def outer_members(self, file) -> Iterator[Any]:
         """Yield the members of the outer tar."""
         for member in members(file, 0, self.progress.total, f"'{self.path}'"):
             if _PACKED_NAME.fullmatch(_basename(member)):
@@ -209,17 +209,17 @@ class _Rows:
             yield member
             self.progress.update_to(member.offset_data + member.size, f'{len(self.names)} images')
 
-    def add(self, member, label):
+    def add(self, member, label) -> None:
         self.names.append(os.fsencode(_basename(member)))
         self.numbers.extend((member.offset_data, member.size, label))
 
-    def skip(self, member):
+    def skip(self, member) -> None:
         """Leave out a member: count it, and keep the names of the first ones. Folders are not counted."""
         if not member.isdir():
             self.num_skipped += 1
             self.skipped += [_basename(member)] if len(self.skipped) < 3 else []
 
-    def sorted(self, log):
+    def sorted(self, log) -> np.ndarray:
         """Return the rows ordered by label, then name. If two images have the same name, the later one stays."""
         names, self.names = np.array(self.names), []  # an array needs a third of a list's memory, or less
         rows = np.zeros(len(names), [*ROW_FIELDS, ('name', names.dtype)])

@@ -96,7 +96,7 @@ def reader_may_leave() -> Iterator[None]:
 class _Printer(logging.Handler):
     """Print what the library logs."""
 
-    def emit(self, record):
+    def emit(self, record) -> None:
         print(self.format(record), flush=True)
 
 

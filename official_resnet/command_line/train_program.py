@@ -20,7 +20,7 @@ def main(argv: Sequence[str], doc: str, row: Program) -> int:
     """Run the program described by a `Program` with the arguments `argv` (name first); return the exit code."""
     is_worker = False
 
-    def body(values):
+    def body(values) -> int:
         nonlocal is_worker
         (config, options), chosen = flags.resolve(values, row), {}
         if options.image_folder and not options.eval_only:

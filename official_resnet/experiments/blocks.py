@@ -61,7 +61,7 @@ def make_block(experiment: dict[str, Any]) -> Callable[..., Tensor]:
         raise UserError(f'the experiment {experiment} has an unknown field, {min(unknown)}; leave it out')
     changes = Experiment(**experiment)
 
-    def block(x, spec, filters, stride, name, *, is_first=False, dilation=1, drop_rate=0.0):
+    def block(x, spec, filters, stride, name, *, is_first=False, dilation=1, drop_rate=0.0) -> keras.KerasTensor:
         unsuitable = (spec.version == '2', spec.shortcut is None, spec.se_reduction, spec.zero_gamma, drop_rate)
         if any(unsuitable) or dilation > 1:
             raise UserError(

@@ -42,14 +42,14 @@ def run_degradation(values: absl_flags.FlagValues) -> None:
     depths = sorted(set(map(int, values.depths)))
     nets = {f'{kind}-{n}': runs.network(n, shortcut=shortcut) for kind, shortcut in KINDS.items() for n in depths}
 
-    def conclude(nets):
+    def conclude(nets) -> dict[str, Any] | None:
         if len(depths) == 1:
             return None
         claim = judge(nets, depths[0], depths[-1])
         print(claim['text'])
         return claim
 
-    def drawing(nets, about, path):
+    def drawing(nets, about, path) -> tuple:
         panels = {f'{kind} networks': {f'{n} layers': nets[f'{kind}-{n}']['curves'] for n in depths} for kind in KINDS}
         return 'error_curves', panels, path, f'Plain against residual networks: {about}'
 

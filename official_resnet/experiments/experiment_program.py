@@ -72,7 +72,7 @@ def run_experiment(
 ) -> int:
     """Parse argv, create --output_dir, find the data, start TensorFlow, call body(values), and return the exit code."""
 
-    def start(values):
+    def start(values) -> int:
         values.output_dir = os.path.expanduser(values.output_dir)
         with files.write_errors(f"output_dir '{values.output_dir}'", ' or pass another --output_dir'):
             os.makedirs(values.output_dir, exist_ok=True)
@@ -84,9 +84,10 @@ def run_experiment(
         from official_resnet import resnet_run_loop
 
         try:
-            return body(values)
+            body(values)
         except resnet_run_loop.Interrupted as interruption:
             print(interruption, flush=True)
             return 128 + interruption.signal_number
+        return 0
 
     return program.run_program(argv, doc, values, start)

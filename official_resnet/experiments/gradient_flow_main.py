@@ -81,7 +81,7 @@ def run_gradient_flow(values: absl_flags.FlagValues) -> None:
     os.makedirs(f'{values.output_dir}/runs', exist_ok=True)
 
     @functools.cache
-    def examples():
+    def examples() -> Any:
         split = datasets.open_split(dataset, 'train', data_dir=data_dir)
         return split if values.standardize else split.with_normalization('none')
 
@@ -115,7 +115,7 @@ def run_gradient_flow(values: absl_flags.FlagValues) -> None:
 def judge(nets: dict[str, dict[str, Any]], shallow: int, deep: int) -> dict[str, bool | None]:
     """Return which statements about the networks hold, None for those whose networks are missing."""
 
-    def loss(net):  # infinite if training diverged
+    def loss(net) -> float:  # infinite if training diverged
         return float('inf') if net['diverged_at'] is not None else net['final_loss']
 
     sigmoid, relu, bn, residual = 'sigmoid-nobn-plain', 'relu-nobn-plain', 'relu-bn-plain', 'relu-bn-residual'

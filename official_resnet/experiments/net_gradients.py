@@ -89,7 +89,7 @@ def make_step(
     optimizer.build(variables)
 
     @tf.function
-    def train_step(images, labels):
+    def train_step(images, labels) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
             outputs = tf.nest.flatten(model(images, training=True))
             losses = [tf.reduce_mean(step.cross_entropy(labels, logits)) for logits in outputs]

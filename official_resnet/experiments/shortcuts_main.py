@@ -79,12 +79,12 @@ def run_shortcuts(values: absl_flags.FlagValues) -> None:
     size = values.resnet_size or (QUICK_SIZE if values.quick else PAPER_SIZE)
     rows = {name: row for name, row in ROWS.items() if name in values.rows}
 
-    def conclude(nets):
+    def conclude(nets) -> dict[str, bool | None]:
         for name, net in nets.items():
             net['paper_error'] = rows[name].paper_error
         return runs.print_claim(judge(nets))
 
-    def drawing(nets, about, path):
+    def drawing(nets, about, path) -> tuple:
         bars = [(row.label, nets[name]['final'], row.paper_error) for name, row in rows.items()]
         titles = (f'ResNet-{size}, {about}', 'ResNet-110, 1603.05027, 64,000 steps, median of 5')
         return 'error_bars', bars, path, titles

@@ -36,7 +36,7 @@ def _serving(model, normalization, image_shape, views):
         spec = tf.TensorSpec((None,), tf.string, name='image_bytes')
 
     @tf.function(input_signature=[spec])
-    def serve(images):
+    def serve(images) -> dict[str, tf.Tensor]:
         if views:
             view = tf.TensorSpec(image_shape, tf.float32)
             images = tf.map_fn(functools.partial(encoded.test_view, views=views), images, fn_output_signature=view)

@@ -13,7 +13,7 @@ from official_resnet.layers import NHWC, BatchNormalization, deep_graph
 def to_stock(model: keras.Model) -> keras.Model:
     """Return a functional model of stock Keras layers, which load without this package. `model` is not changed."""
 
-    def clone(layer):
+    def clone(layer) -> keras.layers.Layer:
         kind = keras.layers.BatchNormalization if isinstance(layer, BatchNormalization) else layer.__class__
         return kind.from_config(layer.get_config())
 
@@ -42,7 +42,7 @@ def fold_batch_norm(model: keras.Model, dtype: str | None = None) -> keras.Model
                 norms[conv.name] = norm
     folded = {norm.name for norm in norms.values()}
 
-    def clone(layer):
+    def clone(layer) -> keras.layers.Layer:
         config = layer.get_config()
         if layer.name in norms:
             config['use_bias'] = True
@@ -50,10 +50,10 @@ def fold_batch_norm(model: keras.Model, dtype: str | None = None) -> keras.Model
             config['dtype'] = f'mixed_{dtype}' if isinstance(layer, keras.layers.BatchNormalization) else dtype
         return layer.__class__.from_config(config)
 
-    def call(layer, *args, **kwargs):
+    def call(layer, *args, **kwargs) -> tf.Tensor:
         return args[0] if layer.name in folded else layer(*args, **kwargs)
 
-    def weights_of(layer):
+    def weights_of(layer) -> list[np.ndarray]:
         """Return [kernel, bias] of a convolution with its batch norm, computed in float64, or a layer's own weights."""
         if layer.name not in norms:
             return layer.get_weights()
@@ -90,11 +90,11 @@ def propagate_strides(model: keras.Model) -> keras.Model:
         for tensor in keras.tree.flatten(layer.input):
             read[id(tensor)].add(strides[layer.name] * step if step else 1)
 
-    def remaining(layer, tensor):
+    def remaining(layer, tensor) -> int:
         """Return the stride at which `layer` has to read the new `tensor`."""
         return strides[layer.name] * _pixel_stride(layer) // strides[makers[id(tensor)].name]
 
-    def clone(layer):
+    def clone(layer) -> keras.layers.Layer:
         config = layer.get_config()
         if isinstance(layer, keras.layers.Conv2D):
             if _pixel_stride(layer):
@@ -104,10 +104,10 @@ def propagate_strides(model: keras.Model) -> keras.Model:
                 config['padding'] = 'valid'  # because `call` pads as at stride 1
         return layer.__class__.from_config(config)
 
-    def call(layer, inputs, **kwargs):
+    def call(layer, inputs, **kwargs) -> tf.Tensor:
         old, options = model.get_layer(layer.name), {'data_format': NHWC, 'dtype': layer.dtype_policy}
 
-        def sample(old_tensor, tensor):
+        def sample(old_tensor, tensor) -> tf.Tensor:
             stride = remaining(old, old_tensor)
             return keras.layers.MaxPooling2D(1, stride, **options)(tensor) if stride > 1 else tensor
 
@@ -165,7 +165,7 @@ def compile_model(
     shape = (None, *image_shape) if image_shape else model.input.shape
 
     @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32)])
-    def call(images):
+    def call(images) -> tf.Tensor:
         constants = ([tf.constant(value) for value in part] for part in values)
         return model.stateless_call(*constants, images, training=False)[0]
 

@@ -1,6 +1,10 @@
 """Normalizations (image * scale - mean) / std, whose names contain their numbers. TensorFlow is imported late."""
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 def affine_name(
@@ -27,7 +31,7 @@ def function_of(name: str) -> Callable:
     if kind != 'affine' or order not in ('RGB', 'BGR'):
         raise KeyError(name)
 
-    def normalize(images):
+    def normalize(images) -> 'tf.Tensor':
         import tensorflow as tf
 
         images = tf.cast(images, tf.float32)

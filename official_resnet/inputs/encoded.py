@@ -142,7 +142,7 @@ def orientation(data: tf.Tensor) -> tf.Tensor:
     """
     size, is_png = tf.strings.length(data), tf.strings.substr(data, 0, 4) == b'\x89PNG'
 
-    def step(place, begin):
+    def step(place, begin) -> tuple[tf.Tensor, tf.Tensor]:
         """Go from one segment of a JPEG or chunk of a PNG to the next; `begin` is where EXIF begins, 0 if unknown."""
         head = tf.cast(tf.io.decode_raw(tf.strings.substr(data, place, 8), tf.uint8), tf.int32)
         is_png_exif = tf.strings.substr(data, place + 4, 4) == b'eXIf'
@@ -170,7 +170,7 @@ def _tag_of_exif(exif, is_big):
     entries = exif[place + 2 : place + 2 + 12 * count]
     entries = tf.reshape(entries[: tf.size(entries) // 12 * 12], [-1, 12])
 
-    def shorts(column):  # of 16 bits
+    def shorts(column) -> tf.Tensor:  # of 16 bits
         pair = entries[:, column : column + 2]
         return tf.where(is_big, pair[:, 0] * 256 + pair[:, 1], pair[:, 1] * 256 + pair[:, 0])
 

@@ -84,7 +84,7 @@ def read(
     paths, labels = _shuffled(listing.splits[split], seed)
     pixels, failures = np.empty([len(paths), image_size, image_size, channels], np.uint8), {}
 
-    def decode_one(i):
+    def decode_one(i) -> None:
         try:
             pixels[i] = decode(paths[i], image_size, channels)
         except ValueError as error:
@@ -178,7 +178,7 @@ def decode(path: str | os.PathLike, image_size: int, channels: int = 3) -> np.nd
     """
     from PIL import Image, ImageOps
 
-    def fit(image):
+    def fit(image) -> np.ndarray:
         return np.asarray(ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR))
 
     pixels = images.decode(path, images.FOLDER, 'RGB' if channels == 3 else 'L', fit, image_size)

@@ -211,7 +211,7 @@ def to_rgb_jpeg(
     if rules.uses_exif and not keeps_exif and info.orientation > 1:
         is_plain = False
 
-    def encode(image):
+    def encode(image) -> tuple[bytes, int, int]:
         buffer = io.BytesIO()
         image.save(buffer, 'JPEG', quality=QUALITY, subsampling=0)
         return buffer.getvalue(), *image.size

@@ -65,7 +65,7 @@ class InMemorySplit:
         all_images, all_labels = self._tensors()
         first = share[0] * (batch_size // share[1])  # position in the batch of this worker's first image
 
-        def make_batch(step, rows):
+        def make_batch(step, rows) -> tuple[tf.Tensor, tf.Tensor]:
             images = tf.gather(all_images, rows)
             if augment:
                 seeds, part = tf.stack([seed, step]), (first, batch_size)
@@ -87,7 +87,7 @@ class InMemorySplit:
         normalize = NORMALIZATIONS[self.normalization]
         all_images, all_labels = self._tensors()
 
-        def make_batch(rows, is_filling):
+        def make_batch(rows, is_filling) -> tuple[tf.Tensor, tf.Tensor]:
             images = augmentation.pad_to(tf.gather(all_images, rows), *self.input_shape[:2])
             return normalize(images), tf.where(is_filling, -1, tf.gather(all_labels, rows))
 
@@ -148,7 +148,7 @@ def training_rows(
     if not 0 <= seed < 2**63:
         raise errors.UserError(f'seed {seed} is out of range; pass one in 0..{2**63 - 1}')
 
-    def epoch_rows(epoch):
+    def epoch_rows(epoch) -> tf.data.Dataset:
         # The augmentation is seeded by steps >= 0, so -1 - epoch is a seed of its own. index_shuffle would need no
         # permutation in memory, but it gives the same order for seeds that are equal modulo 256.
         seeds = tf.stack([seed, -1 - epoch])
@@ -170,7 +170,7 @@ def evaluation_rows(num_images: int, batch_size: int, share: tuple[int, int]) ->
     datasets.require_batch_size(batch_size)
     size = batch_size // share[1]
 
-    def rows_of(start):
+    def rows_of(start) -> tuple[tf.Tensor, tf.Tensor]:
         if share[1] == 1:
             rows = tf.range(start, tf.minimum(start + batch_size, num_images))
             return rows, tf.zeros_like(rows, tf.bool)

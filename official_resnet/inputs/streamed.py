@@ -12,7 +12,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import tensorflow as tf
@@ -77,12 +77,12 @@ class StreamedSplit:
         """Return shuffled batches of encoded.train_view, or of test_view if not `augment`. See split.Split."""
         size = batch_size // share[1]  # of this worker's part of a batch
 
-        def load(step, rows):
+        def load(step, rows) -> tuple[tf.Tensor, ...]:
             jpegs, labels, boxes = self.source.load(rows)
             numbers = step * batch_size + share[0] * size + tf.range(size, dtype=tf.int64)  # counted over all steps
             return jpegs, self._outputs_of(labels), boxes, numbers
 
-        def apply_view(image, label, boxes, number):
+        def apply_view(image, label, boxes, number) -> tuple[tf.Tensor, tf.Tensor]:
             if augment:
                 return encoded.train_view(image, boxes, tf.stack([seed, number]), self.views, flip), label
             return encoded.test_view(image, self.views), label
@@ -96,11 +96,11 @@ class StreamedSplit:
     ) -> tf.data.Dataset:
         """Return batches of encoded.test_view, or of `view`, of every image once, in order. See split.Split."""
 
-        def load(rows, is_filling):
+        def load(rows, is_filling) -> tuple[tf.Tensor, ...]:
             jpegs, labels, _ = self.source.load(rows)
             return jpegs, tf.where(is_filling, -1, self._outputs_of(labels))
 
-        def apply_view(image, label):
+        def apply_view(image, label) -> tuple[tf.Tensor, tf.Tensor]:
             if view is None:
                 return encoded.test_view(image, self.views), label
             with tf.name_scope(encoded.DECODER):  # the caller's view may decode by itself
@@ -177,7 +177,7 @@ def mix_shards(shard_numbers: np.ndarray) -> Callable:
     Reads from the disk are then close to each other. `shard_numbers` has the shard of each image, see Source.
     """
 
-    def reorder(order, seeds):
+    def reorder(order, seeds) -> tf.Tensor:
         num_shards = int(shard_numbers[-1]) + 1
         if num_shards <= SHARDS_AT_A_TIME:
             return order
@@ -194,7 +194,7 @@ def call_python(function: Callable, tensors: Sequence[tf.Tensor], dtype: tf.DTyp
     TensorFlow keeps only the text of an exception, so the text of a UserError is marked for StreamedSplit.input_errors.
     """
 
-    def call(*arrays):
+    def call(*arrays) -> Any:
         try:
             return function(*arrays)
         except errors.UserError as error:  # as JSON, because a path may contain bytes that are not text

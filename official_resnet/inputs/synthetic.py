@@ -56,7 +56,7 @@ def draw(num_images: int, seed: int | Sequence[int]) -> tuple[np.ndarray, np.nda
 def _draw_figures(rng, figure, num_images):
     """Return images of one class, uint8 [n, 32, 32, 3]."""
 
-    def uniform(low, high, *shape):
+    def uniform(low, high, *shape) -> np.ndarray:
         return rng.uniform(low, high, (num_images, *shape)).astype(np.float32)
 
     pixel = np.arange(SIZE, dtype=np.float32)

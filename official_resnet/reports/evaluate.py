@@ -33,7 +33,7 @@ def guess(model: 'keras.Model', batches: 'tf.data.Dataset') -> tuple[np.ndarray,
     num_guesses = min(TOP, model.output_shape[-1])
 
     @tf.function(reduce_retracing=True)
-    def guess_batch(images, labels):
+    def guess_batch(images, labels) -> 'tf.Tensor':
         probabilities = tf.nn.softmax(model(images, training=False))
         per_image = tf.reshape(probabilities, [tf.shape(labels)[0], -1, probabilities.shape[-1]])
         return tf.math.top_k(tf.reduce_mean(per_image, 1), num_guesses).indices
@@ -81,7 +81,7 @@ def report(
     has_top5 = classes > TOP and guesses.shape[1] == TOP
     counts, top1, top5 = (np.bincount(labels[i], minlength=classes) for i in (slice(None), hits[:, 0], hits.any(1)))
 
-    def accuracies(which):
+    def accuracies(which) -> dict[str, Any]:
         count = int(counts[which].sum())
         shares = [float(hit[which].sum() / count) if count else None for hit in (top1, top5)]
         return {'count': count, 'top1': shares[0], 'top5': shares[1] if has_top5 else None}

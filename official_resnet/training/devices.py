@@ -150,7 +150,7 @@ def catch_signals() -> Iterator[list[int]]:
     """Yield a list to which SIGTERM and the first Ctrl-C append their number. A second Ctrl-C interrupts as usual."""
     received = []
 
-    def note(number, frame):
+    def note(number, frame) -> None:
         received.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

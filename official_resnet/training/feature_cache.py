@@ -40,7 +40,7 @@ def replace_images(trainer: Any, received: list[int]) -> None:
     Its training split, test split and compiled functions are replaced. A signal in `received` interrupts the trainer.
     """
 
-    def check():
+    def check() -> None:
         if received and trainer.process.count == 1:
             trainer.interrupt(received[0])
 
@@ -91,7 +91,7 @@ def compute(
         backbone = keras.Model(model.input, model.layers[-1].input)
 
     @tf.function(reduce_retracing=True)
-    def call(images):
+    def call(images) -> tf.Tensor:
         return tf.cast(backbone(images, training=False), tf.float32)
 
     parts, all_labels = [], []

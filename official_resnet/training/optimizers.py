@@ -25,7 +25,7 @@ def make_schedule(
         total_steps: Steps of the whole training, where cosine and one_cycle end.
     """
 
-    def step_of(epoch):
+    def step_of(epoch) -> int:
         return int(epoch * steps_per_epoch + 1e-6)  # 81.92 * 390.625 is 32,000 up to rounding
 
     warmup_steps = step_of(schedule.warmup_epochs)

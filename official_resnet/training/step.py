@@ -26,7 +26,7 @@ def make_train_function(
         statistics = replicas.ReplicaStatistics(config.sync_batch_norm)
     is_training = config.transfer != 'head'  # a frozen backbone drops no blocks (stochastic depth)
 
-    def replica_step(images, labels):
+    def replica_step(images, labels) -> tf.Tensor:
         with tf.GradientTape() as tape:
             logits = model(images, training=is_training)
             losses = cross_entropy(labels, logits, config.label_smoothing)
@@ -41,7 +41,7 @@ def make_train_function(
         replica_step = tf.function(replica_step, jit_compile=True)
 
     @tf.function
-    def train_steps(iterator, num_steps):
+    def train_steps(iterator, num_steps) -> tf.Tensor:
         results = tf.TensorArray(tf.float32, num_steps, element_shape=[2])
         with statistics.handed_to(model) if statistics else contextlib.nullcontext():
             for i in tf.range(num_steps):
@@ -58,7 +58,7 @@ def make_evaluate_function(strategy: tf.distribute.Strategy, model: keras.Model)
     Images with label -1 are not counted.
     """
 
-    def replica_step(images, labels):
+    def replica_step(images, labels) -> tf.Tensor:
         logits = model(images, training=False)
         is_counted = labels >= 0
         losses = tf.where(is_counted, cross_entropy(tf.maximum(labels, 0), logits), 0.0)
@@ -68,7 +68,7 @@ def make_evaluate_function(strategy: tf.distribute.Strategy, model: keras.Model)
         )
 
     @tf.function(reduce_retracing=True)
-    def evaluate_batch(images, labels):
+    def evaluate_batch(images, labels) -> tf.Tensor:
         per_replica = strategy.run(replica_step, args=(images, labels))
         return strategy.reduce(tf.distribute.ReduceOp.SUM, per_replica, axis=None)
 

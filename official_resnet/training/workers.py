@@ -56,12 +56,12 @@ class Worker(devices.Process):
         replicas.require_even(batch_size, self.strategy.num_replicas_in_sync)
         strategy, per_worker = self.strategy, self.strategy.num_replicas_in_sync // self.count
 
-        def first_replica_only(values):
+        def first_replica_only(values) -> 'tf.Tensor':
             number = tf.distribute.get_replica_context().replica_id_in_sync_group
             return values * tf.cast(number % per_worker == 0, values.dtype)
 
         @tf.function
-        def total(values):
+        def total(values) -> 'tf.Tensor':
             parts = strategy.run(first_replica_only, args=(values,))
             return strategy.reduce(tf.distribute.ReduceOp.SUM, parts, axis=None)
 
@@ -369,7 +369,7 @@ def _start(command, config, cores, is_chief):
     """Start a worker in its own session, so that Ctrl-C reaches it once. It gets SIGTERM if the launcher dies."""
     parent = os.getpid()
 
-    def prepare():
+    def prepare() -> None:
         os.sched_setaffinity(0, cores)
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
         signal.signal(signal.SIGINT, signal.default_int_handler)
