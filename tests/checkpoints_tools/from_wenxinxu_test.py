@@ -53,7 +53,7 @@ def with_batch_statistics(batch, monkeypatch):
     variables, original = wenxinxu_variables() | BARE, operations.batch_norm
 
     def batch_norm(x, gamma, beta, mean, variance, epsilon):
-        return original(x, gamma, beta, *tf.nn.moments(x, [0, 1, 2]), epsilon)
+        return original(x, gamma, beta, *tf.nn.moments(x, [0, 1, 2]), epsilon=epsilon)
 
     with monkeypatch.context() as patch:
         patch.setattr(operations, 'batch_norm', batch_norm)
