@@ -78,7 +78,7 @@ def fit_statistics(monkeypatch, variables, images):
 
     def batch_norm(x, gamma, beta, mean, variance, epsilon):
         mean[:], variance[:] = tf.nn.moments(x, [0, 1, 2])
-        return original(x, gamma, beta, mean, variance, epsilon)
+        return original(x, gamma, beta, mean, variance, epsilon=epsilon)
 
     original = operations.batch_norm
     with monkeypatch.context() as patch:
