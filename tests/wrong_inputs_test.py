@@ -424,7 +424,8 @@ def test_a_wrong_path_is_told_before_tensorflow_is_imported(places, tmp_path):
     assert {row.program for row in rows} | {'bounding_boxes'} == PROGRAMS.keys()  # which has no flags
     lines = [f'{PROGRAMS[row.program].base} {row.args}'.format_map({**places, 'new': tmp_path}) for row in rows]
     calls = [[row.program, line.split()] for row, line in zip(rows, lines, strict=True)]
-    answers = programs.run([sys.executable, '-m', 'fixtures.early_answers', json.dumps(calls)], cwd=TESTS)
+    command = [sys.executable, '-m', 'fixtures.early_answers', json.dumps(calls)]
+    answers = programs.run(command, cwd=TESTS.parent, env=os.environ | {'PYTHONPATH': str(TESTS)})
     assert answers.code == 0, answers.err
     answers = zip(rows, map(json.loads, answers.out.splitlines()), strict=True)
     wrong = [(row, *answer) for row, answer in answers if answer[:2] != [1, []] or 'network  ' in answer[2]]
