@@ -26,14 +26,13 @@ from typing import IO, NamedTuple, cast
 
 import numpy as np
 
-from official_resnet import files
+from official_resnet import bounds, files
 from official_resnet.building import tars
 from official_resnet.building.job import status
 from official_resnet.building.progress import Log
 from official_resnet.errors import UserError
 
 BOXES, CSV = 'ILSVRC2012_bbox_train_v2.tar.gz', 'imagenet_2012_bounding_boxes.csv'
-LARGEST = 1 << 20  # bytes of an XML file or another member; an official XML file has about 1000
 _NO_END = 1 << 62
 _ROW = np.dtype([('name', 'S64'), ('box', '<f4', 4)])
 
@@ -169,8 +168,8 @@ def parse(data: bytes, synset: str, synsets: Collection[str] | None, counts: col
 
 def xml(data: bytes) -> ET.Element:
     """Return the root of an XML document; ValueError if it is damaged, too long, or declares a document type."""
-    if len(data) > LARGEST:
-        raise ValueError(f'more than {LARGEST} bytes')
+    if len(data) > (largest := bounds.limit('xml_bytes')):
+        raise ValueError(f'more than {largest} bytes')
     try:
         return ET.fromstring(data, ET.XMLParser(target=_NoDoctype()))
     except (ET.ParseError, LookupError) as error:
@@ -201,11 +200,11 @@ def _folder_files(path):
         folders.sort()
         for name in sorted(name for name in names if name.endswith('.xml')):
             with open(f'{parent}/{name}', 'rb') as file:
-                yield file.name, file.read(LARGEST + 1)
+                yield file.name, file.read(bounds.limit('xml_bytes') + 1)
 
 
 def tar_files(path: str | os.PathLike) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, content) of each file in a tar file, compressed by gzip or not; at most LARGEST + 1 bytes of each.
+    """Yield (name, content) of each file in a tar file, compressed by gzip or not; one byte above `xml_bytes` at most.
 
     Raises:
         UserError: The tar file cannot be read, is damaged or cut off. A cut-off file may raise it only at the end.
@@ -218,7 +217,7 @@ def tar_files(path: str | os.PathLike) -> Iterator[tuple[str, bytes]]:
                 for member in tars.members(cast(IO[bytes], tar), 0, _NO_END, f"'{path}'"):
                     if member.isreg():
                         tar.seek(member.offset_data)
-                        yield member.name, tar.read(min(member.size, LARGEST + 1))
+                        yield member.name, tar.read(min(member.size, bounds.limit('xml_bytes') + 1))
                 while tar.read(1 << 16):  # gzip's checksum is at the very end
                     pass
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:

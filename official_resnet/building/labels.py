@@ -13,7 +13,7 @@ import pathlib
 import re
 import tarfile
 
-from official_resnet import files
+from official_resnet import bounds, files
 from official_resnet.building import boxes
 from official_resnet.errors import UserError
 from official_resnet.inputs import other_datasets
@@ -110,8 +110,7 @@ def _from_tar(path):
         if match:
             synsets[int(match[1])] = _synset_of_xml(path, name, data)
         elif name in (_TRUTH, _META):
-            if len(data) > boxes.LARGEST:
-                raise UserError(f"{name} in '{path}' has {len(data)} bytes or more, unlike ILSVRC2012's; {REMEDY}")
+            bounds.require('xml_bytes', len(data), f"{name} in '{path}'", REMEDY)
             parts[name] = data
     if synsets:
         missing = set(range(1, max(synsets) + 1)) - set(synsets)

@@ -18,14 +18,13 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from official_resnet import files
+from official_resnet import bounds, files
 from official_resnet.building.image_list import ROW_FIELDS, ImageList, Opener, open_unbuffered
 from official_resnet.building.job import Job
 from official_resnet.building.progress import Log, Progress
 from official_resnet.errors import UserError
 
 BLOCK = 512  # bytes of a tar header
-_LARGEST_HEADER = 1 << 20  # bytes of long names and pax records; names are short here, so more means damage
 _VALIDATION_NAME = re.compile(r'ILSVRC2012_val_(\d{8})\.JPEG')
 _PACKED_NAME = re.compile(r'n\d{8}\.(tar\.\w+|t[gbx]z2?|zip)')
 _PACKERS = (('gzip', b'\x1f\x8b'), ('bzip2', b'BZh'), ('xz', b'\xfd7zXZ'), ('zstd', b'\x28\xb5\x2f\xfd'))
@@ -188,7 +187,7 @@ class _Headers:
         self.file, self.end, self.tell, self.seek = file, end, file.tell, file.seek
 
     def read(self, size) -> bytes:
-        if size > _LARGEST_HEADER:
+        if size > bounds.limit('tar_header_bytes'):
             raise tarfile.ReadError(f'a header of {size} bytes')
         return self.file.read(max(0, min(size, self.end - self.tell())))
 

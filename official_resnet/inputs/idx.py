@@ -14,9 +14,8 @@ import zlib
 
 import numpy as np
 
-from official_resnet import errors, files
+from official_resnet import bounds, errors, files
 
-_IDX_LIMIT = 1 << 30  # bytes of values in a file; the largest known one, of EMNIST, has 547 million
 _CHUNK = 1 << 20  # bytes
 _REMEDY = 'replace it, or pass another --data_dir'
 
@@ -80,8 +79,8 @@ def _idx_shape(path, header, num_dimensions):
         fault = f'has type 0x{header[2]:02x} and {header[3]} dimensions; {kind} have 0x08 (bytes) and {num_dimensions}'
     elif len(shape) < num_dimensions:
         fault = f'is cut off in its header, after {len(header)} bytes'
-    elif 0 in shape or math.prod(shape) > _IDX_LIMIT:
-        fault = f'declares {" x ".join(map(str, shape))} bytes of {kind}, outside 1..{_IDX_LIMIT}'
+    elif 0 in shape or math.prod(shape) > bounds.limit('idx_bytes'):
+        fault = f'declares {" x ".join(map(str, shape))} bytes of {kind}, outside 1..{bounds.limit("idx_bytes")}'
     else:
         return shape
     raise errors.UserError(f"'{path}' {fault}; {_REMEDY}")

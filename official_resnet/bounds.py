@@ -1,0 +1,43 @@
+"""The table of bounds: what a reader takes at most of a file, an archive, a message or a server before it gives up.
+
+Files and servers declare their own sizes, and may lie. So a reader asks `limit`, or calls `require`, before it reads,
+writes or allocates as much. Each row has its case in tests/bounds_test.py.
+"""
+
+from typing import NamedTuple
+
+from official_resnet.errors import UserError
+
+
+class Bound(NamedTuple):
+    """A row of the table."""
+
+    value: int
+    unit: str  # what is counted: bytes, pixels, members, seconds, bytes per second, ...
+    what: str  # what is bounded
+    why: str  # this number
+
+
+BOUNDS = {
+    'idx_bytes': Bound(1 << 30, 'bytes', 'the values of an IDX file', 'EMNIST, the largest known, has 547 million'),
+    'tar_header_bytes': Bound(1 << 20, 'bytes', 'a long name or a pax record in a tar file', 'names have under 4 kB'),
+    'xml_bytes': Bound(1 << 20, 'bytes', 'an XML file of boxes, or a part of the devkit', 'the official have 1,000'),
+}
+
+
+def limit(name: str) -> int:
+    """Return the value of a row."""
+    return BOUNDS[name].value
+
+
+def require(name: str, amount: int, what: str, remedy: str) -> None:
+    """Raise UserError if an amount is above a row's value.
+
+    Args:
+        name: The row.
+        amount: How much a file declares or has, in the row's unit.
+        what: What the message calls its bearer, for example "'/tmp/x.tar'".
+        remedy: What the user can do.
+    """
+    if amount > limit(name):
+        raise UserError(f'{what} has {amount} {BOUNDS[name].unit}, more than the {limit(name)} that are read; {remedy}')
