@@ -1,7 +1,7 @@
 """Each row of the table of bounds has a case here, which goes beyond the bound and is refused.
 
-`@case('row')` adds a case: a function of (tmp_path, set_limit). `set_limit(row, value)` lowers a bound that is too large
-for a test. A case of a row that is counted in seconds gets the marker `timed`.
+`@case('row')` adds a case: a function of (tmp_path, set_limit). `set_limit(row, value)` lowers a bound that is too
+large for a test. A case of a row that is counted in seconds gets the marker `timed`.
 """
 
 import struct
