@@ -31,12 +31,12 @@ import dataclasses
 import os
 import pathlib
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 
 import numpy as np
 
-from official_resnet import files, resnet_spec
-from official_resnet.errors import UserError, one_line
+from official_resnet import damage, resnet_spec
+from official_resnet.errors import UserError
 from official_resnet.inference.card_reader import Input
 from official_resnet.inputs.normalization import NORMALIZATIONS
 
@@ -84,24 +84,9 @@ class Lazy(collections.UserDict):
         return self._read(name) if name in self.data else super().__getitem__(name)
 
 
-@contextlib.contextmanager
-def reading(path: str | os.PathLike, kind: str) -> Iterator[None]:
+def reading(path: str | os.PathLike, kind: str) -> contextlib.AbstractContextManager[None]:
     """Turn all exceptions that a damaged file causes into UserError. `kind` is what it should be: 'an .npz file'."""
-    try:
-        yield
-    except UserError:
-        raise
-    except OSError as error:
-        remedy = files.advice(error, f'pass {kind}')
-        raise UserError(f'cannot read {path}: {error.strerror or reason(error)}; {remedy}') from error
-    except Exception as error:  # the readers of zips, HDF5 and TensorFlow raise most of Python's built-in exceptions
-        raise UserError(f'{path} is damaged or not {kind} ({reason(error)}); get it again') from error
-
-
-def reason(error: BaseException) -> str:
-    """Return an exception's message on one line of at most 200 characters."""
-    text = one_line(' '.join((getattr(error, 'message', '') or str(error)).split())) or type(error).__name__
-    return text if len(text) <= 200 else f'{text[:197]}...'
+    return damage.reported(path, 'get it again, or pass another', kind=kind)
 
 
 def shape_of(shapes: Shapes, name: str, rank: int) -> Shape:

@@ -23,6 +23,7 @@ Where to find things:
     command_line      flags and programs
     experiments       degradation, gradient flow, kinds of shortcut, transfer
     files, errors     atomic writes and locks; the exception whose message a user sees as one line
+    damage            which exceptions mean that a file is damaged
     checkpoints       the container of a run's state
     *_main            the programs
 """

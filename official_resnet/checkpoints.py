@@ -5,28 +5,24 @@ and the optimizer by name, and the loop's state as JSON. It is written under a t
 renamed, so that a kill, a crash or a full disk leaves the previous checkpoint intact.
 """
 
+import fnmatch
 import json
 import logging
 import os
 import pathlib
 import socket
-import zipfile
 from typing import IO, Any
 
 import numpy as np
 
 from official_resnet import files
-from official_resnet.errors import UserError
+from official_resnet.errors import Damaged, UserError
 
 # In model_dir; written by training.callbacks.Record.
 METRICS_FILE, NETWORK_FILE, RATES_FILE = 'metrics.jsonl', 'network.json', 'learning_rate.csv'
 _STATE = 'state.json'
 AGAIN = ' and run the same command again; it continues from the last checkpoint'  # the end of a message
 LOCK = '.lock'
-
-
-class Damaged(UserError):
-    """The content of a checkpoint is not what was written."""
 
 
 def save(
@@ -52,8 +48,10 @@ def save(
 
 
 def paths(folder: str | os.PathLike) -> list[pathlib.Path]:
-    """Return the paths of the checkpoints in a folder, oldest first."""
-    return sorted(pathlib.Path(folder).glob('step-*.npz'))
+    """Return the paths of the checkpoints in a folder, oldest first. Raise UserError if it cannot be read."""
+    with files.read_errors(folder, 'pass another --model_dir'):  # a glob would find nothing in a closed folder
+        names = os.listdir(folder) if os.path.exists(folder) else []
+    return [pathlib.Path(folder) / name for name in sorted(fnmatch.filter(names, 'step-*.npz'))]
 
 
 def restore_latest(folder: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict, pathlib.Path] | None:
@@ -66,9 +64,9 @@ def restore_latest(folder: str | os.PathLike) -> tuple[dict[str, np.ndarray], di
         try:
             return *read(path), path
         except Damaged as error:
-            logging.getLogger(__name__).warning(f'{error}; trying the previous one')
+            logging.getLogger(__name__).warning(f'{error}: trying the previous one')
     if found:
-        raise UserError(f'no checkpoint in {folder} can be read; delete the folder to start again')
+        raise UserError(f'all checkpoints in {folder} are damaged; delete the folder to start again')
     model_dir = pathlib.Path(folder).parent
     if (model_dir / 'checkpoint').is_file():
         fault = f"model_dir '{model_dir}' holds a TensorFlow checkpoint, which is not continued"
@@ -78,35 +76,14 @@ def restore_latest(folder: str | os.PathLike) -> tuple[dict[str, np.ndarray], di
 
 def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict]:
     """Return the (arrays, state) of a checkpoint. It raises UserError, which is Damaged if the file's content is."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        return arrays, json.loads(str(arrays.pop(_STATE)))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        with files.read_errors(path, 'pass another --model_dir'):
-            if isinstance(error, OSError) and error.errno:  # numpy's own errors have none
-                raise
-        raise Damaged(f'checkpoint {path} is damaged ({error})') from error
+    from official_resnet import damage
 
-
-def restore_weights(
-    model_dir: str | os.PathLike | None, remedy: str = 'train there first, or pass another --model_dir'
-) -> tuple[dict[str, np.ndarray], dict, pathlib.Path]:
-    """Return what `restore_latest` returns for a model_dir, without the optimizer's variables.
-
-    Raises:
-        UserError: There is no checkpoint. The message ends with `remedy`.
-    """
-    found = restore_latest(pathlib.Path(model_dir) / 'checkpoints') if model_dir else None
-    if not found:
-        raise UserError(f"model_dir '{model_dir}' has no checkpoint; {remedy}")
-    arrays, state, path = found
-    return without_optimizer(arrays), state, path
-
-
-def without_optimizer(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the arrays of the network's variables."""
-    return {name: array for name, array in arrays.items() if not name.startswith('optimizer/')}
+    with damage.reported(path, 'use an earlier one', 'checkpoint '):
+        arrays = damage.read_arrays(path)
+        state = json.loads(str(arrays.pop(_STATE)))
+        if not isinstance(state, dict):
+            raise ValueError(f'{_STATE} is not an object')
+        return arrays, state
 
 
 def assign(

@@ -1,8 +1,12 @@
-"""UserError, for mistakes that the user can fix, and one_line, which makes a text safe for a terminal."""
+"""UserError, for mistakes that the user can fix; Damaged, for files; one_line, which is safe for a terminal."""
 
 
 class UserError(ValueError):
     """A wrong path, file or flag value. Its message is one line that says how to fix it; programs exit with 1."""
+
+
+class Damaged(UserError):
+    """The content of a file is not what was written. damage.reported raises it."""
 
 
 def one_line(text: object) -> str:

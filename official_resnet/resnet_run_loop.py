@@ -125,11 +125,12 @@ def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
         {'loss': mean cross-entropy, 'accuracy': 0..1, 'accuracy_top_5': 0..1, 'num_images', 'step', 'epoch',
         'images_per_second', 'seconds', 'model', 'test': the Split}.
     """
+    from official_resnet.inference import network_files
     from official_resnet.inputs import classes
     from official_resnet.training import same_run
 
     process, model_dir = devices.this_process(config), config.machine.model_dir
-    weights, state, path = checkpoints.restore_weights(model_dir)
+    weights, state, path = network_files.restore_weights(model_dir)
     names, ids = state['data']['class_names'], state['data'].get('class_ids')  # older checkpoints have no ids
     test = classes.align(read(config, 'test'), names, ids, f'the training images of {model_dir}')
     with process.strategy.scope(), devices.dtype_policy(config.dtype):

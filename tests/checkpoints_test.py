@@ -10,6 +10,7 @@ import pytest
 
 from official_resnet import checkpoints
 from official_resnet.errors import UserError
+from official_resnet.inference import network_files
 
 ARRAYS = {'a/kernel': np.arange(6, dtype='float32').reshape(2, 3), 'count': np.int64(7)}
 
@@ -29,7 +30,7 @@ def test_a_damaged_file_is_named_and_passed_over(tmp_path, damage, caplog):
     assert checkpoints.restore_latest(tmp_path / 'absent') is None
     (tmp_path / 'checkpoint').write_text('model_checkpoint_path: "model.ckpt-0"')  # of TensorFlow
     with pytest.raises(UserError, match='read_ckpt.py.*--model_dir'):
-        checkpoints.restore_weights(tmp_path)
+        network_files.restore_weights(tmp_path)
     checkpoints.save(tmp_path, 1, ARRAYS, {'step': 1})
     path = checkpoints.save(tmp_path, 2, ARRAYS, {'step': 2})
     data = path.read_bytes()

@@ -4,12 +4,11 @@ import errno
 import json
 import os
 
-import numpy as np
 import pytest
 from absl import flags as absl_flags
 from fixtures.batches import message_of
 
-from official_resnet import checkpoints, files
+from official_resnet import checkpoints, damage, files
 from official_resnet.building import boxes, labels
 from official_resnet.command_line.program import run_program
 from official_resnet.errors import UserError
@@ -44,9 +43,10 @@ def test_the_remedy_follows_the_cause(code, tmp_path, monkeypatch):
         assert 'put it back' not in said and 'make it writable' not in said
     for step in (1, 2):
         path = checkpoints.save(tmp_path, step, {}, {})
-    monkeypatch.setattr(np, 'load', fail_with(code))
-    said = message_of(checkpoints.restore_latest, tmp_path)
-    assert str(path) in said and REMEDIES[code] in said
+    for home, name, named in ((damage, 'read_arrays', path), (os, 'listdir', tmp_path)):
+        monkeypatch.setattr(home, name, fail_with(code))
+        said = message_of(checkpoints.restore_latest, tmp_path)
+        assert f"'{named}'" in said and REMEDIES[code] in said and 'delete' not in said and 'damaged' not in said
 
 
 @pytest.mark.parametrize('code,words', [(errno.ENOENT, 'does not exist'), (errno.ENOTDIR, 'does not exist')])

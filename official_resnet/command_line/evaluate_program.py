@@ -68,11 +68,10 @@ def _refuse(names, purpose):
 
 def _evaluate_run(values, asked, options, row, given):
     """Evaluate the newest checkpoint of model_dir, with the network and data set stored in it."""
-    from official_resnet import checkpoints
-    from official_resnet.inference import card_reader
+    from official_resnet.inference import card_reader, network_files
 
     machine = asked.machine
-    config = TrainConfig.from_json(checkpoints.restore_weights(machine.model_dir)[1]['config'])
+    config = TrainConfig.from_json(network_files.restore_weights(machine.model_dir)[1]['config'])
     if asked.dtype == 'auto':  # depends on the devices
         devices.start_tensorflow(machine.inter_op_threads, machine.intra_op_threads)
     _require_same(values, asked, config, row, given)

@@ -124,6 +124,6 @@ def _drop_output():
 
 
 def _out_of_memory():
-    """Return the exceptions for too little memory, with TensorFlow's if it is imported."""
-    tensorflow = sys.modules.get('tensorflow')
-    return (MemoryError, *([tensorflow.errors.ResourceExhaustedError] if tensorflow else []))
+    from official_resnet import damage
+
+    return damage.out_of_memory()

@@ -1,4 +1,4 @@
-"""Find the files of a trained network, and read its card. Importing this module imports no TensorFlow."""
+"""Find the files of a trained network; read its card, or the weights of its checkpoint. Imports no TensorFlow."""
 
 import os
 import pathlib
@@ -34,9 +34,9 @@ def find(path: str | os.PathLike) -> NetworkFiles:
     if path.is_dir():
         folder, path = path, path / 'model.keras'
         if not path.is_file():
-            weights, _, path = checkpoints.restore_weights(folder, 'train there, or pass a .keras file')
+            weights, _, path = restore_weights(folder, 'train there, or pass a .keras file')
     elif path.suffix == '.npz' and path.is_file():
-        folder, weights = path.parents[1], checkpoints.without_optimizer(checkpoints.read(path)[0])
+        folder, weights = path.parents[1], _without_optimizer(checkpoints.read(path)[0])
     elif path.suffix != '.keras' or not path.is_file():
         raise UserError(f"'{path}' is neither a .keras file nor a model_dir; pass one of them")
     card = card_reader.read_card(path.with_suffix('.card.json') if weights is None else folder / 'model.card.json')
@@ -50,10 +50,25 @@ def find(path: str | os.PathLike) -> NetworkFiles:
     return NetworkFiles(path, card, path if weights is None else folder / checkpoints.NETWORK_FILE, weights)
 
 
+def restore_weights(
+    model_dir: str | os.PathLike | None, remedy: str = 'train there first, or pass another --model_dir'
+) -> tuple[dict[str, np.ndarray], dict, pathlib.Path]:
+    """Return what `restore_latest` returns for a model_dir, without the optimizer's variables.
+
+    Raises:
+        UserError: There is no checkpoint. The message ends with `remedy`.
+    """
+    found = checkpoints.restore_latest(pathlib.Path(model_dir) / 'checkpoints') if model_dir else None
+    if not found:
+        raise UserError(f"model_dir '{model_dir}' has no checkpoint; {remedy}")
+    arrays, state, path = found
+    return _without_optimizer(arrays), state, path
+
+
 def require_weights(path: str | os.PathLike) -> None:
     """Raise UserError unless transfer.describe can read `path`: a model_dir with a checkpoint, or a .keras file."""
     if os.path.isdir(path):
-        checkpoints.restore_weights(path, 'pass a model_dir or a .keras file')
+        restore_weights(path, 'pass a model_dir or a .keras file')
     else:
         require_keras_file(path, 'pass a model_dir or a .keras file')
 
@@ -66,3 +81,8 @@ def require_keras_file(path: str | os.PathLike, remedy: str = _REMEDY) -> None:
         raise UserError(
             f'cannot load {path}: it is cut short, or not a .keras file; {remedy}, or convert it with read_ckpt.py'
         )
+
+
+def _without_optimizer(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays of the network's variables."""
+    return {name: array for name, array in arrays.items() if not name.startswith('optimizer/')}

@@ -172,7 +172,7 @@ def _normalization(config):
 def _read(path):
     """Return ({variable path: ndarray}, state of the loop or None) for a model_dir or a .keras file."""
     if pathlib.Path(path).is_dir():
-        weights, state, _ = checkpoints.restore_weights(path, 'pass a model_dir or a .keras file')
+        weights, state, _ = network_files.restore_weights(path, 'pass a model_dir or a .keras file')
         return weights, state
     network_files.require_keras_file(path, 'pass a model_dir or a .keras file')
     try:

@@ -155,7 +155,7 @@ def test_a_faulty_name_map_is_caught(change, message, write, monkeypatch):
 def test_unknown_files(tmp_path, monkeypatch, write):
     monkeypatch.setattr(convert, 'FAMILIES', {'torch': ('.pth',)})
     (tmp_path / 'x.pth').write_bytes(b'what is this')
-    refuse('x.pth is damaged .* .pth', convert.identify, 'x.pth')
+    refuse("x.pth' is damaged .* .pth", convert.identify, 'x.pth')
     refuse('1 variables .*: strange; pass --source', write, {'strange': np.ones(3, 'float32')})
 
 

@@ -10,7 +10,7 @@ from fixtures.tiny_training import SPEC, make_config, synthetic_split
 
 from official_resnet import checkpoints, resnet_model, resnet_run_loop, resnet_variants
 from official_resnet.errors import UserError
-from official_resnet.inference import card_reader
+from official_resnet.inference import card_reader, network_files
 from official_resnet.inputs.normalization import NORMALIZATIONS
 from official_resnet.training import transfer
 
@@ -18,7 +18,7 @@ from official_resnet.training import transfer
 @pytest.fixture(scope='module')
 def weights(source):
     """{path: array} of that net."""
-    return checkpoints.restore_weights(source)[0]
+    return network_files.restore_weights(source)[0]
 
 
 def changed(model, before):
