@@ -80,7 +80,7 @@ def read_json(path: str | os.PathLike) -> dict | None:
     """Return what `write_json` wrote, or None if the file is missing or does not hold a JSON object."""
     try:
         value = json.loads(read_text(path))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

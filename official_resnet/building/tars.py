@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from official_resnet import bounds, files
+from official_resnet import bounds, damage, files
 from official_resnet.building.image_list import ROW_FIELDS, ImageList, Opener, open_unbuffered
 from official_resnet.building.job import Job
 from official_resnet.building.progress import Log, Progress
@@ -93,7 +93,7 @@ def kept_index(
     if status[0] < 0:
         raise UserError(f"'{path}' does not exist; pass the tar file as it was downloaded")
     if job.read_json(f'{kept}/key.json') == key:
-        with contextlib.suppress(OSError, ValueError, KeyError, EOFError):  # damaged
+        with contextlib.suppress(UserError), damage.reported(kept, ''):  # it is made again
             images = job.load(ImageList, f'{kept}/images')
             log(f"'{kept}' already has the index of {len(images)} images")
             return images

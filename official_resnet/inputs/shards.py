@@ -6,13 +6,12 @@ import dataclasses
 import functools
 import os
 import pathlib
-import zipfile
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from official_resnet import errors, files
+from official_resnet import damage, errors, files
 from official_resnet.inputs import images, jpeg, other_datasets, shard_files, streamed, tfrecords
 from official_resnet.inputs.views import Views
 
@@ -131,10 +130,10 @@ def _index(paths, index_file, log):
     """Return the positions of the records of each file, from index_file if it was made from these files."""
     key = streamed.files_fingerprint(paths)
     if index_file:
-        faults = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
-        with contextlib.suppress(*faults), np.load(index_file, allow_pickle=False) as archive:
-            if str(archive['key']) == key:
-                return np.split(archive['offsets'], np.cumsum(archive['counts'])[:-1])
+        with contextlib.suppress(errors.UserError), damage.reported(index_file, ''):  # it is made again
+            kept = damage.read_arrays(index_file)
+            if str(kept['key']) == key:
+                return np.split(kept['offsets'], np.cumsum(kept['counts'])[:-1])
     if len(paths) > 100:
         log(f'finding the records of {len(paths)} shards in {os.path.dirname(paths[0])}')
     with concurrent.futures.ThreadPoolExecutor(16) as pool:  # the threads mostly wait for the disk

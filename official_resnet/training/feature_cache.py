@@ -4,12 +4,12 @@ The features are an ordinary split in memory, float32 [n, 1, 1, d], so order, re
 split is kept in a file in model_dir, with a hash of everything that the features depend on; a resumed run reads it.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
 import pathlib
 import time
-import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +17,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from official_resnet import files, layers
+from official_resnet import damage, files, layers
+from official_resnet.errors import UserError
 from official_resnet.inputs.in_memory import InMemorySplit
 from official_resnet.inputs.split import Split
 
@@ -118,10 +119,8 @@ def _key(model, examples):
 
 def _load(path, key):
     """Return the features and labels in a file, or None if it is missing, damaged or has another key."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if str(archive['key']) == key:
-                return archive['features'], archive['labels']
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass
+    with contextlib.suppress(UserError), damage.reported(path, ''):  # they are computed again
+        kept = damage.read_arrays(path)
+        if str(kept['key']) == key:
+            return kept['features'], kept['labels']
     return None

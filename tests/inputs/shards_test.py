@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from fixtures import odd_images
 from fixtures.batches import labels_of, message_of, read_all
+from fixtures.flips import damaged_copies
 from fixtures.imagenet_shards import CLASSES, draw, write_shards
 from fixtures.tiny_training import config_of
 
@@ -162,6 +163,14 @@ def test_a_damaged_index_is_made_again(folder, tmp_path, searched, content):
     kept.write_bytes(kept.read_bytes()[:-30] if content is None else content)
     for _ in range(2):
         assert open_shards(folder, index_file=kept).num_images == NUM_IMAGES and len(searched) == 8
+
+
+def test_no_damaged_index_is_believed(folder, tmp_path):
+    kept = tmp_path / 'index.npz'
+    expected = open_shards(folder, index_file=kept).read(np.arange(NUM_IMAGES)).tolist()
+    for data in damaged_copies(kept.read_bytes(), 200):
+        kept.write_bytes(data)
+        assert open_shards(folder, index_file=kept).read(np.arange(NUM_IMAGES)).tolist() == expected
 
 
 # --- what changes the images ---------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import signal
 import keras
 import numpy as np
 import pytest
+from fixtures.flips import damaged_copies
 from fixtures.tiny_training import StopAt, assert_equal_runs, make_config, synthetic_split
 
 from official_resnet import checkpoints, resnet_run_loop
@@ -73,6 +74,16 @@ def test_features_are_computed_anew_where_they_are_of_something_else(source, tmp
     path.unlink()
     path.mkdir()  # cannot be written
     assert lines(examples) == 'computing'
+
+
+def test_no_damaged_features_are_believed(source, tmp_path, monkeypatch):
+    model, examples, path = keras.models.load_model(source / 'model.keras'), synthetic_split(3), tmp_path / 'a.npz'
+    expected = feature_cache.features(model, examples, path).images
+    computed = expected[:, 0, 0], examples.labels
+    monkeypatch.setattr(feature_cache, 'compute', lambda *given: computed)
+    for data in damaged_copies(path.read_bytes(), 200):
+        path.write_bytes(data)
+        np.testing.assert_array_equal(feature_cache.features(model, examples, path).images, expected)
 
 
 def test_features_are_what_the_last_layer_is_fed(source):
