@@ -21,6 +21,11 @@ class Bound(NamedTuple):
 BOUNDS = {
     'idx_bytes': Bound(1 << 30, 'bytes', 'the values of an IDX file', 'EMNIST, the largest known, has 547 million'),
     'tar_header_bytes': Bound(1 << 20, 'bytes', 'a long name or a pax record in a tar file', 'names have under 4 kB'),
+    'meeting_bytes': Bound(1 << 16, 'bytes', 'a line between the workers and the chief', 'ours have under 1,000'),
+    'meeting_callers': Bound(
+        64, 'connections', 'who call the chief and have not said who they are', 'ours say it at once'
+    ),
+    'meeting_seconds': Bound(600, 'seconds', 'the wait for the last worker', 'schedulers start a job within minutes'),
     'xml_bytes': Bound(1 << 20, 'bytes', 'an XML file of boxes, or a part of the devkit', 'the official have 1,000'),
 }
 

@@ -4,8 +4,12 @@
 large for a test. A case of a row that is counted in seconds gets the marker `timed`.
 """
 
+import concurrent.futures
+import contextlib
+import socket
 import struct
 import tarfile
+import time
 
 import pytest
 from fixtures import ilsvrc
@@ -14,6 +18,7 @@ from fixtures.batches import message_of
 from official_resnet import bounds
 from official_resnet.building import boxes
 from official_resnet.inputs import idx
+from official_resnet.training import meeting, workers
 
 CASES = {}
 
@@ -41,6 +46,64 @@ def _(tmp_path, set_limit):
     assert f'a header of {(1 << 20) + 512} bytes' in message_of(list, boxes.tar_files(path))
     path.write_bytes(ilsvrc.tar_bytes({'n01440764/' + 'a' * 4000 + '.xml': ilsvrc.xml()}, tarfile.PAX_FORMAT))
     assert len(list(boxes.tar_files(path))) == 1
+
+
+def _chief(token='', seconds=20):
+    """Start the chief of two workers; return a future of its message, and the addresses."""
+    hosts = [f'127.0.0.1:{port}' for port in workers.free_ports(2)]
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    chief = pool.submit(message_of, meeting.meet, hosts, 0, token, seconds)
+    pool.shutdown(wait=False)
+    return chief, hosts
+
+
+def _call(host):
+    for _ in range(1000):
+        with contextlib.suppress(ConnectionRefusedError):
+            return socket.create_connection(meeting.split(host))
+        time.sleep(0.01)
+    raise AssertionError(host)
+
+
+@case('meeting_bytes')
+def _(tmp_path, set_limit):
+    chief, hosts = _chief(seconds=2)
+    line = meeting._line('', 'call', worker=1, of='host1:1 sum')
+    with _call(hosts[0]) as one:
+        with contextlib.suppress(ConnectionError):
+            one.sendall(b' ' * ((1 << 16) + 1 - len(line)) + line)
+        with pytest.raises(ConnectionError):
+            one.recv(1)
+    assert not chief.done()
+    with _call(hosts[0]) as two:
+        two.sendall(b' ' * ((1 << 16) - len(line)) + line)
+        assert 'host1:1' in chief.result(10)
+
+
+@case('meeting_callers')
+def _(tmp_path, set_limit):
+    chief, hosts = _chief(seconds=1)
+    callers = [_call(hosts[0]) for _ in range(65)]
+    callers[0].settimeout(5)
+    callers[1].settimeout(0.1)
+    with pytest.raises(ConnectionError):  # closed for the 65th
+        callers[0].recv(1)
+    with pytest.raises(TimeoutError):
+        callers[1].recv(1)
+    assert 'worker 1' in chief.result(10)
+
+
+@case('meeting_seconds')
+def _(tmp_path, set_limit):
+    set_limit('meeting_seconds', 1)
+    begin = time.monotonic()
+    chief, hosts = _chief(seconds=None)
+    with _call(hosts[0]) as one:
+        while not chief.done():
+            with contextlib.suppress(ConnectionError):
+                one.sendall(b'a')
+            time.sleep(0.1)
+    assert 'worker 1' in chief.result() and time.monotonic() - begin < 2
 
 
 @case('xml_bytes')

@@ -19,8 +19,8 @@ MAX_INPUT_LINES = 620  # of these in inputs/
 MAX_MODULES, MAX_IMPORTED_LINES = 23, 4060
 BEHIND_DOORS = set(
     """
-    training/transfer.py training/feature_cache.py training/workers.py command_line/more_logging.py inference/predict.py
-    inference/export.py inference/rewrite.py reports/figures.py
+    training/transfer.py training/feature_cache.py training/workers.py training/meeting.py command_line/more_logging.py
+    inference/predict.py inference/export.py inference/rewrite.py reports/figures.py
     """.split()
 )
 RUN = """

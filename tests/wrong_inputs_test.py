@@ -103,6 +103,8 @@ OF_TRAINING = [
     (TRAIN, '--backbone_learning_rate_factor=2', f'--backbone_learning_rate_factor needs {PRETRAINED}'),
     (TRAIN, '--task_index=0', '--task_index needs --worker_hosts'),
     (TRAIN, '--worker_hosts=a:1,b:1', '--worker_hosts needs --task_index'),
+    (TRAIN, '--worker_token=secret', '--worker_token needs --distribution_strategy=multi_worker_mirrored'),
+    (TRAIN, '--worker_hosts=a:1,b:1 --task_index=0', 'a:1,b:1 .*--worker_token=.*RESNET_WORKER_TOKEN'),
     (TRAIN, '--worker_hosts=a,b --task_index=0', "--worker_hosts.*'a'.* host1:2222"),
     (TRAIN, '--local_workers=9999', r'--local_workers=9999, .* \d+ or fewer'),
     (TRAIN, 'stray', "'stray'"),

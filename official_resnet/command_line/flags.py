@@ -123,6 +123,11 @@ class RunOptions:
     task_index: int | None = _workers(
         None, 'The index of this worker in --worker_hosts, from 0.', least=0, needs='worker_hosts'
     )
+    worker_token: str | None = _workers(
+        None,
+        'A secret that workers on several machines share. RESNET_WORKER_TOKEN in the environment does the same.',
+        needs=f'distribution_strategy={MULTI_WORKER}',
+    )
     local_workers: int = _workers(1, 'Number of workers on this machine, which share its cores.', least=1)
     hooks: tuple[str, ...] = _logging(('LoggingTensorHook',), f'What to log: any of {", ".join(HOOKS)}.', short='hk')
     log_steps: int = _logging(100, 'Number of steps between logged lines.', least=1)
@@ -313,13 +318,13 @@ def resolve(
         UserError: Flags contradict each other, or a value is wrong.
     """
     chosen = settings(values, program, by_size)
+    if values.worker_hosts or values.local_workers > 1:
+        chosen['distribution_strategy'] = MULTI_WORKER
     _require_partners(values, chosen, program)
     options = RunOptions(**part_of(RunOptions, chosen))
     chosen['transfer'] = 'head' if options.fine_tune else chosen.get('transfer', 'all')
     if chosen['transfer'] == 'head' and not values['augment'].present:
         chosen['augment'] = False
-    if options.worker_hosts or options.local_workers > 1:
-        chosen['distribution_strategy'] = MULTI_WORKER
     dataset = options.dataset or next(iter(program.recipes))
     if options.tfds:
         dataset = f'tfds:{options.tfds}'

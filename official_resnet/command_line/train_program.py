@@ -77,7 +77,7 @@ def _train(config, options, row, given_axes):
     if has_team:
         from official_resnet.training import workers
 
-        is_chief = workers.configure(list(options.worker_hosts), options.task_index)[0] == 0
+        is_chief = workers.configure(list(options.worker_hosts), options.task_index, options.worker_token)[0] == 0
     if config.pretrained:
         from official_resnet.inference import network_files
 

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import os
-import select
+import secrets
 import signal
 import socket
 import subprocess
@@ -24,15 +24,15 @@ from typing import TYPE_CHECKING
 
 from official_resnet.errors import UserError
 from official_resnet.inputs import datasets
-from official_resnet.training import devices
+from official_resnet.training import devices, meeting
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 GRACE_SECONDS = 30  # for the other workers to stop after one has failed, before they are killed
-WAIT_SECONDS = 600  # for the last worker to arrive, before the others give up
 DATA_SECONDS, POLL_SECONDS = 1800, 1  # for the chief to download the data set, and between two checks
 JOIN_SECONDS = 30  # for TensorFlow to connect workers that have met
+TOKEN = 'RESNET_WORKER_TOKEN'  # the environment variable of the job's token
 _EXAMPLE = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
 
 
@@ -115,7 +115,8 @@ def join(all_reduce_alg: str | None) -> 'tf.distribute.Strategy':
     implementation = tf.distribute.experimental.CommunicationImplementation
     chosen = implementation[(all_reduce_alg or 'auto').upper()]
     options = tf.distribute.experimental.CommunicationOptions(implementation=chosen)
-    meet()
+    addresses, index = _cluster()
+    meeting.meet(addresses, index, os.environ.get(TOKEN, ''))
     with watched(), devices.hidden_stderr():
         try:
             return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
@@ -124,18 +125,26 @@ def join(all_reduce_alg: str | None) -> 'tf.distribute.Strategy':
     raise UserError(f'the workers cannot join: {fault}; start all workers again')
 
 
-def configure(worker_hosts: list[str] | None = None, task_index: int | None = None) -> tuple[int, int]:
-    """Return (index of this worker, number of workers), from TF_CONFIG or from the flags, which set TF_CONFIG.
+def configure(
+    worker_hosts: list[str] | None = None, task_index: int | None = None, worker_token: str | None = None
+) -> tuple[int, int]:
+    """Return (index of this worker, number of workers), from TF_CONFIG or from the flags.
 
-    Call it before TensorFlow is imported, because it also silences TensorFlow. worker_hosts are ['host:port', ...].
+    The flags set TF_CONFIG and TOKEN. Call it before TensorFlow is imported, because it also silences TensorFlow.
+    worker_hosts are ['host:port', ...].
 
     Raises:
-        UserError: Neither names the workers, or a value is wrong.
+        UserError: Neither names the workers, or a value is wrong, or workers on several machines have no token.
     """
+    if worker_token:
+        os.environ[TOKEN] = worker_token
     if worker_hosts:
         for host in worker_hosts:
-            if not _split(host):
-                raise UserError(f"--worker_hosts has '{host}', not host:port; pass for example host1:2222,host2:2222")
+            try:
+                meeting.split(host)
+            except ValueError:
+                example = 'pass for example host1:2222,host2:2222'
+                raise UserError(f"--worker_hosts has '{host}', not host:port; {example}") from None
         if len(set(worker_hosts)) < len(worker_hosts):
             raise UserError(f'--worker_hosts={",".join(worker_hosts)} lists a worker twice; list each once')
         if task_index is None or not 0 <= task_index < len(worker_hosts):
@@ -145,6 +154,11 @@ def configure(worker_hosts: list[str] | None = None, task_index: int | None = No
             )
         os.environ['TF_CONFIG'] = tf_config(worker_hosts, task_index)
     addresses, index = _cluster()
+    if len(addresses) > 1 and not os.environ.get(TOKEN) and not meeting.are_local(addresses):
+        raise UserError(
+            f'the workers {",".join(addresses)[:200]} can be called by anybody who reaches their ports; pass the same '
+            f'--worker_token=SECRET to all, or set {TOKEN} for all'
+        )
     if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '2') == '2':
         os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'  # TensorFlow prints pages of messages when a worker ends
     return index, len(addresses)
@@ -166,40 +180,16 @@ def _cluster():
         if index < 0 or not all(isinstance(hosts, list) for hosts in (chiefs, others)):
             raise ValueError(index)
         {'chief': chiefs, 'worker': others}[kind][index]  # KeyError, IndexError
-        if not all(map(_split, chiefs + others)):
-            raise ValueError(chiefs + others)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        for address in chiefs + others:
+            meeting.split(address)  # ValueError
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise UserError(f'TF_CONFIG {" ".join(text.split())[:200]} describes no worker; set it as {_EXAMPLE}') from None
     return chiefs + others, index + (len(chiefs) if kind == 'worker' else 0)
 
 
-def _split(address):
-    """Return (host, port) of 'host:port', or None if the address has another form."""
-    host, _, port = address.rpartition(':')
-    is_port = port.isascii() and port.isdigit() and 0 < int(port) < 65536
-    return (host.removeprefix('[').removesuffix(']'), int(port)) if host and is_port else None
-
-
-def meet(seconds: float = WAIT_SECONDS) -> None:
-    """Wait at the chief's address until all workers in TF_CONFIG have arrived; TensorFlow itself would wait forever.
-
-    Raises:
-        UserError: A worker is late, two have the same index, their lists of workers differ, or a port is in use.
-    """
-    addresses, index = _cluster()
-    if len(addresses) == 1:
-        return
-    deadline = time.monotonic() + seconds
-    with _listen(addresses[index]) as listener:  # all listen, to see that the port which TensorFlow needs is free
-        if index == 0:
-            _await_all(listener, addresses, deadline)
-        else:
-            _call_chief(addresses, index, deadline)
-
-
 def is_chief_there() -> bool:
     """Return whether the chief's TensorFlow server still answers, after all workers have joined."""
-    with contextlib.suppress(OSError), socket.create_connection(_split(_cluster()[0][0]), timeout=10):
+    with contextlib.suppress(OSError), socket.create_connection(meeting.split(_cluster()[0][0]), timeout=10):
         return True
     return False
 
@@ -259,77 +249,6 @@ def watched(seconds: float = JOIN_SECONDS) -> Iterator[None]:
         watcher.communicate()  # closes its input
 
 
-def _listen(address):
-    _, port = _split(address)
-    try:
-        family = {'family': socket.AF_INET6, 'dualstack_ipv6': True} if socket.has_dualstack_ipv6() else {}
-        return socket.create_server(('', port), **family)
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on port {port} of '{address}': {os.strerror(error.errno)}; stop the "
-            'program that uses it, or pass another port to all workers'
-        ) from error
-
-
-def _await_all(listener, addresses, deadline):
-    """Wait for all workers but the chief, then let them continue, or tell all of them what is wrong."""
-    arrived: dict[int, socket.socket] = {}
-    fault = None
-    listener.settimeout(2)
-    while not fault and len(arrived) < len(addresses) - 1:
-        ready, _, _ = select.select([listener, *arrived.values()], [], [], 0.2)
-        for number in [number for number, connection in arrived.items() if connection in ready]:
-            arrived.pop(number).close()  # a worker sends one message only, so this one has left; it may call again
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a message that is not from a worker
-            if listener in ready:
-                connection, _ = listener.accept()
-                connection.settimeout(2)
-                message = json.loads(connection.makefile().readline(100_000))
-                number, theirs = message['worker'], message['of']
-                if theirs != addresses:
-                    fault = (
-                        f'worker {number} was started with the workers {",".join(map(str, theirs))[:200]}, the chief '
-                        f'with {",".join(addresses)[:200]}; pass the same list to all'
-                    )
-                elif number in arrived or number == 0:
-                    fault = f'two processes are worker {number}; give each its own --task_index'
-                arrived[number if number not in arrived else -1] = connection
-        if not fault and len(arrived) < len(addresses) - 1 and time.monotonic() > deadline:
-            missing = [f'{i} ({addresses[i]})' for i in range(1, len(addresses)) if i not in arrived]
-            fault = f'worker {", ".join(missing)} did not arrive; start all workers again, within minutes'
-    for connection in arrived.values():
-        with contextlib.suppress(OSError), connection:
-            connection.sendall(f'{json.dumps({"fault": fault})}\n'.encode())
-            connection.recv(1)  # the other side closes first, so the port is free at once
-    if fault:
-        raise UserError(fault)
-
-
-def _call_chief(addresses, index, deadline):
-    """Tell the chief that this worker has arrived, and wait until all have."""
-    reason = 'no answer'
-    while (left := deadline - time.monotonic()) > 0:
-        try:
-            with socket.create_connection(_split(addresses[0]), timeout=min(left, 10)) as connection:
-                connection.settimeout(left + 5)  # a little longer than the chief, which says who is missing
-                connection.sendall(f'{json.dumps({"worker": index, "of": addresses})}\n'.encode())
-                answer = connection.makefile().readline()
-            if not answer:
-                raise ConnectionError(0, 'the chief ended')
-            fault = json.loads(answer)['fault']
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = getattr(error, 'strerror', None) or str(error) or reason
-            time.sleep(0.2)
-        else:
-            if fault:
-                raise UserError(fault)
-            return
-    raise UserError(
-        f"worker {index} did not reach the chief at '{addresses[0]}' ({reason}); check the address and "
-        'start all workers again, within minutes'
-    )
-
-
 def tf_config(hosts: Sequence[str], index: int) -> str:
     """Return the value of TF_CONFIG for one of the workers."""
     return json.dumps({'cluster': {'worker': list(hosts)}, 'task': {'type': 'worker', 'index': index}})
@@ -338,14 +257,17 @@ def tf_config(hosts: Sequence[str], index: int) -> str:
 def launch(count: int, command: list[str]) -> int:
     """Run `count` workers of a command on this machine, each with its part of the cores, and return their exit code.
 
-    Each worker gets its TF_CONFIG. The first worker that fails decides the exit code; the others notice it themselves
-    and have GRACE_SECONDS to stop. SIGTERM and Ctrl-C are passed on. If the launcher is killed, its workers also end.
+    Each worker gets its TF_CONFIG and the job's token. The first worker that fails decides the exit code; the others
+    notice it themselves and have GRACE_SECONDS to stop. SIGTERM and Ctrl-C are passed on. If the launcher is killed,
+    its workers also end.
     """
     cores = sorted(os.sched_getaffinity(0))
     if count > len(cores):
         raise UserError(f'--local_workers={count}, but this machine has {len(cores)} cores; pass {len(cores)} or fewer')
     hosts = [f'localhost:{port}' for port in free_ports(count)]
-    workers = [_start(command, tf_config(hosts, i), set(cores[i::count]), is_chief=i == 0) for i in range(count)]
+    token = secrets.token_hex()
+    names = [{'TF_CONFIG': tf_config(hosts, i), TOKEN: token} for i in range(count)]
+    workers = [_start(command, names[i], set(cores[i::count]), is_chief=i == 0) for i in range(count)]
     relays = [threading.Thread(target=_relay, args=(i, workers[i].stdout), daemon=True) for i in range(1, count)]
     for relay in relays:
         relay.start()
@@ -365,7 +287,7 @@ def free_ports(count: int) -> list[int]:
         return [sock.getsockname()[1] for sock in sockets]
 
 
-def _start(command, config, cores, is_chief):
+def _start(command, names, cores, is_chief):
     """Start a worker in its own session, so that Ctrl-C reaches it once. It gets SIGTERM if the launcher dies."""
     parent = os.getpid()
 
@@ -377,9 +299,7 @@ def _start(command, config, cores, is_chief):
             os._exit(1)
 
     output = {} if is_chief else {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
-    return subprocess.Popen(
-        command, env=os.environ | {'TF_CONFIG': config}, preexec_fn=prepare, start_new_session=True, **output
-    )
+    return subprocess.Popen(command, env=os.environ | names, preexec_fn=prepare, start_new_session=True, **output)
 
 
 def _relay(index, stream):

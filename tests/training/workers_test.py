@@ -1,4 +1,4 @@
-"""Who the workers are, how they meet, and the launcher: exit codes, signals, grace. No TensorFlow but in one."""
+"""Who the workers are, how they start, and the launcher: exit codes, signals, grace. No TensorFlow but in one."""
 
 import json
 import os
@@ -25,6 +25,7 @@ def cluster(task_type='worker', index=0, **jobs):
 @pytest.fixture(autouse=True)
 def no_config(monkeypatch):
     monkeypatch.setenv('TF_CONFIG', '')
+    monkeypatch.setenv(workers.TOKEN, 'secret')
     monkeypatch.setenv('TF_CPP_MIN_LOG_LEVEL', '2')
 
 
@@ -57,6 +58,8 @@ def test_tf_config(monkeypatch, config, expected):
     [
         (['host1'], 0, "'host1'.* host1:2222,host2:2222"),
         (['host1:0'], 0, "'host1:0'"),
+        (['host1..x:2222'], 0, "'host1..x:2222'"),
+        (['host1:' + '9' * 6000], 0, "'host1:"),
         ([':2222'], 0, "':2222'"),
         (['host1:²'], 0, "'host1:²'"),
         (['a:1', 'a:1'], 0, '--worker_hosts=a:1,a:1 .*once'),
@@ -72,6 +75,7 @@ def test_wrong_hosts(hosts, index, message):
     'text',
     [
         *('{', '[]', '1', 'null', '{}', '{"cluster": {}}', '{"cluster": {"worker": ["a:1"]}}', '{\n' * 9),
+        pytest.param('[' * 9000, id='brackets'),
         cluster(),
         cluster(index=3, worker=HOSTS),
         cluster(index='x', worker=HOSTS),
@@ -83,87 +87,22 @@ def test_wrong_hosts(hosts, index, message):
 def test_a_tf_config_that_describes_no_worker(monkeypatch, text):
     monkeypatch.setenv('TF_CONFIG', text)
     message = message_of(workers.configure)
-    assert f'TF_CONFIG {" ".join(text.split())} ' in message and '{"cluster": {"worker": ["' in message
+    assert f'TF_CONFIG {" ".join(text.split())[:200]} ' in message and '{"cluster": {"worker": ["' in message
+
+
+def test_workers_on_several_machines_need_a_token(monkeypatch):
+    monkeypatch.setenv(workers.TOKEN, '')
+    message = message_of(workers.configure, HOSTS, 0)
+    assert re.search(f'{",".join(HOSTS)} .*--worker_token=.*RESNET_WORKER_TOKEN', message)
+    assert workers.configure(['localhost:1', '127.0.0.1:2'], 0) == (0, 2) and workers.configure(HOSTS[:1], 0) == (0, 1)
+    assert workers.configure(HOSTS, 0, 'word') == (0, 3) and os.environ[workers.TOKEN] == 'word'
 
 
 def test_nothing_said():
     assert re.search('--worker_hosts and --task_index.*TF_CONFIG.*--local_workers=2', message_of(workers.configure))
 
 
-# --- how they meet -------------------------------------------------------------------------------------------
-
-
-MEET = """
-import sys; from official_resnet import errors; from official_resnet.training import workers
-try: workers.meet(float(sys.argv[1])); print('met', end='')
-except errors.UserError as error: print(error, end='')
-"""
-
-
-def start_meeting(hosts, index, seconds):
-    """Start a process that comes to the meeting; it prints what became of it."""
-    return start_python(MEET, seconds, env={'TF_CONFIG': workers.tf_config(hosts, index)})
-
-
-def ends(processes):
-    return [end.out for end in finish(processes, 30)]
-
-
-def local_hosts(count):
-    return [f'localhost:{port}' for port in workers.free_ports(count)]
-
-
-def test_all_meet_whoever_comes_first_or_calls_besides():
-    hosts = local_hosts(3)
-    processes = [start_meeting(hosts, 2, 20), start_meeting(hosts, 0, 20)]
-    deadline = time.monotonic() + 15
-    while True:
-        try:
-            with socket.create_connection(('localhost', int(hosts[0].split(':')[1]))) as stranger:
-                stranger.sendall(b'GET / HTTP/1.1\r\n\r\n')
-            break
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    assert [process.poll() for process in processes] == [None, None]
-    processes[0].kill()  # and is started again
-    processes[0].communicate()
-    processes[0] = start_meeting(hosts, 2, 20)
-    processes.append(start_meeting(hosts, 1, 20))
-    assert ends(processes) == ['met'] * 3
-
-
-def test_who_does_not_come_is_named_by_all():
-    hosts = local_hosts(3)
-    one, other = ends([start_meeting(hosts, i, 2) for i in (0, 2)])
-    assert one == other and f'worker 1 ({hosts[1]})' in one and 'start all workers again' in one
-
-
-@pytest.mark.parametrize('chief', ['localhost:1', 'no-such-host.invalid:2222'])
-def test_a_chief_that_cannot_be_reached(chief, monkeypatch):
-    monkeypatch.setenv('TF_CONFIG', workers.tf_config([chief, *local_hosts(1)], 1))
-    assert f"worker 1 did not reach the chief at '{chief}' (" in message_of(workers.meet, 0.5)
-
-
-def test_workers_that_contradict_each_other():
-    hosts, other = local_hosts(2), local_hosts(1)
-    chief, worker = ends([start_meeting(hosts, 0, 10), start_meeting([hosts[0], *other], 1, 10)])
-    assert chief == worker
-    assert f'worker 1 was started with the workers {hosts[0]},{other[0]}, ' in chief and ','.join(hosts) in chief
-
-
-def test_a_port_in_use(monkeypatch):
-    with socket.create_server(('', 0)) as server:
-        host = f'localhost:{server.getsockname()[1]}'
-        for index in (0, 1):
-            hosts = [host, *local_hosts(1)] if index == 0 else [*local_hosts(1), host]
-            monkeypatch.setenv('TF_CONFIG', workers.tf_config(hosts, index))
-            assert re.search(rf"port {host.split(':')[1]} of '{host}'.*another port", message_of(workers.meet, 5))
-
-
-def test_one_worker_needs_no_meeting(monkeypatch):
-    monkeypatch.setenv('TF_CONFIG', workers.tf_config(['localhost:1'], 0))  # a port that it might not open
-    workers.meet(0)
+# --- while they start -----------------------------------------------------------------------------------------
 
 
 def test_data_that_nobody_brings_is_waited_for_with_an_end(monkeypatch, tmp_path, caplog):
