@@ -74,7 +74,10 @@ def _name_images(values, arguments):
     from official_resnet.inference import card_reader, network_files
     from official_resnet.training import devices
 
-    card = network_files.find(values.model).card  # mistakes are told before TensorFlow is imported
+    network = network_files.find(values.model)  # mistakes are told before TensorFlow is imported
+    if network.weights is not None and network.path.suffix != pathlib.Path(values.model).suffix:
+        print(f'predict_main: {values.model} has no model.keras yet; {network.path} is used', file=sys.stderr)
+    card = network.card
     card = card_reader.with_names(card, values.labels) if values.labels else card
     explained = _explained_class(values, card)
     devices.start_tensorflow(1)  # one op at a time: the fastest in inference

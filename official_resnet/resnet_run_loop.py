@@ -11,6 +11,7 @@ training/step.py), evaluate, save and _resume. The loop calls standard Keras cal
 
 import contextlib
 import dataclasses
+import logging
 import pathlib
 import signal
 import threading
@@ -246,7 +247,7 @@ class Trainer:
         params['input_shape'] = self.card['input_shape']
         callback_list = keras.callbacks.CallbackList(list(callbacks), add_history=True, model=self.model, **params)
         history = self.model.history
-        self.model.stop_training = self._should_stop()
+        self.model.stop_training = bool(self._why_stopped())
         iterator = iter(self.train_batches())
         callback_list.on_train_begin()
         final_logs = None
@@ -259,15 +260,16 @@ class Trainer:
             if is_end or (epoch + 1) % config.epochs_between_evals == 0:
                 logs |= self._test(epoch, callback_list)
             callback_list.on_epoch_end(epoch, logs)
-            self.model.stop_training = any(
-                self.process.total(self.model.stop_training)
-            )  # also by the chief's callbacks
+            # Also by the chief's callbacks.
+            self.model.stop_training = any(self.process.total(self.model.stop_training))
             if self.model.stop_training and 'val_loss' not in logs:  # a callback stopped the run here
                 final_logs = logs | self._test(epoch, callback_list)
             self.is_epoch_open = False
             if self.step % self.steps_per_epoch == 0:
                 self.sums = dict.fromkeys(self.sums, 0)
             self.save()
+        if self.process.is_chief and (reason := self._why_stopped()):
+            logging.getLogger(__name__).info(reason)
         callback_list.on_train_end(final_logs)
         return TrainResult(history, self.model, self.step, self.best, self.process)
 
@@ -345,15 +347,18 @@ class Trainer:
         if self.best['accuracy'] is None or accuracy > self.best['accuracy']:
             self.best = {'accuracy': accuracy, 'epoch': epoch + 1}
         callback_list.on_test_end({'loss': scores['loss'], 'accuracy': accuracy})
-        self.model.stop_training |= self._should_stop()
+        self.model.stop_training |= bool(self._why_stopped())
         return {f'val_{name}': value for name, value in scores.items()}
 
-    def _should_stop(self):
-        """Return whether the newest evaluation reached stop_threshold or used up the patience."""
+    def _why_stopped(self):
+        """Return why the newest evaluation ends the run, or '' if it does not: stop_threshold or patience."""
         threshold, patience = self.config.stop_threshold, self.config.patience
         waited = self.evaluation.get('epoch', 0) - (self.best['epoch'] or 0)  # older checkpoints lack the epoch
-        is_reached = threshold is not None and self.evaluation.get('accuracy', -1) >= threshold
-        return is_reached or patience is not None and waited >= patience
+        if threshold is not None and self.evaluation.get('accuracy', -1) >= threshold:
+            return f'stopped: test accuracy {self.evaluation["accuracy"]:.4f} reached --stop_threshold={threshold}'
+        if patience is not None and waited >= patience:
+            return f'stopped: no better test accuracy since epoch {self.best["epoch"]} (--patience={patience})'
+        return ''
 
     def _epoch_logs(self):
         images = max(self.sums['steps'], 1) * self.config.batch_size
@@ -413,7 +418,8 @@ class Trainer:
             self.best, self.evaluation = state['best'], state['evaluation']
             if self.process.is_chief:
                 place = self.step // self.steps_per_epoch, self.step
-                does = 'continuing from' if self.step < self.last_step else 'already finished:'
+                is_done = self.step >= self.last_step or self._why_stopped()
+                does = 'already finished:' if is_done else 'continuing from'
                 same_run.log_place(does, path, place, self.config, stored, state.get('uses_onednn'))
         elif self.config.pretrained:
             from official_resnet.training import transfer

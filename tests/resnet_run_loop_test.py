@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import re
 import signal
 import sys
 
@@ -234,7 +235,8 @@ def test_stop_threshold_stops_and_stays_stopped(cifar_dir, tmp_path):
     assert resnet_run_loop.train(config).step == STEPS
 
 
-def test_the_best_network_is_kept_and_patience_stops_also_after_a_kill(cifar_dir, tmp_path, monkeypatch):
+def test_the_best_network_is_kept_and_patience_stops_also_after_a_kill(cifar_dir, tmp_path, monkeypatch, caplog):
+    caplog.set_level('INFO')
     accuracies = (0.3, 0.5, 0.4, 0.5, 0.6)  # after each epoch
 
     def evaluate(trainer):
@@ -248,8 +250,11 @@ def test_the_best_network_is_kept_and_patience_stops_also_after_a_kill(cifar_dir
     for death in (STEPS + 2, 2 * STEPS, 3 * STEPS + 2):
         die(configs['killed'], death)
     for name in ('whole', 'killed', 'whole'):  # the last one has stopped, and stays stopped
+        caplog.clear()
         result = train(configs[name])
         assert (result.step, result.best) == (4 * STEPS, {'accuracy': 0.5, 'epoch': 2})
+        assert re.search('since epoch 2 .--patience=2', caplog.messages[-1])
+    assert 'already finished' in caplog.messages[0] and f'step {4 * STEPS}' in caplog.messages[0]
     assert_equal_runs(tmp_path / 'whole', tmp_path / 'killed')
     train(make_config(cifar_dir, tmp_path / 'two', train_epochs=5, max_train_steps=2 * STEPS))
     paths = [tmp_path / name for name in ('two/model.keras', 'two/best.keras', 'whole/best.keras', 'killed/best.keras')]

@@ -87,6 +87,7 @@ def _evaluate_run(values, asked, options, row, given):
     config = dataclasses.replace(config, machine=machine, **changes)
     config = config.with_machine(data_dir=flags.data_dir_of(values, config.dataset))
     train_program.find_data(config, options, row, ('test',))
+    _say_share(config)
     devices.start_tensorflow(machine.inter_op_threads, machine.intra_op_threads)
     from official_resnet import resnet_run_loop
 
@@ -152,6 +153,7 @@ def _evaluate_net(values, asked, options, row):
 
     network_files.find(path)
     train_program.find_data(asked, options, row, ('test',))
+    _say_share(asked, '; --validation_fraction=1 evaluates all')
     devices.start_tensorflow(machine.inter_op_threads, machine.intra_op_threads)
     from official_resnet.inference import predict
 
@@ -177,6 +179,19 @@ def _evaluate_net(values, asked, options, row):
     return 0
 
 
+def _say_share(config, remedy=''):
+    """Print how many images of --image_folder are evaluated, if that is a fraction that was set aside."""
+    if config.dataset.startswith('folder:') and config.validation_fraction < 1:
+        from official_resnet.inputs import image_folder
+
+        folder = config.dataset.removeprefix('folder:')
+        listing = image_folder.list_files(folder, config.validation_fraction, config.seed)
+        if not listing.test_name:
+            num_test, num_train = (len(listing.splits[name]) for name in ('test', 'train'))
+            chosen = f'set aside by --validation_fraction={config.validation_fraction:g} and --seed={config.seed}'
+            print(f'evaluating {num_test} of the {num_test + num_train} images of {folder}: those {chosen}{remedy}')
+
+
 def _with_classes_of(card, test, path, is_encoded):
     """Return a test split with the classes of a card; print how many of its classes are among them."""
     from official_resnet.inputs import classes
@@ -194,11 +209,16 @@ def _with_classes_of(card, test, path, is_encoded):
     outputs = classes.match(test.class_names, test.class_ids, card.names, card.ids)
     unknown = [name for name, i in zip(test.class_names, outputs, strict=True) if i < 0]
     if len(unknown) == test.num_classes:
-        fault = f'no class of {test.name} ({classes.listed(unknown)}) is one of {path} ({classes.listed(card.names)})'
+        names = classes.nearest(unknown, card.names)
+        fault = f'no class of {test.name} ({classes.listed(unknown)}) is one of {path} ({names})'
         raise UserError(f'{fault}; name the folders by its classes or their WordNet ids, or pass another network')
-    left_out = f'; without the images of {classes.listed(unknown)}' if unknown else ''
     count = test.num_classes - len(unknown)
-    print(f'{count} of the {test.num_classes} classes are among the {card.num_classes} of {path}{left_out}')
+    print(f'{count} of the {test.num_classes} classes are among the {card.num_classes} of {path}')
+    if unknown:
+        folded = {name.casefold() for name in unknown}
+        near = [name for name in card.names if name.casefold() in folded]
+        remedy = f'; rename them if they are {classes.listed(near)}' if near else ''
+        print(f'the images of {classes.listed(unknown)} are left out{remedy}')
     return test.with_classes(card.names, card.known_ids, outputs)
 
 
@@ -220,7 +240,8 @@ def _report(model, test, batch_size, options, view=None):
             labels, guesses = evaluate.guess(model, batches)
         report = evaluate.report(labels, guesses, names, ids)
         top_5 = '' if report['top5'] is None else f', top-5 {report["top5"]:.4f}'
-        print(f'{name}: top-1 {report["top1"]:.4f}{top_5} ({report["n"]} images)')
+        others = f', without {left} of other classes' if (left := test.num_images - len(labels)) else ''
+        print(f'{name}: top-1 {report["top1"]:.4f}{top_5} ({report["n"]} images{others})')
         if options.eval_report and name != 'ten crops':
             print('\n'.join(evaluate.format_report(report)))
             evaluate.write(report, options.eval_report)

@@ -31,7 +31,7 @@ def choose(values: flags.FlagValues, program: Program, asked: TrainConfig) -> di
     if values['recipe'].present:
         return {}
     folder = asked.dataset.removeprefix('folder:')
-    num_images = len(image_folder.list_files(folder, asked.validation_fraction, asked.seed).splits['train'])
+    num_images = len(image_folder.list_files(folder, asked.validation_fraction, asked.seed).files('train'))
     num_images = min(num_images, asked.num_train_images or num_images)
     if num_images >= LARGE:
         return {}

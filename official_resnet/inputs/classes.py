@@ -4,6 +4,7 @@ Names are compared in Unicode's form NFC, because macOS writes 'é' as two chara
 """
 
 import collections
+import difflib
 import os
 import pathlib
 import unicodedata
@@ -30,6 +31,20 @@ def listed(names: Iterable[object], most: int = 3) -> str:
     names = list(names)
     more = f' and {len(names) - most} more' if len(names) > most else ''
     return ', '.join(f"'{name}'" for name in names[:most]) + more
+
+
+def nearest(unknown: Sequence[str], names: Sequence[str], most: int = 20) -> str:
+    """Return names as text, for comparison with unknown ones: all, or if they are many, those most like the unknown.
+
+    >>> nearest(['Cat'], ['ant', 'bee', 'cat', 'cow', 'dog'], most=2)
+    "'cat', 'ant' and 3 more"
+    """
+    if len(names) <= most:
+        return listed(names, most)
+    near = dict.fromkeys(
+        match for name in unknown[:5] for match in difflib.get_close_matches(name, names, most // 5 or 2, 0)
+    )
+    return f'{listed(near, len(near))} and {len(names) - len(near)} more'
 
 
 def folders(root: str | os.PathLike) -> dict[str, pathlib.Path]:
@@ -78,6 +93,6 @@ def align(split: Split, names: Sequence[str], ids: Ids, whose: str, other: str =
         return split
     outputs = match(split.class_names, split.class_ids, names, ids)
     if unknown := [name for name, i in zip(split.class_names, outputs, strict=True) if i < 0]:
-        fault = f'{split.name} has the classes {listed(unknown)}, which are not among those of {whose}, {listed(names)}'
-        raise UserError(f'{fault}; rename or remove them{other}')
+        fault = f'{split.name} has the classes {listed(unknown)}, which are not among those of {whose}'
+        raise UserError(f'{fault}, {nearest(unknown, names)}; rename or remove them{other}')
     return split.with_classes(names, ids, outputs)

@@ -25,7 +25,7 @@ from official_resnet.inputs.split import Split
 from official_resnet.inputs.views import Views
 
 TEST_NAMES = ('test', 'val', 'validation', 'valid', 'dev')  # the first that is there is used
-SPLIT_NAMES = {'train', 'training', *TEST_NAMES, 'testing', 'eval'}
+SPLIT_NAMES = {'train', 'training', *TEST_NAMES, 'testing', 'eval', 'evaluation'}
 MEMORY_SHARE = 1 / 4  # the images may take this fraction of the machine's memory
 
 
@@ -42,7 +42,7 @@ def open_split(dataset: str, split: str, options: Mapping[str, Any], views: View
 
     listing = list_files(folder, options.get('validation_fraction', 0.1), seed)
     _report(listing, folder, split, views.size, print)
-    paths, labels = _shuffled(listing.splits[split], seed)
+    paths, labels = _shuffled(listing.files(split), seed)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         faults = {i: fault for i, fault in enumerate(pool.map(_fault_of, paths)) if fault}
     labels = _leave_out(faults, paths, labels, listing, split, folder, print)
@@ -69,7 +69,8 @@ def read(
     Args:
         image_size: Height and width, see `decode`.
         channels: 3 for RGB, 1 for grey.
-        validation_fraction: Fraction of each class for 'test', at least one image. Ignored if there is a test folder.
+        validation_fraction: Fraction of each class for 'test', at least one image; 1 leaves none for 'train'. Ignored
+            if there is a test folder.
         seed: Seed of the split and of the order.
         log: Called with lines about the split and what is left out: with one for each image that cannot be read.
 
@@ -81,7 +82,7 @@ def read(
     listing = list_files(folder, validation_fraction, seed)
     _report(listing, folder, split, image_size, log)
     _require_memory(folder, sum(map(len, listing.splits.values())), image_size, channels)
-    paths, labels = _shuffled(listing.splits[split], seed)
+    paths, labels = _shuffled(listing.files(split), seed)
     pixels, failures = np.empty([len(paths), image_size, image_size, channels], np.uint8), {}
 
     def decode_one(i) -> None:
@@ -132,6 +133,12 @@ class Listing(NamedTuple):
     others: dict[str, list[pathlib.Path]]  # what is not used: files that are not images, folders that are not classes
     test_name: str  # of the folder of the test images; '' if they are set aside by a seed
 
+    def files(self, split: str) -> list[tuple[pathlib.Path, int]]:
+        """Return the files of a split. Raise UserError if all images are set aside for testing."""
+        if not self.splits[split]:
+            raise UserError('--validation_fraction=1 leaves no image for training; lower it')
+        return self.splits[split]
+
 
 def list_files(folder: str | os.PathLike, validation_fraction: float = 0.1, seed: int = 0) -> Listing:
     """Return the Listing of a folder. No file with the suffix of an image is opened. It raises what `read` raises."""
@@ -157,11 +164,12 @@ def list_files(folder: str | os.PathLike, validation_fraction: float = 0.1, seed
     listed = {label: tuple(files) for label, files in itertools.groupby(files, lambda file: file[1])}
     for label, name in enumerate(ours):
         found = listed[label]
-        if len(found) < 2:
+        if len(found) < 2 and validation_fraction < 1:
             fault = 'has one image, which cannot be split into training and test'
             raise UserError(f"class '{name}' in '{folder}' {fault}; add more")
         order = np.random.default_rng([seed, 1, label]).permutation(len(found))
-        num_test = min(max(1, round(validation_fraction * len(found))), len(found) - 1)
+        num_test = max(1, round(validation_fraction * len(found)))
+        num_test = min(num_test, len(found) - 1) if validation_fraction < 1 else len(found)
         parts['test'] += [found[k] for k in order[:num_test]]
         parts['train'] += [found[k] for k in order[num_test:]]
     return Listing(tuple(ours), parts, {'train': others, 'test': []}, '')

@@ -152,8 +152,7 @@ class Record(keras.callbacks.Callback):
         self.model.compiled = False  # loading it must not need our optimizer
         files.write_text(self.folder / checkpoints.NETWORK_FILE, self.model.to_json())
         self.model.compiled = True
-        for name in ('model', 'best'):
-            model_card.write_card(self.folder / f'{name}.card.json', **self._card)
+        model_card.write_card(self.folder / 'model.card.json', **self._card)  # also of the checkpoints
         lines = [line for line in checkpoints.read_metrics(self.folder) if line['step'] <= self.params['first_step']]
         self._best = max((line['accuracy'] for line in lines if line['split'] == 'test'), default=-1)
         files.write_text(self.path, ''.join(json.dumps(line) + '\n' for line in lines))
@@ -172,6 +171,7 @@ class Record(keras.callbacks.Callback):
     def _write_test(self, logs):
         if logs['val_accuracy'] > self._best:  # before its line, which a killed run would find
             self._best = logs['val_accuracy']
+            model_card.write_card(self.folder / 'best.card.json', **self._card)
             self._write_network('best')
         self._write('test', 'val_', logs)
 

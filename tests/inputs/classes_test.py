@@ -35,3 +35,5 @@ def test_a_class_of_one_source_alone_is_named():
     assert aligned.labels.tolist() == [{0: 2, 1: 3, 2: 0}[label] for label in split.labels.tolist()]
     assert (aligned.num_classes, aligned.class_names) == (4, ('2', 'x', '0', '1'))
     assert "'0', '2'" in message_of(classes.align, split, ('1', 'x'), None, 'a network')
+    many = ('1', 'x', '2 ', *(f'class {i}' for i in range(1000)))
+    assert "'2 '" in message_of(classes.align, split, many, None, 'a network')  # the nearest

@@ -64,6 +64,8 @@ def test_split_of_each_class_by_seed(tmp_path):
     other = read('test', seed=1)
     assert set(other) != set(test) and len(other) == 6
     assert [sum(row[0] == label for row in read('test', validation_fraction=0.5)) for label in range(3)] == [15, 2, 10]
+    assert set(read('test', validation_fraction=1)) == set(train + test)
+    assert '--validation_fraction=1 ' in message_of(lambda: read('train', validation_fraction=1))
 
 
 @pytest.mark.parametrize(

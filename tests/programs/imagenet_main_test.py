@@ -169,14 +169,23 @@ def test_images_of_some_classes_are_scored_by_the_ids_or_names_of_their_classes(
     images = [image for image in draw(NUM_TEST, seed=1) if image[1]]
     for i in (0, 1):  # folders named by ids, and by names
         names = [*(row[i] for row in CLASSES)]
-        names[5] = names[5] if i else 'my own'
+        names[5] = names[5] if i else CLASSES[5][1].title()
         write_folder(tmp_path / f'{i}' / 'train', images, names)
         write_folder(tmp_path / f'{i}' / 'val', images, names)
     out = succeed(f'{command} --image_folder {tmp_path}/1')
     assert '5 of the 5 classes are among the 6' in out and f'top-1 {right / 11:.4f}, ' in out and '(11 images)' in out
     out = succeed(f'{command} --image_folder {tmp_path}/0')
     right -= round(rows[5]['top1'] * rows[5]['count'])
-    assert '4 of the 5 classes' in out and "'my own'" in out and f'top-1 {right / 9:.4f}, ' in out
+    assert (
+        '4 of the 5 classes' in out
+        and f"rename them if they are '{CLASSES[5][1]}'" in out
+        and f'top-1 {right / 9:.4f}, ' in out
+    )
+    assert '(9 images, without 2 ' in out
+    out = succeed(f'{command} --image_folder {tmp_path}/1/val --validation_fraction=0.4')  # one or two of each class
+    assert 'evaluating 5 of the 11 images' in out and '--validation_fraction=0.4' in out and '(5 images)' in out
+    out = succeed(f'{command} --image_folder {tmp_path}/1/val --validation_fraction=1')
+    assert f'top-1 {right / 11:.4f}, ' in out or '(11 images)' in out and 'evaluating' not in out
     write_folder(tmp_path / 'none' / 'train', images, tuple('abcdef'))
     write_folder(tmp_path / 'none' / 'val', images, tuple('abcdef'))
     error = mistake(f'{command} --image_folder {tmp_path}/none')

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -185,6 +186,12 @@ def test_the_program_itself_reads_a_checkpoint(source, folder, tmp_path):
     code, out, err = programs.run(line, cwd=tmp_path, env=os.environ | {'CUDA_VISIBLE_DEVICES': '-1'})
     assert code == 0 and err.count('\n') == 1, err  # no start-up noise
     assert 'notes.txt' in err and len(out.splitlines()) == 2
+
+
+def test_the_checkpoint_of_a_run_that_has_not_ended_is_named(source, folder, tmp_path):
+    run = shutil.copytree(source, tmp_path / 'run', ignore=shutil.ignore_patterns('model.keras'))
+    code, out, err = programs.call(f'predict_main --model {run} --json {folder}/b.png')
+    assert code == 0 and len(out.splitlines()) == 1 and str(max(run.rglob('step-*.npz'))) in err
 
 
 def test_a_reader_that_has_enough(model_dir, folder, monkeypatch, capfd):
