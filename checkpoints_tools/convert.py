@@ -207,7 +207,7 @@ def to_torch(path: str | os.PathLike, output: str | os.PathLike) -> Source:
         raise UserError(f"{path} differs from PyTorch's {source.variant}, {different}: {PYTORCH}")
     verify.verify(model, from_torch, variables, source)
     with files.write_errors(f"'{target}'", ', or pass another --output'):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(target.parent)
         from_torch.write(target, variables, {'variant': source.variant})
     return source
 
@@ -333,7 +333,7 @@ def _sha256(path):
 def _write(model, card, output):
     """Write the card and then the model, atomically, so that a model is never without its card."""
     with files.write_errors(f"'{output}'", ', or pass another --output'):
-        output.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(output.parent)
     model_card.write_network(output, model, ', or pass another --output', card)
 
 

@@ -12,7 +12,7 @@ import re
 import numpy as np
 
 from checkpoints_tools.source import Lazy, Shapes, reading
-from official_resnet import files
+from official_resnet import folders
 from official_resnet.errors import UserError
 
 KIND = 'a TensorFlow checkpoint'
@@ -99,7 +99,7 @@ def read(path: str | os.PathLike) -> Lazy:
 
 def _open(prefix):
     """Return (reader, {name: (shape, dtype)}). UserError: they need more bytes than the files have."""
-    files.require_no_pattern(prefix)
+    folders.require_no_pattern(prefix)
     with reading(prefix, KIND):
         import tensorflow as tf
 

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 try:
     from absl import flags
 
-    from official_resnet import files
+    from official_resnet import folders
     from official_resnet.building import boxes, job, labels, shards, tars
     from official_resnet.command_line import build_program, program
     from official_resnet.errors import UserError
@@ -70,7 +70,7 @@ def _run(values, arguments):
         if is_wrong:
             raise UserError(message)
     for name in ('output_directory', 'train_tar', 'validation_tar'):
-        files.require_no_pattern(values[name].value or '', f'--{name}=', 'Beam')
+        folders.require_no_pattern(values[name].value or '', f'--{name}=', 'Beam')
     try:
         from official_resnet.building import beam
     except ImportError:

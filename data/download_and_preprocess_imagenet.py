@@ -19,6 +19,7 @@ import sys
 try:
     from absl.flags import FlagValues
 
+    from official_resnet import files
     from official_resnet.building import boxes, downloads, image_list, job, labels, shards, tars
     from official_resnet.building.verify import verify
     from official_resnet.command_line import build_program, program
@@ -60,7 +61,7 @@ def _run(values, arguments):
     if data_dir.exists() and not data_dir.is_dir():
         raise UserError(f"DATA_DIR '{data_dir}' is a file; pass a folder")
     raw = data_dir / 'raw-data'
-    raw.mkdir(parents=True, exist_ok=True)
+    files.make_folder(raw)
     synsets, texts = labels.read_classes(values.labels_file or None), labels.read_texts(values.metadata_file or None)
     num_shards = {name: values[f'{name}_shards'].value for name in ('train', 'validation')}
     plan = downloads.Plan(

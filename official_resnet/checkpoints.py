@@ -5,9 +5,12 @@ and the optimizer by name, and the loop's state as JSON. It is written under a t
 renamed, so that a kill, a crash or a full disk leaves the previous checkpoint intact.
 """
 
+import contextlib
 import fnmatch
+import itertools
 import json
 import logging
+import math
 import os
 import pathlib
 import socket
@@ -23,6 +26,11 @@ METRICS_FILE, NETWORK_FILE, RATES_FILE = 'metrics.jsonl', 'network.json', 'learn
 _STATE = 'state.json'
 AGAIN = ' and run the same command again; it continues from the last checkpoint'  # the end of a message
 LOCK = '.lock'
+# Temporary files of a training that was killed, in model_dir; see files.replacing.
+_PARTS = """
+    checkpoints/part.step-*.npz part.features-train.npz part.features-test.npz part.model.keras part.model.card.json
+    part.best.keras part.best.card.json part.config.json part.network.json part.learning_rate.csv part.metrics.jsonl
+    """.split()
 
 
 def save(
@@ -38,7 +46,7 @@ def save(
     folder = pathlib.Path(folder)
     path = folder / f'step-{step:09d}.npz'
     with files.write_errors(f"checkpoint '{path}'", AGAIN):
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
         with files.replacing(path) as part, open(part, 'wb') as file:
             contents: dict[str, Any] = {**arrays, _STATE: np.array(json.dumps(state))}
             np.savez(file, **contents)
@@ -104,20 +112,17 @@ def assign(
         variable.assign(arrays[name])
 
 
-def read_metrics(model_dir: str | os.PathLike) -> list[dict]:
-    """Return the lines of model_dir/metrics.jsonl as dicts, without a last line that a kill cut short."""
+def read_metrics(model_dir: str | os.PathLike, last_step: float = math.inf) -> list[dict]:
+    """Return the lines of model_dir/metrics.jsonl up to a step, and up to one that an older version left cut short."""
     path, lines = pathlib.Path(model_dir) / METRICS_FILE, []
-    if path.is_file():
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
         for text in path.read_text(encoding='utf-8', errors='replace').splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
-    return lines
+            lines.append(json.loads(text))
+    return [line for line in lines if line.get('step', 0) <= last_step]
 
 
 def lock(model_dir: str | os.PathLike) -> IO[str]:
-    """Keep other jobs out of model_dir until the returned file is closed or this process ends.
+    """Keep other jobs out of model_dir until the returned file is closed or this process ends; delete left-overs.
 
     Raises:
         UserError: Another job uses model_dir, or it cannot be written.
@@ -126,13 +131,15 @@ def lock(model_dir: str | os.PathLike) -> IO[str]:
     with files.write_errors(f"into model_dir '{model_dir}'", ', or pass another --model_dir'):
         if path.parent.is_file():
             raise UserError(f"--model_dir='{model_dir}' is a file; pass a folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(path.parent)
         try:
             file = files.lock(path)
         except BlockingIOError:
             owner = path.read_text(encoding='utf-8').strip() or 'another process'
             reason = f"model_dir '{model_dir}' is in use by {owner}"
             raise UserError(f'{reason}; wait for it, or pass another --model_dir') from None
+        for part in itertools.chain(*map(path.parent.glob, _PARTS)):
+            part.unlink()
         file.truncate(0)
         print(f'process {os.getpid()} on {socket.gethostname()}', file=file, flush=True)
     return file

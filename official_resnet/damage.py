@@ -28,6 +28,11 @@ def is_damage(error: BaseException) -> bool:
     return isinstance(error, Exception) and not isinstance(error, out_of_memory())
 
 
+def is_of_machine(error: OSError) -> bool:
+    """Return whether an error would meet any file: too many are open, or the disk or its connection fails."""
+    return error.errno in (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE)
+
+
 def reason(error: BaseException) -> str:
     """Return an exception's message on one line of at most 200 characters."""
     text = one_line(' '.join((getattr(error, 'message', '') or str(error)).split())) or type(error).__name__

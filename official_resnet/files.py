@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import pathlib
-import re
 from collections.abc import Iterator
 from typing import IO
 
@@ -31,14 +30,14 @@ _ADVICE = {
 def replacing(
     path: str | os.PathLike, is_shared: bool = False, part: str | os.PathLike | None = None
 ) -> Iterator[pathlib.Path]:
-    """Yield the path of a temporary file to write; when the block ends, that file replaces `path` in one step.
+    """Yield the path of a temporary file to write; when the block ends, `put_in_place` gives it the name `path`.
 
-    A kill, a crash, a power failure or a full disk leaves the old `path` unchanged: the new file is flushed to the disk
-    before the rename, and the folder after it. If the block raises an exception, the new file is deleted.
+    A kill, a crash, a power failure or a full disk leaves the old `path` unchanged. If the block raises an exception,
+    the new file is deleted. A kill leaves it, until the next call overwrites it.
 
     Args:
         path: The final name. Its folder must exist.
-        is_shared: Several processes may write `path` at once, so each uses its own temporary name.
+        is_shared: Several processes may write `path` at once. If another does, BlockingIOError is raised.
         part: The temporary name, on the same file system. By default it is in the folder of `path`.
 
     Example:
@@ -46,18 +45,32 @@ def replacing(
         ...     _ = part.write_text('42')
     """
     path = pathlib.Path(path)
-    part = pathlib.Path(part or path.with_name(f'part.{os.getpid()}.{path.name}' if is_shared else f'part.{path.name}'))
-    try:
-        yield part
-        _sync(part)
-        os.replace(part, path)
-    except BaseException as error:
-        if isinstance(error, OSError) and not error.filename:
-            error.filename = str(path)  # a full disk has none
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
+    part = pathlib.Path(part or path.with_name(f'part.{path.name}'))
+    with lock(part, is_silent=True) if is_shared else contextlib.nullcontext():
+        try:
+            yield part
+            put_in_place(part, path)
+        except BaseException as error:
+            if isinstance(error, OSError) and not error.filename:
+                error.filename = str(path)  # a full disk has none
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise
+
+
+def put_in_place(part: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Flush a file to the disk and rename it: after a power failure, `path` is the old or the new file, whole."""
+    sync(part)
+    os.replace(part, path)
+    sync(os.path.dirname(path) or '.')
+
+
+def make_folder(path: str | os.PathLike) -> None:
+    """Make a folder, and those above it that are missing, so that a power failure does not remove what is put there."""
+    missing = [folder for folder in (pathlib.Path(path), *pathlib.Path(path).parents) if not folder.exists()]
+    os.makedirs(path, exist_ok=True)
+    for folder in missing:
+        sync(folder.parent)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -85,18 +98,10 @@ def read_json(path: str | os.PathLike) -> dict | None:
     return value if isinstance(value, dict) else None
 
 
-def require_no_pattern(path: str | os.PathLike, what: str = '', reader: str = 'TensorFlow') -> None:
-    """Raise UserError if `reader` would take a path for the pattern of several. `what` precedes it in the message."""
-    if re.search(r'[*?\[\\]', str(path)):
-        raise UserError(
-            f'{what}{path}: to {reader}, *, ?, [ and \\ in a path are a pattern; rename it, or pass another'
-        )
-
-
-def lock(path: str | os.PathLike) -> IO[str]:
+def lock(path: str | os.PathLike, is_silent: bool = False) -> IO[str]:
     """Open and lock the file `path`, creating it if necessary. Closing it or ending the process releases the lock.
 
-    If the file system does not support locks, a warning says so, and the file is returned unlocked.
+    If the file system does not support locks, a warning says so unless `is_silent`, and the file is returned unlocked.
 
     Raises:
         BlockingIOError: Another process holds the lock.
@@ -110,16 +115,12 @@ def lock(path: str | os.PathLike) -> IO[str]:
             file.close()
             raise
         folder = pathlib.Path(path).parent
-        logging.getLogger(__name__).warning(
+        logging.getLogger(__name__).log(
+            logging.DEBUG if is_silent else logging.WARNING,
             f"cannot lock '{folder}': its file system does not support locks ({error.strerror}); make sure that no "
-            'other job uses this folder'
+            'other job uses this folder',
         )
     return file
-
-
-def is_of_machine(error: OSError) -> bool:
-    """Return whether an error would meet any file: too many are open, or the disk or its connection fails."""
-    return error.errno in (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE)
 
 
 def advice(error: OSError, otherwise: str) -> str:
@@ -167,13 +168,14 @@ def write_errors(what: str, remedy: str) -> Iterator[None]:
         raise UserError(f'cannot write {what}: {reason}; {advice(cause, "make it writable")}{remedy}') from error
 
 
-def _sync(path: pathlib.Path) -> None:
+def sync(path: str | os.PathLike) -> None:
     """Flush a file's content, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot do this for folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):  # so it is for folders of some file systems
             raise
-    finally:
-        os.close(descriptor)

@@ -166,7 +166,7 @@ def _explained_class(values, card):
     if values.explain:
         folder = pathlib.Path(values.output_dir).expanduser()
         with files.write_errors(f"output_dir '{folder}'", ' or pass another --output_dir'):
-            folder.mkdir(parents=True, exist_ok=True)
+            files.make_folder(folder)
     return None if values.explain_class is None else class_index(card, values.explain_class)
 
 
@@ -201,7 +201,8 @@ def _explainer(values, model, card, paths, chosen):
             path = path.with_name(f'{image_path.stem}_grad_cam_{number}.png')
         taken.add(path.resolve())
         with files.write_errors(f"'{path}'", ' or pass another --output_dir'):
-            page.save(path, pnginfo=about)
+            with files.replacing(path) as part:
+                page.save(part, pnginfo=about)
         return str(path)
 
     return explain

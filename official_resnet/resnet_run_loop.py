@@ -109,7 +109,7 @@ def train(
         stack.enter_context(process.explained())
         trainer = Trainer(config, process, block=block)
         if config.machine.model_dir and process.is_chief:
-            chosen.insert(0, Record(config, trainer.card, recipe, trainer.learning_rates()))
+            chosen.insert(0, Record(config, trainer.card, recipe, trainer.learning_rates(), trainer.rows))
         return trainer.run(chosen, received)
 
 
@@ -193,6 +193,7 @@ class Trainer:
         is_epoch_open: Whether the current epoch has steps that have not been evaluated, logged and saved.
         card: Arguments of model_card.write_card.
         evaluation: The newest result of `evaluate`, with its epoch; best: {'accuracy', 'epoch'} of the best one.
+        rows: Those of metrics.jsonl, which are saved with the state; callbacks.Record adds to them.
         train_steps: The compiled function of step.make_train_function, called with train_batches' iterator.
     """
 
@@ -223,6 +224,7 @@ class Trainer:
         self.sums: dict[str, float] = dict.fromkeys(('loss', 'correct', 'steps', 'seconds'), 0)
         self.evaluation: dict[str, float] = {}
         self.best: dict[str, Any] = {'accuracy': None, 'epoch': None}
+        self.rows: list[dict[str, Any]] = []
         self._data_info = {'class_names': list(self.data.class_names), 'num_pictures': self.data.num_images}
         self._data_info |= {'class_ids': list(self.data.class_ids)} if self.data.class_ids else {}
         self.card = _card(config, self.test)
@@ -271,6 +273,8 @@ class Trainer:
         if self.process.is_chief and (reason := self._why_stopped()):
             logging.getLogger(__name__).info(reason)
         callback_list.on_train_end(final_logs)
+        if final_logs:  # whose row has only now been added
+            self.save()
         return TrainResult(history, self.model, self.step, self.best, self.process)
 
     def _train_epoch(self, epoch, iterator, callback_list, received):
@@ -393,6 +397,7 @@ class Trainer:
             'sums': self.sums,
             'best': self.best,
             'evaluation': self.evaluation,
+            'rows': self.rows,
             'config': self.config.to_json(),
             'data': self._data_info,
             'uses_onednn': devices.uses_onednn(),
@@ -416,6 +421,7 @@ class Trainer:
             self.step, self.sums = state['step'], state['sums']
             self.is_epoch_open = state.get('is_epoch_open', False)  # older checkpoints lack it
             self.best, self.evaluation = state['best'], state['evaluation']
+            self.rows = state['rows'] if 'rows' in state else checkpoints.read_metrics(model_dir, self.step)
             if self.process.is_chief:
                 place = self.step // self.steps_per_epoch, self.step
                 is_done = self.step >= self.last_step or self._why_stopped()

@@ -75,6 +75,39 @@ def test_killed_and_resumed_is_bit_identical(cifar_dir, tmp_path, uninterrupted)
     assert_equal_runs(uninterrupted[0], tmp_path)
 
 
+@pytest.mark.parametrize('has_rows', [True, False])
+def test_a_resumed_run_has_a_line_for_each_epoch(cifar_dir, tmp_path, uninterrupted, has_rows):
+    """Whatever became of metrics.jsonl. Checkpoints of older versions have no rows, so the file's lines are taken."""
+    config, path = make_config(cifar_dir, tmp_path), tmp_path / checkpoints.METRICS_FILE
+    die(config, 2 * STEPS + 1)
+    lines = path.read_bytes()
+    assert len(lines.splitlines()) == 4
+    path.write_bytes(bytes(len(lines)))  # after a power failure
+    if not has_rows:
+        path.write_bytes(lines + b'{"split": "train", "step": 99}\n{"spl')
+        arrays, state, newest = checkpoints.restore_latest(tmp_path / 'checkpoints')
+        del state['rows']
+        checkpoints.save(newest.parent, state['step'], arrays, state)
+    train(config)
+    assert_equal_runs(uninterrupted[0], tmp_path)
+
+
+def test_what_a_killed_training_left_is_deleted_at_the_next_start(tmp_path):
+    """Under the lock, and nothing else."""
+    ours = 'part.model.keras part.best.card.json part.metrics.jsonl checkpoints/part.step-000000007.npz'.split()
+    ours += ['part.features-train.npz', 'part.config.json']
+    kept = 'part.notes.json part.model.keras.txt step-1.part checkpoints/part.step-mine model.keras'.split()
+    (tmp_path / 'checkpoints').mkdir()
+    for name in (*ours, *kept):
+        (tmp_path / name).write_text('x')
+    with checkpoints.lock(tmp_path):
+        assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob('*') if path.is_file()} == {*kept, '.lock'}
+        (tmp_path / ours[0]).write_text('x')
+        with pytest.raises(UserError, match='is in use'):
+            checkpoints.lock(tmp_path)
+        assert (tmp_path / ours[0]).exists()
+
+
 def test_adam_killed_and_resumed_is_bit_identical(mnist_dir, tmp_path):
     """Also on images that are cropped to another size, without flips, and with the first 100 only."""
     fields = ADAM | {'dataset': 'mnist', 'num_train_images': 100, 'flip': False, 'train_epochs': 2}

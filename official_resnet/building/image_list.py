@@ -116,8 +116,9 @@ def extract(images: ImageList, folder: pathlib.Path, log: Log = print) -> None:
         for i in range(len(images)):
             path = folder / images.synset(i) / images.basename(i)
             if not path.is_file() or path.stat().st_size != images.rows[i]['size']:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(images.read_bytes(i))
+                files.make_folder(path.parent)
+                with files.replacing(path, part=folder / '.part') as part:  # hidden, as it is no image yet
+                    part.write_bytes(images.read_bytes(i))
                 count += 1
             progress.update()
     log(f'{len(images)} images are in {folder}, {count} of them newly written')

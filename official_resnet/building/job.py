@@ -100,7 +100,7 @@ class Job:
             )
         end = time.monotonic() + LOCK_SECONDS
         while True:
-            os.makedirs(self.folder, exist_ok=True)
+            files.make_folder(self.folder)
             with contextlib.suppress(
                 BlockingIOError, FileNotFoundError
             ):  # another build holds it, or has just removed it
@@ -139,7 +139,7 @@ class Job:
     @contextlib.contextmanager
     def writing(self, path: str, part: str | None = None) -> Iterator[IO[bytes]]:
         """Yield a file to write, named `part`. It becomes `path` when the block ends; on an error it is deleted."""
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        files.make_folder(os.path.dirname(path))
         with files.replacing(path, part=part) as part_path, open(part_path, 'wb', buffering=1 << 20) as file:
             yield file
 

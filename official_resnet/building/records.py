@@ -11,6 +11,7 @@ import pathlib
 
 import numpy as np
 
+from official_resnet import files
 from official_resnet.building.boxes import NO_BOXES, Boxes
 from official_resnet.building.image_list import ImageList
 from official_resnet.inputs.images import FOLDER, SHARDS, Rules
@@ -44,9 +45,10 @@ class Options:
     def save(self, path: str | os.PathLike) -> None:
         """Write the boxes to `<path>.names.npy` and `<path>.coordinates.npy`, and the rest to `<path>.json`."""
         plain = {field: getattr(self, field) for field in ('texts', 'seed', 'check', 'on_broken', 'layout')}
-        pathlib.Path(f'{path}.json').write_text(json.dumps(plain))
-        for part, array in self.boxes._asdict().items():
-            np.save(f'{path}.{part}.npy', array)
+        files.write_text(f'{path}.json', json.dumps(plain))
+        for name, array in self.boxes._asdict().items():
+            with files.replacing(f'{path}.{name}.npy') as part, open(part, 'wb') as file:
+                np.save(file, array)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> 'Options':

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
-from official_resnet import files
+from official_resnet import folders
 from official_resnet.command_line import flags, train_program
 from official_resnet.command_line.flags import Program, RunOptions
 from official_resnet.errors import UserError
@@ -53,7 +53,7 @@ def run(values: absl_flags.FlagValues, asked: TrainConfig, options: RunOptions, 
 def check_export_dir(folder: str | None) -> None:
     """Raise UserError if no SavedModel can be written into --export_dir. A training would find that out at its end."""
     if folder:
-        files.require_no_pattern(folder, '--export_dir=')
+        folders.require_no_pattern(folder, '--export_dir=')
         path = os.path.abspath(folder)
         while not os.path.exists(path):
             path = os.path.dirname(path)

@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 
+from official_resnet import files
 from official_resnet.command_line.flags import RunOptions
 from official_resnet.errors import UserError
 from official_resnet.training import devices
@@ -38,9 +39,9 @@ class BenchmarkLog(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         self._logged = self.params['first_step']
         if self.folder:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            files.make_folder(self.folder)
             info = json.dumps(self.run_info | {'run_date': _now()}, indent=1)
-            (self.folder / 'benchmark_run.log').write_text(info + '\n', encoding='utf-8')
+            files.write_text(self.folder / 'benchmark_run.log', info + '\n')
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         step = int(logs['step'])

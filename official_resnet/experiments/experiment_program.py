@@ -75,7 +75,7 @@ def run_experiment(
     def start(values) -> int:
         values.output_dir = os.path.expanduser(values.output_dir)
         with files.write_errors(f"output_dir '{values.output_dir}'", ' or pass another --output_dir'):
-            os.makedirs(values.output_dir, exist_ok=True)
+            files.make_folder(values.output_dir)
         if 'image_folder' in values:
             datasets.require_data(f'folder:{os.path.expanduser(values.image_folder)}', None)
         else:

@@ -78,7 +78,7 @@ def run_gradient_flow(values: absl_flags.FlagValues) -> None:
     depths = sorted(set(map(int, values.depths or ((20, 56) if values.quick else (20, 56, 110)))))
     activations = [activation for activation in ACTIVATIONS if activation in values.activations]
     has_bns = {'both': (False, True), 'on': (True,), 'off': (False,)}[values.batch_norm]
-    os.makedirs(f'{values.output_dir}/runs', exist_ok=True)
+    files.make_folder(f'{values.output_dir}/runs')
 
     @functools.cache
     def examples() -> Any:

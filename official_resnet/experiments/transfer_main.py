@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 try:
     from absl import flags as absl_flags
 
-    from official_resnet import checkpoints, resnet_variants
+    from official_resnet import checkpoints, folders, resnet_variants
     from official_resnet.command_line import definer
     from official_resnet.errors import UserError
     from official_resnet.experiments import experiment_program
@@ -155,7 +155,7 @@ def link_images(
     parts = {part: target / part for part in ('source', 'target')}
     if target.is_dir():
         return parts
-    classes, files, _, _ = image_folder.list_files(folder, seed=seed)
+    classes, listed, _, _ = image_folder.list_files(folder, seed=seed)
     if len(classes) < 4:
         raise UserError(f"'{folder}' has {len(classes)} classes; pass a folder with 4 or more")
     part_folder = target.with_name('part.images')
@@ -164,7 +164,7 @@ def link_images(
         part = 'source' if label < len(classes) // 2 else 'target'
         limit = sizes['source_images' if part == 'source' else 'images_per_class']
         for split in ('train', 'test'):
-            paths = [path for path, file_label in files[split] if file_label == label]
+            paths = [path for path, file_label in listed[split] if file_label == label]
             if split == 'train' and limit:
                 if limit > len(paths):
                     found = f'{len(paths)} training images, not {limit}'
@@ -174,7 +174,7 @@ def link_images(
             (part_folder / part / split / name).mkdir(parents=True)
             for i, path in enumerate(sorted(paths)):
                 (part_folder / part / split / name / f'{i:06}{path.suffix}').symlink_to(path.absolute())
-    os.replace(part_folder, target)
+    folders.put_in_place(part_folder, target)
     return parts
 
 

@@ -5,7 +5,6 @@ import errno
 import functools
 import os
 import pathlib
-import shutil
 import time
 from collections.abc import Sequence
 
@@ -13,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from official_resnet import files
+from official_resnet import files, folders
 from official_resnet.errors import UserError
 from official_resnet.inputs import augmentation, encoded
 from official_resnet.inputs.normalization import NORMALIZATIONS
@@ -86,17 +85,18 @@ def export(
         if not tf.TensorShape(wanted).is_compatible_with(image_shape):
             remedy = 'export a network that takes pixels, or choose another size of the test image'
             raise UserError(f'the network takes images {wanted}, but decoded images are {image_shape}; {remedy}')
-    files.require_no_pattern(export_dir, '--export_dir=')
+    folders.require_no_pattern(export_dir, '--export_dir=')
     serving = _serving(model, normalization, image_shape, views)
     folder, stamp = pathlib.Path(export_dir), int(time.time())
     while (folder / str(stamp)).exists():
         stamp += 1
-    path, part = folder / str(stamp), folder / f'part.{stamp}'
-    try:
-        with files.write_errors(f"'{path}'", ', or pass another --export_dir'), _os_errors():
-            folder.mkdir(parents=True, exist_ok=True)
-            signatures = {'serving_default': serving.serve, 'predict': serving.serve}
-            signatures |= {} if views else {'predict_uint8': serving.serve_uint8}
+    path = folder / str(stamp)
+    with files.write_errors(f"'{path}'", ', or pass another --export_dir'), contextlib.ExitStack() as stack:
+        files.make_folder(folder)
+        part = stack.enter_context(folders.temporary(folder, 'export')) / path.name
+        signatures = {'serving_default': serving.serve, 'predict': serving.serve}
+        signatures |= {} if views else {'predict_uint8': serving.serve_uint8}
+        with _os_errors():
             tf.saved_model.save(serving, str(part), signatures=signatures)
         loaded = tf.saved_model.load(str(part)).signatures
         for name, function in signatures.items():
@@ -107,9 +107,7 @@ def export(
             if not difference <= TOLERANCE:
                 text = f'{difference:.2g} in probability, more than {TOLERANCE:g}'
                 raise UserError(f'the SavedModel would differ from the model by {text}; it was not written')
-        part.rename(path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        folders.put_in_place(part, path)
     return path
 
 

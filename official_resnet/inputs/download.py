@@ -16,7 +16,6 @@ import os
 import re
 import shutil
 import tarfile
-import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -26,11 +25,13 @@ from pathlib import Path, PureWindowsPath
 
 from tqdm import tqdm
 
+from official_resnet import files, folders
 from official_resnet.errors import UserError
 from official_resnet.inputs import datasets
 
 _LOG = logging.getLogger(__name__)
 CHUNK = 1 << 16  # bytes
+SYNC_BYTES = 1 << 24  # bytes of a download after which it is flushed to the disk
 TIMEOUT = 30  # seconds without a byte
 ATTEMPTS = 3  # connections per call of fetch
 RETRY_SECONDS = 1  # before the second attempt; twice that before the third
@@ -100,7 +101,7 @@ def fetch_missing(dataset: str, data_dir: str | os.PathLike) -> None:
     folder, part = parent / name, parent / f'{name}.part'  # `part` is renamed to `folder` when it is complete
     remedy, total = f"put {', '.join(rows)} into '{folder}' yourself", sum(size for size, _ in rows.values())
     with _disk_errors(parent, total):
-        part.mkdir(parents=True, exist_ok=True)
+        files.make_folder(part)
         _LOG.info(f'downloading {url} ({total / 1e6:.0f} MB) to {folder}')
         for name, (size, md5) in rows.items():
             if _size(part / name) != size:  # otherwise an interrupted run has fetched and checked it
@@ -138,7 +139,7 @@ def download_and_extract(
     with _disk_errors(place, sum(row.files.values())):
         if archive is not None:
             archive = _local_archive(archive, md5)
-        place.mkdir(parents=True, exist_ok=True)
+        files.make_folder(place)
         folder = extract(archive or _downloaded(row, place, md5, url), place, dataset)
     _LOG.info(f'{dataset} is in {folder}')
     return folder
@@ -172,6 +173,9 @@ def fetch(
         scheme = urllib.parse.urlsplit(url).scheme
     if scheme not in ('http', 'https') or not url.isascii():
         raise UserError(f"url '{url}' is not an http or https address in ASCII: correct it, or {remedy}")
+    if md5 is None and part.is_file():  # with an MD5, what was lost is found at the end
+        with _disk_errors(path.parent, size or 0):
+            _drop_lost(part)
     missing = (size or 0) - _size(part)
     with _disk_errors(path.parent, missing):
         _require_space(path.parent, missing)
@@ -188,23 +192,23 @@ def fetch(
         if mismatch := _mismatch(part, size, md5):
             part.unlink()
             raise UserError(f'the file from {url} {mismatch} and was removed: run the same command again, or {remedy}')
-        os.replace(part, path)
+        files.put_in_place(part, path)
 
 
 def extract(archive: str | os.PathLike, data_dir: str | os.PathLike, dataset: str) -> Path:
     """Unpack an archive of the official layout into data_dir and return the data set's folder.
 
     Only plain files of that folder are written. An archive with absolute paths, `..`, links or devices is refused, and
-    after any error data_dir is as it was. An incomplete folder is replaced; other files in it are kept.
+    data_dir is as it was. The files of an incomplete folder are replaced one by one; other files in it are kept.
 
     Raises:
         UserError: The archive is damaged, a member is unsafe, missing or has a wrong size, or the disk is full.
     """
     row, folder = ARCHIVES[dataset], Path(data_dir, datasets.info_of(dataset).folders[0])
     total, remedy = sum(row.files.values()), 'get it again (without --archive the official one is downloaded)'
-    with _disk_errors(data_dir, total), _temporary_folder(folder) as temp_dir:
+    with _disk_errors(data_dir, total), folders.temporary(data_dir, folder.name) as temp_dir:
         _require_space(data_dir, total)
-        unpacked = Path(temp_dir, folder.name)
+        unpacked = temp_dir / folder.name
         try:
             _unpack(archive, unpacked, row)
         except DAMAGED as error:
@@ -222,11 +226,6 @@ def _parent_of(name, data_dir):
     if data_dir.exists() and not data_dir.is_dir():
         raise UserError(f"data_dir '{data_dir}' is a file: pass a folder")
     return data_dir.parent if data_dir.name == name else data_dir
-
-
-def _temporary_folder(folder):
-    """Return a context manager of a hidden folder beside `folder`, which is deleted at the end."""
-    return tempfile.TemporaryDirectory(prefix=f'.{folder.name}-', dir=folder.parent, ignore_cleanup_errors=True)
 
 
 def _size(path):
@@ -299,8 +298,20 @@ def _download_rest(url, part, size, remedy, authorization):
             for chunk in _chunks(response):
                 file.write(chunk)
                 bar.update(len(chunk))
+                if file.tell() % SYNC_BYTES < len(chunk):
+                    file.flush()
+                    os.fsync(file.fileno())
     if total is not None and _size(part) < total:
         raise ConnectionError(f'the connection ended after {_size(part)} of {total} bytes')
+
+
+def _drop_lost(part):
+    """Cut off a `.part` where its end is zero: a power failure leaves that of what was not on the disk yet."""
+    begin = max(_size(part) // SYNC_BYTES - 1, 0) * SYNC_BYTES
+    with open(part, 'r+b') as file:
+        file.seek(begin)
+        tail, _, _ = file.read().partition(bytes(32))
+        file.truncate(begin + len(tail.rstrip(b'\0')))
 
 
 def _open(url, offset, remedy, authorization):
@@ -350,20 +361,13 @@ def _unpack(archive, folder, row):
 
 
 def _put_in_place(new, folder):
-    """Replace `folder` by `new`, or restore it if that fails. Keep the files of the old `folder` that `new` lacks."""
-    with _temporary_folder(folder) as temp_dir:
-        aside = Path(temp_dir, 'old')
-        try:
-            if os.path.lexists(folder):
-                os.rename(folder, aside)
-            os.rename(new, folder)
-        except BaseException:
-            if os.path.lexists(aside) and not os.path.lexists(folder):
-                os.rename(aside, folder)
-            raise
-        for path in aside.iterdir() if aside.is_dir() and not aside.is_symlink() else ():
-            if not os.path.lexists(folder / path.name):
-                os.rename(path, folder / path.name)
+    """Rename a folder from `new` to `folder`. If that exists, the files of `new` replace those of the same names."""
+    if not folder.is_dir():
+        folders.put_in_place(new, folder)
+        return
+    for path in sorted(new.iterdir()):
+        (_put_in_place if path.is_dir() else files.put_in_place)(path, folder / path.name)
+    new.rmdir()
 
 
 def _progress(what, total, done=0):

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from official_resnet.damage import is_of_machine
 from official_resnet.errors import UserError
-from official_resnet.files import is_of_machine
 from official_resnet.inputs import classes, images, jpeg
 from official_resnet.inputs.other_datasets import default_normalization
 from official_resnet.inputs.split import Split

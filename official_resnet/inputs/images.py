@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from official_resnet import files
+from official_resnet import damage
 from official_resnet.inputs import jpeg
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def decode(
     except UnidentifiedImageError:  # its message contains a memory address
         raise ValueError('cannot identify image file') from None
     except Exception as error:  # noqa: BLE001  a broken file makes Pillow raise anything
-        if isinstance(error, OSError) and files.is_of_machine(error):  # not the image's fault: it is not left out
+        if isinstance(error, OSError) and damage.is_of_machine(error):  # not the image's fault: it is not left out
             raise
         reason = getattr(error, 'strerror', None) or next(iter(str(error).splitlines()), '') or type(error).__name__
         raise ValueError(reason) from error

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from official_resnet import files
+from official_resnet import folders
 from official_resnet.errors import UserError
 from official_resnet.inputs.images import FOLDER, SHARDS
 from official_resnet.inputs.other_datasets import default_normalization
@@ -102,7 +102,7 @@ def _upright(images, encoded_images, subject):
 
 
 def _builder(dataset, data_dir):
-    files.require_no_pattern(data_dir or '', '--data_dir=')
+    folders.require_no_pattern(data_dir or '', '--data_dir=')
     import tensorflow_datasets as tfds  # here, because the import is slow and few programs need it
 
     try:

@@ -132,7 +132,7 @@ def write(found: Report, folder: str | os.PathLike) -> None:
         pairs.append((true['name'], true['id'], guessed['name'], guessed['id'], pair['count'], pair['share']))
     columns = ('class', 'name', 'id', 'count', 'top1', 'top5')
     with files.write_errors(f"the report into '{folder}'", ' or pass another folder'):
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
         files.write_text(folder / 'report.json', json.dumps(found, indent=1, ensure_ascii=False) + '\n')
         files.write_text(folder / 'per_class.csv', _csv(columns, [row.values() for row in classes]))
         columns = ('true', 'true_id', 'guessed', 'guessed_id', 'count', 'share')

@@ -21,7 +21,7 @@ except ImportError:
         raise
     sys.exit("curves.png needs matplotlib: pip install 'official-resnet[plots]'")
 
-from official_resnet import checkpoints
+from official_resnet import checkpoints, files
 from official_resnet.errors import UserError, one_line
 
 matplotlib.use('Agg')  # write files, with or without a display
@@ -203,7 +203,8 @@ def _frame(axis, **texts):
 def _save(figure, path, title=None):
     if title:
         figure.suptitle(title, fontsize='medium')
-    figure.savefig(path, dpi=120)
+    with files.replacing(path) as part:
+        figure.savefig(part, dpi=120)
     pyplot.close(figure)
     return path
 

@@ -128,8 +128,9 @@ class Record(keras.callbacks.Callback):
     When it begins: config.json; learning_rate.csv, the rates of up to 1000 steps; network.json and model.card.json,
     with which inference.predict.load reads a checkpoint. After an epoch: a line per split in metrics.jsonl, with the
     keys split ('train' or 'test'), epoch (from 1), step (global), loss, accuracy (0..1), learning_rate,
-    images_per_second, seconds; for 'test' also accuracy_top_5. A resumed run first removes the lines that were written
-    after its checkpoint. After an evaluation that is better than all before: best.keras. At its end: model.keras.
+    images_per_second, seconds; for 'test' also accuracy_top_5. The file is written from `rows`, which belongs to the
+    trainer and is in its checkpoint, so that a resumed run has the lines up to there. After an evaluation that is
+    better than all before: best.keras. At its end: model.keras.
     """
 
     def __init__(
@@ -138,13 +139,14 @@ class Record(keras.callbacks.Callback):
         card: dict[str, Any],
         recipe: str | None = None,
         rates: Sequence[tuple[int, float]] = (),
+        rows: list[dict[str, Any]] | None = None,
     ):
         super().__init__()
         self.folder = pathlib.Path(str(config.machine.model_dir))
         self.path = self.folder / checkpoints.METRICS_FILE
         self._about = {'recipe': recipe, 'config': config.to_json(), 'machine': devices.machine_info()}
         self._rates = 'step,learning_rate\n' + ''.join(f'{step},{rate:.6g}\n' for step, rate in rates)
-        self._card, self._epoch, self._best = card, 0, -1.0  # the best test accuracy
+        self._card, self._epoch, self._rows = card, 0, [] if rows is None else rows
 
     def on_train_begin(self, logs: Any = None) -> None:
         files.write_json(self.folder / 'config.json', self._about)
@@ -153,38 +155,40 @@ class Record(keras.callbacks.Callback):
         files.write_text(self.folder / checkpoints.NETWORK_FILE, self.model.to_json())
         self.model.compiled = True
         model_card.write_card(self.folder / 'model.card.json', **self._card)  # also of the checkpoints
-        lines = [line for line in checkpoints.read_metrics(self.folder) if line['step'] <= self.params['first_step']]
-        self._best = max((line['accuracy'] for line in lines if line['split'] == 'test'), default=-1)
-        files.write_text(self.path, ''.join(json.dumps(line) + '\n' for line in lines))
+        self._write_rows()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._epoch = epoch + 1
-        self._write('train', '', logs)
+        self._add('train', '', logs)
         if 'val_loss' in logs:
-            self._write_test(logs)
+            self._add_test(logs)
+        self._write_rows()
 
     def on_train_end(self, logs: Any = None) -> None:
         if logs:
-            self._write_test(logs)
+            self._add_test(logs)
+            self._write_rows()
         self._write_network('model')
 
-    def _write_test(self, logs):
-        if logs['val_accuracy'] > self._best:  # before its line, which a killed run would find
-            self._best = logs['val_accuracy']
+    def _add_test(self, logs):
+        best = max((row['accuracy'] for row in self._rows if row['split'] == 'test'), default=-1)
+        if logs['val_accuracy'] > best:  # before its row is saved, so that a run that is killed here writes it again
             model_card.write_card(self.folder / 'best.card.json', **self._card)
             self._write_network('best')
-        self._write('test', 'val_', logs)
+        self._add('test', 'val_', logs)
 
     def _write_network(self, name):
         model_card.write_network(self.folder / f'{name}.keras', self.model, checkpoints.AGAIN)
 
-    def _write(self, split, prefix, logs):
+    def _add(self, split, prefix, logs):
         names = ('loss', 'accuracy', 'learning_rate', 'images_per_second', 'seconds', 'accuracy_top_5')
         found = {name: logs.get(prefix + name, logs.get(name)) for name in names}
         line = {'split': split, 'epoch': self._epoch, 'step': int(logs['step'])}
-        line |= {name: value for name, value in found.items() if value is not None}
-        with files.write_errors(f"'{self.path}'", checkpoints.AGAIN), open(self.path, 'a', encoding='utf-8') as file:
-            file.write(json.dumps(line) + '\n')
+        self._rows.append(line | {name: value for name, value in found.items() if value is not None})
+
+    def _write_rows(self):
+        with files.write_errors(f"'{self.path}'", checkpoints.AGAIN):
+            files.write_text(self.path, ''.join(json.dumps(row) + '\n' for row in self._rows))
 
 
 def format_seconds(seconds: float) -> str:

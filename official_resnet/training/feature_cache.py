@@ -72,7 +72,7 @@ def features(
         arrays = compute(model, examples, check)
         if path:
             try:  # without the file, a resumed run computes the features again
-                pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+                files.make_folder(pathlib.Path(path).parent)
                 with files.replacing(path) as part, open(part, 'wb') as file:
                     np.savez(file, key=np.array(key), features=arrays[0], labels=arrays[1])
             except OSError as error:

@@ -19,7 +19,7 @@ from fixtures.archives import FILES, FOLDER, GOOD, IDX, MD5, MEMBERS, NAME, SIZE
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from official_resnet import cifar10_download_and_extract
+from official_resnet import cifar10_download_and_extract, folders
 from official_resnet.errors import UserError
 from official_resnet.inputs import datasets, download
 
@@ -181,6 +181,19 @@ def test_fetch_without_a_server(url, data_dir):
     assert names(data_dir) == []
 
 
+@pytest.mark.parametrize('step', [512, 1 << 24])
+def test_what_a_power_failure_took_from_a_part_is_fetched_again(step, server, data_dir, monkeypatch):
+    """A tail that is zero is not continued, also without an MD5 that would tell."""
+    monkeypatch.setattr(download, 'SYNC_BYTES', step)
+    for size in (1, 31, 512, 1067, 5000, SIZE - 1, SIZE):
+        most = size - max(size // step - 1, 0) * step  # bytes that may not have been flushed
+        for lost in {1, min(100, most), most // 2, most}:
+            reset(server)
+            (data_dir / f'{NAME}.part').write_bytes(GOOD[: size - lost] + bytes(lost))
+            download.fetch(server.url, data_dir / NAME, SIZE)
+            assert (data_dir / NAME).read_bytes() == GOOD, (size, lost)
+
+
 # --- extract: hostile and damaged archives -------------------------------------------------------------------
 
 OUTSIDE = {
@@ -238,25 +251,49 @@ def test_only_the_folder_is_extracted_and_dots_are_fine(archive, data_dir):
     assert names(data_dir) == [FOLDER]
 
 
-def test_an_incomplete_folder_is_replaced_or_comes_back(archive, data_dir, monkeypatch):
-    incomplete, rename = data_dir / FOLDER, os.rename
+@pytest.mark.parametrize('done', range(4))
+def test_an_incomplete_folder_is_completed_file_by_file(done, archive, data_dir, monkeypatch):
+    """And whatever stops it, each file is the old or the new one, those of the user stay, and the next run goes on."""
+    incomplete, replace, old = data_dir / FOLDER, os.replace, {'test_batch.bin': b'half', 'notes.txt': b'mine'}
     incomplete.mkdir()
-    (incomplete / 'test_batch.bin').write_bytes(b'half')
-    (incomplete / 'notes.txt').write_bytes(b'mine')
+    for name, data in old.items():
+        (incomplete / name).write_bytes(data)
+    calls = []
 
     def failing(source, target):
-        if pathlib.Path(source, 'data_batch_1.bin').exists():
+        calls.append(target)
+        if len(calls) > done:
             raise PermissionError(errno.EACCES, 'Permission denied', str(target))
-        rename(source, target)
+        replace(source, target)
 
-    with monkeypatch.context() as patch, pytest.raises(UserError, match='Permission denied'):
-        patch.setattr(os, 'rename', failing)
-        download.extract(archive, data_dir, 'cifar10')
-    assert names(data_dir) == [FOLDER] and names(incomplete) == ['notes.txt', 'test_batch.bin']
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'replace', failing)
+        if done < len(MEMBERS):
+            with pytest.raises(UserError, match='Permission denied'):
+                download.extract(archive, data_dir, 'cifar10')
+            assert names(data_dir) == [FOLDER]
+            found = {path.name: path.read_bytes() for path in incomplete.iterdir()}
+            new = {name.rpartition('/')[2]: data for name, data in MEMBERS.items()}
+            assert found.keys() >= old.keys() and all(
+                data in (old.get(name), new.get(name)) for name, data in found.items()
+            )
     download.extract(archive, data_dir, 'cifar10')
-    assert (incomplete / 'notes.txt').read_bytes() == b'mine'  # other files are kept
+    assert (incomplete / 'notes.txt').read_bytes() == b'mine'
     (incomplete / 'notes.txt').unlink()
     assert_extracted(data_dir)
+
+
+def test_what_a_killed_extraction_left_is_deleted_at_the_next(archive, data_dir):
+    """But no folder of a process that lives, and none that is called differently."""
+    kept = [f'part.{FOLDER}.mine', f'part.{FOLDER}.abcdefghi', f'.part.{FOLDER}.abcdefgh', f'part.{FOLDER}.linklink']
+    with folders.temporary(data_dir, FOLDER) as living:
+        for name in (f'part.{FOLDER}.abcdefgh', *kept[:-1]):
+            (data_dir / name).mkdir()
+            (data_dir / name / 'file').write_bytes(b'x')
+        (data_dir / kept[-1]).symlink_to(data_dir / kept[0])
+        download.extract(archive, data_dir, 'cifar10')
+        assert names(data_dir) == sorted([FOLDER, living.name, *kept])
+    assert names(data_dir / kept[0]) == ['file']
 
 
 # --- the disk ------------------------------------------------------------------------------------------------

@@ -27,14 +27,17 @@ def make(callback, **params):
     return callback
 
 
-def test_a_resumed_run_removes_lines_beyond_its_checkpoint_and_a_cut_one(cifar_dir, tmp_path):
-    trainer = resnet_run_loop.Trainer(make_config(cifar_dir, tmp_path))
-    record = make(callbacks.Record(trainer.config, trainer.card, None, [(0, 0.1), (9, 0.01)]), first_step=20)
+def test_the_lines_of_a_run_are_those_of_its_trainer(cifar_dir, tmp_path):
+    trainer, rows = resnet_run_loop.Trainer(make_config(cifar_dir, tmp_path)), [{'split': 'test', 'accuracy': 0.8}]
+    record = make(callbacks.Record(trainer.config, trainer.card, None, [(0, 0.1), (9, 0.01)], rows))
     record.set_model(trainer.model)
-    kept = ''.join(f'{{"split": "train", "step": {step}}}\n' for step in (10, 20))
-    record.path.write_text(kept + '{"split": "train", "step": 30}\n{"spl')
+    record.path.write_text('{"split": "train", "step": 30}\n{"spl')
     record.on_train_begin()
-    assert record.path.read_text() == kept
+    assert record.path.read_text() == '{"split": "test", "accuracy": 0.8}\n'
+    record.on_epoch_end(0, LOGS | TEST)
+    assert [(row['split'], row['accuracy']) for row in rows] == [('test', 0.8), ('train', 0.5), ('test', 0.75)]
+    assert list(map(json.loads, record.path.read_text().splitlines())) == rows
+    assert not (tmp_path / 'best.keras').exists()  # 0.75 is not better than 0.8
     assert (tmp_path / 'learning_rate.csv').read_text() == 'step,learning_rate\n0,0.1\n9,0.01\n'
 
 

@@ -1,0 +1,63 @@
+"""Folders: temporary ones, which a killed process leaves only until the next starts, and names that are patterns."""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from official_resnet import files
+from official_resnet.errors import UserError
+
+
+def require_no_pattern(path: str | os.PathLike, what: str = '', reader: str = 'TensorFlow') -> None:
+    """Raise UserError if `reader` would take a path for the pattern of several. `what` precedes it in the message."""
+    if re.search(r'[*?\[\\]', str(path)):
+        raise UserError(
+            f'{what}{path}: to {reader}, *, ?, [ and \\ in a path are a pattern; rename it, or pass another'
+        )
+
+
+@contextlib.contextmanager
+def temporary(place: str | os.PathLike, name: str) -> Iterator[pathlib.Path]:
+    """Yield a new folder `part.<name>.<8 characters>` in `place`, which is deleted at the end.
+
+    First, those of this name that killed processes left are deleted: a process locks its folder as long as it lives.
+    Where a file system has no such locks, they stay.
+    """
+    prefix = f'part.{name}.'
+    with os.scandir(place) as entries:
+        left = [entry.path for entry in entries if re.fullmatch(re.escape(prefix) + '[a-z0-9_]{8}', entry.name)]
+    for path in left:
+        with contextlib.suppress(OSError), _locked(path):  # BlockingIOError if its process lives
+            shutil.rmtree(path)
+    path = tempfile.mkdtemp(prefix=prefix, dir=place)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            stack.enter_context(_locked(path))
+        stack.callback(shutil.rmtree, path, ignore_errors=True)
+        yield pathlib.Path(path)
+
+
+def put_in_place(part: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Do for a folder what files.put_in_place does for a file. There is no `path` yet, or it is an empty folder."""
+    for parent, _, names in os.walk(part):
+        for name in names:
+            if not os.path.islink(f'{parent}/{name}'):
+                files.sync(f'{parent}/{name}')
+        files.sync(parent)
+    files.put_in_place(part, path)
+
+
+@contextlib.contextmanager
+def _locked(path):
+    """Lock a folder. It is no link, so what is locked is what is deleted."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
