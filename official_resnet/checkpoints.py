@@ -27,10 +27,9 @@ _STATE = 'state.json'
 AGAIN = ' and run the same command again; it continues from the last checkpoint'  # the end of a message
 LOCK = '.lock'
 # Temporary files of a training that was killed, in model_dir; see files.replacing.
-_PARTS = """
-    checkpoints/part.step-*.npz part.features-train.npz part.features-test.npz part.model.keras part.model.card.json
-    part.best.keras part.best.card.json part.config.json part.network.json part.learning_rate.csv part.metrics.jsonl
-    """.split()
+_PARTS = """checkpoints/part.step-*.npz part.features-train.npz part.features-test.npz part.model.keras part.best.keras
+    part.model.card.json part.best.card.json part.config.json part.network.json part.learning_rate.csv
+    part.metrics.jsonl""".split()
 
 
 def save(

@@ -27,9 +27,7 @@ _ADVICE = {
 
 
 @contextlib.contextmanager
-def replacing(
-    path: str | os.PathLike, is_shared: bool = False, part: str | os.PathLike | None = None
-) -> Iterator[pathlib.Path]:
+def replacing(path: str | os.PathLike, part: str | os.PathLike | None = None) -> Iterator[pathlib.Path]:
     """Yield the path of a temporary file to write; when the block ends, `put_in_place` gives it the name `path`.
 
     A kill, a crash, a power failure or a full disk leaves the old `path` unchanged. If the block raises an exception,
@@ -37,7 +35,6 @@ def replacing(
 
     Args:
         path: The final name. Its folder must exist.
-        is_shared: Several processes may write `path` at once. If another does, BlockingIOError is raised.
         part: The temporary name, on the same file system. By default it is in the folder of `path`.
 
     Example:
@@ -46,16 +43,15 @@ def replacing(
     """
     path = pathlib.Path(path)
     part = pathlib.Path(part or path.with_name(f'part.{path.name}'))
-    with lock(part, is_silent=True) if is_shared else contextlib.nullcontext():
-        try:
-            yield part
-            put_in_place(part, path)
-        except BaseException as error:
-            if isinstance(error, OSError) and not error.filename:
-                error.filename = str(path)  # a full disk has none
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-            raise
+    try:
+        yield part
+        put_in_place(part, path)
+    except BaseException as error:
+        if isinstance(error, OSError) and not error.filename:
+            error.filename = str(path)  # a full disk has none
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
 
 
 def put_in_place(part: str | os.PathLike, path: str | os.PathLike) -> None:
@@ -98,10 +94,10 @@ def read_json(path: str | os.PathLike) -> dict | None:
     return value if isinstance(value, dict) else None
 
 
-def lock(path: str | os.PathLike, is_silent: bool = False) -> IO[str]:
+def lock(path: str | os.PathLike) -> IO[str]:
     """Open and lock the file `path`, creating it if necessary. Closing it or ending the process releases the lock.
 
-    If the file system does not support locks, a warning says so unless `is_silent`, and the file is returned unlocked.
+    If the file system does not support locks, a warning says so, and the file is returned unlocked.
 
     Raises:
         BlockingIOError: Another process holds the lock.
@@ -115,10 +111,9 @@ def lock(path: str | os.PathLike, is_silent: bool = False) -> IO[str]:
             file.close()
             raise
         folder = pathlib.Path(path).parent
-        logging.getLogger(__name__).log(
-            logging.DEBUG if is_silent else logging.WARNING,
+        logging.getLogger(__name__).warning(
             f"cannot lock '{folder}': its file system does not support locks ({error.strerror}); make sure that no "
-            'other job uses this folder',
+            'other job uses this folder'
         )
     return file
 

@@ -205,8 +205,8 @@ FAULTS = [
         'checkpoint-in-place',
         'A checkpoint has its final name only when it is whole.',
         'official_resnet/files.py',
-        "f'part.{path.name}')",
-        'path.name)',
+        "path.with_name(f'part.{path.name}'))",
+        'path)',
         'tests/checkpoints_test.py -k kill_while_writing',
     ),
     Fault(

@@ -139,7 +139,8 @@ def _index(paths, index_file, log):
     with concurrent.futures.ThreadPoolExecutor(16) as pool:  # the threads mostly wait for the disk
         offsets = list(pool.map(tfrecords.index, paths))
     if index_file:
-        with contextlib.suppress(OSError):  # the data_dir may be read-only
-            with files.replacing(index_file, is_shared=True) as part, open(part, 'wb') as file:
+        # The data_dir may be read-only. If another process writes the same file, its CRCs tell whether it is whole.
+        with contextlib.suppress(OSError):
+            with files.replacing(index_file) as part, open(part, 'wb') as file:
                 np.savez(file, key=key, offsets=np.concatenate(offsets), counts=[len(places) for places in offsets])
     return offsets
