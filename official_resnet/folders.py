@@ -29,11 +29,10 @@ def temporary(place: str | os.PathLike, name: str) -> Iterator[pathlib.Path]:
     Where a file system has no such locks, they stay.
     """
     prefix = f'part.{name}.'
-    with os.scandir(place) as entries:
-        left = [entry.path for entry in entries if re.fullmatch(re.escape(prefix) + '[a-z0-9_]{8}', entry.name)]
-    for path in left:
-        with contextlib.suppress(OSError), _locked(path):  # BlockingIOError if its process lives
-            shutil.rmtree(path)
+    for left in os.listdir(place):
+        if re.fullmatch(re.escape(prefix) + '[a-z0-9_]{8}', left):
+            with contextlib.suppress(OSError), _locked(f'{place}/{left}'):  # BlockingIOError if its process lives
+                shutil.rmtree(f'{place}/{left}')
     path = tempfile.mkdtemp(prefix=prefix, dir=place)
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
@@ -44,7 +43,7 @@ def temporary(place: str | os.PathLike, name: str) -> Iterator[pathlib.Path]:
 
 def put_in_place(part: str | os.PathLike, path: str | os.PathLike) -> None:
     """Do for a folder what files.put_in_place does for a file. There is no `path` yet, or it is an empty folder."""
-    for parent, _, names in os.walk(part):
+    for parent, _, names in os.walk(os.fspath(part)):
         for name in names:
             if not os.path.islink(f'{parent}/{name}'):
                 files.sync(f'{parent}/{name}')
