@@ -1,4 +1,4 @@
-"""UserError, for mistakes that the user can fix; Damaged, for files; one_line, which is safe for a terminal."""
+"""The exceptions that programs answer with one line, and one_line, which makes a text safe for a terminal."""
 
 
 class UserError(ValueError):
@@ -7,6 +7,14 @@ class UserError(ValueError):
 
 class Damaged(UserError):
     """The content of a file is not what was written. damage.reported raises it."""
+
+
+class Interrupted(Exception):
+    """SIGTERM or Ctrl-C ended the work; the message says where its state is saved. Programs exit with 128 + number."""
+
+    def __init__(self, signal_number: int, message: str):
+        super().__init__(message)
+        self.signal_number = signal_number
 
 
 def one_line(text: object) -> str:

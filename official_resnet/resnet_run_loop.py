@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from official_resnet import checkpoints, resnet_model
-from official_resnet.errors import UserError
+from official_resnet.errors import Interrupted, UserError
 from official_resnet.inputs import datasets
 from official_resnet.training import devices, optimizers, step
 from official_resnet.training.callbacks import Progress, Record
@@ -39,14 +39,6 @@ _TRAINING = threading.Lock()
 
 class Diverged(UserError):
     """The loss or a variable is not finite."""
-
-
-class Interrupted(Exception):
-    """SIGTERM or Ctrl-C ended the training; the message says where its state is saved."""
-
-    def __init__(self, signal_number: int, message: str):
-        super().__init__(message)
-        self.signal_number = signal_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +129,9 @@ def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
     with process.strategy.scope(), devices.dtype_policy(config.dtype):
         model = build_model(config, test, block)
     checkpoints.assign({variable.path: variable for variable in model.variables}, weights, path)
-    stored = TrainConfig.from_json(state['config'])
-    epoch = state['step'] // datasets.steps_per_epoch(state['data']['num_pictures'], stored.batch_size)
+    epoch = state['step'] // datasets.steps_per_epoch(state['data']['num_pictures'], state['config']['batch_size'])
     if process.is_chief:
-        same_run.log_place('evaluating', path, (epoch, state['step']), config, stored, state.get('uses_onednn'))
+        same_run.log_place('evaluating', path, epoch, config, state)
     process.require_same_step(state['step'], model_dir)
     results = _score(test, step.make_evaluate_function(process.strategy, model), process, config)
     place = {'step': state['step'], 'epoch': epoch}
@@ -220,7 +211,7 @@ class Trainer:
                 self.optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=['accuracy']
             )
         self.compile(self.model)
-        self.step, self.is_epoch_open = 0, False
+        self.step, self.is_epoch_open, self._received = 0, False, list[int]()
         self.sums: dict[str, float] = dict.fromkeys(('loss', 'correct', 'steps', 'seconds'), 0)
         self.evaluation: dict[str, float] = {}
         self.best: dict[str, Any] = {'accuracy': None, 'epoch': None}
@@ -251,12 +242,13 @@ class Trainer:
         history = self.model.history
         self.model.stop_training = bool(self._why_stopped())
         iterator = iter(self.train_batches())
+        self._received = received
         callback_list.on_train_begin()
-        final_logs = None
+        final_logs, path = None, None
         while (self.step < self.last_step or self.is_epoch_open) and not self.model.stop_training:
             epoch = (self.step - int(self.is_epoch_open)) // self.steps_per_epoch
             callback_list.on_epoch_begin(epoch)
-            self._train_epoch(epoch, iterator, callback_list, received)
+            self._train_epoch(epoch, iterator, callback_list)
             logs = self._epoch_logs()
             is_end = self.step == self.last_step or self.model.stop_training
             if is_end or (epoch + 1) % config.epochs_between_evals == 0:
@@ -264,20 +256,21 @@ class Trainer:
             callback_list.on_epoch_end(epoch, logs)
             # Also by the chief's callbacks.
             self.model.stop_training = any(self.process.total(self.model.stop_training))
-            if self.model.stop_training and 'val_loss' not in logs:  # a callback stopped the run here
-                final_logs = logs | self._test(epoch, callback_list)
             self.is_epoch_open = False
             if self.step % self.steps_per_epoch == 0:
                 self.sums = dict.fromkeys(self.sums, 0)
-            self.save()
+            if self.model.stop_training and 'val_loss' not in logs:  # a callback stopped the run here
+                final_logs = logs | self._test(epoch, callback_list)
+            path = self.save()
         if self.process.is_chief and (reason := self._why_stopped()):
             logging.getLogger(__name__).info(reason)
         callback_list.on_train_end(final_logs)
         if final_logs:  # whose row has only now been added
             self.save()
+        self._heed(path)
         return TrainResult(history, self.model, self.step, self.best, self.process)
 
-    def _train_epoch(self, epoch, iterator, callback_list, received):
+    def _train_epoch(self, epoch, iterator, callback_list):
         """Train to the end of the epoch, or of the training, with several steps in each call of the compiled loop."""
         end = min((epoch + 1) * self.steps_per_epoch, self.last_step)
         fixed = self.config.machine.steps_per_call
@@ -291,13 +284,12 @@ class Trainer:
             logs['images_per_second'] = count * self.config.batch_size / seconds
             callback_list.on_train_batch_end((self.step - 1) % self.steps_per_epoch, logs)
             is_save_due = time.monotonic() - self._saved_at > self.config.machine.save_checkpoint_minutes * 60
-            asked = received[0] if received else 0, self.process.is_chief and is_save_due, self.model.stop_training
-            signal_number, is_save_due, is_stopped, seconds = self.process.total(*asked, seconds / self.process.count)
+            asked = self.process.is_chief and is_save_due, self.model.stop_training, seconds / self.process.count
+            is_save_due, is_stopped, seconds = self.process.total(*asked)
             if not fixed:  # aim at a second; at most double, since the first call also compiles
                 per_call = max(1, min(2 * count, int(count / seconds), 1000))
             self.model.stop_training = bool(is_stopped)
-            if signal_number:
-                self.interrupt(received[0] if received else signal.SIGTERM)
+            self._heed()
             if is_save_due and self.step < end:  # at the end of an epoch, run() saves
                 self.save()
 
@@ -339,14 +331,18 @@ class Trainer:
         )
         return _feed(batches, self.data.num_cpu_threads, self.process, self.config)
 
-    def evaluate(self) -> dict:
-        """Return loss, accuracy, accuracy_top_5, seconds, images_per_second over the test split, each image once."""
-        return _score(self.test, self._evaluate_batch, self.process, self.config)
+    def evaluate(self, check: Callable[[], None] = lambda: None) -> dict:
+        """Return loss, accuracy, accuracy_top_5, seconds, images_per_second over the test split, each image once.
+
+        `check` is called after each batch and may raise.
+        """
+        return _score(self.test, self._evaluate_batch, self.process, self.config, check)
 
     def _test(self, epoch, callback_list):
-        """Evaluate after an epoch, update `best`, and return the logs."""
+        """Save, so that a signal has nothing to wait for; evaluate after an epoch, update `best`, return the logs."""
         callback_list.on_test_begin()
-        scores = self.evaluate()
+        path = self.save()
+        scores = self.evaluate(lambda: self._heed(path))
         self.evaluation, accuracy = scores | {'epoch': epoch + 1}, scores['accuracy']
         if self.best['accuracy'] is None or accuracy > self.best['accuracy']:
             self.best = {'accuracy': accuracy, 'epoch': epoch + 1}
@@ -414,33 +410,37 @@ class Trainer:
             from official_resnet.training import same_run
 
             arrays, state, path = found
-            stored = TrainConfig.from_json(state['config'])
-            same_run.require_same_run(self.config, stored)
-            same_run.require_same_data(self._data_info, state['data'], model_dir)
+            same_run.require(self.config, self._data_info, state)
             checkpoints.assign(self._variables(), arrays, path)
             self.step, self.sums = state['step'], state['sums']
             self.is_epoch_open = state.get('is_epoch_open', False)  # older checkpoints lack it
             self.best, self.evaluation = state['best'], state['evaluation']
             self.rows = state['rows'] if 'rows' in state else checkpoints.read_metrics(model_dir, self.step)
             if self.process.is_chief:
-                place = self.step // self.steps_per_epoch, self.step
                 is_done = self.step >= self.last_step or self._why_stopped()
                 does = 'already finished:' if is_done else 'continuing from'
-                same_run.log_place(does, path, place, self.config, stored, state.get('uses_onednn'))
+                same_run.log_place(does, path, self.step // self.steps_per_epoch, self.config, state)
         elif self.config.pretrained:
             from official_resnet.training import transfer
 
             transfer.load_backbone(self.model, self.config.pretrained, self.config.head)
         self.process.require_same_step(self.step, model_dir)
 
-    def interrupt(self, signal_number: int) -> NoReturn:
-        """Save the state, and end the run with Interrupted."""
-        path = self.save()
+    def _heed(self, path=None):
+        """End the run if a process has received a signal. `path` is the checkpoint of the present state, if any."""
+        number = self._received[0] if self._received else 0
+        if any(self.process.total(number)):
+            self.interrupt(number or signal.SIGTERM, path)
+
+    def interrupt(self, signal_number: int, path: pathlib.Path | None = None) -> NoReturn:
+        """Save the state, unless `path` holds it, and end the run with Interrupted; only the chief has a message."""
+        path = path or self.save()
         where = 'nothing is saved without a model_dir'
         if self.config.machine.model_dir:
             where = f'state saved in {path or self._folder}; run the same command again to continue'
         self.process.wait()  # until the state is saved
-        raise Interrupted(signal_number, f'{signal.Signals(signal_number).name} at step {self.step}: {where}')
+        text = f'{signal.Signals(signal_number).name} at step {self.step}: {where}'
+        raise Interrupted(signal_number, text if self.process.is_chief else '')
 
     @property
     def _folder(self):
@@ -454,7 +454,7 @@ class Trainer:
         }
 
 
-def _score(test, evaluate_batch, process, config):
+def _score(test, evaluate_batch, process, config, check=lambda: None):
     """Return loss, accuracy, accuracy_top_5, seconds, images_per_second; each image of the split counts once."""
     start = time.monotonic()
     batches = test.evaluation_batches(config.batch_size, share=(process.index, process.count))
@@ -462,6 +462,7 @@ def _score(test, evaluate_batch, process, config):
     with test.input_errors():
         for images, labels in _feed(batches, test.num_cpu_threads, process, config):
             totals += evaluate_batch(images, labels).numpy()
+            check()
     seconds = time.monotonic() - start
     loss, accuracy, top_5 = (totals / test.num_images).tolist()
     scores = {'loss': loss, 'accuracy': accuracy, 'accuracy_top_5': top_5}

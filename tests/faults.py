@@ -221,8 +221,8 @@ FAULTS = [
         'signal-unsaved',
         'SIGTERM saves the state before the program ends.',
         'official_resnet/resnet_run_loop.py',
-        'path = self.save()',
-        'path = None',
+        'path = path or self.save()',
+        'path = path',
         'tests/resnet_run_loop_test.py -k signals_save',
     ),
     Fault(
@@ -361,9 +361,9 @@ FAULTS = [
     Fault(
         'exit-code-of-a-signal',
         'A program that a signal ended exits with 128 and its number.',
-        'official_resnet/command_line/train_program.py',
-        'return 128 + interruption.signal_number',
-        'return 1',
+        'official_resnet/command_line/program.py',
+        'else 128 + interruption.signal_number',
+        'else 1',
         'tests/programs/imagenet_main_test.py -k killed_and_resumed',
     ),
     Fault(

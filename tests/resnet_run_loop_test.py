@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import pathlib
 import re
 import signal
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from fixtures import programs, tiny_training
-from fixtures.tiny_training import BATCH, SendAt, StopAt, assert_equal_runs, final_arrays
+from fixtures.tiny_training import BATCH, SendAt, StopAt, assert_equal_runs, final_arrays, metrics
 from fixtures.worker_processes import flags_of
 
 from official_resnet import checkpoints, resnet_run_loop, resnet_spec
@@ -148,6 +149,45 @@ def test_signals_save_and_the_run_continues(cifar_dir, tmp_path, uninterrupted, 
     assert_equal_runs(uninterrupted[0], tmp_path)
 
 
+class AtEvaluation(keras.callbacks.Callback):
+    """Send this process SIGTERM when the second evaluation begins, or, if it `dies`, die when it has been logged."""
+
+    def __init__(self, dies=False):
+        super().__init__()
+        self.dies, self.num_evaluations = dies, 0
+
+    def on_test_begin(self, logs=None):
+        self.num_evaluations += 1
+        if self.num_evaluations == 2 and not self.dies:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.num_evaluations == 2:
+            raise RuntimeError('killed')
+
+
+def test_the_state_is_saved_before_an_evaluation_which_a_signal_ends(cifar_dir, tmp_path, uninterrupted, monkeypatch):
+    """SIGTERM after one of two test batches, then SIGKILL after the lines of the epoch are written."""
+    calls, make = [], step.make_evaluate_function
+
+    def make_counting(*args):
+        evaluate_batch = make(*args)
+        return lambda images, labels: calls.append(len(labels)) or evaluate_batch(images, labels)
+
+    monkeypatch.setattr(step, 'make_evaluate_function', make_counting)
+    config = make_config(cifar_dir, tmp_path)
+    with pytest.raises(resnet_run_loop.Interrupted, match=rf'SIGTERM at step {2 * STEPS}: .*step-{2 * STEPS:09d}.npz'):
+        train(config, AtEvaluation())
+    assert calls == [16, 14, 16]
+    assert checkpoints.restore_latest(tmp_path / 'checkpoints')[1]['is_epoch_open']
+    with pytest.raises(RuntimeError, match='killed'):
+        train(config.with_machine(save_checkpoint_minutes=1e6), AtEvaluation(dies=True))
+    assert [line['epoch'] for line in metrics(tmp_path)] == [1, 1, 2, 2, 3, 3]
+    assert checkpoints.restore_latest(tmp_path / 'checkpoints')[1]['is_epoch_open']
+    train(config)
+    assert_equal_runs(uninterrupted[0], tmp_path)
+
+
 def test_train_epochs_is_the_total_also_after_fields_were_added(cifar_dir, tmp_path, uninterrupted, caplog):
     config = make_config(cifar_dir, tmp_path)
     train(dataclasses.replace(config, train_epochs=1))
@@ -272,7 +312,7 @@ def test_the_best_network_is_kept_and_patience_stops_also_after_a_kill(cifar_dir
     caplog.set_level('INFO')
     accuracies = (0.3, 0.5, 0.4, 0.5, 0.6)  # after each epoch
 
-    def evaluate(trainer):
+    def evaluate(trainer, check):
         scores = dict.fromkeys(('loss', 'accuracy_top_5', 'seconds', 'images_per_second'), 1.0)
         return scores | {'accuracy': accuracies[trainer.step // STEPS - 1]}
 

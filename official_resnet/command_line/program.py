@@ -6,12 +6,12 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from absl import flags
 
 from official_resnet import files
-from official_resnet.errors import UserError, one_line
+from official_resnet.errors import Interrupted, UserError, one_line
 
 if TYPE_CHECKING:
     from official_resnet.command_line.flags import Program
@@ -31,7 +31,8 @@ def run_program(
     """Parse argv into `values` and call body(values); return the exit code.
 
     The exit code is 0 for --help and 130 for Ctrl-C. A wrong flag, a UserError, an OSError and too little memory print
-    one line instead of a traceback and give 1.
+    one line instead of a traceback and give 1. Interrupted ends a process at once if `argv` is its sys.argv: it holds
+    what the work made, for whose destruction TensorFlow needs many seconds.
 
     Args:
         argv: The arguments, with the program's name first.
@@ -40,7 +41,7 @@ def run_program(
         values, body: The flags, and the function to call with them.
         takes_arguments: Whether arguments may follow the flags; then body(values, arguments) is called.
     """
-    name = os.path.basename(argv[0]).removesuffix('.py')
+    name, is_process = os.path.basename(argv[0]).removesuffix('.py'), argv is sys.argv
     if isinstance(sys.stdout, io.TextIOWrapper):  # a path may have bytes that are not text
         sys.stdout.reconfigure(errors='backslashreplace')
     if HELP.intersection(argv[1:]):
@@ -68,6 +69,10 @@ def run_program(
     try:
         with _printed_log():
             return (body(values, extra) if takes_arguments else body(values)) or 0
+    except Interrupted as interruption:
+        with contextlib.suppress(OSError):  # nothing reads its output any more
+            print(interruption, end='\n' if str(interruption) else '', flush=True)
+        return end_now(128 + interruption.signal_number) if is_process else 128 + interruption.signal_number
     except UserError as error:
         return _fail(name, error)
     except BrokenPipeError:
@@ -81,6 +86,14 @@ def run_program(
     except KeyboardInterrupt:
         print(f'{name}: stopped; run the same command again', file=sys.stderr)
         return 130
+
+
+def end_now(code: int) -> NoReturn:
+    """End this process without the destructors, for which TensorFlow needs many seconds."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 @contextlib.contextmanager

@@ -33,11 +33,7 @@ def main(argv: Sequence[str], doc: str, row: Program) -> int:
 
     values = flags.define(row)
     code = program.run_program(argv, doc, values, body, row=row)
-    if is_worker:  # TensorFlow needs many seconds to shut a worker down, and nothing is left to do
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+    return program.end_now(code) if is_worker else code
 
 
 def entry(doc: str, row: Program) -> Callable[[], NoReturn]:
@@ -97,13 +93,8 @@ def _train(config, options, row, given_axes):
     config = dataclasses.replace(config, dtype=devices.known_dtype(config.dtype))
     if is_chief:
         _clean(config, options)
-    try:
-        chosen = _callbacks(config, options) if is_chief else ()
-        result = resnet_run_loop.train(config, chosen, recipe=options.recipe)
-    except resnet_run_loop.Interrupted as interruption:
-        if is_chief:
-            print(interruption)
-        return 128 + interruption.signal_number
+    chosen = _callbacks(config, options) if is_chief else ()
+    result = resnet_run_loop.train(config, chosen, recipe=options.recipe)
     if is_chief:
         _finish(config, result, options)
     result.process.wait()

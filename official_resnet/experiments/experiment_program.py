@@ -81,13 +81,7 @@ def run_experiment(
         else:
             datasets.require_data(*find_data(values))
         devices.start_tensorflow()
-        from official_resnet import resnet_run_loop
-
-        try:
-            body(values)
-        except resnet_run_loop.Interrupted as interruption:
-            print(interruption, flush=True)
-            return 128 + interruption.signal_number
+        body(values)
         return 0
 
     return program.run_program(argv, doc, values, start)

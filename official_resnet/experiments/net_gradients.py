@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from official_resnet import resnet_run_loop, resnet_variants
+from official_resnet import errors, resnet_variants
 from official_resnet.inference import grad_cam
 from official_resnet.inputs import datasets
 from official_resnet.inputs.in_memory import InMemorySplit
@@ -43,7 +43,7 @@ def measure_net(
         'seconds': How long it took.
 
     Raises:
-        resnet_run_loop.Interrupted: A signal has arrived.
+        errors.Interrupted: A signal has arrived.
     """
     begin = time.monotonic()
     layers, train_step = make_step(case, settings)
@@ -58,7 +58,7 @@ def measure_net(
             samples.append({'step': done, 'gradients': [g if math.isfinite(g) else None for g in gradients]})
         if received:
             text = f'{signal.Signals(received[0]).name}: finished networks kept; run the same command again to continue'
-            raise resnet_run_loop.Interrupted(received[0], text)
+            raise errors.Interrupted(received[0], text)
         if not math.isfinite(loss):
             diverged_at = done
             break

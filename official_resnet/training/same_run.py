@@ -23,6 +23,12 @@ _FLAGS = {
 }
 
 
+def require(ours: TrainConfig, data: dict, state: dict) -> None:
+    """Raise UserError if a run of a config, on data of this description, may not continue from a stored state."""
+    require_same_run(ours, TrainConfig.from_json(state['config']))
+    require_same_data(data, state['data'], ours.machine.model_dir)
+
+
 def require_same_run(ours: TrainConfig, theirs: TrainConfig) -> None:
     """Raise UserError if `ours` may not continue the stored run `theirs`: a field of a run's identity differs."""
     mine, stored = ours.to_json(), theirs.to_json()
@@ -52,16 +58,14 @@ def require_same_data(ours: dict, theirs: dict, model_dir: str | None) -> None:
 def log_place(
     does: str,
     path: pathlib.Path,
-    place: tuple[int, int],
+    epoch: int,
     ours: TrainConfig,
-    theirs: TrainConfig,
-    used_onednn: bool | None,
+    state: dict,
 ) -> None:
-    """Log what is done with a checkpoint, its place (epoch, step), and what has changed since it was stored.
-
-    `used_onednn` is devices.uses_onednn() of the process that stored it. Older versions did not store it, nor did they
-    set the variable, so that TensorFlow decided by the CPU (tensorflow/core/util/util.cc).
-    """
+    """Log what is done with a checkpoint, its epoch and step, and what has changed since its state was stored."""
+    theirs, used_onednn = TrainConfig.from_json(state['config']), state.get('uses_onednn')
+    # Older versions did not store it, nor did they set the variable, so that TensorFlow decided by the CPU
+    # (tensorflow/core/util/util.cc).
     if used_onednn is None:
         by_itself = {'avx512_vnni', 'avx512_bf16', 'avx_vnni', 'amx_tile', 'amx_int8', 'amx_bf16'}
         used_onednn = bool(by_itself & devices.cpu_flags())
@@ -74,7 +78,7 @@ def log_place(
         was, now = int(used_onednn), int(not used_onednn)
         changes.append(f'TF_ENABLE_ONEDNN_OPTS {was}, now {now} (set it to {was} for the same last digits as before)')
     changed = ', '.join(changes)
-    text = f'{does} {path}: epoch {place[0]}, step {place[1]}{changed and "; changed: "}{changed}'
+    text = f'{does} {path}: epoch {epoch}, step {state["step"]}{changed and "; changed: "}{changed}'
     logging.getLogger(__name__).info(text)
 
 

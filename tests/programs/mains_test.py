@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import keras
 import pytest
 import tensorflow as tf
 from fixtures.imagenet_shards import draw, write_folder
-from fixtures.programs import PACKAGE, mistake, run, succeed
+from fixtures.programs import PACKAGE, finish, mistake, run, start, succeed
 
 from official_resnet.inference import predict
 from official_resnet.inputs import download
@@ -33,6 +34,30 @@ def test_help_and_flag_errors_answer_at_once(program, args, code):
         return time.monotonic() - begin
 
     assert min(seconds() for _ in range(3)) < 1  # the best of three: the machine may be busy
+
+
+@pytest.mark.timed
+@pytest.mark.parametrize('num_workers', [1, 2])
+@pytest.mark.parametrize('num_images,delay', [(10000, 0), (10000, 3.3), (256, 0.7), (256, 2), (256, 5.2)])
+def test_a_signal_saves_within_5_seconds_and_the_process_is_gone_3_later(tmp_path, num_workers, num_images, delay):
+    """Seconds after the first step; of 256 images there are 2 steps between evaluations, so most hit an evaluation."""
+    process = start(
+        f'cifar10_main --use_synthetic_data --model_dir {tmp_path} -rs 32 -bs 128 --log_steps 1 --bn_momentum 0.9 '
+        f'--num_train_images {num_images} --epochs_between_evals 1 --local_workers {num_workers}',
+        bufsize=1,
+    )
+    for line in process.stdout:
+        if line.startswith('step 1:'):
+            break
+    time.sleep(delay)
+    process.send_signal(signal.SIGTERM)
+    begin, wall = time.monotonic(), time.time()
+    said = next((time.monotonic() - begin for line in process.stdout if 'SIGTERM at step' in line), None)
+    (end,) = finish([process])
+    gone = time.monotonic() - begin
+    saved = max(path.stat().st_mtime for path in (tmp_path / 'checkpoints').iterdir()) - wall
+    assert end.code == 128 + signal.SIGTERM and saved < 5 and said < 8 and gone < max(saved, 5) + 3, (saved, said, gone)
+    print(f'{saved=:.1f} {said=:.1f} {gone=:.1f}')
 
 
 def test_every_way_to_start_a_program(tmp_path):
