@@ -26,6 +26,13 @@ BOUNDS = {
         64, 'connections', 'who call the chief and have not said who they are', 'ours say it at once'
     ),
     'meeting_seconds': Bound(600, 'seconds', 'the wait for the last worker', 'schedulers start a job within minutes'),
+    'download_bytes': Bound(1 << 38, 'bytes', 'a download whose size is not known', 'ILSVRC2012 has a file of 148 GB'),
+    'least_speed': Bound(1000, 'bytes per second', 'a download, from below', '170 MB would take two days'),
+    'slow_seconds': Bound(60, 'seconds', 'the time over which a speed is measured', 'networks have pauses'),
+    'silence_seconds': Bound(30, 'seconds', 'a connection that sends nothing', 'networks have pauses'),
+    'noise_bytes': Bound(
+        1 << 20, 'bytes', 'what a server sends without a byte of the file', 'headers have under 10 kB'
+    ),
     'xml_bytes': Bound(1 << 20, 'bytes', 'an XML file of boxes, or a part of the devkit', 'the official have 1,000'),
 }
 

@@ -12,12 +12,12 @@ import tarfile
 import time
 
 import pytest
-from fixtures import ilsvrc
+from fixtures import hostile_servers, ilsvrc
 from fixtures.batches import message_of
 
 from official_resnet import bounds
 from official_resnet.building import boxes
-from official_resnet.inputs import idx
+from official_resnet.inputs import download, idx, web
 from official_resnet.training import meeting, workers
 
 CASES = {}
@@ -106,6 +106,58 @@ def _(tmp_path, set_limit):
     assert 'worker 1' in chief.result() and time.monotonic() - begin < 2
 
 
+def _download_error(steps, seconds):
+    """Return what ends the reading of an answer, which must come within the seconds given."""
+    begin = time.monotonic()
+    with hostile_servers.serve(steps) as url, pytest.raises(ConnectionError) as caught:
+        with contextlib.closing(web.Answer(url, {})) as answer:
+            list(answer.chunks())
+    assert time.monotonic() - begin < seconds
+    return str(caught.value)
+
+
+@case('download_bytes')
+def _(tmp_path, set_limit):
+    set_limit('download_bytes', 4999)
+    for name in ('no length', 'a length', 'chunks'):
+        with hostile_servers.serve(hostile_servers.RIGHT[name]) as url:
+            assert ' 4999 ' in message_of(download.fetch, url, tmp_path / 'file')
+    assert not list(tmp_path.iterdir())
+    set_limit('download_bytes', 5000)
+    with hostile_servers.serve(hostile_servers.RIGHT['no length']) as url:
+        download.fetch(url, tmp_path / 'file')
+
+
+@case('noise_bytes')
+def _(tmp_path, set_limit):
+    assert 'without a byte of the file' in _download_error(hostile_servers.WRONG['continue for ever'], 20)
+    chunked = [hostile_servers.OK, b'Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n']
+    assert 'without a byte of the file' in _download_error([*chunked, (b'T: ' + b't' * 60_000 + b'\r\n', 0)], 20)
+
+
+@case('least_speed')
+def _(tmp_path, set_limit):
+    set_limit('slow_seconds', 1)
+    begin = [hostile_servers.OK, hostile_servers.length(3000), b'\r\n']
+    assert 'less than 1000 bytes/s' in _download_error([*begin, (b'x' * 80, 0.1)], 3)
+    with hostile_servers.serve([*begin, (b'x' * 200, 0.1)]) as url:
+        assert len(b''.join(web.Answer(url, {}).chunks())) == 3000
+
+
+@case('slow_seconds')
+def _(tmp_path, set_limit):
+    set_limit('slow_seconds', 1)
+    for name in ('a drip', 'a drip of chunks', 'a header byte at times', 'chunk extensions'):
+        assert 'in 1 seconds, less than 1000 bytes/s' in _download_error(hostile_servers.WRONG[name], 2)
+
+
+@case('silence_seconds')
+def _(tmp_path, set_limit):
+    set_limit('silence_seconds', 1)
+    for name in ('a stop in the middle', 'nothing after the status'):
+        assert 'timed out' in _download_error(hostile_servers.WRONG[name], 2)
+
+
 @case('xml_bytes')
 def _(tmp_path, set_limit):
     path = tmp_path / 'boxes.tar'
@@ -115,7 +167,7 @@ def _(tmp_path, set_limit):
 
 
 def _mark(name):
-    return pytest.param(name, marks=pytest.mark.timed if bounds.BOUNDS[name].unit == 'seconds' else ())
+    return pytest.param(name, marks=pytest.mark.timed if 'second' in bounds.BOUNDS[name].unit else ())
 
 
 @pytest.mark.parametrize('name', map(_mark, CASES))

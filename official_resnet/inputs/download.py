@@ -10,7 +10,7 @@ import dataclasses
 import errno
 import gzip
 import hashlib
-import http.client
+import http
 import logging
 import os
 import re
@@ -18,24 +18,21 @@ import shutil
 import tarfile
 import time
 import urllib.error
-import urllib.parse
 import urllib.request
 import zlib
 from pathlib import Path, PureWindowsPath
 
 from tqdm import tqdm
 
-from official_resnet import files, folders
-from official_resnet.errors import UserError
-from official_resnet.inputs import datasets
+from official_resnet import bounds, files, folders
+from official_resnet.errors import UserError, one_line
+from official_resnet.inputs import datasets, web
 
 _LOG = logging.getLogger(__name__)
-CHUNK = 1 << 16  # bytes
 SYNC_BYTES = 1 << 24  # bytes of a download after which it is flushed to the disk
-TIMEOUT = 30  # seconds without a byte
 ATTEMPTS = 3  # connections per call of fetch
 RETRY_SECONDS = 1  # before the second attempt; twice that before the third
-DROPPED = (urllib.error.URLError, ConnectionError, http.client.HTTPException)  # raised when a connection fails
+DROPPED = (urllib.error.URLError, ConnectionError)  # raised when a connection fails
 DAMAGED = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)  # raised for a damaged archive
 LOCAL_COPY = 'pass cifar10_download_and_extract.py another --url or a local --archive'
 MAKE_ROOM = 'free some space, or pass a --data_dir on another disk'
@@ -155,7 +152,8 @@ def fetch(
 ) -> None:
     """Download `url` to `path`, continuing the `<path>.part` that an interrupted run left.
 
-    A dropped connection is resumed after a pause, with ATTEMPTS connections in all. After that, the next run continues.
+    A dropped or slow connection is resumed after a pause, with ATTEMPTS connections in all. After that, the next run
+    continues. What is above `size`, or the size that the server declares, is not written.
 
     Args:
         path: The final name. It appears in one rename, after the checks.
@@ -168,11 +166,8 @@ def fetch(
     """
     path = Path(path)
     part = path.with_name(path.name + '.part')
-    scheme = ''
-    with contextlib.suppress(ValueError):
-        scheme = urllib.parse.urlsplit(url).scheme
-    if scheme not in ('http', 'https') or not url.isascii():
-        raise UserError(f"url '{url}' is not an http or https address in ASCII: correct it, or {remedy}")
+    if not web.is_address(url):
+        raise UserError(f"url '{one_line(url)}' is not an http or https address in ASCII: correct it, or {remedy}")
     if md5 is None and part.is_file():  # with an MD5, what was lost is found at the end
         with _disk_errors(path.parent, size or 0):
             _drop_lost(part)
@@ -186,7 +181,7 @@ def fetch(
                 break
             except DROPPED as error:
                 if isinstance(error, urllib.error.URLError) or attempt == ATTEMPTS - 1:
-                    reason = f'{getattr(error, "reason", error)}; {_size(part)} bytes are kept'
+                    reason = f'{one_line(getattr(error, "reason", error))}; {_size(part)} bytes are kept'
                     advice = f'check the connection and run the same command again, or {remedy}'
                     raise UserError(f'cannot download {url} ({reason}): {advice}') from error
         if mismatch := _mismatch(part, size, md5):
@@ -279,30 +274,42 @@ def _download_rest(url, part, size, remedy, authorization):
     offset = _size(part)
     if offset and offset == size:
         return
-    with _open(url, offset, remedy, authorization) as response:
-        resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
-        if offset and response.status != http.HTTPStatus.OK:
-            content_range = response.headers.get('Content-Range', '')
-            if content_range == f'bytes */{offset}':
-                return  # status 416: the file was complete
-            if not (resumed and content_range.startswith(f'bytes {offset}-')):
-                part.unlink()
-                raise ConnectionError('the server cannot continue the file')
+    with contextlib.closing(_ask(url, offset, remedy, authorization)) as answer:
+        if (
+            answer.content_range == f'bytes */{offset}'
+            and answer.status == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+        ):
+            return  # the file was complete
+        resumed = answer.status == http.HTTPStatus.PARTIAL_CONTENT
+        if answer.status != http.HTTPStatus.OK and not (
+            resumed and answer.content_range.startswith(f'bytes {offset}-')
+        ):
+            part.unlink(missing_ok=True)
+            raise ConnectionError('the server cannot continue the file')
         start = offset if resumed else 0  # status 200: the server ignores Range
-        length = response.headers.get('Content-Length')
-        total = start + int(length) if length else size
+        total = size if answer.length is None else start + answer.length
         if size is not None and total != size:
             problem = f'has {total} bytes instead of {size} (a login page, or another file)'
             raise UserError(f'{url} {problem}: correct the address, or {remedy}')
+        most = bounds.limit('download_bytes') if total is None else total
+        bounds.require('download_bytes', most, url, remedy)
+        _require_space(part.parent, (total or 0) - start)
+        num_bytes = start
         with open(part, 'ab' if resumed else 'wb') as file, _progress(part.stem, total, start) as bar:
-            for chunk in _chunks(response):
+            for chunk in answer.chunks():
+                num_bytes += len(chunk)
+                if num_bytes > most:
+                    break
                 file.write(chunk)
                 bar.update(len(chunk))
                 if file.tell() % SYNC_BYTES < len(chunk):
                     file.flush()
                     os.fsync(file.fileno())
-    if total is not None and _size(part) < total:
-        raise ConnectionError(f'the connection ended after {_size(part)} of {total} bytes')
+    if num_bytes > most:
+        part.unlink()
+        raise UserError(f'{url} sends more than the {most} bytes that it should have: correct the address, or {remedy}')
+    if total is not None and num_bytes < total:
+        raise ConnectionError(f'the connection ended after {num_bytes} of {total} bytes')
 
 
 def _drop_lost(part):
@@ -314,30 +321,18 @@ def _drop_lost(part):
         file.truncate(begin + len(tail.rstrip(b'\0')))
 
 
-def _open(url, offset, remedy, authorization):
-    """Return the response to a GET of `url` from byte `offset` on, even one with status 416."""
-    request = urllib.request.Request(url, headers={'Range': f'bytes={offset}-'} if offset else {})
-    if authorization:
-        request.add_unredirected_header('Authorization', authorization)
+def _ask(url, offset, remedy, authorization):
+    """Return the web.Answer to a GET of `url` from byte `offset` on."""
     try:
-        return urllib.request.urlopen(request, timeout=TIMEOUT)
+        return web.Answer(url, {'Range': f'bytes={offset}-'} if offset else {}, authorization)
     except urllib.error.HTTPError as error:
-        if offset and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return error
-        raise UserError(f'{url} answers {error.code} {error.reason}: try again later, or {remedy}') from error
-    except urllib.error.URLError:
-        raise
-    except OSError as error:
-        raise ConnectionError(error) from error
-
-
-def _chunks(response):
-    """Yield the bytes as they arrive. Network errors become ConnectionError, unlike the OSErrors of the disk."""
-    try:
-        while chunk := response.read1(CHUNK):  # read() would lose what arrived before a time-out
-            yield chunk
-    except OSError as error:
-        raise ConnectionError(error) from error
+        raise UserError(
+            f'{url} answers {error.code} {one_line(error.reason)[:200]}: try again later, or {remedy}'
+        ) from error
+    except web.Malformed as error:
+        raise UserError(
+            f'{url} does not answer as a web server should ({error}): correct the address, or {remedy}'
+        ) from error
 
 
 def _unpack(archive, folder, row):
@@ -353,10 +348,10 @@ def _unpack(archive, folder, row):
             target = folder.joinpath(*name.parts[1:])
             target.parent.mkdir(parents=True, exist_ok=True)
             with tar.extractfile(member) as source, open(target, 'wb') as file:
-                while chunk := source.read(CHUNK):
+                while chunk := source.read(web.CHUNK):
                     file.write(chunk)
                     bar.update(len(chunk) if target.name in row.files else 0)
-        while tar.fileobj.read(CHUNK):  # gzip's checksum is at the very end
+        while tar.fileobj.read(web.CHUNK):  # gzip's checksum is at the very end
             pass
 
 

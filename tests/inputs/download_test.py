@@ -19,7 +19,7 @@ from fixtures.archives import FILES, FOLDER, GOOD, IDX, MD5, MEMBERS, NAME, SIZE
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from official_resnet import cifar10_download_and_extract, folders
+from official_resnet import bounds, cifar10_download_and_extract, folders
 from official_resnet.errors import UserError
 from official_resnet.inputs import datasets, download
 
@@ -166,7 +166,7 @@ def test_fetch_says_what_failed_and_keeps_what_came(
 ):
     reset(server, **server_is)
     if 'is_slow' in server_is:
-        monkeypatch.setattr(download, 'TIMEOUT', 0.05)
+        monkeypatch.setitem(bounds.BOUNDS, 'silence_seconds', bounds.BOUNDS['silence_seconds']._replace(value=0.05))
         server.may_close.clear()
     (data_dir / f'{NAME}.part').write_bytes(GOOD[:part])
     with pytest.raises(UserError, match=message):
@@ -344,7 +344,7 @@ def test_a_data_dir_that_cannot_be_made(archive, tmp_path):
 def test_download_and_extract_then_nothing_to_do(server, data_dir, caplog, monkeypatch):
     assert download.download_and_extract('cifar10', data_dir, url=server.url) == data_dir / FOLDER
     assert_extracted(data_dir)
-    monkeypatch.setattr(download.urllib.request, 'urlopen', None)
+    monkeypatch.setattr(download.web, 'Answer', None)
     before = {path: path.stat().st_mtime_ns for path in data_dir.rglob('*')}
     for folder in (data_dir, data_dir / FOLDER):
         assert not datasets.is_missing('cifar10', folder)
