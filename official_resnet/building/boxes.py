@@ -129,15 +129,22 @@ def update_csv(path: str | os.PathLike | None, folder: pathlib.Path, synsets: Co
     csv, stamp_path = folder / CSV, folder / '.boxes.json'
     if path:
         stamp = {'status': status(path), 'synsets': hashlib.sha256(json.dumps(synsets).encode()).hexdigest()}
-        if not csv.exists() or files.read_json(stamp_path) != stamp:
+        if files.read_json(stamp_path) != {**stamp, 'csv': _sha256(csv)}:
             log(f'reading the boxes of {path}')
             stamp_path.unlink(missing_ok=True)
             lines, report = read_xml(path, synsets)
             files.write_text(csv, b''.join(line + b'\n' for line in lines).decode())
             for line in report:
                 log(line)
-            files.write_json(stamp_path, stamp)
+            files.write_json(stamp_path, {**stamp, 'csv': _sha256(csv)})
     return read_csv(csv) if csv.exists() else NO_BOXES
+
+
+def _sha256(path):
+    """Return the SHA-256 of a file, or None if it is missing."""
+    with contextlib.suppress(FileNotFoundError), open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+    return None
 
 
 def parse(data: bytes, synset: str, synsets: Collection[str] | None, counts: collections.Counter) -> list[tuple]:

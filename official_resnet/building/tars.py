@@ -92,15 +92,18 @@ def kept_index(
     key = {'path': path, 'status': status, 'arguments': digest}
     if status[0] < 0:
         raise UserError(f"'{path}' does not exist; pass the tar file as it was downloaded")
-    if job.read_json(f'{kept}/key.json') == key:
+    stored = job.read_json(f'{kept}/key.json') or {}
+    content = stored.pop('content', None)
+    if stored == key:
         with contextlib.suppress(UserError), damage.reported(kept, ''):  # it is made again
             images = job.load(ImageList, f'{kept}/images')
-            log(f"'{kept}' already has the index of {len(images)} images")
-            return images
+            if (images.files, images.digest()) == ((path,), content):
+                log(f"'{kept}' already has the index of {len(images)} images")
+                return images
     images = index(job.name, path, synsets, image_synsets, allow_partial=allow_partial, log=log, opener=job.open_file)
     job.write_json(f'{kept}/key.json', {})
     job.save(images, f'{kept}/images')
-    job.write_json(f'{kept}/key.json', key)
+    job.write_json(f'{kept}/key.json', {**key, 'content': images.digest()})
     return job.load(ImageList, f'{kept}/images')
 
 

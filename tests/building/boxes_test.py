@@ -152,3 +152,21 @@ def test_mistakes_in_boxes(tmp_path):
         path.write_text(text)
         with pytest.raises(UserError, match=f"b.csv'.*line {number}.*--bounding_box_file"):
             boxes.read_csv(path)
+
+
+def test_a_csv_is_made_again_if_it_is_not_what_was_written(layout, tmp_path):
+    source, csv, lines = tmp_path / 'boxes', tmp_path / boxes.CSV, []
+    (source / OWN).mkdir(parents=True)
+    (source / OWN / f'{OWN}_1.xml').write_bytes(ilsvrc.xml(objects=[(OWN, 50, 40, 250, 200)]))
+
+    def get():
+        lines.clear()
+        found = boxes.update_csv(source, tmp_path, SYNSETS, lines.append)
+        return found.names.tolist(), found.coordinates.round(4).tolist(), bool(lines)
+
+    good, data = (*get()[:2],), csv.read_bytes()
+    assert get() == (*good, False)
+    for size in range(len(data)):
+        for changed in (data[:size], data[:size].ljust(len(data), b'\0')):
+            csv.write_bytes(changed)
+            assert get() == (*good, True) and csv.read_bytes() == data

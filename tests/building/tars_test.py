@@ -1,5 +1,6 @@
 """building.tars finds images in tars of tars from any writer, and describes a broken one in one line."""
 
+import collections
 import gzip
 import io
 import os
@@ -230,3 +231,31 @@ def test_an_index_is_kept_until_the_file_changes(tmp_path):
         (kept / name).write_text(text)
         assert get() == (FILES, False)
     assert get() == (FILES, True) and not list(tmp_path.rglob('part.*'))
+
+
+def test_no_index_is_believed_whose_end_is_zero_or_missing(tmp_path, monkeypatch):
+    """As after a power failure, at each length of each of its files: 1,825 indexes, none wrong, none a traceback."""
+    path, kept, outcomes = tmp_path / 'train.tar', tmp_path / '.train.index', collections.Counter()
+    path.write_bytes(WHOLE)
+    job = Job(tmp_path, 'train', 1)
+
+    def get():
+        images = tars.kept_index(job, str(path), list(SYNSETS), [], False, log=quiet)
+        return images.files, images.synsets, images.rows.tolist()
+
+    def make_again(*args, **options):
+        raise RuntimeError('made again')
+
+    expected = get()
+    monkeypatch.setattr(tars, 'index', make_again)
+    for name, data in [(found.name, found.read_bytes()) for found in kept.iterdir()]:
+        for size in range(len(data)):
+            for changed in {data[:size], data[:size].ljust(len(data), b'\0')} - {data}:
+                (kept / name).write_bytes(changed)
+                try:
+                    outcomes[get() == expected] += 1
+                except RuntimeError as error:
+                    outcomes[str(error)] += 1
+        (kept / name).write_bytes(data)
+    assert outcomes.keys() <= {True, 'made again'} and outcomes['made again'] > 1800, outcomes
+    assert get() == expected
