@@ -19,10 +19,10 @@ import tensorflow as tf
 import official_resnet
 from checkpoints_tools import FAMILIES, our_net, selection, tf_checkpoint, verify
 from checkpoints_tools.selection import Choice
-from checkpoints_tools.source import Lazy, Shapes, Source, Variables, output_path, reading
+from checkpoints_tools.source import Lazy, Shapes, Source, Variables, output_path
 from official_resnet import files, layers, resnet_model, resnet_variants
 from official_resnet.errors import UserError
-from official_resnet.inference import model_card
+from official_resnet.inference import keras_files, model_card
 
 FLOATS = ('float16', 'bfloat16', 'float32', 'float64')
 MAX_NAMES = 8  # of variables in an error message, which is one line
@@ -193,8 +193,7 @@ def to_torch(path: str | os.PathLike, output: str | os.PathLike) -> Source:
     path, target = pathlib.Path(path).expanduser(), output_path(path, output, '.safetensors')
     if not path.is_file():
         raise UserError(f'there is no file {path}; pass a .keras model')
-    with reading(path, 'a .keras model of ours'), layers.deep_graph():
-        model = keras.models.load_model(path, compile=False)
+    model = keras_files.load(path, 'get it again, or pass another')
     variables = _torch_variables(from_torch, model, path)
     _raise_listed(
         {'with NaN or infinite values': [name for name in variables if not np.isfinite(variables[name]).all()]},

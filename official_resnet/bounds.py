@@ -20,6 +20,10 @@ class Bound(NamedTuple):
 
 BOUNDS = {
     'idx_bytes': Bound(1 << 30, 'bytes', 'the values of an IDX file', 'EMNIST, the largest known, has 547 million'),
+    'json_bytes': Bound(1 << 26, 'bytes', 'a card, or the layers of a network', "ResNet-1202's have 4 million"),
+    'keras_inflation': Bound(16, 'times its size', 'what a .keras file declares to hold', 'Keras compresses nothing'),
+    'network_layers': Bound(10_000, 'layers with weights', 'the network of a card', 'as of --resnet_size'),
+    'network_weights': Bound(1 << 32, 'weights', 'the network of a card', 'BiT-R152x4 has 0.9 billion, 1912.11370'),
     'tar_header_bytes': Bound(1 << 20, 'bytes', 'a long name or a pax record in a tar file', 'names have under 4 kB'),
     'meeting_bytes': Bound(1 << 16, 'bytes', 'a line between the workers and the chief', 'ours have under 1,000'),
     'meeting_callers': Bound(

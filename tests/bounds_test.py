@@ -6,17 +6,20 @@ large for a test. A case of a row that is counted in seconds gets the marker `ti
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import socket
 import struct
 import tarfile
 import time
 
 import pytest
-from fixtures import hostile_servers, ilsvrc
+from fixtures import hostile_networks, hostile_servers, ilsvrc
 from fixtures.batches import message_of
+from fixtures.networks import TINY, save_network
 
-from official_resnet import bounds
+from official_resnet import bounds, resnet_spec, resnet_variants
 from official_resnet.building import boxes
+from official_resnet.inference import card_reader, keras_files
 from official_resnet.inputs import download, idx, web
 from official_resnet.training import meeting, workers
 
@@ -37,6 +40,44 @@ def _(tmp_path, set_limit):
     shape = 1, 1 << 15, (1 << 15) + 1
     (tmp_path / 'images').write_bytes(struct.pack('>HBB3I', 0, 8, 3, *shape))
     assert f'1..{1 << 30}' in message_of(idx.read_idx, tmp_path / 'images', tmp_path / 'labels')
+
+
+@case('json_bytes')
+def _(tmp_path, set_limit):
+    set_limit('json_bytes', 999)
+    for name, read in (('a.card.json', card_reader.read_card), ('network.json', read_layers)):
+        (tmp_path / name).write_bytes(b'{}' + b' ' * 998)
+        assert '1000 bytes, more than the 999 ' in message_of(read, tmp_path / name)
+
+
+def read_layers(path):
+    keras_files.from_json(path, {}, 'x', {})
+
+
+@case('keras_inflation')
+def _(tmp_path, set_limit):
+    save_network(tmp_path, 'abc', (8, 8, 3))
+    files = dict(hostile_networks.networks((tmp_path / 'model.keras').read_bytes()))
+    for name in ('the weights have gzip chunks of 4 GB and more', 'packed zeros as config.json'):
+        content = files[name]
+        (tmp_path / 'x.keras').write_bytes(content)
+        assert f'more than the {16 * len(content)} ' in message_of(keras_files.load, tmp_path / 'x.keras', 'x')
+
+
+@case('network_layers')
+def _(tmp_path, set_limit):
+    assert bounds.limit('network_layers') == resnet_spec.MAX_LAYERS
+    card_reader.require_buildable(resnet_spec.ResNetSpec((4999,), filters=1), 'x')
+    spec = resnet_spec.ResNetSpec((5000,), filters=1)
+    assert '10002 layers' in message_of(card_reader.require_buildable, spec, 'x')
+
+
+@case('network_weights')
+def _(tmp_path, set_limit):
+    for variant in resnet_variants.VARIANTS.values():
+        card_reader.require_buildable(variant, 'x')
+    spec = dataclasses.replace(TINY, filters=1 << 14)  # a block of the first group has 2 x 9 x 2**28 weights
+    assert f'{(18 << 28) + (1 << 28)} weights' in message_of(card_reader.require_buildable, spec, 'x')
 
 
 @case('tar_header_bytes')

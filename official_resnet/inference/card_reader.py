@@ -7,7 +7,7 @@ import operator
 import os
 import pathlib
 
-from official_resnet import files, resnet_spec
+from official_resnet import bounds, damage, files, resnet_spec
 from official_resnet.errors import UserError
 from official_resnet.inputs import datasets, other_datasets
 from official_resnet.inputs.affine import affine_name
@@ -80,10 +80,31 @@ def read_card(path: str | os.PathLike) -> Card:
     path = pathlib.Path(path)
     with files.read_errors(path, f'only this card says how images become the input of the network; {REMEDY}'):
         text = path.read_bytes()
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        content = None
+    bounds.require('json_bytes', len(text), f'the card {path}', REMEDY)
+    with damage.reported(path, REMEDY, 'the card '):
+        return _card(path, json.loads(text))
+
+
+def require_buildable(spec: resnet_spec.ResNetSpec, source: str | os.PathLike) -> None:
+    """Raise UserError if the network of a spec that `source` holds has more layers or weights than anybody builds."""
+    what, longest = f"the network of '{source}'", 1 << 64  # a printed number has an end
+    bounds.require('network_layers', min(spec.resnet_size, longest), what, REMEDY)
+    before, weights, most = spec.stem_filters or spec.filters, 0, bounds.limit('network_weights')
+    for group, blocks in enumerate(spec.group_blocks):
+        convolutions = resnet_spec.block_convolutions(spec, spec.filters << group, stride=1)
+        inside = sum(  # of each block but the first
+            one.kernel**2 * last.filters * one.filters // one.cardinality
+            for last, one in zip((convolutions[-1], *convolutions), convolutions, strict=False)
+        )
+        weights += blocks * inside + before * convolutions[-1].filters * spec.projection_kernel**2
+        before = convolutions[-1].filters
+        if weights > most:
+            break
+    bounds.require('network_weights', min(weights, longest), what, REMEDY)
+
+
+def _card(path, content):
+    """Return the card of parsed JSON."""
     if not isinstance(content, dict):
         raise UserError(f'the card {path} is not a JSON object; {REMEDY}')
     get = functools.partial(_get_field, path, content)
@@ -102,8 +123,9 @@ def read_card(path: str | os.PathLike) -> Card:
     spec = get('spec', lambda value: True, '')
     try:
         spec = resnet_spec.ResNetSpec.from_json(spec)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f'the card {path} has a wrong spec ({error}); {REMEDY}') from error
+    except Exception as error:
+        raise UserError(f'the card {path} has a wrong spec ({damage.reason(error)}); {REMEDY}') from error
+    require_buildable(spec, path)
     return Card(spec, num_classes, names, ids, **convention, experiment=experiment, uses_exif=exif is not False)
 
 

@@ -11,7 +11,7 @@ from official_resnet import checkpoints
 from official_resnet.errors import UserError
 from official_resnet.inference import card_reader
 
-_REMEDY = 'pass a .keras file that a training or read_ckpt.py wrote'
+REMEDY = 'pass a .keras file that a training or read_ckpt.py wrote'
 
 
 class NetworkFiles(NamedTuple):
@@ -73,7 +73,7 @@ def require_weights(path: str | os.PathLike) -> None:
         require_keras_file(path, 'pass a model_dir or a .keras file')
 
 
-def require_keras_file(path: str | os.PathLike, remedy: str = _REMEDY) -> None:
+def require_keras_file(path: str | os.PathLike, remedy: str = REMEDY) -> None:
     """Raise UserError unless a file exists and is a whole zip archive, as every .keras file is."""
     if not os.path.exists(path):
         raise UserError(f'cannot load {path}: there is no such file; {remedy}')

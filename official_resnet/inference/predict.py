@@ -4,26 +4,22 @@ import dataclasses
 import functools
 import os
 import pathlib
-import zlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import keras
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from official_resnet import checkpoints, files, layers
+from official_resnet import checkpoints, layers
 from official_resnet.errors import UserError
-from official_resnet.inference import card_reader, network_files
+from official_resnet.inference import card_reader, keras_files, network_files
 from official_resnet.inputs import augmentation
 from official_resnet.inputs.images import PREDICTION, decode
 from official_resnet.inputs.normalization import NORMALIZATIONS
 
 ImageLike = str | pathlib.Path | Image.Image | np.ndarray  # what can be named: a file, a PIL image or pixels
-# What Keras raises for files that are cut short, changed, or something else.
-_DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError, zlib.error, BadZipFile)
 
 
 class Guess(NamedTuple):
@@ -51,18 +47,11 @@ def load(path: str | os.PathLike) -> tuple[keras.Model, card_reader.Card]:
     """
     path, card, source, weights = network_files.find(path)
     fast = {'BatchNormalization': layers.BatchNormalization}  # in place of Keras' own
-    try:
-        with layers.deep_graph():
-            if weights is None:
-                model = keras.models.load_model(path, fast, compile=False)
-            else:
-                model = keras.models.model_from_json(files.read_text(source), fast)
-                checkpoints.assign({variable.path: variable for variable in model.variables}, weights, path)
-    except _DAMAGED as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        remedy = 'pass a .keras file that a training program or read_ckpt.py wrote'
-        remedy = files.advice(error, remedy) if isinstance(error, OSError) else remedy
-        raise UserError(f'cannot load {source}: {reason[:200]}; {remedy}') from error
+    if weights is None:
+        model = keras_files.load(path, network_files.REMEDY, fast)
+    else:
+        model = keras_files.from_json(source, weights, network_files.REMEDY, fast)
+        checkpoints.assign({variable.path: variable for variable in model.variables}, weights, path)
     shapes = [tensor.shape for tensor in (*model.inputs, *model.outputs)]
     expected = [(None, *card.net_size, card.num_channels), (None, card.num_classes)]
     fit = (tf.TensorShape(want).is_compatible_with(shape) for want, shape in zip(expected, shapes, strict=False))

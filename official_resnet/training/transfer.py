@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 
 import keras
 
-from official_resnet import checkpoints, files, layers, resnet_model, resnet_spec
+from official_resnet import checkpoints, damage, layers, resnet_model, resnet_spec
 from official_resnet.errors import UserError
-from official_resnet.inference import card_reader, network_files
+from official_resnet.inference import card_reader, keras_files, network_files
 from official_resnet.inputs import classes, other_datasets
 from official_resnet.inputs.split import Split
 from official_resnet.training.config import PRETRAINED, TrainConfig
@@ -44,7 +44,9 @@ def describe(path: str | os.PathLike) -> Pretrained:
     weights, state = _read(path)
     num_classes = len(weights[f'{HEAD}/bias']) if f'{HEAD}/bias' in weights else None
     if state:
-        config = TrainConfig.from_json(state['config'])
+        with damage.reported(path, _OTHER, 'the checkpoint of '):
+            config = TrainConfig.from_json(state['config'])
+        card_reader.require_buildable(config.spec, path)
         return Pretrained(config.spec, num_classes, _normalization(config), config.image_size, config.experiment)
     card_path = _card_path(path)
     if not card_path.is_file():
@@ -175,11 +177,5 @@ def _read(path):
         weights, state, _ = network_files.restore_weights(path, 'pass a model_dir or a .keras file')
         return weights, state
     network_files.require_keras_file(path, 'pass a model_dir or a .keras file')
-    try:
-        with layers.deep_graph():
-            model = keras.models.load_model(path, compile=False)
-    except (OSError, ValueError) as error:
-        reason, remedy = str(error).splitlines()[0], 'pass a model_dir or a .keras file'
-        remedy = files.advice(error, remedy) if isinstance(error, OSError) else remedy
-        raise UserError(f'cannot load {path}: {reason}; {remedy}') from error
+    model = keras_files.load(path, 'pass a model_dir or a .keras file')
     return {variable.path: variable.numpy() for variable in model.variables}, None

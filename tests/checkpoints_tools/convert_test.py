@@ -199,7 +199,7 @@ def test_nets_that_pytorch_cannot_express_are_refused(spec, message, tmp_path, m
 def test_to_torch_of_other_files(tmp_path):
     path = tmp_path / 'net.keras'
     path.write_bytes(b'PK\x05\x06' + bytes(18))
-    refuse('not a .keras model', convert.to_torch, path, tmp_path / 'net.safetensors')
+    refuse('not a .keras file', convert.to_torch, path, tmp_path / 'net.safetensors')
     keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save(path)
     refuse(r'net.keras .*\[n, h, w, c\]', convert.to_torch, path, tmp_path / 'net.safetensors')
     model = resnet_model.resnet(resnet_variants.cifar_spec(8), 10, (32, 32, 3))
