@@ -35,61 +35,52 @@ import types
 import numpy as np
 from golden_checks import CHECKS, NEEDS, run
 
-# Changes on purpose: {check: {value name, * and ? allowed: reason}}.
-_SPEC = {
-    f'*spec.{name}': 'the spec has one layout, and no experiment within it'
-    for name in ('data_format', 'experiment', 'batch_norm', 'activation')
-} | {
-    '*spec.initializer': "a field since the experiments; official's is official/resnet's",
-    '*input.exif': 'the card says whether images are turned as their EXIF says',
-    '*views.uses_exif': 'the data set decides whether images are turned',
-    '*spec.identity_pool': "it is new; wenxinxu's networks average",
+# Changes on purpose since 0b63af2: {check: {value name, * and ? allowed: reason}}.
+_NEW = 'it is new'
+_TRAINED = {
+    '* card: spec.identity_pool': "it is new; wenxinxu's networks average",
+    '* card: input.exif': 'the card says whether images are turned as their EXIF says',
+    '* card: ids': 'the card has the ids of the classes',
+    'model weights: optimizer/*': 'a saved network loads without this package, so it has no optimizer',
 }
-_MACHINE = (
-    *('data_dir', 'model_dir', 'save_checkpoint_minutes', 'steps_per_call', 'num_gpus', 'distribution_strategy'),
-    *('all_reduce_alg', 'enable_xla', 'input_threads'),
-)
+_OF_CONVERSION = {name: reason for name, reason in _TRAINED.items() if 'card: ' in name and 'ids' not in name}
 EXPECTED = {
-    check: _SPEC
+    check: _TRAINED
     for check in (
-        *('cifar_v1', 'cifar_v2', 'cifar_resumed', 'cifar100', 'mnist', 'imagenet', 'image_folder', 'transfer_last'),
+        *('cifar_v1', 'cifar_v2', 'cifar_resumed', 'cifar100', 'mnist', 'image_folder', 'transfer_last'),
         *('transfer_head', 'replicas', 'workers'),
     )
 } | {
-    'conversions': {
-        '* card: verified.max_*': "the families' own definitions share their formulas",
-        'official_tf: --list': 'why a variable is ignored is said in a whole sentence',
-        '* card: weights': 'the card says whether the weights are moving averages',
-    }
-    | _SPEC,
+    'conversions': {'* card: weights': 'the card says whether the weights are moving averages'} | _OF_CONVERSION,
     'flags': {
-        'benchmark_build --pictures: *': 'it is --images of benchmarks.build',
-        'benchmark_build --images: *': 'it was --pictures',
-        'benchmark_build --child: *': 'it was internal; benchmarks.measuring starts the processes now',
-        'read_ckpt --source: type': 'the families have another order',
-        '* --data_format: type': 'any value is accepted, and ignored',
-        'imagenet_main --crop_sampler: *': 'it is new',
-        '*_main --initializer: *': 'it is new',
-        '*_main --variant: *': 'it is new',
-        'read_ckpt --weights: *': 'it is new',
-        'read_ckpt --no_head: *': 'it is new',
-        'read_ckpt --data_dir: *': 'it is new',
-        '*_main --enable_lars: *': 'it is new',
+        'read_ckpt --source: type': 'it has two families more',
+        **{f'read_ckpt --{name}: *': _NEW for name in ('weights', 'no_head', 'data_dir')},
+        **{
+            f'*_main --{name}: *': _NEW
+            for name in ('initializer', 'variant', 'patience', 'enable_lars', 'worker_token')
+        },
+        'imagenet_main --crop_sampler: *': _NEW,
     },
-    'imagenet': {'*': "the warm-up counts images / batch size; crops and initial weights are official/resnet's"},
-    'shortcuts': {'shortcuts.json: settings.*': 'where a training runs is no setting of an experiment'},
-    'evaluation': {'stdout: *': 'a first line names the net that is evaluated'},
+    'imagenet': {'*': "initial weights and crops are official/resnet's"},
+    'evaluation': {'stdout: *': 'a first line names the network that is evaluated'},
+    'gradients': {'* machine.uses_onednn': _NEW},
+    'shortcuts': {'* machine.uses_onednn': _NEW, '* settings.patience': _NEW},
     'recipes': {
-        'cifar10-paper: config.schedule.boundaries': 'in epochs of 390.625 steps: still 32,000 and 48,000',
-        '*: config.machine.in*_op_threads': 'was not stored',
-        '*: config.experiment': 'was part of the spec',
-        'imagenet-*: config.views.crop': "it is new; fb and fast have torchvision's crops",
-    }
-    | _SPEC,
+        '*: machine.uses_onednn': _NEW,
+        '*: config.patience': _NEW,
+        '*-official: config.spec.initializer': "official/resnet's",
+        '*: config.spec.identity_pool': _NEW,
+        'imagenet-*: config.views.*': 'the crops of fb and fast are those of torchvision; EXIF is a choice',
+    },
+    'beam': {'*.manifest.json: skipped': _NEW},
+    'shards': {
+        '*.manifest.json: skipped': _NEW,
+        'own*: *': 'own images are turned as their EXIF says',
+    },
+    'predict': {'explained: *': 'image and overlay are beside each other, under class and probability'},
 }
-EXPECTED['shortcuts'] = {f'*: settings.{name}': 'the machine is no setting of an experiment' for name in _MACHINE[2:]}
 # Leaves that have another name since: {check: {old name after the first ': ': new name, or None if it is gone}}.
-RENAMED = {'recipes': {f'config.{name}': f'config.machine.{name}' for name in _MACHINE}}
+RENAMED: dict[str, dict[str, str | None]] = {}
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MAX_VALUES = 20_000  # of an array that is kept whole; of a larger one the SHA-256 is
