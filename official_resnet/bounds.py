@@ -25,19 +25,20 @@ BOUNDS = {
     'network_layers': Bound(10_000, 'layers with weights', 'the network of a card', 'as of --resnet_size'),
     'network_weights': Bound(1 << 32, 'weights', 'the network of a card', 'BiT-R152x4 has 0.9 billion, 1912.11370'),
     'tar_header_bytes': Bound(1 << 20, 'bytes', 'a long name or a pax record in a tar file', 'names have under 4 kB'),
-    'meeting_bytes': Bound(1 << 16, 'bytes', 'a line between the workers and the chief', 'ours have under 1,000'),
-    'meeting_callers': Bound(
-        64, 'connections', 'who call the chief and have not said who they are', 'ours say it at once'
-    ),
+    'meeting_bytes': Bound(1 << 16, 'bytes', 'a line between the workers and the chief', 'ours have 500'),
+    'meeting_callers': Bound(64, 'connections', 'callers who have not said who they are', 'workers say it at once'),
     'meeting_seconds': Bound(600, 'seconds', 'the wait for the last worker', 'schedulers start a job within minutes'),
     'download_bytes': Bound(1 << 38, 'bytes', 'a download whose size is not known', 'ILSVRC2012 has a file of 148 GB'),
-    'least_speed': Bound(1000, 'bytes per second', 'a download, from below', '170 MB would take two days'),
-    'slow_seconds': Bound(60, 'seconds', 'the time over which a speed is measured', 'networks have pauses'),
-    'silence_seconds': Bound(30, 'seconds', 'a connection that sends nothing', 'networks have pauses'),
-    'noise_bytes': Bound(
-        1 << 20, 'bytes', 'what a server sends without a byte of the file', 'headers have under 10 kB'
-    ),
-    'xml_bytes': Bound(1 << 20, 'bytes', 'an XML file of boxes, or a part of the devkit', 'the official have 1,000'),
+    'least_speed': Bound(1000, 'bytes per second', 'a download, from below', 'CIFAR-10 would take two days'),
+    'slow_seconds': Bound(60, 'seconds', 'the time over which a speed is measured', 'networks pause'),
+    'silence_seconds': Bound(30, 'seconds', 'the wait for a byte', 'networks pause'),
+    'noise_bytes': Bound(1 << 20, 'bytes', 'what a server sends without a byte of the file', 'headers have 10 kB'),
+    'archive_rest_bytes': Bound(1 << 26, 'bytes', "a data set's archive beside its files", 'CIFAR-10 has 10 kB'),
+    'archive_members': Bound(1000, 'members', "a data set's archive", 'CIFAR-10 has 9'),
+    'tar_members': Bound(2_000_000, 'members', 'each other tar file', 'ILSVRC2012 has 544,546 XML files in one'),
+    'unpacked_bytes': Bound(1 << 32, 'bytes', 'a tar file of boxes or labels, unpacked', 'ILSVRC2012 has 0.9 GB'),
+    'file_name_bytes': Bound(255, 'bytes', "an image's name in a tar file", 'file systems allow no more'),
+    'xml_bytes': Bound(1 << 20, 'bytes', 'an XML file of boxes, or a file of the devkit', 'ILSVRC2012 has 1,000'),
 }
 
 

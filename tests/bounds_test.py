@@ -7,6 +7,8 @@ large for a test. A case of a row that is counted in seconds gets the marker `ti
 import concurrent.futures
 import contextlib
 import dataclasses
+import gzip
+import os
 import socket
 import struct
 import tarfile
@@ -14,11 +16,12 @@ import time
 
 import pytest
 from fixtures import hostile_networks, hostile_servers, ilsvrc
+from fixtures.archives import tar_gz
 from fixtures.batches import message_of
 from fixtures.networks import TINY, save_network
 
 from official_resnet import bounds, resnet_spec, resnet_variants
-from official_resnet.building import boxes
+from official_resnet.building import boxes, tars
 from official_resnet.inference import card_reader, keras_files
 from official_resnet.inputs import download, idx, web
 from official_resnet.training import meeting, workers
@@ -84,7 +87,7 @@ def _(tmp_path, set_limit):
 def _(tmp_path, set_limit):
     path = tmp_path / 'boxes.tar'
     path.write_bytes(ilsvrc.tar_bytes({'n01440764/' + 'a' * (1 << 20) + '.xml': ilsvrc.xml()}))
-    assert f'a header of {(1 << 20) + 512} bytes' in message_of(list, boxes.tar_files(path))
+    assert 'a header of more than 1048576 bytes' in message_of(list, boxes.tar_files(path))
     path.write_bytes(ilsvrc.tar_bytes({'n01440764/' + 'a' * 4000 + '.xml': ilsvrc.xml()}, tarfile.PAX_FORMAT))
     assert len(list(boxes.tar_files(path))) == 1
 
@@ -197,6 +200,58 @@ def _(tmp_path, set_limit):
     set_limit('silence_seconds', 1)
     for name in ('a stop in the middle', 'nothing after the status'):
         assert 'timed out' in _download_error(hostile_servers.WRONG[name], 2)
+
+
+def _unpack(tmp_path, **members):
+    path, row = tmp_path / 'x.tar.gz', download.Archive('', 1, '', {'a': 5000})
+    path.write_bytes(tar_gz({'folder/a': bytes(5000), **members}))
+    download._unpack(path, tmp_path / 'folder', row)
+
+
+@case('archive_rest_bytes')
+def _(tmp_path, set_limit):
+    set_limit('archive_rest_bytes', 50_000)  # with headers, the end, and what pads a tar file
+    assert 'beside the files of the data set, has ' in message_of(lambda: _unpack(tmp_path, b=bytes(50_000)))
+    assert os.listdir(tmp_path / 'folder') == ['a']
+    _unpack(tmp_path, b=bytes(30_000))
+
+
+@case('archive_members')
+def _(tmp_path, set_limit):
+    assert 'has 1001 members' in message_of(lambda: _unpack(tmp_path, **{f'{n}': b'' for n in range(1000)}))
+    _unpack(tmp_path, **{f'{n}': b'' for n in range(999)})
+
+
+@case('tar_members')
+def _(tmp_path, set_limit):
+    set_limit('tar_members', 3)
+    for count in (3, 4):
+        ilsvrc.write_tar(tmp_path / 'boxes.tar', {f'n01440764/{n}.xml': ilsvrc.xml() for n in range(count)})
+        if count == 3:
+            boxes.read_xml(tmp_path / 'boxes.tar')
+    assert 'has 4 members, more than the 3 ' in message_of(boxes.read_xml, tmp_path / 'boxes.tar')
+
+
+@case('unpacked_bytes')
+def _(tmp_path, set_limit):
+    set_limit('unpacked_bytes', 20_000)
+    path = tmp_path / 'boxes.tar.gz'
+    for rest in (bytes(9000), b''):  # of the end, with its padding, and of a member
+        data = gzip.decompress(tar_gz({'n01440764/a.xml': ilsvrc.xml() + b' ' * (5000 if rest else 20_000)}))
+        path.write_bytes(gzip.compress(data + rest + bytes(2000)))
+        assert 'more than the 20000 that are read' in message_of(boxes.read_xml, path)
+    path.write_bytes(tar_gz({'n01440764/a.xml': ilsvrc.xml()}))
+    boxes.read_xml(path)
+
+
+@case('file_name_bytes')
+def _(tmp_path, set_limit):
+    for length in (255, 256):
+        inner = ilsvrc.tar_bytes({'a' * (length - 5) + '.JPEG': b'x'})
+        ilsvrc.write_tar(tmp_path / 'train.tar', {'n01440764.tar': inner})
+        if length == 255:
+            tars.index('train', tmp_path / 'train.tar', ['n01440764'])
+    assert 'has 256 bytes' in message_of(tars.index, 'train', tmp_path / 'train.tar', ['n01440764'])
 
 
 @case('xml_bytes')

@@ -13,24 +13,22 @@ inside an XML file may be '%s', so the name of the XML file itself is used. Upst
 import codecs
 import collections
 import contextlib
-import gzip
 import hashlib
 import json
 import os
 import pathlib
 import warnings
 import xml.etree.ElementTree as ET
-import zlib
 from collections.abc import Collection, Iterator
-from typing import IO, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 
 from official_resnet import bounds, files
-from official_resnet.building import tars
 from official_resnet.building.job import status
 from official_resnet.building.progress import Log
 from official_resnet.errors import UserError
+from official_resnet.inputs import archives
 
 BOXES, CSV = 'ILSVRC2012_bbox_train_v2.tar.gz', 'imagenet_2012_bounding_boxes.csv'
 _NO_END = 1 << 62
@@ -216,16 +214,18 @@ def tar_files(path: str | os.PathLike) -> Iterator[tuple[str, bytes]]:
     Raises:
         UserError: The tar file cannot be read, is damaged or cut off. A cut-off file may raise it only at the end.
     """
-    with files.read_errors(path, f'pass {BOXES}, or the folder that it unpacks to'), open(path, 'rb') as file:
-        is_packed = file.read(2) == b'\x1f\x8b'
-        file.seek(0)
+
+    def require_size(size) -> None:
+        bounds.require('unpacked_bytes', size, f"'{path}', unpacked,", 'get it again')
+
+    with files.read_errors(path, f'pass {BOXES}, or the folder that it unpacks to'):
         try:
-            with gzip.open(file) if is_packed else contextlib.nullcontext(file) as tar:
-                for member in tars.members(cast(IO[bytes], tar), 0, _NO_END, f"'{path}'"):
+            with archives.unpacked(path) as tar:
+                for member in archives.members(tar, 0, _NO_END, f"'{path}'"):
+                    require_size(member.offset_data + member.size)
                     if member.isreg():
                         tar.seek(member.offset_data)
                         yield member.name, tar.read(min(member.size, bounds.limit('xml_bytes') + 1))
-                while tar.read(1 << 16):  # gzip's checksum is at the very end
-                    pass
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                archives.read_rest(tar, require_size)
+        except archives.GZIP_ERRORS as error:
             raise UserError(f"'{path}' is a gzip file that is cut off or damaged ({error}); get it again") from None

@@ -11,12 +11,11 @@ import io
 import os
 import pathlib
 import re
-import tarfile
 
 from official_resnet import bounds, files
 from official_resnet.building import boxes
 from official_resnet.errors import UserError
-from official_resnet.inputs import other_datasets
+from official_resnet.inputs import archives, other_datasets
 from official_resnet.inputs.classes import canonical
 
 FILES = ('imagenet_2012_validation_synset_labels.txt', 'ILSVRC2012_devkit_t12.tar.gz', 'ILSVRC2012_bbox_val_v3.tgz')
@@ -87,8 +86,8 @@ def read_validation(path: str | os.PathLike) -> list[str]:
     path = pathlib.Path(path).expanduser()
     with files.read_errors(path, REMEDY):
         with open(path, 'rb') as file:
-            is_packed = file.read(2) == b'\x1f\x8b'
-        return _from_tar(path) if is_packed or tarfile.is_tarfile(path) else _from_list(path)
+            begin = file.read(archives.BLOCK)
+        return _from_tar(path) if begin.startswith(b'\x1f\x8b') or archives.is_tar(begin) else _from_list(path)
 
 
 def _from_list(path):

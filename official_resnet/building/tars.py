@@ -11,10 +11,9 @@ import hashlib
 import json
 import os
 import re
-import tarfile
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import IO, Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -23,14 +22,10 @@ from official_resnet.building.image_list import ROW_FIELDS, ImageList, Opener, o
 from official_resnet.building.job import Job
 from official_resnet.building.progress import Log, Progress
 from official_resnet.errors import UserError
+from official_resnet.inputs import archives
 
-BLOCK = 512  # bytes of a tar header
 _VALIDATION_NAME = re.compile(r'ILSVRC2012_val_(\d{8})\.JPEG')
 _PACKED_NAME = re.compile(r'n\d{8}\.(tar\.\w+|t[gbx]z2?|zip)')
-_PACKERS = (('gzip', b'\x1f\x8b'), ('bzip2', b'BZh'), ('xz', b'\xfd7zXZ'), ('zstd', b'\x28\xb5\x2f\xfd'))
-_UNPACK = 'images are read in place, so unpack it to a plain tar file first'
-_CUT_OFF = 'unexpected end of data'  # tarfile's message if another header should follow
-_BROKEN = (tarfile.TarError, ValueError, IndexError, KeyError, OverflowError)
 
 
 def index(
@@ -117,7 +112,7 @@ def _add_train(rows, file, labels):
             continue
         found.add(synset)
         end = member.offset_data + member.size
-        for inner in members(file, member.offset_data, end, f"'{_basename(member)}' in '{rows.path}'"):
+        for inner in archives.members(file, member.offset_data, end, f"'{_basename(member)}' in '{rows.path}'"):
             name = _basename(inner)
             if inner.isreg() and name.endswith('.JPEG') and not name.startswith('.'):
                 rows.add(inner, labels[synset])
@@ -150,51 +145,6 @@ def _add_validation(rows, file, labels, image_synsets):
     return [f'ILSVRC2012_val_{place + 1:08d}.JPEG' for place in np.flatnonzero(is_missing)]
 
 
-def members(file: IO[bytes], begin: int, end: int, where: str) -> Iterator[tarfile.TarInfo]:
-    """Yield the TarInfo of each member of the tar at bytes begin..end of a file. Offsets count from the file's start.
-
-    Raises:
-        UserError: The tar is compressed, damaged or cut off. `where` is its name in the message.
-    """
-    file.seek(begin)
-    magic = file.read(min(6, end - begin))
-    for packer, start in _PACKERS:
-        if magic.startswith(start):
-            raise UserError(f'{where} is compressed by {packer}; {_UNPACK}')
-    file.seek(begin)
-    headers, inside, offset = _Headers(file, end), '', begin
-    try:
-        tar: Any = tarfile.TarFile(fileobj=cast(IO[bytes], headers), mode='r')
-        while (member := tar.next()) is not None:
-            tar.members = []  # or tar would keep them all; the type stubs lack this list
-            inside, offset = f" at member '{member.name}'", member.offset
-            if member.size < 0 or member.issparse():
-                raise tarfile.ReadError('it has no plain size')
-            if tar.offset > end:
-                raise tarfile.ReadError(_CUT_OFF)
-            yield member
-            inside, offset = f" after member '{member.name}'", tar.offset
-        headers.seek(tar.offset)
-        last = headers.read(BLOCK)
-        if not last or last.strip(b'\0'):
-            raise tarfile.ReadError('no header' if last else _CUT_OFF)
-    except _BROKEN as error:
-        what = 'cut off' if str(error) == _CUT_OFF else 'damaged or not a tar file'
-        raise UserError(f'{where} is {what}: {error}{inside}, byte {offset}; get it again') from None
-
-
-class _Headers:
-    """A file for tarfile, which reads only headers: a read is small and ends at byte `end`."""
-
-    def __init__(self, file, end):
-        self.file, self.end, self.tell, self.seek = file, end, file.tell, file.seek
-
-    def read(self, size) -> bytes:
-        if size > bounds.limit('tar_header_bytes'):
-            raise tarfile.ReadError(f'a header of {size} bytes')
-        return self.file.read(max(0, min(size, self.end - self.tell())))
-
-
 class _Rows:
     """Growing rows of an ImageList. Numbers are in arrays, as a million Python objects take fifty times the memory."""
 
@@ -205,21 +155,23 @@ class _Rows:
 
     def outer_members(self, file) -> Iterator[Any]:
         """Yield the members of the outer tar."""
-        for member in members(file, 0, self.progress.total, f"'{self.path}'"):
+        for member in archives.members(file, 0, self.progress.total, f"'{self.path}'"):
             if _PACKED_NAME.fullmatch(_basename(member)):
-                raise UserError(f"'{_basename(member)}' in '{self.path}' is compressed; {_UNPACK}")
+                raise UserError(f"'{_basename(member)}' in '{self.path}' is compressed; {archives.UNPACK}")
             yield member
             self.progress.update_to(member.offset_data + member.size, f'{len(self.names)} images')
 
     def add(self, member, label) -> None:
-        self.names.append(os.fsencode(_basename(member)))
+        name = os.fsencode(_basename(member))
+        bounds.require('file_name_bytes', len(name), f"a name in '{self.path}'", 'get it again')
+        self.names.append(name)
         self.numbers.extend((member.offset_data, member.size, label))
 
     def skip(self, member) -> None:
         """Leave out a member: count it, and keep the names of the first ones. Folders are not counted."""
         if not member.isdir():
             self.num_skipped += 1
-            self.skipped += [_basename(member)] if len(self.skipped) < 3 else []
+            self.skipped += [_basename(member)[:200]] if len(self.skipped) < 3 else []
 
     def sorted(self, log) -> np.ndarray:
         """Return the rows ordered by label, then name. If two images have the same name, the later one stays."""

@@ -15,25 +15,24 @@ import logging
 import os
 import re
 import shutil
-import tarfile
 import time
 import urllib.error
 import urllib.request
-import zlib
 from pathlib import Path, PureWindowsPath
 
 from tqdm import tqdm
 
-from official_resnet import bounds, files, folders
-from official_resnet.errors import UserError, one_line
-from official_resnet.inputs import datasets, web
+from official_resnet import bounds, damage, files, folders
+from official_resnet.errors import Damaged, UserError, one_line
+from official_resnet.inputs import archives, datasets, web
 
 _LOG = logging.getLogger(__name__)
 SYNC_BYTES = 1 << 24  # bytes of a download after which it is flushed to the disk
 ATTEMPTS = 3  # connections per call of fetch
 RETRY_SECONDS = 1  # before the second attempt; twice that before the third
 DROPPED = (urllib.error.URLError, ConnectionError)  # raised when a connection fails
-DAMAGED = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)  # raised for a damaged archive
+# Errors of a file system which only the names in an archive cause, as each is unpacked into an empty folder.
+_OF_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 LOCAL_COPY = 'pass cifar10_download_and_extract.py another --url or a local --archive'
 MAKE_ROOM = 'free some space, or pass a --data_dir on another disk'
 
@@ -206,7 +205,9 @@ def extract(archive: str | os.PathLike, data_dir: str | os.PathLike, dataset: st
         unpacked = temp_dir / folder.name
         try:
             _unpack(archive, unpacked, row)
-        except DAMAGED as error:
+        except Exception as error:
+            if not _is_of_archive(error):
+                raise
             sizes = f'{_size(archive)} bytes, the official one has {row.size}'
             raise UserError(f"archive '{archive}' is truncated, damaged or not a tar.gz ({sizes}): {remedy}") from error
         for name, size in row.files.items():
@@ -221,6 +222,13 @@ def _parent_of(name, data_dir):
     if data_dir.exists() and not data_dir.is_dir():
         raise UserError(f"data_dir '{data_dir}' is a file: pass a folder")
     return data_dir.parent if data_dir.name == name else data_dir
+
+
+def _is_of_archive(error):
+    """Return whether an error of unpacking is the archive's fault, and not yet told."""
+    if isinstance(error, UserError):
+        return isinstance(error, Damaged)
+    return damage.is_damage(error) or (isinstance(error, OSError) and error.errno in _OF_NAMES)
 
 
 def _size(path):
@@ -337,22 +345,31 @@ def _ask(url, offset, remedy, authorization):
 
 def _unpack(archive, folder, row):
     """Unpack the files of the archive's folder of that name into `folder`. Refuse an archive with an unsafe member."""
-    with tarfile.open(archive, 'r:gz') as tar, _progress('extracting', sum(row.files.values())) as bar:
-        for member in tar:
+    wanted = sum(row.files.values())
+
+    def require_size(size) -> None:
+        what = f"archive '{archive}', beside the files of the data set,"
+        bounds.require('archive_rest_bytes', size - wanted, what, 'get it from a source you trust')
+
+    with gzip.open(archive) as tar, _progress('extracting', wanted) as bar:
+        for member in archives.members(tar, 0, 1 << 62, f"archive '{archive}'", 'archive_members'):
             name = PureWindowsPath(member.name)  # understands /, \ and drive letters, so it is safe on every system
             if name.anchor or '..' in name.parts or not (member.isreg() or member.isdir()):
-                fault = f"'{member.name}' is a link, a device or a path outside of the folder"
+                fault = f"'{archives.shown(member)}' is a link, a device or a path outside of the folder"
                 raise UserError(f"archive '{archive}' is refused: {fault}; get it from a source you trust")
+            require_size(member.offset_data + member.size)
             if member.isdir() or name.parts[:1] != (folder.name,):
                 continue
             target = folder.joinpath(*name.parts[1:])
             target.parent.mkdir(parents=True, exist_ok=True)
-            with tar.extractfile(member) as source, open(target, 'wb') as file:
-                while chunk := source.read(web.CHUNK):
+            tar.seek(member.offset_data)
+            with open(target, 'wb') as file:
+                left = member.size
+                while left and (chunk := tar.read(min(left, web.CHUNK))):
                     file.write(chunk)
+                    left -= len(chunk)
                     bar.update(len(chunk) if target.name in row.files else 0)
-        while tar.fileobj.read(web.CHUNK):  # gzip's checksum is at the very end
-            pass
+        archives.read_rest(tar, require_size)
 
 
 def _put_in_place(new, folder):

@@ -5,16 +5,14 @@ bytes, high byte first, and the values in C order. It is often compressed by gzi
 they begin with 0x00000803; labels are [n] and begin with 0x00000801. Source: http://yann.lecun.com/exdb/mnist/
 """
 
-import contextlib
-import gzip
 import math
 import os
 import struct
-import zlib
 
 import numpy as np
 
 from official_resnet import bounds, errors, files
+from official_resnet.inputs import archives
 
 _CHUNK = 1 << 20  # bytes
 _REMEDY = 'replace it, or pass another --data_dir'
@@ -51,18 +49,15 @@ def read_idx(
 
 def _read_idx_file(path, num_dimensions):
     """Return the values of an IDX file, a uint8 array with `num_dimensions` dimensions, each at least 1."""
-    with files.read_errors(path, 'pass another --data_dir'), open(path, 'rb') as file:
-        is_packed = file.read(2) == b'\x1f\x8b'
-        file.seek(0)
-        with gzip.open(file) if is_packed else contextlib.nullcontext(file) as unpacked:
-            try:
-                shape = _idx_shape(path, unpacked.read(4 + 4 * num_dimensions), num_dimensions)
-                size = math.prod(shape)
-                data = bytearray()  # grows as bytes arrive, because a header may declare any size
-                while len(data) <= size and (chunk := unpacked.read(min(_CHUNK, size + 1 - len(data)))):
-                    data += chunk
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise errors.UserError(f"'{path}' is a damaged gzip file ({error}); {_REMEDY}") from None
+    with files.read_errors(path, 'pass another --data_dir'), archives.unpacked(path) as file:
+        try:
+            shape = _idx_shape(path, file.read(4 + 4 * num_dimensions), num_dimensions)
+            size = math.prod(shape)
+            data = bytearray()  # grows as bytes arrive, because a header may declare any size
+            while len(data) <= size and (chunk := file.read(min(_CHUNK, size + 1 - len(data)))):
+                data += chunk
+        except archives.GZIP_ERRORS as error:
+            raise errors.UserError(f"'{path}' is a damaged gzip file ({error}); {_REMEDY}") from None
     if len(data) != size:
         found = f'is cut off after {len(data)} of' if len(data) < size else 'has more than'
         raise errors.UserError(f"'{path}' {found} the {size} bytes that its header declares; {_REMEDY}")
