@@ -216,8 +216,7 @@ class Trainer:
         self.evaluation: dict[str, float] = {}
         self.best: dict[str, Any] = {'accuracy': None, 'epoch': None}
         self.rows: list[dict[str, Any]] = []
-        self._data_info = {'class_names': list(self.data.class_names), 'num_pictures': self.data.num_images}
-        self._data_info |= {'class_ids': list(self.data.class_ids)} if self.data.class_ids else {}
+        self._data_info = datasets.describe(self.data, self.test)
         self.card = _card(config, self.test)
         self._saved_at = time.monotonic()
         self._resume()
@@ -409,17 +408,11 @@ class Trainer:
         if found:
             from official_resnet.training import same_run
 
-            arrays, state, path = found
-            same_run.require(self.config, self._data_info, state)
-            checkpoints.assign(self._variables(), arrays, path)
-            self.step, self.sums = state['step'], state['sums']
-            self.is_epoch_open = state.get('is_epoch_open', False)  # older checkpoints lack it
-            self.best, self.evaluation = state['best'], state['evaluation']
-            self.rows = state['rows'] if 'rows' in state else checkpoints.read_metrics(model_dir, self.step)
+            same_run.resume(self, self._variables(), self._data_info, found)
             if self.process.is_chief:
                 is_done = self.step >= self.last_step or self._why_stopped()
                 does = 'already finished:' if is_done else 'continuing from'
-                same_run.log_place(does, path, self.step // self.steps_per_epoch, self.config, state)
+                same_run.log_place(does, found[2], self.step // self.steps_per_epoch, self.config, found[1])
         elif self.config.pretrained:
             from official_resnet.training import transfer
 

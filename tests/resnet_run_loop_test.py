@@ -5,6 +5,7 @@ import functools
 import os
 import pathlib
 import re
+import shutil
 import signal
 import sys
 
@@ -197,6 +198,7 @@ def test_train_epochs_is_the_total_also_after_fields_were_added(cifar_dir, tmp_p
     state['uses_onednn'] = not onednn
     for name in ('optimizer', 'flip', 'num_train_images'):  # an older version stored none of them
         state['config'].pop(name)
+    del state['data']['train_content'], state['data']['test_content']
     state['config']['spec'].pop('bn_epsilon')  # the same of the network's fields
     checkpoints.save(path.parent, state['step'], arrays, state)
     with pytest.raises(UserError, match='--flip True, not False'):
@@ -223,6 +225,22 @@ def test_a_model_dir_of_another_run_is_refused_and_left_as_it_is(cifar_dir, unin
     with pytest.raises(UserError, match=f'--model_dir=.*{message}.*--model_dir'):
         resnet_run_loop.train(dataclasses.replace(make_config(cifar_dir, uninterrupted[0]), **change))
     assert [path.read_bytes() for path in files] == before
+
+
+@pytest.mark.parametrize('file,kind', [('data_batch_3.bin', 'training'), ('test_batch.bin', 'test')])
+def test_a_run_whose_data_has_changed_is_refused(cifar_dir, tmp_path, file, kind):
+    """One image of as many is another. In another folder, the same data is the same."""
+    shutil.copytree(cifar_dir, tmp_path / 'data')
+    config = make_config(cifar_dir, tmp_path / 'run', train_epochs=1)
+    train(config)
+    path = tmp_path / 'data' / 'cifar-10-batches-bin' / file
+    moved = dataclasses.replace(config, train_epochs=2).with_machine(data_dir=str(tmp_path / 'data'))
+    data = path.read_bytes()
+    path.write_bytes(data[:-3073] + data[:3073])
+    with pytest.raises(UserError, match=f'on other {kind} images; put back.*--model_dir'):
+        train(moved)
+    path.write_bytes(data)
+    assert train(moved).step == 2 * STEPS
 
 
 def test_nan_stops_with_step_and_rate_and_keeps_the_last_good_checkpoint(cifar_dir, tmp_path):

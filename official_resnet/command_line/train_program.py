@@ -123,20 +123,10 @@ def find_data(
         UserError: The data set is missing, incomplete or damaged, as far as datasets.require_data finds out.
     """
     dataset, data_dir = config.dataset, config.machine.data_dir
-    if options.download and not is_chief:
-        from official_resnet.training import workers
+    if dataset.startswith('tfds:') or (options.download and data_dir and datasets.is_missing(dataset, data_dir)):
+        from official_resnet.command_line import missing_data
 
-        workers.await_data(dataset, data_dir)
-    may_fetch = options.download and is_chief
-    if dataset.startswith('tfds:'):
-        devices.start_tensorflow(config.machine.inter_op_threads, config.machine.intra_op_threads)
-        from official_resnet.inputs import tfds_source
-
-        tfds_source.prepare(dataset, data_dir, may_fetch, has_one_size=not row.streams)
-    elif may_fetch and data_dir and datasets.is_missing(dataset, data_dir):
-        from official_resnet.inputs import download
-
-        download.fetch_missing(dataset, data_dir)
+        missing_data.fetch(config, options, row, is_chief)
     datasets.require_data(dataset, data_dir, config.folder_options(), splits)
 
 

@@ -115,9 +115,10 @@ def open_split(
     from official_resnet.inputs import in_memory
 
     images, labels = read_arrays(dataset, split, data_dir)
-    return in_memory.InMemorySplit(
+    split_of = in_memory.InMemorySplit(
         images, labels, info.num_classes, dataset, info.class_names, info.normalization, info.input_size
     )
+    return dataclasses.replace(split_of, origin=dataset if info.format == 'synthetic' else None)
 
 
 def require_data(
@@ -172,6 +173,13 @@ def find_folder(dataset: str, data_dir: str | os.PathLike | None) -> Path:
     fault = f'has no {name}' if path.exists() else 'does not exist'
     remedy = f'run {info.fetcher} --data_dir {data_dir} or pass another --data_dir'
     raise errors.UserError(f"data_dir '{data_dir}' {fault}; {remedy}")
+
+
+def describe(train: 'Split', test: 'Split') -> dict[str, Any]:
+    """Return what a checkpoint says of the data of its run, as JSON values. Another run's must be equal to continue."""
+    ids = {'class_ids': list(train.class_ids)} if train.class_ids else {}
+    contents = {'train_content': train.content(), 'test_content': test.content()}
+    return {'class_names': list(train.class_names), 'num_pictures': train.num_images, **ids, **contents}
 
 
 def is_missing(dataset: str, data_dir: str | os.PathLike) -> bool:

@@ -12,7 +12,7 @@ import itertools
 import os
 import pathlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,8 +36,11 @@ def open_split(dataset: str, split: str, options: Mapping[str, Any], views: View
     if views is None:
         from official_resnet.inputs import in_memory
 
-        pixels, labels, names = read(folder, split, **options)
-        return in_memory.InMemorySplit(pixels, labels, len(names), dataset, names, normalization)
+        pixels, labels, names, paths = _read(folder, split, **options)
+        content = images.content_of(paths)  # the files', because Pillow's versions differ in pixels
+        return in_memory.InMemorySplit(
+            pixels, labels, len(names), dataset, names, normalization, origin=f'{content} {pixels.shape}'
+        )
     from official_resnet.inputs import streamed
 
     listing = list_files(folder, options.get('validation_fraction', 0.1), seed)
@@ -51,22 +54,14 @@ def open_split(dataset: str, split: str, options: Mapping[str, Any], views: View
     return streamed.StreamedSplit(files, len(listing.classes), dataset, listing.classes, normalization, views)
 
 
-def read(
-    folder: str | os.PathLike,
-    split: str,
-    *,
-    image_size: int = 32,
-    channels: int = 3,
-    validation_fraction: float = 0.1,
-    seed: int = 0,
-    log: Callable = print,
-) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+def read(folder: str | os.PathLike, split: str, **options: Any) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Return one split: (images uint8 [n, image_size, image_size, channels], labels int32 [n], class names).
 
     Classes are numbered in the order of their names. The images are in a random order that depends on `seed` alone, so
     that the first n of them are a fair sample.
 
     Args:
+        folder, split: The folder, and 'train' or 'test'.
         image_size: Height and width, see `decode`.
         channels: 3 for RGB, 1 for grey.
         validation_fraction: Fraction of each class for 'test', at least one image; 1 leaves none for 'train'. Ignored
@@ -77,6 +72,11 @@ def read(
     Raises:
         UserError: There are fewer than two classes, a class has no readable image, or the images need too much memory.
     """
+    return _read(folder, split, **options)[:3]
+
+
+def _read(folder, split, *, image_size=32, channels=3, validation_fraction=0.1, seed=0, log=print):
+    """Return what `read` returns, and the paths of all images, also of those that are left out."""
     from PIL import Image
 
     listing = list_files(folder, validation_fraction, seed)
@@ -96,7 +96,7 @@ def read(
     with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor() as pool:
         list(pool.map(decode_one, range(len(paths))))
     labels = _leave_out(failures, paths, labels, listing, split, folder, log)
-    return np.delete(pixels, list(failures), axis=0) if failures else pixels, labels, listing.classes
+    return np.delete(pixels, list(failures), axis=0) if failures else pixels, labels, listing.classes, paths
 
 
 def _fault_of(path):

@@ -24,17 +24,18 @@ Threads decode at the same time while their images have at most PIXELS_AT_A_TIME
 import contextlib
 import ctypes
 import dataclasses
+import hashlib
 import io
 import os
 import pathlib
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from official_resnet import damage
+from official_resnet import damage, files
 from official_resnet.inputs import jpeg
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ MAX_PIXELS = 178_956_970  # twice Pillow's MAX_IMAGE_PIXELS, above which it refu
 PIXELS_AT_A_TIME = 2**27  # that all threads decode at once; Pillow needs 4 bytes for a pixel of RGB, so 0.5 GB
 LARGE_PIXELS = 2**24  # the memory of a larger image is given back to the system at once
 DRAFT_PIXELS = 2**25  # libjpeg reduces a JPEG that has more pixels as it decodes it, if a small image is wanted
+NUM_SAMPLES, SAMPLE_BYTES = 200, 2**16  # by which a run knows that its images are still those with which it began
 QUALITY = 100  # of images that are encoded again, as in TensorFlow's own build script
 
 
@@ -254,6 +256,23 @@ def find_files(
             if not name.startswith('.'):
                 found[is_wanted(f'{parent}/{name}')].append(pathlib.Path(parent, name))
     return found[True], found[False]
+
+
+def content_of(paths: Sequence[str | os.PathLike]) -> str:
+    """Return a hash of the sizes of files, in this order, and of the beginnings of NUM_SAMPLES of them."""
+    digest = hashlib.sha256()
+    for i, path in enumerate(paths):
+        with files.read_errors(path, 'put it back'):
+            digest.update(b'%d ' % os.path.getsize(path))
+            if i in samples(len(paths)):
+                with open(path, 'rb') as file:
+                    digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def samples(count: int) -> range:
+    """Return up to twice NUM_SAMPLES numbers in 0..count-1, the first among them, evenly spread."""
+    return range(0, count, max(1, count // NUM_SAMPLES))
 
 
 def is_jpeg_name(path: str) -> bool:

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -71,6 +72,17 @@ class Shards(streamed.Source):
         self._begins = np.concatenate([places[:-1] for places in offsets])
         self._ends = np.concatenate([places[1:] for places in offsets])
         self._open = functools.lru_cache(OPEN_FILES)(lambda i: open(self.paths[i], 'rb', buffering=0))
+
+    def content(self) -> str:
+        digest = hashlib.sha256()
+        for path in self.paths:
+            with files.read_errors(path, 'put it back'):
+                digest.update(b'%d ' % os.path.getsize(path))
+        for row in images.samples(self.num_images):
+            with files.read_errors(self.paths[self.shard_numbers[row]], 'put it back'):
+                file = self._open(self.shard_numbers[row])
+                digest.update(tfrecords.checksum_at(file.fileno(), int(self._ends[row])))
+        return digest.hexdigest()
 
     def _read_one(self, row):
         path = self.paths[self.shard_numbers[row]]

@@ -103,7 +103,13 @@ class Split(Protocol):
         """
 
     def fingerprint(self) -> str:
-        """Return a hash of everything that evaluation's batches depend on."""
+        """Return a hash of everything that evaluation's batches depend on; of the images, of their `content`."""
+
+    def content(self) -> str:
+        """Return a hash of a sample of the images, of their number and sizes, and of the labels, in milliseconds.
+
+        It is the same on all machines and wherever the data is, and changes if images are replaced or reordered.
+        """
 
     def input_errors(self) -> AbstractContextManager:
         """Return a context manager that turns TensorFlow's report of an unreadable image into a UserError."""

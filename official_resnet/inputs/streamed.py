@@ -144,10 +144,13 @@ class StreamedSplit:
         return dataclasses.replace(split, outputs=after)
 
     def fingerprint(self) -> str:
-        """Return a hash of everything evaluation depends on. The names and sizes of files stand for their content."""
+        """Return a hash of everything evaluation depends on. A sample of the images stands for all, see `content`."""
         outputs = () if self.outputs is None else (self.outputs,)
-        text = repr((files_fingerprint(self.source.paths), self.num_images, self.normalization, self.views, *outputs))
+        text = repr((files_fingerprint(self.source.paths), self.content(), self.normalization, self.views, *outputs))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def content(self) -> str:
+        return hashlib.sha256(f'{self.source.content()} {self.num_images}'.encode()).hexdigest()
 
     @contextlib.contextmanager
     def input_errors(self) -> Iterator[None]:
@@ -221,6 +224,10 @@ class Source(abc.ABC):
         return result
 
     @abc.abstractmethod
+    def content(self) -> str:
+        """Return a hash of the sizes of the files and of a sample of images, see split.Split.content."""
+
+    @abc.abstractmethod
     def _read_one(self, row: int) -> bytes:
         """Return one encoded image."""
 
@@ -235,6 +242,9 @@ class Files(Source):
     def __init__(self, paths: Sequence[str | os.PathLike], labels: Sequence[int]):
         super().__init__(paths, len(paths), np.zeros(len(paths), np.int32))
         self._labels = np.asarray(labels, np.int32)
+
+    def content(self) -> str:
+        return images.content_of(self.paths) + hashlib.sha256(self._labels.astype('<i4').tobytes()).hexdigest()
 
     def _read_one(self, row):
         path = self.paths[row]

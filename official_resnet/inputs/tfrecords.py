@@ -68,6 +68,11 @@ def read_at(descriptor: int, offset: int, end: int, path: str | os.PathLike) -> 
     return data
 
 
+def checksum_at(descriptor: int, end: int) -> bytes:
+    """Return the checksum that stands at the end of a record, of which nothing else is read."""
+    return os.pread(descriptor, FOOTER_BYTES, end - FOOTER_BYTES)
+
+
 def encode_example(features: dict[str, Any]) -> bytes:
     """Return the serialized tf.train.Example of {key: values}, always the same bytes for the same features.
 

@@ -17,16 +17,28 @@ from official_resnet.training import devices
 from official_resnet.training.config import MachineConfig, Schedule, TrainConfig, flags_of
 
 IDENTITY = tuple(field.name for field in dataclasses.fields(TrainConfig) if field.metadata.get('is_identity'))
+_CONTENTS = {'train_content': 'training images', 'test_content': 'test images'}
 _PREFIXES = {'': TrainConfig, 'machine.': MachineConfig, 'schedule.': Schedule, 'views.': Views, 'spec.': ResNetSpec}
 _FLAGS = {
     f'{prefix}{field.name}': f'--{flag}' for prefix, part in _PREFIXES.items() for flag, field in flags_of(part).items()
 }
 
 
-def require(ours: TrainConfig, data: dict, state: dict) -> None:
-    """Raise UserError if a run of a config, on data of this description, may not continue from a stored state."""
-    require_same_run(ours, TrainConfig.from_json(state['config']))
-    require_same_data(data, state['data'], ours.machine.model_dir)
+def resume(trainer: Any, variables: dict[str, Any], data: dict, found: tuple[dict, dict, pathlib.Path]) -> None:
+    """Make a resnet_run_loop.Trainer continue from a checkpoint, which must be of its run and of its `data`.
+
+    `found` is the result of checkpoints.restore_latest, and `data` that of datasets.describe.
+    """
+    arrays, state, path = found
+    model_dir = trainer.config.machine.model_dir
+    require_same_run(trainer.config, TrainConfig.from_json(state['config']))
+    require_same_data(data, state['data'], model_dir)
+    checkpoints.assign(variables, arrays, path)
+    trainer.step, trainer.sums = state['step'], state['sums']
+    trainer.is_epoch_open = state.get('is_epoch_open', False)  # older checkpoints lack it
+    trainer.best, trainer.evaluation = state['best'], state['evaluation']
+    last_row = trainer.step - int(trainer.is_epoch_open)  # an open epoch will be evaluated, and logged, again
+    trainer.rows = state['rows'] if 'rows' in state else checkpoints.read_metrics(model_dir, last_row)
 
 
 def require_same_run(ours: TrainConfig, theirs: TrainConfig) -> None:
@@ -48,6 +60,11 @@ def require_same_data(ours: dict, theirs: dict, model_dir: str | None) -> None:
     """Raise UserError if a run would be continued or evaluated on other data: a field of `ours` differs."""
     for name, value in ours.items():
         stored = theirs.get(name, value)  # an older version did not store it
+        if name in _CONTENTS and value != stored:
+            raise UserError(
+                f'--model_dir={model_dir} holds a run on other {_CONTENTS[name]}; put back those with which it began, '
+                'or pass another --model_dir, or --clean to delete it'
+            )
         if len({classes.canonical(json.dumps(one, ensure_ascii=False)) for one in (value, stored)}) > 1:
             raise UserError(
                 f'--model_dir={model_dir} holds a run on data with {difference(name, value, stored)}; '

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from fixtures import writers
 from fixtures.batches import labels_of, message_of
+from fixtures.imagenet_shards import encoded, write_shards
+from PIL import Image
 
 from official_resnet.inputs import augmentation, datasets, download, other_datasets
 from official_resnet.inputs.normalization import NORMALIZATIONS
+from official_resnet.inputs.views import Views
 
 MNIST = 'train-images-idx3-ubyte train-labels-idx1-ubyte t10k-images-idx3-ubyte t10k-labels-idx1-ubyte'.split()
 
@@ -136,3 +139,47 @@ def test_mnist_batches_are_32_x_32_in_0_to_1(tmp_path):
         for step, (images, labels) in enumerate(dataset.as_numpy_iterator()):
             crops = augmentation.pad_crop_flip(train.images[labels], np.array([6, step]), flip=flip, size=32)
             np.testing.assert_allclose(images, crops / np.float32(255), rtol=1e-6)
+
+
+def content(folder, kind, change=0):
+    """Write 15 images with 3 labels as a kind of data, with another value in one row of one image, and hash a split."""
+    images = np.random.default_rng(0).integers(0, 256, (15, 32, 32, 3)).astype(np.uint8)
+    images[7, 20] += np.uint8(change)
+    labels, name, views = np.arange(15) % 3, f'folder:{folder}', Views() if kind == 'streamed' else None
+    folder.mkdir()
+    if kind == 'cifar10':
+        for i in range(5):
+            writers.write_cifar(
+                folder / f'data_batch_{i + 1}.bin', images[3 * i : 3 * i + 3], labels[3 * i : 3 * i + 3]
+            )
+    elif kind in ('mnist', 'packed mnist'):
+        for file, values in zip(MNIST, (images[:, :28, :28, 0], labels.astype(np.uint8)), strict=False):
+            writers.write_idx(folder / (file + '.gz' * (kind != 'mnist')), values)
+    elif kind == 'imagenet':
+        encoded_images = [encoded(image, quality=90) for image in images]
+        write_shards(folder, [(image, label, []) for image, label in zip(encoded_images, labels.tolist(), strict=True)])
+    elif kind != 'synthetic':  # files of the same size
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            for split in ('train', 'test'):
+                (folder / split / str(label)).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(folder / split / str(label) / f'{i}.bmp')
+    name = kind.removeprefix('packed ') if kind not in ('folder', 'streamed') else name
+    return datasets.open_split(name, 'train', data_dir=folder, views=views).content()
+
+
+@pytest.mark.parametrize(
+    'kind, expected',
+    [
+        ('cifar10', 'acf76c4e'),
+        ('mnist', 'c7238bf2'),
+        ('packed mnist', 'c7238bf2'),
+        ('folder', 'd308b1d0'),
+        ('streamed', '2d4325b8'),
+        ('imagenet', ''),
+        ('synthetic', 'bafbcf6d'),
+    ],
+)
+def test_content_is_the_same_in_another_folder_and_on_another_machine(tmp_path, kind, expected):
+    """It changes with 96 (MNIST: 28) of 46,080 values."""
+    found = [content(tmp_path / name, kind, change) for name, change in (('one', 0), ('other', 0), ('changed', 1))]
+    assert found[0].startswith(expected) and found[1] == found[0] and (found[2] == found[0]) == (kind == 'synthetic')

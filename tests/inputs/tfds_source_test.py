@@ -58,6 +58,8 @@ def test_a_split_of_tfds_by_name(tiny_images):
     assert (train.num_classes, train.class_names) == (3, ('ant', 'bee', 'cat'))
     test = datasets.open_split('tfds:tiny_images', 'test', data_dir=str(tiny_images))  # that is, 'validation'
     assert [len(labels) for labels in labels_of(test.evaluation_batches(3))] == [3, 1]
+    again = datasets.open_split('tfds:tiny_images', 'train', data_dir=tiny_images)
+    assert again.content() == train.content() != test.content()
 
 
 def test_what_is_missing_is_said_and_not_fetched_unasked(tmp_path, monkeypatch):
