@@ -10,6 +10,7 @@ OUTPUT/<name>-00003-of-01024             a finished shard
 """
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -106,6 +107,8 @@ class Job:
             ):  # another build holds it, or has just removed it
                 self.lock = lock = files.lock(f'{self.folder}/lock')
                 if os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name)):
+                    for part in itertools.chain(*map(pathlib.Path(self.folder).glob, ('*.part', 'part.*'))):
+                        part.unlink()  # a killed build left it
                     return
             if time.monotonic() > end:
                 raise UserError(

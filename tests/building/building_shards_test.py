@@ -266,6 +266,23 @@ def test_a_process_that_is_killed_is_reported(tmp_path, simple, waiting):
     assert sorted(os.listdir(tmp_path / 'job.out')) == sorted([*contents(tmp_path / 'job.out'), 'train.manifest.json'])
 
 
+def test_what_a_killed_build_left_is_deleted_under_the_lock(tmp_path, monkeypatch):
+    folder = tmp_path / '.train.progress'
+    folder.mkdir()
+    left, kept = ('train-00001-of-00002.part', 'part.images.npy', 'part.job.json'), ('images.npy', 'a.part.b')
+    monkeypatch.setattr(job, 'LOCK_SECONDS', 0)
+    with contextlib.closing(job.Job(tmp_path, 'train', 2)) as ours:
+        ours.open('x')
+        for name in (*left, *kept):
+            (folder / name).write_text('x')
+        with pytest.raises(errors.UserError, match='another build is writing'):
+            job.Job(tmp_path, 'train', 2).open('x')
+        assert {*left, *kept} <= {path.name for path in folder.iterdir()}
+    with contextlib.closing(job.Job(tmp_path, 'train', 2)) as ours:
+        ours.open('x')
+        assert {path.name for path in folder.iterdir()} == {*kept, 'lock', 'job.json'}
+
+
 def test_progress_without_a_terminal(tmp_path, simple, monkeypatch):
     monkeypatch.setattr(progress, 'SECONDS', 0)
     lines = []
