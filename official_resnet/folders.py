@@ -23,12 +23,12 @@ def require_no_pattern(path: str | os.PathLike, what: str = '', reader: str = 'T
 
 @contextlib.contextmanager
 def temporary(place: str | os.PathLike, name: str) -> Iterator[pathlib.Path]:
-    """Yield a new folder `part.<name>.<8 characters>` in `place`, which is deleted at the end.
+    """Yield a new folder `.part.<name>.<8 characters>` in `place`, which is deleted at the end.
 
     First, those of this name that killed processes left are deleted: a process locks its folder as long as it lives.
     Where a file system has no such locks, they stay.
     """
-    prefix = f'part.{name}.'
+    prefix = f'.part.{name}.'
     for left in os.listdir(place):
         if re.fullmatch(re.escape(prefix) + '[a-z0-9_]{8}', left):
             with contextlib.suppress(OSError), _locked(f'{place}/{left}'):  # BlockingIOError if its process lives
@@ -42,13 +42,26 @@ def temporary(place: str | os.PathLike, name: str) -> Iterator[pathlib.Path]:
 
 
 def put_in_place(part: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Do for a folder what files.put_in_place does for a file. There is no `path` yet, or it is an empty folder."""
+    """Flush a folder with its files to the disk and rename it, so that a power failure leaves no file zero or cut.
+
+    If there is a folder `path` already, the new files replace those of the same names one by one; other files stay.
+    """
     for parent, _, names in os.walk(os.fspath(part)):
         for name in names:
             if not os.path.islink(f'{parent}/{name}'):
                 files.sync(f'{parent}/{name}')
         files.sync(parent)
-    files.put_in_place(part, path)
+    _move(os.fspath(part), os.fspath(path))
+
+
+def _move(part, path):
+    if not os.path.isdir(path):
+        files.put_in_place(part, path)
+        return
+    for name in sorted(os.listdir(part)):
+        (_move if os.path.isdir(f'{part}/{name}') else os.replace)(f'{part}/{name}', f'{path}/{name}')
+    files.sync(path)
+    os.rmdir(part)
 
 
 @contextlib.contextmanager

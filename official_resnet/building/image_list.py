@@ -15,7 +15,7 @@ from typing import IO
 
 import numpy as np
 
-from official_resnet import files
+from official_resnet import files, folders
 from official_resnet.building.progress import Log, Progress
 from official_resnet.errors import UserError
 from official_resnet.inputs import classes
@@ -112,15 +112,18 @@ class ImageList:
 def extract(images: ImageList, folder: pathlib.Path, log: Log = print) -> None:
     """Write each image to `<folder>/<class>/<name>`, unless it is there in full size."""
     count = 0
-    with Progress(f'unpacking to {folder}', len(images), log) as progress:
-        for i in range(len(images)):
-            path = folder / images.synset(i) / images.basename(i)
-            if not path.is_file() or path.stat().st_size != images.rows[i]['size']:
-                files.make_folder(path.parent)
-                with files.replacing(path, part=folder / '.part') as part:  # hidden, as it is no image yet
-                    part.write_bytes(images.read_bytes(i))
-                count += 1
-            progress.update()
+    files.make_folder(folder)
+    with Progress(f'unpacking to {folder}', len(images), log) as progress, folders.temporary(folder, 'images') as new:
+        for synset, group in itertools.groupby(range(len(images)), images.synset):
+            part = new / synset
+            part.mkdir(parents=True, exist_ok=True)
+            for i in group:
+                path = folder / synset / images.basename(i)
+                if not path.is_file() or path.stat().st_size != images.rows[i]['size']:
+                    (part / path.name).write_bytes(images.read_bytes(i))
+                    count += 1
+                progress.update()
+            folders.put_in_place(part, folder / synset)  # a class at once, because flushing image by image is slow
     log(f'{len(images)} images are in {folder}, {count} of them newly written')
 
 

@@ -102,7 +102,7 @@ def fetch_missing(dataset: str, data_dir: str | os.PathLike) -> None:
         for name, (size, md5) in rows.items():
             if _size(part / name) != size:  # otherwise an interrupted run has fetched and checked it
                 fetch(url + name, part / name, size, md5, remedy)
-        _put_in_place(part, folder)
+        folders.put_in_place(part, folder)
     _LOG.info(f'{dataset} is in {folder}')
 
 
@@ -213,7 +213,7 @@ def extract(archive: str | os.PathLike, data_dir: str | os.PathLike, dataset: st
         for name, size in row.files.items():
             if problem := _mismatch(unpacked / name, size, None):
                 raise UserError(f"archive '{archive}': {folder.name}/{name} {problem}; {remedy}")
-        _put_in_place(unpacked, folder)
+        folders.put_in_place(unpacked, folder)
     return folder
 
 
@@ -370,16 +370,6 @@ def _unpack(archive, folder, row):
                     left -= len(chunk)
                     bar.update(len(chunk) if target.name in row.files else 0)
         archives.read_rest(tar, require_size)
-
-
-def _put_in_place(new, folder):
-    """Rename a folder from `new` to `folder`. If that exists, the files of `new` replace those of the same names."""
-    if not folder.is_dir():
-        folders.put_in_place(new, folder)
-        return
-    for path in sorted(new.iterdir()):
-        (_put_in_place if path.is_dir() else files.put_in_place)(path, folder / path.name)
-    new.rmdir()
 
 
 def _progress(what, total, done=0):

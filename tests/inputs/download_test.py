@@ -285,9 +285,9 @@ def test_an_incomplete_folder_is_completed_file_by_file(done, archive, data_dir,
 
 def test_what_a_killed_extraction_left_is_deleted_at_the_next(archive, data_dir):
     """But no folder of a process that lives, and none that is called differently."""
-    kept = [f'part.{FOLDER}.mine', f'part.{FOLDER}.abcdefghi', f'.part.{FOLDER}.abcdefgh', f'part.{FOLDER}.linklink']
+    kept = [f'.part.{FOLDER}.mine', f'.part.{FOLDER}.abcdefghi', f'part.{FOLDER}.abcdefgh', f'.part.{FOLDER}.linklink']
     with folders.temporary(data_dir, FOLDER) as living:
-        for name in (f'part.{FOLDER}.abcdefgh', *kept[:-1]):
+        for name in (f'.part.{FOLDER}.abcdefgh', *kept[:-1]):
             (data_dir / name).mkdir()
             (data_dir / name / 'file').write_bytes(b'x')
         (data_dir / kept[-1]).symlink_to(data_dir / kept[0])
