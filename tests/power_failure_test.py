@@ -1,6 +1,7 @@
 """After a power failure, what a program wrote under a final name is whole, and what it reported as written is there."""
 
 import functools
+import importlib
 import os
 import pathlib
 
@@ -75,6 +76,13 @@ def build(root, get):
     assert len(list(root.rglob('*.JPEG'))) == len(layout.train) + len(layout.validation)
 
 
+def write_by_beam(root, get):
+    beam = importlib.import_module('official_resnet.building.beam')
+    job = beam.BeamJob(root / 'out', 'train', 1)
+    job.write_shard(0, lambda file: {'bytes': file.write(b'x' * 100)})
+    job.save(Options(), f'{job.folder}/options')
+
+
 def fetch(root, get):
     """Download an archive and unpack it, into an incomplete folder too; download a set of files."""
     patch, row = get('monkeypatch'), download.ARCHIVES['cifar10']
@@ -113,6 +121,7 @@ def experiment(root, get):
 
 
 WRITERS = [train, train_on_features, export_and_explain, convert_both_ways, build, fetch, index_shards, experiment]
+WRITERS += [pytest.param(write_by_beam, marks=pytest.mark.beam)]
 
 
 @pytest.fixture

@@ -55,14 +55,19 @@ class BeamJob(Job):
     def writing(self, path: str, part: str | None = None) -> Iterator[IO[bytes]]:
         """Yield a file to write. It becomes `path` when the block ends; on an error it is deleted."""
         part = f'{part or path}.{uuid.uuid4().hex}'  # a runner may build a shard twice at the same time
+        if '://' not in path:
+            files.make_folder(os.path.dirname(path))
         try:
             with FileSystems.create(part, **_UNCHANGED) as file:
                 yield file
         except BaseException:
             _delete(part)
             raise
-        _delete(path)  # because HDFS does not rename a file to an existing name
-        FileSystems.rename([part], [path])
+        if '://' in path:
+            _delete(path)  # because HDFS does not rename a file to an existing name
+            FileSystems.rename([part], [path])
+        else:  # Beam does not flush files to the disk
+            files.put_in_place(part, path)
 
     def remove(self) -> None:
         """Delete the folder of the job, or, on a file system without folders, the files whose names begin with it."""
