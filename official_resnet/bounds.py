@@ -29,6 +29,7 @@ BOUNDS = {
     'meeting_callers': Bound(64, 'connections', 'callers who have not said who they are', 'workers say it at once'),
     'meeting_seconds': Bound(600, 'seconds', 'the wait for the last worker', 'schedulers start a job within minutes'),
     'download_bytes': Bound(1 << 38, 'bytes', 'a download whose size is not known', 'ILSVRC2012 has a file of 148 GB'),
+    'kit_bytes': Bound(1 << 30, 'bytes', "a download of ILSVRC2012's devkit or boxes", 'they have about 20 MB'),
     'least_speed': Bound(1000, 'bytes per second', 'a download, from below', 'CIFAR-10 would take two days'),
     'slow_seconds': Bound(60, 'seconds', 'the time over which a speed is measured', 'networks pause'),
     'silence_seconds': Bound(30, 'seconds', 'the wait for a byte', 'networks pause'),

@@ -21,7 +21,7 @@ from fixtures.batches import message_of
 from fixtures.networks import TINY, save_network
 
 from official_resnet import bounds, resnet_spec, resnet_variants
-from official_resnet.building import boxes, tars
+from official_resnet.building import boxes, downloads, tars
 from official_resnet.inference import card_reader, keras_files
 from official_resnet.inputs import download, idx, web
 from official_resnet.training import meeting, workers
@@ -170,6 +170,19 @@ def _(tmp_path, set_limit):
     set_limit('download_bytes', 5000)
     with hostile_servers.serve(hostile_servers.RIGHT['no length']) as url:
         download.fetch(url, tmp_path / 'file')
+
+
+@case('kit_bytes')
+def _(tmp_path, set_limit):
+    for limit in (4999, 5000):
+        set_limit('kit_bytes', limit)
+        for name in ('no length', 'a length'):
+            with hostile_servers.serve(hostile_servers.RIGHT[name]) as url:
+                args = downloads.Plan(tmp_path, {}, url), [downloads.DEVKIT], None, print
+                if limit == 5000:
+                    downloads._download(*args)
+                else:
+                    assert ' 4999 ' in message_of(downloads._download, *args) and not list(tmp_path.iterdir())
 
 
 @case('noise_bytes')

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from official_resnet import files
+from official_resnet import bounds, files
 from official_resnet.building import labels
 from official_resnet.building.boxes import BOXES, CSV
 from official_resnet.building.job import Job, status
@@ -183,7 +183,8 @@ def _download(plan, wanted, authorization, log):
         remedy = f"correct {' and '.join(CREDENTIALS)}, or put {name} into '{plan.data_dir}' yourself"
         log(f'downloading {address} to {plan.data_dir}')
         try:
-            download.fetch(address, path, size, remedy=remedy, authorization=authorization)
+            most = bounds.limit('kit_bytes') if name in (BOXES, DEVKIT) else None
+            download.fetch(address, path, size, remedy=remedy, authorization=authorization, most=most)
         except UserError as error:
             if name != BOXES:
                 raise

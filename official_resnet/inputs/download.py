@@ -148,6 +148,7 @@ def fetch(
     md5: str | None = None,
     remedy: str = LOCAL_COPY,
     authorization: str | None = None,
+    most: int | None = None,
 ) -> None:
     """Download `url` to `path`, continuing the `<path>.part` that an interrupted run left.
 
@@ -159,6 +160,7 @@ def fetch(
         size, md5: The expected size in bytes and MD5 in hexadecimal digits. None is not checked.
         remedy: What the user can do if the connection fails; errors end with it.
         authorization: Value of the HTTP header of that name. It is not sent to the target of a redirect.
+        most: The largest number of bytes if `size` is None, by default `download_bytes`.
 
     Raises:
         UserError: No internet connection, an HTTP error, a wrong size or MD5, or too little space on the disk.
@@ -176,7 +178,7 @@ def fetch(
         for attempt in range(ATTEMPTS):
             time.sleep(attempt * RETRY_SECONDS)
             try:
-                _download_rest(url, part, size, remedy, authorization)
+                _download_rest(url, part, size, remedy, authorization, most)
                 break
             except DROPPED as error:
                 if isinstance(error, urllib.error.URLError) or attempt == ATTEMPTS - 1:
@@ -273,11 +275,11 @@ def _downloaded(row, data_dir, md5, url):
         return path
     _require_space(data_dir, row.size + sum(row.files.values()) - _size(f'{path}.part'))
     _LOG.info(f'downloading {url} ({row.size / 1e6:.0f} MB) to {path}')
-    fetch(url, path, size, md5)
+    fetch(url, path, size, md5, most=sum(row.files.values()) + bounds.limit('archive_rest_bytes'))
     return path
 
 
-def _download_rest(url, part, size, remedy, authorization):
+def _download_rest(url, part, size, remedy, authorization, most):
     """Append the missing bytes to `part`. Raise one of DROPPED if the server stops early."""
     offset = _size(part)
     if offset and offset == size:
@@ -299,8 +301,10 @@ def _download_rest(url, part, size, remedy, authorization):
         if size is not None and total != size:
             problem = f'has {total} bytes instead of {size} (a login page, or another file)'
             raise UserError(f'{url} {problem}: correct the address, or {remedy}')
-        most = bounds.limit('download_bytes') if total is None else total
-        bounds.require('download_bytes', most, url, remedy)
+        most = most or bounds.limit('download_bytes')
+        if size is None and (total or 0) > most:
+            raise UserError(f'{url} has {total} bytes, more than the {most} that are read; {remedy}')
+        most = most if total is None else total
         _require_space(part.parent, (total or 0) - start)
         num_bytes = start
         with open(part, 'ab' if resumed else 'wb') as file, _progress(part.stem, total, start) as bar:
