@@ -14,11 +14,21 @@ from official_resnet.errors import UserError
 
 
 def require_no_pattern(path: str | os.PathLike, what: str = '', reader: str = 'TensorFlow') -> None:
-    """Raise UserError if `reader` would take a path for the pattern of several. `what` precedes it in the message."""
+    """Raise UserError if `reader` would take a path for the pattern of several, or takes none that is not text.
+
+    `what` precedes the path in the message.
+    """
+    require_text(path, what, reader)
     if re.search(r'[*?\[\\]', str(path)):
         raise UserError(
             f'{what}{path}: to {reader}, *, ?, [ and \\ in a path are a pattern; rename it, or pass another'
         )
+
+
+def require_text(path: str | os.PathLike, what: str = '', reader: str = 'TensorFlow') -> None:
+    """Raise UserError if a path has bytes that are not UTF-8, which `reader` does not take."""
+    if re.search('[\udc80-\udcff]', str(path)):  # how Python keeps such bytes
+        raise UserError(f'{what}{path}: to {reader}, a path must be UTF-8 text; rename it, or pass another')
 
 
 @contextlib.contextmanager

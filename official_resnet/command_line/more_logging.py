@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from official_resnet import files
+from official_resnet import files, folders
 from official_resnet.command_line.flags import RunOptions
 from official_resnet.errors import UserError
 from official_resnet.training import devices
@@ -93,6 +93,7 @@ def callbacks_of(config: TrainConfig, options: RunOptions, hooks: set[str]) -> l
     if options.enable_tensorboard or profile_steps:
         if not importlib.util.find_spec('tensorboard'):  # without it, nothing could show what Keras writes
             raise UserError("TensorBoard is not installed; pip install 'official-resnet[plots]'")
+        folders.require_text(config.machine.model_dir or '', '--model_dir=', 'TensorBoard')
         profile = tuple(map(int, profile_steps.split(','))) if profile_steps else 0
         chosen.append(keras.callbacks.TensorBoard(config.machine.model_dir, write_graph=False, profile_batch=profile))
     return chosen

@@ -1,6 +1,7 @@
 """Run a program: parse its arguments, call it, print one line for an error, return the exit code."""
 
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -16,6 +17,7 @@ from official_resnet.errors import Interrupted, UserError, one_line
 if TYPE_CHECKING:
     from official_resnet.command_line.flags import Program
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 HELP = {'-h', '--help', '--helpshort', '--helpfull'}
 
 
@@ -42,14 +44,49 @@ def run_program(
         takes_arguments: Whether arguments may follow the flags; then body(values, arguments) is called.
     """
     name, is_process = os.path.basename(argv[0]).removesuffix('.py'), argv is sys.argv
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        from official_resnet.command_line import closed_streams
+
+        closed_streams.replace()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a path may have bytes that are not text
         sys.stdout.reconfigure(errors='backslashreplace')
-    if HELP.intersection(argv[1:]):
-        with reader_may_leave():
-            from official_resnet.command_line import usage
+    try:
+        with _printed_log():
+            code = _run(argv, doc, values, body, row, takes_arguments)
+            sys.stdout.flush()  # whose errors would be a traceback after the end
+            return code
+    except Interrupted as interruption:
+        with contextlib.suppress(OSError):  # nothing reads its output any more
+            print(interruption, end='\n' if str(interruption) else '', flush=True)
+        return end_now(128 + interruption.signal_number) if is_process else 128 + interruption.signal_number
+    except UserError as error:
+        return _fail(name, error)
+    except BrokenPipeError:
+        _drop_output()
+        return _fail(name, 'stopped, because nothing reads its output any more; run the same command again')
+    except OSError as error:
+        what = ''
+        if error.errno in _FULL and not error.filename:  # files have names
+            what = 'standard output cannot be written: '
+            _drop_output()
+        return _fail(name, f'{what}{error}; {files.advice(error, "fix that")} and run the same command again')
+    except _out_of_memory() as error:
+        reason = (str(error).splitlines() or ['none is free'])[0]
+        return _fail(name, f'out of memory ({reason}); use less, for example by a smaller --batch_size')
+    except KeyboardInterrupt:
+        print(f'{name}: stopped; run the same command again', file=sys.stderr)
+        return 130
 
+
+def _run(argv, doc, values, body, row, takes_arguments):
+    """Print the help, or parse argv and call the body; return the exit code."""
+    if HELP.intersection(argv[1:]):
+        from official_resnet.command_line import usage
+
+        with reader_may_leave():
             print(usage.help_of(argv, doc, values, row))
         return 0
+    fault = None
     try:
         if any('flagfile' in argument for argument in argv):
             from official_resnet.command_line import usage
@@ -61,31 +98,14 @@ def run_program(
     except flags.UnrecognizedFlagError as error:
         from official_resnet.command_line import usage
 
-        return _fail(name, f'{usage.unknown(error.flagname, values)} (--help lists the flags)')
+        fault = usage.unknown(error.flagname, values)
     except (flags.Error, ValueError) as error:  # ValueError: --noflag=value, or a --flagfile that is not text
-        return _fail(name, f'{error} (--help lists the flags)')
+        fault = error
     except RecursionError:  # absl's search for a similar name
-        return _fail(name, 'a flag whose name has about a thousand characters is unknown (--help lists the flags)')
-    try:
-        with _printed_log():
-            return (body(values, extra) if takes_arguments else body(values)) or 0
-    except Interrupted as interruption:
-        with contextlib.suppress(OSError):  # nothing reads its output any more
-            print(interruption, end='\n' if str(interruption) else '', flush=True)
-        return end_now(128 + interruption.signal_number) if is_process else 128 + interruption.signal_number
-    except UserError as error:
-        return _fail(name, error)
-    except BrokenPipeError:
-        _drop_output()
-        return _fail(name, 'stopped, because nothing reads its output any more; run the same command again')
-    except OSError as error:  # for example a full disk while a log is written
-        return _fail(name, f'{error}; {files.advice(error, "fix that")} and run the same command again')
-    except _out_of_memory() as error:
-        reason = (str(error).splitlines() or ['none is free'])[0]
-        return _fail(name, f'out of memory ({reason}); use less, for example by a smaller --batch_size')
-    except KeyboardInterrupt:
-        print(f'{name}: stopped; run the same command again', file=sys.stderr)
-        return 130
+        fault = 'a flag whose name has about a thousand characters is unknown'
+    if fault is not None:
+        raise UserError(f'{fault} (--help lists the flags)')
+    return (body(values, extra) if takes_arguments else body(values)) or 0
 
 
 def end_now(code: int) -> NoReturn:
@@ -127,7 +147,8 @@ def _printed_log():
 
 
 def _fail(name, text):
-    print(f'{name}: {one_line(text)}', file=sys.stderr)
+    with contextlib.suppress(OSError):  # standard error is full
+        print(f'{name}: {one_line(text)}', file=sys.stderr)
     return 1
 
 

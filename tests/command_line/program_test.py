@@ -1,0 +1,76 @@
+"""Programs whose standard streams are closed or full."""
+
+import subprocess
+import sys
+
+import pytest
+from fixtures.batches import message_of
+
+from official_resnet import folders
+from official_resnet.command_line import flags, more_logging
+from official_resnet.training.config import MachineConfig, TrainConfig
+
+PROGRAM = """
+import sys, logging
+from absl import flags
+from official_resnet.command_line.program import run_program
+
+def body(values):
+    print('a word')
+    print('a warning', file=sys.stderr)
+    logging.getLogger('official_resnet').info('a log')
+    with open(values.file, 'w') as file:
+        file.write(str(file.fileno()))
+
+values = flags.FlagValues()
+flags.DEFINE_string('file', None, 'A file.', flag_values=values)
+sys.exit(run_program(['x.py', *sys.argv[1:]], 'doc', values, body))
+"""
+CLOSED = ['<&-', '>&-', '2>&-', '>&- 2>&-', '<&- >&- 2>&-']
+FULL = ['>/dev/full', '2>/dev/full', '>/dev/full 2>/dev/full']
+
+
+def run(redirections, *args):
+    """Return (exit code, standard output, standard error) of PROGRAM."""
+    command = ['bash', '-c', f'exec "$@" {redirections}', 'bash', sys.executable, '-c', PROGRAM, *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize('redirections', CLOSED)
+def test_a_closed_stream_is_no_error_and_no_file_takes_its_place(redirections, tmp_path):
+    code, out, err = run(redirections, '--file', tmp_path / 'a')
+    assert code == 0
+    assert out == ('' if '>&-' in redirections.replace('2>&-', '') else 'a word\na log\n')
+    assert err == ('' if '2>&-' in redirections else 'a warning\n')
+    assert int((tmp_path / 'a').read_text()) > 2
+    code, _, err = run(redirections, '--nope')
+    assert code == 1 and err == (
+        '' if '2>&-' in redirections else 'x: there is no flag --nope (--help lists the flags)\n'
+    )
+
+
+@pytest.mark.parametrize('redirections', FULL)
+@pytest.mark.parametrize('args', [['--help'], ['--file', 'a']])
+def test_a_full_output_is_one_line(redirections, args, tmp_path):
+    args = [str(tmp_path / 'a') if arg == 'a' else arg for arg in args]
+    code, _, err = run(redirections, *args)
+    if '2>' in redirections:
+        assert code in (0, 1) and err == ''
+    else:
+        assert code == 1 and err.endswith(
+            'x: standard output cannot be written: [Errno 28] No space left on device; free some space and run the '
+            'same command again\n'
+        )
+        assert err.replace('a warning\n', '').count('\n') == 1
+
+
+@pytest.mark.parametrize('path,word', [('a/\udcff', 'UTF-8'), ('a/[1]', 'pattern'), ('a*', 'pattern')])
+def test_paths_that_tensorflow_would_not_take(path, word):
+    assert word in message_of(folders.require_no_pattern, path)
+
+
+def test_tensorboard_takes_no_path_that_is_not_text():
+    config = TrainConfig(None, machine=MachineConfig(model_dir='a\udcff'))
+    options = flags.RunOptions(enable_tensorboard=True)
+    assert '--model_dir=a' in message_of(more_logging.callbacks_of, config, options, set())
