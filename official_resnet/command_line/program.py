@@ -1,7 +1,6 @@
 """Run a program: parse its arguments, call it, print one line for an error, return the exit code."""
 
 import contextlib
-import errno
 import io
 import logging
 import os
@@ -11,13 +10,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from absl import flags
 
-from official_resnet import files
-from official_resnet.errors import Interrupted, UserError, one_line
+from official_resnet.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from official_resnet.command_line.flags import Program
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 HELP = {'-h', '--help', '--helpshort', '--helpfull'}
 
 
@@ -59,23 +56,10 @@ def run_program(
         with contextlib.suppress(OSError):  # nothing reads its output any more
             print(interruption, end='\n' if str(interruption) else '', flush=True)
         return end_now(128 + interruption.signal_number) if is_process else 128 + interruption.signal_number
-    except UserError as error:
-        return _fail(name, error)
-    except BrokenPipeError:
-        _drop_output()
-        return _fail(name, 'stopped, because nothing reads its output any more; run the same command again')
-    except OSError as error:
-        what = ''
-        if error.errno in _FULL and not error.filename:  # files have names
-            what = 'standard output cannot be written: '
-            _drop_output()
-        return _fail(name, f'{what}{error}; {files.advice(error, "fix that")} and run the same command again')
-    except _out_of_memory() as error:
-        reason = (str(error).splitlines() or ['none is free'])[0]
-        return _fail(name, f'out of memory ({reason}); use less, for example by a smaller --batch_size')
-    except KeyboardInterrupt:
-        print(f'{name}: stopped; run the same command again', file=sys.stderr)
-        return 130
+    except BaseException as error:
+        from official_resnet.command_line import failures
+
+        return failures.fail(name, error) if isinstance(error, UserError) else failures.reported(name, error)
 
 
 def _run(argv, doc, values, body, row, takes_arguments):
@@ -123,7 +107,9 @@ def reader_may_leave() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        _drop_output()
+        from official_resnet.command_line import failures
+
+        failures.drop_output()
 
 
 class _Printer(logging.Handler):
@@ -144,20 +130,3 @@ def _printed_log():
     finally:
         logger.removeHandler(printer)
         logger.level, logger.propagate = before
-
-
-def _fail(name, text):
-    with contextlib.suppress(OSError):  # standard error is full
-        print(f'{name}: {one_line(text)}', file=sys.stderr)
-    return 1
-
-
-def _drop_output():
-    """Redirect standard output, so that Python's final flush does not fail."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _out_of_memory():
-    from official_resnet import damage
-
-    return damage.out_of_memory()

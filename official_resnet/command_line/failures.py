@@ -1,0 +1,44 @@
+"""The one line and the exit code of a program that an error of the system or Ctrl-C ends."""
+
+import contextlib
+import errno
+import os
+import sys
+
+from official_resnet import damage, files
+from official_resnet.errors import one_line
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+_AGAIN = 'run the same command again'
+
+
+def reported(name: str, error: BaseException) -> int:
+    """Print a line about an exception that ends the program `name`; return its exit code. Raise any other exception."""
+    if isinstance(error, KeyboardInterrupt):
+        fail(name, f'stopped; {_AGAIN}')
+        return 130
+    if isinstance(error, BrokenPipeError):
+        drop_output()
+        return fail(name, f'stopped, because nothing reads its output any more; {_AGAIN}')
+    if isinstance(error, OSError):
+        what = ''
+        if error.errno in _FULL and not error.filename:  # files have names
+            what = 'standard output cannot be written: '
+            drop_output()
+        return fail(name, f'{what}{error}; {files.advice(error, "fix that")} and {_AGAIN}')
+    if isinstance(error, damage.out_of_memory()):
+        reason = (str(error).splitlines() or ['none is free'])[0]
+        return fail(name, f'out of memory ({reason}); use less, for example by a smaller --batch_size')
+    raise error
+
+
+def fail(name: str, text: object) -> int:
+    """Print why the program `name` ends, and return its exit code."""
+    with contextlib.suppress(OSError):  # standard error is full, too
+        print(f'{name}: {one_line(text)}', file=sys.stderr)
+    return 1
+
+
+def drop_output() -> None:
+    """Redirect standard output, so that Python's final flush does not fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
