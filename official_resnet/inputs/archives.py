@@ -68,30 +68,32 @@ def members(file: IO[bytes], begin: int, end: int, where: str, most: str = 'tar_
         if magic.startswith(start):
             raise UserError(f'{where} is compressed by {packer}; {UNPACK}')
     file.seek(begin)
-    headers, inside, offset, count = _Headers(file, end), '', begin, 0
+    headers, offset, count = _Headers(file, end), begin, 0
+    last, place = None, ''  # the last member, and where it is seen from the fault
     try:
         tar: Any = tarfile.TarFile(fileobj=cast(IO[bytes], headers), mode='r')
         while (member := tar.next()) is not None:
             tar.members = []  # or tar would keep them all; the type stubs lack this list
             headers.left = bounds.limit('tar_header_bytes')
-            inside, offset, count = f" at member '{shown(member)}'", member.offset, count + 1
+            last, place, offset, count = member, 'at', member.offset, count + 1
             if member.size < 0 or member.issparse():
                 raise tarfile.ReadError('it has no plain size')
             if tar.offset > end:
                 raise tarfile.ReadError(_CUT_OFF)
             bounds.require(most, count, where, 'get it again')
             yield member
-            inside, offset = f" after member '{shown(member)}'", tar.offset
+            place, offset = 'after', tar.offset
         headers.seek(tar.offset)
-        last = headers.read(BLOCK)
-        if not last or last.strip(b'\0'):
-            raise tarfile.ReadError('no header' if last else _CUT_OFF)
+        block = headers.read(BLOCK)
+        if not block or block.strip(b'\0'):
+            raise tarfile.ReadError('no header' if block else _CUT_OFF)
     except (UserError, *GZIP_ERRORS):
         raise
     except Exception as error:
         if not damage.is_damage(error):
             raise
         what = 'cut off' if str(error) == _CUT_OFF else 'damaged or not a tar file'
+        inside = f" {place} member '{shown(last)}'" if last else ''
         raise Damaged(f'{where} is {what}: {damage.reason(error)}{inside}, byte {offset}; get it again') from None
 
 
