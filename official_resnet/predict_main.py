@@ -66,15 +66,15 @@ def main(argv: Sequence[str]) -> int:
 def _name_images(values, arguments):
     if values.explain_class is not None and not values.explain:
         raise UserError('--explain_class needs --explain; pass both')
-    paths = find_images(arguments)
-    if not paths:
-        raise UserError(_NO_IMAGE)
     import numpy as np
 
     from official_resnet.inference import card_reader, network_files
     from official_resnet.training import devices
 
     network = network_files.find(values.model)  # mistakes are told before TensorFlow is imported
+    paths = find_images(arguments)
+    if not paths:
+        raise UserError(_NO_IMAGE)
     if network.weights is not None and network.path.suffix != pathlib.Path(values.model).suffix:
         print(f'predict_main: {values.model} has no model.keras yet; {network.path} is used', file=sys.stderr)
     card = network.card

@@ -1,7 +1,7 @@
 """Your own images: a folder with a subfolder for each class, read into memory at one size or streamed.
 
     DIR/cats/1.jpg, DIR/dogs/a/b.png ...                   split at random by a seed, class by class
-    DIR/train/cats/1.jpg ..., DIR/test/cats/7.jpg ...      already split; test may also be called as in TEST_NAMES
+    DIR/train/cats/1.jpg ..., DIR/test/cats/7.jpg ...      already split; see TRAIN_NAMES and TEST_NAMES
 
 Upper and lower case of train and test do not matter. Each image is decoded once, by images.decode. What is not an image
 by its bytes, or cannot be decoded, is reported and left out.
@@ -24,8 +24,8 @@ from official_resnet.inputs.other_datasets import default_normalization
 from official_resnet.inputs.split import Split
 from official_resnet.inputs.views import Views
 
-TEST_NAMES = ('test', 'val', 'validation', 'valid', 'dev')  # the first that is there is used
-SPLIT_NAMES = {'train', 'training', *TEST_NAMES, 'testing', 'eval', 'evaluation'}
+TRAIN_NAMES = ('train', 'training')  # the first that is there is used
+TEST_NAMES = ('test', 'testing', 'val', 'validation', 'valid', 'dev', 'eval', 'evaluation')
 MEMORY_SHARE = 1 / 4  # the images may take this fraction of the machine's memory
 
 
@@ -146,9 +146,8 @@ def list_files(folder: str | os.PathLike, validation_fraction: float = 0.1, seed
     if not folder.is_dir():
         raise UserError(f"image_folder '{folder}' is not a folder; pass one that has a subfolder for each class")
     by_name = {name.casefold(): path for name, path in classes.folders(folder).items()}
-    test = next((by_name[name] for name in TEST_NAMES if name in by_name), None)
-    if test and 'train' in by_name:
-        train = by_name['train']
+    train, test = (next(filter(None, map(by_name.get, names)), None) for names in (TRAIN_NAMES, TEST_NAMES))
+    if train and test:
         ours, theirs = _classes(train), classes.folders(test)
         if unknown := [name for name in theirs if name not in ours]:
             raise UserError(f"'{theirs[unknown[0]]}' is not a class of '{train}'; remove or rename it")
@@ -211,13 +210,16 @@ def _classes(folder):
     if not found:
         raise UserError(f"'{folder}' has no subfolders; put the images of each class into a subfolder of its own")
     nested = [name for name, path in found.items() if _holds_only_folders(path)]
-    splits = [name for name in found if name.casefold() in SPLIT_NAMES]  # a class may be called train, as in CIFAR-100
+    splits = [
+        name for name in found if name.casefold() in TRAIN_NAMES + TEST_NAMES
+    ]  # a class may be called train, as in CIFAR-100
     if splits and (len(splits) == len(found) or set(splits) & set(nested)):
-        fault = f"the subfolders {classes.listed(splits)} of '{folder}' are splits, not classes"
-        raise UserError(f'{fault}; call them train and test, or pass --image_folder={found[splits[0]]}')
+        train = next((found[name] for name in splits if name.casefold() in TRAIN_NAMES), None)
+        remedy = f'add a folder test, or pass --image_folder={train}' if train else 'put the others into a folder train'
+        raise UserError(f"{classes.listed(splits)} in '{folder}' is a split, not a class; {remedy}")
     if len(nested) == len(found):
         fault = f"the subfolders {classes.listed(nested)} of '{folder}' hold only folders"
-        raise UserError(f'{fault}; pass the folder whose subfolders hold the images of a class each')
+        raise UserError(f'{fault}; pass the folder of the classes, or if these are classes, put their images into them')
     if len(found) == 1:
         raise UserError(f"'{folder}' has one class only, '{next(iter(found))}'; add a subfolder for another")
     return found

@@ -37,10 +37,14 @@ def find_shards(data_dir: str | os.PathLike, split: str) -> list[pathlib.Path]:
     return [path for _, path in matches]
 
 
+def manifest_path(data_dir: str | os.PathLike, split: str) -> pathlib.Path:
+    """Return the path of the manifest of a split. Shards of other builders have none."""
+    return pathlib.Path(data_dir) / f'{PREFIXES[split]}.manifest.json'
+
+
 def manifest_classes(data_dir: str | os.PathLike, split: str) -> list[tuple[str, str]]:
     """Return [(id, name), ...] of the manifest's classes, by default ILSVRC2012's. Raise UserError if it is damaged."""
-    prefix = PREFIXES[split]
-    path = pathlib.Path(data_dir) / f'{prefix}.manifest.json'
+    prefix, path = PREFIXES[split], manifest_path(data_dir, split)
     known = dict(other_datasets.imagenet_classes())
     try:
         manifest = json.loads(files.read_text(path))
@@ -55,5 +59,5 @@ def manifest_classes(data_dir: str | os.PathLike, split: str) -> list[tuple[str,
 
 def are_own_images(data_dir: str | os.PathLike, split: str) -> bool:
     """Return whether data/build_image_data.py wrote the shards, which once did not turn images as EXIF says."""
-    manifest = files.read_json(pathlib.Path(data_dir) / f'{PREFIXES[split]}.manifest.json') or {}
+    manifest = files.read_json(manifest_path(data_dir, split)) or {}
     return manifest.get('layout') == 'folder'

@@ -29,6 +29,8 @@ def open_split(
     ids, names = zip(*shard_files.manifest_classes(data_dir, split), strict=True)
     index_file = pathlib.Path(data_dir) / f'.{shard_files.PREFIXES[split]}.index.npz'
     source = Shards(paths, num_classes=len(names), index_file=index_file)
+    if not shard_files.manifest_path(data_dir, split).exists():
+        _require_ilsvrc(source, ids, names, shard_files.manifest_path(data_dir, split))
     normalization = other_datasets.default_normalization(dataset)
     views = (views or Views()).with_exif(shard_files.are_own_images(data_dir, split))
     return streamed.StreamedSplit(source, len(names), dataset, names, normalization, views, class_ids=ids)
@@ -136,6 +138,27 @@ class Shards(streamed.Source):
                 path = self.paths[self.shard_numbers[row]]
                 raise errors.UserError(f"'{path}' has a broken image {place} ({error}); fetch it again") from None
         return result
+
+
+def _require_ilsvrc(source, ids, names, manifest):
+    """Raise UserError if a sample of records, which have no manifest, names other classes than ILSVRC2012's."""
+    rows = np.array(images.samples(source.num_images))
+    keys = {'synset': 'image/class/synset', 'text': 'image/class/text', 'label': Records().label}
+    kinds = {'synset': (tf.string, ''), 'text': (tf.string, ''), 'label': (tf.int64, 0)}
+    features = {keys[key]: tf.io.FixedLenFeature([], *kinds[key]) for key in keys}
+    parsed = tf.io.parse_example(source.read(rows), features)
+    columns = (parsed[keys[key]].numpy().tolist() for key in ('synset', 'text', 'label'))
+    for row, synset, text, label in zip(rows, *columns, strict=True):
+        if not 1 <= label <= len(ids) or not (synset or text):  # a wrong label is refused when it is read
+            continue
+        known, name = ids[label - 1], names[label - 1]
+        if synset.decode(errors='replace') != known if synset else name not in text.decode(errors='replace'):
+            said = (synset or text).decode(errors='replace')
+            raise errors.UserError(
+                f"'{source.paths[source.shard_numbers[row]]}' has an image of '{said}' with the label {label}, which is "
+                f"{known} ({name}) in ILSVRC2012; put '{manifest.name}', which the builder wrote, beside it, or build "
+                'the shards again with data/build_image_data.py'
+            )
 
 
 def _index(paths, index_file, log):

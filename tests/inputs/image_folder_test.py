@@ -69,7 +69,8 @@ def test_split_of_each_class_by_seed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'name', ['test', 'val', 'validation', 'valid', 'dev', 'Train Test', 'TRAIN VALID', 'train Val']
+    'name',
+    ['test', 'val', 'validation', 'valid', 'dev', 'Train Test', 'TRAIN VALID', 'train Val', 'Training Evaluation'],
 )
 def test_a_split_that_is_there_is_used(tmp_path, name):
     train, test = ['train', *name.split()][-2:]
@@ -190,10 +191,10 @@ def test_unreadable_files_are_named_counted_and_left_out(tmp_path, monkeypatch):
         ('ant/0.txt.png ant/1.txt.png bee/0.txt.png bee/1.txt.png', "class 'ant' for train|fix or remove"),
         ('train/ant/0.png train/bee/0.png val/cow/', "val/cow' |train'; remove"),
         ('train/ant/0.png train/bee/0.png val/ant/', "val' has no images"),
-        ('train/ant/0.png train/bee/0.png', "'train'|are splits, not classes|--image_folder="),
-        ('training/ant/0.png testing/ant/0.png', "'testing', 'training'|are splits"),
-        ('train/0.png eval/0.png', "'eval', 'train'|are splits"),
-        ('Train/ant/0.png Train/bee/0.png more/0.png', "'Train'|are splits"),
+        ('train/ant/0.png train/bee/0.png', "'train'|is a split|a folder test|--image_folder="),
+        ('train/0.png eval/0.png', "train' has no subfolders"),
+        ('Train/ant/0.png Train/bee/0.png more/0.png', "'Train'|is a split|a folder test|/Train"),
+        ('ant/0.png bee/0.png test/ant/0.png', "'test'|is a split|a folder train"),
         ('all/ant/0.png some/bee/0.png', "'all', 'some'|hold only folders"),
     ],
 )

@@ -78,6 +78,28 @@ def test_the_manifest_names_the_classes(folder):
     assert (read.num_classes, read.class_ids[0], read.class_names[0]) == (1000, 'n01440764', 'tench')
 
 
+@pytest.mark.parametrize(
+    'added, words',
+    [
+        ({'text': 'dog'}, "'dog' with the label 2|n01443537 (goldfish)|train.manifest.json|build_image_data"),
+        ({'synset': 'n02084071', 'text': 'goldfish'}, "'n02084071' with the label 2"),
+        ({'synset': 'n01443537', 'text': ''}, ''),
+        ({'text': 'goldfish, Carassius auratus'}, ''),
+    ],
+)
+def test_shards_without_a_manifest_are_ilsvrc2012s(tmp_path, added, words):
+    jpeg = draw(1)[0][0]
+    features = {'image/encoded': jpeg, 'image/class/label': 2}
+    features |= {f'image/class/{key}': value.encode() for key, value in added.items()}
+    for prefix in ('train', 'validation'):
+        (tmp_path / f'{prefix}-00000-of-00001').write_bytes(tfrecords.frame(tfrecords.encode_example(features)))
+    if words:
+        message = message_of(lambda: datasets.open_split('imagenet', 'train', data_dir=tmp_path))
+        assert all(word in message for word in words.split('|')), message
+    else:
+        assert datasets.open_split('imagenet', 'train', data_dir=tmp_path).num_classes == 1000
+
+
 # --- reading -------------------------------------------------------------------------------------------------
 
 
