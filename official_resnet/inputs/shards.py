@@ -153,11 +153,11 @@ def _require_ilsvrc(source, ids, names, manifest):
             continue
         known, name = ids[label - 1], names[label - 1]
         if synset.decode(errors='replace') != known if synset else name not in text.decode(errors='replace'):
-            said = (synset or text).decode(errors='replace')
+            said, path = (synset or text).decode(errors='replace'), source.paths[source.shard_numbers[row]]
             raise errors.UserError(
-                f"'{source.paths[source.shard_numbers[row]]}' has an image of '{said}' with the label {label}, which is "
-                f"{known} ({name}) in ILSVRC2012; put '{manifest.name}', which the builder wrote, beside it, or build "
-                'the shards again with data/build_image_data.py'
+                f"'{path}' has an image of '{said}' with the label {label}, which is {known} ({name}) in ILSVRC2012; "
+                f"put '{manifest.name}', which the builder wrote, beside it, or build the shards again with "
+                'data/build_image_data.py'
             )
 
 
