@@ -17,7 +17,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from typing import Any
 
@@ -27,7 +26,7 @@ import tensorflow as tf
 from checkpoints_tools import operations, our_net
 from checkpoints_tools.our_net import BN_PARTS
 from checkpoints_tools.source import Input, Lazy, Shape, Shapes, Source, Variables, check_variant, reading, shape_of
-from official_resnet import resnet_variants
+from official_resnet import folders, resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.resnet_spec import ResNetSpec
 
@@ -56,7 +55,7 @@ def _plain(path):
     if magic == b'\x89HDF\r\n\x1a\n':
         yield path
     elif magic.startswith(b'PK'):
-        with tempfile.NamedTemporaryFile() as file:
+        with folders.temporary() as folder, open(folder / 'weights.h5', 'wb') as file:
             _unzip_weights(path, file)
             yield file.name
     else:

@@ -15,9 +15,7 @@ It needs `pip install '.[beam]'`; data/README.md describes clusters.
 """
 
 import functools
-import pathlib
 import sys
-import tempfile
 from collections.abc import Sequence
 
 try:
@@ -80,17 +78,17 @@ def _run(values, arguments):
         ) from None
     synsets, texts = labels.read_classes(values.labels_file or None), labels.read_texts(values.metadata_file or None)
     log = build_program.log
-    with tempfile.TemporaryDirectory() as temp_dir:
+    with folders.temporary() as temp_dir:
         for name in build_program.SPLITS:
             tar, found, order = getattr(values, f'{name}_tar'), boxes.NO_BOXES, []
             if not tar:
                 continue
             if name == 'validation':
-                order = labels.read_validation(beam.to_local(values.validation_labels_file, temp_dir))
+                order = labels.read_validation(beam.to_local(values.validation_labels_file, str(temp_dir)))
             elif values.bounding_box_file:
-                path = beam.to_local(values.bounding_box_file, temp_dir)
+                path = beam.to_local(values.bounding_box_file, str(temp_dir))
                 is_csv = path.endswith('.csv')
-                found = boxes.read_csv(path) if is_csv else boxes.update_csv(path, pathlib.Path(temp_dir), synsets, log)
+                found = boxes.read_csv(path) if is_csv else boxes.update_csv(path, temp_dir, synsets, log)
             options = build_program.options(values, texts=texts, boxes=found)
             made = beam.BeamJob(values.output_directory, name, getattr(values, f'{name}_shards'))
             images = tars.kept_index(made, job.absolute(tar), synsets, order, values.allow_partial, log)

@@ -32,21 +32,27 @@ def require_text(path: str | os.PathLike, what: str = '', reader: str = 'TensorF
 
 
 @contextlib.contextmanager
-def temporary(place: str | os.PathLike, name: str) -> Iterator[pathlib.Path]:
+def temporary(place: str | os.PathLike | None = None, name: str = 'official_resnet') -> Iterator[pathlib.Path]:
     """Yield a new folder `.part.<name>.<8 characters>` in `place`, which is deleted at the end.
 
     First, those of this name that killed processes left are deleted: a process locks its folder as long as it lives.
-    Where a file system has no such locks, they stay.
+    Where a file system has no such locks, they stay. The default of `place` is the system's folder for such files.
     """
-    prefix = f'.part.{name}.'
+    place, prefix = place or tempfile.gettempdir(), f'.part.{name}.'
     for left in os.listdir(place):
         if re.fullmatch(re.escape(prefix) + '[a-z0-9_]{8}', left):
             with contextlib.suppress(OSError), _locked(f'{place}/{left}'):  # BlockingIOError if its process lives
                 shutil.rmtree(f'{place}/{left}')
-    path = tempfile.mkdtemp(prefix=prefix, dir=place)
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            stack.enter_context(_locked(path))
+        path = ''
+        while not os.path.isdir(path):  # another process may take it for a left one before it is locked
+            path = tempfile.mkdtemp(prefix=prefix, dir=place)
+            try:
+                stack.enter_context(_locked(path))
+            except BlockingIOError:
+                path = ''
+            except OSError:  # no such locks
+                pass
         stack.callback(shutil.rmtree, path, ignore_errors=True)
         yield pathlib.Path(path)
 

@@ -7,7 +7,6 @@ import contextlib
 import functools
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
@@ -17,7 +16,7 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from official_resnet import files
+from official_resnet import files, folders
 from official_resnet.building import shards
 from official_resnet.building.image_list import ImageList
 from official_resnet.building.job import Job, absolute
@@ -45,8 +44,8 @@ class BeamJob(Job):
     @staticmethod
     def read_json(path: str | os.PathLike) -> dict | None:
         """Return what write_json wrote; None if it is missing or damaged."""
-        with tempfile.TemporaryDirectory() as folder:
-            return files.read_json(to_local(str(path), folder)) if BeamJob.status(path)[0] >= 0 else None
+        with folders.temporary() as folder:
+            return files.read_json(to_local(str(path), str(folder))) if BeamJob.status(path)[0] >= 0 else None
 
     def enter(self, manifest: dict | None) -> None:
         """Do nothing, as there is no lock."""
@@ -79,7 +78,7 @@ class BeamJob(Job):
     def save(self, value: Any, path: str) -> None:
         """Write an ImageList or Options to files whose names begin with `path`."""
         place, _, stem = path.rpartition('/')
-        with tempfile.TemporaryDirectory() as folder:
+        with folders.temporary() as folder:
             value.save(f'{folder}/{stem}')
             for name in os.listdir(folder):
                 with open(f'{folder}/{name}', 'rb') as source, self.writing(f'{place}/{name}') as file:
@@ -88,9 +87,9 @@ class BeamJob(Job):
     @staticmethod
     def load(kind: Any, path: str) -> Any:
         """Return the ImageList or Options that `save` kept, mapped from a copy on the disk of this machine."""
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        with folders.temporary() as folder:
             for found in FileSystems.match([f'{path}.*'])[0].metadata_list:
-                _download(found.path, folder)
+                _download(found.path, str(folder))
             return kind.load(f'{folder}/{os.path.basename(path)}')  # mapped files can be read after their deletion
 
 

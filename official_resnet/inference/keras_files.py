@@ -10,7 +10,6 @@ import json
 import math
 import os
 import pathlib
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +19,7 @@ import keras
 import numpy as np
 from keras.src.backend.common import global_state
 
-from official_resnet import bounds, damage, layers
+from official_resnet import bounds, damage, folders, layers
 
 KIND = 'a .keras file'
 _LAYERS, _WEIGHTS = 'config.json', 'model.weights.h5'
@@ -44,11 +43,9 @@ def load(path: str | os.PathLike, remedy: str, custom_objects: Mapping[str, Any]
             weights = _read(archive, _WEIGHTS, most)
         model = _build(config, _num_values(weights, most), custom_objects)
         # Keras reads a file ten times as fast as a member of a zip.
-        with tempfile.NamedTemporaryFile(suffix='.weights.h5') as file:
-            file.write(weights)
-            file.flush()
-            with layers.deep_graph():
-                model.load_weights(file.name)
+        with folders.temporary() as folder, layers.deep_graph():
+            (folder / _WEIGHTS).write_bytes(weights)
+            model.load_weights(folder / _WEIGHTS)
     return model
 
 
