@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import sys
 
 import pytest
@@ -76,6 +77,12 @@ def test_nothing_changes_the_path_of_imports():
     files = [*FILES, *(ROOT / 'benchmarks').rglob('*.py'), *(ROOT / 'tests').rglob('*_test.py')]
     text = 'sys.' + 'path'  # which also stands in this file
     assert [path for path in files if f'{text}.' in path.read_text() or f'{text}[' in path.read_text()] == []
+
+
+def test_only_files_and_folders_rename():
+    """They flush what gets a final name, and the name."""
+    rename = re.compile(r'\bos\.(replace|rename)\(|(?<!FileSystems)\.rename\(|shutil\.move\(')
+    assert {dotted(path) for path in FILES if rename.search(path.read_text())} <= {'files', 'folders'}
 
 
 @pytest.mark.parametrize('name', NO_TENSORFLOW)

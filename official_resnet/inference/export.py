@@ -87,10 +87,8 @@ def export(
             raise UserError(f'the network takes images {wanted}, but decoded images are {image_shape}; {remedy}')
     folders.require_no_pattern(export_dir, '--export_dir=')
     serving = _serving(model, normalization, image_shape, views)
-    folder, stamp = pathlib.Path(export_dir), int(time.time())
-    while (folder / str(stamp)).exists():
-        stamp += 1
-    path = folder / str(stamp)
+    folder = pathlib.Path(export_dir)
+    path = folder / str(int(time.time()))
     with files.write_errors(f"'{path}'", ', or pass another --export_dir'), contextlib.ExitStack() as stack:
         files.make_folder(folder)
         part = stack.enter_context(folders.temporary(folder, 'export')) / path.name
@@ -107,6 +105,8 @@ def export(
             if not difference <= TOLERANCE:
                 text = f'{difference:.2g} in probability, more than {TOLERANCE:g}'
                 raise UserError(f'the SavedModel would differ from the model by {text}; it was not written')
+        while path.exists():
+            path = folder / str(int(path.name) + 1)
         folders.put_in_place(part, path)
     return path
 
