@@ -24,10 +24,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from official_resnet import bounds, files
+from official_resnet import bounds, damage, files
 from official_resnet.building.job import status
 from official_resnet.building.progress import Log
-from official_resnet.errors import UserError
+from official_resnet.errors import UserError, one_line
 from official_resnet.inputs import archives
 
 BOXES, CSV = 'ILSVRC2012_bbox_train_v2.tar.gz', 'imagenet_2012_bounding_boxes.csv'
@@ -104,9 +104,12 @@ def read_xml(path: str | os.PathLike, synsets: Collection[str] | None = None) ->
             counts['unlisted files'] += 1
             continue
         try:
+            if ',' in parts[-1] or not parts[-1].isprintable():  # or not UTF-8
+                raise ValueError('a line of a CSV file cannot hold its name')
             boxes = parse(data, synset, synsets, counts)
         except ValueError as error:
-            broken.append(f"left out the broken XML file '{synset}/{parts[-1]}' ({error})")
+            shown = one_line(f'{synset}/{parts[-1]}'[:200])
+            broken.append(f"left out the broken XML file '{shown}' ({damage.reason(error)})")
             continue
         counts['files'] += 1
         counts['images'] += bool(boxes)

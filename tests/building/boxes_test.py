@@ -109,6 +109,15 @@ def test_a_huge_xml_is_broken_not_read(tmp_path):
     assert len(told) == 2 and 'n01440764/a.xml' in told[1] and '1048576' in told[1]
 
 
+def test_a_name_that_no_csv_can_hold_is_left_out(tmp_path):
+    path, good = tmp_path / 'boxes.tar', ilsvrc.xml(objects=[(OWN, 50, 40, 250, 200)])
+    names = ('a', 'b,1', 'c\n0', 'd\udc92', 'é')
+    ilsvrc.write_tar(path, {f'{OWN}/{name}.xml': good for name in names})
+    lines, told = boxes.read_xml(path)
+    assert [line.decode().partition('.')[0] for line in lines] == ['a', 'é']
+    assert '3 broken' in told[0] and len(told) == 4 and all(line.isprintable() for line in told)
+
+
 def test_the_command_writes_the_csv(layout, tmp_path, capfdbinary):
     with_words = tmp_path / 'synsets.txt'  # the class is the first word of a line
     with_words.write_text(''.join(f'{synset}\tsome, words\n' for synset in layout.synsets))
