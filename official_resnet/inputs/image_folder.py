@@ -210,9 +210,8 @@ def _classes(folder):
     if not found:
         raise UserError(f"'{folder}' has no subfolders; put the images of each class into a subfolder of its own")
     nested = [name for name, path in found.items() if _holds_only_folders(path)]
-    splits = [
-        name for name in found if name.casefold() in TRAIN_NAMES + TEST_NAMES
-    ]  # a class may be called train, as in CIFAR-100
+    splits = [name for name in found if name.casefold() in TRAIN_NAMES + TEST_NAMES]
+    # A class may be called train, as in CIFAR-100.
     if splits and (len(splits) == len(found) or set(splits) & set(nested)):
         train = next((found[name] for name in splits if name.casefold() in TRAIN_NAMES), None)
         remedy = f'add a folder test, or pass --image_folder={train}' if train else 'put the others into a folder train'
