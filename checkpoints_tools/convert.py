@@ -92,7 +92,7 @@ def identify(path: str | os.PathLike, family: str = 'auto') -> tuple[types.Modul
         UserError: The checkpoint cannot be read.
     """
     path = pathlib.Path(path).expanduser()
-    if not path.exists():
+    if not path.is_file():
         tf_checkpoint.locate(path)
     if family != 'auto':
         module = _module(family)
@@ -325,7 +325,7 @@ def _card(source, num_classes, verified, files):
 
 
 def _sha256(path):
-    with open(path, 'rb') as file:
+    with open(path, 'rb', opener=files.plain) as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 

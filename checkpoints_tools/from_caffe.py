@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from checkpoints_tools import operations, our_net
 from checkpoints_tools.source import Input, Lazy, Shape, Shapes, Source, Variables, check_variant, reading, shape_of
+from official_resnet import files
 from official_resnet.errors import UserError
 from official_resnet.inputs import protobuf_wire as wire_format
 from official_resnet.resnet_spec import ResNetSpec
@@ -40,7 +41,7 @@ class _File:
 
     def __init__(self, path):
         self.fields_left = MAX_FIELDS
-        with open(path, 'rb') as file:
+        with open(path, 'rb', opener=files.plain) as file:
             self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def fields(self, message) -> Iterator[tuple]:

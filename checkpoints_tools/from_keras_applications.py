@@ -26,7 +26,7 @@ import tensorflow as tf
 from checkpoints_tools import operations, our_net
 from checkpoints_tools.our_net import BN_PARTS
 from checkpoints_tools.source import Input, Lazy, Shape, Shapes, Source, Variables, check_variant, reading, shape_of
-from official_resnet import folders, resnet_variants
+from official_resnet import files, folders, resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.resnet_spec import ResNetSpec
 
@@ -50,7 +50,7 @@ _DEPTHS = {sum(blocks) * 3 + len(blocks) + 1: blocks for blocks in _BLOCKS}  # c
 @contextlib.contextmanager
 def _plain(path):
     """Yield the path of an HDF5 file: the path itself, or that of the file inside a .keras file, unzipped."""
-    with open(path, 'rb') as file:
+    with open(path, 'rb', opener=files.plain) as file:
         magic = file.read(8)
     if magic == b'\x89HDF\r\n\x1a\n':
         yield path

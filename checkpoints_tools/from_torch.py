@@ -286,7 +286,7 @@ def _is_safetensors(path):
     """Return whether a file is a .safetensors file, by its name or its start: 8 bytes of length, then JSON."""
     if str(path).endswith('.safetensors'):
         return True
-    with reading(path, 'a .pth, .th or .safetensors file'), open(path, 'rb') as file:
+    with reading(path, 'a .pth, .th or .safetensors file'), open(path, 'rb', opener=files.plain) as file:
         return file.read(10)[8:] in (b'{"', b'{ ')
 
 

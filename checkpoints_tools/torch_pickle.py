@@ -28,6 +28,7 @@ import ml_dtypes
 import numpy as np
 
 from checkpoints_tools.source import reading
+from official_resnet import files
 from official_resnet.errors import UserError
 
 KIND = 'a .pt, .pth or .th file of PyTorch'
@@ -76,7 +77,7 @@ def load(path: str | os.PathLike) -> tuple[object, Callable[[Tensor], np.ndarray
     Raises:
         UserError: The file is damaged or not PyTorch's, or it holds more than data.
     """
-    with reading(path, KIND), open(path, 'rb') as file:
+    with reading(path, KIND), open(path, 'rb', opener=files.plain) as file:
         saved, data = _read_zip(path) if zipfile.is_zipfile(file) else _read_legacy(path)
     return saved, functools.partial(_value, path, data)
 
@@ -108,7 +109,7 @@ def _read_zip(path):
 
 def _read_legacy(path):
     """Return (object, function Storage -> its bytes) of the format before PyTorch 1.6."""
-    with open(path, 'rb') as file:
+    with open(path, 'rb', opener=files.plain) as file:
         head, size = io.BytesIO(file.read(MAX_PICKLE)), file.seek(0, io.SEEK_END)
     if head.getbuffer()[:2] == b'PK':
         raise ValueError('a zip that is cut off')
@@ -134,7 +135,7 @@ def _read_legacy(path):
 
 
 def _bytes(path, start, count):
-    with open(path, 'rb') as file:
+    with open(path, 'rb', opener=files.plain) as file:
         file.seek(start)
         return file.read(count)
 

@@ -20,6 +20,8 @@ class Bound(NamedTuple):
 
 BOUNDS = {
     'idx_bytes': Bound(1 << 30, 'bytes', 'the values of an IDX file', 'EMNIST, the largest known, has 547 million'),
+    'image_pixels': Bound(1 << 27, 'pixels', 'an image', '0.5 GB as Pillow decodes it'),
+    'image_side': Bound(65_535, 'pixels a side', 'an image', 'no JPEG has more; resizing 1 x 178 million took 3.6 GB'),
     'json_bytes': Bound(1 << 26, 'bytes', 'a card, or the layers of a network', "ResNet-1202's have 4 million"),
     'keras_inflation': Bound(16, 'times its size', 'what a .keras file declares to hold', 'Keras compresses nothing'),
     'network_layers': Bound(10_000, 'layers with weights', 'the network of a card', 'as of --resnet_size'),

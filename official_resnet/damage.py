@@ -76,7 +76,7 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     decides how much memory is taken. The arrays cannot be written to.
     """
     arrays = {}
-    with zipfile.ZipFile(path) as archive:
+    with open(path, 'rb', opener=files.plain) as file, zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED:  # np.savez compresses nothing, so nothing can grow
                 raise ValueError(f'{member.filename} is compressed')

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pathlib
+import stat
 from collections.abc import Iterator
 from typing import IO
 
@@ -80,9 +81,24 @@ def write_json(path: str | os.PathLike, value: dict) -> None:
     write_text(path, json.dumps(value, indent=1))
 
 
+def plain(path: str, flags: int) -> int:
+    """Open a file for open(opener=plain); refuse what is no file, such as a FIFO, for which open() may wait forever."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(mode := os.fstat(descriptor).st_mode) and not stat.S_ISDIR(mode):  # open() refuses a folder
+        os.close(descriptor)
+        raise OSError(errno.ENXIO, 'not a plain file', path)
+    return descriptor
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """Return the content of a plain file."""
+    with open(path, 'rb', opener=plain) as file:
+        return file.read()
+
+
 def read_text(path: str | os.PathLike) -> str:
     """Return the content of a UTF-8 text file, without the byte order mark that some editors write."""
-    return pathlib.Path(path).expanduser().read_text(encoding='utf-8-sig')
+    return str(read_bytes(pathlib.Path(path).expanduser()), 'utf-8-sig').replace('\r\n', '\n').replace('\r', '\n')
 
 
 def read_json(path: str | os.PathLike) -> dict | None:

@@ -193,7 +193,7 @@ def _explainer(values, model, card, paths, chosen):
         return entries
 
     def save(image_path, page) -> str:
-        source, about = hashlib.sha256(image_path.read_bytes()).hexdigest(), PngImagePlugin.PngInfo()
+        source, about = hashlib.sha256(files.read_bytes(image_path)).hexdigest(), PngImagePlugin.PngInfo()
         about.add_text(_SOURCE, source)
         path, number = folder / f'{image_path.stem}_grad_cam.png', 1
         while path.resolve() in taken or (path.exists() and _source_of(path) != source):
@@ -213,7 +213,7 @@ def _source_of(path):
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with open(path, 'rb', opener=files.plain) as file, Image.open(file) as image:
             return image.info.get(_SOURCE)
     except OSError:
         return None

@@ -239,7 +239,7 @@ class Trainer:
         params['input_shape'] = self.card['input_shape']
         callback_list = keras.callbacks.CallbackList(list(callbacks), add_history=True, model=self.model, **params)
         history = self.model.history
-        self.model.stop_training = bool(self._why_stopped())
+        self.model.stop_training = bool(self.why_stopped())
         iterator = iter(self.train_batches())
         self._received = received
         callback_list.on_train_begin()
@@ -261,7 +261,7 @@ class Trainer:
             if self.model.stop_training and 'val_loss' not in logs:  # a callback stopped the run here
                 final_logs = logs | self._test(epoch, callback_list)
             path = self.save()
-        if self.process.is_chief and (reason := self._why_stopped()):
+        if self.process.is_chief and (reason := self.why_stopped()):
             logging.getLogger(__name__).info(reason)
         callback_list.on_train_end(final_logs)
         if final_logs:  # whose row has only now been added
@@ -346,10 +346,10 @@ class Trainer:
         if self.best['accuracy'] is None or accuracy > self.best['accuracy']:
             self.best = {'accuracy': accuracy, 'epoch': epoch + 1}
         callback_list.on_test_end({'loss': scores['loss'], 'accuracy': accuracy})
-        self.model.stop_training |= bool(self._why_stopped())
+        self.model.stop_training |= bool(self.why_stopped())
         return {f'val_{name}': value for name, value in scores.items()}
 
-    def _why_stopped(self):
+    def why_stopped(self):
         """Return why the newest evaluation ends the run, or '' if it does not: stop_threshold or patience."""
         threshold, patience = self.config.stop_threshold, self.config.patience
         waited = self.evaluation.get('epoch', 0) - (self.best['epoch'] or 0)  # older checkpoints lack the epoch
@@ -409,10 +409,6 @@ class Trainer:
             from official_resnet.training import same_run
 
             same_run.resume(self, self._variables(), self._data_info, found)
-            if self.process.is_chief:
-                is_done = self.step >= self.last_step or self._why_stopped()
-                does = 'already finished:' if is_done else 'continuing from'
-                same_run.log_place(does, found[2], self.step // self.steps_per_epoch, self.config, found[1])
         elif self.config.pretrained:
             from official_resnet.training import transfer
 

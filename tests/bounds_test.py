@@ -8,22 +8,27 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import gzip
+import io
+import itertools
 import os
 import socket
 import struct
 import tarfile
 import time
+import zlib
 
 import pytest
 from fixtures import hostile_networks, hostile_servers, ilsvrc
 from fixtures.archives import tar_gz
 from fixtures.batches import message_of
 from fixtures.networks import TINY, save_network
+from PIL import Image
 
 from official_resnet import bounds, resnet_spec, resnet_variants
 from official_resnet.building import boxes, downloads, tars
 from official_resnet.inference import card_reader, keras_files
-from official_resnet.inputs import download, idx, web
+from official_resnet.inputs import datasets, download, idx, image_folder, images, streamed, web
+from official_resnet.inputs.views import Views
 from official_resnet.training import meeting, workers
 
 CASES = {}
@@ -273,6 +278,37 @@ def _(tmp_path, set_limit):
     ilsvrc.write_tar(path, {f'n01440764/{n}.xml': ilsvrc.xml() + b' ' * n for n in (0, 1 << 20)})
     lines, report = boxes.read_xml(path)
     assert '1 XML files' in report[0] and report[1].count('1048576') == 2
+
+
+def _require_image_is_refused(tmp_path, width, height, text):
+    """At every door, before a pixel is decoded: the file ends after its header."""
+    header = struct.pack('>IIBBBBB', width, height, 16, 0, 0, 0, 0)
+    data = b'\x89PNG\r\n\x1a\n' + struct.pack('>I', 13) + b'IHDR' + header
+    data += struct.pack('>I', zlib.crc32(b'IHDR' + header)) + struct.pack('>I', 100_000_000) + b'IDAT'
+    for split, label in itertools.product(('train', 'test'), 'ab'):
+        (tmp_path / split / label).mkdir(parents=True)
+        Image.new('RGB', (9, 9)).save(tmp_path / split / label / '1.png')
+    path = tmp_path / 'train' / 'a' / '2.png'
+    path.write_bytes(data)
+    lines: list[str] = []
+    image_folder.read(tmp_path, 'train', log=lines.append)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        split = datasets.open_split(f'folder:{tmp_path}', 'train', views=Views())
+    assert split.num_images == 2 and f'{path} ({text}' in out.getvalue() and f'{path} ({text}' in ''.join(lines)
+    for door in (images.to_rgb_jpeg, lambda data: images.decode(path, images.PREDICTION)):
+        with pytest.raises(ValueError, match=text):
+            door(data)
+    assert text in message_of(streamed.Files([path], [0]).read, [0])
+
+
+@case('image_pixels')
+def _(tmp_path, set_limit):
+    _require_image_is_refused(tmp_path, 13_300, 13_300, f'13300 x 13300 pixels are too many; at most {1 << 27} pixels')
+
+
+@case('image_side')
+def _(tmp_path, set_limit):
+    _require_image_is_refused(tmp_path, 1, 65_536, '1 x 65536 pixels are too many; at most 65535 pixels a side')
 
 
 def _mark(name):

@@ -1,19 +1,24 @@
 """Remedies that follow the cause of an error, and the texts of a user."""
 
+import contextlib
 import errno
 import json
 import os
+import signal
+import socket
 
 import pytest
 from absl import flags as absl_flags
 from fixtures.batches import message_of
 
+from checkpoints_tools import convert
 from official_resnet import checkpoints, damage, files
-from official_resnet.building import boxes, labels
+from official_resnet.building import boxes, image_list, labels
+from official_resnet.command_line import usage
 from official_resnet.command_line.program import run_program
 from official_resnet.errors import UserError
-from official_resnet.inference import card_reader
-from official_resnet.inputs import images, shard_files
+from official_resnet.inference import card_reader, network_files
+from official_resnet.inputs import archives, cifar, idx, images, shard_files, streamed, tfrecords
 
 REMEDIES = {
     errno.EMFILE: 'ulimit -n',
@@ -98,3 +103,45 @@ def test_a_byte_order_mark_in_a_flagfile(text, tmp_path, capsys):
     absl_flags.DEFINE_integer('size', 1, 'A number.', flag_values=values)
     assert run_program(['x.py', f'--flagfile={tmp_path}/flags'], '', values, lambda values: print(values.size)) == 0
     assert capsys.readouterr() == ('3\n', '')
+
+
+def _doors():
+    """Functions of a path, one for each way to open a file that a user names or puts into a folder."""
+    return [
+        files.read_bytes, files.read_text, archives.unpacked, checkpoints.read, image_list.open_unbuffered,
+        lambda path: images.decode(path, images.FOLDER), lambda path: streamed.Files([path], [0]).read([0]),
+        lambda path: images.content_of([path]), tfrecords.index, lambda path: cifar.read_cifar([path]),
+        lambda path: idx.read_idx(path, path), boxes.read_csv, lambda path: boxes.read_xml(path.parent.parent),
+        boxes.read_xml, labels.read_classes, labels.read_validation, card_reader.read_card, network_files.find,
+        lambda path: card_reader.with_names(None, path), network_files.require_keras_file, convert.identify,
+        lambda path: usage.with_flag_files(['x', f'--flagfile={path}'], absl_flags.FlagValues()),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize('kind', ['FIFO', 'socket', 'device'])
+def test_what_is_no_plain_file_is_refused_at_every_door(tmp_path, kind):
+    path = tmp_path / 'n01440764' / 'a.xml'
+    path.parent.mkdir()
+    if kind == 'FIFO':
+        os.mkfifo(path)
+    elif kind == 'socket':
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(os.path.relpath(path))  # a long path does not fit
+    else:
+        path.symlink_to('/dev/zero')
+
+    def stop(number, frame):
+        raise AssertionError(f'{path} is opened for ever')
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        for door in _doors():
+            signal.setitimer(signal.ITIMER_REAL, 10)
+            with pytest.raises((UserError, ValueError, OSError, absl_flags.Error)):
+                with contextlib.ExitStack() as stack:
+                    opened = door(path)
+                    if hasattr(opened, '__enter__'):
+                        stack.enter_context(opened)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

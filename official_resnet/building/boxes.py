@@ -28,7 +28,7 @@ from official_resnet import bounds, damage, files
 from official_resnet.building.job import status
 from official_resnet.building.progress import Log
 from official_resnet.errors import UserError, one_line
-from official_resnet.inputs import archives
+from official_resnet.inputs import archives, images
 
 BOXES, CSV = 'ILSVRC2012_bbox_train_v2.tar.gz', 'imagenet_2012_bounding_boxes.csv'
 _NO_END = 1 << 62
@@ -60,7 +60,7 @@ def read_csv(path: str | os.PathLike) -> Boxes:
     remedy = 'make it with data/bounding_boxes.py, or pass another --bounding_box_file'
     try:
         # numpy warns of an empty file. Given the path, it would also unpack a .gz file or fetch an address.
-        with warnings.catch_warnings(action='ignore'), open(os.path.expanduser(path), 'rb') as file:
+        with warnings.catch_warnings(action='ignore'), open(os.path.expanduser(path), 'rb', opener=files.plain) as file:
             if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
                 file.seek(0)
             table = np.loadtxt(file, _ROW, delimiter=',', comments=None, ndmin=1)
@@ -143,7 +143,7 @@ def update_csv(path: str | os.PathLike | None, folder: pathlib.Path, synsets: Co
 
 def _sha256(path):
     """Return the SHA-256 of a file, or None if it is missing."""
-    with contextlib.suppress(FileNotFoundError), open(path, 'rb') as file:
+    with contextlib.suppress(FileNotFoundError), open(path, 'rb', opener=files.plain) as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
     return None
 
@@ -204,11 +204,10 @@ def _number(root, path):
 
 def _folder_files(path):
     """Yield (path, content) of each XML file below a folder."""
-    for parent, folders, names in os.walk(path, followlinks=True):
-        folders.sort()
-        for name in sorted(name for name in names if name.endswith('.xml')):
-            with open(f'{parent}/{name}', 'rb') as file:
-                yield file.name, file.read(bounds.limit('xml_bytes') + 1)
+    found, _ = images.find_files(path, lambda name: name.endswith('.xml'))
+    for file_path in sorted(found, key=lambda path: (path.parent.parts, path.name)):
+        with files.read_errors(file_path, 'remove it'), open(file_path, 'rb', opener=files.plain) as file:
+            yield str(file_path), file.read(bounds.limit('xml_bytes') + 1)
 
 
 def tar_files(path: str | os.PathLike) -> Iterator[tuple[str, bytes]]:

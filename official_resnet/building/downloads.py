@@ -14,6 +14,7 @@ from typing import NamedTuple
 from official_resnet import bounds, files
 from official_resnet.building import labels
 from official_resnet.building.boxes import BOXES, CSV
+from official_resnet.building.image_list import open_unbuffered
 from official_resnet.building.job import Job, status
 from official_resnet.building.progress import Log, Progress
 from official_resnet.errors import UserError
@@ -199,7 +200,7 @@ def check_md5(path: pathlib.Path, tar: Tar, stamps_path: pathlib.Path, log: Log 
     elif stamps.get(tar.name) != stamp:
         log(f'comparing the MD5 of {path}, once (--noverify_checksums skips this)')
         digest = hashlib.md5(usedforsecurity=False)
-        with open(path, 'rb', buffering=0) as file, Progress(f'MD5 of {path}', tar.size, log, unit='B') as progress:
+        with open_unbuffered(str(path)) as file, Progress(f'MD5 of {path}', tar.size, log, unit='B') as progress:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
                 progress.update(len(chunk))

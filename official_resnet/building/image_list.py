@@ -28,7 +28,7 @@ Opener = Callable[[str], IO[bytes]]  # path -> seekable binary file
 
 def open_unbuffered(path: str) -> IO[bytes]:
     """Open a file of this machine. Images are far apart in it, so reading ahead would be useless."""
-    return open(path, 'rb', buffering=0)
+    return open(path, 'rb', buffering=0, opener=files.plain)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -85,13 +85,13 @@ def read_validation(path: str | os.PathLike) -> list[str]:
     """
     path = pathlib.Path(path).expanduser()
     with files.read_errors(path, REMEDY):
-        with open(path, 'rb') as file:
+        with open(path, 'rb', opener=files.plain) as file:
             begin = file.read(archives.BLOCK)
         return _from_tar(path) if begin.startswith(b'\x1f\x8b') or archives.is_tar(begin) else _from_list(path)
 
 
 def _from_list(path):
-    synsets = path.read_bytes().removeprefix(codecs.BOM_UTF8).decode('latin-1').split()
+    synsets = files.read_bytes(path).removeprefix(codecs.BOM_UTF8).decode('latin-1').split()
     for number, synset in enumerate(synsets, 1):
         if not _SYNSET.fullmatch(synset):
             raise UserError(f"'{path}' has {synset[:20]!r} in line {number}, not a synset like n01440764; {REMEDY}")

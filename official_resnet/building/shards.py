@@ -11,6 +11,7 @@ job into memory, and hold one image at a time.
 
 import collections
 import contextlib
+import ctypes
 import functools
 import hashlib
 import json
@@ -230,7 +231,7 @@ def _write_shards(job, images, on_broken, num_threads, log, todo):
 def _run_processes(job, todo, num_threads, progress):
     """Hand out shards to processes until all are built. However this function ends, the processes end with it."""
     num_bytes, left = 0, iter(todo)
-    command = [sys.executable, '-P', '-m', __name__, job.output_dir, job.name, str(job.num_shards)]
+    command = [sys.executable, '-P', '-m', __name__, job.output_dir, job.name, str(job.num_shards), str(os.getpid())]
     with contextlib.ExitStack() as stack:
         processes = {}  # by the connection to each
         for _ in range(min(num_threads, len(todo))):
@@ -269,11 +270,15 @@ def _run_processes(job, todo, num_threads, progress):
                         connection.send(shard)
 
 
-def _serve(output_dir, name, num_shards, descriptor):
+def _serve(output_dir, name, num_shards, parent, descriptor):
     """Run as a process of a build until the connection closes: receive the numbers of shards and write them.
 
     It sends (sizes of new records, result): None during a shard, and its broken images or the error at its end.
     """
+    with contextlib.suppress(AttributeError):  # other than Linux
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no process of a killed build holds its lock
+    if os.getppid() != int(parent):
+        return  # it has been killed already
     job, connection = Job(output_dir, name, int(num_shards)), multiprocessing.connection.Connection(int(descriptor))
     images, options = job.load(ImageList, f'{job.folder}/images'), job.load(Options, f'{job.folder}/options')
     sizes, last = [], time.monotonic()

@@ -66,7 +66,7 @@ def _faults(folder, entry, manifest, classes, progress) -> Iterator[str]:
     """Yield the faults of a shard, and count the records of each class."""
     path = folder / entry['name']
     try:
-        with open(path, 'rb') as file:
+        with open(path, 'rb', opener=files.plain) as file:
             digest = hashlib.file_digest(file, 'sha256').hexdigest()
     except OSError as error:
         yield f'cannot be read ({error.strerror})'

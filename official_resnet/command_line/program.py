@@ -70,7 +70,6 @@ def _run(argv, doc, values, body, row, takes_arguments):
         with reader_may_leave():
             print(usage.help_of(argv, doc, values, row))
         return 0
-    fault = None
     try:
         if any('flagfile' in argument for argument in argv):
             from official_resnet.command_line import usage
@@ -79,16 +78,10 @@ def _run(argv, doc, values, body, row, takes_arguments):
         extra = values(argv)[1:]
         if extra and not takes_arguments:
             raise flags.Error(f'unexpected argument {extra[0]!r}')
-    except flags.UnrecognizedFlagError as error:
+    except (flags.Error, ValueError, RecursionError) as error:
         from official_resnet.command_line import usage
 
-        fault = usage.unknown(error.flagname, values)
-    except (flags.Error, ValueError) as error:  # ValueError: --noflag=value, or a --flagfile that is not text
-        fault = error
-    except RecursionError:  # absl's search for a similar name
-        fault = 'a flag whose name has about a thousand characters is unknown'
-    if fault is not None:
-        raise UserError(f'{fault} (--help lists the flags)')
+        raise UserError(f'{usage.fault(error, values)} (--help lists the flags)') from None
     return (body(values, extra) if takes_arguments else body(values)) or 0
 
 

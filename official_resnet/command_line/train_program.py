@@ -15,6 +15,8 @@ from official_resnet.inputs import datasets
 from official_resnet.training import devices
 from official_resnet.training.config import TrainConfig
 
+_SPLITS = ('train', 'test')
+
 
 def main(argv: Sequence[str], doc: str, row: Program) -> int:
     """Run the program described by a `Program` with the arguments `argv` (name first); return the exit code."""
@@ -109,15 +111,9 @@ def _clean(config, options):
 
 
 def find_data(
-    config: TrainConfig,
-    options: RunOptions,
-    row: Program,
-    splits: Sequence[str] = ('train', 'test'),
-    is_chief: bool = True,
+    config: TrainConfig, options: RunOptions, row: Program, splits: Sequence[str] = _SPLITS, is_chief: bool = True
 ) -> None:
     """Download the data set of a config if it is missing and if that is allowed; other workers wait for the chief.
-
-    TensorFlow is imported only for the data sets of tensorflow_datasets.
 
     Raises:
         UserError: The data set is missing, incomplete or damaged, as far as datasets.require_data finds out.

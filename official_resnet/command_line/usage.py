@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import os
 import textwrap
 from collections.abc import Sequence
 
@@ -50,6 +51,11 @@ OTHER_NAMES = {
 
 def with_flag_files(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     """Return the arguments with the content of each --flagfile in its place, without byte order marks."""
+    for argument, value in zip(argv[1:], [*argv[2:], ''], strict=True):
+        path = argument.partition('=')[2] or value
+        is_flag_file = argument.lstrip('-').partition('=')[0] == 'flagfile' and not path.startswith('/dev/fd/')
+        if is_flag_file and os.path.exists(path) and not os.path.isfile(path):  # from a FIFO, absl would read for ever
+            raise flags.Error(f'--flagfile={path} is not a plain file; pass one with flags')
     arguments = values.read_flags_from_files(argv[1:], force_gnu=values.is_gnu_getopt())
     for i in reversed(range(len(arguments))):
         if arguments[i].startswith('\ufeff'):  # absl has not looked at what follows
@@ -65,6 +71,15 @@ def help_of(argv: Sequence[str], doc: str, values: flags.FlagValues, row: Progra
     with contextlib.suppress(flags.Error, ValueError, RecursionError):  # other flags may be wrong
         values([argument for argument in argv if argument not in HELP])  # for --recipe
     return text(doc, values, row)
+
+
+def fault(error: Exception, values: flags.FlagValues) -> object:
+    """Return what to say about an error of parsing; ValueError: --noflag=value, or a --flagfile that is not text."""
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return unknown(error.flagname, values)
+    if isinstance(error, RecursionError):  # absl's search for a similar name
+        return 'a flag whose name has about a thousand characters is unknown'
+    return error
 
 
 def unknown(name: str, values: flags.FlagValues) -> str:

@@ -9,7 +9,6 @@ import io
 import json
 import math
 import os
-import pathlib
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +18,7 @@ import keras
 import numpy as np
 from keras.src.backend.common import global_state
 
-from official_resnet import bounds, damage, folders, layers
+from official_resnet import bounds, damage, files, folders, layers
 
 KIND = 'a .keras file'
 _LAYERS, _WEIGHTS = 'config.json', 'model.weights.h5'
@@ -57,7 +56,7 @@ def from_json(
         size, most = os.path.getsize(path), bounds.limit('json_bytes')
         if size > most:
             raise ValueError(f'{size} bytes, more than the {most} that are read')
-        return _build(pathlib.Path(path).read_bytes(), sum(array.size for array in arrays.values()), custom_objects)
+        return _build(files.read_bytes(path), sum(array.size for array in arrays.values()), custom_objects)
 
 
 def _read(archive, name, most):

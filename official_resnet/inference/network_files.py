@@ -75,7 +75,7 @@ def require_weights(path: str | os.PathLike) -> None:
 
 def require_keras_file(path: str | os.PathLike, remedy: str = REMEDY) -> None:
     """Raise UserError unless a file exists and is a whole zip archive, as every .keras file is."""
-    if not os.path.exists(path):
+    if not os.path.isfile(path):  # zipfile would open a FIFO
         raise UserError(f'cannot load {path}: there is no such file; {remedy}')
     if not zipfile.is_zipfile(path):
         raise UserError(

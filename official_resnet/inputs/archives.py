@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any, cast
 
-from official_resnet import bounds, damage
+from official_resnet import bounds, damage, files
 from official_resnet.errors import Damaged, UserError, one_line
 
 BLOCK = 512  # bytes of a tar header
@@ -29,7 +29,7 @@ def unpacked(path: str | os.PathLike) -> Iterator[IO[bytes]]:
 
     A damaged gzip file raises one of GZIP_ERRORS when it is read, perhaps only at its end, where its checksum is.
     """
-    with open(path, 'rb') as file:
+    with open(path, 'rb', opener=files.plain) as file:
         is_packed = file.read(2) == b'\x1f\x8b'
         file.seek(0)
         with gzip.open(file) if is_packed else contextlib.nullcontext(file) as content:

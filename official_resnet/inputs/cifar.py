@@ -7,7 +7,6 @@ Source: https://www.cs.toronto.edu/~kriz/cifar.html
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 
@@ -30,7 +29,7 @@ def read_cifar(
     images, labels = [], []
     for path in paths:
         with files.read_errors(path, 'run cifar10_download_and_extract.py, or pass another --data_dir'):
-            data = Path(path).read_bytes()
+            data = files.read_bytes(path)
         if not data:
             raise errors.UserError(f"'{path}' is empty; {_REMEDY}")
         num_records, rest = divmod(len(data), label_bytes + IMAGE_BYTES)

@@ -19,6 +19,7 @@ import numpy as np
 
 from official_resnet.damage import is_of_machine
 from official_resnet.errors import UserError
+from official_resnet.files import read_bytes
 from official_resnet.inputs import classes, images, jpeg
 from official_resnet.inputs.other_datasets import default_normalization
 from official_resnet.inputs.split import Split
@@ -76,7 +77,7 @@ def read(folder: str | os.PathLike, split: str, **options: Any) -> tuple[np.ndar
 
 
 def _read(folder, split, *, image_size=32, channels=3, validation_fraction=0.1, seed=0, log=print):
-    """Return what `read` returns, and the paths of all images, also of those that are left out."""
+    """Return what `read` returns, and the paths of its images."""
     from PIL import Image
 
     listing = list_files(folder, validation_fraction, seed)
@@ -96,13 +97,15 @@ def _read(folder, split, *, image_size=32, channels=3, validation_fraction=0.1, 
     with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor() as pool:
         list(pool.map(decode_one, range(len(paths))))
     labels = _leave_out(failures, paths, labels, listing, split, folder, log)
+    paths = [path for i, path in enumerate(paths) if i not in failures]
     return np.delete(pixels, list(failures), axis=0) if failures else pixels, labels, listing.classes, paths
 
 
 def _fault_of(path):
     """Return why a file is not an image or a JPEG with a whole header, or ''. Its pixels are not decoded."""
     try:
-        jpeg.inspect(path.read_bytes())
+        info = jpeg.inspect(read_bytes(path))
+        images.require_size(info.width, info.height)
     except ValueError as error:
         return str(error)
     except OSError as error:

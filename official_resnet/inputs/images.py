@@ -7,7 +7,7 @@ transform gives exactly Pillow's pixels. Its fast transform, the default of offi
 255, and by 1.2 on average, for ImageNet's images.
 
 Rules for all formats: the first frame of an animation is used; transparency is ignored, even in a palette; inks of a
-CMYK JPEG are read as inverted if it has Adobe's marker, as in libjpeg; an image of more than MAX_PIXELS is refused. Of
+CMYK JPEG are read as inverted if it has Adobe's marker, as in libjpeg; an image beyond `bounds` is refused. Of
 16-bit values, the upper byte is used. Values of floating point are 0..1, others are refused, and so are integers of 32
 bits, because nothing says which of them is white. Some rules depend on the caller:
 
@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from official_resnet import damage, files
+from official_resnet import bounds, damage, files
 from official_resnet.inputs import jpeg
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')  # Pillow's names
 JPEG_SUFFIXES = ('.jpeg', '.jpg')
 SUFFIXES = ('.bmp', '.gif', '.jpe', *JPEG_SUFFIXES, '.png', '.tif', '.tiff', '.webp')  # of files in FORMATS
 _SIXTEEN_BITS = (None, 'PNG', 'PPM')  # formats whose values are 0..65535 if Pillow reads them as 32-bit integers
-MAX_PIXELS = 178_956_970  # twice Pillow's MAX_IMAGE_PIXELS, above which it refuses to decode
 PIXELS_AT_A_TIME = 2**27  # that all threads decode at once; Pillow needs 4 bytes for a pixel of RGB, so 0.5 GB
 LARGE_PIXELS = 2**24  # the memory of a larger image is given back to the system at once
 DRAFT_PIXELS = 2**25  # libjpeg reduces a JPEG that has more pixels as it decodes it, if a small image is wanted
@@ -125,8 +124,9 @@ def decode(
             if isinstance(given, bytes):
                 given = io.BytesIO(given)
             elif not isinstance(given, Image.Image):
-                given = stack.enter_context(open(given, 'rb'))
+                given = stack.enter_context(open(given, 'rb', opener=files.plain))
             image = given if isinstance(given, Image.Image) else Image.open(given, formats=formats)
+            require_size(*image.size)
             if least and image is not given and image.width * image.height > DRAFT_PIXELS:
                 image.draft(None, (2 * least, 2 * least))
             stack.enter_context(_BUDGET.take(image.width * image.height))
@@ -205,8 +205,7 @@ def to_rgb_jpeg(
     info = jpeg.inspect(data)
     if not info.is_whole:
         raise ValueError(info.problem)
-    if info.width * info.height > MAX_PIXELS:
-        raise ValueError(f'{info.width} x {info.height} pixels are too many; the limit is {MAX_PIXELS}')
+    require_size(info.width, info.height)
     if info.precision not in (0, 8):
         raise ValueError(f'a JPEG of {info.precision} bits, which cannot be decoded')
     is_plain = info.is_rgb_jpeg or keeps_grey and info.can_be_decoded and info.colour == 'grey'
@@ -223,13 +222,21 @@ def to_rgb_jpeg(
     return (data, info.width, info.height) if is_plain else decode(bytes(data), rules, finish=encode)
 
 
+def require_size(width: int, height: int) -> None:
+    """Raise ValueError if an image has more pixels, or more on a side, than the table of bounds allows."""
+    for row, size in (('image_pixels', width * height), ('image_side', max(width, height))):
+        if size > bounds.limit(row):
+            most = f'{bounds.limit(row)} {bounds.BOUNDS[row].unit}'
+            raise ValueError(f'{width} x {height} pixels are too many; at most {most}')
+
+
 def is_image(path: str) -> bool:
     """Return whether a file is an image in one of FORMATS: by its suffix, which decoding confirms, or by its bytes."""
     if path.lower().endswith(SUFFIXES):
         return True
     if not os.path.isfile(path):  # nothing is read from a FIFO or a device
         return False
-    with contextlib.suppress(OSError), open(path, 'rb') as file:
+    with contextlib.suppress(OSError), open(path, 'rb', opener=files.plain) as file:
         head = file.read(12)
         return bool(jpeg.format_of(head)) and (head[:2] != b'BM' or head[6:10] == bytes(4))  # a text may begin with BM
     return False
@@ -265,7 +272,7 @@ def content_of(paths: Sequence[str | os.PathLike]) -> str:
         with files.read_errors(path, 'put it back'):
             digest.update(b'%d ' % os.path.getsize(path))
             if i in samples(len(paths)):
-                with open(path, 'rb') as file:
+                with open(path, 'rb', opener=files.plain) as file:
                     digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()
 

@@ -26,7 +26,7 @@ _ENDS_SCAN[[0x00, *range(0xD0, 0xD8), 0xFF]] = False  # 0xFF itself, restarts, a
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-    """The properties of an encoded image. Only a JPEG has more than the format."""
+    """The properties of an encoded image: of a PNG the format and the size, of the others but JPEG the format."""
 
     format: str  # 'JPEG', 'PNG', 'GIF', 'WEBP', 'BMP' or 'TIFF'
     width: int = 0  # pixels
@@ -61,7 +61,7 @@ def inspect(data: bytes) -> Info:
     if name == 'JPEG':
         return _inspect_jpeg(data)
     if name:
-        return Info(name)
+        return Info(name, *struct.unpack('>II', data[16:24])) if name == 'PNG' and len(data) > 23 else Info(name)
     kinds = 'a JPEG, PNG, GIF, WebP, BMP or TIFF'
     raise ValueError(f'not {kinds}: it begins with 0x{data[:4].hex()}' if data else 'it is empty')
 

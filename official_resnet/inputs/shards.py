@@ -73,7 +73,9 @@ class Shards(streamed.Source):
         self._last_label = records.first_label + num_classes - 1 if num_classes else np.iinfo(np.int32).max
         self._begins = np.concatenate([places[:-1] for places in offsets])
         self._ends = np.concatenate([places[1:] for places in offsets])
-        self._open = functools.lru_cache(OPEN_FILES)(lambda i: open(self.paths[i], 'rb', buffering=0))
+        self._open = functools.lru_cache(OPEN_FILES)(
+            lambda i: open(self.paths[i], 'rb', buffering=0, opener=files.plain)
+        )
 
     def content(self) -> str:
         digest = hashlib.sha256()

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
@@ -249,7 +248,7 @@ class Files(Source):
     def _read_one(self, row):
         path = self.paths[row]
         with files.read_errors(path, 'put it back'):
-            data = pathlib.Path(path).read_bytes()
+            data = files.read_bytes(path)
         try:
             return images.to_rgb_jpeg(data, rules=images.FOLDER, keeps_grey=True, keeps_exif=True)[0]
         except ValueError as error:

@@ -41,7 +41,7 @@ def read(path: str | os.PathLike) -> Iterator[bytes]:
     Raises:
         UserError: The file cannot be read, is cut off, or has a wrong checksum; the message names the position.
     """
-    with files.read_errors(path, _FOLDER), open(path, 'rb') as file:
+    with files.read_errors(path, _FOLDER), open(path, 'rb', opener=files.plain) as file:
         for begin, end in _places(path, file.fileno()):
             yield read_at(file.fileno(), begin, end, path)
 
@@ -52,7 +52,7 @@ def index(path: str | os.PathLike) -> np.ndarray:
     Raises:
         UserError: The file cannot be read or is cut off, or a header is damaged.
     """
-    with files.read_errors(path, _FOLDER), open(path, 'rb') as file:
+    with files.read_errors(path, _FOLDER), open(path, 'rb', opener=files.plain) as file:
         return np.array([0, *(end for _, end in _places(path, file.fileno()))], np.int64)
 
 

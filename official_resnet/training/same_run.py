@@ -39,6 +39,10 @@ def resume(trainer: Any, variables: dict[str, Any], data: dict, found: tuple[dic
     trainer.best, trainer.evaluation = state['best'], state['evaluation']
     last_row = trainer.step - int(trainer.is_epoch_open)  # an open epoch will be evaluated, and logged, again
     trainer.rows = state['rows'] if 'rows' in state else checkpoints.read_metrics(model_dir, last_row)
+    if trainer.process.is_chief:
+        is_done = trainer.step >= trainer.last_step or trainer.why_stopped()
+        does = 'already finished:' if is_done else 'continuing from'
+        log_place(does, path, trainer.step // trainer.steps_per_epoch, trainer.config, state)
 
 
 def require_same_run(ours: TrainConfig, theirs: TrainConfig) -> None:

@@ -12,10 +12,7 @@ NUM_GUESSES = 5  # likeliest classes that top-5 accuracy considers
 
 
 def make_train_function(
-    strategy: tf.distribute.Strategy,
-    model: keras.Model,
-    optimizer: keras.optimizers.Optimizer,
-    config: TrainConfig,
+    strategy: tf.distribute.Strategy, model: keras.Model, optimizer: keras.optimizers.Optimizer, config: TrainConfig
 ) -> Callable:
     """Return the compiled (iterator, num_steps) -> float32 [num_steps, 2]: summed loss and number of hits per step."""
     variables = model.trainable_variables

@@ -102,6 +102,14 @@ def test_broken_inputs(layout, tmp_path, spoil, pattern):
     assert '\n' not in str(error.value)
 
 
+def test_links_that_lead_back_are_followed_once(tmp_path):
+    folder = tmp_path / 'n01440764'
+    folder.mkdir()
+    (folder / 'a.xml').write_bytes(ilsvrc.xml())
+    (folder / 'n02085620').symlink_to(tmp_path)
+    assert '1 XML files' in boxes.read_xml(tmp_path)[1][0]
+
+
 def test_a_huge_xml_is_broken_not_read(tmp_path):
     path = tmp_path / 'boxes.tar'
     ilsvrc.write_tar(path, {'n01440764/a.xml': b' ' * (2 << 20), 'n01440764/b.xml': ilsvrc.xml()})

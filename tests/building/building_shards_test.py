@@ -15,7 +15,7 @@ import sys
 
 import numpy as np
 import pytest
-from fixtures import programs
+from fixtures import programs, slow_files
 from fixtures.data_commands import examples, outputs, write_images
 from fixtures.imagenet_shards import encoded
 from PIL import Image
@@ -218,35 +218,27 @@ def waiting(tmp_path, simple):
     """(build, its process, function): it has written 2 of 4 shards, and waits for an image until the call."""
     simple.save(tmp_path / 'job')
     image = pathlib.Path(simple.files[0], simple.name(shards.shard_rows(40, 2, 4, Options().seed)[-1]))
-    data = image.read_bytes()
-    image.unlink()
-    os.mkfifo(image)  # opening it takes until somebody writes
-    started = programs.start([sys.executable, '-c', BUILD, str(tmp_path / 'job')])
+    (gate := tmp_path / 'gate').mkdir()
+    environment = slow_files.hold(gate, image)
+    started = programs.start([sys.executable, '-c', BUILD, str(tmp_path / 'job')], env=environment)
     programs.wait_for((tmp_path / 'job.out' / '.train.progress' / 'train-00002-of-00004.part').exists, started)
     [process] = pathlib.Path(f'/proc/{started.pid}/task/{started.pid}/children').read_text().split()
-
-    def go_on():
-        stack.callback(os.close, os.open(image, os.O_RDWR))  # which never takes time
-        image.unlink()
-        image.write_bytes(data)
-
-    with contextlib.ExitStack() as stack:
-        yield started, int(process), go_on
-        programs.finish([started])
+    yield started, int(process), functools.partial(slow_files.release, gate)
+    programs.finish([started])
 
 
 def test_killed_and_started_again(tmp_path, whole, simple, waiting, monkeypatch):
-    """As long as its process lives, no other build may write there; it ends when it has something to tell."""
-    killed, _, go_on = waiting
+    """Its process holds the lock and dies with it, even if it waits for an image or has been stopped."""
+    killed, process, _ = waiting
     out = tmp_path / 'job.out'
-    killed.kill()
-    killed.wait()
     with monkeypatch.context() as patch, pytest.raises(errors.UserError, match='wait .*another --output_directory'):
         patch.setattr(job, 'LOCK_SECONDS', 0)
         build(simple, 'train', out, 4, 1)
+    os.kill(process, signal.SIGSTOP)
+    killed.kill()
+    killed.wait()
     times = {path: path.stat().st_mtime_ns for path in out.glob('train-*')}
     assert [int(path.name[6:11]) for path in sorted(times)] == [0, 1]
-    go_on()
     lines = []
     build(simple, 'train', out, 4, 1, log=lines.append)
     assert re.search('[23] of 4 shards', lines[0]) and lines[-1] == 'Finished writing all 40 images in data set.'

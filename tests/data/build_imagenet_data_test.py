@@ -4,7 +4,7 @@ import os
 import signal
 
 import pytest
-from fixtures import data_commands, ilsvrc, programs
+from fixtures import data_commands, ilsvrc, programs, slow_files
 from fixtures.data_commands import examples, write_files
 
 build_imagenet_data = data_commands.load('build_imagenet_data')
@@ -96,15 +96,13 @@ def test_ctrl_c(raw):
     """Ctrl-C ends it and its processes, with one line and code 130, and names the command that continues."""
     folder, layout = raw
     slow = folder / 'train' / layout.synsets[0] / next(iter(layout.train))
-    slow.unlink()
-    os.mkfifo(slow)  # opening it takes until somebody writes
+    (gate := folder / 'gate').mkdir()
+    environment = slow_files.hold(gate, slow)
     argv = arguments(folder, validation_directory='', train_shards=1)
-    process = programs.start_interruptible(data_commands.command('build_imagenet_data', *argv))
+    process = programs.start_interruptible(data_commands.command('build_imagenet_data', *argv), env=environment)
     programs.wait_for((folder / 'out' / '.train.progress' / 'train-00000-of-00001.part').exists, process)
     process.send_signal(signal.SIGINT)
     [(code, _, problems)] = programs.finish([process])
     assert code == 130 and problems.count('\n') == 1 and 'same command again' in problems
     assert not [line for line in programs.command_lines() if os.fsencode(folder) in line]
-    slow.unlink()
-    slow.write_bytes(layout.train[slow.name])
     assert run(folder, validation_directory='', train_shards=1) == 0

@@ -13,7 +13,7 @@ import types
 
 import numpy as np
 import pytest
-from fixtures import data_commands, ilsvrc, loopback, programs
+from fixtures import data_commands, ilsvrc, loopback, programs, slow_files
 from fixtures.data_commands import examples, outputs
 
 from official_resnet.building import boxes, downloads
@@ -153,8 +153,9 @@ def test_killed_at_any_step_it_continues_to_the_same_bytes(built, tmp_path):
 
 def test_sigterm(built, tmp_path):
     link(built, tmp_path)
-    os.mkfifo(tmp_path / 'labels')  # opening it takes until somebody writes
-    process = programs.start(command(tmp_path, built, f'--labels_file={tmp_path}/labels'))
+    (gate := tmp_path / 'gate').mkdir()
+    environment = slow_files.hold(gate, tmp_path / 'labels')
+    process = programs.start(command(tmp_path, built, f'--labels_file={tmp_path}/labels'), env=environment)
     programs.wait_for((tmp_path / 'raw-data').exists, process)
     process.terminate()
     [(code, _, error)] = programs.finish([process])

@@ -1,5 +1,7 @@
 """Own images: how they are cut and resized, the split, what is left out, and what is a mistake."""
 
+import os
+
 import numpy as np
 import pytest
 from fixtures.batches import message_of
@@ -133,6 +135,14 @@ def test_images_that_cannot_be_read_are_left_out_in_memory_and_streamed(tmp_path
     assert split.num_images == len(images) == 6 and sorted(labels.numpy()) == [0, 0, 0, 1, 1, 1]
     out = capsys.readouterr().out
     assert 'empty.jpg' in out and 'page.png' in out and '2 of 8 images' in out
+
+
+@pytest.mark.parametrize('views', [None, Views()])
+def test_a_fifo_is_left_out(tmp_path, capsys, views):
+    os.mkfifo(fill(tmp_path, {'ant': 3, 'bee': 2}) / 'ant' / 'x.png')
+    splits = [datasets.open_split(f'folder:{tmp_path}', name, views=views) for name in ('train', 'test')]
+    assert sum(split.num_images for split in splits) == 5
+    assert f'left out: {tmp_path}/ant/x.png (not a plain file)' in capsys.readouterr().out
 
 
 def test_links_to_folders_and_images(tmp_path):

@@ -16,7 +16,7 @@ from fixtures.odd_images import SHOWN, SIZE, odd_images, with_exif, without_adob
 from hypothesis import example, given
 from PIL import Image
 
-from official_resnet import resnet_spec
+from official_resnet import bounds, resnet_spec
 from official_resnet.building import image_list, shards
 from official_resnet.building.records import Options
 from official_resnet.errors import UserError
@@ -254,14 +254,15 @@ def test_what_cannot_be_decoded_is_a_reason_in_one_line(rules, tmp_path):
 
 
 def test_both_decoders_refuse_what_has_too_many_pixels(monkeypatch):
-    assert images.MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
-    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 10)
-    monkeypatch.setattr(images, 'MAX_PIXELS', 20)
-    for kind in ('PNG', 'JPEG'):
-        data = file_of(Image.new('RGB', (7, 3)), kind)
-        for function in (images.to_rgb_jpeg, lambda data: images.decode(data, FOLDER)):
-            with pytest.raises(ValueError, match='7 x 3|21 pixels'):
-                function(data)
+    assert bounds.limit('image_pixels') < 2 * Image.MAX_IMAGE_PIXELS  # which Pillow refuses
+    for row, value in (('image_pixels', 20), ('image_side', 6)):
+        with monkeypatch.context() as patch:
+            patch.setitem(bounds.BOUNDS, row, bounds.BOUNDS[row]._replace(value=value))
+            for kind in images.FORMATS:
+                data = file_of(Image.new('RGB', (7, 3)), kind)
+                for function in (images.to_rgb_jpeg, lambda data: images.decode(data, FOLDER)):
+                    with pytest.raises(ValueError, match=f'7 x 3 pixels are too many; at most {value} pixels'):
+                        function(data)
 
 
 def test_the_two_decoders_agree_on_real_images():
