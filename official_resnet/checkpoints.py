@@ -24,6 +24,7 @@ from official_resnet.errors import Damaged, UserError
 # In model_dir; written by training.callbacks.Record.
 METRICS_FILE, NETWORK_FILE, RATES_FILE = 'metrics.jsonl', 'network.json', 'learning_rate.csv'
 _STATE = 'state.json'
+_NUMBERS = ('epoch', 'step', 'loss', 'accuracy', 'learning_rate')  # of a row of metrics
 AGAIN = ' and run the same command again; it continues from the last checkpoint'  # the end of a message
 LOCK = '.lock'
 # Temporary files of a training that was killed, in model_dir; see files.replacing.
@@ -112,12 +113,15 @@ def assign(
 
 
 def read_metrics(model_dir: str | os.PathLike, last_step: float = math.inf) -> list[dict]:
-    """Return the lines of model_dir/metrics.jsonl up to a step, and up to one that an older version left cut short."""
+    """Return the lines of model_dir/metrics.jsonl up to a step, and up to one that is cut short or damaged."""
     path, lines = pathlib.Path(model_dir) / METRICS_FILE, []
-    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+    with contextlib.suppress(FileNotFoundError, ValueError, RecursionError, TypeError, KeyError):
         for text in path.read_text(encoding='utf-8', errors='replace').splitlines():
-            lines.append(json.loads(text))
-    return [line for line in lines if line.get('step', 0) <= last_step]
+            line = json.loads(text)
+            if not math.isfinite(sum(line[name] for name in _NUMBERS)) or line['split'] not in ('train', 'test'):
+                break
+            lines.append(line)
+    return [line for line in lines if line['step'] <= last_step]
 
 
 def lock(model_dir: str | os.PathLike) -> IO[str]:

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 
 import keras
@@ -66,6 +67,15 @@ def test_a_full_disk_or_a_kill_while_writing_leaves_only_whole_checkpoints(
     with pytest.raises(raised, match=message):
         checkpoints.save(tmp_path, 2, ARRAYS, {'step': 2})
     assert [path.name for path in tmp_path.iterdir()] == ['step-000000001.npz']
+
+
+def test_metrics_end_before_the_first_damaged_row(tmp_path):
+    row = {'split': 'test', 'epoch': 1, 'step': 7, 'loss': 0.5, 'accuracy': 0.25, 'learning_rate': 0.1}
+    lines = [json.dumps(row | {'step': step}) for step in (7, 14, 21)]
+    for bad in ('[' * 100_000, '7', '[]', '{}', lines[0][:-5], lines[0].replace('step', 'stop'), 'NaN', '{"split": 3}'):
+        (tmp_path / checkpoints.METRICS_FILE).write_text('\n'.join([*lines[:2], bad, lines[2]]))
+        assert [line['step'] for line in checkpoints.read_metrics(tmp_path)] == [7, 14], bad
+        assert checkpoints.read_metrics(tmp_path, 7) == [row]
 
 
 def test_a_model_dir_has_one_job_at_a_time(tmp_path):

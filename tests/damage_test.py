@@ -11,6 +11,7 @@ import tensorflow as tf
 from fixtures.flips import damaged_copies
 
 from official_resnet import checkpoints, damage
+from official_resnet.building.job import is_manifest
 from official_resnet.errors import Damaged, UserError
 
 OF_CONTENT = [
@@ -103,6 +104,16 @@ def test_a_hostile_checkpoint_is_passed_over(name, tmp_path, caplog):
     (tmp_path / 'step-000000002.npz').write_bytes(HOSTILE[name])
     assert checkpoints.restore_latest(tmp_path)[1] == {'step': 1}
     assert len(caplog.messages) == 1 and 'step-000000002.npz' in caplog.text
+
+
+def test_only_a_whole_manifest_is_one():
+    shard = {'name': 'train-00000-of-00001', 'records': 3, 'bytes': 9, 'sha256': ''}
+    whole = {'records': 3, 'layout': 'folder', 'synsets': ['', 'a'], 'classes': {'a': 3}, 'shards': [shard]}
+    assert is_manifest(whole)
+    assert not any(is_manifest({key: whole[key] for key in whole if key != name}) for name in whole)
+    assert not any(is_manifest(whole | {'shards': [shard | {name: None}]}) for name in shard)
+    for other in (None, [], 7, whole | {'layout': 'x'}, whole | {'synsets': [3]}, whole | {'shards': [3]}):
+        assert not is_manifest(other)
 
 
 def test_a_checkpoint_is_read_whole_or_passed_over(tmp_path):

@@ -81,11 +81,8 @@ class Plan:
     def is_built(self, name: str) -> bool:
         """Return whether a split has its manifest and every shard in full size."""
         job = Job(self.data_dir, name, self.num_shards[name])
-        try:
-            manifest = job.read_json(job.manifest_path) or {}
-            return len(manifest['shards']) == job.num_shards and not job.missing(manifest)
-        except (KeyError, TypeError):  # the manifest is missing or damaged
-            return False
+        manifest = job.read_manifest()
+        return manifest is not None and len(manifest['shards']) == job.num_shards and not job.missing(manifest)
 
     def require_space(self, tars: dict[str, pathlib.Path], wanted: Iterable[str] = ()) -> None:
         """Raise UserError if the disk lacks space for the rest of the build. Shards are as large as their tar file.

@@ -17,7 +17,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 from official_resnet import files
 from official_resnet.building.image_list import open_unbuffered
@@ -30,6 +30,22 @@ _POLL_SECONDS = 0.1
 def absolute(path: str | os.PathLike) -> str:
     """Return the absolute path of a file of this machine. An address such as gs://a/b, for Beam, stays as it is."""
     return str(path).rstrip('/') if '://' in str(path) else os.path.abspath(os.path.expanduser(path))
+
+
+def is_manifest(value: Any) -> TypeGuard[dict]:
+    """Return whether a JSON value has the fields of a manifest that programs read."""
+    kinds = {'records': int, 'layout': str, 'synsets': list, 'classes': dict, 'shards': list}
+    of_shards = {'name': str, 'records': int, 'bytes': int, 'sha256': str}
+    return (
+        _has(value, kinds)
+        and value['layout'] in ('imagenet', 'folder')
+        and all(_has(shard, of_shards) for shard in value['shards'])
+        and all(isinstance(name, str) for name in value['synsets'])
+    )
+
+
+def _has(value: Any, kinds: dict[str, type]) -> TypeGuard[dict]:
+    return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in kinds.items())
 
 
 def status(path: str | os.PathLike) -> list[int]:
@@ -65,17 +81,23 @@ class Job:
         entries = enumerate(manifest['shards'])
         return [shard for shard, entry in entries if self.status(self.shard_path(shard))[0] != entry['bytes']]
 
+    def read_manifest(self) -> dict | None:
+        """Return the manifest; None if it is missing or damaged."""
+        manifest = self.read_json(self.manifest_path)
+        return manifest if is_manifest(manifest) else None
+
     def summary(self, shard: int, on_broken: str = 'skip') -> dict | None:
         """Return the summary of a shard; None if it is not finished, or on_broken='fail' refuses its images."""
         summary = self.read_json(f'{self.folder}/{self.shard_name(shard)}.json')
-        if not summary or self.status(self.shard_path(shard))[0] != summary['bytes']:
+        kinds = {'shard': int, 'records': int, 'sha256': str, 'classes': dict, 'reencoded': dict, 'broken': dict}
+        if not _has(summary, {'bytes': int, **kinds}) or self.status(self.shard_path(shard))[0] != summary['bytes']:
             return None
         return None if summary['broken'] and on_broken == 'fail' else summary
 
     def open(self, fingerprint: str) -> dict | None:
         """Create and lock the folder; return the manifest, if any. Files of another build raise UserError."""
-        self.enter(self.read_json(self.manifest_path))
-        manifest = self.read_json(self.manifest_path)  # another build may have written it while this one waited
+        self.enter(self.read_manifest())
+        manifest = self.read_manifest()  # another build may have written it while this one waited
         key_path = f'{self.folder}/job.json'
         key = self.read_json(key_path)
         for kept, where in ((manifest, self.manifest_path), (key, self.folder)):

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Iterator
 
 from official_resnet import files
+from official_resnet.building.job import is_manifest
 from official_resnet.building.progress import Log, Progress
 from official_resnet.building.records import KEYS
 from official_resnet.errors import UserError
@@ -28,7 +29,7 @@ def verify(output_dir: str | os.PathLike, name: str, log: Log = print) -> int:
     """
     path = pathlib.Path(os.path.expanduser(output_dir), f'{name}.manifest.json')
     manifest = files.read_json(path)
-    if manifest is None:
+    if not is_manifest(manifest):
         raise UserError(f"'{path}' is missing or damaged; build {name} first, or pass another --output_directory")
     classes, num_faults = collections.Counter[str](), 0
     with Progress(f'verify {name}', manifest['records'], log) as progress:
@@ -52,7 +53,7 @@ def verify(output_dir: str | os.PathLike, name: str, log: Log = print) -> int:
 def _fault_of_classes(path, manifest):
     """Return how the classes of the validation shards differ from those of the training shards beside them, or ''."""
     train = files.read_json(path.with_name('train.manifest.json'))
-    if not train or train['synsets'] == manifest['synsets']:
+    if not is_manifest(train) or train['synsets'] == manifest['synsets']:
         return ''
     ours, theirs = ({name: label for label, name in enumerate(one['synsets'])} for one in (manifest, train))
     differing = [name for name in [*ours, *theirs] if ours.get(name) != theirs.get(name)]

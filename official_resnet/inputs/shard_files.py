@@ -5,7 +5,7 @@ import os
 import pathlib
 import re
 
-from official_resnet import errors, files
+from official_resnet import damage, errors, files
 from official_resnet.inputs import other_datasets
 
 PREFIXES = {'train': 'train', 'test': 'validation'}  # of the file names of a split
@@ -44,17 +44,13 @@ def manifest_path(data_dir: str | os.PathLike, split: str) -> pathlib.Path:
 
 def manifest_classes(data_dir: str | os.PathLike, split: str) -> list[tuple[str, str]]:
     """Return [(id, name), ...] of the manifest's classes, by default ILSVRC2012's. Raise UserError if it is damaged."""
-    prefix, path = PREFIXES[split], manifest_path(data_dir, split)
+    path = manifest_path(data_dir, split)
     known = dict(other_datasets.imagenet_classes())
-    try:
+    if not path.exists():
+        return list(known.items())
+    with damage.reported(path, _BUILD, 'the manifest '):
         manifest = json.loads(files.read_text(path))
         return [(synset, known.get(synset, synset)) for synset in manifest['synsets'][1:]]
-    except FileNotFoundError:
-        return list(known.items())
-    except OSError as error:
-        raise errors.UserError(f"'{path}' cannot be read ({error.strerror}); {files.advice(error, _BUILD)}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise errors.UserError(f"the manifest of {prefix} in '{data_dir}' is damaged ({error}); {_BUILD}") from None
 
 
 def are_own_images(data_dir: str | os.PathLike, split: str) -> bool:

@@ -21,7 +21,7 @@ except ImportError:
         raise
     sys.exit("curves.png needs matplotlib: pip install 'official-resnet[plots]'")
 
-from official_resnet import checkpoints, files
+from official_resnet import checkpoints, damage, files
 from official_resnet.errors import UserError, one_line
 
 matplotlib.use('Agg')  # write files, with or without a display
@@ -43,6 +43,10 @@ def training_curves(model_dir: str | os.PathLike) -> pathlib.Path:
     if not (model_dir / checkpoints.METRICS_FILE).is_file():
         raise UserError(f"'{model_dir}' has no {checkpoints.METRICS_FILE}; pass the model_dir of a run")
     metrics = checkpoints.read_metrics(model_dir)
+    if not metrics:
+        raise UserError(
+            f"no curves.png: '{model_dir / checkpoints.METRICS_FILE}' has no whole row; train an epoch first"
+        )
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout='constrained')
     for split, color in (('train', 'tab:blue'), ('test', 'tab:orange')):
         lines = [line for line in metrics if line['split'] == split]
@@ -67,12 +71,13 @@ def training_curves(model_dir: str | os.PathLike) -> pathlib.Path:
 
 def _learning_rates(model_dir, metrics):
     """Return (steps, learning rates) of a run, up to its last step; of older runs one for each epoch."""
-    try:
-        with open(model_dir / checkpoints.RATES_FILE, encoding='utf-8') as file:
+    path = model_dir / checkpoints.RATES_FILE
+    if path.exists():
+        with damage.reported(path, 'run the training again, which writes it'), open(path, encoding='utf-8') as file:
             rows = [(int(row['step']), float(row['learning_rate'])) for row in csv.DictReader(file)]
         last = max((line['step'] for line in metrics), default=0)
         rows = [row for row in rows if row[0] < last]
-    except FileNotFoundError:
+    else:
         rows = [(line['step'], line['learning_rate']) for line in metrics if line['split'] == 'train']
     return [step for step, _ in rows], [rate for _, rate in rows]
 

@@ -72,7 +72,7 @@ def test_the_manifest_names_the_classes(folder):
     assert shard_files.manifest_classes(folder, 'test') == [('n01443537', 'goldfish'), ('cats of mine', 'cats of mine')]
     for text in ('{', '[]', '{"synsets": 3}', '{}', '\xff'):
         path.write_text(text, encoding='latin-1')
-        assert f"validation in '{folder}' is damaged (" in message_of(shard_files.manifest_classes, folder, 'test')
+        assert f"the manifest '{path}' is damaged (" in message_of(shard_files.manifest_classes, folder, 'test')
     path.unlink()
     read = datasets.open_split('imagenet', 'test', data_dir=folder)  # ImageNet's own thousand
     assert (read.num_classes, read.class_ids[0], read.class_names[0]) == (1000, 'n01440764', 'tench')

@@ -67,12 +67,14 @@ def test_one_epoch_has_whole_ticks_and_a_margin(model_dir, drawn):
 def test_mistakes_are_one_line(tmp_path):
     assert 'MODEL_DIR' in message_of(figures.main, None, ())
     assert f"'{tmp_path}' has no metrics.jsonl" in message_of(figures.main, None, (tmp_path,))
+    (tmp_path / 'metrics.jsonl').write_text('{"split": "train"}\n')
+    assert "metrics.jsonl' has no whole row" in message_of(figures.main, None, (tmp_path,))
 
 
-@pytest.mark.parametrize('reason', ['no epoch', 'no python', 'no matplotlib'])
+@pytest.mark.parametrize('reason', ['no rate', 'no python', 'no matplotlib'])
 def test_a_figure_that_fails_is_one_line_and_no_figure(model_dir, tmp_path, monkeypatch, capsys, reason):
-    if reason == 'no epoch':
-        (model_dir / 'metrics.jsonl').write_text('{"split": "train"}\n')
+    if reason == 'no rate':
+        (model_dir / 'learning_rate.csv').write_text('step,learning_rate\n1\n')
     elif reason == 'no python':
         monkeypatch.setattr(sys, 'executable', str(tmp_path / 'gone'))
     else:
@@ -80,5 +82,5 @@ def test_a_figure_that_fails_is_one_line_and_no_figure(model_dir, tmp_path, monk
         monkeypatch.syspath_prepend(tmp_path)
     assert train_program._draw_curves(model_dir) == [] and not (model_dir / 'curves.png').exists()
     out = capsys.readouterr().out
-    words = {'no epoch': "KeyError: 'epoch'", 'no matplotlib': "pip install 'official-resnet[plots]'"}
+    words = {'no rate': "learning_rate.csv' is damaged", 'no matplotlib': "pip install 'official-resnet[plots]'"}
     assert out.count('\n') == 1 and words.get(reason, 'curves.png') in out
