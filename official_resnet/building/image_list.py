@@ -152,20 +152,21 @@ def from_folders(
     folders = {name: path.name for name, path in classes.folders(root).items()} if os.path.isdir(root) else {}
 
     def is_wanted(path) -> bool:
-        return path.lower().endswith(tuple(suffixes)) or by_bytes and is_image(f'{root}/{path}')
+        return path.lower().endswith(tuple(suffixes)) or by_bytes and is_image(path)
 
     for synset in synsets:
         found: list[str] = []
         folder = folders.pop(classes.canonical(synset), synset)
         try:
             is_missing = not is_complete and os.path.isdir(root) and not os.path.isdir(f'{root}/{folder}')
-            listed = [] if is_missing else sorted(os.listdir(f'{root}/{folder}'))
             if by_bytes and not is_missing:  # your own images, which training also reads from subfolders
-                paths = itertools.chain(*find_files(f'{root}/{folder}', lambda path: True))
-                listed = sorted(os.path.relpath(path, f'{root}/{folder}') for path in paths)
-            for name in listed:
-                if not name.startswith('.'):
-                    (found if is_wanted(f'{folder}/{name}') else skipped).append(f'{folder}/{name}')
+                images, others = find_files(f'{root}/{folder}', is_wanted)
+                found += (os.path.relpath(path, root) for path in images)
+                skipped += sorted(os.path.relpath(path, root) for path in others)
+            elif not is_missing:
+                names = sorted(name for name in os.listdir(f'{root}/{folder}') if not name.startswith('.'))
+                found += (f'{folder}/{name}' for name in names if is_wanted(name))
+                skipped += (f'{folder}/{name}' for name in names if not is_wanted(name))
         except OSError as error:
             remedy = files.advice(error, 'make it, pass another folder, or another --labels_file')
             raise UserError(f"class folder '{root}/{synset}' cannot be read ({error.strerror}); {remedy}") from None

@@ -248,10 +248,11 @@ def find_files(
     """Return the image files below a folder and its other files, in any order.
 
     Hidden files and folders, such as '._1.jpg' of macOS and Jupyter's copies in .ipynb_checkpoints, belong to neither,
-    nor do the thumbnails of a disk station in @eaDir. Links are followed; a folder is read once.
+    nor do the thumbnails of a disk station in @eaDir. Links are followed, but to no folder that holds this one; a
+    folder is read once. A link to nothing is one of the other files.
     """
     found: dict[bool, list[pathlib.Path]] = {True: [], False: []}
-    seen = set()
+    seen = {(status.st_dev, status.st_ino) for status in map(os.stat, pathlib.Path(folder).resolve().parents)}
     for parent, folders, names in os.walk(folder, followlinks=True):
         status = os.stat(parent)
         if (status.st_dev, status.st_ino) in seen:  # a link leads back
@@ -260,8 +261,9 @@ def find_files(
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith(('.', '@')) and name != '__MACOSX')
         for name in names:
+            path = f'{parent}/{name}'
             if not name.startswith('.'):
-                found[is_wanted(f'{parent}/{name}')].append(pathlib.Path(parent, name))
+                found[(os.path.exists(path) or not os.path.islink(path)) and is_wanted(path)].append(pathlib.Path(path))
     return found[True], found[False]
 
 

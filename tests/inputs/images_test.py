@@ -304,6 +304,8 @@ def test_folders_of_tools_are_left_out_and_links_are_followed_once(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / 'a' / 'more').symlink_to(tmp_path / 'else')
     (tmp_path / 'else' / 'back').symlink_to(tmp_path / 'a')
+    (tmp_path / 'a' / 'all').symlink_to(tmp_path)  # which has the other classes
+    (tmp_path / 'a' / 'gone.png').symlink_to(tmp_path / 'nowhere.png')
     found, others = images.find_files(tmp_path / 'a')
     assert sorted(path.relative_to(tmp_path).as_posix() for path in found) == ['a/1.png', 'a/more/2.png']
-    assert others == []
+    assert others == [tmp_path / 'a' / 'gone.png']
