@@ -61,3 +61,8 @@ def require(name: str, amount: int, what: str, remedy: str) -> None:
     """
     if amount > limit(name):
         raise UserError(f'{what} has {amount} {BOUNDS[name].unit}, more than the {limit(name)} that are read; {remedy}')
+
+
+if __name__ == '__main__':
+    for key, bound in BOUNDS.items():
+        print(f'{key:20} {bound.value:>15,} {bound.unit}: {bound.what} ({bound.why})')
