@@ -10,7 +10,6 @@ written only if it computes the same as its source. Name a TensorFlow checkpoint
 """
 
 import os
-import signal
 import sys
 import types
 from collections.abc import Iterator
@@ -147,7 +146,6 @@ def list_lines(
 
 def run() -> None:
     """Run with the arguments of the command line and exit."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds the stack, so that part files are deleted
     sys.exit(main(sys.argv))
 
 

@@ -13,7 +13,6 @@ the tar files. It reads the images inside the tar files; --keep_extracted also u
 
 import os
 import pathlib
-import signal
 import sys
 
 try:
@@ -90,5 +89,4 @@ def _run(values, arguments):
 
 
 if __name__ == '__main__':
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main(sys.argv))

@@ -9,7 +9,6 @@ continues where it stopped, and a complete data set is left alone.
 """
 
 import re
-import signal
 import sys
 
 try:
@@ -51,5 +50,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that the temporary folder is deleted
     sys.exit(main(sys.argv))

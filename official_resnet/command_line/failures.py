@@ -1,4 +1,4 @@
-"""The one line and the exit code of a program that an error of the system or Ctrl-C ends."""
+"""The one line and the exit code of a program that an error of the system, SIGTERM or Ctrl-C ends."""
 
 import contextlib
 import errno
@@ -6,7 +6,7 @@ import os
 import sys
 
 from official_resnet import damage, files
-from official_resnet.errors import one_line
+from official_resnet.errors import Terminated, one_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 _AGAIN = 'run the same command again'
@@ -15,8 +15,9 @@ _AGAIN = 'run the same command again'
 def reported(name: str, error: BaseException) -> int:
     """Print a line about an exception that ends the program `name`; return its exit code. Raise any other exception."""
     if isinstance(error, KeyboardInterrupt):
-        fail(name, f'stopped; {_AGAIN}')
-        return 130
+        is_sigterm = isinstance(error, Terminated)
+        fail(name, f'stopped{" by SIGTERM" * is_sigterm}; {_AGAIN}')
+        return 143 if is_sigterm else 130
     if isinstance(error, BrokenPipeError):
         drop_output()
         return fail(name, f'stopped, because nothing reads its output any more; {_AGAIN}')

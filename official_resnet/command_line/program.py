@@ -4,13 +4,14 @@ import contextlib
 import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from absl import flags
 
-from official_resnet.errors import Interrupted, UserError
+from official_resnet.errors import Interrupted, Terminated, UserError
 
 if TYPE_CHECKING:
     from official_resnet.command_line.flags import Program
@@ -29,9 +30,9 @@ def run_program(
 ) -> int:
     """Parse argv into `values` and call body(values); return the exit code.
 
-    The exit code is 0 for --help and 130 for Ctrl-C. A wrong flag, a UserError, an OSError and too little memory print
-    one line instead of a traceback and give 1. Interrupted ends a process at once if `argv` is its sys.argv: it holds
-    what the work made, for whose destruction TensorFlow needs many seconds.
+    The exit code is 0 for --help, 130 for Ctrl-C and 143 for SIGTERM. A wrong flag, a UserError, an OSError and too
+    little memory print one line instead of a traceback and give 1. If `argv` is sys.argv, SIGTERM is handled, and both
+    signals end the process at once, without destroying what the work made, for which TensorFlow needs many seconds.
 
     Args:
         argv: The arguments, with the program's name first.
@@ -41,6 +42,8 @@ def run_program(
         takes_arguments: Whether arguments may follow the flags; then body(values, arguments) is called.
     """
     name, is_process = os.path.basename(argv[0]).removesuffix('.py'), argv is sys.argv
+    if is_process and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
     if None in (sys.stdin, sys.stdout, sys.stderr):
         from official_resnet.command_line import closed_streams
 
@@ -59,7 +62,13 @@ def run_program(
     except BaseException as error:
         from official_resnet.command_line import failures
 
-        return failures.fail(name, error) if isinstance(error, UserError) else failures.reported(name, error)
+        code = failures.fail(name, error) if isinstance(error, UserError) else failures.reported(name, error)
+        return end_now(code) if is_process and isinstance(error, KeyboardInterrupt) else code
+
+
+def _terminate(number, frame):
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+    raise Terminated
 
 
 def _run(argv, doc, values, body, row, takes_arguments):

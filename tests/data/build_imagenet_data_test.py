@@ -92,8 +92,9 @@ def test_a_broken_image(raw, capfd):
     assert f"'{name[:9]}/{name}' (cut off" in out and 'Finished writing all 11 images' in out
 
 
-def test_ctrl_c(raw):
-    """Ctrl-C ends it and its processes, with one line and code 130, and names the command that continues."""
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal(number, raw):
+    """Ctrl-C or SIGTERM ends it and its processes, with one line, and code 130 or 143; the same command continues."""
     folder, layout = raw
     slow = folder / 'train' / layout.synsets[0] / next(iter(layout.train))
     (gate := folder / 'gate').mkdir()
@@ -101,8 +102,8 @@ def test_ctrl_c(raw):
     argv = arguments(folder, validation_directory='', train_shards=1)
     process = programs.start_interruptible(data_commands.command('build_imagenet_data', *argv), env=environment)
     programs.wait_for((folder / 'out' / '.train.progress' / 'train-00000-of-00001.part').exists, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     [(code, _, problems)] = programs.finish([process])
-    assert code == 130 and problems.count('\n') == 1 and 'same command again' in problems
+    assert code == 128 + number and problems.count('\n') == 1 and 'same command again' in problems
     assert not [line for line in programs.command_lines() if os.fsencode(folder) in line]
     assert run(folder, validation_directory='', train_shards=1) == 0

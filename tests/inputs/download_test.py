@@ -484,5 +484,5 @@ def test_the_program_keeps_the_part_when_stopped(number, code, server, data_dir)
         process.send_signal(number)
         _, errors = process.communicate(timeout=10)
     assert process.returncode == code
-    assert 'Traceback' not in errors and errors.count('\n') <= 1
+    assert 'Traceback' not in errors and errors.count('\n') == 1
     assert names(data_dir) == [part.name]
