@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from checkpoints_tools import operations, our_net
 from checkpoints_tools.source import Input, Lazy, Shape, Shapes, Source, Variables, check_variant, reading, shape_of
-from official_resnet import files
+from official_resnet import bounds, files
 from official_resnet.errors import UserError
 from official_resnet.inputs import protobuf_wire as wire_format
 from official_resnet.resnet_spec import ResNetSpec
@@ -27,7 +27,6 @@ KIND = 'a Caffe file'
 EPSILON = 1e-5  # the default of Caffe's BatchNorm and of ResNetSpec
 CHANNEL_MEANS = (103.0626, 115.9029, 123.1516)  # B, G, R: the means of the published ResNet_mean.binaryproto
 NOTE = 'KaimingHe/deep-residual-networks, MIT license; arXiv:1512.03385'
-MAX_FIELDS = 100_000  # in a file; ResNet-152 has about 30,000
 MAX_SHAPE_BYTES = 320  # 32 numbers
 # Field numbers: a NetParameter's layers -> the layer's name and blobs. Older files have V1LayerParameter.
 _LAYERS = {100: (1, 7), 2: (4, 6)}
@@ -40,7 +39,7 @@ class _File:
     """A memory-mapped Caffe file, with the number of fields that may still be read."""
 
     def __init__(self, path):
-        self.fields_left = MAX_FIELDS
+        self.fields_left = bounds.limit('caffe_fields')
         with open(path, 'rb', opener=files.plain) as file:
             self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
@@ -49,7 +48,7 @@ class _File:
         for field in wire_format.fields(message):
             self.fields_left -= 1
             if self.fields_left < 0:
-                raise ValueError(f'more than {MAX_FIELDS} fields')
+                raise ValueError(f'more than {bounds.limit("caffe_fields")} fields')
             yield field
 
     def blob(self, message, name) -> tuple:

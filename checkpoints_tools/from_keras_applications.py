@@ -26,7 +26,7 @@ import tensorflow as tf
 from checkpoints_tools import operations, our_net
 from checkpoints_tools.our_net import BN_PARTS
 from checkpoints_tools.source import Input, Lazy, Shape, Shapes, Source, Variables, check_variant, reading, shape_of
-from official_resnet import files, folders, resnet_variants
+from official_resnet import bounds, files, folders, resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.resnet_spec import ResNetSpec
 
@@ -36,8 +36,6 @@ NOTE = (
     'arXiv:1512.03385, 1603.05027'
 )
 KIND = 'an HDF5 or .keras file'
-MAX_SECONDS = 60  # for the list of an HDF5 file's arrays
-MAX_INFLATION = 16  # of model.weights.h5 in a .keras file, which Keras does not compress
 # The end of a variable's name, without a number as in conv1_W_1:0 -> its role. running_std is a variance.
 _ROLES = {'_W': 'kernel', '_b': 'bias', 'running_mean': 'moving_mean', 'running_std': 'moving_variance'}
 _ROLES |= {role: role for role in ('kernel', 'bias', *BN_PARTS)}
@@ -66,7 +64,7 @@ def _unzip_weights(path, target):
     """Copy the HDF5 file inside a .keras file to the open file `target` without holding it in memory."""
     name = 'model.weights.h5'
     with zipfile.ZipFile(path) as archive:
-        info, limit = archive.getinfo(name), MAX_INFLATION * os.path.getsize(path)
+        info, limit = archive.getinfo(name), bounds.limit('keras_inflation') * os.path.getsize(path)
         if info.file_size > limit:
             raise ValueError(f'it declares {info.file_size} bytes of {name}, and at most {limit} are read')
         with archive.open(info) as file:  # zipfile returns at most as many bytes as are declared
@@ -78,11 +76,13 @@ def _unzip_weights(path, target):
 
 def _listing(path):
     """Return the rows that h5_listing prints of an HDF5 file."""
-    command = [sys.executable, '-P', str(pathlib.Path(__file__).with_name('h5_listing.py')), str(path)]
+    limits = {name: row.value for name, row in bounds.BOUNDS.items() if name.startswith('hdf5_')}
+    program = str(pathlib.Path(__file__).with_name('h5_listing.py'))
+    command = [sys.executable, '-P', program, str(path), json.dumps(limits)]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=MAX_SECONDS)
+        done = subprocess.run(command, capture_output=True, timeout=limits['hdf5_seconds'])
     except subprocess.TimeoutExpired:
-        raise ValueError(f'HDF5 has not listed its arrays in {MAX_SECONDS} s') from None
+        raise ValueError(f'HDF5 has not listed its arrays in {limits["hdf5_seconds"]} s') from None
     if done.returncode:  # the library crashed or was stopped
         raise ValueError(f'HDF5 ended with {done.returncode}')
     found = json.loads(done.stdout)

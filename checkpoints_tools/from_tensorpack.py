@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from checkpoints_tools import operations, our_net
 from checkpoints_tools.source import Input, Lazy, Shape, Shapes, Source, Variables, check_variant, reading, shape_of
+from official_resnet import bounds
 from official_resnet.errors import UserError
 from official_resnet.resnet_spec import ResNetSpec
 
@@ -27,8 +28,6 @@ NOTE = (
     'tensorpack/examples/ResNet, weights without a stated license; arXiv:1512.03385, 1709.01507 (SE), '
     '1611.05431 (ResNeXt)'
 )
-MAX_MEMBERS = 20_000
-MAX_INFLATION = 8  # bytes of arrays per byte of the file; trained weights compress to nine tenths
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _BN = dict(zip(our_net.BN_PARTS, ('bn/gamma', 'bn/beta', 'bn/mean/EMA', 'bn/variance/EMA'), strict=True))
 _PLACES = r'group(\d)/block(\d{1,3})/conv1/W', (0, 0)
@@ -39,12 +38,10 @@ def _members(path) -> Iterator[tuple]:
     """Yield (name, name in the zip, shape, dtype) of each array in an .npz."""
     with reading(path, KIND), zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
-        limit = MAX_INFLATION * os.path.getsize(path) + (1 << 20)
+        bounds.require('npz_members', len(infos), f"'{path}'", 'get it again')
         total = sum(info.file_size for info in infos)
-        if len(infos) > MAX_MEMBERS or total > limit:
-            raise UserError(
-                f'{path} declares {len(infos)} arrays, {total} bytes; at most {MAX_MEMBERS} and {limit} are read'
-            )
+        if total > (most := bounds.limit('npz_inflation') * os.path.getsize(path) + (1 << 20)):
+            raise UserError(f"'{path}' declares {total} bytes, more than the {most} that are read; get it again")
         names = set()
         for info in infos:
             name = info.filename.removesuffix('.npy').removesuffix(':0')

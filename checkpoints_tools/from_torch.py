@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from checkpoints_tools import operations, our_net, torch_pickle
 from checkpoints_tools.source import AVERAGE, Input, Lazy, Listing, Shape, Shapes, Source, Variables, reading, shape_of
-from official_resnet import files, resnet_variants
+from official_resnet import bounds, files, resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.resnet_spec import ResNetSpec
 
@@ -47,7 +47,6 @@ NAMES |= {name: name for name in resnet_variants.VARIANTS if name.startswith(('r
 _shape = operator.attrgetter('group_blocks', 'filters', 'stem', 'block', 'base_width', 'cardinality')
 _BN = dict(zip(our_net.BN_PARTS, ('weight', 'bias', 'running_mean', 'running_var'), strict=True))
 _VARIABLES = {'kernel': 'weight', 'bias': 'bias', **_BN}
-MAX_CONTAINERS, MAX_DEPTH = 10_000, 4  # dicts in a file, and how deep they are nested
 _SAFETENSORS_DTYPES = {'F16': 'float16', 'BF16': 'bfloat16', 'F32': 'float32', 'F64': 'float64', 'I64': 'int64'}
 
 
@@ -232,14 +231,15 @@ def _name(spec):
 def _containers(saved, place='', seen=None):
     """Yield (place, {name: Tensor}) of each dict in the object that was saved. That of 'model_ema' is 'model_ema.'."""
     seen = set() if seen is None else seen
-    if not isinstance(saved, dict) or id(saved) in seen or len(seen) > MAX_CONTAINERS:
+    if not isinstance(saved, dict) or id(saved) in seen or len(seen) >= bounds.limit('pickle_dicts'):
         return
     seen.add(id(saved))
     named = {name: value for name, value in saved.items() if isinstance(name, str)}
     if tensors := {name: value for name, value in named.items() if isinstance(value, torch_pickle.Tensor)}:
         yield place, tensors
     for name, value in named.items():
-        yield from _containers(value, f'{place}{name}.', seen) if place.count('.') < MAX_DEPTH else ()
+        if place.count('.') + 1 < bounds.limit('pickle_depth'):
+            yield from _containers(value, f'{place}{name}.', seen)
 
 
 def _networks(containers, path):

@@ -28,15 +28,14 @@ import ml_dtypes
 import numpy as np
 
 from checkpoints_tools.source import reading
-from official_resnet import files
+from official_resnet import bounds, files
 from official_resnet.errors import UserError
 
 KIND = 'a .pt, .pth or .th file of PyTorch'
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py MAGIC_NUMBER
 LEGACY_PROTOCOL = 1001
-MAX_PICKLE = 8 << 20  # bytes; ResNet-152 has 150 KB of pickle
-MAX_INSTRUCTIONS = 1_000_000  # ResNet-152 has 30,000
 MAX_SIZE = 1 << 63  # of a dimension or an offset
+_ONLY_WEIGHTS = 'save only the weights, by torch.save(model.state_dict(), PATH) or as .safetensors'
 _FLOATS = {'Float': '<f4', 'Double': '<f8', 'Half': '<f2', 'BFloat16': ml_dtypes.bfloat16}
 _INTEGERS = {'Long': '<i8', 'Int': '<i4', 'Short': '<i2', 'Char': 'i1', 'Byte': 'u1', 'Bool': '?'}
 
@@ -65,8 +64,7 @@ class Tensor(NamedTuple):
 
 def _refused(path, what):
     """Return the error for a file that is not damaged, but asks for more than weights."""
-    remedy = 'save only the weights, by torch.save(model.state_dict(), PATH) or as .safetensors'
-    return UserError(f'{path} {what}; nothing was run: {remedy}')
+    return UserError(f'{path} {what}; nothing was run: {_ONLY_WEIGHTS}')
 
 
 def load(path: str | os.PathLike) -> tuple[object, Callable[[Tensor], np.ndarray]]:
@@ -92,8 +90,9 @@ def _read_zip(path):
     if sum(info.file_size for info in entries.values()) > size:
         raise ValueError('its parts are longer than the file')
     pickles = [name for name in entries if name.endswith('/data.pkl')]
-    if len(pickles) != 1 or entries[pickles[0]].file_size > MAX_PICKLE:
-        raise ValueError('a zip without data.pkl, or with one of more than 8 MB')
+    if len(pickles) != 1:
+        raise ValueError('a zip without data.pkl')
+    bounds.require('pickle_bytes', entries[pickles[0]].file_size, f"the pickle in '{path}'", _ONLY_WEIGHTS)
     folder = pickles[0].removesuffix('data.pkl')
     order = entries.get(folder + 'byteorder')
     if order and (order.file_size > len('little') or archive.read(order) != b'little'):
@@ -110,7 +109,7 @@ def _read_zip(path):
 def _read_legacy(path):
     """Return (object, function Storage -> its bytes) of the format before PyTorch 1.6."""
     with open(path, 'rb', opener=files.plain) as file:
-        head, size = io.BytesIO(file.read(MAX_PICKLE)), file.seek(0, io.SEEK_END)
+        head, size = io.BytesIO(file.read(bounds.limit('pickle_bytes'))), file.seek(0, io.SEEK_END)
     if head.getbuffer()[:2] == b'PK':
         raise ValueError('a zip that is cut off')
     if _Unpickler(head, path).load() != LEGACY_MAGIC or _Unpickler(head, path).load() != LEGACY_PROTOCOL:
@@ -206,12 +205,13 @@ class _Instructions:
     """The table in which the machine looks up the instructions of one pickle, and counts them."""
 
     def __init__(self, path):
-        self.path, self.left = path, MAX_INSTRUCTIONS
+        self.path, self.left = path, bounds.limit('pickle_instructions')
 
     def __getitem__(self, code):
         self.left -= 1
         if self.left < 0:
-            raise _refused(self.path, f'has a pickle of more than {MAX_INSTRUCTIONS} instructions')
+            most = bounds.limit('pickle_instructions')
+            raise _refused(self.path, f'has a pickle of more than {most} instructions')
         if code not in _METHODS:
             name = pickletools.code2op[chr(code)].name
             raise _refused(self.path, f'holds more than weights: the pickle instruction {name}')

@@ -90,15 +90,20 @@ def plain(path: str, flags: int) -> int:
     return descriptor
 
 
-def read_bytes(path: str | os.PathLike) -> bytes:
-    """Return the content of a plain file."""
+def read_bytes(path: str | os.PathLike, row: str = '') -> bytes:
+    """Return the content of a plain file. UserError: it has more bytes than this row of bounds allows."""
     with open(path, 'rb', opener=plain) as file:
+        if row:
+            from official_resnet import bounds
+
+            bounds.require(row, os.fstat(file.fileno()).st_size, f"'{path}'", 'pass another file')
         return file.read()
 
 
 def read_text(path: str | os.PathLike) -> str:
     """Return the content of a UTF-8 text file, without the byte order mark that some editors write."""
-    return str(read_bytes(pathlib.Path(path).expanduser()), 'utf-8-sig').replace('\r\n', '\n').replace('\r', '\n')
+    text = str(read_bytes(pathlib.Path(path).expanduser(), 'text_bytes'), 'utf-8-sig')
+    return text.replace('\r\n', '\n').replace('\r', '\n')
 
 
 def read_json(path: str | os.PathLike) -> dict | None:

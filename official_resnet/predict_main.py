@@ -193,7 +193,8 @@ def _explainer(values, model, card, paths, chosen):
         return entries
 
     def save(image_path, page) -> str:
-        source, about = hashlib.sha256(files.read_bytes(image_path)).hexdigest(), PngImagePlugin.PngInfo()
+        source = hashlib.sha256(files.read_bytes(image_path, 'image_bytes')).hexdigest()
+        about = PngImagePlugin.PngInfo()
         about.add_text(_SOURCE, source)
         path, number = folder / f'{image_path.stem}_grad_cam.png', 1
         while path.resolve() in taken or (path.exists() and _source_of(path) != source):

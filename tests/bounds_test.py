@@ -17,17 +17,20 @@ import tarfile
 import time
 import zlib
 
+import h5py
+import numpy as np
 import pytest
-from fixtures import hostile_networks, hostile_servers, ilsvrc
+from fixtures import foreign_files, hostile_networks, hostile_servers, ilsvrc, torch_files
 from fixtures.archives import tar_gz
 from fixtures.batches import message_of
 from fixtures.networks import TINY, save_network
 from PIL import Image
 
-from official_resnet import bounds, resnet_spec, resnet_variants
-from official_resnet.building import boxes, downloads, tars
+from checkpoints_tools import from_caffe, from_keras_applications, from_tensorpack, from_torch, h5_listing, torch_pickle
+from official_resnet import bounds, files, resnet_spec, resnet_variants
+from official_resnet.building import boxes, downloads, image_list, labels, tars
 from official_resnet.inference import card_reader, keras_files
-from official_resnet.inputs import datasets, download, idx, image_folder, images, streamed, web
+from official_resnet.inputs import datasets, download, idx, image_folder, images, streamed, tfrecords, web
 from official_resnet.inputs.views import Views
 from official_resnet.training import meeting, workers
 
@@ -86,6 +89,165 @@ def _(tmp_path, set_limit):
         card_reader.require_buildable(variant, 'x')
     spec = dataclasses.replace(TINY, filters=1 << 14)  # a block of the first group has 2 x 9 x 2**28 weights
     assert f'{(18 << 28) + (1 << 28)} weights' in message_of(card_reader.require_buildable, spec, 'x')
+
+
+def _sparse(path, size, begin=b''):
+    """Write a file of this size that takes no place on the disk."""
+    path.write_bytes(begin)
+    os.truncate(path, size)
+    return path
+
+
+@case('image_bytes')
+def _(tmp_path, set_limit):
+    (tmp_path / 'a').mkdir()
+    path = _sparse(tmp_path / 'a' / '1.png', (1 << 30) + 1, b'\x89PNG\r\n\x1a\n')
+    message = f'{(1 << 30) + 1} bytes, more than the {1 << 30} '
+    assert message in image_folder._fault_of(path)
+    assert message in message_of(streamed.Files([path], [0]).read, [0])
+    assert message in message_of(image_list.from_folders(tmp_path, ['a']).read_bytes, 0)
+
+
+@case('record_bytes')
+def _(tmp_path, set_limit):
+    set_limit('record_bytes', 999)
+    path = tmp_path / 'train-00000-of-00001'
+    for size in (999, 1000):
+        path.write_bytes(tfrecords.frame(b'x') + tfrecords.frame(bytes(size)))
+        if size == 999:
+            assert len(tfrecords.index(path)) == 3
+    for read in (tfrecords.index, lambda path: list(tfrecords.read(path))):
+        assert 'at byte 17 ' in (message := message_of(read, path)) and '1000 bytes, more than the 999 ' in message
+
+
+@case('text_bytes')
+def _(tmp_path, set_limit):
+    path = _sparse(tmp_path / 'labels.txt', (1 << 28) + 1)
+    assert f'{(1 << 28) + 1} bytes' in message_of(labels.read_classes, path)
+    assert f'{(1 << 28) + 1} bytes' in message_of(files.read_text, path)
+    assert files.read_json(path) is None
+
+
+@case('pickle_bytes')
+def _(tmp_path, set_limit):
+    set_limit('pickle_bytes', 999)
+    for size in (999, 1000):
+        torch_files.write_zip_of(tmp_path / 'x.pth', torch_files.pickled('a' * (size - 8)), {})
+        if size == 999:
+            torch_pickle.load(tmp_path / 'x.pth')
+    assert '1000 bytes, more than the 999 ' in message_of(torch_pickle.load, tmp_path / 'x.pth')
+    (tmp_path / 'x.pth').write_bytes(torch_files.pickled('a' * 1000))
+    assert 'damaged' in message_of(torch_pickle.load, tmp_path / 'x.pth')
+
+
+@case('pickle_instructions')
+def _(tmp_path, set_limit):
+    set_limit('pickle_instructions', 99)
+    for count in (97, 98):  # beside PROTO and STOP
+        torch_files.write_zip_of(tmp_path / 'x.pth', b'\x80\2' + b'N' * count + b'.', {})
+        if count == 97:
+            torch_pickle.load(tmp_path / 'x.pth')
+    assert 'more than 99 instructions' in message_of(torch_pickle.load, tmp_path / 'x.pth')
+
+
+def _places(saved):
+    return [place for place, _ in from_torch._containers(saved)]
+
+
+@case('pickle_dicts')
+def _(tmp_path, set_limit):
+    set_limit('pickle_dicts', 9)
+    weights = torch_pickle.Tensor(torch_pickle.Storage(np.dtype('f4'), '0', 1), 0, (1,), (1,))
+    assert len(_places({f'{i}': {'w': weights} for i in range(9)})) == 8  # the ninth is around them
+
+
+@case('pickle_depth')
+def _(tmp_path, set_limit):
+    weights = {'w': torch_pickle.Tensor(torch_pickle.Storage(np.dtype('f4'), '0', 1), 0, (1,), (1,))}
+    assert _places({'a': {'b': {'c': {'d': weights}}}}) == ['a.b.c.d.']
+    assert not _places({'a': {'b': {'c': {'d': {'e': weights}}}}})
+
+
+@case('caffe_fields')
+def _(tmp_path, set_limit):
+    set_limit('caffe_fields', 99)
+    layer = foreign_files.caffe_file({'conv1/0': np.zeros(1, 'f4')})
+    for count in (1, 100):
+        (tmp_path / 'x.caffemodel').write_bytes(layer + b'\x08\1' * count)
+        if count == 1:
+            from_caffe.shapes(tmp_path / 'x.caffemodel')
+    assert 'more than 99 fields' in message_of(from_caffe.shapes, tmp_path / 'x.caffemodel')
+
+
+@case('npz_members')
+def _(tmp_path, set_limit):
+    set_limit('npz_members', 9)
+    for count in (9, 10):
+        np.savez(tmp_path / 'x.npz', **{f'w{i}': np.zeros(1, 'f4') for i in range(count)})
+        if count == 9:
+            from_tensorpack.shapes(tmp_path / 'x.npz')
+    assert '10 arrays, more than the 9 ' in message_of(from_tensorpack.shapes, tmp_path / 'x.npz')
+
+
+@case('npz_inflation')
+def _(tmp_path, set_limit):
+    for count, name in ((1 << 17, 'few'), (1 << 20, 'many')):  # and 1 MB for any file
+        np.savez_compressed(tmp_path / name, w=np.zeros(count, 'f4'))
+    from_tensorpack.shapes(tmp_path / 'few.npz')
+    size = os.path.getsize(tmp_path / 'many.npz')
+    assert f'more than the {8 * size + (1 << 20)} ' in message_of(from_tensorpack.shapes, tmp_path / 'many.npz')
+
+
+def _listing(path, content):
+    with h5py.File(path, 'w') as file:
+        for name in content:
+            file[name] = np.zeros(1)
+    return h5_listing.listing(str(path), {name: row.value for name, row in bounds.BOUNDS.items()})
+
+
+@case('hdf5_objects')
+def _(tmp_path, set_limit):
+    set_limit('hdf5_objects', 9)
+    assert len(_listing(tmp_path / 'x.h5', map(str, range(9)))) == 9
+    with pytest.raises(ValueError, match='9 objects'):
+        _listing(tmp_path / 'x.h5', map(str, range(10)))
+
+
+@case('hdf5_depth')
+def _(tmp_path, set_limit):
+    assert len(_listing(tmp_path / 'x.h5', ['/'.join('abcdefghijkl')])) == 1
+    with pytest.raises(ValueError, match='12 groups'):
+        _listing(tmp_path / 'x.h5', ['/'.join('abcdefghijklm')])
+
+
+@case('hdf5_name')
+def _(tmp_path, set_limit):
+    assert len(_listing(tmp_path / 'x.h5', ['a' * 200])) == 1
+    with pytest.raises(ValueError, match='200 characters'):
+        _listing(tmp_path / 'x.h5', ['a' * 201])
+
+
+@case('hdf5_memory')
+def _(tmp_path, set_limit):
+    set_limit('hdf5_memory', 1 << 20)  # less than the process has when it begins
+    _listing(tmp_path / 'x.h5', ['a' * 200])
+    with pytest.raises(ValueError, match='HDF5 ended with|memory'):
+        from_keras_applications._listing(tmp_path / 'x.h5')
+
+
+@case('hdf5_seconds')
+def _(tmp_path, set_limit):
+    set_limit('hdf5_seconds', 1)
+    path = tmp_path / 'net.h5'
+    with h5py.File(path, 'w') as file:
+        file['layers/conv2d/vars/0'] = np.zeros(2)
+        file['layers/conv2d/vars'].attrs['name'] = 'conv1_conv'
+        file['layers/dense/vars/0'] = np.zeros(10_000)
+    data = bytearray(path.read_bytes())
+    data[data.index(b'GCOL') + 9] = 0x43  # a heap of strings that is longer than it was, which makes HDF5 loop
+    path.write_bytes(data)
+    for read in (from_keras_applications.shapes, from_keras_applications.read):
+        assert '1 s' in message_of(read, path)
 
 
 @case('tar_header_bytes')

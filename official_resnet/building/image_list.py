@@ -15,7 +15,7 @@ from typing import IO
 
 import numpy as np
 
-from official_resnet import files, folders
+from official_resnet import bounds, files, folders
 from official_resnet.building.progress import Log, Progress
 from official_resnet.errors import UserError
 from official_resnet.inputs import classes
@@ -90,6 +90,8 @@ class ImageList:
             path = f'{path}/{self.name(i)}'
         try:
             with opener(path) as file:
+                size = size if size >= 0 else file.seek(0, os.SEEK_END)
+                bounds.require('image_bytes', size, f"image '{self.name(i)}'", 'fix or remove it')
                 file.seek(max(offset, 0))
                 data = file.read(size)
                 while len(data) < size and (more := file.read(size - len(data))):
@@ -97,8 +99,8 @@ class ImageList:
         except OSError as error:
             remedy = f'{files.advice(error, "fix that")} and run the same command again'
             raise UserError(f"'{path}' cannot be read ({error.strerror or error}); {remedy}") from None
-        if 0 <= size != len(data):
-            raise UserError(f"'{path}' ends inside '{self.name(i)}' at byte {offset}; get it again")
+        if size != len(data):
+            raise UserError(f"'{path}' ends inside '{self.name(i)}' at byte {max(offset, 0)}; get it again")
         return data
 
     def digest(self) -> str:
@@ -164,9 +166,9 @@ def from_folders(
                 found += (os.path.relpath(path, root) for path in images)
                 skipped += sorted(os.path.relpath(path, root) for path in others)
             elif not is_missing:
-                names = sorted(name for name in os.listdir(f'{root}/{folder}') if not name.startswith('.'))
-                found += (f'{folder}/{name}' for name in names if is_wanted(name))
-                skipped += (f'{folder}/{name}' for name in names if not is_wanted(name))
+                entries = sorted(name for name in os.listdir(f'{root}/{folder}') if not name.startswith('.'))
+                found += (f'{folder}/{name}' for name in entries if is_wanted(name))
+                skipped += (f'{folder}/{name}' for name in entries if not is_wanted(name))
         except OSError as error:
             remedy = files.advice(error, 'make it, pass another folder, or another --labels_file')
             raise UserError(f"class folder '{root}/{synset}' cannot be read ({error.strerror}); {remedy}") from None

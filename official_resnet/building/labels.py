@@ -91,7 +91,7 @@ def read_validation(path: str | os.PathLike) -> list[str]:
 
 
 def _from_list(path):
-    synsets = files.read_bytes(path).removeprefix(codecs.BOM_UTF8).decode('latin-1').split()
+    synsets = files.read_bytes(path, 'text_bytes').removeprefix(codecs.BOM_UTF8).decode('latin-1').split()
     for number, synset in enumerate(synsets, 1):
         if not _SYNSET.fullmatch(synset):
             raise UserError(f"'{path}' has {synset[:20]!r} in line {number}, not a synset like n01440764; {REMEDY}")

@@ -79,8 +79,7 @@ def read_card(path: str | os.PathLike) -> Card:
     """
     path = pathlib.Path(path)
     with files.read_errors(path, f'only this card says how images become the input of the network; {REMEDY}'):
-        text = files.read_bytes(path)
-    bounds.require('json_bytes', len(text), f'the card {path}', REMEDY)
+        text = files.read_bytes(path, 'json_bytes')
     with damage.reported(path, REMEDY, 'the card '):
         return _card(path, json.loads(text))
 

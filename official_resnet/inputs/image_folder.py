@@ -104,7 +104,7 @@ def _read(folder, split, *, image_size=32, channels=3, validation_fraction=0.1, 
 def _fault_of(path):
     """Return why a file is not an image or a JPEG with a whole header, or ''. Its pixels are not decoded."""
     try:
-        info = jpeg.inspect(read_bytes(path))
+        info = jpeg.inspect(read_bytes(path, 'image_bytes'))
         images.require_size(info.width, info.height)
     except ValueError as error:
         return str(error)

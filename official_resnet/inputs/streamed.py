@@ -248,7 +248,7 @@ class Files(Source):
     def _read_one(self, row):
         path = self.paths[row]
         with files.read_errors(path, 'put it back'):
-            data = files.read_bytes(path)
+            data = files.read_bytes(path, 'image_bytes')
         try:
             return images.to_rgb_jpeg(data, rules=images.FOLDER, keeps_grey=True, keeps_exif=True)[0]
         except ValueError as error:

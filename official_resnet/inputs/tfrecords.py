@@ -18,7 +18,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from official_resnet import files
+from official_resnet import bounds, files
 from official_resnet.errors import UserError
 from official_resnet.inputs import protobuf_wire as wire_format
 
@@ -176,7 +176,9 @@ def _data_bytes(path, offset, header):
     if header[8:] != _masked_crc(header[:8]):
         fault = f'is damaged or not a TFRecord file: wrong checksum of the length at byte {offset}'
         raise UserError(f"'{path}' {fault}; {_REMEDY}")
-    return struct.unpack('<Q', header[:8])[0]
+    (size,) = struct.unpack('<Q', header[:8])
+    bounds.require('record_bytes', size, f"the record at byte {offset} of '{path}'", _REMEDY)
+    return size
 
 
 def _cut_off(path, offset):

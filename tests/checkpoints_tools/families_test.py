@@ -22,6 +22,7 @@ from checkpoints_tools import (
     our_net,
     selection,
 )
+from official_resnet import bounds
 
 MODULES = (
     *(from_caffe, from_keras_applications, from_official_tf, from_ry, from_slim, from_tensorpack, from_torch),
@@ -165,6 +166,6 @@ FILES = {
 @pytest.mark.parametrize('name', FILES)
 def test_damaged_files(name, tmp_path, monkeypatch):
     module, write = FILES[name]
-    monkeypatch.setattr(from_keras_applications, 'MAX_SECONDS', 4)
+    monkeypatch.setitem(bounds.BOUNDS, 'hdf5_seconds', bounds.BOUNDS['hdf5_seconds']._replace(value=4))
     write(tmp_path / name)
     fuzz(module, tmp_path / name, 6 if module is from_keras_applications else 90)  # Keras' need a process each
