@@ -17,10 +17,6 @@ class Interrupted(Exception):
         self.signal_number = signal_number
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM outside of a training. Like Ctrl-C, it is no Exception, so that nobody takes it for a damaged file."""
-
-
 def one_line(text: object) -> str:
     """Return text as one line, with control characters replaced by '?', because a terminal may obey them.
 

@@ -6,7 +6,7 @@ import os
 import sys
 
 from official_resnet import damage, files
-from official_resnet.errors import Terminated, one_line
+from official_resnet.errors import one_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 _AGAIN = 'run the same command again'
@@ -15,7 +15,7 @@ _AGAIN = 'run the same command again'
 def reported(name: str, error: BaseException) -> int:
     """Print a line about an exception that ends the program `name`; return its exit code. Raise any other exception."""
     if isinstance(error, KeyboardInterrupt):
-        is_sigterm = isinstance(error, Terminated)
+        is_sigterm = error.args == ('SIGTERM',)  # see program._terminate
         fail(name, f'stopped{" by SIGTERM" * is_sigterm}; {_AGAIN}')
         return 143 if is_sigterm else 130
     if isinstance(error, BrokenPipeError):

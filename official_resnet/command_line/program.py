@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from absl import flags
 
-from official_resnet.errors import Interrupted, Terminated, UserError
+from official_resnet.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from official_resnet.command_line.flags import Program
@@ -68,7 +68,7 @@ def run_program(
 
 def _terminate(number, frame):
     signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
-    raise Terminated
+    raise KeyboardInterrupt('SIGTERM')  # which, like that of Ctrl-C, nobody takes for a damaged file
 
 
 def _run(argv, doc, values, body, row, takes_arguments):

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -32,8 +31,6 @@ def main(argv: Sequence[str], doc: str, row: Program) -> int:
             chosen = own_images.choose(values, row, config)
             config, options = flags.resolve(values, row, chosen)
         is_worker = config.machine.distribution_strategy == flags.MULTI_WORKER and options.local_workers == 1
-        if is_worker:  # TensorFlow may wait for another worker without letting Python's handler run
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         return _run(values, config, options, row, [*argv, *(f'--{flag}={value}' for flag, value in chosen.items())])
 
     values = flags.define(row)

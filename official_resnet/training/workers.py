@@ -117,6 +117,7 @@ def join(all_reduce_alg: str | None) -> 'tf.distribute.Strategy':
     options = tf.distribute.experimental.CommunicationOptions(implementation=chosen)
     addresses, index = _cluster()
     meeting.meet(addresses, index, os.environ.get(TOKEN, ''))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # TensorFlow may wait without letting handlers run
     with watched(), devices.hidden_stderr():
         try:
             return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
