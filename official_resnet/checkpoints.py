@@ -25,7 +25,7 @@ from official_resnet.errors import Damaged, UserError
 METRICS_FILE, NETWORK_FILE, RATES_FILE = 'metrics.jsonl', 'network.json', 'learning_rate.csv'
 _STATE = 'state.json'
 _NUMBERS = ('epoch', 'step', 'loss', 'accuracy', 'learning_rate')  # of a row of metrics
-AGAIN = ' and run the same command again; it continues from the last checkpoint'  # the end of a message
+AGAIN = ' and run the same command again; it continues from the last checkpoint, if any'  # the end of a message
 LOCK = '.lock'
 # Temporary files of a training that was killed, in model_dir; see files.replacing.
 _PARTS = """checkpoints/part.step-*.npz part.features-train.npz part.features-test.npz part.model.keras part.best.keras

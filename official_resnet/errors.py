@@ -9,7 +9,7 @@ class Damaged(UserError):
     """The content of a file is not what was written. damage.reported raises it."""
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """SIGTERM or Ctrl-C ended the work; the message says where its state is saved. Programs exit with 128 + number."""
 
     def __init__(self, signal_number: int, message: str):

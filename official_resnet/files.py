@@ -17,7 +17,8 @@ from official_resnet.errors import UserError
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 # What to do about an error of reading or writing, where its cause decides that.
 _ADVICE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), 'free some space'),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), 'free some space'),
+    errno.EFBIG: 'free some space, or raise the limit of file sizes (ulimit -f)',
     **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), 'move away the file that is in its place'),
     **dict.fromkeys((errno.EACCES, errno.EPERM), 'get the permission for it (chmod, chown)'),
     errno.EMFILE: 'raise the limit of open files (ulimit -n)',

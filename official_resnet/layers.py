@@ -1,4 +1,4 @@
-"""A faster BatchNormalization, and the recursion limit that Keras needs for deep networks."""
+"""A faster BatchNormalization, and the settings of Keras and Python under which networks are built."""
 
 import contextlib
 import sys
@@ -29,6 +29,19 @@ def deep_graph() -> Iterator[None]:
         yield
     finally:
         sys.setrecursionlimit(before)
+
+
+@contextlib.contextmanager
+def float32_weights() -> Iterator[None]:
+    """Ignore Keras' floatx, which ~/.keras/keras.json may have for other networks. A dtype policy of its own counts."""
+    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
+    keras.config.set_floatx('float32')
+    keras.config.set_dtype_policy('float32' if policy.name == floatx else policy)
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(floatx)
+        keras.config.set_dtype_policy(policy)
 
 
 class BatchNormalization(keras.layers.BatchNormalization):

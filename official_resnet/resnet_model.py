@@ -18,7 +18,7 @@ import keras
 from keras import KerasTensor as Tensor
 
 from official_resnet.errors import UserError
-from official_resnet.layers import NHWC, BatchNormalization, deep_graph
+from official_resnet.layers import NHWC, BatchNormalization, deep_graph, float32_weights
 from official_resnet.resnet_spec import Convolution, ResNetSpec, block_convolutions, stem_convolutions
 
 INITIALIZERS = {
@@ -32,6 +32,7 @@ INITIALIZERS = {
 # --- the network ---
 
 
+@float32_weights()
 def resnet(
     spec: ResNetSpec, num_classes: int, input_shape: tuple[int | None, int | None, int], block: Callable | None = None
 ) -> keras.Model:

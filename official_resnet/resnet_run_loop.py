@@ -239,7 +239,7 @@ class Trainer:
         params['input_shape'] = self.card['input_shape']
         callback_list = keras.callbacks.CallbackList(list(callbacks), add_history=True, model=self.model, **params)
         history = self.model.history
-        self.model.stop_training = bool(self.why_stopped())
+        self.model.stop_training = bool(self.why_stopped()) and not self.is_epoch_open  # which is not evaluated
         iterator = iter(self.train_batches())
         self._received = received
         callback_list.on_train_begin()

@@ -347,6 +347,10 @@ def test_the_best_network_is_kept_and_patience_stops_also_after_a_kill(cifar_dir
         assert re.search('since epoch 2 .--patience=2', caplog.messages[-1])
     assert 'already finished' in caplog.messages[0] and f'step {4 * STEPS}' in caplog.messages[0]
     assert_equal_runs(tmp_path / 'whole', tmp_path / 'killed')
+    shorter = make_config(cifar_dir, tmp_path / 'shorter', train_epochs=5, patience=9)
+    die(shorter, 4 * STEPS)  # in the epoch after which a patience of 1 is used up, which is still evaluated
+    assert train(dataclasses.replace(shorter, patience=1)).step == 4 * STEPS
+    assert checkpoints.read_metrics(tmp_path / 'shorter')[-1]['epoch'] == 4
     train(make_config(cifar_dir, tmp_path / 'two', train_epochs=5, max_train_steps=2 * STEPS))
     paths = [tmp_path / name for name in ('two/model.keras', 'two/best.keras', 'whole/best.keras', 'killed/best.keras')]
     (expected, card), *others = [predict.load(path) for path in paths]

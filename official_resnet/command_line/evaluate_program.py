@@ -14,6 +14,7 @@ from official_resnet import folders
 from official_resnet.command_line import flags, train_program
 from official_resnet.command_line.flags import Program, RunOptions
 from official_resnet.errors import UserError
+from official_resnet.resnet_spec import ResNetSpec
 from official_resnet.training import devices
 from official_resnet.training.config import PRETRAINED, TrainConfig, flags_of
 
@@ -44,7 +45,7 @@ def run(values: absl_flags.FlagValues, asked: TrainConfig, options: RunOptions, 
     if asked.pretrained:
         _refuse(given - _OF_NET, f'not for --{PRETRAINED}')
         return _evaluate_net(values, asked, options, row)
-    _refuse(given - _OF_RUN - _SOURCES - {'recipe'} - _settings(asked).keys(), 'not for --eval_only')
+    _refuse(given - _OF_RUN - _SOURCES - {'recipe', 'variant'} - _settings(asked).keys(), 'not for --eval_only')
     if options.image_bytes_as_serving_input and not options.export_dir:
         raise UserError('--image_bytes_as_serving_input needs --export_dir; also pass it')
     return _evaluate_run(values, asked, options, row, given)
@@ -107,15 +108,18 @@ def _evaluate_run(values, asked, options, row, given):
 def _require_same(values, asked, stored, row, given):
     """Raise UserError if a flag that was passed differs from the stored training."""
     names = given | (flags.recipe_of(values, row).keys() if 'recipe' in given else set())
+    names |= flags_of(ResNetSpec).keys() if 'variant' in given else set()
     asked = dataclasses.replace(asked, dtype=devices.known_dtype(asked.dtype))
     ours, theirs = _settings(asked), _settings(stored)
     for name in _SOURCES:
         ours[name], theirs[name] = asked.dataset, stored.dataset
     if 'num_classes' in given:  # for ImageNet, 1000 and 1001 mean without and with the background
         names |= {'background_class'}
-    for name in sorted(names - _OF_RUN - {'recipe'}):
+    for name in sorted(names - _OF_RUN - {'recipe', 'variant'}):
         if ours[name] != theirs.get(name):
-            flag = f'--{name}' if name in given or 'recipe' not in given else f'--recipe={values.recipe}'
+            of_spec = 'variant' in given and name in flags_of(ResNetSpec)
+            whole = f'--variant={values.variant}' if of_spec else f'--recipe={values.recipe}'
+            flag = f'--{name}' if name in given or not (of_spec or 'recipe' in given) else whole
             raise UserError(
                 f'{flag}: {name} would be {ours[name]}, but the run in {asked.machine.model_dir} has '
                 f'{theirs.get(name)}; leave {flag} out'

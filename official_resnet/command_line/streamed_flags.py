@@ -5,14 +5,18 @@ from typing import Any
 
 from absl import flags
 
+from official_resnet.errors import UserError
 from official_resnet.inputs.affine import PUBLISHED
 from official_resnet.inputs.views import Views
-from official_resnet.training.config import PRETRAINED, part_of
+from official_resnet.training.config import PRETRAINED, flags_of, part_of
 
 
 def fields(values: flags.FlagValues, chosen: Mapping[str, Any], dataset: str) -> dict[str, Any]:
     """Return the fields of TrainConfig that depend on the flags for streamed images; `chosen` is {flag: value}."""
     if dataset.startswith('synthetic'):
+        for flag in flags_of(Views):
+            if values[flag].present:
+                raise UserError(f'--{flag} needs encoded images, and --use_synthetic_data has none; leave it out')
         return {'image_size': None, 'num_classes': None, 'background': False, 'normalization': None}
     views = part_of(Views, chosen)
     if 'size' in views:

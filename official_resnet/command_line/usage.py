@@ -77,6 +77,8 @@ def fault(error: Exception, values: flags.FlagValues) -> object:
     """Return what to say about an error of parsing; ValueError: --noflag=value, or a --flagfile that is not text."""
     if isinstance(error, flags.UnrecognizedFlagError):
         return unknown(error.flagname, values)
+    if isinstance(error, UnicodeDecodeError):
+        return 'a --flagfile is not UTF-8 text; save it as UTF-8'
     if isinstance(error, RecursionError):  # absl's search for a similar name
         return 'a flag whose name has about a thousand characters is unknown'
     return error

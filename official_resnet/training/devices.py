@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from official_resnet.errors import UserError
+
 if TYPE_CHECKING:
     import tensorflow as tf
 
@@ -31,12 +33,17 @@ def start_tensorflow(inter_op_threads: int = 0, intra_op_threads: int = 0) -> No
     """
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     os.environ['KERAS_BACKEND'] = 'tensorflow'
+    fault = None
     with hidden_stderr():
-        import tensorflow as tf
+        try:
+            import tensorflow as tf
 
-        tf.config.list_physical_devices()  # looks for GPUs, and reports missing libraries
-    import keras
-
+            tf.config.list_physical_devices()  # looks for GPUs, and reports missing libraries
+            import keras
+        except AssertionError:  # TensorFlow imports Keras
+            fault = os.path.join(os.environ.get('KERAS_HOME', '~/.keras'), 'keras.json')
+    if fault:
+        raise UserError(f"Keras refuses a value in its settings '{fault}'; change or delete it")
     keras.config.set_floatx('float32')
     keras.config.set_image_data_format('channels_last')
     if inter_op_threads:

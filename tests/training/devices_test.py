@@ -3,6 +3,8 @@
 import importlib
 import json
 import os
+import pathlib
+import re
 import sys
 import threading
 
@@ -13,9 +15,10 @@ from fixtures import programs
 from fixtures.tiny_training import StopAt, make_config
 
 import official_resnet
-from official_resnet import resnet_run_loop
+from official_resnet import resnet_model, resnet_run_loop
 from official_resnet.errors import UserError
 from official_resnet.inference import predict
+from official_resnet.resnet_spec import ResNetSpec
 from official_resnet.training import devices
 
 
@@ -57,6 +60,15 @@ def test_floatx_does_not_change_a_training(name, short, expected, keras_in_16_bi
     for ours, theirs in zip(model.get_weights(), expected[name], strict=True):
         assert ours.dtype == np.float32
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize('policy,computes_in', [('float16', 'float32'), ('mixed_bfloat16', 'bfloat16')])
+def test_floatx_does_not_change_a_network_that_is_built(policy, computes_in, keras_in_16_bits):
+    keras.config.set_dtype_policy(policy)  # one that is not floatx's counts
+    model = resnet_model.resnet(ResNetSpec((1, 1), filters=4), 3, (8, 8, 3))
+    keras.config.set_dtype_policy('float16')
+    assert {variable.dtype for variable in model.variables} == {'float32'}
+    assert model.get_layer('stem_conv').compute_dtype == computes_in and model.output.dtype == 'float32'
 
 
 def test_floatx_does_not_change_a_prediction(source, request):
@@ -118,6 +130,10 @@ def test_a_program_sets_keras_itself(other_keras):
     )
     end = programs.run([sys.executable, '-c', code], env=other_keras | {'KERAS_BACKEND': 'numpy'})
     assert end == (0, 'tensorflow float32 channels_last\n', '')
+    path = pathlib.Path(other_keras['KERAS_HOME'], 'keras.json')
+    path.write_text('{"floatx": "float99"}')
+    end = programs.run([sys.executable, '-c', code], env=other_keras)
+    assert re.search(f"UserError: .*'{path}'; change or delete it$", end.err.strip())
 
 
 def test_the_library_names_a_wrong_backend(other_keras):
