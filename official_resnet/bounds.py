@@ -24,9 +24,7 @@ BOUNDS = {
     'image_side': Bound(65_535, 'pixels a side', 'an image', 'no JPEG has more; resizing 1 x 178 million took 3.6 GB'),
     'image_bytes': Bound(1 << 30, 'bytes', 'the file of an image', 'those pixels, of 8 bytes each'),
     'record_bytes': Bound(1 << 30, 'bytes', 'a record of a TFRecord file', 'it has one image'),
-    'text_bytes': Bound(
-        1 << 28, 'bytes', 'a text, such as labels, names or a manifest', 'ILSVRC2012 has 0.5 MB'
-    ),
+    'text_bytes': Bound(1 << 28, 'bytes', 'a text, such as labels, names or a manifest', 'ILSVRC2012 has 0.5 MB'),
     'json_bytes': Bound(1 << 26, 'bytes', 'a card, or the layers of a network', "ResNet-1202's have 4 million"),
     'keras_inflation': Bound(16, 'times its size', 'what a .keras file declares to hold', 'Keras compresses nothing'),
     'network_layers': Bound(10_000, 'layers with weights', 'the network of a card', 'as of --resnet_size'),
@@ -34,9 +32,7 @@ BOUNDS = {
     'pickle_bytes': Bound(8 << 20, 'bytes', "a PyTorch file's pickle", 'that of ResNet-152 has 150 kB'),
     'pickle_instructions': Bound(1_000_000, 'instructions', "a PyTorch file's pickle", 'ResNet-152 has 30,000'),
     'pickle_dicts': Bound(10_000, 'dicts', "a PyTorch file's, searched for weights", 'Adam has one for each weight'),
-    'pickle_depth': Bound(
-        5, 'dicts in one another', "a PyTorch file's, searched for weights", '{ema: weights} has 2'
-    ),
+    'pickle_depth': Bound(5, 'dicts in one another', "a PyTorch file's, searched for weights", '{ema: weights} has 2'),
     'caffe_fields': Bound(100_000, 'fields', 'a .caffemodel', 'ResNet-152 has about 30,000'),
     'npz_members': Bound(20_000, 'arrays', "tensorpack's .npz", 'ResNet-152 has 777'),
     'npz_inflation': Bound(8, 'times its size', "what tensorpack's .npz declares to hold", 'weights shrink by a tenth'),

@@ -50,8 +50,10 @@ class Info:
         return self.format == 'JPEG' and self.precision == 8 and self.frame in _HUFFMAN_FRAMES
 
 
-def inspect(data: bytes) -> Info:
+def inspect(data: bytes, only_header: bool = False) -> Info:
     """Return the Info of an encoded image without decoding it.
+
+    With `only_header`, a JPEG is read up to its frame header, and the Info has only its size.
 
     Raises:
         ValueError: The format is unknown, or a JPEG's header is cut off or makes no sense.
@@ -59,7 +61,7 @@ def inspect(data: bytes) -> Info:
     data = bytes(data)
     name = format_of(data)
     if name == 'JPEG':
-        return _inspect_jpeg(data)
+        return _inspect_jpeg(data, only_header)
     if name:
         return Info(name, *struct.unpack('>II', data[16:24])) if name == 'PNG' and len(data) > 23 else Info(name)
     kinds = 'a JPEG, PNG, GIF, WebP, BMP or TIFF'
@@ -100,7 +102,7 @@ def orientation(exif: bytes) -> int:
     return 1
 
 
-def _inspect_jpeg(data):
+def _inspect_jpeg(data, only_header):
     """Return the Info of a JPEG, by walking over its segments."""
     frame, adobe, exif, markers, has_jfif, has_scan, place, end = None, None, b'', None, False, False, 2, len(data)
     while True:
@@ -126,6 +128,8 @@ def _inspect_jpeg(data):
         content, place = data[place + 2 : min(place + size, place + 64)], place + size
         if marker in _FRAMES:
             frame = _frame(marker, content, frame)
+            if only_header:
+                return Info('JPEG', frame[3], frame[2])
         elif marker == _ADOBE and content[:5] == b'Adobe' and len(content) >= 12:
             adobe = content[11]
         elif marker == 0xE0 and content[:5] == b'JFIF\0':

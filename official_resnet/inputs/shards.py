@@ -17,6 +17,7 @@ from official_resnet.inputs import images, jpeg, other_datasets, shard_files, st
 from official_resnet.inputs.views import Views
 
 OPEN_FILES = 256  # number of files that are kept open
+_HEAD_BYTES = 4096  # of an image, which usually has its size in them
 
 
 def open_split(
@@ -107,27 +108,42 @@ class Shards(streamed.Source):
         boxes = parsed[sides[0]].with_flat_values(tf.stack([parsed[side].flat_values for side in sides], -1))
         jpegs = parsed[records.image]
         sizes = tf.strings.length(jpegs)
-        beginnings = tf.strings.substr(jpegs, 0, 12)
-        labels = streamed.call_python(self._check, [rows, parsed[records.label], sizes, beginnings], tf.int32)
+        heads = tf.strings.substr(jpegs, 0, _HEAD_BYTES)
+        labels = streamed.call_python(self._check, [rows, parsed[records.label], sizes, heads], tf.int32)
         if records.rules:
             jpegs = streamed.call_python(self._convert, [rows, jpegs], tf.string)
         return jpegs, labels - records.first_label, boxes
 
-    def _check(self, rows, labels, sizes, beginnings):
+    def _check(self, rows, labels, sizes, heads):
         """Return the labels, int32 [n]. Raise UserError for a record without a JPEG, or with a wrong label."""
         records = self._records
-        for row, label, size, beginning in zip(rows, labels, sizes, beginnings, strict=True):
+        for row, label, size, head in zip(rows, labels, sizes, heads, strict=True):
             fault = None if size else f'without the key {records.image}; pass the folder of the data set'
             if size and not records.first_label <= label <= self._last_label:
                 fault = f'with the label {label}, not {records.first_label}..{self._last_label}; put the '
                 fault += 'manifest.json that its builder wrote beside it, or build it again'
-            if size and not (fault or records.rules or beginning.startswith(b'\xff\xd8')):
-                kind = jpeg.format_of(beginning) or f'it begins with 0x{beginning[:4].hex()}'
+            if not size or fault or records.rules:
+                pass
+            elif not head.startswith(b'\xff\xd8'):
+                kind = jpeg.format_of(head) or f'it begins with 0x{head[:4].hex()}'
                 fault = f'at byte {self._begins[row]} whose image is not a JPEG ({kind}); build the shards again with '
                 fault += 'data/build_imagenet_data.py or data/build_image_data.py, which convert such images'
+            elif reason := self._fault_of(row, head, size):
+                fault = f'at byte {self._begins[row]} with a broken image ({reason}); build the shards again'
             if fault:
                 raise errors.UserError(f"'{self.paths[self.shard_numbers[row]]}' has a record {fault}")
         return labels.astype(np.int32)
+
+    def _fault_of(self, row, head, size):
+        """Return why a JPEG that begins with `head` is not decoded, or ''."""
+        try:
+            info = jpeg.inspect(head, only_header=True)
+            images.require_size(info.width, info.height)
+        except ValueError as error:
+            if len(head) == size:
+                return str(error)
+            return self._fault_of(row, tfrecords.decode_example(self._read_one(row))[self._records.image][0], size)
+        return ''
 
     def _convert(self, rows, encoded):
         """Return the encoded images as RGB JPEGs."""

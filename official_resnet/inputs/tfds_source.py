@@ -7,7 +7,8 @@ import numpy as np
 
 from official_resnet import folders
 from official_resnet.errors import UserError
-from official_resnet.inputs.images import FOLDER, SHARDS
+from official_resnet.inputs import jpeg
+from official_resnet.inputs.images import FOLDER, SHARDS, require_size
 from official_resnet.inputs.other_datasets import default_normalization
 from official_resnet.inputs.split import Split
 
@@ -32,14 +33,15 @@ def open_split(
 
         from official_resnet.inputs import in_memory
 
+        encoded = builder.as_dataset(split=split, decoders={'image': tfds.decode.SkipDecoding()})
+        with_exif = _with_exif((example['image'] for example in tfds.as_numpy(encoded)), subject)
         wanted = tfds.decode.PartialDecoding({'image': True, 'label': True})
         arrays = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, decoders=wanted))
         images, labels = arrays['image'], arrays['label'].astype(np.int32)
         if labels.min() < 0:
             raise UserError(f"{subject} has no labels in its split '{split}'; choose another")
         if is_own:
-            encoded = builder.as_dataset(split=split, decoders={'image': tfds.decode.SkipDecoding()})
-            images = _upright(images, (example['image'] for example in tfds.as_numpy(encoded)), subject)
+            images = _upright(images, with_exif, subject)
         return in_memory.InMemorySplit(images, labels, label.num_classes, dataset, names, normalization)
     from official_resnet.inputs import shards, streamed
 
@@ -86,11 +88,24 @@ def is_prepared(dataset: str, data_dir: str | os.PathLike | None) -> bool:
     return _builder(dataset, data_dir).is_prepared()
 
 
-def _upright(images, encoded_images, subject):
-    """Return decoded images [n, h, w, c], turned as the EXIF of the encoded images says."""
+def _with_exif(encoded_images, subject):
+    """Return (i, data) of each encoded image with EXIF. Raise UserError for one that is too large to be decoded."""
+    found = []
+    for i, data in enumerate(encoded_images):
+        try:
+            info = jpeg.inspect(data, only_header=True)
+            require_size(info.width, info.height)
+        except ValueError as error:
+            raise UserError(f'{subject} has a broken image, number {i} ({error}); prepare it again') from None
+        if b'Exif\0\0' in data or b'eXIf' in data:
+            found.append((i, data))
+    return found
+
+
+def _upright(images, found, subject):
+    """Return decoded images [n, h, w, c]; those that `_with_exif` found are turned."""
     from official_resnet.inputs import encoded
 
-    found = [(i, data) for i, data in enumerate(encoded_images) if b'Exif\0\0' in data or b'eXIf' in data]
     images = images.copy() if found else images
     for i, data in found:
         upright = np.asarray(encoded.upright(images[i], encoded.orientation(data)))

@@ -19,7 +19,7 @@ from official_resnet.inputs.views import Views
 
 NUM_IMAGES = 22
 IMAGES = draw(NUM_IMAGES)
-BROKEN = [(b'\xff\xd8 no image', label, boxes) for _, label, boxes in IMAGES]
+BROKEN = [(jpeg[: jpeg.index(b'\xff\xc0') + 19], label, boxes) for jpeg, label, boxes in IMAGES]  # up to the size
 VIEWS = Views(16, 16)
 
 
@@ -308,6 +308,28 @@ def test_an_image_that_the_decoder_refuses(folder):
     for view in (None, lambda jpeg: tf.ensure_shape(tf.io.decode_jpeg(jpeg, channels=3), [16, 16, 3])):
         message = message_of(read_all, open_train(folder), view)
         assert 'imagenet cannot be decoded; find it with' in message and '--verify' in message
+
+
+def large(count):
+    """Return the beginning of a JPEG of 60000 x 60000 pixels, with `count` comments of 60 kB before its size."""
+    comment = b'\xff\xfe' + (60_000).to_bytes(2, 'big') + bytes(59_998)
+    frame = b'\xff\xc0\0\x11\x08\xea\x60\xea\x60\3\1\x22\0\2\x11\1\3\x11\1'
+    return b'\xff\xd8' + count * comment + frame + b'\xff\xda'
+
+
+@pytest.mark.parametrize(
+    'data, text',
+    [
+        (large(0), '60000 x 60000 pixels are too many'),
+        (large(3), '60000 x 60000 pixels are too many'),
+        (b'\xff\xd8 no image', 'no end of image'),
+    ],
+)
+def test_a_jpeg_whose_header_is_refused_is_named_with_its_shard_before_it_is_decoded(folder, data, text):
+    paths = write_shards(folder, [*IMAGES[:5], (data, 2, [])])
+    split = open_train(folder)
+    message = message_of(read_all, split)
+    assert message.startswith(f"'{paths[3]}' has a record at byte {int(split.source._begins[5])} ") and text in message
 
 
 @pytest.mark.parametrize('kind', ['PNG', 'WEBP', 'PPM'])

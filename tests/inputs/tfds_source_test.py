@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from fixtures import odd_images
-from fixtures.batches import labels_of, message_of
+from fixtures.batches import labels_of, message_of, read_all
 from fixtures.imagenet_shards import CLASSES, draw, write_folder, write_shards
 from fixtures.imagenet_shards import encoded as encode
 from PIL import Image
 
+from official_resnet import bounds
 from official_resnet.inputs import datasets, tfds_source
 from official_resnet.inputs.views import Views
 
@@ -154,6 +155,15 @@ def test_images_are_turned_as_exif_says(tmp_path, monkeypatch, kind):
     stream = datasets.open_split('tfds:encoded_images', 'test', data_dir=tmp_path, views=views)
     for found in (held.images, stream.example_images(4)):
         np.testing.assert_allclose(found, np.broadcast_to(odd_images.SHOWN, [4, size, size, 3]), atol=12)
+
+
+def test_images_that_are_too_large_are_not_decoded(tiny_images, tmp_path, monkeypatch):
+    EncodedImages(data_dir=tmp_path).download_and_prepare()
+    monkeypatch.setitem(bounds.BOUNDS, 'image_side', bounds.BOUNDS['image_side']._replace(value=4))
+    message = message_of(lambda: datasets.open_split('tfds:tiny_images', 'train', data_dir=tiny_images))
+    assert 'number 0 (5 x 6 pixels' in message and '4 pixels a side' in message
+    message = message_of(read_all, datasets.open_split('tfds:encoded_images', 'train', data_dir=tmp_path, views=VIEWS))
+    assert 'in the record at byte 0 (' in message and '4 pixels a side' in message
 
 
 def test_tfds_in_another_file_format_cannot_be_streamed(monkeypatch):
