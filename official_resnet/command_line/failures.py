@@ -4,16 +4,32 @@ import contextlib
 import errno
 import os
 import sys
+from typing import NoReturn
 
 from official_resnet import damage, files
-from official_resnet.errors import one_line
+from official_resnet.errors import Interrupted, UserError, one_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 _AGAIN = 'run the same command again'
 
 
-def reported(name: str, error: BaseException) -> int:
+def ended(name: str, error: BaseException, is_process: bool) -> int:
+    """Print a line about an exception that ends the program `name`; return its exit code. Raise one that is a bug.
+
+    A signal ends the process, if the program is one.
+    """
+    if isinstance(error, UserError):
+        return fail(name, error)
+    code = _reported(name, error)
+    return end_now(code) if is_process and isinstance(error, (Interrupted, KeyboardInterrupt)) else code
+
+
+def _reported(name, error):
     """Print a line about an exception that ends the program `name`; return its exit code. Raise any other exception."""
+    if isinstance(error, Interrupted):
+        with contextlib.suppress(OSError):  # nothing reads its output any more
+            print(error, end='\n' if str(error) else '', flush=True)
+        return 128 + error.signal_number
     if isinstance(error, KeyboardInterrupt):
         is_sigterm = error.args == ('SIGTERM',)  # see program._terminate
         fail(name, f'stopped{" by SIGTERM" * is_sigterm}; {_AGAIN}')
@@ -38,6 +54,18 @@ def fail(name: str, text: object) -> int:
     with contextlib.suppress(OSError):  # standard error is full, too
         print(f'{name}: {one_line(text)}', file=sys.stderr)
     return 1
+
+
+def end_now(code: int) -> NoReturn:
+    """End this process without the destructors, for which TensorFlow needs many seconds."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    for name, module in sys.modules.copy().items():
+        if name.startswith('__autograph_generated_file'):  # a file that TensorFlow deletes at a usual end
+            with contextlib.suppress(OSError):
+                os.unlink(str(module.__file__))
+    os._exit(code)
 
 
 def drop_output() -> None:

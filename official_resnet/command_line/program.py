@@ -7,11 +7,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from absl import flags
 
-from official_resnet.errors import Interrupted, UserError
+from official_resnet.errors import UserError
 
 if TYPE_CHECKING:
     from official_resnet.command_line.flags import Program
@@ -55,15 +55,10 @@ def run_program(
             code = _run(argv, doc, values, body, row, takes_arguments)
             sys.stdout.flush()  # whose errors would be a traceback after the end
             return code
-    except Interrupted as interruption:
-        with contextlib.suppress(OSError):  # nothing reads its output any more
-            print(interruption, end='\n' if str(interruption) else '', flush=True)
-        return end_now(128 + interruption.signal_number) if is_process else 128 + interruption.signal_number
     except BaseException as error:
         from official_resnet.command_line import failures
 
-        code = failures.fail(name, error) if isinstance(error, UserError) else failures.reported(name, error)
-        return end_now(code) if is_process and isinstance(error, KeyboardInterrupt) else code
+        return failures.ended(name, error, is_process)
 
 
 def _terminate(number, frame):
@@ -92,14 +87,6 @@ def _run(argv, doc, values, body, row, takes_arguments):
 
         raise UserError(f'{usage.fault(error, values)} (--help lists the flags)') from None
     return (body(values, extra) if takes_arguments else body(values)) or 0
-
-
-def end_now(code: int) -> NoReturn:
-    """End this process without the destructors, for which TensorFlow needs many seconds."""
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
 
 
 @contextlib.contextmanager

@@ -35,7 +35,11 @@ def main(argv: Sequence[str], doc: str, row: Program) -> int:
 
     values = flags.define(row)
     code = program.run_program(argv, doc, values, body, row=row)
-    return program.end_now(code) if is_worker else code
+    if is_worker:
+        from official_resnet.command_line import failures
+
+        failures.end_now(code)
+    return code
 
 
 def entry(doc: str, row: Program) -> Callable[[], NoReturn]:

@@ -210,9 +210,14 @@ def test_a_second_job_on_one_model_dir_is_refused(undisturbed):
     assert re.search(rf"'{undisturbed[0]}' .*process \d+ on \S+; .*--model_dir", undisturbed[1])
 
 
-def test_whoever_is_killed_loses_nothing(cifar_dir, tmp_path, undisturbed):
-    """Worker 1 is killed, then the chief, then worker 1 is asked to end; then they come to the end."""
+def test_whoever_is_killed_loses_nothing(cifar_dir, tmp_path, undisturbed, monkeypatch):
+    """Worker 1 is killed, then the chief, then worker 1 is asked to end; then they come to the end.
+
+    After a signal, no files are left in the folder of temporary ones, where TensorFlow writes some for each function.
+    """
     for victim, number, step in ((1, signal.SIGKILL, 3), (0, signal.SIGKILL, 8), (1, signal.SIGTERM, 12)):
+        (temporary := tmp_path / f'temporary{step}').mkdir()
+        monkeypatch.setenv('TMPDIR', str(temporary))
         processes = start_pair(flags_of(cifar_dir, tmp_path))
         wait_for(step, tmp_path, processes)
         processes[victim].send_signal(number)
@@ -224,6 +229,7 @@ def test_whoever_is_killed_loses_nothing(cifar_dir, tmp_path, undisturbed):
             assert [(code, err) for code, _, err in ends] == [(128 + signal.SIGTERM, '')] * 2
             saved = re.search(r'^SIGTERM at step (\d+): .*same command', ends[0].out, re.MULTILINE)
             assert int(saved[1]) == last_step(tmp_path) and ends[1].out == ''
+            assert not list(temporary.iterdir())
     ends = finish(start_pair(flags_of(cifar_dir, tmp_path)))
     assert [code for code, _, _ in ends] == [0, 0] and ends[1].err == '', ends
     assert 'continuing from ' in ends[0].out and 'after epoch 3 (step 21)' in ends[0].out
