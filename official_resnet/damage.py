@@ -35,7 +35,8 @@ def is_of_machine(error: OSError) -> bool:
 
 def reason(error: BaseException) -> str:
     """Return an exception's message on one line of at most 200 characters."""
-    text = one_line(' '.join((getattr(error, 'message', '') or str(error)).split())) or type(error).__name__
+    text = f'it has no {error}' if isinstance(error, KeyError) else getattr(error, 'message', '') or str(error)
+    text = one_line(' '.join(text.split())) or type(error).__name__
     return text if len(text) <= 200 else f'{text[:197]}...'
 
 

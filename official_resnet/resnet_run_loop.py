@@ -124,12 +124,13 @@ def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
 
     process, model_dir = devices.this_process(config), config.machine.model_dir
     weights, state, path = network_files.restore_weights(model_dir)
+    batch_size = same_run.stored_config(state, path).batch_size
     names, ids = state['data']['class_names'], state['data'].get('class_ids')  # older checkpoints have no ids
     test = classes.align(read(config, 'test'), names, ids, f'the training images of {model_dir}')
     with process.strategy.scope(), devices.dtype_policy(config.dtype):
         model = build_model(config, test, block)
     checkpoints.assign({variable.path: variable for variable in model.variables}, weights, path)
-    epoch = state['step'] // datasets.steps_per_epoch(state['data']['num_pictures'], state['config']['batch_size'])
+    epoch = state['step'] // datasets.steps_per_epoch(state['data']['num_pictures'], batch_size)
     if process.is_chief:
         same_run.log_place('evaluating', path, epoch, config, state)
     process.require_same_step(state['step'], model_dir)

@@ -266,7 +266,13 @@ def test_a_path_that_is_no_text_can_be_printed(capfdbinary):
     assert capfdbinary.readouterr() == (b'/tmp/\\udcff\n', b'')
 
 
-@pytest.mark.parametrize('content', ['', '{', '[]', '{"nets": NaN', b'\xff'.decode('latin-1')])
+RESULT = '{"failed": null, "final": {"train_error": 1, "train_error_inference": 1, "test_error": 1}, "parameters": 9, '
+RESULT += '"seconds": 1, "curves": {}}'  # without curves
+
+
+@pytest.mark.parametrize(
+    'content', ['', '{', '[]', '{"nets": NaN', b'\xff'.decode('latin-1'), '{}', '{"failed": null}', RESULT]
+)
 def test_a_damaged_result_of_an_experiment(content, call, tmp_path):
     with pytest.MonkeyPatch.context() as patch:  # so that the program itself makes settings.json
         patch.setattr('official_resnet.experiments.runs.train_nets', lambda *args: {})

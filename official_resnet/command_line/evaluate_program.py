@@ -15,7 +15,7 @@ from official_resnet.command_line import flags, train_program
 from official_resnet.command_line.flags import Program, RunOptions
 from official_resnet.errors import UserError
 from official_resnet.resnet_spec import ResNetSpec
-from official_resnet.training import devices
+from official_resnet.training import devices, same_run
 from official_resnet.training.config import PRETRAINED, TrainConfig, flags_of
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _evaluate_run(values, asked, options, row, given):
     from official_resnet.inference import card_reader, network_files
 
     machine = asked.machine
-    config = TrainConfig.from_json(network_files.restore_weights(machine.model_dir)[1]['config'])
+    config = same_run.stored_config(*network_files.restore_weights(machine.model_dir)[1:])
     if asked.dtype == 'auto':  # depends on the devices
         devices.start_tensorflow(machine.inter_op_threads, machine.intra_op_threads)
     _require_same(values, asked, config, row, given)

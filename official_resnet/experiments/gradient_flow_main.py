@@ -95,7 +95,7 @@ def run_gradient_flow(values: absl_flags.FlagValues) -> None:
             if not os.path.isfile(path):
                 result = net_gradients.measure_net(case, examples(), settings, received)
                 files.write_text(path, json.dumps(result) + '\n')
-            nets[name] = net = runs.read_json(path)
+            nets[name] = net = runs.read_json(path, _require_whole)
             before, after = (_number(_ratio(net, sample)) for sample in (0, -1))
             print(f'{name:27} {before:>20} {after:>9} {_number(net["final_loss"]):>11}', flush=True)
     claim = runs.print_claim(judge(nets, depths[0], depths[-1]))
@@ -131,6 +131,13 @@ def judge(nets: dict[str, dict[str, Any]], shallow: int, deep: int) -> dict[str,
         small, large = (value(nets[name]) if name in nets else None for name in (less, more))
         claim[statement] = None if small is None or large is None or less == more else factor * small < large
     return claim
+
+
+def _require_whole(net):
+    """Raise any exception if a network lacks what is printed and drawn."""
+    _number(net['final_loss']), net['diverged_at'], net['samples'][-1]
+    for sample in net['samples']:
+        sum(gradient or 0 for gradient in sample['gradients'][1:]), _ratio({'samples': [sample]}), sample['step'] + 0
 
 
 def _ratio(net, sample=0):

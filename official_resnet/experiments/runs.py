@@ -15,7 +15,7 @@ from typing import Any
 import keras
 from absl import flags as absl_flags
 
-from official_resnet import checkpoints, files, resnet_run_loop, resnet_variants
+from official_resnet import checkpoints, damage, files, resnet_run_loop, resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.experiments import architecture_table, blocks, experiment_program
 from official_resnet.inputs import datasets
@@ -28,6 +28,8 @@ QUICK_IMAGES = 10_000
 # "0.01 to warm up ... about 400 iterations": 1512.03385 Sec. 4.2 for its ResNet-110, 1603.05027 for all networks.
 WARM_UP_LAYERS, WARM_UP_FACTOR = 110, 0.1
 WARM_UP_EPOCHS = 1.024  # 400 steps with 128 of 50,000 images
+CURVES = 'epoch', 'step', 'learning_rate', 'train_loss', 'train_error', 'test_error'
+FINAL = 'train_error', 'train_error_inference', 'test_error'
 DATASET_NAMES = {'cifar10': 'CIFAR-10', 'synthetic': 'synthetic images'}
 
 
@@ -112,11 +114,13 @@ def claim_folder(output_dir: str | os.PathLike, settings: dict[str, Any]) -> Non
     files.write_json(path, settings)
 
 
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """Return the object in a JSON file of an experiment. A damaged file raises UserError."""
-    content = files.read_json(path)
-    if content is None:
-        raise UserError(f"'{path}' is damaged; delete it and run the same command again")
+def read_json(path: str | os.PathLike, use: Callable[[dict[str, Any]], Any] = lambda content: None) -> dict[str, Any]:
+    """Return the object in a JSON file of an experiment. A damaged file, or one that `use` cannot use, is UserError."""
+    with damage.reported(path, 'delete it and run the same command again'):
+        content = files.read_json(path)
+        if content is None:
+            raise ValueError('not an object of JSON')
+        use(content)
     return content
 
 
@@ -146,7 +150,7 @@ def train_net(name: str, config: TrainConfig, output_dir: str) -> dict[str, Any]
     config = config.with_machine(model_dir=f'{output_dir}/runs/{name}')
     path = folder / 'result.json'
     if path.is_file():
-        result = read_json(path)
+        result = read_json(path, _require_whole)
         print(f'  already finished, kept: {describe(result)}', flush=True)
         return result
     progress, failed, train_error = callbacks.Progress(), None, None
@@ -164,7 +168,7 @@ def train_net(name: str, config: TrainConfig, output_dir: str) -> dict[str, Any]
     errors = (None,) * 3 if failed else (curves['train_error'][-1], train_error, curves['test_error'][-1])
     result = {
         'failed': failed,
-        'final': dict(zip(('train_error', 'train_error_inference', 'test_error'), errors, strict=True)),
+        'final': dict(zip(FINAL, errors, strict=True)),
         'parameters': architecture_table.count_parameters(progress.model),
         'seconds': round(sum(line['seconds'] for line in lines), 1),
         'curves': curves,
@@ -172,6 +176,15 @@ def train_net(name: str, config: TrainConfig, output_dir: str) -> dict[str, Any]
     files.write_json(path, result)
     print(f'  {describe(result)}', flush=True)
     return result
+
+
+def _require_whole(result):
+    """Raise any exception if a result lacks what is printed, compared and drawn."""
+    describe(result)
+    columns = [result['curves'][name] for name in CURVES]
+    if {*map(len, columns)} != {len(columns[0])} or result['final'].keys() != {*FINAL}:
+        raise ValueError('its curves or errors are incomplete')
+    sum(value for column in columns for value in column)  # all are numbers
 
 
 def inference_error(model: keras.Model, config: TrainConfig) -> float:

@@ -8,7 +8,7 @@ import pathlib
 import shutil
 from typing import Any
 
-from official_resnet import checkpoints
+from official_resnet import checkpoints, damage
 from official_resnet.errors import UserError
 from official_resnet.inputs import classes
 from official_resnet.inputs.views import Views
@@ -24,6 +24,23 @@ _FLAGS = {
 }
 
 
+# What a run continues with, beside its config.
+_STATE = {'sums': ('loss', 'correct', 'steps', 'seconds'), 'best': ('accuracy', 'epoch'), 'evaluation': ()}
+_STATE['data'] = ('class_names', 'num_pictures')
+
+
+def stored_config(
+    state: dict, path: str | os.PathLike, remedy: str = 'pass another --model_dir, or --clean to delete it'
+) -> TrainConfig:
+    """Return the config in the state of the checkpoint `path`. Raise UserError if the state is not that of a run."""
+    with damage.reported(path, remedy, 'checkpoint '):
+        if missing := [name for name, keys in _STATE.items() if not {*keys} <= dict(state[name]).keys()]:
+            raise ValueError(f'its {missing[0]} lacks a value')
+        if type(state['step']) is not int or state['step'] < 0:
+            raise ValueError(f'its step is {state["step"]!r}')
+        return TrainConfig.from_json(state['config'])
+
+
 def resume(trainer: Any, variables: dict[str, Any], data: dict, found: tuple[dict, dict, pathlib.Path]) -> None:
     """Make a resnet_run_loop.Trainer continue from a checkpoint, which must be of its run and of its `data`.
 
@@ -31,7 +48,7 @@ def resume(trainer: Any, variables: dict[str, Any], data: dict, found: tuple[dic
     """
     arrays, state, path = found
     model_dir = trainer.config.machine.model_dir
-    require_same_run(trainer.config, TrainConfig.from_json(state['config']))
+    require_same_run(trainer.config, stored_config(state, path))
     require_same_data(data, state['data'], model_dir)
     checkpoints.assign(variables, arrays, path)
     trainer.step, trainer.sums = state['step'], state['sums']
@@ -84,7 +101,7 @@ def log_place(
     state: dict,
 ) -> None:
     """Log what is done with a checkpoint, its epoch and step, and what has changed since its state was stored."""
-    theirs, used_onednn = TrainConfig.from_json(state['config']), state.get('uses_onednn')
+    theirs, used_onednn = stored_config(state, path), state.get('uses_onednn')
     # Older versions did not store it, nor did they set the variable, so that TensorFlow decided by the CPU
     # (tensorflow/core/util/util.cc).
     if used_onednn is None:

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 
 import keras
 
-from official_resnet import checkpoints, damage, layers, resnet_model, resnet_spec
+from official_resnet import checkpoints, layers, resnet_model, resnet_spec
 from official_resnet.errors import UserError
 from official_resnet.inference import card_reader, keras_files, network_files
 from official_resnet.inputs import classes, other_datasets
 from official_resnet.inputs.split import Split
+from official_resnet.training import same_run
 from official_resnet.training.config import PRETRAINED, TrainConfig
 from official_resnet.training.optimizers import APPENDED_HEAD, HEAD
 
@@ -44,8 +45,7 @@ def describe(path: str | os.PathLike) -> Pretrained:
     weights, state = _read(path)
     num_classes = len(weights[f'{HEAD}/bias']) if f'{HEAD}/bias' in weights else None
     if state:
-        with damage.reported(path, _OTHER, 'the checkpoint of '):
-            config = TrainConfig.from_json(state['config'])
+        config = same_run.stored_config(state, path, _OTHER)
         card_reader.require_buildable(config.spec, path)
         return Pretrained(config.spec, num_classes, _normalization(config), config.image_size, config.experiment)
     card_path = _card_path(path)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from fixtures import programs
+from fixtures.batches import message_of
 
-from official_resnet import resnet_run_loop, resnet_variants
-from official_resnet.experiments import gradient_flow_main, net_gradients
+from official_resnet import files, resnet_run_loop, resnet_variants
+from official_resnet.experiments import gradient_flow_main, net_gradients, runs
 from official_resnet.inputs import datasets
 
 SETTINGS = {'steps': 4, 'batch_size': 8, 'learning_rate': 0.01, 'init': 'he', 'auxiliary_loss': False, 'seed': 0}
@@ -100,3 +101,16 @@ def test_conclusions():
     nets['relu-bn-residual-56'] = net(1.0, None, 7)
     assert gradient_flow_main.judge(nets, 20, 56)['deep_residual_relu_trains_better_than_deep_plain'] is False
     assert gradient_flow_main.judge({}, 20, 56)['relu_gradients_vanish_less_than_sigmoid'] is None
+
+
+def test_a_stored_network_that_lacks_a_value_is_damaged(tmp_path):
+    sample = {'step': 1, 'gradients': [0.5, None, 2]}
+    net = {'samples': [sample], 'diverged_at': None, 'final_loss': 2.5}
+    files.write_json(tmp_path / 'net.json', net)
+    assert runs.read_json(tmp_path / 'net.json', gradient_flow_main._require_whole) == net
+    wrong = [{k: v for k, v in net.items() if k != name} for name in net]
+    wrong += [{**net, 'samples': value} for value in ([], [{'step': 1}], [{**sample, 'gradients': 3}], {'a': 1})]
+    for content in wrong:
+        files.write_json(tmp_path / 'net.json', content)
+        message = message_of(runs.read_json, tmp_path / 'net.json', gradient_flow_main._require_whole)
+        assert message.startswith(f"'{tmp_path}/net.json' is damaged (") and 'delete it' in message
