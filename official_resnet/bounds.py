@@ -29,6 +29,7 @@ BOUNDS = {
     'keras_inflation': Bound(16, 'times its size', 'what a .keras file declares to hold', 'Keras compresses nothing'),
     'network_layers': Bound(10_000, 'layers with weights', 'the network of a card', 'as of --resnet_size'),
     'network_weights': Bound(1 << 32, 'weights', 'the network of a card', 'BiT-R152x4 has 0.9 billion, 1912.11370'),
+    'flag_files': Bound(100, 'flag files', 'the files of --flagfile, and those they name', 'few people have two'),
     'pickle_bytes': Bound(8 << 20, 'bytes', "a PyTorch file's pickle", 'that of ResNet-152 has 150 kB'),
     'pickle_instructions': Bound(1_000_000, 'instructions', "a PyTorch file's pickle", 'ResNet-152 has 30,000'),
     'pickle_dicts': Bound(10_000, 'dicts', "a PyTorch file's, searched for weights", 'Adam has one for each weight'),

@@ -20,6 +20,7 @@ import zlib
 import h5py
 import numpy as np
 import pytest
+from absl import flags as absl_flags
 from fixtures import foreign_files, hostile_networks, hostile_servers, ilsvrc, torch_files
 from fixtures.archives import tar_gz
 from fixtures.batches import message_of
@@ -29,6 +30,7 @@ from PIL import Image
 from checkpoints_tools import from_caffe, from_keras_applications, from_tensorpack, from_torch, h5_listing, torch_pickle
 from official_resnet import bounds, files, resnet_spec, resnet_variants
 from official_resnet.building import boxes, downloads, image_list, labels, tars
+from official_resnet.command_line import usage
 from official_resnet.inference import card_reader, keras_files
 from official_resnet.inputs import datasets, download, idx, image_folder, images, streamed, tfrecords, web
 from official_resnet.inputs.views import Views
@@ -128,6 +130,18 @@ def _(tmp_path, set_limit):
     assert files.read_json(path) is None
 
 
+@case('flag_files')
+def _(tmp_path, set_limit):
+    for n in range(8):  # 2 + 4 + ... + 256
+        (tmp_path / f'{n}').write_text(f'--flagfile={tmp_path}/{n + 1}\n' * 2)
+    (tmp_path / '8').touch()
+    for first, count in ((3, 62), (0, 101)):
+        arguments = ['x', *[f'--flagfile={tmp_path}/{first + 1}'] * 2]
+        if count == 62:
+            usage.with_flag_files(arguments, absl_flags.FlagValues())
+    assert '101 flag files' in message_of(usage.with_flag_files, arguments, absl_flags.FlagValues())
+
+
 @case('pickle_bytes')
 def _(tmp_path, set_limit):
     set_limit('pickle_bytes', 999)
@@ -150,22 +164,19 @@ def _(tmp_path, set_limit):
     assert 'more than 99 instructions' in message_of(torch_pickle.load, tmp_path / 'x.pth')
 
 
-def _places(saved):
-    return [place for place, _ in from_torch._containers(saved)]
+WEIGHTS = {'w': torch_pickle.Tensor(torch_pickle.Storage(np.dtype('f4'), '0', 1), 0, (1,), (1,))}
 
 
 @case('pickle_dicts')
 def _(tmp_path, set_limit):
     set_limit('pickle_dicts', 9)
-    weights = torch_pickle.Tensor(torch_pickle.Storage(np.dtype('f4'), '0', 1), 0, (1,), (1,))
-    assert len(_places({f'{i}': {'w': weights} for i in range(9)})) == 8  # the ninth is around them
+    assert len([*from_torch._containers({f'{i}': dict(WEIGHTS) for i in range(9)})]) == 8  # the ninth is around them
 
 
 @case('pickle_depth')
 def _(tmp_path, set_limit):
-    weights = {'w': torch_pickle.Tensor(torch_pickle.Storage(np.dtype('f4'), '0', 1), 0, (1,), (1,))}
-    assert _places({'a': {'b': {'c': {'d': weights}}}}) == ['a.b.c.d.']
-    assert not _places({'a': {'b': {'c': {'d': {'e': weights}}}}})
+    assert [*from_torch._containers({'a': {'b': {'c': {'d': WEIGHTS}}}})] == [('a.b.c.d.', WEIGHTS)]
+    assert not [*from_torch._containers({'a': {'b': {'c': {'d': {'e': WEIGHTS}}}}})]
 
 
 @case('caffe_fields')
@@ -205,26 +216,18 @@ def _listing(path, content):
     return h5_listing.listing(str(path), {name: row.value for name, row in bounds.BOUNDS.items()})
 
 
-@case('hdf5_objects')
-def _(tmp_path, set_limit):
-    set_limit('hdf5_objects', 9)
-    assert len(_listing(tmp_path / 'x.h5', map(str, range(9)))) == 9
-    with pytest.raises(ValueError, match='9 objects'):
-        _listing(tmp_path / 'x.h5', map(str, range(10)))
+def _case_of_listing(name, fitting, refused):
+    @case(name)
+    def _(tmp_path, set_limit):
+        set_limit('hdf5_objects', 20)
+        _listing(tmp_path / 'x.h5', fitting)
+        with pytest.raises(ValueError, match='20 objects, 12 groups in one another, or 200 characters'):
+            _listing(tmp_path / 'x.h5', refused)
 
 
-@case('hdf5_depth')
-def _(tmp_path, set_limit):
-    assert len(_listing(tmp_path / 'x.h5', ['/'.join('abcdefghijkl')])) == 1
-    with pytest.raises(ValueError, match='12 groups'):
-        _listing(tmp_path / 'x.h5', ['/'.join('abcdefghijklm')])
-
-
-@case('hdf5_name')
-def _(tmp_path, set_limit):
-    assert len(_listing(tmp_path / 'x.h5', ['a' * 200])) == 1
-    with pytest.raises(ValueError, match='200 characters'):
-        _listing(tmp_path / 'x.h5', ['a' * 201])
+_case_of_listing('hdf5_objects', [*'abcdefghijklmnopqrst'], [*'abcdefghijklmnopqrstu'])
+_case_of_listing('hdf5_depth', ['/'.join('abcdefghijkl')], ['/'.join('abcdefghijklm')])
+_case_of_listing('hdf5_name', ['a' * 200], ['a' * 201])
 
 
 @case('hdf5_memory')

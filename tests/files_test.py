@@ -105,6 +105,21 @@ def test_a_byte_order_mark_in_a_flagfile(text, tmp_path, capsys):
     assert capsys.readouterr() == ('3\n', '')
 
 
+@pytest.mark.parametrize('line', ['--flagfile={}', '  -flagfile={}', '--flagfile\n{}', '\ufeff--flagfile={}'])
+def test_what_a_flagfile_names_is_a_plain_file_too(line, tmp_path):
+    for name, inner, words in (
+        ('a', tmp_path / 'fifo', f"'{tmp_path}/fifo' cannot be read (not a plain file)"),
+        ('b', tmp_path / 'absent', f"'{tmp_path}/absent' does not exist"),
+        ('c', tmp_path, 'Is a directory'),
+        ('d', tmp_path / 'd', f'--flagfile={tmp_path}/d is in that file itself'),
+    ):
+        (tmp_path / name).write_text(line.format(inner))
+        if name == 'a':
+            os.mkfifo(inner)
+        argv = ['x', '--flagfile', str(tmp_path / name)]
+        assert words in message_of(usage.with_flag_files, argv, absl_flags.FlagValues())
+
+
 def _doors():
     """Functions of a path, one for each way to open a file that a user names or puts into a folder."""
     return [

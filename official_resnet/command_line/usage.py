@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from official_resnet import bounds, files
 from official_resnet.command_line.flags import Program, fields_of, settings
 from official_resnet.command_line.program import HELP
+from official_resnet.errors import UserError
 
 WIDTH = 80  # columns
 _HEADINGS = ('Data', 'Network', 'Training', 'Transfer', 'Evaluation and export', 'Machine', 'Logging')
@@ -51,17 +53,32 @@ OTHER_NAMES = {
 
 def with_flag_files(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     """Return the arguments with the content of each --flagfile in its place, without byte order marks."""
-    for argument, value in zip(argv[1:], [*argv[2:], ''], strict=True):
-        path = argument.partition('=')[2] or value
-        is_flag_file = argument.lstrip('-').partition('=')[0] == 'flagfile' and not path.startswith('/dev/fd/')
-        if is_flag_file and os.path.exists(path) and not os.path.isfile(path):  # from a FIFO, absl would read for ever
-            raise flags.Error(f'--flagfile={path} is not a plain file; pass one with flags')
+    _require_flag_files(argv[1:], (), [])
     arguments = values.read_flags_from_files(argv[1:], force_gnu=values.is_gnu_getopt())
     for i in reversed(range(len(arguments))):
         if arguments[i].startswith('\ufeff'):  # absl has not looked at what follows
             line = arguments[i][1:].strip()
             arguments[i : i + 1] = [line] if line and not line.startswith(('#', '//')) else []
     return [argv[0], *arguments]
+
+
+def _require_flag_files(arguments, above, found):
+    """Raise UserError unless absl comes to an end with the flag files that arguments name, or lines of those `above`.
+
+    `found` are all so far. A pipe of the shell, /dev/fd/N, can be read only once, which absl does.
+    """
+    for argument, value in zip(arguments, [*arguments, ''][1:], strict=True):
+        name, equals, path = argument.strip().lstrip('\ufeff-').partition('=')
+        path = os.path.expanduser((path if equals else value).strip())
+        if name != 'flagfile' or not path or path.startswith('/dev/fd/'):
+            continue
+        if path in above:
+            raise UserError(f'--flagfile={path} is in that file itself, or in one that it names; take it out')
+        found.append(path)
+        bounds.require('flag_files', len(found), 'the command', 'put the flags into fewer files')
+        with files.read_errors(path, 'pass a file with flags', '--flagfile='):
+            lines = files.read_text(path).splitlines()
+        _require_flag_files(lines, (*above, path), found)
 
 
 def help_of(argv: Sequence[str], doc: str, values: flags.FlagValues, row: Program | None) -> str:
