@@ -311,26 +311,5 @@ class TrainConfig:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Return a dict of JSON values, which `from_json` reads."""
+        """Return a dict of JSON values, which same_run.from_json reads."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> 'TrainConfig':
-        """Return the TrainConfig that `to_json` wrote. A field that was added since then has its default.
-
-        Raises:
-            UserError: The values have a field that was removed since then.
-        """
-        values = {**values, 'spec': ResNetSpec.from_json(values['spec'])}
-        parts: dict[str, Any] = {'schedule': Schedule, 'machine': MachineConfig}
-        if values.get('views'):
-            from official_resnet.inputs.views import Views
-
-            parts['views'] = Views
-        try:
-            return cls(**{**values, **{name: part(**values[name]) for name, part in parts.items() if values.get(name)}})
-        except TypeError as error:
-            reason = str(error).partition('() ')[2]
-            raise UserError(
-                f'an older version stored this run ({reason}); train again in another --model_dir'
-            ) from None

@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 from official_resnet import checkpoints, damage
@@ -29,6 +30,22 @@ _STATE = {'sums': ('loss', 'correct', 'steps', 'seconds'), 'best': ('accuracy', 
 _STATE['data'] = ('class_names', 'num_pictures')
 
 
+def from_json(values: Mapping[str, Any]) -> TrainConfig:
+    """Return the TrainConfig whose `to_json` these values are. A field that was added since then has its default.
+
+    Raises:
+        UserError: The values have a field that was removed since then.
+    """
+    values = {**values, 'spec': ResNetSpec.from_json(values['spec'])}
+    parts: dict[str, Any] = {'schedule': Schedule, 'machine': MachineConfig, 'views': Views}
+    parts = {name: part for name, part in parts.items() if values.get(name)}
+    try:
+        return TrainConfig(**{**values, **{name: part(**values[name]) for name, part in parts.items()}})
+    except TypeError as error:
+        reason = str(error).partition('() ')[2]
+        raise UserError(f'an older version stored this run ({reason}); train again in another --model_dir') from None
+
+
 def stored_config(
     state: dict, path: str | os.PathLike, remedy: str = 'pass another --model_dir, or --clean to delete it'
 ) -> TrainConfig:
@@ -38,7 +55,7 @@ def stored_config(
             raise ValueError(f'its {missing[0]} lacks a value')
         if type(state['step']) is not int or state['step'] < 0:
             raise ValueError(f'its step is {state["step"]!r}')
-        return TrainConfig.from_json(state['config'])
+        return from_json(state['config'])
 
 
 def resume(trainer: Any, variables: dict[str, Any], data: dict, found: tuple[dict, dict, pathlib.Path]) -> None:

@@ -11,8 +11,7 @@ from official_resnet.command_line import flags
 from official_resnet.errors import UserError
 from official_resnet.inputs.affine import OFFICIAL, PUBLISHED, affine_name
 from official_resnet.inputs.views import Views
-from official_resnet.training import optimizers, recipes, recipes_imagenet, recipes_mnist, transfer
-from official_resnet.training.config import TrainConfig
+from official_resnet.training import optimizers, recipes, recipes_imagenet, recipes_mnist, same_run, transfer
 
 MAINS = {'cifar10': cifar10_main, 'cifar100': cifar100_main, 'mnist': mnist_main, 'imagenet': imagenet_main}
 PROGRAMS = {name: main.PROGRAM for name, main in MAINS.items()}
@@ -280,7 +279,7 @@ def test_official_is_the_default_of_imagenet():
     assert fields_of(made, 'dtype label_smoothing background num_classes') == ('fp32', 0, True, None)
     assert made.views == OFFICIAL_VIEWS and made.views.shorter_side == 256
     assert made.normalization == OFFICIAL == affine_name(mean=(123.68, 116.78, 103.94))
-    assert TrainConfig.from_json(made.to_json()) == made
+    assert same_run.from_json(made.to_json()) == made
 
 
 def test_the_schedule_of_imagenet_has_the_steps_of_official_resnet():

@@ -12,8 +12,7 @@ from official_resnet import checkpoints, resnet_model, resnet_run_loop, resnet_s
 from official_resnet.errors import UserError
 from official_resnet.experiments import blocks
 from official_resnet.inference import predict
-from official_resnet.training import transfer
-from official_resnet.training.config import TrainConfig
+from official_resnet.training import same_run, transfer
 
 SPEC = resnet_spec.ResNetSpec((1,), filters=2)
 
@@ -104,7 +103,7 @@ def test_a_run_is_not_rebuilt_without_its_block(cifar_dir, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
     assert 'group1_block1_gate' in [layer.name for layer in evaluated.layers]
 
-    stored = TrainConfig.from_json(checkpoints.restore_latest(tmp_path / 'checkpoints')[1]['config'])
+    stored = same_run.from_json(checkpoints.restore_latest(tmp_path / 'checkpoints')[1]['config'])
     checkpoint, _ = predict.load(next(tmp_path.rglob('step-*.npz')))  # which needs no block
     for ours, theirs in zip(checkpoint.get_weights(), trained.model.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
