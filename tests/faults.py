@@ -361,9 +361,9 @@ FAULTS = [
     Fault(
         'exit-code-of-a-signal',
         'A program that a signal ended exits with 128 and its number.',
-        'official_resnet/command_line/program.py',
-        'else 128 + interruption.signal_number',
-        'else 1',
+        'official_resnet/command_line/failures.py',
+        'return 128 + error.signal_number',
+        'return 1',
         'tests/programs/imagenet_main_test.py -k killed_and_resumed',
     ),
     Fault(
