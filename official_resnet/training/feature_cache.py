@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import pathlib
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from official_resnet import damage, files, layers
-from official_resnet.errors import UserError
+from official_resnet.errors import Interrupted, UserError
 from official_resnet.inputs.in_memory import InMemorySplit
 from official_resnet.inputs.split import Split
 
@@ -44,6 +45,9 @@ def replace_images(trainer: Any, received: list[int]) -> None:
     def check() -> None:
         if received and trainer.process.count == 1:
             trainer.interrupt(received[0])
+        if received:  # workers do not compute the same batches at the same time, so each leaves by itself
+            text = f'{signal.Signals(received[0]).name} before the training: nothing has changed; run it again'
+            raise Interrupted(received[0], text if trainer.process.is_chief else '')
 
     start = time.monotonic()
     folder = trainer.config.machine.model_dir if trainer.process.is_chief else None

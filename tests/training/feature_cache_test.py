@@ -2,6 +2,7 @@
 
 import dataclasses
 import signal
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -102,3 +103,13 @@ def test_a_signal_while_features_are_computed_saves(cifar_dir, source, tmp_path)
     with pytest.raises(resnet_run_loop.Interrupted, match='SIGTERM at step 0: '):
         resnet_run_loop.Trainer(config).run([], [signal.SIGTERM])
     assert resnet_run_loop.train(config).step == 14
+
+
+def test_each_of_several_workers_leaves_by_itself(cifar_dir, source, tmp_path):
+    """They compute different batches, so they cannot agree in between."""
+    config = make_config(cifar_dir, tmp_path, pretrained=str(source), **HEAD_ONLY)
+    trainer = resnet_run_loop.Trainer(config)
+    trainer.process = SimpleNamespace(count=2, is_chief=False)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        feature_cache.replace_images(trainer, [signal.SIGTERM])
+    assert (raised.value.signal_number, str(raised.value)) == (signal.SIGTERM, '')
