@@ -108,7 +108,7 @@ def test_a_hostile_checkpoint_is_passed_over(name, tmp_path, caplog):
 
 def test_only_a_whole_manifest_is_one():
     shard = {'name': 'train-00000-of-00001', 'records': 3, 'bytes': 9, 'sha256': ''}
-    whole = {'records': 3, 'layout': 'folder', 'synsets': ['', 'a'], 'classes': {'a': 3}, 'shards': [shard]}
+    whole = {'records': 3, 'bytes': 9, 'layout': 'folder', 'synsets': ['', 'a'], 'classes': {'a': 3}, 'shards': [shard]}
     assert is_manifest(whole)
     assert not any(is_manifest({key: whole[key] for key in whole if key != name}) for name in whole)
     assert not any(is_manifest(whole | {'shards': [shard | {name: None}]}) for name in shard)

@@ -21,10 +21,12 @@ from official_resnet.building import shards
 from official_resnet.building.image_list import ImageList
 from official_resnet.building.job import Job, absolute
 from official_resnet.building.records import Options
+from official_resnet.building.sealed import seal, unseal
 from official_resnet.errors import UserError
 
 _UNCHANGED = {'compression_type': CompressionTypes.UNCOMPRESSED}
 _CHUNK = 1 << 20  # bytes
+_loaded: dict[str, tuple[ImageList, Options]] = {}  # the last run's
 
 
 class BeamJob(Job):
@@ -115,13 +117,14 @@ def write_shards(job: BeamJob, arguments: Sequence[str], todo: list[int]) -> lis
             | 'Spread' >> apache_beam.Reshuffle()
             | 'Build' >> apache_beam.Map(build_one, job, uuid.uuid4().hex)
             | 'Gather' >> apache_beam.combiners.ToList()
-            | 'Keep' >> apache_beam.Map(lambda summaries: job.write_json(path, {'summaries': summaries}))
+            | 'Keep' >> apache_beam.Map(lambda summaries: job.write_json(path, seal({'summaries': summaries})))
         )
-    summaries = (job.read_json(path) or {}).get('summaries')
-    if summaries is None:
+    try:
+        summaries = unseal(job.read_json(path))['summaries']
+    except ValueError:
         raise UserError(
             f"'{path}' was not written; read the runner's messages, and run the same command again to continue"
-        )
+        ) from None
     errors = sorted(summary['error'] for summary in summaries if 'error' in summary)
     if errors:
         raise UserError(errors[0])
@@ -130,7 +133,10 @@ def write_shards(job: BeamJob, arguments: Sequence[str], todo: list[int]) -> lis
 
 def build_one(shard: int, job: BeamJob, run: str) -> dict:
     """Write a shard unless it is finished; return its summary, or {'error': message} for an error of the user."""
-    images, options = _load(job.folder, run)
+    try:
+        images, options = _load(job, run)
+    except UserError as error:
+        return {'error': str(error)}
     summary = job.summary(shard, options.on_broken)
     if summary:
         return summary
@@ -147,10 +153,12 @@ def build_one(shard: int, job: BeamJob, run: str) -> dict:
             return {'error': str(error)}
 
 
-@functools.lru_cache(maxsize=1)
-def _load(folder, run):
+def _load(job, run):
     """Return the ImageList and the Options of a job, loaded once for each process and run of the pipeline."""
-    return BeamJob.load(ImageList, f'{folder}/images'), BeamJob.load(Options, f'{folder}/options')
+    if run not in _loaded:
+        _loaded.clear()
+        _loaded[run] = shards.load(job)
+    return _loaded[run]
 
 
 def to_local(path: str, folder: str) -> str:

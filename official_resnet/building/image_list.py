@@ -17,6 +17,7 @@ import numpy as np
 
 from official_resnet import bounds, files, folders
 from official_resnet.building.progress import Log, Progress
+from official_resnet.building.sealed import seal, unseal
 from official_resnet.errors import UserError
 from official_resnet.inputs import classes
 from official_resnet.inputs.images import SUFFIXES, find_files, is_image
@@ -54,12 +55,12 @@ class ImageList:
         """Write `<path>.npy` and `<path>.json`."""
         with files.replacing(f'{path}.npy') as part:  # another process may have the old file mapped
             np.save(part, np.asarray(self.rows))
-        files.write_text(f'{path}.json', json.dumps({'files': self.files, 'synsets': self.synsets}))
+        files.write_text(f'{path}.json', json.dumps(seal({'files': self.files, 'synsets': self.synsets})))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> 'ImageList':
-        """Return what `save` wrote. The rows are mapped into memory, not read."""
-        kept = json.loads(pathlib.Path(f'{path}.json').read_text())
+        """Return what `save` wrote. The rows are mapped into memory, not read. A damaged one raises any Exception."""
+        kept = unseal(json.loads(pathlib.Path(f'{path}.json').read_text()))
         return cls(tuple(kept['files']), np.load(f'{path}.npy', mmap_mode='r'), tuple(kept['synsets']))
 
     def name(self, i: int) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from official_resnet import files
 from official_resnet.building.boxes import NO_BOXES, Boxes
 from official_resnet.building.image_list import ImageList
+from official_resnet.building.sealed import seal, unseal
 from official_resnet.inputs.images import FOLDER, SHARDS, Rules
 
 IMAGENET_KEYS = frozenset(
@@ -45,16 +46,16 @@ class Options:
     def save(self, path: str | os.PathLike) -> None:
         """Write the boxes to `<path>.names.npy` and `<path>.coordinates.npy`, and the rest to `<path>.json`."""
         plain = {field: getattr(self, field) for field in ('texts', 'seed', 'check', 'on_broken', 'layout')}
-        files.write_text(f'{path}.json', json.dumps(plain))
+        files.write_text(f'{path}.json', json.dumps(seal(plain)))
         for name, array in self.boxes._asdict().items():
             with files.replacing(f'{path}.{name}.npy') as part, open(part, 'wb') as file:
                 np.save(file, array)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> 'Options':
-        """Return what `save` wrote. The boxes are mapped into memory."""
+        """Return what `save` wrote. The boxes are mapped into memory. A damaged one raises any Exception."""
         boxes = Boxes(*(np.asarray(np.load(f'{path}.{part}.npy', mmap_mode='r')) for part in Boxes._fields))
-        return cls(boxes=boxes, **json.loads(pathlib.Path(f'{path}.json').read_text()))
+        return cls(boxes=boxes, **unseal(json.loads(pathlib.Path(f'{path}.json').read_text())))
 
     def digest(self) -> str:
         """Return a SHA-256 of the options that decide the bytes of shards, which on_broken does not."""

@@ -28,7 +28,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from official_resnet import files
+from official_resnet import damage, files
 from official_resnet.building.image_list import ImageList, Opener, open_unbuffered
 from official_resnet.building.job import Job
 from official_resnet.building.progress import Log, Progress
@@ -139,9 +139,7 @@ def complete(job: Job, images: ImageList, options: Options, write: Callable[[lis
     Raises:
         UserError: The folder has files of another build, or a shard that was missing now has other bytes.
     """
-    decisive = [_VERSIONS[options.layout], job.num_shards, images.digest(), options.digest()]
-    fingerprint = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
-    kept = job.open(fingerprint)
+    kept = job.open(fingerprint(images, options, job.num_shards))
     todo = job.missing(kept) if kept else list(range(job.num_shards))
     if kept and not todo:
         what = f'{kept["records"]} images in {job.num_shards} shards'
@@ -150,16 +148,11 @@ def complete(job: Job, images: ImageList, options: Options, write: Callable[[lis
         job.save(images, f'{job.folder}/images')  # also when continuing, as the images may have moved
         job.save(options, f'{job.folder}/options')
         summaries = write(todo)
-        if not kept:
-            kept = _manifest(job, images, options, fingerprint, summaries)
+        if kept is None:
+            kept = _manifest(job, images, options, summaries)
             job.write_json(job.manifest_path, kept)
-        for summary in summaries:
-            entry = kept['shards'][summary['shard']]
-            if summary['sha256'] != entry['sha256']:
-                raise UserError(
-                    f"'{entry['name']}' was missing, and the images now give other bytes than '{job.manifest_path}' "
-                    f"states; delete that and '{job.output_dir}/{job.name}-*' to start over"
-                )
+        else:
+            _require_same(job, kept, summaries)
         words = {
             'reencoded': 'images re-encoded',
             'broken': 'broken images left out',
@@ -175,18 +168,44 @@ def complete(job: Job, images: ImageList, options: Options, write: Callable[[lis
     return kept
 
 
-def _manifest(job, images, options, fingerprint, summaries):
-    """Return the manifest, as `build` describes it, from the summaries of all shards."""
+def _require_same(job, manifest, summaries):
+    """Raise UserError if a shard of a finished build that was missing now has other bytes."""
+    for summary in summaries:
+        entry = manifest['shards'][summary['shard']]
+        if summary['sha256'] != entry['sha256']:
+            raise UserError(
+                f"'{entry['name']}' was missing, and the images now give other bytes than '{job.manifest_path}' "
+                f"states; delete that and '{job.output_dir}/{job.name}-*' to start over"
+            )
+
+
+def fingerprint(images: ImageList, options: Options, num_shards: int) -> str:
+    """Return a SHA-256 of what decides the bytes of the shards, but for the content of the images."""
+    decisive = [_VERSIONS[options.layout], num_shards, images.digest(), options.digest()]
+    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+
+
+def load(job: Job) -> tuple[ImageList, Options]:
+    """Return the images and options that `complete` saved for the processes. Raise Damaged if they have changed."""
+    with damage.reported(job.folder, 'run the same command again'):
+        images, options = job.load(ImageList, f'{job.folder}/images'), job.load(Options, f'{job.folder}/options')
+        if fingerprint(images, options, job.num_shards) != job.fingerprint:
+            raise ValueError('its images or options are not those that were saved')
+    return images, options
+
+
+def _manifest(job, images, options, summaries):
+    """Return the manifest, as `build` describes it, from the summaries of all shards, and check it."""
     summaries = sorted(summaries, key=lambda summary: summary['shard'])
     classes = collections.Counter(dict.fromkeys(images.synsets[1:], 0))
     for summary in summaries:
         classes.update(summary['classes'])
-    return {
+    manifest = {
         'name': job.name,
         'layout': options.layout,
         'seed': options.seed,
         'check': options.check,
-        'fingerprint': fingerprint,
+        'fingerprint': job.fingerprint,
         'records': sum(summary['records'] for summary in summaries),
         'bytes': sum(summary['bytes'] for summary in summaries),
         'synsets': list(images.synsets),
@@ -199,6 +218,13 @@ def _manifest(job, images, options, fingerprint, summaries):
         'broken': {name: reason for summary in summaries for name, reason in summary['broken'].items()},
         'skipped': list(images.skipped),
     }
+    fault = job.fault_of(manifest)
+    if not fault and not manifest['broken'] and manifest['records'] != len(images):
+        fault = f'they have {manifest["records"]} records of {len(images)} images'
+    if fault:
+        remedy = f"delete it and '{job.output_dir}/{job.name}-*' to start over"
+        raise UserError(f"the summaries of shards in '{job.folder}' are wrong ({fault}); {remedy}")
+    return manifest
 
 
 def _write_errors(job):
@@ -231,14 +257,16 @@ def _write_shards(job, images, on_broken, num_threads, log, todo):
 def _run_processes(job, todo, num_threads, progress):
     """Hand out shards to processes until all are built. However this function ends, the processes end with it."""
     num_bytes, left = 0, iter(todo)
-    command = [sys.executable, '-P', '-m', __name__, job.output_dir, job.name, str(job.num_shards), str(os.getpid())]
+    command = [sys.executable, '-P', '-m', __name__, job.output_dir, job.name, str(job.num_shards), job.fingerprint]
     with contextlib.ExitStack() as stack:
         processes = {}  # by the connection to each
         for _ in range(min(num_threads, len(todo))):
             ours, theirs = multiprocessing.Pipe()
             inherited = theirs.fileno(), job.lock.fileno()  # a process holds the lock as long as it lives
             # Each has its own session, so Ctrl-C on the terminal reaches only the build.
-            process = subprocess.Popen([*command, str(inherited[0])], pass_fds=inherited, start_new_session=True)
+            process = subprocess.Popen(
+                [*command, str(os.getpid()), str(inherited[0])], pass_fds=inherited, start_new_session=True
+            )
             processes[ours] = stack.enter_context(process)
             stack.callback(process.kill)
             theirs.close()
@@ -270,7 +298,7 @@ def _run_processes(job, todo, num_threads, progress):
                         connection.send(shard)
 
 
-def _serve(output_dir, name, num_shards, parent, descriptor):
+def _serve(output_dir, name, num_shards, fingerprint, parent, descriptor):
     """Run as a process of a build until the connection closes: receive the numbers of shards and write them.
 
     It sends (sizes of new records, result): None during a shard, and its broken images or the error at its end.
@@ -279,8 +307,8 @@ def _serve(output_dir, name, num_shards, parent, descriptor):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no process of a killed build holds its lock
     if os.getppid() != int(parent):
         return  # it has been killed already
-    job, connection = Job(output_dir, name, int(num_shards)), multiprocessing.connection.Connection(int(descriptor))
-    images, options = job.load(ImageList, f'{job.folder}/images'), job.load(Options, f'{job.folder}/options')
+    job = Job(output_dir, name, int(num_shards), fingerprint)
+    connection = multiprocessing.connection.Connection(int(descriptor))
     sizes, last = [], time.monotonic()
 
     def send(result) -> None:
@@ -295,6 +323,11 @@ def _serve(output_dir, name, num_shards, parent, descriptor):
             send(None)
 
     with contextlib.suppress(EOFError, ConnectionError):  # the build has ended
+        try:
+            images, options = load(job)
+        except UserError as error:
+            send(error)
+            return
         send({})
         while True:
             shard = connection.recv()

@@ -157,8 +157,9 @@ def test_nothing_to_do_and_what_is_missing(built):
     (out / 'train-00001-of-00004').unlink()
     write_images(out / 'other', {raw.name(i): small(999) for i in range(40)})
     other = ImageList((str(out / 'other'),), raw.rows, raw.synsets)
-    with pytest.raises(errors.UserError, match="train-00001-of-00004'.*delete"):
-        build(other, 'train', out, 4, 2)
+    for _ in range(2):  # also when it is run again, although the shard is there
+        with pytest.raises(errors.UserError, match="train-00001-of-00004'.*delete"):
+            build(other, 'train', out, 4, 2)
 
 
 def test_other_builds_are_refused(built):
@@ -273,6 +274,111 @@ def test_what_a_killed_build_left_is_deleted_under_the_lock(tmp_path, monkeypatc
     with contextlib.closing(job.Job(tmp_path, 'train', 2)) as ours:
         ours.open('x')
         assert {path.name for path in folder.iterdir()} == {*kept, 'lock', 'job.json'}
+
+
+@pytest.fixture(scope='module')
+def killed(whole, tmp_path_factory):
+    """The folder of a build that was killed before it wrote the manifest, to be left as it is."""
+    out = tmp_path_factory.mktemp('killed') / 'out'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job.Job, 'remove', lambda self: None)
+        build(whole[0], 'train', out, 4, 1)
+    (out / 'train.manifest.json').unlink()
+    return out
+
+
+@pytest.fixture
+def unfinished(whole, killed, tmp_path):
+    """(images, folder of 4 shards) of a build that was killed before it wrote the manifest."""
+    return whole[0], pathlib.Path(shutil.copytree(killed, tmp_path / 'out'))
+
+
+@pytest.mark.parametrize(
+    'name,old,new',
+    [
+        ('train-00001-of-00004', '"shard": 1', '"shard": 5'),
+        ('train-00001-of-00004', '"shard": 1', '"shard": 0'),
+        ('train-00001-of-00004', '"records": 10', '"records": 14'),
+        ('train-00001-of-00004', '"c0": ', '"c0": "x", "c9": '),
+        ('train-00001-of-00004', '"sha256": "', '"sha256": "f'),
+        ('train-00001-of-00004', '"bytes"', '"Bytes"'),
+        ('train-00001-of-00004', '"digest"', '"Digest"'),
+        ('train-00001-of-00004', '{', '['),
+        ('job', '"fingerprint": "', '"fingerprint": "f'),
+        ('job', '{', '[{'),
+        ('images', '"files"', '"Files"'),
+        ('options', '{', '[{'),
+    ],
+)
+def test_what_a_killed_build_left_is_damaged(unfinished, whole, name, old, new):
+    """It is written again from the images, once: the shards and the manifest are those of a build in one go."""
+    (raw, out), lines = unfinished, []
+    path = out / '.train.progress' / f'{name}.json'
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    build(raw, 'train', out, 4, 1, log=lines.append)
+    finished = {'job': 0, 'images': 4, 'options': 4}.get(name, 3) or 4  # the summaries say whose they are
+    assert f'{finished} of 4 shards are finished' in lines[0] and outputs(out) == outputs(whole[1])
+
+
+def test_a_summary_is_of_its_shard_and_its_build(unfinished, whole):
+    raw, out = unfinished
+    folder = out / '.train.progress'
+    shutil.copy(folder / 'train-00001-of-00004.json', folder / 'train-00002-of-00004.json')
+    (folder / 'job.json').unlink()
+    other = build(raw, 'train', out, 4, 1, options=Options(seed=1))
+    assert other['records'] == 40 and verify(out, 'train', quiet) == 0
+    assert outputs(out).keys() == outputs(whole[1]).keys() and outputs(out) != outputs(whole[1])
+
+
+@pytest.mark.parametrize('name', ['images.npy', 'images.json', 'options.json'])
+def test_a_process_gets_what_was_saved(unfinished, name):
+    """Or says in a line that it did not: a changed bit there would be a wrong shard."""
+    raw, out = unfinished
+    given, path = shards.fingerprint(raw, Options(), 4), out / '.train.progress' / name
+    ours = job.Job(out, 'train', 4, given)
+    assert shards.load(ours)[0].digest() == raw.digest()
+    data = bytearray(path.read_bytes())
+    data[-9] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(errors.Damaged, match='progress.*same command'):
+        shards.load(ours)
+
+
+@pytest.mark.parametrize(
+    'change,words',
+    [
+        ({'bytes': None}, "without a whole 'train.manifest.json'"),
+        ({'skipped': 3}, "without a whole 'train.manifest.json'"),
+        ({'classes': {'c0': 'x'}}, "without a whole 'train.manifest.json'"),
+        ({'records': 44}, 'it has 44 records, its shards have 40'),
+        ({'bytes': 1}, 'it has 1 bytes, its shards have '),
+        ({'classes': {'c0': 3}}, 'it has 40 records, its classes have 3'),
+        ({'shards': []}, 'its shards are not train-00000-of-00004 to train-00003-of-00004'),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_said_in_a_line(built, change, words):
+    raw, out = built
+    path = out / 'train.manifest.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    (out / 'train-00001-of-00004').unlink()
+    before = outputs(out)
+    with pytest.raises(errors.UserError, match=words):
+        build(raw, 'train', out, 4, 1)
+    assert outputs(out) == before
+
+
+def test_wrong_summaries_make_no_manifest(tmp_path, simple, monkeypatch):
+    """Whatever wrote them: the manifest is checked before it is written."""
+    real = shards.build_shard
+    monkeypatch.setattr(shards, '_write_shards', lambda *_: [{**real_summary(simple, k), 'records': 9} for k in (0, 1)])
+
+    def real_summary(images, shard) -> dict:
+        return real(images, shard, 2, Options(), io.BytesIO())
+
+    with pytest.raises(errors.UserError, match='it has 18 records, its classes have 40'):
+        build(simple, 'train', tmp_path / 'out', 2, 1)
+    assert not (tmp_path / 'out' / 'train.manifest.json').exists()
 
 
 def test_progress_without_a_terminal(tmp_path, simple, monkeypatch):
