@@ -144,7 +144,7 @@ def train_net(name: str, config: TrainConfig, output_dir: str) -> dict[str, Any]
         'parameters': Number of trainable parameters.
         'seconds': Time of training and tests, over all restarts.
         'curves': {'epoch', 'step', 'learning_rate', 'train_loss', 'train_error', 'test_error'}, each a list with one
-            entry for each epoch.
+            entry for each epoch; test_error has one for each evaluation.
     """
     folder = pathlib.Path(f'{output_dir}/runs/{name}')
     config = config.with_machine(model_dir=f'{output_dir}/runs/{name}')
@@ -181,8 +181,8 @@ def train_net(name: str, config: TrainConfig, output_dir: str) -> dict[str, Any]
 def _require_whole(result):
     """Raise any exception if a result lacks what is printed, compared and drawn."""
     describe(result)
-    columns = [result['curves'][name] for name in CURVES]
-    if {*map(len, columns)} != {len(columns[0])} or result['final'].keys() != {*FINAL}:
+    *columns, tested = (result['curves'][name] for name in CURVES)
+    if {*map(len, columns)} != {len(columns[0])} or len(tested) > len(columns[0]) or result['final'].keys() != {*FINAL}:
         raise ValueError('its curves or errors are incomplete')
     sum(value for column in columns for value in column)  # all are numbers
 

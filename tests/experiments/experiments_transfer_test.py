@@ -52,8 +52,9 @@ def test_three_ways_end_to_end(folder, tmp_path):
             np.testing.assert_array_equal(array, arrays['append'][name], err_msg=name)
     kernels = [arrays[name]['group3_block1_conv1/kernel'] for name in ('source', 'last')]
     assert not np.array_equal(*kernels)
-    code, out, _ = programs.call(f'{line} --ways scratch')  # fewer ways of the same setting: nothing to train
-    assert code == 0 and out.count('already finished') == 2
+    code, out, err = programs.call(f'{line} --ways scratch')  # fewer ways of the same setting: nothing to train
+    assert code == 0, err
+    assert out.count('already finished') == 2
 
 
 def test_which_images(folder, tmp_path):

@@ -54,5 +54,5 @@ def test_a_file_that_may_not_be_read(monkeypatch):
     def refuse(path):
         raise PermissionError(13, 'Permission denied')  # as users other than root get it
 
-    monkeypatch.setattr(cifar.Path, 'read_bytes', refuse)
+    monkeypatch.setattr(cifar.files, 'read_bytes', refuse)
     assert message_of(cifar.read_cifar, ['a.bin']).startswith("'a.bin' cannot be read (Permission denied); ")

@@ -48,7 +48,7 @@ def test_a_full_disk_at_the_end_names_the_file_and_leaves_no_part(cifar_dir, tmp
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (12000, limits[1]))  # bytes
     try:
-        with pytest.raises(UserError, match=f"'{tmp_path}/model.keras': .*free some space and run the same command"):
+        with pytest.raises(UserError, match=f"'{tmp_path}/model.keras': .*free some space.* and run the same command"):
             record.on_train_end()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
