@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from official_resnet.errors import Damaged, UserError, one_line
 
 # What seeking to a place outside of a file raises, which only damaged content asks for.
 _OF_CONTENT = (None, 0, errno.EINVAL, errno.EOVERFLOW)
+_OF_TENSORFLOW = re.compile(r'\{\{.*?\}\}|\[Op:\w*\].*', re.DOTALL)  # its internals around a message
 
 
 def is_damage(error: BaseException) -> bool:
@@ -36,7 +38,7 @@ def is_of_machine(error: OSError) -> bool:
 def reason(error: BaseException) -> str:
     """Return an exception's message on one line of at most 200 characters."""
     text = f'it has no {error}' if isinstance(error, KeyError) else getattr(error, 'message', '') or str(error)
-    text = one_line(' '.join(text.split())) or type(error).__name__
+    text = one_line(' '.join(_OF_TENSORFLOW.sub('', text).split())) or type(error).__name__
     return text if len(text) <= 200 else f'{text[:197]}...'
 
 

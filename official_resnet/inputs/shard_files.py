@@ -11,13 +11,15 @@ from official_resnet.inputs import other_datasets
 PREFIXES = {'train': 'train', 'test': 'validation'}  # of the file names of a split
 _SHARD = re.compile(r'-(\d{5})-of-(\d{5})$')
 _BUILD = 'build them with data/build_imagenet_data.py'
+AGAIN = 'get it again, or delete it and run its build again'
 
 
 def find_shards(data_dir: str | os.PathLike, split: str) -> list[pathlib.Path]:
     """Return the paths of all shards of a split in a folder: train-00000-of-01024 ..., or for 'test' validation-...
 
     Raises:
-        UserError: There are no shards, some are missing, or they belong to two builds.
+        UserError: There are no shards, some are missing or have another size than the manifest says, or they belong to
+            two builds.
     """
     folder, prefix = pathlib.Path(data_dir), PREFIXES[split]
     if not folder.is_dir():
@@ -34,7 +36,22 @@ def find_shards(data_dir: str | os.PathLike, split: str) -> list[pathlib.Path]:
     if missing:
         fault = f'lacks {len(missing)} of {totals[0]} {prefix} shards; the first is {missing[0]:05d}'
         raise errors.UserError(f"data_dir '{folder}' {fault}; {_BUILD}, which continues where it stopped")
-    return [path for _, path in matches]
+    paths = [path for _, path in matches]
+    kept = manifest_counts(data_dir, split)
+    for path in paths if kept else ():
+        with files.read_errors(path, AGAIN):
+            size = path.stat().st_size
+        if size != (wanted := kept.get(path.name, (size, 0))[0]):
+            raise errors.UserError(f"'{path}' has {size} bytes, not {wanted} as the manifest says; {AGAIN}")
+    return paths
+
+
+def manifest_counts(data_dir: str | os.PathLike, split: str) -> dict[str, tuple[int, int]]:
+    """Return {name of a shard: (bytes, records)} of a manifest, which other builders do not write."""
+    path = manifest_path(data_dir, split)
+    with damage.reported(path, _BUILD, 'the manifest '):
+        shards = (json.loads(files.read_text(path)) if path.exists() else {}).get('shards', [])
+        return {shard['name']: (int(shard['bytes']), int(shard['records'])) for shard in shards}
 
 
 def manifest_path(data_dir: str | os.PathLike, split: str) -> pathlib.Path:

@@ -30,6 +30,8 @@ def open_split(
     ids, names = zip(*shard_files.manifest_classes(data_dir, split), strict=True)
     index_file = pathlib.Path(data_dir) / f'.{shard_files.PREFIXES[split]}.index.npz'
     source = Shards(paths, num_classes=len(names), index_file=index_file)
+    counts = shard_files.manifest_counts(data_dir, split)
+    source.require_counts([counts.get(path.name, (None, None))[1] for path in paths], 'the manifest', shard_files.AGAIN)
     if not shard_files.manifest_path(data_dir, split).exists():
         _require_ilsvrc(source, ids, names, shard_files.manifest_path(data_dir, split))
     normalization = other_datasets.default_normalization(dataset)
@@ -77,6 +79,13 @@ class Shards(streamed.Source):
         self._open = functools.lru_cache(OPEN_FILES)(
             lambda i: open(self.paths[i], 'rb', buffering=0, opener=files.plain)
         )
+
+    def require_counts(self, counts: Sequence[int | None], where: str, remedy: str) -> None:
+        """Raise UserError if a file has another number of records than `where` says. None is any number."""
+        found = np.bincount(self.shard_numbers, minlength=len(self.paths))
+        for path, has, wanted in zip(self.paths, found, counts, strict=True):
+            if wanted not in (None, has):
+                raise errors.UserError(f"'{path}' has {has} records, not {wanted} as {where} says; {remedy}")
 
     def content(self) -> str:
         digest = hashlib.sha256()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from official_resnet import folders
+from official_resnet import damage, folders
 from official_resnet.errors import UserError
 from official_resnet.inputs import jpeg
 from official_resnet.inputs.images import FOLDER, SHARDS, require_size
@@ -14,6 +14,8 @@ from official_resnet.inputs.split import Split
 
 if TYPE_CHECKING:
     from official_resnet.inputs.views import Views
+
+_AGAIN = 'get it again, or delete it and prepare it again'
 
 
 def open_split(
@@ -33,10 +35,11 @@ def open_split(
 
         from official_resnet.inputs import in_memory
 
-        encoded = builder.as_dataset(split=split, decoders={'image': tfds.decode.SkipDecoding()})
-        with_exif = _with_exif((example['image'] for example in tfds.as_numpy(encoded)), subject)
-        wanted = tfds.decode.PartialDecoding({'image': True, 'label': True})
-        arrays = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, decoders=wanted))
+        with damage.reported(str(builder.data_path), _AGAIN, f'{subject} in '):
+            encoded = builder.as_dataset(split=split, decoders={'image': tfds.decode.SkipDecoding()})
+            with_exif = _with_exif((example['image'] for example in tfds.as_numpy(encoded)), subject)
+            wanted = tfds.decode.PartialDecoding({'image': True, 'label': True})
+            arrays = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, decoders=wanted))
         images, labels = arrays['image'], arrays['label'].astype(np.int32)
         if labels.min() < 0:
             raise UserError(f"{subject} has no labels in its split '{split}'; choose another")
@@ -50,7 +53,9 @@ def open_split(
         fault = f"in '{builder.data_path}' is stored as {file_format}, which cannot be streamed"
         raise UserError(f'{subject} {fault}; prepare it as tfrecord in another data_dir')
     records = shards.Records('image', 'label', first_label=0, rules=FOLDER if is_own else SHARDS)
-    source = shards.Shards(builder.info.splits[split].filepaths, records, label.num_classes)
+    prepared = builder.info.splits[split]
+    source = shards.Shards(prepared.filepaths, records, label.num_classes)
+    source.require_counts(prepared.shard_lengths, 'its dataset_info.json', _AGAIN)
     return streamed.StreamedSplit(source, label.num_classes, dataset, names, normalization, views.with_exif(is_own))
 
 

@@ -78,6 +78,31 @@ def test_the_manifest_names_the_classes(folder):
     assert (read.num_classes, read.class_ids[0], read.class_names[0]) == (1000, 'n01440764', 'tench')
 
 
+def test_shards_are_as_long_as_their_manifest_says(folder):
+    """Before TensorFlow is imported. One cut off between two records, or empty, looks whole otherwise."""
+    paths, path = sorted(folder.glob('train-*')), folder / 'train.manifest.json'
+    about, whole = json.loads(path.read_text()), paths[1].read_bytes()
+    sizes = [(one.stat().st_size, len(tfrecords.index(one)) - 1) for one in paths]
+    names = [{'name': one.name, 'bytes': size, 'records': n} for one, (size, n) in zip(paths, sizes, strict=True)]
+    path.write_text(json.dumps(about | {'shards': names}))
+    assert open_train(folder).num_images == NUM_IMAGES
+    for wrong in (b'', whole[: tfrecords.index(paths[1])[3]], whole + whole):
+        paths[1].write_bytes(wrong)
+        for find in (lambda: datasets.require_data('imagenet', folder), lambda: open_train(folder)):
+            assert f"'{paths[1]}' has {len(wrong)} bytes, not {len(whole)} as the manifest says; " in message_of(find)
+    assert datasets.open_split('imagenet', 'test', data_dir=folder).num_images == 7  # its manifest has no sizes
+    paths[1].write_bytes(whole)
+    names[3]['records'] += 1
+    path.write_text(json.dumps(about | {'shards': names}))
+    assert f"'{paths[3]}' has 5 records, not 6 as the manifest says; " in message_of(open_train, folder)
+    for shards_of in (3, [3], [{}], [{'name': 'a', 'bytes': 'x', 'records': 3}]):
+        path.write_text(json.dumps(about | {'shards': shards_of}))
+        assert f"the manifest '{path}' is damaged (" in message_of(shard_files.find_shards, folder, 'train')
+    path.unlink()
+    paths[1].write_bytes(b'')
+    assert open_shards(folder).num_images == NUM_IMAGES - 6  # nothing says how many there should be
+
+
 @pytest.mark.parametrize(
     'added, words',
     [

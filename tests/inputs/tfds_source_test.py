@@ -1,6 +1,7 @@
 """Data sets of tensorflow_datasets, read into memory and streamed."""
 
 import io
+import pathlib
 import types
 
 import numpy as np
@@ -13,7 +14,7 @@ from fixtures.imagenet_shards import encoded as encode
 from PIL import Image
 
 from official_resnet import bounds
-from official_resnet.inputs import datasets, tfds_source
+from official_resnet.inputs import datasets, tfds_source, tfrecords
 from official_resnet.inputs.views import Views
 
 with tfds.core.registered.skip_registration():  # so that it is found by its files only
@@ -138,6 +139,21 @@ def test_shards_folders_and_tfds_give_the_same_images(tmp_path, monkeypatch):
     originals = np.stack([np.frombuffer(image, np.float32) for image in images_of('imagenet', 'train', shard_dir)])
     distances = np.abs(images.reshape(26, 1, -1) - originals).mean(2)
     assert distances.min(1).max() < 3 and len(set(distances.argmin(1))) == 26
+
+
+@pytest.mark.parametrize('views', [VIEWS, None], ids=['streamed', 'in memory'])
+def test_a_file_that_was_cut_off_between_two_records(tmp_path, views):
+    name, kind = ('encoded_images', EncodedImages) if views else ('tiny_images', TinyImages)
+    (builder := kind(data_dir=tmp_path)).download_and_prepare()
+    (path,) = builder.info.splits['train'].filepaths
+    path = pathlib.Path(path)
+    places, count = tfrecords.index(path), builder.info.splits['train'].num_examples
+    path.write_bytes(path.read_bytes()[: places[-3]])
+    message = message_of(lambda: datasets.open_split(f'tfds:{name}', 'train', data_dir=tmp_path, views=views))
+    if views:
+        assert f"'{path}' has {count - 2} records, not {count} as its dataset_info.json says; " in message
+    else:  # TFDS counts them
+        assert f"'{path.parent}' is damaged (Input" in message and f' only {count - 2} elements.);' in message
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
