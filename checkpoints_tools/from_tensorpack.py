@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from checkpoints_tools import operations, our_net
 from checkpoints_tools.source import Input, Lazy, Shape, Shapes, Source, Variables, check_variant, reading, shape_of
-from official_resnet import bounds
+from official_resnet import bounds, files
 from official_resnet.errors import UserError
 from official_resnet.resnet_spec import ResNetSpec
 
@@ -36,7 +36,7 @@ _IGNORED = r'global_step|learning_rate|beta[12]_power|EMA/.*|tower.*|.*/(Momentu
 
 def _members(path) -> Iterator[tuple]:
     """Yield (name, name in the zip, shape, dtype) of each array in an .npz."""
-    with reading(path, KIND), zipfile.ZipFile(path) as archive:
+    with reading(path, KIND), open(path, 'rb', opener=files.plain) as file, zipfile.ZipFile(file) as archive:
         infos = archive.infolist()
         bounds.require('npz_members', len(infos), f"'{path}'", 'get it again')
         total = sum(info.file_size for info in infos)
@@ -48,8 +48,8 @@ def _members(path) -> Iterator[tuple]:
             if name in names or name == info.filename:
                 raise ValueError(f'{info.filename!r} is there twice, or is not an array')
             names.add(name)
-            with archive.open(info) as file:
-                yield name, info.filename, *_header(file, info)
+            with archive.open(info) as member:
+                yield name, info.filename, *_header(member, info)
 
 
 def _header(file, info):

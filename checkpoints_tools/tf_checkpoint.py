@@ -57,7 +57,8 @@ def _latest(folder):
                 return path
         raise UserError(f'{listing} names {named[1]}, which is not there; pass the checkpoint itself')
     inside = glob.glob(os.path.join(glob.escape(folder), '*'))
-    found = {_V2_SUFFIX.sub('', path) for path in inside if path.endswith(('.index', '.ckpt'))}
+    inside = [path for path in inside if path.endswith(('.index', '.ckpt')) and os.path.isfile(path)]
+    found = {_V2_SUFFIX.sub('', path) for path in inside}
     if len(found) != 1:
         raise UserError(f'{folder} has no file "checkpoint", and has {len(found)} checkpoints; pass one checkpoint')
     return found.pop()
@@ -109,6 +110,9 @@ def _open(prefix):
     index, *data_files = list_files(prefix)
     if index == f'{prefix}.index' and not data_files:
         raise UserError(f'{index} has no data file beside it, {prefix}.data-00000-of-00001; also get it')
+    for file in data_files:
+        if not os.path.isfile(file):  # TensorFlow would wait for a FIFO
+            raise UserError(f'{file} is not a plain file; get the checkpoint again, or pass another')
     held = sum(os.path.getsize(file) for file in data_files or [index])
     # V1 stores a whole number, and both formats a character, in one byte or more.
     sizes = {'float32': 4, 'float64': 8}

@@ -19,12 +19,13 @@ from typing import IO, Any
 import numpy as np
 
 from official_resnet import files
-from official_resnet.errors import Damaged, UserError
+from official_resnet.errors import Damaged, UserError, one_line
 
 # In model_dir; written by training.callbacks.Record.
 METRICS_FILE, NETWORK_FILE, RATES_FILE = 'metrics.jsonl', 'network.json', 'learning_rate.csv'
+MOST = 1e39  # above any float32; what is larger is damaged, or not a number
 _STATE = 'state.json'
-_NUMBERS = ('epoch', 'step', 'loss', 'accuracy', 'learning_rate')  # of a row of metrics
+_SPLITS, _NUMBERS = ('train', 'test'), ('epoch', 'step', 'loss', 'accuracy', 'learning_rate')  # of a row of metrics
 AGAIN = ' and run the same command again; it continues from the last checkpoint, if any'  # the end of a message
 LOCK = '.lock'
 # Temporary files of a training that was killed, in model_dir; see files.replacing.
@@ -115,10 +116,12 @@ def assign(
 def read_metrics(model_dir: str | os.PathLike, last_step: float = math.inf) -> list[dict]:
     """Return the lines of model_dir/metrics.jsonl up to a step, and up to one that is cut short or damaged."""
     path, lines = pathlib.Path(model_dir) / METRICS_FILE, []
-    with contextlib.suppress(FileNotFoundError, ValueError, RecursionError, TypeError, KeyError):
-        for text in path.read_text(encoding='utf-8', errors='replace').splitlines():
+    ends = contextlib.suppress(FileNotFoundError, ValueError, RecursionError, TypeError, KeyError)
+    with files.read_errors(path, 'pass another folder'), ends:
+        for text in str(files.read_bytes(path), 'utf-8', 'replace').splitlines():
             line = json.loads(text)
-            if not math.isfinite(sum(line[name] for name in _NUMBERS)) or line['split'] not in ('train', 'test'):
+            numbers, counts = [abs(line[name]) for name in _NUMBERS], (line['epoch'], line['step'])
+            if not all(number < MOST for number in numbers) or min(counts) < 0 or line['split'] not in _SPLITS:
                 break
             lines.append(line)
     return [line for line in lines if line['step'] <= last_step]
@@ -138,7 +141,7 @@ def lock(model_dir: str | os.PathLike) -> IO[str]:
         try:
             file = files.lock(path)
         except BlockingIOError:
-            owner = path.read_text(encoding='utf-8').strip() or 'another process'
+            owner = one_line(str(files.read_bytes(path)[:200], 'utf-8', 'replace').strip()) or 'another process'
             reason = f"model_dir '{model_dir}' is in use by {owner}"
             raise UserError(f'{reason}; wait for it, or pass another --model_dir') from None
         for part in itertools.chain(*map(path.parent.glob, _PARTS)):

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from official_resnet import checkpoints
+from official_resnet import checkpoints, files
 from official_resnet.errors import UserError
 from official_resnet.inference import network_files
 
@@ -72,10 +72,26 @@ def test_a_full_disk_or_a_kill_while_writing_leaves_only_whole_checkpoints(
 def test_metrics_end_before_the_first_damaged_row(tmp_path):
     row = {'split': 'test', 'epoch': 1, 'step': 7, 'loss': 0.5, 'accuracy': 0.25, 'learning_rate': 0.1}
     lines = [json.dumps(row | {'step': step}) for step in (7, 14, 21)]
-    for bad in ('[' * 100_000, '7', '[]', '{}', lines[0][:-5], lines[0].replace('step', 'stop'), 'NaN', '{"split": 3}'):
+    for bad in ('[' * 100_000, '7', '[]', '{}', lines[0][:-5], lines[0].replace('step', 'stop'), 'NaN', '{"split": 3}',
+        *(json.dumps(row | {'step': step}) for step in (-3, 1e300, 10**400, float('nan')))):  # fmt: skip
         (tmp_path / checkpoints.METRICS_FILE).write_text('\n'.join([*lines[:2], bad, lines[2]]))
         assert [line['step'] for line in checkpoints.read_metrics(tmp_path)] == [7, 14], bad
         assert checkpoints.read_metrics(tmp_path, 7) == [row]
+
+
+@pytest.mark.parametrize('make', [os.mkfifo, os.mkdir])
+def test_metrics_that_are_no_plain_file_are_refused(tmp_path, make):
+    make(tmp_path / checkpoints.METRICS_FILE)
+    with pytest.raises(UserError, match=f'{checkpoints.METRICS_FILE}.*; pass another'):
+        checkpoints.read_metrics(tmp_path)
+
+
+def test_a_lock_of_any_bytes(tmp_path):
+    with files.lock(tmp_path / checkpoints.LOCK):
+        for owner in (b'\xff', b'a\x1b[2J\nb', b''):
+            (tmp_path / checkpoints.LOCK).write_bytes(owner)
+            with pytest.raises(UserError, match=r'is in use by [ -~\ufffd]+; wait'):
+                checkpoints.lock(tmp_path)
 
 
 def test_a_model_dir_has_one_job_at_a_time(tmp_path):

@@ -36,7 +36,7 @@ def load(path: str | os.PathLike, remedy: str, custom_objects: Mapping[str, Any]
         UserError: The file is missing, or damaged, or declares more than it holds.
     """
     with damage.reported(path, remedy, kind=KIND):
-        with zipfile.ZipFile(path) as archive:
+        with open(path, 'rb', opener=files.plain) as file, zipfile.ZipFile(file) as archive:
             most = bounds.limit('keras_inflation') * os.path.getsize(path)
             config = _read(archive, _LAYERS, min(most, bounds.limit('json_bytes')))
             weights = _read(archive, _WEIGHTS, most)

@@ -56,11 +56,12 @@ def training_curves(model_dir: str | os.PathLike) -> pathlib.Path:
             label = f'{split}, {values[-1]:.4g} at the end' if values else split
             axis.plot(epochs, values, color=color, label=label, marker=_MARKER.get(len(lines)))
     steps, rates = _learning_rates(model_dir, metrics)
-    label = f'{rates[-1]:.4g} at the end' if rates else ''
+    label = f'{rates[-1]:.4g} at the end' if rates else 'none'
     axes[2].plot(steps, rates, color='tab:gray', label=label, marker=_MARKER.get(len(steps)))
     panels = (('error (%)', 'epoch'), ('cross-entropy', 'epoch'), ('learning rate', 'step'))
     for axis, (title, place) in zip(axes, panels, strict=True):
-        _frame(axis, title=title, xlabel=place, ylim=(0, 1.05 * axis.dataLim.y1 or 1))
+        highest = 1.05 * axis.dataLim.y1 if axis.dataLim.y1 > 0 else 1  # y1 is -inf if there is no point
+        _frame(axis, title=title, xlabel=place, ylim=(0, highest))
         axis.legend(**_SMALL)
     tested = [line['accuracy'] for line in metrics if line['split'] == 'test']
     best = f': best test accuracy {max(tested):.2%}' if tested else ''
@@ -73,8 +74,11 @@ def _learning_rates(model_dir, metrics):
     """Return (steps, learning rates) of a run, up to its last step; of older runs one for each epoch."""
     path = model_dir / checkpoints.RATES_FILE
     if path.exists():
-        with damage.reported(path, 'run the training again, which writes it'), open(path, encoding='utf-8') as file:
-            rows = [(int(row['step']), float(row['learning_rate'])) for row in csv.DictReader(file)]
+        with damage.reported(path, 'run the training again, which writes it'):
+            table = csv.DictReader(files.read_text(path).splitlines())
+            rows = [(int(row['step']), float(row['learning_rate'])) for row in table]
+            if not all(abs(number) < checkpoints.MOST for row in rows for number in row):
+                raise ValueError('a number is not finite')
         last = max((line['step'] for line in metrics), default=0)
         rows = [row for row in rows if row[0] < last]
     else:

@@ -1,5 +1,6 @@
 """Reading TF1 checkpoints: whatever a path may be, and files that are missing; families_test.py damages them."""
 
+import os
 import shutil
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from fixtures.conversion import refuse, refuse_file, shapes_of
 from fixtures.foreign_files import write_tf
 
-from checkpoints_tools import tf_checkpoint
+from checkpoints_tools import from_tensorpack, tf_checkpoint
 
 VARIABLES = {
     f'scope/conv{i}/weights': np.random.default_rng(i).normal(size=(3, 3, 16, 8)).astype('float32') for i in range(20)
@@ -71,6 +72,21 @@ def test_no_checkpoint_at_all(tmp_path, name, content, asked, message):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(content)
     refuse_file(message, tf_checkpoint, tmp_path / asked)
+
+
+@pytest.mark.parametrize('name', ['x.ckpt', 'x.index', 'checkpoint'])
+def test_a_fifo_in_a_folder_is_no_checkpoint(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    refuse_file('0 checkpoints; pass', tf_checkpoint, tmp_path)
+    for family in (tf_checkpoint, from_tensorpack):
+        refuse('x|plain', family.shapes, tmp_path / name)
+
+
+def test_a_fifo_in_place_of_data(folder, tmp_path):
+    shutil.copy(folder / 'v2.ckpt.index', tmp_path)
+    (tmp_path / 'v2.ckpt.data-00000-of-00002').write_bytes((folder / f'v2.ckpt.{DATA}').read_bytes())
+    os.mkfifo(tmp_path / 'v2.ckpt.data-00001-of-00002')
+    refuse_file('not a plain file', tf_checkpoint, tmp_path / 'v2.ckpt')
 
 
 def test_missing_and_cut_off_data(folder, tmp_path):

@@ -1,6 +1,7 @@
 """What Keras would load is loaded; a hostile .keras file or card is one line, and takes no memory."""
 
 import json
+import os
 import resource
 
 import keras
@@ -100,3 +101,6 @@ def test_what_is_no_zip(tmp_path):
     for function in (network_files.require_keras_file, transfer.describe):
         with pytest.raises(UserError, match=r'a\.keras'):
             function(tmp_path / 'a.keras')
+    os.mkfifo(tmp_path / 'b.keras')
+    with pytest.raises(UserError, match=r'b\.keras.*not a plain file'):
+        keras_files.load(tmp_path / 'b.keras', 'x')

@@ -1,6 +1,7 @@
 """The figure of a run: it is plotted by a process of its own, and a run says when that fails."""
 
 import json
+import os
 import pathlib
 import re
 import sys
@@ -62,6 +63,20 @@ def test_one_epoch_has_whole_ticks_and_a_margin(model_dir, drawn):
     for axis in drawn(model_dir):  # the last from metrics.jsonl, as of an older run
         assert axis.get_xlim() == (0, 2) and set(axis.get_xticks()) == {0, 1, 2}
         assert axis.get_ylim() == (0, pytest.approx(1.05 * axis.dataLim.y1))
+
+
+@pytest.mark.parametrize('row', ['0,inf', '0,1e300', '0,nan', '1' * 400 + ',0'])
+def test_a_rate_that_cannot_be_plotted_is_damage(model_dir, drawn, row):
+    (model_dir / 'learning_rate.csv').write_text(f'step,learning_rate\n{row}\n')
+    assert "learning_rate.csv' is damaged" in message_of(figures.training_curves, model_dir)
+
+
+def test_no_rate_at_all_and_rates_in_a_fifo(model_dir, drawn):
+    (model_dir / 'learning_rate.csv').write_text('step,learning_rate\n9,0.1\n')
+    assert drawn(model_dir)[2].get_ylim() == (0, 1)
+    (model_dir / 'learning_rate.csv').unlink()
+    os.mkfifo(model_dir / 'learning_rate.csv')
+    assert 'not a plain file' in message_of(figures.training_curves, model_dir)
 
 
 def test_mistakes_are_one_line(tmp_path):
