@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -79,12 +80,14 @@ def _listing(path):
     limits = {name: row.value for name, row in bounds.BOUNDS.items() if name.startswith('hdf5_')}
     program = str(pathlib.Path(__file__).with_name('h5_listing.py'))
     command = [sys.executable, '-P', program, str(path), json.dumps(limits)]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=limits['hdf5_seconds'])
-    except subprocess.TimeoutExpired:
-        raise ValueError(f'HDF5 has not listed its arrays in {limits["hdf5_seconds"]} s') from None
-    if done.returncode:  # the library crashed or was stopped
-        raise ValueError(f'HDF5 ended with {done.returncode}')
+    code, seconds = None, limits['hdf5_seconds']
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        done = subprocess.run(command, capture_output=True, timeout=seconds)
+        code = done.returncode
+    if code in (None, -signal.SIGXCPU):
+        raise ValueError(f'HDF5 has not listed its arrays in {seconds} s')
+    if code:  # the library crashed or was stopped
+        raise ValueError(f'HDF5 ended with {code}')
     found = json.loads(done.stdout)
     if isinstance(found, dict):
         raise ValueError(found['error'])
