@@ -19,6 +19,7 @@ try:
 
     from official_resnet import files
     from official_resnet.building import image_list, labels
+    from official_resnet.building.job import is_manifest
     from official_resnet.command_line import build_program, program
     from official_resnet.errors import UserError
     from official_resnet.inputs import classes
@@ -54,8 +55,10 @@ def _run(values):
     def class_names() -> list[str]:
         if values.labels_file:
             return labels.read_classes(values.labels_file)
-        built = files.read_json(os.path.expanduser(f'{values.output_directory}/train.manifest.json'))
-        if built and not values.train_directory:
+        path = os.path.expanduser(f'{values.output_directory}/train.manifest.json')
+        if not values.train_directory and os.path.lexists(path):
+            if not is_manifest(built := files.read_json(path)):
+                raise UserError(f"'{path}' is damaged; put it back, or build the training images again")
             return built['synsets'][1:]
         names = folders_of(values.train_directory or values.validation_directory)
         if not names:

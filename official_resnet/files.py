@@ -15,17 +15,6 @@ from official_resnet.errors import UserError
 
 # Errors of flock on a file system that does not support locks, usually a network file system.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-# What to do about an error of reading or writing, where its cause decides that.
-_ADVICE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), 'free some space'),
-    errno.EFBIG: 'free some space, or raise the limit of file sizes (ulimit -f)',
-    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), 'move away the file that is in its place'),
-    **dict.fromkeys((errno.EACCES, errno.EPERM), 'get the permission for it (chmod, chown)'),
-    errno.EMFILE: 'raise the limit of open files (ulimit -n)',
-    errno.ENFILE: 'close other programs, which have too many files open',
-    errno.EIO: 'check its disk or network connection',
-    errno.ESTALE: 'mount its network file system again',
-}
 
 
 @contextlib.contextmanager
@@ -142,7 +131,18 @@ def lock(path: str | os.PathLike) -> IO[str]:
 
 def advice(error: OSError, otherwise: str) -> str:
     """Return what to do about an error: what its cause demands, or else `otherwise`."""
-    return _ADVICE.get(error.errno or 0, otherwise)
+    from official_resnet.remedies import ADVICE
+
+    return ADVICE.get(error.errno or 0, otherwise)
+
+
+def say(text: str) -> None:
+    """Print a line at once. An error of that has a file name, by which remedies.of_output knows it."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        error.filename = '<stdout>'
+        raise
 
 
 @contextlib.contextmanager
@@ -173,16 +173,12 @@ def write_errors(what: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except BrokenPipeError:  # the reader of the program's output has exited; no file is at fault
-        raise
     except (OSError, RuntimeError) as error:
-        cause: BaseException | None = error
-        while cause and not isinstance(cause, OSError):
-            cause = cause.__cause__ or cause.__context__
-        if not isinstance(cause, OSError):
+        from official_resnet.remedies import of_writing
+
+        if not (said := of_writing(error)):
             raise
-        reason = os.strerror(cause.errno) if cause.errno else cause  # h5py's own text is long
-        raise UserError(f'cannot write {what}: {reason}; {advice(cause, "make it writable")}{remedy}') from error
+        raise UserError(f'cannot write {what}: {said}{remedy}') from error
 
 
 def sync(path: str | os.PathLike) -> None:

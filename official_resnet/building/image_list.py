@@ -5,6 +5,7 @@ An image is a file of its own, or is inside a tar file and is read there, withou
 """
 
 import dataclasses
+import errno
 import hashlib
 import itertools
 import json
@@ -83,6 +84,7 @@ class ImageList:
         """Return the bytes of image i.
 
         Raises:
+            ValueError: What is in the place of a plain file is none, such as a FIFO.
             UserError: The file cannot be read, or the tar file ends inside the image.
         """
         row = self.rows[i]
@@ -98,6 +100,8 @@ class ImageList:
                 while len(data) < size and (more := file.read(size - len(data))):
                     data += more  # a read may stop early, on network disks or above 2 GB
         except OSError as error:
+            if offset < 0 and error.errno == errno.ENXIO:  # see files.plain
+                raise ValueError(error.strerror) from None
             remedy = f'{files.advice(error, "fix that")} and run the same command again'
             raise UserError(f"'{path}' cannot be read ({error.strerror or error}); {remedy}") from None
         if size != len(data):

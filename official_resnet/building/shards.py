@@ -76,9 +76,12 @@ def build_shard(
     digest, classes = hashlib.sha256(), collections.Counter[str]()
     summary: dict[str, Any] = {'shard': shard, 'records': 0, 'bytes': 0, 'reencoded': {}, 'broken': {}}
     for i in shard_rows(len(images), shard, num_shards, options.seed).tolist():
-        data, name = images.read_bytes(i, opener), images.name(i)
+        name = images.name(i)
         try:
+            data = images.read_bytes(i, opener)
             encoded, width, height = to_rgb_jpeg(data, options.check, options.rules)
+        except UserError:  # which is a ValueError, too
+            raise
         except ValueError as error:
             if options.on_broken == 'fail':
                 raise UserError(

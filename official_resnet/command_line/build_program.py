@@ -1,12 +1,12 @@
 """The parts that the commands in data/ share: their flags, and building both splits from folders."""
 
-import functools
 import os
 from collections.abc import Callable
 from typing import Any
 
 from absl import flags
 
+from official_resnet import files
 from official_resnet.building import shards
 from official_resnet.building.image_list import ImageList
 from official_resnet.building.records import Options
@@ -24,7 +24,7 @@ FOLDERS = {
     'output_directory': ('/tmp/', 'Folder of the shards.'),
 }
 VERIFY = {'verify': (False, 'Read all shards back and check them. A split that has a manifest is not built again.')}
-log = functools.partial(print, flush=True)
+log = files.say
 
 
 def define_flags(

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import NoReturn
 
-from official_resnet import damage, files
+from official_resnet import damage, files, remedies
 from official_resnet.errors import Interrupted, UserError, one_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
@@ -38,11 +38,12 @@ def _reported(name, error):
         drop_output()
         return fail(name, f'stopped, because nothing reads its output any more; {_AGAIN}')
     if isinstance(error, OSError):
-        what = ''
-        if error.errno in _FULL and not error.filename:  # files have names
+        what, otherwise = '', 'move that away' if error.errno == errno.ENXIO else 'fix that'  # see files.plain
+        if remedies.of_output(error) or error.errno in _FULL and not error.filename:  # files have names
+            error = OSError(error.errno, error.strerror)
             what = 'standard output cannot be written: '
             drop_output()
-        return fail(name, f'{what}{error}; {files.advice(error, "fix that")} and {_AGAIN}')
+        return fail(name, f'{what}{error}; {files.advice(error, otherwise)} and {_AGAIN}')
     if isinstance(error, damage.out_of_memory()):
         reason = (str(error).splitlines() or ['none is free'])[0]
         return fail(name, f'out of memory ({reason}); use less, for example by a smaller --batch_size')

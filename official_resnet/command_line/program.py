@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from official_resnet import files
 from official_resnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class _Printer(logging.Handler):
     """Print what the library logs."""
 
     def emit(self, record) -> None:
-        print(self.format(record), flush=True)
+        files.say(self.format(record))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from official_resnet import files, folders
+from official_resnet import damage, files, folders
 from official_resnet.errors import UserError
 from official_resnet.inputs import augmentation, encoded
 from official_resnet.inputs.normalization import NORMALIZATIONS
@@ -116,9 +116,9 @@ def _os_errors():
     """Turn TensorFlow's errors of writing into OSError."""
     try:
         yield
-    except tf.errors.ResourceExhaustedError as error:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-    except tf.errors.PermissionDeniedError as error:
-        raise OSError(errno.EACCES, os.strerror(errno.EACCES)) from error
     except tf.errors.OpError as error:
-        raise OSError(error.message.splitlines()[0]) from error
+        code = next((code for code in errno.errorcode if os.strerror(code) in error.message), None)
+        kinds = {tf.errors.ResourceExhaustedError: errno.ENOSPC, tf.errors.PermissionDeniedError: errno.EACCES}
+        if code := code or kinds.get(type(error)):
+            raise OSError(code, os.strerror(code)) from error
+        raise OSError(damage.reason(OSError(error.message.splitlines()[0]))) from error

@@ -22,7 +22,7 @@ from pathlib import Path, PureWindowsPath
 
 from tqdm import tqdm
 
-from official_resnet import bounds, damage, files, folders
+from official_resnet import bounds, damage, files, folders, remedies
 from official_resnet.errors import Damaged, UserError, one_line
 from official_resnet.inputs import archives, datasets, web
 
@@ -393,6 +393,8 @@ def _disk_errors(folder, num_bytes):
     try:
         yield
     except OSError as error:
+        if remedies.of_output(error):
+            raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"the disk of '{folder}' is full, {num_bytes} bytes are needed: {MAKE_ROOM}") from error
         reason = f"'{error.filename or folder}': {error.strerror or error}"

@@ -1,13 +1,17 @@
 """Programs whose standard streams are closed or full."""
 
+import logging
 import subprocess
 import sys
 
 import pytest
+from absl import flags as absl_flags
 from fixtures.batches import message_of
 
-from official_resnet import folders
-from official_resnet.command_line import flags, more_logging
+from official_resnet import files, folders
+from official_resnet.command_line import build_program, flags, more_logging
+from official_resnet.command_line.program import run_program
+from official_resnet.inputs import download
 from official_resnet.training.config import MachineConfig, TrainConfig
 
 PROGRAM = """
@@ -63,6 +67,34 @@ def test_a_full_output_is_one_line(redirections, args, tmp_path):
             'same command again\n'
         )
         assert err.replace('a warning\n', '').count('\n') == 1
+
+
+def _log():
+    logging.getLogger('official_resnet').info('a word')
+
+
+@pytest.mark.parametrize('say', [_log, lambda: build_program.log('a word')], ids=['log', 'build'])
+@pytest.mark.parametrize(
+    'context',
+    [
+        lambda folder: files.write_errors(f"'{folder}'", ''),
+        lambda folder: files.replacing(folder / 'a'),
+        lambda folder: download._disk_errors(folder, 3),
+    ],
+    ids=['write_errors', 'replacing', 'download'],
+)
+def test_a_full_output_is_not_taken_for_a_file_that_is_being_written(say, context, tmp_path, monkeypatch, capsys):
+    def body(values):
+        with context(tmp_path):
+            say()
+
+    with open('/dev/full', 'w') as full:
+        monkeypatch.setattr(sys, 'stdout', full)
+        assert run_program(['x.py'], '', absl_flags.FlagValues(), body) == 1
+    assert capsys.readouterr().err == (
+        'x: standard output cannot be written: [Errno 28] No space left on device; free some space and run the same '
+        'command again\n'
+    )
 
 
 @pytest.mark.parametrize('path,word', [('a/\udcff', 'UTF-8'), ('a/[1]', 'pattern'), ('a*', 'pattern')])

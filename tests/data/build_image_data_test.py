@@ -1,6 +1,7 @@
 """build_image_data builds shards of your own images; wrong_inputs_test has its mistakes."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -69,6 +70,32 @@ def test_classes_of_validation_images_that_are_built_later(folder, capfd):
     (out / 'train.manifest.json').write_text(json.dumps(manifest))
     code, text = build('--validation_directory=', '--verify')
     assert code == 1 and "class 'cat' has the label 2 in validation but 3 in train" in text
+
+
+def test_what_is_in_the_place_of_a_file(folder, capfd):
+    """A FIFO or a device among the images is a broken image; in the place of the manifest it is named with a remedy."""
+    out = folder / 'out'
+    os.mkfifo(folder / 'train' / 'cat' / 'fifo.jpg')
+    (folder / 'train' / 'dog' / 'zero.PNG').symlink_to('/dev/zero')
+    arguments = ['x', f'--train_directory={folder}/train', '--validation_directory=', f'--output_directory={out}']
+    assert build_image_data.main([*arguments, '--on_broken=fail']) == 1
+    assert 'left out' not in capfd.readouterr().out
+    assert build_image_data.main(arguments) == 0
+    names = 'cat/fifo.jpg', 'dog/zero.PNG'
+    broken, path = json.loads((out / 'train.manifest.json').read_text())['broken'], out / 'train.manifest.json'
+    assert [broken[name] for name in names] == ['not a plain file'] * 2
+    out_text = capfd.readouterr().out
+    assert all(f"left out the broken image '{name}' (not a plain file)" in out_text for name in names)
+    later = [arguments[0], '--train_directory=', f'--validation_directory={folder}/validation', arguments[-1]]
+    for content in ('{', '{"records": 3}', '{"synsets": [3]}'):
+        path.write_text(content)
+        assert build_image_data.main(later) == 1 and f"'{path}' is damaged; put it back, " in capfd.readouterr().err
+    path.unlink()
+    os.mkfifo(path)
+    for words in (arguments, later, [*arguments, '--verify']):
+        assert build_image_data.main(words) == 1
+        text = capfd.readouterr().err
+        assert f"'{path}'" in text and 'not a plain file' in text and '; move that away and run the same' in text
 
 
 def test_defaults_are_upstreams():

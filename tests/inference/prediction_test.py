@@ -86,12 +86,20 @@ def test_an_export_that_differs_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'kind,message', [('ResourceExhausted', 'free some space'), ('PermissionDenied', 'chmod'), ('Unknown', 'a reason;')]
+    'kind,text,message',
+    [
+        ('ResourceExhausted', 'a reason', 'No space left on device; free some space'),
+        ('PermissionDenied', 'a reason', 'Permission denied; get the permission .*chmod'),
+        ('Unknown', 'a reason\nmore', 'a reason; make it writable'),
+        ('Unknown', '{{function_node __wrapped__SaveV2 /device:CPU:0}} a reason [Op:SaveV2]', "[^}]*': a reason; make"),
+        ('Unknown', '{{function_node x}} /a/part; File too large [Op:SaveV2]', "[^}]*': File too large; .*ulimit -f"),
+        ('Unknown', '/a/part; Input/output error', 'Input/output error; check its disk'),
+    ],
 )
-def test_an_export_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, kind, message):
+def test_an_export_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, kind, text, message):
     def fail(module, path, **options):
         pathlib.Path(path).mkdir()
-        raise getattr(tf.errors, f'{kind}Error')(None, None, 'a reason\nmore')
+        raise getattr(tf.errors, f'{kind}Error')(None, None, text)
 
     monkeypatch.setattr(tf.saved_model, 'save', fail)
     with pytest.raises(UserError, match=f"'{tmp_path}/.*{message}.* or pass another --export_dir"):
