@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from official_resnet import files
+from official_resnet import files, remedies
 from official_resnet.errors import Damaged, UserError, one_line
 
 # What seeking to a place outside of a file raises, which only damaged content asks for.
@@ -52,7 +52,7 @@ def out_of_memory() -> tuple[type[BaseException], ...]:
 def reported(path: str | os.PathLike, remedy: str, what: str = '', kind: str = '') -> Iterator[None]:
     """Turn what reading and parsing a file raises into UserError: Damaged, if the file's content is at fault.
 
-    A UserError passes unchanged, and so does too little memory.
+    A UserError passes unchanged, and so does too little memory, or an error of printing.
 
     Args:
         path: The file.
@@ -65,6 +65,8 @@ def reported(path: str | os.PathLike, remedy: str, what: str = '', kind: str = '
     except UserError:
         raise
     except Exception as error:
+        if remedies.of_output(error):
+            raise
         if is_damage(error):
             fault = f'is damaged or not {kind}' if kind else 'is damaged'
             raise Damaged(f"{what}'{path}' {fault} ({reason(error)}); {remedy}") from error

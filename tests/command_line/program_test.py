@@ -8,7 +8,7 @@ import pytest
 from absl import flags as absl_flags
 from fixtures.batches import message_of
 
-from official_resnet import files, folders
+from official_resnet import damage, files, folders
 from official_resnet.command_line import build_program, flags, more_logging
 from official_resnet.command_line.program import run_program
 from official_resnet.inputs import download
@@ -80,8 +80,9 @@ def _log():
         lambda folder: files.write_errors(f"'{folder}'", ''),
         lambda folder: files.replacing(folder / 'a'),
         lambda folder: download._disk_errors(folder, 3),
+        lambda folder: damage.reported(folder, ''),
     ],
-    ids=['write_errors', 'replacing', 'download'],
+    ids=['write_errors', 'replacing', 'download', 'damage'],
 )
 def test_a_full_output_is_not_taken_for_a_file_that_is_being_written(say, context, tmp_path, monkeypatch, capsys):
     def body(values):
