@@ -6,7 +6,6 @@ large for a test. A case of a row that is counted in seconds gets the marker `ti
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import gzip
 import io
 import itertools
@@ -21,31 +20,19 @@ import h5py
 import numpy as np
 import pytest
 from absl import flags as absl_flags
-from fixtures import foreign_files, hostile_networks, hostile_servers, ilsvrc, torch_files
+from fixtures import foreign_files, hostile_servers, ilsvrc, torch_files
 from fixtures.archives import tar_gz
 from fixtures.batches import message_of
-from fixtures.networks import TINY, save_network
+from fixtures.bound_cases import CASES, case
 from PIL import Image
 
 from checkpoints_tools import from_caffe, from_keras_applications, from_tensorpack, from_torch, h5_listing, torch_pickle
-from official_resnet import bounds, files, resnet_spec, resnet_variants
+from official_resnet import bounds, files
 from official_resnet.building import boxes, downloads, image_list, labels, tars
 from official_resnet.command_line import usage
-from official_resnet.inference import card_reader, keras_files
 from official_resnet.inputs import datasets, download, idx, image_folder, images, streamed, tfrecords, web
 from official_resnet.inputs.views import Views
 from official_resnet.training import meeting, workers
-
-CASES = {}
-
-
-def case(name):
-    def add(function):
-        assert name not in CASES
-        CASES[name] = function
-        return function
-
-    return add
 
 
 @case('idx_bytes')
@@ -53,44 +40,6 @@ def _(tmp_path, set_limit):
     shape = 1, 1 << 15, (1 << 15) + 1
     (tmp_path / 'images').write_bytes(struct.pack('>HBB3I', 0, 8, 3, *shape))
     assert f'1..{1 << 30}' in message_of(idx.read_idx, tmp_path / 'images', tmp_path / 'labels')
-
-
-@case('json_bytes')
-def _(tmp_path, set_limit):
-    set_limit('json_bytes', 999)
-    for name, read in (('a.card.json', card_reader.read_card), ('network.json', read_layers)):
-        (tmp_path / name).write_bytes(b'{}' + b' ' * 998)
-        assert '1000 bytes, more than the 999 ' in message_of(read, tmp_path / name)
-
-
-def read_layers(path):
-    keras_files.from_json(path, {}, 'x', {})
-
-
-@case('keras_inflation')
-def _(tmp_path, set_limit):
-    save_network(tmp_path, 'abc', (8, 8, 3))
-    files = dict(hostile_networks.networks((tmp_path / 'model.keras').read_bytes()))
-    for name in ('the weights have gzip chunks of 4 GB and more', 'packed zeros as config.json'):
-        content = files[name]
-        (tmp_path / 'x.keras').write_bytes(content)
-        assert f'more than the {16 * len(content)} ' in message_of(keras_files.load, tmp_path / 'x.keras', 'x')
-
-
-@case('network_layers')
-def _(tmp_path, set_limit):
-    assert bounds.limit('network_layers') == resnet_spec.MAX_LAYERS
-    card_reader.require_buildable(resnet_spec.ResNetSpec((4999,), filters=1), 'x')
-    spec = resnet_spec.ResNetSpec((5000,), filters=1)
-    assert '10002 layers' in message_of(card_reader.require_buildable, spec, 'x')
-
-
-@case('network_weights')
-def _(tmp_path, set_limit):
-    for variant in resnet_variants.VARIANTS.values():
-        card_reader.require_buildable(variant, 'x')
-    spec = dataclasses.replace(TINY, filters=1 << 14)  # a block of the first group has 2 x 9 x 2**28 weights
-    assert f'{(18 << 28) + (1 << 28)} weights' in message_of(card_reader.require_buildable, spec, 'x')
 
 
 def _sparse(path, size, begin=b''):

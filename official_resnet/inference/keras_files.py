@@ -22,6 +22,8 @@ from official_resnet import bounds, damage, files, folders, layers
 
 KIND = 'a .keras file'
 _LAYERS, _WEIGHTS = 'config.json', 'model.weights.h5'
+_PENDING = 'uninitialized_variables'  # where Keras keeps the variables that a StatelessScope leaves without values
+_WITH_WEIGHTS = 'Dense', 'Conv1D', 'Conv2D', 'Conv3D', 'Transpose'  # ends of the names of classes of layers
 
 
 def load(path: str | os.PathLike, remedy: str, custom_objects: Mapping[str, Any] | None = None) -> keras.Model:
@@ -87,15 +89,53 @@ def _build(text, num_values, custom_objects):
     if not isinstance(config, dict):
         raise ValueError('its layers are no object')
     config['compile_config'] = None
-    with layers.deep_graph(), keras.StatelessScope(initialize_variables=False):  # variables have only shapes here
-        model = keras.saving.deserialize_keras_object(config, dict(custom_objects or {}))
-        if not isinstance(model, keras.Model):
-            raise ValueError('its layers are no network')
-        shapes = [variable.shape for variable in model.weights]  # without the states of random generators
-    count = sum(map(math.prod, shapes))
-    if count > num_values:
-        global_state.set_global_attribute('uninitialized_variables', [])
-        raise ValueError(f'its layers have {count} weights, but only {num_values} are stored')
-    with keras.StatelessScope():  # allocates and initializes them as it ends
-        pass
+    _require_few_layers(config)
+    pending = global_state.get_global_attribute(_PENDING)
+    global_state.set_global_attribute(_PENDING, [])
+    try:
+        with layers.deep_graph(), keras.StatelessScope(initialize_variables=False):  # variables have only shapes here
+            model = keras.saving.deserialize_keras_object(config, dict(custom_objects or {}))
+            if not isinstance(model, keras.Model):
+                raise ValueError('its layers are no network')
+            shapes = [variable.shape for variable in model.weights]  # without the states of random generators
+        count = sum(map(math.prod, shapes))
+        if count > num_values:
+            raise ValueError(f'its layers have {count} weights, but only {num_values} are stored')
+        _require_small_outputs(model)
+        with keras.StatelessScope():  # allocates and initializes them as it ends
+            pass
+    finally:  # or the next network would get the variables of one that is refused
+        global_state.set_global_attribute(_PENDING, pending)
     return model
+
+
+def _require_few_layers(config):
+    """Raise ValueError if a network's config has too many layers, or calls them too often."""
+    for row, count in (('network_layers', _count_with_weights(config)), ('keras_layers', _count_calls(config))):
+        if count > bounds.limit(row):
+            raise ValueError(f'it has {count} {bounds.BOUNDS[row].unit}, more than the {bounds.limit(row)} allowed')
+
+
+def _count_with_weights(item):
+    inside = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+    own = isinstance(item, dict) and str(item.get('class_name')).endswith(_WITH_WEIGHTS)
+    return own + sum(map(_count_with_weights, inside))
+
+
+def _count_calls(item):
+    """Return how often the layers in a config are called. A network inside it calls its own each time it is called."""
+    if not isinstance(item, dict):
+        return sum(map(_count_calls, item)) if isinstance(item, list) else 0
+    lists = {key: len(value) for key, value in item.items() if isinstance(value, list)}
+    inside = sum(map(_count_calls, item.values())) + lists.get('layers', 0) + lists.get('cells', 0)
+    calls = max(1, lists.get('inbound_nodes', 1))
+    return inside * calls + calls - 1
+
+
+def _require_small_outputs(model):
+    """Raise ValueError if a layer's output for one image is too large, as far as the input's size is fixed."""
+    for layer in model._flatten_layers():
+        for tensor in (tensor for node in layer._inbound_nodes for tensor in node.outputs):
+            shape, most = tensor.shape or (1,), bounds.limit('layer_outputs')
+            if None not in shape[1:] and math.prod(shape[1:], start=shape[0] or 1) > most:
+                raise ValueError(f"the output of layer '{layer.name}', {shape}, has more than {most} values")
