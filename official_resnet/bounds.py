@@ -53,7 +53,7 @@ BOUNDS = {
     'least_speed': Bound(1000, 'bytes per second', 'a download, from below', 'CIFAR-10 would take two days'),
     'slow_seconds': Bound(60, 'seconds', 'the time over which a speed is measured', 'networks pause'),
     'silence_seconds': Bound(30, 'seconds', 'the wait for a byte', 'networks pause'),
-    'noise_bytes': Bound(1 << 20, 'bytes', 'what a server sends without a byte of the file', 'headers have 10 kB'),
+    'noise_bytes': Bound(1 << 20, 'bytes', 'what a server sends beside ten times the file', 'headers have 10 kB'),
     'archive_rest_bytes': Bound(1 << 26, 'bytes', "a data set's archive beside its files", 'CIFAR-10 has 10 kB'),
     'archive_members': Bound(1000, 'members', "a data set's archive", 'CIFAR-10 has 9'),
     'tar_members': Bound(2_000_000, 'members', 'each other tar file', 'ILSVRC2012 has 544,546 XML files in one'),

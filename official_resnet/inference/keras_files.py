@@ -45,7 +45,9 @@ def load(path: str | os.PathLike, remedy: str, custom_objects: Mapping[str, Any]
         model = _build(config, _num_values(weights, most), custom_objects)
         # Keras reads a file ten times as fast as a member of a zip.
         with folders.temporary() as folder, layers.deep_graph():
-            (folder / _WEIGHTS).write_bytes(weights)
+            what = f"a temporary copy of '{path}' into '{folder.parent}'"
+            with files.write_errors(what, ', or set TMPDIR to another folder'):
+                (folder / _WEIGHTS).write_bytes(weights)
             model.load_weights(folder / _WEIGHTS)
     return model
 

@@ -168,7 +168,8 @@ def fetch(
     path = Path(path)
     part = path.with_name(path.name + '.part')
     if not web.is_address(url):
-        raise UserError(f"url '{one_line(url)}' is not an http or https address in ASCII: correct it, or {remedy}")
+        fault = 'is not an http or https address in ASCII without a user name'
+        raise UserError(f"url '{web.shown(url)}' {fault}: correct it, or {remedy}")
     if md5 is None and part.is_file():  # with an MD5, what was lost is found at the end
         with _disk_errors(path.parent, size or 0):
             _drop_lost(part)
@@ -382,6 +383,8 @@ def _progress(what, total, done=0):
 
 
 def _require_space(folder, num_bytes):
+    if os.path.isdir(folder) and not os.access(folder, os.W_OK):
+        raise UserError(f"'{folder}' cannot be written: get the permission for it, or pass another --data_dir")
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise UserError(f"'{folder}' has {free} bytes free, {num_bytes} are needed: {MAKE_ROOM}")

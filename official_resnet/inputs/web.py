@@ -17,6 +17,7 @@ from official_resnet import bounds, damage
 from official_resnet.errors import one_line
 
 CHUNK = 1 << 16  # bytes
+_NOISE_PER_BYTE = 10  # chunks of one byte have 5
 SCHEMES = ('http', 'https')
 
 
@@ -29,13 +30,19 @@ class Slow(ConnectionError):
 
 
 def is_address(url: str) -> bool:
-    """Return whether a text is an http or https address in ASCII, with a host that has a valid form."""
+    """Return whether a text is an http or https address in ASCII, with a host of a valid form and without a user."""
     try:
         parts = urllib.parse.urlsplit(url)
         host = (parts.hostname or '').encode('idna')  # UnicodeError for an empty or long part of the name
-        return bool(host) and parts.scheme in SCHEMES and parts.port != 0 and url.isascii() and url.isprintable()
+        is_plain = '@' not in parts.netloc and url.isascii() and url.isprintable()  # urllib cannot send a user's name
+        return bool(host) and parts.scheme in SCHEMES and parts.port != 0 and is_plain
     except ValueError:
         return False
+
+
+def shown(url: str) -> str:
+    """Return an address that `is_address` refuses for a message: without a user's name and password."""
+    return one_line(re.sub('(?s)(?<=//).*@', '', url)[:200])
 
 
 class Answer:
@@ -114,7 +121,7 @@ class _Pace:
     """What the connections of one answer bring. A window of time without enough bytes of the file ends them."""
 
     def __init__(self):
-        self.noise = self.num_bytes = 0  # received since the last bytes of the file; bytes of the file in this window
+        self.noise = self.num_bytes = self.total = 0  # bytes beside the file; of the file in this window; of the file
         self.end = time.monotonic() + bounds.limit('slow_seconds')
 
     def seconds_left(self) -> float:
@@ -130,12 +137,14 @@ class _Pace:
     def receives(self, num_bytes) -> None:
         """Count bytes of the connection."""
         self.noise += num_bytes
-        if self.noise > bounds.limit('noise_bytes'):
-            raise Slow(f'{self.noise} bytes without a byte of the file')
+        if self.noise > bounds.limit('noise_bytes') + _NOISE_PER_BYTE * self.total:
+            raise Slow(f'{self.noise} bytes beside {self.total} bytes of the file')
 
     def brings(self, num_bytes) -> None:
         """Count bytes of the file."""
-        self.noise, self.num_bytes = 0, self.num_bytes + num_bytes
+        self.noise -= num_bytes  # which `receives` has counted
+        self.num_bytes += num_bytes
+        self.total += num_bytes
 
 
 class _Connection(io.RawIOBase):
@@ -204,5 +213,5 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req, fp, code, msg, headers, newurl) -> urllib.request.Request | None:
         fp.close()
         if not is_address(newurl):
-            raise Malformed(f'it leads to {one_line(newurl[:200])}')
+            raise Malformed(f'it leads to {shown(newurl)}')
         return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -1,8 +1,11 @@
 """What Keras would load is loaded; a hostile .keras file or card is one line, and takes no memory."""
 
+import errno
 import json
 import os
+import pathlib
 import resource
+import tempfile
 
 import keras
 import numpy as np
@@ -58,6 +61,17 @@ def test_a_hostile_network_is_refused(good, tmp_path):
         assert f"'{path}'" in said and said.endswith('; pass another'), name
     assert count >= 60 and peak() - before < MOST_MEMORY
     assert keras_files.load(good / 'model.keras', '').count_params() == 1399  # nothing of the others is left
+
+
+def test_a_full_folder_for_temporary_files_is_named(good, tmp_path, monkeypatch):
+    def write_bytes(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    monkeypatch.setattr(pathlib.Path, 'write_bytes', write_bytes)
+    with pytest.raises(UserError, match=f"into '{tmp_path}': No space.*free some space, or set TMPDIR") as caught:
+        keras_files.load(good / 'model.keras', 'x')
+    assert 'cannot write a temporary copy of' in str(caught.value) and not os.listdir(tmp_path)
 
 
 def test_a_hostile_card_is_refused(good, tmp_path):

@@ -16,6 +16,7 @@ import pytest
 from fixtures import loopback
 from fixtures.any_bytes import EDITS, edited, files, quick, refused
 from fixtures.archives import FILES, FOLDER, GOOD, IDX, MD5, MEMBERS, NAME, SIZE, TOTAL, Handler, reset, special, tar_gz
+from fixtures.batches import message_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -311,6 +312,21 @@ def test_a_full_disk_is_noticed_before_anything_is_written(server, archive, data
             function(*args)
         assert f' {needed} ' in str(caught.value)
     assert server.ranges == [] and not [path for path in data_dir.rglob('*') if path.is_file()]
+
+
+def test_a_folder_that_cannot_be_written_is_not_called_full(server, data_dir, monkeypatch):
+    monkeypatch.setattr(download.os, 'access', lambda folder, mode: False)
+    for function, args in (
+        (download.fetch, (server.url, data_dir / NAME, SIZE, MD5)),
+        (download.download_and_extract, ('cifar10', data_dir, None, None, server.url)),
+    ):
+        assert f"'{data_dir}' cannot be written: get the permission" in message_of(function, *args)
+
+
+@pytest.mark.parametrize('address', ['http://me:secret@127.0.0.1/x', 'http://secret@x.y/z', 'ftp://a:se/cret@x'])
+def test_a_password_in_an_address_is_not_printed(data_dir, address):
+    message = message_of(download.fetch, address, data_dir / NAME)
+    assert 'secret' not in message and 'se/cret' not in message and '://' in message and '--url' in message
 
 
 def test_a_disk_that_fills_keeps_the_part_and_leaves_no_folder(server, archive, data_dir, monkeypatch):
