@@ -44,6 +44,7 @@ BOUNDS = {
     'hdf5_name': Bound(200, 'characters', "a name in Keras' HDF5 file", 'conv4_block36_preact_bn has 23'),
     'hdf5_memory': Bound(4 << 30, 'bytes', "the process that lists Keras' HDF5 file", 'the libraries take much of it'),
     'hdf5_seconds': Bound(60, 'seconds', "the listing of Keras' HDF5 file", 'damaged bytes make the library loop'),
+    'gzip_header_bytes': Bound(1 << 16, 'bytes', 'a name or a comment in a gzip file', 'names have under 4 kB'),
     'tar_header_bytes': Bound(1 << 20, 'bytes', 'a long name or a pax record in a tar file', 'names have under 4 kB'),
     'meeting_bytes': Bound(1 << 16, 'bytes', 'a line between the workers and the chief', 'ours have 500'),
     'meeting_callers': Bound(64, 'connections', 'callers who have not said who they are', 'workers say it at once'),

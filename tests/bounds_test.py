@@ -202,6 +202,19 @@ def _(tmp_path, set_limit):
         assert '1 s' in message_of(read, path)
 
 
+@case('gzip_header_bytes')
+def _(tmp_path, set_limit):
+    data, path = tar_gz({'n01440764/a.xml': ilsvrc.xml()}), tmp_path / 'boxes.tar.gz'
+    for length in (60_000, 400_000):
+        named = data[:3] + b'\x08' + data[4:10] + b'n' * length + b'\0' + data[10:]  # without a name before
+        for content in (named, gzip.compress(b'') + named):
+            path.write_bytes(content)
+            if length == 60_000:
+                assert len(list(boxes.tar_files(path))) == 1
+            else:
+                assert 'a header of more than 65536 bytes' in message_of(list, boxes.tar_files(path))
+
+
 @case('tar_header_bytes')
 def _(tmp_path, set_limit):
     path = tmp_path / 'boxes.tar'

@@ -24,16 +24,34 @@ _CUT_OFF = 'unexpected end of data'  # tarfile's message if another header shoul
 
 
 @contextlib.contextmanager
-def unpacked(path: str | os.PathLike) -> Iterator[IO[bytes]]:
-    """Open a file, whose content is unpacked as it is read if it begins as gzip does, whatever its name.
+def unpacked(path: str | os.PathLike, always: bool = False) -> Iterator[IO[bytes]]:
+    """Open a file, whose content is unpacked as it is read if it begins as gzip does, whatever its name, or `always`.
 
     A damaged gzip file raises one of GZIP_ERRORS when it is read, perhaps only at its end, where its checksum is.
     """
     with open(path, 'rb', opener=files.plain) as file:
-        is_packed = file.read(2) == b'\x1f\x8b'
+        is_packed = always or file.read(2) == b'\x1f\x8b'
         file.seek(0)
-        with gzip.open(file) if is_packed else contextlib.nullcontext(file) as content:
+        with _gunzipped(file) if is_packed else contextlib.nullcontext(file) as content:
             yield cast(IO[bytes], content)
+
+
+def _gunzipped(file):
+    """Return the content of a gzip file whose headers are small."""
+    return gzip.GzipFile(fileobj=cast(IO[bytes], _GzipBytes(file)), mode='rb')
+
+
+class _GzipBytes:
+    """A file for gzip, which reads the names and comments of its headers byte by byte, and nothing else so."""
+
+    def __init__(self, file):
+        self.file, self.seek, self.num_single = file, file.seek, 0
+
+    def read(self, size) -> bytes:
+        self.num_single = self.num_single + 1 if size == 1 else 0
+        if self.num_single > bounds.limit('gzip_header_bytes'):
+            raise gzip.BadGzipFile(f'a header of more than {bounds.limit("gzip_header_bytes")} bytes')
+        return self.file.read(size)
 
 
 def is_tar(block: bytes) -> bool:

@@ -8,7 +8,6 @@ final name is complete. Errors that the user can fix (network, disk, damaged arc
 import contextlib
 import dataclasses
 import errno
-import gzip
 import hashlib
 import http
 import logging
@@ -356,7 +355,7 @@ def _unpack(archive, folder, row):
         what = f"archive '{archive}', beside the files of the data set,"
         bounds.require('archive_rest_bytes', size - wanted, what, 'get it from a source you trust')
 
-    with gzip.open(archive) as tar, _progress('extracting', wanted) as bar:
+    with archives.unpacked(archive, always=True) as tar, _progress('extracting', wanted) as bar:
         for member in archives.members(tar, 0, 1 << 62, f"archive '{archive}'", 'archive_members'):
             name = PureWindowsPath(member.name)  # understands /, \ and drive letters, so it is safe on every system
             if name.anchor or '..' in name.parts or not (member.isreg() or member.isdir()):
