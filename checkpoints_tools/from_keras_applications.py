@@ -54,25 +54,26 @@ def _plain(path):
     if magic == b'\x89HDF\r\n\x1a\n':
         yield path
     elif magic.startswith(b'PK'):
-        with folders.temporary() as folder, open(folder / 'weights.h5', 'wb') as file:
-            _unzip_weights(path, file)
-            yield file.name
+        with folders.temporary() as folder:
+            _unzip_weights(path, folder / 'weights.h5')
+            yield folder / 'weights.h5'
     else:
         raise ValueError('its first bytes belong to neither')
 
 
 def _unzip_weights(path, target):
-    """Copy the HDF5 file inside a .keras file to the open file `target` without holding it in memory."""
+    """Copy the HDF5 file inside a .keras file to `target`, in a temporary folder, without holding it in memory."""
     name = 'model.weights.h5'
     with zipfile.ZipFile(path) as archive:
         info, limit = archive.getinfo(name), bounds.limit('keras_inflation') * os.path.getsize(path)
         if info.file_size > limit:
             raise ValueError(f'it declares {info.file_size} bytes of {name}, and at most {limit} are read')
-        with archive.open(info) as file:  # zipfile returns at most as many bytes as are declared
-            shutil.copyfileobj(file, target, 1 << 20)
-    target.flush()
-    if target.tell() != info.file_size:
-        raise ValueError(f'{info.file_size - target.tell()} bytes of {name} are missing')
+        what = f"a temporary copy of '{path}' into '{target.parents[1]}'"
+        with archive.open(info) as file, files.write_errors(what, ', or set TMPDIR to another folder'):
+            with open(target, 'wb') as copy:
+                shutil.copyfileobj(file, copy, 1 << 20)  # zipfile returns at most as many bytes as are declared
+    if missing := info.file_size - os.path.getsize(target):
+        raise ValueError(f'{missing} bytes of {name} are missing')
 
 
 def _listing(path):

@@ -6,6 +6,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from fixtures.batches import message_of
 from fixtures.conversion import assert_runs_alike, converted, refuse_file
 from fixtures.foreign_files import applications_net, write_old_applications
 
@@ -139,3 +140,12 @@ def test_hostile_zips(tmp_path):
         refuse_file('net.keras', from_keras_applications, path)
     path.write_bytes(b'text')
     refuse_file('not an HDF5 or .keras file', from_keras_applications, path)
+
+
+def test_a_full_folder_for_temporary_files_is_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / 'x.keras', 'w') as archive:
+        archive.writestr('model.weights.h5', bytes(1000))
+    (tmp_path / 'part').mkdir()
+    (tmp_path / 'part' / 'weights.h5').symlink_to('/dev/full')
+    message = message_of(from_keras_applications._unzip_weights, tmp_path / 'x.keras', tmp_path / 'part' / 'weights.h5')
+    assert f"into '{tmp_path}': No space" in message and 'set TMPDIR' in message
