@@ -40,7 +40,7 @@ BOUNDS = {
     'npz_members': Bound(20_000, 'arrays', "tensorpack's .npz", 'ResNet-152 has 777'),
     'npz_inflation': Bound(8, 'times its size', "what tensorpack's .npz declares to hold", 'weights shrink by a tenth'),
     'hdf5_objects': Bound(20_000, 'objects', "Keras' HDF5 file", "ResNet152V2 with Adam's slots has about 6,000"),
-    'hdf5_depth': Bound(12, 'groups in one another', "Keras' HDF5 file", 'layers/conv2d/vars/0 has 3'),
+    'hdf5_depth': Bound(12, 'nested groups', "Keras' HDF5 file", 'layers/conv2d/vars/0 has 3'),
     'hdf5_name': Bound(200, 'characters', "a name in Keras' HDF5 file", 'conv4_block36_preact_bn has 23'),
     'hdf5_memory': Bound(4 << 30, 'bytes', "the process that lists Keras' HDF5 file", 'the libraries take much of it'),
     'hdf5_seconds': Bound(60, 'seconds', "the listing of Keras' HDF5 file", 'damaged bytes make the library loop'),
@@ -51,16 +51,17 @@ BOUNDS = {
     'meeting_seconds': Bound(600, 'seconds', 'the wait for the last worker', 'schedulers start a job within minutes'),
     'download_bytes': Bound(1 << 38, 'bytes', 'a download whose size is not known', 'ILSVRC2012 has a file of 148 GB'),
     'kit_bytes': Bound(1 << 30, 'bytes', "a download of ILSVRC2012's devkit or boxes", 'they have about 20 MB'),
-    'least_speed': Bound(1000, 'bytes per second', 'a download, from below', 'CIFAR-10 would take two days'),
+    'least_speed': Bound(1000, 'bytes per second', 'the lowest speed of a download', 'at it, CIFAR-10 takes two days'),
     'slow_seconds': Bound(60, 'seconds', 'the time over which a speed is measured', 'networks pause'),
     'silence_seconds': Bound(30, 'seconds', 'the wait for a byte', 'networks pause'),
-    'noise_bytes': Bound(1 << 20, 'bytes', 'what a server sends beside ten times the file', 'headers have 10 kB'),
-    'archive_rest_bytes': Bound(1 << 26, 'bytes', "a data set's archive beside its files", 'CIFAR-10 has 10 kB'),
+    'noise_bytes': Bound(1 << 20, 'bytes', 'what a server sends beyond ten times the file', 'headers have 10 kB'),
+    'archive_rest_bytes': Bound(1 << 26, 'bytes', 'what an archive has beyond its files', 'CIFAR-10 has 10 kB'),
     'archive_members': Bound(1000, 'members', "a data set's archive", 'CIFAR-10 has 9'),
     'tar_members': Bound(2_000_000, 'members', 'each other tar file', 'ILSVRC2012 has 544,546 XML files in one'),
     'unpacked_bytes': Bound(1 << 32, 'bytes', 'a tar file of boxes or labels, unpacked', 'ILSVRC2012 has 0.9 GB'),
     'file_name_bytes': Bound(255, 'bytes', "an image's name in a tar file", 'file systems allow no more'),
-    'xml_bytes': Bound(1 << 20, 'bytes', 'an XML file of boxes, or a file of the devkit', 'ILSVRC2012 has 1,000'),
+    'xml_bytes': Bound(1 << 20, 'bytes', 'an XML file of boxes', "ILSVRC2012's have 1,000"),
+    'kit_file_bytes': Bound(1 << 24, 'bytes', 'a file of the devkit', 'its 50,000 labels have about 200 kB'),
 }
 
 
@@ -82,6 +83,18 @@ def require(name: str, amount: int, what: str, remedy: str) -> None:
         raise UserError(f'{what} has {amount} {BOUNDS[name].unit}, more than the {limit(name)} that are read; {remedy}')
 
 
+def _print_table(values):
+    print(f'{"row":20} {"limit":>15} unit: what it bounds (why this number)')
+    for name, row in BOUNDS.items():
+        print(f'{name:20} {row.value:>15,} {row.unit}: {row.what} ({row.why})')
+
+
 if __name__ == '__main__':
-    for key, bound in BOUNDS.items():
-        print(f'{key:20} {bound.value:>15,} {bound.unit}: {bound.what} ({bound.why})')
+    import sys
+
+    from absl import flags
+
+    from official_resnet.command_line import program
+
+    show = program.reader_may_leave()(_print_table)
+    sys.exit(program.run_program(sys.argv, __doc__, flags.FlagValues(), show))

@@ -73,7 +73,7 @@ def restore_latest(folder: str | os.PathLike) -> tuple[dict[str, np.ndarray], di
         try:
             return *read(path), path
         except Damaged as error:
-            logging.getLogger(__name__).warning(f'{error}: trying the previous one')
+            logging.getLogger(__name__).warning(f'{str(error).rpartition(";")[0]}; trying the one before it')
     if found:
         raise UserError(f'all checkpoints in {folder} are damaged; delete the folder to start again')
     model_dir = pathlib.Path(folder).parent

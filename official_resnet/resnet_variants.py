@@ -192,4 +192,5 @@ if __name__ == '__main__':
     from official_resnet.command_line import program
     from official_resnet.experiments import architecture_table
 
-    sys.exit(program.run_program(sys.argv, __doc__, flags.FlagValues(), architecture_table.main, takes_arguments=True))
+    show = program.reader_may_leave()(architecture_table.main)
+    sys.exit(program.run_program(sys.argv, __doc__, flags.FlagValues(), show, takes_arguments=True))

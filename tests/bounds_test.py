@@ -408,6 +408,14 @@ def _(tmp_path, set_limit):
     assert '1 XML files' in report[0] and report[1].count('1048576') == 2
 
 
+@case('kit_file_bytes')
+def _(tmp_path, set_limit):
+    set_limit('kit_file_bytes', 1 << 21)
+    for size, said in ((1 << 21, 'has neither'), ((1 << 21) + 1, f'has {(1 << 21) + 1} bytes')):
+        ilsvrc.write_tar(tmp_path / 'kit.tar', {'kit/meta.mat': b'x' * size})
+        assert said in message_of(labels.read_validation, tmp_path / 'kit.tar')
+
+
 def _require_image_is_refused(tmp_path, width, height, text):
     """At every door, before a pixel is decoded: the file ends after its header."""
     header = struct.pack('>IIBBBBB', width, height, 16, 0, 0, 0, 0)

@@ -211,7 +211,7 @@ def _folder_files(path):
 
 
 def tar_files(path: str | os.PathLike) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, content) of each file in a tar file, compressed by gzip or not; one byte above `xml_bytes` at most.
+    """Yield (name, content) of each file in a tar file, by gzip or not; one byte above `kit_file_bytes` at most.
 
     Raises:
         UserError: The tar file cannot be read, is damaged or cut off. A cut-off file may raise it only at the end.
@@ -227,7 +227,7 @@ def tar_files(path: str | os.PathLike) -> Iterator[tuple[str, bytes]]:
                     require_size(member.offset_data + member.size)
                     if member.isreg():
                         tar.seek(member.offset_data)
-                        yield member.name, tar.read(min(member.size, bounds.limit('xml_bytes') + 1))
+                        yield member.name, tar.read(min(member.size, bounds.limit('kit_file_bytes') + 1))
                 archives.read_rest(tar, require_size)
         except archives.GZIP_ERRORS as error:
             raise UserError(f"'{path}' is a gzip file that is cut off or damaged ({error}); get it again") from None

@@ -109,7 +109,7 @@ def _from_tar(path):
         if match:
             synsets[int(match[1])] = _synset_of_xml(path, name, data)
         elif name in (_TRUTH, _META):
-            bounds.require('xml_bytes', len(data), f"{name} in '{path}'", REMEDY)
+            bounds.require('kit_file_bytes', len(data), f"{name} in '{path}'", REMEDY)
             parts[name] = data
     if synsets:
         missing = set(range(1, max(synsets) + 1)) - set(synsets)

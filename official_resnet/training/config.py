@@ -167,8 +167,8 @@ class TrainConfig:
     )
     validation_fraction: float = _data(
         0.1,
-        'Fraction of each class in --image_folder that is set aside for testing, chosen by --seed; 1 evaluates all. '
-        'If the folder has a test folder, that is used instead.',
+        'Fraction of each class in --image_folder that is set aside for testing, chosen by --seed. 1 evaluates a '
+        'pretrained network on all. If the folder has a test folder, that is used instead.',
         above=0,
         most=1,
         needs='image_folder',
