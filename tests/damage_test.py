@@ -5,6 +5,7 @@ import io
 import zipfile
 import zlib
 
+import flips
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -129,3 +130,8 @@ def test_a_checkpoint_is_read_whole_or_passed_over(tmp_path):
         assert {name: array.tolist() for name, array in found.items()} == {n: a.tolist() for n, a in arrays.items()}
         same += used == path
     assert same < 150  # a zip has about as many bits that mean nothing, as its dates
+
+
+def test_the_count_of_damaged_copies_of_all_formats_runs(capsys):
+    assert flips.main(1) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 13
