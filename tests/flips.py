@@ -131,7 +131,6 @@ def outcome(read, expected):
 
 def main(count: int = 500) -> int:
     """Print the table and return 1 if a copy is wrong that a checksum tells, or raised a traceback."""
-    logging.disable(logging.WARNING)
     num_faults = 0
     with tempfile.TemporaryDirectory() as folder:
         for name, path, read in formats(pathlib.Path(folder)):
@@ -148,5 +147,6 @@ def main(count: int = 500) -> int:
 
 
 if __name__ == '__main__':
+    logging.disable(logging.WARNING)
     keras.utils.set_random_seed(1)
     sys.exit(main(*map(int, sys.argv[1:])))
