@@ -234,7 +234,7 @@ class Trainer:
             from official_resnet.training import feature_cache
 
             feature_cache.replace_images(self, received)
-        params = {'epochs': -(-self.last_step // self.steps_per_epoch), 'steps': self.steps_per_epoch}
+        params = {'epochs': -(-max(self.last_step, self.step) // self.steps_per_epoch), 'steps': self.steps_per_epoch}
         params |= {'batch_size': config.batch_size, 'first_step': self.step, 'last_step': self.last_step}
         params |= {'num_images': self.data.num_images, 'num_test_images': self.test.num_images}
         params['input_shape'] = self.card['input_shape']

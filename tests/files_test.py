@@ -67,6 +67,15 @@ def test_an_image_is_not_called_broken_if_no_file_can_be_opened(code, kind, monk
         images.decode('a.png', images.FOLDER, 'RGB')
 
 
+def test_an_image_is_not_called_broken_if_no_memory_is_free(monkeypatch):
+    def fail(*args, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(images, 'open', fail, raising=False)
+    with pytest.raises(MemoryError):
+        images.decode('a.png', images.FOLDER, 'RGB')
+
+
 def read_manifest(path):
     return shard_files.manifest_classes(path.parent, 'train')
 

@@ -12,7 +12,7 @@ import os
 import pathlib
 import re
 
-from official_resnet import bounds, files
+from official_resnet import bounds, damage, files
 from official_resnet.building import boxes
 from official_resnet.errors import UserError
 from official_resnet.inputs import archives, other_datasets
@@ -146,9 +146,9 @@ def _meta(path, data):
         ids, names = table['ILSVRC2012_ID'].ravel(), table['WNID'].ravel()
         return {str(int(number)): str(name) for number, name in zip(ids, names, strict=True)}
     except Exception as error:  # on a damaged file, scipy may raise anything
-        raise UserError(
-            f"meta.mat in '{path}' is damaged ({type(error).__name__}: {error}); get it again".replace('\n', ' ')
-        ) from None
+        if not damage.is_damage(error):
+            raise
+        raise UserError(f"meta.mat in '{path}' is damaged ({damage.reason(error)}); get it again") from None
 
 
 def _synset_of_xml(path, name, data):

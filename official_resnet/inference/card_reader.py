@@ -123,6 +123,8 @@ def _card(path, content):
     try:
         spec = resnet_spec.ResNetSpec.from_json(spec)
     except Exception as error:
+        if not damage.is_damage(error):
+            raise
         raise UserError(f'the card {path} has a wrong spec ({damage.reason(error)}); {REMEDY}') from error
     require_buildable(spec, path)
     return Card(spec, num_classes, names, ids, **convention, experiment=experiment, uses_exif=exif is not False)

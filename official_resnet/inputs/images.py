@@ -141,7 +141,8 @@ def decode(
     except UnidentifiedImageError:  # its message contains a memory address
         raise ValueError('cannot identify image file') from None
     except Exception as error:  # noqa: BLE001  a broken file makes Pillow raise anything
-        if isinstance(error, OSError) and damage.is_of_machine(error):  # not the image's fault: it is not left out
+        is_of_system = isinstance(error, OSError) and damage.is_of_machine(error)
+        if is_of_system or isinstance(error, MemoryError):  # not the image's fault: it is not left out
             raise
         reason = getattr(error, 'strerror', None) or next(iter(str(error).splitlines()), '') or type(error).__name__
         raise ValueError(reason) from error

@@ -46,31 +46,39 @@ def find_shards(data_dir: str | os.PathLike, split: str) -> list[pathlib.Path]:
     return paths
 
 
-def manifest_counts(data_dir: str | os.PathLike, split: str) -> dict[str, tuple[int, int]]:
-    """Return {name of a shard: (bytes, records)} of a manifest, which other builders do not write."""
-    path = manifest_path(data_dir, split)
-    with damage.reported(path, _BUILD, 'the manifest '):
-        shards = (json.loads(files.read_text(path)) if path.exists() else {}).get('shards', [])
-        return {shard['name']: (int(shard['bytes']), int(shard['records'])) for shard in shards}
-
-
 def manifest_path(data_dir: str | os.PathLike, split: str) -> pathlib.Path:
     """Return the path of the manifest of a split. Shards of other builders have none."""
     return pathlib.Path(data_dir) / f'{PREFIXES[split]}.manifest.json'
 
 
+def manifest_counts(data_dir: str | os.PathLike, split: str) -> dict[str, tuple[int, int]]:
+    """Return {name of a shard: (bytes, records)} of a manifest, or {} if there is none."""
+
+    def counts(manifest) -> dict[str, tuple[int, int]]:
+        return {shard['name']: (int(shard['bytes']), int(shard['records'])) for shard in manifest.get('shards', [])}
+
+    return _of_manifest(data_dir, split, counts, {})
+
+
 def manifest_classes(data_dir: str | os.PathLike, split: str) -> list[tuple[str, str]]:
-    """Return [(id, name), ...] of the manifest's classes, by default ILSVRC2012's. Raise UserError if it is damaged."""
-    path = manifest_path(data_dir, split)
+    """Return [(id, name), ...] of the manifest's classes, by default ILSVRC2012's."""
     known = dict(other_datasets.imagenet_classes())
-    if not path.exists():
-        return list(known.items())
-    with damage.reported(path, _BUILD, 'the manifest '):
-        manifest = json.loads(files.read_text(path))
+
+    def classes(manifest) -> list[tuple[str, str]]:
         return [(synset, known.get(synset, synset)) for synset in manifest['synsets'][1:]]
+
+    return _of_manifest(data_dir, split, classes, list(known.items()))
 
 
 def are_own_images(data_dir: str | os.PathLike, split: str) -> bool:
     """Return whether data/build_image_data.py wrote the shards, which once did not turn images as EXIF says."""
-    manifest = files.read_json(manifest_path(data_dir, split)) or {}
-    return manifest.get('layout') == 'folder'
+    return _of_manifest(data_dir, split, lambda manifest: manifest.get('layout') == 'folder', False)
+
+
+def _of_manifest(data_dir, split, use, otherwise):
+    """Return what `use` finds in a manifest, or `otherwise` if there is none. Raise UserError if it is damaged."""
+    path = manifest_path(data_dir, split)
+    if not path.exists():
+        return otherwise
+    with damage.reported(path, _BUILD, 'the manifest '):
+        return use(json.loads(files.read_text(path)))

@@ -32,8 +32,9 @@ def open_split(
     source = Shards(paths, num_classes=len(names), index_file=index_file)
     counts = shard_files.manifest_counts(data_dir, split)
     source.require_counts([counts.get(path.name, (None, None))[1] for path in paths], 'the manifest', shard_files.AGAIN)
-    if not shard_files.manifest_path(data_dir, split).exists():
-        _require_ilsvrc(source, ids, names, shard_files.manifest_path(data_dir, split))
+    manifest = shard_files.manifest_path(data_dir, split)
+    if not manifest.exists():
+        _require_ilsvrc(source, ids, names, manifest)
     normalization = other_datasets.default_normalization(dataset)
     views = (views or Views()).with_exif(shard_files.are_own_images(data_dir, split))
     return streamed.StreamedSplit(source, len(names), dataset, names, normalization, views, class_ids=ids)

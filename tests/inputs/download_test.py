@@ -323,12 +323,6 @@ def test_a_folder_that_cannot_be_written_is_not_called_full(server, data_dir, mo
         assert f"'{data_dir}' cannot be written: get the permission" in message_of(function, *args)
 
 
-@pytest.mark.parametrize('address', ['http://me:secret@127.0.0.1/x', 'http://secret@x.y/z', 'ftp://a:se/cret@x'])
-def test_a_password_in_an_address_is_not_printed(data_dir, address):
-    message = message_of(download.fetch, address, data_dir / NAME)
-    assert 'secret' not in message and 'se/cret' not in message and '://' in message and '--url' in message
-
-
 def test_a_disk_that_fills_keeps_the_part_and_leaves_no_folder(server, archive, data_dir, monkeypatch):
     def full(path, mode):
         if mode == 'rb':

@@ -99,3 +99,9 @@ def test_an_address_with_a_typo(url, tmp_path):
 @pytest.mark.parametrize('url', ['http://127.0.0.1:1/a b', 'http://127.0.0.1:1/\n', 'http://user@127.0.0.1:1/'])
 def test_an_address_that_urllib_refuses(url, tmp_path):
     assert '--archive' in message_of(download.fetch, url, tmp_path / 'file')
+
+
+@pytest.mark.parametrize('address', ['http://me:secret@127.0.0.1/x', 'http://secret@x.y/z', 'ftp://a:se/cret@x'])
+def test_a_password_in_an_address_is_not_printed(tmp_path, address):
+    message = message_of(download.fetch, address, tmp_path / 'x')
+    assert 'secret' not in message and 'se/cret' not in message and '://' in message and '--url' in message
