@@ -36,7 +36,11 @@ from official_resnet.training import devices
 
 PACKAGE, TESTS = pathlib.Path(official_resnet.__file__).parent, pathlib.Path(__file__).parent
 FREE_TEXT = {'benchmark_test_id', *(name for name, _, _ in flags.OBSOLETE)}  # stored as it is, or ignored
-ELSEWHERE = {'scaling': 'benchmarks/scaling_test', 'measuring': 'a process of the benchmarks, without flags'}
+ELSEWHERE = {
+    'scaling': 'benchmarks/scaling_test',
+    'time_to_accuracy': 'benchmarks/time_to_accuracy_test',
+    'measuring': 'a process of the benchmarks, without flags',
+}
 # A wrong path is told before TensorFlow is imported, but for what only TensorFlow or a large file's content tells.
 PATHS = re.compile(r'eval_only|--\w*(data_dir|folder|model|path|input|list|labels|file|directory|tar|images|archive)=')
 LATE = re.compile(r'--tfds|--num_train_images|shards_(cut|text)|--input={bytes}')
