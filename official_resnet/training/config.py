@@ -79,6 +79,7 @@ _data = functools.partial(setting, group='Data', is_identity=True)
 _network = functools.partial(setting, group='Network', is_identity=True)
 _training = functools.partial(setting, group='Training')
 _rate = functools.partial(setting, group='Training', is_open=True)
+_part = functools.partial(_rate, least=0, most=1)
 _folder = functools.partial(setting, group='Data', is_path=True)
 _machine = functools.partial(setting, group='Machine')
 _transfer = functools.partial(setting, group='Transfer', is_identity=True, needs=PRETRAINED)
@@ -99,8 +100,18 @@ class Schedule:
     )
     boundaries: tuple[float, ...] = _rate((), 'Epochs at which a piecewise rate changes.', flag='lr_boundaries')
     factors: tuple[float, ...] = _rate((1.0,), 'Factors of the base rate: one more than drops.', flag='lr_factors')
-    peak: float = setting(0.25, 'Fraction of the training at which one_cycle peaks.', flag=None, above=0, below=1)
-    warmup_epochs: float = _rate(0.0, 'Number of epochs over which the rate first rises linearly from 0.', least=0)
+    peak: float = _rate(
+        0.25, 'Fraction of the training at which one_cycle peaks; 0: it only falls.', flag='lr_peak', least=0, below=1
+    )
+    start_factor: float = _part(
+        0.0, 'Factor of the base rate at which one_cycle and a warm-up begin.', flag='lr_start_factor'
+    )
+    end_factor: float = _part(0.0, 'Factor of the base rate at which cosine and one_cycle end.', flag='lr_end_factor')
+    power: float = _rate(
+        1.0, 'one_cycle falls with this power of the steps that remain.', flag='lr_power', above=0, most=10
+    )
+    is_after_warmup: bool = _rate(False, 'cosine and one_cycle begin after the warm-up.', flag='lr_after_warmup')
+    warmup_epochs: float = _rate(0.0, 'Number of epochs over which the rate first rises linearly.', least=0)
 
     def __post_init__(self):
         is_piecewise = self.kind == 'piecewise'  # the other kinds have neither boundaries nor factors

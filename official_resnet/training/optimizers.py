@@ -28,25 +28,20 @@ def make_schedule(
     def step_of(epoch) -> int:
         return int(epoch * steps_per_epoch + 1e-6)  # 81.92 * 390.625 is 32,000 up to rounding
 
-    warmup_steps = step_of(schedule.warmup_epochs)
-    if schedule.kind == 'piecewise' and schedule.boundaries:
+    warmup_steps, rate = step_of(schedule.warmup_epochs), None
+    if schedule.boundaries:
         rate = keras.optimizers.schedules.PiecewiseConstantDecay(
             [step_of(epoch) for epoch in schedule.boundaries], [base_rate * factor for factor in schedule.factors]
         )
-    elif schedule.kind == 'cosine':
-        rate = keras.optimizers.schedules.CosineDecay(base_rate, max(total_steps, 1))
-    else:
-        from official_resnet.training import schedules
-
-        steps, rates = [0.0], [base_rate]
-        if schedule.kind == 'one_cycle':
-            steps, rates = [0, schedule.peak * total_steps, total_steps], [0.0, base_rate, 0.0]
-        rate = schedules.PiecewiseLinear(steps, rates)
-    if not warmup_steps:
-        return rate
+        if not warmup_steps:
+            return rate
     from official_resnet.training import schedules
 
-    return schedules.WarmUp(rate, warmup_steps)
+    start = warmup_steps if schedule.is_after_warmup and not rate else 0
+    rate = rate or schedules.continuous(schedule, base_rate, total_steps - start)
+    if not warmup_steps:
+        return rate
+    return schedules.WarmUp(rate, warmup_steps, schedule.start_factor * base_rate, start)
 
 
 def build(config: TrainConfig, schedule: keras.optimizers.schedules.LearningRateSchedule) -> keras.optimizers.Optimizer:

@@ -6,6 +6,25 @@ import keras
 import tensorflow as tf
 
 from official_resnet.errors import UserError
+from official_resnet.training.config import Schedule
+
+
+def continuous(schedule: Schedule, base_rate: float, num_steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Return the learning rate of cosine, one_cycle or constant over `num_steps`, without the warm-up.
+
+    one_cycle with power 2 falls as LARS does in MLPerf's ResNet, if its peak is where the warm-up ends.
+    """
+    end = base_rate * schedule.end_factor
+    if schedule.kind == 'cosine':
+        return keras.optimizers.schedules.CosineDecay(base_rate, max(num_steps, 1), schedule.end_factor)
+    if schedule.kind != 'one_cycle':
+        return PiecewiseLinear([0.0], [base_rate])
+    start, peak = base_rate * schedule.start_factor, schedule.peak * num_steps
+    if schedule.power == 1:
+        points = [(0, start)] * bool(peak) + [(peak, base_rate), (num_steps, end)]
+        return PiecewiseLinear(*zip(*points, strict=True))
+    fall = keras.optimizers.schedules.PolynomialDecay(base_rate, max(num_steps - peak, 1), end, schedule.power)
+    return WarmUp(fall, peak, start, peak) if peak else fall
 
 
 @keras.saving.register_keras_serializable(package='official_resnet')
@@ -33,15 +52,26 @@ class PiecewiseLinear(keras.optimizers.schedules.LearningRateSchedule):
 
 @keras.saving.register_keras_serializable(package='official_resnet')
 class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
-    """Rise linearly from 0 over `steps` to the value of `schedule` there, then follow `schedule`."""
+    """Rise linearly over `steps` from `start` to the value of `schedule` there, then follow `schedule`.
 
-    def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule | dict, steps: float):
+    `schedule` begins at the step `shift`: 0, or `steps` if it begins where the warm-up ends.
+    """
+
+    def __init__(
+        self,
+        schedule: keras.optimizers.schedules.LearningRateSchedule | dict,
+        steps: float,
+        start: float = 0.0,
+        shift: float = 0.0,
+    ):
         self.schedule = keras.saving.deserialize_keras_object(schedule) if isinstance(schedule, dict) else schedule
-        self.steps = float(steps)
+        self.steps, self.start, self.shift = float(steps), float(start), float(shift)
 
     def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
         step = tf.cast(step, tf.float32)
-        return self.schedule(tf.maximum(step, self.steps)) * tf.minimum(step / self.steps, 1.0)
+        rate = self.schedule(tf.maximum(step, self.steps) - self.shift)
+        return self.start + (rate - self.start) * tf.minimum(step / self.steps, 1.0)
 
     def get_config(self) -> dict:
-        return {'schedule': keras.saving.serialize_keras_object(self.schedule), 'steps': self.steps}
+        schedule = keras.saving.serialize_keras_object(self.schedule)
+        return {'schedule': schedule, 'steps': self.steps, 'start': self.start, 'shift': self.shift}

@@ -90,6 +90,50 @@ def test_cosine_and_warm_up():
 
 
 @pytest.mark.parametrize(
+    'fields,rate,expected',
+    [
+        # airbench94: 0.2 -> 1 at 23 % -> 0.07; airbench94_muon: from 1 to 0; FFCV: epochs 0, 2, 16.
+        ({'peak': 0.23, 'start_factor': 0.2, 'end_factor': 0.07}, 2.0, {0: 0.4, 230: 2, 615: 1.07, 1000: 0.14}),
+        ({'peak': 0}, 0.24, {0: 0.24, 1: 0.24 * 0.999, 500: 0.12, 1000: 0}),
+        ({'peak': 2 / 16}, 1.7, {0: 0, 125: 1.7, 1000: 0}),
+        # MLPerf's LARS: 5 of 41 epochs of warm-up, then a polynomial of power 2; here 5 epochs of 20 steps.
+        ({'peak': 0, 'power': 2, 'warmup_epochs': 5, 'is_after_warmup': True}, 10, {50: 5, 100: 10, 550: 2.5, 1000: 0}),
+        ({'peak': 0.1, 'power': 2, 'start_factor': 0.5, 'end_factor': 0.1}, 10, {0: 5, 100: 10, 550: 3.25, 1000: 1}),
+        # timm's A1 and A2: a warm-up from 1e-4 within the period of cosine, which ends at 1e-6.
+        (
+            {'kind': 'cosine', 'warmup_epochs': 5, 'start_factor': 1e-4 / 5e-3, 'end_factor': 1e-6 / 5e-3},
+            5e-3,
+            {0: 1e-4, 100: 1e-6 + (5e-3 - 1e-6) * 0.5 * (1 + np.cos(0.1 * np.pi)), 500: 2.5005e-3, 1000: 1e-6},
+        ),
+        # torchvision and MosaicML: the period begins at the whole rate after the warm-up.
+        (
+            {'kind': 'cosine', 'warmup_epochs': 5, 'is_after_warmup': True},
+            0.5,
+            {50: 0.25, 100: 0.5, 550: 0.25, 1000: 0},
+        ),
+        # What only continuous schedules have does not move the drops of a piecewise one.
+        (
+            {
+                'kind': 'piecewise',
+                'boundaries': (10,),
+                'factors': (1, 0.1),
+                'warmup_epochs': 1,
+                'is_after_warmup': True,
+            },
+            1.0,
+            {10: 0.5, 200: 1, 201: 0.1},
+        ),
+    ],
+)
+def test_rates_of_published_recipes(fields, rate, expected):
+    schedule = optimizers.make_schedule(Schedule(**{'kind': 'one_cycle'} | fields), rate, 20, 1000)
+    schedule = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(schedule))
+    steps = np.array(list(expected))
+    np.testing.assert_allclose(schedule(steps), list(expected.values()), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose([float(schedule(step)) for step in expected], schedule(steps), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
     'make',
     [
         lambda: optimizers.CoupledSGD(decay='bn'),
