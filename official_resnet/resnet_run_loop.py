@@ -211,6 +211,10 @@ class Trainer:
             self.model.compile(
                 self.optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=['accuracy']
             )
+        if config.loss == 'sigmoid_sum':
+            from official_resnet.training import losses
+
+            losses.start_head(self.model)
         self.compile(self.model)
         self.step, self.is_epoch_open, self._received = 0, False, list[int]()
         self.sums: dict[str, float] = dict.fromkeys(('loss', 'correct', 'steps', 'seconds'), 0)

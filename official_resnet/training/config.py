@@ -231,6 +231,15 @@ class TrainConfig:
     label_smoothing: float = _rate(
         0.0, 'Probability that is spread evenly over all classes (arXiv:1512.00567 Sec. 7).', least=0, most=0.999
     )
+    loss: str = _rate(
+        'softmax',
+        'Loss of training: softmax cross-entropy, or sigmoid, the mean of the binary cross-entropies of all classes '
+        '(arXiv:2110.00476). sigmoid_sum adds them up, and starts the biases of the head at -log(classes).',
+        choices=('softmax', 'sigmoid', 'sigmoid_sum'),
+    )
+    target_threshold: float = _rate(
+        0.0, 'With --loss=sigmoid, targets above this become 1, and the others 0; 0 keeps them.', least=0, below=1
+    )
     seed: int = _training(0, 'Seed of weights, order and augmentation.', least=0, most=2**63 - 1, is_identity=True)
     dtype: str = _rate(
         'fp32',
@@ -275,6 +284,9 @@ class TrainConfig:
         check(self)
         if self.background and not self.views:
             raise UserError(f'--background_class needs encoded images, and {self.dataset} has none; leave it out')
+        if self.target_threshold and self.loss == 'softmax':
+            fault = f'--target_threshold={self.target_threshold} has no effect with --loss=softmax'
+            raise UserError(f'{fault}; pass --loss=sigmoid, or --target_threshold=0')
         if self.transfer == 'head' and self.backbone_learning_rate_factor != 1:
             raise UserError(
                 f'--backbone_learning_rate_factor={self.backbone_learning_rate_factor} with --transfer=head, which '

@@ -26,7 +26,7 @@ def make_train_function(
     def replica_step(images, labels) -> tf.Tensor:
         with tf.GradientTape() as tape:
             logits = model(images, training=is_training)
-            losses = cross_entropy(labels, logits, config.label_smoothing)
+            losses = training_loss(labels, logits, config)
             # Divided by the global batch size, because the optimizer adds up the replicas' gradients.
             loss = optimizer.scale_loss(tf.reduce_sum(losses) / config.batch_size)
         optimizer.apply(tape.gradient(loss, variables), variables)
@@ -72,6 +72,16 @@ def make_evaluate_function(strategy: tf.distribute.Strategy, model: keras.Model)
     return evaluate_batch
 
 
+def training_loss(labels: tf.Tensor, logits: tf.Tensor, config: TrainConfig) -> tf.Tensor:
+    """Return the config's loss, float32 [n], of labels, int [n] or float32 [n, classes], which mixed images have."""
+    if config.loss == 'softmax' and labels.shape.rank == 1:
+        return cross_entropy(labels, logits, config.label_smoothing)
+    from official_resnet.training import losses
+
+    targets = losses.smoothed(labels, logits.shape[-1], config.label_smoothing)
+    return losses.LOSSES[config.loss](targets, logits, config.target_threshold)
+
+
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, smoothing: float = 0.0) -> tf.Tensor:
     """Return the softmax cross-entropy, float32 [n], of labels, int [n], and logits, float32 [n, classes]."""
     if not smoothing:
@@ -82,6 +92,7 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, smoothing: float = 0.0) 
 
 
 def count_correct(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Return the number of images whose largest logit is that of their label, as float32."""
+    """Return the number of images whose largest logit is that of their (likeliest) label, as float32."""
+    labels = tf.argmax(labels, -1) if labels.shape.rank == 2 else labels
     is_correct = tf.equal(tf.argmax(logits, -1, tf.int32), tf.cast(labels, tf.int32))
     return tf.reduce_sum(tf.cast(is_correct, tf.float32))
