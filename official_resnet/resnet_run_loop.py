@@ -331,6 +331,7 @@ class Trainer:
             num_epochs=self.config.train_epochs,
             augment=self.config.augment,
             flip=self.config.flip,
+            options=self.config.augmentation,
             share=(self.process.index, self.process.count),
         )
         return _feed(batches, self.data.num_cpu_threads, self.process, self.config)

@@ -15,8 +15,8 @@ ROOT = PACKAGE.parent
 WALK = re.compile(r'^\| \d+ \| `(\S+\.py)` \| (.*?) \|', re.MULTILINE)  # | 1 | `path` | `name`, `name` | what happens |
 MAX_FILES, MAX_LINES = 12, 2600  # of the walk
 # Of what a run imports, __init__.py not counted; the lines are counted with those of the program itself.
-MAX_INPUT_LINES = 620  # of these in inputs/
-MAX_MODULES, MAX_IMPORTED_LINES = 23, 4112
+MAX_INPUT_LINES = 660  # of these in inputs/
+MAX_MODULES, MAX_IMPORTED_LINES = 23, 4158
 BEHIND_DOORS = set(
     """
     training/transfer.py training/feature_cache.py training/workers.py training/meeting.py command_line/more_logging.py
@@ -65,7 +65,14 @@ def test_a_cifar_training_imports_little_of_ours(cifar_dir, tmp_path):
     names = {str(path.relative_to(PACKAGE)) for path in paths}
     assert {'training/step.py', 'resnet_model.py'} <= names and not names & BEHIND_DOORS
     read = [path for path in paths if path.parent.name == 'inputs']
-    assert {path.stem for path in read} == {'datasets', 'in_memory', 'cifar', 'augmentation', 'normalization'}
+    assert {path.stem for path in read} == {
+        'datasets',
+        'in_memory',
+        'cifar',
+        'augment_options',
+        'augmentation',
+        'normalization',
+    }
     assert count_lines(read) <= MAX_INPUT_LINES
     lines = count_lines([*paths, PACKAGE / 'cifar10_main.py'])
     listed = sorted(f'{count_lines([path])} {path.relative_to(PACKAGE)}' for path in paths)

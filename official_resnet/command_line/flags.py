@@ -15,6 +15,7 @@ from typing import Any
 from absl import flags
 
 from official_resnet.errors import UserError
+from official_resnet.inputs.augment_options import Augmentation
 from official_resnet.resnet_spec import ResNetSpec
 from official_resnet.training.config import PRETRAINED, MachineConfig, Schedule, TrainConfig, flags_of, part_of, setting
 
@@ -157,7 +158,7 @@ class RunOptions:
             raise UserError('--clean cannot be combined with --worker_hosts; delete model_dir before you start them')
 
 
-PARTS: tuple[type, ...] = (MachineConfig, RunOptions, ResNetSpec, TrainConfig, Schedule)
+PARTS: tuple[type, ...] = (MachineConfig, RunOptions, ResNetSpec, TrainConfig, Augmentation, Schedule)
 
 
 def types_of(part: type) -> dict[str, Any]:

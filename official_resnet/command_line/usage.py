@@ -14,7 +14,7 @@ from official_resnet.command_line.program import HELP
 from official_resnet.errors import UserError
 
 WIDTH = 80  # columns
-_HEADINGS = ('Data', 'Network', 'Training', 'Transfer', 'Evaluation and export', 'Machine', 'Logging')
+_HEADINGS = ('Data', 'Augmentation', 'Network', 'Training', 'Transfer', 'Evaluation and export', 'Machine', 'Logging')
 _KINDS = {'int': 'N', 'float': 'X', 'string': 'TEXT', 'number': 'X'}  # absl's name -> ours
 # A flag of ours -> its names in other programs. If two flags share a name, the first flag is suggested.
 OTHER_NAMES = {

@@ -10,7 +10,7 @@ def pad_crop_flip(
     images: tf.Tensor,
     seed: tf.Tensor,
     pad: int = 4,
-    flip: bool = True,
+    flip: bool | tf.Tensor = True,
     size: int | None = None,
     part: tuple[int, int] | None = None,
 ) -> tf.Tensor:
@@ -22,6 +22,7 @@ def pad_crop_flip(
         images: Images of any dtype, which the crops keep, [b, h, w, c], where h, w and c are static.
         seed: Two integers, the only source of randomness: in training, --seed and the step.
         pad: Number of zero pixels added on every side.
+        flip: Whether to mirror half of the images, or which of them to mirror, bool [b].
         size: Height and width of the crops, [b, size, size, c]. None crops h x w.
         part: (first, total) if `images` are only a part of a batch of `total` images, from its image `first` on. They
             get the offsets and coins that they would get in the whole batch.
@@ -37,7 +38,7 @@ def pad_crop_flip(
         bits = bits[:, part[0] : part[0] + tf.shape(images)[0]]
     # As 2**32 is not a multiple of the number of offsets, 9 for pad 4, some are more frequent by 1 in 500 million.
     tops, lefts, coins = tf.unstack(tf.math.floormod(bits, [[last_top + 1], [last_left + 1], [2]]))
-    flips = tf.logical_and(tf.equal(coins, 1), flip)
+    flips = flip if tf.is_tensor(flip) else tf.logical_and(tf.equal(coins, 1), flip)
     return crop_flip(images, tops, lefts, flips, pad, size)
 
 

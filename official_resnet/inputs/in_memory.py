@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from official_resnet import errors
 from official_resnet.inputs import augmentation, datasets
+from official_resnet.inputs.augment_options import Augmentation
 from official_resnet.inputs.normalization import NORMALIZATIONS
 
 SAMPLED_BYTES = 2**21  # of all images, by which a run knows that they are still those with which it began
@@ -62,21 +63,30 @@ class InMemorySplit:
         num_epochs: int = 1,
         augment: bool = True,
         flip: bool = True,
+        options: Augmentation | None = None,
         share: tuple[int, int] = (0, 1),
     ) -> tf.data.Dataset:
         """Return shuffled, augmented batches: gather, pad_crop_flip, normalize. See split.Split."""
         normalize = NORMALIZATIONS[self.normalization]
         all_images, all_labels = self._tensors()
         first = share[0] * (batch_size // share[1])  # position in the batch of this worker's first image
+        more = None
+        if augment and options not in (None, Augmentation()):
+            from official_resnet.inputs import batch_augmentation
+
+            more = batch_augmentation.Batches(options, self, seed, batch_size, share)
 
         def make_batch(step, rows) -> tuple[tf.Tensor, tf.Tensor]:
             images = tf.gather(all_images, rows)
-            if augment:
+            if more:
+                images = more.cropped(images, rows, step, flip)
+            elif augment:
                 seeds, part = tf.stack([seed, step]), (first, batch_size)
                 images = augmentation.pad_crop_flip(images, seeds, flip=flip, size=self.input_size, part=part)
             else:
                 images = augmentation.pad_to(images, *self.input_shape[:2])
-            return normalize(images), tf.gather(all_labels, rows)
+            images, labels = normalize(images), tf.gather(all_labels, rows)
+            return more.normalized(images, labels, step) if more else (images, labels)
 
         steps = training_rows(self.num_images, batch_size, seed, first_step, num_epochs, share)
         return steps.map(make_batch, tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     import numpy as np
     import tensorflow as tf
 
+    from official_resnet.inputs.augment_options import Augmentation
     from official_resnet.inputs.views import Views
 
 
@@ -52,6 +53,7 @@ class Split(Protocol):
         num_epochs: int = 1,
         augment: bool = True,
         flip: bool = True,
+        options: 'Augmentation | None' = None,
         share: tuple[int, int] = (0, 1),
     ) -> 'tf.data.Dataset':
         """Return a dataset of shuffled batches: (images float32 [batch_size, h, w, c], labels int32 [batch_size]).
@@ -66,6 +68,7 @@ class Split(Protocol):
             num_epochs: Epochs from step 0 on: the last step is num_epochs * steps_per_epoch - 1, whatever the first is.
             augment: Whether to crop images at random, and to flip them.
             flip: Whether augmentation flips. A mirrored digit is a different digit, or none.
+            options: What else augmentation does; None: nothing.
             share: (i, n) returns part i of n equal parts of every batch, for worker i of n, counted from 0.
 
         Raises:

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from official_resnet import errors, files
 from official_resnet.inputs import datasets, encoded, images, in_memory
+from official_resnet.inputs.augment_options import Augmentation
 from official_resnet.inputs.normalization import NORMALIZATIONS
 from official_resnet.inputs.views import Views
 
@@ -71,6 +72,7 @@ class StreamedSplit:
         num_epochs: int = 1,
         augment: bool = True,
         flip: bool = True,
+        options: Augmentation | None = None,
         share: tuple[int, int] = (0, 1),
     ) -> tf.data.Dataset:
         """Return shuffled batches of encoded.train_view, or of test_view if not `augment`. See split.Split."""
@@ -88,7 +90,16 @@ class StreamedSplit:
 
         reorder = mix_shards(self.source.shard_numbers[: self.num_images])
         steps = in_memory.training_rows(self.num_images, batch_size, seed, first_step, num_epochs, share, reorder)
-        return self._batches(steps.map(load, tf.data.AUTOTUNE, deterministic=True), apply_view, size, True)
+        batches = self._batches(steps.map(load, tf.data.AUTOTUNE, deterministic=True), apply_view, size, True)
+        if not augment or options in (None, Augmentation()):
+            return batches
+        from official_resnet.inputs.batch_augmentation import Batches
+
+        more = Batches(options, self, seed, batch_size, share)
+        numbered = batches.enumerate(first_step)
+        return numbered.map(
+            lambda step, batch: more.normalized(batch[0], batch[1], step), tf.data.AUTOTUNE, deterministic=True
+        )
 
     def evaluation_batches(
         self, batch_size: int, *, view: Callable | None = None, share: tuple[int, int] = (0, 1)

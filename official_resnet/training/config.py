@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from official_resnet.errors import UserError
+from official_resnet.inputs.augment_options import Augmentation
 from official_resnet.inputs.datasets import MAX_IMAGE_SIZE
 from official_resnet.resnet_spec import ResNetSpec
 
@@ -199,6 +200,7 @@ class TrainConfig:
     )
     augment: bool = _data(True, 'Crop and flip the training images at random.')
     flip: bool = _data(True, 'Whether --augment also mirrors images at random. Not for digits.', is_open=True)
+    augmentation: Augmentation = _data(Augmentation(), 'What else --augment does.', flag=None)
     num_classes: int | None = _network(None, 'Number of logits; by default one per class.', least=2, most=MAX_CLASSES)
     background: bool = _network(
         False,
@@ -282,6 +284,7 @@ class TrainConfig:
 
     def __post_init__(self):
         check(self)
+        check(self.augmentation)
         if self.background and not self.views:
             raise UserError(f'--background_class needs encoded images, and {self.dataset} has none; leave it out')
         if self.target_threshold and self.loss == 'softmax':
@@ -319,7 +322,7 @@ class TrainConfig:
         size = [spec.pop('group_blocks')] if 'group_blocks' in spec else []
         if spec.get('shortcut') == 'none':
             spec['shortcut'] = None
-        parts = {'schedule': Schedule, 'machine': MachineConfig}
+        parts = {'schedule': Schedule, 'machine': MachineConfig, 'augmentation': Augmentation}
         own = {name: part(**part_of(part, settings)) for name, part in parts.items()} | part_of(cls, settings) | fields
         return cls(make_spec(*size, **spec), **own)
 

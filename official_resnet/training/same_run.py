@@ -12,6 +12,7 @@ from typing import Any
 from official_resnet import checkpoints, damage
 from official_resnet.errors import UserError
 from official_resnet.inputs import classes
+from official_resnet.inputs.augment_options import Augmentation
 from official_resnet.inputs.views import Views
 from official_resnet.resnet_spec import ResNetSpec
 from official_resnet.training import devices
@@ -20,6 +21,7 @@ from official_resnet.training.config import MachineConfig, Schedule, TrainConfig
 IDENTITY = tuple(field.name for field in dataclasses.fields(TrainConfig) if field.metadata.get('is_identity'))
 _CONTENTS = {'train_content': 'training images', 'test_content': 'test images'}
 _PREFIXES = {'': TrainConfig, 'machine.': MachineConfig, 'schedule.': Schedule, 'views.': Views, 'spec.': ResNetSpec}
+_PREFIXES['augmentation.'] = Augmentation
 _FLAGS = {
     f'{prefix}{field.name}': f'--{flag}' for prefix, part in _PREFIXES.items() for flag, field in flags_of(part).items()
 }
@@ -38,6 +40,7 @@ def from_json(values: Mapping[str, Any]) -> TrainConfig:
     """
     values = {**values, 'spec': ResNetSpec.from_json(values['spec'])}
     parts: dict[str, Any] = {'schedule': Schedule, 'machine': MachineConfig, 'views': Views}
+    parts['augmentation'] = Augmentation
     parts = {name: part for name, part in parts.items() if values.get(name)}
     try:
         return TrainConfig(**{**values, **{name: part(**values[name]) for name, part in parts.items()}})

@@ -234,7 +234,16 @@ def test_hook_names_in_any_case(names):
 
 def test_help_is_grouped_by_task_and_shows_the_defaults_of_the_recipe():
     text = succeed('cifar10_main --help')
-    headings = ['Data', 'Network', 'Training', 'Transfer', 'Evaluation and export', 'Machine', 'Logging']
+    headings = [
+        'Data',
+        'Augmentation',
+        'Network',
+        'Training',
+        'Transfer',
+        'Evaluation and export',
+        'Machine',
+        'Logging',
+    ]
     assert re.findall(r'^(\w[\w ]*):$', text, re.M) == headings
     assert text.startswith('Train a residual network') and max(map(len, text.splitlines())) <= 80
     assert re.search(r'--train_epochs, -te N\n .*\[182\]', text) and re.search(r'--recipe [^[]*\[official\]', text)

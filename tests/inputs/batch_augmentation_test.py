@@ -1,0 +1,108 @@
+"""What is added to crops and flips: its values and distributions; the same batches after a resume and with workers."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from fixtures.batches import assert_same_batches, message_of
+from fixtures.imagenet_shards import draw, write_shards
+
+from official_resnet.inputs import augmentation, batch_augmentation, datasets, in_memory
+from official_resnet.inputs.augment_options import Augmentation
+from official_resnet.inputs.views import Views
+from official_resnet.resnet_spec import ResNetSpec
+from official_resnet.training.config import TrainConfig
+
+EVERYTHING = Augmentation(pad=2, pad_mode='reflect', alternating_flip=True, cutout=3)
+
+
+@pytest.fixture(scope='module')
+def memory():
+    """Images in memory whose labels are their numbers."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    return in_memory.InMemorySplit(images, np.arange(40, dtype=np.int32), 40, 'noise', (), 'none')
+
+
+@pytest.fixture(scope='module')
+def stream(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('shards')
+    write_shards(folder, draw(40), 'train', 2)
+    return datasets.open_split('imagenet', 'train', data_dir=folder, views=Views(12, 12)).with_normalization('none')
+
+
+@pytest.mark.parametrize('split', ['memory', 'stream'])
+def test_batches_are_functions_of_seed_and_step(split, request):
+    """A late start gives the tail bit for bit, and parts make the whole."""
+    split, options = request.getfixturevalue(split), {'options': EVERYTHING, 'num_epochs': 2}
+    whole = list(split.training_batches(12, seed=3, **options).as_numpy_iterator())  # 6 steps
+    assert_same_batches(split.training_batches(12, seed=3, first_step=4, **options), whole[4:])
+    plain = list(split.training_batches(12, seed=3, num_epochs=2).as_numpy_iterator())
+    assert any(not np.array_equal(one[0], other[0]) for one, other in zip(whole, plain, strict=True))
+    parts = [split.training_batches(12, seed=3, share=(i, 2), **options).as_numpy_iterator() for i in (0, 1)]
+    for (images, labels), one, other in zip(whole, *parts, strict=True):
+        np.testing.assert_array_equal(images, np.concatenate([one[0], other[0]]))
+        np.testing.assert_array_equal(labels, np.concatenate([one[1], other[1]]))
+    without = split.training_batches(12, seed=3, augment=False, num_epochs=2)
+    assert_same_batches(split.training_batches(12, seed=3, augment=False, **options), list(without.as_numpy_iterator()))
+
+
+@pytest.mark.parametrize('pad', [0, 2, 7, 30])
+def test_borders_that_reflect_are_those_of_numpy(memory, pad):
+    images = memory.images[:, :5]
+    expected = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), 'reflect')
+    np.testing.assert_array_equal(batch_augmentation.reflected(images, pad), expected)
+
+
+def test_crops_of_reflecting_borders(memory):
+    options = Augmentation(pad=2, pad_mode='reflect')
+    for images, labels in memory.training_batches(40, seed=5, options=options).as_numpy_iterator():
+        padded = np.pad(memory.images[labels], ((0, 0), (2, 2), (2, 2), (0, 0)), 'reflect')
+        np.testing.assert_array_equal(images, augmentation.pad_crop_flip(padded, [5, 0], pad=0, size=8))
+
+
+def test_an_image_is_mirrored_in_every_second_epoch(memory):
+    options = Augmentation(pad=0, alternating_flip=True)
+    seen = []
+    for images, labels in memory.training_batches(40, seed=5, num_epochs=4, options=options).as_numpy_iterator():
+        is_same = (images == memory.images[labels]).all((1, 2, 3))
+        is_mirrored = (images == memory.images[labels][:, :, ::-1]).all((1, 2, 3))
+        assert (is_same != is_mirrored).all()
+        seen.append(is_mirrored[np.argsort(labels)])
+    assert 10 <= seen[0].sum() <= 30  # of 40 coins: 20 +- 3.2 standard deviations
+    for epoch in (1, 2, 3):
+        np.testing.assert_array_equal(seen[epoch], seen[0] ^ (epoch % 2 == 1))
+    never = memory.training_batches(40, flip=False, options=options)
+    for images, labels in never.as_numpy_iterator():
+        np.testing.assert_array_equal(images, memory.images[labels])
+
+
+@pytest.mark.parametrize('side', [1, 4, 5, 20])
+def test_cutout_sets_a_clipped_square_to_0(side):
+    draws = (np.stack(np.meshgrid(range(6), range(7), indexing='ij')).reshape(2, 42) + 0.5) / [[6], [7]]
+    cut = batch_augmentation.cutout(tf.ones([42, 6, 7, 2]), tf.constant(draws, tf.float32), side)
+    for image, row, column in zip(cut.numpy(), np.repeat(range(6), 7), np.tile(range(7), 6), strict=True):
+        expected = np.ones((6, 7, 2))
+        top, left = row - side // 2, column - side // 2
+        expected[max(top, 0) : top + side, max(left, 0) : left + side] = 0
+        np.testing.assert_array_equal(image, expected)
+
+
+def test_the_centres_of_cutout_are_everywhere(memory):
+    split = dataclasses.replace(memory, images=memory.images | 1)  # no pixel is 0
+    batches = split.training_batches(40, seed=1, num_epochs=100, options=Augmentation(pad=0, cutout=1))
+    counts = sum((images[..., 0] == 0).sum(0) for images, _ in batches.as_numpy_iterator())
+    assert counts.sum() == 4000 and counts.min() > 25 and counts.max() < 105  # 62.5 +- 4.8 standard deviations
+
+
+@pytest.mark.parametrize(
+    'fields, words',
+    [
+        ({'pad': -1}, '--crop_pad=-1'),
+        ({'pad_mode': 'edge'}, '--pad_mode=edge reflect'),
+        ({'cutout': -2}, '--cutout=-2'),
+    ],
+)
+def test_what_is_refused(fields, words):
+    message = message_of(lambda: TrainConfig(ResNetSpec((1, 1, 1)), augmentation=Augmentation(**fields)))
+    assert all(word in message for word in words.split())
