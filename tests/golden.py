@@ -57,8 +57,9 @@ EXPECTED = {
         **{f'read_ckpt --{name}: *': _NEW for name in ('weights', 'no_head', 'data_dir')},
         **{
             f'*_main --{name}: *': _NEW
-            for name in ('initializer', 'variant', 'patience', 'enable_lars', 'worker_token')
+            for name in ('initializer', 'variant', 'patience', 'enable_lars', 'worker_token', 'lr_*', 'muon_momentum')
         },
+        **{f'*_main --{name}: *': _NEW for name in ('decay_form', '*_learning_rate_factor', 'clip_norm', 'optimizer')},
         'imagenet_main --crop_sampler: *': _NEW,
     },
     'imagenet': {'*': "initial weights and crops are official/resnet's"},

@@ -41,7 +41,7 @@ OBSOLETE = (
     ('version', None, 'use --resnet_version, its name since May 2018'),
     ('use_train_and_evaluate', None, 'training and evaluation always alternate, see --epochs_between_evals'),
     ('tf_data_experimental_slack', None, 'the input prefetches as needed'),
-    ('enable_lars', None, 'there is no LARS; large batches train with --warmup_epochs (1706.02677)'),
+    ('enable_lars', None, 'use --optimizer=lars'),
 )
 OBSOLETE_SWITCHES = ('multi_gpu', 'use_train_and_evaluate', 'tf_data_experimental_slack', 'enable_lars')
 

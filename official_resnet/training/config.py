@@ -217,19 +217,37 @@ class TrainConfig:
     stop_threshold: float | None = _training(None, 'Stop at this test accuracy, 0 to 1.', short='st', least=0, most=1)
     patience: int | None = _training(None, 'Stop when the test accuracy has not risen for N epochs.', least=1)
     optimizer: str = _rate(
-        'momentum', 'SGD with momentum, or Adam (arXiv:1412.6980).', choices=('momentum', 'adam'), is_identity=True
+        'momentum',
+        'SGD with momentum, Adam (arXiv:1412.6980), LAMB (1904.00962), LARS (1708.03888), or Muon for convolutions.',
+        choices=('momentum', 'adam', 'lamb', 'lars', 'muon'),
+        is_identity=True,
     )
     base_learning_rate: float = _rate(
         0.1,
-        'Learning rate per 128 images, scaled to the batch size; with --optimizer=adam, the rate itself. For cosine '
-        'and one_cycle it is the highest rate.',
+        'Learning rate per 128 images, scaled to the batch size; of other optimizers than momentum, the rate itself. '
+        'For cosine and one_cycle it is the highest rate.',
         least=0,
     )
     schedule: Schedule = setting(Schedule(), 'Learning-rate schedule, in epochs.', flag=None)
     momentum: float = _rate(0.9, 'Momentum of SGD.', least=0, most=1)
-    nesterov: bool = _rate(False, "Use Nesterov's momentum.")
-    weight_decay: float = _rate(2e-4, 'L2 weight decay: this times the weight is added to the gradient.', least=0)
+    nesterov: bool = _rate(False, "Use Nesterov's momentum, as muon always does.")
+    weight_decay: float = _rate(
+        2e-4, 'L2 weight decay: this times the weight is added to the gradient; by lamb, to the step.', least=0
+    )
     decay: str = _rate('all', 'Which weights decay.', choices=('all', 'kernels', 'no_batch_norm'))
+    decay_form: str = _rate(
+        'coupled',
+        'decoupled: weights shrink by --weight_decay in a step at the base rate, outside the momentum (MosaicML).',
+        choices=('coupled', 'decoupled'),
+    )
+    bias_learning_rate_factor: float = _rate(
+        1.0, 'Factor of the learning rate of biases and batch norm offsets; divides their decay.', above=0
+    )
+    head_learning_rate_factor: float = _rate(1.0, 'The same for the kernel of the last layer.', above=0)
+    clip_norm: float | None = _rate(
+        None, 'Scale all gradients down if their common norm is larger. Default: 1 with lamb, otherwise none.', above=0
+    )
+    muon_momentum: float = _rate(0.6, 'Momentum of muon for the kernels of convolutions.', least=0, most=1)
     label_smoothing: float = _rate(
         0.0, 'Probability that is spread evenly over all classes (arXiv:1512.00567 Sec. 7).', least=0, most=0.999
     )
@@ -296,10 +314,13 @@ class TrainConfig:
                 'freezes the backbone; leave one of them out'
             )
 
+        if self.decay_form == 'decoupled' and self.optimizer != 'momentum':
+            raise UserError(f'--decay_form=decoupled needs --optimizer=momentum, not {self.optimizer}; leave it out')
+
     @property
     def learning_rate(self) -> float:
-        """The base rate for this batch size. Adam's rate does not depend on the batch size."""
-        return self.base_learning_rate * (1 if self.optimizer == 'adam' else self.batch_size / 128)
+        """The base rate for this batch size. The rates of Adam, LAMB, LARS and Muon do not depend on the batch size."""
+        return self.base_learning_rate * (self.batch_size / 128 if self.optimizer == 'momentum' else 1)
 
     @property
     def trains_on_features(self) -> bool:

@@ -1,6 +1,6 @@
-"""Learning rates in steps, and the optimizers: SGD with coupled weight decay, and Adam."""
+"""Learning rates in steps, and SGD with coupled weight decay. more_optimizers has the others."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -8,8 +8,6 @@ import tensorflow as tf
 
 from official_resnet.errors import UserError
 from official_resnet.training.config import Schedule, TrainConfig
-
-HEAD, APPENDED_HEAD = 'logits', 'appended_logits'  # a network's last layer, and the layer that transfer appends
 
 
 def make_schedule(
@@ -47,52 +45,26 @@ def make_schedule(
 def build(config: TrainConfig, schedule: keras.optimizers.schedules.LearningRateSchedule) -> keras.optimizers.Optimizer:
     """Return the optimizer of a config, with loss scaling if the config asks for it."""
     scale = config.loss_scale or (128.0 if config.dtype == 'fp16' else 1.0)
-    options: dict[str, Any] = {
-        'loss_scale_factor': None if scale in (1, 'dynamic') else float(scale),
-        'backbone_factor': config.backbone_learning_rate_factor,
-        'head_layers': (APPENDED_HEAD,) if config.head == 'append' else (HEAD,),
-    }
-    if config.optimizer == 'momentum':
-        optimizer = CoupledSGD(
-            schedule, config.momentum, config.nesterov, l2=config.weight_decay, decay=config.decay, **options
-        )
-    elif config.weight_decay:
-        raise UserError(
-            f'--weight_decay={config.weight_decay} cannot be combined with --optimizer=adam; '
-            'pass --weight_decay=0, or --optimizer=momentum'
-        )
-    else:  # the numbers of arXiv:1412.6980 Alg. 1, as in torch.optim.Adam; Keras' default epsilon is 1e-7
-        optimizer = Adam(schedule, beta_1=0.9, beta_2=0.999, epsilon=1e-8, **options)
+    static = None if scale in (1, 'dynamic') else float(scale)
+    factors = {config.backbone_learning_rate_factor, config.head_learning_rate_factor, config.bias_learning_rate_factor}
+    if (config.optimizer, config.decay_form, config.clip_norm, factors) == ('momentum', 'coupled', None, {1}):
+        own: dict[str, Any] = {'l2': config.weight_decay, 'decay': config.decay, 'loss_scale_factor': static}
+        optimizer = CoupledSGD(schedule, config.momentum, config.nesterov, **own)
+    else:
+        from official_resnet.training import more_optimizers
+
+        optimizer = more_optimizers.build(config, schedule, static)
     return keras.optimizers.LossScaleOptimizer(optimizer) if scale == 'dynamic' else optimizer
 
 
-class _TwoRates:
-    """Mixin for Keras optimizers: `backbone_factor` multiplies the rate of all layers but `head_layers`."""
-
-    def __init__(self, *args, backbone_factor: float = 1.0, head_layers: Sequence[str] = (), **kwargs):
-        super().__init__(*args, **kwargs)
-        self.backbone_factor, self.head_layers = float(backbone_factor), tuple(head_layers)
-
-    def build(self, variables):
-        variables = list(variables)
-        is_head = {self._var_key(v): v.path.split('/')[0] in self.head_layers for v in variables}
-        self._rate_factor_of = {key: 1.0 if head else self.backbone_factor for key, head in is_head.items()}
-        super().build(variables)
-
-    def update_step(self, gradient, variable, learning_rate):
-        super().update_step(gradient, variable, learning_rate * self._rate_factor_of[self._var_key(variable)])
-
-    def get_config(self):
-        return super().get_config() | {'backbone_factor': self.backbone_factor, 'head_layers': list(self.head_layers)}
+def decaying(variables: Iterable[keras.Variable], decay: str) -> list[keras.Variable]:
+    """Return the variables that decay: 'all', 'no_batch_norm' or 'kernels', see CoupledSGD."""
+    excluded = {'all': (), 'no_batch_norm': ('gamma', 'beta'), 'kernels': ('gamma', 'beta', 'bias')}[decay]
+    return [variable for variable in variables if variable.name not in excluded]
 
 
 @keras.saving.register_keras_serializable(package='official_resnet')
-class Adam(_TwoRates, keras.optimizers.Adam):
-    """keras.optimizers.Adam (arXiv:1412.6980) with a separate learning rate for the backbone."""
-
-
-@keras.saving.register_keras_serializable(package='official_resnet')
-class CoupledSGD(_TwoRates, keras.optimizers.SGD):
+class CoupledSGD(keras.optimizers.SGD):
     """Momentum SGD whose weight decay is part of the gradient, as in every ResNet paper.
 
     Keras' own SGD differs in two ways. Its `weight_decay` is decoupled, w -= lr * decay * w outside the momentum, so at
@@ -108,8 +80,7 @@ class CoupledSGD(_TwoRates, keras.optimizers.SGD):
             `l2 * tf.nn.l2_loss(w)` has the same l2; keras.regularizers.l2(c) corresponds to l2 = 2c.
         decay: The variables that decay: 'all' (official/resnet on CIFAR), 'kernels' (convolutions and
             dense) or 'no_batch_norm' (kernels and the dense bias; official/resnet on ImageNet).
-        **kwargs: Arguments of keras.optimizers.SGD; backbone_factor, which multiplies the learning rate of all layers
-            but head_layers (names of layers).
+        **kwargs: Arguments of keras.optimizers.SGD.
     """
 
     momentum: float
@@ -132,17 +103,18 @@ class CoupledSGD(_TwoRates, keras.optimizers.SGD):
 
     def build(self, variables: Iterable[keras.Variable]) -> None:
         variables = list(variables)
-        excluded = {'all': (), 'no_batch_norm': ('gamma', 'beta'), 'kernels': ('gamma', 'beta', 'bias')}
-        self._l2_of = {self._var_key(v): 0.0 if v.name in excluded[self.decay] else self.l2 for v in variables}
+        self._l2_of = {self._var_key(variable): self.l2 for variable in decaying(variables, self.decay)}
         momentum, self.momentum = self.momentum, self.momentum or 1.0  # Keras has no velocity at momentum 0
         super().build(variables)
         self.momentum = momentum
 
     def update_step(self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor) -> None:
-        l2 = self._l2_of[self._var_key(variable)]
-        if l2:
+        if l2 := self._l2_of.get(self._var_key(variable)):
             gradient = gradient + l2 * tf.convert_to_tensor(variable)
-        learning_rate = learning_rate * self._rate_factor_of[self._var_key(variable)]
+        self.apply_momentum(gradient, variable, learning_rate)
+
+    def apply_momentum(self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor | float) -> None:
+        """Add a gradient to the momentum of a variable, and subtract that, times the learning rate, from it."""
         velocity = self.momentums[self._get_variable_index(variable)].value
         tf.raw_ops.ResourceApplyMomentum(
             var=variable.handle,

@@ -18,7 +18,7 @@ from official_resnet.inputs import classes, other_datasets
 from official_resnet.inputs.split import Split
 from official_resnet.training import same_run
 from official_resnet.training.config import PRETRAINED, TrainConfig
-from official_resnet.training.optimizers import APPENDED_HEAD, HEAD
+from official_resnet.training.more_optimizers import APPENDED_HEAD, HEAD
 
 _OTHER = f'pass another --{PRETRAINED}'
 

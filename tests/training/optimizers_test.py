@@ -3,20 +3,12 @@
 import keras
 import numpy as np
 import pytest
+from fixtures import updates
 
 from official_resnet import resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.training import optimizers, recipes, schedules
 from official_resnet.training.config import Schedule, TrainConfig
-
-
-def _by_hand(w, gradients, rates, momentum, nesterov, l2):
-    m = np.zeros_like(w)
-    for gradient, rate in zip(gradients, rates, strict=True):
-        g = gradient + l2 * w
-        m = momentum * m + g
-        w = w - rate * ((g + momentum * m) if nesterov else m)
-    return w
 
 
 @pytest.mark.parametrize('nesterov', [False, True])
@@ -29,7 +21,7 @@ def test_update_with_a_drop_of_the_rate(momentum, nesterov):
     variable = keras.Variable(start.astype('float32'), name='kernel')
     for gradient in gradients:
         optimizer.apply([gradient.astype('float32')], [variable])
-    expected = _by_hand(start, gradients, [0.1, 0.1, 0.01, 0.01], momentum, nesterov, 0.3)
+    expected = updates.momentum_sgd(start, gradients, [0.1, 0.1, 0.01, 0.01], momentum, nesterov, 0.3)
     np.testing.assert_allclose(variable.numpy(), expected, rtol=1e-5)
 
 
@@ -144,31 +136,3 @@ def test_rates_of_published_recipes(fields, rate, expected):
 def test_wrong_values(make):
     with pytest.raises(UserError):
         make()
-
-
-def test_rates_of_head_and_backbone_by_hand():
-    """The factor scales the step, not the velocity: m is that of the whole rate, and decay is in it."""
-    start, gradients = np.array([1.0, -2.0]), np.array([[0.5, 1.0], [-1.0, 0.25], [2.0, 0.0]])
-    variables = [keras.Variable(start.astype('float32'), name='kernel') for _ in range(3)]
-    for variable, layer in zip(variables, ('stem_conv', 'logits', 'logits_of_another'), strict=True):
-        variable._path = f'{layer}/kernel'
-    optimizer = optimizers.CoupledSGD(0.1, 0.9, l2=0.3, backbone_factor=0.25, head_layers=('logits',))
-    for gradient in gradients:
-        optimizer.apply([gradient.astype('float32')] * 3, variables)
-    slow, fast = (_by_hand(start, gradients, [rate] * 3, 0.9, False, 0.3) for rate in (0.025, 0.1))
-    for variable, expected in zip(variables, (slow, fast, slow), strict=True):
-        np.testing.assert_allclose(variable.numpy(), expected, rtol=1e-5)
-    again = optimizers.CoupledSGD.from_config(optimizer.get_config())
-    assert (again.backbone_factor, again.head_layers) == (0.25, ('logits',))
-
-
-def test_adams_rates_of_head_and_backbone():
-    """Its first step is the rate, whatever the gradient."""
-    variables = [keras.Variable(np.zeros(2, 'float32'), name='kernel') for _ in range(2)]
-    variables[1]._path = 'logits/kernel'
-    optimizer = optimizers.Adam(0.01, epsilon=1e-8, backbone_factor=0.1, head_layers=['logits'])
-    optimizer.apply([np.array([0.5, -3], 'float32')] * 2, variables)
-    np.testing.assert_allclose(variables[0].numpy(), [-0.001, 0.001], rtol=1e-4)
-    np.testing.assert_allclose(variables[1].numpy(), [-0.01, 0.01], rtol=1e-4)
-    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
-    assert copy.get_config() == optimizer.get_config()
