@@ -25,3 +25,7 @@ class Augmentation:
     cutout: int = _flag(
         0, 'Side in pixels of a square that is set to 0 in each normalized image (1708.04552).', least=0
     )
+    mixup: float = _flag(0.0, 'Alpha of mixup (1710.09412), which blends images and their labels; 0: none.', least=0)
+    cutmix: float = _flag(0.0, 'Alpha of CutMix (1905.04899), which swaps boxes of images; 0: none.', least=0)
+    mix_probability: float = _flag(1.0, 'Fraction of the batches that --mixup or --cutmix mixes.', least=0, most=1)
+    mix_switch: float = _flag(0.5, 'Fraction of these that CutMix mixes, if both are on.', least=0, most=1)

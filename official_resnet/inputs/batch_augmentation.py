@@ -17,7 +17,8 @@ from official_resnet.inputs.augment_options import Augmentation
 if TYPE_CHECKING:
     from official_resnet.inputs.split import Split
 
-_FLIP, _CUTOUT = range(101, 103)  # below 101: encoded.train_view
+_fold = tf.random.experimental.stateless_fold_in
+_FLIP, _CUTOUT, _MIX = range(101, 104)  # below 101: encoded.train_view
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Batches:
     def first_flips(self) -> np.ndarray:
         """Whether alternating flips mirror each image of the split in the first epoch, bool [n]."""
         with tf.init_scope():  # once, not for each batch
-            return tf.random.stateless_uniform([self.split.num_images], _fold([self.seed, 0], _FLIP)).numpy() < 0.5
+            seed = _fold(tf.constant([self.seed, 0], tf.int64), _FLIP)
+            return tf.random.stateless_uniform([self.split.num_images], seed).numpy() < 0.5
 
     def alternating_flips(self, step: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
         """Return which of the images `rows`, int [b], to mirror at a step, bool [b]: each in every second epoch.
@@ -55,10 +57,15 @@ class Batches:
         return tf.not_equal(tf.gather(self.first_flips, rows), epoch % 2 == 1)
 
     def normalized(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Change a batch after its normalization: images float32 [b, h, w, c], labels int32 [b]."""
+        """Change a batch after its normalization: images float32 [b, h, w, c], labels int32 [b].
+
+        If images are mixed, the labels become probabilities, float32 [b, classes].
+        """
         seed = tf.stack([tf.constant(self.seed, tf.int64), step])
         if self.options.cutout:
             images = cutout(images, self._draw(seed, _CUTOUT, 2), self.options.cutout)
+        if self.options.mixup or self.options.cutmix:
+            images, labels = mix(images, tf.one_hot(labels, self.split.num_classes), _fold(seed, _MIX), self.options)
         return images, labels
 
     def _draw(self, seed, number, count):
@@ -94,11 +101,57 @@ def cutout(images: tf.Tensor, draws: tf.Tensor, side: int) -> tf.Tensor:
     return images * tf.reshape(1 - tf.cast(is_cut, tf.float32), tf.shape(images))
 
 
+def mix(images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, options: Augmentation) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mix each image of a batch, and its label, with the one at the other end of the batch, as timm's Mixup does.
+
+    Either all images are blended, with the weights lambda and 1 - lambda (mixup, arXiv:1710.09412), or a box of each
+    comes from the other (CutMix, arXiv:1905.04899 Sec. 3). The box has a fraction 1 - lambda of the area, and lambda is
+    corrected if it is clipped. All of the batch has one lambda, Beta(alpha, alpha), and one box.
+
+    Args:
+        images: float32 [b, h, w, c].
+        labels: Probabilities, float32 [b, classes].
+        seed: Two integers. Workers pass the same, and so have the same lambda and box.
+    """
+    draws = tf.random.stateless_uniform([4], _fold(seed, 0))
+    uses_boxes = tf.constant(options.cutmix > 0)
+    if options.mixup and options.cutmix:
+        uses_boxes = draws[1] < options.mix_switch
+    weight = beta(_fold(seed, 1), tf.where(uses_boxes, float(options.cutmix), float(options.mixup)))
+    weight = tf.where(draws[0] < options.mix_probability, weight, 1.0)
+    size = tf.cast(tf.shape(images)[1:3], tf.float32)
+    middle, reach = tf.floor(draws[2:] * size), tf.floor(size * tf.sqrt(1 - weight))
+    start = tf.maximum(middle - reach // 2, 0)
+    end = tf.minimum(middle + (reach + 1) // 2, size)
+
+    flat = tf.reshape(images, [tf.shape(images)[0], -1])  # so that the arithmetic broadcasts only rows
+    others = tf.gather(flat, tf.range(tf.shape(flat)[0])[::-1])  # faster than tf.reverse
+
+    def with_boxes() -> tuple[tf.Tensor, tf.Tensor]:
+        places = [tf.range(size[axis]) for axis in (0, 1)]
+        rows, columns = ((places[axis] >= start[axis]) & (places[axis] < end[axis]) for axis in (0, 1))
+        is_inside = tf.repeat(rows[:, None] & columns, images.shape[3], 1)
+        is_inside = tf.reshape(tf.cast(is_inside, tf.float32), [-1])
+        return (1 - is_inside) * flat + is_inside * others, 1 - tf.reduce_prod((end - start) / size)
+
+    blended, weight = tf.cond(uses_boxes, with_boxes, lambda: (weight * flat + (1 - weight) * others, weight))
+    blended = tf.reshape(blended, tf.shape(images))
+    return tf.ensure_shape(blended, images.shape), weight * labels + (1 - weight) * labels[::-1]
+
+
+def beta(seed: tf.Tensor, alpha: tf.Tensor) -> tf.Tensor:
+    """Return a number of the distribution Beta(alpha, alpha), float32 []; alpha is above 0.
+
+    It is X / (X + Y) of two numbers of the distribution Gamma(alpha). For a small alpha these would be 0 in float32.
+    Their logarithms are not: Gamma(alpha) is Gamma(alpha + 1) times a uniform number to the power of 1 / alpha.
+    """
+    gammas = tf.random.stateless_gamma([2], _fold(seed, 0), alpha + 1)
+    uniform = 1 - tf.random.stateless_uniform([2], _fold(seed, 1))  # above 0
+    logarithms = tf.math.log(gammas) + tf.math.log(uniform) / alpha
+    return tf.sigmoid(logarithms[0] - logarithms[1])
+
+
 def _within(starts, lengths, size):
     """Return which of 0..size-1 lie in [start, start + length), bool [b, size]."""
     places = tf.range(size) - starts[:, None]
     return (places >= 0) & (places < lengths)
-
-
-def _fold(seed, number):
-    return tf.random.experimental.stateless_fold_in(tf.convert_to_tensor(seed, tf.int64), number)

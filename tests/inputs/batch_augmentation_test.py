@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import scipy.stats as stats
 import tensorflow as tf
 from fixtures.batches import assert_same_batches, message_of
 from fixtures.imagenet_shards import draw, write_shards
@@ -15,6 +16,7 @@ from official_resnet.resnet_spec import ResNetSpec
 from official_resnet.training.config import TrainConfig
 
 EVERYTHING = Augmentation(pad=2, pad_mode='reflect', alternating_flip=True, cutout=3)
+MIXED = dataclasses.replace(EVERYTHING, mixup=0.2, cutmix=1.0)
 
 
 @pytest.fixture(scope='module')
@@ -35,8 +37,9 @@ def stream(tmp_path_factory):
 def test_batches_are_functions_of_seed_and_step(split, request):
     """A late start gives the tail bit for bit, and parts make the whole."""
     split, options = request.getfixturevalue(split), {'options': EVERYTHING, 'num_epochs': 2}
-    whole = list(split.training_batches(12, seed=3, **options).as_numpy_iterator())  # 6 steps
-    assert_same_batches(split.training_batches(12, seed=3, first_step=4, **options), whole[4:])
+    mixed = list(split.training_batches(12, seed=3, num_epochs=2, options=MIXED).as_numpy_iterator())  # 6 steps
+    assert_same_batches(split.training_batches(12, seed=3, first_step=4, num_epochs=2, options=MIXED), mixed[4:])
+    whole = list(split.training_batches(12, seed=3, **options).as_numpy_iterator())
     plain = list(split.training_batches(12, seed=3, num_epochs=2).as_numpy_iterator())
     assert any(not np.array_equal(one[0], other[0]) for one, other in zip(whole, plain, strict=True))
     parts = [split.training_batches(12, seed=3, share=(i, 2), **options).as_numpy_iterator() for i in (0, 1)]
@@ -88,6 +91,73 @@ def test_cutout_sets_a_clipped_square_to_0(side):
         np.testing.assert_array_equal(image, expected)
 
 
+@pytest.mark.parametrize('alpha', [0.1, 0.2, 1.0, 3.0])
+def test_lambda_is_of_the_beta_distribution(alpha):
+    seeds = tf.data.Dataset.range(1500).map(lambda step: batch_augmentation.beta(tf.stack([7, step]), alpha))
+    drawn = np.float64(list(seeds.as_numpy_iterator()))
+    small = drawn[drawn < 0.5]  # those near 1 are 1 in float32
+    assert 650 < len(small) < 850  # 750 +- 19
+    assert stats.kstest(small, lambda x: 2 * stats.beta(alpha, alpha).cdf(x)).pvalue > 0.01
+
+
+def mixed(memory, options, steps=40):
+    """Return [(images of the batch, mixed images, mixed labels)] of one batch of 40 images a step; labels are rows."""
+    batches = memory.training_batches(40, seed=2, num_epochs=steps, flip=False, options=options)
+    plain = dataclasses.replace(options, mixup=0.0, cutmix=0.0)
+    numbers = memory.training_batches(40, seed=2, num_epochs=steps, flip=False, options=plain)
+    rows = zip(batches.as_numpy_iterator(), numbers.as_numpy_iterator(), strict=True)
+    return [(memory.images[labels].astype(np.float32), labels, *batch) for batch, (_, labels) in rows]
+
+
+def test_mixup_blends_images_and_labels(memory):
+    weights = []
+    for before, rows, images, labels in mixed(memory, Augmentation(pad=0, mixup=1.0, mix_probability=0.75)):
+        weight = labels[0, rows[0]]
+        np.testing.assert_allclose(images, weight * before + (1 - weight) * before[::-1], atol=1e-3)
+        expected = weight * np.eye(40)[rows] + (1 - weight) * np.eye(40)[rows[::-1]]
+        np.testing.assert_allclose(labels, expected, atol=1e-6)
+        weights.append(weight)
+    assert labels.dtype == np.float32 and len(set(weights)) > 20
+    assert 2 <= sum(weight == 1 for weight in weights) <= 19  # 10 +- 2.7 standard deviations are not mixed
+
+
+def test_cutmix_swaps_a_box_and_counts_its_pixels(memory):
+    memory = dataclasses.replace(memory, images=np.arange(40 * 64 * 3).reshape(40, 8, 8, 3).astype(np.float32))
+    clipped = 0
+    for before, rows, images, labels in mixed(memory, Augmentation(pad=0, cutmix=1.0)):
+        is_other = images[0] == before[-1]
+        assert ((images == before) | (images == before[::-1])).all() and (is_other == is_other[..., :1]).all()
+        where = np.argwhere(is_other[..., 0])
+        if len(where):
+            sides = np.ptp(where, axis=0) + 1
+            assert len(where) == np.prod(sides)  # a box
+            clipped += sides[0] != sides[1]
+        np.testing.assert_allclose(labels[0, rows[0]], 1 - len(where) / 64, atol=1e-6)
+        assert ((images == before[::-1])[:, ..., 0] == is_other[..., 0]).all()  # the same box in all images
+    assert clipped > 5
+
+
+def test_both_alternate(memory):
+    steps = mixed(memory, Augmentation(pad=0, mixup=1.0, cutmix=1.0, mix_switch=0.25), 80)
+    num_blended = sum(not ((images == before) | (images == before[::-1])).all() for before, _, images, _ in steps)
+    assert 44 <= num_blended <= 76  # of 80: 60 +- 3.9 standard deviations
+    assert all(abs(labels.sum(1) - 1).max() < 1e-6 for *_, labels in steps)
+
+
+def test_workers_mix_within_their_parts_by_the_same_lambda(stream):
+    options = Augmentation(mixup=0.5)
+    parts = [next(iter(stream.training_batches(12, share=(i, 2), options=options))) for i in (0, 1)]
+    lambdas = [np.sort(np.unique(labels.numpy().round(5)))[-2:] for _, labels in parts]
+    np.testing.assert_array_equal(*lambdas)
+    plain = next(iter(stream.training_batches(12)))[0].numpy()
+    images, labels = (np.asarray(array) for array in parts[1])
+    weight = labels[0].max()
+    close = [
+        np.allclose(images, one * plain[6:] + (1 - one) * plain[6:][::-1], atol=1e-2) for one in (weight, 1 - weight)
+    ]
+    assert any(close)
+
+
 def test_the_centres_of_cutout_are_everywhere(memory):
     split = dataclasses.replace(memory, images=memory.images | 1)  # no pixel is 0
     batches = split.training_batches(40, seed=1, num_epochs=100, options=Augmentation(pad=0, cutout=1))
@@ -101,6 +171,7 @@ def test_the_centres_of_cutout_are_everywhere(memory):
         ({'pad': -1}, '--crop_pad=-1'),
         ({'pad_mode': 'edge'}, '--pad_mode=edge reflect'),
         ({'cutout': -2}, '--cutout=-2'),
+        ({'mixup': -0.1}, '--mixup=-0.1'),
     ],
 )
 def test_what_is_refused(fields, words):
