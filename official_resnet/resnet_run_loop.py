@@ -27,7 +27,7 @@ from official_resnet import checkpoints, resnet_model
 from official_resnet.errors import Interrupted, UserError
 from official_resnet.inputs import datasets
 from official_resnet.training import devices, optimizers, step
-from official_resnet.training.callbacks import Progress, Record
+from official_resnet.training.callbacks import Progress, Record, card_of
 from official_resnet.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
     from official_resnet.training import same_run
 
     process, model_dir = devices.this_process(config), config.machine.model_dir
-    weights, state, path = network_files.restore_weights(model_dir)
+    weights, state, path = network_files.restore_weights(model_dir, use_weights=config.use_weights)
     batch_size = same_run.stored_config(state, path).batch_size
     names, ids = state['data']['class_names'], state['data'].get('class_ids')  # older checkpoints have no ids
     test = classes.align(read(config, 'test'), names, ids, f'the training images of {model_dir}')
@@ -186,6 +186,7 @@ class Trainer:
         card: Arguments of model_card.write_card.
         evaluation: The newest result of `evaluate`, with its epoch; best: {'accuracy', 'epoch'} of the best one.
         rows: Those of metrics.jsonl, which are saved with the state; callbacks.Record adds to them.
+        averages: The weight_averaging.WeightAverages, or None.
         train_steps: The compiled function of step.make_train_function, called with train_batches' iterator.
     """
 
@@ -215,21 +216,23 @@ class Trainer:
             from official_resnet.training import losses
 
             losses.start_head(self.model)
-        self.compile(self.model)
         self.step, self.is_epoch_open, self._received = 0, False, list[int]()
         self.sums: dict[str, float] = dict.fromkeys(('loss', 'correct', 'steps', 'seconds'), 0)
         self.evaluation: dict[str, float] = {}
         self.best: dict[str, Any] = {'accuracy': None, 'epoch': None}
         self.rows: list[dict[str, Any]] = []
         self._data_info = datasets.describe(self.data, self.test)
-        self.card = _card(config, self.test)
+        self.card = card_of(config, self.test)
         self._saved_at = time.monotonic()
+        self.averages: Any = None
         self._resume()
+        self.compile(self.model)
 
     def compile(self, net: keras.Model) -> None:
         """Create the functions that train and evaluate a network. They are compiled when they are first called."""
-        self.train_steps = step.make_train_function(self.process.strategy, net, self.optimizer, self.config)
-        self._evaluate_batch = step.make_evaluate_function(self.process.strategy, net)
+        strategy, after_step = self.process.strategy, self.averages and self.averages.update
+        self.train_steps = step.make_train_function(strategy, net, self.optimizer, self.config, after_step)
+        self._evaluate_batch = step.make_evaluate_function(strategy, net)
 
     def run(self, callbacks: Sequence[keras.callbacks.Callback], received: list[int]) -> TrainResult:
         """Train; see `train`. `received` is the list to which the number of a signal is appended."""
@@ -268,6 +271,8 @@ class Trainer:
             path = self.save()
         if self.process.is_chief and (reason := self.why_stopped()):
             logging.getLogger(__name__).info(reason)
+        if self.averages:
+            self.averages.show(True)
         callback_list.on_train_end(final_logs)
         if final_logs:  # whose row has only now been added
             self.save()
@@ -276,6 +281,8 @@ class Trainer:
 
     def _train_epoch(self, epoch, iterator, callback_list):
         """Train to the end of the epoch, or of the training, with several steps in each call of the compiled loop."""
+        if self.averages:
+            self.averages.show(False)
         end = min((epoch + 1) * self.steps_per_epoch, self.last_step)
         fixed = self.config.machine.steps_per_call
         per_call = fixed or 1
@@ -347,6 +354,8 @@ class Trainer:
         """Save, so that a signal has nothing to wait for; evaluate after an epoch, update `best`, return the logs."""
         callback_list.on_test_begin()
         path = self.save()
+        if self.averages:
+            self.averages.show(True)
         scores = self.evaluate(lambda: self._heed(path))
         self.evaluation, accuracy = scores | {'epoch': epoch + 1}, scores['accuracy']
         if self.best['accuracy'] is None or accuracy > self.best['accuracy']:
@@ -357,13 +366,11 @@ class Trainer:
 
     def why_stopped(self):
         """Return why the newest evaluation ends the run, or '' if it does not: stop_threshold or patience."""
-        threshold, patience = self.config.stop_threshold, self.config.patience
-        waited = self.evaluation.get('epoch', 0) - (self.best['epoch'] or 0)  # older checkpoints lack the epoch
-        if threshold is not None and self.evaluation.get('accuracy', -1) >= threshold:
-            return f'stopped: test accuracy {self.evaluation["accuracy"]:.4f} reached --stop_threshold={threshold}'
-        if patience is not None and waited >= patience:
-            return f'stopped: no better test accuracy since epoch {self.best["epoch"]} (--patience={patience})'
-        return ''
+        if self.config.stop_threshold is None and self.config.patience is None:
+            return ''
+        from official_resnet.training import stopping
+
+        return stopping.reason(self.config, self.evaluation, self.best)
 
     def _epoch_logs(self):
         images = max(self.sums['steps'], 1) * self.config.batch_size
@@ -411,14 +418,18 @@ class Trainer:
         """Continue from the newest checkpoint, which must be of this run and data, else load pretrained weights."""
         model_dir = self.config.machine.model_dir
         found = model_dir and checkpoints.restore_latest(self._folder)
+        if self.config.pretrained and not found:
+            from official_resnet.training import transfer
+
+            transfer.load_backbone(self.model, self.config.pretrained, self.config.head)
+        if self.config.weight_averaging != 'none':  # from the weights on with which the run begins
+            from official_resnet.training import weight_averaging
+
+            self.averages = weight_averaging.WeightAverages(self)
         if found:
             from official_resnet.training import same_run
 
             same_run.resume(self, self._variables(), self._data_info, found)
-        elif self.config.pretrained:
-            from official_resnet.training import transfer
-
-            transfer.load_backbone(self.model, self.config.pretrained, self.config.head)
         self.process.require_same_step(self.step, model_dir)
 
     def _heed(self, path=None):
@@ -443,6 +454,7 @@ class Trainer:
 
     def _variables(self):
         named = {variable.path: variable for variable in self.model.variables}
+        named |= self.averages.named() if self.averages else {}
         # Numbered, because Keras numbers optimizers within a process, and a wrapped optimizer repeats names.
         return named | {
             f'optimizer/{i}/{variable.name}': variable for i, variable in enumerate(self.optimizer.variables)
@@ -469,20 +481,3 @@ def _feed(batches, num_threads, process, config):
     options = tf.data.Options()
     options.threading.private_threadpool_size = config.machine.input_threads or num_threads
     return process.distribute(batches.with_options(options), config.batch_size)
-
-
-def _card(config, test):
-    """Return the arguments of model_card.write_card for the network of a config and images like those of a split."""
-    experiment = {'experiment': config.experiment} if config.experiment else {}
-    return experiment | {
-        'spec': config.spec,
-        'normalization': test.normalization,
-        'image_shape': test.image_shape,
-        'input_shape': test.input_shape,
-        'class_names': test.class_names,
-        'ids': test.class_ids if test.class_ids != test.class_names else None,  # ids of own images are their names
-        'num_classes': config.num_classes,
-        'view': {'resize': test.resize, 'exif': not test.views or test.views.uses_exif},
-        'head': config.head,
-        'pretrained_classes': config.pretrained_classes,
-    }

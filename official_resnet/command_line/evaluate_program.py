@@ -28,7 +28,7 @@ _BOTH = {
 # The flags that have an effect when a run in a model_dir is evaluated, and when another network is.
 _OF_RUN = _BOTH | {
     *('num_gpus', 'distribution_strategy', 'all_reduce_alg', 'datasets_num_private_threads', 'eval_image_size'),
-    *('export_dir', 'image_bytes_as_serving_input'),
+    *('export_dir', 'image_bytes_as_serving_input', 'use_weights'),
 }
 _OF_NET = _BOTH | {PRETRAINED, 'tfds', 'use_synthetic_data', 'dataset', 'validation_fraction', 'seed'}
 _SOURCES = {'tfds', 'use_synthetic_data', 'dataset'}
@@ -76,7 +76,7 @@ def _evaluate_run(values, asked, options, row, given):
     if asked.dtype == 'auto':  # depends on the devices
         devices.start_tensorflow(machine.inter_op_threads, machine.intra_op_threads)
     _require_same(values, asked, config, row, given)
-    changes = {'batch_size': asked.batch_size} if 'batch_size' in given else {}
+    changes = {name: getattr(asked, name) for name in ('batch_size', 'use_weights') if name in given}
     views = {'test_size': asked.views.test_size} if 'eval_image_size' in given else {}
     if options.image_folder:  # it has the same classes, but may have other images
         changes['dataset'] = asked.dataset

@@ -11,6 +11,7 @@ from official_resnet import checkpoints
 from official_resnet.errors import UserError
 from official_resnet.inference import card_reader
 
+AVERAGE = 'average/'  # in a checkpoint, the prefix of the averages of weights, see training.weight_averaging
 REMEDY = 'pass a .keras file that a training or read_ckpt.py wrote'
 
 
@@ -23,7 +24,7 @@ class NetworkFiles(NamedTuple):
     weights: dict[str, np.ndarray] | None  # those of a checkpoint; None: they are in `source`
 
 
-def find(path: str | os.PathLike) -> NetworkFiles:
+def find(path: str | os.PathLike, use_weights: str = 'average') -> NetworkFiles:
     """Return the files of a network, given its .keras file, a model_dir or a checkpoint in it; see predict.load.
 
     Raises:
@@ -33,10 +34,10 @@ def find(path: str | os.PathLike) -> NetworkFiles:
     folder, weights = path.parent, None
     if path.is_dir():
         folder, path = path, path / 'model.keras'
-        if not path.is_file():
-            weights, _, path = restore_weights(folder, 'train there, or pass a .keras file')
+        if not path.is_file() or use_weights == 'plain':
+            weights, _, path = restore_weights(folder, 'train there, or pass a .keras file', use_weights)
     elif path.suffix == '.npz' and path.is_file():
-        folder, weights = path.parents[1], _without_optimizer(checkpoints.read(path)[0])
+        folder, weights = path.parents[1], _of_network(checkpoints.read(path)[0], use_weights)
     elif path.suffix != '.keras' or not path.is_file():
         raise UserError(f"'{path}' is neither a .keras file nor a model_dir; pass one of them")
     card = card_reader.read_card(path.with_suffix('.card.json') if weights is None else folder / 'model.card.json')
@@ -51,9 +52,13 @@ def find(path: str | os.PathLike) -> NetworkFiles:
 
 
 def restore_weights(
-    model_dir: str | os.PathLike | None, remedy: str = 'train there first, or pass another --model_dir'
+    model_dir: str | os.PathLike | None,
+    remedy: str = 'train there first, or pass another --model_dir',
+    use_weights: str = 'average',
 ) -> tuple[dict[str, np.ndarray], dict, pathlib.Path]:
-    """Return what `restore_latest` returns for a model_dir, without the optimizer's variables.
+    """Return what `restore_latest` returns for a model_dir, but only the network's variables.
+
+    `use_weights` is 'average' or, if the training averaged its weights and those before are wanted, 'plain'.
 
     Raises:
         UserError: There is no checkpoint. The message ends with `remedy`.
@@ -62,7 +67,7 @@ def restore_weights(
     if not found:
         raise UserError(f"model_dir '{model_dir}' has no checkpoint; {remedy}")
     arrays, state, path = found
-    return _without_optimizer(arrays), state, path
+    return _of_network(arrays, use_weights), state, path
 
 
 def require_weights(path: str | os.PathLike) -> None:
@@ -83,6 +88,9 @@ def require_keras_file(path: str | os.PathLike, remedy: str = REMEDY) -> None:
         )
 
 
-def _without_optimizer(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the arrays of the network's variables."""
-    return {name: array for name, array in arrays.items() if not name.startswith('optimizer/')}
+def _of_network(arrays: dict[str, np.ndarray], use_weights: str) -> dict[str, np.ndarray]:
+    """Return the arrays of the network's variables: their averages, if there are any and if they are wanted."""
+    plain = {name: array for name, array in arrays.items() if not name.startswith(('optimizer/', AVERAGE))}
+    return {
+        name: arrays.get(AVERAGE + name, plain[name]) if use_weights == 'average' else plain[name] for name in plain
+    }

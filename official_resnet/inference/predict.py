@@ -31,11 +31,12 @@ class Guess(NamedTuple):
     probability: float
 
 
-def load(path: str | os.PathLike) -> tuple[keras.Model, card_reader.Card]:
+def load(path: str | os.PathLike, use_weights: str = 'average') -> tuple[keras.Model, card_reader.Card]:
     """Return the network of a .keras file, a model_dir or a checkpoint in it, and its card.
 
     A model_dir stands for its model.keras, which is written when a run ends, or else for its newest checkpoint.
-    The network of the best test accuracy is model_dir/best.keras.
+    The network of the best test accuracy is model_dir/best.keras. If the training averaged its weights, these are the
+    averages; with use_weights='plain', those of the newest checkpoint are the weights themselves.
     The network maps images [n, h, w, c], as network_input makes them, to logits [n, num_classes].
 
     >>> model, card = load('demo_model')
@@ -45,7 +46,7 @@ def load(path: str | os.PathLike) -> tuple[keras.Model, card_reader.Card]:
     Raises:
         UserError: The network or its card is missing or damaged, or they do not belong together.
     """
-    path, card, source, weights = network_files.find(path)
+    path, card, source, weights = network_files.find(path, use_weights)
     fast = {'BatchNormalization': layers.BatchNormalization}  # in place of Keras' own
     if weights is None:
         model = keras_files.load(path, network_files.REMEDY, fast)

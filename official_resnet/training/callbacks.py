@@ -191,6 +191,23 @@ class Record(keras.callbacks.Callback):
             files.write_text(self.path, ''.join(json.dumps(row) + '\n' for row in self._rows))
 
 
+def card_of(config: TrainConfig, test: Any) -> dict[str, Any]:
+    """Return the arguments of model_card.write_card for the network of a config and images like those of a Split."""
+    experiment = {'experiment': config.experiment} if config.experiment else {}
+    return experiment | {
+        'spec': config.spec,
+        'normalization': test.normalization,
+        'image_shape': test.image_shape,
+        'input_shape': test.input_shape,
+        'class_names': test.class_names,
+        'ids': test.class_ids if test.class_ids != test.class_names else None,  # ids of own images are their names
+        'num_classes': config.num_classes,
+        'view': {'resize': test.resize, 'exif': not test.views or test.views.uses_exif},
+        'head': config.head,
+        'pretrained_classes': config.pretrained_classes,
+    }
+
+
 def format_seconds(seconds: float) -> str:
     """Return '2 h 05 min', '12 min' or '40 s'."""
     if seconds < 90:

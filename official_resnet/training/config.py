@@ -260,6 +260,18 @@ class TrainConfig:
     target_threshold: float = _rate(
         0.0, 'With --loss=sigmoid, targets above this become 1, and the others 0; 0 keeps them.', least=0, below=1
     )
+    weight_averaging: str = _rate(
+        'none',
+        'Average weights and batch statistics: ema beside the training; it continues from those of lookahead.',
+        choices=('none', 'ema', 'lookahead'),
+        is_identity=True,
+    )
+    average_decay: float | None = _rate(
+        None, 'Share of the average that a step keeps. Default: 0.999, or 0.95 for lookahead.', least=0, below=1
+    )
+    average_every: int | None = _rate(None, 'Steps from one average to the next. Default: 1 or 5.', least=1)
+    average_warmup: bool = _rate(True, 'Until --average_decay is reached, step t of ema keeps (1 + t) / (10 + t).')
+    use_weights: str = _training('average', 'Which of the two to evaluate and export.', choices=('average', 'plain'))
     seed: int = _training(0, 'Seed of weights, order and augmentation.', least=0, most=2**63 - 1, is_identity=True)
     dtype: str = _rate(
         'fp32',

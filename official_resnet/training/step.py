@@ -12,7 +12,11 @@ NUM_GUESSES = 5  # likeliest classes that top-5 accuracy considers
 
 
 def make_train_function(
-    strategy: tf.distribute.Strategy, model: keras.Model, optimizer: keras.optimizers.Optimizer, config: TrainConfig
+    strategy: tf.distribute.Strategy,
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    config: TrainConfig,
+    after_step: Callable[[tf.distribute.Strategy], None] | None = None,  # called in cross-replica context
 ) -> Callable:
     """Return the compiled (iterator, num_steps) -> float32 [num_steps, 2]: summed loss and number of hits per step."""
     variables = model.trainable_variables
@@ -44,6 +48,8 @@ def make_train_function(
             for i in tf.range(num_steps):
                 per_replica = strategy.run(replica_step, args=next(iterator))
                 results = results.write(i, strategy.reduce(tf.distribute.ReduceOp.SUM, per_replica, axis=None))
+                if after_step:
+                    after_step(strategy)
         return results.stack()
 
     return train_steps

@@ -33,18 +33,8 @@ def test_json_keeps_everything():
 def test_the_identity_of_a_run_is_what_a_checkpoint_depends_on():
     assert set(IDENTITY) == {
         *('spec', 'dataset', 'num_train_images', 'image_size', 'validation_fraction', 'normalization', 'num_classes'),
-        *(
-            'batch_size',
-            'seed',
-            'optimizer',
-            'augment',
-            'flip',
-            'augmentation',
-            'transfer',
-            'train_last_groups',
-            'head',
-        ),
-        *('pretrained_classes', 'views', 'background', 'sync_batch_norm', 'experiment'),
+        *('batch_size', 'seed', 'optimizer', 'augment', 'flip', 'augmentation', 'transfer', 'train_last_groups'),
+        *('head', 'pretrained_classes', 'views', 'background', 'sync_batch_norm', 'experiment', 'weight_averaging'),
     }
 
 

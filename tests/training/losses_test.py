@@ -73,6 +73,7 @@ def test_a_step_takes_classes_or_probabilities():
     assert step.count_correct(tf.constant(MIXED), tf.constant(LOGITS)).numpy() == 3
 
 
+@pytest.mark.slow
 def test_sigmoid_sum_starts_at_one_in_as_many_classes():
     config = config_of(TINY, dataset='synthetic', data_dir=None, loss='sigmoid_sum')
     bias = resnet_run_loop.Trainer(config).model.layers[-1].bias
