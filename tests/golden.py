@@ -59,7 +59,10 @@ EXPECTED = {
             f'*_main --{name}: *': _NEW
             for name in ('initializer', 'variant', 'patience', 'enable_lars', 'worker_token', 'lr_*', 'muon_momentum')
         },
-        **{f'*_main --{name}: *': _NEW for name in ('decay_form', '*_learning_rate_factor', 'clip_norm', 'optimizer')},
+        **{
+            f'*_main --{name}: *': _NEW
+            for name in ('decay_form', '*_learning_rate_factor', 'clip_norm', 'optimizer', '*accumulation*')
+        },
         'imagenet_main --crop_sampler: *': _NEW,
     },
     'imagenet': {'*': "initial weights and crops are official/resnet's"},

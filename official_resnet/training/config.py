@@ -247,6 +247,12 @@ class TrainConfig:
     clip_norm: float | None = _rate(
         None, 'Scale all gradients down if their common norm is larger. Default: 1 with lamb, otherwise none.', above=0
     )
+    gradient_accumulation_steps: int = _training(
+        1,
+        'Split a batch into N passes and add up their gradients, which needs less memory. The weights are those of one '
+        'pass, except that batch norms see the parts of the batch.',
+        least=1,
+    )
     muon_momentum: float = _rate(0.6, 'Momentum of muon for the kernels of convolutions.', least=0, most=1)
     label_smoothing: float = _rate(
         0.0, 'Probability that is spread evenly over all classes (arXiv:1512.00567 Sec. 7).', least=0, most=0.999
@@ -326,6 +332,11 @@ class TrainConfig:
                 'freezes the backbone; leave one of them out'
             )
 
+        if self.batch_size % (steps := self.gradient_accumulation_steps):
+            remedy = f'pass --batch_size={max(self.batch_size // steps, 1) * steps}'
+            raise UserError(
+                f'--gradient_accumulation_steps={steps} does not divide --batch_size={self.batch_size}; {remedy}'
+            )
         if self.decay_form == 'decoupled' and self.optimizer != 'momentum':
             raise UserError(f'--decay_form=decoupled needs --optimizer=momentum, not {self.optimizer}; leave it out')
 

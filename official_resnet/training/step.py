@@ -27,27 +27,43 @@ def make_train_function(
         statistics = replicas.ReplicaStatistics(config.sync_batch_norm)
     is_training = config.transfer != 'head'  # a frozen backbone drops no blocks (stochastic depth)
 
-    def replica_step(images, labels) -> tf.Tensor:
+    def gradients_of(images, labels) -> tuple[list[tf.Tensor], tf.Tensor]:
         with tf.GradientTape() as tape:
             logits = model(images, training=is_training)
             losses = training_loss(labels, logits, config)
             # Divided by the global batch size, because the optimizer adds up the replicas' gradients.
             loss = optimizer.scale_loss(tf.reduce_sum(losses) / config.batch_size)
-        optimizer.apply(tape.gradient(loss, variables), variables)
+        gradients = tape.gradient(loss, variables)
         if statistics:
             statistics.update_moving()
-        return tf.stack([tf.reduce_sum(losses), count_correct(labels, logits)])
+        return gradients, tf.stack([tf.reduce_sum(losses), count_correct(labels, logits)])
+
+    def update(gradients) -> None:
+        optimizer.apply(gradients, variables)
+
+    def replica_step(images, labels) -> tf.Tensor:
+        gradients, sums = gradients_of(images, labels)
+        update(gradients)
+        return sums
 
     if config.machine.enable_xla:
         replica_step = tf.function(replica_step, jit_compile=True)
+
+    def step(images, labels) -> tf.Tensor:
+        per_replica = strategy.run(replica_step, args=(images, labels))
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, per_replica, axis=None)
+
+    if config.gradient_accumulation_steps > 1:
+        from official_resnet.training import accumulation
+
+        step = accumulation.make_step(strategy, gradients_of, update, variables, config)
 
     @tf.function
     def train_steps(iterator, num_steps) -> tf.Tensor:
         results = tf.TensorArray(tf.float32, num_steps, element_shape=[2])
         with statistics.handed_to(model) if statistics else contextlib.nullcontext():
             for i in tf.range(num_steps):
-                per_replica = strategy.run(replica_step, args=next(iterator))
-                results = results.write(i, strategy.reduce(tf.distribute.ReduceOp.SUM, per_replica, axis=None))
+                results = results.write(i, step(*next(iterator)))
                 if after_step:
                     after_step(strategy)
         return results.stack()

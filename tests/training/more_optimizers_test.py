@@ -168,7 +168,7 @@ def test_a_matrix_becomes_nearly_orthogonal():
 
 SPEC = resnet_spec.ResNetSpec((1,), filters=4, bn_momentum=0.9)
 TRAININGS = {
-    'muon': {'base_learning_rate': 0.02, 'bias_learning_rate_factor': 4.0, 'dtype': 'bf16'},
+    'muon': {'base_learning_rate': 0.02, 'bias_learning_rate_factor': 4.0, 'gradient_accumulation_steps': 2},
     'lamb': {'base_learning_rate': 0.005, 'decay': 'kernels', 'loss_scale': 'dynamic'},
     'lars': {'base_learning_rate': 1.0, 'decay': 'kernels', 'clip_norm': 1.0},
     'momentum': {'decay_form': 'decoupled', 'head_learning_rate_factor': 2.0, 'clip_norm': 1.0},
