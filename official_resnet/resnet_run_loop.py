@@ -134,7 +134,8 @@ def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
     if process.is_chief:
         same_run.log_place('evaluating', path, epoch, config, state)
     process.require_same_step(state['step'], model_dir)
-    results = _score(test, step.make_evaluate_function(process.strategy, model), process, config)
+    evaluate_batch = step.make_evaluate_function(process.strategy, model, config.test_views)
+    results = _score(test, evaluate_batch, process, config)
     place = {'step': state['step'], 'epoch': epoch}
     return results | place | {'num_images': test.num_images, 'model': model, 'test': test}
 
@@ -232,7 +233,7 @@ class Trainer:
         """Create the functions that train and evaluate a network. They are compiled when they are first called."""
         strategy, after_step = self.process.strategy, self.averages and self.averages.update
         self.train_steps = step.make_train_function(strategy, net, self.optimizer, self.config, after_step)
-        self._evaluate_batch = step.make_evaluate_function(strategy, net)
+        self._evaluate_batch = step.make_evaluate_function(strategy, net, self.config.test_views)
 
     def run(self, callbacks: Sequence[keras.callbacks.Callback], received: list[int]) -> TrainResult:
         """Train; see `train`. `received` is the list to which the number of a signal is appended."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _BOTH = {
     *('eval_only', 'eval_report', 'ten_crop', 'model_dir', 'data_dir', 'download', 'image_folder', 'batch_size'),
-    *('inter_op_parallelism_threads', 'intra_op_parallelism_threads'),
+    *('test_views', 'inter_op_parallelism_threads', 'intra_op_parallelism_threads'),
 }
 # The flags that have an effect when a run in a model_dir is evaluated, and when another network is.
 _OF_RUN = _BOTH | {
@@ -76,7 +76,7 @@ def _evaluate_run(values, asked, options, row, given):
     if asked.dtype == 'auto':  # depends on the devices
         devices.start_tensorflow(machine.inter_op_threads, machine.intra_op_threads)
     _require_same(values, asked, config, row, given)
-    changes = {name: getattr(asked, name) for name in ('batch_size', 'use_weights') if name in given}
+    changes = {name: getattr(asked, name) for name in ('batch_size', 'use_weights', 'test_views') if name in given}
     views = {'test_size': asked.views.test_size} if 'eval_image_size' in given else {}
     if options.image_folder:  # it has the same classes, but may have other images
         changes['dataset'] = asked.dataset
@@ -99,7 +99,7 @@ def _evaluate_run(values, asked, options, row, given):
         f'{"top-1" if top_5 else "test accuracy"} {results["accuracy"]:.4f}{top_5} ({results["num_images"]} images)'
     )
     if options.eval_report or options.ten_crop:
-        _report(results['model'], results['test'], config.batch_size, options)
+        _report(results['model'], results['test'], config, options)
     if options.export_dir:
         export_net(results['model'], config, options)
     return 0
@@ -179,7 +179,7 @@ def _evaluate_net(values, asked, options, row):
     test = test.with_normalization(card.normalization)
     if is_encoded and not test.views.uses_exif:  # ILSVRC2012 stays as it was published
         card = dataclasses.replace(card, uses_exif=False)
-    _report(model, test, asked.batch_size, options, predict.encoded_view(card) if is_encoded else None)
+    _report(model, test, asked, options, predict.encoded_view(card) if is_encoded else None)
     return 0
 
 
@@ -226,7 +226,7 @@ def _with_classes_of(card, test, path, is_encoded):
     return test.with_classes(card.names, card.known_ids, outputs)
 
 
-def _report(model, test, batch_size, options, view=None):
+def _report(model, test, config, options, view=None):
     """Print top-1 and top-5 accuracy; with --eval_report also per class, with --ten_crop also over ten crops."""
     from official_resnet.inputs import encoded
     from official_resnet.reports import evaluate
@@ -239,9 +239,9 @@ def _report(model, test, batch_size, options, view=None):
     if options.ten_crop:
         views['ten crops'] = lambda image: encoded.ten_views(image, test.views)
     for name, function in views.items():
-        batches = test.evaluation_batches(batch_size, view=function)
+        batches = test.evaluation_batches(config.batch_size, view=function)
         with test.input_errors():
-            labels, guesses = evaluate.guess(model, batches)
+            labels, guesses = evaluate.guess(model, batches, 'plain' if name == 'ten crops' else config.test_views)
         report = evaluate.report(labels, guesses, names, ids)
         top_5 = '' if report['top5'] is None else f', top-5 {report["top5"]:.4f}'
         others = f', without {left} of other classes' if (left := test.num_images - len(labels)) else ''

@@ -20,21 +20,24 @@ TOP = 5  # guesses for each image, at most
 Report = dict[str, Any]  # see `report`
 
 
-def guess(model: 'keras.Model', batches: 'tf.data.Dataset') -> tuple[np.ndarray, np.ndarray]:
+def guess(model: 'keras.Model', batches: 'tf.data.Dataset', test_views: str = 'plain') -> tuple[np.ndarray, np.ndarray]:
     """Return labels, int32 [n], and the model's guesses, int32 [n, 5], the likeliest class first.
 
     Args:
         model: A network of resnet_model.
         batches: Pairs (images, labels). Images with the label -1, of no class, are left out. If there are several
             images for each label, as in ten-crop evaluation, their probabilities are averaged.
+        test_views: TrainConfig.test_views, for which logits are averaged.
     """
     import tensorflow as tf
+
+    from official_resnet.inference import view_average
 
     num_guesses = min(TOP, model.output_shape[-1])
 
     @tf.function(reduce_retracing=True)
     def guess_batch(images, labels) -> 'tf.Tensor':
-        probabilities = tf.nn.softmax(model(images, training=False))
+        probabilities = tf.nn.softmax(view_average.logits_of(model, images, test_views))
         per_image = tf.reshape(probabilities, [tf.shape(labels)[0], -1, probabilities.shape[-1]])
         return tf.math.top_k(tf.reduce_mean(per_image, 1), num_guesses).indices
 

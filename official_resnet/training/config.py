@@ -278,6 +278,11 @@ class TrainConfig:
     average_every: int | None = _rate(None, 'Steps from one average to the next. Default: 1 or 5.', least=1)
     average_warmup: bool = _rate(True, 'Until --average_decay is reached, step t of ema keeps (1 + t) / (10 + t).')
     use_weights: str = _training('average', 'Which of the two to evaluate and export.', choices=('average', 'plain'))
+    test_views: str = _training(
+        'plain',
+        'Evaluate mean logits of an image and its mirror image, or also of both shifted by a pixel. Not for digits.',
+        choices=('plain', 'flip', 'flip_shift'),
+    )
     seed: int = _training(0, 'Seed of weights, order and augmentation.', least=0, most=2**63 - 1, is_identity=True)
     dtype: str = _rate(
         'fp32',
@@ -326,6 +331,8 @@ class TrainConfig:
         if self.target_threshold and self.loss == 'softmax':
             fault = f'--target_threshold={self.target_threshold} has no effect with --loss=softmax'
             raise UserError(f'{fault}; pass --loss=sigmoid, or --target_threshold=0')
+        if self.test_views != 'plain' and self.trains_on_features:
+            raise UserError(f'--test_views={self.test_views} with --transfer=head needs --augment, or leave it out')
         if self.transfer == 'head' and self.backbone_learning_rate_factor != 1:
             raise UserError(
                 f'--backbone_learning_rate_factor={self.backbone_learning_rate_factor} with --transfer=head, which '

@@ -71,14 +71,19 @@ def make_train_function(
     return train_steps
 
 
-def make_evaluate_function(strategy: tf.distribute.Strategy, model: keras.Model) -> Callable:
+def make_evaluate_function(strategy: tf.distribute.Strategy, model: keras.Model, test_views: str = 'plain') -> Callable:
     """Return the compiled (images, labels) -> float32 [3]: summed cross-entropy, hits, hits in the top 5.
 
-    Images with label -1 are not counted.
+    Images with label -1 are not counted. `test_views` is that of view_average.logits_of.
     """
 
     def replica_step(images, labels) -> tf.Tensor:
-        logits = model(images, training=False)
+        if test_views == 'plain':
+            logits = model(images, training=False)
+        else:
+            from official_resnet.inference import view_average
+
+            logits = view_average.logits_of(model, images, test_views)
         is_counted = labels >= 0
         losses = tf.where(is_counted, cross_entropy(tf.maximum(labels, 0), logits), 0.0)
         is_in_top = tf.logical_and(tf.math.in_top_k(tf.maximum(labels, 0), logits, NUM_GUESSES), is_counted)
