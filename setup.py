@@ -36,11 +36,12 @@ setup(
         'beam': ['apache-beam>=2.77'],  # ImageNet's shards built on a cluster
         'imagenet': ['scipy>=1.14'],  # ImageNet's development kit has its labels in a .mat file
         'convert': ['safetensors>=0.8'],  # checkpoints_tools; the other formats need nothing more
-        # Whom the parity tests and the benchmark compare with; pytorchcv wants torchvision, tf-slim's layers tf_keras.
+        # Whom the parity tests and the benchmark compare with; pytorchcv and timm want torchvision, tf-slim tf_keras.
         'parity': [
             'torch==2.13.0',
             'torchvision==0.28.0',
             'pytorchcv>=0.0.74',
+            'timm==1.0.31',
             'onnxruntime>=1.20',
             'tf2onnx>=1.17',
             'tf-slim==1.1.0',
