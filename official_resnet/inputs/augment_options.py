@@ -1,6 +1,11 @@
 """Options of augmentation. The functions that use them are in augmentation and batch_augmentation."""
 
 import dataclasses
+import re
+
+from official_resnet.errors import UserError
+
+_RAND = re.compile(r'rand(-(m\d+|n[1-9]|p(0?\.)?\d+|mstd\d+(\.\d+)?|inc[01]))*')  # as timm writes it
 
 
 def _flag(default, text, **about):
@@ -16,12 +21,8 @@ class Augmentation:
     pad: int = _flag(
         4, 'Pixels around an image before it is cropped.', flag='crop_pad', least=0, most=64, streams=False
     )
-    pad_mode: str = _flag(
-        'zeros', 'What is around an image: zeros, or its mirror image.', choices=('zeros', 'reflect'), streams=False
-    )
-    alternating_flip: bool = _flag(
-        False, 'Mirror an image in every second epoch, half of the images in the first (2404.00498).', streams=False
-    )
+    pad_mode: str = _flag('zeros', 'What these are: zeros or a mirror.', choices=('zeros', 'reflect'), streams=False)
+    alternating_flip: bool = _flag(False, 'Mirror an image in every second epoch (2404.00498).', streams=False)
     cutout: int = _flag(
         0, 'Side in pixels of a square that is set to 0 in each normalized image (1708.04552).', least=0
     )
@@ -29,3 +30,12 @@ class Augmentation:
     cutmix: float = _flag(0.0, 'Alpha of CutMix (1905.04899), which swaps boxes of images; 0: none.', least=0)
     mix_probability: float = _flag(1.0, 'Fraction of the batches that --mixup or --cutmix mixes.', least=0, most=1)
     mix_switch: float = _flag(0.5, 'Fraction of these that CutMix mixes, if both are on.', least=0, most=1)
+    policy: str = _flag('', "trivial_wide, or RandAugment by timm's name: rand-m7-mstd0.5-inc1.", flag='auto_augment')
+    erasing: float = _flag(0.0, 'Fraction of images with a rectangle of 0.', flag='random_erasing', least=0, most=1)
+    repeats: int = _flag(1, 'How often an image comes in a row.', flag='repeated_augmentation', least=1, most=64)
+
+    def __post_init__(self):
+        if self.policy not in ('', 'trivial_wide') and not _RAND.fullmatch(self.policy):
+            raise UserError(
+                f'--auto_augment={self.policy} must be trivial_wide or rand-mN, then -nN, -pP, -mstdS, -inc1'
+            )

@@ -6,19 +6,20 @@ depends on another, nor on what else is switched on.
 
 import dataclasses
 import functools
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
 
-from official_resnet.inputs import augmentation, datasets
+from official_resnet.inputs import augmentation, datasets, policies
 from official_resnet.inputs.augment_options import Augmentation
 
 if TYPE_CHECKING:
     from official_resnet.inputs.split import Split
 
 _fold = tf.random.experimental.stateless_fold_in
-_FLIP, _CUTOUT, _MIX = range(101, 104)  # below 101: encoded.train_view
+_FLIP, _CUTOUT, _MIX, _POLICY, _ERASING = range(101, 106)  # below 101: encoded.train_view
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,33 @@ class Batches:
         if flip and options.alternating_flip:
             flip = self.alternating_flips(step, rows)
         part = self.share[0] * (self.batch_size // self.share[1]), self.batch_size
-        return augmentation.pad_crop_flip(images, tf.stack([self.seed, step]), pad, flip, size, part)
+        seed = tf.stack([self.seed, step])
+        images = augmentation.pad_crop_flip(images, seed, pad, flip, size, part)
+        if not options.policy:
+            return images
+        draws = tf.transpose(self._draw(seed, _POLICY, self._draws_of_policy()))
+        return self._by_pillow(images, draws)
+
+    def changed(self, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Apply the policy to a streamed image, float32 [h, w, 3], 0..255; `seed` is that of encoded.train_view."""
+        if not self.options.policy:
+            return image
+        draws = tf.random.stateless_uniform([1, self._draws_of_policy()], _fold(seed, _POLICY))
+        rounded = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)  # as torchvision's resize rounds
+        return tf.cast(self._by_pillow(rounded[None], draws)[0], tf.float32)
+
+    def _draws_of_policy(self):
+        return policies.num_layers(self.options.policy) * policies.NUM_DRAWS
+
+    def _by_pillow(self, images, draws):
+        """Apply the policy to images, uint8 [b, h, w, 3], with draws, float32 [b, layers * 5]."""
+
+        def change(images, draws) -> np.ndarray:
+            draws = draws.reshape(len(images), -1, policies.NUM_DRAWS)
+            policy = self.options.policy
+            return np.stack([policies.change(*pair, policy) for pair in zip(images, draws, strict=True)])
+
+        return tf.ensure_shape(tf.numpy_function(change, [images, draws], tf.uint8, stateful=False), images.shape)
 
     @functools.cached_property
     def first_flips(self) -> np.ndarray:
@@ -64,6 +91,8 @@ class Batches:
         seed = tf.stack([tf.constant(self.seed, tf.int64), step])
         if self.options.cutout:
             images = cutout(images, self._draw(seed, _CUTOUT, 2), self.options.cutout)
+        if self.options.erasing:
+            images = erase(images, self._draw(seed, _ERASING, 23), self.options.erasing)
         if self.options.mixup or self.options.cutmix:
             images, labels = mix(images, tf.one_hot(labels, self.split.num_classes), _fold(seed, _MIX), self.options)
         return images, labels
@@ -94,9 +123,39 @@ def cutout(images: tf.Tensor, draws: tf.Tensor, side: int) -> tf.Tensor:
         draws: Uniform numbers in [0, 1) for the row and the column of the centre, float32 [2, b].
         side: Side of the square in pixels.
     """
+    centres = tf.cast(draws * tf.cast(tf.shape(images)[1:3], tf.float32)[:, None], tf.int32)
+    return _cut(images, centres - side // 2, tf.fill(tf.shape(centres), side))
+
+
+def erase(images: tf.Tensor, draws: tf.Tensor, probability: float) -> tf.Tensor:
+    """Set a random rectangle to 0 in some of the images, as timm and torchvision do. Source: arXiv:1708.04896.
+
+    It has 2 % to 1/3 of the area, and the logarithm of its aspect ratio is uniform between those of 0.3 and 1/0.3. It
+    is the first of ten attempts that is smaller than the image; if there is none, nothing is erased.
+
+    Args:
+        images: float32 [b, h, w, c].
+        draws: Uniform numbers in [0, 1), float32 [23, b].
+        probability: The fraction of the images that change.
+    """
+    size = tf.cast(tf.shape(images)[1:3], tf.float32)
+    areas, ratios = (
+        (0.02 + draws[:10] * (1 / 3 - 0.02)) * size[0] * size[1],
+        tf.exp((1 - 2 * draws[10:20]) * math.log(0.3)),
+    )
+    sides = tf.round(tf.sqrt(tf.stack([areas * ratios, areas / ratios])))  # [2, 10, b]
+    fits = tf.reduce_all(sides < size[:, None, None], 0)
+    first = tf.one_hot(tf.argmax(fits), 10, axis=0)  # [10, b]
+    is_erased = tf.reduce_any(fits, 0) & (draws[20] < probability)
+    sides = tf.where(is_erased, tf.reduce_sum(sides * first, 1), 0.0)
+    starts = tf.floor(draws[21:] * (size[:, None] - sides + 1))
+    return _cut(images, tf.cast(starts, tf.int32), tf.cast(sides, tf.int32))
+
+
+def _cut(images, starts, sides):
+    """Set a rectangle to 0 in each image; starts and sides, int32 [2, b], are its first row and column and its size."""
     size = tf.shape(images)[1:3]
-    centres = tf.cast(draws * tf.cast(size, tf.float32)[:, None], tf.int32)
-    rows, columns = (_within(centres[axis] - side // 2, side, size[axis]) for axis in (0, 1))
+    rows, columns = (_within(starts[axis], sides[axis][:, None], size[axis]) for axis in (0, 1))
     is_cut = rows[:, :, None] & tf.repeat(columns, images.shape[3], 1)[:, None, :]  # without a broadcast, it is faster
     return images * tf.reshape(1 - tf.cast(is_cut, tf.float32), tf.shape(images))
 

@@ -11,7 +11,14 @@ DECODER = 'decode_image'  # name scope of TensorFlow's decoder, which identifies
 LONGEST = 32  # evaluation crops an image that is longer than this many times its shorter side
 
 
-def train_view(jpeg: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor, views: Views, flip: bool = True) -> tf.Tensor:
+def train_view(
+    jpeg: tf.Tensor,
+    boxes: tf.Tensor,
+    seed: tf.Tensor,
+    views: Views,
+    flip: bool = True,
+    size: int | tf.Tensor | None = None,
+) -> tf.Tensor:
     """Return a random part of a JPEG, resized and mirrored half of the time: float32 [size, size, 3], RGB, 0..255.
 
     `official_crop` or `torch_crop` draws the part, as views.crop says, and only the part is decoded.
@@ -21,6 +28,7 @@ def train_view(jpeg: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor, views: Views,
         boxes: ymin, xmin, ymax, xmax of each box, float32 [n, 4] in 0..1; n may be 0.
         seed: Two integers, as a tensor or not. They are the only source of randomness.
         flip: Whether to mirror at all.
+        size: Height and width of the result, where they change; None: views.size.
     """
     with tf.name_scope(DECODER):
         shape = tf.io.extract_jpeg_shape(jpeg)  # reads the header only
@@ -32,7 +40,8 @@ def train_view(jpeg: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor, views: Views,
     coin = tf.random.stateless_uniform([], tf.random.experimental.stateless_fold_in(seed, 1))
     # Mirror before resizing, as official/resnet does: with TensorFlow 1's bilinear resize, the order matters.
     image = tf.cond(tf.logical_and(coin < 0.5, flip), lambda: tf.reverse(image, [1]), lambda: image)
-    return _resize(image, [views.size, views.size], views)
+    size = size or views.size if not tf.is_tensor(size) else size
+    return _resize(image, [size, size], views)
 
 
 def official_crop(shape: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor, views: Views) -> tf.Tensor:
@@ -196,7 +205,7 @@ def _shorter_side(encoded, views):
     cut = tf.maximum(tf.shape(image)[:2] - LONGEST * shorter, 0) // 2
     image = image[cut[0] : tf.shape(image)[0] - cut[0], cut[1] : tf.shape(image)[1] - cut[1]]
     shape = tf.shape(image)[:2]
-    if views.resize == 'antialias':
+    if views.resize != 'tf1':
         size = shape * views.shorter_side // shorter  # in whole numbers, as torchvision does
     else:  # in float32, as official/resnet does: 255.99998 becomes 255
         size = tf.cast(tf.cast(shape, tf.float32) * (views.shorter_side / tf.cast(shorter, tf.float32)), tf.int32)
@@ -204,7 +213,9 @@ def _shorter_side(encoded, views):
 
 
 def _resize(image, size, views):
-    """Resize an image [h, w, 3] bilinearly to `size`, int32 [2]; return float32."""
+    """Resize an image [h, w, 3] to `size`, int32 [2], as views.resize says; return float32."""
+    if views.resize == 'bicubic':  # overshoots at edges
+        return tf.clip_by_value(tf.image.resize(image, size, 'bicubic', antialias=True), 0, 255)
     if views.resize == 'antialias':
         return tf.image.resize(image, size, antialias=True)
     return tf.raw_ops.ResizeBilinear(images=image[None], size=size, align_corners=False, half_pixel_centers=False)[0]
@@ -213,5 +224,5 @@ def _resize(image, size, views):
 def _middle(image, views):
     """Crop test_size x test_size from the middle. Half pixels are rounded as torchvision or official/resnet does it."""
     spare = tf.shape(image)[:2] - views.test_size
-    top, left = tf.unstack(tf.cast(tf.round(spare / 2), tf.int32) if views.resize == 'antialias' else spare // 2)
+    top, left = tf.unstack(tf.cast(tf.round(spare / 2), tf.int32) if views.resize != 'tf1' else spare // 2)
     return image[top : top + views.test_size, left : left + views.test_size]

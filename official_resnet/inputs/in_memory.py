@@ -88,7 +88,8 @@ class InMemorySplit:
             images, labels = normalize(images), tf.gather(all_labels, rows)
             return more.normalized(images, labels, step) if more else (images, labels)
 
-        steps = training_rows(self.num_images, batch_size, seed, first_step, num_epochs, share)
+        repeats = more.options.repeats if more else 1
+        steps = training_rows(self.num_images, batch_size, seed, first_step, num_epochs, share, repeats=repeats)
         return steps.map(make_batch, tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
 
     def evaluation_batches(
@@ -158,10 +159,12 @@ def training_rows(
     num_epochs: int,
     share: tuple[int, int],
     reorder: Callable | None = None,
+    repeats: int = 1,
 ) -> tf.data.Dataset:
     """Return which images each step of training uses: a dataset of (step int64 [], rows int32 [batch_size / n]).
 
     `share` is (i, n); see split.Split. `reorder` maps (order int32 [num_images], seeds of the epoch) to another order.
+    If an image comes `repeats` times in a row, an epoch has only the first of its order.
     """
     num_steps, size = datasets.steps_per_epoch(num_images, batch_size), batch_size // share[1]
     if not 0 <= seed < 2**63:
@@ -174,6 +177,8 @@ def training_rows(
         order = tf.random.experimental.stateless_shuffle(tf.range(num_images), seeds, alg='philox')
         if reorder:
             order = reorder(order, seeds)
+        if repeats > 1:
+            order = tf.repeat(order, repeats)
         rows = tf.reshape(order[: num_steps * batch_size], [num_steps, batch_size])
         return tf.data.Dataset.from_tensor_slices(rows[:, share[0] * size : (share[0] + 1) * size])
 

@@ -53,7 +53,8 @@ class StreamedSplit:
 
     @property
     def model_shape(self) -> tuple[int | None, int | None, int]:
-        return self.image_shape if self.views.size == self.views.test_size else (None, None, 3)
+        is_fixed = self.views.size == self.views.test_size and self.views.first_size is None
+        return self.image_shape if is_fixed else (None, None, 3)
 
     @property
     def resize(self) -> int:
@@ -83,19 +84,26 @@ class StreamedSplit:
             numbers = step * batch_size + share[0] * size + tf.range(size, dtype=tf.int64)  # counted over all steps
             return jpegs, self._outputs_of(labels), boxes, numbers
 
+        more, pixels = None, self._training_sizes(num_epochs)
+        if augment and options not in (None, Augmentation()):
+            from official_resnet.inputs.batch_augmentation import Batches
+
+            more = Batches(options, self, seed, batch_size, share)
+
         def apply_view(image, label, boxes, number) -> tuple[tf.Tensor, tf.Tensor]:
-            if augment:
-                return encoded.train_view(image, boxes, tf.stack([seed, number]), self.views, flip), label
-            return encoded.test_view(image, self.views), label
+            if not augment:
+                return encoded.test_view(image, self.views), label
+            epoch = number // (datasets.steps_per_epoch(self.num_images, batch_size) * batch_size)
+            side = self.views.size if pixels is None else tf.gather(pixels, epoch)
+            view = encoded.train_view(image, boxes, tf.stack([seed, number]), self.views, flip, side)
+            return more.changed(view, tf.stack([seed, number])) if more else view, label
 
         reorder = mix_shards(self.source.shard_numbers[: self.num_images])
-        steps = in_memory.training_rows(self.num_images, batch_size, seed, first_step, num_epochs, share, reorder)
+        order = (reorder, more.options.repeats) if more else (reorder,)
+        steps = in_memory.training_rows(self.num_images, batch_size, seed, first_step, num_epochs, share, *order)
         batches = self._batches(steps.map(load, tf.data.AUTOTUNE, deterministic=True), apply_view, size, True)
-        if not augment or options in (None, Augmentation()):
+        if not more:
             return batches
-        from official_resnet.inputs.batch_augmentation import Batches
-
-        more = Batches(options, self, seed, batch_size, share)
         numbered = batches.enumerate(first_step)
         return numbered.map(
             lambda step, batch: more.normalized(batch[0], batch[1], step), tf.data.AUTOTUNE, deterministic=True
@@ -120,6 +128,12 @@ class StreamedSplit:
         loaded = batches.map(load, tf.data.AUTOTUNE, deterministic=True)
         return self._batches(loaded, apply_view, batch_size // share[1], False)
 
+    def _training_sizes(self, num_epochs):
+        """Return the height and width of training images in each epoch, int32 [num_epochs], or None: views.size."""
+        if self.views.first_size is None:
+            return None
+        return tf.constant([self.views.size_in(epoch, num_epochs) for epoch in range(num_epochs)])
+
     def _outputs_of(self, labels):
         return labels if self.outputs is None else tf.gather(tf.constant(self.outputs, tf.int32), labels)
 
@@ -128,10 +142,10 @@ class StreamedSplit:
         normalize, parallel = NORMALIZATIONS[self.normalization], tf.data.AUTOTUNE
         views = loaded.unbatch().map(apply_view, parallel, deterministic=True)
         batched = views.batch(batch_size, drop_remainder, num_parallel_calls=parallel, deterministic=True)
-        shape = (-1, *views.element_spec[0].shape[-3:])  # several views of an image become images of their own
-        normalized = batched.map(
-            lambda batch, labels: (normalize(tf.reshape(batch, shape)), labels), parallel, deterministic=True
-        )
+        shape = views.element_spec[0].shape
+        if shape.rank == 4:  # several views of an image become images of their own
+            batched = batched.map(lambda batch, labels: (tf.reshape(batch, (-1, *shape[1:])), labels))
+        normalized = batched.map(lambda batch, labels: (normalize(batch), labels), parallel, deterministic=True)
         return normalized.apply(tf.data.experimental.assert_cardinality(loaded.cardinality())).prefetch(parallel)
 
     def first(self, num_images: int | None) -> Self:

@@ -5,7 +5,7 @@ import dataclasses
 from official_resnet import errors
 from official_resnet.inputs.datasets import MAX_IMAGE_SIZE
 
-RESIZES = ('tf1', 'antialias')
+RESIZES = ('tf1', 'antialias', 'bicubic')
 CROPS = ('tensorflow', 'torch')
 _SIDE = {'least': 8, 'most': MAX_IMAGE_SIZE}  # bounds of an image's height and width in pixels
 
@@ -26,7 +26,8 @@ class Views:
         use_boxes: If an image has no box, a crop contains at least a tenth of the image.
         resize: 'tf1' is TensorFlow 1's bilinear resize, aligned at the upper left corners and not antialiased. It uses
             the fast JPEG transform, TensorFlow's default. 'antialias' is the bilinear resize of Pillow, and so of
-            torchvision, without their rounding to whole numbers. It uses the accurate JPEG transform.
+            torchvision, without their rounding to whole numbers. It uses the accurate JPEG transform. 'bicubic' is the
+            same with Pillow's bicubic filter, cut off at 0 and 255.
         crop: What draws training crops. 'tensorflow' is sample_distorted_bounding_box, 'torch' is RandomResizedCrop of
             torchvision, whose crops are larger on average and which knows no boxes.
         uses_exif: Whether an image is turned as its EXIF says. None: the data set decides. ILSVRC2012 is not turned.
@@ -41,12 +42,16 @@ class Views:
         flag='eval_image_size',
         **_SIDE,
     )
-    test_resize: int | None = None
+    test_resize: int | None = _flag(
+        None, 'Pixels of the shorter side before evaluation crops; by default 256 for 224.', flag='eval_resize', least=8
+    )
     min_area: float = _flag(
         0.05, 'Least area of a training crop, as a fraction of the image.', flag='min_crop_area', least=0, most=1
     )
     use_boxes: bool = _flag(True, 'Training crops contain at least a tenth of a bounding box, if the image has one.')
-    resize: str = _flag('tf1', "TensorFlow 1's bilinear resize, or Pillow's (torchvision).", words=RESIZES)
+    resize: str = _flag(
+        'tf1', "TensorFlow 1's bilinear resize, or Pillow's bilinear (torchvision) or bicubic.", words=RESIZES
+    )
     crop: str = _flag(
         'tensorflow',
         "What draws training crops: TensorFlow's sample_distorted_bounding_box, or torchvision's RandomResizedCrop, "
@@ -55,6 +60,15 @@ class Views:
         words=CROPS,
     )
     uses_exif: bool | None = None
+    first_size: int | None = _flag(
+        None,
+        'Height and width of training images at first; they grow to --image_size.',
+        flag='first_image_size',
+        **_SIDE,
+    )
+    size_ramp: tuple[float, ...] = _flag(
+        (0.4, 0.8), 'Between which fractions of the epochs training images grow, in steps of 32 pixels.'
+    )
 
     def __post_init__(self):
         for flag, word, words in (('resize', self.resize, RESIZES), ('crop_sampler', self.crop, CROPS)):
@@ -69,8 +83,15 @@ class Views:
                 raise errors.UserError(f'--{flag}={size} must be 1 or more')
         if not 0 < self.min_area <= 1:
             raise errors.UserError(f'--min_crop_area={self.min_area} must be above 0 and at most 1')
+        object.__setattr__(self, 'size_ramp', tuple(self.size_ramp))  # a list, from JSON
+        if len(self.size_ramp) != 2 or not 0 <= self.size_ramp[0] <= self.size_ramp[1] <= 1:
+            raise errors.UserError(
+                f'--size_ramp={",".join(map(str, self.size_ramp))} must be two rising fractions, 0..1'
+            )
+        if self.first_size is not None and not 1 <= self.first_size <= self.size:
+            raise errors.UserError(f'--first_image_size={self.first_size} must be 1 to --image_size={self.size}')
         if self.test_resize is not None and self.test_resize < self.test_size:
-            fault = f'test_resize {self.test_resize} leaves fewer than {self.test_size} pixels to crop'
+            fault = f'--eval_resize={self.test_resize} leaves fewer than {self.test_size} pixels to crop'
             raise errors.UserError(f'{fault}; pass {self.test_size} or more')
 
     def with_exif(self, is_own: bool) -> 'Views':
@@ -80,7 +101,20 @@ class Views:
     @property
     def dct_method(self) -> str:
         """The argument `dct_method` of tf.io.decode_jpeg."""
-        return 'INTEGER_ACCURATE' if self.resize == 'antialias' else 'INTEGER_FAST'
+        return 'INTEGER_FAST' if self.resize == 'tf1' else 'INTEGER_ACCURATE'
+
+    def size_in(self, epoch: int, num_epochs: int) -> int:
+        """Return the height and width of training images in an epoch of `num_epochs`.
+
+        From first_size they grow linearly, by 32 pixels at a time, while size_ramp lasts.
+        """
+        if self.first_size is None:
+            return self.size
+        begin, end = (fraction * num_epochs for fraction in self.size_ramp)
+        if epoch >= end:
+            return self.size
+        grown = (self.size - self.first_size) * (epoch - begin) / (end - begin) if epoch > begin else 0
+        return self.first_size + int(grown / 32) * 32
 
     @property
     def shorter_side(self) -> int:

@@ -15,8 +15,8 @@ from official_resnet.inputs.views import Views
 from official_resnet.resnet_spec import ResNetSpec
 from official_resnet.training.config import TrainConfig
 
-EVERYTHING = Augmentation(pad=2, pad_mode='reflect', alternating_flip=True, cutout=3)
-MIXED = dataclasses.replace(EVERYTHING, mixup=0.2, cutmix=1.0)
+EVERYTHING = Augmentation(pad=2, pad_mode='reflect', alternating_flip=True, cutout=3, erasing=0.5)
+MIXED = dataclasses.replace(EVERYTHING, mixup=0.2, cutmix=1.0, policy='rand-m9-mstd0.5', repeats=2)
 
 
 @pytest.fixture(scope='module')
@@ -40,14 +40,15 @@ def test_batches_are_functions_of_seed_and_step(split, request):
     mixed = list(split.training_batches(12, seed=3, num_epochs=2, options=MIXED).as_numpy_iterator())  # 6 steps
     assert_same_batches(split.training_batches(12, seed=3, first_step=4, num_epochs=2, options=MIXED), mixed[4:])
     whole = list(split.training_batches(12, seed=3, **options).as_numpy_iterator())
-    plain = list(split.training_batches(12, seed=3, num_epochs=2).as_numpy_iterator())
-    assert any(not np.array_equal(one[0], other[0]) for one, other in zip(whole, plain, strict=True))
     parts = [split.training_batches(12, seed=3, share=(i, 2), **options).as_numpy_iterator() for i in (0, 1)]
     for (images, labels), one, other in zip(whole, *parts, strict=True):
         np.testing.assert_array_equal(images, np.concatenate([one[0], other[0]]))
         np.testing.assert_array_equal(labels, np.concatenate([one[1], other[1]]))
-    without = split.training_batches(12, seed=3, augment=False, num_epochs=2)
-    assert_same_batches(split.training_batches(12, seed=3, augment=False, **options), list(without.as_numpy_iterator()))
+
+
+def test_without_augmentation_its_options_change_nothing(memory):
+    without = memory.training_batches(12, seed=3, augment=False).as_numpy_iterator()
+    assert_same_batches(memory.training_batches(12, seed=3, augment=False, options=MIXED), list(without))
 
 
 @pytest.mark.parametrize('pad', [0, 2, 7, 30])
@@ -158,6 +159,51 @@ def test_workers_mix_within_their_parts_by_the_same_lambda(stream):
     assert any(close)
 
 
+def test_erased_rectangles():
+    """Their number, areas and aspect ratios, and that they are anywhere."""
+    draws = tf.random.stateless_uniform([23, 3000], [1, 2])
+    erased = batch_augmentation.erase(tf.ones([3000, 24, 30, 1]), draws, 0.25).numpy()[..., 0] == 0
+    chosen = erased[erased.any((1, 2))]
+    assert 660 < len(chosen) < 840  # 750 +- 24
+    heights, widths = chosen.any(2).sum(1), chosen.any(1).sum(1)
+    assert (heights * widths == chosen.sum((1, 2))).all() and heights.max() < 24 and widths.max() < 30
+    areas, ratios = heights * widths / 720, np.log(heights / widths)
+    assert areas.min() > 0.01 and areas.max() < 0.37 and 0.14 < areas.mean() < 0.19  # 0.177, without those that fail
+    assert abs(ratios).max() < 1.5 and abs(ratios.mean()) < 0.1
+    assert chosen.any(0).all()
+
+
+@pytest.mark.parametrize('split', ['memory', 'stream'])
+def test_repeated_images_come_in_a_row_each_changed_in_its_own_way(split, request):
+    split, options = request.getfixturevalue(split), Augmentation(repeats=3)
+    batches = list(split.training_batches(12, seed=3, num_epochs=2, options=options).as_numpy_iterator())
+    assert len(batches) == 6  # 2 * (40 // 12), as without repeats
+    epochs = np.stack([labels for _, labels in batches]).reshape(2, 12, 3)
+    for epoch in epochs:
+        assert (epoch == epoch[:, :1]).all()
+    images = np.concatenate([images for images, _ in batches])
+    assert len({image.tobytes() for image in images}) == len(images)
+
+
+def test_a_policy_changes_crops_by_pillow(memory):
+    options = Augmentation(pad=0, policy='trivial_wide')
+    ((images, labels),) = memory.training_batches(40, seed=1, flip=False, options=options).as_numpy_iterator()
+    same = (images == memory.images[labels]).all((1, 2, 3))
+    assert 1 <= same.sum() < 30 and (images == images.round()).all()
+
+
+def test_training_images_grow(stream):
+    views = Views(72, 72, first_size=8, size_ramp=(0.25, 0.75))
+    assert [views.size_in(epoch, 8) for epoch in range(8)] == [8, 8, 8, 8, 40, 40, 72, 72]
+    assert [Views(24, 24, first_size=12, size_ramp=(1, 1)).size_in(epoch, 3) for epoch in range(3)] == [12] * 3
+    split = dataclasses.replace(stream, views=Views(44, 44, first_size=12, size_ramp=(0.5, 0.5)))
+    options = {'seed': 3, 'num_epochs': 2, 'options': Augmentation(cutmix=1.0, erasing=1.0, policy='trivial_wide')}
+    whole = list(split.training_batches(12, **options).as_numpy_iterator())
+    assert [images.shape[1:3] for images, _ in whole] == [(12, 12)] * 3 + [(44, 44)] * 3
+    assert_same_batches(split.training_batches(12, first_step=2, **options), whole[2:])
+    assert split.model_shape == (None, None, 3) and stream.model_shape == (12, 12, 3)
+
+
 def test_the_centres_of_cutout_are_everywhere(memory):
     split = dataclasses.replace(memory, images=memory.images | 1)  # no pixel is 0
     batches = split.training_batches(40, seed=1, num_epochs=100, options=Augmentation(pad=0, cutout=1))
@@ -172,6 +218,7 @@ def test_the_centres_of_cutout_are_everywhere(memory):
         ({'pad_mode': 'edge'}, '--pad_mode=edge reflect'),
         ({'cutout': -2}, '--cutout=-2'),
         ({'mixup': -0.1}, '--mixup=-0.1'),
+        ({'erasing': 2.0}, '--random_erasing=2.0'),
     ],
 )
 def test_what_is_refused(fields, words):

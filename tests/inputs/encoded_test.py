@@ -15,7 +15,8 @@ from official_resnet.inputs.views import RESIZES, Views
 NO_BOXES = np.zeros([0, 4], np.float32)
 # test_size 2 out of the shorter side resized to 4
 SMALL = {resize: Views(size=2, test_size=2, test_resize=4, resize=resize) for resize in RESIZES}
-BOTH = pytest.mark.parametrize('resize', RESIZES)
+FILTERS = {'antialias': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
+BOTH = pytest.mark.parametrize('resize', ['tf1', 'antialias'])
 
 
 def encode(pixels, kind='PNG'):
@@ -131,7 +132,7 @@ def test_antialiased_evaluation_of_imagenet_is_pillows():
         assert np.abs(view - np.asarray(expected)).max() <= 1.001
 
 
-@BOTH
+@pytest.mark.parametrize('resize', RESIZES)
 def test_training_views_of_imagenet_are_of_the_decoded_image(resize):
     """What is decoded is only the part, resized as TensorFlow 1 and Pillow do it."""
     views = Views(size=64, resize=resize, use_boxes=False)
@@ -154,9 +155,10 @@ def test_training_views_of_imagenet_are_of_the_decoded_image(resize):
             if resize == 'tf1':
                 resized = tf.compat.v1.image.resize(either, [64, 64]).numpy()
             else:
-                resized = np.asarray(Image.fromarray(either).resize((64, 64), Image.Resampling.BILINEAR))
+                resized = np.asarray(Image.fromarray(either).resize((64, 64), FILTERS[resize]))
             differences.append(np.abs(view - resized).max())
-        assert min(differences) <= (0 if resize == 'tf1' else 1.001), (i, differences)
+        # Pillow rounds after each of two passes; bicubic weights, some of which are negative, enlarge the first error.
+        assert min(differences) <= {'tf1': 0, 'antialias': 1.001, 'bicubic': 1.2}[resize], (i, differences)
 
 
 # --- over many seeds -------------------------------------------------------------------------------------------
@@ -298,7 +300,9 @@ def test_views():
         ({'crop': 'torch'}, '--crop_sampler=torch |--nouse_boxes|--crop_sampler=tensorflow'),
         ({'crop': 'tf'}, '--crop_sampler=tf |tensorflow, torch'),
         ({'min_area': 1.5}, '--min_crop_area=1.5 |above 0 and at most 1'),
-        ({'test_size': 224, 'test_resize': 223}, 'test_resize 223 |224 or more'),
+        ({'first_size': 300}, '--first_image_size=300 |--image_size=224'),
+        ({'size_ramp': (0.8, 0.4)}, '--size_ramp=0.8,0.4 '),
+        ({'test_size': 224, 'test_resize': 223}, '--eval_resize=223 |224 or more'),
     ):
         message = message_of(lambda options=options: Views(**options))
         assert all(word in message for word in words.split('|')), message
