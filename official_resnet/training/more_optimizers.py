@@ -205,15 +205,15 @@ def orthogonalize(matrix: tf.Tensor, steps: int = 3, epsilon: float = 1e-7) -> t
     This is the quintic Newton-Schulz iteration of airbench94_muon. It draws the singular values of the matrix, divided
     by its norm, towards 1, large and small ones alike: after three steps, all above 0.02 are within 0.68 to 1.21.
     """
+    # In float32: of airbench94's step of 2,000 images it is 6 of 1,700 GFLOP, so bfloat16 would gain nothing.
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix / (tf.norm(matrix) + epsilon)
-    is_tall = x.shape[0] > x.shape[1]
-    if is_tall:  # so that the square matrix is the smaller one
-        x = tf.transpose(x)
+    is_tall = x.shape[0] > x.shape[1]  # then x'x is smaller than xx'
     for _ in range(steps):
-        square = tf.matmul(x, x, transpose_b=True)
-        x = a * x + tf.matmul(b * square + c * tf.matmul(square, square), x)
-    return tf.transpose(x) if is_tall else x
+        square = tf.matmul(x, x, transpose_a=is_tall, transpose_b=not is_tall)
+        factor = b * square + c * tf.matmul(square, square)
+        x = a * x + (tf.matmul(x, factor) if is_tall else tf.matmul(factor, x))
+    return x
 
 
 @keras.saving.register_keras_serializable(package='official_resnet')

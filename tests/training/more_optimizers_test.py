@@ -1,5 +1,6 @@
 """LAMB, LARS and Muon by hand; rates by kind of variable, clipping; each continues bit for bit and loads without us."""
 
+import functools
 import zipfile
 
 import keras
@@ -164,13 +165,39 @@ def test_a_matrix_becomes_nearly_orthogonal():
     np.testing.assert_allclose(more_optimizers.orthogonalize(tf.constant(matrix.T)).numpy(), made.T, atol=1e-5)
 
 
+@pytest.mark.parametrize('name', ['Lamb', 'Lars', 'Muon'])
+def test_two_replicas_make_the_step_of_one_device(name):
+    """The norms are those of the sum of their gradients, and the variables stay the same on both."""
+    random = np.random.default_rng(0)
+    start, gradients = random.normal(size=(3, 3, 2, 4)), random.normal(size=(2, 2, 3, 3, 2, 4)).astype('float32')
+    options = {'l2': 0.1, 'decay': 'kernels', 'backbone_factor': 0.5, 'max_norm': 1.0}
+    make = functools.partial(getattr(more_optimizers, name), 0.1, **options)
+    (expected,), optimizer = variables_of({'conv/kernel': start}), make()
+    for one, other in gradients:
+        optimizer.apply([one + other], [expected])
+    strategy = replicas.mirror(('CPU:0', 'CPU:1'), None)
+    with strategy.scope():
+        (kernel,), optimizer = variables_of({'conv/kernel': start}), make()
+        optimizer.build([kernel])
+
+    def apply(pair):
+        i = tf.distribute.get_replica_context().replica_id_in_sync_group
+        optimizer.apply([tf.gather(pair, i)], [kernel])
+
+    step = tf.function(lambda pair: strategy.run(apply, args=(pair,)))
+    for pair in gradients:
+        step(tf.constant(pair))
+    for copy in strategy.experimental_local_results(kernel.value):
+        np.testing.assert_allclose(copy.numpy(), expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
 # --- whole trainings -------------------------------------------------------------------------------------------------
 
 SPEC = resnet_spec.ResNetSpec((1,), filters=4, bn_momentum=0.9)
 TRAININGS = {
     'muon': {'base_learning_rate': 0.02, 'bias_learning_rate_factor': 4.0, 'gradient_accumulation_steps': 2},
     'lamb': {'base_learning_rate': 0.005, 'decay': 'kernels', 'loss_scale': 'dynamic'},
-    'lars': {'base_learning_rate': 1.0, 'decay': 'kernels', 'clip_norm': 1.0},
+    'lars': {'base_learning_rate': 0.3, 'decay': 'kernels', 'dtype': 'bf16'},
     'momentum': {'decay_form': 'decoupled', 'head_learning_rate_factor': 2.0, 'clip_norm': 1.0},
 }
 
