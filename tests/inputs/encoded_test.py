@@ -132,6 +132,35 @@ def test_antialiased_evaluation_of_imagenet_is_pillows():
         assert np.abs(view - np.asarray(expected)).max() <= 1.001
 
 
+@pytest.mark.parametrize(
+    'shape,size',
+    [
+        *(((37, 50, 3), (16, 16)), ((50, 37, 3), (23, 8)), ((8, 9, 3), (20, 31)), ((30, 7, 3), (10, 14))),
+        *(
+            ((1, 1, 3), (4, 5)),
+            ((1, 40, 3), (4, 4)),
+            ((40, 1, 3), (3, 1)),
+            ((16, 16, 3), (16, 16)),
+            ((9, 8, 1), (3, 5)),
+        ),
+    ],
+)
+@pytest.mark.parametrize('kind', ['uint8', 'float32'])
+def test_antialiased_is_that_of_tensorflow_to_the_last_bit(shape, size, kind):
+    image = np.random.default_rng(sum(shape)).integers(0, 256, shape).astype(kind)
+    expected = tf.image.resize(image, size, antialias=True)
+    for found in (encoded.antialiased(tf.constant(image), list(size)), encoded.antialiased(image, tf.constant(size))):
+        assert found.dtype == tf.float32
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_antialiased_imagenet_is_that_of_tensorflow_to_the_last_bit():
+    for jpeg in sample()[::9]:
+        image = tf.io.decode_jpeg(jpeg, channels=3)
+        expected = tf.image.resize(image, [224, 160], antialias=True)
+        np.testing.assert_array_equal(encoded.antialiased(image, [224, 160]), expected)
+
+
 @pytest.mark.parametrize('resize', RESIZES)
 def test_training_views_of_imagenet_are_of_the_decoded_image(resize):
     """What is decoded is only the part, resized as TensorFlow 1 and Pillow do it."""
