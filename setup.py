@@ -44,6 +44,7 @@ setup(
             'timm==1.0.31',
             'onnxruntime>=1.20',
             'tf2onnx>=1.17',
+            'openvino==2026.4.1',
             'tf-slim==1.1.0',
             'tf_keras~=2.21.0',
             'opencv-python-headless<5',

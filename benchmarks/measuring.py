@@ -62,8 +62,9 @@ class Child(contextlib.AbstractContextManager):
 
     def tell(self, *arguments: Any) -> None:
         """Make the process call the function that its function returned; `answer` returns the result."""
-        self.input.write(f'{json.dumps(arguments)}\n')
-        self.input.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended; `answer` says why
+            self.input.write(f'{json.dumps(arguments)}\n')
+            self.input.flush()
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()

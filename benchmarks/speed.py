@@ -2,7 +2,8 @@
 
     python -m benchmarks.speed                      # ResNet-32, batch 128, fp32 and bf16: about 7 minutes on two cores
     python -m benchmarks.speed --measure=input      # the input pipeline alone, on one core
-    python -m benchmarks.speed --measure=inference  # ResNet-50, batch 8, 224x224, also keras.applications, ONNX Runtime
+    python -m benchmarks.speed --measure=inference  # ResNet-50, batch 8, 224x224, beside Keras, PyTorch, ONNX Runtime
+                                                    # and OpenVINO; --version=1.5 without Keras
     python -m benchmarks.speed --measure=build      # ResNet-50s built per second, beside keras.applications
     python -m benchmarks.speed --measure=jpeg --image_folder=DIR    # training input of 224x224 from JPEGs, beside
                                                     # PyTorch's DataLoader and decoding alone, on one core and on all
@@ -31,9 +32,16 @@ from official_resnet.resnet_spec import MAX_LAYERS
 
 SYSTEMS = {  # module: {--system: its functions}
     'training': {'ours': ['ours'], 'keras': ['keras'], 'torch': ['torch']},
-    'inference': {'ours': ['ours'], 'keras': ['applications', 'predict'], 'torch': ['torch'], 'onnx': ['onnx']},
+    'inference': {
+        'ours': ['ours'],
+        'keras': ['applications', 'predict'],  # only version 1
+        'torch': ['torch'],
+        'onnx': ['onnx'],  # only float32
+        'openvino': ['openvino'],
+    },
     'jpeg_input': {'ours': ['ours', 'antialias', 'decode'], 'torch': ['torch', 'pillow']},
 }
+CLOCKS = {'wall': 1, 'cpu': 2}  # places in what measuring.timed returns
 MEASURES = ('input', 'forward', 'train', 'inference', 'build')
 OTHER_MEASURES = ('jpeg', 'workers', 'save')  # only on request
 SAVE_MINUTES, EPOCH_IMAGES = 10, 50_000  # between checkpoints by default; of an epoch of CIFAR
@@ -53,19 +61,23 @@ def define_flags() -> flags.FlagValues:
         ('system', tuple(SYSTEMS['inference']), (), 'Systems to compare; may be repeated.'),
     ):
         flags.DEFINE_multi_enum(name, list(default), (*default, *others), text, flag_values=values)
+    text = 'Time that counts: of the clock, or of the cores (cpu), which other jobs disturb less. Busy waiting counts.'
+    flags.DEFINE_enum('clock', 'wall', list(CLOCKS), text, flag_values=values)
+    text = 'Version of the ResNet of --measure=inference; keras.applications has only 1.'
+    flags.DEFINE_enum('version', '1', ['1', '1.5'], text, flag_values=values)
     flags.DEFINE_string('image_folder', None, 'Folder with the JPEG files for --measure=jpeg.', flag_values=values)
     flags.DEFINE_string('output_json', None, 'JSON file for all figures.', flag_values=values)
     flags.register_validator('resnet_size', lambda size: size % 6 == 2, 'must be 6n+2', values)
     return values
 
 
-def serve(system: str, *arguments: object) -> Callable[[str, int], float] | str:
+def serve(system: str, clock: str, *arguments: object) -> Callable[[str, int], float] | str:
     """Build a system, 'module:function'; return (measure, steps) -> seconds, or the name of a missing package."""
     try:
         measures = pkgutil.resolve_name(f'benchmarks.{system}')(*arguments)
     except ModuleNotFoundError as error:
         return error.name or str(error)
-    return lambda measure, steps: measuring.timed(measures[measure], steps)[1]
+    return lambda measure, steps: measuring.timed(measures[measure], steps)[CLOCKS[clock]]
 
 
 def run_benchmark(values: flags.FlagValues) -> None:
@@ -95,8 +107,8 @@ def _measure_in_turns(values, systems, dtype, measures, cores=None, size=None, b
         children, temporary = {}, stack.enter_context(tempfile.TemporaryDirectory())  # for processes that are killed
         for system in systems:
             module, _, name = system.partition(':')
-            folder = [values.image_folder] if module == 'jpeg_input' else []
-            arguments = (system, dtype, size, batch_size, *folder)
+            more = {'jpeg_input': [values.image_folder], 'inference': [values.version]}.get(module, [])
+            arguments = (system, values.clock, dtype, size, batch_size, *more)
             child = measuring.Child('benchmarks.speed:serve', *arguments, cores=cores, TMPDIR=temporary)
             if missing := stack.enter_context(child).answer():
                 print(f"{missing} is not installed, so {name} is left out; run pip install -e '.[parity]'")
@@ -120,6 +132,9 @@ def _plan(values):
         module: [f'{module}:{name}' for system, names in rows.items() if system in values.system for name in names]
         for module, rows in SYSTEMS.items()
     }
+    if values.version != '1':
+        keras = [f'inference:{name}' for name in SYSTEMS['inference']['keras']]
+        chosen['inference'] = [system for system in chosen['inference'] if system not in keras]
     if 'input' in values.measure:
         yield (['training:ours'], 'fp32', ['input']), {'cores': cores[:1]}
     steps = [measure for measure in ('forward', 'train') if measure in values.measure]

@@ -6,13 +6,14 @@ import json
 import os
 import re
 
+import numpy as np
 import pytest
 from fixtures import programs
 from fixtures.data_commands import write_files
 from fixtures.imagenet_shards import encoded
 from PIL import Image
 
-from benchmarks import jpeg_input, measuring, speed
+from benchmarks import inference, jpeg_input, measuring, speed
 from official_resnet.command_line.program import run_program
 from official_resnet.errors import UserError
 
@@ -116,13 +117,24 @@ def test_input_from_jpegs_beside_pytorch(images, tmp_path, run):
 
 @pytest.mark.parity
 def test_inference_against_every_peer(monkeypatch, run):
-    """All five systems run and answer; their speeds are for quieter machines."""
+    """All systems run and answer; their speeds are for quieter machines."""
     monkeypatch.setattr(speed, 'INFERENCE_BATCH', 1)
     out = run('--measure=inference', '--runs=1', '--steps=1')
     rows = [line.split()[:3] for line in out.splitlines() if line.startswith('inference')]
-    systems = ['ours', 'applications', 'predict', 'torch', 'onnx']
-    expected = [('fp32', name) for name in systems] + [('bf16', name) for name in systems[:-1]]
+    systems = ['ours', 'applications', 'predict', 'torch', 'onnx', 'openvino']
+    expected = [(dtype, name) for dtype in ('fp32', 'bf16') for name in systems if (dtype, name) != ('bf16', 'onnx')]
     assert rows == [['inference', *row] for row in expected]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize('version', ['1', '1.5'])
+def test_openvino_computes_our_network(monkeypatch, version):
+    """In float32 its logits are those of ONNX Runtime, and have not been computed in bfloat16."""
+    monkeypatch.setattr(inference, '_trained_model', functools.cache(inference._trained_model))
+    (logits,), ((expected,),) = (
+        function('fp32', 50, 2, version)['inference'](1) for function in (inference.openvino, inference.onnx)
+    )
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.workers
