@@ -68,27 +68,26 @@ class Progress(keras.callbacks.Callback, contextlib.AbstractContextManager):
         is_silent = time.monotonic() - self._printed_at > self.SILENT
         is_due = self.log_steps and (is_silent or step // self.log_steps > self._logged // self.log_steps)
         if self._bar.disable and is_due:
+            text = f'step {step}: loss {logs["loss"]:.4f}, accuracy {logs["accuracy"]:.4f}, '
             rates = f'learning rate {logs["learning_rate"]:.5g}, {logs["images_per_second"]:.0f} images/s'
-            print(f'step {step}: {self._train_text(logs)}, {rates}', flush=True)
+            print(text + rates, flush=True)
             self._printed_at = time.monotonic()
         self._logged = step
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._bar.close()
         self._printed_at = time.monotonic()
-        text = f'{self._train_text(logs)}, {logs["images_per_second"]:.0f} images/s'
-        text += f'; {self._test_text(logs)}' if 'val_accuracy' in logs else ''
-        print(f'epoch {epoch + 1}/{self.params["epochs"]}: {text}', flush=True)
+        text = f'epoch {epoch + 1}/{self.params["epochs"]}: loss {logs["loss"]:.4f}, {logs["accuracy"]:.2%}'
+        if 'val_accuracy' in logs:
+            text += f'; {self._test_text(logs)}'
+        print(f'{text}; {logs["images_per_second"]:.0f} images/s', flush=True)  # in 80 columns
 
     def on_train_end(self, logs: Any = None) -> None:
         if logs:
             print(self._test_text(logs), flush=True)
 
-    def _train_text(self, logs):
-        return f'loss {logs["loss"]:.4f}, accuracy {logs["accuracy"]:.4f}'
-
     def _test_text(self, logs):
-        return f'test loss {logs["val_loss"]:.4f}, test accuracy {logs["val_accuracy"]:.4f}'
+        return f'test loss {logs["val_loss"]:.4f}, {logs["val_accuracy"]:.2%}'
 
     def __exit__(self, *exception):
         """Remove the bar, which is still shown if an exception ends the run."""

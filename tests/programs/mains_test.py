@@ -99,7 +99,7 @@ def test_what_a_person_sees(trained):
     model_dir, out = trained
     assert re.search('--gcp_project.*ignored', out) and re.search('--data_format.*ignored', out)
     assert re.search(r'expected time: .* at \d+ images/s', out)
-    assert re.search(r'epoch 2/2: loss .*images/s; test loss .*, test accuracy 0\.\d{4}', out)
+    assert re.search(r'epoch 2/2: loss .*; test loss \d+\.\d{4}, \d+\.\d\d%; \d+ images/s', out)
     assert re.search(r'test accuracy 0\.\d+ after epoch 2 \(step 14\); best 0\.\d+ after epoch [12]', out)
     assert 'SavedModel' in out
     for name in ('model.keras', 'metrics.jsonl', 'config.json', 'curves.png', 'checkpoints'):
