@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import official_resnet
@@ -13,6 +14,7 @@ import official_resnet
 official_resnet.require_tensorflow()
 
 RECURSION_LEVELS = 40_000  # one per Keras layer: a network of 10,000 layers with weights has about 35,000
+MIN_BLURRED = 16  # input channels from which ResNetSpec.blur_pool filters, as in composer and ffcv-imagenet
 NHWC = 'channels_last'  # [images, height, width, channels] in every layer, whatever ~/.keras/keras.json says
 
 
@@ -103,5 +105,14 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 moving.assign(tf.convert_to_tensor(moving) * self.momentum + batch * (1 - self.momentum))
 
 
-# Its name in files that were written before 2026-11-29.
+def blur(x: keras.KerasTensor, stride: int, name: str) -> keras.KerasTensor:
+    """Return x after the fixed low-pass filter [1, 2, 1] in both directions (arXiv:1904.11486 Sec. 3, Triangle-3)."""
+    x = keras.layers.ZeroPadding2D(1, data_format=NHWC, name=f'{name}_pad')(x)
+    row = np.array([1, 2, 1]) / 4
+    kernel = keras.initializers.Constant(np.outer(row, row)[:, :, None, None].tolist())
+    options = {'use_bias': False, 'depthwise_initializer': kernel, 'data_format': NHWC, 'trainable': False}
+    return keras.layers.DepthwiseConv2D(3, stride, **options, name=name)(x)
+
+
+# The name of BatchNormalization in files that were written before 2026-11-29.
 keras.saving.get_custom_objects()['official_resnet>BatchNormalization'] = BatchNormalization

@@ -18,12 +18,13 @@ import keras
 from keras import KerasTensor as Tensor
 
 from official_resnet.errors import UserError
-from official_resnet.layers import NHWC, BatchNormalization, deep_graph, float32_weights
+from official_resnet.layers import MIN_BLURRED, NHWC, BatchNormalization, blur, deep_graph, float32_weights
 from official_resnet.resnet_spec import Convolution, ResNetSpec, block_convolutions, stem_convolutions
 
 INITIALIZERS = {
     'he': lambda: keras.initializers.VarianceScaling(2.0, 'fan_out', 'uniform'),
     'official': lambda: keras.initializers.VarianceScaling(1.0, 'fan_in', 'truncated_normal'),
+    'dirac': lambda: keras.initializers.VarianceScaling(1 / 3, 'fan_in', 'uniform'),  # but for pooled_block.dirac
     'normal_0.01': lambda: keras.initializers.RandomNormal(0.0, 0.01),
     'normal_1': lambda: keras.initializers.RandomNormal(0.0, 1.0),
 }  # 'he' has the variance of arXiv:1502.01852 Sec. 2.2, backward form; sampling a normal distribution is 3 times slower
@@ -51,16 +52,23 @@ def resnet(
     images = keras.Input(input_shape, name='images', dtype='float32')
     x = stem(images, spec)
     for i, (num_blocks, (stride, dilation)) in enumerate(zip(spec.group_blocks, spec.group_strides(), strict=True)):
-        filters, name, first_block = spec.filters * 2**i, f'group{i + 1}', sum(spec.group_blocks[:i])
+        filters, name, first_block = spec.filters_of(i), f'group{i + 1}', sum(spec.group_blocks[:i])
         x = residual_group(
             x, spec, filters, num_blocks, stride, name, dilation=dilation, first_block=first_block, block=block
         )
     if spec.version == '2':  # no batch norm or ReLU has followed the last sum (1603.05027, Appendix)
         x = batch_norm(x, spec, 'head_bn')
         x = activation(x, spec, 'head_relu')
-    x = keras.layers.GlobalAveragePooling2D(data_format=NHWC, name='head_pool')(x)
+    is_max = spec.head_pool == 'max'
+    pool = keras.layers.GlobalMaxPooling2D if is_max else keras.layers.GlobalAveragePooling2D
+    x = pool(data_format=NHWC, name='head_pool')(x)
+    # Keras' own draws, or, as airbench94_muon does, numbers of variance 1 that divide by the number of features.
+    kernel = keras.initializers.RandomNormal(stddev=1 / x.shape[-1]) if spec.initializer == 'dirac' else None
     # float32 under every dtype policy, because a softmax in 16 bits loses small probabilities.
-    logits = keras.layers.Dense(num_classes, dtype='float32', name='logits')(x)
+    dense = keras.layers.Dense(
+        num_classes, kernel_initializer=kernel or 'glorot_uniform', dtype='float32', name='logits'
+    )
+    logits = dense(x)
     with deep_graph():
         return keras.Model(images, logits, name='resnet')
 
@@ -140,7 +148,10 @@ def residual_block(
     Returns:
         Feature maps, [n, ceil(height / stride), ceil(width / stride), filters * spec.width * spec.expansion].
     """
-    block = block_v2 if spec.version == '2' else block_v1
+    if spec.block == 'pooled':
+        from official_resnet.pooled_block import block_pooled as block
+    else:
+        block = block_v2 if spec.version == '2' else block_v1
     return block(x, spec, filters, stride, name, is_first=is_first, dilation=dilation, drop_rate=drop_rate)
 
 
@@ -276,6 +287,11 @@ def stem(images: Tensor, spec: ResNetSpec) -> Tensor:
         x = convolution(x, spec, conv, f'stem_conv{i}')
         x = batch_norm(x, spec, f'stem_bn{i}')
         x = activation(x, spec, f'stem_relu{i}')
+    if spec.stem == 'whitening':
+        conv = keras.layers.Conv2D(last.filters, last.kernel, data_format=NHWC, name='stem_conv')
+        x = conv(x)
+        conv.kernel.trainable = False  # training.whitening computes it; the bias is trained
+        return activation(x, spec, 'stem_act')
     x = convolution(x, spec, last, 'stem_conv', has_bias=spec.stem_bias)
     if spec.version != '2' if spec.stem_bn is None else spec.stem_bn:
         x = batch_norm(x, spec, 'stem_bn')
@@ -286,24 +302,30 @@ def stem(images: Tensor, spec: ResNetSpec) -> Tensor:
         pads = {'pad1': ((1, 1), (1, 1)), 'ceil': ((0, 1), (0, 1))}[spec.stem_pool]
         x = keras.layers.ZeroPadding2D(pads, data_format=NHWC, name='stem_pad')(x)
     padding = 'same' if spec.stem_pool == 'same' else 'valid'
-    return keras.layers.MaxPooling2D(3, 2, padding, data_format=NHWC, name='stem_pool')(x)
+    if spec.blur_pool != 'all':
+        return keras.layers.MaxPooling2D(3, 2, padding, data_format=NHWC, name='stem_pool')(x)
+    x = keras.layers.MaxPooling2D(3, 1, padding, data_format=NHWC, name='stem_max')(x)
+    return blur(x, 2, 'stem_pool')
 
 
 def convolution(
     x: Tensor, spec: ResNetSpec, conv: Convolution, name: str, *, dilation: int = 1, has_bias: bool = False
 ) -> Tensor:
     """Return x convolved, [n, ceil(height / stride), ceil(width / stride), conv.filters]. A 1x1 is never dilated."""
-    padding = 'same'
-    if spec.padding == 'symmetric' and conv.stride > 1 and conv.kernel > 1:
+    padding, stride = 'same', conv.stride
+    if spec.blur_pool and stride > 1 and x.shape[-1] >= MIN_BLURRED:
+        x = blur(x, stride if conv.kernel == 1 else 1, f'{name}_blur')
+        stride = 1 if conv.kernel == 1 else stride  # a 1x1 convolution reads only the pixels that are left
+    if spec.padding == 'symmetric' and stride > 1 and conv.kernel > 1:
         # The padding depends on the kernel size only, so that even and odd image sizes are aligned alike.
         before = (conv.kernel - 1) // 2
         pads = (before, conv.kernel - 1 - before)
         x = keras.layers.ZeroPadding2D((pads, pads), data_format=NHWC, name=f'{name}_pad')(x)
         padding = 'valid'
-    return keras.layers.Conv2D(
+    layer = keras.layers.Conv2D(
         conv.filters,
         conv.kernel,
-        conv.stride,
+        stride,
         padding,
         groups=conv.cardinality,
         data_format=NHWC,
@@ -311,7 +333,15 @@ def convolution(
         dilation_rate=dilation if conv.kernel > 1 else 1,
         kernel_initializer=INITIALIZERS[spec.initializer](),
         name=name,
-    )(x)
+    )
+    if spec.initializer != 'dirac':
+        return layer(x)
+    from official_resnet import pooled_block
+
+    stock, layer.kernel_initializer = layer.kernel_initializer, pooled_block.dirac
+    x = layer(x)
+    layer.kernel_initializer = stock  # a file with the network names no initializer of ours
+    return x
 
 
 def batch_norm(x: Tensor, spec: ResNetSpec, name: str, *, starts_at_zero: bool = False) -> Tensor:
@@ -319,8 +349,8 @@ def batch_norm(x: Tensor, spec: ResNetSpec, name: str, *, starts_at_zero: bool =
     if not spec.batch_norm:
         return x
     scale = 'zeros' if starts_at_zero else 'ones'
-    layer = BatchNormalization(momentum=spec.bn_momentum, epsilon=spec.bn_epsilon, gamma_initializer=scale, name=name)
-    return layer(x)
+    options = {'momentum': spec.bn_momentum, 'epsilon': spec.bn_epsilon, 'scale': spec.bn_scale}
+    return BatchNormalization(**options, gamma_initializer=scale, name=name)(x)
 
 
 def activation(x: Tensor, spec: ResNetSpec, name: str) -> Tensor:

@@ -423,6 +423,10 @@ class Trainer:
             from official_resnet.training import transfer
 
             transfer.load_backbone(self.model, self.config.pretrained, self.config.head)
+        elif self.config.spec.stem == 'whitening' and not found:
+            from official_resnet.training import whitening
+
+            whitening.set_stem(self.model, self.data)
         if self.config.weight_averaging != 'none':  # from the weights on with which the run begins
             from official_resnet.training import weight_averaging
 

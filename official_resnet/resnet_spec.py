@@ -11,8 +11,8 @@ from official_resnet.errors import UserError
 
 BOTTLENECK_EXPANSION = 4  # output channels of a bottleneck / filters of its group, 1512.03385 Sec. 4.1
 _CHOICES = {
-    'stem': ('cifar', 'mnist', 'imagenet', 'deep'),
-    'block': ('basic', 'bottleneck', 'single'),
+    'stem': ('cifar', 'mnist', 'imagenet', 'deep', 'whitening'),
+    'block': ('basic', 'bottleneck', 'single', 'pooled'),
     'version': ('1', '1.5', '2'),
     'shortcut': ('A', 'B', 'C', 'group', None),
     'shortcut_padding': ('end', 'both'),
@@ -24,12 +24,14 @@ _CHOICES = {
     'stem_bn': (True, False, None),
     'projection_kernel': (1, 3),
     'output_stride': (8, 16, None),
-    'activation': ('relu', 'sigmoid'),
-    'initializer': ('he', 'official', 'normal_0.01', 'normal_1'),
+    'activation': ('relu', 'sigmoid', 'gelu'),
+    'blur_pool': ('convolutions', 'all', None),
+    'head_pool': ('average', 'max'),
+    'initializer': ('he', 'official', 'dirac', 'normal_0.01', 'normal_1'),
 }
 _LEAST = {'filters': 1, 'width': 1, 'base_width': 1, 'cardinality': 1, 'stem_filters': 1, 'se_reduction': 0}
 MAX_LAYERS = 10_000
-_CONVOLUTIONS = {'single': 1, 'basic': 2, 'bottleneck': 3}  # number in a block
+_CONVOLUTIONS = {'single': 1, 'basic': 2, 'bottleneck': 3, 'pooled': 1}  # number in a block without a pool
 # Fields that earlier versions had, each with the value that describes the networks of this version.
 _REMOVED = {'data_format': 'channels_last', 'experiment': None}
 
@@ -50,10 +52,14 @@ class ResNetSpec:
     Attributes:
         group_blocks: Number of residual blocks in each group.
         filters: Filters of the first group. Each further group has twice as many.
+        group_filters: Filters of each group, where they do not double. None: `filters` decides.
         stem: 'cifar' or 'mnist' is a 3x3 convolution. 'imagenet' is a 7x7 convolution and a 3x3 max-pool, both with
-            stride 2. 'deep' replaces the 7x7 by three 3x3 convolutions (ResNet-C of arXiv:1812.01187).
+            stride 2. 'deep' replaces the 7x7 by three 3x3 convolutions (ResNet-C of arXiv:1812.01187). 'whitening' is
+            a 2x2 convolution whose kernel is not trained: it decorrelates the patches of the training images, each
+            with both signs, so stem_filters must be 8 times the image's channels (arXiv:2404.00498 Sec. 3.1).
         block: 'basic' is two 3x3 convolutions, 'bottleneck' is 1x1, 3x3, 1x1 (1512.03385 Fig. 5). 'single' is one
-            3x3, which Sec. 3.2 found to have no advantage over a plain layer.
+            3x3, which Sec. 3.2 found to have no advantage over a plain layer. 'pooled' is one 3x3, whose shortcut
+            comes after the activation. Where the resolution halves, a 3x3 convolution and a max-pool come before it.
         version: '1' (arXiv:1512.03385) and '1.5' have their last ReLU after the addition, '2' (arXiv:1603.05027) is
             pre-activation. '1.5' moves the stride of a bottleneck from its first 1x1 to its 3x3 convolution.
         shortcut: 'A' pads with zero channels, 'B' projects where the shape changes, 'C' projects everywhere
@@ -86,11 +92,16 @@ class ResNetSpec:
             linearly with the depth. Blocks that are kept are scaled up, so inference needs no change. 0 drops none.
         zero_gamma: The scale of the last batch norm in each block starts at 0, so the block starts as its shortcut
             (arXiv:1706.02677 Sec. 5.1).
+        blur_pool: Whether a fixed 3x3 low-pass filter precedes convolutions with a stride and 16 or more input channels
+            ('convolutions'), and also takes over the stride of the stem's max-pool ('all') (arXiv:1904.11486 Sec. 3).
         bn_momentum, bn_epsilon: Parameters of batch norm. 0.997 and 1e-5 are official/resnet's.
+        bn_scale: Whether batch norms have a scale (gamma) beside their offset.
         batch_norm: False leaves batch norm out and gives the convolutions biases.
-        activation: 'relu', or 'sigmoid' in its place.
+        activation: 'relu', or 'sigmoid' or 'gelu' (arXiv:1606.08415) in its place.
+        head_pool: Whether the features are the means or the maxima of the last feature maps.
         initializer: Initial kernels: 'he' (arXiv:1502.01852, variance 2 / fan-out), 'official' (variance 1 / fan-in, as
-            official/resnet draws them), or a normal distribution with this standard deviation.
+            official/resnet draws them), or a normal distribution with this standard deviation. 'dirac' passes the
+            input on in the first filters, as many as there are input channels (arXiv:2404.00498 Sec. 3.2).
 
     Raises:
         UserError: No network can have this value. The message names the value and what to pass.
@@ -106,6 +117,7 @@ class ResNetSpec:
         most=MAX_LAYERS,
     )
     filters: int = 16
+    group_filters: tuple[int, ...] | None = None
     stem: str = 'cifar'
     block: str = 'basic'
     version: str = _flag(
@@ -147,8 +159,11 @@ class ResNetSpec:
     zero_gamma: bool = _flag(False, 'The scale of the last BN in each block starts at 0.', streams=True)
     bn_momentum: float = _flag(0.997, 'Momentum of the moving statistics of batch norms.', least=0, most=1)
     bn_epsilon: float = 1e-5
+    bn_scale: bool = True
     batch_norm: bool = True
     activation: str = 'relu'
+    head_pool: str = 'average'
+    blur_pool: str | None = None
     initializer: str = _flag(
         'he',
         "Initial kernels of convolutions: variance 2 / fan-out (arXiv:1502.01852), or 1 / fan-in (official/resnet's).",
@@ -156,8 +171,9 @@ class ResNetSpec:
     )
 
     def __post_init__(self):
-        if isinstance(self.group_blocks, list):  # from JSON
-            object.__setattr__(self, 'group_blocks', tuple(self.group_blocks))
+        for name in ('group_blocks', 'group_filters'):
+            if isinstance(getattr(self, name), list):  # from JSON
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         if (
             not isinstance(self.group_blocks, tuple)
             or not self.group_blocks
@@ -190,18 +206,42 @@ class ResNetSpec:
             raise UserError(
                 "zero_gamma=True needs a batch norm at the end of each block; pass --resnet_version=1, or version '1.5'"
             )
+        if self.group_filters is not None and (
+            len(self.group_filters) != len(self.group_blocks)
+            or any(type(n) is not int or n < 1 for n in self.group_filters)
+        ):
+            raise UserError(f'group_filters={self.group_filters!r}: pass {len(self.group_blocks)} numbers, 1 or more')
+        if self.block == 'pooled':
+            stems = 'cifar', 'mnist', 'whitening'
+            allowed = {
+                'version': '1',
+                'shortcut': ('A', None),
+                'stride_block': 'first',
+                'output_stride': None,
+                'stem': stems,
+            }
+            for name, values in allowed.items():
+                if getattr(self, name) not in (values if isinstance(values, tuple) else (values,)):
+                    raise UserError(f"{name}={getattr(self, name)!r} with block='pooled'; pass {values!r}")
+        if self.zero_gamma and not self.bn_scale:
+            raise UserError('zero_gamma=True needs batch norms with a scale; pass bn_scale=True')
         if self.output_stride and self.stride_block == 'last':
             raise UserError(f"output_stride={self.output_stride} needs stride_block='first'")
 
     @property
     def resnet_size(self) -> int:
         """Number of layers that have weights, not counting shortcuts: 56 for ResNet-56."""
-        return _CONVOLUTIONS[self.block] * sum(self.group_blocks) + 2
+        pooled = len(self.group_blocks) if self.block == 'pooled' else 0  # convolutions before a pool
+        return _CONVOLUTIONS[self.block] * sum(self.group_blocks) + pooled + 2
 
     @property
     def expansion(self) -> int:
         """Output channels of a block / filters of its group: 4 for a bottleneck, else 1."""
         return BOTTLENECK_EXPANSION if self.block == 'bottleneck' else 1
+
+    def filters_of(self, group: int) -> int:
+        """Return the filters of a group, counted from 0, before width and the expansion of a bottleneck."""
+        return self.group_filters[group] if self.group_filters else self.filters * 2**group
 
     def group_strides(self) -> list[tuple[int, int]]:
         """Return (stride, dilation) of each group. Dilation replaces the strides that output_stride forbids.
@@ -211,7 +251,7 @@ class ResNetSpec:
         >>> ResNetSpec((3, 4, 6, 3), stem='imagenet', output_stride=8).group_strides()
         [(1, 1), (2, 1), (1, 2), (1, 4)]
         """
-        strides = [1] + [2] * (len(self.group_blocks) - 1)
+        strides = [2 if self.block == 'pooled' else 1] + [2] * (len(self.group_blocks) - 1)
         if self.stride_block == 'last':  # a group ends with the stride that the next one would begin with
             strides = strides[1:] + [1]
         total_stride, dilation = 4 if self.stem in ('imagenet', 'deep') else 1, 1
@@ -255,12 +295,16 @@ class ResNetSpec:
 
 
 class Convolution(NamedTuple):
-    """A convolution: its filters, the side of its kernel, its stride, and its cardinality (number of groups)."""
+    """A convolution: its filters, the side of its kernel, its stride, and its cardinality (number of groups).
+
+    `pool` is the side of the max-pool that follows it at once.
+    """
 
     filters: int
     kernel: int
     stride: int = 1
     cardinality: int = 1
+    pool: int = 1
 
 
 def block_convolutions(spec: ResNetSpec, filters: int, stride: int) -> tuple[Convolution, ...]:
@@ -275,6 +319,8 @@ def block_convolutions(spec: ResNetSpec, filters: int, stride: int) -> tuple[Con
     filters *= spec.width
     if spec.block == 'single':
         return (Convolution(filters, 3, stride),)
+    if spec.block == 'pooled':
+        return (Convolution(filters, 3, pool=stride),) * (stride > 1) + (Convolution(filters, 3),)
     if spec.block == 'basic':
         return Convolution(filters, 3, stride), Convolution(filters, 3)
     inner = filters * spec.base_width // 64 * spec.cardinality  # arXiv:1611.05431 Table 1: C = 32 paths of d = 4
@@ -292,7 +338,8 @@ def stem_convolutions(spec: ResNetSpec) -> tuple[Convolution, ...]:
     filters = spec.stem_filters or spec.filters
     if spec.stem == 'deep':  # two more convolutions, with half of the filters (arXiv:1812.01187 Fig. 2b)
         return Convolution(filters // 2, 3, 2), Convolution(filters // 2, 3), Convolution(filters, 3)
-    return (Convolution(filters, 7, 2) if spec.stem == 'imagenet' else Convolution(filters, 3),)
+    kernel, stride = {'imagenet': (7, 2), 'whitening': (2, 1)}.get(spec.stem, (3, 1))
+    return (Convolution(filters, kernel, stride),)
 
 
 def spec_of(group_blocks: tuple[int, ...], axes: dict[str, Any]) -> ResNetSpec:

@@ -28,6 +28,7 @@ IMAGENET_BLOCKS = {
 }  # layers -> block, group_blocks: 1512.03385 Table 1; 200 is from 1603.05027 Sec. 5
 # stem -> (height, width, channels) of the images; None accepts any size
 IMAGE_SHAPES = {'cifar': (32, 32, 3), 'mnist': (32, 32, 1), 'imagenet': (None, None, 3), 'deep': (None, None, 3)}
+IMAGE_SHAPES['whitening'] = (32, 32, 3)
 
 
 def imagenet_spec(resnet_size: int, **axes: Any) -> ResNetSpec:
@@ -62,6 +63,19 @@ def mnist_spec(**axes: Any) -> ResNetSpec:
     return spec_of((2, 2, 2), fields)
 
 
+# The network of airbench94 (2404.00498 Sec. 3), with an identity around the second convolution of each group.
+_POOLED = ResNetSpec(
+    (1, 1, 1),
+    group_filters=(64, 256, 256),
+    stem='whitening',
+    stem_filters=24,
+    block='pooled',
+    activation='gelu',
+    head_pool='max',
+    initializer='dirac',
+    bn_momentum=0.6,
+    bn_scale=False,
+)
 _RESNEXT29 = {'block': 'bottleneck', 'version': '1.5', 'shortcut': 'B', 'filters': 64}
 VARIANTS = {
     **{f'resnet{n}_v{v}': cifar_spec(n, version=v) for v in '12' for n in (20, 32, 44, 56, 110, 1202)},
@@ -78,6 +92,10 @@ VARIANTS = {
         f'wrn{n}_{width}': ResNetSpec(((n - 4) // 6,) * 3, version='2', shortcut='B', width=width)
         for n, width in ((16, 4), (28, 10), (40, 4))
     },
+    'resnet8_pooled': _POOLED,
+    'plain8_pooled': dataclasses.replace(
+        _POOLED, shortcut=None
+    ),  # airbench94 of 2404.00498, but for the bias of logits
     'mnist_resnet14': mnist_spec(),
     **{f'resnet{n}_v{v}': imagenet_spec(n, version=v) for v in ('1', '1.5', '2') for n in IMAGENET_BLOCKS},
     **{f'plain{n}': imagenet_spec(n, shortcut=None, version='1') for n in (18, 34)},

@@ -13,7 +13,7 @@ from fixtures.networks import model_of, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from official_resnet import resnet_model, resnet_spec, resnet_variants
+from official_resnet import layers, resnet_model, resnet_spec, resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.experiments import architecture_table
 from official_resnet.experiments.architecture_table import count_multiply_adds, count_parameters
@@ -138,6 +138,7 @@ SPECS = st.builds(
     stem_bias=st.booleans(),
     projection_pool=st.booleans(),
     batch_norm=st.booleans(),
+    bn_scale=st.booleans(),
     **CHOICES,
 ).filter(bool)
 
@@ -243,6 +244,9 @@ def test_zero_residual_blocks_change_nothing(zero_gamma):
         (lambda: ResNetSpec((3,), version='2', zero_gamma=True), 'zero_gamma'),
         (lambda: ResNetSpec((3,), output_stride=4), 'output_stride=4'),
         (lambda: ResNetSpec((3,), output_stride=8, stride_block='last'), 'stride_block'),
+        (lambda: ResNetSpec((3, 3), group_filters=(4,)), 'group_filters=(4,): pass 2'),
+        (lambda: ResNetSpec((3,), block='pooled', version='2'), "version='2'"),
+        (lambda: ResNetSpec((3,), zero_gamma=True, bn_scale=False), 'bn_scale'),
         (lambda: ResNetSpec((3,), se_reduction=-1), 'se_reduction=-1'),
         (lambda: resnet_variants.cifar_resnet(20, versoin='2'), "versoin='2' is not a field"),
         (lambda: resnet_variants.imagenet_resnet(50, blocks='basic'), "blocks='basic'"),
@@ -293,6 +297,31 @@ def test_stem_pools(size, pool):
     padded = np.pad(maps, 1)  # zeros do not show, because no map is negative
     rows = [slice(start + 1 + 2 * i, start + 4 + 2 * i) for i in range(count)]
     np.testing.assert_array_equal(pooled, [[padded[row, column].max() for column in rows] for row in rows])
+
+
+def test_blur_pool_filters_before_strides():
+    model = resnet_model.resnet(resnet_variants.imagenet_spec(18, blur_pool='all', filters=16), 2, (32, 32, 3))
+    names = [layer.name for layer in model.layers if isinstance(layer, keras.layers.DepthwiseConv2D)]
+    blocks = [f'group{i}_block1_{conv}_blur' for i in (2, 3, 4) for conv in ('shortcut_conv', 'conv1')]
+    assert sorted(names) == sorted(['stem_pool', *blocks])  # the stem's convolution has 3 input channels
+    image = normal(1, 8, 8, 2)
+    blurred = np.asarray(model_of(layers.blur, (8, 8, 2), 2, 'blur')(image))[0]
+    padded, rows = np.pad(image[0], ((1, 1), (1, 1), (0, 0))), np.outer([1, 2, 1], [1, 2, 1])[:, :, None] / 16
+    for i, j in np.ndindex(4, 4):
+        np.testing.assert_allclose(blurred[i, j], (padded[2 * i :][:3, 2 * j :][:, :3] * rows).sum((0, 1)), rtol=1e-5)
+    assert not any('blur' in variable.path for variable in model.trainable_variables)
+
+
+def test_a_pooled_block_begins_as_a_sum_of_its_input_and_its_activation():
+    model = resnet_variants.build_model('resnet8_pooled', 10)
+    reduced, out = (model.get_layer(f'group2_block1_{name}').output for name in ('act1', 'out'))
+    before, after = keras.Model(model.input, [reduced, out])(normal(2, 32, 32, 3))
+    np.testing.assert_allclose(after, before + keras.activations.gelu(before), rtol=1e-3, atol=1e-4)  # BN's epsilon
+    assert not any(name in path for path in weights_of(model) for name in ('gamma', 'stem_conv/kernel'))
+
+
+def weights_of(model):
+    return [variable.path for variable in model.trainable_variables]
 
 
 def test_output_stride_dilates_instead():

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import keras
 
 IMAGE_SIZE = 224  # pixels, if the variant does not fix it
-NUM_CLASSES = {'cifar': 10, 'mnist': 10, 'imagenet': 1000, 'deep': 1000}  # by stem
+NUM_CLASSES = {'cifar': 10, 'mnist': 10, 'imagenet': 1000, 'deep': 1000, 'whitening': 10}  # by stem
 COLUMNS, LABEL_WIDTH, WIDTH = 6, 17, 23  # number of networks side by side; characters
 
 
@@ -59,8 +59,9 @@ def describe(name: str) -> dict[str, list[str]]:
     parts = [stem]
     for i, num_blocks in enumerate(spec.group_blocks):
         lines = [
-            f'[{kernel}x{kernel}, {filters}' + (f', C={cardinality}]' if cardinality > 1 else ']')
-            for filters, kernel, _, cardinality in block_convolutions(spec, spec.filters * 2**i, 1)
+            f'[{conv.kernel}x{conv.kernel}, {conv.filters}'
+            + (f', C={conv.cardinality}]' if conv.cardinality > 1 else '] max-pool' if conv.pool > 1 else ']')
+            for conv in block_convolutions(spec, spec.filters_of(i), spec.group_strides()[i][0])
         ]
         lines[len(lines) // 2] += f' x{num_blocks}'
         parts.append(lines)
@@ -68,7 +69,7 @@ def describe(name: str) -> dict[str, list[str]]:
     rows = {'images ' + 'x'.join(map(str, shape)): ['']}
     rows |= {f'{label} {h}x{w}': part for label, (h, w), part in zip(labels, counts.sizes, parts, strict=True)}
     return rows | {
-        'head': [f'mean, {num_classes} logits'],
+        'head': [f'{"maximum" if spec.head_pool == "max" else "mean"}, {num_classes} logits'],
         'parameters': [f'{counts.parameters:,}'],
         'blocks': [str(sum(spec.group_blocks))],
         'multiply-adds': [f'{counts.multiply_adds / 1e6:,.0f} M'],
@@ -95,21 +96,25 @@ def count(spec: ResNetSpec, num_classes: int, image_shape: tuple[int, int, int])
 
     def convolve(size: list[int], channels: int, conv: Convolution, has_bias: bool = not spec.batch_norm) -> list[int]:
         nonlocal parameters, multiply_adds
-        size = [-(-side // conv.stride) for side in size]
+        is_cut = spec.stem == 'whitening' and conv.kernel == 2  # its stem has no padding
+        size = [-(-side // conv.stride) - is_cut for side in size]
         weights = conv.kernel**2 * channels // conv.cardinality * conv.filters
         parameters += weights + conv.filters * has_bias
         multiply_adds += weights * math.prod(size)
-        return size
+        return [side // conv.pool for side in size]
 
     def normalize(channels: int) -> None:
         nonlocal parameters
-        parameters += 2 * channels * spec.batch_norm
+        parameters += (1 + spec.bn_scale) * channels * spec.batch_norm
 
     *deep, last = stem_convolutions(spec)
     for conv in (*deep, last):
-        size = convolve(size, channels, conv, not spec.batch_norm or conv is last and spec.stem_bias)
+        has_bias = conv is last and (spec.stem_bias or spec.stem == 'whitening')
+        size = convolve(size, channels, conv, has_bias or not spec.batch_norm)
         channels = conv.filters
-        if conv is not last or (not is_v2 if spec.stem_bn is None else spec.stem_bn):
+        if spec.stem == 'whitening':
+            parameters -= 4 * image_shape[2] * channels  # its kernel is not trained
+        elif conv is not last or (not is_v2 if spec.stem_bn is None else spec.stem_bn):
             normalize(channels)
     if spec.stem in ('imagenet', 'deep'):
         size = [side // 2 if spec.stem_pool == 'ceil' else -(-side // 2) for side in size]
@@ -118,7 +123,7 @@ def count(spec: ResNetSpec, num_classes: int, image_shape: tuple[int, int, int])
         strided = 0 if spec.stride_block == 'first' else num_blocks - 1
         for j in range(num_blocks):
             stride = group_stride if j == strided else 1
-            convs = block_convolutions(spec, spec.filters * 2**i, stride)
+            convs = block_convolutions(spec, spec.filters_of(i), stride)
             outer = convs[-1].filters
             if spec.is_projection(channels, outer, stride, is_first=j == 0):
                 projection = Convolution(outer, spec.projection_kernel, stride)

@@ -90,7 +90,7 @@ def require_buildable(spec: resnet_spec.ResNetSpec, source: str | os.PathLike) -
     bounds.require('network_layers', min(spec.resnet_size, longest), what, REMEDY)
     before, weights, most = spec.stem_filters or spec.filters, 0, bounds.limit('network_weights')
     for group, blocks in enumerate(spec.group_blocks):
-        convolutions = resnet_spec.block_convolutions(spec, spec.filters << group, stride=1)
+        convolutions = resnet_spec.block_convolutions(spec, spec.filters_of(group), stride=1)
         inside = sum(  # of each block but the first
             one.kernel**2 * last.filters * one.filters // one.cardinality
             for last, one in zip((convolutions[-1], *convolutions), convolutions, strict=False)

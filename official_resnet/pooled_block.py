@@ -1,0 +1,65 @@
+"""The block of fast CIFAR networks: a max-pool takes the place of a stride, and kernels begin as identities.
+
+After airbench94 (arXiv:2404.00498), whose network has no shortcuts, and hlb-CIFAR10, whose residual this is.
+"""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import KerasTensor as Tensor
+
+from official_resnet.errors import UserError
+from official_resnet.layers import NHWC
+from official_resnet.resnet_model import (
+    INITIALIZERS,
+    activation,
+    batch_norm,
+    convolution,
+    drop_whole,
+    squeeze_and_excite,
+)
+from official_resnet.resnet_spec import ResNetSpec, block_convolutions
+
+
+def block_pooled(
+    x: Tensor, spec: ResNetSpec, filters: int, stride: int, name: str, is_first: bool, dilation: int, drop_rate: float
+) -> Tensor:
+    """Return F(x) + x with F = GELU(BN(conv(x))), the residual of hlb-CIFAR10; arguments as in residual_block.
+
+    In a block with a stride, x first becomes GELU(BN(max-pool(conv(x)))), as in arXiv:2404.00498 Sec. 3. So every
+    shortcut is an identity, and the network has no projections.
+    """
+    *reducing, last = block_convolutions(spec, filters, stride)
+    for conv in reducing:
+        if any(side == 1 for side in x.shape[1:3]):
+            raise UserError(
+                f'the images are too small: {name} is to halve {x.shape[1]} x {x.shape[2]}; pass larger ones'
+            )
+        x = convolution(x, spec, conv, f'{name}_conv1')
+        x = keras.layers.MaxPooling2D(conv.pool, data_format=NHWC, name=f'{name}_pool')(x)
+        x = batch_norm(x, spec, f'{name}_bn1')
+        x = activation(x, spec, f'{name}_act1')
+
+    # F(x)
+    residual = convolution(x, spec, last, f'{name}_conv2')
+    residual = batch_norm(residual, spec, f'{name}_bn2', starts_at_zero=spec.zero_gamma)
+    residual = activation(residual, spec, f'{name}_act2')
+    residual = squeeze_and_excite(residual, spec, name)
+    residual = drop_whole(residual, drop_rate, f'{name}_drop')
+
+    # y = F(x) + x
+    return residual if spec.shortcut is None else keras.layers.Add(name=f'{name}_out')([residual, x])
+
+
+def dirac(shape: tuple[int, ...], dtype: Any = None) -> Any:
+    """Return a kernel [h, w, in, out] whose first filters pass one input channel each on (arXiv:2404.00498 Sec. 3.2).
+
+    The other filters are drawn as torch.nn.Conv2d draws them, uniformly up to 1 / sqrt(h * w * in).
+    """
+    height, width, channels, filters = shape
+    kernel = np.array(INITIALIZERS['dirac']()(shape))
+    count = min(channels, filters)
+    kernel[:, :, :, :count] = 0
+    kernel[(height - 1) // 2, (width - 1) // 2, range(count), range(count)] = 1
+    return keras.ops.convert_to_tensor(kernel, dtype)
