@@ -117,7 +117,6 @@ class ResNetSpec:
         most=MAX_LAYERS,
     )
     filters: int = 16
-    group_filters: tuple[int, ...] | None = None
     stem: str = 'cifar'
     block: str = 'basic'
     version: str = _flag(
@@ -159,16 +158,18 @@ class ResNetSpec:
     zero_gamma: bool = _flag(False, 'The scale of the last BN in each block starts at 0.', streams=True)
     bn_momentum: float = _flag(0.997, 'Momentum of the moving statistics of batch norms.', least=0, most=1)
     bn_epsilon: float = 1e-5
-    bn_scale: bool = True
     batch_norm: bool = True
     activation: str = 'relu'
-    head_pool: str = 'average'
-    blur_pool: str | None = None
     initializer: str = _flag(
         'he',
-        "Initial kernels of convolutions: variance 2 / fan-out (arXiv:1502.01852), or 1 / fan-in (official/resnet's).",
-        words=('he', 'official'),
+        "Initial kernels of convolutions: variance 2 / fan-out (arXiv:1502.01852), 1 / fan-in (official/resnet's), or "
+        'identities (arXiv:2404.00498).',
+        words=('he', 'official', 'dirac'),
     )
+    group_filters: tuple[int, ...] | None = None
+    bn_scale: bool = True
+    head_pool: str = 'average'
+    blur_pool: str | None = None
 
     def __post_init__(self):
         for name in ('group_blocks', 'group_filters'):

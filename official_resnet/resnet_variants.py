@@ -145,15 +145,15 @@ def with_flags(variant: str, given: Mapping[str, str], *resnet_size: int, **axes
     """
     spec = find_spec(variant)
     changes = {name: axes[name] for name in ('bn_momentum', 'zero_gamma', 'initializer') if name in axes}
-    if spec.version == '2' and 'zero_gamma' not in given:  # its blocks do not end in a batch norm
+    # The blocks of version 2 do not end in a batch norm, and those of pooled networks in one without a scale.
+    if (spec.version == '2' or not spec.bn_scale) and 'zero_gamma' not in given:
         changes.pop('zero_gamma', None)
     asked = axes | dict(zip(['resnet_size'], resnet_size, strict=False))
     for flag, field in given.items():
         name = flag if flag == 'resnet_size' else field
         if name not in changes and asked[name] != getattr(spec, name):
-            raise UserError(
-                f'--{flag}={asked[name]}, but --variant={variant} has {getattr(spec, name)}; leave one of them out'
-            )
+            fault = f'--{flag}={asked[name]}, but the network {variant} has {getattr(spec, name)}'
+            raise UserError(f'{fault}; leave --{flag} out, or pass another --recipe or --variant')
     return dataclasses.replace(spec, **changes)
 
 

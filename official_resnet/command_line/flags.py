@@ -339,6 +339,10 @@ def resolve(
         from official_resnet.command_line import streamed_flags
 
         fields = streamed_flags.fields(values, chosen, dataset)
+    elif name := chosen.get('input_normalization'):
+        from official_resnet.inputs.affine import PUBLISHED
+
+        fields = {'normalization': PUBLISHED[name]}
     make_spec = program.make_spec
     if options.variant:
         from official_resnet import resnet_variants
@@ -356,7 +360,10 @@ def _require_partners(values, chosen, program):
             if not is_met and not (need == 'task_index' and values[need].present):
                 raise UserError(f'--{flag} needs --{field.metadata["needs"]}; also pass it, or leave --{flag} out')
     if chosen.get('variant') and chosen.get(PRETRAINED):
-        raise UserError(f'--variant={values.variant}: --{PRETRAINED} has its own network; leave --variant out')
+        cause = f'--variant={values.variant}' if values.variant else f'--recipe={values.recipe}'
+        raise UserError(
+            f'{cause} has the network {chosen["variant"]}, and --{PRETRAINED} its own; leave one of them out'
+        )
     sources = [f'--{name}' for name in ('tfds', 'image_folder', 'use_synthetic_data') if values[name].value]
     if len(sources) > 1:
         raise UserError(f'{" and ".join(sources)} cannot be used together; pass one of them')

@@ -21,9 +21,9 @@ STEPS, MAX_EPOCHS = 1000, 100  # this project's: at least 1,000 steps, unless th
 def choose(values: flags.FlagValues, program: Program, asked: TrainConfig) -> dict[str, Any]:
     """Return {flag: value} for what the number of training images decides, and log it.
 
-    That is --recipe=fast, --batch_size and --train_epochs, but no flag that the user passed, and nothing if he passed
-    --recipe. With --fine_tune, which stands for official/resnet's rate, the recipe stays. `asked` is the training that
-    the flags describe.
+    That is --recipe=fast (classic_fast for CIFAR), --batch_size and --train_epochs, but no flag that the user passed,
+    and nothing if he passed --recipe. With --fine_tune, which stands for official/resnet's rate, the recipe stays.
+    `asked` is the training that the flags describe.
 
     Raises:
         UserError: The folder does not have the images of two classes.
@@ -35,7 +35,8 @@ def choose(values: flags.FlagValues, program: Program, asked: TrainConfig) -> di
     num_images = min(num_images, asked.num_train_images or num_images)
     if num_images >= LARGE:
         return {}
-    name = values.recipe if values.fine_tune else 'fast'
+    quick = 'classic_fast' if 'classic_fast' in next(iter(program.recipes.values())) else 'fast'
+    name = values.recipe if values.fine_tune else quick
     defaults: dict[str, Any] = {flag: field.default for flag, field in flags_of(TrainConfig).items()}
     recipe = defaults | recipe_of(values, program, name)
     batch_size = values.batch_size or fitting_batch(num_images, recipe['batch_size'])

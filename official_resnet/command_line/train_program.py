@@ -137,7 +137,7 @@ def _callbacks(config, options):
     from official_resnet.training import callbacks
 
     hooks = {name.lower() for name in options.hooks}
-    is_slow = not tf.config.list_physical_devices('GPU') and options.recipe not in ('fast', 'demo')
+    is_slow = not tf.config.list_physical_devices('GPU') and options.recipe not in ('fast', 'classic_fast', 'demo')
     quicker = '--recipe=fast gives most of the accuracy in a fraction of the time' if is_slow else None
     chosen = [
         callbacks.Progress(options.log_steps if 'loggingtensorhook' in hooks else 0, quicker),

@@ -34,7 +34,7 @@ try:
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
-FAST = recipes.CIFAR['official'] | recipes.CIFAR['fast']
+FAST = recipes.CIFAR['official'] | recipes.CIFAR['classic_fast']
 FULL = {'source_epochs': 20, 'source_images': None, 'train_epochs': 40, 'images_per_class': 100}
 QUICK = {'source_epochs': 8, 'source_images': 1000, 'train_epochs': 20, 'images_per_class': 50}
 

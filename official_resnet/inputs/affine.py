@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from official_resnet import errors
+
 if TYPE_CHECKING:
     import tensorflow as tf
 
@@ -37,6 +39,9 @@ def function_of(name: str) -> Callable:
         images = tf.cast(images, tf.float32)
         images = images[..., ::-1] if order == 'BGR' else images
         width, channels = images.shape[-2:]
+        if channels and len(mean) not in (1, channels):
+            fault = f'the images have {channels} colour channels, and this normalization {len(mean)}'
+            raise errors.UserError(f'{fault}; leave out --input_normalization')
         if None in (width, channels):
             return (images * scale - tf.constant(mean)) / tf.constant(std)
         # Repeating the numbers along a whole row of pixels is several times as fast as broadcasting three channels.
@@ -51,5 +56,7 @@ OFFICIAL = affine_name(mean=(123.68, 116.78, 103.94))  # as in official/resnet: 
 PUBLISHED = {
     'official': OFFICIAL,
     'torch': affine_name(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    # CIFAR-10's training images, as airbench94 rounds their means and deviations
+    'cifar10': affine_name(scale=1 / 255, mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616)),
     'inception': affine_name(scale=1 / 127.5, mean=(1.0,)),  # -1..1
 }

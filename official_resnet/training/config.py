@@ -188,11 +188,10 @@ class TrainConfig:
     )
     normalization: str | None = _data(
         None,
-        'Scaling of the input: official subtracts the mean of each colour channel, torch also divides by its standard '
-        'deviation, inception scales to -1..1.',
+        'Scaling of the input: official subtracts the mean of each colour channel of ImageNet, torch also divides by '
+        'its standard deviation, cifar10 does so with the numbers of CIFAR-10, inception scales to -1..1.',
         flag='input_normalization',
-        words=('official', 'torch', 'inception'),
-        streams=True,
+        words=('official', 'torch', 'inception', 'cifar10'),
         is_open=True,
     )
     views: 'Views | None' = _data(
@@ -241,9 +240,11 @@ class TrainConfig:
         choices=('coupled', 'decoupled'),
     )
     bias_learning_rate_factor: float = _rate(
-        1.0, 'Factor of the learning rate of biases and batch norm offsets; divides their decay.', above=0
+        1.0,
+        'Factor of the learning rate of biases and batch norm offsets, but for the last layer; divides their decay.',
+        above=0,
     )
-    head_learning_rate_factor: float = _rate(1.0, 'The same for the kernel of the last layer.', above=0)
+    head_learning_rate_factor: float = _rate(1.0, 'The same for the last layer.', above=0)
     clip_norm: float | None = _rate(
         None, 'Scale all gradients down if their common norm is larger. Default: 1 with lamb, otherwise none.', above=0
     )

@@ -47,8 +47,8 @@ class _Rates:
 
     Args:
         backbone_factor: Factor of the learning rate of all layers but `head_layers`.
-        head_factor, bias_factor: Factors of the rate of kernels in `head_layers`, and of biases and batch norm offsets.
-            The weight decay of these is divided by the factor.
+        head_factor, bias_factor: Factors of the rate of `head_layers`, and of the biases and batch norm offsets of all
+            other layers. The weight decay of these is divided by the factor.
         head_layers: Names of layers.
         max_norm: Largest norm of all gradients together; None: they are not clipped.
     """
@@ -73,9 +73,8 @@ class _Rates:
         self._rate_factor_of = {}
         for variable in variables:
             key, is_in_head = self._var_key(variable), variable.path.split('/')[0] in self.head_layers
-            own = self.head_factor if is_in_head else 1.0
-            if variable.name in ('bias', 'beta'):
-                own = self.bias_factor
+            own = self.bias_factor if variable.name in ('bias', 'beta') else 1.0
+            own = self.head_factor if is_in_head else own
             self._rate_factor_of[key] = own * (1.0 if is_in_head else self.backbone_factor)
             if key in self._l2_of:
                 self._l2_of[key] /= own

@@ -70,9 +70,9 @@ def test_official_defaults():
 
 
 def test_flags_override_the_recipe_even_with_its_default():
-    assert config('--recipe=fast').spec.resnet_size == 20
-    assert config('--recipe=fast -rs 56').spec.resnet_size == 56
-    assert config('--recipe=fast --nonesterov').nesterov is False
+    assert config('--recipe=classic_fast').spec.resnet_size == 20
+    assert config('--recipe=classic_fast -rs 56').spec.resnet_size == 56
+    assert config('--recipe=classic_fast --nonesterov').nesterov is False
     assert config('--recipe=paper').max_train_steps == 64000
     assert config('--recipe=paper -mts 10').max_train_steps == 10
 
@@ -87,7 +87,7 @@ def test_every_variant_has_a_flag(program):
         made = config(f'--variant={name} --recipe={recipe}', program).spec
         is_zero = settings.get('zero_gamma', False) and spec.version != '2'
         kept = {field: settings.get(field, getattr(spec, field)) for field in ('bn_momentum', 'initializer')}
-        assert made == dataclasses.replace(spec, zero_gamma=is_zero, **kept), name
+        assert made == dataclasses.replace(spec, zero_gamma=is_zero and spec.bn_scale, **kept), name
     assert config('--variant=seresnet50_v1.5 -rs 50 --bn_momentum=0.5', 'imagenet').spec.bn_momentum == 0.5
 
 
@@ -95,11 +95,11 @@ def test_every_variant_has_a_flag(program):
     'line,message',
     [
         ('--variant=se', "no network 'se'"),
-        ('--variant=seresnet50_v1.5 -rs 18', '--resnet_size=18, but --variant=seresnet50_v1.5 has 50'),
-        ('--variant=resnet50_v2 -rv 1', '--resnet_version=1, but --variant=resnet50_v2 has 2'),
-        ('--variant=plain18 --shortcut=B', '--shortcut=B, but --variant=plain18 has None'),
+        ('--variant=seresnet50_v1.5 -rs 18', '--resnet_size=18, but the network seresnet50_v1.5 has 50'),
+        ('--variant=resnet50_v2 -rv 1', '--resnet_version=1, but the network resnet50_v2 has 2'),
+        ('--variant=plain18 --shortcut=B', '--shortcut=B, but the network plain18 has None'),
         ('--variant=resnet50_v2 --zero_gamma', 'zero_gamma'),
-        ('--variant=resnet50_v2 -pmcp x.keras', 'leave --variant out'),
+        ('--variant=resnet50_v2 -pmcp x.keras', '--variant=resnet50_v2 has the network'),
     ],
 )
 def test_a_variant_is_not_contradicted(line, message):
@@ -109,10 +109,34 @@ def test_a_variant_is_not_contradicted(line, message):
 
 def test_every_recipe_makes_a_config():
     for recipe in recipes.CIFAR:
-        assert config(f'--recipe={recipe}').spec.initializer == ('official' if recipe == 'official' else 'he')
-    fast = config('--recipe=fast')
+        initializer = {'official': 'official', 'fast': 'dirac'}.get(recipe, 'he')
+        assert config(f'--recipe={recipe}').spec.initializer == initializer
+    fast = config('--recipe=classic_fast')
     assert fields_of(fast, 'dtype label_smoothing') == ('auto', 0.1)
     assert fields_of(fast.schedule, 'kind boundaries factors') == ('one_cycle', (), (1.0,))
+    with pytest.raises(UserError, match='--resnet_size=20, but the network resnet8_pooled has 8'):
+        config('--recipe=fast -rs 20')
+    with pytest.raises(UserError, match='--recipe=fast has the network resnet8_pooled'):
+        config('--recipe=fast -pmcp x.keras')
+
+
+def test_the_fast_recipe_has_the_numbers_of_airbench94_muon():
+    made = config('--recipe=fast')  # the program's are for a sum over 2000 images and for logits divided by 256
+    assert fields_of(made, 'optimizer base_learning_rate muon_momentum momentum') == ('muon', 0.24, 0.6, 0.85)
+    assert made.base_learning_rate * made.bias_learning_rate_factor / made.batch_size == pytest.approx(0.053)
+    head = made.base_learning_rate * made.head_learning_rate_factor * 256**2 / made.batch_size
+    assert head == pytest.approx(0.67) and made.spec.group_filters[-1] == 256
+    assert made.base_learning_rate * made.weight_decay / made.batch_size == pytest.approx(2e-6)
+    assert fields_of(made, 'train_epochs batch_size label_smoothing decay') == (8, 2000, 0.2, 'all')
+    assert fields_of(made.augmentation, 'pad pad_mode alternating_flip') == (2, 'reflect', True)
+    assert fields_of(made.schedule, 'kind peak start_factor end_factor power') == ('one_cycle', 0, 1, 0, 1)
+    assert fields_of(made.spec, 'stem stem_filters activation bn_momentum bn_scale') == (
+        'whitening',
+        24,
+        'gelu',
+        0.6,
+        False,
+    )
 
 
 @pytest.mark.parametrize('name', PROGRAMS)
@@ -203,7 +227,7 @@ def test_transfer_flags(monkeypatch):
     assert (made.spec.group_blocks, made.transfer, made.train_last_groups) == ((1, 1, 1), 'last', 2)
     assert fields_of(made, 'backbone_learning_rate_factor head pretrained_classes') == (0.1, 'replace', None)
     assert adopted('-pmcp x --initializer=official').spec.initializer == 'official'  # of what is computed, no part
-    assert adopted('-pmcp x --head=append --recipe=fast').pretrained_classes == 7
+    assert adopted('-pmcp x --head=append --recipe=classic_fast').pretrained_classes == 7
     with pytest.raises(UserError, match='--shortcut=B.* A'):
         adopted('-pmcp x -rs 8 --shortcut B')
 
@@ -247,9 +271,9 @@ def test_help_is_grouped_by_task_and_shows_the_defaults_of_the_recipe():
     assert re.findall(r'^(\w[\w ]*):$', text, re.M) == headings
     assert text.startswith('Train a residual network') and max(map(len, text.splitlines())) <= 80
     assert re.search(r'--train_epochs, -te N\n .*\[182\]', text) and re.search(r'--recipe [^[]*\[official\]', text)
-    fast = succeed('cifar10_main --recipe=fast -h')
+    fast = succeed('cifar10_main --recipe=classic_fast -h')
     assert re.search(r'--train_epochs, -te N\n .*\[20\]', fast) and re.search(r'--dtype, [^[]*\[auto\]', fast)
-    for args, epochs in (('--recipe=fast --help', 20), ('--help', 182)):  # whatever other flags are wrong
+    for args, epochs in (('--recipe=fast --help', 8), ('--help', 182)):  # whatever other flags are wrong
         assert re.search(rf'--train_epochs, -te N\n .*\[{epochs}\]', succeed(f'cifar10_main {args} --lr=3'))
     assert 'fashion_mnist' in succeed('mnist_main --help')
 

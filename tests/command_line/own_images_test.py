@@ -12,21 +12,21 @@ PROGRAMS = {'cifar10': cifar10_main.PROGRAM, 'imagenet': imagenet_main.PROGRAM, 
 @pytest.mark.parametrize(
     'program,num_images,line,expected',  # recipe, batch size, epochs
     [
-        ('cifar10', 146, '', ('fast', 16, 100)),  # 9 steps an epoch
+        ('cifar10', 146, '', ('classic_fast', 16, 100)),  # 9 steps an epoch
         ('imagenet', 146, '', ('fast', 16, 100)),
         ('mnist', 146, '', ('fast', 16, 100)),
-        ('cifar10', 5, '', ('fast', 5, 100)),
-        ('cifar10', 20, '', ('fast', 8, 100)),
-        ('cifar10', 1000, '', ('fast', 64, 67)),  # 15 steps an epoch
-        ('cifar10', 10_000, '', ('fast', 128, 20)),  # the recipe's
+        ('cifar10', 5, '', ('classic_fast', 5, 100)),
+        ('cifar10', 20, '', ('classic_fast', 8, 100)),
+        ('cifar10', 1000, '', ('classic_fast', 64, 67)),  # 15 steps an epoch
+        ('cifar10', 10_000, '', ('classic_fast', 128, 20)),  # the recipe's
         ('imagenet', 5000, '', ('fast', 256, 53)),
-        ('cifar10', 49_999, '', ('fast', 128, 20)),
+        ('cifar10', 49_999, '', ('classic_fast', 128, 20)),
         ('cifar10', 50_000, '', ('official', 128, 182)),
         ('imagenet', 50_000, '', ('official', 32, 90)),
-        ('cifar10', 60_000, '--num_train_images=100', ('fast', 8, 84)),
-        ('cifar10', 146, '-bs 32', ('fast', 32, 100)),
-        ('cifar10', 146, '-bs 100 -te 5', ('fast', 100, 5)),
-        ('cifar10', 146, '-bs 500', ('fast', 500, 100)),  # refused when it is read
+        ('cifar10', 60_000, '--num_train_images=100', ('classic_fast', 8, 84)),
+        ('cifar10', 146, '-bs 32', ('classic_fast', 32, 100)),
+        ('cifar10', 146, '-bs 100 -te 5', ('classic_fast', 100, 5)),
+        ('cifar10', 146, '-bs 500', ('classic_fast', 500, 100)),  # refused when it is read
         ('cifar10', 146, '--recipe=paper', ('paper', 128, 165)),
         ('cifar10', 146, '--recipe=official', ('official', 128, 182)),
         ('imagenet', 146, '-pmcp x --fine_tune', ('official', 16, 100)),

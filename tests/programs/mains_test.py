@@ -195,7 +195,7 @@ def old_net(images, tmp_path_factory):
     """The model_dir of a network of 8 layers trained on 'old'."""
     folder = tmp_path_factory.mktemp('old_net') / 'model'
     out = succeed(
-        f'cifar10_main --image_folder {images}/old --model_dir {folder} -rs 8 -bs 16 --train_epochs 1 --recipe fast '
+        f'cifar10_main --image_folder {images}/old --model_dir {folder} -rs 8 -bs 16 -te 1 --recipe classic_fast '
         '--validation_fraction 0.25'
     )
     assert out.count('red/broken.jpg') == 1 and out.count('red/readme.txt') == 1 and f'folder:{images}/old: ' in out
@@ -209,7 +209,7 @@ def test_own_images_and_a_new_head_end_to_end(images, old_net, tmp_path):
     assert "'bright', 'dark'" in mistake(f'cifar10_main --eval_only --model_dir {old_net} --image_folder {images}/new')
 
     head = f'cifar10_main --image_folder {images}/new --model_dir {tmp_path}/new_net -pmcp {old_net}/model.keras '
-    head += '--transfer head --recipe fast -bs 8'
+    head += '--transfer head --recipe classic_fast -bs 8'
     out = succeed(f'{head} --train_epochs 1')
     assert 'computing the features of 32' in out
     assert json.loads((tmp_path / 'new_net' / 'config.json').read_text())['config']['augment'] is False
@@ -224,13 +224,13 @@ def test_own_images_and_a_new_head_end_to_end(images, old_net, tmp_path):
 
 def test_the_number_of_own_images_decides_how_they_are_trained(images, tmp_path):
     out = succeed(f'cifar10_main --image_folder {images}/new --model_dir {tmp_path} -rs 8 -mts 1')
-    assert '32 training images: --recipe=fast --batch_size=8 --train_epochs=100;' in out
+    assert '32 training images: --recipe=classic_fast --batch_size=8 --train_epochs=100;' in out
     stored = json.loads((tmp_path / 'config.json').read_text())
-    assert (stored['recipe'], stored['config']['batch_size']) == ('fast', 8)
+    assert (stored['recipe'], stored['config']['batch_size']) == ('classic_fast', 8)
 
 
 def test_an_appended_head_by_flags(images, old_net, tmp_path):
-    command = f'cifar10_main --image_folder {images}/new -pmcp {old_net} --recipe fast -bs 8 -te 1 --fine_tune'
+    command = f'cifar10_main --image_folder {images}/new -pmcp {old_net} --recipe classic_fast -bs 8 -te 1 --fine_tune'
     succeed(f'{command} --head append --model_dir {tmp_path}')
     assert json.loads((tmp_path / 'config.json').read_text())['config']['pretrained_classes'] == 3
     model, card = predict.load(tmp_path)  # with what it needs to name an image
@@ -251,6 +251,6 @@ def test_an_appended_head_by_flags(images, old_net, tmp_path):
     ],
 )
 def test_mistakes_of_transfer(images, old_net, tmp_path, args, message):
-    command = f'cifar10_main --model_dir {tmp_path}/m --recipe fast -bs 8 -te 1 --image_folder {images}/new'
+    command = f'cifar10_main --model_dir {tmp_path}/m --recipe classic_fast -bs 8 -te 1 --image_folder {images}/new'
     assert message in mistake(f'{command} -pmcp {old_net} {args.format(old_net=old_net)}')
     assert (old_net / 'model.keras').exists()

@@ -69,7 +69,7 @@ def test_official_boundaries_and_those_of_the_paper(name, total_steps, rates):
 
 
 def test_one_cycle():
-    schedule = _recipe_schedule('fast', 390, 7800)
+    schedule = _recipe_schedule('classic_fast', 390, 7800)
     rates = [float(schedule(step)) for step in (0, 975, 1950, 4875, 7800, 9000)]
     np.testing.assert_allclose(rates, [0, 0.2, 0.4, 0.2, 0, 0], atol=1e-6)
 
