@@ -39,7 +39,7 @@ CIFAR = {
         'initializer': 'dirac',
         'bn_momentum': 0.6,
         'train_epochs': 8,
-        'epochs_between_evals': 1,
+        'epochs_between_evals': 2,
         'batch_size': 2000,
         'optimizer': 'muon',
         'base_learning_rate': 0.24,  # of the kernels of convolutions
@@ -56,6 +56,7 @@ CIFAR = {
         'pad_mode': 'reflect',
         'alternating_flip': True,
         'input_normalization': 'cifar10',
+        'test_views': 'flip',
         'dtype': 'auto',
     },
     # One cycle (after 1708.07120) of an eighth of the epochs, on a smaller network: fast until November 2026.
