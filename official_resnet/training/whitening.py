@@ -22,7 +22,7 @@ def set_stem(model: keras.Model, split: 'Split') -> None:
         UserError: The stem has not two filters for each value of a patch.
     """
     layer = model.get_layer('stem_conv')
-    side, channels, filters = layer.kernel.shape[0], *layer.kernel.shape[2:]
+    side, _, channels, filters = layer.kernel.shape
     needed = 2 * side * side * channels
     if filters != needed:
         raise UserError(f'stem_filters={filters} with images of {channels} channels; a whitening stem needs {needed}')
