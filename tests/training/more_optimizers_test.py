@@ -31,7 +31,7 @@ def test_rates_of_head_and_backbone_by_hand():
 
 
 def test_rates_and_decay_by_kind_of_variable():
-    """Biases and offsets have the factor of biases, also in the head; decay is divided by it, so lr * decay stays."""
+    """Biases and offsets have a factor of their own, the head another; decay is divided by it, so lr * decay stays."""
     start, gradients = np.array([1.0, -2.0]), np.array([[0.5, 1.0], [-1.0, 0.25]])
     paths = ('conv/kernel', 'bn/gamma', 'bn/beta', 'stem/bias', 'logits/kernel', 'logits/bias')
     variables = variables_of(dict.fromkeys(paths, start))
@@ -39,7 +39,7 @@ def test_rates_and_decay_by_kind_of_variable():
     optimizer = more_optimizers.SGD(0.01, 0.9, True, l2=0.3, **options)
     for gradient in gradients:
         optimizer.apply([gradient.astype('float32')] * 6, variables)
-    for variable, factor, backbone in zip(variables, (1, 1, 64, 64, 4, 64), (0.5,) * 4 + (1, 1), strict=True):
+    for variable, factor, backbone in zip(variables, (1, 1, 64, 64, 4, 4), (0.5,) * 4 + (1, 1), strict=True):
         expected = updates.momentum_sgd(start, gradients, [0.01 * factor * backbone] * 2, 0.9, True, 0.3 / factor)
         np.testing.assert_allclose(variable.numpy(), expected, rtol=1e-5, err_msg=variable.path)
     assert more_optimizers.SGD.from_config(optimizer.get_config()).get_config() == optimizer.get_config()
