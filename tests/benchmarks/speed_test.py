@@ -128,9 +128,8 @@ def test_inference_against_every_peer(monkeypatch, run):
 
 @pytest.mark.parity
 @pytest.mark.parametrize('version', ['1', '1.5'])
-def test_openvino_computes_our_network(monkeypatch, version):
+def test_openvino_computes_our_network(version):
     """In float32 its logits are those of ONNX Runtime, and have not been computed in bfloat16."""
-    monkeypatch.setattr(inference, '_trained_model', functools.cache(inference._trained_model))
     (logits,), ((expected,),) = (
         function('fp32', 50, 2, version)['inference'](1) for function in (inference.openvino, inference.onnx)
     )
