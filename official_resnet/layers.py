@@ -114,5 +114,30 @@ def blur(x: keras.KerasTensor, stride: int, name: str) -> keras.KerasTensor:
     return keras.layers.DepthwiseConv2D(3, stride, **options, name=name)(x)
 
 
+@tf.custom_gradient
+def add_bias(x: tf.Tensor, bias: tf.Tensor) -> Any:
+    """Return x [n, h, w, c] + bias [c], with a gradient of the bias that is added up in float32.
+
+    TensorFlow's own, BiasAddGrad, adds up bfloat16 in bfloat16: of 480,000 numbers it returned 2.2 in place of 47.6.
+    """
+
+    def gradients(upstream) -> tuple[tf.Tensor, tf.Tensor]:
+        return upstream, tf.cast(tf.reduce_sum(tf.cast(upstream, tf.float32), [0, 1, 2]), bias.dtype)
+
+    return tf.nn.bias_add(x, bias), gradients
+
+
+class Conv2D(keras.layers.Conv2D):
+    """keras.layers.Conv2D, whose bias is trained rightly in 16 bits; see add_bias. Keras saves it as its own layer."""
+
+    __module__ = 'keras.layers'
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        outputs = self.convolution_op(inputs, self.kernel)
+        if self.use_bias:
+            outputs = add_bias(outputs, tf.convert_to_tensor(self.bias))
+        return self.activation(outputs)
+
+
 # The name of BatchNormalization in files that were written before 2026-11-29.
 keras.saving.get_custom_objects()['official_resnet>BatchNormalization'] = BatchNormalization

@@ -18,7 +18,7 @@ import keras
 from keras import KerasTensor as Tensor
 
 from official_resnet.errors import UserError
-from official_resnet.layers import MIN_BLURRED, NHWC, BatchNormalization, blur, deep_graph, float32_weights
+from official_resnet.layers import MIN_BLURRED, NHWC, BatchNormalization, Conv2D, blur, deep_graph, float32_weights
 from official_resnet.resnet_spec import Convolution, ResNetSpec, block_convolutions, stem_convolutions
 
 INITIALIZERS = {
@@ -288,7 +288,7 @@ def stem(images: Tensor, spec: ResNetSpec) -> Tensor:
         x = batch_norm(x, spec, f'stem_bn{i}')
         x = activation(x, spec, f'stem_relu{i}')
     if spec.stem == 'whitening':
-        conv = keras.layers.Conv2D(last.filters, last.kernel, data_format=NHWC, name='stem_conv')
+        conv = Conv2D(last.filters, last.kernel, data_format=NHWC, name='stem_conv')
         x = conv(x)
         conv.kernel.trainable = False  # training.whitening computes it; the bias is trained
         return activation(x, spec, 'stem_act')
@@ -322,7 +322,7 @@ def convolution(
         pads = (before, conv.kernel - 1 - before)
         x = keras.layers.ZeroPadding2D((pads, pads), data_format=NHWC, name=f'{name}_pad')(x)
         padding = 'valid'
-    layer = keras.layers.Conv2D(
+    layer = Conv2D(
         conv.filters,
         conv.kernel,
         stride,
@@ -369,7 +369,7 @@ def squeeze_and_excite(x: Tensor, spec: ResNetSpec, name: str) -> Tensor:
     narrow = max(1, channels // spec.se_reduction)
     for i, (filters, function) in enumerate(((narrow, 'relu'), (channels, 'sigmoid')), start=1):
         options = {'data_format': NHWC, 'kernel_initializer': INITIALIZERS['he'](), 'name': f'{name}_se_conv{i}'}
-        scale = keras.layers.Conv2D(filters, 1, activation=function, **options)(scale)
+        scale = Conv2D(filters, 1, activation=function, **options)(scale)
     return keras.layers.Multiply(name=f'{name}_se_out')([x, scale])
 
 

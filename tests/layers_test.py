@@ -32,6 +32,23 @@ def batch_norms(dtype='float32', shape=(None, 6, 6, 6), **options):
     return pair
 
 
+@pytest.mark.parametrize('dtype', POLICY)
+def test_the_gradient_of_a_bias_is_added_up_in_float32(dtype):
+    """Of many numbers, TensorFlow's BiasAddGrad loses most in bfloat16, and its sum of float16 does in float16."""
+    layer = layers.Conv2D(2, 1, kernel_initializer='ones', bias_initializer='ones', dtype=POLICY[dtype])
+    images = np.ones((8, 96, 96, 1), 'float32')
+    with tf.GradientTape() as tape:
+        outputs = layer(images)
+        loss = tf.reduce_sum(tf.cast(outputs, tf.float32)) / 1e3
+    np.testing.assert_array_equal(outputs.numpy(), np.full((8, 96, 96, 2), 2))
+    kernel, bias = tape.gradient(loss, layer.trainable_variables)
+    np.testing.assert_allclose([bias, bias], [[8 * 96 * 96 / 1e3] * 2] * 2, rtol=5e-3)
+    assert (
+        kernel.shape == (1, 1, 1, 2)
+        and layer.get_config() == keras.layers.Conv2D.from_config(layer.get_config()).get_config()
+    )
+
+
 def run(layer, inputs, training, **options):
     """Outputs, gradients of input and trainable weights, and the moving statistics after one call."""
     with tf.GradientTape() as tape:

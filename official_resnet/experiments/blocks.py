@@ -16,7 +16,7 @@ from keras import KerasTensor as Tensor
 
 from official_resnet import resnet_model
 from official_resnet.errors import UserError
-from official_resnet.layers import NHWC
+from official_resnet.layers import NHWC, Conv2D
 from official_resnet.resnet_spec import block_convolutions
 
 ORDERS = ('original', 'bn_after_addition', 'relu_before_addition', 'relu_only_preactivation')
@@ -117,7 +117,7 @@ def _change_branches(residual, shortcut, spec, name, changes):
     if changes.gate:
         options = {'kernel_initializer': resnet_model.INITIALIZERS[spec.initializer](), 'activation': 'sigmoid'}
         options |= {'bias_initializer': keras.initializers.Constant(changes.gate_bias), 'data_format': NHWC}
-        gate = keras.layers.Conv2D(residual.shape[-1], 1, **options, name=f'{name}_gate')(shortcut)
+        gate = Conv2D(residual.shape[-1], 1, **options, name=f'{name}_gate')(shortcut)
         one_minus_gate = keras.layers.Rescaling(-1.0, 1.0, name=f'{name}_gate_rest')(gate)
         shortcut = keras.layers.Multiply(name=f'{name}_gated_shortcut')([shortcut, one_minus_gate])
         if changes.gate == 'exclusive':

@@ -7,14 +7,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from official_resnet.layers import NHWC, BatchNormalization, deep_graph
+from official_resnet.layers import NHWC, BatchNormalization, Conv2D, deep_graph
 
 
 def to_stock(model: keras.Model) -> keras.Model:
     """Return a functional model of stock Keras layers, which load without this package. `model` is not changed."""
 
     def clone(layer) -> keras.layers.Layer:
-        kind = keras.layers.BatchNormalization if isinstance(layer, BatchNormalization) else layer.__class__
+        kind = keras.layers.BatchNormalization if isinstance(layer, BatchNormalization) else _inference_class(layer)
         return kind.from_config(layer.get_config())
 
     return _rebuilt(model, clone)
@@ -48,7 +48,7 @@ def fold_batch_norm(model: keras.Model, dtype: str | None = None) -> keras.Model
             config['use_bias'] = True
         if dtype and layer.output is not model.output:
             config['dtype'] = f'mixed_{dtype}' if isinstance(layer, keras.layers.BatchNormalization) else dtype
-        return layer.__class__.from_config(config)
+        return _inference_class(layer).from_config(config)
 
     def call(layer, *args, **kwargs) -> tf.Tensor:
         return args[0] if layer.name in folded else layer(*args, **kwargs)
@@ -102,7 +102,7 @@ def propagate_strides(model: keras.Model) -> keras.Model:
             elif strides[layer.name] > 1:
                 config['strides'] = [stride * strides[layer.name] for stride in layer.strides]
                 config['padding'] = 'valid'  # because `call` pads as at stride 1
-        return layer.__class__.from_config(config)
+        return _inference_class(layer).from_config(config)
 
     def call(layer, inputs, **kwargs) -> tf.Tensor:
         old, options = model.get_layer(layer.name), {'data_format': NHWC, 'dtype': layer.dtype_policy}
@@ -130,6 +130,11 @@ def _rebuilt(model, clone, call=None, weights_of=keras.layers.Layer.get_weights)
         if layer.weights:
             layer.set_weights(weights_of(model.get_layer(layer.name)))
     return rebuilt
+
+
+def _inference_class(layer):
+    """Return the class of a layer, but Keras' own for a convolution: TensorFlow fuses its bias and ReLU into it."""
+    return keras.layers.Conv2D if isinstance(layer, Conv2D) else layer.__class__
 
 
 def _pixel_stride(layer):
