@@ -95,6 +95,21 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict]:
         return arrays, state
 
 
+def named(model: Any) -> dict[str, Any]:
+    """Return {name in a checkpoint: variable} of a keras.Model: their paths, but random generators are numbered.
+
+    Keras counts these (of stochastic depth, for example) within a process, so a second network has other paths.
+    """
+    found: dict[str, Any] = {}
+    generators = 0
+    for variable in model.variables:
+        name = variable.path
+        if variable.name == 'seed_generator_state':
+            name, generators = f'seed_generator{f"_{generators}" * (generators > 0)}/{variable.name}', generators + 1
+        found[name] = variable
+    return found
+
+
 def assign(
     variables: dict, arrays: dict[str, np.ndarray], path: str | os.PathLike, remedy: str = 'pass another --model_dir'
 ) -> None:

@@ -129,7 +129,7 @@ def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
     test = classes.align(read(config, 'test'), names, ids, f'the training images of {model_dir}')
     with process.strategy.scope(), devices.dtype_policy(config.dtype):
         model = build_model(config, test, block)
-    checkpoints.assign({variable.path: variable for variable in model.variables}, weights, path)
+    checkpoints.assign(checkpoints.named(model), weights, path)
     epoch = state['step'] // datasets.steps_per_epoch(state['data']['num_pictures'], batch_size)
     if process.is_chief:
         same_run.log_place('evaluating', path, epoch, config, state)
@@ -458,8 +458,7 @@ class Trainer:
         return pathlib.Path(self.config.machine.model_dir) / 'checkpoints'
 
     def _variables(self):
-        named = {variable.path: variable for variable in self.model.variables}
-        named |= self.averages.named() if self.averages else {}
+        named = checkpoints.named(self.model) | (self.averages.named() if self.averages else {})
         # Numbered, because Keras numbers optimizers within a process, and a wrapped optimizer repeats names.
         return named | {
             f'optimizer/{i}/{variable.name}': variable for i, variable in enumerate(self.optimizer.variables)

@@ -1,5 +1,6 @@
 """The checkpoint file: whole or absent, strict when assigned."""
 
+import dataclasses
 import errno
 import fcntl
 import json
@@ -8,10 +9,12 @@ import os
 import keras
 import numpy as np
 import pytest
+from fixtures.networks import TINY
+from fixtures.tiny_training import StopAt, assert_equal_runs, make_config
 
-from official_resnet import checkpoints, files
+from official_resnet import checkpoints, files, resnet_run_loop
 from official_resnet.errors import UserError
-from official_resnet.inference import network_files
+from official_resnet.inference import network_files, predict
 
 ARRAYS = {'a/kernel': np.arange(6, dtype='float32').reshape(2, 3), 'count': np.int64(7)}
 
@@ -124,3 +127,20 @@ def test_assign_is_strict_both_ways(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             checkpoints.assign({'a': variable}, arrays, 'x')
+
+
+@pytest.mark.parametrize('is_compared', [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_run_with_random_layers_continues_in_a_process_that_has_other_networks(cifar_dir, tmp_path, is_compared):
+    """Keras numbers the generators of stochastic depth within a process."""
+    spec = dataclasses.replace(TINY, stochastic_depth=0.5)
+    fields = {'spec': spec, 'max_train_steps': 4, 'steps_per_call': 1, 'num_train_images': 48}
+    one, other = (make_config(cifar_dir, tmp_path / name, **fields) for name in ('one', 'other'))
+    with pytest.raises(RuntimeError, match='killed'):
+        resnet_run_loop.train(one.with_machine(save_checkpoint_minutes=0), [StopAt(2)])
+    if not is_compared:
+        assert resnet_run_loop.evaluate(one)['step'] == 1
+        return
+    resnet_run_loop.train(one, ())
+    resnet_run_loop.train(other, ())
+    assert_equal_runs(tmp_path / 'one', tmp_path / 'other')
+    assert predict.load(tmp_path / 'one', use_weights='plain')[0].name

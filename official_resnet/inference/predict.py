@@ -52,7 +52,7 @@ def load(path: str | os.PathLike, use_weights: str = 'average') -> tuple[keras.M
         model = keras_files.load(path, network_files.REMEDY, fast)
     else:
         model = keras_files.from_json(source, weights, network_files.REMEDY, fast)
-        checkpoints.assign({variable.path: variable for variable in model.variables}, weights, path)
+        checkpoints.assign(checkpoints.named(model), weights, path)
     shapes = [tensor.shape for tensor in (*model.inputs, *model.outputs)]
     expected = [(None, *card.net_size, card.num_channels), (None, card.num_classes)]
     fit = (tf.TensorShape(want).is_compatible_with(shape) for want, shape in zip(expected, shapes, strict=False))

@@ -157,7 +157,8 @@ def load_backbone(model: keras.Model, path: str | os.PathLike, head: str = 'repl
         raise UserError(f'{path} already has an appended head; pass --head=replace')
     left_out = {'replace': (HEAD, APPENDED_HEAD), 'append': (APPENDED_HEAD,), 'keep': ()}[head]
     theirs = {name: array for name, array in theirs.items() if name.split('/')[0] not in left_out}
-    ours = {variable.path: variable for variable in model.variables if variable.path.split('/')[0] not in left_out}
+    named = checkpoints.named(model)
+    ours = {name: variable for name, variable in named.items() if name.split('/')[0] not in left_out}
     other_head = '' if head == 'replace' else '--head=replace, '
     checkpoints.assign(ours, theirs, path, f'pass the flags of its network, {other_head}or another --{PRETRAINED}')
 
@@ -178,4 +179,4 @@ def _read(path):
         return weights, state
     network_files.require_keras_file(path, 'pass a model_dir or a .keras file')
     model = keras_files.load(path, 'pass a model_dir or a .keras file')
-    return {variable.path: variable.numpy() for variable in model.variables}, None
+    return {name: variable.numpy() for name, variable in checkpoints.named(model).items()}, None
