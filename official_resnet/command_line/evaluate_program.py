@@ -131,7 +131,7 @@ def _require_same(values, asked, stored, row, given):
 
 def _settings(config):
     """Return {flag: value} for a TrainConfig and its parts, without the machine."""
-    parts = filter(None, (config, config.spec, config.schedule, config.views))
+    parts = filter(None, (config, config.spec, config.schedule, config.views, config.augmentation))
     found = {flag: getattr(part, field.name) for part in parts for flag, field in flags_of(type(part)).items()}
     return found | {'resnet_size': config.spec.resnet_size}
 
