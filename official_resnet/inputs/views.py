@@ -106,7 +106,7 @@ class Views:
     def size_in(self, epoch: int, num_epochs: int) -> int:
         """Return the height and width of training images in an epoch of `num_epochs`.
 
-        From first_size they grow linearly, by 32 pixels at a time, while size_ramp lasts.
+        From first_size they grow linearly while size_ramp lasts, rounded to steps of 32 pixels as in ffcv-imagenet.
         """
         if self.first_size is None:
             return self.size
@@ -114,7 +114,7 @@ class Views:
         if epoch >= end:
             return self.size
         grown = (self.size - self.first_size) * (epoch - begin) / (end - begin) if epoch > begin else 0
-        return self.first_size + int(grown / 32) * 32
+        return min(self.first_size + int(grown / 32 + 0.5) * 32, self.size)
 
     @property
     def shorter_side(self) -> int:

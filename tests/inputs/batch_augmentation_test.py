@@ -194,7 +194,7 @@ def test_a_policy_changes_crops_by_pillow(memory):
 
 def test_training_images_grow(stream):
     views = Views(72, 72, first_size=8, size_ramp=(0.25, 0.75))
-    assert [views.size_in(epoch, 8) for epoch in range(8)] == [8, 8, 8, 8, 40, 40, 72, 72]
+    assert [views.size_in(epoch, 8) for epoch in range(8)] == [8, 8, 8, 40, 40, 72, 72, 72]
     assert [Views(24, 24, first_size=12, size_ramp=(1, 1)).size_in(epoch, 3) for epoch in range(3)] == [12] * 3
     split = dataclasses.replace(stream, views=Views(44, 44, first_size=12, size_ramp=(0.5, 0.5)))
     options = {'seed': 3, 'num_epochs': 2, 'options': Augmentation(cutmix=1.0, erasing=1.0, policy='trivial_wide')}
