@@ -1,12 +1,12 @@
 """Train a residual network on CIFAR-100.
 
-    python cifar100_main.py --data_dir ~ --recipe=fast    # ResNet-20, 20 epochs
+    python cifar100_main.py --data_dir ~ --recipe=fast    # a network of 8 layers, 8 epochs
     python cifar100_main.py --data_dir ~                  # ResNet-56 as official/resnet trains it, 182 epochs
     python cifar100_main.py --recipe=demo                 # synthetic images, no download
 
 Not yet measured. A missing data set is downloaded into data_dir.
 If a run is stopped or killed, run the same command again to continue.
-Recipes: official (default), paper, fast, demo. Flags that you pass override the recipe.
+Recipes: official (default), paper, fast, classic_fast, record, demo. Flags that you pass override the recipe.
 """
 
 import sys

@@ -12,7 +12,8 @@ This project has not yet run any recipe on the whole of ImageNet.
 data_dir holds TFRecord shards, train-00000-of-01024 ... and validation-00000-of-00128 ... or another number of them.
 data/download_and_preprocess_imagenet.py builds them. Images are streamed from the disk.
 If a run is stopped or killed, run the same command again to continue at the same step, with the same images.
-Recipes: official (default), fb, fast. Flags that you pass override the recipe.
+Recipes: official (default), fb, fast; short ones: ffcv_16, ffcv_40, ffcv_88, mosaic_mild, mosaic_medium; the most
+accurate: a3, a2, a1, torchvision_v2 (docs/imagenet.md). Flags that you pass override the recipe.
 """
 
 import sys

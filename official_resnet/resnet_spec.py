@@ -154,7 +154,9 @@ class ResNetSpec:
     projection_pool: bool = False
     output_stride: int | None = None
     se_reduction: int = 0
-    stochastic_depth: float = 0.0
+    stochastic_depth: float = _flag(
+        0.0, 'Rate at which training drops the last block; it grows linearly with the depth.', least=0, below=1
+    )
     zero_gamma: bool = _flag(False, 'The scale of the last BN in each block starts at 0.', streams=True)
     bn_momentum: float = _flag(0.997, 'Momentum of the moving statistics of batch norms.', least=0, most=1)
     bn_epsilon: float = 1e-5
@@ -169,7 +171,11 @@ class ResNetSpec:
     group_filters: tuple[int, ...] | None = None
     bn_scale: bool = True
     head_pool: str = 'average'
-    blur_pool: str | None = None
+    blur_pool: str | None = _flag(
+        None,
+        "Fixed low-pass filters before convolutions with a stride, or also in the stem's pool (arXiv:1904.11486).",
+        words=('convolutions', 'all', 'none'),
+    )
 
     def __post_init__(self):
         for name in ('group_blocks', 'group_filters'):

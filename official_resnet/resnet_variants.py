@@ -96,6 +96,8 @@ VARIANTS = {
     'plain8_pooled': dataclasses.replace(
         _POOLED, shortcut=None
     ),  # airbench94 of 2404.00498, but for the bias of logits
+    # airbench96 of 2404.00498: its widths and three convolutions a group, with an identity around each but the first
+    'resnet11_pooled': dataclasses.replace(_POOLED, group_blocks=(2, 2, 2), group_filters=(128, 384, 512)),
     'mnist_resnet14': mnist_spec(),
     **{f'resnet{n}_v{v}': imagenet_spec(n, version=v) for v in ('1', '1.5', '2') for n in IMAGENET_BLOCKS},
     **{f'plain{n}': imagenet_spec(n, shortcut=None, version='1') for n in (18, 34)},
@@ -130,7 +132,7 @@ def find_spec(variant: str) -> ResNetSpec:
 
 
 def with_flags(variant: str, given: Mapping[str, str], *resnet_size: int, **axes: Any) -> ResNetSpec:
-    """Return the spec of a named network, with what recipe and flags say about initial weights and batch norms.
+    """Return the spec of a named network, with the fields that recipe and flags may change (`names`).
 
     >>> with_flags('seresnet50_v1', {}, 18, version='2', bn_momentum=0.9).bn_momentum
     0.9
@@ -144,10 +146,13 @@ def with_flags(variant: str, given: Mapping[str, str], *resnet_size: int, **axes
         UserError: No network has this name, or a flag contradicts it.
     """
     spec = find_spec(variant)
-    changes = {name: axes[name] for name in ('bn_momentum', 'zero_gamma', 'initializer') if name in axes}
+    names = 'bn_momentum', 'zero_gamma', 'initializer', 'stochastic_depth', 'blur_pool'
+    changes = {name: axes[name] for name in names if name in axes}
     # The blocks of version 2 do not end in a batch norm, and those of pooled networks in one without a scale.
     if (spec.version == '2' or not spec.bn_scale) and 'zero_gamma' not in given:
         changes.pop('zero_gamma', None)
+    if spec.shortcut is None and 'stochastic_depth' not in given:
+        changes.pop('stochastic_depth', None)
     asked = axes | dict(zip(['resnet_size'], resnet_size, strict=False))
     for flag, field in given.items():
         name = flag if flag == 'resnet_size' else field

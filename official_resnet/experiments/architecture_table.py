@@ -70,6 +70,7 @@ def describe(name: str) -> dict[str, list[str]]:
     rows |= {f'{label} {h}x{w}': part for label, (h, w), part in zip(labels, counts.sizes, parts, strict=True)}
     return rows | {
         'head': [f'{"maximum" if spec.head_pool == "max" else "mean"}, {num_classes} logits'],
+        'version/shortcut': [f'{spec.version}/{spec.shortcut or "none"}'],
         'parameters': [f'{counts.parameters:,}'],
         'blocks': [str(sum(spec.group_blocks))],
         'multiply-adds': [f'{counts.multiply_adds / 1e6:,.0f} M'],

@@ -372,8 +372,7 @@ class TrainConfig:
         """
         spec = part_of(ResNetSpec, settings)
         size = [spec.pop('group_blocks')] if 'group_blocks' in spec else []
-        if spec.get('shortcut') == 'none':
-            spec['shortcut'] = None
+        spec |= {name: None for name in ('shortcut', 'blur_pool') if spec.get(name) == 'none'}
         parts = {'schedule': Schedule, 'machine': MachineConfig, 'augmentation': Augmentation}
         own = {name: part(**part_of(part, settings)) for name, part in parts.items()} | part_of(cls, settings) | fields
         return cls(make_spec(*size, **spec), **own)

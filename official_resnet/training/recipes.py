@@ -85,3 +85,13 @@ CIFAR = {
         **ONE_CYCLE,
     },
 }
+# Not yet measured. The network, 45 epochs, crops of 4 pixels and a cutout of 12 are of airbench96 (arXiv:2404.00498,
+# 96.03 %), which also leaves out images that a small network finds easy. The cosine is ours, and the rest is of fast.
+CIFAR['record'] = CIFAR['fast'] | {
+    'variant': 'resnet11_pooled',
+    'train_epochs': 45,
+    'head_learning_rate_factor': 0.67 * 2000 / 512**2 / 0.24,  # logits divided by 512
+    'lr_schedule': 'cosine',
+    'crop_pad': 4,
+    'cutout': 12,
+}
