@@ -75,6 +75,7 @@ TABLE_1 = {'resnet18_v1': 1.8, 'resnet34_v1': 3.7, 'resnet50_v1': 3.9, 'resnet10
         ('wrn28_10', 36_479_194, 3),
         ('resnet164_v2', 1_703_258, 3),
         ('mnist_resnet14', 195_450, 2),
+        ('resnet11_pooled', 9_915_426, 0),
     ],
 )
 def test_variants_have_the_published_sizes_and_the_table_says_so(variant, parameters, projections):
@@ -318,6 +319,8 @@ def test_a_pooled_block_begins_as_a_sum_of_its_input_and_its_activation():
     before, after = keras.Model(model.input, [reduced, out])(normal(2, 32, 32, 3))
     np.testing.assert_allclose(after, before + keras.activations.gelu(before), rtol=1e-3, atol=1e-4)  # BN's epsilon
     assert not any(name in path for path in weights_of(model) for name in ('gamma', 'stem_conv/kernel'))
+    tables = [architecture_table.describe(f'{name}8_pooled') for name in ('resnet', 'plain')]
+    assert [table['version/shortcut'] for table in tables] == [['1/A'], ['1/none']]
 
 
 def weights_of(model):

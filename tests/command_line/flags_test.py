@@ -141,6 +141,16 @@ def test_the_fast_recipe_has_the_numbers_of_airbench94_muon():
     )
 
 
+def test_the_record_recipe_has_the_numbers_of_airbench96():
+    made, fast = config('--recipe=record'), config('--recipe=fast')
+    assert fields_of(made.spec, 'group_filters group_blocks') == ((128, 384, 512), (2, 2, 2))
+    assert fields_of(made, 'train_epochs batch_size') == (45, 2000)
+    assert fields_of(made.augmentation, 'pad cutout alternating_flip') == (4, 12, True)
+    assert fields_of(made.schedule, 'kind end_factor warmup_epochs') == ('cosine', 0, 0)
+    heads = [made.base_learning_rate * made.head_learning_rate_factor for made in (made, fast)]
+    assert heads[0] * 512**2 == pytest.approx(heads[1] * 256**2)  # logits are divided by the number of filters
+
+
 @pytest.mark.parametrize('name', PROGRAMS)
 def test_a_recipe_names_flags_and_the_first_repeats_no_default(name):
     fields = flags.fields_of(PROGRAMS[name])

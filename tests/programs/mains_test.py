@@ -137,6 +137,7 @@ def test_eval_only_honours_what_it_can(trained, accuracy, cifar_dir, args):
     [
         ('-rs 14', '--resnet_size.*14.* 8; leave --resnet_size out'),
         ('--recipe fast', '--recipe=fast.*leave --recipe=fast out'),
+        ('--mixup 0.2', '--mixup.* 0.2.* 0.0; leave --mixup out'),
         ('--use_synthetic_data', 'synthetic, .*cifar10'),
         ('--clean', '--clean .*leave'),
         ('--local_workers 2', '--eval_only .*leave'),
