@@ -129,7 +129,7 @@ def test_a_saved_network_and_to_stock_need_nothing_of_ours(tmp_path):
 
 def test_replicas_update_alike_and_the_layers_forget_them():
     """Also where the step fails: a batch norm that is used alone afterwards must update its own statistics again."""
-    strategy = replicas.mirror(tuple(device.name for device in tf.config.list_logical_devices('CPU')), None)
+    strategy = replicas.mirror(tuple(tf.config.list_logical_devices('CPU')), None)
     with strategy.scope():
         model = keras.Sequential([keras.Input((1, 1, 2)), layers.BatchNormalization(momentum=0.5)])
     norm, statistics = model.layers[0], replicas.ReplicaStatistics(is_synchronized=False)

@@ -6,6 +6,7 @@ A run on the CPU alone does not import this module.
 import collections
 import contextlib
 import functools
+import itertools
 from collections.abc import Iterator
 
 import keras
@@ -15,12 +16,21 @@ from official_resnet.errors import UserError
 from official_resnet.layers import BatchNormalization
 from official_resnet.training.config import MachineConfig
 
+_GROUP_KEYS = itertools.count(1)
+
 
 @functools.lru_cache
-def mirror(devices: tuple[str, ...], all_reduce_alg: str | None) -> tf.distribute.Strategy:
-    """Return the only MirroredStrategy of these devices: a second one would reuse the numbers of collective ops."""
+def mirror(devices: tuple[tf.config.LogicalDevice, ...], all_reduce_alg: str | None) -> tf.distribute.Strategy:
+    """Return the only MirroredStrategy of these devices.
+
+    TensorFlow knows an exchange between devices by two numbers, of their group and of the exchange. Each strategy
+    counts both from the same start, and a number that another strategy has used for tensors of other shapes, or for
+    more devices, is an error. So each group gets a number of its own, and has one strategy.
+    """
     ops = {'nccl': tf.distribute.NcclAllReduce, 'ring': tf.distribute.HierarchicalCopyAllReduce}
-    return tf.distribute.MirroredStrategy(devices, ops[all_reduce_alg]() if all_reduce_alg else None)
+    own = {'_collective_key_base': next(_GROUP_KEYS)}
+    kind = type('MirroredStrategy', (tf.distribute.MirroredStrategy,), own)
+    return kind([device.name for device in devices], ops[all_reduce_alg]() if all_reduce_alg else None)
 
 
 def choose_strategy(machine: MachineConfig, batch_size: int, gpus: list) -> tf.distribute.Strategy:
@@ -40,7 +50,7 @@ def choose_strategy(machine: MachineConfig, batch_size: int, gpus: list) -> tf.d
         raise UserError(f"--num_gpus={count} needs --distribution_strategy=mirrored, not 'off'")
     if kind == 'mirrored' or (kind == 'default' and count > 1):
         devices = gpus[:count] or tf.config.list_logical_devices('CPU')
-        strategy = mirror(tuple(device.name for device in devices), machine.all_reduce_alg)
+        strategy = mirror(tuple(devices), machine.all_reduce_alg)
     elif kind == 'off':
         strategy = tf.distribute.get_strategy()
     else:

@@ -19,7 +19,7 @@ ONE = tf.distribute.get_strategy
 
 
 def two():
-    return replicas.mirror(('CPU:0', 'CPU:1'), None)
+    return replicas.mirror(tuple(tf.config.list_logical_devices('CPU')), None)
 
 
 def train(config, strategy, num_steps=3, norm=False):

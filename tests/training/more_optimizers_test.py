@@ -60,7 +60,7 @@ def test_decoupled_decay_shrinks_the_weights_by_its_share_of_the_base_rate():
 @pytest.mark.parametrize('scale', [None, 8.0, 'dynamic'])
 def test_the_gradients_of_all_replicas_are_clipped_together(scale):
     """By the norm of their sum, without the loss scale; Keras would clip those of each replica."""
-    strategy = replicas.mirror(('CPU:0', 'CPU:1'), None)
+    strategy = replicas.mirror(tuple(tf.config.list_logical_devices('CPU')), None)
     with strategy.scope():
         one, other = keras.Variable([0.0, 0.0], name='kernel'), keras.Variable([0.0], name='bias')
         optimizer = more_optimizers.SGD(1.0, 0.0, max_norm=2.0, loss_scale_factor=8.0 if scale == 8.0 else None)
@@ -175,7 +175,7 @@ def test_two_replicas_make_the_step_of_one_device(name):
     (expected,), optimizer = variables_of({'conv/kernel': start}), make()
     for one, other in gradients:
         optimizer.apply([one + other], [expected])
-    strategy = replicas.mirror(('CPU:0', 'CPU:1'), None)
+    strategy = replicas.mirror(tuple(tf.config.list_logical_devices('CPU')), None)
     with strategy.scope():
         (kernel,), optimizer = variables_of({'conv/kernel': start}), make()
         optimizer.build([kernel])
