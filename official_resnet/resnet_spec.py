@@ -319,9 +319,9 @@ def block_convolutions(spec: ResNetSpec, filters: int, stride: int) -> tuple[Con
 
     >>> for convolution in block_convolutions(ResNetSpec((3, 4, 6, 3), block='bottleneck'), filters=128, stride=2):
     ...     print(convolution)
-    Convolution(filters=128, kernel=1, stride=2, cardinality=1)
-    Convolution(filters=128, kernel=3, stride=1, cardinality=1)
-    Convolution(filters=512, kernel=1, stride=1, cardinality=1)
+    Convolution(filters=128, kernel=1, stride=2, cardinality=1, pool=1)
+    Convolution(filters=128, kernel=3, stride=1, cardinality=1, pool=1)
+    Convolution(filters=512, kernel=1, stride=1, cardinality=1, pool=1)
     """
     filters *= spec.width
     if spec.block == 'single':
