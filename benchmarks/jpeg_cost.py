@@ -95,7 +95,8 @@ def measure(values: absl_flags.FlagValues) -> None:
     data = folder / 'data' / 'cifar-10-batches-bin'
     files.make_folder(data)
     as_jpeg = write_data(values.archive, names, data)
-    values.data_dir, results = str(folder / 'data'), []
+    values['data_dir'].value = str(folder / 'data')
+    results: list[dict] = []
     for recipe in values.recipe:
         config = time_to_accuracy.config_of(values, recipe)
         config = dataclasses.replace(config, num_train_images=5 * PER_FILE - len(names))

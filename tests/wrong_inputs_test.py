@@ -38,6 +38,7 @@ PACKAGE, TESTS = pathlib.Path(official_resnet.__file__).parent, pathlib.Path(__f
 FREE_TEXT = {'benchmark_test_id', *(name for name, _, _ in flags.OBSOLETE)}  # stored as it is, or ignored
 ELSEWHERE = {
     'scaling': 'benchmarks/scaling_test',
+    'jpeg_cost': 'benchmarks/jpeg_cost_test',
     'time_to_accuracy': 'benchmarks/time_to_accuracy_test',
     'measuring': 'a process of the benchmarks, without flags',
 }
@@ -221,7 +222,7 @@ def test_every_flag_has_a_wrong_value_in_the_table_or_cannot_be_wrong(program):
     typed = re.findall(r'(?<!\S)-+(\w+)', ' '.join(row.args for row in ROWS if row.program == program))
     used = {values[name].name for name in typed if name in values}
     assert canonical(values).keys() - used - FREE_TEXT == set()
-    assert not used & FREE_TEXT - {*flags.OBSOLETE_SWITCHES}
+    assert program not in TRAINING or not used & FREE_TEXT - {*flags.OBSOLETE_SWITCHES}
 
 
 def test_every_program_is_in_the_table():
