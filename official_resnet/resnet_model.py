@@ -18,7 +18,7 @@ import keras
 from keras import KerasTensor as Tensor
 
 from official_resnet.errors import UserError
-from official_resnet.layers import MIN_BLURRED, NHWC, BatchNormalization, Conv2D, blur, deep_graph, float32_weights
+from official_resnet.layers import NHWC, BatchNormalization, deep_graph, float32_weights
 from official_resnet.resnet_spec import Convolution, ResNetSpec, block_convolutions, stem_convolutions
 
 INITIALIZERS = {
@@ -28,6 +28,7 @@ INITIALIZERS = {
     'normal_0.01': lambda: keras.initializers.RandomNormal(0.0, 0.01),
     'normal_1': lambda: keras.initializers.RandomNormal(0.0, 1.0),
 }  # 'he' has the variance of arXiv:1502.01852 Sec. 2.2, backward form; sampling a normal distribution is 3 times slower
+MIN_BLURRED = 16  # input channels from which ResNetSpec.blur_pool filters, as in composer and ffcv-imagenet
 
 
 # --- the network ---
@@ -288,6 +289,8 @@ def stem(images: Tensor, spec: ResNetSpec) -> Tensor:
         x = batch_norm(x, spec, f'stem_bn{i}')
         x = activation(x, spec, f'stem_relu{i}')
     if spec.stem == 'whitening':
+        from official_resnet.more_layers import Conv2D
+
         conv = Conv2D(last.filters, last.kernel, data_format=NHWC, name='stem_conv')
         x = conv(x)
         conv.kernel.trainable = False  # training.whitening computes it; the bias is trained
@@ -304,6 +307,8 @@ def stem(images: Tensor, spec: ResNetSpec) -> Tensor:
     padding = 'same' if spec.stem_pool == 'same' else 'valid'
     if spec.blur_pool != 'all':
         return keras.layers.MaxPooling2D(3, 2, padding, data_format=NHWC, name='stem_pool')(x)
+    from official_resnet.more_layers import blur
+
     x = keras.layers.MaxPooling2D(3, 1, padding, data_format=NHWC, name='stem_max')(x)
     return blur(x, 2, 'stem_pool')
 
@@ -314,6 +319,8 @@ def convolution(
     """Return x convolved, [n, ceil(height / stride), ceil(width / stride), conv.filters]. A 1x1 is never dilated."""
     padding, stride = 'same', conv.stride
     if spec.blur_pool and stride > 1 and x.shape[-1] >= MIN_BLURRED:
+        from official_resnet.more_layers import blur
+
         x = blur(x, stride if conv.kernel == 1 else 1, f'{name}_blur')
         stride = 1 if conv.kernel == 1 else stride  # a 1x1 convolution reads only the pixels that are left
     if spec.padding == 'symmetric' and stride > 1 and conv.kernel > 1:
@@ -322,7 +329,12 @@ def convolution(
         pads = (before, conv.kernel - 1 - before)
         x = keras.layers.ZeroPadding2D((pads, pads), data_format=NHWC, name=f'{name}_pad')(x)
         padding = 'valid'
-    layer = Conv2D(
+    kind = keras.layers.Conv2D
+    if has_bias or not spec.batch_norm:
+        from official_resnet import more_layers
+
+        kind = more_layers.Conv2D
+    layer = kind(
         conv.filters,
         conv.kernel,
         stride,
@@ -364,6 +376,8 @@ def squeeze_and_excite(x: Tensor, spec: ResNetSpec, name: str) -> Tensor:
     """Return x with each channel scaled by a factor that depends on all channel means (arXiv:1709.01507 Sec. 3)."""
     if not spec.se_reduction:
         return x
+    from official_resnet.more_layers import Conv2D
+
     channels = x.shape[-1]
     scale = keras.layers.GlobalAveragePooling2D(data_format=NHWC, keepdims=True, name=f'{name}_se_pool')(x)
     narrow = max(1, channels // spec.se_reduction)

@@ -74,8 +74,8 @@ FAULTS = [
         'symmetric-padding',
         'A strided convolution pads both sides alike, so that converted weights compute the same.',
         'official_resnet/resnet_model.py',
-        "if spec.padding == 'symmetric' and conv.stride > 1",
-        "if spec.padding == 'symmetric' and conv.stride > 2",
+        "if spec.padding == 'symmetric' and stride > 1",
+        "if spec.padding == 'symmetric' and stride > 2",
         'tests/checkpoints_tools/from_torch_test.py -k our_net_computes_the_same',
     ),
     Fault(

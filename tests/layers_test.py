@@ -14,7 +14,7 @@ from fixtures.random_weights import randomize
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from official_resnet import layers, resnet_model, resnet_spec, resnet_variants
+from official_resnet import layers, more_layers, resnet_model, resnet_spec, resnet_variants
 from official_resnet.inference import grad_cam, model_card, rewrite
 from official_resnet.training import replicas
 
@@ -35,7 +35,7 @@ def batch_norms(dtype='float32', shape=(None, 6, 6, 6), **options):
 @pytest.mark.parametrize('dtype', POLICY)
 def test_the_gradient_of_a_bias_is_added_up_in_float32(dtype):
     """Of many numbers, TensorFlow's BiasAddGrad loses most in bfloat16, and its sum of float16 does in float16."""
-    layer = layers.Conv2D(2, 1, kernel_initializer='ones', bias_initializer='ones', dtype=POLICY[dtype])
+    layer = more_layers.Conv2D(2, 1, kernel_initializer='ones', bias_initializer='ones', dtype=POLICY[dtype])
     images = np.ones((8, 96, 96, 1), 'float32')
     with tf.GradientTape() as tape:
         outputs = layer(images)

@@ -13,7 +13,7 @@ from fixtures.networks import model_of, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from official_resnet import layers, resnet_model, resnet_spec, resnet_variants
+from official_resnet import more_layers, resnet_model, resnet_spec, resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.experiments import architecture_table
 from official_resnet.experiments.architecture_table import count_multiply_adds, count_parameters
@@ -306,7 +306,7 @@ def test_blur_pool_filters_before_strides():
     blocks = [f'group{i}_block1_{conv}_blur' for i in (2, 3, 4) for conv in ('shortcut_conv', 'conv1')]
     assert sorted(names) == sorted(['stem_pool', *blocks])  # the stem's convolution has 3 input channels
     image = normal(1, 8, 8, 2)
-    blurred = np.asarray(model_of(layers.blur, (8, 8, 2), 2, 'blur')(image))[0]
+    blurred = np.asarray(model_of(more_layers.blur, (8, 8, 2), 2, 'blur')(image))[0]
     padded, rows = np.pad(image[0], ((1, 1), (1, 1), (0, 0))), np.outer([1, 2, 1], [1, 2, 1])[:, :, None] / 16
     for i, j in np.ndindex(4, 4):
         np.testing.assert_allclose(blurred[i, j], (padded[2 * i :][:3, 2 * j :][:, :3] * rows).sum((0, 1)), rtol=1e-5)

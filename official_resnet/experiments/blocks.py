@@ -16,7 +16,8 @@ from keras import KerasTensor as Tensor
 
 from official_resnet import resnet_model
 from official_resnet.errors import UserError
-from official_resnet.layers import NHWC, Conv2D
+from official_resnet.layers import NHWC
+from official_resnet.more_layers import Conv2D
 from official_resnet.resnet_spec import block_convolutions
 
 ORDERS = ('original', 'bn_after_addition', 'relu_before_addition', 'relu_only_preactivation')

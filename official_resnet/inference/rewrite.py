@@ -7,7 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from official_resnet.layers import NHWC, BatchNormalization, Conv2D, deep_graph
+from official_resnet.layers import NHWC, BatchNormalization, deep_graph
+from official_resnet.more_layers import Conv2D
 
 
 def to_stock(model: keras.Model) -> keras.Model:

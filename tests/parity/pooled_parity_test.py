@@ -6,7 +6,7 @@ import pytest
 from fixtures.torch_peers import assert_same_logits, copy_weights
 
 from official_resnet import resnet_model, resnet_spec, resnet_variants
-from official_resnet.layers import blur
+from official_resnet.more_layers import blur
 from official_resnet.training import whitening
 
 pytestmark = pytest.mark.parity
