@@ -1,6 +1,7 @@
 """Measure images/s side by side: ours, the same network in stock Keras layers with fit, and PyTorch.
 
     python -m benchmarks.speed                      # ResNet-32, batch 128, fp32 and bf16: about 7 minutes on two cores
+    python -m benchmarks.speed --measure=train --network=pooled --batch_size=500    # the network of the recipe fast
     python -m benchmarks.speed --measure=input      # the input pipeline alone, on one core
     python -m benchmarks.speed --measure=inference  # ResNet-50, batch 8, 224x224, beside Keras, PyTorch, ONNX Runtime
                                                     # and OpenVINO; --version=1.5 without Keras
@@ -42,6 +43,7 @@ SYSTEMS = {  # module: {--system: its functions}
     'jpeg_input': {'ours': ['ours', 'antialias', 'decode'], 'torch': ['torch', 'pillow']},
 }
 CLOCKS = {'wall': 1, 'cpu': 2}  # places in what measuring.timed returns
+POOLED = 'resnet8_pooled'  # as training.POOLED, whose module imports TensorFlow
 MEASURES = ('input', 'forward', 'train', 'inference', 'build')
 OTHER_MEASURES = ('jpeg', 'workers', 'save')  # only on request
 SAVE_MINUTES, EPOCH_IMAGES = 10, 50_000  # between checkpoints by default; of an epoch of CIFAR
@@ -52,6 +54,8 @@ def define_flags() -> flags.FlagValues:
     """Return the flags of this program."""
     values = flags.FlagValues()
     flags.DEFINE_integer('resnet_size', 32, 'Layers, 6n+2.', 8, MAX_LAYERS, short_name='rs', flag_values=values)
+    text = 'The network of input, forward and train: that of --resnet_size, or that of the CIFAR recipe fast.'
+    flags.DEFINE_enum('network', 'resnet', ['resnet', 'pooled'], text, flag_values=values)
     flags.DEFINE_integer('batch_size', 128, 'Images per step.', 1, short_name='bs', flag_values=values)
     flags.DEFINE_integer('runs', 7, 'Counted turns of each system.', 1, flag_values=values)
     flags.DEFINE_integer('steps', 10, 'Steps per turn (20 times as many for input).', 1, flag_values=values)
@@ -88,8 +92,9 @@ def run_benchmark(values: flags.FlagValues) -> None:
     results = [row for arguments, options in _plan(values) for row in _measure_in_turns(values, *arguments, **options)]
     print('\n'.join([format_table(results), *_conclusions(results)]))
     about = f'{measuring.describe()}, load {os.getloadavg()[0]:.1f}'
+    network = POOLED if values.network == 'pooled' else f'ResNet-{values.resnet_size}'
     print(
-        f'\nResNet-{values.resnet_size}, batch {values.batch_size}, {values.runs} runs of {values.steps} steps, '
+        f'\n{network}, batch {values.batch_size}, {values.runs} runs of {values.steps} steps, '
         f'input on one core; inference ResNet-{INFERENCE_SIZE}, batch {INFERENCE_BATCH}, 224x224; {about}'
     )
     rows = [{'measure': measure, 'dtype': dtype, 'images_per_second': rates} for measure, dtype, rates in results]
@@ -139,7 +144,7 @@ def _plan(values):
         yield (['training:ours'], 'fp32', ['input']), {'cores': cores[:1]}
     steps = [measure for measure in ('forward', 'train') if measure in values.measure]
     for dtype in values.dtype if steps else ():
-        yield (chosen['training'], dtype, steps), {}
+        yield (chosen['training'], dtype, steps), {'size': POOLED} if values.network == 'pooled' else {}
     for dtype in values.dtype if 'inference' in values.measure else ():
         systems = [system for system in chosen['inference'] if (system, dtype) != ('inference:onnx', 'bf16')]
         yield (systems, dtype, ['inference']), large

@@ -1,4 +1,4 @@
-"""The CIFAR residual network in PyTorch, a peer for benchmarks and parity tests. It needs torch."""
+"""The CIFAR residual networks in PyTorch, a peer for benchmarks and parity tests. It needs torch."""
 
 import contextlib
 import importlib
@@ -48,6 +48,34 @@ class CifarResNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.blocks(functional.relu(self.bn(self.conv(x))))
         return self.logits(x.mean((2, 3)))
+
+
+class PooledBlock(nn.Module):
+    """Group of the pooled networks: GELU(BN(pool(conv))), then GELU(BN(conv)) with or without a shortcut around it."""
+
+    def __init__(self, in_filters: int, filters: int, is_residual: bool):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_filters, filters, 3, padding='same', bias=False)
+        self.bn1 = nn.BatchNorm2d(filters)
+        self.conv2 = nn.Conv2d(filters, filters, 3, padding='same', bias=False)
+        self.bn2 = nn.BatchNorm2d(filters)
+        for norm in (self.bn1, self.bn2):
+            norm.register_parameter('weight', None)
+        self.is_residual = is_residual
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.gelu(self.bn1(functional.max_pool2d(self.conv1(x), 2)))
+        y = functional.gelu(self.bn2(self.conv2(x)))
+        return x + y if self.is_residual else y
+
+
+def pooled_network(is_residual: bool = True) -> nn.Sequential:
+    """Return resnet8_pooled, or without shortcuts airbench94's network (arXiv:2404.00498), with a bias in its head."""
+    widths = (24, 64), (64, 256), (256, 256)
+    groups = (PooledBlock(*pair, is_residual) for pair in widths)
+    network = nn.Sequential(nn.Conv2d(3, 24, 2), nn.GELU(), *groups, nn.MaxPool2d(3), nn.Flatten(), nn.Linear(256, 10))
+    network[0].weight.requires_grad = False
+    return network
 
 
 def to_torch(images: np.ndarray) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """Training with one function for each system, for benchmarks.speed: ours, Keras, PyTorch, two workers, and checkpoints.
 
-Each takes (dtype, resnet_size, batch_size), where dtype is 'fp32' or 'bf16', and returns {measure: function of a number
-of steps}. `ours`, `keras` and `torch` train CIFAR networks with one batch that is ready in memory; the input is a
-separate measure. `one` and `several` read their input from the pipeline, and synchronise after each call.
+Each takes (dtype, resnet_size, batch_size), where dtype is 'fp32' or 'bf16' and resnet_size may be POOLED, and returns
+{measure: function of a number of steps}. `ours`, `keras` and `torch` train CIFAR networks with one batch that is ready
+in memory; the input is a separate measure. `one` and `several` read their input from the pipeline, and synchronise
+after each call.
 """
 
 import os
@@ -21,10 +22,12 @@ from official_resnet.resnet_spec import ResNetSpec
 from official_resnet.training import workers
 from official_resnet.training.config import MachineConfig, TrainConfig
 
+POOLED = 'resnet8_pooled'  # the network of the recipe fast
 
-def ours(dtype: str, resnet_size: int, batch_size: int) -> dict:
+
+def ours(dtype: str, resnet_size: int | str, batch_size: int) -> dict:
     """The compiled loop of resnet_run_loop."""
-    trainer = synthetic_trainer(resnet_variants.cifar_spec(resnet_size), batch_size, dtype=dtype)
+    trainer = synthetic_trainer(_cifar_spec(resnet_size), batch_size, dtype=dtype)
     pipeline, ready = iter(trainer.train_batches()), ready_batches(trainer)
     return {
         'train': stepping(trainer, ready),
@@ -33,9 +36,9 @@ def ours(dtype: str, resnet_size: int, batch_size: int) -> dict:
     }
 
 
-def keras(dtype: str, resnet_size: int, batch_size: int) -> dict:
+def keras(dtype: str, resnet_size: int | str, batch_size: int) -> dict:
     """The same network in stock Keras layers, with compile, fit, and TensorFlow's default threads."""
-    trainer = synthetic_trainer(resnet_variants.cifar_spec(resnet_size), batch_size, dtype=dtype)
+    trainer = synthetic_trainer(_cifar_spec(resnet_size), batch_size, dtype=dtype)
     model = rewrite.to_stock(trainer.model)
     loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(tf.keras.optimizers.SGD(0.1, momentum=0.9), loss, metrics=['accuracy'])
@@ -46,7 +49,7 @@ def keras(dtype: str, resnet_size: int, batch_size: int) -> dict:
     }
 
 
-def torch(dtype: str, resnet_size: int, batch_size: int) -> dict:
+def torch(dtype: str, resnet_size: int | str, batch_size: int) -> dict:
     """PyTorch in eager mode with channels_last, and torch.autocast in bf16: steps of SGD, or inference."""
     import torch
 
@@ -54,7 +57,8 @@ def torch(dtype: str, resnet_size: int, batch_size: int) -> dict:
 
     images, labels = next(iter(datasets.open_split('synthetic', 'train').training_batches(batch_size)))
     images, labels = torch_peer.to_torch(images.numpy()), torch.from_numpy(labels.numpy()).long()
-    model = cast(Any, torch_peer.CifarResNet(resnet_size)).to(memory_format=torch.channels_last)  # not in the stubs
+    network = torch_peer.pooled_network() if resnet_size == POOLED else torch_peer.CifarResNet(int(resnet_size))
+    model = cast(Any, network).to(memory_format=torch.channels_last)  # not in the stubs
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=2e-4)
 
     def logits(is_training) -> 'torch.Tensor':
@@ -123,7 +127,7 @@ def save(dtype: str, resnet_size: int, batch_size: int) -> dict:
 
 def synthetic_trainer(spec: ResNetSpec, batch_size: int, machine: dict | None = None, **config: Any) -> Trainer:
     """Return a trainer on synthetic images; `machine` and `config` are fields of the configurations."""
-    dataset = 'synthetic' if spec.stem == 'cifar' else 'synthetic224'
+    dataset = 'synthetic' if resnet_variants.IMAGE_SHAPES[spec.stem][0] == 32 else 'synthetic224'
     config = {'dataset': dataset, 'machine': MachineConfig(**machine or {}), **config}
     return Trainer(TrainConfig(spec, batch_size=batch_size, train_epochs=10**6, **config))  # more than any needs
 
@@ -142,6 +146,10 @@ def stepping(trainer: Trainer, batches: tf.data.Dataset) -> Callable[[int], obje
 def _forward(model, images):
     call = tf.function(lambda: model(images, training=False))
     return lambda steps: [call().numpy() for _ in range(steps)]
+
+
+def _cifar_spec(resnet_size):
+    return resnet_variants.VARIANTS[POOLED] if resnet_size == POOLED else resnet_variants.cifar_spec(resnet_size)
 
 
 def _spec(resnet_size):

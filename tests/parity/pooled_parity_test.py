@@ -12,38 +12,13 @@ from official_resnet.training import whitening
 pytestmark = pytest.mark.parity
 
 
-def peer_of(is_residual):
-    """The network of airbench94 in PyTorch, with a bias in its head, and with a shortcut if `is_residual`."""
-    from torch import nn
-
-    def norm(channels):
-        layer = nn.BatchNorm2d(channels, eps=1e-5)
-        layer.weight = None
-        return layer
-
-    class Group(nn.Module):
-        def __init__(self, before, channels):
-            super().__init__()
-            self.conv1 = nn.Conv2d(before, channels, 3, padding='same', bias=False)
-            self.norm1 = norm(channels)
-            self.conv2 = nn.Conv2d(channels, channels, 3, padding='same', bias=False)
-            self.norm2 = norm(channels)
-
-        def forward(self, x):
-            gelu = nn.functional.gelu
-            x = gelu(self.norm1(nn.functional.max_pool2d(self.conv1(x), 2)))
-            y = gelu(self.norm2(self.conv2(x)))
-            return x + y if is_residual else y
-
-    groups = Group(24, 64), Group(64, 256), Group(256, 256)
-    head = nn.MaxPool2d(3), nn.Flatten(), nn.Linear(256, 10)
-    return nn.Sequential(nn.Conv2d(3, 24, 2), nn.GELU(), *groups, *head).eval()
-
-
 @pytest.mark.parametrize('variant', ['resnet8_pooled', 'plain8_pooled'])
 def test_same_logits_as_pytorch(variant):
     keras.utils.set_random_seed(0)
-    model, peer = resnet_variants.build_model(variant, 10), peer_of(is_residual=variant.startswith('resnet'))
+    from benchmarks import torch_peer
+
+    model = resnet_variants.build_model(variant, 10)
+    peer = torch_peer.pooled_network(is_residual=variant.startswith('resnet')).eval()
     copy_weights(model, peer)
     assert_same_logits(model, peer, (32,))
 
