@@ -45,7 +45,7 @@ class Batches:
         if not options.policy:
             return images
         draws = tf.transpose(self._draw(seed, _POLICY, self._draws_of_policy()))
-        return self._by_pillow(images, draws)
+        return self._by_policy(images, draws)
 
     def changed(self, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Apply the policy to a streamed image, float32 [h, w, 3], 0..255; `seed` is that of encoded.train_view."""
@@ -53,18 +53,17 @@ class Batches:
             return image
         draws = tf.random.stateless_uniform([1, self._draws_of_policy()], _fold(seed, _POLICY))
         rounded = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)  # as torchvision's resize rounds
-        return tf.cast(self._by_pillow(rounded[None], draws)[0], tf.float32)
+        return tf.cast(self._by_policy(rounded[None], draws)[0], tf.float32)
 
     def _draws_of_policy(self):
         return policies.num_layers(self.options.policy) * policies.NUM_DRAWS
 
-    def _by_pillow(self, images, draws):
+    def _by_policy(self, images, draws):
         """Apply the policy to images, uint8 [b, h, w, 3], with draws, float32 [b, layers * 5]."""
 
         def change(images, draws) -> np.ndarray:
             draws = draws.reshape(len(images), -1, policies.NUM_DRAWS)
-            policy = self.options.policy
-            return np.stack([policies.change(*pair, policy) for pair in zip(images, draws, strict=True)])
+            return policies.change(images, draws, self.options.policy)
 
         return tf.ensure_shape(tf.numpy_function(change, [images, draws], tf.uint8, stateful=False), images.shape)
 

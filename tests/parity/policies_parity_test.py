@@ -39,6 +39,6 @@ def test_each_operation_is_timms(increasing, strength, monkeypatch):
                 continue  # to 0 bits, which Pillow refuses since its version 13
             monkeypatch.setattr(random, 'choice', lambda words: words[1])
             place = (policies.RAND.index(name) + 0.5) / len(policies.RAND)
-            draws = np.float32([[place, 0, coin, 0.5, 0.9]])
-            ours = policies.change(image, draws, f'rand-m{strength}-n1-p1{increasing}')
-            np.testing.assert_array_equal(ours, np.asarray(operation(Image.fromarray(image))), err_msg=name)
+            draws = np.float32([[[place, 0, coin, 0.5, 0.9]]])
+            ours = policies.change(image[None], draws, f'rand-m{strength}-n1-p1{increasing}')
+            np.testing.assert_array_equal(ours[0], np.asarray(operation(Image.fromarray(image))), err_msg=name)
