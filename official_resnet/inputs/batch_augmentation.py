@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
+from official_resnet.errors import UserError
 from official_resnet.inputs import augmentation, datasets, policies
 from official_resnet.inputs.augment_options import Augmentation
 
@@ -31,6 +32,11 @@ class Batches:
     seed: int
     batch_size: int
     share: tuple[int, int]
+
+    def __post_init__(self):
+        if self.options.policy and (channels := self.split.input_shape[2]) != 3:
+            fault = f'--auto_augment={self.options.policy} is for RGB images, and those of {self.split.name} have'
+            raise UserError(f'{fault} {channels} channel; leave it out')
 
     def cropped(self, images: tf.Tensor, rows: tf.Tensor, step: tf.Tensor, flip: bool) -> tf.Tensor:
         """Pad, crop and, if `flip`, mirror images in memory, [b, h, w, c], whose numbers in the split are `rows`."""

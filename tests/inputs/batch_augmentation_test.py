@@ -192,6 +192,13 @@ def test_a_policy_changes_crops_by_pillow(memory):
     assert 1 <= same.sum() < 30 and (images == images.round()).all()
 
 
+def test_a_policy_needs_three_channels(memory):
+    grey = dataclasses.replace(memory, images=memory.images[..., :1])
+    message = message_of(lambda: grey.training_batches(12, options=Augmentation(policy='trivial_wide')))
+    assert '--auto_augment=trivial_wide' in message and 'leave it out' in message
+    assert list(grey.training_batches(12, options=Augmentation(mixup=0.2, erasing=1.0)))
+
+
 def test_training_images_grow(stream):
     views = Views(72, 72, first_size=8, size_ramp=(0.25, 0.75))
     assert [views.size_in(epoch, 8) for epoch in range(8)] == [8, 8, 8, 40, 40, 72, 72, 72]
