@@ -203,6 +203,7 @@ def _own_input(get):
     normalization = get('input.normalization', *_NORMALIZATION)
     resize = get('input.resize', *_resize_from(max(size)), is_optional=True) or 'cover'
     fields = {'normalization': normalization, 'num_channels': 3 if channels == 'RGB' else 1, 'resize': resize}
+    fields['interpolation'] = get('input.interpolation', *_CONVERTED['interpolation'], is_optional=True) or 'bilinear'
     return fields | {'size': tuple(size), 'net_size': tuple(net_size)}
 
 

@@ -7,7 +7,7 @@
     input         In a card of our own programs (`write_card`): `normalization`, a name in NORMALIZATIONS; `size`,
                   [h, w] of the network's input; `channels`, 'RGB' or 'grey'; `pad_from`, [h, w] of images that are
                   padded with zeros to `size`, for example MNIST's 28 x 28 to 32 x 32; `exif`, whether images are
-                  turned as their EXIF says (true if it is missing).
+                  turned as their EXIF says (default true); `interpolation`: 'bilinear' (the default) or 'bicubic'.
                   In a card of a converted network (checkpoints_tools): the fields of card_reader.Input.
 
 card_reader reads these fields and ignores all others.
@@ -47,8 +47,8 @@ def write_card(
         input_shape: (h, w, c) of the network's input. If it is larger than image_shape, images are padded.
         class_names: The names of the classes, in the order of the outputs.
         num_classes: Number of outputs, if there are more of them than names.
-        view: `exif`, see above, and `resize`, the length to which an image's shorter side is resized before image_shape
-            is cropped. Without `resize`, the largest central part of that shape is resized.
+        view: `exif`, `interpolation`, see above; `resize`, the length to which an image's shorter side is resized
+            before image_shape is cropped. Without `resize`, the largest central part of that shape is resized.
         **others: Further fields for other readers.
     """
     channels = 'grey' if input_shape[2] == 1 else 'RGB'

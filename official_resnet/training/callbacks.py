@@ -193,6 +193,7 @@ class Record(keras.callbacks.Callback):
 def card_of(config: TrainConfig, test: Any) -> dict[str, Any]:
     """Return the arguments of model_card.write_card for the network of a config and images like those of a Split."""
     experiment = {'experiment': config.experiment} if config.experiment else {}
+    filters = {'interpolation': 'bicubic'} if test.views and test.views.resize == 'bicubic' else {}
     return experiment | {
         'spec': config.spec,
         'normalization': test.normalization,
@@ -201,7 +202,7 @@ def card_of(config: TrainConfig, test: Any) -> dict[str, Any]:
         'class_names': test.class_names,
         'ids': test.class_ids if test.class_ids != test.class_names else None,  # ids of own images are their names
         'num_classes': config.num_classes,
-        'view': {'resize': test.resize, 'exif': not test.views or test.views.uses_exif},
+        'view': {'resize': test.resize, 'exif': not test.views or test.views.uses_exif} | filters,
         'head': config.head,
         'pretrained_classes': config.pretrained_classes,
     }

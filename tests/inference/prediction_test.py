@@ -16,10 +16,12 @@ from PIL import Image
 from official_resnet import resnet_model, resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.inference import card_reader, export, model_card, predict, rewrite
-from official_resnet.inputs import encoded, image_folder
+from official_resnet.inputs import encoded, image_folder, streamed
 from official_resnet.inputs.affine import affine_name
 from official_resnet.inputs.normalization import NORMALIZATIONS, per_image_standardization
 from official_resnet.inputs.views import RESIZES, Views
+from official_resnet.training import callbacks
+from official_resnet.training.config import TrainConfig
 
 
 def pixels(*shape, seed=0):
@@ -269,6 +271,19 @@ def test_what_is_written_is_read(tmp_path):
             own_card(tmp_path, **wrong)
 
 
+@pytest.mark.parametrize('resize', RESIZES[1:])
+def test_a_network_sees_the_filter_of_its_training(tmp_path, resize):
+    views = Views(16, 16, resize=resize, uses_exif=True)
+    split = streamed.StreamedSplit(streamed.Files(['a.jpg'], [0]), 1, 'folder', ('a',), 'none', views)
+    details = callbacks.card_of(TrainConfig(TINY, dataset='folder:x', views=views), split)
+    model_card.write_card(path := tmp_path / 'x.card.json', **details)
+    (image := tmp_path / 'a.jpg').write_bytes(encode(NOISE))
+    card, expected = card_reader.read_card(path), encoded.test_view(image.read_bytes(), views)
+    difference = predict.prepare(image, card) - expected.numpy()
+    assert abs(difference).max() < 2  # Pillow rounds after each of two passes; the other filter differs by 10 and more
+    assert card.interpolation == {'antialias': 'bilinear', 'bicubic': 'bicubic'}[resize]
+
+
 def test_a_converted_network_may_name_its_normalization(tmp_path):
     """Standardisation image by image is no scale, mean and std."""
     fed = CAFFE | {'channels': 'RGB', 'normalization': 'per_image_standardization'}
@@ -291,6 +306,7 @@ def test_a_converted_network_may_name_its_normalization(tmp_path):
         (OWN, 'size', [8, [8], [8, -1], [8, True]]),
         (OWN, 'channels', ['BGR']),
         (OWN, 'exif', ['no', 0]),
+        (OWN, 'interpolation', ['nearest', 3]),
         (OWN, 'pad_from', [[9, 8], 'x']),
         (None, 'num_classes', [-1, '3', 10**12]),
         (None, 'labels', [['a', 3], ['a'] * 4, 'imagenet', 'cifar10', None, {}]),
@@ -300,7 +316,8 @@ def test_a_converted_network_may_name_its_normalization(tmp_path):
 )
 def test_each_field_is_checked(tmp_path, fed, field, values):
     """`fed` is the input that has the field, None where the card itself has it."""
-    is_optional = field in ('pad_from', 'exif') or fed is CAFFE and field in ('scale', 'normalization')
+    optional = ('scale', 'normalization') if fed is CAFFE else ('pad_from', 'exif', 'interpolation')
+    is_optional = field in optional
     for value in [*values, *([] if is_optional else ['absent'])]:
         changed = {name: old for name, old in ((fed or {}) | {field: value}).items() if old != 'absent'}
         with pytest.raises(
