@@ -126,6 +126,7 @@ def test_adam_killed_and_resumed_is_bit_identical(mnist_dir, tmp_path):
     assert_equal_runs(tmp_path / 'whole', tmp_path / 'killed')
 
 
+@pytest.mark.workers  # three processes, each of which starts TensorFlow; power_failure_test has one process
 def test_a_killed_program_continues_bit_identically(cifar_dir, tmp_path):
     """Real processes, of which one gets SIGKILL inside the second epoch."""
     tests = pathlib.Path(tiny_training.__file__).parents[1]
@@ -440,7 +441,7 @@ def test_a_step_is_the_stock_step(cifar_dir):
     'fields',
     [
         {'dtype': 'bf16'},
-        ADAM | {'dtype': 'fp16', 'loss_scale': 'dynamic'},
+        pytest.param(ADAM | {'dtype': 'fp16', 'loss_scale': 'dynamic'}, marks=pytest.mark.slow),
     ],
 )
 def test_mixed_precision_learns_and_resumes(cifar_dir, tmp_path, fields):
@@ -466,7 +467,7 @@ def test_fp16_gradients_equal_float32_ones(cifar_dir):
 @pytest.mark.parametrize(
     'fields,tolerance',
     [
-        (ADAM | {'transfer': 'head'}, 1e-6),
+        pytest.param(ADAM | {'transfer': 'head'}, 1e-6, marks=pytest.mark.slow),
         ({'sync_batch_norm': True, 'base_learning_rate': 0.005}, 1e-4),
     ],
     ids=['frozen_bn', 'synchronized_bn'],

@@ -40,6 +40,7 @@ def test_figures_by_hand():
     assert words == ['r', 'bf16', '7', '3', '2', '3', '50.00%', '(25.00%,', '75.00%)', '1.7', '40000.0', '50%']
 
 
+@pytest.mark.slow  # 5 s, of which most compile the same small network again
 def test_runs_are_kept_and_continued(tmp_path, capsys, cifar_dir, monkeypatch):
     """The second command trains only the second run; its figures are those of the metrics."""
     monkeypatch.setattr(time_to_accuracy, 'MATRIX_SIZE', 64)

@@ -78,7 +78,9 @@ def test_training_leaves_everything_behind(trained):
     assert len(predict.predict(model, card, [np.zeros((50, 60, 3), np.uint8)])[0]) == 5
 
 
-@pytest.mark.parametrize('recipe,num_logits,size', [('official', 7, 18), ('fb', 6, 50)])
+@pytest.mark.parametrize(
+    'recipe,num_logits,size', [('official', 7, 18), pytest.param('fb', 6, 50, marks=pytest.mark.slow)]
+)
 def test_other_recipes_take_a_step(data_dir, tmp_path, recipe, num_logits, size):
     args = f'--recipe={recipe} -rs {size} -bs 8 --image_size=32 -mts 1'
     assert '(step 1)' in succeed(f'--data_dir {data_dir} --model_dir {tmp_path} {args}')

@@ -202,9 +202,8 @@ TRAININGS = {
 }
 
 
-@pytest.mark.parametrize(
-    'name', ['muon', *(pytest.param(name, marks=pytest.mark.slow) for name in list(TRAININGS)[1:])]
-)
+@pytest.mark.slow  # weight_averaging_test resumes with muon
+@pytest.mark.parametrize('name', TRAININGS)
 def test_killed_and_resumed_is_bit_identical_with_each(cifar_dir, tmp_path, name):
     fields = {'spec': SPEC, 'optimizer': name, 'weight_decay': 1e-3, 'steps_per_call': 1} | TRAININGS[name]
     fields |= {'max_train_steps': 9}
