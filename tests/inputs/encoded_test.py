@@ -15,6 +15,7 @@ from official_resnet.inputs.views import RESIZES, Views
 NO_BOXES = np.zeros([0, 4], np.float32)
 # test_size 2 out of the shorter side resized to 4
 SMALL = {resize: Views(size=2, test_size=2, test_resize=4, resize=resize) for resize in RESIZES}
+KERNELS = {'bilinear': 'triangle', 'bicubic': 'keyscubic'}
 FILTERS = {'antialias': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
 BOTH = pytest.mark.parametrize('resize', ['tf1', 'antialias'])
 
@@ -146,19 +147,22 @@ def test_antialiased_evaluation_of_imagenet_is_pillows():
     ],
 )
 @pytest.mark.parametrize('kind', ['uint8', 'float32'])
-def test_antialiased_is_that_of_tensorflow_to_the_last_bit(shape, size, kind):
+@pytest.mark.parametrize('method,kernel', KERNELS.items())
+def test_antialiased_is_that_of_tensorflow_to_the_last_bit(shape, size, kind, method, kernel):
     image = np.random.default_rng(sum(shape)).integers(0, 256, shape).astype(kind)
-    expected = tf.image.resize(image, size, antialias=True)
-    for found in (encoded.antialiased(tf.constant(image), list(size)), encoded.antialiased(image, tf.constant(size))):
+    expected = tf.image.resize(image, size, method, antialias=True)
+    for new_size in (list(size), tf.constant(size)):
+        found = encoded.antialiased(tf.constant(image), new_size, kernel)
         assert found.dtype == tf.float32
         np.testing.assert_array_equal(found, expected)
 
 
-def test_antialiased_imagenet_is_that_of_tensorflow_to_the_last_bit():
+@pytest.mark.parametrize('method,kernel', KERNELS.items())
+def test_antialiased_imagenet_is_that_of_tensorflow_to_the_last_bit(method, kernel):
     for jpeg in sample()[::9]:
         image = tf.io.decode_jpeg(jpeg, channels=3)
-        expected = tf.image.resize(image, [224, 160], antialias=True)
-        np.testing.assert_array_equal(encoded.antialiased(image, [224, 160]), expected)
+        expected = tf.image.resize(image, [224, 160], method, antialias=True)
+        np.testing.assert_array_equal(encoded.antialiased(image, [224, 160], kernel), expected)
 
 
 @pytest.mark.parametrize('resize', RESIZES)
