@@ -10,7 +10,7 @@ import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from official_resnet.errors import UserError
@@ -35,7 +35,7 @@ def list_files(folder: str | None) -> list[pathlib.Path]:
 
 def ours(dtype: str, resnet_size: int, batch_size: int, folder: str, resize: str = 'tf1') -> dict:
     """Our training batches of encoded images, resized as in TensorFlow 1."""
-    return _iterating(lambda steps: training_batches(resize, batch_size, steps, folder))
+    return {'jpeg': iterating(lambda steps: training_batches(resize, batch_size, steps, folder))}
 
 
 def antialias(dtype: str, resnet_size: int, batch_size: int, folder: str) -> dict:
@@ -54,7 +54,7 @@ def decode(dtype: str, resnet_size: int, batch_size: int, folder: str) -> dict:
         decoded = rows.map(lambda i: tf.io.decode_jpeg(contents[i % len(contents)], channels=3), tf.data.AUTOTUNE)
         return decoded.map(tf.size).batch(batch_size)  # sizes, so that the images do not come to Python
 
-    return _iterating(pipeline)
+    return {'jpeg': iterating(pipeline)}
 
 
 def pillow(dtype: str, resnet_size: int, batch_size: int, folder: str) -> dict:
@@ -91,8 +91,11 @@ def torch(dtype: str, resnet_size: int, batch_size: int, folder: str) -> dict:
     return {'jpeg': run}
 
 
-def training_batches(resize: str, batch_size: int, steps: int, folder: str) -> Iterable:
-    """Return a tf.data.Dataset of `steps` training batches, normalised as in torchvision; files are used in turn."""
+def training_batches(resize: str, batch_size: int, steps: int, folder: str, options: Any = None) -> Iterable:
+    """Return a tf.data.Dataset of `steps` training batches, normalised as in torchvision; files are used in turn.
+
+    `options` is that of split.Split.training_batches.
+    """
     from official_resnet.inputs import streamed
     from official_resnet.inputs.affine import PUBLISHED
     from official_resnet.inputs.views import Views
@@ -101,7 +104,7 @@ def training_batches(resize: str, batch_size: int, steps: int, folder: str) -> I
     views = Views(SIZE, min_area=MIN_AREA, use_boxes=False, resize=resize, crop='torch')
     source = streamed.Files(files, [0] * len(files))
     split = streamed.StreamedSplit(source, 1, 'folder', ('image',), PUBLISHED['torch'], views)
-    return split.training_batches(batch_size)
+    return split.training_batches(batch_size, options=options)
 
 
 def _in_turn(paths, count):
@@ -115,8 +118,8 @@ def _load(path):
         return image.convert('RGB')
 
 
-def _iterating(make):
-    """Return the measure that iterates over make(steps), a tf.data.Dataset, which is made once."""
+def iterating(make: Callable) -> Callable[[int], None]:
+    """Return the function of a number of steps that iterates over make(steps), a tf.data.Dataset, made once."""
     pipeline, iterators = functools.cache(make), []  # kept: ending one waits seconds for tf.data
 
     def run(steps) -> None:
@@ -124,4 +127,4 @@ def _iterating(make):
         for _ in iterators[-1]:
             pass
 
-    return {'jpeg': run}
+    return run

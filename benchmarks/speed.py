@@ -8,6 +8,8 @@
     python -m benchmarks.speed --measure=build      # ResNet-50s built per second, beside keras.applications
     python -m benchmarks.speed --measure=jpeg --image_folder=DIR    # training input of 224x224 from JPEGs, beside
                                                     # PyTorch's DataLoader and decoding alone, on one core and on all
+    python -m benchmarks.speed --measure=augment    # input with TrivialAugment and RandAugment, on one core: 32x32
+                                                    # images in memory, or with --image_folder=DIR its JPEGs at 224x224
     python -m benchmarks.speed --measure=workers    # two workers that share the cores, beside one process
     python -m benchmarks.speed --measure=save       # the fraction of the training time that checkpoints take
 
@@ -45,7 +47,7 @@ SYSTEMS = {  # module: {--system: its functions}
 CLOCKS = {'wall': 1, 'cpu': 2}  # places in what measuring.timed returns
 POOLED = 'resnet8_pooled'  # as training.POOLED, whose module imports TensorFlow
 MEASURES = ('input', 'forward', 'train', 'inference', 'build')
-OTHER_MEASURES = ('jpeg', 'workers', 'save')  # only on request
+OTHER_MEASURES = ('jpeg', 'augment', 'workers', 'save')  # only on request
 SAVE_MINUTES, EPOCH_IMAGES = 10, 50_000  # between checkpoints by default; of an epoch of CIFAR
 INFERENCE_SIZE, INFERENCE_BATCH = 50, 8
 
@@ -58,7 +60,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_enum('network', 'resnet', ['resnet', 'pooled'], text, flag_values=values)
     flags.DEFINE_integer('batch_size', 128, 'Images per step.', 1, short_name='bs', flag_values=values)
     flags.DEFINE_integer('runs', 7, 'Counted turns of each system.', 1, flag_values=values)
-    flags.DEFINE_integer('steps', 10, 'Steps per turn (20 times as many for input).', 1, flag_values=values)
+    flags.DEFINE_integer('steps', 10, 'Steps per turn (20 times as many for input in memory).', 1, flag_values=values)
     for name, default, others, text in (
         ('dtype', ('fp32', 'bf16'), (), 'Precision; may be repeated.'),
         ('measure', MEASURES, OTHER_MEASURES, 'What to measure; may be repeated.'),
@@ -69,7 +71,9 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_enum('clock', 'wall', list(CLOCKS), text, flag_values=values)
     text = 'Version of the ResNet of --measure=inference; keras.applications has only 1.'
     flags.DEFINE_enum('version', '1', ['1', '1.5'], text, flag_values=values)
-    flags.DEFINE_string('image_folder', None, 'Folder with the JPEG files for --measure=jpeg.', flag_values=values)
+    flags.DEFINE_string(
+        'image_folder', None, 'Folder with the JPEG files for --measure=jpeg or augment.', flag_values=values
+    )
     flags.DEFINE_string('output_json', None, 'JSON file for all figures.', flag_values=values)
     flags.register_validator('resnet_size', lambda size: size % 6 == 2, 'must be 6n+2', values)
     return values
@@ -87,7 +91,7 @@ def serve(system: str, clock: str, *arguments: object) -> Callable[[str, int], f
 def run_benchmark(values: flags.FlagValues) -> None:
     """Measure what the flags ask for, and print the table."""
     output = measuring.check_output(values.output_json)
-    if 'jpeg' in values.measure:
+    if 'jpeg' in values.measure or 'augment' in values.measure and values.image_folder:
         jpeg_input.list_files(values.image_folder)  # before the slow measurements
     results = [row for arguments, options in _plan(values) for row in _measure_in_turns(values, *arguments, **options)]
     print('\n'.join([format_table(results), *_conclusions(results)]))
@@ -112,7 +116,8 @@ def _measure_in_turns(values, systems, dtype, measures, cores=None, size=None, b
         children, temporary = {}, stack.enter_context(tempfile.TemporaryDirectory())  # for processes that are killed
         for system in systems:
             module, _, name = system.partition(':')
-            more = {'jpeg_input': [values.image_folder], 'inference': [values.version]}.get(module, [])
+            folder = [values.image_folder]
+            more = {'jpeg_input': folder, 'augment': folder, 'inference': [values.version]}.get(module, [])
             arguments = (system, values.clock, dtype, size, batch_size, *more)
             child = measuring.Child('benchmarks.speed:serve', *arguments, cores=cores, TMPDIR=temporary)
             if missing := stack.enter_context(child).answer():
@@ -120,7 +125,7 @@ def _measure_in_turns(values, systems, dtype, measures, cores=None, size=None, b
             else:
                 children[f'resnet{size}' if name == 'save' else name] = child
         for measure in measures:
-            steps = values.steps * (20 if measure == 'input' else 1)  # a batch of input takes milliseconds
+            steps = values.steps * (20 if measure in ('input', 'augment') else 1)  # a batch of input takes milliseconds
             items = 1 if measure in ('build', 'save') else batch_size
             rates = {name: [] for name in children}
             for _, (name, child) in itertools.product(range(values.runs + 1), children.items()):
@@ -153,6 +158,9 @@ def _plan(values):
     if 'jpeg' in values.measure:
         for name, some in (('jpeg', cores[:1]), ('jpeg all', cores))[: len(cores)]:
             yield (chosen['jpeg_input'], 'fp32', [name]), {'cores': some}
+    if 'augment' in values.measure:
+        systems = [f'augment:{name}' for name in ('ours', 'trivial_wide', 'randaugment')]
+        yield (systems, 'fp32', ['augment jpeg' if values.image_folder else 'augment']), {'cores': cores[:1]}
     for dtype in values.dtype if 'workers' in values.measure else ():
         yield (['training:several', 'training:one'], dtype, ['workers']), {}
     if 'save' in values.measure:

@@ -116,6 +116,16 @@ def test_input_from_jpegs_beside_pytorch(images, tmp_path, run):
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize('label', ['augment', 'augment jpeg'])
+def test_input_with_policies(images, run, label):
+    folder = [f'--image_folder={images}'] if 'jpeg' in label else []
+    out = run('--measure=augment', '-bs=4', '--runs=1', '--steps=1', *folder)
+    rows = [line.split('fp32') for line in out.splitlines() if line.startswith('augment')]
+    expected = [(label, name) for name in ('ours', 'trivial_wide', 'randaugment')]
+    assert [(name.strip(), rest.split()[0]) for name, rest in rows] == expected
+
+
+@pytest.mark.parity
 def test_inference_against_every_peer(monkeypatch, run):
     """All systems run and answer; their speeds are for quieter machines."""
     monkeypatch.setattr(speed, 'INFERENCE_BATCH', 1)
