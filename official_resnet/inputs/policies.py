@@ -131,7 +131,7 @@ def _nearest(images, matrices, _, fill):
 
 
 def _moved(images, matrices, resample, fill):
-    """Move pixels by Pillow itself: for interpolated ones, numpy in float64 is no faster."""
+    """Move pixels by Pillow itself: where they are interpolated, numpy in float64 gains little."""
     how = images.shape[2:0:-1], Image.Transform.AFFINE
     pictures = zip(map(Image.fromarray, images), matrices, strict=True)
     return np.stack([picture.transform(*how, matrix, resample, fillcolor=fill) for picture, matrix in pictures])
