@@ -17,6 +17,8 @@ quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCh
 TEXT = st.text(st.characters(exclude_characters='\0', exclude_categories=()), max_size=12)  # no argument has a NUL
 ODD = ['', '1e400', '²', '٣', '9' * 5000, '=', '-', '--', '"', '~', '~nobody', '\udcff', '\n', '\x1b[31m']
 VALUES = TEXT | st.sampled_from([*ODD, *'0 -1 nan 1_0 true , a,b 1,2 no'.split()])
+# Fields that hold what a flag stands for, not its word.
+RESOLVED = 'distribution_strategy', 'data_dir', 'num_classes', 'background', 'normalization'
 FORMS = ('--{0}={1}', '--{0} {1}', '-{0} {1}', '--no{0}', '--no{0}={1}', '--{0}', '{1}', '--{1}', '--undefok={0}')
 
 
@@ -73,7 +75,7 @@ def test_what_the_flags_take_is_resolved_or_refused_in_one_line(program, data):
     for config, options in resolved:
         for part in (config, config.machine, options):
             for flag, field in flags_of(type(part)).items():
-                is_plain = field.name not in ('distribution_strategy', 'data_dir', 'num_classes', 'background')
+                is_plain = field.name not in RESOLVED
                 if flag in flags.given(values) and is_plain and not field.metadata.get('is_path') and not config.views:
                     value = values[flag].value
                     is_alike = getattr(part, field.name) == (tuple(value) if isinstance(value, list) else value)

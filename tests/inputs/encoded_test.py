@@ -190,8 +190,9 @@ def test_training_views_of_imagenet_are_of_the_decoded_image(resize):
             else:
                 resized = np.asarray(Image.fromarray(either).resize((64, 64), FILTERS[resize]))
             differences.append(np.abs(view - resized).max())
-        # Pillow rounds after each of two passes; bicubic weights, some of which are negative, enlarge the first error.
-        assert min(differences) <= {'tf1': 0, 'antialias': 1.001, 'bicubic': 1.2}[resize], (i, differences)
+        # Pillow rounds, and cuts off what is outside 0..255, after each of two passes; bicubic weights, some of which
+        # are negative, enlarge the first error.
+        assert min(differences) <= {'tf1': 0, 'antialias': 1.001, 'bicubic': 1.5}[resize], (i, differences)
 
 
 # --- over many seeds -------------------------------------------------------------------------------------------
