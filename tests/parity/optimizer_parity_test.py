@@ -66,7 +66,7 @@ def test_sgd_with_clipping_and_rates_by_kind(nesterov):
         factors = {'beta': 8.0, 'bias': 8.0}
         groups = []
         for path, parameter in parameters.items():
-            factor = 4.0 if path == 'logits/kernel' else factors.get(path.partition('/')[2], 1.0)
+            factor = 4.0 if path.startswith('logits/') else factors.get(path.partition('/')[2], 1.0)
             groups.append({'params': [parameter], 'lr': RATES[0] * factor, 'weight_decay': 0.05 / factor})
         return [torch.optim.SGD(groups, momentum=0.85, nesterov=nesterov)]
 
@@ -136,7 +136,7 @@ def test_muon_of_airbench():
     def theirs(parameters):
         kernels = [parameter for parameter in parameters.values() if parameter.ndim == 4]
         groups = []
-        for path, factor in (('bn/beta', 5.0), ('logits/bias', 5.0), ('logits/kernel', 20.0), ('bn/gamma', 1.0)):
+        for path, factor in (('bn/beta', 5.0), ('logits/bias', 20.0), ('logits/kernel', 20.0), ('bn/gamma', 1.0)):
             groups.append({'params': [parameters[path]], 'lr': 0.1 * factor, 'weight_decay': 0.004 / factor})
         return [Muon(kernels, {'lr': 0.1}), torch.optim.SGD(groups, momentum=0.85, nesterov=True)]
 
