@@ -188,11 +188,12 @@ def test_training_views_of_imagenet_are_of_the_decoded_image(resize):
             if resize == 'tf1':
                 resized = tf.compat.v1.image.resize(either, [64, 64]).numpy()
             else:
-                resized = np.asarray(Image.fromarray(either).resize((64, 64), FILTERS[resize]))
+                # Pillow rounds bytes after each of its two passes, and floats never.
+                channels = [Image.fromarray(either[..., c].astype('float32')) for c in range(3)]
+                channels = [np.asarray(channel.resize((64, 64), FILTERS[resize])) for channel in channels]
+                resized = np.clip(np.stack(channels, -1), 0, 255)
             differences.append(np.abs(view - resized).max())
-        # Pillow rounds, and cuts off what is outside 0..255, after each of two passes; bicubic weights, some of which
-        # are negative, enlarge the first error.
-        assert min(differences) <= {'tf1': 0, 'antialias': 1.001, 'bicubic': 1.5}[resize], (i, differences)
+        assert min(differences) <= (0 if resize == 'tf1' else 1e-3), (i, differences)
 
 
 # --- over many seeds -------------------------------------------------------------------------------------------
