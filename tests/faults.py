@@ -248,7 +248,7 @@ FAULTS = [
         'official_resnet/inputs/in_memory.py',
         'rows[:, share[0] * size : (share[0] + 1) * size]',
         'rows[:, :size]',
-        'tests/training/distribution_test.py -m workers -k share_each_batch',
+        'tests/training/distribution_test.py -m whole_runs -k share_each_batch',
     ),
     Fault(
         'fillers-counted',
@@ -264,7 +264,7 @@ FAULTS = [
         'official_resnet/training/replicas.py',
         'moving.assign(tf.convert_to_tensor(moving) * momentum + batch * (1 - momentum))',
         'moving.assign(tf.convert_to_tensor(moving) * momentum + _ * (1 - momentum))',
-        'tests/training/distribution_test.py -m workers -k replicas_hold_the_same',
+        'tests/training/distribution_test.py -m whole_runs -k replicas_hold_the_same',
     ),
     Fault(
         'synchronized-variance',
@@ -272,7 +272,7 @@ FAULTS = [
         'official_resnet/training/replicas.py',
         'variance += tf.maximum(square - tf.square(mean), 0)',
         'variance += 0 * tf.maximum(square - tf.square(mean), 0)',
-        'tests/resnet_run_loop_test.py -k synchronized_bn',
+        'tests/resnet_run_loop_test.py -m whole_runs -k synchronized_bn',
     ),
     # Transfer and inference.
     Fault(
@@ -364,7 +364,7 @@ FAULTS = [
         'official_resnet/command_line/failures.py',
         'return 128 + error.signal_number',
         'return 1',
-        'tests/programs/imagenet_main_test.py -k killed_and_resumed',
+        'tests/programs/imagenet_main_test.py -m whole_runs -k killed_and_resumed',
     ),
     Fault(
         'slow-help',

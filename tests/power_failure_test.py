@@ -174,6 +174,7 @@ def test_the_disk_tells_what_is_not_flushed(write, faults, lost, disk):
     assert (disk.faults, disk.lost()) == (faults, lost)
 
 
+@pytest.mark.whole_runs
 def test_a_run_continues_after_a_power_failure(cifar_dir, tmp_path, disk):
     """With the same weights and the same lines, although the last lines were not flushed."""
     config = make_config(cifar_dir, f'{disk.root}/run', steps_per_call=1)

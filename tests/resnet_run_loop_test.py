@@ -110,6 +110,7 @@ def test_what_a_killed_training_left_is_deleted_at_the_next_start(tmp_path):
         assert (tmp_path / ours[0]).exists()
 
 
+@pytest.mark.whole_runs
 def test_adam_killed_and_resumed_is_bit_identical(mnist_dir, tmp_path):
     """Also on images that are cropped to another size, without flips, and with the first 100 only."""
     fields = ADAM | {'dataset': 'mnist', 'num_train_images': 100, 'flip': False, 'train_epochs': 2}
@@ -126,7 +127,7 @@ def test_adam_killed_and_resumed_is_bit_identical(mnist_dir, tmp_path):
     assert_equal_runs(tmp_path / 'whole', tmp_path / 'killed')
 
 
-@pytest.mark.workers  # three processes, each of which starts TensorFlow; power_failure_test has one process
+@pytest.mark.whole_runs  # three processes, each of which starts TensorFlow; power_failure_test has one process
 def test_a_killed_program_continues_bit_identically(cifar_dir, tmp_path):
     """Real processes, of which one gets SIGKILL inside the second epoch."""
     tests = pathlib.Path(tiny_training.__file__).parents[1]
@@ -327,6 +328,7 @@ def test_stop_threshold_stops_and_stays_stopped(cifar_dir, tmp_path):
     assert resnet_run_loop.train(config).step == STEPS
 
 
+@pytest.mark.whole_runs
 def test_the_best_network_is_kept_and_patience_stops_also_after_a_kill(cifar_dir, tmp_path, monkeypatch, caplog):
     caplog.set_level('INFO')
     accuracies = (0.3, 0.5, 0.4, 0.5, 0.6)  # after each epoch
@@ -464,6 +466,7 @@ def test_fp16_gradients_equal_float32_ones(cifar_dir):
 
 
 # The replicas sum up a batch in another order, of which large steps would make more.
+@pytest.mark.whole_runs
 @pytest.mark.parametrize(
     'fields,tolerance',
     [

@@ -146,7 +146,7 @@ def test_openvino_computes_our_network(version):
     np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.workers
+@pytest.mark.whole_runs
 def test_workers_and_checkpoints(tmp_path, monkeypatch, run):
     """It measures both, says what the figures mean, and leaves no process behind."""
     monkeypatch.setattr(speed, 'INFERENCE_SIZE', 14)  # not minutes, either

@@ -18,6 +18,7 @@ from official_resnet.training import callbacks, optimizers
 from official_resnet.training.config import MachineConfig
 
 
+@pytest.mark.whole_runs
 def test_interrupted_continued_and_kept(cifar_dir, tmp_path, monkeypatch):
     line = f'experiments.degradation_main --data_dir {cifar_dir} --output_dir {tmp_path} --depths 8 -bs 16'
     line += ' --train_epochs 2 --dtype fp32'

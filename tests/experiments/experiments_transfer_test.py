@@ -31,6 +31,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.whole_runs
 def test_three_ways_end_to_end(folder, tmp_path):
     line = f'experiments.transfer_main --image_folder {folder} --output_dir {tmp_path} {TINY}'
     code, out, err = programs.call(f'{line} --ways scratch,append,last')

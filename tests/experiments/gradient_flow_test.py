@@ -68,6 +68,7 @@ def test_auxiliary_heads_reach_the_weights_behind_which_they_stand():
     assert float(tf.reduce_max(tf.abs(near))) > 0 and far is None
 
 
+@pytest.mark.whole_runs
 def test_end_to_end_with_every_remedy_switched(monkeypatch, tmp_path):
     line = f'experiments.gradient_flow_main --output_dir {tmp_path} --depths 8 --steps 2 -bs 8 --batch_norm off'
     line += ' --activations relu --use_synthetic_data --init normal_0.01 --nostandardize --auxiliary_loss'

@@ -34,6 +34,7 @@ def test_rows_are_the_papers():
     assert experiments['dropout_shortcut'] == {'shortcut_dropout': 0.5}
 
 
+@pytest.mark.whole_runs
 def test_two_rows_end_to_end(call, tmp_path):
     code, out, err = call('full_preactivation,original')
     assert code == 0, err

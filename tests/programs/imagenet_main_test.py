@@ -89,6 +89,7 @@ def test_other_recipes_take_a_step(data_dir, tmp_path, recipe, num_logits, size)
     assert card.names[:1] == (('background',) if recipe == 'official' else (CLASSES[0][1],))
 
 
+@pytest.mark.whole_runs
 def test_own_images_need_no_shards(tmp_path):
     names = ('ant', 'bee', 'cat')
     write_folder(tmp_path / 'images', draw(15, num_classes=3), names)
@@ -100,6 +101,7 @@ def test_own_images_need_no_shards(tmp_path):
     assert '(6 images)' in out and 'top-5 1.0000' in out
 
 
+@pytest.mark.whole_runs
 def test_a_new_head_on_features_that_are_computed_once(data_dir, trained, tmp_path):
     command = f'--data_dir {data_dir} --model_dir {tmp_path} {SMALL} -pmcp {trained[0]}/model.keras --transfer=head'
     assert 'computing the features of 24' in succeed(f'{command} -te 1')
@@ -107,6 +109,7 @@ def test_a_new_head_on_features_that_are_computed_once(data_dir, trained, tmp_pa
     assert 'features of 24' in out and 'computing' not in out and '(step 6)' in out
 
 
+@pytest.mark.whole_runs
 def test_killed_and_resumed_is_bit_identical(data_dir, trained, tmp_path, monkeypatch):
     """Killed inside the first epoch, ended by SIGTERM inside the second; then to the end."""
     command = f'--data_dir {data_dir} --model_dir {tmp_path} {SMALL} -te 2 --save_checkpoint_minutes=0'

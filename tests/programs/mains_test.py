@@ -159,6 +159,7 @@ def test_a_pretrained_network_that_is_named_is_evaluated_in_place_of_a_run(train
         assert f'{flag} is for training' in mistake(f'{command} {flag} 8')
 
 
+@pytest.mark.whole_runs
 def test_eval_only_fetches_nothing_for_synthetic_images(tmp_path, monkeypatch):
     monkeypatch.setattr(download, 'download_and_extract', lambda *args: pytest.fail('fetched'))
     succeed(f'cifar10_main --recipe demo -rs 8 --max_train_steps 1 --model_dir {tmp_path}')
@@ -203,6 +204,7 @@ def old_net(images, tmp_path_factory):
     return folder
 
 
+@pytest.mark.whole_runs
 def test_own_images_and_a_new_head_end_to_end(images, old_net, tmp_path):
     card = json.loads((old_net / 'model.card.json').read_text())
     assert card['labels'] == ['blue', 'green', 'red'] and card['num_classes'] == 3

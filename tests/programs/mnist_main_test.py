@@ -5,6 +5,7 @@ import re
 import shutil
 
 import keras
+import pytest
 from fixtures.programs import succeed
 
 
@@ -19,6 +20,7 @@ def test_train_and_evaluate(mnist_dir, tmp_path):
     assert keras.models.load_model(tmp_path / 'model.keras').input_shape == (None, 32, 32, 1)
 
 
+@pytest.mark.whole_runs
 def test_fast_on_fashion_mnist(mnist_dir, tmp_path):
     shutil.copytree(mnist_dir / 'mnist', tmp_path / 'data' / 'FashionMNIST' / 'raw')
     command = f'mnist_main --dataset fashion_mnist --recipe fast --data_dir {tmp_path}/data --model_dir {tmp_path}/m'

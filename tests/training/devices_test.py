@@ -123,6 +123,7 @@ def other_keras(tmp_path):
     return environment | {'KERAS_HOME': str(tmp_path)}
 
 
+@pytest.mark.whole_runs
 def test_a_program_sets_keras_itself(other_keras):
     code = (
         'from official_resnet.training import devices; devices.start_tensorflow(); import keras; '

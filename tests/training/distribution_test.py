@@ -24,7 +24,7 @@ from official_resnet import checkpoints, resnet_run_loop
 from official_resnet.inputs import datasets
 from official_resnet.inputs.views import Views
 
-pytestmark = pytest.mark.workers
+pytestmark = pytest.mark.whole_runs
 
 STEPS = 20  # of 7 an epoch: the last is cut
 NOTICED = 30  # seconds, in which the end of a worker ends the others

@@ -32,6 +32,7 @@ def test_training_on_features_equals_training_on_images(cifar_dir, source, monke
     assert cached.history.history['val_accuracy'] == plain.history.history['val_accuracy']
 
 
+@pytest.mark.whole_runs
 def test_head_training_killed_and_resumed_is_bit_identical(cifar_dir, source, tmp_path, caplog):
     fields = HEAD_ONLY | {'pretrained': str(source)}
     config = make_config(cifar_dir, tmp_path / 'killed', save_checkpoint_minutes=0, **fields)

@@ -150,6 +150,7 @@ def hello(token):
     return line
 
 
+@pytest.mark.whole_runs
 @pytest.mark.parametrize('token', ['', TOKEN])
 def test_strangers_at_the_chief_do_not_matter(meet, token):
     """All of the table, one after another and all still connected; those that need no secret know none."""

@@ -120,6 +120,7 @@ def assert_holds(path, arrays, prefix, **options):
         np.testing.assert_array_equal(variable, arrays[prefix + variable.path])
 
 
+@pytest.mark.whole_runs
 def test_a_killed_and_resumed_run_with_lookahead_and_muon_in_two_passes_is_bit_identical(runs):
     muon = {'optimizer': 'muon', 'base_learning_rate': 0.02, 'bias_learning_rate_factor': 4.0}
     one, other = runs('lookahead', deaths=(4,), max_train_steps=6, gradient_accumulation_steps=2, **muon)

@@ -196,6 +196,7 @@ def test_the_first_failure_decides_the_exit_code(code, expected):
     assert launch(code)[0] == expected
 
 
+@pytest.mark.whole_runs
 def test_the_others_have_grace_and_then_none():
     begin = time.monotonic()
     code, out, _ = launch('sys.exit(3) if index else time.sleep(1)\nprint("done")', grace=20)
