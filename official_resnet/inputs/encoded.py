@@ -40,7 +40,7 @@ def train_view(
     coin = tf.random.stateless_uniform([], tf.random.experimental.stateless_fold_in(seed, 1))
     # Mirror before resizing, as official/resnet does: with TensorFlow 1's bilinear resize, the order matters.
     image = tf.cond(tf.logical_and(coin < 0.5, flip), lambda: tf.reverse(image, [1]), lambda: image)
-    size = size or views.size if not tf.is_tensor(size) else size
+    size = views.size if size is None else size
     return _resize(image, [size, size], views)
 
 

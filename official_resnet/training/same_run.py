@@ -20,12 +20,11 @@ from official_resnet.training.config import MachineConfig, Schedule, TrainConfig
 
 IDENTITY = tuple(field.name for field in dataclasses.fields(TrainConfig) if field.metadata.get('is_identity'))
 _CONTENTS = {'train_content': 'training images', 'test_content': 'test images'}
-_PREFIXES = {'': TrainConfig, 'machine.': MachineConfig, 'schedule.': Schedule, 'views.': Views, 'spec.': ResNetSpec}
-_PREFIXES['augmentation.'] = Augmentation
+_PARTS: dict[str, Any] = {'schedule': Schedule, 'machine': MachineConfig, 'views': Views, 'augmentation': Augmentation}
+_PREFIXES = {'': TrainConfig, 'spec.': ResNetSpec} | {f'{name}.': part for name, part in _PARTS.items()}
 _FLAGS = {
     f'{prefix}{field.name}': f'--{flag}' for prefix, part in _PREFIXES.items() for flag, field in flags_of(part).items()
 }
-
 
 # What a run continues with, beside its config.
 _STATE = {'sums': ('loss', 'correct', 'steps', 'seconds'), 'best': ('accuracy', 'epoch'), 'evaluation': ()}
@@ -39,11 +38,9 @@ def from_json(values: Mapping[str, Any]) -> TrainConfig:
         UserError: The values have a field that was removed since then.
     """
     values = {**values, 'spec': ResNetSpec.from_json(values['spec'])}
-    parts: dict[str, Any] = {'schedule': Schedule, 'machine': MachineConfig, 'views': Views}
-    parts['augmentation'] = Augmentation
-    parts = {name: part for name, part in parts.items() if values.get(name)}
     try:
-        return TrainConfig(**{**values, **{name: part(**values[name]) for name, part in parts.items()}})
+        parts = {name: part(**values[name]) for name, part in _PARTS.items() if values.get(name)}
+        return TrainConfig(**{**values, **parts})
     except TypeError as error:
         reason = str(error).partition('() ')[2]
         raise UserError(f'an older version stored this run ({reason}); train again in another --model_dir') from None

@@ -1,7 +1,5 @@
 """Our averages of weights against those of PyTorch, timm and airbench's lookahead. CI installs the peers."""
 
-import importlib.util
-import pathlib
 import types
 
 import keras
@@ -10,6 +8,7 @@ import pytest
 import tensorflow as tf
 from fixtures.networks import TINY
 from fixtures.tiny_training import config_of
+from fixtures.torch_peers import import_timm
 
 from official_resnet.training import weight_averaging
 
@@ -52,17 +51,6 @@ def train(net, update, every):
             update(net, step)
 
 
-def timm_averages():
-    spec = importlib.util.find_spec('timm')
-    if spec is None:
-        pytest.skip('timm is not installed')
-    path = pathlib.Path(spec.submodule_search_locations[0], 'utils', 'model_ema.py')  # needs no torchvision
-    found = importlib.util.spec_from_file_location('timm_model_ema', path)
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module.ModelEmaV3
-
-
 @pytest.mark.parametrize('every', [1, 8])
 @pytest.mark.parametrize('peer', ['torch', 'timm'])
 def test_ema_equals_its_peer(peer, every):
@@ -76,7 +64,7 @@ def test_ema_equals_its_peer(peer, every):
         model.update_parameters(net)
         train(net, lambda net, step: model.update_parameters(net), every)
     else:
-        model = timm_averages()(net, decay**every)
+        model = import_timm('utils.model_ema').ModelEmaV3(net, decay**every)
         train(net, lambda net, step: model.update(net), every)
     mine = ours(weight_averaging='ema', average_decay=decay, average_every=every)
     np.testing.assert_allclose(mine[0], net.weight.T.numpy(), 1e-6)

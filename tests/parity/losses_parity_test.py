@@ -1,13 +1,11 @@
 """Our losses against those of timm and PyTorch. CI installs the peers."""
 
-import importlib.util
-import pathlib
-
 import numpy as np
 import pytest
 import tensorflow as tf
 from fixtures.networks import TINY
 from fixtures.tiny_training import config_of
+from fixtures.torch_peers import import_timm
 
 from official_resnet.training import step
 
@@ -18,18 +16,6 @@ LOGITS = RANDOM.normal(0, 3, (64, CLASSES)).astype(np.float32)
 LABELS = RANDOM.integers(0, CLASSES, 64)
 ONE_HOT = np.eye(CLASSES, dtype=np.float32)[LABELS]
 MIXED = (RATIO * ONE_HOT + (1 - RATIO) * ONE_HOT[::-1]).astype(np.float32)
-
-
-def timm_losses(name):
-    """A module of timm/loss. Of timm as a whole, this needs no torchvision."""
-    spec = importlib.util.find_spec('timm')
-    if spec is None:
-        pytest.skip('timm is not installed')
-    path = pathlib.Path(spec.submodule_search_locations[0], 'loss', f'{name}.py')
-    found = importlib.util.spec_from_file_location(f'timm_loss_{name}', path)
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
 
 
 def ours(labels, **fields):
@@ -56,7 +42,7 @@ def assert_equal(peer, labels, **fields):
 def test_softmax_equals_pytorch_and_timm():
     import torch
 
-    module = timm_losses('cross_entropy')
+    module = import_timm('loss.cross_entropy')
     assert_equal(torch.nn.CrossEntropyLoss(), LABELS)
     assert_equal(torch.nn.CrossEntropyLoss(label_smoothing=SMOOTHING), LABELS, label_smoothing=SMOOTHING)
     assert_equal(torch.nn.CrossEntropyLoss(label_smoothing=SMOOTHING), MIXED, label_smoothing=SMOOTHING)
@@ -68,7 +54,7 @@ def test_softmax_equals_pytorch_and_timm():
 @pytest.mark.parametrize('threshold', [0.0, 0.2, 0.5])
 def test_sigmoid_equals_timm(threshold):
     """In timm, mixed labels come smoothed from the mixer. sigmoid is its loss of A1 to A3."""
-    make = timm_losses('binary_cross_entropy').BinaryCrossEntropy
+    make = import_timm('loss.binary_cross_entropy').BinaryCrossEntropy
     smoothed = (MIXED * (1 - SMOOTHING) + SMOOTHING / CLASSES).astype(np.float32)
     for loss in ('sigmoid', 'sigmoid_sum'):
         theirs = make(SMOOTHING, threshold or None, sum_classes=loss == 'sigmoid_sum')

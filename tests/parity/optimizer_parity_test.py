@@ -5,6 +5,7 @@ import functools
 import keras
 import numpy as np
 import pytest
+from fixtures.torch_peers import import_timm
 
 from official_resnet.training import more_optimizers
 
@@ -78,16 +79,13 @@ def test_sgd_with_clipping_and_rates_by_kind(nesterov):
 @pytest.mark.parametrize('decay', [0.02, 0.0])
 def test_lamb_of_timm(decay):
     """With its defaults, which clip to the norm 1; its groups of parameters decide what decays."""
-    from benchmarks import torch_peer
-
-    torch_peer.import_torchvision()  # which timm imports
-    import timm.optim
+    lamb = import_timm('optim').Lamb
 
     def theirs(parameters):
         decaying = [parameter for parameter in parameters.values() if parameter.ndim > 1]
         others = [parameter for parameter in parameters.values() if parameter.ndim <= 1]
         groups = [{'params': others, 'weight_decay': 0.0}, {'params': decaying, 'weight_decay': decay}]
-        return [timm.optim.Lamb(groups, lr=RATES[0])]
+        return [lamb(groups, lr=RATES[0])]
 
     compare(functools.partial(more_optimizers.Lamb, l2=decay, decay='kernels', max_norm=1.0), theirs)
 

@@ -1,11 +1,10 @@
 """RandAugment against timm's table of operations. CI installs the peers."""
 
-import importlib.util
-import pathlib
 import random
 
 import numpy as np
 import pytest
+from fixtures.torch_peers import import_timm
 from PIL import Image
 
 from official_resnet.inputs import policies
@@ -14,14 +13,7 @@ pytestmark = pytest.mark.parity
 
 
 def timm_operations(config):
-    """The operations of a RandAugment, from timm/data/auto_augment.py alone, which needs no torchvision."""
-    spec = importlib.util.find_spec('timm')
-    if spec is None:
-        pytest.skip('timm is not installed')
-    path = pathlib.Path(spec.submodule_search_locations[0], 'data', 'auto_augment.py')
-    found = importlib.util.spec_from_file_location('timm_auto_augment', path)
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+    module = import_timm('data.auto_augment')
     return module.rand_augment_transform(config, {'img_mean': policies.RAND_FILL}).ops
 
 
