@@ -98,7 +98,7 @@ def measure(values: absl_flags.FlagValues) -> None:
     values['data_dir'].value = str(folder / 'data')
     results: list[dict] = []
     for recipe in values.recipe:
-        config = time_to_accuracy.config_of(values, recipe)
+        config = time_to_accuracy.config_of(values, values.program, recipe)
         config = dataclasses.replace(config, num_train_images=5 * PER_FILE - len(names))
         found = time_to_accuracy.measure(config, recipe, values.runs, str(folder))
         for run in found['runs']:

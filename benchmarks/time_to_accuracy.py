@@ -55,16 +55,16 @@ def define_flags() -> absl_flags.FlagValues:
     return values
 
 
-def config_of(values: absl_flags.FlagValues, recipe: str) -> TrainConfig:
-    """Return the TrainConfig of a recipe with --data_dir and --set, and fetch its data set if that is missing."""
-    row = importlib.import_module(f'official_resnet.{values.program}_main').PROGRAM
+def config_of(values: absl_flags.FlagValues, main: str, recipe: str) -> TrainConfig:
+    """Return the TrainConfig of a recipe of `main`, one of PROGRAMS, and fetch its data set if that is missing."""
+    row = importlib.import_module(f'official_resnet.{main}_main').PROGRAM
     given = flags.define(row)
     own = [pair for pair in values.set if pair.partition('=')[0] in OWN or '=' not in pair]
     if own:
         raise UserError(f"set '{own[0]}' must be flag=value, with another flag than {', '.join(OWN)}")
     data_dir = [f'--data_dir={values.data_dir}'] if values.data_dir else []
     try:
-        given([values.program, f'--recipe={recipe}', *data_dir, *(f'--{pair}' for pair in values.set)])
+        given([main, f'--recipe={recipe}', *data_dir, *(f'--{pair}' for pair in values.set)])
     except (absl_flags.Error, ValueError) as error:
         raise UserError(usage.fault(error, given)) from None
     config, options = flags.resolve(given, row)
@@ -184,7 +184,7 @@ def run_recipes(values: absl_flags.FlagValues) -> None:
     output = measuring.check_output(values.output_json)
     if not values.output_dir:
         raise UserError('--output_dir is missing; pass a folder for the runs')
-    configs = {recipe: config_of(values, recipe) for recipe in values.recipe}
+    configs = {recipe: config_of(values, values.program, recipe) for recipe in values.recipe}
     devices.start_tensorflow()
     output_dir = os.path.expanduser(values.output_dir)
     results = [measure(config, recipe, values.runs, output_dir) for recipe, config in configs.items()]

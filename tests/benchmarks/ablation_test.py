@@ -1,0 +1,47 @@
+"""The ablation leaves one part out at a time, and nothing else."""
+
+import dataclasses
+import json
+
+import pytest
+
+from benchmarks import ablation, time_to_accuracy
+from official_resnet.command_line.program import run_program
+
+
+def flat(config):
+    return {
+        **dataclasses.asdict(config),
+        **{f'spec.{name}': value for name, value in dataclasses.asdict(config.spec).items()},
+        **{f'augmentation.{name}': value for name, value in dataclasses.asdict(config.augmentation).items()},
+        'spec': None,
+        'augmentation': None,
+    }
+
+
+def test_one_part_is_left_out(cifar_dir):
+    values = ablation.define_flags()
+    values(['ablation.py', f'--data_dir={cifar_dir}'])
+    whole = time_to_accuracy.config_of(values, 'cifar10', 'fast')
+    before = flat(whole)
+    for part in ablation.WITHOUT:
+        found = flat(ablation.left_out(whole, part))
+        changed = {name for name in before if found[name] != before[name]}
+        assert len(changed) == {ablation.WHOLE: 0, 'muon': 6}.get(part, 1), (part, changed)
+        for name in ('bias_learning_rate_factor', 'head_learning_rate_factor'):  # the rates of these weights stay
+            products = [fields[name] * fields['base_learning_rate'] for fields in (found, before)]
+            assert part == 'bias_rate' or products[0] == pytest.approx(products[1]), (part, name)
+
+
+@pytest.mark.slow  # 10 s, of which most compile two networks
+def test_the_table_has_a_line_for_each_part(cifar_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(time_to_accuracy, 'MATRIX_SIZE', 64)
+    sets = [f'--set={pair}' for pair in ('train_epochs=2', 'batch_size=24', 'dtype=fp32')]
+    arguments = ['--without=nothing', '--without=gelu', '--runs=1', f'--data_dir={cifar_dir}', *sets]
+    arguments += [f'--output_dir={tmp_path}/out', f'--output_json={tmp_path}/table.json']
+    assert run_program(['ablation.py', *arguments], '', ablation.define_flags(), ablation.run_changes) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = json.loads((tmp_path / 'table.json').read_text())['results']
+    difference = 100 * (rows[1]['accuracy'] - rows[0]['accuracy'])
+    assert [row['recipe'] for row in rows] == ['nothing', 'gelu']
+    assert any(line.startswith('gelu ') and line.endswith(f'{difference:+.2f}') for line in lines)
