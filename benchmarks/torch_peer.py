@@ -65,8 +65,8 @@ class PooledBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = functional.gelu(self.bn1(functional.max_pool2d(self.conv1(x), 2)))
-        y = functional.gelu(self.bn2(self.conv2(x)))
-        return x + y if self.is_residual else y
+        y = self.conv2(x)
+        return functional.gelu(self.bn2(x + y if self.is_residual else y))
 
 
 def pooled_network(is_residual: bool = True) -> nn.Sequential:

@@ -1,8 +1,9 @@
 """The block of fast CIFAR networks: a max-pool takes the place of a stride, and kernels begin as identities.
 
-After airbench94 (arXiv:2404.00498), whose network has no shortcuts, and hlb-CIFAR10, whose residual this is.
+After airbench94 (arXiv:2404.00498), whose network has no shortcuts.
 """
 
+import dataclasses
 from typing import Any
 
 import keras
@@ -25,10 +26,12 @@ from official_resnet.resnet_spec import ResNetSpec, block_convolutions
 def block_pooled(
     x: Tensor, spec: ResNetSpec, filters: int, stride: int, name: str, is_first: bool, dilation: int, drop_rate: float
 ) -> Tensor:
-    """Return F(x) + x with F = GELU(BN(conv(x))), the residual of hlb-CIFAR10; arguments as in residual_block.
+    """Return GELU(BN(F(x) + x)), where F is one convolution; arguments as in residual_block.
 
-    In a block with a stride, x first becomes GELU(BN(max-pool(conv(x)))), as in arXiv:2404.00498 Sec. 3. So every
-    shortcut is an identity, and the network has no projections.
+    The batch norm after the addition is that of arXiv:1603.05027 Fig. 4(b). In a block with a stride, x first becomes
+    GELU(BN(max-pool(conv(x)))), as in arXiv:2404.00498 Sec. 3. So every shortcut is an identity, and the network has no
+    projections. With initializer='dirac', F has random kernels, because the identity is in the shortcut; a block
+    without a shortcut begins as an identity and computes what the second half of a block of airbench94 does.
     """
     *reducing, last = block_convolutions(spec, filters, stride)
     for conv in reducing:
@@ -42,23 +45,25 @@ def block_pooled(
         x = activation(x, spec, f'{name}_act1')
 
     # F(x)
-    residual = convolution(x, spec, last, f'{name}_conv2')
-    residual = batch_norm(residual, spec, f'{name}_bn2', starts_at_zero=spec.zero_gamma)
-    residual = activation(residual, spec, f'{name}_act2')
-    residual = squeeze_and_excite(residual, spec, name)
-    residual = drop_whole(residual, drop_rate, f'{name}_drop')
+    has_identity = spec.shortcut is not None
+    random = dataclasses.replace(spec, initializer='torch') if spec.initializer == 'dirac' else spec
+    y = convolution(x, random if has_identity else spec, last, f'{name}_conv2')
+    y = squeeze_and_excite(y, spec, name)
+    y = drop_whole(y, drop_rate, f'{name}_drop')
 
-    # y = F(x) + x
-    return residual if spec.shortcut is None else keras.layers.Add(name=f'{name}_out')([residual, x])
+    # y = GELU(BN(F(x) + x))
+    if has_identity:
+        y = keras.layers.Add(name=f'{name}_add')([y, x])
+    return activation(batch_norm(y, spec, f'{name}_bn2'), spec, f'{name}_out')
 
 
 def dirac(shape: tuple[int, ...], dtype: Any = None) -> Any:
     """Return a kernel [h, w, in, out] whose first filters pass one input channel each on (arXiv:2404.00498 Sec. 3.2).
 
-    The other filters are drawn as torch.nn.Conv2d draws them, uniformly up to 1 / sqrt(h * w * in).
+    The other filters are drawn as with 'torch'.
     """
     height, width, channels, filters = shape
-    kernel = np.array(INITIALIZERS['dirac']()(shape))
+    kernel = np.array(INITIALIZERS['torch']()(shape))
     count = min(channels, filters)
     kernel[:, :, :, :count] = 0
     kernel[(height - 1) // 2, (width - 1) // 2, range(count), range(count)] = 1

@@ -24,7 +24,8 @@ from official_resnet.resnet_spec import Convolution, ResNetSpec, block_convoluti
 INITIALIZERS = {
     'he': lambda: keras.initializers.VarianceScaling(2.0, 'fan_out', 'uniform'),
     'official': lambda: keras.initializers.VarianceScaling(1.0, 'fan_in', 'truncated_normal'),
-    'dirac': lambda: keras.initializers.VarianceScaling(1 / 3, 'fan_in', 'uniform'),  # but for pooled_block.dirac
+    'torch': lambda: keras.initializers.VarianceScaling(1 / 3, 'fan_in', 'uniform'),  # up to 1 / sqrt(fan-in)
+    'dirac': lambda: INITIALIZERS['torch'](),  # but for what pooled_block.dirac draws
     'normal_0.01': lambda: keras.initializers.RandomNormal(0.0, 0.01),
     'normal_1': lambda: keras.initializers.RandomNormal(0.0, 1.0),
 }  # 'he' has the variance of arXiv:1502.01852 Sec. 2.2, backward form; sampling a normal distribution is 3 times slower

@@ -27,7 +27,7 @@ _CHOICES = {
     'activation': ('relu', 'sigmoid', 'gelu'),
     'blur_pool': ('convolutions', 'all', None),
     'head_pool': ('average', 'max'),
-    'initializer': ('he', 'official', 'dirac', 'normal_0.01', 'normal_1'),
+    'initializer': ('he', 'official', 'torch', 'dirac', 'normal_0.01', 'normal_1'),
 }
 _LEAST = {'filters': 1, 'width': 1, 'base_width': 1, 'cardinality': 1, 'stem_filters': 1, 'se_reduction': 0}
 MAX_LAYERS = 10_000
@@ -58,8 +58,8 @@ class ResNetSpec:
             a 2x2 convolution whose kernel is not trained: it decorrelates the patches of the training images, each
             with both signs, so stem_filters must be 8 times the image's channels (arXiv:2404.00498 Sec. 3.1).
         block: 'basic' is two 3x3 convolutions, 'bottleneck' is 1x1, 3x3, 1x1 (1512.03385 Fig. 5). 'single' is one
-            3x3, which Sec. 3.2 found to have no advantage over a plain layer. 'pooled' is one 3x3, whose shortcut
-            comes after the activation. Where the resolution halves, a 3x3 convolution and a max-pool come before it.
+            3x3, which Sec. 3.2 found to have no advantage over a plain layer. 'pooled' is one 3x3, and its shortcut
+            ends before its batch norm. Where the resolution halves, a 3x3 convolution and a max-pool come before it.
         version: '1' (arXiv:1512.03385) and '1.5' have their last ReLU after the addition, '2' (arXiv:1603.05027) is
             pre-activation. '1.5' moves the stride of a bottleneck from its first 1x1 to its 3x3 convolution.
         shortcut: 'A' pads with zero channels, 'B' projects where the shape changes, 'C' projects everywhere
@@ -100,8 +100,9 @@ class ResNetSpec:
         activation: 'relu', or 'sigmoid' or 'gelu' (arXiv:1606.08415) in its place.
         head_pool: Whether the features are the means or the maxima of the last feature maps.
         initializer: Initial kernels: 'he' (arXiv:1502.01852, variance 2 / fan-out), 'official' (variance 1 / fan-in, as
-            official/resnet draws them), or a normal distribution with this standard deviation. 'dirac' passes the
-            input on in the first filters, as many as there are input channels (arXiv:2404.00498 Sec. 3.2).
+            official/resnet draws them), 'torch' (variance 1 / (3 fan-in), as torch.nn.Conv2d draws them), or a normal
+            distribution with this standard deviation. 'dirac' is 'torch', but passes the input on in the first filters,
+            as many as there are input channels (arXiv:2404.00498 Sec. 3.2).
 
     Raises:
         UserError: No network can have this value. The message names the value and what to pass.
@@ -164,9 +165,9 @@ class ResNetSpec:
     activation: str = 'relu'
     initializer: str = _flag(
         'he',
-        "Initial kernels of convolutions: variance 2 / fan-out (arXiv:1502.01852), 1 / fan-in (official/resnet's), or "
-        'identities (arXiv:2404.00498).',
-        words=('he', 'official', 'dirac'),
+        "Initial kernels of convolutions: variance 2 / fan-out (arXiv:1502.01852), 1 / fan-in (official/resnet's), "
+        "1 / (3 fan-in) (PyTorch's), or identities (arXiv:2404.00498).",
+        words=('he', 'official', 'torch', 'dirac'),
     )
     group_filters: tuple[int, ...] | None = None
     bn_scale: bool = True
@@ -226,6 +227,7 @@ class ResNetSpec:
                 'stride_block': 'first',
                 'output_stride': None,
                 'stem': stems,
+                'zero_gamma': False,
             }
             for name, values in allowed.items():
                 if getattr(self, name) not in (values if isinstance(values, tuple) else (values,)):

@@ -313,11 +313,15 @@ def test_blur_pool_filters_before_strides():
     assert not any('blur' in variable.path for variable in model.trainable_variables)
 
 
-def test_a_pooled_block_begins_as_a_sum_of_its_input_and_its_activation():
-    model = resnet_variants.build_model('resnet8_pooled', 10)
+@pytest.mark.parametrize('variant', ['resnet8_pooled', 'plain8_pooled'])
+def test_a_pooled_block_has_its_identity_in_the_shortcut_or_in_its_kernel(variant):
+    model = resnet_variants.build_model(variant, 10)
+    conv = model.get_layer('group2_block1_conv2')
+    if variant == 'resnet8_pooled':
+        conv.kernel.assign(conv.kernel * 0)
     reduced, out = (model.get_layer(f'group2_block1_{name}').output for name in ('act1', 'out'))
     before, after = keras.Model(model.input, [reduced, out])(normal(2, 32, 32, 3))
-    np.testing.assert_allclose(after, before + keras.activations.gelu(before), rtol=1e-3, atol=1e-4)  # BN's epsilon
+    np.testing.assert_allclose(after, keras.activations.gelu(before), rtol=1e-3, atol=1e-4)  # BN's epsilon
     assert not any(name in path for path in weights_of(model) for name in ('gamma', 'stem_conv/kernel'))
     tables = [architecture_table.describe(f'{name}8_pooled') for name in ('resnet', 'plain')]
     assert [table['version/shortcut'] for table in tables] == [['1/A'], ['1/none']]
