@@ -15,6 +15,7 @@ kept. See docs/experiments.md and docs/results.md for the figure and the numbers
 --output_dir receives degradation.png and degradation.json (curves, final errors, and whether the claim holds).
 """
 
+import statistics
 import sys
 from typing import Any
 
@@ -31,6 +32,9 @@ KINDS = {'plain': None, 'residual': 'A'}  # kind of network -> its shortcut
 def define_flags() -> absl_flags.FlagValues:
     """Return the flags of this program."""
     define = experiment_program.cifar_flags('/tmp/resnet_degradation', trains=True)
+    define.integer('runs', 1, 'Number of runs of each network; run i has seed --seed + i.', lower=1)
+    define.integer('filters', 16, 'Filters of the first group of residual blocks.', lower=1)
+    define.known('warmup_epochs', 0.0)
     experiment_program.define_list(define, 'depths', '20,56', 'Numbers of layers of the networks, each 6n+2.')
     return define.values
 
@@ -40,37 +44,69 @@ def run_degradation(values: absl_flags.FlagValues) -> None:
     from official_resnet.experiments import runs
 
     depths = sorted(set(map(int, values.depths)))
-    nets = {f'{kind}-{n}': runs.network(n, shortcut=shortcut) for kind, shortcut in KINDS.items() for n in depths}
+    seeds = range(values['seed'].value, values['seed'].value + values.runs)
+    nets = {
+        name_of(kind, depth, run): runs.network(depth, shortcut=shortcut, filters=values.filters) | {'seed': seed}
+        for run, seed in enumerate(seeds)  # so that the first run of each network comes first
+        for kind, shortcut in KINDS.items()
+        for depth in depths
+    }
 
     def conclude(nets) -> dict[str, Any] | None:
         if len(depths) == 1:
             return None
-        claim = judge(nets, depths[0], depths[-1])
+        claim = judge(nets, depths[0], depths[-1], values.runs)
         print(claim['text'])
         return claim
 
     def drawing(nets, about, path) -> tuple:
-        panels = {f'{kind} networks': {f'{n} layers': nets[f'{kind}-{n}']['curves'] for n in depths} for kind in KINDS}
+        panels = {
+            f'{kind} networks': {f'{n} layers': mean_curves(nets, kind, n, values.runs) for n in depths}
+            for kind in KINDS
+        }
         return 'error_curves', panels, path, f'Plain against residual networks: {about}'
 
-    runs.run(values, 'degradation', 6, nets, conclude, drawing)
+    runs.run(values, 'degradation', 6, nets, conclude, drawing, filters=values.filters)
 
 
-def judge(nets: dict[str, dict[str, Any]], shallow: int, deep: int) -> dict[str, Any]:
-    """Return what the final training errors of two depths say: {'text', 'plain', 'residual'}.
+def name_of(kind: str, depth: int, run: int) -> str:
+    """Return the name of a network, for example plain-20, or plain-20-run2 for the second run."""
+    return f'{kind}-{depth}' + (f'-run{run + 1}' if run else '')
 
-    It compares train_error_inference, the error of the final weights on training images that are not augmented. The
-    error in the curves is an average over an epoch, while the weights change. `nets` is {'plain-20': result of
-    runs.train_net, ...}.
+
+def mean_curves(nets: dict[str, dict[str, Any]], kind: str, depth: int, num_runs: int) -> dict[str, list[float]]:
+    """Return the curves of a network, each value the mean of its runs. A run that failed ends all of them."""
+    curves = [nets[name_of(kind, depth, run)]['curves'] for run in range(num_runs)]
+    return {
+        key: [statistics.fmean(values) for values in zip(*(one[key] for one in curves), strict=False)]
+        for key in curves[0]
+    }
+
+
+def judge(nets: dict[str, dict[str, Any]], shallow: int, deep: int, num_runs: int = 1) -> dict[str, Any]:
+    """Return what the final errors of two depths say: {'text', 'plain', 'residual'}.
+
+    It compares test errors, and train_error_inference, the error of the final weights on training images that are not
+    augmented. (The training error in the curves is an average over an epoch, while the weights change.) With several
+    runs the deep network is worse or better if it is in each of them; otherwise it is neither. `nets` is
+    {'plain-20': result of runs.train_net, ...}.
     """
-    claim, sentences, depths = {}, [], [shallow, deep]
+    claim: dict[str, Any] = {kind: {'depths': [shallow, deep]} for kind in KINDS}
+    sentences = []
     for kind in KINDS:
-        errors = [nets[f'{kind}-{depth}']['final']['train_error_inference'] for depth in depths]
-        is_worse = None if None in errors else errors[1] > errors[0]
-        claim[kind] = {'depths': depths, 'train_error_inference': errors, 'is_deep_worse': is_worse}
-        texts = ['failed' if error is None else f'{error:.2f} %' for error in errors]
-        verdict = {True: 'worse', False: 'not worse', None: 'not compared'}[is_worse]
-        sentences.append(f'training error, {kind}: {shallow} layers {texts[0]}, {deep} layers {texts[1]} ({verdict})')
+        for error, name in (('train_error_inference', 'training error'), ('test_error', 'test error')):
+            pairs = [
+                [nets[name_of(kind, depth, run)]['final'][error] for depth in (shallow, deep)]
+                for run in range(num_runs)
+            ]
+            claim[kind][error] = pairs
+            columns = list(zip(*pairs, strict=True))
+            texts = ['failed' if None in errors else f'{statistics.fmean(errors):.2f} %' for errors in columns]
+            signs = {None if None in pair else (pair[1] > pair[0]) - (pair[1] < pair[0]) for pair in pairs}
+            sign = signs.pop() if len(signs) == 1 else 0
+            verdict = {1: 'worse', -1: 'better', 0: 'neither worse nor better', None: 'not compared'}[sign]
+            claim[kind][f'deep_is_{error}'] = verdict
+            sentences.append(f'{name}, {kind}: {shallow} layers {texts[0]}, {deep} layers {texts[1]} ({verdict})')
     return claim | {'text': '\n'.join(sentences)}
 
 

@@ -68,7 +68,9 @@ def run(
     result = {'settings': settings, 'nets': nets, 'claim': conclude(nets)}
     count = config.num_train_images or datasets.info_of(config.dataset).split_sizes['train']
     length = f'{config.max_train_steps:,} steps' if config.max_train_steps else f'{config.train_epochs} epochs'
-    about = f'{DATASET_NAMES[config.dataset]}, {length} on {count:,} images, {config.dtype}, seed {config.seed}'
+    seeds = sorted({one.seed for one in configs.values()})
+    which = f'seed {seeds[0]}' if len(seeds) == 1 else f'mean of seeds {seeds[0]} to {seeds[-1]}'
+    about = f'{DATASET_NAMES[config.dataset]}, {length} on {count:,} images, {config.dtype}, {which}'
     finish(values.output_dir, name, result, [drawing(nets, about, f'{values.output_dir}/{name}.png')])
 
 
@@ -85,6 +87,8 @@ def train_config(values: absl_flags.FlagValues, dataset: str, data_dir: str | No
     epochs = values.train_epochs or (quick_epochs if values.quick else None)
     if epochs:
         changes |= {'train_epochs': epochs, 'lr_boundaries': (epochs / 2, epochs * 3 / 4), 'max_train_steps': None}
+    if 'warmup_epochs' in values:
+        changes['warmup_epochs'] = values['warmup_epochs'].value
     settings = PAPER | {'resnet_size': 20, 'dtype': devices.known_dtype(values.dtype)} | changes
     config = TrainConfig.from_settings(settings, resnet_variants.cifar_spec, dataset=dataset)
     return config.with_machine(data_dir=data_dir)

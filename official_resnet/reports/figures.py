@@ -90,7 +90,7 @@ def error_curves(panels: Mapping[str, Mapping[str, Any]], path: str | os.PathLik
     """Plot training error (thin, dashed) and test error (bold) in % over epochs, as in 1512.03385 Fig. 6.
 
     `panels` are {name of the panel: {name of the network: {'epoch': list, 'train_error': list, 'test_error': list}}}.
-    Return the path.
+    The legend has the last value of each curve. Return the path.
     """
     size = (6 * len(panels), 4.5)
     figure, axes = pyplot.subplots(1, len(panels), figsize=size, layout='constrained', sharey=True, squeeze=False)
@@ -99,8 +99,15 @@ def error_curves(panels: Mapping[str, Mapping[str, Any]], path: str | os.PathLik
         for color, (net, curves) in zip(itertools.cycle(_COLORS), nets.items(), strict=False):
             epochs, tested = curves['epoch'], curves['test_error']
             style = {'color': color, 'marker': _MARKER.get(len(epochs))}
-            axis.plot(epochs, curves['train_error'], '--', linewidth=1.2, label=f'{net}, training', **style)
-            axis.plot(epochs[: len(tested)], tested, linewidth=2.4, label=f'{net}, test', **style)
+            axis.plot(
+                epochs,
+                curves['train_error'],
+                '--',
+                linewidth=1.2,
+                label=f'{net}, training{_last(curves["train_error"])}',
+                **style,
+            )
+            axis.plot(epochs[: len(tested)], tested, linewidth=2.4, label=f'{net}, test{_last(tested)}', **style)
             highest = max([highest, *curves['train_error'], *tested])
         _frame(axis, title=name, xlabel='epoch', ylim=(0, highest * 1.05 or 1))
         axis.yaxis.set_tick_params(labelleft=True)
@@ -198,6 +205,10 @@ def chain_gradients(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike) 
     axis.grid(alpha=0.3)
     axis.legend(**_SMALL)
     return _save(figure, path, 'Chains with weights, biases and inputs drawn from N(0, 1): median and quartiles')
+
+
+def _last(curve):
+    return f' ({curve[-1]:.1f} %)' if curve else ''
 
 
 def _frame(axis, **texts):

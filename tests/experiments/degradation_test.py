@@ -1,5 +1,6 @@
 """Plain against residual networks, and what the programs of the experiments share: settings, resume, mistakes."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -12,7 +13,7 @@ from fixtures import programs
 
 from official_resnet import resnet_model, resnet_run_loop, resnet_variants
 from official_resnet.errors import UserError
-from official_resnet.experiments import degradation_main, runs
+from official_resnet.experiments import architecture_table, degradation_main, runs
 from official_resnet.inputs import datasets
 from official_resnet.training import callbacks, optimizers
 from official_resnet.training.config import MachineConfig
@@ -21,7 +22,7 @@ from official_resnet.training.config import MachineConfig
 @pytest.mark.whole_runs
 def test_interrupted_continued_and_kept(cifar_dir, tmp_path, monkeypatch):
     line = f'experiments.degradation_main --data_dir {cifar_dir} --output_dir {tmp_path} --depths 8 -bs 16'
-    line += ' --train_epochs 2 --dtype fp32'
+    line += ' --train_epochs 2 --dtype fp32 --runs 2 --filters 4 --warmup_epochs 0.5'
 
     def terminate(progress, epoch, logs):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -34,21 +35,27 @@ def test_interrupted_continued_and_kept(cifar_dir, tmp_path, monkeypatch):
 
     code, out, err = programs.call(line)
     assert code == 0, err
-    assert 'plain-8, 1 of 2' in out and 'residual-8, 2 of 2' in out
+    assert 'plain-8, 1 of 4' in out and 'residual-8-run2, 4 of 4' in out
     assert (tmp_path / 'degradation.png').read_bytes()[:4] == b'\x89PNG'
     result = json.loads((tmp_path / 'degradation.json').read_text())
     assert result['settings']['train_epochs'] == 2 and result['machine']['cpu'] and result['claim'] is None
+    assert result['settings']['schedule.warmup_epochs'] == 0.5
+    assert result['nets']['plain-8']['curves'] != result['nets']['plain-8-run2']['curves']
     for net in result['nets'].values():
         assert net['curves']['epoch'] == [1, 2] and net['curves']['step'] == [7, 14]  # 120 images
         assert net['curves']['learning_rate'] == pytest.approx([0.1 * 16 / 128, 0.001 * 16 / 128])
-        assert net['parameters'] == 75_290 and net['failed'] is None  # option A adds none
+        assert (
+            net['parameters']
+            == architecture_table.count(resnet_variants.cifar_spec(8, filters=4), 10, (32, 32, 3)).parameters
+            and net['failed'] is None
+        )  # option A adds none
         assert net['final']['train_error'] == net['curves']['train_error'][-1]
         assert 0 <= net['final']['train_error_inference'] <= 100
         assert net['final']['test_error'] == net['curves']['test_error'][-1]
 
     monkeypatch.setattr(resnet_run_loop, 'train', lambda *args: pytest.fail('trained again'))
     code, out, _ = programs.call(line)
-    assert code == 0 and out.count('already finished') == 2
+    assert code == 0 and out.count('already finished') == 4
     assert json.loads((tmp_path / 'degradation.json').read_text()) == result
 
     for name in ('official_resnet.reports.figures', 'matplotlib'):
@@ -57,6 +64,7 @@ def test_interrupted_continued_and_kept(cifar_dir, tmp_path, monkeypatch):
     code, out, _ = programs.call(line)
     assert code == 0 and "pip install 'official-resnet[plots]'" in out
 
+    assert 'filters 4, not 16' in programs.mistake(line.replace('--filters 4', ''))
     err = programs.mistake(f'{line} --seed 5')
     assert 'seed 0, not 5' in err and '--output_dir' in err
 
@@ -104,19 +112,36 @@ def test_the_papers_setting_and_quick():
 
 
 @pytest.mark.parametrize(
-    'errors,is_plain_worse,is_residual_worse',
+    'runs,plain,residual',
     [
-        ((40.0, 55.5, 38.0, 35.0), True, False),
-        ((40.0, 30.0, 1.0, 2.0), False, True),
-        ((40.0, None, 1.0, 2.0), None, True),
+        ([(40.0, 55.5, 38.0, 35.0)], 'worse', 'better'),
+        ([(40.0, 30.0, 1.0, 2.0)], 'better', 'worse'),
+        ([(40.0, None, 1.0, 2.0)], 'not compared', 'worse'),
+        ([(39.0, 55.5, 38.0, 35.0), (41.0, 42.0, 38.0, 39.0)], 'worse', 'neither worse nor better'),
+        ([(39.0, 55.5, 2.0, 2.0), (41.0, None, 2.0, 2.0)], 'neither worse nor better', 'neither worse nor better'),
     ],
 )
-def test_the_claim(errors, is_plain_worse, is_residual_worse):
-    names = ('plain-20', 'plain-56', 'residual-20', 'residual-56')
-    nets = {name: {'final': {'train_error_inference': error}} for name, error in zip(names, errors, strict=True)}
-    claim = degradation_main.judge(nets, 20, 56)
-    assert claim['plain']['is_deep_worse'] is is_plain_worse and '20 layers 40.00 %' in claim['text']
-    assert claim['residual']['is_deep_worse'] is is_residual_worse
+def test_the_claim_holds_in_every_run(runs, plain, residual):
+    pairs = list(itertools.product(('plain', 'residual'), (20, 56)))
+    nets = {}
+    for run, errors in enumerate(runs):
+        for pair, error in zip(pairs, errors, strict=True):
+            test_error = None if error is None else 50 - error
+            final = {'train_error_inference': error, 'test_error': test_error}
+            nets[degradation_main.name_of(*pair, run)] = {'final': final}
+    claim = degradation_main.judge(nets, 20, 56, len(runs))
+    assert 'training error, plain: 20 layers 40.00 %' in claim['text']
+    opposite = {'worse': 'better', 'better': 'worse'}
+    for kind, expected in (('plain', plain), ('residual', residual)):
+        assert claim[kind]['deep_is_train_error_inference'] == expected
+        assert claim[kind]['deep_is_test_error'] == opposite.get(expected, expected)
+
+
+def test_curves_are_means_of_the_runs():
+    nets = {'plain-8': {'curves': {'epoch': [1, 2], 'test_error': [50.0, 40.0]}}}
+    nets['plain-8-run2'] = {'curves': {'epoch': [1, 2], 'test_error': [60.0, 20.0]}}
+    expected = {'epoch': [1, 2], 'test_error': [55, 30]}
+    assert degradation_main.mean_curves(nets, 'plain', 8, 2) == expected
 
 
 def test_every_way_to_start_a_program(tmp_path):
