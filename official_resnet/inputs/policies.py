@@ -24,12 +24,13 @@ RAND = 'AutoContrast Equalize Invert Rotate Posterize Solarize SolarizeAdd'.spli
 WIDE = ['Identity', *GEOMETRY, 'Brightness', 'Color', 'Contrast', 'Sharpness', 'Posterize', 'Solarize']
 WIDE += ['AutoContrast', 'Equalize']
 RAND_FILL = 124, 116, 104  # ImageNet's mean, which timm passes to its operations
+_NORMAL = statistics.NormalDist()
 _NEAREST, _SMOOTH = Image.Resampling.NEAREST, (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 
 
 def num_layers(policy: str) -> int:
     """Return the number of operations that a policy applies to an image one after the other."""
-    return 1 if policy == 'trivial_wide' else int(_options(policy).get('n', 2))
+    return 1 if policy == 'trivial_wide' else _rand_options(policy)['n']
 
 
 def change(images: np.ndarray, draws: np.ndarray, policy: str) -> np.ndarray:
@@ -39,7 +40,7 @@ def change(images: np.ndarray, draws: np.ndarray, policy: str) -> np.ndarray:
         for i, row in enumerate(draws[:, layer].tolist()):
             if policy == 'trivial_wide':
                 operations[i] = (*wide(row), _NEAREST, (0, 0, 0))
-            elif row[1] < float(_options(policy).get('p', 0.5)):
+            elif row[1] < _rand_options(policy)['p']:
                 operations[i] = (*rand(row, policy, images.shape[1:]), _SMOOTH[int(2 * row[4])], RAND_FILL)
         images = apply(images, operations)
     return images
@@ -61,10 +62,10 @@ def wide(draws: list[float]) -> tuple[str, Any]:
 
 def rand(draws: list[float], policy: str, shape: tuple[int, ...]) -> tuple[str, Any]:
     """Return an operation of RandAugment for an image of `shape` and its argument: timm's table, of strengths 0..10."""
-    options = _options(policy)
-    noise = statistics.NormalDist().inv_cdf(max(draws[3], 1e-8))
-    strength = min(max(float(options.get('m', 10)) + float(options.get('mstd', 0)) * noise, 0), 10) / 10
-    name, sign, rises = RAND[int(draws[0] * len(RAND))], 1 if draws[2] < 0.5 else -1, options.get('inc') == '1'
+    options = _rand_options(policy)
+    noise = _NORMAL.inv_cdf(max(draws[3], 1e-8))
+    strength = min(max(options['m'] + options['mstd'] * noise, 0), 10) / 10
+    name, sign, rises = RAND[int(draws[0] * len(RAND))], 1 if draws[2] < 0.5 else -1, options['inc']
     if name == 'Posterize':
         return name, 4 - int(4 * strength) if rises else int(4 * strength)
     if name == 'Solarize':
@@ -214,6 +215,8 @@ _VALUES: dict[str, Callable] = {  # (images [k, h, w, 3], arguments [k], interpo
 
 
 @functools.lru_cache
-def _options(policy):
-    """Return {'m': '7', 'mstd': '0.5', 'inc': '1'} for rand-m7-mstd0.5-inc1."""
-    return dict(re.findall(r'-([a-z]+)([\d.]+)', policy))
+def _rand_options(policy):
+    """Return {'m': 7.0, 'mstd': 0.5, 'inc': True, 'n': 2, 'p': 0.5} for rand-m7-mstd0.5-inc1."""
+    given = dict(re.findall(r'-([a-z]+)([\d.]+)', policy))
+    numbers = {name: float(given.get(name, default)) for name, default in (('m', 10), ('mstd', 0), ('p', 0.5))}
+    return numbers | {'n': int(given.get('n', 2)), 'inc': given.get('inc') == '1'}
