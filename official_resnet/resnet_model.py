@@ -368,9 +368,11 @@ def batch_norm(x: Tensor, spec: ResNetSpec, name: str, *, starts_at_zero: bool =
 
 def activation(x: Tensor, spec: ResNetSpec, name: str) -> Tensor:
     """Return ReLU(x), or the function that spec.activation names."""
-    is_relu = spec.activation == 'relu'
-    layer = keras.layers.ReLU(name=name) if is_relu else keras.layers.Activation(spec.activation, name=name)
-    return layer(x)
+    if spec.activation == 'relu':
+        return keras.layers.ReLU(name=name)(x)
+    from official_resnet import more_layers
+
+    return more_layers.Activation(spec.activation, name=name)(x)
 
 
 def squeeze_and_excite(x: Tensor, spec: ResNetSpec, name: str) -> Tensor:

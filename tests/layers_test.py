@@ -49,6 +49,27 @@ def test_the_gradient_of_a_bias_is_added_up_in_float32(dtype):
     )
 
 
+@pytest.mark.parametrize('dtype,rounding', zip(POLICY, (1e-5, 0.01, 0.002), strict=True))
+def test_gelu_is_that_of_keras(dtype, rounding):
+    """keras.activations.gelu in float32, but for the rounding of outputs, and of the gradient that comes from above."""
+    numbers = np.random.default_rng(0).normal(0, 4, (5, 6, 7)).astype('float32')
+    numbers[0, 0] = [-30, -9, -1e-4, 0, 1e-4, 9, 30]
+    numbers = tf.cast(tf.cast(numbers, dtype), 'float32')
+    results = []
+    for kind, policy in ((more_layers.Activation, dtype), (keras.layers.Activation, 'float32')):
+        layer = kind('gelu', dtype=POLICY[policy])
+        inputs = tf.cast(numbers, layer.compute_dtype)
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = layer(inputs)
+            loss = tf.reduce_sum(tf.cast(outputs, tf.float32) ** 3)
+        results.append([outputs, tape.gradient(loss, inputs)])
+        assert {result.dtype.name for result in results[-1]} == {layer.compute_dtype}
+        assert keras.saving.serialize_keras_object(layer)['module'] == 'keras.layers'
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(tf.cast(ours, tf.float32), theirs, rtol=rounding, atol=1e-6)
+
+
 def run(layer, inputs, training, **options):
     """Outputs, gradients of input and trainable weights, and the moving statistics after one call."""
     with tf.GradientTape() as tape:
