@@ -221,14 +221,8 @@ class ResNetSpec:
             raise UserError(f'group_filters={self.group_filters!r}: pass {len(self.group_blocks)} numbers, 1 or more')
         if self.block == 'pooled':
             stems = 'cifar', 'mnist', 'whitening'
-            allowed = {
-                'version': '1',
-                'shortcut': ('A', None),
-                'stride_block': 'first',
-                'output_stride': None,
-                'stem': stems,
-                'zero_gamma': False,
-            }
+            allowed = {'version': '1', 'shortcut': ('A', None), 'stride_block': 'first', 'output_stride': None}
+            allowed |= {'stem': stems, 'zero_gamma': False}
             for name, values in allowed.items():
                 if getattr(self, name) not in (values if isinstance(values, tuple) else (values,)):
                     raise UserError(f"{name}={getattr(self, name)!r} with block='pooled'; pass {values!r}")

@@ -39,6 +39,7 @@ FREE_TEXT = {'benchmark_test_id', *(name for name, _, _ in flags.OBSOLETE)}  # s
 ELSEWHERE = {
     'scaling': 'benchmarks/scaling_test',
     'jpeg_cost': 'benchmarks/jpeg_cost_test',
+    'ablation': 'benchmarks/ablation_test',
     'time_to_accuracy': 'benchmarks/time_to_accuracy_test',
     'measuring': 'a process of the benchmarks, without flags',
 }

@@ -45,3 +45,19 @@ def test_the_table_has_a_line_for_each_part(cifar_dir, tmp_path, capsys, monkeyp
     difference = 100 * (rows[1]['accuracy'] - rows[0]['accuracy'])
     assert [row['recipe'] for row in rows] == ['nothing', 'gelu']
     assert any(line.startswith('gelu ') and line.endswith(f'{difference:+.2f}') for line in lines)
+
+
+@pytest.mark.parametrize(
+    'arguments,words',
+    [
+        ([], ['--output_dir']),
+        (['--output_dir=/tmp/out', '--without=cutout'], ['cutout', 'gelu', 'muon']),
+        (['--output_dir=/tmp/out', '--set=seed=3'], ['seed=3', 'flag=value']),
+        (['--output_dir=/tmp/out', '--set=train_epochs=-1'], ['train_epochs', '-1']),
+        (['--output_dir=/tmp/out', '--data_dir=/nowhere', '--set=download=false'], ['/nowhere']),
+    ],
+)
+def test_wrong_flags(capsys, arguments, words):
+    code = run_program(['ablation.py', *arguments], '', ablation.define_flags(), ablation.run_changes)
+    errors = capsys.readouterr().err
+    assert code == 1 and errors.count('\n') == 1 and all(word in errors for word in words), errors
