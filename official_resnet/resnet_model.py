@@ -21,7 +21,7 @@ from official_resnet.errors import UserError
 from official_resnet.layers import NHWC, BatchNormalization, deep_graph, float32_weights
 from official_resnet.resnet_spec import Convolution, ResNetSpec, block_convolutions, stem_convolutions
 
-INITIALIZERS = {
+INITIALIZERS: dict[str, Callable[[], keras.Initializer]] = {
     'he': lambda: keras.initializers.VarianceScaling(2.0, 'fan_out', 'uniform'),
     'official': lambda: keras.initializers.VarianceScaling(1.0, 'fan_in', 'truncated_normal'),
     'torch': lambda: keras.initializers.VarianceScaling(1 / 3, 'fan_in', 'uniform'),  # up to 1 / sqrt(fan-in)

@@ -46,10 +46,10 @@ def run_degradation(values: absl_flags.FlagValues) -> None:
     from official_resnet.experiments import runs
 
     depths = sorted(set(map(int, values.depths)))
-    seeds = range(values['seed'].value, values['seed'].value + values.runs)
     nets = {
-        name_of(kind, depth, run): runs.network(depth, shortcut=shortcut, filters=values.filters) | {'seed': seed}
-        for run, seed in enumerate(seeds)  # so that the first run of each network comes first
+        name_of(kind, depth, run): runs.network(depth, shortcut=shortcut, filters=values.filters)
+        | {'seed': values.seed + run}
+        for run in range(values.runs)  # so that the first run of each network comes first
         for kind, shortcut in KINDS.items()
         for depth in depths
     }
