@@ -27,10 +27,13 @@ IMAGENET_BLOCKS = {
     200: ('bottleneck', (3, 24, 36, 3)),
 }  # layers -> block, group_blocks: 1512.03385 Table 1; 200 is from 1603.05027 Sec. 5
 # stem -> (height, width, channels) of the images; None accepts any size
-IMAGE_SHAPES: dict[str, tuple[int | None, int | None, int]] = {'mnist': (32, 32, 1)}
-IMAGE_SHAPES |= dict.fromkeys(('cifar', 'whitening'), (32, 32, 3)) | dict.fromkeys(
-    ('imagenet', 'deep'), (None, None, 3)
-)
+IMAGE_SHAPES: dict[str, tuple[int | None, int | None, int]] = {
+    'cifar': (32, 32, 3),
+    'whitening': (32, 32, 3),
+    'mnist': (32, 32, 1),
+    'imagenet': (None, None, 3),
+    'deep': (None, None, 3),
+}
 
 
 def imagenet_spec(resnet_size: int, **axes: Any) -> ResNetSpec:

@@ -17,6 +17,7 @@ from official_resnet.errors import Damaged, UserError
 
 OF_CONTENT = [
     *(OSError(), OSError('truncated file'), OSError(errno.EINVAL, 'x'), EOFError(), KeyError('a'), RecursionError()),
+    # What zipfile raises when it meets another method of compression, or encryption
     *(NotImplementedError('That compression method is not supported'), RuntimeError('File is encrypted'), zlib.error()),
     *(zipfile.BadZipFile(), AttributeError(), TypeError(), AssertionError(), ValueError(), SyntaxError()),
     tf.errors.DataLossError(None, None, 'x'),

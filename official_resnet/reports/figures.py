@@ -97,18 +97,11 @@ def error_curves(panels: Mapping[str, Mapping[str, Any]], path: str | os.PathLik
     highest = 0
     for axis, (name, nets) in zip(axes[0], panels.items(), strict=True):
         for color, (net, curves) in zip(itertools.cycle(_COLORS), nets.items(), strict=False):
-            epochs, tested = curves['epoch'], curves['test_error']
+            epochs, trained, tested = curves['epoch'], curves['train_error'], curves['test_error']
             style = {'color': color, 'marker': _MARKER.get(len(epochs))}
-            axis.plot(
-                epochs,
-                curves['train_error'],
-                '--',
-                linewidth=1.2,
-                label=f'{net}, training{_last(curves["train_error"])}',
-                **style,
-            )
+            axis.plot(epochs, trained, '--', linewidth=1.2, label=f'{net}, training{_last(trained)}', **style)
             axis.plot(epochs[: len(tested)], tested, linewidth=2.4, label=f'{net}, test{_last(tested)}', **style)
-            highest = max([highest, *curves['train_error'], *tested])
+            highest = max([highest, *trained, *tested])
         _frame(axis, title=name, xlabel='epoch', ylim=(0, highest * 1.05 or 1))
         axis.yaxis.set_tick_params(labelleft=True)
         axis.legend(**_SMALL)
