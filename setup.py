@@ -19,7 +19,7 @@ setup(
     license_files=['LICENSE'],
     python_requires='>=3.11,<3.14',  # TensorFlow 2.21 has wheels for 3.11 to 3.13 only
     packages=find_packages(include=['official_resnet*', 'checkpoints_tools']),
-    package_data={'official_resnet.inputs': ['imagenet_labels.tsv']},
+    package_data={'official_resnet.inputs': ['imagenet_labels.tsv'], 'official_resnet.weights': ['published.tsv']},
     install_requires=[
         'tensorflow~=2.21.0',
         'keras~=3.15.0',

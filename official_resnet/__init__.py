@@ -19,6 +19,7 @@ Where to find things:
     inputs            data sets: from their files to batches
     training          configuration, recipes, steps, optimizers, devices, workers, transfer
     inference         the card beside a network, predictions, export, rewriting for faster inference
+    weights           published weights by name: fetched, converted and kept in a cache
     reports           results of evaluations, figures
     command_line      flags and programs
     experiments       degradation, gradient flow, kinds of shortcut, transfer
@@ -55,7 +56,8 @@ _HOMES = {
     'training.config': ('TrainConfig', 'MachineConfig', 'Schedule'),
     'errors': ('UserError',),
     'resnet_run_loop': ('train', 'evaluate'),
-    'inference.predict': ('load', 'predict'),
+    'weights.pretrained': ('load',),
+    'inference.predict': ('predict',),
     'inference.grad_cam': ('features',),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

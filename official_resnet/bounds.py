@@ -55,6 +55,9 @@ BOUNDS = {
     'slow_seconds': Bound(60, 'seconds', 'the time over which a speed is measured', 'networks pause'),
     'silence_seconds': Bound(30, 'seconds', 'the wait for a byte', 'networks pause'),
     'noise_bytes': Bound(1 << 20, 'bytes', 'what a server sends beyond ten times the file', 'headers have 10 kB'),
+    'weights_bytes': Bound(
+        1 << 33, 'bytes', 'published weights, or an archive of them, unpacked', 'ResNeXt-101 32x48d has 3.3 GB'
+    ),
     'archive_rest_bytes': Bound(1 << 26, 'bytes', 'what an archive has beyond its files', 'CIFAR-10 has 10 kB'),
     'archive_members': Bound(1000, 'members', "a data set's archive", 'CIFAR-10 has 9'),
     'tar_members': Bound(2_000_000, 'members', 'each other tar file', 'ILSVRC2012 has 544,546 XML files in one'),

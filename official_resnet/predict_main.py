@@ -5,6 +5,8 @@
     python predict_main.py --model resnet50.keras --top 3 holiday/    # a file that checkpoints_tools/read_ckpt.py wrote
     python predict_main.py --model resnet50.keras --json *.jpg > names.jsonl
     python predict_main.py --model resnet50.keras --explain cat.jpg   # also show where it looked
+    python predict_main.py --model resnet50 cat.jpg                   # published weights, fetched by their name
+    python predict_main.py --model resnet50 --features=pre_logits --output=F.npz holiday/
 
 On two cores, while other jobs were running, akamaster's ResNet-20 named 82 of 100 test images of CIFAR-10 (as JPEG)
 correctly in 11 seconds (n = 1), most of which TensorFlow needed to start. ImageNet networks: not yet measured.
@@ -12,8 +14,13 @@ correctly in 11 seconds (n = 1), most of which TensorFlow needed to start. Image
 The card beside the model, here resnet50.card.json, says how an image becomes the network's input. A model without a
 card is refused. Folders are searched for images. An image that cannot be read is reported and skipped. With --json,
 each image becomes one line: file, classes: [{index, name, id, probability}], explanation: {index, name, file} or null.
+
+python -m official_resnet.weights.pretrained lists the names of published weights. --features writes a row for each
+image into --output (.npz, .csv or .parquet): `pre_logits` is the input of the classifier, `group3` the mean over the
+positions of the third residual group. If it is stopped, the same command continues.
 """
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -27,6 +34,7 @@ try:
     from official_resnet import files
     from official_resnet.command_line import definer, program
     from official_resnet.errors import UserError, one_line
+    from official_resnet.weights import pretrained
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
@@ -45,72 +53,138 @@ def define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     values.set_gnu_getopt(True)  # flags may follow images
     define = definer.Definer(values)
-    define.string('model', None, 'The network: a .keras file with its card beside it, or a model_dir.', 'm')
+    text = 'The network: a .keras file with its card beside it, a model_dir, or the name of published weights.'
+    define.string('model', None, text, 'm')
     define.integer('top', 5, 'Number of classes to name for each image.', None, 1, None)
     define.boolean('json', False, 'Print one line of JSON for each image.')
     define.string('labels', None, "Text file with the names of the classes, one on each line, that replace the card's.")
     define.boolean('explain', False, 'Save NAME_grad_cam.png: where the network sees the class (arXiv:1610.02391).')
     define.string('explain_class', None, 'Number, name or WordNet id of the class to explain; default: the likeliest.')
     define.string('output_dir', '.', 'Folder to save explanations in.')
+    define.string('features', None, 'Write features, not classes: pre_logits, stem, group1, group2, ... or logits.')
+    define.string('output', None, 'The file of --features: NAME.npz, NAME.csv or NAME.parquet.')
+    define.known('cache_dir', None)
     define.integer('batch_size', 8, 'Number of images processed at once.', 'bs', 1, None)
-    flags.register_validator('model', bool, 'pass a .keras file or a model_dir', values)
+    text = 'pass a .keras file, a model_dir or a name that python -m official_resnet.weights.pretrained lists'
+    flags.register_validator('model', bool, text, values)
     return values
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the program with the arguments argv, the program's name first, and return the exit code."""
-    return program.run_program(argv, __doc__, define_flags(), _name_images, takes_arguments=True)
+    return program.run_program(argv, __doc__, define_flags(), _run, takes_arguments=True)
 
 
 @program.reader_may_leave()
-def _name_images(values, arguments):
+def _run(values, arguments):
     if values.explain_class is not None and not values.explain:
         raise UserError('--explain_class needs --explain; pass both')
-    import numpy as np
-
-    from official_resnet.inference import card_reader, network_files
+    for name in ('features', 'output'):
+        if values[name].value is not None and None in (values.features, values.output):
+            raise UserError(f'--{name} needs --{"output" if name == "features" else "features"}; pass both')
+    if values.features and (values.explain or values.json):
+        raise UserError('--features writes a file, without --explain and --json; leave them out')
+    from official_resnet.inference import feature_file, network_files
     from official_resnet.training import devices
 
-    network = network_files.find(values.model)  # mistakes are told before TensorFlow is imported
+    if values.features:
+        feature_file.check_output(values.output)
+    with contextlib.redirect_stdout(sys.stderr):  # what is fetched is not part of the output
+        path = pretrained.resolve(values.model, values.cache_dir)
+    network = network_files.find(path, needs_head=not values.features)  # mistakes are told before TensorFlow starts
+    known = ['stem', *(f'group{i + 1}' for i in range(len(network.card.spec.group_blocks))), 'pre_logits']
+    known += ['logits'] if network.card.num_classes else []
+    if values.features not in (None, *known):
+        raise UserError(f'--features={values.features} must be one of {", ".join(known)}')
     paths = find_images(arguments)
     if not paths:
         raise UserError(_NO_IMAGE)
-    if network.weights is not None and network.path.suffix != pathlib.Path(values.model).suffix:
-        print(f'predict_main: {values.model} has no model.keras yet; {network.path} is used', file=sys.stderr)
+    if network.weights is not None and network.path.suffix != pathlib.Path(path).suffix:
+        print(f'predict_main: {path} has no model.keras yet; {network.path} is used', file=sys.stderr)
+    return (_write_features if values.features else _name_images)(values, path, network, paths, devices)
+
+
+def _name_images(values, path, network, paths, devices):
+    """Print the likeliest classes of each image."""
+    from official_resnet.inference import card_reader
+
     card = network.card
     card = card_reader.with_names(card, values.labels) if values.labels else card
     explained = _explained_class(values, card)
     devices.start_tensorflow(1)  # one op at a time: the fastest in inference
-    from official_resnet.inference import predict, rewrite
+    from official_resnet.inference import predict
 
-    model, _ = predict.load(values.model)
+    model, _ = predict.load(path)
     explain = _explainer(values, model, card, paths, explained) if values.explain else None
-    is_compiled = len(paths) >= max(NUM_TO_COMPILE, 2 * values.batch_size)
-    call = rewrite.compile_model(model, (*card.net_size, card.num_channels)) if is_compiled else model
-    table = _table(paths, card.names)
-    num_read = 0
-    for start in range(0, len(paths), values.batch_size):
+    call, num_read, table = _compiled(model, card, paths, values), 0, _table(paths, card.names)
+    for batch, images in _batches(paths, card, values.batch_size):
+        num_read += len(batch)
+        if batch:
+            probabilities = predict.probabilities(call, card, images)
+            found = predict.guesses(card, probabilities, values.top)
+            explanations = explain(batch, images, probabilities) if explain else [None] * len(batch)
+            for file, classes, explanation in zip(batch, found, explanations, strict=True):
+                if values.json:
+                    row = {'file': str(file), 'classes': [guess._asdict() for guess in classes]}
+                    print(json.dumps(row | {'explanation': explanation}), flush=True)
+                else:
+                    table(file, classes, explanation)
+    if not num_read:
+        raise UserError(_NO_IMAGE)
+    return 0
+
+
+def _write_features(values, path, network, paths, devices):
+    """Write the features of each image into --output."""
+    from official_resnet.inference import feature_file
+
+    card, name, size = network.card, values.features, values.batch_size
+    with open(network.path, 'rb') as file:
+        sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
+    about = {'--model': sha256, '--features': name, '--batch_size': size, 'images': feature_file.digest(paths)}
+    devices.start_tensorflow(1)
+    import keras
+
+    from official_resnet.inference import grad_cam, predict
+
+    model, _ = predict.load(path, needs_head=False)
+    output = grad_cam.features(model).output[name]
+    output = keras.layers.GlobalAveragePooling2D()(output) if len(output.shape) == 4 else output
+    call = _compiled(keras.Model(model.input, output), card, paths, values)
+    with feature_file.collecting(values.output, about, output.shape[-1]) as rows:
+        if rows.num_batches:
+            print(f'{rows.num_rows} of {len(paths)} images are already done')
+        for batch, images in _batches(paths[rows.num_batches * size :], card, size):
+            rows.add([str(file) for file in batch], call(predict.network_input(card, images)).numpy() if batch else [])
+        if not rows.num_rows:
+            raise UserError(_NO_IMAGE)
+        print(f'{values.output}: {name} of {rows.num_rows} images, {output.shape[-1]} features each')
+    return 0
+
+
+def _compiled(model, card, paths, values):
+    """Return the model, compiled if there are enough images."""
+    from official_resnet.inference import rewrite
+
+    is_worth_it = len(paths) >= max(NUM_TO_COMPILE, 2 * values.batch_size)
+    return rewrite.compile_model(model, (*card.net_size, card.num_channels)) if is_worth_it else model
+
+
+def _batches(paths, card, batch_size):
+    """Yield (paths, images uint8 [n, h, w, c]) of the images that can be read, and report the others on stderr."""
+    import numpy as np
+
+    from official_resnet.inference import predict
+
+    for start in range(0, len(paths), batch_size):
         batch, images = [], []
-        for path in paths[start : start + values.batch_size]:
+        for path in paths[start : start + batch_size]:
             try:
                 images.append(predict.prepare(path, card))
                 batch.append(path)
             except UserError as error:
                 _skip(error)
-        num_read += len(batch)
-        if batch:
-            probabilities = predict.probabilities(call, card, np.stack(images))
-            found = predict.guesses(card, probabilities, values.top)
-            explanations = explain(batch, images, probabilities) if explain else [None] * len(batch)
-            for path, classes, explanation in zip(batch, found, explanations, strict=True):
-                if values.json:
-                    row = {'file': str(path), 'classes': [guess._asdict() for guess in classes]}
-                    print(json.dumps(row | {'explanation': explanation}), flush=True)
-                else:
-                    table(path, classes, explanation)
-    if not num_read:
-        raise UserError(_NO_IMAGE)
-    return 0
+        yield batch, np.stack(images) if images else None
 
 
 def find_images(arguments: Sequence[str]) -> list[pathlib.Path]:

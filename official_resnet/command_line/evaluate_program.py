@@ -30,7 +30,7 @@ _OF_RUN = _BOTH | {
     *('num_gpus', 'distribution_strategy', 'all_reduce_alg', 'datasets_num_private_threads', 'eval_image_size'),
     *('export_dir', 'image_bytes_as_serving_input', 'use_weights'),
 }
-_OF_NET = _BOTH | {PRETRAINED, 'tfds', 'use_synthetic_data', 'dataset', 'validation_fraction', 'seed'}
+_OF_NET = _BOTH | {PRETRAINED, 'cache_dir', 'tfds', 'use_synthetic_data', 'dataset', 'validation_fraction', 'seed'}
 _SOURCES = {'tfds', 'use_synthetic_data', 'dataset'}
 
 

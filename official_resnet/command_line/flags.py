@@ -114,6 +114,12 @@ class RunOptions:
         short='ft',
         needs=PRETRAINED,
     )
+    cache_dir: str | None = setting(
+        None,
+        'Folder of converted published weights. Default: $XDG_CACHE_HOME/official-resnet or ~/.cache/official-resnet.',
+        group='Transfer',
+        is_path=True,
+    )
     worker_hosts: tuple[str, ...] = _workers(
         (),
         'Addresses of all workers, for example host1:2222,host2:2222. Pass the same list to each. The first worker, '

@@ -52,6 +52,10 @@ def _run(values, config, options, row, argv):
     for name, _, text in flags.OBSOLETE:
         if values[name].present:
             print(f'--{name} is obsolete and ignored: {text}')
+    if config.pretrained:
+        from official_resnet.weights import pretrained as weights
+
+        config = dataclasses.replace(config, pretrained=weights.resolve(config.pretrained, options.cache_dir))
     if options.export_dir or options.eval_only:
         from official_resnet.command_line import evaluate_program
 

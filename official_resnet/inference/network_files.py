@@ -24,11 +24,11 @@ class NetworkFiles(NamedTuple):
     weights: dict[str, np.ndarray] | None  # those of a checkpoint; None: they are in `source`
 
 
-def find(path: str | os.PathLike, use_weights: str = 'average') -> NetworkFiles:
+def find(path: str | os.PathLike, use_weights: str = 'average', needs_head: bool = True) -> NetworkFiles:
     """Return the files of a network, given its .keras file, a model_dir or a checkpoint in it; see predict.load.
 
     Raises:
-        UserError: The network or its card is missing or damaged, or it has no classifier.
+        UserError: The network or its card is missing or damaged, or it has no classifier although it `needs_head`.
     """
     path = pathlib.Path(path).expanduser()
     folder, weights = path.parent, None
@@ -41,10 +41,10 @@ def find(path: str | os.PathLike, use_weights: str = 'average') -> NetworkFiles:
     elif path.suffix != '.keras' or not path.is_file():
         raise UserError(f"'{path}' is neither a .keras file nor a model_dir; pass one of them")
     card = card_reader.read_card(path.with_suffix('.card.json') if weights is None else folder / 'model.card.json')
-    if not card.num_classes:
+    if needs_head and not card.num_classes:
         raise UserError(
             f'{path} has no classifier; train one, with --pretrained_model_checkpoint_path={path}, or get its features '
-            'by keras.models.load_model'
+            'by predict_main --features=pre_logits'
         )
     if weights is None:
         require_keras_file(path)

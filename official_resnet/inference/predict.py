@@ -31,13 +31,16 @@ class Guess(NamedTuple):
     probability: float
 
 
-def load(path: str | os.PathLike, use_weights: str = 'average') -> tuple[keras.Model, card_reader.Card]:
+def load(
+    path: str | os.PathLike, use_weights: str = 'average', needs_head: bool = True
+) -> tuple[keras.Model, card_reader.Card]:
     """Return the network of a .keras file, a model_dir or a checkpoint in it, and its card.
 
     A model_dir stands for its model.keras, which is written when a run ends, or else for its newest checkpoint.
     The network of the best test accuracy is model_dir/best.keras. If the training averaged its weights, these are the
     averages; with use_weights='plain', those of the newest checkpoint are the weights themselves.
-    The network maps images [n, h, w, c], as network_input makes them, to logits [n, num_classes].
+    The network maps images [n, h, w, c], as network_input makes them, to logits [n, num_classes], or with
+    needs_head=False perhaps to features, if card.num_classes is 0.
 
     >>> model, card = load('demo_model')
     >>> card.num_classes
@@ -46,7 +49,7 @@ def load(path: str | os.PathLike, use_weights: str = 'average') -> tuple[keras.M
     Raises:
         UserError: The network or its card is missing or damaged, or they do not belong together.
     """
-    path, card, source, weights = network_files.find(path, use_weights)
+    path, card, source, weights = network_files.find(path, use_weights, needs_head)
     fast = {'BatchNormalization': layers.BatchNormalization}  # in place of Keras' own
     if weights is None:
         model = keras_files.load(path, network_files.REMEDY, fast)
@@ -54,7 +57,7 @@ def load(path: str | os.PathLike, use_weights: str = 'average') -> tuple[keras.M
         model = keras_files.from_json(source, weights, network_files.REMEDY, fast)
         checkpoints.assign(checkpoints.named(model), weights, path)
     shapes = [tensor.shape for tensor in (*model.inputs, *model.outputs)]
-    expected = [(None, *card.net_size, card.num_channels), (None, card.num_classes)]
+    expected = [(None, *card.net_size, card.num_channels), (None, card.num_classes or None)]
     fit = (tf.TensorShape(want).is_compatible_with(shape) for want, shape in zip(expected, shapes, strict=False))
     if len(shapes) != 2 or not all(fit):
         said = f'has inputs and outputs {shapes}, but its card has {expected}'

@@ -33,7 +33,7 @@ DROPPED = (urllib.error.URLError, ConnectionError)  # raised when a connection f
 # Errors of a file system which only the names in an archive cause, as each is unpacked into an empty folder.
 _OF_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 LOCAL_COPY = 'pass cifar10_download_and_extract.py another --url or a local --archive'
-MAKE_ROOM = 'free some space, or pass a --data_dir on another disk'
+MAKE_ROOM = 'free some space, or pass a {flag} on another disk'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,10 +144,11 @@ def fetch(
     url: str,
     path: str | os.PathLike,
     size: int | None = None,
-    md5: str | None = None,
+    checksum: str | None = None,
     remedy: str = LOCAL_COPY,
     authorization: str | None = None,
     most: int | None = None,
+    flag: str = '--data_dir',
 ) -> None:
     """Download `url` to `path`, continuing the `<path>.part` that an interrupted run left.
 
@@ -156,38 +157,40 @@ def fetch(
 
     Args:
         path: The final name. It appears in one rename, after the checks.
-        size, md5: The expected size in bytes and MD5 in hexadecimal digits. None is not checked.
+        size, checksum: The expected size in bytes, and MD5 in hexadecimal digits or 'sha256:' and the first digits of
+            the SHA-256. None is not checked.
         remedy: What the user can do if the connection fails; errors end with it.
         authorization: Value of the HTTP header of that name. It is not sent to the target of a redirect.
         most: The largest number of bytes if `size` is None, by default `download_bytes`.
+        flag: The flag that chooses the folder of `path`, for messages.
 
     Raises:
-        UserError: No internet connection, an HTTP error, a wrong size or MD5, or too little space on the disk.
+        UserError: No internet connection, an HTTP error, a wrong size or checksum, or too little space on the disk.
     """
     path = Path(path)
     part = path.with_name(path.name + '.part')
     if not web.is_address(url):
         fault = 'is not an http or https address in ASCII without a user name'
         raise UserError(f"url '{web.shown(url)}' {fault}: correct it, or {remedy}")
-    if md5 is None and part.is_file():  # with an MD5, what was lost is found at the end
-        with _disk_errors(path.parent, size or 0):
+    if checksum is None and part.is_file():  # with one, what was lost is found at the end
+        with _disk_errors(path.parent, size or 0, flag):
             _drop_lost(part)
     missing = (size or 0) - _size(part)
-    with _disk_errors(path.parent, missing):
-        _require_space(path.parent, missing)
+    with _disk_errors(path.parent, missing, flag):
+        _require_space(path.parent, missing, flag)
         for attempt in range(ATTEMPTS):
             time.sleep(attempt * RETRY_SECONDS)
             try:
-                _download_rest(url, part, size, remedy, authorization, most)
+                _download_rest(url, part, size, remedy, authorization, most, flag)
                 break
             except DROPPED as error:
                 if isinstance(error, urllib.error.URLError) or attempt == ATTEMPTS - 1:
                     reason = f'{one_line(getattr(error, "reason", error))}; {_size(part)} bytes are kept'
                     advice = f'check the connection and run the same command again, or {remedy}'
                     raise UserError(f'cannot download {url} ({reason}): {advice}') from error
-        if mismatch := _mismatch(part, size, md5):
+        if fault := mismatch(part, size, checksum):
             part.unlink()
-            raise UserError(f'the file from {url} {mismatch} and was removed: run the same command again, or {remedy}')
+            raise UserError(f'the file from {url} {fault} and was removed: run the same command again, or {remedy}')
         files.put_in_place(part, path)
 
 
@@ -213,7 +216,7 @@ def extract(archive: str | os.PathLike, data_dir: str | os.PathLike, dataset: st
             sizes = f'{_size(archive)} bytes, the official one has {row.size}'
             raise UserError(f"archive '{archive}' is truncated, damaged or not a tar.gz ({sizes}): {remedy}") from error
         for name, size in row.files.items():
-            if problem := _mismatch(unpacked / name, size, None):
+            if problem := mismatch(unpacked / name, size, None):
                 raise UserError(f"archive '{archive}': {folder.name}/{name} {problem}; {remedy}")
         folders.put_in_place(unpacked, folder)
     return folder
@@ -238,17 +241,21 @@ def _size(path):
     return os.path.getsize(path) if os.path.isfile(path) else 0
 
 
-def _mismatch(path, size, md5):
-    """Return what is wrong with a file, in words that follow its name in a message, or '' if nothing is."""
+def mismatch(path: str | os.PathLike, size: int | None, checksum: str | None) -> str:
+    """Return what is wrong with a file, in words that follow its name in a message, or '' if nothing is.
+
+    `size` and `checksum` are those of `fetch`.
+    """
     if not os.path.isfile(path):
         return 'is not a file' if os.path.lexists(path) else 'is missing'
     if size is not None and _size(path) != size:
         return f'has {_size(path)} bytes instead of {size}'
-    if md5 is not None:
+    if checksum is not None:
+        kind, _, expected = checksum.strip().lower().rpartition(':')
         with open(path, 'rb') as file:
-            found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        if found != md5.strip().lower():
-            return f'has MD5 {found} instead of {md5}'
+            found = hashlib.file_digest(file, lambda: hashlib.new(kind or 'md5', usedforsecurity=False)).hexdigest()
+        if found[: len(expected) if kind else None] != expected:
+            return f'has {(kind or "md5").upper()} {found} instead of {checksum.rpartition(":")[2]}'
     return ''
 
 
@@ -258,9 +265,9 @@ def _local_archive(archive, md5):
     if archive.startswith('file:'):
         archive = urllib.request.url2pathname(re.sub('^file:(//[^/]*)?', '', archive))
     path = Path(os.path.expanduser(archive))
-    if mismatch := _mismatch(path, None, md5):
+    if fault := mismatch(path, None, md5):
         advice = 'get it again, or correct --md5' if path.is_file() else 'pass a tar.gz, or leave --archive out'
-        raise UserError(f"archive '{archive}' {mismatch}: {advice}")
+        raise UserError(f"archive '{archive}' {fault}: {advice}")
     return path
 
 
@@ -269,9 +276,9 @@ def _downloaded(row, data_dir, md5, url):
     path, url, md5 = data_dir / row.url.rsplit('/', 1)[-1], url or row.url, md5 or row.md5
     size = row.size if md5 == row.md5 else None
     if path.exists():
-        if mismatch := _mismatch(path, size, md5):
+        if fault := mismatch(path, size, md5):
             advice = 'remove it to download it again, or pass it as --archive to use it as it is'
-            raise UserError(f"'{path}' {mismatch}: {advice}")
+            raise UserError(f"'{path}' {fault}: {advice}")
         return path
     _require_space(data_dir, row.size + sum(row.files.values()) - _size(f'{path}.part'))
     _LOG.info(f'downloading {url} ({row.size / 1e6:.0f} MB) to {path}')
@@ -279,7 +286,7 @@ def _downloaded(row, data_dir, md5, url):
     return path
 
 
-def _download_rest(url, part, size, remedy, authorization, most):
+def _download_rest(url, part, size, remedy, authorization, most, flag):
     """Append the missing bytes to `part`. Raise one of DROPPED if the server stops early."""
     offset = _size(part)
     if offset and offset == size:
@@ -305,7 +312,7 @@ def _download_rest(url, part, size, remedy, authorization, most):
         if size is None and (total or 0) > most:
             raise UserError(f'{url} has {total} bytes, more than the {most} that are read; {remedy}')
         most = most if total is None else total
-        _require_space(part.parent, (total or 0) - start)
+        _require_space(part.parent, (total or 0) - start, flag)
         num_bytes = start
         with open(part, 'ab' if resumed else 'wb') as file, _progress(part.stem, total, start) as bar:
             for chunk in answer.chunks():
@@ -381,16 +388,16 @@ def _progress(what, total, done=0):
     return tqdm(desc=what, total=total, initial=done, unit='B', unit_scale=True, disable=None)
 
 
-def _require_space(folder, num_bytes):
+def _require_space(folder, num_bytes, flag='--data_dir'):
     if os.path.isdir(folder) and not os.access(folder, os.W_OK):
-        raise UserError(f"'{folder}' cannot be written: get the permission for it, or pass another --data_dir")
+        raise UserError(f"'{folder}' cannot be written: get the permission for it, or pass another {flag}")
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
-        raise UserError(f"'{folder}' has {free} bytes free, {num_bytes} are needed: {MAKE_ROOM}")
+        raise UserError(f"'{folder}' has {free} bytes free, {num_bytes} are needed: {MAKE_ROOM.format(flag=flag)}")
 
 
 @contextlib.contextmanager
-def _disk_errors(folder, num_bytes):
+def _disk_errors(folder, num_bytes, flag='--data_dir'):
     """Turn the operating system's errors about files into a UserError with the remedy."""
     try:
         yield
@@ -398,6 +405,7 @@ def _disk_errors(folder, num_bytes):
         if remedies.of_output(error):
             raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"the disk of '{folder}' is full, {num_bytes} bytes are needed: {MAKE_ROOM}") from error
+            said = f"the disk of '{folder}' is full, {num_bytes} bytes are needed: {MAKE_ROOM.format(flag=flag)}"
+            raise UserError(said) from error
         reason = f"'{error.filename or folder}': {error.strerror or error}"
-        raise UserError(f'{reason}; correct the path or its permissions, or pass another --data_dir') from error
+        raise UserError(f'{reason}; correct the path or its permissions, or pass another {flag}') from error

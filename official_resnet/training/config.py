@@ -297,7 +297,8 @@ class TrainConfig:
     sync_batch_norm: bool = _machine(False, 'Batch norms use the statistics of all devices.', is_identity=True)
     pretrained: str | None = setting(
         None,
-        'Start from the network and weights in this model_dir or .keras file. With --eval_only, evaluate it.',
+        'Start from the network and weights in this model_dir or .keras file, or from the published weights of this '
+        'name; python -m official_resnet.weights.pretrained lists them. With --eval_only, evaluate the network.',
         group='Transfer',
         flag=PRETRAINED,
         short='pmcp',

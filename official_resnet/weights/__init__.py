@@ -1,0 +1,1 @@
+"""Published weights by name: `published` is the table, `pretrained` fetches, converts and keeps them."""
