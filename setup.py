@@ -47,6 +47,7 @@ setup(
             'openvino==2026.4.1',
             'tf-slim==1.1.0',
             'tf_keras~=2.21.0',
+            'jax>=0.10',  # a backend of Keras
             'opencv-python-headless<5',
             'safetensors>=0.8',
         ],
