@@ -1,8 +1,9 @@
 """Convert foreign checkpoints to verified Keras models. The command is read_ckpt.py; README.md describes it."""
 
 # Family -> the endings of its files, which --source=auto tries first. The module is from_FAMILY.
+_OF_TORCH = ('.pt', '.pth', '.th', '.tar', '.bin', '.safetensors', '.index.json')
 FAMILIES = {
-    'torch': ('.pt', '.pth', '.th', '.tar', '.bin', '.safetensors'),
+    'torch': _OF_TORCH,
     'caffe': ('.caffemodel',),
     'tensorpack': ('.npz',),
     'keras_applications': ('.h5', '.hdf5', '.keras'),

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 import official_resnet
-from checkpoints_tools import FAMILIES, our_net, selection, tf_checkpoint, verify
+from checkpoints_tools import FAMILIES, our_net, selection, tf_checkpoint, torch_file, verify
 from checkpoints_tools.selection import Choice
 from checkpoints_tools.source import Lazy, Shapes, Source, Variables, output_path
 from official_resnet import files, layers, resnet_model, resnet_variants
@@ -91,7 +91,7 @@ def identify(path: str | os.PathLike, family: str = 'auto') -> tuple[types.Modul
     Raises:
         UserError: The checkpoint cannot be read.
     """
-    path = pathlib.Path(path).expanduser()
+    path = torch_file.locate(pathlib.Path(path).expanduser())
     if not path.is_file():
         tf_checkpoint.locate(path)
     if family != 'auto':

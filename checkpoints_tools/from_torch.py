@@ -1,4 +1,4 @@
-"""PyTorch's residual networks with the names of torchvision, timm and akamaster (CIFAR), in .pth and .safetensors.
+"""PyTorch's residual networks with the names of torchvision, timm and akamaster (CIFAR).
 
     conv1.weight  bn1.{weight,bias,running_mean,running_var}  layer1.0.conv1.weight  layer1.0.bn1.*
     layer1.0.downsample.{0,1}.*  fc.{weight,bias}
@@ -8,31 +8,27 @@ with zero channels on both sides, and its option B has shortcut.{0,1} in place o
 [out, in / groups, h, w], every bottleneck has its stride in the 3x3 (version 1.5), and padding is symmetric.
 """
 
-import contextlib
 import dataclasses
 import functools
 import operator
 import os
-import pathlib
 import re
 
 import numpy as np
 import tensorflow as tf
 
-from checkpoints_tools import operations, our_net, torch_pickle
-from checkpoints_tools.source import AVERAGE, Input, Lazy, Listing, Shape, Shapes, Source, Variables, reading, shape_of
-from official_resnet import bounds, files, resnet_variants
+from checkpoints_tools import operations, our_net, torch_file
+from checkpoints_tools.source import Input, Lazy, Listing, Shape, Shapes, Source, Variables, shape_of
+from checkpoints_tools.torch_file import BN as _BN
+from checkpoints_tools.torch_file import EPSILON
+from checkpoints_tools.torch_file import VARIABLES as _VARIABLES
+from official_resnet import resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.resnet_spec import ResNetSpec
 
 CORE = ('conv1.weight', 'bn1.weight', 'layer1.0.conv1.weight')  # names that every network has
-HEADS = re.compile(r'(fc|linear|head|classifier)\..*')
-# In the keys and prefixes of averages: timm's state_dict_ema, torchvision's model_ema, MoCo's encoder_k.
-_AVERAGES = re.compile(r'(^|[._])(ema|swa|encoder_k|momentum_encoder)[._]')
-_LOSSES = re.compile(r'(criterion|loss\w*)\..*')
-IGNORED = {'num_batches_tracked': 'count of training steps'}
-IGNORED |= dict.fromkeys(('total_ops', 'total_params'), 'count of a profiler')
-EPSILON = 1e-5  # torch.nn.BatchNorm2d's, and ResNetSpec's default; PyTorch's momentum of 0.1 is 0.9 in Keras
+# Beside classifiers, what self-supervised training puts after the network: SwAV's prototypes, SimCLR's projector ...
+HEADS = re.compile(r'(fc|linear|head|classifier|projection_head|projector|prototypes|predictor)\..*')
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, in 0..1; akamaster also uses them for CIFAR-10
 IMAGENET_INPUT = Input(scale=1 / 255, mean=MEAN, std=STD)
 CIFAR_INPUT = Input(scale=1 / 255, mean=MEAN, std=STD, size=32, resize=None)
@@ -45,9 +41,8 @@ CIFAR_NOTE = 'akamaster/pytorch_resnet_cifar10, BSD-2-Clause; arXiv:1512.03385'
 NAMES = {f'resnet{size}': f'resnet{size}_v1.5' for size in resnet_variants.IMAGENET_BLOCKS}
 NAMES |= {name: name for name in resnet_variants.VARIANTS if name.startswith(('resnext50', 'resnext101', 'wide_'))}
 _shape = operator.attrgetter('group_blocks', 'filters', 'stem', 'block', 'base_width', 'cardinality')
-_BN = dict(zip(our_net.BN_PARTS, ('weight', 'bias', 'running_mean', 'running_var'), strict=True))
-_VARIABLES = {'kernel': 'weight', 'bias': 'bias', **_BN}
-_SAFETENSORS_DTYPES = {'F16': 'float16', 'BF16': 'bfloat16', 'F32': 'float32', 'F64': 'float64', 'I64': 'int64'}
+# What all families of PyTorch share.
+list_files, ignored, write = torch_file.list_files, torch_file.ignored, torch_file.write
 
 
 def recognises(shapes: Shapes) -> bool:
@@ -55,36 +50,14 @@ def recognises(shapes: Shapes) -> bool:
     return shapes.keys() >= set(CORE)
 
 
-def shapes(path: str | os.PathLike) -> Shapes:
+def shapes(path: str | os.PathLike) -> Listing:
     """Return {name: (shape, dtype)} without wrappers and prefixes, and without reading the values."""
-    found, outside = _tensors(path)
-    listing = Listing({name: (shape, dtype) for name, (shape, dtype, _) in found.items()})
-    listing.outside = outside
-    return listing
+    return torch_file.shapes(path, CORE, HEADS)
 
 
 def read(path: str | os.PathLike) -> Lazy:
     """Return {name: ndarray} without wrappers and prefixes; each array is read on access."""
-    tensors, _ = _tensors(path)
-    return Lazy(tensors, lambda name: tensors[name][2]())
-
-
-def _tensors(path):
-    """Return {name: (shape, dtype, function that reads the values)} and {name: why} of those outside of the network."""
-    if _is_safetensors(path):
-        found = {}
-        with _safetensors(path) as file:
-            for name in file.keys():
-                part, value = file.get_slice(name), functools.partial(_safetensor, path, name)
-                dtype = _SAFETENSORS_DTYPES.get(part.get_dtype(), part.get_dtype())
-                found[name] = tuple(part.get_shape()), dtype, value
-        return _networks({'': found}, path)
-    saved, values = torch_pickle.load(path)
-    tensors, outside = _networks(dict(_containers(saved)), path)
-    return {
-        name: (tensor.shape, tensor.storage.dtype.name, functools.partial(values, tensor))
-        for name, tensor in tensors.items()
-    }, outside
+    return torch_file.read(path, CORE, HEADS)
 
 
 def describe(shapes: Shapes, variant: str | None = None) -> Source:
@@ -125,12 +98,6 @@ def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
         for target, shape in our_net.variables(source.spec, source.num_classes).items()
         if (name := foreign_name(target, head, projection))
     ]
-
-
-def ignored(shapes: Shapes) -> dict[str, str]:
-    """Return {name: why} of the variables that are not weights."""
-    counts = {name: IGNORED[name.rpartition('.')[2]] for name in shapes if name.rpartition('.')[2] in IGNORED}
-    return counts | dict(getattr(shapes, 'outside', {}))
 
 
 def classifier(shapes: Shapes, features: int) -> dict[str, Shape]:
@@ -186,24 +153,11 @@ def foreign_name(target: str, head: str, projection: str) -> str | None:
     return f'{module}.{_VARIABLES[variable]}' if module and variable in _VARIABLES else None
 
 
-def write(path: pathlib.Path, variables: Variables, metadata: dict[str, str]) -> None:
-    """Write {PyTorch's name: float32 array} and metadata to a .safetensors file, whole or not at all."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in variables.items()}
-    with files.replacing(path) as part:
-        part.write_bytes(_library().numpy.save(arrays, {'format': 'pt'} | metadata))
-
-
 def _head(names):
     return 'linear' if 'linear.weight' in names else 'fc'
 
 
-def _widths(filters, shape):
-    """Return cardinality and base_width from layer1.0.conv2.weight, [inner, inner / cardinality, 3, 3]."""
-    inner, per_group = shape[:2]
-    cardinality, base_width = inner // per_group, 64 * per_group // filters
-    if per_group * cardinality != inner or filters * base_width // 64 * cardinality != inner:
-        raise UserError(f'layer1.0.conv2.weight {shape} fits no network of {filters} filters; get the checkpoint again')
-    return {'cardinality': cardinality, 'base_width': base_width}
+_widths = functools.partial(our_net.bottleneck_widths, 'layer1.0.conv2.weight')
 
 
 def _with_version_of(spec, variant):
@@ -226,85 +180,3 @@ def _name(spec):
     if spec.stem == 'cifar' and spec.block == 'basic' and len(set(spec.group_blocks)) == 1 and spec.filters == 16:
         return f'resnet{6 * spec.group_blocks[0] + 2}'
     return f'resnet_{spec.block}_{"_".join(map(str, spec.group_blocks))}_filters{spec.filters}'
-
-
-def _containers(saved, place='', seen=None):
-    """Yield (place, {name: Tensor}) of each dict in the object that was saved. That of 'model_ema' is 'model_ema.'."""
-    seen = set() if seen is None else seen
-    if not isinstance(saved, dict) or id(saved) in seen or len(seen) >= bounds.limit('pickle_dicts'):
-        return
-    seen.add(id(saved))
-    named = {name: value for name, value in saved.items() if isinstance(name, str)}
-    if tensors := {name: value for name, value in named.items() if isinstance(value, torch_pickle.Tensor)}:
-        yield place, tensors
-    for name, value in named.items():
-        if place.count('.') + 1 < bounds.limit('pickle_depth'):
-            yield from _containers(value, f'{place}{name}.', seen)
-
-
-def _networks(containers, path):
-    """Return {name: value} of the network's variables and averages, and {name: why} of what else is beside them.
-
-    A network is where all CORE names share a prefix. If no container has one, all names of the largest are returned.
-    """
-    if not containers:
-        raise UserError(f'{path} has no weights by name; save them with torch.save(model.state_dict(), PATH)')
-    prefixes = {place: _prefixes(values) for place, values in containers.items()}
-    networks: dict[str, list] = {'': [], AVERAGE: []}
-    for place, values in containers.items():
-        for prefix in prefixes[place]:
-            is_average = 'n_averaged' in values or _AVERAGES.search(place + prefix)
-            networks[AVERAGE if is_average else ''].append((place, prefix))
-    if not any(networks.values()):
-        return max(containers.values(), key=len), {}
-    found, outside = {}, {}
-    for ending, places in networks.items():
-        if len(places) > 1:
-            names = ', '.join(f'{place}{prefix}*' for place, prefix in places)
-            raise UserError(f'{path} has {len(places)} networks, {names}; save one of them by itself')
-        for place, prefix in places:
-            for name, value in containers[place].items():
-                owner = max((p for p in prefixes[place] if name.startswith(p)), key=len, default=None)
-                inner = name.removeprefix(prefix)
-                if owner is None:
-                    outside[name] = f'outside of the network, whose names start with {prefix}'
-                    found.setdefault(name, value)
-                elif owner == prefix:
-                    found[inner + ending] = value
-                    if _LOSSES.fullmatch(inner):
-                        outside[inner] = 'part of the loss'
-    return found, outside
-
-
-def _prefixes(names):
-    """Return the prefixes that all CORE names have: ['module.'] in a checkpoint of DataParallel."""
-    found = [name.removesuffix(CORE[-1]) for name in names if name.endswith(CORE[-1])]
-    return [prefix for prefix in found if all(prefix + name in names for name in CORE)]
-
-
-def _is_safetensors(path):
-    """Return whether a file is a .safetensors file, by its name or its start: 8 bytes of length, then JSON."""
-    if str(path).endswith('.safetensors'):
-        return True
-    with reading(path, 'a .pth, .th or .safetensors file'), open(path, 'rb', opener=files.plain) as file:
-        return file.read(10)[8:] in (b'{"', b'{ ')
-
-
-def _library():
-    try:
-        import safetensors.numpy
-    except ImportError:
-        raise UserError("a .safetensors file needs safetensors: pip install 'official-resnet[convert]'") from None
-    return safetensors
-
-
-@contextlib.contextmanager
-def _safetensors(path):
-    """Yield the open file. A damaged file raises UserError, also when a tensor is read."""
-    with reading(path, 'a .safetensors file'), _library().safe_open(path, framework='numpy') as file:
-        yield file
-
-
-def _safetensor(path, name):
-    with _safetensors(path) as file:
-        return file.get_tensor(name)

@@ -5,8 +5,8 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -56,14 +56,14 @@ def layers(spec: ResNetSpec, num_classes: int) -> list[Layer]:
     for group, num_blocks in enumerate(spec.group_blocks, start=1):
         for block in range(1, num_blocks + 1):
             found += _block(spec, group, block, channels)
-            channels = spec.filters * spec.width * 2 ** (group - 1) * spec.expansion
+            channels = spec.filters_of(group - 1) * spec.width * spec.expansion
     if is_v2:
         found.append(Layer('head_bn', 'bn', 0, 0, 0, (channels,)))
     return [*found, Layer('logits', 'dense', 0, 0, 0, (channels, num_classes), True)]
 
 
 def _block(spec, group, block, channels):
-    filters = spec.filters * spec.width * 2 ** (group - 1)
+    filters, stride = spec.filters_of(group - 1) * spec.width, 2 if block == 1 < group else 1
     outer, is_v2, found = filters * spec.expansion, spec.version == '2', []
 
     def add(name, kind, index, *shape) -> None:
@@ -71,7 +71,7 @@ def _block(spec, group, block, channels):
 
     if is_v2:
         add('bn1', 'bn', 0, channels)
-    if block == 1 if spec.shortcut == 'group' else spec.shortcut == 'B' and channels != outer:
+    if spec.is_projection(channels, outer, stride, block == 1):
         add('shortcut_conv', 'conv', 0, 1, 1, channels, outer)
         if not is_v2:
             add('shortcut_bn', 'bn', 0, outer)
@@ -88,6 +88,23 @@ def _block(spec, group, block, channels):
         add('se_conv1', 'se_conv', 1, 1, 1, outer, reduced)
         add('se_conv2', 'se_conv', 2, 1, 1, reduced, outer)
     return found
+
+
+def bottleneck_widths(name: str, filters: int, shape: Shape) -> dict[str, Any]:
+    """Return cardinality and base_width from PyTorch's shape [inner, inner / cardinality, 3, 3] of the first 3x3."""
+    inner, per_group = shape[:2]
+    cardinality, base_width = inner // per_group, 64 * per_group // filters
+    if per_group * cardinality != inner or filters * base_width // 64 * cardinality != inner:
+        raise UserError(f'{name} {shape} fits no network of {filters} filters; get the checkpoint again')
+    return {'cardinality': cardinality, 'base_width': base_width}
+
+
+def filters_of(stem: int, groups: Sequence[int]) -> dict[str, Any]:
+    """Return the fields of ResNetSpec for a stem and groups of these numbers of filters."""
+    first = groups[0]
+    doubles = all(n == first * 2**i for i, n in enumerate(groups))
+    fields = {'filters': first, 'stem_filters': None if stem == first else stem}
+    return fields if doubles else fields | {'group_filters': tuple(groups)}
 
 
 def variables(spec: ResNetSpec, num_classes: int) -> dict[str, Shape]:
@@ -165,6 +182,7 @@ def entries(
     words: Mapping[str, str] | None = None,
     kernels: Mapping[str, Layout] | None = None,
     is_folded: Callable[[Layer], bool] = lambda layer: False,
+    separator: str = '/',
 ) -> list[Entry]:
     """Return the Entries of a source that has a variable LAYER/WORD for each of ours.
 
@@ -177,17 +195,18 @@ def entries(
         words: The source's words for 'kernel', 'bias' and the parts of a BN, if they differ.
         kernels: Kind of layer -> Layout of its kernel, if it is not `identity`.
         is_folded: Whether the source's convolution has a bias and ours has none.
+        separator: What the source has between LAYER and WORD.
     """
     words, found, sums, latest = words or {}, [], list[str](), list[str]()
     num_convs = 3 if source.spec.block == 'bottleneck' else 2
     for layer in layers(source.spec, source.num_classes):
         name = their(layer)
         if layer.kind == 'conv':
-            latest = [f'{name}/{words.get("bias", "bias")}'] if is_folded(layer) else []
+            latest = [f'{name}{separator}{words.get("bias", "bias")}'] if is_folded(layer) else []
             if layer.index in (0, num_convs):
                 sums = latest if layer.index == 0 else sums + latest
         for part in layer.variables() if name else ():
-            names, layout = [f'{name}/{words.get(part, part)}'], identity
+            names, layout = [f'{name}{separator}{words.get(part, part)}'], identity
             if part == 'kernel':
                 layout = (kernels or {}).get(layer.kind, layout)
             elif part == 'moving_mean':

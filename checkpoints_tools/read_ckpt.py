@@ -81,7 +81,7 @@ def _run(values):
 
 def _check_paths(values):
     """Raise UserError for a wrong path before TensorFlow is imported, which takes a while."""
-    from checkpoints_tools import source, tf_checkpoint
+    from checkpoints_tools import source, tf_checkpoint, torch_file
     from official_resnet.inference import network_files
 
     path = os.path.expanduser(values.list or values.input)
@@ -91,7 +91,9 @@ def _check_paths(values):
         source.output_path(path, values.output, '.safetensors' if values.to == 'torch' else '.keras')
     if values.to == 'torch' and not values.list:
         network_files.require_keras_file(path, 'pass a .keras model')
-    elif not os.path.isfile(path):  # a prefix or a folder
+    elif torch_file.locate(path).is_file():
+        torch_file.list_files(path)
+    else:  # a prefix, or a folder of TensorFlow
         tf_checkpoint.locate(path)
 
 

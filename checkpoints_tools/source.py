@@ -32,6 +32,7 @@ import os
 import pathlib
 import types
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from typing import Any
 
 import numpy as np
 
@@ -69,9 +70,15 @@ class Source:
 
 
 class Listing(dict[str, tuple[Shape, str]]):
-    """{name: (shape, dtype)}, with {name: why} of the variables among them that lie outside of the network."""
+    """{name: (shape, dtype)}, with what else a reader has found.
+
+    Attributes:
+        outside: {name: why} of the variables among them that lie outside of the network.
+        config: What a file beside the checkpoint says about the network.
+    """
 
     outside: Mapping[str, str] = types.MappingProxyType({})
+    config: Mapping[str, Any] = types.MappingProxyType({})
 
 
 class Lazy(collections.UserDict):

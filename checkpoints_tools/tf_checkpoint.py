@@ -60,7 +60,10 @@ def _latest(folder):
     inside = [path for path in inside if path.endswith(('.index', '.ckpt')) and os.path.isfile(path)]
     found = {_V2_SUFFIX.sub('', path) for path in inside}
     if len(found) != 1:
-        raise UserError(f'{folder} has no file "checkpoint", and has {len(found)} checkpoints; pass one checkpoint')
+        raise UserError(
+            f'{folder} has no file "checkpoint", model.safetensors or pytorch_model.bin, and has {len(found)} '
+            'checkpoints of TensorFlow; pass one checkpoint'
+        )
     return found.pop()
 
 

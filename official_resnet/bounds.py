@@ -36,6 +36,7 @@ BOUNDS = {
     'pickle_instructions': Bound(1_000_000, 'instructions', "a PyTorch file's pickle", 'ResNet-152 has 30,000'),
     'pickle_dicts': Bound(10_000, 'dicts', "a PyTorch file's, searched for weights", 'Adam has one for each weight'),
     'pickle_depth': Bound(5, 'dicts in one another', "a PyTorch file's, searched for weights", '{ema: weights} has 2'),
+    'torch_shards': Bound(100, 'shards', 'an index of PyTorch files', 'Hugging Face fills shards of 5 GB or more'),
     'caffe_fields': Bound(100_000, 'fields', 'a .caffemodel', 'ResNet-152 has about 30,000'),
     'npz_members': Bound(20_000, 'arrays', "tensorpack's .npz", 'ResNet-152 has 777'),
     'npz_inflation': Bound(8, 'times its size', "what tensorpack's .npz declares to hold", 'weights shrink by a tenth'),

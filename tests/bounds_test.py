@@ -9,6 +9,7 @@ import contextlib
 import gzip
 import io
 import itertools
+import json
 import os
 import socket
 import struct
@@ -26,7 +27,7 @@ from fixtures.batches import message_of
 from fixtures.bound_cases import CASES, case
 from PIL import Image
 
-from checkpoints_tools import from_caffe, from_keras_applications, from_tensorpack, from_torch, h5_listing, torch_pickle
+from checkpoints_tools import from_caffe, from_keras_applications, from_tensorpack, h5_listing, torch_file, torch_pickle
 from official_resnet import bounds, files
 from official_resnet.building import boxes, downloads, image_list, labels, tars
 from official_resnet.command_line import usage
@@ -119,13 +120,26 @@ WEIGHTS = {'w': torch_pickle.Tensor(torch_pickle.Storage(np.dtype('f4'), '0', 1)
 @case('pickle_dicts')
 def _(tmp_path, set_limit):
     set_limit('pickle_dicts', 9)
-    assert len([*from_torch._containers({f'{i}': dict(WEIGHTS) for i in range(9)})]) == 8  # the ninth is around them
+    assert len([*torch_file._containers({f'{i}': dict(WEIGHTS) for i in range(9)})]) == 8  # the ninth is around them
 
 
 @case('pickle_depth')
 def _(tmp_path, set_limit):
-    assert [*from_torch._containers({'a': {'b': {'c': {'d': WEIGHTS}}}})] == [('a.b.c.d.', WEIGHTS)]
-    assert not [*from_torch._containers({'a': {'b': {'c': {'d': {'e': WEIGHTS}}}}})]
+    assert [*torch_file._containers({'a': {'b': {'c': {'d': WEIGHTS}}}})] == [('a.b.c.d.', WEIGHTS)]
+    assert not [*torch_file._containers({'a': {'b': {'c': {'d': {'e': WEIGHTS}}}}})]
+
+
+@case('torch_shards')
+def _(tmp_path, set_limit):
+    set_limit('torch_shards', 2)
+    index = tmp_path / 'x.index.json'
+    for count in (2, 3):
+        for i in range(count):
+            (tmp_path / f'{i}.bin').touch()
+        index.write_text(json.dumps({'weight_map': {f'w{i}': f'{i}.bin' for i in range(count)}}))
+        if count == 2:
+            assert len(torch_file.list_files(index)) == 3
+    assert '3 shards, more than the 2 ' in message_of(torch_file.list_files, index)
 
 
 @case('caffe_fields')

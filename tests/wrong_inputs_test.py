@@ -61,6 +61,9 @@ def places(tmp_path_factory, cifar_dir, mnist_dir):
     for name, content in (('text', b'one'), ('bytes', b'\xff\xfe\xff'), ('nul', b'a\0b\n'), ('twice', b'cat\ncat\n')):
         made(name).write_bytes(content)
     made('empty').mkdir()
+    made('indices').mkdir()
+    for name, shard in (('outside', '../x.bin'), ('missing', 'x.bin'), ('list', 7)):
+        (found['indices'] / f'{name}.index.json').write_text(json.dumps({'weight_map': {'conv1.weight': shard}}))
     made('image')
     Image.new('RGB', (20, 20)).save(folder / 'image', 'PNG')
     for path in (made('one') / 'cat', made('hollow') / 'cat', found['hollow'] / 'dog'):

@@ -22,6 +22,10 @@ QUEUE = {'module.queue': np.ones((4, 5), 'float32')}
 MLP = {'fc.0.weight': np.ones((16, 16), 'float32'), 'fc.2.weight': np.ones((4, 16), 'float32')}
 
 
+DINO = {'module.dino_head.weight': np.ones(4, 'float32')}
+PREDICTOR = {'online_predictor.0.weight': np.ones((4, 4), 'float32')}
+
+
 def under(prefix, values):
     return {prefix + name: value for name, value in values.items()}
 
@@ -31,6 +35,8 @@ def body(values):
 
 
 AVERAGED = under('module.', EMA) | COUNT
+HEAD = {name: value for name, value in PLAIN.items() if name not in body(PLAIN)}
+HEAD_EMA = {f'ema.{name}': EMA[name] for name in HEAD}
 # What was saved: an object of dicts of arrays -> weights, others, names that are left out
 SAVED = {
     'timm': ({'state_dict': PLAIN, 'state_dict_ema': EMA, 'epoch': 3}, 'plain', ['ema'], []),
@@ -44,6 +50,28 @@ SAVED = {
     'MoCo': (
         {'state_dict': under('module.encoder_q.', PLAIN) | under('module.encoder_k.', EMA) | QUEUE},
         *('plain', ['ema'], ['module.queue']),
+    ),
+    'torch.compile': (under('_orig_mod.', PLAIN), 'plain', [], []),
+    'DataParallel, torch.compile, Lightning': (
+        {'state_dict': under('model.module._orig_mod.', PLAIN)},
+        'plain',
+        [],
+        [],
+    ),
+    'DINO': (
+        {'student': under('module.backbone.', PLAIN) | DINO, 'teacher': under('backbone.', EMA) | DINO, 'epoch': 3},
+        *('plain', ['ema'], ['module.dino_head.weight']),
+    ),
+    'BYOL': (
+        under('online_encoder.net.', PLAIN) | under('target_encoder.net.', EMA) | PREDICTOR,
+        *('plain', ['ema'], ['online_predictor.0.weight']),
+    ),
+    'solo-learn': ({'state_dict': under('backbone.', PLAIN) | under('momentum_backbone.', EMA)}, 'plain', ['ema'], []),
+    'MoCo v3': (under('module.base_encoder.', PLAIN) | under('module.momentum_encoder.', EMA), 'plain', ['ema'], []),
+    'distillation': ({'teacher': PLAIN, 'args': 7}, 'plain', [], []),
+    'a head beside the backbone': (
+        under('module.backbone.', body(PLAIN)) | under('module.', HEAD) | under('ema.backbone.', body(EMA)) | HEAD_EMA,
+        *('plain', ['ema'], []),
     ),
 }
 
@@ -84,7 +112,12 @@ def test_weights_and_prefixes(name, save):
     save(saved)
     selected, variables = taken()
     assert (selected.weights, list(selected.others)) == (kind, others)
-    assert sorted(from_torch.ignored(selected.shapes)) == left_out
+    used = {
+        name
+        for entry in from_torch.name_map(from_torch.describe(selected.shapes), selected.shapes)
+        for name in entry.sources
+    }
+    assert sorted(from_torch.ignored(selected.shapes).keys() - used) == left_out
     weights = {'plain': PLAIN, 'ema': EMA}
     for choice in (selection.DEFAULT, *map(Choice, [kind, *others])):
         variables = taken(choice)[1]
@@ -93,9 +126,13 @@ def test_weights_and_prefixes(name, save):
         refuse(f'--weights={missing}, but net.pth has only {kind} weights', taken, Choice(missing))
 
 
-def test_two_networks_are_not_guessed_at(save):
-    save({'student': PLAIN, 'teacher': EMA})
-    refuse(r'2 networks, student\.\*, teacher\.\*; save one', from_torch.shapes, 'net.pth')
+OTHER = torch_files.random_weights(torch_files.TINY['basic'])  # no average of PLAIN, by its shapes
+
+
+@pytest.mark.parametrize('first,second,other', [('student', 'teacher', OTHER), ('a', 'b', EMA)])
+def test_two_networks_are_not_guessed_at(first, second, other, save):
+    save({first: PLAIN, second: other})
+    refuse(rf'2 networks, {first}\.\*, {second}\.\*; save one', from_torch.shapes, 'net.pth')
 
 
 def test_a_head_outside_of_the_prefix_is_used_and_not_called_left_out(save):
@@ -146,7 +183,11 @@ def test_averages_in_a_tensorflow_checkpoint(tmp_path):
     assert selection.kinds_of(from_slim, from_slim.shapes(path)).keys() == {'plain'}
 
 
-@pytest.mark.parametrize('saved', [body(PLAIN), under('backbone.', body(PLAIN)), body(PLAIN) | MLP, PLAIN])
+SWAV = under('module.', body(PLAIN) | {'prototypes.weight': MLP['fc.2.weight']})
+FEATURES = [body(PLAIN), under('backbone.', body(PLAIN)), body(PLAIN) | MLP, PLAIN, SWAV]
+
+
+@pytest.mark.parametrize('saved', FEATURES)
 def test_features_of_a_checkpoint_without_its_classifier(saved, save):
     save(saved)
     if saved is not PLAIN:
