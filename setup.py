@@ -42,6 +42,7 @@ setup(
             'torchvision==0.28.0',
             'pytorchcv>=0.0.74',
             'timm==1.0.31',
+            'transformers==5.24.0',
             'onnxruntime>=1.20',
             'tf2onnx>=1.17',
             'openvino==2026.4.1',

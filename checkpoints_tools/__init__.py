@@ -1,9 +1,11 @@
 """Convert foreign checkpoints to verified Keras models. The command is read_ckpt.py; README.md describes it."""
 
-# Family -> the endings of its files, which --source=auto tries first. The module is from_FAMILY.
 _OF_TORCH = ('.pt', '.pth', '.th', '.tar', '.bin', '.safetensors', '.index.json')
+# Family -> the endings of its files, which --source=auto tries first. The module is from_FAMILY.
 FAMILIES = {
     'torch': _OF_TORCH,
+    'transformers': _OF_TORCH,
+    'pytorchcv': _OF_TORCH,
     'caffe': ('.caffemodel',),
     'tensorpack': ('.npz',),
     'keras_applications': ('.h5', '.hdf5', '.keras'),

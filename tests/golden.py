@@ -53,7 +53,7 @@ EXPECTED = {
 } | {
     'conversions': {'* card: weights': 'the card says whether the weights are moving averages'} | _OF_CONVERSION,
     'flags': {
-        'read_ckpt --source: type': 'it has two families more',
+        'read_ckpt --source: type': 'it has four families more',
         **{f'read_ckpt --{name}: *': _NEW for name in ('weights', 'no_head', 'data_dir')},
         **{
             f'*_main --{name}: *': _NEW

@@ -14,10 +14,12 @@ from checkpoints_tools import (
     from_caffe,
     from_keras_applications,
     from_official_tf,
+    from_pytorchcv,
     from_ry,
     from_slim,
     from_tensorpack,
     from_torch,
+    from_transformers,
     from_wenxinxu,
     our_net,
     selection,
@@ -26,7 +28,7 @@ from official_resnet import bounds
 
 MODULES = (
     *(from_caffe, from_keras_applications, from_official_tf, from_ry, from_slim, from_tensorpack, from_torch),
-    from_wenxinxu,
+    *(from_wenxinxu, from_transformers, from_pytorchcv),
 )
 
 
@@ -59,8 +61,8 @@ def tensorpack(mode, is_basic):
     return shapes_of(foreign_files.tensorpack_variables(mode, (1, 2), is_basic=is_basic))
 
 
-def torch(name):
-    return shapes_of(torch_files.random_weights(torch_files.TINY[name]))
+def torch(name, names=dict, *options):
+    return shapes_of(torch_files.random_weights(names(torch_files.TINY[name], *options)))
 
 
 # module, function and its arguments that return {name: (shape, dtype)}, names of the variant
@@ -87,6 +89,13 @@ NETS = [
     (from_torch, torch, ('grouped',), ('resnet_bottleneck_1_1_1_1_filters16',)),
     (from_torch, torch, ('cifar_a',), ('resnet_basic_2_1_2_filters4',)),
     (from_torch, torch, ('cifar_b',), ('resnet_basic_1_1_1_filters4',)),
+    (from_transformers, torch, ('basic', torch_files.as_transformers), ('resnet-12', 'resnet12_v1.5')),
+    (from_transformers, torch, ('bottleneck', torch_files.as_transformers), ('resnet-17', 'resnet17_v1.5')),
+    (from_pytorchcv, torch, ('basic', torch_files.as_pytorchcv), ('resnet12',)),
+    (from_pytorchcv, torch, ('grouped', torch_files.as_pytorchcv), ('resnext14_4x8d',)),
+    (from_pytorchcv, torch, ('cifar_b', torch_files.as_pytorchcv, False, 4), ('seresnet8_cifar10',)),
+    (from_pytorchcv, torch, ('basic', torch_files.as_pytorchcv, True, 2), ('sepreresnet12',)),
+    (from_pytorchcv, torch, ('cifar_b', torch_files.as_pytorchcv, True), ('preresnet8_cifar10',)),
     (from_wenxinxu, wenxinxu, (), ('model_8', 'resnet8_v2')),
 ]
 OPTIONAL = re.compile(r'conv\d_.*conv/bias')  # without it, the network is another one that exists

@@ -1,5 +1,6 @@
-"""Converted networks against PyTorch: torchvision's with random weights, akamaster's trained ResNet-20."""
+"""Converted networks against PyTorch: torchvision's, Hugging Face's, pytorchcv's, and akamaster's trained ResNet-20."""
 
+import importlib
 import pathlib
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from fixtures.torch_peers import assert_same_logits
 
-from checkpoints_tools import convert, from_torch, read_ckpt, source
+from checkpoints_tools import convert, from_torch, from_transformers, read_ckpt, source
 from official_resnet.inputs import cifar
 
 pytestmark = pytest.mark.parity
@@ -39,6 +40,86 @@ def test_same_logits_as_torchvision(name, is_zip, tmp_path):
     assert back.keys() == {key for key in state if not key.endswith('num_batches_tracked')}
     assert all(np.array_equal(back[key], state[key].numpy()) for key in back)
     peer.load_state_dict({key: torch.tensor(value) for key, value in back.items()}, strict=True)
+
+
+@pytest.mark.parametrize(
+    'depths,filters,layer_type,in_first',
+    [
+        ((2, 2, 2, 2), (16, 32, 64, 128), 'basic', False),
+        ((3, 4, 6, 3), (64, 128, 256, 512), 'bottleneck', False),
+        ((1, 2, 1, 1), (64, 128, 256, 512), 'bottleneck', True),
+        ((1, 2, 1), (24, 24, 40), 'basic', False),
+    ],
+)
+def test_same_logits_as_transformers(depths, filters, layer_type, in_first, tmp_path):
+    """What save_pretrained writes: a folder with one file or with shards, with the classifier or without it."""
+    import torch
+
+    from benchmarks import torch_peer
+
+    torch_peer.import_torchvision()  # transformers imports it
+    import transformers
+
+    torch.manual_seed(0)
+    options = {'layer_type': layer_type, 'downsample_in_bottleneck': in_first, 'num_labels': 20}
+    config = transformers.ResNetConfig(embedding_size=16, hidden_sizes=filters, depths=depths, **options)
+    peer = with_statistics(transformers.ResNetForImageClassification(config).eval())
+    backbone = transformers.AutoBackbone.from_config(config)
+    backbone.load_state_dict(peer.resnet.state_dict())
+    peer.save_pretrained(tmp_path / 'one')
+    card = convert.convert(tmp_path / 'one', tmp_path / 'net.keras')
+    assert card['source_sha256'].keys() == {'model.safetensors', 'config.json'}
+    assert card['spec']['version'] == ('1' if in_first else '1.5')
+    assert_same_logits(keras.models.load_model(tmp_path / 'net.keras'), lambda images: peer(images).logits, (64, 75))
+    for i, (saved, size) in enumerate(((peer, '300KB'), (peer.resnet, '50GB'), (backbone, '50GB'))):
+        saved.save_pretrained(tmp_path / str(i), max_shard_size=size)
+        module, shapes = convert.identify(tmp_path / str(i))
+        assert module is from_transformers and shapes.config['depths'] == list(depths)
+        read = module.read(tmp_path / str(i))
+        for name, value in peer.resnet.state_dict().items():
+            np.testing.assert_array_equal(read[name], value.numpy())
+        assert ('classifier.1.bias' in read) == (saved is peer)
+
+
+FOUR, THREE = (16, 32, 64, 128), (16, 32, 64)
+FIRST, SECOND = {'bottleneck': True, 'conv1_stride': True}, {'bottleneck': True, 'conv1_stride': False}
+BASIC, GROUPED = {'bottleneck': False, 'conv1_stride': False}, {'cardinality': 4, 'bottleneck_width': 8}
+# pytorchcv's module, class and arguments, filters of its stages, the name that is found
+NARROW = [
+    ('resnet', 'ResNet', FIRST, FOUR, 'resnet17'),
+    ('resnet', 'ResNet', SECOND, FOUR, 'resnet17b'),
+    ('resnet', 'ResNet', BASIC, FOUR, 'resnet12'),
+    ('resnext', 'ResNeXt', GROUPED, FOUR, 'resnext17_4x8d'),
+    ('seresnet', 'SEResNet', FIRST, FOUR, 'seresnet17'),
+    ('seresnext', 'SEResNeXt', GROUPED, FOUR, 'seresnext17_4x8d'),
+    ('preresnet', 'PreResNet', FIRST, FOUR, 'preresnet17'),
+    ('preresnet', 'PreResNet', SECOND, FOUR, 'preresnet17b'),
+    ('sepreresnet', 'SEPreResNet', BASIC, FOUR, 'sepreresnet12'),
+    ('resnet_cifar', 'CIFARResNet', {'bottleneck': False}, THREE, 'resnet10_cifar10'),
+    ('resnet_cifar', 'CIFARResNet', {'bottleneck': True}, THREE, 'resnet14bn_cifar10'),
+    ('resnext_cifar', 'CIFARResNeXt', GROUPED, THREE, 'resnext14_4x8d_cifar10'),
+    ('seresnet_cifar', 'CIFARSEResNet', {'bottleneck': False}, THREE, 'seresnet10_cifar10'),
+    ('preresnet_cifar', 'CIFARPreResNet', {'bottleneck': False}, THREE, 'preresnet10_cifar10'),
+    ('wrn_cifar', 'CIFARWRN', {}, (32, 64, 128), 'wrn12_2_cifar10'),
+]
+
+
+@pytest.mark.parametrize('module,cls,arguments,filters,name', NARROW, ids=[row[-1] for row in NARROW])
+def test_same_logits_as_pytorchcv(module, cls, arguments, filters, name, tmp_path):
+    import torch
+
+    torch.manual_seed(0)
+    is_basic = arguments.get('bottleneck') is False or not arguments
+    blocks = [[n if is_basic else 4 * n] * (2 if i == 0 else 1) for i, n in enumerate(filters)]
+    make = getattr(importlib.import_module(f'pytorchcv.models.{module}'), cls)
+    peer = with_statistics(make(blocks, 16, num_classes=10, **arguments).eval())
+    peer.features.final_pool = torch.nn.AdaptiveAvgPool2d(1)  # theirs is for one size of image only
+    torch.save(peer.state_dict(), tmp_path / 'net.pth')
+    is_open = 'cifar' not in name and arguments in (FIRST, SECOND)
+    card = convert.convert(tmp_path / 'net.pth', tmp_path / 'net.keras', variant=name if is_open else None)
+    assert (card['family'], card['variant']) == ('pytorchcv', name)
+    sizes = (32,) if 'cifar' in name else (64, 75)
+    assert_same_logits(keras.models.load_model(tmp_path / 'net.keras'), peer, sizes)
 
 
 def with_statistics(peer):
