@@ -18,7 +18,7 @@ from official_resnet.resnet_model import (
     batch_norm,
     convolution,
     drop_whole,
-    squeeze_and_excite,
+    weigh_channels,
 )
 from official_resnet.resnet_spec import ResNetSpec, block_convolutions
 
@@ -48,7 +48,7 @@ def block_pooled(
     has_identity = spec.shortcut is not None
     random = dataclasses.replace(spec, initializer='torch') if spec.initializer == 'dirac' else spec
     y = convolution(x, random if has_identity else spec, last, f'{name}_conv2')
-    y = squeeze_and_excite(y, spec, name)
+    y = weigh_channels(y, spec, name)
     y = drop_whole(y, drop_rate, f'{name}_drop')
 
     # y = GELU(BN(F(x) + x))

@@ -177,7 +177,7 @@ def block_v1(
         residual = batch_norm(residual, spec, f'{name}_bn{i}', starts_at_zero=is_last and spec.zero_gamma)
         if not is_last:
             residual = activation(residual, spec, f'{name}_relu{i}')
-    residual = squeeze_and_excite(residual, spec, name)
+    residual = weigh_channels(residual, spec, name)
     residual = drop_whole(residual, drop_rate, f'{name}_drop')
 
     # y = F(x) + x, or F(x) + W x (Sec. 3.2, Eq. 1 and 2)
@@ -208,7 +208,7 @@ def block_v2(
             residual = batch_norm(residual, spec, f'{name}_bn{i}')
             residual = activation(residual, spec, f'{name}_relu{i}')
         residual = convolution(residual, spec, conv, f'{name}_conv{i}', dilation=dilation)
-    residual = squeeze_and_excite(residual, spec, name)
+    residual = weigh_channels(residual, spec, name)
     residual = drop_whole(residual, drop_rate, f'{name}_drop')
 
     # y = F(x) + x (Sec. 2, Eq. 1)
@@ -302,16 +302,17 @@ def stem(images: Tensor, spec: ResNetSpec) -> Tensor:
         x = activation(x, spec, 'stem_relu')
     if spec.stem in ('cifar', 'mnist'):
         return x
-    if spec.stem_pool != 'same':
-        pads = {'pad1': ((1, 1), (1, 1)), 'ceil': ((0, 1), (0, 1))}[spec.stem_pool]
+    pads = {'pad1': ((1, 1), (1, 1)), 'ceil': ((0, 1), (0, 1))}.get(spec.stem_pool)
+    if pads:
         x = keras.layers.ZeroPadding2D(pads, data_format=NHWC, name='stem_pad')(x)
-    padding = 'same' if spec.stem_pool == 'same' else 'valid'
-    if spec.blur_pool != 'all':
+    padding = 'valid' if pads else 'same'
+    if spec.blur_pool != 'all' and spec.stem_pool != 'torch':
         return keras.layers.MaxPooling2D(3, 2, padding, data_format=NHWC, name='stem_pool')(x)
     from official_resnet.more_layers import blur
 
     x = keras.layers.MaxPooling2D(3, 1, padding, data_format=NHWC, name='stem_max')(x)
-    return blur(x, 2, 'stem_pool')
+    every_second = keras.layers.MaxPooling2D(1, 2, data_format=NHWC, name='stem_pool')
+    return blur(x, 2, 'stem_pool') if spec.blur_pool == 'all' else every_second(x)
 
 
 def convolution(
@@ -375,19 +376,13 @@ def activation(x: Tensor, spec: ResNetSpec, name: str) -> Tensor:
     return more_layers.Activation(spec.activation, name=name)(x)
 
 
-def squeeze_and_excite(x: Tensor, spec: ResNetSpec, name: str) -> Tensor:
-    """Return x with each channel scaled by a factor that depends on all channel means (arXiv:1709.01507 Sec. 3)."""
-    if not spec.se_reduction:
+def weigh_channels(x: Tensor, spec: ResNetSpec, name: str) -> Tensor:
+    """Return x, or with SE or ECA x with each channel scaled by a factor that depends on the channels' means."""
+    if not (spec.se_reduction or spec.eca):
         return x
-    from official_resnet.more_layers import Conv2D
+    from official_resnet import channel_attention
 
-    channels = x.shape[-1]
-    scale = keras.layers.GlobalAveragePooling2D(data_format=NHWC, keepdims=True, name=f'{name}_se_pool')(x)
-    narrow = max(1, channels // spec.se_reduction)
-    for i, (filters, function) in enumerate(((narrow, 'relu'), (channels, 'sigmoid')), start=1):
-        options = {'data_format': NHWC, 'kernel_initializer': INITIALIZERS['he'](), 'name': f'{name}_se_conv{i}'}
-        scale = Conv2D(filters, 1, activation=function, **options)(scale)
-    return keras.layers.Multiply(name=f'{name}_se_out')([x, scale])
+    return channel_attention.weigh_channels(x, spec, name, INITIALIZERS['he'])
 
 
 def drop_whole(x: Tensor, rate: float, name: str) -> Tensor:

@@ -11,7 +11,7 @@ from official_resnet.errors import UserError
 
 BOTTLENECK_EXPANSION = 4  # output channels of a bottleneck / filters of its group, 1512.03385 Sec. 4.1
 _CHOICES = {
-    'stem': ('cifar', 'mnist', 'imagenet', 'deep', 'whitening'),
+    'stem': ('cifar', 'mnist', 'imagenet', 'deep', 'tiered', 'whitening'),
     'block': ('basic', 'bottleneck', 'single', 'pooled'),
     'version': ('1', '1.5', '2'),
     'shortcut': ('A', 'B', 'C', 'group', None),
@@ -20,7 +20,7 @@ _CHOICES = {
     'stride_block': ('first', 'last'),
     'stride_conv': ('first', '3x3', None),
     'padding': ('symmetric', 'same'),
-    'stem_pool': ('pad1', 'same', 'ceil'),
+    'stem_pool': ('pad1', 'same', 'ceil', 'torch'),
     'stem_bn': (True, False, None),
     'projection_kernel': (1, 3),
     'output_stride': (8, 16, None),
@@ -29,7 +29,8 @@ _CHOICES = {
     'head_pool': ('average', 'max'),
     'initializer': ('he', 'official', 'torch', 'dirac', 'normal_0.01', 'normal_1'),
 }
-_LEAST = {'filters': 1, 'width': 1, 'base_width': 1, 'cardinality': 1, 'stem_filters': 1, 'se_reduction': 0}
+_LEAST = {'se_reduction': 0} | dict.fromkeys('filters width base_width cardinality stem_filters se_divisor'.split(), 1)
+POOLED_STEMS = ('imagenet', 'deep', 'tiered')  # those that end in a max-pool; their stride is 4
 MAX_LAYERS = 10_000
 _CONVOLUTIONS = {'single': 1, 'basic': 2, 'bottleneck': 3, 'pooled': 1}  # number in a block without a pool
 # Fields that earlier versions had, each with the value that describes the networks of this version.
@@ -54,9 +55,10 @@ class ResNetSpec:
         filters: Filters of the first group. Each further group has twice as many.
         group_filters: Filters of each group, where they do not double. None: `filters` decides.
         stem: 'cifar' or 'mnist' is a 3x3 convolution. 'imagenet' is a 7x7 convolution and a 3x3 max-pool, both with
-            stride 2. 'deep' replaces the 7x7 by three 3x3 convolutions (ResNet-C of arXiv:1812.01187). 'whitening' is
-            a 2x2 convolution whose kernel is not trained: it decorrelates the patches of the training images, each
-            with both signs, so stem_filters must be 8 times the image's channels (arXiv:2404.00498 Sec. 3.1).
+            stride 2. 'deep' replaces the 7x7 by three 3x3 convolutions (ResNet-C of arXiv:1812.01187); in 'tiered', the
+            first of them has 3/8 of the filters, not 1/2 (timm's T). 'whitening' is a 2x2 convolution whose kernel is
+            not trained: it decorrelates the patches of the training images, each with both signs, so stem_filters must
+            be 8 times the image's channels (arXiv:2404.00498 Sec. 3.1).
         block: 'basic' is two 3x3 convolutions, 'bottleneck' is 1x1, 3x3, 1x1 (1512.03385 Fig. 5). 'single' is one
             3x3, which Sec. 3.2 found to have no advantage over a plain layer. 'pooled' is one 3x3, and its shortcut
             ends before its batch norm. Where the resolution halves, a 3x3 convolution and a max-pool come before it.
@@ -77,8 +79,8 @@ class ResNetSpec:
         cardinality: C of ResNeXt, the number of groups of the 3x3 convolution. A 32x4d network has cardinality 32.
         padding: Padding of convolutions with a stride. 'symmetric' depends on the kernel size alone, 'same' pads as
             TensorFlow does, which for an even image is at the bottom and right only.
-        stem_pool: Padding of the stem's max-pool. 'pad1' adds a row of zeros on each side, 'same' is TensorFlow's,
-            'ceil' is Caffe's, where the last window may extend beyond the bottom and right.
+        stem_pool: Padding of the stem's max-pool. 'pad1' adds a row of zeros on each side, 'torch' of -infinity,
+            which differs where no ReLU comes before. 'same' is TensorFlow's, 'ceil' Caffe's at the bottom and right.
         stem_filters: Filters of the stem. None: as many as in the first group, before width.
         stem_bn: Whether batch norm and ReLU follow the stem. None: in all versions but 2, whose blocks begin
             with their own.
@@ -88,6 +90,8 @@ class ResNetSpec:
         output_stride: The largest ratio of image size to feature map size, 8 or 16. Further groups dilate their
             convolutions instead of halving the resolution (arXiv:1606.00915 Sec. 3.1). None is no limit.
         se_reduction: Reduction ratio of squeeze-and-excitation (16 in arXiv:1709.01507). 0 leaves it out.
+        se_divisor: The reduced number of channels is rounded to a multiple of it (8 in timm).
+        eca: Whether each block has efficient channel attention (arXiv:1910.03151) in place of squeeze-and-excitation.
         stochastic_depth: Rate at which the last block is dropped in training (arXiv:1603.09382 Sec. 3). It grows
             linearly with the depth. Blocks that are kept are scaled up, so inference needs no change. 0 drops none.
         zero_gamma: The scale of the last batch norm in each block starts at 0, so the block starts as its shortcut
@@ -155,6 +159,8 @@ class ResNetSpec:
     projection_pool: bool = False
     output_stride: int | None = None
     se_reduction: int = 0
+    se_divisor: int = 1
+    eca: bool = False
     stochastic_depth: float = _flag(
         0.0, 'Rate at which training drops the last block; it grows linearly with the depth.', least=0, below=1
     )
@@ -228,6 +234,8 @@ class ResNetSpec:
                     raise UserError(f"{name}={getattr(self, name)!r} with block='pooled'; pass {values!r}")
         if self.zero_gamma and not self.bn_scale:
             raise UserError('zero_gamma=True needs batch norms with a scale; pass bn_scale=True')
+        if self.eca and self.se_reduction:
+            raise UserError(f'eca=True takes the place of se_reduction={self.se_reduction}; pass one of them')
         if self.output_stride and self.stride_block == 'last':
             raise UserError(f"output_stride={self.output_stride} needs stride_block='first'")
 
@@ -257,7 +265,7 @@ class ResNetSpec:
         strides = [2 if self.block == 'pooled' else 1] + [2] * (len(self.group_blocks) - 1)
         if self.stride_block == 'last':  # a group ends with the stride that the next one would begin with
             strides = strides[1:] + [1]
-        total_stride, dilation = 4 if self.stem in ('imagenet', 'deep') else 1, 1
+        total_stride, dilation = 4 if self.stem in POOLED_STEMS else 1, 1
         pairs = []
         for stride in strides:
             if self.output_stride and total_stride * stride > self.output_stride:
@@ -339,8 +347,9 @@ def block_convolutions(spec: ResNetSpec, filters: int, stride: int) -> tuple[Con
 def stem_convolutions(spec: ResNetSpec) -> tuple[Convolution, ...]:
     """Return the convolutions of the stem in order. In ImageNet networks, a max-pool follows them."""
     filters = spec.stem_filters or spec.filters
-    if spec.stem == 'deep':  # two more convolutions, with half of the filters (arXiv:1812.01187 Fig. 2b)
-        return Convolution(filters // 2, 3, 2), Convolution(filters // 2, 3), Convolution(filters, 3)
+    if spec.stem in ('deep', 'tiered'):  # two more convolutions, with half of the filters (arXiv:1812.01187 Fig. 2b)
+        first = filters // 2 if spec.stem == 'deep' else filters * 3 // 8
+        return Convolution(first, 3, 2), Convolution(filters // 2, 3), Convolution(filters, 3)
     kernel, stride = {'imagenet': (7, 2), 'whitening': (2, 1)}.get(spec.stem, (3, 1))
     return (Convolution(filters, kernel, stride),)
 

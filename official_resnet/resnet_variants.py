@@ -9,11 +9,12 @@ The specs need no Keras. build_model, cifar_resnet, imagenet_resnet and mnist_re
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from official_resnet.errors import UserError
-from official_resnet.resnet_spec import ResNetSpec, cifar_spec, spec_of
+from official_resnet.resnet_spec import POOLED_STEMS, ResNetSpec, cifar_spec, spec_of
 
 if TYPE_CHECKING:
     import keras
@@ -31,9 +32,25 @@ IMAGE_SHAPES: dict[str, tuple[int | None, int | None, int]] = {
     'cifar': (32, 32, 3),
     'whitening': (32, 32, 3),
     'mnist': (32, 32, 1),
-    'imagenet': (None, None, 3),
-    'deep': (None, None, 3),
+    **dict.fromkeys(POOLED_STEMS, (None, None, 3)),
 }
+TIMM_BLOCKS = IMAGENET_BLOCKS | {
+    10: ('basic', (1, 1, 1, 1)),
+    14: ('bottleneck', (1, 1, 1, 1)),
+    26: ('bottleneck', (2, 2, 2, 2)),
+    269: ('bottleneck', (3, 30, 48, 8)),
+}  # layers -> block, group_blocks of timm
+# The names of timm whose networks have no other name here.
+TIMM_NAMES = """
+    resnet10t resnet14t resnet18d resnet26 resnet26d resnet26t resnet34d resnet50c resnet50d resnet50s resnet50t
+    resnet101c resnet101d resnet101s resnet152c resnet152d resnet152s resnet200d resnext50d_32x4d
+    seresnet18 seresnet34 seresnet50t seresnet152d seresnet200d seresnet269d seresnext26d_32x4d seresnext26t_32x4d
+    seresnext50_32x4d seresnext101_32x4d seresnext101_32x8d seresnext101_64x4d seresnext101d_32x8d
+    ecaresnet26t ecaresnet50d ecaresnet50t ecaresnet101d ecaresnet200d ecaresnet269d ecaresnetlight
+    ecaresnext26t_32x4d ecaresnext50t_32x4d
+    resnetv2_18 resnetv2_18d resnetv2_34 resnetv2_34d resnetv2_50 resnetv2_50d resnetv2_50t resnetv2_101 resnetv2_101d
+    resnetv2_152 resnetv2_152d
+    """.split()
 
 
 def imagenet_spec(resnet_size: int, **axes: Any) -> ResNetSpec:
@@ -56,6 +73,34 @@ def imagenet_spec(resnet_size: int, **axes: Any) -> ResNetSpec:
     if fields['version'] == '2':
         fields.setdefault('stem_pool', 'same')
     return spec_of(group_blocks, fields)
+
+
+def timm_spec(name: str) -> ResNetSpec:
+    """Return the spec of a network of timm (github.com/huggingface/pytorch-image-models) by its name there.
+
+    A letter after the depth tells the stem: c and d have a deep one, s one of twice the filters, t a tiered one. In d
+    and t, an average pool takes the stride of projections.
+
+    >>> timm_spec('seresnext26t_32x4d').stem
+    'tiered'
+    """
+    if name == 'ecaresnetlight':
+        return dataclasses.replace(imagenet_spec(50, projection_pool=True, eca=True), group_blocks=(1, 1, 11, 3))
+    parts = re.fullmatch(r'(se|eca|)resnex?t(v2_)?(\d+)([cdst]?)(?:_(\d+)x(\d+)d)?', name)
+    assert parts, name
+    attention, is_v2, size, letter, cardinality, base_width = parts.groups()
+    block, group_blocks = TIMM_BLOCKS[int(size)]
+    axes: dict[str, Any] = {'projection_pool': letter in ('d', 't')}
+    if letter:
+        axes |= {'stem': 'tiered' if letter == 't' else 'deep', 'stem_filters': 128 if letter == 's' else None}
+    if is_v2:
+        axes |= {'version': '2', 'stem_pool': 'torch'}
+    if attention == 'se':  # reduced widths are multiples of 8; those of bottlenecks are anyway
+        axes |= {'se_reduction': 16, 'se_divisor': 8 if block == 'basic' else 1}
+    if cardinality:
+        axes |= {'cardinality': int(cardinality), 'base_width': int(base_width)}
+    spec = imagenet_spec(50, block=block, eca=attention == 'eca', **axes)
+    return dataclasses.replace(spec, group_blocks=group_blocks)
 
 
 def mnist_spec(**axes: Any) -> ResNetSpec:
@@ -115,7 +160,8 @@ VARIANTS = {
     # 1709.01507 Sec. 3
     **{f'seresnet{n}_v{v}': imagenet_spec(n, version=v, se_reduction=16) for v in ('1', '1.5') for n in (50, 101, 152)},
     # 1812.01187 Sec. 4
-    **{f'resnet{n}_d': imagenet_spec(n, stem='deep', projection_pool=True) for n in (50, 101, 152)},
+    **{f'resnet{n}_d': timm_spec(f'resnet{n}d') for n in (50, 101, 152)},
+    **{name: timm_spec(name) for name in TIMM_NAMES},
 }
 
 

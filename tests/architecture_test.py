@@ -14,9 +14,9 @@ PACKAGE = pathlib.Path(official_resnet.__file__).parent
 ROOT = PACKAGE.parent
 # A room may import from itself and from those before it. A module of the package itself is a room of its own.
 ROOMS = """
-    errors bounds remedies files folders damage inputs building resnet_spec layers more_layers resnet_model
-    resnet_variants checkpoints inference checkpoints_tools training resnet_run_loop reports command_line experiments
-    PROGRAM
+    errors bounds remedies files folders damage inputs building resnet_spec layers more_layers channel_attention
+    resnet_model resnet_variants checkpoints inference checkpoints_tools training resnet_run_loop reports command_line
+    experiments PROGRAM
     """.split()
 NO_KERAS = ROOMS[: ROOMS.index('building') + 1] + ['resnet_spec']  # rooms that never import it
 # What a program reads before it starts TensorFlow. An import inside a function is late, and does not count.

@@ -213,7 +213,7 @@ def assert_same_outputs(model, rewritten, *sizes, channels=3, tolerance=1e-5):
 
 @pytest.mark.parametrize(
     'variant,num_left',
-    [('resnet50_v1.5', 0), ('resnet20_v2', 4), ('seresnet50_v1', 0), ('resnet50_d', 0), ('mnist_resnet14', 0)],
+    [('resnet50_v1.5', 0), ('resnet20_v2', 4), ('seresnet50_v1', 0), ('ecaresnet26t', 0), ('mnist_resnet14', 0)],
 )
 def test_folded_model_is_equal(variant, num_left):
     """Of v2, the BN before each block's first convolution follows a sum, and the last one too."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import resource
 import sys
 
@@ -70,6 +71,10 @@ TABLE_1 = {'resnet18_v1': 1.8, 'resnet34_v1': 3.7, 'resnet50_v1': 3.9, 'resnet10
         ('wide_resnet50_2', 68_883_240, 4),
         ('seresnet50_v1', 28_088_024, 4),
         ('resnet50_d', 25_576_264, 4),
+        ('resnet50s', 25_680_808, 4),
+        ('seresnet18', 11_779_624, 3),
+        ('ecaresnet26t', 16_011_916, 4),
+        ('resnetv2_18d', 11_706_952, 3),
         ('plain34', 21_623_848, 0),
         ('resnext29_32x4d', 4_775_754, 3),
         ('wrn28_10', 36_479_194, 3),
@@ -86,14 +91,33 @@ def test_variants_have_the_published_sizes_and_the_table_says_so(variant, parame
     assert count_parameters(model) == parameters
     weighted = [layer.name for layer in model.layers if layer.weights and 'bn' not in layer.name]
     assert sum(name.endswith('shortcut_conv') for name in weighted) == projections
-    layers = sum('shortcut' not in name and '_se_' not in name for name in weighted)
-    assert layers == spec.resnet_size + 2 * (spec.stem == 'deep')
+    layers = sum(not re.search('shortcut|_se_|_eca_', name) for name in weighted)
+    assert layers == spec.resnet_size + 2 * (spec.stem in ('deep', 'tiered'))
     billions = count_multiply_adds(model) / 1e9
     assert billions == pytest.approx(TABLE_1.get(variant, billions), abs=0.05)
     rows = architecture_table.describe(variant)
     assert rows['parameters'] == [f'{parameters:,}'] and rows['multiply-adds'] == [f'{1000 * billions:,.0f} M']
     sizes = [model.get_layer(f'group{i + 1}_block1_out').output.shape[1] for i in range(len(spec.group_blocks))]
     assert [f'group{i + 1} {size}x{size}' for i, size in enumerate(sizes)] == [row for row in rows if 'group' in row]
+
+
+# As timm 1.0.31 counts them, for each name of timm in the order of the table.
+TIMM_PARAMETERS = """
+    5435488 10081632 11708744 15995176 16014408 16011872 21816904 25576264 25576264 25680808 25573728
+    44568392 44568392 44672936 60212040 60212040 60316584 64693064 25048136
+    11779624 21960416 28104720 66841080 71855096 113672760 16809512 16806976
+    27559896 48955416 93569048 88232984 93588280
+    16011916 25576350 25573814 44568563 64693400 102093077 30162046
+    15406220 25045686
+    11687720 11706952 21795880 21815112 25549352 25568584 25566048 44541480 44560712
+    60185128 60204360
+    """.split()
+
+
+def test_nets_of_timm_have_its_parameters():
+    specs = [resnet_variants.VARIANTS[name] for name in resnet_variants.TIMM_NAMES]
+    counts = [architecture_table.count(spec, 1000, (224, 224, 3)).parameters for spec in specs]
+    assert counts == list(map(int, TIMM_PARAMETERS))
 
 
 @pytest.mark.parametrize(
@@ -136,6 +160,8 @@ SPECS = st.builds(
     cardinality=st.sampled_from([1, 2]),
     stem_filters=st.sampled_from([None, 6]),
     se_reduction=st.sampled_from([0, 2]),
+    se_divisor=st.sampled_from([1, 8]),
+    eca=st.booleans(),
     stem_bias=st.booleans(),
     projection_pool=st.booleans(),
     batch_norm=st.booleans(),
@@ -249,6 +275,8 @@ def test_zero_residual_blocks_change_nothing(zero_gamma):
         (lambda: ResNetSpec((3,), block='pooled', version='2'), "version='2'"),
         (lambda: ResNetSpec((3,), zero_gamma=True, bn_scale=False), 'bn_scale'),
         (lambda: ResNetSpec((3,), se_reduction=-1), 'se_reduction=-1'),
+        (lambda: ResNetSpec((3,), se_reduction=16, se_divisor=0), 'se_divisor=0'),
+        (lambda: ResNetSpec((3,), se_reduction=16, eca=True), 'eca=True'),
         (lambda: resnet_variants.cifar_resnet(20, versoin='2'), "versoin='2' is not a field"),
         (lambda: resnet_variants.imagenet_resnet(50, blocks='basic'), "blocks='basic'"),
         (lambda: resnet_variants.mnist_resnet(filter=8), 'pass filters'),
@@ -287,13 +315,14 @@ def test_stochastic_depth_drops_whole_images_in_training_only():
 
 
 @pytest.mark.parametrize('size', [10, 11])
-@pytest.mark.parametrize('pool', ['pad1', 'same', 'ceil'])
+@pytest.mark.parametrize('pool', ['pad1', 'torch', 'same', 'ceil'])
 def test_stem_pools(size, pool):
     """'ceil' is Caffe's: equal to TensorFlow's 'same' where the map is even, one smaller where it is odd."""
     model = resnet_model.resnet(resnet_variants.imagenet_spec(18, stem_pool=pool, filters=1), 2, (2 * size,) * 2 + (3,))
     before, after = (model.get_layer(name).output for name in ('stem_relu', 'stem_pool'))
     image = normal(1, 2 * size, 2 * size, 3)
     maps, pooled = (np.asarray(maps)[0, ..., 0] for maps in keras.Model(model.input, [before, after])(image))
+    pool = pool.replace('torch', 'pad1')  # which differ in negative maps only
     start, count = {'pad1': (-1, (size + 1) // 2), 'same': (-(size % 2), (size + 1) // 2), 'ceil': (0, size // 2)}[pool]
     padded = np.pad(maps, 1)  # zeros do not show, because no map is negative
     rows = [slice(start + 1 + 2 * i, start + 4 + 2 * i) for i in range(count)]

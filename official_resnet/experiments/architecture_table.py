@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from absl import flags
 
-from official_resnet import resnet_variants
-from official_resnet.resnet_spec import Convolution, ResNetSpec, block_convolutions, stem_convolutions
+from official_resnet import channel_attention, resnet_variants
+from official_resnet.resnet_spec import POOLED_STEMS, Convolution, ResNetSpec, block_convolutions, stem_convolutions
 
 if TYPE_CHECKING:
     import keras
 
 IMAGE_SIZE = 224  # pixels, if the variant does not fix it
-NUM_CLASSES = {'cifar': 10, 'mnist': 10, 'imagenet': 1000, 'deep': 1000, 'whitening': 10}  # by stem
+NUM_CLASSES = {'cifar': 10, 'mnist': 10, 'whitening': 10} | dict.fromkeys(POOLED_STEMS, 1000)  # by stem
 COLUMNS, LABEL_WIDTH, WIDTH = 6, 17, 23  # number of networks side by side; characters
 
 
@@ -55,7 +55,7 @@ def describe(name: str) -> dict[str, list[str]]:
     stem = [
         f'{conv.kernel}x{conv.kernel}, {conv.filters}' + ', /2' * (conv.stride > 1) for conv in stem_convolutions(spec)
     ]
-    stem += ['3x3 max-pool, /2'] * (spec.stem in ('imagenet', 'deep'))
+    stem += ['3x3 max-pool, /2'] * (spec.stem in POOLED_STEMS)
     parts = [stem]
     for i, num_blocks in enumerate(spec.group_blocks):
         lines = [
@@ -117,7 +117,7 @@ def count(spec: ResNetSpec, num_classes: int, image_shape: tuple[int, int, int])
             parameters -= 4 * image_shape[2] * channels  # its kernel is not trained
         elif conv is not last or (not is_v2 if spec.stem_bn is None else spec.stem_bn):
             normalize(channels)
-    if spec.stem in ('imagenet', 'deep'):
+    if spec.stem in POOLED_STEMS:
         size = [side // 2 if spec.stem_pool == 'ceil' else -(-side // 2) for side in size]
     sizes.append(tuple(size))
     for i, (num_blocks, (group_stride, _)) in enumerate(zip(spec.group_blocks, spec.group_strides(), strict=True)):
@@ -135,9 +135,12 @@ def count(spec: ResNetSpec, num_classes: int, image_shape: tuple[int, int, int])
                 size = convolve(size, channels, conv)
                 channels = conv.filters
             if spec.se_reduction:
-                narrow = max(1, channels // spec.se_reduction)
+                narrow = channel_attention.se_filters(spec, channels)
                 convolve([1, 1], channels, Convolution(narrow, 1), True)
                 convolve([1, 1], narrow, Convolution(channels, 1), True)
+            elif spec.eca:
+                parameters += channel_attention.eca_kernel(channels)
+                multiply_adds += channel_attention.eca_kernel(channels) * channels
         sizes.append(tuple(size))
     normalize(channels if is_v2 else 0)
     convolve([1, 1], channels, Convolution(num_classes, 1), True)  # the last layer
@@ -153,5 +156,6 @@ def count_multiply_adds(model: 'keras.Model') -> int:
     """Return the multiplications in convolutions and the last layer, as the papers do. The image size must be fixed."""
     import keras
 
-    counted = (layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense))
+    kinds = keras.layers.Conv2D | keras.layers.Conv1D | keras.layers.Dense
+    counted = (layer for layer in model.layers if isinstance(layer, kinds))
     return sum(math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:-1]) for layer in counted)

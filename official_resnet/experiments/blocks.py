@@ -63,11 +63,11 @@ def make_block(experiment: dict[str, Any]) -> Callable[..., Tensor]:
     changes = Experiment(**experiment)
 
     def block(x, spec, filters, stride, name, *, is_first=False, dilation=1, drop_rate=0.0) -> keras.KerasTensor:
-        unsuitable = (spec.version == '2', spec.shortcut is None, spec.se_reduction, spec.zero_gamma, drop_rate)
-        if any(unsuitable) or dilation > 1:
+        unfit = (spec.version == '2', spec.shortcut is None, spec.se_reduction, spec.eca, spec.zero_gamma, drop_rate)
+        if any(unfit) or dilation > 1:
             raise UserError(
                 f'the experiment {experiment} needs blocks of version 1 with a shortcut; pass a spec without '
-                'se_reduction, zero_gamma, stochastic_depth and output_stride'
+                'se_reduction, eca, zero_gamma, stochastic_depth and output_stride'
             )
         return _block(x, spec, block_convolutions(spec, filters, stride), stride, name, is_first, changes)
 

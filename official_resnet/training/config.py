@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from official_resnet.errors import UserError
 from official_resnet.inputs.augment_options import Augmentation
 from official_resnet.inputs.datasets import MAX_IMAGE_SIZE
-from official_resnet.resnet_spec import ResNetSpec
+from official_resnet.resnet_spec import POOLED_STEMS, ResNetSpec
 
 if TYPE_CHECKING:
     from official_resnet.inputs.views import Views
@@ -380,7 +380,7 @@ class TrainConfig:
 
     def folder_options(self) -> dict[str, Any]:
         """Return how the images of 'folder:PATH' are read: the arguments of image_folder.read."""
-        is_large = self.spec.stem in ('imagenet', 'deep')
+        is_large = self.spec.stem in POOLED_STEMS
         return {
             'image_size': self.image_size or (224 if is_large else 32),
             'channels': 1 if self.spec.stem == 'mnist' else 3,

@@ -85,6 +85,7 @@ def test_relu_only_preactivation_in_a_network():
         ({'gate': 'exclusive'}, {'version': '2'}, 'version 1'),
         ({'gate': 'exclusive'}, {'shortcut': None}, 'shortcut'),
         ({'gate': 'exclusive'}, {'se_reduction': 2}, 'se_reduction'),
+        ({'gate': 'exclusive'}, {'eca': True}, 'eca'),
     ],
 )
 def test_wrong_experiments(experiment, changes, message):
