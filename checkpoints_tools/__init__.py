@@ -4,6 +4,7 @@ _OF_TORCH = ('.pt', '.pth', '.th', '.tar', '.bin', '.safetensors', '.index.json'
 # Family -> the endings of its files, which --source=auto tries first. The module is from_FAMILY.
 FAMILIES = {
     'torch': _OF_TORCH,
+    'timm_v2': _OF_TORCH,
     'transformers': _OF_TORCH,
     'pytorchcv': _OF_TORCH,
     'caffe': ('.caffemodel',),

@@ -215,13 +215,16 @@ def _torch_variables(from_torch, model, path):
     """Return the weights of one of our models as {PyTorch's name: float32 array in PyTorch's layout}."""
     if model.get_config()['layers'][0]['class_name'] != 'InputLayer' or len(model.input_shape) != 4:
         raise UserError(f'{path} does not take images [n, h, w, c]; pass one of our models')
-    is_cifar = all(layer.name != 'stem_pool' for layer in model.layers)
-    head, projection = ('linear', 'shortcut') if is_cifar else ('fc', 'downsample')
-    names = {variable.path: from_torch.foreign_name(variable.path, head, projection) for variable in model.variables}
+    layer_names = {layer.name for layer in model.layers}
+    words = from_torch.Words('linear', 'shortcut')
+    if 'stem_pool' in layer_names:
+        has_pool = any(name.endswith('_shortcut_pool') for name in layer_names)
+        words = from_torch.Words('fc', 'downsample', has_pool, 'stem_conv1' in layer_names)
+    names = {variable.path: from_torch.foreign_name(variable.path, words) for variable in model.variables}
     if strange := [name for name, foreign in names.items() if foreign is None]:
         raise UserError(f'{path} has {_some(strange)}, for which PyTorch has no name: {PYTORCH}')
     arrays = {names[variable.path]: np.asarray(variable, np.float32) for variable in model.variables}
-    # Convolutions [h, w, in, out] -> [out, in, h, w], the last layer [in, out] -> [out, in].
+    # Convolutions [h, w, in, out] -> [out, in, h, w]; the last layer and ECA's kernels are reversed.
     return {name: array.transpose((3, 2, 0, 1) if array.ndim == 4 else None) for name, array in arrays.items()}
 
 

@@ -38,6 +38,13 @@ def max_pool(x: tf.Tensor, pads: Sequence[Sequence[int]], value: float = -np.inf
     return tf.nn.max_pool2d(tf.pad(x, [(0, 0), *pads, (0, 0)], constant_values=value), 3, 2, 'VALID')
 
 
+def mean_pool(x: tf.Tensor) -> tf.Tensor:
+    """Average 2x2 windows at stride 2; at odd edges, only the pixels inside (PyTorch's ceil_mode)."""
+    pads = [(0, 0), *((0, side % 2) for side in x.shape[1:3]), (0, 0)]
+    sums, counts = (tf.nn.avg_pool2d(tf.pad(values, pads), 2, 2, 'VALID') for values in (x, tf.ones_like(x)))
+    return sums / counts
+
+
 def classify(x: tf.Tensor, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """Return the logits of feature maps, float32 [n, classes]: a dense layer on the maps' means."""
     return (tf.reduce_mean(x, [1, 2]) @ np.asarray(kernel, 'float32') + np.asarray(bias, 'float32')).numpy()

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from checkpoints_tools.source import Shape, Source
+from official_resnet import channel_attention
 from official_resnet.errors import UserError
-from official_resnet.resnet_spec import ResNetSpec
+from official_resnet.resnet_spec import ResNetSpec, stem_convolutions
 
 BN_PARTS = ('gamma', 'beta', 'moving_mean', 'moving_variance')
 
@@ -23,11 +24,12 @@ class Layer:
 
     Attributes:
         name: 'group1_block2_conv1'.
-        kind: 'conv', 'bn', 'se_conv' or 'dense'.
+        kind: 'conv', 'bn', 'se_conv', 'eca_conv' or 'dense'.
         group, block: Counted from 1; 0 outside of the groups.
         index: The convolution's place in its block, from 1; 0 on the shortcut and in the stem. A BN has the index of
             the convolution before it; in version 2, 0 at the start of a block and in the head, where it reads a sum.
-        shape: The kernel's shape, [h, w, in, out] or [in, out], or that of each part of a BN, [channels].
+        shape: The kernel's shape, [h, w, in, out], [in, out] or ECA's [width, 1, 1], or that of each part of a BN,
+            [channels].
         has_bias: Whether the layer has a bias beside the kernel.
     """
 
@@ -48,9 +50,14 @@ class Layer:
 
 def layers(spec: ResNetSpec, num_classes: int) -> list[Layer]:
     """Return the layers in the order of computation, a projection before the convolutions beside it."""
-    size, channels = 7 if spec.stem == 'imagenet' else 3, spec.stem_filters or spec.filters
-    is_v2 = spec.version == '2'
-    found = [Layer('stem_conv', 'conv', 0, 0, 0, (size, size, 3, channels), spec.stem_bias)]
+    is_v2, channels, found = spec.version == '2', 3, []
+    *first, last = stem_convolutions(spec)
+    for i, conv in enumerate(first, start=1):
+        found.append(Layer(f'stem_conv{i}', 'conv', 0, 0, 0, (conv.kernel, conv.kernel, channels, conv.filters)))
+        found.append(Layer(f'stem_bn{i}', 'bn', 0, 0, 0, (conv.filters,)))
+        channels = conv.filters
+    shape, channels = (last.kernel, last.kernel, channels, last.filters), last.filters
+    found.append(Layer('stem_conv', 'conv', 0, 0, 0, shape, spec.stem_bias))
     if spec.stem_bn or spec.stem_bn is None and not is_v2:
         found.append(Layer('stem_bn', 'bn', 0, 0, 0, (channels,)))
     for group, num_blocks in enumerate(spec.group_blocks, start=1):
@@ -84,9 +91,11 @@ def _block(spec, group, block, channels):
         if not is_v2 or i < len(convs):
             add(f'bn{i + is_v2}', 'bn', i, num_out)
     if spec.se_reduction:
-        reduced = max(1, outer // spec.se_reduction)
+        reduced = channel_attention.se_filters(spec, outer)
         add('se_conv1', 'se_conv', 1, 1, 1, outer, reduced)
         add('se_conv2', 'se_conv', 2, 1, 1, reduced, outer)
+    elif spec.eca:
+        add('eca_conv', 'eca_conv', 1, channel_attention.eca_kernel(outer), 1, 1)
     return found
 
 

@@ -48,15 +48,17 @@ def test_model_and_card(write):
     assert card['verified']['images'] == [[2, 96, 96, 3], [2, 75, 75, 3]] and 'keras' in card['versions']
 
 
-def test_file_loads_without_this_package_and_computes_the_same(write):
-    write()
+@pytest.mark.parametrize('name', ['bottleneck', 'eca_t', 'se'])
+def test_file_loads_without_this_package_and_computes_the_same(name, write):
+    variables = torch_files.random_weights(torch_files.TINY[name])
+    write(variables)
     np.save('images.npy', images_of(70))
     code = (
         'import keras, numpy as np, sys; m = keras.models.load_model("net.keras"); '
         'np.save("logits.npy", m(np.load("images.npy"))); print("official_resnet" in sys.modules, m.output.dtype)'
     )
     assert programs.run([sys.executable, '-c', code], cwd='.').out.split() == ['False', 'float32']
-    expected = from_torch.run(VARIABLES, images_of(70), from_torch.describe(shapes_of(VARIABLES)))
+    expected = from_torch.run(variables, images_of(70), from_torch.describe(shapes_of(variables)))
     assert_equal(np.load('logits.npy'), expected)
 
 
@@ -159,7 +161,7 @@ def test_unknown_files(tmp_path, monkeypatch, write):
     refuse('1 variables .*: strange; pass --source', write, {'strange': np.ones(3, 'float32')})
 
 
-@pytest.mark.parametrize('name', ['basic', 'grouped', 'cifar_a', 'cifar_b'])
+@pytest.mark.parametrize('name', ['basic', 'grouped', 'cifar_a', 'cifar_b', 'deep_d', 'deep_s', 'eca_t', 'se'])
 def test_to_torch_and_back_bit_for_bit(name, write):
     variables = torch_files.random_weights(torch_files.TINY[name])
     write(variables)
@@ -184,6 +186,8 @@ def tiny(**axes):
         (tiny(padding='same'), 'layer stem_conv_pad '),
         (tiny(bn_epsilon=1e-3), 'epsilon of stem_bn is 0.001'),
         (tiny(stem_bias=True), 'unexpected: conv1.bias'),
+        (tiny(se_reduction=2, filters=8), r'misshapen: .*\.se\.fc1'),
+        (resnet_variants.cifar_spec(8, eca=True), r'unexpected: layer1\.0\.se\.conv\.weight'),
         (tiny(shortcut=None, version='1', block='basic'), 'missing: layer2.0.downsample'),
         (resnet_variants.cifar_spec(8, filters=4), 'padding of group2_block1_shortcut_pad'),
         (resnet_variants.mnist_spec(), r'misshapen: conv1\.weight'),

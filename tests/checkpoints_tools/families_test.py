@@ -18,6 +18,7 @@ from checkpoints_tools import (
     from_ry,
     from_slim,
     from_tensorpack,
+    from_timm_v2,
     from_torch,
     from_transformers,
     from_wenxinxu,
@@ -28,7 +29,7 @@ from official_resnet import bounds
 
 MODULES = (
     *(from_caffe, from_keras_applications, from_official_tf, from_ry, from_slim, from_tensorpack, from_torch),
-    *(from_wenxinxu, from_transformers, from_pytorchcv),
+    *(from_wenxinxu, from_transformers, from_pytorchcv, from_timm_v2),
 )
 
 
@@ -65,6 +66,10 @@ def torch(name, names=dict, *options):
     return shapes_of(torch_files.random_weights(names(torch_files.TINY[name], *options)))
 
 
+def timm_v2(name):
+    return shapes_of(torch_files.random_weights(torch_files.V2[name]))
+
+
 # module, function and its arguments that return {name: (shape, dtype)}, names of the variant
 NETS = [
     (from_caffe, caffe, (), ('ResNet-11', 'resnet11_v1')),
@@ -96,6 +101,11 @@ NETS = [
     (from_pytorchcv, torch, ('cifar_b', torch_files.as_pytorchcv, False, 4), ('seresnet8_cifar10',)),
     (from_pytorchcv, torch, ('basic', torch_files.as_pytorchcv, True, 2), ('sepreresnet12',)),
     (from_pytorchcv, torch, ('cifar_b', torch_files.as_pytorchcv, True), ('preresnet8_cifar10',)),
+    (from_torch, torch, ('deep_d',), ('resnet_basic_1_1_1_1_filters4',)),
+    (from_torch, torch, ('eca_t',), ('resnet_bottleneck_1_2_1_1_filters8',)),
+    (from_torch, torch, ('se',), ('resnet_basic_1_2_1_1_filters16',)),
+    (from_timm_v2, timm_v2, ('basic',), ('resnet_basic_1_2_1_1_filters4',)),
+    (from_timm_v2, timm_v2, ('tiered',), ('resnet_bottleneck_1_1_1_1_filters8',)),
     (from_wenxinxu, wenxinxu, (), ('model_8', 'resnet8_v2')),
 ]
 OPTIONAL = re.compile(r'conv\d_.*conv/bias')  # without it, the network is another one that exists

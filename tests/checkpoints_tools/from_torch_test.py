@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from fixtures import torch_files
-from fixtures.conversion import images_of, our_model, refuse, shapes_of
+from fixtures.conversion import changed, images_of, our_model, refuse, shapes_of
 from fixtures.torch_files import Call, Global
 
-from checkpoints_tools import convert, from_torch, verify
+from checkpoints_tools import convert, from_timm_v2, from_torch, verify
 from official_resnet import resnet_variants
 
 # torchvision's arguments of each net, and its parameters (sources: models/resnet.py; the table).
@@ -28,6 +28,19 @@ PUBLISHED = {
     'resnext101_64x4d': (((3, 4, 23, 3), True, 64, 64, 4), 83_455_272),
     'wide_resnet50_2': (((3, 4, 6, 3), True, 64, 1, 128), 68_883_240),
     'wide_resnet101_2': (((3, 4, 23, 3), True, 64, 1, 128), 126_886_696),
+}
+RESNET26 = ((2, 2, 2, 2), True)
+# timm's: the arguments of net_shapes and those of timm_shapes, and the parameters as timm counts them.
+TIMM = {
+    'resnet18d': (((2, 2, 2, 2),), ((32, 32, 64), '', True), 11_708_744),
+    'resnet26': (RESNET26, (), 15_995_176),
+    'resnet50c': (((3, 4, 6, 3), True), ((32, 32, 64),), 25_576_264),
+    'resnet50s': (((3, 4, 6, 3), True), ((64, 64, 128),), 25_680_808),
+    'seresnet18': (((2, 2, 2, 2),), ((), 'se'), 11_779_624),
+    'seresnet50': (((3, 4, 6, 3), True), ((), 'se'), 28_088_024),
+    'seresnext26d_32x4d': ((*RESNET26, 64, 32, 4), ((32, 32, 64), 'se', True), 16_809_512),
+    'ecaresnet26t': (RESNET26, ((24, 32, 64), 'eca', True), 16_011_916),
+    'ecaresnetlight': (((1, 1, 11, 3), True), ((), 'eca', True), 30_162_046),
 }
 CIFAR_A = torch_files.random_weights(torch_files.TINY['cifar_a'])
 
@@ -46,6 +59,62 @@ def test_published_nets_are_recognised(name):
     assert (source.variant, source.spec, source.labels) == (name, expected, 'imagenet1000')
 
 
+@pytest.mark.parametrize('name', TIMM)
+def test_nets_of_timm_are_recognised(name):
+    arguments, changes, num_parameters = TIMM[name]
+    shapes = torch_files.timm_shapes(torch_files.net_shapes(*arguments), *changes)
+    assert sum(math.prod(shape) for variable, shape in shapes.items() if 'running' not in variable) == num_parameters
+    source, _ = convert.fit(from_torch, typed(shapes), 'x')
+    expected = dataclasses.replace(resnet_variants.VARIANTS[from_torch.NAMES[name]], bn_momentum=0.9)
+    assert (source.variant, source.spec) == (name, expected)
+
+
+@pytest.mark.parametrize(
+    'name,arguments', [('resnetv2_34', ((3, 4, 6, 3), False)), ('resnetv2_50', ((3, 4, 6, 3), True))]
+)
+@pytest.mark.parametrize('letter,stem', [('', ()), ('d', (32, 32))])
+def test_nets_of_version_2_are_recognised(name, arguments, letter, stem):
+    source, _ = convert.fit(from_timm_v2, typed(torch_files.v2_shapes(*arguments, 64, stem)), 'x')
+    expected = dataclasses.replace(resnet_variants.VARIANTS[name + letter], bn_momentum=0.9)
+    assert (source.variant, source.spec) == (name + letter, expected)
+
+
+RESNET50 = torch_files.net_shapes((3, 4, 6, 3), True)
+NO_STATISTICS = dict.fromkeys(name for name in RESNET50 if name.endswith('running_mean'))
+V2_NORM = 'stages.0.blocks.0.norm1'
+NO_STATISTICS_V2 = dict.fromkeys(name for name in torch_files.V2['basic'] if name.endswith('running_mean'))
+
+
+@pytest.mark.parametrize(
+    'module,change,variant,message',
+    [
+        (from_torch, {}, 'resnetblur50', 'anti-aliasing'),
+        (from_torch, {}, 'seresnextaa101d_32x8d', 'anti-aliasing'),
+        (from_torch, {'layer2.0.aa.filt': (128, 1, 3, 3)}, None, 'anti-aliasing'),
+        (from_torch, {'maxpool.0.weight': (64, 64, 3, 3)}, None, 'resnetrs'),
+        (from_torch, {'attnpool.positional_embedding': (50, 2048)}, None, 'attention pooling'),
+        (from_torch, {'layer1.0.conv2.fc1.weight': (32, 64, 1, 1)}, None, 'split attention'),
+        (from_torch, {'layer1.0.conv2.attn.fc_reduce.weight': (32, 64, 1, 1)}, None, 'selective kernels'),
+        (from_torch, {'layer1.0.se.channel.fc1.weight': (16, 256, 1, 1)}, None, 'neither SE nor ECA'),
+        (from_torch, {}, 'senet154', 'senet154'),
+        (from_torch, {}, 'vit_base', '--variant=vit_base is no network; leave it out for resnet50'),
+        (from_torch, NO_STATISTICS, None, 'group normalisation'),
+        (from_timm_v2, NO_STATISTICS_V2, None, 'group normalisation .*weight standardisation'),
+        (from_timm_v2, NO_STATISTICS_V2 | {f'{V2_NORM}.v': (4,)}, None, 'EvoNorm'),
+        (from_timm_v2, NO_STATISTICS_V2 | {f'{V2_NORM}.tau': (4,)}, None, 'filter response'),
+    ],
+)
+def test_what_no_net_here_has_is_refused_by_name(module, change, variant, message):
+    shapes = typed(changed(RESNET50 if module is from_torch else torch_files.V2['basic'], change))
+    assert module.recognises(shapes)
+    refuse(message, module.describe, shapes, variant)
+
+
+def test_stems_that_are_neither_deep_nor_tiered():
+    shapes = torch_files.timm_shapes(torch_files.net_shapes(*RESNET26), (24, 48, 64))  # timm's T of before
+    refuse('24, 48 and 64 filters', from_torch.describe, typed(shapes))
+
+
 def test_akamaster_is_recognised():
     shapes = torch_files.net_shapes((5, 5, 5), filters=16, classes=10, is_cifar=True, option='A')
     source = from_torch.describe(typed(shapes))
@@ -58,6 +127,14 @@ def test_our_net_computes_the_same(name):
     variables = torch_files.random_weights(torch_files.TINY[name])
     model, source = our_model(from_torch, variables)
     found = verify.verify(model, from_torch, variables, source)
+    assert found['max_relative_difference'] < 1e-5 and found['max_logit'] > 0.1
+
+
+@pytest.mark.parametrize('name', torch_files.V2)
+def test_our_net_of_version_2_computes_the_same(name):
+    variables = torch_files.random_weights(torch_files.V2[name])
+    model, source = our_model(from_timm_v2, variables)
+    found = verify.verify(model, from_timm_v2, variables, source)
     assert found['max_relative_difference'] < 1e-5 and found['max_logit'] > 0.1
 
 
