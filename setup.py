@@ -36,6 +36,15 @@ setup(
         'beam': ['apache-beam>=2.77'],  # ImageNet's shards built on a cluster
         'imagenet': ['scipy>=1.14'],  # ImageNet's development kit has its labels in a .mat file
         'convert': ['safetensors>=0.8'],  # checkpoints_tools; the other formats need nothing more
+        # export_main: the formats of other runtimes; savedmodel, keras and torch need less or nothing
+        'export': [
+            'tf2onnx>=1.17',
+            'onnx>=1.18',
+            'onnxruntime>=1.20',
+            'openvino>=2026.1',
+            'ai-edge-litert>=2.1',
+            'safetensors>=0.8',
+        ],
         # Whom the parity tests and the benchmark compare with; pytorchcv and timm want torchvision, tf-slim tf_keras.
         'parity': [
             'torch==2.13.0',
@@ -46,6 +55,7 @@ setup(
             'onnxruntime>=1.20',
             'tf2onnx>=1.17',
             'openvino==2026.4.1',
+            'ai-edge-litert==2.3.0',
             'tf-slim==1.1.0',
             'tf_keras~=2.21.0',
             'jax>=0.10',  # a backend of Keras

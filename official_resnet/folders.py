@@ -31,6 +31,16 @@ def require_text(path: str | os.PathLike, what: str = '', reader: str = 'TensorF
         raise UserError(f'{what}{path}: to {reader}, a path must be UTF-8 text; rename it, or pass another')
 
 
+def existing_parent(path: str | os.PathLike, flag: str) -> pathlib.Path:
+    """Return `path`, or the nearest one above it that exists. UserError: it is a file; the flag names `path`."""
+    found = pathlib.Path(os.path.abspath(path))
+    while not found.exists():
+        found = found.parent
+    if not found.is_dir():
+        raise UserError(f"--{flag}={path}: '{found}' is a file; pass another --{flag}")
+    return found
+
+
 @contextlib.contextmanager
 def temporary(place: str | os.PathLike | None = None, name: str = 'official_resnet') -> Iterator[pathlib.Path]:
     """Yield a new folder `.part.<name>.<8 characters>` in `place`, which is deleted at the end.

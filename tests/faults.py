@@ -292,6 +292,14 @@ FAULTS = [
         'tests/inference/prediction_test.py -k differs_is_refused',
     ),
     Fault(
+        'exported-file-unchecked',
+        'A file of another runtime that computes something else is not written.',
+        'official_resnet/inference/runtimes.py',
+        'if not (self.difference <= most and self.agreement >= least):',
+        'if self.difference < 0:',
+        'tests/programs/export_main_test.py -k does_not_compute_the_same',
+    ),
+    Fault(
         'grad-cam-weights',
         'Grad-CAM weighs each map by the mean of its gradient.',
         'official_resnet/inference/grad_cam.py',

@@ -20,7 +20,7 @@ MAX_MODULES, MAX_IMPORTED_LINES = 23, 4400  # about 200 of them are settings of 
 BEHIND_DOORS = set(
     """
     training/transfer.py training/feature_cache.py training/workers.py training/meeting.py command_line/more_logging.py
-    inference/predict.py inference/export.py inference/rewrite.py reports/figures.py
+    inference/predict.py inference/export.py inference/exporters.py inference/rewrite.py reports/figures.py
     """.split()
 )
 RUN = """

@@ -4,7 +4,6 @@ Each flag that is passed with --eval_only has an effect, agrees with the evaluat
 """
 
 import dataclasses
-import os
 import pathlib
 from typing import TYPE_CHECKING
 
@@ -55,11 +54,7 @@ def check_export_dir(folder: str | None) -> None:
     """Raise UserError if no SavedModel can be written into --export_dir. A training would find that out at its end."""
     if folder:
         folders.require_no_pattern(folder, '--export_dir=')
-        path = os.path.abspath(folder)
-        while not os.path.exists(path):
-            path = os.path.dirname(path)
-        if not os.path.isdir(path):
-            raise UserError(f"--export_dir={folder}: '{path}' is a file; pass another --export_dir")
+        folders.existing_parent(folder, 'export_dir')
 
 
 def _refuse(names, purpose):

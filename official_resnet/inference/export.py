@@ -6,7 +6,8 @@ import functools
 import os
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,24 +22,25 @@ from official_resnet.inputs.views import Views
 TOLERANCE = 1e-4  # largest difference between the probabilities of the model and of its export
 
 
-def _serving(model, normalization, image_shape, views):
-    """Return a module whose functions map images to classes int64 [n] and probabilities float32 [n, num_classes].
+def serving(
+    model: keras.Model,
+    normalization: str,
+    image_shape: Sequence[int],
+    views: Views | None = None,
+    batch: int | None = None,
+) -> tuple[tf.Module, dict[str, Any]]:
+    """Return a module and its signatures, from images to classes int64 [n] and probabilities float32 [n, num_classes].
 
-    `serve` takes float32 [n, h, w, c], `serve_uint8` the same in uint8, in 0..255. Images smaller than the network's
-    input, such as MNIST's, are surrounded by zeros, as in evaluation. With `views`, `serve` takes JPEG or PNG bytes,
-    string [n], which encoded.test_view decodes, and there is no `serve_uint8`.
+    `serving_default` and `predict` take `input`, float32 [n, h, w, c] in 0..255, and `predict_uint8` the same in uint8.
+    Images smaller than the network's input, such as MNIST's, are surrounded by zeros, as in evaluation. With `views`,
+    there is `predict_bytes`, which takes `image_bytes`, JPEG or PNG files, string [n], which encoded.test_view decodes.
+    n is any number, or `batch`.
     """
     module = tf.Module(name='serving')
     module.model = model  # so that its variables are saved
-    spec = tf.TensorSpec((None, *image_shape), tf.float32, name='input')
-    if views:
-        spec = tf.TensorSpec((None,), tf.string, name='image_bytes')
+    shape = (batch, *image_shape)
 
-    @tf.function(input_signature=[spec])
-    def serve(images) -> dict[str, tf.Tensor]:
-        if views:
-            view = tf.TensorSpec(image_shape, tf.float32)
-            images = tf.map_fn(functools.partial(encoded.test_view, views=views), images, fn_output_signature=view)
+    def compute(images) -> dict[str, tf.Tensor]:
         count = tf.shape(images)[0]
         # TensorFlow 2.21's fused convolutions on a CPU fail on an empty batch, so that gets one image, later dropped.
         images = tf.pad(images, [[0, tf.cast(count == 0, tf.int32)], [0, 0], [0, 0], [0, 0]])
@@ -46,11 +48,34 @@ def _serving(model, normalization, image_shape, views):
         probabilities = tf.nn.softmax(model(images, training=False))[:count]
         return {'classes': tf.argmax(probabilities, -1), 'probabilities': probabilities}
 
-    module.serve = serve
-    if not views:
-        pixels = tf.TensorSpec(spec.shape, tf.uint8, name='input')
-        module.serve_uint8 = tf.function(lambda images: serve(tf.cast(images, tf.float32)), input_signature=[pixels])
-    return module
+    serve = tf.function(compute, input_signature=[tf.TensorSpec(shape, tf.float32, name='input')])
+    pixels = tf.TensorSpec(shape, tf.uint8, name='input')
+    serve_uint8 = tf.function(lambda images: compute(tf.cast(images, tf.float32)), input_signature=[pixels])
+    signatures = {'serving_default': serve, 'predict': serve, 'predict_uint8': serve_uint8}
+    if views:
+        content = tf.TensorSpec((batch,), tf.string, name='image_bytes')
+        decode, view = functools.partial(encoded.test_view, views=views), tf.TensorSpec(image_shape, tf.float32)
+        signatures['predict_bytes'] = tf.function(
+            lambda data: compute(tf.map_fn(decode, data, fn_output_signature=view)), input_signature=[content]
+        )
+    return module, signatures
+
+
+def network_alone(
+    model: keras.Model, shape: Sequence[int], batch: int | None = None
+) -> tuple[tf.Module, dict[str, Any]]:
+    """Return a module and its signature, from `input`, float32 [n, *shape], to `logits`, float32 [n, num_classes]."""
+    module = tf.Module(name='network')
+    module.model = model
+    spec = tf.TensorSpec((batch, *shape), tf.float32, name='input')
+    call = tf.function(lambda images: {'logits': model(images, training=False)}, input_signature=[spec])
+    return module, {'serving_default': call}
+
+
+def save(module: tf.Module, signatures: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Write a SavedModel. What fails because of the disk raises OSError."""
+    with os_errors():
+        tf.saved_model.save(module, str(path), signatures=dict(signatures))
 
 
 def export(
@@ -86,16 +111,16 @@ def export(
             remedy = 'export a network that takes pixels, or choose another size of the test image'
             raise UserError(f'the network takes images {wanted}, but decoded images are {image_shape}; {remedy}')
     folders.require_no_pattern(export_dir, '--export_dir=')
-    serving = _serving(model, normalization, image_shape, views)
+    assert image_shape is not None
+    module, signatures = serving(model, normalization, image_shape, views)
+    if views:
+        signatures = dict.fromkeys(('serving_default', 'predict'), signatures['predict_bytes'])
     folder = pathlib.Path(export_dir)
     path = folder / str(int(time.time()))
     with files.write_errors(f"'{path}'", ', or pass another --export_dir'), contextlib.ExitStack() as stack:
         files.make_folder(folder)
         part = stack.enter_context(folders.temporary(folder, 'export')) / path.name
-        signatures = {'serving_default': serving.serve, 'predict': serving.serve}
-        signatures |= {} if views else {'predict_uint8': serving.serve_uint8}
-        with _os_errors():
-            tf.saved_model.save(serving, str(part), signatures=signatures)
+        save(module, signatures, part)
         loaded = tf.saved_model.load(str(part)).signatures
         for name, function in signatures.items():
             (spec,) = function.input_signature
@@ -112,7 +137,7 @@ def export(
 
 
 @contextlib.contextmanager
-def _os_errors():
+def os_errors() -> Iterator[None]:
     """Turn TensorFlow's errors of writing into OSError."""
     try:
         yield

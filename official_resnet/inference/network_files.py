@@ -22,6 +22,7 @@ class NetworkFiles(NamedTuple):
     card: card_reader.Card
     source: pathlib.Path  # the file with the layers
     weights: dict[str, np.ndarray] | None  # those of a checkpoint; None: they are in `source`
+    card_path: pathlib.Path  # the file of `card`
 
 
 def find(path: str | os.PathLike, use_weights: str = 'average', needs_head: bool = True) -> NetworkFiles:
@@ -40,7 +41,8 @@ def find(path: str | os.PathLike, use_weights: str = 'average', needs_head: bool
         folder, weights = path.parents[1], _of_network(checkpoints.read(path)[0], use_weights)
     elif path.suffix != '.keras' or not path.is_file():
         raise UserError(f"'{path}' is neither a .keras file nor a model_dir; pass one of them")
-    card = card_reader.read_card(path.with_suffix('.card.json') if weights is None else folder / 'model.card.json')
+    card_path = path.with_suffix('.card.json') if weights is None else folder / 'model.card.json'
+    card = card_reader.read_card(card_path)
     if needs_head and not card.num_classes:
         raise UserError(
             f'{path} has no classifier; train one, with --pretrained_model_checkpoint_path={path}, or get its features '
@@ -48,7 +50,7 @@ def find(path: str | os.PathLike, use_weights: str = 'average', needs_head: bool
         )
     if weights is None:
         require_keras_file(path)
-    return NetworkFiles(path, card, path if weights is None else folder / checkpoints.NETWORK_FILE, weights)
+    return NetworkFiles(path, card, path if weights is None else folder / checkpoints.NETWORK_FILE, weights, card_path)
 
 
 def restore_weights(

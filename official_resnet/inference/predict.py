@@ -49,7 +49,7 @@ def load(
     Raises:
         UserError: The network or its card is missing or damaged, or they do not belong together.
     """
-    path, card, source, weights = network_files.find(path, use_weights, needs_head)
+    path, card, source, weights, _ = network_files.find(path, use_weights, needs_head)
     fast = {'BatchNormalization': layers.BatchNormalization}  # in place of Keras' own
     if weights is None:
         model = keras_files.load(path, network_files.REMEDY, fast)
@@ -138,9 +138,9 @@ def encoded_view(card: card_reader.Card) -> Callable[[tf.Tensor], tf.Tensor]:
     )
 
 
-def network_input(card: card_reader.Card, images: np.ndarray) -> tf.Tensor:
+def network_input(card: card_reader.Card, images: np.ndarray | tf.Tensor) -> tf.Tensor:
     """Return prepared images, uint8 [n, h, w, c], padded and normalised: float32 [n, *card.net_size, c]."""
-    return NORMALIZATIONS[card.normalization](augmentation.pad_to(tf.constant(images), *card.net_size))
+    return NORMALIZATIONS[card.normalization](augmentation.pad_to(tf.convert_to_tensor(images), *card.net_size))
 
 
 def probabilities(model: Callable[..., tf.Tensor], card: card_reader.Card, images: np.ndarray) -> np.ndarray:

@@ -21,6 +21,13 @@ def to_stock(model: keras.Model) -> keras.Model:
     return _rebuilt(model, clone)
 
 
+def in_float32(model: keras.Model) -> keras.Model:
+    """Return the network with all layers computing in float32: `model`, or a copy if it was trained in 16 bits."""
+    if all(layer.compute_dtype == 'float32' for layer in model.layers):
+        return model
+    return _rebuilt(model, lambda layer: layer.__class__.from_config(layer.get_config() | {'dtype': 'float32'}))
+
+
 def fold_batch_norm(model: keras.Model, dtype: str | None = None) -> keras.Model:
     """Return a model that computes the same in inference, with batch norms folded into the convolutions before them.
 

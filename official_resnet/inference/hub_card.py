@@ -1,0 +1,154 @@
+"""Write README.md beside an exported network: a model card with the header that the Hugging Face hub reads."""
+
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from official_resnet import checkpoints, files
+from official_resnet.errors import UserError
+from official_resnet.inference import card_reader, formats
+
+NAME = 'README.md'
+_MARK = '<!-- Written by official_resnet/export_main.py for {}. Another export of it replaces this file. -->'
+HUB_DATASETS = {  # ours -> the hub's
+    'cifar10': 'uoft-cs/cifar10',
+    'cifar100': 'uoft-cs/cifar100',
+    'mnist': 'ylecun/mnist',
+    'fashion_mnist': 'zalando-datasets/fashion_mnist',
+    'imagenet': 'ILSVRC/imagenet-1k',
+}
+
+
+def require_place(output: pathlib.Path) -> None:
+    """Raise UserError if README.md beside `output` is not ours, or describes another file that is still there."""
+    path = output.parent / NAME
+    if not os.path.lexists(path):
+        return
+    mark = re.escape(_MARK).replace(r'\{\}', '(.+)')
+    with files.read_errors(path, 'pass another --output'):
+        found = re.search(f'^{mark}$', str(files.read_bytes(path, 'text_bytes'), 'utf-8', 'replace'), re.MULTILINE)
+    if not found:
+        raise UserError(f"'{path}' is not of this program and would be overwritten; pass an --output in another folder")
+    if found[1] != output.name and os.path.lexists(output.parent / found[1]):
+        raise UserError(f"'{path}' describes {found[1]}, which is beside it; pass an --output in another folder")
+
+
+def of_run(network: pathlib.Path) -> dict[str, Any]:
+    """Return what is known of the training of a network: `dataset`, `accuracy`, `epoch`, all optional.
+
+    Args:
+        network: The .keras file or the checkpoint. A run's model_dir has config.json and metrics.jsonl.
+    """
+    folder = network.parents[1] if network.suffix == '.npz' else network.parent
+    config = (files.read_json(folder / 'config.json') or {}).get('config')
+    dataset = config.get('dataset') if isinstance(config, dict) else None
+    if not isinstance(dataset, str):
+        return {}
+    lines = [line for line in checkpoints.read_metrics(folder) if line['split'] == 'test']
+    known: dict[str, Any] = {'dataset': dataset}
+    if lines:
+        step = int(network.stem.rpartition('-')[2]) if network.suffix == '.npz' else None
+        line = max(lines, key=lambda line: line['accuracy']) if network.stem == 'best' else lines[-1]
+        if step in (None, line['step']):
+            known |= {'accuracy': line['accuracy'], 'epoch': line['epoch']}
+    return known
+
+
+def text(
+    name: str,
+    card: card_reader.Card,
+    choice: Mapping[str, Any],
+    run: Mapping[str, Any],
+    rows: Mapping[str, str],
+    command: str,
+) -> str:
+    """Return the text of README.md.
+
+    Args:
+        name: The name of the exported file.
+        card: The network's card.
+        choice: The values of the flags `to`, `dtype`, `preprocessing`, `batch_size`, `license`.
+        run: What `of_run` returns.
+        rows: {what was compared or measured: result}.
+        command: The command that made the file.
+    """
+    title = f'ResNet-{card.spec.resnet_size} version {card.spec.version}, {card.num_classes} classes'
+    to = formats.FORMATS[choice['to']]
+    parts = [
+        _header(title, choice, run, to),
+        _MARK.format(name),
+        f'# {title}, for {to.runtime}',
+        f'`{name}` is a deep residual network ([1512.03385](https://arxiv.org/abs/1512.03385)), {choice["dtype"]}. '
+        f'Its weights and accuracy are those of its training{_trained(run)}.',
+        f'## Input and output\n\n{_interface(card, choice)}',
+        f'## Labels\n\n{_labels(card)}',
+        f'## Compared with the original\n\n{_table(rows)}',
+        f'## Made by\n\n```bash\n{command}\n```\n\n{_table(formats.versions(choice["to"]))}',
+    ]
+    return '\n\n'.join(parts) + '\n'
+
+
+def _header(title, choice, run, to):
+    """Return the YAML header. Each value is JSON, which is YAML on one line."""
+    precision = [] if choice['dtype'] == 'float32' else [choice['dtype']]
+    fields = {'library_name': to.library, 'pipeline_tag': 'image-classification'}
+    fields['tags'] = ['resnet', 'image-classification', *to.tags, *precision]
+    if choice['license']:
+        fields['license'] = choice['license']
+    if dataset := HUB_DATASETS.get(run.get('dataset', '')):
+        fields['datasets'] = [dataset]
+        if 'accuracy' in run:
+            metric = {'type': 'accuracy', 'value': round(run['accuracy'], 6), 'name': 'test accuracy before the export'}
+            result = {'task': {'type': 'image-classification'}, 'metrics': [metric]}
+            result['dataset'] = {'type': dataset, 'name': run['dataset'], 'split': 'test'}
+            fields |= {'metrics': ['accuracy'], 'model-index': [{'name': title, 'results': [result]}]}
+    return '\n'.join(['---', *(f'{key}: {json.dumps(value)}' for key, value in fields.items()), '---'])
+
+
+def _trained(run):
+    if not run:
+        return ', of which nothing is recorded beside it'
+    told = ' on own images' if run['dataset'].startswith('folder:') else f' on {run["dataset"]}'
+    return f'{told} (test accuracy {run["accuracy"]:.4f} after epoch {run["epoch"]})' if 'accuracy' in run else told
+
+
+def _interface(card, choice):
+    """Return what the graph takes and returns."""
+    number = choice['batch_size'] or 'n'
+
+    def listed(size) -> str:
+        return f'[{number}, {size[0]}, {size[1]}, {card.num_channels}]'
+
+    colours = 'RGB' if card.num_channels == 3 else 'grey'
+    how = f'`{card.normalization}`' + f' around zeros to {list(card.net_size)}' * (card.size != card.net_size)
+    resize = {'cover': 'its largest central part of that shape is resized', 'squash': 'it is resized as a whole'}
+    made = resize.get(card.resize, f'its shorter side is resized to {card.resize}, and the centre is cropped')
+    made = f'An image of another size comes in as in the training: {made} ({card.interpolation}).'
+    if choice['to'] == 'torch':
+        network = 'float32 [n, c, h, w], normalised, under the names of torchvision (CIFAR networks: of akamaster)'
+        return f'The weights alone. The network of PyTorch takes {network}. {made}\n\n- normalisation: {how}'
+    if not choice['preprocessing']:
+        result = (
+            f'- input: float32 {listed(card.net_size)}, {colours} in 0..255 after {how}\n- output: logits, float32 '
+        )
+        return f'{result}[{number}, {card.num_classes}]; softmax makes probabilities\n\n{made}'
+    result = (
+        f'- input: uint8 {listed(card.size)}, {colours} in 0..255; {how} is inside\n- output: probabilities, float32 '
+    )
+    result += f'[{number}, {card.num_classes}]\n\n{made}'
+    if choice['to'] == 'savedmodel':
+        result += '\n\nSignatures: `predict_uint8` (this), `serving_default` and `predict` (the same in float32)'
+        result += ', and, if it is there, `predict_bytes` (`image_bytes`: JPEG or PNG files, which it resizes itself).'
+    return result
+
+
+def _labels(card):
+    names = [re.sub(r'[^\w .,()-]', '_', name) for name in card.names]  # so that no name is Markdown
+    return ', '.join(f'{i} {name}' for i, name in enumerate(names))
+
+
+def _table(rows):
+    return '\n'.join(['| | |', '|---|---|', *(f'| {name} | {value} |' for name, value in rows.items())])
