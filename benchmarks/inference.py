@@ -96,14 +96,11 @@ def openvino(dtype: str, resnet_size: int, batch_size: int, version: str = '1') 
 def export(path: str, resnet_size: int, version: str) -> None:
     """Write the rewritten network as an ONNX file, in a process of its own: it takes 8 GB, and does not return them."""
     import keras
-    import tf2onnx  # noqa: F401  needed by Keras
 
-    from official_resnet.inference import rewrite
+    from official_resnet.inference import exporters
 
     keras.utils.set_random_seed(0)
-    model = rewrite.propagate_strides(rewrite.fold_batch_norm(_trained_model(resnet_size, version)))
-    model(_images(1))  # Keras exports only what has been called
-    model.export(path, format='onnx', verbose=False)
+    exporters.write_onnx(exporters.rewritten(_trained_model(resnet_size, version)), path)
 
 
 def _exported(resnet_size, version, read):
