@@ -7,6 +7,7 @@
         --images DIR --output served/1
     python export_main.py --model resnet50.keras --to torch \\
         --output resnet50.safetensors                     # the weights alone
+    python export_main.py --model resnet50 --to openvino --output r50/resnet50.xml
 
 On two cores that two trainings kept busy, a ResNet-8 took about two minutes in each format (n = 1), most of them for
 TensorFlow's start. ImageNet networks: not yet measured.
@@ -35,6 +36,7 @@ try:
     from official_resnet.command_line import definer, program
     from official_resnet.errors import UserError, one_line
     from official_resnet.inference import formats
+    from official_resnet.weights import pretrained
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
@@ -48,7 +50,8 @@ def define_flags() -> flags.FlagValues:
     """Return the flags of this program."""
     values = flags.FlagValues()
     define = definer.Definer(values)
-    define.string('model', None, 'The network: a .keras file with its card beside it, or a model_dir.', 'm')
+    text = 'The network: a .keras file with its card beside it, a model_dir, or the name of published weights.'
+    define.string('model', None, text, 'm')
     define.enum('to', None, tuple(formats.FORMATS), 'The format to write.')
     suffixes = ', '.join(row.suffix or 'a folder for savedmodel' for row in formats.FORMATS.values())
     define.string('output', None, f'What to write: {suffixes}. It must not exist.', 'o')
@@ -57,8 +60,13 @@ def define_flags() -> flags.FlagValues:
     define.enum('dtype', 'float32', formats.DTYPES, 'Precision of the weights; int8 also of the activations.', 'dt')
     define.string('calibration_images', None, f'Folder of at least {formats.INT8_NEEDS} images for --dtype=int8.')
     define.string('images', None, 'Folder of images to compare on.')
+    define.known('cache_dir', None)
     define.string('license', None, 'Licence of the weights for the model card, as the hub calls it: apache-2.0.')
-    for name, wanted in (('model', 'a .keras file or a model_dir'), ('to', 'a format'), ('output', 'a path to write')):
+    for name, wanted in (
+        ('model', 'a network or a name'),
+        ('to', 'a format'),
+        ('output', 'a path to write'),
+    ):
         flags.register_validator(name, bool, f'pass {wanted}', values)
     return values
 
@@ -81,12 +89,14 @@ def _export(values):
     hub_card.require_place(output)
     paths = {name: _images(values, name) for name in ('calibration_images', 'images')}
     formats.require_packages(values.to)
+    path = pretrained.resolve(values.model, values.cache_dir)
+    network = network_files.find(path)  # mistakes are told before TensorFlow is imported
     devices.start_tensorflow(1)  # one op at a time: the fastest in inference
     with files.write_errors(f"'{output}'", _REMEDY):
         with folders.temporary(folders.existing_parent(output.parent, 'output'), 'export') as part:
             (part / 'files').mkdir()
             made = part / 'files' / output.name
-            rows, lines = (_torch if values.to == 'torch' else _graph)(values, network, part, made, paths)
+            rows, lines = (_torch if values.to == 'torch' else _graph)(values, path, network, part, made, paths)
             run, choice = hub_card.of_run(network.path), values.flag_values_dict()
             command = shlex.join(['python', 'official_resnet/export_main.py', *_given(values)])
             text = hub_card.text(output.name, network.card, choice, run, rows, command)
@@ -134,7 +144,7 @@ def _given(values):
     return [f'--{name}' if values[name].boolean else f'--{name}={values[name].value}' for name in names]
 
 
-def _torch(values, network, part, made, paths):
+def _torch(values, path, network, part, made, paths):
     """Write PyTorch's weights, which checkpoints_tools verifies; return what the card and the terminal say of it."""
     from checkpoints_tools import convert
     from official_resnet.inference import predict
@@ -142,19 +152,19 @@ def _torch(values, network, part, made, paths):
     source = network.path
     if network.weights is not None:
         source = part / 'network.keras'
-        predict.load(values.model)[0].save(source)
+        predict.load(path)[0].save(source)
     found = convert.to_torch(source, made)
     rows = {'compared': "with PyTorch's definition, rebuilt in TensorFlow, before it was written", 'as': found.variant}
     return rows, [f'the network is {found.variant} of PyTorch; compared before it was written']
 
 
-def _graph(values, network, part, made, paths):
+def _graph(values, path, network, part, made, paths):
     """Write a graph or a Keras model, compare it and measure it; return what the card and the terminal say of it."""
     import numpy as np
 
     from official_resnet.inference import exporters, predict, rewrite, runtimes
 
-    model, card = predict.load(values.model)
+    model, card = predict.load(path)
     model = rewrite.in_float32(model)
     images = {name: np.stack([predict.prepare(path, card) for path in some]) for name, some in paths.items() if some}
     source = next((name for name in ('images', 'calibration_images') if name in images), None)

@@ -12,6 +12,7 @@ from typing import Any
 from official_resnet.inference.card_reader import Input
 
 _IMAGENET = {'scale': 1 / 255, 'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
+_HALF = {'scale': 1 / 255, 'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Weights:
         bytes: The size of the file.
         licence, citation: Those of the publisher.
         input: '224/232 bilinear' resizes the shorter side to 232 pixels and crops 224, RGB in 0..1 normalised as
-            torchvision does. '' is the family's own convention.
+            torchvision does, or with ' half' to -1..1. '' is the family's own convention.
         top1: Published top-1 accuracy on ILSVRC2012's validation images, or CIFAR-10's test images, in %.
         top1_source: Where that number stands.
         page: Where a person gets the file, if no program can fetch it. `url` is then only its place in a mirror.
@@ -55,9 +56,9 @@ class Weights:
         """Return how images become the network's input, or None for the family's own convention."""
         if not self.input:
             return None
-        sizes, interpolation = self.input.split()
+        sizes, interpolation, *half = self.input.split()
         size, resize = map(int, sizes.split('/'))
-        return Input(size=size, resize=resize, interpolation=interpolation, **_IMAGENET)
+        return Input(size=size, resize=resize, interpolation=interpolation, **(_HALF if half else _IMAGENET))
 
 
 def _rows() -> dict[str, Weights]:
@@ -67,10 +68,15 @@ def _rows() -> dict[str, Weights]:
 
 
 PUBLISHED = _rows()
-# A short name is that of one row: torchvision's default, or akamaster's for CIFAR-10.
+# A short name is that of one row: torchvision's default, akamaster's for CIFAR-10, or one of timm's.
 ALIASES = {f'resnet{n}': f'torchvision/resnet{n}_v{1 if n < 50 else 2}' for n in (18, 34, 50, 101, 152)}
 ALIASES |= {
     name: f'torchvision/{name}_v{1 if name == "resnext101_64x4d" else 2}'
     for name in ('resnext50_32x4d', 'resnext101_32x8d', 'resnext101_64x4d', 'wide_resnet50_2', 'wide_resnet101_2')
 }
 ALIASES |= {f'resnet{n}': f'akamaster/resnet{n}' for n in (20, 32, 44, 56, 110, 1202)}
+# Of timm's other networks the first row, but for one whose licence is not as free.
+ALIASES['resnext101_32x4d'] = 'timm/resnext101_32x4d.gluon_in1k'
+for _name in PUBLISHED:
+    if _name.startswith('timm/'):
+        ALIASES.setdefault(_name.removeprefix('timm/').partition('.')[0], _name)
