@@ -97,7 +97,7 @@ def _export(values):
             (part / 'files').mkdir()
             made = part / 'files' / output.name
             rows, lines = (_torch if values.to == 'torch' else _graph)(values, path, network, part, made, paths)
-            run, choice = hub_card.of_run(network.path), values.flag_values_dict()
+            run, choice = hub_card.of_run(network.path, network.card_path), values.flag_values_dict()
             command = shlex.join(['python', 'official_resnet/export_main.py', *_given(values)])
             text = hub_card.text(output.name, network.card, choice, run, rows, command)
             files.write_text(made.with_name(hub_card.NAME), text)

@@ -36,12 +36,16 @@ def require_place(output: pathlib.Path) -> None:
         raise UserError(f"'{path}' describes {found[1]}, which is beside it; pass an --output in another folder")
 
 
-def of_run(network: pathlib.Path) -> dict[str, Any]:
-    """Return what is known of the training of a network: `dataset`, `accuracy`, `epoch`, all optional.
+def of_run(network: pathlib.Path, card_path: pathlib.Path) -> dict[str, Any]:
+    """Return what is known of the training of a network: `dataset`, `accuracy`, `epoch`, `published`, all optional.
 
     Args:
         network: The .keras file or the checkpoint. A run's model_dir has config.json and metrics.jsonl.
+        card_path: The network's card. Those of published weights say where they are from.
     """
+    published = (files.read_json(card_path) or {}).get('published')
+    if isinstance(published, dict):
+        return {'published': {str(key): str(value) for key, value in published.items()}}
     folder = network.parents[1] if network.suffix == '.npz' else network.parent
     config = (files.read_json(folder / 'config.json') or {}).get('config')
     dataset = config.get('dataset') if isinstance(config, dict) else None
@@ -85,6 +89,7 @@ def text(
         f'Its weights and accuracy are those of its training{_trained(run)}.',
         f'## Input and output\n\n{_interface(card, choice)}',
         f'## Labels\n\n{_labels(card)}',
+        *([f'## Published weights\n\n{_table(run["published"])}'] if 'published' in run else []),
         f'## Compared with the original\n\n{_table(rows)}',
         f'## Made by\n\n```bash\n{command}\n```\n\n{_table(formats.versions(choice["to"]))}',
     ]
@@ -109,6 +114,8 @@ def _header(title, choice, run, to):
 
 
 def _trained(run):
+    if 'published' in run:
+        return ', see below'
     if not run:
         return ', of which nothing is recorded beside it'
     told = ' on own images' if run['dataset'].startswith('folder:') else f' on {run["dataset"]}'

@@ -11,8 +11,8 @@ from typing import Any
 
 from official_resnet.inference.card_reader import Input
 
-_IMAGENET = {'scale': 1 / 255, 'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
-_HALF = {'scale': 1 / 255, 'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
+_IMAGENET: dict[str, Any] = {'scale': 1 / 255, 'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
+_HALF: dict[str, Any] = {'scale': 1 / 255, 'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
 
 
 @dataclasses.dataclass(frozen=True)
