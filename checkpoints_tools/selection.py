@@ -60,13 +60,13 @@ class Selection(NamedTuple):
     @property
     def num_features(self) -> int:
         """The number of outputs of a network without its classifier."""
-        return next(iter(self.stand_in.values()))[-1]
+        return max(next(iter(self.stand_in.values())))  # of a matrix, or of a 1x1 convolution in any order of axes
 
     def _value(self, read, name):
         if name not in self.stand_in:
             return read[self.names[name]]
-        *_, features = shape = self.stand_in[name]
-        return np.zeros(shape, 'float32') if len(shape) == 1 else np.eye(features, dtype='float32').reshape(shape)
+        shape = self.stand_in[name]
+        return np.zeros(shape, 'float32') if len(shape) == 1 else np.eye(max(shape), dtype='float32').reshape(shape)
 
     def without_average(self, entries: list[our_net.Entry]) -> list[str]:
         """Return the variables, statistics of BNs apart, of which a selection of averages has only the plain value."""

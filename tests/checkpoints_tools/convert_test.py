@@ -186,7 +186,7 @@ def tiny(**axes):
         (tiny(padding='same'), 'layer stem_conv_pad '),
         (tiny(bn_epsilon=1e-3), 'epsilon of stem_bn is 0.001'),
         (tiny(stem_bias=True), 'unexpected: conv1.bias'),
-        (tiny(se_reduction=2, filters=8), r'misshapen: .*\.se\.fc1'),
+        (tiny(se_reduction=4), r'misshapen: .*\.se\.fc1'),
         (resnet_variants.cifar_spec(8, eca=True), r'unexpected: layer1\.0\.se\.conv\.weight'),
         (tiny(shortcut=None, version='1', block='basic'), 'missing: layer2.0.downsample'),
         (resnet_variants.cifar_spec(8, filters=4), 'padding of group2_block1_shortcut_pad'),
