@@ -15,8 +15,8 @@ ROOT = PACKAGE.parent
 # A room may import from itself and from those before it. A module of the package itself is a room of its own.
 ROOMS = """
     errors bounds remedies files folders damage inputs building resnet_spec layers more_layers channel_attention
-    resnet_model resnet_variants checkpoints inference checkpoints_tools training resnet_run_loop reports command_line
-    experiments PROGRAM
+    resnet_model resnet_variants checkpoints inference checkpoints_tools weights training resnet_run_loop reports
+    command_line experiments PROGRAM
     """.split()
 NO_KERAS = ROOMS[: ROOMS.index('building') + 1] + ['resnet_spec']  # rooms that never import it
 # What a program reads before it starts TensorFlow. An import inside a function is late, and does not count.
@@ -24,7 +24,7 @@ NO_TENSORFLOW = """
     errors files damage resnet_spec resnet_variants checkpoints training.config training.recipes training.devices
     training.workers inputs.datasets inputs.images inputs.views inputs.jpeg inputs.tfrecords inputs.download
     inputs.shard_files inference.network_files inference.formats inference.hub_card command_line.program
-    command_line.flags command_line.train_program
+    command_line.flags command_line.train_program weights.pretrained
     command_line.build_program building.shards building.beam reports.evaluate experiments.architecture_table
     experiments.degradation_main experiments.gradient_flow_main experiments.shortcuts_main experiments.transfer_main
     """.split()

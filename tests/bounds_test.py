@@ -34,6 +34,7 @@ from official_resnet.command_line import usage
 from official_resnet.inputs import datasets, download, idx, image_folder, images, streamed, tfrecords, web
 from official_resnet.inputs.views import Views
 from official_resnet.training import meeting, workers
+from official_resnet.weights import pretrained
 
 
 @case('idx_bytes')
@@ -360,6 +361,14 @@ def _(tmp_path, set_limit):
     set_limit('silence_seconds', 1)
     for name in ('a stop in the middle', 'nothing after the status'):
         assert 'timed out' in _download_error(hostile_servers.WRONG[name], 2)
+
+
+@case('weights_bytes')
+def _(tmp_path, set_limit):
+    set_limit('weights_bytes', 4000)
+    (tmp_path / 'a.tar.gz').write_bytes(tar_gz({'a.ckpt': bytes(5000)}))
+    assert ' more than the 4000 ' in message_of(pretrained._unpack, tmp_path / 'a.tar.gz', tmp_path)
+    assert not (tmp_path / 'a.ckpt').exists()
 
 
 def _unpack(tmp_path, **members):

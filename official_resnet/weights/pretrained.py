@@ -36,7 +36,6 @@ from official_resnet.weights.published import ALIASES, PUBLISHED, Weights
 
 if TYPE_CHECKING:
     import keras
-    from absl import flags
 
     from official_resnet.inference import card_reader
 
@@ -48,7 +47,11 @@ _PATH_SUFFIXES = ('.keras', '.npz')  # what has one of them is a path, even if i
 
 
 def load(path: str | os.PathLike, use_weights: str = 'average') -> 'tuple[keras.Model, card_reader.Card]':
-    """Return what inference.predict.load returns, also for the name of published weights.
+    """Return what inference.predict.load returns, also for the name of published weights, such as 'resnet50'.
+
+    >>> model, card = load('demo_model')
+    >>> card.num_classes
+    10
 
     Raises:
         UserError: The network is missing or damaged, or cannot be fetched.
@@ -251,7 +254,7 @@ def list_rows(words: Sequence[str] = ()) -> list[str]:
     return lines + (['', f'short names: {", ".join(short)}'] if short else [])
 
 
-def _run(values: 'flags.FlagValues', arguments: Sequence[str]) -> None:
+def _run(values, arguments):
     if arguments[:1] == ['fetch']:
         names = arguments[1:]
         if not names:
@@ -269,21 +272,13 @@ def _run(values: 'flags.FlagValues', arguments: Sequence[str]) -> None:
         files.say(line)
 
 
-def define_flags() -> 'flags.FlagValues':
-    """Return the flags of this program."""
+if __name__ == '__main__':
     from absl import flags
 
-    from official_resnet.command_line import definer
+    from official_resnet.command_line import definer, program
 
     values = flags.FlagValues()
-    values.set_gnu_getopt(True)
-    define = definer.Definer(values)
-    define.known('cache_dir', None)
-    return values
-
-
-if __name__ == '__main__':
-    from official_resnet.command_line import program
-
+    values.set_gnu_getopt(True)  # the flag may follow the words
+    definer.Definer(values).known('cache_dir', None)
     show = program.reader_may_leave()(_run)
-    sys.exit(program.run_program(sys.argv, __doc__, define_flags(), show, takes_arguments=True))
+    sys.exit(program.run_program(sys.argv, __doc__, values, show, takes_arguments=True))
