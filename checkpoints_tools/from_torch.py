@@ -235,7 +235,8 @@ def _refuse_strange(shapes, variant):
         for thing, (name, network) in _STRANGE.items()
         if any(re.fullmatch(name, variable) for variable in shapes) or re.fullmatch(network, variant or '')
     ]
-    if not any(name.endswith('.running_mean') for name in shapes):
+    is_whole = any(name.startswith('conv1.') for name in shapes)
+    if is_whole and not any(name.endswith('.running_mean') for name in shapes):
         found.append('norms without running_mean (group normalisation, as in resnet50_gn)')
     if found:
         raise UserError(f'the network has {found[0]}, which none here has; convert another checkpoint')

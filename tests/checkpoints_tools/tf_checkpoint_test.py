@@ -52,7 +52,7 @@ def test_folders(folder, tmp_path):
     (moved / 'checkpoint').write_bytes(b'\xff\x00')
     refuse_file('model_checkpoint_path; pass', tf_checkpoint, moved)
     (moved / 'checkpoint').unlink()
-    refuse_file('2 checkpoints; pass', tf_checkpoint, moved)
+    refuse_file('2 checkpoints .*; pass', tf_checkpoint, moved)
     (moved / 'v1.ckpt').unlink()
     assert_read(moved)
 
@@ -77,7 +77,7 @@ def test_no_checkpoint_at_all(tmp_path, name, content, asked, message):
 @pytest.mark.parametrize('name', ['x.ckpt', 'x.index', 'checkpoint'])
 def test_a_fifo_in_a_folder_is_no_checkpoint(tmp_path, name):
     os.mkfifo(tmp_path / name)
-    refuse_file('0 checkpoints; pass', tf_checkpoint, tmp_path)
+    refuse_file('0 checkpoints .*; pass', tf_checkpoint, tmp_path)
     for family in (tf_checkpoint, from_tensorpack):
         refuse('x|plain', family.shapes, tmp_path / name)
 

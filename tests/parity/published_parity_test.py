@@ -20,6 +20,7 @@ from fixtures.torch_peers import import_timm
 from keras.src.legacy.saving import legacy_h5_format
 
 import official_resnet as resnet
+from checkpoints_tools import convert
 from official_resnet.inference import predict
 from official_resnet.weights import pretrained
 from official_resnet.weights.published import PUBLISHED
@@ -38,11 +39,10 @@ def test_the_whole_way(family, network, monkeypatch, tmp_path):
     content = FILES[family](rows[0], tmp_path)
     sha256 = hashlib.sha256(content).hexdigest()
     monkeypatch.setenv(pretrained.MIRROR, str(tmp_path / 'mirror'))
-    convert = pretrained._convert
 
-    def convert_once(weights, source, output) -> None:
+    def convert_once(weights, source, output) -> None:  # in this process, which has TensorFlow already
         if not converted:
-            convert(weights, source, output)
+            convert.convert(source, output, weights.family)
             converted.extend(shutil.copy(path, tmp_path) for path in (output, output.with_suffix('.card.json')))
         for kept, path in zip(converted, (output, output.with_suffix('.card.json')), strict=True):
             shutil.copy(kept, path)
@@ -79,7 +79,7 @@ def of_torch(row, folder):
         file = io.BytesIO()
         torch_files.write_zip(file, named, lambda tensors: {'state_dict': tensors})
         return file.getvalue()
-    timm = import_timm()
+    timm = import_timm('models')
     name = name.rpartition('_v')[0] if place == 'torchvision' else name.partition('.')[0]
     torch.manual_seed(0)
     return saved(timm.create_model(name).state_dict())
