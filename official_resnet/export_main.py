@@ -63,7 +63,7 @@ def define_flags() -> flags.FlagValues:
     define.known('cache_dir', None)
     define.string('license', None, 'Licence of the weights for the model card, as the hub calls it: apache-2.0.')
     for name, wanted in (
-        ('model', 'a network or a name'),
+        ('model', 'a .keras file, model_dir or name'),
         ('to', 'a format'),
         ('output', 'a path to write'),
     ):

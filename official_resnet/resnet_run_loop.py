@@ -207,6 +207,7 @@ class Trainer:
         self.schedule = optimizers.make_schedule(config.schedule, config.learning_rate, schedule_epoch, total_steps)
         with self.process.strategy.scope(), devices.dtype_policy(config.dtype):
             self.model = build_model(config, self.data, block)
+            devices.require_right_gradients(self.model)
             self.optimizer = optimizers.build(config, self.schedule)
             self.optimizer.build(self.model.trainable_variables)
             # For callbacks that use model.optimizer, and for model.evaluate after the model is loaded.

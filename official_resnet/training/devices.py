@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from official_resnet.errors import UserError
 
 if TYPE_CHECKING:
+    import keras
     import tensorflow as tf
 
     from official_resnet.training.config import MachineConfig, TrainConfig
 
 POLICIES = {'fp32': 'float32', 'bf16': 'mixed_bfloat16', 'fp16': 'mixed_float16'}  # TrainConfig.dtype -> Keras' name
+LEAST_CHANNELS = 8  # see require_right_gradients
 _DTYPE_LOCK = threading.RLock()  # the default precision belongs to the whole process
 
 
@@ -70,6 +72,23 @@ def uses_onednn() -> bool:
     from tensorflow.python.util import _pywrap_util_port
 
     return _pywrap_util_port.IsMklEnabled()
+
+
+def require_right_gradients(model: 'keras.Model') -> None:
+    """Raise UserError if oneDNN would compute wrong gradients of a network's kernels on this CPU.
+
+    On a CPU with AVX2 and without AVX-512, TensorFlow 2.21's gradient of a strided 1x1 kernel is wrong if it reads fewer
+    than 8 channels: by as much as the gradient itself, or the process crashes. From 8 channels on it is right.
+    """
+    if not uses_onednn() or 'avx2' not in (known := cpu_flags()) or 'avx512f' in known:
+        return
+    for layer in model.layers:
+        kernel = getattr(layer, 'kernel_size', None)
+        if kernel == (1, 1) and max(layer.strides) > 1 and layer.input.shape[-1] < LEAST_CHANNELS:
+            raise UserError(
+                f'{layer.name} has stride {layer.strides[0]} and reads {layer.input.shape[-1]} channels, for which oneDNN '
+                f'computes wrong gradients on this CPU; set TF_ENABLE_ONEDNN_OPTS=0, or use {LEAST_CHANNELS} filters'
+            )
 
 
 class Process:

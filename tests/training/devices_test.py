@@ -169,3 +169,27 @@ def test_the_package_says_when_tensorflow_came_first(given, is_on, count, monkey
 
 def test_onednn_as_tensorflow_has_it():
     assert devices.machine_info()['uses_onednn'] is (os.environ['TF_ENABLE_ONEDNN_OPTS'] == '1')
+
+
+@pytest.mark.parametrize(
+    'flags,is_on,filters,is_wrong',
+    [
+        ({'avx2'}, True, 4, True),
+        ({'avx2'}, True, 8, False),
+        ({'avx2'}, False, 4, False),
+        ({'avx2', 'avx512f'}, True, 4, False),
+        (set(), True, 4, False),
+    ],
+)
+def test_wrong_gradients_of_onednn_are_refused(monkeypatch, flags, is_on, filters, is_wrong):
+    monkeypatch.setattr(devices, 'cpu_flags', lambda: flags)
+    monkeypatch.setattr(devices, 'uses_onednn', lambda: is_on)
+    spec = ResNetSpec((1, 1), filters=filters, shortcut='B')
+    model = resnet_model.resnet(spec, 3, (8, 8, 3))
+    if is_wrong:
+        with pytest.raises(UserError, match='group2_block1_shortcut_conv .* 4 channels.*TF_ENABLE_ONEDNN_OPTS=0'):
+            devices.require_right_gradients(model)
+    else:
+        devices.require_right_gradients(model)
+    without = resnet_model.resnet(ResNetSpec((1, 1), filters=4, shortcut='A'), 3, (8, 8, 3))
+    devices.require_right_gradients(without)

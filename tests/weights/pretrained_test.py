@@ -246,7 +246,7 @@ def test_every_row_is_whole():
 
 
 def test_the_listing(capsys, tmp_path):
-    lines = pretrained.list_rows(['timm', 'a1_in1k', 'resnet50'])
+    lines = pretrained.list_rows(['timm/resnet50.', 'a1_in1k'])
     assert lines[0].split() == ['name', 'top-1', 'MB', 'licence'] and len(lines) == 2
     assert lines[1].split()[:2] == ['timm/resnet50.a1_in1k', '81.24']
     environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}
