@@ -2,11 +2,14 @@
 
 import os
 import pathlib
+import re
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-_CPU = pathlib.Path('/proc/cpuinfo').read_text()
 # As in programs; but on some CPUs their gradients are wrong for networks as small as the tests', which devices refuses.
-os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1' if 'avx512f' in _CPU or 'avx2' not in _CPU else '0')
+os.environ.setdefault(
+    'TF_ENABLE_ONEDNN_OPTS',
+    '0' if re.search(r'(?m)^flags(?!.* avx512f ).* avx2 ', pathlib.Path('/proc/cpuinfo').read_text()) else '1',
+)
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')  # the numbers in the tests are a CPU's
 if 'PYTEST_XDIST_WORKER' in os.environ:  # as many of them as there are cores
     os.environ.setdefault('TF_NUM_INTRAOP_THREADS', '1')

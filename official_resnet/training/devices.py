@@ -77,8 +77,8 @@ def uses_onednn() -> bool:
 def require_right_gradients(model: 'keras.Model') -> None:
     """Raise UserError if oneDNN would compute wrong gradients of a network's kernels on this CPU.
 
-    On a CPU with AVX2 and without AVX-512, TensorFlow 2.21's gradient of a strided 1x1 kernel is wrong if it reads fewer
-    than 8 channels: by as much as the gradient itself, or the process crashes. From 8 channels on it is right.
+    On a CPU with AVX2 and without AVX-512, TensorFlow 2.21's gradient of a strided 1x1 kernel that reads fewer than 8
+    channels is wrong, by as much as the gradient itself, or the process crashes. From 8 channels on it is right.
     """
     if not uses_onednn() or 'avx2' not in (known := cpu_flags()) or 'avx512f' in known:
         return
@@ -86,8 +86,8 @@ def require_right_gradients(model: 'keras.Model') -> None:
         kernel = getattr(layer, 'kernel_size', None)
         if kernel == (1, 1) and max(layer.strides) > 1 and layer.input.shape[-1] < LEAST_CHANNELS:
             raise UserError(
-                f'{layer.name} has stride {layer.strides[0]} and reads {layer.input.shape[-1]} channels, for which oneDNN '
-                f'computes wrong gradients on this CPU; set TF_ENABLE_ONEDNN_OPTS=0, or use {LEAST_CHANNELS} filters'
+                f'{layer.name} has stride {layer.strides[0]} and reads {layer.input.shape[-1]} channels: on this CPU, '
+                f'oneDNN computes wrong gradients of it; set TF_ENABLE_ONEDNN_OPTS=0, or use {LEAST_CHANNELS} filters'
             )
 
 
