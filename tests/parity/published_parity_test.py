@@ -1,7 +1,7 @@
 """Every row of the published weights, the whole way: from a file of the publisher's own structure to a prediction.
 
 The files have random weights, and are made by the publishers' programs where those still run, else by our writers of
-their formats. Rows of the same family and network share one file.
+their formats. Rows of the same family and network share one file. The deeper networks need -m slow.
 """
 
 import dataclasses
@@ -25,7 +25,6 @@ from official_resnet.inference import predict
 from official_resnet.weights import pretrained
 from official_resnet.weights.published import PUBLISHED
 
-pytestmark = pytest.mark.parity
 GROUPS: dict = {}
 for row in PUBLISHED.values():
     GROUPS.setdefault((row.family, row.network), []).append(row)
@@ -33,7 +32,19 @@ BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
-@pytest.mark.parametrize('family,network', GROUPS, ids=[f'{family}-{network}' for family, network in GROUPS])
+DEEPEST = 56  # layers; deeper networks of the same families are `-m slow`, because they have up to 130 million weights
+CASES = [
+    pytest.param(
+        family,
+        network,
+        id=f'{family}-{network}',
+        marks=pytest.mark.parity if resnet.VARIANTS[network].resnet_size <= DEEPEST else pytest.mark.slow,
+    )
+    for family, network in GROUPS
+]
+
+
+@pytest.mark.parametrize('family,network', CASES)
 def test_the_whole_way(family, network, monkeypatch, tmp_path):
     rows, converted = GROUPS[family, network], []
     content = FILES[family](rows[0], tmp_path)
