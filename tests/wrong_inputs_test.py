@@ -213,7 +213,8 @@ def test_a_wrong_path_is_told_before_tensorflow_is_imported(places, tmp_path):
     lines = [f'{PROGRAMS[row.program].base} {row.args}'.format_map({**places, 'new': tmp_path}) for row in rows]
     calls = [[row.program, line.split()] for row, line in zip(rows, lines, strict=True)]
     command = [sys.executable, '-m', 'fixtures.early_answers', json.dumps(calls)]
-    answers = programs.run(command, cwd=TESTS.parent, env=os.environ | {'PYTHONPATH': str(TESTS)})
+    environment = {name: value for name, value in os.environ.items() if name != 'TF_ENABLE_ONEDNN_OPTS'}
+    answers = programs.run(command, cwd=TESTS.parent, env=environment | {'PYTHONPATH': str(TESTS)})
     assert answers.code == 0, answers.err
     answers = zip(rows, map(json.loads, answers.out.splitlines()), strict=True)
     wrong = [(row, *answer) for row, answer in answers if answer[:2] != [1, []] or 'network  ' in answer[2]]

@@ -64,24 +64,29 @@ def load(path: str | os.PathLike, use_weights: str = 'average') -> 'tuple[keras.
 def resolve(text: str | os.PathLike, cache_dir: str | os.PathLike | None = None) -> str:
     """Return the path of a network that a path or a name of published weights stands for.
 
-    The weights are fetched, verified and converted if they are not in the cache. Another text is returned as it is, for
-    its reader to complain about.
+    The weights are fetched, verified and converted if they are not in the cache. A path is returned as it is, for its
+    reader to complain about.
 
     Raises:
         UserError: The text looks like a name and is none, or the weights cannot be had.
     """
-    path = pathlib.Path(text).expanduser()
+    weights = find(text)
+    if weights is None:
+        return str(text)
+    if text != weights.name:
+        _LOG.info(f'{text} is {weights.name}; {LISTING}')
+    return str(fetch(weights, cache_dir))
+
+
+def find(text: str | os.PathLike) -> Weights | None:
+    """Return the row of a name, or None for a path, which need not exist. UserError: a name that the table lacks."""
     name = str(text)
-    if path.exists() or name.endswith(_PATH_SUFFIXES) or name.startswith(('.', '/', '~')):
-        return name
-    if name in ALIASES:
-        _LOG.info(f'{name} is {ALIASES[name]}; {LISTING}')
-        name = ALIASES[name]
-    if name in PUBLISHED:
-        return str(fetch(PUBLISHED[name], cache_dir))
-    if os.sep in name:
-        return name
-    raise UserError(f"'{name}' is no file, no folder and no name of published weights{_near(name)}; {LISTING}")
+    if pathlib.Path(name).expanduser().exists() or name.endswith(_PATH_SUFFIXES) or name.startswith(('.', '/', '~')):
+        return None
+    weights = PUBLISHED.get(ALIASES.get(name, name))
+    if weights is None and os.sep not in name:
+        raise UserError(f"'{name}' is no file, no folder and no name of published weights{_near(name)}; {LISTING}")
+    return weights
 
 
 def fetch(weights: Weights, cache_dir: str | os.PathLike | None = None) -> pathlib.Path:
