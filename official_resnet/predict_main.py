@@ -89,6 +89,9 @@ def _run(values, arguments):
 
     if values.features:
         feature_file.check_output(values.output)
+    paths = find_images(arguments) if pretrained.find(values.model) else None  # before anything is fetched
+    if paths == []:
+        raise UserError(_NO_IMAGE)
     with contextlib.redirect_stdout(sys.stderr):  # what is fetched is not part of the output
         path = pretrained.resolve(values.model, values.cache_dir)
     network = network_files.find(path, needs_head=not values.features)  # mistakes are told before TensorFlow starts
@@ -96,7 +99,7 @@ def _run(values, arguments):
     known += ['logits'] if network.card.num_classes else []
     if values.features not in (None, *known):
         raise UserError(f'--features={values.features} must be one of {", ".join(known)}')
-    paths = find_images(arguments)
+    paths = find_images(arguments) if paths is None else paths
     if not paths:
         raise UserError(_NO_IMAGE)
     if network.weights is not None and network.path.suffix != pathlib.Path(path).suffix:

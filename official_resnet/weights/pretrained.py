@@ -24,6 +24,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.parse
 from collections.abc import Iterator, Sequence
@@ -256,7 +257,7 @@ def list_rows(words: Sequence[str] = ()) -> list[str]:
         f'{name:{widths[0]}}  {top1:>{widths[1]}}  {size:>{widths[2]}}  {licence}' for name, top1, size, licence in rows
     ]
     short = [f'{alias}={name}' for alias, name in ALIASES.items() if all(word in f'{alias} {name}' for word in words)]
-    return lines + (['', f'short names: {", ".join(short)}'] if short else [])
+    return lines + (['', *textwrap.wrap(f'short names: {", ".join(short)}', 80)] if short else [])
 
 
 def _run(values, arguments):
