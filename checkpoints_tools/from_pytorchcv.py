@@ -11,7 +11,6 @@ networks have it in the 3x3. Source: pytorchcv/models (resnet.py, preresnet.py, 
 """
 
 import functools
-import os
 import re
 
 import numpy as np
@@ -19,7 +18,7 @@ import tensorflow as tf
 
 from checkpoints_tools import operations, our_net, torch_file
 from checkpoints_tools.from_torch import IMAGENET_INPUT
-from checkpoints_tools.source import Input, Lazy, Listing, Shape, Shapes, Source, Variables, check_variant, shape_of
+from checkpoints_tools.source import Input, Shape, Shapes, Source, Variables, check_variant, shape_of
 from official_resnet.errors import UserError
 from official_resnet.resnet_spec import BOTTLENECK_EXPANSION, ResNetSpec
 
@@ -44,21 +43,12 @@ _PART = re.compile(
 _ALWAYS_3X3 = {14: 'etbc', 26: 'etbc', 38: 'etbc', 269: 'et'}
 _LIKE = 'pass one of resnet*, resnext*, seresnet*, seresnext*, preresnet*, sepreresnet* or wrn*_cifar*'
 ignored, list_files = torch_file.ignored, torch_file.list_files
+shapes, read = torch_file.readers(CORE, HEADS)
 
 
 def recognises(shapes: Shapes) -> bool:
     """Return whether these variables have the names of a residual network of pytorchcv."""
     return shapes.keys() >= set(CORE)
-
-
-def shapes(path: str | os.PathLike) -> Listing:
-    """Return {name: (shape, dtype)} without wrappers and prefixes, and without reading the values."""
-    return torch_file.shapes(path, CORE, HEADS)
-
-
-def read(path: str | os.PathLike) -> Lazy:
-    """Return {name: ndarray} without wrappers and prefixes; each array is read on access."""
-    return torch_file.read(path, CORE, HEADS)
 
 
 def _is_preact(names):

@@ -7,7 +7,6 @@ Kernels, padding and files are as in from_torch. Names do not tell whether an av
 projections; in timm, the networks with a deep or tiered stem have it, and the others do not.
 """
 
-import os
 import re
 
 import numpy as np
@@ -15,7 +14,7 @@ import tensorflow as tf
 
 from checkpoints_tools import from_torch, operations, our_net, torch_file
 from checkpoints_tools.from_torch import HEADS
-from checkpoints_tools.source import Input, Lazy, Listing, Shape, Shapes, Source, Variables, check_variant, shape_of
+from checkpoints_tools.source import Input, Shape, Shapes, Source, Variables, check_variant, shape_of
 from official_resnet import resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.resnet_spec import ResNetSpec
@@ -29,6 +28,7 @@ _STEM = {'stem_conv1': 'conv1', 'stem_bn1': 'norm1', 'stem_conv2': 'conv2', 'ste
 _as_dense = our_net.Layout(lambda kernel: kernel[:, :, 0, 0].T, lambda shape: [(*shape[::-1], 1, 1)])
 # What all families of PyTorch share.
 list_files, ignored = torch_file.list_files, torch_file.ignored
+shapes, read = torch_file.readers(CORE, HEADS)
 _NORMS = {
     'stages.0.blocks.0.norm1.v': 'EvoNorm (resnetv2_50d_evos)',
     'stages.0.blocks.0.norm1.tau': 'filter response normalisation (resnetv2_50d_frn)',
@@ -38,16 +38,6 @@ _NORMS = {
 def recognises(shapes: Shapes) -> bool:
     """Return whether these variables have the names of timm's pre-activation networks."""
     return shapes.keys() >= set(CORE)
-
-
-def shapes(path: str | os.PathLike) -> Listing:
-    """Return {name: (shape, dtype)} without wrappers and prefixes, and without reading the values."""
-    return torch_file.shapes(path, CORE, HEADS)
-
-
-def read(path: str | os.PathLike) -> Lazy:
-    """Return {name: ndarray} without wrappers and prefixes; each array is read on access."""
-    return torch_file.read(path, CORE, HEADS)
 
 
 def describe(shapes: Shapes, variant: str | None = None) -> Source:

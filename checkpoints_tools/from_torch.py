@@ -14,7 +14,6 @@ import dataclasses
 import difflib
 import functools
 import operator
-import os
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from checkpoints_tools import operations, our_net, torch_file
-from checkpoints_tools.source import Input, Lazy, Listing, Shape, Shapes, Source, Variables, shape_of
+from checkpoints_tools.source import Input, Shape, Shapes, Source, Variables, shape_of
 from checkpoints_tools.torch_file import BN as _BN
 from checkpoints_tools.torch_file import EPSILON, VARIABLES
 from official_resnet import resnet_variants
@@ -66,21 +65,12 @@ _STRANGE = {
 BY_RANK = {1: our_net.identity, 2: our_net.transposed, 3: our_net.transposed, 4: our_net.from_oihw}
 # What all families of PyTorch share.
 list_files, ignored, write = torch_file.list_files, torch_file.ignored, torch_file.write
+shapes, read = torch_file.readers(CORE, HEADS)
 
 
 def recognises(shapes: Shapes) -> bool:
     """Return whether these variables have torchvision's, timm's or akamaster's names."""
     return CORE[0] in shapes and any(name.startswith('layer1.0.') for name in shapes)
-
-
-def shapes(path: str | os.PathLike) -> Listing:
-    """Return {name: (shape, dtype)} without wrappers and prefixes, and without reading the values."""
-    return torch_file.shapes(path, CORE, HEADS)
-
-
-def read(path: str | os.PathLike) -> Lazy:
-    """Return {name: ndarray} without wrappers and prefixes; each array is read on access."""
-    return torch_file.read(path, CORE, HEADS)
 
 
 def describe(shapes: Shapes, variant: str | None = None) -> Source:

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from checkpoints_tools import operations, our_net, torch_file
 from checkpoints_tools.from_torch import IMAGENET_INPUT
-from checkpoints_tools.source import Lazy, Listing, Shape, Shapes, Source, Variables, check_variant, reading, shape_of
+from checkpoints_tools.source import Listing, Shape, Shapes, Source, Variables, check_variant, reading, shape_of
 from official_resnet import files
 from official_resnet.errors import UserError
 from official_resnet.resnet_spec import BOTTLENECK_EXPANSION, ResNetSpec
@@ -30,6 +30,9 @@ _PLACES = r'encoder\.stages\.(\d{1,4})\.layers\.(\d{1,6})\..*', (0, 0)
 # Fields of config.json that change what is computed, with the only value that our networks have.
 _COMPUTED = {'hidden_act': 'relu', 'downsample_in_first_stage': False}
 ignored = torch_file.ignored
+
+
+_shapes, read = torch_file.readers(CORE, HEADS)
 
 
 def recognises(shapes: Shapes) -> bool:
@@ -45,14 +48,9 @@ def list_files(path: str | os.PathLike) -> list:
 
 def shapes(path: str | os.PathLike) -> Listing:
     """Return {name: (shape, dtype)} without wrappers and prefixes, and with the config, if there is one."""
-    listing = torch_file.shapes(path, CORE, HEADS)
+    listing = _shapes(path)
     listing.config = _config(path)
     return listing
-
-
-def read(path: str | os.PathLike) -> Lazy:
-    """Return {name: ndarray} without wrappers and prefixes; each array is read on access."""
-    return torch_file.read(path, CORE, HEADS)
 
 
 def _config(path):

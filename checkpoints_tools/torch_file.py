@@ -52,18 +52,25 @@ def list_files(path: str | os.PathLike) -> list[pathlib.Path]:
     return [path, *sorted(set(_shards(path).values()))] if _is_index(path) else [path]
 
 
-def shapes(path: str | os.PathLike, core: tuple[str, ...], heads: re.Pattern) -> Listing:
-    """Return {name: (shape, dtype)} without wrappers and prefixes, and without reading the values."""
-    found, outside = _networks(_contents(locate(path)), path, core, heads)
-    listing = Listing({name: (shape, dtype) for name, (shape, dtype, _) in found.items()})
-    listing.outside = outside
-    return listing
+def readers(
+    core: tuple[str, ...], heads: re.Pattern
+) -> tuple[Callable[[str | os.PathLike], Listing], Callable[[str | os.PathLike], Lazy]]:
+    """Return a family's functions `shapes` and `read`, whose names are without wrappers and prefixes.
 
+    `shapes` reads no values, and `read` each array on access.
+    """
 
-def read(path: str | os.PathLike, core: tuple[str, ...], heads: re.Pattern) -> Lazy:
-    """Return {name: ndarray} without wrappers and prefixes; each array is read on access."""
-    found, _ = _networks(_contents(locate(path)), path, core, heads)
-    return Lazy(found, lambda name: found[name][2]())
+    def shapes(path: str | os.PathLike) -> Listing:
+        found, outside = _networks(_contents(locate(path)), path, core, heads)
+        listing = Listing({name: (shape, dtype) for name, (shape, dtype, _) in found.items()})
+        listing.outside = outside
+        return listing
+
+    def read(path: str | os.PathLike) -> Lazy:
+        found, _ = _networks(_contents(locate(path)), path, core, heads)
+        return Lazy(found, lambda name: found[name][2]())
+
+    return shapes, read
 
 
 def ignored(shapes: Shapes) -> dict[str, str]:

@@ -80,8 +80,8 @@ def _export(values):
     from official_resnet.inference import hub_card, network_files
     from official_resnet.training import devices
 
-    if pretrained.find(values.model) is None:
-        network_files.find(values.model)  # mistakes are told before TensorFlow is imported
+    path = values.model
+    network = network_files.find(path) if pretrained.find(path) is None else None  # the mistakes of a path come first
     has_calibration = values.calibration_images is not None
     formats.require(values.to, values.dtype, values.preprocessing, values.batch_size, has_calibration)
     if values.license is not None and not re.fullmatch(r'[a-z0-9][a-z0-9.-]*', values.license):
@@ -90,8 +90,9 @@ def _export(values):
     hub_card.require_place(output)
     paths = {name: _images(values, name) for name in ('calibration_images', 'images')}
     formats.require_packages(values.to)
-    path = pretrained.resolve(values.model, values.cache_dir)
-    network = network_files.find(path)
+    if network is None:
+        path = pretrained.resolve(path, values.cache_dir)
+        network = network_files.find(path)
     devices.start_tensorflow(1)  # one op at a time: the fastest in inference
     with files.write_errors(f"'{output}'", _REMEDY):
         with folders.temporary(folders.existing_parent(output.parent, 'output'), 'export') as part:

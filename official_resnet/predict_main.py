@@ -84,27 +84,44 @@ def _run(values, arguments):
             raise UserError(f'--{name} needs --{"output" if name == "features" else "features"}; pass both')
     if values.features and (values.explain or values.json):
         raise UserError('--features writes a file, without --explain and --json; leave them out')
-    from official_resnet.inference import feature_file, network_files
+    from official_resnet import resnet_variants
+    from official_resnet.inference import feature_file
     from official_resnet.training import devices
 
     if values.features:
         feature_file.check_output(values.output)
-    paths = find_images(arguments) if pretrained.find(values.model) else None  # before anything is fetched
-    if paths == []:
-        raise UserError(_NO_IMAGE)
-    with contextlib.redirect_stdout(sys.stderr):  # what is fetched is not part of the output
-        path = pretrained.resolve(values.model, values.cache_dir)
-    network = network_files.find(path, needs_head=not values.features)  # mistakes are told before TensorFlow starts
-    known = ['stem', *(f'group{i + 1}' for i in range(len(network.card.spec.group_blocks))), 'pre_logits']
-    known += ['logits'] if network.card.num_classes else []
-    if values.features not in (None, *known):
-        raise UserError(f'--features={values.features} must be one of {", ".join(known)}')
-    paths = find_images(arguments) if paths is None else paths
+    path, published = values.model, pretrained.find(values.model)
+    if published:  # mistakes are told before anything is fetched
+        _require_features(values.features, resnet_variants.find_spec(published.network), has_head=True)
+    else:
+        network = _network(path, values.features)
+    paths = find_images(arguments)
     if not paths:
         raise UserError(_NO_IMAGE)
+    if published:
+        with contextlib.redirect_stdout(sys.stderr):  # what is fetched is not part of the output
+            path = pretrained.resolve(path, values.cache_dir)
+        network = _network(path, values.features)
+    return (_write_features if values.features else _name_images)(values, path, network, paths, devices)
+
+
+def _network(path, features):
+    """Return the files of the network, which has the layers of --features. TensorFlow is not imported yet."""
+    from official_resnet.inference import network_files
+
+    network = network_files.find(path, needs_head=not features)
+    _require_features(features, network.card.spec, network.card.num_classes > 0)
     if network.weights is not None and network.path.suffix != pathlib.Path(path).suffix:
         print(f'predict_main: {path} has no model.keras yet; {network.path} is used', file=sys.stderr)
-    return (_write_features if values.features else _name_images)(values, path, network, paths, devices)
+    return network
+
+
+def _require_features(name, spec, has_head):
+    """Raise UserError if --features is passed and names no layers of a network of this spec."""
+    known = ['stem', *(f'group{i + 1}' for i in range(len(spec.group_blocks))), 'pre_logits']
+    known += ['logits'] if has_head else []
+    if name not in (None, *known):
+        raise UserError(f'--features={name} must be one of {", ".join(known)}')
 
 
 def _name_images(values, path, network, paths, devices):

@@ -115,6 +115,19 @@ def members(file: IO[bytes], begin: int, end: int, where: str, most: str = 'tar_
         raise Damaged(f'{where} is {what}: {damage.reason(error)}{inside}, byte {offset}; get it again') from None
 
 
+def copy(
+    file: IO[bytes], member: tarfile.TarInfo, path: str | os.PathLike, told: Callable[[int], Any] = lambda count: None
+) -> None:
+    """Write a plain member of a tar to a new file; call `told` with the number of bytes after each write."""
+    file.seek(member.offset_data)
+    left = member.size
+    with open(path, 'wb') as target:
+        while left and (chunk := file.read(min(left, 1 << 16))):
+            target.write(chunk)
+            left -= len(chunk)
+            told(len(chunk))
+
+
 def shown(member: tarfile.TarInfo) -> str:
     """Return a member's name for a message."""
     return one_line(member.name[:200])

@@ -373,13 +373,8 @@ def _unpack(archive, folder, row):
                 continue
             target = folder.joinpath(*name.parts[1:])
             target.parent.mkdir(parents=True, exist_ok=True)
-            tar.seek(member.offset_data)
-            with open(target, 'wb') as file:
-                left = member.size
-                while left and (chunk := tar.read(min(left, web.CHUNK))):
-                    file.write(chunk)
-                    left -= len(chunk)
-                    bar.update(len(chunk) if target.name in row.files else 0)
+            told = [bar.update] if target.name in row.files else []
+            archives.copy(tar, member, target, *told)
         archives.read_rest(tar, require_size)
 
 

@@ -21,7 +21,6 @@ import json
 import logging
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -173,26 +172,12 @@ def _unpack(archive, folder):
             name = pathlib.PurePosixPath(info.name.replace('\\', '/')).name
             if info.isreg() and name:
                 bounds.require('weights_bytes', info.offset_data + info.size, where, remedy)
-                tar.seek(info.offset_data)
                 with files.write_errors(f"'{folder}'", ', or pass another --cache_dir'):
-                    with open(folder / name, 'wb') as file:
-                        shutil.copyfileobj(_Part(tar, info.size), file)
+                    archives.copy(tar, info, folder / name)
     found = [path for path in sorted(folder.iterdir()) if path.suffix in ('.index', '.ckpt')]
     if len(found) != 1:
         raise UserError(f'{where} has {len(found)} checkpoints of TensorFlow, not one; get the published archive')
     return found[0].with_suffix('') if found[0].suffix == '.index' else found[0]
-
-
-class _Part:
-    """The next bytes of a file, as a file."""
-
-    def __init__(self, file, size):
-        self._file, self._left = file, size
-
-    def read(self, size) -> bytes:
-        data = self._file.read(min(size, self._left))
-        self._left -= len(data)
-        return data
 
 
 def _convert(weights, source, output):

@@ -122,19 +122,17 @@ def test_akamaster_is_recognised():
     assert (source.spec.shortcut, source.spec.shortcut_padding) == ('A', 'both')
 
 
-@pytest.mark.parametrize('name', torch_files.TINY)
-def test_our_net_computes_the_same(name):
-    variables = torch_files.random_weights(torch_files.TINY[name])
-    model, source = our_model(from_torch, variables)
-    found = verify.verify(model, from_torch, variables, source)
-    assert found['max_relative_difference'] < 1e-5 and found['max_logit'] > 0.1
-
-
-@pytest.mark.parametrize('name', torch_files.V2)
-def test_our_net_of_version_2_computes_the_same(name):
-    variables = torch_files.random_weights(torch_files.V2[name])
-    model, source = our_model(from_timm_v2, variables)
-    found = verify.verify(model, from_timm_v2, variables, source)
+@pytest.mark.parametrize(
+    'module,shapes',
+    [
+        *(pytest.param(from_torch, shapes, id=name) for name, shapes in torch_files.TINY.items()),
+        *(pytest.param(from_timm_v2, shapes, id=f'version 2, {name}') for name, shapes in torch_files.V2.items()),
+    ],
+)
+def test_our_net_computes_the_same(module, shapes):
+    variables = torch_files.random_weights(shapes)
+    model, source = our_model(module, variables)
+    found = verify.verify(model, module, variables, source)
     assert found['max_relative_difference'] < 1e-5 and found['max_logit'] > 0.1
 
 

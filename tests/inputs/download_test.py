@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from official_resnet import bounds, cifar10_download_and_extract, folders
 from official_resnet.errors import UserError
-from official_resnet.inputs import datasets, download
+from official_resnet.inputs import archives, datasets, download
 
 REAL_ARCHIVES, REAL_FILE_SETS = dict(download.ARCHIVES), dict(download.FILE_SETS)
 
@@ -324,13 +324,14 @@ def test_a_folder_that_cannot_be_written_is_not_called_full(server, data_dir, mo
 
 
 def test_a_disk_that_fills_keeps_the_part_and_leaves_no_folder(server, archive, data_dir, monkeypatch):
-    def full(path, mode):
+    def full(path, mode, **options):
         if mode == 'rb':
-            return open(path, mode)
+            return open(path, mode, **options)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     (data_dir / f'{NAME}.part').write_bytes(GOOD[:1000])
-    monkeypatch.setattr(download, 'open', full, raising=False)
+    for module in (download, archives):
+        monkeypatch.setattr(module, 'open', full, raising=False)
     for needed, function, *args in (
         (SIZE - 1000, download.fetch, server.url, data_dir / NAME, SIZE, MD5),
         (TOTAL, download.extract, archive, data_dir, 'cifar10'),
