@@ -120,7 +120,7 @@ def require_packages(to: str) -> None:
     """Raise UserError if a package is missing without which a format cannot be written or compared."""
     packages = FORMATS[to].packages
     if missing := [name for module, name in packages.items() if not importlib.util.find_spec(module)]:
-        raise UserError(f'--to={to} needs {", ".join(missing)}, which is not installed; {INSTALL}')
+        raise UserError(f'--to={to} needs {", ".join(missing)} (not installed here); {INSTALL}')
 
 
 def versions(to: str) -> dict[str, str]:
