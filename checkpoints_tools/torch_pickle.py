@@ -1,8 +1,10 @@
 """Read PyTorch's .pt, .pth and .th files without PyTorch, and without running code that a file asks for.
 
 A pickle is a program for a small stack machine. Here Python's own machine runs it, restricted to the parts of a state
-dict: numbers, strings, tuples, lists, dicts and tensors, which are only descriptions until their values are read. Any
-other function, class or instruction is refused by its name. What a file declares is first compared with its size.
+dict: numbers, strings, tuples, lists, dicts and tensors, which are only descriptions until their values are read. What
+training programs store beside the weights, such as an argparse.Namespace, a path or a number of numpy, is passed over:
+it is known by its class, and never made. Any other function, class or instruction is refused by its name. What a file
+declares is first compared with its size.
 
 The machine is `pickle._Unpickler`, the `pickle.Unpickler` written in Python, because only its instructions can be
 chosen. The one in C hashes any key: a million nested tuples overflow its stack, and 60 tuples, each with the one before
@@ -60,6 +62,10 @@ class Tensor(NamedTuple):
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+
+
+class Inert:
+    """A class that is data but no part of the weights, and whatever a file makes of it; nothing is kept of either."""
 
 
 def _refused(path, what):
@@ -181,23 +187,31 @@ class _Unpickler(pickle._Unpickler):
         self.update(items)
 
     def _load_build(self):
-        self.stack.pop()  # attributes of an OrderedDict, for example a state dict's _metadata
-        _require(self.stack[-1], dict)
+        self.stack.pop()  # attributes of an OrderedDict, for example a state dict's _metadata, or of an Inert value
+        _require(self.stack[-1], (dict, Inert))
+
+    def _load_reduce(self):
+        arguments, function = self.stack.pop(), self.stack[-1]
+        if not isinstance(function, Inert):  # of which nothing is made: the class stands for its values
+            self.stack[-1] = function(*arguments)
 
 
-# The instructions that are kept. Of these, only REDUCE calls a function, and the only ones on the stack are those of
-# `find_class`. The instructions that fill dicts are ours, and so is BUILD, which would set attributes.
+# The instructions that are kept. The instructions that fill dicts are ours, and so are BUILD, which would set
+# attributes, and REDUCE and NEWOBJ. They alone call functions, and the only ones on the stack are those of
+# `find_class`.
 _KEPT = (
     'PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT '
     'UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES '
     'EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT '
-    'PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BINPERSID'
+    'PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL BINPERSID'
 )
 _METHODS = {code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in _KEPT.split())} | {
     pickle.DICT[0]: _Unpickler._load_dict,
     pickle.SETITEM[0]: lambda machine: machine.update([machine.stack.pop(-2), machine.stack.pop()]),
     pickle.SETITEMS[0]: lambda machine: machine.update(machine.pop_mark()),
     pickle.BUILD[0]: _Unpickler._load_build,
+    pickle.REDUCE[0]: _Unpickler._load_reduce,
+    pickle.NEWOBJ[0]: _Unpickler._load_reduce,
 }
 
 
@@ -249,9 +263,30 @@ def _tensor(storage, offset, shape, strides, requires_grad=False, backward_hooks
 
 _FUNCTIONS = {
     ('collections', 'OrderedDict'): _dict,
+    ('collections', 'defaultdict'): lambda factory=None: {},
     ('torch._utils', '_rebuild_tensor'): _tensor,
     ('torch._utils', '_rebuild_tensor_v2'): _tensor,
     ('torch._utils', '_rebuild_parameter'): lambda data, requires_grad=False, backward_hooks=None: _require(
         data, Tensor
     ),
 } | {('torch', f'{name}Storage'): np.dtype(dtype) for name, dtype in (_FLOATS | _INTEGERS).items()}
+# Module -> the classes that training programs store beside the weights: in arguments, schedules and records. Under
+# protocol 2, Python calls builtins __builtin__ and range xrange, and writes bytes by _codecs.encode.
+_BUILTINS = 'bool bytes complex dict float frozenset int list range set slice str tuple xrange'
+_ARRAYS, _PATHS = '_reconstruct scalar', 'Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath'
+_DATA = {
+    '__builtin__': _BUILTINS,
+    'builtins': _BUILTINS,
+    '_codecs': 'encode',
+    'argparse': 'Namespace',
+    'collections': 'Counter',
+    'datetime': 'date datetime time timedelta timezone',
+    'numpy': 'dtype ndarray',
+    'numpy.core.multiarray': _ARRAYS,
+    'numpy._core.multiarray': _ARRAYS,
+    'pathlib': _PATHS,
+    'pathlib._local': _PATHS,
+    'torch': 'Size device bool uint8 int8 int16 int32 int64 float16 bfloat16 float32 float64 complex64 complex128',
+    'types': 'SimpleNamespace',
+}
+_FUNCTIONS |= {(module, name): Inert() for module, names in _DATA.items() for name in names.split()}

@@ -1,5 +1,7 @@
 """What is taken of a checkpoint: plain weights or averages, behind which prefix, with or without a classifier."""
 
+import argparse
+import collections
 import json
 import pathlib
 
@@ -37,10 +39,21 @@ def body(values):
 AVERAGED = under('module.', EMA) | COUNT
 HEAD = {name: value for name, value in PLAIN.items() if name not in body(PLAIN)}
 HEAD_EMA = {f'ema.{name}': EMA[name] for name in HEAD}
+ARGS = torch_files.Pickled(argparse.Namespace(arch='resnet50', output_dir=pathlib.Path('/a'), lr=0.1, seed=None))
+STEPS = torch_files.Pickled({'milestones': collections.Counter({30: 1}), 'last_epoch': 3, '_last_lr': [0.1]})
+# What an optimizer stores. Its tensors are in a dict of each weight, and no network.
+SGD = {'state': {0: {'momentum_buffer': np.ones(3, 'float32')}}, 'param_groups': [{'lr': 0.1, 'params': [0, 1]}]}
 # What was saved: an object of dicts of arrays -> weights, others, names that are left out
 SAVED = {
-    'timm': ({'state_dict': PLAIN, 'state_dict_ema': EMA, 'epoch': 3}, 'plain', ['ema'], []),
-    'torchvision': ({'model': PLAIN, 'model_ema': AVERAGED}, 'plain', ['ema'], ['n_averaged']),
+    'timm': (
+        {'epoch': 3, 'arch': 'resnet50', 'state_dict': PLAIN, 'optimizer': SGD, 'version': 2, 'args': ARGS}
+        | {'amp_scaler': {'scale': 65536.0}, 'state_dict_ema': EMA, 'metric': 76.1},
+        *('plain', ['ema'], []),
+    ),
+    'torchvision': (
+        {'model': PLAIN, 'optimizer': SGD, 'lr_scheduler': STEPS, 'epoch': 3, 'args': ARGS, 'model_ema': AVERAGED},
+        *('plain', ['ema'], ['n_averaged']),
+    ),
     'one dict': ({'state_dict': under('net.', PLAIN) | under('net_ema.module.', EMA)}, 'plain', ['ema'], []),
     'nested': ({'model': {'module': PLAIN}, 'ema': {'shadow': EMA}}, 'plain', ['ema'], []),
     'AveragedModel': (AVERAGED, 'ema', [], ['n_averaged']),
@@ -48,7 +61,8 @@ SAVED = {
     'loss': (PLAIN | STRAY, 'plain', [], ['criterion.weight']),
     'Lightning': ({'state_dict': under('model.', PLAIN) | STRAY}, 'plain', [], ['criterion.weight']),
     'MoCo': (
-        {'state_dict': under('module.encoder_q.', PLAIN) | under('module.encoder_k.', EMA) | QUEUE},
+        {'epoch': 200, 'arch': 'resnet50', 'optimizer': SGD}
+        | {'state_dict': under('module.encoder_q.', PLAIN) | under('module.encoder_k.', EMA) | QUEUE},
         *('plain', ['ema'], ['module.queue']),
     ),
     'torch.compile': (under('_orig_mod.', PLAIN), 'plain', [], []),
@@ -59,7 +73,8 @@ SAVED = {
         [],
     ),
     'DINO': (
-        {'student': under('module.backbone.', PLAIN) | DINO, 'teacher': under('backbone.', EMA) | DINO, 'epoch': 3},
+        {'student': under('module.backbone.', PLAIN) | DINO, 'teacher': under('backbone.', EMA) | DINO, 'args': ARGS}
+        | {'optimizer': SGD, 'epoch': 3, 'fp16_scaler': {}, 'dino_loss': {'center': np.ones((1, 4), 'float32')}},
         *('plain', ['ema'], ['module.dino_head.weight']),
     ),
     'BYOL': (

@@ -1,13 +1,18 @@
 """PyTorch's pickles without PyTorch: both formats; nothing runs, crashes or takes memory, whatever a file asks for."""
 
+import argparse
+import collections
 import contextlib
 import dataclasses
+import datetime
+import pathlib
 import pickle
 import pickletools
 import struct
 import sys
 import time
 import tracemalloc
+import types
 import zipfile
 
 import ml_dtypes
@@ -15,7 +20,7 @@ import numpy as np
 import pytest
 from fixtures import torch_files
 from fixtures.conversion import refuse
-from fixtures.torch_files import Call, Global, Stored, dumped, pickled
+from fixtures.torch_files import Call, Global, Pickled, Stored, dumped, pickled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -83,6 +88,67 @@ def test_types_views_and_strides(tmp_path):
     assert read['count'] == 7 and from_torch.shapes(path)['count'] == ((), 'int64')
 
 
+# What training programs store beside the weights.
+NOON = datetime.datetime(2020, 1, 1, 12, tzinfo=datetime.UTC)
+ARGS = argparse.Namespace(
+    arch='resnet50', lr=0.1, output_dir=pathlib.Path('/a/b'), milestones=[30, 60], inner=argparse.Namespace(x=None)
+)
+BESIDE = {
+    'Namespace': ARGS,
+    'SimpleNamespace': types.SimpleNamespace(lr=0.1, inner={'x': (1, 2)}),
+    'Counter': collections.Counter({30: 1, 60: 1}),
+    'defaultdict': collections.defaultdict(list, {'loss': [1.5, 2.5]}),
+    'OrderedDict': collections.OrderedDict(a=1),
+    'paths': [pathlib.Path('a'), pathlib.PurePath('/b'), pathlib.PureWindowsPath('C:/c')],
+    'times': [NOON, NOON.date(), NOON.time(), datetime.timedelta(1)],
+    'numbers': [
+        np.float64(0.5),
+        np.float32(0.5),
+        np.int64(7),
+        np.bool_(True),
+        np.dtype('f4'),
+        1j,
+        b'',
+        b'ab',
+        range(3),
+    ],
+    'arrays': [np.arange(3.0), np.zeros((2, 2), 'int64', 'F'), np.array(['a', 'bc']), np.array(5)],
+    'sets': [{'a', 'b'}, frozenset('c')],
+}
+NEW = {'sets': (2,)}  # from protocol 4 on, sets have instructions of their own, which are refused
+
+
+@pytest.mark.parametrize(
+    'value',
+    [
+        *(
+            pytest.param(Pickled(value, protocol), id=f'{name}, protocol {protocol}')
+            for name, value in BESIDE.items()
+            for protocol in NEW.get(name, (2, 4))
+        ),
+        pytest.param(Call(Global('torch', 'Size'), ((2, 3),)), id='torch.Size'),
+        pytest.param(Call(Global('torch', 'device'), ('cuda', 0)), id='torch.device'),
+        pytest.param(Global('torch', 'bfloat16'), id='torch.dtype'),
+        pytest.param(Call(Global('numpy.core.multiarray', 'scalar'), (Global('numpy', 'dtype'), 'x')), id='NumPy 1'),
+        pytest.param(Call(Global('pathlib._local', 'PosixPath'), ('/', 'a')), id='Python 3.13'),
+    ],
+)
+@pytest.mark.parametrize('is_zip', [True, False])
+def test_what_is_stored_beside_the_weights_is_passed_over(value, is_zip, tmp_path):
+    path, array = tmp_path / 'net.pth', np.ones(3, 'float32')
+    write = torch_files.write_zip if is_zip else torch_files.write_legacy
+    write(path, {'a': array}, lambda tensors: {'args': value, 'state_dict': tensors, 'again': [value, {'args': value}]})
+    with nothing_but(path):
+        read = from_torch.read(path)
+        np.testing.assert_array_equal(read['a'], array)
+        saved, _ = torch_pickle.load(path)
+    assert list(read) == ['a'] and list(saved) == ['args', 'state_dict', 'again']
+    made = saved['args'] if isinstance(saved['args'], list) else [saved['args']]
+    assert all(
+        isinstance(one, (dict, bytes, torch_pickle.Inert)) and not getattr(one, '__dict__', None) for one in made
+    )
+
+
 @pytest.mark.parametrize('is_zip', [True, False])
 @pytest.mark.parametrize(
     'module,function',
@@ -91,6 +157,14 @@ def test_types_views_and_strides(tmp_path):
         ('torch.storage', '_load_from_bytes'),
         ('torchvision.models.resnet', 'ResNet'),
         ('collections', 'OrderedDict.__init__'),
+        ('argparse', 'FileType'),
+        ('builtins', 'getattr'),
+        ('__builtin__', 'eval'),
+        ('_codecs', 'decode'),
+        ('numpy', 'load'),
+        ('pathlib', 'Path.unlink'),
+        ('datetime', 'sys'),
+        ('torch', 'load'),
     ],
 )
 def test_what_would_run_code_is_refused_by_name(module, function, is_zip, tmp_path, monkeypatch):
@@ -115,6 +189,8 @@ ORDERED = b'ccollections\nOrderedDict\n'
         (b'(X\x01\x00\x00\x00acos\nsystem\no', "asks for 'os.system'"),
         (b'\x8c\x02os\x8c\x06system\x93', "asks for 'os.system'"),
         (ORDERED + b'}X\x0b\x00\x00\x00__globals__Nsb', 'damaged'),  # BUILD would set attributes of a function
+        (b'cargparse\nNamespace\n}X\x08\x00\x00\x00__call__Nsb', 'no weights by name'),  # ... of a class
+        (b'cargparse\nNamespace\n)\x81(X\x01\x00\x00\x00aNu', 'damaged'),  # not even dicts of that class are filled
         (b'}r\xff\xff\xff\xff', 'no weights by name'),  # a memo of 4 billion places, if it were an array
         (b'B\xff\xff\xff\x7fabc', 'damaged'),  # 2 GB of bytes declared
         (b'\x8b\xff\xff\xff\x7fabc', 'damaged'),
@@ -268,20 +344,20 @@ def test_any_instructions(folder, parts):
 
 
 REFUSED = (
-    'INST OBJ NEWOBJ NEWOBJ_EX EXT1 EXT2 EXT4 PERSID DUP POP POP_MARK EMPTY_SET ADDITEMS FROZENSET NEXT_BUFFER '
+    'INST OBJ NEWOBJ_EX EXT1 EXT2 EXT4 PERSID DUP POP POP_MARK EMPTY_SET ADDITEMS FROZENSET NEXT_BUFFER '
     'READONLY_BUFFER BYTEARRAY8 BINBYTES8'
 )
 
 
 def test_other_instructions_are_refused_by_name(tmp_path):
-    """Nothing calls but REDUCE, and nothing sets attributes but BUILD; both are ours."""
+    """Nothing calls but REDUCE and NEWOBJ, and nothing sets attributes but BUILD; all are ours."""
     others = [opcode for opcode in pickletools.opcodes if ord(opcode.code) not in torch_pickle._METHODS]
     assert set(REFUSED.split()) <= {opcode.name for opcode in others}
     for opcode in others:
         torch_files.write_zip_of(tmp_path / 'net.pth', b'\x80\x04}' + opcode.code.encode('latin-1') + b'.', {})
         refuse_quietly(tmp_path / 'net.pth', f'instruction {opcode.name}\\b')
-    for code in b'dsub':
+    for code in b'dsubR\x81':
         assert torch_pickle._METHODS[code] is not pickle._Unpickler.dispatch[code]
-    assert {name for _, name in torch_pickle._FUNCTIONS if not name.endswith('Storage')} == {
-        *('OrderedDict', '_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter')
-    }
+    functions = {name for (_, name), made in torch_pickle._FUNCTIONS.items() if callable(made)}
+    assert functions == {'OrderedDict', 'defaultdict', '_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter'}
+    assert not callable(torch_pickle.Inert())

@@ -1,14 +1,18 @@
 """Converted networks against PyTorch: torchvision's, timm's, Hugging Face's, pytorchcv's, akamaster's trained one."""
 
+import argparse
+import datetime
 import importlib
 import pathlib
 import subprocess
 import sys
 import tarfile
+import types
 
 import keras
 import numpy as np
 import pytest
+from fixtures import torch_files
 from fixtures.torch_peers import assert_same_logits, import_timm
 
 from checkpoints_tools import convert, from_torch, from_transformers, read_ckpt, source
@@ -51,6 +55,41 @@ def check_both_ways(name, make, tmp_path, is_zip=True):
     assert back.keys() == {key for key in state if not key.endswith('num_batches_tracked')}
     assert all(np.array_equal(back[key], state[key].numpy()) for key in back)
     peer.load_state_dict({key: torch.tensor(value) for key, value in back.items()}, strict=True)
+
+
+@pytest.mark.parametrize('protocol', [2, 4])
+@pytest.mark.parametrize('is_zip', [True, False])
+def test_checkpoints_as_trainings_save_them(is_zip, protocol, tmp_path):
+    """By torch.save, with optimizer, schedule and scaler, and with the arguments of the program."""
+    import torch
+
+    weights = torch_files.random_weights(torch_files.TINY['cifar_a'])
+    net = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(net.parameters())
+    net(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    args = argparse.Namespace(
+        arch='resnet20',
+        output_dir=tmp_path,
+        device=torch.device('cuda', 1),
+        dtype=torch.bfloat16,
+        shape=torch.ones(2).shape,
+    )
+    saved = {
+        'state_dict': {f'module.{name}': torch.tensor(value) for name, value in weights.items()},
+        'optimizer': optimizer.state_dict(),
+        'lr_scheduler': torch.optim.lr_scheduler.MultiStepLR(optimizer, [30, 60]).state_dict(),
+        'scaler': torch.amp.GradScaler('cpu').state_dict(),
+        'args': args,
+        'more': types.SimpleNamespace(
+            args=args, mean=np.array([0.5]), metric=np.float64(76.1), when=datetime.datetime.now()
+        ),
+    }
+    path = tmp_path / 'checkpoint.pth.tar'
+    torch.save(saved, path, pickle_protocol=protocol, _use_new_zipfile_serialization=is_zip)
+    read = from_torch.read(path)
+    assert read.keys() == weights.keys() and all(np.array_equal(read[name], weights[name]) for name in read)
+    assert convert.convert(path, tmp_path / 'net.keras')['num_classes'] == 10
 
 
 @pytest.mark.parametrize(
