@@ -3,6 +3,9 @@
     conv1.weight  bn1.{weight,bias,running_mean,running_var}  layer1.0.conv1.weight  layer1.0.bn1.*
     layer1.0.downsample.{0,1}.*  fc.{weight,bias}
 
+nn.Sequential(*list(resnet.children())[:-1]), as in lightly's programs, has numbers in place of the first words; they
+are read as these names (`named`).
+
 timm (timm/models/resnet.py) also has conv1.{0,1,3,4,6} in place of conv1 (deep stem), downsample.{1,2} after an average
 pool, and layer1.0.se.{fc1,fc2} (SE) or layer1.0.se.conv (ECA) after the last BN of a block. akamaster
 (github.com/akamaster/pytorch_resnet_cifar10) has linear in place of fc. Its option A is x[:, :, ::2, ::2] with zero
@@ -63,9 +66,33 @@ _STRANGE = {
 }
 # Rank of our variable -> its layout there; a kernel of ECA is [width, 1, 1] here and [1, 1, width] there.
 BY_RANK = {1: our_net.identity, 2: our_net.transposed, 3: our_net.transposed, 4: our_net.from_oihw}
+# Number of the first layer in a sequence of a network's modules, and the number of layers. Before it are conv1, bn1,
+# relu and maxpool, or in CIFAR networks, which have no pool, conv1 and bn1 with or without relu.
+_SEQUENCES = (4, 4), (3, 3), (2, 3)
+_MAX_SEQUENCES = 9  # in a file; of more than two networks, none is chosen
 # What all families of PyTorch share.
 list_files, ignored, write = torch_file.list_files, torch_file.ignored, torch_file.write
-shapes, read = torch_file.readers(CORE, HEADS)
+
+
+def named(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {name: value} with torchvision's names for numbers of modules in a sequence: 4.0.* becomes layer1.0.*.
+
+    A sequence is what has the modules of a whole network and no others; anything else keeps its names.
+    """
+    renamed = dict(values)
+    for first, count in _SEQUENCES:
+        words = {'0': 'conv1', '1': 'bn1'} | {str(first + i): f'layer{i + 1}' for i in range(count)}
+        core = ('1.running_mean', *(f'{first + i}.0.conv1.weight' for i in range(count)))
+        for prefix in torch_file.shared_prefixes(values, core)[:_MAX_SEQUENCES]:
+            inside = [name.removeprefix(prefix) for name in values if name.startswith(prefix)]
+            if prefix[-1:] in ('', '.') and {name.partition('.')[0] for name in inside} == words.keys():
+                for name in inside:
+                    number, _, rest = name.partition('.')
+                    renamed[f'{prefix}{words[number]}.{rest}'] = renamed.pop(prefix + name)
+    return renamed
+
+
+shapes, read = torch_file.readers(CORE, HEADS, named)
 
 
 def recognises(shapes: Shapes) -> bool:

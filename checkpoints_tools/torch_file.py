@@ -53,21 +53,26 @@ def list_files(path: str | os.PathLike) -> list[pathlib.Path]:
 
 
 def readers(
-    core: tuple[str, ...], heads: re.Pattern
+    core: tuple[str, ...], heads: re.Pattern, named: Callable[[Mapping], Mapping] = lambda values: values
 ) -> tuple[Callable[[str | os.PathLike], Listing], Callable[[str | os.PathLike], Lazy]]:
     """Return a family's functions `shapes` and `read`, whose names are without wrappers and prefixes.
 
-    `shapes` reads no values, and `read` each array on access.
+    `shapes` reads no values, and `read` each array on access. `named` returns the {name: value} of a dict of tensors
+    with the family's names, if it has other ones.
     """
 
+    def networks(path) -> tuple[dict, dict]:
+        containers = {place: named(values) for place, values in _contents(locate(path)).items()}
+        return _networks(containers, path, core, heads)
+
     def shapes(path: str | os.PathLike) -> Listing:
-        found, outside = _networks(_contents(locate(path)), path, core, heads)
+        found, outside = networks(path)
         listing = Listing({name: (shape, dtype) for name, (shape, dtype, _) in found.items()})
         listing.outside = outside
         return listing
 
     def read(path: str | os.PathLike) -> Lazy:
-        found, _ = _networks(_contents(locate(path)), path, core, heads)
+        found, _ = networks(path)
         return Lazy(found, lambda name: found[name][2]())
 
     return shapes, read
@@ -204,7 +209,7 @@ def _networks(containers, path, core, heads):
         raise UserError(f'{path} has no weights by name; save them with torch.save(model.state_dict(), PATH)')
     endings = {}  # (place, prefix) -> what its names get
     for place, values in containers.items():
-        for prefix in _prefixes(values, core):
+        for prefix in shared_prefixes(values, core):
             is_average = 'n_averaged' in values or _AVERAGES.search(place + prefix)
             endings[place, prefix] = AVERAGE if is_average else ''
     if not endings:
@@ -256,7 +261,7 @@ def _set_teachers_apart(endings: dict[tuple[str, str], str], containers: Mapping
         endings[plain[1]] = AVERAGE
 
 
-def _prefixes(names, core):
+def shared_prefixes(names: Mapping, core: tuple[str, ...]) -> list[str]:
     """Return the prefixes that all core names have: ['module.'] in a checkpoint of DataParallel."""
     found = [name.removesuffix(core[-1]) for name in names if name.endswith(core[-1])]
     return [prefix for prefix in found if all(prefix + name in names for name in core)]

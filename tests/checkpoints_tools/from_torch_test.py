@@ -169,6 +169,56 @@ def test_formats_and_wrappers(write, wrap, prefix, tmp_path):
     assert read.keys() == CIFAR_A.keys() and all(np.array_equal(read[name], CIFAR_A[name]) for name in read)
 
 
+@pytest.mark.parametrize('prefix', ['', 'module.backbone.'])
+@pytest.mark.parametrize('name,first', [('basic', 4), ('bottleneck', 4), ('deep_d', 4), ('cifar_a', 2), ('cifar_b', 3)])
+def test_a_sequence_of_modules_gets_their_names(name, first, prefix, tmp_path):
+    weights = torch_files.random_weights(torch_files.TINY[name])
+    head = {key: value for key, value in weights.items() if key.startswith(('fc', 'linear'))}
+    numbered = {prefix + key: value for key, value in torch_files.in_sequence(weights, first).items()}
+    torch_files.write_zip(tmp_path / 'net.pth', numbered)
+    module, shapes = convert.identify(tmp_path / 'net.pth')
+    assert module is from_torch and shapes == shapes_of(changed(weights, dict.fromkeys(head)))
+    read = from_torch.read(tmp_path / 'net.pth')
+    assert all(np.array_equal(read[key], weights[key]) for key in shapes)
+    convert.fit(from_torch, shapes | shapes_of(head), 'x')
+
+
+BASIC = torch_files.random_weights(torch_files.TINY['basic'])
+ONE = np.ones((1, 1), 'float32')
+TWICE = torch_files.in_sequence(CIFAR_A, 3)
+
+
+@pytest.mark.parametrize(
+    'weights',
+    [
+        torch_files.in_sequence(BASIC, 3),  # four layers without a place for a pool
+        torch_files.in_sequence(BASIC, 5),
+        torch_files.in_sequence(CIFAR_A, 4),  # three layers with a place for a pool
+        torch_files.in_sequence(BASIC) | {'8.weight': ONE},
+        torch_files.in_sequence(BASIC) | {'2.weight': ONE},
+        torch_files.in_sequence(BASIC) | {'head.weight': ONE},
+        {name: value for name, value in torch_files.in_sequence(BASIC).items() if not name.startswith('7')},
+        {f'1{name}': value for name, value in torch_files.in_sequence(BASIC).items()},  # modules 10, 11, 14 ...
+    ],
+)
+def test_other_sequences_are_not_guessed_at(weights, tmp_path):
+    torch_files.write_zip(tmp_path / 'net.pth', weights)
+    assert from_torch.shapes(tmp_path / 'net.pth') == shapes_of(weights)
+    refuse('no family knows', convert.convert, tmp_path / 'net.pth', tmp_path / 'net.keras')
+
+
+def test_two_sequences_in_a_file_are_refused(tmp_path):
+    torch_files.write_zip(tmp_path / 'net.pth', {f'{i}.{name}': value for i in 'ab' for name, value in TWICE.items()})
+    refuse(r'2 networks, a\.\*, b\.\*; save one', from_torch.shapes, tmp_path / 'net.pth')
+
+
+def test_a_sequence_whose_stem_is_of_another_kind_is_refused():
+    """Four layers behind a 3x3 stem, as in lightly's networks for CIFAR-10: with or without a pool, nobody knows."""
+    shapes = typed(torch_files.TINY['basic'] | {'conv1.weight': (4, 3, 3, 3)})
+    numbered = from_torch.named(torch_files.in_sequence(shapes))
+    refuse('4 layers', from_torch.describe, numbered | {'fc.weight': shapes['fc.weight']})
+
+
 def test_safetensors(tmp_path):
     path = tmp_path / 'net.safetensors'
     half = {name: array.astype(ml_dtypes.bfloat16) for name, array in CIFAR_A.items()}

@@ -39,6 +39,7 @@ def body(values):
 AVERAGED = under('module.', EMA) | COUNT
 HEAD = {name: value for name, value in PLAIN.items() if name not in body(PLAIN)}
 HEAD_EMA = {f'ema.{name}': EMA[name] for name in HEAD}
+LIGHTLY = [under('backbone.', torch_files.in_sequence(PLAIN, first)) for first in (2, 3)]
 ARGS = torch_files.Pickled(argparse.Namespace(arch='resnet50', output_dir=pathlib.Path('/a'), lr=0.1, seed=None))
 STEPS = torch_files.Pickled({'milestones': collections.Counter({30: 1}), 'last_epoch': 3, '_last_lr': [0.1]})
 # What an optimizer stores. Its tensors are in a dict of each weight, and no network.
@@ -84,6 +85,8 @@ SAVED = {
     'solo-learn': ({'state_dict': under('backbone.', PLAIN) | under('momentum_backbone.', EMA)}, 'plain', ['ema'], []),
     'MoCo v3': (under('module.base_encoder.', PLAIN) | under('module.momentum_encoder.', EMA), 'plain', ['ema'], []),
     'distillation': ({'teacher': PLAIN, 'args': 7}, 'plain', [], []),
+    'lightly': ({'state_dict': LIGHTLY[0] | HEAD}, 'plain', [], []),
+    'lightly with relu': ({'state_dict': LIGHTLY[1] | HEAD | STRAY}, 'plain', [], ['criterion.weight']),
     'a head beside the backbone': (
         under('module.backbone.', body(PLAIN)) | under('module.', HEAD) | under('ema.backbone.', body(EMA)) | HEAD_EMA,
         *('plain', ['ema'], []),
@@ -199,7 +202,9 @@ def test_averages_in_a_tensorflow_checkpoint(tmp_path):
 
 
 SWAV = under('module.', body(PLAIN) | {'prototypes.weight': MLP['fc.2.weight']})
-FEATURES = [body(PLAIN), under('backbone.', body(PLAIN)), body(PLAIN) | MLP, PLAIN, SWAV]
+MOMENTUM = {'state_dict': LIGHTLY[0] | under('backbone_momentum.', torch_files.in_sequence(EMA, 2))}
+FEATURES = [body(PLAIN), under('backbone.', body(PLAIN)), body(PLAIN) | MLP, PLAIN, SWAV, MOMENTUM]
+FEATURES += [torch_files.in_sequence(PLAIN, 3)]
 
 
 @pytest.mark.parametrize('saved', FEATURES)

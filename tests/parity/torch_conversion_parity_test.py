@@ -15,7 +15,7 @@ import pytest
 from fixtures import torch_files
 from fixtures.torch_peers import assert_same_logits, import_timm
 
-from checkpoints_tools import convert, from_torch, from_transformers, read_ckpt, source
+from checkpoints_tools import convert, from_torch, from_transformers, read_ckpt, selection, source
 from official_resnet.inputs import cifar
 
 pytestmark = pytest.mark.parity
@@ -55,6 +55,24 @@ def check_both_ways(name, make, tmp_path, is_zip=True):
     assert back.keys() == {key for key in state if not key.endswith('num_batches_tracked')}
     assert all(np.array_equal(back[key], state[key].numpy()) for key in back)
     peer.load_state_dict({key: torch.tensor(value) for key, value in back.items()}, strict=True)
+
+
+def test_same_features_as_a_sequence_of_modules(tmp_path):
+    """A backbone as lightly's programs make it, in a checkpoint of Lightning with its momentum twin."""
+    import torch
+
+    from benchmarks import torch_peer
+
+    torch.manual_seed(0)
+    net = with_statistics(torch_peer.import_torchvision().models.resnet18().eval())
+    backbone = torch.nn.Sequential(*list(net.children())[:-1], torch.nn.Flatten())
+    state = {f'backbone.{name}': value for name, value in backbone.state_dict().items()}
+    state |= {f'backbone_momentum.{name}': value + 1 for name, value in backbone.state_dict().items()}
+    state |= {'projection_head.layers.0.weight': torch.ones(8, 512)}
+    torch.save({'state_dict': state, 'pytorch-lightning_version': '2.5.0', 'loops': {}}, tmp_path / 'net.ckpt')
+    card = convert.convert(tmp_path / 'net.ckpt', tmp_path / 'net.keras', choice=selection.Choice(has_head=False))
+    assert (card['variant'], card['num_features'], card['other_weights']) == ('resnet18', 512, ('ema',))
+    assert_same_logits(keras.models.load_model(tmp_path / 'net.keras'), backbone, (64, 75))
 
 
 @pytest.mark.parametrize('protocol', [2, 4])
