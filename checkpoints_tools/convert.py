@@ -109,11 +109,11 @@ def identify(path: str | os.PathLike, family: str = 'auto') -> tuple[types.Modul
         if selection.kinds_of(module, shapes):
             return module, shapes
         unknown = unknown or shapes
-    if unknown:
-        return None, unknown
     for name in likely:
         if name in problems:
             raise problems[name]
+    if unknown:
+        return None, unknown
     raise UserError(f'{path} is not a checkpoint of {", ".join(FAMILIES)}; if it is one, pass its family as --source')
 
 

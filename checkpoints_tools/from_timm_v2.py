@@ -12,7 +12,7 @@ import re
 import numpy as np
 import tensorflow as tf
 
-from checkpoints_tools import from_torch, operations, our_net, torch_file
+from checkpoints_tools import from_torch, operations, our_net, torch_config, torch_file
 from checkpoints_tools.from_torch import HEADS
 from checkpoints_tools.source import Input, Shape, Shapes, Source, Variables, check_variant, shape_of
 from official_resnet import resnet_variants
@@ -27,8 +27,8 @@ _STEM = {'stem_conv1': 'conv1', 'stem_bn1': 'norm1', 'stem_conv2': 'conv2', 'ste
 # [out, in, 1, 1] -> [in, out]
 _as_dense = our_net.Layout(lambda kernel: kernel[:, :, 0, 0].T, lambda shape: [(*shape[::-1], 1, 1)])
 # What all families of PyTorch share.
-list_files, ignored = torch_file.list_files, torch_file.ignored
-shapes, read = torch_file.readers(CORE, HEADS)
+list_files, ignored = torch_config.list_files, torch_file.ignored
+shapes, read = torch_file.readers(CORE, HEADS, config=torch_config.of_timm)
 _NORMS = {
     'stages.0.blocks.0.norm1.v': 'EvoNorm (resnetv2_50d_evos)',
     'stages.0.blocks.0.norm1.tau': 'filter response normalisation (resnetv2_50d_frn)',
@@ -65,10 +65,10 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
         stem_pool='torch',
         bn_momentum=0.9,
     )
-    name, num_classes = from_torch.published_name(spec, NAMES), shape_of(shapes, 'head.fc.weight', 4)[0]
+    name, head = from_torch.published_name(spec, NAMES), shape_of(shapes, 'head.fc.weight', 4)
     check_variant(variant, name)
-    labels = 'imagenet1000' if num_classes == 1000 else 'unknown'
-    return Source('timm_v2', name, spec, num_classes, INPUT, labels, NOTE)
+    convention = torch_config.timm_input(getattr(shapes, 'config', {}), head, INPUT)
+    return Source('timm_v2', name, spec, head[0], convention, 'imagenet1000' if head[0] == 1000 else 'unknown', NOTE)
 
 
 def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:

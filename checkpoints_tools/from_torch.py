@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from checkpoints_tools import operations, our_net, torch_file
+from checkpoints_tools import operations, our_net, torch_config, torch_file
 from checkpoints_tools.source import Input, Shape, Shapes, Source, Variables, shape_of
 from checkpoints_tools.torch_file import BN as _BN
 from checkpoints_tools.torch_file import EPSILON, VARIABLES
@@ -71,7 +71,7 @@ BY_RANK = {1: our_net.identity, 2: our_net.transposed, 3: our_net.transposed, 4:
 _SEQUENCES = (4, 4), (3, 3), (2, 3)
 _MAX_SEQUENCES = 9  # in a file; of more than two networks, none is chosen
 # What all families of PyTorch share.
-list_files, ignored, write = torch_file.list_files, torch_file.ignored, torch_file.write
+list_files, ignored, write = torch_config.list_files, torch_file.ignored, torch_file.write
 
 
 def named(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def named(values: Mapping[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-shapes, read = torch_file.readers(CORE, HEADS, named)
+shapes, read = torch_file.readers(CORE, HEADS, named, torch_config.of_timm)
 
 
 def recognises(shapes: Shapes) -> bool:
@@ -106,10 +106,11 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
     A variant is torchvision's name or one of ours. It can change only the version, because weights do not tell whether
     a bottleneck has its stride in the 3x3 ('resnet50', 'resnet50_v1.5') or in the first 1x1 ('resnet50_v1').
     """
-    _refuse_strange(shapes, variant)
+    config = getattr(shapes, 'config', {})
+    _refuse_strange(shapes, variant or config.get('architecture', '').partition('.')[0])
     is_deep = 'conv1.0.weight' in shapes
     stem = shape_of(shapes, 'conv1.6.weight' if is_deep else 'conv1.weight', 4)
-    num_classes = shape_of(shapes, f'{_head(shapes)}.weight', 2)[0]
+    head = shape_of(shapes, f'{_head(shapes)}.weight', 2)
     group_blocks = our_net.named_blocks(shapes, r'layer(\d{1,4})\.(\d{1,6})\..*', (1, 0))
     is_bottleneck = 'layer1.0.conv3.weight' in shapes
     inner = shape_of(shapes, 'layer1.0.conv2.weight', 4)
@@ -133,8 +134,9 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
     block = 'bottleneck' if is_bottleneck else 'basic'
     spec = ResNetSpec(group_blocks, filters, kind, block, version, shortcut, padding, bn_momentum=0.9, **axes)
     spec = _with_version_of(spec, variant) if variant else spec
-    name, label = variant or published_name(spec, NAMES), labels.get(num_classes, 'unknown')
-    return Source('torch', name, spec, num_classes, convention, label, note)
+    convention = torch_config.timm_input(config, head, convention)
+    name, label = variant or published_name(spec, NAMES), labels.get(head[0], 'unknown')
+    return Source('torch', name, spec, head[0], convention, label, note)
 
 
 def name_map(source: Source, shapes: Shapes) -> list[our_net.Entry]:
@@ -245,12 +247,12 @@ def _head(names):
 _widths = functools.partial(our_net.bottleneck_widths, 'layer1.0.conv2.weight')
 
 
-def _refuse_strange(shapes, variant):
-    """Raise UserError, which names what no network here has, if names of variables or the variant tell of it."""
+def _refuse_strange(shapes, network):
+    """Raise UserError, which names what no network here has, if names of variables or the network's tell of it."""
     found = [
         thing
-        for thing, (name, network) in _STRANGE.items()
-        if any(re.fullmatch(name, variable) for variable in shapes) or re.fullmatch(network, variant or '')
+        for thing, (name, strange) in _STRANGE.items()
+        if any(re.fullmatch(name, variable) for variable in shapes) or re.fullmatch(strange, network)
     ]
     is_whole = any(name.startswith('conv1.') for name in shapes)
     if is_whole and not any(name.endswith('.running_mean') for name in shapes):

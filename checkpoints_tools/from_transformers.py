@@ -5,7 +5,8 @@
 
 ResNetForImageClassification has `resnet.` before all names but those of the classifier. Whether a bottleneck has its
 stride in the first 1x1 (downsample_in_bottleneck) is not in the weights: config.json beside them tells it, and
---variant decides. Source: transformers/models/resnet/modeling_resnet.py and configuration_resnet.py.
+--variant decides. preprocessor_config.json tells how images become the input. Source:
+transformers/models/resnet/modeling_resnet.py and configuration_resnet.py.
 """
 
 import dataclasses
@@ -15,10 +16,9 @@ import re
 import numpy as np
 import tensorflow as tf
 
-from checkpoints_tools import operations, our_net, torch_file
+from checkpoints_tools import operations, our_net, torch_config, torch_file
 from checkpoints_tools.from_torch import IMAGENET_INPUT
-from checkpoints_tools.source import Listing, Shape, Shapes, Source, Variables, check_variant, reading, shape_of
-from official_resnet import files
+from checkpoints_tools.source import Listing, Shape, Shapes, Source, Variables, check_variant, shape_of
 from official_resnet.errors import UserError
 from official_resnet.resnet_spec import BOTTLENECK_EXPANSION, ResNetSpec
 
@@ -41,32 +41,31 @@ def recognises(shapes: Shapes) -> bool:
 
 
 def list_files(path: str | os.PathLike) -> list:
-    """Return the files that are read: the weights, and config.json beside them, if there is one."""
-    config = torch_file.locate(path).with_name('config.json')
-    return torch_file.list_files(path) + [config] * bool(_config(path))
+    """Return the files that are read: the weights, config.json and preprocessor_config.json, if they are there."""
+    config, processor = _beside(path)
+    names = [name for name, found in ((torch_config.CONFIG, config), (torch_config.PROCESSOR, processor)) if found]
+    return torch_file.list_files(path) + [torch_file.locate(path).with_name(name) for name in names]
 
 
 def shapes(path: str | os.PathLike) -> Listing:
-    """Return {name: (shape, dtype)} without wrappers and prefixes, and with the config, if there is one."""
+    """Return {name: (shape, dtype)} without wrappers and prefixes, and with what the files beside the weights say."""
     listing = _shapes(path)
-    listing.config = _config(path)
+    listing.config, listing.processor = _beside(path)
     return listing
 
 
-def _config(path):
-    """Return what config.json beside the weights says, {} if there is none of a ResNet."""
-    path = torch_file.locate(path).with_name('config.json')
-    with reading(path, 'a config.json'):
-        config = files.read_json(path) or {}
-    return config if config.get('model_type') == 'resnet' else {}
+def _beside(path):
+    """Return what config.json and preprocessor_config.json beside the weights say, {} of another network."""
+    config = torch_config.read(path, torch_config.CONFIG)
+    if config and config.get('model_type') != 'resnet':
+        return {}, {}
+    return config, torch_config.read(path, torch_config.PROCESSOR)
 
 
 def describe(shapes: Shapes, variant: str | None = None) -> Source:
     """Return the Source. A variant, 'resnet50_v1.5' or 'resnet50_v1', decides where a bottleneck has its stride."""
     config = getattr(shapes, 'config', {})
-    for name, value in _COMPUTED.items():
-        if config.get(name, value) != value:
-            raise UserError(f'config.json has {name}={config[name]!r:.99}, and only {value!r} can be converted')
+    torch_config.require(config, _COMPUTED)
     group_blocks, is_bottleneck = our_net.named_blocks(shapes, *_PLACES), _num_convs(shapes) == 3
     stem, num_classes = shape_of(shapes, STEM, 4)[0], shape_of(shapes, 'classifier.1.weight', 2)[0]
     last, expansion = f'layer.{_num_convs(shapes) - 1}', BOTTLENECK_EXPANSION if is_bottleneck else 1
@@ -90,6 +89,7 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
     labels = 'imagenet1000' if num_classes == 1000 else 'unknown'
     # ConvNextImageProcessor with size 224 and crop_pct 0.875, as in microsoft/resnet-50's preprocessor_config.json.
     convention = dataclasses.replace(IMAGENET_INPUT, interpolation='bicubic')
+    convention = torch_config.processor_input(getattr(shapes, 'processor', {}), convention)
     return Source('transformers', f'resnet-{size}', spec, num_classes, convention, labels, NOTE)
 
 

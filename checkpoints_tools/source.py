@@ -75,10 +75,12 @@ class Listing(dict[str, tuple[Shape, str]]):
     Attributes:
         outside: {name: why} of the variables among them that lie outside of the network.
         config: What a file beside the checkpoint says about the network.
+        processor: What a file beside the checkpoint says about the network's input.
     """
 
     outside: Mapping[str, str] = types.MappingProxyType({})
     config: Mapping[str, Any] = types.MappingProxyType({})
+    processor: Mapping[str, Any] = types.MappingProxyType({})
 
 
 class Lazy(collections.UserDict):

@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -53,12 +54,15 @@ def list_files(path: str | os.PathLike) -> list[pathlib.Path]:
 
 
 def readers(
-    core: tuple[str, ...], heads: re.Pattern, named: Callable[[Mapping], Mapping] = lambda values: values
+    core: tuple[str, ...],
+    heads: re.Pattern,
+    named: Callable[[Mapping], Mapping] = lambda values: values,
+    config: Callable[[str | os.PathLike], Mapping[str, Any]] = lambda path: {},
 ) -> tuple[Callable[[str | os.PathLike], Listing], Callable[[str | os.PathLike], Lazy]]:
     """Return a family's functions `shapes` and `read`, whose names are without wrappers and prefixes.
 
     `shapes` reads no values, and `read` each array on access. `named` returns the {name: value} of a dict of tensors
-    with the family's names, if it has other ones.
+    with the family's names, if it has other ones. `config` reads what a file beside the weights says.
     """
 
     def networks(path) -> tuple[dict, dict]:
@@ -68,7 +72,7 @@ def readers(
     def shapes(path: str | os.PathLike) -> Listing:
         found, outside = networks(path)
         listing = Listing({name: (shape, dtype) for name, (shape, dtype, _) in found.items()})
-        listing.outside = outside
+        listing.outside, listing.config = outside, config(path)
         return listing
 
     def read(path: str | os.PathLike) -> Lazy:

@@ -151,7 +151,7 @@ def with_names(card: Card, path: str | os.PathLike) -> Card:
 
 def _converted_input(get):
     """Return fields of Card for a converted network; `get` is _get_field of its card."""
-    values = {name: get(f'input.{name}', *check) for name, check in _CONVERTED.items()}
+    values = {name: get(f'input.{name}', *check) for name, check in INPUT_CHECKS.items()}
     values['resize'] = get('input.resize', *_resize_from(values['size']))
     convention = Input(**values, normalization=get('input.normalization', *_NORMALIZATION, is_optional=True))
     fields = {'normalization': convention.name, 'num_channels': 3, 'resize': convention.resize or 'squash'}
@@ -203,22 +203,22 @@ def _own_input(get):
     normalization = get('input.normalization', *_NORMALIZATION)
     resize = get('input.resize', *_resize_from(max(size)), is_optional=True) or 'cover'
     fields = {'normalization': normalization, 'num_channels': 3 if channels == 'RGB' else 1, 'resize': resize}
-    fields['interpolation'] = get('input.interpolation', *_CONVERTED['interpolation'], is_optional=True) or 'bilinear'
+    fields['interpolation'] = get('input.interpolation', *INPUT_CHECKS['interpolation'], is_optional=True) or 'bilinear'
     return fields | {'size': tuple(size), 'net_size': tuple(net_size)}
 
 
 def _resize_from(least):
     """Return _get_field's `is_right` and `right` for a `resize` before a crop of `least` pixels."""
-    return lambda resize: resize is None or _is_side(resize) and resize >= least, f'null or {least}..{_MAX_SIZE}'
+    return lambda resize: resize is None or is_side(resize) and resize >= least, f'null or {least}..{_MAX_SIZE}'
 
 
-def _is_side(value):
+def is_side(value):
     """Return whether a value of a card is a possible height or width in pixels."""
     return type(value) is int and 1 <= value <= _MAX_SIZE
 
 
 def _is_size(size):
-    return isinstance(size, list) and len(size) == 2 and all(map(_is_side, size))
+    return isinstance(size, list) and len(size) == 2 and all(map(is_side, size))
 
 
 def _is_normalization(name):
@@ -230,12 +230,12 @@ def _is_normalization(name):
 
 _NORMALIZATION = _is_normalization, f'one of {", ".join(NORMALIZATIONS)}'
 # Field of the input -> (check of its value, description of the allowed values).
-_CONVERTED = {
+INPUT_CHECKS = {
     'channels': (('RGB', 'BGR').__contains__, "'RGB' or 'BGR'"),
     'scale': (lambda scale: _is_number(scale) and scale > 0, 'a number above 0'),
     'mean': (_are_numbers, 'three numbers'),
     'std': (lambda std: _are_numbers(std) and min(std) > 0, 'three numbers above 0'),
-    'size': (_is_side, f'1..{_MAX_SIZE}'),
+    'size': (is_side, f'1..{_MAX_SIZE}'),
     'interpolation': (('bilinear', 'bicubic').__contains__, "'bilinear' or 'bicubic'"),
 }
 

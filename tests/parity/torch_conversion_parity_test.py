@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from fixtures import torch_files
 from fixtures.torch_peers import assert_same_logits, import_timm
+from PIL import Image
 
 from checkpoints_tools import convert, from_torch, from_transformers, read_ckpt, selection, source
+from official_resnet.inference import card_reader, predict
 from official_resnet.inputs import cifar
 
 pytestmark = pytest.mark.parity
@@ -147,6 +149,46 @@ def test_same_logits_as_transformers(depths, filters, layer_type, in_first, tmp_
         for name, value in peer.resnet.state_dict().items():
             np.testing.assert_array_equal(read[name], value.numpy())
         assert ('classifier.1.bias' in read) == (saved is peer)
+
+
+def same_input(folder, peer_input, tmp_path):
+    """The card of a converted folder turns an image into what the peer makes of it, but for the rounding of pixels."""
+    convert.convert(folder, tmp_path / 'net.keras')
+    card = card_reader.read_card(tmp_path / 'net.card.json')
+    noise = np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)
+    image = Image.fromarray(noise).resize((500, 400), Image.Resampling.BICUBIC)
+    ours = predict.network_input(card, predict.prepare(image, card)[None]).numpy()[0].transpose(2, 0, 1)
+    theirs = peer_input(image)
+    assert ours.shape == theirs.shape and np.abs(ours - theirs).mean() < 1e-3 * theirs.std()
+
+
+@pytest.mark.parametrize('tag,size', [('a1_in1k', 288), ('tv_in1k', 224), ('ra4_e3600_r224_in1k', 288)])
+def test_same_input_as_timm(tag, size, tmp_path):
+    """Of a folder that timm writes: test sizes, other interpolations, mean and std of .5."""
+    timm = import_timm('models')
+    name = 'resnet50d' if 'ra4' in tag else 'resnet50'
+    net = timm.create_model(name, pretrained_cfg=timm.get_pretrained_cfg(f'{name}.{tag}').to_dict())
+    timm.save_for_hf(net, tmp_path / 'folder', safe_serialization=True)
+    options = import_timm('data').resolve_data_config(model=net, use_test_size=True)
+    transform = import_timm('data').create_transform(**options)
+    assert options['input_size'] == (3, size, size)
+    same_input(tmp_path / 'folder', lambda image: transform(image).numpy(), tmp_path)
+
+
+@pytest.mark.parametrize('size,crop_pct,mean', [(224, 0.875, 0.4), (240, 0.9375, 0.5), (384, 0.95, 0.5)])
+def test_same_input_as_transformers(size, crop_pct, mean, tmp_path):
+    """Where a margin has an odd number of pixels, transformers crops one pixel beside torchvision and us."""
+    from benchmarks import torch_peer
+
+    torch_peer.import_torchvision()  # transformers imports it
+    import transformers
+
+    options = {'size': {'shortest_edge': size}, 'crop_pct': crop_pct, 'image_mean': [mean] * 3, 'image_std': [0.2] * 3}
+    processor = transformers.ConvNextImageProcessor(**options)
+    processor.save_pretrained(tmp_path / 'folder')
+    config = transformers.ResNetConfig(embedding_size=16, hidden_sizes=(16, 32), depths=(1, 1), layer_type='basic')
+    transformers.ResNetForImageClassification(config).save_pretrained(tmp_path / 'folder')
+    same_input(tmp_path / 'folder', lambda image: processor(image, return_tensors='np')['pixel_values'][0], tmp_path)
 
 
 FOUR, THREE = (16, 32, 64, 128), (16, 32, 64)
