@@ -105,9 +105,11 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
 
     A variant is torchvision's name or one of ours. It can change only the version, because weights do not tell whether
     a bottleneck has its stride in the 3x3 ('resnet50', 'resnet50_v1.5') or in the first 1x1 ('resnet50_v1').
+
+    Nor do weights tell of anti-aliasing. The network is refused if the variant, timm's config.json or else the name of
+    the file tells of it.
     """
-    config = getattr(shapes, 'config', {})
-    _refuse_strange(shapes, variant or config.get('architecture', '').partition('.')[0])
+    _refuse_strange(shapes, _named_networks(shapes, variant))
     is_deep = 'conv1.0.weight' in shapes
     stem = shape_of(shapes, 'conv1.6.weight' if is_deep else 'conv1.weight', 4)
     head = shape_of(shapes, f'{_head(shapes)}.weight', 2)
@@ -134,7 +136,7 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
     block = 'bottleneck' if is_bottleneck else 'basic'
     spec = ResNetSpec(group_blocks, filters, kind, block, version, shortcut, padding, bn_momentum=0.9, **axes)
     spec = _with_version_of(spec, variant) if variant else spec
-    convention = torch_config.timm_input(config, head, convention)
+    convention = torch_config.timm_input(getattr(shapes, 'config', {}), head, convention)
     name, label = variant or published_name(spec, NAMES), labels.get(head[0], 'unknown')
     return Source('torch', name, spec, head[0], convention, label, note)
 
@@ -247,18 +249,27 @@ def _head(names):
 _widths = functools.partial(our_net.bottleneck_widths, 'layer1.0.conv2.weight')
 
 
-def _refuse_strange(shapes, network):
-    """Raise UserError, which names what no network here has, if names of variables or the network's tell of it."""
+def _refuse_strange(shapes, networks):
+    """Raise UserError, which names what no network here has, if names of variables or of the network tell of it."""
     found = [
         thing
-        for thing, (name, strange) in _STRANGE.items()
-        if any(re.fullmatch(name, variable) for variable in shapes) or re.fullmatch(strange, network)
+        for thing, (name, network) in _STRANGE.items()
+        if any(re.fullmatch(name, variable) for variable in shapes) or any(re.fullmatch(network, n) for n in networks)
     ]
     is_whole = any(name.startswith('conv1.') for name in shapes)
     if is_whole and not any(name.endswith('.running_mean') for name in shapes):
         found.append('norms without running_mean (group normalisation, as in resnet50_gn)')
     if found:
         raise UserError(f'the network has {found[0]}, which none here has; convert another checkpoint')
+
+
+def _named_networks(shapes, variant):
+    """Return the names of networks that the variant, timm's config.json and the file's own name give.
+
+    A file's name tells only of anti-aliasing, which nothing else does, and only if no variant is passed.
+    """
+    of_file = [] if variant else re.findall(r'res[a-z]*(?:aa|blur)\d+', getattr(shapes, 'file', ''))
+    return [variant or '', getattr(shapes, 'config', {}).get('architecture', '').partition('.')[0], *of_file]
 
 
 def stem_kind(filters: int, *first: int) -> str:

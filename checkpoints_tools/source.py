@@ -74,11 +74,13 @@ class Listing(dict[str, tuple[Shape, str]]):
 
     Attributes:
         outside: {name: why} of the variables among them that lie outside of the network.
+        file: The name of the checkpoint.
         config: What a file beside the checkpoint says about the network.
         processor: What a file beside the checkpoint says about the network's input.
     """
 
     outside: Mapping[str, str] = types.MappingProxyType({})
+    file: str = ''
     config: Mapping[str, Any] = types.MappingProxyType({})
     processor: Mapping[str, Any] = types.MappingProxyType({})
 

@@ -72,7 +72,7 @@ def readers(
     def shapes(path: str | os.PathLike) -> Listing:
         found, outside = networks(path)
         listing = Listing({name: (shape, dtype) for name, (shape, dtype, _) in found.items()})
-        listing.outside, listing.config = outside, config(path)
+        listing.outside, listing.config, listing.file = outside, config(path), os.path.basename(path)
         return listing
 
     def read(path: str | os.PathLike) -> Lazy:

@@ -194,3 +194,22 @@ def test_a_damaged_file_is_refused(name, tmp_path):
 def test_a_config_that_names_another_network_is_refused(name, tmp_path):
     write(tmp_path, TINY, config=A1 | {'architecture': name, 'num_classes': 7})
     refuse('which none here has', from_torch.describe, from_torch.shapes(tmp_path))
+
+
+@pytest.mark.parametrize('name', ['resnetblur50-84f4748f.pth', 'resnetaa50d_sw.safetensors', 'my_seresnextaa101d.pt'])
+def test_the_name_of_a_file_tells_of_anti_aliasing(name, tmp_path):
+    """Unless the user says that it does not; what config.json says cannot be overruled."""
+    weights = torch_files.random_weights(TINY)
+    if name.endswith('.safetensors'):
+        safetensors.numpy.save_file(weights, tmp_path / name)
+    else:
+        torch_files.write_zip(tmp_path / name, weights)
+    refuse('anti-aliasing layers', convert.convert, tmp_path / name, tmp_path / 'net.keras')
+    found = convert.identify(tmp_path / name)[1]
+    variant = from_torch.describe(dict(found)).variant
+    assert from_torch.describe(found, variant).variant == variant
+    (tmp_path / 'config.json').write_text(json.dumps(A1 | {'architecture': 'resnetaa50', 'num_classes': 7}))
+    refuse('anti-aliasing', from_torch.describe, convert.identify(tmp_path / name)[1], variant)
+    (tmp_path / 'config.json').unlink()
+    (tmp_path / name).rename(tmp_path / name.replace('aa', 'a').replace('blur', ''))
+    convert.convert(tmp_path / name.replace('aa', 'a').replace('blur', ''), tmp_path / 'net.keras')
