@@ -1,5 +1,6 @@
 """After a power failure, what a program wrote under a final name is whole, and what it reported as written is there."""
 
+import dataclasses
 import functools
 import importlib
 import os
@@ -20,10 +21,12 @@ from official_resnet.building.image_list import ImageList
 from official_resnet.building.records import Options
 from official_resnet.command_line import more_logging
 from official_resnet.experiments import runs, transfer_main
-from official_resnet.inference import export
+from official_resnet.inference import export, runtimes
 from official_resnet.inputs import download
 from official_resnet.inputs.shards import Shards
 from official_resnet.reports import evaluate, figures
+from official_resnet.weights import pretrained
+from official_resnet.weights.published import PUBLISHED
 
 
 def train(root, get):
@@ -49,6 +52,39 @@ def export_and_explain(root, get):
     assert programs.call(line).code == 0 and (root / 'pages' / 'a_grad_cam.png').is_file()
     model = keras.models.load_model(get('source') / 'model.keras')
     export.export(model, 'none', (32, 32, 3), root / 'export', np.zeros((1, 32, 32, 3), np.uint8))
+
+
+def export_by_program(root, get):
+    """A file and a folder, each with its model card."""
+    get('monkeypatch').setattr(runtimes, 'TURN_SECONDS', 0)
+    for to, name in (('keras', 'net.keras'), ('savedmodel', '1')):
+        programs.succeed(f'export_main --model {get("source")} --to {to} --output {root}/{to}/{name}')
+    names = {str(path.relative_to(root)) for path in root.rglob('*')}
+    assert names > {'keras/net.keras', 'keras/net.card.json', 'keras/README.md', 'savedmodel/1', 'savedmodel/README.md'}
+
+
+def write_features(root, get):
+    """predict_main --features in each format, of two images in two parts."""
+    for name in 'ab':
+        Image.new('RGB', (32, 32), 'red').save(get('tmp_path') / f'{name}.png')
+    images = f'{get("tmp_path")}/a.png {get("tmp_path")}/b.png'
+    for suffix in ('npz', 'csv'):
+        output = f'--features=group1 --output {root}/new/{suffix}/features.{suffix}'
+        programs.succeed(f'predict_main --model {get("source")} --batch_size 1 {output} {images}')
+    assert len([path for path in root.rglob('features.*') if path.is_file()]) == 2
+
+
+def fill_the_cache(root, get):
+    """Fetch published weights; the conversion, which has a process of its own, is done in this one."""
+    name, patch, mirror = 'akamaster/resnet20', get('monkeypatch'), get('tmp_path') / 'mirror'
+    place = mirror / PUBLISHED[name].url.partition('://')[2]
+    place.parent.mkdir(parents=True)
+    shapes = torch_files.net_shapes((3, 3, 3), filters=16, classes=10, is_cifar=True, option='A')
+    torch_files.write_zip(place, torch_files.random_weights(shapes))
+    patch.setenv(pretrained.MIRROR, str(mirror))
+    patch.setattr(pretrained, '_convert', lambda weights, source, output: convert.convert(source, output))
+    path = pretrained.fetch(dataclasses.replace(PUBLISHED[name], checksum=''), root / 'cache')
+    assert path.is_file() and path.with_suffix('.card.json').is_file()
 
 
 def convert_both_ways(root, get):
@@ -121,6 +157,7 @@ def experiment(root, get):
 
 
 WRITERS = [train, train_on_features, export_and_explain, convert_both_ways, build, fetch, index_shards, experiment]
+WRITERS += [export_by_program, write_features, fill_the_cache]
 WRITERS += [pytest.param(write_by_beam, marks=pytest.mark.beam)]
 
 
