@@ -75,11 +75,11 @@ def timm_input(config: Mapping[str, Any], head: tuple[int, ...], default: Input)
     if not config:
         return default
     values = config.get('pretrained_cfg', config)  # of before timm 0.8, all in one
-    arguments = config.get('model_args', {})
+    arguments = config.get('model_args') or {}
     if not isinstance(values, dict) or not isinstance(arguments, dict):
         raise UserError(f'{CONFIG} has a pretrained_cfg or model_args that is no object; {_REMEDY}')
     if changed := [name for name in arguments if name not in (*_HARMLESS, *_COMPUTED)]:
-        raise UserError(f'{CONFIG} has model_args with {changed[0]:.60}, which may change the network; {_REMEDY}')
+        raise UserError(f'{CONFIG} has model_args with {changed[0]:.60}, which may change the network; convert another')
     for given in (config, arguments):
         require(given, _COMPUTED)
     classes = config.get('num_classes', values.get('num_classes', head[0]))

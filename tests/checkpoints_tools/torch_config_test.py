@@ -92,7 +92,7 @@ def test_what_timm_writes(config, expected):
         (A1 | {'num_classes': 10}, 'num_classes=10, but the weights have 1000'),
         (A1 | {'global_pool': 'max'}, "global_pool='max', and only 'avg'"),
         (A1 | {'model_args': {'output_stride': 8}}, 'output_stride=8, and only 32'),
-        (A1 | {'model_args': {'act_layer': 'silu'}}, 'model_args with act_layer'),
+        (A1 | {'model_args': {'act_layer': 'silu'}}, 'model_args with act_layer.*convert another'),
         (A1 | {'model_args': 7}, 'no object'),
         (A1 | {'pretrained_cfg': [7]}, 'no object'),
     ],
