@@ -1,7 +1,8 @@
-"""Every row of the published weights, the whole way: from a file of the publisher's own structure to a prediction.
+"""Every row of the published weights, the whole way: from a file of the publisher's own structure to an export.
 
 The files have random weights, and are made by the publishers' programs where those still run, else by our writers of
-their formats. Rows of the same family and network share one file. The deeper networks need -m slow.
+their formats. Rows of the same family and network share one file. The deeper networks need -m slow. `exports` says
+which networks are exported.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from keras.src.legacy.saving import legacy_h5_format
 
 import official_resnet as resnet
 from checkpoints_tools import convert
-from official_resnet.inference import predict
+from official_resnet.inference import exporters, formats, predict, rewrite, runtimes
 from official_resnet.weights import pretrained
 from official_resnet.weights.published import PUBLISHED
 
@@ -42,6 +43,7 @@ CASES = [
     )
     for family, network in GROUPS
 ]
+FIRST = {family: network for family, network in reversed(GROUPS)}  # of each family, which is exported to ONNX, too
 
 
 @pytest.mark.parametrize('family,network', CASES)
@@ -75,6 +77,26 @@ def test_the_whole_way(family, network, monkeypatch, tmp_path):
     assert card.spec.group_blocks == expected.group_blocks and card.num_classes in (10, 1000, 1001)
     [guesses] = predict.predict(model, card, [np.random.default_rng(0).integers(0, 256, (300, 240, 3), np.uint8)], 3)
     assert len(guesses) == 3 and all(np.isfinite(guess.probability) for guess in guesses)
+    export(model, card, exports(family, network), tmp_path)
+
+
+def exports(family, network):
+    """Return the formats to export to. A ResNet-50 takes 4 s for Keras and 14 s for ONNX, so not all are exported."""
+    size, is_first = resnet.VARIANTS[network].resnet_size, network == FIRST[family]
+    return ['keras'] * (is_first or size <= 26 or size > DEEPEST) + ['onnx'] * is_first
+
+
+def export(model, card, names, folder):
+    """What export_main writes computes the same in its runtime, for an image of the size in the card."""
+    model = rewrite.in_float32(model)
+    pixels = np.random.default_rng(1).integers(0, 256, (1, *card.size, 3), np.uint8)
+    expected = runtimes.expected(model, card, pixels, 1)
+    assert np.ptp(expected) > 0
+    for to in names:
+        path = folder / f'exported{formats.FORMATS[to].suffix}'
+        exporters.write(model, card, to, path)
+        got = runtimes.probabilities(runtimes.load(to, path, False), card, pixels, False, 1)
+        runtimes.compare(got, expected).require('float32', path.name)
 
 
 def of_torch(row, folder):
