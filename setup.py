@@ -52,6 +52,7 @@ setup(
             'pytorchcv>=0.0.74',
             'timm==1.0.31',
             'transformers==5.24.0',
+            'keras-hub==0.32.0',
             'onnxruntime>=1.20',
             'tf2onnx>=1.17',
             'openvino==2026.4.1',

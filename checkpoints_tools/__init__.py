@@ -9,9 +9,12 @@ FAMILIES = {
     'pytorchcv': _OF_TORCH,
     'caffe': ('.caffemodel',),
     'tensorpack': ('.npz',),
+    'keras_hub': ('.h5', '.keras'),  # before the next, whose files may also lack names of layers
     'keras_applications': ('.h5', '.hdf5', '.keras'),
     'slim': ('.ckpt', '.index'),
     'official_tf': ('.index',),
     'ry': ('.ckpt', '.index'),
     'wenxinxu': ('.index',),
 }
+# The families as which our networks can be written -> the suffix of the file.
+TARGETS = {'torch': '.safetensors', 'keras_hub': '.keras'}

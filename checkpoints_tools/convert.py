@@ -1,4 +1,4 @@
-"""Convert a foreign checkpoint to a .keras model, strictly and verified, and ours back to PyTorch's names.
+"""Convert a foreign checkpoint to a .keras model, strictly and verified, and ours back to PyTorch's or KerasHub's.
 
 The modules from_FAMILY.py know the formats. This module uses each weight exactly once, compares the result
 with the source's own definition, and only then writes it, with a card beside it.
@@ -17,9 +17,9 @@ import numpy as np
 import tensorflow as tf
 
 import official_resnet
-from checkpoints_tools import FAMILIES, our_net, selection, tf_checkpoint, torch_file, verify
+from checkpoints_tools import FAMILIES, TARGETS, our_net, selection, tf_checkpoint, torch_file, verify
 from checkpoints_tools.selection import Choice
-from checkpoints_tools.source import Lazy, Shapes, Source, Variables, output_path
+from checkpoints_tools.source import Lazy, Listing, Shapes, Source, Variables, output_path
 from official_resnet import files, layers, resnet_model, resnet_variants
 from official_resnet.errors import UserError
 from official_resnet.inference import keras_files, model_card
@@ -27,7 +27,11 @@ from official_resnet.inference import keras_files, model_card
 FLOATS = ('float16', 'bfloat16', 'float32', 'float64')
 MAX_NAMES = 8  # of variables in an error message, which is one line
 WHOLE = 'get the whole checkpoint, or pass another --source or --variant'
-PYTORCH = 'pass a network that torchvision, timm or akamaster has'
+# A family of TARGETS -> whose names it has, and the remedy for a network that it cannot express.
+_WHOSE = {
+    'torch': ('PyTorch', 'pass a network that torchvision, timm or akamaster has'),
+    'keras_hub': ('KerasHub', 'pass a network that ResNetBackbone of KerasHub has'),
+}
 # Endings of the keys in a layer's config that do not change what the layer computes in inference.
 _IRRELEVANT = ('initializer', 'regularizer', 'constraint', 'dtype', 'trainable', 'momentum', 'synchronized')
 
@@ -180,52 +184,41 @@ def assign(model: keras.Model, entries: list[our_net.Entry], variables: Variable
     _raise_listed({'with NaN or infinite values': infinite, 'no source for ours': list(ours)}, path, WHOLE)
 
 
-def to_torch(path: str | os.PathLike, output: str | os.PathLike) -> Source:
-    """Write one of our .keras models as .safetensors with torchvision's names, CIFAR networks with akamaster's.
+def to_family(path: str | os.PathLike, output: str | os.PathLike, family: str) -> Source:
+    """Write one of our .keras models as a family of TARGETS stores it.
+
+    Of 'torch', the file has torchvision's names, or timm's, those of CIFAR networks akamaster's.
 
     Returns:
         The Source as which the file will be recognised.
 
     Raises:
-        UserError: No network of PyTorch computes the same. Nothing was written.
+        UserError: No network of the family computes the same. Nothing was written.
     """
-    from_torch = _module('torch')
-    path, target = pathlib.Path(path).expanduser(), output_path(path, output, '.safetensors')
+    whose, remedy = _WHOSE[family]
+    module = _module(family)
+    path, target = pathlib.Path(path).expanduser(), output_path(path, output, TARGETS[family])
     if not path.is_file():
         raise UserError(f'there is no file {path}; pass a .keras model')
     model = keras_files.load(path, 'get it again, or pass another')
-    variables = _torch_variables(from_torch, model, path)
-    _raise_listed(
-        {'with NaN or infinite values': [name for name in variables if not np.isfinite(variables[name]).all()]},
-        path,
-        PYTORCH,
-    )
-    shapes = {name: (array.shape, array.dtype.name) for name, array in variables.items()}
-    source, _ = fit(from_torch, shapes, f"{path} in PyTorch's names", remedy=PYTORCH)
-    if different := _first_difference(model, _build(source.spec, source.num_classes)):
-        raise UserError(f"{path} differs from PyTorch's {source.variant}, {different}: {PYTORCH}")
-    verify.verify(model, from_torch, variables, source)
-    with files.write_errors(f"'{target}'", ', or pass another --output'):
-        files.make_folder(target.parent)
-        from_torch.write(target, variables, {'variant': source.variant})
-    return source
-
-
-def _torch_variables(from_torch, model, path):
-    """Return the weights of one of our models as {PyTorch's name: float32 array in PyTorch's layout}."""
     if model.get_config()['layers'][0]['class_name'] != 'InputLayer' or len(model.input_shape) != 4:
         raise UserError(f'{path} does not take images [n, h, w, c]; pass one of our models')
-    layer_names = {layer.name for layer in model.layers}
-    words = from_torch.Words('linear', 'shortcut')
-    if 'stem_pool' in layer_names:
-        has_pool = any(name.endswith('_shortcut_pool') for name in layer_names)
-        words = from_torch.Words('fc', 'downsample', has_pool, 'stem_conv1' in layer_names)
-    names = {variable.path: from_torch.foreign_name(variable.path, words) for variable in model.variables}
-    if strange := [name for name, foreign in names.items() if foreign is None]:
-        raise UserError(f'{path} has {_some(strange)}, for which PyTorch has no name: {PYTORCH}')
-    arrays = {names[variable.path]: np.asarray(variable, np.float32) for variable in model.variables}
-    # Convolutions [h, w, in, out] -> [out, in, h, w]; the last layer and ECA's kernels are reversed.
-    return {name: array.transpose((3, 2, 0, 1) if array.ndim == 4 else None) for name, array in arrays.items()}
+    named, config = module.exported(model)
+    if strange := [ours for ours, (name, _) in named.items() if name is None]:
+        raise UserError(f'{path} has {_some(strange)}, for which {whose} has no name: {remedy}')
+    variables = dict(named.values())
+    infinite = [name for name in variables if not np.isfinite(variables[name]).all()]
+    _raise_listed({'with NaN or infinite values': infinite}, path, remedy)
+    shapes = Listing({name: (array.shape, array.dtype.name) for name, array in variables.items()})
+    shapes.config = config
+    source, _ = fit(module, shapes, f"{path} in {whose}'s names", remedy=remedy)
+    if different := _first_difference(model, _build(source.spec, source.num_classes)):
+        raise UserError(f"{path} differs from {whose}'s {source.variant}, {different}: {remedy}")
+    verify.verify(model, module, variables, source)
+    with files.write_errors(f"'{target}'", ', or pass another --output'):
+        files.make_folder(target.parent)
+        module.write(target, variables, source)
+    return source
 
 
 def _first_difference(model, twin):

@@ -21,6 +21,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -240,6 +241,22 @@ def foreign_name(target: str, words: Words) -> str | None:
             inner = f'se.fc{dense}' if dense else 'se.conv'
         module = f'layer{group}.{int(index) - 1}.{inner}'
     return f'{module}.{VARIABLES[variable]}' if module and variable in VARIABLES else None
+
+
+def exported(model: keras.Model) -> tuple[dict[str, tuple[str | None, np.ndarray]], dict[str, Any]]:
+    """Return {our variable: (PyTorch's name or None, its value in PyTorch's layout)} of one of our models, and {}."""
+    layer_names = {layer.name for layer in model.layers}
+    words = Words('linear', 'shortcut')
+    if 'stem_pool' in layer_names:
+        has_pool = any(name.endswith('_shortcut_pool') for name in layer_names)
+        words = Words('fc', 'downsample', has_pool, 'stem_conv1' in layer_names)
+    named = {}
+    for variable in model.variables:
+        array = np.asarray(variable, np.float32)
+        # Convolutions [h, w, in, out] -> [out, in, h, w]; the last layer and ECA's kernels are reversed.
+        array = array.transpose((3, 2, 0, 1) if array.ndim == 4 else None)
+        named[variable.path] = foreign_name(variable.path, words), array
+    return named, {}
 
 
 def _head(names):

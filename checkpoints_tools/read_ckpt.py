@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 try:
     from absl import flags
 
-    from checkpoints_tools import FAMILIES
+    from checkpoints_tools import FAMILIES, TARGETS
     from official_resnet.command_line import definer, program
     from official_resnet.errors import UserError, one_line
 except ModuleNotFoundError as error:  # run by its path without an installation
@@ -33,15 +33,15 @@ def define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     define = definer.Definer(values)
     define.string('list', None, 'Print the variables of this checkpoint: name, shape, dtype, and where it goes.')
-    define.string('input', None, 'The checkpoint to convert; with --to torch, a .keras model.')
-    define.string('output', None, 'The .keras file to write; with --to torch, a .safetensors file.')
+    define.string('input', None, 'The checkpoint to convert; with --to, a .keras model of ours.')
+    define.string('output', None, 'The .keras file to write; with --to torch, .safetensors.')
     define.enum('source', 'auto', ('auto', *FAMILIES), 'Family of the checkpoint.')
     define.string('variant', None, 'Name of the network, if the variables leave it open, for example resnet50_v1.')
     define.integer('num_classes', None, '1000 drops the background of a checkpoint with 1001 classes.', None, 1, None)
     define.enum('weights', None, ('plain', 'ema'), 'Take the weights, or their moving averages. Default: the weights.')
     define.boolean('no_head', False, 'Leave the classifier out: the model returns features, [n, channels].')
     define.string('data_dir', None, 'Data set of a checkpoint without moving statistics, which are estimated from it.')
-    define.enum('to', 'keras', ('keras', 'torch'), 'What to write: a Keras model, or PyTorch weights.')
+    define.enum('to', 'keras', ('keras', *TARGETS), 'What to write: a Keras model, or what PyTorch or KerasHub reads.')
     paths = ['list', 'input', 'output']
     flags.register_multi_flags_validator(
         paths,
@@ -69,8 +69,8 @@ def _run(values):
         with program.reader_may_leave():
             for line in list_lines(convert, values.list, values.source, values.variant, choice):
                 print(line)
-    elif values.to == 'torch':
-        source = convert.to_torch(values.input, values.output)
+    elif values.to in TARGETS:
+        source = convert.to_family(values.input, values.output, values.to)
         print(f'{values.output}: {source.variant}, {source.num_classes} classes')
     else:
         card = convert.convert(
@@ -88,8 +88,8 @@ def _check_paths(values):
     if values.data_dir and not os.path.isdir(values.data_dir):
         raise UserError(f"--data_dir='{values.data_dir}' is not a folder; pass the folder of the data set")
     if values.output:
-        source.output_path(path, values.output, '.safetensors' if values.to == 'torch' else '.keras')
-    if values.to == 'torch' and not values.list:
+        source.output_path(path, values.output, TARGETS.get(values.to, '.keras'))
+    if values.to in TARGETS and not values.list:
         network_files.require_keras_file(path, 'pass a .keras model')
     elif torch_file.locate(path).is_file():
         torch_file.list_files(path)

@@ -19,6 +19,11 @@ and may have
     estimate(variables, source, data_dir)       ({name: array} of them, in words what they were estimated from)
     HEADS                               pattern of the names of further classifiers, which --no_head leaves out, too
 
+and those of TARGETS, as which our networks can be written,
+
+    exported(model)                     {our variable: (its name there or None, its value)}, and a config
+    write(path, variables, source)      writes {name: value} as a file of the family
+
 The moving average of a variable NAME is listed as NAME and AVERAGE; `selection` takes one of the two.
 
 For all families, `convert.fit` checks that every variable is there and has the right shape. A file that is damaged, or

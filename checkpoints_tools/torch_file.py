@@ -36,8 +36,11 @@ _AVERAGES = re.compile(r'(^|[._])(ema|swa|encoder_k|momentum_(encoder|backbone)|
 _TEACHERS = re.compile(r'(^|[._])(teacher|target(_\w+)?)[._]')
 _LOSSES = re.compile(r'(criterion|loss\w*)\..*')
 _WHOLE = 'get the whole checkpoint'
-# What a folder may have, in the order in which Hugging Face's from_pretrained looks for it.
-_OF_FOLDERS = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin', 'pytorch_model.bin.index.json')
+# What a folder may have, in the order in which Hugging Face's from_pretrained looks for it; the last is KerasHub's.
+_OF_FOLDERS = (
+    *('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin', 'pytorch_model.bin.index.json'),
+    'model.weights.h5',
+)
 _SAFETENSORS_DTYPES = {'F16': 'float16', 'BF16': 'bfloat16', 'F32': 'float32', 'F64': 'float64', 'I64': 'int64'}
 
 
@@ -94,11 +97,11 @@ def entries(source: Source, their: Callable[[our_net.Layer], str]) -> list[our_n
     return our_net.entries(source, their, VARIABLES, kernels, separator='.')
 
 
-def write(path: pathlib.Path, variables: Variables, metadata: dict[str, str]) -> None:
-    """Write {PyTorch's name: float32 array} and metadata to a .safetensors file, whole or not at all."""
+def write(path: pathlib.Path, variables: Variables, source: Source) -> None:
+    """Write {PyTorch's name: float32 array} and the variant to a .safetensors file, whole or not at all."""
     arrays = {name: np.ascontiguousarray(array) for name, array in variables.items()}
     with files.replacing(path) as part:
-        part.write_bytes(_library().numpy.save(arrays, {'format': 'pt'} | metadata))
+        part.write_bytes(_library().numpy.save(arrays, {'format': 'pt', 'variant': source.variant}))
 
 
 # --- files ---

@@ -155,7 +155,7 @@ def _torch(values, path, network, part, made, paths):
     if network.weights is not None:
         source = part / 'network.keras'
         predict.load(path)[0].save(source)
-    found = convert.to_torch(source, made)
+    found = convert.to_family(source, made, 'torch')
     rows = {'compared': "with PyTorch's definition, rebuilt in TensorFlow, before it was written", 'as': found.variant}
     return rows, [f'the network is {found.variant} of PyTorch; compared before it was written']
 

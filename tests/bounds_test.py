@@ -27,7 +27,15 @@ from fixtures.batches import message_of
 from fixtures.bound_cases import CASES, case
 from PIL import Image
 
-from checkpoints_tools import from_caffe, from_keras_applications, from_tensorpack, h5_listing, torch_file, torch_pickle
+from checkpoints_tools import (
+    from_caffe,
+    from_keras_applications,
+    from_tensorpack,
+    h5_file,
+    h5_listing,
+    torch_file,
+    torch_pickle,
+)
 from official_resnet import bounds, files
 from official_resnet.building import boxes, downloads, image_list, labels, tars
 from official_resnet.command_line import usage
@@ -199,7 +207,7 @@ def _(tmp_path, set_limit):
     set_limit('hdf5_memory', 1 << 20)  # less than the process has when it begins
     _listing(tmp_path / 'x.h5', ['a' * 200])
     with pytest.raises(ValueError, match='HDF5 ended with|memory'):
-        from_keras_applications._listing(tmp_path / 'x.h5')
+        h5_file._listing(tmp_path / 'x.h5')
 
 
 @case('hdf5_seconds')

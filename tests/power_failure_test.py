@@ -91,7 +91,7 @@ def convert_both_ways(root, get):
     path = get('tmp_path') / 'net.pth'
     torch_files.write_zip(path, torch_files.random_weights(torch_files.TINY['bottleneck']))
     convert.convert(path, root / 'ours' / 'net.keras')
-    convert.to_torch(root / 'ours' / 'net.keras', root / 'theirs' / 'net.safetensors')
+    convert.to_family(root / 'ours' / 'net.keras', root / 'theirs' / 'net.safetensors', 'torch')
 
 
 def build(root, get):

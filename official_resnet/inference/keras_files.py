@@ -40,8 +40,8 @@ def load(path: str | os.PathLike, remedy: str, custom_objects: Mapping[str, Any]
     with damage.reported(path, remedy, kind=KIND):
         with open(path, 'rb', opener=files.plain) as file, zipfile.ZipFile(file) as archive:
             most = bounds.limit('keras_inflation') * os.path.getsize(path)
-            config = _read(archive, _LAYERS, min(most, bounds.limit('json_bytes')))
-            weights = _read(archive, _WEIGHTS, most)
+            config = read_member(archive, _LAYERS, min(most, bounds.limit('json_bytes')))
+            weights = read_member(archive, _WEIGHTS, most)
         model = _build(config, _num_values(weights, most), custom_objects)
         # Keras reads a file ten times as fast as a member of a zip.
         with folders.temporary() as folder, layers.deep_graph():
@@ -61,8 +61,8 @@ def from_json(
         return _build(files.read_bytes(path, 'json_bytes'), num_values, custom_objects)
 
 
-def _read(archive, name, most):
-    """Return a member of a zip, after checking its declared size and its CRC."""
+def read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    """Return a member of a zip, after checking its declared size and its CRC. ValueError: it declares more bytes."""
     info = archive.getinfo(name)
     if info.file_size > most:
         raise ValueError(f'it declares {info.file_size} bytes of {name}, more than the {most} that are read')

@@ -165,7 +165,7 @@ def test_unknown_files(tmp_path, monkeypatch, write):
 def test_to_torch_and_back_bit_for_bit(name, write):
     variables = torch_files.random_weights(torch_files.TINY[name])
     write(variables)
-    convert.to_torch('net.keras', 'back.safetensors')
+    convert.to_family('net.keras', 'back.safetensors', 'torch')
     back = from_torch.read('back.safetensors')
     assert back.keys() == variables.keys()
     assert all(np.array_equal(back[key], variables[key]) for key in back)
@@ -196,18 +196,18 @@ def tiny(**axes):
 def test_nets_that_pytorch_cannot_express_are_refused(spec, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     resnet_model.resnet(spec, 5, resnet_variants.IMAGE_SHAPES[spec.stem]).save('net.keras')
-    refuse(message, convert.to_torch, 'net.keras', 'net.safetensors')
+    refuse(message, convert.to_family, 'net.keras', 'net.safetensors', 'torch')
     assert files() == ['net.keras']
 
 
 def test_to_torch_of_other_files(tmp_path):
     path = tmp_path / 'net.keras'
     path.write_bytes(b'PK\x05\x06' + bytes(18))
-    refuse('not a .keras file', convert.to_torch, path, tmp_path / 'net.safetensors')
+    refuse('not a .keras file', convert.to_family, path, tmp_path / 'net.safetensors', 'torch')
     keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save(path)
-    refuse(r'net.keras .*\[n, h, w, c\]', convert.to_torch, path, tmp_path / 'net.safetensors')
+    refuse(r'net.keras .*\[n, h, w, c\]', convert.to_family, path, tmp_path / 'net.safetensors', 'torch')
     model = resnet_model.resnet(resnet_variants.cifar_spec(8), 10, (32, 32, 3))
     variance = model.get_layer('stem_bn').moving_variance  # one that is infinite leaves the logits finite
     variance.assign(np.r_[np.inf, np.ones(15)].astype('float32'))
     model.save(path)
-    refuse('NaN or infinite values: bn1.running_var', convert.to_torch, path, tmp_path / 'net.safetensors')
+    refuse('NaN or infinite values: bn1.running_var', convert.to_family, path, tmp_path / 'net.safetensors', 'torch')

@@ -13,6 +13,7 @@ from checkpoints_tools import (
     convert,
     from_caffe,
     from_keras_applications,
+    from_keras_hub,
     from_official_tf,
     from_pytorchcv,
     from_ry,
@@ -29,7 +30,7 @@ from official_resnet import bounds
 
 MODULES = (
     *(from_caffe, from_keras_applications, from_official_tf, from_ry, from_slim, from_tensorpack, from_torch),
-    *(from_wenxinxu, from_transformers, from_pytorchcv, from_timm_v2),
+    *(from_wenxinxu, from_transformers, from_pytorchcv, from_timm_v2, from_keras_hub),
 )
 
 
@@ -40,6 +41,12 @@ def caffe():
 def applications(is_v2):
     model = foreign_files.applications_net(is_v2, (2, 2))
     return shapes_of({f'{layer.name}/{v.name}': v.numpy() for layer in model.layers for v in layer.weights})
+
+
+def hub(*arguments):
+    model, _ = foreign_files.hub_net(*arguments)
+    layers = [*model.get_layer('res_net_backbone').layers, model.get_layer('predictions')]
+    return shapes_of({f'{layer.name}/{v.name}': v.numpy() for layer in layers for v in layer.weights})
 
 
 def official(*net):
@@ -75,6 +82,9 @@ NETS = [
     (from_caffe, caffe, (), ('ResNet-11', 'resnet11_v1')),
     (from_keras_applications, applications, (False,), ('ResNet14', 'resnet14_v1')),
     (from_keras_applications, applications, (True,), ('ResNet14V2', 'resnet14_v2')),
+    (from_keras_hub, hub, ('basic_block',), ('resnet_8',)),
+    (from_keras_hub, hub, ('bottleneck_block_vd', False, (1, 1), 8, (4, 4, 8)), ('resnet_vd_8',)),
+    (from_keras_hub, hub, ('bottleneck_block', True, (1, 1)), ('resnet_v2_8',)),
     (from_official_tf, official, (3, False, (1, 1, 1), 1), ('resnet8_v1',)),
     (from_official_tf, official, (7, False, (1, 1, 2, 1), 1), ('resnet12_v1.5', 'resnet12_v1')),
     (from_official_tf, official, (7, True, (1, 1, 2, 1), 2), ('resnet17_v2',)),
@@ -173,6 +183,7 @@ FILES = {
     'compressed.npz': (from_tensorpack, lambda path: np.savez_compressed(path, **TENSORPACK)),
     'net.keras': (from_keras_applications, lambda path: keras_net().save(path)),
     'net.weights.h5': (from_keras_applications, lambda path: keras_net().save_weights(path)),
+    'hub.keras': (from_keras_hub, lambda path: foreign_files.write_hub(path, *foreign_files.hub_net(blocks=(1, 1)))),
     'v1.ckpt': (from_slim, lambda path: foreign_files.write_tf(path, SLIM, 1)),
     'v2.ckpt.index': (from_slim, lambda path: foreign_files.write_tf(path.with_suffix(''), SLIM)),
     'v2.ckpt.data-00000-of-00001': (from_slim, lambda path: foreign_files.write_tf(path.with_suffix(''), SLIM)),
@@ -187,4 +198,4 @@ def test_damaged_files(name, tmp_path, monkeypatch):
     module, write = FILES[name]
     monkeypatch.setitem(bounds.BOUNDS, 'hdf5_seconds', bounds.BOUNDS['hdf5_seconds']._replace(value=4))
     write(tmp_path / name)
-    fuzz(module, tmp_path / name, 6 if module is from_keras_applications else 90)  # Keras' need a process each
+    fuzz(module, tmp_path / name, 6 if name.endswith(('.keras', '.h5')) else 90)  # Keras' need a process each

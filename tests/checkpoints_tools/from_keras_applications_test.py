@@ -10,7 +10,7 @@ from fixtures.batches import message_of
 from fixtures.conversion import assert_runs_alike, converted, refuse_file
 from fixtures.foreign_files import applications_net, write_old_applications
 
-from checkpoints_tools import convert, from_keras_applications
+from checkpoints_tools import convert, from_keras_applications, h5_file
 from checkpoints_tools.source import normalized
 
 
@@ -147,5 +147,5 @@ def test_a_full_folder_for_temporary_files_is_named(tmp_path):
         archive.writestr('model.weights.h5', bytes(1000))
     (tmp_path / 'part').mkdir()
     (tmp_path / 'part' / 'weights.h5').symlink_to('/dev/full')
-    message = message_of(from_keras_applications._unzip_weights, tmp_path / 'x.keras', tmp_path / 'part' / 'weights.h5')
+    message = message_of(h5_file._unzip_weights, tmp_path / 'x.keras', tmp_path / 'part' / 'weights.h5')
     assert f"into '{tmp_path}': No space" in message and 'set TMPDIR' in message

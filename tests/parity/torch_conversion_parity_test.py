@@ -51,7 +51,7 @@ def check_both_ways(name, make, tmp_path, is_zip=True):
     assert_same_logits(keras.models.load_model(tmp_path / 'net.keras'), peer, (64, 75))
     if card['family'] != 'torch':
         return
-    convert.to_torch(tmp_path / 'net.keras', tmp_path / 'net.safetensors')
+    convert.to_family(tmp_path / 'net.keras', tmp_path / 'net.safetensors', 'torch')
     back = from_torch.read(tmp_path / 'net.safetensors')
     state = peer.state_dict()
     assert back.keys() == {key for key in state if not key.endswith('num_batches_tracked')}
