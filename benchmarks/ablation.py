@@ -23,7 +23,7 @@ from official_resnet.training import devices
 from official_resnet.training.config import TrainConfig
 
 WHOLE = 'nothing'
-SGD = 1.5  # learning rate of airbench94 (arXiv:2404.00498) for the mean of a batch of 1,024: 11.5 / 7.67
+SGD = 11.5 / 7.67 * 128 / 1024  # airbench94 (arXiv:2404.00498): 11.5 / 7.67 for the mean of a batch of 1,024
 WITHOUT: dict[str, dict[str, dict[str, Any]]] = {  # part -> what it is replaced by, in the spec, ... of a TrainConfig
     WHOLE: {},
     'shortcut': {'spec': {'shortcut': None}},
@@ -55,8 +55,8 @@ def left_out(config: TrainConfig, part: str) -> TrainConfig:
     """Return the config of a training without a part of WITHOUT."""
     changes = WITHOUT[part]
     fields = dict(changes.get('config', {}))
-    if 'base_learning_rate' in fields:  # the rates of biases and of the head, products of two fields, stay
-        ratio = config.base_learning_rate / fields['base_learning_rate']
+    if 'base_learning_rate' in fields:  # the rates of biases and of the head, products with that of the batch, stay
+        ratio = config.learning_rate / dataclasses.replace(config, **fields).learning_rate
         for name in ('bias_learning_rate_factor', 'head_learning_rate_factor', 'weight_decay'):
             fields[name] = getattr(config, name) * ratio
     parts = {

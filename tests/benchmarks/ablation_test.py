@@ -25,12 +25,15 @@ def test_one_part_is_left_out(cifar_dir):
     whole = time_to_accuracy.config_of(values, 'cifar10', 'fast')
     before = flat(whole)
     for part in ablation.WITHOUT:
-        found = flat(ablation.left_out(whole, part))
+        config = ablation.left_out(whole, part)
+        found = flat(config)
         changed = {name for name in before if found[name] != before[name]}
         assert len(changed) == {ablation.WHOLE: 0, 'muon': 6}.get(part, 1), (part, changed)
         for name in ('bias_learning_rate_factor', 'head_learning_rate_factor'):  # the rates of these weights stay
-            products = [fields[name] * fields['base_learning_rate'] for fields in (found, before)]
+            products = [getattr(one, name) * one.learning_rate for one in (config, whole)]
             assert part == 'bias_rate' or products[0] == pytest.approx(products[1]), (part, name)
+    sgd = ablation.left_out(whole, 'muon')
+    assert sgd.learning_rate == pytest.approx(11.5 / 7.67 * 2000 / 1024, rel=1e-3)  # airbench94's, for a batch of 2000
 
 
 @pytest.mark.slow  # 10 s, of which most compile two networks
