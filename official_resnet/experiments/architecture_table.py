@@ -47,10 +47,14 @@ def in_tables(names: Iterable[str]) -> Iterator[list[tuple[str, dict[str, list[s
 
 
 def describe(name: str) -> dict[str, list[str]]:
-    """Return the rows of a variant, {label: lines}: stem and groups with their output sizes, then the totals."""
+    """Return the rows of a variant, see rows_of."""
     spec = resnet_variants.find_spec(name)
     height, width, channels = resnet_variants.IMAGE_SHAPES[spec.stem]
-    shape, num_classes = (height or IMAGE_SIZE, width or IMAGE_SIZE, channels), NUM_CLASSES[spec.stem]
+    return rows_of(spec, NUM_CLASSES[spec.stem], (height or IMAGE_SIZE, width or IMAGE_SIZE, channels))
+
+
+def rows_of(spec: ResNetSpec, num_classes: int, shape: tuple[int, int, int]) -> dict[str, list[str]]:
+    """Return the rows of a network, {label: lines}: stem and groups with their output sizes, then the totals."""
     counts = count(spec, num_classes, shape)
     stem = [
         f'{conv.kernel}x{conv.kernel}, {conv.filters}' + ', /2' * (conv.stride > 1) for conv in stem_convolutions(spec)

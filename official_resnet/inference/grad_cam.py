@@ -71,16 +71,22 @@ def overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
     return np.round(image * (1 - opacity) + colours * opacity).astype(np.uint8)
 
 
-def page(image: np.ndarray, cam: np.ndarray, caption: str, least: int = 224) -> Image.Image:
-    """Return the image and its overlay side by side, below a caption, for example 'horse, 98.2 %'.
+def pair(image: np.ndarray, cam: np.ndarray, least: int = 224) -> tuple[Image.Image, Image.Image]:
+    """Return the image and its overlay, which are enlarged if both sides are shorter than `least` pixels.
 
-    `image` and `cam` are those of `overlay`. If both sides are shorter than `least` pixels, they are enlarged to it.
+    `image` and `cam` are those of `overlay`.
     """
     factor = max(1, least // max(image.shape[:2]))
     size = (image.shape[1] * factor, image.shape[0] * factor)
     enlarged = Image.fromarray(np.broadcast_to(image, (*image.shape[:2], 3))).resize(size, Image.Resampling.BICUBIC)
     heat = np.asarray(Image.fromarray(np.asarray(cam, np.float32)).resize(size, Image.Resampling.BILINEAR))
-    coloured = Image.fromarray(overlay(np.asarray(enlarged), np.clip(heat, 0, 1)))
+    return enlarged, Image.fromarray(overlay(np.asarray(enlarged), np.clip(heat, 0, 1)))
+
+
+def page(image: np.ndarray, cam: np.ndarray, caption: str, least: int = 224) -> Image.Image:
+    """Return the image and its overlay of `pair` side by side, below a caption, for example 'horse, 98.2 %'."""
+    enlarged, coloured = pair(image, cam, least)
+    size = enlarged.size
     font = ImageFont.load_default(CAPTION // 2)
     while font.getlength(caption) > 2 * size[0] - CAPTION and len(caption) > 4:
         caption = f'{caption[:-4]}...'

@@ -38,9 +38,9 @@ def open_split(dataset: str, split: str, options: Mapping[str, Any], views: View
         from official_resnet.inputs import in_memory
 
         pixels, labels, names, paths = _read(folder, split, **options)
-        content = images.content_of(paths)  # the files', because Pillow's versions differ in pixels
+        origin = f'{images.content_of(paths)} {pixels.shape}'  # the files', because Pillow's versions differ in pixels
         return in_memory.InMemorySplit(
-            pixels, labels, len(names), dataset, names, normalization, origin=f'{content} {pixels.shape}'
+            pixels, labels, len(names), dataset, names, normalization, origin=origin, paths=[*map(str, paths)]
         )
     from official_resnet.inputs import streamed
 

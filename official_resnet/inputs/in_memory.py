@@ -34,6 +34,7 @@ class InMemorySplit:
     normalization: str
     input_size: int | None = None
     origin: str | None = None
+    paths: Sequence[str] | None = None  # paths[i] is the file of images[i], if each has its own
     class_ids: ClassVar[None] = None
     resize: ClassVar[None] = None
     views: ClassVar[None] = None

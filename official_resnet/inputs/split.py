@@ -42,6 +42,8 @@ class Split(Protocol):
     @property
     def views(self) -> 'Views | None': ...  # how encoded images become the input; None: they are held in memory
     @property
+    def paths(self) -> Sequence[str] | None: ...  # of the images; None: they have no files of their own
+    @property
     def num_cpu_threads(self) -> int: ...  # that tf.data needs: one to copy from memory, one per core to decode
 
     def training_batches(

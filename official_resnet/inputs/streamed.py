@@ -61,6 +61,10 @@ class StreamedSplit:
         return self.views.shorter_side
 
     @property
+    def paths(self) -> list[str] | None:
+        return self.source.paths[: self.num_images] if isinstance(self.source, Files) else None
+
+    @property
     def num_cpu_threads(self) -> int:
         return os.cpu_count() or 1
 
