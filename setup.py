@@ -19,7 +19,11 @@ setup(
     license_files=['LICENSE'],
     python_requires='>=3.11,<3.14',  # TensorFlow 2.21 has wheels for 3.11 to 3.13 only
     packages=find_packages(include=['official_resnet*', 'checkpoints_tools']),
-    package_data={'official_resnet.inputs': ['imagenet_labels.tsv'], 'official_resnet.weights': ['published.tsv']},
+    package_data={
+        'official_resnet.inputs': ['imagenet_labels.tsv'],
+        'official_resnet.reports': ['report.html.jinja'],
+        'official_resnet.weights': ['published.tsv'],
+    },
     install_requires=[
         'tensorflow~=2.21.0',
         'keras~=3.15.0',
@@ -33,6 +37,8 @@ setup(
     ],
     extras_require={
         'plots': ['matplotlib>=3.9', 'tensorboard~=2.20'],
+        'report': ['jinja2>=3.1', 'matplotlib>=3.9', 'scikit-learn>=1.6', 'scipy>=1.14'],  # report_main
+        'browser': ['selenium>=4.30'],  # the tests of its page; they also need Debian's chromium and chromium-driver
         'beam': ['apache-beam>=2.77'],  # ImageNet's shards built on a cluster
         'imagenet': ['scipy>=1.14'],  # ImageNet's development kit has its labels in a .mat file
         'convert': ['safetensors>=0.8'],  # checkpoints_tools; the other formats need nothing more
@@ -72,6 +78,8 @@ setup(
             'tensorboard~=2.20',
             'safetensors>=0.8',
             'scipy>=1.14',
+            'jinja2>=3.1',
+            'scikit-learn>=1.6',
         ],
     },
 )

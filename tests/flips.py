@@ -111,7 +111,7 @@ def formats(folder):
     yield 'metrics.jsonl', metrics, curves
     rates = folder / checkpoints.RATES_FILE
     rates.write_text('step,learning_rate\n' + ''.join(f'{step},0.1\n' for step in range(0, 20, 7)))
-    yield 'learning_rate.csv', rates, lambda: figures._learning_rates(folder, rows)
+    yield 'learning_rate.csv', rates, lambda: figures.learning_rates(folder, rows)
     settings = {'seed': 3, 'train_epochs': 2, 'dataset': 'cifar10'}
     (folder / 'runs' / 'a').mkdir(parents=True)
     runs.claim_folder(folder, settings)

@@ -72,6 +72,9 @@ def places(tmp_path_factory, cifar_dir, mnist_dir):
     for path in (made('own') / 'cat' / '1.png', found['own'] / 'dog' / '1.png'):
         path.parent.mkdir(parents=True)
         shutil.copy(folder / 'image', path)
+    for name in 'abc':
+        shutil.copytree(found['own'] / 'cat', folder / 'abc' / name)
+    made('abc')
     (made('damaged') / 'checkpoints').mkdir(parents=True)
     (found['damaged'] / 'checkpoints' / 'step-000000001.npz').write_bytes(b'PK')
     shutil.copytree(mnist_dir / 'mnist', made('mnist_lost'))

@@ -4,7 +4,9 @@ Each flag that is passed with --eval_only has an effect, agrees with the evaluat
 """
 
 import dataclasses
+import os
 import pathlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
@@ -19,6 +21,9 @@ from official_resnet.training.config import PRETRAINED, TrainConfig, flags_of
 
 if TYPE_CHECKING:
     import keras
+
+    from official_resnet.inference import card_reader
+    from official_resnet.inputs.split import Split
 
 _BOTH = {
     *('eval_only', 'eval_report', 'ten_crop', 'model_dir', 'data_dir', 'download', 'image_folder', 'batch_size'),
@@ -50,9 +55,13 @@ def run(values: absl_flags.FlagValues, asked: TrainConfig, options: RunOptions, 
     return _evaluate_run(values, asked, options, row, given)
 
 
-def check_export_dir(folder: str | None) -> None:
-    """Raise UserError if no SavedModel can be written into --export_dir. A training would find that out at its end."""
-    if folder:
+def check_outputs(options: RunOptions) -> None:
+    """Raise UserError if --export_dir or --report cannot be written. A training would find that out at its end."""
+    if options.report:
+        from official_resnet.reports import report
+
+        report.require_packages()
+    if folder := options.export_dir:
         folders.require_no_pattern(folder, '--export_dir=')
         folders.existing_parent(folder, 'export_dir')
 
@@ -131,6 +140,16 @@ def _settings(config):
     return found | {'resnet_size': config.spec.resnet_size}
 
 
+def write_outputs(model: 'keras.Model', config: TrainConfig, options: RunOptions) -> None:
+    """Write what --report and --export_dir ask for at the end of a training, and print the paths."""
+    if options.report:
+        print('making the report', flush=True)  # another process tests the network again
+        for path in train_program.made('report_main', pathlib.Path(str(config.machine.model_dir)), 'report.html'):
+            print(f'  {path}')
+    if options.export_dir:
+        export_net(model, config, options)
+
+
 def export_net(model: 'keras.Model', config: TrainConfig, options: RunOptions) -> None:
     """Write the SavedModel for --export_dir, and print its path."""
     from official_resnet import resnet_run_loop
@@ -148,7 +167,6 @@ def _evaluate_net(values, asked, options, row):
     """Evaluate a trained or converted network on images that are prepared as its card says."""
     machine, path = asked.machine, asked.pretrained
     from official_resnet.inference import network_files
-    from official_resnet.inputs import datasets
 
     network_files.find(path)
     train_program.find_data(asked, options, row, ('test',))
@@ -159,23 +177,34 @@ def _evaluate_net(values, asked, options, row):
     if values['model_dir'].present:
         print(f'evaluating {path}, not the run in --model_dir={machine.model_dir}')
     model, card = predict.load(path)
-    is_encoded = row.streams and not options.use_synthetic_data
-    views = dataclasses.replace(asked.views, test_size=card.net_size[0]) if is_encoded else None
+    test, view = open_for_card(asked, card, path)
+    _report(model, with_classes_of(card, test, path), asked, options, view)
+    return 0
+
+
+def open_for_card(
+    config: TrainConfig, card: 'card_reader.Card', path: str | os.PathLike
+) -> 'tuple[Split, Callable | None]':
+    """Return (the test split of a config, prepared as the card of the network `path` says; its view, if encoded).
+
+    The images are encoded if the config has views. The labels are still those of the data set.
+    """
+    from official_resnet.inference import predict
+    from official_resnet.inputs import datasets
+
+    views = config.views and dataclasses.replace(config.views, test_size=card.net_size[0])
     if views and not card.uses_exif:
         views = dataclasses.replace(views, uses_exif=False)
-    folder = asked.folder_options() | {'image_size': card.net_size[0], 'channels': card.num_channels}
-    test = datasets.open_split(asked.dataset, 'test', data_dir=machine.data_dir, views=views, folder=folder)
-    test = _with_classes_of(card, test, path, is_encoded)
+    folder = config.folder_options() | {'image_size': card.net_size[0], 'channels': card.num_channels}
+    test = datasets.open_split(config.dataset, 'test', data_dir=config.machine.data_dir, views=views, folder=folder)
     if test.input_shape != (*card.net_size, card.num_channels):
         raise UserError(
             f'{path} takes images of shape {(*card.net_size, card.num_channels)}, but those of {test.name} have '
             f'{test.input_shape}; pass images of this size'
         )
-    test = test.with_normalization(card.normalization)
-    if is_encoded and not test.views.uses_exif:  # ILSVRC2012 stays as it was published
+    if test.views and not test.views.uses_exif:  # ILSVRC2012 stays as it was published
         card = dataclasses.replace(card, uses_exif=False)
-    _report(model, test, asked, options, predict.encoded_view(card) if is_encoded else None)
-    return 0
+    return test.with_normalization(card.normalization), predict.encoded_view(card) if test.views else None
 
 
 def _say_share(config, remedy=''):
@@ -191,12 +220,12 @@ def _say_share(config, remedy=''):
             print(f'evaluating {num_test} of the {num_test + num_train} images of {folder}: those {chosen}{remedy}')
 
 
-def _with_classes_of(card, test, path, is_encoded):
+def with_classes_of(card: 'card_reader.Card', test: 'Split', path: str | os.PathLike) -> 'Split':
     """Return a test split with the classes of a card; print how many of its classes are among them."""
     from official_resnet.inputs import classes
 
     if not card.has_names:
-        if is_encoded and card.num_classes == test.num_classes + 1:
+        if test.views and card.num_classes == test.num_classes + 1:
             test = test.with_background()
         if card.num_classes < test.num_classes:
             raise UserError(
@@ -226,9 +255,7 @@ def _report(model, test, config, options, view=None):
     from official_resnet.inputs import encoded
     from official_resnet.reports import evaluate
 
-    unnamed = model.output_shape[-1] - test.num_classes  # logits without images
-    names = [*test.class_names, *(f'class {test.num_classes + i}' for i in range(unnamed))]
-    ids = [*test.class_ids, *[None] * unnamed] if test.class_ids else None
+    names, ids = evaluate.names_of_outputs(test, model.output_shape[-1])
     name = 'one crop' if test.resize else 'test'
     views = {name: view}
     if options.ten_crop:
@@ -236,10 +263,10 @@ def _report(model, test, config, options, view=None):
     for name, function in views.items():
         batches = test.evaluation_batches(config.batch_size, view=function)
         with test.input_errors():
-            labels, guesses = evaluate.guess(model, batches, 'plain' if name == 'ten crops' else config.test_views)
-        report = evaluate.report(labels, guesses, names, ids)
+            found = evaluate.guess(model, batches, 'plain' if name == 'ten crops' else config.test_views)
+        report = evaluate.report(found.labels, found.classes, names, ids)
         top_5 = '' if report['top5'] is None else f', top-5 {report["top5"]:.4f}'
-        others = f', without {left} of other classes' if (left := test.num_images - len(labels)) else ''
+        others = f', without {left} of other classes' if (left := test.num_images - len(found.labels)) else ''
         print(f'{name}: top-1 {report["top1"]:.4f}{top_5} ({report["n"]} images{others})')
         if options.eval_report and name != 'ten crops':
             print('\n'.join(evaluate.format_report(report)))

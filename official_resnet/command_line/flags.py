@@ -105,6 +105,7 @@ class RunOptions:
     export_dir: str | None = _evaluation(
         None, 'Folder for a SavedModel from images to classes and probabilities.', short='ed', is_path=True
     )
+    report: bool = _evaluation(False, 'Write report.html into --model_dir at the end, see report_main.py.')
     image_bytes_as_serving_input: bool = _evaluation(False, 'The SavedModel takes JPEG or PNG files (ImageNet only).')
     fine_tune: bool = setting(
         False,

@@ -56,15 +56,14 @@ def _run(values, config, options, row, argv):
         from official_resnet.weights import pretrained as weights
 
         config = dataclasses.replace(config, pretrained=weights.resolve(config.pretrained, options.cache_dir))
-    if options.export_dir or options.eval_only:
+    if options.export_dir or options.eval_only or options.report:
         from official_resnet.command_line import evaluate_program
 
-        evaluate_program.check_export_dir(options.export_dir)
+        evaluate_program.check_outputs(options)
     if options.eval_only:
         return evaluate_program.run(values, config, options, row)
-    pretrained, model_dir = (
-        pathlib.Path(path or '').resolve() for path in (config.pretrained, config.machine.model_dir)
-    )
+    folders = config.pretrained, config.machine.model_dir
+    pretrained, model_dir = (pathlib.Path(path or '').resolve() for path in folders)
     if config.pretrained and pretrained.is_relative_to(model_dir):  # where --clean deletes
         raise UserError(f'the pretrained network {pretrained} is in --model_dir={model_dir}; pass another --model_dir')
     if options.local_workers > 1:
@@ -163,30 +162,29 @@ def _finish(config, result, options):
     tests = [line for line in checkpoints.read_metrics(model_dir) if line['split'] == 'test']
     if tests:
         best = max(tests, key=lambda line: line['accuracy'])
-        print(
-            f'test accuracy {tests[-1]["accuracy"]:.4f} after epoch {tests[-1]["epoch"]} (step {result.step}); '
-            f'best {best["accuracy"]:.4f} after epoch {best["epoch"]}'
-        )
+        last = f'test accuracy {tests[-1]["accuracy"]:.4f} after epoch {tests[-1]["epoch"]} (step {result.step})'
+        print(f'{last}; best {best["accuracy"]:.4f} after epoch {best["epoch"]}')
     names = ('model.keras', 'model.card.json', 'best.keras', checkpoints.METRICS_FILE, 'config.json')
     paths = [path for name in names if (path := model_dir / name).exists()]  # an older run may have no best.keras
-    for path in [*paths, *checkpoints.paths(model_dir / 'checkpoints')[-1:], *_draw_curves(model_dir)]:
+    curves = made('reports.figures', model_dir, 'curves.png')
+    for path in [*paths, *checkpoints.paths(model_dir / 'checkpoints')[-1:], *curves]:
         print(f'  {path}')
-    if options.export_dir:
+    if options.export_dir or options.report:
         from official_resnet.command_line import evaluate_program
 
-        evaluate_program.export_net(result.model, config, options)
+        evaluate_program.write_outputs(result.model, config, options)
 
 
-def _draw_curves(model_dir):
-    """Return [path of curves.png], which another process draws; if that fails, print a line and return []."""
-    command = [sys.executable, '-P', '-m', 'official_resnet.reports.figures', '--', str(model_dir)]
+def made(module: str, model_dir: pathlib.Path, name: str) -> list[pathlib.Path]:
+    """Return [path of a file], which another process makes in model_dir; if that fails, print a line and return []."""
+    command = [sys.executable, '-P', '-m', f'official_resnet.{module}', '--', str(model_dir)]
     environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}  # so that it finds the same package
     try:
         child = subprocess.run(command, env=environment, capture_output=True, text=True, errors='replace')
     except OSError as error:  # for example too little memory for another process
         child = subprocess.CompletedProcess(command, 1, '', str(error))
     if child.returncode == 0:
-        return [model_dir / 'curves.png']
+        return [model_dir / name]
     lines = child.stderr.splitlines() or [f'its process ended with code {child.returncode}']
-    print(one_line(lines[-1] if 'curves.png' in lines[-1] else f'no curves.png: {lines[-1]}'))
+    print(one_line(lines[-1] if name in lines[-1] else f'no {name}: {lines[-1]}'))
     return []

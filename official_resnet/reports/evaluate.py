@@ -5,8 +5,8 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,12 +16,24 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
+    from official_resnet.inputs.split import Split
+
 TOP = 5  # guesses for each image, at most
 Report = dict[str, Any]  # see `report`
 
 
-def guess(model: 'keras.Model', batches: 'tf.data.Dataset', test_views: str = 'plain') -> tuple[np.ndarray, np.ndarray]:
-    """Return labels, int32 [n], and the model's guesses, int32 [n, 5], the likeliest class first.
+class Guesses(NamedTuple):
+    """What a model says of n images. `rows` are their numbers in the split, if some of it have no class."""
+
+    labels: np.ndarray  # int32 [n]
+    classes: np.ndarray  # int32 [n, 5]: the likeliest class first
+    probabilities: np.ndarray  # float32 [n, 5]: of `classes`
+    of_label: np.ndarray  # float32 [n]: the probability of the label
+    rows: np.ndarray  # int64 [n]
+
+
+def guess(model: 'keras.Model', batches: 'tf.data.Dataset', test_views: str = 'plain') -> Guesses:
+    """Return the labels of a split's images, and the model's guesses.
 
     Args:
         model: A network of resnet_model.
@@ -36,14 +48,25 @@ def guess(model: 'keras.Model', batches: 'tf.data.Dataset', test_views: str = 'p
     num_guesses = min(TOP, model.output_shape[-1])
 
     @tf.function(reduce_retracing=True)
-    def guess_batch(images, labels) -> 'tf.Tensor':
+    def guess_batch(images, labels) -> tuple['tf.Tensor', ...]:
         probabilities = tf.nn.softmax(view_average.logits_of(model, images, test_views))
         per_image = tf.reshape(probabilities, [tf.shape(labels)[0], -1, probabilities.shape[-1]])
-        return tf.math.top_k(tf.reduce_mean(per_image, 1), num_guesses).indices
+        mean = tf.reduce_mean(per_image, 1)
+        best = tf.math.top_k(mean, num_guesses)
+        return labels, best.indices, best.values, tf.gather(mean, tf.maximum(labels, 0), batch_dims=1)
 
-    parts = [(labels.numpy(), guess_batch(images, labels).numpy()) for images, labels in batches]
-    labels, guesses = map(np.concatenate, zip(*parts, strict=True))
-    return labels[labels >= 0], guesses[labels >= 0]
+    parts = [[part.numpy() for part in guess_batch(images, labels)] for images, labels in batches]
+    labels, *others = map(np.concatenate, zip(*parts, strict=True))
+    rows = np.flatnonzero(labels >= 0)
+    classes, probabilities, of_label = (part[rows] for part in others)
+    return Guesses(labels[rows], classes, probabilities, of_label, rows)
+
+
+def names_of_outputs(test: 'Split', num_outputs: int) -> tuple[list[str], list[str | None] | None]:
+    """Return (names, ids) of a network's outputs, of which the last may have no images."""
+    unnamed = num_outputs - test.num_classes
+    names = [*test.class_names, *(f'class {test.num_classes + i}' for i in range(unnamed))]
+    return names, [*test.class_ids, *[None] * unnamed] if test.class_ids else None
 
 
 def report(
@@ -130,16 +153,27 @@ def write(found: Report, folder: str | os.PathLike) -> None:
         UserError: The files cannot be written.
     """
     folder, classes, pairs = pathlib.Path(folder), found['classes'], []
+    columns = tuple(classes[0]) if classes else ('class', 'name', 'id', 'count', 'top1', 'top5')
     for pair in found['confusions']:
         true, guessed = classes[pair['true']], classes[pair['guessed']]
         pairs.append((true['name'], true['id'], guessed['name'], guessed['id'], pair['count'], pair['share']))
-    columns = ('class', 'name', 'id', 'count', 'top1', 'top5')
+    tables = {'per_class': csv_text(columns, [row.values() for row in classes])}
+    tables['confusion'] = csv_text(('true', 'true_id', 'guessed', 'guessed_id', 'count', 'share'), pairs)
+    write_files(folder, {'report.json': json_text(found)} | {f'{name}.csv': text for name, text in tables.items()})
+
+
+def write_files(folder: str | os.PathLike, texts: Mapping[str, str]) -> None:
+    """Write {name: text} into a folder, which is made if it is missing. UserError: they cannot be written."""
     with files.write_errors(f"the report into '{folder}'", ' or pass another folder'):
         files.make_folder(folder)
-        files.write_text(folder / 'report.json', json.dumps(found, indent=1, ensure_ascii=False) + '\n')
-        files.write_text(folder / 'per_class.csv', _csv(columns, [row.values() for row in classes]))
-        columns = ('true', 'true_id', 'guessed', 'guessed_id', 'count', 'share')
-        files.write_text(folder / 'confusion.csv', _csv(columns, pairs))
+        for name, text in texts.items():
+            # A name that was no text in the file system, or in a card, has lone surrogates, which UTF-8 lacks.
+            files.write_text(pathlib.Path(folder, name), text.encode('utf-8', 'backslashreplace').decode())
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """Return a value as JSON for readers."""
+    return json.dumps(value, indent=1, ensure_ascii=False) + '\n'
 
 
 def _accuracies(row, width=0):
@@ -151,7 +185,7 @@ def _name(row):
     return f'{row["id"]} {row["name"]}' if row['id'] else row['name']
 
 
-def _csv(columns, rows):
+def csv_text(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     """Return rows as CSV (RFC 4180), in which None is an empty field."""
     file = io.StringIO()
     csv.writer(file).writerows([columns, *rows])

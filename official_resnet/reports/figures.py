@@ -6,11 +6,15 @@ The command reads metrics.jsonl and learning_rate.csv, and takes about a second.
 """
 
 import csv
+import io
 import itertools
+import logging
 import math
 import os
 import pathlib
+import re
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +34,19 @@ from matplotlib import pyplot  # noqa: E402
 # Colour-blind readers can also distinguish these (Okabe and Ito 2008).
 _COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 _SMALL = {'fontsize': 'small'}
+_INK = '#0a0b0c'  # in an SVG, it stands for the colour of the page's text
+_ROLES = ('text.color', 'axes.edgecolor', 'axes.labelcolor', 'xtick.color', 'ytick.color', 'grid.color')
+_OF_SVG: Any = dict.fromkeys(_ROLES, _INK) | {
+    'svg.fonttype': 'none',  # text stays text, in the font of the page
+    'text.parse_math': False,
+    'font.size': 9,
+    'legend.frameon': False,
+    'legend.fontsize': 8,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+}
+_PANEL = (3.6, 2.6)  # inches; a phone is as wide
+_MARKERS = 'osD^vP'
 _MARKER = {1: 'o'}  # by the number of points, because a single point makes no line
 
 
@@ -55,7 +72,7 @@ def training_curves(model_dir: str | os.PathLike) -> pathlib.Path:
         for axis, values in zip(axes, (errors, losses), strict=False):
             label = f'{split}, {values[-1]:.4g} at the end' if values else split
             axis.plot(epochs, values, color=color, label=label, marker=_MARKER.get(len(lines)))
-    steps, rates = _learning_rates(model_dir, metrics)
+    steps, rates = learning_rates(model_dir, metrics)
     label = f'{rates[-1]:.4g} at the end' if rates else 'none'
     axes[2].plot(steps, rates, color='tab:gray', label=label, marker=_MARKER.get(len(steps)))
     panels = (('error (%)', 'epoch'), ('cross-entropy', 'epoch'), ('learning rate', 'step'))
@@ -70,7 +87,7 @@ def training_curves(model_dir: str | os.PathLike) -> pathlib.Path:
     return model_dir / 'curves.png'
 
 
-def _learning_rates(model_dir, metrics):
+def learning_rates(model_dir: pathlib.Path, metrics: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[float]]:
     """Return (steps, learning rates) of a run, up to its last step; of older runs one for each epoch."""
     path = model_dir / checkpoints.RATES_FILE
     if path.exists():
@@ -84,6 +101,87 @@ def _learning_rates(model_dir, metrics):
     else:
         rows = [(line['step'], line['learning_rate']) for line in metrics if line['split'] == 'train']
     return [step for step, _ in rows], [rate for _, rate in rows]
+
+
+def run_curves(runs: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> dict[str, str]:
+    """Return {'loss', 'accuracy', 'learning_rate'}: SVGs of the curves of one run, or of several over each other.
+
+    Args:
+        runs: {'curves': {'train', 'test'}, 'learning_rate'} of each run, see report.about_run.
+        words: The labels 'train', 'test' and 'step'. If there are several runs, the number of each, from 1, precedes.
+    """
+    with matplotlib.rc_context(_OF_SVG):
+        panels = {name: pyplot.subplots(figsize=_PANEL, layout='constrained') for name in ('loss', 'accuracy')}
+        panels['learning_rate'] = pyplot.subplots(figsize=_PANEL, layout='constrained')
+        for number, run in enumerate(runs):
+            color, marker = (palette[number % len(palette)] for palette in (_COLORS, _MARKERS))
+            mark = f'{number + 1} ' if len(runs) > 1 else ''
+            for split, line, width in (('train', '--', 1.2), ('test', '-', 2)):
+                rows = run['curves'][split]
+                steps = [row['step'] for row in rows]
+                of_split = _COLORS[1] if split == 'train' and len(runs) == 1 else color
+                style: dict[str, Any] = {'color': of_split, 'linewidth': width}
+                style['marker'] = marker if split == 'test' else None
+                style |= {'markersize': 3.5, 'markevery': max(1, len(rows) // 8), 'label': mark + words[split]}
+                for name in ('loss', 'accuracy') if rows else ():
+                    panels[name][1].plot(steps, [row[name] for row in rows], line, **style)
+            rates = [rate for _, rate in run['learning_rate']]
+            style = {'color': color, 'marker': marker, 'markersize': 3.5, 'markevery': max(1, len(rates) // 8)}
+            if rates:
+                steps = [step for step, _ in run['learning_rate']]
+                panels['learning_rate'][1].plot(steps, rates, label=mark.strip(), **style)
+        for name, (_, axis) in panels.items():
+            if name != 'accuracy':
+                axis.set_ylim(0, 1.05 * axis.dataLim.y1 if 0 < axis.dataLim.y1 < math.inf else 1)
+            _frame(axis, xlabel=words['step'])
+            if axis.lines and (name != 'learning_rate' or len(runs) > 1):
+                axis.legend(loc='best')
+        return {name: _svg(figure, f'curves.{name}') for name, (figure, _) in panels.items()}
+
+
+def reliability(bins: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> str:
+    """Return the SVG of a reliability diagram (arXiv:1706.04599 Fig. 1), with the number of images of each bin below.
+
+    `bins` are those of report.calibration; `words` the labels 'confidence', 'accuracy', 'perfect' and 'images'.
+    """
+    seen = [row for row in bins if row['count']]
+    width = bins[0]['high'] - bins[0]['low']
+    with matplotlib.rc_context(_OF_SVG):
+        figure, (axis, below) = pyplot.subplots(
+            2, 1, figsize=(_PANEL[0], 3.6), layout='constrained', sharex=True, height_ratios=(3, 1)
+        )
+        places = [row['low'] for row in seen]
+        common = {'width': width, 'align': 'edge', 'color': _COLORS[0], 'edgecolor': _INK, 'linewidth': 0.5}
+        axis.bar(places, [row['accuracy'] for row in seen], alpha=0.75, label=words['accuracy'], **common)
+        confidences = [row['confidence'] for row in seen]
+        mark = {'color': _COLORS[1], 'markeredgecolor': _INK, 'markeredgewidth': 0.5, 'markersize': 5}
+        axis.plot(confidences, confidences, 'D', label=words['confidence'], **mark)
+        axis.plot((0, 1), (0, 1), '--', color=_INK, linewidth=1, label=words['perfect'])
+        axis.set(xlim=(0, 1), ylim=(0, 1), ylabel=words['accuracy'])
+        axis.legend(loc='upper left')
+        below.bar(places, [row['count'] for row in seen], alpha=0.75, **common)
+        below.set(xlabel=words['confidence'], ylabel=words['images'])
+        return _svg(figure, 'reliability')
+
+
+def _svg(figure, name):
+    """Return a figure as the text of an SVG element for a page, whose colour and font its texts take."""
+    file, log = io.StringIO(), logging.getLogger('matplotlib.font_manager')
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), matplotlib.rc_context({'svg.hashsalt': name}):
+            warnings.filterwarnings('ignore', 'Glyph')  # the reader's browser has the font
+            figure.savefig(file, format='svg', transparent=True, metadata={'Date': None})
+    finally:
+        log.setLevel(level)
+    pyplot.close(figure)
+    text = file.getvalue()
+    text = re.sub(r'<metadata>.*?</metadata>|<style.*?</style>', '', text[text.index('<svg') :], flags=re.DOTALL)
+    text = re.sub(r'<g id="[\w.]+_\d+">', '<g>', text)  # such names come again in the next figure
+    text = re.sub(r' (width|height)="[\d.]+pt"', '', text)
+    text = re.sub(r"'[^'\";]*(Sans|Serif)[^'\";]*'(, [^;\"]*)?", 'inherit', text)
+    return re.sub(r'\n\s*', '\n', text.replace(_INK, 'currentColor'))
 
 
 def error_curves(panels: Mapping[str, Mapping[str, Any]], path: str | os.PathLike, title: str) -> str | os.PathLike:

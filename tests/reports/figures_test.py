@@ -27,7 +27,8 @@ def model_dir(tmp_path):
 
 def test_the_process_of_a_training_plots_what_the_function_does(model_dir, monkeypatch):
     monkeypatch.chdir(model_dir.parent)
-    assert train_program._draw_curves(pathlib.Path(model_dir.name)) == [pathlib.Path(model_dir.name, 'curves.png')]
+    made = train_program.made('reports.figures', pathlib.Path(model_dir.name), 'curves.png')
+    assert made == [pathlib.Path(model_dir.name, 'curves.png')]
     plotted = (model_dir / 'curves.png').read_bytes()
     assert plotted[:4] == b'\x89PNG' and plotted == figures.training_curves(model_dir).read_bytes()
 
@@ -95,7 +96,8 @@ def test_a_figure_that_fails_is_one_line_and_no_figure(model_dir, tmp_path, monk
     else:
         (tmp_path / 'matplotlib.py').write_text('raise ImportError')
         monkeypatch.syspath_prepend(tmp_path)
-    assert train_program._draw_curves(model_dir) == [] and not (model_dir / 'curves.png').exists()
+    made = train_program.made('reports.figures', model_dir, 'curves.png')
+    assert made == [] and not (model_dir / 'curves.png').exists()
     out = capsys.readouterr().out
     words = {'no rate': "learning_rate.csv' is damaged", 'no matplotlib': "pip install 'official-resnet[plots]'"}
     assert out.count('\n') == 1 and words.get(reason, 'curves.png') in out

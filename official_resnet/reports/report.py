@@ -1,0 +1,301 @@
+"""Collect everything about a network and its test images that a report says, and compare several networks.
+
+The numbers are JSON values, which report.json holds and report_page shows. report_main.py calls this module.
+"""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from official_resnet import checkpoints, files
+from official_resnet.errors import UserError
+from official_resnet.reports import evaluate
+
+if TYPE_CHECKING:
+    import keras
+
+    from official_resnet.inference import card_reader
+    from official_resnet.inputs.split import Split
+
+PACKAGES = {'jinja2': 'jinja2', 'matplotlib': 'matplotlib', 'scipy': 'scipy', 'sklearn': 'scikit-learn'}
+NUM_BINS = 15  # of the calibration, as in arXiv:1706.04599 Sec. 5
+CONFIDENCE = 0.95  # of the interval of the accuracy
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A network, the images that it is tested on, and the run that it is from."""
+
+    name: str  # as the user calls it
+    model: 'keras.Model'
+    card: 'card_reader.Card'
+    test: 'Split'  # with the network's classes
+    content: object  # what two subjects with the same test images have in common
+    view: Callable | None = None  # of encoded images, see Split.evaluation_batches
+    test_views: str = 'plain'
+    batch_size: int = 64
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # see about_run; 'origin': see hub_card.of_run
+    architecture: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)  # {label: lines}
+
+
+def require_packages() -> None:
+    """Raise UserError if a package is missing without which there is no report."""
+    if missing := [name for module, name in PACKAGES.items() if not importlib.util.find_spec(module)]:
+        names = ', '.join(missing)
+        raise UserError(f"a report needs {names} (not installed here); run pip install 'official-resnet[report]'")
+
+
+def wilson_interval(hits: int, count: int) -> list[float]:
+    """Return the 95 % confidence interval of an accuracy (Wilson's score interval).
+
+    >>> [round(end, 4) for end in wilson_interval(9, 10)]
+    [0.5958, 0.9821]
+    """
+    from scipy import stats
+
+    return [float(end) for end in stats.binomtest(hits, count).proportion_ci(CONFIDENCE, 'wilson')]
+
+
+def mcnemar(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
+    """Compare two networks on the same images by McNemar's exact test.
+
+    >>> mcnemar(np.array([1, 1, 1, 0], bool), np.array([1, 0, 0, 0], bool))['p']
+    0.5
+
+    Args:
+        ours, theirs: Whether each network names each image rightly, bool [n].
+
+    Returns:
+        {'both', 'only_first', 'only_other', 'neither', 'p'}: numbers of images that both, one or none of them name
+        rightly, and the probability of a difference as large as this, or larger, if they are equally good.
+    """
+    from scipy import stats
+
+    first, other = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    p = float(stats.binomtest(first, first + other).pvalue) if first + other else 1.0
+    counts = {'both': int((ours & theirs).sum()), 'only_first': first, 'only_other': other}
+    return counts | {'neither': int((~ours & ~theirs).sum()), 'p': p}
+
+
+def calibration(confidences: np.ndarray, hits: np.ndarray, num_bins: int = NUM_BINS) -> dict[str, Any]:
+    """Return how well the probability of the likeliest class tells how often it is right (arXiv:1706.04599 Eq. 3).
+
+    >>> calibration(np.array([0.9, 0.8, 0.8]), np.array([True, True, False]), num_bins=2)['ece']  # |2.5 - 2| / 3
+    0.1666...
+
+    Args:
+        confidences: The probability of the likeliest class of each image, [n].
+        hits: Whether it is right, bool [n].
+
+    Returns:
+        {'ece', 'bins'}: the expected calibration error, and {'low', 'high', 'count', 'confidence', 'accuracy'} of bins
+        of the same width. A probability at the border of two bins is in the lower one.
+    """
+    confidences = np.asarray(confidences, np.float64)
+    edges = np.linspace(0, 1, num_bins + 1)
+    places = np.clip(np.searchsorted(edges, confidences) - 1, 0, num_bins - 1)
+    counts, sums, rights = (np.bincount(places, of, num_bins) for of in (None, confidences, hits))
+    bins, parts = [], np.abs(sums - rights) / len(confidences)
+    for i in range(num_bins):
+        means = [float(of[i] / counts[i]) if counts[i] else None for of in (sums, rights)]
+        row: dict[str, Any] = {'low': float(edges[i]), 'high': float(edges[i + 1]), 'count': int(counts[i])}
+        bins.append(row | {'confidence': means[0], 'accuracy': means[1]})
+    return {'ece': float(parts.sum()), 'bins': bins}
+
+
+def about_run(model_dir: str | os.PathLike) -> dict[str, Any]:
+    """Return what a run has recorded so far: recipe, config, machine, curves and learning rates.
+
+    Returns:
+        {'recipe', 'config', 'machine', 'curves', 'learning_rate'}: the first three are those of config.json, 'curves'
+        are {'train', 'test'}: rows of metrics.jsonl, and 'learning_rate' is a list of [step, rate].
+    """
+    from official_resnet.reports import figures
+
+    rows = checkpoints.read_metrics(model_dir)
+    steps, rates = figures.learning_rates(pathlib.Path(model_dir), rows)
+    about = files.read_json(pathlib.Path(model_dir, 'config.json')) or {}
+    curves = {split: [row for row in rows if row['split'] == split] for split in ('train', 'test')}
+    known = {name: about.get(name) for name in ('recipe', 'config', 'machine')}
+    return known | {'curves': curves, 'learning_rate': [list(pair) for pair in zip(steps, rates, strict=True)]}
+
+
+def guess(subject: Subject) -> evaluate.Guesses:
+    """Return what a network says of its test images."""
+    with subject.test.input_errors():
+        batches = subject.test.evaluation_batches(subject.batch_size, view=subject.view)
+        found = evaluate.guess(subject.model, batches, subject.test_views)
+    if not np.isfinite(found.probabilities).all():
+        raise UserError(f'the outputs of {subject.name} are not finite: its training diverged; train it again')
+    return found
+
+
+def collect(subject: Subject, found: evaluate.Guesses, num_images: int) -> dict[str, Any]:
+    """Return the report on a network, ready for JSON.
+
+    Args:
+        subject: The network and its images.
+        found: What `guess` returns.
+        num_images: Number of images in each list of the gallery.
+
+    Returns:
+        What evaluate.report returns, whose classes also have 'precision' and 'f1' ('top1' is the recall), with 'name',
+        'dataset', 'left_out' (images of other classes), 'interval', 'loss', 'mean' over the classes, 'calibration',
+        'gallery' ({list: entries of _entry}), 'architecture' and the keys of subject.about.
+    """
+    from sklearn import metrics
+
+    names, ids = evaluate.names_of_outputs(subject.test, subject.model.output_shape[-1])
+    report = evaluate.report(found.labels, found.classes, names, ids)
+    guesses, hits = found.classes[:, 0], found.classes[:, 0] == found.labels
+    precision, _, f1, counts = metrics.precision_recall_fscore_support(
+        found.labels, guesses, labels=range(len(names)), zero_division=np.nan
+    )
+    for row, *scores in zip(report['classes'], precision, f1, strict=True):
+        row |= {name: _number(score) for name, score in zip(('precision', 'f1'), scores, strict=True)}
+    seen = [row for row in report['classes'] if row['count']]
+    means = {name: _mean([row[name] for row in seen]) for name in ('precision', 'top1', 'f1')}
+    with np.errstate(divide='ignore'):
+        loss = float(-np.log(found.of_label.astype(np.float64)).mean())
+    order = np.argsort(found.probabilities[:, 0], kind='stable')
+    surest, least = order[~hits[order]][::-1][:num_images], order[hits[order]][:num_images]
+    return {
+        'name': subject.name,
+        'dataset': subject.test.name,
+        **report,
+        'left_out': subject.test.num_images - len(found.labels),
+        'interval': wilson_interval(int(hits.sum()), len(hits)),
+        'loss': loss if math.isfinite(loss) else None,
+        'mean': means,
+        'calibration': calibration(found.probabilities[:, 0], hits),
+        'gallery': {
+            'surest_mistakes': [_entry(subject, found, i) for i in surest],
+            'least_sure_hits': [_entry(subject, found, i) for i in least],
+        },
+        'architecture': {label: list(lines) for label, lines in subject.architecture.items()},
+        **subject.about,
+    }
+
+
+def _number(value):
+    return None if math.isnan(value) else float(value)
+
+
+def _mean(values):
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _entry(subject, found, i):
+    """Return what is known of one of the images found."""
+    row, paths = int(found.rows[i]), subject.test.paths
+    return {
+        'image': row,
+        'file': paths[row] if paths else None,
+        'label': int(found.labels[i]),
+        'guess': int(found.classes[i, 0]),
+        'probability': float(found.probabilities[i, 0]),
+        'label_probability': float(found.of_label[i]),
+    }
+
+
+def write(report: Mapping[str, Any], subject: Subject, found: evaluate.Guesses, folder: str | os.PathLike) -> None:
+    """Write report.json, per_class.csv, confusion.csv and images.csv, which has a row for each image, into a folder."""
+    names = [row['name'] for row in report['classes']]
+    rows = []
+    for i in range(len(found.labels)):
+        entry = _entry(subject, found, i)
+        entry |= {name: names[entry[name]] for name in ('label', 'guess')}
+        rows.append(entry.values())
+    evaluate.write(dict(report), folder)
+    columns = ('image', 'file', 'label', 'guess', 'probability', 'label_probability')
+    evaluate.write_files(folder, {'images.csv': evaluate.csv_text(columns, rows)})
+
+
+def images_at(subject: Subject, rows: Sequence[int]) -> np.ndarray:
+    """Return test images by their numbers, float32 [n, h, w, c] in 0..255, of the size of the network's input."""
+    found: dict[int, np.ndarray] = {}
+    start, last = 0, max(rows, default=-1)
+    with subject.test.input_errors():
+        raw = subject.test.with_normalization('none')
+        for images, _ in raw.evaluation_batches(subject.batch_size, view=subject.view):
+            found |= {row: images[row - start].numpy() for row in set(rows) if start <= row < start + len(images)}
+            start += len(images)
+            if start > last:
+                break
+    return np.stack([found[row] for row in rows]) if rows else np.zeros((0, *subject.test.input_shape), np.float32)
+
+
+def summary(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the main results of a report, {name: number or None}."""
+    rows = report['curves']['train'] + report['curves']['test'] if 'curves' in report else []
+    epoch = report.get('origin', {}).get('epoch')  # of the network, for example the best one
+    rows = [row for row in rows if epoch in (None, row['epoch'])]
+    last: Mapping[str, Any] = max(rows, key=lambda row: row['step'], default={})
+    results = {'accuracy': report['top1'], 'interval': report['interval'], 'top5': report['top5']}
+    results |= {'loss': report['loss'], 'ece': report['calibration']['ece'], 'f1': report['mean']['f1']}
+    results |= {'images': report['n'], 'epochs': last.get('epoch'), 'steps': last.get('step')}
+    parameters = report['architecture'].get('parameters')
+    return results | {'parameters': int(parameters[0].replace(',', '')) if parameters else None}
+
+
+def compare(
+    reports: Sequence[Mapping[str, Any]], subjects: Sequence[Subject], guesses: Sequence[evaluate.Guesses]
+) -> dict[str, Any]:
+    """Return the comparison of several networks, ready for JSON.
+
+    Returns:
+        'runs': [{'name', 'has_configuration', 'results': `summary`, 'curves', 'learning_rate'}].
+        'tests': for each network but the first, what `mcnemar` returns, or {'reason': 'other_images'} or
+        {'reason': 'other_classes'} if the test needs the same images and classes.
+        'differences': {field of the configuration: [its value in each run]}, for fields that differ between runs.
+    """
+    tests: list[dict[str, Any]] = []
+    hits = [found.classes[:, 0] == found.labels for found in guesses]
+    for i in range(1, len(reports)):
+        if subjects[i].content != subjects[0].content:
+            tests.append({'reason': 'other_images'})
+        elif not np.array_equal(guesses[i].rows, guesses[0].rows):  # some have no class in one of the networks
+            tests.append({'reason': 'other_classes'})
+        else:
+            tests.append(mcnemar(hits[0], hits[i]))
+    configs = [flatten({'recipe': report.get('recipe'), **(report.get('config') or {})}) for report in reports]
+    known = [values for values in configs if len(values) > 1]
+    differences, runs = {}, []
+    for name in dict.fromkeys(name for values in known for name in values):
+        if any(values.get(name) != known[0].get(name) for values in known) and name != 'machine.model_dir':
+            differences[name] = [values.get(name) for values in configs]
+    for report, values in zip(reports, configs, strict=True):
+        curves = {name: report.get(name) for name in ('curves', 'learning_rate')}
+        about = {'name': report['name'], 'has_configuration': len(values) > 1}
+        runs.append(about | {'results': summary(report), **curves})
+    return {'runs': runs, 'tests': tests, 'differences': differences}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    """Return nested values by dotted names.
+
+    >>> flatten({'spec': {'filters': 16}, 'seed': 0})
+    {'spec.filters': 16, 'seed': 0}
+    """
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flatten(value, f'{prefix}{name}.') if isinstance(value, dict) else {f'{prefix}{name}': value}
+    return found
+
+
+def write_comparison(found: Mapping[str, Any], folder: str | os.PathLike) -> None:
+    """Write comparison.json, and comparison.csv with a column for each run, into a folder."""
+    names = [run['name'] for run in found['runs']]
+    results = {name: [run['results'][name] for run in found['runs']] for name in found['runs'][0]['results']}
+    tests = {name: [None, *(test.get(name) for test in found['tests'])] for name in ('p', 'only_first', 'only_other')}
+    tests = {f'mcnemar.{name}': values for name, values in tests.items()}
+    rows = [(name, *values) for name, values in {**results, **tests, **found['differences']}.items()]
+    texts = {'comparison.json': evaluate.json_text(found), 'comparison.csv': evaluate.csv_text(('field', *names), rows)}
+    evaluate.write_files(folder, texts)
