@@ -166,8 +166,8 @@ def _finish(config, result, options):
         print(f'{last}; best {best["accuracy"]:.4f} after epoch {best["epoch"]}')
     names = ('model.keras', 'model.card.json', 'best.keras', checkpoints.METRICS_FILE, 'config.json')
     paths = [path for name in names if (path := model_dir / name).exists()]  # an older run may have no best.keras
-    curves = made('reports.figures', model_dir, 'curves.png')
-    for path in [*paths, *checkpoints.paths(model_dir / 'checkpoints')[-1:], *curves]:
+    paths += checkpoints.paths(model_dir / 'checkpoints')[-1:]
+    for path in paths + made('reports.figures', model_dir, 'curves.png'):
         print(f'  {path}')
     if options.export_dir or options.report:
         from official_resnet.command_line import evaluate_program
@@ -178,7 +178,7 @@ def _finish(config, result, options):
 def made(module: str, model_dir: pathlib.Path, name: str) -> list[pathlib.Path]:
     """Return [path of a file], which another process makes in model_dir; if that fails, print a line and return []."""
     command = [sys.executable, '-P', '-m', f'official_resnet.{module}', '--', str(model_dir)]
-    environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}  # so that it finds the same package
+    environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path), 'CUDA_VISIBLE_DEVICES': '-1'}  # ours is full
     try:
         child = subprocess.run(command, env=environment, capture_output=True, text=True, errors='replace')
     except OSError as error:  # for example too little memory for another process

@@ -143,12 +143,13 @@ def test_without_a_network_or_images_the_remedy_is_said():
 def test_a_training_makes_its_report_in_a_process_and_survives_its_failure(monkeypatch, cifar_dir, tmp_path, fails):
     """The process itself is that of the program; here a script stands for it, which takes no time."""
     script, calls = tmp_path / 'python', tmp_path / 'calls'
-    script.write_text(f'#!/bin/sh\necho "$@" >> {calls}\necho report_main: no space >&2\nexit {int(fails)}\n')
+    lines = ['#!/bin/sh', f'echo "$CUDA_VISIBLE_DEVICES $@" >> {calls}', 'echo report_main: no space >&2']
+    script.write_text('\n'.join([*lines, f'exit {int(fails)}', '']))
     script.chmod(0o755)
     monkeypatch.setattr(sys, 'executable', str(script))
     flags = f'--data_dir={cifar_dir} -rs=8 --shortcut=A -bs=16 --max_train_steps=4 --bn_momentum=0.1'
     out = programs.succeed(f'cifar10_main {flags} --nodownload --report --model_dir={tmp_path}/run')
-    assert calls.read_text().splitlines()[-1] == f'-P -m official_resnet.report_main -- {tmp_path}/run'
+    assert calls.read_text().splitlines()[-1] == f'-1 -P -m official_resnet.report_main -- {tmp_path}/run'
     assert (f'  {tmp_path}/run/report.html\n' in out) != fails
     assert ('no report.html: report_main: no space\n' in out) == fails and (tmp_path / 'run' / 'model.keras').exists()
 
