@@ -61,6 +61,7 @@ class Program:
     streams: bool = False  # whether its images are streamed: encoded, of any size
     synthetic: str = 'synthetic'  # the data set of --use_synthetic_data
     fine_tune: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what --fine_tune changes of first recipes
+    chooses_network: bool = False  # whether the images of --image_folder, which it needs, decide the network, too
 
 
 _data = functools.partial(setting, group='Data')
@@ -189,6 +190,7 @@ def fields_of(program: Program) -> dict[str, tuple[dataclasses.Field, Any]]:
                 found[flag] = field, types[flag]
     has_sizes = bool(program.sizes)
     left_out = {'dataset': len(program.recipes) == 1, 'resnet_size': not has_sizes, 'variant': not has_sizes}
+    left_out |= dict.fromkeys(('tfds', 'use_synthetic_data', 'data_dir', 'download'), program.chooses_network)
     return {flag: found[flag] for flag in found if not left_out.get(flag)}
 
 
@@ -310,7 +312,11 @@ def settings(values: flags.FlagValues, program: Program, by_size: Mapping[str, A
 
 def data_dir_of(values: flags.FlagValues, dataset: str) -> str | None:
     """Return the data_dir of a data set, or None for a folder and for the default of tensorflow_datasets."""
-    if dataset.startswith('folder:') or (dataset.startswith('tfds:') and not values['data_dir'].present):
+    if (
+        'data_dir' not in values
+        or dataset.startswith('folder:')
+        or (dataset.startswith('tfds:') and not values['data_dir'].present)
+    ):
         return None
     return os.path.expanduser(values.data_dir)
 
@@ -371,7 +377,8 @@ def _require_partners(values, chosen, program):
         raise UserError(
             f'{cause} has the network {chosen["variant"]}, and --{PRETRAINED} its own; leave one of them out'
         )
-    sources = [f'--{name}' for name in ('tfds', 'image_folder', 'use_synthetic_data') if values[name].value]
+    names = ('tfds', 'image_folder', 'use_synthetic_data')
+    sources = [f'--{name}' for name in names if name in values and values[name].value]
     if len(sources) > 1:
         raise UserError(f'{" and ".join(sources)} cannot be used together; pass one of them')
     if values.fine_tune and values.transfer not in (None, 'head'):

@@ -1,51 +1,144 @@
 """Choose the recipe, the batch size and the epochs of a training on a folder of images by their number.
 
 The recipes are made for 50,000 images and more. On a hundred, official/resnet's 182 epochs would have one step each.
+image_folder_main also chooses the network and the size of its input, by the size of the images.
 """
 
+import contextlib
 import logging
 import math
+import statistics
+from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
 
+from official_resnet import damage
 from official_resnet.command_line.flags import Program, recipe_of
-from official_resnet.inputs import image_folder
-from official_resnet.training.config import TrainConfig, flags_of
+from official_resnet.errors import UserError
+from official_resnet.inputs import image_folder, images
+from official_resnet.resnet_spec import POOLED_STEMS
+from official_resnet.training.config import PRETRAINED, TrainConfig, flags_of
 
 LARGE = 50_000  # training images of CIFAR-10; with as many, the recipes stay as they are
 BATCHES, LEAST_BATCH = 8, 8  # least number of batches in an epoch, unless they had fewer images than 8
 STEPS, MAX_EPOCHS = 1000, 100  # this project's: at least 1,000 steps, unless that takes more than 100 epochs
+SMALL = 48  # pixels; an ImageNet network divides the height and width of its input by 32
+SIZES = {160: 224, 128: 160, 96: 128, 64: 96}  # height and width of the input in training: in evaluation
 
 
 def choose(values: flags.FlagValues, program: Program, asked: TrainConfig) -> dict[str, Any]:
-    """Return {flag: value} for what the number of training images decides, and log it.
+    """Return {flag: value} for what the training images decide, and log it.
 
-    That is --recipe=fast (classic_fast for CIFAR), --batch_size and --train_epochs, but no flag that the user passed,
-    and nothing if he passed --recipe. With --fine_tune, which stands for official/resnet's rate, the recipe stays.
-    `asked` is the training that the flags describe.
+    That is --recipe=fast (classic_fast for CIFAR, small for small images in image_folder_main), --batch_size and
+    --train_epochs, but no flag that the user passed, and nothing if he passed --recipe. With --fine_tune, which stands
+    for official/resnet's rate, the recipe stays. `asked` is the training that the flags describe.
 
     Raises:
-        UserError: The folder does not have the images of two classes.
+        UserError: There is no --image_folder, or it does not have the images of two classes.
     """
+    if not values.image_folder:
+        raise UserError('--image_folder is missing; pass a folder that has a subfolder for each class')
     if values['recipe'].present:
         return {}
     folder = asked.dataset.removeprefix('folder:')
-    num_images = len(image_folder.list_files(folder, asked.validation_fraction, asked.seed).files('train'))
-    num_images = min(num_images, asked.num_train_images or num_images)
-    if num_images >= LARGE:
+    listing = image_folder.list_files(folder, asked.validation_fraction, asked.seed)
+    paths = [path for path, _ in listing.files('train')]
+    num_images = min(len(paths), asked.num_train_images or len(paths))
+    if program.chooses_network:
+        side = input_side(asked.pretrained) or median_side(paths)
+        rules = [*_network_rules(num_images, side, bool(asked.pretrained))]
+    elif num_images >= LARGE:
         return {}
-    quick = 'classic_fast' if 'classic_fast' in next(iter(program.recipes.values())) else 'fast'
-    name = values.recipe if values.fine_tune else quick
+    else:
+        quick = 'classic_fast' if 'classic_fast' in next(iter(program.recipes.values())) else 'fast'
+        rules = [('recipe', values.recipe if values.fine_tune else quick, f'fewer than {LARGE:,} images')]
     defaults: dict[str, Any] = {flag: field.default for flag, field in flags_of(TrainConfig).items()}
-    recipe = defaults | recipe_of(values, program, name)
+    recipe = defaults | recipe_of(values, program, rules[0][1])
     batch_size = values.batch_size or fitting_batch(num_images, recipe['batch_size'])
     epochs = fitting_epochs(num_images, batch_size, recipe['train_epochs'])
-    found = {'recipe': name, 'batch_size': batch_size, 'train_epochs': epochs}
-    found = {flag: value for flag, value in found.items() if not values[flag].present}
-    text = ' '.join(f'--{flag}={value}' for flag, value in found.items())
-    logging.getLogger(__name__).info(f'{num_images:,} training images: {text}; pass a flag to change it')
+    rules += [
+        ('batch_size', batch_size, f'an epoch has at least {BATCHES} batches'),
+        ('train_epochs', epochs, f'at least {STEPS:,} steps, or {MAX_EPOCHS} epochs'),
+    ]
+    rules = [row for row in rules if not values[row[0]].present and not (row[0] == 'resnet_size' and values.variant)]
+    log = logging.getLogger(__name__).info
+    log(f'{num_images:,} training images{f", {side} pixels high or wide" if program.chooses_network else ""}:')
+    width = max(len(f'{flag}={value}') for flag, value, _ in rules)
+    for flag, value, reason in rules:
+        log(f'  --{f"{flag}={value}":{width}}  {reason}')
+    log('pass a flag to change it')
+    found = {flag: value for flag, value, _ in rules}
+    if program.chooses_network and asked.pretrained:
+        found['variant'] = None  # of the recipe
+    elif program.chooses_network:
+        log(_offer(values.cache_dir, side))
     return found
+
+
+def _offer(cache_dir, side):
+    """Return a line on starting from published weights, which are not downloaded unless the user names them."""
+    from official_resnet.weights import pretrained as weights
+
+    text = f'starting from random weights; --{PRETRAINED}='
+    if side < SMALL:
+        return f'{text}NET starts from a run of this program, or from another network of 32 pixels'
+    if names := weights.cached(cache_dir):
+        return f'{text}{names[0]} starts from a trained network, which is in the cache and needs far fewer images'
+    return f'{text}resnet18 downloads a trained network (47 MB) and needs far fewer images'
+
+
+def _network_rules(num_images, side, has_pretrained) -> Iterator[tuple[str, Any, str]]:
+    """Yield (flag, value, reason) for the network and its input.
+
+    `side` is the shorter side of the images or, if there is a pretrained network, the side of its input.
+    """
+    if side < SMALL:
+        yield 'recipe', 'small', f'smaller than {SMALL} pixels: a network for CIFAR, and crops that do not scale'
+        return
+    yield 'recipe', 'fast', f'at least {SMALL} pixels: a network for ImageNet, and crops of all sizes'
+    if has_pretrained:
+        yield (
+            'image_size',
+            next((size for size, test in SIZES.items() if test <= side), side),
+            'smaller than in evaluation, because crops enlarge objects (1906.06423)',
+        )
+        yield 'eval_image_size', side, 'the input of the pretrained network'
+        return
+    yield 'resnet_size', 50 if num_images >= LARGE else 18, f'50 layers from {LARGE:,} images on, else 18'
+    size = next((size for size in SIZES if size <= side), min(SIZES))
+    yield 'image_size', size, 'no larger than the images'
+    yield 'eval_image_size', SIZES[size], 'larger than in training, because crops enlarge objects (1906.06423)'
+
+
+def median_side(paths: list) -> int:
+    """Return the shorter side in pixels of images, the median of up to 400 of them; 0 if none can be read."""
+    from PIL import Image
+
+    sides = []
+    for i in images.samples(len(paths)):
+        try:
+            with Image.open(paths[i], formats=images.FORMATS) as image:  # reads the header
+                sides.append(min(image.size))
+        except Exception as error:  # noqa: BLE001  a broken file makes Pillow raise anything; it is left out later
+            if isinstance(error, OSError) and damage.is_of_machine(error):
+                raise
+    return round(statistics.median(sides)) if sides else 0
+
+
+def input_side(pretrained: str | None) -> int | None:
+    """Return the height in pixels of a pretrained network's input, None without one."""
+    if not pretrained:
+        return None
+    from official_resnet import resnet_variants
+    from official_resnet.inference import network_files
+    from official_resnet.weights import pretrained as weights
+
+    if row := weights.find(pretrained):
+        return 224 if resnet_variants.find_spec(row.network).stem in POOLED_STEMS else 32
+    with contextlib.suppress(UserError):  # who reads it complains
+        return network_files.find(pretrained, needs_head=False).card.net_size[0]
+    return None
 
 
 def fitting_batch(num_images: int, most: int) -> int:

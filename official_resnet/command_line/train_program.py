@@ -25,13 +25,14 @@ def main(argv: Sequence[str], doc: str, row: Program) -> int:
     def body(values) -> int:
         nonlocal is_worker
         (config, options), chosen = flags.resolve(values, row), {}
-        if options.image_folder and not options.eval_only:
+        if (options.image_folder or row.chooses_network) and not options.eval_only:
             from official_resnet.command_line import own_images
 
             chosen = own_images.choose(values, row, config)
             config, options = flags.resolve(values, row, chosen)
         is_worker = config.machine.distribution_strategy == flags.MULTI_WORKER and options.local_workers == 1
-        return _run(values, config, options, row, [*argv, *(f'--{flag}={value}' for flag, value in chosen.items())])
+        own = (f'--{flag}={value}' for flag, value in chosen.items() if value is not None)
+        return _run(values, config, options, row, [*argv, *own])
 
     values = flags.define(row)
     code = program.run_program(argv, doc, values, body, row=row)

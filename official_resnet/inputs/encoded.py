@@ -1,9 +1,11 @@
 """Turn an encoded image into a network's input, by pure functions that compute the same eagerly and inside tf.data."""
 
+import dataclasses
 import math
 
 import tensorflow as tf
 
+from official_resnet.inputs import augmentation
 from official_resnet.inputs import jpeg as jpeg_format
 from official_resnet.inputs.views import Views
 
@@ -21,7 +23,8 @@ def train_view(
 ) -> tf.Tensor:
     """Return a random part of a JPEG, resized and mirrored half of the time: float32 [size, size, 3], RGB, 0..255.
 
-    `official_crop` or `torch_crop` draws the part, as views.crop says, and only the part is decoded.
+    `official_crop` or `torch_crop` draws the part, as views.crop says, and only the part is decoded. With 'pad', the
+    part is as large as the image's middle, see `padded_crop`.
 
     Args:
         jpeg: The encoded image, string [].
@@ -30,6 +33,8 @@ def train_view(
         flip: Whether to mirror at all.
         size: Height and width of the result, where they change; None: views.size.
     """
+    if views.crop == 'pad':
+        return padded_crop(jpeg, seed, views, flip)
     with tf.name_scope(DECODER):
         shape = tf.io.extract_jpeg_shape(jpeg)  # reads the header only
     turn = orientation(jpeg) if views.uses_exif else None
@@ -42,6 +47,15 @@ def train_view(
     image = tf.cond(tf.logical_and(coin < 0.5, flip), lambda: tf.reverse(image, [1]), lambda: image)
     size = views.size if size is None else size
     return _resize(image, [size, size], views)
+
+
+def padded_crop(jpeg: tf.Tensor, seed: tf.Tensor, views: Views, flip: bool = True) -> tf.Tensor:
+    """Return the middle of an image, shifted by up to an eighth of its size, and mirrored half of the time.
+
+    The shorter side is resized to views.size. What comes in from outside of the middle is 0.
+    """
+    middle = test_view(jpeg, dataclasses.replace(views, test_size=views.size, test_resize=views.size))
+    return augmentation.pad_crop_flip(middle[None], seed, views.size // 8, flip)[0]
 
 
 def official_crop(shape: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor, views: Views) -> tf.Tensor:
@@ -136,7 +150,14 @@ def upright(image: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
     swaps, flips = _swaps_and_flips(turn)
     for axis, flip in enumerate(flips):
         image = tf.cond(flip, lambda image=image, axis=axis: tf.reverse(image, [axis]), lambda image=image: image)
-    return tf.cond(swaps, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
+    return tf.cond(swaps, lambda: _transposed(image), lambda: image)
+
+
+def _transposed(image):
+    """Swap the rows and columns of an image [h, w, c]. tf.transpose of bytes prints a line about oneDNN."""
+    height, width = tf.shape(image)[0], tf.shape(image)[1]
+    places = tf.range(width)[:, None] + tf.range(height) * width  # [w, h]
+    return tf.gather(tf.reshape(image, [height * width, image.shape[-1]]), places)
 
 
 def _swaps_and_flips(turn):

@@ -6,7 +6,7 @@ from official_resnet import errors
 from official_resnet.inputs.datasets import MAX_IMAGE_SIZE
 
 RESIZES = ('tf1', 'antialias', 'bicubic')
-CROPS = ('tensorflow', 'torch')
+CROPS = ('tensorflow', 'torch', 'pad')
 _SIDE = {'least': 8, 'most': MAX_IMAGE_SIZE}  # bounds of an image's height and width in pixels
 
 
@@ -29,7 +29,9 @@ class Views:
             torchvision, without their rounding to whole numbers. It uses the accurate JPEG transform. 'bicubic' is the
             same with Pillow's bicubic filter, cut off at 0 and 255.
         crop: What draws training crops. 'tensorflow' is sample_distorted_bounding_box, 'torch' is RandomResizedCrop of
-            torchvision, whose crops are larger on average and which knows no boxes.
+            torchvision, whose crops are larger on average and which knows no boxes. 'pad' is for small images, whose
+            objects fill them: the middle, padded by an eighth of its size, is cropped at a random place (CIFAR's
+            crop by 4 of 32 pixels, arXiv:1512.03385 Sec. 4.2).
         uses_exif: Whether an image is turned as its EXIF says. None: the data set decides. ILSVRC2012 is not turned.
     """
 
@@ -54,8 +56,8 @@ class Views:
     )
     crop: str = _flag(
         'tensorflow',
-        "What draws training crops: TensorFlow's sample_distorted_bounding_box, or torchvision's RandomResizedCrop, "
-        'which ignores boxes.',
+        "What draws training crops: TensorFlow's sample_distorted_bounding_box, torchvision's RandomResizedCrop, which "
+        'ignores boxes, or pad, which pads the middle of the image by an eighth and crops it without scaling.',
         flag='crop_sampler',
         words=CROPS,
     )
@@ -74,9 +76,10 @@ class Views:
         for flag, word, words in (('resize', self.resize, RESIZES), ('crop_sampler', self.crop, CROPS)):
             if word not in words:
                 raise errors.UserError(f'--{flag}={word} must be one of {", ".join(words)}')
-        if self.crop == 'torch' and self.use_boxes:
+        if self.crop != 'tensorflow' and self.use_boxes:
             raise errors.UserError(
-                '--crop_sampler=torch knows no boxes; pass --nouse_boxes, or --crop_sampler=tensorflow to use boxes'
+                f'--crop_sampler={self.crop} knows no boxes; pass --nouse_boxes, or --crop_sampler=tensorflow to use '
+                'boxes'
             )
         for flag, size in (('image_size', self.size), ('eval_image_size', self.test_size)):
             if size < 1:
@@ -90,6 +93,10 @@ class Views:
             )
         if self.first_size is not None and not 1 <= self.first_size <= self.size:
             raise errors.UserError(f'--first_image_size={self.first_size} must be 1 to --image_size={self.size}')
+        if self.first_size is not None and self.crop == 'pad':
+            raise errors.UserError(
+                f'--first_image_size={self.first_size} needs crops that scale, not --crop_sampler=pad; leave it out'
+            )
         if self.test_resize is not None and self.test_resize < self.test_size:
             fault = f'--eval_resize={self.test_resize} leaves fewer than {self.test_size} pixels to crop'
             raise errors.UserError(f'{fault}; pass {self.test_size} or more')

@@ -1,5 +1,7 @@
 """Named sets of hyperparameters for ImageNet; see recipes. docs/imagenet.md says when to choose which."""
 
+from official_resnet.training.recipes import ONE_CYCLE
+
 # Shared by all but official: torchvision's ResNet-50 v1.5 and its crops of 8 % to 100 % of the area, without boxes.
 _TORCH = {
     'shortcut': 'B',
@@ -200,3 +202,25 @@ IMAGENET = {
 }
 # What --fine_tune changes of official, as in official/resnet: 0.1 per 256 images, and no warm-up.
 FINE_TUNE = {'base_learning_rate': 0.1 / 2, 'warmup_epochs': 0.0}
+
+# classic_fast of recipes.CIFAR for small images in files, which image_folder_main streams: crops are only shifted.
+SMALL_IMAGES = {
+    'variant': 'resnet20_v1',
+    'initializer': 'he',
+    'bn_momentum': 0.9,
+    'background_class': False,
+    'train_epochs': 20,
+    'batch_size': 128,
+    'base_learning_rate': 0.4,
+    **ONE_CYCLE,
+    'warmup_epochs': 0.0,
+    'label_smoothing': 0.1,
+    'input_normalization': 'cifar10',
+    'image_size': 32,
+    'eval_image_size': 32,
+    'eval_resize': 32,
+    'crop_sampler': 'pad',
+    'use_boxes': False,
+    'resize': 'antialias',
+    'dtype': 'auto',
+}

@@ -116,6 +116,12 @@ def cache_folder(cache_dir: str | os.PathLike | None = None) -> pathlib.Path:
     return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser().absolute() / 'official-resnet'
 
 
+def cached(cache_dir: str | os.PathLike | None = None) -> list[str]:
+    """Return the names of the published weights that are in the cache."""
+    folder = cache_folder(cache_dir)
+    return [name for name in PUBLISHED if (folder / name / f'{pathlib.PurePosixPath(name).name}.keras').is_file()]
+
+
 def _make(weights, path):
     """Fetch and convert weights, and put the network and its card into the cache."""
     with _source(weights, path.parent) as (source, sha256), folders.temporary(path.parent, 'convert') as temp_dir:

@@ -1,8 +1,9 @@
 """What the number of images in a folder decides."""
 
 import pytest
+from PIL import Image
 
-from official_resnet import cifar10_main, imagenet_main, mnist_main
+from official_resnet import cifar10_main, image_folder_main, imagenet_main, mnist_main
 from official_resnet.command_line import flags, own_images
 from official_resnet.inputs import image_folder
 
@@ -43,3 +44,49 @@ def test_recipe_batch_size_and_epochs_by_the_number_of_images(monkeypatch, progr
     assert config.spec.resnet_size == (flags.recipe_of(values, row, expected[0]).get('resnet_size') or 14)
     if 'fine_tune' in line:
         assert config.learning_rate == pytest.approx(0.1 * 16 / 256)
+
+
+@pytest.mark.parametrize(
+    'num_images,side,line,expected',  # recipe, network, input in training and evaluation, batch size, epochs
+    [
+        (146, 32, '', ('small', 'resnet20_v1', 32, 32, 16, 100)),
+        (40_000, 47, '', ('small', 'resnet20_v1', 32, 32, 128, 20)),
+        (146, 48, '', ('fast', 18, 64, 96, 16, 100)),
+        (5000, 127, '', ('fast', 18, 96, 128, 256, 53)),
+        (5000, 128, '', ('fast', 18, 128, 160, 256, 53)),
+        (49_999, 375, '', ('fast', 18, 160, 224, 256, 16)),
+        (50_000, 375, '', ('fast', 50, 160, 224, 256, 16)),
+        (5000, 375, '-rs 34 --image_size=96 -bs 32 -te 5', ('fast', 34, 96, 224, 32, 5)),
+        (146, 375, '--variant=seresnet50_v1.5', ('fast', 'seresnet50_v1.5', 160, 224, 16, 100)),
+        (146, 375, '-pmcp resnet34', ('fast', None, 160, 224, 16, 100)),
+        (146, 375, '-pmcp akamaster/resnet20', ('small', None, 32, 32, 16, 100)),
+        (146, 375, '--recipe=a3', ('a3', 50, 160, 224, 2048, 100)),
+    ],
+)
+def test_network_and_input_by_number_and_size_of_the_images(monkeypatch, caplog, num_images, side, line, expected):
+    listed = image_folder.Listing(('a', 'b'), {'train': [('x.png', 0)] * num_images, 'test': []}, {}, '')
+    monkeypatch.setattr(image_folder, 'list_files', lambda *args: listed)
+    monkeypatch.setattr(own_images, 'median_side', lambda paths: side)
+    row = image_folder_main.PROGRAM
+    values = flags.define(row)
+    values(['main.py', '--image_folder=x', '--cache_dir=none', *line.split()])
+    with caplog.at_level('INFO'):
+        chosen = own_images.choose(values, row, flags.resolve(values, row)[0])
+    config, options = flags.resolve(values, row, chosen)
+    recipe, network, *numbers = expected
+    views = config.views
+    assert (options.recipe, [views.size, views.test_size, config.batch_size, config.train_epochs]) == (recipe, numbers)
+    if network:  # else the pretrained network's
+        assert network == (options.variant or config.spec.resnet_size)
+        if not line:  # each choice is printed with its flag, and nothing is downloaded unasked
+            assert all(f'--{flag}={value} ' in caplog.text for flag, value in chosen.items())
+            assert '--pretrained_model_checkpoint_path=' in caplog.text
+    assert views.crop == ('pad' if recipe == 'small' else 'torch')
+
+
+def test_the_size_of_images_is_the_median_of_their_shorter_sides(tmp_path):
+    for i, size in enumerate([(20, 90), (50, 30), (300, 200)]):
+        Image.new('RGB', size).save(tmp_path / f'{i}.png')
+    (tmp_path / '3.jpg').write_text('no image')
+    assert own_images.median_side(sorted(tmp_path.iterdir())) == 30
+    assert own_images.median_side([tmp_path / '3.jpg']) == 0

@@ -260,6 +260,23 @@ def test_without_a_part_that_fits_torchs_sampler_takes_the_middle(shape, window)
     assert encoded.torch_crop(tf.constant([*shape, 3]), [7, 0], views).numpy().tolist() == list(window)
 
 
+def test_a_small_image_is_shifted_by_up_to_an_eighth_and_mirrored():
+    """Sixteen pixels padded by two: five places in each direction, and the mirror images."""
+    pixels = np.random.default_rng(0).integers(1, 256, (16, 16, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, 'PNG')
+    padded = np.pad(pixels, [(2, 2), (2, 2), (0, 0)]).astype(np.float32)
+    crops = [padded[i : i + 16, j : j + 16, :][:, ::step] for i in range(5) for j in range(5) for step in (1, -1)]
+    crops = np.array(crops)
+    views = Views(16, 16, crop='pad', use_boxes=False)
+    draws = [encoded.train_view(file.getvalue(), np.zeros([0, 4]), [7, i], views).numpy() for i in range(300)]
+    found = [np.flatnonzero((crops == draw).all((1, 2, 3))) for draw in draws]
+    assert {len(numbers) for numbers in found} == {1} and {int(numbers[0]) for numbers in found} == {*range(50)}
+    still = [encoded.train_view(file.getvalue(), np.zeros([0, 4]), [7, i], views, flip=False) for i in range(99)]
+    assert all((crops[::2] == draw.numpy()).all((1, 2, 3)).any() for draw in still)
+    assert '--first_image_size=8' in message_of(lambda: Views(16, 16, crop='pad', use_boxes=False, first_size=8))
+
+
 BOXES = np.array([[0, 0, 0.125, 0.125], [0.5, 0.625, 0.75, 1]], np.float32)
 
 
