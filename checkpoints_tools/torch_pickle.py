@@ -36,7 +36,8 @@ from official_resnet.errors import UserError
 KIND = 'a .pt, .pth or .th file of PyTorch'
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py MAGIC_NUMBER
 LEGACY_PROTOCOL = 1001
-MAX_SIZE = 1 << 63  # of a dimension or an offset
+MAX_SIZE = 1 << 63  # of a dimension, an offset, or a number that is a key
+MAX_NAME = 1000  # characters of a key; a network's longest has about 60
 _ONLY_WEIGHTS = 'save only the weights, by torch.save(model.state_dict(), PATH) or as .safetensors'
 _FLOATS = {'Float': '<f4', 'Double': '<f8', 'Half': '<f2', 'BFloat16': ml_dtypes.bfloat16}
 _INTEGERS = {'Long': '<i8', 'Int': '<i4', 'Short': '<i2', 'Char': 'i1', 'Byte': 'u1', 'Bool': '?'}
@@ -193,22 +194,28 @@ class _Unpickler(pickle._Unpickler):
     def _load_reduce(self):
         arguments, function = self.stack.pop(), self.stack[-1]
         if not isinstance(function, Inert):  # of which nothing is made: the class stands for its values
+            long = (one for one in _require(arguments, tuple) if isinstance(one, (list, tuple, dict)))
+            self.dispatch.left -= sum(map(len, long))  # a list that is built once can be copied in each call
             self.stack[-1] = function(*arguments)
 
+    def _load_put(self):
+        self.memo[_count(int(self.readline()[:-1]))] = self.stack[-1]
 
-# The instructions that are kept. The instructions that fill dicts are ours, and so are BUILD, which would set
-# attributes, and REDUCE and NEWOBJ. They alone call functions, and the only ones on the stack are those of
-# `find_class`.
+
+# The instructions that are kept. The instructions that fill dicts are ours, and so are PUT, which takes numbers of any
+# length, BUILD, which would set attributes, and REDUCE and NEWOBJ. They alone call functions, and the only ones on the
+# stack are those of `find_class`.
 _KEPT = (
     'PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT '
     'UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES '
     'EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT '
-    'PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL BINPERSID'
+    'BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL BINPERSID'
 )
 _METHODS = {code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in _KEPT.split())} | {
     pickle.DICT[0]: _Unpickler._load_dict,
     pickle.SETITEM[0]: lambda machine: machine.update([machine.stack.pop(-2), machine.stack.pop()]),
     pickle.SETITEMS[0]: lambda machine: machine.update(machine.pop_mark()),
+    pickle.PUT[0]: _Unpickler._load_put,
     pickle.BUILD[0]: _Unpickler._load_build,
     pickle.REDUCE[0]: _Unpickler._load_reduce,
     pickle.NEWOBJ[0]: _Unpickler._load_reduce,
@@ -233,8 +240,20 @@ class _Instructions:
 
 
 def _dict(pairs=()):
-    """Return the dict of (key, value) pairs. Keys of other types are refused unhashed: hashing might never end."""
-    return {_require(key, (str, int)): value for key, value in pairs}
+    """Return the dict of (key, value) pairs."""
+    return {_key(key): value for key, value in pairs}
+
+
+def _key(value):
+    """Return a short string or a number of 64 bits. Others are refused unhashed: hashing might never end.
+
+    Of longer numbers, any quantity has the same hash, and names are joined with those of the dicts around theirs.
+    """
+    if isinstance(value, int):
+        _count(abs(value))
+    elif len(_require(value, str)) > MAX_NAME:
+        raise ValueError(f'a key has {len(value)} characters, more than the {MAX_NAME} that are read')
+    return value
 
 
 def _require(value, kind):

@@ -181,6 +181,15 @@ def test_what_would_run_code_is_refused_by_name(module, function, is_zip, tmp_pa
 DEEP_TUPLE = b')' + b'\x85' * 250_000  # whose hash overflows the stack of Python itself
 ENDLESS_TUPLE = b')' + b'q\x00h\x00\x86' * 60  # of 2**60 leaves, for whoever takes its hash
 ORDERED = b'ccollections\nOrderedDict\n'
+HASH_MODULUS = sys.hash_info.modulus
+TENSOR_IN = (
+    b'X\x01\x00\x00\x00tctorch._utils\n_rebuild_tensor\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n'
+    b'X\x01\x00\x00\x000NK\x01tQK\x00))tRs'
+)
+
+
+def _long(number):
+    return number.to_bytes(11, 'little', signed=True)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +228,31 @@ ORDERED = b'ccollections\nOrderedDict\n'
         (
             b'ctorch._utils\n_rebuild_tensor\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000N'
             b'\x8b\x00\x00\x10\x00' + b'\x7f' * (1 << 20) + b'q\x00tQK\x00(' + b'h\x00' * 7 + b'K\x00t(K\x00ttR',
+            'damaged',
+        ),
+        # Numbers with the same hash: as many comparisons as the square of their number.
+        (b'}(' + b''.join(b'\x8a\x0b%sN' % _long(n * HASH_MODULUS) for n in range(1, 40_000)) + b'u', 'damaged'),
+        (b'}' + b''.join(b'p%d\n' % (n * HASH_MODULUS) for n in range(1, 40_000)), 'damaged'),
+        # A number of eight million digits, hashed again for each key.
+        (b'\x8b\x00\x00\x10\x00' + b'\x7f' * (1 << 20) + b'q\x00}(' + b'h\x00N' * 100_000 + b'u', 'damaged'),
+        # One list of pairs, copied into many dicts.
+        (
+            b']('
+            + b''.join(b'J%sN\x86' % struct.pack('<i', n) for n in range(10_000))
+            + b'eq\x00'
+            + ORDERED
+            + b'q\x01('
+            + b'h\x01h\x00\x85R' * 2000
+            + b't',
+            'more than 1000000 instructions',
+        ),
+        # One long name, before the names of many dicts in its own.
+        (
+            b'}X\x00\x00\x20\x00'
+            + b'a' * (1 << 21)
+            + b'}('
+            + b''.join(b'X\x04\x00\x00\x00%04d}' % n + TENSOR_IN for n in range(2000))
+            + b'us',
             'damaged',
         ),
     ],
