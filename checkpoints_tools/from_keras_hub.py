@@ -26,10 +26,21 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from checkpoints_tools import h5_file, operations, our_net, torch_file
+from checkpoints_tools import h5_file, operations, our_net, torch_config, torch_file
 from checkpoints_tools.from_torch import stem_kind
 from checkpoints_tools.our_net import BN_PARTS
-from checkpoints_tools.source import Input, Listing, Shape, Shapes, Source, Variables, check_variant, reading, shape_of
+from checkpoints_tools.source import (
+    Input,
+    Listing,
+    Shape,
+    Shapes,
+    Source,
+    Variables,
+    check_input,
+    check_variant,
+    reading,
+    shape_of,
+)
 from official_resnet import files
 from official_resnet.errors import UserError
 from official_resnet.resnet_spec import BOTTLENECK_EXPANSION, MAX_LAYERS, ResNetSpec, stem_convolutions
@@ -83,8 +94,8 @@ def _config(path):
     found = h5_file.config(path)
     with reading(path, 'a config of KerasHub'):
         if path.name == h5_file.WEIGHTS:
-            found = files.read_json(path.with_name(_TASK)) or files.read_json(path.with_name(h5_file.CONFIG))
-        outer = found['config'] if isinstance(found, dict) else {}
+            found = torch_config.read(path, _TASK) or torch_config.read(path, h5_file.CONFIG)
+        outer = found['config'] if found else {}
         backbone = outer.get('backbone', found)
         if not outer or not str(backbone['registered_name']).endswith('>ResNetBackbone'):
             return {}
@@ -95,12 +106,12 @@ def _config(path):
             config |= {'pooling': outer.get('pooling', 'avg'), 'activation': outer.get('activation')}
             preprocessor = outer.get('preprocessor') or {'config': {}}
             converter = preprocessor['config'].get('image_converter')
-            config['input'] = _input(converter['config']) if converter else Input()
+            config['input'] = _input(path, converter['config']) if converter else Input()
         return config
 
 
-def _input(converter):
-    """Return the Input of an ImageConverter, which multiplies by `scale` and adds `offset`."""
+def _input(path, converter):
+    """Return the Input of an ImageConverter, which multiplies by `scale` and adds `offset`; `path` is for errors."""
     scale, offset = (
         [float(n) for n in (value if isinstance(value, list) else [value] * 3)]
         for value in (converter.get('scale') or 1, converter.get('offset') or 0)
@@ -109,13 +120,14 @@ def _input(converter):
         std = [math.sqrt(n) for n in converter['variance']]
         offset = [-mean / n for mean, n in zip(converter['mean'], std, strict=True)]
         scale = [one / n for one, n in zip(scale, std, strict=True)]
-    mean = tuple(-added / factor for added, factor in zip(offset, scale, strict=True))
+    mean = [-added / factor for added, factor in zip(offset, scale, strict=True)]
     height, width = converter.get('image_size') or (224, 224)
     size = int(height) if height == width else 224
     resize = size if converter.get('crop_to_aspect_ratio', True) else None
-    interpolation = 'bicubic' if converter.get('interpolation') == 'bicubic' else 'bilinear'
-    std = tuple(1 / factor for factor in scale)
-    return Input(mean=mean, std=std, size=size, resize=resize, interpolation=interpolation)
+    found: dict[str, Any] = {'mean': mean, 'std': [1 / factor for factor in scale], 'size': size}
+    found['interpolation'] = converter.get('interpolation', 'bilinear')
+    check_input(f'the image converter of {path}', found, 'pass a network without its preprocessor')
+    return Input(resize=resize, **found | {'mean': tuple(mean), 'std': tuple(found['std'])})
 
 
 def _in_order(config, kinds):
@@ -123,7 +135,7 @@ def _in_order(config, kinds):
     if not config:
         raise UserError('its layers have no names, and no config of KerasHub is beside them; pass the preset or .keras')
     blocks, block_type = config['stackwise_num_blocks'], config['block_type']
-    if sum(blocks) > MAX_LAYERS:
+    if sum(map(abs, blocks)) + config['num_convs'] > MAX_LAYERS:
         raise UserError(f'stackwise_num_blocks={blocks!r:.99} are more than {MAX_LAYERS} layers; get the file again')
     is_v2, num_convs = bool(config['use_pre_activation']), 3 if 'bottleneck' in block_type else 2
     convs = [f'conv{i}_conv' for i in range(1, config['num_convs'] + 1)]

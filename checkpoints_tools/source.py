@@ -43,7 +43,7 @@ import numpy as np
 
 from official_resnet import damage, resnet_spec
 from official_resnet.errors import UserError
-from official_resnet.inference.card_reader import Input
+from official_resnet.inference.card_reader import INPUT_CHECKS, Input
 from official_resnet.inputs.normalization import NORMALIZATIONS
 
 Shape = tuple[int, ...]
@@ -119,6 +119,14 @@ def check_variant(variant: str | None, *names: str) -> None:
     """Raise UserError if a variant was asked for that is not one of these names of the network."""
     if variant not in (None, *names):
         raise UserError(f'--variant={variant}, but the variables are those of {names[0]}; leave --variant out')
+
+
+def check_input(where: str, found: Mapping[str, Any], remedy: str) -> None:
+    """Raise UserError if a field of an Input has a value that no card can have. `where` is what says so."""
+    for field, value in found.items():
+        is_right, right = INPUT_CHECKS[field]
+        if not is_right(value):
+            raise UserError(f'{where} has {field} {value!r:.60}, not {right}; {remedy}')
 
 
 def normalized(images: np.ndarray, convention: Input) -> np.ndarray:

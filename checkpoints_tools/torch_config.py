@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from checkpoints_tools import torch_file
-from checkpoints_tools.source import Input, reading
+from checkpoints_tools.source import Input, check_input, reading
 from official_resnet import files
 from official_resnet.errors import UserError
 from official_resnet.inference import card_reader
@@ -39,7 +39,9 @@ def read(path: str | os.PathLike, name: str) -> dict[str, Any]:
         return {}
     with reading(path, f'a {name}'):
         found = json.loads(files.read_bytes(path, 'json_bytes'))
-    return found if isinstance(found, dict) else {}
+        if not isinstance(found, dict):
+            raise ValueError('it is no JSON object')
+    return found
 
 
 def of_timm(path: str | os.PathLike) -> dict[str, Any]:
@@ -124,10 +126,7 @@ def processor_input(processor: Mapping[str, Any], default: Input) -> Input:
 
 def _input(name, found, crop, default):
     """Return the default with the values that a file has. Without a crop, whole images are resized."""
-    for field, value in found.items():
-        is_right, right = card_reader.INPUT_CHECKS[field]
-        if not is_right(value):
-            raise UserError(f'{name} has {field} {value!r:.60}, not {right}; {_REMEDY}')
+    check_input(name, found, _REMEDY)
     resize = None
     if crop is not None:
         resize = math.floor(found['size'] / crop) if type(crop) in (int, float) and 0.01 <= crop <= 1 else 0

@@ -110,6 +110,46 @@ def test_what_our_networks_cannot_express_is_named(change, message, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['net.keras']
 
 
+@pytest.mark.parametrize('name', ['task.json', 'config.json'])
+@pytest.mark.parametrize('text', ['{"config": ', '[]'])
+def test_a_damaged_config_of_a_preset_is_not_passed_over(name, text, tmp_path):
+    """Without it, a network that pools maxima would become one that pools means."""
+    net, config = hub_net(pooling='max')
+    write_hub_preset(tmp_path / 'preset', net, config)
+    if name == 'config.json':  # which is read if there is no task
+        (tmp_path / 'preset' / 'task.json').unlink()
+    (tmp_path / 'preset' / name).write_text(text)
+    refuse(f'{name}.*damaged', from_keras_hub.shapes, tmp_path / 'preset')
+
+
+@pytest.mark.parametrize(
+    'change', [{'stackwise_num_blocks': [10**9, 1 - 10**9]}, {'input_conv_filters': [8] * 1_000_000}]
+)
+def test_a_config_declares_no_more_layers_than_a_network_has(change, tmp_path):
+    net, config = hub_net()
+    config['config']['backbone']['config'] |= change
+    write_hub_preset(tmp_path / 'preset', net, config, has_names=False)
+    refuse('more than 10000 layers', from_keras_hub.shapes, tmp_path / 'preset')
+
+
+@pytest.mark.parametrize(
+    'converter,message',
+    [
+        ({'image_size': [-5, -5]}, r'size -5, not 1\.\.4096'),
+        ({'image_size': [10**9, 10**9]}, r'size 1000000000, not'),
+        ({'scale': -1.0}, r'std \[-1\.0'),
+        ({'scale': 1e-300}, r'std \[9\.9+e\+299'),
+        ({'scale': float('nan')}, r'mean \[nan'),
+        ({'interpolation': 'nearest'}, "interpolation 'nearest', not 'bilinear' or 'bicubic'"),
+    ],
+)
+def test_an_input_that_no_card_can_express_is_refused(converter, message, tmp_path):
+    net, config = hub_net()
+    config['config']['preprocessor'] = {'config': {'image_converter': {'config': converter}}}
+    write_hub(tmp_path / 'net.keras', net, config)
+    refuse(f'net.keras has {message}.*preprocessor', from_keras_hub.shapes, tmp_path / 'net.keras')
+
+
 def test_pre_activation_with_averages_is_refused(tmp_path):
     """KerasHub builds this network, but its sums have two resolutions, so no image passes."""
     net, config = hub_net(is_v2=True)
