@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from official_resnet import cifar10_main, image_folder_main, imagenet_main, mnist_main
-from official_resnet.command_line import flags, own_images
+from official_resnet.command_line import flags, own_images, train_program
 from official_resnet.inputs import image_folder
 
 PROGRAMS = {'cifar10': cifar10_main.PROGRAM, 'imagenet': imagenet_main.PROGRAM, 'mnist': mnist_main.PROGRAM}
@@ -82,6 +82,27 @@ def test_network_and_input_by_number_and_size_of_the_images(monkeypatch, caplog,
             assert all(f'--{flag}={value} ' in caplog.text for flag, value in chosen.items())
             assert '--pretrained_model_checkpoint_path=' in caplog.text
     assert views.crop == ('pad' if recipe == 'small' else 'torch')
+
+
+@pytest.mark.parametrize('side,line', [(32, ''), (375, ''), (32, '-pmcp x/resnet20'), (375, '-pmcp resnet34 -bs 9')])
+def test_local_workers_are_told_what_was_chosen(monkeypatch, side, line):
+    """By flags that describe the same training, although a worker chooses nothing."""
+    listed = image_folder.Listing(('a', 'b'), {'train': [('x.png', 0)] * 146, 'test': []}, {}, '')
+    monkeypatch.setattr(image_folder, 'list_files', lambda *args: listed)
+    monkeypatch.setattr(own_images, 'median_side', lambda paths: side)
+    monkeypatch.setattr(own_images, 'input_side', lambda pretrained: side if pretrained else None)
+    found = []
+    monkeypatch.setattr(
+        train_program, '_run', lambda values, config, options, row, argv: found.append((config, options, argv)) or 0
+    )
+    row = image_folder_main.PROGRAM
+    argv = ['main.py', '--image_folder=x', '--cache_dir=none', *line.split()]
+    for _ in range(2):  # the second time as a worker, which gets the flags of the first
+        assert train_program.main(argv, '', row) == 0
+        argv = found[-1][2]
+    (config, options, argv), (of_worker, its_options, again) = found
+    assert again == argv and of_worker == config
+    assert (its_options.recipe, its_options.variant or None) == (options.recipe, options.variant)
 
 
 def test_the_size_of_images_is_the_median_of_their_shorter_sides(tmp_path):
