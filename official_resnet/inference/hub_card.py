@@ -133,7 +133,7 @@ def _interface(card, choice):
     how = f'`{card.normalization}`' + f' around zeros to {list(card.net_size)}' * (card.size != card.net_size)
     resize = {'cover': 'its largest central part of that shape is resized', 'squash': 'it is resized as a whole'}
     made = resize.get(card.resize, f'its shorter side is resized to {card.resize}, and the centre is cropped')
-    made = f'An image of another size comes in as in the training: {made} ({card.interpolation}).'
+    made = f'An image of another size is prepared as in training: {made} ({card.interpolation}).'
     if choice['to'] == 'torch':
         network = 'float32 [n, c, h, w], normalised, under the names of torchvision (CIFAR networks: of akamaster)'
         return f'The weights alone. The network of PyTorch takes {network}. {made}\n\n- normalisation: {how}'

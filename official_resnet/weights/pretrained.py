@@ -1,10 +1,10 @@
 """Published weights by name: list them, or fetch, verify and convert them into the cache.
 
-    python -m official_resnet.weights.pretrained                     # name, network, accuracy, bytes, licence
+    python -m official_resnet.weights.pretrained                     # name, top-1 accuracy, size in MB, licence
     python -m official_resnet.weights.pretrained timm resnet50       # the rows with these words
     python -m official_resnet.weights.pretrained fetch resnet50      # prepare a machine without a network
 
-Wherever a program takes a network, it also takes such a name: predict_main --model, export_main --model,
+Wherever a program takes a network, it also takes such a name: predict_main --model, export_main --model, report_main,
 --pretrained_model_checkpoint_path, official_resnet.load. What exists as a file or a folder is never taken for a name,
 and nothing is downloaded unless a name was given.
 
