@@ -188,8 +188,7 @@ def fields_of(program: Program) -> dict[str, tuple[dataclasses.Field, Any]]:
         for flag, field in flags_of(part).items():
             if field.metadata.get('streams') in (None, program.streams):
                 found[flag] = field, types[flag]
-    has_sizes = bool(program.sizes)
-    left_out = {'dataset': len(program.recipes) == 1, 'resnet_size': not has_sizes, 'variant': not has_sizes}
+    left_out = {'dataset': len(program.recipes) == 1, 'resnet_size': not program.sizes, 'variant': not program.sizes}
     left_out |= dict.fromkeys(('tfds', 'use_synthetic_data', 'data_dir', 'download'), program.chooses_network)
     return {flag: found[flag] for flag in found if not left_out.get(flag)}
 
@@ -312,13 +311,8 @@ def settings(values: flags.FlagValues, program: Program, by_size: Mapping[str, A
 
 def data_dir_of(values: flags.FlagValues, dataset: str) -> str | None:
     """Return the data_dir of a data set, or None for a folder and for the default of tensorflow_datasets."""
-    if (
-        'data_dir' not in values
-        or dataset.startswith('folder:')
-        or (dataset.startswith('tfds:') and not values['data_dir'].present)
-    ):
-        return None
-    return os.path.expanduser(values.data_dir)
+    has_none = dataset.startswith(('folder:', 'image_')) or dataset[:5] == 'tfds:' and not values['data_dir'].present
+    return None if has_none else os.path.expanduser(values.data_dir)
 
 
 def resolve(
@@ -377,8 +371,7 @@ def _require_partners(values, chosen, program):
         raise UserError(
             f'{cause} has the network {chosen["variant"]}, and --{PRETRAINED} its own; leave one of them out'
         )
-    names = ('tfds', 'image_folder', 'use_synthetic_data')
-    sources = [f'--{name}' for name in names if name in values and values[name].value]
+    sources = [f'--{x}' for x in ('tfds', 'image_folder', 'use_synthetic_data') if x in values and values[x].value]
     if len(sources) > 1:
         raise UserError(f'{" and ".join(sources)} cannot be used together; pass one of them')
     if values.fine_tune and values.transfer not in (None, 'head'):

@@ -70,7 +70,7 @@ def choose(values: flags.FlagValues, program: Program, asked: TrainConfig) -> di
     log('pass a flag to change it')
     found = {flag: value for flag, value, _ in rules}
     if program.chooses_network and asked.pretrained:
-        found['variant'] = None  # of the recipe
+        found['variant'] = ''  # that of the recipe is not built
     elif program.chooses_network:
         log(_offer(values.cache_dir, side))
     return found

@@ -31,8 +31,7 @@ def main(argv: Sequence[str], doc: str, row: Program) -> int:
             chosen = own_images.choose(values, row, config)
             config, options = flags.resolve(values, row, chosen)
         is_worker = config.machine.distribution_strategy == flags.MULTI_WORKER and options.local_workers == 1
-        own = (f'--{flag}={"" if value is None else value}' for flag, value in chosen.items())  # for local workers
-        return _run(values, config, options, row, [*argv, *own])
+        return _run(values, config, options, row, [*argv, *(f'--{flag}={value}' for flag, value in chosen.items())])
 
     values = flags.define(row)
     code = program.run_program(argv, doc, values, body, row=row)

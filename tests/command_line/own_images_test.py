@@ -102,7 +102,7 @@ def test_local_workers_are_told_what_was_chosen(monkeypatch, side, line):
         argv = found[-1][2]
     (config, options, argv), (of_worker, its_options, again) = found
     assert again == argv and of_worker == config
-    assert (its_options.recipe, its_options.variant or None) == (options.recipe, options.variant)
+    assert (its_options.recipe, its_options.variant or None) == (options.recipe, options.variant or None)
 
 
 def test_the_size_of_images_is_the_median_of_their_shorter_sides(tmp_path):
