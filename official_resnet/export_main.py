@@ -1,13 +1,13 @@
 """Export a network for another runtime, and write it only if it computes the same there.
 
-    python export_main.py --model demo_model --to onnx --output exported/demo.onnx
+    python export_main.py --model demo_model --to onnx --output files/demo.onnx
     python export_main.py --model resnet50.keras --to litert --dtype int8 \\
         --calibration_images DIR --output resnet50/resnet50.tflite
     python export_main.py --model demo_model --to savedmodel --preprocessing \\
         --images DIR --output served/1
     python export_main.py --model resnet50.keras --to torch \\
         --output resnet50.safetensors                     # the weights alone
-    python export_main.py --model resnet50 --to openvino --output r50/resnet50.xml
+    python export_main.py --model resnet50 --to openvino --output r50/net.xml
 
 On two quiet cores of an AMD EPYC, a ResNet-50 took about half a minute in each format (n = 1). docs/export.md has the
 sizes and speeds: in int8, OpenVINO is 4.0 times and LiteRT 3.7 times as fast as our program in float32.

@@ -1,7 +1,8 @@
 """Train a residual network on your own images: a folder with a subfolder for each class.
 
     python image_folder_main.py --image_folder DIR
-    python image_folder_main.py --image_folder DIR --pretrained_model_checkpoint_path=resnet18 --transfer=head
+    python image_folder_main.py --image_folder DIR --transfer=head \\
+        --pretrained_model_checkpoint_path=resnet18
     python image_folder_main.py --eval_only --model_dir=/tmp/image_folder_model
 
 The program prints what it understood (classes, images of each, split, sizes), and chooses the network, the size of its

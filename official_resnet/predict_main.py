@@ -6,7 +6,8 @@
     python predict_main.py --model resnet50.keras --json *.jpg > names.jsonl
     python predict_main.py --model resnet50.keras --explain cat.jpg   # also show where it looked
     python predict_main.py --model resnet50 cat.jpg                   # published weights, fetched by their name
-    python predict_main.py --model resnet50 --features=pre_logits --output=F.npz holiday/
+    python predict_main.py --model resnet50 --features=pre_logits \\
+        --output=features.npz DIR
 
 On two cores, while other jobs were running, akamaster's ResNet-20 named 82 of 100 test images of CIFAR-10 (as JPEG)
 correctly in 11 seconds (n = 1), most of which TensorFlow needed to start. ImageNet networks: not yet measured.

@@ -136,7 +136,8 @@ def _entry(flag, default):
     words = getattr(flag.parser, 'enum_values', None)
     kind = '' if flag.boolean else '|'.join(words) if words else _KINDS.get(flag.flag_type(), 'A,B,...')
     meaning = f'{flag.help.removeprefix(f"<{kind}>: ")}{_default_text(default)}'
-    return [*_wrapped(f'{names} {kind}', '  '), *_wrapped(meaning, '      ')]
+    shown = kind if len(kind) < WIDTH - 6 else kind.replace('|', ' | ')  # a long list is wrapped
+    return [*_wrapped(f'{names} {shown}', '  '), *_wrapped(meaning, '      ')]
 
 
 def _wrapped(line, indent):

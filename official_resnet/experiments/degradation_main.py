@@ -1,7 +1,8 @@
 """Show the degradation problem: plain against residual networks on CIFAR-10, 1512.03385 Fig. 1 and 6.
 
     python degradation_main.py --data_dir ~ --quick     # plain and residual, 20 and 56 layers: minutes on two cores
-    python degradation_main.py --data_dir ~ --train_epochs=10 --batch_size=64 --warmup_epochs=0.5 --runs=2
+    python degradation_main.py --data_dir ~ --train_epochs=10 --batch_size=64 \\
+        --warmup_epochs=0.5 --runs=2
     python degradation_main.py --data_dir ~             # the paper's 64,000 steps each: not yet run
 
 On two cores of an AMD EPYC with AVX-512, as two processes in bfloat16, the figure took 84 minutes (n = 2). Training

@@ -56,6 +56,14 @@ def test_any_arguments_are_taken_or_refused_in_one_line(program, data):
         assert code == 1 and err.startswith(f'{program}: ') and err.splitlines() == [err[:-1]] and not ran
 
 
+@pytest.mark.parametrize('program', PROGRAMS)
+def test_help_fits_80_columns(program, capsys):
+    with contextlib.suppress(SystemExit):
+        PROGRAMS[program].main([f'{program}.py', '--help'])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 3 and not [line for line in lines if len(line) > 80]
+
+
 @pytest.mark.parametrize('program', TRAINING)
 @quick
 @given(data=st.data())
