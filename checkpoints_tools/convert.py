@@ -22,7 +22,7 @@ from checkpoints_tools.selection import Choice
 from checkpoints_tools.source import Lazy, Listing, Shapes, Source, Variables, output_path
 from official_resnet import files, layers, resnet_model, resnet_variants
 from official_resnet.errors import UserError
-from official_resnet.inference import keras_files, model_card
+from official_resnet.inference import keras_files, model_card, rewrite
 
 FLOATS = ('float16', 'bfloat16', 'float32', 'float64')
 MAX_NAMES = 8  # of variables in an error message, which is one line
@@ -203,6 +203,7 @@ def to_family(path: str | os.PathLike, output: str | os.PathLike, family: str) -
     model = keras_files.load(path, 'get it again, or pass another')
     if model.get_config()['layers'][0]['class_name'] != 'InputLayer' or len(model.input_shape) != 4:
         raise UserError(f'{path} does not take images [n, h, w, c]; pass one of our models')
+    model = rewrite.in_float32(model)
     named, config = module.exported(model)
     if strange := [ours for ours, (name, _) in named.items() if name is None]:
         raise UserError(f'{path} has {_some(strange)}, for which {whose} has no name: {remedy}')

@@ -176,7 +176,10 @@ def describe(shapes: Shapes, variant: str | None = None) -> Source:
     stem = [shape_of(shapes, f'conv{i + 1}_conv/kernel', 4) for i in range(_num_stem(shapes))]
     kernels, filters = [shape[0] for shape in stem], [shape[3] for shape in stem]
     if kernels not in ([7], [3, 3, 3]):
-        raise UserError(f'input_conv_kernel_sizes={kernels}: only [7] and [3, 3, 3] can be converted')
+        raise UserError(
+            f'input_conv_kernel_sizes={kernels}: only [7] and [3, 3, 3], the stems for ImageNet, can be '
+            'converted; pass another network'
+        )
     outer = [
         shape_of(shapes, f'stack{i}_block0_{num_convs}_conv/kernel', 4)[3] // expansion
         for i in range(len(group_blocks))

@@ -34,7 +34,7 @@ def define_flags() -> flags.FlagValues:
     define = definer.Definer(values)
     define.string('list', None, 'Print the variables of this checkpoint: name, shape, dtype, and where it goes.')
     define.string('input', None, 'The checkpoint to convert; with --to, a .keras model of ours.')
-    define.string('output', None, 'The .keras file to write; with --to torch, .safetensors.')
+    define.string('output', None, 'The file to write: .keras, also with --to keras_hub; with --to torch, .safetensors.')
     define.enum('source', 'auto', ('auto', *FAMILIES), 'Family of the checkpoint.')
     define.string('variant', None, 'Name of the network, if the variables leave it open, for example resnet50_v1.')
     define.integer('num_classes', None, '1000 drops the background of a checkpoint with 1001 classes.', None, 1, None)

@@ -239,10 +239,23 @@ def test_to_keras_hub_and_back_bit_for_bit(name, tmp_path):
     assert all(np.array_equal(values[entry.sources[0]], weights[entry.target]) for entry in entries)
 
 
+def test_a_network_that_was_trained_in_16_bits_is_compared_in_float32(tmp_path):
+    keras.config.set_dtype_policy('mixed_bfloat16')
+    try:
+        model = ours(tmp_path / 'net.keras')
+    finally:
+        keras.config.set_dtype_policy('float32')
+    assert model.get_layer('stem_conv').compute_dtype == 'bfloat16'
+    convert.to_family(tmp_path / 'net.keras', tmp_path / 'hub.keras', 'keras_hub')
+    bias = from_keras_hub.read(tmp_path / 'hub.keras')['predictions/bias']
+    assert np.array_equal(bias, model.get_layer('logits').bias)
+
+
 @pytest.mark.parametrize(
     'axes,message',
     [
         ({'filters': 32}, '32 filters.*64'),
+        ({'stem': 'cifar'}, r'kernel_sizes=\[3\].*ImageNet.*pass another'),
         ({'block': 'bottleneck', 'version': '1'}, r'strides of group2_block1_conv1 is \(2, 2\)'),
         ({'se_reduction': 16}, 'group1_block1_se_conv1/kernel.*KerasHub has no name'),
         ({'block': 'bottleneck', 'cardinality': 4}, r'misshapen: stack0_block0_.*_conv/kernel'),
