@@ -57,8 +57,10 @@ def choose(values: flags.FlagValues, program: Program, asked: TrainConfig) -> di
     recipe = defaults | recipe_of(values, program, rules[0][1])
     batch_size = values.batch_size or fitting_batch(num_images, recipe['batch_size'])
     epochs = fitting_epochs(num_images, batch_size, recipe['train_epochs'])
+    has_batches = num_images >= BATCHES * batch_size
+    reason = f'an epoch has at least {BATCHES} batches' if has_batches else f'the least is {LEAST_BATCH}, or all images'
     rules += [
-        ('batch_size', batch_size, f'an epoch has at least {BATCHES} batches'),
+        ('batch_size', batch_size, reason),
         ('train_epochs', epochs, f'at least {STEPS:,} steps, or {MAX_EPOCHS} epochs'),
     ]
     rules = [row for row in rules if not values[row[0]].present and not (row[0] == 'resnet_size' and values.variant)]
@@ -83,7 +85,7 @@ def _offer(cache_dir, side):
     text = f'starting from random weights; --{PRETRAINED}='
     if side < SMALL:
         return f'{text}NET starts from a run of this program, or from another network of 32 pixels'
-    if names := weights.cached(cache_dir):
+    if names := [name for name in weights.cached(cache_dir) if input_side(name) >= SMALL]:
         return f'{text}{names[0]} starts from a trained network, which is in the cache and needs far fewer images'
     return f'{text}resnet18 downloads a trained network (47 MB) and needs far fewer images'
 

@@ -105,6 +105,29 @@ def test_local_workers_are_told_what_was_chosen(monkeypatch, side, line):
     assert (its_options.recipe, its_options.variant or None) == (options.recipe, options.variant or None)
 
 
+@pytest.mark.parametrize('num_images,batch_size,reason', [(63, 8, 'the least is 8'), (64, 8, 'at least 8 batches')])
+def test_what_is_printed_is_true_of_few_images_and_of_the_cache(
+    tmp_path, monkeypatch, caplog, num_images, batch_size, reason
+):
+    """A network for CIFAR, whose input has 32 pixels, is not offered for photographs."""
+    listed = image_folder.Listing(('a', 'b'), {'train': [('x.png', 0)] * num_images, 'test': []}, {}, '')
+    monkeypatch.setattr(image_folder, 'list_files', lambda *args: listed)
+    monkeypatch.setattr(own_images, 'median_side', lambda paths: 375)
+    row, offers = image_folder_main.PROGRAM, []
+    for name in ('akamaster/resnet20', 'torchvision/resnet34_v1'):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / f'{name.partition("/")[2]}.keras').touch()
+        values = flags.define(row)
+        values(['main.py', '--image_folder=x', f'--cache_dir={tmp_path}'])
+        with caplog.at_level('INFO'):
+            own_images.choose(values, row, flags.resolve(values, row)[0])
+        assert f'--batch_size={batch_size} ' in caplog.text
+        assert reason in next(line for line in caplog.text.splitlines() if '--batch_size=' in line)
+        offers.append(next(line for line in caplog.text.splitlines() if 'random weights' in line))
+        caplog.clear()
+    assert 'resnet18 downloads' in offers[0] and 'torchvision/resnet34_v1' in offers[1] and 'cache' in offers[1]
+
+
 def test_the_size_of_images_is_the_median_of_their_shorter_sides(tmp_path):
     for i, size in enumerate([(20, 90), (50, 30), (300, 200)]):
         Image.new('RGB', size).save(tmp_path / f'{i}.png')
