@@ -25,6 +25,7 @@ import dataclasses
 import os
 import pathlib
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -150,7 +151,7 @@ def _pooled_stems():
 
 
 def _output_dir(values, source):
-    """Return the folder to write into, which is made."""
+    """Return the folder to write into, which is made. UserError: nothing can be written there."""
     path = pathlib.Path(source.name).expanduser()
     default = path if path.is_dir() else path.with_name(f'{path.stem}_report')
     folder = pathlib.Path(values.output_dir or default).expanduser()
@@ -158,6 +159,7 @@ def _output_dir(values, source):
         folder = pathlib.Path(folder.name)
     with files.write_errors(f"output_dir '{folder}'", ' or pass another --output_dir'):
         files.make_folder(folder)
+        tempfile.TemporaryFile(dir=folder).close()  # or the test of all images would be for nothing
     return folder
 
 

@@ -131,6 +131,8 @@ def guess(subject: Subject) -> evaluate.Guesses:
     with subject.test.input_errors():
         batches = subject.test.evaluation_batches(subject.batch_size, view=subject.view)
         found = evaluate.guess(subject.model, batches, subject.test_views)
+    if not len(found.labels):
+        raise UserError(f'no image of {subject.test.name} is of a class of {subject.name}; pass images of its classes')
     if not np.isfinite(found.probabilities).all():
         raise UserError(f'the outputs of {subject.name} are not finite: its training diverged; train it again')
     return found

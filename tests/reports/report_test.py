@@ -290,3 +290,9 @@ def test_a_mosaic_scales_each_image_and_parts_them_by_transparent_lines():
     assert pixels.shape == (5, 8 * 3 - 1, 2)
     assert (pixels[0, ::3, 0] == 255).all() and pixels[0, 1, 0] == 0  # each to its full range
     assert (pixels[2, :, 1] == 0).all() and (pixels[:, 2, 1] == 0).all() and (pixels[3, 3:, 1] == 0).all()
+
+
+def test_images_of_other_classes_make_no_report():
+    subject = subject_of(['cat', 'dog'])
+    others = dataclasses.replace(subject, test=subject.test.with_classes(('cat', 'dog'), None, [-1, -1]))
+    assert re.search('no image of .*net <1>; pass', message_of(report.guess, others))
