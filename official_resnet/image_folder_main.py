@@ -8,7 +8,10 @@
 The program prints what it understood (classes, images of each, split, sizes), and chooses the network, the size of its
 input, the batch size and the epochs by the number and the size of the images. Each choice is printed with its reason;
 the flag at its beginning changes it. Images are streamed from the disk, however many there are. Weights are downloaded
-only if you name them. docs/own_images.md has the rules. Times and accuracies have not yet been measured.
+only if you name them. docs/own_images.md has the rules.
+
+On two cores of an AMD EPYC with AVX-512, 900 images of CIFAR-10 in 10 folders took two minutes and reached 55 % on 100
+others (recipe small, 72 epochs, n = 1). Photographs have not yet been measured.
 
 If a run is stopped or killed, run the same command again to continue.
 Recipes: fast or small, whichever fits the images; imagenet_main.py explains the others.
