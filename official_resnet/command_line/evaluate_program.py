@@ -223,7 +223,7 @@ def _say_share(config, remedy=''):
 
 
 def with_classes_of(card: 'card_reader.Card', test: 'Split', path: str | os.PathLike) -> 'Split':
-    """Return a test split with the classes of a card; print how many of its classes are among them."""
+    """Return a test split with the classes of a card; print how many are among its own, if not all are."""
     from official_resnet.inputs import classes
 
     if not card.has_names:
@@ -243,7 +243,8 @@ def with_classes_of(card: 'card_reader.Card', test: 'Split', path: str | os.Path
         fault = f'no class of {test.name} ({classes.listed(unknown)}) is one of {path} ({names})'
         raise UserError(f'{fault}; name the folders by its classes or their WordNet ids, or pass another network')
     count = test.num_classes - len(unknown)
-    print(f'{count} of the {test.num_classes} classes are among the {card.num_classes} of {path}')
+    if not count == test.num_classes == card.num_classes:
+        print(f'{count} of the {test.num_classes} classes are among the {card.num_classes} of {path}')
     if unknown:
         folded = {name.casefold() for name in unknown}
         near = [name for name in card.names if name.casefold() in folded]
