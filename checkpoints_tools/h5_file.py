@@ -97,17 +97,16 @@ def _plain(path):
 
 def _unzip_weights(path, target):
     """Copy the HDF5 file inside a .keras file to `target`, in a temporary folder, without holding it in memory."""
-    name = WEIGHTS
     with zipfile.ZipFile(path) as archive:
-        info, limit = archive.getinfo(name), bounds.limit('keras_inflation') * os.path.getsize(path)
+        info, limit = archive.getinfo(WEIGHTS), bounds.limit('keras_inflation') * os.path.getsize(path)
         if info.file_size > limit:
-            raise ValueError(f'it declares {info.file_size} bytes of {name}, and at most {limit} are read')
+            raise ValueError(f'it declares {info.file_size} bytes of {WEIGHTS}, and at most {limit} are read')
         what = f"a temporary copy of '{path}' into '{target.parents[1]}'"
         with archive.open(info) as file, files.write_errors(what, ', or set TMPDIR to another folder'):
             with open(target, 'wb') as copy:
                 shutil.copyfileobj(file, copy, 1 << 20)  # zipfile returns at most as many bytes as are declared
     if missing := info.file_size - os.path.getsize(target):
-        raise ValueError(f'{missing} bytes of {name} are missing')
+        raise ValueError(f'{missing} bytes of {WEIGHTS} are missing')
 
 
 def _listing(path):

@@ -35,13 +35,14 @@ try:
     from official_resnet import damage, files
     from official_resnet.command_line import definer, program
     from official_resnet.errors import UserError
-    from official_resnet.inputs import datasets
+    from official_resnet.inputs import datasets, other_datasets
     from official_resnet.reports import report, report_texts
+    from official_resnet.resnet_spec import POOLED_STEMS
     from official_resnet.weights import pretrained
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
-DATASETS = ('cifar10', 'cifar100', 'mnist', 'fashion_mnist', 'imagenet', 'synthetic')
+DATASETS = [name for name in other_datasets.DATASETS if name != 'synthetic224']  # which only measures speed
 
 
 class Source(NamedTuple):
@@ -136,18 +137,12 @@ def _config(values, name, network, model_dir):
     if dataset is None:
         raise UserError(f'{name} has no run with test images beside it; pass --image_folder, or --dataset')
     views = None
-    if dataset == 'imagenet' or (dataset != 'synthetic' and network.card.spec.stem in _pooled_stems()):
+    if dataset == 'imagenet' or (dataset != 'synthetic' and network.card.spec.stem in POOLED_STEMS):
         from official_resnet.inputs.views import Views
 
         views = Views()
     card_spec, machine = network.card.spec, MachineConfig(data_dir=data_dir or f'/tmp/{dataset}_data')
     return TrainConfig(card_spec, dataset=dataset, views=views, validation_fraction=1, machine=machine), False
-
-
-def _pooled_stems():
-    from official_resnet.resnet_spec import POOLED_STEMS
-
-    return POOLED_STEMS
 
 
 def _output_dir(values, source):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from absl import flags as absl_flags
 
 from official_resnet import folders
-from official_resnet.command_line import flags, train_program
+from official_resnet.command_line import flags, own_images, train_program
 from official_resnet.command_line.flags import Program, RunOptions
 from official_resnet.errors import UserError
 from official_resnet.resnet_spec import ResNetSpec
@@ -48,8 +48,8 @@ def run(values: absl_flags.FlagValues, asked: TrainConfig, options: RunOptions, 
         raise UserError('--eval_only runs in one process; leave the flags for workers out')
     if asked.pretrained:
         _refuse(given - _OF_NET, f'not for --{PRETRAINED}')
-        if row.chooses_network and not options.image_folder:
-            raise UserError('--image_folder is missing; pass a folder that has a subfolder for each class')
+        if row.chooses_network:
+            own_images.require_folder(values)
         return _evaluate_net(values, asked, options, row)
     _refuse(given - _OF_RUN - _SOURCES - {'recipe', 'variant'} - _settings(asked).keys(), 'not for --eval_only')
     if options.image_bytes_as_serving_input and not options.export_dir:

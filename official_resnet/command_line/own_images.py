@@ -8,12 +8,13 @@ import contextlib
 import logging
 import math
 import statistics
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
 
-from official_resnet import damage
+from official_resnet import damage, files
 from official_resnet.command_line.flags import Program, recipe_of
 from official_resnet.errors import UserError
 from official_resnet.inputs import image_folder, images
@@ -37,8 +38,7 @@ def choose(values: flags.FlagValues, program: Program, asked: TrainConfig) -> di
     Raises:
         UserError: There is no --image_folder, or it does not have the images of two classes.
     """
-    if not values.image_folder:
-        raise UserError('--image_folder is missing; pass a folder that has a subfolder for each class')
+    require_folder(values)
     if values['recipe'].present:
         return {}
     folder = asked.dataset.removeprefix('folder:')
@@ -65,7 +65,7 @@ def choose(values: flags.FlagValues, program: Program, asked: TrainConfig) -> di
     ]
     rules = [row for row in rules if not values[row[0]].present and not (row[0] == 'resnet_size' and values.variant)]
     log = logging.getLogger(__name__).info
-    log(f'{num_images:,} training images{f", {side} pixels high or wide" if program.chooses_network else ""}:')
+    log(f'{num_images:,} training images{f", the shorter side {side} pixels" if program.chooses_network else ""}:')
     width = max(len(f'{flag}={value}') for flag, value, _ in rules)
     for flag, value, reason in rules:
         log(f'  --{f"{flag}={value}":{width}}  {reason}')
@@ -74,8 +74,15 @@ def choose(values: flags.FlagValues, program: Program, asked: TrainConfig) -> di
     if program.chooses_network and asked.pretrained:
         found['variant'] = ''  # that of the recipe is not built
     elif program.chooses_network:
-        log(_offer(values.cache_dir, side))
+        for line in textwrap.wrap(_offer(values.cache_dir, side), 80):
+            log(line)
     return found
+
+
+def require_folder(values: flags.FlagValues) -> None:
+    """Raise UserError if there is no --image_folder."""
+    if not values.image_folder:
+        raise UserError('--image_folder is missing; pass a folder that has a subfolder for each class')
 
 
 def _offer(cache_dir, side):
@@ -84,10 +91,10 @@ def _offer(cache_dir, side):
 
     text = f'starting from random weights; --{PRETRAINED}='
     if side < SMALL:
-        return f'{text}NET starts from a run of this program, or from another network of 32 pixels'
+        return f'{text}NET starts from a trained network of 32 pixels'
     if names := [name for name in weights.cached(cache_dir) if input_side(name) >= SMALL]:
         return f'{text}{names[0]} starts from a trained network, which is in the cache and needs far fewer images'
-    return f'{text}resnet18 downloads a trained network (47 MB) and needs far fewer images'
+    return f'{text}resnet18 downloads a trained network (47 MB), which needs far fewer images'
 
 
 def _network_rules(num_images, side, has_pretrained) -> Iterator[tuple[str, Any, str]]:
@@ -96,21 +103,18 @@ def _network_rules(num_images, side, has_pretrained) -> Iterator[tuple[str, Any,
     `side` is the shorter side of the images or, if there is a pretrained network, the side of its input.
     """
     if side < SMALL:
-        yield 'recipe', 'small', f'smaller than {SMALL} pixels: a network for CIFAR, and crops that do not scale'
+        yield 'recipe', 'small', f'below {SMALL} pixels: a CIFAR network, shifted crops'
         return
-    yield 'recipe', 'fast', f'at least {SMALL} pixels: a network for ImageNet, and crops of all sizes'
+    yield 'recipe', 'fast', f'from {SMALL} pixels on: an ImageNet network, scaled crops'
     if has_pretrained:
-        yield (
-            'image_size',
-            next((size for size, test in SIZES.items() if test <= side), side),
-            'smaller than in evaluation, because crops enlarge objects (1906.06423)',
-        )
+        size = next((size for size, test in SIZES.items() if test <= side), side)
+        yield 'image_size', size, 'smaller, as crops enlarge objects (1906.06423)'
         yield 'eval_image_size', side, 'the input of the pretrained network'
         return
     yield 'resnet_size', 50 if num_images >= LARGE else 18, f'50 layers from {LARGE:,} images on, else 18'
     size = next((size for size in SIZES if size <= side), min(SIZES))
     yield 'image_size', size, 'no larger than the images'
-    yield 'eval_image_size', SIZES[size], 'larger than in training, because crops enlarge objects (1906.06423)'
+    yield 'eval_image_size', SIZES[size], 'larger, as crops enlarge objects (1906.06423)'
 
 
 def median_side(paths: list) -> int:
@@ -120,8 +124,8 @@ def median_side(paths: list) -> int:
     sides = []
     for i in images.samples(len(paths)):
         try:
-            with Image.open(paths[i], formats=images.FORMATS) as image:  # reads the header
-                sides.append(min(image.size))
+            with open(paths[i], 'rb', opener=files.plain) as file, Image.open(file, formats=images.FORMATS) as image:
+                sides.append(min(image.size))  # only the header is read
         except Exception as error:  # noqa: BLE001  a broken file makes Pillow raise anything; it is left out later
             if isinstance(error, OSError) and damage.is_of_machine(error):
                 raise

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import safetensors.numpy
-from fixtures import foreign_files, torch_files
+from fixtures import foreign_files, hub_files, torch_files
 from fixtures.conversion import fuzz, refuse, shapes_of
 
 from checkpoints_tools import (
@@ -44,7 +44,7 @@ def applications(is_v2):
 
 
 def hub(*arguments):
-    model, _ = foreign_files.hub_net(*arguments)
+    model, _ = hub_files.hub_net(*arguments)
     layers = [*model.get_layer('res_net_backbone').layers, model.get_layer('predictions')]
     return shapes_of({f'{layer.name}/{v.name}': v.numpy() for layer in layers for v in layer.weights})
 
@@ -183,7 +183,7 @@ FILES = {
     'compressed.npz': (from_tensorpack, lambda path: np.savez_compressed(path, **TENSORPACK)),
     'net.keras': (from_keras_applications, lambda path: keras_net().save(path)),
     'net.weights.h5': (from_keras_applications, lambda path: keras_net().save_weights(path)),
-    'hub.keras': (from_keras_hub, lambda path: foreign_files.write_hub(path, *foreign_files.hub_net(blocks=(1, 1)))),
+    'hub.keras': (from_keras_hub, lambda path: hub_files.write_hub(path, *hub_files.hub_net(blocks=(1, 1)))),
     'v1.ckpt': (from_slim, lambda path: foreign_files.write_tf(path, SLIM, 1)),
     'v2.ckpt.index': (from_slim, lambda path: foreign_files.write_tf(path.with_suffix(''), SLIM)),
     'v2.ckpt.data-00000-of-00001': (from_slim, lambda path: foreign_files.write_tf(path.with_suffix(''), SLIM)),

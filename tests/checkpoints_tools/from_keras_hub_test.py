@@ -7,7 +7,8 @@ import keras
 import numpy as np
 import pytest
 from fixtures.conversion import assert_equal, assert_runs_alike, converted, images_of, refuse
-from fixtures.foreign_files import applications_net, hub_net, write_hub, write_hub_preset
+from fixtures.foreign_files import applications_net
+from fixtures.hub_files import hub_net, write_hub, write_hub_preset
 from fixtures.random_weights import randomize
 
 from checkpoints_tools import convert, from_keras_applications, from_keras_hub
