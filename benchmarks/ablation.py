@@ -3,9 +3,10 @@
     python -m benchmarks.ablation --data_dir=DIR --output_dir=OUT --runs=2 --set=train_epochs=2
     python -m benchmarks.ablation --data_dir=DIR --output_dir=OUT --runs=2 --without=gelu --without=shortcut
 
-Each line of the table is a mean over the seeds 0, 1, ..., beside its difference in points from the whole recipe. If the
-command is stopped, the same command continues where it was, and finished runs are kept. The runs are those of
-benchmarks.time_to_accuracy, which explains the figures. Short runs need not rank the parts as long ones do.
+Each line of the table is a mean over the seeds (0, 1, ..., or those from --first_seed on), beside its difference in
+points from the whole recipe. If the command is stopped, the same command continues where it was, and finished runs are
+kept. The runs are those of benchmarks.time_to_accuracy, which explains the figures. Short runs need not rank the parts
+as long ones do.
 """
 
 import dataclasses
@@ -84,8 +85,8 @@ def run_changes(values: absl_flags.FlagValues) -> None:
     config = time_to_accuracy.config_of(values, 'cifar10', 'fast')
     devices.start_tensorflow()
     folder = os.path.expanduser(values.output_dir)
-    parts = list(dict.fromkeys(values.without))
-    results = [time_to_accuracy.measure(left_out(config, part), part, values.runs, folder) for part in parts]
+    parts, seeds = list(dict.fromkeys(values.without)), time_to_accuracy.seeds_of(values)
+    results = [time_to_accuracy.measure(left_out(config, part), part, seeds, folder) for part in parts]
     rows = [time_to_accuracy.summary(result) for result in results]
     about = f'{config.train_epochs} epochs; {measuring.describe()}'
     print(f'\n{format_table(rows)}\n\n{about}')

@@ -100,7 +100,7 @@ def measure(values: absl_flags.FlagValues) -> None:
     for recipe in values.recipe:
         config = time_to_accuracy.config_of(values, values.program, recipe)
         config = dataclasses.replace(config, num_train_images=5 * PER_FILE - len(names))
-        found = time_to_accuracy.measure(config, recipe, values.runs, str(folder))
+        found = time_to_accuracy.measure(config, recipe, time_to_accuracy.seeds_of(values), str(folder))
         for run in found['runs']:
             model_dir = str(folder / recipe / 'runs' / f'seed_{run["seed"]}')
             shares = [score(model_dir, images, labels, config.test_views) for images in (as_jpeg, lossless)]

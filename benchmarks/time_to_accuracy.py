@@ -5,8 +5,9 @@
     python -m benchmarks.time_to_accuracy --program=mnist --recipe=fast --data_dir=DIR --output_dir=OUT
     python -m benchmarks.time_to_accuracy --recipe=paper --set=resnet_size=20 --data_dir=DIR --output_dir=OUT
 
-Run i has seed i, and its folder is OUT/RECIPE/runs/seed_i. Runs follow one another in one process. If the command is
-stopped, the same command continues where it was; finished runs are kept.
+The runs have the seeds 0, 1, ..., or those from --first_seed on; that of seed 0 is in OUT/RECIPE/runs/seed_0. Runs
+follow one another in one process. If the command is stopped, the same command continues where it was; finished runs are
+kept.
 
 What is counted: FLOP are those of training, 3 x 2 x multiply-adds x images, because the backward pass costs about twice
 the forward pass, and a multiply-add is two operations. Multiply-adds are those of convolutions and dense layers for one
@@ -22,7 +23,7 @@ import importlib
 import os
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags as absl_flags
@@ -46,13 +47,19 @@ def define_flags() -> absl_flags.FlagValues:
     define = Definer(values)
     define.enum('program', PROGRAMS[0], PROGRAMS, 'Whose recipes: NAME_main.py.')
     absl_flags.DEFINE_multi_string('recipe', ['fast'], 'Recipe to train; may be repeated.', flag_values=values)
-    define.integer('runs', 3, 'Number of runs of each recipe; run i has seed i.', lower=1)
+    define.integer('runs', 3, 'Number of runs of each recipe.', lower=1)
+    define.integer('first_seed', 0, 'Seed of the first run; each run has the next one.', lower=0)
     define.string('data_dir', None, 'Folder of the data set. Default: that of the program.')
     text = 'flag=value changes a flag of the program, for example train_epochs=5; may be repeated.'
     absl_flags.DEFINE_multi_string('set', [], text, flag_values=values)
     define.string('output_dir', None, 'Folder of the runs, which are kept. The same command continues them.')
     define.string('output_json', None, 'JSON file for all figures.')
     return values
+
+
+def seeds_of(values: absl_flags.FlagValues) -> range:
+    """Return the seeds of the runs that the flags ask for."""
+    return range(values.first_seed, values.first_seed + values.runs)
 
 
 def config_of(values: absl_flags.FlagValues, main: str, recipe: str) -> TrainConfig:
@@ -115,8 +122,8 @@ def train_once(config: TrainConfig, recipe: str) -> dict[str, Any]:
     }
 
 
-def measure(config: TrainConfig, recipe: str, num_runs: int, output_dir: str) -> dict[str, Any]:
-    """Train a recipe `num_runs` times in output_dir/RECIPE, and return its runs and the rates of matrix products."""
+def measure(config: TrainConfig, recipe: str, seeds: Sequence[int], output_dir: str) -> dict[str, Any]:
+    """Train a recipe with each seed in output_dir/RECIPE, and return its runs and the rates of matrix products."""
     from official_resnet.experiments import runs as experiment
 
     config = dataclasses.replace(config, dtype=devices.known_dtype(config.dtype))
@@ -127,8 +134,8 @@ def measure(config: TrainConfig, recipe: str, num_runs: int, output_dir: str) ->
     experiment.claim_folder(folder, settings)
     found: list[dict] = []
     rates = matrix_rates(config.dtype)
-    for seed in range(num_runs):
-        print(f'{recipe}, run {seed + 1} of {num_runs}:', flush=True)
+    for seed in seeds:
+        print(f'{recipe}, seed {seed} of {seeds[0]} to {seeds[-1]}:', flush=True)
         run = dataclasses.replace(config, seed=seed).with_machine(
             model_dir=os.path.join(folder, 'runs', f'seed_{seed}')
         )
@@ -187,7 +194,7 @@ def run_recipes(values: absl_flags.FlagValues) -> None:
     configs = {recipe: config_of(values, values.program, recipe) for recipe in values.recipe}
     devices.start_tensorflow()
     output_dir = os.path.expanduser(values.output_dir)
-    results = [measure(config, recipe, values.runs, output_dir) for recipe, config in configs.items()]
+    results = [measure(config, recipe, seeds_of(values), output_dir) for recipe, config in configs.items()]
     rows = [summary(result) for result in results]
     about = f'{measuring.describe()}, load {os.getloadavg()[0]:.1f}'
     print(f'\n{format_table(rows)}\n\nFLOP are 3 x 2 x multiply-adds of a forward pass x images trained on.\n{about}')
