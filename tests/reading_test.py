@@ -16,7 +16,7 @@ WALK = re.compile(r'^\| \d+ \| `(\S+\.py)` \| (.*?) \|', re.MULTILINE)  # | 1 | 
 MAX_FILES, MAX_LINES = 12, 2600  # of the walk
 # Of what a run imports, __init__.py not counted; the lines are counted with those of the program itself.
 MAX_INPUT_LINES = 660  # of these in inputs/
-MAX_MODULES, MAX_IMPORTED_LINES = 23, 4430  # about 200 of them are settings of recipes: fields, their texts, numbers
+MAX_MODULES, MAX_IMPORTED_LINES = 23, 4450  # about 220 of them are settings of recipes: fields, their texts, numbers
 BEHIND_DOORS = set(
     """
     training/transfer.py training/feature_cache.py training/workers.py training/meeting.py command_line/more_logging.py

@@ -22,8 +22,12 @@ def main(argv: Sequence[str], doc: str, row: Program) -> int:
     """Run the program described by a `Program` with the arguments `argv` (name first); return the exit code."""
     is_worker = False
 
-    def body(values) -> int:
+    def body(values, argv=argv) -> int:
         nonlocal is_worker
+        if values.transfer == 'head,all':
+            from official_resnet.command_line import stages
+
+            return stages.run(argv[0], values, row, body)
         (config, options), chosen = flags.resolve(values, row), {}
         if (options.image_folder or row.chooses_network) and not options.eval_only:
             from official_resnet.command_line import own_images

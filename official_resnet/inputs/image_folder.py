@@ -12,7 +12,7 @@ import itertools
 import os
 import pathlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,7 +50,11 @@ def open_split(dataset: str, split: str, options: Mapping[str, Any], views: View
     with concurrent.futures.ThreadPoolExecutor() as pool:
         faults = {i: fault for i, fault in enumerate(pool.map(_fault_of, paths)) if fault}
     labels = _leave_out(faults, paths, labels, listing, split, folder, print)
-    files = streamed.Files([path for i, path in enumerate(paths) if i not in faults], labels)
+    paths = [path for i, path in enumerate(paths) if i not in faults]
+    if split == 'train' and options.get('balance'):
+        rows = balanced(labels, seed, print)
+        paths, labels = [paths[row] for row in rows], labels[rows]
+    files = streamed.Files(paths, labels)
     views = views.with_exif(True)
     return streamed.StreamedSplit(files, len(listing.classes), dataset, listing.classes, normalization, views)
 
@@ -68,6 +72,7 @@ def read(folder: str | os.PathLike, split: str, **options: Any) -> tuple[np.ndar
         validation_fraction: Fraction of each class for 'test', at least one image; 1 leaves none for 'train'. Ignored
             if there is a test folder.
         seed: Seed of the split and of the order.
+        balance: Whether small classes of 'train' are repeated, see `balanced`.
         log: Called with lines about the split and what is left out: with one for each image that cannot be read.
 
     Raises:
@@ -76,7 +81,24 @@ def read(folder: str | os.PathLike, split: str, **options: Any) -> tuple[np.ndar
     return _read(folder, split, **options)[:3]
 
 
-def _read(folder, split, *, image_size=32, channels=3, validation_fraction=0.1, seed=0, log=print):
+def balanced(labels: np.ndarray, seed: int = 0, log: Callable[[str], None] | None = None) -> np.ndarray:
+    """Return rows of labels, int [n], that hold each class as often as the largest (oversampling, arXiv:1710.05381).
+
+    Each image comes equally often within its class, or once more. The order is random, so that the first rows are a
+    fair sample of the classes.
+
+    >>> rows = balanced(np.array([0, 0, 0, 1, 1]))
+    >>> np.bincount(np.array([0, 0, 0, 1, 1])[rows])
+    array([3, 3])
+    """
+    counts = np.bincount(labels)
+    if log:
+        log(f'--balance: an epoch has {counts.max():,} images of each class')
+    rows = [np.resize(np.flatnonzero(labels == label), counts.max()) for label in np.flatnonzero(counts)]
+    return np.random.default_rng([seed, 3]).permutation(np.concatenate(rows))
+
+
+def _read(folder, split, *, image_size=32, channels=3, validation_fraction=0.1, seed=0, balance=False, log=print):
     """Return what `read` returns, and the paths of its images."""
     from PIL import Image
 
@@ -98,7 +120,11 @@ def _read(folder, split, *, image_size=32, channels=3, validation_fraction=0.1, 
         list(pool.map(decode_one, range(len(paths))))
     labels = _leave_out(failures, paths, labels, listing, split, folder, log)
     paths = [path for i, path in enumerate(paths) if i not in failures]
-    return np.delete(pixels, list(failures), axis=0) if failures else pixels, labels, listing.classes, paths
+    pixels = np.delete(pixels, list(failures), axis=0) if failures else pixels
+    if split == 'train' and balance:
+        rows = balanced(labels, seed, log)
+        pixels, labels, paths = pixels[rows], labels[rows], [paths[row] for row in rows]
+    return pixels, labels, listing.classes, paths
 
 
 def _fault_of(path):

@@ -186,6 +186,12 @@ class TrainConfig:
         needs='image_folder',
         is_open=True,
     )
+    balance: bool = _data(
+        False,
+        'Repeat the training images of small classes in --image_folder, so that an epoch has as many of each class as '
+        'of the largest (oversampling, arXiv:1710.05381).',
+        needs='image_folder',
+    )
     normalization: str | None = _data(
         None,
         'Scaling of the input: official subtracts the mean of each colour channel of ImageNet, torch also divides by '
@@ -307,8 +313,10 @@ class TrainConfig:
     transfer: str = _transfer(
         'all',
         'What to train: the whole pretrained network, its last groups and the head, or only the head (the last layer), '
-        'on features that are computed once. head turns --augment off unless you pass it.',
+        'on features that are computed once. head turns --augment off unless you pass it. head,all trains the head in '
+        'a run of its own, in the folder --model_dir with _head after its name, and then all layers from there.',
         choices=('all', 'last', 'head'),
+        words=('all', 'last', 'head', 'head,all'),
         is_open=True,
     )
     train_last_groups: int = _transfer(
@@ -386,6 +394,7 @@ class TrainConfig:
             'channels': 1 if self.spec.stem == 'mnist' else 3,
             'validation_fraction': self.validation_fraction,
             'seed': self.seed,
+            'balance': self.balance,
         }
 
     def to_json(self) -> dict[str, Any]:

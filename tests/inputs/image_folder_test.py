@@ -70,6 +70,25 @@ def test_split_of_each_class_by_seed(tmp_path):
     assert '--validation_fraction=1 ' in message_of(lambda: read('train', validation_fraction=1))
 
 
+@pytest.mark.parametrize('views', [None, Views(size=8, test_size=8)])
+def test_balance_repeats_the_images_of_small_classes(tmp_path, views):
+    fill(tmp_path / 'train', {'ant': 2, 'bee': 7, 'cat': 1})
+    fill(tmp_path / 'test', {'ant': 1, 'bee': 3, 'cat': 2})
+    folder = {'image_size': 8, 'channels': 3, 'seed': 0, 'balance': True}
+
+    def paths(split, **options):
+        opened = datasets.open_split(f'folder:{tmp_path}', split, views=views, folder=folder | options)
+        return [os.path.relpath(path, tmp_path / split) for path in opened.paths]
+
+    train = paths('train')
+    counts = {path: train.count(path) for path in train}
+    assert len(train) == 21 and counts['cat/000.png'] == 7 and {counts[f'bee/{k:03}.png'] for k in range(7)} == {1}
+    assert sorted(counts[f'ant/{k:03}.png'] for k in range(2)) == [3, 4]
+    assert paths('train') == train != paths('train', seed=1)
+    assert len({path.split('/')[0] for path in train[:7]}) > 1  # the first n are a sample
+    assert len(paths('test')) == 6 and len(paths('train', balance=False)) == 10
+
+
 @pytest.mark.parametrize(
     'name',
     ['test', 'val', 'validation', 'valid', 'dev', 'Train Test', 'TRAIN VALID', 'train Val', 'Training Evaluation'],

@@ -9,11 +9,13 @@ import sys
 import time
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 from fixtures.imagenet_shards import draw, write_folder
 from fixtures.programs import PACKAGE, finish, mistake, run, start, succeed
 
+from official_resnet import checkpoints
 from official_resnet.inference import predict
 from official_resnet.inputs import download
 
@@ -242,6 +244,27 @@ def test_an_appended_head_by_flags(images, old_net, tmp_path):
     path = next((images / 'new' / 'test' / 'dark').iterdir())
     assert predict.predict(model, card, [path])[0][0].name in ('bright', 'dark')
     assert '(10 images)' in succeed(f'cifar10_main --eval_only --model_dir {tmp_path}')
+
+
+def test_a_new_head_first_and_then_all_layers(images, old_net, tmp_path):
+    command = f'cifar10_main --image_folder {images}/new -pmcp {old_net} --recipe classic_fast -bs 8 -te 1 --balance '
+    command += f'--transfer head,all --base_learning_rate 0 --model_dir {tmp_path}/net --report'
+    out = succeed(command)
+    assert f'1 of 2: the last layer, in {tmp_path}/net_head' in out and f'2 of 2: all layers, in {tmp_path}/net' in out
+    assert '--balance: an epoch has 16 images of each class' in out
+    stored = [json.loads((tmp_path / name / 'config.json').read_text())['config'] for name in ('net_head', 'net')]
+    assert [config['transfer'] for config in stored] == ['head', 'all'] and stored[1]['head'] == 'keep'
+    assert (tmp_path / 'net' / 'report.html').exists() and not (tmp_path / 'net_head' / 'report.html').exists()
+    old, head, net = (
+        checkpoints.named(keras.models.load_model(folder / 'model.keras'))
+        for folder in (old_net, tmp_path / 'net_head', tmp_path / 'net')
+    )
+    assert head['logits/kernel'].shape[-1] == 2
+    for name in head:  # at a rate of 0, only the statistics of the last stage change
+        start = old if name in old and not name.startswith('logits/') else head
+        assert 'moving' in name or np.array_equal(net[name], start[name]), name
+    assert any(not np.array_equal(net[name], head[name]) for name in head if 'moving' in name)
+    assert 'stage 1' not in succeed(command)
 
 
 @pytest.mark.parametrize(
