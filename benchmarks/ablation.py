@@ -1,7 +1,9 @@
 """What each part of the recipe `fast` of CIFAR-10 gives: train it as it is, and without one part at a time.
 
-    python -m benchmarks.ablation --data_dir=DIR --output_dir=OUT --runs=2 --set=train_epochs=2
-    python -m benchmarks.ablation --data_dir=DIR --output_dir=OUT --runs=2 --without=gelu --without=shortcut
+    python -m benchmarks.ablation --data_dir=DIR --output_dir=OUT --runs=2 \\
+        --set=train_epochs=2
+    python -m benchmarks.ablation --data_dir=DIR --output_dir=OUT --runs=2 \\
+        --without=nothing --without=gelu --without=shortcut
 
 Each line of the table is a mean over the seeds (0, 1, ..., or those from --first_seed on), beside its difference in
 points from the whole recipe. If the command is stopped, the same command continues where it was, and finished runs are
@@ -47,7 +49,7 @@ def define_flags() -> absl_flags.FlagValues:
     values = time_to_accuracy.define_flags()
     for name in ('recipe', 'program'):
         delattr(values, name)
-    text = 'What to leave out; may be repeated. Default: each part in turn.'
+    text = 'What to leave out; pass this flag again for each further part. Default: each part in turn.'
     absl_flags.DEFINE_multi_enum('without', list(WITHOUT), list(WITHOUT), text, flag_values=values)
     return values
 

@@ -1,9 +1,13 @@
 """Train recipes to their end and measure accuracy, arithmetic and time, beside the machine's rate of matrix products.
 
-    python -m benchmarks.time_to_accuracy --recipe=fast --runs=3 --data_dir=DIR --output_dir=OUT
-    python -m benchmarks.time_to_accuracy --recipe=demo --runs=2 --output_dir=OUT           # synthetic: 4 minutes
-    python -m benchmarks.time_to_accuracy --program=mnist --recipe=fast --data_dir=DIR --output_dir=OUT
-    python -m benchmarks.time_to_accuracy --recipe=paper --set=resnet_size=20 --data_dir=DIR --output_dir=OUT
+    python -m benchmarks.time_to_accuracy --recipe=fast --data_dir=DIR \\
+        --output_dir=OUT
+    python -m benchmarks.time_to_accuracy --recipe=demo --runs=2 \\
+        --output_dir=OUT    # synthetic images, 4 minutes
+    python -m benchmarks.time_to_accuracy --program=mnist --recipe=fast \\
+        --data_dir=DIR --output_dir=OUT
+    python -m benchmarks.time_to_accuracy --recipe=paper --set=resnet_size=20 \\
+        --set=dtype=bf16 --runs=1 --data_dir=DIR --output_dir=OUT
 
 The runs have the seeds 0, 1, ..., or those from --first_seed on; that of seed 0 is in OUT/RECIPE/runs/seed_0. Runs
 follow one another in one process. If the command is stopped, the same command continues where it was; finished runs are
@@ -46,11 +50,12 @@ def define_flags() -> absl_flags.FlagValues:
     values = absl_flags.FlagValues()
     define = Definer(values)
     define.enum('program', PROGRAMS[0], PROGRAMS, 'Whose recipes: NAME_main.py.')
-    absl_flags.DEFINE_multi_string('recipe', ['fast'], 'Recipe to train; may be repeated.', flag_values=values)
+    text = 'Recipe to train; pass this flag again for each further recipe.'
+    absl_flags.DEFINE_multi_string('recipe', ['fast'], text, flag_values=values)
     define.integer('runs', 3, 'Number of runs of each recipe.', lower=1)
     define.integer('first_seed', 0, 'Seed of the first run; each run has the next one.', lower=0)
     define.string('data_dir', None, 'Folder of the data set. Default: that of the program.')
-    text = 'flag=value changes a flag of the program, for example train_epochs=5; may be repeated.'
+    text = 'A flag of the program and its value, for example train_epochs=5; pass --set again for each further one.'
     absl_flags.DEFINE_multi_string('set', [], text, flag_values=values)
     define.string('output_dir', None, 'Folder of the runs, which are kept. The same command continues them.')
     define.string('output_json', None, 'JSON file for all figures.')

@@ -15,7 +15,8 @@ from official_resnet.errors import UserError
 
 WIDTH = 80  # columns
 _HEADINGS = ('Data', 'Augmentation', 'Network', 'Training', 'Transfer', 'Evaluation and export', 'Machine', 'Logging')
-_KINDS = {'int': 'N', 'float': 'X', 'string': 'TEXT', 'number': 'X'}  # absl's name -> ours
+_KINDS = {'int': 'N', 'float': 'X', 'string': 'TEXT', 'multi string': 'TEXT', 'number': 'X'}  # absl's name -> ours
+_REPEAT = ';\n    repeat this option to specify a list of values'  # what absl adds to the text of such a flag
 # A flag of ours -> its names in other programs. If two flags share a name, the first flag is suggested.
 OTHER_NAMES = {
     'base_learning_rate': 'learning_rate lr initial_learning_rate',
@@ -29,6 +30,17 @@ OTHER_NAMES = {
     'optimizer': 'opt',
     'patience': 'early_stopping early_stopping_patience',
     'label_smoothing': 'smoothing',
+    'auto_augment': 'aa randaugment rand_augment randaug trivialaugment trivial_augment',
+    'mixup': 'mixup_alpha',
+    'cutmix': 'cutmix_alpha',
+    'random_erasing': 'reprob random_erase',
+    'repeated_augmentation': 'aug_repeats ra_reps',
+    'stochastic_depth': 'drop_path',
+    'weight_averaging': 'ema model_ema swa averaging',
+    'average_decay': 'ema_decay model_ema_decay',
+    'test_views': 'tta test_time_augmentation flip_tta tta_level',
+    'gradient_accumulation_steps': 'grad_accum grad_accum_steps accum_steps accumulate',
+    'clip_norm': 'clip_grad',
     'resnet_size': 'model arch depth layers num_layers size',
     'variant': 'mode net network net_type',
     'depths': 'depth layers',
@@ -135,7 +147,7 @@ def _entry(flag, default):
     names = ', '.join([name, *([f'-{flag.short_name}'] if flag.short_name else [])])
     words = getattr(flag.parser, 'enum_values', None)
     kind = '' if flag.boolean else '|'.join(words) if words else _KINDS.get(flag.flag_type(), 'A,B,...')
-    meaning = f'{flag.help.removeprefix(f"<{kind}>: ")}{_default_text(default)}'
+    meaning = f'{flag.help.removeprefix(f"<{kind}>: ").removesuffix(_REPEAT)}{_default_text(default)}'
     shown = kind if len(kind) < WIDTH - 6 else kind.replace('|', ' | ')  # a long list is wrapped
     return [*_wrapped(f'{names} {shown}', '  '), *_wrapped(meaning, '      ')]
 

@@ -40,6 +40,12 @@ def test_figures_by_hand():
     assert words == ['r', 'bf16', '7', '3', '2', '3', '50.00%', '(25.00%,', '75.00%)', '1.7', '40000.0', '50%']
 
 
+def test_help_shows_repeated_flags_as_they_are_typed(capsys):
+    code, printed, errors = run(capsys, '--help')
+    assert (code, errors) == (0, '') and '--recipe TEXT\n' in printed and '--set TEXT\n' in printed
+    assert 'A,B' not in printed and 'repeat this option' not in printed
+
+
 @pytest.mark.slow  # 5 s, of which most compile the same small network again
 def test_runs_are_kept_and_continued(tmp_path, capsys, cifar_dir, monkeypatch):
     """The second command trains only the second run; its figures are those of the metrics."""
