@@ -4,9 +4,9 @@
     python cifar100_main.py --data_dir ~                  # ResNet-56 as official/resnet trains it, 182 epochs
     python cifar100_main.py --recipe=demo                 # synthetic images, no download
 
-Not yet measured. A missing data set is downloaded into data_dir.
-If a run is stopped or killed, run the same command again to continue.
-Recipes: official (default), paper, fast, classic_fast, record, demo. Flags that you pass override the recipe.
+Not yet measured. The recipes are those of cifar10_main.py: official (default), paper, fast, classic_fast, record, demo;
+docs/cifar.md says when to choose which. Flags that you pass override the recipe. A missing data set is downloaded into
+data_dir. If a run is stopped or killed, run the same command again to continue.
 """
 
 import sys

@@ -1,16 +1,14 @@
 """Named sets of hyperparameters for CIFAR-10 and CIFAR-100, by the names of their flags, with their sources.
 
-This is pure data, so that the programs can print it without TensorFlow. The first recipe of a table is the default; it
-lists the changes from the defaults of the fields (config.py), which are those of official/resnet on CIFAR. The others
-list their changes from the first. Learning rates are per 128 images, except Adam's, which are absolute. Boundaries are
-epochs. recipes_mnist and recipes_imagenet hold the tables of the other programs.
+The first recipe of a table is the default. It lists the changes from the defaults of the fields (config.py), and the
+others list their changes from the first. Learning rates of SGD are for 128 images, and those of other optimizers are
+used as they are. Boundaries are epochs. See recipes_mnist and recipes_imagenet for the other programs.
 """
 
 # Shared by the quick recipes, also those for MNIST.
 ONE_CYCLE = {'lr_schedule': 'one_cycle', 'nesterov': True, 'weight_decay': 5e-4, 'decay': 'kernels'}
 CIFAR = {
-    # official/resnet since September 2018 (cifar10_main.py): 93.12 +- 0.2 over 5 runs on CIFAR-10. All weights decay,
-    # including BN and bias: "it helped", says its comment.
+    # official/resnet since September 2018 (cifar10_main.py): 93.12 +- 0.2 over 5 runs on CIFAR-10. All weights decay.
     'official': {
         'resnet_size': 56,
         'shortcut': 'group',
@@ -59,7 +57,7 @@ CIFAR = {
         'test_views': 'flip',
         'dtype': 'auto',
     },
-    # One cycle (after 1708.07120) of an eighth of the epochs, on a smaller network: fast until November 2026.
+    # One cycle (after 1708.07120) of an eighth of the epochs, on a smaller network. It was fast until November 2026.
     'classic_fast': {
         'resnet_size': 20,
         'shortcut': 'A',
@@ -72,7 +70,6 @@ CIFAR = {
         'label_smoothing': 0.1,
         'dtype': 'auto',  # bf16 where the device supports it
     },
-    # Minutes on two cores and no download: synthetic images, a network of 8 layers.
     'demo': {
         'use_synthetic_data': True,
         'resnet_size': 8,
@@ -85,8 +82,8 @@ CIFAR = {
         **ONE_CYCLE,
     },
 }
-# Not yet measured. The network, 45 epochs, crops of 4 pixels and a cutout of 12 are of airbench96 (arXiv:2404.00498,
-# 96.03 %), which also leaves out images that a small network finds easy. The cosine is ours, and the rest is of fast.
+# Not yet measured. The network, 45 epochs, crops of 4 pixels and cutout of 12 come from airbench96 (arXiv:2404.00498,
+# 96.03 %), which also leaves out images that a small network finds easy. The cosine is ours, the rest comes from fast.
 CIFAR['record'] = CIFAR['fast'] | {
     'variant': 'resnet11_pooled',
     'train_epochs': 45,
