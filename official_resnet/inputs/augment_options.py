@@ -30,8 +30,8 @@ class Augmentation:
     cutmix: float = _flag(0.0, 'Alpha of CutMix (1905.04899), which swaps boxes of images; 0: none.', least=0)
     mix_probability: float = _flag(1.0, 'Fraction of the batches that --mixup or --cutmix mixes.', least=0, most=1)
     mix_switch: float = _flag(0.5, 'Fraction of these that CutMix mixes, if both are on.', least=0, most=1)
-    policy: str = _flag('', "trivial_wide, or RandAugment by timm's name: rand-m7-mstd0.5-inc1.", flag='auto_augment')
-    erasing: float = _flag(0.0, 'Fraction of images with a rectangle of 0.', flag='random_erasing', least=0, most=1)
+    policy: str = _flag('', 'trivial_wide (TrivialAugment), or RandAugment: rand-m7-mstd0.5-inc1.', flag='auto_augment')
+    erasing: float = _flag(0.0, 'Fraction of images that get a rectangle of 0.', flag='random_erasing', least=0, most=1)
     repeats: int = _flag(1, 'How often an image comes in a row.', flag='repeated_augmentation', least=1, most=64)
 
     def __post_init__(self):

@@ -229,8 +229,8 @@ class TrainConfig:
     )
     base_learning_rate: float = _rate(
         0.1,
-        'Learning rate per 128 images, scaled to the batch size; of other optimizers than momentum, the rate itself. '
-        'For cosine and one_cycle it is the highest rate.',
+        'Highest rate of the schedule: with momentum for 128 images, scaled to the batch size. Other optimizers '
+        'use it as it is, so also pass it with them: for example 0.001 with adam, 0.005 with lamb.',
         least=0,
     )
     schedule: Schedule = setting(Schedule(), 'Learning-rate schedule, in epochs.', flag=None)
@@ -275,7 +275,7 @@ class TrainConfig:
     )
     weight_averaging: str = _rate(
         'none',
-        'Average weights and batch statistics: ema beside the training; it continues from those of lookahead.',
+        'Average weights and batch statistics. ema keeps the average apart; lookahead continues the training from it.',
         choices=('none', 'ema', 'lookahead'),
         is_identity=True,
     )
