@@ -37,6 +37,10 @@ class Batches:
         if self.options.policy and (channels := self.split.input_shape[2]) != 3:
             fault = f'--auto_augment={self.options.policy} is for RGB images, and those of {self.split.name} have'
             raise UserError(f'{fault} {channels} channel; leave it out')
+        size, needed = self.split.image_shape[0], self.split.input_shape[0]
+        if size + 2 * self.options.pad < needed:
+            fault = f'--crop_pad={self.options.pad} is too little for images of {size} pixels in {self.split.name}'
+            raise UserError(f'{fault}, as the network takes {needed}; pass {-(-(needed - size) // 2)} or more')
 
     def cropped(self, images: tf.Tensor, rows: tf.Tensor, step: tf.Tensor, flip: bool) -> tf.Tensor:
         """Pad, crop and, if `flip`, mirror images in memory, [b, h, w, c], whose numbers in the split are `rows`."""
@@ -211,7 +215,8 @@ def beta(seed: tf.Tensor, alpha: tf.Tensor) -> tf.Tensor:
     """
     gammas = tf.random.stateless_gamma([2], _fold(seed, 0), alpha + 1)
     uniform = 1 - tf.random.stateless_uniform([2], _fold(seed, 1))  # above 0
-    logarithms = tf.math.log(gammas) + tf.math.log(uniform) / alpha
+    # Of an alpha that is hardly above 0, both would be -infinity.
+    logarithms = tf.math.log(gammas) + tf.math.log(uniform) / tf.maximum(alpha, 1e-36)
     return tf.sigmoid(logarithms[0] - logarithms[1])
 
 

@@ -24,7 +24,7 @@ def make_schedule(
     """
 
     def step_of(epoch) -> int:
-        return int(epoch * steps_per_epoch + 1e-6)  # 81.92 * 390.625 is 32,000 up to rounding
+        return int(min(epoch * steps_per_epoch + 1e-6, 2**62))  # 81.92 * 390.625 is 32,000 up to rounding
 
     warmup_steps, rate = step_of(schedule.warmup_epochs), None
     if schedule.boundaries:
@@ -36,7 +36,7 @@ def make_schedule(
     from official_resnet.training import schedules
 
     start = warmup_steps if schedule.is_after_warmup and not rate else 0
-    rate = rate or schedules.continuous(schedule, base_rate, total_steps - start)
+    rate = rate or schedules.continuous(schedule, base_rate, max(total_steps - start, 1))
     if not warmup_steps:
         return rate
     return schedules.WarmUp(rate, warmup_steps, schedule.start_factor * base_rate, start)

@@ -16,7 +16,7 @@ def continuous(schedule: Schedule, base_rate: float, num_steps: int) -> keras.op
     """
     end = base_rate * schedule.end_factor
     if schedule.kind == 'cosine':
-        return keras.optimizers.schedules.CosineDecay(base_rate, max(num_steps, 1), schedule.end_factor)
+        return keras.optimizers.schedules.CosineDecay(base_rate, num_steps, schedule.end_factor)
     if schedule.kind != 'one_cycle':
         return PiecewiseLinear([0.0], [base_rate])
     start, peak = base_rate * schedule.start_factor, schedule.peak * num_steps

@@ -1,6 +1,7 @@
 """What is added to crops and flips: its values and distributions; the same batches after a resume and with workers."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -99,6 +100,21 @@ def test_lambda_is_of_the_beta_distribution(alpha):
     small = drawn[drawn < 0.5]  # those near 1 are 1 in float32
     assert 650 < len(small) < 850  # 750 +- 19
     assert stats.kstest(small, lambda x: 2 * stats.beta(alpha, alpha).cdf(x)).pvalue > 0.01
+
+
+@pytest.mark.parametrize('alpha', [1e-45, 1e-30, 1e30, 2e38])
+def test_lambda_of_an_extreme_alpha_is_a_number(alpha):
+    drawn = [float(batch_augmentation.beta(tf.constant([7, i]), tf.constant(alpha))) for i in range(9)]
+    assert all(0 <= weight <= 1 for weight in drawn)
+
+
+@pytest.mark.parametrize('mode', ['zeros', 'reflect'])
+def test_images_that_even_the_padding_leaves_too_small(memory, mode):
+    split = dataclasses.replace(memory, input_size=13)
+    options = Augmentation(pad=2, pad_mode=mode)
+    assert re.search('--crop_pad=2 .*pass 3 or more', message_of(lambda: split.training_batches(4, options=options)))
+    images, _ = next(iter(split.training_batches(4, options=dataclasses.replace(options, pad=3))))
+    assert images.shape[1:3] == (13, 13)
 
 
 def mixed(memory, options, steps=40):

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from fixtures import updates
 
 from official_resnet import resnet_variants
@@ -123,6 +124,22 @@ def test_rates_of_published_recipes(fields, rate, expected):
     steps = np.array(list(expected))
     np.testing.assert_allclose(schedule(steps), list(expected.values()), rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose([float(schedule(step)) for step in expected], schedule(steps), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    'fields',
+    [
+        {'boundaries': (0, 1e30), 'factors': (1, 1, 0.1)},
+        {'boundaries': (1e30,), 'factors': (1, 0.1), 'warmup_epochs': 1},
+        *({'kind': 'one_cycle', 'warmup_epochs': 99, 'is_after_warmup': True, 'power': power} for power in (1, 2)),
+        {'kind': 'cosine', 'warmup_epochs': 1e30, 'is_after_warmup': True},
+    ],
+)
+def test_what_begins_after_the_end_of_a_training(fields):
+    """A drop that never comes, and a warm-up that fills the training, are no mistakes. The step is that of a graph."""
+    schedule = tf.function(optimizers.make_schedule(Schedule(**fields), 1.0, 20, 40))
+    rates = [float(schedule(tf.constant(step, tf.int64))) for step in range(40)]
+    assert all(0 <= rate <= 1 for rate in rates) and rates == sorted(rates)
 
 
 @pytest.mark.parametrize(
