@@ -52,8 +52,6 @@ def run(values: absl_flags.FlagValues, asked: TrainConfig, options: RunOptions, 
             own_images.require_folder(values)
         return _evaluate_net(values, asked, options, row)
     _refuse(given - _OF_RUN - _SOURCES - {'recipe', 'variant'} - _settings(asked).keys(), 'not for --eval_only')
-    if options.image_bytes_as_serving_input and not options.export_dir:
-        raise UserError('--image_bytes_as_serving_input needs --export_dir; also pass it')
     return _evaluate_run(values, asked, options, row, given)
 
 
@@ -130,6 +128,9 @@ def _require_same(values, asked, stored, row, given):
                 f'{flag}: {name} would be {ours[name]}, but the run in {asked.machine.model_dir} has '
                 f'{theirs.get(name)}; leave {flag} out'
             )
+    if 'use_weights' in given and stored.weight_averaging == 'none':
+        fault = f'--use_weights={asked.use_weights}, but the run in {asked.machine.model_dir} averaged no weights'
+        raise UserError(f'{fault}; leave it out')
     if not stored.views:
         for name in given & {'eval_image_size', 'image_bytes_as_serving_input'}:
             raise UserError(f'--{name} needs encoded images, and {stored.dataset} has none; leave it out')

@@ -5,7 +5,6 @@ A `Program` describes a training program. Its flags are in a FlagValues of their
 
 import dataclasses
 import functools
-import math
 import os
 import re
 import typing
@@ -20,6 +19,7 @@ from official_resnet.resnet_spec import ResNetSpec
 from official_resnet.training.config import PRETRAINED, MachineConfig, Schedule, TrainConfig, flags_of, part_of, setting
 
 MAX_INTEGER = 2**31 - 1  # the largest count, because TensorFlow stores some in 32 bits
+MAX_FLOAT = 3e38  # about the largest float32
 MULTI_WORKER = 'multi_worker_mirrored'
 HOOKS = ('LoggingTensorHook', 'ProfilerHook', 'ExamplesPerSecondHook', 'LoggingMetricHook', 'StepCounterHook')
 _BIG_QUERY = 'there is no BigQuery upload; --benchmark_log_dir writes the same JSON'
@@ -43,6 +43,7 @@ OBSOLETE = (
     ('tf_data_experimental_slack', None, 'the input prefetches as needed'),
     ('enable_lars', None, 'use --optimizer=lars'),
 )
+_RIVALS = {'tfds', 'image_folder', 'use_synthetic_data', PRETRAINED, 'local_workers'}  # see partners
 OBSOLETE_SWITCHES = ('multi_gpu', 'use_train_and_evaluate', 'tf_data_experimental_slack', 'enable_lars')
 
 
@@ -107,7 +108,9 @@ class RunOptions:
         None, 'Folder for a SavedModel from images to classes and probabilities.', short='ed', is_path=True
     )
     report: bool = _evaluation(False, 'Write report.html into --model_dir at the end, see report_main.py.')
-    image_bytes_as_serving_input: bool = _evaluation(False, 'The SavedModel takes JPEG or PNG files (ImageNet only).')
+    image_bytes_as_serving_input: bool = _evaluation(
+        False, 'The SavedModel takes JPEG or PNG files (ImageNet only).', needs='export_dir'
+    )
     fine_tune: bool = setting(
         False,
         'The same as --transfer=head. With the recipe official of ImageNet, also 0.1 per 256 images and no warm-up, as '
@@ -235,12 +238,12 @@ def define_flag(values: flags.FlagValues, name: str, default: Any, kind: Any, ab
 
 
 class Number(flags.FloatParser):
-    """Parse a finite number within bounds. absl's own parser accepts nan."""
+    """Parse a number within bounds and of float32. absl's own parser accepts nan."""
 
     def convert(self, argument: str | float) -> float:
         number = super().convert(argument)
-        if not math.isfinite(number):
-            raise ValueError(f'{argument} must be a finite number')
+        if not -MAX_FLOAT < number < MAX_FLOAT:  # nan is not, either
+            raise ValueError(f'{argument} must be a finite number, smaller than {MAX_FLOAT:g}')
         return number
 
 
@@ -251,9 +254,9 @@ class Numbers(flags.ArgumentParser):
         try:
             numbers = tuple(float(part) for part in argument.split(',') if part)
         except ValueError:
-            numbers = (math.nan,)
-        if not all(map(math.isfinite, numbers)):
-            raise ValueError(f'{argument!r} must be numbers with commas between them')
+            numbers = (MAX_FLOAT,)
+        if not all(-MAX_FLOAT < number < MAX_FLOAT for number in numbers):
+            raise ValueError(f'{argument!r} must be finite numbers with commas between them')
         return numbers
 
     def flag_type(self) -> str:
@@ -268,7 +271,7 @@ class Scale(flags.ArgumentParser):
             number = float(argument)
         except ValueError:
             number = 0.0
-        if argument != 'dynamic' and not 0 < number < math.inf:
+        if argument != 'dynamic' and not 0 < number < MAX_FLOAT:
             raise ValueError("pass a number above 0, or 'dynamic'")
         return number or argument
 
@@ -328,11 +331,15 @@ def resolve(
     chosen = settings(values, program, by_size)
     if values.worker_hosts or values.local_workers > 1:
         chosen['distribution_strategy'] = MULTI_WORKER
-    _require_partners(values, chosen, program)
-    options = RunOptions(**part_of(RunOptions, chosen))
-    chosen['transfer'] = 'head' if options.fine_tune else chosen.get('transfer', 'all')
+    chosen['transfer'] = 'head' if values.fine_tune else chosen.get('transfer', 'all')
     if chosen['transfer'] == 'head' and not values['augment'].present:
         chosen['augment'] = False
+    fields_passed = ((flag, field) for flag, (field, _) in fields_of(program).items() if values[flag].present)
+    if any(flag in _RIVALS or 'needs' in field.metadata for flag, field in fields_passed):
+        from official_resnet.command_line import partners
+
+        partners.require(values, chosen, program)
+    options = RunOptions(**part_of(RunOptions, chosen))
     dataset = options.dataset or next(iter(program.recipes))
     if options.tfds:
         dataset = f'tfds:{options.tfds}'
@@ -356,30 +363,3 @@ def resolve(
 
         make_spec = functools.partial(resnet_variants.with_flags, options.variant, given_axes(values))
     return TrainConfig.from_settings(chosen, make_spec, dataset=dataset, **fields), options
-
-
-def _require_partners(values, chosen, program):
-    """Raise UserError for flags that need another flag, or that cannot be used together."""
-    for flag, (field, _) in fields_of(program).items():
-        need, _, wanted = field.metadata.get('needs', '').partition('=')
-        if need and values[flag].value != values[flag].default:
-            is_met = chosen.get(need) == wanted if wanted else values[need].value not in (None, False, '', [])
-            if not is_met and not (need == 'task_index' and values[need].present):
-                raise UserError(f'--{flag} needs --{field.metadata["needs"]}; also pass it, or leave --{flag} out')
-    if chosen.get('variant') and chosen.get(PRETRAINED):
-        cause = f'--variant={values.variant}' if values.variant else f'--recipe={values.recipe}'
-        raise UserError(
-            f'{cause} has the network {chosen["variant"]}, and --{PRETRAINED} its own; leave one of them out'
-        )
-    sources = [f'--{x}' for x in ('tfds', 'image_folder', 'use_synthetic_data') if x in values and values[x].value]
-    if len(sources) > 1:
-        raise UserError(f'{" and ".join(sources)} cannot be used together; pass one of them')
-    if values.fine_tune and values.transfer not in (None, 'head'):
-        raise UserError(f'--fine_tune means --transfer=head, not --transfer={values.transfer}; pass one of them')
-    if values.image_bytes_as_serving_input and not program.streams:
-        raise UserError('--image_bytes_as_serving_input is only for ImageNet; leave it out')
-    asks_for_workers = values.worker_hosts or values.local_workers > 1
-    if asks_for_workers and values.distribution_strategy not in ('default', MULTI_WORKER):
-        flag = '--worker_hosts' if values.worker_hosts else '--local_workers'
-        strategy = f'--distribution_strategy={MULTI_WORKER}, not {values.distribution_strategy}'
-        raise UserError(f'{flag} needs {strategy}; leave that out')

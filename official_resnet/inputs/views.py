@@ -48,7 +48,12 @@ class Views:
         None, 'Pixels of the shorter side before evaluation crops; by default 256 for 224.', flag='eval_resize', least=8
     )
     min_area: float = _flag(
-        0.05, 'Least area of a training crop, as a fraction of the image.', flag='min_crop_area', least=0, most=1
+        0.05,
+        'Least area of a training crop, as a fraction of the image.',
+        flag='min_crop_area',
+        needs='augment',
+        least=0,
+        most=1,
     )
     use_boxes: bool = _flag(True, 'Training crops contain at least a tenth of a bounding box, if the image has one.')
     resize: str = _flag(
@@ -59,6 +64,7 @@ class Views:
         "What draws training crops: TensorFlow's sample_distorted_bounding_box, torchvision's RandomResizedCrop, which "
         'ignores boxes, or pad, which pads the middle of the image by an eighth and crops it without scaling.',
         flag='crop_sampler',
+        needs='augment',
         words=CROPS,
     )
     uses_exif: bool | None = None
@@ -66,10 +72,13 @@ class Views:
         None,
         'Height and width of training images at first; they grow to --image_size.',
         flag='first_image_size',
+        needs='augment',
         **_SIDE,
     )
     size_ramp: tuple[float, ...] = _flag(
-        (0.4, 0.8), 'Between which fractions of the epochs training images grow, in steps of 32 pixels.'
+        (0.4, 0.8),
+        'Between which fractions of the epochs training images grow, in steps of 32 pixels.',
+        needs='first_image_size',
     )
 
     def __post_init__(self):

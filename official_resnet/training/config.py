@@ -37,7 +37,7 @@ def setting(default: Any, text: str, **about: Any) -> Any:
             choices: The allowed values. `words`: those of the flag, if they differ.
             least, most, above, below: Bounds of the value.
             is_open: The flag has no default of its own; the recipe or the field provides it.
-            needs: The flag without which this one has no effect, for example 'image_folder' or 'transfer=last'.
+            needs: Flags without which this one has no effect, as 'augment, mixup or cutmix' or 'optimizer=lars|muon'.
             streams: True: only programs that stream encoded images have the flag. False: only the others.
             is_path: '~' is expanded.
             is_identity: A checkpoint can be continued only if this field is unchanged.
@@ -45,12 +45,8 @@ def setting(default: Any, text: str, **about: Any) -> Any:
     return dataclasses.field(default=default, metadata={'text': text, **about})
 
 
-_BOUNDS = {
-    'least': ('at least', operator.ge),
-    'most': ('at most', operator.le),
-    'above': ('above', operator.gt),
-    'below': ('below', operator.lt),
-}
+_BOUNDS = {'least': ('at least', operator.ge), 'most': ('at most', operator.le)}
+_BOUNDS |= {'above': ('above', operator.gt), 'below': ('below', operator.lt)}
 
 
 def flags_of(part: type) -> dict[str, dataclasses.Field]:
@@ -77,10 +73,15 @@ def check(config: Any) -> None:
 
 
 _data = functools.partial(setting, group='Data', is_identity=True)
+_own = functools.partial(_data, needs='image_folder')
 _network = functools.partial(setting, group='Network', is_identity=True)
 _training = functools.partial(setting, group='Training')
 _rate = functools.partial(setting, group='Training', is_open=True)
 _part = functools.partial(_rate, least=0, most=1)
+_piecewise = functools.partial(_rate, needs='lr_schedule=piecewise')
+_one_cycle = functools.partial(_rate, needs='lr_schedule=one_cycle')
+_average = functools.partial(_rate, needs='weight_averaging')
+_FALLS, _RISES = 'lr_schedule=cosine|one_cycle', 'lr_schedule=one_cycle or warmup_epochs'
 _folder = functools.partial(setting, group='Data', is_path=True)
 _machine = functools.partial(setting, group='Machine')
 _transfer = functools.partial(setting, group='Transfer', is_identity=True, needs=PRETRAINED)
@@ -99,19 +100,21 @@ class Schedule:
         flag='lr_schedule',
         choices=('piecewise', 'cosine', 'one_cycle', 'constant'),
     )
-    boundaries: tuple[float, ...] = _rate((), 'Epochs at which a piecewise rate changes.', flag='lr_boundaries')
-    factors: tuple[float, ...] = _rate((1.0,), 'Factors of the base rate: one more than drops.', flag='lr_factors')
-    peak: float = _rate(
+    boundaries: tuple[float, ...] = _piecewise((), 'Epochs at which a piecewise rate changes.', flag='lr_boundaries')
+    factors: tuple[float, ...] = _piecewise((1.0,), 'Factors of the base rate: one more than drops.', flag='lr_factors')
+    peak: float = _one_cycle(
         0.25, 'Fraction of the training at which one_cycle peaks; 0: it only falls.', flag='lr_peak', least=0, below=1
     )
     start_factor: float = _part(
-        0.0, 'Factor of the base rate at which one_cycle and a warm-up begin.', flag='lr_start_factor'
+        0.0, 'Factor of the base rate at which one_cycle and a warm-up begin.', flag='lr_start_factor', needs=_RISES
     )
-    end_factor: float = _part(0.0, 'Factor of the base rate at which cosine and one_cycle end.', flag='lr_end_factor')
-    power: float = _rate(
+    end_factor: float = _part(0.0, 'Factor at which cosine and one_cycle end.', flag='lr_end_factor', needs=_FALLS)
+    power: float = _one_cycle(
         1.0, 'one_cycle falls with this power of the steps that remain.', flag='lr_power', above=0, most=10
     )
-    is_after_warmup: bool = _rate(False, 'cosine and one_cycle begin after the warm-up.', flag='lr_after_warmup')
+    is_after_warmup: bool = _rate(
+        False, 'cosine and one_cycle begin after the warm-up.', flag='lr_after_warmup', needs=f'warmup_epochs, {_FALLS}'
+    )
     warmup_epochs: float = _rate(0.0, 'Number of epochs over which the rate first rises linearly.', least=0)
 
     def __post_init__(self):
@@ -119,9 +122,11 @@ class Schedule:
         object.__setattr__(self, 'boundaries', tuple(self.boundaries) if is_piecewise else ())  # lists, from JSON
         object.__setattr__(self, 'factors', tuple(self.factors) if is_piecewise else (1.0,))
         check(self)
-        if len(self.factors) != len(self.boundaries) + 1 or list(self.boundaries) != sorted(self.boundaries):
+        if len(self.factors) != len(self.boundaries) + 1 or [0, *self.boundaries] != sorted((0, *self.boundaries)):
             boundaries, factors = (','.join(f'{value:g}' for value in row) for row in (self.boundaries, self.factors))
-            raise UserError(f'--lr_boundaries={boundaries} must increase; --lr_factors={factors} needs one more number')
+            raise UserError(
+                f'--lr_boundaries={boundaries} must increase from 0 on; --lr_factors={factors} needs one more number'
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,28 +174,25 @@ class TrainConfig:
         'cifar10', "A name in DATASETS, 'tfds:NAME', or 'folder:PATH' with a subfolder for each class.", flag=None
     )
     num_train_images: int | None = _data(None, 'Train only on the first N images.', least=1)
-    image_size: int | None = _data(
+    image_size: int | None = _own(
         None,
         'Height and width in pixels to which --image_folder is resized; 32, or 224 for an ImageNet network.',
         least=8,
         most=MAX_IMAGE_SIZE,
-        needs='image_folder',
         streams=False,
     )
-    validation_fraction: float = _data(
+    validation_fraction: float = _own(
         0.1,
         'Fraction of each class in --image_folder that is set aside for testing, chosen by --seed. 1 evaluates a '
         'pretrained network on all. If the folder has a test folder, that is used instead.',
         above=0,
         most=1,
-        needs='image_folder',
         is_open=True,
     )
-    balance: bool = _data(
+    balance: bool = _own(
         False,
         'Repeat the training images of small classes in --image_folder, so that an epoch has as many of each class as '
         'of the largest (oversampling, arXiv:1710.05381).',
-        needs='image_folder',
     )
     normalization: str | None = _data(
         None,
@@ -234,21 +236,28 @@ class TrainConfig:
         least=0,
     )
     schedule: Schedule = setting(Schedule(), 'Learning-rate schedule, in epochs.', flag=None)
-    momentum: float = _rate(0.9, 'Momentum of SGD.', least=0, most=1)
-    nesterov: bool = _rate(False, "Use Nesterov's momentum, as muon always does.")
+    momentum: float = _rate(0.9, 'Momentum of SGD.', least=0, most=1, needs='optimizer=momentum|lars|muon')
+    nesterov: bool = _rate(False, "Use Nesterov's momentum, as muon always does.", needs='optimizer=momentum|lars')
     weight_decay: float = _rate(
         2e-4, 'L2 weight decay: this times the weight is added to the gradient; by lamb, to the step.', least=0
     )
-    decay: str = _rate('all', 'Which weights decay.', choices=('all', 'kernels', 'no_batch_norm'))
+    decay: str = _rate(
+        'all',
+        'Which weights decay.',
+        choices=('all', 'kernels', 'no_batch_norm'),
+        needs='optimizer=momentum|lamb|lars|muon',
+    )
     decay_form: str = _rate(
         'coupled',
         'decoupled: weights shrink by --weight_decay in a step at the base rate, outside the momentum (MosaicML).',
         choices=('coupled', 'decoupled'),
+        needs='optimizer=momentum',
     )
     bias_learning_rate_factor: float = _rate(
         1.0,
         'Factor of the learning rate of biases and batch norm offsets, but for the last layer; divides their decay.',
         above=0,
+        needs='transfer=all|last',
     )
     head_learning_rate_factor: float = _rate(1.0, 'The same for the last layer.', above=0)
     clip_norm: float | None = _rate(
@@ -260,7 +269,7 @@ class TrainConfig:
         'pass, except that batch norms see the parts of the batch.',
         least=1,
     )
-    muon_momentum: float = _rate(0.6, 'Momentum of muon for the kernels of convolutions.', least=0, most=1)
+    muon_momentum: float = _rate(0.6, 'Momentum of muon for convolutions.', least=0, most=1, needs='optimizer=muon')
     label_smoothing: float = _rate(
         0.0, 'Probability that is spread evenly over all classes (arXiv:1512.00567 Sec. 7).', least=0, most=0.999
     )
@@ -279,12 +288,16 @@ class TrainConfig:
         choices=('none', 'ema', 'lookahead'),
         is_identity=True,
     )
-    average_decay: float | None = _rate(
+    average_decay: float | None = _average(
         None, 'Share of the average that a step keeps. Default: 0.999, or 0.95 for lookahead.', least=0, below=1
     )
-    average_every: int | None = _rate(None, 'Steps from one average to the next. Default: 1 or 5.', least=1)
-    average_warmup: bool = _rate(True, 'Until --average_decay is reached, step t of ema keeps (1 + t) / (10 + t).')
-    use_weights: str = _training('average', 'Which of the two to evaluate and export.', choices=('average', 'plain'))
+    average_every: int | None = _average(None, 'Steps from one average to the next. Default: 1 or 5.', least=1)
+    average_warmup: bool = _rate(
+        True, 'Until --average_decay is reached, step t of ema keeps (1 + t) / (10 + t).', needs='weight_averaging=ema'
+    )
+    use_weights: str = _training(
+        'average', 'Which to evaluate and export.', choices=('average', 'plain'), needs='weight_averaging or eval_only'
+    )
     test_views: str = _training(
         'plain',
         'Evaluate mean logits of an image and its mirror image, or also of both shifted by a pixel. Not for digits.',
@@ -343,19 +356,19 @@ class TrainConfig:
             raise UserError(f'{fault}; pass --loss=sigmoid, or --target_threshold=0')
         if self.test_views != 'plain' and self.trains_on_features:
             raise UserError(f'--test_views={self.test_views} with --transfer=head needs --augment, or leave it out')
-        if self.transfer == 'head' and self.backbone_learning_rate_factor != 1:
-            raise UserError(
-                f'--backbone_learning_rate_factor={self.backbone_learning_rate_factor} with --transfer=head, which '
-                'freezes the backbone; leave one of them out'
-            )
-
+        if self.transfer == 'head' and (factor := self.backbone_learning_rate_factor) != 1:
+            fault = f'--backbone_learning_rate_factor={factor} with --transfer=head, which freezes the backbone'
+            raise UserError(f'{fault}; leave one of them out')
         if self.batch_size % (steps := self.gradient_accumulation_steps):
-            remedy = f'pass --batch_size={max(self.batch_size // steps, 1) * steps}'
-            raise UserError(
-                f'--gradient_accumulation_steps={steps} does not divide --batch_size={self.batch_size}; {remedy}'
-            )
+            fault = f'--gradient_accumulation_steps={steps} does not divide --batch_size={self.batch_size}'
+            raise UserError(f'{fault}; pass --batch_size={max(self.batch_size // steps, 1) * steps}')
         if self.decay_form == 'decoupled' and self.optimizer != 'momentum':
-            raise UserError(f'--decay_form=decoupled needs --optimizer=momentum, not {self.optimizer}; leave it out')
+            raise UserError(
+                f'--decay_form=decoupled is not for --optimizer={self.optimizer}; pass --decay_form=coupled'
+            )
+        if self.optimizer == 'adam' and self.weight_decay:
+            fault = f'--weight_decay={self.weight_decay} cannot be combined with --optimizer=adam'
+            raise UserError(f'{fault}; pass --weight_decay=0, or --optimizer=momentum')
 
     @property
     def learning_rate(self) -> float:

@@ -385,3 +385,55 @@ def test_flags_of_imagenet():
     own = config('--image_folder=/x --validation_fraction=0.3', 'imagenet')
     assert (own.dataset, own.machine.data_dir) == ('folder:/x', None)
     assert (own.views, own.validation_fraction) == (OFFICIAL_VIEWS, 0.3)
+
+
+PRETRAINED = '--pretrained_model_checkpoint_path=x'
+
+
+@pytest.mark.parametrize(
+    'line,missing,remedy',
+    [
+        ('--lr_boundaries=4 --lr_factors=1,0.1 --recipe=fast', '--lr_schedule=piecewise', '--lr_schedule=piecewise'),
+        ('--lr_peak=0.3', '--lr_schedule=one_cycle', '--lr_schedule=one_cycle'),
+        ('--lr_power=2 --lr_schedule=cosine', '--lr_schedule=one_cycle', '--lr_schedule=one_cycle'),
+        ('--lr_end_factor=0.1', '--lr_schedule=cosine|one_cycle', '--lr_schedule=cosine'),
+        ('--lr_start_factor=0.1', '--lr_schedule=one_cycle or --warmup_epochs', '--warmup_epochs=1'),
+        ('--lr_after_warmup --lr_schedule=cosine', '--warmup_epochs', '--warmup_epochs=1'),
+        ('--lr_after_warmup --warmup_epochs=1', '--lr_schedule=cosine|one_cycle', '--lr_schedule=one_cycle'),
+        ('--momentum=0.8', '--optimizer=momentum|lars|muon', '--optimizer=muon'),
+        ('--nesterov', '--optimizer=momentum|lars', '--optimizer=lars'),
+        ('--decay=kernels', '--optimizer=momentum|lamb|lars|muon', '--optimizer=lamb'),
+        ('--muon_momentum=0.3', '--optimizer=muon', '--optimizer=muon'),
+        ('--average_decay=0.9 --recipe=fast', '--weight_averaging', '--weight_averaging=lookahead'),
+        ('--average_every=3', '--weight_averaging', '--weight_averaging=ema'),
+        ('--noaverage_warmup --weight_averaging=lookahead', '--weight_averaging=ema', '--weight_averaging=ema'),
+        ('--use_weights=plain', '--weight_averaging or --eval_only', '--eval_only'),
+        ('--mix_probability=0.5', '--mixup or --cutmix', '--cutmix=1'),
+        ('--mix_switch=0.1 --mixup=1', '--cutmix', '--cutmix=1'),
+        ('--alternating_flip --noflip', '--flip', '--flip'),
+        ('--pad_mode=reflect --crop_pad=0', '--crop_pad', '--crop_pad=1'),
+        (f'--cutout=8 --transfer=head {PRETRAINED}', '--augment', '--augment'),
+        (f'--cutout=8 --fine_tune {PRETRAINED}', '--augment', '--augment'),
+        (f'--bias_learning_rate_factor=2 --transfer=head {PRETRAINED}', '--transfer=all|last', '--transfer=last'),
+    ],
+)
+def test_a_flag_that_would_have_no_effect_is_refused(line, missing, remedy):
+    """It names what it needs; with that, whether a flag or a recipe has it, it is accepted."""
+    without = f'--optimizer=adam --weight_decay=0 {line}' if missing.startswith('--optimizer') else line
+    with pytest.raises(UserError, match=rf'^--\w+ needs {re.escape(missing)};'):
+        config(without)
+    config(f'{without} {remedy}')
+
+
+@pytest.mark.parametrize(
+    'line,missing', [('--size_ramp=0,1', '--first_image_size'), ('--first_image_size=96 --noaugment', '--augment')]
+)
+def test_a_flag_for_streamed_images_that_would_have_no_effect_is_refused(line, missing):
+    with pytest.raises(UserError, match=f'needs {missing};'):
+        config(line, 'imagenet')
+
+
+def test_what_a_recipe_has_a_flag_does_not_need():
+    assert config('--recipe=mosaic_mild --average_every=5 --size_ramp=0,1', 'imagenet').average_every == 5
+    assert config('--recipe=a1 --mix_switch=0.3', 'imagenet').augmentation.mix_switch == 0.3
+    assert config('--lr_factors=1,1,1,1').schedule.factors == (1, 1, 1, 1)

@@ -137,6 +137,9 @@ def test_the_draws_of_a_policy():
     assert math.isfinite(policies.rand([0.3, 0, 0, 0.0, 0], 'rand-m7-mstd0.5', (9, 9, 3))[1])
 
 
-@pytest.mark.parametrize('policy', ['wide', 'rand-x3', 'rand-m7-mstd', 'rand-m-3', 'augmix'])
+@pytest.mark.parametrize(
+    'policy',
+    ['wide', 'rand-x3', 'rand-m7-mstd', 'rand-m-3', 'augmix', 'rand-m11', 'rand-p5', 'rand-mstd101', 'rand-m٣'],
+)
 def test_unknown_policies(policy):
     assert f'--auto_augment={policy} ' in message_of(lambda: Augmentation(policy=policy))

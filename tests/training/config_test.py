@@ -121,6 +121,11 @@ def test_no_two_fields_have_the_same_flag():
         ({'momentum': 1.5}, '--momentum=1.5 .* 1'),
         ({'base_learning_rate': math.nan}, '--base_learning_rate=nan .* 0'),
         ({'background': True}, '--background_class '),
+        (
+            {'decay_form': 'decoupled', 'optimizer': 'lamb', 'transfer': 'all'},
+            '--optimizer=lamb; .*--decay_form=coupled',
+        ),
+        ({'optimizer': 'adam', 'transfer': 'all'}, '--optimizer=adam; pass --weight_decay=0'),
     ],
 )
 def test_wrong_values(fields, message):

@@ -182,3 +182,12 @@ def test_use_weights_plain_trains_as_without_averages(cifar_dir, tmp_path):
     assert network_files.restore_weights(tmp_path / 'none', use_weights='plain')[0].keys() == {
         variable.path for variable in models['none'].variables
     }
+
+
+def test_a_run_without_averages_has_no_others_to_evaluate(source, cifar_dir, capsys):
+    from official_resnet import cifar10_main
+    from official_resnet.command_line import train_program
+
+    argv = ['x', f'--data_dir={cifar_dir}', f'--model_dir={source}', '--eval_only', '--use_weights=plain']
+    assert train_program.main(argv, '', cifar10_main.PROGRAM) == 1
+    assert '--use_weights=plain' in capsys.readouterr().err
