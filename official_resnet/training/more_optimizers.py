@@ -1,12 +1,12 @@
-"""What a plain run does not import: LAMB, LARS, Muon and Adam; rates by kind of variable; clipping."""
+"""What a plain run does not import: LAMB, LARS, Muon and Adam; rates by kind of variable; clipping; loss scales."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from official_resnet.errors import UserError
 from official_resnet.training.config import TrainConfig
 from official_resnet.training.optimizers import CoupledSGD, decaying
 
@@ -24,11 +24,6 @@ def build(config: TrainConfig, schedule: Any, loss_scale: float | None) -> keras
         'max_norm': config.clip_norm or (1.0 if config.optimizer == 'lamb' else None),
     }
     if config.optimizer == 'adam':
-        if config.weight_decay:
-            raise UserError(
-                f'--weight_decay={config.weight_decay} cannot be combined with --optimizer=adam; '
-                'pass --weight_decay=0, or --optimizer=momentum'
-            )
         # The numbers of arXiv:1412.6980 Alg. 1, as in torch.optim.Adam; Keras' default epsilon is 1e-7.
         return Adam(schedule, beta_1=0.9, beta_2=0.999, epsilon=1e-8, **options)
     options |= {'l2': config.weight_decay, 'decay': config.decay}
@@ -40,6 +35,22 @@ def build(config: TrainConfig, schedule: Any, loss_scale: float | None) -> keras
         return Muon(schedule, config.momentum, True, muon_momentum=config.muon_momentum, **options)
     decoupled_rate = config.learning_rate if config.decay_form == 'decoupled' else None
     return SGD(schedule, config.momentum, config.nesterov, decoupled_rate=decoupled_rate, **options)
+
+
+@keras.saving.register_keras_serializable(package='official_resnet')
+class DynamicLossScale(keras.optimizers.LossScaleOptimizer):
+    """Keras' LossScaleOptimizer, for several devices: if a gradient of one is not finite, all of them leave out a step.
+
+    Keras asks only the first replica of each worker, as if the gradients had been added up. So a weight of all would
+    become infinite, and workers whose answers differ would wait for each other for ever.
+    """
+
+    def apply(self, grads: Sequence[tf.Tensor], trainable_variables: Any = None) -> None:
+        replica = tf.distribute.get_replica_context()
+        is_wrong = tf.cast(tf.logical_not(self.check_finite(grads)), tf.float32)
+        is_wrong = replica.all_reduce(tf.distribute.ReduceOp.SUM, is_wrong) > 0
+        first, *others = grads
+        super().apply([tf.where(is_wrong, math.nan, first), *others], trainable_variables)
 
 
 class _Rates:

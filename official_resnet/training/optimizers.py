@@ -47,14 +47,14 @@ def build(config: TrainConfig, schedule: keras.optimizers.schedules.LearningRate
     scale = config.loss_scale or (128.0 if config.dtype == 'fp16' else 1.0)
     static = None if scale in (1, 'dynamic') else float(scale)
     factors = {config.backbone_learning_rate_factor, config.head_learning_rate_factor, config.bias_learning_rate_factor}
-    if (config.optimizer, config.decay_form, config.clip_norm, factors) == ('momentum', 'coupled', None, {1}):
+    plain = 'momentum', 'coupled', None, {1}
+    if (config.optimizer, config.decay_form, config.clip_norm, factors) == plain and scale != 'dynamic':
         own: dict[str, Any] = {'l2': config.weight_decay, 'decay': config.decay, 'loss_scale_factor': static}
-        optimizer = CoupledSGD(schedule, config.momentum, config.nesterov, **own)
-    else:
-        from official_resnet.training import more_optimizers
+        return CoupledSGD(schedule, config.momentum, config.nesterov, **own)
+    from official_resnet.training import more_optimizers
 
-        optimizer = more_optimizers.build(config, schedule, static)
-    return keras.optimizers.LossScaleOptimizer(optimizer) if scale == 'dynamic' else optimizer
+    optimizer = more_optimizers.build(config, schedule, static)
+    return more_optimizers.DynamicLossScale(optimizer) if scale == 'dynamic' else optimizer
 
 
 def decaying(variables: Iterable[keras.Variable], decay: str) -> list[keras.Variable]:

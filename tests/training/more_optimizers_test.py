@@ -65,7 +65,7 @@ def test_the_gradients_of_all_replicas_are_clipped_together(scale):
         one, other = keras.Variable([0.0, 0.0], name='kernel'), keras.Variable([0.0], name='bias')
         optimizer = more_optimizers.SGD(1.0, 0.0, max_norm=2.0, loss_scale_factor=8.0 if scale == 8.0 else None)
         if scale == 'dynamic':
-            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=8.0)
+            optimizer = more_optimizers.DynamicLossScale(optimizer, initial_scale=8.0)
         optimizer.build([one, other])
 
     def apply():
@@ -77,6 +77,28 @@ def test_the_gradients_of_all_replicas_are_clipped_together(scale):
     for copy in strategy.experimental_local_results(one.value):
         np.testing.assert_allclose(copy.numpy(), [-1.2, -1.6], rtol=1e-6)
     assert other.numpy()[0] == 0
+
+
+@pytest.mark.parametrize('wrong', [np.inf, np.nan])
+@pytest.mark.parametrize('replica', [0, 1])
+def test_a_gradient_that_overflows_on_one_replica_is_left_out_by_all(replica, wrong):
+    """The next step, with half of the scale, is as usual."""
+    strategy = replicas.mirror(tuple(tf.config.list_logical_devices('CPU')), None)
+    with strategy.scope():
+        variable = keras.Variable([1.0], name='kernel')
+        optimizer = more_optimizers.DynamicLossScale(more_optimizers.SGD(1.0, 0.0), initial_scale=8.0)
+        optimizer.build([variable])
+
+    def apply(value):
+        is_this = tf.distribute.get_replica_context().replica_id_in_sync_group == replica
+        optimizer.apply([tf.where(is_this, [value], optimizer.scale_loss(tf.constant([0.25])))], [variable])
+
+    step = tf.function(lambda value: strategy.run(apply, args=(value,)))
+    for value, expected in ((wrong, 1.0), (0.0, 0.75)):
+        step(tf.constant(value))
+        for copy in strategy.experimental_local_results(variable.value):
+            np.testing.assert_allclose(copy.numpy(), [expected], rtol=1e-6)
+    assert (optimizer.dynamic_scale.numpy(), optimizer.iterations.numpy()) == (4.0, 1)
 
 
 def test_adams_rates_of_head_and_backbone():
