@@ -1,6 +1,7 @@
-"""Train a residual network on your own images: a folder with a subfolder for each class.
+"""Train a residual network on your own images: a folder with a subfolder for each class, or a CSV file.
 
     python image_folder_main.py --image_folder DIR
+    python image_folder_main.py --image_list train.csv      # begins with path,label
     python image_folder_main.py --image_folder DIR --transfer=head \\
         --pretrained_model_checkpoint_path=resnet18
     python image_folder_main.py --eval_only --model_dir=/tmp/image_folder_model

@@ -15,9 +15,9 @@ A comparison writes comparison.html, .json and .csv.
 On two cores, while other jobs were running, the report on a ResNet-20 and the 10,000 test images of CIFAR-10 took 62
 and 85 seconds (n = 2); the page has 0.3 MB. Networks and images of ImageNet: not yet measured.
 
-A run is tested on the test images of its own data set. If they have moved, pass --data_dir or --image_folder. The
-report of a model_dir is written into it, that of a file NAME.keras into NAME_report beside it, unless --output_dir says
-otherwise. Training programs make the page at their end with --report.
+A run is tested on the test images of its own data set. If they have moved, pass --data_dir, --image_folder or
+--image_list. The report of a model_dir is written into it, that of a file NAME.keras into NAME_report beside it, unless
+--output_dir says otherwise. Training programs make the page at their end with --report.
 """
 
 import contextlib
@@ -64,6 +64,7 @@ def define_flags() -> flags.FlagValues:
     define.string('data_dir', None, 'Folder of the data set; default: that of the run.', 'dd')
     define.enum('dataset', None, DATASETS, 'Data set to test on; default: that of the run.')
     define.string('image_folder', None, 'Your own images to test on, in a subfolder for each class.')
+    define.string('image_list', None, 'Your own images to test on, in a CSV file that begins with path,label.')
     define.string('output_dir', None, 'Folder to write into; default: the model_dir, or NAME_report beside NAME.keras.')
     define.enum('language', 'en', report_texts.LANGUAGES, 'Language of the page.')
     define.string('image', None, 'Image whose feature maps are shown; default: the first test image.')
@@ -83,8 +84,9 @@ def _run(values, runs):
 
     if not runs:
         raise UserError('no RUN; pass a model_dir, a .keras file or the name of published weights')
-    if values.dataset and values.image_folder:
-        raise UserError('--dataset and --image_folder cannot be used together; pass one of them')
+    sources = [f'--{name}' for name in ('dataset', 'image_folder', 'image_list') if values[name].value]
+    if len(sources) > 1:
+        raise UserError(f'{" and ".join(sources)} cannot be used together; pass one of them')
     if values.image and not os.path.isfile(os.path.expanduser(values.image)):
         raise UserError(f"--image='{values.image}' is not a file; pass an image")
     report.require_packages()
@@ -100,7 +102,7 @@ def _source(values, name):
 
     published, path = pretrained.find(name), name
     network = None if published else network_files.find(path)
-    if published and not (values.dataset or values.image_folder):
+    if published and not (values.dataset or values.image_folder or values.image_list):
         raise UserError(f'{name} is published weights, without test images; pass --image_folder, or --dataset')
     if network is None:
         with contextlib.redirect_stdout(sys.stderr):
@@ -124,8 +126,8 @@ def _config(values, name, network, model_dir):
     from official_resnet.training import same_run
     from official_resnet.training.config import MachineConfig, TrainConfig
 
-    dataset = f'folder:{os.path.abspath(os.path.expanduser(values.image_folder))}' if values.image_folder else None
-    dataset = dataset or values.dataset
+    own = values.image_folder or values.image_list
+    dataset = f'folder:{os.path.abspath(os.path.expanduser(own))}' if own else values.dataset
     data_dir = values.data_dir and os.path.expanduser(values.data_dir)
     if model_dir:
         with damage.reported(model_dir / 'config.json', 'train again, or pass the .keras file elsewhere'):

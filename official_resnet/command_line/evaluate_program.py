@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from official_resnet.inputs.split import Split
 
 _BOTH = {
-    *('eval_only', 'eval_report', 'ten_crop', 'model_dir', 'data_dir', 'download', 'image_folder', 'batch_size'),
-    *('test_views', 'inter_op_parallelism_threads', 'intra_op_parallelism_threads'),
+    *('eval_only', 'eval_report', 'ten_crop', 'model_dir', 'data_dir', 'download', 'image_folder', 'image_list'),
+    *('batch_size', 'test_views', 'inter_op_parallelism_threads', 'intra_op_parallelism_threads'),
 }
 # The flags that have an effect when a run in a model_dir is evaluated, and when another network is.
 _OF_RUN = _BOTH | {

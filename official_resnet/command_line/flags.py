@@ -43,7 +43,7 @@ OBSOLETE = (
     ('tf_data_experimental_slack', None, 'the input prefetches as needed'),
     ('enable_lars', None, 'use --optimizer=lars'),
 )
-_RIVALS = {'tfds', 'image_folder', 'use_synthetic_data', PRETRAINED, 'local_workers'}  # see partners
+_RIVALS = {'tfds', 'image_folder', 'image_list', 'use_synthetic_data', PRETRAINED, 'local_workers'}  # see partners
 OBSOLETE_SWITCHES = ('multi_gpu', 'use_train_and_evaluate', 'tf_data_experimental_slack', 'enable_lars')
 
 
@@ -88,10 +88,10 @@ class RunOptions:
     image_folder: str | None = _data(
         None,
         'Train on your own images: a folder with a subfolder for each class, or with folders train and test (or val, '
-        'validation, valid, dev) that each have these subfolders. Fewer than 50,000 images decide --recipe, '
-        '--batch_size and --train_epochs by their number.',
+        'validation, valid, dev) of these. Fewer than 50,000 images decide --recipe, --batch_size and --train_epochs.',
         is_path=True,
     )
+    image_list: str | None = _data(None, 'The same, in a CSV file that begins with path,label.', is_path=True)
     use_synthetic_data: bool = _data(False, 'Train on synthetic images, without a download.', short='synth')
     download: bool = _data(True, 'Download a missing data set; --nodownload forbids it.')
     clean: bool = _data(False, 'Delete --model_dir first.')
@@ -101,12 +101,8 @@ class RunOptions:
     eval_report: str | None = _of_evaluation(
         None, 'Folder for report.json, per_class.csv and confusion.csv of --eval_only.', is_path=True
     )
-    ten_crop: bool = _of_evaluation(
-        False, 'Also evaluate the mean over ten crops: the corners, the centre and their mirror images.'
-    )
-    export_dir: str | None = _evaluation(
-        None, 'Folder for a SavedModel from images to classes and probabilities.', short='ed', is_path=True
-    )
+    ten_crop: bool = _of_evaluation(False, 'Also evaluate the mean over ten crops: corners and centre, mirrored.')
+    export_dir: str | None = _evaluation(None, 'Folder for a SavedModel of the network.', short='ed', is_path=True)
     report: bool = _evaluation(False, 'Write report.html into --model_dir at the end, see report_main.py.')
     image_bytes_as_serving_input: bool = _evaluation(
         False, 'The SavedModel takes JPEG or PNG files (ImageNet only).', needs='export_dir'
@@ -154,6 +150,7 @@ class RunOptions:
     benchmark_test_id: str | None = _logging(None, 'An identifier to store in the benchmark log.', short='bti')
 
     def __post_init__(self):
+        object.__setattr__(self, 'image_folder', self.image_folder or self.image_list)  # image_folder reads both
         names = {hook.lower() for hook in HOOKS}
         wrong = [name for name in self.hooks if name.lower() not in names]
         if wrong:

@@ -36,7 +36,7 @@ def choose(values: flags.FlagValues, program: Program, asked: TrainConfig) -> di
     for official/resnet's rate, the recipe stays. `asked` is the training that the flags describe.
 
     Raises:
-        UserError: There is no --image_folder, or it does not have the images of two classes.
+        UserError: There is neither --image_folder nor --image_list, or it does not have the images of two classes.
     """
     require_folder(values)
     if values['recipe'].present:
@@ -80,9 +80,9 @@ def choose(values: flags.FlagValues, program: Program, asked: TrainConfig) -> di
 
 
 def require_folder(values: flags.FlagValues) -> None:
-    """Raise UserError if there is no --image_folder."""
-    if not values.image_folder:
-        raise UserError('--image_folder is missing; pass a folder that has a subfolder for each class')
+    """Raise UserError if there is neither --image_folder nor --image_list."""
+    if not (values.image_folder or values.image_list):
+        raise UserError('--image_folder is missing; pass a folder that has a subfolder for each class, or --image_list')
 
 
 def _offer(cache_dir, side):

@@ -36,7 +36,8 @@ def require(values: flags.FlagValues, chosen: Mapping[str, Any], program: Progra
         raise UserError(
             f'{cause} has the network {chosen["variant"]}, and --{PRETRAINED} its own; leave one of them out'
         )
-    sources = [f'--{x}' for x in ('tfds', 'image_folder', 'use_synthetic_data') if x in values and values[x].value]
+    sources = 'tfds', 'image_folder', 'image_list', 'use_synthetic_data'
+    sources = [f'--{name}' for name in sources if name in values and values[name].value]
     if len(sources) > 1:
         raise UserError(f'{" and ".join(sources)} cannot be used together; pass one of them')
     if values.fine_tune and values.transfer not in (None, 'head'):

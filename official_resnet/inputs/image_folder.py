@@ -1,19 +1,18 @@
-"""Your own images: a folder with a subfolder for each class, read into memory at one size or streamed.
+"""Your own images, in a folder for each class or listed in a CSV file: read into memory at one size, or streamed.
 
     DIR/cats/1.jpg, DIR/dogs/a/b.png ...                   split at random by a seed, class by class
-    DIR/train/cats/1.jpg ..., DIR/test/cats/7.jpg ...      already split; see TRAIN_NAMES and TEST_NAMES
+    DIR/train/cats/1.jpg ..., DIR/test/cats/7.jpg ...      already split; see listing.split_name
 
-Upper and lower case of train and test do not matter. Each image is decoded once, by images.decode. What is not an image
-by its bytes, or cannot be decoded, is reported and left out.
+A CSV file may stand for the folder, see image_csv. Upper and lower case of train and test do not matter. Each image is
+decoded once, by images.decode. What is not an image by its bytes, or cannot be decoded, is reported and left out.
 """
 
 import concurrent.futures
-import itertools
 import os
 import pathlib
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,12 +20,11 @@ from official_resnet.damage import is_of_machine
 from official_resnet.errors import UserError
 from official_resnet.files import read_bytes
 from official_resnet.inputs import classes, images, jpeg
+from official_resnet.inputs.listing import TEST_NAMES, TRAIN_NAMES, Listing, set_aside, split_name
 from official_resnet.inputs.other_datasets import default_normalization
 from official_resnet.inputs.split import Split
 from official_resnet.inputs.views import Views
 
-TRAIN_NAMES = ('train', 'training')  # the first that is there is used
-TEST_NAMES = ('test', 'testing', 'val', 'validation', 'valid', 'dev', 'eval', 'evaluation')
 MEMORY_SHARE = 1 / 4  # the images may take this fraction of the machine's memory
 
 
@@ -66,7 +64,7 @@ def read(folder: str | os.PathLike, split: str, **options: Any) -> tuple[np.ndar
     that the first n of them are a fair sample.
 
     Args:
-        folder, split: The folder, and 'train' or 'test'.
+        folder, split: The folder or CSV file, and 'train' or 'test'.
         image_size: Height and width, see `decode`.
         channels: 3 for RGB, 1 for grey.
         validation_fraction: Fraction of each class for 'test', at least one image; 1 leaves none for 'train'. Ignored
@@ -154,53 +152,39 @@ def _leave_out(faults, paths, labels, listing, split, folder, log):
     return labels
 
 
-class Listing(NamedTuple):
-    """The files of a folder."""
-
-    classes: tuple[str, ...]
-    splits: dict[str, list[tuple[pathlib.Path, int]]]  # {'train': [(path, label), ...], 'test': ...}
-    others: dict[str, list[pathlib.Path]]  # what is not used: files that are not images, folders that are not classes
-    test_name: str  # of the folder of the test images; '' if they are set aside by a seed
-
-    def files(self, split: str) -> list[tuple[pathlib.Path, int]]:
-        """Return the files of a split. Raise UserError if all images are set aside for testing."""
-        if not self.splits[split]:
-            raise UserError('--validation_fraction=1 leaves no image for training; lower it')
-        return self.splits[split]
-
-
 def list_files(folder: str | os.PathLike, validation_fraction: float = 0.1, seed: int = 0) -> Listing:
-    """Return the Listing of a folder. No file with the suffix of an image is opened. It raises what `read` raises."""
+    """Return the Listing of a folder, or of a CSV file, see image_csv.
+
+    No file with the suffix of an image is opened. It raises what `read` and image_csv.list_files raise.
+    """
     folder = pathlib.Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"image_folder '{folder}' is not a folder; pass one that has a subfolder for each class")
-    by_name = {name.casefold(): path for name, path in classes.folders(folder).items()}
+    if folder.is_dir():
+        found = _list_folder(folder)
+    elif folder.is_file():
+        from official_resnet.inputs import image_csv
+
+        found = image_csv.list_files(folder)
+    else:
+        remedy = 'pass a folder that has a subfolder for each class, or a CSV file with the columns path and label'
+        raise UserError(f"'{folder}' is not a folder; {remedy}")
+    return found if found.test_name else set_aside(found, validation_fraction, seed)
+
+
+def _list_folder(folder):
+    """Return the Listing of a folder; without a test folder, all images are in 'train'."""
+    by_name = {split_name(name): path for name, path in reversed(classes.folders(folder).items())}
     train, test = (next(filter(None, map(by_name.get, names)), None) for names in (TRAIN_NAMES, TEST_NAMES))
-    if train and test:
-        ours, theirs = _classes(train), classes.folders(test)
-        if unknown := [name for name in theirs if name not in ours]:
-            raise UserError(f"'{theirs[unknown[0]]}' is not a class of '{train}'; remove or rename it")
-        files, others = _files(train, ours)
-        test_files, test_others = _files(test, {name: theirs.get(name) for name in ours}, is_complete=False)
-        others += _unused(folder, (train, test))
-        return Listing(
-            tuple(ours), {'train': files, 'test': test_files}, {'train': others, 'test': test_others}, test.name
-        )
-    parts: dict[str, list[tuple[pathlib.Path, int]]] = {'train': [], 'test': []}
-    ours = _classes(folder)
-    files, others = _files(folder, ours)
-    listed = {label: tuple(files) for label, files in itertools.groupby(files, lambda file: file[1])}
-    for label, name in enumerate(ours):
-        found = listed[label]
-        if len(found) < 2 and validation_fraction < 1:
-            fault = 'has one image, which cannot be split into training and test'
-            raise UserError(f"class '{name}' in '{folder}' {fault}; add more")
-        order = np.random.default_rng([seed, 1, label]).permutation(len(found))
-        num_test = max(1, round(validation_fraction * len(found)))
-        num_test = min(num_test, len(found) - 1) if validation_fraction < 1 else len(found)
-        parts['test'] += [found[k] for k in order[:num_test]]
-        parts['train'] += [found[k] for k in order[num_test:]]
-    return Listing(tuple(ours), parts, {'train': others, 'test': []}, '')
+    if not (train and test):
+        ours = _classes(folder)
+        files, others = _files(folder, ours)
+        return Listing(tuple(ours), {'train': files, 'test': []}, {'train': others, 'test': []}, '')
+    ours, theirs = _classes(train), classes.folders(test)
+    if unknown := [name for name in theirs if name not in ours]:
+        raise UserError(f"'{theirs[unknown[0]]}' is not a class of '{train}'; remove or rename it")
+    files, others = _files(train, ours)
+    test_files, test_others = _files(test, {name: theirs.get(name) for name in ours}, is_complete=False)
+    others += _unused(folder, (train, test))
+    return Listing(tuple(ours), {'train': files, 'test': test_files}, {'train': others, 'test': test_others}, test.name)
 
 
 def decode(path: str | os.PathLike, image_size: int, channels: int = 3) -> np.ndarray:
@@ -237,12 +221,13 @@ def _classes(folder):
     """Return {class: its folder} of a folder, in order. Raise UserError if the subfolders do not look like classes."""
     found = classes.folders(folder)
     if not found:
-        raise UserError(f"'{folder}' has no subfolders; put the images of each class into a subfolder of its own")
+        remedy = 'put the images of each class into a subfolder of its own, or name their classes in an --image_list'
+        raise UserError(f"'{folder}' has no subfolders; {remedy}")
     nested = [name for name, path in found.items() if _holds_only_folders(path)]
-    splits = [name for name in found if name.casefold() in TRAIN_NAMES + TEST_NAMES]
+    splits = [name for name in found if split_name(name)]
     # A class may be called train, as in CIFAR-100.
     if splits and (len(splits) == len(found) or set(splits) & set(nested)):
-        train = next((found[name] for name in splits if name.casefold() in TRAIN_NAMES), None)
+        train = next((found[name] for name in splits if split_name(name) in TRAIN_NAMES), None)
         remedy = f'add a folder test, or pass --image_folder={train}' if train else 'put the others into a folder train'
         raise UserError(f"{classes.listed(splits)} in '{folder}' is a split, not a class; {remedy}")
     if len(nested) == len(found):
@@ -286,7 +271,8 @@ def _report(listing, folder, split, image_size, log):
         train, test = (_span(listing, name) for name in ('train', 'test'))
         text = f'{len(listing.classes)} classes in {folder}: {classes.listed(listing.classes)}; {train} training and'
         log(f'{text} {test} test images of each ({where}); {image_size} x {image_size} pixels')
-    if others := sorted(os.path.relpath(path, folder) for path in listing.others[split]):
+    root = folder if os.path.isdir(folder) else os.path.dirname(folder)
+    if others := sorted(os.path.relpath(path, root) for path in listing.others[split]):
         log(f'not images of a class, so not used ({len(others)}): {classes.listed(others)}')
 
 

@@ -73,7 +73,7 @@ def check(config: Any) -> None:
 
 
 _data = functools.partial(setting, group='Data', is_identity=True)
-_own = functools.partial(_data, needs='image_folder')
+_own = functools.partial(_data, needs='image_folder or image_list')
 _network = functools.partial(setting, group='Network', is_identity=True)
 _training = functools.partial(setting, group='Training')
 _rate = functools.partial(setting, group='Training', is_open=True)

@@ -235,6 +235,23 @@ def test_the_number_of_own_images_decides_how_they_are_trained(images, tmp_path)
     assert (stored['recipe'], stored['config']['batch_size']) == ('classic_fast', 8)
 
 
+def test_a_list_of_the_images_is_trained_and_evaluated_like_their_folder(images, tmp_path):
+    rows = [(path.relative_to(images), path.parts[-3:-1]) for path in (images / 'new').rglob('*.jpg')]
+    rows = [f'{path},{name},{split}' for path, (split, name) in rows]
+    (images / 'new.csv').write_text('\n'.join(['path,label,split', *rows]))
+    (images / 'again.csv').write_text('\n'.join(['path,label', *(row.rpartition(',')[0] for row in rows)]))
+    train, test = 'cifar10_main -rs 8 -bs 16 -mts 2 --bn_momentum 0.1', 'cifar10_main --eval_only'
+    losses = []
+    for source in (f'--image_folder={images}/new', f'--image_list={images}/new.csv'):
+        model_dir = tmp_path / str(len(losses))
+        succeed(f'{train} --model_dir {model_dir} {source}')
+        losses.append([row['loss'] for row in checkpoints.read_metrics(model_dir)])
+    assert losses[0] == losses[1] and len(losses[0]) == 2
+    assert 'already finished' in succeed(f'{train} --model_dir {model_dir} {source}')
+    out = succeed(f'{test} --model_dir {model_dir} --image_list={images}/again.csv')
+    assert 'evaluating 4 of the 42 images' in out and '(4 images)' in out
+
+
 def test_an_appended_head_by_flags(images, old_net, tmp_path):
     command = f'cifar10_main --image_folder {images}/new -pmcp {old_net} --recipe classic_fast -bs 8 -te 1 --fine_tune'
     succeed(f'{command} --head append --model_dir {tmp_path}')

@@ -1,0 +1,116 @@
+"""Own images that a CSV file lists: the same as in folders, and what is a mistake."""
+
+import codecs
+
+import numpy as np
+import pytest
+from fixtures.batches import message_of
+from PIL import Image
+
+from official_resnet.inputs import datasets, image_folder
+from official_resnet.inputs.views import Views
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Images of 'ant' and 'café', split into train and test, and the same in classes only."""
+    folder = tmp_path_factory.mktemp('images')
+    for split, counts in (('train', (5, 3)), ('test', (2, 1))):
+        for label, (name, count) in enumerate(zip(('ant', 'caf\u00e9'), counts, strict=True)):
+            for k in range(count):
+                for place in (folder / 'split' / split / name, folder / 'whole' / name):
+                    place.mkdir(parents=True, exist_ok=True)
+                    Image.new('RGB', (12, 10), (90 * label, 0, 10 * k)).save(place / f'{split}{k}.png')
+    return folder
+
+
+def write(folder, text, name='list.csv', encoding='utf-8'):
+    (folder / name).write_bytes(text.encode(encoding))
+    return folder / name
+
+
+@pytest.mark.parametrize('kind', ['split', 'whole'])
+@pytest.mark.parametrize(
+    'columns,delimiter,start,end,is_absolute',
+    [
+        ('path,label,split', ',', b'', '\n', False),
+        ('Split,id,filename,Class', ';', codecs.BOM_UTF8, '\r\n', True),
+        ('category,image,other,split', '\t', b'', '\n', False),
+    ],
+)
+def test_a_list_is_read_as_the_folder_that_it_lists(folder, kind, columns, delimiter, start, end, is_absolute):
+    root, columns, rows = folder / kind, columns.split(','), []
+    for path in sorted(root.rglob('*.png'), key=lambda path: path.stem[::-1]):
+        values = dict.fromkeys(columns, 'x') | dict.fromkeys(['label', 'Class', 'category'], path.parent.name)
+        values |= dict.fromkeys(['path', 'filename', 'image'], str(path if is_absolute else path.relative_to(root)))
+        values |= dict.fromkeys(['split', 'Split'], {'train': 'Train', 'test': 'val'}.get(path.parent.parent.name))
+        rows.append([values[name] for name in columns if kind == 'split' or name not in ('split', 'Split')])
+    header = [name for name in columns if kind == 'split' or name not in ('split', 'Split')]
+    path = root.parent / kind / 'list.csv'
+    path.write_bytes(start + end.join([*(delimiter.join(row) for row in [header, *rows]), '', delimiter, '']).encode())
+    try:
+        ours, theirs = image_folder.list_files(path, 0.3, 1), None
+    finally:
+        path.unlink()
+    theirs = image_folder.list_files(root, 0.3, 1)
+    assert ours.splits == theirs.splits and ours.classes == theirs.classes == ('ant', 'caf\u00e9')
+    assert bool(ours.test_name) == bool(theirs.test_name) == (kind == 'split')
+    assert len(ours.splits['train']) in (7, 8) and not any(ours.others.values())
+
+
+@pytest.mark.parametrize('views', [None, Views(8, 8)])
+def test_both_kinds_of_opening_read_a_list(folder, views, capsys):
+    (folder / 'whole' / 'ant' / 'broken.jpg').write_text('no image')
+    rows = 'ant/train0.png,x,train\nant/test0.png,x,train\ncaf\u00e9/train2.png,y,train\n./ant/train1.png,y,test\n'
+    path = write(folder / 'whole', f'path,label,split\n{rows}ant/broken.jpg,x,train\ncaf\u00e9/test0.png,y,dev\n')
+    for split, labels in (('train', [0, 0, 1]), ('test', [1])):
+        opened = datasets.open_split(f'folder:{path}', split, views=views, folder={'image_size': 8})
+        images, got = next(iter(opened.with_normalization('none').evaluation_batches(9)))
+        assert sorted(got.numpy()) == labels and opened.class_names == ('x', 'y')
+        blue = {'train': {0, 20}, 'test': {10}}[split]
+        assert {round(float(value)) for value in np.asarray(images)[:, 0, 0, 2]} == blue
+    out = capsys.readouterr().out
+    assert 'broken.jpg' in out and "(1): 'caf\u00e9/test0.png'" in out and "test images from 'test'" in out
+
+
+TWO = 'ant/train0.png,a\nant/train1.png,b\n'
+
+
+@pytest.mark.parametrize(
+    'text,words',
+    [
+        ('', 'no columns|none is called path|path,label'),
+        (TWO, "'ant/train0.png', 'a'|none is called path|path,label"),
+        ('path,name\n' + TWO, "'path', 'name'|none is called label|path,label"),
+        ('path,label\n' + TWO + 'ant/train2.png,\n', 'line 4|label is empty|remove'),
+        ('path,label\n' + TWO + ',b\n', 'line 4|path is empty|remove'),
+        ('path,label\nant/train0.png\n', 'line 2|label is empty'),
+        ('path,label\n' + TWO + 'x.png,a\ny\0.png,b\n', "2 of the 4|'x.png' in line 4|where paths begin|remove"),
+        ('path,label\n' + TWO + 'ant,a\n', "1 of the 3|'ant' in line 4"),
+        ('path,label\nant/train0.png,a\n', "one class only, 'a'|add rows"),
+        ('path,label\n' + TWO + 'ant/train0.png,b\n', "line 4|'ant/train0.png'|'b'|'a' in line 2|remove"),
+        ('path,label,split\na/0.png,a,train\na/0.png,a,test\n', "line 3|'test'|'train' in line 2|remove"),
+        ('path,label,split\nant/train0.png,a,fold1\n', "line 2|'fold1'|train or test"),
+        ('path,label,split\nant/train0.png,a,\n', 'line 2|split is empty'),
+        ('path,label,split\nant/train0.png,a,test\n', 'no row for training|column split'),
+        (
+            'path,label,split\nant/train0.png,a,train\nant/train1.png,b,train\nant/test0.png,c,test\n',
+            "'c'|none for training",
+        ),
+        ('path,label\n' + 'x' * 200_000 + ',a\n', 'line |path,label'),
+    ],
+)
+def test_mistakes(folder, text, words):
+    message = message_of(image_folder.list_files, write(folder / 'whole', text))
+    assert all(word in message for word in words.split('|')), message
+    assert '\n' not in message and ('list.csv' in message)
+
+
+def test_a_list_that_is_not_utf_8(folder):
+    path = write(folder / 'whole', f'path,label\n{TWO}ant/train2.png,caf\u00e9\n', encoding='latin-1')
+    assert 'list.csv' in (message := message_of(image_folder.list_files, path)) and 'UTF-8' in message
+
+
+def test_a_row_that_is_repeated_is_one_image(folder):
+    path = write(folder / 'whole', f'path,label\n{TWO}{TWO}ant/test0.png,a\n caf\u00e9/test0.png , b \n')
+    assert len(image_folder.list_files(path, 0.5).splits['train']) == 2
