@@ -155,7 +155,7 @@ def link_images(
     parts = {part: target / part for part in ('source', 'target')}
     if target.is_dir():
         return parts
-    classes, listed, _, _ = image_folder.list_files(folder, seed=seed)
+    classes, listed, *_ = image_folder.list_files(folder, seed=seed)
     if len(classes) < 4:
         raise UserError(f"'{folder}' has {len(classes)} classes; pass a folder with 4 or more")
     part_folder = target.with_name('part.images')

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 from official_resnet.errors import UserError
-from official_resnet.inputs import other_datasets
+from official_resnet.inputs import images, other_datasets
 from official_resnet.inputs.split import Split
 
 Ids = Sequence[str | None] | None
@@ -48,15 +48,20 @@ def nearest(unknown: Sequence[str], names: Sequence[str], most: int = 20) -> str
 
 
 def folders(root: str | os.PathLike) -> dict[str, pathlib.Path]:
-    """Return {class: its folder} for the subfolders of a folder, in the order of their names, without hidden ones.
+    """Return {class: its folder} for the subfolders of a folder, in the order of their names.
+
+    What images.is_leftover says is left out, and so is a link to the folder itself, or to one above it.
 
     Raises:
         UserError: Two names are equal, but written in different characters.
     """
     found: dict[str, pathlib.Path] = {}
-    for path in sorted(pathlib.Path(root).iterdir()):
-        if path.is_dir() and not path.name.startswith(('.', '__MACOSX')):
-            other = found.setdefault(canonical(path.name), path)
+    root = pathlib.Path(root)
+    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
+        is_folder = os.path.isdir(entry.path) and not images.is_leftover(entry.name)
+        if is_folder and not (entry.is_symlink() and images.leads_above(entry.path, root)):
+            path = root / entry.name
+            other = found.setdefault(canonical(entry.name), path)
             if other != path:
                 raise UserError(f"'{root}' has two folders '{other.name}', in different Unicode forms; join them")
     return dict(sorted(found.items()))

@@ -146,9 +146,10 @@ def _leave_out(faults, paths, labels, listing, split, folder, log):
     if faults:
         log(f'{len(faults)} of {len(paths)} images for {split} in {folder} are unreadable')
         labels = np.delete(labels, list(faults))
-    for label, name in enumerate(listing.classes):
-        if label not in labels and (split == 'train' or not len(labels)):
-            raise UserError(f"no image of class '{name}' for {split} in '{folder}' can be read; fix or remove it")
+    counts = np.bincount(labels, minlength=len(listing.classes))
+    if not counts.any() or split == 'train' and not counts.all():
+        name = listing.classes[int(counts.argmin())]
+        raise UserError(f"no image of class '{name}' for {split} in '{folder}' can be read; fix or remove it")
     return labels
 
 
@@ -172,19 +173,28 @@ def list_files(folder: str | os.PathLike, validation_fraction: float = 0.1, seed
 
 def _list_folder(folder):
     """Return the Listing of a folder; without a test folder, all images are in 'train'."""
-    by_name = {split_name(name): path for name, path in reversed(classes.folders(folder).items())}
-    train, test = (next(filter(None, map(by_name.get, names)), None) for names in (TRAIN_NAMES, TEST_NAMES))
+    found = classes.folders(folder)
+    by_name = {split_name(name): path for name, path in reversed(found.items())}
+    train = next(filter(None, map(by_name.get, TRAIN_NAMES)), None)
+    tests = [by_name[name] for name in TEST_NAMES if name in by_name]
+    unlabelled = next(filter(_holds_only_images, tests), None)
+    test = next((path for path in tests if path != unlabelled), None)
+    if not train and unlabelled and not (split_name(unlabelled.name).startswith('test') and len(found) > 2):
+        unlabelled = None  # a class may be called valid
     if not (train and test):
-        ours = _classes(folder)
-        files, others = _files(folder, ours)
-        return Listing(tuple(ours), {'train': files, 'test': []}, {'train': others, 'test': []}, '')
+        place = train if train and unlabelled else folder
+        ours = _classes(place, unlabelled)
+        files, others = _files(place, ours, unlabelled)
+        others += _unused(folder, (train, unlabelled)) if place != folder else []
+        return Listing(tuple(ours), {'train': files, 'test': []}, {'train': others, 'test': []}, '', unlabelled)
     ours, theirs = _classes(train), classes.folders(test)
     if unknown := [name for name in theirs if name not in ours]:
         raise UserError(f"'{theirs[unknown[0]]}' is not a class of '{train}'; remove or rename it")
     files, others = _files(train, ours)
     test_files, test_others = _files(test, {name: theirs.get(name) for name in ours}, is_complete=False)
-    others += _unused(folder, (train, test))
-    return Listing(tuple(ours), {'train': files, 'test': test_files}, {'train': others, 'test': test_others}, test.name)
+    others += _unused(folder, (train, test, unlabelled))
+    splits, unused = {'train': files, 'test': test_files}, {'train': others, 'test': test_others}
+    return Listing(tuple(ours), splits, unused, test.name, unlabelled)
 
 
 def decode(path: str | os.PathLike, image_size: int, channels: int = 3) -> np.ndarray:
@@ -217,9 +227,12 @@ def _require_memory(folder, count, image_size, channels):
         raise UserError(f"the {count:,} images of '{folder}' take {size}; lower --image_size, or pass fewer images")
 
 
-def _classes(folder):
-    """Return {class: its folder} of a folder, in order. Raise UserError if the subfolders do not look like classes."""
-    found = classes.folders(folder)
+def _classes(folder, unlabelled=None):
+    """Return {class: its folder} of a folder, in order, without `unlabelled`.
+
+    Raise UserError if the subfolders do not look like classes.
+    """
+    found = {name: path for name, path in classes.folders(folder).items() if path != unlabelled}
     if not found:
         remedy = 'put the images of each class into a subfolder of its own, or name their classes in an --image_list'
         raise UserError(f"'{folder}' has no subfolders; {remedy}")
@@ -239,29 +252,36 @@ def _classes(folder):
 
 
 def _holds_only_folders(folder):
-    kinds = {entry.is_dir() for entry in os.scandir(folder) if not entry.name.startswith('.')}
+    kinds = {os.path.isdir(entry.path) for entry in os.scandir(folder) if not images.is_leftover(entry.name)}
     return kinds == {True}
 
 
+def _holds_only_images(folder):
+    return not classes.folders(folder) and any(images.is_image(entry.path) for entry in os.scandir(folder))
+
+
 def _unused(folder, used):
-    """Return what is in a folder, besides hidden files and the folders that are used."""
-    return [path for path in folder.iterdir() if path not in used and not path.name.startswith(('.', '__MACOSX'))]
+    """Return what is in a folder, besides leftovers and the folders that are used."""
+    return [path for path in folder.iterdir() if path not in used and not images.is_leftover(path.name)]
 
 
-def _files(folder, places, is_complete=True):
+def _files(folder, places, unlabelled=None, is_complete=True):
     """Return ([(path, label), ...], other files) of all classes, sorted. `places` has the folder of each class."""
-    result, others = [], _unused(folder, places.values())
+    result, others = [], _unused(folder, {*places.values(), unlabelled})
     for label, place in enumerate(places.values()):
         paths, more = images.find_files(place) if place else ([], [])
         if not paths and is_complete:
-            suffixes = ' '.join(images.SUFFIXES)
-            raise UserError(f"class folder '{place}' has no images ({suffixes}); add some, or remove it")
-        paths.sort(key=lambda path, place=place: path.relative_to(place).as_posix())
-        result += [(path, label) for path in paths]
+            fault = f"class folder '{place}' has no images ({' '.join(images.SUFFIXES)}); add some, or remove it"
+            raise UserError(f"class folder '{place}': {jpeg.HEIC}" if any(map(_is_heic, more)) else fault)
+        result += [(path, label) for path in sorted(paths, key=str)]
         others += more
     if not result:
         raise UserError(f"'{folder}' has no images ({' '.join(images.SUFFIXES)}); add some")
     return result, others
+
+
+def _is_heic(path):
+    return path.suffix.lower() in ('.heic', '.heif')
 
 
 def _report(listing, folder, split, image_size, log):
@@ -269,16 +289,23 @@ def _report(listing, folder, split, image_size, log):
     if split == 'train':
         where = f"test images from '{listing.test_name}'" if listing.test_name else 'test images set aside at random'
         train, test = (_span(listing, name) for name in ('train', 'test'))
-        text = f'{len(listing.classes)} classes in {folder}: {classes.listed(listing.classes)}; {train} training and'
+        text = f'{len(listing.classes):,} classes in {folder}: {classes.listed(listing.classes)}; {train} training and'
         log(f'{text} {test} test images of each ({where}); {image_size} x {image_size} pixels')
+        if listing.unlabelled:
+            command = f'predict_main.py --model MODEL_DIR {listing.unlabelled}'
+            log(f"'{listing.unlabelled.name}' has no classes, so it is not used; to classify its images: {command}")
+        if single := [listing.classes[label] for label in listing.untested()]:
+            log(f'classes of one image, used for training and not tested ({len(single)}): {classes.listed(single)}')
     root = folder if os.path.isdir(folder) else os.path.dirname(folder)
     if others := sorted(os.path.relpath(path, root) for path in listing.others[split]):
         log(f'not images of a class, so not used ({len(others)}): {classes.listed(others)}')
+    if heic := [path for path in listing.others[split] if _is_heic(path)]:
+        log(f'{len(heic)} of these: {jpeg.HEIC}')
 
 
 def _span(listing, split):
     """Return the least and the greatest number of images of a class, as text."""
-    counts = np.bincount([label for _, label in listing.splits[split]], minlength=len(listing.classes))
+    counts = listing.counts(split)
     return f'{counts.min()} to {counts.max()}' if counts.min() < counts.max() else f'{counts.max()}'
 
 

@@ -139,13 +139,22 @@ def decode(
             finally:
                 del image  # before its pixels are given back
     except UnidentifiedImageError:  # its message contains a memory address
-        raise ValueError('cannot identify image file') from None
+        is_heic = jpeg.is_heic(_head(source))
+        raise ValueError(jpeg.HEIC if is_heic else 'cannot identify image file') from None
     except Exception as error:  # noqa: BLE001  a broken file makes Pillow raise anything
         is_of_system = isinstance(error, OSError) and damage.is_of_machine(error)
         if is_of_system or isinstance(error, MemoryError):  # not the image's fault: it is not left out
             raise
         reason = getattr(error, 'strerror', None) or next(iter(str(error).splitlines()), '') or type(error).__name__
         raise ValueError(reason) from error
+
+
+def _head(source):
+    """Return the first 12 bytes of a file or of its bytes; b'' of an image that is neither."""
+    if not isinstance(source, str | os.PathLike):
+        return source[:12] if isinstance(source, bytes) else b''
+    with open(source, 'rb', opener=files.plain) as file:
+        return file.read(12)
 
 
 def _upright(image):
@@ -237,10 +246,20 @@ def is_image(path: str) -> bool:
         return True
     if not os.path.isfile(path):  # nothing is read from a FIFO or a device
         return False
-    with contextlib.suppress(OSError), open(path, 'rb', opener=files.plain) as file:
-        head = file.read(12)
+    with contextlib.suppress(OSError):
+        head = _head(path)
         return bool(jpeg.format_of(head)) and (head[:2] != b'BM' or head[6:10] == bytes(4))  # a text may begin with BM
     return False
+
+
+def is_leftover(name: str) -> bool:
+    """Return whether a file or folder is hidden, as '._1.jpg' of macOS, or was left by a system, as Thumbs.db."""
+    return name.startswith(('.', '@eaDir', '__MACOSX', '$RECYCLE')) or name.casefold() in ('thumbs.db', 'desktop.ini')
+
+
+def leads_above(link: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
+    """Return whether a link leads to a folder, or to one that holds it."""
+    return pathlib.Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(link))
 
 
 def find_files(
@@ -248,22 +267,22 @@ def find_files(
 ) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     """Return the image files below a folder and its other files, in any order.
 
-    Hidden files and folders, such as '._1.jpg' of macOS and Jupyter's copies in .ipynb_checkpoints, belong to neither,
-    nor do the thumbnails of a disk station in @eaDir. Links are followed, but to no folder that holds this one; a
-    folder is read once. A link to nothing is one of the other files.
+    What `is_leftover` says belongs to neither. Links are followed, but to no folder that holds this one; a folder is
+    read once. A link to nothing is one of the other files.
     """
     found: dict[bool, list[pathlib.Path]] = {True: [], False: []}
-    seen = {(status.st_dev, status.st_ino) for status in map(os.stat, pathlib.Path(folder).resolve().parents)}
+    folder, seen = os.fspath(folder), set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in seen:  # a link leads back
+        is_loop = parent != folder and os.path.islink(parent) and leads_above(parent, folder)
+        if is_loop or (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith(('.', '@')) and name != '__MACOSX')
+        folders[:] = sorted(name for name in folders if not is_leftover(name))
         for name in names:
             path = f'{parent}/{name}'
-            if not name.startswith('.'):
+            if not is_leftover(name):
                 found[(os.path.exists(path) or not os.path.islink(path)) and is_wanted(path)].append(pathlib.Path(path))
     return found[True], found[False]
 

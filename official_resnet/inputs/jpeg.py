@@ -17,6 +17,7 @@ _MAGIC = {
 }  # fmt: skip
 _START, _END, _SCAN, _EXIF, _ADOBE = 0xD8, 0xD9, 0xDA, 0xE1, 0xEE
 ORIENTATION = 0x0112  # a tag of EXIF
+HEIC = "HEIC, which is not read; convert it to JPEG, for example with ImageMagick's mogrify -format jpg"
 _FRAMES = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
 _HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended sequential, progressive: those that TensorFlow decodes
 _BARE = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without content: TEM, and restarts
@@ -64,6 +65,8 @@ def inspect(data: bytes, only_header: bool = False) -> Info:
         return _inspect_jpeg(data, only_header)
     if name:
         return Info(name, *struct.unpack('>II', data[16:24])) if name == 'PNG' and len(data) > 23 else Info(name)
+    if is_heic(data):
+        raise ValueError(HEIC)
     kinds = 'a JPEG, PNG, GIF, WebP, BMP or TIFF'
     raise ValueError(f'not {kinds}: it begins with 0x{data[:4].hex()}' if data else 'it is empty')
 
@@ -73,6 +76,11 @@ def format_of(head: bytes) -> str | None:
     if head[:4] == b'RIFF' and head[8:12] == b'WEBP':
         return 'WEBP'
     return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
+
+
+def is_heic(head: bytes) -> bool:
+    """Return whether the first 12 bytes of a file are those of a HEIC image, as phones take them."""
+    return head[4:8] == b'ftyp' and head[8:12] in (b'heic', b'heix', b'hevc', b'heim', b'heis', b'mif1', b'msf1')
 
 
 def reason(info: Info) -> str:
