@@ -20,7 +20,7 @@ from official_resnet.damage import is_of_machine
 from official_resnet.errors import UserError
 from official_resnet.files import read_bytes
 from official_resnet.inputs import classes, images, jpeg
-from official_resnet.inputs.listing import TEST_NAMES, TRAIN_NAMES, Listing, set_aside, split_name
+from official_resnet.inputs.listing import TEST_NAMES, TRAIN_NAMES, Listing, copies, set_aside, split_name
 from official_resnet.inputs.other_datasets import default_normalization
 from official_resnet.inputs.split import Split
 from official_resnet.inputs.views import Views
@@ -297,10 +297,21 @@ def _report(listing, folder, split, image_size, log):
         if single := [listing.classes[label] for label in listing.untested()]:
             log(f'classes of one image, used for training and not tested ({len(single)}): {classes.listed(single)}')
     root = folder if os.path.isdir(folder) else os.path.dirname(folder)
+    if split == 'train':
+        _report_copies(listing, root, log)
     if others := sorted(os.path.relpath(path, root) for path in listing.others[split]):
         log(f'not images of a class, so not used ({len(others)}): {classes.listed(others)}')
     if heic := [path for path in listing.others[split] if _is_heic(path)]:
         log(f'{len(heic)} of these: {jpeg.HEIC}')
+
+
+def _report_copies(listing, root, log):
+    """Log how many test images are also training images, with the first of them."""
+    pairs = copies(*([path for path, _ in listing.splits[name]] for name in ('train', 'test')))
+    if pairs:
+        few = classes.listed(' = '.join(os.path.relpath(path, root) for path in pair) for pair in pairs)
+        fault = f'{len(pairs)} of the {len(listing.splits["test"])} test images are also training images, byte for byte'
+        log(f'{fault}, so the test accuracy will be too high; remove one of each pair: {few}')
 
 
 def _span(listing, split):

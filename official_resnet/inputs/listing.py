@@ -1,15 +1,22 @@
 """Which of your own images are for training and which for testing, whether a folder or a CSV file lists them."""
 
+import collections
+import contextlib
+import hashlib
 import itertools
+import os
 import pathlib
 import re
+from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 
+from official_resnet import files
 from official_resnet.errors import UserError
 
 TRAIN_NAMES = ('train', 'training')  # of folders, and in the column split of a list; the first that is there is used
+END_BYTES = 4096  # of a file, by which it is compared before it is read whole; the beginnings of a camera's are alike
 TEST_NAMES = ('test', 'testing', 'val', 'validation', 'valid', 'dev', 'eval', 'evaluation')
 
 
@@ -56,8 +63,8 @@ def set_aside(found: Listing, fraction: float, seed: int) -> Listing:
         UserError: No class has two images.
     """
     parts: dict[str, list[tuple[pathlib.Path, int]]] = {'train': [], 'test': []}
-    for label, files in itertools.groupby(found.splits['train'], lambda file: file[1]):
-        of_class = list(files)
+    for label, group in itertools.groupby(found.splits['train'], lambda file: file[1]):
+        of_class = list(group)
         order = np.random.default_rng([seed, 1, label]).permutation(len(of_class))
         num_test = max(1, round(fraction * len(of_class)))
         num_test = min(num_test, len(of_class) - 1) if fraction < 1 else len(of_class)
@@ -66,3 +73,36 @@ def set_aside(found: Listing, fraction: float, seed: int) -> Listing:
     if not parts['test']:
         raise UserError(f"each class has one image, as '{parts['train'][0][0]}', so none is left for testing; add more")
     return found._replace(splits=parts)
+
+
+def copies(ours: Iterable[pathlib.Path], theirs: Iterable[pathlib.Path]) -> list[tuple[pathlib.Path, pathlib.Path]]:
+    """Return (one of `theirs`, one of `ours`) for each of `theirs` that has the same bytes as one of `ours`.
+
+    Only files of the same size are read, and only those with the same end are read whole. Empty files, and those that
+    cannot be read, are no copies.
+    """
+    groups = [(list(ours), list(theirs))]
+    keys: tuple[Callable[[pathlib.Path], Hashable], ...] = (os.path.getsize, _end_of, _digest_of)
+    for key in keys:
+        finer = []
+        for group in groups:
+            by_key: dict[Hashable, tuple[list, list]] = collections.defaultdict(lambda: ([], []))
+            for side, paths in enumerate(group):
+                for path in paths:
+                    with contextlib.suppress(OSError):
+                        by_key[key(path)][side].append(path)
+            by_key.pop(0, None)  # a size
+            finer += [group for group in by_key.values() if all(group)]
+        groups = finer
+    return [(path, first) for (first, *_), others in groups for path in others]
+
+
+def _end_of(path):
+    with open(path, 'rb', opener=files.plain) as file:
+        file.seek(max(os.fstat(file.fileno()).st_size - END_BYTES, 0))
+        return file.read()
+
+
+def _digest_of(path):
+    with open(path, 'rb', opener=files.plain) as file:
+        return hashlib.file_digest(file, 'sha256').digest()

@@ -20,10 +20,11 @@ def save(path, size=(8, 8), colour=RED, **options):
 
 
 def fill(folder, counts, **options):
-    """Write counts {class: number} images, the k-th of a class with k as its blue."""
+    """Write counts {class: number} images, the k-th of a class with k as its blue; no two folders have the same."""
+    green = sum(folder.name.encode()) % 256
     for label, (name, count) in enumerate(counts.items()):
         for k in range(count):
-            save(folder / name / f'{k:03}.png', colour=(10 * label, 0, k), **options)
+            save(folder / name / f'{k:03}.png', colour=(10 * label, green, k), **options)
     return folder
 
 

@@ -1,11 +1,13 @@
 """Folders as people have them: what systems leave in them, links, odd splits, and images of odd sizes and names."""
 
+import os
+
 import numpy as np
 import pytest
 from fixtures.batches import message_of
 from fixtures.odd_images import encode
 
-from official_resnet.inputs import datasets, image_folder
+from official_resnet.inputs import datasets, image_folder, listing
 from official_resnet.inputs.views import Views
 
 PIXELS = np.full([9, 8, 3], 90, np.uint8)
@@ -27,7 +29,7 @@ def make(root, files):
             elif suffix in ('txt', 'db', 'ini'):
                 path.write_text('no image')
             else:
-                path.write_bytes(HEIC if suffix == 'heic' else encode(PIXELS, kind))
+                path.write_bytes((HEIC if suffix == 'heic' else encode(PIXELS, kind)) + os.urandom(8))  # no copies
     return root
 
 
@@ -41,7 +43,7 @@ BOTH = 'a/*2.png, b/*3.png'
         (f'{BOTH}, Thumbs.db, a/thumbs.db, b/desktop.ini, __MACOSX/a/*3.png, b/.DS_Store', 'ab', (3, 2), None),
         (f'{BOTH}, @eaDir/*3.png, a/@eaDir/*3.png, $RECYCLE.BIN/*3.png', 'ab', (3, 2), None),
         (f'{BOTH}, notes.txt, a/notes.txt', 'ab', (3, 2), "(2): 'a/notes.txt', 'notes.txt'"),
-        ('x/*3.png, a -> x, b/*2.png, b/c.png -> ../x/0.png', 'abx', (6, 3), None),
+        ('x/*3.png, a -> x, b/*2.png, b/c.png -> ../x/0.png', 'abx', (6, 3), '3 classes'),
         (f'{BOTH}, loop -> ., a/up -> .., a/self -> self, b/c -> nowhere', 'ab', (3, 2), "'loop'"),
         ('a/1/*2.png, a/2/3/*2.png, b/x.png, b/y/*2.png', 'ab', (5, 2), None),
         (f'{BOTH}, c/0.png', 'abc', (4, 2), "not tested (1): 'c'"),
@@ -109,6 +111,41 @@ def test_images_of_any_size_and_with_wrong_names(tmp_path, capsys, views):
         images, labels = next(iter(batches))
         assert sorted(labels.numpy()) == [0, 0, 0, 1, 1, 1]
         assert np.isin(np.round(images), [0, 90]).all()  # 0: the padding of shifted crops
+
+
+def test_copies_of_training_images_among_the_test_images_are_named_and_counted(tmp_path, monkeypatch):
+    """Files of another size are not read, nor are those with another end read whole."""
+    monkeypatch.setattr(listing, 'END_BYTES', 8)
+    for name, data in {
+        'train/a/same.bmp': b'BM 0123456789',
+        'train/a/end.bmp': b'BM 012345678x',
+        'train/b/begin.bmp': b'BM xx23456789',
+        'train/b/empty.bmp': b'',
+        'test/a/same.bmp': b'BM 0123456789',
+        'test/b/again.bmp': b'BM 0123456789',
+        'test/b/end.bmp': b'BM 0123456abc',
+        'test/b/long.bmp': b'BM 01234567890',
+        'test/b/empty.bmp': b'',
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    read = {'_end_of': [], '_digest_of': []}
+    for name in read:
+        function = getattr(listing, name)
+        monkeypatch.setattr(listing, name, lambda path, f=function, n=name: read[n].append(path.stem) or f(path))
+    lines = []
+    image_folder._report(image_folder.list_files(tmp_path), str(tmp_path), 'train', 8, lines.append)
+    assert '2 of the 5 test images' in lines[1] and 'remove' in lines[1] and lines[1].count('=') == 2
+    assert 'test/a/same.bmp = train/a/same.bmp' in lines[1] and 'test/b/again.bmp = train/a/same.bmp' in lines[1]
+    assert not {'long', 'empty'} & {*read['_end_of']} and 'end' not in read['_digest_of']
+
+
+def test_copies_that_a_seed_sets_aside_are_named_too(tmp_path):
+    make(tmp_path, BOTH)
+    (tmp_path / 'a' / '0.png').write_bytes((tmp_path / 'a' / '1.png').read_bytes())
+    lines = []
+    image_folder._report(image_folder.list_files(tmp_path), str(tmp_path), 'train', 8, lines.append)
+    assert '1 of the 2 test images' in lines[1] and "'a/" in lines[1]
 
 
 def test_a_thousand_classes_are_reported_in_a_line(tmp_path):
