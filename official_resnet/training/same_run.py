@@ -1,7 +1,6 @@
 """A stored run: whether it is the one that is asked for, how they differ in terms of flags, and how to delete it."""
 
 import dataclasses
-import json
 import logging
 import os
 import pathlib
@@ -19,7 +18,7 @@ from official_resnet.training import devices
 from official_resnet.training.config import MachineConfig, Schedule, TrainConfig, flags_of
 
 IDENTITY = tuple(field.name for field in dataclasses.fields(TrainConfig) if field.metadata.get('is_identity'))
-_CONTENTS = {'train_content': 'training images', 'test_content': 'test images'}
+_CONTENTS = {'train_content': 'other training images', 'test_content': 'other test images'}
 _PARTS: dict[str, Any] = {'schedule': Schedule, 'machine': MachineConfig, 'views': Views, 'augmentation': Augmentation}
 _PREFIXES = {'': TrainConfig, 'spec.': ResNetSpec} | {f'{name}.': part for name, part in _PARTS.items()}
 _FLAGS = {
@@ -65,7 +64,10 @@ def resume(trainer: Any, variables: dict[str, Any], data: dict, found: tuple[dic
     """
     arrays, state, path = found
     model_dir = trainer.config.machine.model_dir
-    require_same_run(trainer.config, stored_config(state, path))
+    theirs = stored_config(state, path)
+    if _read_the_same(trainer.config, theirs):  # the images decide flags, which the user did not pass
+        require_same_data(data, state['data'], model_dir)
+    require_same_run(trainer.config, theirs)
     require_same_data(data, state['data'], model_dir)
     checkpoints.assign(variables, arrays, path)
     trainer.step, trainer.sums = state['step'], state['sums']
@@ -95,19 +97,36 @@ def require_same_run(ours: TrainConfig, theirs: TrainConfig) -> None:
 
 
 def require_same_data(ours: dict, theirs: dict, model_dir: str | None) -> None:
-    """Raise UserError if a run would be continued or evaluated on other data: a field of `ours` differs."""
-    for name, value in ours.items():
-        stored = theirs.get(name, value)  # an older version did not store it
-        if name in _CONTENTS and value != stored:
-            raise UserError(
-                f'--model_dir={model_dir} holds a run on other {_CONTENTS[name]}; put back those with which it began, '
-                'or pass another --model_dir, or --clean to delete it'
-            )
-        if len({classes.canonical(json.dumps(one, ensure_ascii=False)) for one in (value, stored)}) > 1:
-            raise UserError(
-                f'--model_dir={model_dir} holds a run on data with {difference(name, value, stored)}; '
-                'pass that data, or another --model_dir'
-            )
+    """Raise UserError if a run would be continued on other data than it began with; both are of datasets.describe."""
+    theirs = ours | theirs  # an older version did not store all
+    names = [[classes.canonical(name) for name in data['class_names']] for data in (ours, theirs)]
+    changes = []
+    for i, text in ((0, 'new classes'), (1, 'missing classes')):
+        if differing := [name for name in names[i] if name not in set(names[1 - i])]:
+            changes.append(f'{text}: {classes.listed(differing)}')
+    if ours['num_pictures'] != theirs['num_pictures']:
+        changes.append(f'{ours["num_pictures"]:,} training images, not {theirs["num_pictures"]:,}')
+    if not changes:
+        changes = [text for name, text in _CONTENTS.items() if ours[name] != theirs[name]]
+    if not changes and names[0] != names[1]:
+        changes = [difference('class_names', *names)]
+    if not changes and ours.get('class_ids') != theirs.get('class_ids'):
+        changes = [difference('class_ids', ours.get('class_ids'), theirs['class_ids'])]
+    if changes:
+        raise UserError(
+            f'the images have changed since the run in --model_dir={model_dir} began ({", ".join(changes)}); put back '
+            'those with which it began, or pass another --model_dir, or --clean to delete the run'
+        )
+
+
+def _read_the_same(ours, theirs):
+    """Return whether two configs describe the same images in --image_folder, so that only the images can differ."""
+    if not ours.dataset.startswith('folder:') or bool(ours.views) != bool(theirs.views):
+        return False
+    if not ours.views and ours.folder_options() != theirs.folder_options():
+        return False
+    names = ('dataset', 'num_train_images', 'validation_fraction', 'seed', 'background', 'head')
+    return all(getattr(ours, name) == getattr(theirs, name) for name in names)
 
 
 def log_place(

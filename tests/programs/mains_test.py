@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -250,6 +251,36 @@ def test_a_list_of_the_images_is_trained_and_evaluated_like_their_folder(images,
     assert 'already finished' in succeed(f'{train} --model_dir {model_dir} {source}')
     out = succeed(f'{test} --model_dir {model_dir} --image_list={images}/again.csv')
     assert 'evaluating 4 of the 42 images' in out and '(4 images)' in out
+
+
+def test_a_run_whose_folder_has_changed_says_how(tmp_path):
+    """Not that it would now have another --batch_size, which the user did not pass."""
+    folder, spare = tmp_path / 'images', tmp_path / 'spare'
+    write_folder(folder, draw(120, num_classes=2), ('dark', 'bright'))
+    write_folder(spare, draw(60, seed=1, num_classes=3), ('dark', 'bright', 'new'))
+    command = f'cifar10_main --image_folder {folder} --model_dir {tmp_path}/model -rs 8 -mts 1'
+    assert '--batch_size=8 ' in succeed(command)
+
+    def refused():
+        error = mistake(command)
+        assert 'images have changed' in error and '--clean' in error and '--model_dir' in error
+        assert 'batch_size' not in error and 'num_pictures' not in error, error
+        return error
+
+    first = next((folder / 'dark').iterdir())
+    data = first.read_bytes()
+    first.write_bytes(next((spare / 'dark').iterdir()).read_bytes())
+    assert ' images, not ' not in refused()
+    first.write_bytes(data)
+    shutil.copytree(spare / 'new', folder / 'new')
+    assert "new classes: 'new'" in refused()
+    shutil.rmtree(folder / 'new')
+    shutil.copytree(spare / 'dark', folder / 'dark' / 'more')
+    shutil.copytree(spare / 'bright', folder / 'dark' / 'other')
+    assert '144 training images, not 108' in refused()
+    shutil.rmtree(folder / 'dark' / 'more')
+    shutil.rmtree(folder / 'dark' / 'other')
+    assert 'already finished' in succeed(command)
 
 
 def test_an_appended_head_by_flags(images, old_net, tmp_path):
