@@ -14,9 +14,9 @@ PACKAGE = pathlib.Path(official_resnet.__file__).parent
 ROOT = PACKAGE.parent
 # A room may import from itself and from those before it. A module of the package itself is a room of its own.
 ROOMS = """
-    errors bounds remedies files folders damage inputs building resnet_spec layers more_layers channel_attention
-    resnet_model resnet_variants checkpoints inference checkpoints_tools weights training resnet_run_loop reports
-    command_line experiments PROGRAM
+    errors bounds remedies files folders damage spreadsheets inputs building resnet_spec layers more_layers
+    channel_attention resnet_model resnet_variants checkpoints inference checkpoints_tools weights training
+    resnet_run_loop reports command_line experiments PROGRAM
     """.split()
 NO_KERAS = ROOMS[: ROOMS.index('building') + 1] + ['resnet_spec']  # rooms that never import it
 # What a program reads before it starts TensorFlow. An import inside a function is late, and does not count.
@@ -91,6 +91,12 @@ def test_only_files_and_folders_rename():
     """They flush what gets a final name, and the name."""
     rename = re.compile(r'\bos\.(replace|rename)\(|(?<!FileSystems)\.rename\(|shutil\.move\(')
     assert {dotted(path) for path in FILES if rename.search(path.read_text())} <= {'files', 'folders'}
+
+
+def test_only_spreadsheets_writes_csv():
+    """It knows which texts a spreadsheet would run."""
+    writer = re.compile(r'\bcsv\.(writer|DictWriter)\(')
+    assert {dotted(path) for path in FILES if writer.search(path.read_text())} == {'spreadsheets'}
 
 
 @pytest.mark.parametrize('name', NO_TENSORFLOW)

@@ -1,7 +1,7 @@
 """Write the features of images, batch by batch, into F.npz, F.csv or F.parquet. Imports no TensorFlow.
 
     F.npz       `features` float32 [n, d] and `files` [n], for numpy.load
-    F.csv       a row for each image: its file, then d numbers that read back as the same float32
+    F.csv       a row for each image: its file (see spreadsheets), then d numbers that read back as the same float32
     F.parquet   columns `file` and `features`, a list of d float32
 
 The rows are collected in the folder F.npz.part. If the program is stopped, the same command continues after the last
@@ -9,7 +9,6 @@ whole batch, and the file is the one that an undisturbed run writes.
 """
 
 import contextlib
-import csv
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from official_resnet import damage, files
+from official_resnet import damage, files, spreadsheets
 from official_resnet.errors import UserError
 
 FORMATS = ('.npz', '.csv', '.parquet')
@@ -137,10 +136,9 @@ def _write_npz(part, names, table):
 
 def _write_csv(part, names, table):
     with open(part, 'w', newline='', encoding='utf-8', errors='surrogateescape') as file:
-        writer = csv.writer(file)
-        writer.writerow(['file', *(f'feature{i}' for i in range(table.shape[1]))])
+        file.write(spreadsheets.text([['file', *(f'feature{i}' for i in range(table.shape[1]))]]))
         for name, row in zip(names, table, strict=True):
-            writer.writerow([name, *map(str, row)])  # str gives the shortest digits of a float32
+            file.write(spreadsheets.text([[name, *row]]))  # with the shortest digits of a float32
 
 
 def _write_parquet(part, names, table):

@@ -1,16 +1,14 @@
 """Report an evaluation class by class: accuracies, the worst and best classes, and confused classes."""
 
-import csv
-import io
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from official_resnet import files
+from official_resnet import files, spreadsheets
 
 if TYPE_CHECKING:
     import keras
@@ -157,8 +155,8 @@ def write(found: Report, folder: str | os.PathLike) -> None:
     for pair in found['confusions']:
         true, guessed = classes[pair['true']], classes[pair['guessed']]
         pairs.append((true['name'], true['id'], guessed['name'], guessed['id'], pair['count'], pair['share']))
-    tables = {'per_class': csv_text(columns, [row.values() for row in classes])}
-    tables['confusion'] = csv_text(('true', 'true_id', 'guessed', 'guessed_id', 'count', 'share'), pairs)
+    tables = {'per_class': spreadsheets.text([columns, *(row.values() for row in classes)])}
+    tables['confusion'] = spreadsheets.text([('true', 'true_id', 'guessed', 'guessed_id', 'count', 'share'), *pairs])
     write_files(folder, {'report.json': json_text(found)} | {f'{name}.csv': text for name, text in tables.items()})
 
 
@@ -183,10 +181,3 @@ def _accuracies(row, width=0):
 
 def _name(row):
     return f'{row["id"]} {row["name"]}' if row['id'] else row['name']
-
-
-def csv_text(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    """Return rows as CSV (RFC 4180), in which None is an empty field."""
-    file = io.StringIO()
-    csv.writer(file).writerows([columns, *rows])
-    return file.getvalue()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from official_resnet import checkpoints, files
+from official_resnet import checkpoints, files, spreadsheets
 from official_resnet.errors import UserError
 from official_resnet.reports import evaluate
 
@@ -217,7 +217,7 @@ def write(report: Mapping[str, Any], subject: Subject, found: evaluate.Guesses, 
         rows.append(entry.values())
     evaluate.write(dict(report), folder)
     columns = ('image', 'file', 'label', 'guess', 'probability', 'label_probability')
-    evaluate.write_files(folder, {'images.csv': evaluate.csv_text(columns, rows)})
+    evaluate.write_files(folder, {'images.csv': spreadsheets.text([columns, *rows])})
 
 
 def images_at(subject: Subject, rows: Sequence[int]) -> np.ndarray:
@@ -298,6 +298,7 @@ def write_comparison(found: Mapping[str, Any], folder: str | os.PathLike) -> Non
     results = {name: [run['results'][name] for run in found['runs']] for name in found['runs'][0]['results']}
     tests = {name: [None, *(test.get(name) for test in found['tests'])] for name in ('p', 'only_first', 'only_other')}
     tests = {f'mcnemar.{name}': values for name, values in tests.items()}
-    rows = [(name, *values) for name, values in {**results, **tests, **found['differences']}.items()]
-    texts = {'comparison.json': evaluate.json_text(found), 'comparison.csv': evaluate.csv_text(('field', *names), rows)}
+    rows = [('field', *names)]
+    rows += [(name, *values) for name, values in {**results, **tests, **found['differences']}.items()]
+    texts = {'comparison.json': evaluate.json_text(found), 'comparison.csv': spreadsheets.text(rows)}
     evaluate.write_files(folder, texts)

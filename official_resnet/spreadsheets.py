@@ -1,0 +1,23 @@
+"""Write tables as CSV (RFC 4180) whose texts no spreadsheet runs as formulas: the one home of csv.writer."""
+
+import csv
+import io
+from collections.abc import Iterable
+from typing import Any
+
+_STARTS = ('=', '+', '-', '@', '\t', '\r', '\n')  # of a cell that a spreadsheet may run
+
+
+def text(rows: Iterable[Iterable[Any]]) -> str:
+    r"""Return rows as CSV, in which None is an empty cell. A text that begins like a formula gets an apostrophe.
+
+    >>> text([['file', 'probability'], ['=1+1.png', -0.5], [None, 1]])
+    "file,probability\r\n'=1+1.png,-0.5\r\n,1\r\n"
+    """
+    file = io.StringIO()
+    csv.writer(file).writerows(map(_safe, row) for row in rows)
+    return file.getvalue()
+
+
+def _safe(cell):
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_STARTS) else cell
