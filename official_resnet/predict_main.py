@@ -3,8 +3,10 @@
     python predict_main.py --model /tmp/cifar10_model cat.jpg         # the model_dir of a training program
     python predict_main.py --model demo_model/best.keras cat.jpg      # the network of its best epoch
     python predict_main.py --model resnet50.keras --top 3 holiday/    # a file that checkpoints_tools/read_ckpt.py wrote
-    python predict_main.py --model resnet50.keras --json *.jpg > names.jsonl
+    python predict_main.py --model resnet50.keras --csv holiday/ > holiday.csv
     python predict_main.py --model resnet50.keras --explain cat.jpg   # also show where it looked
+    python predict_main.py --model demo_model --copy_to=sorted --min_probability=0.8 \\
+        holiday/                                                      # sort copies into sorted/CLASS
     python predict_main.py --model resnet50 cat.jpg                   # published weights, fetched by their name
     python predict_main.py --model resnet50 --features=pre_logits \\
         --output=features.npz DIR
@@ -14,7 +16,13 @@ correctly in 11 seconds (n = 1), most of which TensorFlow needed to start. Image
 
 The card beside the model, here resnet50.card.json, says how an image becomes the network's input. A model without a
 card is refused. Folders are searched for images. An image that cannot be read is reported and skipped. With --json,
-each image becomes one line: file, classes: [{index, name, id, probability}], explanation: {index, name, file} or null.
+each image becomes one line: file, classes: [{index, name, id, probability}], is_unsure, copy: a file or null,
+explanation: {index, name, file} or null. With --csv, it becomes a row, with a column for each of them, and further
+columns for the classes of rank 2 to --top.
+
+--copy_to copies each image into a folder for its likeliest class, or into _unsure if its probability is below
+--min_probability. Nothing is overwritten: a copy that is there already stays, and another image of that name gets a
+number. Run again, it changes nothing, even if the copies lie in the folder that is searched.
 
 python -m official_resnet.weights.pretrained lists the names of published weights. --features writes a row for each
 image into --output (.npz, .csv or .parquet): `pre_logits` is the input of the classifier, `group3` the mean over the
@@ -23,7 +31,7 @@ positions of the third residual group. If it is stopped, the same command contin
 
 import contextlib
 import hashlib
-import json
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -31,6 +39,7 @@ from typing import TYPE_CHECKING
 
 try:
     from absl import flags
+    from tqdm import tqdm
 
     from official_resnet import files
     from official_resnet.command_line import definer, program
@@ -44,7 +53,6 @@ if TYPE_CHECKING:
 
 NUM_TO_COMPILE = 32  # least number of images for which folding and compiling, which takes seconds, is worth it
 _NO_IMAGE = 'no image could be read; pass files or folders of images'
-MAX_NAME_WIDTH = 32  # width limit of the table's column of names, in characters
 _SOURCE = 'Source SHA-256'  # key of a PNG's text: only an explanation of the same image is overwritten
 EXPLANATION_SIZE = 224  # least height or width of an image in an explanation, in pixels
 
@@ -58,6 +66,10 @@ def define_flags() -> flags.FlagValues:
     define.string('model', None, text, 'm')
     define.integer('top', 5, 'Number of classes to name for each image.', None, 1, None)
     define.boolean('json', False, 'Print one line of JSON for each image.')
+    define.boolean('csv', False, 'Print CSV for a spreadsheet, with one row for each image.')
+    define.string('copy_to', None, 'Folder in which each image is copied into a folder for its class.')
+    text = 'Mark an image as unsure if its best probability is lower; --copy_to then copies it into _unsure.'
+    define.number('min_probability', 0.0, text, None, 0.0, 1.0)
     define.string('labels', None, "Text file with the names of the classes, one on each line, that replace the card's.")
     define.boolean('explain', False, 'Save NAME_grad_cam.png: where the network sees the class (arXiv:1610.02391).')
     define.string('explain_class', None, 'Number, name or WordNet id of the class to explain; default: the likeliest.')
@@ -76,15 +88,26 @@ def main(argv: Sequence[str]) -> int:
     return program.run_program(argv, __doc__, define_flags(), _run, takes_arguments=True)
 
 
-@program.reader_may_leave()
 def _run(values, arguments):
     if values.explain_class is not None and not values.explain:
         raise UserError('--explain_class needs --explain; pass both')
     for name in ('features', 'output'):
         if values[name].value is not None and None in (values.features, values.output):
             raise UserError(f'--{name} needs --{"output" if name == "features" else "features"}; pass both')
-    if values.features and (values.explain or values.json):
-        raise UserError('--features writes a file, without --explain and --json; leave them out')
+    for name in ('explain', 'json', 'csv', 'copy_to', 'min_probability'):
+        if values.features and values[name].value:
+            raise UserError(f'--features writes a file, without --{name}; leave it out')
+    if values.json and values.csv:
+        raise UserError('--json and --csv cannot be used together; pass one of them')
+    if values.copy_to == '':
+        raise UserError('--copy_to= is empty; pass a folder')
+    writes_files = values.features or values.explain or values.copy_to  # which a reader that leaves must not end
+    with contextlib.nullcontext() if writes_files else program.reader_may_leave():
+        return _answer(values, arguments)
+
+
+def _answer(values, arguments):
+    """Find the network and the images, and write features or name the images."""
     from official_resnet import resnet_variants
     from official_resnet.inference import feature_file
     from official_resnet.training import devices
@@ -96,7 +119,7 @@ def _run(values, arguments):
         _require_features(values.features, resnet_variants.find_spec(published.network), has_head=True)
     else:
         network = _network(path, values.features)
-    paths = find_images(arguments)
+    paths = find_images(arguments, values.copy_to)
     if not paths:
         raise UserError(_NO_IMAGE)
     if published:
@@ -113,7 +136,7 @@ def _network(path, features):
     network = network_files.find(path, needs_head=not features)
     _require_features(features, network.card.spec, network.card.num_classes > 0)
     if network.weights is not None and network.path.suffix != pathlib.Path(path).suffix:
-        print(f'predict_main: {path} has no model.keras yet; {network.path} is used', file=sys.stderr)
+        _say(f'{path} has no model.keras yet; {network.path} is used\n', sys.stderr)
     return network
 
 
@@ -126,33 +149,49 @@ def _require_features(name, spec, has_head):
 
 
 def _name_images(values, path, network, paths, devices):
-    """Print the likeliest classes of each image."""
-    from official_resnet.inference import card_reader
+    """Print the likeliest classes of each image, and copy or explain it."""
+    from official_resnet.inference import answers, card_reader, sorted_copies
 
     card = network.card
     card = card_reader.with_names(card, values.labels) if values.labels else card
-    explained = _explained_class(values, card)
-    devices.start_tensorflow(1)  # one op at a time: the fastest in inference
-    from official_resnet.inference import predict
+    explained, num_read = _explained_class(values, card), 0
+    write_format = answers.json_lines if values.json else answers.csv_rows if values.csv else answers.table
+    header, text_of = write_format(paths, card, values.top)
+    with contextlib.ExitStack() as stack:
+        copy = stack.enter_context(_copier(values, card)) if values.copy_to else None
+        devices.start_tensorflow(1)  # one op at a time: the fastest in inference
+        from official_resnet.inference import predict
 
-    model, _ = predict.load(path)
-    explain = _explainer(values, model, card, paths, explained) if values.explain else None
-    call, num_read, table = _compiled(model, card, paths, values), 0, _table(paths, card.names)
-    for batch, images in _batches(paths, card, values.batch_size):
-        num_read += len(batch)
-        if batch:
+        model, _ = predict.load(path)
+        explain = _explainer(values, model, card, paths, explained) if values.explain else None
+        call = _compiled(model, card, paths, values)
+        for batch, images in stack.enter_context(contextlib.closing(_batches(paths, card, values.batch_size))):
+            if not batch:
+                continue
+            if not num_read:
+                _say(header)
+            num_read += len(batch)
             probabilities = predict.probabilities(call, card, images)
             found = predict.guesses(card, probabilities, values.top)
             explanations = explain(batch, images, probabilities) if explain else [None] * len(batch)
-            for file, classes, explanation in zip(batch, found, explanations, strict=True):
-                if values.json:
-                    row = {'file': str(file), 'classes': [guess._asdict() for guess in classes]}
-                    print(json.dumps(row | {'explanation': explanation}), flush=True)
-                else:
-                    table(file, classes, explanation)
+            for file, guesses, explanation in zip(batch, found, explanations, strict=True):
+                is_unsure = guesses[0].probability < values.min_probability
+                copied = copy(file, sorted_copies.UNSURE if is_unsure else guesses[0].index) if copy else None
+                _say(text_of(answers.Answer(file, guesses, is_unsure, copied, explanation)))
     if not num_read:
         raise UserError(_NO_IMAGE)
     return 0
+
+
+@contextlib.contextmanager
+def _copier(values, card):
+    """Yield a function that copies a file into the folder of a class, given its number, or into another folder."""
+    from official_resnet.inference import sorted_copies
+
+    folder = pathlib.Path(values.copy_to).expanduser()
+    names = dict(enumerate(sorted_copies.folder_names(card.names, card.ids)))
+    with sorted_copies.copying(folder) as copy:
+        yield lambda path, place: copy(path, names.get(place, place))
 
 
 def _write_features(values, path, network, paths, devices):
@@ -175,8 +214,10 @@ def _write_features(values, path, network, paths, devices):
     with feature_file.collecting(values.output, about, output.shape[-1]) as rows:
         if rows.num_batches:
             print(f'{rows.num_rows} of {len(paths)} images are already done')
-        for batch, images in _batches(paths[rows.num_batches * size :], card, size):
-            rows.add([str(file) for file in batch], call(predict.network_input(card, images)).numpy() if batch else [])
+        with contextlib.closing(_batches(paths[rows.num_batches * size :], card, size)) as batches:
+            for batch, images in batches:
+                found = call(predict.network_input(card, images)).numpy() if batch else []
+                rows.add([str(file) for file in batch], found)
         if not rows.num_rows:
             raise UserError(_NO_IMAGE)
         print(f'{values.output}: {name} of {rows.num_rows} images, {output.shape[-1]} features each')
@@ -192,42 +233,56 @@ def _compiled(model, card, paths, values):
 
 
 def _batches(paths, card, batch_size):
-    """Yield (paths, images uint8 [n, h, w, c]) of the images that can be read, and report the others on stderr."""
+    """Yield (paths, images uint8 [n, h, w, c]) of the images that can be read, and report the others on stderr.
+
+    A terminal also shows a bar, if there is more than one batch.
+    """
     import numpy as np
 
     from official_resnet.inference import predict
 
-    for start in range(0, len(paths), batch_size):
-        batch, images = [], []
-        for path in paths[start : start + batch_size]:
-            try:
-                images.append(predict.prepare(path, card))
-                batch.append(path)
-            except UserError as error:
-                _skip(error)
-        yield batch, np.stack(images) if images else None
+    is_hidden = True if len(paths) <= batch_size else None  # None: unless stderr is a terminal
+    with tqdm(total=len(paths), unit=' images', leave=False, dynamic_ncols=True, disable=is_hidden) as bar:
+        for start in range(0, len(paths), batch_size):
+            batch, images = [], []
+            for path in paths[start : start + batch_size]:
+                try:
+                    images.append(predict.prepare(path, card))
+                    batch.append(path)
+                except UserError as error:
+                    _skip(error)
+            yield batch, np.stack(images) if images else None
+            bar.update(min(batch_size, len(paths) - start))
 
 
-def find_images(arguments: Sequence[str]) -> list[pathlib.Path]:
+def find_images(arguments: Sequence[str], copy_to: str | None = None) -> list[pathlib.Path]:
     """Return the image files that the arguments name or contain, in order. Report skipped arguments on stderr.
 
+    What lies in the folder `copy_to` is left out: the copies of an earlier run.
+
     Raises:
-        UserError: There are no arguments, or one is a URL.
+        UserError: There are no arguments, or one is a URL, or lies in `copy_to`.
     """
     from official_resnet.inputs import classes, images
 
     if not arguments:
         raise UserError('no images; pass files or folders of images')
-    paths = []
+    paths, copies = [], copy_to and os.path.realpath(os.path.expanduser(copy_to))
+
+    def is_copy(path) -> bool:
+        return bool(copies) and os.path.join(os.path.realpath(path), '').startswith(os.path.join(copies, ''))
+
     for argument in arguments:
         path = pathlib.Path(argument)
         if '://' in argument:
             raise UserError(f'{argument} is not a local file; download it and pass the file')
+        if is_copy(path):
+            raise UserError(f"'{path}' lies in --copy_to={copy_to}; pass another --copy_to, or images outside of it")
         found, others = ([path] if path.exists() else []), []
         if path.is_dir():
-            found, others = map(sorted, images.find_files(path))
+            found, others = ([file for file in sorted(some) if not is_copy(file)] for some in images.find_files(path))
         if others:
-            _skip(f'not images ({len(others)}): {classes.listed(others)}')
+            _skip(f'files in no known format of images ({len(others)}): {classes.listed(others)}')
         if not found:
             suffixes = ' '.join(images.SUFFIXES)
             _skip(f"'{path}' has no images ({suffixes})" if path.is_dir() else f"there is no '{path}'")
@@ -315,27 +370,14 @@ def _source_of(path):
         return None
 
 
-def _table(paths, names):
-    """Return a function that prints an image's rows, at its first call after a header; columns fit all rows."""
-    file_width = max(len('file'), *(len(str(path)) for path in paths))
-    name_width = min(max(len('name'), *map(len, names)), MAX_NAME_WIDTH)
-    rows = [('file', 'rank', 'name', 'probability')]
-
-    def show(path, guesses, explanation) -> None:
-        for rank, guess in enumerate(guesses, 1):
-            rows.append(('' if rank > 1 else str(path), rank, guess.name, f'{guess.probability:.4f}'))
-        if explanation:
-            rows.append(('', '', f'-> {explanation["file"]} ({explanation["name"]})', ''))
-        for file, rank, name, probability in rows:
-            line = f'{file:{file_width}}  {rank:>4}  {name:{name_width}}  {probability:>11}'
-            print(one_line(line.rstrip()), flush=True)
-        rows.clear()
-
-    return show
+def _say(text, file=None):
+    """Print a text at once, to standard output or a file, above the bar."""
+    tqdm.write(text, file or sys.stdout, end='')
+    (file or sys.stdout).flush()
 
 
 def _skip(reason):
-    print(f'predict_main: skipped: {one_line(reason)}', file=sys.stderr)
+    _say(f'skipped: {one_line(reason)}\n', sys.stderr)
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,4 +21,5 @@ def text(rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _safe(cell):
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_STARTS) else cell
+    is_text = cell is not None and not isinstance(cell, numbers.Real)
+    return f"'{cell}" if is_text and str(cell).startswith(_STARTS) else cell

@@ -81,7 +81,10 @@ EXPECTED = {
         '*.manifest.json: skipped': _NEW,
         'own*: *': 'own images are turned as their EXIF says',
     },
-    'predict': {'explained: *': 'image and overlay are beside each other, under class and probability'},
+    'predict': {
+        'explained: *': 'image, heat map and overlay are beside each other, under class and probability',
+        **{f'* {extra}: *': 'is_unsure and copy are new' for extra in ('json', 'explained')},
+    },
 }
 # Leaves that have another name since: {check: {old name after the first ': ': new name, or None if it is gone}}.
 RENAMED: dict[str, dict[str, str | None]] = {}

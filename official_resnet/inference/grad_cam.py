@@ -1,5 +1,7 @@
 """Show where a network looks: Grad-CAM (arXiv:1610.02391 Sec. 3) on the output of the last residual group."""
 
+import functools
+import unicodedata
 from collections.abc import Sequence
 
 import keras
@@ -13,6 +15,7 @@ from official_resnet.errors import UserError
 # The colours of 0, 1/4, ..., 1, RGB in 0..255. A brighter colour means more.
 COLOURS = ((0, 0, 130), (60, 20, 200), (220, 30, 120), (255, 130, 20), (255, 245, 120))
 CAPTION, GAP = 32, 4  # pixels: height of the caption of a page, and width between its images
+_FONTS = 'DejaVuSans.ttf', 'NotoSans-Regular.ttf', 'NotoSansCJK-Regular.ttc'  # of the system, if Pillow's lacks letters
 OPACITY = 0.5  # opacity of the brightest colour; the object must stay visible
 
 
@@ -58,6 +61,12 @@ def grad_cam(
     return tf.math.divide_no_nan(cam, largest).numpy()
 
 
+def heat_map(cam: np.ndarray) -> np.ndarray:
+    """Return the colours of a map [h, w] in 0..1: float [h, w, 3] in 0..255."""
+    stops = np.linspace(0, 1, len(COLOURS))
+    return np.stack([np.interp(cam, stops, channel) for channel in np.transpose(COLOURS)], -1)
+
+
 def overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
     """Return an image coloured by its map, uint8 [h, w, 3]. Where the map is 0, the image is unchanged.
 
@@ -65,36 +74,54 @@ def overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
         image: uint8 [h, w, 3], or [h, w, 1] for grey.
         cam: The map, [h, w] in 0..1.
     """
-    stops = np.linspace(0, 1, len(COLOURS))
-    colours = np.stack([np.interp(cam, stops, channel) for channel in np.transpose(COLOURS)], -1)
     opacity = OPACITY * np.asarray(cam, np.float32)[..., None]
-    return np.round(image * (1 - opacity) + colours * opacity).astype(np.uint8)
+    return np.round(image * (1 - opacity) + heat_map(cam) * opacity).astype(np.uint8)
 
 
-def pair(image: np.ndarray, cam: np.ndarray, least: int = 224) -> tuple[Image.Image, Image.Image]:
-    """Return the image and its overlay, which are enlarged if both sides are shorter than `least` pixels.
+def panels(image: np.ndarray, cam: np.ndarray, least: int = 224) -> tuple[Image.Image, Image.Image, Image.Image]:
+    """Return the image, its heat map and its overlay, which are enlarged if both sides are shorter than `least` pixels.
 
     `image` and `cam` are those of `overlay`.
     """
     factor = max(1, least // max(image.shape[:2]))
     size = (image.shape[1] * factor, image.shape[0] * factor)
     enlarged = Image.fromarray(np.broadcast_to(image, (*image.shape[:2], 3))).resize(size, Image.Resampling.BICUBIC)
-    heat = np.asarray(Image.fromarray(np.asarray(cam, np.float32)).resize(size, Image.Resampling.BILINEAR))
-    return enlarged, Image.fromarray(overlay(np.asarray(enlarged), np.clip(heat, 0, 1)))
+    heat = np.asarray(Image.fromarray(np.asarray(cam, np.float32)).resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
+    coloured = overlay(np.asarray(enlarged), heat)
+    return enlarged, Image.fromarray(heat_map(heat).round().astype(np.uint8)), Image.fromarray(coloured)
 
 
 def page(image: np.ndarray, cam: np.ndarray, caption: str, least: int = 224) -> Image.Image:
-    """Return the image and its overlay of `pair` side by side, below a caption, for example 'horse, 98.2 %'."""
-    enlarged, coloured = pair(image, cam, least)
-    size = enlarged.size
-    font = ImageFont.load_default(CAPTION // 2)
-    while font.getlength(caption) > 2 * size[0] - CAPTION and len(caption) > 4:
+    """Return the image, its heat map and its overlay side by side, below a caption, for example 'horse, 98.2 %'."""
+    shown = panels(image, cam, least)
+    width, height = shown[0].size
+    canvas = Image.new('RGB', (len(shown) * (width + GAP) - GAP, CAPTION + height), 'white')
+    caption, font = _drawable(caption)
+    while font.getlength(caption) > canvas.width - CAPTION and len(caption) > 4:
         caption = f'{caption[:-4]}...'
-    canvas = Image.new('RGB', (2 * size[0] + GAP, CAPTION + size[1]), 'white')
     ImageDraw.Draw(canvas).text((canvas.width / 2, CAPTION / 2), caption, 'black', font, anchor='mm')
-    canvas.paste(enlarged, (0, CAPTION))
-    canvas.paste(coloured, (size[0] + GAP, CAPTION))
+    for number, panel in enumerate(shown):
+        canvas.paste(panel, (number * (width + GAP), CAPTION))
     return canvas
+
+
+def _drawable(text):
+    """Return a text and a font that has all its letters. If there is none, other letters replace them, or '?'."""
+    for font in filter(None, map(_font, ('', *_FONTS))):
+        absent = bytes(font.getmask('\U0010ffff'))  # what it draws for a letter that it lacks
+        if not any(bytes(font.getmask(letter)) == absent for letter in set(text)):
+            return text, font
+    letters = (letter for letter in unicodedata.normalize('NFKD', text) if not unicodedata.combining(letter))
+    return ''.join(letters).encode('ascii', 'replace').decode(), _font('')
+
+
+@functools.cache
+def _font(name):
+    """Return a font of the system, '': Pillow's own; or None."""
+    try:
+        return ImageFont.truetype(name, CAPTION // 2) if name else ImageFont.load_default(CAPTION // 2)
+    except OSError:
+        return None
 
 
 def features(model: keras.Model) -> keras.Model:

@@ -139,20 +139,22 @@ def decode(
             finally:
                 del image  # before its pixels are given back
     except UnidentifiedImageError:  # its message contains a memory address
-        is_heic = jpeg.is_heic(_head(source))
-        raise ValueError(jpeg.HEIC if is_heic else 'cannot identify image file') from None
+        head = _head(source)
+        other = 'not an image in a known format; save it as JPEG or PNG' if head else 'the file is empty; get it again'
+        raise ValueError(jpeg.HEIC if jpeg.is_heic(head) else other) from None
     except Exception as error:  # noqa: BLE001  a broken file makes Pillow raise anything
         is_of_system = isinstance(error, OSError) and damage.is_of_machine(error)
         if is_of_system or isinstance(error, MemoryError):  # not the image's fault: it is not left out
             raise
         reason = getattr(error, 'strerror', None) or next(iter(str(error).splitlines()), '') or type(error).__name__
-        raise ValueError(reason) from error
+        remedy = files.advice(error, '') if isinstance(error, OSError) else ''
+        raise ValueError(f'{reason}; {remedy}' if remedy else reason) from error
 
 
 def _head(source):
-    """Return the first 12 bytes of a file or of its bytes; b'' of an image that is neither."""
+    """Return the first 12 bytes of a file or of its bytes; b'?' of an image that is neither."""
     if not isinstance(source, str | os.PathLike):
-        return source[:12] if isinstance(source, bytes) else b''
+        return source[:12] if isinstance(source, bytes) else b'?'
     with open(source, 'rb', opener=files.plain) as file:
         return file.read(12)
 

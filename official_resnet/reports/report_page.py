@@ -39,9 +39,9 @@ def gallery(subject: report.Subject, found: Mapping[str, Any]) -> dict[str, list
             try:
                 inputs = NORMALIZATIONS[subject.card.normalization](image[None])
                 cam = grad_cam.grad_cam(subject.model, inputs, [entry['guess']])[0]
-                uris = [_jpeg(part) for part in grad_cam.pair(_pixels(image), cam, LEAST)]
+                uris = [_jpeg(part) for part in grad_cam.panels(_pixels(image), cam, LEAST)[::2]]  # without the map
             except UserError:  # not a network of resnet_model
-                uris = [_jpeg(grad_cam.pair(_pixels(image), np.zeros(image.shape[:2]), LEAST)[0]), '']
+                uris = [_jpeg(grad_cam.panels(_pixels(image), np.zeros(image.shape[:2]), LEAST)[0]), '']
             result[name].append((uris[0], uris[1]))
     return result
 
@@ -83,7 +83,7 @@ def inside(subject: report.Subject, path: str | os.PathLike | None) -> dict[str,
         maps.append(row | {'image': mosaic})
     probabilities = tf.nn.softmax(model(inputs, training=False)).numpy()
     best = [(guess.name, guess.probability) for guess in predict.guesses(card, probabilities, 3)[0]]
-    shown = _jpeg(grad_cam.pair(_pixels(image[0]), np.zeros(image.shape[1:3]), LEAST)[0])
+    shown = _jpeg(grad_cam.panels(_pixels(image[0]), np.zeros(image.shape[1:3]), LEAST)[0])
     return {'filters': _filters(model, card), 'image': shown, 'name': name, 'guesses': best, 'maps': maps}
 
 

@@ -84,17 +84,27 @@ def test_overlay():
     np.testing.assert_array_equal(grad_cam.overlay(image[..., :1], np.array([[0, 0.5, 1]])), got)
 
 
-def test_a_page_has_the_image_the_overlay_and_a_caption():
+def test_a_page_has_the_image_the_map_the_overlay_and_a_caption():
     image, cam = np.full((2, 3, 1), 100, np.uint8), np.zeros((2, 3), np.float32)
     cam[:, 2] = 1
     page = np.asarray(grad_cam.page(image, cam, 'horse, 98.2%', least=30))
-    assert page.shape == (32 + 20, 2 * 30 + 4, 3)  # enlarged ten times
-    caption, ours, theirs = page[:32], page[32:, :30], page[32:, 34:]
+    assert page.shape == (32 + 20, 3 * 30 + 2 * 4, 3)  # enlarged ten times
+    caption, ours, heat, theirs = page[:32], page[32:, :30], page[32:, 34:64], page[32:, 68:]
     assert caption.min() < 100 and (caption[0] == 255).all()
-    assert (ours == 100).all() and (page[32:, 30:34] == 255).all()
+    assert (ours == 100).all() and (page[32:, 30:34] == 255).all() and (page[32:, 64:68] == 255).all()
+    assert (heat[:, 0] == grad_cam.COLOURS[0]).all() and (heat[:, -1] == grad_cam.COLOURS[-1]).all()
     assert (theirs[:, 0] == 100).all() and (theirs[:, -1] == [178, 172, 110]).all()
 
 
 def test_a_long_caption_is_cut_at_the_width_of_a_page():
     page = np.asarray(grad_cam.page(np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8)), 'x' * 999, least=100))
-    assert page.shape[1] == 2 * 96 + 4 and (page[:32, :2] == 255).all()
+    assert page.shape[1] == 3 * 96 + 2 * 4 and (page[:32, :2] == 255).all()
+
+
+@pytest.mark.parametrize('fonts', [grad_cam._FONTS, ()])
+def test_letters_that_no_font_has_are_replaced(fonts, monkeypatch):
+    """Pillow's own font draws a box for all but ASCII, and CJK fonts are seldom installed."""
+    monkeypatch.setattr(grad_cam, '_FONTS', fonts)
+    caption, font = grad_cam._drawable('Käse 猫\U0010fffe, 9%')
+    assert caption == 'Kase ??, 9%' and font == grad_cam._font('')
+    assert grad_cam._drawable('cat, 98.2%') == ('cat, 98.2%', grad_cam._font(''))

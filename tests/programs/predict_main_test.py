@@ -1,18 +1,23 @@
 """predict_main as a user runs it: tables, JSON, explanations, odd images, one line for each mistake."""
 
+import csv
 import dataclasses
+import errno
+import io
 import json
 import os
+import pathlib
 import shutil
 
 import numpy as np
 import pytest
+import tqdm
 from fixtures import programs
 from fixtures.networks import save_network
 from PIL import Image
 
 from official_resnet import predict_main
-from official_resnet.inference import predict
+from official_resnet.inference import predict, sorted_copies
 
 NAMES = ('dark', 'red', 'green\tand\x1b blue')
 
@@ -60,7 +65,8 @@ def test_json(call, model_dir, folder):
     paths = [folder / 'b.png', folder / 'deeper' / 'b.jpg', folder / 'b.png']
     assert [row['file'] for row in rows] == list(map(str, paths))
     for row, guesses in zip(rows, expected_guesses(model_dir, paths, 2), strict=True):
-        assert set(row) == {'file', 'classes', 'explanation'} and row['explanation'] is None
+        assert set(row) == {'file', 'classes', 'is_unsure', 'copy', 'explanation'}
+        assert (row['is_unsure'], row['copy'], row['explanation']) == (False, None, None)
         for found, guess in zip(row['classes'], guesses, strict=True):
             assert found == guess._asdict() | {'probability': pytest.approx(guess.probability, rel=1e-5)}
 
@@ -76,6 +82,87 @@ def test_the_table_is_aligned_and_obeys_no_name(call, model_dir, folder):
     assert out.count('green?and? blue') == 2 and '\x1b' not in out
     [[first]] = expected_guesses(model_dir, [folder / 'b.png'], 1)
     assert lines[1].endswith(f'{first.probability:.4f}')
+
+
+def test_csv_has_a_row_for_each_image_and_no_formula(call, model_dir, folder, tmp_path):
+    (tmp_path / 'names.txt').write_text('=1+1\n-x\n@y\n')
+    code, out, err = call(folder, '--csv', '--top=2', '--labels', tmp_path / 'names.txt', '--min_probability=1')
+    assert (code, err) == (0, '')
+    rows = list(csv.DictReader(io.StringIO(out, newline='')))
+    columns = 'file name id probability is_unsure copy explanation name_2 id_2 probability_2'.split()
+    assert list(rows[0]) == columns and {row['is_unsure'] for row in rows} == {'TRUE'}
+    paths = [folder / 'b.png', folder / 'deeper' / 'b.jpg']
+    for row, path, guesses in zip(rows, paths, expected_guesses(model_dir, paths, 2), strict=True):
+        names = ["'=1+1", "'-x", "'@y"]
+        assert [row['file'], row['id'], row['copy']] == [str(path), '', '']
+        assert [row['name'], row['name_2']] == [names[guess.index] for guess in guesses]
+        assert float(row['probability_2']) == pytest.approx(guesses[1].probability, abs=1e-5)
+
+
+def listed(folder):
+    """Return {path: (content, what changes if a file is written again)} of the files below a folder."""
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in folder.rglob('*')
+        if path.is_file()
+    }
+
+
+def test_copies_are_sorted_once_and_overwrite_nothing(call, model_dir, folder):
+    """Also into the folder that is searched, for images of one name, and where another file has the name."""
+    root = folder / 'deeper' / 'sorted'
+    shutil.copytree(folder / 'deeper', folder / 'again')  # the same bytes: no copy of its own
+    for name, mode in (('a', 'L'), ('c', 'RGB')):
+        (folder / name).mkdir()
+        Image.new(mode, (9, 9)).save(folder / name / 'b.jpg')
+    (root / '_unsure').mkdir(parents=True)
+    (root / '_unsure' / 'b.jpg').write_text('mine')
+    (root / '_unsure' / 'b_2.jpg').symlink_to('nowhere')
+    sources = listed(folder)
+    rows = rows_of(call(folder, '--json', '--copy_to', root, '--min_probability=1'))
+    assert [row['is_unsure'] for row in rows] == [True] * 5
+    copies = [row['copy'].removeprefix(f'{root}/_unsure/') for row in rows]  # in the order of the folders
+    assert copies == ['b_3.jpg', 'b_4.jpg', 'b.png', 'b_5.jpg', 'b_4.jpg']
+    for row in rows:
+        assert pathlib.Path(row['copy']).read_bytes() == pathlib.Path(row['file']).read_bytes()
+    before = listed(folder)
+    assert before.items() > sources.items() and len(before) == len(sources) + 4
+    code, out, err = call(folder, '--copy_to', root, '--min_probability=1')
+    assert code == 0 and out.count(' unsure\n') == 5 and out.count(f'-> {root}/_unsure/b') == 5, err
+    assert listed(folder) == before and [*root.iterdir()] == [root / '_unsure']  # nothing temporary is left
+    [row] = rows_of(call(folder / 'b.png', '--json', '--copy_to', root))
+    assert row['copy'] == str(root / row['classes'][0]['name'].replace('\t', '_').replace('\x1b', '_') / 'b.png')
+
+
+@pytest.mark.parametrize(
+    'names,expected',
+    [
+        (['cat', 'a/b', '..', '.', '', '.cat', 'c:\0d '], ['cat', 'a_b', '__2', '__3', '__4', '_cat', 'c__d']),
+        (['a', 'A', 'a_0', 'caf\u00e9', 'cafe\u0301'], ['a_0_0', 'A_1', 'a_0', 'caf\u00e9_3', 'cafe\u0301_4']),
+        (['_unsure', '\udcff', 'x' * 999], ['_unsure_0', '_', 'x' * 200]),
+    ],
+)
+def test_folders_of_classes(names, expected, tmp_path):
+    found = sorted_copies.folder_names(names, [None] * len(names))
+    assert found == expected
+    for name in found:
+        (tmp_path / name).mkdir()
+    assert len(list(tmp_path.iterdir())) == len(names)
+
+
+@pytest.mark.parametrize('error', [errno.EPERM, errno.EEXIST])
+def test_copies_without_hard_links_or_beside_a_faster_process(error, folder, tmp_path, monkeypatch):
+    def link(part, target):
+        if error == errno.EEXIST and not os.path.exists(target):
+            pathlib.Path(target).write_text('of the other process')
+            monkeypatch.undo()
+        raise OSError(error, '', str(target))
+
+    monkeypatch.setattr(os, 'link', link)
+    with sorted_copies.copying(tmp_path / 'new') as copy:
+        path = copy(folder / 'b.png', 'cat')
+    assert path == tmp_path / 'new' / 'cat' / ('b.png' if error == errno.EPERM else 'b_2.png')
+    assert path.read_bytes() == (folder / 'b.png').read_bytes() and len(list((tmp_path / 'new').iterdir())) == 1
 
 
 def test_many_images_are_computed_by_a_compiled_network(call, folder):
@@ -94,7 +181,7 @@ def test_explanations(call, folder, tmp_path):
     for row, path in zip(rows, paths, strict=True):
         assert row['explanation']['index'] == row['classes'][0]['index']
         with Image.open(path) as image:
-            assert image.size == (2 * 224 + 4, 224 + 32) and image.mode == 'RGB'  # 16 x 16, enlarged
+            assert image.size == (3 * 224 + 2 * 4, 224 + 32) and image.mode == 'RGB'  # 16 x 16, enlarged
     for text in ('1', 'red'):
         result = call(folder / 'b.png', '--explain', '--explain_class', text, '--output_dir', output_dir)
         assert result[1].splitlines()[-1].split() == ['->', paths[0], '(red)'], result
@@ -126,7 +213,7 @@ def test_grey_padded_images_are_explained_without_the_padding(call, tmp_path):
     code, _, err = call('--model', tmp_path, tmp_path / 'a.png', '--explain', '--output_dir', tmp_path)
     assert code == 0, err
     with Image.open(tmp_path / 'a_grad_cam.png') as image:
-        assert image.size == (2 * 224 + 4, 224 + 32)  # 8 times 28
+        assert image.size == (3 * 224 + 2 * 4, 224 + 32)  # 8 times 28
 
 
 def test_what_cannot_be_read_is_named_and_left_out(call, folder, tmp_path):
@@ -145,10 +232,12 @@ def test_what_cannot_be_read_is_named_and_left_out(call, folder, tmp_path):
     assert (
         len(lines) == len(bad) + len(others) + 1
         and f"(1): '{folder}/readme.md'" in err
-        and all(line.startswith('predict_main: ') for line in lines)
+        and all(line.startswith('skipped: ') for line in lines)
     ), err
     for name in (*bad, *(path.name for path in others)):
         assert sum(name in line for line in lines) == 1, err
+    remedies = {'text.png': 'save it as JPEG', 'empty.gif': 'empty; get it again'}
+    assert all(remedy in next(line for line in lines if name in line) for name, remedy in remedies.items()), err
     for paths in ([folder / name for name in bad], others[:1]):
         code, out, err = call(*paths)
         assert code == 1 and out == '' and err.count('\n') == len(paths) + 1
@@ -176,6 +265,8 @@ def test_mistakes_are_one_line(model_dir, folder, tmp_path):
         ('http://a.b/c.jpg', 'http://a.b/c.jpg'),
         (f'{image} --labels {tmp_path}/same.txt --explain --explain_class crane', '0, 1'),
         (f'{image} --explain --explain_class blue', "'blue'"),
+        (f'{folder} --copy_to={folder}/deeper/..', f"'{folder}' lies in --copy_to"),
+        (f'{folder}/deeper --copy_to={folder}', f"'{folder}/deeper' lies in --copy_to"),
     ):
         assert message in programs.mistake(f'{line} {args}')
 
@@ -204,3 +295,30 @@ def test_a_reader_that_has_enough(model_dir, folder, monkeypatch, capfd):
     monkeypatch.setattr(os, 'dup2', lambda *args: replaced.append(args))
     assert predict_main.main(['predict_main.py', '--model', str(model_dir), str(folder)]) == 0
     assert replaced and capfd.readouterr().err == ''
+
+
+def test_a_reader_that_leaves_does_not_end_the_copying_unnoticed(model_dir, folder, tmp_path):
+    line = f'predict_main --model {model_dir} {folder} --copy_to={tmp_path}/sorted'
+    process = programs.start(line)
+    process.stdout.close()
+    error = process.stderr.read()
+    assert process.wait() == 1 and 'nothing reads its output' in error and 'same command again' in error
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize('count', [8, 9])
+def test_a_terminal_shows_progress_if_there_are_several_batches(call, folder, count, monkeypatch):
+    terminal = Terminal()
+
+    class Bar(tqdm.tqdm):
+        def __init__(self, **options):
+            super().__init__(file=terminal, **options)
+
+    monkeypatch.setattr(predict_main, 'tqdm', Bar)
+    code, out, err = call(*[folder / 'b.png'] * count, '--top=1')
+    assert (code, err) == (0, '') and len(out.splitlines()) == 1 + count
+    assert ('0/9' in terminal.getvalue()) == (count > 8)

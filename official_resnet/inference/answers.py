@@ -1,0 +1,80 @@
+"""Print what a network says of images: as a table for people, as JSON lines, or as CSV for a spreadsheet."""
+
+import itertools
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from official_resnet import spreadsheets
+from official_resnet.errors import one_line
+
+if TYPE_CHECKING:
+    from official_resnet.inference.card_reader import Card
+    from official_resnet.inference.predict import Guess
+
+MAX_NAME_WIDTH = 32  # width limit of the table's column of names, in characters
+_OF_GUESS = ('name', 'id', 'probability')  # columns of CSV
+
+
+class Answer(NamedTuple):
+    """What is known of an image."""
+
+    file: pathlib.Path
+    guesses: 'Sequence[Guess]'  # the likeliest first
+    is_unsure: bool  # whether the best probability is below --min_probability
+    copy: pathlib.Path | None  # of --copy_to
+    explanation: dict[str, Any] | None  # {'index', 'name', 'file'}
+
+
+Format = tuple[str, Callable[[Answer], str]]  # the text before all answers, and that of an answer
+
+
+def table(paths: Sequence[pathlib.Path], card: 'Card', top: int) -> Format:
+    """Return the format of a table, whose columns fit all rows."""
+    file_width = max(len('file'), *(len(str(path)) for path in paths))
+    name_width = min(max(len('name'), *map(len, card.names)), MAX_NAME_WIDTH)
+
+    def line(file, rank, name, probability, mark='') -> str:
+        text = f'{file:{file_width}}  {rank:>4}  {name:{name_width}}  {probability:>11}  {mark}'
+        return one_line(text.rstrip()) + '\n'
+
+    def text(answer) -> str:
+        lines = []
+        for rank, guess in enumerate(answer.guesses, 1):
+            first = (str(answer.file), 'unsure' * answer.is_unsure) if rank == 1 else ('', '')
+            lines.append(line(first[0], rank, guess.name, f'{guess.probability:.4f}', first[1]))
+        if answer.copy:
+            lines.append(line('', '', f'-> {answer.copy}', ''))
+        if answer.explanation:
+            lines.append(line('', '', f'-> {answer.explanation["file"]} ({answer.explanation["name"]})', ''))
+        return ''.join(lines)
+
+    return line('file', 'rank', 'name', 'probability'), text
+
+
+def json_lines(paths: Sequence[pathlib.Path], card: 'Card', top: int) -> Format:
+    """Return the format of a line of JSON for each image."""
+
+    def text(answer) -> str:
+        copy = None if answer.copy is None else str(answer.copy)
+        row = {'file': str(answer.file), 'classes': [guess._asdict() for guess in answer.guesses]}
+        row |= {'is_unsure': answer.is_unsure, 'copy': copy, 'explanation': answer.explanation}
+        return json.dumps(row) + '\n'
+
+    return '', text
+
+
+def csv_rows(paths: Sequence[pathlib.Path], card: 'Card', top: int) -> Format:
+    """Return the format of a row for each image: the likeliest class first, the others in columns to the right."""
+    top = min(top, card.num_classes)
+    columns = ['file', *_OF_GUESS, 'is_unsure', 'copy', 'explanation']
+    columns += [f'{name}_{rank}' for rank in range(2, top + 1) for name in _OF_GUESS]
+
+    def text(answer) -> str:
+        first, *others = [(guess.name, guess.id, round(guess.probability, 6)) for guess in answer.guesses]
+        explanation = answer.explanation and answer.explanation['file']
+        row = [answer.file, *first, str(answer.is_unsure).upper(), answer.copy, explanation, *itertools.chain(*others)]
+        return spreadsheets.text([row])
+
+    return spreadsheets.text([columns]), text
