@@ -24,6 +24,18 @@ setup(
         'official_resnet.reports': ['report.html.jinja'],
         'official_resnet.weights': ['published.tsv'],
     },
+    # The commands of an installation without a clone. pip makes a script of each; see docs/index.md.
+    entry_points={
+        'console_scripts': [
+            'resnet-cifar10 = official_resnet.cifar10_main:run',
+            'resnet-imagenet = official_resnet.imagenet_main:run',
+            'resnet-images = official_resnet.image_folder_main:run',
+            'resnet-predict = official_resnet.predict_main:run',
+            'resnet-report = official_resnet.report_main:run',
+            'resnet-export = official_resnet.export_main:run',
+            'resnet-convert = checkpoints_tools.read_ckpt:run',
+        ],
+    },
     install_requires=[
         'tensorflow~=2.21.0',
         'keras~=3.15.0',

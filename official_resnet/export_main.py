@@ -100,7 +100,7 @@ def _export(values):
             made = part / 'files' / output.name
             rows, lines = (_torch if values.to == 'torch' else _graph)(values, path, network, part, made, paths)
             run, choice = hub_card.of_run(network.path, network.card_path), values.flag_values_dict()
-            command = shlex.join(['python', 'official_resnet/export_main.py', *_given(values)])
+            command = shlex.join(['resnet-export', *_given(values)])
             text = hub_card.text(output.name, network.card, choice, run, rows, command)
             files.write_text(made.with_name(hub_card.NAME), text)
             files.make_folder(output.parent)
@@ -229,5 +229,10 @@ def _silent():
         raise fault
 
 
-if __name__ == '__main__':
+def run() -> None:
+    """Run with the arguments of the command line and exit."""
     sys.exit(main(sys.argv))
+
+
+if __name__ == '__main__':
+    run()

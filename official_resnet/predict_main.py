@@ -380,5 +380,10 @@ def _skip(reason):
     _say(f'skipped: {one_line(reason)}\n', sys.stderr)
 
 
-if __name__ == '__main__':
+def run() -> None:
+    """Run with the arguments of the command line and exit."""
     sys.exit(main(sys.argv))
+
+
+if __name__ == '__main__':
+    run()

@@ -234,5 +234,10 @@ def _compare(values, sources, folder):
     return 0
 
 
-if __name__ == '__main__':
+def run() -> None:
+    """Run with the arguments of the command line and exit."""
     sys.exit(main(sys.argv))
+
+
+if __name__ == '__main__':
+    run()

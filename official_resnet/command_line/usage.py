@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import os
+import re
 import textwrap
 from collections.abc import Sequence
 
@@ -94,7 +95,12 @@ def _require_flag_files(arguments, above, found):
 
 
 def help_of(argv: Sequence[str], doc: str, values: flags.FlagValues, row: Program | None) -> str:
-    """Return the answer to --help, or to --helpfull: `text`, or absl's list of all flags."""
+    """Return the answer to --help, or to --helpfull: `text`, or absl's list of all flags.
+
+    The examples call the program as the user did: by its path, or by the command that an installation made of it.
+    """
+    if not argv[0].endswith('.py') and (script := re.search(r'python (?:\w+/)*\w+\.py', doc)):
+        doc = doc.replace(script[0], os.path.basename(argv[0]))
     if '--helpfull' in argv:
         return f'{doc}\nflags:\n{values.get_help()}'
     with contextlib.suppress(flags.Error, ValueError, RecursionError):  # other flags may be wrong
