@@ -43,7 +43,7 @@ OBSOLETE = (
     ('tf_data_experimental_slack', None, 'the input prefetches as needed'),
     ('enable_lars', None, 'use --optimizer=lars'),
 )
-_RIVALS = {'tfds', 'image_folder', 'image_list', 'use_synthetic_data', PRETRAINED, 'local_workers'}  # see partners
+_RIVALS = {'tfds', 'image_folder', 'image_list', 'use_synthetic_data', PRETRAINED, 'local_workers', 'optimizer'}
 OBSOLETE_SWITCHES = ('multi_gpu', 'use_train_and_evaluate', 'tf_data_experimental_slack', 'enable_lars')
 
 

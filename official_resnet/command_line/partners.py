@@ -5,7 +5,7 @@ from typing import Any
 
 from absl import flags
 
-from official_resnet.command_line.flags import MULTI_WORKER, Program, fields_of
+from official_resnet.command_line.flags import MULTI_WORKER, Program, fields_of, recipe_of
 from official_resnet.errors import UserError
 from official_resnet.training.config import PRETRAINED
 
@@ -36,12 +36,18 @@ def require(values: flags.FlagValues, chosen: Mapping[str, Any], program: Progra
         raise UserError(
             f'{cause} has the network {chosen["variant"]}, and --{PRETRAINED} its own; leave one of them out'
         )
-    sources = 'tfds', 'image_folder', 'image_list', 'use_synthetic_data'
-    sources = [f'--{name}' for name in sources if name in values and values[name].value]
+    names = 'tfds', 'image_folder', 'image_list', 'use_synthetic_data'
+    sources = [f'--{name}' for name in names if name in values and values[name].value]
     if len(sources) > 1:
         raise UserError(f'{" and ".join(sources)} cannot be used together; pass one of them')
     if values.fine_tune and values.transfer not in (None, 'head'):
         raise UserError(f'--fine_tune means --transfer=head, not --transfer={values.transfer}; pass one of them')
+    optimizer = recipe_of(values, program, chosen.get('recipe')).get('optimizer', 'momentum')
+    if values.optimizer not in (None, optimizer) and not values['base_learning_rate'].present:
+        raise UserError(
+            f'--optimizer={values.optimizer} needs --base_learning_rate; that of --recipe={values.recipe} is for '
+            f'{optimizer}, and docs/optimizers.md has rates to begin with'
+        )
     asks_for_workers = values.worker_hosts or values.local_workers > 1
     if asks_for_workers and values.distribution_strategy not in ('default', MULTI_WORKER):
         flag = '--worker_hosts' if values.worker_hosts else '--local_workers'

@@ -354,6 +354,9 @@ class TrainConfig:
         if self.target_threshold and self.loss == 'softmax':
             fault = f'--target_threshold={self.target_threshold} has no effect with --loss=softmax'
             raise UserError(f'{fault}; pass --loss=sigmoid, or --target_threshold=0')
+        if self.target_threshold >= 1 - self.label_smoothing > 0:  # a label smoothed becomes about that
+            fault = f'--target_threshold={self.target_threshold} leaves no target of 1'
+            raise UserError(f'{fault} with --label_smoothing={self.label_smoothing}; lower one of them')
         if self.test_views != 'plain' and self.trains_on_features:
             raise UserError(f'--test_views={self.test_views} with --transfer=head needs --augment, or leave it out')
         if self.transfer == 'head' and (factor := self.backbone_learning_rate_factor) != 1:

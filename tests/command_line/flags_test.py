@@ -419,7 +419,11 @@ PRETRAINED = '--pretrained_model_checkpoint_path=x'
 )
 def test_a_flag_that_would_have_no_effect_is_refused(line, missing, remedy):
     """It names what it needs; with that, whether a flag or a recipe has it, it is accepted."""
-    without = f'--optimizer=adam --weight_decay=0 {line}' if missing.startswith('--optimizer') else line
+    without = (
+        f'--optimizer=adam --base_learning_rate=1e-3 --weight_decay=0 {line}'
+        if missing.startswith('--optimizer')
+        else line
+    )
     with pytest.raises(UserError, match=rf'^--\w+ needs {re.escape(missing)};'):
         config(without)
     config(f'{without} {remedy}')

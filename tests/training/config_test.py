@@ -34,7 +34,16 @@ def test_the_identity_of_a_run_is_what_a_checkpoint_depends_on():
     assert set(IDENTITY) == {
         *('spec', 'dataset', 'num_train_images', 'image_size', 'validation_fraction', 'normalization', 'num_classes'),
         *('batch_size', 'seed', 'optimizer', 'augment', 'flip', 'augmentation', 'transfer', 'train_last_groups'),
-        *('head', 'pretrained_classes', 'views', 'background', 'sync_batch_norm', 'experiment', 'weight_averaging'),
+        *(
+            'head',
+            'pretrained_classes',
+            'views',
+            'background',
+            'balance',
+            'sync_batch_norm',
+            'experiment',
+            'weight_averaging',
+        ),
     }
 
 
@@ -57,7 +66,7 @@ def test_how_a_folder_is_read():
         return dataclasses.replace(CONFIG, spec=spec, **fields).folder_options()
 
     own = options(resnet_variants.cifar_spec(8), seed=3)
-    assert own == {'image_size': 40, 'channels': 3, 'validation_fraction': 0.1, 'seed': 3}
+    assert own == {'image_size': 40, 'channels': 3, 'validation_fraction': 0.1, 'seed': 3, 'balance': False}
     sizes = {resnet_variants.cifar_spec(8): (32, 3), resnet_variants.imagenet_spec(18): (224, 3)}
     for spec, expected in (sizes | {resnet_variants.mnist_spec(): (32, 1)}).items():
         made = options(spec, image_size=None)
