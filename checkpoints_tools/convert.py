@@ -215,7 +215,7 @@ def to_family(path: str | os.PathLike, output: str | os.PathLike, family: str) -
     source, _ = fit(module, shapes, f"{path} in {whose}'s names", remedy=remedy)
     if different := _first_difference(model, _build(source.spec, source.num_classes)):
         raise UserError(f"{path} differs from {whose}'s {source.variant}, {different}: {remedy}")
-    verify.verify(model, module, variables, source)
+    verify.verify(model, module, variables, source, remedy=remedy)
     with files.write_errors(f"'{target}'", ', or pass another --output'):
         files.make_folder(target.parent)
         module.write(target, variables, source)

@@ -19,6 +19,7 @@ try:
     from absl import flags
 
     from checkpoints_tools import FAMILIES, TARGETS
+    from official_resnet import files
     from official_resnet.command_line import definer, program
     from official_resnet.errors import UserError, one_line
 except ModuleNotFoundError as error:  # run by its path without an installation
@@ -59,6 +60,8 @@ def main(argv: list[str]) -> int:
 
 def _run(values):
     _check_paths(values)
+    if not values.list:
+        files.say(one_line(f'reading {values.input}; TensorFlow starts first'))
     from official_resnet.training import devices
 
     devices.start_tensorflow()

@@ -13,7 +13,12 @@ SIZES = (96, 75)  # pixels, if the size is free; paddings that agree at even siz
 
 
 def verify(
-    model: keras.Model, family: types.ModuleType, variables: Variables, source: Source, tolerance: float = TOLERANCE
+    model: keras.Model,
+    family: types.ModuleType,
+    variables: Variables,
+    source: Source,
+    tolerance: float = TOLERANCE,
+    remedy: str = 'pass another --variant, or none',
 ) -> dict:
     """Compare the logits of our model with those of the source's own definition.
 
@@ -23,6 +28,7 @@ def verify(
         family: The family's module, from_FAMILY.
         variables, source: The checkpoint's.
         tolerance: The largest difference that is allowed, as a fraction of the largest logit.
+        remedy: What the user can do if they differ.
 
     Returns:
         {'max_difference', 'max_relative_difference', 'max_logit', 'tolerance', 'images': [n, h, w, c] each}.
@@ -41,7 +47,7 @@ def verify(
         if got.shape != expected.shape:
             raise UserError(
                 f'the converted network has {got.shape[-1]} logits and the source {expected.shape[-1]}: '
-                'nothing was written; pass another --variant'
+                f'nothing was written; {remedy}'
             )
         if not (np.isfinite(got).all() and np.isfinite(expected).all()):
             raise UserError(
@@ -53,7 +59,7 @@ def verify(
         if relative > tolerance:
             raise UserError(
                 f'the converted network differs from its source by {relative:.2g} of the largest logit at {size} x '
-                f'{size} pixels, more than {tolerance:g}: nothing was written; pass another --variant, or none'
+                f'{size} pixels, more than {tolerance:g}: nothing was written; {remedy}'
             )
         found.append((difference, relative, largest))
     names = ('max_difference', 'max_relative_difference', 'max_logit')

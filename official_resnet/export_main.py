@@ -93,6 +93,7 @@ def _export(values):
     if network is None:
         path = pretrained.resolve(path, values.cache_dir)
         network = network_files.find(path)
+    files.say(one_line(f'loading {path}; TensorFlow starts first'))
     devices.start_tensorflow(1)  # one op at a time: the fastest in inference
     with files.write_errors(f"'{output}'", _REMEDY):
         with folders.temporary(folders.existing_parent(output.parent, 'output'), 'export') as part:

@@ -5,8 +5,7 @@
     python predict_main.py --model resnet50.keras --top 3 holiday/    # a file that checkpoints_tools/read_ckpt.py wrote
     python predict_main.py --model resnet50.keras --csv holiday/ > holiday.csv
     python predict_main.py --model resnet50.keras --explain cat.jpg   # also show where it looked
-    python predict_main.py --model demo_model --copy_to=sorted --min_probability=0.8 \\
-        holiday/                                                      # sort copies into sorted/CLASS
+    python predict_main.py --model demo_model --copy_to=sorted DIR    # sort copies into sorted/CLASS
     python predict_main.py --model resnet50 cat.jpg                   # published weights, fetched by their name
     python predict_main.py --model resnet50 --features=pre_logits \\
         --output=features.npz DIR
@@ -267,10 +266,10 @@ def find_images(arguments: Sequence[str], copy_to: str | None = None) -> list[pa
 
     if not arguments:
         raise UserError('no images; pass files or folders of images')
-    paths, copies = [], copy_to and os.path.realpath(os.path.expanduser(copy_to))
+    paths, copies = [], os.path.join(os.path.realpath(os.path.expanduser(copy_to)), '') if copy_to else None
 
     def is_copy(path) -> bool:
-        return bool(copies) and os.path.join(os.path.realpath(path), '').startswith(os.path.join(copies, ''))
+        return copies is not None and os.path.join(os.path.realpath(path), '').startswith(copies)
 
     for argument in arguments:
         path = pathlib.Path(argument)

@@ -34,7 +34,7 @@ try:
 
     from official_resnet import damage, files
     from official_resnet.command_line import definer, program
-    from official_resnet.errors import UserError
+    from official_resnet.errors import UserError, one_line
     from official_resnet.inputs import datasets, other_datasets
     from official_resnet.reports import report, report_texts
     from official_resnet.resnet_spec import POOLED_STEMS
@@ -92,6 +92,7 @@ def _run(values, runs):
     report.require_packages()
     sources = [_source(values, run) for run in runs]
     folder = _output_dir(values, sources[0])
+    files.say(one_line(f'loading {", ".join(source.name for source in sources)}; TensorFlow starts first'))
     devices.start_tensorflow(1)  # one op at a time: the fastest in inference
     return _report(values, sources[0], folder) if len(sources) == 1 else _compare(values, sources, folder)
 
@@ -172,7 +173,7 @@ def _subject(values, source, name):
     if is_run:
         test, view = resnet_run_loop.read(config, 'test'), None
     else:
-        test, view = evaluate_program.open_for_card(config, card, source.path)
+        test, view = evaluate_program.open_for_card(config, card, source.name)
     architecture = architecture_table.rows_of(card.spec, model.output_shape[-1], (*card.net_size, card.num_channels))
     if card.experiment:  # its blocks differ from those of the spec
         architecture |= {
@@ -185,7 +186,7 @@ def _subject(values, source, name):
         name,
         model,
         card,
-        evaluate_program.with_classes_of(card, test, source.path),
+        evaluate_program.with_classes_of(card, test, source.name),
         (test.name, test.paths or test.content()),
         view,
         config.test_views if is_run else 'plain',

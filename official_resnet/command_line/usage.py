@@ -18,6 +18,8 @@ WIDTH = 80  # columns
 _HEADINGS = ('Data', 'Augmentation', 'Network', 'Training', 'Transfer', 'Evaluation and export', 'Machine', 'Logging')
 _KINDS = {'int': 'N', 'float': 'X', 'string': 'TEXT', 'multi string': 'TEXT', 'number': 'X'}  # absl's name -> ours
 _REPEAT = ';\n    repeat this option to specify a list of values'  # what absl adds to the text of such a flag
+# What own_images.choose chooses for image_folder_main, without --recipe.
+_BY_IMAGES = 'recipe', 'resnet_size', 'image_size', 'eval_image_size', 'batch_size', 'train_epochs'
 # A flag of ours -> its names in other programs. If two flags share a name, the first flag is suggested.
 OTHER_NAMES = {
     'base_learning_rate': 'learning_rate lr initial_learning_rate',
@@ -133,8 +135,10 @@ def text(doc: str, values: flags.FlagValues, row: Program | None) -> str:
     if row:
         chosen = settings(values, row)
         groups: dict[str, list] = {heading: [] for heading in _HEADINGS}
+        by_images = _BY_IMAGES if row.chooses_network and not values['recipe'].present else ()
         for flag, (field, _) in fields_of(row).items():
-            groups[field.metadata['group']].append((values[flag], chosen.get(flag, field.default)))
+            default = 'chosen by the images' if flag in by_images else chosen.get(flag, field.default)
+            groups[field.metadata['group']].append((values[flag], default))
     else:
         names = sorted(name for name in values if values[name].name == name)
         groups = {'Flags': [(values[name], values[name].default) for name in names]}

@@ -67,7 +67,8 @@ def run(
     nets = train_nets(configs, values.output_dir)
     result = {'settings': settings, 'nets': nets, 'claim': conclude(nets)}
     count = config.num_train_images or datasets.info_of(config.dataset).split_sizes['train']
-    length = f'{config.max_train_steps:,} steps' if config.max_train_steps else f'{config.train_epochs} epochs'
+    epochs = f'{config.train_epochs} epoch{"s" * (config.train_epochs != 1)}'
+    length = f'{config.max_train_steps:,} steps' if config.max_train_steps else epochs
     seeds = sorted({one.seed for one in configs.values()})
     which = f'seed {seeds[0]}' if len(seeds) == 1 else f'mean of seeds {seeds[0]} to {seeds[-1]}'
     about = f'{DATASET_NAMES[config.dataset]}, {length} on {count:,} images, {config.dtype}, {which}'

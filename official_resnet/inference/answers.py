@@ -59,8 +59,8 @@ def json_lines(paths: Sequence[pathlib.Path], card: 'Card', top: int) -> Format:
     def text(answer) -> str:
         copy = None if answer.copy is None else str(answer.copy)
         row = {'file': str(answer.file), 'classes': [guess._asdict() for guess in answer.guesses]}
-        row |= {'is_unsure': answer.is_unsure, 'copy': copy, 'explanation': answer.explanation}
-        return json.dumps(row) + '\n'
+        more = {'is_unsure': answer.is_unsure, 'copy': copy, 'explanation': answer.explanation}
+        return json.dumps(row | more) + '\n'
 
     return '', text
 

@@ -10,6 +10,7 @@ from typing import Any
 from official_resnet import checkpoints, files
 from official_resnet.errors import UserError
 from official_resnet.inference import card_reader, formats
+from official_resnet.inputs import affine
 
 NAME = 'README.md'
 _MARK = '<!-- Written by official_resnet/export_main.py for {}. Another export of it replaces this file. -->'
@@ -20,6 +21,7 @@ HUB_DATASETS = {  # ours -> the hub's
     'fashion_mnist': 'zalando-datasets/fashion_mnist',
     'imagenet': 'ILSVRC/imagenet-1k',
 }
+HUB_LICENCES = ('apache-2.0', 'bsd-2-clause', 'bsd-3-clause', 'cc-by-nc-4.0', 'mit')  # of the published weights
 
 
 def require_place(output: pathlib.Path) -> None:
@@ -101,8 +103,8 @@ def _header(title, choice, run, to):
     precision = [] if choice['dtype'] == 'float32' else [choice['dtype']]
     fields = {'library_name': to.library, 'pipeline_tag': 'image-classification'}
     fields['tags'] = ['resnet', 'image-classification', *to.tags, *precision]
-    if choice['license']:
-        fields['license'] = choice['license']
+    if licence := choice['license'] or _licence_of(run):
+        fields['license'] = licence
     if dataset := HUB_DATASETS.get(run.get('dataset', '')):
         fields['datasets'] = [dataset]
         if 'accuracy' in run:
@@ -111,6 +113,12 @@ def _header(title, choice, run, to):
             result['dataset'] = {'type': dataset, 'name': run['dataset'], 'split': 'test'}
             fields |= {'metrics': ['accuracy'], 'model-index': [{'name': title, 'results': [result]}]}
     return '\n'.join(['---', *(f'{key}: {json.dumps(value)}' for key, value in fields.items()), '---'])
+
+
+def _licence_of(run):
+    """Return the licence of published weights as the hub calls it, or None."""
+    stated = run.get('published', {}).get('licence', '').partition(';')[0].lower()  # terms may follow
+    return stated if stated in HUB_LICENCES else None
 
 
 def _trained(run):
@@ -130,7 +138,8 @@ def _interface(card, choice):
         return f'[{number}, {size[0]}, {size[1]}, {card.num_channels}]'
 
     colours = 'RGB' if card.num_channels == 3 else 'grey'
-    how = f'`{card.normalization}`' + f' around zeros to {list(card.net_size)}' * (card.size != card.net_size)
+    how = affine.in_words(card.normalization)
+    how += f', surrounded by zeros to {list(card.net_size)}' * (card.size != card.net_size)
     resize = {'cover': 'its largest central part of that shape is resized', 'squash': 'it is resized as a whole'}
     made = resize.get(card.resize, f'its shorter side is resized to {card.resize}, and the centre is cropped')
     made = f'An image of another size is prepared as in training: {made} ({card.interpolation}).'
@@ -138,14 +147,11 @@ def _interface(card, choice):
         network = 'float32 [n, c, h, w], normalised, under the names of torchvision (CIFAR networks: of akamaster)'
         return f'The weights alone. The network of PyTorch takes {network}. {made}\n\n- normalisation: {how}'
     if not choice['preprocessing']:
-        result = (
-            f'- input: float32 {listed(card.net_size)}, {colours} in 0..255 after {how}\n- output: logits, float32 '
-        )
-        return f'{result}[{number}, {card.num_classes}]; softmax makes probabilities\n\n{made}'
-    result = (
-        f'- input: uint8 {listed(card.size)}, {colours} in 0..255; {how} is inside\n- output: probabilities, float32 '
-    )
-    result += f'[{number}, {card.num_classes}]\n\n{made}'
+        result = f'- input: float32 {listed(card.net_size)}, {colours}; values 0..255 are normalised: {how}\n'
+        result += f'- output: logits, float32 [{number}, {card.num_classes}]; softmax makes probabilities'
+        return f'{result}\n\n{made}'
+    result = f'- input: uint8 {listed(card.size)}, {colours} in 0..255; the graph normalises them: {how}\n'
+    result += f'- output: probabilities, float32 [{number}, {card.num_classes}]\n\n{made}'
     if choice['to'] == 'savedmodel':
         result += '\n\nSignatures: `predict_uint8` (this), `serving_default` and `predict` (the same in float32)'
         result += ', and, if it is there, `predict_bytes` (`image_bytes`: JPEG or PNG files, which it resizes itself).'

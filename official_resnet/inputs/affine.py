@@ -52,6 +52,28 @@ def function_of(name: str) -> Callable:
     return normalize
 
 
+def in_words(name: str) -> str:
+    """Say what a name in NORMALIZATIONS means for the values 0..255 of an image.
+
+    >>> in_words(PUBLISHED['torch'])
+    'divided by 255, minus (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225)'
+    """
+    if not name.startswith('affine:'):
+        by_image = 'minus the mean of the image, divided by its standard deviation'
+        known = {'unit_range': 'divided by 255', 'none': 'unchanged'}
+        return known.get(name) or f'{by_image} (`{name}` of TensorFlow)'
+    _, order, scale, mean, std = name.split(':')
+    factor, words = float(scale), ['in the order BGR'] * (order == 'BGR')
+    if factor != 1:
+        words.append(f'divided by {1 / factor:.7g}' if factor < 1 else f'multiplied by {factor:.7g}')
+    for verb, text, neutral in (('minus', mean, 0), ('divided by', std, 1)):
+        numbers = [float(number) for number in text.split(',')]
+        if set(numbers) != {neutral}:
+            listed = ', '.join(f'{number:.7g}' for number in numbers[: len(numbers) if len(set(numbers)) > 1 else 1])
+            words.append(f'{verb} ({listed})' if ', ' in listed else f'{verb} {listed}')
+    return ', '.join(words) or 'unchanged'
+
+
 OFFICIAL = affine_name(mean=(123.68, 116.78, 103.94))  # as in official/resnet: RGB, 0..255, minus the mean
 PUBLISHED = {
     'official': OFFICIAL,

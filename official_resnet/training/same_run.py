@@ -109,7 +109,7 @@ def require_same_data(ours: dict, theirs: dict, model_dir: str | None) -> None:
     if not changes:
         changes = [text for name, text in _CONTENTS.items() if ours[name] != theirs[name]]
     if not changes and names[0] != names[1]:
-        changes = [difference('class_names', *names)]
+        changes = [difference('class_names', names[0], names[1])]
     if not changes and ours.get('class_ids') != theirs.get('class_ids'):
         changes = [difference('class_ids', ours.get('class_ids'), theirs['class_ids'])]
     if changes:

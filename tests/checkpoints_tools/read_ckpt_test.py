@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fixtures import programs, torch_files
 
-from checkpoints_tools import FAMILIES, read_ckpt
+from checkpoints_tools import FAMILIES, from_torch, read_ckpt
 
 PROGRAM = pathlib.Path(read_ckpt.__file__)
 
@@ -56,10 +56,11 @@ def test_by_path_from_anywhere(checkpoint, tmp_path, capsys):
     environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
     command = [sys.executable, PROGRAM, '--input', '../net.pth', '--output', 'net.keras']
     code, out, err = programs.run(command, cwd=folder, env=environment)
-    assert (code, err) == (0, '') and out.startswith('net.keras: torch resnet_basic') and out.count('\n') == 1
+    assert (code, err) == (0, '') and out.startswith('reading ../net.pth') and out.count('\n') == 2
+    assert out.splitlines()[1].startswith('net.keras: torch resnet_basic')
     output = folder / 'net.safetensors'
     assert call('--input', str(folder / 'net.keras'), '--output', str(output), '--to', 'torch') == 0
-    assert capsys.readouterr().out == f'{output}: resnet_basic_1_2_1_1_filters4, 7 classes\n'
+    assert capsys.readouterr().out.endswith(f'\n{output}: resnet_basic_1_2_1_1_filters4, 7 classes\n')
     assert {path.name for path in folder.iterdir()} == {'source.py', 'net.keras', 'net.card.json', 'net.safetensors'}
 
 
@@ -92,8 +93,19 @@ def test_mistakes_are_one_line_and_exit_code_1(arguments, message, checkpoint, t
     assert call(*arguments.split()) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith('read_ckpt: ') and message in captured.err and len(captured.err.splitlines()) == 1
-    assert captured.out == '' and {path.name for path in tmp_path.iterdir()} == {'net.pth', 'evil.pth.tar'}
+    assert captured.out.count('\n') == ('--input' in arguments)
+    assert {path.name for path in tmp_path.iterdir()} == {'net.pth', 'evil.pth.tar'}
 
 
 def test_sources_are_the_families():
     assert {f'from_{family}.py' for family in FAMILIES} == {path.name for path in PROGRAM.parent.glob('from_*.py')}
+
+
+def test_a_network_that_differs_in_pytorch_is_not_written_and_no_flag_would_help(checkpoint, monkeypatch, capsys):
+    assert call('--input', 'net.pth', '--output', 'net.keras') == 0
+    real = from_torch.run
+    monkeypatch.setattr(from_torch, 'run', lambda *arguments: 2 * np.asarray(real(*arguments)))
+    assert call('--input', 'net.keras', '--output', 'back.safetensors', '--to', 'torch') == 1
+    error = capsys.readouterr().err
+    assert 'pass a network that torchvision' in error and '--variant' not in error
+    assert not pathlib.Path('back.safetensors').exists()

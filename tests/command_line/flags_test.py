@@ -7,7 +7,7 @@ import pytest
 from fixtures.programs import mistake, start, succeed
 
 from official_resnet import cifar10_main, cifar100_main, imagenet_main, mnist_main, resnet_model, resnet_variants
-from official_resnet.command_line import flags
+from official_resnet.command_line import flags, own_images
 from official_resnet.errors import UserError
 from official_resnet.inputs.affine import OFFICIAL, PUBLISHED, affine_name
 from official_resnet.inputs.views import Views
@@ -292,6 +292,16 @@ def test_help_is_grouped_by_task_and_shows_the_defaults_of_the_recipe():
     for args, epochs in (('--recipe=fast --help', 8), ('--help', 182)):  # whatever other flags are wrong
         assert re.search(rf'--train_epochs, -te N\n .*\[{epochs}\]', succeed(f'cifar10_main {args} --lr=3'))
     assert 'fashion_mnist' in succeed('mnist_main --help')
+
+
+def test_help_says_what_the_images_decide():
+    rules = own_images._network_rules(100, 300, False)
+    flags_of_images = {'batch_size', 'train_epochs', *(flag for flag, _, _ in rules)}
+    for args, expected in (('', flags_of_images), ('--recipe=fast', set())):
+        entries = re.split(r'^  --', succeed(f'image_folder_main {args} --help'), flags=re.M)
+        assert {
+            re.match(r'\w+', entry)[0] for entry in entries if '[chosen by the images]' in ' '.join(entry.split())
+        } == expected
 
 
 @pytest.mark.parametrize('name', PROGRAMS)

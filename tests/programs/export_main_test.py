@@ -1,5 +1,6 @@
 """export_main as a user runs it: what is written computes the same, and what does not is not written."""
 
+import dataclasses
 import json
 import re
 
@@ -14,6 +15,8 @@ from PIL import Image
 
 from official_resnet import resnet_model, resnet_spec
 from official_resnet.inference import export, exporters, formats, hub_card, predict, rewrite, runtimes
+from official_resnet.inputs import affine
+from official_resnet.inputs.normalization import NORMALIZATIONS
 
 NAMES = ('cat', 'dog', 'horse')
 
@@ -61,7 +64,7 @@ def expected(model_dir, paths):
 
 def test_a_saved_model_takes_pixels_and_files(line, model_dir, images, tmp_path):
     out = programs.succeed(f'{line} --to savedmodel --preprocessing --license=mit')
-    assert all(len(row) <= 80 for row in out.splitlines()[:3]) and '5 images' in out and '4' in out
+    assert all(len(row) <= 80 for row in out.splitlines()[1:4]) and '5 images' in out and out.startswith('loading ')
     assert listed(tmp_path / 'new') == ['README.md', 'net']
     signatures = tf.saved_model.load(str(tmp_path / 'new' / 'net')).signatures
     paths = sorted(images.iterdir())
@@ -84,6 +87,40 @@ def test_a_saved_model_takes_pixels_and_files(line, model_dir, images, tmp_path)
         'keras',
     ):
         assert word in text
+
+
+@pytest.mark.parametrize(
+    'stated,license,shown',
+    [
+        ('BSD-3-Clause; the weights may have terms', None, 'bsd-3-clause'),
+        ('BSD-3-Clause', 'mit', 'mit'),
+        ('none stated; code Apache-2.0 (keras)', None, None),
+    ],
+)
+def test_the_card_of_published_weights(stated, license, shown, model_dir):
+    """Its header has their licence, and its text says how pixels become the input."""
+    card = dataclasses.replace(predict.load(model_dir)[1], normalization=affine.PUBLISHED['torch'])
+    choice = {'to': 'keras', 'dtype': 'float32', 'preprocessing': False, 'batch_size': None, 'license': license}
+    text = hub_card.text('net.keras', card, choice, {'published': {'licence': stated}}, {}, 'resnet-export')
+    header = dict(row.split(': ', 1) for row in text.split('---\n')[1].splitlines())
+    assert json.loads(header.get('license', 'null')) == shown and f'| licence | {stated} |' in text
+    assert 'divided by 255, minus (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225)' in text
+
+
+@pytest.mark.parametrize(
+    'name,words',
+    [
+        (affine.OFFICIAL, 'minus (123.68, 116.78, 103.94)'),
+        (affine.PUBLISHED['inception'], 'divided by 127.5, minus 1'),
+        (affine.affine_name('BGR', 2.0), 'in the order BGR, multiplied by 2'),
+        (affine.affine_name(), 'unchanged'),
+        ('none', 'unchanged'),
+        ('unit_range', 'divided by 255'),
+    ],
+)
+def test_normalizations_in_words(name, words):
+    assert affine.in_words(name) == words
+    assert all(affine.in_words(known) for known in NORMALIZATIONS)
 
 
 def test_a_fixed_batch_and_16_bits(line, model_dir, images, tmp_path):
