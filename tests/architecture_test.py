@@ -23,8 +23,9 @@ NO_KERAS = ROOMS[: ROOMS.index('building') + 1] + ['resnet_spec']  # rooms that 
 NO_TENSORFLOW = """
     errors files damage resnet_spec resnet_variants checkpoints training.config training.recipes training.devices
     training.workers inputs.datasets inputs.images inputs.views inputs.jpeg inputs.tfrecords inputs.download
-    inputs.shard_files inference.network_files inference.formats inference.hub_card command_line.program
-    command_line.flags command_line.train_program weights.pretrained
+    inputs.shard_files inference.network_files inference.formats inference.hub_card inference.answers
+    inference.sorted_copies spreadsheets command_line.program command_line.flags command_line.train_program
+    weights.pretrained
     command_line.build_program building.shards building.beam reports.evaluate reports.report
     experiments.architecture_table
     experiments.degradation_main experiments.gradient_flow_main experiments.shortcuts_main experiments.transfer_main

@@ -310,7 +310,7 @@ def _report_copies(listing, root, log):
     pairs = copies(*([path for path, _ in listing.splits[name]] for name in ('train', 'test')))
     if pairs:
         few = classes.listed(' = '.join(os.path.relpath(path, root) for path in pair) for pair in pairs)
-        fault = f'{len(pairs)} of the {len(listing.splits["test"])} test images are also training images, byte for byte'
+        fault = f'test images with the bytes of training images: {len(pairs)} of {len(listing.splits["test"])}'
         log(f'{fault}, so the test accuracy will be too high; remove one of each pair: {few}')
 
 

@@ -135,7 +135,7 @@ def test_copies_of_training_images_among_the_test_images_are_named_and_counted(t
         monkeypatch.setattr(listing, name, lambda path, f=function, n=name: read[n].append(path.stem) or f(path))
     lines = []
     image_folder._report(image_folder.list_files(tmp_path), str(tmp_path), 'train', 8, lines.append)
-    assert '2 of the 5 test images' in lines[1] and 'remove' in lines[1] and lines[1].count('=') == 2
+    assert '2 of 5' in lines[1] and 'remove' in lines[1] and lines[1].count('=') == 2
     assert 'test/a/same.bmp = train/a/same.bmp' in lines[1] and 'test/b/again.bmp = train/a/same.bmp' in lines[1]
     assert not {'long', 'empty'} & {*read['_end_of']} and 'end' not in read['_digest_of']
 
@@ -145,7 +145,7 @@ def test_copies_that_a_seed_sets_aside_are_named_too(tmp_path):
     (tmp_path / 'a' / '0.png').write_bytes((tmp_path / 'a' / '1.png').read_bytes())
     lines = []
     image_folder._report(image_folder.list_files(tmp_path), str(tmp_path), 'train', 8, lines.append)
-    assert '1 of the 2 test images' in lines[1] and "'a/" in lines[1]
+    assert '1 of 2' in lines[1] and "'a/" in lines[1]
 
 
 def test_a_thousand_classes_are_reported_in_a_line(tmp_path):
