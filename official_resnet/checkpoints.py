@@ -22,7 +22,7 @@ from official_resnet import files
 from official_resnet.errors import Damaged, UserError, one_line
 
 # In model_dir; written by training.callbacks.Record.
-METRICS_FILE, NETWORK_FILE, RATES_FILE = 'metrics.jsonl', 'network.json', 'learning_rate.csv'
+METRICS_FILE, NETWORK_FILE, STEPS_FILE = 'metrics.jsonl', 'network.json', 'steps.csv'
 MOST = 1e39  # above any float32; what is larger is damaged, or not a number
 _STATE = 'state.json'
 _SPLITS, _NUMBERS = ('train', 'test'), ('epoch', 'step', 'loss', 'accuracy', 'learning_rate')  # of a row of metrics
@@ -30,7 +30,7 @@ AGAIN = ' and run the same command again; it continues from the last checkpoint,
 LOCK = '.lock'
 # Temporary files of a training that was killed, in model_dir; see files.replacing.
 _PARTS = """checkpoints/part.step-*.npz part.features-train.npz part.features-test.npz part.model.keras part.best.keras
-    part.model.card.json part.best.card.json part.config.json part.network.json part.learning_rate.csv
+    part.model.card.json part.best.card.json part.config.json part.network.json part.steps.csv
     part.metrics.jsonl""".split()
 
 

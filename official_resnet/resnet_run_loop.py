@@ -17,17 +17,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from official_resnet import checkpoints, resnet_model
-from official_resnet.errors import Interrupted, UserError
+from official_resnet.errors import UserError
 from official_resnet.inputs import datasets
 from official_resnet.training import devices, optimizers, step
-from official_resnet.training.callbacks import Progress, Record, card_of
+from official_resnet.training.callbacks import Curve, Progress, Record, card_of
 from official_resnet.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -35,10 +35,6 @@ if TYPE_CHECKING:
 
 
 _TRAINING = threading.Lock()
-
-
-class Diverged(UserError):
-    """The loss or a variable is not finite."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +79,7 @@ def train(
 
     Raises:
         UserError: Wrong input, a checkpoint of another run, a full disk, another train() in this process;
-            Diverged: a loss that is not finite.
+            stopping.Diverged: a loss that is not finite.
         Interrupted: SIGTERM or Ctrl-C arrived. The state has been saved.
     """
     with contextlib.ExitStack() as stack:
@@ -101,7 +97,7 @@ def train(
         stack.enter_context(process.explained())
         trainer = Trainer(config, process, block=block)
         if config.machine.model_dir and process.is_chief:
-            chosen.insert(0, Record(config, trainer.card, recipe, trainer.learning_rates(), trainer.rows))
+            chosen.insert(0, Record(trainer, recipe))
         return trainer.run(chosen, received)
 
 
@@ -135,9 +131,8 @@ def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
         same_run.log_place('evaluating', path, epoch, config, state)
     process.require_same_step(state['step'], model_dir)
     evaluate_batch = step.make_evaluate_function(process.strategy, model, config.test_views)
-    results = _score(test, evaluate_batch, process, config)
-    place = {'step': state['step'], 'epoch': epoch}
-    return results | place | {'num_images': test.num_images, 'model': model, 'test': test}
+    about = {'step': state['step'], 'epoch': epoch, 'num_images': test.num_images, 'model': model, 'test': test}
+    return _score(test, evaluate_batch, process, config) | about
 
 
 def read(config: TrainConfig, split: str) -> 'Split':
@@ -186,7 +181,7 @@ class Trainer:
         is_epoch_open: Whether the current epoch has steps that have not been evaluated, logged and saved.
         card: Arguments of model_card.write_card.
         evaluation: The newest result of `evaluate`, with its epoch; best: {'accuracy', 'epoch'} of the best one.
-        rows: Those of metrics.jsonl, which are saved with the state; callbacks.Record adds to them.
+        rows, curve: Those of metrics.jsonl, which callbacks.Record adds, and of steps.csv; saved with the state.
         averages: The weight_averaging.WeightAverages, or None.
         train_steps: The compiled function of step.make_train_function, called with train_batches' iterator.
     """
@@ -218,14 +213,12 @@ class Trainer:
             from official_resnet.training import losses
 
             losses.start_head(self.model)
-        self.step, self.is_epoch_open, self._received = 0, False, list[int]()
+        self.step, self.is_epoch_open, self._received, self._saved_at = 0, False, list[int](), time.monotonic()
         self.sums: dict[str, float] = dict.fromkeys(('loss', 'correct', 'steps', 'seconds'), 0)
-        self.evaluation: dict[str, float] = {}
         self.best: dict[str, Any] = {'accuracy': None, 'epoch': None}
-        self.rows: list[dict[str, Any]] = []
+        self.evaluation, self.rows, self.curve = dict[str, float](), list[dict[str, Any]](), Curve()
         self._data_info = datasets.describe(self.data, self.test)
         self.card = card_of(config, self.test)
-        self._saved_at = time.monotonic()
         self.averages: Any = None
         self._resume()
         self.compile(self.model)
@@ -243,10 +236,10 @@ class Trainer:
             from official_resnet.training import feature_cache
 
             feature_cache.replace_images(self, received)
-        params = {'epochs': -(-max(self.last_step, self.step) // self.steps_per_epoch), 'steps': self.steps_per_epoch}
+        params: dict[str, Any] = {'input_shape': self.card['input_shape']}
+        params |= {'epochs': -(-max(self.last_step, self.step) // self.steps_per_epoch), 'steps': self.steps_per_epoch}
         params |= {'batch_size': config.batch_size, 'first_step': self.step, 'last_step': self.last_step}
         params |= {'num_images': self.data.num_images, 'num_test_images': self.test.num_images}
-        params['input_shape'] = self.card['input_shape']
         callback_list = keras.callbacks.CallbackList(list(callbacks), add_history=True, model=self.model, **params)
         history = self.model.history
         self.model.stop_training = bool(self.why_stopped()) and not self.is_epoch_open  # which is not evaluated
@@ -314,22 +307,19 @@ class Trainer:
         seconds = time.monotonic() - start
         losses = results[:, 0]
         if not np.all(np.isfinite(losses)):
+            from official_resnet.training import stopping
+
             bad = int(np.argmin(np.isfinite(losses)))
-            raise self._diverged(f'the loss is {losses[bad]} at step {self.step + bad + 1}', self.step + bad)
+            raise stopping.diverged(self, f'the loss is {losses[bad]} at step {self.step + bad + 1}', self.step + bad)
         for loss, correct in results.tolist():  # one by one, so that the sums do not depend on `count`
+            self.step += 1
             self.sums['loss'] += loss
             self.sums['correct'] += correct
+            self.curve.add(self.step, loss, correct)
         self.sums['steps'] += count
         self.sums['seconds'] += seconds
-        self.step += count
         self.is_epoch_open = True
         return seconds
-
-    def learning_rates(self, most: int = 1000) -> list[tuple[int, float]]:
-        """Return (step, learning rate) of at most `most` steps, spread evenly over the training."""
-        steps = np.unique(np.linspace(0, max(self.last_step - 1, 0), most).astype(int))
-        rates = np.broadcast_to(self.schedule(tf.constant(steps)), steps.shape)
-        return list(zip(steps.tolist(), rates.tolist(), strict=True))
 
     def train_batches(self) -> Iterable:
         """Return the batches from the current step to the end of the training, for `train_steps`."""
@@ -385,22 +375,17 @@ class Trainer:
             'step': self.step,
         }
 
-    def _diverged(self, what, step):
-        return Diverged(
-            f'{what}, learning rate {float(self.schedule(step)):.6g}; lower --base_learning_rate or raise '
-            '--warmup_epochs; the last good checkpoint is kept'
-        )
-
     # --- save and resume -----------------------------------------------------------------------------------------
 
     def save(self) -> pathlib.Path | None:
-        """Write a checkpoint and return its path. If a variable is not finite, raise Diverged and write nothing."""
+        """Write a checkpoint and steps.csv; return its path. If a variable is not finite, raise and write nothing."""
         if self.config.machine.model_dir is None or not self.process.is_chief:
             return None
         arrays = {name: variable.numpy() for name, variable in self._variables().items()}
-        for name, array in arrays.items():
-            if not np.all(np.isfinite(array)):
-                raise self._diverged(f'{name} is not finite after step {self.step}', self.step - 1)
+        if wrong := next((name for name, array in arrays.items() if not np.all(np.isfinite(array))), ''):
+            from official_resnet.training import stopping
+
+            raise stopping.diverged(self, f'{wrong} is not finite after step {self.step}', self.step - 1)
         state = {
             'step': self.step,
             'is_epoch_open': self.is_epoch_open,
@@ -408,11 +393,13 @@ class Trainer:
             'best': self.best,
             'evaluation': self.evaluation,
             'rows': self.rows,
+            'curve': vars(self.curve),
             'config': self.config.to_json(),
             'data': self._data_info,
             'uses_onednn': devices.uses_onednn(),
         }
         path = checkpoints.save(self._folder, self.step, arrays, state)
+        self.curve.write(self)
         self._saved_at = time.monotonic()
         return path
 
@@ -442,17 +429,9 @@ class Trainer:
         """End the run if a process has received a signal. `path` is the checkpoint of the present state, if any."""
         number = self._received[0] if self._received else 0
         if any(self.process.total(number)):
-            self.interrupt(number or signal.SIGTERM, path)
+            from official_resnet.training import stopping
 
-    def interrupt(self, signal_number: int, path: pathlib.Path | None = None) -> NoReturn:
-        """Save the state, unless `path` holds it, and end the run with Interrupted; only the chief has a message."""
-        path = path or self.save()
-        where = 'nothing is saved without a model_dir'
-        if self.config.machine.model_dir:
-            where = f'state saved in {path or self._folder}; run the same command again to continue'
-        self.process.wait()  # until the state is saved
-        text = f'{signal.Signals(signal_number).name} at step {self.step}: {where}'
-        raise Interrupted(signal_number, text if self.process.is_chief else '')
+            stopping.interrupt(self, number or signal.SIGTERM, path)
 
     @property
     def _folder(self):

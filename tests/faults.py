@@ -220,9 +220,9 @@ FAULTS = [
     Fault(
         'signal-unsaved',
         'SIGTERM saves the state before the program ends.',
-        'official_resnet/resnet_run_loop.py',
-        'path = path or self.save()',
-        'path = path',
+        'official_resnet/training/stopping.py',
+        'path or trainer.save()',
+        'path',
         'tests/resnet_run_loop_test.py -k signals_save',
     ),
     Fault(

@@ -109,9 +109,10 @@ def formats(folder):
         return read
 
     yield 'metrics.jsonl', metrics, curves
-    rates = folder / checkpoints.RATES_FILE
-    rates.write_text('step,learning_rate\n' + ''.join(f'{step},0.1\n' for step in range(0, 20, 7)))
-    yield 'learning_rate.csv', rates, lambda: figures.learning_rates(folder, rows)
+    steps = folder / checkpoints.STEPS_FILE
+    head = 'step,loss,accuracy,learning_rate\n'
+    steps.write_text(head + ''.join(f'{step},0.5,0.25,0.1\n' for step in range(0, 20, 7)))
+    yield 'steps.csv', steps, lambda: figures.step_rows(folder, rows)
     settings = {'seed': 3, 'train_epochs': 2, 'dataset': 'cifar10'}
     (folder / 'runs' / 'a').mkdir(parents=True)
     runs.claim_folder(folder, settings)

@@ -1,5 +1,6 @@
 """The loop's promises: it learns, n epochs are n epochs, and interrupted + resumed equals uninterrupted."""
 
+import csv
 import dataclasses
 import functools
 import os
@@ -14,11 +15,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from fixtures import programs, tiny_training
-from fixtures.tiny_training import BATCH, SendAt, StopAt, assert_equal_runs, final_arrays, metrics
+from fixtures.tiny_training import BATCH, SendAt, StopAt, assert_equal_runs, final_arrays, metrics, step_rows
 from fixtures.worker_processes import flags_of
 
 from official_resnet import checkpoints, resnet_run_loop, resnet_spec
-from official_resnet.errors import UserError
+from official_resnet.errors import Interrupted, UserError
 from official_resnet.inference import predict, rewrite
 from official_resnet.inputs import datasets
 from official_resnet.training import callbacks, devices, same_run, step
@@ -94,6 +95,28 @@ def test_a_resumed_run_has_a_line_for_each_epoch(cifar_dir, tmp_path, uninterrup
     assert_equal_runs(uninterrupted[0], tmp_path)
 
 
+def test_the_curve_by_step(cifar_dir, uninterrupted):
+    """The mean over an epoch is the row of metrics.jsonl."""
+    with open(uninterrupted[0] / checkpoints.STEPS_FILE, encoding='utf-8', newline='') as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    assert [row['step'] for row in rows] == [*range(1, 3 * STEPS + 1)]
+    for line in checkpoints.read_metrics(uninterrupted[0])[::2]:
+        of_epoch = rows[line['step'] - STEPS : line['step']]
+        for name in ('loss', 'accuracy'):
+            assert np.mean([row[name] for row in of_epoch]) == pytest.approx(line[name], rel=1e-4)
+        assert of_epoch[-1]['learning_rate'] == pytest.approx(line['learning_rate'])
+
+
+def test_a_run_whose_first_steps_an_older_version_took_lacks_their_curve(cifar_dir, tmp_path):
+    config = make_config(cifar_dir, tmp_path)
+    train(dataclasses.replace(config, train_epochs=1))
+    arrays, state, path = checkpoints.restore_latest(tmp_path / 'checkpoints')
+    del state['curve']
+    checkpoints.save(path.parent, state['step'], arrays, state)
+    train(dataclasses.replace(config, train_epochs=2))
+    assert [int(row.partition(',')[0]) for row in step_rows(tmp_path)] == [*range(STEPS + 1, 2 * STEPS + 1)]
+
+
 def test_what_a_killed_training_left_is_deleted_at_the_next_start(tmp_path):
     """Under the lock, and nothing else."""
     ours = 'part.model.keras part.best.card.json part.metrics.jsonl checkpoints/part.step-000000007.npz'.split()
@@ -145,7 +168,7 @@ def test_signals_save_and_the_run_continues(cifar_dir, tmp_path, uninterrupted, 
     """The same at the end of an epoch that is not evaluated yet."""
     config = make_config(cifar_dir, tmp_path, steps_per_call=1)
     before = signal.getsignal(number)
-    with pytest.raises(resnet_run_loop.Interrupted, match=f' {step}: .*step-{step:09d}.npz'):
+    with pytest.raises(Interrupted, match=f' {step}: .*step-{step:09d}.npz'):
         train(config, SendAt(step, number))
     assert signal.getsignal(number) is before
     train(config)
@@ -179,7 +202,7 @@ def test_the_state_is_saved_before_an_evaluation_which_a_signal_ends(cifar_dir, 
 
     monkeypatch.setattr(step, 'make_evaluate_function', make_counting)
     config = make_config(cifar_dir, tmp_path)
-    with pytest.raises(resnet_run_loop.Interrupted, match=rf'SIGTERM at step {2 * STEPS}: .*step-{2 * STEPS:09d}.npz'):
+    with pytest.raises(Interrupted, match=rf'SIGTERM at step {2 * STEPS}: .*step-{2 * STEPS:09d}.npz'):
         train(config, AtEvaluation())
     assert calls == [16, 14, 16]
     assert checkpoints.restore_latest(tmp_path / 'checkpoints')[1]['is_epoch_open']
@@ -266,7 +289,7 @@ def test_what_a_library_call_writes_and_load_reads(cifar_dir, tmp_path):
         for variable in model.variables:
             np.testing.assert_array_equal(variable.numpy(), arrays[variable.path], err_msg=variable.path)
     assert {path.name for path in tmp_path.iterdir()} == {
-        *('.lock', 'checkpoints', 'config.json', 'learning_rate.csv', 'metrics.jsonl'),
+        *('.lock', 'checkpoints', 'config.json', 'steps.csv', 'metrics.jsonl'),
         *('model.card.json', 'model.keras', 'best.card.json', 'best.keras', 'network.json'),
     }
 
@@ -292,8 +315,6 @@ def test_the_schedule_counts_fractions_of_epochs_and_ignores_max_train_steps(cif
         resnet_run_loop.Trainer(make_config(cifar_dir, None, schedule=Schedule('one_cycle'), max_train_steps=steps))
         for steps in (STEPS, None)
     )
-    assert whole.learning_rates() == [(step, float(whole.schedule(step))) for step in range(whole.last_step)]
-    assert [step for step, _ in whole.learning_rates(3)] == [0, (whole.last_step - 1) // 2, whole.last_step - 1]
     assert short.last_step == STEPS and float(short.schedule(STEPS)) == float(whole.schedule(STEPS)) > 0
 
 

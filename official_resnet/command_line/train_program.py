@@ -146,10 +146,8 @@ def _callbacks(config, options):
     hooks = {name.lower() for name in options.hooks}
     is_slow = not tf.config.list_physical_devices('GPU') and options.recipe not in ('fast', 'classic_fast', 'demo')
     quicker = '--recipe=fast gives most of the accuracy in a fraction of the time' if is_slow else None
-    chosen = [
-        callbacks.Progress(options.log_steps if 'loggingtensorhook' in hooks else 0, quicker),
-        callbacks.Summary(config, options.recipe),
-    ]
+    log_steps = options.log_steps if 'loggingtensorhook' in hooks else 0
+    chosen = [callbacks.Progress(log_steps, quicker), callbacks.Summary(config, options.recipe)]
     asks_for_logs = options.benchmark_log_dir or options.enable_tensorboard or options.profile_steps
     if asks_for_logs or hooks - {'loggingtensorhook'}:
         from official_resnet.command_line import more_logging

@@ -19,7 +19,7 @@ from official_resnet import checkpoints, damage, files, resnet_run_loop, resnet_
 from official_resnet.errors import UserError
 from official_resnet.experiments import architecture_table, blocks, experiment_program
 from official_resnet.inputs import datasets
-from official_resnet.training import callbacks, devices, recipes, step
+from official_resnet.training import callbacks, devices, recipes, step, stopping
 from official_resnet.training.config import Schedule, TrainConfig
 
 PAPER = recipes.CIFAR['official'] | recipes.CIFAR['paper']
@@ -163,7 +163,7 @@ def train_net(name: str, config: TrainConfig, output_dir: str) -> dict[str, Any]
         block = blocks.make_block(config.experiment) if config.experiment else None
         trained = resnet_run_loop.train(config, [progress], block=block)
         train_error = inference_error(trained.model, config)
-    except resnet_run_loop.Diverged as error:
+    except stopping.Diverged as error:
         failed = str(error).partition(';')[0]  # without the loop's advice on flags
     lines = checkpoints.read_metrics(folder)
     train, test = ([line for line in lines if line['split'] == split] for split in ('train', 'test'))

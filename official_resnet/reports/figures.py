@@ -2,7 +2,7 @@
 
     python -m official_resnet.reports.figures MODEL_DIR    # plot MODEL_DIR/curves.png, or replace it
 
-The command reads metrics.jsonl and learning_rate.csv, and takes about a second. Training programs run it when they end.
+The command reads metrics.jsonl and steps.csv, and takes about a second. Training programs run it when they end.
 """
 
 import csv
@@ -47,6 +47,7 @@ _OF_SVG: Any = dict.fromkeys(_ROLES, _INK) | {
 }
 _PANEL = (3.6, 2.6)  # inches; a phone is as wide
 _MARKERS = 'osD^vP'
+STEP_ROW = ('step', 'loss', 'accuracy', 'learning_rate')
 _MARKER = {1: 'o'}  # by the number of points, because a single point makes no line
 
 
@@ -72,7 +73,8 @@ def training_curves(model_dir: str | os.PathLike) -> pathlib.Path:
         for axis, values in zip(axes, (errors, losses), strict=False):
             label = f'{split}, {values[-1]:.4g} at the end' if values else split
             axis.plot(epochs, values, color=color, label=label, marker=_MARKER.get(len(lines)))
-    steps, rates = learning_rates(model_dir, metrics)
+    rows = step_rows(model_dir, metrics)
+    steps, rates = [row['step'] for row in rows], [row['learning_rate'] for row in rows]
     label = f'{rates[-1]:.4g} at the end' if rates else 'none'
     axes[2].plot(steps, rates, color='tab:gray', label=label, marker=_MARKER.get(len(steps)))
     panels = (('error (%)', 'epoch'), ('cross-entropy', 'epoch'), ('learning rate', 'step'))
@@ -87,27 +89,27 @@ def training_curves(model_dir: str | os.PathLike) -> pathlib.Path:
     return model_dir / 'curves.png'
 
 
-def learning_rates(model_dir: pathlib.Path, metrics: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[float]]:
-    """Return (steps, learning rates) of a run, up to its last step; of older runs one for each epoch."""
-    path = model_dir / checkpoints.RATES_FILE
-    if path.exists():
-        with damage.reported(path, 'run the training again, which writes it'):
-            table = csv.DictReader(files.read_text(path).splitlines())
-            rows = [(int(row['step']), float(row['learning_rate'])) for row in table]
-            if not all(abs(number) < checkpoints.MOST for row in rows for number in row):
-                raise ValueError('a number is not finite')
-        last = max((line['step'] for line in metrics), default=0)
-        rows = [row for row in rows if row[0] < last]
-    else:
-        rows = [(line['step'], line['learning_rate']) for line in metrics if line['split'] == 'train']
-    return [step for step, _ in rows], [rate for _, rate in rows]
+def step_rows(model_dir: pathlib.Path, metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of steps.csv as {'step', 'loss', 'accuracy', 'learning_rate'}; of older runs one an epoch.
+
+    `metrics` are the rows of metrics.jsonl. Each row is about the steps since the row before it.
+    """
+    path = model_dir / checkpoints.STEPS_FILE
+    if not path.exists():
+        return [{name: line[name] for name in STEP_ROW} for line in metrics if line['split'] == 'train']
+    with damage.reported(path, 'run the training again, which writes it'):
+        table = csv.DictReader(files.read_text(path).splitlines())
+        rows = [{name: float(row[name]) for name in STEP_ROW} for row in table]
+        if not all(abs(number) < checkpoints.MOST for row in rows for number in row.values()):
+            raise ValueError('a number is not finite')
+        return [row | {'step': int(row['step'])} for row in rows]
 
 
 def run_curves(runs: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> dict[str, str]:
     """Return {'loss', 'accuracy', 'learning_rate'}: SVGs of the curves of one run, or of several over each other.
 
     Args:
-        runs: {'curves': {'train', 'test'}, 'learning_rate'} of each run, see report.about_run.
+        runs: {'curves': {'steps', 'test'}} of each run, see report.about_run.
         words: The labels 'train', 'test' and 'step'. If there are several runs, the number of each, from 1, precedes.
     """
     with matplotlib.rc_context(_OF_SVG):
@@ -116,8 +118,8 @@ def run_curves(runs: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> d
         for number, run in enumerate(runs):
             color, marker = (palette[number % len(palette)] for palette in (_COLORS, _MARKERS))
             mark = f'{number + 1} ' if len(runs) > 1 else ''
-            for split, line, width in (('train', '--', 1.2), ('test', '-', 2)):
-                rows = run['curves'][split]
+            for split, part, line, width in (('train', 'steps', '--', 0.8), ('test', 'test', '-', 2)):
+                rows = run['curves'][part]
                 steps = [row['step'] for row in rows]
                 of_split = _COLORS[1] if split == 'train' and len(runs) == 1 else color
                 style: dict[str, Any] = {'color': of_split, 'linewidth': width}
@@ -125,11 +127,10 @@ def run_curves(runs: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> d
                 style |= {'markersize': 3.5, 'markevery': max(1, len(rows) // 8), 'label': mark + words[split]}
                 for name in ('loss', 'accuracy') if rows else ():
                     panels[name][1].plot(steps, [row[name] for row in rows], line, **style)
-            rates = [rate for _, rate in run['learning_rate']]
-            style = {'color': color, 'marker': marker, 'markersize': 3.5, 'markevery': max(1, len(rates) // 8)}
-            if rates:
-                steps = [step for step, _ in run['learning_rate']]
-                panels['learning_rate'][1].plot(steps, rates, label=mark.strip(), **style)
+            if rows := run['curves']['steps']:
+                style = {'color': color, 'marker': marker, 'markersize': 3.5, 'markevery': max(1, len(rows) // 8)}
+                points = [[row[name] for row in rows] for name in ('step', 'learning_rate')]
+                panels['learning_rate'][1].plot(*points, label=mark.strip(), **style)
         for name, (_, axis) in panels.items():
             if name != 'accuracy':
                 axis.set_ylim(0, 1.05 * axis.dataLim.y1 if 0 < axis.dataLim.y1 < math.inf else 1)

@@ -110,20 +110,19 @@ def calibration(confidences: np.ndarray, hits: np.ndarray, num_bins: int = NUM_B
 
 
 def about_run(model_dir: str | os.PathLike) -> dict[str, Any]:
-    """Return what a run has recorded so far: recipe, config, machine, curves and learning rates.
+    """Return what a run has recorded so far: recipe, config, machine and curves.
 
     Returns:
-        {'recipe', 'config', 'machine', 'curves', 'learning_rate'}: the first three are those of config.json, 'curves'
-        are {'train', 'test'}: rows of metrics.jsonl, and 'learning_rate' is a list of [step, rate].
+        {'recipe', 'config', 'machine', 'curves'}: the first three are those of config.json, and 'curves' are {'train',
+        'test', 'steps'}: rows of metrics.jsonl for both splits, and those of figures.step_rows.
     """
     from official_resnet.reports import figures
 
     rows = checkpoints.read_metrics(model_dir)
-    steps, rates = figures.learning_rates(pathlib.Path(model_dir), rows)
     about = files.read_json(pathlib.Path(model_dir, 'config.json')) or {}
     curves = {split: [row for row in rows if row['split'] == split] for split in ('train', 'test')}
-    known = {name: about.get(name) for name in ('recipe', 'config', 'machine')}
-    return known | {'curves': curves, 'learning_rate': [list(pair) for pair in zip(steps, rates, strict=True)]}
+    curves['steps'] = figures.step_rows(pathlib.Path(model_dir), rows)
+    return {name: about.get(name) for name in ('recipe', 'config', 'machine')} | {'curves': curves}
 
 
 def guess(subject: Subject) -> evaluate.Guesses:
@@ -253,7 +252,7 @@ def compare(
     """Return the comparison of several networks, ready for JSON.
 
     Returns:
-        'runs': [{'name', 'has_configuration', 'results': `summary`, 'curves', 'learning_rate'}].
+        'runs': [{'name', 'has_configuration', 'results': `summary`, 'curves'}].
         'tests': for each network but the first, what `mcnemar` returns, or {'reason': 'other_images'} or
         {'reason': 'other_classes'} if the test needs the same images and classes.
         'differences': {field of the configuration: [its value in each run]}, for fields that differ between runs.
@@ -274,9 +273,8 @@ def compare(
         if any(values.get(name) != known[0].get(name) for values in known) and name != 'machine.model_dir':
             differences[name] = [values.get(name) for values in configs]
     for report, values in zip(reports, configs, strict=True):
-        curves = {name: report.get(name) for name in ('curves', 'learning_rate')}
         about = {'name': report['name'], 'has_configuration': len(values) > 1}
-        runs.append(about | {'results': summary(report), **curves})
+        runs.append(about | {'results': summary(report), 'curves': report.get('curves')})
     return {'runs': runs, 'tests': tests, 'differences': differences}
 
 

@@ -147,7 +147,7 @@ def show(found: Mapping[str, Any], language: str, pictures: Mapping[str, Any], l
     matrix = _matrix(found) if len(classes) <= MAX_MATRIX else None
     curves = found.get('curves')
     origin = {name: found[name] for name in ('origin', 'recipe', 'config', 'machine') if found.get(name)}
-    has_curves = bool(curves and (curves['train'] or curves['test']))
+    has_curves = bool(curves and (curves['steps'] or curves['test']))
     return _render(
         language,
         report=found,
@@ -168,9 +168,9 @@ def show_comparison(found: Mapping[str, Any], language: str) -> str:
     """Return the page of a comparison, see report.compare."""
     from official_resnet.reports import figures
 
-    empty: dict[str, Any] = {'curves': {'train': [], 'test': []}, 'learning_rate': []}
+    empty: dict[str, Any] = {'curves': {'steps': [], 'test': []}}
     runs = [run if run['curves'] else empty for run in found['runs']]
-    has_curves = any(run['curves']['train'] or run['curves']['test'] for run in runs)
+    has_curves = any(run['curves']['steps'] or run['curves']['test'] for run in runs)
     curves = figures.run_curves(runs, TEXTS[language]) if has_curves else {}
     return _render(language, comparison=found, curves=curves)
 

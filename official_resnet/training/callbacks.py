@@ -5,11 +5,11 @@ managers before training and leaves them afterwards, also if an exception ends t
 """
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any, TextIO
 
 import keras
@@ -121,35 +121,55 @@ class Summary(keras.callbacks.Callback):
         print(f'training  {self.recipe}: {config.train_epochs} epochs, batch {config.batch_size}, {course}', flush=True)
 
 
+@dataclasses.dataclass
+class Curve:
+    """The rows of steps.csv: sums over windows of `every` steps, of their number, their loss and their hits.
+
+    Before there are more than MOST, pairs of rows become one. So they depend on the steps, not on interruptions.
+    """
+
+    MOST = 1000
+    every: int = 1
+    rows: list[list[float]] = dataclasses.field(default_factory=list)
+
+    def add(self, step: int, loss: float, hits: float) -> None:
+        """Add the sums of the loss and the hits over a step's images. Steps are counted from 1."""
+        while step > self.MOST * self.every:
+            self.every, self.rows = 2 * self.every, np.add(self.rows[::2], self.rows[1::2]).tolist()
+        while step > len(self.rows) * self.every:  # more than once if an older checkpoint had no rows
+            self.rows.append([0, 0, 0])
+        self.rows[-1] = [sum(pair) for pair in zip(self.rows[-1], (1, loss, hits), strict=True)]
+
+    def write(self, trainer: Any) -> None:
+        """Write steps.csv: the last step of each window, the mean loss and accuracy, and the learning rate there."""
+        path = pathlib.Path(trainer.config.machine.model_dir) / checkpoints.STEPS_FILE
+        count, *sums = np.reshape(self.rows, (-1, 3)).T
+        steps = np.minimum(np.arange(1, len(count) + 1) * self.every, trainer.step)
+        rates, means = trainer.schedule(steps - 1), sums / np.maximum(count, 1) / trainer.config.batch_size
+        table = np.stack([steps, *means, np.broadcast_to(rates, steps.shape)], 1)[count > 0]
+        with files.write_errors(f"'{path}'", checkpoints.AGAIN), files.replacing(path) as part:
+            np.savetxt(part, table, ('%d', *['%.6g'] * 3), ',', header='step,loss,accuracy,learning_rate', comments='')
+
+
 class Record(keras.callbacks.Callback):
     """Write a run into its model_dir; `train` adds this callback.
 
-    When it begins: config.json; learning_rate.csv, the rates of up to 1000 steps; network.json and model.card.json,
-    with which inference.predict.load reads a checkpoint. After an epoch: a line per split in metrics.jsonl, with the
-    keys split ('train' or 'test'), epoch (from 1), step (global), loss, accuracy (0..1), learning_rate,
-    images_per_second, seconds; for 'test' also accuracy_top_5. The file is written from `rows`, which belongs to the
-    trainer and is in its checkpoint, so that a resumed run has the lines up to there. After an evaluation that is
-    better than all before: best.keras. At its end: model.keras.
+    When it begins: config.json; network.json and model.card.json, with which inference.predict.load reads a checkpoint.
+    After an epoch: a line per split in metrics.jsonl, with the keys split ('train' or 'test'), epoch (from 1), step
+    (global), loss, accuracy (0..1), learning_rate, images_per_second, seconds; for 'test' also accuracy_top_5. The file
+    is written from the trainer's rows, which are in its checkpoint, so that a resumed run has the lines up to there.
+    After an evaluation that is better than all before: best.keras. At its end: model.keras.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        card: dict[str, Any],
-        recipe: str | None = None,
-        rates: Sequence[tuple[int, float]] = (),
-        rows: list[dict[str, Any]] | None = None,
-    ):
+    def __init__(self, trainer: Any, recipe: str | None = None):
         super().__init__()
-        self.folder = pathlib.Path(str(config.machine.model_dir))
+        config, self._card, self._rows, self._epoch = trainer.config, trainer.card, trainer.rows, 0
+        self.folder = pathlib.Path(config.machine.model_dir)
         self.path = self.folder / checkpoints.METRICS_FILE
         self._about = {'recipe': recipe, 'config': config.to_json(), 'machine': devices.machine_info()}
-        self._rates = 'step,learning_rate\n' + ''.join(f'{step},{rate:.6g}\n' for step, rate in rates)
-        self._card, self._epoch, self._rows = card, 0, [] if rows is None else rows
 
     def on_train_begin(self, logs: Any = None) -> None:
         files.write_json(self.folder / 'config.json', self._about)
-        files.write_text(self.folder / checkpoints.RATES_FILE, self._rates)
         self.model.compiled = False  # loading it must not need our optimizer
         files.write_text(self.folder / checkpoints.NETWORK_FILE, self.model.to_json())
         self.model.compiled = True

@@ -202,13 +202,10 @@ def machine_info() -> dict:
     import keras
     import tensorflow as tf
 
-    gpus = [
-        tf.config.experimental.get_device_details(gpu).get('device_name', gpu.name)
-        for gpu in tf.config.list_physical_devices('GPU')
-    ]
+    details, gpus = tf.config.experimental.get_device_details, tf.config.list_physical_devices('GPU')
     return {
         'cpu': {'model': cpu_model(), 'num_cores': os.cpu_count()},
-        'gpu': {'count': len(gpus), 'models': gpus},
+        'gpu': {'count': len(gpus), 'models': [details(gpu).get('device_name', gpu.name) for gpu in gpus]},
         'memory_bytes': os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'),
         'python': platform.python_version(),
         'tensorflow': tf.__version__,
@@ -229,11 +226,9 @@ def cpu_flags() -> set[str]:
 
 def _cpu_field(name):
     """Return the first value of a field in /proc/cpuinfo, or '' if there is none."""
-    try:
-        with open('/proc/cpuinfo', encoding='utf-8') as file:
-            return next((line.partition(':')[2].strip() for line in file if line.startswith(name)), '')
-    except OSError:
-        return ''
+    with contextlib.suppress(OSError), open('/proc/cpuinfo', encoding='utf-8') as file:
+        return next((line.partition(':')[2].strip() for line in file if line.startswith(name)), '')
+    return ''
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from official_resnet import damage, files, layers
 from official_resnet.errors import Interrupted, UserError
 from official_resnet.inputs.in_memory import InMemorySplit
 from official_resnet.inputs.split import Split
+from official_resnet.training import stopping
 
 _LOG = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def replace_images(trainer: Any, received: list[int]) -> None:
 
     def check() -> None:
         if received and trainer.process.count == 1:
-            trainer.interrupt(received[0])
+            stopping.interrupt(trainer, received[0])
         if received:  # workers do not compute the same batches at the same time, so each leaves by itself
             text = f'{signal.Signals(received[0]).name} before the training: nothing has changed; run it again'
             raise Interrupted(received[0], text if trainer.process.is_chief else '')

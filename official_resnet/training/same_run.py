@@ -74,6 +74,7 @@ def resume(trainer: Any, variables: dict[str, Any], data: dict, found: tuple[dic
     trainer.is_epoch_open = state.get('is_epoch_open', False)  # older checkpoints lack it
     trainer.best, trainer.evaluation = state['best'], state['evaluation']
     last_row = trainer.step - int(trainer.is_epoch_open)  # an open epoch will be evaluated, and logged, again
+    trainer.curve = dataclasses.replace(trainer.curve, **state.get('curve', {}))
     trainer.rows = state['rows'] if 'rows' in state else checkpoints.read_metrics(model_dir, last_row)
     if trainer.process.is_chief:
         is_done = trainer.step >= trainer.last_step or trainer.why_stopped()

@@ -10,7 +10,8 @@ import tensorflow as tf
 from fixtures import programs
 from fixtures.batches import message_of
 
-from official_resnet import files, resnet_run_loop, resnet_variants
+from official_resnet import files, resnet_variants
+from official_resnet.errors import Interrupted
 from official_resnet.experiments import gradient_flow_main, net_gradients, runs
 from official_resnet.inputs import datasets
 
@@ -54,7 +55,7 @@ def test_a_network_that_diverges_ends_there(examples):
 
 
 def test_a_signal_ends_the_measurement(examples):
-    with pytest.raises(resnet_run_loop.Interrupted, match='SIGTERM.*same command'):
+    with pytest.raises(Interrupted, match='SIGTERM.*same command'):
         net_gradients.measure_net(('relu', False, True, 8), examples, SETTINGS, [signal.SIGTERM])
 
 

@@ -40,7 +40,9 @@ def test_a_run_is_tested_on_its_own_images(reported):
     assert (found['n'], found['dataset'], found['name']) == (30, 'cifar10', str(model_dir))
     assert found['top1'] == pytest.approx(last['accuracy']) and found['loss'] == pytest.approx(last['loss'], rel=1e-4)
     assert found['curves']['test'] == [row for row in rows if row['split'] == 'test']
-    assert len(found['learning_rate']) == last['step'] and found['config']['batch_size'] == 16
+    assert [row['step'] for row in found['curves']['steps']] == [*range(1, last['step'] + 1)] and found['config'][
+        'batch_size'
+    ] == 16
     assert found['architecture']['head'] == ['mean, 10 logits'] and found['machine']['tensorflow']
     with open(model_dir / 'images.csv', encoding='utf-8', newline='') as file:
         rows = list(csv.DictReader(file))

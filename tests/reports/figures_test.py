@@ -33,6 +33,10 @@ def test_the_process_of_a_training_plots_what_the_function_does(model_dir, monke
     assert plotted[:4] == b'\x89PNG' and plotted == figures.training_curves(model_dir).read_bytes()
 
 
+def write_steps(folder, *rows):
+    (folder / 'steps.csv').write_text('\n'.join(['step,loss,accuracy,learning_rate', *rows]))
+
+
 @pytest.fixture
 def drawn(monkeypatch):
     """A function that plots the curves of a model_dir and returns their axes."""
@@ -48,14 +52,13 @@ def drawn(monkeypatch):
 
 
 def test_the_learning_rate_is_plotted_by_step(model_dir, drawn):
-    rows = [(0, 0.0), (1, 0.4), (2, 0.04)]  # metrics.jsonl ends at step 2, so step 2 has not been taken
-    (model_dir / 'learning_rate.csv').write_text('step,learning_rate\n' + ''.join(f'{a},{b}\n' for a, b in rows))
+    write_steps(model_dir, '2,1.5,0.2,0.4', '3,1.25,0.3,0.04')  # an older version took the first step
     errors, losses, rate = drawn(model_dir)
-    assert rate.lines[0].get_xydata().tolist() == [[0, 0.0], [1, 0.4]] and rate.get_xlabel() == 'step'
+    assert rate.lines[0].get_xydata().tolist() == [[2, 0.4], [3, 0.04]] and rate.get_xlabel() == 'step'
     assert [axis.get_title() for axis in (errors, losses, rate)] == ['error (%)', 'cross-entropy', 'learning rate']
     assert errors.lines[1].get_xydata().tolist() == [[1, 50], [2, 50]]
     texts = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in (errors, losses, rate)]
-    ends = [['50', '50'], ['0.5', '0.5'], ['0.4']]
+    ends = [['50', '50'], ['0.5', '0.5'], ['0.04']]
     assert [[re.search(r'([\d.]+) at the end', text)[1] for text in row] for row in texts] == ends
 
 
@@ -66,17 +69,17 @@ def test_one_epoch_has_whole_ticks_and_a_margin(model_dir, drawn):
         assert axis.get_ylim() == (0, pytest.approx(1.05 * axis.dataLim.y1))
 
 
-@pytest.mark.parametrize('row', ['0,inf', '0,1e300', '0,nan', '1' * 400 + ',0'])
-def test_a_rate_that_cannot_be_plotted_is_damage(model_dir, drawn, row):
-    (model_dir / 'learning_rate.csv').write_text(f'step,learning_rate\n{row}\n')
-    assert "learning_rate.csv' is damaged" in message_of(figures.training_curves, model_dir)
+@pytest.mark.parametrize('row', ['1,1,1,inf', '1,1e300,1,1', '1,1,nan,1', '1' * 400 + ',1,1,0'])
+def test_a_number_that_cannot_be_plotted_is_damage(model_dir, drawn, row):
+    write_steps(model_dir, row)
+    assert "steps.csv' is damaged" in message_of(figures.training_curves, model_dir)
 
 
 def test_no_rate_at_all_and_rates_in_a_fifo(model_dir, drawn):
-    (model_dir / 'learning_rate.csv').write_text('step,learning_rate\n9,0.1\n')
+    write_steps(model_dir)
     assert drawn(model_dir)[2].get_ylim() == (0, 1)
-    (model_dir / 'learning_rate.csv').unlink()
-    os.mkfifo(model_dir / 'learning_rate.csv')
+    (model_dir / 'steps.csv').unlink()
+    os.mkfifo(model_dir / 'steps.csv')
     assert 'not a plain file' in message_of(figures.training_curves, model_dir)
 
 
@@ -90,7 +93,7 @@ def test_mistakes_are_one_line(tmp_path):
 @pytest.mark.parametrize('reason', ['no rate', 'no python', 'no matplotlib'])
 def test_a_figure_that_fails_is_one_line_and_no_figure(model_dir, tmp_path, monkeypatch, capsys, reason):
     if reason == 'no rate':
-        (model_dir / 'learning_rate.csv').write_text('step,learning_rate\n1\n')
+        write_steps(model_dir, '1')
     elif reason == 'no python':
         monkeypatch.setattr(sys, 'executable', str(tmp_path / 'gone'))
     else:
@@ -99,5 +102,5 @@ def test_a_figure_that_fails_is_one_line_and_no_figure(model_dir, tmp_path, monk
     made = train_program.made('reports.figures', model_dir, 'curves.png')
     assert made == [] and not (model_dir / 'curves.png').exists()
     out = capsys.readouterr().out
-    words = {'no rate': "learning_rate.csv' is damaged", 'no matplotlib': "pip install 'official-resnet[plots]'"}
+    words = {'no rate': "steps.csv' is damaged", 'no matplotlib': "pip install 'official-resnet[plots]'"}
     assert out.count('\n') == 1 and words.get(reason, 'curves.png') in out

@@ -13,7 +13,7 @@ import re
 import numpy as np
 import pytest
 from fixtures.batches import message_of
-from fixtures.reports import HOSTILE, ROWS, RUN, comparison_of, guesses_of, page_of, subject_of
+from fixtures.reports import HOSTILE, ROWS, RUN, STEPS, comparison_of, guesses_of, page_of, subject_of
 from PIL import Image
 
 from official_resnet.reports import figures, report, report_page
@@ -195,18 +195,20 @@ def test_ten_classes_have_a_matrix():
 
 
 @pytest.mark.parametrize(
-    'rows,rates,said',
-    [(ROWS, 'x', []), (ROWS[::2], 'x', ['no_tests']), ([], '', ['no_curves'])],
-    ids=['whole', 'untested', 'new'],
+    'rows,has_steps,said',
+    [(ROWS, True, []), (ROWS, False, []), (ROWS[::2], True, ['no_tests']), ([], False, ['no_curves'])],
+    ids=['whole', 'older', 'untested', 'new'],
 )
-def test_what_a_run_has_recorded_so_far(tmp_path, rows, rates, said):
+def test_what_a_run_has_recorded_so_far(tmp_path, rows, has_steps, said):
     (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
     (tmp_path / 'config.json').write_text(json.dumps({name: RUN[name] for name in ('recipe', 'config', 'machine')}))
-    if rates:
-        (tmp_path / 'learning_rate.csv').write_text('step,learning_rate\n0,0\n9,0.4\n17,0.1\n99,0\n')
+    if has_steps:
+        lines = [','.join(map(str, row.values())) + '\n' for row in STEPS]
+        (tmp_path / 'steps.csv').write_text(''.join(['step,loss,accuracy,learning_rate\n', *lines]))
     about = report.about_run(tmp_path)
-    assert about['curves']['train'] == [row for row in rows if row['split'] == 'train']
-    assert about['learning_rate'] == (RUN['learning_rate'] if rates else []) and about['config'] == RUN['config']
+    train = [row for row in rows if row['split'] == 'train']
+    steps = STEPS if has_steps else [{name: row[name] for name in STEPS[0]} for row in train]
+    assert (about['curves']['train'], about['curves']['steps']) == (train, steps) and about['config'] == RUN['config']
     found, text = page_of(subject_of('ab', about=about))
     assert [name for name in ('no_tests', 'no_curves') if TEXTS['en'][name] in text] == said
     assert report.summary(found)['epochs'] == (2 if rows else None)

@@ -28,8 +28,9 @@ def make(callback, **params):
 
 
 def test_the_lines_of_a_run_are_those_of_its_trainer(cifar_dir, tmp_path):
-    trainer, rows = resnet_run_loop.Trainer(make_config(cifar_dir, tmp_path)), [{'split': 'test', 'accuracy': 0.8}]
-    record = make(callbacks.Record(trainer.config, trainer.card, None, [(0, 0.1), (9, 0.01)], rows))
+    trainer = resnet_run_loop.Trainer(make_config(cifar_dir, tmp_path))
+    trainer.rows.append({'split': 'test', 'accuracy': 0.8})
+    record, rows = make(callbacks.Record(trainer)), trainer.rows
     record.set_model(trainer.model)
     record.path.write_text('{"split": "train", "step": 30}\n{"spl')
     record.on_train_begin()
@@ -38,12 +39,27 @@ def test_the_lines_of_a_run_are_those_of_its_trainer(cifar_dir, tmp_path):
     assert [(row['split'], row['accuracy']) for row in rows] == [('test', 0.8), ('train', 0.5), ('test', 0.75)]
     assert list(map(json.loads, record.path.read_text().splitlines())) == rows
     assert not (tmp_path / 'best.keras').exists()  # 0.75 is not better than 0.8
-    assert (tmp_path / 'learning_rate.csv').read_text() == 'step,learning_rate\n0,0.1\n9,0.01\n'
+
+
+def test_the_rows_of_a_curve_are_means_over_equal_windows_however_long_the_run():
+    """A window doubles before there are more than MOST; what a checkpoint keeps makes the same rows."""
+    curve = callbacks.Curve()
+    for step in range(1, 4 * callbacks.Curve.MOST + 6):
+        curve.add(step, float(step), step % 2)
+        if step % 1000 == 700:
+            curve = callbacks.Curve(**json.loads(json.dumps(vars(curve))))
+    assert curve.every == 8 and len(curve.rows) == callbacks.Curve.MOST // 2 + 1
+    firsts = [1 + 8 * i for i in range(500)]
+    assert curve.rows[:-1] == [[8, sum(range(first, first + 8)), 4] for first in firsts]
+    assert curve.rows[-1] == [5, 5 * 4003, 3]
+    curve = callbacks.Curve()  # of a checkpoint that had none
+    curve.add(4001, 2.0, 1)
+    assert curve.every == 8 and curve.rows[-1] == [1, 2.0, 1] and not any(map(any, curve.rows[:-1]))
 
 
 def test_a_full_disk_at_the_end_names_the_file_and_leaves_no_part(cifar_dir, tmp_path):
     trainer = resnet_run_loop.Trainer(make_config(cifar_dir, tmp_path))
-    record = make(callbacks.Record(trainer.config, trainer.card))
+    record = make(callbacks.Record(trainer))
     record.set_model(trainer.model)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (12000, limits[1]))  # bytes

@@ -11,6 +11,7 @@ from fixtures.flips import damaged_copies
 from fixtures.tiny_training import StopAt, assert_equal_runs, make_config, synthetic_split
 
 from official_resnet import checkpoints, resnet_run_loop
+from official_resnet.errors import Interrupted
 from official_resnet.inference import grad_cam
 from official_resnet.inputs.normalization import per_image_standardization
 from official_resnet.training import feature_cache
@@ -101,7 +102,7 @@ def test_features_are_what_the_last_layer_is_fed(source):
 
 def test_a_signal_while_features_are_computed_saves(cifar_dir, source, tmp_path):
     config = make_config(cifar_dir, tmp_path, pretrained=str(source), **HEAD_ONLY)
-    with pytest.raises(resnet_run_loop.Interrupted, match='SIGTERM at step 0: '):
+    with pytest.raises(Interrupted, match='SIGTERM at step 0: '):
         resnet_run_loop.Trainer(config).run([], [signal.SIGTERM])
     assert resnet_run_loop.train(config).step == 14
 
