@@ -226,17 +226,22 @@ class Trainer:
     def compile(self, net: keras.Model) -> None:
         """Create the functions that train and evaluate a network. They are compiled when they are first called."""
         strategy, after_step = self.process.strategy, self.averages and self.averages.update
-        self.train_steps = step.make_train_function(strategy, net, self.optimizer, self.config, after_step)
+        optimizer = self.optimizer
+        if self.config.machine.enable_tensorboard:
+            from official_resnet.training import gradient_norm
+
+            optimizer = self.watched = gradient_norm.Watched(optimizer, strategy, self.config.machine.steps_per_call)
+        self.train_steps = step.make_train_function(strategy, net, optimizer, self.config, after_step)
         self._evaluate_batch = step.make_evaluate_function(strategy, net, self.config.test_views)
 
     def run(self, callbacks: Sequence[keras.callbacks.Callback], received: list[int]) -> TrainResult:
         """Train; see `train`. `received` is the list to which the number of a signal is appended."""
-        config = self.config
+        config, test = self.config, self.test
         if config.trains_on_features:
             from official_resnet.training import feature_cache
 
             feature_cache.replace_images(self, received)
-        params: dict[str, Any] = {'input_shape': self.card['input_shape']}
+        params: dict[str, Any] = {'trainer': self, 'test': test, 'input_shape': self.card['input_shape']}
         params |= {'epochs': -(-max(self.last_step, self.step) // self.steps_per_epoch), 'steps': self.steps_per_epoch}
         params |= {'batch_size': config.batch_size, 'first_step': self.step, 'last_step': self.last_step}
         params |= {'num_images': self.data.num_images, 'num_test_images': self.test.num_images}
@@ -316,6 +321,7 @@ class Trainer:
             self.sums['loss'] += loss
             self.sums['correct'] += correct
             self.curve.add(self.step, loss, correct)
+        self.results = results
         self.sums['steps'] += count
         self.sums['seconds'] += seconds
         self.is_epoch_open = True

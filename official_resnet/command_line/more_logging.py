@@ -90,10 +90,16 @@ def callbacks_of(config: TrainConfig, options: RunOptions, hooks: set[str]) -> l
         folder = options.benchmark_log_dir if writes_files else None
         chosen.append(BenchmarkLog(folder, info, options.log_steps, hooks))
     profile_steps = options.profile_steps or ('10,20' if 'profilerhook' in hooks else None)
-    if options.enable_tensorboard or profile_steps:
+    is_shown = config.machine.enable_tensorboard
+    if is_shown or profile_steps:
         if not importlib.util.find_spec('tensorboard'):  # without it, nothing could show what Keras writes
             raise UserError("TensorBoard is not installed; pip install 'official-resnet[plots]'")
         folders.require_text(config.machine.model_dir or '', '--model_dir=', 'TensorBoard')
-        profile = tuple(map(int, profile_steps.split(','))) if profile_steps else 0
+    if is_shown:
+        from official_resnet.reports import summaries
+
+        chosen.append(summaries.Summaries(str(config.machine.model_dir)))
+    if profile_steps:
+        profile = tuple(map(int, profile_steps.split(',')))
         chosen.append(keras.callbacks.TensorBoard(config.machine.model_dir, write_graph=False, profile_batch=profile))
     return chosen

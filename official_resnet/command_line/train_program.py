@@ -148,7 +148,7 @@ def _callbacks(config, options):
     quicker = '--recipe=fast gives most of the accuracy in a fraction of the time' if is_slow else None
     log_steps = options.log_steps if 'loggingtensorhook' in hooks else 0
     chosen = [callbacks.Progress(log_steps, quicker), callbacks.Summary(config, options.recipe)]
-    asks_for_logs = options.benchmark_log_dir or options.enable_tensorboard or options.profile_steps
+    asks_for_logs = options.benchmark_log_dir or config.machine.enable_tensorboard or options.profile_steps
     if asks_for_logs or hooks - {'loggingtensorhook'}:
         from official_resnet.command_line import more_logging
 

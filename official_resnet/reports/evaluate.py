@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from official_resnet.inputs.split import Split
 
 TOP = 5  # guesses for each image, at most
+MAX_MATRIX = 20  # classes, of which a matrix can be read
 Report = dict[str, Any]  # see `report`
 
 
@@ -31,12 +32,18 @@ class Guesses(NamedTuple):
 
 
 def guess(model: 'keras.Model', batches: 'tf.data.Dataset', test_views: str = 'plain') -> Guesses:
-    """Return the labels of a split's images, and the model's guesses.
+    """Return the labels of a split's images, and the model's guesses; see make_guess."""
+    return make_guess(model, test_views)(batches)
+
+
+def make_guess(model: 'keras.Model', test_views: str = 'plain') -> 'Callable[[tf.data.Dataset], Guesses]':
+    """Return the function that makes Guesses of batches. It is compiled once.
+
+    Its batches are pairs (images, labels). Images with the label -1, of no class, are left out. If there are several
+    images for each label, as in ten-crop evaluation, their probabilities are averaged.
 
     Args:
         model: A network of resnet_model.
-        batches: Pairs (images, labels). Images with the label -1, of no class, are left out. If there are several
-            images for each label, as in ten-crop evaluation, their probabilities are averaged.
         test_views: TrainConfig.test_views, for which logits are averaged.
     """
     import tensorflow as tf
@@ -53,11 +60,14 @@ def guess(model: 'keras.Model', batches: 'tf.data.Dataset', test_views: str = 'p
         best = tf.math.top_k(mean, num_guesses)
         return labels, best.indices, best.values, tf.gather(mean, tf.maximum(labels, 0), batch_dims=1)
 
-    parts = [[part.numpy() for part in guess_batch(images, labels)] for images, labels in batches]
-    labels, *others = map(np.concatenate, zip(*parts, strict=True))
-    rows = np.flatnonzero(labels >= 0)
-    classes, probabilities, of_label = (part[rows] for part in others)
-    return Guesses(labels[rows], classes, probabilities, of_label, rows)
+    def guess_all(batches) -> Guesses:
+        parts = [[part.numpy() for part in guess_batch(images, labels)] for images, labels in batches]
+        labels, *others = map(np.concatenate, zip(*parts, strict=True))
+        rows = np.flatnonzero(labels >= 0)
+        classes, probabilities, of_label = (part[rows] for part in others)
+        return Guesses(labels[rows], classes, probabilities, of_label, rows)
+
+    return guess_all
 
 
 def names_of_outputs(test: 'Split', num_outputs: int) -> tuple[list[str], list[str | None] | None]:
@@ -124,6 +134,16 @@ def report(
         'classes': [{'class': i, 'name': names[i], 'id': ids[i], **accuracies(i)} for i in range(classes)],
         'confusions': confusions,
     }
+
+
+def matrix(found: Mapping[str, Any]) -> list[list[int]]:
+    """Return the confusion matrix of a report: for each true class, the number of images of each guess."""
+    counts = [[0] * len(found['classes']) for _ in found['classes']]
+    for row in found['classes']:
+        counts[row['class']][row['class']] = round((row['top1'] or 0) * row['count'])
+    for pair in found['confusions']:
+        counts[pair['true']][pair['guessed']] = pair['count']
+    return counts
 
 
 def format_report(found: Report, rows: int = 10) -> list[str]:

@@ -219,18 +219,21 @@ def write(report: Mapping[str, Any], subject: Subject, found: evaluate.Guesses, 
     evaluate.write_files(folder, {'images.csv': spreadsheets.text([columns, *rows])})
 
 
-def images_at(subject: Subject, rows: Sequence[int]) -> np.ndarray:
-    """Return test images by their numbers, float32 [n, h, w, c] in 0..255, of the size of the network's input."""
+def images_at(test: 'Split', rows: Sequence[int], batch_size: int, view: Callable | None = None) -> np.ndarray:
+    """Return test images by their numbers, float32 [n, h, w, c] in 0..255, of the size of the network's input.
+
+    `view` is that of Split.evaluation_batches.
+    """
     found: dict[int, np.ndarray] = {}
     start, last = 0, max(rows, default=-1)
-    with subject.test.input_errors():
-        raw = subject.test.with_normalization('none')
-        for images, _ in raw.evaluation_batches(subject.batch_size, view=subject.view):
+    with test.input_errors():
+        raw = test.with_normalization('none')
+        for images, _ in raw.evaluation_batches(batch_size, view=view):
             found |= {row: images[row - start].numpy() for row in set(rows) if start <= row < start + len(images)}
             start += len(images)
             if start > last:
                 break
-    return np.stack([found[row] for row in rows]) if rows else np.zeros((0, *subject.test.input_shape), np.float32)
+    return np.stack([found[row] for row in rows]) if rows else np.zeros((0, *test.input_shape), np.float32)
 
 
 def summary(report: Mapping[str, Any]) -> dict[str, Any]:

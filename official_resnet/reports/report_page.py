@@ -20,7 +20,7 @@ from official_resnet.reports.report_texts import TEXTS
 if TYPE_CHECKING:
     import keras
 
-MAX_MATRIX, MAX_CLASSES = 20, 100  # classes: with more, there is no matrix, and not each class has its row
+MAX_CLASSES = 100  # with more, not each class has its row
 MAX_ROWS, MAX_PAIRS = 20, 30  # rows of the best and the worst classes, and of pairs: half of them below a matrix
 MAX_MAPS, COLUMNS = 16, 8  # feature maps of a layer; maps or filters side by side
 LEAST, QUALITY = 128, 85  # pixels to which smaller images of the gallery are enlarged; of their JPEGs
@@ -33,7 +33,8 @@ def gallery(subject: report.Subject, found: Mapping[str, Any]) -> dict[str, list
 
     result: dict[str, list[tuple[str, str]]] = {}
     for name, entries in found['gallery'].items():
-        images = report.images_at(subject, [entry['image'] for entry in entries])
+        rows = [entry['image'] for entry in entries]
+        images = report.images_at(subject.test, rows, subject.batch_size, subject.view)
         result[name] = []
         for image, entry in zip(images, entries, strict=True):  # one by one, which needs little memory
             try:
@@ -63,7 +64,7 @@ def inside(subject: report.Subject, path: str | os.PathLike | None) -> dict[str,
 
     card, model = subject.card, subject.model
     if path is None:
-        image = report.images_at(subject, [0])
+        image = report.images_at(subject.test, [0], subject.batch_size, subject.view)
         inputs, name = NORMALIZATIONS[card.normalization](image), subject.test.paths[0] if subject.test.paths else 0
     else:
         image = predict.prepare(pathlib.Path(path), card)[None]
@@ -144,7 +145,7 @@ def show(found: Mapping[str, Any], language: str, pictures: Mapping[str, Any], l
     words, classes = TEXTS[language], found['classes']
     seen = sorted((row for row in classes if row['count']), key=lambda row: row['top1'])
     shown = seen if len(classes) <= MAX_CLASSES else [*seen[:MAX_ROWS], *seen[MAX_ROWS:][-MAX_ROWS:]]
-    matrix = _matrix(found) if len(classes) <= MAX_MATRIX else None
+    matrix = evaluate.matrix(found) if len(classes) <= evaluate.MAX_MATRIX else None
     curves = found.get('curves')
     origin = {name: found[name] for name in ('origin', 'recipe', 'config', 'machine') if found.get(name)}
     has_curves = bool(curves and (curves['steps'] or curves['test']))
@@ -173,16 +174,6 @@ def show_comparison(found: Mapping[str, Any], language: str) -> str:
     has_curves = any(run['curves']['steps'] or run['curves']['test'] for run in runs)
     curves = figures.run_curves(runs, TEXTS[language]) if has_curves else {}
     return _render(language, comparison=found, curves=curves)
-
-
-def _matrix(found):
-    """Return the confusion matrix of a report: for each true class, the number of images of each guess."""
-    matrix = [[0] * len(found['classes']) for _ in found['classes']]
-    for row in found['classes']:
-        matrix[row['class']][row['class']] = round((row['top1'] or 0) * row['count'])
-    for pair in found['confusions']:
-        matrix[pair['true']][pair['guessed']] = pair['count']
-    return matrix
 
 
 def _render(language, **values):

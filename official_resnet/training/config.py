@@ -148,6 +148,7 @@ class MachineConfig:
     all_reduce_alg: str | None = _machine(
         None, 'How replicas add up gradients; by default TensorFlow chooses.', short='ara', choices=('ring', 'nccl')
     )
+    enable_tensorboard: bool = setting(False, 'Write TensorBoard summaries into --model_dir.', group='Logging')
     enable_xla: bool = _machine(False, 'Compile the training step with XLA; this is slower on a CPU.')
     inter_op_threads: int = _threads(
         'Operations that run at the same time; 0: one per core.', flag='inter_op_parallelism_threads', short='inter'

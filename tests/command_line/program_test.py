@@ -104,6 +104,5 @@ def test_paths_that_tensorflow_would_not_take(path, word):
 
 
 def test_tensorboard_takes_no_path_that_is_not_text():
-    config = TrainConfig(None, machine=MachineConfig(model_dir='a\udcff'))
-    options = flags.RunOptions(enable_tensorboard=True)
-    assert '--model_dir=a' in message_of(more_logging.callbacks_of, config, options, set())
+    config = TrainConfig(None, machine=MachineConfig(model_dir='a\udcff', enable_tensorboard=True))
+    assert '--model_dir=a' in message_of(more_logging.callbacks_of, config, flags.RunOptions(), set())

@@ -82,10 +82,10 @@ def test_images_by_their_numbers():
     """In any order, over the borders of batches (of 5); padded as the network's input is."""
     subject = subject_of('ab')
     subject = dataclasses.replace(subject, test=dataclasses.replace(subject.test, input_size=36))
-    found = report.images_at(subject, [11, 4, 5, 4])
+    found = report.images_at(subject.test, [11, 4, 5, 4], subject.batch_size)
     assert found.shape == (4, 36, 36, 3) and not found[:, :2].any()
     np.testing.assert_array_equal(found[:, 2:-2, 2:-2], subject.test.images[[11, 4, 5, 4]])
-    assert report.images_at(subject, []).shape == (0, 36, 36, 3)
+    assert report.images_at(subject.test, [], 5).shape == (0, 36, 36, 3)
 
 
 def test_the_files_of_a_report(tmp_path):
