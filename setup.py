@@ -51,6 +51,9 @@ setup(
         'plots': ['matplotlib>=3.9', 'tensorboard~=2.20'],
         'report': ['jinja2>=3.1', 'matplotlib>=3.9', 'scikit-learn>=1.6', 'scipy>=1.14'],  # report_main
         'browser': ['selenium>=4.30'],  # the tests of its page; they also need Debian's chromium and chromium-driver
+        'wandb': ['wandb>=0.31'],  # --track; one each, because each brings many packages
+        'mlflow': ['mlflow>=3.17'],
+        'trackio': ['trackio>=0.43'],
         'beam': ['apache-beam>=2.77'],  # ImageNet's shards built on a cluster
         'imagenet': ['scipy>=1.14'],  # ImageNet's development kit has its labels in a .mat file
         'convert': ['safetensors>=0.8'],  # checkpoints_tools; the other formats need nothing more

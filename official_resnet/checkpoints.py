@@ -30,7 +30,7 @@ AGAIN = ' and run the same command again; it continues from the last checkpoint,
 LOCK = '.lock'
 # Temporary files of a training that was killed, in model_dir; see files.replacing.
 _PARTS = """checkpoints/part.step-*.npz part.features-train.npz part.features-test.npz part.model.keras part.best.keras
-    part.model.card.json part.best.card.json part.config.json part.network.json part.steps.csv
+    part.model.card.json part.best.card.json part.config.json part.network.json part.track.json part.steps.csv
     part.metrics.jsonl""".split()
 
 

@@ -4,6 +4,7 @@ Each flag that is passed with --eval_only has an effect, agrees with the evaluat
 """
 
 import dataclasses
+import importlib.util
 import os
 import pathlib
 from collections.abc import Callable
@@ -56,7 +57,9 @@ def run(values: absl_flags.FlagValues, asked: TrainConfig, options: RunOptions, 
 
 
 def check_outputs(options: RunOptions) -> None:
-    """Raise UserError if --export_dir or --report cannot be written. A training would find that out at its end."""
+    """Raise UserError if --export_dir, --report or --track cannot be written, before a training finds that out."""
+    if (name := options.track) and not importlib.util.find_spec(name):
+        raise UserError(f"--track={name} needs {name} (not installed here); run pip install 'official-resnet[{name}]'")
     if options.report:
         from official_resnet.reports import report
 

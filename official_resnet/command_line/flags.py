@@ -139,6 +139,7 @@ class RunOptions:
     local_workers: int = _workers(1, 'Number of workers on this machine, which share its cores.', least=1)
     hooks: tuple[str, ...] = _logging(('LoggingTensorHook',), f'What to log: any of {", ".join(HOOKS)}.', short='hk')
     log_steps: int = _logging(100, 'Number of steps between logged lines.', least=1)
+    track: str | None = _logging(None, 'Also log the run to this tracker.', choices=('wandb', 'mlflow', 'trackio'))
     profile_steps: str | None = _logging(None, 'Steps to profile for TensorBoard: first,last, for example 10,20.')
     benchmark_log_dir: str | None = _logging(None, 'Folder for benchmark logs.', short='bld', is_path=True)
     benchmark_logger_type: str = _logging(

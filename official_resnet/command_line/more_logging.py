@@ -1,4 +1,4 @@
-"""Optional logs of a training program: official/resnet's benchmark log, and TensorBoard."""
+"""Optional logs of a training program: official/resnet's benchmark log, TensorBoard, and trackers."""
 
 import datetime
 import importlib.util
@@ -102,4 +102,8 @@ def callbacks_of(config: TrainConfig, options: RunOptions, hooks: set[str]) -> l
     if profile_steps:
         profile = tuple(map(int, profile_steps.split(',')))
         chosen.append(keras.callbacks.TensorBoard(config.machine.model_dir, write_graph=False, profile_batch=profile))
+    if options.track:
+        from official_resnet.command_line import trackers
+
+        chosen.append(trackers.Track(options.track, config))
     return chosen

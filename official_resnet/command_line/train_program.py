@@ -60,7 +60,7 @@ def _run(values, config, options, row, argv):
         from official_resnet.weights import pretrained as weights
 
         config = dataclasses.replace(config, pretrained=weights.resolve(config.pretrained, options.cache_dir))
-    if options.export_dir or options.eval_only or options.report:
+    if options.export_dir or options.eval_only or options.report or options.track:
         from official_resnet.command_line import evaluate_program
 
         evaluate_program.check_outputs(options)
@@ -149,7 +149,7 @@ def _callbacks(config, options):
     log_steps = options.log_steps if 'loggingtensorhook' in hooks else 0
     chosen = [callbacks.Progress(log_steps, quicker), callbacks.Summary(config, options.recipe)]
     asks_for_logs = options.benchmark_log_dir or config.machine.enable_tensorboard or options.profile_steps
-    if asks_for_logs or hooks - {'loggingtensorhook'}:
+    if asks_for_logs or options.track or hooks - {'loggingtensorhook'}:
         from official_resnet.command_line import more_logging
 
         chosen += more_logging.callbacks_of(config, options, hooks)

@@ -61,6 +61,7 @@ OTHER_NAMES = {
     'datasets_num_private_threads': 'num_workers',
     'dtype': 'precision amp fp16 bf16 mixed_precision',
     'enable_tensorboard': 'tensorboard',
+    'track': 'tracker report_to wandb mlflow trackio',
     'top': 'topk',
     'image_size': 'input_size img_size',
 }
