@@ -118,7 +118,8 @@ class Summary(keras.callbacks.Callback):
         data = f'{config.dataset}: {params["num_images"]:,} training, {params["num_test_images"]:,} test images'
         course = f'{config.optimizer}, rate {config.base_learning_rate:g} {config.schedule.kind}, seed {config.seed}'
         print(f'network   {network}, {config.dtype}\ndata      {data} of {params["input_shape"]}')
-        print(f'training  {self.recipe}: {config.train_epochs} epochs, batch {config.batch_size}, {course}', flush=True)
+        length = f'{config.train_epochs} epoch{"s" * (config.train_epochs > 1)}, batch {config.batch_size}'
+        print(f'training  {self.recipe}: {length}, {course}', flush=True)
 
 
 @dataclasses.dataclass
