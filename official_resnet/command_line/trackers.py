@@ -2,7 +2,7 @@
 
 Our loop takes several steps a call and numbers metrics by the step. The Keras callbacks that wandb and mlflow ship do
 not fit: WandbMetricsLogger counts calls as steps, and asks the schedule for the rate of that step; MlflowCallback logs
-either by step or by epoch, and fails on the settings of our optimizers. trackio has none. So each has a few lines here.
+either by step or by epoch, and evaluations without a step. trackio has none. So each has a few lines here.
 """
 
 import contextlib
