@@ -126,10 +126,9 @@ def _read(folder, split, *, image_size=32, channels=3, validation_fraction=0.1, 
 
 
 def _fault_of(path):
-    """Return why a file is not an image or a JPEG with a whole header, or ''. Its pixels are not decoded."""
+    """Return why a file is not an image or a JPEG that is whole, or ''. Its pixels are not decoded."""
     try:
-        info = jpeg.inspect(read_bytes(path, 'image_bytes'))
-        images.require_size(info.width, info.height)
+        images.require_whole(jpeg.inspect(read_bytes(path, 'image_bytes')))
     except ValueError as error:
         return str(error)
     except OSError as error:

@@ -215,11 +215,7 @@ def to_rgb_jpeg(
         ValueError: The image is broken; the message is the reason.
     """
     info = jpeg.inspect(data)
-    if not info.is_whole:
-        raise ValueError(info.problem)
-    require_size(info.width, info.height)
-    if info.precision not in (0, 8):
-        raise ValueError(f'a JPEG of {info.precision} bits, which cannot be decoded')
+    require_whole(info)
     is_plain = info.is_rgb_jpeg or keeps_grey and info.can_be_decoded and info.colour == 'grey'
     if rules.uses_exif and not keeps_exif and info.orientation > 1:
         is_plain = False
@@ -232,6 +228,15 @@ def to_rgb_jpeg(
     if is_plain and check == 'decode':
         decode(bytes(data), rules, finish=lambda image: None)
     return (data, info.width, info.height) if is_plain else decode(bytes(data), rules, finish=encode)
+
+
+def require_whole(info: jpeg.Info) -> None:
+    """Raise ValueError if the pixels of an image cannot be decoded, as far as `jpeg.inspect` sees this."""
+    if not info.is_whole:
+        raise ValueError(info.problem)
+    require_size(info.width, info.height)
+    if info.precision not in (0, 8):
+        raise ValueError(f'a JPEG of {info.precision} bits, which cannot be decoded')
 
 
 def require_size(width: int, height: int) -> None:

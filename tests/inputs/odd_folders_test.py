@@ -99,6 +99,7 @@ def test_images_of_any_size_and_with_wrong_names(tmp_path, capsys, views):
         'b/png.jpg': encode(PIXELS, 'PNG'),
         'b/jpeg.png': encode(PIXELS, 'JPEG'),
         'b/heic.jpg': HEIC,
+        'b/cut.jpg': encode(PIXELS, 'JPEG')[:-9],
         'b/no suffix': encode(PIXELS, 'WEBP'),
     }.items():
         (tmp_path / 'train' / name).parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +107,8 @@ def test_images_of_any_size_and_with_wrong_names(tmp_path, capsys, views):
     make(tmp_path, 'test/a/0.png')
     split = datasets.open_split(f'folder:{tmp_path}', 'train', views=views, folder={'image_size': 16})
     split = split.with_normalization('none')
-    assert 'b/heic.jpg (HEIC' in capsys.readouterr().out and split.num_images == 6
+    out = capsys.readouterr().out
+    assert 'b/heic.jpg (HEIC' in out and 'b/cut.jpg (' in out and split.num_images == 6
     for batches in (split.evaluation_batches(6), split.training_batches(6)):
         images, labels = next(iter(batches))
         assert sorted(labels.numpy()) == [0, 0, 0, 1, 1, 1]
