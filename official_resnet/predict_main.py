@@ -282,6 +282,8 @@ def find_images(arguments: Sequence[str], copy_to: str | None = None) -> list[pa
             found, others = ([file for file in sorted(some) if not is_copy(file)] for some in images.find_files(path))
         if others:
             _skip(f'files in no known format of images ({len(others)}): {classes.listed(others)}')
+            if heic := images.heic_line(others):
+                _skip(heic)
         if not found:
             suffixes = ' '.join(images.SUFFIXES)
             _skip(f"'{path}' has no images ({suffixes})" if path.is_dir() else f"there is no '{path}'")

@@ -89,7 +89,7 @@ def _rows(path):
         raise UserError(f"'{path}', line {reader.line_num}: {error}; {REMEDY}") from None
     if missing:
         first, line = next(iter(missing.items()))
-        fault = f"{len(missing)} of the {len(found)} images are missing, the first is '{first}' in line {line}"
+        fault = f"there is no file for {len(missing)} of the {len(found)} images, the first is '{first}' in line {line}"
         remedy = f"put them below '{folder or '.'}', where paths begin, or remove the lines"
         raise UserError(f"'{path}': {fault}; {remedy}")
     return found

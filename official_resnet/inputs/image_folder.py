@@ -143,7 +143,7 @@ def _leave_out(faults, paths, labels, listing, split, folder, log):
     for i in sorted(faults, key=paths.__getitem__):
         log(f'unreadable, left out: {paths[i]} ({faults[i]})')
     if faults:
-        log(f'{len(faults)} of {len(paths)} images for {split} in {folder} are unreadable')
+        log(f'unreadable images for {split} in {folder}: {len(faults)} of {len(paths)} images')
         labels = np.delete(labels, list(faults))
     counts = np.bincount(labels, minlength=len(listing.classes))
     if not counts.any() or split == 'train' and not counts.all():
@@ -241,6 +241,8 @@ def _classes(folder, unlabelled=None):
     if splits and (len(splits) == len(found) or set(splits) & set(nested)):
         train = next((found[name] for name in splits if split_name(name) in TRAIN_NAMES), None)
         remedy = f'add a folder test, or pass --image_folder={train}' if train else 'put the others into a folder train'
+        if train and (others := [name for name in found if name not in splits]):
+            remedy = f"name the folder of the test images test (is it '{others[0]}'?), or pass --image_folder={train}"
         raise UserError(f"{classes.listed(splits)} in '{folder}' is a split, not a class; {remedy}")
     if len(nested) == len(found):
         fault = f"the subfolders {classes.listed(nested)} of '{folder}' hold only folders"
@@ -271,16 +273,12 @@ def _files(folder, places, unlabelled=None, is_complete=True):
         paths, more = images.find_files(place) if place else ([], [])
         if not paths and is_complete:
             fault = f"class folder '{place}' has no images ({' '.join(images.SUFFIXES)}); add some, or remove it"
-            raise UserError(f"class folder '{place}': {jpeg.HEIC}" if any(map(_is_heic, more)) else fault)
+            raise UserError(f"class folder '{place}': {jpeg.HEIC}" if images.heic_line(more) else fault)
         result += [(path, label) for path in sorted(paths, key=str)]
         others += more
     if not result:
         raise UserError(f"'{folder}' has no images ({' '.join(images.SUFFIXES)}); add some")
     return result, others
-
-
-def _is_heic(path):
-    return path.suffix.lower() in ('.heic', '.heif')
 
 
 def _report(listing, folder, split, image_size, log):
@@ -300,8 +298,8 @@ def _report(listing, folder, split, image_size, log):
         _report_copies(listing, root, log)
     if others := sorted(os.path.relpath(path, root) for path in listing.others[split]):
         log(f'not images of a class, so not used ({len(others)}): {classes.listed(others)}')
-    if heic := [path for path in listing.others[split] if _is_heic(path)]:
-        log(f'{len(heic)} of these: {jpeg.HEIC}')
+    if heic := images.heic_line(listing.others[split]):
+        log(heic)
 
 
 def _report_copies(listing, root, log):

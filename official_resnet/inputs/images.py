@@ -294,6 +294,12 @@ def find_files(
     return found[True], found[False]
 
 
+def heic_line(others: Sequence[pathlib.Path]) -> str:
+    """Return a line on how to make images of those files that are HEIC by their names, or '' if none is."""
+    count = sum(path.suffix.lower() in ('.heic', '.heif') for path in others)
+    return f'{count} of these: {jpeg.HEIC}' if count else ''
+
+
 def content_of(paths: Sequence[str | os.PathLike]) -> str:
     """Return a hash of the sizes of files, in this order, and of the beginnings of NUM_SAMPLES of them."""
     digest = hashlib.sha256()

@@ -222,7 +222,7 @@ def test_unreadable_files_are_named_counted_and_left_out(tmp_path, monkeypatch):
         ('train/ant/0.png train/bee/0.png val/ant/', "val' has no images"),
         ('train/ant/0.png train/bee/0.png', "'train'|is a split|a folder test|--image_folder="),
         ('train/0.png eval/0.png', "train' has no subfolders"),
-        ('Train/ant/0.png Train/bee/0.png more/0.png', "'Train'|is a split|a folder test|/Train"),
+        ('Train/ant/0.png Train/bee/0.png more/0.png', "'Train'|is a split|test images test|'more'|/Train"),
         ('ant/0.png bee/0.png test/ant/0.png', "'test'|is a split|a folder train"),
         ('all/ant/0.png some/bee/0.png', "'all', 'some'|hold only folders"),
     ],

@@ -223,15 +223,17 @@ def test_what_cannot_be_read_is_named_and_left_out(call, folder, tmp_path):
         (folder / name).write_bytes(content)
     (tmp_path / 'nothing').mkdir()
     others = [tmp_path / 'nothing', tmp_path / 'absent.png', tmp_path / 'notes.txt']
-    for path in (others[2], folder / 'readme.md'):
+    for path in (others[2], folder / 'phone.HEIC', folder / 'readme.md'):
         path.write_text('no image')
     (folder / 'c.jfif').write_bytes(whole)
     code, out, err = call(folder, *others, '--json', '--batch_size', '2')
     assert code == 0 and len(out.splitlines()) == 3 and 'c.jfif' in out
     lines = err.splitlines()
     assert (
-        len(lines) == len(bad) + len(others) + 1
-        and f"(1): '{folder}/readme.md'" in err
+        len(lines) == len(bad) + len(others) + 2
+        and f"(2): '{folder}/phone.HEIC', '{folder}/readme.md'" in err
+        and '1 of these: HEIC' in err
+        and 'convert it to JPEG' in err
         and all(line.startswith('skipped: ') for line in lines)
     ), err
     for name in (*bad, *(path.name for path in others)):
