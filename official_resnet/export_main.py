@@ -135,10 +135,30 @@ def _images(values, flag):
     if not os.path.isdir(folder := os.path.expanduser(folder)):
         raise UserError(f"--{flag}='{folder}' is not a folder; pass a folder of images")
     found = sorted(images.find_files(folder)[0])
+    _require_enough(found, values, flag)
+    return found[:: -(-len(found) // MAX_IMAGES)]
+
+
+def _require_enough(found, values, flag):
     least = formats.INT8_NEEDS if flag == 'calibration_images' else 1
     if len(found) < least:
-        raise UserError(f"--{flag}='{folder}' has {len(found)} images; pass a folder of at least {least}")
-    return found[:: -(-len(found) // MAX_IMAGES)]
+        raise UserError(f"--{flag}='{values[flag].value}' has {len(found)} images; pass a folder of at least {least}")
+
+
+def _readable(paths, card, values, flag):
+    """Return ([path], uint8 [n, h, w, c]) of the images that can be read, and say which cannot."""
+    import numpy as np
+
+    from official_resnet.inference import predict
+
+    found = {}
+    for path in paths:
+        try:
+            found[path] = predict.prepare(path, card)
+        except UserError as error:
+            files.say(one_line(f'left out: {error}'))
+    _require_enough(found, values, flag)
+    return list(found), np.stack(list(found.values()))
 
 
 def _given(values):
@@ -169,7 +189,8 @@ def _graph(values, path, network, part, made, paths):
 
     model, card = predict.load(path)
     model = rewrite.in_float32(model)
-    images = {name: np.stack([predict.prepare(path, card) for path in some]) for name, some in paths.items() if some}
+    read = {name: _readable(some, card, values, name) for name, some in paths.items() if some}
+    images = {name: pixels for name, (_, pixels) in read.items()}
     source = next((name for name in ('images', 'calibration_images') if name in images), None)
     shape, inside, calibration = (NUM_RANDOM, *card.size, card.num_channels), values.preprocessing, None
     compared = images[source] if source else np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -185,7 +206,7 @@ def _graph(values, path, network, part, made, paths):
         comparison.require(values.dtype, values.output)
         told = [(made.name, comparison)]
         if inside and values.to == 'savedmodel' and source and (by_bytes := runtimes.signature_of_bytes(made)):
-            got, kept = runtimes.of_files(by_bytes, paths[source], batch_size)
+            got, kept = runtimes.of_files(by_bytes, read[source][0], batch_size)
             if kept:
                 told.append((f'{made.name}, JPEG and PNG files', runtimes.compare(got, expected[kept])))
                 told[-1][1].require(runtimes.FILES, values.output)

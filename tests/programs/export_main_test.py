@@ -123,6 +123,20 @@ def test_normalizations_in_words(name, words):
     assert all(affine.in_words(known) for known in NORMALIZATIONS)
 
 
+def test_images_that_cannot_be_read_are_left_out(line, model_dir, images, tmp_path):
+    folder = tmp_path / 'mixed'
+    folder.mkdir()
+    for number, path in enumerate(images.iterdir()):
+        (folder / path.name).write_bytes(path.read_bytes() if number else path.read_bytes()[:3])
+    (folder / 'text.jpg').write_text('x')
+    command = line.replace(str(images), str(folder))
+    out = programs.succeed(f'{command} --to savedmodel')
+    assert f'{folder}/text.jpg' in out and out.count('left out') == 2 and '4 images' in out
+    for path in folder.iterdir():
+        path.write_text('x')
+    assert 'has 0 images; pass a folder' in programs.mistake(f'{command.replace("/new/", "/other/")} --to savedmodel')
+
+
 def test_a_fixed_batch_and_16_bits(line, model_dir, images, tmp_path):
     programs.succeed(f'{line} --to savedmodel --batch_size=2 --dtype=bfloat16')
     function = tf.saved_model.load(str(tmp_path / 'new' / 'net')).signatures['serving_default']
