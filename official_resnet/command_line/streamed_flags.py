@@ -14,7 +14,7 @@ from official_resnet.training.config import PRETRAINED, flags_of, part_of
 def fields(values: flags.FlagValues, chosen: Mapping[str, Any], dataset: str) -> dict[str, Any]:
     """Return the fields of TrainConfig that depend on the flags for streamed images; `chosen` is {flag: value}."""
     if dataset.startswith('synthetic'):
-        for flag in flags_of(Views):
+        for flag in ('num_classes', 'background_class', 'input_normalization', *flags_of(Views)):
             if values[flag].present:
                 raise UserError(f'--{flag} needs encoded images, and --use_synthetic_data has none; leave it out')
         return {'image_size': None, 'num_classes': None, 'background': False, 'normalization': None}
@@ -26,5 +26,8 @@ def fields(values: flags.FlagValues, chosen: Mapping[str, Any], dataset: str) ->
     found: dict[str, Any] = {'views': Views(**views), 'image_size': None, 'normalization': normalization}
     is_imagenet = dataset.removeprefix('tfds:').startswith('imagenet')
     if is_imagenet and chosen.get('num_classes') in (1000, 1001):  # without or with the background (official/resnet)
+        if values['background_class'].present and values.background_class != (chosen['num_classes'] == 1001):
+            given = f'--{"" if values.background_class else "no"}background_class'
+            raise UserError(f'{given} has not {chosen["num_classes"]} logits; leave --num_classes out')
         found |= {'background': chosen['num_classes'] == 1001, 'num_classes': None}
     return found
