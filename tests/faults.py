@@ -115,8 +115,8 @@ FAULTS = [
         'schedule-boundary',
         'Boundaries of the learning rate are cut to whole steps, as in official/resnet.',
         'official_resnet/training/optimizers.py',
-        'int(epoch * steps_per_epoch + 1e-6)',
-        'round(epoch * steps_per_epoch)',
+        'int(min(epoch * steps_per_epoch + 1e-6, 2**62))',
+        'round(min(epoch * steps_per_epoch, 2**62))',
         'tests/training/optimizers_test.py -k official_boundaries',
     ),
     Fault(
