@@ -14,7 +14,7 @@ PACKAGE = pathlib.Path(official_resnet.__file__).parent
 ROOT = PACKAGE.parent
 # A room may import from itself and from those before it. A module of the package itself is a room of its own.
 ROOMS = """
-    errors bounds remedies files folders damage spreadsheets inputs building resnet_spec layers more_layers
+    errors bounds remedies files folders damage inputs building resnet_spec layers more_layers
     channel_attention resnet_model resnet_variants checkpoints inference checkpoints_tools weights training
     resnet_run_loop reports command_line experiments PROGRAM
     """.split()
@@ -24,7 +24,7 @@ NO_TENSORFLOW = """
     errors files damage resnet_spec resnet_variants checkpoints training.config training.recipes training.devices
     training.workers inputs.datasets inputs.images inputs.views inputs.jpeg inputs.tfrecords inputs.download
     inputs.shard_files inference.network_files inference.formats inference.hub_card inference.answers
-    inference.sorted_copies spreadsheets command_line.program command_line.flags command_line.train_program
+    inference.sorted_copies inference.spreadsheets command_line.program command_line.flags command_line.train_program
     weights.pretrained
     command_line.build_program building.shards building.beam reports.evaluate reports.report
     experiments.architecture_table
@@ -97,7 +97,7 @@ def test_only_files_and_folders_rename():
 def test_only_spreadsheets_writes_csv():
     """It knows which texts a spreadsheet would run."""
     writer = re.compile(r'\bcsv\.(writer|DictWriter)\(')
-    assert {dotted(path) for path in FILES if writer.search(path.read_text())} == {'spreadsheets'}
+    assert {dotted(path) for path in FILES if writer.search(path.read_text())} == {'inference.spreadsheets'}
 
 
 @pytest.mark.parametrize('name', NO_TENSORFLOW)

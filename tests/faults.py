@@ -125,7 +125,7 @@ FAULTS = [
         'official_resnet/training/step.py',
         '1 - smoothing + smoothing / num_classes',
         '1 - smoothing',
-        'tests/resnet_run_loop_test.py -k stock_step',
+        'tests/training/step_test.py -k stock_step',
     ),
     # The input.
     Fault(
@@ -166,7 +166,7 @@ FAULTS = [
         'official_resnet/resnet_run_loop.py',
         'flip=self.config.flip,',
         'flip=True,',
-        'tests/resnet_run_loop_test.py -k its_config_describes',
+        'tests/training/step_test.py -k its_config_describes',
     ),
     Fault(
         'label-off-by-one',
@@ -256,7 +256,7 @@ FAULTS = [
         'official_resnet/training/step.py',
         'is_counted = labels >= 0',
         'is_counted = labels >= -1',
-        'tests/resnet_run_loop_test.py -k only_fills_a_batch',
+        'tests/training/step_test.py -k only_fills_a_batch',
     ),
     Fault(
         'replica-statistics',
@@ -272,7 +272,7 @@ FAULTS = [
         'official_resnet/training/replicas.py',
         'variance += tf.maximum(square - tf.square(mean), 0)',
         'variance += 0 * tf.maximum(square - tf.square(mean), 0)',
-        'tests/resnet_run_loop_test.py -m whole_runs -k synchronized_bn',
+        'tests/training/step_test.py -m whole_runs -k synchronized_bn',
     ),
     # Transfer and inference.
     Fault(

@@ -6,8 +6,8 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from official_resnet import spreadsheets
 from official_resnet.errors import one_line
+from official_resnet.inference import spreadsheets
 
 if TYPE_CHECKING:
     from official_resnet.inference.card_reader import Card

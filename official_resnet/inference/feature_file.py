@@ -17,8 +17,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from official_resnet import damage, files, spreadsheets
+from official_resnet import damage, files
 from official_resnet.errors import UserError
+from official_resnet.inference import spreadsheets
 
 FORMATS = ('.npz', '.csv', '.parquet')
 ROW_GROUP = 4096  # images that a Parquet file holds together

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from official_resnet import files, spreadsheets
+from official_resnet import files
+from official_resnet.inference import spreadsheets
 
 if TYPE_CHECKING:
     import keras

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from official_resnet import checkpoints, files, spreadsheets
+from official_resnet import checkpoints, files
 from official_resnet.errors import UserError
+from official_resnet.inference import spreadsheets
 from official_resnet.reports import evaluate
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from official_resnet import spreadsheets
+from official_resnet.inference import spreadsheets
 
 
 def test_numbers_stay_and_nothing_is_an_empty_cell():
