@@ -166,7 +166,7 @@ def list_files(folder: str | os.PathLike, validation_fraction: float = 0.1, seed
         found = image_csv.list_files(folder)
     else:
         remedy = 'pass a folder that has a subfolder for each class, or a CSV file with the columns path and label'
-        raise UserError(f"'{folder}' is not a folder; {remedy}")
+        raise UserError(f"'{folder}' is neither a folder nor a file; {remedy}")
     return found if found.test_name else set_aside(found, validation_fraction, seed)
 
 
