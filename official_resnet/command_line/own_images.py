@@ -24,6 +24,7 @@ from official_resnet.training.config import PRETRAINED, TrainConfig, flags_of
 LARGE = 50_000  # training images of CIFAR-10; with as many, the recipes stay as they are
 BATCHES, LEAST_BATCH = 8, 8  # least number of batches in an epoch, unless they had fewer images than 8
 STEPS, MAX_EPOCHS = 1000, 100  # this project's: at least 1,000 steps, unless that takes more than 100 epochs
+EVALUATIONS = 10  # this project's: least number in a training, however many test images there are
 SMALL = 48  # pixels; an ImageNet network divides the height and width of its input by 32
 SIZES = {160: 224, 128: 160, 96: 128, 64: 96}  # height and width of the input in training: in evaluation
 
@@ -31,9 +32,10 @@ SIZES = {160: 224, 128: 160, 96: 128, 64: 96}  # height and width of the input i
 def choose(values: flags.FlagValues, program: Program, asked: TrainConfig) -> dict[str, Any]:
     """Return {flag: value} for what the training images decide, and log it.
 
-    That is --recipe=fast (classic_fast for CIFAR, small for small images in image_folder_main), --batch_size and
-    --train_epochs, but no flag that the user passed, and nothing if he passed --recipe. With --fine_tune, which stands
-    for official/resnet's rate, the recipe stays. `asked` is the training that the flags describe.
+    That is --recipe=fast (classic_fast for CIFAR, small for small images in image_folder_main), --batch_size,
+    --train_epochs and, with at least twice as many test images as training images, --epochs_between_evals. It is no
+    flag that the user passed, and nothing if he passed --recipe. With --fine_tune, which stands for official/resnet's
+    rate, the recipe stays. `asked` is the training that the flags describe.
 
     Raises:
         UserError: There is neither --image_folder nor --image_list, or it does not have the images of two classes.
@@ -43,7 +45,7 @@ def choose(values: flags.FlagValues, program: Program, asked: TrainConfig) -> di
         return {}
     folder = asked.dataset.removeprefix('folder:')
     listing = image_folder.list_files(folder, asked.validation_fraction, asked.seed)
-    paths = [path for path, _ in listing.files('train')]
+    paths, num_tests = [path for path, _ in listing.files('train')], len(listing.splits['test'])
     num_images = min(len(paths), asked.num_train_images or len(paths))
     if program.chooses_network:
         side = input_side(asked.pretrained) or median_side(paths)
@@ -63,6 +65,8 @@ def choose(values: flags.FlagValues, program: Program, asked: TrainConfig) -> di
         ('batch_size', batch_size, reason),
         ('train_epochs', epochs, f'at least {STEPS:,} steps, or {MAX_EPOCHS} epochs'),
     ]
+    if (every := min(num_tests // num_images, (values.train_epochs or epochs) // EVALUATIONS)) > 1:
+        rules.append(('epochs_between_evals', every, f'{num_tests:,} test images take longer than an epoch'))
     rules = [row for row in rules if not values[row[0]].present and not (row[0] == 'resnet_size' and values.variant)]
     log = logging.getLogger(__name__).info
     log(f'{num_images:,} training images{f", the shorter side {side} pixels" if program.chooses_network else ""}:')

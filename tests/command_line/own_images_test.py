@@ -86,6 +86,27 @@ def test_network_and_input_by_number_and_size_of_the_images(monkeypatch, caplog,
     assert views.crop == ('pad' if recipe == 'small' else 'torch')
 
 
+@pytest.mark.parametrize(
+    'train,test,line,expected',  # --epochs_between_evals
+    [
+        (1000, 1999, '', 1),
+        (1000, 3000, '', 3),
+        (1000, 10_000, '', 6),  # ten evaluations in 67 epochs
+        (1000, 10_000, '--train_epochs=25', 2),
+        (1000, 10_000, '--epochs_between_evals=1', 1),
+        (1000, 10_000, '--num_train_images=10000', 6),
+    ],
+)
+def test_many_test_images_are_evaluated_less_often(monkeypatch, train, test, line, expected):
+    listed = image_folder.Listing(('a', 'b'), {'train': [('x', 0)] * train, 'test': [('y', 0)] * test}, {}, 'test')
+    monkeypatch.setattr(image_folder, 'list_files', lambda *args: listed)
+    monkeypatch.setattr(own_images, 'median_side', lambda paths: 32)
+    values, row = flags.define(image_folder_main.PROGRAM), image_folder_main.PROGRAM
+    values(['main.py', '--image_folder=x', '--cache_dir=none', *line.split()])
+    chosen = own_images.choose(values, row, flags.resolve(values, row)[0])
+    assert flags.resolve(values, row, chosen)[0].epochs_between_evals == expected
+
+
 @pytest.mark.parametrize('side,line', [(32, ''), (375, ''), (32, '-pmcp x/resnet20'), (375, '-pmcp resnet34 -bs 9')])
 def test_local_workers_are_told_what_was_chosen(monkeypatch, side, line):
     """By flags that describe the same training, although a worker chooses nothing."""
