@@ -79,7 +79,7 @@ def restore_latest(folder: str | os.PathLike) -> tuple[dict[str, np.ndarray], di
     model_dir = pathlib.Path(folder).parent
     if (model_dir / 'checkpoint').is_file():
         fault = f"model_dir '{model_dir}' holds a TensorFlow checkpoint, which is not continued"
-        raise UserError(f'{fault}; convert it with checkpoints_tools/read_ckpt.py, or pass another --model_dir')
+        raise UserError(f'{fault}; convert it with resnet-convert (read_ckpt.py), or pass another --model_dir')
     return None
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 
 _TRAINING = threading.Lock()
+KEPT_BYTES = 2**28  # most that the decoded images of a test may take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +133,7 @@ def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
     process.require_same_step(state['step'], model_dir)
     evaluate_batch = step.make_evaluate_function(process.strategy, model, config.test_views)
     about = {'step': state['step'], 'epoch': epoch, 'num_images': test.num_images, 'model': model, 'test': test}
-    return _score(test, evaluate_batch, process, config) | about
+    return _score(test, _test_batches(test, process, config), evaluate_batch) | about
 
 
 def read(config: TrainConfig, split: str) -> 'Split':
@@ -233,6 +234,7 @@ class Trainer:
             optimizer = self.watched = gradient_norm.Watched(optimizer, strategy, self.config.machine.steps_per_call)
         self.train_steps = step.make_train_function(strategy, net, optimizer, self.config, after_step)
         self._evaluate_batch = step.make_evaluate_function(strategy, net, self.config.test_views)
+        self._test_batches = _test_batches(self.test, self.process, self.config, is_repeated=True)
 
     def run(self, callbacks: Sequence[keras.callbacks.Callback], received: list[int]) -> TrainResult:
         """Train; see `train`. `received` is the list to which the number of a signal is appended."""
@@ -346,7 +348,7 @@ class Trainer:
 
         `check` is called after each batch and may raise.
         """
-        return _score(self.test, self._evaluate_batch, self.process, self.config, check)
+        return _score(self.test, self._test_batches, self._evaluate_batch, check)
 
     def _test(self, epoch, callback_list):
         """Save, so that a signal has nothing to wait for; evaluate after an epoch, update `best`, return the logs."""
@@ -451,13 +453,20 @@ class Trainer:
         }
 
 
-def _score(test, evaluate_batch, process, config, check=lambda: None):
+def _test_batches(test, process, config, is_repeated=False):
+    """Return the batches of an evaluation. If they are few and read repeatedly, encoded images are decoded once."""
+    batches = test.evaluation_batches(config.batch_size, share=(process.index, process.count))
+    if is_repeated and test.views and 4 * test.num_images * np.prod(test.input_shape) <= KEPT_BYTES:  # float32
+        batches = batches.cache()
+    return _feed(batches, test.num_cpu_threads, process, config)
+
+
+def _score(test, batches, evaluate_batch, check=lambda: None):
     """Return loss, accuracy, accuracy_top_5, seconds, images_per_second; each image of the split counts once."""
     start = time.monotonic()
-    batches = test.evaluation_batches(config.batch_size, share=(process.index, process.count))
     totals = np.zeros(3)
     with test.input_errors():
-        for images, labels in _feed(batches, test.num_cpu_threads, process, config):
+        for images, labels in batches:
             totals += evaluate_batch(images, labels).numpy()
             check()
     seconds = time.monotonic() - start

@@ -12,7 +12,7 @@ from official_resnet.errors import UserError
 from official_resnet.inference import card_reader
 
 AVERAGE = 'average/'  # in a checkpoint, the prefix of the averages of weights, see training.weight_averaging
-REMEDY = 'pass a .keras file that a training or read_ckpt.py wrote'
+REMEDY = 'pass a .keras file that a training or resnet-convert (read_ckpt.py) wrote'
 
 
 class NetworkFiles(NamedTuple):
@@ -85,9 +85,8 @@ def require_keras_file(path: str | os.PathLike, remedy: str = REMEDY) -> None:
     if not os.path.isfile(path):  # zipfile would open a FIFO
         raise UserError(f'cannot load {path}: there is no such file; {remedy}')
     if not zipfile.is_zipfile(path):
-        raise UserError(
-            f'cannot load {path}: it is cut short, or not a .keras file; {remedy}, or convert it with read_ckpt.py'
-        )
+        fault = f'cannot load {path}: it is cut short, or not a .keras file'
+        raise UserError(f'{fault}; {remedy}, or convert it with resnet-convert (read_ckpt.py)')
 
 
 def _of_network(arrays: dict[str, np.ndarray], use_weights: str) -> dict[str, np.ndarray]:

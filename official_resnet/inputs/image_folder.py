@@ -289,7 +289,7 @@ def _report(listing, folder, split, image_size, log):
         text = f'{len(listing.classes):,} classes in {folder}: {classes.listed(listing.classes)}; {train} training and'
         log(f'{text} {test} test images of each ({where}); {image_size} x {image_size} pixels')
         if listing.unlabelled:
-            command = f'predict_main.py --model MODEL_DIR {listing.unlabelled}'
+            command = f'resnet-predict --model MODEL_DIR {listing.unlabelled}'
             log(f"'{listing.unlabelled.name}' has no classes, so it is not used; to classify its images: {command}")
         if single := [listing.classes[label] for label in listing.untested()]:
             log(f'classes of one image, used for training and not tested ({len(single)}): {classes.listed(single)}')

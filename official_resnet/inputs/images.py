@@ -50,6 +50,7 @@ LARGE_PIXELS = 2**24  # the memory of a larger image is given back to the system
 DRAFT_PIXELS = 2**25  # libjpeg reduces a JPEG that has more pixels as it decodes it, if a small image is wanted
 NUM_SAMPLES, SAMPLE_BYTES = 200, 2**16  # by which a run knows that its images are still those with which it began
 QUALITY = 100  # of images that are encoded again, as in TensorFlow's own build script
+REDUCED_QUALITY = 95  # of large images that training gets smaller, which keep half of the bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +97,7 @@ def decode(
     mode: str = 'RGB',
     finish: 'Callable[[PIL.Image.Image], Any]' = lambda image: image,
     least: int | None = None,
+    reduced_from: int | None = None,
 ) -> Any:
     """Decode an image with Pillow.
 
@@ -105,8 +107,9 @@ def decode(
         mode: Mode of the result, 'RGB' or 'L' (grey).
         finish: Called with the decoded image; its result is returned. It counts as a part of decoding, so that only
             small results of many large images are in memory. Default: the image itself.
-        least: Height and width, in pixels, that `finish` needs. A JPEG of more than DRAFT_PIXELS is then reduced to no
-            less than twice this size as it is decoded.
+        least: Height and width, in pixels, that `finish` needs. A JPEG of more than `reduced_from` pixels is then
+            reduced to no less than twice this size as it is decoded.
+        reduced_from: See `least`; None: DRAFT_PIXELS.
 
     Raises:
         ValueError: The image cannot be decoded; the message is the reason, one line without the file's name.
@@ -127,7 +130,8 @@ def decode(
                 given = stack.enter_context(open(given, 'rb', opener=files.plain))
             image = given if isinstance(given, Image.Image) else Image.open(given, formats=formats)
             require_size(*image.size)
-            if least and image is not given and image.width * image.height > DRAFT_PIXELS:
+            most = DRAFT_PIXELS if reduced_from is None else reduced_from
+            if least and image is not given and image.width * image.height > most:
                 image.draft(None, (2 * least, 2 * least))
             stack.enter_context(_BUDGET.take(image.width * image.height))
             try:  # each image replaces the one before it, whose memory is free then
@@ -199,6 +203,7 @@ def to_rgb_jpeg(
     rules: Rules = SHARDS,
     keeps_grey: bool = False,
     keeps_exif: bool = False,
+    side: int | None = None,
 ) -> tuple[bytes, int, int]:
     """Return an image as a JPEG of three components, (data, width, height). If it is one already, data is unchanged.
 
@@ -210,6 +215,8 @@ def to_rgb_jpeg(
         rules: FOLDER, or SHARDS, which does not turn images as EXIF says.
         keeps_grey: Whether to keep a JPEG of one component, which tf.io.decode_jpeg converts to three by itself.
         keeps_exif: Whether to keep a JPEG that `rules` turn, because who decodes it turns it (encoded.orientation).
+        side: Pixels that are enough for the shorter side. An image of twice as many or more is divided by a whole
+            number, so that this many are left, and encoded at quality REDUCED_QUALITY.
 
     Raises:
         ValueError: The image is broken; the message is the reason.
@@ -217,17 +224,24 @@ def to_rgb_jpeg(
     info = jpeg.inspect(data)
     require_whole(info)
     is_plain = info.is_rgb_jpeg or keeps_grey and info.can_be_decoded and info.colour == 'grey'
-    if rules.uses_exif and not keeps_exif and info.orientation > 1:
+    is_large = side is not None and min(info.width, info.height) >= 2 * side
+    if is_large or rules.uses_exif and not keeps_exif and info.orientation > 1:
         is_plain = False
 
     def encode(image) -> tuple[bytes, int, int]:
         buffer = io.BytesIO()
-        image.save(buffer, 'JPEG', quality=QUALITY, subsampling=0)
+        factor = min(image.size) // side if side else 1  # what libjpeg, which has reduced JPEGs, leaves to do
+        image = image.reduce(factor) if factor > 1 else image
+        quality = REDUCED_QUALITY if is_large or factor > 1 else QUALITY
+        image.save(buffer, 'JPEG', quality=quality, subsampling=0)
         return buffer.getvalue(), *image.size
 
-    if is_plain and check == 'decode':
-        decode(bytes(data), rules, finish=lambda image: None)
-    return (data, info.width, info.height) if is_plain else decode(bytes(data), rules, finish=encode)
+    if is_plain:
+        if check == 'decode':
+            decode(bytes(data), rules, finish=lambda image: None)
+        return data, info.width, info.height
+    least, start = (side // 2, 0) if side and is_large else (None, None)
+    return decode(bytes(data), rules, finish=encode, least=least, reduced_from=start)
 
 
 def require_whole(info: jpeg.Info) -> None:

@@ -24,6 +24,7 @@ from official_resnet.inputs.views import Views
 
 _FAULT = 'input fault: '  # marks the text of a UserError, as JSON, in TensorFlow's error
 _AT_DECODER = re.compile(rf'{{{{node [^}}]*\b{encoded.DECODER}/')  # how TensorFlow names the operation that failed
+KEPT_BYTES = 2**28  # of the images of a folder that were converted or reduced
 SHARDS_AT_A_TIME = 16  # number of shards that training mixes: 20,000 images or 2 GB of ImageNet's 1024 shards
 
 
@@ -82,9 +83,10 @@ class StreamedSplit:
     ) -> tf.data.Dataset:
         """Return shuffled batches of encoded.train_view, or of test_view if not `augment`. See split.Split."""
         size = batch_size // share[1]  # of this worker's part of a batch
+        source = self.source.for_crops(2 * self.views.size) if augment else self.source
 
         def load(step, rows) -> tuple[tf.Tensor, ...]:
-            jpegs, labels, boxes = self.source.load(rows)
+            jpegs, labels, boxes = source.load(rows)
             numbers = step * batch_size + share[0] * size + tf.range(size, dtype=tf.int64)  # counted over all steps
             return jpegs, self._outputs_of(labels), boxes, numbers
 
@@ -251,6 +253,10 @@ class Source(abc.ABC):
         result[:] = [self._read_one(row) for row in rows]
         return result
 
+    def for_crops(self, side: int) -> 'Source':
+        """Return the same images, of which a random crop has enough pixels if the shorter side has `side`."""
+        return self
+
     @abc.abstractmethod
     def content(self) -> str:
         """Return a hash of the sizes of the files and of a sample of images, see split.Split.content."""
@@ -265,23 +271,39 @@ class Source(abc.ABC):
 
 
 class Files(Source):
-    """Image files. An image that is not an RGB or grey JPEG is converted to one as it is read."""
+    """Image files. An image that is not an RGB or grey JPEG is converted to one as it is read.
 
-    def __init__(self, paths: Sequence[str | os.PathLike], labels: Sequence[int]):
+    With `side`, large images are reduced as well, see images.to_rgb_jpeg. What was converted or reduced is kept, up to
+    KEPT_BYTES, because both take far longer than to read a file.
+    """
+
+    def __init__(self, paths: Sequence[str | os.PathLike], labels: Sequence[int], side: int | None = None):
         super().__init__(paths, len(paths), np.zeros(len(paths), np.int32))
-        self._labels = np.asarray(labels, np.int32)
+        self._labels, self._side = np.asarray(labels, np.int32), side
+        self._kept: dict[str, bytes] = {}
+        self._kept_bytes = 0
+
+    def for_crops(self, side: int) -> 'Files':
+        return Files(self.paths, self._labels, side)
 
     def content(self) -> str:
         return images.content_of(self.paths) + hashlib.sha256(self._labels.astype('<i4').tobytes()).hexdigest()
 
     def _read_one(self, row):
         path = self.paths[row]
+        if path in self._kept:
+            return self._kept[path]
         with files.read_errors(path, 'put it back'):
             data = files.read_bytes(path, 'image_bytes')
         try:
-            return images.to_rgb_jpeg(data, rules=images.FOLDER, keeps_grey=True, keeps_exif=True)[0]
+            options: Any = {'rules': images.FOLDER, 'keeps_grey': True, 'keeps_exif': True, 'side': self._side}
+            jpeg = images.to_rgb_jpeg(data, **options)[0]
         except ValueError as error:
             raise errors.UserError(f"'{path}' is not a whole image ({error}); fix or remove it") from None
+        if jpeg is not data and self._kept_bytes + len(jpeg) <= KEPT_BYTES:
+            self._kept[path] = jpeg
+            self._kept_bytes += len(jpeg)
+        return jpeg
 
     def load(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.RaggedTensor]:
         boxes = tf.RaggedTensor.from_row_lengths(tf.zeros([0, 4]), tf.zeros_like(rows))

@@ -14,6 +14,7 @@ from PIL import Image
 
 import official_resnet
 from official_resnet.errors import UserError, one_line
+from official_resnet.inputs import affine
 from official_resnet.reports import evaluate, report
 from official_resnet.reports.report_texts import TEXTS
 
@@ -197,10 +198,14 @@ def _number(value, digits=4):
 
 
 def _line(value):
-    """Return a value as one line of text without control characters, for example of a path or a list."""
+    """Return a value as one line of text without control characters, for example of a path or a list.
+
+    A normalization gets the short name by which a flag may ask for it.
+    """
     if isinstance(value, list):
         value = ', '.join(map(str, value))
-    return one_line('–' if value is None else value)
+    short = {name: flag for flag, name in affine.PUBLISHED.items()}
+    return one_line('–' if value is None else short.get(value, value))
 
 
 def write(page: str, path: str | os.PathLike) -> None:

@@ -166,6 +166,69 @@ def test_files_are_read_as_jpegs(tmp_path):
         assert encoded.train_view(jpeg, tf.zeros([0, 4]), [1, 2], VIEWS).shape == (12, 12, 3)  # takes JPEGs only
 
 
+@pytest.mark.parametrize(
+    'kind,shape,side,expected',  # height and width
+    [
+        ('JPEG', (79, 200), 40, (79, 200)),
+        ('JPEG', (80, 200), 40, (40, 100)),
+        ('JPEG', (500, 365), 40, (63, 46)),  # libjpeg rounds up
+        ('JPEG', (500, 1004), 40, (63, 126)),  # an eighth is the least that libjpeg makes
+        ('JPEG', (1280, 800), 40, (80, 50)),  # an eighth of it again divided by 2
+        ('PNG', (500, 365), 40, (56, 41)),  # a ninth, rounded up
+        ('WEBP', (80, 200), 40, (40, 100)),
+        ('PNG', (79, 200), 40, (79, 200)),
+    ],
+)
+def test_training_gets_large_images_smaller_and_keeps_them(tmp_path, monkeypatch, kind, shape, side, expected):
+    smooth = np.add.outer(np.linspace(0, 100, shape[0]), np.linspace(0, 100, shape[1]))
+    image = Image.fromarray(np.stack([smooth, smooth + 50, 200 - smooth], -1).astype(np.uint8))
+    path = tmp_path / 'image'
+    path.write_bytes(encode(image, kind))
+    source = streamed.Files([path], [0])
+    reduced = source.for_crops(side)
+    first = reduced.read([0])[0]
+    found = Image.open(io.BytesIO(first))
+    assert found.size == expected[::-1] and found.format == 'JPEG'
+    resized = image.resize(found.size, Image.Resampling.BOX)
+    np.testing.assert_allclose(np.asarray(found, int), np.asarray(resized, int), atol=10)
+    is_unchanged = kind == 'JPEG' and expected == shape
+    assert (first == path.read_bytes()) == is_unchanged
+    whole = Image.open(io.BytesIO(source.read([0])[0]))
+    assert whole.size == image.size  # evaluation sees all pixels
+    monkeypatch.setattr(streamed, 'KEPT_BYTES', len(first) - 1)
+    assert source.for_crops(side).read([0])[0] == first  # whether it is kept makes no difference
+    path.unlink()
+    if is_unchanged:
+        assert 'put it back' in message_of(reduced.read, [0])
+    else:
+        assert reduced.read([0])[0] == first
+
+
+def test_what_is_kept_of_files_has_a_limit(tmp_path, monkeypatch):
+    for i in range(3):
+        (tmp_path / f'{i}.png').write_bytes(encode(Image.new('RGB', (8, 8)), 'PNG'))
+    source = streamed.Files(sorted(tmp_path.iterdir()), [0, 0, 0])
+    size = len(source.read([0])[0])
+    monkeypatch.setattr(streamed, 'KEPT_BYTES', 2 * size)
+    source.read([0, 1, 2])
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert len(source.read([0, 1])) == 2 and '2.png' in message_of(source.read, [2])
+
+
+def test_crops_of_training_come_from_reduced_images_and_its_middle_does_not(tmp_path):
+    """The middle is what evaluation sees, for example for the features of a new head."""
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
+    for i in range(4):
+        Image.fromarray(pixels).save(tmp_path / f'{i}.png')
+    views = Views(16, 16, 16, 0.9, False, 'tf1', crop='torch')
+    source = streamed.Files(sorted(tmp_path.iterdir()), [0, 0, 1, 1])
+    split = streamed.StreamedSplit(source, 2, 'x', ('a', 'b'), 'none', views)
+    crops, middle = (next(iter(split.training_batches(4, augment=augment)))[0] for augment in (True, False))
+    assert np.std(crops) < 20 < np.std(middle)  # means of 12 x 12 pixels; of noise, TensorFlow 1's resize averages 4
+    np.testing.assert_array_equal(middle, next(iter(split.evaluation_batches(4)))[0])
+
+
 def test_a_broken_file_is_named(tmp_path):
     good, text = tmp_path / 'good.jpg', tmp_path / 'text.png'
     cut = pathlib.Path(os.fsdecode(bytes(tmp_path) + b'/caf\xe9 "1".jpg'))  # a name that is no text

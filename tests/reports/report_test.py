@@ -16,6 +16,7 @@ from fixtures.batches import message_of
 from fixtures.reports import HOSTILE, ROWS, RUN, STEPS, comparison_of, guesses_of, page_of, subject_of
 from PIL import Image
 
+from official_resnet.inputs.affine import PUBLISHED
 from official_resnet.reports import figures, report, report_page
 from official_resnet.reports.report_texts import TEXTS
 
@@ -243,6 +244,13 @@ def test_a_comparison():
         assert TEXTS['en'][name] in page.text
     assert page.tags.count('svg') == 3 and '2 test' in page.text and '4 test' not in page.text
     assert TEXTS['zh']['mcnemar'] in comparison_of([first, others[0]], 'zh')[1]
+
+
+def test_a_comparison_names_a_normalization_as_its_flag_does():
+    configs = [changed(input_normalization=PUBLISHED[name]) for name in ('torch', 'inception')]
+    found, text = comparison_of([subject_of('ab', about=about, name=str(i)) for i, about in enumerate(configs)])
+    assert found['differences'] == {'input_normalization': [PUBLISHED['torch'], PUBLISHED['inception']]}
+    assert 'torchinception' in Page(text).text and 'affine:' not in text
 
 
 def test_the_files_of_a_comparison(tmp_path):
