@@ -6,10 +6,10 @@
         --set=pretrained_model_checkpoint_path=NET --set=transfer=head,all
 
 Each run trains on the first images of each class of DIR/train, in a random order of its seed (0, 1, ...), and is tested
-on all of DIR/test. With --data_dir, the IDX files of Fashion-MNIST or MNIST are first written as
-folders of PNG files below OUT. Each line of the table is a mean over the seeds: the accuracy of the network of the last
-epoch, the time of training and testing, and the greatest peak of the memory of a process. If the command is stopped,
-the same command continues where it was, and finished runs are kept.
+on all of DIR/test. If DIR is not split, image_folder_main sets test images aside. With --data_dir, the IDX files of
+Fashion-MNIST or MNIST are first written as folders of PNG files below OUT. Each line of the table is a mean over the
+seeds: the accuracy of the network of the last epoch, the time of training and testing, and the greatest peak of the
+memory of a process. If the command is stopped, the same command continues where it was, and finished runs are kept.
 """
 
 import collections
@@ -40,7 +40,7 @@ def define_flags() -> absl_flags.FlagValues:
     """Return the flags of this program."""
     values = absl_flags.FlagValues()
     define = Definer(values)
-    define.string('image_folder', None, 'Folder that has train/CLASS/IMAGE and test/CLASS/IMAGE.')
+    define.string('image_folder', None, 'Folder that has train/CLASS and test/CLASS, or CLASS.')
     define.string('data_dir', None, 'Instead: folder of the IDX files of MNIST or Fashion-MNIST.')
     text = 'Training images of each class, 0 for all; pass this flag again for each further number.'
     absl_flags.DEFINE_multi_integer('per_class', [0], text, lower_bound=0, flag_values=values)
@@ -68,22 +68,23 @@ def write_folders(data_dir: str | os.PathLike, folder: pathlib.Path) -> None:
 def write_list(path: pathlib.Path, source: pathlib.Path, per_class: int, seed: int) -> int:
     """Write an --image_list of images of a folder, and return the number of training images.
 
-    Those are `per_class` of each class, in a random order of the seed, or all for 0; all test images are listed.
+    Those are `per_class` of each class, in a random order of the seed, or all for 0; all test images are listed. The
+    images of a folder that is not split have no split here either, so that image_folder_main sets some aside.
     """
     listing = image_folder.list_files(source)
-    train, test = (listing.files(split) for split in ('train', 'test'))
+    tests = listing.splits['test']
+    train = listing.splits['train'] if listing.test_name else sorted(listing.splits['train'] + tests)
     rows, counts = [], collections.Counter[int]()
     for i in np.random.default_rng(seed).permutation(len(train)):
         file, label = train[i]
         counts[label] += 1
         if not per_class or counts[label] <= per_class:
             rows.append((file, label, 'train'))
-    with open(path, 'w', newline='', encoding='utf-8') as table:
-        writer = csv.writer(table)
-        writer.writerow(('path', 'label', 'split'))
-        for file, label, split in rows + [(*row, 'test') for row in test]:
-            writer.writerow((os.path.abspath(file), listing.classes[label], split))
-    return len(rows)
+    rows += [(*row, 'test') for row in tests if listing.test_name]
+    table = [(os.path.abspath(file), listing.classes[label], split) for file, label, split in rows]
+    with open(path, 'w', newline='', encoding='utf-8') as file:
+        csv.writer(file).writerows(row[: 3 if listing.test_name else 2] for row in [('path', 'label', 'split'), *table])
+    return sum(row[2] == 'train' for row in rows)
 
 
 def train_once(

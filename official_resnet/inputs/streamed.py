@@ -277,7 +277,7 @@ class Files(Source):
     KEPT_BYTES, because both take far longer than to read a file.
     """
 
-    def __init__(self, paths: Sequence[str | os.PathLike], labels: Sequence[int], side: int | None = None):
+    def __init__(self, paths: Sequence[str | os.PathLike], labels: Sequence[int] | np.ndarray, side: int | None = None):
         super().__init__(paths, len(paths), np.zeros(len(paths), np.int32))
         self._labels, self._side = np.asarray(labels, np.int32), side
         self._kept: dict[str, bytes] = {}

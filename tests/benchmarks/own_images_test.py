@@ -50,6 +50,8 @@ def test_folders_and_lists_of_idx_files(data_dir, tmp_path):
         assert count == len(train) and {train.count(f'class_{i}') for i in range(3)} == {per_class or 10}
         assert sum(split == 'test' for *_, split in rows) == 10 and len(set(rows)) == len(rows)
     assert set(lists[4, 0]) != set(lists[4, 1]) and set(lists[4, 0]) < set(lists[0, 0]) == set(lists[0, 0])
+    assert own_images.write_list(path, tmp_path / 'images' / 'train', 4, 0) == 12  # a folder that is not split
+    assert path.read_text(encoding='utf-8').startswith('path,label\n') and path.read_text().count('class_2\n') == 4
 
 
 @pytest.mark.slow  # 40 s, of which most start image_folder_main
