@@ -53,11 +53,11 @@ def folders(root: str | os.PathLike) -> dict[str, pathlib.Path]:
     What images.is_leftover says is left out, and so is a link to the folder itself, or to one above it.
 
     Raises:
-        UserError: Two names are equal, but written in different characters.
+        UserError: Two names are equal, but written in different characters; or the folder cannot be read.
     """
     found: dict[str, pathlib.Path] = {}
     root = pathlib.Path(root)
-    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
+    for entry in images.entries(root):
         is_folder = os.path.isdir(entry.path) and not images.is_leftover(entry.name)
         if is_folder and not (entry.is_symlink() and images.leads_above(entry.path, root)):
             path = root / entry.name

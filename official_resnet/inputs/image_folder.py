@@ -253,17 +253,18 @@ def _classes(folder, unlabelled=None):
 
 
 def _holds_only_folders(folder):
-    kinds = {os.path.isdir(entry.path) for entry in os.scandir(folder) if not images.is_leftover(entry.name)}
+    kinds = {os.path.isdir(entry.path) for entry in images.entries(folder) if not images.is_leftover(entry.name)}
     return kinds == {True}
 
 
 def _holds_only_images(folder):
-    return not classes.folders(folder) and any(images.is_image(entry.path) for entry in os.scandir(folder))
+    return not classes.folders(folder) and any(images.is_image(entry.path) for entry in images.entries(folder))
 
 
 def _unused(folder, used):
     """Return what is in a folder, besides leftovers and the folders that are used."""
-    return [path for path in folder.iterdir() if path not in used and not images.is_leftover(path.name)]
+    paths = [pathlib.Path(entry.path) for entry in images.entries(folder) if not images.is_leftover(entry.name)]
+    return [path for path in paths if path not in used]
 
 
 def _files(folder, places, unlabelled=None, is_complete=True):

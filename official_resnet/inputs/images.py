@@ -275,7 +275,14 @@ def is_image(path: str) -> bool:
 
 def is_leftover(name: str) -> bool:
     """Return whether a file or folder is hidden, as '._1.jpg' of macOS, or was left by a system, as Thumbs.db."""
-    return name.startswith(('.', '@eaDir', '__MACOSX', '$RECYCLE')) or name.casefold() in ('thumbs.db', 'desktop.ini')
+    is_of_system = name.casefold() in ('thumbs.db', 'desktop.ini', 'lost+found')
+    return is_of_system or name.startswith(('.', '@eaDir', '__MACOSX', '$RECYCLE'))
+
+
+def entries(folder: str | os.PathLike[str]) -> list[os.DirEntry]:
+    """Return what is in a folder, in the order of the names. Raise UserError if the folder cannot be read."""
+    with files.read_errors(folder, 'pass another folder', 'folder '):
+        return sorted(os.scandir(os.fspath(folder)), key=lambda entry: entry.name)
 
 
 def leads_above(link: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
@@ -290,10 +297,19 @@ def find_files(
 
     What `is_leftover` says belongs to neither. Links are followed, but to no folder that holds this one; a folder is
     read once. A link to nothing is one of the other files.
+
+    Raises:
+        UserError: The folder, or one below it, cannot be read.
     """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # who asks says this of a folder that is missing
+            with files.read_errors(error.filename, 'pass another folder', 'folder '):
+                raise error
+
     found: dict[bool, list[pathlib.Path]] = {True: [], False: []}
     folder, seen = os.fspath(folder), set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         status = os.stat(parent)
         is_loop = parent != folder and os.path.islink(parent) and leads_above(parent, folder)
         if is_loop or (status.st_dev, status.st_ino) in seen:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import errno
 import io
 import os
 import threading
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from fixtures.any_bytes import EDITS, edited, quick
+from fixtures.batches import message_of
 from fixtures.ilsvrc import sample
 from fixtures.imagenet_shards import encoded as file_of
 from fixtures.odd_images import SHOWN, SIZE, odd_images, with_exif, without_adobe
@@ -310,3 +312,22 @@ def test_folders_of_tools_are_left_out_and_links_are_followed_once(tmp_path):
     found, others = images.find_files(tmp_path / 'a')
     assert sorted(path.relative_to(tmp_path).as_posix() for path in found) == ['a/1.png', 'a/more/2.png']
     assert others == [tmp_path / 'a' / 'gone.png']
+
+
+@pytest.mark.parametrize('at', ['', 'cat', 'cat/old'])
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, at):
+    """Its images would be missing in silence. Root can read everything, so the error is simulated."""
+    for name in ('cat/1.png', 'cat/old/2.png', 'dog/3.png'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (2, 2)).save(tmp_path / name)
+    scan = os.scandir
+
+    def refuse(path):
+        if os.fspath(path) == str(tmp_path / at):
+            raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, 'scandir', refuse)
+    for read in (images.find_files, image_folder.list_files):
+        message = message_of(read, tmp_path)
+        assert f"'{tmp_path / at}' cannot be read" in message and 'chmod' in message and '\n' not in message
