@@ -5,25 +5,38 @@
     /elsewhere/2.png,dog,test
 
 Paths are absolute, or begin at the folder of the file. Without the column split, test images are set aside as in a
-folder. Other columns are ignored. Semicolons or tabs may stand for the commas.
+folder. Other columns are ignored, unless one holds only names of splits. Semicolons or tabs may stand for the commas.
 """
 
+import collections
 import csv
 import io
 import os
 import pathlib
+from typing import NamedTuple
 
 from official_resnet import files
 from official_resnet.errors import UserError
 from official_resnet.inputs import classes
 from official_resnet.inputs.listing import TEST_NAMES, TRAIN_NAMES, Listing, split_name
 
-COLUMNS = {  # the names of a column, in any case; the first that is there is used
+COLUMNS = {  # the names of a column, in any case, with spaces for the underscores; the first that is there is used
     'path': ('path', 'file_path', 'filepath', 'image_path', 'filename', 'file_name', 'file', 'image'),
     'label': ('label', 'class', 'category'),
-    'split': ('split',),
+    'split': ('split', 'usage', 'set', 'subset', 'partition'),
 }
+DELIMITERS = ',;\t'
 REMEDY = 'pass a CSV file whose first line is path,label'  # the end of a message
+
+
+class _Row(NamedTuple):
+    """A row: the file, what is written in its columns, and the number of its first line."""
+
+    file: str
+    path: str
+    label: str
+    split: str
+    line: int
 
 
 def list_files(path: str | os.PathLike) -> Listing:
@@ -33,74 +46,128 @@ def list_files(path: str | os.PathLike) -> Listing:
         UserError: The file is not such a table, or it contradicts itself; an image is missing; a class has no image
             for training, or there is one class only.
     """
-    parts: dict[str, list[tuple[pathlib.Path, str]]] = {}
-    for file, (label, split, _) in _rows(path).items():
-        parts.setdefault(split, []).append((pathlib.Path(file), label))
+    parts: dict[str, list[_Row]] = {}
+    rows, notes = _rows(path)
+    for row in rows:
+        parts.setdefault(split_name(row.split), []).append(row)
     train, test = (next((name for name in names if name in parts), '') for names in (TRAIN_NAMES, TEST_NAMES))
     if not train:
         raise UserError(f"'{path}' has no row for training; write train into the column split of some")
-    names = sorted({label for _, label in parts[train]})
+    names = sorted({row.label for row in parts[train]})
     if len(names) == 1:
         raise UserError(f"'{path}' has one class only, '{names[0]}'; add rows of another")
-    if unknown := sorted({label for _, label in parts.get(test, ())} - set(names)):
+    if unknown := sorted({row.label for row in parts.get(test, ())} - set(names)):
         raise UserError(f"'{path}' has test images of {classes.listed(unknown)}, but none for training; add some")
     numbers = {name: i for i, name in enumerate(names)}
     splits = {
-        split: sorted(((file, numbers[label]) for file, label in parts.get(name, ())), key=lambda row: (row[1], row[0]))
+        split: sorted(
+            ((pathlib.Path(row.file), numbers[row.label]) for row in parts.get(name, ())),
+            key=lambda file: (file[1], file[0]),
+        )
         for split, name in (('train', train), ('test', test))
     }
-    unused = [file for name in parts.keys() - {train, test} for file, _ in parts[name]]
-    return Listing(tuple(names), splits, {'train': unused, 'test': []}, test)
+    for name in sorted(parts.keys() - {train, test}):
+        few = classes.listed(row.path for row in parts[name])
+        notes.append(f"rows of the split '{parts[name][0].split}', which is not used ({len(parts[name])}): {few}")
+    test_name = parts[test][0].split if test else ''
+    return Listing(tuple(names), splits, {'train': [], 'test': []}, test_name, notes=tuple(notes))
 
 
 def _rows(path):
-    """Return {file: (label, split, its line)} of a CSV file; the split of a file without that column is 'train'."""
+    """Return ([_Row], [a line on what is ignored]) of a CSV file; without a column split, that of each is 'train'."""
     with files.read_errors(path, REMEDY, 'image_list '):
         try:
             text = files.read_text(path)
         except UnicodeDecodeError:
             raise UserError(f"image_list '{path}' is not UTF-8 text; save it as CSV in UTF-8") from None
-    header = text.partition('\n')[0]
-    reader = csv.reader(io.StringIO(text), delimiter=max(',;\t', key=header.count))
-    found: dict[str, tuple[str, str, int]] = {}
-    missing, folder = {}, os.path.dirname(path)
+    if not text.strip():
+        raise UserError(f"image_list '{path}' is empty; {REMEDY}")
+    found: dict[str, _Row] = {}
+    splits: dict[int, set[str]] = collections.defaultdict(set)  # what the words of each column stand for
+    line = 1
     try:
-        columns = _columns(path, next(reader, []))
-        for row in reader:
-            if not any(map(str.strip, row)):
-                continue
-            where = f"'{path}', line {reader.line_num}"
-            values = {name: row[i].strip() if i < len(row) else '' for name, i in columns.items()}
-            for name, value in values.items():
-                if not value:
-                    raise UserError(f'{where}: the {name} is empty; write it, or remove the line')
-            split = split_name(values.get('split', 'train'))
-            if not split:
-                raise UserError(f"{where}: '{values['split']}' is not a split; write train or test")
-            file, label = os.path.join(folder, values['path']), classes.canonical(values['label'])
-            other = found.setdefault(file, (label, split, reader.line_num))
-            for mine, theirs in zip((label, split), other, strict=False):
-                if mine != theirs:
-                    fault = f"'{values['path']}' is '{mine}' here, but '{theirs}' in line {other[2]}"
-                    raise UserError(f'{where}: {fault}; remove one of the lines')
-            if other[2] == reader.line_num and not os.path.isfile(file):
-                missing[values['path']] = reader.line_num
+        reader = csv.reader(io.StringIO(text), delimiter=_delimiter(text.partition('\n')[0]), strict=True)
+        header = next(reader, [])
+        columns = _columns(path, header)
+        ignored = [i for i in range(len(header)) if i not in columns.values()]
+        unsure = [] if 'split' in columns else ignored
+        line = reader.line_num + 1
+        for values in reader:
+            if any(map(str.strip, values)):
+                row = _row(path, columns, header, values, line)
+                _require_same(path, row, found.setdefault(os.path.normpath(row.file), row))
+                for i in unsure:
+                    splits[i].add(split_name(values[i]) if i < len(values) else '')
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"'{path}', line {reader.line_num}: {error}; {REMEDY}") from None
-    if missing:
-        first, line = next(iter(missing.items()))
-        fault = f"there is no file for {len(missing)} of the {len(found)} images, the first is '{first}' in line {line}"
-        remedy = f"put them below '{folder or '.'}', where paths begin, or remove the lines"
-        raise UserError(f"'{path}': {fault}; {remedy}")
-    return found
+        raise UserError(f"'{path}', line {line}: {error}; close its quotes, or {REMEDY}") from None
+    if not found:
+        raise UserError(f"image_list '{path}' has a first line, but no rows; add a row for each image")
+    _require_files(path, [*found.values()])
+    if marked := [header[i].strip() for i in unsure if '' not in splits[i] and len(splits[i]) > 1]:
+        fault = f"the column '{marked[0]}' has only the names of splits"
+        raise UserError(f"image_list '{path}': {fault}; call it split, or remove it")
+    few = classes.listed((header[i].strip() for i in ignored), 10)
+    return [*found.values()], [f'columns that are not used ({len(ignored)}): {few}'] if ignored else []
+
+
+def _row(path, columns, header, values, line):
+    """Return the _Row of the values in a line. Raise UserError if one is missing or is not a split."""
+    where = f"'{path}', line {line}"
+    values = {name: values[i].strip() if i < len(values) else '' for name, i in columns.items()}
+    for name, value in values.items():
+        if not value:
+            raise UserError(f'{where}: the {name} is empty; write it, or remove the line')
+    split = values.get('split', 'train')
+    if not split_name(split):
+        other = header[columns['split']].strip()
+        remedy = 'write train or test' + f", or rename the column '{other}'" * (other.casefold() != 'split')
+        raise UserError(f"{where}: '{split}' is not a split; {remedy}")
+    place = os.path.expanduser(values['path']) if values['path'].startswith('~/') else values['path']
+    file = os.path.join(os.path.dirname(path), place)
+    return _Row(file, values['path'], classes.canonical(values['label']), split, line)
+
+
+def _require_same(path, row, other):
+    """Raise UserError if two rows of the same file contradict each other."""
+    pairs = (row.label, other.label), (row.split, other.split)
+    for (mine, theirs), form in zip(pairs, (str, split_name), strict=True):
+        if mine != theirs and form(mine) != form(theirs):
+            fault = f"'{row.path}' is '{mine}' here, but '{theirs}' in line {other.line}"
+            raise UserError(f"'{path}', line {row.line}: {fault}; remove one of the lines")
+
+
+def _require_files(path, rows):
+    """Raise UserError if images are missing."""
+    if missing := [row for row in rows if not os.path.isfile(row.file)]:
+        first, folder = missing[0], os.path.dirname(path) or '.'
+        fault = f"there is no file for {len(missing)} of the {len(rows)} images, the first is '{first.path}'"
+        is_whole = first.path.startswith(('/', '~/'))
+        remedy = 'correct its path' if is_whole else f"put them below '{folder}', where paths begin"
+        raise UserError(f"'{path}': {fault} in line {first.line}; {remedy}, or remove the lines")
+
+
+def _places(header):
+    """Return {'path', 'label' and 'split', if they are there: the number of their column}."""
+    names = [name.strip().casefold().replace(' ', '_') for name in header]
+    found = {key: next((names.index(name) for name in known if name in names), None) for key, known in COLUMNS.items()}
+    return {key: place for key, place in found.items() if place is not None}
+
+
+def _delimiter(line):
+    """Return the delimiter with which the first line names path and label, else that which it has most often."""
+    for delimiter in DELIMITERS:
+        if {'path', 'label'} <= _places(next(csv.reader([line], delimiter=delimiter), [])).keys():
+            return delimiter
+    return max(DELIMITERS, key=line.count)
 
 
 def _columns(path, header):
-    """Return {'path', 'label' and, if it is there, 'split': the number of its column}."""
-    names = [name.strip().casefold() for name in header]
-    found = {key: next((names.index(name) for name in known if name in names), None) for key, known in COLUMNS.items()}
+    """Return _places(header). Raise UserError if there is no path or no label."""
+    found = _places(header)
     for key in ('path', 'label'):
-        if found[key] is None:
-            there = f'the columns {classes.listed(header)}' if any(names) else 'no columns'
-            raise UserError(f"image_list '{path}' has {there}, but none is called {key}; {REMEDY}")
-    return {key: place for key, place in found.items() if place is not None}
+        if key not in found:
+            names = f'{key} (or {", ".join(COLUMNS[key][1:])})'
+            there = f'has the columns {classes.listed(header, 10)}, but none is called {names}'
+            raise UserError(f"image_list '{path}' {there if any(header) else 'has an empty first line'}; {REMEDY}")
+    return found

@@ -165,7 +165,7 @@ def list_files(folder: str | os.PathLike, validation_fraction: float = 0.1, seed
 
         found = image_csv.list_files(folder)
     else:
-        remedy = 'pass a folder that has a subfolder for each class, or a CSV file with the columns path and label'
+        remedy = 'pass --image_folder with a subfolder for each class, or --image_list with the columns path and label'
         raise UserError(f"'{folder}' is neither a folder nor a file; {remedy}")
     return found if found.test_name else set_aside(found, validation_fraction, seed)
 
@@ -301,6 +301,8 @@ def _report(listing, folder, split, image_size, log):
         log(f'not images of a class, so not used ({len(others)}): {classes.listed(others)}')
     if heic := images.heic_line(listing.others[split]):
         log(heic)
+    for note in listing.notes if split == 'train' else ():
+        log(note)
 
 
 def _report_copies(listing, root, log):

@@ -28,6 +28,7 @@ class Listing(NamedTuple):
     others: dict[str, list[pathlib.Path]]  # what is not used: files that are not images, folders that are not classes
     test_name: str  # of the split of the test images; '' if they are set aside by a seed
     unlabelled: pathlib.Path | None = None  # a folder of test images without classes
+    notes: tuple[str, ...] = ()  # lines on what else is not used
 
     def files(self, split: str) -> list[tuple[pathlib.Path, int]]:
         """Return the files of a split. Raise UserError if all images are set aside for testing."""

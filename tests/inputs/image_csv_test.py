@@ -79,9 +79,11 @@ TWO = 'ant/train0.png,a\nant/train1.png,b\n'
 @pytest.mark.parametrize(
     'text,words',
     [
-        ('', 'no columns|none is called path|path,label'),
+        ('', 'is empty|path,label'),
+        ('\n' + TWO, 'empty first line|path,label'),
+        ('path,label\n', 'no rows|add'),
         (TWO, "'ant/train0.png', 'a'|none is called path|path,label"),
-        ('path,name\n' + TWO, "'path', 'name'|none is called label|path,label"),
+        ('path,name\n' + TWO, "'path', 'name'|none is called label|category|path,label"),
         ('path,label\n' + TWO + 'ant/train2.png,\n', 'line 4|label is empty|remove'),
         ('path,label\n' + TWO + ',b\n', 'line 4|path is empty|remove'),
         ('path,label\nant/train0.png\n', 'line 2|label is empty'),
@@ -89,6 +91,13 @@ TWO = 'ant/train0.png,a\nant/train1.png,b\n'
         ('path,label\n' + TWO + 'ant,a\n', "1 of the 3|'ant' in line 4"),
         ('path,label\nant/train0.png,a\n', "one class only, 'a'|add rows"),
         ('path,label\n' + TWO + 'ant/train0.png,b\n', "line 4|'ant/train0.png'|'b'|'a' in line 2|remove"),
+        ('path,label\n' + TWO + './ant/../ant/train0.png,b\n', "line 4|'b'|'a' in line 2|remove"),
+        ('path,label\n/nowhere/x.png,a\n' + TWO, "1 of the 3|'/nowhere/x.png' in line 2|correct its path"),
+        ('path,label\n~/nowhere/x.png,a\n' + TWO, "1 of the 3|'~/nowhere/x.png' in line 2|correct its path"),
+        ('path,label\n' + TWO + '"ant/train2.png,a\n' + TWO, 'line 4:|close its quotes'),
+        ('path,label\n' + TWO + 'ant/train2.png,a,"note\n' + TWO, 'line 4:|close its quotes'),
+        ('path,label,Fold\nant/train0.png,a,Train\nant/train1.png,b,val\n', "'Fold'|call it split"),
+        ('path,label,Set\nant/train0.png,a,red\n', "line 2|'red'|train or test|rename the column 'Set'"),
         ('path,label,split\na/0.png,a,train\na/0.png,a,test\n', "line 3|'test'|'train' in line 2|remove"),
         ('path,label,split\nant/train0.png,a,fold1\n', "line 2|'fold1'|train or test"),
         ('path,label,split\nant/train0.png,a,\n', 'line 2|split is empty'),
@@ -109,6 +118,34 @@ def test_mistakes(folder, text, words):
 def test_a_list_that_is_not_utf_8(folder):
     path = write(folder / 'whole', f'path,label\n{TWO}ant/train2.png,caf\u00e9\n', encoding='latin-1')
     assert 'list.csv' in (message := message_of(image_folder.list_files, path)) and 'UTF-8' in message
+
+
+TRAIN = 'ant/train0.png,a,Training\nant/train1.png,b,Training\n'
+
+
+@pytest.mark.parametrize(
+    'text,test_name,notes',
+    [
+        (f'Image Path,label,Usage\n{TRAIN}ant/test0.png,a,Validation\n', 'Validation', ''),
+        (f'path,label,split,x\n{TRAIN}ant/test0.png,a,test,test\n', 'test', "(1): 'x'"),
+        (f'path,label,split\n{TRAIN}ant/test0.png,a,test\nant/test1.png,b,Val\n', 'test', "'Val'|(1): 'ant/test1.png'"),
+        ('path;label;"a, b, c, d"\nant/train0.png;a;x\nant/train1.png;b;y\nant/train2.png;a\n', '', "'a, b, c, d'"),
+        (f'path,label,y z\n{TWO}ant/train2.png,a,"two\n""lines"""\n', '', "(1): 'y z'"),
+        (f'path,label,x\n{TRAIN}ant/train2.png,a,Training\n', '', "(1): 'x'"),
+    ],
+)
+def test_columns_and_splits_by_their_usual_names(folder, text, test_name, notes):
+    """A line says what is not used."""
+    found = image_folder.list_files(write(folder / 'whole', text), 0.5)
+    assert found.test_name == test_name and found.classes == ('a', 'b')
+    assert bool(found.notes) == bool(notes) and all(word in '\n'.join(found.notes) for word in notes.split('|'))
+
+
+def test_a_path_may_begin_at_the_home_folder(folder, monkeypatch):
+    monkeypatch.setenv('HOME', str(folder))
+    path = write(folder / 'whole', f'path,label\n{TWO}~/split/train/ant/train0.png,b\n')
+    files = image_folder.list_files(path, 0.5).splits
+    assert (folder / 'split/train/ant/train0.png', 1) in files['train'] + files['test']
 
 
 def test_a_row_that_is_repeated_is_one_image(folder):
