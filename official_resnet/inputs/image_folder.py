@@ -8,8 +8,10 @@ decoded once, by images.decode. What is not an image by its bytes, or cannot be 
 """
 
 import concurrent.futures
+import itertools
 import os
 import pathlib
+import shlex
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from official_resnet.damage import is_of_machine
-from official_resnet.errors import UserError
+from official_resnet.errors import UserError, one_line
 from official_resnet.files import read_bytes
 from official_resnet.inputs import classes, images, jpeg
 from official_resnet.inputs.listing import TEST_NAMES, TRAIN_NAMES, Listing, copies, set_aside, split_name
@@ -26,6 +28,11 @@ from official_resnet.inputs.split import Split
 from official_resnet.inputs.views import Views
 
 MEMORY_SHARE = 1 / 4  # the images may take this fraction of the machine's memory
+
+
+def _say(line):
+    """Print a line with names of files, which may have control characters."""
+    print(one_line(line))
 
 
 def open_split(dataset: str, split: str, options: Mapping[str, Any], views: Views | None) -> Split:
@@ -43,16 +50,12 @@ def open_split(dataset: str, split: str, options: Mapping[str, Any], views: View
     from official_resnet.inputs import streamed
 
     listing = list_files(folder, options.get('validation_fraction', 0.1), seed)
-    _report(listing, folder, split, views.size, print)
+    _report(listing, folder, split, views.size, _say, views.test_size)
     paths, labels = _shuffled(listing.files(split), seed)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         faults = {i: fault for i, fault in enumerate(pool.map(_fault_of, paths)) if fault}
-    labels = _leave_out(faults, paths, labels, listing, split, folder, print)
-    paths = [path for i, path in enumerate(paths) if i not in faults]
-    if split == 'train' and options.get('balance'):
-        rows = balanced(labels, seed, print)
-        paths, labels = [paths[row] for row in rows], labels[rows]
-    files = streamed.Files(paths, labels)
+    rows = _rows(faults, paths, labels, listing, split, folder, _say, options)
+    files = streamed.Files([paths[row] for row in rows], labels[rows])
     views = views.with_exif(True)
     return streamed.StreamedSplit(files, len(listing.classes), dataset, listing.classes, normalization, views)
 
@@ -96,7 +99,7 @@ def balanced(labels: np.ndarray, seed: int = 0, log: Callable[[str], None] | Non
     return np.random.default_rng([seed, 3]).permutation(np.concatenate(rows))
 
 
-def _read(folder, split, *, image_size=32, channels=3, validation_fraction=0.1, seed=0, balance=False, log=print):
+def _read(folder, split, *, image_size=32, channels=3, validation_fraction=0.1, seed=0, balance=False, log=_say):
     """Return what `read` returns, and the paths of its images."""
     from PIL import Image
 
@@ -116,13 +119,9 @@ def _read(folder, split, *, image_size=32, channels=3, validation_fraction=0.1, 
     # Pillow's warnings are caught once, here, because catching them inside threads is not safe.
     with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor() as pool:
         list(pool.map(decode_one, range(len(paths))))
-    labels = _leave_out(failures, paths, labels, listing, split, folder, log)
-    paths = [path for i, path in enumerate(paths) if i not in failures]
-    pixels = np.delete(pixels, list(failures), axis=0) if failures else pixels
-    if split == 'train' and balance:
-        rows = balanced(labels, seed, log)
-        pixels, labels, paths = pixels[rows], labels[rows], [paths[row] for row in rows]
-    return pixels, labels, listing.classes, paths
+    rows = _rows(failures, paths, labels, listing, split, folder, log, {'seed': seed, 'balance': balance})
+    pixels = pixels[rows] if failures or balance else pixels  # a copy
+    return pixels, labels[rows], listing.classes, [paths[row] for row in rows]
 
 
 def _fault_of(path):
@@ -138,18 +137,21 @@ def _fault_of(path):
     return ''
 
 
-def _leave_out(faults, paths, labels, listing, split, folder, log):
-    """Log the images that cannot be read, {their index: why}, and return the labels of the others."""
+def _rows(faults, paths, labels, listing, split, folder, log, options):
+    """Log the images that cannot be read, {their row: why}; return the rows of the others, with those of --balance."""
     for i in sorted(faults, key=paths.__getitem__):
         log(f'unreadable, left out: {paths[i]} ({faults[i]})')
     if faults:
-        log(f'unreadable images for {split} in {folder}: {len(faults)} of {len(paths)} images')
-        labels = np.delete(labels, list(faults))
-    counts = np.bincount(labels, minlength=len(listing.classes))
+        kind = 'training' if split == 'train' else 'test'
+        log(f'{len(faults)} of {len(paths)} {kind} images in {folder} cannot be read, so they are left out')
+    rows = np.delete(np.arange(len(paths)), list(faults))
+    counts = np.bincount(labels[rows], minlength=len(listing.classes))
     if not counts.any() or split == 'train' and not counts.all():
         name = listing.classes[int(counts.argmin())]
         raise UserError(f"no image of class '{name}' for {split} in '{folder}' can be read; fix or remove it")
-    return labels
+    if split == 'train' and options.get('balance'):
+        return rows[balanced(labels[rows], options.get('seed', 0), log)]
+    return rows
 
 
 def list_files(folder: str | os.PathLike, validation_fraction: float = 0.1, seed: int = 0) -> Listing:
@@ -240,9 +242,7 @@ def _classes(folder, unlabelled=None):
     # A class may be called train, as in CIFAR-100.
     if splits and (len(splits) == len(found) or set(splits) & set(nested)):
         train = next((found[name] for name in splits if split_name(name) in TRAIN_NAMES), None)
-        remedy = f'add a folder test, or pass --image_folder={train}' if train else 'put the others into a folder train'
-        if train and (others := [name for name in found if name not in splits]):
-            remedy = f"name the folder of the test images test (is it '{others[0]}'?), or pass --image_folder={train}"
+        remedy = _split_remedy(train, found) if train else 'put the others into a folder train'
         raise UserError(f"{classes.listed(splits)} in '{folder}' is a split, not a class; {remedy}")
     if len(nested) == len(found):
         fault = f"the subfolders {classes.listed(nested)} of '{folder}' hold only folders"
@@ -250,6 +250,17 @@ def _classes(folder, unlabelled=None):
     if len(found) == 1:
         raise UserError(f"'{folder}' has one class only, '{next(iter(found))}'; add a subfolder for another")
     return found
+
+
+def _split_remedy(train, found):
+    """Return what to do about a folder that has the folder `train`, but no folder test, among those `found`."""
+    ours, others = classes.folders(train).keys(), {name: path for name, path in found.items() if path != train}
+    by_name = [name for name in others if 'test' in name.casefold() or 'val' in name.casefold()]
+    by_classes = [name for name, path in others.items() if classes.folders(path).keys() & ours]
+    test = next(iter([name for name in by_name if name in by_classes] or by_classes or by_name), '')
+    remedy = f"rename '{test}' to 'test'" if test else 'add a folder test'
+    drops = f', without the images of {classes.listed(others)}' if others else ''
+    return f'{remedy}, or pass --image_folder={shlex.quote(str(train))} to set test images aside from it{drops}'
 
 
 def _holds_only_folders(folder):
@@ -282,15 +293,19 @@ def _files(folder, places, unlabelled=None, is_complete=True):
     return result, others
 
 
-def _report(listing, folder, split, image_size, log):
+def _report(listing, folder, split, image_size, log, test_size=None):
     """Log what was understood, once for both splits, and what of a split is not used."""
     if split == 'train':
         where = f"test images from '{listing.test_name}'" if listing.test_name else 'test images set aside at random'
         train, test = (_span(listing, name) for name in ('train', 'test'))
-        text = f'{len(listing.classes):,} classes in {folder}: {classes.listed(listing.classes)}; {train} training and'
-        log(f'{text} {test} test images of each ({where}); {image_size} x {image_size} pixels')
+        names = classes.listed(listing.classes, 10)
+        pixels = f'{image_size} x {image_size} pixels'
+        if test_size not in (None, image_size):
+            pixels += f' in training, {test_size} x {test_size} in tests'
+        text = f'{len(listing.classes):,} classes in {folder}: {names}; {train} training and {test} test images of each'
+        log(f'{text} ({where}); {pixels}')
         if listing.unlabelled:
-            command = f'resnet-predict --model MODEL_DIR {listing.unlabelled}'
+            command = f'resnet-predict --model MODEL_DIR {shlex.quote(str(listing.unlabelled))}'
             log(f"'{listing.unlabelled.name}' has no classes, so it is not used; to classify its images: {command}")
         if single := [listing.classes[label] for label in listing.untested()]:
             log(f'classes of one image, used for training and not tested ({len(single)}): {classes.listed(single)}')
@@ -306,12 +321,16 @@ def _report(listing, folder, split, image_size, log):
 
 
 def _report_copies(listing, root, log):
-    """Log how many test images are also training images, with the first of them."""
-    pairs = copies(*([path for path, _ in listing.splits[name]] for name in ('train', 'test')))
-    if pairs:
-        few = classes.listed(' = '.join(os.path.relpath(path, root) for path in pair) for pair in pairs)
-        fault = f'test images with the bytes of training images: {len(pairs)} of {len(listing.splits["test"])}'
-        log(f'{fault}, so the test accuracy will be too high; remove one of each pair: {few}')
+    """Log how many test images are also training images, or training images of two classes, with the first of them."""
+    tests = [path for path, _ in listing.splits['test']]
+    by_class = itertools.groupby(listing.splits['train'], lambda file: file[1])
+    pairs, known = copies([*([path for path, _ in group] for _, group in by_class), tests]), set(tests)
+    of_tests = f'test images with the bytes of training images: {{}} of {len(tests)}, so the test accuracy is too high'
+    of_train = 'training images with the bytes of an image of another class: {}, so one of the two classes is wrong'
+    for is_test, text in ((True, of_tests), (False, of_train)):
+        if found := [pair for pair in pairs if (pair[0] in known) == is_test]:
+            few = classes.listed(' = '.join(os.path.relpath(path, root) for path in pair) for pair in found)
+            log(f'{text.format(len(found))}; remove one of each pair: {few}')
 
 
 def _span(listing, split):

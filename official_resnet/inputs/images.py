@@ -144,8 +144,7 @@ def decode(
                 del image  # before its pixels are given back
     except UnidentifiedImageError:  # its message contains a memory address
         head = _head(source)
-        other = 'not an image in a known format; save it as JPEG or PNG' if head else 'the file is empty; get it again'
-        raise ValueError(jpeg.HEIC if jpeg.is_heic(head) else other) from None
+        raise ValueError(jpeg.HEIC if jpeg.is_heic(head) else jpeg.UNKNOWN if head else jpeg.EMPTY) from None
     except Exception as error:  # noqa: BLE001  a broken file makes Pillow raise anything
         is_of_system = isinstance(error, OSError) and damage.is_of_machine(error)
         if is_of_system or isinstance(error, MemoryError):  # not the image's fault: it is not left out

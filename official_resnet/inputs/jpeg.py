@@ -18,6 +18,7 @@ _MAGIC = {
 _START, _END, _SCAN, _EXIF, _ADOBE = 0xD8, 0xD9, 0xDA, 0xE1, 0xEE
 ORIENTATION = 0x0112  # a tag of EXIF
 HEIC = "HEIC, which is not read; convert it to JPEG, for example with ImageMagick's mogrify -format jpg"
+UNKNOWN, EMPTY = 'not an image in a known format; save it as JPEG or PNG', 'the file is empty; get it again'
 _FRAMES = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
 _HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended sequential, progressive: those that TensorFlow decodes
 _BARE = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without content: TEM, and restarts
@@ -67,8 +68,7 @@ def inspect(data: bytes, only_header: bool = False) -> Info:
         return Info(name, *struct.unpack('>II', data[16:24])) if name == 'PNG' and len(data) > 23 else Info(name)
     if is_heic(data):
         raise ValueError(HEIC)
-    kinds = 'a JPEG, PNG, GIF, WebP, BMP or TIFF'
-    raise ValueError(f'not {kinds}: it begins with 0x{data[:4].hex()}' if data else 'it is empty')
+    raise ValueError(UNKNOWN if data else EMPTY)
 
 
 def format_of(head: bytes) -> str | None:

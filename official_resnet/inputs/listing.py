@@ -76,26 +76,25 @@ def set_aside(found: Listing, fraction: float, seed: int) -> Listing:
     return found._replace(splits=parts)
 
 
-def copies(ours: Iterable[pathlib.Path], theirs: Iterable[pathlib.Path]) -> list[tuple[pathlib.Path, pathlib.Path]]:
-    """Return (one of `theirs`, one of `ours`) for each of `theirs` that has the same bytes as one of `ours`.
+def copies(sides: Iterable[Iterable[pathlib.Path]]) -> list[tuple[pathlib.Path, pathlib.Path]]:
+    """Return (a file, the first file with the same bytes) for each file whose first is of another, earlier side.
 
     Only files of the same size are read, and only those with the same end are read whole. Empty files, and those that
     cannot be read, are no copies.
     """
-    groups = [(list(ours), list(theirs))]
+    groups = [[(side, path) for side, paths in enumerate(sides) for path in paths]]
     keys: tuple[Callable[[pathlib.Path], Hashable], ...] = (os.path.getsize, _end_of, _digest_of)
     for key in keys:
         finer = []
         for group in groups:
-            by_key: dict[Hashable, tuple[list, list]] = collections.defaultdict(lambda: ([], []))
-            for side, paths in enumerate(group):
-                for path in paths:
-                    with contextlib.suppress(OSError):
-                        by_key[key(path)][side].append(path)
+            by_key: dict[Hashable, list[tuple[int, pathlib.Path]]] = collections.defaultdict(list)
+            for side, path in group:
+                with contextlib.suppress(OSError):
+                    by_key[key(path)].append((side, path))
             by_key.pop(0, None)  # a size
-            finer += [group for group in by_key.values() if all(group)]
+            finer += [group for group in by_key.values() if group[0][0] != group[-1][0]]
         groups = finer
-    return [(path, first) for (first, *_), others in groups for path in others]
+    return [(path, group[0][1]) for group in groups for side, path in group if side != group[0][0]]
 
 
 def _end_of(path):

@@ -154,7 +154,7 @@ def test_images_that_cannot_be_read_are_left_out_in_memory_and_streamed(tmp_path
     images, labels = next(iter(split.evaluation_batches(8)))
     assert split.num_images == len(images) == 6 and sorted(labels.numpy()) == [0, 0, 0, 1, 1, 1]
     out = capsys.readouterr().out
-    assert 'empty.jpg' in out and 'page.png' in out and '2 of 8 images' in out
+    assert 'empty.jpg' in out and 'page.png' in out and '2 of 8 training images' in out
 
 
 @pytest.mark.parametrize('views', [None, Views()])
@@ -207,7 +207,7 @@ def test_unreadable_files_are_named_counted_and_left_out(tmp_path, monkeypatch):
     for image, label in zip(images, labels, strict=True):
         assert image[0, 0, 0] == 10 * label  # still together
     assert '2 classes' in lines.pop(0)
-    assert len(lines) == 7 and '6 of 14 images' in lines[-1] and 'decompression bomb' in lines[0]
+    assert len(lines) == 7 and '6 of 14 training images' in lines[-1] and 'decompression bomb' in lines[0]
     names = ('ant/bomb.png', 'ant/cut.jpg', 'ant/empty.png', 'bee/flipped.png', 'bee/other.png', 'bee/text.webp')
     assert all(name in line for line, name in zip(lines, names, strict=False)), lines
 
@@ -222,7 +222,15 @@ def test_unreadable_files_are_named_counted_and_left_out(tmp_path, monkeypatch):
         ('train/ant/0.png train/bee/0.png val/ant/', "val' has no images"),
         ('train/ant/0.png train/bee/0.png', "'train'|is a split|a folder test|--image_folder="),
         ('train/0.png eval/0.png', "train' has no subfolders"),
-        ('Train/ant/0.png Train/bee/0.png more/0.png', "'Train'|is a split|test images test|'more'|/Train"),
+        ('Train/ant/0.png Train/bee/0.png more/0.png', "'Train'|is a split|a folder test|/Train to|without|'more'"),
+        (
+            "Train/ant/0.png Train/bee/0.png it's/0.png held/bee/0.png Unlabelled/1.png",
+            "rename 'held' to 'test'|/Train to set test images aside|without the images of 'Unlabelled'",
+        ),
+        (
+            'train_images/ant/0.png train_images/bee/0.png test_photos/ant/0.png Unlabelled/0.png',
+            "rename 'test_photos' to 'test'|train_images to set",
+        ),
         ('ant/0.png bee/0.png test/ant/0.png', "'test'|is a split|a folder train"),
         ('all/ant/0.png some/bee/0.png', "'all', 'some'|hold only folders"),
     ],

@@ -108,7 +108,7 @@ FRAME = encode().index(b'\xff\xc0')
     'broken, message',
     [
         (b'', 'empty'),
-        (b'text', 'not a JPEG, PNG'),
+        (b'text', 'known format; save it as JPEG'),
         (b'\xff\xd8\xff\xd9', 'without a scan'),
         (without(encode(), 0xC0), 'before the frame'),
         (without(encode(), 0xDA), 'without a scan'),

@@ -55,6 +55,7 @@ BOTH = 'a/*2.png, b/*3.png'
         ('train/a/*3.png, train/b/*2.png, val/*4.jpg', 'ab', (3, 2), '--model MODEL_DIR {root}/val'),
         ('train/a/*3.png, train/b/*2.png, val/a/*4.png, test/*4.jpg', 'ab', (5, 4), "from 'val'|{root}/test"),
         (f'{BOTH}, test/*4.jpg', 'ab', (3, 2), '--model MODEL_DIR {root}/test'),
+        ('train/a/*3.png, train/b/*2.png, test set/*4.jpg', 'ab', (3, 2), "--model MODEL_DIR '{root}/test set'"),
         (f'{BOTH}, c/*2.png, valid/*2.png', ['a', 'b', 'c', 'valid'], (5, 4), None),  # a class may be called so
         ('control/*2.png, test/*3.png', ['control', 'test'], (3, 2), None),
         (f'{BOTH}, a/*3.heic', 'ab', (3, 2), "(3): 'a/0.heic'|3 of these: HEIC|JPEG"),
@@ -148,6 +149,27 @@ def test_copies_that_a_seed_sets_aside_are_named_too(tmp_path):
     lines = []
     image_folder._report(image_folder.list_files(tmp_path), str(tmp_path), 'train', 8, lines.append)
     assert '1 of 2' in lines[1] and "'a/" in lines[1]
+
+
+def test_copies_in_two_classes_of_the_training_images_are_named(tmp_path):
+    make(tmp_path, 'train/a/*3.png, train/b/*3.png, test/a/*2.png, test/b/*2.png')
+    for name in ('train/a/1.png', 'train/b/2.png', 'test/b/0.png'):  # those in one class are no mistake
+        (tmp_path / name).write_bytes((tmp_path / 'train/a/0.png').read_bytes())
+    lines = []
+    image_folder._report(image_folder.list_files(tmp_path), str(tmp_path), 'train', 8, lines.append)
+    of_tests, of_train = lines[1:]
+    assert '1 of 4' in of_tests and "'test/b/0.png = train/a/0.png'" in of_tests
+    assert 'class: 1,' in of_train and 'remove' in of_train and "'train/b/2.png = train/a/0.png'" in of_train
+
+
+@pytest.mark.parametrize('views', [None, Views(8, 16)])
+def test_names_cannot_command_a_terminal_and_both_sizes_are_said(tmp_path, capsys, views):
+    make(tmp_path, 'train/a/*2.png, train/b\x1b[2J/*2.png, test/a/0.png, train/a/1\n2.txt')
+    (tmp_path / 'train' / 'b\x1b[2J' / '\x1b[1m.png').write_text('no image')
+    datasets.open_split(f'folder:{tmp_path}', 'train', views=views, folder={'image_size': 8})
+    out = capsys.readouterr().out
+    assert '\x1b' not in out and 'b?[2J' in out and len(out.splitlines()) == 4
+    assert ('8 x 8 pixels in training, 16 x 16 in tests' in out) == bool(views) and '1 of 5 training images' in out
 
 
 def test_a_thousand_classes_are_reported_in_a_line(tmp_path):

@@ -236,7 +236,11 @@ def test_a_broken_file_is_named(tmp_path):
     cut.write_bytes(IMAGES[0][0][:500])
     text.write_text('no image')
     absent = tmp_path / 'absent.jpg'
-    for path, reason in ((cut, 'cut off'), (text, 'not a JPEG, PNG'), (absent, 'does not exist; put it back')):
+    for path, reason in (
+        (cut, 'cut off'),
+        (text, 'known format; save it as JPEG'),
+        (absent, 'does not exist; put it back'),
+    ):
         source = streamed.Files([good, path], [0, 1])
         message = message_of(read_all, streamed.StreamedSplit(source, 2, 'x', ('a', 'b'), 'none', VIEWS))
         assert message.startswith(f"'{path}' ") and reason in message
