@@ -4,8 +4,10 @@ Any image can be read at any time, by its number, so a resumed run has no shuffl
 """
 
 import abc
+import bisect
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -90,7 +92,7 @@ class StreamedSplit:
             numbers = step * batch_size + share[0] * size + tf.range(size, dtype=tf.int64)  # counted over all steps
             return jpegs, self._outputs_of(labels), boxes, numbers
 
-        more, pixels = None, self._training_sizes(num_epochs)
+        more, sizes = None, self._training_sizes(num_epochs)
         if augment and options not in (None, Augmentation()):
             from official_resnet.inputs.batch_augmentation import Batches
 
@@ -100,7 +102,7 @@ class StreamedSplit:
             if not augment:
                 return encoded.test_view(image, self.views), label
             epoch = number // (datasets.steps_per_epoch(self.num_images, batch_size) * batch_size)
-            side = self.views.size if pixels is None else tf.gather(pixels, epoch)
+            side = self.views.size if sizes is None else sizes[1][tf.searchsorted(sizes[0], [epoch], 'right')[0] - 1]
             view = encoded.train_view(image, boxes, tf.stack([seed, number]), self.views, flip, side)
             return more.changed(view, tf.stack([seed, number])) if more else view, label
 
@@ -135,10 +137,13 @@ class StreamedSplit:
         return self._batches(loaded, apply_view, batch_size // share[1], False)
 
     def _training_sizes(self, num_epochs):
-        """Return the height and width of training images in each epoch, int32 [num_epochs], or None: views.size."""
+        """Return (epochs int64 [n], the height and width of training images from each on), or None: views.size."""
         if self.views.first_size is None:
             return None
-        return tf.constant([self.views.size_in(epoch, num_epochs) for epoch in range(num_epochs)])
+        size_in, starts = functools.partial(self.views.size_in, num_epochs=num_epochs), [0]
+        while (i := bisect.bisect(range(num_epochs), size_in(starts[-1]), starts[-1], key=size_in)) < num_epochs:
+            starts.append(i)
+        return tf.constant(starts, tf.int64), tf.constant([size_in(epoch) for epoch in starts])
 
     def _outputs_of(self, labels):
         return labels if self.outputs is None else tf.gather(tf.constant(self.outputs, tf.int32), labels)

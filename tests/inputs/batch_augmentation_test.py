@@ -220,6 +220,10 @@ def test_training_images_grow(stream):
     assert [views.size_in(epoch, 8) for epoch in range(8)] == [8, 8, 8, 40, 40, 72, 72, 72]
     assert [Views(24, 24, first_size=12, size_ramp=(1, 1)).size_in(epoch, 3) for epoch in range(3)] == [12] * 3
     split = dataclasses.replace(stream, views=Views(44, 44, first_size=12, size_ramp=(0.5, 0.5)))
+    for epochs in (1, 2, 7, 100, 2**31 - 1):  # the list of all epochs would not fit into memory
+        starts, sizes = split._training_sizes(epochs)
+        assert starts.numpy().tolist() == [0, -(-epochs // 2)][:epochs] and len(sizes) == len(starts) <= 2
+        assert sizes.numpy().tolist() == [split.views.size_in(epoch, epochs) for epoch in starts.numpy().tolist()]
     options = {'seed': 3, 'num_epochs': 2, 'options': Augmentation(cutmix=1.0, erasing=1.0, policy='trivial_wide')}
     whole = list(split.training_batches(12, **options).as_numpy_iterator())
     assert [images.shape[1:3] for images, _ in whole] == [(12, 12)] * 3 + [(44, 44)] * 3
