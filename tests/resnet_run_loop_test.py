@@ -241,7 +241,7 @@ def test_train_epochs_is_the_total_also_after_fields_were_added(cifar_dir, tmp_p
     [
         ({'seed': 8}, '--seed 7, not 8'),
         ({'spec': dataclasses.replace(SPEC, filters=8)}, 'spec.filters 4, not 8'),
-        ({'dataset': 'synthetic'}, "dataset 'cifar10', not 'synthetic'"),
+        ({'dataset': 'synthetic'}, "dataset 'cifar10', not dataset 'synthetic'"),
     ],
 )
 def test_a_model_dir_of_another_run_is_refused_and_left_as_it_is(cifar_dir, uninterrupted, change, message):

@@ -179,8 +179,17 @@ def difference(name: str, ours: Any, theirs: Any, word: str = 'not') -> str:
                 texts = [difference('spec.group_blocks', sizes[0], sizes[1], word)]
         texts += [difference(f'{name}.{key}', ours.get(key), theirs.get(key), word) for key in sorted(differing)]
         return ', '.join(texts)
+    if name == 'dataset':
+        return f'{_data_flag(theirs)}, {word} {_data_flag(ours)}'
     flag = _FLAGS.get(name)
     return f'{flag} {theirs}, {word} {ours}' if flag else f'{name} {theirs!r}, {word} {ours!r}'
+
+
+def _data_flag(dataset):
+    """Return the flag that stands for a dataset, with its value; for one that a program has, its name."""
+    kind, _, place = dataset.partition(':')
+    flag = {'tfds': '--tfds', 'folder': '--image_list' if os.path.isfile(place) else '--image_folder'}.get(kind)
+    return f'{flag} {place}' if flag else f"dataset '{dataset}'"
 
 
 def clean(model_dir: str | os.PathLike) -> None:
