@@ -23,7 +23,7 @@ from official_resnet.training.config import PRETRAINED, TrainConfig, flags_of
 
 LARGE = 50_000  # training images of CIFAR-10; with as many, the recipes stay as they are
 BATCHES, LEAST_BATCH = 8, 8  # least number of batches in an epoch, unless they had fewer images than 8
-STEPS, MAX_EPOCHS = 1000, 100  # this project's: at least 1,000 steps, unless that takes more than 100 epochs
+STEPS, MAX_EPOCHS = 1000, 100  # this project's: about 1,000 steps or more, unless that takes more than 100 epochs
 EVALUATIONS = 10  # this project's: least number in a training, however many test images there are
 SMALL = 48  # pixels; an ImageNet network divides the height and width of its input by 32
 SIZES = {160: 224, 128: 160, 96: 128, 64: 96}  # height and width of the input in training: in evaluation
@@ -63,7 +63,7 @@ def choose(values: flags.FlagValues, program: Program, asked: TrainConfig) -> di
     reason = f'an epoch has at least {BATCHES} batches' if has_batches else f'the least is {LEAST_BATCH}, or all images'
     rules += [
         ('batch_size', batch_size, reason),
-        ('train_epochs', epochs, f'at least {STEPS:,} steps, or {MAX_EPOCHS} epochs'),
+        ('train_epochs', epochs, f'about {STEPS:,} steps, or {MAX_EPOCHS} epochs'),
     ]
     if (every := min(num_tests // num_images, (values.train_epochs or epochs) // EVALUATIONS)) > 1:
         rules.append(('epochs_between_evals', every, f'{num_tests:,} test images take longer than an epoch'))
@@ -157,6 +157,9 @@ def fitting_batch(num_images: int, most: int) -> int:
 
 
 def fitting_epochs(num_images: int, batch_size: int, least: int) -> int:
-    """Return the epochs that have 1,000 steps, at most 100, but at least those of the recipe."""
+    """Return the epochs that have 1,000 steps, at most 100, but at least those of the recipe.
+
+    If some images turn out to be unreadable, an epoch may lack a step.
+    """
     steps = max(num_images // batch_size, 1)
     return max(least, min(math.ceil(STEPS / steps), MAX_EPOCHS))
