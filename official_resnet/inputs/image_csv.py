@@ -23,7 +23,7 @@ from official_resnet.inputs.listing import TEST_NAMES, TRAIN_NAMES, Listing, spl
 COLUMNS = {  # the names of a column, in any case, with spaces for the underscores; the first that is there is used
     'path': ('path', 'file_path', 'filepath', 'image_path', 'filename', 'file_name', 'file', 'image'),
     'label': ('label', 'class', 'category'),
-    'split': ('split', 'usage', 'set', 'subset', 'partition'),
+    'split': ('split',),
 }
 DELIMITERS = ',;\t'
 REMEDY = 'pass a CSV file whose first line is path,label'  # the end of a message
@@ -94,7 +94,7 @@ def _rows(path):
         line = reader.line_num + 1
         for values in reader:
             if any(map(str.strip, values)):
-                row = _row(path, columns, header, values, line)
+                row = _row(path, columns, values, line)
                 _require_same(path, row, found.setdefault(os.path.normpath(row.file), row))
                 for i in unsure:
                     splits[i].add(split_name(values[i]) if i < len(values) else '')
@@ -111,7 +111,7 @@ def _rows(path):
     return [*found.values()], [f'columns that are not used ({len(ignored)}): {few}'] if ignored else []
 
 
-def _row(path, columns, header, values, line):
+def _row(path, columns, values, line):
     """Return the _Row of the values in a line. Raise UserError if one is missing or is not a split."""
     where = f"'{path}', line {line}"
     values = {name: values[i].strip() if i < len(values) else '' for name, i in columns.items()}
@@ -120,9 +120,7 @@ def _row(path, columns, header, values, line):
             raise UserError(f'{where}: the {name} is empty; write it, or remove the line')
     split = values.get('split', 'train')
     if not split_name(split):
-        other = header[columns['split']].strip()
-        remedy = 'write train or test' + f", or rename the column '{other}'" * (other.casefold() != 'split')
-        raise UserError(f"{where}: '{split}' is not a split; {remedy}")
+        raise UserError(f"{where}: '{split}' is not a split; write train or test")
     place = os.path.expanduser(values['path']) if values['path'].startswith('~/') else values['path']
     file = os.path.join(os.path.dirname(path), place)
     return _Row(file, values['path'], classes.canonical(values['label']), split, line)

@@ -97,7 +97,6 @@ TWO = 'ant/train0.png,a\nant/train1.png,b\n'
         ('path,label\n' + TWO + '"ant/train2.png,a\n' + TWO, 'line 4:|close its quotes'),
         ('path,label\n' + TWO + 'ant/train2.png,a,"note\n' + TWO, 'line 4:|close its quotes'),
         ('path,label,Fold\nant/train0.png,a,Train\nant/train1.png,b,val\n', "'Fold'|call it split"),
-        ('path,label,Set\nant/train0.png,a,red\n', "line 2|'red'|train or test|rename the column 'Set'"),
         ('path,label,split\na/0.png,a,train\na/0.png,a,test\n', "line 3|'test'|'train' in line 2|remove"),
         ('path,label,split\nant/train0.png,a,fold1\n', "line 2|'fold1'|train or test"),
         ('path,label,split\nant/train0.png,a,\n', 'line 2|split is empty'),
@@ -126,7 +125,8 @@ TRAIN = 'ant/train0.png,a,Training\nant/train1.png,b,Training\n'
 @pytest.mark.parametrize(
     'text,test_name,notes',
     [
-        (f'Image Path,label,Usage\n{TRAIN}ant/test0.png,a,Validation\n', 'Validation', ''),
+        (f'Image Path,label,Split\n{TRAIN}ant/test0.png,a,Validation\n', 'Validation', ''),
+        ('path,label,set\nant/train0.png,a,red\nant/train1.png,b,test\nant/train2.png,a,\n', '', "(1): 'set'"),
         (f'path,label,split,x\n{TRAIN}ant/test0.png,a,test,test\n', 'test', "(1): 'x'"),
         (f'path,label,split\n{TRAIN}ant/test0.png,a,test\nant/test1.png,b,Val\n', 'test', "'Val'|(1): 'ant/test1.png'"),
         ('path;label;"a, b, c, d"\nant/train0.png;a;x\nant/train1.png;b;y\nant/train2.png;a\n', '', "'a, b, c, d'"),
