@@ -30,7 +30,7 @@ SIZES = {160: 224, 128: 160, 96: 128, 64: 96}  # height and width of the input i
 
 
 def choose(values: flags.FlagValues, program: Program, asked: TrainConfig) -> dict[str, Any]:
-    """Return {flag: value} for what the training images decide, and log it.
+    """Return {flag: value} for what the training images decide, and log it; {} for a data set without a folder.
 
     That is --recipe=fast (classic_fast for CIFAR, small for small images in image_folder_main), --batch_size,
     --train_epochs and, with at least twice as many test images as training images, --epochs_between_evals. It is no
@@ -40,16 +40,17 @@ def choose(values: flags.FlagValues, program: Program, asked: TrainConfig) -> di
     Raises:
         UserError: There is neither --image_folder nor --image_list, or it does not have the images of two classes.
     """
-    require_folder(values)
-    if values['recipe'].present:
+    if program.chooses_network:
+        require_folder(values)
+    if values['recipe'].present or not asked.dataset.startswith('folder:'):
         return {}
     folder = asked.dataset.removeprefix('folder:')
     listing = image_folder.list_files(folder, asked.validation_fraction, asked.seed)
     paths, num_tests = [path for path, _ in listing.files('train')], len(listing.splits['test'])
     num_images = min(len(paths), asked.num_train_images or len(paths))
     if program.chooses_network:
-        side = input_side(asked.pretrained) or median_side(paths)
-        rules = [*_network_rules(num_images, side, bool(asked.pretrained))]
+        side = median_side(paths)
+        rules = [*_network_rules(num_images, side, asked)]
     elif num_images >= LARGE:
         return {}
     else:
@@ -93,27 +94,30 @@ def _offer(cache_dir, side):
     """Return a line on starting from published weights, which are not downloaded unless the user names them."""
     from official_resnet.weights import pretrained as weights
 
-    text = f'starting from random weights; --{PRETRAINED}='
+    text = 'starting from random weights; if a training starts from a trained network, far fewer images are enough: '
+    text += f'--{PRETRAINED}='
     if side < SMALL:
-        return f'{text}NET starts from a trained network of 32 pixels'
+        return f'{text}NET starts from one of 32 pixels'
     if names := [name for name in weights.cached(cache_dir) if input_side(name) >= SMALL]:
-        return f'{text}{names[0]} starts from a trained network, which is in the cache and needs far fewer images'
-    return f'{text}resnet18 downloads a trained network (47 MB), which needs far fewer images'
+        return f'{text}{names[0]} starts from one in the cache'
+    return f'{text}resnet18 downloads one (47 MB)'
 
 
-def _network_rules(num_images, side, has_pretrained) -> Iterator[tuple[str, Any, str]]:
-    """Yield (flag, value, reason) for the network and its input.
-
-    `side` is the shorter side of the images or, if there is a pretrained network, the side of its input.
-    """
-    if side < SMALL:
-        yield 'recipe', 'small', f'below {SMALL} pixels: a CIFAR network, shifted crops'
+def _network_rules(num_images, side, asked) -> Iterator[tuple[str, Any, str]]:
+    """Yield (flag, value, reason) for the network and its input. `side` is the shorter side of the images."""
+    input_size = input_side(asked.pretrained)
+    theirs = f'the pretrained network takes {input_size} pixels'
+    if (input_size or side) < SMALL:
+        yield 'recipe', 'small', f'{theirs if input_size else f"below {SMALL} pixels: a CIFAR network"}, shifted crops'
         return
-    yield 'recipe', 'fast', f'from {SMALL} pixels on: an ImageNet network, scaled crops'
-    if has_pretrained:
-        size = next((size for size, test in SIZES.items() if test <= side), side)
-        yield 'image_size', size, 'smaller, as crops enlarge objects (1906.06423)'
-        yield 'eval_image_size', side, 'the input of the pretrained network'
+    yield 'recipe', 'fast', f'{theirs if input_size else f"from {SMALL} pixels on: an ImageNet network"}, scaled crops'
+    if input_size:
+        size = next((size for size, test in SIZES.items() if test <= input_size), input_size)
+        if asked.augment:
+            yield 'image_size', size, 'smaller, as crops enlarge objects (1906.06423)'
+        else:
+            yield 'image_size', input_size, 'as in evaluation, because there are no crops'
+        yield 'eval_image_size', input_size, 'the input of the pretrained network'
         return
     yield 'resnet_size', 50 if num_images >= LARGE else 18, f'50 layers from {LARGE:,} images on, else 18'
     size = next((size for size in SIZES if size <= side), min(SIZES))

@@ -61,6 +61,8 @@ def test_recipe_batch_size_and_epochs_by_the_number_of_images(monkeypatch, progr
         (5000, 375, '-rs 34 --image_size=96 -bs 32 -te 5', ('fast', 34, 96, 224, 32, 5)),
         (146, 375, '--variant=seresnet50_v1.5', ('fast', 'seresnet50_v1.5', 160, 224, 16, 100)),
         (146, 375, '-pmcp resnet34', ('fast', None, 160, 224, 16, 100)),
+        (146, 32, '-pmcp resnet34', ('fast', None, 160, 224, 16, 100)),
+        (146, 375, '-pmcp resnet34 --transfer=head', ('fast', None, 224, 224, 16, 100)),  # which are not augmented
         (146, 375, '-pmcp akamaster/resnet20', ('small', None, 32, 32, 16, 100)),
         (146, 375, '--recipe=a3', ('a3', 50, 160, 224, 2048, 100)),
     ],
@@ -77,6 +79,7 @@ def test_network_and_input_by_number_and_size_of_the_images(monkeypatch, caplog,
     config, options = flags.resolve(values, row, chosen)
     recipe, network, *numbers = expected
     views = config.views
+    assert chosen == {} or f'{num_images:,} training images, the shorter side {side} pixels:' in caplog.messages
     assert (options.recipe, [views.size, views.test_size, config.batch_size, config.train_epochs]) == (recipe, numbers)
     if network:  # else the pretrained network's
         assert network == (options.variant or config.spec.resnet_size)
