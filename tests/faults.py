@@ -229,8 +229,8 @@ FAULTS = [
         'clean-foreign-folder',
         '--clean refuses a folder that is no model_dir.',
         'official_resnet/training/same_run.py',
-        "if not (folder / 'checkpoints').is_dir() and not",
-        'if not folder.is_dir() and not',
+        "if not config_in(folder) and not checkpoints.paths(folder / 'checkpoints'):",
+        'if not folder.is_dir():',
         'tests/resnet_run_loop_test.py -k other_wrong_input',
     ),
     Fault(

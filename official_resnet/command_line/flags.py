@@ -94,7 +94,7 @@ class RunOptions:
     image_list: str | None = _data(None, 'The same, in a CSV file that begins with path,label.', is_path=True)
     use_synthetic_data: bool = _data(False, 'Train on synthetic images, without a download.', short='synth')
     download: bool = _data(True, 'Download a missing data set; --nodownload forbids it.')
-    clean: bool = _data(False, 'Delete --model_dir first.')
+    clean: bool = _data(False, 'First delete the run in --model_dir; with --transfer=head,all, its first stage too.')
     eval_only: bool = _evaluation(
         False, 'Evaluate the newest checkpoint in --model_dir, or a pretrained network. --export_dir also exports it.'
     )

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from official_resnet.command_line import flags, program
 from official_resnet.command_line.flags import Program, RunOptions
-from official_resnet.errors import UserError, one_line
+from official_resnet.errors import one_line
 from official_resnet.inputs import datasets
 from official_resnet.training import devices
 from official_resnet.training.config import TrainConfig
@@ -29,9 +29,10 @@ def main(argv: Sequence[str], doc: str, row: Program) -> int:
 
             return stages.run(argv[0], values, row, body)
         (config, options), chosen = flags.resolve(values, row), {}
-        if (options.image_folder or row.chooses_network) and not options.eval_only:
-            from official_resnet.command_line import own_images
+        if not options.eval_only and (values.clean or options.image_folder or config.pretrained or row.chooses_network):
+            from official_resnet.command_line import own_images, places
 
+            places.require_apart(values)
             chosen = own_images.choose(values, row, config)
             config, options = flags.resolve(values, row, chosen)
         is_worker = config.machine.distribution_strategy == flags.MULTI_WORKER and options.local_workers == 1
@@ -66,16 +67,12 @@ def _run(values, config, options, row, argv):
         evaluate_program.check_outputs(options)
     if options.eval_only:
         return evaluate_program.run(values, config, options, row)
-    folders = config.pretrained, config.machine.model_dir
-    pretrained, model_dir = (pathlib.Path(path or '').resolve() for path in folders)
-    if config.pretrained and pretrained.is_relative_to(model_dir):  # where --clean deletes
-        raise UserError(f'the pretrained network {pretrained} is in --model_dir={model_dir}; pass another --model_dir')
     if options.local_workers > 1:
         from official_resnet.training import workers
 
         find_data(config, options, row)
         _clean(config, options)
-        own = ['--local_workers=1', f'--distribution_strategy={flags.MULTI_WORKER}', '--noclean']
+        own = ['--local_workers=1', f'--distribution_strategy={flags.MULTI_WORKER}', *['--noclean'] * options.clean]
         return workers.launch(options.local_workers, [sys.executable, *argv, *own])
     return _train(config, options, row, flags.given_axes(values))
 

@@ -1,14 +1,14 @@
 """A stored run: whether it is the one that is asked for, how they differ in terms of flags, and how to delete it."""
 
+import contextlib
 import dataclasses
 import logging
 import os
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from official_resnet import checkpoints, damage
+from official_resnet import checkpoints, damage, files
 from official_resnet.errors import UserError
 from official_resnet.inputs import classes
 from official_resnet.inputs.augment_options import Augmentation
@@ -28,6 +28,14 @@ _FLAGS = {
 # What a run continues with, beside its config.
 _STATE = {'sums': ('loss', 'correct', 'steps', 'seconds'), 'best': ('accuracy', 'epoch'), 'evaluation': ()}
 _STATE['data'] = ('class_names', 'num_pictures')
+# What a training writes into model_dir, besides the parts that checkpoints.lock deletes; what report_main writes.
+_WRITTEN = """checkpoints/step-*.npz features-train.npz features-test.npz model.keras best.keras model.card.json
+    best.card.json config.json network.json track.json steps.csv metrics.jsonl curves.png events.out.tfevents.*
+    train/events.out.tfevents.* test/events.out.tfevents.* validation/events.out.tfevents.*
+    train/plugins/profile/*/*""".split()
+_OF_REPORT = 'report.json per_class.csv confusion.csv images.csv report.html'.split()
+# Folders of these, which are deleted if they are empty then.
+_EMPTIED = 'checkpoints train/plugins/profile/* train/plugins/profile train/plugins train test validation'.split()
 
 
 def from_json(values: Mapping[str, Any]) -> TrainConfig:
@@ -192,20 +200,39 @@ def _data_flag(dataset):
     return f'{flag} {place}' if flag else f"dataset '{dataset}'"
 
 
-def clean(model_dir: str | os.PathLike) -> None:
-    """Delete what earlier runs left in model_dir.
+def config_in(model_dir: str | os.PathLike) -> dict[str, Any]:
+    """Return the JSON values of the config in model_dir/config.json, or {} if that is missing or no run's."""
+    path = pathlib.Path(model_dir, 'config.json')
+    config = (path.is_file() and files.read_json(path) or {}).get('config')
+    return config if isinstance(config, dict) and isinstance(config.get('spec'), dict) else {}
 
-    Raises:
-        UserError: The folder has files, but neither checkpoints nor a config.json; or another job uses it.
-    """
+
+def require_run(model_dir: str | os.PathLike) -> None:
+    """Raise UserError if a folder has files, but neither the config nor a checkpoint of a run, so that it is no run."""
     folder = pathlib.Path(model_dir)
     if not folder.exists() or not any(path.name != checkpoints.LOCK for path in folder.iterdir()):
         return
-    if not (folder / 'checkpoints').is_dir() and not (folder / 'config.json').is_file():
-        raise UserError(f'--clean: {folder} has no checkpoints and no config.json; if you mean it, delete it yourself')
+    if not config_in(folder) and not checkpoints.paths(folder / 'checkpoints'):
+        fault = f'--clean: {folder} has files, but no run: neither its config.json nor its checkpoints'
+        raise UserError(f'{fault}; leave --clean out, pass another --model_dir, or delete them yourself')
+
+
+def clean(model_dir: str | os.PathLike) -> None:
+    """Delete what earlier runs wrote into model_dir; other files stay.
+
+    Raises:
+        UserError: See `require_run`; or another job uses the folder.
+    """
+    require_run(model_dir)
+    folder = pathlib.Path(model_dir)
+    if not folder.exists():
+        return
     with checkpoints.lock(folder):
-        for path in folder.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != checkpoints.LOCK:
+        has_report = (folder / 'report.html').is_file()
+        for pattern in _WRITTEN + _OF_REPORT * has_report:
+            for path in [*folder.glob(pattern)]:
                 path.unlink()
+        for pattern in _EMPTIED:
+            for path in [*folder.glob(pattern)]:
+                with contextlib.suppress(OSError):  # it is not empty, or a link
+                    path.rmdir()

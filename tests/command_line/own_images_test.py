@@ -1,12 +1,15 @@
-"""What the number of images in a folder decides."""
+"""What the number of images in a folder decides, and the stages of a transfer: what they find, and delete."""
 
+import json
 import os
 
 import pytest
 from PIL import Image
 
 from official_resnet import cifar10_main, image_folder_main, imagenet_main, mnist_main
-from official_resnet.command_line import flags, own_images, train_program
+from official_resnet.command_line import flags, own_images, places, stages, train_program
+from official_resnet.errors import UserError
+from official_resnet.inference import network_files
 from official_resnet.inputs import image_folder
 
 PROGRAMS = {'cifar10': cifar10_main.PROGRAM, 'imagenet': imagenet_main.PROGRAM, 'mnist': mnist_main.PROGRAM}
@@ -163,3 +166,107 @@ def test_the_size_of_images_is_the_median_of_their_shorter_sides(tmp_path):
     assert own_images.median_side([tmp_path / '3.jpg']) == 0
     os.mkfifo(tmp_path / '4.png')  # whose reader would wait
     assert own_images.median_side(sorted(tmp_path.iterdir())) == 30
+
+
+# --- two stages ----------------------------------------------------------------------------------------------
+
+
+def write_run(folder, **config):
+    (folder / 'checkpoints').mkdir(parents=True)
+    (folder / 'checkpoints' / 'step-000000001.npz').touch()
+    (folder / 'config.json').write_text(json.dumps({'config': {'spec': {}, 'dataset': 'folder:/x'} | config}))
+
+
+@pytest.fixture
+def train_stages(tmp_path, monkeypatch):
+    """Return a function that runs the stages of tmp_path/run, and returns [arguments of each that trains]."""
+    monkeypatch.setattr(train_program, 'find_data', lambda *args: None)
+    monkeypatch.setattr(network_files, 'require_weights', lambda path: None)
+
+    def run(*args):
+        row, found = cifar10_main.PROGRAM, []
+        values = flags.define(row)
+        model_dir = [f'--model_dir={tmp_path}/run']
+        network = ['--pretrained_model_checkpoint_path=./net', '--transfer=head,all']
+        values(['main.py', '--image_folder=/x', *network, *model_dir, *args])
+        assert stages.run('main.py', values, row, lambda values, arguments: found.append(arguments) or 0) == 0
+        return found
+
+    return run
+
+
+SECOND = {'transfer': 'all', 'head': 'keep'}
+
+
+@pytest.mark.parametrize(
+    'stored,trained',  # config of the run in model_dir; stages that train, 0 if it is refused
+    [
+        (None, 2),
+        (SECOND | {'pretrained': '{run}_head'}, 1),
+        (SECOND | {'pretrained': '/moved'}, 1),
+        (SECOND | {'pretrained': '{run}'}, 0),
+        ({'transfer': 'all', 'head': 'replace', 'pretrained': '{run}_head'}, 0),
+        ({'transfer': 'all', 'head': 'replace', 'pretrained': ''}, 0),
+        ({}, 0),
+    ],
+)
+def test_the_first_stage_is_left_out_if_the_second_continues_it(train_stages, tmp_path, stored, trained):
+    run = tmp_path / 'run'
+    write_run(tmp_path / 'run_head', transfer='head')
+    if stored is not None:
+        write_run(run, **{name: text.format(run=run) for name, text in stored.items()})
+    if trained:
+        assert len(train_stages()) == trained
+    else:
+        with pytest.raises(UserError, match=f'--model_dir={run} holds another run; .*--clean'):
+            train_stages()
+
+
+@pytest.mark.parametrize(
+    'head,second,is_refused',  # config in the folder of the first stage, and in model_dir
+    [
+        (None, None, False),
+        ({'transfer': 'head'}, None, False),
+        ({'transfer': 'head', 'dataset': 'folder:/y'}, {'pretrained': '{head}'} | SECOND, False),
+        ({'transfer': 'head', 'dataset': 'folder:/y'}, None, True),
+        ({'transfer': 'head', 'dataset': 'folder:/y'}, {}, True),
+        ({'transfer': 'all'}, None, True),
+    ],
+)
+def test_clean_deletes_both_stages_before_the_first_but_no_other_run(train_stages, tmp_path, head, second, is_refused):
+    folders = {tmp_path / 'run_head': head, tmp_path / 'run': second}
+    for folder, config in folders.items():
+        if config is not None:
+            write_run(folder, **{name: text.format(head=tmp_path / 'run_head') for name, text in config.items()})
+            (folder / 'notes.txt').touch()
+    if is_refused:
+        with pytest.raises(UserError, match=f'--clean: {tmp_path}/run_head .*pass another'):
+            train_stages('--clean')
+    else:
+        assert ['--clean' in line or '--noclean' not in line for line in train_stages('--clean')] == [False, False]
+    for folder, config in folders.items():
+        assert (folder / 'config.json').exists() == (config is not None and is_refused)
+        assert (folder / 'notes.txt').exists() == (config is not None)
+
+
+def test_the_folder_of_the_first_stage_is_beside_model_dir_and_apart_from_the_images(tmp_path, monkeypatch):
+    (tmp_path / 'run').mkdir()
+    monkeypatch.chdir(tmp_path / 'run')
+
+    def parse(*args):
+        values = flags.define(cifar10_main.PROGRAM)
+        values(['main.py', *args])
+        return values
+
+    for text in ('.', '../run', '../run/', str(tmp_path / 'run')):
+        found = places.model_dirs(parse(f'--model_dir={text}', '--transfer=head,all'))
+        assert [*found.values()] == [tmp_path / 'run', tmp_path / 'run_head']
+    for name in ('run_head', 'split/train', 'split/val', 'split/model'):
+        (tmp_path / name).mkdir(parents=True)
+    os.symlink(tmp_path / 'split', tmp_path / 'link')
+    images = f'--image_folder={tmp_path}'
+    with pytest.raises(UserError, match=f'{tmp_path}/run_head, the folder of the first stage, is in'):
+        places.require_apart(parse(f'{images}/run_head', '--model_dir=../run', '--transfer=head,all'))
+    with pytest.raises(UserError, match=r'link/train/m is in'):
+        places.require_apart(parse(f'{images}/split', f'--model_dir={tmp_path}/link/train/m'))
+    places.require_apart(parse(f'{images}/split', f'--model_dir={tmp_path}/split/model'))  # beside train and val

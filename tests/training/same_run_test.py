@@ -1,4 +1,7 @@
-"""A stored run: what of its state is read."""
+"""A stored run: what of its state is read, and what of its folder is deleted."""
+
+import json
+import shutil
 
 import pytest
 from fixtures.batches import message_of
@@ -6,6 +9,7 @@ from fixtures.networks import TINY
 from fixtures.tiny_training import config_of
 
 from official_resnet import checkpoints, resnet_run_loop
+from official_resnet.errors import UserError
 from official_resnet.training import same_run, transfer
 
 
@@ -45,3 +49,49 @@ def test_each_door_says_so_in_a_line(stored, name, tmp_path):
     for door in (resnet_run_loop.Trainer, resnet_run_loop.evaluate):
         assert f"checkpoint '{path}' is damaged (it has no '{name}'); pass another" in message_of(door, config)
     assert f"is damaged (it has no '{name}'); pass another" in message_of(transfer.describe, tmp_path)
+
+
+OURS = ('model.keras', 'features-train.npz', 'train/events.out.tfevents.1', 'train/plugins/profile/1/vm.xplane.pb')
+THEIRS = ('notes.txt', 'images/cat/1.png', 'train/cat/1.png', 'checkpoints/notes.txt', 'export/saved_model.pb')
+REPORT = ('report.json', 'per_class.csv', 'confusion.csv', 'images.csv')
+
+
+def write(folder, names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text('{}')
+
+
+def files_in(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file()} - {checkpoints.LOCK}
+
+
+@pytest.mark.parametrize('has_report', [False, True])
+def test_clean_deletes_what_a_run_wrote_and_no_more(stored, tmp_path, has_report):
+    folder = tmp_path / 'run'
+    shutil.copytree(stored[0].machine.model_dir, folder)
+    write(folder, (*OURS, *THEIRS, *REPORT, *['report.html'] * has_report))
+    same_run.clean(folder)
+    assert files_in(folder) == {*THEIRS, *(() if has_report else REPORT)}
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {'images', 'train', 'checkpoints', 'export'}
+    same_run.clean(tmp_path / 'absent')
+    assert not (tmp_path / 'absent').exists()
+
+
+@pytest.mark.parametrize(
+    'about', [None, {'architectures': []}, {'config': 'x'}, {'config': {'filters': 4}}, {'config': {'spec': 'x'}}]
+)
+def test_clean_refuses_a_folder_of_something_else(tmp_path, about):
+    write(tmp_path, ('weights/w.bin', 'checkpoints/global.pt', 'model.keras'))
+    if about is not None:
+        (tmp_path / 'config.json').write_text(json.dumps(about))
+    before = files_in(tmp_path)
+    with pytest.raises(UserError, match=f'--clean: {tmp_path} .*; leave --clean out'):
+        same_run.clean(tmp_path)
+    assert files_in(tmp_path) == before
+
+
+def test_clean_deletes_a_run_whose_config_is_lost(tmp_path):
+    write(tmp_path, ('checkpoints/step-000000001.npz', 'model.keras'))
+    same_run.clean(tmp_path)
+    assert files_in(tmp_path) == set()
