@@ -147,12 +147,13 @@ def _write_parquet(part, names, table):
     from pyarrow import parquet
 
     width = table.shape[1]
+    texts = [str(name.encode('utf-8', 'backslashreplace'), 'utf-8') for name in names]  # not every name is UTF-8
     schema = pyarrow.schema([('file', pyarrow.string()), ('features', pyarrow.list_(pyarrow.float32(), width))])
     with parquet.ParquetWriter(part, schema) as writer:
         for start in range(0, len(names), ROW_GROUP):
             rows = np.ascontiguousarray(table[start : start + ROW_GROUP]).reshape(-1)
             column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(rows), width)
-            column_of_names = pyarrow.array(names[start : start + ROW_GROUP], pyarrow.string())
+            column_of_names = pyarrow.array(texts[start : start + ROW_GROUP], pyarrow.string())
             writer.write_table(pyarrow.Table.from_arrays([column_of_names, column], schema=schema))
 
 

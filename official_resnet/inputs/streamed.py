@@ -320,5 +320,5 @@ def files_fingerprint(paths: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         with files.read_errors(path, 'put it back'):
-            digest.update(f'{os.path.basename(path)} {os.path.getsize(path)}\n'.encode())
+            digest.update(b'%s %d\n' % (os.fsencode(os.path.basename(path)), os.path.getsize(path)))
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import keras
 import numpy as np
@@ -96,6 +97,18 @@ def test_a_stopped_run_continues_to_the_same_file(tmp_path, suffix, cut):
     (names, rows), (other_names, others) = read(path), read(tmp_path / f'whole{suffix}')
     assert names == other_names == list('abcde')
     assert rows.tobytes() == others.tobytes() and not folder.exists()
+
+
+@pytest.mark.parametrize('suffix', feature_file.FORMATS)
+def test_names_that_are_no_text_are_written(tmp_path, suffix):
+    path = tmp_path / f'f{suffix}'
+    with feature_file.collecting(path, {}, 2) as rows:
+        rows.add(['a/\udcff.jpg', 'löwe.jpg'], np.zeros((2, 2), np.float32))
+    name = r'a/\udcff.jpg' if suffix == '.parquet' else 'a/\udcff.jpg'  # as programs print it
+    if suffix == '.csv':
+        assert os.fsencode(name) in path.read_bytes() and 'löwe.jpg' in path.read_text(errors='replace')
+    else:
+        assert read(path)[0] == [name, 'löwe.jpg']
 
 
 def test_features_of_another_command_are_not_mixed_in(tmp_path):

@@ -1,6 +1,7 @@
 """Streamed splits: order, resume, views and evaluation of encoded images; image files as a source."""
 
 import dataclasses
+import hashlib
 import io
 import os
 import pathlib
@@ -120,6 +121,14 @@ def test_evaluation_of_encoded_images(shard_dir):
     assert moved.fingerprint() != test.fingerprint() and moved.class_ids is None
     assert test.example_bytes(4) == [jpeg for jpeg, _, _ in IMAGES[:4]]
     np.testing.assert_allclose(test.example_images(4), expected[:4], atol=1e-3)
+
+
+def test_a_name_that_is_no_text_has_a_fingerprint_and_others_keep_theirs(tmp_path):
+    paths = [os.fsdecode(os.fsencode(tmp_path) + name) for name in (b'/\xff.jpg', b'/\xfe.jpg', b'/l\xc3\xb6we.jpg')]
+    for path in paths:
+        pathlib.Path(path).write_bytes(b'1234')
+    assert len({streamed.files_fingerprint([path]) for path in paths}) == 3
+    assert streamed.files_fingerprint(paths[2:]) == hashlib.sha256('löwe.jpg 4\n'.encode()).hexdigest()
 
 
 def test_several_views_of_an_image_are_several_images_with_one_label(shard_dir):
