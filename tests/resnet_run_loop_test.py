@@ -202,7 +202,7 @@ def test_the_state_is_saved_before_an_evaluation_which_a_signal_ends(cifar_dir, 
 
     monkeypatch.setattr(step, 'make_evaluate_function', make_counting)
     config = make_config(cifar_dir, tmp_path)
-    with pytest.raises(Interrupted, match=rf'SIGTERM at step {2 * STEPS}: .*step-{2 * STEPS:09d}.npz'):
+    with pytest.raises(Interrupted, match=rf'SIGTERM at step {2 * STEPS}: .*step-{2 * STEPS:09d}.npz; .*best.keras'):
         train(config, AtEvaluation())
     assert calls == [16, 14, 16]
     assert checkpoints.restore_latest(tmp_path / 'checkpoints')[1]['is_epoch_open']

@@ -3,21 +3,28 @@
 import contextlib
 import errno
 import os
+import re
 import sys
 from typing import NoReturn
+
+from absl import flags
 
 from official_resnet import damage, files, remedies
 from official_resnet.errors import Interrupted, UserError, one_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 _AGAIN = 'run the same command again'
+_CONTINUING = re.compile(r'same command again(; it continues| to continue)')
 
 
-def ended(name: str, error: BaseException, is_process: bool) -> int:
+def ended(name: str, error: BaseException, is_process: bool, values: flags.FlagValues) -> int:
     """Print a line about an exception that ends the program `name`; return its exit code. Raise one that is a bug.
 
-    A signal ends the process, if the program is one.
+    A signal ends the process, if the program is one. `values` are the flags: what --clean has deleted is not deleted
+    again by the command that continues.
     """
+    if 'clean' in values and values['clean'].present and isinstance(error, UserError | Interrupted):
+        error.args = (_CONTINUING.sub(r'same command without --clean\1', str(error)),)
     if isinstance(error, UserError):
         return fail(name, error)
     code = _reported(name, error)

@@ -59,7 +59,7 @@ def run_program(
     except BaseException as error:
         from official_resnet.command_line import failures
 
-        return failures.ended(name, error, is_process)
+        return failures.ended(name, error, is_process, values)
 
 
 def _terminate(number, frame):

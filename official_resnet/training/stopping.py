@@ -41,6 +41,8 @@ def interrupt(trainer: Any, signal_number: int, path: pathlib.Path | None = None
     if model_dir := trainer.config.machine.model_dir:
         saved = path or pathlib.Path(model_dir, 'checkpoints')
         where = f'state saved in {saved}; run the same command again to continue'
+        if (best := pathlib.Path(model_dir, 'best.keras')).is_file():
+            where += f', or use {best}, the best network so far'
     trainer.process.wait()  # until the state is saved
     text = f'{signal.Signals(signal_number).name} at step {trainer.step}: {where}'
     raise Interrupted(signal_number, text if trainer.process.is_chief else '')

@@ -8,9 +8,10 @@ import pytest
 from absl import flags as absl_flags
 from fixtures.batches import message_of
 
-from official_resnet import damage, files, folders
+from official_resnet import checkpoints, cifar10_main, damage, files, folders
 from official_resnet.command_line import build_program, flags, more_logging
 from official_resnet.command_line.program import run_program
+from official_resnet.errors import Interrupted, UserError
 from official_resnet.inputs import download
 from official_resnet.training.config import MachineConfig, TrainConfig
 
@@ -52,6 +53,26 @@ def test_a_closed_stream_is_no_error_and_no_file_takes_its_place(redirections, t
     assert code == 1 and err == (
         '' if '2>&-' in redirections else 'x: there is no flag --nope (--help lists the flags)\n'
     )
+
+
+@pytest.mark.parametrize(
+    'flag,error,expected',
+    [
+        ('--clean', Interrupted(2, 'saved; run the same command again to continue'), 'without --clean to continue'),
+        ('--noclean', Interrupted(2, 'saved; run the same command again to continue'), 'without --clean'),  # a worker
+        ('--seed=1', Interrupted(2, 'saved; run the same command again to continue'), 'command again to continue'),
+        ('--clean', UserError(f'full; free some space{checkpoints.AGAIN}'), 'without --clean; it continues'),
+        ('--clean', UserError('no file; put it back and run the same command again'), 'same command again'),
+        ('--clean', KeyboardInterrupt(), 'same command again'),  # nothing has been deleted
+    ],
+)
+def test_who_continues_after_clean_leaves_it_out(flag, error, expected, capsys):
+    def body(values):
+        raise error
+
+    values = flags.define(cifar10_main.PROGRAM)
+    assert run_program(['x.py', flag], '', values, body) in (1, 130)
+    assert expected in ''.join(capsys.readouterr())
 
 
 @pytest.mark.parametrize('redirections', FULL)
