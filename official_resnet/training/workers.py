@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from official_resnet.errors import UserError
+from official_resnet.errors import Interrupted, UserError
 from official_resnet.inputs import datasets
 from official_resnet.training import devices, meeting
 
@@ -104,7 +104,12 @@ class Worker(devices.Process):
         from tensorflow import errors
 
         with contextlib.suppress(errors.OpError):
-            self.total(0)
+            try:
+                self.total(0)
+            except RuntimeError as error:  # pybind11's, of a Ctrl-C while TensorFlow waits
+                if 'KeyboardInterrupt' not in str(error):
+                    raise
+                raise Interrupted(signal.SIGINT, '') from None
 
 
 @functools.lru_cache

@@ -12,6 +12,7 @@ from fixtures.batches import message_of
 from fixtures.programs import finish
 from fixtures.worker_processes import start_python
 
+from official_resnet.errors import Interrupted
 from official_resnet.inputs import datasets
 from official_resnet.training import workers
 
@@ -245,3 +246,19 @@ def test_more_workers_than_cores():
     cores = len(os.sched_getaffinity(0))
     message = message_of(workers.launch, cores + 1, ['false'])
     assert re.search(f'--local_workers={cores + 1}, .*{cores} or fewer', message)
+
+
+def test_ctrl_c_while_a_worker_waits_for_the_others_is_no_error_of_tensorflow(monkeypatch):
+    worker = object.__new__(workers.Worker)
+
+    def total(text):
+        raise RuntimeError(text)
+
+    text = 'pybind11::error_already_set: KeyboardInterrupt: at'
+    monkeypatch.setattr(worker, 'total', lambda number: total(text), raising=False)
+    with pytest.raises(Interrupted, match='^$') as caught:
+        worker.wait()
+    assert caught.value.signal_number == signal.SIGINT
+    monkeypatch.setattr(worker, 'total', lambda number: total('another'))
+    with pytest.raises(RuntimeError, match='another'):
+        worker.wait()
