@@ -29,7 +29,7 @@ class Progress(keras.callbacks.Callback, contextlib.AbstractContextManager):
     `quicker` is the advice to print if the training will take long, for example '--recipe=fast'.
     """
 
-    LONG, SILENT = 1800, 60  # seconds: longer runs print the advice; lines come at least so often
+    LONG, SHORT, SILENT = 1800, 10, 60  # seconds: of advice; without the expected time; lines come at least so often
     BAR = '{desc}{percentage:4.0f} %|{bar}|{remaining} left, {rate_fmt}{postfix}'  # in 80 columns
 
     def __init__(self, log_steps: int = 100, quicker: str | None = None, stream: TextIO | None = None):
@@ -90,18 +90,18 @@ class Progress(keras.callbacks.Callback, contextlib.AbstractContextManager):
         return f'test loss {logs["val_loss"]:.4f}, {logs["val_accuracy"]:.2%}'
 
     def __exit__(self, *exception):
-        """Remove the bar, which is still shown if an exception ends the run."""
         if self._bar is not None:
-            self._bar.close()
+            self._bar.close()  # it is still shown if an exception ends the run
 
     def _say_expected_time(self, logs):
-        seconds = (self.params['last_step'] - logs['step']) * self.params['batch_size'] / logs['images_per_second']
-        rate = f'{logs["images_per_second"]:.0f} images/s'
-        text = f'expected time: {format_seconds(seconds)} at {rate}, without evaluation'
+        rate = logs['images_per_second']
+        seconds = (self.params['last_step'] - logs['step']) * self.params['batch_size'] / rate
+        text = f'expected time: {format_seconds(seconds)} at {rate:.0f} images/s, without evaluation'
         if self.quicker and seconds > self.LONG:
             text += f'; no GPU was found: {self.quicker}'
-        tqdm.tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        if seconds >= self.SHORT:
+            tqdm.tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
 
 
 class Summary(keras.callbacks.Callback):
@@ -113,8 +113,12 @@ class Summary(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         config, spec, params = self.config, self.config.spec, self.params
-        count = sum(int(np.prod(variable.shape)) for variable in self.model.trainable_variables)
-        network = f'ResNet-{spec.resnet_size} version {spec.version}, shortcut {spec.shortcut}, {count:,} parameters'
+        count = f'{sum(int(np.prod(variable.shape)) for variable in self.model.trainable_variables):,} parameters'
+        if config.pretrained:
+            from official_resnet.training import transfer
+
+            count = transfer.count(self.model, config.pretrained)
+        network = f'ResNet-{spec.resnet_size} version {spec.version}, shortcut {spec.shortcut}, {count}'
         data = f'{config.dataset}: {params["num_images"]:,} training, {params["num_test_images"]:,} test images'
         course = f'{config.optimizer}, rate {config.base_learning_rate:g} {config.schedule.kind}, seed {config.seed}'
         print(f'network   {network}, {config.dtype}\ndata      {data} of {params["input_shape"]}')

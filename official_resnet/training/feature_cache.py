@@ -53,8 +53,8 @@ def replace_images(trainer: Any, received: list[int]) -> None:
     start = time.monotonic()
     folder = trainer.config.machine.model_dir if trainer.process.is_chief else None
     paths = {name: folder and pathlib.Path(folder) / file for name, file in FILES.items()}
-    trainer.test = features(trainer.model, trainer.test, paths['test'], check)
-    trainer.data = features(trainer.model, trainer.data, paths['train'], check)
+    trainer.test = features(trainer.model, trainer.test, paths['test'], check, 'test')
+    trainer.data = features(trainer.model, trainer.data, paths['train'], check, 'training')
     trainer.compile(head_of(trainer.model))
     if trainer.step == 0:
         trainer.sums['seconds'] += time.monotonic() - start  # counted in the first epoch
@@ -65,15 +65,17 @@ def features(
     examples: Split,
     path: str | os.PathLike | None = None,
     check: Callable[[], None] = lambda: None,
+    kind: str = '',
 ) -> InMemorySplit:
     """Return a split in memory whose images are the inputs of the model's last layer.
 
     `path` is the .npz file to read or write; None uses no file. `check` is called after each batch and may raise.
+    `kind` is what a log calls the images, 'training' or 'test'.
     """
     key = _key(model, examples)
     arrays = _load(path, key) if path else None
     if arrays is None:
-        _LOG.info(f'computing the features of {examples.num_images:,} images')
+        _LOG.info(f'computing the features of {examples.num_images:,}{kind and " "}{kind} images')
         arrays = compute(model, examples, check)
         if path:
             try:  # without the file, a resumed run computes the features again

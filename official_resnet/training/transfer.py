@@ -5,6 +5,7 @@ layer replaces the pretrained one, is appended to it, or is the pretrained one i
 """
 
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -142,6 +143,14 @@ def freeze(model: keras.Model, transfer: str, train_last_groups: int = 1) -> Non
         first = next(i for i, name in enumerate(names) if name.startswith(prefix))
     for i, layer in enumerate(model.layers):
         layer.trainable = i >= first
+
+
+def count(model: keras.Model, path: str) -> str:
+    """Print which network a run starts from, and return how many parameters of it are trained, without statistics."""
+    print(f'starting from {path}')
+    parameters = [variable for variable in model.weights if not variable.name.startswith('moving_')]
+    total, trained = (sum(math.prod(v.shape) for v in some) for some in (parameters, model.trainable_variables))
+    return f'{total:,} parameters' if trained == total else f'{trained:,} of {total:,} parameters trained'
 
 
 def load_backbone(model: keras.Model, path: str | os.PathLike, head: str = 'replace') -> None:

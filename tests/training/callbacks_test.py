@@ -87,11 +87,12 @@ def test_progress(capsys, is_terminal, last_step):
     callback.on_epoch_end(0, LOGS | TEST)
     out = capsys.readouterr().out
     assert ('27 h 47 min at 40 images/s' in out) == ('--recipe=fast is quicker' in out) == (last_step > 30)
+    assert ('expected time' in out) == (last_step > 30)  # else it would be of 3 seconds
     [line] = [line for line in out.splitlines() if line.startswith('epoch 1/3: loss')]
     assert line == 'epoch 1/3: loss 1.5000, 50.00%; test loss 1.2500, 75.00%; 40 images/s'
     make(callback, epochs=182).on_epoch_end(181, LOGS | TEST | {'accuracy': 1, 'images_per_second': 98765.4})
     assert len(capsys.readouterr().out) <= 80  # with the end of the line
-    assert out.count('\nstep ') == (0 if is_terminal else 2)  # at 6 and 10
+    assert f'\n{out}'.count('\nstep ') == (0 if is_terminal else 2)  # at 6 and 10
     assert ('epoch 1/3' in stream.getvalue() and 'images/s' in stream.getvalue()) == is_terminal
 
 
