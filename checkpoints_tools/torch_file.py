@@ -174,7 +174,8 @@ def _library():
     try:
         import safetensors.numpy
     except ImportError:
-        raise UserError("a .safetensors file needs safetensors: pip install 'official-resnet[convert]'") from None
+        remedy = "pip install -e '.[convert]' in the folder of the repository"
+        raise UserError(f'a .safetensors file needs safetensors: {remedy}') from None
     return safetensors
 
 

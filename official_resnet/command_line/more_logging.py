@@ -93,7 +93,7 @@ def callbacks_of(config: TrainConfig, options: RunOptions, hooks: set[str]) -> l
     is_shown = config.machine.enable_tensorboard
     if is_shown or profile_steps:
         if not importlib.util.find_spec('tensorboard'):  # without it, nothing could show what Keras writes
-            raise UserError("TensorBoard is not installed; pip install 'official-resnet[plots]'")
+            raise UserError("TensorBoard is not installed; pip install -e '.[plots]' in the folder of the repository")
         folders.require_text(config.machine.model_dir or '', '--model_dir=', 'TensorBoard')
     if is_shown:
         from official_resnet.reports import summaries

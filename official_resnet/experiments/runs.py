@@ -229,7 +229,8 @@ def finish(output_dir: str, name: str, result: dict[str, Any], drawings: Iterabl
     try:
         from official_resnet.reports import figures
     except ImportError:
-        print("the figure needs matplotlib: pip install 'official-resnet[plots]', then run the same command again")
+        remedy = "pip install -e '.[plots]' in the folder of the repository, then run the same command again"
+        print(f'the figure needs matplotlib: {remedy}')
     else:
         paths += [getattr(figures, function)(*arguments) for function, *arguments in drawings]
     for path in paths:

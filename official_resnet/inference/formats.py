@@ -9,7 +9,7 @@ import importlib.util
 
 from official_resnet.errors import UserError
 
-INSTALL = "pip install 'official-resnet[export]'"
+INSTALL = "pip install -e '.[export]' in the folder of the repository"
 INT8_NEEDS = 8  # least number of calibration images
 
 

@@ -231,4 +231,4 @@ def test_safetensors(tmp_path):
 
 def test_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'safetensors.numpy', None)
-    refuse(r"pip install 'official-resnet\[convert\]'", from_torch.shapes, tmp_path / 'net.safetensors')
+    refuse(r"pip install -e '.\[convert\]'", from_torch.shapes, tmp_path / 'net.safetensors')

@@ -117,6 +117,6 @@ def test_wandb_is_offline_unless_there_is_an_account_or_a_mode(wandb, monkeypatc
 def test_a_missing_package_is_told_with_its_command(monkeypatch, name):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda module: None)
     said = message_of(evaluate_program.check_outputs, RunOptions(track=name))
-    assert f"pip install 'official-resnet[{name}]'" in said
+    assert f"pip install -e '.[{name}]'" in said
     setup = pathlib.Path(__file__).parents[2] / 'setup.py'
     assert f"'{name}': [" in setup.read_text(encoding='utf-8')

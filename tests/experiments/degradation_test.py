@@ -62,7 +62,7 @@ def test_interrupted_continued_and_kept(cifar_dir, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delattr('official_resnet.reports.figures')
     code, out, _ = programs.call(line)
-    assert code == 0 and "pip install 'official-resnet[plots]'" in out
+    assert code == 0 and "pip install -e '.[plots]'" in out
 
     assert 'filters 4, not 16' in programs.mistake(line.replace('--filters 4', ''))
     err = programs.mistake(f'{line} --seed 5')
