@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from official_resnet import files
 from official_resnet.errors import UserError
 
+MAX_NAME_BYTES = 250  # of 255, because a file that is being written has 'part.' before its name
+
 
 def require_no_pattern(path: str | os.PathLike, what: str = '', reader: str = 'TensorFlow') -> None:
     """Raise UserError if `reader` would take a path for the pattern of several, or takes none that is not text.
@@ -39,6 +41,25 @@ def existing_parent(path: str | os.PathLike, flag: str) -> pathlib.Path:
     if not found.is_dir():
         raise UserError(f"--{flag}={path}: '{found}' is a file; pass another --{flag}")
     return found
+
+
+def require_writable(path: str | os.PathLike, flag: str) -> None:
+    """Raise UserError if a folder cannot be written into, or cannot be made. It is not made."""
+    place = existing_parent(path, flag)
+    with files.write_errors(f"{flag} '{path}'", f', or pass another --{flag}'):
+        tempfile.TemporaryFile(dir=place).close()
+
+
+def fitting_name(stem: str, end: str) -> str:
+    """Return a file's name of a stem and an end, the stem cut to what file systems take, as files.replacing writes it.
+
+    >>> fitting_name('x' * 255, '_2.png') == 'x' * 244 + '_2.png'
+    True
+    """
+    most = MAX_NAME_BYTES - len(os.fsencode(end))
+    if len(os.fsencode(stem)) <= most:
+        return stem + end
+    return os.fsencode(stem)[: max(most, 0)].decode(errors='ignore') + end
 
 
 @contextlib.contextmanager

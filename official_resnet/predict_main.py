@@ -14,10 +14,10 @@ On two cores, while other jobs were running, akamaster's ResNet-20 named 82 of 1
 correctly in 11 seconds (n = 1), most of which TensorFlow needed to start. ImageNet networks: not yet measured.
 
 The card beside the model, here resnet50.card.json, says how an image becomes the network's input. A model without a
-card is refused. Folders are searched for images. An image that cannot be read is reported and skipped. With --json,
-each image becomes one line: file, classes: [{index, name, id, probability}], is_unsure, copy: a file or null,
-explanation: {index, name, file} or null. With --csv, it becomes a row, with a column for each of them, and further
-columns for the classes of rank 2 to --top.
+card is refused. Folders are searched for images. An image that cannot be read is reported and skipped; the exit code is
+1 if a path that was passed does not exist. With --json, each image becomes one line: file, classes: [{index, name, id,
+probability}], is_unsure, copy: a file or null, explanation: {index, name, file} or null. With --csv, it becomes a row,
+with a column for each of them, and further columns for the classes of rank 2 to --top.
 
 --copy_to copies each image into a folder for its likeliest class, or into _unsure if its probability is below
 --min_probability. Nothing is overwritten: a copy that is there already stays, and another image of that name gets a
@@ -29,9 +29,11 @@ positions of the third residual group. If it is stopped, the same command contin
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import pathlib
+import stat
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -40,7 +42,7 @@ try:
     from absl import flags
     from tqdm import tqdm
 
-    from official_resnet import files
+    from official_resnet import files, folders
     from official_resnet.command_line import definer, program
     from official_resnet.errors import UserError, one_line
     from official_resnet.weights import pretrained
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 NUM_TO_COMPILE = 32  # least number of images for which folding and compiling, which takes seconds, is worth it
 _NO_IMAGE = 'no image could be read; pass files or folders of images'
 _SOURCE = 'Source SHA-256'  # key of a PNG's text: only an explanation of the same image is overwritten
+_BAR = '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]'
 EXPLANATION_SIZE = 224  # least height or width of an image in an explanation, in pixels
 
 
@@ -88,6 +91,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(values, arguments):
+    if not arguments:
+        raise UserError('no images; pass files or folders of images')
     if values.explain_class is not None and not values.explain:
         raise UserError('--explain_class needs --explain; pass both')
     for name in ('features', 'output'):
@@ -118,14 +123,17 @@ def _answer(values, arguments):
         _require_features(values.features, resnet_variants.find_spec(published.network), has_head=True)
     else:
         network = _network(path, values.features)
-    paths = find_images(arguments, values.copy_to)
+    paths, missing = find_images(arguments, values.copy_to)
     if not paths:
         raise UserError(_NO_IMAGE)
     if published:
         with contextlib.redirect_stdout(sys.stderr):  # what is fetched is not part of the output
             path = pretrained.resolve(path, values.cache_dir)
         network = _network(path, values.features)
-    return (_write_features if values.features else _name_images)(values, path, network, paths, devices)
+    num_read = (_write_features if values.features else _name_images)(values, path, network, paths, devices)
+    if skipped := len(paths) - num_read + len(missing):
+        _say(f'{num_read} {"written" if values.features else "classified"}, {skipped} skipped\n', sys.stderr)
+    return 1 if missing else 0
 
 
 def _network(path, features):
@@ -148,7 +156,7 @@ def _require_features(name, spec, has_head):
 
 
 def _name_images(values, path, network, paths, devices):
-    """Print the likeliest classes of each image, and copy or explain it."""
+    """Print the likeliest classes of each image, and copy or explain it; return how many images can be read."""
     from official_resnet.inference import answers, card_reader, sorted_copies
 
     card = network.card
@@ -168,7 +176,8 @@ def _name_images(values, path, network, paths, devices):
             if not batch:
                 continue
             if not num_read:
-                _say(header)
+                is_utf8 = 'utf' in (sys.stdout.encoding or 'utf').lower()
+                _say(header if is_utf8 else header.removeprefix('\ufeff'))
             num_read += len(batch)
             probabilities = predict.probabilities(call, card, images)
             found = predict.guesses(card, probabilities, values.top)
@@ -179,7 +188,7 @@ def _name_images(values, path, network, paths, devices):
                 _say(text_of(answers.Answer(file, guesses, is_unsure, copied, explanation)))
     if not num_read:
         raise UserError(_NO_IMAGE)
-    return 0
+    return num_read
 
 
 @contextlib.contextmanager
@@ -194,7 +203,7 @@ def _copier(values, card):
 
 
 def _write_features(values, path, network, paths, devices):
-    """Write the features of each image into --output."""
+    """Write the features of each image into --output; return how many images can be read."""
     from official_resnet.inference import feature_file
 
     card, name, size = network.card, values.features, values.batch_size
@@ -220,7 +229,7 @@ def _write_features(values, path, network, paths, devices):
         if not rows.num_rows:
             raise UserError(_NO_IMAGE)
         print(f'{values.output}: {name} of {rows.num_rows} images, {output.shape[-1]} features each')
-    return 0
+        return rows.num_rows
 
 
 def _compiled(model, card, paths, values):
@@ -241,7 +250,8 @@ def _batches(paths, card, batch_size):
     from official_resnet.inference import predict
 
     is_hidden = True if len(paths) <= batch_size else None  # None: unless stderr is a terminal
-    with tqdm(total=len(paths), unit=' images', leave=False, dynamic_ncols=True, disable=is_hidden) as bar:
+    shape = {'unit': ' images', 'leave': False, 'dynamic_ncols': True, 'bar_format': _BAR}
+    with tqdm(total=len(paths), disable=is_hidden, **shape) as bar:
         for start in range(0, len(paths), batch_size):
             batch, images = [], []
             for path in paths[start : start + batch_size]:
@@ -254,19 +264,19 @@ def _batches(paths, card, batch_size):
             bar.update(min(batch_size, len(paths) - start))
 
 
-def find_images(arguments: Sequence[str], copy_to: str | None = None) -> list[pathlib.Path]:
-    """Return the image files that the arguments name or contain, in order. Report skipped arguments on stderr.
+def find_images(arguments: Sequence[str], copy_to: str | None = None) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+    """Return (the image files that the arguments name or contain, in order; arguments that do not exist).
 
-    What lies in the folder `copy_to` is left out: the copies of an earlier run.
+    Skipped arguments are reported on stderr. Of folders, explanations are left out, and what lies in the folder
+    `copy_to`: the copies of an earlier run.
 
     Raises:
-        UserError: There are no arguments, or one is a URL, or lies in `copy_to`.
+        UserError: An argument is a URL, or lies in `copy_to`.
     """
     from official_resnet.inputs import classes, images
 
-    if not arguments:
-        raise UserError('no images; pass files or folders of images')
-    paths, copies = [], os.path.join(os.path.realpath(os.path.expanduser(copy_to)), '') if copy_to else None
+    paths, missing = [], []
+    copies = os.path.join(os.path.realpath(os.path.expanduser(copy_to)), '') if copy_to else None
 
     def is_copy(path) -> bool:
         return copies is not None and os.path.join(os.path.realpath(path), '').startswith(copies)
@@ -277,18 +287,25 @@ def find_images(arguments: Sequence[str], copy_to: str | None = None) -> list[pa
             raise UserError(f'{argument} is not a local file; download it and pass the file')
         if is_copy(path):
             raise UserError(f"'{path}' lies in --copy_to={copy_to}; pass another --copy_to, or images outside of it")
-        found, others = ([path] if path.exists() else []), []
-        if path.is_dir():
+        try:
+            is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+        except OSError as error:
+            is_absent = isinstance(error, (FileNotFoundError, NotADirectoryError))
+            _skip(f"there is no '{path}'" if is_absent else f"cannot read '{path}': {error.strerror}")
+            missing.append(path)
+            continue
+        found, others = [path], []
+        if is_folder:
             found, others = ([file for file in sorted(some) if not is_copy(file)] for some in images.find_files(path))
+            found = [file for file in found if not ('_grad_cam' in file.name and _source_of(file))]
         if others:
             _skip(f'files in no known format of images ({len(others)}): {classes.listed(others)}')
             if heic := images.heic_line(others):
                 _skip(heic)
         if not found:
-            suffixes = ' '.join(images.SUFFIXES)
-            _skip(f"'{path}' has no images ({suffixes})" if path.is_dir() else f"there is no '{path}'")
+            _skip(f"'{path}' has no images ({' '.join(images.SUFFIXES)})")
         paths += found
-    return paths
+    return paths, missing
 
 
 def class_index(card: 'Card', text: str) -> int:
@@ -308,17 +325,18 @@ def class_index(card: 'Card', text: str) -> int:
     if found:
         numbers = ', '.join(map(str, found))
         raise UserError(f"--explain_class '{text}' is the name of classes {numbers}; pass one of these")
-    remedy = f'pass a number, 0..{card.num_classes - 1}, or a name from the table'
+    remedy = f'pass one of {classes.nearest([text], card.names)}, or a number, 0..{card.num_classes - 1}'
     raise UserError(f"--explain_class '{text}' is not a class of the network; {remedy}")
 
 
 def _explained_class(values, card):
-    """Return the number of the class of --explain_class, if any, and create --output_dir, if --explain needs it."""
+    """Return the number of the class of --explain_class, if any. --output_dir can be written, if --explain needs it."""
+    chosen = None if values.explain_class is None else class_index(card, values.explain_class)
     if values.explain:
-        folder = pathlib.Path(values.output_dir).expanduser()
-        with files.write_errors(f"output_dir '{folder}'", ' or pass another --output_dir'):
-            files.make_folder(folder)
-    return None if values.explain_class is None else class_index(card, values.explain_class)
+        folders.require_writable(pathlib.Path(values.output_dir).expanduser(), 'output_dir')
+    if values.copy_to:
+        folders.require_writable(pathlib.Path(values.copy_to).expanduser(), 'copy_to')
+    return chosen
 
 
 def _explainer(values, model, card, paths, chosen):
@@ -332,6 +350,12 @@ def _explainer(values, model, card, paths, chosen):
     (rows, columns), (net_rows, net_columns) = card.size, card.net_size
     top, left = (net_rows - rows) // 2, (net_columns - columns) // 2  # place of the image inside its padding
 
+    @functools.cache  # one line for each class
+    def told(index, name) -> str:
+        remedy = 'install one that has them, such as Noto Sans CJK'
+        _say(f"no font here has the letters of '{name}', so its pages say class {index}; {remedy}\n", sys.stderr)
+        return f'class {index}'
+
     def explain(paths, images, probabilities) -> list[dict]:
         classes = [int(row.argmax()) if chosen is None else chosen for row in probabilities]
         maps = grad_cam.grad_cam(model, predict.network_input(card, images), classes)
@@ -339,7 +363,8 @@ def _explainer(values, model, card, paths, chosen):
         entries = []
         for path, image, cam, index, row in zip(paths, images, maps, classes, probabilities, strict=True):
             name = card.names[index]
-            page = grad_cam.page(image, cam, f'{one_line(name)}, {row[index]:.1%}', EXPLANATION_SIZE)
+            title = one_line(name) if grad_cam.can_draw(one_line(name)) else told(index, one_line(name))
+            page = grad_cam.page(image, cam, f'{title}, {row[index]:.1%}', EXPLANATION_SIZE)
             entries.append({'index': index, 'name': name, 'file': save(path, page)})
         return entries
 
@@ -347,12 +372,13 @@ def _explainer(values, model, card, paths, chosen):
         source = hashlib.sha256(files.read_bytes(image_path, 'image_bytes')).hexdigest()
         about = PngImagePlugin.PngInfo()
         about.add_text(_SOURCE, source)
-        path, number = folder / f'{image_path.stem}_grad_cam.png', 1
+        path, number = folder / folders.fitting_name(image_path.stem, '_grad_cam.png'), 1
         while path.resolve() in taken or (path.exists() and _source_of(path) != source):
             number += 1
-            path = path.with_name(f'{image_path.stem}_grad_cam_{number}.png')
+            path = folder / folders.fitting_name(image_path.stem, f'_grad_cam_{number}.png')
         taken.add(path.resolve())
         with files.write_errors(f"'{path}'", ' or pass another --output_dir'):
+            files.make_folder(folder)
             with files.replacing(path) as part:
                 page.save(part, pnginfo=about)
         return str(path)

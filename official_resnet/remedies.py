@@ -6,6 +6,7 @@ import os
 # What to do about an error of reading or writing, where its cause decides that.
 ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), 'free some space'),
+    errno.ENAMETOOLONG: 'shorten its name',
     errno.EFBIG: 'free some space, or raise the limit of file sizes (ulimit -f)',
     **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), 'move away the file that is in its place'),
     **dict.fromkeys((errno.EACCES, errno.EPERM), 'get the permission for it (chmod, chown)'),

@@ -3,6 +3,7 @@
 import itertools
 import json
 import pathlib
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from official_resnet.inference.card_reader import Card
     from official_resnet.inference.predict import Guess
 
-MAX_NAME_WIDTH = 32  # width limit of the table's column of names, in characters
+MAX_NAME_WIDTH = 32  # width limit of the table's column of names, in columns of a terminal
 _OF_GUESS = ('name', 'id', 'probability')  # columns of CSV
 
 
@@ -32,11 +33,11 @@ Format = tuple[str, Callable[[Answer], str]]  # the text before all answers, and
 
 def table(paths: Sequence[pathlib.Path], card: 'Card', top: int) -> Format:
     """Return the format of a table, whose columns fit all rows."""
-    file_width = max(len('file'), *(len(str(path)) for path in paths))
-    name_width = min(max(len('name'), *map(len, card.names)), MAX_NAME_WIDTH)
+    file_width = max(len('file'), *(_width(str(path)) for path in paths))
+    name_width = min(max(len('name'), *map(_width, card.names)), MAX_NAME_WIDTH)
 
     def line(file, rank, name, probability, mark='') -> str:
-        text = f'{file:{file_width}}  {rank:>4}  {name:{name_width}}  {probability:>11}  {mark}'
+        text = f'{_padded(file, file_width)}  {rank:>4}  {_padded(name, name_width)}  {probability:>11}  {mark}'
         return one_line(text.rstrip()) + '\n'
 
     def text(answer) -> str:
@@ -51,6 +52,16 @@ def table(paths: Sequence[pathlib.Path], card: 'Card', top: int) -> Format:
         return ''.join(lines)
 
     return line('file', 'rank', 'name', 'probability'), text
+
+
+def _width(text):
+    """Return how many columns of a terminal a text takes: Chinese characters take two each, and accents none."""
+    letters = (letter for letter in text if unicodedata.category(letter) not in ('Mn', 'Me', 'Cf'))
+    return sum(1 + (unicodedata.east_asian_width(letter) in 'WF') for letter in letters)
+
+
+def _padded(text, width):
+    return text + ' ' * (width - _width(text))
 
 
 def json_lines(paths: Sequence[pathlib.Path], card: 'Card', top: int) -> Format:
@@ -77,4 +88,5 @@ def csv_rows(paths: Sequence[pathlib.Path], card: 'Card', top: int) -> Format:
         row = [answer.file, *first, str(answer.is_unsure).upper(), answer.copy, explanation, *itertools.chain(*others)]
         return spreadsheets.text([row])
 
-    return spreadsheets.text([columns]), text
+    mark = spreadsheets.mark([*card.names, *map(str, paths)])
+    return mark + spreadsheets.text([columns]), text

@@ -105,6 +105,11 @@ def page(image: np.ndarray, cam: np.ndarray, caption: str, least: int = 224) -> 
     return canvas
 
 
+def can_draw(text: str) -> bool:
+    """Return whether a font has the letters of a text, or letters that may replace them."""
+    return _drawable(text)[0].count('?') == text.count('?')
+
+
 def _drawable(text):
     """Return a text and a font that has all its letters. If there is none, other letters replace them, or '?'."""
     for font in filter(None, map(_font, ('', *_FONTS))):

@@ -57,20 +57,20 @@ def _folded(name):
 def copying(root: str | os.PathLike) -> Iterator[Callable[[pathlib.Path, str], pathlib.Path]]:
     """Yield copy(path, name), which copies a file into the folder `name` of `root`, and returns the path of the copy.
 
+    Folders are made for the first file that they get.
     A kill or a power failure leaves no part of a copy, and no other process can lose a file to one.
 
     Raises:
         UserError: A folder or a file cannot be written.
     """
-    root = pathlib.Path(root)
+    root, part = pathlib.Path(root), None
     with contextlib.ExitStack() as stack:
-        with files.write_errors(f"'{root}'", ', or pass another --copy_to'):
-            files.make_folder(root)
-            part = stack.enter_context(folders.temporary(root, 'copy')) / 'file'
 
         def copy(path: pathlib.Path, name: str) -> pathlib.Path:
+            nonlocal part
             with files.write_errors(f"'{root / name}'", ', or pass another --copy_to'):
                 files.make_folder(root / name)
+                part = part or stack.enter_context(folders.temporary(root, 'copy')) / 'file'
                 return _copy(path, root / name, part)
 
         yield copy
@@ -84,7 +84,7 @@ def _copy(path, folder, part):
             if target.is_file() and filecmp.cmp(path, target, shallow=False):
                 return target
             number += 1
-            target = folder / f'{path.stem}_{number}{path.suffix}'
+            target = folder / folders.fitting_name(path.stem, f'_{number}{path.suffix}')
         shutil.copy2(path, part)
         files.sync(part)
         try:

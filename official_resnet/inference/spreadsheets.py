@@ -20,6 +20,17 @@ def text(rows: Iterable[Iterable[Any]]) -> str:
     return file.getvalue()
 
 
+def mark(texts: Iterable[str]) -> str:
+    """Return what must precede a table with these texts, so that Excel reads it as UTF-8: '' if all are ASCII."""
+    return '' if all(text.isascii() for text in texts) else '\ufeff'
+
+
+def file_text(rows: Iterable[Iterable[Any]]) -> str:
+    """Return `text` of all rows of a file, with its `mark`."""
+    whole = text(rows)
+    return mark([whole]) + whole
+
+
 def _safe(cell):
     is_text = cell is not None and not isinstance(cell, numbers.Real)
     return f"'{cell}" if is_text and str(cell).startswith(_STARTS) else cell

@@ -30,7 +30,7 @@ class Progress(keras.callbacks.Callback, contextlib.AbstractContextManager):
     """
 
     LONG, SHORT, SILENT = 1800, 10, 60  # seconds: of advice; without the expected time; lines come at least so often
-    BAR = '{desc}{percentage:4.0f} %|{bar}|{remaining} left, {rate_fmt}{postfix}'  # in 80 columns
+    BAR = '{desc}{percentage:4.0f} %|{bar}|{remaining} left, {rate_noinv_fmt}{postfix}'  # in 80 columns
 
     def __init__(self, log_steps: int = 100, quicker: str | None = None, stream: TextIO | None = None):
         super().__init__()

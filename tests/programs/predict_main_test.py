@@ -17,7 +17,7 @@ from fixtures.networks import save_network
 from PIL import Image
 
 from official_resnet import predict_main
-from official_resnet.inference import predict, sorted_copies
+from official_resnet.inference import grad_cam, predict, sorted_copies
 
 NAMES = ('dark', 'red', 'green\tand\x1b blue')
 
@@ -198,6 +198,63 @@ def test_an_explanation_overwrites_only_one_of_the_same_image(call, tmp_path):
         assert row['explanation']['file'] == f'{tmp_path}/x_grad_cam{number}.png'
 
 
+def test_explanations_are_neither_classified_nor_explained_again(call, folder):
+    for _ in range(2):
+        rows = rows_of(call(folder, '--explain', '--output_dir', folder, '--json'))
+        assert [row['file'] for row in rows] == [f'{folder}/b.png', f'{folder}/deeper/b.jpg']
+    assert len([*folder.glob('*_grad_cam*')]) == 2
+
+
+def test_names_of_255_bytes_are_copied_and_explained_under_shorter_ones(call, tmp_path):
+    name = '\u9e45' * 83 + 'ab.png'  # 3 bytes each
+    for place, level in (('a', 90), ('b', 200)):
+        (tmp_path / place).mkdir()
+        Image.new('RGB', (16, 16), (level, 0, 0)).save(tmp_path / place / name)
+    flags = ['--copy_to', tmp_path / 'sorted', '--min_probability=1', '--explain', '--output_dir', tmp_path / 'new']
+    rows = rows_of(call(tmp_path / 'a', tmp_path / 'b', *flags, '--json'))
+    copies = [pathlib.Path(row['copy']).name for row in rows]
+    assert copies == [name, '\u9e45' * 81 + '_2.png']
+    pages = [pathlib.Path(row['explanation']['file']).name for row in rows]
+    assert pages == ['\u9e45' * 79 + '_grad_cam.png', '\u9e45' * 78 + '_grad_cam_2.png']
+    assert {path.name for path in (tmp_path / 'new').iterdir()} == {*pages}
+
+
+def test_a_mistake_leaves_no_empty_folder(call, folder, tmp_path):
+    (tmp_path / 'text.png').write_text('x')
+    flags = f'--copy_to={tmp_path}/left --explain --output_dir={tmp_path}/left2'.split()
+    for more in ([tmp_path / 'text.png'], [folder, '--explain_class=swan']):
+        code, _, err = call(*flags, *more)
+        assert code == 1 and ('swan' not in err or "'dark', 'red'" in err), err
+    assert not [*tmp_path.glob('left*')]
+
+
+def test_a_path_that_may_not_be_read_is_skipped(call, folder, monkeypatch):
+    ask = os.stat
+
+    def stat(path, **options):
+        if str(path).endswith('secret/0.jpg'):
+            raise PermissionError(errno.EACCES, 'Permission denied', path)
+        return ask(path, **options)
+
+    monkeypatch.setattr(predict_main.os, 'stat', stat)
+    code, out, err = call(folder / 'b.png', 'secret/0.jpg', '--json')
+    assert code == 1 and len(out.splitlines()) == 1
+    assert "'secret/0.jpg': Permission denied" in err and err.endswith('1 classified, 1 skipped\n')
+
+
+def test_chinese_names_are_aligned_marked_for_excel_and_explained_by_number(call, folder, tmp_path, monkeypatch):
+    (tmp_path / 'names.txt').write_text('\u9ed1\u5929\u9e45\nswan\ncafe\u0301\n', encoding='utf-8')
+    labels = ['--labels', tmp_path / 'names.txt', folder / 'b.png']
+    code, out, _ = call(*labels)
+    lines = out.splitlines()[1:]
+    places = {len(line) + 3 * line.count('\u9ed1') - line.count('\u0301') for line in lines}
+    assert code == 0 and len(places) == 1 and len(lines) == 3
+    assert call(*labels, '--csv')[1].startswith('\ufefffile,') and call(labels[2], '--csv')[1].startswith('file,')
+    monkeypatch.setattr(grad_cam, '_FONTS', ())
+    _, _, err = call(*labels, '--explain', '--explain_class=0', '--output_dir', tmp_path)
+    assert err.count('\n') == 1 and '\u9ed1\u5929\u9e45' in err and 'class 0' in err and 'Noto' in err
+
+
 def test_an_explanation_overwrites_no_image(call, folder):
     (folder / 'b.png').rename(folder / 'b_grad_cam.png')
     Image.new('RGB', (9, 9)).save(folder / 'b.bmp')
@@ -227,8 +284,9 @@ def test_what_cannot_be_read_is_named_and_left_out(call, folder, tmp_path):
         path.write_text('no image')
     (folder / 'c.jfif').write_bytes(whole)
     code, out, err = call(folder, *others, '--json', '--batch_size', '2')
-    assert code == 0 and len(out.splitlines()) == 3 and 'c.jfif' in out
-    lines = err.splitlines()
+    assert code == 1 and len(out.splitlines()) == 3 and 'c.jfif' in out  # one that he named is not there
+    *lines, last = err.splitlines()
+    assert last == f'3 classified, {len(bad) + 2} skipped'  # nor is text an image; an empty folder is no image
     assert (
         len(lines) == len(bad) + len(others) + 2
         and f"(2): '{folder}/phone.HEIC', '{folder}/readme.md'" in err
@@ -277,7 +335,7 @@ def test_the_program_itself_reads_a_checkpoint(source, folder, tmp_path):
     line = f'predict_main --model {max(source.rglob("step-*.npz"))} --top=1 {folder}/b.png {folder}/notes.txt'
     (folder / 'notes.txt').write_text('no image')
     code, out, err = programs.run(line, cwd=tmp_path, env=os.environ | {'CUDA_VISIBLE_DEVICES': '-1'})
-    assert code == 0 and err.count('\n') == 1, err  # no start-up noise
+    assert code == 0 and err.count('\n') == 2, err  # no start-up noise
     assert 'notes.txt' in err and len(out.splitlines()) == 2
 
 
