@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from official_resnet import checkpoints, files
-from official_resnet.errors import UserError
+from official_resnet.errors import UserError, one_line
 from official_resnet.inference import card_reader, formats
 from official_resnet.inputs import affine
 
@@ -90,6 +90,7 @@ def text(
         f'`{name}` is a deep residual network ([1512.03385](https://arxiv.org/abs/1512.03385)), {choice["dtype"]}. '
         f'Its weights and accuracy are those of its training{_trained(run)}.',
         f'## Input and output\n\n{_interface(card, choice)}',
+        *_example(name, card, choice),
         f'## Labels\n\n{_labels(card)}',
         *([f'## Published weights\n\n{_table(run["published"])}'] if 'published' in run else []),
         f'## Compared with the original\n\n{_table(rows)}',
@@ -142,7 +143,8 @@ def _interface(card, choice):
     how += f', surrounded by zeros to {list(card.net_size)}' * (card.size != card.net_size)
     resize = {'cover': 'its largest central part of that shape is resized', 'squash': 'it is resized as a whole'}
     made = resize.get(card.resize, f'its shorter side is resized to {card.resize}, and the centre is cropped')
-    made = f'An image of another size is prepared as in training: {made} ({card.interpolation}).'
+    turned = 'turned as its EXIF says' if card.uses_exif else 'not turned as its EXIF says'
+    made = f'An image is prepared as in training: it is {turned}; of another size, {made} ({card.interpolation}).'
     if choice['to'] == 'torch':
         network = 'float32 [n, c, h, w], normalised, under the names of torchvision (CIFAR networks: of akamaster)'
         return f'The weights alone. The network of PyTorch takes {network}. {made}\n\n- normalisation: {how}'
@@ -158,8 +160,57 @@ def _interface(card, choice):
     return result
 
 
+def _example(name, card, choice):
+    """Return [the section of an example in Python], or [] if there is none for the format."""
+    if choice['to'] != 'onnx' or choice['batch_size'] not in (None, 1) or card.resize == 'squash':
+        return []
+    (rows, columns), mode = card.size, 'RGB' if card.num_channels == 3 else 'L'
+    opened = "Image.open('cat.jpg')"
+    opened = f'ImageOps.exif_transpose({opened})' if card.uses_exif else opened
+    method, lines = (
+        card.interpolation.upper(),
+        ['import numpy as np, onnxruntime', 'from PIL import Image, ImageOps', ''],
+    )
+    lines.append(f"image = {opened}.convert('{mode}')")
+    if card.resize == 'cover':
+        lines.append(f'image = ImageOps.fit(image, ({columns}, {rows}), Image.Resampling.{method})')
+    else:
+        lines += [
+            f'width, height = ({card.resize} * side // min(image.size) for side in image.size)',
+            f'left, top = round((width - {columns}) / 2), round((height - {rows}) / 2)',
+            f'image = image.resize((width, height), Image.Resampling.{method})',
+            f'image = image.crop((left, top, left + {columns}, top + {rows}))',
+        ]
+    lines.append(f'x = np.asarray(image).reshape(1, {rows}, {columns}, {card.num_channels})')
+    if not choice['preprocessing']:
+        lines += _normalizing(card)
+    result = 'probabilities' if choice['preprocessing'] else 'logits'
+    lines += [
+        f'session = onnxruntime.InferenceSession({name!r})',
+        f'{result} = session.run(None, {{session.get_inputs()[0].name: x}})[0]',
+    ]
+    code = '\n'.join(lines)
+    return [f'## Example\n\n```python\n{code}\n```']
+
+
+def _normalizing(card):
+    """Yield lines of Python that turn the pixels `x` into the input of the network."""
+    if card.size != card.net_size:
+        missing = [n - s for s, n in zip(card.size, card.net_size, strict=True)]
+        around = ', '.join(f'({count // 2}, {count - count // 2})' for count in missing)
+        yield f'x = np.pad(x, ((0, 0), {around}, (0, 0)))'
+    if card.normalization.startswith('affine:'):
+        _, order, scale, mean, std = card.normalization.split(':')
+        pixels = 'x[..., ::-1]' if order == 'BGR' else 'x'
+        yield f'x = (({pixels} * {scale} - np.array([{mean}])) / np.array([{std}])).astype(np.float32)'
+    elif card.normalization == 'per_image_standardization':
+        yield 'x = ((x - x.mean()) / max(x.std(), x.size**-0.5)).astype(np.float32)'
+    else:
+        yield f'x = x.astype(np.float32){" / 255" * (card.normalization == "unit_range")}'
+
+
 def _labels(card):
-    names = [re.sub(r'[^\w .,()-]', '_', name) for name in card.names]  # so that no name is Markdown
+    names = [re.sub(r'[^\w .,()-]|_', r'\\\g<0>', one_line(name)) for name in card.names]  # so that no name is Markdown
     return ', '.join(f'{i} {name}' for i, name in enumerate(names))
 
 

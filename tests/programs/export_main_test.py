@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import sys
+import types
 
 import keras
 import numpy as np
@@ -105,6 +107,51 @@ def test_the_card_of_published_weights(stated, license, shown, model_dir):
     header = dict(row.split(': ', 1) for row in text.split('---\n')[1].splitlines())
     assert json.loads(header.get('license', 'null')) == shown and f'| licence | {stated} |' in text
     assert 'divided by 255, minus (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225)' in text
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {},
+        {'normalization': affine.PUBLISHED['torch'], 'resize': 24, 'interpolation': 'bicubic'},
+        {'normalization': affine.affine_name('BGR', mean=(3.0, 2.0, 1.0)), 'uses_exif': False},
+        {'normalization': 'none', 'size': (12, 10), 'resize': 13},
+        {'normalization': 'unit_range', 'num_channels': 1, 'size': (12, 12)},
+        {'preprocessing': True},
+    ],
+)
+def test_the_example_in_the_card_prepares_an_image_as_the_network_does(changes, model_dir, tmp_path, monkeypatch):
+    """It is run as it stands; ONNX Runtime is replaced by what takes the input."""
+    choice = {'to': 'onnx', 'dtype': 'float32', 'preprocessing': False, 'batch_size': None, 'license': None}
+    choice |= {name: changes[name] for name in choice.keys() & changes.keys()}
+    others = {name: value for name, value in changes.items() if name not in choice}
+    card = dataclasses.replace(predict.load(model_dir)[1], **others)
+    pixels = np.random.default_rng(1).integers(0, 256, (30, 41, 3)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned to the right
+    Image.fromarray(pixels).save(tmp_path / 'cat.jpg', exif=exif)
+    taken = []
+    session = types.SimpleNamespace(
+        get_inputs=lambda: [types.SimpleNamespace(name='input')],
+        run=lambda names, given: [taken.append(given['input'])],
+    )
+    runtime = types.SimpleNamespace(InferenceSession=lambda path: taken.append(path) or session)
+    monkeypatch.setitem(sys.modules, 'onnxruntime', runtime)
+    monkeypatch.chdir(tmp_path)
+    text = hub_card.text("it's.onnx", card, choice, {}, {}, 'resnet-export')
+    exec(text.partition('```python\n')[2].partition('```')[0], {})
+    path, given = taken
+    image = predict.prepare(tmp_path / 'cat.jpg', card)[None]
+    expected = image if choice['preprocessing'] else predict.network_input(card, image).numpy()
+    assert path == "it's.onnx" and given.dtype == expected.dtype
+    one_level = 1 if changes.get('normalization') == 'none' else 1e-5  # Pillow rounds twice where it also crops
+    np.testing.assert_allclose(given, expected, atol=one_level)
+    assert ('is turned as its EXIF says' in text) == card.uses_exif
+
+
+def test_names_of_classes_stay_and_are_no_markdown(model_dir):
+    card = dataclasses.replace(predict.load(model_dir)[1], names=('teddy & co', '*x*', '\u9e45, a_b\n'))
+    assert hub_card._labels(card) == '0 teddy \\& co, 1 \\*x\\*, 2 \u9e45, a\\_b'
 
 
 @pytest.mark.parametrize(
