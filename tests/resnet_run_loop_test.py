@@ -107,6 +107,16 @@ def test_the_curve_by_step(cifar_dir, uninterrupted):
         assert of_epoch[-1]['learning_rate'] == pytest.approx(line['learning_rate'])
 
 
+def test_a_finished_run_writes_a_damaged_curve_again(cifar_dir, tmp_path):
+    config = make_config(cifar_dir, tmp_path, train_epochs=1)
+    train(config)
+    path = tmp_path / checkpoints.STEPS_FILE
+    before = path.read_bytes()
+    path.write_bytes(b'x')
+    train(config)
+    assert path.read_bytes() == before
+
+
 def test_a_run_whose_first_steps_an_older_version_took_lacks_their_curve(cifar_dir, tmp_path):
     config = make_config(cifar_dir, tmp_path)
     train(dataclasses.replace(config, train_epochs=1))

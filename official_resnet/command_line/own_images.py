@@ -5,8 +5,11 @@ image_folder_main also chooses the network and the size of its input, by the siz
 """
 
 import contextlib
+import itertools
 import logging
 import math
+import os
+import pathlib
 import statistics
 import textwrap
 from collections.abc import Iterator
@@ -42,6 +45,7 @@ def choose(values: flags.FlagValues, program: Program, asked: TrainConfig) -> di
     """
     if program.chooses_network:
         require_folder(values)
+    require_other_files(asked.dataset, asked.machine.model_dir, '--model_dir')
     if values['recipe'].present or not asked.dataset.startswith('folder:'):
         return {}
     folder = asked.dataset.removeprefix('folder:')
@@ -88,6 +92,18 @@ def require_folder(values: flags.FlagValues) -> None:
     """Raise UserError if there is neither --image_folder nor --image_list."""
     if not (values.image_folder or values.image_list):
         raise UserError('--image_folder is missing; pass a folder that has a subfolder for each class, or --image_list')
+
+
+def require_other_files(dataset: str, folder: str | os.PathLike | None, flag: str) -> None:
+    """Raise UserError if the list of a data set is a file that is written into a folder; `flag` names the folder."""
+    from official_resnet.training import same_run
+
+    path = dataset.removeprefix('folder:')
+    if folder and dataset.startswith('folder:') and os.path.isfile(path):
+        for written in itertools.chain(*map(pathlib.Path(folder).glob, same_run.WRITTEN + same_run.OF_REPORT)):
+            if written.samefile(path):
+                fault = f"image_list '{path}' would be overwritten by what is written into {flag}={folder}"
+                raise UserError(f'{fault}; rename the list, or pass another {flag}')
 
 
 def _offer(cache_dir, side):

@@ -29,11 +29,12 @@ _FLAGS = {
 _STATE = {'sums': ('loss', 'correct', 'steps', 'seconds'), 'best': ('accuracy', 'epoch'), 'evaluation': ()}
 _STATE['data'] = ('class_names', 'num_pictures')
 # What a training writes into model_dir, besides the parts that checkpoints.lock deletes; what report_main writes.
-_WRITTEN = """checkpoints/step-*.npz features-train.npz features-test.npz model.keras best.keras model.card.json
+WRITTEN = """checkpoints/step-*.npz features-train.npz features-test.npz model.keras best.keras model.card.json
     best.card.json config.json network.json track.json steps.csv metrics.jsonl curves.png events.out.tfevents.*
     train/events.out.tfevents.* test/events.out.tfevents.* validation/events.out.tfevents.*
     train/plugins/profile/*/*""".split()
-_OF_REPORT = 'report.json per_class.csv confusion.csv images.csv report.html'.split()
+OF_REPORT = """report.json per_class.csv confusion.csv images.csv report.html comparison.html comparison.json
+    comparison.csv""".split()
 # Folders of these, which are deleted if they are empty then.
 _EMPTIED = 'checkpoints train/plugins/profile/* train/plugins/profile train/plugins train test validation'.split()
 
@@ -85,6 +86,8 @@ def resume(trainer: Any, variables: dict[str, Any], data: dict, found: tuple[dic
     trainer.curve = dataclasses.replace(trainer.curve, **state.get('curve', {}))
     trainer.rows = state['rows'] if 'rows' in state else checkpoints.read_metrics(model_dir, last_row)
     if trainer.process.is_chief:
+        if trainer.curve.rows:  # older checkpoints have none
+            trainer.curve.write(trainer)
         is_done = trainer.step >= trainer.last_step or trainer.why_stopped()
         does = 'already finished:' if is_done else 'continuing from'
         log_place(does, path, trainer.step // trainer.steps_per_epoch, trainer.config, state)
@@ -229,7 +232,7 @@ def clean(model_dir: str | os.PathLike) -> None:
         return
     with checkpoints.lock(folder):
         has_report = (folder / 'report.html').is_file()
-        for pattern in _WRITTEN + _OF_REPORT * has_report:
+        for pattern in WRITTEN + OF_REPORT * has_report:
             for path in [*folder.glob(pattern)]:
                 path.unlink()
         for pattern in _EMPTIED:
