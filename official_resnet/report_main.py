@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 try:
     from absl import flags
 
-    from official_resnet import damage, files
+    from official_resnet import checkpoints, damage, files
     from official_resnet.command_line import definer, program
     from official_resnet.errors import UserError, one_line
     from official_resnet.inputs import datasets, other_datasets
@@ -80,6 +80,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(values, runs):
+    from official_resnet.command_line import own_images
     from official_resnet.training import devices
 
     if not runs:
@@ -92,6 +93,8 @@ def _run(values, runs):
     report.require_packages()
     sources = [_source(values, run) for run in runs]
     folder = _output_dir(values, sources[0])
+    for source in sources:
+        own_images.require_other_files(source.config.dataset, folder, '--output_dir')
     files.say(one_line(f'loading {", ".join(source.name for source in sources)}; TensorFlow starts first'))
     devices.start_tensorflow(1)  # one op at a time: the fastest in inference
     return _report(values, sources[0], folder) if len(sources) == 1 else _compare(values, sources, folder)
@@ -174,26 +177,44 @@ def _subject(values, source, name):
         test, view = resnet_run_loop.read(config, 'test'), None
     else:
         test, view = evaluate_program.open_for_card(config, card, source.name)
+    state = _state(source) if is_run else {}
+    if is_run:
+        evaluate_program.say_share(config)
     architecture = architecture_table.rows_of(card.spec, model.output_shape[-1], (*card.net_size, card.num_channels))
     if card.experiment:  # its blocks differ from those of the spec
         architecture |= {
             'parameters': [f'{architecture_table.count_parameters(model):,}'],
             'multiply-adds': [f'{architecture_table.count_multiply_adds(model) / 1e6:,.0f} M'],
         }
+    test = evaluate_program.with_classes_of(card, test, source.name)
+    evaluate_program.say_if_changed(config, test, state)
     about = report.about_run(source.model_dir) if source.model_dir else {}
+    if source.network.path.suffix == '.npz' and state:
+        has_ended = (source.network.path.parents[1] / 'model.keras').is_file()
+        about['checkpoint'] = report.progress(state, config) | {'has_ended': has_ended}
     about['origin'] = hub_card.of_run(source.network.path, source.network.card_path)
     return report.Subject(
         name,
         model,
         card,
-        evaluate_program.with_classes_of(card, test, source.name),
-        (test.name, test.paths or test.content()),
+        test,
+        test.paths or test.content(),
         view,
         config.test_views if is_run else 'plain',
         values.batch_size,
         about,
         architecture,
     )
+
+
+def _state(source):
+    """Return the state in the checkpoint that a network is from, else in the newest of its run, or {}."""
+    with contextlib.suppress(UserError):  # it is damaged
+        if source.network.path.suffix == '.npz':
+            return checkpoints.read(source.network.path)[1]
+        found = checkpoints.restore_latest(source.model_dir / 'checkpoints')
+        return found[1] if found else {}
+    return {}
 
 
 def _report(values, source, folder):

@@ -7,8 +7,8 @@ import dataclasses
 import importlib.util
 import os
 import pathlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
@@ -59,7 +59,8 @@ def run(values: absl_flags.FlagValues, asked: TrainConfig, options: RunOptions, 
 def check_outputs(options: RunOptions) -> None:
     """Raise UserError if --export_dir, --report or --track cannot be written, before a training finds that out."""
     if (name := options.track) and not importlib.util.find_spec(name):
-        raise UserError(f"--track={name} needs {name} (not installed here); run pip install 'official-resnet[{name}]'")
+        remedy = f"run pip install -e '.[{name}]' in the folder of the repository"
+        raise UserError(f'--track={name} needs {name} (not installed here); {remedy}')
     if options.report:
         from official_resnet.reports import report
 
@@ -79,7 +80,8 @@ def _evaluate_run(values, asked, options, row, given):
     from official_resnet.inference import card_reader, network_files
 
     machine = asked.machine
-    config = same_run.stored_config(*network_files.restore_weights(machine.model_dir)[1:])
+    state, path = network_files.restore_weights(machine.model_dir)[1:]
+    config = same_run.stored_config(state, path)
     if asked.dtype == 'auto':  # depends on the devices
         devices.start_tensorflow(machine.inter_op_threads, machine.intra_op_threads)
     _require_same(values, asked, config, row, given)
@@ -95,11 +97,13 @@ def _evaluate_run(values, asked, options, row, given):
     config = dataclasses.replace(config, machine=machine, **changes)
     config = config.with_machine(data_dir=flags.data_dir_of(values, config.dataset))
     train_program.find_data(config, options, row, ('test',))
-    _say_share(config)
+    own_images.require_other_files(config.dataset, options.eval_report, '--eval_report')
+    say_share(config)
     devices.start_tensorflow(machine.inter_op_threads, machine.intra_op_threads)
     from official_resnet import resnet_run_loop
 
     results = resnet_run_loop.evaluate(config)
+    say_if_changed(config, results['test'], state)
     top_5 = f', top-5 {results["accuracy_top_5"]:.4f}' if results['test'].resize else ''
     print(
         f'epoch {results["epoch"]}, step {results["step"]}: test loss {results["loss"]:.4f}, '
@@ -176,7 +180,8 @@ def _evaluate_net(values, asked, options, row):
 
     network_files.find(path)
     train_program.find_data(asked, options, row, ('test',))
-    _say_share(asked, '; --validation_fraction=1 evaluates all')
+    own_images.require_other_files(asked.dataset, options.eval_report, '--eval_report')
+    say_share(asked, '; --validation_fraction=1 evaluates all')
     devices.start_tensorflow(machine.inter_op_threads, machine.intra_op_threads)
     from official_resnet.inference import predict
 
@@ -213,17 +218,38 @@ def open_for_card(
     return test.with_normalization(card.normalization), predict.encoded_view(card) if test.views else None
 
 
-def _say_share(config, remedy=''):
+def say_share(config: TrainConfig, remedy: str = '') -> None:
     """Print how many images of --image_folder are evaluated, if that is a fraction that was set aside."""
-    if config.dataset.startswith('folder:') and config.validation_fraction < 1:
-        from official_resnet.inputs import image_folder
-
+    if listing := _set_aside(config):
+        num_test, num_train = (len(listing.splits[name]) for name in ('test', 'train'))
+        chosen = f'set aside by --validation_fraction={config.validation_fraction:g} and --seed={config.seed}'
         folder = config.dataset.removeprefix('folder:')
-        listing = image_folder.list_files(folder, config.validation_fraction, config.seed)
-        if not listing.test_name:
-            num_test, num_train = (len(listing.splits[name]) for name in ('test', 'train'))
-            chosen = f'set aside by --validation_fraction={config.validation_fraction:g} and --seed={config.seed}'
-            print(f'evaluating {num_test} of the {num_test + num_train} images of {folder}: those {chosen}{remedy}')
+        print(f'evaluating {num_test} of the {num_test + num_train} images of {folder}: those {chosen}{remedy}')
+
+
+def say_if_changed(config: TrainConfig, test: 'Split', state: Mapping[str, Any]) -> None:
+    """Print a line if the test images were set aside, but are not those that the run of a checkpoint's state set aside.
+
+    One more image in a folder changes which are set aside.
+    """
+    stored = state.get('data', {}).get('test_content')  # older checkpoints have none
+    if stored and stored != test.content() and _set_aside(config):
+        folder = config.dataset.removeprefix('folder:')
+        print(
+            f'the images of {folder} are not those with which the training began, so it may have seen some of these '
+            'test images, and the accuracy may be too high; put back those images, or put others into a folder test'
+        )
+
+
+def _set_aside(config):
+    """Return the Listing of the images of a config if those for testing are set aside at random, else None."""
+    if not config.dataset.startswith('folder:') or config.validation_fraction == 1:
+        return None
+    from official_resnet.inputs import image_folder
+
+    folder = config.dataset.removeprefix('folder:')
+    listing = image_folder.list_files(folder, config.validation_fraction, config.seed)
+    return None if listing.test_name else listing
 
 
 def with_classes_of(card: 'card_reader.Card', test: 'Split', path: str | os.PathLike) -> 'Split':

@@ -176,8 +176,10 @@ def write(found: Report, folder: str | os.PathLike) -> None:
     for pair in found['confusions']:
         true, guessed = classes[pair['true']], classes[pair['guessed']]
         pairs.append((true['name'], true['id'], guessed['name'], guessed['id'], pair['count'], pair['share']))
-    tables = {'per_class': spreadsheets.text([columns, *(row.values() for row in classes)])}
-    tables['confusion'] = spreadsheets.text([('true', 'true_id', 'guessed', 'guessed_id', 'count', 'share'), *pairs])
+    tables = {'per_class': spreadsheets.file_text([columns, *(row.values() for row in classes)])}
+    tables['confusion'] = spreadsheets.file_text(
+        [('true', 'true_id', 'guessed', 'guessed_id', 'count', 'share'), *pairs]
+    )
     write_files(folder, {'report.json': json_text(found)} | {f'{name}.csv': text for name, text in tables.items()})
 
 

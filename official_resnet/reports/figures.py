@@ -23,7 +23,7 @@ try:
 except ImportError:
     if __name__ != '__main__':
         raise
-    sys.exit("curves.png needs matplotlib: pip install 'official-resnet[plots]'")
+    sys.exit("curves.png needs matplotlib: pip install -e '.[plots]' in the folder of the repository")
 
 from official_resnet import checkpoints, damage, files
 from official_resnet.errors import UserError, one_line
@@ -47,6 +47,7 @@ _OF_SVG: Any = dict.fromkeys(_ROLES, _INK) | {
 }
 _PANEL = (3.6, 2.6)  # inches; a phone is as wide
 _MARKERS = 'osD^vP'
+MOST_POINTS, NAME_LENGTH = 50, 20  # of a training's curve; characters of a run's name in a legend
 STEP_ROW = ('step', 'loss', 'accuracy', 'learning_rate')
 _MARKER = {1: 'o'}  # by the number of points, because a single point makes no line
 
@@ -60,7 +61,7 @@ def training_curves(model_dir: str | os.PathLike) -> pathlib.Path:
     model_dir = pathlib.Path(model_dir)
     if not (model_dir / checkpoints.METRICS_FILE).is_file():
         raise UserError(f"'{model_dir}' has no {checkpoints.METRICS_FILE}; pass the model_dir of a run")
-    metrics = checkpoints.read_metrics(model_dir)
+    metrics = metrics_rows(model_dir)
     if not metrics:
         raise UserError(
             f"no curves.png: '{model_dir / checkpoints.METRICS_FILE}' has no whole row; train an epoch first"
@@ -89,6 +90,16 @@ def training_curves(model_dir: str | os.PathLike) -> pathlib.Path:
     return model_dir / 'curves.png'
 
 
+def metrics_rows(model_dir: str | os.PathLike) -> list[dict[str, Any]]:
+    """Return checkpoints.read_metrics, which end at a damaged row; if there is one, print a line."""
+    rows, path = checkpoints.read_metrics(model_dir), pathlib.Path(model_dir, checkpoints.METRICS_FILE)
+    num_lines = len(files.read_bytes(path).splitlines()) if path.is_file() else 0
+    if len(rows) < num_lines:
+        remedy = 'run the training again, which writes it'
+        print(f"'{path}' is damaged in row {len(rows) + 1} of {num_lines}, where its curves end; {remedy}")
+    return rows
+
+
 def step_rows(model_dir: pathlib.Path, metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows of steps.csv as {'step', 'loss', 'accuracy', 'learning_rate'}; of older runs one an epoch.
 
@@ -99,6 +110,8 @@ def step_rows(model_dir: pathlib.Path, metrics: Sequence[Mapping[str, Any]]) -> 
         return [{name: line[name] for name in STEP_ROW} for line in metrics if line['split'] == 'train']
     with damage.reported(path, 'run the training again, which writes it'):
         table = csv.DictReader(files.read_text(path).splitlines())
+        if missing := [name for name in STEP_ROW if name not in (table.fieldnames or ())]:
+            raise ValueError(f'its first line has no {missing[0]}')
         rows = [{name: float(row[name]) for name in STEP_ROW} for row in table]
         if not all(abs(number) < checkpoints.MOST for row in rows for number in row.values()):
             raise ValueError('a number is not finite')
@@ -117,9 +130,9 @@ def run_curves(runs: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> d
         panels['learning_rate'] = pyplot.subplots(figsize=_PANEL, layout='constrained')
         for number, run in enumerate(runs):
             color, marker = (palette[number % len(palette)] for palette in (_COLORS, _MARKERS))
-            mark = f'{number + 1} ' if len(runs) > 1 else ''
+            mark = f'{number + 1} {one_line(run.get("name", ""))[:NAME_LENGTH]} '.lstrip() if len(runs) > 1 else ''
             for split, part, line, width in (('train', 'steps', '--', 0.8), ('test', 'test', '-', 2)):
-                rows = run['curves'][part]
+                rows = _fewer(run['curves'][part]) if part == 'steps' else run['curves'][part]
                 steps = [row['step'] for row in rows]
                 of_split = _COLORS[1] if split == 'train' and len(runs) == 1 else color
                 style: dict[str, Any] = {'color': of_split, 'linewidth': width}
@@ -138,6 +151,14 @@ def run_curves(runs: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> d
             if axis.lines and (name != 'learning_rate' or len(runs) > 1):
                 axis.legend(loc='best')
         return {name: _svg(figure, f'curves.{name}') for name, (figure, _) in panels.items()}
+
+
+def _fewer(rows):
+    """Return the means of rows of steps.csv that follow each other, at most MOST_POINTS of them, by the last step."""
+    every = -(-len(rows) // MOST_POINTS) or 1
+    groups = [rows[start : start + every] for start in range(0, len(rows), every)]
+    names = ('loss', 'accuracy')
+    return [of[-1] | {name: sum(row[name] for row in of) / len(of) for name in names} for of in groups]
 
 
 def reliability(bins: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> str:

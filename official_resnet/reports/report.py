@@ -3,7 +3,9 @@
 The numbers are JSON values, which report.json holds and report_page shows. report_main.py calls this module.
 """
 
+import collections
 import dataclasses
+import hashlib
 import importlib.util
 import math
 import os
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from official_resnet import checkpoints, files
+from official_resnet import files
 from official_resnet.errors import UserError
 from official_resnet.inference import spreadsheets
 from official_resnet.reports import evaluate
@@ -23,10 +25,13 @@ if TYPE_CHECKING:
 
     from official_resnet.inference import card_reader
     from official_resnet.inputs.split import Split
+    from official_resnet.training.config import TrainConfig
 
 PACKAGES = {'jinja2': 'jinja2', 'matplotlib': 'matplotlib', 'scipy': 'scipy', 'sklearn': 'scikit-learn'}
 NUM_BINS = 15  # of the calibration, as in arXiv:1706.04599 Sec. 5
 CONFIDENCE = 0.95  # of the interval of the accuracy
+# Of the settings of the machine, those that a comparison shows: they may change what is trained.
+SHOWN_OF_MACHINE = ('machine.data_dir', 'machine.num_gpus', 'machine.distribution_strategy')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Subject:
     model: 'keras.Model'
     card: 'card_reader.Card'
     test: 'Split'  # with the network's classes
-    content: object  # what two subjects with the same test images have in common
+    content: Sequence[str] | str  # the files of the test images, or if they have none, the hash of all
     view: Callable | None = None  # of encoded images, see Split.evaluation_batches
     test_views: str = 'plain'
     batch_size: int = 64
@@ -49,7 +54,8 @@ def require_packages() -> None:
     """Raise UserError if a package is missing without which there is no report."""
     if missing := [name for module, name in PACKAGES.items() if not importlib.util.find_spec(module)]:
         names = ', '.join(missing)
-        raise UserError(f"a report needs {names} (not installed here); run pip install 'official-resnet[report]'")
+        remedy = "run pip install -e '.[report]' in the folder of the repository"
+        raise UserError(f'a report needs {names} (not installed here); {remedy}')
 
 
 def wilson_interval(hits: int, count: int) -> list[float]:
@@ -119,11 +125,19 @@ def about_run(model_dir: str | os.PathLike) -> dict[str, Any]:
     """
     from official_resnet.reports import figures
 
-    rows = checkpoints.read_metrics(model_dir)
+    rows = figures.metrics_rows(model_dir)
     about = files.read_json(pathlib.Path(model_dir, 'config.json')) or {}
     curves = {split: [row for row in rows if row['split'] == split] for split in ('train', 'test')}
     curves['steps'] = figures.step_rows(pathlib.Path(model_dir), rows)
     return {name: about.get(name) for name in ('recipe', 'config', 'machine')} | {'curves': curves}
+
+
+def progress(state: Mapping[str, Any], config: 'TrainConfig') -> dict[str, int]:
+    """Return how far the run of a checkpoint's state has come: {'step', 'last_step', 'epoch'}, all whole."""
+    per_epoch = max(state['data']['num_pictures'] // config.batch_size, 1)
+    total = config.train_epochs * per_epoch
+    last_step = min(total, config.max_train_steps or total)
+    return {'step': state['step'], 'last_step': last_step, 'epoch': state['step'] // per_epoch}
 
 
 def guess(subject: Subject) -> evaluate.Guesses:
@@ -211,13 +225,15 @@ def write(report: Mapping[str, Any], subject: Subject, found: evaluate.Guesses, 
     """Write report.json, per_class.csv, confusion.csv and images.csv, which has a row for each image, into a folder."""
     names = [row['name'] for row in report['classes']]
     rows = []
-    for i in range(len(found.labels)):
+    paths = subject.test.paths or [''] * subject.test.num_images
+    # Files are in a random order, so that the first are a fair sample.
+    for i in sorted(range(len(found.labels)), key=lambda i: paths[int(found.rows[i])]):
         entry = _entry(subject, found, i)
         entry |= {name: names[entry[name]] for name in ('label', 'guess')}
         rows.append(entry.values())
     evaluate.write(dict(report), folder)
     columns = ('image', 'file', 'label', 'guess', 'probability', 'label_probability')
-    evaluate.write_files(folder, {'images.csv': spreadsheets.text([columns, *rows])})
+    evaluate.write_files(folder, {'images.csv': spreadsheets.file_text([columns, *rows])})
 
 
 def images_at(test: 'Split', rows: Sequence[int], batch_size: int, view: Callable | None = None) -> np.ndarray:
@@ -246,6 +262,8 @@ def summary(report: Mapping[str, Any]) -> dict[str, Any]:
     results = {'accuracy': report['top1'], 'interval': report['interval'], 'top5': report['top5']}
     results |= {'loss': report['loss'], 'ece': report['calibration']['ece'], 'f1': report['mean']['f1']}
     results |= {'images': report['n'], 'epochs': last.get('epoch'), 'steps': last.get('step')}
+    if point := report.get('checkpoint'):
+        results |= {'epochs': point['epoch'], 'steps': point['step']}
     parameters = report['architecture'].get('parameters')
     return results | {'parameters': int(parameters[0].replace(',', '')) if parameters else None}
 
@@ -257,29 +275,48 @@ def compare(
 
     Returns:
         'runs': [{'name', 'has_configuration', 'results': `summary`, 'curves'}].
-        'tests': for each network but the first, what `mcnemar` returns, or {'reason': 'other_images'} or
-        {'reason': 'other_classes'} if the test needs the same images and classes.
+        'tests': for each network but the first, what `mcnemar` returns, or {'reason'} if the test needs the same images
+        and classes: 'other_images', 'differing_images' with their 'count', or 'other_classes'.
         'differences': {field of the configuration: [its value in each run]}, for fields that differ between runs.
     """
     tests: list[dict[str, Any]] = []
-    hits = [found.classes[:, 0] == found.labels for found in guesses]
+    keys = [_image_keys(subject) for subject in subjects]
+    hits = [
+        dict(zip((of[row] for row in found.rows.tolist()), found.classes[:, 0] == found.labels, strict=True))
+        for of, found in zip(keys, guesses, strict=True)
+    ]
     for i in range(1, len(reports)):
-        if subjects[i].content != subjects[0].content:
-            tests.append({'reason': 'other_images'})
-        elif not np.array_equal(guesses[i].rows, guesses[0].rows):  # some have no class in one of the networks
+        if differing := set(keys[i]) ^ set(keys[0]):
+            has_files = not any(isinstance(subject.content, str) for subject in (subjects[0], subjects[i]))
+            more = {'reason': 'differing_images', 'count': len(differing)}
+            tests.append(more if has_files else {'reason': 'other_images'})
+        elif hits[i].keys() != hits[0].keys():  # some have no class in one of the networks
             tests.append({'reason': 'other_classes'})
         else:
-            tests.append(mcnemar(hits[0], hits[i]))
+            tests.append(mcnemar(*(np.array([of[key] for key in hits[0]]) for of in (hits[0], hits[i]))))
     configs = [flatten({'recipe': report.get('recipe'), **(report.get('config') or {})}) for report in reports]
     known = [values for values in configs if len(values) > 1]
     differences, runs = {}, []
     for name in dict.fromkeys(name for values in known for name in values):
-        if any(values.get(name) != known[0].get(name) for values in known) and name != 'machine.model_dir':
+        is_shown = name in SHOWN_OF_MACHINE or not name.startswith('machine.')
+        if is_shown and any(values.get(name) != known[0].get(name) for values in known):
             differences[name] = [values.get(name) for values in configs]
     for report, values in zip(reports, configs, strict=True):
         about = {'name': report['name'], 'has_configuration': len(values) > 1}
         runs.append(about | {'results': summary(report), 'curves': report.get('curves')})
     return {'runs': runs, 'tests': tests, 'differences': differences}
+
+
+def _image_keys(subject):
+    """Return a key for each test image, which the same image of another subject also has: (its bytes, a number)."""
+    if isinstance(subject.content, str):
+        return [(subject.content, i) for i in range(subject.test.num_images)]
+    seen, keys = collections.Counter[str](), []
+    for path in subject.content:
+        digest = hashlib.sha256(files.read_bytes(path, 'image_bytes')).hexdigest()
+        keys.append((digest, seen[digest]))  # a file may be there twice
+        seen[digest] += 1
+    return keys
 
 
 def flatten(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -302,5 +339,5 @@ def write_comparison(found: Mapping[str, Any], folder: str | os.PathLike) -> Non
     tests = {f'mcnemar.{name}': values for name, values in tests.items()}
     rows = [('field', *names)]
     rows += [(name, *values) for name, values in {**results, **tests, **found['differences']}.items()]
-    texts = {'comparison.json': evaluate.json_text(found), 'comparison.csv': spreadsheets.text(rows)}
+    texts = {'comparison.json': evaluate.json_text(found), 'comparison.csv': spreadsheets.file_text(rows)}
     evaluate.write_files(folder, texts)

@@ -1,6 +1,7 @@
 """Show a report, or a comparison, as one HTML file: figures and images are inside it, and it has no JavaScript."""
 
 import base64
+import functools
 import importlib.resources
 import io
 import math
@@ -53,7 +54,7 @@ def inside(subject: report.Subject, path: str | os.PathLike | None) -> dict[str,
 
     Returns:
         {'filters': URI or '', 'image': URI, 'name': its file or number, 'guesses': [(class, probability)], 'maps':
-        [{'layer', 'height', 'width', 'shown', 'count', 'image': URI}]}.
+        [{'layer', 'height', 'width', 'shown', 'count', 'image': URI}], 'is_chosen': whether `path` was passed}.
 
     Raises:
         UserError: The file is not an image.
@@ -86,7 +87,8 @@ def inside(subject: report.Subject, path: str | os.PathLike | None) -> dict[str,
     probabilities = tf.nn.softmax(model(inputs, training=False)).numpy()
     best = [(guess.name, guess.probability) for guess in predict.guesses(card, probabilities, 3)[0]]
     shown = _jpeg(grad_cam.panels(_pixels(image[0]), np.zeros(image.shape[1:3]), LEAST)[0])
-    return {'filters': _filters(model, card), 'image': shown, 'name': name, 'guesses': best, 'maps': maps}
+    about = {'name': name, 'is_chosen': path is not None, 'guesses': best, 'maps': maps}
+    return {'filters': _filters(model, card), 'image': shown, **about}
 
 
 def _filters(model: 'keras.Model', card):
@@ -149,10 +151,15 @@ def show(found: Mapping[str, Any], language: str, pictures: Mapping[str, Any], l
     matrix = evaluate.matrix(found) if len(classes) <= evaluate.MAX_MATRIX else None
     curves = found.get('curves')
     origin = {name: found[name] for name in ('origin', 'recipe', 'config', 'machine') if found.get(name)}
+    point = found.get('checkpoint')
+    unfinished = ''
+    if point and not point['has_ended'] and point['step'] < point['last_step']:
+        unfinished = words['unfinished'].format(**point)
     has_curves = bool(curves and (curves['steps'] or curves['test']))
     return _render(
         language,
         report=found,
+        short_path=functools.partial(_short_path, found['dataset'].removeprefix('folder:')),
         rows=shown,
         num_seen=len(seen),
         matrix=matrix,
@@ -163,6 +170,7 @@ def show(found: Mapping[str, Any], language: str, pictures: Mapping[str, Any], l
         pictures=pictures,
         inside=looked,
         settings=report.flatten(origin),
+        unfinished=unfinished,
     )
 
 
@@ -185,6 +193,12 @@ def _render(language, **values):
     environment.filters |= {'percent': _percent, 'line': _line, 'number': _number}
     page = environment.from_string(source).render(t=TEXTS[language], version=official_resnet.__version__, **values)
     return page
+
+
+def _short_path(folder, path):
+    """Return a path from the folder of the test images on; of others the last two parts."""
+    inside = path.removeprefix(f'{folder}/')
+    return inside if inside != path else '/'.join(pathlib.PurePath(path).parts[-2:])
 
 
 def _percent(share, digits=2):

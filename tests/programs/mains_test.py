@@ -254,6 +254,49 @@ def test_a_list_of_the_images_is_trained_and_evaluated_like_their_folder(images,
     assert 'evaluating 4 of the 42 images' in out and '(4 images)' in out
 
 
+@pytest.mark.parametrize(
+    'name,folder,is_refused', [('metrics.jsonl', 'run', 1), ('a.csv', 'run', 0), ('steps.csv', '', 0)]
+)
+def test_a_list_that_the_run_would_overwrite_or_delete_is_refused(images, tmp_path, name, folder, is_refused):
+    (tmp_path / 'run').mkdir()
+    path = tmp_path / folder / name
+    rows = [f'{file},{file.parent.name}' for file in (images / 'old').rglob('*.jpg') if file.stem != 'broken']
+    path.write_text('\n'.join(['path,label', *rows]))
+    command = f'cifar10_main -rs 8 -bs 16 -mts 1 --bn_momentum 0.1 --image_list={path} --model_dir={tmp_path}/run'
+    if is_refused:
+        assert f"'{path}'" in (said := mistake(command)) and 'pass another --model_dir' in said
+    else:
+        succeed(command)
+        assert not folder or f"'{path}'" in mistake(f'{command} --clean')
+    assert path.read_text().startswith('path,label')
+
+
+def test_test_images_that_may_have_been_trained_on_are_said(images, tmp_path):
+    """One image more, and others are set aside; the report is of an unfinished run, by its newest checkpoint."""
+    folder, model_dir = tmp_path / 'images', tmp_path / 'run'
+    shutil.copytree(images / 'old', folder)
+    (folder / 'red' / 'broken.jpg').unlink()
+    succeed(f'cifar10_main --image_folder={folder} -rs 8 -bs 16 -mts 2 --bn_momentum 0.1 --model_dir={model_dir}')
+    (model_dir / 'model.keras').unlink()
+    commands = f'cifar10_main --eval_only --model_dir={model_dir}', f'report_main {model_dir} --num_images=0'
+    for command in commands:
+        said = succeed(command)
+        assert 'of the 72 images' in said and 'put back' not in said
+    found = json.loads((model_dir / 'report.json').read_text())['checkpoint']
+    assert (found['step'], found['last_step'], found['has_ended']) == (2, 2, False)
+    for name in 'abcde':
+        shutil.copy(next((folder / 'blue').iterdir()), folder / 'blue' / f'{name}.jpg')
+    for command in commands:
+        said = succeed(command)
+        assert 'of the 77 images' in said and f'the images of {folder} are not those' in said and 'put back' in said
+    (tmp_path / 'lst').mkdir()
+    rows = ''.join(f'{file},{file.parent.name}\n' for file in folder.rglob('*.jpg'))
+    path = tmp_path / 'lst' / 'images.csv'
+    path.write_text(f'path,label\n{rows}')
+    said = mistake(f'{commands[1]} --output_dir={path.parent} --image_list={path}')
+    assert 'overwritten by the images.csv' in said and '--output_dir' in said
+
+
 def test_a_run_whose_folder_has_changed_says_how(tmp_path):
     """Not that it would now have another --batch_size, which the user did not pass."""
     folder, spare = tmp_path / 'images', tmp_path / 'spare'

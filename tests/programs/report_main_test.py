@@ -136,7 +136,7 @@ def test_what_is_missing_is_said_before_a_training(monkeypatch, cifar_dir, tmp_p
         f'report_main {tmp_path}',
     ):
         message = programs.mistake(command)
-        assert 'jinja2' in message and "'official-resnet[report]'" in message
+        assert 'jinja2' in message and "'.[report]'" in message
     assert not (tmp_path / 'new').exists()
 
 

@@ -77,7 +77,7 @@ def test_files(tmp_path):
     assert json.loads((folder / 'report.json').read_text(encoding='utf-8')) == result
     tables = {}
     for name in ('per_class', 'confusion'):
-        with open(folder / f'{name}.csv', encoding='utf-8', newline='') as file:
+        with open(folder / f'{name}.csv', encoding='utf-8-sig', newline='') as file:
             tables[name] = list(csv.DictReader(file))
     wild = {'class': '3', 'name': 'dog, wild', 'id': 'n00000003', 'count': '1', 'top1': '1.0', 'top5': '1.0'}
     assert tables['per_class'][3] == wild and len(tables['per_class']) == 7

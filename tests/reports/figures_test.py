@@ -62,6 +62,14 @@ def test_the_learning_rate_is_plotted_by_step(model_dir, drawn):
     assert [[re.search(r'([\d.]+) at the end', text)[1] for text in row] for row in texts] == ends
 
 
+@pytest.mark.parametrize('count,points', [(0, 0), (1, 1), (50, 50), (51, 26), (192, 48), (1000, 50)])
+def test_a_curve_of_many_steps_is_drawn_by_means(count, points):
+    rows = [{'step': i + 1, 'loss': i % 2, 'accuracy': 0.5, 'learning_rate': i} for i in range(count)]
+    found = figures._fewer(rows)
+    assert len(found) == points and (not rows or found[-1]['step'] == count)
+    assert count != 192 or {row['loss'] for row in found} == {0.5}
+
+
 def test_one_epoch_has_whole_ticks_and_a_margin(model_dir, drawn):
     (model_dir / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, LINES[:2])))
     for axis in drawn(model_dir):  # the last from metrics.jsonl, as of an older run
@@ -73,6 +81,19 @@ def test_one_epoch_has_whole_ticks_and_a_margin(model_dir, drawn):
 def test_a_number_that_cannot_be_plotted_is_damage(model_dir, drawn, row):
     write_steps(model_dir, row)
     assert "steps.csv' is damaged" in message_of(figures.training_curves, model_dir)
+
+
+def test_a_damaged_header_and_a_damaged_row_of_metrics_are_said(model_dir, drawn, capsys):
+    (model_dir / 'steps.csv').write_text('step;loss\n')
+    assert "steps.csv' is damaged" in message_of(figures.training_curves, model_dir)
+    (model_dir / 'steps.csv').unlink()
+    path = model_dir / 'metrics.jsonl'
+    for text, said in ((path.read_text(), 'row 5 of 5'), (path.read_text().rpartition('\n')[0], '')):
+        path.write_text(text)
+        capsys.readouterr()
+        drawn(model_dir)
+        out = capsys.readouterr().out
+        assert said in out and bool(out) == bool(said)
 
 
 def test_no_rate_at_all_and_rates_in_a_fifo(model_dir, drawn):
@@ -102,5 +123,5 @@ def test_a_figure_that_fails_is_one_line_and_no_figure(model_dir, tmp_path, monk
     made = train_program.made('reports.figures', model_dir, 'curves.png')
     assert made == [] and not (model_dir / 'curves.png').exists()
     out = capsys.readouterr().out
-    words = {'no rate': "steps.csv' is damaged", 'no matplotlib': "pip install 'official-resnet[plots]'"}
+    words = {'no rate': "steps.csv' is damaged", 'no matplotlib': "pip install -e '.[plots]'"}
     assert out.count('\n') == 1 and words.get(reason, 'curves.png') in out

@@ -97,14 +97,14 @@ def test_the_files_of_a_report(tmp_path):
     names = ['confusion.csv', 'images.csv', 'per_class.csv', 'report.json']
     assert sorted(path.name for path in (tmp_path / 'new').iterdir()) == names
     assert json.loads((tmp_path / 'new' / 'report.json').read_text(encoding='utf-8')) == found
-    with open(tmp_path / 'new' / 'images.csv', encoding='utf-8', newline='') as file:
+    with open(tmp_path / 'new' / 'images.csv', encoding='utf-8-sig', newline='') as file:
         rows = list(csv.DictReader(file))
     assert [int(row['image']) for row in rows] == list(range(12))
     assert [row['label'] for row in rows] == [
         HOSTILE[i].encode('utf-8', 'backslashreplace').decode() for i in guesses.labels
     ]
     assert sum(row['label'] == row['guess'] for row in rows) / 12 == pytest.approx(found['top1'])
-    with open(tmp_path / 'new' / 'per_class.csv', encoding='utf-8', newline='') as file:
+    with open(tmp_path / 'new' / 'per_class.csv', encoding='utf-8-sig', newline='') as file:
         assert [row['precision'] for row in csv.DictReader(file)] == [
             '' if row['precision'] is None else str(row['precision']) for row in found['classes']
         ]
@@ -225,11 +225,58 @@ def changed(**changes):
     return RUN | {'config': RUN['config'] | changes}
 
 
+def test_an_unfinished_run_says_its_step():
+    for has_ended, step, said in ((False, 33, True), (False, 924, False), (True, 33, False)):
+        point = {'step': step, 'last_step': 924, 'epoch': 3, 'has_ended': has_ended}
+        found, text = page_of(subject_of('ab', about=RUN | {'checkpoint': point}))
+        assert report.summary(found)['steps'] == step and report.summary(found)['epochs'] == 3
+        assert ('33 of 924' in text) == said
+
+
+def test_files_are_shown_from_their_folder_on_and_listed_by_name(tmp_path):
+    """Their order in the split is random."""
+    subject = subject_of('ab')
+    paths = [f'/x y/images/{"ab"[i % 2]}/{97 * i % 100:02}.jpg' for i in range(12)]
+    subject = dataclasses.replace(
+        subject, test=dataclasses.replace(subject.test, name='folder:/x y/images', paths=paths)
+    )
+    found, text = page_of(subject)
+    assert re.search(r'<span title="/x y/images/(./\d\d.jpg)">\1</span>', text) and ' of /x y/images:' in text
+    assert TEXTS['en']['first'] in text and TEXTS['en']['chosen'] not in text
+    assert report_page._short_path('/x', '/other/place/a/1.jpg') == 'a/1.jpg'
+    report.write(found, subject, report.guess(subject), tmp_path)
+    with open(tmp_path / 'images.csv', encoding='utf-8-sig', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert [row['file'] for row in rows] == sorted(paths)
+    assert all(paths[int(row['image'])] == row['file'] for row in rows)
+
+
+def test_runs_on_the_same_files_are_compared_wherever_and_in_which_order_they_are(tmp_path):
+    """Two of them are equal. With one file more, the page says how many differ."""
+    subject, subjects = subject_of('ab', num_images=4), []
+    for name, order in (('one', [0, 1, 2, 3]), ('two', [2, 0, 3, 1]), ('more', [0, 1, 2, 9])):
+        (tmp_path / name).mkdir()
+        paths = [tmp_path / name / f'{name}{i}.png' for i in order]
+        for path, i in zip(paths, order, strict=True):
+            path.write_bytes(bytes([max(i, 1)]))
+        rows = [min(i, 3) for i in order]
+        test = dataclasses.replace(subject.test, images=subject.test.images[rows], labels=subject.test.labels[rows])
+        subjects.append(dataclasses.replace(subject, name=name, test=test, content=list(map(str, paths))))
+    found, text = comparison_of(subjects)
+    assert found['tests'][0]['p'] == 1 and found['tests'][0]['both'] + found['tests'][0]['neither'] == 4
+    assert found['tests'][1] == {'reason': 'differing_images', 'count': 2} and 'No test: 2 test images' in text
+    assert 'top-5' not in text and 'top-5' in comparison_of([subject_of('abcdef')] * 2)[1]
+
+
 def test_a_comparison():
     first = subject_of('abc', name='one')
     names = tuple('abc')
     others = [
-        subject_of('abc', about=changed(seed=4, spec={'filters': 8}, machine={'model_dir': '/y'}), name='two'),
+        subject_of(
+            'abc',
+            about=changed(seed=4, spec={'filters': 8}, machine={'model_dir': '/y', 'enable_tensorboard': True}),
+            name='two',
+        ),
         dataclasses.replace(subject_of('abc', name='three'), content='those'),
         dataclasses.replace(first, name='four', test=first.test.with_classes(names, None, (0, 1, -1)), about={}),
     ]
@@ -242,7 +289,7 @@ def test_a_comparison():
     page = Page(text)
     for name in ('other_images', 'other_classes', 'no_configuration'):
         assert TEXTS['en'][name] in page.text
-    assert page.tags.count('svg') == 3 and '2 test' in page.text and '4 test' not in page.text
+    assert page.tags.count('svg') == 3 and '2 two test' in page.text and 'four test' not in page.text
     assert TEXTS['zh']['mcnemar'] in comparison_of([first, others[0]], 'zh')[1]
 
 
@@ -272,9 +319,7 @@ def test_runs_have_short_names_that_tell_them_apart():
 def test_without_a_package_the_remedy_is_said(monkeypatch):
     monkeypatch.setattr(report, 'PACKAGES', {'no_such_module': 'jinja2', 'json': 'json'})
     message = message_of(report.require_packages)
-    assert (
-        'jinja2' in message and 'json' not in message.replace('jinja2', '') and "'official-resnet[report]'" in message
-    )
+    assert 'jinja2' in message and 'json' not in message.replace('jinja2', '') and "'.[report]'" in message
 
 
 def test_feature_maps_of_a_file_and_filters_of_each_kind(tmp_path):
