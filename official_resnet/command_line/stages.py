@@ -14,6 +14,8 @@ from official_resnet.training import same_run
 from official_resnet.training.config import PRETRAINED
 from official_resnet.weights import pretrained as weights
 
+BACKBONE_RATE = ('backbone_learning_rate_factor', 0.3)  # of the second stage; docs/results.md compares others
+_OF_ALL = {'backbone_learning_rate_factor', 'test_views'}  # refused with --transfer=head; see _of_all
 _OF_THE_END = {'report', 'export_dir', 'image_bytes_as_serving_input'}  # what is made of the trained network
 
 
@@ -51,7 +53,12 @@ def run(
         return stage_values, arguments
 
     kept = ['--noclean'] if values.clean else []
-    first = stage(['--transfer=head', f'--model_dir={head_dir}', *kept], _OF_THE_END | {'transfer', 'model_dir'})
+    left_out = (
+        _OF_THE_END
+        | {'transfer', 'model_dir'}
+        | (set() if values.augment and values['augment'].present else _of_all(row))
+    )
+    first = stage(['--transfer=head', f'--model_dir={head_dir}', *kept], left_out)
     if values.clean:
         _clean(first[0], row, model_dir, head_dir)
     if not checkpoints.paths(model_dir / 'checkpoints'):
@@ -62,7 +69,16 @@ def run(
         raise UserError(f'--model_dir={values.model_dir} holds another run; pass another --model_dir, or --clean')
     print(f'stage 2 of 2: all layers, in {model_dir}')
     own = ['--transfer=all', f'--{PRETRAINED}={head_dir}', '--head=keep', *kept]
+    if (flag := BACKBONE_RATE[0]) not in given:
+        print(f'  --{flag}={BACKBONE_RATE[1]}  all layers but the last are trained already')
+        own.append(f'--{flag}={BACKBONE_RATE[1]}')
     return train(*stage(own, {'transfer', PRETRAINED, 'cache_dir', 'head'}))
+
+
+def _of_all(row):
+    """Return the flags that have no effect on the first stage, whose images are not augmented."""
+    needs = {flag: field.metadata.get('needs', '').split(', ') for flag, (field, _) in flags.fields_of(row).items()}
+    return _OF_ALL | {flag for flag, others in needs.items() if {'augment', 'transfer=all|last'} & {*others}}
 
 
 def _continues(model_dir, head_dir):

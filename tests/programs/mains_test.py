@@ -17,6 +17,7 @@ from fixtures.imagenet_shards import draw, write_folder
 from fixtures.programs import PACKAGE, finish, mistake, run, start, succeed
 
 from official_resnet import checkpoints
+from official_resnet.command_line.stages import BACKBONE_RATE
 from official_resnet.inference import predict
 from official_resnet.inputs import download
 
@@ -340,12 +341,17 @@ def test_an_appended_head_by_flags(images, old_net, tmp_path):
 
 def test_a_new_head_first_and_then_all_layers(images, old_net, tmp_path):
     command = f'cifar10_main --image_folder {images}/new -pmcp {old_net} --recipe classic_fast -bs 8 -te 1 --balance '
-    command += f'--transfer head,all --base_learning_rate 0 --model_dir {tmp_path}/net --report'
+    command += f'--transfer head,all --base_learning_rate 0 --model_dir {tmp_path}/net --report '
+    command += '--mixup 0.1 --test_views flip'
     out = succeed(command)
     assert f'1 of 2: the last layer, in {tmp_path}/net_head' in out and f'2 of 2: all layers, in {tmp_path}/net' in out
     assert '--balance: an epoch has 16 images of each class' in out
     stored = [json.loads((tmp_path / name / 'config.json').read_text())['config'] for name in ('net_head', 'net')]
     assert [config['transfer'] for config in stored] == ['head', 'all'] and stored[1]['head'] == 'keep'
+    factors = [config['backbone_learning_rate_factor'] for config in stored]
+    assert factors == [1, BACKBONE_RATE[1]] and '--{}={}'.format(*BACKBONE_RATE) in out
+    assert [config['augmentation']['mixup'] for config in stored] == [0, 0.1]
+    assert [config['test_views'] for config in stored] == ['plain', 'flip']
     assert (tmp_path / 'net' / 'report.html').exists() and not (tmp_path / 'net_head' / 'report.html').exists()
     old, head, net = (
         checkpoints.named(keras.models.load_model(folder / 'model.keras'))
