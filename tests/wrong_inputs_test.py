@@ -40,7 +40,7 @@ ELSEWHERE = {
     'scaling': 'benchmarks/scaling_test',
     'jpeg_cost': 'benchmarks/jpeg_cost_test',
     'ablation': 'benchmarks/ablation_test',
-    'own_images': 'benchmarks/own_images_test',
+    'own_images': 'benchmarks/own_folders_test',
     'time_to_accuracy': 'benchmarks/time_to_accuracy_test',
     'measuring': 'a process of the benchmarks, without flags',
 }

@@ -268,7 +268,7 @@ def test_a_list_that_the_run_would_overwrite_or_delete_is_refused(images, tmp_pa
         assert f"'{path}'" in (said := mistake(command)) and 'pass another --model_dir' in said
     else:
         succeed(command)
-        assert not folder or f"'{path}'" in mistake(f'{command} --clean')
+        assert not folder or f'--image_list={path}' in mistake(f'{command} --clean')
     assert path.read_text().startswith('path,label')
 
 
@@ -295,7 +295,7 @@ def test_test_images_that_may_have_been_trained_on_are_said(images, tmp_path):
     path = tmp_path / 'lst' / 'images.csv'
     path.write_text(f'path,label\n{rows}')
     said = mistake(f'{commands[1]} --output_dir={path.parent} --image_list={path}')
-    assert 'overwritten by the images.csv' in said and '--output_dir' in said
+    assert 'images.csv' in said and 'overwritten' in said and '--output_dir' in said
 
 
 def test_a_run_whose_folder_has_changed_says_how(tmp_path):
