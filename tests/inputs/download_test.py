@@ -492,6 +492,7 @@ def test_the_program_keeps_the_part_when_stopped(number, code, server, data_dir)
         deadline = time.monotonic() + 10
         while not part.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
+        time.sleep(0.5)  # Python loses a KeyboardInterrupt that comes while it imports, which it does for the bar
         process.send_signal(number)
         _, errors = process.communicate(timeout=10)
     assert process.returncode == code
