@@ -36,9 +36,9 @@ def choose(values: flags.FlagValues, program: Program, asked: TrainConfig) -> di
     """Return {flag: value} for what the training images decide, and log it; {} for a data set without a folder.
 
     That is --recipe=fast (classic_fast for CIFAR, small for small images in image_folder_main), --batch_size,
-    --train_epochs and, with at least twice as many test images as training images, --epochs_between_evals. It is no
-    flag that the user passed, and nothing if he passed --recipe. With --fine_tune, which stands for official/resnet's
-    rate, the recipe stays. `asked` is the training that the flags describe.
+    --train_epochs and, with at least twice as many test images as training images, --epochs_between_evals. A flag that
+    the user passed is kept, and with his --recipe nothing is chosen. With --fine_tune, which stands for
+    official/resnet's rate, the recipe stays. `asked` is the training that the flags describe.
 
     Raises:
         UserError: There is neither --image_folder nor --image_list, or it does not have the images of two classes.

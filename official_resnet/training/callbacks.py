@@ -94,11 +94,10 @@ class Progress(keras.callbacks.Callback, contextlib.AbstractContextManager):
             self._bar.close()  # it is still shown if an exception ends the run
 
     def _say_expected_time(self, logs):
-        rate = logs['images_per_second']
-        seconds = (self.params['last_step'] - logs['step']) * self.params['batch_size'] / rate
-        text = f'expected time: {format_seconds(seconds)} at {rate:.0f} images/s, without evaluation'
-        if self.quicker and seconds > self.LONG:
-            text += f'; no GPU was found: {self.quicker}'
+        rate, left = logs['images_per_second'], self.params['last_step'] - logs['step']
+        seconds = left * self.params['batch_size'] / rate
+        advice = f'; no GPU was found: {self.quicker}' if self.quicker and seconds > self.LONG else ''
+        text = f'expected time: {format_seconds(seconds)} at {rate:.0f} images/s, without evaluation{advice}'
         if seconds >= self.SHORT:
             tqdm.tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
@@ -117,7 +116,8 @@ class Summary(keras.callbacks.Callback):
         if config.pretrained:
             from official_resnet.training import transfer
 
-            count = transfer.count(self.model, config.pretrained)
+            print(f'starting from {config.pretrained}')
+            count = transfer.parameters_of(self.model)
         network = f'ResNet-{spec.resnet_size} version {spec.version}, shortcut {spec.shortcut}, {count}'
         data = f'{config.dataset}: {params["num_images"]:,} training, {params["num_test_images"]:,} test images'
         course = f'{config.optimizer}, rate {config.base_learning_rate:g} {config.schedule.kind}, seed {config.seed}'

@@ -145,9 +145,8 @@ def freeze(model: keras.Model, transfer: str, train_last_groups: int = 1) -> Non
         layer.trainable = i >= first
 
 
-def count(model: keras.Model, path: str) -> str:
-    """Print which network a run starts from, and return how many parameters of it are trained, without statistics."""
-    print(f'starting from {path}')
+def parameters_of(model: keras.Model) -> str:
+    """Return in words how many parameters a network has, and how many of them are trained; statistics do not count."""
     parameters = [variable for variable in model.weights if not variable.name.startswith('moving_')]
     total, trained = (sum(math.prod(v.shape) for v in some) for some in (parameters, model.trainable_variables))
     return f'{total:,} parameters' if trained == total else f'{trained:,} of {total:,} parameters trained'
