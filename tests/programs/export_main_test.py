@@ -137,6 +137,7 @@ def test_the_example_in_the_card_prepares_an_image_as_the_network_does(changes, 
     )
     runtime = types.SimpleNamespace(InferenceSession=lambda path: taken.append(path) or session)
     monkeypatch.setitem(sys.modules, 'onnxruntime', runtime)
+    monkeypatch.setitem(formats.FORMATS, 'onnx', dataclasses.replace(formats.FORMATS['onnx'], packages={}))
     monkeypatch.chdir(tmp_path)
     text = hub_card.text("it's.onnx", card, choice, {}, {}, 'resnet-export')
     exec(text.partition('```python\n')[2].partition('```')[0], {})
