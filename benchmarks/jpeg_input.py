@@ -8,6 +8,7 @@ equally often. It runs on the cores that its process may use.
 import concurrent.futures
 import functools
 import itertools
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterable
@@ -41,6 +42,18 @@ def ours(dtype: str, resnet_size: int, batch_size: int, folder: str, resize: str
 def antialias(dtype: str, resnet_size: int, batch_size: int, folder: str) -> dict:
     """Our training batches, resized as in Pillow."""
     return ours(dtype, resnet_size, batch_size, folder, resize='antialias')
+
+
+def decoded(dtype: str, resnet_size: int, batch_size: int, folder: str) -> dict:
+    """Our training batches of a small set, whose images are decoded before the first turn and stay in memory."""
+    files = list_files(folder)
+    split = _split(_in_turn(files, max(len(files), batch_size)), 'tf1', decodes_once=True)
+    steps_per_epoch = split.num_images // batch_size
+
+    def pipeline(steps) -> Iterable:
+        return split.training_batches(batch_size, num_epochs=math.ceil(steps / steps_per_epoch)).take(steps)
+
+    return {'jpeg': iterating(pipeline)}
 
 
 def decode(dtype: str, resnet_size: int, batch_size: int, folder: str) -> dict:
@@ -96,15 +109,19 @@ def training_batches(resize: str, batch_size: int, steps: int, folder: str, opti
 
     `options` is that of split.Split.training_batches.
     """
+    files = _in_turn(list_files(folder), steps * batch_size)
+    return _split(files, resize).training_batches(batch_size, options=options)
+
+
+def _split(files, resize, **options):
+    """Return a StreamedSplit of files, which are of one class."""
     from official_resnet.inputs import streamed
     from official_resnet.inputs.affine import PUBLISHED
     from official_resnet.inputs.views import Views
 
-    files = _in_turn(list_files(folder), steps * batch_size)
     views = Views(SIZE, min_area=MIN_AREA, use_boxes=False, resize=resize, crop='torch')
-    source = streamed.Files(files, [0] * len(files))
-    split = streamed.StreamedSplit(source, 1, 'folder', ('image',), PUBLISHED['torch'], views)
-    return split.training_batches(batch_size, options=options)
+    source = streamed.Files(files, [0] * len(files), **options)
+    return streamed.StreamedSplit(source, 1, 'folder', ('image',), PUBLISHED['torch'], views)
 
 
 def _in_turn(paths, count):

@@ -42,7 +42,7 @@ SYSTEMS = {  # module: {--system: its functions}
         'onnx': ['onnx'],  # only float32
         'openvino': ['openvino'],
     },
-    'jpeg_input': {'ours': ['ours', 'antialias', 'decode'], 'torch': ['torch', 'pillow']},
+    'jpeg_input': {'ours': ['ours', 'antialias', 'decoded', 'decode'], 'torch': ['torch', 'pillow']},
 }
 CLOCKS = {'wall': 1, 'cpu': 2}  # places in what measuring.timed returns
 POOLED = 'resnet8_pooled'  # as training.POOLED, whose module imports TensorFlow

@@ -246,7 +246,7 @@ def _compare(values, sources, folder):
         guesses.append(report.guess(subject))
         reports.append(report.collect(subject, guesses[-1], 0))
         subjects.append(subject)
-        print(f'{name}: top-1 {reports[-1]["top1"]:.4f}', flush=True)
+        print(f'{name}: top-1 {reports[-1]["top1"]:.4f}')
     found = report.compare(reports, subjects, guesses)
     page = report_page.show_comparison(found, values.language)
     report.write_comparison(found, folder)

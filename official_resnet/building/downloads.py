@@ -143,7 +143,7 @@ def _authorization(wanted):
     """Return the HTTP header for the downloads, or None without an account, which is asked for on a terminal."""
     user, key = (os.environ.get(name, '') for name in CREDENTIALS)
     if set(wanted) - {BOXES} and not (user and key) and sys.stdin is not None and sys.stdin.isatty():
-        print(f'{", ".join(wanted)} must be downloaded with your account at image-net.org:', flush=True)
+        print(f'{", ".join(wanted)} must be downloaded with your account at image-net.org:')
         try:
             user = user or input('user name: ')
             key = key or getpass.getpass('access key: ')

@@ -153,7 +153,7 @@ def _settings(config):
 def write_outputs(model: 'keras.Model', config: TrainConfig, options: RunOptions) -> None:
     """Write what --report and --export_dir ask for at the end of a training, and print the paths."""
     if options.report:
-        print('making the report', flush=True)  # another process tests the network again
+        print('making the report')  # another process tests the network again
         for path in train_program.made('report_main', pathlib.Path(str(config.machine.model_dir)), 'report.html'):
             print(f'  {path}')
     if options.export_dir:

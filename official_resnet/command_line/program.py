@@ -49,8 +49,8 @@ def run_program(
         from official_resnet.command_line import closed_streams
 
         closed_streams.replace()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may have bytes that are not text
-        sys.stdout.reconfigure(errors='backslashreplace')
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may have bytes that are not text, and a pipe shall not wait
+        sys.stdout.reconfigure(errors='backslashreplace', line_buffering=True)
     try:
         with _printed_log():
             code = _run(argv, doc, values, body, row, takes_arguments)

@@ -35,7 +35,7 @@ def main(values: flags.FlagValues, names: Sequence[str]) -> None:
     for name in names:
         resnet_variants.find_spec(name)
     for columns in in_tables(names or resnet_variants.VARIANTS):
-        print(format_table(columns) + '\n', flush=True)
+        print(format_table(columns) + '\n')
 
 
 def in_tables(names: Iterable[str]) -> Iterator[list[tuple[str, dict[str, list[str]]]]]:

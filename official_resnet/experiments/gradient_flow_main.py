@@ -97,7 +97,7 @@ def run_gradient_flow(values: absl_flags.FlagValues) -> None:
                 files.write_text(path, json.dumps(result) + '\n')
             nets[name] = net = runs.read_json(path, _require_whole)
             before, after = (_number(_ratio(net, sample)) for sample in (0, -1))
-            print(f'{name:27} {before:>20} {after:>9} {_number(net["final_loss"]):>11}', flush=True)
+            print(f'{name:27} {before:>20} {after:>9} {_number(net["final_loss"]):>11}')
     claim = runs.print_claim(judge(nets, depths[0], depths[-1]))
     title = (
         f'Gradients of the convolutions, {runs.DATASET_NAMES[dataset]}, SGD {settings["learning_rate"]} with momentum '

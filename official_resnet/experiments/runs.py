@@ -133,7 +133,7 @@ def train_nets(configs: Mapping[str, TrainConfig], output_dir: str) -> dict[str,
     """Train networks one after the other; return {name: result of train_net}."""
     results: dict[str, dict[str, Any]] = {}
     for name, config in configs.items():
-        print(f'{name}, {len(results) + 1} of {len(configs)}:', flush=True)
+        print(f'{name}, {len(results) + 1} of {len(configs)}:')
         results[name] = train_net(name, config, output_dir)
     return results
 
@@ -156,7 +156,7 @@ def train_net(name: str, config: TrainConfig, output_dir: str) -> dict[str, Any]
     path = folder / 'result.json'
     if path.is_file():
         result = read_json(path, _require_whole)
-        print(f'  already finished, kept: {describe(result)}', flush=True)
+        print(f'  already finished, kept: {describe(result)}')
         return result
     progress, failed, train_error = callbacks.Progress(), None, None
     try:
@@ -179,7 +179,7 @@ def train_net(name: str, config: TrainConfig, output_dir: str) -> dict[str, Any]
         'curves': curves,
     }
     files.write_json(path, result)
-    print(f'  {describe(result)}', flush=True)
+    print(f'  {describe(result)}')
     return result
 
 

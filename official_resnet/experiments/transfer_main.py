@@ -107,7 +107,7 @@ def run_transfer(values: absl_flags.FlagValues) -> None:
     classes = {part: sorted(os.listdir(images[part] / 'train')) for part in images}
     most = len(classes['source']) * (sizes['source_images'] or config.batch_size)
     first: dict[str, Any] = {'dataset': f'folder:{images["source"]}', 'batch_size': min(config.batch_size, most)}
-    print('source:', flush=True)
+    print('source:')
     source = runs.train_net('source', dataclasses.replace(config, **first), output_dir)
     if source['failed']:
         raise UserError(f'the first network failed: {source["failed"]}; pass another --seed and --output_dir')

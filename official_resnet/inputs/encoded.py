@@ -15,34 +15,39 @@ LONGEST = 32  # evaluation crops an image that is longer than this many times it
 
 
 def train_view(
-    jpeg: tf.Tensor,
+    image: tf.Tensor,
     boxes: tf.Tensor,
     seed: tf.Tensor,
     views: Views,
     flip: bool = True,
     size: int | tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """Return a random part of a JPEG, resized and mirrored half of the time: float32 [size, size, 3], RGB, 0..255.
+    """Return a random part of an image, resized and mirrored half of the time: float32 [size, size, 3], RGB, 0..255.
 
-    `official_crop` or `torch_crop` draws the part, as views.crop says, and only the part is decoded. With 'pad', the
-    part is as large as the image's middle, see `padded_crop`.
+    `official_crop` or `torch_crop` draws the part, as views.crop says, and of a JPEG only the part is decoded. With
+    'pad', the part is as large as the image's middle, see `padded_crop`.
 
     Args:
-        jpeg: The encoded image, string [].
+        image: A JPEG, string [], or what `decode_jpeg` makes of it, uint8 [h, w, 3]. At the edges of the part, the
+            pixels of both may differ, because libjpeg interpolates the colours of their neighbours.
         boxes: ymin, xmin, ymax, xmax of each box, float32 [n, 4] in 0..1; n may be 0.
         seed: Two integers, as a tensor or not. They are the only source of randomness.
         flip: Whether to mirror at all.
         size: Height and width of the result, where they change; None: views.size.
     """
     if views.crop == 'pad':
-        return padded_crop(jpeg, seed, views, flip)
-    with tf.name_scope(DECODER):
-        shape = tf.io.extract_jpeg_shape(jpeg)  # reads the header only
-    turn = orientation(jpeg) if views.uses_exif else None
+        return padded_crop(image, seed, views, flip)
+    image = tf.convert_to_tensor(image)
+    turn = _turn(image, views)
+    if image.dtype == tf.uint8:
+        shape = tf.shape(image)
+    else:
+        with tf.name_scope(DECODER):
+            shape = tf.io.extract_jpeg_shape(image)  # reads the header only
     if turn is not None:
         shape = tf.where(turn > 4, tf.gather(shape, [1, 0, 2]), shape)
     window = torch_crop(shape, seed, views) if views.crop == 'torch' else official_crop(shape, boxes, seed, views)
-    image = _decode(jpeg, views, window, turn)
+    image = _decode(image, views, window, turn)
     coin = tf.random.stateless_uniform([], tf.random.experimental.stateless_fold_in(seed, 1))
     # Mirror before resizing, as official/resnet does: with TensorFlow 1's bilinear resize, the order matters.
     image = tf.cond(tf.logical_and(coin < 0.5, flip), lambda: tf.reverse(image, [1]), lambda: image)
@@ -50,12 +55,12 @@ def train_view(
     return _resize(image, [size, size], views)
 
 
-def padded_crop(jpeg: tf.Tensor, seed: tf.Tensor, views: Views, flip: bool = True) -> tf.Tensor:
+def padded_crop(image: tf.Tensor, seed: tf.Tensor, views: Views, flip: bool = True) -> tf.Tensor:
     """Return the middle of an image, shifted by up to an eighth of its size, and mirrored half of the time.
 
     The shorter side is resized to views.size. What comes in from outside of the middle is 0.
     """
-    middle = test_view(jpeg, dataclasses.replace(views, test_size=views.size, test_resize=views.size))
+    middle = test_view(image, dataclasses.replace(views, test_size=views.size, test_resize=views.size))
     return augmentation.pad_crop_flip(middle[None], seed, views.size // 8, flip)[0]
 
 
@@ -100,9 +105,11 @@ def torch_crop(shape: tf.Tensor, seed: tf.Tensor, views: Views) -> tf.Tensor:
 
 
 def test_view(image: tf.Tensor, views: Views) -> tf.Tensor:
-    """Resize the shorter side of a JPEG or PNG, string [], to views.shorter_side and crop test_size in the middle.
+    """Resize the shorter side of an image to views.shorter_side and crop test_size in the middle.
 
-    The result is float32 [test_size, test_size, 3], RGB, 0..255.
+    Args:
+        image: A JPEG or PNG, string [], or what `decode_jpeg` makes of it, uint8 [h, w, 3].
+        views: See Views. The result is float32 [test_size, test_size, 3], RGB, 0..255.
     """
     size = views.test_size
     return tf.ensure_shape(_middle(_shorter_side(image, views), views), [size, size, 3])
@@ -122,14 +129,23 @@ def ten_views(image: tf.Tensor, views: Views) -> tf.Tensor:
 def decode_jpeg(data: tf.Tensor, views: Views, window: tf.Tensor | None = None) -> tf.Tensor:
     """Decode a JPEG, string [], to uint8 [h, w, 3], RGB. Without a window, it also decodes PNG.
 
+    An image that is decoded already is returned, or its window.
     With views.uses_exif, the image is turned. A window, int32 [4], is the part to decode: top, left, height and width
     in pixels of the turned image.
     """
-    return _decode(data, views, window, orientation(data) if views.uses_exif else None)
+    data = tf.convert_to_tensor(data)
+    return _decode(data, views, window, _turn(data, views))
+
+
+def _turn(data, views):
+    """Return the orientation of an image; None if it is not turned, or is decoded and has been turned already."""
+    return orientation(data) if views.uses_exif and data.dtype == tf.string else None
 
 
 def _decode(data, views, window, turn):
-    """Compute decode_jpeg; `turn` is the orientation, None for 1."""
+    """Compute decode_jpeg, or take the window from an image that is decoded; `turn` is the orientation, None for 1."""
+    if data.dtype == tf.uint8:
+        return data if window is None else tf.slice(data, [*tf.unstack(window[:2]), 0], [*tf.unstack(window[2:]), 3])
     options = {'channels': 3, 'dct_method': views.dct_method}
     with tf.name_scope(DECODER):
         if turn is None:

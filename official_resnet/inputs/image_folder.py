@@ -55,7 +55,7 @@ def open_split(dataset: str, split: str, options: Mapping[str, Any], views: View
     with concurrent.futures.ThreadPoolExecutor() as pool:
         faults = {i: fault for i, fault in enumerate(pool.map(_fault_of, paths)) if fault}
     rows = _rows(faults, paths, labels, listing, split, folder, _say, options)
-    files = streamed.Files([paths[row] for row in rows], labels[rows])
+    files = streamed.Files([paths[row] for row in rows], labels[rows], decodes_once=True)
     views = views.with_exif(True)
     return streamed.StreamedSplit(files, len(listing.classes), dataset, listing.classes, normalization, views)
 

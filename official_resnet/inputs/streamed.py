@@ -1,5 +1,6 @@
 """Splits whose images stay encoded on the disk until a batch needs them: TFRecord shards and folders.
 
+The training images of a small folder are decoded once instead, and stay in memory.
 Any image can be read at any time, by its number, so a resumed run has no shuffle buffer to fill again.
 """
 
@@ -27,6 +28,7 @@ from official_resnet.inputs.views import Views
 _FAULT = 'input fault: '  # marks the text of a UserError, as JSON, in TensorFlow's error
 _AT_DECODER = re.compile(rf'{{{{node [^}}]*\b{encoded.DECODER}/')  # how TensorFlow names the operation that failed
 KEPT_BYTES = 2**28  # of the images of a folder that were converted or reduced
+DECODED_BYTES = 2**28  # most that all training images of a folder may take to be decoded only once
 SHARDS_AT_A_TIME = 16  # number of shards that training mixes: 20,000 images or 2 GB of ImageNet's 1024 shards
 
 
@@ -85,12 +87,13 @@ class StreamedSplit:
     ) -> tf.data.Dataset:
         """Return shuffled batches of encoded.train_view, or of test_view if not `augment`. See split.Split."""
         size = batch_size // share[1]  # of this worker's part of a batch
-        source = self.source.for_crops(2 * self.views.size) if augment else self.source
+        with self.input_errors():
+            source = self.source.for_training(self.num_images, self.views) if augment else self.source
 
         def load(step, rows) -> tuple[tf.Tensor, ...]:
-            jpegs, labels, boxes = source.load(rows)
+            stored, labels, boxes = source.load(rows)
             numbers = step * batch_size + share[0] * size + tf.range(size, dtype=tf.int64)  # counted over all steps
-            return jpegs, self._outputs_of(labels), boxes, numbers
+            return stored, self._outputs_of(labels), boxes, numbers
 
         more, sizes = None, self._training_sizes(num_epochs)
         if augment and options not in (None, Augmentation()):
@@ -103,7 +106,7 @@ class StreamedSplit:
                 return encoded.test_view(image, self.views), label
             epoch = number // (datasets.steps_per_epoch(self.num_images, batch_size) * batch_size)
             side = self.views.size if sizes is None else sizes[1][tf.searchsorted(sizes[0], [epoch], 'right')[0] - 1]
-            view = encoded.train_view(image, boxes, tf.stack([seed, number]), self.views, flip, side)
+            view = encoded.train_view(source.image(image), boxes, tf.stack([seed, number]), self.views, flip, side)
             return more.changed(view, tf.stack([seed, number])) if more else view, label
 
         reorder = mix_shards(self.source.shard_numbers[: self.num_images])
@@ -258,9 +261,13 @@ class Source(abc.ABC):
         result[:] = [self._read_one(row) for row in rows]
         return result
 
-    def for_crops(self, side: int) -> 'Source':
-        """Return the same images, of which a random crop has enough pixels if the shorter side has `side`."""
+    def for_training(self, num_images: int, views: Views) -> 'Source | Decoded':
+        """Return the same images, of which the first `num_images` will be cropped at random again and again."""
         return self
+
+    def image(self, stored: tf.Tensor) -> tf.Tensor:
+        """Return the image, as encoded.train_view takes it, of an element of what `load` returns."""
+        return stored
 
     @abc.abstractmethod
     def content(self) -> str:
@@ -278,18 +285,56 @@ class Source(abc.ABC):
 class Files(Source):
     """Image files. An image that is not an RGB or grey JPEG is converted to one as it is read.
 
-    With `side`, large images are reduced as well, see images.to_rgb_jpeg. What was converted or reduced is kept, up to
+    For training, large images are reduced as well, see images.to_rgb_jpeg. What was converted or reduced is kept, up to
     KEPT_BYTES, because both take far longer than to read a file.
+
+    Args:
+        paths, labels: The files and their classes.
+        side: That of images.to_rgb_jpeg; None: no image is reduced.
+        decodes_once: Whether training gets Decoded images, if all of them are few enough.
     """
 
-    def __init__(self, paths: Sequence[str | os.PathLike], labels: Sequence[int] | np.ndarray, side: int | None = None):
+    def __init__(
+        self,
+        paths: Sequence[str | os.PathLike],
+        labels: Sequence[int] | np.ndarray,
+        side: int | None = None,
+        decodes_once: bool = False,
+    ):
         super().__init__(paths, len(paths), np.zeros(len(paths), np.int32))
-        self._labels, self._side = np.asarray(labels, np.int32), side
+        self._labels, self._side, self._decodes_once = np.asarray(labels, np.int32), side, decodes_once
         self._kept: dict[str, bytes] = {}
         self._kept_bytes = 0
 
-    def for_crops(self, side: int) -> 'Files':
-        return Files(self.paths, self._labels, side)
+    def for_training(self, num_images: int, views: Views) -> 'Files | Decoded':
+        reduced = Files(self.paths, self._labels, 2 * views.size)
+        return (self._decodes_once and reduced._decoded(num_images, views)) or reduced
+
+    def _decoded(self, num_images, views):
+        """Return the first images as encoded.decode_jpeg decodes them; None if they take more than DECODED_BYTES.
+
+        The images alone decide, because a part of a decoded image may differ from a decoded part. A few of them, evenly
+        spread, tell first how large all will be.
+        """
+
+        def decode(row) -> tf.Tensor:
+            return encoded.decode_jpeg(self.load(row[None])[0][0], views)
+
+        def decoded(step) -> Iterator[np.ndarray]:
+            rows = tf.data.Dataset.range(0, num_images, step).map(decode, tf.data.AUTOTUNE, deterministic=True)
+            return rows.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+
+        sizes = [image.size for image in decoded(max(1, num_images // 16))]
+        if sum(sizes) * num_images > DECODED_BYTES * len(sizes):
+            return None
+        pixels, ends, shapes = np.empty(DECODED_BYTES, np.uint8), [0], []
+        for image in decoded(1):
+            ends.append(ends[-1] + image.size)
+            if ends[-1] > DECODED_BYTES:
+                return None
+            pixels[ends[-2] : ends[-1]] = image.ravel()
+            shapes.append(image.shape)
+        return Decoded(pixels[: ends[-1]], ends, shapes, self._labels)
 
     def content(self) -> str:
         return images.content_of(self.paths) + hashlib.sha256(self._labels.astype('<i4').tobytes()).hexdigest()
@@ -311,8 +356,35 @@ class Files(Source):
         return jpeg
 
     def load(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.RaggedTensor]:
-        boxes = tf.RaggedTensor.from_row_lengths(tf.zeros([0, 4]), tf.zeros_like(rows))
-        return call_python(self.read, [rows], tf.string), tf.gather(self._labels, rows), boxes
+        return call_python(self.read, [rows], tf.string), tf.gather(self._labels, rows), _no_boxes(rows)
+
+
+class Decoded:
+    """The decoded images of a small set, all in memory, in the place of a Source.
+
+    Args:
+        pixels: Those of all images, uint8 [n], one image after the other.
+        ends: Where each image begins, and where the last one ends.
+        shapes: Height, width and 3 of each image.
+        labels: The class of each image.
+    """
+
+    def __init__(self, pixels: np.ndarray, ends: Sequence[int], shapes: Sequence[tuple[int, ...]], labels: np.ndarray):
+        self._pixels, self._ends, self._shapes = tf.constant(pixels), tf.constant(ends), tf.constant(shapes)
+        self._labels = tf.constant(labels)
+
+    def load(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.RaggedTensor]:
+        """Return (the rows, labels int32 [n], no boxes)."""
+        return rows, tf.gather(self._labels, rows), _no_boxes(rows)
+
+    def image(self, row: tf.Tensor) -> tf.Tensor:
+        """Return an image, uint8 [h, w, 3], RGB."""
+        pixels = self._pixels[self._ends[row] : self._ends[row + 1]]
+        return tf.ensure_shape(tf.reshape(pixels, self._shapes[row]), [None, None, 3])
+
+
+def _no_boxes(rows):
+    return tf.RaggedTensor.from_row_lengths(tf.zeros([0, 4]), tf.zeros_like(rows))
 
 
 def files_fingerprint(paths: Sequence[str]) -> str:

@@ -107,7 +107,7 @@ def test_input_from_jpegs_beside_pytorch(images, tmp_path, run):
     out = run(*arguments, f'--output_json={tmp_path}/b.json')
     rows = [line.split('fp32') for line in out.splitlines() if line.startswith('jpeg')]
     names = ['jpeg', 'jpeg all'][: len(os.sched_getaffinity(0))]
-    systems = ('ours', 'antialias', 'decode', 'torch', 'pillow')
+    systems = ('ours', 'antialias', 'decoded', 'decode', 'torch', 'pillow')
     expected = [(name, system) for name in names for system in systems]
     assert [(name.strip(), rest.split()[0]) for name, rest in rows] == expected
     stored = json.loads((tmp_path / 'b.json').read_text())['results']

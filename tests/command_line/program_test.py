@@ -1,5 +1,6 @@
 """Programs whose standard streams are closed or full."""
 
+import io
 import logging
 import subprocess
 import sys
@@ -88,6 +89,19 @@ def test_a_full_output_is_one_line(redirections, args, tmp_path):
             'same command again\n'
         )
         assert err.replace('a warning\n', '').count('\n') == 1
+
+
+def test_a_pipe_gets_a_line_as_soon_as_it_is_printed(monkeypatch):
+    pipe = io.BytesIO()
+    monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(io.BufferedWriter(pipe)))
+    seen = []
+
+    def body(values):
+        print('a word')
+        seen.append(pipe.getvalue())
+
+    assert run_program(['x.py'], '', absl_flags.FlagValues(), body) == 0
+    assert seen == [b'a word\n']
 
 
 def _log():

@@ -1,6 +1,7 @@
 """Streamed splits: order, resume, views and evaluation of encoded images; image files as a source."""
 
 import dataclasses
+import functools
 import hashlib
 import io
 import os
@@ -194,7 +195,7 @@ def test_training_gets_large_images_smaller_and_keeps_them(tmp_path, monkeypatch
     path = tmp_path / 'image'
     path.write_bytes(encode(image, kind))
     source = streamed.Files([path], [0])
-    reduced = source.for_crops(side)
+    reduced = source.for_training(1, Views(side // 2))
     first = reduced.read([0])[0]
     found = Image.open(io.BytesIO(first))
     assert found.size == expected[::-1] and found.format == 'JPEG'
@@ -205,7 +206,7 @@ def test_training_gets_large_images_smaller_and_keeps_them(tmp_path, monkeypatch
     whole = Image.open(io.BytesIO(source.read([0])[0]))
     assert whole.size == image.size  # evaluation sees all pixels
     monkeypatch.setattr(streamed, 'KEPT_BYTES', len(first) - 1)
-    assert source.for_crops(side).read([0])[0] == first  # whether it is kept makes no difference
+    assert source.for_training(1, Views(side // 2)).read([0])[0] == first  # whether it is kept makes no difference
     path.unlink()
     if is_unchanged:
         assert 'put it back' in message_of(reduced.read, [0])
@@ -238,6 +239,42 @@ def test_crops_of_training_come_from_reduced_images_and_its_middle_does_not(tmp_
     np.testing.assert_array_equal(middle, next(iter(split.evaluation_batches(4)))[0])
 
 
+@pytest.mark.parametrize('crop,size', [('torch', 12), ('tensorflow', 12), ('pad', 24)])
+@pytest.mark.parametrize('kind,mode', [('PNG', 'RGB'), ('PNG', 'L'), ('JPEG', 'RGB')])
+def test_a_small_set_is_decoded_once_and_gives_the_same_crops(crop, size, kind, mode, tmp_path, monkeypatch):
+    """Without subsampled colours, whose interpolation is another at the edge of a part, they are equal."""
+    random = np.random.default_rng(0)
+    for i in range(6):
+        image = Image.fromarray(random.integers(0, 256, (20 + i, 30, 3), np.uint8)).convert(mode)
+        exif = Image.Exif()
+        exif[0x0112] = 1 + i  # how to turn it
+        image.save(tmp_path / f'{i}.{kind.lower()}', exif=exif, **({'subsampling': 0} if kind == 'JPEG' else {}))
+    paths, labels = sorted(tmp_path.iterdir()), [0, 0, 0, 1, 1, 1]
+    views = Views(size, min_area=0.3, use_boxes=False, resize='antialias', crop=crop, uses_exif=True)
+    splits = [
+        streamed.StreamedSplit(
+            streamed.Files(paths, labels, decodes_once=once), 2, 'x', ('a', 'b'), 'none', views, (1, 0)
+        )
+        for once in (True, False)
+    ]
+    reads = []
+    read = streamed.Files.read
+    monkeypatch.setattr(streamed.Files, 'read', lambda source, rows: reads.extend(rows) or read(source, rows))
+    batches = [split.first(5).training_batches(2, num_epochs=3, seed=1) for split in splits]
+    assert sorted(reads) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]  # to tell how large they are, and to keep them
+    assert_same_batches(batches[0], list(batches[1].as_numpy_iterator()))
+    assert len(reads) == 10 + 3 * 4
+
+
+@pytest.mark.parametrize('sizes,is_kept', [((8, 8, 8), True), ((8, 8, 9), False), ((80, 80, 80), False)])
+def test_how_much_is_decoded_once_has_a_limit(sizes, is_kept, tmp_path, monkeypatch):
+    for i, size in enumerate(sizes):
+        Image.new('RGB', (size, 8)).save(tmp_path / f'{i}.png')
+    monkeypatch.setattr(streamed, 'DECODED_BYTES', 3 * 8 * 8 * 3)
+    source = streamed.Files(sorted(tmp_path.iterdir()), [0, 0, 1], decodes_once=True)
+    assert isinstance(source.for_training(3, Views(4)), streamed.Decoded) == is_kept
+
+
 def test_a_broken_file_is_named(tmp_path):
     good, text = tmp_path / 'good.jpg', tmp_path / 'text.png'
     cut = pathlib.Path(os.fsdecode(bytes(tmp_path) + b'/caf\xe9 "1".jpg'))  # a name that is no text
@@ -250,6 +287,9 @@ def test_a_broken_file_is_named(tmp_path):
         (text, 'known format; save it as JPEG'),
         (absent, 'does not exist; put it back'),
     ):
-        source = streamed.Files([good, path], [0, 1])
-        message = message_of(read_all, streamed.StreamedSplit(source, 2, 'x', ('a', 'b'), 'none', VIEWS))
-        assert message.startswith(f"'{path}' ") and reason in message
+        for once in (False, True):
+            source = streamed.Files([good, path], [0, 1], decodes_once=once)
+            split = streamed.StreamedSplit(source, 2, 'x', ('a', 'b'), 'none', VIEWS)
+            read = functools.partial(split.training_batches, 2) if once else functools.partial(read_all, split)
+            message = message_of(read)
+            assert message.startswith(f"'{path}' ") and reason in message

@@ -52,19 +52,24 @@ def test_kept_read_again_and_interrupted_are_equal(folder, tmp_path, monkeypatch
 
     monkeypatch.setattr(images, 'to_rgb_jpeg', counting)
     monkeypatch.setattr(streamed.Files, 'read', counting_reads)
-    train(folder, tmp_path / 'kept')
-    assert reads == {'train': 3 * 12, 'test': 4}
-    assert decoded == {(64, False): 12, (None, False): 2, (None, True): 2}  # the PNG files of the test
-    with pytest.raises(RuntimeError, match='killed'):
-        train(folder, tmp_path / 'killed', StopAt(5))
-    train(folder, tmp_path / 'killed')
-    assert_equal_runs(tmp_path / 'kept', tmp_path / 'killed')
+    # Each image is read once more, to tell how large all will be.
+    for name, num_reads, limit in (('decoded', 12 + 12, streamed.DECODED_BYTES), ('kept', 12 + 3 * 12, 0)):
+        monkeypatch.setattr(streamed, 'DECODED_BYTES', limit)
+        reads.clear()
+        decoded.clear()
+        train(folder, tmp_path / name)
+        assert reads == {'train': num_reads, 'test': 4}
+        assert decoded == {(64, False): 12, (None, False): 2, (None, True): 2}  # the PNG files of the test
+        with pytest.raises(RuntimeError, match='killed'):
+            train(folder, tmp_path / f'killed_{name}', StopAt(5))
+        train(folder, tmp_path / f'killed_{name}')
+        assert_equal_runs(tmp_path / name, tmp_path / f'killed_{name}')
 
     for module in (streamed, resnet_run_loop):
         monkeypatch.setattr(module, 'KEPT_BYTES', 0)
     reads.clear()
     decoded.clear()
     train(folder, tmp_path / 'read')
-    assert reads == {'train': 3 * 12, 'test': 3 * 4}
-    assert decoded == {(64, False): 3 * 12, (None, False): 3 * 2, (None, True): 3 * 2}
+    assert reads == {'train': 12 + 3 * 12, 'test': 3 * 4}
+    assert decoded == {(64, False): 12 + 3 * 12, (None, False): 3 * 2, (None, True): 3 * 2}
     assert_equal_runs(tmp_path / 'kept', tmp_path / 'read')
