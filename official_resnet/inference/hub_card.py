@@ -33,13 +33,14 @@ def require_place(output: pathlib.Path) -> None:
     with files.read_errors(path, 'pass another --output'):
         found = re.search(f'^{mark}$', str(files.read_bytes(path, 'text_bytes'), 'utf-8', 'replace'), re.MULTILINE)
     if not found:
-        raise UserError(f"'{path}' is not of this program and would be overwritten; pass an --output in another folder")
+        fault = f"'{path}' was not written by this program and would be overwritten"
+        raise UserError(f'{fault}; pass an --output in another folder')
     if found[1] != output.name and os.path.lexists(output.parent / found[1]):
         raise UserError(f"'{path}' describes {found[1]}, which is beside it; pass an --output in another folder")
 
 
 def of_run(network: pathlib.Path, card_path: pathlib.Path) -> dict[str, Any]:
-    """Return what is known of the training of a network: `dataset`, `accuracy`, `epoch`, `published`, all optional.
+    """Return what is known about the training of a network: `dataset`, `accuracy`, `epoch`, `published`, all optional.
 
     Args:
         network: The .keras file or the checkpoint. A run's model_dir has config.json and metrics.jsonl.
@@ -127,7 +128,7 @@ def _trained(run):
         return ', see below'
     if not run:
         return ', of which nothing is recorded beside it'
-    told = ' on own images' if run['dataset'].startswith('folder:') else f' on {run["dataset"]}'
+    told = ' on a folder of images' if run['dataset'].startswith('folder:') else f' on {run["dataset"]}'
     return f'{told} (test accuracy {run["accuracy"]:.4f} after epoch {run["epoch"]})' if 'accuracy' in run else told
 
 
@@ -144,10 +145,12 @@ def _interface(card, choice):
     resize = {'cover': 'its largest central part of that shape is resized', 'squash': 'it is resized as a whole'}
     made = resize.get(card.resize, f'its shorter side is resized to {card.resize}, and the centre is cropped')
     turned = 'turned as its EXIF says' if card.uses_exif else 'not turned as its EXIF says'
-    made = f'An image is prepared as in training: it is {turned}; of another size, {made} ({card.interpolation}).'
+    made = f'An image is prepared as in evaluation: it is {turned}; if it has another size, {made} '
+    made += f'({card.interpolation}).'
     if choice['to'] == 'torch':
-        network = 'float32 [n, c, h, w], normalised, under the names of torchvision (CIFAR networks: of akamaster)'
-        return f'The weights alone. The network of PyTorch takes {network}. {made}\n\n- normalisation: {how}'
+        result = 'The weights alone, under the names of torchvision (CIFAR networks: of akamaster). The network of '
+        result += 'PyTorch takes float32 [n, c, h, w], normalised.'
+        return f'{result} {made}\n\n- normalisation: {how}'
     if not choice['preprocessing']:
         result = f'- input: float32 {listed(card.net_size)}, {colours}; values 0..255 are normalised: {how}\n'
         result += f'- output: logits, float32 [{number}, {card.num_classes}]; softmax makes probabilities'
