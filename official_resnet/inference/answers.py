@@ -1,4 +1,4 @@
-"""Print what a network says of images: as a table for people, as JSON lines, or as CSV for a spreadsheet."""
+"""Format what a network says about images: as a table for people, as JSON lines, or as CSV for a spreadsheet."""
 
 import itertools
 import json
@@ -19,7 +19,7 @@ _OF_GUESS = ('name', 'id', 'probability')  # columns of CSV
 
 
 class Answer(NamedTuple):
-    """What is known of an image."""
+    """What predict_main says about an image."""
 
     file: pathlib.Path
     guesses: 'Sequence[Guess]'  # the likeliest first
@@ -28,7 +28,7 @@ class Answer(NamedTuple):
     explanation: dict[str, Any] | None  # {'index', 'name', 'file'}
 
 
-Format = tuple[str, Callable[[Answer], str]]  # the text before all answers, and that of an answer
+Format = tuple[str, Callable[[Answer], str]]  # the text before all answers, and the function that formats one
 
 
 def table(paths: Sequence[pathlib.Path], card: 'Card', top: int) -> Format:

@@ -33,7 +33,7 @@ class Input:
     resize: int | None = 256  # shorter side before the central crop of `size`; None resizes the whole image to `size`
     interpolation: str = 'bilinear'  # or 'bicubic'
     normalization: str | None = None  # a name in NORMALIZATIONS that replaces channels, scale, mean, std
-    exif: bool = True  # whether images are turned as EXIF says; your own are, even if those of the training were not
+    exif: bool = True  # whether images are turned as EXIF says: yes for a user's own, though training images were not
 
     @property
     def name(self) -> str:
@@ -86,7 +86,7 @@ def read_card(path: str | os.PathLike) -> Card:
 
 def require_buildable(spec: resnet_spec.ResNetSpec, source: str | os.PathLike) -> None:
     """Raise UserError if the network of a spec that `source` holds has more layers or weights than anybody builds."""
-    what, longest = f"the network of '{source}'", 1 << 64  # a printed number has an end
+    what, longest = f"the network of '{source}'", 1 << 64  # so that a message does not print a number without end
     bounds.require('network_layers', min(spec.resnet_size, longest), what, REMEDY)
     before, weights, most = spec.stem_filters or spec.filters, 0, bounds.limit('network_weights')
     for group, blocks in enumerate(spec.group_blocks):

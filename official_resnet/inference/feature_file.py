@@ -88,7 +88,7 @@ def collecting(path: str | os.PathLike, about: dict, num_features: int) -> Itera
 
     Args:
         path: The file to write; see `check_output`.
-        about: What decides the features, as JSON values. A folder of other features is refused.
+        about: What decides the features, as JSON values. A folder that holds other features is refused.
         num_features: Number of features of an image.
 
     Raises:

@@ -1,6 +1,6 @@
-"""The files that export_main writes: their names, precisions and packages, and which wishes are refused.
+"""The files that export_main writes: their names, precisions and packages, and which combinations are refused.
 
-Imports no TensorFlow, because mistakes are told before it is started.
+Imports no TensorFlow, because mistakes are reported before it starts.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ class Format:
     Attributes:
         runtime: What the user knows it as.
         suffix: How the file's name ends; '' for a folder.
-        packages: {module: distribution} of what writing and reading it need beyond this package.
+        packages: {module: distribution} that writing and reading it need beyond this package.
         dtypes: The precisions it can have.
         why: {precision that it cannot have: reason and remedy}.
-        is_graph: Whether the file can have preprocessing and a fixed batch size, or else holds only layers or weights.
+        is_graph: Whether the file can have preprocessing and a fixed batch size. Others hold only layers or weights.
         library, tags: What the Hugging Face hub calls the format, in the header of a model card.
     """
 
@@ -86,7 +86,7 @@ FORMATS = {
         '.safetensors',
         {'safetensors': 'safetensors'},
         ('float32',),
-        {'float16': 'is a matter of .half() in PyTorch', 'bfloat16': 'is a matter of .bfloat16() in PyTorch'}
+        {'float16': 'is what .half() makes in PyTorch', 'bfloat16': 'is what .bfloat16() makes in PyTorch'}
         | {'int8': _NO_INT8},
         False,
         'pytorch',
@@ -117,7 +117,7 @@ def require(to: str, dtype: str, preprocessing: bool, batch_size: int | None, ha
 
 
 def require_packages(to: str) -> None:
-    """Raise UserError if a package is missing without which a format cannot be written or compared."""
+    """Raise UserError if a package is missing that is needed to write a format or to compare it."""
     packages = FORMATS[to].packages
     if missing := [name for module, name in packages.items() if not importlib.util.find_spec(module)]:
         raise UserError(f'--to={to} needs {", ".join(missing)} (not installed here); {INSTALL}')

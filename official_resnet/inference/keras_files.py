@@ -86,10 +86,10 @@ def _num_values(weights, most):
 
 
 def _build(text, num_values, custom_objects):
-    """Return the network of a JSON text, if it has at most this number of weights. Only then, they are allocated."""
+    """Return the network of a JSON text, if it has at most this number of weights. Only then are they allocated."""
     config = json.loads(text)  # with Python's own limit of recursion
     if not isinstance(config, dict):
-        raise ValueError('its layers are no object')
+        raise ValueError('its layers are not a JSON object')
     config['compile_config'] = None
     _require_few_layers(config)
     pending = global_state.get_global_attribute(_PENDING)
@@ -98,7 +98,7 @@ def _build(text, num_values, custom_objects):
         with layers.deep_graph(), keras.StatelessScope(initialize_variables=False):  # variables have only shapes here
             model = keras.saving.deserialize_keras_object(config, dict(custom_objects or {}))
             if not isinstance(model, keras.Model):
-                raise ValueError('its layers are no network')
+                raise ValueError('its layers are not a network')
             shapes = [variable.shape for variable in model.weights]  # without the states of random generators
         count = sum(map(math.prod, shapes))
         if count > num_values:

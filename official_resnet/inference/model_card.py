@@ -68,7 +68,7 @@ def write_network(path: str | os.PathLike, model: 'keras.Model', remedy: str, ca
         path: NAME.keras. A card belongs beside it.
         model: The network. The file loads without this package.
         remedy: What the message of an error says after its advice, for example ' and run the same command again'.
-        card: The content of the card to write, too. A network is never without its card.
+        card: The content of its card, written before the network has its name, so that it is never without a card.
 
     Raises:
         UserError: The file cannot be written.

@@ -60,7 +60,7 @@ def restore_weights(
 ) -> tuple[dict[str, np.ndarray], dict, pathlib.Path]:
     """Return what `restore_latest` returns for a model_dir, but only the network's variables.
 
-    `use_weights` is 'average' or, if the training averaged its weights and those before are wanted, 'plain'.
+    `use_weights` is 'average', or 'plain' for the weights themselves, if the training also averaged them.
 
     Raises:
         UserError: There is no checkpoint. The message ends with `remedy`.
@@ -92,6 +92,4 @@ def require_keras_file(path: str | os.PathLike, remedy: str = REMEDY) -> None:
 def _of_network(arrays: dict[str, np.ndarray], use_weights: str) -> dict[str, np.ndarray]:
     """Return the arrays of the network's variables: their averages, if there are any and if they are wanted."""
     plain = {name: array for name, array in arrays.items() if not name.startswith(('optimizer/', AVERAGE))}
-    return {
-        name: arrays.get(AVERAGE + name, plain[name]) if use_weights == 'average' else plain[name] for name in plain
-    }
+    return {name: arrays.get(AVERAGE + name, plain[name]) for name in plain} if use_weights == 'average' else plain

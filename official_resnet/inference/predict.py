@@ -19,7 +19,7 @@ from official_resnet.inputs import augmentation
 from official_resnet.inputs.images import PREDICTION, decode
 from official_resnet.inputs.normalization import NORMALIZATIONS
 
-ImageLike = str | pathlib.Path | Image.Image | np.ndarray  # what can be named: a file, a PIL image or pixels
+ImageLike = str | pathlib.Path | Image.Image | np.ndarray  # what can be classified: a file, a PIL image or pixels
 
 
 class Guess(NamedTuple):
@@ -37,10 +37,10 @@ def load(
     """Return the network of a .keras file, a model_dir or a checkpoint in it, and its card.
 
     A model_dir stands for its model.keras, which is written when a run ends, or else for its newest checkpoint.
-    The network of the best test accuracy is model_dir/best.keras. If the training averaged its weights, these are the
-    averages; with use_weights='plain', those of the newest checkpoint are the weights themselves.
-    The network maps images [n, h, w, c], as network_input makes them, to logits [n, num_classes], or with
-    needs_head=False perhaps to features, if card.num_classes is 0.
+    The network of the best test accuracy is model_dir/best.keras. If the training averaged its weights, the network has
+    the averages; with use_weights='plain', it has the weights themselves, from the newest checkpoint.
+    The network maps images [n, h, w, c], as network_input makes them, to logits [n, num_classes]. With
+    needs_head=False it may have no classifier; then card.num_classes is 0, and it returns features.
 
     >>> model, card = load('demo_model')
     >>> card.num_classes

@@ -25,7 +25,7 @@ TURNS, TURN_SECONDS = 5, 0.3  # how often, and for at least how long each time, 
 
 
 class Tolerance(NamedTuple):
-    """What an exported network may differ from ours, or it is not written."""
+    """How much an exported network may differ from ours. If it differs by more, it is not written."""
 
     difference: float  # largest difference of a probability
     agreement: float  # least fraction of images with the same likeliest class
@@ -186,7 +186,7 @@ def of_files(
 
 
 def compare(got: np.ndarray, expected: np.ndarray) -> Comparison:
-    """Compare probabilities [n, num_classes]. NaN, or another shape, is the largest difference."""
+    """Compare probabilities [n, num_classes]. NaN, or another shape, counts as the largest difference."""
     if got.shape != expected.shape:
         return Comparison(len(expected), 1.0, 0.0)
     difference = np.abs(got - expected).max()
@@ -197,7 +197,7 @@ def compare(got: np.ndarray, expected: np.ndarray) -> Comparison:
 def rates(
     model: keras.Model, card: card_reader.Card, theirs: Run, images: np.ndarray, preprocessing: bool, batch_size: int
 ) -> tuple[float, float]:
-    """Return images per second of rewrite.compile_model and of `theirs`, in turns, the median of each."""
+    """Return images per second of rewrite.compile_model and of `theirs`, medians of turns in which they alternate."""
     images = images[np.arange(batch_size) % len(images)]
     call = rewrite.compile_model(model, (*card.net_size, card.num_channels))
     if preprocessing:

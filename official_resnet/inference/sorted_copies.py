@@ -1,7 +1,7 @@
 """Sort copies of images into a folder for each class. Imports no TensorFlow.
 
-A copy keeps the name of its image. If that name is taken by a file with other bytes, the copy gets a number; if by the
-same bytes, nothing is copied. So nothing is ever overwritten, and doing it again changes nothing.
+A copy keeps the name of its image. If a file of that name has the same bytes, nothing is copied; if it has others, the
+copy gets a number. So nothing is ever overwritten, and doing it again changes nothing.
 """
 
 import collections
@@ -20,7 +20,7 @@ from official_resnet import files, folders
 UNSURE = '_unsure'  # the folder of images whose class is not sure
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')  # in the name of a file, in Linux or in Windows
 _MAX_BYTES = 200  # of a name; file systems allow 255
-# Errors of link where there are no hard links, or no more.
+# Errors of os.link where the file system has no hard links, or allows no further one.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
 
@@ -57,8 +57,8 @@ def _folded(name):
 def copying(root: str | os.PathLike) -> Iterator[Callable[[pathlib.Path, str], pathlib.Path]]:
     """Yield copy(path, name), which copies a file into the folder `name` of `root`, and returns the path of the copy.
 
-    Folders are made for the first file that they get.
-    A kill or a power failure leaves no part of a copy, and no other process can lose a file to one.
+    A folder is made when it gets its first file. A kill or a power failure leaves no part of a copy. If the file system
+    has hard links, a copy never replaces a file that another process has made in the meantime.
 
     Raises:
         UserError: A folder or a file cannot be written.
