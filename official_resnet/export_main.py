@@ -12,9 +12,9 @@
 On two quiet cores of an AMD EPYC, a ResNet-50 took about half a minute in each format (n = 1). docs/export.md has the
 sizes and speeds: in int8, OpenVINO is 4.0 times and LiteRT 3.7 times as fast as our program in float32.
 
-The file is loaded in its own runtime and compared with the network on your images (--images, or else those of the
-calibration, or else random ones). Probabilities may differ by 1e-4 in float32, 0.02 in float16 and 0.1 in bfloat16;
-int8 must find the same class for 90 % of the images. A model card, README.md, is written beside the file.
+The file is loaded in its own runtime and compared with the network, on the images of --images, or else on those of the
+calibration, or else on random ones. Probabilities may differ by 1e-4 in float32, 0.02 in float16 and 0.1 in bfloat16;
+int8 must give the same class for 90 % of the images. A model card, README.md, is written beside the file.
 
 Without --preprocessing, the file takes the network's own input, float32, and returns logits. With it, it takes uint8
 images of the size in the network's card and returns probabilities; a SavedModel can also take JPEG and PNG files.
@@ -81,7 +81,7 @@ def _export(values):
     from official_resnet.training import devices
 
     path = values.model
-    network = network_files.find(path) if pretrained.find(path) is None else None  # the mistakes of a path come first
+    network = network_files.find(path) if pretrained.find(path) is None else None  # a wrong path is reported first
     has_calibration = values.calibration_images is not None
     formats.require(values.to, values.dtype, values.preprocessing, values.batch_size, has_calibration)
     if values.license is not None and not re.fullmatch(r'[a-z0-9][a-z0-9.-]*', values.license):
@@ -112,7 +112,7 @@ def _export(values):
 
 
 def _output(values):
-    """Return the path to write. Raise UserError if it is of another format, exists, or has an unusable name."""
+    """Return the path to write. Raise UserError if its suffix is not the format's, it exists, or it cannot be used."""
     output, row = pathlib.Path(values.output).expanduser(), formats.FORMATS[values.to]
     if row.suffix and output.suffix != row.suffix:
         raise UserError(f'--output={values.output} must end in {row.suffix} for --to={values.to}; pass another name')
@@ -168,7 +168,7 @@ def _given(values):
 
 
 def _torch(values, path, network, part, made, paths):
-    """Write PyTorch's weights, which checkpoints_tools verifies; return what the card and the terminal say of it."""
+    """Write PyTorch's weights, which checkpoints_tools verifies; return the text about them, see `_told`."""
     from checkpoints_tools import convert
     from official_resnet.inference import predict
 
@@ -182,7 +182,7 @@ def _torch(values, path, network, part, made, paths):
 
 
 def _graph(values, path, network, part, made, paths):
-    """Write a graph or a Keras model, compare it and measure it; return what the card and the terminal say of it."""
+    """Write a graph or a Keras model, compare it and measure it; return the text about it, see `_told`."""
     import numpy as np
 
     from official_resnet.inference import exporters, predict, rewrite, runtimes
@@ -221,7 +221,7 @@ def _told(name, told, size, speeds, where, batch_size):
     """Return ({what: result} for the model card, the lines of a table for a terminal)."""
     from official_resnet.inference import runtimes
 
-    turns = f'median of {runtimes.TURNS} turns, batch {batch_size}; other jobs may disturb'
+    turns = f'median of {runtimes.TURNS} turns, batch {batch_size}; other jobs may have slowed them down'
     rows = {'compared on': where, 'size': f'{size:.2f} MB'}
     lines = [f'{"file":26}{"MB":>8}{"difference":>12}{"same class":>12}{"images/s":>10}{"ours":>10}']
     for number, (what, comparison) in enumerate(told):

@@ -19,9 +19,9 @@ card is refused. Folders are searched for images. An image that cannot be read i
 probability}], is_unsure, copy: a file or null, explanation: {index, name, file} or null. With --csv, it becomes a row,
 with a column for each of them, and further columns for the classes of rank 2 to --top.
 
---copy_to copies each image into a folder for its likeliest class, or into _unsure if its probability is below
---min_probability. Nothing is overwritten: a copy that is there already stays, and another image of that name gets a
-number. Run again, it changes nothing, even if the copies lie in the folder that is searched.
+--copy_to copies each image into a folder for its likeliest class, or into _unsure if the probability of that class is
+below --min_probability. Nothing is overwritten: a copy that is there already stays, and another image of that name gets
+a number. The same command, run again, changes nothing, even if the copies lie in the folder that is searched.
 
 python -m official_resnet.weights.pretrained lists the names of published weights. --features writes a row for each
 image into --output (.npz, .csv or .parquet): `pre_logits` is the input of the classifier, `group3` the mean over the
@@ -69,10 +69,10 @@ def define_flags() -> flags.FlagValues:
     define.integer('top', 5, 'Number of classes to name for each image.', None, 1, None)
     define.boolean('json', False, 'Print one line of JSON for each image.')
     define.boolean('csv', False, 'Print CSV for a spreadsheet, with one row for each image.')
-    define.string('copy_to', None, 'Folder in which each image is copied into a folder for its class.')
+    define.string('copy_to', None, 'Copy each image into a folder for its class, below this folder.')
     text = 'Mark an image as unsure if its best probability is lower; --copy_to then copies it into _unsure.'
     define.number('min_probability', 0.0, text, None, 0.0, 1.0)
-    define.string('labels', None, "Text file with the names of the classes, one on each line, that replace the card's.")
+    define.string('labels', None, "Text file of class names, one on each line, to use in place of the card's.")
     define.boolean('explain', False, 'Save NAME_grad_cam.png: where the network sees the class (arXiv:1610.02391).')
     define.string('explain_class', None, 'Number, name or WordNet id of the class to explain; default: the likeliest.')
     define.string('output_dir', '.', 'Folder to save explanations in.')
@@ -105,7 +105,7 @@ def _run(values, arguments):
         raise UserError('--json and --csv cannot be used together; pass one of them')
     if values.copy_to == '':
         raise UserError('--copy_to= is empty; pass a folder')
-    writes_files = values.features or values.explain or values.copy_to  # which a reader that leaves must not end
+    writes_files = values.features or values.explain or values.copy_to  # a reader that leaves is an error for these
     with contextlib.nullcontext() if writes_files else program.reader_may_leave():
         return _answer(values, arguments)
 
@@ -119,7 +119,7 @@ def _answer(values, arguments):
     if values.features:
         feature_file.check_output(values.output)
     path, published = values.model, pretrained.find(values.model)
-    if published:  # mistakes are told before anything is fetched
+    if published:  # mistakes are reported before anything is fetched
         _require_features(values.features, resnet_variants.find_spec(published.network), has_head=True)
     else:
         network = _network(path, values.features)
@@ -137,7 +137,7 @@ def _answer(values, arguments):
 
 
 def _network(path, features):
-    """Return the files of the network, which has the layers of --features. TensorFlow is not imported yet."""
+    """Return the files of the network, without TensorFlow. Raise UserError if it lacks the layers of --features."""
     from official_resnet.inference import network_files
 
     network = network_files.find(path, needs_head=not features)
@@ -156,7 +156,7 @@ def _require_features(name, spec, has_head):
 
 
 def _name_images(values, path, network, paths, devices):
-    """Print the likeliest classes of each image, and copy or explain it; return how many images can be read."""
+    """Print the likeliest classes of each image, and copy or explain it; return how many images were read."""
     from official_resnet.inference import answers, card_reader, sorted_copies
 
     card = network.card
@@ -203,7 +203,7 @@ def _copier(values, card):
 
 
 def _write_features(values, path, network, paths, devices):
-    """Write the features of each image into --output; return how many images can be read."""
+    """Write the features of each image into --output; return how many images were read."""
     from official_resnet.inference import feature_file
 
     card, name, size = network.card, values.features, values.batch_size
@@ -267,8 +267,8 @@ def _batches(paths, card, batch_size):
 def find_images(arguments: Sequence[str], copy_to: str | None = None) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     """Return (the image files that the arguments name or contain, in order; arguments that do not exist).
 
-    Skipped arguments are reported on stderr. Of folders, explanations are left out, and what lies in the folder
-    `copy_to`: the copies of an earlier run.
+    Skipped arguments are reported on stderr. What earlier runs wrote is left out: explanations that lie in the folders,
+    and everything in the folder `copy_to`.
 
     Raises:
         UserError: An argument is a URL, or lies in `copy_to`.
@@ -330,7 +330,7 @@ def class_index(card: 'Card', text: str) -> int:
 
 
 def _explained_class(values, card):
-    """Return the number of the class of --explain_class, if any. --output_dir can be written, if --explain needs it."""
+    """Return the number of the class of --explain_class, or None. Raise UserError if a folder cannot be written to."""
     chosen = None if values.explain_class is None else class_index(card, values.explain_class)
     if values.explain:
         folders.require_writable(pathlib.Path(values.output_dir).expanduser(), 'output_dir')

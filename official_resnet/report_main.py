@@ -7,10 +7,10 @@
     python report_main.py run_a run_b run_c --output_dir DIR    # compare them
 
 The page has the curves of the training, the accuracy with its confidence interval, precision, recall and F1 of each
-class, the confusions, the calibration, the surest mistakes and the least sure hits with Grad-CAM, filters and feature
-maps of an image (--image), the architecture and the configuration. It needs neither a network nor a server, and has no
-JavaScript. Beside report.html are report.json, per_class.csv, confusion.csv and images.csv, with a row for each image.
-A comparison writes comparison.html, .json and .csv.
+class, the confusions, the calibration, the most confident mistakes and the least confident hits with Grad-CAM, filters
+and feature maps of an image (--image), the architecture and the configuration. It works offline, needs no server, and
+has no JavaScript. Beside report.html are report.json, per_class.csv, confusion.csv, and images.csv with a row for each
+image. A comparison writes comparison.html, .json and .csv.
 
 On two cores, while other jobs were running, the report on a ResNet-20 and the 10,000 test images of CIFAR-10 took 62
 and 85 seconds (n = 2); the page has 0.3 MB. Networks and images of ImageNet: not yet measured.
@@ -42,11 +42,11 @@ try:
 except ModuleNotFoundError as error:  # run by its path, without an installation
     sys.exit(f"{error}; run 'pip install .' in the folder of the repository")
 
-DATASETS = [name for name in other_datasets.DATASETS if name != 'synthetic224']  # which only measures speed
+DATASETS = [name for name in other_datasets.DATASETS if name != 'synthetic224']  # that one only measures speed
 
 
 class Source(NamedTuple):
-    """A network to report on: what the user called it, and what can be known of it before TensorFlow starts."""
+    """A network to report on: what the user called it, and what is known about it before TensorFlow starts."""
 
     name: str
     path: str
@@ -101,7 +101,7 @@ def _run(values, runs):
 
 
 def _source(values, name):
-    """Return the Source of a network. Its test images are there, as far as that shows without TensorFlow."""
+    """Return the Source of a network. Raise UserError if its test images are missing, as far as that shows early."""
     from official_resnet.inference import network_files
 
     published, path = pretrained.find(name), name
@@ -152,7 +152,7 @@ def _config(values, name, network, model_dir):
 
 
 def _output_dir(values, source):
-    """Return the folder to write into, which is made. UserError: nothing can be written there."""
+    """Make the folder to write into, and return it. Raise UserError if nothing can be written there."""
     path = pathlib.Path(source.name).expanduser()
     default = path if path.is_dir() else path.with_name(f'{path.stem}_report')
     folder = pathlib.Path(values.output_dir or default).expanduser()
@@ -160,12 +160,12 @@ def _output_dir(values, source):
         folder = pathlib.Path(folder.name)
     with files.write_errors(f"output_dir '{folder}'", ' or pass another --output_dir'):
         files.make_folder(folder)
-        tempfile.TemporaryFile(dir=folder).close()  # or the test of all images would be for nothing
+        tempfile.TemporaryFile(dir=folder).close()  # fail now, not after the test of all images
     return folder
 
 
 def _subject(values, source, name):
-    """Load a network and open its test images: return the report.Subject."""
+    """Load a network, open its test images, and return the report.Subject."""
     from official_resnet import resnet_run_loop
     from official_resnet.command_line import evaluate_program
     from official_resnet.experiments import architecture_table
