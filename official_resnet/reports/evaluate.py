@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from official_resnet.inputs.split import Split
 
 TOP = 5  # guesses for each image, at most
-MAX_MATRIX = 20  # classes, of which a matrix can be read
+MAX_MATRIX = 20  # most classes for which a matrix can be read
 Report = dict[str, Any]  # see `report`
 
 
 class Guesses(NamedTuple):
-    """What a model says of n images. `rows` are their numbers in the split, if some of it have no class."""
+    """What a model says about n images. `rows` are their numbers in the split, some of whose images may be left out."""
 
     labels: np.ndarray  # int32 [n]
     classes: np.ndarray  # int32 [n, 5]: the likeliest class first
@@ -188,7 +188,7 @@ def write_files(folder: str | os.PathLike, texts: Mapping[str, str]) -> None:
     with files.write_errors(f"the report into '{folder}'", ' or pass another folder'):
         files.make_folder(folder)
         for name, text in texts.items():
-            # A name that was no text in the file system, or in a card, has lone surrogates, which UTF-8 lacks.
+            # A name that is not valid text in the file system, or in a card, has lone surrogates, which UTF-8 lacks.
             files.write_text(pathlib.Path(folder, name), text.encode('utf-8', 'backslashreplace').decode())
 
 

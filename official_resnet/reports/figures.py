@@ -91,7 +91,7 @@ def training_curves(model_dir: str | os.PathLike) -> pathlib.Path:
 
 
 def metrics_rows(model_dir: str | os.PathLike) -> list[dict[str, Any]]:
-    """Return checkpoints.read_metrics, which end at a damaged row; if there is one, print a line."""
+    """Return the rows of checkpoints.read_metrics, which end at a damaged row; if there is one, print a line."""
     rows, path = checkpoints.read_metrics(model_dir), pathlib.Path(model_dir, checkpoints.METRICS_FILE)
     num_lines = len(files.read_bytes(path).splitlines()) if path.is_file() else 0
     if len(rows) < num_lines:
@@ -101,7 +101,7 @@ def metrics_rows(model_dir: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def step_rows(model_dir: pathlib.Path, metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of steps.csv as {'step', 'loss', 'accuracy', 'learning_rate'}; of older runs one an epoch.
+    """Return the rows of steps.csv as {'step', 'loss', 'accuracy', 'learning_rate'}; for older runs, one per epoch.
 
     `metrics` are the rows of metrics.jsonl. Each row is about the steps since the row before it.
     """
@@ -123,7 +123,7 @@ def run_curves(runs: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> d
 
     Args:
         runs: {'curves': {'steps', 'test'}} of each run, see report.about_run.
-        words: The labels 'train', 'test' and 'step'. If there are several runs, the number of each, from 1, precedes.
+        words: The labels 'train', 'test' and 'step'. With several runs, the number (from 1) and name of each precede.
     """
     with matplotlib.rc_context(_OF_SVG):
         panels = {name: pyplot.subplots(figsize=_PANEL, layout='constrained') for name in ('loss', 'accuracy')}
@@ -154,7 +154,7 @@ def run_curves(runs: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> d
 
 
 def _fewer(rows):
-    """Return the means of rows of steps.csv that follow each other, at most MOST_POINTS of them, by the last step."""
+    """Return at most MOST_POINTS means of successive rows of steps.csv, each at the step of its last row."""
     every = -(-len(rows) // MOST_POINTS) or 1
     groups = [rows[start : start + every] for start in range(0, len(rows), every)]
     names = ('loss', 'accuracy')
@@ -187,7 +187,7 @@ def reliability(bins: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> 
 
 
 def _svg(figure, name):
-    """Return a figure as the text of an SVG element for a page, whose colour and font its texts take."""
+    """Return a figure as the text of an SVG element, whose texts take the colour and font of the page around it."""
     file, log = io.StringIO(), logging.getLogger('matplotlib.font_manager')
     level = log.level
     log.setLevel(logging.ERROR)
@@ -200,7 +200,7 @@ def _svg(figure, name):
     pyplot.close(figure)
     text = file.getvalue()
     text = re.sub(r'<metadata>.*?</metadata>|<style.*?</style>', '', text[text.index('<svg') :], flags=re.DOTALL)
-    text = re.sub(r'<g id="[\w.]+_\d+">', '<g>', text)  # such names come again in the next figure
+    text = re.sub(r'<g id="[\w.]+_\d+">', '<g>', text)  # the next figure would have the same ids
     text = re.sub(r' (width|height)="[\d.]+pt"', '', text)
     text = re.sub(r"'[^'\";]*(Sans|Serif)[^'\";]*'(, [^;\"]*)?", 'inherit', text)
     return re.sub(r'\n\s*', '\n', text.replace(_INK, 'currentColor'))

@@ -1,4 +1,4 @@
-"""Collect everything about a network and its test images that a report says, and compare several networks.
+"""Collect everything that a report says about a network and its test images, and compare several networks.
 
 The numbers are JSON values, which report.json holds and report_page shows. report_main.py calls this module.
 """
@@ -51,7 +51,7 @@ class Subject:
 
 
 def require_packages() -> None:
-    """Raise UserError if a package is missing without which there is no report."""
+    """Raise UserError if a package is missing that a report needs."""
     if missing := [name for module, name in PACKAGES.items() if not importlib.util.find_spec(module)]:
         names = ', '.join(missing)
         remedy = "run pip install -e '.[report]' in the folder of the repository"
@@ -76,11 +76,11 @@ def mcnemar(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
     0.5
 
     Args:
-        ours, theirs: Whether each network names each image rightly, bool [n].
+        ours, theirs: Whether each network classifies each image correctly, bool [n].
 
     Returns:
-        {'both', 'only_first', 'only_other', 'neither', 'p'}: numbers of images that both, one or none of them name
-        rightly, and the probability of a difference as large as this, or larger, if they are equally good.
+        {'both', 'only_first', 'only_other', 'neither', 'p'}: numbers of images that both, one or none of them classify
+        correctly, and the probability of a difference as large as this, or larger, if they are equally good.
     """
     from scipy import stats
 
@@ -91,7 +91,7 @@ def mcnemar(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
 
 
 def calibration(confidences: np.ndarray, hits: np.ndarray, num_bins: int = NUM_BINS) -> dict[str, Any]:
-    """Return how well the probability of the likeliest class tells how often it is right (arXiv:1706.04599 Eq. 3).
+    """Return how well the probability of the likeliest class says how often it is right (arXiv:1706.04599 Eq. 3).
 
     >>> calibration(np.array([0.9, 0.8, 0.8]), np.array([True, True, False]), num_bins=2)['ece']  # |2.5 - 2| / 3
     0.1666...
@@ -133,7 +133,7 @@ def about_run(model_dir: str | os.PathLike) -> dict[str, Any]:
 
 
 def progress(state: Mapping[str, Any], config: 'TrainConfig') -> dict[str, int]:
-    """Return how far the run of a checkpoint's state has come: {'step', 'last_step', 'epoch'}, all whole."""
+    """Return how far the run of a checkpoint's state has come: {'step', 'last_step', 'epoch' (finished ones)}."""
     per_epoch = max(state['data']['num_pictures'] // config.batch_size, 1)
     total = config.train_epochs * per_epoch
     last_step = min(total, config.max_train_steps or total)
@@ -141,12 +141,12 @@ def progress(state: Mapping[str, Any], config: 'TrainConfig') -> dict[str, int]:
 
 
 def guess(subject: Subject) -> evaluate.Guesses:
-    """Return what a network says of its test images."""
+    """Return what a network says about its test images."""
     with subject.test.input_errors():
         batches = subject.test.evaluation_batches(subject.batch_size, view=subject.view)
         found = evaluate.guess(subject.model, batches, subject.test_views)
     if not len(found.labels):
-        raise UserError(f'no image of {subject.test.name} is of a class of {subject.name}; pass images of its classes')
+        raise UserError(f'{subject.test.name} has no image of a class of {subject.name}; pass images of its classes')
     if not np.isfinite(found.probabilities).all():
         raise UserError(f'the outputs of {subject.name} are not finite: its training diverged; train it again')
     return found
@@ -209,7 +209,7 @@ def _mean(values):
 
 
 def _entry(subject, found, i):
-    """Return what is known of one of the images found."""
+    """Return what the gallery and images.csv say about the i-th image of `found`."""
     row, paths = int(found.rows[i]), subject.test.paths
     return {
         'image': row,
@@ -226,7 +226,7 @@ def write(report: Mapping[str, Any], subject: Subject, found: evaluate.Guesses, 
     names = [row['name'] for row in report['classes']]
     rows = []
     paths = subject.test.paths or [''] * subject.test.num_images
-    # Files are in a random order, so that the first are a fair sample.
+    # Images of a folder are in a random order, so that the first are a fair sample.
     for i in sorted(range(len(found.labels)), key=lambda i: paths[int(found.rows[i])]):
         entry = _entry(subject, found, i)
         entry |= {name: names[entry[name]] for name in ('label', 'guess')}

@@ -22,10 +22,10 @@ from official_resnet.reports.report_texts import TEXTS
 if TYPE_CHECKING:
     import keras
 
-MAX_CLASSES = 100  # with more, not each class has its row
-MAX_ROWS, MAX_PAIRS = 20, 30  # rows of the best and the worst classes, and of pairs: half of them below a matrix
+MAX_CLASSES = 100  # with more, only the best and the worst classes have a row
+MAX_ROWS, MAX_PAIRS = 20, 30  # rows of the best and of the worst classes; rows of pairs, or half as many with a matrix
 MAX_MAPS, COLUMNS = 16, 8  # feature maps of a layer; maps or filters side by side
-LEAST, QUALITY = 128, 85  # pixels to which smaller images of the gallery are enlarged; of their JPEGs
+LEAST, QUALITY = 128, 85  # pixels to which smaller images of the gallery are enlarged; quality of their JPEGs
 
 
 def gallery(subject: report.Subject, found: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
@@ -134,13 +134,13 @@ def _uri(image, kind, **options):
     return f'data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}'
 
 
-def show(found: Mapping[str, Any], language: str, pictures: Mapping[str, Any], looked: Mapping[str, Any]) -> str:
+def show(found: Mapping[str, Any], language: str, gallery_images: Mapping[str, Any], looked: Mapping[str, Any]) -> str:
     """Return the page of a report.
 
     Args:
         found: The report, see report.collect.
         language: One of report_texts.LANGUAGES.
-        pictures: What `gallery` returns.
+        gallery_images: What `gallery` returns.
         looked: What `inside` returns.
     """
     from official_resnet.reports import figures
@@ -167,7 +167,7 @@ def show(found: Mapping[str, Any], language: str, pictures: Mapping[str, Any], l
         curves=figures.run_curves([found], words) if has_curves else {},
         reliability=figures.reliability(found['calibration']['bins'], words),
         results=report.summary(found),
-        pictures=pictures,
+        gallery_images=gallery_images,
         inside=looked,
         settings=report.flatten(origin),
         unfinished=unfinished,
@@ -191,12 +191,11 @@ def _render(language, **values):
     source = importlib.resources.files(__package__).joinpath('report.html.jinja').read_text(encoding='utf-8')
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {'percent': _percent, 'line': _line, 'number': _number}
-    page = environment.from_string(source).render(t=TEXTS[language], version=official_resnet.__version__, **values)
-    return page
+    return environment.from_string(source).render(t=TEXTS[language], version=official_resnet.__version__, **values)
 
 
 def _short_path(folder, path):
-    """Return a path from the folder of the test images on; of others the last two parts."""
+    """Return a path relative to the folder of the test images; if it lies elsewhere, its last two parts."""
     inside = path.removeprefix(f'{folder}/')
     return inside if inside != path else '/'.join(pathlib.PurePath(path).parts[-2:])
 

@@ -23,12 +23,12 @@ TEXTS = {
         'steps': 'steps',
         'num_steps': '{count} steps',
         'unfinished': 'step {step} of {last_step}, unfinished',
-        'training': 'Course of the training',
+        'training': 'Training curves',
         'no_curves': 'The run has recorded no steps yet.',
         'no_tests': 'The run has not evaluated the test images yet; the numbers above are of its newest checkpoint.',
-        'loss_by_step': 'Loss by step. Training: of the loss that is trained, the mean since the point before (at most '
-        '50 points; steps.csv has all). Test: cross-entropy.',
-        'accuracy_by_step': 'Accuracy by step. Training: of the augmented images, the mean since the point before (at '
+        'loss_by_step': 'Loss by step. Training: the mean of the loss that is trained, since the previous point (at '
+        'most 50 points; steps.csv has all). Test: cross-entropy.',
+        'accuracy_by_step': 'Accuracy by step. Training: the mean on augmented images, since the previous point (at '
         'most 50 points; steps.csv has all).',
         'rate_by_step': 'Learning rate by step.',
         'train': 'training',
@@ -43,16 +43,17 @@ TEXTS = {
         'recall': 'recall',
         'f1_short': 'F1',
         'support': 'support',
-        'support_note': 'Precision: how many of the images that get this name have it. Recall: how many images of the '
-        'class get its name. F1: the harmonic mean of both. Support: the number of test images of the class.',
+        'support_note': 'Precision: the fraction of the images taken for this class that belong to it. Recall: the '
+        'fraction of the images of the class that are taken for it. F1: the harmonic mean of both. Support: the number '
+        'of test images of the class.',
         'confusions': 'Confusions',
-        'matrix': 'Rows are the true classes, columns the guesses. A cell has the number of images; the darker it is, '
-        'the larger a part of its row it has.',
+        'matrix': 'Rows are the true classes, columns the guesses. A cell has the number of images; the stronger its '
+        'colour, the larger its fraction of the row.',
         'true': 'true',
         'guessed': 'guessed',
         'pairs': 'The most frequent of {count} pairs of classes that are confused. confusion.csv has all of them.',
         'all_pairs': 'All pairs of classes that are confused ({count}), the most frequent first.',
-        'share': 'part of the true class',
+        'share': 'fraction of the true class',
         'no_mistakes': 'There are no mistakes.',
         'calibration': 'Calibration',
         'calibration_note': 'How often a guess is right, by the probability that the network gives it. A calibrated '
@@ -63,13 +64,13 @@ TEXTS = {
         'gallery': 'Gallery',
         'gallery_note': 'Beside each image, Grad-CAM shows where the network sees the class that it guesses: brighter '
         'means more.',
-        'surest_mistakes': 'The surest mistakes',
-        'least_sure_hits': 'The least sure hits',
+        'surest_mistakes': 'The most confident mistakes',
+        'least_sure_hits': 'The least confident hits',
         'caption': '{label}, taken for {guess} ({probability})',
         'hit_caption': '{label} ({probability})',
         'number': 'test image {number}',
         'grad_cam_of': 'Grad-CAM for {guess}',
-        'no_grad_cam': 'Without Grad-CAM: the network has no layers by the names of this project.',
+        'no_grad_cam': 'There is no Grad-CAM, because the layers of the network do not have the names of this project.',
         'inside': 'Inside the network',
         'filters': 'The filters of the first convolution, each scaled to the full range.',
         'chosen': 'The chosen image',
@@ -87,19 +88,19 @@ TEXTS = {
         'mcnemar': 'Are they different?',
         'mcnemar_note': "McNemar's exact test on the same images, each network against the first. A small p says that "
         'two networks that are equally good rarely differ so much. With p above 0.05, the images do not tell which one '
-        'is better. It says nothing of other seeds: train each configuration several times for that.',
+        'is better. The test says nothing about other seeds: for that, train each configuration several times.',
         'only_first': 'only the first is right',
         'only_other': 'only this one is right',
         'both': 'both are right',
         'neither': 'both are wrong',
         'p': 'p',
         'other_images': 'No test: its test images differ from those of the first.',
-        'differing_images': 'No test: {count} test images are only of one of the two, this one and the first.',
-        'other_classes': 'No test: it is tested on other classes than the first.',
+        'differing_images': 'No test: {count} test images belong to only one of the two, this network and the first.',
+        'other_classes': 'No test: it was tested on classes other than those of the first.',
         'differences': 'What differs in the configuration',
         'no_differences': 'Nothing differs.',
         'no_configuration': 'Networks that were not trained here have no configuration.',
-        'made_by': 'Made by report_main.py of official-resnet {version}. This file needs no network.',
+        'made_by': 'Made by report_main.py of official-resnet {version}. This file works offline.',
     },
     'zh': {
         'code': 'zh-CN',
@@ -144,7 +145,7 @@ TEXTS = {
         'support_note': '精确率：被判为该类的图像中判断正确的比例。召回率：该类图像中被判断正确的比例。'
         'F1：两者的调和平均数。样本数：该类测试图像的数量。',
         'confusions': '混淆情况',
-        'matrix': '行是真实类别，列是预测类别。格中是图像数；颜色越深，在该行中所占比例越大。',
+        'matrix': '行是真实类别，列是预测类别。格中是图像数；颜色越浓，在该行中所占比例越大。',
         'true': '真实',
         'guessed': '预测',
         'pairs': '共有 {count} 对类别被混淆，这里列出最常见的。全部见 confusion.csv。',

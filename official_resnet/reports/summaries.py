@@ -23,7 +23,7 @@ class Summaries(keras.callbacks.Callback, contextlib.AbstractContextManager):
 
     train: loss, accuracy, learning_rate, images_per_second (of the call that took the step) and gradient_norm.
     test: loss, accuracy, accuracy_top_5; confusion_matrix, an image, for up to evaluate.MAX_MATRIX classes;
-    confusions, a table; mistakes, images with their true and their guessed class, the surest first.
+    confusions, a table; mistakes, images with their true and their guessed class, the most confident first.
     """
 
     def __init__(self, folder: str):
@@ -84,8 +84,8 @@ class Summaries(keras.callbacks.Callback, contextlib.AbstractContextManager):
         if len(names) <= evaluate.MAX_MATRIX:
             shares = np.array(evaluate.matrix(about)) / np.maximum([[row['count']] for row in about['classes']], 1)
             image = np.kron(shares, np.ones((CELL, CELL)))[None, :, :, None].astype(np.float32)
-            tf.summary.image('confusion_matrix', image, description='Rows are the true classes; white is all of one.')
-        lines = ['true class | guess | images | part of the class', '---|---|---:|---:']
+            tf.summary.image('confusion_matrix', image, description='Rows are the true classes; white is a whole row.')
+        lines = ['true class | guess | images | fraction of the class', '---|---|---:|---:']
         for pair in about['confusions'][:MAX_PAIRS]:
             true, guessed = (names[pair[which]].replace('|', r'\|') for which in ('true', 'guessed'))
             lines.append(f'{true} | {guessed} | {pair["count"]} | {pair["share"]:.1%}')
