@@ -31,7 +31,7 @@ def train_view(
         image: A JPEG, string [], or what `decode_jpeg` makes of it, uint8 [h, w, 3]. At the edges of the part, the
             pixels of both may differ, because libjpeg interpolates the colours of their neighbours.
         boxes: ymin, xmin, ymax, xmax of each box, float32 [n, 4] in 0..1; n may be 0.
-        seed: Two integers, as a tensor or not. They are the only source of randomness.
+        seed: Two integers, a tensor or a list. They are the only source of randomness.
         flip: Whether to mirror at all.
         size: Height and width of the result, where they change; None: views.size.
     """
@@ -187,7 +187,7 @@ def orientation(data: tf.Tensor) -> tf.Tensor:
 
     Only ops of TensorFlow, because a SavedModel contains it.
     """
-    # The loop takes ten times as long as to decode a small image. The search takes longer than the loop in a large one.
+    # The loop takes ten times as long as decoding a small image. In a large one, the search takes longer than the loop.
     may_turn = (tf.strings.length(data) > SEARCHED_BYTES) | tf.strings.regex_full_match(data, _EXIF)
     return tf.cond(may_turn, lambda: _orientation(data), lambda: 1)
 

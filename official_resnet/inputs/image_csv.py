@@ -4,8 +4,9 @@
     cats/1.jpg,cat,train
     /elsewhere/2.png,dog,test
 
-Paths are absolute, or begin at the folder of the file. Without the column split, test images are set aside as in a
-folder. Other columns are ignored, unless one holds only names of splits. Semicolons or tabs may stand for the commas.
+Paths are absolute, relative to the folder of the file, or begin with ~/. Without the column split, test images are set
+aside as in a folder. Other columns are ignored; but without a column split, one that holds only names of splits is
+refused. Semicolons or tabs may replace the commas.
 """
 
 import collections
@@ -20,7 +21,7 @@ from official_resnet.errors import UserError
 from official_resnet.inputs import classes
 from official_resnet.inputs.listing import TEST_NAMES, TRAIN_NAMES, Listing, split_name
 
-COLUMNS = {  # the names of a column, in any case, with spaces for the underscores; the first that is there is used
+COLUMNS = {  # the names of a column, in upper or lower case, with _ or spaces; the first that is there is used
     'path': ('path', 'file_path', 'filepath', 'image_path', 'filename', 'file_name', 'file', 'image'),
     'label': ('label', 'class', 'category'),
     'split': ('split',),
@@ -30,7 +31,7 @@ REMEDY = 'pass a CSV file whose first line is path,label'  # the end of a messag
 
 
 class _Row(NamedTuple):
-    """A row: the file, what is written in its columns, and the number of its first line."""
+    """A row: the file, the values of its columns, and the number of its first line."""
 
     file: str
     path: str
@@ -83,7 +84,7 @@ def _rows(path):
     if not text.strip():
         raise UserError(f"image_list '{path}' is empty; {REMEDY}")
     found: dict[str, _Row] = {}
-    splits: dict[int, set[str]] = collections.defaultdict(set)  # what the words of each column stand for
+    splits: dict[int, set[str]] = collections.defaultdict(set)  # the splits that the values of a column stand for
     line = 1
     try:
         reader = csv.reader(io.StringIO(text), delimiter=_delimiter(text.partition('\n')[0]), strict=True)
@@ -146,14 +147,14 @@ def _require_files(path, rows):
 
 
 def _places(header):
-    """Return {'path', 'label' and 'split', if they are there: the number of their column}."""
+    """Return {key of COLUMNS: the number of its column}, without those that the header lacks."""
     names = [name.strip().casefold().replace(' ', '_') for name in header]
     found = {key: next((names.index(name) for name in known if name in names), None) for key, known in COLUMNS.items()}
     return {key: place for key, place in found.items() if place is not None}
 
 
 def _delimiter(line):
-    """Return the delimiter with which the first line names path and label, else that which it has most often."""
+    """Return the delimiter with which the first line names path and label, else the one that it has most often."""
     for delimiter in DELIMITERS:
         if {'path', 'label'} <= _places(next(csv.reader([line], delimiter=delimiter), [])).keys():
             return delimiter

@@ -3,8 +3,9 @@
     DIR/cats/1.jpg, DIR/dogs/a/b.png ...                   split at random by a seed, class by class
     DIR/train/cats/1.jpg ..., DIR/test/cats/7.jpg ...      already split; see listing.split_name
 
-A CSV file may stand for the folder, see image_csv. Upper and lower case of train and test do not matter. Each image is
-decoded once, by images.decode. What is not an image by its bytes, or cannot be decoded, is reported and left out.
+A CSV file may stand for the folder, see image_csv. Upper and lower case of train and test do not matter. In memory,
+each image is decoded once, by images.decode; before streaming, it is only inspected. What is not an image by its bytes,
+or turns out to be damaged then, is reported and left out.
 """
 
 import concurrent.futures
@@ -74,7 +75,7 @@ def read(folder: str | os.PathLike, split: str, **options: Any) -> tuple[np.ndar
             if there is a test folder.
         seed: Seed of the split and of the order.
         balance: Whether small classes of 'train' are repeated, see `balanced`.
-        log: Called with lines about the split and what is left out: with one for each image that cannot be read.
+        log: Called with each line about the split and about what is left out, such as an image that cannot be read.
 
     Raises:
         UserError: There are fewer than two classes, a class has no readable image, or the images need too much memory.
@@ -85,7 +86,7 @@ def read(folder: str | os.PathLike, split: str, **options: Any) -> tuple[np.ndar
 def balanced(labels: np.ndarray, seed: int = 0, log: Callable[[str], None] | None = None) -> np.ndarray:
     """Return rows of labels, int [n], that hold each class as often as the largest (oversampling, arXiv:1710.05381).
 
-    Each image comes equally often within its class, or once more. The order is random, so that the first rows are a
+    Within a class, the counts of two images differ by one at most. The order is random, so that the first rows are a
     fair sample of the classes.
 
     >>> rows = balanced(np.array([0, 0, 0, 1, 1]))
@@ -125,7 +126,7 @@ def _read(folder, split, *, image_size=32, channels=3, validation_fraction=0.1, 
 
 
 def _fault_of(path):
-    """Return why a file is not an image or a JPEG that is whole, or ''. Its pixels are not decoded."""
+    """Return why a file is not an image, or is a JPEG that is cut off; '' for a good one. No pixels are decoded."""
     try:
         images.require_whole(jpeg.inspect(read_bytes(path, 'image_bytes')))
     except ValueError as error:
@@ -294,7 +295,8 @@ def _files(folder, places, unlabelled=None, is_complete=True):
 
 
 def _report(listing, folder, split, image_size, log, test_size=None):
-    """Log what was understood, once for both splits, and what of a split is not used."""
+    """Log what was understood, with the training split only, and what each split does not use."""
+    root = folder if os.path.isdir(folder) else os.path.dirname(folder)
     if split == 'train':
         where = f"test images from '{listing.test_name}'" if listing.test_name else 'test images set aside at random'
         train, test = (_span(listing, name) for name in ('train', 'test'))
@@ -309,8 +311,6 @@ def _report(listing, folder, split, image_size, log, test_size=None):
             log(f"'{listing.unlabelled.name}' has no classes, so it is not used; to classify its images: {command}")
         if single := [listing.classes[label] for label in listing.untested()]:
             log(f'classes of one image, used for training and not tested ({len(single)}): {classes.listed(single)}')
-    root = folder if os.path.isdir(folder) else os.path.dirname(folder)
-    if split == 'train':
         _report_copies(listing, root, log)
     if others := sorted(os.path.relpath(path, root) for path in listing.others[split]):
         log(f'not images of a class, so not used ({len(others)}): {classes.listed(others)}')

@@ -7,9 +7,9 @@ transform gives exactly Pillow's pixels. Its fast transform, the default of offi
 255, and by 1.2 on average, for ImageNet's images.
 
 Rules for all formats: the first frame of an animation is used; transparency is ignored, even in a palette; inks of a
-CMYK JPEG are read as inverted if it has Adobe's marker, as in libjpeg; an image beyond `bounds` is refused. Of
-16-bit values, the upper byte is used. Values of floating point are 0..1, others are refused, and so are integers of 32
-bits, because nothing says which of them is white. Some rules depend on the caller:
+CMYK JPEG are read as inverted if it has Adobe's marker, as in libjpeg; an image beyond `bounds` is refused. Of 16-bit
+values, the upper byte is used. Floating-point values outside 0..1 are refused, and so are 32-bit integers, because
+nothing says which of them is white. Some rules depend on the caller:
 
 | rule                | FOLDER                              | PREDICTION           | SHARDS                         |
 |---------------------|-------------------------------------|----------------------|--------------------------------|
@@ -45,12 +45,12 @@ FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')  # Pillow's names
 JPEG_SUFFIXES = ('.jpeg', '.jpg')
 SUFFIXES = ('.bmp', '.gif', '.jpe', *JPEG_SUFFIXES, '.png', '.tif', '.tiff', '.webp')  # of files in FORMATS
 _SIXTEEN_BITS = (None, 'PNG', 'PPM')  # formats whose values are 0..65535 if Pillow reads them as 32-bit integers
-PIXELS_AT_A_TIME = 2**27  # that all threads decode at once; Pillow needs 4 bytes for a pixel of RGB, so 0.5 GB
+PIXELS_AT_A_TIME = 2**27  # most that all threads decode at once; Pillow needs 4 bytes for a pixel of RGB, so 0.5 GB
 LARGE_PIXELS = 2**24  # the memory of a larger image is given back to the system at once
 DRAFT_PIXELS = 2**25  # libjpeg reduces a JPEG that has more pixels as it decodes it, if a small image is wanted
 NUM_SAMPLES, SAMPLE_BYTES = 200, 2**16  # by which a run knows that its images are still those with which it began
 QUALITY = 100  # of images that are encoded again, as in TensorFlow's own build script
-REDUCED_QUALITY = 95  # of large images that training gets smaller, which keep half of the bytes
+REDUCED_QUALITY = 95  # of large images that are reduced for training; takes half of the bytes of QUALITY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _to_8_bits(image):
         return Image.fromarray((pixels >> 8).astype(np.uint8))  # the upper byte, as libpng does
     if image.mode == 'F':
         pixels = np.asarray(image)
-        if not 0 <= pixels.min() <= pixels.max() <= 1:  # NaN is not in it
+        if not 0 <= pixels.min() <= pixels.max() <= 1:  # also refuses NaN
             raise ValueError(f'values {pixels.min():g}..{pixels.max():g}, not 0..1; save it with 8 or 16 bits')
         return Image.fromarray((pixels * 255 + 0.5).astype(np.uint8))
     if image.mode == 'CMYK' and image.format in ('JPEG', 'MPO') and 'adobe_transform' not in image.info:
@@ -213,9 +213,9 @@ def to_rgb_jpeg(
             finds contradicting tables, but not all damage: libjpeg turns most damaged data into pixels.
         rules: FOLDER, or SHARDS, which does not turn images as EXIF says.
         keeps_grey: Whether to keep a JPEG of one component, which tf.io.decode_jpeg converts to three by itself.
-        keeps_exif: Whether to keep a JPEG that `rules` turn, because who decodes it turns it (encoded.orientation).
-        side: Pixels that are enough for the shorter side. An image of twice as many or more is divided by a whole
-            number, so that this many are left, and encoded at quality REDUCED_QUALITY.
+        keeps_exif: Whether to keep a JPEG that `rules` turn, because its decoder turns it (encoded.orientation).
+        side: Pixels that are enough for the shorter side. If it has twice as many or more, the image is divided by a
+            whole number that leaves at least this many, and encoded at quality REDUCED_QUALITY.
 
     Raises:
         ValueError: The image is broken; the message is the reason.
@@ -229,7 +229,7 @@ def to_rgb_jpeg(
 
     def encode(image) -> tuple[bytes, int, int]:
         buffer = io.BytesIO()
-        factor = min(image.size) // side if side else 1  # what libjpeg, which has reduced JPEGs, leaves to do
+        factor = min(image.size) // side if side else 1  # libjpeg has already reduced a JPEG in part
         image = image.reduce(factor) if factor > 1 else image
         quality = REDUCED_QUALITY if is_large or factor > 1 else QUALITY
         image.save(buffer, 'JPEG', quality=quality, subsampling=0)
@@ -302,7 +302,7 @@ def find_files(
     """
 
     def refuse(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):  # who asks says this of a folder that is missing
+        if not isinstance(error, FileNotFoundError):  # the caller reports a folder that is missing
             with files.read_errors(error.filename, 'pass another folder', 'folder '):
                 raise error
 
@@ -324,13 +324,13 @@ def find_files(
 
 
 def heic_line(others: Sequence[pathlib.Path]) -> str:
-    """Return a line on how to make images of those files that are HEIC by their names, or '' if none is."""
+    """Return a line that counts the files that are HEIC by their names and says how to convert them; '' for none."""
     count = sum(path.suffix.lower() in ('.heic', '.heif') for path in others)
     return f'{count} of these: {jpeg.HEIC}' if count else ''
 
 
 def content_of(paths: Sequence[str | os.PathLike]) -> str:
-    """Return a hash of the sizes of files, in this order, and of the beginnings of NUM_SAMPLES of them."""
+    """Return a hash of the sizes of files, in this order, and of the beginnings of some of them, see `samples`."""
     digest = hashlib.sha256()
     for i, path in enumerate(paths):
         with files.read_errors(path, 'put it back'):
@@ -342,7 +342,7 @@ def content_of(paths: Sequence[str | os.PathLike]) -> str:
 
 
 def samples(count: int) -> range:
-    """Return up to twice NUM_SAMPLES numbers in 0..count-1, the first among them, evenly spread."""
+    """Return fewer than twice NUM_SAMPLES numbers in 0..count-1, evenly spread, from 0 on."""
     return range(0, count, max(1, count // NUM_SAMPLES))
 
 

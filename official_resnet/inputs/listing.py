@@ -16,7 +16,7 @@ from official_resnet import files
 from official_resnet.errors import UserError
 
 TRAIN_NAMES = ('train', 'training')  # of folders, and in the column split of a list; the first that is there is used
-END_BYTES = 4096  # of a file, by which it is compared before it is read whole; the beginnings of a camera's are alike
+END_BYTES = 4096  # compared before files are read whole; the beginnings of a camera's files are alike
 TEST_NAMES = ('test', 'testing', 'val', 'validation', 'valid', 'dev', 'eval', 'evaluation')
 
 
@@ -41,7 +41,7 @@ class Listing(NamedTuple):
         return np.bincount([label for _, label in self.splits[split]], minlength=len(self.classes))
 
     def untested(self) -> list[int]:
-        """Return the labels whose only image is for training, although some of each class was to be set aside."""
+        """Return the labels of which no image could be set aside for testing, because each has only one."""
         return [] if self.test_name else np.flatnonzero(self.counts('test') == 0).tolist()
 
 
@@ -77,7 +77,7 @@ def set_aside(found: Listing, fraction: float, seed: int) -> Listing:
 
 
 def copies(sides: Iterable[Iterable[pathlib.Path]]) -> list[tuple[pathlib.Path, pathlib.Path]]:
-    """Return (a file, the first file with the same bytes) for each file whose first is of another, earlier side.
+    """Return (a file, the first file with the same bytes) for each file that has such a file in an earlier side.
 
     Only files of the same size are read, and only those with the same end are read whole. Empty files, and those that
     cannot be read, are no copies.

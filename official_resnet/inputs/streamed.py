@@ -27,7 +27,7 @@ from official_resnet.inputs.views import Views
 
 _FAULT = 'input fault: '  # marks the text of a UserError, as JSON, in TensorFlow's error
 _AT_DECODER = re.compile(rf'{{{{node [^}}]*\b{encoded.DECODER}/')  # how TensorFlow names the operation that failed
-KEPT_BYTES = 2**28  # of the images of a folder that were converted or reduced
+KEPT_BYTES = 2**28  # most that is kept of the images of a folder that were converted or reduced
 DECODED_BYTES = 2**28  # most that all training images of a folder may take to be decoded only once
 SHARDS_AT_A_TIME = 16  # number of shards that training mixes: 20,000 images or 2 GB of ImageNet's 1024 shards
 
@@ -286,7 +286,7 @@ class Files(Source):
     """Image files. An image that is not an RGB or grey JPEG is converted to one as it is read.
 
     For training, large images are reduced as well, see images.to_rgb_jpeg. What was converted or reduced is kept, up to
-    KEPT_BYTES, because both take far longer than to read a file.
+    KEPT_BYTES, because both take far longer than reading a file.
 
     Args:
         paths, labels: The files and their classes.
