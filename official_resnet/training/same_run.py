@@ -28,14 +28,14 @@ _FLAGS = {
 # What a run continues with, beside its config.
 _STATE = {'sums': ('loss', 'correct', 'steps', 'seconds'), 'best': ('accuracy', 'epoch'), 'evaluation': ()}
 _STATE['data'] = ('class_names', 'num_pictures')
-# What a training writes into model_dir, besides the parts that checkpoints.lock deletes; what report_main writes.
+# What a training writes into model_dir, besides the parts that checkpoints.lock deletes; below, what a report writes.
 WRITTEN = """checkpoints/step-*.npz features-train.npz features-test.npz model.keras best.keras model.card.json
     best.card.json config.json network.json track.json steps.csv metrics.jsonl curves.png events.out.tfevents.*
     train/events.out.tfevents.* test/events.out.tfevents.* validation/events.out.tfevents.*
     train/plugins/profile/*/*""".split()
 OF_REPORT = """report.json per_class.csv confusion.csv images.csv report.html comparison.html comparison.json
     comparison.csv""".split()
-# Folders of these, which are deleted if they are empty then.
+# Folders of these files, which are deleted once they are empty.
 _EMPTIED = 'checkpoints train/plugins/profile/* train/plugins/profile train/plugins train test validation'.split()
 
 
@@ -141,13 +141,7 @@ def _read_the_same(ours, theirs):
     return all(getattr(ours, name) == getattr(theirs, name) for name in names)
 
 
-def log_place(
-    does: str,
-    path: pathlib.Path,
-    epoch: int,
-    ours: TrainConfig,
-    state: dict,
-) -> None:
+def log_place(does: str, path: pathlib.Path, epoch: int, ours: TrainConfig, state: dict) -> None:
     """Log what is done with a checkpoint, its epoch and step, and what has changed since its state was stored."""
     theirs, used_onednn = stored_config(state, path), state.get('uses_onednn')
     # Older versions did not store it, nor did they set the variable, so that TensorFlow decided by the CPU
@@ -197,21 +191,21 @@ def difference(name: str, ours: Any, theirs: Any, word: str = 'not') -> str:
 
 
 def _data_flag(dataset):
-    """Return the flag that stands for a dataset, with its value; for one that a program has, its name."""
+    """Return the flag that stands for a dataset, with its value; for a program's own data set, its name."""
     kind, _, place = dataset.partition(':')
     flag = {'tfds': '--tfds', 'folder': '--image_list' if os.path.isfile(place) else '--image_folder'}.get(kind)
     return f'{flag} {place}' if flag else f"dataset '{dataset}'"
 
 
 def config_in(model_dir: str | os.PathLike) -> dict[str, Any]:
-    """Return the JSON values of the config in model_dir/config.json, or {} if that is missing or no run's."""
+    """Return the JSON values of the config in model_dir/config.json, or {} if that is missing or not that of a run."""
     path = pathlib.Path(model_dir, 'config.json')
     config = (path.is_file() and files.read_json(path) or {}).get('config')
     return config if isinstance(config, dict) and isinstance(config.get('spec'), dict) else {}
 
 
 def require_run(model_dir: str | os.PathLike) -> None:
-    """Raise UserError if a folder has files, but neither the config nor a checkpoint of a run, so that it is no run."""
+    """Raise UserError if a folder has files, but neither the config nor a checkpoint of a run."""
     folder = pathlib.Path(model_dir)
     if not folder.exists() or not any(path.name != checkpoints.LOCK for path in folder.iterdir()):
         return
