@@ -7,9 +7,9 @@
 
 Each run trains on the first images of each class of DIR/train, in a random order of its seed (0, 1, ...), and is tested
 on all of DIR/test. If DIR is not split, image_folder_main sets test images aside. With --data_dir, the IDX files of
-Fashion-MNIST or MNIST are first written as folders of PNG files below OUT. Each line of the table is a mean over the
-seeds: the accuracy of the network of the last epoch, the time of training and testing, and the greatest peak of the
-memory of a process. If the command is stopped, the same command continues where it was, and finished runs are kept.
+Fashion-MNIST or MNIST are first written as folders of PNG files below OUT. Each line of the table has, as means over
+the seeds, the accuracy after the last epoch and the time of training and testing, and the highest peak of a process's
+memory. If the command is stopped, the same command continues with the run that was stopped; finished runs are kept.
 """
 
 import collections
@@ -33,7 +33,7 @@ from official_resnet.errors import UserError
 from official_resnet.inputs import idx, image_folder
 
 SPLITS = {'train': 'train', 'test': 't10k'}  # folder: beginning of the names of the IDX files
-OWN = ('image_list', 'model_dir', 'seed')  # flags of image_folder_main that this program passes
+OWN = ('image_list', 'model_dir', 'seed')  # flags of image_folder_main that this program passes itself
 
 
 def define_flags() -> absl_flags.FlagValues:
@@ -42,10 +42,10 @@ def define_flags() -> absl_flags.FlagValues:
     define = Definer(values)
     define.string('image_folder', None, 'Folder that has train/CLASS and test/CLASS, or CLASS.')
     define.string('data_dir', None, 'Instead: folder of the IDX files of MNIST or Fashion-MNIST.')
-    text = 'Training images of each class, 0 for all; pass this flag again for each further number.'
+    text = 'Number of training images of each class, 0 for all; repeat the flag for more numbers.'
     absl_flags.DEFINE_multi_integer('per_class', [0], text, lower_bound=0, flag_values=values)
     define.integer('runs', 1, 'Number of runs with each number of images.', lower=1)
-    text = 'A flag of image_folder_main and its value, for example train_epochs=5; pass --set again for each further.'
+    text = 'A flag of image_folder_main and its value, for example train_epochs=5; repeat --set for more flags.'
     absl_flags.DEFINE_multi_string('set', [], text, flag_values=values)
     define.string('output_dir', None, 'Folder of the runs, which are kept. The same command continues them.')
     define.string('output_json', None, 'JSON file for all figures.')
