@@ -1,4 +1,4 @@
-"""Run although the caller closed a standard stream, for example by `2>&-`."""
+"""Let a program run even if its caller closed a standard stream, for example by `2>&-`."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ import sys
 def replace() -> None:
     """Open /dev/null in the place of each closed standard stream.
 
-    Python makes its object None. And the next file that is opened, for example a checkpoint, would take its number,
+    Python makes its object None, and the next file that is opened, for example a checkpoint, would take its number,
     under which TensorFlow's C++ code prints.
     """
     for number, name in enumerate(('stdin', 'stdout', 'stderr')):

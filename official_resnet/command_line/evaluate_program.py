@@ -57,7 +57,7 @@ def run(values: absl_flags.FlagValues, asked: TrainConfig, options: RunOptions, 
 
 
 def check_outputs(options: RunOptions) -> None:
-    """Raise UserError if --export_dir, --report or --track cannot be written, before a training finds that out."""
+    """Raise UserError if what --export_dir, --report or --track ask for cannot be written; called before a training."""
     if (name := options.track) and not importlib.util.find_spec(name):
         remedy = f"run pip install -e '.[{name}]' in the folder of the repository"
         raise UserError(f'--track={name} needs {name} (not installed here); {remedy}')
@@ -219,7 +219,7 @@ def open_for_card(
 
 
 def say_share(config: TrainConfig, remedy: str = '') -> None:
-    """Print how many images of --image_folder are evaluated, if that is a fraction that was set aside."""
+    """Print how many images of --image_folder are evaluated, if they were set aside at random."""
     if listing := _set_aside(config):
         num_test, num_train = (len(listing.splits[name]) for name in ('test', 'train'))
         chosen = f'set aside by --validation_fraction={config.validation_fraction:g} and --seed={config.seed}'
@@ -228,9 +228,9 @@ def say_share(config: TrainConfig, remedy: str = '') -> None:
 
 
 def say_if_changed(config: TrainConfig, test: 'Split', state: Mapping[str, Any]) -> None:
-    """Print a line if the test images were set aside, but are not those that the run of a checkpoint's state set aside.
+    """Print a line if the test images are not those that were set aside when the training of a checkpoint began.
 
-    One more image in a folder changes which are set aside.
+    One more image in a folder changes which are set aside. `state` is that of the checkpoint.
     """
     stored = state.get('data', {}).get('test_content')  # older checkpoints have none
     if stored and stored != test.content() and _set_aside(config):
@@ -253,7 +253,7 @@ def _set_aside(config):
 
 
 def with_classes_of(card: 'card_reader.Card', test: 'Split', path: str | os.PathLike) -> 'Split':
-    """Return a test split with the classes of a card; print how many are among its own, if not all are."""
+    """Return a test split with the classes of a card; print how many of its own are among them, if not all are."""
     from official_resnet.inputs import classes
 
     if not card.has_names:

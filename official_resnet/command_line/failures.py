@@ -20,8 +20,8 @@ _CONTINUING = re.compile(r'same command again(; it continues| to continue)')
 def ended(name: str, error: BaseException, is_process: bool, values: flags.FlagValues) -> int:
     """Print a line about an exception that ends the program `name`; return its exit code. Raise one that is a bug.
 
-    A signal ends the process, if the program is one. `values` are the flags: what --clean has deleted is not deleted
-    again by the command that continues.
+    If the program is a process of its own (`is_process`), a signal ends that at once. `values` are the flags: with
+    --clean, a message says to continue without it, because it would delete the run again.
     """
     if 'clean' in values and values['clean'].present and isinstance(error, UserError | Interrupted):
         error.args = (_CONTINUING.sub(r'same command without --clean\1', str(error)),)

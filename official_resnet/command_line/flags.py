@@ -154,7 +154,7 @@ class RunOptions:
         names = {hook.lower() for hook in HOOKS}
         wrong = [name for name in self.hooks if name.lower() not in names]
         if wrong:
-            raise UserError(f'--hooks={",".join(wrong)} must be one of {", ".join(HOOKS)}, in any case')
+            raise UserError(f'--hooks={",".join(wrong)} must be one of {", ".join(HOOKS)}; upper case does not matter')
         steps = re.fullmatch(r'(\d{1,9}),(\d{1,9})', self.profile_steps or '', re.ASCII)
         if self.profile_steps is not None and not (steps and int(steps[1]) <= int(steps[2])):
             raise UserError(f'--profile_steps={self.profile_steps}: pass the first and last step, for example 10,20')
@@ -287,7 +287,7 @@ def given_axes(values: flags.FlagValues) -> dict[str, str]:
 
 
 def recipe_of(values: flags.FlagValues, program: Program, recipe: str | None = None) -> dict[str, Any]:
-    """Return {flag: value} for a recipe, None: --recipe. It is the first one with its own changes, or --fine_tune's."""
+    """Return {flag: value} for a recipe, by default --recipe: the first one, with its own or --fine_tune's changes."""
     table = program.recipes[str(values['dataset'].value) if 'dataset' in values else next(iter(program.recipes))]
     first, name = next(iter(table)), recipe or str(values['recipe'].value)
     changes = program.fine_tune if values['fine_tune'].value and name == first else {}

@@ -1,6 +1,6 @@
-"""Choose the recipe, the batch size and the epochs of a training on a folder of images by their number.
+"""Choose the recipe, the batch size and the epochs of a training on a folder by the number of its images.
 
-The recipes are made for 50,000 images and more. On a hundred, official/resnet's 182 epochs would have one step each.
+The recipes are made for 50,000 images and more. With a hundred, official/resnet's 182 epochs would have one step each.
 image_folder_main also chooses the network and the size of its input, by the size of the images.
 """
 
@@ -25,7 +25,7 @@ from official_resnet.resnet_spec import POOLED_STEMS
 from official_resnet.training.config import PRETRAINED, TrainConfig, flags_of
 
 LARGE = 50_000  # training images of CIFAR-10; with as many, the recipes stay as they are
-BATCHES, LEAST_BATCH = 8, 8  # least number of batches in an epoch, unless they had fewer images than 8
+BATCHES, LEAST_BATCH = 8, 8  # least number of batches in an epoch, unless they would then have fewer than 8 images
 STEPS, MAX_EPOCHS = 1000, 100  # this project's: about 1,000 steps or more, unless that takes more than 100 epochs
 EVALUATIONS = 10  # this project's: least number in a training, however many test images there are
 SMALL = 48  # pixels; an ImageNet network divides the height and width of its input by 32
@@ -37,7 +37,7 @@ def choose(values: flags.FlagValues, program: Program, asked: TrainConfig) -> di
 
     That is --recipe=fast (classic_fast for CIFAR, small for small images in image_folder_main), --batch_size,
     --train_epochs and, with at least twice as many test images as training images, --epochs_between_evals. A flag that
-    the user passed is kept, and with his --recipe nothing is chosen. With --fine_tune, which stands for
+    the user passed is kept; if --recipe was passed, nothing is chosen. With --fine_tune, which stands for
     official/resnet's rate, the recipe stays. `asked` is the training that the flags describe.
 
     Raises:
@@ -95,7 +95,7 @@ def require_folder(values: flags.FlagValues) -> None:
 
 
 def require_other_files(dataset: str, folder: str | os.PathLike | None, flag: str) -> None:
-    """Raise UserError if the list of a data set is a file that is written into a folder; `flag` names the folder."""
+    """Raise UserError if files written into a folder would replace the list of a data set; `flag` names the folder."""
     from official_resnet.training import same_run
 
     path = dataset.removeprefix('folder:')
@@ -166,18 +166,18 @@ def input_side(pretrained: str | None) -> int | None:
 
     if row := weights.find(pretrained):
         return 224 if resnet_variants.find_spec(row.network).stem in POOLED_STEMS else 32
-    with contextlib.suppress(UserError):  # who reads it complains
+    with contextlib.suppress(UserError):  # reported when it is loaded
         return network_files.find(pretrained, needs_head=False).card.net_size[0]
     return None
 
 
 def fitting_batch(num_images: int, most: int) -> int:
-    """Return the largest power of two of which an epoch has 8, but 8 to `most`; all images if they are fewer than 8."""
+    """Return the largest power of two of which an epoch has 8 batches: 8 to `most`, and no more than all images."""
     return min(num_images, most, max(LEAST_BATCH, 2 ** int(math.log2(max(num_images // BATCHES, 1)))))
 
 
 def fitting_epochs(num_images: int, batch_size: int, least: int) -> int:
-    """Return the epochs that have 1,000 steps, at most 100, but at least those of the recipe.
+    """Return the number of epochs that have 1,000 steps together: at most 100, but at least `least`, the recipe's.
 
     If some images turn out to be unreadable, an epoch may lack a step.
     """

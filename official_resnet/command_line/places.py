@@ -59,7 +59,7 @@ def _is_read(folder, images):
     if not folder.is_relative_to(images):
         return False
     splits = set()
-    with contextlib.suppress(OSError):  # who reads it complains
+    with contextlib.suppress(OSError):  # reported when it is read
         splits = {split_name(name) for name in os.listdir(images)}
     is_split = splits & {*TRAIN_NAMES} and splits & {*TEST_NAMES}
     return not is_split or folder == images or bool(split_name(folder.relative_to(images).parts[0]))

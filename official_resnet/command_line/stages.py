@@ -24,8 +24,8 @@ def run(
 ) -> int:
     """Train both stages of --transfer=head,all, and return the exit code.
 
-    The first stage has a folder of its own, --model_dir with '_head' after its name, where it is kept. It is not
-    looked at again once the second has a checkpoint, so the same command continues in the stage that was stopped.
+    The first stage has a folder of its own, --model_dir with '_head' after its name, where its run is kept. Once the
+    second stage has a checkpoint, the first is not run again, so the same command continues the stage that was stopped.
     With --clean, the runs of both are deleted before the first.
 
     Args:
@@ -91,7 +91,7 @@ def _continues(model_dir, head_dir):
 
 
 def _clean(first, row, model_dir, head_dir):
-    """Delete the runs of both stages, after the flags of the first and what it reads have been found right.
+    """Delete the runs of both stages, after checking the flags of the first and what it reads.
 
     Raises:
         UserError: What is in head_dir is not the first stage of the run in model_dir, nor of this one.

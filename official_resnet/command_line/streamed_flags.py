@@ -1,4 +1,4 @@
-"""What the flags for streamed images, of imagenet_main, mean."""
+"""What the flags for streamed images mean, which imagenet_main and image_folder_main have."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +28,6 @@ def fields(values: flags.FlagValues, chosen: Mapping[str, Any], dataset: str) ->
     if is_imagenet and chosen.get('num_classes') in (1000, 1001):  # without or with the background (official/resnet)
         if values['background_class'].present and values.background_class != (chosen['num_classes'] == 1001):
             given = f'--{"" if values.background_class else "no"}background_class'
-            raise UserError(f'{given} has not {chosen["num_classes"]} logits; leave --num_classes out')
+            raise UserError(f'{given} does not have {chosen["num_classes"]} logits; leave --num_classes out')
         found |= {'background': chosen['num_classes'] == 1001, 'num_classes': None}
     return found

@@ -1,8 +1,8 @@
 """Log a run to Weights & Biases, MLflow or trackio, for --track; see docs/logging.md.
 
-Our loop takes several steps a call and numbers metrics by the step. The Keras callbacks that wandb and mlflow ship do
-not fit: WandbMetricsLogger counts calls as steps, and asks the schedule for the rate of that step; MlflowCallback logs
-either by step or by epoch, and evaluations without a step. trackio has none. So each has a few lines here.
+Our loop takes several steps in a call, and numbers metrics by the step. The Keras callbacks that wandb and mlflow ship
+do not fit: WandbMetricsLogger counts calls as steps, and asks the schedule for the rate of that step; MlflowCallback
+logs either by step or by epoch, and evaluations without a step. trackio has none. So each has a few lines here.
 """
 
 import contextlib
@@ -100,11 +100,11 @@ TRACKERS: dict[str, Callable[[], Any]] = {'wandb': Wandb, 'mlflow': Mlflow, 'tra
 
 
 class Track(keras.callbacks.Callback, contextlib.AbstractContextManager):
-    """Log a run to a tracker. What fails there is one line, after which the training goes on without the tracker.
+    """Log a run to a tracker. If that fails, a line says so, and the training goes on without the tracker.
 
     At each call of the loop: train/loss and train/accuracy, the means over its steps, learning_rate and
     images_per_second. After an evaluation: test/loss, test/accuracy and test/accuracy_top_5. The run has the name of
-    model_dir and the settings of config.json. Its id is kept in model_dir, so that a continued training continues it.
+    model_dir and the settings of config.json. Its id is kept in model_dir, so that a continued training logs to it.
     """
 
     def __init__(self, name: str, config: TrainConfig):
@@ -150,7 +150,7 @@ class Track(keras.callbacks.Callback, contextlib.AbstractContextManager):
             return
         try:
             call()
-        except Exception as error:  # noqa: BLE001  of whatever kind
+        except Exception as error:  # noqa: BLE001  a tracker may raise anything
             self._tracker = None
             reason = f'{type(error).__name__}: {error}'
             print(one_line(f'--track={self._name}: the training goes on without it ({reason})'), flush=True)

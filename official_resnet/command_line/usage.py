@@ -79,9 +79,10 @@ def with_flag_files(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
 
 
 def _require_flag_files(arguments, above, found):
-    """Raise UserError unless absl comes to an end with the flag files that arguments name, or lines of those `above`.
+    """Raise UserError if flag files that arguments name cannot be read, contain themselves, or are too many.
 
-    `found` are all so far. A pipe of the shell, /dev/fd/N, can be read only once, which absl does.
+    `above` are the files that contain these arguments, and `found` all files so far. A pipe of the shell, /dev/fd/N, is
+    left to absl, because it can be read only once.
     """
     for argument, value in zip(arguments, [*arguments, ''][1:], strict=True):
         name, equals, path = argument.strip().lstrip('\ufeff-').partition('=')
