@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -201,7 +202,8 @@ class StreamedSplit:
                 raise errors.UserError(json.JSONDecoder().raw_decode(text)[0]) from None
             if not _AT_DECODER.search(error.message):
                 raise
-            raise errors.UserError(f'an image of {self.name} cannot be decoded; {self.source.remedy}') from error
+            place = self.source.first_damaged(self.views) or f'an image of {self.name}'
+            raise errors.UserError(f'{place} cannot be decoded; {self.source.remedy}') from error
         except tf.errors.OutOfRangeError as error:  # what one of several devices may see of an error of another
             raise errors.UserError(f'an image of {self.name} cannot be read; {self.source.remedy}') from error
 
@@ -269,6 +271,10 @@ class Source(abc.ABC):
         """Return the image, as encoded.train_view takes it, of an element of what `load` returns."""
         return stored
 
+    def first_damaged(self, views: Views) -> str | None:
+        """Return the quoted path of the first image whose pixels cannot be decoded; None if that takes too long."""
+        return None
+
     @abc.abstractmethod
     def content(self) -> str:
         """Return a hash of the sizes of the files and of a sample of images, see split.Split.content."""
@@ -310,25 +316,38 @@ class Files(Source):
         reduced = Files(self.paths, self._labels, 2 * views.size)
         return (self._decodes_once and reduced._decoded(num_images, views)) or reduced
 
+    def first_damaged(self, views: Views) -> str | None:
+        logging.getLogger(__name__).info(f'looking for an image that cannot be decoded, among {self.num_images:,}')
+        num_whole = 0
+        try:
+            for _ in self._pixels(range(self.num_images), views):
+                num_whole += 1
+        except tf.errors.InvalidArgumentError:
+            return f"'{self.paths[num_whole]}'"
+        return None
+
+    def _pixels(self, rows, views):
+        """Yield the images of these numbers as encoded.decode_jpeg decodes them, uint8 [h, w, 3]."""
+
+        def decode(row) -> tf.Tensor:
+            return encoded.decode_jpeg(self.load(row[None])[0][0], views)
+
+        numbers = tf.data.Dataset.range(rows.start, rows.stop, rows.step)
+        decoded = numbers.map(decode, tf.data.AUTOTUNE, deterministic=True)
+        return decoded.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+
     def _decoded(self, num_images, views):
         """Return the first images as encoded.decode_jpeg decodes them; None if they take more than DECODED_BYTES.
 
         The images alone decide, because a part of a decoded image may differ from a decoded part. A few of them, evenly
         spread, tell first how large all will be.
         """
-
-        def decode(row) -> tf.Tensor:
-            return encoded.decode_jpeg(self.load(row[None])[0][0], views)
-
-        def decoded(step) -> Iterator[np.ndarray]:
-            rows = tf.data.Dataset.range(0, num_images, step).map(decode, tf.data.AUTOTUNE, deterministic=True)
-            return rows.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
-
-        sizes = [image.size for image in decoded(max(1, num_images // 16))]
+        rows = range(num_images)
+        sizes = [image.size for image in self._pixels(rows[:: max(1, num_images // 16)], views)]
         if sum(sizes) * num_images > DECODED_BYTES * len(sizes):
             return None
         pixels, ends, shapes = np.empty(DECODED_BYTES, np.uint8), [0], []
-        for image in decoded(1):
+        for image in self._pixels(rows, views):
             ends.append(ends[-1] + image.size)
             if ends[-1] > DECODED_BYTES:
                 return None

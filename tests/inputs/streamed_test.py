@@ -282,7 +282,11 @@ def test_a_broken_file_is_named(tmp_path):
     cut.write_bytes(IMAGES[0][0][:500])
     text.write_text('no image')
     absent = tmp_path / 'absent.jpg'
+    damaged = tmp_path / 'damaged.jpg'
+    tables = IMAGES[0][0].index(b'\xff\xc4')  # the first of Huffman's, which would have 255 codes of one bit
+    damaged.write_bytes(IMAGES[0][0][: tables + 5] + b'\xff' + IMAGES[0][0][tables + 6 :])
     for path, reason in (
+        (damaged, 'fix or remove it'),
         (cut, 'cut off'),
         (text, 'known format; save it as JPEG'),
         (absent, 'does not exist; put it back'),
