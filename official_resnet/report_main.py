@@ -178,8 +178,7 @@ def _subject(values, source, name):
     else:
         test, view = evaluate_program.open_for_card(config, card, source.name)
     state = _state(source) if is_run else {}
-    if is_run:
-        evaluate_program.say_share(config)
+    notes = evaluate_program.share_note(config) if is_run else []
     architecture = architecture_table.rows_of(card.spec, model.output_shape[-1], (*card.net_size, card.num_channels))
     if card.experiment:  # its blocks differ from those of the spec
         architecture |= {
@@ -187,7 +186,9 @@ def _subject(values, source, name):
             'multiply-adds': [f'{architecture_table.count_multiply_adds(model) / 1e6:,.0f} M'],
         }
     test = evaluate_program.with_classes_of(card, test, source.name)
-    evaluate_program.say_if_changed(config, test, state)
+    notes += evaluate_program.change_note(config, test, state)
+    for line in notes:
+        print(line)
     about = report.about_run(source.model_dir) if source.model_dir else {}
     if source.network.path.suffix == '.npz' and state:
         has_ended = (source.network.path.parents[1] / 'model.keras').is_file()

@@ -98,12 +98,12 @@ def _evaluate_run(values, asked, options, row, given):
     config = config.with_machine(data_dir=flags.data_dir_of(values, config.dataset))
     train_program.find_data(config, options, row, ('test',))
     own_images.require_other_files(config.dataset, options.eval_report, '--eval_report')
-    say_share(config)
+    _print(share_note(config))
     devices.start_tensorflow(machine.inter_op_threads, machine.intra_op_threads)
     from official_resnet import resnet_run_loop
 
     results = resnet_run_loop.evaluate(config)
-    say_if_changed(config, results['test'], state)
+    _print(change_note(config, results['test'], state))
     top_5 = f', top-5 {results["accuracy_top_5"]:.4f}' if results['test'].resize else ''
     print(
         f'epoch {results["epoch"]}, step {results["step"]}: test loss {results["loss"]:.4f}, '
@@ -181,7 +181,7 @@ def _evaluate_net(values, asked, options, row):
     network_files.find(path)
     train_program.find_data(asked, options, row, ('test',))
     own_images.require_other_files(asked.dataset, options.eval_report, '--eval_report')
-    say_share(asked, '; --validation_fraction=1 evaluates all')
+    _print(share_note(asked, '; --validation_fraction=1 evaluates all'))
     devices.start_tensorflow(machine.inter_op_threads, machine.intra_op_threads)
     from official_resnet.inference import predict
 
@@ -218,27 +218,34 @@ def open_for_card(
     return test.with_normalization(card.normalization), predict.encoded_view(card) if test.views else None
 
 
-def say_share(config: TrainConfig, remedy: str = '') -> None:
-    """Print how many images of --image_folder are evaluated, if they were set aside at random."""
-    if listing := _set_aside(config):
-        num_test, num_train = (len(listing.splits[name]) for name in ('test', 'train'))
-        chosen = f'set aside by --validation_fraction={config.validation_fraction:g} and --seed={config.seed}'
-        folder = config.dataset.removeprefix('folder:')
-        print(f'evaluating {num_test} of the {num_test + num_train} images of {folder}: those {chosen}{remedy}')
+def _print(lines):
+    for line in lines:
+        print(line)
 
 
-def say_if_changed(config: TrainConfig, test: 'Split', state: Mapping[str, Any]) -> None:
-    """Print a line if the test images are not those that were set aside when the training of a checkpoint began.
+def share_note(config: TrainConfig, remedy: str = '') -> list[str]:
+    """Return a line on how many images of --image_folder are evaluated, if they were set aside at random."""
+    if not (listing := _set_aside(config)):
+        return []
+    num_test, num_train = (len(listing.splits[name]) for name in ('test', 'train'))
+    chosen = f'set aside by --validation_fraction={config.validation_fraction:g} and --seed={config.seed}'
+    folder = config.dataset.removeprefix('folder:')
+    return [f'evaluating {num_test} of the {num_test + num_train} images of {folder}: those {chosen}{remedy}']
+
+
+def change_note(config: TrainConfig, test: 'Split', state: Mapping[str, Any]) -> list[str]:
+    """Return a line if the test images are not those that were set aside when the training of a checkpoint began.
 
     One more image in a folder changes which are set aside. `state` is that of the checkpoint.
     """
     stored = state.get('data', {}).get('test_content')  # older checkpoints have none
-    if stored and stored != test.content() and _set_aside(config):
-        folder = config.dataset.removeprefix('folder:')
-        print(
-            f'the images of {folder} are not those with which the training began, so it may have seen some of these '
-            'test images, and the accuracy may be too high; put back those images, or put others into a folder test'
-        )
+    if not stored or stored == test.content() or not _set_aside(config):
+        return []
+    folder = config.dataset.removeprefix('folder:')
+    return [
+        f'the images of {folder} are not those with which the training began, so it may have seen some of these '
+        'test images, and the accuracy may be too high; put back those images, or put others into a folder test'
+    ]
 
 
 def _set_aside(config):
