@@ -35,7 +35,7 @@ try:
     from official_resnet import checkpoints, damage, files
     from official_resnet.command_line import definer, program
     from official_resnet.errors import UserError, one_line
-    from official_resnet.inputs import datasets, other_datasets
+    from official_resnet.inputs import datasets, listing, other_datasets
     from official_resnet.reports import report, report_texts
     from official_resnet.resnet_spec import POOLED_STEMS
     from official_resnet.weights import pretrained
@@ -131,7 +131,7 @@ def _config(values, name, network, model_dir):
     from official_resnet.training.config import MachineConfig, TrainConfig
 
     own = values.image_folder or values.image_list
-    dataset = f'folder:{os.path.abspath(os.path.expanduser(own))}' if own else values.dataset
+    dataset = f'folder:{listing.absolute(own)}' if own else values.dataset
     data_dir = values.data_dir and os.path.expanduser(values.data_dir)
     if model_dir:
         with damage.reported(model_dir / 'config.json', 'train again, or pass the .keras file elsewhere'):
@@ -173,12 +173,13 @@ def _subject(values, source, name):
 
     config, is_run = source.config, source.is_run
     model, card = predict.load(source.path, config.use_weights if is_run else 'average')
+    state, notes = _state(source) if is_run else {}, []
     if is_run:
+        config, notes = evaluate_program.with_other_images(config, state)
+        notes = notes or evaluate_program.share_note(config)
         test, view = resnet_run_loop.read(config, 'test'), None
     else:
         test, view = evaluate_program.open_for_card(config, card, source.name)
-    state = _state(source) if is_run else {}
-    notes = evaluate_program.share_note(config) if is_run else []
     architecture = architecture_table.rows_of(card.spec, model.output_shape[-1], (*card.net_size, card.num_channels))
     if card.experiment:  # its blocks differ from those of the spec
         architecture |= {

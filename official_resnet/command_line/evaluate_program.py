@@ -98,8 +98,9 @@ def _evaluate_run(values, asked, options, row, given):
     config = config.with_machine(data_dir=flags.data_dir_of(values, config.dataset))
     train_program.find_data(config, options, row, ('test',))
     own_images.require_other_files(config.dataset, options.eval_report, '--eval_report')
-    _print(share_note(config))
     devices.start_tensorflow(machine.inter_op_threads, machine.intra_op_threads)
+    config, notes = with_other_images(config, state)
+    _print(notes or share_note(config))
     from official_resnet import resnet_run_loop
 
     results = resnet_run_loop.evaluate(config)
@@ -216,6 +217,24 @@ def open_for_card(
     if test.views and not test.views.uses_exif:  # ILSVRC2012 stays as it was published
         card = dataclasses.replace(card, uses_exif=False)
     return test.with_normalization(card.normalization), predict.encoded_view(card) if test.views else None
+
+
+def with_other_images(config: TrainConfig, state: Mapping[str, Any]) -> tuple[TrainConfig, list[str]]:
+    """Return the config of an evaluation, and a line if it is changed to test on all images of a folder or list.
+
+    That is if its images are not those of the training. If a folder was moved, or a list has its images, only those
+    that were set aside are for testing. `state` is that of the checkpoint.
+    """
+    trained, contents = state.get('config', {}).get('dataset'), state.get('data', {})
+    if config.dataset == trained or 'test_content' not in contents or not _set_aside(config):
+        return config, []
+    from official_resnet import resnet_run_loop
+
+    if resnet_run_loop.read(config, 'test').content() == contents['test_content']:
+        return config, []
+    folder = config.dataset.removeprefix('folder:')
+    line = f'the images of {folder} are not those of the training, so all are evaluated; if it has seen some of them, '
+    return dataclasses.replace(config, validation_fraction=1), [f'{line}the accuracy may be too high']
 
 
 def _print(lines):

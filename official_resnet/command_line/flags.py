@@ -91,7 +91,7 @@ class RunOptions:
         'validation, valid, dev) of these. Fewer than 50,000 images decide --recipe, --batch_size and --train_epochs.',
         is_path=True,
     )
-    image_list: str | None = _data(None, 'The same, in a CSV file that begins with path,label.', is_path=True)
+    image_list: str | None = _data(None, 'The same, in a CSV file (path,label) or in train.csv,test.csv.', is_path=True)
     use_synthetic_data: bool = _data(False, 'Train on synthetic images, without a download.', short='synth')
     download: bool = _data(True, 'Download a missing data set; --nodownload forbids it.')
     clean: bool = _data(False, 'First delete the run in --model_dir; with --transfer=head,all, its first stage too.')
@@ -152,8 +152,7 @@ class RunOptions:
     def __post_init__(self):
         object.__setattr__(self, 'image_folder', self.image_folder or self.image_list)  # image_folder reads both
         names = {hook.lower() for hook in HOOKS}
-        wrong = [name for name in self.hooks if name.lower() not in names]
-        if wrong:
+        if wrong := [name for name in self.hooks if name.lower() not in names]:
             raise UserError(f'--hooks={",".join(wrong)} must be one of {", ".join(HOOKS)}; upper case does not matter')
         steps = re.fullmatch(r'(\d{1,9}),(\d{1,9})', self.profile_steps or '', re.ASCII)
         if self.profile_steps is not None and not (steps and int(steps[1]) <= int(steps[2])):
@@ -218,8 +217,7 @@ def define_flag(values: flags.FlagValues, name: str, default: Any, kind: Any, ab
     """Define the flag of a field. `kind` is the field's type, `about` its metadata, see config.setting."""
     common: dict[str, Any] = {'help': about['text'], 'short_name': about.get('short'), 'flag_values': values}
     low, high = about.get('least', about.get('above')), about.get('most', about.get('below'))
-    words = about.get('words', about.get('choices'))
-    if words:
+    if words := about.get('words', about.get('choices')):
         flags.DEFINE_enum(name, default, words, **common)
     elif kind is bool:
         flags.DEFINE_boolean(name, default, **common)
@@ -341,7 +339,9 @@ def resolve(
     if options.tfds:
         dataset = f'tfds:{options.tfds}'
     elif options.image_folder:
-        dataset = f'folder:{os.path.abspath(options.image_folder)}'
+        from official_resnet.inputs.listing import absolute
+
+        dataset = f'folder:{absolute(options.image_folder)}'
     elif options.use_synthetic_data:
         dataset = program.synthetic
     chosen['data_dir'] = data_dir_of(values, dataset)

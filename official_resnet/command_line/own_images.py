@@ -21,6 +21,7 @@ from official_resnet import damage, files
 from official_resnet.command_line.flags import Program, recipe_of
 from official_resnet.errors import UserError
 from official_resnet.inputs import image_folder, images
+from official_resnet.inputs.listing import lists
 from official_resnet.resnet_spec import POOLED_STEMS
 from official_resnet.training.config import PRETRAINED, TrainConfig, flags_of
 
@@ -98,8 +99,9 @@ def require_other_files(dataset: str, folder: str | os.PathLike | None, flag: st
     """Raise UserError if files written into a folder would replace the list of a data set; `flag` names the folder."""
     from official_resnet.training import same_run
 
-    path = dataset.removeprefix('folder:')
-    if folder and dataset.startswith('folder:') and os.path.isfile(path):
+    if not folder or not dataset.startswith('folder:'):
+        return
+    for path in filter(os.path.isfile, lists(dataset.removeprefix('folder:'))):
         for written in itertools.chain(*map(pathlib.Path(folder).glob, same_run.WRITTEN + same_run.OF_REPORT)):
             if written.samefile(path):
                 fault = f"image_list '{path}' would be overwritten by what is written into {flag}={folder}"

@@ -40,6 +40,8 @@ def require(values: flags.FlagValues, chosen: Mapping[str, Any], program: Progra
     sources = [f'--{name}' for name in names if name in values and values[name].value]
     if len(sources) > 1:
         raise UserError(f'{" and ".join(sources)} cannot be used together; pass one of them')
+    if values['image_list'].present > 1:
+        raise UserError('--image_list was passed more than once; pass several lists at once: train.csv,test.csv')
     if values.fine_tune and values.transfer not in (None, 'head'):
         raise UserError(f'--fine_tune means --transfer=head, not --transfer={values.transfer}; pass one of them')
     optimizer = recipe_of(values, program, chosen.get('recipe')).get('optimizer', 'momentum')

@@ -49,6 +49,7 @@ OTHER_NAMES = {
     'depths': 'depth layers',
     'data_dir': 'data data_path dataset_dir',
     'image_folder': 'data_path image',
+    'image_list': 'train_list test_list val_list train_csv test_csv csv',
     'tfds': 'dataset',
     'model_dir': 'output output_dir checkpoint_dir save_dir resume',
     'output_dir': 'output',

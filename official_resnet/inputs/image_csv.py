@@ -1,12 +1,13 @@
-"""Your own images in a CSV file that has a row for each.
+"""Your own images in a CSV file that has a row for each, or in one for training and another for testing.
 
     path,label,split
     cats/1.jpg,cat,train
     /elsewhere/2.png,dog,test
 
-Paths are absolute, relative to the folder of the file, or begin with ~/. Without the column split, test images are set
-aside as in a folder. Other columns are ignored; but without a column split, one that holds only names of splits is
-refused. Semicolons or tabs may replace the commas.
+Paths are absolute, relative to the folder of the file, or begin with ~/. Backslashes, as on
+Windows, may stand for the slashes. Without the column split, the images of a second file are for testing, and without a
+second file, test images are set aside as in a folder. Other columns are ignored; but without a column split, one that
+holds only names of splits is refused. Semicolons or tabs may replace the commas.
 """
 
 import collections
@@ -14,6 +15,7 @@ import csv
 import io
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from official_resnet import files
@@ -31,34 +33,36 @@ REMEDY = 'pass a CSV file whose first line is path,label'  # the end of a messag
 
 
 class _Row(NamedTuple):
-    """A row: the file, the values of its columns, and the number of its first line."""
+    """A row: the image, the values of its columns, the number of its first line, and the list that has it."""
 
     file: str
     path: str
     label: str
     split: str
     line: int
+    place: str
 
 
-def list_files(path: str | os.PathLike) -> Listing:
-    """Return the Listing of a CSV file; without test images in its column split, all images are in 'train'.
+def list_files(paths: Sequence[str]) -> Listing:
+    """Return the Listing of CSV files. Without test images in a column split or a second file, all are in 'train'.
 
     Raises:
-        UserError: The file is not such a table, or it contradicts itself; an image is missing; a class has no image
-            for training, or there is one class only.
+        UserError: A file is not such a table, or they contradict each other; an image is missing; a class has no image
+            for training, or there is one class only. But all images may be for testing.
     """
+    found: dict[str, _Row] = {}
+    notes: list[str] = []
+    for number, path in enumerate(paths):
+        notes += _read(path, 'test' if number else 'train', found)
     parts: dict[str, list[_Row]] = {}
-    rows, notes = _rows(path)
-    for row in rows:
+    for row in found.values():
         parts.setdefault(split_name(row.split), []).append(row)
     train, test = (next((name for name in names if name in parts), '') for names in (TRAIN_NAMES, TEST_NAMES))
-    if not train:
-        raise UserError(f"'{path}' has no row for training; write train into the column split of some")
-    names = sorted({row.label for row in parts[train]})
-    if len(names) == 1:
-        raise UserError(f"'{path}' has one class only, '{names[0]}'; add rows of another")
+    names = sorted({row.label for row in parts[train or test]})
+    if train and len(names) == 1:
+        raise UserError(f"'{paths[0]}' has one class only, '{names[0]}'; add rows of another")
     if unknown := sorted({row.label for row in parts.get(test, ())} - set(names)):
-        raise UserError(f"'{path}' has test images of {classes.listed(unknown)}, but none for training; add some")
+        raise UserError(f"'{paths[-1]}' has test images of {classes.listed(unknown)}, but none for training; add some")
     numbers = {name: i for i, name in enumerate(names)}
     splits = {
         split: sorted(
@@ -74,8 +78,11 @@ def list_files(path: str | os.PathLike) -> Listing:
     return Listing(tuple(names), splits, {'train': [], 'test': []}, test_name, notes=tuple(notes))
 
 
-def _rows(path):
-    """Return ([_Row], [a line on what is ignored]) of a CSV file; without a column split, that of each is 'train'."""
+def _read(path, split, found):
+    """Add the rows of a CSV file to `found`, {image: _Row}, and return lines on what is ignored.
+
+    `split` is that of all rows, if there is no column for it.
+    """
     with files.read_errors(path, REMEDY, 'image_list '):
         try:
             text = files.read_text(path)
@@ -83,7 +90,7 @@ def _rows(path):
             raise UserError(f"image_list '{path}' is not UTF-8 text; save it as CSV in UTF-8") from None
     if not text.strip():
         raise UserError(f"image_list '{path}' is empty; {REMEDY}")
-    found: dict[str, _Row] = {}
+    rows: list[_Row] = []
     splits: dict[int, set[str]] = collections.defaultdict(set)  # the splits that the values of a column stand for
     line = 1
     try:
@@ -95,45 +102,48 @@ def _rows(path):
         line = reader.line_num + 1
         for values in reader:
             if any(map(str.strip, values)):
-                row = _row(path, columns, values, line)
-                _require_same(path, row, found.setdefault(os.path.normpath(row.file), row))
+                rows.append(row := _row(path, columns, values, line, split))
+                _require_same(row, found.setdefault(os.path.normpath(row.file), row))
                 for i in unsure:
                     splits[i].add(split_name(values[i]) if i < len(values) else '')
             line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"'{path}', line {line}: {error}; close its quotes, or {REMEDY}") from None
-    if not found:
+    if not rows:
         raise UserError(f"image_list '{path}' has a first line, but no rows; add a row for each image")
-    _require_files(path, [*found.values()])
+    _require_files(path, rows)
     if marked := [header[i].strip() for i in unsure if '' not in splits[i] and len(splits[i]) > 1]:
         fault = f"the column '{marked[0]}' has only the names of splits"
         raise UserError(f"image_list '{path}': {fault}; call it split, or remove it")
     few = classes.listed((header[i].strip() for i in ignored), 10)
-    return [*found.values()], [f'columns that are not used ({len(ignored)}): {few}'] if ignored else []
+    return [f'columns that are not used ({len(ignored)}): {few}'] if ignored else []
 
 
-def _row(path, columns, values, line):
+def _row(path, columns, values, line, split):
     """Return the _Row of the values in a line. Raise UserError if one is missing or is not a split."""
     where = f"'{path}', line {line}"
     values = {name: values[i].strip() if i < len(values) else '' for name, i in columns.items()}
     for name, value in values.items():
         if not value:
             raise UserError(f'{where}: the {name} is empty; write it, or remove the line')
-    split = values.get('split', 'train')
+    split = values.get('split', split)
     if not split_name(split):
         raise UserError(f"{where}: '{split}' is not a split; write train or test")
     place = os.path.expanduser(values['path']) if values['path'].startswith('~/') else values['path']
     file = os.path.join(os.path.dirname(path), place)
-    return _Row(file, values['path'], classes.canonical(values['label']), split, line)
+    if '\\' in file and not os.path.exists(file):
+        file = file.replace('\\', '/')
+    return _Row(file, values['path'], classes.canonical(values['label']), split, line, path)
 
 
-def _require_same(path, row, other):
+def _require_same(row, other):
     """Raise UserError if two rows of the same file contradict each other."""
     pairs = (row.label, other.label), (row.split, other.split)
     for (mine, theirs), form in zip(pairs, (str, split_name), strict=True):
         if mine != theirs and form(mine) != form(theirs):
-            fault = f"'{row.path}' is '{mine}' here, but '{theirs}' in line {other.line}"
-            raise UserError(f"'{path}', line {row.line}: {fault}; remove one of the lines")
+            place = f'line {other.line}' if other.place == row.place else f"'{other.place}', line {other.line}"
+            fault = f"'{row.path}' is '{mine}' here, but '{theirs}' in {place}"
+            raise UserError(f"'{row.place}', line {row.line}: {fault}; remove one of the lines")
 
 
 def _require_files(path, rows):

@@ -23,7 +23,7 @@ from official_resnet.damage import is_of_machine
 from official_resnet.errors import UserError, one_line
 from official_resnet.files import read_bytes
 from official_resnet.inputs import classes, images, jpeg
-from official_resnet.inputs.listing import TEST_NAMES, TRAIN_NAMES, Listing, copies, set_aside, split_name
+from official_resnet.inputs.listing import TEST_NAMES, TRAIN_NAMES, Listing, copies, lists, set_aside, split_name
 from official_resnet.inputs.other_datasets import default_normalization
 from official_resnet.inputs.split import Split
 from official_resnet.inputs.views import Views
@@ -156,20 +156,20 @@ def _rows(faults, paths, labels, listing, split, folder, log, options):
 
 
 def list_files(folder: str | os.PathLike, validation_fraction: float = 0.1, seed: int = 0) -> Listing:
-    """Return the Listing of a folder, or of a CSV file, see image_csv.
+    """Return the Listing of a folder, or of CSV files with commas between their paths, see image_csv.
 
     No file with the suffix of an image is opened. It raises what `read` and image_csv.list_files raise.
     """
-    folder = pathlib.Path(folder)
-    if folder.is_dir():
-        found = _list_folder(folder)
-    elif folder.is_file():
+    if os.path.isdir(folder):
+        found = _list_folder(pathlib.Path(folder))
+    else:
         from official_resnet.inputs import image_csv
 
-        found = image_csv.list_files(folder)
-    else:
-        remedy = 'pass --image_folder with a subfolder for each class, or --image_list with the columns path and label'
-        raise UserError(f"'{folder}' is neither a folder nor a file; {remedy}")
+        paths = lists(folder)
+        if missing := [path for path in paths if not os.path.isfile(path)]:
+            remedy = 'pass --image_folder with a subfolder for each class, or --image_list with the columns path and '
+            raise UserError(f"'{missing[0]}' is neither a folder nor a file; {remedy}label")
+        found = image_csv.list_files(paths)
     return found if found.test_name else set_aside(found, validation_fraction, seed)
 
 

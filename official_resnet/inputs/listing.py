@@ -20,6 +20,21 @@ END_BYTES = 4096  # compared before files are read whole; the beginnings of a ca
 TEST_NAMES = ('test', 'testing', 'val', 'validation', 'valid', 'dev', 'eval', 'evaluation')
 
 
+def lists(path: str | os.PathLike) -> list[str]:
+    """Return the CSV files of an --image_list, which may name several with commas between.
+
+    >>> lists('train.csv'), lists('train.csv,test.csv')
+    (['train.csv'], ['train.csv', 'test.csv'])
+    """
+    path = os.fspath(path)
+    return [path] if os.path.exists(path) else path.split(',')
+
+
+def absolute(path: str) -> str:
+    """Return the path of a folder, or of each list, from the root of the file system on."""
+    return ','.join(os.path.abspath(os.path.expanduser(part)) for part in lists(path))
+
+
 class Listing(NamedTuple):
     """The files of a folder or of a list, in the order of their labels."""
 
@@ -31,7 +46,9 @@ class Listing(NamedTuple):
     notes: tuple[str, ...] = ()  # lines on what else is not used
 
     def files(self, split: str) -> list[tuple[pathlib.Path, int]]:
-        """Return the files of a split. Raise UserError if all images are set aside for testing."""
+        """Return the files of a split. Raise UserError if all images are for testing."""
+        if not self.splits[split] and self.test_name:
+            raise UserError('all rows of the list are for testing; write train into the column split of others')
         if not self.splits[split]:
             raise UserError('--validation_fraction=1 leaves no image for training; lower it')
         return self.splits[split]

@@ -193,7 +193,10 @@ def difference(name: str, ours: Any, theirs: Any, word: str = 'not') -> str:
 def _data_flag(dataset):
     """Return the flag that stands for a dataset, with its value; for a program's own data set, its name."""
     kind, _, place = dataset.partition(':')
-    flag = {'tfds': '--tfds', 'folder': '--image_list' if os.path.isfile(place) else '--image_folder'}.get(kind)
+    flag = {
+        'tfds': '--tfds',
+        'folder': '--image_list' if os.path.isfile(place.split(',')[0]) else '--image_folder',
+    }.get(kind)
     return f'{flag} {place}' if flag else f"dataset '{dataset}'"
 
 

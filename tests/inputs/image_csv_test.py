@@ -1,6 +1,8 @@
 """Own images that a CSV file lists: the same as in folders, and what is a mistake."""
 
 import codecs
+import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -100,7 +102,6 @@ TWO = 'ant/train0.png,a\nant/train1.png,b\n'
         ('path,label,split\na/0.png,a,train\na/0.png,a,test\n', "line 3|'test'|'train' in line 2|remove"),
         ('path,label,split\nant/train0.png,a,fold1\n', "line 2|'fold1'|train or test"),
         ('path,label,split\nant/train0.png,a,\n', 'line 2|split is empty'),
-        ('path,label,split\nant/train0.png,a,test\n', 'no row for training|column split'),
         (
             'path,label,split\nant/train0.png,a,train\nant/train1.png,b,train\nant/test0.png,c,test\n',
             "'c'|none for training",
@@ -112,6 +113,41 @@ def test_mistakes(folder, text, words):
     message = message_of(image_folder.list_files, write(folder / 'whole', text))
     assert all(word in message for word in words.split('|')), message
     assert '\n' not in message and ('list.csv' in message)
+
+
+def test_a_second_list_is_for_testing(folder):
+    train = write(folder / 'whole', 'path,label\nant\\train0.png,b\nant/train1.png,a\n', 'train.csv')
+    test = write(folder, 'label;path\nb;whole\\ant\\test0.png\n', 'test.csv')
+    both = f'{train},{test}'
+    found = image_folder.list_files(both)
+    assert found.classes == ('a', 'b') and found.test_name == 'test'
+    names = {split: [(path.name, label) for path, label in files] for split, files in found.splits.items()}
+    assert names == {'train': [('train1.png', 0), ('train0.png', 1)], 'test': [('test0.png', 1)]}
+    write(folder, 'path,label\nwhole/ant/train0.png,b\n', 'test.csv')
+    message = message_of(image_folder.list_files, both)
+    assert f"'{test}', line 2" in message and f"'train' in '{train}', line 2" in message and 'remove' in message
+    assert "b.csv' is neither" in message_of(image_folder.list_files, f'{train},{folder}/b.csv')
+
+
+def test_a_list_of_test_images_can_only_be_tested(folder):
+    path = write(folder / 'whole', 'path,label,split\nant/train0.png,a,test\n')
+    for split, views in itertools.product(('test', 'train'), (None, Views(8, 8))):
+        opening = functools.partial(datasets.open_split, f'folder:{path}', split, views=views)
+        if split == 'test':
+            assert opening().num_images == 1
+        else:
+            assert 'column split' in message_of(opening)
+
+
+def test_a_comma_in_a_name_is_no_second_list(folder):
+    assert (
+        len(
+            image_folder.list_files(
+                write(folder / 'whole', 'path,label\n' + TWO + 'ant/train2.png,a\n', 'a,b.csv')
+            ).classes
+        )
+        == 2
+    )
 
 
 def test_a_list_that_is_not_utf_8(folder):

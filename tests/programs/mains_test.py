@@ -242,17 +242,36 @@ def test_a_list_of_the_images_is_trained_and_evaluated_like_their_folder(images,
     rows = [(path.relative_to(images), path.parts[-3:-1]) for path in (images / 'new').rglob('*.jpg')]
     rows = [f'{path},{name},{split}' for path, (split, name) in rows]
     (images / 'new.csv').write_text('\n'.join(['path,label,split', *rows]))
-    (images / 'again.csv').write_text('\n'.join(['path,label', *(row.rpartition(',')[0] for row in rows)]))
+    for split in ('train', 'test'):
+        own = [row.rpartition(',')[0] for row in rows if row.endswith(split)]
+        (images / f'{split}.csv').write_text('\n'.join(['path,label', *own]))
     train, test = 'cifar10_main -rs 8 -bs 16 -mts 2 --bn_momentum 0.1', 'cifar10_main --eval_only'
     losses = []
-    for source in (f'--image_folder={images}/new', f'--image_list={images}/new.csv'):
+    for source in (
+        f'--image_folder={images}/new',
+        f'--image_list={images}/new.csv',
+        f'--image_list={images}/train.csv,{images}/test.csv',
+    ):
         model_dir = tmp_path / str(len(losses))
         succeed(f'{train} --model_dir {model_dir} {source}')
         losses.append([row['loss'] for row in checkpoints.read_metrics(model_dir)])
-    assert losses[0] == losses[1] and len(losses[0]) == 2
+    assert losses[0] == losses[1] == losses[2] and len(losses[0]) == 2
     assert 'already finished' in succeed(f'{train} --model_dir {model_dir} {source}')
-    out = succeed(f'{test} --model_dir {model_dir} --image_list={images}/again.csv')
-    assert 'evaluating 4 of the 42 images' in out and '(4 images)' in out
+    assert '(10 images)' in succeed(f'{test} --model_dir {model_dir} --image_list={images}/test.csv')
+
+
+def test_other_images_are_all_tested_on_and_moved_ones_only_if_they_were_set_aside(images, tmp_path):
+    folder, run, moved = tmp_path / 'images', tmp_path / 'run', tmp_path / 'moved'
+    shutil.copytree(images / 'new' / 'train', folder)
+    succeed(f'cifar10_main --image_folder={folder} -rs 8 -bs 16 -mts 2 --bn_momentum 0.1 --model_dir={run}')
+    folder.rename(moved)
+    rows = [f'{path},{path.parent.name}' for path in (images / 'new' / 'test').rglob('*.jpg')]
+    (tmp_path / 'test.csv').write_text('\n'.join(['path,label', *rows]))
+    for command in f'cifar10_main --eval_only --model_dir={run}', f'report_main {run} --num_images=0':
+        assert 'of the 32 images' in succeed(f'{command} --image_folder={moved}')
+        said = succeed(f'{command} --image_list={tmp_path}/test.csv')
+        assert f'{tmp_path}/test.csv' in said and 'all are evaluated' in said and 'too high' in said
+        assert '(10 images)' in said or json.loads((run / 'report.json').read_text())['n'] == 10
 
 
 @pytest.mark.parametrize(
