@@ -230,11 +230,13 @@ def with_other_images(config: TrainConfig, state: Mapping[str, Any]) -> tuple[Tr
         return config, []
     from official_resnet import resnet_run_loop
 
-    if resnet_run_loop.read(config, 'test').content() == contents['test_content']:
-        return config, []
+    for fraction in (config.validation_fraction, 1):  # the second finds a list of the test images
+        config = dataclasses.replace(config, validation_fraction=fraction)
+        if resnet_run_loop.read(config, 'test').content() == contents['test_content']:
+            return config, []
     folder = config.dataset.removeprefix('folder:')
     line = f'the images of {folder} are not those of the training, so all are evaluated; if it has seen some of them, '
-    return dataclasses.replace(config, validation_fraction=1), [f'{line}the accuracy may be too high']
+    return config, [f'{line}the accuracy may be too high']
 
 
 def _print(lines):
