@@ -75,17 +75,19 @@ def split_name(name: str) -> str:
 def set_aside(found: Listing, fraction: float, seed: int) -> Listing:
     """Return a listing with a fraction of each class moved from 'train' to 'test'.
 
-    At least one image of a class is moved. Unless the fraction is 1, at least one is kept, if need be the only one.
+    At least one image of a class is moved. Unless the fraction is 1, at least one is kept, if need be the only one; if
+    it is 1, the images stay in their order.
 
     Raises:
         UserError: No class has two images.
     """
+    if fraction == 1:
+        return found._replace(splits={'train': [], 'test': found.splits['train']})
     parts: dict[str, list[tuple[pathlib.Path, int]]] = {'train': [], 'test': []}
     for label, group in itertools.groupby(found.splits['train'], lambda file: file[1]):
         of_class = list(group)
         order = np.random.default_rng([seed, 1, label]).permutation(len(of_class))
-        num_test = max(1, round(fraction * len(of_class)))
-        num_test = min(num_test, len(of_class) - 1) if fraction < 1 else len(of_class)
+        num_test = min(max(1, round(fraction * len(of_class))), len(of_class) - 1)
         parts['test'] += [of_class[k] for k in order[:num_test]]
         parts['train'] += [of_class[k] for k in order[num_test:]]
     if not parts['test']:
