@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from official_resnet import bounds, files
-from official_resnet.command_line.flags import Program, fields_of, settings
+from official_resnet.command_line.flags import Number, Program, fields_of, settings
 from official_resnet.command_line.program import HELP
 from official_resnet.errors import UserError
 
@@ -113,7 +113,7 @@ def help_of(argv: Sequence[str], doc: str, values: flags.FlagValues, row: Progra
     return text(doc, values, row)
 
 
-def fault(error: Exception, values: flags.FlagValues) -> object:
+def fault(error: Exception, values: flags.FlagValues) -> str:
     """Return what to say about an error of parsing; ValueError: --noflag=value, or a --flagfile that is not text."""
     if isinstance(error, flags.UnrecognizedFlagError):
         return unknown(error.flagname, values)
@@ -121,7 +121,20 @@ def fault(error: Exception, values: flags.FlagValues) -> object:
         return 'a --flagfile is not UTF-8 text; save it as UTF-8'
     if isinstance(error, RecursionError):  # absl's search for a similar name
         return 'a flag whose name has about a thousand characters is unknown'
-    return error
+    text = re.sub(r'\n(?=flags? )', '; ', str(error))  # absl shows a flag that was not passed as None
+    text = re.sub(r'\bflag --(\w+)=None: ', r'--\1 is missing: ', text)
+    text = re.sub(r'(?<= )\w+=None(, |(?=: ))', '', text).replace('flags : ', '').replace(', : ', ': ')
+    return text + _as_fraction(text, values)
+
+
+def _as_fraction(text, values):
+    """Return a remedy to append if the value that absl refuses is a fraction in percent, else ''."""
+    found = re.match(r'flag --(\w+)=(\d+\.?\d*) ?%?: ', text)
+    parser = values[found[1]].parser if found and found[1] in values else None
+    if not found or not isinstance(parser, Number) or (parser.upper_bound or 2) > 1:
+        return ''
+    fraction = float(found[2]) / 100
+    return '' if parser.is_outside_bounds(fraction) else f'; for {found[2]} %, pass {fraction:g}'
 
 
 def unknown(name: str, values: flags.FlagValues) -> str:

@@ -80,7 +80,7 @@ def define_flags() -> absl_flags.FlagValues:
     define.known('batch_size', 32, text='Number of images in a step; 128 for the first network.')
     define.known('dtype', 'auto', choices=experiment_program.DTYPES)
     experiment_program.define_list(define, 'ways', ','.join(WAYS), 'Ways to learn; all by default.', WAYS)
-    absl_flags.register_validator('image_folder', lambda path: path is not None, 'must be given', define.values)
+    absl_flags.register_validator('image_folder', lambda path: path is not None, 'pass a folder', define.values)
     return define.values
 
 

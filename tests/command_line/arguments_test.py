@@ -56,6 +56,16 @@ def test_any_arguments_are_taken_or_refused_in_one_line(program, data):
         assert code == 1 and err.startswith(f'{program}: ') and err.splitlines() == [err[:-1]] and not ran
 
 
+@pytest.mark.parametrize(
+    'line,words',
+    [*((program, '') for program in PROGRAMS), ('read_ckpt --input=x', '=x'), ('export_main --to=onnx -m=x', 'output')],
+)
+def test_a_flag_that_is_missing_is_named_without_a_value(line, words):
+    program, *args = line.split()
+    _, err = answer(program, args, PROGRAMS[program].define_flags(), lambda *given: None)
+    assert 'None' not in err and words in err
+
+
 @pytest.mark.parametrize('program', PROGRAMS)
 def test_help_fits_80_columns(program, capsys):
     with contextlib.suppress(SystemExit):
