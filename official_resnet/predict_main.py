@@ -14,14 +14,16 @@ On two cores, while other jobs were running, akamaster's ResNet-20 named 82 of 1
 correctly in 11 seconds (n = 1), most of which TensorFlow needed to start. ImageNet networks: not yet measured.
 
 The card beside the model, here resnet50.card.json, says how an image becomes the network's input. A model without a
-card is refused. Folders are searched for images. An image that cannot be read is reported and skipped; the exit code is
-1 if a path that was passed does not exist. With --json, each image becomes one line: file, classes: [{index, name, id,
+card is refused. Folders are searched for images. What cannot be read is reported, skipped and counted on the last line;
+the exit code is 1 if a path that was passed does not exist. In a terminal, long paths are shortened to fit the table
+into its width. With --json, each image becomes one line: file, classes: [{index, name, id,
 probability}], is_unsure, copy: a file or null, explanation: {index, name, file} or null. With --csv, it becomes a row,
 with a column for each of them, and further columns for the classes of rank 2 to --top.
 
 --copy_to copies each image into a folder for its likeliest class, or into _unsure if the probability of that class is
 below --min_probability. Nothing is overwritten: a copy that is there already stays, and another image of that name gets
-a number. The same command, run again, changes nothing, even if the copies lie in the folder that is searched.
+a number. The same command, run again, changes nothing, even if the copies lie in the folder that is searched. The last
+line counts the new copies and those that were there already.
 
 python -m official_resnet.weights.pretrained lists the names of published weights. --features writes a row for each
 image into --output (.npz, .csv or .parquet): `pre_logits` is the input of the classifier, `group3` the mean over the
@@ -33,6 +35,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import shutil
 import stat
 import sys
 from collections.abc import Sequence
@@ -123,17 +126,27 @@ def _answer(values, arguments):
         _require_features(values.features, resnet_variants.find_spec(published.network), has_head=True)
     else:
         network = _network(path, values.features)
-    paths, missing = find_images(arguments, values.copy_to)
+    paths, others, missing = find_images(arguments, values.copy_to)
     if not paths:
         raise UserError(_NO_IMAGE)
     if published:
         with contextlib.redirect_stdout(sys.stderr):  # what is fetched is not part of the output
             path = pretrained.resolve(path, values.cache_dir)
         network = _network(path, values.features)
-    num_read = (_write_features if values.features else _name_images)(values, path, network, paths, devices)
-    if skipped := len(paths) - num_read + len(missing):
-        _say(f'{num_read} {"written" if values.features else "classified"}, {skipped} skipped\n', sys.stderr)
+    counts = (_write_features if values.features else _name_images)(values, path, network, paths, devices)
+    num_read = next(iter(counts.values()))
+    if skipped := len(paths) - num_read + len(others) + len(missing):
+        counts['skipped'] = skipped
+    if len(counts) > 1:
+        _say(', '.join(f'{count} {what}' for what, count in counts.items()) + '\n', sys.stderr)
     return 1 if missing else 0
+
+
+def _start(path, devices):
+    """Start TensorFlow, which takes seconds; a terminal is told, as is the bar."""
+    if sys.stderr.isatty():
+        _say(one_line(f'loading {path}; TensorFlow starts first') + '\n', sys.stderr)
+    devices.start_tensorflow(1)  # one op at a time: the fastest in inference
 
 
 def _network(path, features):
@@ -156,17 +169,19 @@ def _require_features(name, spec, has_head):
 
 
 def _name_images(values, path, network, paths, devices):
-    """Print the likeliest classes of each image, and copy or explain it; return how many images were read."""
+    """Print the likeliest classes of each image, and copy or explain it; return {what was done: number of images}."""
     from official_resnet.inference import answers, card_reader, sorted_copies
 
     card = network.card
     card = card_reader.with_names(card, values.labels) if values.labels else card
-    explained, num_read = _explained_class(values, card), 0
-    write_format = answers.json_lines if values.json else answers.csv_rows if values.csv else answers.table
+    explained, counts = _explained_class(values, card), {'classified': 0}
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    as_table = functools.partial(answers.table, width=width)
+    write_format = answers.json_lines if values.json else answers.csv_rows if values.csv else as_table
     header, text_of = write_format(paths, card, values.top)
     with contextlib.ExitStack() as stack:
-        copy = stack.enter_context(_copier(values, card)) if values.copy_to else None
-        devices.start_tensorflow(1)  # one op at a time: the fastest in inference
+        copy = stack.enter_context(_copier(values, card, counts)) if values.copy_to else None
+        _start(path, devices)
         from official_resnet.inference import predict
 
         model, _ = predict.load(path)
@@ -175,10 +190,10 @@ def _name_images(values, path, network, paths, devices):
         for batch, images in stack.enter_context(contextlib.closing(_batches(paths, card, values.batch_size))):
             if not batch:
                 continue
-            if not num_read:
+            if not counts['classified']:
                 is_utf8 = 'utf' in (sys.stdout.encoding or 'utf').lower()
                 _say(header if is_utf8 else header.removeprefix('\ufeff'))
-            num_read += len(batch)
+            counts['classified'] += len(batch)
             probabilities = predict.probabilities(call, card, images)
             found = predict.guesses(card, probabilities, values.top)
             explanations = explain(batch, images, probabilities) if explain else [None] * len(batch)
@@ -186,31 +201,41 @@ def _name_images(values, path, network, paths, devices):
                 is_unsure = guesses[0].probability < values.min_probability
                 copied = copy(file, sorted_copies.UNSURE if is_unsure else guesses[0].index) if copy else None
                 _say(text_of(answers.Answer(file, guesses, is_unsure, copied, explanation)))
-    if not num_read:
+    if not counts['classified']:
         raise UserError(_NO_IMAGE)
-    return num_read
+    return counts
 
 
 @contextlib.contextmanager
-def _copier(values, card):
-    """Yield a function that copies a file into the folder of a class, given its number, or into another folder."""
+def _copier(values, card, counts):
+    """Yield a function that copies a file into the folder of a class, given its number, or into another folder.
+
+    It adds the copies to `counts`.
+    """
     from official_resnet.inference import sorted_copies
 
     folder = pathlib.Path(values.copy_to).expanduser()
     names = dict(enumerate(sorted_copies.folder_names(card.names, card.ids)))
+    counts |= {'copied': 0, 'already there': 0}
     with sorted_copies.copying(folder) as copy:
-        yield lambda path, place: copy(path, names.get(place, place))
+
+        def count(path, place) -> pathlib.Path:
+            copied, is_new = copy(path, names.get(place, place))
+            counts['copied' if is_new else 'already there'] += 1
+            return copied
+
+        yield count
 
 
 def _write_features(values, path, network, paths, devices):
-    """Write the features of each image into --output; return how many images were read."""
+    """Write the features of each image into --output; return {'written': number of images}."""
     from official_resnet.inference import feature_file
 
     card, name, size = network.card, values.features, values.batch_size
     with open(network.path, 'rb') as file:
         sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
     about = {'--model': sha256, '--features': name, '--batch_size': size, 'images': feature_file.digest(paths)}
-    devices.start_tensorflow(1)
+    _start(path, devices)
     import keras
 
     from official_resnet.inference import grad_cam, predict
@@ -229,7 +254,7 @@ def _write_features(values, path, network, paths, devices):
         if not rows.num_rows:
             raise UserError(_NO_IMAGE)
         print(f'{values.output}: {name} of {rows.num_rows} images, {output.shape[-1]} features each')
-        return rows.num_rows
+        return {'written': rows.num_rows}
 
 
 def _compiled(model, card, paths, values):
@@ -264,10 +289,12 @@ def _batches(paths, card, batch_size):
             bar.update(min(batch_size, len(paths) - start))
 
 
-def find_images(arguments: Sequence[str], copy_to: str | None = None) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
-    """Return (the image files that the arguments name or contain, in order; arguments that do not exist).
+def find_images(
+    arguments: Sequence[str], copy_to: str | None = None
+) -> tuple[list[pathlib.Path], list[pathlib.Path], list[pathlib.Path]]:
+    """Return (the image files that the arguments name or contain, in order; other files; arguments that do not exist).
 
-    Skipped arguments are reported on stderr. What earlier runs wrote is left out: explanations that lie in the folders,
+    What is skipped is reported on stderr. What earlier runs wrote is left out: explanations that lie in the folders,
     and everything in the folder `copy_to`.
 
     Raises:
@@ -275,7 +302,7 @@ def find_images(arguments: Sequence[str], copy_to: str | None = None) -> tuple[l
     """
     from official_resnet.inputs import classes, images
 
-    paths, missing = [], []
+    paths, skipped, missing = [], [], []
     copies = os.path.join(os.path.realpath(os.path.expanduser(copy_to)), '') if copy_to else None
 
     def is_copy(path) -> bool:
@@ -305,7 +332,8 @@ def find_images(arguments: Sequence[str], copy_to: str | None = None) -> tuple[l
         if not found:
             _skip(f"'{path}' has no images ({' '.join(images.SUFFIXES)})")
         paths += found
-    return paths, missing
+        skipped += others
+    return paths, skipped, missing
 
 
 def class_index(card: 'Card', text: str) -> int:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import pathlib
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -31,10 +32,13 @@ class Answer(NamedTuple):
 Format = tuple[str, Callable[[Answer], str]]  # the text before all answers, and the function that formats one
 
 
-def table(paths: Sequence[pathlib.Path], card: 'Card', top: int) -> Format:
-    """Return the format of a table, whose columns fit all rows."""
-    file_width = max(len('file'), *(_width(str(path)) for path in paths))
+def table(paths: Sequence[pathlib.Path], card: 'Card', top: int, width: int | None = None) -> Format:
+    """Return the format of a table, whose columns fit all rows; paths are shortened to fit a terminal of `width`."""
     name_width = min(max(len('name'), *map(_width, card.names)), MAX_NAME_WIDTH)
+    most = None if width is None else max(width - name_width - len('  rank    probability  unsure') - 1, len('file'))
+    file_width = max(len('file'), *(_width(_shortened(path, most)) for path in paths))
+    file_width = file_width if most is None else min(file_width, most)
+    most_of_written = None if width is None else width - file_width - len('  rank  -> ') - 1
 
     def line(file, rank, name, probability, mark='') -> str:
         text = f'{_padded(file, file_width)}  {rank:>4}  {_padded(name, name_width)}  {probability:>11}  {mark}'
@@ -43,15 +47,28 @@ def table(paths: Sequence[pathlib.Path], card: 'Card', top: int) -> Format:
     def text(answer) -> str:
         lines = []
         for rank, guess in enumerate(answer.guesses, 1):
-            first = (str(answer.file), 'unsure' * answer.is_unsure) if rank == 1 else ('', '')
+            first = (_shortened(answer.file, most), 'unsure' * answer.is_unsure) if rank == 1 else ('', '')
             lines.append(line(first[0], rank, guess.name, f'{guess.probability:.4f}', first[1]))
         if answer.copy:
-            lines.append(line('', '', f'-> {answer.copy}', ''))
+            lines.append(line('', '', f'-> {_shortened(answer.copy, most_of_written)}', ''))
         if answer.explanation:
-            lines.append(line('', '', f'-> {answer.explanation["file"]} ({answer.explanation["name"]})', ''))
+            name = f' ({answer.explanation["name"]})'
+            room = None if most_of_written is None else most_of_written - _width(name)
+            lines.append(line('', '', f'-> {_shortened(answer.explanation["file"], room)}{name}', ''))
         return ''.join(lines)
 
     return line('file', 'rank', 'name', 'probability'), text
+
+
+def _shortened(path, width):
+    """Return a path with … for its beginning if it takes more than `width` columns; its file name is kept whole."""
+    text = str(path)
+    folder, name = os.path.split(text)
+    if width is None or not folder or _width(text) <= width:
+        return text
+    while folder and _width(f'…{folder}/{name}') > width:
+        folder = folder[1:]
+    return f'…{folder}/{name}'
 
 
 def _width(text):

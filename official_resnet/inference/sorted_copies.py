@@ -54,8 +54,10 @@ def _folded(name):
 
 
 @contextlib.contextmanager
-def copying(root: str | os.PathLike) -> Iterator[Callable[[pathlib.Path, str], pathlib.Path]]:
-    """Yield copy(path, name), which copies a file into the folder `name` of `root`, and returns the path of the copy.
+def copying(root: str | os.PathLike) -> Iterator[Callable[[pathlib.Path, str], tuple[pathlib.Path, bool]]]:
+    """Yield copy(path, name), which copies a file into the folder `name` of `root`, unless it has such a copy already.
+
+    It returns the path of the copy and whether it is new.
 
     A folder is made when it gets its first file. A kill or a power failure leaves no part of a copy. If the file system
     has hard links, a copy never replaces a file that another process has made in the meantime.
@@ -66,7 +68,7 @@ def copying(root: str | os.PathLike) -> Iterator[Callable[[pathlib.Path, str], p
     root, part = pathlib.Path(root), None
     with contextlib.ExitStack() as stack:
 
-        def copy(path: pathlib.Path, name: str) -> pathlib.Path:
+        def copy(path: pathlib.Path, name: str) -> tuple[pathlib.Path, bool]:
             nonlocal part
             with files.write_errors(f"'{root / name}'", ', or pass another --copy_to'):
                 files.make_folder(root / name)
@@ -77,12 +79,12 @@ def copying(root: str | os.PathLike) -> Iterator[Callable[[pathlib.Path, str], p
 
 
 def _copy(path, folder, part):
-    """Copy a file into a folder, by way of the file `part` on the same file system; return the path of the copy."""
+    """Copy a file into a folder, by way of the file `part` on the same file system; return what `copying` says."""
     target, number = folder / path.name, 1
     while True:
         while os.path.lexists(target):
             if target.is_file() and filecmp.cmp(path, target, shallow=False):
-                return target
+                return target, False
             number += 1
             target = folder / folders.fitting_name(path.stem, f'_{number}{path.suffix}')
         shutil.copy2(path, part)
@@ -97,4 +99,4 @@ def _copy(path, folder, part):
             files.put_in_place(part, target)
         part.unlink(missing_ok=True)
         files.sync(folder)
-        return target
+        return target, True

@@ -54,9 +54,9 @@ def expected_guesses(model_dir, paths, top):
     return predict.predict(*predict.load(model_dir), paths, top)
 
 
-def rows_of(result):
+def rows_of(result, counts=''):
     code, out, err = result
-    assert (code, err) == (0, '')
+    assert (code, err) == (0, counts and f'{counts}\n')
     return [json.loads(line) for line in out.splitlines()]
 
 
@@ -119,7 +119,8 @@ def test_copies_are_sorted_once_and_overwrite_nothing(call, model_dir, folder):
     (root / '_unsure' / 'b.jpg').write_text('mine')
     (root / '_unsure' / 'b_2.jpg').symlink_to('nowhere')
     sources = listed(folder)
-    rows = rows_of(call(folder, '--json', '--copy_to', root, '--min_probability=1'))
+    counts = '5 classified, 4 copied, 1 already there'
+    rows = rows_of(call(folder, '--json', '--copy_to', root, '--min_probability=1'), counts)
     assert [row['is_unsure'] for row in rows] == [True] * 5
     copies = [row['copy'].removeprefix(f'{root}/_unsure/') for row in rows]  # in the order of the folders
     assert copies == ['b_3.jpg', 'b_4.jpg', 'b.png', 'b_5.jpg', 'b_4.jpg']
@@ -129,8 +130,9 @@ def test_copies_are_sorted_once_and_overwrite_nothing(call, model_dir, folder):
     assert before.items() > sources.items() and len(before) == len(sources) + 4
     code, out, err = call(folder, '--copy_to', root, '--min_probability=1')
     assert code == 0 and out.count(' unsure\n') == 5 and out.count(f'-> {root}/_unsure/b') == 5, err
+    assert err == '5 classified, 0 copied, 5 already there\n'
     assert listed(folder) == before and [*root.iterdir()] == [root / '_unsure']  # nothing temporary is left
-    [row] = rows_of(call(folder / 'b.png', '--json', '--copy_to', root))
+    [row] = rows_of(call(folder / 'b.png', '--json', '--copy_to', root), '1 classified, 1 copied, 0 already there')
     assert row['copy'] == str(root / row['classes'][0]['name'].replace('\t', '_').replace('\x1b', '_') / 'b.png')
 
 
@@ -160,8 +162,8 @@ def test_copies_without_hard_links_or_beside_a_faster_process(error, folder, tmp
 
     monkeypatch.setattr(os, 'link', link)
     with sorted_copies.copying(tmp_path / 'new') as copy:
-        path = copy(folder / 'b.png', 'cat')
-    assert path == tmp_path / 'new' / 'cat' / ('b.png' if error == errno.EPERM else 'b_2.png')
+        path, is_new = copy(folder / 'b.png', 'cat')
+    assert is_new and path == tmp_path / 'new' / 'cat' / ('b.png' if error == errno.EPERM else 'b_2.png')
     assert path.read_bytes() == (folder / 'b.png').read_bytes() and len(list((tmp_path / 'new').iterdir())) == 1
 
 
@@ -211,7 +213,7 @@ def test_names_of_255_bytes_are_copied_and_explained_under_shorter_ones(call, tm
         (tmp_path / place).mkdir()
         Image.new('RGB', (16, 16), (level, 0, 0)).save(tmp_path / place / name)
     flags = ['--copy_to', tmp_path / 'sorted', '--min_probability=1', '--explain', '--output_dir', tmp_path / 'new']
-    rows = rows_of(call(tmp_path / 'a', tmp_path / 'b', *flags, '--json'))
+    rows = rows_of(call(tmp_path / 'a', tmp_path / 'b', *flags, '--json'), '2 classified, 2 copied, 0 already there')
     copies = [pathlib.Path(row['copy']).name for row in rows]
     assert copies == [name, '\u9e45' * 81 + '_2.png']
     pages = [pathlib.Path(row['explanation']['file']).name for row in rows]
@@ -286,7 +288,7 @@ def test_what_cannot_be_read_is_named_and_left_out(call, folder, tmp_path):
     code, out, err = call(folder, *others, '--json', '--batch_size', '2')
     assert code == 1 and len(out.splitlines()) == 3 and 'c.jfif' in out  # one that he named is not there
     *lines, last = err.splitlines()
-    assert last == f'3 classified, {len(bad) + 2} skipped'  # nor is text an image; an empty folder is no image
+    assert last == f'3 classified, {len(bad) + 4} skipped'  # also text and HEIC; an empty folder is no file
     assert (
         len(lines) == len(bad) + len(others) + 2
         and f"(2): '{folder}/phone.HEIC', '{folder}/readme.md'" in err
@@ -382,3 +384,24 @@ def test_a_terminal_shows_progress_if_there_are_several_batches(call, folder, co
     code, out, err = call(*[folder / 'b.png'] * count, '--top=1')
     assert (code, err) == (0, '') and len(out.splitlines()) == 1 + count
     assert ('0/9' in terminal.getvalue()) == (count > 8)
+
+
+@pytest.mark.parametrize('columns', [80, 100])
+def test_a_terminal_has_rows_that_fit_and_hears_that_tensorflow_starts(call, folder, columns, monkeypatch, model_dir):
+    """Folders are cut where needed, file names never; nothing is cut in a pipe."""
+    deep = folder / ('d' * 99) / '\u9e45'
+    deep.mkdir(parents=True)
+    for name in ('b.png', 'n' * 99 + '.png'):
+        shutil.copy(folder / 'b.png', deep / name)
+    flags = [folder, f'--copy_to={folder}/sorted', '--explain', f'--output_dir={folder}', '--top=1']
+    piped = call(*flags, '--min_probability=1')
+    assert str(deep / 'b.png') in piped.out and '\u2026' not in piped.out
+    monkeypatch.setenv('COLUMNS', str(columns))
+    monkeypatch.setattr(io, 'StringIO', Terminal)
+    code, out, err = call(*flags, '--min_probability=1')
+    assert code == 0 and err.startswith(f'loading {model_dir}')
+    lines = [line for line in out.splitlines() if 'n' * 99 not in line]
+    assert len(lines) == 1 + 3 * 3 and all(len(line) + line.count('\u9e45') <= columns for line in lines)
+    assert sum('\u2026' in line and '\u9e45/b.png ' in line for line in lines) == 1
+    assert {len(line) + line.count('\u9e45') for line in lines if line.endswith('unsure')} == {columns - 1}
+    assert out.count('\u2026/' + 'n' * 99 + '.png ') == 1
