@@ -172,6 +172,7 @@ def _torch(values, path, network, part, made, paths):
     from checkpoints_tools import convert
     from official_resnet.inference import predict
 
+    files.say(one_line(f'comparing and writing {values.output}'))
     source = network.path
     if network.weights is not None:
         source = part / 'network.keras'
@@ -199,8 +200,11 @@ def _graph(values, path, network, part, made, paths):
         calibration = images['calibration_images']
         calibration = calibration if inside else predict.network_input(card, calibration).numpy()
     expected = runtimes.expected(model, card, compared, batch_size)
+    where = f'{len(compared)} images of {values[source].value}' if source else f'{len(compared)} random images'
+    files.say(one_line(f'writing {values.output}'))
     with _silent():
         exporters.write(model, card, values.to, made, values.dtype, inside, values.batch_size, calibration)
+        files.say(one_line(f'comparing on {where}, then measuring the speed'))
         theirs = runtimes.load(values.to, made, inside)
         comparison = runtimes.compare(runtimes.probabilities(theirs, card, compared, inside, batch_size), expected)
         comparison.require(values.dtype, values.output)
@@ -213,7 +217,6 @@ def _graph(values, path, network, part, made, paths):
         speeds = runtimes.rates(model, card, theirs, compared, inside, batch_size)
     if values.to == 'keras':
         shutil.copyfile(network.card_path, made.with_suffix('.card.json'))
-    where = f'{len(compared)} images of {values[source].value}' if source else f'{len(compared)} random images'
     return _told(values.output, told, runtimes.size(made) / 1e6, speeds, where, batch_size)
 
 

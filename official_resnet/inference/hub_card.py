@@ -13,7 +13,7 @@ from official_resnet.inference import card_reader, formats
 from official_resnet.inputs import affine
 
 NAME = 'README.md'
-_MARK = '<!-- Written by official_resnet/export_main.py for {}. Another export of it replaces this file. -->'
+_MARK = '<!-- Written by official_resnet/export_main.py for {}. Once that is deleted, another export replaces this. -->'
 HUB_DATASETS = {  # ours -> the hub's
     'cifar10': 'uoft-cs/cifar10',
     'cifar100': 'uoft-cs/cifar100',
@@ -21,6 +21,7 @@ HUB_DATASETS = {  # ours -> the hub's
     'fashion_mnist': 'zalando-datasets/fashion_mnist',
     'imagenet': 'ILSVRC/imagenet-1k',
 }
+MAX_NAMES = 100  # of classes that the example has; Labels has all
 HUB_LICENCES = ('apache-2.0', 'bsd-2-clause', 'bsd-3-clause', 'cc-by-nc-4.0', 'mit')  # of the published weights
 
 
@@ -89,7 +90,7 @@ def text(
         _MARK.format(name),
         f'# {title}, for {to.runtime}',
         f'`{name}` is a deep residual network ([1512.03385](https://arxiv.org/abs/1512.03385)), {choice["dtype"]}. '
-        f'Its weights and accuracy are those of its training{_trained(run)}.',
+        f'{_trained(run)}.',
         f'## Input and output\n\n{_interface(card, choice)}',
         *_example(name, card, choice),
         f'## Labels\n\n{_labels(card)}',
@@ -125,11 +126,13 @@ def _licence_of(run):
 
 def _trained(run):
     if 'published' in run:
-        return ', see below'
+        return 'Its weights were published by others, see below'
     if not run:
-        return ', of which nothing is recorded beside it'
-    told = ' on a folder of images' if run['dataset'].startswith('folder:') else f' on {run["dataset"]}'
-    return f'{told} (test accuracy {run["accuracy"]:.4f} after epoch {run["epoch"]})' if 'accuracy' in run else told
+        return 'How it was trained is not known'
+    told = f'It was trained on {"a folder of images" if run["dataset"].startswith("folder:") else run["dataset"]}'
+    if 'accuracy' in run:
+        told += f'. Before the export, its test accuracy was {run["accuracy"]:.4f}, after epoch {run["epoch"]}'
+    return told
 
 
 def _interface(card, choice):
@@ -174,7 +177,12 @@ def _example(name, card, choice):
         card.interpolation.upper(),
         ['import numpy as np, onnxruntime', 'from PIL import Image, ImageOps', ''],
     )
-    lines.append(f"image = {opened}.convert('{mode}')")
+    lines += [
+        f'image = {opened}',
+        "if image.mode.startswith('I'):  # 16 bits, which convert() would clip",
+        '    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))',
+        f"image = image.convert('{mode}')",
+    ]
     if card.resize == 'cover':
         lines.append(f'image = ImageOps.fit(image, ({columns}, {rows}), Image.Resampling.{method})')
     else:
@@ -190,8 +198,15 @@ def _example(name, card, choice):
     result = 'probabilities' if choice['preprocessing'] else 'logits'
     lines += [
         f'session = onnxruntime.InferenceSession({name!r})',
-        f'{result} = session.run(None, {{session.get_inputs()[0].name: x}})[0]',
+        f'{result} = session.run(None, {{session.get_inputs()[0].name: x}})[0][0]',
     ]
+    if not choice['preprocessing']:
+        lines += ['probabilities = np.exp(logits - logits.max())', 'probabilities /= probabilities.sum()']
+    lines.append('best = probabilities.argmax()')
+    if card.num_classes <= MAX_NAMES:
+        lines += [f'names = {list(card.names)}', 'print(names[best], probabilities[best])']
+    else:
+        lines.append('print(best, probabilities[best])  # the names are below, in Labels')
     code = '\n'.join(lines)
     return [f'## Example\n\n```python\n{code}\n```']
 

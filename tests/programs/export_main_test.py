@@ -66,7 +66,9 @@ def expected(model_dir, paths):
 
 def test_a_saved_model_takes_pixels_and_files(line, model_dir, images, tmp_path):
     out = programs.succeed(f'{line} --to savedmodel --preprocessing --license=mit')
-    assert all(len(row) <= 80 for row in out.splitlines()[1:4]) and '5 images' in out and out.startswith('loading ')
+    assert all(len(row) <= 80 for row in out.splitlines()[3:6]) and '5 images' in out
+    starts = [row.split()[0] for row in out.splitlines()[:3]]  # of the steps that take long
+    assert starts == ['loading', 'writing', 'comparing']
     assert listed(tmp_path / 'new') == ['README.md', 'net']
     signatures = tf.saved_model.load(str(tmp_path / 'new' / 'net')).signatures
     paths = sorted(images.iterdir())
@@ -118,22 +120,29 @@ def test_the_card_of_published_weights(stated, license, shown, model_dir):
         {'normalization': 'none', 'size': (12, 10), 'resize': 13},
         {'normalization': 'unit_range', 'num_channels': 1, 'size': (12, 12)},
         {'preprocessing': True},
+        {'preprocessing': True, 'bits': 16},
+        {'normalization': 'unit_range', 'num_channels': 1, 'size': (12, 12), 'bits': 16},
     ],
 )
-def test_the_example_in_the_card_prepares_an_image_as_the_network_does(changes, model_dir, tmp_path, monkeypatch):
-    """It is run as it stands; ONNX Runtime is replaced by what takes the input."""
+def test_the_example_in_the_card_prepares_an_image_as_the_network_does(
+    changes, model_dir, tmp_path, monkeypatch, capsys
+):
+    """It is run as it stands, and prints a class; ONNX Runtime is replaced by what takes the input."""
     choice = {'to': 'onnx', 'dtype': 'float32', 'preprocessing': False, 'batch_size': None, 'license': None}
     choice |= {name: changes[name] for name in choice.keys() & changes.keys()}
-    others = {name: value for name, value in changes.items() if name not in choice}
+    others = {name: value for name, value in changes.items() if name not in (*choice, 'bits')}
     card = dataclasses.replace(predict.load(model_dir)[1], **others)
     pixels = np.random.default_rng(1).integers(0, 256, (30, 41, 3)).astype(np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6  # turned to the right
-    Image.fromarray(pixels).save(tmp_path / 'cat.jpg', exif=exif)
+    image, format_ = Image.fromarray(pixels), 'JPEG'
+    if changes.get('bits') == 16:
+        image, format_ = Image.fromarray(pixels[..., 0].astype(np.uint16) * 256 + 9), 'PNG'
+    image.save(tmp_path / 'cat.jpg', format_, exif=exif)
     taken = []
     session = types.SimpleNamespace(
         get_inputs=lambda: [types.SimpleNamespace(name='input')],
-        run=lambda names, given: [taken.append(given['input'])],
+        run=lambda names, given: taken.append(given['input']) or [np.array([[0.0, 2.0, 1.0]])],
     )
     runtime = types.SimpleNamespace(InferenceSession=lambda path: taken.append(path) or session)
     monkeypatch.setitem(sys.modules, 'onnxruntime', runtime)
@@ -148,6 +157,8 @@ def test_the_example_in_the_card_prepares_an_image_as_the_network_does(changes, 
     one_level = 1 if changes.get('normalization') == 'none' else 1e-5  # Pillow rounds twice where it also crops
     np.testing.assert_allclose(given, expected, atol=one_level)
     assert ('is turned as its EXIF says' in text) == card.uses_exif
+    name, probability = capsys.readouterr().out.split()
+    assert name == 'dog' and float(probability) == pytest.approx(2 if choice['preprocessing'] else 0.665, abs=1e-3)
 
 
 def test_names_of_classes_stay_and_are_no_markdown(model_dir):
