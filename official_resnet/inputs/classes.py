@@ -47,6 +47,18 @@ def nearest(unknown: Sequence[str], names: Sequence[str], most: int = 20) -> str
     return f'{listed(near, len(near))} and {len(names) - len(near)} more'
 
 
+def alike(names: Iterable[str]) -> list[list[str]]:
+    """Return the groups of names that differ only in upper and lower case.
+
+    >>> alike(['FROG', 'cat', 'frog'])
+    [['FROG', 'frog']]
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.casefold(), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
 def folders(root: str | os.PathLike) -> dict[str, pathlib.Path]:
     """Return {class: its folder} for the subfolders of a folder, in the order of their names.
 

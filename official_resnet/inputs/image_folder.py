@@ -143,8 +143,8 @@ def _rows(faults, paths, labels, listing, split, folder, log, options):
     for i in sorted(faults, key=paths.__getitem__):
         log(f'unreadable, left out: {paths[i]} ({faults[i]})')
     if faults:
-        kind = 'training' if split == 'train' else 'test'
-        log(f'{len(faults)} of {len(paths)} {kind} images in {folder} cannot be read, so they are left out')
+        kind, they_are = 'training' if split == 'train' else 'test', 'they are' if len(faults) > 1 else 'it is'
+        log(f'{len(faults)} of {len(paths)} {kind} images in {folder} cannot be read, so {they_are} left out')
     rows = np.delete(np.arange(len(paths)), list(faults))
     counts = np.bincount(labels[rows], minlength=len(listing.classes))
     if not counts.any() or split == 'train' and not counts.all():
@@ -187,16 +187,17 @@ def _list_folder(folder):
         place = train if train and unlabelled else folder
         ours = _classes(place, unlabelled)
         files, others = _files(place, ours, unlabelled)
-        others += _unused(folder, (train, unlabelled)) if place != folder else []
-        return Listing(tuple(ours), {'train': files, 'test': []}, {'train': others, 'test': []}, '', unlabelled)
+        beside, notes = _beside(folder, (train, unlabelled), ours) if place != folder else ([], [])
+        unused = {'train': others + beside, 'test': []}
+        return Listing(tuple(ours), {'train': files, 'test': []}, unused, '', unlabelled, notes)
     ours, theirs = _classes(train), classes.folders(test)
     if unknown := [name for name in theirs if name not in ours]:
         raise UserError(f"'{theirs[unknown[0]]}' is not a class of '{train}'; remove or rename it")
     files, others = _files(train, ours)
     test_files, test_others = _files(test, {name: theirs.get(name) for name in ours}, is_complete=False)
-    others += _unused(folder, (train, test, unlabelled))
-    splits, unused = {'train': files, 'test': test_files}, {'train': others, 'test': test_others}
-    return Listing(tuple(ours), splits, unused, test.name, unlabelled)
+    beside, notes = _beside(folder, (train, test, unlabelled), ours)
+    splits, unused = {'train': files, 'test': test_files}, {'train': others + beside, 'test': test_others}
+    return Listing(tuple(ours), splits, unused, test.name, unlabelled, notes)
 
 
 def decode(path: str | os.PathLike, image_size: int, channels: int = 3) -> np.ndarray:
@@ -279,6 +280,25 @@ def _unused(folder, used):
     return [path for path in paths if path not in used]
 
 
+def _beside(folder, used, ours):
+    """Return what else is in a folder, and a line on each folder there that has images of the classes `ours`.
+
+    The latter are not among the former.
+    """
+    others, notes = [], []
+    for path in _unused(folder, used):
+        found = classes.folders(path) if path.is_dir() else {}
+        theirs = [place for name, place in found.items() if name in ours]
+        count = sum(len(images.find_files(place)[0]) for place in theirs)
+        if not count:
+            others.append(path)
+            continue
+        text = f"'{path.name}' is not used; it has {count:,} image{'s' * (count > 1)} of {len(theirs)} of your classes"
+        command = 'resnet-images --eval_only --validation_fraction=1 --pretrained_model_checkpoint_path=MODEL_DIR'
+        notes.append(f'{text}; to evaluate them: {command} --image_folder={shlex.quote(str(path))}')
+    return others, tuple(notes)
+
+
 def _files(folder, places, unlabelled=None, is_complete=True):
     """Return ([(path, label), ...], other files) of all classes, sorted. `places` has the folder of each class."""
     result, others = [], _unused(folder, {*places.values(), unlabelled})
@@ -309,6 +329,9 @@ def _report(listing, folder, split, image_size, log, test_size=None):
         if listing.unlabelled:
             command = f'resnet-predict --model MODEL_DIR {shlex.quote(str(listing.unlabelled))}'
             log(f"'{listing.unlabelled.name}' has no classes, so it is not used; to classify its images: {command}")
+        if alike := [' = '.join(names) for names in classes.alike(listing.classes)]:
+            fault = f'classes that differ only in upper and lower case ({len(alike)}): {classes.listed(alike)}'
+            log(f'{fault}; if those of a pair are one class, give it one name')
         if single := [listing.classes[label] for label in listing.untested()]:
             log(f'classes of one image, used for training and not tested ({len(single)}): {classes.listed(single)}')
         _report_copies(listing, root, log)

@@ -34,6 +34,7 @@ def make(root, files):
 
 
 BOTH = 'a/*2.png, b/*3.png'
+SPLIT = 'train/a/*2.png, train/b/*2.png, test/b/*3.png'
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,15 @@ BOTH = 'a/*2.png, b/*3.png'
         ('train/a/*3.png, train/b/*2.png, test set/*4.jpg', 'ab', (3, 2), "--model MODEL_DIR '{root}/test set'"),
         (f'{BOTH}, c/*2.png, valid/*2.png', ['a', 'b', 'c', 'valid'], (5, 4), None),  # a class may be called so
         ('control/*2.png, test/*3.png', ['control', 'test'], (3, 2), None),
+        (
+            f'{SPLIT}, holdout/a/*2.png, holdout/b/*3.png, holdout/c/0.png, x.txt, x/a.txt',
+            'ab',
+            (4, 3),
+            "'holdout' is not used; it has 5 images of 2|--eval_only|--image_folder={root}/holdout|used (2): 'x', 'x.",
+        ),
+        (f'{SPLIT}, val/a/0.png', 'ab', (4, 3), "'val' is not used; it has 1 image of 1 of"),
+        ('train/a/*3.png, train/b/*2.png, val/*4.jpg, holdout/b/*2.png', 'ab', (3, 2), 'it has 2 images of 1'),
+        ('FROG/*2.png, cat/*2.png, frog/*3.png', ['FROG', 'cat', 'frog'], (4, 3), "case (1): 'FROG = frog'|one name"),
         (f'{BOTH}, a/*3.heic', 'ab', (3, 2), "(3): 'a/0.heic'|3 of these: HEIC|JPEG"),
     ],
 )
@@ -170,6 +180,25 @@ def test_names_cannot_command_a_terminal_and_both_sizes_are_said(tmp_path, capsy
     out = capsys.readouterr().out
     assert '\x1b' not in out and 'b?[2J' in out and len(out.splitlines()) == 4
     assert ('8 x 8 pixels in training, 16 x 16 in tests' in out) == bool(views) and '1 of 5 training images' in out
+
+
+@pytest.mark.parametrize('num_broken,words', [(1, 'so it is left out'), (2, 'so they are left out')])
+def test_unreadable_images_are_counted_in_a_line(tmp_path, num_broken, words):
+    make(tmp_path, 'train/a/*3.png, train/b/*3.png, test/a/0.png')
+    for k in range(num_broken):
+        (tmp_path / f'train/a/{k}.png').write_text('no image')
+    lines = []
+    image_folder.read(tmp_path, 'train', image_size=8, log=lines.append)
+    assert f'{num_broken} of 6 training images' in lines[-1] and words in lines[-1]
+
+
+def test_classes_of_a_list_that_differ_only_in_case_are_named(tmp_path):
+    make(tmp_path, BOTH)
+    rows = ['path,label', 'a/0.png,FROG', 'a/1.png,FROG', 'b/0.png,frog', 'b/1.png,frog']
+    (tmp_path / 'list.csv').write_text('\n'.join(rows))
+    lines = []
+    assert image_folder.read(tmp_path / 'list.csv', 'train', image_size=8, log=lines.append)[2] == ('FROG', 'frog')
+    assert "'FROG = frog'" in lines[1]
 
 
 def test_a_thousand_classes_are_reported_in_a_line(tmp_path):
