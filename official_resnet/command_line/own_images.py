@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from official_resnet import damage, files
+from official_resnet import checkpoints, damage, files
 from official_resnet.command_line.flags import Program, recipe_of
 from official_resnet.errors import UserError
 from official_resnet.inputs import image_folder, images
@@ -55,7 +55,7 @@ def choose(values: flags.FlagValues, program: Program, asked: TrainConfig) -> di
     num_images = min(len(paths), asked.num_train_images or len(paths))
     if program.chooses_network:
         side = median_side(paths)
-        rules = [*_network_rules(num_images, side, asked)]
+        rules = [*_network_rules(num_images, side, asked, values)]
     elif num_images >= LARGE:
         return {}
     else:
@@ -65,8 +65,9 @@ def choose(values: flags.FlagValues, program: Program, asked: TrainConfig) -> di
     recipe = defaults | recipe_of(values, program, rules[0][1])
     batch_size = values.batch_size or fitting_batch(num_images, recipe['batch_size'])
     epochs = fitting_epochs(num_images, batch_size, recipe['train_epochs'])
-    has_batches = num_images >= BATCHES * batch_size
-    reason = f'an epoch has at least {BATCHES} batches' if has_batches else f'the least is {LEAST_BATCH}, or all images'
+    reason = f'a batch has at least {LEAST_BATCH} images' if num_images > batch_size else 'all images'
+    if num_images >= BATCHES * batch_size:
+        reason = f'an epoch has at least {BATCHES} batches'
     rules += [
         ('batch_size', batch_size, reason),
         ('train_epochs', epochs, f'about {STEPS:,} steps, or {MAX_EPOCHS} epochs'),
@@ -83,7 +84,7 @@ def choose(values: flags.FlagValues, program: Program, asked: TrainConfig) -> di
     found = {flag: value for flag, value, _ in rules}
     if program.chooses_network and asked.pretrained:
         found['variant'] = ''  # that of the recipe is not built
-    elif program.chooses_network:
+    elif program.chooses_network and (values.clean or not checkpoints.paths(f'{asked.machine.model_dir}/checkpoints')):
         for line in textwrap.wrap(_offer(values.cache_dir, side), 80):
             log(line)
     return found
@@ -115,32 +116,45 @@ def _offer(cache_dir, side):
     text = 'starting from random weights; if a training starts from a trained network, far fewer images are enough: '
     text += f'--{PRETRAINED}='
     if side < SMALL:
-        return f'{text}NET starts from one of 32 pixels'
+        return f'{text}NET, which is the model_dir or the .keras file of a network for 32 pixels'
     if names := [name for name in weights.cached(cache_dir) if input_side(name) >= SMALL]:
         return f'{text}{names[0]} starts from one in the cache'
     return f'{text}resnet18 downloads one (47 MB)'
 
 
-def _network_rules(num_images, side, asked) -> Iterator[tuple[str, Any, str]]:
+def _network_rules(num_images, side, asked, values) -> Iterator[tuple[str, Any, str]]:
     """Yield (flag, value, reason) for the network and its input. `side` is the shorter side of the images."""
     input_size = input_side(asked.pretrained)
     theirs = f'the pretrained network takes {input_size} pixels'
     if (input_size or side) < SMALL:
         yield 'recipe', 'small', f'{theirs if input_size else f"below {SMALL} pixels: a CIFAR network"}, shifted crops'
+        if size := values.eval_image_size or values.image_size:
+            for flag in ('image_size', 'eval_image_size', 'eval_resize'):
+                yield flag, size, 'the same in training and evaluation, as these crops are not scaled'
         return
     yield 'recipe', 'fast', f'{theirs if input_size else f"from {SMALL} pixels on: an ImageNet network"}, scaled crops'
-    if input_size:
-        size = next((size for size, test in SIZES.items() if test <= input_size), input_size)
-        if asked.augment:
-            yield 'image_size', size, 'smaller, as crops enlarge objects (1906.06423)'
-        else:
-            yield 'image_size', input_size, 'as in evaluation, because there are no crops'
-        yield 'eval_image_size', input_size, 'the input of the pretrained network'
-        return
-    yield 'resnet_size', 50 if num_images >= LARGE else 18, f'50 layers from {LARGE:,} images on, else 18'
-    size = next((size for size in SIZES if size <= side), min(SIZES))
-    yield 'image_size', size, 'no larger than the images'
-    yield 'eval_image_size', SIZES[size], 'larger, as crops enlarge objects (1906.06423)'
+    if not input_size:
+        yield 'resnet_size', 50 if num_images >= LARGE else 18, f'50 layers from {LARGE:,} images on, else 18'
+    test = values.eval_image_size or (None if values.image_size else input_size)
+    fitting = (size for size, larger in SIZES.items() if (input_size or size <= side) and larger <= (test or larger))
+    size = values.image_size or next(fitting, test if input_size else min(SIZES))
+    reason = 'smaller, as crops enlarge objects (1906.06423)' if input_size else 'no larger than the images'
+    if test and not (asked.augment or values.image_size):
+        size, reason = test, 'as in evaluation, because there are no crops'
+    yield 'image_size', size, reason
+    test = test or (test_side(size) if asked.augment else size)
+    reason = 'larger, as crops enlarge objects (1906.06423)' if test > size else 'as in training'
+    yield 'eval_image_size', test, 'the input of the pretrained network' if test == input_size else reason
+
+
+def test_side(size: int) -> int:
+    """Return the input in evaluation for one in training: that of the nearest in SIZES, or the same.
+
+    >>> test_side(96), test_side(192), test_side(256), test_side(32)
+    (128, 224, 256, 32)
+    """
+    nearest = min(SIZES, key=lambda row: abs(row - size))
+    return max(SIZES[nearest], size) if size >= min(SIZES) else size
 
 
 def median_side(paths: list) -> int:

@@ -61,7 +61,19 @@ def test_recipe_batch_size_and_epochs_by_the_number_of_images(monkeypatch, progr
         (5000, 128, '', ('fast', 18, 128, 160, 256, 53)),
         (49_999, 375, '', ('fast', 18, 160, 224, 256, 16)),
         (50_000, 375, '', ('fast', 50, 160, 224, 256, 16)),
-        (5000, 375, '-rs 34 --image_size=96 -bs 32 -te 5', ('fast', 34, 96, 224, 32, 5)),
+        (5000, 375, '-rs 34 --image_size=96 -bs 32 -te 5', ('fast', 34, 96, 128, 32, 5)),
+        (146, 375, '--image_size=100', ('fast', 18, 100, 128, 16, 100)),
+        (146, 375, '--image_size=192', ('fast', 18, 192, 224, 16, 100)),
+        (146, 375, '--image_size=256', ('fast', 18, 256, 256, 16, 100)),
+        (146, 375, '--image_size=48', ('fast', 18, 48, 48, 16, 100)),
+        (146, 375, '--eval_image_size=128', ('fast', 18, 96, 128, 16, 100)),
+        (146, 375, '--image_size=96 --eval_image_size=96', ('fast', 18, 96, 96, 16, 100)),
+        (146, 375, '--noaugment', ('fast', 18, 160, 160, 16, 100)),
+        (146, 32, '--image_size=64', ('small', 'resnet20_v1', 64, 64, 16, 100)),
+        (146, 32, '--eval_image_size=64', ('small', 'resnet20_v1', 64, 64, 16, 100)),
+        (146, 375, '-pmcp resnet34 --image_size=96', ('fast', None, 96, 128, 16, 100)),
+        (146, 375, '-pmcp resnet34 --image_size=96 --noaugment', ('fast', None, 96, 96, 16, 100)),
+        (146, 375, '-pmcp resnet34 --eval_image_size=160', ('fast', None, 128, 160, 16, 100)),
         (146, 375, '--variant=seresnet50_v1.5', ('fast', 'seresnet50_v1.5', 160, 224, 16, 100)),
         (146, 375, '-pmcp resnet34', ('fast', None, 160, 224, 16, 100)),
         (146, 32, '-pmcp resnet34', ('fast', None, 160, 224, 16, 100)),
@@ -134,7 +146,10 @@ def test_local_workers_are_told_what_was_chosen(monkeypatch, side, line):
     assert (its_options.recipe, its_options.variant or None) == (options.recipe, options.variant or None)
 
 
-@pytest.mark.parametrize('num_images,batch_size,reason', [(63, 8, 'the least is 8'), (64, 8, 'at least 8 batches')])
+@pytest.mark.parametrize(
+    'num_images,batch_size,reason',
+    [(7, 7, 'all images'), (63, 8, 'a batch has at least 8 images'), (64, 8, 'at least 8 batches')],
+)
 def test_what_is_printed_is_true_of_few_images_and_of_the_cache(
     tmp_path, monkeypatch, caplog, num_images, batch_size, reason
 ):
@@ -156,6 +171,26 @@ def test_what_is_printed_is_true_of_few_images_and_of_the_cache(
         assert max(map(len, caplog.messages)) <= 80
         caplog.clear()
     assert 'resnet18 downloads' in offers[0] and 'torchvision/resnet34_v1' in offers[1] and 'cache' in offers[1]
+
+
+@pytest.mark.parametrize(
+    'side,is_stored,line,is_offered',
+    [(32, False, '', True), (375, False, '', True), (32, True, '', False), (32, True, '--clean', True)],
+)
+def test_trained_weights_are_offered_to_a_new_run_only(
+    tmp_path, monkeypatch, caplog, side, is_stored, line, is_offered
+):
+    listed = image_folder.Listing(('a', 'b'), {'train': [('x.png', 0)] * 146, 'test': []}, {}, '')
+    monkeypatch.setattr(image_folder, 'list_files', lambda *args: listed)
+    monkeypatch.setattr(own_images, 'median_side', lambda paths: side)
+    if is_stored:
+        write_run(tmp_path)
+    values, row = flags.define(image_folder_main.PROGRAM), image_folder_main.PROGRAM
+    values(['main.py', '--image_folder=x', '--cache_dir=none', f'--model_dir={tmp_path}', *line.split()])
+    with caplog.at_level('INFO'):
+        own_images.choose(values, row, flags.resolve(values, row)[0])
+    assert ('--pretrained_model_checkpoint_path=' in caplog.text) == is_offered
+    assert ('.keras file' in ' '.join(caplog.messages)) == (is_offered and side == 32)  # what NET stands for
 
 
 def test_the_size_of_images_is_the_median_of_their_shorter_sides(tmp_path):
