@@ -58,7 +58,7 @@ def train(
 ) -> TrainResult:
     """Train until config.train_epochs are done, starting from the newest checkpoint in model_dir if there is one.
 
-    What callbacks.Record lists is written into config.machine.model_dir, if that is not None.
+    What callbacks.Record lists is written into config.machine.model_dir, unless that is None or the run is finished.
 
     >>> network, machine = resnet.ResNetSpec((1, 1), filters=4), resnet.MachineConfig(model_dir='run')
     >>> config = resnet.TrainConfig(network, dataset='synthetic', max_train_steps=2, machine=machine)
@@ -98,7 +98,7 @@ def train(
         trainer = Trainer(config, process, block=block)
         if config.machine.model_dir and process.is_chief:
             chosen.insert(0, Record(trainer, recipe))
-        return trainer.run(chosen, received)
+        return trainer.run([] if trainer.is_finished else chosen, received)  # its files stay as they are
 
 
 def evaluate(config: TrainConfig, *, block: Callable | None = None) -> dict:
@@ -176,7 +176,7 @@ class Trainer:
 
     Attributes:
         data, test: The training split and the test split.
-        step: Number of steps done, over all restarts.
+        step: Number of steps done, over all restarts; is_finished: whether this restart has nothing left to do.
         sums: Sums over the current epoch: the loss and number correct of its images, its steps and seconds.
         is_epoch_open: Whether the current epoch has steps that have not been evaluated, logged and saved.
         card: Arguments of model_card.write_card.
@@ -218,7 +218,7 @@ class Trainer:
         self.best: dict[str, Any] = {'accuracy': None, 'epoch': None}
         self.evaluation, self.rows, self.curve = dict[str, float](), list[dict[str, Any]](), Curve()
         self._data_info = datasets.describe(self.data, self.test)
-        self.card = card_of(config, self.test)
+        self.card, self.is_finished = card_of(config, self.test), False
         self.averages: Any = None
         self._resume()
         self.compile(self.model)
@@ -238,7 +238,7 @@ class Trainer:
     def run(self, callbacks: Sequence[keras.callbacks.Callback], received: list[int]) -> TrainResult:
         """Train; see `train`. `received` is the list to which the number of a signal is appended."""
         config, test = self.config, self.test
-        if config.trains_on_features:
+        if config.trains_on_features and not self.is_finished:
             from official_resnet.training import feature_cache
 
             feature_cache.replace_images(self, received)

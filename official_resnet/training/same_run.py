@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import os
 import pathlib
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -85,25 +86,52 @@ def resume(trainer: Any, variables: dict[str, Any], data: dict, found: tuple[dic
     last_row = trainer.step - int(trainer.is_epoch_open)  # an open epoch will be evaluated, and logged, again
     trainer.curve = dataclasses.replace(trainer.curve, **state.get('curve', {}))
     trainer.rows = state['rows'] if 'rows' in state else checkpoints.read_metrics(model_dir, last_row)
-    if trainer.process.is_chief:
-        if trainer.curve.rows:  # older checkpoints have none
-            trainer.curve.write(trainer)
-        is_done = trainer.step >= trainer.last_step or trainer.why_stopped()
-        does = 'already finished:' if is_done else 'continuing from'
-        log_place(does, path, trainer.step // trainer.steps_per_epoch, trainer.config, state)
+    is_at_end = trainer.step >= trainer.last_step
+    is_done = not trainer.is_epoch_open and (is_at_end or bool(trainer.why_stopped()))
+    trainer.is_finished = is_done and _has_newer_network(path)
+    if not trainer.process.is_chief:
+        return
+    is_changed = dataclasses.replace(theirs, machine=trainer.config.machine) != trainer.config
+    if trainer.curve.rows and not (trainer.is_finished and is_changed):  # older checkpoints have none
+        trainer.curve.write(trainer)
+    epoch = trainer.step // trainer.steps_per_epoch
+    if not trainer.is_finished:
+        log_place('already finished:' if is_done else 'continuing from', path, epoch, trainer.config, state)
+        return
+    flag = '--max_train_steps' if trainer.config.max_train_steps == trainer.last_step else '--train_epochs'
+    flag = flag if is_at_end else '--stop_threshold or --patience'
+    text = f'already finished: {path}: epoch {epoch}, step {trainer.step}'
+    text += f'; raise {flag} to train further, or pass --clean to train anew'
+    logging.getLogger(__name__).info(text)
+
+
+def _has_newer_network(checkpoint):
+    """Return whether the run of a checkpoint has written its network since then: if not, it was killed at its end."""
+    network = checkpoint.parents[1] / 'model.keras'
+    return network.exists() and network.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns
+
+
+def report_note(model_dir: pathlib.Path) -> list[str]:
+    """Return a line if the report in a model_dir is older than the network there."""
+    page, network = model_dir / 'report.html', model_dir / 'model.keras'
+    if not page.exists() or not network.exists() or page.stat().st_mtime_ns >= network.stat().st_mtime_ns:
+        return []
+    return [f'{page} is of an earlier state of this run; to make it anew: resnet-report {shlex.quote(str(model_dir))}']
 
 
 def require_same_run(ours: TrainConfig, theirs: TrainConfig) -> None:
     """Raise UserError if `ours` may not continue the stored run `theirs`: a field of a run's identity differs."""
     mine, stored = ours.to_json(), theirs.to_json()
-    wrong = [difference(name, mine[name], stored[name]) for name in IDENTITY if mine[name] != stored[name]]
+    names = [name for name in IDENTITY if mine[name] != stored[name]]
+    is_elsewhere = 'dataset' in names  # other images also decide flags that the user did not pass
+    wrong = [difference(name, mine[name], stored[name]) for name in (['dataset'] if is_elsewhere else names)]
     sources = [source for source in (ours.pretrained, theirs.pretrained) if source]
     # A stored source that does not exist any more may have been moved.
     if len(sources) == 2 and pathlib.Path(sources[1]).exists() and len({*map(os.path.realpath, sources)}) > 1:
         wrong.append(difference('pretrained', *sources))
     if wrong:
         raise UserError(
-            f'--model_dir={ours.machine.model_dir} holds a run with {wrong[0]}; '
+            f'--model_dir={ours.machine.model_dir} holds a run {"trained on" if is_elsewhere else "with"} {wrong[0]}; '
             'pass its value, another --model_dir, or --clean to delete it'
         )
 
@@ -182,7 +210,9 @@ def difference(name: str, ours: Any, theirs: Any, word: str = 'not') -> str:
             if sizes[0] != sizes[1]:  # resnet_size tells the blocks and their kind
                 differing -= {'group_blocks', 'block'}
                 texts = [difference('spec.group_blocks', sizes[0], sizes[1], word)]
-        texts += [difference(f'{name}.{key}', ours.get(key), theirs.get(key), word) for key in sorted(differing)]
+        named = {key for key in differing if f'{name}.{key}' in _FLAGS}
+        shown = named if named or texts else differing  # what has no flag follows from what has one
+        texts += [difference(f'{name}.{key}', ours.get(key), theirs.get(key), word) for key in sorted(shown)]
         return ', '.join(texts)
     if name == 'dataset':
         return f'{_data_flag(theirs)}, {word} {_data_flag(ours)}'

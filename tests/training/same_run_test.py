@@ -1,6 +1,8 @@
 """A stored run: what of its state is read, and what of its folder is deleted."""
 
+import dataclasses
 import json
+import os
 import shutil
 
 import pytest
@@ -11,6 +13,9 @@ from fixtures.tiny_training import config_of
 from official_resnet import checkpoints, resnet_run_loop
 from official_resnet.errors import UserError
 from official_resnet.training import same_run, transfer
+from official_resnet.training.config import TrainConfig
+
+BIGGER = dataclasses.replace(TINY, group_blocks=(2, 2, 2), filters=99)
 
 
 @pytest.fixture(scope='module')
@@ -49,6 +54,54 @@ def test_each_door_says_so_in_a_line(stored, name, tmp_path):
     for door in (resnet_run_loop.Trainer, resnet_run_loop.evaluate):
         assert f"checkpoint '{path}' is damaged (it has no '{name}'); pass another" in message_of(door, config)
     assert f"is damaged (it has no '{name}'); pass another" in message_of(transfer.describe, tmp_path)
+
+
+def test_a_finished_run_keeps_its_files_whatever_is_asked_of_it(stored, tmp_path, caplog):
+    """Also its config, if fewer epochs are asked for; without a network that is newer, it was killed at its end."""
+    shutil.copytree(stored[0].machine.model_dir, tmp_path, dirs_exist_ok=True, copy_function=shutil.copy2)
+    config = dataclasses.replace(stored[0].with_machine(model_dir=str(tmp_path)), max_train_steps=2)
+    resnet_run_loop.train(config, [])
+    before = {name: (tmp_path / name).read_bytes() for name in files_in(tmp_path)}
+    for fewer in ({'max_train_steps': 1}, {'base_learning_rate': 0.3}):
+        caplog.clear()
+        with caplog.at_level('INFO'):
+            result = resnet_run_loop.train(dataclasses.replace(config, **fewer), [])
+        assert result.step == 2 and result.history.epoch == []
+        [line] = caplog.messages
+        words = 'already finished', 'step 2;', '--max_train_steps', '--clean'
+        assert all(word in line for word in words) and 'changed' not in line
+        assert {name: (tmp_path / name).read_bytes() for name in files_in(tmp_path)} == before
+    (tmp_path / 'model.keras').unlink()
+    resnet_run_loop.train(config, [])
+    assert (tmp_path / 'model.keras').exists()
+
+
+def test_a_report_that_is_older_than_the_network_is_told(tmp_path):
+    folder = tmp_path / 'a run'
+    write(folder, ('model.keras', 'report.html'))
+    assert same_run.report_note(tmp_path) == same_run.report_note(folder) == []
+    os.utime(folder / 'report.html', (1, 1))
+    [line] = same_run.report_note(folder)
+    assert f'{folder}/report.html' in line and f"resnet-report '{folder}'" in line
+
+
+@pytest.mark.parametrize(
+    'changes,words,others',
+    [
+        (
+            {'dataset': 'folder:/b', 'seed': 3, 'spec': BIGGER},
+            '--image_folder /a, not --image_folder /b',
+            '--seed|spec',
+        ),
+        ({'spec': BIGGER}, '--resnet_size 6, not 14', 'filters|group_blocks|dataset|--image_folder'),
+        ({'spec': dataclasses.replace(TINY, filters=99)}, 'spec.filters', '--image_folder'),  # no flag differs
+    ],
+)
+def test_how_another_run_differs_is_said_by_flags(changes, words, others):
+    ours = TrainConfig(TINY, dataset='folder:/a').with_machine(model_dir='x')
+    message = message_of(same_run.require_same_run, dataclasses.replace(ours, **changes), ours)
+    assert words in message and '--model_dir=x' in message and '--clean' in message
+    assert not any(word in message for word in others.split('|'))
 
 
 OURS = ('model.keras', 'features-train.npz', 'train/events.out.tfevents.1', 'train/plugins/profile/1/vm.xplane.pb')
