@@ -152,11 +152,18 @@ def _settings(config):
 
 
 def write_outputs(model: 'keras.Model', config: TrainConfig, options: RunOptions) -> None:
-    """Write what --report and --export_dir ask for at the end of a training, and print the paths."""
+    """Write what --report and --export_dir ask for at the end of a training, and print the paths.
+
+    Without --report, a line says if there is a report that is older.
+    """
+    folder = pathlib.Path(str(config.machine.model_dir))
     if options.report:
         print('making the report')  # another process tests the network again
-        for path in train_program.made('report_main', pathlib.Path(str(config.machine.model_dir)), 'report.html'):
+        names = 'report.html', 'report.json', 'per_class.csv', 'confusion.csv', 'images.csv'
+        for path in train_program.made('report_main', folder, *names):
             print(f'  {path}')
+    else:
+        _print(same_run.report_note(folder))
     if options.export_dir:
         export_net(model, config, options)
 

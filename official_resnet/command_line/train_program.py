@@ -160,30 +160,30 @@ def _finish(config, result, options):
     model_dir = pathlib.Path(config.machine.model_dir)
     tests = [line for line in checkpoints.read_metrics(model_dir) if line['split'] == 'test']
     if tests:
-        best = max(tests, key=lambda line: line['accuracy'])
-        last = f'test accuracy {tests[-1]["accuracy"]:.4f} after epoch {tests[-1]["epoch"]} (step {result.step})'
-        print(f'{last}; best {best["accuracy"]:.4f} after epoch {best["epoch"]}')
-    names = ('model.keras', 'model.card.json', 'best.keras', checkpoints.METRICS_FILE, 'config.json')
+        best, last = max(tests, key=lambda line: line['accuracy']), tests[-1]
+        text = f'test accuracy {last["accuracy"]:.4f} after epoch {last["epoch"]} (step {result.step}) in model.keras'
+        print(f'{text}; best {best["accuracy"]:.4f} after epoch {best["epoch"]} in best.keras, chosen by these images')
+    names = ('model.keras', 'model.card.json', 'best.keras', checkpoints.METRICS_FILE, 'config.json', 'steps.csv')
     paths = [path for name in names if (path := model_dir / name).exists()]  # an older run may have no best.keras
     paths += checkpoints.paths(model_dir / 'checkpoints')[-1:]
-    for path in paths + made('reports.figures', model_dir, 'curves.png'):
+    kept = [path for path in (model_dir / 'curves.png',) if path.exists() and not result.history.epoch]
+    for path in paths + (kept or made('reports.figures', model_dir, 'curves.png')):
         print(f'  {path}')
-    if options.export_dir or options.report:
+    if options.export_dir or options.report or (model_dir / 'report.html').exists():
         from official_resnet.command_line import evaluate_program
 
         evaluate_program.write_outputs(result.model, config, options)
 
 
-def made(module: str, model_dir: pathlib.Path, name: str) -> list[pathlib.Path]:
-    """Return [path of a file], which another process makes in model_dir; if that fails, print a line and return []."""
+def made(module: str, model_dir: pathlib.Path, *names: str) -> list[pathlib.Path]:
+    """Return the paths of files that another process makes in model_dir; if that fails, print a line and return []."""
     command = [sys.executable, '-P', '-m', f'official_resnet.{module}', '--', str(model_dir)]
     environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path), 'CUDA_VISIBLE_DEVICES': '-1'}  # ours is full
     try:
         child = subprocess.run(command, env=environment, capture_output=True, text=True, errors='replace')
     except OSError as error:  # for example too little memory for another process
         child = subprocess.CompletedProcess(command, 1, '', str(error))
-    if child.returncode == 0:
-        return [model_dir / name]
-    lines = child.stderr.splitlines() or [f'its process ended with code {child.returncode}']
-    print(one_line(lines[-1] if name in lines[-1] else f'no {name}: {lines[-1]}'))
-    return []
+    if child.returncode:
+        lines = child.stderr.splitlines() or [f'its process ended with code {child.returncode}']
+        print(one_line(lines[-1] if names[0] in lines[-1] else f'no {names[0]}: {lines[-1]}'))
+    return [] if child.returncode else [model_dir / name for name in names]

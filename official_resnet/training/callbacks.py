@@ -42,7 +42,7 @@ class Progress(keras.callbacks.Callback, contextlib.AbstractContextManager):
         self._logged = self.params['first_step']
         norms = (layer for layer in self.model.layers if isinstance(layer, keras.layers.BatchNormalization))
         momentum = max((layer.momentum for layer in norms if layer.trainable), default=0.0)
-        if self.params['last_step'] * (1 - momentum) < 3 - 1e-9:
+        if self.params['last_step'] * (1 - momentum) < 3 - 1e-9 and not self.params['trainer'].config.pretrained:
             from official_resnet.training import few_steps
 
             print(few_steps.advice(momentum, self.params['last_step']), flush=True)
@@ -120,7 +120,7 @@ class Summary(keras.callbacks.Callback):
             count = transfer.parameters_of(self.model)
         network = f'ResNet-{spec.resnet_size} version {spec.version}, shortcut {spec.shortcut}, {count}'
         data = f'{config.dataset}: {params["num_images"]:,} training, {params["num_test_images"]:,} test images'
-        course = f'{config.optimizer}, rate {config.base_learning_rate:g} {config.schedule.kind}, seed {config.seed}'
+        course = f'{config.optimizer}, rate {config.learning_rate:.4g} {config.schedule.kind}, seed {config.seed}'
         print(f'network   {network}, {config.dtype}\ndata      {data} of {params["input_shape"]}')
         length = f'{config.train_epochs} epoch{"s" * (config.train_epochs > 1)}, batch {config.batch_size}'
         print(f'training  {self.recipe}: {length}, {course}', flush=True)

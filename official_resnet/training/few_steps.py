@@ -11,6 +11,6 @@ def advice(bn_momentum: float, steps: int) -> str:
     needs = f'--bn_momentum={bn_momentum:g} needs {ENOUGH / (1 - bn_momentum):,.0f} steps'
     remedy = f'pass --bn_momentum={fitting:g}, or train longer' if fitting >= 0.5 else 'train longer'
     return (
-        f'{needs} for the statistics of evaluation, and this run has {steps:,}: '
-        f'test accuracy may be far too low; {remedy}'
+        f'{needs} to learn the means and variances that batch norms use in tests, and this run has {steps:,}: '
+        f'the test accuracy may be far too low; {remedy}'
     )

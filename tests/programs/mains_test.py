@@ -104,7 +104,10 @@ def test_what_a_person_sees(trained):
     assert re.search('--gcp_project.*ignored', out) and re.search('--data_format.*ignored', out)
     assert 'expected time' not in out and 'starting from' not in out
     assert re.search(r'epoch 2/2: loss .*; test loss \d+\.\d{4}, \d+\.\d\d%; \d+ images/s', out)
-    assert re.search(r'test accuracy 0\.\d+ after epoch 2 \(step 14\); best 0\.\d+ after epoch [12]', out)
+    assert re.search(
+        r'test accuracy 0\.\d+ after epoch 2 \(step 14\) in model.keras; best 0\.\d+ after epoch [12] in best.keras',
+        out,
+    )
     assert 'SavedModel' in out
     for name in ('model.keras', 'metrics.jsonl', 'config.json', 'curves.png', 'checkpoints'):
         assert str(model_dir / name) in out and (model_dir / name).exists()

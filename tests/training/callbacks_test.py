@@ -1,5 +1,6 @@
 """What is shown and logged."""
 
+import dataclasses
 import io
 import json
 import resource
@@ -99,12 +100,28 @@ def test_progress(capsys, is_terminal, last_step):
 @pytest.mark.parametrize('transfer', ['all', 'head'])
 def test_too_few_steps_for_the_statistics_of_batch_norms_are_told(cifar_dir, capsys, transfer):
     progress = make(callbacks.Progress())
-    progress.set_model(resnet_run_loop.Trainer(make_config(cifar_dir, None, transfer=transfer)).model)
+    trainer = resnet_run_loop.Trainer(make_config(cifar_dir, None, transfer=transfer))
+    progress.set_model(trainer.model)
     for steps, is_too_few in ((20, True), (29, True), (30, False)):  # with a momentum of 0.9
-        make(progress, last_step=steps).on_train_begin()
-        is_told = f'--bn_momentum=0.9 needs 30 steps for the statistics of evaluation, and this run has {steps}'
+        make(progress, last_step=steps, trainer=trainer).on_train_begin()
+        is_told = '--bn_momentum=0.9 needs 30 steps'
         # Frozen statistics need no steps.
         assert (is_told in capsys.readouterr().out) == (is_too_few and transfer == 'all')
+
+
+def test_trained_statistics_of_batch_norms_need_no_steps(cifar_dir, tmp_path, capsys):
+    network, config = tmp_path / 'network', make_config(cifar_dir, None, max_train_steps=2)
+    resnet_run_loop.train(config.with_machine(model_dir=str(network)))
+    assert '--bn_momentum=0.9 needs' in capsys.readouterr().out
+    resnet_run_loop.train(dataclasses.replace(config, pretrained=str(network)))
+    assert '--bn_momentum' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('optimizer,rate', [('momentum', '0.05'), ('muon', '0.4')])
+def test_the_rate_that_is_used_is_printed(cifar_dir, capsys, optimizer, rate):
+    config = make_config(cifar_dir, None, max_train_steps=1, optimizer=optimizer)  # 16 images, not 128
+    resnet_run_loop.train(config, [callbacks.Summary(config, 'fast')])
+    assert f'{optimizer}, rate {rate} ' in capsys.readouterr().out
 
 
 def test_the_bar_is_removed_whatever_ends_the_training(cifar_dir):
