@@ -161,8 +161,8 @@ def _finish(config, result, options):
     tests = [line for line in checkpoints.read_metrics(model_dir) if line['split'] == 'test']
     if tests:
         best, last = max(tests, key=lambda line: line['accuracy']), tests[-1]
-        text = f'test accuracy {last["accuracy"]:.4f} after epoch {last["epoch"]} (step {result.step}) in model.keras'
-        print(f'{text}; best {best["accuracy"]:.4f} after epoch {best["epoch"]} in best.keras, chosen by these images')
+        print(f'test accuracy {last["accuracy"]:.4f} after epoch {last["epoch"]} (step {result.step}): model.keras')
+        print(f'best {best["accuracy"]:.4f} after epoch {best["epoch"]}, chosen by these test images: best.keras')
     names = ('model.keras', 'model.card.json', 'best.keras', checkpoints.METRICS_FILE, 'config.json', 'steps.csv')
     paths = [path for name in names if (path := model_dir / name).exists()]  # an older run may have no best.keras
     paths += checkpoints.paths(model_dir / 'checkpoints')[-1:]
