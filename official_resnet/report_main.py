@@ -176,7 +176,6 @@ def _subject(values, source, name):
     state, notes = _state(source) if is_run else {}, []
     if is_run:
         config, notes = evaluate_program.with_other_images(config, state)
-        notes = notes or evaluate_program.share_note(config)
         test, view = resnet_run_loop.read(config, 'test'), None
     else:
         test, view = evaluate_program.open_for_card(config, card, source.name)
@@ -187,7 +186,7 @@ def _subject(values, source, name):
             'multiply-adds': [f'{architecture_table.count_multiply_adds(model) / 1e6:,.0f} M'],
         }
     test = evaluate_program.with_classes_of(card, test, source.name)
-    notes += evaluate_program.change_note(config, test, state)
+    notes += _notes(config, test, state) if is_run else []
     for line in notes:
         print(line)
     about = report.about_run(source.model_dir) if source.model_dir else {}
@@ -206,7 +205,21 @@ def _subject(values, source, name):
         values.batch_size,
         about,
         architecture,
+        notes,
     )
+
+
+def _notes(config, test, state):
+    """Return lines on what limits a test of a run on its own images; `state` is that of its checkpoint."""
+    from official_resnet.command_line import evaluate_program
+    from official_resnet.inputs import image_folder
+
+    lines = evaluate_program.share_note(config) + evaluate_program.change_note(config, test, state)
+    if config.dataset.startswith('folder:'):
+        path = pathlib.Path(config.dataset.removeprefix('folder:'))
+        listing = image_folder.list_files(path, config.validation_fraction, config.seed)
+        lines += image_folder.copy_notes(listing, path if path.is_dir() else path.parent)
+    return [one_line(line) for line in lines]
 
 
 def _state(source):

@@ -334,7 +334,8 @@ def _report(listing, folder, split, image_size, log, test_size=None):
             log(f'{fault}; if those of a pair are one class, give it one name')
         if single := [listing.classes[label] for label in listing.untested()]:
             log(f'classes of one image, used for training and not tested ({len(single)}): {classes.listed(single)}')
-        _report_copies(listing, root, log)
+        for line in copy_notes(listing, root):
+            log(line)
     if others := sorted(os.path.relpath(path, root) for path in listing.others[split]):
         log(f'not images of a class, so not used ({len(others)}): {classes.listed(others)}')
     if heic := images.heic_line(listing.others[split]):
@@ -343,8 +344,12 @@ def _report(listing, folder, split, image_size, log, test_size=None):
         log(note)
 
 
-def _report_copies(listing, root, log):
-    """Log how many test images are also training images, or training images of two classes, with the first of them."""
+def copy_notes(listing: Listing, root: str | os.PathLike) -> list[str]:
+    """Return lines on how many test images are also training images, or training images of two classes.
+
+    They name the first of them, relative to `root`.
+    """
+    lines = []
     tests = [path for path, _ in listing.splits['test']]
     by_class = itertools.groupby(listing.splits['train'], lambda file: file[1])
     pairs, known = copies([*([path for path, _ in group] for _, group in by_class), tests]), set(tests)
@@ -353,7 +358,8 @@ def _report_copies(listing, root, log):
     for is_test, text in ((True, of_tests), (False, of_train)):
         if found := [pair for pair in pairs if (pair[0] in known) == is_test]:
             few = classes.listed(' = '.join(os.path.relpath(path, root) for path in pair) for pair in found)
-            log(f'{text.format(len(found))}; remove one of each pair: {few}')
+            lines.append(f'{text.format(len(found))}; remove one of each pair: {few}')
+    return lines
 
 
 def _span(listing, split):

@@ -48,6 +48,7 @@ class Subject:
     batch_size: int = 64
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # see about_run; 'origin': see hub_card.of_run
     architecture: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)  # {label: lines}
+    notes: Sequence[str] = ()  # lines on what limits the test, for example test images that are also training images
 
 
 def require_packages() -> None:
@@ -162,8 +163,8 @@ def collect(subject: Subject, found: evaluate.Guesses, num_images: int) -> dict[
 
     Returns:
         What evaluate.report returns, whose classes also have 'precision' and 'f1' ('top1' is the recall), with 'name',
-        'dataset', 'left_out' (images of other classes), 'interval', 'loss', 'mean' over the classes, 'calibration',
-        'gallery' ({list: entries of _entry}), 'architecture' and the keys of subject.about.
+        'dataset', 'notes', 'left_out' (images of other classes), 'interval', 'loss', 'mean' over the classes,
+        'calibration', 'gallery' ({list: entries of _entry}), 'architecture' and the keys of subject.about.
     """
     from sklearn import metrics
 
@@ -184,6 +185,7 @@ def collect(subject: Subject, found: evaluate.Guesses, num_images: int) -> dict[
     return {
         'name': subject.name,
         'dataset': subject.test.name,
+        'notes': list(subject.notes),
         **report,
         'left_out': subject.test.num_images - len(found.labels),
         'interval': wilson_interval(int(hits.sum()), len(hits)),
@@ -274,7 +276,7 @@ def compare(
     """Return the comparison of several networks, ready for JSON.
 
     Returns:
-        'runs': [{'name', 'has_configuration', 'results': `summary`, 'curves'}].
+        'runs': [{'name', 'notes', 'has_configuration', 'results': `summary`, 'curves'}].
         'tests': for each network but the first, what `mcnemar` returns, or {'reason'} if the test needs the same images
         and classes: 'other_images', 'differing_images' with their 'count', or 'other_classes'.
         'differences': {field of the configuration: [its value in each run]}, for fields that differ between runs.
@@ -302,7 +304,7 @@ def compare(
         if is_shown and any(values.get(name) != known[0].get(name) for values in known):
             differences[name] = [values.get(name) for values in configs]
     for report, values in zip(reports, configs, strict=True):
-        about = {'name': report['name'], 'has_configuration': len(values) > 1}
+        about = {'name': report['name'], 'notes': report['notes'], 'has_configuration': len(values) > 1}
         runs.append(about | {'results': summary(report), 'curves': report.get('curves')})
     return {'runs': runs, 'tests': tests, 'differences': differences}
 

@@ -171,6 +171,7 @@ def show(found: Mapping[str, Any], language: str, gallery_images: Mapping[str, A
         inside=looked,
         settings=report.flatten(origin),
         unfinished=unfinished,
+        notes=dict.fromkeys(found['notes'], ()),
     )
 
 
@@ -182,7 +183,11 @@ def show_comparison(found: Mapping[str, Any], language: str) -> str:
     runs = [run if run['curves'] else empty for run in found['runs']]
     has_curves = any(run['curves']['steps'] or run['curves']['test'] for run in runs)
     curves = figures.run_curves(runs, TEXTS[language]) if has_curves else {}
-    return _render(language, comparison=found, curves=curves)
+    notes: dict[str, list[int]] = {}  # {line: numbers of the runs that it is about}
+    for number, run in enumerate(found['runs'], 1):
+        for line in run['notes']:
+            notes.setdefault(line, []).append(number)
+    return _render(language, comparison=found, curves=curves, notes=notes)
 
 
 def _render(language, **values):

@@ -1,6 +1,7 @@
 """report_main on runs and on converted networks, in this process, and --report of a training."""
 
 import csv
+import html
 import json
 import shutil
 import sys
@@ -127,6 +128,26 @@ def test_data_that_has_moved_is_found_again(reported, cifar_dir, tmp_path):
     assert report_in(tmp_path / 'out')['top1'] == report_in(reported[0])['top1']
     (model_dir / 'config.json').write_text('{}')
     assert f"{model_dir}/config.json' is damaged" in programs.mistake(f'report_main {model_dir}')
+
+
+def test_what_limits_the_test_of_a_run_is_in_the_terminal_the_page_and_the_json(tmp_path):
+    """Which images were set aside, whether the training may have seen them, and copies; also in a comparison."""
+    random = np.random.default_rng(0)
+    for name in ('a/1', 'a/2', 'a/3', 'b/1', 'b/2', 'b/3'):
+        (tmp_path / 'images' / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (8, 8, 3), np.uint8)).save(tmp_path / 'images' / f'{name}.png')
+    flags = f'--image_folder={tmp_path}/images --image_size=8 -rs=8 --shortcut=A -bs=4 --max_train_steps=4'
+    programs.succeed(f'cifar10_main {flags} --recipe=demo --bn_momentum=0.1 --model_dir={tmp_path}/run')
+    for path in sorted((tmp_path / 'images' / 'a').iterdir()):
+        shutil.copy(path, path.with_name(f'copy{path.name}'))
+    out = programs.succeed(f'report_main {tmp_path}/run --num_images=0')
+    notes = report_in(tmp_path / 'run')['notes']
+    assert ['2 of the 9 ' in notes[0], 'may have seen' in notes[1], '1 of 2' in notes[2]] == [True] * 3
+    page = (tmp_path / 'run' / 'report.html').read_text(encoding='utf-8')
+    assert all(line in out and html.escape(line).replace('&#x27;', '&#39;') in page for line in notes)
+    programs.succeed(f'report_main {tmp_path}/run {tmp_path}/run/best.keras --output_dir={tmp_path}/out')
+    found = json.loads((tmp_path / 'out' / 'comparison.json').read_text(encoding='utf-8'))
+    assert [run['notes'] for run in found['runs']] == [notes] * 2
 
 
 def test_what_is_missing_is_said_before_a_training(monkeypatch, cifar_dir, tmp_path):

@@ -293,6 +293,20 @@ def test_a_comparison():
     assert TEXTS['zh']['mcnemar'] in comparison_of([first, others[0]], 'zh')[1]
 
 
+@pytest.mark.parametrize('language', TEXTS)
+def test_what_limits_a_test_is_said_above_the_results(language):
+    """In a comparison, with the numbers of the runs that it is about; without such lines, there is no heading."""
+    words, lines = TEXTS[language], ['<b>seen</b> before', 'set aside']
+    subjects = [dataclasses.replace(subject_of('ab'), notes=lines[:count]) for count in (2, 1, 0)]
+    pages = page_of(subjects[0], language)[1], comparison_of(subjects, language)[1]
+    for page, marks in zip(pages, (('', ''), ('1, 2: ', '1: ')), strict=True):
+        text = Page(page).text
+        places = [text.index(part) for part in (words['notes'], *map(str.__add__, marks, lines))]
+        assert places == sorted(places) and places[-1] < text.index(f'\n{words["results"]}\n')
+    assert page_of(subjects[0])[0]['notes'] == lines
+    assert words['notes'] not in page_of(subjects[2], language)[1]
+
+
 def test_a_comparison_names_a_normalization_as_its_flag_does():
     configs = [changed(input_normalization=PUBLISHED[name]) for name in ('torch', 'inception')]
     found, text = comparison_of([subject_of('ab', about=about, name=str(i)) for i, about in enumerate(configs)])
