@@ -193,7 +193,8 @@ def _subject(values, source, name):
     if source.network.path.suffix == '.npz' and state:
         has_ended = (source.network.path.parents[1] / 'model.keras').is_file()
         about['checkpoint'] = report.progress(state, config) | {'has_ended': has_ended}
-    about['origin'] = hub_card.of_run(source.network.path, source.network.card_path)
+    about['origin'] = {'file': source.network.path.name} if source.model_dir else {}
+    about['origin'] |= hub_card.of_run(source.network.path, source.network.card_path)
     return report.Subject(
         name,
         model,

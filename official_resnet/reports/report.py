@@ -46,7 +46,8 @@ class Subject:
     view: Callable | None = None  # of encoded images, see Split.evaluation_batches
     test_views: str = 'plain'
     batch_size: int = 64
-    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # see about_run; 'origin': see hub_card.of_run
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # see about_run; 'origin': see hub_card.of_run,
+    # with the 'file' of the network in the model_dir
     architecture: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)  # {label: lines}
     notes: Sequence[str] = ()  # lines on what limits the test, for example test images that are also training images
 
@@ -276,7 +277,7 @@ def compare(
     """Return the comparison of several networks, ready for JSON.
 
     Returns:
-        'runs': [{'name', 'notes', 'has_configuration', 'results': `summary`, 'curves'}].
+        'runs': [{'name', 'notes', 'file' (if it is from a run), 'has_configuration', 'results': `summary`, 'curves'}].
         'tests': for each network but the first, what `mcnemar` returns, or {'reason'} if the test needs the same images
         and classes: 'other_images', 'differing_images' with their 'count', or 'other_classes'.
         'differences': {field of the configuration: [its value in each run]}, for fields that differ between runs.
@@ -304,7 +305,8 @@ def compare(
         if is_shown and any(values.get(name) != known[0].get(name) for values in known):
             differences[name] = [values.get(name) for values in configs]
     for report, values in zip(reports, configs, strict=True):
-        about = {'name': report['name'], 'notes': report['notes'], 'has_configuration': len(values) > 1}
+        about = {'name': report['name'], 'notes': report['notes'], 'file': report.get('origin', {}).get('file')}
+        about |= {'has_configuration': len(values) > 1}
         runs.append(about | {'results': summary(report), 'curves': report.get('curves')})
     return {'runs': runs, 'tests': tests, 'differences': differences}
 

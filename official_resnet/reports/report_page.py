@@ -155,6 +155,7 @@ def show(found: Mapping[str, Any], language: str, gallery_images: Mapping[str, A
     unfinished = ''
     if point and not point['has_ended'] and point['step'] < point['last_step']:
         unfinished = words['unfinished'].format(**point)
+    tested = curves['test'] if curves else []
     has_curves = bool(curves and (curves['steps'] or curves['test']))
     return _render(
         language,
@@ -172,6 +173,8 @@ def show(found: Mapping[str, Any], language: str, gallery_images: Mapping[str, A
         settings=report.flatten(origin),
         unfinished=unfinished,
         notes=dict.fromkeys(found['notes'], ()),
+        file=found.get('origin', {}).get('file'),
+        best=max(tested, key=lambda row: row['accuracy']) if len(tested) > 1 else None,
     )
 
 

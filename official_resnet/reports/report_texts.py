@@ -7,6 +7,11 @@ TEXTS = {
         'comparison_of': 'Comparison of {count} networks',
         'tested_on': 'Tested on {count} images of {dataset}: {accuracy} of them are classified correctly.',
         'left_out': '{count} images of classes that the network does not know are left out.',
+        'file': 'The network is {file}, after epoch {epoch} (step {step}) of its training.',
+        'best': 'The best evaluation of the training had an accuracy of {accuracy}, after epoch {epoch}; best.keras '
+        'has that network.',
+        'best_note': 'best.keras was chosen by the test images of the training, so its accuracy on them is somewhat '
+        'too high.',
         'notes': 'What limits this test',
         'results': 'Results',
         'network': 'network',
@@ -109,6 +114,9 @@ TEXTS = {
         'comparison_of': '{count} 个网络的比较',
         'tested_on': '在 {dataset} 的 {count} 张图像上测试，其中 {accuracy} 判断正确。',
         'left_out': '有 {count} 张图像属于网络不认识的类别，未计入。',
+        'file': '网络为 {file}，即训练第 {epoch} 轮（第 {step} 步）之后的网络。',
+        'best': '训练中最好的一次评估准确率为 {accuracy}，在第 {epoch} 轮之后；best.keras 就是那时的网络。',
+        'best_note': 'best.keras 是按训练所用的测试图像挑选的，因此在这些图像上的准确率略偏高。',
         'notes': '本次测试的局限',
         'results': '结果',
         'network': '网络',

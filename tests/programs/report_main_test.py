@@ -64,7 +64,8 @@ def test_the_network_of_the_best_epoch_in_chinese_with_an_image_of_your_own(repo
     page = (model_dir / 'best_report' / 'report.html').read_text(encoding='utf-8')
     assert 'lang="zh-CN"' in page and '&lt;b&gt;.png' in page and 'data:image/jpeg' in page
     assert report_in(model_dir / 'best_report')['curves'] == report_in(model_dir)['curves']
-    assert report_in(model_dir / 'best_report')['origin']['epoch'] == 1
+    origin = report_in(model_dir / 'best_report')['origin']
+    assert (origin['epoch'], origin['file'], report_in(model_dir)['origin']['file']) == (1, 'best.keras', 'model.keras')
 
 
 STREAMED = resnet_spec.ResNetSpec((1, 1, 1, 1), filters=4, stem='imagenet')

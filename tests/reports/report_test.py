@@ -233,6 +233,26 @@ def test_an_unfinished_run_says_its_step():
         assert ('33 of 924' in text) == said
 
 
+@pytest.mark.parametrize(
+    'file,epoch,accuracies,said',
+    [
+        ('model.keras', 3, (0.25, 0.75, 0.5), True),
+        ('best.keras', 2, (0.25, 0.75, 0.5), True),
+        ('model.keras', 1, (0.25,), False),  # nothing was chosen
+    ],
+)
+def test_a_page_says_which_network_of_a_run_it_is_about_and_which_is_the_best(file, epoch, accuracies, said):
+    tests = [ROWS[1] | {'epoch': n, 'step': 9 * n, 'accuracy': accuracy} for n, accuracy in enumerate(accuracies, 1)]
+    about = RUN | {'curves': RUN['curves'] | {'test': tests, 'train': []}, 'origin': {'file': file, 'epoch': epoch}}
+    subject, words = subject_of('ab', about=about), TEXTS['en']
+    found, text = page_of(subject)
+    assert words['file'].format(file=file, epoch=epoch, step=9 * epoch) in text
+    assert (words['best'].format(accuracy='75.00%', epoch=2) in text) == (words['best_note'] in text) == said
+    compared, text = comparison_of([subject, subject_of('ab')])
+    assert [run['file'] for run in compared['runs']] == [file, None]
+    assert (words['best_note'] in text) == (file == 'best.keras')
+
+
 def test_files_are_shown_from_their_folder_on_and_listed_by_name(tmp_path):
     """Their order in the split is random."""
     subject = subject_of('ab')
