@@ -40,15 +40,18 @@ _OF_SVG: Any = dict.fromkeys(_ROLES, _INK) | {
     'svg.fonttype': 'none',  # text stays text, in the font of the page
     'text.parse_math': False,
     'font.size': 9,
-    'legend.frameon': False,
+    'legend.frameon': False,  # legends are outside of the axes
+    'grid.linewidth': 0.4,
     'legend.fontsize': 8,
     'axes.spines.top': False,
     'axes.spines.right': False,
 }
 _PANEL = (3.6, 2.6)  # inches; a phone is as wide
+_ROW = 0.17  # inches: a row of a legend
 _MARKERS = 'osD^vP'
-MOST_POINTS, NAME_LENGTH = 50, 20  # of a training's curve; characters of a run's name in a legend
+MOST_POINTS, NAME_LENGTH = 50, 36  # of a training's curve; characters of a run's name in a legend
 STEP_ROW = ('step', 'loss', 'accuracy', 'learning_rate')
+_LOSSES = {'train': ' (what is trained)', 'test': ' (cross-entropy)'}  # they may differ, as with smoothed labels
 _MARKER = {1: 'o'}  # by the number of points, because a single point makes no line
 
 
@@ -71,14 +74,14 @@ def training_curves(model_dir: str | os.PathLike) -> pathlib.Path:
         lines = [line for line in metrics if line['split'] == split]
         epochs = [line['epoch'] for line in lines]
         errors, losses = [100 * (1 - line['accuracy']) for line in lines], [line['loss'] for line in lines]
-        for axis, values in zip(axes, (errors, losses), strict=False):
-            label = f'{split}, {values[-1]:.4g} at the end' if values else split
+        for axis, values, kind in zip(axes, (errors, losses), ('', _LOSSES[split]), strict=False):
+            label = f'{split}{kind}, {values[-1]:.4g} at the end' if values else split
             axis.plot(epochs, values, color=color, label=label, marker=_MARKER.get(len(lines)))
     rows = step_rows(model_dir, metrics)
     steps, rates = [row['step'] for row in rows], [row['learning_rate'] for row in rows]
     label = f'{rates[-1]:.4g} at the end' if rates else 'none'
     axes[2].plot(steps, rates, color='tab:gray', label=label, marker=_MARKER.get(len(steps)))
-    panels = (('error (%)', 'epoch'), ('cross-entropy', 'epoch'), ('learning rate', 'step'))
+    panels = (('error (%)', 'epoch'), ('loss', 'epoch'), ('learning rate', 'step'))
     for axis, (title, place) in zip(axes, panels, strict=True):
         highest = 1.05 * axis.dataLim.y1 if axis.dataLim.y1 > 0 else 1  # y1 is -inf if there is no point
         _frame(axis, title=title, xlabel=place, ylim=(0, highest))
@@ -123,33 +126,37 @@ def run_curves(runs: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> d
 
     Args:
         runs: {'curves': {'steps', 'test'}} of each run, see report.about_run.
-        words: The labels 'train', 'test' and 'step'. With several runs, the number (from 1) and name of each precede.
+        words: The labels 'train', 'test' and 'step'. With several runs, the number (from 1) and name of
+            each are the labels instead. Training is dashed.
     """
     with matplotlib.rc_context(_OF_SVG):
-        panels = {name: pyplot.subplots(figsize=_PANEL, layout='constrained') for name in ('loss', 'accuracy')}
-        panels['learning_rate'] = pyplot.subplots(figsize=_PANEL, layout='constrained')
+        size = _PANEL[0], _PANEL[1] + _ROW * len(runs)
+        names = ('loss', 'accuracy', 'learning_rate')
+        panels = {name: pyplot.subplots(figsize=size, layout='constrained') for name in names}
         for number, run in enumerate(runs):
             color, marker = (palette[number % len(palette)] for palette in (_COLORS, _MARKERS))
-            mark = f'{number + 1} {one_line(run.get("name", ""))[:NAME_LENGTH]} '.lstrip() if len(runs) > 1 else ''
-            for split, part, line, width in (('train', 'steps', '--', 0.8), ('test', 'test', '-', 2)):
+            mark = f'{number + 1} {one_line(run.get("name", ""))[:NAME_LENGTH]}'.strip() if len(runs) > 1 else ''
+            for split, part, line, width in (('train', 'steps', '--', 1.3), ('test', 'test', '-', 2)):
                 rows = _fewer(run['curves'][part]) if part == 'steps' else run['curves'][part]
                 steps = [row['step'] for row in rows]
                 of_split = _COLORS[1] if split == 'train' and len(runs) == 1 else color
                 style: dict[str, Any] = {'color': of_split, 'linewidth': width}
                 style['marker'] = marker if split == 'test' else None
-                style |= {'markersize': 3.5, 'markevery': max(1, len(rows) // 8), 'label': mark + words[split]}
+                style |= {'markersize': 3.5, 'markevery': max(1, len(rows) // 8)}
+                names_run = split == 'test' or not run['curves']['test']
+                style['label'] = words[split] if len(runs) == 1 else mark if names_run else None
                 for name in ('loss', 'accuracy') if rows else ():
                     panels[name][1].plot(steps, [row[name] for row in rows], line, **style)
             if rows := run['curves']['steps']:
                 style = {'color': color, 'marker': marker, 'markersize': 3.5, 'markevery': max(1, len(rows) // 8)}
                 points = [[row[name] for row in rows] for name in ('step', 'learning_rate')]
-                panels['learning_rate'][1].plot(*points, label=mark.strip(), **style)
-        for name, (_, axis) in panels.items():
+                panels['learning_rate'][1].plot(*points, label=mark, **style)
+        for name, (figure, axis) in panels.items():
             if name != 'accuracy':
                 axis.set_ylim(0, 1.05 * axis.dataLim.y1 if 0 < axis.dataLim.y1 < math.inf else 1)
             _frame(axis, xlabel=words['step'])
-            if axis.lines and (name != 'learning_rate' or len(runs) > 1):
-                axis.legend(loc='best')
+            if (entries := axis.get_legend_handles_labels())[0]:
+                figure.legend(*entries, loc='outside upper left', ncols=2 if len(runs) == 1 else 1)
         return {name: _svg(figure, f'curves.{name}') for name, (figure, _) in panels.items()}
 
 
@@ -175,12 +182,9 @@ def reliability(bins: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> 
         places = [row['low'] for row in seen]
         common = {'width': width, 'align': 'edge', 'color': _COLORS[0], 'edgecolor': _INK, 'linewidth': 0.5}
         axis.bar(places, [row['accuracy'] for row in seen], alpha=0.75, label=words['accuracy'], **common)
-        confidences = [row['confidence'] for row in seen]
-        mark = {'color': _COLORS[1], 'markeredgecolor': _INK, 'markeredgewidth': 0.5, 'markersize': 5}
-        axis.plot(confidences, confidences, 'D', label=words['confidence'], **mark)
         axis.plot((0, 1), (0, 1), '--', color=_INK, linewidth=1, label=words['perfect'])
         axis.set(xlim=(0, 1), ylim=(0, 1), ylabel=words['accuracy'])
-        axis.legend(loc='upper left')
+        figure.legend(*axis.get_legend_handles_labels(), loc='outside upper left', ncols=2)
         below.bar(places, [row['count'] for row in seen], alpha=0.75, **common)
         below.set(xlabel=words['confidence'], ylabel=words['images'])
         return _svg(figure, 'reliability')

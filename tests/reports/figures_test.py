@@ -55,7 +55,7 @@ def test_the_learning_rate_is_plotted_by_step(model_dir, drawn):
     write_steps(model_dir, '2,1.5,0.2,0.4', '3,1.25,0.3,0.04')  # an older version took the first step
     errors, losses, rate = drawn(model_dir)
     assert rate.lines[0].get_xydata().tolist() == [[2, 0.4], [3, 0.04]] and rate.get_xlabel() == 'step'
-    assert [axis.get_title() for axis in (errors, losses, rate)] == ['error (%)', 'cross-entropy', 'learning rate']
+    assert [axis.get_title() for axis in (errors, losses, rate)] == ['error (%)', 'loss', 'learning rate']
     assert errors.lines[1].get_xydata().tolist() == [[1, 50], [2, 50]]
     texts = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in (errors, losses, rate)]
     ends = [['50', '50'], ['0.5', '0.5'], ['0.04']]
@@ -125,3 +125,34 @@ def test_a_figure_that_fails_is_one_line_and_no_figure(model_dir, tmp_path, monk
     out = capsys.readouterr().out
     words = {'no rate': "steps.csv' is damaged", 'no matplotlib': "pip install -e '.[plots]'"}
     assert out.count('\n') == 1 and words.get(reason, 'curves.png') in out
+
+
+WORDS = {'train': 'training', 'test': 'test', 'step': 'step', 'confidence': 'probability', 'accuracy': 'right'}
+ROW = {'step': 1, 'loss': 1.5, 'accuracy': 0.5, 'learning_rate': 0.1}
+
+
+@pytest.mark.parametrize('count', [1, 2, 7])
+@pytest.mark.parametrize('is_tested', [True, False])
+def test_legends_are_outside_of_the_axes_and_name_each_run_once(monkeypatch, count, is_tested):
+    """And curves stand out from the grid."""
+    monkeypatch.setattr(figures, '_svg', lambda figure, name: figure)
+    run = {'curves': {'steps': [ROW, ROW | {'step': 9}], 'test': [ROW] * is_tested}}
+    drawn = figures.run_curves([run | {'name': f'run {i}'} for i in range(count)], WORDS)
+    bins = [{'low': i / 2, 'high': (i + 1) / 2, 'count': 3, 'confidence': 0.3, 'accuracy': 0.4} for i in (0, 1)]
+    drawn['calibration'] = figures.reliability(bins, WORDS | {'perfect': 'calibrated', 'images': 'images'})
+    for name, figure in drawn.items():
+        figure.draw_without_rendering()
+        texts = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+        if name == 'calibration':
+            assert sorted(texts) == ['calibrated', 'right']
+        elif count > 1:
+            assert texts == [f'{i + 1} run {i}' for i in range(count)]
+        else:
+            assert texts == ([] if name == 'learning_rate' else ['training', 'test'][: 1 + is_tested])
+        for axis in figure.axes:
+            legends = [legend.get_window_extent() for legend in figure.legends]
+            assert not axis.get_legend() and not any(axis.bbox.overlaps(legend) for legend in legends)
+            assert axis.bbox.height > 0.15 * figure.bbox.height
+            grid = max(line.get_linewidth() for line in axis.get_xgridlines())
+            assert all(line.get_linewidth() > 2 * grid for line in axis.lines)
+    figures.pyplot.close('all')
