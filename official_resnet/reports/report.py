@@ -338,7 +338,9 @@ def flatten(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 def write_comparison(found: Mapping[str, Any], folder: str | os.PathLike) -> None:
     """Write comparison.json, and comparison.csv with a column for each run, into a folder."""
     names = [run['name'] for run in found['runs']]
-    results = {name: [run['results'][name] for run in found['runs']] for name in found['runs'][0]['results']}
+    ends = [dict(zip(('low', 'high'), run['results']['interval'], strict=True)) for run in found['runs']]
+    columns = [flatten(run['results'] | {'interval': both}) for run, both in zip(found['runs'], ends, strict=True)]
+    results = {name: [values[name] for values in columns] for name in columns[0]}
     tests = {name: [None, *(test.get(name) for test in found['tests'])] for name in ('p', 'only_first', 'only_other')}
     tests = {f'mcnemar.{name}': values for name, values in tests.items()}
     rows = [('field', *names)]

@@ -7,6 +7,7 @@ import io
 import math
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -198,7 +199,7 @@ def _render(language, **values):
 
     source = importlib.resources.files(__package__).joinpath('report.html.jinja').read_text(encoding='utf-8')
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {'percent': _percent, 'line': _line, 'number': _number}
+    environment.filters |= {'percent': _percent, 'line': _line, 'number': _number, 'breaks': _breaks}
     return environment.from_string(source).render(t=TEXTS[language], version=official_resnet.__version__, **values)
 
 
@@ -227,6 +228,13 @@ def _line(value):
         value = ', '.join(map(str, value))
     short = {name: flag for flag, name in affine.PUBLISHED.items()}
     return one_line('–' if value is None else short.get(value, value))
+
+
+def _breaks(value):
+    """Return `_line` as markup in which long names may break at / _ and ., and not inside words and numbers."""
+    import markupsafe
+
+    return markupsafe.Markup(re.sub(r'(?<=\w)([/_.])(?=[^\W\d])', r'\1<wbr>', str(markupsafe.escape(_line(value)))))
 
 
 def write(page: str, path: str | os.PathLike) -> None:

@@ -17,6 +17,7 @@ TEXTS = {
         'network': 'network',
         'accuracy': 'accuracy',
         'interval': '95 % interval {low} to {high}',
+        'interval_of_accuracy': '95 % confidence interval of the accuracy',
         'top5': 'top-5 accuracy',
         'loss': 'test loss',
         'loss_note': 'cross-entropy; lower is better',
@@ -32,18 +33,20 @@ TEXTS = {
         'training': 'Training curves',
         'no_curves': 'The run has recorded no steps yet.',
         'no_tests': 'The run has not evaluated the test images yet; the numbers above are of its newest checkpoint.',
-        'loss_by_step': 'Loss by step. Training: the mean of the loss that is trained, since the previous point (at '
-        'most 50 points; steps.csv has all). Test: cross-entropy.',
-        'accuracy_by_step': 'Accuracy by step. Training: the mean on augmented images, since the previous point (at '
-        'most 50 points; steps.csv has all).',
+        'loss_by_step': 'Loss by step. Training (dashed): the loss that is trained, averaged over the steps between '
+        'two points. Test: the cross-entropy of the test images. Smoothed labels and augmentation raise only the '
+        'first.',
+        'accuracy_by_step': 'Accuracy by step. Training (dashed): on augmented images, averaged over the steps between '
+        'two points. Test: on the test images.',
         'rate_by_step': 'Learning rate by step.',
         'train': 'training',
         'test': 'test',
         'step': 'step',
         'classes': 'Classes',
-        'all_classes': 'All {count} classes, those with the lowest recall first.',
-        'some_classes': 'The {shown} classes with the lowest recall, and the {shown} with the highest, of {count}. '
-        'per_class.csv has all of them.',
+        'tested_classes': '{count} of {total} classes have test images.',
+        'all_classes': 'Those with the lowest recall come first.',
+        'some_classes': 'These are the {shown} with the lowest recall, and the {shown} with the highest. per_class.csv '
+        'has all classes.',
         'class': 'class',
         'precision': 'precision',
         'recall': 'recall',
@@ -62,11 +65,12 @@ TEXTS = {
         'share': 'fraction of the true class',
         'no_mistakes': 'There are no mistakes.',
         'calibration': 'Calibration',
-        'calibration_note': 'How often a guess is right, by the probability that the network gives it. A calibrated '
-        'network is right in 80 % of the guesses to which it gives 80 %. The expected calibration error (ECE, 15 bins '
-        'of the same width) is the mean distance between the two.',
+        'calibration_note': 'How often a guess is right (bars), by the probability that the network gives it; below, '
+        'the number of images of each bar. A calibrated network (dashed line) is right in 80 % of the guesses to which '
+        'it gives 80 %. The expected calibration error (ECE, 15 bins of the same width) is the mean distance between '
+        'the two.',
         'confidence': 'probability',
-        'perfect': 'calibrated',
+        'perfect': 'calibrated network',
         'gallery': 'Gallery',
         'gallery_note': 'Beside each image, Grad-CAM shows where the network sees the class that it guesses: brighter '
         'means more.',
@@ -101,7 +105,8 @@ TEXTS = {
         'neither': 'both are wrong',
         'p': 'p',
         'other_images': 'No test: its test images differ from those of the first.',
-        'differing_images': 'No test: {count} test images belong to only one of the two, this network and the first.',
+        'differing_images': 'No test: it needs the same test images for both networks, but {count} images are those of '
+        'only one.',
         'other_classes': 'No test: it was tested on classes other than those of the first.',
         'differences': 'What differs in the configuration',
         'no_differences': 'Nothing differs.',
@@ -122,6 +127,7 @@ TEXTS = {
         'network': '网络',
         'accuracy': '准确率',
         'interval': '95 % 置信区间 {low} 至 {high}',
+        'interval_of_accuracy': '准确率的 95 % 置信区间',
         'top5': 'top-5 准确率',
         'loss': '测试损失',
         'loss_note': '交叉熵，越小越好',
@@ -137,16 +143,17 @@ TEXTS = {
         'training': '训练过程',
         'no_curves': '训练尚未记录任何一步。',
         'no_tests': '训练过程中尚未在测试图像上评估；上面的数字来自最新的检查点。',
-        'loss_by_step': '各步的损失。训练：自上一点以来所优化的损失的平均值（最多 50 点，全部见 steps.csv）。'
-        '测试：交叉熵。',
-        'accuracy_by_step': '各步的准确率。训练：增强后的图像，自上一点以来的平均值（最多 50 点，全部见 steps.csv）。',
+        'loss_by_step': '各步的损失。训练（虚线）：所优化的损失，在两点之间各步上的平均值。测试：测试图像的交叉熵。'
+        '标签平滑和数据增强只使前者变大。',
+        'accuracy_by_step': '各步的准确率。训练（虚线）：增强后的图像，在两点之间各步上的平均值。测试：测试图像。',
         'rate_by_step': '各步的学习率。',
         'train': '训练',
         'test': '测试',
         'step': '步',
         'classes': '各类别',
-        'all_classes': '全部 {count} 个类别，召回率最低的在前。',
-        'some_classes': '{count} 个类别中召回率最低和最高的各 {shown} 个。全部类别见 per_class.csv。',
+        'tested_classes': '{total} 个类别中有 {count} 个有测试图像。',
+        'all_classes': '召回率最低的在前。',
+        'some_classes': '这里列出召回率最低和最高的各 {shown} 个。全部类别见 per_class.csv。',
         'class': '类别',
         'precision': '精确率',
         'recall': '召回率',
@@ -163,8 +170,8 @@ TEXTS = {
         'share': '占真实类别的比例',
         'no_mistakes': '没有错误。',
         'calibration': '校准',
-        'calibration_note': '按网络给出的概率统计预测正确的频率。对于校准良好的网络，给出 80 % 概率的预测中'
-        '有 80 % 是正确的。'
+        'calibration_note': '按网络给出的概率统计预测正确的频率（柱形）；下方是各柱的图像数。'
+        '对于校准良好的网络（虚线），给出 80 % 概率的预测中有 80 % 是正确的。'
         '期望校准误差（ECE，15 个等宽区间）是两者之差的平均值。',
         'confidence': '概率',
         'perfect': '完全校准',

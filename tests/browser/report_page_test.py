@@ -124,6 +124,16 @@ def test_it_is_as_wide_as_the_window(browser, page, width):
     assert sizes and min(sizes) > 8  # pixels: its numbers can be read
 
 
+@pytest.mark.parametrize('width', [PHONE, 700, DESKTOP])
+def test_no_result_stands_alone_in_a_row(browser, page, width):
+    show(browser, page, width)
+    boxes = 'return [...document.querySelectorAll("dl.facts div")].map(tile => tile.getBoundingClientRect().toJSON())'
+    tiles = browser.execute_script(boxes)
+    rows = collections.Counter(tile['top'] for tile in tiles)
+    assert all(rows[tile['top']] > 1 or tile['width'] > width / 2 for tile in tiles)
+    assert tiles or 'comparison' in browser.title.lower() or '比较' in browser.title
+
+
 @pytest.mark.parametrize('mode', ['light', 'dark'])
 def test_every_text_and_line_stands_out(browser, page, mode):
     show(browser, page, DESKTOP, mode)

@@ -284,7 +284,8 @@ def test_runs_on_the_same_files_are_compared_wherever_and_in_which_order_they_ar
         subjects.append(dataclasses.replace(subject, name=name, test=test, content=list(map(str, paths))))
     found, text = comparison_of(subjects)
     assert found['tests'][0]['p'] == 1 and found['tests'][0]['both'] + found['tests'][0]['neither'] == 4
-    assert found['tests'][1] == {'reason': 'differing_images', 'count': 2} and 'No test: 2 test images' in text
+    assert found['tests'][1] == {'reason': 'differing_images', 'count': 2}
+    assert TEXTS['en']['differing_images'].format(count=2) in text
     assert 'top-5' not in text and 'top-5' in comparison_of([subject_of('abcdef')] * 2)[1]
 
 
@@ -341,7 +342,10 @@ def test_the_files_of_a_comparison(tmp_path):
     with open(tmp_path / 'comparison.csv', encoding='utf-8', newline='') as file:
         rows = {row['field']: (row['one'], row['two']) for row in csv.DictReader(file)}
     assert rows['seed'] == ('3', '4') and rows['mcnemar.p'] == ('', '1.0') and rows['parameters'] == ('1234', '1234')
-    assert rows['accuracy'][0] == str(found['runs'][0]['results']['accuracy'])
+    results = found['runs'][0]['results']
+    low, high = results['interval']
+    numbers = {'accuracy': results['accuracy'], 'interval.low': low, 'interval.high': high}  # no cell has two
+    assert {name: rows[name][0] for name in numbers} == {name: str(number) for name, number in numbers.items()}
 
 
 def test_runs_have_short_names_that_tell_them_apart():
@@ -379,6 +383,31 @@ def test_a_mosaic_scales_each_image_and_parts_them_by_transparent_lines():
     assert pixels.shape == (5, 8 * 3 - 1, 2)
     assert (pixels[0, ::3, 0] == 255).all() and pixels[0, 1, 0] == 0  # each to its full range
     assert (pixels[2, :, 1] == 0).all() and (pixels[:, 2, 1] == 0).all() and (pixels[3, 3:, 1] == 0).all()
+
+
+def test_a_fraction_has_one_form_everywhere_and_classes_without_images_are_counted():
+    subject = subject_of('abc')
+    subject = dataclasses.replace(subject, test=subject.test.with_classes(tuple('abc'), None, (0, 1, -1)))
+    found, text = page_of(subject)
+    for shown in (text, comparison_of([subject, subject])[1]):
+        for share in (found['top1'], found['mean']['f1'], *found['interval']):
+            assert report_page._percent(share) in Page(shown).text
+    assert {f'{row["f1"]:.2%}' for row in found['classes'][:2]} <= set(re.findall(r'>([\d.]+%)<', text))
+    assert TEXTS['en']['tested_classes'].format(count=2, total=3) in text
+
+
+@pytest.mark.parametrize(
+    'value,expected',
+    [
+        ('own_head/run_1', 'own_<wbr>head/<wbr>run_1'),
+        ('spec.filters', 'spec.<wbr>filters'),
+        ('<b>', '&lt;b&gt;'),
+        (0.5, '0.5'),
+        (None, '–'),
+    ],
+)
+def test_long_names_break_at_their_separators(value, expected):
+    assert report_page._breaks(value) == expected
 
 
 def test_images_of_other_classes_make_no_report():
