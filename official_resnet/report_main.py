@@ -186,7 +186,9 @@ def _subject(values, source, name):
             'multiply-adds': [f'{architecture_table.count_multiply_adds(model) / 1e6:,.0f} M'],
         }
     test = evaluate_program.with_classes_of(card, test, source.name)
-    notes += _notes(config, test, state) if is_run else []
+    if is_run:
+        notes += evaluate_program.share_note(config) + evaluate_program.doubts(config, test, state)
+    notes = [one_line(line) for line in notes]
     for line in notes:
         print(line)
     about = report.about_run(source.model_dir) if source.model_dir else {}
@@ -208,19 +210,6 @@ def _subject(values, source, name):
         architecture,
         notes,
     )
-
-
-def _notes(config, test, state):
-    """Return lines on what limits a test of a run on its own images; `state` is that of its checkpoint."""
-    from official_resnet.command_line import evaluate_program
-    from official_resnet.inputs import image_folder
-
-    lines = evaluate_program.share_note(config) + evaluate_program.change_note(config, test, state)
-    if config.dataset.startswith('folder:'):
-        path = pathlib.Path(config.dataset.removeprefix('folder:'))
-        listing = image_folder.list_files(path, config.validation_fraction, config.seed)
-        lines += image_folder.copy_notes(listing, path if path.is_dir() else path.parent)
-    return [one_line(line) for line in lines]
 
 
 def _state(source):

@@ -15,7 +15,7 @@ from absl import flags as absl_flags
 from official_resnet import folders
 from official_resnet.command_line import flags, own_images, train_program
 from official_resnet.command_line.flags import Program, RunOptions
-from official_resnet.errors import UserError
+from official_resnet.errors import UserError, one_line
 from official_resnet.resnet_spec import ResNetSpec
 from official_resnet.training import devices, same_run
 from official_resnet.training.config import PRETRAINED, TrainConfig, flags_of
@@ -100,11 +100,11 @@ def _evaluate_run(values, asked, options, row, given):
     own_images.require_other_files(config.dataset, options.eval_report, '--eval_report')
     devices.start_tensorflow(machine.inter_op_threads, machine.intra_op_threads)
     config, notes = with_other_images(config, state)
-    _print(notes or share_note(config))
+    _print(notes + share_note(config))
     from official_resnet import resnet_run_loop
 
     results = resnet_run_loop.evaluate(config)
-    _print(change_note(config, results['test'], state))
+    _print(doubts(config, results['test'], state))
     top_5 = f', top-5 {results["accuracy_top_5"]:.4f}' if results['test'].resize else ''
     print(
         f'epoch {results["epoch"]}, step {results["step"]}: test loss {results["loss"]:.4f}, '
@@ -248,7 +248,7 @@ def with_other_images(config: TrainConfig, state: Mapping[str, Any]) -> tuple[Tr
 
 def _print(lines):
     for line in lines:
-        print(line)
+        print(one_line(line))
 
 
 def share_note(config: TrainConfig, remedy: str = '') -> list[str]:
@@ -261,30 +261,39 @@ def share_note(config: TrainConfig, remedy: str = '') -> list[str]:
     return [f'evaluating {num_test} of the {num_test + num_train} images of {folder}: those {chosen}{remedy}']
 
 
-def change_note(config: TrainConfig, test: 'Split', state: Mapping[str, Any]) -> list[str]:
-    """Return a line if the test images are not those that were set aside when the training of a checkpoint began.
+def doubts(config: TrainConfig, test: 'Split', state: Mapping[str, Any]) -> list[str]:
+    """Return lines if the training may have seen some of the test images of a folder, or has images like them.
 
-    One more image in a folder changes which are set aside. `state` is that of the checkpoint.
+    One more image in a folder changes which images are set aside. `state` is that of the checkpoint.
     """
-    stored = state.get('data', {}).get('test_content')  # older checkpoints have none
-    if not stored or stored == test.content() or not _set_aside(config):
+    if not (listing := _listing(config)):
         return []
-    folder = config.dataset.removeprefix('folder:')
-    return [
-        f'the images of {folder} are not those with which the training began, so it may have seen some of these '
-        'test images, and the accuracy may be too high; put back those images, or put others into a folder test'
-    ]
+    from official_resnet.inputs import image_folder
+
+    folder, lines = config.dataset.removeprefix('folder:'), []
+    stored = state.get('data', {}).get('test_content')  # older checkpoints have none
+    if stored and stored != test.content() and _set_aside(config):
+        lines.append(
+            f'the images of {folder} are not those with which the training began, so it may have seen some of these '
+            'test images, and the accuracy may be too high; put back those images, or put others into a folder test'
+        )
+    return lines + image_folder.copy_notes(listing, folder)
 
 
 def _set_aside(config):
     """Return the Listing of the images of a config if those for testing are set aside at random, else None."""
-    if not config.dataset.startswith('folder:') or config.validation_fraction == 1:
+    listing = _listing(config)
+    return listing if listing and not listing.test_name and config.validation_fraction < 1 else None
+
+
+def _listing(config):
+    """Return the Listing of the images of a config, None if they are not the user's own."""
+    if not config.dataset.startswith('folder:'):
         return None
     from official_resnet.inputs import image_folder
 
     folder = config.dataset.removeprefix('folder:')
-    listing = image_folder.list_files(folder, config.validation_fraction, config.seed)
-    return None if listing.test_name else listing
+    return image_folder.list_files(folder, config.validation_fraction, config.seed)
 
 
 def with_classes_of(card: 'card_reader.Card', test: 'Split', path: str | os.PathLike) -> 'Split':

@@ -23,7 +23,16 @@ from official_resnet.damage import is_of_machine
 from official_resnet.errors import UserError, one_line
 from official_resnet.files import read_bytes
 from official_resnet.inputs import classes, images, jpeg
-from official_resnet.inputs.listing import TEST_NAMES, TRAIN_NAMES, Listing, copies, lists, set_aside, split_name
+from official_resnet.inputs.listing import (
+    TEST_NAMES,
+    TRAIN_NAMES,
+    Listing,
+    copies,
+    lists,
+    root_of,
+    set_aside,
+    split_name,
+)
 from official_resnet.inputs.other_datasets import default_normalization
 from official_resnet.inputs.split import Split
 from official_resnet.inputs.views import Views
@@ -316,7 +325,7 @@ def _files(folder, places, unlabelled=None, is_complete=True):
 
 def _report(listing, folder, split, image_size, log, test_size=None):
     """Log what was understood, with the training split only, and what each split does not use."""
-    root = folder if os.path.isdir(folder) else os.path.dirname(folder)
+    root = root_of(folder)
     if split == 'train':
         where = f"test images from '{listing.test_name}'" if listing.test_name else 'test images set aside at random'
         train, test = (_span(listing, name) for name in ('train', 'test'))
@@ -334,7 +343,7 @@ def _report(listing, folder, split, image_size, log, test_size=None):
             log(f'{fault}; if those of a pair are one class, give it one name')
         if single := [listing.classes[label] for label in listing.untested()]:
             log(f'classes of one image, used for training and not tested ({len(single)}): {classes.listed(single)}')
-        for line in copy_notes(listing, root):
+        for line in copy_notes(listing, folder):
             log(line)
     if others := sorted(os.path.relpath(path, root) for path in listing.others[split]):
         log(f'not images of a class, so not used ({len(others)}): {classes.listed(others)}')
@@ -344,12 +353,12 @@ def _report(listing, folder, split, image_size, log, test_size=None):
         log(note)
 
 
-def copy_notes(listing: Listing, root: str | os.PathLike) -> list[str]:
-    """Return lines on how many test images are also training images, or training images of two classes.
+def copy_notes(listing: Listing, folder: str | os.PathLike) -> list[str]:
+    """Return lines on how many images of a folder are both for testing and for training, or training images twice.
 
-    They name the first of them, relative to `root`.
+    The latter have two classes. The first of them are named.
     """
-    lines = []
+    lines, root = [], root_of(folder)
     tests = [path for path, _ in listing.splits['test']]
     by_class = itertools.groupby(listing.splits['train'], lambda file: file[1])
     pairs, known = copies([*([path for path, _ in group] for _, group in by_class), tests]), set(tests)

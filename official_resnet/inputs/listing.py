@@ -35,6 +35,12 @@ def absolute(path: str) -> str:
     return ','.join(os.path.abspath(os.path.expanduser(part)) for part in lists(path))
 
 
+def root_of(path: str | os.PathLike) -> str:
+    """Return the folder relative to which the images of a folder, or of lists, are named: the folder, or the list's."""
+    first = lists(path)[0]
+    return os.path.dirname(first) if os.path.isfile(first) else os.fspath(path)
+
+
 class Listing(NamedTuple):
     """The files of a folder or of a list, in the order of their labels."""
 

@@ -17,6 +17,7 @@ from PIL import Image
 import official_resnet
 from official_resnet.errors import UserError, one_line
 from official_resnet.inputs import affine
+from official_resnet.inputs.listing import root_of
 from official_resnet.reports import evaluate, report
 from official_resnet.reports.report_texts import TEXTS
 
@@ -161,7 +162,7 @@ def show(found: Mapping[str, Any], language: str, gallery_images: Mapping[str, A
     return _render(
         language,
         report=found,
-        short_path=functools.partial(_short_path, found['dataset'].removeprefix('folder:')),
+        short_path=functools.partial(_short_path, root_of(found['dataset'].removeprefix('folder:'))),
         rows=shown,
         num_seen=len(seen),
         matrix=matrix,
