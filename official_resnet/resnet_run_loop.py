@@ -176,7 +176,7 @@ class Trainer:
 
     Attributes:
         data, test: The training split and the test split.
-        step: Number of steps done, over all restarts; is_finished: whether this restart has nothing left to do.
+        step: Number of steps done, over all restarts. is_done: no step is left; is_finished: nor a file to write.
         sums: Sums over the current epoch: the loss and number correct of its images, its steps and seconds.
         is_epoch_open: Whether the current epoch has steps that have not been evaluated, logged and saved.
         card: Arguments of model_card.write_card.
@@ -218,7 +218,7 @@ class Trainer:
         self.best: dict[str, Any] = {'accuracy': None, 'epoch': None}
         self.evaluation, self.rows, self.curve = dict[str, float](), list[dict[str, Any]](), Curve()
         self._data_info = datasets.describe(self.data, self.test)
-        self.card, self.is_finished = card_of(config, self.test), False
+        self.card, self.is_done, self.is_finished = card_of(config, self.test), False, False
         self.averages: Any = None
         self._resume()
         self.compile(self.model)

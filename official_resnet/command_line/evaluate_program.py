@@ -242,8 +242,8 @@ def with_other_images(config: TrainConfig, state: Mapping[str, Any]) -> tuple[Tr
         if resnet_run_loop.read(config, 'test').content() == contents['test_content']:
             return config, []
     folder = config.dataset.removeprefix('folder:')
-    line = f'the images of {folder} are not those of the training, so all are evaluated; if it has seen some of them, '
-    return config, [f'{line}the accuracy may be too high']
+    line = f'the images of {folder} are not the test images of the training, so none of them is set aside; '
+    return config, [f'{line}if it has seen some of them, the accuracy may be too high']
 
 
 def _print(lines):

@@ -151,8 +151,7 @@ class RunOptions:
 
     def __post_init__(self):
         object.__setattr__(self, 'image_folder', self.image_folder or self.image_list)  # image_folder reads both
-        names = {hook.lower() for hook in HOOKS}
-        if wrong := [name for name in self.hooks if name.lower() not in names]:
+        if wrong := [name for name in self.hooks if name.lower() not in {hook.lower() for hook in HOOKS}]:
             raise UserError(f'--hooks={",".join(wrong)} must be one of {", ".join(HOOKS)}; upper case does not matter')
         steps = re.fullmatch(r'(\d{1,9}),(\d{1,9})', self.profile_steps or '', re.ASCII)
         if self.profile_steps is not None and not (steps and int(steps[1]) <= int(steps[2])):

@@ -103,8 +103,7 @@ def _train(config, options, row, given_axes):
     config = dataclasses.replace(config, dtype=devices.known_dtype(config.dtype))
     if is_chief:
         _clean(config, options)
-    chosen = _callbacks(config, options) if is_chief else ()
-    result = resnet_run_loop.train(config, chosen, recipe=options.recipe)
+    result = resnet_run_loop.train(config, _callbacks(config, options) if is_chief else (), recipe=options.recipe)
     if is_chief:
         _finish(config, result, options)
     result.process.wait()
@@ -162,14 +161,15 @@ def _finish(config, result, options):
     if tests:
         best, last = max(tests, key=lambda line: line['accuracy']), tests[-1]
         print(f'test accuracy {last["accuracy"]:.4f} after epoch {last["epoch"]} (step {result.step}): model.keras')
-        print(f'best {best["accuracy"]:.4f} after epoch {best["epoch"]}, chosen by these test images: best.keras')
+        if (model_dir / 'best.keras').exists():  # an older run may have none
+            print(f'best {best["accuracy"]:.4f} after epoch {best["epoch"]}, chosen by these test images: best.keras')
     names = ('model.keras', 'model.card.json', 'best.keras', checkpoints.METRICS_FILE, 'config.json', 'steps.csv')
-    paths = [path for name in names if (path := model_dir / name).exists()]  # an older run may have no best.keras
+    paths = [path for name in names if (path := model_dir / name).exists()]
     paths += checkpoints.paths(model_dir / 'checkpoints')[-1:]
     kept = [path for path in (model_dir / 'curves.png',) if path.exists() and not result.history.epoch]
     for path in paths + (kept or made('reports.figures', model_dir, 'curves.png')):
         print(f'  {path}')
-    if options.export_dir or options.report or (model_dir / 'report.html').exists():
+    if options.export_dir or options.report or (result.history.epoch and (model_dir / 'report.html').exists()):
         from official_resnet.command_line import evaluate_program
 
         evaluate_program.write_outputs(result.model, config, options)

@@ -60,9 +60,12 @@ def list_files(paths: Sequence[str]) -> Listing:
     train, test = (next((name for name in names if name in parts), '') for names in (TRAIN_NAMES, TEST_NAMES))
     names = sorted({row.label for row in parts[train or test]})
     if train and len(names) == 1:
-        raise UserError(f"'{paths[0]}' has one class only, '{names[0]}'; add rows of another")
-    if unknown := sorted({row.label for row in parts.get(test, ())} - set(names)):
-        raise UserError(f"'{paths[-1]}' has test images of {classes.listed(unknown)}, but none for training; add some")
+        raise UserError(f"'{parts[train][0].place}' has one class only, '{names[0]}'; add rows of another")
+    unknown = {row.label: row.place for row in parts.get(test, ()) if row.label not in names}
+    for place in unknown.values():
+        raise UserError(
+            f"'{place}' has test images of {classes.listed(sorted(unknown))}, but none for training; add some"
+        )
     numbers = {name: i for i, name in enumerate(names)}
     splits = {
         split: sorted(
@@ -129,10 +132,10 @@ def _row(path, columns, values, line, split):
     split = values.get('split', split)
     if not split_name(split):
         raise UserError(f"{where}: '{split}' is not a split; write train or test")
-    place = os.path.expanduser(values['path']) if values['path'].startswith('~/') else values['path']
-    file = os.path.join(os.path.dirname(path), place)
-    if '\\' in file and not os.path.exists(file):
-        file = file.replace('\\', '/')
+    place, folder = values['path'], os.path.dirname(path)
+    if '\\' in place and not os.path.exists(os.path.join(folder, place)):
+        place = place.replace('\\', '/')
+    file = os.path.join(folder, os.path.expanduser(place) if place.startswith('~/') else place)
     return _Row(file, values['path'], classes.canonical(values['label']), split, line, path)
 
 

@@ -21,17 +21,23 @@ TEST_NAMES = ('test', 'testing', 'val', 'validation', 'valid', 'dev', 'eval', 'e
 
 
 def lists(path: str | os.PathLike) -> list[str]:
-    """Return the CSV files of an --image_list, which may name several with commas between.
+    """Return the CSV files of an --image_list, which may name several with commas between; or a folder.
 
     >>> lists('train.csv'), lists('train.csv,test.csv')
     (['train.csv'], ['train.csv', 'test.csv'])
     """
     path = os.fspath(path)
-    return [path] if os.path.exists(path) else path.split(',')
+    return [path] if os.path.exists(path) else [part.strip() for part in path.split(',')]
 
 
 def absolute(path: str) -> str:
-    """Return the path of a folder, or of each list, from the root of the file system on."""
+    """Return the path of a folder, or of each list, from the root of the file system on.
+
+    Raises:
+        UserError: There is nothing before or after a comma.
+    """
+    if '' in lists(path):
+        raise UserError(f"'{path}' lacks a list before or after a comma; pass one list, or two: train.csv,test.csv")
     return ','.join(os.path.abspath(os.path.expanduser(part)) for part in lists(path))
 
 

@@ -168,13 +168,14 @@ class Record(keras.callbacks.Callback):
 
     def __init__(self, trainer: Any, recipe: str | None = None):
         super().__init__()
-        config, self._card, self._rows, self._epoch = trainer.config, trainer.card, trainer.rows, 0
-        self.folder = pathlib.Path(config.machine.model_dir)
+        config, self._is_done, self._card, self._rows = trainer.config, trainer.is_done, trainer.card, trainer.rows
+        self.folder, self._epoch = pathlib.Path(config.machine.model_dir), 0
         self.path = self.folder / checkpoints.METRICS_FILE
         self._about = {'recipe': recipe, 'config': config.to_json(), 'machine': devices.machine_info()}
 
     def on_train_begin(self, logs: Any = None) -> None:
-        files.write_json(self.folder / 'config.json', self._about)
+        if not self._is_done or not (self.folder / 'config.json').exists():
+            files.write_json(self.folder / 'config.json', self._about)
         self.model.compiled = False  # loading it must not need our optimizer
         files.write_text(self.folder / checkpoints.NETWORK_FILE, self.model.to_json())
         self.model.compiled = True

@@ -87,8 +87,8 @@ def resume(trainer: Any, variables: dict[str, Any], data: dict, found: tuple[dic
     trainer.curve = dataclasses.replace(trainer.curve, **state.get('curve', {}))
     trainer.rows = state['rows'] if 'rows' in state else checkpoints.read_metrics(model_dir, last_row)
     is_at_end = trainer.step >= trainer.last_step
-    is_done = not trainer.is_epoch_open and (is_at_end or bool(trainer.why_stopped()))
-    trainer.is_finished = is_done and _has_newer_network(path)
+    trainer.is_done = not trainer.is_epoch_open and (is_at_end or bool(trainer.why_stopped()))
+    trainer.is_finished = trainer.is_done and _has_newer_network(path)
     if not trainer.process.is_chief:
         return
     is_changed = dataclasses.replace(theirs, machine=trainer.config.machine) != trainer.config
@@ -96,7 +96,8 @@ def resume(trainer: Any, variables: dict[str, Any], data: dict, found: tuple[dic
         trainer.curve.write(trainer)
     epoch = trainer.step // trainer.steps_per_epoch
     if not trainer.is_finished:
-        log_place('already finished:' if is_done else 'continuing from', path, epoch, trainer.config, state)
+        does, ours = ('already finished:', theirs) if trainer.is_done else ('continuing from', trainer.config)
+        log_place(does, path, epoch, ours, state)
         return
     flag = '--max_train_steps' if trainer.config.max_train_steps == trainer.last_step else '--train_epochs'
     flag = flag if is_at_end else '--stop_threshold or --patience'

@@ -296,7 +296,8 @@ def test_help_is_grouped_by_task_and_shows_the_defaults_of_the_recipe():
 
 
 def test_help_says_what_the_images_decide():
-    rules = own_images._network_rules(100, 300, types.SimpleNamespace(pretrained=None, augment=True))
+    typed = types.SimpleNamespace(image_size=None, eval_image_size=None)
+    rules = own_images._network_rules(100, 300, types.SimpleNamespace(pretrained=None, augment=True), typed)
     flags_of_images = {'batch_size', 'train_epochs', *(flag for flag, _, _ in rules)}
     for args, expected in (('', flags_of_images), ('--recipe=fast', set())):
         entries = re.split(r'^  --', succeed(f'image_folder_main {args} --help'), flags=re.M)

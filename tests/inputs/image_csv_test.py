@@ -126,7 +126,10 @@ def test_a_second_list_is_for_testing(folder):
     write(folder, 'path,label\nwhole/ant/train0.png,b\n', 'test.csv')
     message = message_of(image_folder.list_files, both)
     assert f"'{test}', line 2" in message and f"'train' in '{train}', line 2" in message and 'remove' in message
-    assert "b.csv' is neither" in message_of(image_folder.list_files, f'{train},{folder}/b.csv')
+    assert "b.csv' is not a file" in message_of(image_folder.list_files, f'{train}, {folder}/b.csv')
+    zebra = write(folder, 'path,label,split\nwhole/ant/test0.png,zebra,test\n', 'zebra.csv')
+    write(folder, 'path,label\nwhole/ant/test1.png,b\n', 'test.csv')
+    assert f"'{zebra}' has test images of 'zebra'" in message_of(image_folder.list_files, f'{train},{zebra},{test}')
 
 
 def test_a_list_of_test_images_can_only_be_tested(folder):

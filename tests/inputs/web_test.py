@@ -48,7 +48,7 @@ def test_a_hostile_server_ends_the_download_with_one_line(what, knows_size, tmp_
             assert not (tmp_path / 'file').exists()
         else:
             assert (tmp_path / 'file').read_bytes() == FILE
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 8  # about 1 s on a quiet machine
     assert tracemalloc.get_traced_memory()[1] < 5e6
     tracemalloc.stop()
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= (len(FILE) if knows_size else 100_000)

@@ -91,7 +91,7 @@ def test_difference(ours, theirs, text):
     'change,name,text',
     [
         ({'spec': resnet_variants.cifar_spec(8, shortcut=None)}, 'spec', '--shortcut A, not None'),
-        ({'spec': resnet_variants.imagenet_spec(50)}, 'spec', '--resnet_size 8, not 50, spec.filters 16, not 64'),
+        ({'spec': resnet_variants.imagenet_spec(50)}, 'spec', '--resnet_size 8, not 50, --shortcut A, not B'),
         ({'spec': resnet_variants.cifar_spec(11, block='bottleneck')}, 'spec', '--resnet_size 8, not 11'),
         ({'schedule': Schedule('constant')}, 'schedule', '--lr_schedule one_cycle, not constant'),
         ({'dataset': f'folder:{__file__}'}, 'dataset', f'--image_folder /images, not --image_list {__file__}'),

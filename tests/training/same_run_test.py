@@ -71,9 +71,11 @@ def test_a_finished_run_keeps_its_files_whatever_is_asked_of_it(stored, tmp_path
         words = 'already finished', 'step 2;', '--max_train_steps', '--clean'
         assert all(word in line for word in words) and 'changed' not in line
         assert {name: (tmp_path / name).read_bytes() for name in files_in(tmp_path)} == before
-    (tmp_path / 'model.keras').unlink()
-    resnet_run_loop.train(config, [])
+    (tmp_path / 'model.keras').unlink()  # or an older one, as in a copy that lost the times of its files
+    caplog.clear()
+    resnet_run_loop.train(dataclasses.replace(config, base_learning_rate=0.3), [])
     assert (tmp_path / 'model.keras').exists()
+    assert (tmp_path / 'config.json').read_bytes() == before['config.json'] and 'changed' not in caplog.text
 
 
 def test_a_report_that_is_older_than_the_network_is_told(tmp_path):
