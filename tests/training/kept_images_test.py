@@ -37,6 +37,7 @@ def train(folder, model_dir, *callbacks):
     resnet_run_loop.train(config.with_machine(data_dir=None), callbacks)
 
 
+@pytest.mark.whole_runs
 def test_kept_read_again_and_interrupted_are_equal(folder, tmp_path, monkeypatch):
     decoded, reads = collections.Counter(), collections.Counter()
     convert, read = images.to_rgb_jpeg, streamed.Files.read
