@@ -112,7 +112,7 @@ def test_two_workers_equal_two_replicas(by_workers, by_replicas, name):
 @pytest.mark.parametrize('name', ['synchronized', 'large batch'])
 def test_two_workers_equal_one_device(by_workers, configs, name):
     one = resnet_run_loop.train(configs[name][0].with_machine(model_dir=None))
-    assert_same(one, by_workers[name][0], 2e-5)  # sums in another order: 1.04e-5 with AMX, below 1e-5 with AVX2
+    assert_same(one, by_workers[name][0], 5e-5)  # sums in another order: up to 2.4e-5 with AMX, below 1e-5 with AVX2
 
 
 def test_replicas_hold_the_same_moving_statistics(by_replicas):
