@@ -346,6 +346,7 @@ class Files(Source):
         sizes = [image.size for image in self._pixels(rows[:: max(1, num_images // 16)], views)]
         if sum(sizes) * num_images > DECODED_BYTES * len(sizes):
             return None
+        logging.getLogger(__name__).info(f'decoding {num_images:,} training images, which stay in memory')
         pixels, ends, shapes = np.empty(DECODED_BYTES, np.uint8), [0], []
         for image in self._pixels(rows, views):
             ends.append(ends[-1] + image.size)
