@@ -227,10 +227,10 @@ def open_for_card(
 
 
 def with_other_images(config: TrainConfig, state: Mapping[str, Any]) -> tuple[TrainConfig, list[str]]:
-    """Return the config of an evaluation, and a line if it is changed to test on all images of a folder or list.
+    """Return the config of an evaluation, changed to test on all images of a folder or list that is not the training's.
 
-    That is if its images are not those of the training. If a folder was moved, or a list has its images, only those
-    that were set aside are for testing. `state` is that of the checkpoint.
+    A line says so. If the folder was moved, or a list has its images, only those that were set aside are tested, as
+    their content tells. `state` is that of the checkpoint.
     """
     trained, contents = state.get('config', {}).get('dataset'), state.get('data', {})
     if config.dataset == trained or 'test_content' not in contents or not _set_aside(config):

@@ -3,7 +3,7 @@
     DIR/cats/1.jpg, DIR/dogs/a/b.png ...                   split at random by a seed, class by class
     DIR/train/cats/1.jpg ..., DIR/test/cats/7.jpg ...      already split; see listing.split_name
 
-A CSV file may stand for the folder, see image_csv. Upper and lower case of train and test do not matter. In memory,
+CSV files may stand for the folder, see image_csv. Upper and lower case of train and test do not matter. In memory,
 each image is decoded once, by images.decode; before streaming, it is only inspected. What is not an image by its bytes,
 or turns out to be damaged then, is reported and left out.
 """
@@ -356,9 +356,9 @@ def _report(listing, folder, split, image_size, log, test_size=None):
 
 
 def copy_notes(listing: Listing, folder: str | os.PathLike) -> list[str]:
-    """Return lines on how many images of a folder are both for testing and for training, or training images twice.
+    """Return lines on how many test images are also training images, and how many training images have two classes.
 
-    The latter have two classes. The first of them are named.
+    Each line names some of them.
     """
     lines, root = [], root_of(folder)
     tests = [path for path, _ in listing.splits['test']]
