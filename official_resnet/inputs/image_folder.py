@@ -177,7 +177,7 @@ def list_files(folder: str | os.PathLike, validation_fraction: float = 0.1, seed
         paths = lists(folder)
         if missing := [path for path in paths if not os.path.isfile(path)]:
             if len(paths) > 1:
-                raise UserError(f"'{missing[0]}' is not a file; pass lists with commas between, and no comma in a path")
+                raise UserError(f"'{missing[0]}' is not a file; correct its path (a comma separates two lists)")
             remedy = 'pass --image_folder with a subfolder for each class, or --image_list with the columns path and '
             raise UserError(f"'{missing[0]}' is neither a folder nor a file; {remedy}label")
         found = image_csv.list_files(paths)
